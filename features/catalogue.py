@@ -1,0 +1,59 @@
+"""The features Paywarden computes: the one file to read, and to change, when a feature is wanted.
+
+Order here is the order of the vector. A changed catalogue has another digest, and bundles trained on the old
+one are refused until they are trained again.
+"""
+
+from __future__ import annotations
+
+from features.declare import Catalogue, Entity, ratio, request
+
+card = Entity("card", key="card_id")
+merchant = Entity("merchant", key="merchant_id")
+device = Entity("device", key="device_id")
+
+CATALOGUE = Catalogue(
+    entities=(card, merchant, device),
+    features=(
+        request.amount("amount"),
+        request.hour("hour"),
+        request.night("night"),
+        request.weekend("weekend"),
+        # How often, how much and how fast the card is used.
+        card.count("card_count_10m", "10m"),
+        card.count("card_count_1h", "1h"),
+        card.count("card_count_1d", "1d"),
+        card.count("card_count_7d", "7d"),
+        card.count("card_count_30d", "30d"),
+        card.amount_sum("card_amount_sum_1h", "1h"),
+        card.amount_mean("card_amount_mean_1d", "1d"),
+        card.amount_mean("card_amount_mean_7d", "7d"),
+        card.amount_mean("card_amount_mean_30d", "30d"),
+        card.amount_max("card_amount_max_30d", "30d"),
+        card.seconds_since_last("card_seconds_since_last"),
+        card.seconds_since_first("card_seconds_since_first"),
+        ratio("amount_to_card_mean_1d", "amount", "card_amount_mean_1d"),
+        ratio("amount_to_card_mean_7d", "amount", "card_amount_mean_7d"),
+        ratio("amount_to_card_mean_30d", "amount", "card_amount_mean_30d"),
+        ratio("amount_to_card_max_30d", "amount", "card_amount_max_30d"),
+        # What kind of place the merchant is, and how much fraud is known there. Labels take about a week.
+        merchant.count("merchant_count_1h", "1h"),
+        merchant.count("merchant_count_1d", "1d"),
+        merchant.count("merchant_count_7d", "7d"),
+        merchant.count("merchant_count_30d", "30d"),
+        merchant.amount_mean("merchant_amount_mean_30d", "30d"),
+        ratio("amount_to_merchant_mean_30d", "amount", "merchant_amount_mean_30d"),
+        merchant.fraud_share("merchant_fraud_share_1d", "1d", delay="7d"),
+        merchant.fraud_share("merchant_fraud_share_7d", "7d", delay="7d"),
+        merchant.fraud_share("merchant_fraud_share_30d", "30d", delay="7d"),
+        # Whether the device is new or busy. Payments at a terminal have none: these are missing then.
+        device.count("device_count_10m", "10m"),
+        device.count("device_count_1h", "1h"),
+        device.count("device_count_1d", "1d"),
+        device.count("device_count_30d", "30d"),
+        device.amount_mean("device_amount_mean_30d", "30d"),
+        device.seconds_since_last("device_seconds_since_last"),
+        device.seconds_since_first("device_seconds_since_first"),
+        device.fraud_share("device_fraud_share_30d", "30d", delay="7d"),
+    ),
+)

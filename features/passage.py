@@ -1,0 +1,142 @@
+"""Run a history through the kernel in time order: the vectors its payments had when they were made.
+
+Payments and outcomes are merged by the time they became known, payments first where the times are equal, and
+worked off in chunks. Within a chunk the events of one entity are brought together (they never depend on
+another entity's), so a profile is unpacked once a chunk, stays in the processor's cache, and memory is bounded
+by the profiles and one chunk, not by the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features import kernel
+from features.engine import Events, FeatureEngine
+from features.history import History
+from features.money import RateTable
+
+CHUNK_ROWS = 200_000
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Payments first to last (exclusive) of a history; `vectors` has shape (last - first, features)."""
+
+    first: int
+    last: int
+    vectors: NDArray[np.float32]
+    late: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Changes of a payment's known label, in the order they became known. All shape (changes,).
+
+    `before` is the first payment that is later than the change; `weight` is +1 for a fraud, -1 for one taken
+    back. Outcomes that change nothing (genuine ones, mostly) are not among them.
+    """
+
+    payment: NDArray[np.int64]
+    before: NDArray[np.int64]
+    weight: NDArray[np.int64]
+
+
+def label_changes(history: History) -> Labels:
+    """What outcomes change: a repeated one nothing, a corrected one takes back what it corrects."""
+    order = np.lexsort((history.outcome_time_ms, history.outcome_row))
+    payment = history.outcome_row[order].astype(np.int64)
+    fraud = history.outcome_fraud[order].astype(np.int64)
+    previous = np.zeros_like(fraud)
+    same = payment[1:] == payment[:-1]
+    previous[1:][same] = fraud[:-1][same]
+    changed = np.flatnonzero(fraud != previous)
+    known_ms = history.outcome_time_ms[order][changed]
+    known_order = np.argsort(known_ms, kind="stable")
+    changed, known_ms = changed[known_order], known_ms[known_order]
+    before = np.searchsorted(history.event_time_ms, known_ms, side="right")
+    return Labels(payment[changed], before.astype(np.int64), (fraud - previous)[changed])
+
+
+class Passage:
+    """A walk through a history; `profiles[entity][code]` are the packed profiles so far, None when unknown."""
+
+    def __init__(self, history: History, engine: FeatureEngine, rates: RateTable) -> None:
+        """Raises InvalidEvent when the history holds a currency there is no rate for."""
+        self._history = history
+        self._engine = engine
+        self._labels = label_changes(history)
+        amount = rates.convert_columns(
+            history.amount_minor, history.currency_code, history.currency_names, history.event_time_ms
+        )
+        self._requests = np.column_stack((history.event_time_ms, amount))
+        self._codes = [history.entity_codes(key) for key in engine.plan.entity_keys]
+        self.profiles: list[list[bytes | None]] = [
+            [None] * len(history.entity_ids(key)) for key in engine.plan.entity_keys
+        ]
+        self._labels_done = 0
+
+    def chunks(
+        self,
+        *,
+        last: int | None = None,
+        rows: int = CHUNK_ROWS,
+        progress: Callable[[int], object] | None = None,
+    ) -> Iterator[Chunk]:
+        """All payments before `last` in order; outcomes known by then are worked in. `progress` gets rows done."""
+        stop = len(self._requests) if last is None else last
+        for first in range(0, stop, rows):
+            chunk = self._advance(first, min(stop, first + rows))
+            if progress is not None:
+                progress(chunk.last - chunk.first)
+            yield chunk
+
+    def finish(self) -> None:
+        """Work in the outcomes that are later than every payment."""
+        self._advance(len(self._requests), len(self._requests), labels_stop=len(self._labels.payment))
+
+    def _advance(self, first: int, last: int, labels_stop: int | None = None) -> Chunk:
+        if labels_stop is None:
+            # A label goes before the payment `before`; one that goes after the last payment waits.
+            labels_stop = int(np.searchsorted(self._labels.before, last, side="left"))
+        labels = slice(self._labels_done, labels_stop)
+        self._labels_done = labels_stop
+        slots = self._engine.new_slots(last - first)
+        late = sum(self._advance_entity(entity, first, last, labels, slots) for entity in range(len(self._codes)))
+        vectors = self._engine.vectors_of_slots(self._requests[first:last], slots)
+        return Chunk(first, last, vectors, late)
+
+    def _advance_entity(self, entity: int, first: int, last: int, labels: slice, slots: NDArray[np.float64]) -> int:
+        """Bring one kind of entity up to payment `last`; returns the events that came too late."""
+        codes = self._codes[entity]
+        label_payment, label_before = self._labels.payment[labels], self._labels.before[labels]
+        payment = np.concatenate((np.arange(first, last), label_payment))
+        # Even places are labels, odd ones payments: label `before` r stands before payment r.
+        place = np.concatenate((2 * np.arange(first, last) + 1, 2 * label_before))
+        code = codes[payment]
+        order = np.lexsort((place, code))
+        order = order[np.searchsorted(code[order], 0) :]  # codes below 0: the payment has no such entity
+        is_label = order >= last - first
+        entities, starts = np.unique(code[order], return_index=True)
+        chosen = payment[order]
+        weight = np.ones(len(order), dtype=np.int64)
+        weight[is_label] = self._labels.weight[labels][order[is_label] - (last - first)]
+        unchecked = np.full(len(order), -1, dtype=np.int64)
+        events = Events(
+            groups=np.append(starts, len(order)).astype(np.int64),
+            kind=np.where(is_label, kernel.LABEL, kernel.PAYMENT).astype(np.uint8),
+            time_ms=self._requests[chosen, kernel.REQUEST_TIME_MS],
+            amount=self._requests[chosen, kernel.REQUEST_AMOUNT],
+            weight=weight,
+            source=unchecked,
+            offset=unchecked,
+            row=np.where(is_label, -1, chosen - first),
+        )
+        profiles, touched = self.profiles[entity], entities.tolist()
+        result = self._engine.apply(entity, events, [profiles[code] for code in touched], slots)
+        for code, state in zip(touched, result.states, strict=True):
+            profiles[code] = state
+        return result.late
