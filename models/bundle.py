@@ -1,0 +1,188 @@
+"""A model ready to serve: one folder, checked before use.
+
+    model.txt               LightGBM's text form
+    golden.npz              vectors and the margins LightGBM gave for them
+    manifest.json           what it was trained on and for, and the sha256 of the two files above
+    native/MACHINE/model.so the library compiled for one CPU architecture, and in build.json its sha256
+
+The manifest names the model; a library can be rebuilt anywhere without changing it. `load_bundle` refuses a
+bundle whose files, catalogue or golden margins are not what they should be, and says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.compiler import COMPILER_OPTIONS, compile_library, compiler_name
+from models.predictor import GtilPredictor, NativePredictor, Predictor
+from schemas.errors import BundleRefused
+
+FORMAT = 1
+MODEL_TEXT, GOLDEN, MANIFEST = "model.txt", "golden.npz", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself. Days are UTC, YYYY-MM-DD, both included."""
+
+    format: int
+    model_version: str
+    catalogue_digest: str
+    feature_names: list[str]
+    train_from: str
+    train_to: str
+    training_payments: int
+    training_frauds: int
+    parameters: dict[str, Any]
+    # score = 1 / (1 + exp(-(slope * margin + intercept)))
+    calibration_slope: float
+    calibration_intercept: float
+    # A score at or above these takes the action, unless the policy's configuration says otherwise.
+    review_at: float
+    decline_at: float
+    # Out of fold, on the training window.
+    metrics: dict[str, float]
+    # Out-of-fold scores: counts[i] lie in [edges[i], edges[i + 1]).
+    score_edges: list[float]
+    score_counts: list[int]
+    files: dict[str, str]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that has passed every check."""
+
+    manifest: Manifest
+    predictor: Predictor
+
+    def score(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Calibrated probabilities of fraud. `vectors`: (rows, features), C-contiguous. Result: (rows,)."""
+        return calibrated(
+            self.predictor.margins(vectors),
+            self.manifest.calibration_slope,
+            self.manifest.calibration_intercept,
+        )
+
+
+def calibrated(margins: NDArray[np.float64], slope: float, intercept: float) -> NDArray[np.float64]:
+    """Margins to probabilities. Row by row through libm, so that a row's score never depends on its batch."""
+    return np.array([_sigmoid(slope * margin + intercept) for margin in margins.tolist()], dtype=np.float64)
+
+
+def _sigmoid(value: float) -> float:
+    # exp overflows above 709; a probability that far out is 0 in any case.
+    return 1.0 / (1.0 + math.exp(-value)) if value > -700.0 else 0.0
+
+
+def native_library(bundle: Path) -> Path:
+    """Where this machine's library of a bundle is, or would be."""
+    return bundle / "native" / platform.machine() / "model.so"
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """The manifest, checked for form. Raises BundleRefused."""
+    path = bundle / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleRefused(f"bundle {bundle}: there is no {MANIFEST}") from error
+    except (OSError, ValueError) as error:
+        raise BundleRefused(f"bundle {bundle}: {MANIFEST} cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise BundleRefused(f"bundle {bundle}: wanted a manifest of format {FORMAT}")
+    wanted = {field.name for field in fields(Manifest)}
+    if content.keys() != wanted:
+        odd = sorted(wanted ^ content.keys())
+        raise BundleRefused(f"bundle {bundle}: {MANIFEST} lacks or does not know {', '.join(odd)}")
+    return Manifest(**content)
+
+
+def build_native(bundle: Path) -> Path:
+    """Compile this machine's library and hold it against the golden margins. Returns where it is."""
+    manifest = read_manifest(bundle)
+    _check_files(bundle, manifest)
+    library = native_library(bundle)
+    compile_library(bundle / MODEL_TEXT, len(manifest.feature_names), library)
+    check_golden(bundle, manifest, NativePredictor(library, len(manifest.feature_names)))
+    build = {
+        "sha256": sha256_of(library),
+        "model_sha256": manifest.files[MODEL_TEXT],
+        "compiler": compiler_name(),
+        "options": COMPILER_OPTIONS,
+    }
+    (library.parent / "build.json").write_text(json.dumps(build, indent=2) + "\n", encoding="utf-8")
+    return library
+
+
+def load_bundle(bundle: Path, *, catalogue_digest: str) -> Bundle:
+    """Load a bundle for serving or replay; native where its library is there, else through GTIL.
+
+    Raises BundleRefused naming the first thing that is wrong: the manifest, a checksum, the catalogue, the
+    library, or a golden vector.
+    """
+    manifest = read_manifest(bundle)
+    _check_files(bundle, manifest)
+    if manifest.catalogue_digest != catalogue_digest:
+        raise BundleRefused(
+            f"bundle {bundle}: it was trained with the feature catalogue {manifest.catalogue_digest}, "
+            f"this is {catalogue_digest}: train it again"
+        )
+    predictor = _predictor(bundle, manifest)
+    check_golden(bundle, manifest, predictor)
+    return Bundle(manifest, predictor)
+
+
+def _predictor(bundle: Path, manifest: Manifest) -> Predictor:
+    library = native_library(bundle)
+    if not library.exists():
+        return GtilPredictor(bundle / MODEL_TEXT)
+    try:
+        build = json.loads((library.parent / "build.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleRefused(f"bundle {bundle}: build.json beside the native library cannot be read") from error
+    # Never load a library before its checksum is known to be right: loading runs its code.
+    if build.get("sha256") != sha256_of(library):
+        raise BundleRefused(f"bundle {bundle}: the native library has a wrong checksum")
+    if build.get("model_sha256") != manifest.files[MODEL_TEXT]:
+        raise BundleRefused(f"bundle {bundle}: the native library was built from another model")
+    return NativePredictor(library, len(manifest.feature_names))
+
+
+def _check_files(bundle: Path, manifest: Manifest) -> None:
+    for name in (MODEL_TEXT, GOLDEN):
+        path = bundle / name
+        if not path.is_file():
+            raise BundleRefused(f"bundle {bundle}: {name} is missing")
+        if sha256_of(path) != manifest.files.get(name):
+            raise BundleRefused(f"bundle {bundle}: {name} has a wrong checksum")
+
+
+def check_golden(bundle: Path, manifest: Manifest, predictor: Predictor) -> None:
+    """Refuse a predictor that gives one golden vector another margin, to the bit."""
+    with np.load(bundle / GOLDEN, allow_pickle=False) as golden:
+        vectors, wanted = golden["vectors"], golden["margins"]
+    if vectors.dtype != np.float32 or vectors.shape != (len(wanted), len(manifest.feature_names)):
+        raise BundleRefused(f"bundle {bundle}: {GOLDEN} does not fit the manifest")
+    got = predictor.margins(np.ascontiguousarray(vectors))
+    wrong = np.flatnonzero(got != wanted)
+    if len(wrong):
+        raise BundleRefused(
+            f"bundle {bundle}: {len(wrong)} of {len(wanted)} golden vectors get another score, "
+            f"the first is number {wrong[0]}"
+        )
