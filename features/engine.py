@@ -68,6 +68,8 @@ class FeatureEngine:
             for entity in range(plan.entity_count)
         )
         self._words = np.zeros(word_count, dtype=np.int64)
+        # A variable-length integer of 63 bits takes nine bytes; five bytes of header come first.
+        self.profile_bytes_max = 5 + 9 * word_count
         self._slots = np.full(plan.slot_count, np.nan)
         derived_count = int(plan.words[kernel.DERIVED_COUNT])
         self._values = np.empty(kernel.REQUEST_VALUE_COUNT + plan.slot_count + derived_count)

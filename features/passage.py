@@ -47,8 +47,9 @@ class Labels:
 
 def label_changes(history: History) -> Labels:
     """What outcomes change: a repeated one nothing, a corrected one takes back what it corrects."""
-    order = np.lexsort((history.outcome_time_ms, history.outcome_row))
-    payment = history.outcome_row[order].astype(np.int64)
+    # Stable: outcomes of one payment stay in the order they became known.
+    order = np.argsort(history.outcome_payment, kind="stable")
+    payment = history.outcome_payment[order]
     fraud = history.outcome_fraud[order].astype(np.int64)
     previous = np.zeros_like(fraud)
     same = payment[1:] == payment[:-1]
@@ -70,13 +71,12 @@ class Passage:
         self._engine = engine
         self._labels = label_changes(history)
         amount = rates.convert_columns(
-            history.amount_minor, history.currency_code, history.currency_names, history.event_time_ms
+            history.amount_minor, history.currency.codes, history.currency.names.to_pylist(), history.event_time_ms
         )
         self._requests = np.column_stack((history.event_time_ms, amount))
-        self._codes = [history.entity_codes(key) for key in engine.plan.entity_keys]
-        self.profiles: list[list[bytes | None]] = [
-            [None] * len(history.entity_ids(key)) for key in engine.plan.entity_keys
-        ]
+        columns = [getattr(history, name) for name in engine.plan.entity_names]
+        self._codes = [column.codes for column in columns]
+        self.profiles: list[list[bytes | None]] = [[None] * len(column.names) for column in columns]
         self._labels_done = 0
 
     def chunks(

@@ -8,6 +8,7 @@ and loop over rows, so that Python makes one call for one row or a million.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -94,10 +95,10 @@ def _build(model_text: Path, feature_count: int, source: Path, compiler: str) ->
 
 @contextlib.contextmanager
 def _native_output(log: Path) -> Iterator[None]:
-    """Keep what the C++ libraries print to the terminal out of it (version notices, mostly)."""
+    """Keep what the libraries print to the terminal out of it: notices of version and progress."""
     sys.stderr.flush()
     saved = os.dup(2)
-    with log.open("wb") as sink:
+    with log.open("wb") as sink, contextlib.redirect_stdout(io.StringIO()):
         os.dup2(sink.fileno(), 2)
         try:
             yield

@@ -1,0 +1,306 @@
+"""The command line. Each command imports what it needs when it runs: `serve` must never load a Kafka client."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ops import wiring
+from ops.logs import set_up_logging
+from schemas.errors import PaywardenError
+from schemas.settings import Source, read_source
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+def main() -> None:
+    """Run the command line: exit status 0, or one line on stderr and 1 (2 for wrong usage)."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except (PaywardenError, click.ClickException) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"paywarden: {message}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+@click.group(context_settings=_CONTEXT)
+@click.option("--config", type=click.Path(dir_okay=False), help="Configuration file (default: paywarden.toml).")
+@click.option("--log", type=click.Choice(["text", "json"]), default="text", help="How log lines look, on stderr.")
+@click.version_option(package_name="paywarden")
+@click.pass_context
+def cli(context: click.Context, config: str | None, log: str) -> None:
+    """Real-time fraud scoring for payments."""
+    set_up_logging(log)
+    context.obj = read_source(config)
+
+
+# Data
+
+
+@cli.command()
+@click.option("--cards", type=click.IntRange(1), required=True, help="How many cards.")
+@click.option("--days", type=click.IntRange(1), required=True, help="How many days.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same stream.")
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the two files.")
+def simulate(cards: int, days: int, seed: int, out: str) -> None:
+    """Make a labelled stream of payments, fraud patterns of several kinds included."""
+    from features.history import write_history
+    from streams.simulator import simulate as make
+
+    payments, outcomes = make(cards=cards, days=days, seed=seed)
+    write_history(out, payments, outcomes)
+    click.echo(f"{len(payments)} payments and {len(outcomes)} outcomes in {out}")
+
+
+@cli.group()
+def convert() -> None:
+    """Bring other data into our two files."""
+
+
+@convert.command("handbook")
+@click.option("--input", "input_file", type=click.Path(), required=True, help="The book's table, one Parquet file.")
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the two files.")
+def convert_handbook(input_file: str, out: str) -> None:
+    """Convert the Fraud Detection Handbook's table; card = customer, merchant = terminal."""
+    from streams.handbook import convert_handbook as convert_file
+
+    counts = convert_file(input_file, out)
+    click.echo(f"{counts.payments} payments, {counts.frauds} frauds, {counts.cards} cards in {out}")
+
+
+# Models
+
+
+@cli.command()
+@click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
+@click.option("--train-from", required=True, metavar="DAY", help="First UTC day to train on, YYYY-MM-DD.")
+@click.option("--train-to", required=True, metavar="DAY", help="Last UTC day to train on, included.")
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="The bundle to write.")
+@click.pass_obj
+def train(source: Source, data: str, train_from: str, train_to: str, out: str) -> None:
+    """Train a model and make it a bundle: calibrated, compiled, with golden vectors."""
+    from features.engine import FeatureEngine
+    from features.history import read_history
+    from models.evaluation import Days, day_of_date
+    from models.training import TrainingSettings, train_bundle, training_table
+
+    window = Days(day_of_date(train_from), day_of_date(train_to))
+    settings = source.section("training", TrainingSettings)
+    rates = wiring.rate_table(source)
+    history = read_history(data)
+    engine = FeatureEngine()
+    engine.warm_up()
+    rows = int((history.event_time_ms < (window.last + 1) * 86_400_000).sum())
+    with _progress("features", rows) as advance:
+        table = training_table(
+            history,
+            window,
+            engine=engine,
+            rates=rates,
+            label_delay_days=settings.label_delay_days,
+            progress=advance,
+        )
+    manifest = train_bundle(table, window, Path(out), engine=engine, settings=settings)
+    click.echo(
+        f"bundle {out}: {manifest.model_version}, {manifest.training_payments} payments with "
+        f"{manifest.training_frauds} frauds; out of fold AUC ROC {manifest.metrics['auc_roc']:.4f}, "
+        f"average precision {manifest.metrics['average_precision']:.4f}"
+    )
+
+
+@cli.command("compile")
+@click.argument("bundle", type=click.Path())
+def compile_bundle(bundle: str) -> None:
+    """Build BUNDLE's native library for this machine and check it against the golden vectors."""
+    from models.bundle import build_native
+
+    click.echo(f"built {build_native(Path(bundle))}")
+
+
+@cli.command()
+@click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
+@click.option("--bundle", type=click.Path(), required=True, help="The bundle to score with.")
+@click.option("--from", "from_day", metavar="DAY", help="First UTC day to measure (default: the first there is).")
+@click.option("--to", "to_day", metavar="DAY", help="Last UTC day to measure (default: the last there is).")
+@click.option("--label-delay-days", type=click.IntRange(0), default=7, show_default=True, help="When labels are known.")
+@click.option("--vectors", is_flag=True, help="Keep each payment's feature vector in decisions.parquet.")
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the results.")
+@click.pass_obj
+def replay(
+    source: Source,
+    data: str,
+    bundle: str,
+    from_day: str | None,
+    to_day: str | None,
+    label_delay_days: int,
+    vectors: bool,
+    out: str,
+) -> None:
+    """Run history through the serving features, model and policy; write decisions and metrics."""
+    from features.engine import FeatureEngine
+    from features.history import read_history
+    from models.bundle import load_bundle
+    from models.evaluation import DAY_MS, Days, day_of_date
+    from streams.replay import replay as run
+
+    engine = FeatureEngine()
+    loaded = load_bundle(Path(bundle), catalogue_digest=engine.plan.digest)
+    policy = wiring.policy(source, review_at=loaded.manifest.review_at, decline_at=loaded.manifest.decline_at)
+    rates = wiring.rate_table(source)
+    history = read_history(data)
+    if len(history) == 0:
+        raise click.ClickException(f"{data} holds no payment")
+    first_day, last_day = (int(history.event_time_ms[row] // DAY_MS) for row in (0, -1))
+    window = Days(
+        day_of_date(from_day) if from_day else first_day,
+        day_of_date(to_day) if to_day else last_day,
+    )
+    engine.warm_up()
+    rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
+    with _progress("replay", rows) as advance:
+        metrics = run(
+            history,
+            engine=engine,
+            rates=rates,
+            bundle=loaded,
+            policy=policy,
+            window=window,
+            label_delay_days=label_delay_days,
+            destination=Path(out),
+            with_vectors=vectors,
+            progress=advance,
+        )
+    click.echo(metrics.to_json(), nl=False)
+
+
+# Services
+
+
+@cli.group()
+def topics() -> None:
+    """The topics on a Kafka cluster."""
+
+
+@topics.command("create")
+@click.pass_obj
+def create_topics(source: Source) -> None:
+    """Create the topics that are missing."""
+    from streams.kafka import require_broker
+    from streams.topics import TopicSettings
+    from streams.topics import create_topics as create
+
+    kafka = wiring.kafka_settings(source)
+    require_broker(kafka)
+    created = create(kafka, source.section("topics", TopicSettings))
+    click.echo("\n".join(created) if created else "nothing to create")
+
+
+@cli.command()
+def broker() -> None:
+    """Run the embedded broker, for demonstrations; its address is the first line on stdout."""
+    from streams.broker import EmbeddedBroker
+
+    embedded = EmbeddedBroker()
+    click.echo(embedded.bootstrap)
+    _until_stopped().wait()
+    embedded.close()
+
+
+@cli.command()
+@click.pass_obj
+def stream(source: Source) -> None:
+    """Run the stream processors: payments and outcomes to profiles."""
+    wiring.pipeline(source).run(_until_stopped())
+
+
+@cli.command()
+@click.pass_obj
+def companion(source: Source) -> None:
+    """Run a scoring host's companion: changelog to mirror, outbox to decisions."""
+    wiring.companion(source).run(_until_stopped())
+
+
+@cli.command()
+@click.option("--bundle", type=click.Path(), help="The bundle to serve (default: [serve] bundle).")
+@click.option("--workers", type=int, default=1, show_default=True, help="Worker processes, about one a core.")
+@click.pass_obj
+def serve(source: Source, bundle: str | None, workers: int) -> None:
+    """Run the scoring workers; the address is the first line on stdout."""
+    from scoring.serve import serve as run
+
+    host = wiring.scoring_host(source, bundle)
+    run(host, workers, announce=lambda port: click.echo(f"http://{host.http.host}:{port}"))
+
+
+@cli.command()
+@click.option("--target", required=True, metavar="URL", help="Where the endpoint is, http://HOST:PORT.")
+@click.option("--rate", type=float, required=True, help="Payments a second.")
+@click.option("--seconds", type=float, required=True, help="How long.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the payments and their arrivals.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the result there.")
+def load(target: str, rate: float, seconds: float, seed: int, json_file: str | None) -> None:
+    """Send simulated payments at a fixed arrival rate and report latency, measured from when each was due."""
+    from ops.traffic import run_simulated_load
+
+    report = run_simulated_load(target, rate=rate, seconds=seconds, seed=seed)
+    _report(report, json_file)
+
+
+@cli.command()
+@click.option("--seconds", type=click.IntRange(1), default=30, show_default=True, help="How long payments are sent.")
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), default=200.0, show_default=True, help="Payments a second."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the simulated world.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the summary there.")
+def demo(seconds: int, rate: float, seed: int, json_file: str | None) -> None:
+    """The whole product on this machine, no server to install: history, training, live payments, decisions."""
+    from ops.demo import run_demo
+
+    _report(run_demo(seconds=seconds, rate=rate, seed=seed), json_file)
+
+
+def _report(result: dict[str, Any], json_file: str | None) -> None:
+    width = max(map(len, result))
+    for name, value in result.items():
+        click.echo(f"{name:<{width}}  {value:.3f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    if json_file:
+        try:
+            Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise click.ClickException(f"cannot write {json_file}: {error.strerror}") from error
+
+
+def _until_stopped() -> threading.Event:
+    """Set by SIGTERM or SIGINT."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda rows: bar.advance(task, rows)

@@ -1,0 +1,181 @@
+"""A scoring host's I/O: the changelog into the mirror, the outbox onto the decisions topic.
+
+    store ──scan, once──► mirror ◄──follow── topic profiles          outbox ──ship──► topic decisions
+
+A new mirror is filled from the store where there is one to scan, and from there follows the changelog; without
+a store it reads the compacted changelog from its beginning. Either way it is complete when it has read every
+partition to where it ended at the start and knows how far the stream had come. A mirror that is there already
+goes on from the positions it keeps.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from threading import Event
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from features.store import ProfileStore
+from schemas.avro import Decoder, Encoder, SchemaIds
+from schemas.errors import InvalidEvent
+from scoring.mirror import MirrorSettings, MirrorWriter
+from scoring.outbox import OutboxSettings
+from streams.kafka import (
+    KafkaSettings,
+    Record,
+    consume,
+    end_offsets,
+    make_consumer,
+    make_producer,
+    partitions_of,
+)
+from streams.progress import PREFIX, CopyProgress
+from streams.shipping import Shipper
+
+_log = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 10.0
+_FIND_WORKERS_EVERY_S = 1.0
+_FILL_BATCH = 10_000
+
+
+@dataclass(frozen=True)
+class CompanionSettings:
+    """How the companion works."""
+
+    # Changelog records taken at once, and how long it waits for the first: this much is added to freshness.
+    batch_max: int = 2000
+    batch_wait_ms: int = 20
+    # Whether a new mirror is filled by scanning the store; without, by reading the whole changelog.
+    fill_from_store: bool = True
+    stop_timeout_s: int = 10
+
+
+class Companion:
+    """Runs in one thread beside the scoring workers of a host."""
+
+    def __init__(
+        self,
+        *,
+        kafka: KafkaSettings,
+        settings: CompanionSettings,
+        mirror: MirrorSettings,
+        outbox: OutboxSettings,
+        ids: SchemaIds,
+        entities: tuple[str, ...],
+        open_store: Callable[[], ProfileStore],
+    ) -> None:
+        """`open_store` is called only when a new mirror is filled from it. Raises Misconfigured, BrokerUnavailable."""
+        self._settings, self._entities, self._open_store = settings, entities, open_store
+        self._topic = kafka.topic("profiles")
+        self._partitions = partitions_of(kafka, "profiles")
+        self._mirror = MirrorWriter(mirror)
+        self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-companion")
+        producer: Producer = make_producer(kafka, linger_ms=5)
+        self._decoder = Decoder("profiles", ids)
+        self._progress = CopyProgress(self._partitions)
+        encoder = Encoder("decisions", ids.id_of("decisions"))
+        self._shipper = Shipper(outbox, producer=producer, topic=kafka.topic("decisions"), encoder=encoder)
+        self._to_reach: dict[int, int] = {}
+        self.profiles_applied = 0
+
+    def run(self, stop: Event) -> None:
+        """Work until `stop` is set; then ship what is left. Raises TemporaryFailure or Misconfigured."""
+        self._start_following()
+        next_log = next_find = time.monotonic()
+        try:
+            while not stop.is_set():
+                now = time.monotonic()
+                if now >= next_find:
+                    self._shipper.find_workers()
+                    next_find = now + _FIND_WORKERS_EVERY_S
+                self.step()
+                if now >= next_log:
+                    _log.info("companion: %d profiles applied, %d decisions shipped", *self._counts())
+                    next_log = now + _LOG_EVERY_S
+        finally:
+            self._shipper.find_workers()
+            self._shipper.drain(self._settings.stop_timeout_s)
+            self._consumer.close()
+            self._mirror.close()
+
+    def step(self) -> None:
+        """One round of both jobs; waits for the changelog only when no decision is waiting."""
+        produced = self._shipper.advance()
+        wait_s = 0.0 if produced else self._settings.batch_wait_ms / 1000
+        consumed = consume(self._consumer, self._settings.batch_max, wait_s)
+        if consumed.records:
+            self._apply(consumed.records)
+        for _, partition in consumed.ended:
+            self._to_reach.pop(partition, None)
+
+    def _counts(self) -> tuple[int, int]:
+        return self.profiles_applied, self._shipper.shipped
+
+    def _start_following(self) -> None:
+        """Fill a new mirror and take up the changelog where the mirror stands."""
+        ends = end_offsets(self._consumer, self._topic, self._partitions)
+        positions = self._mirror.positions()
+        if positions.keys() != set(self._partitions):
+            self._mirror.clear()
+            positions = dict.fromkeys(self._partitions, 0)
+            if self._settings.fill_from_store:
+                self._fill_from_store()
+                # The store is written before the changelog, so what the changelog held before the scan is in it.
+                positions = ends
+                # A record from during the scan may put back an older state for a moment: read past them all.
+                ends = end_offsets(self._consumer, self._topic, self._partitions)
+            self._mirror.apply({}, positions)
+        self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
+        self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
+
+    def _fill_from_store(self) -> None:
+        store = self._open_store()
+        started = time.monotonic()
+        count = 0
+        try:
+            for entity in self._entities:
+                for profiles in _in_batches(store.scan(entity)):
+                    self._mirror.apply(profiles, {})
+                    count += len(profiles)
+        finally:
+            store.close()
+        _log.info("companion: mirror filled with %d profiles in %.1f s", count, time.monotonic() - started)
+
+    def _apply(self, records: list[Record]) -> None:
+        profiles: dict[bytes, bytes | None] = {}
+        positions: dict[int, int] = {}
+        for record in records:
+            positions[record.partition] = record.offset + 1
+            if record.key is None:
+                continue
+            if record.value is None:
+                profiles[record.key] = None
+                continue
+            try:
+                value = self._decoder.decode(record.value)
+            except InvalidEvent as error:
+                _log.error("changelog %d/%d cannot be read: %s", record.partition, record.offset, error)
+                continue
+            if not record.key.startswith(PREFIX):
+                profiles[record.key] = value["state"]
+            elif value["complete_to_time_ms"] is not None:
+                self._progress.saw(record.partition, record.key, value["complete_to_time_ms"])
+        self._note_reached(positions)
+        complete_to_ms = self._progress.complete_to_ms() if not self._to_reach else 0
+        self._mirror.apply(profiles, positions, complete_to_ms or None)
+        self.profiles_applied += len(profiles)
+
+    def _note_reached(self, positions: dict[int, int]) -> None:
+        for partition, position in positions.items():
+            if partition in self._to_reach and position >= self._to_reach[partition]:
+                del self._to_reach[partition]
+
+
+def _in_batches(records: Iterator[tuple[bytes, bytes]]) -> Iterator[dict[bytes, bytes | None]]:
+    while batch := dict(islice(records, _FILL_BATCH)):
+        yield dict(batch)

@@ -1,0 +1,224 @@
+"""How Paywarden talks to Kafka: the settings, and clients with every option that matters spelled out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from schemas.errors import BrokerUnavailable, Misconfigured
+
+_log = logging.getLogger(__name__)
+
+# How long a broker may take to answer at start before that is an error.
+REACH_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class KafkaSettings:
+    """Where Kafka is and how to log in. Empty means not used."""
+
+    bootstrap: str = "127.0.0.1:9092"
+    security_protocol: str = "plaintext"
+    sasl_mechanism: str = ""
+    sasl_username: str = ""
+    sasl_password: str = field(default="", repr=False)
+    ssl_ca_location: str = ""
+    ssl_certificate_location: str = ""
+    ssl_key_location: str = ""
+    ssl_key_password: str = field(default="", repr=False)
+    # Put before every topic's name, so that several deployments can share a cluster.
+    topic_prefix: str = ""
+
+    def topic(self, name: str) -> str:
+        """The topic's name on the cluster."""
+        return self.topic_prefix + name
+
+    def connection(self) -> dict[str, Any]:
+        """librdkafka's options for reaching the cluster."""
+        named = {
+            "security.protocol": self.security_protocol,
+            "sasl.mechanism": self.sasl_mechanism,
+            "sasl.username": self.sasl_username,
+            "sasl.password": self.sasl_password,
+            "ssl.ca.location": self.ssl_ca_location,
+            "ssl.certificate.location": self.ssl_certificate_location,
+            "ssl.key.location": self.ssl_key_location,
+            "ssl.key.password": self.ssl_key_password,
+        }
+        options: dict[str, Any] = {name: value for name, value in named.items() if value}
+        options["bootstrap.servers"] = self.bootstrap
+        options["client.id"] = "paywarden"
+        options["logger"] = _log
+        # Reconnecting within a second keeps freshness when a broker restarts.
+        options["reconnect.backoff.max.ms"] = 1000
+        return options
+
+
+def make_producer(settings: KafkaSettings, *, linger_ms: int) -> Producer:
+    """An idempotent producer: each record once and in order, retried until the broker has it."""
+    options = {
+        **settings.connection(),
+        "enable.idempotence": True,
+        "acks": "all",
+        # Never give a record up: callers bound how many are under way, and stop reading when that is reached.
+        "message.timeout.ms": 0,
+        "linger.ms": linger_ms,
+        "compression.type": "lz4",
+        "queue.buffering.max.messages": 200_000,
+        "queue.buffering.max.kbytes": 256 * 1024,
+        # The Java clients' partitioner, so that all producers agree where a key lives.
+        "partitioner": "murmur2_random",
+    }
+    with _configured():
+        return Producer(options)
+
+
+def make_consumer(settings: KafkaSettings, *, group_id: str, session_timeout_ms: int = 10_000) -> Consumer:
+    """A consumer that commits only what it is told to and says when it has reached a partition's end."""
+    options = {
+        **settings.connection(),
+        "group.id": group_id,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "enable.partition.eof": True,
+        "isolation.level": "read_committed",
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": session_timeout_ms,
+        "fetch.wait.max.ms": FETCH_WAIT_MS,
+        "queued.max.messages.kbytes": 64 * 1024,
+        "allow.auto.create.topics": True,
+    }
+    with _configured():
+        return Consumer(options)
+
+
+# The broker answers a fetch that has nothing after this long; what a consumer knows is never older.
+FETCH_WAIT_MS = 100
+
+
+def make_admin(settings: KafkaSettings) -> AdminClient:
+    """A client for topics and metadata."""
+    with _configured():
+        return AdminClient(settings.connection())
+
+
+def require_broker(settings: KafkaSettings) -> None:
+    """Raises BrokerUnavailable, in one line, unless a broker answers."""
+    try:
+        make_admin(settings).list_topics(timeout=REACH_TIMEOUT_S)
+    except KafkaException as error:
+        raise BrokerUnavailable(f"no Kafka broker answers at {settings.bootstrap}: {reason_of(error)}") from error
+
+
+def partitions_of(settings: KafkaSettings, topic: str) -> list[int]:
+    """The partitions of a topic. Raises BrokerUnavailable, or Misconfigured when there is no such topic."""
+    try:
+        found = make_admin(settings).list_topics(settings.topic(topic), timeout=REACH_TIMEOUT_S)
+    except KafkaException as error:
+        raise BrokerUnavailable(f"no Kafka broker answers at {settings.bootstrap}: {reason_of(error)}") from error
+    metadata = found.topics.get(settings.topic(topic))
+    if metadata is None or metadata.error is not None or not metadata.partitions:
+        raise Misconfigured(f"topic {settings.topic(topic)} does not exist: run `paywarden topics create`")
+    return sorted(metadata.partitions)
+
+
+def reason_of(error: KafkaException) -> str:
+    """librdkafka's own words for what went wrong."""
+    inner = error.args[0] if error.args else error
+    return inner.str() if isinstance(inner, KafkaError) else str(inner)
+
+
+def end_offsets(consumer: Consumer, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+    """The offset after the last record of each partition, asked from the broker. Raises BrokerUnavailable."""
+    try:
+        return {
+            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=REACH_TIMEOUT_S)[1]
+            for number in partitions
+        }
+    except KafkaException as error:
+        raise BrokerUnavailable(f"Kafka does not say where {topic} ends: {reason_of(error)}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as it was read. `timestamp_ms` is Kafka's own, 0 where the broker set none."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+    headers: Sequence[tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Consumed:
+    """What one call to `consume` gave: records in order, and the partitions read to their end after them."""
+
+    records: list[Record]
+    ended: list[tuple[str, int]]
+
+
+def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
+    """What is there, at most `count_max` records, waited for at most `timeout_s`.
+
+    Raises BrokerUnavailable for an error that does not pass; the client retries passing ones by itself.
+    """
+    consumed = Consumed([], [])
+    for message in consumer.consume(count_max, timeout=timeout_s):
+        topic, partition, offset = message.topic(), message.partition(), message.offset()
+        error = message.error()
+        if error is not None:
+            if error.code() == KafkaError._PARTITION_EOF and topic is not None and partition is not None:
+                consumed.ended.append((topic, partition))
+            else:
+                _check_passing(error)
+            continue
+        assert topic is not None
+        assert partition is not None
+        assert offset is not None
+        consumed.records.append(
+            Record(
+                topic,
+                partition,
+                offset,
+                _as_bytes(message.key()),
+                _as_bytes(message.value()),
+                max(0, message.timestamp()[1]),
+                _headers(message),
+            )
+        )
+    return consumed
+
+
+def _headers(message: Message) -> list[tuple[str, bytes | None]]:
+    headers = message.headers() or []
+    pairs = headers.items() if isinstance(headers, dict) else headers
+    return [(str(pair[0]), _as_bytes(pair[1])) for pair in pairs]
+
+
+def _as_bytes(content: str | bytes | None) -> bytes | None:
+    return content.encode() if isinstance(content, str) else content
+
+
+def _check_passing(error: KafkaError) -> None:
+    if error.fatal() or error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
+        raise BrokerUnavailable(f"Kafka refuses: {error.str()}")
+    _log.warning("Kafka: %s", error.str())
+
+
+@contextmanager
+def _configured() -> Iterator[None]:
+    """librdkafka refuses options it cannot use when a client is made."""
+    try:
+        yield
+    except KafkaException as error:
+        raise Misconfigured(f"kafka: {reason_of(error)}") from error

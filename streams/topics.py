@@ -1,0 +1,63 @@
+"""The topics and how they are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.cimpl import NewTopic
+
+from schemas.avro import TOPICS
+from schemas.errors import BrokerUnavailable, Misconfigured
+from streams.kafka import KafkaSettings, make_admin, reason_of
+
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class TopicSettings:
+    """How many partitions new topics get, and how long they keep their records."""
+
+    # Of payments, outcomes, profiles and decisions. A profile notes an offset for each of the first two.
+    partitions: int = 12
+    replication: int = 1
+    payments_days: int = 100
+    decisions_days: int = 100
+    dead_letters_days: int = 30
+
+
+def create_topics(kafka: KafkaSettings, settings: TopicSettings) -> list[str]:
+    """Create the topics that are missing; returns their names. Raises BrokerUnavailable or Misconfigured."""
+    wanted = [_new_topic(kafka.topic(name), name, settings) for name in TOPICS]
+    created = []
+    for name, future in make_admin(kafka).create_topics(wanted, operation_timeout=30, request_timeout=15).items():
+        try:
+            future.result()
+            created.append(name)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code == KafkaError.TOPIC_ALREADY_EXISTS:
+                continue
+            if code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT):
+                raise BrokerUnavailable(f"no Kafka broker answers at {kafka.bootstrap}: {reason_of(error)}") from error
+            raise Misconfigured(f"topic {name} cannot be created: {reason_of(error)}") from error
+    return sorted(created)
+
+
+def _new_topic(full_name: str, name: str, settings: TopicSettings) -> NewTopic:
+    one_partition = name in ("drift-alerts", "dead-letters")
+    return NewTopic(
+        full_name,
+        num_partitions=1 if one_partition else settings.partitions,
+        replication_factor=settings.replication,
+        config=_config(name, settings),
+    )
+
+
+def _config(name: str, settings: TopicSettings) -> dict[str, str]:
+    if name == "profiles":
+        # The newest state of each entity for ever; an erased one stays visible long enough for every mirror.
+        return {"cleanup.policy": "compact", "delete.retention.ms": str(_DAY_MS), "min.cleanable.dirty.ratio": "0.2"}
+    days = {"dead-letters": settings.dead_letters_days, "decisions": settings.decisions_days}
+    kept_days = days.get(name, settings.payments_days)
+    return {"cleanup.policy": "delete", "retention.ms": str(kept_days * _DAY_MS)}
