@@ -1,0 +1,266 @@
+"""A history: labelled payments in two Parquet files, and the same as columns for vectorised work.
+
+`payments.parquet` has the fields of schemas/payments.avsc and is sorted by event_time_ms. `outcomes.parquet` has
+those of schemas/outcomes.avsc and is sorted by outcome_time_ms; a payment may have several outcomes, and the later
+one corrects the earlier one. Strings may be plain or dictionary-encoded; columns beyond these are ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from schemas.errors import Misconfigured
+
+PAYMENTS_FILE = "payments.parquet"
+OUTCOMES_FILE = "outcomes.parquet"
+
+INTEGER, TEXT, OPTIONAL_TEXT = "integer", "string", "string or null"
+PAYMENT_COLUMNS = {
+    "payment_id": TEXT,
+    "event_time_ms": INTEGER,
+    "card_id": TEXT,
+    "merchant_id": TEXT,
+    "device_id": OPTIONAL_TEXT,
+    "ip": OPTIONAL_TEXT,
+    "amount_minor": INTEGER,
+    "currency": TEXT,
+    "mcc": OPTIONAL_TEXT,
+    "country": OPTIONAL_TEXT,
+    "channel": OPTIONAL_TEXT,
+}
+OUTCOME_COLUMNS = {"payment_id": TEXT, "outcome_time_ms": INTEGER, "label": TEXT, "source": OPTIONAL_TEXT}
+LABELS = ("genuine", "fraud")
+"""A label's place is its number in the columns."""
+
+UNKNOWN = -1
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A column of strings as numbers: row i holds `names[codes[i]]`, or nothing where the code is -1.
+
+    Names are distinct, in ascending order and all used, so codes do not depend on how a file was encoded.
+    """
+
+    codes: npt.NDArray[np.int32]
+    names: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+@dataclass(frozen=True)
+class History:
+    """Payments in order of event time, shape (payment_count,), and outcomes in order of outcome time."""
+
+    payment_id: pa.Array
+    event_time_ms: Int64Array
+    amount_minor: Int64Array
+    card: Coded
+    merchant: Coded
+    device: Coded
+    ip: Coded
+    currency: Coded
+    mcc: Coded
+    country: Coded
+    channel: Coded
+    outcome_payment: Int64Array
+    """Shape (outcome_count,): the row of the payment that the outcome is about."""
+    outcome_time_ms: Int64Array
+    outcome_fraud: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.event_time_ms)
+
+
+def write_history(directory: str | Path, payments: pa.Table, outcomes: pa.Table) -> None:
+    """Write both files, replacing those that are there; refuses what `read_history` would refuse."""
+    history_of_tables(payments, outcomes)
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_table(folder / PAYMENTS_FILE, payments.select(list(PAYMENT_COLUMNS)))
+        _write_table(folder / OUTCOMES_FILE, outcomes.select(list(OUTCOME_COLUMNS)))
+    except OSError as error:
+        raise Misconfigured(f"cannot write a history to {folder}: {error.strerror or error}") from error
+
+
+def read_history(directory: str | Path) -> History:
+    """Both files as columns; Misconfigured, naming the file and the column, if they are not a history."""
+    folder = Path(directory)
+    payments = _read_table(folder / PAYMENTS_FILE, PAYMENT_COLUMNS)
+    outcomes = _read_table(folder / OUTCOMES_FILE, OUTCOME_COLUMNS)
+    return history_of_tables(payments, outcomes)
+
+
+def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
+    """The same from tables that are in memory already."""
+    _check_columns(PAYMENTS_FILE, payments, PAYMENT_COLUMNS)
+    _check_columns(OUTCOMES_FILE, outcomes, OUTCOME_COLUMNS)
+    payment_id = _plain(payments["payment_id"])
+    event_time_ms = _sorted_times(PAYMENTS_FILE, payments, "event_time_ms")
+    amount_minor = _integers(payments["amount_minor"])
+    _refuse_first(PAYMENTS_FILE, "amount_minor must not be negative", amount_minor < 0)
+    if pc.count_distinct(payment_id).as_py() != len(payment_id):
+        raise Misconfigured(f"{PAYMENTS_FILE}: payment_id must be unique, and at least one occurs twice")
+    outcome_payment = _rows_of_payments(payment_id, outcomes["payment_id"])
+    outcome_time_ms = _sorted_times(OUTCOMES_FILE, outcomes, "outcome_time_ms")
+    is_early = outcome_time_ms < event_time_ms[outcome_payment]
+    _refuse_first(OUTCOMES_FILE, "an outcome cannot be known before its payment is made", is_early)
+    return History(
+        payment_id=payment_id,
+        event_time_ms=event_time_ms,
+        amount_minor=amount_minor,
+        card=_coded(payments["card_id"]),
+        merchant=_coded(payments["merchant_id"]),
+        device=_coded(payments["device_id"]),
+        ip=_coded(payments["ip"]),
+        currency=_coded(payments["currency"]),
+        mcc=_coded(payments["mcc"]),
+        country=_coded(payments["country"]),
+        channel=_coded(payments["channel"]),
+        outcome_payment=outcome_payment,
+        outcome_time_ms=outcome_time_ms,
+        outcome_fraud=_is_fraud(outcomes["label"]),
+    )
+
+
+def labels_known_by(history: History, time_ms: int) -> npt.NDArray[np.int8]:
+    """What was known of each payment at that time: 1 fraud, 0 genuine, -1 not known. Shape (payment_count,).
+
+    An outcome is known from its own millisecond on.
+    """
+    known = int(np.searchsorted(history.outcome_time_ms, time_ms, side="right"))
+    labels = np.full(len(history), UNKNOWN, dtype=np.int8)
+    # Outcomes are in order of time and NumPy keeps the last of repeated assignments: a correction wins.
+    labels[history.outcome_payment[:known]] = history.outcome_fraud[:known]
+    return labels
+
+
+def final_labels(history: History) -> npt.NDArray[np.int8]:
+    """What is known of each payment in the end: 1 fraud, 0 genuine, -1 never known. Shape (payment_count,)."""
+    return labels_known_by(history, np.iinfo(np.int64).max)
+
+
+def numbered_ids(prefix: str, numbers: npt.ArrayLike, *, width: int) -> pa.Array:
+    """Ids like p0000000042, zero-padded so that they sort as their numbers do; fast for millions.
+
+    `prefix` is ASCII; a number that is negative or needs more than `width` digits is a ValueError.
+    """
+    rest = np.array(numbers, dtype=np.int64)
+    if len(rest) and (rest.min() < 0 or rest.max() >= 10**width):
+        raise ValueError(f"numbers must lie between 0 and {10**width - 1}")
+    head = prefix.encode("ascii")
+    size = len(head) + width
+    text = np.empty((len(rest), size), dtype=np.uint8)
+    text[:, : len(head)] = np.frombuffer(head, dtype=np.uint8)
+    for place in range(size - 1, len(head) - 1, -1):
+        rest, digit = np.divmod(rest, 10)
+        text[:, place] = digit + ord("0")
+    offsets = np.arange(len(text) + 1, dtype=np.int64) * size
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text)]
+    return pa.Array.from_buffers(pa.large_string(), len(text), buffers).cast(pa.string())
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    # Ids of payments never repeat: a dictionary of them would hold the whole column twice.
+    repeating = [name for name in table.column_names if name != "payment_id"]
+    partial = path.with_suffix(".partial")
+    pq.write_table(table, partial, compression="zstd", use_dictionary=repeating)
+    partial.replace(path)
+
+
+def _read_table(path: Path, columns: dict[str, str]) -> pa.Table:
+    if not path.is_file():
+        raise Misconfigured(f"a history needs the file {path}, which is not there")
+    try:
+        present = pq.read_schema(path).names
+        return pq.read_table(path, columns=[name for name in columns if name in present], partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise Misconfigured(f"{path} cannot be read as Parquet: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _check_columns(file_name: str, table: pa.Table, columns: dict[str, str]) -> None:
+    for name, kind in columns.items():
+        if name not in table.column_names:
+            raise Misconfigured(f"{file_name}: column {name} is missing")
+        column = table[name]
+        is_right = pa.types.is_integer(column.type) if kind == INTEGER else _is_text(column.type)
+        if not is_right:
+            raise Misconfigured(f"{file_name}: column {name} must be {kind}, got {column.type}")
+        if kind != OPTIONAL_TEXT and column.null_count:
+            raise Misconfigured(f"{file_name}: column {name} must not be null, and {column.null_count} rows are")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    # A column in which nothing was ever set has no type of its own.
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    """One array of strings, whatever the encoding and the chunks."""
+    whole = column.cast(pa.string()).combine_chunks()
+    # An empty or single-chunk column may come back chunked or not, depending on the version.
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
+
+
+def _integers(column: pa.ChunkedArray) -> Int64Array:
+    try:
+        return np.asarray(column.cast(pa.int64()).to_numpy(), dtype=np.int64)
+    except pa.ArrowInvalid as error:
+        raise Misconfigured(f"whole numbers must fit 64 bits: {_first_line(error)}") from error
+
+
+def _sorted_times(file_name: str, table: pa.Table, name: str) -> Int64Array:
+    time_ms = _integers(table[name])
+    _refuse_first(file_name, f"{name} must not be negative", time_ms < 0)
+    is_earlier = np.zeros(len(time_ms), dtype=np.bool_)
+    is_earlier[1:] = time_ms[1:] < time_ms[:-1]
+    _refuse_first(file_name, f"rows must be sorted by {name}", is_earlier)
+    return time_ms
+
+
+def _refuse_first(file_name: str, rule: str, is_wrong: npt.NDArray[np.bool_]) -> None:
+    if is_wrong.any():
+        raise Misconfigured(f"{file_name}: {rule}; row {int(np.argmax(is_wrong))} breaks that")
+
+
+def _rows_of_payments(payment_id: pa.Array, wanted: pa.ChunkedArray) -> Int64Array:
+    rows = pc.index_in(_plain(wanted), value_set=payment_id)
+    if rows.null_count:
+        lost = f"{rows.null_count} of {len(rows)} outcomes"
+        raise Misconfigured(f"{OUTCOMES_FILE}: {lost} are about payments that {PAYMENTS_FILE} does not hold")
+    return np.asarray(rows.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def _is_fraud(label: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    numbers = pc.index_in(_plain(label), value_set=pa.array(LABELS))
+    if numbers.null_count:
+        raise Misconfigured(f"{OUTCOMES_FILE}: label must be fraud or genuine, and {numbers.null_count} rows are not")
+    return np.asarray(numbers.to_numpy(zero_copy_only=False) == LABELS.index("fraud"), dtype=np.bool_)
+
+
+def _coded(column: pa.ChunkedArray) -> Coded:
+    # A dictionary from a file may hold unused, repeated and null entries: build our own.
+    encoded = _plain(column).dictionary_encode()
+    order = pc.sort_indices(encoded.dictionary).to_numpy()
+    new_code = np.empty(len(order) + 1, dtype=np.int32)
+    new_code[order] = np.arange(len(order))
+    new_code[-1] = -1
+    old_code = encoded.indices.fill_null(-1).to_numpy()
+    return Coded(codes=new_code[old_code], names=encoded.dictionary.take(pa.array(order)))
