@@ -79,6 +79,11 @@ class Passage:
         self.profiles: list[list[bytes | None]] = [[None] * len(column.names) for column in columns]
         self._labels_done = 0
 
+    @property
+    def amounts(self) -> NDArray[np.int64]:
+        """Each payment's amount in minor units of the reference currency, shape (payments,)."""
+        return self._requests[:, kernel.REQUEST_AMOUNT]
+
     def chunks(
         self,
         *,
