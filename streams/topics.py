@@ -30,7 +30,9 @@ def create_topics(kafka: KafkaSettings, settings: TopicSettings) -> list[str]:
     """Create the topics that are missing; returns their names. Raises BrokerUnavailable or Misconfigured."""
     wanted = [_new_topic(kafka.topic(name), name, settings) for name in TOPICS]
     created = []
-    for name, future in make_admin(kafka).create_topics(wanted, operation_timeout=30, request_timeout=15).items():
+    # Kept until the answers are in: they go with the client.
+    admin = make_admin(kafka)
+    for name, future in admin.create_topics(wanted, operation_timeout=30, request_timeout=15).items():
         try:
             future.result()
             created.append(name)

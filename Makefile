@@ -1,0 +1,60 @@
+# `make help` lists the targets. Everything installs into .venv; services for tests go to .services.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+TEST_ARGS ?=
+PERF := kernels
+
+.DEFAULT_GOAL := help
+.PHONY: help install services demo test check format perf proto clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## an environment in .venv with everything in it
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Paywarden needs Python 3.11 or newer; set PYTHON=…" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "compiling the feature kernel, once"
+	$(BIN)/python -c 'from features.engine import FeatureEngine; FeatureEngine().warm_up()'
+	@touch $@
+
+services: install ## fetch Kafka and the schema registry for tests (needs Java 17 and Maven)
+	$(BIN)/python -m tests.services.fetch
+
+demo: install ## the whole product on this machine: DEMO_ARGS="--seconds 20 --json FILE"
+	$(BIN)/paywarden demo $(DEMO_ARGS)
+
+test: services ## every test, on a real Kafka: TEST_ARGS="-k name"
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+check: install ## lint, types, import layers, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory proto OUT=$(VENV)/proto
+	@for file in schemas/*_pb2.py schemas/*_pb2.pyi; do \
+		cmp -s $$file $(VENV)/proto/$$file || { echo "$$file is not what its .proto gives: make proto" >&2; exit 1; }; done
+
+format: install ## put the code in form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+perf: install ## the benchmarks, one after the other
+	@for name in $(PERF); do $(BIN)/python -m perf.$$name || exit 1; done
+
+OUT := .
+proto: install ## generate schemas/*_pb2.py from the .proto files
+	@mkdir -p $(OUT)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=$(OUT) --pyi_out=$(OUT) schemas/*.proto
+
+clean: ## remove the environment, the services and all caches
+	rm -rf $(VENV) .services .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

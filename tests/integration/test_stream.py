@@ -1,0 +1,267 @@
+"""The stream on a real Kafka: profiles equal the batch path's, whatever dies; nothing is lost or counted twice."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from features.engine import FeatureEngine
+from features.history import history_of_tables
+from features.lmdb_store import LmdbSettings, LmdbStore
+from features.money import load_rates
+from features.passage import Passage
+from schemas.avro import Decoder, Encoder, LocalSchemaIds
+from streams.kafka import KafkaSettings, consume, end_offsets, make_consumer, make_producer, partitions_of
+from streams.progress import PREFIX
+from streams.simulator import simulate
+from tests.packed import without_sources
+from tests.processes import Deployment, wait_until
+from tests.services.kafka import KafkaServer
+
+ENTITIES = ("card", "merchant", "device")
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
+    with Deployment(tmp_path, kafka.bootstrap, topic_prefix, stream_batch_max=300) as deployed:
+        deployed.create_topics()
+        yield deployed
+
+
+@pytest.fixture
+def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+
+
+class Topics:
+    """Writes payments and outcomes as payment systems do."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        ids = LocalSchemaIds()
+        self._settings = settings
+        self._producer: Producer = make_producer(settings, linger_ms=5)
+        self._payments = Encoder("payments", ids.id_of("payments"))
+        self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
+
+    def send_payment(self, row: dict[str, Any]) -> None:
+        self._producer.produce(self._settings.topic("payments"), self._payments.encode(row), key=row["card_id"])
+
+    def send_outcome(self, row: dict[str, Any]) -> None:
+        self._producer.produce(self._settings.topic("outcomes"), self._outcomes.encode(row), key=row["payment_id"])
+
+    def send_bytes(self, topic: str, value: bytes | None, key: bytes) -> None:
+        self._producer.produce(self._settings.topic(topic), value, key=key, headers=[("trace", b"\x00\x01")])
+
+    def flush(self) -> None:
+        assert self._producer.flush(30) == 0
+
+
+def small_world() -> tuple[pa.Table, pa.Table]:
+    return simulate(cards=60, days=20, seed=3)
+
+
+def batch_profiles(payments: pa.Table, outcomes: pa.Table) -> dict[bytes, bytes]:
+    """The profiles that the batch path makes of a history."""
+    engine = FeatureEngine()
+    history = history_of_tables(payments, outcomes)
+    passage = Passage(history, engine, load_rates())
+    for _ in passage.chunks():
+        pass
+    passage.finish()
+    return {
+        f"{name}:{identity}".encode(): state
+        for entity, name in enumerate(engine.plan.entity_names)
+        for identity, state in zip(getattr(history, name).names.to_pylist(), passage.profiles[entity], strict=True)
+        if state is not None
+    }
+
+
+def read_store(path: Path) -> dict[bytes, bytes]:
+    store = LmdbStore.from_settings(LmdbSettings(path=str(path)), readonly=True)
+    found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
+    store.close()
+    return found
+
+
+def read_changelog(settings: KafkaSettings) -> dict[bytes, bytes]:
+    """The last state of each key."""
+    decoder = Decoder("profiles", LocalSchemaIds())
+    last: dict[bytes, bytes] = {}
+    for record in read_topic(settings, "profiles"):
+        assert record.key is not None
+        assert record.value is not None
+        if not record.key.startswith(PREFIX):
+            last[record.key] = decoder.decode(record.value)["state"]
+    return last
+
+
+def read_topic(settings: KafkaSettings, name: str) -> list[Any]:
+    """All records of a topic that are there now."""
+    consumer = make_consumer(settings, group_id="reader")
+    topic = settings.topic(name)
+    ends = end_offsets(consumer, topic, partitions_of(settings, name))
+    consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
+    missing = {partition for partition, end in ends.items() if end > 0}
+    records = []
+    while missing:
+        consumed = consume(consumer, 1000, 1.0)
+        records += consumed.records
+        missing -= {partition for _, partition in consumed.ended}
+    consumer.close()
+    return records
+
+
+def lag(settings: KafkaSettings, group: str) -> int:
+    """Records of payments and outcomes that the group has not committed."""
+    consumer: Consumer = make_consumer(settings, group_id=group)
+    total = 0
+    for name in ("payments", "outcomes"):
+        ends = end_offsets(consumer, settings.topic(name), partitions_of(settings, name))
+        for committed in _committed(consumer, [TopicPartition(settings.topic(name), partition) for partition in ends]):
+            total += ends[committed.partition] - max(0, committed.offset)
+    consumer.close()
+    return total
+
+
+def _committed(consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPartition]:
+    """Asked again while a young broker still looks for the group's coordinator."""
+    for _ in range(50):
+        try:
+            return consumer.committed(wanted, timeout=10)
+        except KafkaException:
+            time.sleep(0.2)
+    raise AssertionError("Kafka does not say what is committed")
+
+
+def wait_for_commit(settings: KafkaSettings, group: str) -> None:
+    before = lag(settings, group)
+    wait_until(lambda: lag(settings, group) < before, "a batch is committed", every_s=0.05)
+
+
+def assert_profiles_equal(got: dict[bytes, bytes], wanted: dict[bytes, bytes]) -> None:
+    assert got.keys() == wanted.keys()
+    differing = [key for key in wanted if without_sources(got[key]) != without_sources(wanted[key])]
+    assert not differing, f"{len(differing)} of {len(wanted)} profiles differ"
+
+
+def test_profiles_equal_the_batch_path_and_the_changelog_equals_the_store(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    world = small_world()
+    payments, outcomes = (table.to_pylist() for table in world)
+    topics = Topics(settings)
+    for row in payments:
+        topics.send_payment(row)
+    topics.flush()
+    stream = deployment.start("stream")
+    group = f"{settings.topic_prefix}stream"
+    wait_until(lambda: lag(settings, group) == 0, "payments are worked in", every_s=0.3)
+    for row in outcomes:
+        topics.send_outcome(row)
+    topics.flush()
+    wait_until(lambda: lag(settings, group) == 0, "outcomes are worked in", every_s=0.3)
+    assert stream.stop() == 0
+    stored = read_store(deployment.store)
+    assert_profiles_equal(stored, batch_profiles(*world))
+    assert read_changelog(settings) == stored
+
+
+def test_kill_9_at_any_moment_counts_no_payment_twice_and_loses_none(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    world = small_world()
+    payments, outcomes = (table.to_pylist() for table in world)
+    topics = Topics(settings)
+    group = f"{settings.topic_prefix}stream"
+    random.seed(5)
+    third = len(payments) // 3
+    for part in (payments[:third], payments[third : 2 * third], payments[2 * third :]):
+        for row in part:
+            topics.send_payment(row)
+        topics.flush()
+        stream = deployment.start("stream")
+        # Some time between before the first batch and after the last.
+        wait_for_commit(settings, group)
+        time.sleep(random.random() * 0.2)
+        stream.kill()
+    stream = deployment.start("stream")
+    wait_until(lambda: lag(settings, group) == 0, "payments are worked in", every_s=0.3)
+    for row in outcomes:
+        topics.send_outcome(row)
+    topics.flush()
+    wait_until(lambda: lag(settings, group) < len(outcomes), "some outcomes are worked in", every_s=0.02)
+    stream.kill()
+    stream = deployment.start("stream")
+    wait_until(lambda: lag(settings, group) == 0, "outcomes are worked in", every_s=0.3)
+    assert stream.stop() == 0
+    stored = read_store(deployment.store)
+    assert_profiles_equal(stored, batch_profiles(*world))
+    assert read_changelog(settings) == stored
+
+
+def test_a_whole_topic_replayed_changes_nothing(deployment: Deployment, settings: KafkaSettings) -> None:
+    """Offsets lost, store kept: the worst repetition there is."""
+    all_payments, outcomes = small_world()
+    payments = all_payments.slice(0, 500)
+    topics = Topics(settings)
+    for row in payments.to_pylist():
+        topics.send_payment(row)
+        # A producer that retried without idempotence: the same payment under another offset.
+        topics.send_payment(row)
+    topics.flush()
+    group = f"{settings.topic_prefix}stream"
+    first = deployment.start("stream")
+    wait_until(lambda: lag(settings, group) == 0, "payments are worked in", every_s=0.3)
+    assert first.stop() == 0
+    before = read_store(deployment.store)
+    deployment.config.write_text(
+        deployment.config.read_text(encoding="utf-8").replace(group, f"{group}-again"), encoding="utf-8"
+    )
+    second = deployment.start("stream")
+    wait_until(lambda: lag(settings, f"{group}-again") == 0, "payments are read again", every_s=0.3)
+    assert second.stop() == 0
+    assert read_store(deployment.store) == before
+    assert_profiles_equal(before, batch_profiles(payments, outcomes.slice(0, 0)))
+
+
+def test_what_cannot_be_used_goes_to_the_dead_letters_whole_and_the_stream_goes_on(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    payments, outcomes = (table.to_pylist() for table in small_world())
+    topics = Topics(settings)
+    garbage = b"\xff\x00not avro"
+    topics.send_bytes("payments", garbage, b"k1")
+    topics.send_bytes("payments", None, b"k2")
+    topics.send_payment({**payments[0], "payment_id": "odd", "currency": "XXX"})
+    topics.send_payment({**payments[0], "payment_id": "late", "event_time_ms": 2**52})
+    topics.send_outcome({**outcomes[0], "payment_id": "nobody-knows"})
+    topics.send_payment(payments[0])
+    topics.flush()
+    stream = deployment.start("stream")
+    wait_until(lambda: lag(settings, f"{settings.topic_prefix}stream") == 0, "all are worked in", every_s=0.3)
+    assert stream.stop() == 0
+    assert f"card:{payments[0]['card_id']}".encode() in read_store(deployment.store)
+    decoder = Decoder("dead-letters", LocalSchemaIds())
+    letters = {letter["reason"]: letter for letter in map(decoder.decode, values(settings, "dead-letters"))}
+    assert len(letters) == 5
+    (magic,) = [letter for reason, letter in letters.items() if "magic byte" in reason]
+    assert magic["value"] == garbage
+    assert magic["key"] == b"k1"
+    assert magic["headers"] == [{"name": "trace", "value": b"\x00\x01"}]
+    assert magic["topic"] == settings.topic("payments")
+    assert any(reason.startswith("currency: ") for reason in letters)
+    assert any(reason.startswith("event_time_ms: ") for reason in letters)
+    assert any("no value" in reason for reason in letters)
+    assert any("payment that is not known" in reason for reason in letters)
+    assert payments[0]["card_id"] not in stream.log.read_text(encoding="utf-8")
+
+
+def values(settings: KafkaSettings, name: str) -> list[bytes]:
+    return [record.value for record in read_topic(settings, name)]

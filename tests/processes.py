@@ -1,0 +1,138 @@
+"""Real Paywarden processes for tests: started from a configuration, stopped by their pids."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0, every_s: float = 0.02) -> None:
+    """Poll until the condition holds; fails naming what was waited for."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(every_s)
+
+
+class PaywardenProcess:
+    """One command of the command line, running. Its log is kept in a file."""
+
+    def __init__(self, folder: Path, config: Path, *arguments: str) -> None:
+        self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ops", "--config", str(config), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=ROOT,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def first_line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would be."""
+        self.process.kill()
+        self.process.wait()
+        self._close()
+
+    def stop(self) -> int:
+        """SIGTERM and the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        finally:
+            self._close()
+        return code
+
+    def _close(self) -> None:
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+class Deployment:
+    """A configuration in a folder and the processes that run by it. `with` stops them all."""
+
+    def __init__(self, folder: Path, bootstrap: str, topic_prefix: str, *, stream_batch_max: int = 2000) -> None:
+        self.folder = folder
+        self.config = folder / "paywarden.toml"
+        self.store, self.mirror, self.outbox = folder / "store", folder / "mirror", folder / "outbox"
+        self.bundle = folder / "bundle"
+        self.config.write_text(
+            f'[kafka]\nbootstrap = "{bootstrap}"\ntopic_prefix = "{topic_prefix}"\n'
+            "[topics]\npartitions = 4\n"
+            f'[stream]\ngroup_id = "{topic_prefix}stream"\nbatch_wait_ms = 5\nbatch_max = {stream_batch_max}\n'
+            "progress_every_ms = 50\n"
+            "[companion]\nbatch_wait_ms = 5\n"
+            f'[store]\nkind = "lmdb"\n[lmdb]\npath = "{self.store}"\n'
+            f'[mirror]\npath = "{self.mirror}"\nsize_mb = 256\n'
+            f'[outbox]\ndirectory = "{self.outbox}"\n'
+            f'[serve]\nbundle = "{self.bundle}"\nmetrics = "{folder / "metrics"}"\n'
+            "[http]\nport = 0\n",
+            encoding="utf-8",
+        )
+        self.running: list[PaywardenProcess] = []
+
+    def start(self, *arguments: str) -> PaywardenProcess:
+        process = PaywardenProcess(self.folder, self.config, *arguments)
+        self.running.append(process)
+        return process
+
+    def create_topics(self) -> None:
+        """Run `paywarden topics create` to its end."""
+        done = run_paywarden("--config", str(self.config), "topics", "create")
+        assert done.returncode == 0, done.stderr
+
+    def __enter__(self) -> Deployment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.running:
+            if process.process.poll() is None:
+                process.stop()
+            else:
+                process._close()
+
+
+def run_paywarden(*arguments: str, timeout_s: float = 120.0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """One command of the command line, run to its end, with extra environment variables."""
+    return subprocess.run(
+        [sys.executable, "-m", "ops", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+def is_ready(target: str) -> bool:
+    """Whether /readyz answers 200."""
+    try:
+        with urllib.request.urlopen(f"{target}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
