@@ -15,7 +15,7 @@ moment goes on exactly where its mirror stands.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,11 @@ class MirrorWriter:
                     transaction.put(_COMPLETE_TO, _INT64.pack(complete_to_ms))
         except lmdb.MapFullError as error:
             raise Misconfigured(f"the mirror is full: mirror.size_mb is {self._settings.size_mb}") from error
+
+    def read(self, keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
+        """The profiles of these keys as they are now, for looking at; workers have a reader of their own."""
+        with self._env.begin() as transaction:
+            return {key: transaction.get(key) for key in keys}
 
     def positions(self) -> dict[int, int]:
         """The next offset of each changelog partition; empty for a new mirror."""

@@ -16,7 +16,7 @@ from schemas.errors import BrokerUnavailable, Misconfigured
 _log = logging.getLogger(__name__)
 
 # How long a broker may take to answer at start before that is an error.
-REACH_TIMEOUT_S = 10.0
+REACH_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,7 +115,9 @@ class Deployment:
                 process._close()
 
 
-def run_paywarden(*arguments: str, timeout_s: float = 120.0, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_paywarden(
+    *arguments: str, timeout_s: float = 120.0, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """One command of the command line, run to its end, with extra environment variables."""
     return subprocess.run(
         [sys.executable, "-m", "ops", *arguments],
@@ -125,7 +127,7 @@ def run_paywarden(*arguments: str, timeout_s: float = 120.0, **environment: str)
         timeout=timeout_s,
         stdin=subprocess.DEVNULL,
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, **(environment or {})},
     )
 
 
@@ -136,3 +138,14 @@ def is_ready(target: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def post(url: str, body: bytes, content_type: str) -> tuple[int, bytes]:
+    """(status, body) of a POST, whatever the status. Raises OSError when there is no answer."""
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": content_type}, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()

@@ -1,0 +1,315 @@
+"""The whole path with real processes on a real Kafka: what the endpoint saw is what replay computes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from confluent_kafka import TopicPartition
+
+from features.engine import FeatureEngine
+from features.history import history_of_tables, write_history
+from features.lmdb_store import LmdbSettings, LmdbStore
+from features.money import load_rates
+from models.evaluation import Days
+from models.training import TrainingSettings, train_bundle, training_table
+from ops.traffic import requests_of
+from schemas.avro import Decoder, Encoder, LocalSchemaIds
+from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
+from scoring.mirror import MirrorSettings, MirrorWriter
+from streams.backfill import backfill
+from streams.kafka import KafkaSettings, consume, make_consumer, make_producer, partitions_of
+from streams.simulator import DEFAULT_START_MS, simulate, split_at
+from tests.packed import sources_of
+from tests.processes import Deployment, is_ready, post, run_paywarden, wait_until
+from tests.services.kafka import KafkaServer
+
+DAY_MS = 86_400_000
+HISTORY_DAYS, LIVE_DAYS, CARDS = 30, 4, 500
+LIVE_PAYMENTS = 3000
+PROTOBUF = "application/x-protobuf"
+
+
+class World:
+    """A simulated past in the store and the bundle trained on it, and a live part to send."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.tables = simulate(cards=CARDS, days=HISTORY_DAYS + LIVE_DAYS, seed=11)
+        past, live = split_at(*self.tables, DEFAULT_START_MS + HISTORY_DAYS * DAY_MS)
+        self.live_payments = live[0].slice(0, LIVE_PAYMENTS)
+        last_ms = self.live_payments["event_time_ms"][-1].as_py()
+        self.live_outcomes = [row for row in live[1].to_pylist() if row["outcome_time_ms"] <= last_ms]
+        engine, rates = FeatureEngine(), load_rates()
+        history = history_of_tables(*past)
+        first_day = DEFAULT_START_MS // DAY_MS
+        window = Days(first_day + 7, first_day + HISTORY_DAYS - 8)
+        table = training_table(history, window, engine=engine, rates=rates, label_delay_days=7)
+        train_bundle(table, window, deployment.bundle, engine=engine, settings=TrainingSettings(trees=30))
+        store = LmdbStore.from_settings(LmdbSettings(path=str(deployment.store)))
+        backfill(history, store, engine=engine, rates=rates, outcome_days=120)
+        store.close()
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
+    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
+        deployed.create_topics()
+        yield deployed
+
+
+@pytest.fixture
+def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+
+
+def start_all(deployment: Deployment) -> str:
+    """Start stream, companion and one worker; returns the endpoint's address once it is ready."""
+    deployment.start("stream")
+    deployment.start("companion")
+    target = deployment.start("serve").first_line()
+    wait_until(lambda: is_ready(target), "the worker is ready")
+    return target
+
+
+class LiveTopics:
+    """Sends payments and outcomes, and waits until the mirror contains them."""
+
+    def __init__(self, settings: KafkaSettings, deployment: Deployment) -> None:
+        ids = LocalSchemaIds()
+        self._settings = settings
+        self._producer = make_producer(settings, linger_ms=0)
+        self._payments = Encoder("payments", ids.id_of("payments"))
+        self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
+        self._mirror = MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))
+        self._awaited: dict[tuple[bytes, int], int] = {}
+
+    def send_payment(self, row: dict[str, Any]) -> None:
+        keys = [f"{name}:{row[f'{name}_id']}".encode() for name in ("card", "merchant", "device") if row[f"{name}_id"]]
+        value = self._payments.encode(row)
+        self._produce("payments", value, row["card_id"], keys, 0)
+
+    def send_outcome(self, row: dict[str, Any], keys: list[bytes]) -> None:
+        self._produce("outcomes", self._outcomes.encode(row), row["payment_id"], keys, 1)
+
+    def _produce(self, topic: str, value: bytes, key: str, profile_keys: list[bytes], kind: int) -> None:
+        def on_delivery(error: Any, message: Any) -> None:
+            assert error is None
+            for profile_key in profile_keys:
+                self._awaited[profile_key, 2 * message.partition() + kind] = message.offset()
+
+        self._producer.produce(self._settings.topic(topic), value, key=key, on_delivery=on_delivery)
+
+    def wait_for_mirror(self) -> None:
+        """Until every profile that was sent something contains it."""
+        assert self._producer.flush(30) == 0
+        wait_until(self._arrived, "the mirror contains what was sent", every_s=0.002)
+        self._awaited.clear()
+
+    def _arrived(self) -> bool:
+        states = self._mirror.read({key for key, _ in self._awaited})
+        return all(
+            (state := states[key]) is not None and sources_of(state).get(source, -1) >= offset
+            for (key, source), offset in self._awaited.items()
+        )
+
+
+def score_batch(target: str, requests: list[ScoreRequest]) -> list[ScoreResponse]:
+    body = ScoreBatchRequest(requests=requests).SerializeToString()
+    status, answer = post(f"{target}/v1/score:batch", body, PROTOBUF)
+    assert status == 200, answer
+    return list(ScoreBatchResponse.FromString(answer).responses)
+
+
+def read_decisions(settings: KafkaSettings, wanted: set[str]) -> list[dict[str, Any]]:
+    """All decisions on the topic, once those wanted (by decision_id) are there."""
+    consumer = make_consumer(settings, group_id="decision-reader")
+    topic = settings.topic("decisions")
+    consumer.assign([TopicPartition(topic, number, 0) for number in partitions_of(settings, "decisions")])
+    decoder = Decoder("decisions", LocalSchemaIds())
+    found: list[dict[str, Any]] = []
+
+    def all_there() -> bool:
+        for record in consume(consumer, 1000, 0.1).records:
+            assert record.value is not None
+            found.append(decoder.decode(record.value))
+        return wanted <= {decision["decision_id"] for decision in found}
+
+    wait_until(all_there, "the decisions are on the topic")
+    consumer.close()
+    return found
+
+
+def waves(world: World) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """(outcomes, payments) in order of time: within a wave no two payments share an entity."""
+    outcomes = deque(world.live_outcomes)
+    due: list[dict[str, Any]] = []
+    wave: list[dict[str, Any]] = []
+    seen: set[bytes] = set()
+    for row in world.live_payments.to_pylist():
+        known = []
+        # At the same millisecond the payment comes first, in a replay too.
+        while outcomes and outcomes[0]["outcome_time_ms"] < row["event_time_ms"]:
+            known.append(outcomes.popleft())
+        keys = set(entity_keys(row))
+        if wave and (keys & seen or known or len(wave) == 200):
+            yield due, wave
+            due, wave, seen = [], [], set()
+        due += known
+        wave.append(row)
+        seen |= keys
+    yield due, wave
+
+
+def test_the_endpoints_vectors_equal_those_of_replay_to_the_last_bit(
+    deployment: Deployment, settings: KafkaSettings, tmp_path: Path
+) -> None:
+    world = World(deployment)
+    target = start_all(deployment)
+    topics = LiveTopics(settings, deployment)
+    keys_of = {row["payment_id"]: entity_keys(row) for row in world.tables[0].to_pylist()}
+    fraud: dict[str, bool] = past_labels(world)
+    responses: list[ScoreResponse] = []
+    for outcomes, payments in waves(world):
+        for outcome in outcomes:
+            is_fraud = outcome["label"] == "fraud"
+            # An outcome that changes nothing leaves no trace to wait for.
+            changes = fraud.get(outcome["payment_id"], False) != is_fraud
+            fraud[outcome["payment_id"]] = is_fraud
+            topics.send_outcome(outcome, keys_of[outcome["payment_id"]] if changes else [])
+        topics.wait_for_mirror()
+        table = pa.Table.from_pylist(payments, schema=world.live_payments.schema)
+        responses += score_batch(target, requests_of(table, id_prefix=""))
+        for row in payments:
+            topics.send_payment(row)
+        topics.wait_for_mirror()
+    decisions = {d["payment_id"]: d for d in read_decisions(settings, {r.decision_id for r in responses})}
+    assert len(decisions) == len(responses) == LIVE_PAYMENTS
+
+    write_history(tmp_path / "data", *world.tables)
+    replayed = run_paywarden(
+        *("replay", "--data", str(tmp_path / "data"), "--bundle", str(deployment.bundle)),
+        *("--vectors", "--out", str(tmp_path / "replay")),
+    )
+    assert replayed.returncode == 0, replayed.stderr
+    wanted = {row["payment_id"]: row for row in pq.read_table(tmp_path / "replay" / "decisions.parquet").to_pylist()}
+    names = FeatureEngine().plan.names
+    for response in responses:
+        decision, row = decisions[response.payment_id], wanted[response.payment_id]
+        differing = [
+            (name, got, expected)
+            for name, got, expected in zip(
+                names, np.frombuffer(decision["vector"], "<f4"), np.frombuffer(row["vector"], "<f4"), strict=True
+            )
+            if got.tobytes() != expected.tobytes()
+        ]
+        assert not differing
+        assert decision["score"] == response.score == row["score"]
+    # The test would show nothing if the live part left no trace in the features.
+    vectors = np.array([np.frombuffer(d["vector"], "<f4") for d in decisions.values()])
+    assert np.nanmax(vectors[:, names.index("card_count_1d")]) >= 3
+    assert np.nanmax(vectors[:, names.index("merchant_fraud_share_30d")]) > 0
+
+
+def past_labels(world: World) -> dict[str, bool]:
+    start_ms = DEFAULT_START_MS + HISTORY_DAYS * DAY_MS
+    return {
+        row["payment_id"]: row["label"] == "fraud"
+        for row in world.tables[1].to_pylist()
+        if row["outcome_time_ms"] < start_ms
+    }
+
+
+def entity_keys(row: dict[str, Any]) -> list[bytes]:
+    return [f"{name}:{row[f'{name}_id']}".encode() for name in ("card", "merchant", "device") if row[f"{name}_id"]]
+
+
+def test_a_scoring_process_has_no_kafka_no_aerospike_and_no_socket_but_its_listener(
+    deployment: Deployment,
+) -> None:
+    world = World(deployment)
+    target = start_all(deployment)
+    requests = requests_of(world.live_payments.slice(0, 50), id_prefix="")
+    score_batch(target, requests)
+    parent = psutil.Process(deployment.running[-1].pid)
+    processes = [parent, *parent.children(recursive=True)]
+    assert len(processes) == 2
+    for process in processes:
+        mapped = {Path(region.path).name for region in process.memory_maps()}
+        assert not [name for name in mapped if "rdkafka" in name or "aerospike" in name or "confluent" in name]
+        connections = [c for c in process.net_connections("all") if c.family.name != "AF_UNIX"]
+        port = int(target.rsplit(":", 1)[1])
+        # The parent's socket holds the port without listening, which the kernel does not list.
+        assert all(connection.laddr.port == port for connection in connections)
+        assert all(not connection.raddr or connection.raddr.ip == "127.0.0.1" for connection in connections)
+    listening = [c for c in processes[1].net_connections("all") if c.status == psutil.CONN_LISTEN]
+    assert len(listening) == 1
+
+
+def test_kill_9_of_worker_and_companion_loses_no_answered_decision(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    world = World(deployment)
+    target = start_all(deployment)
+    serve, companion = deployment.running[-1], deployment.running[-2]
+    rows = iter(requests_of(world.live_payments, id_prefix=""))
+    answered: set[str] = set()
+    for round_number in range(6):
+        for _ in range(20):
+            response = score_or_none(target, next(rows))
+            if response is not None:
+                answered.add(response.decision_id)
+        if round_number % 2:
+            companion.kill()
+            companion = deployment.start("companion")
+        else:
+            (worker,) = psutil.Process(serve.pid).children()
+            worker.kill()
+            wait_until(lambda: is_ready(target), "the worker is back")
+    assert len(answered) >= 100
+    decisions = read_decisions(settings, answered)
+    counts: dict[str, int] = {}
+    for decision in decisions:
+        counts[decision["decision_id"]] = counts.get(decision["decision_id"], 0) + 1
+    assert answered <= counts.keys()
+
+
+def score_or_none(target: str, request: ScoreRequest) -> ScoreResponse | None:
+    """The answer, or None where the connection died with the worker."""
+    try:
+        status, body = post(f"{target}/v1/score", request.SerializeToString(), PROTOBUF)
+    except OSError:
+        return None
+    assert status == 200, body
+    return ScoreResponse.FromString(body)
+
+
+def test_a_worker_is_not_ready_before_the_mirror_is_complete_but_answers_by_policy(deployment: Deployment) -> None:
+    world = World(deployment)
+    target = deployment.start("serve").first_line()
+    wait_until(lambda: answers(target), "the worker listens")
+    assert not is_ready(target)
+    (response,) = score_batch(target, requests_of(world.live_payments.slice(0, 1), id_prefix=""))
+    assert response.flags == ["mirror_absent"]
+    assert response.action in ("review", "decline")
+    assert not response.HasField("profile_age_ms")
+    deployment.start("companion")
+    deployment.start("stream")
+    wait_until(lambda: is_ready(target), "the worker is ready")
+    (response,) = score_batch(target, requests_of(world.live_payments.slice(1, 1), id_prefix=""))
+    assert "mirror_absent" not in response.flags
+    assert response.HasField("profile_age_ms")
+
+
+def answers(target: str) -> bool:
+    try:
+        post(f"{target}/v1/score", b"", PROTOBUF)
+    except OSError:
+        return False
+    return True
