@@ -1,0 +1,363 @@
+"""Avro records in Confluent's wire format: what is on every topic.
+
+    byte 0      magic, 0
+    bytes 1–4   the writer's schema id, big endian
+    bytes 5–    the record, Avro binary
+
+A value says which schema it was written with; a `Decoder` asks its `SchemaIds` for that schema once and then
+resolves every such record to today's schema of the topic. Without a registry, an id is derived from the
+schema itself (`fingerprint`), so that two processes of one release agree on it without talking.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from io import BytesIO
+from numbers import Integral, Real
+from typing import Any, Final, NoReturn, Protocol, TypeAlias
+
+import fastavro
+from fastavro.read import SchemaResolutionError
+from fastavro.schema import SchemaParseException, UnknownType, to_parsing_canonical_form
+from fastavro.validation import ValidationError
+
+from schemas.errors import InvalidEvent, Misconfigured
+
+# A record schema as `parsed` returns it.
+Schema: TypeAlias = dict[str, Any]
+
+TOPICS: Final = ("payments", "outcomes", "profiles", "decisions", "drift-alerts", "dead-letters")
+
+_HEADER: Final = struct.Struct(">BI")
+_MAGIC: Final = 0
+_HIGHEST_ID: Final = 2**31 - 1
+# How much of an unknown field's name a message shows.
+_NAME_SHOWN: Final = 64
+# Stands for a value that is not there and has no default.
+_ABSENT: Final = object()
+_WHOLE_RANGES: Final = {"int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
+# All that fastavro was seen or is written to raise on a body that is not what its schema says.
+_BODY_ERRORS: Final = (EOFError, IndexError, OverflowError, ValueError, struct.error, SchemaResolutionError)
+_RECORD_ERRORS: Final = (AttributeError, OverflowError, TypeError, ValueError, struct.error)
+
+
+class SchemaIds(Protocol):
+    """Which number stands for which schema."""
+
+    def id_of(self, topic: str) -> int:
+        """The id of the schema we write to `topic`."""
+
+    def schema_of(self, schema_id: int) -> Schema:
+        """The schema behind an id.
+
+        Raises InvalidEvent when nobody knows it, TemporaryFailure when who knows did not answer.
+        """
+
+
+def subject(topic: str) -> str:
+    """The name a registry keeps the schemas of a topic's values under."""
+    return f"{topic}-value"
+
+
+def schema_text(topic: str) -> str:
+    """Today's schema of a topic, as in its file."""
+    assert topic in TOPICS, f"{topic} is not one of {TOPICS}"
+    return resources.files("schemas").joinpath(f"{topic}.avsc").read_text(encoding="utf-8")
+
+
+@cache
+def topic_schema(topic: str) -> Schema:
+    """Today's schema of a topic, parsed once; not to be changed by the caller."""
+    return parsed(schema_text(topic))
+
+
+def past_schemas(folder: Traversable | None = None) -> list[Schema]:
+    """Schemas that topics had in earlier releases: `history/*.avsc`, if there are any."""
+    history = resources.files("schemas").joinpath("history") if folder is None else folder
+    if not history.is_dir():
+        return []
+    files = [file for file in history.iterdir() if file.name.endswith(".avsc")]
+    return [parsed(file.read_text(encoding="utf-8")) for file in files]
+
+
+def parsed(text: str) -> Schema:
+    """A record schema from its JSON, logical types taken as the plain types under them.
+
+    Raises InvalidEvent for what is no record schema, and for one that a few bytes could turn into endless
+    work: a schema that contains itself (deep nesting overflows the decoder's C stack), or an array whose
+    items take no bytes (its length is then bounded by nothing).
+    """
+    try:
+        schema = fastavro.parse_schema(_plain(json.loads(text)))
+    except (ValueError, TypeError, KeyError, AttributeError, SchemaParseException, UnknownType) as error:
+        raise InvalidEvent("the schema is not valid Avro") from error
+    if not isinstance(schema, dict) or schema.get("type") != "record":
+        raise InvalidEvent("the schema is not that of a record")
+    _refuse_endless(schema, schema["__named_schemas"], ())
+    return schema
+
+
+def fingerprint(schema: Schema) -> int:
+    """A schema's id where there is no registry: 31 bits, a positive int in every language.
+
+    The first four bytes (big endian, top bit cleared) of the SHA-256 of its Parsing Canonical Form
+    (https://avro.apache.org/docs/1.12.0/specification/#parsing-canonical-form-for-schemas): documentation,
+    defaults and layout do not change it, what is on the wire does.
+    """
+    digest = hashlib.sha256(to_parsing_canonical_form(schema).encode("utf-8")).digest()
+    return int.from_bytes(digest[:4], "big") & _HIGHEST_ID
+
+
+class LocalSchemaIds:
+    """The ids of a deployment without a registry: fingerprints of today's and earlier schemas."""
+
+    def __init__(self, past: Iterable[Schema] | None = None) -> None:
+        self._ids = {topic: fingerprint(topic_schema(topic)) for topic in TOPICS}
+        self._schemas: dict[int, Schema] = {}
+        earlier = past_schemas() if past is None else past
+        for schema in [*earlier, *map(topic_schema, TOPICS)]:
+            schema_id = fingerprint(schema)
+            known = self._schemas.setdefault(schema_id, schema)
+            if to_parsing_canonical_form(known) != to_parsing_canonical_form(schema):
+                raise Misconfigured(f"schemas {known['name']} and {schema['name']} share the id {schema_id}")
+
+    def id_of(self, topic: str) -> int:
+        """The fingerprint of the topic's schema."""
+        return self._ids[topic]
+
+    def schema_of(self, schema_id: int) -> Schema:
+        """The schema with that fingerprint; raises InvalidEvent when this release knows none."""
+        schema = self._schemas.get(schema_id)
+        if schema is None:
+            raise InvalidEvent(f"unknown schema id {schema_id}")
+        return schema
+
+
+class Encoder:
+    """Writes records of one topic, under an id that stands for `schema` (today's, unless another is given).
+
+    Thread-safe.
+    """
+
+    def __init__(self, topic: str, schema_id: int, *, schema: Schema | None = None) -> None:
+        self._schema = topic_schema(topic) if schema is None else schema
+        self._header = _HEADER.pack(_MAGIC, schema_id)
+        fields = self._schema["fields"]
+        self._whole = [
+            (field["name"], *_WHOLE_RANGES[field["type"]], field.get("default", _ABSENT))
+            for field in fields
+            if field["type"] in ("int", "long")
+        ]
+        self._real = [
+            (field["name"], field.get("default", _ABSENT)) for field in fields if field["type"] in ("float", "double")
+        ]
+
+    def encode(self, record: Mapping[str, Any]) -> bytes:
+        """The value to produce; fields with a default may be missing.
+
+        Raises InvalidEvent that names the first field that is missing, unknown or of another type.
+        """
+        stream = BytesIO()
+        stream.write(self._header)
+        try:
+            self._check_numbers(record)
+            fastavro.schemaless_writer(
+                stream, self._schema, record, strict_allow_default=True, disable_tuple_notation=True
+            )
+        except _RECORD_ERRORS:
+            # Without the cause: fastavro's messages quote the value.
+            raise _unfit(self._schema, record) from None
+        return stream.getvalue()
+
+    def _check_numbers(self, record: Mapping[str, Any]) -> None:
+        # fastavro would write 10.5 as 10, True as 1, "0.5" as 0.5, and an int of more than 32 bits.
+        for name, low, high, default in self._whole:
+            value = record.get(name, default)
+            if type(value) is not int or not low <= value <= high:
+                _refuse_unless_whole(name, value, low, high)
+        for name, default in self._real:
+            value = record.get(name, default)
+            if type(value) is not float:
+                _refuse_unless_real(name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """How records of one writer's schema are read."""
+
+    writer: Schema
+    # None when the writer's schema is ours: nothing to resolve, and half the time.
+    reader: Schema | None
+    # Fields the writer does not have whose default is a list or map: fastavro would give every record the
+    # same object.
+    owned_defaults: tuple[tuple[str, Any], ...]
+
+
+class Decoder:
+    """Reads records of one topic, whichever of its schemas they were written with.
+
+    Records come out as `schema` has them (today's, unless another is given). Asks `ids` once per schema id.
+    Thread-safe where `ids` is.
+    """
+
+    def __init__(self, topic: str, ids: SchemaIds, *, schema: Schema | None = None) -> None:
+        self._schema = topic_schema(topic) if schema is None else schema
+        self._canonical = to_parsing_canonical_form(self._schema)
+        self._ids = ids
+        self._readers: dict[int, _Reader] = {}
+
+    def decode(self, value: bytes) -> dict[str, Any]:
+        """The record, with the fields of today's schema of the topic.
+
+        Raises InvalidEvent when the value is no such record, TemporaryFailure when its schema could not be
+        asked for.
+        """
+        if len(value) < _HEADER.size:
+            raise InvalidEvent(f"too short: {len(value)} bytes, the header alone has {_HEADER.size}")
+        magic, schema_id = _HEADER.unpack_from(value)
+        if magic != _MAGIC:
+            raise InvalidEvent(f"wrong magic byte: wanted {_MAGIC}, got {magic}")
+        reader = self._readers.get(schema_id)
+        if reader is None:
+            reader = self._readers[schema_id] = self._reader(schema_id)
+        stream = BytesIO(value)
+        stream.seek(_HEADER.size)
+        try:
+            record: dict[str, Any] = fastavro.schemaless_reader(stream, reader.writer, reader.reader)  # type: ignore[assignment]
+        except _BODY_ERRORS as error:
+            _refuse_body(error, schema_id, at_end=stream.tell() >= len(value))
+        if stream.tell() != len(value):
+            raise InvalidEvent(f"trailing bytes: {len(value) - stream.tell()} after the record")
+        for name, default in reader.owned_defaults:
+            record[name] = copy.deepcopy(default)
+        return record
+
+    def _reader(self, schema_id: int) -> _Reader:
+        writer = self._ids.schema_of(schema_id)
+        ours = self._schema
+        if to_parsing_canonical_form(writer) == self._canonical:
+            return _Reader(writer, None, ())
+        if _simple_name(writer) != _simple_name(ours):
+            raise InvalidEvent(f"schema id {schema_id} is {writer['name']}, wanted {ours['name']}")
+        written = {field["name"] for field in writer["fields"]}
+        owned = tuple(
+            (field["name"], field["default"])
+            for field in ours["fields"]
+            if field["name"] not in written and isinstance(field.get("default"), list | dict)
+        )
+        return _Reader(writer, ours, owned)
+
+
+def _simple_name(schema: Schema) -> str:
+    return str(schema["name"]).rpartition(".")[2]
+
+
+def _refuse_body(error: Exception, schema_id: int, *, at_end: bool) -> NoReturn:
+    # None of these causes quotes more of the body than one byte.
+    if isinstance(error, SchemaResolutionError):
+        message = f"schema id {schema_id} cannot be read as today's: {str(error)[:200]}"
+    elif isinstance(error, UnicodeDecodeError):
+        message = "a string in the body is not UTF-8"
+    elif at_end or isinstance(error, EOFError):
+        message = "truncated body: it ends before the record does"
+    else:
+        message = "the body has an index that its enum or union does not have"
+    raise InvalidEvent(message) from error
+
+
+def _refuse_unless_whole(name: str, value: Any, low: int, high: int) -> None:
+    if value is _ABSENT:
+        raise InvalidEvent("is missing", field=name)
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InvalidEvent(f"wanted a whole number, got {type(value).__name__}", field=name)
+    if not low <= int(value) <= high:
+        raise InvalidEvent(f"wanted a whole number from {low} to {high}", field=name)
+
+
+def _refuse_unless_real(name: str, value: Any) -> None:
+    if value is _ABSENT:
+        raise InvalidEvent("is missing", field=name)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidEvent(f"wanted a number, got {type(value).__name__}", field=name)
+
+
+def _unfit(schema: Schema, record: object) -> InvalidEvent:
+    """Why fastavro did not write `record`, in words that hold none of its values."""
+    if not isinstance(record, Mapping):
+        return InvalidEvent(f"wanted a mapping of fields, got {type(record).__name__}")
+    fields = {field["name"]: field for field in schema["fields"]}
+    for name, field in fields.items():
+        if name not in record and "default" not in field:
+            return InvalidEvent("is missing", field=name)
+    for name in record:
+        if name not in fields:
+            return InvalidEvent(f"is no field of {schema['name']}", field=str(name)[:_NAME_SHOWN])
+    try:
+        fastavro.validate(record, schema, disable_tuple_notation=True)  # type: ignore[call-arg]  # not in its stub
+    except ValidationError as error:
+        return _mismatch(schema, error)
+    return InvalidEvent(
+        f"does not fit {schema['name']}: a record within it lacks a field, or a string is not valid UTF-8"
+    )
+
+
+def _mismatch(schema: Schema, error: ValidationError) -> InvalidEvent:
+    first = error.errors[0]
+    got = "null" if first.datum is None else type(first.datum).__name__
+    # A field outside this record's own path is one of a record within it.
+    path = str(first.field).removeprefix(f"{schema['name']}.")
+    return InvalidEvent(f"wanted {_described(first.schema)}, got {got}", field=path)
+
+
+def _described(schema: Any) -> str:
+    if isinstance(schema, list):
+        return " or ".join(_described(branch) for branch in schema)
+    if isinstance(schema, dict) and schema["type"] == "enum":
+        return "one of " + ", ".join(schema["symbols"])
+    return str(schema["type"]) if isinstance(schema, dict) else str(schema)
+
+
+def _plain(schema: Any) -> Any:
+    """Without logical types: fastavro would turn longs into datetimes because the *writer* says so."""
+    if isinstance(schema, dict):
+        return {key: _plain(value) for key, value in schema.items() if key != "logicalType"}
+    return [_plain(branch) for branch in schema] if isinstance(schema, list) else schema
+
+
+def _refuse_endless(schema: Any, names: Mapping[str, Any], inside: tuple[str, ...]) -> None:
+    if isinstance(schema, str):
+        if schema in names:
+            _refuse_endless(names[schema], names, inside)
+    elif isinstance(schema, list):
+        for branch in schema:
+            _refuse_endless(branch, names, inside)
+    elif schema["type"] == "record":
+        name = schema["name"]
+        if name in inside:
+            raise InvalidEvent(f"the schema contains itself: {name}")
+        for field in schema["fields"]:
+            _refuse_endless(field["type"], names, (*inside, name))
+    elif schema["type"] == "map":
+        _refuse_endless(schema["values"], names, inside)
+    elif schema["type"] == "array":
+        _refuse_endless(schema["items"], names, inside)
+        if _takes_no_bytes(schema["items"], names):
+            raise InvalidEvent("the schema has an array of items that take no bytes")
+
+
+def _takes_no_bytes(schema: Any, names: Mapping[str, Any]) -> bool:
+    if isinstance(schema, str):
+        return schema == "null" or (schema in names and _takes_no_bytes(names[schema], names))
+    if isinstance(schema, list):
+        return False
+    if schema["type"] == "record":
+        return all(_takes_no_bytes(field["type"], names) for field in schema["fields"])
+    return schema["type"] == "null" or (schema["type"] == "fixed" and int(schema["size"]) == 0)

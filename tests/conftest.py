@@ -1,0 +1,48 @@
+"""What every test may ask for: the real services, started when the first test wants them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from tests.services.fetch import ServiceMissing
+from tests.services.kafka import KafkaServer
+from tests.services.registry import RegistryServer
+
+# An example that is slow on a busy machine is not a failure.
+hypothesis.settings.register_profile("paywarden", deadline=None)
+hypothesis.settings.load_profile("paywarden")
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """One real broker for all tests: leave it running, and use topics of your own (`topic_prefix`)."""
+    try:
+        server = KafkaServer(tmp_path_factory.mktemp("kafka"))
+        server.start()
+    except ServiceMissing as error:
+        # A failure, not a skip: a run without the broker has not tested what it claims to.
+        pytest.fail(str(error), pytrace=False)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """One real schema registry for all tests; subjects are shared, so set rules on your own ones."""
+    try:
+        server = RegistryServer(tmp_path_factory.mktemp("registry"))
+        server.start()
+    except ServiceMissing as error:
+        pytest.fail(str(error), pytrace=False)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """A beginning for names on shared services that no other test has."""
+    return f"t{uuid.uuid4().hex[:8]}-"

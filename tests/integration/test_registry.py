@@ -1,0 +1,367 @@
+"""Our codec and Confluent's own (de)serialisers against each other, on a real schema registry."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.schema_registry import Schema as RegistrySchema
+from confluent_kafka.schema_registry import SchemaReference, SchemaRegistryClient
+from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
+from confluent_kafka.serialization import MessageField, SerializationContext
+
+from schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, schema_text, topic_schema
+from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+from streams.registry import RegistrySchemaIds, RegistrySettings, schema_ids
+from tests.services.java import free_port
+from tests.services.registry import RegistryServer
+
+PAYMENT = {
+    "payment_id": "p-1",
+    "event_time_ms": 1_700_000_000_000,
+    "card_id": "c-1",
+    "merchant_id": "m-1",
+    "device_id": None,
+    "ip": None,
+    "amount_minor": 1050,
+    "currency": "EUR",
+    "mcc": "5411",
+    "country": None,
+    "channel": None,
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """A registry of our own: these tests spoil the topics' subjects for others."""
+    with RegistryServer(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: RegistryServer) -> Iterator[SchemaRegistryClient]:
+    """Somebody else, who uses the registry too; it is empty when a test begins."""
+    with SchemaRegistryClient({"url": server.url, "timeout": 10}) as client:
+        # From the end: the one that refers to another goes before it.
+        for name in sorted(client.get_subjects(), reverse=True):
+            # Twice: a subject can only be deleted for good once it is deleted.
+            client.delete_subject(name)
+            client.delete_subject(name, permanent=True)
+        yield client
+
+
+@pytest.fixture
+def connect(server: RegistryServer, client: SchemaRegistryClient) -> Iterator[Callable[..., RegistrySchemaIds]]:
+    """Opens our side of it, in the test's own time, and closes it afterwards."""
+    del client
+    opened: list[RegistrySchemaIds] = []
+
+    def connect(**changes: Any) -> RegistrySchemaIds:
+        opened.append(RegistrySchemaIds(RegistrySettings(url=server.url, **changes)))
+        return opened[-1]
+
+    yield connect
+    for ids in opened:
+        ids.close()
+
+
+def context(topic: str) -> SerializationContext:
+    return SerializationContext(topic, MessageField.VALUE)
+
+
+def example(topic: str) -> dict[str, Any]:
+    """A record with something in every field."""
+    values: dict[str, Any] = {
+        "string": "text ü",
+        "int": -7,
+        "long": 2**40,
+        "double": 0.25,
+        "bytes": bytes(range(256)),
+    }
+
+    def value(schema: Any) -> Any:
+        if isinstance(schema, list):
+            return value(schema[-1])
+        if isinstance(schema, str):
+            return values[schema] if schema in values else value(names[schema])
+        if schema["type"] == "record":
+            return {field["name"]: value(field["type"]) for field in schema["fields"]}
+        return [value(schema["items"])] * 2 if schema["type"] == "array" else schema["symbols"][-1]
+
+    names = topic_schema(topic)["__named_schemas"]
+    record = value(topic_schema(topic))
+    assert isinstance(record, dict)
+    return record
+
+
+def payments_with(*fields: dict[str, Any]) -> str:
+    schema = json.loads(schema_text("payments"))
+    schema["fields"].extend(fields)
+    return json.dumps(schema)
+
+
+def refused_at_start(settings: RegistrySettings) -> str:
+    with pytest.raises(Misconfigured) as caught:
+        schema_ids(settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_confluents_deserialiser_reads_what_we_write(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    ids = connect()
+    deserialise = AvroDeserializer(client)
+    for topic in TOPICS:
+        record = example(topic)
+        assert deserialise(Encoder(topic, ids.id_of(topic)).encode(record), context(topic)) == record
+
+
+def test_we_read_what_confluents_serialiser_writes(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    ids = connect()
+    for topic in TOPICS:
+        serialise = AvroSerializer(client, schema_text(topic), conf={"auto.register.schemas": True})
+        record = example(topic)
+        assert Decoder(topic, ids).decode(serialise(record, context(topic))) == record
+
+
+def test_both_write_the_same_bytes(client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]) -> None:
+    ids = connect()
+    conf = {"auto.register.schemas": False, "normalize.schemas": True}
+    serialise = AvroSerializer(client, schema_text("payments"), conf=conf)
+    assert Encoder("payments", ids.id_of("payments")).encode(PAYMENT) == serialise(PAYMENT, context("payments"))
+
+
+def test_starting_again_registers_nothing_new(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    first, second = connect(), connect()
+    assert [first.id_of(topic) for topic in TOPICS] == [second.id_of(topic) for topic in TOPICS]
+    assert sorted(client.get_subjects()) == sorted(f"{topic}-value" for topic in TOPICS)
+    assert all(client.get_versions(f"{topic}-value") == [1] for topic in TOPICS)
+
+
+def test_a_schema_that_is_there_in_another_layout_is_ours(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    for topic in TOPICS:
+        layout = json.dumps(json.loads(schema_text(topic)), indent=7)
+        client.register_schema(f"{topic}-value", RegistrySchema(layout, "AVRO"))
+    connect(auto_register=False)
+    assert all(client.get_versions(f"{topic}-value") == [1] for topic in TOPICS)
+
+
+def test_without_auto_register_a_missing_schema_stops_the_start(
+    server: RegistryServer, client: SchemaRegistryClient
+) -> None:
+    message = refused_at_start(RegistrySettings(url=server.url, auto_register=False))
+    assert message == (
+        f"schema registry {server.url}: subject payments-value does not have our schema, "
+        "and registry.auto_register is false"
+    )
+    assert client.get_subjects() == []
+
+
+def test_a_newer_compatible_version_of_somebody_else_is_read(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    decoder = Decoder("payments", connect())
+    client.set_compatibility("payments-value", "BACKWARD")
+    newer = payments_with({"name": "wallet", "type": ["null", "string"], "default": None})
+    serialise = AvroSerializer(client, newer)
+    assert decoder.decode(serialise(PAYMENT | {"wallet": "w"}, context("payments"))) == PAYMENT
+    assert client.get_versions("payments-value") == [1, 2]
+
+
+def test_we_start_beside_a_newer_version_and_write_our_own(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    connect()
+    newer = payments_with({"name": "wallet", "type": ["null", "string"], "default": None})
+    newest = client.register_schema("payments-value", RegistrySchema(newer, "AVRO"))
+    ids = connect()
+    assert ids.id_of("payments") != newest
+    value = Encoder("payments", ids.id_of("payments")).encode(PAYMENT)
+    assert AvroDeserializer(client, newer)(value, context("payments")) == PAYMENT | {"wallet": None}
+
+
+def test_a_schema_of_ours_that_the_registry_finds_incompatible_stops_the_start(
+    server: RegistryServer, client: SchemaRegistryClient
+) -> None:
+    stranger = {"type": "record", "name": "Payment", "namespace": "paywarden.v1", "fields": []}
+    client.register_schema("payments-value", RegistrySchema(json.dumps(stranger), "AVRO"))
+    client.set_compatibility("payments-value", "BACKWARD")
+    message = refused_at_start(RegistrySettings(url=server.url))
+    assert message.startswith(f"schema registry {server.url}: our schema is not compatible")
+    assert "subject payments-value" in message
+
+
+def test_an_incompatible_schema_of_somebody_else_is_refused_record_by_record(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    decoder = Decoder("payments", connect())
+    poorer = json.loads(schema_text("payments"))
+    poorer["fields"] = [field for field in poorer["fields"] if field["name"] != "currency"]
+    serialise = AvroSerializer(client, json.dumps(poorer))
+    value = serialise({k: v for k, v in PAYMENT.items() if k != "currency"}, context("payments"))
+    with pytest.raises(InvalidEvent, match="No default value for field currency"):
+        decoder.decode(value)
+
+
+def test_a_record_of_another_subject_is_refused(connect: Callable[..., RegistrySchemaIds]) -> None:
+    ids = connect()
+    value = Encoder("profiles", ids.id_of("profiles")).encode({"entity": "card", "state": b"", "written_time_ms": 1})
+    with pytest.raises(InvalidEvent, match=r"wanted paywarden\.v1\.Payment"):
+        Decoder("payments", ids).decode(value)
+
+
+def test_a_protobuf_schema_is_refused(client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]) -> None:
+    text = 'syntax = "proto3"; message A { string a = 1; }'
+    schema_id = client.register_schema("other-value", RegistrySchema(text, "PROTOBUF"))
+    with pytest.raises(InvalidEvent, match="is PROTOBUF, wanted AVRO"):
+        connect().schema_of(schema_id)
+
+
+def test_a_schema_made_of_other_subjects_is_refused(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    part = {"type": "record", "name": "Part", "fields": [{"name": "a", "type": "int"}]}
+    client.register_schema("part-value", RegistrySchema(json.dumps(part), "AVRO"))
+    whole = {"type": "record", "name": "Whole", "fields": [{"name": "part", "type": "Part"}]}
+    references = [SchemaReference("Part", "part-value", 1)]
+    schema_id = client.register_schema("whole-value", RegistrySchema(json.dumps(whole), "AVRO", references))
+    with pytest.raises(InvalidEvent, match="refers to other schemas"):
+        connect().schema_of(schema_id)
+
+
+def test_an_unknown_id_is_refused_and_asked_for_again_after_a_while(
+    server: RegistryServer, client: SchemaRegistryClient
+) -> None:
+    now_s = 1_000.0
+    ids = RegistrySchemaIds(RegistrySettings(url=server.url), clock=lambda: now_s)
+    unknown = max(ids.id_of(topic) for topic in TOPICS) + 1_000
+    with pytest.raises(InvalidEvent, match=f"unknown schema id {unknown}"):
+        ids.schema_of(unknown)
+    # A second question within the while asks nobody: nobody could answer.
+    ids.close()
+    with pytest.raises(InvalidEvent, match=f"unknown schema id {unknown}"):
+        ids.schema_of(unknown)
+    now_s += 31.0
+    with pytest.raises(RuntimeError, match="closed"):
+        ids.schema_of(unknown)
+    del client
+
+
+def test_no_url_means_no_registry() -> None:
+    assert isinstance(schema_ids(RegistrySettings()), LocalSchemaIds)
+
+
+def test_a_url_means_that_registry(server: RegistryServer, client: SchemaRegistryClient) -> None:
+    ids = schema_ids(RegistrySettings(url=server.url), topics=["payments"])
+    assert isinstance(ids, RegistrySchemaIds)
+    ids.close()
+    assert client.get_subjects() == ["payments-value"]
+
+
+def test_an_unreachable_registry_is_one_line_with_its_url() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    message = refused_at_start(RegistrySettings(url=url))
+    assert message.startswith(f"schema registry {url} did not answer: ")
+
+
+def test_the_second_url_is_tried_when_the_first_is_down(server: RegistryServer, client: SchemaRegistryClient) -> None:
+    url = f"http://127.0.0.1:{free_port()},{server.url}"
+    ids = RegistrySchemaIds(RegistrySettings(url=url), topics=["payments"])
+    assert ids.id_of("payments") == client.get_latest_version("payments-value").schema_id
+    ids.close()
+
+
+def test_a_registry_that_went_down_is_temporary_and_what_is_known_stays_known(tmp_path: Path) -> None:
+    with RegistryServer(tmp_path) as server:
+        ids = RegistrySchemaIds(RegistrySettings(url=server.url))
+        decoder = Decoder("payments", ids)
+        value = Encoder("payments", ids.id_of("payments")).encode(PAYMENT)
+        assert decoder.decode(value) == PAYMENT
+        server.kill()
+        assert decoder.decode(value) == PAYMENT
+        with pytest.raises(TemporaryFailure, match="did not answer"):
+            decoder.decode(Encoder("payments", 1_000_000).encode(PAYMENT))
+        server.restart()
+        with pytest.raises(InvalidEvent, match="unknown schema id 1000000"):
+            decoder.decode(Encoder("payments", 1_000_000).encode(PAYMENT))
+        ids.close()
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """The URL of a server that says the same to every request, and is no schema registry."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing on standard error."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (200, b"<html>hello</html>", "did not answer as one"),
+        (200, b"[]", "did not answer as one"),
+        (200, b"{}", "no id for subject payments-value"),
+        (404, b"{}", "answered with status 404"),
+        (401, b'{"error_code": 40101, "message": "no"}', "refused our credentials"),
+        (503, b"busy", "answered with status 503"),
+    ],
+)
+def test_a_server_that_is_no_registry_for_us_stops_the_start(status: int, body: bytes, words: str) -> None:
+    with answering(status, body) as url:
+        message = refused_at_start(RegistrySettings(url=url, username="u", password="hunter2"))
+    assert words in message
+    assert url in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (RegistrySettings(url="http://user:hunter2@127.0.0.1:1"), "use registry.username"),
+        (RegistrySettings(url="ftp://127.0.0.1:1"), "registry.url: wanted http://"),
+        (RegistrySettings(url="127.0.0.1:8081"), "registry.url: wanted http://"),
+        (RegistrySettings(url="http://[oops"), "registry.url is not a URL"),
+        (RegistrySettings(url="https://127.0.0.1:1", ca_file="/nowhere/ca.pem"), "FileNotFoundError"),
+        (RegistrySettings(url="https://127.0.0.1:1", key_file="/nowhere/key.pem"), "ValueError"),
+        (RegistrySettings(url="http://127.0.0.1:1", username="a:b", password="hunter2"), "colon"),
+    ],
+)
+def test_settings_that_cannot_work_stop_the_start(settings: RegistrySettings, words: str) -> None:
+    message = refused_at_start(settings)
+    assert words in message
+    assert "hunter2" not in message
+
+
+def test_secrets_are_not_shown() -> None:
+    shown = repr(RegistrySettings(url="http://127.0.0.1:1", password="hunter2", key_password="hunter3"))
+    assert "hunter" not in shown

@@ -1,0 +1,120 @@
+"""Fetches what the real services run from, through Maven, by coordinates: `python -m tests.services.fetch`.
+
+Each service lands in a folder named after its version under `.services/` (PAYWARDEN_SERVICES_DIR overrides
+it). A folder appears whole or not at all, so what is there is complete and is not fetched again; two runs at
+once wait for each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+KAFKA = "kafka-4.3.1"
+REGISTRY = "apicurio-registry-3.0.9"
+_REGISTRY_COORDINATES = "io.apicurio:apicurio-registry-app:3.0.9:tar.gz:all"
+_HERE = Path(__file__).resolve().parent
+# A first fetch on a slow line takes minutes; a hung one must not hang a test run for ever.
+_MAVEN_TIMEOUT_S = 900.0
+
+
+class ServiceMissing(RuntimeError):
+    """A tool or an archive the real services need is not there; the message says which and what to do."""
+
+
+def services_dir() -> Path:
+    """Where the services are kept."""
+    override = os.environ.get("PAYWARDEN_SERVICES_DIR", "")
+    return Path(override) if override else _HERE.parent.parent / ".services"
+
+
+def kafka_dir() -> Path:
+    """The folder of Kafka's jars, fetched if absent."""
+    return _fetched(KAFKA, _fetch_kafka)
+
+
+def registry_dir() -> Path:
+    """The unpacked registry, fetched if absent."""
+    return _fetched(REGISTRY, _fetch_registry)
+
+
+def tool(name: str) -> str:
+    """The path of a program on PATH; raises ServiceMissing with what to install."""
+    found = shutil.which(name)
+    if found is None:
+        package = {"java": "a Java 17 runtime", "mvn": "Apache Maven"}.get(name, name)
+        raise ServiceMissing(f"`{name}` is not on PATH: the integration tests need {package}")
+    return found
+
+
+def _fetched(name: str, fetch: Callable[[Path], None]) -> Path:
+    home = services_dir()
+    target = home / name
+    if target.is_dir():
+        return target
+    home.mkdir(parents=True, exist_ok=True)
+    with _alone(home):
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=home, prefix=f".{name}-") as scratch:
+                fetch(Path(scratch) / "content")
+                (Path(scratch) / "content").rename(target)
+    return target
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    with (home / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_kafka(target: Path) -> None:
+    pom = str(_HERE / "kafka-pom.xml")
+    _maven("-f", pom, "dependency:copy-dependencies", f"-DoutputDirectory={target}", cwd=target.parent)
+    if not list(target.glob("kafka_*.jar")):
+        raise ServiceMissing(f"Maven copied no Kafka jar for {pom}")
+
+
+def _fetch_registry(target: Path) -> None:
+    scratch = target.parent
+    _maven("dependency:copy", f"-Dartifact={_REGISTRY_COORDINATES}", f"-DoutputDirectory={scratch}", cwd=scratch)
+    archives = list(scratch.glob("*.tar.gz"))
+    if len(archives) != 1:
+        raise ServiceMissing(f"Maven copied {len(archives)} archives for {_REGISTRY_COORDINATES}, wanted one")
+    with tarfile.open(archives[0]) as archive:
+        archive.extractall(target, filter="data")
+
+
+def _maven(*arguments: str, cwd: Path) -> None:
+    # Outside the project's folder, so that Maven reads no other pom.xml than the one it is given.
+    command = [tool("mvn"), "--batch-mode", "--no-transfer-progress", "--quiet", *arguments]
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_MAVEN_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ServiceMissing(f"Maven did not finish within {_MAVEN_TIMEOUT_S:.0f} s: {arguments}") from error
+    if done.returncode != 0:
+        raise ServiceMissing(f"Maven failed: {(done.stdout + done.stderr).strip()[-2000:]}")
+
+
+def main() -> int:
+    """Fetches every service; says where, or why not."""
+    try:
+        tool("java")
+        for folder in (kafka_dir(), registry_dir()):
+            sys.stdout.write(f"{folder}\n")
+    except ServiceMissing as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

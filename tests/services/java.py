@@ -1,0 +1,129 @@
+"""A Java process the tests start, watch and stop; its output goes to a file that a failed start quotes."""
+
+from __future__ import annotations
+
+import atexit
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.services.fetch import tool
+
+# A start takes 2–4 s on an idle machine; this is for one that is busy with something else.
+START_TIMEOUT_S = 90.0
+_STOP_TIMEOUT_S = 20.0
+_POLL_S = 0.05
+_LOG_TAIL_LINES = 30
+# Below the range from which systems take the ports of outgoing connections: a port that is free while its
+# service is down must still be free when it comes back, and a client that keeps retrying it must not be
+# given that very port as its own and connect to itself.
+_LOWEST_PORT, _HIGHEST_PORT = 15_000, 30_000
+
+
+class StartFailed(RuntimeError):
+    """A service did not come up; the message ends with the end of its log."""
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 nobody listens on at this moment (somebody may, the next)."""
+    while True:
+        port = random.randint(_LOWEST_PORT, _HIGHEST_PORT)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+class JavaProcess:
+    """One run of a Java program, which ends with this Python process at the latest.
+
+    At a normal exit or an exception `atexit` stops it; if this process is killed outright, a shell that waits
+    on a pipe from it sees the pipe close and kills the program.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, log: Path, cwd: Path) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [tool("java"), *arguments],
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for pytest alone; the fixtures then stop the service in order.
+                start_new_session=True,
+            )
+        self._guard = _guard(self._process.pid)
+        atexit.register(self.stop)
+
+    @property
+    def pid(self) -> int:
+        """Of the Java process itself."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
+    def wait_until(self, ready: Callable[[], bool], *, what: str) -> None:
+        """Returns when `ready()` is true; stops it and raises StartFailed when it ends or never is."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ready():
+            if not self.running:
+                self.stop()
+                raise StartFailed(f"{what} ended with status {self._process.returncode}\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                self.stop()
+                raise StartFailed(f"{what} did not answer in {START_TIMEOUT_S:.0f} s\n{self.log_tail()}")
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """Asks it to end (SIGTERM), and kills it if it does not. Safe to call twice."""
+        if self.running:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._ended()
+
+    def kill(self) -> None:
+        """SIGKILL: what a crash looks like."""
+        self._process.kill()
+        self._ended()
+
+    def log_tail(self) -> str:
+        """The last lines it wrote."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(["...", *lines[-_LOG_TAIL_LINES:], f"(whole log: {self.log})"])
+
+    def _ended(self) -> None:
+        # A guard left behind would one day kill whoever has this pid by then.
+        if self._guard.poll() is None:
+            self._guard.kill()
+        self._guard.wait()
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+        self._process.wait()
+        atexit.unregister(self.stop)
+
+
+def _guard(pid: int) -> subprocess.Popen[bytes]:
+    shell = shutil.which("sh") or "/bin/sh"
+    script = f"read -r _; kill -{signal.SIGKILL.value} {pid}"
+    return subprocess.Popen(
+        [shell, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )

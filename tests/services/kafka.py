@@ -1,0 +1,271 @@
+"""A real Apache Kafka for tests: one node in KRaft mode, broker and controller in one process."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from tests.services.fetch import kafka_dir, tool
+from tests.services.java import JavaProcess, StartFailed, free_port
+
+# Two runs may choose the same port at the same moment; three times in a row is another fault.
+_START_ATTEMPTS = 3
+_ANSWER_TIMEOUT_S = 30.0
+_TOOL_TIMEOUT_S = 120.0
+# Serial collection and the first compiler alone: a small process that is up soon, on a machine it shares.
+_JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
+
+# For tests of compaction: pass as `settings`; the cleaner then looks at closed segments all the time.
+QUICK_COMPACTION: Mapping[str, str] = {
+    "log.cleaner.backoff.ms": "100",
+    "log.cleaner.min.cleanable.ratio": "0.01",
+    "log.cleaner.min.compaction.lag.ms": "0",
+    "log.cleaner.dedupe.buffer.size": "16777216",
+}
+
+
+class KafkaServer:
+    """One broker on 127.0.0.1, its data under `folder`; a context manager.
+
+    `settings` go into server.properties over ours. Topics are not created by use: a test says what it needs.
+    Usable from one thread at a time; clients may come from anywhere.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        self._folder = folder
+        self._settings = dict(settings or {})
+        self._process: JavaProcess | None = None
+        self._port = 0
+        self._starts = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def bootstrap(self) -> str:
+        """`host:port` for `bootstrap.servers`; the same after a restart."""
+        assert self._port, "the server has not been started"
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """Of the running broker."""
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the broker's process is there."""
+        return self._process is not None and self._process.running
+
+    def start(self) -> None:
+        """Formats fresh storage and starts on free ports; returns when the broker answers metadata."""
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            self._format(free_port(), free_port())
+            try:
+                self._run()
+            except StartFailed as error:
+                if attempt == _START_ATTEMPTS or "Address already in use" not in str(error):
+                    raise
+            else:
+                return
+
+    def stop(self) -> None:
+        """An orderly shutdown. Safe to call when it is down."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL, as in a crash; the data stay."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+    def restart(self) -> None:
+        """Starts it again on the same ports with the same data (after stopping it, if it runs)."""
+        self.stop()
+        self._run()
+
+    def create_topics(self, *topics: NewTopic) -> None:
+        """Creates them and returns when each partition has a leader."""
+        create_topics(self.bootstrap, *topics)
+
+    def _format(self, port: int, controller_port: int) -> None:
+        self._port = port
+        data = self._folder / "data"
+        if data.exists():
+            shutil.rmtree(data)
+        data.mkdir(parents=True)
+        properties = {**_properties(port, controller_port, data), **self._settings}
+        lines = [f"{name}={value}\n" for name, value in properties.items()]
+        self._config.write_text("".join(lines), encoding="utf-8")
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode("ascii")
+        # Its identity may begin with a dash, which only the `=` form keeps from being read as an option.
+        options = ["format", f"--cluster-id={cluster_id}", "--config", str(self._config)]
+        done = subprocess.run(
+            [tool("java"), *self._arguments("kafka.tools.StorageTool"), *options],
+            capture_output=True,
+            text=True,
+            timeout=_TOOL_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise StartFailed(f"Kafka's storage was not formatted: {(done.stdout + done.stderr).strip()}")
+
+    def _run(self) -> None:
+        self._starts += 1
+        arguments = [*self._arguments("kafka.Kafka"), str(self._config)]
+        log = self._folder / f"kafka-{self._starts}.log"
+        process = JavaProcess(arguments, log=log, cwd=self._folder)
+        self._process = process
+        # Only this process's own word that it started: another one may answer on a port that was taken.
+        process.wait_until(
+            lambda: b"Kafka Server started" in log.read_bytes() and _answers(self.bootstrap),
+            what=f"Kafka on {self.bootstrap}",
+        )
+
+    @property
+    def _config(self) -> Path:
+        return self._folder / "server.properties"
+
+    def _arguments(self, main_class: str) -> list[str]:
+        logging = "-Dlog4j2.level=INFO"
+        return [*_JVM, logging, "-cp", f"{kafka_dir()}/*", main_class]
+
+
+def _properties(port: int, controller_port: int, data: Path) -> dict[str, str]:
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "controller.listener.names": "CONTROLLER",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": str(data),
+        "auto.create.topics.enable": "false",
+        "group.initial.rebalance.delay.ms": "0",
+        "offsets.topic.replication.factor": "1",
+        "offsets.topic.num.partitions": "4",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.num.partitions": "4",
+        "share.coordinator.state.topic.replication.factor": "1",
+        "share.coordinator.state.topic.min.isr": "1",
+        # After a crash the old session must run out before the broker may register again; a third of the
+        # default makes that wait short, and five missed heartbeats still forgive a busy machine.
+        "broker.heartbeat.interval.ms": "500",
+        "broker.session.timeout.ms": "3000",
+        "num.network.threads": "2",
+        "num.io.threads": "4",
+        "log.cleaner.dedupe.buffer.size": "16777216",
+    }
+
+
+def _answers(bootstrap: str) -> bool:
+    # Without a log callback librdkafka writes each refused connection to our standard error.
+    client = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    try:
+        return bool(client.list_topics(timeout=1.0).brokers)
+    except KafkaException:
+        return False
+
+
+def create_topics(bootstrap: str, *topics: NewTopic) -> None:
+    """Creates them and returns when each partition has a leader; an existing topic is an error."""
+    client = AdminClient({"bootstrap.servers": bootstrap})
+    for done in client.create_topics(list(topics), request_timeout=_ANSWER_TIMEOUT_S).values():
+        done.result()
+    deadline = time.monotonic() + _ANSWER_TIMEOUT_S
+    wanted = {topic.topic: topic.num_partitions for topic in topics}
+    while not _all_led(client, wanted):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no leader for every partition of {sorted(wanted)}")
+        time.sleep(0.05)
+
+
+def _all_led(client: AdminClient, wanted: Mapping[str, int]) -> bool:
+    known = client.list_topics(timeout=_ANSWER_TIMEOUT_S).topics
+    return all(
+        name in known
+        and len(known[name].partitions) == count
+        and all(partition.leader >= 0 for partition in known[name].partitions.values())
+        for name, count in wanted.items()
+    )
+
+
+def produce(bootstrap: str, topic: str, records: Iterable[tuple[str | bytes | None, bytes | None]]) -> int:
+    """Writes (key, value) records and returns how many, all acknowledged; raises for one that was not."""
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "acks": "all",
+            "enable.idempotence": True,
+            # A topic that is not there is a mistake in the test, not one to wait for.
+            "topic.metadata.propagation.max.ms": 2_000,
+            # Errors only: a fresh broker's coordinator is still loading, is asked again, and that is all.
+            "log_level": 3,
+        }
+    )
+    refused: list[str] = []
+    count = 0
+    for key, value in records:
+        producer.produce(
+            topic,
+            key=key,
+            value=value,
+            on_delivery=lambda error, _: refused.append(str(error)) if error is not None else None,
+        )
+        producer.poll(0)
+        count += 1
+    left = producer.flush(_ANSWER_TIMEOUT_S)
+    if left or refused:
+        raise RuntimeError(f"{left} of {count} records unacknowledged, refused: {refused[:3]}")
+    return count
+
+
+def consume(bootstrap: str, topic: str, count: int, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> Sequence[Message]:
+    """The first `count` records of all partitions, from their beginnings; each partition in its order.
+
+    Raises TimeoutError when there are fewer. Joins no group and commits nothing.
+    """
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "unused", "enable.auto.commit": False})
+    try:
+        partitions = consumer.list_topics(topic, timeout=timeout_s).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+        return _read(consumer, count, timeout_s)
+    finally:
+        consumer.close()
+
+
+def _read(consumer: Consumer, count: int, timeout_s: float) -> list[Message]:
+    messages: list[Message] = []
+    deadline = time.monotonic() + timeout_s
+    while len(messages) < count:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(f"{len(messages)} of {count} records within {timeout_s:.0f} s")
+        for message in consumer.consume(count - len(messages), timeout=min(left_s, 1.0)):
+            error = message.error()
+            if error is not None:
+                raise KafkaException(error)
+            messages.append(message)
+    return messages
