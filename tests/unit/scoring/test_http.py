@@ -314,7 +314,7 @@ def test_a_wrong_value_is_400_and_names_its_field(served: Served, client: Client
     assert reply.error == {
         "code": "invalid_argument",
         "field": "amount_minor",
-        "message": "must be from 0 to 10000000000000",
+        "message": "must be from 0 to 100000000000",
     }
     assert served.scorer.seen == []
 
