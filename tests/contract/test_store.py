@@ -1,0 +1,352 @@
+"""What every profile store promises, run over each of them.
+
+The real server is the one at PAYWARDEN_TEST_AEROSPIKE=host:port, namespace PAYWARDEN_TEST_AEROSPIKE_NAMESPACE
+(default `test`); the sets named below are emptied there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from features.aerospike_store import AerospikeSettings, AerospikeStore
+from features.lmdb_store import LmdbStore
+from features.memory_store import MemoryStore
+from features.store import KEY_BYTES_MAX, TTL_S_MAX, ProfileStore
+from schemas.errors import InvalidEvent, Misconfigured
+from tests.standin.aerospike_server import StandIn
+
+REAL_SERVER = "PAYWARDEN_TEST_AEROSPIKE"
+REAL_NAMESPACE = "PAYWARDEN_TEST_AEROSPIKE_NAMESPACE"
+ENTITIES = ("contract-card", "contract-merchant", "contract-card2")
+RECORD_BYTES_MAX = 200_000
+# Small, so that the tests are larger than a batch and than a page of a scan.
+BATCH_RECORD_COUNT_MAX = 16
+SCAN_PAGE_RECORD_COUNT = 20
+
+
+class Clock:
+    """A time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass
+class Subject:
+    """A store, and how to let time pass for it."""
+
+    store: ProfileStore
+    advance: Callable[[float], None]
+
+
+def _memory(_: Path) -> Iterator[Subject]:
+    clock = Clock()
+    yield Subject(MemoryStore(clock=clock, record_bytes_max=RECORD_BYTES_MAX), clock.advance)
+
+
+def _lmdb(path: Path) -> Iterator[Subject]:
+    clock = Clock()
+    store = LmdbStore(
+        path / "profiles",
+        map_size_bytes=64 << 20,
+        record_bytes_max=RECORD_BYTES_MAX,
+        fsync=False,
+        clock=clock,
+    )
+    yield Subject(store, clock.advance)
+
+
+def _aerospike_settings(address: str, namespace: str) -> AerospikeSettings:
+    return AerospikeSettings(
+        hosts=(address,),
+        namespace=namespace,
+        record_bytes_max=RECORD_BYTES_MAX,
+        batch_record_count_max=BATCH_RECORD_COUNT_MAX,
+        scan_page_record_count=SCAN_PAGE_RECORD_COUNT,
+    )
+
+
+def _aerospike_standin(_: Path) -> Iterator[Subject]:
+    clock = Clock()
+    with StandIn(clock=clock) as server:
+        yield Subject(AerospikeStore(_aerospike_settings(server.address, server.namespace)), clock.advance)
+
+
+def _aerospike_server(_: Path) -> Iterator[Subject]:
+    namespace = os.environ.get(REAL_NAMESPACE, "test")
+    store = AerospikeStore(_aerospike_settings(os.environ[REAL_SERVER], namespace))
+    for entity in ENTITIES:
+        store.delete([key for key, _ in store.scan(entity)])
+    # A real server's clock cannot be moved, so the tests of expiry wait; it counts in whole seconds.
+    yield Subject(store, lambda seconds: time.sleep(seconds + 1))
+
+
+STORES = [_memory, _lmdb, _aerospike_standin]
+if os.environ.get(REAL_SERVER):
+    STORES.append(_aerospike_server)
+
+
+@pytest.fixture(params=STORES, ids=lambda make: make.__name__.strip("_"))
+def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
+    for made in request.param(tmp_path):
+        yield made
+        made.store.close()
+
+
+@pytest.fixture
+def store(subject: Subject) -> ProfileStore:
+    return subject.store
+
+
+def card(identity: str | bytes) -> bytes:
+    return b"contract-card:" + (identity.encode() if isinstance(identity, str) else identity)
+
+
+def write_expiring(store: ProfileStore, values: dict[bytes, bytes], ttl_s: int) -> None:
+    try:
+        store.write(values, ttl_s=ttl_s)
+    except Misconfigured as error:
+        if "nsup-period" not in str(error):
+            raise
+        pytest.skip(f"this server's namespace takes no records that expire: {error}")
+
+
+def test_a_real_server_keeps_the_contract_too() -> None:
+    if not os.environ.get(REAL_SERVER):
+        pytest.skip(f"the contract was not run on a real Aerospike server: set {REAL_SERVER}=host:port for that")
+    assert _aerospike_server in STORES
+
+
+def test_what_was_written_is_read(store: ProfileStore) -> None:
+    store.write({card("1"): b"one", card("2"): b"two"}, ttl_s=0)
+    assert store.read([card("1"), card("2")]) == [b"one", b"two"]
+
+
+def test_values_come_in_the_order_of_the_keys_and_absent_ones_are_none(store: ProfileStore) -> None:
+    store.write({card("a"): b"A", card("b"): b"B"}, ttl_s=0)
+    keys = [card("b"), card("absent"), card("a"), card("b"), b"contract-merchant:a"]
+    assert store.read(keys) == [b"B", None, b"A", b"B", None]
+
+
+def test_nothing_asked_nothing_done(store: ProfileStore) -> None:
+    store.write({}, ttl_s=0)
+    store.delete([])
+    assert store.read([]) == []
+    assert list(store.scan("contract-card")) == []
+
+
+def test_more_keys_than_a_batch_holds_are_read_written_and_deleted_in_order(store: ProfileStore) -> None:
+    count = 5 * BATCH_RECORD_COUNT_MAX + 3
+    values = {card(f"{number:05d}"): b"value %d" % number for number in range(count)}
+    store.write(values, ttl_s=0)
+    assert store.read(list(values)) == list(values.values())
+    assert store.read(list(values)[::-1]) == list(values.values())[::-1]
+    store.delete(list(values)[:-1])
+    assert store.read(list(values)) == [None] * (count - 1) + [b"value %d" % (count - 1)]
+
+
+def test_a_write_replaces_the_record_whole(store: ProfileStore) -> None:
+    store.write({card("1"): b"a long value of the first write"}, ttl_s=0)
+    store.write({card("1"): b"short"}, ttl_s=0)
+    assert store.read([card("1")]) == [b"short"]
+
+
+def test_a_deleted_record_is_gone_and_deleting_an_absent_one_is_fine(store: ProfileStore) -> None:
+    store.write({card("1"): b"one", card("2"): b"two"}, ttl_s=0)
+    store.delete([card("1"), card("absent"), card("1")])
+    assert store.read([card("1"), card("2")]) == [None, b"two"]
+    assert list(store.scan("contract-card")) == [(card("2"), b"two")]
+
+
+def test_a_record_expires_after_its_ttl_and_not_before(subject: Subject) -> None:
+    write_expiring(subject.store, {card("1"): b"one", card("2"): b"two"}, ttl_s=3)
+    subject.store.write({card("ever"): b"ever"}, ttl_s=0)
+    assert subject.store.read([card("1"), card("ever")]) == [b"one", b"ever"]
+    subject.advance(4)
+    assert subject.store.read([card("1"), card("2"), card("ever")]) == [None, None, b"ever"]
+    assert list(subject.store.scan("contract-card")) == [(card("ever"), b"ever")]
+
+
+def test_writing_again_starts_the_ttl_again(subject: Subject) -> None:
+    write_expiring(subject.store, {card("1"): b"old", card("2"): b"old"}, ttl_s=3)
+    subject.store.write({card("1"): b"new"}, ttl_s=1_000)
+    subject.store.write({card("2"): b"new"}, ttl_s=0)
+    subject.advance(4)
+    assert subject.store.read([card("1"), card("2")]) == [b"new", b"new"]
+
+
+def test_an_expired_record_can_be_written_again(subject: Subject) -> None:
+    write_expiring(subject.store, {card("1"): b"old"}, ttl_s=1)
+    subject.advance(2)
+    subject.store.write({card("1"): b"new"}, ttl_s=0)
+    assert subject.store.read([card("1")]) == [b"new"]
+
+
+def test_a_scan_gives_every_record_of_its_entity_once_and_of_no_other(store: ProfileStore) -> None:
+    count = 3 * SCAN_PAGE_RECORD_COUNT + 7
+    cards = {card(f"{number}"): b"card %d" % number for number in range(count)}
+    others = {b"contract-merchant:%d" % number: b"merchant" for number in range(25)}
+    # Its name starts with the other's.
+    others |= {b"contract-card2:%d" % number: b"card2" for number in range(25)}
+    store.write({**cards, **others}, ttl_s=0)
+    scanned = list(store.scan("contract-card"))
+    assert len(scanned) == count
+    assert dict(scanned) == cards
+
+
+def test_a_scan_may_be_left_early_and_records_may_go_while_it_runs(store: ProfileStore) -> None:
+    keys = [card(f"{number:04d}") for number in range(3 * SCAN_PAGE_RECORD_COUNT)]
+    store.write(dict.fromkeys(keys, b"value"), ttl_s=0)
+    scan = store.scan("contract-card")
+    seen = [next(scan)[0]]
+    store.delete(keys)
+    seen += [key for key, _ in scan]
+    assert len(seen) == len(set(seen))
+    assert set(seen) <= set(keys)
+    next(store.scan("contract-card"), None)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"\0", b"\0\0middle\0\0", bytes(range(256)) * 3, b"\xff\xfe not text", os.urandom(100_000)],
+    ids=["empty", "zero", "zeros", "every byte", "no text", "100 kB"],
+)
+def test_values_are_any_bytes(store: ProfileStore, value: bytes) -> None:
+    store.write({card("1"): value}, ttl_s=0)
+    assert store.read([card("1")]) == [value]
+    assert list(store.scan("contract-card")) == [(card("1"), value)]
+
+
+def test_ids_are_any_text(store: ProfileStore) -> None:
+    ids = ["a:b:c", ":", "::", "ключ", "名前", "🂡", "x" * 200, "with space", "tab\t", "line\n", "a", "a\0", "a\0b", "1"]
+    values = {card(identity): identity.encode() for identity in ids}
+    store.write(values, ttl_s=0)
+    assert store.read(list(values)) == list(values.values())
+    assert dict(store.scan("contract-card")) == values
+    store.delete([card("a\0b")])
+    assert store.read([card("a"), card("a\0"), card("a\0b")]) == [b"a", b"a\0", None]
+
+
+def test_a_key_of_the_greatest_length_is_stored_and_a_longer_one_refused(store: ProfileStore) -> None:
+    longest = card("x" * (KEY_BYTES_MAX - len(card(""))))
+    store.write({longest: b"value"}, ttl_s=0)
+    assert store.read([longest]) == [b"value"]
+    assert list(store.scan("contract-card")) == [(longest, b"value")]
+    with pytest.raises(InvalidEvent, match=f"at most {KEY_BYTES_MAX} bytes"):
+        store.write({longest + b"x": b"value"}, ttl_s=0)
+
+
+@pytest.mark.parametrize("key", [b"", b"card", b"card:", b":1", b"no colons;:1", b"x" * 64 + b":1", "é:1".encode()])
+def test_what_is_no_key_is_refused_by_every_call(store: ProfileStore, key: bytes) -> None:
+    for call in (
+        lambda: store.read([card("1"), key]),
+        lambda: store.delete([card("1"), key]),
+        lambda: store.write({card("1"): b"new", key: b"value"}, ttl_s=0),
+    ):
+        store.write({card("1"): b"old"}, ttl_s=0)
+        with pytest.raises(InvalidEvent):
+            call()
+        assert store.read([card("1")]) == [b"old"]
+
+
+def test_a_record_over_the_limit_is_refused_and_nothing_is_written(store: ProfileStore) -> None:
+    store.write({card("1"): b"old"}, ttl_s=0)
+    values = {card(f"{number}"): b"new" for number in range(2 * BATCH_RECORD_COUNT_MAX)}
+    values[card("secret-id")] = bytes(RECORD_BYTES_MAX + 1)
+    with pytest.raises(InvalidEvent, match="record_bytes_max") as refused:
+        store.write(values, ttl_s=0)
+    assert "secret-id" not in str(refused.value)
+    assert list(store.scan("contract-card")) == [(card("1"), b"old")]
+
+
+def test_a_record_of_exactly_the_limit_is_stored(store: ProfileStore) -> None:
+    value = b"v" * RECORD_BYTES_MAX
+    store.write({card("1"): value}, ttl_s=0)
+    assert store.read([card("1")]) == [value]
+
+
+@pytest.mark.parametrize("ttl_s", [-1, TTL_S_MAX + 1])
+def test_a_ttl_that_no_server_takes_is_refused(store: ProfileStore, ttl_s: int) -> None:
+    with pytest.raises(Misconfigured, match="ttl_s"):
+        store.write({card("1"): b"value"}, ttl_s=ttl_s)
+    assert store.read([card("1")]) == [None]
+
+
+def test_readers_beside_a_writer_see_whole_records_that_never_go_back(store: ProfileStore) -> None:
+    keys = [card(f"{number}") for number in range(2 * BATCH_RECORD_COUNT_MAX)]
+    store.write(dict.fromkeys(keys, bytes(2_000)), ttl_s=0)
+    written = Event()
+
+    def read_until_written() -> int:
+        newest = [0] * len(keys)
+        read_count = 0
+        while not written.is_set() or read_count == 0:
+            for index, value in enumerate(store.read(keys)):
+                assert value is not None
+                assert value == value[:1] * 2_000
+                assert value[0] >= newest[index]
+                newest[index] = value[0]
+            read_count += 1
+        return read_count
+
+    with ThreadPoolExecutor(3) as readers:
+        reads = [readers.submit(read_until_written) for _ in range(3)]
+        try:
+            for number in range(1, 51):
+                store.write(dict.fromkeys(keys, bytes([number]) * 2_000), ttl_s=0)
+        finally:
+            written.set()
+        assert all(read.result() > 0 for read in reads)
+    assert store.read(keys) == [bytes([50]) * 2_000] * len(keys)
+
+
+def test_closing_twice_is_fine(store: ProfileStore) -> None:
+    store.close()
+    store.close()
+
+
+_KEYS = st.sampled_from([b"contract-card:a", b"contract-card:b", b"contract-card:c", b"contract-card2:a"])
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.dictionaries(_KEYS, st.binary(max_size=20), max_size=4)),
+        st.tuples(st.just("delete"), st.lists(_KEYS, max_size=4)),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=_STEPS)
+def test_a_store_is_a_map(store: ProfileStore, steps: list[tuple[str, object]]) -> None:
+    every = [b"contract-card:a", b"contract-card:b", b"contract-card:c", b"contract-card2:a"]
+    store.delete(every)
+    model: dict[bytes, bytes] = {}
+    for _, what in steps:
+        if isinstance(what, dict):
+            store.write(what, ttl_s=0)
+            model.update(what)
+        elif isinstance(what, list):
+            store.delete(what)
+            for key in what:
+                model.pop(key, None)
+    assert store.read(every) == [model.get(key) for key in every]
+    for entity in ("contract-card", "contract-card2"):
+        prefix = entity.encode() + b":"
+        expected = {key: value for key, value in model.items() if key.startswith(prefix)}
+        assert dict(store.scan(entity)) == expected

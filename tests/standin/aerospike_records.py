@@ -1,0 +1,180 @@
+"""What the stand-in remembers: records by digest, each with its bins, generation and time of expiry.
+
+A request goes in, an encoded answer comes out; nothing here knows about sockets. Rules kept from the real
+server, because callers can tell them apart:
+- a TTL of 0 is the namespace's default (here: never), 0xFFFFFFFF is never, 0xFFFFFFFE leaves it as it was;
+- a write merges its bins into the record unless it says replace;
+- a scan walks a partition in digest order, so that it can resume after a digest;
+- a record beyond the size limit is refused with code 13, an unknown namespace with code 20, and a record
+  that would expire, where expiry is switched off, with code 22.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from threading import Lock
+
+from tests.standin.aerospike_wire import (
+    DIGEST_BYTES,
+    FIELD_DIGEST,
+    FIELD_DIGESTS,
+    FIELD_KEY,
+    FIELD_MAX_RECORDS,
+    FIELD_NAMESPACE,
+    FIELD_PARTITIONS,
+    FIELD_SET,
+    INFO1_ALL_BINS,
+    INFO1_NO_BINS,
+    INFO2_DELETE,
+    INFO2_WRITE,
+    INFO3_CREATE_OR_REPLACE,
+    OPERATION_WRITE,
+    Request,
+    encode_message,
+)
+
+PARTITION_COUNT = 4096
+OK = 0
+NOT_FOUND = 2
+TOO_BIG = 13
+NAMESPACE_NOT_FOUND = 20
+FORBIDDEN = 22
+
+_TTL_DEFAULT = 0
+_TTL_NEVER = 0xFFFF_FFFF
+_TTL_KEEP = 0xFFFF_FFFE
+# Expiry travels as seconds since 2010-01-01 UTC.
+_EPOCH_S = 1_262_304_000
+
+
+def partition_of(digest: bytes) -> int:
+    """The partition a digest lies in, 0 to 4095."""
+    return int.from_bytes(digest[:2], "little") % PARTITION_COUNT
+
+
+@dataclass
+class Record:
+    """One stored record. `expires_s` is epoch seconds, None for never."""
+
+    set_name: str
+    key: bytes
+    bins: dict[str, tuple[int, bytes]]
+    generation: int = 1
+    expires_s: float | None = None
+
+    @property
+    def void_time_s(self) -> int:
+        """Expiry as the wire has it, 0 for never."""
+        return 0 if self.expires_s is None else int(self.expires_s) - _EPOCH_S
+
+
+@dataclass
+class Records:
+    """The records of one namespace. Safe to use from several threads."""
+
+    namespace: str
+    clock: Callable[[], float]
+    record_bytes_max: int = 1_048_576
+    expiry_allowed: bool = True
+    by_digest: dict[bytes, Record] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+    def answer(self, request: Request, refusal: int = OK) -> bytes:
+        """Does what one record's request asks, unless a fault refuses it, and says how it went."""
+        with self.lock:
+            if refusal != OK:
+                return encode_message(result=refusal, index=request.index)
+            if request.text(FIELD_NAMESPACE) != self.namespace:
+                return encode_message(result=NAMESPACE_NOT_FOUND, index=request.index)
+            if request.info2 & INFO2_DELETE:
+                return self._delete(request)
+            if request.info2 & INFO2_WRITE:
+                return self._write(request)
+            return self._read(request)
+
+    def _live(self, digest: bytes) -> Record | None:
+        record = self.by_digest.get(digest)
+        if record is None or (record.expires_s is not None and record.expires_s <= self.clock()):
+            return None
+        return record
+
+    def _read(self, request: Request) -> bytes:
+        record = self._live(request.digest)
+        if record is None:
+            return encode_message(result=NOT_FOUND, index=request.index)
+        return encode_message(
+            generation=record.generation,
+            void_time_s=record.void_time_s,
+            index=request.index,
+            bins=_wanted_bins(record, request),
+        )
+
+    def _delete(self, request: Request) -> bytes:
+        live = self._live(request.digest)
+        self.by_digest.pop(request.digest, None)
+        return encode_message(result=OK if live is not None else NOT_FOUND, index=request.index)
+
+    def _write(self, request: Request) -> bytes:
+        old = self._live(request.digest)
+        bins = {} if old is None or request.info3 & INFO3_CREATE_OR_REPLACE else dict(old.bins)
+        for operation in request.operations:
+            if operation.what == OPERATION_WRITE:
+                bins[operation.name] = (operation.value_type, operation.value)
+        if sum(len(value) for _, value in bins.values()) > self.record_bytes_max:
+            return encode_message(result=TOO_BIG, index=request.index)
+        expires_s = self._expiry(request.ttl_s, old)
+        if expires_s is not None and not self.expiry_allowed:
+            return encode_message(result=FORBIDDEN, index=request.index)
+        generation = 1 if old is None else old.generation + 1
+        key = request.fields.get(FIELD_KEY, b"" if old is None else old.key)
+        self.by_digest[request.digest] = Record(request.text(FIELD_SET), key, bins, generation, expires_s)
+        return encode_message(generation=generation, index=request.index)
+
+    def _expiry(self, ttl_s: int, old: Record | None) -> float | None:
+        if ttl_s == _TTL_KEEP:
+            return None if old is None else old.expires_s
+        return None if ttl_s in (_TTL_DEFAULT, _TTL_NEVER) else self.clock() + ttl_s
+
+    def scan(self, request: Request) -> Iterator[bytes]:
+        """The encoded records of a scan's partitions, each partition from its start or after a digest."""
+        partitions = request.fields.get(FIELD_PARTITIONS, b"")
+        starts = dict.fromkeys(struct.unpack(f"<{len(partitions) // 2}H", partitions), b"")
+        digests = request.fields.get(FIELD_DIGESTS, b"")
+        for at in range(0, len(digests), DIGEST_BYTES):
+            digest = digests[at : at + DIGEST_BYTES]
+            starts[partition_of(digest)] = digest
+        left = int.from_bytes(request.fields.get(FIELD_MAX_RECORDS, b""), "big") or len(self.by_digest)
+        with self.lock:
+            for digest in sorted(self.by_digest):
+                start = starts.get(partition_of(digest))
+                record = self._live(digest)
+                if start is None or digest <= start or record is None or left == 0:
+                    continue
+                if request.text(FIELD_SET) in ("", record.set_name):
+                    left -= 1
+                    yield self._scanned(digest, record, request)
+
+    def _scanned(self, digest: bytes, record: Record, request: Request) -> bytes:
+        fields = {
+            FIELD_NAMESPACE: self.namespace.encode(),
+            FIELD_DIGEST: digest,
+            FIELD_SET: record.set_name.encode(),
+        }
+        if record.key:
+            fields[FIELD_KEY] = record.key
+        return encode_message(
+            generation=record.generation,
+            void_time_s=record.void_time_s,
+            fields=fields,
+            bins=_wanted_bins(record, request),
+        )
+
+
+def _wanted_bins(record: Record, request: Request) -> dict[str, tuple[int, bytes]]:
+    if request.info1 & INFO1_NO_BINS:
+        return {}
+    if request.info1 & INFO1_ALL_BINS or not request.operations:
+        return record.bins
+    return {op.name: record.bins[op.name] for op in request.operations if op.name in record.bins}
