@@ -1,0 +1,61 @@
+"""ops/paywarden.toml is what a reader takes for the truth about settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.aerospike_store import AerospikeSettings
+from features.lmdb_store import LmdbSettings
+from models.training import TrainingSettings
+from ops.wiring import FeatureSettings, ServeSettings, StoreSettings
+from schemas.settings import SECTIONS, read_source
+from scoring.http import HttpSettings
+from scoring.mirror import MirrorSettings
+from scoring.outbox import OutboxSettings
+from scoring.policy import PolicySettings
+from scoring.wire import RequestLimits
+from streams.companion import CompanionSettings
+from streams.kafka import KafkaSettings
+from streams.pipeline import StreamSettings
+from streams.registry import RegistrySettings
+from streams.topics import TopicSettings
+
+EXAMPLE = Path(__file__).resolve().parents[3] / "ops" / "paywarden.toml"
+SETTINGS: dict[str, type[Any]] = {
+    "aerospike": AerospikeSettings,
+    "companion": CompanionSettings,
+    "features": FeatureSettings,
+    "http": HttpSettings,
+    "kafka": KafkaSettings,
+    "limits": RequestLimits,
+    "lmdb": LmdbSettings,
+    "mirror": MirrorSettings,
+    "outbox": OutboxSettings,
+    "policy": PolicySettings,
+    "registry": RegistrySettings,
+    "serve": ServeSettings,
+    "store": StoreSettings,
+    "stream": StreamSettings,
+    "topics": TopicSettings,
+    "training": TrainingSettings,
+}
+
+
+def test_every_section_has_settings() -> None:
+    assert sorted(SECTIONS) == sorted(SETTINGS)
+
+
+@pytest.mark.parametrize("section", sorted(SETTINGS))
+def test_the_example_lists_every_setting_with_its_default(section: str) -> None:
+    source = read_source(str(EXAMPLE), {})
+    kind = SETTINGS[section]
+    assert list(source.file[section]) == [field.name for field in dataclasses.fields(kind)]
+    # The two that depend on the machine: a memory file system where there is one.
+    paths = {name for name in ("path", "metrics") if "/dev/shm" in str(source.file[section].get(name))}
+    for field in dataclasses.fields(kind):
+        if field.name not in paths:
+            assert getattr(source.section(section, kind), field.name) == field.default
