@@ -225,14 +225,16 @@ def broker() -> None:
 @click.pass_obj
 def stream(source: Source) -> None:
     """Run the stream processors: payments and outcomes to profiles."""
-    wiring.pipeline(source).run(_until_stopped())
+    stop = _until_stopped()
+    wiring.pipeline(source).run(stop)
 
 
 @cli.command()
 @click.pass_obj
 def companion(source: Source) -> None:
     """Run a scoring host's companion: changelog to mirror, outbox to decisions."""
-    wiring.companion(source).run(_until_stopped())
+    stop = _until_stopped()
+    wiring.companion(source).run(stop)
 
 
 @cli.command()

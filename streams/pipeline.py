@@ -43,6 +43,7 @@ from streams.kafka import (
     reason_of,
 )
 from streams.progress import SourceProgress, progress_key
+from streams.waiting import WaitingOutcomes
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -63,6 +64,8 @@ class StreamSettings:
     batch_max: int = 2000
     batch_wait_ms: int = 50
     progress_every_ms: int = 500
+    # A worker that dies is missed after this long; only then is its work taken up. Kafka allows 6 s and more.
+    session_timeout_ms: int = 10_000
     # How long outcomes may take: after that, what is kept about a payment expires.
     outcome_days: int = 120
     # A store that is away for longer ends the process; nothing is committed, so nothing is lost.
@@ -104,12 +107,16 @@ class Pipeline:
         self._check_partitions()
         self._changelog_partitions = partitions_of(kafka, "profiles")
         self._producer: Producer = make_producer(kafka, linger_ms=2)
-        self._consumer: Consumer = make_consumer(kafka, group_id=settings.group_id)
+        self._consumer: Consumer = make_consumer(
+            kafka, group_id=settings.group_id, session_timeout_ms=settings.session_timeout_ms
+        )
         self._intake = Intake(engine, rates, ids)
         self._dead_letters = DeadLetters(self._producer, kafka, ids)
         self._encoder = Encoder("profiles", ids.id_of("profiles"))
         self._progress = SourceProgress()
         self._progress_due_ms = 0
+        self._waiting = WaitingOutcomes()
+        self._outcomes_paused = False
         self.counts = StreamCounts()
 
     def run(self, stop: Event) -> None:
@@ -132,7 +139,10 @@ class Pipeline:
         asked_ms = self._now_ms() - _FETCH_AGE_MS
         consumed = consume(self._consumer, self._settings.batch_max, self._settings.batch_wait_ms / 1000)
         self._note_progress(consumed)
-        records = consumed.records
+        records = [
+            *(r for r in consumed.records if r.topic == self._payments_topic),
+            *self._due_outcomes(consumed, asked_ms),
+        ]
         if records and not self._work(records, stop):
             return  # stopped while the store was away: nothing is committed
         self._send_progress(asked_ms)
@@ -150,6 +160,21 @@ class Pipeline:
         for topic, partition in consumed.ended:
             if topic == self._payments_topic:
                 self._progress.reached_end(partition)
+
+    def _due_outcomes(self, consumed: Consumed, asked_ms: int) -> list[Record]:
+        now_ms = self._now_ms()
+        self._waiting.add((record for record in consumed.records if record.topic == self._outcomes_topic), now_ms)
+        due = self._waiting.take_due(min(self._progress.complete_to_ms(asked_ms).values(), default=now_ms))
+        # Bounded memory: while too many wait, no more are read.
+        self._pause_outcomes(len(self._waiting) >= self._settings.batch_max)
+        return due
+
+    def _pause_outcomes(self, pause: bool) -> None:
+        if pause == self._outcomes_paused:
+            return
+        partitions = [p for p in self._consumer.assignment() if p.topic == self._outcomes_topic]
+        (self._consumer.pause if pause else self._consumer.resume)(partitions)
+        self._outcomes_paused = pause
 
     def _work(self, records: Sequence[Record], stop: Event) -> bool:
         payments, outcomes, origin = self._decode(records)
@@ -279,10 +304,13 @@ class Pipeline:
 
     def _on_assign(self, _: Consumer, partitions: Sequence[TopicPartition]) -> None:
         self._progress.assigned(p.partition for p in partitions if p.topic == self._payments_topic)
+        # Partitions that come are not paused, whatever the others are.
+        self._outcomes_paused = False
 
     def _on_revoke(self, _: Consumer, partitions: Sequence[TopicPartition]) -> None:
-        # Called from within consume(), so no batch is under way.
+        # Called from within consume(), so no batch is under way; outcomes that wait were not committed.
         self._progress.revoked(p.partition for p in partitions if p.topic == self._payments_topic)
+        self._waiting.drop({p.partition for p in partitions if p.topic == self._outcomes_topic})
 
     def _check_partitions(self) -> None:
         for name in ("payments", "outcomes"):

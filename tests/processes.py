@@ -83,7 +83,7 @@ class Deployment:
             f'[kafka]\nbootstrap = "{bootstrap}"\ntopic_prefix = "{topic_prefix}"\n'
             "[topics]\npartitions = 4\n"
             f'[stream]\ngroup_id = "{topic_prefix}stream"\nbatch_wait_ms = 5\nbatch_max = {stream_batch_max}\n'
-            "progress_every_ms = 50\n"
+            "progress_every_ms = 50\nsession_timeout_ms = 6000\n"
             "[companion]\nbatch_wait_ms = 5\n"
             f'[store]\nkind = "lmdb"\n[lmdb]\npath = "{self.store}"\n'
             f'[mirror]\npath = "{self.mirror}"\nsize_mb = 256\n'

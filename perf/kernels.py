@@ -1,0 +1,130 @@
+"""The feature kernel alone: profile updates, one payment's vector, the training table.
+
+Measured: `apply_events` over sorted batches of simulated payments with every entity (updates counted per payment
+and entity), one `fill_vectors` call for a payment with three known entities, and the point-in-time vectors of a
+whole history through `Passage` (of the handbook's table with --data, else of a simulated one). Nothing is stubbed;
+reading files is not included. For: noticing when a change to the kernel costs something.
+
+    python -m perf.kernels [--data DIR] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features import kernel
+from features.engine import Events, FeatureEngine
+from features.history import History, history_of_tables, read_history
+from features.money import load_rates
+from features.passage import Passage
+from streams.simulator import simulate
+
+_CALLS = 50_000
+_ROUNDS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--data", help="a history to run through (default: 5,000 simulated cards over 60 days)")
+    parser.add_argument("--json", help="also write the figures there")
+    arguments = parser.parse_args()
+    history = (
+        read_history(arguments.data) if arguments.data else history_of_tables(*simulate(cards=5000, days=60, seed=1))
+    )
+    engine = FeatureEngine()
+    engine.warm_up()
+    passage, seconds = _training_table(history, engine)
+    figures = {
+        "payments": len(history),
+        "training_table_seconds": seconds,
+        "training_table_payments_per_second": len(history) / seconds,
+        **_updates(history, engine),
+        **_vectors(history, engine, passage),
+    }
+    for name, value in figures.items():
+        print(f"{name:<40} {value:>16,.2f}")
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def _training_table(history: History, engine: FeatureEngine) -> tuple[Passage, float]:
+    started = time.perf_counter()
+    passage = Passage(history, engine, load_rates())
+    rows = sum(len(chunk.vectors) for chunk in passage.chunks())
+    seconds = time.perf_counter() - started
+    assert rows == len(history)
+    return passage, seconds
+
+
+def _updates(history: History, engine: FeatureEngine) -> dict[str, float]:
+    """Updates a second of each entity's profiles, from nothing, without roll-up: median of rounds."""
+    figures, total_events, total_seconds = {}, 0, 0.0
+    for entity, name in enumerate(engine.plan.entity_names):
+        codes = getattr(history, name).codes
+        order = np.argsort(codes, kind="stable")
+        order = order[np.searchsorted(codes[order], 0) :]
+        groups = np.append(np.unique(codes[order], return_index=True)[1], len(order)).astype(np.int64)
+        count = len(order)
+        ones, none = np.ones(count, dtype=np.int64), np.full(count, -1, dtype=np.int64)
+        events = Events(
+            groups,
+            np.zeros(count, dtype=np.uint8),
+            history.event_time_ms[order],
+            history.amount_minor[order],
+            ones,
+            none,
+            none,
+            none,
+        )
+        rounds = []
+        for _ in range(_ROUNDS):
+            started = time.perf_counter()
+            result = engine.apply(entity, events, [None] * (len(groups) - 1), engine.new_slots(0))
+            rounds.append(time.perf_counter() - started)
+            assert result.applied.all()
+        seconds = float(np.median(rounds))
+        figures[f"profile_updates_per_second_{name}"] = count / seconds
+        figures[f"profile_bytes_p50_{name}"] = float(np.median([len(state) for state in result.states]))
+        total_events, total_seconds = total_events + count, total_seconds + seconds
+    return {"profile_updates_per_second": total_events / total_seconds, **figures}
+
+
+def _vectors(history: History, engine: FeatureEngine, passage: Passage) -> dict[str, float]:
+    """One payment with all its entities at a time, varied payments, as a scoring worker calls the kernel."""
+    rng = np.random.default_rng(7)
+    everywhere = np.flatnonzero(
+        np.all([getattr(history, name).codes >= 0 for name in engine.plan.entity_names], axis=0)
+    )
+    rows = everywhere if len(everywhere) else np.arange(len(history))
+    chosen = rng.choice(rows, 2000).tolist()
+    inputs = [_inputs(history, engine, passage, row) for row in chosen]
+    out = np.empty((1, engine.plan.feature_count), dtype=np.float32)
+    latencies = np.empty(_CALLS)
+    for call in range(_CALLS):
+        request, presence, states, bounds = inputs[call % len(inputs)]
+        started = time.perf_counter()
+        engine.fill_vectors(request, presence, states, bounds, out)
+        latencies[call] = time.perf_counter() - started
+    p50, p99 = np.percentile(latencies, [50, 99]) * 1e6
+    return {"vector_p50_us": float(p50), "vector_p99_us": float(p99), "vector_max_us": float(latencies.max() * 1e6)}
+
+
+def _inputs(
+    history: History, engine: FeatureEngine, passage: Passage, row: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
+    codes = [int(getattr(history, name).codes[row]) for name in engine.plan.entity_names]
+    states = [passage.profiles[entity][code] or b"" if code >= 0 else b"" for entity, code in enumerate(codes)]
+    presence = np.array([kernel.KNOWN if state else kernel.ABSENT for state in states], dtype=np.uint8)
+    bounds = np.concatenate(([0], np.cumsum([len(state) for state in states]))).astype(np.int64)
+    request = np.array([[history.event_time_ms[-1], history.amount_minor[row]]], dtype=np.int64)
+    return request, presence, np.frombuffer(bytearray().join(states), dtype=np.uint8), bounds
+
+
+if __name__ == "__main__":
+    main()
