@@ -20,7 +20,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		{ echo "Paywarden needs Python 3.11 or newer; set PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# setuptools warns of every editable install that it is one.
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@echo "compiling the feature kernel, once"
 	$(BIN)/python -c 'from features.engine import FeatureEngine; FeatureEngine().warm_up()'
 	@touch $@

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from confluent_kafka import Producer
 
+from schemas.avro import TOPICS
+
 
 class EmbeddedBroker:
     """Runs from construction to `close`; other processes can connect to `bootstrap`."""
@@ -19,6 +21,9 @@ class EmbeddedBroker:
         )
         broker = next(iter(self._owner.list_topics(timeout=10).brokers.values()))
         self.bootstrap = f"{broker.host}:{broker.port}"
+        # Asked for, a topic is there: consumers find what nobody has written to yet.
+        for topic in TOPICS:
+            self._owner.list_topics(topic, timeout=10)
 
     def close(self) -> None:
         self._owner = None
