@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from schemas.errors import Misconfigured
@@ -28,6 +28,8 @@ DAY_MS = 24 * HOUR_MS
 
 _UNITS_MS = {"m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+# An entity's name begins the keys of its profiles, and these begin those of other records beside them.
+_TAKEN = frozenset({"payment", "progress"})
 
 
 class Measure(enum.Enum):
@@ -145,7 +147,7 @@ class Entity:
         return Feature(name, meaning, "seconds", EntityRecency(self.name, Recency.SINCE_LAST))
 
     def seconds_since_first(self, name: str) -> Feature:
-        """Seconds since the oldest payment ever; missing when there is none."""
+        """Seconds since the oldest payment ever; 0 when that is later than this one; missing when there is none."""
         meaning = f"time since the first payment of the {self.name}"
         return Feature(name, meaning, "seconds", EntityRecency(self.name, Recency.SINCE_FIRST))
 
@@ -198,6 +200,13 @@ class Catalogue:
 
 def _check_entities(entities: Sequence[Entity]) -> None:
     names = [entity.name for entity in entities]
+    if not names:
+        raise Misconfigured("feature catalogue: it declares no entity")
+    for name in names:
+        if not _NAME.match(name):
+            raise Misconfigured(f"feature catalogue: the entity {name!r} is not a lower_case name")
+        if name in _TAKEN:
+            raise Misconfigured(f"feature catalogue: an entity cannot be called {name!r}")
     if len(set(names)) != len(names):
         raise Misconfigured(f"feature catalogue: an entity is declared twice: {_first_repeated(names)!r}")
 
@@ -231,24 +240,32 @@ def _window(length: str, delay: str, hop: str) -> Window:
     length_ms, delay_ms = _duration_ms(length), _duration_ms(delay) if delay else 0
     hop_ms = _duration_ms(hop) if hop else _default_hop_ms(length_ms, delay_ms)
     if length_ms % hop_ms or delay_ms % hop_ms:
-        raise Misconfigured(f"feature catalogue: window {length!r} and delay {delay!r} must be whole hops of {hop!r}")
+        delayed = f" and delay {delay!r}" if delay else ""
+        raise Misconfigured(f"feature catalogue: window {length!r}{delayed} must be whole hops of {_in_units(hop_ms)}")
     return Window(length_ms, hop_ms, delay_ms)
 
 
 def _default_hop_ms(length_ms: int, delay_ms: int) -> int:
-    """A hop of at most a quarter of the window; few distinct hops, so that features share their tiles."""
-    finest: Callable[[int], bool] = lambda limit_ms: length_ms <= limit_ms  # noqa: E731
-    if finest(HOUR_MS) and not delay_ms:
+    """At most a quarter of the window, of few distinct hops, so that features share their tiles.
+
+    Never under a minute, and with a delay never under six hours: a table reaches over the delay too.
+    """
+    if length_ms < 4 * HOUR_MS and not delay_ms:
         return MINUTE_MS
-    if finest(DAY_MS) and not delay_ms:
+    if length_ms <= DAY_MS and not delay_ms:
         return HOUR_MS
-    return 6 * HOUR_MS if finest(7 * DAY_MS) else DAY_MS
+    return 6 * HOUR_MS if length_ms <= 7 * DAY_MS else DAY_MS
 
 
 def _duration_ms(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,3}[mhd]", text):
         raise Misconfigured(f"feature catalogue: {text!r} is not a duration such as 10m, 1h or 30d")
     return int(text[:-1]) * _UNITS_MS[text[-1]]
+
+
+def _in_units(duration_ms: int) -> str:
+    unit = next(unit for unit in "dhm" if duration_ms % _UNITS_MS[unit] == 0)
+    return f"{duration_ms // _UNITS_MS[unit]}{unit}"
 
 
 def _spoken(window: str, delay: str = "") -> str:

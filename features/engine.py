@@ -16,6 +16,7 @@ from features import kernel
 from features.catalogue import CATALOGUE
 from features.declare import Catalogue
 from features.plan import Plan, compile_plan
+from features.store import RECORD_BYTES_MAX
 from schemas.errors import Misconfigured
 
 _WRONG = {
@@ -61,6 +62,7 @@ class FeatureEngine:
     """A compiled catalogue, ready to work."""
 
     def __init__(self, catalogue: Catalogue = CATALOGUE) -> None:
+        """Raises Misconfigured when a profile of this catalogue could outgrow a store's record."""
         self.plan: Plan = compile_plan(catalogue)
         plan = self.plan
         word_count = max(
@@ -70,6 +72,11 @@ class FeatureEngine:
         self._words = np.zeros(word_count, dtype=np.int64)
         # A variable-length integer of 63 bits takes nine bytes; five bytes of header come first.
         self.profile_bytes_max = 5 + 9 * word_count
+        if self.profile_bytes_max > RECORD_BYTES_MAX:
+            raise Misconfigured(
+                f"feature catalogue: a profile may take {self.profile_bytes_max} bytes, a store takes "
+                f"{RECORD_BYTES_MAX}: longer hops or shorter windows make it smaller"
+            )
         self._slots = np.full(plan.slot_count, np.nan)
         derived_count = int(plan.words[kernel.DERIVED_COUNT])
         self._values = np.empty(kernel.REQUEST_VALUE_COUNT + plan.slot_count + derived_count)
@@ -86,7 +93,8 @@ class FeatureEngine:
         plan, event_count = self.plan, len(events.kind)
         lengths = [0 if state is None else len(state) for state in states]
         bounds = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-        packed = np.frombuffer(b"".join(state for state in states if state is not None), dtype=np.uint8)
+        # Of a bytearray, because an array over bytes is read-only: to numba another type, compiled apart.
+        packed = np.frombuffer(bytearray().join(state for state in states if state is not None), dtype=np.uint8)
         room = bounds[-1] + len(states) * plan.packed_bytes_fixed + event_count * plan.packed_bytes_per_event
         out = np.empty(int(room), dtype=np.uint8)
         out_bounds = np.zeros(len(states) + 1, dtype=np.int64)
@@ -116,12 +124,15 @@ class FeatureEngine:
         bounds: NDArray[np.int64],
         out: NDArray[np.float32],
     ) -> None:
-        """Vectors from packed profiles; see kernel.fill_vectors for the shapes. Raises UnreadableProfile."""
+        """Vectors from packed profiles; see kernel.fill_vectors for the shapes. Raises UnreadableProfile.
+
+        All arrays are C-contiguous and writable, as `warm_up` has them: others would be compiled for first.
+        """
         status = kernel.fill_vectors(
             self.plan.words, requests, presence, states, bounds, self._words, self._slots, self._values, out
         )
         if status != kernel.OK:
-            raise self._unreadable(status // 8, status % 8)
+            raise self._unreadable(status // 2**32, status % 2**32)
 
     def warm_up(self) -> None:
         """Load or compile everything, so that no later call pauses for it."""
@@ -138,7 +149,7 @@ class FeatureEngine:
         bounds = np.full(self.plan.entity_count + 1, len(state), dtype=np.int64)
         bounds[0] = 0
         out = np.empty((1, self.plan.feature_count), dtype=np.float32)
-        self.fill_vectors(requests, presence, np.frombuffer(state, dtype=np.uint8), bounds, out)
+        self.fill_vectors(requests, presence, np.frombuffer(bytearray(state), dtype=np.uint8), bounds, out)
 
     def _unreadable(self, reason: int, entity: int) -> UnreadableProfile:
         return UnreadableProfile(f"a stored {self.plan.entity_names[entity]} profile cannot be read: {_WRONG[reason]}")

@@ -145,7 +145,11 @@ def pack(plan: I64, entity: int, words: I64, out: U8, position: int) -> int:
 
 @njit(cache=True)
 def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -> int:
-    """Read the stored form in data[start:end] into `words`. Returns OK or what is wrong with it."""
+    """Read the stored form in data[start:end] into `words`. Returns OK or what is wrong with it.
+
+    What it takes for OK is safe to update: sources ascend, tiles ascend and lie within their table's reach of
+    the newest event, so none of them can have more rows than there is room for.
+    """
     section = plan[ENTITIES_AT + entity]
     if end - start < 5:
         return TRUNCATED
@@ -162,16 +166,23 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
     if sources > SOURCES_MAX:
         return TOO_MANY_SOURCES
     words[SOURCE_COUNT] = sources
+    previous = np.int64(-1)
     for number in range(2 * sources):
-        words[SOURCES_AT + number], position = _get_varint(data, position, end)
-        if position < 0:
-            return TRUNCATED
-    previous = np.int64(0)
-    for field in range(3):
         value, position = _get_varint(data, position, end)
         if position < 0:
             return TRUNCATED
+        words[SOURCES_AT + number] = value
+        if number % 2 == 0:
+            if value <= previous:
+                return TRUNCATED
+            previous = value
+    previous = np.int64(0)
+    for field in range(3):
+        value, position = _get_varint(data, position, end)
         previous += value
+        # Two numbers of 63 bits can add up to one that is not.
+        if position < 0 or previous < 0:
+            return TRUNCATED
         words[field] = previous
     for table in range(plan[section + TABLE_COUNT]):
         at = plan[section + TABLES_AT] + table * TABLE_SIZE
@@ -180,13 +191,16 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
         if position < 0 or count > plan[at + CAPACITY]:
             return TRUNCATED
         words[TILE_COUNTS_AT + table] = count
+        newest_tile = words[NEWEST_MS] // plan[at + HOP_MS]
+        below = newest_tile - plan[at + CAPACITY]
         previous = np.int64(0)
         row = plan[at + BASE]
         for _ in range(count):
             value, position = _get_varint(data, position, end)
-            if position < 0:
-                return TRUNCATED
             previous += value
+            if position < 0 or not below < previous <= newest_tile:
+                return TRUNCATED
+            below = previous
             words[row] = previous
             for column in range(1, width):
                 value, position = _get_varint(data, position, end)
@@ -265,7 +279,7 @@ def update(plan: I64, entity: int, words: I64, kind: int, time_ms: int, amount: 
     """Add one event to a profile. Returns how many tables it came too late for.
 
     `amount` is in minor units of the reference currency; `weight` is 1, or for a label +1 fraud, -1 fraud
-    taken back, 0 genuine. `time_ms` is the payment's time for both kinds.
+    taken back, 0 genuine. `time_ms` is the payment's time for both kinds, above 0 (0 stands for no payment).
     """
     if kind == PAYMENT:
         if words[FIRST_MS] == 0 or time_ms < words[FIRST_MS]:
@@ -282,15 +296,17 @@ def update(plan: I64, entity: int, words: I64, kind: int, time_ms: int, amount: 
         tile = time_ms // hop_ms
         newest_tile = words[NEWEST_MS] // hop_ms
         count = _drop_expired(plan, at, words, table, newest_tile)
+        columns_at = plan[at + COLUMNS_AT]
+        columns = plan[at + COLUMN_COUNT]
+        # FRAUD_COUNT is the last measure, so a table that has it has it last. For any other a label that comes
+        # days later is not late: it has no business there.
+        if kind == LABEL and plan[columns_at + columns - 1] != FRAUD_COUNT:
+            continue
         if tile <= newest_tile - plan[at + CAPACITY]:
             late += 1
             continue
-        columns_at = plan[at + COLUMNS_AT]
-        columns = plan[at + COLUMN_COUNT]
-        # FRAUD_COUNT is the last measure, so a table that has it has it last.
         if kind == LABEL:
-            if plan[columns_at + columns - 1] == FRAUD_COUNT:
-                words[_row_of_tile(plan, at, words, table, count, tile) + columns] += weight
+            words[_row_of_tile(plan, at, words, table, count, tile) + columns] += weight
             continue
         row = _row_of_tile(plan, at, words, table, count, tile)
         for column in range(columns):
@@ -400,8 +416,8 @@ def fill_vectors(
     """Vectors of payments from packed profiles, as scoring has them.
 
     `presence` and the profile bounds have one entry for each payment and entity, payments outermost:
-    states[bounds[i] : bounds[i + 1]] is the i-th. Returns OK, or what is wrong with a state times 8 plus the
-    entity it belongs to.
+    states[bounds[i] : bounds[i + 1]] is the i-th. Returns OK, or what is wrong with a state times 2**32
+    plus the entity it belongs to.
     """
     entities = plan[ENTITY_COUNT]
     for row in range(len(requests)):
@@ -415,7 +431,7 @@ def fill_vectors(
             else:
                 status = unpack(plan, entity, states, bounds[item], bounds[item + 1], words)
                 if status != OK:
-                    return status * 8 + entity
+                    return status * 2**32 + entity
             roll_up(plan, entity, words, requests[row, REQUEST_TIME_MS], slots)
         assemble(plan, requests[row], slots, values, out[row])
     return OK

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import csv
 import datetime
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_HALF_UP, Decimal, DecimalException
 from importlib import resources
 from pathlib import Path
 
@@ -28,6 +29,9 @@ AMOUNT_MINOR_MAX = 10**11
 _RATE_MAX = 50 * RATE_SCALE
 
 _COLUMNS = ["currency", "minor_digits", "valid_from", "reference_per_unit"]
+_CURRENCY = re.compile(r"[A-Z]{3}")
+# ISO 4217 knows no other.
+_MINOR_DIGITS = ("0", "2", "3", "4")
 
 
 class RateTable:
@@ -55,7 +59,12 @@ class RateTable:
         currency_names: Sequence[str],
         time_ms: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """`convert` for columns, shape (rows,) each; `currency_code` indexes `currency_names`."""
+        """`convert` for columns, shape (rows,) each; `currency_code` indexes `currency_names`.
+
+        Raises InvalidEvent for an unknown currency, and for an amount over AMOUNT_MINOR_MAX, which could overflow.
+        """
+        if len(amount_minor) and int(amount_minor.max()) > AMOUNT_MINOR_MAX:
+            raise InvalidEvent(f"must be at most {AMOUNT_MINOR_MAX}", field="amount_minor")
         converted = np.empty(len(amount_minor), dtype=np.int64)
         for code, name in enumerate(currency_names):
             rows = np.flatnonzero(currency_code == code)
@@ -75,30 +84,56 @@ def load_rates(path: str = "") -> RateTable:
         text = resources.files("features").joinpath("rates.csv").read_text(encoding="utf-8")
         return _parse(text.splitlines(), "rates.csv")
     try:
-        return _parse(Path(path).read_text(encoding="utf-8").splitlines(), path)
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise Misconfigured(f"rates: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Misconfigured(f"rates: {path} is not UTF-8 text") from error
+    return _parse(text.splitlines(), path)
 
 
 def _parse(lines: Iterable[str], name: str) -> RateTable:
     reader = csv.DictReader(lines)
     if reader.fieldnames != _COLUMNS:
         raise Misconfigured(f"{name}: wanted the columns {','.join(_COLUMNS)}, got {reader.fieldnames}")
-    rates: dict[str, list[tuple[int, int]]] = {}
+    rates: dict[str, dict[int, int]] = {}
     for row in reader:
         try:
             currency, valid_from_ms, rate = _parse_row(row)
-        except (ValueError, InvalidOperation, TypeError) as error:
+        except ValueError as error:
             raise Misconfigured(f"{name}, line {reader.line_num}: {error}") from error
-        rates.setdefault(currency, []).append((valid_from_ms, rate))
-    return RateTable({currency: sorted(pairs) for currency, pairs in rates.items()})
+        dated = rates.setdefault(currency, {})
+        if valid_from_ms in dated:
+            raise Misconfigured(f"{name}, line {reader.line_num}: {currency} has a rate from that time on already")
+        dated[valid_from_ms] = rate
+    if not rates:
+        raise Misconfigured(f"{name}: it holds no rate")
+    return RateTable({currency: sorted(dated.items()) for currency, dated in rates.items()})
 
 
-def _parse_row(row: Mapping[str, str]) -> tuple[str, int, int]:
-    day = datetime.datetime.fromisoformat(row["valid_from"]).replace(tzinfo=datetime.UTC)
-    per_unit = Decimal(row["reference_per_unit"])
-    scaled = per_unit * Decimal(10) ** (REFERENCE_MINOR_DIGITS - int(row["minor_digits"])) * RATE_SCALE
-    rate = int(scaled.to_integral_value())
+def _parse_row(row: Mapping[str | None, str | None]) -> tuple[str, int, int]:
+    """(currency, valid from, scaled rate). Raises ValueError saying what is wrong."""
+    cells = [row[column] for column in _COLUMNS]
+    # A long row keeps what is over under the key None, a short one lacks cells.
+    if None in row or None in cells:
+        raise ValueError(f"wanted {len(_COLUMNS)} columns")
+    currency, minor_digits, valid_from, per_unit = (cell or "" for cell in cells)
+    if not _CURRENCY.fullmatch(currency):
+        raise ValueError(f"{currency!r} is not a currency's code of three capital letters")
+    if minor_digits not in _MINOR_DIGITS:
+        raise ValueError(f"minor_digits must be one of {', '.join(_MINOR_DIGITS)}, got {minor_digits!r}")
+    start = datetime.datetime.fromisoformat(valid_from)
+    if start.tzinfo is None:
+        start = start.replace(tzinfo=datetime.UTC)
+    rate = _scaled_rate(per_unit, int(minor_digits))
     if not 0 < rate <= _RATE_MAX:
-        raise ValueError(f"the rate of {row['currency']} is out of bounds")
-    return row["currency"], int(day.timestamp() * 1000), rate
+        raise ValueError(f"the rate of {currency} is out of bounds")
+    return currency, int(start.timestamp() * 1000), rate
+
+
+def _scaled_rate(reference_per_unit: str, minor_digits: int) -> int:
+    try:
+        scaled = Decimal(reference_per_unit) * Decimal(10) ** (REFERENCE_MINOR_DIGITS - minor_digits) * RATE_SCALE
+        return int(scaled.to_integral_value(rounding=ROUND_HALF_UP))
+    except (DecimalException, OverflowError, ValueError) as error:
+        raise ValueError(f"reference_per_unit must be a number, got {reference_per_unit!r}") from error

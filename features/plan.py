@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.declare import (
+    DAY_MS,
     Catalogue,
     EntityRecency,
     Feature,
@@ -70,6 +71,9 @@ from features.kernel import (
 MEASURES = tuple(Measure)
 REQUEST_VALUES = tuple(RequestValue)
 RECENCIES = tuple(Recency)
+# Recency sees past any window. A store that forgot a card once its windows are empty would call it new where a
+# replay, which forgets nothing, does not; an entity that was idle for over a year may as well be new.
+RECENCY_REACH_MS = 400 * DAY_MS
 
 
 @dataclass(frozen=True)
@@ -122,10 +126,7 @@ def compile_plan(catalogue: Catalogue) -> Plan:
         entity_keys=tuple(entity.key for entity in catalogue.entities),
         digest=_digest_of(catalogue),
         slot_count=len(slots),
-        retention_ms=tuple(
-            max((table.hop_ms * table.capacity for table in tables[entity.name]), default=0)
-            for entity in catalogue.entities
-        ),
+        retention_ms=tuple(_retention_ms(catalogue, entity.name, tables[entity.name]) for entity in catalogue.entities),
         packed_bytes_per_event=max(sum(10 + 10 * len(t.measures) for t in group) for group in tables.values()) + 20,
         packed_bytes_fixed=64 + max(10 * len(group) for group in tables.values()),
     )
@@ -161,6 +162,13 @@ def _tables(catalogue: Catalogue, entity: str) -> list[_Table]:
         )
         for hop_ms, items in sorted(by_hop.items())
     ]
+
+
+def _retention_ms(catalogue: Catalogue, entity: str, tables: list[_Table]) -> int:
+    """How long after its newest event a profile can still be seen by a feature."""
+    windows_ms = max((table.hop_ms * table.capacity for table in tables), default=0)
+    has_recency = any(isinstance(o, EntityRecency) and o.entity == entity for o in _operands(catalogue))
+    return max(windows_ms, RECENCY_REACH_MS) if has_recency else windows_ms
 
 
 def _slots(catalogue: Catalogue, tables: dict[str, list[_Table]]) -> dict[Operand, int]:
@@ -253,8 +261,11 @@ def _digest_of(catalogue: Catalogue) -> str:
 
 
 def _described(feature: Feature) -> list[object]:
-    parts = (feature.numerator, feature.denominator)
-    return [
-        feature.name,
-        *(p if p is None or isinstance(p, str | RequestValue) else asdict(p) for p in parts),
-    ]
+    return [feature.name, _described_operand(feature.numerator), _described_operand(feature.denominator)]
+
+
+def _described_operand(operand: Operand | str | None) -> object:
+    if operand is None or isinstance(operand, str):
+        return operand
+    # A request value must not look like a feature that has its name.
+    return {"request": operand.value} if isinstance(operand, RequestValue) else asdict(operand)

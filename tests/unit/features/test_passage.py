@@ -1,0 +1,222 @@
+"""A passage through a history: labels that take effect when they are known, in chunks that do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from features.declare import DAY_MS, HOUR_MS
+from features.engine import FeatureEngine
+from features.history import History, history_of_tables
+from features.money import RateTable
+from features.passage import Chunk, Passage, label_changes
+from schemas.errors import InvalidEvent
+
+SUNDAY_MS = 1_530_403_200_000
+RATES = RateTable({"EUR": [(0, 1_000_000)], "USD": [(0, 500_000)]})
+
+Outcome = tuple[int, int, bool]
+
+
+@cache
+def engine() -> FeatureEngine:
+    return FeatureEngine()
+
+
+def history(times_ms: Sequence[int], outcomes: Sequence[Outcome] = (), **changed: Any) -> History:
+    """Payments of 1.00 EUR of one card at one merchant; outcomes are (payment, known ms, is fraud)."""
+    count = len(times_ms)
+    columns: dict[str, Any] = {
+        "payment_id": pa.array([f"p{row}" for row in range(count)], pa.string()),
+        "event_time_ms": pa.array(times_ms, pa.int64()),
+        "card_id": pa.array(["c"] * count, pa.string()),
+        "merchant_id": pa.array(["m"] * count, pa.string()),
+        "amount_minor": pa.array([100] * count, pa.int64()),
+        "currency": pa.array(["EUR"] * count, pa.string()),
+        **{name: pa.nulls(count, pa.string()) for name in ("device_id", "ip", "mcc", "country", "channel")},
+    }
+    said = pa.table(
+        {
+            "payment_id": pa.array([f"p{row}" for row, _, _ in outcomes], pa.string()),
+            "outcome_time_ms": pa.array([known_ms for _, known_ms, _ in outcomes], pa.int64()),
+            "label": pa.array(["fraud" if fraud else "genuine" for *_, fraud in outcomes], pa.string()),
+            "source": pa.nulls(len(outcomes), pa.string()),
+        }
+    )
+    return history_of_tables(pa.table(columns | changed), said)
+
+
+def chunks(of: History, **asked: Any) -> list[Chunk]:
+    return list(Passage(of, engine(), RATES).chunks(**asked))
+
+
+def column(name: str, made: Sequence[Chunk]) -> list[float]:
+    return [float(v) for chunk in made for v in chunk.vectors[:, engine().plan.names.index(name)]]
+
+
+def changes(outcomes: Sequence[Outcome], times_ms: Sequence[int] = (10, 20, 30)) -> list[tuple[int, int, int]]:
+    """(payment, the first payment after it, weight) of each change."""
+    labels = label_changes(history(times_ms, outcomes))
+    return list(zip(labels.payment.tolist(), labels.before.tolist(), labels.weight.tolist(), strict=True))
+
+
+# What outcomes change.
+
+
+def test_a_genuine_outcome_changes_nothing() -> None:
+    assert changes([(0, 15, False)]) == []
+
+
+def test_a_fraud_counts_from_the_first_payment_that_is_later() -> None:
+    assert changes([(0, 15, True)]) == [(0, 1, 1)]
+
+
+def test_a_repeated_fraud_counts_once() -> None:
+    assert changes([(0, 15, True), (0, 16, True), (0, 35, True)]) == [(0, 1, 1)]
+
+
+def test_a_corrected_fraud_is_taken_back_when_the_correction_is_known() -> None:
+    assert changes([(0, 15, True), (0, 25, False), (0, 35, True)]) == [(0, 1, 1), (0, 2, -1), (0, 3, 1)]
+
+
+def test_outcomes_of_one_moment_count_in_their_order() -> None:
+    assert changes([(0, 15, True), (0, 15, False)]) == [(0, 1, 1), (0, 1, -1)]
+    assert changes([(0, 15, False), (0, 15, True)]) == [(0, 1, 1)]
+
+
+def test_outcomes_of_several_payments_do_not_mix() -> None:
+    said = [(1, 20, True), (0, 25, True), (1, 26, False), (0, 27, True)]
+    assert changes(said) == [(1, 2, 1), (0, 2, 1), (1, 2, -1)]
+
+
+def test_a_payment_comes_before_an_outcome_of_its_millisecond() -> None:
+    assert changes([(0, 20, True)]) == [(0, 2, 1)]
+
+
+# Point in time.
+
+
+def test_a_payment_does_not_see_itself_nor_what_comes_later() -> None:
+    made = chunks(history([SUNDAY_MS, SUNDAY_MS + 1, SUNDAY_MS + 1, SUNDAY_MS + 2]))
+    assert column("card_count_1h", made) == [0, 1, 2, 3]
+    assert np.isnan(column("card_amount_mean_1d", made)[0])
+    assert column("merchant_count_1h", made) == [0, 1, 2, 3]
+
+
+def test_a_label_is_not_seen_before_it_is_known() -> None:
+    # Known ten days after the payment: two days after the first look at its week, exactly at the second look.
+    days = (0, 8, 10, 11)
+    made = chunks(history([SUNDAY_MS + day * DAY_MS for day in days], [(0, SUNDAY_MS + 10 * DAY_MS, True)]))
+    assert column("merchant_fraud_share_7d", made)[1:] == [0, 0, 1]
+
+
+def test_a_label_known_at_once_is_not_seen_before_the_delay_is_over() -> None:
+    early, late = SUNDAY_MS + 7 * DAY_MS, SUNDAY_MS + 7 * DAY_MS + 6 * HOUR_MS
+    made = chunks(history([SUNDAY_MS, early, late - 1, late], [(0, SUNDAY_MS, True)]))
+    shares = column("merchant_fraud_share_1d", made)
+    assert np.isnan(shares[:3]).all()
+    assert shares[3] == 1
+
+
+def test_a_corrected_label_is_seen_as_corrected_from_then_on() -> None:
+    days = (0, 9, 10, 11)
+    said = [(0, SUNDAY_MS + 8 * DAY_MS, True), (0, SUNDAY_MS + 9 * DAY_MS + HOUR_MS, False)]
+    made = chunks(history([SUNDAY_MS + day * DAY_MS for day in days], said))
+    assert column("merchant_fraud_share_7d", made)[1:] == [1, 0, 0]
+
+
+def test_a_label_goes_to_every_entity_of_its_payment_and_to_no_other() -> None:
+    times = [SUNDAY_MS, SUNDAY_MS, SUNDAY_MS + 10 * DAY_MS, SUNDAY_MS + 10 * DAY_MS]
+    made = chunks(
+        history(
+            times,
+            [(0, SUNDAY_MS, True)],
+            merchant_id=pa.array(["a", "b", "a", "b"]),
+            device_id=pa.array(["x", None, "x", None]),
+        )
+    )
+    assert column("merchant_fraud_share_7d", made)[2:] == [1, 0]
+    assert column("device_fraud_share_30d", made)[2] == 1
+    assert np.isnan(column("device_count_1h", made)[3])
+
+
+# Chunks.
+
+
+def test_chunks_cover_the_payments_in_order() -> None:
+    made = chunks(history([SUNDAY_MS + hour for hour in range(5)]), rows=2)
+    assert [(chunk.first, chunk.last) for chunk in made] == [(0, 2), (2, 4), (4, 5)]
+    assert {chunk.vectors.shape[1] for chunk in made} == {engine().plan.feature_count}
+    assert all(chunk.vectors.dtype == np.float32 for chunk in made)
+
+
+def test_a_passage_may_stop_before_the_end() -> None:
+    made = chunks(history([SUNDAY_MS + hour for hour in range(5)]), rows=2, last=3)
+    assert [(chunk.first, chunk.last) for chunk in made] == [(0, 2), (2, 3)]
+
+
+def test_progress_gets_the_rows_of_each_chunk() -> None:
+    done: list[int] = []
+    chunks(history([SUNDAY_MS] * 5), rows=2, progress=done.append)
+    assert done == [2, 2, 1]
+
+
+def test_a_label_on_the_border_of_two_chunks_is_seen_once() -> None:
+    days = (0, 8, 9, 10)
+    of = history([SUNDAY_MS + day * DAY_MS for day in days], [(0, SUNDAY_MS + 8 * DAY_MS + 1, True)])
+    for rows in (1, 2, 3, 4):
+        assert column("merchant_fraud_share_7d", chunks(of, rows=rows))[1:] == [0, 1, 1]
+
+
+def test_finish_works_in_the_outcomes_after_the_last_payment() -> None:
+    told = Passage(history([SUNDAY_MS], [(0, SUNDAY_MS + DAY_MS, True)]), engine(), RATES)
+    untold = Passage(history([SUNDAY_MS]), engine(), RATES)
+    for passage in (told, untold):
+        assert len(list(passage.chunks())) == 1
+    assert told.profiles == untold.profiles
+    told.finish()
+    untold.finish()
+    merchant = engine().plan.entity_names.index("merchant")
+    assert told.profiles[merchant] != untold.profiles[merchant]
+
+
+def test_an_empty_history_has_no_chunks() -> None:
+    passage = Passage(history([]), engine(), RATES)
+    assert list(passage.chunks()) == []
+    passage.finish()
+    assert passage.profiles == [[], [], []]
+
+
+def test_nothing_is_late_in_a_history_in_order() -> None:
+    times = [SUNDAY_MS + day * DAY_MS for day in range(60)]
+    said = [(row, SUNDAY_MS + (row + 9) * DAY_MS, True) for row in range(50)]
+    assert sum(chunk.late for chunk in chunks(history(times, said), rows=7)) == 0
+
+
+def test_a_label_that_no_window_can_see_any_more_is_counted_as_late() -> None:
+    times = [SUNDAY_MS, SUNDAY_MS + 50 * DAY_MS, SUNDAY_MS + 51 * DAY_MS]
+    # Late for the merchant, whose shares reach back 37 days; the card has no shares, the device is not there.
+    assert sum(chunk.late for chunk in chunks(history(times, [(0, SUNDAY_MS + 50 * DAY_MS, True)]))) == 1
+
+
+def test_amounts_are_in_the_reference_currency() -> None:
+    of = history([SUNDAY_MS, SUNDAY_MS], currency=pa.array(["USD", "EUR"]))
+    passage = Passage(of, engine(), RATES)
+    assert passage.amounts.tolist() == [50, 100]
+    (chunk,) = passage.chunks()
+    assert column("card_amount_mean_1d", [chunk])[1] == 50
+
+
+def test_a_currency_without_a_rate_is_refused() -> None:
+    with pytest.raises(InvalidEvent, match="'XXX' is not a currency"):
+        Passage(history([SUNDAY_MS], currency=pa.array(["XXX"])), engine(), RATES)
+
+
+def test_an_amount_that_would_overflow_is_refused() -> None:
+    with pytest.raises(InvalidEvent, match="amount_minor: must be at most"):
+        Passage(history([SUNDAY_MS], amount_minor=pa.array([2**60])), engine(), RATES)
