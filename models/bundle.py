@@ -15,9 +15,10 @@ import hashlib
 import json
 import math
 import platform
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,11 +107,25 @@ def read_manifest(bundle: Path) -> Manifest:
         raise BundleRefused(f"bundle {bundle}: {MANIFEST} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BundleRefused(f"bundle {bundle}: wanted a manifest of format {FORMAT}")
-    wanted = {field.name for field in fields(Manifest)}
-    if content.keys() != wanted:
-        odd = sorted(wanted ^ content.keys())
+    wanted = get_type_hints(Manifest)
+    if content.keys() != wanted.keys():
+        odd = sorted(wanted.keys() ^ content.keys())
         raise BundleRefused(f"bundle {bundle}: {MANIFEST} lacks or does not know {', '.join(odd)}")
+    for name, hint in wanted.items():
+        if not _is_a(content[name], hint):
+            raise BundleRefused(f"bundle {bundle}: {MANIFEST} has something unusable as {name}")
     return Manifest(**content)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON has the type of a manifest's field. NaN and infinities are no numbers here."""
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_is_a(item, get_args(hint)[0]) for item in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_is_a(item, get_args(hint)[1]) for item in value.values())
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return hint is Any or type(value) is hint
 
 
 def build_native(bundle: Path) -> Path:
@@ -157,7 +172,7 @@ def _predictor(bundle: Path, manifest: Manifest) -> Predictor:
     except (OSError, ValueError) as error:
         raise BundleRefused(f"bundle {bundle}: build.json beside the native library cannot be read") from error
     # Never load a library before its checksum is known to be right: loading runs its code.
-    if build.get("sha256") != sha256_of(library):
+    if not isinstance(build, dict) or build.get("sha256") != sha256_of(library):
         raise BundleRefused(f"bundle {bundle}: the native library has a wrong checksum")
     if build.get("model_sha256") != manifest.files[MODEL_TEXT]:
         raise BundleRefused(f"bundle {bundle}: the native library was built from another model")
@@ -175,8 +190,11 @@ def _check_files(bundle: Path, manifest: Manifest) -> None:
 
 def check_golden(bundle: Path, manifest: Manifest, predictor: Predictor) -> None:
     """Refuse a predictor that gives one golden vector another margin, to the bit."""
-    with np.load(bundle / GOLDEN, allow_pickle=False) as golden:
-        vectors, wanted = golden["vectors"], golden["margins"]
+    try:
+        with np.load(bundle / GOLDEN, allow_pickle=False) as golden:
+            vectors, wanted = golden["vectors"], golden["margins"]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise BundleRefused(f"bundle {bundle}: {GOLDEN} cannot be read: {error}") from error
     if vectors.dtype != np.float32 or vectors.shape != (len(wanted), len(manifest.feature_names)):
         raise BundleRefused(f"bundle {bundle}: {GOLDEN} does not fit the manifest")
     got = predictor.margins(np.ascontiguousarray(vectors))

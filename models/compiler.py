@@ -64,13 +64,18 @@ def compile_library(model_text: Path, feature_count: int, destination: Path) -> 
     compiler = compiler_name()
     if compiler is None:
         raise Misconfigured("there is no C compiler (gcc or clang) on this machine")
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(f"cannot write a library to {destination.parent}: {error.strerror}") from error
     with tempfile.TemporaryDirectory(prefix="paywarden-compile-") as folder:
         try:
             with _native_output(Path(folder) / "log"):
                 library = _build(model_text, feature_count, Path(folder) / "source", compiler)
-        except (treelite.TreeliteError, tl2cgen.TL2cgenError) as error:
-            raise BundleRefused(f"{model_text.name} does not compile: {error}") from error
+        except (treelite.TreeliteError, tl2cgen.TL2cgenError, ValueError) as error:
+            # A ValueError is TL2cgen's word for a compiler that does not even tell its version.
+            reason = (str(error).splitlines() or [""])[0]
+            raise BundleRefused(f"{model_text.name} does not compile with {compiler}: {reason}") from error
         # The rename makes the library appear whole or not at all, and leaves a loaded older one alone.
         unfinished = destination.with_suffix(".unfinished")
         shutil.copyfile(library, unfinished)

@@ -7,6 +7,7 @@ that LightGBM's own `predict(raw_score=True)` gives; the parity gate and the tes
 from __future__ import annotations
 
 import ctypes
+import tempfile
 from pathlib import Path
 from typing import Protocol
 
@@ -35,7 +36,7 @@ class NativePredictor:
     def __init__(self, library: Path, feature_count: int) -> None:
         """Load a library that models/compiler.py built. Raises BundleRefused when it does not load."""
         try:
-            loaded = ctypes.CDLL(str(library))
+            loaded = _load(library)
             self._margins = loaded.paywarden_margins
             built_for = int(loaded.paywarden_feature_count())
         except (OSError, AttributeError) as error:
@@ -49,6 +50,15 @@ class NativePredictor:
         result = np.empty(len(vectors))
         self._margins(vectors.ctypes.data, len(vectors), result.ctypes.data)
         return result
+
+
+def _load(library: Path) -> ctypes.CDLL:
+    """The library that is in this file now: asked twice for one name, the loader gives what it has loaded before."""
+    with tempfile.TemporaryDirectory(prefix="paywarden-load-") as folder:
+        # A name never used before; it may go at once, the loader has the file itself.
+        name = Path(folder) / library.name
+        name.symlink_to(library.resolve())
+        return ctypes.CDLL(str(name))
 
 
 class GtilPredictor:

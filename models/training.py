@@ -19,11 +19,11 @@ from typing import Any
 
 import lightgbm
 import numpy as np
-from features.history import History, labels_known_by
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from features.engine import FeatureEngine
+from features.history import History, labels_known_by
 from features.money import RateTable
 from features.passage import Passage
 from models.bundle import (
@@ -127,7 +127,12 @@ def train_bundle(
     engine: FeatureEngine,
     settings: TrainingSettings,
 ) -> Manifest:
-    """Train and write a bundle; an existing one is replaced. Raises Misconfigured, BundleRefused."""
+    """Train and write a bundle; an existing one is replaced once the new one has passed the parity gate.
+
+    Raises Misconfigured for settings, a window or a destination that cannot be used, BundleRefused by the gate.
+    """
+    _check(settings)
+    destination = _checked_destination(destination)
     frauds = int(table.label.sum())
     if frauds < 2 or frauds == len(table.label):
         raise Misconfigured(f"the training window has {frauds} frauds in {len(table.label)} payments")
@@ -135,12 +140,10 @@ def train_bundle(
     slope, intercept = _fit_calibration(margins, table.label)
     scores = calibrated(margins, slope, intercept)
     model = _fit(table.vectors, table.label, settings)
-    if destination.exists():
-        shutil.rmtree(destination)
-    destination.mkdir(parents=True)
-    (destination / MODEL_TEXT).write_text(model.model_to_string(), encoding="utf-8")
-    _write_golden(destination / GOLDEN, model, table.vectors, settings.seed)
-    files = {name: sha256_of(destination / name) for name in (MODEL_TEXT, GOLDEN)}
+    unfinished = _made_anew(destination.with_name(f"{destination.name}.unfinished"))
+    (unfinished / MODEL_TEXT).write_text(model.model_to_string(), encoding="utf-8")
+    _write_golden(unfinished / GOLDEN, model, table.vectors, settings.seed)
+    files = {name: sha256_of(unfinished / name) for name in (MODEL_TEXT, GOLDEN)}
     edges = np.linspace(0.0, 1.0, SCORE_BINS + 1)
     manifest = Manifest(
         format=FORMAT,
@@ -164,14 +167,55 @@ def train_bundle(
         score_counts=np.histogram(scores, edges)[0].tolist(),
         files=files,
     )
-    (destination / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    _compile_and_compare(destination, model, table.vectors, settings.seed)
+    (unfinished / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    _compile_and_compare(unfinished, model, table.vectors, settings.seed)
+    if destination.exists():
+        shutil.rmtree(destination)
+    unfinished.rename(destination)
     return manifest
+
+
+def _check(settings: TrainingSettings) -> None:
+    if settings.trees < 1:
+        raise Misconfigured(f"training.trees: wanted at least 1, got {settings.trees}")
+    if settings.folds < 2:
+        raise Misconfigured(f"training.folds: wanted at least 2, got {settings.folds}")
+    if not 0.0 < settings.decline_share <= settings.review_share < 1.0:
+        raise Misconfigured(
+            "training.decline_share: wanted above 0 and at most training.review_share, which must be below 1, "
+            f"got {settings.decline_share} and {settings.review_share}"
+        )
+
+
+def _checked_destination(destination: Path) -> Path:
+    """Where the bundle goes. What is there and is no bundle is somebody's data: it is not replaced."""
+    destination = destination.resolve()
+    if destination.is_dir():
+        if any(destination.iterdir()) and not (destination / MANIFEST).is_file():
+            raise Misconfigured(f"{destination} holds something that is no bundle: choose another place")
+    elif destination.exists():
+        raise Misconfigured(f"{destination} is a file: choose another place for the bundle")
+    return destination
+
+
+def _made_anew(folder: Path) -> Path:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise Misconfigured(f"cannot write a bundle to {folder}: {error.strerror}") from error
+    return folder
 
 
 def _fit(vectors: NDArray[np.float32], label: NDArray[np.int64], settings: TrainingSettings) -> Any:
     parameters = settings.lightgbm_parameters()
-    return lightgbm.train(parameters, lightgbm.Dataset(vectors, label), num_boost_round=settings.trees)
+    try:
+        return lightgbm.train(parameters, lightgbm.Dataset(vectors, label), num_boost_round=settings.trees)
+    except lightgbm.basic.LightGBMError as error:
+        # What follows " at " is a line of LightGBM's own source.
+        reason = str(error).partition(" at ")[0]
+        raise Misconfigured(f"LightGBM cannot train with the [training] settings: {reason}") from error
 
 
 def _out_of_fold_margins(table: TrainingTable, settings: TrainingSettings) -> NDArray[np.float64]:
@@ -181,7 +225,7 @@ def _out_of_fold_margins(table: TrainingTable, settings: TrainingSettings) -> ND
     block_of = np.searchsorted(days, table.day) if len(days) >= settings.folds else np.arange(len(table.day))
     fold = block_of * settings.folds // (int(block_of.max()) + 1)
     margins = np.empty(len(table.label))
-    for number in range(settings.folds):
+    for number in np.unique(fold):
         held_out = fold == number
         model = _fit(table.vectors[~held_out], table.label[~held_out], settings)
         margins[held_out] = model.predict(table.vectors[held_out], raw_score=True)

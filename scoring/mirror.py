@@ -131,9 +131,18 @@ class MirrorReader:
 
     def __init__(self, settings: MirrorSettings, *, item_max: int, profile_bytes_max: int) -> None:
         """`item_max`: the most keys one look-up asks for. Raises MirrorAbsent."""
+        self._data = Path(settings.path) / "data.mdb"
+        self._profile_bytes_max = profile_bytes_max
         try:
+            self._identity = _identity_of(self._data)
             self._env = lmdb.open(
-                settings.path, readonly=True, create=False, max_readers=settings.readers_max, readahead=False
+                settings.path,
+                # Left out it is 10 MB, and a mirror that grows beyond what its reader maps is lost to it.
+                map_size=settings.size_mb << 20,
+                readonly=True,
+                create=False,
+                max_readers=settings.readers_max,
+                readahead=False,
             )
         except (OSError, lmdb.Error) as error:
             raise MirrorAbsent(f"there is no mirror at {settings.path}") from error
@@ -150,10 +159,33 @@ class MirrorReader:
         Returns complete_to_ms: up to when the mirror is complete, 0 while it is not. Raises MirrorAbsent.
         """
         try:
-            # LMDB keeps the spare transaction of the call before: this costs a fraction of a microsecond.
-            transaction = self._env.begin(buffers=True)
+            return self._look_up(keys)
+        except lmdb.MapResizedError:
+            # The companion has been started again with a larger size_mb, and has used it.
+            return self._look_up_resized(keys)
         except lmdb.Error as error:
             raise MirrorAbsent("the mirror cannot be read") from error
+
+    def is_replaced(self) -> bool:
+        """Whether there is another mirror at the path by now: nothing is written to this one any more."""
+        try:
+            return _identity_of(self._data) != self._identity
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _look_up_resized(self, keys: Sequence[bytes | None]) -> int:
+        try:
+            self._env.set_mapsize(0)  # as large as the writer's
+            return self._look_up(keys)
+        except lmdb.Error as error:
+            raise MirrorAbsent("the mirror cannot be read") from error
+
+    def _look_up(self, keys: Sequence[bytes | None]) -> int:
+        # LMDB keeps the spare transaction of the call before: this costs a fraction of a microsecond.
+        transaction = self._env.begin(buffers=True)
         position = 0
         for index, key in enumerate(keys):
             if key is None:
@@ -163,7 +195,12 @@ class MirrorReader:
                 if state is None:
                     self._presence[index] = UNKNOWN
                 else:
-                    end = position + len(state)
+                    size = len(state)
+                    if size > self._profile_bytes_max:
+                        # Of another catalogue: what fits is enough to see that it cannot be read.
+                        size = self._profile_bytes_max
+                        state = state[:size]
+                    end = position + size
                     self._states[position:end] = state
                     position = end
                     self._presence[index] = KNOWN
@@ -173,5 +210,7 @@ class MirrorReader:
         transaction.abort()
         return complete_to_ms
 
-    def close(self) -> None:
-        self._env.close()
+
+def _identity_of(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino

@@ -75,7 +75,13 @@ class PaymentScorer:
         return []
 
     def open_mirror(self) -> bool:
-        """Open the mirror if it is there now. Called from time to time while it is not, never per payment."""
+        """Open the mirror if it, or another one in its place, is there now: False when there is none.
+
+        Called from time to time, never per payment.
+        """
+        if self._mirror is not None and self._mirror.is_replaced():
+            self._mirror.close()
+            self._mirror = None
         if self._mirror is None:
             try:
                 self._mirror = MirrorReader(

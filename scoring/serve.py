@@ -10,6 +10,7 @@ memory. It opens no database and starts no thread before that: neither survives 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -39,9 +40,10 @@ _log = logging.getLogger(__name__)
 # A worker that dies at once, again and again, is started more and more rarely.
 _RESTART_FIRST_S = 0.1
 _RESTART_MOST_S = 10.0
+_NAP_S = 0.05
 _HEALTHY_AFTER_S = 10.0
-# While there is no mirror a worker looks for one this often.
-_MIRROR_LOOK_S = 0.5
+# How often a worker looks whether there is a mirror, or another one, and whether its parent lives.
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,10 @@ def serve(host: Host, worker_count: int, *, announce: Callable[[int], None]) -> 
     with reserve_port(host.http.host, host.http.port) as held:
         port = held.getsockname()[1]
         host.engine.warm_up()
+        parent = _Parent(host, worker_count, port)
+        parent.heed_signals()
         announce(port)
-        _Parent(host, worker_count, port).run()
+        parent.run()
 
 
 class _Parent:
@@ -83,9 +87,13 @@ class _Parent:
         self._pause_s = dict.fromkeys(range(worker_count), _RESTART_FIRST_S)
         self._stopping = False
 
-    def run(self) -> None:
+    def heed_signals(self) -> None:
+        """From now on SIGTERM and SIGINT are a clean stop."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+
+    def run(self) -> None:
+        """Until every worker has ended after a stop."""
         for worker in range(self._count):
             self._start(worker)
         while self._pids:
@@ -97,13 +105,15 @@ class _Parent:
     def _start(self, worker: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        # A stop between the fork and the note of its pid would miss the child.
+        # A stop between the look at `_stopping` and the note of the child's pid would miss the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-        pid = os.fork()
-        if pid == 0:
-            os._exit(_worker_main(self._host, worker, self._port))
-        self._pids[pid] = worker
-        self._started[worker] = time.monotonic()
+        if not self._stopping:
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                os._exit(_worker_main(self._host, worker, self._port, parent))
+            self._pids[pid] = worker
+            self._started[worker] = time.monotonic()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
     def _restart(self, worker: int, status: int) -> None:
@@ -113,23 +123,27 @@ class _Parent:
         self._pause_s[worker] = min(2 * pause_s, _RESTART_MOST_S)
         code = os.waitstatus_to_exitcode(status)
         _log.error("worker %d ended with %d; starting it again in %.1f s", worker, code, pause_s)
-        time.sleep(pause_s)
-        if not self._stopping:
-            self._start(worker)
+        # In short naps: a signal does not end one, and a stop must not wait for the longest pause.
+        until = time.monotonic() + pause_s
+        while not self._stopping and time.monotonic() < until:
+            time.sleep(min(pause_s, _NAP_S))
+        self._start(worker)
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
         for pid in self._pids:
-            os.kill(pid, signal.SIGTERM)
+            # One may have ended just now.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
 
-def _worker_main(host: Host, worker: int, port: int) -> int:
+def _worker_main(host: Host, worker: int, port: int, parent: int) -> int:
     """The whole life of a worker; returns its exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(host, f"worker-{worker}", port))
+            runner.run(_work(host, f"worker-{worker}", port, parent))
     except PaywardenError as error:
         _log.error("worker %d: %s", worker, error)
         return 1
@@ -139,7 +153,7 @@ def _worker_main(host: Host, worker: int, port: int) -> int:
     return 0
 
 
-async def _work(host: Host, name: str, port: int) -> None:
+async def _work(host: Host, name: str, port: int, parent: int) -> None:
     registry = Registry()
     http_metrics = HttpMetrics.declare(registry)
     scoring_metrics = ScoringMetrics.declare(registry, flags=FLAGS, entities=host.engine.plan.entity_names)
@@ -172,7 +186,7 @@ async def _work(host: Host, name: str, port: int) -> None:
     gc.collect()
     gc.freeze()
     _log.info("%s listens on %s:%d", name, host.http.host, port)
-    look = asyncio.create_task(_look_for_mirror(scorer))
+    look = asyncio.create_task(_look_around(scorer, parent, stopped))
     await stopped.wait()
     look.cancel()
     await server.stop()
@@ -180,6 +194,10 @@ async def _work(host: Host, name: str, port: int) -> None:
     registry.close()
 
 
-async def _look_for_mirror(scorer: PaymentScorer) -> None:
-    while not scorer.open_mirror():
-        await asyncio.sleep(_MIRROR_LOOK_S)
+async def _look_around(scorer: PaymentScorer, parent: int, stopped: asyncio.Event) -> None:
+    """Take up the mirror when it appears or is replaced; stop when the parent has died and cannot say so."""
+    while os.getppid() == parent:
+        scorer.open_mirror()
+        await asyncio.sleep(_LOOK_S)
+    _log.error("the parent is gone: stopping")
+    stopped.set()

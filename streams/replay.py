@@ -30,6 +30,7 @@ from models.evaluation import (
     auc_roc,
     average_precision,
     card_precision_at_k,
+    date_of_day,
     day_of_date,
     day_of_time,
     exclude_known_compromised,
@@ -90,10 +91,13 @@ def replay(
     """Write decisions.parquet and metrics.json to `destination`. Raises Misconfigured for an empty window."""
     first, last = np.searchsorted(history.event_time_ms, [window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
     if first == last:
-        raise Misconfigured("there is no payment in the days asked for")
+        raise Misconfigured(f"there is no payment from {date_of_day(window.first)} to {date_of_day(window.last)}")
     started = time.perf_counter()
     decided = _Decided(np.empty(last - first), np.empty(last - first, dtype=np.int8))
-    destination.mkdir(parents=True, exist_ok=True)
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(f"cannot write results to {destination}: {error.strerror}") from error
     unfinished = destination / "decisions.unfinished"
     with pq.ParquetWriter(unfinished, _schema(with_vectors), compression="zstd") as writer:
         for chunk in _chunks(history, engine, rates, first, last, progress):

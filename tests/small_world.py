@@ -1,0 +1,89 @@
+"""A small simulated past and a small model trained on it, for tests that need a real bundle.
+
+    history()         30 days of 300 cards, about 13,000 payments
+    trained_bundle()  a bundle on days 2 to 19 of it, 20 trees, compiled where there is a compiler: two seconds
+
+Both are made once in a process and shared: copy a bundle (`copied_bundle`) before you change a file of it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from features.engine import FeatureEngine
+from features.history import History, history_of_tables
+from features.money import RateTable, load_rates
+from models.bundle import Bundle, load_bundle
+from models.evaluation import Days
+from models.training import TrainingSettings, TrainingTable, train_bundle, training_table
+from streams.simulator import DEFAULT_START_MS, simulate
+
+DAY_MS = 86_400_000
+CARDS, DAYS, SEED = 300, 30, 2
+FIRST_DAY = DEFAULT_START_MS // DAY_MS
+TRAINING_DAYS = Days(FIRST_DAY + 2, FIRST_DAY + 19)
+LABEL_DELAY_DAYS = 7
+# Few and coarse trees; thresholds that a small world has payments above.
+SETTINGS = TrainingSettings(
+    trees=20, max_bin=255, min_rows_in_leaf=10, review_share=0.05, decline_share=0.01, label_delay_days=LABEL_DELAY_DAYS
+)
+
+
+@cache
+def tables() -> tuple[pa.Table, pa.Table]:
+    """(payments, outcomes) as `simulate` gives them."""
+    return simulate(cards=CARDS, days=DAYS, seed=SEED)
+
+
+@cache
+def history() -> History:
+    """The same, read."""
+    return history_of_tables(*tables())
+
+
+@cache
+def engine() -> FeatureEngine:
+    """Of the project's own catalogue, warm. Like any engine, not for two threads."""
+    warm = FeatureEngine()
+    warm.warm_up()
+    return warm
+
+
+@cache
+def rates() -> RateTable:
+    """The example rates that come with the package."""
+    return load_rates()
+
+
+@cache
+def table() -> TrainingTable:
+    """The rows that the bundle is trained on."""
+    return training_table(history(), TRAINING_DAYS, engine=engine(), rates=rates(), label_delay_days=LABEL_DELAY_DAYS)
+
+
+@cache
+def trained_bundle() -> Path:
+    """The folder of the bundle. Leave it as it is."""
+    folder = Path(tempfile.mkdtemp(prefix="paywarden-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    train_bundle(table(), TRAINING_DAYS, folder / "bundle", engine=engine(), settings=SETTINGS)
+    return folder / "bundle"
+
+
+@cache
+def loaded_bundle() -> Bundle:
+    """The bundle, loaded and checked."""
+    return load_bundle(trained_bundle(), catalogue_digest=engine().plan.digest)
+
+
+def copied_bundle(folder: Path) -> Path:
+    """A copy of the bundle in `folder`, to break."""
+    copy = folder / "bundle"
+    shutil.copytree(trained_bundle(), copy)
+    return copy

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.errors import Misconfigured
+from schemas.settings import SECTIONS, Source, read_source
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    host: str = "127.0.0.1"
+    port: int = 8080
+    share: float = 0.5
+    verbose: bool = False
+    brokers: tuple[str, ...] = ("one",)
+    ports: tuple[int, ...] = ()
+    password: str = dataclasses.field(default="", repr=False)
+
+
+def from_file(text: str, tmp_path: Path, **environment: str) -> Sample:
+    path = tmp_path / "some.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_source(str(path), environment).section("serve", Sample)
+
+
+def from_environment(**environment: str) -> Sample:
+    return Source({}, {f"PAYWARDEN_SERVE_{name.upper()}": value for name, value in environment.items()}).section(
+        "serve", Sample
+    )
+
+
+def test_without_file_and_environment_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_source(None, {}).section("serve", Sample) == Sample()
+
+
+def test_the_default_file_is_read_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "paywarden.toml").write_text("[serve]\nport = 1\n", encoding="utf-8")
+    assert read_source(None, {}).section("serve", Sample).port == 1
+
+
+def test_every_plain_type_comes_from_the_file(tmp_path: Path) -> None:
+    text = '[serve]\nhost = "::1"\nport = 1\nshare = 0.25\nverbose = true\nbrokers = ["a", "b"]\nports = [1, 2]\n'
+    assert from_file(text, tmp_path) == Sample("::1", 1, 0.25, True, ("a", "b"), (1, 2))
+
+
+def test_a_whole_number_will_do_for_a_fraction(tmp_path: Path) -> None:
+    share = from_file("[serve]\nshare = 1\n", tmp_path).share
+    assert (share, type(share)) == (1.0, float)
+
+
+def test_every_plain_type_comes_from_the_environment() -> None:
+    read = from_environment(host="::1", port="1", share="0.25", verbose="True", brokers="a, b,", ports="1,2")
+    assert read == Sample("::1", 1, 0.25, True, ("a", "b"), (1, 2))
+
+
+def test_an_empty_variable_is_an_empty_text_or_list() -> None:
+    assert from_environment(host="", brokers="") == Sample(host="", brokers=())
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    read = from_file("[serve]\nport = 1\nshare = 0.1\n", tmp_path, PAYWARDEN_SERVE_PORT="2")
+    assert (read.port, read.share) == (2, 0.1)
+
+
+def test_sections_do_not_see_each_others_settings(tmp_path: Path) -> None:
+    assert from_file("[http]\nport = 1\n", tmp_path, PAYWARDEN_HTTP_PORT="2").port == 8080
+
+
+def test_an_unknown_section_is_refused_by_name_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"some\.toml: there is no section \[sevre\]; there are aerospike, .*serve"):
+        from_file("[sevre]\nport = 1\n", tmp_path)
+
+
+def test_a_setting_outside_of_a_section_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"there is no section \[serve\]"):
+        from_file("serve = 3\n", tmp_path)
+
+
+def test_an_unknown_setting_is_refused_with_file_section_and_name(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"some\.toml: \[serve\] has no setting 'prot'"):
+        from_file("[serve]\nprot = 1\n", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('port = "1"', "[serve] port: wanted a whole number, got str"),
+        ("port = 1.0", "[serve] port: wanted a whole number, got float"),
+        ("port = true", "[serve] port: wanted a whole number, got bool"),
+        ('share = "1"', "[serve] share: wanted a number, got str"),
+        ("share = false", "[serve] share: wanted a number, got bool"),
+        ("verbose = 1", "[serve] verbose: wanted true or false, got int"),
+        ("host = 1", "[serve] host: wanted a text, got int"),
+        ('brokers = "a"', "[serve] brokers: wanted a list, got str"),
+        ("brokers = [1]", "[serve] brokers: wanted a text, got int"),
+        ("ports = [1, true]", "[serve] ports: wanted a whole number, got bool"),
+        ("host = 2024-01-01", "[serve] host: wanted a text, got date"),
+    ],
+)
+def test_a_wrong_type_in_the_file_is_refused_by_name(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(Misconfigured, match=re.escape(message) + r"\Z"):
+        from_file(f"[serve]\n{line}\n", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("port", "eighty", "a whole number"),
+        ("port", "1.5", "a whole number"),
+        ("port", "", "a whole number"),
+        ("share", "half", "a number"),
+        ("verbose", "1", "true or false"),
+        ("ports", "1,two", "a whole number"),
+    ],
+)
+def test_a_wrong_value_in_the_environment_is_refused_by_the_variables_name(name: str, text: str, wanted: str) -> None:
+    with pytest.raises(Misconfigured, match=rf"^PAYWARDEN_SERVE_{name.upper()}: wanted {wanted}\Z"):
+        from_environment(**{name: text})
+
+
+def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"cannot read the configuration .*absent\.toml: No such file"):
+        read_source(str(tmp_path / "absent.toml"), {})
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="cannot read the configuration"):
+        read_source(str(tmp_path), {})
+
+
+@pytest.mark.parametrize("content", [b"[serve", b"port = ", b"\xff\xfe\x00"])
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "some.toml"
+    path.write_bytes(content)
+    with pytest.raises(Misconfigured, match=r"some\.toml is not TOML"):
+        read_source(str(path), {})
+
+
+def test_a_secret_is_in_no_message(tmp_path: Path) -> None:
+    sample = from_file('[serve]\npassword = "hunter2"\n', tmp_path)
+    assert sample.password == "hunter2"
+    assert "hunter2" not in repr(sample)
+    with pytest.raises(Misconfigured) as caught:
+        from_file('[serve]\nport = "hunter2"\n', tmp_path)
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(Misconfigured) as caught:
+        from_environment(port="hunter2")
+    assert "hunter2" not in str(caught.value)
+
+
+def settings_of_the_project() -> Iterator[type[Any]]:
+    """Every dataclass of the six packages whose name ends in Settings or Limits."""
+    root = Path(__file__).resolve().parents[3]
+    for package in ("schemas", "features", "models", "scoring", "streams", "ops"):
+        for path in sorted((root / package).glob("*.py")):
+            if path.stem.startswith("__") or not re.search("(Settings|Limits):", path.read_text(encoding="utf-8")):
+                continue
+            for name, found in vars(importlib.import_module(f"{package}.{path.stem}")).items():
+                if (
+                    isinstance(found, type)
+                    and dataclasses.is_dataclass(found)
+                    and name.endswith(("Settings", "Limits"))
+                ):
+                    yield found
+
+
+def test_no_settings_of_the_project_show_a_secret() -> None:
+    secret = re.compile(r"password|secret|token")
+    found = [
+        field for kind in settings_of_the_project() for field in dataclasses.fields(kind) if secret.search(field.name)
+    ]
+    assert len(found) >= 3
+    assert [field.name for field in found if field.repr] == []
+
+
+def test_all_settings_of_the_project_can_be_read_from_text() -> None:
+    """Plain types only: what `section` cannot fill from a variable is found here, not by an operator."""
+    plain = {str, int, float, bool, tuple[str, ...]}
+    kinds = list(settings_of_the_project())
+    assert len(kinds) >= 10
+    for kind in kinds:
+        source = Source({}, {})
+        assert source.section("serve", kind) == kind()
+        hints = importlib.import_module("typing").get_type_hints(kind)
+        assert set(hints.values()) <= plain, kind
+
+
+def test_sections_are_in_order() -> None:
+    assert list(SECTIONS) == sorted(SECTIONS)

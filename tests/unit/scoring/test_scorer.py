@@ -1,0 +1,363 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features import kernel
+from features.declare import Catalogue, Entity
+from features.engine import Events, FeatureEngine
+from features.memory_store import MemoryStore
+from ops.traffic import requests_of
+from schemas.errors import InvalidEvent, TemporaryFailure
+from schemas.outbox_pb2 import OutboxEntry
+from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from scoring.metrics import Registry, ScoringMetrics
+from scoring.mirror import MirrorSettings, MirrorWriter
+from scoring.policy import FLAGS, Policy, PolicySettings
+from scoring.scorer import PaymentScorer
+from streams.backfill import backfill
+from tests import small_world
+
+PLAN = small_world.engine().plan
+NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000
+STRANGER = ScoreRequest(
+    payment_id="new", event_time_ms=NOW_MS, card_id="nobody", merchant_id="nowhere", amount_minor=1050, currency="EUR"
+)
+
+
+class Outbox:
+    """Keeps decisions in a list; refuses them while it is told to."""
+
+    def __init__(self) -> None:
+        self.entries: list[OutboxEntry] = []
+        self.fails = False
+
+    def append(self, payload: bytes) -> int:
+        if self.fails:
+            raise TemporaryFailure("the outbox is full")
+        self.entries.append(OutboxEntry.FromString(payload))
+        return len(self.entries)
+
+
+class Host:
+    """A scorer with everything it needs, in a folder."""
+
+    def __init__(self, folder: Path, **policy: Any) -> None:
+        self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
+        self.outbox = Outbox()
+        self.metrics = ScoringMetrics.declare(Registry(), flags=FLAGS, entities=PLAN.entity_names)
+        self._policy = policy
+        self._scorer: PaymentScorer | None = None
+
+    def fill(self, profiles: dict[bytes, bytes | None], complete_to_ms: int | None = NOW_MS) -> None:
+        """Write the mirror. Before the scorer opens it: LMDB can be open only once in a process."""
+        writer = MirrorWriter(self.mirror)
+        writer.apply(profiles, {0: 1}, complete_to_ms)
+        writer.close()
+
+    @property
+    def scorer(self) -> PaymentScorer:
+        if self._scorer is None:
+            bundle = small_world.loaded_bundle()
+            manifest = bundle.manifest
+            self._scorer = PaymentScorer(
+                engine=small_world.engine(),
+                rates=small_world.rates(),
+                bundle=bundle,
+                policy=Policy(
+                    PolicySettings(**self._policy), review_at=manifest.review_at, decline_at=manifest.decline_at
+                ),
+                mirror=self.mirror,
+                outbox=self.outbox,
+                metrics=self.metrics,
+            )
+        return self._scorer
+
+    def score(self, request: ScoreRequest, now_ms: int = NOW_MS) -> ScoreResponse:
+        return self.scorer.score(request, now_ms)
+
+    def vector(self) -> dict[str, float]:
+        """What the last decision was made from, by feature."""
+        values = np.frombuffer(self.outbox.entries[-1].vector, dtype="<f4")
+        return dict(zip(PLAN.names, values.tolist(), strict=True))
+
+    def counted(self) -> dict[str, int]:
+        """Every count that is not zero, by its label."""
+        metrics = self.metrics
+        counts = {action: counter.value for action, counter in metrics.decisions.items()}
+        counts |= {flag: counter.value for flag, counter in metrics.flags.items()}
+        counts |= {f"{name} {result}": c.value for (name, result), c in metrics.mirror_lookups.items()}
+        return {name: count for name, count in counts.items() if count}
+
+    def close(self) -> None:
+        if self._scorer is not None and self._scorer._mirror is not None:
+            self._scorer._mirror.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path)
+    yield made
+    made.close()
+
+
+@cache
+def profiles() -> dict[bytes, bytes | None]:
+    """Of every entity of the small world, after all of its history."""
+    store = MemoryStore()
+    backfill(small_world.history(), store, engine=small_world.engine(), rates=small_world.rates(), outcome_days=1)
+    return {key: state for name in PLAN.entity_names for key, state in store.scan(name)}
+
+
+@cache
+def requests() -> list[ScoreRequest]:
+    """Payments of known entities, some without a device, as if they were made now."""
+    found = requests_of(small_world.tables()[0].slice(0, 300), id_prefix="live-")
+    for request in found:
+        request.event_time_ms = NOW_MS
+    return found
+
+
+def keys_of(request: ScoreRequest) -> list[bytes | None]:
+    return [
+        f"{name}:{identity}".encode() if (identity := getattr(request, key)) else None
+        for name, key in zip(PLAN.entity_names, PLAN.entity_keys, strict=True)
+    ]
+
+
+def vector_by_hand(request: ScoreRequest, states: dict[bytes, bytes | None]) -> bytes:
+    """The features of a payment from these profiles, straight through the engine."""
+    presence, packed, bounds = [], b"", [0]
+    for key in keys_of(request):
+        state = None if key is None else states.get(key)
+        presence.append(kernel.ABSENT if key is None else kernel.UNKNOWN if state is None else kernel.KNOWN)
+        packed += state or b""
+        bounds.append(len(packed))
+    amount = small_world.rates().convert(request.amount_minor, request.currency, request.event_time_ms)
+    out = np.empty((1, PLAN.feature_count), dtype=np.float32)
+    small_world.engine().fill_vectors(
+        np.array([[request.event_time_ms, amount]]),
+        np.array(presence, dtype=np.uint8),
+        np.frombuffer(bytearray(packed), dtype=np.uint8),
+        np.array(bounds, dtype=np.int64),
+        out,
+    )
+    return out.tobytes()
+
+
+# The decision
+
+
+def test_a_decision_is_made_of_the_profiles_in_the_mirror(host: Host) -> None:
+    host.fill(profiles())
+    without_device = 0
+    for request in requests():
+        response = host.score(request)
+        entry = host.outbox.entries[-1]
+        assert entry.vector == vector_by_hand(request, profiles())
+        vector = np.frombuffer(entry.vector, dtype=np.float32).reshape(1, -1)
+        assert response.score == small_world.loaded_bundle().score(vector)[0]
+        assert not response.flags
+        without_device += not request.device_id
+    assert 0 < without_device < len(requests())
+
+
+def test_the_outbox_has_the_whole_decision(host: Host) -> None:
+    host.fill(profiles())
+    response = host.score(requests()[0], NOW_MS + 250)
+    (entry,) = host.outbox.entries
+    assert entry.request == requests()[0]
+    assert entry.response == response
+    assert entry.decided_time_ms == NOW_MS + 250
+    assert entry.catalogue_digest == PLAN.digest
+    assert response.payment_id == requests()[0].payment_id
+    assert response.model_version == small_world.loaded_bundle().manifest.model_version
+    assert response.profile_age_ms == 250
+
+
+def test_one_payment_leaves_nothing_behind_for_the_next(host: Host) -> None:
+    host.fill(profiles())
+    alone = [host.score(request).score for request in requests()[:20]]
+    mixed = []
+    for request in requests()[:20]:
+        host.score(STRANGER)
+        mixed.append(host.score(request).score)
+    assert mixed == alone
+
+
+def test_entities_nothing_is_known_of_are_flagged_and_scored(host: Host) -> None:
+    host.fill(profiles())
+    response = host.score(STRANGER)
+    assert list(response.flags) == ["unknown_card", "unknown_merchant"]
+    assert 0 < response.score < 1
+    assert host.outbox.entries[-1].vector == vector_by_hand(STRANGER, {})
+    assert host.vector()["card_count_30d"] == 0
+    assert np.isnan(host.vector()["device_count_30d"])
+
+
+def test_an_unknown_device_is_told_from_none(host: Host) -> None:
+    host.fill(profiles())
+    request = ScoreRequest()
+    request.CopyFrom(STRANGER)
+    request.device_id = "new one"
+    assert list(host.score(request).flags) == ["unknown_card", "unknown_merchant", "unknown_device"]
+    assert host.vector()["device_count_30d"] == 0
+
+
+def test_the_amount_is_converted_at_the_rate_of_the_payments_time(host: Host) -> None:
+    host.fill({})
+    request = ScoreRequest()
+    request.CopyFrom(STRANGER)
+    request.currency, request.amount_minor = "JPY", 5000
+    host.score(request)
+    assert host.vector()["amount"] == small_world.rates().convert(5000, "JPY", NOW_MS) != 5000
+
+
+def test_a_currency_without_a_rate_is_refused_and_nothing_is_decided(host: Host) -> None:
+    host.fill({})
+    request = ScoreRequest()
+    request.CopyFrom(STRANGER)
+    request.currency = "XXX"
+    with pytest.raises(InvalidEvent, match=r"^currency: "):
+        host.score(request)
+    assert (host.outbox.entries, host.counted()) == ([], {})
+
+
+def test_a_batch_is_scored_in_order_and_like_single_payments(host: Host) -> None:
+    host.fill(profiles())
+    together = host.scorer.score_batch(requests()[:50], NOW_MS)
+    alone = [host.score(request) for request in requests()[:50]]
+    assert [response.payment_id for response in together] == [request.payment_id for request in requests()[:50]]
+    assert [response.score for response in together] == [response.score for response in alone]
+    assert len(host.outbox.entries) == 100
+
+
+def test_decision_ids_are_unique_over_payments_and_workers(tmp_path: Path) -> None:
+    seen = set()
+    for name in ("a", "b", "c"):
+        host = Host(tmp_path / name)
+        seen |= {host.score(STRANGER).decision_id for _ in range(100)}
+    assert len(seen) == 300
+
+
+def test_what_is_counted_is_what_was_decided(host: Host) -> None:
+    host.fill(profiles())
+    responses = [host.score(STRANGER), *host.scorer.score_batch(requests(), NOW_MS)]
+    counted = host.counted()
+    for action in ("approve", "review", "decline"):
+        assert counted.get(action, 0) == sum(response.action == action for response in responses)
+    assert counted["unknown_card"] == counted["card miss"] == 1
+    assert counted["card hit"] == len(requests())
+    assert counted["device hit"] == sum(bool(request.device_id) for request in requests())
+
+
+def test_a_decision_that_the_outbox_does_not_take_is_none(host: Host) -> None:
+    host.fill(profiles())
+    host.outbox.fails = True
+    with pytest.raises(TemporaryFailure, match="the outbox is full"):
+        host.score(STRANGER)
+    assert host.outbox.entries == []
+    assert not host.counted().keys() & {"approve", "review", "decline", "unknown_card"}
+    host.outbox.fails = False
+    assert host.score(STRANGER).decision_id == host.outbox.entries[0].response.decision_id
+
+
+# What can be odd
+
+
+@pytest.mark.parametrize("action", ["approve", "review", "decline"])
+def test_without_a_mirror_the_answer_is_flagged_and_the_policy_decides(tmp_path: Path, action: str) -> None:
+    host = Host(tmp_path, on_mirror_absent=action, review_at=1.0, decline_at=1.0)
+    response = host.score(requests()[0])
+    assert list(response.flags) == ["mirror_absent"]
+    assert response.action == action
+    assert list(response.reasons) == ([] if action == "approve" else ["mirror_absent"])
+    assert not response.HasField("profile_age_ms")
+    assert host.outbox.entries[-1].vector == vector_by_hand(requests()[0], {})
+
+
+def test_a_mirror_that_comes_up_is_taken_up(host: Host) -> None:
+    assert list(host.score(requests()[0]).flags) == ["mirror_absent"]
+    assert not host.scorer.open_mirror()
+    host.fill(profiles())
+    assert host.scorer.open_mirror()
+    assert list(host.score(requests()[0]).flags) == []
+
+
+def test_a_mirror_that_takes_the_place_of_another_is_taken_up(host: Host, tmp_path: Path) -> None:
+    """An operator who deletes the mirror and starts the companion again must not have to restart the workers."""
+    host.fill({})
+    assert "unknown_card" in host.score(requests()[0]).flags
+    shutil.move(host.mirror.path, tmp_path / "away")
+    Host(tmp_path / "other").fill(profiles())
+    shutil.move(tmp_path / "other" / "mirror", host.mirror.path)
+    assert host.scorer.open_mirror()
+    assert list(host.score(requests()[0]).flags) == []
+
+
+def test_a_profile_of_another_catalogue_is_flagged_and_an_answer_given(tmp_path: Path) -> None:
+    host = Host(tmp_path, on_profile_unreadable="decline")
+    request = requests()[0]
+    key = f"card:{request.card_id}".encode()
+    other = FeatureEngine(Catalogue([Entity("card", "card_id")], [Entity("card", "card_id").count("count", "1d")]))
+    one = np.ones(1, dtype=np.int64)
+    events = Events(np.array([0, 1]), np.zeros(1, np.uint8), one, one, one, one, one, -one)
+    state = other.apply(0, events, [None], other.new_slots(0)).states[0]
+    host.fill({**profiles(), key: state})
+    response = host.score(request)
+    assert list(response.flags) == ["profile_unreadable"]
+    assert (response.action, list(response.reasons)) == ("decline", ["profile_unreadable"])
+    assert host.outbox.entries[-1].vector == vector_by_hand(request, {})
+    host.close()
+
+
+@pytest.mark.parametrize("state", [b"", b"\1", b"garbage that is no profile", bytes(100_000)])
+def test_damaged_profiles_are_flagged_and_the_next_payment_is_as_ever(host: Host, state: bytes) -> None:
+    request, other = requests()[0], next(r for r in requests() if r.card_id != requests()[0].card_id)
+    host.fill({**profiles(), f"card:{request.card_id}".encode(): state})
+    assert list(host.score(request).flags) == ["profile_unreadable"]
+    assert list(host.score(other).flags) == []
+    assert host.outbox.entries[-1].vector == vector_by_hand(other, profiles())
+
+
+def test_the_profile_age_is_how_far_the_mirror_lags_behind(tmp_path: Path) -> None:
+    host = Host(tmp_path, stale_after_ms=1000, on_mirror_stale="decline")
+    host.fill(profiles(), complete_to_ms=NOW_MS)
+    ages = [(-50, 0, False), (0, 0, False), (1000, 1000, False), (1001, 1001, True)]
+    for later_ms, age_ms, is_stale in ages:
+        response = host.score(requests()[0], NOW_MS + later_ms)
+        assert response.profile_age_ms == age_ms
+        assert ("mirror_stale" in response.flags) == is_stale
+        assert ("mirror_stale" in response.reasons) == is_stale
+    host.close()
+
+
+def test_while_the_mirror_is_being_filled_no_age_is_claimed(host: Host) -> None:
+    host.fill(profiles(), complete_to_ms=None)
+    response = host.score(requests()[0])
+    assert not response.HasField("profile_age_ms")
+    assert list(response.flags) == []
+
+
+# Readiness
+
+
+def test_a_worker_is_not_ready_without_a_mirror(host: Host) -> None:
+    assert host.scorer.readiness() == [f"there is no mirror at {host.mirror.path}: is the companion running?"]
+
+
+def test_a_worker_is_not_ready_while_the_mirror_is_being_filled(host: Host) -> None:
+    host.fill(profiles(), complete_to_ms=None)
+    assert host.scorer.readiness() == ["the mirror is not complete yet"]
+
+
+def test_a_worker_is_ready_with_a_complete_mirror(host: Host) -> None:
+    assert host.scorer.readiness()
+    host.fill(profiles())
+    assert host.scorer.readiness() == []

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from features.money import AMOUNT_MINOR_MAX
+from features.store import KEY_BYTES_MAX, split_key
+from schemas.avro import Encoder, LocalSchemaIds
+from schemas.errors import InvalidEvent
+from streams.batch import OutcomeEvent, Position, record_key
+from streams.intake import FUTURE_MS_MAX, Intake
+from tests import small_world
+
+NOW_MS = 1_720_000_000_000
+POSITION = Position(4, 17)
+IDS = LocalSchemaIds()
+PAYMENT: dict[str, Any] = {
+    "payment_id": "pay-1",
+    "event_time_ms": NOW_MS - 5,
+    "card_id": "card-1",
+    "merchant_id": "merchant-1",
+    "device_id": "device-1",
+    "amount_minor": 1050,
+    "currency": "EUR",
+}
+OUTCOME: dict[str, Any] = {"payment_id": "pay-1", "outcome_time_ms": NOW_MS, "label": "fraud"}
+SECRET = "4111-secret"
+
+
+@pytest.fixture(scope="module")
+def intake() -> Intake:
+    return Intake(small_world.engine(), small_world.rates(), IDS)
+
+
+def encoded(topic: str, record: dict[str, Any]) -> bytes:
+    return Encoder(topic, IDS.id_of(topic)).encode(record)
+
+
+def refused(intake: Intake, **changed: Any) -> InvalidEvent:
+    with pytest.raises(InvalidEvent) as caught:
+        intake.payment(encoded("payments", {**PAYMENT, **changed}), POSITION, NOW_MS)
+    return caught.value
+
+
+def test_a_payment_becomes_an_event_with_the_keys_of_its_entities(intake: Intake) -> None:
+    event = intake.payment(encoded("payments", PAYMENT), POSITION, NOW_MS)
+    assert event.position == POSITION
+    assert (event.payment_id, event.event_time_ms, event.amount) == ("pay-1", NOW_MS - 5, 1050)
+    assert event.keys == (b"card:card-1", b"merchant:merchant-1", b"device:device-1")
+
+
+def test_an_absent_entity_has_an_empty_key(intake: Intake) -> None:
+    event = intake.payment(encoded("payments", {**PAYMENT, "device_id": None}), POSITION, NOW_MS)
+    assert event.keys[2] == b""
+
+
+def test_an_amount_is_converted_at_the_rate_of_the_payments_time(intake: Intake) -> None:
+    for time_ms in (1, 1_600_000_000_000, NOW_MS):
+        changed = {**PAYMENT, "currency": "JPY", "event_time_ms": time_ms}
+        event = intake.payment(encoded("payments", changed), POSITION, NOW_MS)
+        assert event.amount == small_world.rates().convert(1050, "JPY", time_ms) != 1050
+
+
+@pytest.mark.parametrize("field", ["payment_id", "card_id", "merchant_id", "device_id"])
+def test_an_empty_id_is_refused_by_name(intake: Intake, field: str) -> None:
+    error = refused(intake, **{field: ""})
+    assert (error.field, str(error)) == (field, f"{field}: must not be empty")
+
+
+@pytest.mark.parametrize("field", ["payment_id", "card_id", "merchant_id", "device_id"])
+def test_an_id_that_no_store_can_hold_is_refused_by_name_and_not_repeated(intake: Intake, field: str) -> None:
+    prefix = {"payment_id": "payment:"}.get(field, f"{field[:-3]}:")
+    longest = "x" * (KEY_BYTES_MAX - len(prefix))
+    intake.payment(encoded("payments", {**PAYMENT, field: longest}), POSITION, NOW_MS)
+    error = refused(intake, **{field: longest + "y"})
+    assert error.field == field
+    assert "xxx" not in str(error)
+    # Bytes count, not letters.
+    assert refused(intake, **{field: "é" * len(longest)}).field == field
+
+
+@pytest.mark.parametrize("event_time_ms", [0, -1, NOW_MS + FUTURE_MS_MAX + 1, 2**62])
+def test_a_time_before_1970_or_further_ahead_than_clocks_differ_is_refused(intake: Intake, event_time_ms: int) -> None:
+    error = refused(intake, event_time_ms=event_time_ms)
+    assert error.field == "event_time_ms"
+    assert str(event_time_ms) not in str(error) or event_time_ms == 0
+
+
+def test_a_time_as_far_ahead_as_clocks_differ_is_taken(intake: Intake) -> None:
+    intake.payment(encoded("payments", {**PAYMENT, "event_time_ms": NOW_MS + FUTURE_MS_MAX}), POSITION, NOW_MS)
+
+
+@pytest.mark.parametrize("amount_minor", [-1, AMOUNT_MINOR_MAX + 1])
+def test_an_amount_out_of_bounds_is_refused(intake: Intake, amount_minor: int) -> None:
+    error = refused(intake, amount_minor=amount_minor)
+    assert error.field == "amount_minor"
+    assert str(amount_minor) not in str(error)
+
+
+@pytest.mark.parametrize("amount_minor", [0, AMOUNT_MINOR_MAX])
+def test_an_amount_at_a_bound_is_taken(intake: Intake, amount_minor: int) -> None:
+    event = intake.payment(encoded("payments", {**PAYMENT, "amount_minor": amount_minor}), POSITION, NOW_MS)
+    assert event.amount == amount_minor
+
+
+@pytest.mark.parametrize("currency", ["XXX", "", "eur", SECRET])
+def test_a_currency_without_a_rate_is_refused(intake: Intake, currency: str) -> None:
+    error = refused(intake, currency=currency)
+    assert error.field == "currency"
+    assert SECRET not in str(error)
+
+
+def test_no_refusal_repeats_what_the_record_held(intake: Intake) -> None:
+    for changed in ({"event_time_ms": 0}, {"amount_minor": -1}, {"currency": "XXX"}, {"merchant_id": ""}):
+        error = refused(intake, card_id=SECRET, payment_id=SECRET, **changed)
+        assert SECRET not in str(error)
+        assert error.field in changed
+
+
+@pytest.mark.parametrize("value", [None, b"", b"\0", b"\1\0\0\0\0", b"\0\0\0\0\0rest", b'{"payment_id": "p"}'])
+def test_bytes_that_are_no_record_are_refused(intake: Intake, value: bytes | None) -> None:
+    with pytest.raises(InvalidEvent):
+        intake.payment(value, POSITION, NOW_MS)
+    with pytest.raises(InvalidEvent):
+        intake.outcome(value, POSITION)
+
+
+def test_a_record_of_another_topic_is_refused(intake: Intake) -> None:
+    with pytest.raises(InvalidEvent, match=r"Outcome, wanted Payment|Outcome.*Payment"):
+        intake.payment(encoded("outcomes", OUTCOME), POSITION, NOW_MS)
+    with pytest.raises(InvalidEvent):
+        intake.outcome(encoded("payments", PAYMENT), POSITION)
+
+
+@pytest.mark.parametrize("label", ["fraud", "genuine"])
+def test_an_outcome_becomes_an_event(intake: Intake, label: str) -> None:
+    event = intake.outcome(encoded("outcomes", {**OUTCOME, "label": label}), POSITION)
+    assert event == OutcomeEvent(POSITION, "pay-1", label == "fraud")
+
+
+@pytest.mark.parametrize("payment_id", ["", "x" * KEY_BYTES_MAX])
+def test_an_outcome_whose_payment_no_store_can_hold_is_refused(intake: Intake, payment_id: str) -> None:
+    with pytest.raises(InvalidEvent, match=r"^payment_id: ") as caught:
+        intake.outcome(encoded("outcomes", {**OUTCOME, "payment_id": payment_id}), POSITION)
+    assert caught.value.field == "payment_id"
+
+
+def test_every_key_that_is_taken_is_one_that_a_store_takes(intake: Intake) -> None:
+    for odd in ("a:b", ":", " ", "\0", "ü", "💳"):
+        event = intake.payment(encoded("payments", {**PAYMENT, "card_id": odd, "payment_id": odd}), POSITION, NOW_MS)
+        assert split_key(event.keys[0]) == ("card", odd.encode())
+        assert split_key(record_key(odd)) == ("payment", odd.encode())
