@@ -16,11 +16,12 @@ from features.engine import FeatureEngine, UnreadableProfile
 from features.kernel import ABSENT, KNOWN, REQUEST_AMOUNT, REQUEST_COLUMNS, REQUEST_TIME_MS, UNKNOWN
 from features.money import RateTable
 from models.bundle import Bundle
+from schemas.errors import Misconfigured
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.metrics import ScoringMetrics
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
-from scoring.policy import MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE, Policy
+from scoring.policy import FLAGS, MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE, Policy
 
 
 class Outbox(Protocol):
@@ -45,6 +46,7 @@ class PaymentScorer:
         outbox: Outbox,
         metrics: ScoringMetrics,
     ) -> None:
+        """Raises Misconfigured when the catalogue has a kind of entity that the policy knows nothing of."""
         plan = engine.plan
         self._engine, self._rates, self._bundle, self._policy = engine, rates, bundle, policy
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
@@ -52,6 +54,9 @@ class PaymentScorer:
         self._complete_to_ms = 0
         self._prefixes = [f"{name}:".encode() for name in plan.entity_names]
         self._unknown_flags = [f"unknown_{name}" for name in plan.entity_names]
+        for flag in self._unknown_flags:
+            if flag not in FLAGS:
+                raise Misconfigured(f"policy.on_{flag}: there is no such setting, and the feature catalogue needs it")
         self._hits = [metrics.mirror_lookups[name, "hit"] for name in plan.entity_names]
         self._misses = [metrics.mirror_lookups[name, "miss"] for name in plan.entity_names]
         self._keys_of = [attrgetter(key) for key in plan.entity_keys]

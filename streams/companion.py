@@ -19,7 +19,7 @@ from threading import Event
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from features.store import ProfileStore
+from features.store import KEY_BYTES_MAX, ProfileStore
 from schemas.avro import Decoder, Encoder, SchemaIds
 from schemas.errors import InvalidEvent
 from scoring.mirror import MirrorSettings, MirrorWriter
@@ -151,7 +151,8 @@ class Companion:
         positions: dict[int, int] = {}
         for record in records:
             positions[record.partition] = record.offset + 1
-            if record.key is None:
+            if not record.key or len(record.key) > KEY_BYTES_MAX:
+                _log.error("changelog %d/%d has no key that a mirror can hold", record.partition, record.offset)
                 continue
             if record.value is None:
                 profiles[record.key] = None

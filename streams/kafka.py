@@ -164,7 +164,7 @@ class Consumed:
     """What one call to `consume` gave: records in order, and the partitions read to their end after them."""
 
     records: list[Record]
-    ended: list[tuple[str, int]]
+    ended: set[tuple[str, int]]
 
 
 def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
@@ -172,19 +172,21 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
 
     Raises BrokerUnavailable for an error that does not pass; the client retries passing ones by itself.
     """
-    consumed = Consumed([], [])
+    consumed = Consumed([], set())
     for message in consumer.consume(count_max, timeout=timeout_s):
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         error = message.error()
         if error is not None:
             if error.code() == KafkaError._PARTITION_EOF and topic is not None and partition is not None:
-                consumed.ended.append((topic, partition))
+                consumed.ended.add((topic, partition))
             else:
                 _check_passing(error)
             continue
         assert topic is not None
         assert partition is not None
         assert offset is not None
+        # The end that was reached before this record is none any more.
+        consumed.ended.discard((topic, partition))
         consumed.records.append(
             Record(
                 topic,

@@ -27,6 +27,7 @@ class SourceProgress:
     def assigned(self, partitions: Iterable[int]) -> None:
         for partition in partitions:
             self._complete_to_ms[partition] = 0
+            # The news of its end may have been on the way when it was revoked; there may be more by now.
             self._at_end.discard(partition)
 
     def revoked(self, partitions: Iterable[int]) -> None:
@@ -41,9 +42,8 @@ class SourceProgress:
             self._complete_to_ms[partition] = max(self._complete_to_ms[partition], timestamp_ms)
 
     def reached_end(self, partition: int) -> None:
-        """Nothing was behind the last record. Of a partition that is another worker's by now it says nothing."""
-        if partition in self._complete_to_ms:
-            self._at_end.add(partition)
+        """Nothing was behind the last record."""
+        self._at_end.add(partition)
 
     def complete_to_ms(self, asked_ms: int) -> dict[int, int]:
         """Per payments partition, once a batch is written. `asked_ms`: the client had news at least this new."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -383,3 +383,15 @@ def test_a_replayed_suffix_changes_nothing_and_is_reported_as_not_applied(world:
         len(ENTITIES),
     )
     assert applied.replayed == sum(len(changes) for by_key in joined.changes for changes in by_key.values())
+
+
+@settings(max_examples=50)
+@given(world=worlds(10), data=st.data())
+def test_a_payment_sent_twice_counts_once(world: World, data: st.DataObject) -> None:
+    arrivals = arrivals_of(world)
+    kept = kept_after(arrivals)
+    before = Kept(dict(kept.records), dict(kept.profiles))
+    again = data.draw(st.sampled_from([event for event in arrivals if isinstance(event, PaymentEvent)]))
+    # Another record of the same payment: its producer did not know that the first one had arrived.
+    kept.work([replace(again, position=Position(again.position.source, 10_000))])
+    assert kept == before

@@ -195,6 +195,18 @@ def test_events_too_late_for_a_table_are_counted_and_leave_that_table_alone() ->
     assert [found[f"card_count_{window}"] for window in ("1h", "1d", "7d")] == [2, 2, 3]
 
 
+@pytest.mark.parametrize(("window", "length_ms"), [("1h", HOUR_MS), ("1d", DAY_MS), ("7d", 7 * DAY_MS)])
+def test_a_table_keeps_the_oldest_tile_that_its_window_can_touch_and_no_older(window: str, length_ms: int) -> None:
+    card = Entity("card", key="card_id")
+    of = FeatureEngine(Catalogue((card,), (card.count("count", window),)))
+    newest, oldest_ms = payment(SUNDAY_MS), SUNDAY_MS - length_ms
+    for old, late in ((payment(oldest_ms), 0), (payment(oldest_ms - 1), 1)):
+        in_order, behind = apply(of, "card", [old, newest]), apply(of, "card", [newest, old])
+        assert (in_order.late, behind.late) == (0, late)
+        assert in_order.states == behind.states
+        assert features(of, SUNDAY_MS, 0, {"card": behind.states[0]})["count"] == 2 - late
+
+
 def test_a_label_is_not_late_for_tables_that_hold_no_labels() -> None:
     # Every label comes days after its payment, and each used to count as late for the tiles of minutes.
     changes = [payment(NOON_MS), payment(NOON_MS + 8 * DAY_MS), label(NOON_MS, 1)]
@@ -367,18 +379,31 @@ def test_a_profile_never_outgrows_the_room_made_for_it(changes: list[Change], mo
         assert len(packed) <= engine().profile_bytes_max
 
 
-def full(entity: str, newest_ms: int = 2**43) -> bytes:
-    """A profile with every source and every tile there is room for, of the largest numbers."""
+def full(entity: str, *, tiles_to_ms: int = 2**43, newest_ms: int = 2**43) -> bytes:
+    """A profile with every source and every tile there is room for, of the largest numbers.
+
+    `tiles_to_ms` is where its tiles end; a `newest_ms` before that is a lie.
+    """
     plan, limit = engine().plan, 2**62 - 1
     section = plan.words[kernel.ENTITIES_AT + plan.entity_names.index(entity)]
     tables = []
     for number in range(plan.words[section + kernel.TABLE_COUNT]):
         at = plan.words[section + kernel.TABLES_AT] + number * kernel.TABLE_SIZE
-        newest = newest_ms // int(plan.words[at + kernel.HOP_MS])
+        newest = tiles_to_ms // int(plan.words[at + kernel.HOP_MS])
         tiles = range(newest - int(plan.words[at + kernel.CAPACITY]) + 1, newest + 1)
         tables.append([(tile, [limit] * int(plan.words[at + kernel.COLUMN_COUNT])) for tile in tiles])
     sources = [(2**56 + source, 2**63 - 1) for source in range(kernel.SOURCES_MAX)]
-    return stored(entity, sources=sources, first_ms=1, last_ms=newest_ms - 1, newest_ms=newest_ms, tables=tables)
+    return stored(entity, sources=sources, first_ms=1, last_ms=1, newest_ms=newest_ms, tables=tables)
+
+
+@pytest.mark.parametrize("hop_ms", [MINUTE_MS, HOUR_MS, 6 * HOUR_MS, DAY_MS])
+@pytest.mark.parametrize("entity", ["card", "merchant", "device"])
+def test_events_that_each_need_a_tile_and_a_source_of_their_own_find_room(entity: str, hop_ms: int) -> None:
+    changes = [
+        payment(SUNDAY_MS + number * hop_ms, AMOUNT_MAX, source=2**30 + number, offset=2**62) for number in range(60)
+    ]
+    room = engine().plan.packed_bytes_fixed + len(changes) * engine().plan.packed_bytes_per_event
+    assert len(profile(engine(), entity, changes)) <= room
 
 
 @pytest.mark.parametrize("entity", ["card", "merchant", "device"])
@@ -441,6 +466,7 @@ DAMAGED = {
     "a full table of tiles that are all to come": stored(
         "card", newest_ms=1, tables=[[], [], [], [(DAY + number, [1, 1, 1]) for number in range(31)]]
     ),
+    "full tables of tiles that are all to come": full("card", newest_ms=1),
     "more tiles than there is room for": stored(
         "card", newest_ms=SUNDAY_MS, tables=[[], [], [], [(DAY - 32 + number, [1, 1, 1]) for number in range(32)]]
     ),
@@ -508,6 +534,10 @@ def run_with_bounds_checked() -> None:
             status_of(entity, stored(entity)[:5] + chance.randbytes(chance.randrange(60)))
         for damaged in DAMAGED.values():
             status_of(entity, stored(entity)[:5] + damaged[5:])
+        # What would overflow if it were taken: full tables that make room for nothing, and too many sources.
+        assert status_of(entity, full(entity, tiles_to_ms=SUNDAY_MS + 90 * DAY_MS, newest_ms=1)) == "it is damaged"
+        too_many = [(number, 0) for number in range(2000)]
+        assert "source partitions" in status_of(entity, stored(entity, sources=too_many))
 
 
 def run_events(entity: str, chance: random.Random) -> None:
@@ -532,6 +562,7 @@ def run_events(entity: str, chance: random.Random) -> None:
     vector(engine(), NOON_MS, 1, {})
     vector(engine(), NOON_MS, 1, dict.fromkeys(engine().plan.entity_names))
     engine().apply(number, events_of([[], [payment(NOON_MS)], []]), [None, full(entity), full(entity)], slots)
+    engine().apply(number, events_of([[]]), [None], slots)
 
 
 def test_no_path_of_the_kernel_goes_out_of_bounds(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from features.declare import Catalogue, Entity
 from features.engine import Events, FeatureEngine
 from features.memory_store import MemoryStore
 from ops.traffic import requests_of
-from schemas.errors import InvalidEvent, TemporaryFailure
+from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.metrics import Registry, ScoringMetrics
@@ -280,6 +280,20 @@ def test_without_a_mirror_the_answer_is_flagged_and_the_policy_decides(tmp_path:
     assert list(response.reasons) == ([] if action == "approve" else ["mirror_absent"])
     assert not response.HasField("profile_age_ms")
     assert host.outbox.entries[-1].vector == vector_by_hand(requests()[0], {})
+    # A device that takes no part is missing, not new.
+    host.score(STRANGER)
+    assert host.outbox.entries[-1].vector == vector_by_hand(STRANGER, {})
+
+
+def test_a_mirror_that_can_no_longer_be_read_is_absent_and_its_age_is_forgotten(host: Host) -> None:
+    host.fill(profiles())
+    assert host.score(requests()[0]).HasField("profile_age_ms")
+    assert host.scorer._mirror is not None
+    host.scorer._mirror.close()
+    response = host.score(requests()[0])
+    assert list(response.flags) == ["mirror_absent"]
+    assert not response.HasField("profile_age_ms")
+    assert host.scorer.readiness() == ["the mirror is not complete yet"]
 
 
 def test_a_mirror_that_comes_up_is_taken_up(host: Host) -> None:
@@ -343,6 +357,21 @@ def test_while_the_mirror_is_being_filled_no_age_is_claimed(host: Host) -> None:
     response = host.score(requests()[0])
     assert not response.HasField("profile_age_ms")
     assert list(response.flags) == []
+
+
+def test_an_entity_that_the_policy_has_no_setting_for_is_refused_at_start(tmp_path: Path) -> None:
+    address = Entity("address", "ip")
+    engine = FeatureEngine(Catalogue([address], [address.count("address_count", "1d")]))
+    with pytest.raises(Misconfigured, match=r"^policy\.on_unknown_address: there is no such setting"):
+        PaymentScorer(
+            engine=engine,
+            rates=small_world.rates(),
+            bundle=small_world.loaded_bundle(),
+            policy=Policy(PolicySettings(), review_at=0.1, decline_at=0.2),
+            mirror=MirrorSettings(path=str(tmp_path)),
+            outbox=Outbox(),
+            metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=engine.plan.entity_names),
+        )
 
 
 # Readiness

@@ -123,7 +123,8 @@ def test_a_payment_that_comes_from_the_topic_once_more_is_a_duplicate(backfilled
 def test_records_of_payments_say_what_an_outcome_needs(backfilled: MemoryStore) -> None:
     rows = small_world.tables()[0].to_pylist()
     fraud = small_world.history().outcome_payment[small_world.history().outcome_fraud][0]
-    for row in (rows[0], rows[-1], rows[fraud]):
+    abroad = next(row for row in rows if row["currency"] == "JPY")
+    for row in (rows[0], rows[-1], rows[fraud], abroad):
         (stored,) = backfilled.read([record_key(row["payment_id"])])
         assert stored is not None
         record, event = PaymentRecord.FromString(stored), payment_event(row, 0)
@@ -136,10 +137,12 @@ def test_only_payments_that_may_still_get_an_outcome_are_kept() -> None:
     payments = small_world.tables()[0]
     store = MemoryStore()
     fill(small_world.tables(), store, outcome_days=10)
-    kept = {key for key, _ in store.scan("payment")}
+    kept = {key: PaymentRecord.FromString(value).event_time_ms for key, value in store.scan("payment")}
     newest_ms = payments["event_time_ms"][-1].as_py()
     wanted = {
-        record_key(row["payment_id"]) for row in payments.to_pylist() if row["event_time_ms"] >= newest_ms - 10 * DAY_MS
+        record_key(row["payment_id"]): row["event_time_ms"]
+        for row in payments.to_pylist()
+        if row["event_time_ms"] >= newest_ms - 10 * DAY_MS
     }
     assert 0 < len(wanted) < len(payments)
     assert kept == wanted

@@ -209,7 +209,9 @@ def test_a_correction_takes_the_label_back_and_may_set_it_again() -> None:
 
 def test_a_replayed_outcome_gives_what_it_gave_the_first_time_to_a_profile_that_missed_it() -> None:
     whole, broken = Store(), Store()
-    story = [outcome(0), outcome(1, is_fraud=False), outcome(2), outcome(3)]
+    # With repetitions that changed nothing among the changes.
+    labels = (True, True, False, False, True, True)
+    story = [outcome(offset, is_fraud=is_fraud) for offset, is_fraud in enumerate(labels)]
     for store in (whole, broken):
         store.take(payment())
     missed = dict(broken.profiles)
@@ -230,6 +232,16 @@ def test_an_outcome_of_a_backfilled_payment_is_news() -> None:
     store.records[batch.record_key("p")] = record.SerializeToString()
     store.take(outcome(0, source=1))
     assert store.frauds() == 1.0
+
+
+def test_an_outcome_corrects_a_backfilled_one_whatever_its_offset() -> None:
+    """Offsets of two sources say nothing about each other: a backfilled change has offset 0, as a topic's first."""
+    store = Store()
+    store.take(payment())
+    store.take(outcome(0, source=9))
+    assert store.frauds() == 1.0
+    store.take(outcome(0, source=1, is_fraud=False))
+    assert store.frauds() == 0.0
 
 
 # The guarantee
