@@ -228,7 +228,8 @@ def _integers(column: pa.ChunkedArray) -> Int64Array:
 
 def _sorted_times(file_name: str, table: pa.Table, name: str) -> Int64Array:
     time_ms = _integers(table[name])
-    _refuse_first(file_name, f"{name} must not be negative", time_ms < 0)
+    # The kernel takes 0 for "never".
+    _refuse_first(file_name, f"{name} must be above 0", time_ms <= 0)
     is_earlier = np.zeros(len(time_ms), dtype=np.bool_)
     is_earlier[1:] = time_ms[1:] < time_ms[:-1]
     _refuse_first(file_name, f"rows must be sorted by {name}", is_earlier)

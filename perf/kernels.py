@@ -69,6 +69,8 @@ def _updates(history: History, engine: FeatureEngine) -> dict[str, float]:
         codes = getattr(history, name).codes
         order = np.argsort(codes, kind="stable")
         order = order[np.searchsorted(codes[order], 0) :]
+        if len(order) == 0:
+            continue  # the handbook's payments have no device
         groups = np.append(np.unique(codes[order], return_index=True)[1], len(order)).astype(np.int64)
         count = len(order)
         ones, none = np.ones(count, dtype=np.int64), np.full(count, -1, dtype=np.int64)

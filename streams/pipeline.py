@@ -234,7 +234,7 @@ class Pipeline:
         day_s = 86_400
         self._store.write(joined.records, ttl_s=self._settings.outcome_days * day_s)
         for entity, by_key in enumerate(joined.changes):
-            # Nothing an expired profile held could be seen through any window.
+            # Nothing an expired profile held could be seen through any window, nor as recency.
             ttl_s = self._engine.plan.retention_ms[entity] // 1000 + day_s
             self._store.write({key: profiles[key] for key in by_key}, ttl_s=ttl_s)
         return True
