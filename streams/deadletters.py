@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from confluent_kafka import Producer
-
 from schemas.avro import Encoder, SchemaIds
-from streams.kafka import KafkaSettings, Record
+from streams.kafka import KafkaSettings, Record, Sender
 
 
 class DeadLetters:
-    """Writes to the dead-letters topic; the caller flushes the producer before it commits."""
+    """Writes to the dead-letters topic; the caller flushes the sender before it commits."""
 
-    def __init__(self, producer: Producer, kafka: KafkaSettings, ids: SchemaIds) -> None:
-        self._producer = producer
+    def __init__(self, sender: Sender, kafka: KafkaSettings, ids: SchemaIds) -> None:
+        self._sender = sender
         self._topic = kafka.topic("dead-letters")
         self._encoder = Encoder("dead-letters", ids.id_of("dead-letters"))
 
@@ -29,4 +27,4 @@ class DeadLetters:
             "reason": reason,
             "failed_time_ms": now_ms,
         }
-        self._producer.produce(self._topic, self._encoder.encode(letter), key=record.key)
+        self._sender.send(self._topic, self._encoder.encode(letter), key=record.key)

@@ -17,6 +17,8 @@ _log = logging.getLogger(__name__)
 
 # How long a broker may take to answer at start before that is an error.
 REACH_TIMEOUT_S = 5.0
+# Kafka's own default is 1 MiB; our topics keep to it, and the dead letters of such records need more.
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def make_producer(settings: KafkaSettings, *, linger_ms: int) -> Producer:
         "message.timeout.ms": 0,
         "linger.ms": linger_ms,
         "compression.type": "lz4",
+        # A dead letter holds a whole record of another topic, and more.
+        "message.max.bytes": MESSAGE_BYTES_MAX,
         "queue.buffering.max.messages": 200_000,
         "queue.buffering.max.kbytes": 256 * 1024,
         # The Java clients' partitioner, so that all producers agree where a key lives.
@@ -77,6 +81,42 @@ def make_producer(settings: KafkaSettings, *, linger_ms: int) -> Producer:
     }
     with _configured():
         return Producer(options)
+
+
+class Sender:
+    """Sends records and knows when the broker has them all: nothing that it was given is lost unseen."""
+
+    def __init__(self, settings: KafkaSettings, *, linger_ms: int) -> None:
+        self._producer = make_producer(settings, linger_ms=linger_ms)
+        self._failure: KafkaError | None = None
+
+    def send(self, topic: str, value: bytes | None, *, key: bytes | None, partition: int = -1) -> None:
+        """Queue one record; waits while the queue is full. Raises BrokerUnavailable when it cannot be queued."""
+        while True:
+            try:
+                self._producer.produce(topic, value, key=key, partition=partition, on_delivery=self._on_delivery)
+            except BufferError:
+                self._producer.poll(0.1)
+            except KafkaException as error:
+                raise BrokerUnavailable(f"Kafka cannot take a record for {topic}: {reason_of(error)}") from error
+            else:
+                return
+
+    def poll(self) -> None:
+        """Let the client work off what it has heard from the broker."""
+        self._producer.poll(0)
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until the broker has everything. Raises BrokerUnavailable when it does not, or has refused some."""
+        left = self._producer.flush(timeout_s)
+        if self._failure is not None:
+            raise BrokerUnavailable(f"Kafka refused a record: {self._failure.str()}")
+        if left:
+            raise BrokerUnavailable(f"Kafka did not take {left} records in {timeout_s:g} s")
+
+    def _on_delivery(self, error: KafkaError | None, _: Message) -> None:
+        if error is not None and self._failure is None:
+            self._failure = error
 
 
 def make_consumer(settings: KafkaSettings, *, group_id: str, session_timeout_ms: int = 10_000) -> Consumer:

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from threading import Event
 from typing import TypeVar
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from features.engine import FeatureEngine
 from features.kernel import SOURCES_MAX
 from features.money import RateTable
 from features.store import ProfileStore
 from schemas.avro import Encoder, SchemaIds
-from schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured, StoreUnavailable
+from schemas.errors import InvalidEvent, Misconfigured, StoreUnavailable
 from streams import batch
 from streams.batch import Joined, OutcomeEvent, PaymentEvent, Position
 from streams.deadletters import DeadLetters
@@ -36,9 +36,9 @@ from streams.kafka import (
     Consumed,
     KafkaSettings,
     Record,
+    Sender,
     consume,
     make_consumer,
-    make_producer,
     partitions_of,
     reason_of,
 )
@@ -106,12 +106,12 @@ class Pipeline:
         self._profiles_topic = kafka.topic("profiles")
         self._check_partitions()
         self._changelog_partitions = partitions_of(kafka, "profiles")
-        self._producer: Producer = make_producer(kafka, linger_ms=2)
+        self._sender = Sender(kafka, linger_ms=2)
         self._consumer: Consumer = make_consumer(
             kafka, group_id=settings.group_id, session_timeout_ms=settings.session_timeout_ms
         )
         self._intake = Intake(engine, rates, ids)
-        self._dead_letters = DeadLetters(self._producer, kafka, ids)
+        self._dead_letters = DeadLetters(self._sender, kafka, ids)
         self._encoder = Encoder("profiles", ids.id_of("profiles"))
         self._progress = SourceProgress()
         self._progress_due_ms = 0
@@ -147,11 +147,11 @@ class Pipeline:
             return  # stopped while the store was away: nothing is committed
         self._send_progress(asked_ms)
         if records:
-            self._flush()
+            self._sender.flush(self._settings.flush_timeout_s)
             self._commit(records)
             self.counts.batches += 1
         else:
-            self._producer.poll(0)
+            self._sender.poll()
 
     def _note_progress(self, consumed: Consumed) -> None:
         for record in consumed.records:
@@ -259,7 +259,7 @@ class Pipeline:
         for key, state in profiles.items():
             entity = key[: key.index(b":")].decode()
             record = {"entity": entity, "state": state, "written_time_ms": now_ms}
-            self._produce(key, self._encoder.encode(record))
+            self._sender.send(self._profiles_topic, self._encoder.encode(record), key=key)
 
     def _send_progress(self, asked_ms: int) -> None:
         if asked_ms < self._progress_due_ms:
@@ -274,22 +274,8 @@ class Pipeline:
             }
             value = self._encoder.encode(record)
             for partition in self._changelog_partitions:
-                self._produce(progress_key(payments_partition), value, partition)
-
-    def _produce(self, key: bytes, value: bytes, partition: int = -1) -> None:
-        while True:
-            try:
-                self._producer.produce(self._profiles_topic, value, key=key, partition=partition)
-            except BufferError:
-                # The queue is full: wait for the broker to take some.
-                self._producer.poll(0.1)
-            else:
-                return
-
-    def _flush(self) -> None:
-        left = self._producer.flush(self._settings.flush_timeout_s)
-        if left:
-            raise BrokerUnavailable(f"Kafka did not take {left} records in {self._settings.flush_timeout_s} s")
+                key = progress_key(payments_partition)
+                self._sender.send(self._profiles_topic, value, key=key, partition=partition)
 
     def _commit(self, records: Sequence[Record]) -> None:
         ends: dict[tuple[str, int], int] = {}

@@ -9,7 +9,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from schemas.avro import TOPICS
 from schemas.errors import BrokerUnavailable, Misconfigured
-from streams.kafka import KafkaSettings, make_admin, reason_of
+from streams.kafka import MESSAGE_BYTES_MAX, KafkaSettings, make_admin, reason_of
 
 _DAY_MS = 86_400_000
 
@@ -62,4 +62,7 @@ def _config(name: str, settings: TopicSettings) -> dict[str, str]:
         return {"cleanup.policy": "compact", "delete.retention.ms": str(_DAY_MS), "min.cleanable.dirty.ratio": "0.2"}
     days = {"dead-letters": settings.dead_letters_days, "decisions": settings.decisions_days}
     kept_days = days.get(name, settings.payments_days)
-    return {"cleanup.policy": "delete", "retention.ms": str(kept_days * _DAY_MS)}
+    kept = {"cleanup.policy": "delete", "retention.ms": str(kept_days * _DAY_MS)}
+    if name == "dead-letters":
+        kept["max.message.bytes"] = str(MESSAGE_BYTES_MAX)
+    return kept

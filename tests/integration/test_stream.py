@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.cimpl import NewTopic
 
 from features.engine import FeatureEngine
 from features.history import history_of_tables
@@ -280,6 +281,38 @@ def test_what_cannot_be_used_goes_to_the_dead_letters_whole_and_the_stream_goes_
     assert any("no value" in reason for reason in letters)
     assert any("payment that is not known" in reason for reason in letters)
     assert payments[0]["card_id"] not in stream.log.read_text(encoding="utf-8")
+
+
+def test_the_largest_record_there_is_goes_to_the_dead_letters_whole(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    """Its letter is larger than the record, and must not be the poison that stops the stream for ever."""
+    topics = Topics(settings)
+    # Of random bytes: what compresses would be small on the way.
+    garbage = random.Random(1).randbytes(1_048_000)
+    topics.send_bytes("payments", garbage, b"k")
+    topics.flush()
+    stream = deployment.start("stream")
+    wait_until(lambda: lag(settings, f"{settings.topic_prefix}stream") == 0, "it is worked in", every_s=0.3)
+    assert stream.stop() == 0
+    (letter,) = map(Decoder("dead-letters", LocalSchemaIds()).decode, values(settings, "dead-letters"))
+    assert letter["value"] == garbage
+
+
+def test_a_record_the_broker_refuses_ends_the_stream_before_anything_is_committed(
+    tmp_path: Path, kafka: KafkaServer, settings: KafkaSettings
+) -> None:
+    name = settings.topic("dead-letters")
+    kafka.create_topics(NewTopic(name, num_partitions=1, replication_factor=1, config={"max.message.bytes": "150"}))
+    with Deployment(tmp_path, kafka.bootstrap, settings.topic_prefix) as deployment:
+        deployment.create_topics()
+        topics = Topics(settings)
+        topics.send_bytes("payments", random.Random(1).randbytes(500), b"k")
+        topics.flush()
+        stream = deployment.start("stream")
+        assert stream.process.wait(timeout=60) == 1
+        assert stream.log.read_text(encoding="utf-8").strip().splitlines()[-1].startswith("paywarden: Kafka refused")
+        assert lag(settings, f"{settings.topic_prefix}stream") == 1
 
 
 def values(settings: KafkaSettings, name: str) -> list[bytes]:
