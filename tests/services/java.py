@@ -9,14 +9,19 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from tests.services.fetch import tool
 
 # A start takes 2–4 s on an idle machine; this is for one that is busy with something else.
 START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 20.0
+# Two runs may choose the same port at the same moment; three times in a row is another fault.
+_START_ATTEMPTS = 3
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 30
 # Below the range from which systems take the ports of outgoing connections: a port that is free while its
@@ -115,6 +120,65 @@ class JavaProcess:
             self._guard.stdin.close()
         self._process.wait()
         atexit.unregister(self.stop)
+
+
+class JavaService(ABC):
+    """A server of the tests' own on free ports of 127.0.0.1, its files under a folder; a context manager.
+
+    Usable from one thread at a time; clients may come from anywhere.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: JavaProcess | None = None
+        self._port = 0
+        self._starts = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts it anew on free ports; returns when it answers."""
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            self._prepare()
+            try:
+                self._run()
+            except StartFailed as error:
+                if attempt == _START_ATTEMPTS or "already in use" not in str(error):
+                    raise
+            else:
+                return
+
+    def stop(self) -> None:
+        """An orderly shutdown. Safe to call when it is down."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL, as in a crash; files stay."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+    def restart(self) -> None:
+        """Starts it again on the same ports with the same files (after stopping it, if it runs)."""
+        self.stop()
+        self._run()
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Choose free ports, make fresh files."""
+
+    @abstractmethod
+    def _run(self) -> None:
+        """Start the process and wait until it answers. Raises StartFailed."""
 
 
 def _guard(pid: int) -> subprocess.Popen[bytes]:

@@ -9,18 +9,14 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from tests.services.fetch import kafka_dir, tool
-from tests.services.java import JavaProcess, StartFailed, free_port
+from tests.services.java import JavaProcess, JavaService, StartFailed, free_port
 
-# Two runs may choose the same port at the same moment; three times in a row is another fault.
-_START_ATTEMPTS = 3
 _ANSWER_TIMEOUT_S = 30.0
 _TOOL_TIMEOUT_S = 120.0
 # Serial collection and the first compiler alone: a small process that is up soon, on a machine it shares.
@@ -35,7 +31,7 @@ QUICK_COMPACTION: Mapping[str, str] = {
 }
 
 
-class KafkaServer:
+class KafkaServer(JavaService):
     """One broker on 127.0.0.1, its data under `folder`; a context manager.
 
     `settings` go into server.properties over ours. Topics are not created by use: a test says what it needs.
@@ -43,20 +39,8 @@ class KafkaServer:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
-        self._folder = folder
+        super().__init__(folder)
         self._settings = dict(settings or {})
-        self._process: JavaProcess | None = None
-        self._port = 0
-        self._starts = 0
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def bootstrap(self) -> str:
@@ -75,38 +59,12 @@ class KafkaServer:
         """Whether the broker's process is there."""
         return self._process is not None and self._process.running
 
-    def start(self) -> None:
-        """Formats fresh storage and starts on free ports; returns when the broker answers metadata."""
-        for attempt in range(1, _START_ATTEMPTS + 1):
-            self._format(free_port(), free_port())
-            try:
-                self._run()
-            except StartFailed as error:
-                if attempt == _START_ATTEMPTS or "Address already in use" not in str(error):
-                    raise
-            else:
-                return
-
-    def stop(self) -> None:
-        """An orderly shutdown. Safe to call when it is down."""
-        if self._process is not None:
-            self._process.stop()
-            self._process = None
-
-    def kill(self) -> None:
-        """SIGKILL, as in a crash; the data stay."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-
-    def restart(self) -> None:
-        """Starts it again on the same ports with the same data (after stopping it, if it runs)."""
-        self.stop()
-        self._run()
-
     def create_topics(self, *topics: NewTopic) -> None:
         """Creates them and returns when each partition has a leader."""
         create_topics(self.bootstrap, *topics)
+
+    def _prepare(self) -> None:
+        self._format(free_port(), free_port())
 
     def _format(self, port: int, controller_port: int) -> None:
         self._port = port
