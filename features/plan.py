@@ -98,6 +98,10 @@ class Plan:
     def entity_count(self) -> int:
         return len(self.entity_names)
 
+    def ttl_s(self, entity: int) -> int:
+        """How long a store keeps a profile, from its last write. What expires by then no window or recency sees."""
+        return self.retention_ms[entity] // 1000 + DAY_MS // 1000
+
 
 @dataclass(frozen=True)
 class _Table:

@@ -96,7 +96,7 @@ def train(source: Source, data: str, train_from: str, train_to: str, out: str) -
     """Train a model and make it a bundle: calibrated, compiled, with golden vectors."""
     from features.engine import FeatureEngine
     from features.history import read_history
-    from models.evaluation import Days, day_of_date
+    from models.evaluation import DAY_MS, Days, day_of_date
     from models.training import TrainingSettings, train_bundle, training_table
 
     window = Days(day_of_date(train_from), day_of_date(train_to))
@@ -105,7 +105,7 @@ def train(source: Source, data: str, train_from: str, train_to: str, out: str) -
     history = read_history(data)
     engine = FeatureEngine()
     engine.warm_up()
-    rows = int((history.event_time_ms < (window.last + 1) * 86_400_000).sum())
+    rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
     with _progress("features", rows) as advance:
         table = training_table(
             history,

@@ -44,10 +44,9 @@ def backfill(
     passage.finish()
     count = 0
     for entity, name in enumerate(engine.plan.entity_names):
-        ttl_s = engine.plan.retention_ms[entity] // 1000 + _DAY_S
         keys = _keys(name, getattr(history, name).names.to_pylist())
         pairs = ((key, state) for key, state in zip(keys, passage.profiles[entity], strict=True) if state is not None)
-        count += _write(store, pairs, ttl_s)
+        count += _write(store, pairs, engine.plan.ttl_s(entity))
     _write(store, _payment_records(history, passage, engine, outcome_days), outcome_days * _DAY_S)
     return count
 

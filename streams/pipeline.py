@@ -53,6 +53,7 @@ _FETCH_AGE_MS = 2 * FETCH_WAIT_MS
 _RETRY_FIRST_S = 0.1
 _RETRY_MOST_S = 5.0
 _LOG_EVERY_S = 10.0
+_DAY_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -231,12 +232,9 @@ class Pipeline:
         return {key: value for key, value in found if value is not None}
 
     def _write(self, joined: Joined, profiles: dict[bytes, bytes]) -> bool:
-        day_s = 86_400
-        self._store.write(joined.records, ttl_s=self._settings.outcome_days * day_s)
+        self._store.write(joined.records, ttl_s=self._settings.outcome_days * _DAY_S)
         for entity, by_key in enumerate(joined.changes):
-            # Nothing an expired profile held could be seen through any window, nor as recency.
-            ttl_s = self._engine.plan.retention_ms[entity] // 1000 + day_s
-            self._store.write({key: profiles[key] for key in by_key}, ttl_s=ttl_s)
+            self._store.write({key: profiles[key] for key in by_key}, ttl_s=self._engine.plan.ttl_s(entity))
         return True
 
     def _patiently(self, action: Callable[[], _Result], stop: Event) -> _Result | None:
