@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.attributes import UTC_OFFSET_MINUTES_MAX, flag_code, offset_code
 from schemas.errors import Misconfigured
 
 PAYMENTS_FILE = "payments.parquet"
 OUTCOMES_FILE = "outcomes.parquet"
 
 INTEGER, TEXT, OPTIONAL_TEXT = "integer", "string", "string or null"
+OPTIONAL_INTEGER, OPTIONAL_FLAG = "integer or null", "boolean or null"
 PAYMENT_COLUMNS = {
     "payment_id": TEXT,
     "event_time_ms": INTEGER,
@@ -34,7 +36,11 @@ PAYMENT_COLUMNS = {
     "mcc": OPTIONAL_TEXT,
     "country": OPTIONAL_TEXT,
     "channel": OPTIONAL_TEXT,
+    "utc_offset_minutes": OPTIONAL_INTEGER,
+    "declined": OPTIONAL_FLAG,
 }
+# Columns that a file may lack: nothing is known of them then.
+ABSENT_COLUMNS = ("utc_offset_minutes", "declined")
 OUTCOME_COLUMNS = {"payment_id": TEXT, "outcome_time_ms": INTEGER, "label": TEXT, "source": OPTIONAL_TEXT}
 LABELS = ("genuine", "fraud")
 """A label's place is its number in the columns."""
@@ -73,6 +79,9 @@ class History:
     mcc: Coded
     country: Coded
     channel: Coded
+    utc_offset_code: Int64Array
+    """As features/attributes.py codes it: 0 is not known. `declined_code` likewise."""
+    declined_code: Int64Array
     outcome_payment: Int64Array
     """Shape (outcome_count,): the row of the payment that the outcome is about."""
     outcome_time_ms: Int64Array
@@ -81,6 +90,11 @@ class History:
     def __len__(self) -> int:
         return len(self.event_time_ms)
 
+    def coded(self, field: str) -> Coded:
+        """The column of a payment's text field: `merchant_id` is `merchant`."""
+        column: Coded = getattr(self, field.removesuffix("_id"))
+        return column
+
 
 def write_history(directory: str | Path, payments: pa.Table, outcomes: pa.Table) -> None:
     """Write both files, replacing those that are there; refuses what `read_history` would refuse."""
@@ -88,7 +102,8 @@ def write_history(directory: str | Path, payments: pa.Table, outcomes: pa.Table)
     folder = Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_table(folder / PAYMENTS_FILE, payments.select(list(PAYMENT_COLUMNS)))
+        present = [name for name in PAYMENT_COLUMNS if name in payments.column_names]
+        _write_table(folder / PAYMENTS_FILE, payments.select(present))
         _write_table(folder / OUTCOMES_FILE, outcomes.select(list(OUTCOME_COLUMNS)))
     except OSError as error:
         raise Misconfigured(f"cannot write a history to {folder}: {error.strerror or error}") from error
@@ -128,6 +143,8 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
         mcc=_coded(payments["mcc"]),
         country=_coded(payments["country"]),
         channel=_coded(payments["channel"]),
+        utc_offset_code=_offset_codes(payments),
+        declined_code=_flag_codes(payments, "declined"),
         outcome_payment=outcome_payment,
         outcome_time_ms=outcome_time_ms,
         outcome_fraud=_is_fraud(outcomes["label"]),
@@ -195,20 +212,29 @@ def _first_line(error: BaseException) -> str:
 
 def _check_columns(file_name: str, table: pa.Table, columns: dict[str, str]) -> None:
     for name, kind in columns.items():
+        if name not in table.column_names and name in ABSENT_COLUMNS:
+            continue
         if name not in table.column_names:
             raise Misconfigured(f"{file_name}: column {name} is missing")
         column = table[name]
-        is_right = pa.types.is_integer(column.type) if kind == INTEGER else _is_text(column.type)
-        if not is_right:
+        if not _is_of(kind, column.type):
             raise Misconfigured(f"{file_name}: column {name} must be {kind}, got {column.type}")
-        if kind != OPTIONAL_TEXT and column.null_count:
+        if kind in (INTEGER, TEXT) and column.null_count:
             raise Misconfigured(f"{file_name}: column {name} must not be null, and {column.null_count} rows are")
+
+
+def _is_of(wanted: str, kind: pa.DataType) -> bool:
+    # A column in which nothing was ever set has no type of its own.
+    if wanted == OPTIONAL_FLAG:
+        return bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))
+    if wanted == OPTIONAL_INTEGER:
+        return bool(pa.types.is_integer(kind) or pa.types.is_null(kind))
+    return bool(pa.types.is_integer(kind)) if wanted == INTEGER else _is_text(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    # A column in which nothing was ever set has no type of its own.
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
 
 
@@ -220,10 +246,31 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _integers(column: pa.ChunkedArray) -> Int64Array:
+    return np.asarray(_whole_numbers(column).to_numpy(), dtype=np.int64)
+
+
+def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
-        return np.asarray(column.cast(pa.int64()).to_numpy(), dtype=np.int64)
+        return column.cast(pa.int64())
     except pa.ArrowInvalid as error:
         raise Misconfigured(f"whole numbers must fit 64 bits: {_first_line(error)}") from error
+
+
+def _offset_codes(payments: pa.Table) -> Int64Array:
+    if "utc_offset_minutes" not in payments.column_names:
+        return np.zeros(len(payments), dtype=np.int64)
+    # A place no clock can have stands for null, and is coded as not known.
+    minutes = _integers(_whole_numbers(payments["utc_offset_minutes"]).fill_null(UTC_OFFSET_MINUTES_MAX + 1))
+    is_known = (minutes >= -UTC_OFFSET_MINUTES_MAX) & (minutes <= UTC_OFFSET_MINUTES_MAX)
+    return np.where(is_known, minutes + offset_code(0), 0)
+
+
+def _flag_codes(payments: pa.Table, name: str) -> Int64Array:
+    if name not in payments.column_names:
+        return np.zeros(len(payments), dtype=np.int64)
+    column = payments[name].cast(pa.bool_())
+    codes = pc.if_else(column, flag_code(True), flag_code(False)).fill_null(0)
+    return np.asarray(codes.to_numpy(), dtype=np.int64)
 
 
 def _sorted_times(file_name: str, table: pa.Table, name: str) -> Int64Array:

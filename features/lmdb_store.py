@@ -4,10 +4,14 @@ A record is the profile with 4 bytes before it: the second it expires, unsigned,
 Expired records are not served, and go away like this: each write looks, in its own transaction, at as many
 records as it wrote, from where the last look ended, and removes those that have expired. So what is dead
 stays bounded by what is alive, at a cost a write can foresee, and no job has to run.
+
+A record's version is a digest of it, so the file holds none. The same bytes written again have the same version
+unless they expire at another time; either way they are the state that was read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import struct
@@ -18,7 +22,16 @@ from dataclasses import dataclass
 
 import lmdb
 
-from features.store import RECORD_BYTES_MAX, check_write, entity_of
+from features.store import (
+    ABSENT,
+    RECORD_BYTES_MAX,
+    ScanProgress,
+    StoreHealth,
+    Versioned,
+    check_versions,
+    check_write,
+    entity_of,
+)
 from schemas.errors import Misconfigured, StoreUnavailable
 
 _EXPIRY = struct.Struct("<I")
@@ -27,6 +40,9 @@ _NEVER = 0
 # A scan reads so many records in one transaction and hands them out after it: a transaction held open while
 # a caller is slow would keep LMDB from reusing pages, and the file would grow.
 _SCAN_PAGE_COUNT = 1_000
+
+# 64 bits: a record that has changed has its old version once in 10¹⁹ times.
+_VERSION_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,15 @@ class LmdbStore:
         with self._begin(write=False) as transaction:
             return [_live_value(transaction.get(key), now) for key in keys]
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int) -> None:
+    def read_versioned(self, keys: Sequence[bytes]) -> list[Versioned]:
+        """See ProfileStore. One read transaction, as `read`."""
+        for key in keys:
+            entity_of(key)
+        now = self._clock()
+        with self._begin(write=False) as transaction:
+            return [_versioned(transaction.get(key), now) for key in keys]
+
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
         """See ProfileStore. One write transaction: all of them or none."""
         check_write(values, ttl_s=ttl_s, record_bytes_max=self._settings.record_bytes_max)
         if not values:
@@ -98,6 +122,7 @@ class LmdbStore:
         with self._begin(write=True) as transaction:
             # A reader that was killed keeps its slot, and old pages from being reused, until someone looks.
             self._environment.reader_check()
+            check_versions(values, versions or {}, lambda key: _versioned(transaction.get(key), now))
             for key, value in values.items():
                 transaction.put(key, prefix + value)
             swept_to, _ = _sweep(transaction, self._swept_to, len(values), now)
@@ -113,14 +138,26 @@ class LmdbStore:
             for key in keys:
                 transaction.delete(key)
 
-    def scan(self, entity: str) -> Iterator[tuple[bytes, bytes]]:
-        """See ProfileStore. In key order, in pages that are each of one moment."""
+    def scan(self, entity: str, *, progress: ScanProgress | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """See ProfileStore. In key order, in pages that are each of one moment; how many there will be is unknown."""
         prefix = start = entity.encode() + b":"
-        while True:
+        count = 0
+        if progress is not None:
+            progress(count, None)
+        while start:
             page, start = self._scan_page(prefix, start)
             yield from page
-            if not start:
-                return
+            count += len(page)
+            if progress is not None:
+                progress(count, None)
+
+    def health(self) -> StoreHealth:
+        """See ProfileStore. Begins a read transaction, which needs the map and a reader's slot."""
+        try:
+            with self._begin(write=False):
+                return StoreHealth()
+        except StoreUnavailable as error:
+            return StoreHealth(str(error))
 
     def sweep(self, *, record_count_max: int) -> int:
         """Looks at up to so many records, going round, and removes the expired ones; returns how many.
@@ -219,6 +256,15 @@ def _live_value(stored: bytes | memoryview | None, now: float) -> bytes | None:
     if stored is None or _has_expired(stored, now):
         return None
     return bytes(stored[_EXPIRY.size :])
+
+
+def _versioned(stored: bytes | memoryview | None, now: float) -> Versioned:
+    value = _live_value(stored, now)
+    if stored is None or value is None:
+        return Versioned(None, ABSENT)
+    digest = hashlib.blake2b(stored, digest_size=_VERSION_BYTES).digest()
+    # The one value in 2⁶⁴ that would read as ABSENT makes way.
+    return Versioned(value, int.from_bytes(digest, "little") or ABSENT + 1)
 
 
 def _has_expired(stored: bytes | memoryview, now: float) -> bool:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 
-from features.store import RECORD_BYTES_MAX, check_write, entity_of
+from features.store import (
+    ABSENT,
+    RECORD_BYTES_MAX,
+    ScanProgress,
+    StoreHealth,
+    Versioned,
+    check_versions,
+    check_write,
+    entity_of,
+)
 
 
 class MemoryStore:
@@ -15,11 +25,16 @@ class MemoryStore:
     def __init__(self, *, clock: Callable[[], float] = time.time, record_bytes_max: int = RECORD_BYTES_MAX) -> None:
         self._clock = clock
         self._record_bytes_max = record_bytes_max
-        # Value, and when it expires; None for never.
-        self._records: dict[bytes, tuple[bytes, float | None]] = {}
+        # Value, when it expires (None for never), and version.
+        self._records: dict[bytes, tuple[bytes, float | None, int]] = {}
+        self._next_version = itertools.count(ABSENT + 1)
         self._lock = Lock()
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See ProfileStore."""
+        return [value for value, _ in self.read_versioned(keys)]
+
+    def read_versioned(self, keys: Sequence[bytes]) -> list[Versioned]:
         """See ProfileStore."""
         for key in keys:
             entity_of(key)
@@ -27,12 +42,15 @@ class MemoryStore:
         with self._lock:
             return [self._live(key, now) for key in keys]
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int) -> None:
-        """See ProfileStore."""
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+        """See ProfileStore. All of them or none."""
         check_write(values, ttl_s=ttl_s, record_bytes_max=self._record_bytes_max)
-        expires = self._clock() + ttl_s if ttl_s else None
+        now = self._clock()
+        expires = now + ttl_s if ttl_s else None
         with self._lock:
-            self._records.update((key, (bytes(value), expires)) for key, value in values.items())
+            check_versions(values, versions or {}, lambda key: self._live(key, now))
+            for key, value in values.items():
+                self._records[key] = (bytes(value), expires, next(self._next_version))
 
     def delete(self, keys: Sequence[bytes]) -> None:
         """See ProfileStore."""
@@ -42,20 +60,30 @@ class MemoryStore:
             for key in keys:
                 self._records.pop(key, None)
 
-    def scan(self, entity: str) -> Iterator[tuple[bytes, bytes]]:
-        """See ProfileStore."""
+    def scan(self, entity: str, *, progress: ScanProgress | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """See ProfileStore. Tells its progress at the start and at the end."""
         prefix = entity.encode() + b":"
         with self._lock:
             keys = [key for key in self._records if key.startswith(prefix)]
+        count = 0
+        if progress is not None:
+            progress(count, len(keys))
         for key in keys:
             with self._lock:
-                value = self._live(key, self._clock())
+                value, _ = self._live(key, self._clock())
             if value is not None:
+                count += 1
                 yield key, value
+        if progress is not None:
+            progress(count, len(keys))
+
+    def health(self) -> StoreHealth:
+        """See ProfileStore. It always answers."""
+        return StoreHealth()
 
     def close(self) -> None:
         """See ProfileStore."""
 
-    def _live(self, key: bytes, now: float) -> bytes | None:
-        value, expires = self._records.get(key, (None, None))
-        return None if expires is not None and expires <= now else value
+    def _live(self, key: bytes, now: float) -> Versioned:
+        value, expires, version = self._records.get(key, (None, None, ABSENT))
+        return Versioned(None, ABSENT) if expires is not None and expires <= now else Versioned(value, version)

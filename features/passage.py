@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from features import kernel
 from features.engine import Events, FeatureEngine
 from features.history import History
+from features.keys import entity_column
 from features.money import RateTable
+from features.rows import HistoryRows
 
 CHUNK_ROWS = 200_000
 
@@ -73,16 +75,16 @@ class Passage:
         amount = rates.convert_columns(
             history.amount_minor, history.currency.codes, history.currency.names.to_pylist(), history.event_time_ms
         )
-        self._requests = np.column_stack((history.event_time_ms, amount))
-        columns = [getattr(history, name) for name in engine.plan.entity_names]
-        self._codes = [column.codes for column in columns]
-        self.profiles: list[list[bytes | None]] = [[None] * len(column.names) for column in columns]
-        self._labels_done = 0
-
-    @property
-    def amounts(self) -> NDArray[np.int64]:
+        self.rows = HistoryRows(history, amount)
+        self.amounts = amount
         """Each payment's amount in minor units of the reference currency, shape (payments,)."""
-        return self._requests[:, kernel.REQUEST_AMOUNT]
+        plan = engine.plan
+        self.entities = [
+            entity_column(history, name, fields)
+            for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True)
+        ]
+        self.profiles: list[list[bytes | None]] = [[None] * entities.count for entities in self.entities]
+        self._labels_done = 0
 
     def chunks(
         self,
@@ -92,7 +94,7 @@ class Passage:
         progress: Callable[[int], object] | None = None,
     ) -> Iterator[Chunk]:
         """All payments before `last` in order; outcomes known by then are worked in. `progress` gets rows done."""
-        stop = len(self._requests) if last is None else last
+        stop = len(self._history) if last is None else last
         for first in range(0, stop, rows):
             chunk = self._advance(first, min(stop, first + rows))
             if progress is not None:
@@ -101,7 +103,7 @@ class Passage:
 
     def finish(self) -> None:
         """Work in the outcomes that are later than every payment."""
-        self._advance(len(self._requests), len(self._requests), labels_stop=len(self._labels.payment))
+        self._advance(len(self._history), len(self._history), labels_stop=len(self._labels.payment))
 
     def _advance(self, first: int, last: int, labels_stop: int | None = None) -> Chunk:
         if labels_stop is None:
@@ -110,13 +112,26 @@ class Passage:
         labels = slice(self._labels_done, labels_stop)
         self._labels_done = labels_stop
         slots = self._engine.new_slots(last - first)
-        late = sum(self._advance_entity(entity, first, last, labels, slots) for entity in range(len(self._codes)))
-        vectors = self._engine.vectors_of_slots(self._requests[first:last], slots)
+        # Payments of the chunk first, then those the labels are of.
+        payments = np.concatenate((np.arange(first, last), self._labels.payment[labels]))
+        attributes = self.rows.of(payments)
+        late = sum(
+            self._advance_entity(entity, first, last, labels, attributes, slots) for entity in range(len(self.entities))
+        )
+        vectors = self._engine.vectors_of_slots(attributes[: last - first], slots)
         return Chunk(first, last, vectors, late)
 
-    def _advance_entity(self, entity: int, first: int, last: int, labels: slice, slots: NDArray[np.float64]) -> int:
+    def _advance_entity(
+        self,
+        entity: int,
+        first: int,
+        last: int,
+        labels: slice,
+        attributes: NDArray[np.int64],
+        slots: NDArray[np.float64],
+    ) -> int:
         """Bring one kind of entity up to payment `last`; returns the events that came too late."""
-        codes = self._codes[entity]
+        codes = self.entities[entity].codes
         label_payment, label_before = self._labels.payment[labels], self._labels.before[labels]
         payment = np.concatenate((np.arange(first, last), label_payment))
         # Even places are labels, odd ones payments: label `before` r stands before payment r.
@@ -126,22 +141,21 @@ class Passage:
         order = order[np.searchsorted(code[order], 0) :]  # codes below 0: the payment has no such entity
         is_label = order >= last - first
         entities, starts = np.unique(code[order], return_index=True)
-        chosen = payment[order]
         weight = np.ones(len(order), dtype=np.int64)
         weight[is_label] = self._labels.weight[labels][order[is_label] - (last - first)]
         unchecked = np.full(len(order), -1, dtype=np.int64)
         events = Events(
             groups=np.append(starts, len(order)).astype(np.int64),
             kind=np.where(is_label, kernel.LABEL, kernel.PAYMENT).astype(np.uint8),
-            time_ms=self._requests[chosen, kernel.REQUEST_TIME_MS],
-            amount=self._requests[chosen, kernel.REQUEST_AMOUNT],
+            payment=order,
             weight=weight,
             source=unchecked,
             offset=unchecked,
-            row=np.where(is_label, -1, chosen - first),
+            row=np.where(is_label, -1, order),
         )
         profiles, touched = self.profiles[entity], entities.tolist()
-        result = self._engine.apply(entity, events, [profiles[code] for code in touched], slots)
+        states = [profiles[code] for code in touched]
+        result = self._engine.apply(entity, events, attributes, states, slots)
         for code, state in zip(touched, result.states, strict=True):
             profiles[code] = state
         return result.late

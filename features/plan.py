@@ -1,94 +1,82 @@
 """Compile a catalogue into the flat integer plan that the kernel interprets.
 
 The kernel takes one int64 array instead of a dozen small ones: numba's cost of a call grows with its
-arguments, and a scoring worker makes one call a payment. The plan is
+arguments, and a scoring worker makes one call a payment. The plan is a header, which says where the parts are, and
 
-    header      ENTITY_COUNT, SLOT_COUNT, DERIVED_COUNT, DERIVED_AT, FEATURE_COUNT, FEATURES_AT,
-                then the position of each entity's section
-    entity      DIGEST, TABLE_COUNT, WORD_COUNT, SLOT_BASE, WINDOW_COUNT, TABLES_AT
-    table       one per hop: HOP_MS, CAPACITY (tiles kept), COLUMN_COUNT, BASE (first word), COLUMNS_AT,
-                WINDOWS_AT, WINDOW_COUNT
-    column      the measure, an index into MEASURES
-    window      newest age, oldest age, column, slot
-    derived     operation, left, right (indices of values)
+    entity      its digest and shape; its tables and memories; where its slots and its profile's sections are
+    table       one per hop: the hop, how many tiles are kept, and the columns of a row
+    column      measure, condition, attribute, and its place in a row
+    group       windows that start at the same age, the ages at which they end, and the results they share
+    result      a column reduced in one way, and which slot it becomes at which of those ages
+    memory      the attribute and how many values; what is asked of it, and the slots for the answers
+    conditions  attribute, operator, value
+    program     operations on slots, attributes and earlier results
     features    the value each feature is
 
-Values are request values, then slots (roll-up results, grouped by entity), then derived values.
+kernel.py names every position. Values are slots (roll-up results, grouped by entity), then program results.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.declare import (
-    DAY_MS,
-    Catalogue,
+from features import kernel
+from features.attributes import Condition
+from features.declare import Catalogue
+from features.places import load_places
+from features.shape import MEASURES, Shape, TableShape, column_shape
+from features.values import (
+    Column,
+    Derived,
     EntityRecency,
-    Feature,
     Measure,
-    Operand,
+    Operation,
     Recency,
-    RequestValue,
+    Recollection,
+    Reduction,
+    Remembered,
+    Stored,
+    Value,
     WindowedMeasure,
+    stored_values,
 )
-from features.kernel import (
-    BASE,
-    CAPACITY,
-    COLUMN,
-    COLUMN_COUNT,
-    COLUMNS_AT,
-    DERIVED_AT,
-    DERIVED_COUNT,
-    DIGEST,
-    DIVIDE,
-    ENTITIES_AT,
-    ENTITY_COUNT,
-    ENTITY_SIZE,
-    FEATURE_COUNT,
-    FEATURES_AT,
-    HOP_MS,
-    NEWEST_AGE,
-    OLDEST_AGE,
-    SLOT,
-    SLOT_BASE,
-    SLOT_COUNT,
-    TABLE_COUNT,
-    TABLE_SIZE,
-    TABLES_AT,
-    TILE_COUNTS_AT,
-    WINDOW_COUNT,
-    WINDOW_SIZE,
-    WINDOW_TOTAL,
-    WINDOWS_AT,
-    WORD_COUNT,
-)
+from features.windows import DAY_MS
+from schemas.errors import Misconfigured
 
-MEASURES = tuple(Measure)
-REQUEST_VALUES = tuple(RequestValue)
+# The kernel answers all conditions of a catalogue in one 64-bit number.
+CONDITIONS_MAX = 62
 RECENCIES = tuple(Recency)
-# Recency sees past any window. A store that forgot a card once its windows are empty would call it new where a
-# replay, which forgets nothing, does not; an entity that was idle for over a year may as well be new.
+REDUCTIONS = tuple(Reduction)
+RECOLLECTIONS = tuple(Recollection)
+OPERATIONS = tuple(Operation)
+# Recency and memories see past any window. A store that forgot a card once its windows are empty would call it new
+# where a replay, which forgets nothing, does not; an entity that was idle for over a year may as well be new.
 RECENCY_REACH_MS = 400 * DAY_MS
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled catalogue. `words` is what the kernel reads; `digest` names features and state alike."""
+    """A compiled catalogue. `words` is what the kernel reads; `digest` names the features and their order."""
 
     words: NDArray[np.int64]
     names: tuple[str, ...]
     entity_names: tuple[str, ...]
-    entity_keys: tuple[str, ...]
+    entity_keys: tuple[tuple[str, ...], ...]
     digest: str
     slot_count: int
+    value_count: int
+    bound_count: int
+    shapes: tuple[Shape, ...]
+    capacities: tuple[tuple[int, ...], ...]
     retention_ms: tuple[int, ...]
-    packed_bytes_per_event: int
-    packed_bytes_fixed: int
+    attribute_columns: tuple[int, ...]
+    """Which attributes of a payment any feature asks for."""
 
     @property
     def feature_count(self) -> int:
@@ -102,174 +90,386 @@ class Plan:
         """How long a store keeps a profile, from its last write. What expires by then no window or recency sees."""
         return self.retention_ms[entity] // 1000 + DAY_MS // 1000
 
+    def word_count(self, entity: int) -> int:
+        """Length of a profile in working form."""
+        return int(self.words[self.words[kernel.ENTITIES_AT + entity] + kernel.WORD_COUNT])
+
+    def number_count_max(self, entity: int) -> int:
+        """How many numbers a packed profile may hold."""
+        shape, capacities = self.shapes[entity], self.capacities[entity]
+        rows = sum(table.width * capacity for table, capacity in zip(shape.tables, capacities, strict=True))
+        remembered = sum(2 * capacity for _, capacity in shape.memories)
+        return 4 + len(shape.tables) + len(shape.memories) + rows + remembered + 2 * kernel.SOURCES_MAX
+
+    def profile_bytes_max(self, entity: int) -> int:
+        """How large a packed profile may become: every tile there, every number eight bytes wide."""
+        count = self.number_count_max(entity)
+        return kernel.HEADER_BYTES + len(self.shapes[entity].encode()) + (count + 1) // 2 + 8 * count
+
 
 @dataclass(frozen=True)
 class _Table:
-    hop_ms: int
+    shape: TableShape
+    columns: tuple[Column, ...]
     capacity: int
-    measures: tuple[Measure, ...]
     windows: tuple[WindowedMeasure, ...]
+
+    def offset(self, column: Column) -> int:
+        return self.shape.offsets[self.columns.index(column)]
+
+
+@dataclass(frozen=True)
+class _Memory:
+    attribute: int
+    capacity: int
+    asked: tuple[Remembered, ...]
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A column reduced in one way."""
+
+    reduction: Reduction
+    column: Column
+    half_life_ms: int
+    beside: Column | None
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Which slot holds which roll-up result, and where each entity's part starts and ends."""
+
+    of: dict[Stored, int]
+    bounds: list[tuple[int, int]]
+    count: int
 
 
 def compile_plan(catalogue: Catalogue) -> Plan:
-    """Lay out tables, slots and derived values for a catalogue."""
-    tables = {entity.name: _tables(catalogue, entity.name) for entity in catalogue.entities}
-    slots = _slots(catalogue, tables)
-    words = _Writer()
-    words.reserve(ENTITIES_AT + len(catalogue.entities))
-    words.values[ENTITY_COUNT] = len(catalogue.entities)
-    words.values[SLOT_COUNT] = len(slots)
-    for index, entity in enumerate(catalogue.entities):
-        words.values[ENTITIES_AT + index] = len(words.values)
-        _write_entity(words, entity.name, tables[entity.name], slots)
-    _write_features(words, catalogue, slots)
+    """Lay out tables, slots and program for a catalogue. Raises Misconfigured when it has too many conditions."""
+    stored = list(dict.fromkeys(s for feature in catalogue.features for s in stored_values(feature.value)))
+    names = [entity.name for entity in catalogue.entities]
+    tables = [_tables([s for s in stored if isinstance(s, WindowedMeasure) and s.entity == name]) for name in names]
+    memories = [_memories([s for s in stored if isinstance(s, Remembered) and s.entity == name]) for name in names]
+    shapes = tuple(
+        Shape(tuple(table.shape for table in mine), tuple((m.attribute, m.capacity) for m in kept))
+        for mine, kept in zip(tables, memories, strict=True)
+    )
+    slots = _slots(names, tables, memories)
+    conditions = _conditions(tables)
+    words = _Words()
+    words.reserve(kernel.ENTITIES_AT + len(names))
+    words[kernel.ENTITY_COUNT] = len(names)
+    words[kernel.SLOT_COUNT] = slots.count
+    bound_count = 0
+    for entity, (mine, kept) in enumerate(zip(tables, memories, strict=True)):
+        words[kernel.ENTITIES_AT + entity] = len(words)
+        writer = _EntityWriter(words, conditions, slots)
+        writer.write(entity, shapes[entity], mine, kept)
+        bound_count = max(bound_count, writer.bound_count)
+    words[kernel.CONDITION_COUNT] = len(conditions)
+    words[kernel.CONDITIONS_AT] = words.extend(
+        [number for c in conditions for number in (c.column, c.operator, c.value)]
+    )
+    _write_program(words, catalogue, slots)
+    if any(m.recollection is Recollection.TRAVEL_KMH for kept in memories for k in kept for m in k.asked):
+        words[kernel.PLACES_AT] = words.extend(load_places().ravel().tolist())
     return Plan(
-        words=np.array(words.values, dtype=np.int64),
+        words=np.array(words, dtype=np.int64),
         names=catalogue.names,
-        entity_names=tuple(entity.name for entity in catalogue.entities),
-        entity_keys=tuple(entity.key for entity in catalogue.entities),
+        entity_names=tuple(names),
+        entity_keys=tuple(entity.keys for entity in catalogue.entities),
         digest=_digest_of(catalogue),
-        slot_count=len(slots),
-        retention_ms=tuple(_retention_ms(catalogue, entity.name, tables[entity.name]) for entity in catalogue.entities),
-        packed_bytes_per_event=max(sum(10 + 10 * len(t.measures) for t in group) for group in tables.values()) + 20,
-        packed_bytes_fixed=64 + max(10 * len(group) for group in tables.values()),
+        slot_count=slots.count,
+        value_count=slots.count + words[kernel.PROGRAM_COUNT],
+        bound_count=bound_count,
+        shapes=shapes,
+        capacities=tuple(tuple(table.capacity for table in mine) for mine in tables),
+        retention_ms=tuple(_retention_ms(stored, name, mine) for name, mine in zip(names, tables, strict=True)),
+        attribute_columns=tuple(sorted(_attributes_asked(catalogue, stored))),
     )
 
 
-class _Writer:
-    def __init__(self) -> None:
-        self.values: list[int] = []
-
+class _Words(list[int]):
     def reserve(self, count: int) -> int:
-        position = len(self.values)
-        self.values.extend([0] * count)
+        """Room for so many numbers, 0 for now; returns where it starts."""
+        return self.extend([0] * count)
+
+    def extend(self, numbers: Sequence[int]) -> int:  # type: ignore[override]
+        """Add numbers at the end; returns where they start."""
+        position = len(self)
+        super().extend(numbers)
         return position
 
 
-def _operands(catalogue: Catalogue) -> list[Operand | str | None]:
-    return [operand for f in catalogue.features for operand in (f.numerator, f.denominator)]
-
-
-def _tables(catalogue: Catalogue, entity: str) -> list[_Table]:
+def _tables(wanted: Sequence[WindowedMeasure]) -> list[_Table]:
     """One table per hop that the entity's features need, finest first."""
-    windowed = [w for w in _operands(catalogue) if isinstance(w, WindowedMeasure) and w.entity == entity]
-    wanted = list(dict.fromkeys(windowed))
     by_hop: dict[int, list[WindowedMeasure]] = {}
     for item in wanted:
         by_hop.setdefault(item.window.hop_ms, []).append(item)
-    return [
-        _Table(
-            hop_ms=hop_ms,
-            capacity=max(item.window.oldest_age for item in items) + 1,
-            measures=tuple(m for m in MEASURES if any(item.measure is m for item in items)),
-            windows=tuple(items),
-        )
-        for hop_ms, items in sorted(by_hop.items())
-    ]
+    tables = []
+    for hop_ms, items in sorted(by_hop.items()):
+        wanted_columns = {column for item in items for column in (item.column, item.beside) if column is not None}
+        columns = tuple(sorted(wanted_columns, key=_column_order))
+        shape = TableShape(hop_ms, tuple(map(column_shape, columns)))
+        tables.append(_Table(shape, columns, max(item.window.oldest_age for item in items) + 1, tuple(items)))
+    return tables
 
 
-def _retention_ms(catalogue: Catalogue, entity: str, tables: list[_Table]) -> int:
-    """How long after its newest event a profile can still be seen by a feature."""
-    windows_ms = max((table.hop_ms * table.capacity for table in tables), default=0)
-    has_recency = any(isinstance(o, EntityRecency) and o.entity == entity for o in _operands(catalogue))
-    return max(windows_ms, RECENCY_REACH_MS) if has_recency else windows_ms
+def _column_order(column: Column) -> tuple[int, ...]:
+    """By measure, so that those that labels change come last."""
+    asked = column.condition
+    condition = () if asked is None else (asked.column, asked.operator, asked.value)
+    return (MEASURES.index(column.measure), column.attribute, column.parts, *condition)
 
 
-def _slots(catalogue: Catalogue, tables: dict[str, list[_Table]]) -> dict[Operand, int]:
-    """Which slot holds which roll-up result: per entity its windows, then its recencies."""
-    slots: dict[Operand, int] = {}
-    for entity in catalogue.entities:
-        for table in tables[entity.name]:
+def _memories(wanted: Sequence[Remembered]) -> list[_Memory]:
+    by_kind: dict[tuple[int, int], list[Remembered]] = {}
+    for item in wanted:
+        by_kind.setdefault((item.attribute, item.capacity), []).append(item)
+    return [_Memory(*kind, tuple(items)) for kind, items in sorted(by_kind.items())]
+
+
+def _slots(names: Sequence[str], tables: Sequence[list[_Table]], memories: Sequence[list[_Memory]]) -> _Slots:
+    """Per entity: its windows, its memories, its recencies, which are always there."""
+    of: dict[Stored, int] = {}
+    bounds, count = [], 0
+    for name, mine, kept in zip(names, tables, memories, strict=True):
+        first = count
+        for table in mine:
             for item in table.windows:
-                slots[item] = len(slots)
+                of[item] = count
+                count += _slot_parts(item)
+        for memory in kept:
+            for asked in memory.asked:
+                of[asked] = count
+                count += 1
         for recency in RECENCIES:
-            slots[EntityRecency(entity.name, recency)] = len(slots)
-    return slots
+            of[EntityRecency(name, recency)] = count
+            count += 1
+        bounds.append((first, count))
+    return _Slots(of, bounds, count)
 
 
-def _write_entity(words: _Writer, entity: str, tables: list[_Table], slots: dict[Operand, int]) -> None:
-    section = words.reserve(ENTITY_SIZE)
-    tables_at = words.reserve(TABLE_SIZE * len(tables))
-    base = TILE_COUNTS_AT + len(tables)
-    for index, table in enumerate(tables):
-        at = tables_at + index * TABLE_SIZE
-        columns_at = words.reserve(len(table.measures))
-        for column, measure in enumerate(table.measures):
-            words.values[columns_at + column] = MEASURES.index(measure)
-        windows_at = words.reserve(WINDOW_SIZE * len(table.windows))
-        for number, item in enumerate(table.windows):
-            place = windows_at + number * WINDOW_SIZE
-            words.values[place + NEWEST_AGE] = item.window.newest_age
-            words.values[place + OLDEST_AGE] = item.window.oldest_age
-            words.values[place + COLUMN] = table.measures.index(item.measure)
-            words.values[place + SLOT] = slots[item]
-        words.values[at + HOP_MS] = table.hop_ms
-        words.values[at + CAPACITY] = table.capacity
-        words.values[at + COLUMN_COUNT] = len(table.measures)
-        words.values[at + BASE] = base
-        words.values[at + COLUMNS_AT] = columns_at
-        words.values[at + WINDOWS_AT] = windows_at
-        words.values[at + WINDOW_COUNT] = len(table.windows)
-        base += table.capacity * (1 + len(table.measures))
-    words.values[section + DIGEST] = _state_digest(tables)
-    words.values[section + TABLE_COUNT] = len(tables)
-    words.values[section + WORD_COUNT] = base
-    words.values[section + WINDOW_TOTAL] = sum(len(table.windows) for table in tables)
-    words.values[section + SLOT_BASE] = min(
-        slot for operand, slot in slots.items() if getattr(operand, "entity", None) == entity
-    )
-    words.values[section + TABLES_AT] = tables_at
+def _slot_parts(item: WindowedMeasure) -> int:
+    return item.column.parts if item.column.measure is Measure.BUCKET_COUNTS else 1
 
 
-def _write_features(words: _Writer, catalogue: Catalogue, slots: dict[Operand, int]) -> None:
-    slot_base = len(REQUEST_VALUES)
-    derived_base = slot_base + len(slots)
-    derived: list[tuple[int, int, int]] = []
+def _conditions(tables: Sequence[list[_Table]]) -> list[Condition]:
+    """Each distinct question once, whatever the words it was asked in."""
+    asked = {}
+    for mine in tables:
+        for table in mine:
+            for column in table.columns:
+                if column.condition is not None:
+                    asked[_question(column.condition)] = column.condition
+    if len(asked) > CONDITIONS_MAX:
+        raise Misconfigured(f"feature catalogue: it has {len(asked)} conditions; there may be {CONDITIONS_MAX}")
+    return list(asked.values())
+
+
+def _question(condition: Condition) -> tuple[int, int, int]:
+    return condition.column, condition.operator, condition.value
+
+
+class _EntityWriter:
+    """Writes one entity's part of the plan."""
+
+    def __init__(self, words: _Words, conditions: list[Condition], slots: _Slots) -> None:
+        self._words, self._slots = words, slots
+        self._condition_place = {_question(condition): index + 1 for index, condition in enumerate(conditions)}
+        self.bound_count = 0
+
+    def write(self, entity: int, shape: Shape, tables: list[_Table], memories: list[_Memory]) -> None:
+        words = self._words
+        section = words.reserve(kernel.ENTITY_SIZE)
+        tables_at = words.reserve(kernel.TABLE_SIZE * len(tables))
+        memories_at = words.reserve(kernel.MEMORY_SIZE * len(memories))
+        encoded = shape.encode()
+        shape_at = words.extend(list(encoded))
+        sections = 1 + len(tables) + len(memories)
+        base = sources_base = kernel.DIRECTORY_AT + 2 * sections
+        base += 2 * kernel.SOURCES_MAX
+        for index, table in enumerate(tables):
+            self._write_table(tables_at + index * kernel.TABLE_SIZE, table, base)
+            base += table.capacity * table.shape.width
+        for index, memory in enumerate(memories):
+            self._write_memory(memories_at + index * kernel.MEMORY_SIZE, memory, base)
+            base += 2 * memory.capacity
+        # The flat part holds what the sections hold and their lengths, and one number of padding.
+        flat_count = (base - sources_base) + 3 + sections + 2
+        first, last = self._slots.bounds[entity]
+        words[section + kernel.DIGEST] = shape.digest([table.capacity for table in tables])
+        words[section + kernel.SHAPE_SIZE] = len(encoded)
+        words[section + kernel.SHAPE_AT] = shape_at
+        words[section + kernel.TABLE_COUNT] = len(tables)
+        words[section + kernel.TABLES_AT] = tables_at
+        words[section + kernel.MEMORY_COUNT] = len(memories)
+        words[section + kernel.MEMORIES_AT] = memories_at
+        words[section + kernel.SLOT_BASE] = first
+        words[section + kernel.ENTITY_SLOTS] = last - first
+        words[section + kernel.RECENCY_SLOT] = last - len(RECENCIES)
+        words[section + kernel.SOURCES_BASE] = sources_base
+        words[section + kernel.FLAT_AT] = base
+        words[section + kernel.WORD_COUNT] = base + flat_count
+
+    def _write_table(self, at: int, table: _Table, base: int) -> None:
+        words = self._words
+        columns_at = words.reserve(kernel.COLUMN_SIZE * len(table.columns))
+        for number, (column, offset) in enumerate(zip(table.columns, table.shape.offsets, strict=True)):
+            place = columns_at + number * kernel.COLUMN_SIZE
+            words[place + kernel.MEASURE] = MEASURES.index(column.measure)
+            if column.condition is not None:
+                words[place + kernel.CONDITION] = self._condition_place[_question(column.condition)]
+            words[place + kernel.ATTRIBUTE] = column.attribute
+            words[place + kernel.OFFSET] = offset
+            words[place + kernel.PARTS] = column.parts
+        ages = sorted({item.window.newest_age for item in table.windows})
+        groups_at = words.reserve(kernel.GROUP_SIZE * len(ages))
+        for number, age in enumerate(ages):
+            items = [item for item in table.windows if item.window.newest_age == age]
+            self._write_group(groups_at + number * kernel.GROUP_SIZE, table, age, items)
+        words[at + kernel.HOP_MS] = table.shape.hop_ms
+        words[at + kernel.CAPACITY] = table.capacity
+        words[at + kernel.WIDTH] = table.shape.width
+        words[at + kernel.BASE] = base
+        words[at + kernel.COLUMN_COUNT] = len(table.columns)
+        words[at + kernel.LABELS_FROM] = sum(not column.is_label for column in table.shape.columns)
+        words[at + kernel.COLUMNS_AT] = columns_at
+        words[at + kernel.GROUP_COUNT] = len(ages)
+        words[at + kernel.GROUPS_AT] = groups_at
+
+    def _write_group(self, at: int, table: _Table, age: int, items: list[WindowedMeasure]) -> None:
+        words = self._words
+        bounds = sorted({item.window.oldest_age for item in items})
+        results = sorted({_result_of(item) for item in items}, key=_result_order)
+        results_at = words.reserve(kernel.RESULT_SIZE * len(results))
+        for number, result in enumerate(results):
+            windows = [item for item in items if _result_of(item) == result]
+            self._write_result(results_at + number * kernel.RESULT_SIZE, table, result, bounds, windows)
+        words[at + kernel.NEWEST_AGE] = age
+        words[at + kernel.BOUND_COUNT] = len(bounds)
+        words[at + kernel.BOUNDS_AT] = words.extend(bounds)
+        words[at + kernel.RESULT_COUNT] = len(results)
+        words[at + kernel.RESULTS_AT] = results_at
+        self.bound_count = max(self.bound_count, len(bounds))
+
+    def _write_result(
+        self, at: int, table: _Table, result: _Result, bounds: list[int], windows: list[WindowedMeasure]
+    ) -> None:
+        words = self._words
+        windows = sorted(windows, key=lambda item: item.window.oldest_age)
+        words[at + kernel.REDUCTION] = REDUCTIONS.index(result.reduction)
+        words[at + kernel.RESULT_OFFSET] = table.offset(result.column)
+        if result.beside is not None:
+            words[at + kernel.BESIDE_OFFSET] = table.offset(result.beside)
+        words[at + kernel.RESULT_PARTS] = result.column.parts
+        if result.half_life_ms:
+            weights = _weights(table.shape.hop_ms, result.half_life_ms, windows[-1].window.oldest_age)
+            words[at + kernel.WEIGHTS_AT] = words.extend(weights)
+        places = [(bounds.index(item.window.oldest_age), self._slots.of[item]) for item in windows]
+        words[at + kernel.WINDOW_COUNT] = len(windows)
+        words[at + kernel.WINDOWS_AT] = words.extend([number for place in places for number in place])
+
+    def _write_memory(self, at: int, memory: _Memory, base: int) -> None:
+        words = self._words
+        words[at + kernel.MEMORY_ATTRIBUTE] = memory.attribute
+        words[at + kernel.MEMORY_CAPACITY] = memory.capacity
+        words[at + kernel.MEMORY_BASE] = base
+        words[at + kernel.RECOLLECTION_COUNT] = len(memory.asked)
+        words[at + kernel.RECOLLECTIONS_AT] = words.reserve(kernel.RECOLLECTION_SIZE * len(memory.asked))
+        for number, asked in enumerate(memory.asked):
+            place = words[at + kernel.RECOLLECTIONS_AT] + number * kernel.RECOLLECTION_SIZE
+            words[place + kernel.RECOLLECTION_KIND] = RECOLLECTIONS.index(asked.recollection)
+            words[place + kernel.RECOLLECTION_SLOT] = self._slots.of[asked]
+
+
+def _result_of(item: WindowedMeasure) -> _Result:
+    return _Result(item.reduction, item.column, item.half_life_ms, item.beside)
+
+
+def _result_order(result: _Result) -> tuple[int, ...]:
+    beside = _column_order(result.beside) if result.beside else ()
+    return (REDUCTIONS.index(result.reduction), result.half_life_ms, *_column_order(result.column), *beside)
+
+
+def _weights(hop_ms: int, half_life_ms: int, oldest_age: int) -> list[int]:
+    """What a tile of each age counts, in units of 1 / DECAY_ONE."""
+    return [round(kernel.DECAY_ONE * 0.5 ** (age * hop_ms / half_life_ms)) for age in range(oldest_age + 1)]
+
+
+def _write_program(words: _Words, catalogue: Catalogue, slots: _Slots) -> None:
+    """Every operation once, in an order in which operands come first."""
+    program: dict[Derived, int] = {}
+    operations: list[list[int]] = []
     value_of: dict[str, int] = {}
 
-    def index_of(operand: Operand | str) -> int:
-        if isinstance(operand, str):
-            return value_of[operand]
-        if isinstance(operand, RequestValue):
-            return REQUEST_VALUES.index(operand)
-        return slot_base + slots[operand]
+    def index_of(value: Value) -> int:
+        if isinstance(value, str):
+            return value_of[value]
+        if not isinstance(value, Derived):
+            return slots.of[value]
+        if value not in program:
+            operands = [index_of(operand) for operand in value.operands]
+            numbers = list(value.numbers)
+            if value.operation is Operation.BELOW_LIMIT:
+                numbers = [words.extend(numbers), len(numbers)]
+            operation = [OPERATIONS.index(value.operation), *operands, *numbers]
+            operations.append(operation + [0] * (kernel.PROGRAM_SIZE - len(operation)))
+            program[value] = slots.count + len(operations) - 1
+        return program[value]
 
     for feature in catalogue.features:
-        value = index_of(feature.numerator)
-        if feature.denominator is not None:
-            derived.append((DIVIDE, value, index_of(feature.denominator)))
-            value = derived_base + len(derived) - 1
-        value_of[feature.name] = value
-    words.values[DERIVED_COUNT] = len(derived)
-    words.values[DERIVED_AT] = len(words.values)
-    words.values.extend(number for row in derived for number in row)
-    words.values[FEATURE_COUNT] = len(catalogue.features)
-    words.values[FEATURES_AT] = len(words.values)
-    words.values.extend(value_of[name] for name in catalogue.names)
+        value_of[feature.name] = index_of(feature.value)
+    words[kernel.PROGRAM_COUNT] = len(operations)
+    words[kernel.PROGRAM_AT] = words.extend([number for operation in operations for number in operation])
+    words[kernel.FEATURE_COUNT] = len(catalogue.features)
+    words[kernel.FEATURES_AT] = words.extend([value_of[name] for name in catalogue.names])
 
 
-def _state_digest(tables: list[_Table]) -> int:
-    """31 bits that name what an entity's packed state holds: hops, how long they are kept, measures."""
-    text = json.dumps([(t.hop_ms, t.capacity, [m.value for m in t.measures]) for t in tables])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+def _retention_ms(stored: Sequence[Stored], entity: str, tables: list[_Table]) -> int:
+    """How long after its newest event a profile can still be seen by a feature."""
+    windows_ms = max((table.shape.hop_ms * table.capacity for table in tables), default=0)
+    sees_further = any(isinstance(s, EntityRecency | Remembered) and s.entity == entity for s in stored)
+    return max(windows_ms, RECENCY_REACH_MS) if sees_further else windows_ms
+
+
+def _attributes_asked(catalogue: Catalogue, stored: Sequence[Stored]) -> set[int]:
+    asked = set()
+    for item in stored:
+        if isinstance(item, Remembered):
+            asked.add(item.attribute)
+        elif isinstance(item, WindowedMeasure):
+            for column in (item.column, item.beside):
+                if column is not None:
+                    asked.add(column.attribute)
+                if column is not None and column.condition is not None:
+                    asked.add(column.condition.column)
+    for operation in (d for feature in catalogue.features for d in _derived(feature.value)):
+        if operation.operation in (Operation.ATTRIBUTE_VALUE, Operation.HOLDS):
+            asked.add(operation.numbers[0])
+        elif operation.operation in (Operation.HOUR, Operation.NIGHT, Operation.WEEKEND, Operation.WEEKDAY):
+            asked.add(kernel.UTC_OFFSET)
+    return asked
+
+
+def _derived(value: Value) -> list[Derived]:
+    if not isinstance(value, Derived):
+        return []
+    return [value, *(inner for operand in value.operands for inner in _derived(operand))]
 
 
 def _digest_of(catalogue: Catalogue) -> str:
     """16 hex digits that change when any feature, or the order of them, changes."""
-    text = json.dumps(
-        [[asdict(entity) for entity in catalogue.entities], [_described(f) for f in catalogue.features]],
-        sort_keys=True,
-        default=lambda item: item.value,
-    )
+    entities = [[entity.name, *entity.keys] for entity in catalogue.entities]
+    features = [[feature.name, _described(feature.value)] for feature in catalogue.features]
+    text = json.dumps([entities, features], sort_keys=True, default=lambda item: item.value)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _described(feature: Feature) -> list[object]:
-    return [feature.name, _described_operand(feature.numerator), _described_operand(feature.denominator)]
-
-
-def _described_operand(operand: Operand | str | None) -> object:
-    if operand is None or isinstance(operand, str):
-        return operand
-    # A request value must not look like a feature that has its name.
-    return {"request": operand.value} if isinstance(operand, RequestValue) else asdict(operand)
+def _described(value: Value) -> object:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Derived):
+        # An operation must not look like a feature that has its name.
+        return {value.operation.value: [[_described(operand) for operand in value.operands], value.numbers]}
+    return asdict(value)

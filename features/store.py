@@ -3,15 +3,27 @@
 A key is `entity:id` in bytes, as on the profiles topic: the entity is the part before the first colon, the id
 is the rest and may hold anything, colons too. A value is a packed profile, opaque here. The same contract
 tests run over all three implementations: memory_store.py, lmdb_store.py and aerospike_store.py.
+
+A profile has one owner, but an old owner may still be at work when a new one begins. So what is written from
+what was read says so, and meets a conflict instead of undoing the other's work:
+
+    1. read_versioned      values, and of each the version it has
+    2. write(versions=…)   refused with StoreConflict where a record is no longer at that version
+    3. on StoreConflict    from 1 again, with the new values; on StoreUnavailable write again, from 2
+
+A record that already holds the bytes to be written is no conflict. So a write whose answer was lost, and which
+may or may not have been done, can be repeated as it is. That asks of values what profiles do: they say which
+events they contain, so two owners who mean different events never write the same bytes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from schemas.errors import InvalidEvent, Misconfigured
+from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 
 # What LMDB is compiled for, and therefore what a mirror can hold: no store takes a longer key than another.
 KEY_BYTES_MAX = 511
@@ -25,6 +37,33 @@ TTL_S_MAX = 315_360_000
 # An entity's name becomes an Aerospike set: at most 63 bytes, and no character that its info protocol uses.
 _ENTITY = re.compile(rb"[A-Za-z0-9_-]{1,63}")
 
+# The version of a record that is not there.
+ABSENT = 0
+
+# Told how many records a scan has handed out, and how many it expects in all, None when the store can't say.
+ScanProgress = Callable[[int, int | None], object]
+
+
+class StoreConflict(TemporaryFailure):
+    """Records changed after they were read, so what was made from them was not written: read them again."""
+
+
+class Versioned(NamedTuple):
+    """What a key has, None when there is nothing, and its version: ABSENT then, else opaque and never ABSENT."""
+
+    value: bytes | None
+    version: int
+
+
+@dataclass(frozen=True)
+class StoreHealth:
+    """True when the store answers now; when it does not, `reason` says why, in one line."""
+
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.reason
+
 
 class ProfileStore(Protocol):
     """Profiles by key. Safe to use from several threads.
@@ -37,21 +76,31 @@ class ProfileStore(Protocol):
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The value of each key, in the order asked; None where there is none or it has expired."""
 
-    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int) -> None:
+    def read_versioned(self, keys: Sequence[bytes]) -> list[Versioned]:
+        """As `read`, with the versions that a write made from these values hands back."""
+
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
         """Replaces each record whole, in one store operation. On return all of them are acknowledged.
 
-        `ttl_s` counts from now; 0 means never expires. When it raises StoreUnavailable, some may have been
-        written and some not: write all of them again.
+        `ttl_s` counts from now; 0 means never expires. A key in `versions` is written only if its record is
+        still at that version, or holds these very bytes already; the others are written whatever there is,
+        as by a backfill. When it raises StoreUnavailable, some may have been written and some not: write all
+        of them again, with the same `versions`. When it raises StoreConflict, the same is true, but writing
+        again can't help: read again.
         """
 
     def delete(self, keys: Sequence[bytes]) -> None:
         """Removes records; a key that has none is fine."""
 
-    def scan(self, entity: str) -> Iterator[tuple[bytes, bytes]]:
-        """Every live (key, value) of one entity, in no promised order.
+    def scan(self, entity: str, *, progress: ScanProgress | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Every live (key, value) of one entity, in no promised order. It raises rather than leave a part out.
 
-        Not a snapshot: a record written or removed meanwhile may be in it or not.
+        Not a snapshot: a record written or removed meanwhile may be in it or not. `progress` is called at the
+        start, now and then, and at the end; what it is told to expect is an estimate.
         """
+
+    def health(self) -> StoreHealth:
+        """Whether the store answers now. Touches no record and raises nothing; cheap enough for once a second."""
 
     def close(self) -> None:
         """Lets go of files and connections. Closing twice is fine."""
@@ -92,3 +141,23 @@ def check_write(values: Mapping[bytes, bytes], *, ttl_s: int, record_bytes_max: 
         raise Misconfigured(f"ttl_s must be between 0 (never expires) and {TTL_S_MAX} seconds, got {ttl_s}")
     for key, value in values.items():
         check_record(key, value, record_bytes_max=record_bytes_max)
+
+
+def check_versions(
+    values: Mapping[bytes, bytes], versions: Mapping[bytes, int], current: Callable[[bytes], Versioned]
+) -> None:
+    """Raises StoreConflict unless each record is at its version, or holds what is to be written already."""
+    conflict_count = 0
+    for key, value in values.items():
+        if key in versions:
+            found = current(key)
+            conflict_count += found.version != versions[key] and found.value != value
+    if conflict_count:
+        raise conflict(conflict_count, len(values))
+
+
+def conflict(conflict_count: int, record_count: int) -> StoreConflict:
+    """The error for a write of `record_count` records of which so many were changed by someone else."""
+    return StoreConflict(
+        f"{conflict_count} of {record_count} records to be written were changed since they were read: read them again"
+    )

@@ -17,7 +17,7 @@ that was found is blocked and cannot be found again on a later day.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date, timedelta
 
 import numpy as np
@@ -30,6 +30,8 @@ from schemas.errors import Misconfigured
 
 DAY_MS = 86_400_000
 EPOCH = date(1970, 1, 1)
+CARDS_A_DAY = 100
+"""What the book's analysts can call: the k of its card precision."""
 
 IntArray = npt.NDArray[np.integer]
 FloatArray = npt.NDArray[np.floating]
@@ -83,6 +85,18 @@ class CardPrecision:
     """Compromised cards still in the pool on that day: no score can have more hits."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The book's three metrics of one set of scores."""
+
+    auc_roc: float
+    average_precision: float
+    card_precision_at_100: float
+
+
+METRICS = tuple(field.name for field in fields(Measured))
+
+
 def day_of_date(text: str) -> int:
     """The day number of a date like 2018-07-25; Misconfigured if it is not one."""
     try:
@@ -127,7 +141,7 @@ def average_precision(label: IntArray, score: FloatArray) -> float:
 
 
 def card_precision_at_k(
-    day: IntArray, card_code: IntArray, label: IntArray, score: FloatArray, k: int = 100
+    day: IntArray, card_code: IntArray, label: IntArray, score: FloatArray, k: int = CARDS_A_DAY
 ) -> CardPrecision:
     """Share of compromised cards among the k highest scored of a day, mean over days.
 
@@ -155,7 +169,16 @@ def card_precision_at_k(
     return CardPrecision(mean=mean, days=days, per_day=per_day, compromised_per_day=compromised)
 
 
-def card_precision_ceiling(day: IntArray, card_code: IntArray, label: IntArray, k: int = 100) -> float:
+def measure(day: IntArray, card_code: IntArray, label: IntArray, score: FloatArray) -> Measured:
+    """All three metrics of the rows of a test, shape (row_count,) each; NaN as each of them says."""
+    return Measured(
+        auc_roc=auc_roc(label, score),
+        average_precision=average_precision(label, score),
+        card_precision_at_100=card_precision_at_k(day, card_code, label, score, CARDS_A_DAY).mean,
+    )
+
+
+def card_precision_ceiling(day: IntArray, card_code: IntArray, label: IntArray, k: int = CARDS_A_DAY) -> float:
     """The card precision of a perfect oracle: no score can do better. NaN if there is no row.
 
     It is the largest assignment of compromised cards to the days on which they are compromised, each card once

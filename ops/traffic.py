@@ -16,7 +16,7 @@ from schemas.scoring_pb2 import ScoreRequest
 from scoring.load import Answer, LoadReport, run_load
 from streams.simulator import simulate
 
-_OPTIONAL = ("device_id", "ip", "mcc", "country", "channel")
+_OPTIONAL = ("device_id", "ip", "mcc", "country", "channel", "utc_offset_minutes")
 # Enough cards that one comes back minutes later, as in life.
 _CARDS, _DAYS = 20_000, 2
 
@@ -36,7 +36,7 @@ def requests_of(payments: pa.Table, *, id_prefix: str) -> list[ScoreRequest]:
             merchant_id=row["merchant_id"],
             amount_minor=row["amount_minor"],
             currency=row["currency"],
-            **{name: row[name] for name in _OPTIONAL if row[name] is not None},
+            **{name: row[name] for name in _OPTIONAL if row.get(name) is not None},
         )
         for row in payments.to_pylist()
     ]

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("payment_id", "event_time_ms", "card_id", "merchant_id", "device_id", "ip", "amount_minor", "currency", "mcc", "country", "channel")
+    __slots__ = ("payment_id", "event_time_ms", "card_id", "merchant_id", "device_id", "ip", "amount_minor", "currency", "mcc", "country", "channel", "utc_offset_minutes")
     PAYMENT_ID_FIELD_NUMBER: _ClassVar[int]
     EVENT_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     CARD_ID_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class ScoreRequest(_message.Message):
     MCC_FIELD_NUMBER: _ClassVar[int]
     COUNTRY_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    UTC_OFFSET_MINUTES_FIELD_NUMBER: _ClassVar[int]
     payment_id: str
     event_time_ms: int
     card_id: str
@@ -30,7 +31,8 @@ class ScoreRequest(_message.Message):
     mcc: str
     country: str
     channel: str
-    def __init__(self, payment_id: _Optional[str] = ..., event_time_ms: _Optional[int] = ..., card_id: _Optional[str] = ..., merchant_id: _Optional[str] = ..., device_id: _Optional[str] = ..., ip: _Optional[str] = ..., amount_minor: _Optional[int] = ..., currency: _Optional[str] = ..., mcc: _Optional[str] = ..., country: _Optional[str] = ..., channel: _Optional[str] = ...) -> None: ...
+    utc_offset_minutes: int
+    def __init__(self, payment_id: _Optional[str] = ..., event_time_ms: _Optional[int] = ..., card_id: _Optional[str] = ..., merchant_id: _Optional[str] = ..., device_id: _Optional[str] = ..., ip: _Optional[str] = ..., amount_minor: _Optional[int] = ..., currency: _Optional[str] = ..., mcc: _Optional[str] = ..., country: _Optional[str] = ..., channel: _Optional[str] = ..., utc_offset_minutes: _Optional[int] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("payment_id", "decision_id", "score", "action", "reasons", "model_version", "flags", "profile_age_ms")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13schemas/store.proto\x12\x12paywarden.store.v1\"\x9c\x01\n\rPaymentRecord\x12\x0e\n\x06source\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x15\n\revent_time_ms\x18\x03 \x01(\x03\x12\x0e\n\x06\x61mount\x18\x04 \x01(\x03\x12\x0c\n\x04keys\x18\x05 \x03(\t\x12\x36\n\rlabel_changes\x18\x06 \x03(\x0b\x32\x1f.paywarden.store.v1.LabelChange\"=\n\x0bLabelChange\x12\x0e\n\x06source\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06weight\x18\x03 \x01(\x11\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13schemas/store.proto\x12\x12paywarden.store.v1\"\x95\x01\n\rPaymentRecord\x12\x0e\n\x06source\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04keys\x18\x05 \x03(\t\x12\x36\n\rlabel_changes\x18\x06 \x03(\x0b\x32\x1f.paywarden.store.v1.LabelChange\x12\x12\n\nattributes\x18\x07 \x03(\x03J\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05\"=\n\x0bLabelChange\x12\x0e\n\x06source\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06weight\x18\x03 \x01(\x11\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'schemas.store_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PAYMENTRECORD']._serialized_start=44
-  _globals['_PAYMENTRECORD']._serialized_end=200
-  _globals['_LABELCHANGE']._serialized_start=202
-  _globals['_LABELCHANGE']._serialized_end=263
+  _globals['_PAYMENTRECORD']._serialized_end=193
+  _globals['_LABELCHANGE']._serialized_start=195
+  _globals['_LABELCHANGE']._serialized_end=256
 # @@protoc_insertion_point(module_scope)

@@ -7,20 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PaymentRecord(_message.Message):
-    __slots__ = ("source", "offset", "event_time_ms", "amount", "keys", "label_changes")
+    __slots__ = ("source", "offset", "keys", "label_changes", "attributes")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
-    EVENT_TIME_MS_FIELD_NUMBER: _ClassVar[int]
-    AMOUNT_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     LABEL_CHANGES_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     source: int
     offset: int
-    event_time_ms: int
-    amount: int
     keys: _containers.RepeatedScalarFieldContainer[str]
     label_changes: _containers.RepeatedCompositeFieldContainer[LabelChange]
-    def __init__(self, source: _Optional[int] = ..., offset: _Optional[int] = ..., event_time_ms: _Optional[int] = ..., amount: _Optional[int] = ..., keys: _Optional[_Iterable[str]] = ..., label_changes: _Optional[_Iterable[_Union[LabelChange, _Mapping]]] = ...) -> None: ...
+    attributes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, source: _Optional[int] = ..., offset: _Optional[int] = ..., keys: _Optional[_Iterable[str]] = ..., label_changes: _Optional[_Iterable[_Union[LabelChange, _Mapping]]] = ..., attributes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LabelChange(_message.Message):
     __slots__ = ("source", "offset", "weight")

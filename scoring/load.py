@@ -219,7 +219,12 @@ class _Load:
         if len(self._opening) < len(self._backlog) and count < self._connections_max:
             task = asyncio.create_task(self._open_one())
             self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            task.add_done_callback(self._is_open)
+
+    def _is_open(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        # A request that came between the connection and this had counted on it.
+        self._open_if_needed()
 
     async def _open_one(self) -> None:
         try:

@@ -7,7 +7,7 @@ part that asked for it is a reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from schemas.errors import Misconfigured
@@ -26,6 +26,16 @@ PROFILE_UNREADABLE = "profile_unreadable"
 FLAGS = (UNKNOWN_CARD, UNKNOWN_MERCHANT, UNKNOWN_DEVICE, MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE)
 
 
+def unknown_flag(entity: str) -> str:
+    """The flag of a payment whose entity of this kind has no profile."""
+    return f"unknown_{entity}"
+
+
+def flags_of(entities: Iterable[str]) -> tuple[str, ...]:
+    """Every flag there can be with a catalogue of these entities."""
+    return tuple(dict.fromkeys((*FLAGS, *map(unknown_flag, entities))))
+
+
 @dataclass(frozen=True)
 class PolicySettings:
     """Thresholds and what flags ask for. An entity never seen before is a normal case: it asks for nothing."""
@@ -38,6 +48,8 @@ class PolicySettings:
     on_unknown_card: str = "approve"
     on_unknown_merchant: str = "approve"
     on_unknown_device: str = "approve"
+    # Of any other kind of entity that the feature catalogue declares.
+    on_unknown_other: str = "approve"
     on_mirror_absent: str = "review"
     on_mirror_stale: str = "approve"
     on_profile_unreadable: str = "review"
@@ -59,6 +71,7 @@ class Policy:
                 f"policy.review_at ({self._review_at:.4g}) must not be above policy.decline_at ({self._decline_at:.4g})"
             )
         self._strictness = {flag: _strictness(settings, flag) for flag in FLAGS}
+        self._unknown_other = _strictness(settings, unknown_flag("other"))
 
     def decide(self, score: float | None, flags: Sequence[str]) -> tuple[str, list[str]]:
         """The action and its reasons; no score asks for nothing. An approved payment needs no reason."""
@@ -68,7 +81,7 @@ class Policy:
         elif score is not None and score >= self._review_at:
             strictness, reasons = REVIEW, ["score_at_or_above_review_threshold"]
         for flag in flags:
-            wanted = self._strictness[flag]
+            wanted = self._strictness.get(flag, self._unknown_other)
             if wanted > strictness:
                 strictness, reasons = wanted, [flag]
             elif wanted == strictness and wanted > APPROVE:

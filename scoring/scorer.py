@@ -6,22 +6,23 @@ This is the hot path. Everything it needs is made at start; nothing here waits, 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
 
+from features.attributes import ATTRIBUTES, CODES
 from features.engine import FeatureEngine, UnreadableProfile
-from features.kernel import ABSENT, KNOWN, REQUEST_AMOUNT, REQUEST_COLUMNS, REQUEST_TIME_MS, UNKNOWN
+from features.kernel import ABSENT, AMOUNT, AMOUNT_MINOR, ATTRIBUTE_COUNT, KNOWN, TIME_MS, UNKNOWN
+from features.keys import entity_key
 from features.money import RateTable
 from models.bundle import Bundle
-from schemas.errors import Misconfigured
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.metrics import ScoringMetrics
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
-from scoring.policy import FLAGS, MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE, Policy
+from scoring.policy import MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE, Policy, unknown_flag
 
 
 class Outbox(Protocol):
@@ -46,25 +47,32 @@ class PaymentScorer:
         outbox: Outbox,
         metrics: ScoringMetrics,
     ) -> None:
-        """Raises Misconfigured when the catalogue has a kind of entity that the policy knows nothing of."""
         plan = engine.plan
         self._engine, self._rates, self._bundle, self._policy = engine, rates, bundle, policy
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
         self._mirror: MirrorReader | None = None
         self._complete_to_ms = 0
-        self._prefixes = [f"{name}:".encode() for name in plan.entity_names]
-        self._unknown_flags = [f"unknown_{name}" for name in plan.entity_names]
-        for flag in self._unknown_flags:
-            if flag not in FLAGS:
-                raise Misconfigured(f"policy.on_{flag}: there is no such setting, and the feature catalogue needs it")
+        self._unknown_flags = [unknown_flag(name) for name in plan.entity_names]
         self._hits = [metrics.mirror_lookups[name, "hit"] for name in plan.entity_names]
         self._misses = [metrics.mirror_lookups[name, "miss"] for name in plan.entity_names]
-        self._keys_of = [attrgetter(key) for key in plan.entity_keys]
-        self._request = np.zeros((1, REQUEST_COLUMNS), dtype=np.int64)
+        self._key_makers = [_key_maker(*entity) for entity in zip(plan.entity_names, plan.entity_keys, strict=True)]
+        # Only what the catalogue asks for is read from a request and coded.
+        self._coders = [
+            (attribute.column, attrgetter(attribute.name), CODES[attribute.kind], attribute.name)
+            for attribute in map(ATTRIBUTES.__getitem__, plan.attribute_columns)
+            if attribute.kind in CODES and attribute.name in ScoreRequest.DESCRIPTOR.fields_by_name
+        ]
+        self._attributes = np.zeros((1, ATTRIBUTE_COUNT), dtype=np.int64)
         self._vector = np.empty((1, plan.feature_count), dtype=np.float32)
-        self._no_states = np.zeros(0, dtype=np.uint8)
-        self._no_bounds = np.zeros(plan.entity_count + 1, dtype=np.int64)
         self._no_presence = np.zeros(plan.entity_count, dtype=np.uint8)
+        self._fill_from_nothing = engine.bind(
+            self._attributes,
+            self._no_presence,
+            np.zeros(0, dtype=np.uint8),
+            np.zeros(plan.entity_count + 1, dtype=np.int64),
+            self._vector,
+        )
+        self._fill_from_mirror = self._fill_from_nothing
         self._model_version = bundle.manifest.model_version
         # Unique over hosts, workers and restarts without a look at anything shared.
         self._decision_prefix = os.urandom(8).hex()
@@ -96,6 +104,10 @@ class PaymentScorer:
                 )
             except MirrorAbsent:
                 return False
+            mirror = self._mirror
+            self._fill_from_mirror = self._engine.bind(
+                self._attributes, mirror.presence, mirror.states, mirror.bounds, self._vector
+            )
         return True
 
     def score_batch(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse]:
@@ -107,9 +119,13 @@ class PaymentScorer:
 
         Raises InvalidEvent for a currency without a rate, TemporaryFailure when the outbox cannot take it.
         """
-        row = self._request[0]
-        row[REQUEST_TIME_MS] = request.event_time_ms
-        row[REQUEST_AMOUNT] = self._rates.convert(request.amount_minor, request.currency, request.event_time_ms)
+        row = self._attributes[0]
+        row[TIME_MS] = request.event_time_ms
+        row[AMOUNT] = self._rates.convert(request.amount_minor, request.currency, request.event_time_ms)
+        row[AMOUNT_MINOR] = request.amount_minor
+        for column, get, code, name in self._coders:
+            value = get(request)
+            row[column] = code(value) if value or request.HasField(name) else 0
         flags = self._fill_vector(request)
         profile_age_ms = None
         if self._complete_to_ms > 0:
@@ -143,10 +159,7 @@ class PaymentScorer:
 
     def _fill_vector(self, request: ScoreRequest) -> list[str]:
         """The payment's features into `_vector`; returns what was odd."""
-        keys = [
-            prefix + entity_id.encode() if (entity_id := key_of(request)) else None
-            for prefix, key_of in zip(self._prefixes, self._keys_of, strict=True)
-        ]
+        keys = [make_key(request) for make_key in self._key_makers]
         mirror = self._mirror
         if mirror is None:
             return self._fill_without_mirror(keys)
@@ -164,7 +177,7 @@ class PaymentScorer:
                 self._misses[entity].add(1)
                 flags.append(self._unknown_flags[entity])
         try:
-            self._engine.fill_vectors(self._request, presence, mirror.states, mirror.bounds, self._vector)
+            self._fill_from_mirror()
         except UnreadableProfile:
             flags.append(PROFILE_UNREADABLE)
             self._fill_as_unknown(keys)
@@ -178,7 +191,7 @@ class PaymentScorer:
     def _fill_as_unknown(self, keys: list[bytes | None]) -> None:
         for entity, key in enumerate(keys):
             self._no_presence[entity] = ABSENT if key is None else UNKNOWN
-        self._engine.fill_vectors(self._request, self._no_presence, self._no_states, self._no_bounds, self._vector)
+        self._fill_from_nothing()
 
     def _look_up_nothing(self) -> int:
         assert self._mirror is not None
@@ -193,3 +206,22 @@ class PaymentScorer:
         metrics.score.observe(response.score)
         for flag in flags:
             metrics.flags[flag].add(1)
+
+
+def _key_maker(entity: str, fields: tuple[str, ...]) -> Callable[[ScoreRequest], bytes | None]:
+    """A function from a request to the store key of its entity of one kind, None when it has none."""
+    if len(fields) == 1:
+        prefix, get = f"{entity}:".encode(), attrgetter(fields[0])
+
+        def single(request: ScoreRequest) -> bytes | None:
+            identity: str = get(request)
+            return prefix + identity.encode() if identity else None
+
+        return single
+    get_all = attrgetter(*fields)
+
+    def combined(request: ScoreRequest) -> bytes | None:
+        ids: tuple[str, ...] = get_all(request)
+        return entity_key(entity, ids) if all(ids) else None
+
+    return combined

@@ -31,7 +31,7 @@ from scoring.http import HttpServer, HttpSettings, open_listener, reserve_port
 from scoring.metrics import HttpMetrics, Registry, ScoringMetrics, render
 from scoring.mirror import MirrorSettings
 from scoring.outbox import OutboxSettings, OutboxWriter
-from scoring.policy import FLAGS, Policy
+from scoring.policy import Policy, flags_of
 from scoring.scorer import PaymentScorer
 from scoring.wire import RequestLimits
 
@@ -156,7 +156,8 @@ def _worker_main(host: Host, worker: int, port: int, parent: int) -> int:
 async def _work(host: Host, name: str, port: int, parent: int) -> None:
     registry = Registry()
     http_metrics = HttpMetrics.declare(registry)
-    scoring_metrics = ScoringMetrics.declare(registry, flags=FLAGS, entities=host.engine.plan.entity_names)
+    entities = host.engine.plan.entity_names
+    scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
     registry.open(host.metrics_directory, name)
     outbox = OutboxWriter(host.outbox, name)
     scorer = PaymentScorer(

@@ -19,6 +19,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from features.attributes import UTC_OFFSET_MINUTES_MAX
 from features.money import AMOUNT_MINOR_MAX
 from schemas.errors import InvalidEvent, TemporaryFailure
 from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
@@ -135,6 +136,10 @@ def _check_optional(request: ScoreRequest, limits: RequestLimits) -> None:
         _check_text("device_id", device_id, limits.id_bytes_max)
     if (ip := request.ip) or request.HasField("ip"):
         _check_text("ip", ip, limits.text_bytes_max)
+    if not -UTC_OFFSET_MINUTES_MAX <= request.utc_offset_minutes <= UTC_OFFSET_MINUTES_MAX:
+        raise InvalidEvent(
+            f"must be from -{UTC_OFFSET_MINUTES_MAX} to {UTC_OFFSET_MINUTES_MAX}", field="utc_offset_minutes"
+        )
     if (channel := request.channel) or request.HasField("channel"):
         _check_text("channel", channel, limits.text_bytes_max)
     if ((mcc := request.mcc) or request.HasField("mcc")) and not (len(mcc) == 4 and mcc.isascii() and mcc.isdecimal()):
@@ -204,7 +209,7 @@ PROTOBUF = Format(
 
 # JSON
 
-_INT64 = range(-(2**63), 2**63)
+_INT64, _INT32 = range(-(2**63), 2**63), range(-(2**31), 2**31)
 # A name outside this is not repeated to the caller: it may be anything, a card number too.
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
@@ -228,7 +233,11 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique_object)
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 _FIELD_TYPES: Mapping[str, type] = {
-    field.name: int if field.type == field.TYPE_INT64 else str for field in ScoreRequest.DESCRIPTOR.fields
+    field.name: str if field.type == field.TYPE_STRING else int for field in ScoreRequest.DESCRIPTOR.fields
+}
+
+_RANGES: Mapping[str, range] = {
+    field.name: _INT32 if field.type == field.TYPE_INT32 else _INT64 for field in ScoreRequest.DESCRIPTOR.fields
 }
 
 
@@ -249,8 +258,9 @@ def _request_from(fields: dict[str, Any]) -> ScoreRequest:
         # `type() is`, not isinstance: True is an int by inheritance, and an amount of True is a mistake.
         if type(value) is not expected:
             _refuse_type(name, value, expected)
-        elif expected is int and value not in _INT64:
-            raise InvalidEvent("does not fit in 64 bits", field=name)
+        elif expected is int and value not in _RANGES[name]:
+            bits = 64 if _RANGES[name] is _INT64 else 32
+            raise InvalidEvent(f"does not fit in {bits} bits", field=name)
     try:
         return ScoreRequest(**fields)
     except UnicodeEncodeError:

@@ -31,15 +31,14 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class PaymentEvent:
-    """A payment as profiles need it. `amount`: minor units of the reference currency.
+    """A payment as profiles need it. `attributes`: its row (features/attributes.py).
 
     `keys`: the store key of each kind of entity, empty where the payment has none.
     """
 
     position: Position
     payment_id: str
-    event_time_ms: int
-    amount: int
+    attributes: Sequence[int]
     keys: tuple[bytes, ...]
 
 
@@ -52,11 +51,10 @@ class OutcomeEvent:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """One event of one entity."""
+    """One event of one entity. `payment` is the row of its payment among the batch's attributes."""
 
     kind: int
-    time_ms: int
-    amount: int
+    payment: int
     weight: int
     position: Position
 
@@ -66,6 +64,7 @@ class Joined:
     """What a batch does. `orphans` are outcomes of payments that are not known."""
 
     records: dict[bytes, bytes] = field(default_factory=dict)
+    attributes: list[Sequence[int]] = field(default_factory=list)
     changes: list[dict[bytes, list[_Change]]] = field(default_factory=list)
     duplicates: int = 0
     orphans: list[OutcomeEvent] = field(default_factory=list)
@@ -113,8 +112,7 @@ def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], jo
         record = PaymentRecord(
             source=position.source,
             offset=position.offset,
-            event_time_ms=payment.event_time_ms,
-            amount=payment.amount,
+            attributes=payment.attributes,
             keys=[entity_key.decode() for entity_key in payment.keys],
         )
         records[key] = record
@@ -122,7 +120,8 @@ def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], jo
     elif (record.source, record.offset) != (position.source, position.offset):
         joined.duplicates += 1
         return
-    change = _Change(kernel.PAYMENT, payment.event_time_ms, payment.amount, 1, position)
+    change = _Change(kernel.PAYMENT, len(joined.attributes), 1, position)
+    joined.attributes.append(payment.attributes)
     for by_key, entity_key in zip(joined.changes, payment.keys, strict=True):
         if entity_key:
             by_key.setdefault(entity_key, []).append(change)
@@ -138,7 +137,9 @@ def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], jo
     if weight == 0:
         return
     joined.records[key] = record.SerializeToString()
-    change = _Change(kernel.LABEL, record.event_time_ms, record.amount, weight, outcome.position)
+    change = _Change(kernel.LABEL, len(joined.attributes), weight, outcome.position)
+    missing = [0] * (kernel.ATTRIBUTE_COUNT - len(record.attributes))
+    joined.attributes.append([*record.attributes, *missing])
     for by_key, entity_key in zip(joined.changes, record.keys, strict=True):
         if entity_key:
             by_key.setdefault(entity_key.encode(), []).append(change)
@@ -166,11 +167,12 @@ def apply(joined: Joined, profiles: Mapping[bytes, bytes], engine: FeatureEngine
     states: dict[bytes, bytes] = {}
     event_count = applied = late = 0
     no_slots = engine.new_slots(0)
+    attributes = np.array(joined.attributes, dtype=np.int64).reshape(-1, kernel.ATTRIBUTE_COUNT)
     for entity, by_key in enumerate(joined.changes):
         if not by_key:
             continue
         events = _events_of(by_key)
-        result = engine.apply(entity, events, [profiles.get(key) for key in by_key], no_slots)
+        result = engine.apply(entity, events, attributes, [profiles.get(key) for key in by_key], no_slots)
         states.update(zip(by_key, result.states, strict=True))
         event_count += len(events.kind)
         applied += int(result.applied.sum())
@@ -182,15 +184,14 @@ def _events_of(by_key: Mapping[bytes, Sequence[_Change]]) -> Events:
     changes = [change for group in by_key.values() for change in group]
     lengths = [len(group) for group in by_key.values()]
     columns = np.array(
-        [(c.time_ms, c.amount, c.weight, c.position.source, c.position.offset) for c in changes], dtype=np.int64
+        [(c.payment, c.weight, c.position.source, c.position.offset) for c in changes], dtype=np.int64
     ).T.copy()
     return Events(
         groups=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
         kind=np.array([change.kind for change in changes], dtype=np.uint8),
-        time_ms=columns[0],
-        amount=columns[1],
-        weight=columns[2],
-        source=columns[3],
-        offset=columns[4],
+        payment=columns[0],
+        weight=columns[1],
+        source=columns[2],
+        offset=columns[3],
         row=np.full(len(changes), -1, dtype=np.int64),
     )

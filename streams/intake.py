@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from features.attributes import row_of
 from features.engine import FeatureEngine
+from features.keys import entity_key
 from features.money import AMOUNT_MINOR_MAX, RateTable
 from features.store import KEY_BYTES_MAX
 from schemas.avro import Decoder, SchemaIds
@@ -22,10 +24,7 @@ class Intake:
         self._payments = Decoder("payments", ids)
         self._outcomes = Decoder("outcomes", ids)
         self._rates = rates
-        self._entities = [
-            (f"{name}:".encode(), key)
-            for name, key in zip(engine.plan.entity_names, engine.plan.entity_keys, strict=True)
-        ]
+        self._entities = list(zip(engine.plan.entity_names, engine.plan.entity_keys, strict=True))
 
     def payment(self, value: bytes | None, position: Position, now_ms: int) -> PaymentEvent:
         """A payment from its Kafka value. Raises InvalidEvent naming the field."""
@@ -40,8 +39,9 @@ class Intake:
         if not 0 <= amount_minor <= AMOUNT_MINOR_MAX:
             raise InvalidEvent(f"must be 0 to {AMOUNT_MINOR_MAX}", field="amount_minor")
         amount = self._rates.convert(amount_minor, record["currency"], event_time_ms)
-        keys = tuple(_key(record, prefix, name) for prefix, name in self._entities)
-        return PaymentEvent(position, record["payment_id"], event_time_ms, amount, keys)
+        keys = tuple(_key(record, name, fields) for name, fields in self._entities)
+        attributes = row_of(record, event_time_ms=event_time_ms, amount=amount, amount_minor=amount_minor)
+        return PaymentEvent(position, record["payment_id"], attributes, keys)
 
     def outcome(self, value: bytes | None, position: Position) -> OutcomeEvent:
         """An outcome from its Kafka value. Raises InvalidEvent naming the field."""
@@ -56,15 +56,19 @@ def _present(value: bytes | None) -> bytes:
     return value
 
 
-def _key(record: dict[str, Any], prefix: bytes, name: str) -> bytes:
-    identity = record[name]
-    if identity is None:
+def _key(record: dict[str, Any], entity: str, fields: tuple[str, ...]) -> bytes:
+    """The store key of the entity these fields name; empty when one of them is not there."""
+    ids = [record[field] for field in fields]
+    if None in ids:
         return b""
-    if not identity:
-        raise InvalidEvent("must not be empty", field=name)
-    key: bytes = prefix + identity.encode()
+    if "" in ids:
+        raise InvalidEvent("must not be empty", field=fields[ids.index("")])
+    try:
+        key = entity_key(entity, ids)
+    except InvalidEvent as error:
+        raise InvalidEvent(str(error), field=" and ".join(fields)) from None
     if len(key) > KEY_BYTES_MAX:
-        raise InvalidEvent(f"is longer than {KEY_BYTES_MAX - len(prefix)} bytes", field=name)
+        raise InvalidEvent(f"is longer than {KEY_BYTES_MAX - len(entity) - 1} bytes", field=fields[0])
     return key
 
 

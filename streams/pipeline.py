@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Event
 from typing import TypeVar
@@ -24,7 +24,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from features.engine import FeatureEngine
 from features.kernel import SOURCES_MAX
 from features.money import RateTable
-from features.store import ProfileStore
+from features.store import ProfileStore, StoreConflict
 from schemas.avro import Encoder, SchemaIds
 from schemas.errors import InvalidEvent, Misconfigured, StoreUnavailable
 from streams import batch
@@ -179,20 +179,12 @@ class Pipeline:
 
     def _work(self, records: Sequence[Record], stop: Event) -> bool:
         payments, outcomes, origin = self._decode(records)
-        keys = [batch.record_key(event.payment_id) for event in payments]
-        keys += [batch.record_key(event.payment_id) for event in outcomes]
-        known = self._patiently(lambda: self._read(keys), stop)
-        if known is None:
+        worked = self._patiently(lambda: self._work_into_store(payments, outcomes), stop)
+        if worked is None:
             return False
-        joined = batch.join(payments, outcomes, known, self._engine.plan.entity_count)
+        joined, applied = worked
         for orphan in joined.orphans:
             self._refuse(origin[orphan.position], "payment_id: outcome of a payment that is not known")
-        profiles = self._patiently(lambda: self._read(joined.profile_keys()), stop)
-        if profiles is None:
-            return False
-        applied = batch.apply(joined, profiles, self._engine)
-        if self._patiently(lambda: self._write(joined, applied.profiles), stop) is None:
-            return False
         self._send_profiles(applied.profiles)
         counts = self.counts
         counts.payments += len(payments)
@@ -201,6 +193,24 @@ class Pipeline:
         counts.replayed += applied.replayed
         counts.late += applied.late
         return True
+
+    def _work_into_store(
+        self, payments: Sequence[PaymentEvent], outcomes: Sequence[OutcomeEvent]
+    ) -> tuple[Joined, batch.Applied]:
+        """Read, apply and write as one. What has changed since it was read is not overwritten: read again, then.
+
+        Raises StoreUnavailable or StoreConflict; the same again is always right.
+        """
+        ids = [event.payment_id for event in payments] + [event.payment_id for event in outcomes]
+        known, versions = self._read(map(batch.record_key, ids))
+        joined = batch.join(payments, outcomes, known, self._engine.plan.entity_count)
+        profiles, profile_versions = self._read(joined.profile_keys())
+        applied = batch.apply(joined, profiles, self._engine)
+        self._store.write(joined.records, ttl_s=self._settings.outcome_days * _DAY_S, versions=versions)
+        for entity, by_key in enumerate(joined.changes):
+            states = {key: applied.profiles[key] for key in by_key}
+            self._store.write(states, ttl_s=self._engine.plan.ttl_s(entity), versions=profile_versions)
+        return joined, applied
 
     def _decode(
         self, records: Sequence[Record]
@@ -226,16 +236,12 @@ class Pipeline:
         self._dead_letters.send(record, reason, self._now_ms())
         self.counts.dead_letters += 1
 
-    def _read(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    def _read(self, keys: Iterable[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, int]]:
+        """What these keys hold, and the version of each, those that hold nothing included."""
         wanted = list(dict.fromkeys(keys))
-        found = zip(wanted, self._store.read(wanted), strict=True)
-        return {key: value for key, value in found if value is not None}
-
-    def _write(self, joined: Joined, profiles: dict[bytes, bytes]) -> bool:
-        self._store.write(joined.records, ttl_s=self._settings.outcome_days * _DAY_S)
-        for entity, by_key in enumerate(joined.changes):
-            self._store.write({key: profiles[key] for key in by_key}, ttl_s=self._engine.plan.ttl_s(entity))
-        return True
+        found = self._store.read_versioned(wanted)
+        values = {key: value for key, (value, _) in zip(wanted, found, strict=True) if value is not None}
+        return values, {key: version for key, (_, version) in zip(wanted, found, strict=True)}
 
     def _patiently(self, action: Callable[[], _Result], stop: Event) -> _Result | None:
         """The action's result, tried again while the store is away; None when stopped meanwhile."""
@@ -244,10 +250,10 @@ class Pipeline:
         while True:
             try:
                 return action()
-            except StoreUnavailable as error:
+            except (StoreUnavailable, StoreConflict) as error:
                 if time.monotonic() >= deadline:
                     raise
-                _log.warning("the store is away, trying again in %.1f s: %s", pause_s, error)
+                _log.warning("the store cannot take the batch, trying again in %.1f s: %s", pause_s, error)
             if stop.wait(pause_s):
                 return None
             pause_s = min(2 * pause_s, _RETRY_MOST_S)

@@ -149,7 +149,7 @@ def decision_of(entry: OutboxEntry) -> dict[str, Any]:
     request, response = entry.request, entry.response
     optional = {
         name: getattr(request, name) if request.HasField(name) else None
-        for name in ("device_id", "ip", "mcc", "country", "channel")
+        for name in ("device_id", "ip", "mcc", "country", "channel", "utc_offset_minutes")
     }
     return {
         "decision_id": response.decision_id,

@@ -50,6 +50,8 @@ CARDS_PER_MERCHANT = 4
 MERCHANTS_MIN = 120
 """Enough for several merchants of each kind in each country."""
 FAVOURITES = 8
+DECLINED_SHARES = 0.12, 0.02
+"""Of frauds and of genuine payments: issuers decline a few of everything, and more of what looks wrong."""
 WRONG_REPORT_SHARE = 0.02
 """Reports that are taken back, for each fraud."""
 
@@ -138,8 +140,8 @@ def simulate(*, cards: int, days: int, seed: int, end_time_ms: int | None = None
         raise Misconfigured(f"the simulated span must not start before 1970: {days} days end at {end_time_ms} ms")
     world, payments = simulate_columns(cards=cards, seed=seed, start_ms=start_ms, end_ms=start_ms + days * DAY_MS)
     payment_id = numbered_ids("p", np.arange(len(payments)), width=10)
-    rng_amounts, rng_outcomes = _random_streams(seed)[4:6]
-    payment_table = _payments_table(rng_amounts, world, payments, payment_id)
+    rng_amounts, rng_outcomes, rng_declines = _random_streams(seed)[4:7]
+    payment_table = _payments_table(rng_amounts, rng_declines, world, payments, payment_id)
     return payment_table, _outcomes_table(rng_outcomes, payments, payment_id)
 
 
@@ -188,7 +190,7 @@ class _Population:
 
 
 def _random_streams(seed: int) -> list[np.random.Generator]:
-    return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(6)]
+    return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(7)]
 
 
 def _draw_merchants(rng: np.random.Generator, count: int) -> Merchants:
@@ -374,7 +376,13 @@ def _choose_devices(
     return np.where(is_online, device, NONE).astype(np.int32), np.where(is_online, ip, NONE).astype(np.int32)
 
 
-def _payments_table(rng: np.random.Generator, world: World, payments: Payments, payment_id: pa.Array) -> pa.Table:
+def _payments_table(
+    rng: np.random.Generator,
+    rng_declines: np.random.Generator,
+    world: World,
+    payments: Payments,
+    payment_id: pa.Array,
+) -> pa.Table:
     country = world.merchants.country[payments.merchant]
     kind = world.merchants.kind[payments.merchant]
     is_touched = (payments.eur_cents < CONTACTLESS_LIMIT_EUR_CENTS) & (rng.random(len(payments)) < 0.8)
@@ -395,8 +403,18 @@ def _payments_table(rng: np.random.Generator, world: World, payments: Payments, 
             "mcc": _named(world.merchants.mcc[payments.merchant], [entry.mcc for entry in CATEGORIES]),
             "country": _named(country, [entry.code for entry in COUNTRIES]),
             "channel": _named(channel, CHANNELS),
+            "utc_offset_minutes": _utc_offset_minutes(world, payments, country, kind),
+            "declined": rng_declines.random(len(payments)) < np.where(payments.is_fraud, *DECLINED_SHARES),
         }
     )
+
+
+def _utc_offset_minutes(
+    world: World, payments: Payments, country: npt.NDArray[np.int8], kind: npt.NDArray[np.int8]
+) -> npt.NDArray[np.int32]:
+    """The payer's clock: at a terminal the merchant's, online the card holder's."""
+    where = np.where(kind == ECOM, world.cards.country[payments.card], country)
+    return np.array([60 * entry.utc_offset_hours for entry in COUNTRIES], dtype=np.int32)[where]
 
 
 def _minor_amounts(

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from features.aerospike_store import AerospikeSettings, AerospikeStore
 from features.lmdb_store import LmdbStore
 from features.memory_store import MemoryStore
-from features.store import KEY_BYTES_MAX, TTL_S_MAX, ProfileStore
-from schemas.errors import InvalidEvent, Misconfigured
+from features.store import ABSENT, KEY_BYTES_MAX, TTL_S_MAX, ProfileStore, StoreConflict, Versioned
+from schemas.errors import InvalidEvent, Misconfigured, StoreUnavailable, TemporaryFailure
 from tests.standin.aerospike_server import StandIn
 
 REAL_SERVER = "PAYWARDEN_TEST_AEROSPIKE"
@@ -314,6 +314,183 @@ def test_readers_beside_a_writer_see_whole_records_that_never_go_back(store: Pro
             written.set()
         assert all(read.result() > 0 for read in reads)
     assert store.read(keys) == [bytes([50]) * 2_000] * len(keys)
+
+
+# Versions
+
+
+def versions_of(store: ProfileStore, *keys: bytes) -> dict[bytes, int]:
+    return {key: found.version for key, found in zip(keys, store.read_versioned(keys), strict=True)}
+
+
+def test_versions_come_with_the_values_in_the_order_of_the_keys(store: ProfileStore) -> None:
+    store.write({card("a"): b"A", card("b"): b""}, ttl_s=0)
+    found = store.read_versioned([card("b"), card("absent"), card("a"), card("b")])
+    assert [one.value for one in found] == [b"", None, b"A", b""]
+    assert found[1] == Versioned(None, ABSENT)
+    assert all(one.version != ABSENT for one in (found[0], found[2], found[3]))
+    assert found[0] == found[3]
+    assert store.read_versioned([]) == []
+
+
+def test_a_write_at_the_version_that_was_read_is_done_as_often_as_one_reads(store: ProfileStore) -> None:
+    for number in range(5):
+        versions = versions_of(store, card("1"))
+        store.write({card("1"): b"%d" % number}, ttl_s=0, versions=versions)
+        assert store.read([card("1")]) == [b"%d" % number]
+
+
+def test_a_record_that_was_changed_meanwhile_is_not_overwritten(store: ProfileStore) -> None:
+    store.write({card("1"): b"old"}, ttl_s=0)
+    versions = versions_of(store, card("1"))
+    store.write({card("1"): b"by another"}, ttl_s=0)
+    with pytest.raises(StoreConflict):
+        store.write({card("1"): b"mine"}, ttl_s=0, versions=versions)
+    assert store.read([card("1")]) == [b"by another"]
+
+
+def test_a_record_that_was_changed_and_changed_back_to_what_is_written_is_written(store: ProfileStore) -> None:
+    store.write({card("1"): b"old"}, ttl_s=0)
+    versions = versions_of(store, card("1"))
+    store.write({card("1"): b"other"}, ttl_s=0)
+    store.write({card("1"): b"mine"}, ttl_s=0)
+    store.write({card("1"): b"mine"}, ttl_s=0, versions=versions)
+    assert store.read([card("1")]) == [b"mine"]
+
+
+def test_a_record_that_came_meanwhile_is_not_overwritten(store: ProfileStore) -> None:
+    versions = versions_of(store, card("1"))
+    assert versions == {card("1"): ABSENT}
+    store.write({card("1"): b"by another"}, ttl_s=0)
+    with pytest.raises(StoreConflict):
+        store.write({card("1"): b"mine"}, ttl_s=0, versions=versions)
+    assert store.read([card("1")]) == [b"by another"]
+
+
+def test_a_record_that_went_meanwhile_does_not_come_back(store: ProfileStore) -> None:
+    store.write({card("1"): b"old"}, ttl_s=0)
+    versions = versions_of(store, card("1"))
+    store.delete([card("1")])
+    with pytest.raises(StoreConflict):
+        store.write({card("1"): b"mine"}, ttl_s=0, versions=versions)
+    assert store.read([card("1")]) == [None]
+
+
+def test_a_record_that_expired_meanwhile_does_not_come_back_and_then_is_written_as_new(subject: Subject) -> None:
+    write_expiring(subject.store, {card("1"): b"old"}, ttl_s=3)
+    versions = versions_of(subject.store, card("1"))
+    subject.advance(4)
+    with pytest.raises(StoreConflict):
+        subject.store.write({card("1"): b"mine"}, ttl_s=0, versions=versions)
+    assert versions_of(subject.store, card("1")) == {card("1"): ABSENT}
+    subject.store.write({card("1"): b"mine"}, ttl_s=0, versions={card("1"): ABSENT})
+    assert subject.store.read([card("1")]) == [b"mine"]
+
+
+def test_a_write_at_a_version_starts_the_ttl_again(subject: Subject) -> None:
+    write_expiring(subject.store, {card("1"): b"old", card("2"): b"old"}, ttl_s=3)
+    versions = versions_of(subject.store, card("1"), card("2"), card("3"))
+    new = {card("1"): b"new", card("2"): b"new", card("3"): b"new"}
+    subject.store.write(new, ttl_s=1_000, versions=versions)
+    subject.advance(4)
+    assert subject.store.read(list(new)) == [b"new"] * 3
+
+
+def test_a_write_repeated_as_it_was_is_done_and_no_conflict(store: ProfileStore) -> None:
+    store.write({card("1"): b"old"}, ttl_s=0)
+    versions = versions_of(store, card("1"), card("2"))
+    values = {card("1"): b"new", card("2"): b"created"}
+    for _ in range(3):
+        store.write(values, ttl_s=0, versions=versions)
+    assert store.read(list(values)) == list(values.values())
+
+
+def test_a_write_of_which_a_part_was_done_is_completed_by_repeating_it(store: ProfileStore) -> None:
+    keys = [card(f"{number}") for number in range(2 * BATCH_RECORD_COUNT_MAX + 3)]
+    store.write(dict.fromkeys(keys[::2], b"old"), ttl_s=0)
+    versions = versions_of(store, *keys)
+    values = {key: b"new " + key for key in keys}
+    store.write({key: values[key] for key in keys[5:25]}, ttl_s=0, versions=versions)
+    store.write(values, ttl_s=0, versions=versions)
+    assert store.read(keys) == list(values.values())
+
+
+def test_a_key_without_a_version_is_written_whatever_there_is(store: ProfileStore) -> None:
+    store.write({card("1"): b"old", card("2"): b"old"}, ttl_s=0)
+    versions = versions_of(store, card("1"))
+    store.write({card("2"): b"by another"}, ttl_s=0)
+    store.write({card("1"): b"new", card("2"): b"new", card("3"): b"new"}, ttl_s=0, versions=versions)
+    assert store.read([card("1"), card("2"), card("3")]) == [b"new"] * 3
+
+
+def test_versions_of_keys_that_are_not_written_say_nothing(store: ProfileStore) -> None:
+    store.write({card("1"): b"old", card("2"): b"old"}, ttl_s=0)
+    versions = versions_of(store, card("1"), card("2"), card("3"))
+    store.write({card("2"): b"by another"}, ttl_s=0)
+    store.write({card("1"): b"new"}, ttl_s=0, versions=versions)
+    assert store.read([card("1"), card("2"), card("3")]) == [b"new", b"by another", None]
+
+
+def test_a_conflict_says_how_many_and_no_key_and_is_over_after_reading_again(store: ProfileStore) -> None:
+    keys = [card("secret-1"), card("secret-2"), card("secret-3")]
+    store.write(dict.fromkeys(keys, b"old"), ttl_s=0)
+    versions = versions_of(store, *keys)
+    store.write({keys[1]: b"by another"}, ttl_s=0)
+    values = dict.fromkeys(keys, b"mine")
+    with pytest.raises(StoreConflict, match="1 of 3 records") as refused:
+        store.write(values, ttl_s=0, versions=versions)
+    assert "secret" not in str(refused.value)
+    store.write(values, ttl_s=0, versions=versions_of(store, *keys))
+    assert store.read(keys) == [b"mine"] * 3
+
+
+def test_a_conflict_is_temporary_but_nothing_that_the_same_write_could_get_over() -> None:
+    assert issubclass(StoreConflict, TemporaryFailure)
+    assert not issubclass(StoreConflict, StoreUnavailable)
+
+
+def test_of_writers_beside_each_other_none_undoes_what_another_did(store: ProfileStore) -> None:
+    # As profiles do, a value says what went into it, so that two writers never mean the same bytes.
+    tokens = {writer: [b"%d-%d" % (writer, number) for number in range(20)] for writer in range(3)}
+
+    def add_each(writer: int) -> None:
+        for token in tokens[writer]:
+            is_added = False
+            while not is_added:
+                ((value, version),) = store.read_versioned([card("1")])
+                added = token if value is None else value + b" " + token
+                try:
+                    store.write({card("1"): added}, ttl_s=0, versions={card("1"): version})
+                    is_added = True
+                except StoreConflict:
+                    continue
+
+    with ThreadPoolExecutor(len(tokens)) as writers:
+        list(writers.map(add_each, tokens))
+    (value,) = store.read([card("1")])
+    assert value is not None
+    assert sorted(value.split()) == sorted(token for of_writer in tokens.values() for token in of_writer)
+
+
+# Health and progress
+
+
+def test_an_open_store_is_well_and_has_no_reason_not_to_be(store: ProfileStore) -> None:
+    health = store.health()
+    assert health
+    assert health.reason == ""
+
+
+def test_a_scan_tells_its_progress_from_nothing_to_all_it_gave(store: ProfileStore) -> None:
+    count = 2 * SCAN_PAGE_RECORD_COUNT + 7
+    store.write({card(f"{number}"): b"value" for number in range(count)}, ttl_s=0)
+    told: list[tuple[int, int | None]] = []
+    for before, _ in enumerate(store.scan("contract-card", progress=lambda *progress: told.append(progress))):
+        assert told[-1][0] <= before
+    counts = [so_far for so_far, _ in told]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, count)
+    assert {expected is None or expected >= 0 for _, expected in told} == {True}
 
 
 def test_closing_twice_is_fine(store: ProfileStore) -> None:

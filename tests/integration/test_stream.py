@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
-from features.engine import FeatureEngine
+from features.attributes import row_of
+from features.engine import Events, FeatureEngine
 from features.history import history_of_tables
 from features.lmdb_store import LmdbSettings, LmdbStore
+from features.memory_store import MemoryStore
 from features.money import load_rates
 from features.passage import Passage
 from schemas.avro import Decoder, Encoder, LocalSchemaIds
 from streams.kafka import KafkaSettings, consume, end_offsets, make_consumer, make_producer, partitions_of
+from streams.pipeline import Pipeline, StreamSettings
 from streams.progress import PREFIX
 from streams.simulator import simulate
-from tests.packed import without_sources
+from tests.packed import sources_of, without_sources
 from tests.processes import Deployment, wait_until
 from tests.services.kafka import KafkaServer
 
@@ -317,3 +322,67 @@ def test_a_record_the_broker_refuses_ends_the_stream_before_anything_is_committe
 
 def values(settings: KafkaSettings, name: str) -> list[bytes]:
     return [record.value for record in read_topic(settings, name)]
+
+
+class Contested(MemoryStore):
+    """Between the stream's read and its write, another worker writes the first card's profile."""
+
+    def __init__(self, other: bytes) -> None:
+        super().__init__()
+        self._other = other
+        self.contested: bytes | None = None
+
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+        """Any of our writes comes too late once."""
+        card = next((key for key in values if key.startswith(b"card:")), None)
+        if card is not None and self.contested is None:
+            self.contested = card
+            super().write({card: self._other}, ttl_s=0)
+        super().write(values, ttl_s=ttl_s, versions=versions)
+
+
+def test_what_another_worker_wrote_meanwhile_is_kept_and_nothing_is_counted_twice(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    """After a rebalance an old owner may still have a batch under way."""
+    del deployment  # it has made the topics
+    payments, _ = small_world()
+    rows = payments.slice(0, 200).to_pylist()
+    engine = FeatureEngine()
+    one = np.ones(1, dtype=np.int64)
+    events = Events(np.array([0, 1]), np.zeros(1, np.uint8), 0 * one, one, 126 * one, 5 * one, -one)
+    attributes = np.array([row_of({}, event_time_ms=rows[0]["event_time_ms"] - 1, amount=777, amount_minor=777)])
+    other = engine.apply(0, events, attributes, [None], engine.new_slots(0)).states[0]
+    store = Contested(other)
+    topics = Topics(settings)
+    for row in rows:
+        topics.send_payment(row)
+    topics.flush()
+    pipeline = Pipeline(
+        kafka=settings,
+        settings=StreamSettings(group_id="contested"),
+        store=store,
+        engine=engine,
+        rates=load_rates(),
+        ids=LocalSchemaIds(),
+    )
+    stop = Event()
+    worker = Thread(target=pipeline.run, args=(stop,))
+    worker.start()
+    try:
+        wait_until(lambda: pipeline.counts.payments >= len(rows), "all payments worked in")
+    finally:
+        stop.set()
+        worker.join()
+    assert store.contested is not None
+    assert (pipeline.counts.payments, pipeline.counts.duplicates) == (200, 0)
+    profiles = dict(store.scan("card"))
+    assert sources_of(profiles[store.contested])[126] == 5
+    history = history_of_tables(payments.slice(0, 200), small_world()[1].slice(0, 0))
+    passage = Passage(history, engine, load_rates())
+    for _ in passage.chunks():
+        pass
+    wanted = dict(zip(passage.entities[0].store_keys(), passage.profiles[0], strict=True))
+    for key, state in profiles.items():
+        if key != store.contested:
+            assert without_sources(state) == without_sources(wanted[key] or b"")

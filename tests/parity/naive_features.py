@@ -1,87 +1,611 @@
-"""Features the obvious way: what features/declare.py says, worked out from a list of everything that is known.
+"""Features the obvious way: what features/declare.py says of each word, worked out in pandas from all that was heard.
 
-No tiles, no state, no tables: for each feature of each payment it goes over all that came before. Slow, and
-written from the documented meaning alone, so that it can be the judge of the kernel.
+No profile, no plan, no program. This module has the words of the catalogue's language once more: a catalogue that is
+written for features/declare.py can be read with these instead, and then computes each feature from a table of the
+events that had arrived. What a word is made of, what a condition asks and where a window ends is said a second time
+here, from the documents alone, so that it can be the judge of the first. Slow, and meant to be read.
+
+What it takes over is what is promised in bits: a text's code and its hash (linear counting and buckets depend on
+them, and which of two values of one moment is remembered), the weight of a tile rounded to 2**-30, and the order of
+the last few floating-point operations of a formula.
 """
 
 from __future__ import annotations
 
+import csv
+import datetime
+import importlib.util
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import operator
+import re
+import types
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from features.declare import (
-    DAY_MS,
-    HOUR_MS,
-    Catalogue,
-    EntityRecency,
-    Measure,
-    Operand,
-    Recency,
-    RequestValue,
-    Window,
-    WindowedMeasure,
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<": operator.lt,
+}
+ROOT = Path(__file__).parents[2] / "features"
+SECOND_MS = 1000
+MINUTE_MS = 60 * SECOND_MS
+HOUR_MS = 60 * MINUTE_MS
+DAY_MS = 24 * HOUR_MS
+EARTH_RADIUS_KM = 6371.0
+FIELDS = (
+    *("currency", "utc_offset_minutes", "declined", "card_id", "merchant_id", "device_id", "ip", "mcc", "country"),
+    "channel",
 )
 
 
 @dataclass(frozen=True)
 class Payment:
-    """`amount` in minor units of the reference currency; `ids` by the entity's name, None where there is none."""
+    """`amount` in minor units of the reference currency; `fields` by name, those it lacks not there or None."""
 
     time_ms: int
     amount: int
-    ids: Mapping[str, str | None]
+    amount_minor: int
+    fields: Mapping[str, object]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """`payment` is the payment's place in the list of payments."""
-
-    payment: int
-    time_ms: int
-    is_fraud: bool
-
-
-@dataclass(frozen=True)
-class Known:
-    """A payment that was made, and whether it is known by now to be fraud."""
+class Heard:
+    """One arrival: a payment that is made (`weight` None), or a label of it that changes (+1 fraud, -1 taken back)."""
 
     payment: Payment
-    is_fraud: bool = False
+    weight: int | None = None
 
 
-def naive_history(
-    catalogue: Catalogue, payments: Sequence[Payment], outcomes: Sequence[Outcome]
-) -> NDArray[np.float32]:
-    """The vector each payment had when it was made, shape (payments, features).
+# What has been heard, as tables.
 
-    `payments` are in order of time, `outcomes` in the order they became known. A payment comes before an
-    outcome of the same millisecond.
+
+def tables_of(heard: Sequence[Heard]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(payments, labels), each row with its `arrival`, its payment's time, amounts and fields, and its `weight`."""
+    rows: list[dict[str, object]] = [
+        {
+            "arrival": arrival,
+            "time_ms": event.payment.time_ms,
+            "amount": event.payment.amount,
+            "amount_minor": event.payment.amount_minor,
+            "weight": event.weight,
+            **{name: event.payment.fields.get(name) for name in FIELDS},
+        }
+        for arrival, event in enumerate(heard)
+    ]
+    numbers = ["arrival", "time_ms", "amount", "amount_minor"]
+    table = pd.DataFrame(rows, columns=[*numbers, "weight", *FIELDS], dtype=object)
+    is_label = table["weight"].notna()
+    payments, labels = table[~is_label], table[is_label]
+    return payments.astype(dict.fromkeys(numbers, "int64")), labels.astype(dict.fromkeys([*numbers, "weight"], "int64"))
+
+
+@dataclass(frozen=True)
+class Window:
+    """As it is said in the catalogue, in milliseconds."""
+
+    entity: str
+    length_ms: int
+    delay_ms: int
+    hop_ms: int
+
+    @property
+    def reach_ms(self) -> int:
+        """How far before the current tile the oldest tile begins that the window can hold."""
+        return self.length_ms + self.delay_ms
+
+
+@dataclass
+class Moment:
+    """A payment that is being made, and what its entities have heard by then.
+
+    `reach_ms` says for each entity and hop how far its longest window goes: older tiles were forgotten when the
+    entity heard of its newest event.
     """
-    rows = []
-    for row, payment in enumerate(payments):
-        fraud = {o.payment: o.is_fraud for o in outcomes if o.time_ms < payment.time_ms}
-        known = [Known(payments[i], fraud.get(i, False)) for i in range(row)]
-        rows.append(naive_vector(catalogue, payment, known))
-    return np.array(rows, dtype=np.float32).reshape(len(payments), len(catalogue.features))
+
+    now: Payment
+    payments: pd.DataFrame
+    labels: pd.DataFrame
+    keys: Mapping[str, tuple[str, ...]]
+    reach_ms: Mapping[tuple[str, int], int]
+    values: dict[str, float] = field(default_factory=dict)
+    _own: dict[str, tuple[pd.DataFrame, pd.DataFrame] | None] = field(default_factory=dict)
+    _inside: dict[tuple[Window, bool], pd.DataFrame] = field(default_factory=dict)
+
+    def own(self, entity: str) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+        """(payments, labels) of the payment's entity; None when it has none."""
+        if entity not in self._own:
+            ids = {key: self.now.fields.get(key) for key in self.keys[entity]}
+            found = None
+            if None not in ids.values():
+                found = (_with(self.payments, ids), _with(self.labels, ids))
+            self._own[entity] = found
+        return self._own[entity]
+
+    def inside(self, window: Window, where: Condition | None = None, *, labels: bool = False) -> pd.DataFrame | None:
+        """The entity's payments (or labels) in a window for which a condition holds; None without an entity."""
+        own = self.own(window.entity)
+        if own is None:
+            return None
+        if (window, labels) not in self._inside:
+            newest_ms = max((int(table["time_ms"].max()) for table in own if len(table)), default=0)
+            self._inside[window, labels] = self._cut(window, own[labels], newest_ms)
+        rows = self._inside[window, labels]
+        return rows if where is None else rows[where.of(rows)]
+
+    def _cut(self, window: Window, rows: pd.DataFrame, newest_ms: int) -> pd.DataFrame:
+        hop_ms, now_ms = window.hop_ms, self.now.time_ms
+        start = rows["time_ms"].to_numpy() // hop_ms * hop_ms
+        end = start + hop_ms
+        if window.delay_ms == 0:
+            # Tiles that touch (now - length, now].
+            is_inside = (start <= now_ms) & (end > now_ms - window.length_ms)
+        else:
+            # Tiles wholly before now - delay, exactly `length` of them.
+            last_end = (now_ms - window.delay_ms) // hop_ms * hop_ms
+            is_inside = (end <= last_end) & (start >= last_end - window.length_ms)
+        is_inside &= start >= newest_ms // hop_ms * hop_ms - self.reach_ms[window.entity, hop_ms]
+        return rows[is_inside]
 
 
-def naive_vector(catalogue: Catalogue, payment: Payment, known: Sequence[Known]) -> NDArray[np.float32]:
-    """The features of one payment, given what is known before it. Shape (features,), missing is NaN."""
-    values: dict[str, float] = {}
+def _with(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    return table
 
-    def value_of(operand: Operand | str) -> float:
-        return values[operand] if isinstance(operand, str) else _operand(operand, payment, known)
 
-    for feature in catalogue.features:
-        value = value_of(feature.numerator)
-        if feature.denominator is not None:
-            value = _quotient(value, value_of(feature.denominator))
-        values[feature.name] = value
-    return np.array([values[name] for name in catalogue.names], dtype=np.float64).astype(np.float32)
+# Conditions.
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Whether an attribute is something; `operator` is how Python writes it."""
+
+    field: str
+    operator: str
+    value: object
+
+    def of(self, rows: pd.DataFrame) -> pd.Series:
+        """Which rows it holds for: none that lack the attribute."""
+        return rows[self.field].map(self.holds).astype(bool)
+
+    def holds(self, value: Any) -> bool:
+        return value is not None and bool(OPERATORS[self.operator](value, self.value))
+
+
+class Attribute:
+    """An attribute, to write conditions with."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __eq__(self, other: object) -> Condition:  # type: ignore[override]
+        return Condition(self.name, "==", other)
+
+    def __ne__(self, other: object) -> Condition:  # type: ignore[override]
+        return Condition(self.name, "!=", other)
+
+    def __ge__(self, other: object) -> Condition:
+        return Condition(self.name, ">=", other)
+
+    def __lt__(self, other: object) -> Condition:
+        return Condition(self.name, "<", other)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+Where = Condition | Attribute | None
+ATTRIBUTES = {name: Attribute(name) for name in ("amount", "amount_minor", *FIELDS)}
+
+
+def _asked(where: Where) -> Condition | None:
+    return Condition(where.name, "==", True) if isinstance(where, Attribute) else where
+
+
+# Features.
+
+
+@dataclass(frozen=True)
+class Feature:
+    name: str
+    value: Callable[[Moment], float]
+    windows: tuple[Window, ...] = ()
+
+
+def _plain(rows: pd.Series) -> list[int]:
+    """As Python's integers, which do not overflow."""
+    return [int(value) for value in rows]
+
+
+def _over(numerator: float, denominator: float) -> float:
+    return math.nan if denominator == 0 else numerator / denominator
+
+
+@dataclass(frozen=True)
+class Entity:
+    name: str
+    key: str | tuple[str, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,) if isinstance(self.key, str) else self.key
+
+    def count(
+        self,
+        name: str,
+        window: str,
+        *,
+        where: Where = None,
+        delay: str = "",
+        hop: str = "",
+        including_this: bool = False,
+    ) -> Feature:
+        return self._of_payments(name, window, where, lambda rows, _: len(rows) + including_this, delay, hop)
+
+    def rate(self, name: str, window: str, *, where: Where = None, hop: str = "") -> Feature:
+        length_ms = _duration_ms(window)
+        return self._of_payments(name, window, where, lambda rows, _: len(rows) * HOUR_MS / length_ms, hop=hop)
+
+    def share(self, name: str, window: str, *, of: Where, delay: str = "", hop: str = "") -> Feature:
+        asked = _asked(of)
+        assert asked is not None
+        return self._of_payments(
+            name, window, None, lambda rows, _: _over(int(asked.of(rows).sum()), len(rows)), delay, hop
+        )
+
+    def count_decayed(self, name: str, half_life: str, window: str, *, where: Where = None, hop: str = "") -> Feature:
+        over = self._window(window, hop=hop)
+        return self._of_payments(
+            name, window, where, lambda rows, now: _decayed(rows, None, _duration_ms(half_life), now, over), hop=hop
+        )
+
+    def count_trend(self, name: str, short: str, long: str) -> Feature:
+        windows = (self._window(short), self._window(long))
+
+        def value(moment: Moment) -> float:
+            recent, usual = (moment.inside(window) for window in windows)
+            if recent is None or usual is None:
+                return math.nan
+            return _over(len(recent), len(usual)) * _duration_ms(long) / _duration_ms(short)
+
+        return Feature(name, value, windows)
+
+    def distinct(
+        self, name: str, of: Attribute, window: str, *, bits: int = 64, where: Where = None, hop: str = ""
+    ) -> Feature:
+        def value(rows: pd.DataFrame, _: Payment) -> float:
+            places = {_hash(code) % bits for code in _codes(rows, of.name)}
+            return bits * math.log(bits / max(1, bits - len(places)))
+
+        return self._of_payments(name, window, where, value, hop=hop)
+
+    def entropy(self, name: str, of: Attribute, window: str, *, buckets: int = 8, hop: str = "") -> Feature:
+        def value(rows: pd.DataFrame, _: Payment) -> float:
+            counts = _bucket_counts(rows, of.name, buckets)
+            shares = [float(count / counts.sum()) for count in counts]
+            return sum((-share * math.log2(share) for share in shares), 0.0) if shares else math.nan
+
+        return self._of_payments(name, window, None, value, hop=hop)
+
+    def top_share(self, name: str, of: Attribute, window: str, *, buckets: int = 8, hop: str = "") -> Feature:
+        def value(rows: pd.DataFrame, _: Payment) -> float:
+            counts = _bucket_counts(rows, of.name, buckets)
+            return float(counts.max() / counts.sum()) if len(counts) else math.nan
+
+        return self._of_payments(name, window, None, value, hop=hop)
+
+    def amount_sum(self, name: str, window: str, *, where: Where = None, hop: str = "") -> Feature:
+        return self._of_payments(name, window, where, lambda rows, _: int(rows["amount"].sum()), hop=hop)
+
+    def amount_mean(
+        self, name: str, window: str, *, where: Where = None, hop: str = "", including_this: bool = False
+    ) -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            amounts = _plain(rows["amount"]) + ([now.amount] if including_this else [])
+            return _over(sum(amounts), len(amounts))
+
+        return self._of_payments(name, window, where, value, hop=hop)
+
+    def amount_std(self, name: str, window: str, *, where: Where = None, hop: str = "") -> Feature:
+        return self._of_payments(name, window, where, lambda rows, _: _deviation(rows), hop=hop)
+
+    def amount_zscore(self, name: str, window: str, *, where: Where = None, hop: str = "") -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            return _over(now.amount - _over(int(rows["amount"].sum()), len(rows)), _deviation(rows))
+
+        return self._of_payments(name, window, where, value, hop=hop)
+
+    def amount_max(self, name: str, window: str, *, where: Where = None, hop: str = "") -> Feature:
+        return self._of_payments(
+            name, window, where, lambda rows, _: int(rows["amount"].max()) if len(rows) else math.nan, hop=hop
+        )
+
+    def amount_min(self, name: str, window: str, *, where: Where = None, hop: str = "") -> Feature:
+        return self._of_payments(
+            name, window, where, lambda rows, _: int(rows["amount"].min()) if len(rows) else math.nan, hop=hop
+        )
+
+    def amount_decayed(self, name: str, half_life: str, window: str, *, hop: str = "") -> Feature:
+        over = self._window(window, hop=hop)
+        return self._of_payments(
+            name, window, None, lambda rows, now: _decayed(rows, "amount", _duration_ms(half_life), now, over), hop=hop
+        )
+
+    def fraud_count(self, name: str, window: str, *, delay: str, where: Where = None, hop: str = "") -> Feature:
+        return self._of_both(name, window, where, delay, hop, lambda _, labels, __: int(labels["weight"].sum()))
+
+    def fraud_share(self, name: str, window: str, *, delay: str, where: Where = None, hop: str = "") -> Feature:
+        return self._of_both(
+            name, window, where, delay, hop, lambda rows, labels, _: _over(int(labels["weight"].sum()), len(rows))
+        )
+
+    def fraud_share_decayed(self, name: str, half_life: str, window: str, *, delay: str, hop: str = "") -> Feature:
+        over, half_life_ms = self._window(window, delay, hop), _duration_ms(half_life)
+
+        def value(rows: pd.DataFrame, labels: pd.DataFrame, now: Payment) -> float:
+            frauds = _decayed(labels, "weight", half_life_ms, now, over)
+            return _over(frauds, _decayed(rows, None, half_life_ms, now, over))
+
+        return self._of_both(name, window, None, delay, hop, value)
+
+    def seconds_since_fraud(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
+        over = self._window(window, delay, hop)
+        return self._of_both(
+            name, window, None, delay, hop, lambda _, labels, now: _fraud_age_s(labels, now, over, min)
+        )
+
+    def seconds_since_first_fraud(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
+        over = self._window(window, delay, hop)
+        return self._of_both(
+            name, window, None, delay, hop, lambda _, labels, now: _fraud_age_s(labels, now, over, max)
+        )
+
+    def seconds_since_genuine(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
+        over = self._window(window, delay, hop)
+
+        def value(rows: pd.DataFrame, labels: pd.DataFrame, now: Payment) -> float:
+            ages = _genuine_ages(rows, labels, now, over)
+            return min(ages) * over.hop_ms / 1000 if ages else math.nan
+
+        return self._of_both(name, window, None, delay, hop, value)
+
+    def fraud_streak(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
+        over = self._window(window, delay, hop)
+        return self._of_both(
+            name, window, None, delay, hop, lambda rows, labels, now: int(_streak(rows, labels, now, over).sum())
+        )
+
+    def fraud_streak_seconds(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
+        over = self._window(window, delay, hop)
+
+        def value(rows: pd.DataFrame, labels: pd.DataFrame, now: Payment) -> float:
+            streak = _streak(rows, labels, now, over)
+            return int(streak.index.max()) * over.hop_ms / 1000 if len(streak) else math.nan
+
+        return self._of_both(name, window, None, delay, hop, value)
+
+    def seconds_since_last(self, name: str) -> Feature:
+        return self._of_all(name, lambda rows, now: max(0, now.time_ms - int(rows["time_ms"].max())) / 1000)
+
+    def seconds_since_first(self, name: str) -> Feature:
+        return self._of_all(name, lambda rows, now: max(0, now.time_ms - int(rows["time_ms"].min())) / 1000)
+
+    def last_amount(self, name: str) -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            latest = rows.sort_values(["time_ms", "amount"]).iloc[-1]
+            return int(latest["amount"]) if latest["time_ms"] <= now.time_ms else math.nan
+
+        return self._of_all(name, value)
+
+    def is_new(self, name: str, attribute: Attribute, *, among: int = 32) -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            mine = now.fields.get(attribute.name)
+            return math.nan if mine is None else float(mine not in _latest(rows, attribute.name, among, now.time_ms))
+
+        def value_of_none(now: Payment) -> float:
+            return math.nan if now.fields.get(attribute.name) is None else 1.0
+
+        return self._of_all(name, value, value_of_none)
+
+    def seconds_since_same(self, name: str, attribute: Attribute, *, among: int = 32) -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            mine, latest = now.fields.get(attribute.name), _latest(rows, attribute.name, among, now.time_ms)
+            return (now.time_ms - latest[mine]) / 1000 if mine in latest else math.nan
+
+        return self._of_all(name, value)
+
+    def travel_kmh(self, name: str, *, among: int = 8) -> Feature:
+        def value(rows: pd.DataFrame, now: Payment) -> float:
+            here, latest = now.fields.get("country"), _latest(rows, "country", among, now.time_ms)
+            if here is None or not latest:
+                return math.nan
+            there = next(iter(latest))
+            if there == here:
+                return 0.0
+            hours = max(now.time_ms - latest[there], MINUTE_MS) / HOUR_MS
+            return _distance_km(there, here) / hours
+
+        return self._of_all(name, value)
+
+    def _window(self, length: str, delay: str = "", hop: str = "") -> Window:
+        length_ms, delay_ms = _duration_ms(length), _duration_ms(delay) if delay else 0
+        hop_ms = _duration_ms(hop) if hop else _usual_hop_ms(length_ms, delay_ms)
+        return Window(self.name, length_ms, delay_ms, hop_ms)
+
+    def _of_payments(
+        self,
+        name: str,
+        length: str,
+        where: Where,
+        value: Callable[[pd.DataFrame, Payment], float],
+        delay: str = "",
+        hop: str = "",
+    ) -> Feature:
+        window = self._window(length, delay, hop)
+
+        def of(moment: Moment) -> float:
+            rows = moment.inside(window, _asked(where))
+            return math.nan if rows is None else value(rows, moment.now)
+
+        return Feature(name, of, (window,))
+
+    def _of_both(
+        self,
+        name: str,
+        length: str,
+        where: Where,
+        delay: str,
+        hop: str,
+        value: Callable[[pd.DataFrame, pd.DataFrame, Payment], float],
+    ) -> Feature:
+        window = self._window(length, delay, hop)
+
+        def of(moment: Moment) -> float:
+            rows = moment.inside(window, _asked(where))
+            labels = moment.inside(window, _asked(where), labels=True)
+            return math.nan if rows is None or labels is None else value(rows, labels, moment.now)
+
+        return Feature(name, of, (window,))
+
+    def _of_all(
+        self,
+        name: str,
+        value: Callable[[pd.DataFrame, Payment], float],
+        value_of_none: Callable[[Payment], float] = lambda _: math.nan,
+    ) -> Feature:
+        """From all payments the entity ever had; `value_of_none` when it had none."""
+
+        def of(moment: Moment) -> float:
+            own = moment.own(self.name)
+            if own is None:
+                return math.nan
+            return value(own[0], moment.now) if len(own[0]) else value_of_none(moment.now)
+
+        return Feature(name, of)
+
+
+class request:  # noqa: N801 - as in the language it repeats
+    @staticmethod
+    def amount(name: str) -> Feature:
+        return Feature(name, lambda moment: moment.now.amount)
+
+    @staticmethod
+    def hour(name: str) -> Feature:
+        return Feature(name, lambda moment: _local(moment.now).hour)
+
+    @staticmethod
+    def night(name: str) -> Feature:
+        return Feature(name, lambda moment: _local(moment.now).time() < datetime.time(7))
+
+    @staticmethod
+    def weekend(name: str) -> Feature:
+        return Feature(name, lambda moment: _local(moment.now).isoweekday() in (6, 7))
+
+    @staticmethod
+    def weekday(name: str) -> Feature:
+        return Feature(name, lambda moment: _local(moment.now).isoweekday() - 1)
+
+    @staticmethod
+    def round_zeros(name: str) -> Feature:
+        def value(moment: Moment) -> float:
+            digits = str(moment.now.amount_minor)
+            return len(digits) - len(digits.rstrip("0")) if moment.now.amount_minor else 0
+
+        return Feature(name, value)
+
+    @staticmethod
+    def below_limit(name: str, limits: Sequence[int]) -> Feature:
+        def value(moment: Moment) -> float:
+            above = [limit for limit in limits if limit > moment.now.amount]
+            return (min(above) - moment.now.amount) / min(above) if above else math.nan
+
+        return Feature(name, value)
+
+    @staticmethod
+    def holds(name: str, condition: Condition | Attribute) -> Feature:
+        asked = _asked(condition)
+        assert asked is not None
+
+        def value(moment: Moment) -> float:
+            now = moment.now
+            mine = {**now.fields, "amount": now.amount, "amount_minor": now.amount_minor}.get(asked.field)
+            return math.nan if mine is None else float(asked.holds(mine))
+
+        return Feature(name, value)
+
+
+def ratio(name: str, numerator: str, denominator: str) -> Feature:
+    return Feature(name, lambda moment: _over(moment.values[numerator], moment.values[denominator]))
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    entities: Sequence[Entity]
+    features: Sequence[Feature]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(feature.name for feature in self.features)
+
+    def vector(
+        self, now: Payment, payments: pd.DataFrame, labels: pd.DataFrame, before: int | None = None
+    ) -> NDArray[np.float32]:
+        """The features of a payment, given these tables up to an arrival. Shape (features,), missing is NaN."""
+        reach_ms: dict[tuple[str, int], int] = {}
+        for window in (window for feature in self.features for window in feature.windows):
+            key = (window.entity, window.hop_ms)
+            reach_ms[key] = max(reach_ms.get(key, 0), window.reach_ms)
+        if before is not None:
+            payments, labels = payments[payments["arrival"] < before], labels[labels["arrival"] < before]
+        keys = {entity.name: entity.keys for entity in self.entities}
+        moment = Moment(now, payments, labels, keys, reach_ms)
+        for feature in self.features:
+            moment.values[feature.name] = float(feature.value(moment))
+        return np.array([moment.values[name] for name in self.names], dtype=np.float64).astype(np.float32)
+
+    def vectors(self, heard: Sequence[Heard]) -> NDArray[np.float32]:
+        """The vector that each payment had when it arrived, in order of arrival. Shape (payments, features)."""
+        payments, labels = tables_of(heard)
+        rows = [
+            self.vector(event.payment, payments, labels, before)
+            for before, event in enumerate(heard)
+            if event.weight is None
+        ]
+        return np.array(rows, dtype=np.float32).reshape(len(rows), len(self.features))
+
+
+WORDS = types.SimpleNamespace(Entity=Entity, request=request, ratio=ratio, Catalogue=Catalogue, **ATTRIBUTES)
+"""The language, to read a catalogue with."""
+
+
+def shipped_catalogue() -> Catalogue:
+    """features/catalogue.py, read with the words above."""
+    declared: dict[str, Any] = {"Entity": Entity, "request": request, "ratio": ratio, "Catalogue": Catalogue}
+    asked: dict[str, Any] = {name.removesuffix("_minutes"): attribute for name, attribute in ATTRIBUTES.items()}
+    spec = importlib.util.spec_from_file_location("catalogue_in_naive_words", ROOT / "catalogue.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with (
+        mock.patch.multiple("features.declare", **declared),
+        mock.patch.multiple("features.attributes", **asked),
+    ):
+        spec.loader.exec_module(module)
+    catalogue: Catalogue = module.CATALOGUE
+    return catalogue
+
+
+# Comparing.
 
 
 def same_bits(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
@@ -95,72 +619,145 @@ def same_bits(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
 
 
 def differing(
-    catalogue: Catalogue, got: NDArray[np.float32], wanted: NDArray[np.float32]
+    names: Sequence[str], got: NDArray[np.float32], wanted: NDArray[np.float32]
 ) -> Iterator[tuple[int, str, float, float]]:
     """(row, feature, got, wanted) for all that are not the same: what a failed test should show."""
     for row in range(len(wanted)):
-        for column, name in enumerate(catalogue.names):
+        for column, name in enumerate(names):
             if not same_bits(got[row, column : column + 1], wanted[row, column : column + 1]):
                 yield row, name, float(got[row, column]), float(wanted[row, column])
 
 
-def _operand(operand: Operand, payment: Payment, known: Sequence[Known]) -> float:
-    if isinstance(operand, RequestValue):
-        return float(_request_value(operand, payment))
-    identity = payment.ids[operand.entity]
-    if identity is None:
+# What the words above have in common.
+
+
+def _duration_ms(text: str) -> int:
+    amount, unit = re.fullmatch(r"([0-9]+)([smhd])", text).groups()  # type: ignore[union-attr]
+    return int(amount) * {"s": SECOND_MS, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}[unit]
+
+
+def _usual_hop_ms(length_ms: int, delay_ms: int) -> int:
+    """At most a quarter of the window, and one of few; with a delay not under 6 hours."""
+    if delay_ms == 0:
+        if length_ms < 4 * MINUTE_MS:
+            return 15 * SECOND_MS
+        if length_ms < 4 * HOUR_MS:
+            return MINUTE_MS
+        if length_ms <= DAY_MS:
+            return HOUR_MS
+        return 6 * HOUR_MS if length_ms < 4 * DAY_MS else DAY_MS
+    return 6 * HOUR_MS if length_ms <= 7 * DAY_MS else DAY_MS
+
+
+def _ages(rows: pd.DataFrame, now: Payment, window: Window) -> pd.Series:
+    """How many tiles ago each was."""
+    return now.time_ms // window.hop_ms - rows["time_ms"] // window.hop_ms
+
+
+def _decayed(rows: pd.DataFrame, amounts: str | None, half_life_ms: int, now: Payment, window: Window) -> float:
+    """Each tile by its age, the newest first; what a tile counts is rounded to 2**-30."""
+    total = 0.0
+    for age, tile in rows.groupby(_ages(rows, now, window)):
+        weight = round(2**30 * 0.5 ** (age * window.hop_ms / half_life_ms))
+        total += (len(tile) if amounts is None else int(tile[amounts].sum())) * weight
+    return total / 2**30
+
+
+def _deviation(rows: pd.DataFrame) -> float:
+    amounts = _plain(rows["amount"])
+    count, total = len(amounts), float(sum(amounts))
+    if count < 2:
         return math.nan
-    own = [k for k in known if k.payment.ids[operand.entity] == identity]
-    if isinstance(operand, EntityRecency):
-        return _recency(operand.recency, payment.time_ms, [k.payment.time_ms for k in own])
-    return _windowed(operand, payment.time_ms, own)
+    squares = float(sum(amount * amount for amount in amounts))
+    return math.sqrt(max(0.0, squares * count - total * total) / (count * (count - 1.0)))
 
 
-def _request_value(value: RequestValue, payment: Payment) -> int:
-    hour = payment.time_ms // HOUR_MS % 24
-    # Day 0 was a Thursday, so days 2 and 3 of each week counted from it are its Saturday and Sunday.
-    weekend = payment.time_ms // DAY_MS % 7 in (2, 3)
-    return {
-        RequestValue.AMOUNT: payment.amount,
-        RequestValue.HOUR: hour,
-        RequestValue.NIGHT: int(hour in range(7)),
-        RequestValue.WEEKEND: int(weekend),
-    }[value]
+def _fraud_age_s(labels: pd.DataFrame, now: Payment, window: Window, which: Callable[[Iterable[int]], int]) -> float:
+    by_age = labels["weight"].groupby(_ages(labels, now, window)).sum()
+    ages = _plain(by_age.index[by_age > 0].to_series())
+    return which(ages) * window.hop_ms / 1000 if ages else math.nan
 
 
-def _recency(recency: Recency, now_ms: int, times_ms: Sequence[int]) -> float:
-    if not times_ms:
+def _genuine_ages(rows: pd.DataFrame, labels: pd.DataFrame, now: Payment, window: Window) -> list[int]:
+    """The ages of the tiles with more payments than known frauds."""
+    made = rows["time_ms"].groupby(_ages(rows, now, window)).count()
+    frauds = labels["weight"].groupby(_ages(labels, now, window)).sum()
+    more = made.sub(frauds, fill_value=0)
+    return [int(age) for age in more.index[more > 0]]
+
+
+def _streak(rows: pd.DataFrame, labels: pd.DataFrame, now: Payment, window: Window) -> pd.Series:
+    """The frauds, by the age of their tile, that are newer than every tile with a genuine payment."""
+    end = min(_genuine_ages(rows, labels, now, window), default=math.inf)
+    frauds = labels["weight"].groupby(_ages(labels, now, window)).sum()
+    return frauds[(frauds > 0) & (frauds.index < end)]
+
+
+def _code(name: str, value: object) -> int:
+    """The number that a text stands for in hashes and among equals in time."""
+    text = str(value)
+    checksum = zlib.crc32(text.encode()) + 1
+    if name != "country":
+        return checksum
+    if re.fullmatch("[A-Z]{2}", text):
+        return 26 * (ord(text[0]) - ord("A")) + ord(text[1]) - ord("A") + 1
+    return checksum + 26 * 26
+
+
+def _codes(rows: pd.DataFrame, name: str) -> list[int]:
+    return [_code(name, value) for value in rows[name].dropna()]
+
+
+def _hash(code: int) -> int:
+    """SplitMix64's finaliser, without its lowest bit."""
+    mask = 2**64 - 1
+    bits = (code + 0x9E3779B97F4A7C15) & mask
+    bits = ((bits ^ bits >> 30) * 0xBF58476D1CE4E5B9) & mask
+    bits = ((bits ^ bits >> 27) * 0x94D049BB133111EB) & mask
+    return (bits ^ bits >> 31) >> 1
+
+
+def _bucket_counts(rows: pd.DataFrame, name: str, buckets: int) -> pd.Series:
+    """How many payments fall into each bucket that has any, in order of the buckets."""
+    return pd.Series([_hash(code) % buckets for code in _codes(rows, name)], dtype="int64").value_counts().sort_index()
+
+
+def _latest(rows: pd.DataFrame, name: str, among: int, now_ms: int) -> dict[object, int]:
+    """Value to when it was last seen, of the latest different ones, newest first; those seen after now are skipped.
+
+    A later payment is all that is remembered of a value: what an older one knew is forgotten, as with tiles.
+    """
+    last = rows[rows[name].notna()].groupby(name, sort=False)["time_ms"].max()
+    order = sorted(last.items(), key=lambda item: (item[1], _code(name, item[0])), reverse=True)
+    return {value: int(time_ms) for value, time_ms in order[:among] if time_ms <= now_ms}
+
+
+def _places() -> dict[str, tuple[float, float]]:
+    """Latitude and longitude by country, in radians, of tenths of a degree."""
+    unit = math.pi / 1800.0
+    with (ROOT / "countries.csv").open(encoding="ascii", newline="") as file:
+        return {
+            row["country"]: (round(10 * float(row["latitude"])) * unit, round(10 * float(row["longitude"])) * unit)
+            for row in csv.DictReader(file)
+        }
+
+
+PLACES = _places()
+
+
+def _distance_km(origin: object, destination: object) -> float:
+    """The haversine formula."""
+    if origin not in PLACES or destination not in PLACES:
         return math.nan
-    since_ms = max(times_ms) if recency is Recency.SINCE_LAST else min(times_ms)
-    return max(0, now_ms - since_ms) / 1000
+    (lat, lon), (to_lat, to_lon) = PLACES[str(origin)], PLACES[str(destination)]
+    half = math.sin((to_lat - lat) / 2.0) ** 2
+    half += math.cos(lat) * math.cos(to_lat) * math.sin((to_lon - lon) / 2.0) ** 2
+    return 2.0 * EARTH_RADIUS_KM * math.asin(min(1.0, math.sqrt(half)))
 
 
-def _windowed(operand: WindowedMeasure, now_ms: int, own: Iterable[Known]) -> float:
-    inside = [k for k in own if _holds(operand.window, now_ms, k.payment.time_ms)]
-    amounts = [k.payment.amount for k in inside]
-    match operand.measure:
-        case Measure.COUNT:
-            return float(len(inside))
-        case Measure.AMOUNT_SUM:
-            return float(sum(amounts))
-        case Measure.AMOUNT_MAX:
-            return float(max(amounts)) if amounts else math.nan
-        case Measure.FRAUD_COUNT:
-            return float(sum(k.is_fraud for k in inside))
-
-
-def _holds(window: Window, now_ms: int, event_ms: int) -> bool:
-    """Whether the tile of an event, the stretch [start, end) of time, is one of the window's."""
-    start = event_ms - event_ms % window.hop_ms
-    end = start + window.hop_ms
-    if window.delay_ms == 0:
-        # It touches (now - length, now].
-        return start <= now_ms and end > now_ms - window.length_ms
-    # The window ends with the last tile that lies wholly before now - delay, and is exactly `length` long.
-    limit_ms = now_ms - window.delay_ms
-    window_end = limit_ms - limit_ms % window.hop_ms
-    return window_end - window.length_ms <= start and end <= window_end
-
-
-def _quotient(numerator: float, denominator: float) -> float:
-    return math.nan if denominator == 0 else numerator / denominator
+def _local(payment: Payment) -> datetime.datetime:
+    """The payer's clock where the payment says its offset, else UTC."""
+    offset = payment.fields.get("utc_offset_minutes")
+    known = isinstance(offset, int) and abs(offset) < 24 * 60
+    moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=payment.time_ms)
+    return moment + datetime.timedelta(minutes=offset) if known else moment  # type: ignore[arg-type]

@@ -5,100 +5,62 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.catalogue import CATALOGUE
-from features.declare import DAY_MS, HOUR_MS, MINUTE_MS, Catalogue, Entity, Feature, ratio, request
 from features.engine import FeatureEngine
 from features.history import History, history_of_tables
-from features.money import AMOUNT_MINOR_MAX, RateTable
+from features.keys import entity_key
 from features.passage import Passage
+from features.windows import DAY_MS, HOUR_MS, MINUTE_MS
 from streams import batch
 from streams.batch import OutcomeEvent, PaymentEvent, Position
-from tests.parity.naive_features import (
-    Known,
+from tests.packed import sources_of, without_sources
+from tests.parity import naive_features as naive
+from tests.parity.features_worlds import (
+    DECLARED,
+    RATES,
+    SPANS_MS,
+    START_MS,
     Outcome,
-    Payment,
-    differing,
-    naive_history,
-    naive_vector,
-    same_bits,
+    Said,
+    World,
+    catalogue_of,
+    catalogues,
+    change_of,
+    engine,
+    every_word,
+    oracle,
+    payment_of,
+    worlds,
 )
-from tests.unit.features.profiles import Change, label, payment, profile, vector
+from tests.parity.naive_features import FIELDS, Heard, Payment
+from tests.unit.features.profiles import apply, bound_vector, profile, row, vector, vectors
 
-# A Sunday at midnight, so that edges of every hop are among the moments below.
-START_MS = 1_530_403_200_000
-RATES = RateTable({"EUR": [(0, 1_000_000)]})
-ENTITIES = ("card", "merchant", "device")
+Vectors = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class World:
-    """Payments in order of time; outcomes in the order they became known."""
-
-    payments: list[Payment]
-    outcomes: list[Outcome]
-
-
-@cache
-def engine() -> FeatureEngine:
-    return FeatureEngine()
-
-
-def moments(span_ms: int) -> st.SearchStrategy[int]:
-    """Times in a span, often on the edge of a tile or a millisecond beside it."""
-    anywhere = st.integers(0, span_ms)
-    edges = st.builds(
-        lambda hop_ms, tile, beside: min(max(0, tile % (span_ms // hop_ms + 1) * hop_ms + beside), span_ms),
-        st.sampled_from([MINUTE_MS, HOUR_MS, 6 * HOUR_MS, DAY_MS]),
-        st.integers(0, 10_000),
-        st.integers(-1, 1),
-    )
-    return st.one_of(anywhere, edges).map(lambda offset_ms: START_MS + offset_ms)
-
-
-AMOUNTS = st.one_of(st.integers(0, 50_000), st.sampled_from([0, 2**24 + 1, AMOUNT_MINOR_MAX]))
-# Label delays on both sides of the catalogue's seven days.
-DELAYS_MS = st.one_of(st.integers(0, 20 * DAY_MS), st.sampled_from([0, 1, 7 * DAY_MS - 1, 7 * DAY_MS, 7 * DAY_MS + 1]))
-
-
-@st.composite
-def worlds(draw: st.DrawFn, payments_max: int = 30) -> World:
-    span_ms = draw(st.sampled_from([2 * HOUR_MS, 2 * DAY_MS, 45 * DAY_MS, 90 * DAY_MS]))
-    ids = st.fixed_dictionaries(
-        {
-            "card": st.sampled_from(["c1", "c2"]),
-            "merchant": st.sampled_from(["m1", "m1", "m2"]),
-            "device": st.sampled_from([None, "d1", "d2"]),
-        }
-    )
-    payments = draw(st.lists(st.builds(Payment, moments(span_ms), AMOUNTS, ids), min_size=1, max_size=payments_max))
-    payments.sort(key=lambda p: p.time_ms)
-    said = draw(
-        st.lists(st.tuples(st.integers(0, len(payments) - 1), DELAYS_MS, st.booleans()), max_size=payments_max // 2)
-    )
-    outcomes = [Outcome(row, payments[row].time_ms + delay_ms, is_fraud) for row, delay_ms, is_fraud in said]
-    return World(payments, sorted(outcomes, key=lambda o: o.time_ms))
+# Three ways through a world.
 
 
 def history_of(world: World) -> History:
     payments = world.payments
-    count = len(payments)
-    nothing = pa.nulls(count, pa.string())
+    numbers = {"utc_offset_minutes": pa.int64(), "declined": pa.bool_()}
     table = pa.table(
         {
-            "payment_id": [f"p{row}" for row in range(count)],
+            "payment_id": pa.array([f"p{row}" for row in range(len(payments))], pa.string()),
             "event_time_ms": pa.array([p.time_ms for p in payments], pa.int64()),
-            "amount_minor": pa.array([p.amount for p in payments], pa.int64()),
-            **{f"{entity}_id": pa.array([p.ids[entity] for p in payments], pa.string()) for entity in ENTITIES},
-            "currency": ["EUR"] * count,
-            **dict.fromkeys(["ip", "mcc", "country", "channel"], nothing),
+            "amount_minor": pa.array([p.amount_minor for p in payments], pa.int64()),
+            **{
+                name: pa.array([p.fields.get(name) for p in payments], numbers.get(name, pa.string()))
+                for name in FIELDS
+            },
         }
     )
     outcomes = pa.table(
@@ -112,188 +74,246 @@ def history_of(world: World) -> History:
     return history_of_tables(table, outcomes)
 
 
-def passed(world: World, of: FeatureEngine, rows: int = 1000) -> tuple[NDArray[np.float32], dict[str, bytes]]:
-    """(vectors, final profiles by `entity:id`) as training and replay get them."""
-    history = history_of(world)
-    passage = Passage(history, of, RATES)
-    vectors = np.concatenate([chunk.vectors for chunk in passage.chunks(rows=rows)])
+def passed(world: World, of: FeatureEngine, rows: int = 1000) -> tuple[Vectors, dict[bytes, bytes]]:
+    """(vectors, final profiles by store key) as training and replay get them."""
+    passage = Passage(history_of(world), of, RATES)
+    chunks = [chunk.vectors for chunk in passage.chunks(rows=rows)]
     passage.finish()
     profiles = {
-        f"{entity}:{identity}": state
-        for entity, states in zip(of.plan.entity_names, passage.profiles, strict=True)
-        for identity, state in zip(getattr(history, entity).names.to_pylist(), states, strict=True)
+        key: state
+        for column, states in zip(passage.entities, passage.profiles, strict=True)
+        for key, state in zip(column.store_keys(), states, strict=True)
         if state is not None
     }
-    return vectors, profiles
+    return np.concatenate(chunks), profiles
 
 
-def weights(outcomes: Sequence[Outcome]) -> list[int]:
-    """What each outcome changes about its payment's label."""
-    said: dict[int, bool] = {}
-    changes = []
-    for outcome in outcomes:
-        changes.append(outcome.is_fraud - said.get(outcome.payment, False))
-        said[outcome.payment] = outcome.is_fraud
-    return changes
+def keys_of(of: FeatureEngine, payment: Payment) -> dict[str, bytes]:
+    """The store key of each entity the payment has, by the entity's name."""
+    ids = {
+        name: [payment.fields.get(key) for key in keys]
+        for name, keys in zip(of.plan.entity_names, of.plan.entity_keys, strict=True)
+    }
+    return {name: entity_key(name, list(map(str, wanted))) for name, wanted in ids.items() if None not in wanted}
 
 
-def heard(world: World) -> list[tuple[Payment, int | None, Change]]:
-    """Everything that happens, in order: the payment, its row if it is made now, and what its entities hear."""
-    made = [(p.time_ms, 0, (p, row, payment(p.time_ms, p.amount))) for row, p in enumerate(world.payments)]
-    told = [
-        (o.time_ms, 1, (p := world.payments[o.payment], None, label(p.time_ms, weight)))
-        for o, weight in zip(world.outcomes, weights(world.outcomes), strict=True)
-    ]
-    return [what for *_, what in sorted([*made, *told], key=lambda event: event[:2])]
+def row_of(payment: Payment) -> tuple[int, ...]:
+    return row(payment.time_ms, payment.amount, **payment.fields, amount_minor=payment.amount_minor)
 
 
-def streamed(world: World, of: FeatureEngine) -> tuple[NDArray[np.float32], dict[str, bytes]]:
+def streamed(heard: Sequence[Heard], of: FeatureEngine) -> tuple[Vectors, dict[bytes, bytes]]:
     """The same as `passed`, one event at a time: each vector from packed profiles, then each profile by its event."""
-    profiles: dict[str, bytes] = {}
-    vectors = []
-    for p, row, change in heard(world):
-        keys = {entity: f"{entity}:{p.ids[entity]}" for entity in ENTITIES if p.ids[entity] is not None}
-        if row is not None:
+    profiles: dict[bytes, bytes] = {}
+    rows = []
+    for event in heard:
+        keys = keys_of(of, event.payment)
+        if event.weight is None:
             states = {entity: profiles.get(key) for entity, key in keys.items()}
-            vectors.append(vector(of, p.time_ms, p.amount, states))
-        if change.weight != 0:
-            for entity, key in keys.items():
-                profiles[key] = profile(of, entity, [change], profiles.get(key))
-    return np.array(vectors), profiles
+            rows.append(vectors(of, [row_of(event.payment)], [states])[0])
+            assert naive.same_bits(bound_vector(of, row_of(event.payment), states), rows[-1])
+        for entity, key in keys.items():
+            profiles[key] = profile(of, entity, [change_of(event)], profiles.get(key))
+    return np.array(rows, dtype=np.float32).reshape(len(rows), of.plan.feature_count), profiles
 
 
-def assert_same(got: NDArray[np.float32], wanted: NDArray[np.float32], catalogue: Catalogue = CATALOGUE) -> None:
+def assert_same(got: Vectors, wanted: Vectors, of: FeatureEngine | None = None) -> None:
     assert got.shape == wanted.shape
-    assert list(differing(catalogue, got, wanted)) == []
+    assert list(naive.differing((of or engine()).plan.names, got, wanted)) == []
+
+
+def naive_row(catalogue: naive.Catalogue, heard: Sequence[Heard], number: int) -> Vectors:
+    """The vector of the payment that is made as the `number`-th, as the only row."""
+    place = [place for place, event in enumerate(heard) if event.weight is None][number]
+    payments, labels = naive.tables_of(heard[:place])
+    return catalogue.vector(heard[place].payment, payments, labels)[None]
 
 
 BUSY_EDGE = World(
     [
-        Payment(START_MS + offset_ms, amount, {"card": "c1", "merchant": "m1", "device": None})
-        for offset_ms, amount in [(0, 7), (1, 0), (HOUR_MS - 1, 5), (HOUR_MS, 5), (DAY_MS, 9), (31 * DAY_MS, 1)]
+        payment_of(START_MS + offset_ms, amount, device_id="d1", country=country, channel="ecom")
+        for offset_ms, amount, country in [
+            (0, 7, "DE"),
+            (1, 0, "FR"),
+            (HOUR_MS - 1, 5, "FR"),
+            (HOUR_MS, 5, None),
+            (DAY_MS, 9, "DE"),
+            (31 * DAY_MS, 1, "NZ"),
+        ]
     ],
     [Outcome(0, START_MS + DAY_MS, True), Outcome(0, START_MS + 31 * DAY_MS, False)],
 )
 
 
-@settings(max_examples=200)
-@given(world=worlds(), rows=st.sampled_from([1, 2, 3, 7, 1000]))
-@example(world=BUSY_EDGE, rows=1000)
-def test_a_passage_in_chunks_of_any_size_gives_the_naive_vectors(world: World, rows: int) -> None:
-    vectors, _ = passed(world, engine(), rows)
-    assert_same(vectors, naive_history(CATALOGUE, world.payments, world.outcomes))
+def test_a_naive_catalogue_has_the_features_of_the_declared_one() -> None:
+    assert oracle().names == engine().plan.names
+    assert naive.shipped_catalogue().names == CATALOGUE.names
 
 
-def test_a_busy_world_gives_the_naive_vectors() -> None:
-    # More payments in a tile, and tiles in a table, than generated examples have.
-    chance = random.Random(3)
+def test_the_catalogue_of_every_word_uses_every_word() -> None:
+    entity_words = {name for name in vars(DECLARED.Entity) if not name.startswith("_")} - {
+        "name",
+        "key",
+        "keys",
+        "line",
+    }
+    request_words = {name for name in vars(DECLARED.request) if not name.startswith("_")}
+    used: set[str] = set()
+
+    class Listening:
+        """Notes which words are said, and passes them on."""
+
+        def __init__(self, to: object) -> None:
+            self._to = to
+
+        def __getattr__(self, word: str) -> object:
+            used.add(word)
+            return getattr(self._to, word)
+
+    words = {**vars(DECLARED), "request": Listening(DECLARED.request)}
+    words["Entity"] = lambda name, key: Listening(DECLARED.Entity(name, key))
+    words["Catalogue"] = lambda **_: None
+    every_word(type("Words", (), words))
+    assert used >= entity_words | request_words
+
+
+@settings(max_examples=40)
+@given(world=worlds(), rows=st.sampled_from([1, 2, 3, 7, 1000]), data=st.data())
+@example(world=BUSY_EDGE, rows=1000, data=None)
+def test_a_passage_one_event_at_a_time_and_the_naive_way_give_the_same_bits(
+    world: World, rows: int, data: st.DataObject | None
+) -> None:
+    heard = world.heard()
+    at_once, profiles = passed(world, engine(), rows)
+    one_by_one, same_profiles = streamed(heard, engine())
+    assert_same(one_by_one, at_once)
+    assert same_profiles == profiles
+    last = len(world.payments) - 1
+    for number in {last, last if data is None else data.draw(st.integers(0, last))}:
+        assert_same(at_once[number : number + 1], naive_row(oracle(), heard, number))
+
+
+@settings(max_examples=40)
+@given(world=worlds(), data=st.data())
+def test_events_that_arrive_in_any_order_are_seen_as_the_naive_way_sees_them(world: World, data: st.DataObject) -> None:
+    # Labels before their payments too, and events that come weeks too late for some tables.
+    heard = data.draw(st.permutations(world.heard()))
+    found, _ = streamed(heard, engine())
+    last = len(world.payments) - 1
+    for number in {last, data.draw(st.integers(0, last))}:
+        assert_same(found[number : number + 1], naive_row(oracle(), heard, number))
+
+
+def busy_world(seed: int, count: int, span_ms: int) -> World:
+    """More payments in a tile, and tiles in a table, than generated examples have."""
+    chance = random.Random(seed)
     payments = [
-        Payment(
-            START_MS + int(chance.random() ** 2 * 80 * DAY_MS),
-            chance.choice([0, 99, 1250, 10**6, AMOUNT_MINOR_MAX]),
-            {"card": f"c{chance.randrange(2)}", "merchant": "m", "device": chance.choice([None, "d"])},
+        payment_of(
+            START_MS + int(chance.random() ** 2 * span_ms),
+            chance.choice([0, 99, 1250, 220_00, 10**6, chance.randrange(10**5), 10**11]),
+            card_id=chance.choice(["c1", "c2"]),
+            merchant_id=f"m{chance.randrange(40)}",
+            device_id=chance.choice([None, "d1"]),
+            currency=chance.choice(sorted(RATES.currencies)),
+            country=chance.choice([None, "DE", "FR", "US", "JP"]),
+            channel=chance.choice([None, "ecom", "pos"]),
+            mcc=chance.choice([None, *(str(5000 + number) for number in range(30))]),
+            declined=chance.choice([None, True, False]),
+            utc_offset_minutes=chance.choice([None, 0, 60, -600]),
         )
-        for _ in range(250)
+        for _ in range(count)
     ]
     payments.sort(key=lambda p: p.time_ms)
     outcomes = [
-        Outcome(row, p.time_ms + chance.randrange(14 * DAY_MS), chance.random() < 0.5)
-        for row, p in enumerate(payments)
+        Outcome(place, p.time_ms + chance.randrange(14 * DAY_MS), chance.random() < 0.5)
+        for place, p in enumerate(payments)
         for _ in range(2)
     ]
-    world = World(payments, sorted(outcomes, key=lambda o: o.time_ms))
-    wanted = naive_history(CATALOGUE, world.payments, world.outcomes)
-    assert_same(passed(world, engine(), rows=100)[0], wanted)
-    assert_same(streamed(world, engine())[0], wanted)
+    return World(payments, sorted(outcomes, key=lambda o: o.time_ms))
 
 
-@settings(max_examples=150)
-@given(world=worlds())
-def test_one_event_at_a_time_gives_the_naive_vectors_and_the_profiles_of_a_passage(world: World) -> None:
-    vectors, profiles = streamed(world, engine())
-    assert_same(vectors, naive_history(CATALOGUE, world.payments, world.outcomes))
-    assert profiles == passed(world, engine())[1]
+@pytest.mark.parametrize("span_ms", SPANS_MS)
+def test_a_busy_world_gives_the_naive_vectors(span_ms: int) -> None:
+    world = busy_world(3, 250, span_ms)
+    heard = world.heard()
+    at_once, profiles = passed(world, engine(), rows=100)
+    one_by_one, same_profiles = streamed(heard, engine())
+    assert_same(one_by_one, at_once)
+    assert same_profiles == profiles
+    for number in (0, 1, *range(10, 250, 20), 249):
+        assert_same(at_once[number : number + 1], naive_row(oracle(), heard, number))
 
 
-@st.composite
-def catalogues(draw: st.DrawFn) -> Catalogue:
-    """Catalogues in which hops, delays, measures and entities meet in ways the shipped one has not."""
-    entities = {name: Entity(name, key=f"{name}_id") for name in ENTITIES}
-    hops = {"1m": MINUTE_MS, "5m": 5 * MINUTE_MS, "1h": HOUR_MS, "6h": 6 * HOUR_MS, "1d": DAY_MS}
-    features: list[Feature] = [request.amount("amount"), request.night("night")]
-    for number in range(draw(st.integers(1, 10))):
-        entity = entities[draw(st.sampled_from(ENTITIES))]
-        name = f"f{number}"
-        hop = draw(st.sampled_from(sorted(hops)))
-        unit = hops[hop] // MINUTE_MS
-        length, delay = (f"{unit * draw(st.integers(1, 6))}m" for _ in range(2))
-        features.append(
-            draw(
-                st.sampled_from(
-                    [
-                        entity.count(name, length, hop=hop),
-                        entity.count(name, length, hop=hop, delay=delay),
-                        entity.amount_sum(name, length, hop=hop),
-                        entity.amount_mean(name, length, hop=hop),
-                        entity.amount_max(name, length, hop=hop),
-                        entity.fraud_share(name, length, hop=hop, delay=delay),
-                        entity.seconds_since_last(name),
-                        entity.seconds_since_first(name),
-                        ratio(name, "amount", features[-1].name),
-                        ratio(name, features[-1].name, "night"),
-                    ]
-                )
-            )
-        )
-    return Catalogue(tuple(entities.values()), features)
-
-
-@settings(max_examples=150)
-@given(catalogue=catalogues(), world=worlds())
-def test_any_catalogue_gives_the_naive_vectors(catalogue: Catalogue, world: World) -> None:
-    vectors, profiles = passed(world, FeatureEngine(catalogue))
-    assert_same(vectors, naive_history(catalogue, world.payments, world.outcomes), catalogue)
-    assert profiles == streamed(world, FeatureEngine(catalogue))[1]
-
-
-@settings(max_examples=200)
+@settings(max_examples=25)
 @given(world=worlds(), data=st.data())
+def test_the_shipped_catalogue_gives_the_naive_vectors(world: World, data: st.DataObject) -> None:
+    of = FeatureEngine(CATALOGUE)
+    heard = data.draw(st.one_of(st.just(world.heard()), st.permutations(world.heard())))
+    found, _ = streamed(heard, of)
+    assert_same(found[-1:], naive_row(naive.shipped_catalogue(), heard, len(world.payments) - 1), of)
+
+
+@settings(max_examples=80)
+@given(said=catalogues(), world=worlds(8))
+def test_any_catalogue_gives_the_naive_vectors(said: list[Said], world: World) -> None:
+    of = FeatureEngine(catalogue_of(DECLARED, said))
+    heard = world.heard()
+    at_once, profiles = passed(world, of)
+    one_by_one, same_profiles = streamed(heard, of)
+    assert_same(one_by_one, at_once, of)
+    assert same_profiles == profiles
+    judge: naive.Catalogue = catalogue_of(naive.WORDS, said)
+    assert_same(at_once, judge.vectors(heard), of)
+
+
+# Profiles do not depend on how their events came.
+
+
+def own_events(world: World, of: FeatureEngine) -> dict[tuple[str, bytes], list[Heard]]:
+    own: dict[tuple[str, bytes], list[Heard]] = {}
+    for event in world.heard():
+        for entity, key in keys_of(of, event.payment).items():
+            own.setdefault((entity, key), []).append(event)
+    return own
+
+
+@settings(max_examples=100)
+@given(world=worlds(20), data=st.data())
 def test_profiles_do_not_depend_on_the_order_of_arrival(world: World, data: st.DataObject) -> None:
-    # Any order at all: labels before their payments, and events that come weeks too late for some tables.
     _, profiles = passed(world, engine())
-    for key, state in profiles.items():
-        entity, identity = key.split(":")
-        own = [change for p, _, change in heard(world) if p.ids[entity] == identity]
-        assert profile(engine(), entity, data.draw(st.permutations(own))) == state
+    for (entity, key), own in own_events(world, engine()).items():
+        shuffled = data.draw(st.permutations(own))
+        assert profile(engine(), entity, [change_of(event) for event in shuffled]) == profiles[key]
 
 
-@settings(max_examples=150)
+@settings(max_examples=30)
 @given(world=worlds(), data=st.data(), later_ms=st.integers(0, 40 * DAY_MS))
 def test_profiles_in_any_order_of_arrival_give_the_naive_vector_once_all_is_known(
     world: World, data: st.DataObject, later_ms: int
 ) -> None:
-    ids = {"card": "c1", "merchant": "m1", "device": "d1"}
-    states: dict[str, bytes | None] = {}
-    for entity, identity in ids.items():
-        own = [change for p, _, change in heard(world) if p.ids[entity] == identity]
-        states[entity] = profile(engine(), entity, data.draw(st.permutations(own))) if own else None
-    now = Payment(world.payments[-1].time_ms + later_ms, 100, ids)
-    fraud = {outcome.payment: outcome.is_fraud for outcome in world.outcomes}
-    known = [Known(p, fraud.get(row, False)) for row, p in enumerate(world.payments)]
-    assert same_bits(vector(engine(), now.time_ms, now.amount, states), naive_vector(CATALOGUE, now, known))
+    heard = world.heard()
+    now = replace(world.payments[-1], time_ms=world.payments[-1].time_ms + later_ms)
+    states: dict[str, bytes | None] = dict.fromkeys(keys_of(engine(), now))
+    for (entity, key), own in own_events(world, engine()).items():
+        if keys_of(engine(), now).get(entity) == key:
+            shuffled = data.draw(st.permutations(own))
+            states[entity] = profile(engine(), entity, [change_of(event) for event in shuffled])
+    found = vector(engine(), now.time_ms, now.amount, states, **now.fields, amount_minor=now.amount_minor)
+    assert_same(found[None], oracle().vector(now, *naive.tables_of(heard))[None])
 
 
-@settings(max_examples=150)
-@given(world=worlds(), data=st.data())
+@settings(max_examples=100)
+@given(world=worlds(20), data=st.data())
 def test_splitting_the_events_anywhere_gives_the_same_profiles(world: World, data: st.DataObject) -> None:
-    own = [change for p, _, change in heard(world) if p.ids["merchant"] == "m1"]
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(own)), max_size=4)))
-    state: bytes | None = None
-    for first, last in zip([0, *cuts], [*cuts, len(own)], strict=True):
-        if first < last:
-            state = profile(engine(), "merchant", own[first:last], state)
-    assert state == (profile(engine(), "merchant", own) if own else None)
+    for (entity, _), own in own_events(world, engine()).items():
+        changes = [change_of(event) for event in own]
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(own)), max_size=4)))
+        state: bytes | None = None
+        for first, last in zip([0, *cuts], [*cuts, len(own)], strict=True):
+            state = profile(engine(), entity, changes[first:last], state)
+        assert state == profile(engine(), entity, changes)
 
+
+# The stream.
 
 Arrival = PaymentEvent | OutcomeEvent
 
@@ -307,15 +327,21 @@ class Kept:
 
     def work(self, arrivals: Sequence[Arrival], lost: Mapping[int, bool] | None = None) -> batch.Applied:
         """One batch; of its profiles those are not written whose number is `lost`, as in a crash halfway."""
-        payments = [event for event in arrivals if isinstance(event, PaymentEvent)]
-        outcomes = [event for event in arrivals if isinstance(event, OutcomeEvent)]
-        joined = batch.join(payments, outcomes, self.records, len(ENTITIES))
+        joined = self.join(arrivals)
         applied = batch.apply(joined, self.profiles, engine())
         self.records |= joined.records
         for number, (key, state) in enumerate(applied.profiles.items()):
             if not (lost or {}).get(number, False):
                 self.profiles[key] = state
         return applied
+
+    def join(self, arrivals: Sequence[Arrival]) -> batch.Joined:
+        payments = [event for event in arrivals if isinstance(event, PaymentEvent)]
+        outcomes = [event for event in arrivals if isinstance(event, OutcomeEvent)]
+        return batch.join(payments, outcomes, self.records, engine().plan.entity_count)
+
+    def copy(self) -> Kept:
+        return Kept(dict(self.records), dict(self.profiles))
 
 
 def arrivals_of(world: World) -> list[Arrival]:
@@ -326,15 +352,15 @@ def arrivals_of(world: World) -> list[Arrival]:
         offsets[source] += 1
         return Position(source, offsets[source] - 1)
 
-    events: list[tuple[int, int, int]] = [(p.time_ms, 0, row) for row, p in enumerate(world.payments)]
+    events: list[tuple[int, int, int]] = [(p.time_ms, 0, number) for number, p in enumerate(world.payments)]
     events += [(o.time_ms, 1, number) for number, o in enumerate(world.outcomes)]
     arrivals: list[Arrival] = []
     for _, kind, number in sorted(events):
         if kind == 0:
             p = world.payments[number]
-            keys = tuple(f"{e}:{p.ids[e]}".encode() if p.ids[e] else b"" for e in ENTITIES)
-            source = 0 if p.ids["card"] == "c1" else 2
-            arrivals.append(PaymentEvent(position(source), f"p{number}", p.time_ms, p.amount, keys))
+            keys = tuple(keys_of(engine(), p).get(name, b"") for name in engine().plan.entity_names)
+            source = 0 if p.fields["card_id"] == "c1" else 2
+            arrivals.append(PaymentEvent(position(source), f"p{number}", row_of(p), keys))
         else:
             o = world.outcomes[number]
             arrivals.append(OutcomeEvent(position(1 + 2 * (o.payment % 2)), f"p{o.payment}", o.is_fraud))
@@ -348,7 +374,21 @@ def kept_after(arrivals: Sequence[Arrival]) -> Kept:
     return kept
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
+@given(world=worlds(20), data=st.data())
+def test_a_stream_in_batches_of_any_size_keeps_the_profiles_of_a_passage(world: World, data: st.DataObject) -> None:
+    arrivals = arrivals_of(world)
+    kept, done = Kept({}, {}), 0
+    while done < len(arrivals):
+        size = data.draw(st.integers(1, len(arrivals)))
+        kept.work(arrivals[done : done + size])
+        done += size
+    assert kept == kept_after(arrivals)
+    _, profiles = passed(world, engine())
+    assert {key: without_sources(state) for key, state in kept.profiles.items()} == profiles
+
+
+@settings(max_examples=50)
 @given(world=worlds(20), data=st.data())
 def test_a_stream_that_crashes_and_repeats_batches_keeps_what_a_calm_one_keeps(
     world: World, data: st.DataObject
@@ -367,31 +407,59 @@ def test_a_stream_that_crashes_and_repeats_batches_keeps_what_a_calm_one_keeps(
     assert kept == kept_after(arrivals)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(world=worlds(20), data=st.data())
-def test_a_replayed_suffix_changes_nothing_and_is_reported_as_not_applied(world: World, data: st.DataObject) -> None:
+def test_a_replayed_stretch_changes_nothing_and_is_reported_as_not_applied(world: World, data: st.DataObject) -> None:
     arrivals = arrivals_of(world)
     kept = kept_after(arrivals)
-    before = Kept(dict(kept.records), dict(kept.profiles))
-    again = arrivals[data.draw(st.integers(0, len(arrivals) - 1)) :]
+    before = kept.copy()
+    first = data.draw(st.integers(0, len(arrivals) - 1))
+    again = arrivals[first : data.draw(st.integers(first + 1, len(arrivals)))]
     applied = kept.work(again)
     assert kept == before
-    joined = batch.join(
-        [event for event in again if isinstance(event, PaymentEvent)],
-        [event for event in again if isinstance(event, OutcomeEvent)],
-        before.records,
-        len(ENTITIES),
-    )
+    joined = before.join(again)
     assert applied.replayed == sum(len(changes) for by_key in joined.changes for changes in by_key.values())
+    assert applied.late == 0
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(world=worlds(10), data=st.data())
 def test_a_payment_sent_twice_counts_once(world: World, data: st.DataObject) -> None:
     arrivals = arrivals_of(world)
     kept = kept_after(arrivals)
-    before = Kept(dict(kept.records), dict(kept.profiles))
+    before = kept.copy()
     again = data.draw(st.sampled_from([event for event in arrivals if isinstance(event, PaymentEvent)]))
     # Another record of the same payment: its producer did not know that the first one had arrived.
     kept.work([replace(again, position=Position(again.position.source, 10_000))])
     assert kept == before
+
+
+def test_a_profile_says_which_offsets_it_contains() -> None:
+    kept = kept_after(arrivals_of(BUSY_EDGE))
+    assert sources_of(kept.profiles[b"card:c1"]) == {0: 5, 1: 1}
+    assert apply(engine(), "card", [], kept.profiles[b"card:c1"]).states == [kept.profiles[b"card:c1"]]
+
+
+def test_events_a_minute_apart_and_out_of_order_are_all_seen() -> None:
+    # Worked out by hand, so that judge and judged do not rest on each other alone.
+    heard = [
+        Heard(payment_of(START_MS + minutes * MINUTE_MS, amount, country=country, declined=declined))
+        for minutes, amount, country, declined in [
+            (5, 1000, "DE", False),
+            (0, 3000, "FR", True),
+            (8, 2000, "DE", None),
+        ]
+    ]
+    now = Heard(payment_of(START_MS + 9 * MINUTE_MS, 4000, country="US", declined=False))
+    found = dict(zip(engine().plan.names, streamed([*heard, now], engine())[0][-1].tolist(), strict=True))
+    assert found["count_10m"] == 3
+    assert found["count_1d_declined"] == 1
+    assert found["sum_1h"] == 6000
+    assert found["std_7d"] == 1000
+    assert found["zscore_7d"] == 2
+    assert found["min_1d"] == 1000
+    assert found["last_amount"] == 2000
+    assert found["new_country"] == 1
+    assert found["since_last"] == 60
+    assert found["share_7d_home"] == np.float32(2 / 3)
+    assert 400_000 < found["travel"] < 500_000

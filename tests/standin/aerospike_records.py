@@ -4,7 +4,11 @@ A request goes in, an encoded answer comes out; nothing here knows about sockets
 server, because callers can tell them apart:
 - a TTL of 0 is the namespace's default (here: never), 0xFFFFFFFF is never, 0xFFFFFFFE leaves it as it was;
 - a write merges its bins into the record unless it says replace;
+- a write or delete may name the generation its record must have (code 3), be for new records only (code 5) or
+  for records there are only (code 2); they are checked in that server's order, and an absent record's generation is 0;
+- generations are 16 bits and start again at 1;
 - a scan walks a partition in digest order, so that it can resume after a digest;
+- a scan's answer names the partitions that are not there (code 11), and no others;
 - a record beyond the size limit is refused with code 13, an unknown namespace with code 20, and a record
   that would expire, where expiry is switched off, with code 22.
 """
@@ -27,9 +31,14 @@ from tests.standin.aerospike_wire import (
     FIELD_SET,
     INFO1_ALL_BINS,
     INFO1_NO_BINS,
+    INFO2_CREATE_ONLY,
     INFO2_DELETE,
+    INFO2_GENERATION,
     INFO2_WRITE,
     INFO3_CREATE_OR_REPLACE,
+    INFO3_PARTITION_DONE,
+    INFO3_REPLACE_ONLY,
+    INFO3_UPDATE_ONLY,
     OPERATION_WRITE,
     Request,
     encode_message,
@@ -38,10 +47,14 @@ from tests.standin.aerospike_wire import (
 PARTITION_COUNT = 4096
 OK = 0
 NOT_FOUND = 2
+WRONG_GENERATION = 3
+RECORD_EXISTS = 5
+UNAVAILABLE = 11
 TOO_BIG = 13
 NAMESPACE_NOT_FOUND = 20
 FORBIDDEN = 22
 
+_GENERATION_MAX = 65_535
 _TTL_DEFAULT = 0
 _TTL_NEVER = 0xFFFF_FFFF
 _TTL_KEEP = 0xFFFF_FFFE
@@ -111,14 +124,26 @@ class Records:
             bins=_wanted_bins(record, request),
         )
 
+    def set_count(self, set_name: str) -> int:
+        """How many records of a set there are, expired ones that nobody has removed included."""
+        with self.lock:
+            return sum(record.set_name == set_name for record in self.by_digest.values())
+
     def _delete(self, request: Request) -> bytes:
         live = self._live(request.digest)
+        if live is not None and _is_of_wrong_generation(live, request):
+            return encode_message(result=WRONG_GENERATION, generation=live.generation, index=request.index)
         self.by_digest.pop(request.digest, None)
         return encode_message(result=OK if live is not None else NOT_FOUND, index=request.index)
 
     def _write(self, request: Request) -> bytes:
         old = self._live(request.digest)
-        bins = {} if old is None or request.info3 & INFO3_CREATE_OR_REPLACE else dict(old.bins)
+        refusal = _write_refusal(old, request)
+        if refusal != OK:
+            generation = 0 if old is None else old.generation
+            return encode_message(result=refusal, generation=generation, index=request.index)
+        is_replacement = request.info3 & (INFO3_CREATE_OR_REPLACE | INFO3_REPLACE_ONLY)
+        bins = {} if old is None or is_replacement else dict(old.bins)
         for operation in request.operations:
             if operation.what == OPERATION_WRITE:
                 bins[operation.name] = (operation.value_type, operation.value)
@@ -127,7 +152,7 @@ class Records:
         expires_s = self._expiry(request.ttl_s, old)
         if expires_s is not None and not self.expiry_allowed:
             return encode_message(result=FORBIDDEN, index=request.index)
-        generation = 1 if old is None else old.generation + 1
+        generation = 1 if old is None else old.generation % _GENERATION_MAX + 1
         key = request.fields.get(FIELD_KEY, b"" if old is None else old.key)
         self.by_digest[request.digest] = Record(request.text(FIELD_SET), key, bins, generation, expires_s)
         return encode_message(generation=generation, index=request.index)
@@ -137,14 +162,21 @@ class Records:
             return None if old is None else old.expires_s
         return None if ttl_s in (_TTL_DEFAULT, _TTL_NEVER) else self.clock() + ttl_s
 
-    def scan(self, request: Request) -> Iterator[bytes]:
-        """The encoded records of a scan's partitions, each partition from its start or after a digest."""
+    def scan(self, request: Request, is_here: Callable[[int], bool]) -> Iterator[bytes]:
+        """The encoded records of a scan's partitions, each partition from its start or after a digest.
+
+        A partition of which `is_here` says no has none, but a word that it is not available.
+        """
         partitions = request.fields.get(FIELD_PARTITIONS, b"")
         starts = dict.fromkeys(struct.unpack(f"<{len(partitions) // 2}H", partitions), b"")
         digests = request.fields.get(FIELD_DIGESTS, b"")
         for at in range(0, len(digests), DIGEST_BYTES):
             digest = digests[at : at + DIGEST_BYTES]
             starts[partition_of(digest)] = digest
+        for partition in [partition for partition in starts if not is_here(partition)]:
+            del starts[partition]
+            # The partition's number goes where a record's answer has its generation.
+            yield encode_message(result=UNAVAILABLE, info3=INFO3_PARTITION_DONE, generation=partition)
         left = int.from_bytes(request.fields.get(FIELD_MAX_RECORDS, b""), "big") or len(self.by_digest)
         with self.lock:
             for digest in sorted(self.by_digest):
@@ -170,6 +202,20 @@ class Records:
             fields=fields,
             bins=_wanted_bins(record, request),
         )
+
+
+def _write_refusal(old: Record | None, request: Request) -> int:
+    """Why the record may not be written as the request wants it, OK when it may."""
+    if old is None and request.info3 & (INFO3_UPDATE_ONLY | INFO3_REPLACE_ONLY):
+        return NOT_FOUND
+    if old is not None and request.info2 & INFO2_CREATE_ONLY:
+        return RECORD_EXISTS
+    return WRONG_GENERATION if _is_of_wrong_generation(old, request) else OK
+
+
+def _is_of_wrong_generation(old: Record | None, request: Request) -> bool:
+    has = 0 if old is None else old.generation
+    return bool(request.info2 & INFO2_GENERATION) and request.generation != has
 
 
 def _wanted_bins(record: Record, request: Request) -> dict[str, tuple[int, bytes]]:

@@ -1,12 +1,13 @@
-"""A one-node Aerospike server for tests: enough of it for the official client, and faults on demand.
+"""An Aerospike server for tests, one node: enough of it for the official client, and faults on demand.
 
     with StandIn() as server:
         client = aerospike.client({"hosts": [("127.0.0.1", server.port)]})
         server.faults.add(Fault.refuse(18), times=2)
 
-How it works: one thread accepts, one thread per connection reads a frame and answers it. An info frame is
-answered from a table of what the client asks while it tends the cluster; faults never touch those, so that
-the client keeps seeing a healthy node. A message frame first meets the oldest fault that is left.
+How it works: one thread accepts, one thread per connection reads a frame and answers it. A message frame first
+meets the oldest fault that is left. An info frame is answered from a table of what the client asks while it
+tends the cluster; faults never touch those, so that the client keeps seeing a healthy node. What only a caller
+asks (statistics of the server, a namespace or a set) meets faults of its own, `info_faults`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from threading import Event, Lock, Thread
 from types import TracebackType
 
@@ -42,11 +44,14 @@ from tests.standin.aerospike_wire import (
 )
 
 NODE_NAME = "BB9000000000001"
+EVERY_PARTITION = frozenset(range(PARTITION_COUNT))
 # No claim to be a released server: high enough for batch writes and partition queries (6.0).
 BUILD = "7.0.0.0"
 # Says how a login ended: 52 is what a server without security answers, 65 a wrong password.
 SECURITY_NOT_ENABLED = 52
 _JOIN_SECONDS_MAX = 5.0
+# A scan is answered in frames, as by the real server, so that half an answer can arrive; there it is by size.
+_SCAN_FRAME_RECORD_COUNT = 4
 # Below where systems take the ports of outgoing connections from: a client that keeps trying a stopped
 # stand-in must not be given that very port as its own, connect to itself, and keep the stand-in from it.
 _LOWEST_PORT, _HIGHEST_PORT = 15_000, 30_000
@@ -60,10 +65,12 @@ class Fault:
     delay_s: float = 0.0
     drop_before: bool = False
     drop_after: bool = False
+    drop_amid: bool = False
     silence: bool = False
     refusal: int = OK
     record_refusal: int = OK
     positions: frozenset[int] | None = None
+    partitions: frozenset[int] = frozenset()
 
     @classmethod
     def delay(cls, seconds: float) -> Fault:
@@ -81,6 +88,11 @@ class Fault:
         return cls(drop_after=True)
 
     @classmethod
+    def drop_midway(cls) -> Fault:
+        """Half of the answer arrives (of a scan: half of its frames), and the connection closes."""
+        return cls(drop_amid=True)
+
+    @classmethod
     def never_answer(cls) -> Fault:
         """Nothing is done and the connection stays open and silent."""
         return cls(silence=True)
@@ -94,6 +106,11 @@ class Fault:
     def refuse_records(cls, code: int, positions: frozenset[int] | None = None) -> Fault:
         """Records at these positions of a batch (all, when None) end in a result code; the others are done."""
         return cls(record_refusal=code, positions=positions)
+
+    @classmethod
+    def unavailable(cls, partitions: frozenset[int]) -> Fault:
+        """A scan is told that these partitions are not available here; the others are answered."""
+        return cls(partitions=partitions)
 
 
 class Faults:
@@ -124,21 +141,31 @@ class StandIn:
     """A server on 127.0.0.1 from `start` (or `with`) to `stop`; it keeps port and records in between.
 
     `record_counts` holds for each message about records (not for info requests) how many records it was about:
-    1 may be a batch of one, which the client sends as a plain command. `scans` holds the request for each page.
+    1 may be a batch of one, which the client sends as a plain command. `scans` holds the request for each page,
+    `statistics_asked` what was asked of those that meet `info_faults`. `done_count` counts messages that were
+    carried out, also those whose answer came late or never.
     """
 
     namespace: str = "test"
     clock: Callable[[], float] = time.time
+    node_name: str = NODE_NAME
+    # The records of a cluster's other nodes, when it is one of several.
+    shared_records: Records | None = None
     login_result: int = SECURITY_NOT_ENABLED
     port: int = 0
     record_counts: list[int] = field(default_factory=list)
     scans: list[Request] = field(default_factory=list)
+    statistics_asked: list[str] = field(default_factory=list)
+    done_count: int = 0
     faults: Faults = field(default_factory=Faults)
+    info_faults: Faults = field(default_factory=Faults)
+    # The partitions whose scans this node answers; for the others it says that they are not available.
+    partitions: frozenset[int] = field(default=EVERY_PARTITION, repr=False)
     # Answers to info requests that differ from a healthy server's, by name.
     info: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.records = Records(self.namespace, self.clock)
+        self.records = self.shared_records or Records(self.namespace, self.clock)
         self._listener: socket.socket | None = None
         self._stopping = Event()
         self._threads: list[Thread] = []
@@ -235,26 +262,42 @@ class StandIn:
         if body is None:
             return False
         if kind == INFO_KIND:
-            connection.sendall(frame(INFO_KIND, self._info(body.decode()).encode()))
-            return True
+            return self._serve_info(connection, body.decode())
         if kind == ADMIN_KIND:
             connection.sendall(frame(ADMIN_KIND, struct.pack(">BB14x", 0, self.login_result)))
             return True
         return self._serve_message(connection, decode_message(body))
 
+    def _serve_info(self, connection: socket.socket, asked: str) -> bool:
+        names = [name for name in asked.split("\n") if name]
+        # The client asks the others by itself, all the time.
+        statistics = [name for name in names if _is_statistics(name)]
+        with self._lock:
+            self.statistics_asked += statistics
+        fault = self.info_faults.take() if statistics else Fault()
+        return self._send(connection, fault, lambda: [frame(INFO_KIND, self._info(names).encode())])
+
     def _serve_message(self, connection: socket.socket, request: Request) -> bool:
         fault = self.faults.take()
         self._note(request)
+        return self._send(connection, fault, lambda: self._carry_out(request, fault))
+
+    def _send(self, connection: socket.socket, fault: Fault, answer: Callable[[], list[bytes]]) -> bool:
+        """Does what is asked and answers, as far as the fault lets it; whether the connection is still good."""
         if fault.silence:
             self._stopping.wait()
             return False
         self._stopping.wait(fault.delay_s)
         if fault.drop_before:
             return False
-        answer = self._answer(request, fault)
+        frames = answer()
         if fault.drop_after:
             return False
-        connection.sendall(frame(MESSAGE_KIND, answer))
+        if fault.drop_amid:
+            half = frames[: len(frames) // 2] or [frames[0][: len(frames[0]) // 2]]
+            connection.sendall(b"".join(half))
+            return False
+        connection.sendall(b"".join(frames))
         return True
 
     def _note(self, request: Request) -> None:
@@ -266,13 +309,24 @@ class StandIn:
             else:
                 self.scans.append(request)
 
-    def _answer(self, request: Request, fault: Fault) -> bytes:
+    def _carry_out(self, request: Request, fault: Fault) -> list[bytes]:
+        frames = self._answer(request, fault)
+        with self._lock:
+            self.done_count += 1
+        return frames
+
+    def _answer(self, request: Request, fault: Fault) -> list[bytes]:
+        """The frames of an answer: one, but for a scan."""
         last = encode_message(info3=INFO3_LAST, result=fault.refusal)
         if request.info1 & INFO1_BATCH:
-            return (b"" if fault.refusal else self._answer_batch(request, fault)) + last
+            return [frame(MESSAGE_KIND, (b"" if fault.refusal else self._answer_batch(request, fault)) + last)]
         if FIELD_DIGEST in request.fields:
-            return self.records.answer(request, fault.refusal or fault.record_refusal)
-        return (b"" if fault.refusal else b"".join(self.records.scan(request))) + last
+            return [frame(MESSAGE_KIND, self.records.answer(request, fault.refusal or fault.record_refusal))]
+        here = self.partitions - fault.partitions
+        found = [] if fault.refusal else list(self.records.scan(request, here.__contains__))
+        step = _SCAN_FRAME_RECORD_COUNT
+        bodies = [b"".join(found[start : start + step]) for start in range(0, len(found), step)]
+        return [frame(MESSAGE_KIND, body) for body in [*bodies, last]]
 
     def _answer_batch(self, request: Request, fault: Fault) -> bytes:
         answers = []
@@ -281,10 +335,9 @@ class StandIn:
             answers.append(self.records.answer(one, fault.record_refusal if hit else OK))
         return b"".join(answers)
 
-    def _info(self, asked: str) -> str:
-        every_partition = base64.b64encode(b"\xff" * (PARTITION_COUNT // 8)).decode()
+    def _info(self, names: list[str]) -> str:
         known = {
-            "node": NODE_NAME,
+            "node": self.node_name,
             "build": BUILD,
             "namespaces": self.namespace,
             "partitions": str(PARTITION_COUNT),
@@ -294,13 +347,46 @@ class StandIn:
             "peers-clear-std": f"1,{self.port},[]",
             "peers-clear-alt": f"1,{self.port},[]",
             "service-clear-std": self.address,
-            "replicas": f"{self.namespace}:0,1,{every_partition};",
+            "replicas": f"{self.namespace}:0,1,{partition_bitmap(EVERY_PARTITION)};",
             "rack-ids": f"{self.namespace}:0;",
             "features": "batch-any;pquery",
-            **self.info,
+            "status": "ok",
         }
-        names = asked.split("\n")
-        return "".join(f"{name}\t{known.get(name, '')}\n" for name in names if name)
+        return "".join(f"{name}\t{self.info.get(name, known.get(name) or self._statistics(name))}\n" for name in names)
+
+    def _statistics(self, name: str) -> str:
+        """What the server says about itself, its namespace or one of its sets: the part that somebody asks for."""
+        kind, _, about = name.partition("/")
+        namespace, _, set_name = about.partition("/")
+        if kind == "statistics":
+            return "cluster_size=1;uptime=1"
+        if kind == "namespace":
+            return namespace_statistics(node_count=1) if namespace == self.namespace else "type=unknown"
+        if kind == "sets" and namespace != self.namespace:
+            return "ns_type=unknown"
+        count = self.records.set_count(set_name) if kind == "sets" else 0
+        # A server has not heard of a set before its first record.
+        return f"objects={count}:tombstones=0:truncating=false:stop-writes-count=0;" if count else ""
+
+
+def namespace_statistics(*, node_count: int, copy_count: int | None = None) -> str:
+    """What a well node says of its namespace, the part that somebody asks for. Every node has a copy by default."""
+    copy_count = node_count if copy_count is None else copy_count
+    switches = "clock_skew_stop_writes=false;stop_writes=false"
+    return f"ns_cluster_size={node_count};effective_replication_factor={copy_count};{switches}"
+
+
+@cache
+def partition_bitmap(partitions: frozenset[int]) -> str:
+    """Partitions as the client is told who owns them: a bit each, the first the highest of its byte."""
+    bits = bytearray(PARTITION_COUNT // 8)
+    for partition in partitions:
+        bits[partition // 8] |= 0x80 >> partition % 8
+    return base64.b64encode(bits).decode()
+
+
+def _is_statistics(name: str) -> bool:
+    return name.partition("/")[0] in ("statistics", "namespace", "sets")
 
 
 def _receive(connection: socket.socket, size: int) -> bytes | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 INFO_KIND = 1
 ADMIN_KIND = 2
@@ -40,8 +40,13 @@ INFO1_BATCH = 8
 INFO1_NO_BINS = 32
 INFO2_WRITE = 1
 INFO2_DELETE = 2
+INFO2_GENERATION = 4
+INFO2_CREATE_ONLY = 32
 INFO3_LAST = 1
+INFO3_PARTITION_DONE = 4
+INFO3_UPDATE_ONLY = 8
 INFO3_CREATE_OR_REPLACE = 16
+INFO3_REPLACE_ONLY = 32
 
 OPERATION_READ = 1
 OPERATION_WRITE = 2
@@ -71,11 +76,15 @@ class Operation:
 
 @dataclass
 class Request:
-    """What is asked of one record, or of a scan. `index` is the record's place in its batch."""
+    """What is asked of one record, or of a scan. `index` is the record's place in its batch.
+
+    `generation` is the one the record must have, where INFO2_GENERATION says so.
+    """
 
     info1: int
     info2: int
     info3: int
+    generation: int = 0
     ttl_s: int = 0
     fields: dict[int, bytes] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
@@ -104,8 +113,8 @@ def frame_header(header: bytes) -> tuple[int, int]:
 
 def decode_message(body: bytes) -> Request:
     """The request of a message frame. A batch is still packed in its batch field."""
-    _, info1, info2, info3, _, _, _, ttl_s, _, field_count, operation_count = _HEADER.unpack_from(body)
-    request = Request(info1, info2, info3, ttl_s)
+    _, info1, info2, info3, _, _, generation, ttl_s, _, field_count, operation_count = _HEADER.unpack_from(body)
+    request = Request(info1, info2, info3, generation, ttl_s)
     at = _take_fields(body, _HEADER.size, field_count, request.fields)
     _take_operations(body, at, operation_count, request.operations)
     return request
@@ -127,27 +136,26 @@ def decode_batch(packed: bytes) -> Iterator[Request]:
         at += 5 + DIGEST_BYTES
         if parts != _BATCH_REPEAT:
             previous, at = _take_batch_header(packed, at, parts)
-        fields = {**previous.fields, FIELD_DIGEST: digest}
-        yield Request(
-            previous.info1, previous.info2, previous.info3, previous.ttl_s, fields, previous.operations, index
-        )
+        yield replace(previous, fields={**previous.fields, FIELD_DIGEST: digest}, index=index)
 
 
 def _take_batch_header(packed: bytes, at: int, parts: int) -> tuple[Request, int]:
     info1 = packed[at]
-    info2 = info3 = ttl_s = 0
+    info2 = info3 = generation = ttl_s = 0
     if parts & _BATCH_INFO:
         info2, info3 = packed[at + 1], packed[at + 2]
         at += 3
     else:
         at += 1
     at += 1 if parts & _BATCH_INFO4 else 0
-    at += 2 if parts & _BATCH_GENERATION else 0
+    if parts & _BATCH_GENERATION:
+        (generation,) = struct.unpack_from(">H", packed, at)
+        at += 2
     if parts & _BATCH_TTL:
         (ttl_s,) = struct.unpack_from(">I", packed, at)
         at += 4
     field_count, operation_count = struct.unpack_from(">HH", packed, at)
-    request = Request(info1, info2, info3, ttl_s)
+    request = Request(info1, info2, info3, generation, ttl_s)
     at = _take_fields(packed, at + 4, field_count, request.fields)
     return request, _take_operations(packed, at, operation_count, request.operations)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,35 +15,58 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from features import kernel
-from features.declare import Catalogue, Entity
+from features import attributes, kernel
+from features.catalogue import CATALOGUE
+from features.declare import Catalogue
 from features.engine import FeatureEngine, UnreadableProfile
 from features.money import load_rates
 from features.passage import Passage
 from features.store import RECORD_BYTES_MAX
 from schemas.errors import Misconfigured
 from schemas.scoring_pb2 import ScoreRequest
-from tests.unit.features.profiles import apply, events_of, payment, profile, vector
+from tests.packed import read_packed, write_packed
+from tests.parity.features_worlds import DECLARED, every_word
+from tests.unit.features.profiles import (
+    USUAL,
+    apply,
+    apply_groups,
+    bound_vector,
+    card,
+    label,
+    payment,
+    profile,
+    row,
+    seen_by,
+    vector,
+    vectors,
+)
 
 NOON_MS = 1_530_446_400_000
 # What Python calls; the rest of the kernel is compiled into these.
-ENTRANCES = ("apply_events", "assemble_rows", "fill_vectors")
+ENTRANCES = ("apply_events", "assemble_rows", "fill_vectors", "fill_bound_vector", "decode", "migrate", "pack")
 
 
 @cache
 def engine() -> FeatureEngine:
-    return FeatureEngine()
+    return FeatureEngine(USUAL)
 
 
 def test_groups_are_worked_on_each_by_itself() -> None:
     groups = [[payment(NOON_MS, 1)], [], [payment(NOON_MS, 2), payment(NOON_MS, 3)]]
     known = profile(engine(), "card", [payment(NOON_MS, 9)])
     states = [None, known, known]
-    together = engine().apply(0, events_of(groups), states, engine().new_slots(0))
+    together = apply_groups(engine(), "card", groups, states)
     singly = [profile(engine(), "card", group, state) for group, state in zip(groups, states, strict=True)]
     assert together.states == singly
     assert together.applied.tolist() == [1, 1, 1]
+
+
+def test_no_groups_at_all_are_no_work() -> None:
+    result = apply_groups(engine(), "card", [], [])
+    assert (result.states, result.applied.tolist(), result.late) == ([], [], 0)
 
 
 def test_an_entity_of_no_events_is_as_good_as_unknown() -> None:
@@ -55,11 +81,17 @@ def test_new_slots_are_all_missing() -> None:
     assert np.isnan(slots).all()
 
 
+def too_many_sources(state: bytes) -> bytes:
+    packed = read_packed(state)
+    sources = [number for source in range(kernel.SOURCES_MAX + 1) for number in (source, 0)]
+    numbers = (*packed.numbers[:3], kernel.SOURCES_MAX + 1, *packed.numbers[4:], *sources)
+    return write_packed(replace(packed, numbers=numbers))
+
+
 BROKEN = {
-    "it is not of layout version 1": lambda state: bytes([0]) + state[1:],
-    "it belongs to another feature catalogue": lambda state: state[:1] + bytes(4) + state[5:],
+    "it is not of layout version 2": lambda state: bytes([0]) + state[1:],
     "it is damaged": lambda state: state[:-1],
-    "it has more than 128 source partitions": lambda state: state[:5] + b"\x81\x01" + state[6:],
+    "it has more than 128 source partitions": too_many_sources,
 }
 
 
@@ -70,9 +102,28 @@ def test_an_unreadable_profile_says_which_kind_and_why_but_not_whose(reason: str
     states = {"card": None, "merchant": None, "device": None, entity: BROKEN[reason](good)}
     with pytest.raises(UnreadableProfile) as seen:
         vector(engine(), NOON_MS, 5, states)
+    with pytest.raises(UnreadableProfile) as bound:
+        bound_vector(engine(), row(NOON_MS, 5), states)
     with pytest.raises(UnreadableProfile) as applied:
         apply(engine(), entity, [payment(NOON_MS, 4711)], states[entity])
     assert str(seen.value) == str(applied.value) == f"a stored {entity} profile cannot be read: {reason}"
+    assert str(bound.value) == str(seen.value)
+
+
+@pytest.mark.parametrize("payments", [1, 3])
+def test_the_kind_of_an_unreadable_profile_is_right_among_several_payments(payments: int) -> None:
+    good = {name: profile(engine(), name, [payment(NOON_MS, 1)]) for name in ("card", "merchant", "device")}
+    known: list[dict[str, bytes | None]] = [dict(good) for _ in range(payments)]
+    known[-1]["merchant"] = good["merchant"][:-1]
+    with pytest.raises(UnreadableProfile, match="a stored merchant profile"):
+        vectors(engine(), [row(NOON_MS)] * payments, known)
+
+
+def test_an_unreadable_profile_among_several_is_not_hidden_by_the_others() -> None:
+    good = profile(engine(), "card", [payment(NOON_MS, 1)])
+    groups = [[payment(NOON_MS, 1)]] * 3
+    with pytest.raises(UnreadableProfile, match="a stored card profile cannot be read: it is damaged"):
+        apply_groups(engine(), "card", groups, [None, good, good[:-1]])
 
 
 def test_an_unreadable_profile_is_a_matter_of_configuration() -> None:
@@ -93,15 +144,114 @@ def test_an_engine_works_on_after_a_profile_it_could_not_read() -> None:
     assert profile(engine(), "card", [], good) == good
 
 
-def test_the_largest_profile_fits_a_store() -> None:
-    assert engine().profile_bytes_max <= RECORD_BYTES_MAX
+def test_the_largest_profile_of_the_shipped_catalogue_fits_a_store() -> None:
+    assert FeatureEngine(CATALOGUE).profile_bytes_max <= RECORD_BYTES_MAX
 
 
 def test_a_catalogue_whose_profiles_might_not_fit_a_store_is_refused() -> None:
-    # A month of minutes; found at start, not when the first busy card cannot be written any more.
-    card = Entity("card", key="card_id")
+    # Found at start, not when the first busy card cannot be written any more.
+    large = [
+        card.distinct(f"x{number}", attribute, "4000m", hop="1m", bits=1024)
+        for number, attribute in enumerate((attributes.mcc, attributes.merchant_id))
+    ]
     with pytest.raises(Misconfigured, match="a store takes 1000000: longer hops or shorter windows"):
-        FeatureEngine(Catalogue((card,), (card.amount_mean("x", "30d", hop="1m"),)))
+        FeatureEngine(Catalogue((card,), large))
+
+
+# Bound arrays: what a scoring worker calls, a thousand times a second, with arrays that stay.
+
+
+CHANGES = st.lists(
+    st.one_of(
+        st.builds(
+            lambda time_ms, amount, country, merchant: payment(time_ms, amount, country=country, merchant_id=merchant),
+            st.integers(NOON_MS - 10**9, NOON_MS),
+            st.integers(0, 10**9),
+            st.sampled_from([None, "DE", "FR", "ZZ"]),
+            st.sampled_from(["m1", "m2"]),
+        ),
+        st.builds(label, st.integers(NOON_MS - 10**9, NOON_MS), st.sampled_from([1, -1])),
+    ),
+    max_size=6,
+)
+
+
+@cache
+def rich() -> FeatureEngine:
+    return FeatureEngine(every_word(DECLARED))
+
+
+@settings(max_examples=60)
+@given(changes=CHANGES, presence=st.lists(st.sampled_from(["absent", "unknown", "known"]), min_size=4, max_size=4))
+def test_a_bound_call_gives_the_bits_of_an_unbound_one(changes: list[Any], presence: list[str]) -> None:
+    asked = row(NOON_MS, 777, country="US", merchant_id="m1", channel="ecom")
+    states = {
+        name: profile(rich(), name, changes) if kind == "known" else None
+        for name, kind in zip(rich().plan.entity_names, presence, strict=True)
+        if kind != "absent"
+    }
+    assert bound_vector(rich(), asked, states).tobytes() == vectors(rich(), [asked], [states])[0].tobytes()
+
+
+def test_a_bound_call_sees_what_its_arrays_hold_by_then() -> None:
+    states = {"card": profile(engine(), "card", [payment(NOON_MS, 5)] * 3)}
+    seen = seen_by(engine(), [row(NOON_MS, 5)], [states])
+    fill = engine().bind(seen.attributes, seen.presence, seen.states, seen.bounds, seen.out)
+    place = engine().plan.names.index("card_count_1h")
+    fill()
+    assert seen.out[0, place] == 3
+    seen.attributes[0, kernel.TIME_MS] += 10**10
+    fill()
+    assert seen.out[0, place] == 0
+    seen.presence[0] = kernel.ABSENT
+    fill()
+    assert np.isnan(seen.out[0, place])
+
+
+def test_a_bound_call_keeps_its_arrays_alive() -> None:
+    # The kernel has only their addresses: memory that was let go of would be taken for something else.
+    seen = seen_by(engine(), [row(NOON_MS, 5)], [{"card": profile(engine(), "card", [payment(NOON_MS, 5)])}])
+    arrays = (seen.attributes, seen.presence, seen.states, seen.bounds, seen.out)
+    references = [weakref.ref(array) for array in arrays]
+    fill = engine().bind(*arrays)
+    del seen, arrays
+    gc.collect()
+    assert all(reference() is not None for reference in references)
+    fill()
+    del fill
+    gc.collect()
+    assert all(reference() is None for reference in references)
+
+
+def test_a_bound_call_migrates_what_another_catalogue_wrote() -> None:
+    other = FeatureEngine(Catalogue((card,), (card.count("x", "1h"), card.amount_min("y", "1h"))))
+    states: dict[str, bytes | None] = {"card": profile(other, "card", [payment(NOON_MS, 5)] * 3)}
+    found = bound_vector(engine(), row(NOON_MS, 5), states)
+    assert found[engine().plan.names.index("card_count_1h")] == 3
+    assert found.tobytes() == vectors(engine(), [row(NOON_MS, 5)], [states])[0].tobytes()
+
+
+def test_arrays_that_do_not_fit_cannot_be_bound() -> None:
+    seen = seen_by(engine(), [row(NOON_MS, 5)], [{}])
+    good = (seen.attributes, seen.presence, seen.states, seen.bounds, seen.out)
+    engine().bind(*good)()
+    wrong: dict[int, list[Any]] = {
+        0: [
+            np.zeros((2, kernel.ATTRIBUTE_COUNT), dtype=np.int64),
+            seen.attributes.astype(np.int32),
+            seen.attributes[:, ::2],
+        ],
+        1: [seen.presence[:2], seen.presence.astype(np.int64)],
+        2: [seen.states.astype(np.int8)],
+        3: [seen.bounds[:3], seen.bounds.astype(np.uint64)],
+        4: [seen.out[:, :-1], seen.out.astype(np.float64), np.empty((2, engine().plan.feature_count), np.float32)],
+    }
+    for place, arrays in wrong.items():
+        for array in arrays:
+            asked: list[Any] = list(good)
+            asked[place] = array
+            with pytest.raises(AssertionError):
+                engine().bind(*asked)
 
 
 # Warmth. In a process of its own: compiled code is shared by all tests of this one.
@@ -142,8 +292,10 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
         return list(scorer.score(request, NOON_MS).flags)
 
     assert score(0, {}) == ["mirror_absent"]
-    assert score(1, {b"card:c": state, b"merchant:m": state}) == ["profile_unreadable"]
+    assert score(1, {b"card:c": state, b"merchant:m": b"\2" + bytes(9)}) == ["profile_unreadable"]
     assert score(2, {b"card:c": state}) == ["unknown_merchant"]
+    # Of another catalogue: the digest says so, and the shape that all of it is to be read.
+    assert score(3, {b"card:c": state[:1] + bytes(4) + state[5:]}) == ["unknown_merchant"]
 
 
 def work_through_a_stream(warm: FeatureEngine) -> bytes:
@@ -151,7 +303,8 @@ def work_through_a_stream(warm: FeatureEngine) -> bytes:
     from streams import batch
     from streams.batch import OutcomeEvent, PaymentEvent, Position
 
-    paid = PaymentEvent(Position(0, 1), "p", NOON_MS, 5, (b"card:c", b"merchant:m", b""))
+    keys = tuple(f"{name}:1".encode() for name in warm.plan.entity_names)
+    paid = PaymentEvent(Position(0, 1), "p", row(NOON_MS, 5, merchant_id="m"), keys)
     told = OutcomeEvent(Position(1, 1), "p", is_fraud=True)
     records: dict[bytes, bytes] = {}
     profiles: dict[bytes, bytes] = {}
@@ -159,7 +312,7 @@ def work_through_a_stream(warm: FeatureEngine) -> bytes:
         joined = batch.join([paid], [told], records, warm.plan.entity_count)
         records |= joined.records
         profiles |= batch.apply(joined, profiles, warm).profiles
-    return profiles[b"card:c"]
+    return profiles[b"card:1"]
 
 
 def pass_through_histories(warm: FeatureEngine) -> None:
@@ -179,6 +332,7 @@ def run_after_warming_up(folder: str) -> None:
     warm.warm_up()
     assert compiled() == dict.fromkeys(ENTRANCES, 1)
     state = work_through_a_stream(warm)
+    apply(warm, "card", [payment(NOON_MS, 1)], state[:1] + bytes(4) + state[5:])
     pass_through_histories(warm)
     score_through_a_mirror(warm, state, Path(folder))
     assert compiled() == dict.fromkeys(ENTRANCES, 1)

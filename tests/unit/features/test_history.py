@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.attributes import offset_code
 from features.history import (
+    ABSENT_COLUMNS,
     OUTCOME_COLUMNS,
     OUTCOMES_FILE,
     PAYMENT_COLUMNS,
@@ -45,6 +47,7 @@ TEXT_COLUMNS = {
 def payments_table(**changed: Any) -> pa.Table:
     columns: dict[str, Any] = {name: pa.array(values, pa.string()) for name, values in TEXT_COLUMNS.items()}
     columns |= {"event_time_ms": pa.array([1000, 2000, 2000]), "amount_minor": pa.array([1050, 0, 99])}
+    columns |= {"utc_offset_minutes": pa.array([60, None, -300]), "declined": pa.array([None, True, False])}
     return pa.table({name: changed.get(name, columns[name]) for name in PAYMENT_COLUMNS})
 
 
@@ -140,12 +143,65 @@ def test_a_file_that_is_not_parquet_is_refused_in_one_line(tmp_path: Path) -> No
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", list(PAYMENT_COLUMNS))
+@pytest.mark.parametrize("name", [name for name in PAYMENT_COLUMNS if name not in ABSENT_COLUMNS])
 def test_a_missing_column_is_refused(tmp_path: Path, name: str) -> None:
     write_history(tmp_path, payments_table(), outcomes_table())
     pq.write_table(payments_table().drop_columns([name]), tmp_path / PAYMENTS_FILE)
     with pytest.raises(Misconfigured, match=f"column {name} is missing"):
         read_history(tmp_path)
+
+
+# Files that were written before these columns were known, or by somebody who knows nothing of them.
+
+
+def test_what_a_file_does_not_say_is_not_known(tmp_path: Path) -> None:
+    write_history(tmp_path, payments_table().drop_columns(list(ABSENT_COLUMNS)), outcomes_table())
+    assert set(pq.read_schema(tmp_path / PAYMENTS_FILE).names) == set(PAYMENT_COLUMNS) - set(ABSENT_COLUMNS)
+    history = read_history(tmp_path)
+    assert history.utc_offset_code.tolist() == history.declined_code.tolist() == [0, 0, 0]
+    assert len(history) == 3
+
+
+@pytest.mark.parametrize("nothing", [pa.nulls(3), pa.nulls(3, pa.string())])
+def test_optional_texts_that_were_never_set_are_not_known(nothing: pa.Array) -> None:
+    history = history_of_tables(payments_table(country=nothing), outcomes_table())
+    assert history.country.codes.tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("kind", [pa.null(), pa.int16(), pa.int64(), pa.uint8()])
+def test_offsets_that_were_never_set_are_not_known(kind: pa.DataType) -> None:
+    history = history_of_tables(payments_table(utc_offset_minutes=pa.nulls(3, kind)), outcomes_table())
+    assert history.utc_offset_code.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", [pa.null(), pa.bool_()])
+def test_flags_that_were_never_set_are_not_known(kind: pa.DataType) -> None:
+    history = history_of_tables(payments_table(declined=pa.nulls(3, kind)), outcomes_table())
+    assert history.declined_code.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", [pa.int16(), pa.int32(), pa.int64()])
+def test_offsets_and_flags_are_coded_as_a_payments_are(kind: pa.DataType, tmp_path: Path) -> None:
+    minutes = pa.array([-1439, 0, 1439], kind)
+    write_history(tmp_path, payments_table(utc_offset_minutes=minutes), outcomes_table())
+    history = read_history(tmp_path)
+    assert history.utc_offset_code.tolist() == [offset_code(minute) for minute in (-1439, 0, 1439)]
+    assert history.declined_code.tolist() == [0, 2, 1]
+    assert history.utc_offset_code.dtype == history.declined_code.dtype == np.int64
+
+
+@pytest.mark.parametrize("minutes", [1440, -1440, 2**31, -(2**31), 2**63 - 1, -(2**63), -(2**63) + 1])
+def test_an_offset_that_no_clock_has_counts_as_not_known(minutes: int) -> None:
+    # The smallest number there is has no positive counterpart: it used to count as an offset.
+    table = payments_table(utc_offset_minutes=pa.array([minutes, 0, None], pa.int64()))
+    assert history_of_tables(table, outcomes_table()).utc_offset_code.tolist() == [0, offset_code(0), 0]
+
+
+def test_the_column_of_a_key_field_is_found_by_its_name() -> None:
+    history = history_of_tables(payments_table(), outcomes_table())
+    assert history.coded("merchant_id") is history.merchant
+    assert history.coded("ip") is history.ip
+    assert history.coded("channel") is history.channel
 
 
 WRONG_PAYMENTS = {
@@ -165,6 +221,29 @@ WRONG_PAYMENTS = {
     "payments out of order": ({"event_time_ms": pa.array([1, 3, 2])}, "sorted by event_time_ms; row 2 "),
     "a payment id used twice": ({"payment_id": pa.array(["p1", "p3", "p3"])}, "payment_id must be unique"),
     "numbers that do not fit": ({"amount_minor": pa.array([1, 2, 2**63], pa.uint64())}, "fit 64 bits"),
+    "times that do not fit": ({"event_time_ms": pa.array([1, 2, 2**63], pa.uint64())}, "fit 64 bits"),
+    "amounts without end": (
+        {"amount_minor": pa.array([1.0, 2.0, float("inf")])},
+        "amount_minor must be integer, got double",
+    ),
+    "amounts as decimals": (
+        {"amount_minor": pa.array([1, 2, 3], pa.decimal128(10, 2))},
+        "amount_minor must be integer, got decimal",
+    ),
+    "amounts as texts": ({"amount_minor": pa.array(["1", "2", "NaN"])}, "amount_minor must be integer, got string"),
+    "amounts of which nothing is known": ({"amount_minor": pa.nulls(3)}, "amount_minor must be integer, got null"),
+    "a payment without a currency": (
+        {"currency": pa.array(["EUR", None, "EUR"])},
+        "currency must not be null, and 1 rows are",
+    ),
+    "offsets that are fractions": (
+        {"utc_offset_minutes": pa.array([0.5, 1.0, float("nan")])},
+        "utc_offset_minutes must be integer or null, got double",
+    ),
+    "offsets that do not fit": ({"utc_offset_minutes": pa.array([1, 2, 2**63], pa.uint64())}, "fit 64 bits"),
+    "flags that are numbers": ({"declined": pa.array([0, 1, 1])}, "declined must be boolean or null, got int64"),
+    "flags that are texts": ({"declined": pa.array(["no", "yes", ""])}, "declined must be boolean or null, got string"),
+    "countries that are numbers": ({"country": pa.array([1, 2, 3])}, "country must be string or null, got int64"),
 }
 
 

@@ -10,12 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.declare import DAY_MS, HOUR_MS
+from features.attributes import channel, country, declined
+from features.declare import Catalogue, Entity, request
 from features.engine import FeatureEngine
 from features.history import History, history_of_tables
 from features.money import RateTable
 from features.passage import Chunk, Passage, label_changes
+from features.windows import DAY_MS, HOUR_MS
 from schemas.errors import InvalidEvent
+from tests.unit.features.profiles import USUAL, card
 
 SUNDAY_MS = 1_530_403_200_000
 RATES = RateTable({"EUR": [(0, 1_000_000)], "USD": [(0, 500_000)]})
@@ -25,7 +28,7 @@ Outcome = tuple[int, int, bool]
 
 @cache
 def engine() -> FeatureEngine:
-    return FeatureEngine()
+    return FeatureEngine(USUAL)
 
 
 def history(times_ms: Sequence[int], outcomes: Sequence[Outcome] = (), **changed: Any) -> History:
@@ -143,6 +146,75 @@ def test_a_label_goes_to_every_entity_of_its_payment_and_to_no_other() -> None:
     assert column("merchant_fraud_share_7d", made)[2:] == [1, 0]
     assert column("device_fraud_share_30d", made)[2] == 1
     assert np.isnan(column("device_count_1h", made)[3])
+
+
+# Attributes and combinations.
+
+
+def vectors(of: FeatureEngine, history_of: History) -> list[dict[str, float]]:
+    """Each payment's features by name."""
+    found = [vector for chunk in Passage(history_of, of, RATES).chunks(rows=2) for vector in chunk.vectors.tolist()]
+    return [dict(zip(of.plan.names, vector, strict=True)) for vector in found]
+
+
+def test_conditions_are_asked_of_each_payments_own_attributes() -> None:
+    of = FeatureEngine(
+        Catalogue(
+            (card,),
+            (
+                card.count("ecom", "1h", where=channel == "ecom"),
+                card.count("declined", "1h", where=declined),
+                card.is_new("new_country", country),
+                request.hour("hour"),
+                request.holds("is_declined", declined),
+            ),
+        )
+    )
+    made = vectors(
+        of,
+        history(
+            [SUNDAY_MS + number for number in range(4)],
+            channel=pa.array(["ecom", None, "ecom", "pos"]),
+            country=pa.array(["DE", "DE", None, "FR"]),
+            declined=pa.array([True, None, False, True]),
+            utc_offset_minutes=pa.array([None, 60, -60, 0]),
+        ),
+    )
+    assert [found["ecom"] for found in made] == [0, 1, 1, 2]
+    assert [found["declined"] for found in made] == [0, 1, 1, 1]
+    assert [found["hour"] for found in made] == [0, 1, 23, 0]
+    assert [found["new_country"] for found in made if not np.isnan(found["new_country"])] == [1, 0, 1]
+    assert np.isnan(made[2]["new_country"])
+    assert [made[number]["is_declined"] for number in (0, 2, 3)] == [1, 0, 1]
+    assert np.isnan(made[1]["is_declined"])
+
+
+def test_a_label_answers_the_conditions_of_the_payment_it_is_of() -> None:
+    # It is worked in with a later chunk, in which its payment is not.
+    frauds = card.fraud_count("frauds", "7d", delay="1d", where=channel == "ecom")
+    of = FeatureEngine(Catalogue((card,), (frauds,)))
+    days = [SUNDAY_MS + day * DAY_MS for day in (0, 0, 2, 2, 3)]
+    said = [(0, SUNDAY_MS + DAY_MS, True), (1, SUNDAY_MS + DAY_MS, True)]
+    made = vectors(of, history(days, said, channel=pa.array(["ecom", "pos", "pos", "pos", "pos"])))
+    assert [found["frauds"] for found in made] == [0, 0, 1, 1, 1]
+
+
+def test_a_combination_has_a_profile_of_its_own() -> None:
+    pair = Entity("pair", key=("card_id", "device_id"))
+    of = FeatureEngine(Catalogue((card, pair), (card.count("card", "1h"), pair.count("pair", "1h"))))
+    told = history(
+        [SUNDAY_MS + number for number in range(5)],
+        card_id=pa.array(["a", "a", "b", "a", "a"]),
+        device_id=pa.array(["x", "y", "x", None, "x"]),
+    )
+    made = vectors(of, told)
+    assert [found["card"] for found in made] == [0, 1, 0, 2, 3]
+    assert [found["pair"] for found in made if not np.isnan(found["pair"])] == [0, 0, 0, 1]
+    assert np.isnan(made[3]["pair"])
+    passage = Passage(told, of, RATES)
+    assert len(list(passage.chunks())) == 1
+    assert passage.entities[1].store_keys() == [b"pair:a\x1fx", b"pair:a\x1fy", b"pair:b\x1fx"]
+    assert all(state is not None for state in passage.profiles[1])
 
 
 # Chunks.

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from features import kernel
+from features import attributes, kernel
+from features.attributes import channel, country, declined, mcc, merchant_id
 from features.catalogue import CATALOGUE
-from features.declare import (
-    DAY_MS,
-    HOUR_MS,
-    Catalogue,
-    Entity,
-    Feature,
-    Measure,
-    Recency,
-    RequestValue,
-    ratio,
-    request,
-)
-from features.plan import MEASURES, RECENCIES, RECENCY_REACH_MS, REQUEST_VALUES, Plan, compile_plan
+from features.declare import Catalogue, Entity, ratio, request
+from features.plan import OPERATIONS, RECENCIES, RECENCY_REACH_MS, RECOLLECTIONS, REDUCTIONS, Plan, compile_plan
+from features.shape import MEASURES
+from features.values import Feature, Measure, Operation, Recency, Recollection, Reduction
+from features.windows import DAY_MS, HOUR_MS
+from tests.parity.features_worlds import DECLARED, every_word
 
 card = Entity("card", key="card_id")
 merchant = Entity("merchant", key="merchant_id")
@@ -50,12 +45,25 @@ def table_count(plan: Plan, entity: int = 0) -> int:
     return int(plan.words[plan.words[kernel.ENTITIES_AT + entity] + kernel.TABLE_COUNT])
 
 
-def test_the_kernel_and_the_language_number_things_alike() -> None:
-    assert MEASURES == (Measure.COUNT, Measure.AMOUNT_SUM, Measure.AMOUNT_MAX, Measure.FRAUD_COUNT)
-    assert list(range(len(MEASURES))) == [kernel.COUNT, kernel.AMOUNT_SUM, kernel.AMOUNT_MAX, kernel.FRAUD_COUNT]
-    assert len(REQUEST_VALUES) == kernel.REQUEST_VALUE_COUNT
-    assert REQUEST_VALUES == (RequestValue.AMOUNT, RequestValue.HOUR, RequestValue.NIGHT, RequestValue.WEEKEND)
+@pytest.mark.parametrize("kind", [Measure, Reduction, Recollection, Operation])
+def test_the_kernel_and_the_language_number_things_alike(
+    kind: type[Measure] | type[Reduction] | type[Recollection] | type[Operation],
+) -> None:
+    numbered = {Measure: MEASURES, Reduction: REDUCTIONS, Recollection: RECOLLECTIONS, Operation: OPERATIONS}[kind]
+    assert numbered == tuple(kind)
+    assert [getattr(kernel, item.name) for item in kind] == list(range(len(kind)))
+
+
+def test_recencies_stand_in_the_order_in_which_the_kernel_fills_them() -> None:
     assert RECENCIES == (Recency.SINCE_LAST, Recency.SINCE_FIRST)
+
+
+def test_the_kernel_and_the_attributes_number_columns_alike() -> None:
+    columns = {"event_time_ms": kernel.TIME_MS, "amount": kernel.AMOUNT, "amount_minor": kernel.AMOUNT_MINOR}
+    columns |= {"utc_offset_minutes": kernel.UTC_OFFSET, "country": kernel.COUNTRY}
+    by_name = {attribute.name: attribute.column for attribute in attributes.ATTRIBUTES}
+    assert {name: by_name[name] for name in columns} == columns
+    assert len(attributes.ATTRIBUTES) == kernel.ATTRIBUTE_COUNT
 
 
 def test_the_same_catalogue_has_the_same_digest_and_plan() -> None:
@@ -72,6 +80,18 @@ CHANGES = {
     "an entity": changed(2, merchant.count("count_1d", "1d")),
     "a name": changed(2, card.count("count_of_a_day", "1d")),
     "a request value": changed(1, request.night("hour")),
+    "a condition": changed(2, card.count("count_1d", "1d", where=declined)),
+    "this payment": changed(2, card.count("count_1d", "1d", including_this=True)),
+    "a half-life": changed(2, card.count_decayed("count_1d", "1h", "1d")),
+    "a sketch": changed(2, card.distinct("count_1d", merchant_id, "1d")),
+    "the size of a sketch": changed(2, card.distinct("count_1d", merchant_id, "1d", bits=128)),
+    "what a sketch counts": changed(2, card.distinct("count_1d", mcc, "1d")),
+    "a memory": changed(2, card.is_new("count_1d", merchant_id)),
+    "the size of a memory": changed(2, card.is_new("count_1d", merchant_id, among=3)),
+    "a limit": changed(1, request.below_limit("hour", (5, 6))),
+    "another limit": changed(1, request.below_limit("hour", (5, 7))),
+    "what holds": changed(1, request.holds("hour", declined)),
+    "what holds with another value": changed(1, request.holds("hour", channel == "ecom")),
     "what is divided": changed(4, ratio("to_mean", "hour", "mean_7d")),
     "what it is divided by": changed(4, ratio("to_mean", "amount", "count_1d")),
     "the order": plan_of(BASE_FEATURES[1], BASE_FEATURES[0], *BASE_FEATURES[2:]),
@@ -91,7 +111,14 @@ def test_no_two_changes_have_the_same_digest() -> None:
 
 def test_the_digest_tells_a_request_value_from_a_feature_of_its_name() -> None:
     other = card.count("amount", "1d")
-    assert plan_of(other, request.amount("x")).digest != plan_of(other, Feature("x", "", "", "amount")).digest
+    named = Feature("x", "amount", "", "", "")
+    assert plan_of(other, request.amount("x")).digest != plan_of(other, named).digest
+
+
+def test_an_operation_is_not_taken_for_a_feature_of_its_name() -> None:
+    hour = request.hour("hour")
+    spoken = Feature("x", hour.value, "", "", "")
+    assert plan_of(hour, spoken).digest != plan_of(hour, Feature("x", "hour", "", "", "")).digest
 
 
 def test_words_for_people_do_not_change_the_digest() -> None:
@@ -100,14 +127,23 @@ def test_words_for_people_do_not_change_the_digest() -> None:
 
 @pytest.mark.parametrize(
     "what",
-    ["a name", "a request value", "what is divided", "what it is divided by", "the order", "one feature more"],
+    [
+        *("a name", "a request value", "what is divided", "what it is divided by", "the order", "one feature more"),
+        *("this payment", "a half-life", "a limit", "what holds"),
+    ],
 )
 def test_the_state_digest_stays_while_tables_stay(what: str) -> None:
     # Stored profiles go on being used: only the vector has changed.
     assert state_digest(CHANGES[what]) == state_digest(plan_of())
 
 
-@pytest.mark.parametrize("what", ["a window", "a hop", "a measure", "an entity"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("a window", "a hop", "a measure", "an entity", "a condition", "a sketch", "the size of a sketch"),
+        *("what a sketch counts", "a memory", "the size of a memory"),
+    ],
+)
 def test_the_state_digest_changes_with_the_tables(what: str) -> None:
     assert state_digest(CHANGES[what]) != state_digest(plan_of())
 
@@ -118,7 +154,7 @@ def test_the_state_digest_is_of_one_entity() -> None:
 
 
 def test_a_window_inside_a_table_that_is_there_leaves_the_state_digest() -> None:
-    more = plan_of(*BASE_FEATURES, card.count("count_5h", "5h"), card.count("count_2d", "2d"))
+    more = plan_of(*BASE_FEATURES, card.count("count_5h", "5h"), card.count("count_6d", "6d"))
     assert state_digest(more) == state_digest(plan_of())
 
 
@@ -143,6 +179,7 @@ def test_an_entity_without_features_has_no_tables() -> None:
 def test_a_table_reaches_to_the_end_of_its_longest_window() -> None:
     plan = plan_of(card.count("a", "1d"), card.count("b", "5h"), merchant.fraud_share("c", "7d", delay="7d"))
     assert plan.retention_ms == (DAY_MS + HOUR_MS, 14 * DAY_MS + 6 * HOUR_MS)
+    assert plan.capacities == ((25,), (57,))
 
 
 def test_an_entity_with_a_recency_is_kept_beyond_its_windows() -> None:
@@ -151,9 +188,120 @@ def test_an_entity_with_a_recency_is_kept_beyond_its_windows() -> None:
     assert plan.retention_ms == (RECENCY_REACH_MS, DAY_MS + HOUR_MS)
 
 
+def test_an_entity_with_a_memory_is_kept_beyond_its_windows() -> None:
+    plan = plan_of(card.is_new("a", country), merchant.count("b", "1d"))
+    assert plan.retention_ms == (RECENCY_REACH_MS, DAY_MS + HOUR_MS)
+    assert plan.ttl_s(0) == RECENCY_REACH_MS // 1000 + 86_400
+
+
+def test_a_window_longer_than_recency_reaches_decides() -> None:
+    longest = card.count("a", "90d", delay="90d")
+    assert plan_of(longest, card.seconds_since_last("b")).retention_ms[0] == RECENCY_REACH_MS
+    assert plan_of(longest).retention_ms[0] == 181 * DAY_MS
+
+
+# What is asked of a payment. A scorer reads and codes nothing else.
+
+
+def asked(*features: Feature) -> set[str]:
+    return {attributes.ATTRIBUTES[column].name for column in plan_of(*features).attribute_columns} - {"event_time_ms"}
+
+
+ASKED = {
+    "a condition": (card.count("x", "1d", where=channel == "ecom"), {"channel"}),
+    "a condition of a share": (card.share("x", "1d", of=declined), {"declined"}),
+    "a condition of labels": (card.fraud_count("x", "1d", delay="1d", where=declined), {"declined"}),
+    "a condition on the amount": (card.count("x", "1d", where=attributes.amount_minor < 5), {"amount_minor"}),
+    "what holds": (request.holds("x", mcc == "5411"), {"mcc"}),
+    "a sketch": (card.distinct("x", mcc, "1d"), {"mcc"}),
+    "buckets": (card.entropy("x", mcc, "1d"), {"mcc"}),
+    "a memory": (card.is_new("x", country), {"country"}),
+    "a journey": (card.travel_kmh("x"), {"country"}),
+    "the last amount": (card.last_amount("x"), {"amount"}),
+    "the amount": (request.amount("x"), {"amount"}),
+    "the amount in a mean": (card.amount_mean("x", "1d", including_this=True), {"amount"}),
+    "the hour": (request.hour("x"), {"utc_offset_minutes"}),
+    "the night": (request.night("x"), {"utc_offset_minutes"}),
+    "the day": (request.weekday("x"), {"utc_offset_minutes"}),
+    "the weekend": (request.weekend("x"), {"utc_offset_minutes"}),
+    "a streak": (merchant.fraud_streak("x", "7d", delay="1d"), set()),
+}
+
+
+@pytest.mark.parametrize("what", list(ASKED))
+def test_a_plan_says_which_attributes_its_features_ask_for(what: str) -> None:
+    feature, wanted = ASKED[what]
+    assert asked(feature) == wanted
+
+
+def test_every_attribute_that_can_change_a_vector_is_among_those_asked_for() -> None:
+    # Those that identify entities are read by their own name; times and amounts are always there.
+    plan = compile_plan(every_word(DECLARED))
+    names = {attributes.ATTRIBUTES[column].name for column in plan.attribute_columns}
+    wanted = {"currency", "utc_offset_minutes", "declined", "mcc", "country", "channel", "merchant_id", "card_id"}
+    assert wanted <= names
+
+
+# The layout.
+
+
+def test_columns_that_labels_change_come_last() -> None:
+    plan = plan_of(merchant.fraud_share("a", "7d", delay="7d"), merchant.amount_max("b", "7d", hop="6h"))
+    (table,) = plan.shapes[1].tables
+    assert [column.is_label for column in table.columns] == [False, False, True]
+
+
+def test_tables_stand_by_ascending_hop() -> None:
+    plan = plan_of(card.count("a", "30d"), card.count("b", "10m"), card.count("c", "1d"))
+    assert [table.hop_ms for table in plan.shapes[0].tables] == [60_000, HOUR_MS, DAY_MS]
+
+
+def test_the_order_of_features_leaves_the_shape() -> None:
+    features = every_word(DECLARED).features
+    entities = every_word(DECLARED).entities
+    # Ratios need what they are made of before them.
+    simple = [feature for feature in features if feature.unit != "ratio"]
+    there, back = (compile_plan(Catalogue(entities, tuple(order))) for order in (simple, simple[::-1]))
+    assert there.shapes == back.shapes
+    assert there.capacities == back.capacities
+    assert there.digest != back.digest
+
+
+def test_a_profiles_working_form_has_room_for_what_it_may_hold() -> None:
+    plan = compile_plan(every_word(DECLARED))
+    for entity in range(plan.entity_count):
+        shape, capacities = plan.shapes[entity], plan.capacities[entity]
+        rows = sum(table.width * capacity for table, capacity in zip(shape.tables, capacities, strict=True))
+        remembered = sum(2 * capacity for _, capacity in shape.memories)
+        assert plan.number_count_max(entity) >= rows + remembered + 2 * kernel.SOURCES_MAX
+        assert plan.word_count(entity) >= 2 * (rows + remembered + 2 * kernel.SOURCES_MAX)
+    assert plan.words.dtype == np.int64
+
+
+def test_places_are_in_the_plan_only_where_somebody_travels() -> None:
+    assert plan_of(card.is_new("x", country)).words[kernel.PLACES_AT] == 0
+    plan = plan_of(card.travel_kmh("x"))
+    assert len(plan.words) - plan.words[kernel.PLACES_AT] == 2 * 677
+
+
+def test_a_condition_asked_twice_is_answered_once() -> None:
+    plan = plan_of(
+        card.count("a", "1d", where=declined),
+        card.count("b", "30d", where=declined),
+        merchant.share("c", "1d", of=declined),
+        card.count("d", "1d", where=channel == "ecom"),
+    )
+    assert plan.words[kernel.CONDITION_COUNT] == 2
+
+
+def test_an_operation_wanted_twice_is_done_once() -> None:
+    once = plan_of(card.amount_mean("a", "1d"))
+    assert plan_of(card.amount_mean("a", "1d"), card.amount_mean("b", "1d")).value_count == once.value_count
+
+
 def test_names_entities_and_keys_are_in_catalogue_order() -> None:
     plan = compile_plan(CATALOGUE)
     assert plan.names == CATALOGUE.names
     assert plan.feature_count == len(CATALOGUE.features)
     assert plan.entity_names == ("card", "merchant", "device")
-    assert plan.entity_keys == ("card_id", "merchant_id", "device_id")
+    assert plan.entity_keys == (("card_id",), ("merchant_id",), ("device_id",))

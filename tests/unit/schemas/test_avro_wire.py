@@ -29,6 +29,8 @@ PAYMENT = {
     "mcc": None,
     "country": "DE",
     "channel": "ecom",
+    "utc_offset_minutes": None,
+    "declined": None,
 }
 PROFILE = {"entity": "card", "state": b"\x01\x02", "written_time_ms": 5, "complete_to_time_ms": None}
 DEAD_LETTER = {"topic": "payments", "partition": 3, "offset": 9, "reason": "no", "failed_time_ms": 1}

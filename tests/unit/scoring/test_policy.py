@@ -91,6 +91,13 @@ def test_an_action_that_there_is_not_is_refused_by_the_setting_of_its_flag(flag:
         policy(**{f"on_{flag}": "deny"})
 
 
+def test_an_unknown_entity_without_a_setting_of_its_own_takes_that_of_others() -> None:
+    assert policy(on_unknown_other="decline").decide(0.0, ["unknown_wallet"]) == ("decline", ["unknown_wallet"])
+    assert policy().decide(0.0, ["unknown_wallet"]) == ("approve", [])
+    with pytest.raises(Misconfigured, match=r"^policy\.on_unknown_other: wanted one of"):
+        policy(on_unknown_other="deny")
+
+
 actions = st.sampled_from(ACTIONS)
 
 

@@ -4,22 +4,26 @@ import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from features import kernel
+from features.attributes import row_of
 from features.declare import Catalogue, Entity
 from features.engine import Events, FeatureEngine
+from features.keys import entity_key
 from features.memory_store import MemoryStore
+from models.bundle import Bundle
 from ops.traffic import requests_of
-from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+from schemas.errors import InvalidEvent, TemporaryFailure
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.metrics import Registry, ScoringMetrics
 from scoring.mirror import MirrorSettings, MirrorWriter
-from scoring.policy import FLAGS, Policy, PolicySettings
+from scoring.policy import FLAGS, Policy, PolicySettings, flags_of
 from scoring.scorer import PaymentScorer
 from streams.backfill import backfill
 from tests import small_world
@@ -125,10 +129,17 @@ def requests() -> list[ScoreRequest]:
 
 
 def keys_of(request: ScoreRequest) -> list[bytes | None]:
-    return [
-        f"{name}:{identity}".encode() if (identity := getattr(request, key)) else None
-        for name, key in zip(PLAN.entity_names, PLAN.entity_keys, strict=True)
-    ]
+    keys: list[bytes | None] = []
+    for name, fields in zip(PLAN.entity_names, PLAN.entity_keys, strict=True):
+        ids = [getattr(request, field) for field in fields]
+        keys.append(entity_key(name, ids) if all(ids) else None)
+    return keys
+
+
+def attributes_of(request: ScoreRequest) -> list[int]:
+    amount = small_world.rates().convert(request.amount_minor, request.currency, request.event_time_ms)
+    fields = {field.name: value for field, value in request.ListFields()}
+    return row_of(fields, event_time_ms=request.event_time_ms, amount=amount, amount_minor=request.amount_minor)
 
 
 def vector_by_hand(request: ScoreRequest, states: dict[bytes, bytes | None]) -> bytes:
@@ -139,10 +150,9 @@ def vector_by_hand(request: ScoreRequest, states: dict[bytes, bytes | None]) -> 
         presence.append(kernel.ABSENT if key is None else kernel.UNKNOWN if state is None else kernel.KNOWN)
         packed += state or b""
         bounds.append(len(packed))
-    amount = small_world.rates().convert(request.amount_minor, request.currency, request.event_time_ms)
     out = np.empty((1, PLAN.feature_count), dtype=np.float32)
     small_world.engine().fill_vectors(
-        np.array([[request.event_time_ms, amount]]),
+        np.array([attributes_of(request)]),
         np.array(presence, dtype=np.uint8),
         np.frombuffer(bytearray(packed), dtype=np.uint8),
         np.array(bounds, dtype=np.int64),
@@ -315,20 +325,19 @@ def test_a_mirror_that_takes_the_place_of_another_is_taken_up(host: Host, tmp_pa
     assert list(host.score(requests()[0]).flags) == []
 
 
-def test_a_profile_of_another_catalogue_is_flagged_and_an_answer_given(tmp_path: Path) -> None:
-    host = Host(tmp_path, on_profile_unreadable="decline")
+def test_a_profile_of_another_catalogue_is_migrated_on_the_way(host: Host) -> None:
     request = requests()[0]
     key = f"card:{request.card_id}".encode()
-    other = FeatureEngine(Catalogue([Entity("card", "card_id")], [Entity("card", "card_id").count("count", "1d")]))
-    one = np.ones(1, dtype=np.int64)
-    events = Events(np.array([0, 1]), np.zeros(1, np.uint8), one, one, one, one, one, -one)
-    state = other.apply(0, events, [None], other.new_slots(0)).states[0]
+    card = Entity("card", "card_id")
+    other = FeatureEngine(Catalogue([card], [card.count("count", "1d"), card.amount_min("other", "3d")]))
+    one, none = np.ones(1, dtype=np.int64), np.full(1, -1, dtype=np.int64)
+    events = Events(np.array([0, 1]), np.zeros(1, np.uint8), np.zeros(1, np.int64), one, none, one, none)
+    state = other.apply(0, events, np.array([attributes_of(request)]), [None], other.new_slots(0)).states[0]
     host.fill({**profiles(), key: state})
-    response = host.score(request)
-    assert list(response.flags) == ["profile_unreadable"]
-    assert (response.action, list(response.reasons)) == ("decline", ["profile_unreadable"])
-    assert host.outbox.entries[-1].vector == vector_by_hand(request, {})
-    host.close()
+    assert list(host.score(request).flags) == []
+    vector = host.outbox.entries[-1].vector
+    assert vector == vector_by_hand(request, {**profiles(), key: small_world.engine().migrated(0, state)})
+    assert np.frombuffer(vector, dtype=np.float32)[PLAN.names.index("card_count_1d")] == 1
 
 
 @pytest.mark.parametrize("state", [b"", b"\1", b"garbage that is no profile", bytes(100_000)])
@@ -359,19 +368,47 @@ def test_while_the_mirror_is_being_filled_no_age_is_claimed(host: Host) -> None:
     assert list(response.flags) == []
 
 
-def test_an_entity_that_the_policy_has_no_setting_for_is_refused_at_start(tmp_path: Path) -> None:
-    address = Entity("address", "ip")
-    engine = FeatureEngine(Catalogue([address], [address.count("address_count", "1d")]))
-    with pytest.raises(Misconfigured, match=r"^policy\.on_unknown_address: there is no such setting"):
-        PaymentScorer(
-            engine=engine,
-            rates=small_world.rates(),
-            bundle=small_world.loaded_bundle(),
-            policy=Policy(PolicySettings(), review_at=0.1, decline_at=0.2),
-            mirror=MirrorSettings(path=str(tmp_path)),
-            outbox=Outbox(),
-            metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=engine.plan.entity_names),
-        )
+def test_a_combination_is_looked_up_by_all_its_fields_and_flagged_by_the_setting_for_others(tmp_path: Path) -> None:
+    """A kind of entity is declared in the catalogue and nowhere else."""
+    pair = Entity("card_merchant", ("card_id", "merchant_id"))
+    engine = FeatureEngine(Catalogue([pair], [pair.count("pair_count_1d", "1d")]))
+    mirror = MirrorSettings(path=str(tmp_path / "mirror"), size_mb=16)
+    request = requests()[0]
+    key = entity_key("card_merchant", (request.card_id, request.merchant_id))
+    one, none = np.ones(1, dtype=np.int64), np.full(1, -1, dtype=np.int64)
+    events = Events(np.array([0, 1]), np.zeros(1, np.uint8), np.zeros(1, np.int64), one, none, one, none)
+    state = engine.apply(0, events, np.array([attributes_of(request)]), [None], engine.new_slots(0)).states[0]
+    writer = MirrorWriter(mirror)
+    writer.apply({key: state}, {0: 1}, NOW_MS)
+    writer.close()
+    outbox = Outbox()
+    scorer = PaymentScorer(
+        engine=engine,
+        rates=small_world.rates(),
+        bundle=cast(Bundle, CertainBundle()),
+        policy=Policy(PolicySettings(on_unknown_other="review"), review_at=0.1, decline_at=0.2),
+        mirror=mirror,
+        outbox=outbox,
+        metrics=ScoringMetrics.declare(Registry(), flags=flags_of(["card_merchant"]), entities=["card_merchant"]),
+    )
+    known = scorer.score(request, NOW_MS)
+    assert (known.action, list(known.flags)) == ("approve", [])
+    assert np.frombuffer(outbox.entries[-1].vector, dtype=np.float32).tolist() == [1.0]
+    elsewhere = ScoreRequest()
+    elsewhere.CopyFrom(request)
+    elsewhere.merchant_id = "another"
+    unknown = scorer.score(elsewhere, NOW_MS)
+    assert (unknown.action, list(unknown.flags)) == ("review", ["unknown_card_merchant"])
+
+
+class CertainBundle:
+    """A model that finds nothing wrong with anything."""
+
+    class manifest:  # noqa: N801
+        model_version = "certain"
+
+    def score(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.zeros(len(vectors))
 
 
 # Readiness

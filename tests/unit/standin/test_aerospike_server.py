@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import aerospike
 import pytest
@@ -10,8 +10,10 @@ from aerospike import exception as client_errors
 from aerospike_helpers.batch.records import BatchRecords, Read, Write
 from aerospike_helpers.operations import operations
 
-from tests.standin.aerospike_records import NOT_FOUND, OK, partition_of
+from tests.standin.aerospike_cluster import StandInCluster
+from tests.standin.aerospike_records import NOT_FOUND, OK, RECORD_EXISTS, WRONG_GENERATION, partition_of
 from tests.standin.aerospike_server import Fault, StandIn
+from tests.standin.patience import wait_until
 
 KEY = ("test", "demo", "key")
 
@@ -87,3 +89,157 @@ def test_faults_are_met_in_order_and_then_are_over(server: StandIn, client: aero
         except client_errors.AerospikeError as error:
             codes.append(error.code)
     assert codes == [18, 14, 14, OK]
+
+
+# Generations and what there must be: the rules of the real server, in its order
+
+
+def code_of(action: Callable[[], object]) -> int | None:
+    try:
+        action()
+    except client_errors.AerospikeError as error:
+        return error.code
+    return OK
+
+
+def put(client: aerospike.Client, generation: int | None, exists: int = aerospike.POLICY_EXISTS_IGNORE) -> int | None:
+    policy = {
+        "exists": exists,
+        "gen": aerospike.POLICY_GEN_IGNORE if generation is None else aerospike.POLICY_GEN_EQ,
+    }
+    meta = {} if generation is None else {"gen": generation}
+    return code_of(lambda: client.put(KEY, {"a": 1}, meta=meta, policy=policy))
+
+
+def test_a_write_that_names_a_generation_wants_that_one(client: aerospike.Client) -> None:
+    assert [put(client, None), put(client, 1), put(client, 1), put(client, 3), put(client, 2)] == [
+        OK,
+        OK,
+        WRONG_GENERATION,
+        WRONG_GENERATION,
+        OK,
+    ]
+    assert client.get(KEY)[1]["gen"] == 3
+
+
+def test_an_absent_record_has_generation_0(client: aerospike.Client) -> None:
+    assert put(client, 1) == WRONG_GENERATION
+    assert put(client, 0) == OK
+    assert put(client, 0) == WRONG_GENERATION
+
+
+def test_a_refused_write_leaves_the_record_and_its_generation(server: StandIn, client: aerospike.Client) -> None:
+    put(client, None)
+    before = dict(server.records.by_digest)
+    put(client, 7)
+    put(client, None, aerospike.POLICY_EXISTS_CREATE)
+    assert server.records.by_digest == before
+
+
+def test_after_the_highest_generation_comes_1(server: StandIn, client: aerospike.Client) -> None:
+    put(client, None)
+    (record,) = server.records.by_digest.values()
+    record.generation = 65_535
+    assert put(client, 65_535) == OK
+    assert client.get(KEY)[1]["gen"] == 1
+
+
+@pytest.mark.parametrize("exists", [aerospike.POLICY_EXISTS_UPDATE, aerospike.POLICY_EXISTS_REPLACE])
+def test_what_must_be_there_is_missed_before_its_generation_is(client: aerospike.Client, exists: int) -> None:
+    assert put(client, 4, exists) == NOT_FOUND
+    assert put(client, None) == OK
+    assert put(client, 4, exists) == WRONG_GENERATION
+    assert put(client, 1, exists) == OK
+
+
+def test_what_must_not_be_there_is_met_before_its_generation_is(client: aerospike.Client) -> None:
+    assert put(client, None, aerospike.POLICY_EXISTS_CREATE) == OK
+    assert put(client, 4, aerospike.POLICY_EXISTS_CREATE) == RECORD_EXISTS
+
+
+def test_a_removal_may_name_a_generation_too(client: aerospike.Client) -> None:
+    put(client, None)
+
+    def removal_at(generation: int) -> int | None:
+        policy = {"gen": aerospike.POLICY_GEN_EQ, "generation": generation}
+        return code_of(lambda: client.remove(KEY, policy=policy))
+
+    assert removal_at(2) == WRONG_GENERATION
+    assert removal_at(1) == OK
+    assert code_of(lambda: client.get(KEY)) == NOT_FOUND
+
+
+# Statistics
+
+
+def test_the_server_says_what_its_namespace_and_its_sets_hold(client: aerospike.Client) -> None:
+    for number in range(3):
+        client.put(("test", "demo", number), {"a": number})
+    (name,) = [node["node_name"] for node in client.get_node_names()]
+    asked = ["namespace/test", "sets/test/demo", "sets/test/unheard", "sets/no/demo", "namespace/no"]
+    said = client.info_single_node("\n".join(asked), name)
+    lines = dict(line.split("\t") for line in said.splitlines())
+    assert "effective_replication_factor=1;" in lines["namespace/test"]
+    assert lines["sets/test/demo"].startswith("objects=3:")
+    assert lines["sets/test/unheard"] == ""
+    assert lines["sets/no/demo"] == "ns_type=unknown"
+    assert lines["namespace/no"] == "type=unknown"
+
+
+def test_faults_of_statistics_leave_records_and_the_client_s_own_questions_alone(
+    server: StandIn, client: aerospike.Client
+) -> None:
+    server.info_faults.add(Fault.drop())
+    client.put(KEY, {"a": 1})
+    assert code_of(lambda: client.info_random_node("namespace/test")) != OK
+    assert code_of(lambda: client.info_random_node("namespace/test")) == OK
+    assert server.statistics_asked == ["namespace/test"] * 2
+
+
+# Scans and clusters
+
+
+def scan(client: aerospike.Client, max_retries: int = 0) -> list[int]:
+    return sorted(key[2] for key, _, _ in client.query("test", "demo").results({"max_retries": max_retries}))
+
+
+def put_numbers(client: aerospike.Client, count: int) -> None:
+    for number in range(count):
+        client.put(("test", "demo", number), {"a": number}, policy={"key": aerospike.POLICY_KEY_SEND})
+
+
+def test_half_a_scan_arrives_before_the_connection_closes(server: StandIn, client: aerospike.Client) -> None:
+    put_numbers(client, 20)
+    arrived: list[int] = []
+    server.faults.add(Fault.drop_midway())
+    query = client.query("test", "demo")
+    assert code_of(lambda: query.foreach(lambda record: arrived.append(record[0][2]), {"max_retries": 0})) != OK
+    assert 0 < len(arrived) < 20
+
+
+def test_a_partition_that_is_unavailable_fails_a_scan_that_may_not_retry(
+    server: StandIn, client: aerospike.Client
+) -> None:
+    put_numbers(client, 20)
+    server.faults.add(Fault.unavailable(frozenset(range(2048))))
+    assert code_of(lambda: scan(client)) == 11
+    server.faults.add(Fault.unavailable(frozenset(range(2048))))
+    assert scan(client, max_retries=1) == list(range(20))
+
+
+def test_a_cluster_s_nodes_share_records_and_each_answers_for_its_own_partitions() -> None:
+    with StandInCluster(node_count=3) as cluster:
+        client = aerospike.client({"hosts": [("127.0.0.1", cluster.nodes[0].port)], "tend_interval": 250})
+        assert len(client.get_node_names()) == 3
+        put_numbers(client, 60)
+        assert scan(client) == list(range(60))
+        assert [len(node.scans) for node in cluster.nodes] == [1, 1, 1]
+        assert all(node.record_counts for node in cluster.nodes)
+        cluster.lose(1)
+        assert code_of(lambda: scan(client)) != OK
+        cluster.take_over()
+        wait_until(lambda: len(client.get_node_names()) == 2 and code_of(lambda: scan(client)) == OK)
+        assert scan(client) == list(range(60))
+        cluster.bring_back(1)
+        wait_until(lambda: len(client.get_node_names()) == 3)
+        client.close()

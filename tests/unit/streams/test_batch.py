@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features import kernel
+from features.attributes import row_of
 from features.engine import UnreadableProfile
 from schemas.store_pb2 import PaymentRecord
 from streams import batch
@@ -53,9 +54,13 @@ class Store:
         state = self.profiles[key]
         bounds = np.array([0 if number <= entity else len(state) for number in range(ENTITIES + 1)])
         out = np.empty((1, engine.plan.feature_count), dtype=np.float32)
-        requests = np.array([[NOON_MS + 10 * DAY_MS, 0]])
+        requests = np.array([attributes_of(NOON_MS + 10 * DAY_MS, 0)])
         engine.fill_vectors(requests, presence, np.frombuffer(bytearray(state), dtype=np.uint8), bounds, out)
         return float(out[0, engine.plan.names.index("merchant_fraud_share_30d")])
+
+
+def attributes_of(time_ms: int, amount: int) -> list[int]:
+    return row_of({}, event_time_ms=time_ms, amount=amount, amount_minor=amount)
 
 
 def payment(
@@ -67,7 +72,7 @@ def payment(
     amount: int = 1000,
     keys: tuple[bytes, ...] = (b"card:c", b"merchant:m", b""),
 ) -> PaymentEvent:
-    return PaymentEvent(Position(source, offset), payment_id, time_ms, amount, keys)
+    return PaymentEvent(Position(source, offset), payment_id, attributes_of(time_ms, amount), keys)
 
 
 def outcome(offset: int = 0, payment_id: str = "p", *, source: int = 1, is_fraud: bool = True) -> OutcomeEvent:
@@ -84,12 +89,8 @@ def test_a_new_payment_changes_the_profiles_of_its_entities_and_is_kept() -> Non
     assert joined.profile_keys() == [b"card:c", b"merchant:m"]
     assert (applied.replayed, joined.duplicates) == (0, 0)
     record = PaymentRecord.FromString(store.records[batch.record_key("p")])
-    assert (record.source, record.offset, record.amount, list(record.keys)) == (
-        0,
-        7,
-        1000,
-        ["card:c", "merchant:m", ""],
-    )
+    assert (record.source, record.offset, list(record.keys)) == (0, 7, ["card:c", "merchant:m", ""])
+    assert list(record.attributes) == attributes_of(NOON_MS, 1000)
     assert sources_of(store.profiles[b"card:c"]) == {0: 7}
 
 
@@ -148,9 +149,9 @@ def test_a_payment_that_is_too_late_for_some_tiles_is_counted() -> None:
     assert applied.late == 2  # once for the card, once for the merchant
 
 
-def test_a_profile_of_another_catalogue_stops_the_batch() -> None:
+def test_a_profile_that_cannot_be_read_stops_the_batch() -> None:
     store = Store(profiles={b"card:c": bytes([kernel.LAYOUT_VERSION, 1, 2, 3, 4, 0, 0, 0, 0])})
-    with pytest.raises(UnreadableProfile, match="card profile cannot be read: it belongs to another feature catalogue"):
+    with pytest.raises(UnreadableProfile, match="card profile cannot be read: it is damaged"):
         store.work([payment()])
 
 
@@ -270,7 +271,7 @@ def consumed(draw: st.DrawFn) -> list[Event]:
         if is_payment and number < 7:
             keys = (CARDS[number % 2], MERCHANTS[number % 3 % 2], DEVICES[int(flag)])
             time_ms = NOON_MS + minutes * 60_000
-            events.append(PaymentEvent(position, f"p{number}", time_ms, 100 * minutes, keys))
+            events.append(PaymentEvent(position, f"p{number}", attributes_of(time_ms, 100 * minutes), keys))
             seen.add(number)
         elif not is_payment and (number in seen or number == 7):
             events.append(OutcomeEvent(position, f"p{number}", flag))

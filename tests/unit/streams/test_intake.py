@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from features.attributes import country_code, flag_code, offset_code, row_of, text_code
+from features.kernel import AMOUNT, AMOUNT_MINOR, COUNTRY, UTC_OFFSET
 from features.money import AMOUNT_MINOR_MAX
 from features.store import KEY_BYTES_MAX, split_key
 from schemas.avro import Encoder, LocalSchemaIds
@@ -46,8 +48,20 @@ def refused(intake: Intake, **changed: Any) -> InvalidEvent:
 def test_a_payment_becomes_an_event_with_the_keys_of_its_entities(intake: Intake) -> None:
     event = intake.payment(encoded("payments", PAYMENT), POSITION, NOW_MS)
     assert event.position == POSITION
-    assert (event.payment_id, event.event_time_ms, event.amount) == ("pay-1", NOW_MS - 5, 1050)
+    assert event.payment_id == "pay-1"
+    assert event.attributes == row_of(PAYMENT, event_time_ms=NOW_MS - 5, amount=1050, amount_minor=1050)
     assert event.keys == (b"card:card-1", b"merchant:merchant-1", b"device:device-1")
+
+
+def test_what_a_payment_says_of_itself_is_in_its_attributes(intake: Intake) -> None:
+    told = {"ip": "::1", "mcc": "5411", "country": "DE", "channel": "ecom", "utc_offset_minutes": -60, "declined": True}
+    event = intake.payment(encoded("payments", {**PAYMENT, **told}), POSITION, NOW_MS)
+    assert (event.attributes[COUNTRY], event.attributes[UTC_OFFSET]) == (country_code("DE"), offset_code(-60))
+    for value in ("::1", "5411", "ecom", "card-1", "merchant-1", "device-1", "EUR"):
+        assert text_code(value) in event.attributes
+    assert flag_code(True) in event.attributes
+    untold = intake.payment(encoded("payments", PAYMENT), POSITION, NOW_MS)
+    assert (untold.attributes[COUNTRY], untold.attributes[UTC_OFFSET]) == (0, 0)
 
 
 def test_an_absent_entity_has_an_empty_key(intake: Intake) -> None:
@@ -59,7 +73,8 @@ def test_an_amount_is_converted_at_the_rate_of_the_payments_time(intake: Intake)
     for time_ms in (1, 1_600_000_000_000, NOW_MS):
         changed = {**PAYMENT, "currency": "JPY", "event_time_ms": time_ms}
         event = intake.payment(encoded("payments", changed), POSITION, NOW_MS)
-        assert event.amount == small_world.rates().convert(1050, "JPY", time_ms) != 1050
+        assert event.attributes[AMOUNT] == small_world.rates().convert(1050, "JPY", time_ms) != 1050
+        assert event.attributes[AMOUNT_MINOR] == 1050
 
 
 @pytest.mark.parametrize("field", ["payment_id", "card_id", "merchant_id", "device_id"])
@@ -101,7 +116,7 @@ def test_an_amount_out_of_bounds_is_refused(intake: Intake, amount_minor: int) -
 @pytest.mark.parametrize("amount_minor", [0, AMOUNT_MINOR_MAX])
 def test_an_amount_at_a_bound_is_taken(intake: Intake, amount_minor: int) -> None:
     event = intake.payment(encoded("payments", {**PAYMENT, "amount_minor": amount_minor}), POSITION, NOW_MS)
-    assert event.amount == amount_minor
+    assert event.attributes[AMOUNT] == amount_minor
 
 
 @pytest.mark.parametrize("currency", ["XXX", "", "eur", SECRET])

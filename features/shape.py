@@ -1,0 +1,191 @@
+"""The shape of an entity's profiles: which hops, measures and memories their numbers stand for.
+
+Every packed profile carries its shape, some forty bytes, so that it can be read when the catalogue has changed:
+what both have goes over, what only the old one has is dropped, what only the new one has starts empty. A shape is
+unsigned LEB128 integers:
+
+    table count, and for each: hop in seconds, column count, columns
+    column      4 x measure, + 2 if it counts an attribute, + 1 if it has a condition;
+                then attribute and parts; then the condition's attribute, operator and value
+    memory count, and for each: attribute, capacity
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features import kernel
+from features.values import Column, Measure
+from features.windows import SECOND_MS
+from schemas.errors import Misconfigured
+
+MEASURES = tuple(Measure)
+# The widest column there is counts in 32 words: a shape that says more is damaged, and its rows could overflow.
+_PARTS_MAX = 64
+_DAMAGED = "it is damaged"
+
+
+@dataclass(frozen=True)
+class ColumnShape:
+    """One column of a table: everything that two columns must agree in to mean the same."""
+
+    measure: int
+    attribute: int
+    parts: int
+    condition: tuple[int, int, int] | None
+
+    @property
+    def is_label(self) -> bool:
+        return self.measure == kernel.FRAUD_COUNT
+
+
+@dataclass(frozen=True)
+class TableShape:
+    """A table's hop and columns; `offsets` are the places of the columns in a row, `width` is the row's length."""
+
+    hop_ms: int
+    columns: tuple[ColumnShape, ...]
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        places = [1]
+        for column in self.columns:
+            places.append(places[-1] + column.parts)
+        return tuple(places[:-1])
+
+    @property
+    def width(self) -> int:
+        return 1 + sum(column.parts for column in self.columns)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Tables by ascending hop, and memories as (attribute, capacity)."""
+
+    tables: tuple[TableShape, ...]
+    memories: tuple[tuple[int, int], ...]
+
+    def digest(self, capacities: Sequence[int]) -> int:
+        """32 bits that change with the shape, and with how many tiles each table keeps."""
+        text = self.encode() + b"".join(capacity.to_bytes(4, "little") for capacity in capacities)
+        return int.from_bytes(hashlib.sha256(text).digest()[:4], "little")
+
+    def encode(self) -> bytes:
+        """As it stands in a packed profile."""
+        numbers = [len(self.tables)]
+        for table in self.tables:
+            numbers += [table.hop_ms // SECOND_MS, len(table.columns)]
+            for column in table.columns:
+                counts = column.parts != 1 or column.attribute != 0
+                numbers.append(4 * column.measure + 2 * counts + (column.condition is not None))
+                numbers += [column.attribute, column.parts] if counts else []
+                numbers += column.condition or ()
+        numbers.append(len(self.memories))
+        for memory in self.memories:
+            numbers += memory
+        return b"".join(map(_leb128, numbers))
+
+
+def column_shape(column: Column) -> ColumnShape:
+    """The shape of a declared column."""
+    condition = column.condition
+    asked = None if condition is None else (condition.column, condition.operator, condition.value)
+    return ColumnShape(MEASURES.index(column.measure), column.attribute, column.parts, asked)
+
+
+def shape_of(state: bytes) -> tuple[bytes, bytes]:
+    """The digest and the shape that a packed profile carries, as bytes. Raises Misconfigured when it has none."""
+    start = kernel.SHAPE_BYTES_AT
+    size = int.from_bytes(state[start - 2 : start], "little")
+    if len(state) < start + size:
+        raise Misconfigured(_DAMAGED)
+    return state[1:5], state[start : start + size]
+
+
+def decode_shape(data: bytes) -> Shape:
+    """The shape that `encode` wrote. Raises Misconfigured when these bytes are none."""
+    numbers = _numbers(data)
+    try:
+        tables = tuple(_decode_table(numbers) for _ in range(next(numbers)))
+        memories = tuple((next(numbers), next(numbers)) for _ in range(next(numbers)))
+    except (StopIteration, RuntimeError):
+        # A generator turns a StopIteration inside it into a RuntimeError.
+        raise Misconfigured(_DAMAGED) from None
+    parts = [column.parts for table in tables for column in table.columns]
+    if next(numbers, None) is not None or any(table.hop_ms <= 0 for table in tables):
+        raise Misconfigured(_DAMAGED)
+    if not all(0 < count <= _PARTS_MAX for count in parts):
+        raise Misconfigured(_DAMAGED)
+    return Shape(tables, memories)
+
+
+def translation(old: Shape, new: Shape) -> NDArray[np.int64]:
+    """How the numbers of an old profile become those of a new one: see `kernel.migrate` for the layout."""
+    steps = [len(old.tables), len(old.memories)]
+    by_hop = {table.hop_ms: index for index, table in enumerate(new.tables)}
+    for table in old.tables:
+        target = by_hop.get(table.hop_ms, -1)
+        moves = _moves(table, new.tables[target]) if target >= 0 else []
+        steps += [table.width, target, len(moves)]
+        for move in moves:
+            steps += move
+    steps += _memory_targets(old, new)
+    return np.array(steps, dtype=np.int64)
+
+
+def _moves(old: TableShape, new: TableShape) -> list[tuple[int, int, int]]:
+    """(old offset, new offset, 1 if labels change it) of every word that both tables have."""
+    places = dict(zip(new.columns, new.offsets, strict=True))
+    return [
+        (offset + part, places[column] + part, int(column.is_label))
+        for column, offset in zip(old.columns, old.offsets, strict=True)
+        if column in places
+        for part in range(column.parts)
+    ]
+
+
+def _memory_targets(old: Shape, new: Shape) -> list[int]:
+    """The new memory that each old one becomes: of the same attribute, and of the same capacity if there is one."""
+    targets = []
+    for attribute, capacity in old.memories:
+        same = [i for i, (other, _) in enumerate(new.memories) if other == attribute]
+        exact = [i for i in same if new.memories[i][1] == capacity]
+        targets.append((exact or same or [-1])[0])
+    return targets
+
+
+def _decode_table(numbers: Iterator[int]) -> TableShape:
+    hop_ms = next(numbers) * SECOND_MS
+    columns = []
+    for _ in range(next(numbers)):
+        head = next(numbers)
+        attribute, parts = (next(numbers), next(numbers)) if head & 2 else (0, 1)
+        condition = (next(numbers), next(numbers), next(numbers)) if head & 1 else None
+        columns.append(ColumnShape(head >> 2, attribute, parts, condition))
+    return TableShape(hop_ms, tuple(columns))
+
+
+def _leb128(number: int) -> bytes:
+    out = bytearray()
+    while number >= 128:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _numbers(data: bytes) -> Iterator[int]:
+    value = shift = 0
+    for byte in data:
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            yield value
+            value = shift = 0
+    if shift:
+        raise Misconfigured(_DAMAGED)

@@ -1,0 +1,67 @@
+"""`paywarden features`: what is computed, and what is stored."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+
+import click
+
+from ops import wiring
+from schemas.errors import Misconfigured
+from schemas.settings import Source
+
+
+@click.group()
+def features() -> None:
+    """The features that are computed, and the profiles they are computed from."""
+
+
+@features.command()
+@click.argument("entity_id", metavar="ENTITY:ID")
+@click.option("--at", metavar="TIME", help="Features as of this time, such as 2024-05-01T12:00:00Z (default: now).")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.pass_obj
+def show(source: Source, entity_id: str, at: str | None, as_json: bool) -> None:
+    """One profile of the store: what its tiles and memories hold, and the features that come of it.
+
+    ENTITY:ID is card:C1; of a combination the ids stand with commas between, card_merchant:C1,M1.
+    """
+    from features.catalogue import CATALOGUE
+    from features.engine import FeatureEngine
+    from features.show import to_dict, to_lines, typed_key, view_profile
+
+    as_of_ms = time.time_ns() // 1_000_000 if at is None else _time_ms(at)
+    engine = FeatureEngine(CATALOGUE)
+    entity, key = typed_key(engine.plan, entity_id)
+    store = wiring.open_store(source, readonly=True)
+    try:
+        (state,) = store.read([key])
+    finally:
+        store.close()
+    if state is None:
+        raise Misconfigured(f"the store has no profile of this {engine.plan.entity_names[entity]}")
+    view = view_profile(engine, CATALOGUE, entity, state, as_of_ms=as_of_ms)
+    if as_json:
+        click.echo(json.dumps(to_dict(view, _source_name), indent=2))
+    else:
+        click.echo("\n".join(to_lines(view, _source_name)))
+
+
+def _source_name(source: int) -> str:
+    """The topic and partition that the stream numbers so."""
+    return f"{'outcomes' if source % 2 else 'payments'}/{source // 2}"
+
+
+def _time_ms(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise Misconfigured(f"--at: wanted a time such as 2024-05-01T12:00:00Z, got {text!r}") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    time_ms = round(moment.timestamp() * 1000)
+    if time_ms <= 0:
+        raise Misconfigured(f"--at: wanted a time after 1970, got {text!r}")
+    return time_ms

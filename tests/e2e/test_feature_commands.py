@@ -1,0 +1,265 @@
+"""backfill, features show and forget from outside: what they do, and what is wrong in one line that names no card."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from features.lmdb_store import LmdbStore
+from schemas.errors import PaywardenError
+from streams.backfill import read_progress
+from tests.processes import Deployment, run_paywarden, wait_until
+from tests.services.kafka import KafkaServer
+
+
+class Shell:
+    """The command line with a configuration of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = folder / "store"
+        self.config = folder / "paywarden.toml"
+        self.config.write_text(f'[lmdb]\npath = "{self.store}"\nfsync = false\n', encoding="utf-8")
+
+    def run(self, *arguments: str) -> str:
+        """A command that must succeed; returns its output."""
+        done = run_paywarden("--config", str(self.config), *arguments)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    def refused(self, *arguments: str, **environment: str) -> str:
+        """A command that must fail; returns its one line."""
+        done = run_paywarden("--config", str(self.config), *arguments, environment=environment)
+        assert done.returncode == 1, done.stderr
+        assert done.stdout == ""
+        assert "Traceback" not in done.stderr
+        (line,) = done.stderr.strip().splitlines()
+        return line
+
+    def contents(self) -> dict[bytes, bytes]:
+        names = ("card", "merchant", "device", "payment", "progress")
+        with closing(LmdbStore(self.store, readonly=True)) as store:
+            return {key: value for name in names for key, value in store.scan(name)}
+
+    def write(self, key: bytes, value: bytes) -> None:
+        with closing(LmdbStore(self.store)) as store:
+            store.write({key: value}, ttl_s=0)
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("history")
+    done = run_paywarden("simulate", "--cards", "800", "--days", "30", "--seed", "4", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def card_id(history: Path) -> str:
+    first: str = pq.read_table(history / "payments.parquet")["card_id"][0].as_py()
+    return first
+
+
+@pytest.fixture(scope="module")
+def filled(history: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, str]:
+    """A backfilled store, and what the command said."""
+    shell = Shell(tmp_path_factory.mktemp("filled"))
+    return shell, shell.run("backfill", "--data", str(history))
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def test_backfill_says_what_it_has_written(filled: tuple[Shell, str], history: Path) -> None:
+    shell, said = filled
+    found = {name.strip(): value for name, _, value in (line.rpartition("  ") for line in said.splitlines())}
+    stored = [key.partition(b":")[0].decode() for key in shell.contents()]
+    payments = pq.read_table(history / "payments.parquet")
+    assert int(found["payments"]) == int(found["payment records"]) == stored.count("payment") == len(payments)
+    for name in ("card", "merchant", "device"):
+        assert int(found[f"{name} profiles"]) == stored.count(name) > 0
+    assert float(found["seconds"]) > 0
+    assert float(found["records/s"]) > 0
+    assert "of these, written before" not in found
+
+
+def test_a_finished_backfill_says_so_and_does_nothing(filled: tuple[Shell, str], history: Path) -> None:
+    shell, _ = filled
+    before = shell.contents()
+    assert (
+        shell.run("backfill", "--data", str(history)) == "all of this history is in the store already: nothing to do\n"
+    )
+    assert shell.contents() == before
+
+
+def test_backfill_goes_on_where_kill_9_ended_it(
+    tmp_path: Path, history: Path, filled: tuple[Shell, str], kafka: KafkaServer, topic_prefix: str
+) -> None:
+    whole, _ = filled
+    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment:
+        deployment.config.write_text(
+            deployment.config.read_text(encoding="utf-8").replace("[lmdb]\n", "[lmdb]\nfsync = false\n"),
+            encoding="utf-8",
+        )
+
+        def has_begun() -> bool:
+            try:
+                with closing(LmdbStore(deployment.store, readonly=True)) as store:
+                    progress = read_progress(store)
+            except PaywardenError:
+                # There is no store yet.
+                return False
+            return progress is not None and progress.position > 0
+
+        killed = deployment.start("backfill", "--data", str(history))
+        wait_until(has_begun, "something is written", every_s=0.001)
+        killed.kill()
+        again = run_paywarden("--config", str(deployment.config), "backfill", "--data", str(history))
+        assert again.returncode == 0, again.stderr
+        # It may have been quicker than the kill: then it has nothing to do.
+        assert "of these, written before" in again.stdout or "nothing to do" in again.stdout
+        shell = Shell(tmp_path)
+        assert shell.contents() == whole.contents()
+
+
+def test_backfill_refuses_a_store_with_other_profiles_unless_told_to_overwrite(shell: Shell, history: Path) -> None:
+    shell.write(b"card:somebody", b"precious")
+    line = shell.refused("backfill", "--data", str(history))
+    assert line.startswith("paywarden: the store holds card profiles that no backfill of this wrote")
+    assert "--overwrite" in line
+    assert "somebody" not in line
+    assert shell.contents() == {b"card:somebody": b"precious"}
+    shell.run("backfill", "--data", str(history), "--overwrite")
+    assert shell.contents()[b"card:somebody"] == b"precious"
+
+
+def test_backfill_refuses_a_store_that_keeps_nothing(shell: Shell, history: Path) -> None:
+    assert "memory" in shell.refused("backfill", "--data", str(history), PAYWARDEN_STORE_KIND="memory")
+
+
+def test_backfill_of_no_history_is_one_line_that_names_the_file(shell: Shell, tmp_path: Path) -> None:
+    assert "payments.parquet" in shell.refused("backfill", "--data", str(tmp_path / "nowhere"))
+
+
+def test_a_store_that_is_full_is_one_line_and_going_on_is_possible(shell: Shell, history: Path) -> None:
+    line = shell.refused("backfill", "--data", str(history), PAYWARDEN_LMDB_MAP_SIZE_BYTES=str(2 << 20))
+    assert "raise map_size_bytes" in line
+    assert line.endswith("the same command goes on where this ended")
+    assert "of these, written before" in shell.run("backfill", "--data", str(history))
+
+
+def test_show_prints_a_profile_and_its_features(filled: tuple[Shell, str], card_id: str) -> None:
+    said = filled[0].run("features", "show", f"card:{card_id}", "--at", "2024-01-31T00:00:00Z")
+    assert "first payment  2024-01-" in said
+    assert "tiles of 1d: " in said
+    assert "contains, by source partition: nothing of a topic" in said
+    assert "features as of 2024-01-31T00:00:00Z" in said
+    assert "card_count_30d" in said
+
+
+def test_show_gives_the_same_as_json(filled: tuple[Shell, str], card_id: str) -> None:
+    said = filled[0].run("features", "show", f"card:{card_id}", "--at", "2024-01-31T00:00:00+00:00", "--json")
+    found = json.loads(said)
+    assert found["entity"] == "card"
+    assert found["as_of"] == "2024-01-31T00:00:00Z"
+    assert {"tables", "memories", "sources", "features"} <= found.keys()
+    values = {feature["name"]: feature["value"] for feature in found["features"]}
+    assert values["card_count_30d"] > 0
+
+
+def test_show_says_features_as_of_now_by_default(filled: tuple[Shell, str], card_id: str) -> None:
+    found = json.loads(filled[0].run("features", "show", f"card:{card_id}", "--json"))
+    assert found["as_of"] > "2024-01-31"
+
+
+def test_sources_are_topics_and_partitions(filled: tuple[Shell, str]) -> None:
+    from features.engine import FeatureEngine
+    from tests.unit.features.profiles import label, payment, profile
+
+    events = [payment(1_706_000_000_000, 1, source=6, offset=12), label(1_706_000_000_000, 1, source=3, offset=4)]
+    filled[0].write(b"merchant:streamed", profile(FeatureEngine(), "merchant", events))
+    found = json.loads(filled[0].run("features", "show", "merchant:streamed", "--json"))
+    assert found["sources"] == {"payments/3": 12, "outcomes/1": 4}
+
+
+def test_what_show_cannot_find_is_one_line_that_repeats_nothing(filled: tuple[Shell, str], tmp_path: Path) -> None:
+    shell, _ = filled
+    for typed, wanted in (
+        ("card:4000123412341234", "no profile of this card"),
+        ("crad:4000123412341234", "one of card, merchant, device"),
+        ("4000123412341234", "one of card, merchant, device"),
+        ("card:" + "4000" * 200, "at most 511 bytes"),
+    ):
+        line = shell.refused("features", "show", typed)
+        assert wanted in line
+        assert "4000" not in line
+    assert "cannot open the LMDB store" in Shell(tmp_path).refused("features", "show", "card:4000123412341234")
+
+
+def test_show_refuses_a_damaged_profile(filled: tuple[Shell, str], card_id: str, shell: Shell) -> None:
+    stored = filled[0].contents()[f"card:{card_id}".encode()]
+    shell.write(b"card:cut", stored[:-1])
+    shell.write(b"card:old", b"\x01" + stored[1:])
+    assert shell.refused("features", "show", "card:cut").endswith("a stored card profile cannot be read: it is damaged")
+    assert "it is not of layout version" in shell.refused("features", "show", "card:old")
+
+
+@pytest.mark.parametrize("at", ["yesterday", "2024-13-01", "1960-01-01T00:00:00Z"])
+def test_a_time_that_is_none_is_named(filled: tuple[Shell, str], at: str) -> None:
+    line = filled[0].refused("features", "show", "card:any", "--at", at)
+    assert "--at" in line
+    assert at in line
+
+
+def test_forget_erases_a_card_of_a_backfilled_store(
+    tmp_path: Path, history: Path, card_id: str, kafka: KafkaServer, topic_prefix: str
+) -> None:
+    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment:
+        deployment.create_topics()
+
+        def run(*arguments: str) -> tuple[int, str, str]:
+            done = run_paywarden("--config", str(deployment.config), *arguments)
+            return done.returncode, done.stdout, done.stderr
+
+        assert run("backfill", "--data", str(history))[0] == 0
+        code, said, logged = run("forget", f"card:{card_id}")
+        assert code == 0, logged
+        assert card_id not in said + logged
+        payments = pq.read_table(history / "payments.parquet")["card_id"].to_pylist().count(card_id)
+        assert said.splitlines() == [
+            "profiles         1 erased from the store, and from the mirrors by the changelog",
+            f"payment records  {payments} erased",
+        ]
+        assert "no profile of this card" in run("features", "show", f"card:{card_id}")[2]
+        assert run("forget", f"card:{card_id}")[1].startswith("profiles         0 erased")
+        # A backfill that is finished does not bring it back.
+        assert "nothing to do" in run("backfill", "--data", str(history))[1]
+        assert "no profile of this card" in run("features", "show", f"card:{card_id}")[2]
+
+
+def test_forget_without_a_broker_erases_nothing(filled: tuple[Shell, str], card_id: str) -> None:
+    shell, _ = filled
+    before = shell.contents()
+    line = shell.refused("forget", f"card:{card_id}", PAYWARDEN_KAFKA_BOOTSTRAP="127.0.0.1:9")
+    assert "no Kafka broker answers at 127.0.0.1:9" in line
+    assert card_id not in line
+    assert shell.contents() == before
+
+
+def test_forget_refuses_what_it_cannot_mean(shell: Shell) -> None:
+    assert "one of card, merchant, device" in shell.refused("forget", "crad:4000123412341234")
+    assert "memory" in shell.refused("forget", "card:C1", PAYWARDEN_STORE_KIND="memory")
+
+
+def test_every_command_has_help_and_forget_says_what_stays() -> None:
+    for command in (["backfill"], ["features"], ["features", "show"], ["forget"]):
+        done = run_paywarden(*command, "--help")
+        assert done.returncode == 0, command
+        assert "Usage" in done.stdout
+    assert "What stays, and why" in done.stdout

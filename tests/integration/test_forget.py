@@ -1,0 +1,224 @@
+"""Erasing a card beside a running stream and companion, on a real Kafka: store, changelog and mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from features.engine import FeatureEngine
+from features.lmdb_store import LmdbSettings, LmdbStore
+from features.show import first_payment_ms
+from schemas.avro import Decoder, Encoder, LocalSchemaIds
+from scoring.mirror import MirrorSettings, MirrorWriter
+from streams.forget import Forgotten, KafkaChangelog, forget
+from streams.kafka import KafkaSettings, consume, end_offsets, make_consumer, make_producer, partitions_of
+from streams.progress import PREFIX
+from streams.simulator import simulate
+from tests.processes import Deployment, wait_until
+from tests.services.kafka import KafkaServer
+
+PLAN = FeatureEngine().plan
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
+    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
+        deployed.create_topics()
+        yield deployed
+
+
+@pytest.fixture
+def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+
+
+class Payments:
+    """Sends payments as payment systems do."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._topic = settings.topic("payments")
+        self._producer: Producer = make_producer(settings, linger_ms=5)
+        self._encoder = Encoder("payments", LocalSchemaIds().id_of("payments"))
+
+    def send(self, *rows: dict[str, object]) -> None:
+        for row in rows:
+            self._producer.produce(self._topic, self._encoder.encode(row), key=str(row["card_id"]))
+        assert self._producer.flush(30) == 0
+
+
+def read_store(deployment: Deployment) -> dict[bytes, bytes]:
+    """Every profile and payment record there is; nothing before the stream has made the store."""
+    if not (deployment.store / "data.mdb").exists():
+        return {}
+    with closing(LmdbStore.from_settings(LmdbSettings(path=str(deployment.store)), readonly=True)) as store:
+        return {key: value for name in (*PLAN.entity_names, "payment") for key, value in store.scan(name)}
+
+
+def profiles_among(stored: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    return {name: value for name, value in stored.items() if not name.startswith(b"payment:")}
+
+
+def read_changelog(settings: KafkaSettings) -> dict[bytes, bytes | None]:
+    """The last record of each key, which is what compaction leaves: its state, or None for a tombstone."""
+    decoder = Decoder("profiles", LocalSchemaIds())
+    consumer: Consumer = make_consumer(settings, group_id="reader")
+    topic = settings.topic("profiles")
+    ends = end_offsets(consumer, topic, partitions_of(settings, "profiles"))
+    consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
+    missing = {partition for partition, end in ends.items() if end > 0}
+    last: dict[bytes, bytes | None] = {}
+    while missing:
+        for record in consume(consumer, 1000, 0.5).records:
+            assert record.key is not None
+            if not record.key.startswith(PREFIX):
+                last[record.key] = None if record.value is None else decoder.decode(record.value)["state"]
+            if record.offset + 1 >= ends[record.partition]:
+                missing.discard(record.partition)
+    consumer.close()
+    return last
+
+
+def run_forget(deployment: Deployment, settings: KafkaSettings, key: bytes) -> Forgotten:
+    store = LmdbStore.from_settings(LmdbSettings(path=str(deployment.store)))
+    with closing(KafkaChangelog(settings)) as changelog, closing(store):
+        return forget(key, plan=PLAN, store=store, changelog=changelog)
+
+
+def test_a_forgotten_card_is_in_no_store_changelog_or_mirror_and_others_are_untouched(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    rows = simulate(cards=20, days=5, seed=3)[0].to_pylist()
+    card_id = rows[0]["card_id"]
+    key = f"card:{card_id}".encode()
+    payments = Payments(settings)
+    payments.send(*rows)
+    stream = deployment.start("stream")
+    wait_until(lambda: len(read_store(deployment)) > 0, "there is a store", every_s=0.1)
+    companion = deployment.start("companion")
+    # For looking at: the companion is the one who writes.
+    mirror = MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))
+
+    def is_everywhere() -> bool:
+        stored = read_store(deployment)
+        profiles = profiles_among(stored)
+        return len(stored) - len(profiles) == len(rows) and mirror.read(profiles) == profiles
+
+    wait_until(is_everywhere, "stream and companion have all payments", every_s=0.2)
+    before = read_store(deployment)
+    own = {name for name, value in before.items() if name.startswith(b"payment:") and card_id.encode() in value}
+    assert own == {f"payment:{row['payment_id']}".encode() for row in rows if row["card_id"] == card_id}
+
+    done = run_forget(deployment, settings, key)
+
+    assert (done.profiles, done.payment_records, done.has_begun_anew) == (1, len(own), False)
+    after = read_store(deployment)
+    assert after == {name: value for name, value in before.items() if name not in {key, *own}}
+    changelog = read_changelog(settings)
+    assert changelog.pop(key) is None
+    profiles = profiles_among(after)
+    assert changelog == profiles
+    wait_until(lambda: mirror.read([key]) == {key: None}, "the mirror has forgotten the card")
+    assert mirror.read(profiles) == profiles
+    for process in (stream, companion):
+        assert card_id not in process.log.read_text(encoding="utf-8")
+
+    later_ms = rows[-1]["event_time_ms"] + 1000
+    payments.send({**rows[0], "payment_id": "afterwards", "event_time_ms": later_ms})
+    wait_until(lambda: key in read_store(deployment), "the card is back", every_s=0.1)
+    state = read_store(deployment)[key]
+    assert first_payment_ms(state) == later_ms
+    wait_until(lambda: mirror.read([key]) == {key: state}, "the mirror has the new profile")
+    mirror.close()
+    assert stream.stop() == 0
+    assert companion.stop() == 0
+
+
+def test_a_mirror_that_is_new_after_it_never_hears_of_the_card(deployment: Deployment, settings: KafkaSettings) -> None:
+    """Filled from the changelog alone, from its beginning: states, then the tombstone."""
+    rows = simulate(cards=20, days=5, seed=3)[0].to_pylist()
+    key = f"card:{rows[0]['card_id']}".encode()
+    Payments(settings).send(*rows)
+    stream = deployment.start("stream")
+
+    def is_worked_in() -> bool:
+        stored = read_store(deployment)
+        return len(stored) - len(profiles_among(stored)) == len(rows)
+
+    wait_until(is_worked_in, "the stream has all payments", every_s=0.2)
+    # What it has begun it ends, before it ends itself.
+    assert stream.stop() == 0
+    run_forget(deployment, settings, key)
+    config = deployment.config.read_text(encoding="utf-8")
+    deployment.config.write_text(
+        config.replace("[companion]\n", "[companion]\nfill_from_store = false\n"), encoding="utf-8"
+    )
+    companion = deployment.start("companion")
+    mirror = MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))
+    profiles = profiles_among(read_store(deployment))
+    ends = {partition: end for partition, end in _ends(settings).items() if end > 0}
+    wait_until(lambda: ends.items() <= mirror.positions().items(), "the mirror has read the changelog to its end")
+    assert mirror.read([key]) == {key: None}
+    assert mirror.read(profiles) == profiles
+    mirror.close()
+    assert companion.stop() == 0
+
+
+def _ends(settings: KafkaSettings) -> dict[int, int]:
+    consumer: Consumer = make_consumer(settings, group_id="reader")
+    ends = end_offsets(consumer, settings.topic("profiles"), partitions_of(settings, "profiles"))
+    consumer.close()
+    return ends
+
+
+def test_the_changelog_tells_which_erased_keys_have_a_state_again(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    del deployment
+    topic = settings.topic("profiles")
+    producer: Producer = make_producer(settings, linger_ms=0)
+
+    def write(key: bytes) -> None:
+        producer.produce(topic, b"a state", key=key)
+        assert producer.flush(30) == 0
+
+    write(b"card:before")
+    with closing(KafkaChangelog(settings)) as changelog:
+        assert changelog.came_back() == set()
+        changelog.erase([b"card:before", b"card:back", b"card:gone"])
+        assert changelog.came_back() == set()
+        write(b"card:back")
+        write(b"card:other")
+        assert changelog.came_back() == {b"card:back"}
+        assert changelog.came_back() == {b"card:back"}
+        changelog.erase([b"card:back"])
+        assert changelog.came_back() == set()
+
+
+def test_a_tombstone_is_where_the_stream_puts_the_states_of_its_key(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    """Else one partition would keep the state for ever beside the tombstone in another."""
+    del deployment
+    keys = [f"card:{number}".encode() for number in range(50)]
+    producer: Producer = make_producer(settings, linger_ms=0)
+    for key in keys:
+        producer.produce(settings.topic("profiles"), b"a state", key=key)
+    assert producer.flush(30) == 0
+    with closing(KafkaChangelog(settings)) as changelog:
+        changelog.erase(keys)
+    partitions: dict[bytes, list[tuple[int, bool]]] = {}
+    consumer: Consumer = make_consumer(settings, group_id="reader")
+    topic = settings.topic("profiles")
+    consumer.assign([TopicPartition(topic, p, 0) for p in partitions_of(settings, "profiles")])
+    while sum(map(len, partitions.values())) < 2 * len(keys):
+        for record in consume(consumer, 1000, 0.5).records:
+            assert record.key is not None
+            partitions.setdefault(record.key, []).append((record.partition, record.value is None))
+    consumer.close()
+    for (first, first_is_tombstone), (second, second_is_tombstone) in partitions.values():
+        assert first == second
+        assert (first_is_tombstone, second_is_tombstone) == (False, True)

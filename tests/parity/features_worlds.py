@@ -1,0 +1,400 @@
+"""Worlds to compare features in: a catalogue of every word, payments that have and lack everything, labels, orders.
+
+`every_word` is written once and read twice: with the words of features/declare.py, and with the naive ones.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from hypothesis import strategies as st
+
+from features import attributes, declare
+from features.engine import FeatureEngine
+from features.money import AMOUNT_MINOR_MAX, RateTable
+from features.windows import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
+from tests.parity import naive_features as naive
+from tests.parity.naive_features import Heard, Payment
+from tests.unit.features.profiles import Change, label, payment
+
+# A Sunday at midnight, so that edges of every hop are among the moments below.
+START_MS = 1_530_403_200_000
+# A cent's worth of several currencies: halves to round, and one that is worth more than the reference.
+RATES = RateTable({"EUR": [(0, 1_000_000)], "USD": [(0, 500_000)], "JPY": [(0, 610_000)], "KWD": [(0, 3_000_000)]})
+
+DECLARED = types.SimpleNamespace(
+    Entity=declare.Entity,
+    request=declare.request,
+    ratio=declare.ratio,
+    Catalogue=declare.Catalogue,
+    **{attribute.name: attribute for attribute in attributes.ATTRIBUTES},
+)
+"""The language, to read a catalogue with."""
+
+
+def every_word(words: Any) -> Any:
+    """Every word of the language, over several windows, hops, delays, half-lives and conditions each."""
+    card = words.Entity("card", key="card_id")
+    merchant = words.Entity("merchant", key="merchant_id")
+    device = words.Entity("device", key="device_id")
+    pair = words.Entity("pair", key=("card_id", "merchant_id"))
+    request = words.request
+    is_large = words.amount >= 220_00
+    is_remote = words.channel == "ecom"
+    return words.Catalogue(
+        entities=(card, merchant, device, pair),
+        features=(
+            request.amount("amount"),
+            request.hour("hour"),
+            request.night("night"),
+            request.weekend("weekend"),
+            request.weekday("weekday"),
+            request.round_zeros("round_zeros"),
+            request.below_limit("below_limit", (50_00, 100_00, 500_00)),
+            request.holds("is_large", is_large),
+            request.holds("is_remote", is_remote),
+            request.holds("is_declined", words.declined),
+            request.holds("is_abroad", words.country != "DE"),
+            request.holds("is_cheap_at_home", words.amount_minor < 10_00),
+            card.count("count_1m", "1m"),
+            card.count("count_10m", "10m"),
+            card.count("count_1h_this", "1h", including_this=True),
+            card.count("count_1d", "1d"),
+            card.count("count_1d_declined", "1d", where=words.declined),
+            card.count("count_1d_not_declined", "1d", where=words.declined == False),  # noqa: E712
+            card.count("count_7d_delayed", "7d", delay="1d"),
+            card.count("count_30d_large", "30d", where=is_large),
+            card.rate("rate_1h", "1h"),
+            card.rate("rate_1d_small", "1d", where=words.amount < 50_00, hop="2h"),
+            card.share("share_1d_remote", "1d", of=is_remote),
+            card.share("share_7d_home", "7d", of=words.country == "DE"),
+            card.share("share_7d_abroad", "7d", of=words.country != "DE", delay="1d"),
+            card.count_decayed("decayed_6h", "6h", "7d"),
+            card.count_decayed("decayed_5m_remote", "5m", "1h", where=is_remote),
+            card.count_trend("trend", "1h", "7d"),
+            card.count_trend("trend_long", "1d", "30d"),
+            card.distinct("distinct_merchants", words.merchant_id, "1d"),
+            card.distinct("distinct_merchants_7d", words.merchant_id, "7d", bits=128),
+            card.distinct("distinct_mccs_large", words.mcc, "30d", where=is_large, bits=256),
+            card.distinct("distinct_countries", words.country, "1d", hop="4h"),
+            card.entropy("entropy_mcc", words.mcc, "7d"),
+            card.entropy("entropy_country", words.country, "1d", buckets=2),
+            card.top_share("top_mcc", words.mcc, "7d"),
+            card.top_share("top_merchant", words.merchant_id, "30d", buckets=32),
+            card.amount_sum("sum_1h", "1h"),
+            card.amount_sum("sum_1d_not_remote", "1d", where=words.channel != "ecom"),
+            card.amount_mean("mean_1d", "1d"),
+            card.amount_mean("mean_7d_this", "7d", including_this=True),
+            card.amount_mean("mean_30d_declined", "30d", where=words.declined),
+            card.amount_std("std_7d", "7d"),
+            card.amount_std("std_1d_remote", "1d", where=is_remote),
+            card.amount_zscore("zscore_7d", "7d"),
+            card.amount_zscore("zscore_30d_home", "30d", where=words.country == "DE"),
+            card.amount_max("max_1h", "1h"),
+            card.amount_max("max_7d", "7d"),
+            card.amount_max("max_30d_usd", "30d", where=words.currency == "USD"),
+            card.amount_min("min_1d", "1d"),
+            card.amount_min("min_7d", "7d"),
+            card.amount_min("min_7d_remote", "7d", where=is_remote),
+            card.amount_decayed("amount_decayed", "12h", "7d"),
+            words.ratio("to_mean", "amount", "mean_1d"),
+            words.ratio("of_ratio", "to_mean", "night"),
+            card.seconds_since_last("since_last"),
+            card.seconds_since_first("since_first"),
+            card.last_amount("last_amount"),
+            card.is_new("new_country", words.country),
+            card.is_new("new_merchant", words.merchant_id, among=2),
+            card.seconds_since_same("since_merchant", words.merchant_id, among=2),
+            card.seconds_since_same("since_device", words.device_id, among=3),
+            card.travel_kmh("travel"),
+            card.travel_kmh("travel_short", among=1),
+            merchant.count("merchant_count_90d", "90d"),
+            merchant.fraud_count("frauds_7d", "7d", delay="1d"),
+            merchant.fraud_count("frauds_30d_remote", "30d", delay="7d", where=is_remote),
+            merchant.fraud_share("fraud_share_1d", "1d", delay="7d"),
+            merchant.fraud_share("fraud_share_7d_large", "7d", delay="12h", where=is_large),
+            merchant.fraud_share_decayed("fraud_share_decayed", "1d", "7d", delay="1d"),
+            merchant.seconds_since_fraud("since_fraud", "7d", delay="1d"),
+            merchant.seconds_since_first_fraud("since_first_fraud", "30d", delay="1d"),
+            merchant.seconds_since_genuine("since_genuine", "7d", delay="1d"),
+            merchant.seconds_since_genuine("since_genuine_1d", "1d", delay="6h", hop="1h"),
+            merchant.fraud_streak("streak", "7d", delay="1d"),
+            merchant.fraud_streak("streak_1d", "1d", delay="6h", hop="1h"),
+            merchant.fraud_streak_seconds("streak_seconds", "7d", delay="1d"),
+            merchant.fraud_streak_seconds("streak_seconds_1d", "1d", delay="6h", hop="1h"),
+            merchant.distinct("distinct_cards", words.card_id, "1h"),
+            merchant.is_new("merchant_new_device", words.device_id, among=1),
+            device.count("device_count_2h", "2h", hop="15m"),
+            device.seconds_since_first("device_since_first"),
+            device.distinct("device_cards", words.card_id, "7d"),
+            pair.count("pair_count_30d", "30d"),
+            pair.amount_mean("pair_mean_7d", "7d"),
+            pair.seconds_since_last("pair_since_last"),
+            words.ratio("pair_to_mean", "amount", "pair_mean_7d"),
+        ),
+    )
+
+
+ENTITY_KEYS = {
+    "card": ("card_id",),
+    "merchant": ("merchant_id",),
+    "device": ("device_id",),
+    "pair": ("card_id", "merchant_id"),
+}
+
+
+@cache
+def engine() -> FeatureEngine:
+    """Of `every_word`."""
+    return FeatureEngine(every_word(DECLARED))
+
+
+@cache
+def oracle() -> naive.Catalogue:
+    """Of `every_word`, in naive words."""
+    catalogue: naive.Catalogue = every_word(naive.WORDS)
+    return catalogue
+
+
+def identity(entity: str, of: Payment) -> tuple[object, ...] | None:
+    """Which entity of a kind a payment has, None when it has none."""
+    ids = tuple(of.fields.get(key) for key in ENTITY_KEYS[entity])
+    return None if None in ids else ids
+
+
+def change_of(event: Heard, *, source: int = -1, offset: int = 0) -> Change:
+    """What an entity hears."""
+    of = event.payment
+    fields = {**of.fields, "amount_minor": of.amount_minor}
+    if event.weight is None:
+        return payment(of.time_ms, of.amount, source=source, offset=offset, **fields)
+    return label(of.time_ms, event.weight, amount=of.amount, source=source, offset=offset, **fields)
+
+
+def own_changes(entity: str, ids: tuple[object, ...], heard: Sequence[Heard]) -> list[Change]:
+    """What one entity hears of all that happens."""
+    return [change_of(event) for event in heard if identity(entity, event.payment) == ids]
+
+
+# Payments.
+
+MERCHANTS = ("m1", "m2", "m3", "m4")
+COUNTRIES = ("DE", "FR", "US", "NZ", "ZZ", "de")
+# A day of the longest windows, an hour of the shortest; days apart, so that tables are cut.
+SPANS_MS = (2 * MINUTE_MS, 2 * HOUR_MS, 2 * DAY_MS, 10 * DAY_MS, 100 * DAY_MS)
+_HOPS_MS = (15 * SECOND_MS, MINUTE_MS, HOUR_MS, 6 * HOUR_MS, DAY_MS)
+
+
+def moments(span_ms: int) -> st.SearchStrategy[int]:
+    """Times in a span, often on the edge of a tile or a millisecond beside it."""
+    anywhere = st.integers(0, span_ms)
+    edges = st.builds(
+        lambda hop_ms, tile, beside: min(max(0, tile % (span_ms // hop_ms + 1) * hop_ms + beside), span_ms),
+        st.sampled_from(_HOPS_MS),
+        st.integers(0, 10_000),
+        st.integers(-1, 1),
+    )
+    return st.one_of(anywhere, edges).map(lambda offset_ms: START_MS + offset_ms)
+
+
+AMOUNTS = st.one_of(
+    st.integers(0, 50_000),
+    st.sampled_from([0, 1, 100, 999, 10_00, 50_00, 99_00, 220_00, 2**24 + 1, AMOUNT_MINOR_MAX // 3]),
+)
+
+
+def _or_none(values: Sequence[str]) -> st.SearchStrategy[str | None]:
+    return st.sampled_from([None, *values])
+
+
+FIELDS = st.fixed_dictionaries(
+    {
+        "card_id": st.sampled_from(["c1", "c1", "c2"]),
+        "merchant_id": st.sampled_from(MERCHANTS),
+        "device_id": _or_none(["d1", "d2"]),
+        "ip": _or_none(["10.0.0.1"]),
+        "currency": st.sampled_from(sorted(RATES.currencies)),
+        "mcc": _or_none(["5411", "5812", "4829", "7995"]),
+        "country": _or_none(COUNTRIES),
+        "channel": _or_none(["ecom", "pos"]),
+        "utc_offset_minutes": st.one_of(st.none(), st.sampled_from([0, -720, 840, 330]), st.integers(-1439, 1439)),
+        "declined": st.sampled_from([None, False, True]),
+    }
+)
+
+
+def _payment(time_ms: int, amount_minor: int, fields: dict[str, Any]) -> Payment:
+    amount = RATES.convert(amount_minor, fields["currency"], time_ms)
+    return Payment(time_ms, amount, amount_minor, fields)
+
+
+def payments_in(span_ms: int) -> st.SearchStrategy[Payment]:
+    """Payments with and without each attribute, in several currencies."""
+    return st.builds(_payment, moments(span_ms), AMOUNTS, FIELDS)
+
+
+def payment_of(time_ms: int, amount_minor: int = 100, **fields: object) -> Payment:
+    """One by hand: of a card at a merchant, in euros, unless the fields say otherwise."""
+    return _payment(time_ms, amount_minor, {"card_id": "c1", "merchant_id": "m1", "currency": "EUR", **fields})
+
+
+# Histories: payments in order of event time, outcomes in the order they become known.
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`payment` is the payment's place in the list of payments."""
+
+    payment: int
+    time_ms: int
+    is_fraud: bool
+
+
+@dataclass(frozen=True)
+class World:
+    """Payments in order of time; outcomes in the order they became known."""
+
+    payments: list[Payment]
+    outcomes: list[Outcome]
+
+    def heard(self) -> list[Heard]:
+        """All that arrives, when it is known: a payment comes before an outcome of its millisecond."""
+        said: dict[int, bool] = {}
+        events: list[tuple[int, int, Heard]] = [(p.time_ms, 0, Heard(p)) for p in self.payments]
+        for outcome in self.outcomes:
+            weight = outcome.is_fraud - said.get(outcome.payment, False)
+            said[outcome.payment] = outcome.is_fraud
+            if weight != 0:
+                events.append((outcome.time_ms, 1, Heard(self.payments[outcome.payment], weight)))
+        return [event for *_, event in sorted(events, key=lambda event: event[:2])]
+
+
+# Label delays on both sides of the catalogue's.
+_DELAYS_MS = st.one_of(
+    st.integers(0, 20 * DAY_MS),
+    st.sampled_from([0, 1, HOUR_MS, DAY_MS - 1, DAY_MS, DAY_MS + 1, 7 * DAY_MS - 1, 7 * DAY_MS]),
+)
+
+
+@st.composite
+def worlds(draw: st.DrawFn, payments_max: int = 12) -> World:
+    """Histories of two cards at a few merchants, with repeated and corrected outcomes."""
+    span_ms = draw(st.sampled_from(SPANS_MS))
+    payments = draw(st.lists(payments_in(span_ms), min_size=1, max_size=payments_max))
+    payments.sort(key=lambda p: p.time_ms)
+    said = draw(
+        st.lists(st.tuples(st.integers(0, len(payments) - 1), _DELAYS_MS, st.booleans()), max_size=payments_max)
+    )
+    outcomes = [Outcome(row, payments[row].time_ms + delay_ms, is_fraud) for row, delay_ms, is_fraud in said]
+    return World(payments, sorted(outcomes, key=lambda o: o.time_ms))
+
+
+# Catalogues that nobody wrote.
+
+
+@dataclass(frozen=True)
+class Said:
+    """One feature as a catalogue says it; attributes and conditions among the arguments are naive ones."""
+
+    name: str
+    entity: str
+    word: str
+    arguments: tuple[object, ...]
+    options: tuple[tuple[str, object], ...]
+
+    def read(self, words: Any, entities: dict[str, Any]) -> Any:
+        options = {name: _read(words, option) for name, option in self.options}
+        arguments = [_read(words, argument) for argument in self.arguments]
+        return getattr(entities[self.entity], self.word)(self.name, *arguments, **options)
+
+
+def _read(words: Any, argument: object) -> Any:
+    if isinstance(argument, naive.Attribute):
+        return getattr(words, argument.name)
+    if isinstance(argument, naive.Condition):
+        return naive.OPERATORS[argument.operator](getattr(words, argument.field), argument.value)
+    return argument
+
+
+def catalogue_of(words: Any, said: Sequence[Said]) -> Any:
+    """Read with the words of one of the two languages."""
+    entities = {name: words.Entity(name, key=keys[0] if len(keys) == 1 else keys) for name, keys in ENTITY_KEYS.items()}
+    features = [words.request.amount("amount"), *(feature.read(words, entities) for feature in said)]
+    features.append(words.ratio("ratio", "amount", features[-1].name))
+    return words.Catalogue(tuple(entities.values()), tuple(features))
+
+
+_CONDITIONS = st.one_of(
+    st.builds(
+        naive.Condition, st.sampled_from(["amount", "amount_minor"]), st.sampled_from([">=", "<", "=="]), AMOUNTS
+    ),
+    st.builds(naive.Condition, st.just("country"), st.sampled_from(["==", "!="]), st.sampled_from(["DE", "NZ"])),
+    st.builds(naive.Condition, st.just("channel"), st.sampled_from(["==", "!="]), st.sampled_from(["ecom", "pos"])),
+    st.builds(naive.Condition, st.just("declined"), st.sampled_from(["==", "!="]), st.booleans()),
+    st.just(naive.ATTRIBUTES["declined"]),
+)
+_COUNTED = st.sampled_from([naive.ATTRIBUTES[name] for name in ("merchant_id", "card_id", "mcc", "country", "ip")])
+# Hops a window may be told to have, as number and unit; windows are some of them long.
+_CHOSEN_HOPS = st.sampled_from([(15, "s"), (5, "m"), (1, "h"), (6, "h"), (1, "d")])
+_LABEL_WORDS = (
+    "fraud_count",
+    "fraud_share",
+    "fraud_share_decayed",
+    "seconds_since_fraud",
+    "seconds_since_first_fraud",
+    "seconds_since_genuine",
+    "fraud_streak",
+    "fraud_streak_seconds",
+)
+_MEMORY_WORDS = ("is_new", "seconds_since_same")
+_PLAIN_WORDS = ("seconds_since_last", "seconds_since_first", "last_amount")
+# Words that take a condition.
+_ASKING_WORDS = (
+    *("count", "rate", "amount_sum", "amount_mean", "amount_std", "amount_zscore", "amount_max", "amount_min"),
+    *("distinct", "count_decayed", "fraud_count", "fraud_share"),
+)
+_WORDS = (
+    *_ASKING_WORDS,
+    "share",
+    "entropy",
+    "top_share",
+    "amount_decayed",
+    *_LABEL_WORDS,
+    *_MEMORY_WORDS,
+    *_PLAIN_WORDS,
+)
+
+
+@st.composite
+def _said(draw: st.DrawFn, name: str) -> Said:
+    word = draw(st.sampled_from([*dict.fromkeys(_WORDS), "travel_kmh"]))
+    entity = draw(st.sampled_from(sorted(ENTITY_KEYS)))
+    if word in _PLAIN_WORDS:
+        return Said(name, entity, word, (), ())
+    if word in _MEMORY_WORDS or word == "travel_kmh":
+        among = (("among", draw(st.integers(1, 3))),)
+        return Said(name, entity, word, () if word == "travel_kmh" else (draw(_COUNTED),), among)
+    number, unit = draw(_CHOSEN_HOPS)
+    arguments: list[object] = [f"{number * draw(st.integers(4, 8))}{unit}"]
+    options: dict[str, object] = {"hop": f"{number}{unit}"}
+    if word in ("distinct", "entropy", "top_share"):
+        arguments.insert(0, draw(_COUNTED))
+    if word.endswith("_decayed"):
+        arguments.insert(0, draw(st.sampled_from(["30s", "20m", "7h", "3d"])))
+    if word in _LABEL_WORDS or (word == "count" and draw(st.booleans())):
+        options["delay"] = f"{number * draw(st.integers(1, 3))}{unit}"
+    if word == "share":
+        options["of"] = draw(_CONDITIONS)
+    elif word in _ASKING_WORDS and draw(st.booleans()):
+        options["where"] = draw(_CONDITIONS)
+    return Said(name, entity, word, tuple(arguments), tuple(options.items()))
+
+
+@st.composite
+def catalogues(draw: st.DrawFn, features_max: int = 6) -> list[Said]:
+    """Catalogues in which words, hops, delays, conditions and entities meet in ways no other has."""
+    return [draw(_said(f"f{number}")) for number in range(draw(st.integers(1, features_max)))]

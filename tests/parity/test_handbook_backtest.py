@@ -1,0 +1,226 @@
+"""The book's published results come out of the harness when it is given the book's inputs, computed as the book does.
+
+The reference computes the 15 inputs from their definitions, with windows that are exact to the millisecond; the
+catalogue `book` computes them with the feature engine, whose windows are tiles.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from features.engine import FeatureEngine
+from features.history import History, final_labels, history_of_tables
+from features.money import load_rates
+from models.backtest import Rows, Summary, backtest, path_to, rows_of
+from models.backtest_handbook import (
+    LABEL_DELAY_DAYS,
+    PREQUENTIAL,
+    PROTOCOLS,
+    PUBLISHED,
+    book_catalogue,
+    require_handbook,
+)
+from models.backtest_models import family
+from models.evaluation import DAY_MS, METRICS, Measured, day_of_time
+from streams.handbook import convert_table
+
+PROJECT = Path(__file__).parents[2]
+REAL_FILE = Path(os.environ.get("PAYWARDEN_HANDBOOK", PROJECT.parent / "shared" / "data" / "handbook.parquet"))
+TOLERANCE = 0.005
+WINDOWS_DAYS = (1, 7, 30)
+HOUR_MS = 3_600_000
+NIGHT_ENDS_MS = 7 * HOUR_MS
+DELAY_MS = LABEL_DELAY_DAYS * DAY_MS
+
+pytestmark = [
+    pytest.mark.skipif(not REAL_FILE.is_file(), reason="the handbook's table is not there: set PAYWARDEN_HANDBOOK"),
+    # A forest on a fold takes a quarter of a minute of a free core, and is given a busy one.
+    pytest.mark.timeout(1800),
+]
+
+
+@cache
+def history() -> History:
+    payments, outcomes, _ = convert_table(pq.read_table(REAL_FILE))
+    return history_of_tables(payments, outcomes)
+
+
+class ExactWindows:
+    """Which payments of an entity lie in (t - older, t - newer], for every payment, t being its time."""
+
+    def __init__(self, entity: NDArray[np.int32], time_ms: NDArray[np.int64]) -> None:
+        # Time is the order of the rows already: a stable sort keeps it within an entity.
+        self.order = np.argsort(entity, kind="stable")
+        span = int(time_ms.max()) * 2
+        self._key = entity[self.order].astype(np.int64) * span + time_ms[self.order]
+
+    def before(self, age_ms: int) -> NDArray[np.intp]:
+        """How many payments, in the order of entity and time, are at least so much older than each payment."""
+        return np.searchsorted(self._key, self._key - age_ms, side="right")
+
+    def up_to_this(self) -> NDArray[np.intp]:
+        """The same for the payment itself: payments of its millisecond that come after it are not over."""
+        return np.arange(1, len(self._key) + 1)
+
+    def in_order_of_rows(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        result = np.empty(len(values))
+        result[self.order] = values
+        return result
+
+
+def total_between(values: NDArray[np.float64], begin: NDArray[np.intp], end: NDArray[np.intp]) -> NDArray[np.float64]:
+    totals = np.concatenate(([0.0], np.cumsum(values)))
+    return np.asarray(totals[end] - totals[begin])
+
+
+@cache
+def reference() -> dict[str, NDArray[np.float64]]:
+    """The 15 inputs of every payment by the names of the catalogue, in its order."""
+    data = history()
+    amount = data.amount_minor.astype(np.float64)
+    fraud = (final_labels(data) == 1).astype(np.float64)
+    # 1970-01-01 was a Thursday.
+    weekday = (day_of_time(data.event_time_ms) + 3) % 7
+    inputs = {
+        "amount": amount,
+        "weekend": (weekday >= 5).astype(np.float64),
+        "night": (data.event_time_ms % DAY_MS < NIGHT_ENDS_MS).astype(np.float64),
+    }
+    customers = ExactWindows(data.card.codes, data.event_time_ms)
+    terminals = ExactWindows(data.merchant.codes, data.event_time_ms)
+    for days in WINDOWS_DAYS:
+        begin, end = customers.before(days * DAY_MS), customers.up_to_this()
+        count = (end - begin).astype(np.float64)
+        total = total_between(amount[customers.order], begin, end)
+        inputs[f"card_count_{days}d"] = customers.in_order_of_rows(count)
+        inputs[f"card_amount_mean_{days}d"] = customers.in_order_of_rows(total / count)
+    for days in WINDOWS_DAYS:
+        begin, end = terminals.before(DELAY_MS + days * DAY_MS), terminals.before(DELAY_MS)
+        count = (end - begin).astype(np.float64)
+        frauds = total_between(fraud[terminals.order], begin, end)
+        inputs[f"merchant_count_{days}d"] = terminals.in_order_of_rows(count)
+        inputs[f"merchant_fraud_share_{days}d"] = terminals.in_order_of_rows(frauds / np.maximum(count, 1.0))
+    return inputs
+
+
+@cache
+def exact_rows() -> Rows:
+    """What the prequential protocol needs, which holds all that the single split does."""
+    data = history()
+    day = day_of_time(data.event_time_ms)
+    wanted = PREQUENTIAL.days.contains(day)
+    vectors = np.column_stack([column[wanted] for column in reference().values()]).astype(np.float32)
+    label = (final_labels(data) == 1).astype(np.int64)
+    return Rows(vectors, label[wanted], day[wanted], data.card.codes[wanted])
+
+
+@cache
+def engine_rows() -> Rows:
+    """The same as the feature engine has it."""
+    engine = FeatureEngine(book_catalogue())
+    return rows_of(history(), PREQUENTIAL.days, engine=engine, rates=load_rates(), label_delay_days=LABEL_DELAY_DAYS)
+
+
+def engine_column(name: str) -> NDArray[np.float64]:
+    """An input of the engine's, of the wanted days."""
+    return engine_rows().vectors[:, book_catalogue().names.index(name)].astype(np.float64)
+
+
+def reference_column(name: str) -> NDArray[np.float64]:
+    return reference()[name][PREQUENTIAL.days.contains(day_of_time(history().event_time_ms))]
+
+
+def exact_counts(windows: ExactWindows, begin: NDArray[np.intp], end: NDArray[np.intp]) -> NDArray[np.float64]:
+    counts = windows.in_order_of_rows((end - begin).astype(np.float64))
+    return counts[PREQUENTIAL.days.contains(day_of_time(history().event_time_ms))]
+
+
+def with_the_books_parameters(rows: Rows, protocol_name: str, model: str) -> Summary:
+    """The test folds by the published parameters alone: no grid is searched."""
+    protocol, published = PROTOCOLS[protocol_name], PUBLISHED[protocol_name][model]
+    assert published.parameters is not None
+    whole = family(model, seed=0, budget=1, published=published.parameters)
+    short = replace(whole, paths=(path_to(published.parameters["auc_roc"]),))
+    result = backtest(rows, replace(protocol, validation=protocol.validation[:1]), short)
+    assert result.as_published is not None
+    return result.as_published
+
+
+def assert_close(measured: Measured, published: Measured, tolerance: float) -> None:
+    for metric in METRICS:
+        got, wanted = getattr(measured, metric), getattr(published, metric)
+        assert got == pytest.approx(wanted, abs=tolerance), (metric, got, wanted)
+
+
+def test_the_handbooks_history_is_taken_for_what_it_is() -> None:
+    for protocol in PROTOCOLS.values():
+        require_handbook(history(), protocol)
+
+
+@pytest.mark.parametrize("model", ["lr", "rf", "dt"])
+@pytest.mark.parametrize("protocol", ["single", "prequential"])
+def test_the_published_row_comes_out_of_the_books_own_inputs(protocol: str, model: str) -> None:
+    measured = with_the_books_parameters(exact_rows(), protocol, model)
+    assert_close(measured.mean, PUBLISHED[protocol][model].test, TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "model"),
+    [("single", "lr"), ("single", "rf"), ("single", "dt"), ("prequential", "lr"), ("prequential", "dt")],
+)
+def test_the_published_row_comes_out_of_the_books_inputs_by_our_engine(protocol: str, model: str) -> None:
+    measured = with_the_books_parameters(engine_rows(), protocol, model)
+    assert_close(measured.mean, PUBLISHED[protocol][model].test, TOLERANCE)
+
+
+def test_the_books_validation_chooses_what_the_book_chose() -> None:
+    published = PUBLISHED["prequential"]["lr"]
+    result = backtest(exact_rows(), PREQUENTIAL, family("lr", seed=0, budget=1))
+    assert published.validation is not None
+    assert_close(result.validation.mean, published.validation, TOLERANCE)
+    assert_close(result.test.mean, published.test, TOLERANCE)
+
+
+def test_the_catalogue_of_the_book_declares_the_books_inputs_in_its_order() -> None:
+    assert list(book_catalogue().names) == list(reference())
+
+
+def test_what_the_payment_says_itself_is_the_same_in_both() -> None:
+    for name in ("amount", "weekend", "night"):
+        assert np.array_equal(engine_column(name), reference_column(name))
+
+
+@pytest.mark.parametrize(("days", "hop_ms"), [(1, HOUR_MS // 6), (7, HOUR_MS), (30, HOUR_MS)])
+def test_a_customers_window_is_the_books_or_longer_by_less_than_a_hop(days: int, hop_ms: int) -> None:
+    counts = engine_column(f"card_count_{days}d")
+    customers = ExactWindows(history().card.codes, history().event_time_ms)
+    longer = exact_counts(customers, customers.before(days * DAY_MS + hop_ms), customers.up_to_this())
+    exact = reference_column(f"card_count_{days}d")
+    assert np.all((exact <= counts) & (counts <= longer))
+    # Where the windows hold the same payments, so do the means.
+    same = counts == exact
+    assert same.mean() > 0.9
+    mean = f"card_amount_mean_{days}d"
+    assert engine_column(mean)[same] == pytest.approx(reference_column(mean)[same], rel=1e-6)
+
+
+@pytest.mark.parametrize("days", WINDOWS_DAYS)
+def test_a_terminals_window_begins_and_ends_within_an_hour_before_the_books(days: int) -> None:
+    counts = engine_column(f"merchant_count_{days}d")
+    terminals = ExactWindows(history().merchant.codes, history().event_time_ms)
+    begin, end = terminals.before(DELAY_MS + days * DAY_MS), terminals.before(DELAY_MS)
+    begin_early, end_early = terminals.before(DELAY_MS + days * DAY_MS + HOUR_MS), terminals.before(DELAY_MS + HOUR_MS)
+    assert np.all(exact_counts(terminals, begin, end_early) <= counts)
+    assert np.all(counts <= exact_counts(terminals, begin_early, end))
+    share, risk = engine_column(f"merchant_fraud_share_{days}d"), reference_column(f"merchant_fraud_share_{days}d")
+    assert np.array_equal(np.isnan(share), counts == 0)
+    # A share is another one only where an hour's payments at one of the ends are.
+    assert np.isclose(np.nan_to_num(share), risk, rtol=1e-6).mean() > 0.99

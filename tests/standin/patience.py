@@ -1,0 +1,56 @@
+"""How long tests wait: settings for them, time that passes when told to, and waiting for real threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from features.aerospike_store import AerospikeSettings
+
+# How long a test may wait for the client's own threads to notice something.
+PATIENCE_S = 30.0
+
+
+def quick_settings(*hosts: str, timeout_ms: int = 20_000) -> AerospikeSettings:
+    """Settings for tests: few and quick retries, no breaker and no patience of a scan in the way.
+
+    The timeouts are long, so that a slow machine changes nothing; where a server is silent, pass a short one.
+    """
+    return AerospikeSettings(
+        hosts=hosts,
+        tend_interval_ms=250,
+        socket_timeout_ms=timeout_ms,
+        total_timeout_ms=3 * timeout_ms,
+        info_timeout_ms=timeout_ms,
+        max_retries=2,
+        sleep_between_retries_ms=1,
+        # Tests make calls fail for their own sake; those of the breaker and of patience say so themselves.
+        breaker_failure_count_max=1_000_000,
+        scan_page_timeout_ms=3 * timeout_ms,
+        scan_patience_ms=0,
+    )
+
+
+class FakeTime:
+    """Seconds that pass when told to. `slept_s` holds each sleep; `on_sleep` is called in each, before it ends."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+        self.slept_s: list[float] = []
+        self.on_sleep: Callable[[], object] = lambda: None
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s.append(round(seconds, 6))
+        self.now_s += seconds
+        self.on_sleep()
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    """Returns when it has happened, and fails when that takes too long."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)

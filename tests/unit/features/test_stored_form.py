@@ -1,0 +1,729 @@
+"""Profiles at rest: written as the head of the kernel says, small, and no bytes lead the kernel out of bounds."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from features import attributes, kernel
+from features.declare import Catalogue
+from features.engine import FeatureEngine, UnreadableProfile
+from features.money import _RATE_MAX, AMOUNT_MINOR_MAX, RATE_SCALE
+from features.windows import DAY_MS, HOUR_MS, MINUTE_MS
+from tests.packed import read_packed, with_widths, write_packed
+from tests.parity.features_worlds import COUNTRIES, DECLARED, MERCHANTS, every_word
+from tests.unit.features.profiles import (
+    USUAL,
+    Change,
+    apply,
+    apply_groups,
+    card,
+    events_of,
+    label,
+    payment,
+    profile,
+    row,
+    rows_of,
+    vector,
+)
+
+# A Sunday at midnight: the beginning of a tile of every hop.
+SUNDAY_MS = 1_530_403_200_000
+NOON_MS = SUNDAY_MS + 12 * HOUR_MS
+AMOUNT_MAX = AMOUNT_MINOR_MAX * _RATE_MAX // RATE_SCALE
+ENTITIES = ("card", "merchant", "device")
+INT64 = st.one_of(
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 300),
+    st.sampled_from([sign * 2**bits + beside for bits in range(63) for sign in (1, -1) for beside in (-1, 0, 1)]),
+).filter(lambda number: -(2**63) <= number < 2**63)
+
+Table = Sequence[tuple[int, Sequence[int]]]
+
+
+@cache
+def engine() -> FeatureEngine:
+    return FeatureEngine(USUAL)
+
+
+@cache
+def rich() -> FeatureEngine:
+    """Every measure, condition, sketch and memory there is."""
+    return FeatureEngine(every_word(DECLARED))
+
+
+def stored(
+    entity: str,
+    *,
+    sources: Sequence[tuple[int, int]] = (),
+    first_ms: int = 0,
+    last_ms: int = 0,
+    newest_ms: int = 0,
+    tables: Sequence[Table] = (),
+    memories: Sequence[Sequence[tuple[int, int]]] = (),
+    of: FeatureEngine | None = None,
+) -> bytes:
+    """The stored form as the head of the kernel describes it.
+
+    A table is (tile's number, measures) rows, labels and all; a memory is (value, when last seen) pairs.
+    """
+    of = of or engine()
+    number = of.plan.entity_names.index(entity)
+    shape = of.plan.shapes[number]
+    found_tables = tables or [()] * len(shape.tables)
+    found_memories = memories or [()] * len(shape.memories)
+    numbers = [first_ms, last_ms - first_ms, newest_ms - last_ms, len(sources)]
+    numbers += [len(rows) for rows in found_tables] + [len(pairs) for pairs in found_memories]
+    for table, rows in zip(shape.tables, found_tables, strict=True):
+        is_label = [column.is_label for column in table.columns for _ in range(column.parts)]
+        before = 0
+        for tile, measures in rows:
+            zigzag = (2 * measure if measure >= 0 else -2 * measure - 1 for measure in measures)
+            coded = [z if signed else m for z, m, signed in zip(zigzag, measures, is_label, strict=True)]
+            numbers += [tile - before, *coded]
+            before = tile
+    for pairs in found_memories:
+        seen_ms = newest_ms
+        for value, time_ms in pairs:
+            numbers += [value, seen_ms - time_ms]
+            seen_ms = time_ms
+    numbers += [number for pair in sources for number in pair]
+    packed = read_packed(profile(of, entity, []))
+    return write_packed(replace(packed, numbers=tuple(numbers)))
+
+
+# What stands where.
+
+
+def test_the_stored_form_is_these_bytes() -> None:
+    # Whoever changes the layout must see that this changes: stores, changelog and mirrors are full of it.
+    of = FeatureEngine(Catalogue((card,), (card.count("a", "1d"), card.is_new("b", attributes.country, among=2))))
+    changes = [
+        payment(NOON_MS, country="FR", source=3, offset=300),
+        payment(NOON_MS + 2 * HOUR_MS, country="DE", source=3, offset=301),
+    ]
+    tile = NOON_MS // HOUR_MS
+    shape = bytes([1, *(0x90, 0x1C), 1, 0, 1, 11, 2])
+    numbers = b"".join(
+        [
+            NOON_MS.to_bytes(6, "little"),
+            (2 * HOUR_MS).to_bytes(3, "little"),
+            bytes([1, 2, 2]),
+            tile.to_bytes(3, "little"),
+            bytes([1, 2, 1]),
+            # DE and FR are the 83rd and 148th pair of letters.
+            bytes([3 * 26 + 5, 5 * 26 + 18]),
+            (2 * HOUR_MS).to_bytes(3, "little"),
+            bytes([3]),
+            (301).to_bytes(2, "little"),
+        ]
+    )
+    # Widths, two to a byte: times 6 3 0; sources, rows, memories 1 1 1; tiles 3 1 1 1; values 1 0 1 3; source 1 2.
+    widths = bytes([0x36, 0x10, 0x11, 0x13, 0x11, 0x01, 0x31, 0x21])
+    digest = struct.pack("<I", of.plan.words[of.plan.words[kernel.ENTITIES_AT] + kernel.DIGEST])
+    head = bytes([2]) + digest + struct.pack("<H", len(shape)) + shape + struct.pack("<I", 16)
+    assert profile(of, "card", changes) == head + widths + numbers
+
+
+def test_the_stored_form_is_as_described() -> None:
+    # A merchant: minutes and hours hold counts, six hours counts and frauds, days sums and frauds too.
+    changes = [
+        payment(NOON_MS, 300, source=2, offset=7),
+        payment(NOON_MS + 1, 5, source=0, offset=1000),
+        label(NOON_MS, 1, source=1, offset=0),
+        label(NOON_MS, -1, source=1, offset=3),
+        label(NOON_MS + DAY_MS, -1, source=1, offset=4),
+    ]
+    hour, quarter, day = (NOON_MS // hop_ms for hop_ms in (HOUR_MS, 6 * HOUR_MS, DAY_MS))
+    assert profile(engine(), "merchant", changes) == stored(
+        "merchant",
+        sources=[(0, 1000), (1, 4), (2, 7)],
+        first_ms=NOON_MS,
+        last_ms=NOON_MS + 1,
+        newest_ms=NOON_MS + DAY_MS,
+        # A day later the tile of minutes has gone. The label that came before its payment is less than none.
+        tables=[
+            [],
+            [(hour, [2])],
+            [(quarter, [2, 0]), (quarter + 4, [0, -1])],
+            [(day, [2, 305, 0]), (day + 1, [0, 0, -1])],
+        ],
+    )
+
+
+def test_the_profile_of_a_usual_card_is_small() -> None:
+    # Once a day for two months: the sketch in the design asks for under 500 bytes.
+    changes = [payment(NOON_MS + day * DAY_MS, 4200 + day, source=6, offset=10**7 + day) for day in range(60)]
+    assert len(profile(engine(), "card", changes)) < 400
+
+
+def test_an_unknown_entity_and_one_without_events_take_no_more_than_their_head() -> None:
+    packed = read_packed(profile(engine(), "card", []))
+    assert set(packed.numbers) == {0}
+    assert len(profile(engine(), "card", [])) == 7 + len(packed.shape) + 4 + (len(packed.numbers) + 1) // 2
+
+
+@settings(max_examples=300)
+@given(
+    numbers=st.lists(INT64, max_size=20), before=st.binary(max_size=3), after=st.sampled_from([0, 7, 8, 23, 24, 100])
+)
+def test_numbers_of_every_width_are_decoded_wherever_the_buffer_ends(
+    numbers: list[int], before: bytes, after: int
+) -> None:
+    # Near the end of the buffer the kernel reads byte by byte, before it eight bytes at once.
+    packed = replace(read_packed(profile(engine(), "card", [])), shape=b"", numbers=tuple(numbers))
+    body = write_packed(packed)[7:]
+    data = np.frombuffer(bytearray(before + body + bytes([0xA5]) * after), dtype=np.uint8)
+    found = np.full(len(numbers) + 3, 77, dtype=np.int64)
+    count = kernel.decode(data, len(before), len(before) + len(body), found, 1)
+    assert count == len(numbers)
+    assert found[0] == 77
+    assert found[1 : 1 + count].tolist() == numbers
+
+
+@pytest.mark.parametrize("number", [0, 1, 255, 256, 2**16, 2**24, 2**32, 2**40, 2**48, 2**56, 2**62, -1, -(2**62)])
+def test_measures_of_every_width_are_kept(number: int) -> None:
+    # A sum, and a count of frauds below zero.
+    day = SUNDAY_MS // DAY_MS
+    state = stored("merchant", newest_ms=SUNDAY_MS, tables=[[], [], [], [(day, [1, number, number])]])
+    assert read_packed(state).numbers[-2] == number
+    assert profile(engine(), "merchant", [], state) == state
+    then = payment(SUNDAY_MS, 1)
+    assert read_packed(profile(engine(), "merchant", [then], state)).numbers[-2] == number + 1
+
+
+ROWS = st.fixed_dictionaries(
+    {
+        "merchant_id": st.sampled_from(MERCHANTS),
+        "country": st.sampled_from([None, *COUNTRIES]),
+        "mcc": st.sampled_from([None, "5411", "5812"]),
+        "channel": st.sampled_from([None, "ecom"]),
+        "declined": st.sampled_from([None, True, False]),
+    }
+)
+CHANGES = st.lists(
+    st.one_of(
+        st.builds(
+            lambda time_ms, amount, source, offset, fields: payment(
+                time_ms, amount, source=source, offset=offset, **fields
+            ),
+            st.integers(1, 2**42),
+            st.integers(0, AMOUNT_MAX),
+            st.integers(0, kernel.SOURCES_MAX - 1),
+            st.integers(0, 2**62),
+            ROWS,
+        ),
+        st.builds(
+            lambda time_ms, amount, fields: payment(time_ms, amount, **fields),
+            st.integers(SUNDAY_MS, SUNDAY_MS + 40 * DAY_MS),
+            st.sampled_from([0, AMOUNT_MAX]),
+            ROWS,
+        ),
+        st.builds(label, st.integers(SUNDAY_MS, SUNDAY_MS + 40 * DAY_MS), st.sampled_from([-1, 0, 1])),
+    ),
+    max_size=25,
+)
+ENGINES = st.sampled_from([engine, rich])
+
+
+@settings(max_examples=150)
+@given(changes=CHANGES, entity=st.sampled_from(ENTITIES), of=ENGINES)
+def test_unpacking_and_packing_gives_the_same_bytes(
+    changes: list[Change], entity: str, of: Callable[[], FeatureEngine]
+) -> None:
+    state = profile(of(), entity, changes)
+    assert profile(of(), entity, [], state) == state
+    assert write_packed(read_packed(state)) == state
+    assert of().migrated(of().plan.entity_names.index(entity), state) is state
+
+
+# Room.
+
+
+@settings(max_examples=60)
+@given(changes=CHANGES, more=CHANGES, entity=st.sampled_from(ENTITIES), of=ENGINES)
+def test_a_profile_never_outgrows_the_size_that_a_store_must_take(
+    changes: list[Change], more: list[Change], entity: str, of: Callable[[], FeatureEngine]
+) -> None:
+    state = profile(of(), entity, changes)
+    grown = profile(of(), entity, more, state)
+    limit = of().plan.profile_bytes_max(of().plan.entity_names.index(entity))
+    assert len(state) <= limit
+    assert len(grown) <= limit
+    assert limit <= of().profile_bytes_max
+
+
+def test_profiles_that_outgrow_the_room_that_was_guessed_are_written_all_the_same() -> None:
+    # Each becomes some 500 bytes from nothing, with one event; the guess is a hundred for each.
+    groups = [[payment(NOON_MS + number, 5, merchant_id="m", country="DE", mcc="5411")] for number in range(500)]
+    states = apply_groups(rich(), "card", groups, [None] * len(groups)).states
+    assert sum(map(len, states)) > 500 * 200 + rich().profile_bytes_max
+    assert states == [profile(rich(), "card", group) for group in groups]
+
+
+def full(entity: str, *, tiles_to_ms: int = 2**43, newest_ms: int = 2**43, of: FeatureEngine | None = None) -> bytes:
+    """A profile with every source, tile and memory there is room for, of the largest numbers.
+
+    `tiles_to_ms` is where its tiles end; a `newest_ms` before that is a lie.
+    """
+    of = of or engine()
+    number = of.plan.entity_names.index(entity)
+    shape, limit = of.plan.shapes[number], 2**62 - 1
+    tables = []
+    for table, capacity in zip(shape.tables, of.plan.capacities[number], strict=True):
+        newest = tiles_to_ms // table.hop_ms
+        tables.append([(tile, [limit] * (table.width - 1)) for tile in range(newest - capacity + 1, newest + 1)])
+    memories = [[(limit - place, newest_ms) for place in range(capacity)] for _, capacity in shape.memories]
+    sources = [(2**56 + source, 2**63 - 1) for source in range(kernel.SOURCES_MAX)]
+    return stored(
+        entity, sources=sources, first_ms=1, last_ms=1, newest_ms=newest_ms, tables=tables, memories=memories, of=of
+    )
+
+
+@pytest.mark.parametrize("hop_ms", [MINUTE_MS, HOUR_MS, 6 * HOUR_MS, DAY_MS])
+@pytest.mark.parametrize("entity", ENTITIES)
+def test_events_that_each_need_a_tile_and_a_source_of_their_own_find_room(entity: str, hop_ms: int) -> None:
+    changes = [
+        payment(SUNDAY_MS + number * hop_ms, AMOUNT_MAX, source=2**30 + number, offset=2**62) for number in range(60)
+    ]
+    for of in (engine(), rich()):
+        assert len(profile(of, entity, changes)) <= of.profile_bytes_max
+
+
+@pytest.mark.parametrize("entity", ENTITIES)
+@pytest.mark.parametrize("of", [engine, rich])
+def test_a_full_profile_is_read_and_stays_within_the_largest_size(entity: str, of: Callable[[], FeatureEngine]) -> None:
+    state = full(entity, of=of())
+    assert profile(of(), entity, [], state) == state
+    assert 2000 < len(state) <= of().plan.profile_bytes_max(of().plan.entity_names.index(entity))
+    # One tile comes, one goes.
+    later = profile(of(), entity, [payment(2**43 + DAY_MS, AMOUNT_MAX)], state)
+    assert len(later) <= of().profile_bytes_max
+
+
+# Bytes that are not a profile.
+
+
+def status_of(entity: str, state: bytes, of: FeatureEngine | None = None) -> str:
+    """Read, see and update these bytes as a profile; why not, or nothing when it could be done."""
+    of = of or engine()
+    try:
+        vector(of, NOON_MS, 1, {entity: state}, country="DE", merchant_id="m1")
+        changes = [
+            payment(SUNDAY_MS + hop_ms, 7, source=5, offset=1, merchant_id="m", country="FR")
+            for hop_ms in (0, MINUTE_MS, HOUR_MS, DAY_MS)
+        ]
+        updated = apply(of, entity, changes, state).states[0]
+    except UnreadableProfile as error:
+        return str(error).partition("cannot be read: ")[2]
+    assert len(updated) <= of.profile_bytes_max
+    # What was taken and updated can be taken again.
+    assert profile(of, entity, [], updated) == updated
+    return ""
+
+
+GOOD = [
+    payment(SUNDAY_MS + number * HOUR_MS, 500, source=number % 3, offset=number, merchant_id=f"m{number % 5}")
+    for number in range(30)
+]
+
+
+@pytest.mark.parametrize("of", [engine, rich])
+def test_every_truncation_is_seen(of: Callable[[], FeatureEngine]) -> None:
+    state = profile(of(), "merchant", GOOD)
+    assert status_of("merchant", state, of()) == ""
+    for length in range(1, len(state)):
+        assert status_of("merchant", state[:length], of()) == "it is damaged"
+    assert status_of("merchant", state + b"\0", of()) == "it is damaged"
+
+
+@pytest.mark.parametrize("version", [0, 1, 3, 255])
+def test_another_version_is_refused_by_its_number(version: int) -> None:
+    state = profile(engine(), "card", GOOD)
+    assert kernel.LAYOUT_VERSION == 2
+    assert status_of("card", bytes([version]) + state[1:]) == "it is not of layout version 2"
+
+
+def test_a_profile_of_another_shape_is_read_as_what_both_have() -> None:
+    # Of two kinds of entities: the card's has windows of hours and days, as the merchant's has.
+    state = profile(engine(), "card", GOOD)
+    assert status_of("merchant", state) == ""
+
+
+DAY = SUNDAY_MS // DAY_MS
+# The columns of a card's days: count, sum, largest amount.
+TILE = (1, 1, 2)
+
+
+def with_days(days: Table, newest_ms: int) -> bytes:
+    return stored("card", newest_ms=newest_ms, tables=[[], [], [], days])
+
+
+def with_merchants(pairs: Sequence[tuple[int, int]], newest_ms: int = SUNDAY_MS) -> bytes:
+    """A profile of the rich engine's merchant, whose last memory holds one device."""
+    return stored("merchant", newest_ms=newest_ms, memories=[pairs], of=rich())
+
+
+def with_seen(pairs: Sequence[tuple[int, int]], newest_ms: int = SUNDAY_MS) -> bytes:
+    """A profile of the rich engine's card, with this in its first memory of several values."""
+    capacities = [capacity for _, capacity in rich().plan.shapes[0].memories]
+    place = next(place for place, capacity in enumerate(capacities) if capacity >= 3)
+    memories = [pairs if other == place else () for other in range(len(capacities))]
+    return stored("card", newest_ms=newest_ms, memories=memories, of=rich())
+
+
+def changed(state: bytes, place: int, number: int) -> bytes:
+    """With another number at a place."""
+    packed = read_packed(state)
+    numbers = list(packed.numbers)
+    numbers[place] = number
+    return write_packed(replace(packed, numbers=tuple(numbers)))
+
+
+DAMAGED = {
+    "sources that do not ascend": stored("card", sources=[(3, 1), (3, 2)]),
+    "a source below zero": stored("card", sources=[(-1, 1)]),
+    "an offset below zero": stored("card", sources=[(1, -1)]),
+    "fewer sources than are counted": changed(stored("card", sources=[(3, 1)]), 3, 2),
+    "more sources than are counted": changed(stored("card", sources=[(3, 1)]), 3, 0),
+    "sources below zero": changed(stored("card", sources=[(3, 1)]), 3, -1),
+    "times that add up to over 63 bits": stored("card", first_ms=2**63 - 1, last_ms=2**63),
+    "a time below zero": stored("card", first_ms=-1),
+    "a last payment before the first": stored("card", first_ms=5, last_ms=4, newest_ms=5),
+    "a newest event before the last payment": stored("card", first_ms=5, last_ms=5, newest_ms=4),
+    "fewer lengths than there are sections": write_packed(
+        replace(read_packed(stored("card")), numbers=read_packed(stored("card")).numbers[:-1])
+    ),
+    "tiles newer than the newest event": with_days([(DAY + 1, TILE)], SUNDAY_MS),
+    "tiles that should have gone": with_days([(DAY - 31, TILE)], SUNDAY_MS),
+    "one tile twice": with_days([(DAY, TILE), (DAY, TILE)], SUNDAY_MS),
+    "tiles that go back": with_days([(DAY, TILE), (DAY - 1, TILE)], SUNDAY_MS),
+    # The kernel used to take this, and to put the next tile where the table after it begins.
+    "a full table of tiles that are all to come": with_days([(DAY + number, TILE) for number in range(31)], 1),
+    "full tables of tiles that are all to come": full("card", newest_ms=1),
+    "more tiles than there is room for": with_days([(DAY - 32 + number, TILE) for number in range(32)], SUNDAY_MS),
+    "tiles below zero": changed(with_days([(DAY, TILE)], SUNDAY_MS), 7, -1),
+    "more tiles than there are": changed(with_days([(DAY, TILE)], SUNDAY_MS), 7, 2),
+    "a tile before all": changed(with_days([(DAY, TILE)], SUNDAY_MS), 8, DAY - 2**63),
+}
+DAMAGED_MEMORIES = {
+    "a value seen after the newest event": with_seen([(5, SUNDAY_MS + 1)]),
+    "values that do not get older": with_seen([(5, SUNDAY_MS - 1), (6, SUNDAY_MS)]),
+    "values of one moment that ascend": with_seen([(5, SUNDAY_MS), (6, SUNDAY_MS)]),
+    "one value twice": with_seen([(5, SUNDAY_MS), (5, SUNDAY_MS)]),
+    "a value seen before 1970": with_seen([(5, 0)]),
+    "a value seen long before 1970": with_seen([(5, -(2**62))]),
+    "values when there is no event": with_seen([(5, 0)], newest_ms=0),
+    "more values than there is room for": with_merchants([(6, SUNDAY_MS), (5, SUNDAY_MS)]),
+    "values below zero": changed(with_merchants([]), 4 + len(rich().plan.shapes[1].tables), -1),
+}
+
+
+@pytest.mark.parametrize("what", list(DAMAGED))
+def test_bytes_that_no_profile_can_have_are_refused(what: str) -> None:
+    assert status_of("card", DAMAGED[what]) == "it is damaged"
+
+
+def test_a_tile_so_far_off_that_it_wraps_around_is_refused() -> None:
+    assert status_of("card", with_days([(DAY, TILE), (2**63, TILE)], SUNDAY_MS)) == "it is damaged"
+
+
+@pytest.mark.parametrize("what", list(DAMAGED_MEMORIES))
+def test_memories_that_no_profile_can_have_are_refused(what: str) -> None:
+    entity = "merchant" if what in ("more values than there is room for", "values below zero") else "card"
+    assert status_of(entity, DAMAGED_MEMORIES[what], rich()) == "it is damaged"
+
+
+def test_the_good_neighbours_of_those_bytes_are_taken() -> None:
+    assert status_of("card", with_days([(DAY - 30 + number, TILE) for number in range(31)], SUNDAY_MS)) == ""
+    assert status_of("card", with_seen([(6, SUNDAY_MS), (5, SUNDAY_MS), (9, SUNDAY_MS - 1)]), rich()) == ""
+    assert status_of("card", with_seen([(6, 2), (5, 1)]), rich()) == ""
+    assert status_of("merchant", with_merchants([(6, SUNDAY_MS)]), rich()) == ""
+
+
+@pytest.mark.parametrize("widths", ["one too wide", "one too narrow", "a width of nine"])
+def test_widths_that_do_not_add_up_are_refused(widths: str) -> None:
+    packed = read_packed(profile(engine(), "card", GOOD))
+    good = [((number % 2**64).bit_length() + 7) // 8 for number in packed.numbers]
+    assert write_packed(packed) == with_widths(packed, good)
+    if widths == "a width of nine":
+        # As long as the number says, so that only the width is wrong.
+        wrong = with_widths(packed, [9, *good[1:]])
+    else:
+        state = bytearray(write_packed(packed))
+        place = 7 + len(packed.shape) + 4
+        state[place] += 1 if widths == "one too wide" else -1
+        wrong = bytes(state)
+    for padded in (b"", bytes(100)):
+        # With room behind them the bytes are read eight at once.
+        data = np.frombuffer(bytearray(wrong + padded), dtype=np.uint8)
+        words = np.zeros(10_000, dtype=np.int64)
+        assert kernel.unpack(engine().plan.words, 0, data, 0, len(wrong), words, False) == kernel.DAMAGED
+    assert status_of("card", wrong) == "it is damaged"
+
+
+def test_a_number_in_more_bytes_than_it_needs_is_read_and_written_shorter() -> None:
+    packed = read_packed(profile(engine(), "card", GOOD))
+    assert profile(engine(), "card", [], with_widths(packed, [8] * len(packed.numbers))) == write_packed(packed)
+
+
+def test_more_sources_than_there_is_room_for_are_refused() -> None:
+    sources = [(number, 0) for number in range(kernel.SOURCES_MAX + 1)]
+    assert status_of("card", stored("card", sources=sources)) == "it has more than 128 source partitions"
+    full_of_sources = stored("card", sources=sources[:-1])
+    assert status_of("card", full_of_sources) == ""
+    with pytest.raises(UnreadableProfile, match="more than 128 source partitions"):
+        apply(engine(), "card", [payment(NOON_MS, 1, source=128)], full_of_sources)
+
+
+# Guards: what stands around the kernel's arrays is neither written nor does it show.
+
+GUARD = 64
+
+
+class Guarded:
+    """An array with guard values before and after it."""
+
+    def __init__(self, size: int, dtype: Any, fill: int) -> None:
+        self._whole: NDArray[Any] = np.full(size + 2 * GUARD, fill, dtype=dtype)
+        self._fill = fill
+        self.array: NDArray[Any] = self._whole[GUARD : GUARD + size]
+
+    def is_untouched(self) -> bool:
+        guards = np.concatenate((self._whole[:GUARD], self._whole[-GUARD:]))
+        return bool((guards == self._fill).all())
+
+
+def guarded_bytes(state: bytes, fill: int) -> Guarded:
+    data = Guarded(len(state), np.uint8, fill)
+    data.array[:] = np.frombuffer(state, dtype=np.uint8)
+    return data
+
+
+NOW = np.array([row(NOON_MS, 1, country="DE", merchant_id="m1", device_id="d")], dtype=np.int64)
+UPDATE = [
+    *(payment(SUNDAY_MS + hop_ms, 7, merchant_id="m") for hop_ms in (0, MINUTE_MS, DAY_MS)),
+    label(SUNDAY_MS, 1),
+    payment(SUNDAY_MS + 2 * DAY_MS, 7, country="FR", merchant_id="m9", device_id="d9"),
+    # Of a source that the good profiles have not heard of, and the full ones have no room for.
+    payment(SUNDAY_MS + 2 * DAY_MS, 7, source=5, offset=1),
+]
+
+
+def between_guards(
+    of: FeatureEngine, entity: int, state: bytes, update: Sequence[Change], fill: int
+) -> tuple[object, ...]:
+    """All that the kernel makes of these bytes: status, vector, status, new profile. Fails when a guard is touched."""
+    plan = of.plan
+    count = plan.entity_count
+    data = guarded_bytes(state, fill)
+    words = Guarded(max(map(plan.word_count, range(count))) + plan.bound_count, np.int64, fill)
+    values = Guarded(plan.value_count, np.float64, fill)
+    vectors = Guarded(plan.feature_count, np.float32, fill)
+    slots = Guarded(len(update) * plan.slot_count, np.float64, fill)
+    room = Guarded(len(state) + of.profile_bytes_max, np.uint8, fill)
+    ends = Guarded(2, np.int64, fill)
+    presence = np.full(count, kernel.ABSENT, dtype=np.uint8)
+    presence[entity] = kernel.KNOWN
+    bounds = np.where(np.arange(count + 1) > entity, len(state), 0).astype(np.int64)
+    seen = kernel.fill_vectors(
+        plan.words, NOW, presence, data.array, bounds, words.array, values.array, vectors.array.reshape(1, -1)
+    )
+    events = events_of([update], with_rows=True)
+    applied = kernel.apply_events(
+        plan.words, entity, data.array, np.array([0, len(state)]), events.groups, events.kind, events.payment,
+        events.weight, events.source, events.offset, events.row, rows_of([update]), words.array,
+        slots.array.reshape(len(update), -1), room.array, ends.array, np.zeros(len(update), np.uint8),
+        np.zeros(1, np.int64),
+    )  # fmt: skip
+    assert all(guarded.is_untouched() for guarded in (data, words, values, vectors, slots, room, ends))
+    vector_bytes = np.array(vectors.array).tobytes() if seen == kernel.OK else b""
+    new = np.array(room.array[: int(ends.array[1])]).tobytes() if applied == kernel.OK else b""
+    return seen, vector_bytes, applied, new
+
+
+@settings(max_examples=1200)
+@given(
+    of=ENGINES,
+    entity=st.sampled_from(ENTITIES),
+    place=st.integers(0, 10_000),
+    value=st.integers(0, 255),
+    is_full=st.booleans(),
+)
+def test_a_changed_byte_is_refused_or_leaves_all_around_it_alone(
+    of: Callable[[], FeatureEngine], entity: str, place: int, value: int, is_full: bool
+) -> None:
+    state = bytearray(full(entity, of=of()) if is_full else good(of, entity))
+    state[place % len(state)] = value
+    check_between_guards(of(), entity, bytes(state), UPDATE[:-1] if is_full else UPDATE)
+
+
+@settings(max_examples=400)
+@given(
+    of=ENGINES,
+    entity=st.sampled_from(ENTITIES),
+    place=st.integers(0, 10_000),
+    # Larger ones make sums overflow: see the tile that wraps around.
+    number=INT64.filter(lambda number: abs(number) < 2**62),
+    is_full=st.booleans(),
+)
+def test_a_changed_number_is_refused_or_leaves_all_around_it_alone(
+    of: Callable[[], FeatureEngine], entity: str, place: int, number: int, is_full: bool
+) -> None:
+    # Widths and all are right: what is wrong is what the numbers say.
+    state = full(entity, of=of()) if is_full else good(of, entity)
+    wrong = changed(state, place % len(read_packed(state).numbers), number)
+    check_between_guards(of(), entity, wrong, UPDATE[:-1] if is_full else UPDATE)
+
+
+@settings(max_examples=300)
+@given(of=ENGINES, entity=st.sampled_from(ENTITIES), tail=st.binary(max_size=300))
+@example(of=engine, entity="card", tail=b"")
+def test_any_bytes_behind_a_good_head_are_refused_or_leave_all_around_them_alone(
+    of: Callable[[], FeatureEngine], entity: str, tail: bytes
+) -> None:
+    packed = read_packed(good(of, entity))
+    check_between_guards(of(), entity, good(of, entity)[: 7 + len(packed.shape)] + tail, UPDATE)
+
+
+@cache
+def good(of: Callable[[], FeatureEngine], entity: str) -> bytes:
+    return profile(of(), entity, [*GOOD, label(SUNDAY_MS, 1), label(SUNDAY_MS + DAY_MS, -1)])
+
+
+def check_between_guards(of: FeatureEngine, entity: str, state: bytes, update: Sequence[Change]) -> None:
+    number = of.plan.entity_names.index(entity)
+    found = between_guards(of, number, state, update, 0x5A)
+    assert found == between_guards(of, number, state, update, 0x25)
+    seen, _, applied, new = found
+    # Roll-up and update agree on what is a profile; one that says it is full of sources may have no room for another.
+    assert (seen == kernel.OK) == (applied == kernel.OK) or applied == kernel.TOO_MANY_SOURCES * kernel.STATUS_UNIT
+    if isinstance(new, bytes) and new:
+        assert len(new) <= of.profile_bytes_max
+        assert profile(of, entity, [], new) == new
+
+
+# Bounds. Compiled code reads and writes where its indices say; here they are checked, in a process of its own.
+
+
+def run_with_bounds_checked() -> None:
+    """Every path of the kernel, with damaged profiles too; an index out of bounds is an IndexError."""
+    assert os.environ["NUMBA_BOUNDSCHECK"] == "1"
+    with pytest.raises(IndexError):
+        kernel.advance_source(np.full(3, kernel.SOURCES_MAX - 1), 1, 1)
+    chance = random.Random(7)
+    for of in (engine(), rich()):
+        for entity in ENTITIES:
+            run_events(of, entity, chance)
+            run_damage(of, entity, chance)
+    for damaged in DAMAGED.values():
+        status_of("card", damaged)
+    for entity in ENTITIES:
+        # What would overflow if it were taken: full tables that make room for nothing, and too many sources.
+        assert status_of(entity, full(entity, tiles_to_ms=SUNDAY_MS + 90 * DAY_MS, newest_ms=1)) == "it is damaged"
+        too_many = [(number, 0) for number in range(2000)]
+        assert status_of(entity, stored(entity, sources=too_many)) == "it is damaged"
+        assert "source partitions" in status_of(entity, stored(entity, sources=too_many[: kernel.SOURCES_MAX + 1]))
+
+
+def run_damage(of: FeatureEngine, entity: str, chance: random.Random) -> None:
+    """Bytes that are changed, cut and made up; the digest too, so that some are migrated."""
+    other = rich() if of is engine() else engine()
+    whole = [full(entity, of=of), profile(of, entity, GOOD), full(entity, of=other), profile(other, entity, GOOD)]
+    for _ in range(1500):
+        state = bytearray(chance.choice(whole))
+        for _ in range(chance.randrange(5)):
+            # Most of what can go wrong is in the head and the lengths.
+            limit = len(state) if chance.random() < 0.5 else min(len(state), 60)
+            state[chance.randrange(1, limit)] = chance.randrange(256)
+        cut = chance.choice([0, 0, 0, chance.randrange(len(state))])
+        status_of(entity, bytes(state[: len(state) - cut]), of)
+        head = 7 + len(read_packed(whole[1]).shape)
+        status_of(entity, whole[1][:head] + chance.randbytes(chance.randrange(60)), of)
+
+
+def run_events(of: FeatureEngine, entity: str, chance: random.Random) -> None:
+    """Profiles that grow from nothing to full and on, seen as they grow, in order and out of it."""
+    number, state = of.plan.entity_names.index(entity), None
+    for batch_size in [1, 2, 50, 500, 2000]:
+        changes = [random_change(chance) for _ in range(batch_size)]
+        slots = of.new_slots(len(changes))
+        events = events_of([changes], with_rows=True)
+        (state,) = of.apply(number, events, rows_of([changes]), [state], slots).states
+        of.vectors_of_slots(rows_of([changes]), slots)
+        vector(of, SUNDAY_MS + 80 * DAY_MS, 1, {entity: state}, country="DE", merchant_id="m3")
+    vector(of, NOON_MS, 1, {})
+    vector(of, NOON_MS, 1, dict.fromkeys(of.plan.entity_names))
+    apply_groups(of, entity, [[], [payment(NOON_MS)], []], [None, full(entity, of=of), full(entity, of=of)])
+    apply_groups(of, entity, [[]], [None])
+
+
+def random_change(chance: random.Random) -> Change:
+    time_ms = SUNDAY_MS + chance.randrange(80 * DAY_MS) if chance.random() < 0.5 else SUNDAY_MS + 80 * DAY_MS
+    source, offset = chance.randrange(-1, kernel.SOURCES_MAX), chance.randrange(2**62)
+    if chance.random() < 0.3:
+        return label(time_ms, chance.choice([-1, 0, 1]), source=source, offset=offset)
+    return payment(
+        time_ms + chance.randrange(HOUR_MS),
+        chance.choice([0, 1, AMOUNT_MAX]),
+        source=source,
+        offset=offset,
+        merchant_id=f"m{chance.randrange(100)}",
+        country=chance.choice([None, "DE", "ZZ", "x", "NZ"]),
+        mcc=chance.choice([None, "5411", str(chance.randrange(9999))]),
+        declined=chance.choice([None, True, False]),
+    )
+
+
+def run_lengths_that_overflow() -> None:
+    """Foreign profiles whose tables and memories say they are so long that their size in words is a small number."""
+    for entity in ENTITIES:
+        foreign = profile(rich(), entity, GOOD)
+        shape = rich().plan.shapes[rich().plan.entity_names.index(entity)]
+        for place in range(4, 4 + len(shape.tables) + len(shape.memories)):
+            for length in (2**60, 2**61, 2**62, 2**63 - 1):
+                assert status_of(entity, changed(foreign, place, length)) == "it is damaged"
+
+
+@pytest.fixture(scope="module")
+def checked_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled code goes that checks its bounds: what checks none must not be found in its place."""
+    return tmp_path_factory.mktemp("checked")
+
+
+def test_no_path_of_the_kernel_goes_out_of_bounds(checked_code: Path) -> None:
+    run_in_a_checked_process("run_with_bounds_checked", checked_code)
+
+
+def test_no_length_leads_a_migration_out_of_bounds(checked_code: Path) -> None:
+    run_in_a_checked_process("run_lengths_that_overflow", checked_code)
+
+
+def run_in_a_checked_process(function: str, folder: Path) -> None:
+    code = f"from tests.unit.features import test_stored_form; test_stored_form.{function}()"
+    # Optimised less, which takes most of the time to compile.
+    checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "NUMBA_CACHE_DIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **checked},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
