@@ -89,17 +89,23 @@ class Passage:
     def chunks(
         self,
         *,
+        first: int = 0,
         last: int | None = None,
         rows: int = CHUNK_ROWS,
         progress: Callable[[int], object] | None = None,
     ) -> Iterator[Chunk]:
-        """All payments before `last` in order; outcomes known by then are worked in. `progress` gets rows done."""
+        """The payments `first` to `last` (exclusive) in order; those before only warm the profiles up.
+
+        Outcomes known by then are worked in. `progress` gets rows done, those before `first` too.
+        """
         stop = len(self._history) if last is None else last
-        for first in range(0, stop, rows):
-            chunk = self._advance(first, min(stop, first + rows))
+        for start in range(0, stop, rows):
+            chunk = self._advance(start, min(stop, start + rows))
             if progress is not None:
                 progress(chunk.last - chunk.first)
-            yield chunk
+            if chunk.last > first:
+                begin = max(first, chunk.first)
+                yield Chunk(begin, chunk.last, chunk.vectors[begin - chunk.first :], chunk.late)
 
     def finish(self) -> None:
         """Work in the outcomes that are later than every payment."""

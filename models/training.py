@@ -110,10 +110,8 @@ def training_table(
     if first == last:
         raise Misconfigured(f"there is no payment from {date_of_day(window.first)} to {date_of_day(window.last)}")
     vectors = np.empty((last - first, engine.plan.feature_count), dtype=np.float32)
-    for chunk in Passage(history, engine, rates).chunks(last=last, progress=progress):
-        if chunk.last > first:
-            begin = max(first, chunk.first)
-            vectors[begin - first : chunk.last - first] = chunk.vectors[begin - chunk.first :]
+    for chunk in Passage(history, engine, rates).chunks(first=first, last=last, progress=progress):
+        vectors[chunk.first - first : chunk.last - first] = chunk.vectors
     known_by_ms = (window.last + 1 + label_delay_days) * DAY_MS
     label = (labels_known_by(history, known_by_ms)[first:last] == 1).astype(np.int64)
     return TrainingTable(vectors, label, day_of_time(history.event_time_ms[first:last]))

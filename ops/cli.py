@@ -6,15 +6,18 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ops import wiring
+from ops.backfill import backfill
+from ops.backtest import backtest
+from ops.features import features
+from ops.forget import forget
 from ops.logs import set_up_logging
+from ops.progress import progress_bar
 from schemas.errors import PaywardenError
 from schemas.settings import Source, read_source
 
@@ -106,7 +109,7 @@ def train(source: Source, data: str, train_from: str, train_to: str, out: str) -
     engine = FeatureEngine()
     engine.warm_up()
     rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
-    with _progress("features", rows) as advance:
+    with progress_bar("features", rows) as advance:
         table = training_table(
             history,
             window,
@@ -172,7 +175,7 @@ def replay(
     )
     engine.warm_up()
     rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
-    with _progress("replay", rows) as advance:
+    with progress_bar("replay", rows) as advance:
         metrics = run(
             history,
             engine=engine,
@@ -296,14 +299,5 @@ def _until_stopped() -> threading.Event:
     return stop
 
 
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda rows: bar.advance(task, rows)
+for _command in (backfill, backtest, features, forget):
+    cli.add_command(_command)

@@ -18,6 +18,28 @@ def features() -> None:
     """The features that are computed, and the profiles they are computed from."""
 
 
+@features.command("list")
+@click.option(
+    "--format",
+    "as_format",
+    type=click.Choice(["text", "markdown", "json"]),
+    default="text",
+    show_default=True,
+    help="A table for people, the page of the documentation, or JSON.",
+)
+def list_features(as_format: str) -> None:
+    """The catalogue: meaning, unit, window and missing-value rule of each feature, and the size of profiles."""
+    from features.catalogue import CATALOGUE
+    from features.engine import FeatureEngine
+    from features.listing import listing_of
+
+    listing = listing_of(CATALOGUE, FeatureEngine(CATALOGUE))
+    if as_format == "json":
+        click.echo(json.dumps(listing.to_dict(), indent=2))
+    else:
+        click.echo(listing.to_markdown() if as_format == "markdown" else listing.to_text())
+
+
 @features.command()
 @click.argument("entity_id", metavar="ENTITY:ID")
 @click.option("--at", metavar="TIME", help="Features as of this time, such as 2024-05-01T12:00:00Z (default: now).")

@@ -101,6 +101,7 @@ def pipeline(source: Source) -> Pipeline:
 def companion(source: Source) -> Companion:
     """A scoring host's companion, ready to run."""
     from features.catalogue import CATALOGUE
+    from ops.progress import scan_bar
     from scoring.mirror import MirrorSettings
     from scoring.outbox import OutboxSettings
     from streams.companion import Companion, CompanionSettings
@@ -119,6 +120,7 @@ def companion(source: Source) -> Companion:
         ids=schema_ids(source),
         entities=tuple(entity.name for entity in CATALOGUE.entities),
         open_store=lambda: open_store(source, readonly=True),
+        watch_scan=scan_bar,
     )
 
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from threading import Event
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from features.store import KEY_BYTES_MAX, ProfileStore
+from features.store import KEY_BYTES_MAX, ProfileStore, ScanProgress
 from schemas.avro import Decoder, Encoder, SchemaIds
 from schemas.errors import InvalidEvent
 from scoring.mirror import MirrorSettings, MirrorWriter
@@ -68,9 +69,14 @@ class Companion:
         ids: SchemaIds,
         entities: tuple[str, ...],
         open_store: Callable[[], ProfileStore],
+        watch_scan: Callable[[str], AbstractContextManager[ScanProgress]] | None = None,
     ) -> None:
-        """`open_store` is called only when a new mirror is filled from it. Raises Misconfigured, BrokerUnavailable."""
+        """`open_store` is called only when a new mirror is filled from it; `watch_scan` may show how that goes.
+
+        Raises Misconfigured, BrokerUnavailable.
+        """
         self._settings, self._entities, self._open_store = settings, entities, open_store
+        self._watch_scan = watch_scan or (lambda _: nullcontext(lambda *_: None))
         self._topic = kafka.topic("profiles")
         self._partitions = partitions_of(kafka, "profiles")
         self._mirror = MirrorWriter(mirror)
@@ -139,9 +145,10 @@ class Companion:
         count = 0
         try:
             for entity in self._entities:
-                for profiles in _in_batches(store.scan(entity)):
-                    self._mirror.apply(profiles, {})
-                    count += len(profiles)
+                with self._watch_scan(f"{entity} profiles into the mirror") as progress:
+                    for profiles in _in_batches(store.scan(entity, progress=progress)):
+                        self._mirror.apply(profiles, {})
+                        count += len(profiles)
         finally:
             store.close()
         _log.info("companion: mirror filled with %d profiles in %.1f s", count, time.monotonic() - started)

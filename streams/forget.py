@@ -1,7 +1,7 @@
 """Erase an entity: from the store, the changelog and with it the mirrors, and what is kept about its payments.
 
 1. delete      the profile from the store; those of combinations it is part of, such as card and merchant, too
-2. tombstone   on the changelog for each, by which companions remove it from their mirrors
+2. tombstone   on the changelog for each, by which companions remove it from their mirrors (before, too: see below)
 3. scan        what is kept about payments, and delete what names the entity
 4. look again  a stream worker may have had the entity in a batch, and have written it back: then from 1
 
@@ -127,10 +127,10 @@ class _Erasure:
             self._erase_profiles(key for key, _ in self._store.scan(name) if self._is_part_of(key, fields))
         named: set[bytes] = set()
         for keys in _in_batches(self._payment_record_keys(named, progress)):
+            # A digest stands for ids that are too long together: whose it is, only these records know.
+            self._erase_profiles(sorted(named - self._erased))
             self._store.delete(keys)
             self.payment_records += len(keys)
-        # A digest stands for ids that are too long together: only the payments know whose it is.
-        self._erase_profiles(sorted(named - self._erased))
         self.rounds += 1
 
     def look_again(self) -> bool:
@@ -160,6 +160,9 @@ class _Erasure:
                     self.found.add(key)
                     if self.rounds == 0:
                         self._began_ms[key] = first_payment_ms(state)
+            # Before: what the store has no more, the same call again would not find. After: a mirror that was being
+            # filled from the store may have begun to follow the changelog behind the first.
+            self._changelog.erase(batch)
             self._store.delete(batch)
             self._changelog.erase(batch)
             self._erased.update(batch)

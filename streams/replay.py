@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def replay(
         raise Misconfigured(f"cannot write results to {destination}: {error.strerror}") from error
     unfinished = destination / "decisions.unfinished"
     with pq.ParquetWriter(unfinished, _schema(with_vectors), compression="zstd") as writer:
-        for chunk in _chunks(history, engine, rates, first, last, progress):
+        for chunk in Passage(history, engine, rates).chunks(first=first, last=last, progress=progress):
             part = _decide(chunk, bundle, policy)
             here = slice(chunk.first - first, chunk.last - first)
             decided.score[here], decided.action[here] = part.score, part.action
@@ -110,21 +110,6 @@ def replay(
     metrics = _measure(history, decided, first, last, window, label_delay_days, per_second, bundle)
     (destination / "metrics.json").write_text(metrics.to_json(), encoding="utf-8")
     return metrics
-
-
-def _chunks(
-    history: History,
-    engine: FeatureEngine,
-    rates: RateTable,
-    first: int,
-    last: int,
-    progress: Callable[[int], object] | None,
-) -> Iterator[Chunk]:
-    """The payments first to last; those before them only warm the profiles up."""
-    for chunk in Passage(history, engine, rates).chunks(last=last, progress=progress):
-        if chunk.last > first:
-            begin = max(first, chunk.first)
-            yield Chunk(begin, chunk.last, chunk.vectors[begin - chunk.first :], chunk.late)
 
 
 def _decide(chunk: Chunk, bundle: Bundle, policy: Policy) -> _Decided:

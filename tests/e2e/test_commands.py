@@ -13,7 +13,7 @@ import pytest
 from tests.processes import run_paywarden
 
 COMMANDS = (
-    "compile convert demo load replay serve simulate stream companion broker topics train".split()  # noqa: SIM905
+    "backfill backtest compile convert demo features forget load replay serve simulate stream companion broker topics train".split()  # noqa: SIM905
 )
 
 

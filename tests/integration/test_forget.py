@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.cimpl import NewTopic
 
 from features.engine import FeatureEngine
 from features.lmdb_store import LmdbSettings, LmdbStore
 from features.show import first_payment_ms
 from schemas.avro import Decoder, Encoder, LocalSchemaIds
+from schemas.errors import BrokerUnavailable
 from scoring.mirror import MirrorSettings, MirrorWriter
 from streams.forget import Forgotten, KafkaChangelog, forget
 from streams.kafka import KafkaSettings, consume, end_offsets, make_consumer, make_producer, partitions_of
@@ -196,6 +198,13 @@ def test_the_changelog_tells_which_erased_keys_have_a_state_again(
         assert changelog.came_back() == {b"card:back"}
         changelog.erase([b"card:back"])
         assert changelog.came_back() == set()
+
+
+def test_a_tombstone_that_the_broker_refuses_is_an_error(kafka: KafkaServer, settings: KafkaSettings) -> None:
+    topic = NewTopic(settings.topic("profiles"), num_partitions=1, config={"max.message.bytes": "80"})
+    kafka.create_topics(topic)
+    with closing(KafkaChangelog(settings)) as changelog, pytest.raises(BrokerUnavailable, match="Kafka refused"):
+        changelog.erase([b"card:" + b"C" * 100])
 
 
 def test_a_tombstone_is_where_the_stream_puts_the_states_of_its_key(
