@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -176,8 +177,8 @@ class FoldFacts:
     card_precision_ceiling: float
 
 
-# Told what begins and in how many steps; what it returns is called after each step.
-Progress = Callable[[str, int], Callable[[], object]]
+# Entered with what begins and its number of trainings; what it yields is told how many more are done.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
 def rows_of(
@@ -241,8 +242,8 @@ def backtest(rows: Rows, protocol: Protocol, family: Family, *, progress: Progre
 
 def _tried(rows: Rows, protocol: Protocol, family: Family, progress: Progress) -> tuple[Tried, ...]:
     """Every candidate on every validation fold."""
-    step = progress(f"{family.name}: choosing", len(family.paths) * len(protocol.validation))
-    by_fold = [list(_walk(fold_of(rows, split), family, family.paths, step)) for split in protocol.validation]
+    with progress(f"{family.name}: choosing", len(family.paths) * len(protocol.validation)) as advance:
+        by_fold = [list(_walk(fold_of(rows, split), family, family.paths, advance)) for split in protocol.validation]
     candidates = [candidate for path in family.paths for candidate in path.candidates()]
     return tuple(
         Tried(parameters, Summary(folds))
@@ -262,8 +263,8 @@ def _measured(
     for choice in wanted:
         distinct.extend(parameters for parameters in choice.values() if parameters not in distinct)
     paths = [path_to(parameters) for parameters in distinct]
-    step = progress(f"{family.name}: testing", len(paths) * len(protocol.test))
-    by_fold = [list(_walk(fold_of(rows, split), family, paths, step)) for split in protocol.test]
+    with progress(f"{family.name}: testing", len(paths) * len(protocol.test)) as advance:
+        by_fold = [list(_walk(fold_of(rows, split), family, paths, advance)) for split in protocol.test]
     summaries = [Summary(folds) for folds in zip(*by_fold, strict=True)]
     return [
         _by_metric({metric: summaries[distinct.index(parameters)] for metric, parameters in choice.items()})
@@ -271,13 +272,13 @@ def _measured(
     ]
 
 
-def _walk(fold: Fold, family: Family, paths: Sequence[Path], step: Callable[[], object]) -> Iterator[Measured]:
+def _walk(fold: Fold, family: Family, paths: Sequence[Path], advance: Callable[[int], object]) -> Iterator[Measured]:
     """The metrics of each candidate of these paths on one fold."""
     fit = family.prepare(fold)
     test = fold.test
     for path in paths:
         yield from [measure(test.day, test.card, test.label, scores) for scores in fit(path)]
-        step()
+        advance(1)
 
 
 def _best(grid: Sequence[Tried], metric: str) -> int:
@@ -302,5 +303,6 @@ def _facts(fold: Fold) -> FoldFacts:
     )
 
 
-def _unheard(_what: str, _steps: int) -> Callable[[], object]:
-    return lambda: None
+@contextmanager
+def _unheard(_what: str, _steps: int) -> Iterator[Callable[[int], object]]:
+    yield lambda _count: None

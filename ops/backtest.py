@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops import wiring
+from ops.progress import progress_bar
 from schemas.settings import Source
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from features.engine import FeatureEngine
     from features.history import History
     from features.money import RateTable
@@ -121,15 +119,14 @@ def _run(
     engine = FeatureEngine(CATALOGUE if catalogue == "ours" else book_catalogue())
     engine.warm_up()
     started = time.perf_counter()
-    with _progress_bars() as bars:
-        rows = _rows_with_bar(history, protocol, engine, rates, bars)
-        feature_seconds = time.perf_counter() - started
-        folds = {"validation": facts_of(rows, protocol.validation), "test": facts_of(rows, protocol.test)}
-        results = []
-        for name in models:
-            candidates = family(name, seed=seed, budget=budget, published=published[name].parameters)
-            result = run(rows, protocol, candidates, progress=_bar_by_bar(bars))
-            results.append(_model(result, folds, published[name]))
+    rows = _rows_with_bar(history, protocol, engine, rates)
+    feature_seconds = time.perf_counter() - started
+    folds = {"validation": facts_of(rows, protocol.validation), "test": facts_of(rows, protocol.test)}
+    results = []
+    for name in models:
+        candidates = family(name, seed=seed, budget=budget, published=published[name].parameters)
+        result = run(rows, protocol, candidates, progress=progress_bar)
+        results.append(_model(result, folds, published[name]))
     best = BEST_PUBLISHED[protocol.name]
     return {
         "protocol": protocol.name,
@@ -147,44 +144,22 @@ def _run(
     }
 
 
-def _rows_with_bar(
-    history: History, protocol: Protocol, engine: FeatureEngine, rates: RateTable, bars: Progress
-) -> Rows:
+def _rows_with_bar(history: History, protocol: Protocol, engine: FeatureEngine, rates: RateTable) -> Rows:
     from models.backtest import rows_of
     from models.backtest_handbook import LABEL_DELAY_DAYS
     from models.evaluation import DAY_MS
 
     # Everything before the first day that is needed fills the profiles, and takes its time too.
     row_count = int((history.event_time_ms < (protocol.days.last + 1) * DAY_MS).sum())
-    bar = bars.add_task("features", total=row_count)
-    return rows_of(
-        history,
-        protocol.days,
-        engine=engine,
-        rates=rates,
-        label_delay_days=LABEL_DELAY_DAYS,
-        progress=lambda done: bars.advance(bar, done),
-    )
-
-
-def _bar_by_bar(bars: Progress) -> Callable[[str, int], Callable[[], object]]:
-    def begin(what: str, steps: int) -> Callable[[], object]:
-        bar = bars.add_task(what, total=steps)
-        return lambda: bars.advance(bar)
-
-    return begin
-
-
-@contextmanager
-def _progress_bars() -> Iterator[Progress]:
-    """Bars on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        yield bars
+    with progress_bar("features", row_count) as advance:
+        return rows_of(
+            history,
+            protocol.days,
+            engine=engine,
+            rates=rates,
+            label_delay_days=LABEL_DELAY_DAYS,
+            progress=advance,
+        )
 
 
 # What is written

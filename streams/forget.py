@@ -1,7 +1,7 @@
 """Erase an entity: from the store, the changelog and with it the mirrors, and what is kept about its payments.
 
 1. delete      the profile from the store; those of combinations it is part of, such as card and merchant, too
-2. tombstone   on the changelog for each, by which companions remove it from their mirrors (before, too: see below)
+2. tombstone   on the changelog for each, before that and after it: companions remove it from their mirrors
 3. scan        what is kept about payments, and delete what names the entity
 4. look again  a stream worker may have had the entity in a batch, and have written it back: then from 1
 

@@ -13,7 +13,8 @@ import pytest
 from tests.processes import run_paywarden
 
 COMMANDS = (
-    "backfill backtest compile convert demo features forget load replay serve simulate stream companion broker topics train".split()  # noqa: SIM905
+    *("backfill", "backtest", "broker", "companion", "compile", "convert", "demo", "features", "forget", "load"),
+    *("replay", "serve", "simulate", "stream", "topics", "train"),
 )
 
 

@@ -176,7 +176,7 @@ def test_the_catalogue_of_every_word_uses_every_word() -> None:
     assert used >= entity_words | request_words
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(world=worlds(), rows=st.sampled_from([1, 2, 3, 7, 1000]), data=st.data())
 @example(world=BUSY_EDGE, rows=1000, data=None)
 def test_a_passage_one_event_at_a_time_and_the_naive_way_give_the_same_bits(
@@ -192,7 +192,7 @@ def test_a_passage_one_event_at_a_time_and_the_naive_way_give_the_same_bits(
         assert_same(at_once[number : number + 1], naive_row(oracle(), heard, number))
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(world=worlds(), data=st.data())
 def test_events_that_arrive_in_any_order_are_seen_as_the_naive_way_sees_them(world: World, data: st.DataObject) -> None:
     # Labels before their payments too, and events that come weeks too late for some tables.
@@ -243,7 +243,7 @@ def test_a_busy_world_gives_the_naive_vectors(span_ms: int) -> None:
         assert_same(at_once[number : number + 1], naive_row(oracle(), heard, number))
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(world=worlds(), data=st.data())
 def test_the_shipped_catalogue_gives_the_naive_vectors(world: World, data: st.DataObject) -> None:
     of = FeatureEngine(CATALOGUE)
@@ -252,7 +252,7 @@ def test_the_shipped_catalogue_gives_the_naive_vectors(world: World, data: st.Da
     assert_same(found[-1:], naive_row(naive.shipped_catalogue(), heard, len(world.payments) - 1), of)
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(said=catalogues(), world=worlds(8))
 def test_any_catalogue_gives_the_naive_vectors(said: list[Said], world: World) -> None:
     of = FeatureEngine(catalogue_of(DECLARED, said))
@@ -276,7 +276,7 @@ def own_events(world: World, of: FeatureEngine) -> dict[tuple[str, bytes], list[
     return own
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(world=worlds(20), data=st.data())
 def test_profiles_do_not_depend_on_the_order_of_arrival(world: World, data: st.DataObject) -> None:
     _, profiles = passed(world, engine())
@@ -285,7 +285,7 @@ def test_profiles_do_not_depend_on_the_order_of_arrival(world: World, data: st.D
         assert profile(engine(), entity, [change_of(event) for event in shuffled]) == profiles[key]
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(world=worlds(), data=st.data(), later_ms=st.integers(0, 40 * DAY_MS))
 def test_profiles_in_any_order_of_arrival_give_the_naive_vector_once_all_is_known(
     world: World, data: st.DataObject, later_ms: int
@@ -301,7 +301,7 @@ def test_profiles_in_any_order_of_arrival_give_the_naive_vector_once_all_is_know
     assert_same(found[None], oracle().vector(now, *naive.tables_of(heard))[None])
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(world=worlds(20), data=st.data())
 def test_splitting_the_events_anywhere_gives_the_same_profiles(world: World, data: st.DataObject) -> None:
     for (entity, _), own in own_events(world, engine()).items():
@@ -374,7 +374,7 @@ def kept_after(arrivals: Sequence[Arrival]) -> Kept:
     return kept
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(world=worlds(20), data=st.data())
 def test_a_stream_in_batches_of_any_size_keeps_the_profiles_of_a_passage(world: World, data: st.DataObject) -> None:
     arrivals = arrivals_of(world)
@@ -388,7 +388,7 @@ def test_a_stream_in_batches_of_any_size_keeps_the_profiles_of_a_passage(world: 
     assert {key: without_sources(state) for key, state in kept.profiles.items()} == profiles
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(world=worlds(20), data=st.data())
 def test_a_stream_that_crashes_and_repeats_batches_keeps_what_a_calm_one_keeps(
     world: World, data: st.DataObject
@@ -407,7 +407,7 @@ def test_a_stream_that_crashes_and_repeats_batches_keeps_what_a_calm_one_keeps(
     assert kept == kept_after(arrivals)
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(world=worlds(20), data=st.data())
 def test_a_replayed_stretch_changes_nothing_and_is_reported_as_not_applied(world: World, data: st.DataObject) -> None:
     arrivals = arrivals_of(world)

@@ -12,6 +12,7 @@ from features import kernel
 from features.attributes import row_of
 from features.declare import Catalogue, Entity, ratio, request
 from features.engine import Applied, Events, FeatureEngine
+from features.values import Feature
 
 card = Entity("card", key="card_id")
 merchant = Entity("merchant", key="merchant_id")
@@ -133,6 +134,20 @@ def profile(engine: FeatureEngine, entity: str, changes: Sequence[Change], state
     """The packed profile that `apply` gives."""
     (packed,) = apply(engine, entity, changes, state).states
     return packed
+
+
+def of_card(*features: Feature) -> FeatureEngine:
+    """An engine of these features of a card."""
+    return FeatureEngine(Catalogue((card,), features))
+
+
+def one(feature: Feature, now: Change, changes: Sequence[Change]) -> float:
+    """A feature of a card as the payment `now` has it after these events; NaN when it is missing."""
+    of = of_card(feature)
+    slots = of.new_slots(len(changes) + 1)
+    groups = [[*changes, now]]
+    of.apply(0, events_of(groups, with_rows=True), rows_of(groups), [None], slots)
+    return float(of.vectors_of_slots(rows_of(groups), slots)[-1, 0])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import lightgbm
@@ -189,9 +190,10 @@ def test_every_step_that_was_announced_is_reported() -> None:
     announced: dict[str, int] = {}
     done: list[str] = []
 
-    def begin(what: str, steps: int) -> Callable[[], object]:
+    @contextmanager
+    def begin(what: str, steps: int) -> Iterator[Callable[[int], object]]:
         announced[what] = steps
-        return lambda: done.append(what)
+        yield lambda count: done.extend([what] * count)
 
     backtest(ROWS, PROTOCOL, Columns(0, 1, 2).family(), progress=begin)
     assert announced == {"columns: choosing": 6, "columns: testing": 2}
