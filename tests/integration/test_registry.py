@@ -34,6 +34,8 @@ PAYMENT = {
     "mcc": "5411",
     "country": None,
     "channel": None,
+    "utc_offset_minutes": None,
+    "declined": None,
 }
 
 
@@ -78,6 +80,7 @@ def context(topic: str) -> SerializationContext:
 def example(topic: str) -> dict[str, Any]:
     """A record with something in every field."""
     values: dict[str, Any] = {
+        "boolean": True,
         "string": "text ü",
         "int": -7,
         "long": 2**40,

@@ -75,6 +75,28 @@ def test_an_entity_of_no_events_is_as_good_as_unknown() -> None:
     np.testing.assert_array_equal(left, vector(engine(), NOON_MS, 5, {"card": None}))
 
 
+def test_an_unknown_entity_shows_nothing_of_one_that_was_looked_at_before() -> None:
+    # All are read into one scratch, and each kind lies in it in its own way.
+    names = rich().plan.entity_names
+    busy = {
+        name: profile(
+            rich(), name, [payment(NOON_MS - hour * 3_600_000, 5, country="DE", mcc="1") for hour in range(9)]
+        )
+        for name in names
+    }
+    asked = row(NOON_MS, 7, country="FR", mcc="1", merchant_id="m")
+    alone = vectors(rich(), [asked], [dict.fromkeys(names)])[0]
+    for known in names:
+        found = vectors(rich(), [asked] * 3, [busy, {**dict.fromkeys(names), known: busy[known]}, dict.fromkeys(names)])
+        np.testing.assert_array_equal(found[2], alone)
+        of_others = [
+            place
+            for place, feature in enumerate(every_word(DECLARED).features)
+            if feature.entity not in ("", known) and feature.unit != "ratio"
+        ]
+        np.testing.assert_array_equal(found[1][of_others], alone[of_others])
+
+
 def test_new_slots_are_all_missing() -> None:
     slots = engine().new_slots(3)
     assert slots.shape == (3, engine().plan.slot_count)

@@ -258,6 +258,23 @@ def test_the_smallest_amount_may_be_nothing() -> None:
     assert np.isnan(one(card.amount_min("x", "1d"), payment(NOON_MS), []))
 
 
+def test_tiles_without_a_payment_the_condition_holds_for_have_no_smallest_and_no_largest_amount() -> None:
+    remote = attributes.channel == "ecom"
+    changes = [
+        payment(NOON_MS, 1, channel="pos"),
+        payment(NOON_MS - HOUR_MS, 9, channel="ecom"),
+        payment(NOON_MS - 2 * HOUR_MS, 2, channel="pos"),
+        payment(NOON_MS - 3 * HOUR_MS, 5, channel="ecom"),
+        payment(NOON_MS - 4 * HOUR_MS, 99, channel="pos"),
+    ]
+    now = payment(NOON_MS)
+    assert one(card.amount_min("x", "1d", where=remote), now, changes) == 5
+    assert one(card.amount_max("x", "1d", where=remote), now, changes) == 9
+    for none in (changes[:1], changes[::2]):
+        assert np.isnan(one(card.amount_min("x", "1d", where=remote), now, none))
+        assert np.isnan(one(card.amount_max("x", "1d", where=remote), now, none))
+
+
 @given(code=st.integers(-(2**63), 2**63 - 1))
 def test_mix_is_the_finaliser_of_splitmix64_without_its_lowest_bit(code: int) -> None:
     mask = 2**64 - 1

@@ -402,6 +402,7 @@ DAMAGED = {
         replace(read_packed(stored("card")), numbers=read_packed(stored("card")).numbers[:-1])
     ),
     "tiles newer than the newest event": with_days([(DAY + 1, TILE)], SUNDAY_MS),
+    "a second tile newer than the newest event": with_days([(DAY - 1, TILE), (DAY + 1, TILE)], SUNDAY_MS),
     "tiles that should have gone": with_days([(DAY - 31, TILE)], SUNDAY_MS),
     "one tile twice": with_days([(DAY, TILE), (DAY, TILE)], SUNDAY_MS),
     "tiles that go back": with_days([(DAY, TILE), (DAY - 1, TILE)], SUNDAY_MS),
