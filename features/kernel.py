@@ -458,6 +458,8 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64, s
         if not 0 <= value < TIME_MS_MAX:
             return DAMAGED
         previous += value
+        if previous >= TIME_MS_MAX:
+            return DAMAGED
         words[field] = previous
     for table in range(tables):
         where = plan[section + TABLES_AT] + table * TABLE_SIZE

@@ -37,6 +37,8 @@ def payment(number: int) -> dict[str, object]:
         "mcc": None,
         "country": None,
         "channel": "pos",
+        "utc_offset_minutes": None,
+        "declined": None,
     }
 
 

@@ -84,7 +84,7 @@ def test_on_random_rows_with_missing_values() -> None:
 
 
 def test_at_every_threshold_and_one_step_to_either_side() -> None:
-    bases = some_rows(4)
+    bases = some_rows(12)
     differing = 0
     for feature, threshold in dict.fromkeys(thresholds()):
         at = np.float32(threshold)
