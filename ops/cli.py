@@ -203,13 +203,15 @@ def topics() -> None:
 @click.pass_obj
 def create_topics(source: Source) -> None:
     """Create the topics that are missing."""
+    from features.catalogue import CATALOGUE
     from streams.kafka import require_broker
     from streams.topics import TopicSettings
     from streams.topics import create_topics as create
 
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
-    created = create(kafka, source.section("topics", TopicSettings))
+    entities = [entity.name for entity in CATALOGUE.entities]
+    created = create(kafka, source.section("topics", TopicSettings), entities)
     click.echo("\n".join(created) if created else "nothing to create")
 
 

@@ -53,6 +53,7 @@ def show(source: Source, entity_id: str, at: str | None, as_json: bool) -> None:
     from features.catalogue import CATALOGUE
     from features.engine import FeatureEngine
     from features.show import to_dict, to_lines, typed_key, view_profile
+    from streams.batch import source_name
 
     as_of_ms = time.time_ns() // 1_000_000 if at is None else _time_ms(at)
     engine = FeatureEngine(CATALOGUE)
@@ -66,14 +67,9 @@ def show(source: Source, entity_id: str, at: str | None, as_json: bool) -> None:
         raise Misconfigured(f"the store has no profile of this {engine.plan.entity_names[entity]}")
     view = view_profile(engine, CATALOGUE, entity, state, as_of_ms=as_of_ms)
     if as_json:
-        click.echo(json.dumps(to_dict(view, _source_name), indent=2))
+        click.echo(json.dumps(to_dict(view, source_name), indent=2))
     else:
-        click.echo("\n".join(to_lines(view, _source_name)))
-
-
-def _source_name(source: int) -> str:
-    """The topic and partition that the stream numbers so."""
-    return f"{'outcomes' if source % 2 else 'payments'}/{source // 2}"
+        click.echo("\n".join(to_lines(view, source_name)))
 
 
 def _time_ms(text: str) -> int:

@@ -1,8 +1,11 @@
-"""One micro-batch of payments and outcomes worked into profiles: values in, values out, no Kafka, no store.
+"""Payments and outcomes worked into profiles: values in, values out, no Kafka, no store.
 
-    1. read     what is kept about the batch's payments (`record_keys`)
-    2. join     `join`: payments that are new or replayed, and labels that outcomes change
-    3. read     the profiles they touch (`Joined.profile_keys`)
+    1. read     what is kept about the payments (`record_key`)
+    2. join     `join`: events of payments that are new or replayed, and of labels that outcomes change
+
+  and where an entity's profile is owned, which may be another process (streams/repartition.py):
+
+    3. read     the profiles the events touch
     4. apply    `apply`: every touched profile once, however many of the batch's events it got
 
 A record says which Kafka offset it came from, a profile which offsets it contains. So the same batch again
@@ -11,14 +14,39 @@ gives the same bytes, and part of it written before a crash does no harm.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features import kernel
 from features.engine import Events, FeatureEngine
 from schemas.store_pb2 import LabelChange, PaymentRecord
+
+# Columns of an event's row: what happened, where it came from, when that reached Kafka, and its payment.
+KIND, WEIGHT, SOURCE, OFFSET, ARRIVED_MS, ATTRIBUTES_AT = range(6)
+ROW_WIDTH = ATTRIBUTES_AT + kernel.ATTRIBUTE_COUNT
+
+# A topic's partition as profiles note it: one number for both. Payments have even ones.
+_KINDS_OF_SOURCES = 2
+
+
+def payments_source(partition: int) -> int:
+    """The number of a partition of `payments`."""
+    return _KINDS_OF_SOURCES * partition
+
+
+def outcomes_source(partition: int) -> int:
+    """The number of a partition of `outcomes`."""
+    return _KINDS_OF_SOURCES * partition + 1
+
+
+def source_name(source: int) -> str:
+    """`payments/3` for what the two above give."""
+    topic = "outcomes" if source % _KINDS_OF_SOURCES else "payments"
+    return f"{topic}/{source // _KINDS_OF_SOURCES}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +61,14 @@ class Position:
 class PaymentEvent:
     """A payment as profiles need it. `attributes`: its row (features/attributes.py).
 
-    `keys`: the store key of each kind of entity, empty where the payment has none.
+    `keys`: the store key of each kind of entity, empty where the payment has none. `arrived_ms`: when it reached Kafka.
     """
 
     position: Position
     payment_id: str
     attributes: Sequence[int]
     keys: tuple[bytes, ...]
+    arrived_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,38 +76,58 @@ class OutcomeEvent:
     position: Position
     payment_id: str
     is_fraud: bool
+    arrived_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
-    """One event of one entity. `payment` is the row of its payment among the batch's attributes."""
+class EntityEvents:
+    """Events of one kind of entity, in the order they were made.
 
-    kind: int
-    payment: int
-    weight: int
-    position: Position
+    `keys`: whose each is. `rows`: shape (events, ROW_WIDTH), int64.
+    """
+
+    keys: list[bytes]
+    rows: NDArray[np.int64]
 
 
 @dataclass
 class Joined:
-    """What a batch does. `orphans` are outcomes of payments that are not known."""
+    """What a batch does. `orphans` are outcomes of payments that are not known.
 
+    Of each event, `rows` has its row and `keys` the store key of each kind of entity, empty for none.
+    """
+
+    entity_count: int
     records: dict[bytes, bytes] = field(default_factory=dict)
-    attributes: list[Sequence[int]] = field(default_factory=list)
-    changes: list[dict[bytes, list[_Change]]] = field(default_factory=list)
+    rows: list[list[int]] = field(default_factory=list)
+    keys: list[Sequence[bytes]] = field(default_factory=list)
     duplicates: int = 0
     orphans: list[OutcomeEvent] = field(default_factory=list)
 
-    def profile_keys(self) -> list[bytes]:
-        """Every profile that is touched, each once, grouped by kind of entity."""
-        return [key for by_key in self.changes for key in by_key]
+    def of_entities(self) -> list[EntityEvents]:
+        """The same events by kind of entity."""
+        rows = np.array(self.rows, dtype=np.int64).reshape(-1, ROW_WIDTH)
+        by_entity = []
+        for entity in range(self.entity_count):
+            column = [keys[entity] for keys in self.keys]
+            if all(column):
+                by_entity.append(EntityEvents(column, rows))
+            else:
+                present = [number for number, key in enumerate(column) if key]
+                by_entity.append(EntityEvents([column[number] for number in present], rows[present]))
+        return by_entity
 
 
 @dataclass(frozen=True)
 class Applied:
-    """`profiles`: the new states by key. `late` counts events that came too late for some of their tiles."""
+    """The new state of each touched profile of one kind of entity, in the order of `arrived_ms`.
+
+    `arrived_ms`: of each profile, when the newest of its events reached Kafka. `late` counts events that came too late
+    for some of their tiles, `replayed` those that had been applied before.
+    """
 
     profiles: dict[bytes, bytes]
+    arrived_ms: list[int]
     replayed: int
     late: int
 
@@ -95,7 +144,7 @@ def join(
     entity_count: int,
 ) -> Joined:
     """Decide what each event changes. `known`: what is kept about the payments named, by `record_key`."""
-    joined = Joined(changes=[{} for _ in range(entity_count)])
+    joined = Joined(entity_count)
     records = {key: PaymentRecord.FromString(value) for key, value in known.items()}
     for payment in payments:
         _join_payment(payment, records, joined)
@@ -120,11 +169,10 @@ def _join_payment(payment: PaymentEvent, records: dict[bytes, PaymentRecord], jo
     elif (record.source, record.offset) != (position.source, position.offset):
         joined.duplicates += 1
         return
-    change = _Change(kernel.PAYMENT, len(joined.attributes), 1, position)
-    joined.attributes.append(payment.attributes)
-    for by_key, entity_key in zip(joined.changes, payment.keys, strict=True):
-        if entity_key:
-            by_key.setdefault(entity_key, []).append(change)
+    joined.rows.append(
+        [kernel.PAYMENT, 1, position.source, position.offset, payment.arrived_ms, *payment.attributes],
+    )
+    joined.keys.append(payment.keys)
 
 
 def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], joined: Joined) -> None:
@@ -137,12 +185,14 @@ def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], jo
     if weight == 0:
         return
     joined.records[key] = record.SerializeToString()
-    change = _Change(kernel.LABEL, len(joined.attributes), weight, outcome.position)
+    position = outcome.position
     missing = [0] * (kernel.ATTRIBUTE_COUNT - len(record.attributes))
-    joined.attributes.append([*record.attributes, *missing])
-    for by_key, entity_key in zip(joined.changes, record.keys, strict=True):
-        if entity_key:
-            by_key.setdefault(entity_key.encode(), []).append(change)
+    joined.rows.append(
+        [kernel.LABEL, weight, position.source, position.offset, outcome.arrived_ms, *record.attributes, *missing]
+    )
+    # What an older catalogue knew of fewer kinds of entities.
+    unknown = [b""] * (joined.entity_count - len(record.keys))
+    joined.keys.append([*(entity_key.encode() for entity_key in record.keys), *unknown])
 
 
 def _weight_of(outcome: OutcomeEvent, record: PaymentRecord) -> int:
@@ -162,36 +212,40 @@ def _weight_of(outcome: OutcomeEvent, record: PaymentRecord) -> int:
     return weight
 
 
-def apply(joined: Joined, profiles: Mapping[bytes, bytes], engine: FeatureEngine) -> Applied:
-    """The touched profiles as they are after the batch. Raises UnreadableProfile."""
-    states: dict[bytes, bytes] = {}
-    event_count = applied = late = 0
-    no_slots = engine.new_slots(0)
-    attributes = np.array(joined.attributes, dtype=np.int64).reshape(-1, kernel.ATTRIBUTE_COUNT)
-    for entity, by_key in enumerate(joined.changes):
-        if not by_key:
-            continue
-        events = _events_of(by_key)
-        result = engine.apply(entity, events, attributes, [profiles.get(key) for key in by_key], no_slots)
-        states.update(zip(by_key, result.states, strict=True))
-        event_count += len(events.kind)
-        applied += int(result.applied.sum())
-        late += result.late
-    return Applied(states, replayed=event_count - applied, late=late)
-
-
-def _events_of(by_key: Mapping[bytes, Sequence[_Change]]) -> Events:
-    changes = [change for group in by_key.values() for change in group]
-    lengths = [len(group) for group in by_key.values()]
-    columns = np.array(
-        [(c.payment, c.weight, c.position.source, c.position.offset) for c in changes], dtype=np.int64
-    ).T.copy()
-    return Events(
-        groups=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-        kind=np.array([change.kind for change in changes], dtype=np.uint8),
-        payment=columns[0],
-        weight=columns[1],
-        source=columns[2],
-        offset=columns[3],
-        row=np.full(len(changes), -1, dtype=np.int64),
+def apply(entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes], engine: FeatureEngine) -> Applied:
+    """The touched profiles of one kind of entity as they are after the events. Raises UnreadableProfile."""
+    if not events.keys:
+        return Applied({}, [], replayed=0, late=0)
+    numbers: dict[bytes, int] = {}
+    codes = np.array([numbers.setdefault(key, len(numbers)) for key in events.keys])
+    # Stable: events of a profile stay in order, which is the order of each source's offsets.
+    order = np.argsort(codes, kind="stable")
+    groups = np.searchsorted(codes[order], np.arange(len(numbers) + 1)).astype(np.int64)
+    columns = events.rows[order, :ATTRIBUTES_AT].T.copy()
+    kernel_events = Events(
+        groups=groups,
+        kind=columns[KIND].astype(np.uint8),
+        payment=order.astype(np.int64),
+        weight=columns[WEIGHT],
+        source=columns[SOURCE],
+        offset=columns[OFFSET],
+        row=np.full(len(order), -1, dtype=np.int64),
     )
+    attributes = np.ascontiguousarray(events.rows[:, ATTRIBUTES_AT:])
+    states = [profiles.get(key) for key in numbers]
+    result = engine.apply(entity, kernel_events, attributes, states, engine.new_slots(0))
+    return Applied(
+        dict(zip(numbers, result.states, strict=True)),
+        np.maximum.reduceat(columns[ARRIVED_MS], groups[:-1]).tolist(),
+        replayed=len(order) - int(result.applied.sum()),
+        late=result.late,
+    )
+
+
+def merged(parts: Sequence[EntityEvents]) -> EntityEvents:
+    """The events of one part after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    keys = list(itertools.chain.from_iterable(part.keys for part in parts))
+    rows = [part.rows for part in parts] or [np.empty((0, ROW_WIDTH), dtype=np.int64)]
+    return EntityEvents(keys, np.concatenate(rows))

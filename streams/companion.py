@@ -34,7 +34,8 @@ from streams.kafka import (
     make_producer,
     partitions_of,
 )
-from streams.progress import PREFIX, CopyProgress
+from streams.progress import PREFIX, CopyProgress, progress_key
+from streams.repartition import repartition_topic
 from streams.shipping import Shipper
 
 _log = logging.getLogger(__name__)
@@ -83,7 +84,14 @@ class Companion:
         self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-companion")
         producer: Producer = make_producer(kafka, linger_ms=5)
         self._decoder = Decoder("profiles", ids)
-        self._progress = CopyProgress(self._partitions)
+        self._progress = CopyProgress(
+            self._partitions,
+            (
+                progress_key(entity, partition)
+                for entity in entities
+                for partition in partitions_of(kafka, repartition_topic(entity))
+            ),
+        )
         encoder = Encoder("decisions", ids.id_of("decisions"))
         self._shipper = Shipper(outbox, producer=producer, topic=kafka.topic("decisions"), encoder=encoder)
         self._to_reach: dict[int, int] = {}

@@ -26,8 +26,8 @@ class Intake:
         self._rates = rates
         self._entities = list(zip(engine.plan.entity_names, engine.plan.entity_keys, strict=True))
 
-    def payment(self, value: bytes | None, position: Position, now_ms: int) -> PaymentEvent:
-        """A payment from its Kafka value. Raises InvalidEvent naming the field."""
+    def payment(self, value: bytes | None, position: Position, arrived_ms: int, now_ms: int) -> PaymentEvent:
+        """A payment from its Kafka value. `arrived_ms`: Kafka's own time. Raises InvalidEvent naming the field."""
         record = self._payments.decode(_present(value))
         _check_id("payment_id", record["payment_id"])
         event_time_ms = record["event_time_ms"]
@@ -41,13 +41,13 @@ class Intake:
         amount = self._rates.convert(amount_minor, record["currency"], event_time_ms)
         keys = tuple(_key(record, name, fields) for name, fields in self._entities)
         attributes = row_of(record, event_time_ms=event_time_ms, amount=amount, amount_minor=amount_minor)
-        return PaymentEvent(position, record["payment_id"], attributes, keys)
+        return PaymentEvent(position, record["payment_id"], attributes, keys, arrived_ms)
 
-    def outcome(self, value: bytes | None, position: Position) -> OutcomeEvent:
-        """An outcome from its Kafka value. Raises InvalidEvent naming the field."""
+    def outcome(self, value: bytes | None, position: Position, arrived_ms: int) -> OutcomeEvent:
+        """An outcome from its Kafka value, which reached Kafka then. Raises InvalidEvent naming the field."""
         record = self._outcomes.decode(_present(value))
         _check_id("payment_id", record["payment_id"])
-        return OutcomeEvent(position, record["payment_id"], record["label"] == "fraud")
+        return OutcomeEvent(position, record["payment_id"], record["label"] == "fraud", arrived_ms)
 
 
 def _present(value: bytes | None) -> bytes:

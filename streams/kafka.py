@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from schemas.errors import BrokerUnavailable, Misconfigured
 
@@ -186,6 +186,23 @@ def end_offsets(consumer: Consumer, topic: str, partitions: Iterable[int]) -> di
         raise BrokerUnavailable(f"Kafka does not say where {topic} ends: {reason_of(error)}") from error
 
 
+_LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+
+
+def end_offsets_of(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
+    """As `end_offsets`, of all partitions in one request; None when the broker does not say now.
+
+    What a transaction has not committed is not counted.
+    """
+    wanted = {TopicPartition(topic, number): _LATEST for number in partitions}
+    asked = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REACH_TIMEOUT_S)
+    try:
+        return {place.partition: answer.result().offset for place, answer in asked.items()}
+    except KafkaException as error:
+        _log.warning("Kafka does not say where %s ends: %s", topic, reason_of(error))
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A record as it was read. `timestamp_ms` is Kafka's own, 0 where the broker set none."""
@@ -201,10 +218,13 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """What one call to `consume` gave: records in order, and the partitions read to their end after them."""
+    """What one call to `consume` gave: records in order, and the partitions read to their end after them.
+
+    `ended` has the offset that the next record of such a partition will have.
+    """
 
     records: list[Record]
-    ended: set[tuple[str, int]]
+    ended: dict[tuple[str, int], int]
 
 
 def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
@@ -212,13 +232,13 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
 
     Raises BrokerUnavailable for an error that does not pass; the client retries passing ones by itself.
     """
-    consumed = Consumed([], set())
+    consumed = Consumed([], {})
     for message in consumer.consume(count_max, timeout=timeout_s):
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         error = message.error()
         if error is not None:
             if error.code() == KafkaError._PARTITION_EOF and topic is not None and partition is not None:
-                consumed.ended.add((topic, partition))
+                consumed.ended[topic, partition] = offset or 0
             else:
                 _check_passing(error)
             continue
@@ -226,7 +246,7 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
         assert partition is not None
         assert offset is not None
         # The end that was reached before this record is none any more.
-        consumed.ended.discard((topic, partition))
+        consumed.ended.pop((topic, partition), None)
         consumed.records.append(
             Record(
                 topic,

@@ -1,34 +1,43 @@
-"""Payments and outcomes to profiles: consume a micro-batch, store, changelog, commit, in that order.
+"""The stream worker: payments and outcomes to profiles, as one of a group, one micro-batch after the other.
 
-    consume ─► decode ─► join ─► apply ─► store.write ─► changelog ─► flush ─► commit
-                  └► dead letters ───────────────────────────┘
+    payments, outcomes ─► decode ─► join ─► keep (store) ─► frames ─┐            streams/routing.py
+                                                                    ▼
+    repartition-card, repartition-merchant, … ──► apply ─► store ─► changelog    streams/updating.py
 
-The order is the guarantee: an offset is committed when the store has acknowledged the profiles that contain it
-and the broker the changelog records. A crash anywhere before leads to the same batch again, which the offsets
-inside profiles make a repetition without effect (streams/batch.py); its changelog records are sent again.
+                      then, for both: flush ─► commit
 
-One worker owns all partitions: two would write the same merchant's profile over each other.
+The order is the guarantee: an offset is committed when the store has acknowledged what came of it and the broker
+has the frames and the changelog records. A crash anywhere before leads to the same batch again, which the offsets
+inside profiles make a repetition without effect (streams/batch.py); its records are sent again.
+
+A profile has one owner at a time, the worker that has the partition its events go through. An old owner that does not
+know yet that it is none any more meets a conflict in the store.
+
+A store that is away stops everything: nothing more is read, the worker stays in its group and tries again. When a
+partition of the batch in hand goes to another worker meanwhile, the batch is abandoned whole and the rest read again.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
 from typing import TypeVar
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+import numpy as np
+from prometheus_client import CollectorRegistry
 
 from features.engine import FeatureEngine
-from features.kernel import SOURCES_MAX
+from features.kernel import PAYMENT, SOURCES_MAX
 from features.money import RateTable
 from features.store import ProfileStore, StoreConflict
 from schemas.avro import Encoder, SchemaIds
-from schemas.errors import InvalidEvent, Misconfigured, StoreUnavailable
-from streams import batch
-from streams.batch import Joined, OutcomeEvent, PaymentEvent, Position
+from schemas.errors import Misconfigured, StoreUnavailable
+from streams.batch import ARRIVED_MS, KIND, Applied, EntityEvents
+from streams.consumer import BatchConsumer, Place, offsets_after
 from streams.deadletters import DeadLetters
 from streams.intake import Intake
 from streams.kafka import (
@@ -37,12 +46,17 @@ from streams.kafka import (
     KafkaSettings,
     Record,
     Sender,
-    consume,
+    end_offsets_of,
+    make_admin,
     make_consumer,
     partitions_of,
-    reason_of,
 )
-from streams.progress import SourceProgress, progress_key
+from streams.metrics import StreamMetrics, objectives_ms
+from streams.progress import RoutedProgress, SourceProgress
+from streams.refusals import RefusalLimit
+from streams.repartition import repartition_topic
+from streams.routing import Decoded, Router
+from streams.updating import Arrived, Updater
 from streams.waiting import WaitingOutcomes
 
 _log = logging.getLogger(__name__)
@@ -53,7 +67,9 @@ _FETCH_AGE_MS = 2 * FETCH_WAIT_MS
 _RETRY_FIRST_S = 0.1
 _RETRY_MOST_S = 5.0
 _LOG_EVERY_S = 10.0
-_DAY_S = 86_400
+_LAG_EVERY_S = 1.0
+# How often the broker is asked whether the payments that outcomes wait for are worked in.
+_ASK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -69,22 +85,17 @@ class StreamSettings:
     session_timeout_ms: int = 10_000
     # How long outcomes may take: after that, what is kept about a payment expires.
     outcome_days: int = 120
-    # A store that is away for longer ends the process; nothing is committed, so nothing is lost.
-    store_patience_s: int = 60
     flush_timeout_s: int = 60
+    # How long after its arrival on Kafka a payment may take into its profiles; exceptions are "merchant=5000".
+    freshness_objective_ms: int = 1000
+    freshness_exceptions: tuple[str, ...] = ()
+    # Of the last so many records, at most this share may be dead letters: beyond it the worker stops.
+    dead_letter_window: int = 1000
+    dead_letter_share_max: float = 0.2
 
 
-@dataclass
-class StreamCounts:
-    """What has happened since the start."""
-
-    payments: int = 0
-    outcomes: int = 0
-    duplicates: int = 0
-    replayed: int = 0
-    late: int = 0
-    dead_letters: int = 0
-    batches: int = 0
+class _Abandoned(Exception):  # no error: how a batch ends that is not this worker's any more
+    """A partition of the batch has gone to another worker, or the worker is to stop."""
 
 
 class Pipeline:
@@ -99,211 +110,291 @@ class Pipeline:
         engine: FeatureEngine,
         rates: RateTable,
         ids: SchemaIds,
+        registry: CollectorRegistry | None = None,
+        drain: bool = False,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """Raises BrokerUnavailable or Misconfigured."""
-        self._kafka, self._settings, self._store, self._engine, self._now_ms = kafka, settings, store, engine, now_ms
-        self._payments_topic, self._outcomes_topic = kafka.topic("payments"), kafka.topic("outcomes")
-        self._profiles_topic = kafka.topic("profiles")
-        self._check_partitions()
-        self._changelog_partitions = partitions_of(kafka, "profiles")
+        """`drain`: read no payments and outcomes, only what is on its way to profiles, and end when all of it is in.
+
+        Raises BrokerUnavailable or Misconfigured.
+        """
+        self._settings, self._now_ms, self._drain = settings, now_ms, drain
+        self._payments, self._outcomes = kafka.topic("payments"), kafka.topic("outcomes")
+        self._payments_partitions = _source_partitions(kafka)
+        counts = {name: len(partitions_of(kafka, repartition_topic(name))) for name in engine.plan.entity_names}
         self._sender = Sender(kafka, linger_ms=2)
-        self._consumer: Consumer = make_consumer(
-            kafka, group_id=settings.group_id, session_timeout_ms=settings.session_timeout_ms
-        )
-        self._intake = Intake(engine, rates, ids)
         self._dead_letters = DeadLetters(self._sender, kafka, ids)
-        self._encoder = Encoder("profiles", ids.id_of("profiles"))
+        self._refusals = RefusalLimit(settings.dead_letter_window, settings.dead_letter_share_max)
+        self._router = Router(
+            intake=Intake(engine, rates, ids),
+            store=store,
+            sender=self._sender,
+            kafka=kafka,
+            plan=engine.plan,
+            partition_counts=counts,
+            outcome_days=settings.outcome_days,
+        )
+        self._updater = Updater(
+            store=store,
+            engine=engine,
+            sender=self._sender,
+            kafka=kafka,
+            encoder=Encoder("profiles", ids.id_of("profiles")),
+            partition_counts=counts,
+            changelog_partitions=partitions_of(kafka, "profiles"),
+        )
         self._progress = SourceProgress()
+        self._routed = RoutedProgress(self._payments_partitions)
         self._progress_due_ms = 0
         self._waiting = WaitingOutcomes()
-        self._outcomes_paused = False
-        self.counts = StreamCounts()
+        self._ask_at = self._lag_at = 0.0
+        self._repartition = {kafka.topic(repartition_topic(name)): count for name, count in counts.items()}
+        self._undrained: set[Place] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
+        self.metrics = StreamMetrics(registry or CollectorRegistry(), _objectives(settings, engine.plan.entity_names))
+        self._admin = make_admin(kafka)
+        self._consumer = BatchConsumer(
+            make_consumer(kafka, group_id=settings.group_id, session_timeout_ms=settings.session_timeout_ms),
+            on_assigned=self._on_assigned,
+            on_revoked=self._on_revoked,
+        )
+        self._store_trouble = ""
+        self._has_joined = False
 
     def run(self, stop: Event) -> None:
-        """Work until `stop` is set. Raises StoreUnavailable or BrokerUnavailable when patience is at an end."""
-        self._consumer.subscribe(
-            [self._payments_topic, self._outcomes_topic], on_assign=self._on_assign, on_revoke=self._on_revoke
-        )
+        """Work until `stop` is set. Raises BrokerUnavailable when Kafka does not take what is sent for too long."""
+        sources = [] if self._drain else [self._payments, self._outcomes]
+        self._consumer.subscribe([*sources, *self._repartition])
         next_log = time.monotonic() + _LOG_EVERY_S
         try:
-            while not stop.is_set():
+            while not stop.is_set() and not (self._drain and not self._undrained):
                 self.step(stop)
                 if time.monotonic() >= next_log:
-                    _log.info("stream: %s", self.counts)
+                    _log.info("stream: %d partitions, %d records behind", *self._standing())
                     next_log += _LOG_EVERY_S
         finally:
             self._consumer.close()
 
+    def problems(self) -> Sequence[str]:
+        """Why this worker is not ready; empty when it is. From any thread."""
+        problems = [] if self._has_joined else ["it has not joined its consumer group yet"]
+        return [*problems, self._store_trouble] if self._store_trouble else problems
+
     def step(self, stop: Event) -> None:
-        """One micro-batch, through to its commit."""
+        """One micro-batch, through to its commit or until it is abandoned."""
         asked_ms = self._now_ms() - _FETCH_AGE_MS
-        consumed = consume(self._consumer, self._settings.batch_max, self._settings.batch_wait_ms / 1000)
-        self._note_progress(consumed)
-        records = [
-            *(r for r in consumed.records if r.topic == self._payments_topic),
-            *self._due_outcomes(consumed, asked_ms),
-        ]
-        if records and not self._work(records, stop):
-            return  # stopped while the store was away: nothing is committed
+        with self._timed("read"):
+            consumed = self._consumer.take(self._settings.batch_max, self._settings.batch_wait_ms / 1000)
+        payments = [record for record in consumed.records if record.topic == self._payments]
+        frames = [record for record in consumed.records if record.topic in self._repartition]
+        self._note_progress(payments, consumed)
+        self._waiting.add(record for record in consumed.records if record.topic == self._outcomes)
+        outcomes = self._due_outcomes()
+        try:
+            if payments or outcomes:
+                self._route(payments, outcomes, stop)
+            if frames:
+                self._update(frames, stop)
+        except _Abandoned:
+            self.metrics.abandoned.inc()
+            self._waiting.clear()
+            self._consumer.abandon()
+            return
         self._send_progress(asked_ms)
+        records = [*payments, *outcomes, *frames]
         if records:
-            self._sender.flush(self._settings.flush_timeout_s)
-            self._commit(records)
-            self.counts.batches += 1
+            with self._timed("flush"):
+                self._sender.flush(self._settings.flush_timeout_s)
+            self.metrics.batches.inc()
         else:
             self._sender.poll()
+        with self._timed("commit"):
+            self._commit(records, consumed)
+        self._observe_lag()
 
-    def _note_progress(self, consumed: Consumed) -> None:
-        for record in consumed.records:
-            if record.topic == self._payments_topic:
-                self._progress.consumed(record.partition, record.timestamp_ms)
+    # Payments and outcomes to events
+
+    def _route(self, payments: Sequence[Record], outcomes: Sequence[Record], stop: Event) -> None:
+        with self._timed("decode"):
+            decoded = self._router.decode(payments, outcomes, self._now_ms())
+        self._refusals.note(len(payments) + len(outcomes), len(decoded.refused))
+        with self._timed("keep"):
+            joined = self._patiently(lambda: self._router.keep(decoded), stop)
+        with self._timed("route"):
+            orphans = [decoded.origin[orphan.position] for orphan in joined.orphans]
+            reason = "payment_id: outcome of a payment that is not known"
+            self._refuse([*decoded.refused, *((record, reason) for record in orphans)])
+            self._router.send(joined)
+        self._count_routed(decoded, joined.duplicates)
+
+    def _count_routed(self, decoded: Decoded, duplicates: int) -> None:
+        self.metrics.payments.inc(len(decoded.payments))
+        self.metrics.outcomes.inc(len(decoded.outcomes))
+        self.metrics.duplicates.inc(duplicates)
+
+    def _due_outcomes(self) -> list[Record]:
+        """Outcomes whose payments are worked in. While too many wait, no more are read: memory is bounded."""
+        waiting = self._waiting
+        self.metrics.waiting_outcomes.set(len(waiting))
+        self._consumer.pause(self._outcomes, len(waiting) >= self._settings.batch_max)
+        if not len(waiting) or time.monotonic() < self._ask_at:
+            return []
+        self._ask_at = time.monotonic() + _ASK_EVERY_S
+        if waiting.asks_for_ends():
+            ends = end_offsets_of(self._admin, self._payments, self._payments_partitions)
+            if ends is None:
+                return []
+            waiting.wait_for(ends)
+        committed = self._consumer.committed(self._payments, self._payments_partitions)
+        return [] if committed is None else waiting.take_due(committed)
+
+    # Events to profiles
+
+    def _update(self, frames: Sequence[Record], stop: Event) -> None:
+        with self._timed("decode"):
+            arrived = self._updater.decode(frames)
+        self._refusals.note(len(frames), len(arrived.refused))
+        self._refuse(arrived.refused)
+        for entity, events in arrived.events.items():
+            with self._timed("update"):
+                applied = self._update_patiently(entity, events, stop)
+            with self._timed("changelog"):
+                self._updater.send(entity, applied, self._now_ms())
+            self._count_applied(entity, events, applied)
+        self._note_routed(arrived)
+
+    def _update_patiently(self, entity: int, events: EntityEvents, stop: Event) -> Applied:
+        return self._patiently(lambda: self._updater.update(entity, events), stop)
+
+    def _count_applied(self, entity: int, events: EntityEvents, applied: Applied) -> None:
+        arrived_ms = events.rows[:, ARRIVED_MS]
+        # Of a label, or where Kafka set no time, there is no age of a payment.
+        arrived_ms = arrived_ms[(events.rows[:, KIND] == PAYMENT) & (arrived_ms > 0)]
+        self.metrics.applied(
+            self._updater.entities[entity],
+            events=len(events.keys),
+            profiles=len(applied.profiles),
+            replayed=applied.replayed,
+            late=applied.late,
+            ages_ms=np.asarray(self._now_ms() - arrived_ms),
+        )
+
+    # Progress
+
+    def _note_progress(self, payments: Sequence[Record], consumed: Consumed) -> None:
+        for record in payments:
+            self._progress.consumed(record.partition, record.timestamp_ms)
         for topic, partition in consumed.ended:
-            if topic == self._payments_topic:
+            if topic == self._payments:
                 self._progress.reached_end(partition)
 
-    def _due_outcomes(self, consumed: Consumed, asked_ms: int) -> list[Record]:
-        now_ms = self._now_ms()
-        self._waiting.add((record for record in consumed.records if record.topic == self._outcomes_topic), now_ms)
-        due = self._waiting.take_due(min(self._progress.complete_to_ms(asked_ms).values(), default=now_ms))
-        # Bounded memory: while too many wait, no more are read.
-        self._pause_outcomes(len(self._waiting) >= self._settings.batch_max)
-        return due
-
-    def _pause_outcomes(self, pause: bool) -> None:
-        if pause == self._outcomes_paused:
-            return
-        partitions = [p for p in self._consumer.assignment() if p.topic == self._outcomes_topic]
-        (self._consumer.pause if pause else self._consumer.resume)(partitions)
-        self._outcomes_paused = pause
-
-    def _work(self, records: Sequence[Record], stop: Event) -> bool:
-        payments, outcomes, origin = self._decode(records)
-        worked = self._patiently(lambda: self._work_into_store(payments, outcomes), stop)
-        if worked is None:
-            return False
-        joined, applied = worked
-        for orphan in joined.orphans:
-            self._refuse(origin[orphan.position], "payment_id: outcome of a payment that is not known")
-        self._send_profiles(applied.profiles)
-        counts = self.counts
-        counts.payments += len(payments)
-        counts.outcomes += len(outcomes)
-        counts.duplicates += joined.duplicates
-        counts.replayed += applied.replayed
-        counts.late += applied.late
-        return True
-
-    def _work_into_store(
-        self, payments: Sequence[PaymentEvent], outcomes: Sequence[OutcomeEvent]
-    ) -> tuple[Joined, batch.Applied]:
-        """Read, apply and write as one. What has changed since it was read is not overwritten: read again, then.
-
-        Raises StoreUnavailable or StoreConflict; the same again is always right.
-        """
-        ids = [event.payment_id for event in payments] + [event.payment_id for event in outcomes]
-        known, versions = self._read(map(batch.record_key, ids))
-        joined = batch.join(payments, outcomes, known, self._engine.plan.entity_count)
-        profiles, profile_versions = self._read(joined.profile_keys())
-        applied = batch.apply(joined, profiles, self._engine)
-        self._store.write(joined.records, ttl_s=self._settings.outcome_days * _DAY_S, versions=versions)
-        for entity, by_key in enumerate(joined.changes):
-            states = {key: applied.profiles[key] for key in by_key}
-            self._store.write(states, ttl_s=self._engine.plan.ttl_s(entity), versions=profile_versions)
-        return joined, applied
-
-    def _decode(
-        self, records: Sequence[Record]
-    ) -> tuple[list[PaymentEvent], list[OutcomeEvent], dict[Position, Record]]:
-        payments: list[PaymentEvent] = []
-        outcomes: list[OutcomeEvent] = []
-        origin: dict[Position, Record] = {}
-        now_ms = self._now_ms()
-        for record in records:
-            is_payment = record.topic == self._payments_topic
-            position = Position(2 * record.partition + (0 if is_payment else 1), record.offset)
-            try:
-                if is_payment:
-                    payments.append(self._intake.payment(record.value, position, now_ms))
-                else:
-                    outcomes.append(self._intake.outcome(record.value, position))
-                    origin[position] = record
-            except InvalidEvent as error:
-                self._refuse(record, str(error))
-        return payments, outcomes, origin
-
-    def _refuse(self, record: Record, reason: str) -> None:
-        self._dead_letters.send(record, reason, self._now_ms())
-        self.counts.dead_letters += 1
-
-    def _read(self, keys: Iterable[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, int]]:
-        """What these keys hold, and the version of each, those that hold nothing included."""
-        wanted = list(dict.fromkeys(keys))
-        found = self._store.read_versioned(wanted)
-        values = {key: value for key, (value, _) in zip(wanted, found, strict=True) if value is not None}
-        return values, {key: version for key, (_, version) in zip(wanted, found, strict=True)}
-
-    def _patiently(self, action: Callable[[], _Result], stop: Event) -> _Result | None:
-        """The action's result, tried again while the store is away; None when stopped meanwhile."""
-        deadline = time.monotonic() + self._settings.store_patience_s
-        pause_s = _RETRY_FIRST_S
-        while True:
-            try:
-                return action()
-            except (StoreUnavailable, StoreConflict) as error:
-                if time.monotonic() >= deadline:
-                    raise
-                _log.warning("the store cannot take the batch, trying again in %.1f s: %s", pause_s, error)
-            if stop.wait(pause_s):
-                return None
-            pause_s = min(2 * pause_s, _RETRY_MOST_S)
-
-    def _send_profiles(self, profiles: dict[bytes, bytes]) -> None:
-        now_ms = self._now_ms()
-        for key, state in profiles.items():
-            entity = key[: key.index(b":")].decode()
-            record = {"entity": entity, "state": state, "written_time_ms": now_ms}
-            self._sender.send(self._profiles_topic, self._encoder.encode(record), key=key)
+    def _note_routed(self, arrived: Arrived) -> None:
+        for entity, partition, progress in arrived.progress:
+            self._routed.heard(entity, partition, progress)
 
     def _send_progress(self, asked_ms: int) -> None:
+        """Behind what it speaks of: frames and changelog records of this batch are queued already."""
+        self._updater.send_progress(self._routed.news(), self._now_ms())
         if asked_ms < self._progress_due_ms:
             return
         self._progress_due_ms = asked_ms + self._settings.progress_every_ms
-        for payments_partition, complete_to_ms in self._progress.complete_to_ms(asked_ms).items():
-            record = {
-                "entity": "progress",
-                "state": b"",
-                "written_time_ms": asked_ms,
-                "complete_to_time_ms": complete_to_ms,
-            }
-            value = self._encoder.encode(record)
-            for partition in self._changelog_partitions:
-                key = progress_key(payments_partition)
-                self._sender.send(self._profiles_topic, value, key=key, partition=partition)
+        complete_to_ms = {p: moment for p, moment in self._progress.complete_to_ms(asked_ms).items() if moment > 0}
+        if complete_to_ms:
+            self._router.send_progress(complete_to_ms)
 
-    def _commit(self, records: Sequence[Record]) -> None:
-        ends: dict[tuple[str, int], int] = {}
-        for record in records:
-            ends[record.topic, record.partition] = record.offset + 1
-        offsets = [TopicPartition(topic, partition, offset) for (topic, partition), offset in ends.items()]
+    # The frame around it
+
+    def _refuse(self, refused: Sequence[tuple[Record, str]]) -> None:
+        for record, reason in refused:
+            self._dead_letters.send(record, reason, self._now_ms())
+            self.metrics.dead_letters.labels(record.topic).inc()
+
+    def _patiently(self, action: Callable[[], _Result], stop: Event) -> _Result:
+        """The action's result, tried again while the store is away. Raises _Abandoned."""
+        pause_s = _RETRY_FIRST_S
+        is_held = False
         try:
-            self._consumer.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:
-            # The partitions may have moved on; whoever has them now repeats the batch, without effect.
-            _log.warning("offsets not committed: %s", reason_of(error))
+            while True:
+                try:
+                    return action()
+                except StoreConflict as error:
+                    self.metrics.conflicts.inc()
+                    _log.warning("another worker wrote meanwhile, reading again: %s", error)
+                except StoreUnavailable as error:
+                    self.metrics.retries.inc()
+                    self._note_store_trouble(str(error))
+                    _log.warning("the store cannot take the batch, trying again in %.1f s: %s", pause_s, error)
+                if not is_held:
+                    self._consumer.hold()
+                    is_held = True
+                if not self._wait(pause_s, stop):
+                    raise _Abandoned
+                pause_s = min(2 * pause_s, _RETRY_MOST_S)
+        finally:
+            self._note_store_trouble("")
+            if is_held:
+                self._consumer.release()
 
-    def _on_assign(self, _: Consumer, partitions: Sequence[TopicPartition]) -> None:
-        self._progress.assigned(p.partition for p in partitions if p.topic == self._payments_topic)
-        # Partitions that come are not paused, whatever the others are.
-        self._outcomes_paused = False
+    def _wait(self, seconds: float, stop: Event) -> bool:
+        """False when the batch is to be abandoned. A stop is noticed soon."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if stop.is_set() or not self._consumer.wait(min(left, 0.1)):
+                return False
+        return True
 
-    def _on_revoke(self, _: Consumer, partitions: Sequence[TopicPartition]) -> None:
-        # Called from within consume(), so no batch is under way; outcomes that wait were not committed.
-        self._progress.revoked(p.partition for p in partitions if p.topic == self._payments_topic)
-        self._waiting.drop({p.partition for p in partitions if p.topic == self._outcomes_topic})
+    def _note_store_trouble(self, trouble: str) -> None:
+        self._store_trouble = trouble and f"the store does not take batches: {trouble}"
+        self.metrics.store_up.set(0 if trouble else 1)
 
-    def _check_partitions(self) -> None:
-        for name in ("payments", "outcomes"):
-            count = len(partitions_of(self._kafka, name))
-            if count > SOURCES_MAX // 2:
-                raise Misconfigured(f"topic {name} has {count} partitions, a profile can note {SOURCES_MAX // 2}")
+    def _commit(self, records: Sequence[Record], consumed: Consumed) -> None:
+        # The end of a partition may lie behind records that no one sees, as of transactions. Not of outcomes, which
+        # may still wait.
+        ends = {place: end for place, end in consumed.ended.items() if place[0] != self._outcomes}
+        self._consumer.commit({**offsets_after(records), **ends})
+        self._undrained -= ends.keys()
+
+    def _observe_lag(self) -> None:
+        if time.monotonic() >= self._lag_at:
+            self._lag_at = time.monotonic() + _LAG_EVERY_S
+            self.metrics.lag(self._consumer.lag())
+
+    def _standing(self) -> tuple[int, int]:
+        return len(self._consumer.places), sum(self._consumer.lag().values())
+
+    def _on_assigned(self, places: Sequence[Place]) -> None:
+        self._has_joined = True
+        self._progress.assigned(partition for topic, partition in places if topic == self._payments)
+
+    def _on_revoked(self, places: Sequence[Place]) -> None:
+        self._progress.revoked(partition for topic, partition in places if topic == self._payments)
+        self._waiting.drop({partition for topic, partition in places if topic == self._outcomes})
+        for topic, partition in places:
+            if (entity := self._updater.entity_of(topic)) is not None:
+                self._routed.revoked(entity, partition)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.metrics.stage_seconds.labels(stage).observe(time.perf_counter() - started)
+
+
+def _source_partitions(kafka: KafkaSettings) -> list[int]:
+    """The partitions of payments. Raises Misconfigured where a profile could not note all there are."""
+    found: dict[str, list[int]] = {}
+    for name in ("payments", "outcomes"):
+        found[name] = partitions_of(kafka, name)
+        if len(found[name]) > SOURCES_MAX // 2:
+            raise Misconfigured(
+                f"topic {name} has {len(found[name])} partitions, a profile can note {SOURCES_MAX // 2}"
+            )
+    return found["payments"]
+
+
+def _objectives(settings: StreamSettings, entities: Sequence[str]) -> Mapping[str, int]:
+    try:
+        return objectives_ms(entities, settings.freshness_objective_ms, settings.freshness_exceptions)
+    except ValueError as error:
+        raise Misconfigured(f"[stream] freshness_exceptions: {error}") from error

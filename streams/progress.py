@@ -1,24 +1,29 @@
-"""How complete are the profiles? A moment, for every partition of payments, that everything before is in.
+"""How complete are the profiles? A moment, that every payment which reached Kafka before it is in.
 
-The stream writes, after the profiles of a batch, one small record for each of its payments partitions into
-every partition of the changelog: "what reached Kafka before T is in the records before this one". A reader
-that has seen such a record in every changelog partition knows that its copy is complete up to the smallest T.
+It travels with what it speaks of, from one end to the other:
+
+    payments     `SourceProgress`: how far each partition has been sent on. Into every partition of every repartition
+                 topic goes "what reached partition 3 before T is in the frames before this one"
+    repartition  `RoutedProgress`: the smallest of these over all partitions of payments. Into every partition of the
+                 changelog goes "what reached Kafka before T is in the records before this one, as far as it is of
+                 cards in partition 5"
+    changelog    `CopyProgress`: the smallest of all these is the moment up to which a mirror is complete
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 PREFIX = b"progress:"
 
 
-def progress_key(payments_partition: int) -> bytes:
-    """The changelog key of a payments partition's progress."""
-    return PREFIX + str(payments_partition).encode()
+def progress_key(entity: str, partition: int) -> bytes:
+    """The changelog key of the progress of a partition of an entity's repartition topic."""
+    return PREFIX + f"{entity}:{partition}".encode()
 
 
 class SourceProgress:
-    """The stream's side: how far each payments partition has been worked in."""
+    """How far each partition of payments has been worked in by this worker."""
 
     def __init__(self) -> None:
         self._complete_to_ms: dict[int, int] = {}
@@ -53,20 +58,49 @@ class SourceProgress:
         }
 
 
-class CopyProgress:
-    """The companion's side: the smallest T over all changelog partitions and payments partitions."""
+class RoutedProgress:
+    """What the owner of some partitions of repartition topics has heard of the partitions of payments."""
 
-    def __init__(self, changelog_partitions: Iterable[int]) -> None:
-        self._seen: dict[int, dict[int, int]] = {partition: {} for partition in changelog_partitions}
+    def __init__(self, payments_partitions: Iterable[int]) -> None:
+        self._payments_partitions = tuple(payments_partitions)
+        self._heard: dict[tuple[str, int], dict[int, int]] = {}
+        self._told: dict[tuple[str, int], int] = {}
+
+    def revoked(self, entity: str, partition: int) -> None:
+        self._heard.pop((entity, partition), None)
+        self._told.pop((entity, partition), None)
+
+    def heard(self, entity: str, partition: int, complete_to_ms: Mapping[int, int]) -> None:
+        """A frame of this partition of the entity's topic said so."""
+        known = self._heard.setdefault((entity, partition), {})
+        for payments_partition, time_ms in complete_to_ms.items():
+            # An owner that comes new to a partition begins at 0; what was said before stays true.
+            known[payments_partition] = max(time_ms, known.get(payments_partition, 0))
+
+    def news(self) -> dict[bytes, int]:
+        """By changelog key, where the moment is later than it was when last asked."""
+        news = {}
+        for (entity, partition), known in self._heard.items():
+            moment = min((known.get(p, 0) for p in self._payments_partitions), default=0)
+            if moment > self._told.get((entity, partition), 0):
+                self._told[entity, partition] = moment
+                news[progress_key(entity, partition)] = moment
+        return news
+
+
+class CopyProgress:
+    """The companion's side: the smallest moment over all changelog partitions and all progress there is."""
+
+    def __init__(self, changelog_partitions: Iterable[int], keys: Iterable[bytes]) -> None:
+        """`keys`: the progress key of every partition of every repartition topic."""
+        self._seen: dict[bytes, dict[int, int]] = {key: dict.fromkeys(changelog_partitions, 0) for key in keys}
 
     def saw(self, changelog_partition: int, key: bytes, complete_to_ms: int) -> None:
         """A progress record was read from this changelog partition."""
-        self._seen[changelog_partition][int(key[len(PREFIX) :])] = complete_to_ms
+        # Keys of topics that there are no more stay on a compacted topic.
+        if key in self._seen:
+            self._seen[key][changelog_partition] = complete_to_ms
 
     def complete_to_ms(self) -> int:
-        """0 while some payments partition has not been heard of in every changelog partition."""
-        heard = [seen.keys() for seen in self._seen.values()]
-        everywhere = set().union(*heard)
-        if not everywhere or any(partitions != everywhere for partitions in heard):
-            return 0
-        return min(time_ms for seen in self._seen.values() for time_ms in seen.values())
+        """0 while some progress has not been heard of in every changelog partition."""
+        return min((time_ms for seen in self._seen.values() for time_ms in seen.values()), default=0)

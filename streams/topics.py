@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException
@@ -10,6 +11,7 @@ from confluent_kafka.cimpl import NewTopic
 from schemas.avro import TOPICS
 from schemas.errors import BrokerUnavailable, Misconfigured
 from streams.kafka import MESSAGE_BYTES_MAX, KafkaSettings, make_admin, reason_of
+from streams.repartition import repartition_topic
 
 _DAY_MS = 86_400_000
 
@@ -20,15 +22,23 @@ class TopicSettings:
 
     # Of payments, outcomes, profiles and decisions. A profile notes an offset for each of the first two.
     partitions: int = 12
+    # Of the topic that events of a kind of entity go through: as many workers can share that kind's profiles.
+    repartition_partitions: int = 12
     replication: int = 1
     payments_days: int = 100
     decisions_days: int = 100
     dead_letters_days: int = 30
+    # Events are read within a second; this is how long all workers may be away.
+    repartition_days: int = 7
 
 
-def create_topics(kafka: KafkaSettings, settings: TopicSettings) -> list[str]:
-    """Create the topics that are missing; returns their names. Raises BrokerUnavailable or Misconfigured."""
-    wanted = [_new_topic(kafka.topic(name), name, settings) for name in TOPICS]
+def create_topics(kafka: KafkaSettings, settings: TopicSettings, entities: Sequence[str]) -> list[str]:
+    """Create the topics that are missing, one to repartition by each kind of entity among them; returns their names.
+
+    Raises BrokerUnavailable or Misconfigured.
+    """
+    names = [*TOPICS, *map(repartition_topic, entities)]
+    wanted = [_new_topic(kafka.topic(name), name, settings) for name in names]
     created = []
     # Kept until the answers are in: they go with the client.
     admin = make_admin(kafka)
@@ -47,13 +57,18 @@ def create_topics(kafka: KafkaSettings, settings: TopicSettings) -> list[str]:
 
 
 def _new_topic(full_name: str, name: str, settings: TopicSettings) -> NewTopic:
-    one_partition = name in ("drift-alerts", "dead-letters")
     return NewTopic(
         full_name,
-        num_partitions=1 if one_partition else settings.partitions,
+        num_partitions=_partition_count(name, settings),
         replication_factor=settings.replication,
         config=_config(name, settings),
     )
+
+
+def _partition_count(name: str, settings: TopicSettings) -> int:
+    if name in ("drift-alerts", "dead-letters"):
+        return 1
+    return settings.partitions if name in TOPICS else settings.repartition_partitions
 
 
 def _config(name: str, settings: TopicSettings) -> dict[str, str]:
@@ -61,7 +76,7 @@ def _config(name: str, settings: TopicSettings) -> dict[str, str]:
         # The newest state of each entity for ever; an erased one stays visible long enough for every mirror.
         return {"cleanup.policy": "compact", "delete.retention.ms": str(_DAY_MS), "min.cleanable.dirty.ratio": "0.2"}
     days = {"dead-letters": settings.dead_letters_days, "decisions": settings.decisions_days}
-    kept_days = days.get(name, settings.payments_days)
+    kept_days = days.get(name, settings.payments_days if name in TOPICS else settings.repartition_days)
     kept = {"cleanup.policy": "delete", "retention.ms": str(kept_days * _DAY_MS)}
     if name == "dead-letters":
         kept["max.message.bytes"] = str(MESSAGE_BYTES_MAX)

@@ -1,12 +1,13 @@
 """Outcomes that wait for their payments.
 
-After a pause both topics have a backlog, and an outcome could be read before the payment it is about. So it waits
-until the payments are complete up to the moment it arrived itself.
+After a pause both topics have a backlog, and an outcome could be read before the payment it is about, which may be
+another worker's to read. So it waits until the workers have committed every partition of payments up to where it
+ended when the outcome was read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from streams.kafka import Record
 
@@ -15,32 +16,43 @@ class WaitingOutcomes:
     """In order of reading. Of one partition, an outcome never overtakes another: offsets are committed in order."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[int, Record]] = []
+        # Those that were read together wait for the same ends; None: not known yet.
+        self._waiting: list[tuple[Mapping[int, int] | None, list[Record]]] = []
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return sum(len(records) for _, records in self._waiting)
 
-    def add(self, outcomes: Iterable[Record], now_ms: int) -> None:
-        """Take what was read at `now_ms`."""
-        # A producer's clock that runs ahead must not hold an outcome longer than from now on.
-        self._waiting += [(min(record.timestamp_ms, now_ms), record) for record in outcomes]
+    def add(self, outcomes: Iterable[Record]) -> None:
+        """Take what was read; `wait_for` says what they wait for."""
+        records = list(outcomes)
+        if records:
+            self._waiting.append((None, records))
 
-    def take_due(self, complete_to_ms: int) -> list[Record]:
-        """Those that arrived before `complete_to_ms`, and have none before them that did not."""
+    def asks_for_ends(self) -> bool:
+        """Whether some do not know yet what they wait for."""
+        return any(ends is None for ends, _ in self._waiting)
+
+    def wait_for(self, payments_ends: Mapping[int, int]) -> None:
+        """Those that do not know yet wait for these: of each partition of payments, the offset after its last."""
+        self._waiting = [(payments_ends if ends is None else ends, records) for ends, records in self._waiting]
+
+    def take_due(self, committed: Mapping[int, int]) -> list[Record]:
+        """Those whose payments are all worked in. `committed`: of each partition of payments, the next offset."""
         due: list[Record] = []
-        still: list[tuple[int, Record]] = []
-        blocked: set[int] = set()
-        for arrived_ms, record in self._waiting:
-            if record.partition in blocked or arrived_ms >= complete_to_ms:
-                blocked.add(record.partition)
-                still.append((arrived_ms, record))
-            else:
-                due.append(record)
-        self._waiting = still
+        # Ends only grow: what waits behind one that is not due is not due either.
+        while self._waiting and _is_reached(self._waiting[0][0], committed):
+            due += self._waiting.pop(0)[1]
         return due
 
     def drop(self, partitions: Collection[int]) -> None:
         """Forget those of partitions that have gone to another worker: they were not committed."""
-        self._waiting = [
-            (arrived_ms, record) for arrived_ms, record in self._waiting if record.partition not in partitions
-        ]
+        kept = [(ends, [r for r in records if r.partition not in partitions]) for ends, records in self._waiting]
+        self._waiting = [(ends, records) for ends, records in kept if records]
+
+    def clear(self) -> None:
+        """Forget all: they will be read again."""
+        self._waiting.clear()
+
+
+def _is_reached(ends: Mapping[int, int] | None, committed: Mapping[int, int]) -> bool:
+    return ends is not None and all(committed.get(partition, 0) >= end for partition, end in ends.items())

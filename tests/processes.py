@@ -81,7 +81,7 @@ class Deployment:
         self.bundle = folder / "bundle"
         self.config.write_text(
             f'[kafka]\nbootstrap = "{bootstrap}"\ntopic_prefix = "{topic_prefix}"\n'
-            "[topics]\npartitions = 4\n"
+            "[topics]\npartitions = 4\nrepartition_partitions = 3\n"
             f'[stream]\ngroup_id = "{topic_prefix}stream"\nbatch_wait_ms = 5\nbatch_max = {stream_batch_max}\n'
             "progress_every_ms = 50\nsession_timeout_ms = 6000\n"
             "[companion]\nbatch_wait_ms = 5\n"

@@ -7,31 +7,36 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
+from prometheus_client import CollectorRegistry
 
 from features.attributes import row_of
 from features.engine import Events, FeatureEngine
 from features.history import history_of_tables
-from features.lmdb_store import LmdbSettings, LmdbStore
 from features.memory_store import MemoryStore
 from features.money import load_rates
 from features.passage import Passage
-from schemas.avro import Decoder, Encoder, LocalSchemaIds
-from streams.kafka import KafkaSettings, consume, end_offsets, make_consumer, make_producer, partitions_of
+from schemas.avro import Decoder, LocalSchemaIds
+from streams.kafka import KafkaSettings
 from streams.pipeline import Pipeline, StreamSettings
-from streams.progress import PREFIX
-from streams.simulator import simulate
 from tests.packed import sources_of, without_sources
 from tests.processes import Deployment, wait_until
 from tests.services.kafka import KafkaServer
-
-ENTITIES = ("card", "merchant", "device")
+from tests.topics import (
+    Topics,
+    assert_profiles_equal,
+    batch_profiles,
+    lag,
+    read_changelog,
+    read_store,
+    read_topic,
+    small_world,
+    wait_for_commit,
+    wait_until_worked_in,
+)
 
 
 @pytest.fixture
@@ -46,117 +51,6 @@ def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
     return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
 
 
-class Topics:
-    """Writes payments and outcomes as payment systems do."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        ids = LocalSchemaIds()
-        self._settings = settings
-        self._producer: Producer = make_producer(settings, linger_ms=5)
-        self._payments = Encoder("payments", ids.id_of("payments"))
-        self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
-
-    def send_payment(self, row: dict[str, Any]) -> None:
-        self._producer.produce(self._settings.topic("payments"), self._payments.encode(row), key=row["card_id"])
-
-    def send_outcome(self, row: dict[str, Any]) -> None:
-        self._producer.produce(self._settings.topic("outcomes"), self._outcomes.encode(row), key=row["payment_id"])
-
-    def send_bytes(self, topic: str, value: bytes | None, key: bytes) -> None:
-        self._producer.produce(self._settings.topic(topic), value, key=key, headers=[("trace", b"\x00\x01")])
-
-    def flush(self) -> None:
-        assert self._producer.flush(30) == 0
-
-
-def small_world() -> tuple[pa.Table, pa.Table]:
-    return simulate(cards=60, days=20, seed=3)
-
-
-def batch_profiles(payments: pa.Table, outcomes: pa.Table) -> dict[bytes, bytes]:
-    """The profiles that the batch path makes of a history."""
-    engine = FeatureEngine()
-    history = history_of_tables(payments, outcomes)
-    passage = Passage(history, engine, load_rates())
-    for _ in passage.chunks():
-        pass
-    passage.finish()
-    return {
-        f"{name}:{identity}".encode(): state
-        for entity, name in enumerate(engine.plan.entity_names)
-        for identity, state in zip(getattr(history, name).names.to_pylist(), passage.profiles[entity], strict=True)
-        if state is not None
-    }
-
-
-def read_store(path: Path) -> dict[bytes, bytes]:
-    store = LmdbStore.from_settings(LmdbSettings(path=str(path)), readonly=True)
-    found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
-    store.close()
-    return found
-
-
-def read_changelog(settings: KafkaSettings) -> dict[bytes, bytes]:
-    """The last state of each key."""
-    decoder = Decoder("profiles", LocalSchemaIds())
-    last: dict[bytes, bytes] = {}
-    for record in read_topic(settings, "profiles"):
-        assert record.key is not None
-        assert record.value is not None
-        if not record.key.startswith(PREFIX):
-            last[record.key] = decoder.decode(record.value)["state"]
-    return last
-
-
-def read_topic(settings: KafkaSettings, name: str) -> list[Any]:
-    """All records of a topic that are there now."""
-    consumer = make_consumer(settings, group_id="reader")
-    topic = settings.topic(name)
-    ends = end_offsets(consumer, topic, partitions_of(settings, name))
-    consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
-    missing = {partition for partition, end in ends.items() if end > 0}
-    records = []
-    while missing:
-        consumed = consume(consumer, 1000, 1.0)
-        records += consumed.records
-        missing -= {partition for _, partition in consumed.ended}
-    consumer.close()
-    return records
-
-
-def lag(settings: KafkaSettings, group: str) -> int:
-    """Records of payments and outcomes that the group has not committed."""
-    consumer: Consumer = make_consumer(settings, group_id=group)
-    total = 0
-    for name in ("payments", "outcomes"):
-        ends = end_offsets(consumer, settings.topic(name), partitions_of(settings, name))
-        for committed in _committed(consumer, [TopicPartition(settings.topic(name), partition) for partition in ends]):
-            total += ends[committed.partition] - max(0, committed.offset)
-    consumer.close()
-    return total
-
-
-def _committed(consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPartition]:
-    """Asked again while a young broker still looks for the group's coordinator."""
-    for _ in range(50):
-        try:
-            return consumer.committed(wanted, timeout=10)
-        except KafkaException:
-            time.sleep(0.2)
-    raise AssertionError("Kafka does not say what is committed")
-
-
-def wait_for_commit(settings: KafkaSettings, group: str) -> None:
-    before = lag(settings, group)
-    wait_until(lambda: lag(settings, group) < before, "a batch is committed", every_s=0.05)
-
-
-def assert_profiles_equal(got: dict[bytes, bytes], wanted: dict[bytes, bytes]) -> None:
-    assert got.keys() == wanted.keys()
-    differing = [key for key in wanted if without_sources(got[key]) != without_sources(wanted[key])]
-    assert not differing, f"{len(differing)} of {len(wanted)} profiles differ"
-
-
 def test_profiles_equal_the_batch_path_and_the_changelog_equals_the_store(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
@@ -168,11 +62,11 @@ def test_profiles_equal_the_batch_path_and_the_changelog_equals_the_store(
     topics.flush()
     stream = deployment.start("stream")
     group = f"{settings.topic_prefix}stream"
-    wait_until(lambda: lag(settings, group) == 0, "payments are worked in", every_s=0.3)
+    wait_until_worked_in(settings, group, "payments")
     for row in outcomes:
         topics.send_outcome(row)
     topics.flush()
-    wait_until(lambda: lag(settings, group) == 0, "outcomes are worked in", every_s=0.3)
+    wait_until_worked_in(settings, group, "outcomes")
     assert stream.stop() == 0
     stored = read_store(deployment.store)
     assert_profiles_equal(stored, batch_profiles(*world))
@@ -192,7 +86,7 @@ def test_an_outcome_read_together_with_its_payment_waits_for_it(
         topics.send_outcome(row)
     topics.flush()
     stream = deployment.start("stream")
-    wait_until(lambda: lag(settings, f"{settings.topic_prefix}stream") == 0, "all are worked in", every_s=0.3)
+    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
     assert stream.stop() == 0
     assert_profiles_equal(read_store(deployment.store), batch_profiles(*world))
     assert values(settings, "dead-letters") == []
@@ -217,14 +111,14 @@ def test_kill_9_at_any_moment_counts_no_payment_twice_and_loses_none(
         time.sleep(random.random() * 0.2)
         stream.kill()
     stream = deployment.start("stream")
-    wait_until(lambda: lag(settings, group) == 0, "payments are worked in", every_s=0.3)
+    wait_until_worked_in(settings, group, "payments")
     for row in outcomes:
         topics.send_outcome(row)
     topics.flush()
     wait_until(lambda: lag(settings, group) < len(outcomes), "some outcomes are worked in", every_s=0.02)
     stream.kill()
     stream = deployment.start("stream")
-    wait_until(lambda: lag(settings, group) == 0, "outcomes are worked in", every_s=0.3)
+    wait_until_worked_in(settings, group, "outcomes")
     stream.stop()
     stored = read_store(deployment.store)
     assert_profiles_equal(stored, batch_profiles(*world))
@@ -243,14 +137,14 @@ def test_a_whole_topic_replayed_changes_nothing(deployment: Deployment, settings
     topics.flush()
     group = f"{settings.topic_prefix}stream"
     first = deployment.start("stream")
-    wait_until(lambda: lag(settings, group) == 0, "payments are worked in", every_s=0.3)
+    wait_until_worked_in(settings, group, "payments")
     assert first.stop() == 0
     before = read_store(deployment.store)
     deployment.config.write_text(
         deployment.config.read_text(encoding="utf-8").replace(group, f"{group}-again"), encoding="utf-8"
     )
     second = deployment.start("stream")
-    wait_until(lambda: lag(settings, f"{group}-again") == 0, "payments are read again", every_s=0.3)
+    wait_until_worked_in(settings, f"{group}-again")
     assert second.stop() == 0
     assert read_store(deployment.store) == before
     assert_profiles_equal(before, batch_profiles(payments, outcomes.slice(0, 0)))
@@ -270,7 +164,7 @@ def test_what_cannot_be_used_goes_to_the_dead_letters_whole_and_the_stream_goes_
     topics.send_payment(payments[0])
     topics.flush()
     stream = deployment.start("stream")
-    wait_until(lambda: lag(settings, f"{settings.topic_prefix}stream") == 0, "all are worked in", every_s=0.3)
+    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
     assert stream.stop() == 0
     assert f"card:{payments[0]['card_id']}".encode() in read_store(deployment.store)
     decoder = Decoder("dead-letters", LocalSchemaIds())
@@ -298,7 +192,7 @@ def test_the_largest_record_there_is_goes_to_the_dead_letters_whole(
     topics.send_bytes("payments", garbage, b"k")
     topics.flush()
     stream = deployment.start("stream")
-    wait_until(lambda: lag(settings, f"{settings.topic_prefix}stream") == 0, "it is worked in", every_s=0.3)
+    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
     assert stream.stop() == 0
     (letter,) = map(Decoder("dead-letters", LocalSchemaIds()).decode, values(settings, "dead-letters"))
     assert letter["value"] == garbage
@@ -358,6 +252,7 @@ def test_what_another_worker_wrote_meanwhile_is_kept_and_nothing_is_counted_twic
     for row in rows:
         topics.send_payment(row)
     topics.flush()
+    registry = CollectorRegistry()
     pipeline = Pipeline(
         kafka=settings,
         settings=StreamSettings(group_id="contested"),
@@ -365,17 +260,20 @@ def test_what_another_worker_wrote_meanwhile_is_kept_and_nothing_is_counted_twic
         engine=engine,
         rates=load_rates(),
         ids=LocalSchemaIds(),
+        registry=registry,
     )
     stop = Event()
     worker = Thread(target=pipeline.run, args=(stop,))
     worker.start()
     try:
-        wait_until(lambda: pipeline.counts.payments >= len(rows), "all payments worked in")
+        wait_until_worked_in(settings, "contested")
     finally:
         stop.set()
         worker.join()
     assert store.contested is not None
-    assert (pipeline.counts.payments, pipeline.counts.duplicates) == (200, 0)
+    assert registry.get_sample_value("paywarden_stream_payments_total") == 200
+    assert registry.get_sample_value("paywarden_stream_duplicates_total") == 0
+    assert registry.get_sample_value("paywarden_stream_store_conflicts_total") == 1
     profiles = dict(store.scan("card"))
     assert sources_of(profiles[store.contested])[126] == 5
     history = history_of_tables(payments.slice(0, 200), small_world()[1].slice(0, 0))

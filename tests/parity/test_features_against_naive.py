@@ -21,6 +21,7 @@ from features.passage import Passage
 from features.windows import DAY_MS, HOUR_MS, MINUTE_MS
 from streams import batch
 from streams.batch import OutcomeEvent, PaymentEvent, Position
+from tests import joined as together
 from tests.packed import sources_of, without_sources
 from tests.parity import naive_features as naive
 from tests.parity.features_worlds import (
@@ -328,7 +329,7 @@ class Kept:
     def work(self, arrivals: Sequence[Arrival], lost: Mapping[int, bool] | None = None) -> batch.Applied:
         """One batch; of its profiles those are not written whose number is `lost`, as in a crash halfway."""
         joined = self.join(arrivals)
-        applied = batch.apply(joined, self.profiles, engine())
+        applied = together.apply(joined, self.profiles, engine())
         self.records |= joined.records
         for number, (key, state) in enumerate(applied.profiles.items()):
             if not (lost or {}).get(number, False):
@@ -418,7 +419,7 @@ def test_a_replayed_stretch_changes_nothing_and_is_reported_as_not_applied(world
     applied = kept.work(again)
     assert kept == before
     joined = before.join(again)
-    assert applied.replayed == sum(len(changes) for by_key in joined.changes for changes in by_key.values())
+    assert applied.replayed == sum(len(events.keys) for events in joined.of_entities())
     assert applied.late == 0
 
 

@@ -324,6 +324,7 @@ def work_through_a_stream(warm: FeatureEngine) -> bytes:
     """As the stream does: a payment, its outcome, and both again. Returns the card's profile."""
     from streams import batch
     from streams.batch import OutcomeEvent, PaymentEvent, Position
+    from tests.joined import apply
 
     keys = tuple(f"{name}:1".encode() for name in warm.plan.entity_names)
     paid = PaymentEvent(Position(0, 1), "p", row(NOON_MS, 5, merchant_id="m"), keys)
@@ -333,7 +334,7 @@ def work_through_a_stream(warm: FeatureEngine) -> bytes:
     for _ in range(2):
         joined = batch.join([paid], [told], records, warm.plan.entity_count)
         records |= joined.records
-        profiles |= batch.apply(joined, profiles, warm).profiles
+        profiles |= apply(joined, profiles, warm).profiles
     return profiles[b"card:1"]
 
 

@@ -15,6 +15,7 @@ from schemas.store_pb2 import PaymentRecord
 from streams import batch
 from streams.batch import Applied, Joined, OutcomeEvent, PaymentEvent, Position
 from tests import small_world
+from tests.joined import apply, touched
 from tests.packed import sources_of, without_sources
 
 Event = PaymentEvent | OutcomeEvent
@@ -36,7 +37,7 @@ class Store:
         payments = [event for event in events if isinstance(event, PaymentEvent)]
         outcomes = [event for event in events if isinstance(event, OutcomeEvent)]
         joined = batch.join(payments, outcomes, self.records, ENTITIES)
-        return joined, batch.apply(joined, self.profiles, small_world.engine())
+        return joined, apply(joined, self.profiles, small_world.engine())
 
     def take(self, *events: Event) -> tuple[Joined, Applied]:
         """A batch through to its end."""
@@ -86,7 +87,7 @@ def test_a_new_payment_changes_the_profiles_of_its_entities_and_is_kept() -> Non
     store = Store()
     joined, applied = store.take(payment(7))
     assert store.profiles.keys() == {b"card:c", b"merchant:m"}
-    assert joined.profile_keys() == [b"card:c", b"merchant:m"]
+    assert touched(joined) == [b"card:c", b"merchant:m"]
     assert (applied.replayed, joined.duplicates) == (0, 0)
     record = PaymentRecord.FromString(store.records[batch.record_key("p")])
     assert (record.source, record.offset, list(record.keys)) == (0, 7, ["card:c", "merchant:m", ""])
@@ -112,7 +113,7 @@ def test_the_same_payment_from_another_record_is_a_duplicate() -> None:
     for again in (payment(8), payment(7, source=2)):
         joined, _ = store.take(again)
         assert joined.duplicates == 1
-        assert joined.profile_keys() == []
+        assert touched(joined) == []
         assert store.profiles == before
 
 
@@ -126,7 +127,7 @@ def test_a_duplicate_within_a_batch_is_dropped() -> None:
 
 def test_a_profile_is_written_once_however_many_events_it_got() -> None:
     joined, applied = Store().take(*(payment(offset, f"p{offset}") for offset in range(50)))
-    assert len(joined.profile_keys()) == len(applied.profiles) == 2
+    assert len(touched(joined)) == len(applied.profiles) == 2
 
 
 def test_a_batch_leaves_what_it_was_given_as_it_was() -> None:
@@ -139,7 +140,7 @@ def test_a_batch_leaves_what_it_was_given_as_it_was() -> None:
 
 def test_an_empty_batch_does_nothing() -> None:
     joined, applied = Store().take()
-    assert (joined.records, joined.profile_keys(), applied) == ({}, [], Applied({}, 0, 0))
+    assert (joined.records, touched(joined), applied) == ({}, [], Applied({}, [], 0, 0))
 
 
 def test_a_payment_that_is_too_late_for_some_tiles_is_counted() -> None:
@@ -163,7 +164,7 @@ def test_a_fraud_becomes_known_of_every_entity_of_the_payment() -> None:
     store.take(payment())
     assert store.frauds() == 0.0
     joined, _ = store.take(outcome(3))
-    assert joined.profile_keys() == [b"card:c", b"merchant:m"]
+    assert touched(joined) == [b"card:c", b"merchant:m"]
     assert store.frauds() == 1.0
 
 
@@ -186,7 +187,7 @@ def test_a_genuine_outcome_changes_nothing() -> None:
     store = Store()
     store.take(payment())
     joined, _ = store.take(outcome(3, is_fraud=False))
-    assert (joined.records, joined.profile_keys(), joined.orphans) == ({}, [], [])
+    assert (joined.records, touched(joined), joined.orphans) == ({}, [], [])
 
 
 def test_the_same_outcome_from_another_record_counts_once() -> None:

@@ -14,6 +14,7 @@ from streams.batch import OutcomeEvent, Position, record_key
 from streams.intake import FUTURE_MS_MAX, Intake
 from tests import small_world
 
+ARRIVED_MS = 1_700_000_000_123
 NOW_MS = 1_720_000_000_000
 POSITION = Position(4, 17)
 IDS = LocalSchemaIds()
@@ -41,12 +42,12 @@ def encoded(topic: str, record: dict[str, Any]) -> bytes:
 
 def refused(intake: Intake, **changed: Any) -> InvalidEvent:
     with pytest.raises(InvalidEvent) as caught:
-        intake.payment(encoded("payments", {**PAYMENT, **changed}), POSITION, NOW_MS)
+        intake.payment(encoded("payments", {**PAYMENT, **changed}), POSITION, ARRIVED_MS, NOW_MS)
     return caught.value
 
 
 def test_a_payment_becomes_an_event_with_the_keys_of_its_entities(intake: Intake) -> None:
-    event = intake.payment(encoded("payments", PAYMENT), POSITION, NOW_MS)
+    event = intake.payment(encoded("payments", PAYMENT), POSITION, ARRIVED_MS, NOW_MS)
     assert event.position == POSITION
     assert event.payment_id == "pay-1"
     assert event.attributes == row_of(PAYMENT, event_time_ms=NOW_MS - 5, amount=1050, amount_minor=1050)
@@ -55,24 +56,24 @@ def test_a_payment_becomes_an_event_with_the_keys_of_its_entities(intake: Intake
 
 def test_what_a_payment_says_of_itself_is_in_its_attributes(intake: Intake) -> None:
     told = {"ip": "::1", "mcc": "5411", "country": "DE", "channel": "ecom", "utc_offset_minutes": -60, "declined": True}
-    event = intake.payment(encoded("payments", {**PAYMENT, **told}), POSITION, NOW_MS)
+    event = intake.payment(encoded("payments", {**PAYMENT, **told}), POSITION, ARRIVED_MS, NOW_MS)
     assert (event.attributes[COUNTRY], event.attributes[UTC_OFFSET]) == (country_code("DE"), offset_code(-60))
     for value in ("::1", "5411", "ecom", "card-1", "merchant-1", "device-1", "EUR"):
         assert text_code(value) in event.attributes
     assert flag_code(True) in event.attributes
-    untold = intake.payment(encoded("payments", PAYMENT), POSITION, NOW_MS)
+    untold = intake.payment(encoded("payments", PAYMENT), POSITION, ARRIVED_MS, NOW_MS)
     assert (untold.attributes[COUNTRY], untold.attributes[UTC_OFFSET]) == (0, 0)
 
 
 def test_an_absent_entity_has_an_empty_key(intake: Intake) -> None:
-    event = intake.payment(encoded("payments", {**PAYMENT, "device_id": None}), POSITION, NOW_MS)
+    event = intake.payment(encoded("payments", {**PAYMENT, "device_id": None}), POSITION, ARRIVED_MS, NOW_MS)
     assert event.keys[2] == b""
 
 
 def test_an_amount_is_converted_at_the_rate_of_the_payments_time(intake: Intake) -> None:
     for time_ms in (1, 1_600_000_000_000, NOW_MS):
         changed = {**PAYMENT, "currency": "JPY", "event_time_ms": time_ms}
-        event = intake.payment(encoded("payments", changed), POSITION, NOW_MS)
+        event = intake.payment(encoded("payments", changed), POSITION, ARRIVED_MS, NOW_MS)
         assert event.attributes[AMOUNT] == small_world.rates().convert(1050, "JPY", time_ms) != 1050
         assert event.attributes[AMOUNT_MINOR] == 1050
 
@@ -87,7 +88,7 @@ def test_an_empty_id_is_refused_by_name(intake: Intake, field: str) -> None:
 def test_an_id_that_no_store_can_hold_is_refused_by_name_and_not_repeated(intake: Intake, field: str) -> None:
     prefix = {"payment_id": "payment:"}.get(field, f"{field[:-3]}:")
     longest = "x" * (KEY_BYTES_MAX - len(prefix))
-    intake.payment(encoded("payments", {**PAYMENT, field: longest}), POSITION, NOW_MS)
+    intake.payment(encoded("payments", {**PAYMENT, field: longest}), POSITION, ARRIVED_MS, NOW_MS)
     error = refused(intake, **{field: longest + "y"})
     assert error.field == field
     assert "xxx" not in str(error)
@@ -103,7 +104,9 @@ def test_a_time_before_1970_or_further_ahead_than_clocks_differ_is_refused(intak
 
 
 def test_a_time_as_far_ahead_as_clocks_differ_is_taken(intake: Intake) -> None:
-    intake.payment(encoded("payments", {**PAYMENT, "event_time_ms": NOW_MS + FUTURE_MS_MAX}), POSITION, NOW_MS)
+    intake.payment(
+        encoded("payments", {**PAYMENT, "event_time_ms": NOW_MS + FUTURE_MS_MAX}), POSITION, ARRIVED_MS, NOW_MS
+    )
 
 
 @pytest.mark.parametrize("amount_minor", [-1, AMOUNT_MINOR_MAX + 1])
@@ -115,7 +118,7 @@ def test_an_amount_out_of_bounds_is_refused(intake: Intake, amount_minor: int) -
 
 @pytest.mark.parametrize("amount_minor", [0, AMOUNT_MINOR_MAX])
 def test_an_amount_at_a_bound_is_taken(intake: Intake, amount_minor: int) -> None:
-    event = intake.payment(encoded("payments", {**PAYMENT, "amount_minor": amount_minor}), POSITION, NOW_MS)
+    event = intake.payment(encoded("payments", {**PAYMENT, "amount_minor": amount_minor}), POSITION, ARRIVED_MS, NOW_MS)
     assert event.attributes[AMOUNT] == amount_minor
 
 
@@ -136,33 +139,35 @@ def test_no_refusal_repeats_what_the_record_held(intake: Intake) -> None:
 @pytest.mark.parametrize("value", [None, b"", b"\0", b"\1\0\0\0\0", b"\0\0\0\0\0rest", b'{"payment_id": "p"}'])
 def test_bytes_that_are_no_record_are_refused(intake: Intake, value: bytes | None) -> None:
     with pytest.raises(InvalidEvent):
-        intake.payment(value, POSITION, NOW_MS)
+        intake.payment(value, POSITION, ARRIVED_MS, NOW_MS)
     with pytest.raises(InvalidEvent):
-        intake.outcome(value, POSITION)
+        intake.outcome(value, POSITION, ARRIVED_MS)
 
 
 def test_a_record_of_another_topic_is_refused(intake: Intake) -> None:
     with pytest.raises(InvalidEvent, match=r"Outcome, wanted Payment|Outcome.*Payment"):
-        intake.payment(encoded("outcomes", OUTCOME), POSITION, NOW_MS)
+        intake.payment(encoded("outcomes", OUTCOME), POSITION, ARRIVED_MS, NOW_MS)
     with pytest.raises(InvalidEvent):
-        intake.outcome(encoded("payments", PAYMENT), POSITION)
+        intake.outcome(encoded("payments", PAYMENT), POSITION, ARRIVED_MS)
 
 
 @pytest.mark.parametrize("label", ["fraud", "genuine"])
 def test_an_outcome_becomes_an_event(intake: Intake, label: str) -> None:
-    event = intake.outcome(encoded("outcomes", {**OUTCOME, "label": label}), POSITION)
-    assert event == OutcomeEvent(POSITION, "pay-1", label == "fraud")
+    event = intake.outcome(encoded("outcomes", {**OUTCOME, "label": label}), POSITION, ARRIVED_MS)
+    assert event == OutcomeEvent(POSITION, "pay-1", label == "fraud", ARRIVED_MS)
 
 
 @pytest.mark.parametrize("payment_id", ["", "x" * KEY_BYTES_MAX])
 def test_an_outcome_whose_payment_no_store_can_hold_is_refused(intake: Intake, payment_id: str) -> None:
     with pytest.raises(InvalidEvent, match=r"^payment_id: ") as caught:
-        intake.outcome(encoded("outcomes", {**OUTCOME, "payment_id": payment_id}), POSITION)
+        intake.outcome(encoded("outcomes", {**OUTCOME, "payment_id": payment_id}), POSITION, ARRIVED_MS)
     assert caught.value.field == "payment_id"
 
 
 def test_every_key_that_is_taken_is_one_that_a_store_takes(intake: Intake) -> None:
     for odd in ("a:b", ":", " ", "\0", "ü", "💳"):
-        event = intake.payment(encoded("payments", {**PAYMENT, "card_id": odd, "payment_id": odd}), POSITION, NOW_MS)
+        event = intake.payment(
+            encoded("payments", {**PAYMENT, "card_id": odd, "payment_id": odd}), POSITION, ARRIVED_MS, NOW_MS
+        )
         assert split_key(event.keys[0]) == ("card", odd.encode())
         assert split_key(record_key(odd)) == ("payment", odd.encode())

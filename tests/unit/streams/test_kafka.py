@@ -50,17 +50,16 @@ def consumed(*messages: FakeMessage) -> Any:
     return consume(cast(Consumer, FakeConsumer(*messages)), 10, 0.0)
 
 
-def end() -> FakeMessage:
-    return FakeMessage(0, KafkaError(KafkaError._PARTITION_EOF))
+END = KafkaError(KafkaError._PARTITION_EOF)
 
 
 def test_a_partition_read_to_its_end_is_reported() -> None:
-    assert consumed(FakeMessage(1), end()).ended == {("payments", 3)}
+    assert consumed(FakeMessage(1), FakeMessage(2, END)).ended == {("payments", 3): 2}
 
 
 def test_an_end_with_a_record_behind_it_is_none() -> None:
-    result = consumed(end(), FakeMessage(1))
-    assert result.ended == set()
+    result = consumed(FakeMessage(1, END), FakeMessage(1))
+    assert result.ended == {}
     assert [record.offset for record in result.records] == [1]
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.progress import CopyProgress, SourceProgress, progress_key
+from streams.progress import CopyProgress, RoutedProgress, SourceProgress, progress_key
 
 
 @pytest.fixture
@@ -76,11 +76,45 @@ def test_a_partition_assigned_anew_starts_anew(source: SourceProgress) -> None:
     assert source.complete_to_ms(1000)[0] == 0
 
 
+def test_what_is_sent_on_is_complete_to_the_smallest_moment_of_all_partitions_of_payments() -> None:
+    routed = RoutedProgress([0, 1])
+    routed.heard("card", 3, {0: 500})
+    assert routed.news() == {}
+    routed.heard("card", 3, {1: 400})
+    assert routed.news() == {b"progress:card:3": 400}
+
+
+def test_news_is_told_once_and_each_owner_for_itself() -> None:
+    routed = RoutedProgress([0])
+    routed.heard("card", 0, {0: 500})
+    routed.heard("merchant", 0, {0: 300})
+    assert routed.news() == {b"progress:card:0": 500, b"progress:merchant:0": 300}
+    routed.heard("merchant", 0, {0: 400})
+    assert routed.news() == {b"progress:merchant:0": 400}
+
+
+def test_what_a_new_owner_of_a_payments_partition_says_takes_nothing_back() -> None:
+    routed = RoutedProgress([0, 1])
+    routed.heard("card", 0, {0: 500, 1: 500})
+    assert routed.news() == {b"progress:card:0": 500}
+    routed.heard("card", 0, {0: 100, 1: 600})
+    assert routed.news() == {}
+
+
+def test_a_partition_that_has_gone_is_not_spoken_of_and_comes_back_knowing_nothing() -> None:
+    routed = RoutedProgress([0])
+    routed.heard("card", 0, {0: 500})
+    routed.revoked("card", 0)
+    assert routed.news() == {}
+    routed.heard("card", 0, {0: 200})
+    assert routed.news() == {b"progress:card:0": 200}
+
+
 def copy_of(*seen: tuple[int, int, int], partitions: int = 2) -> int:
-    """complete_to_ms after (changelog partition, payments partition, T) records."""
-    progress = CopyProgress(range(partitions))
-    for changelog_partition, payments_partition, complete_to_ms in seen:
-        progress.saw(changelog_partition, progress_key(payments_partition), complete_to_ms)
+    """complete_to_ms after (changelog partition, partition of cards, T) records; there are cards in two."""
+    progress = CopyProgress(range(partitions), [progress_key("card", 0), progress_key("card", 1)])
+    for changelog_partition, card_partition, complete_to_ms in seen:
+        progress.saw(changelog_partition, progress_key("card", card_partition), complete_to_ms)
     return progress.complete_to_ms()
 
 
@@ -88,28 +122,24 @@ def test_a_copy_that_heard_nothing_is_not_complete() -> None:
     assert copy_of() == 0
 
 
-def test_a_copy_is_not_complete_before_every_changelog_partition_has_spoken() -> None:
-    assert copy_of((0, 0, 500)) == 0
-    assert copy_of((0, 0, 500), (1, 0, 400)) == 400
-
-
-def test_a_copy_is_not_complete_while_one_changelog_partition_lacks_a_payments_partition() -> None:
-    assert copy_of((0, 0, 500), (1, 0, 500), (0, 12, 500)) == 0
-    assert copy_of((0, 0, 500), (1, 0, 500), (0, 12, 500), (1, 12, 300)) == 300
+def test_a_copy_is_not_complete_before_all_progress_is_heard_in_every_changelog_partition() -> None:
+    assert copy_of((0, 0, 500), (1, 0, 500), (0, 1, 500)) == 0
+    assert copy_of((0, 0, 500), (1, 0, 500), (0, 1, 500), (1, 1, 300)) == 300
 
 
 def test_the_newest_word_of_a_partition_counts() -> None:
-    assert copy_of((0, 0, 500), (1, 0, 400), (1, 0, 600)) == 500
+    assert copy_of((0, 0, 500), (0, 1, 900), (0, 0, 600), partitions=1) == 600
 
 
-def test_a_partition_that_starts_anew_makes_the_copy_incomplete_for_now() -> None:
-    assert copy_of((0, 0, 500), (1, 0, 400), (0, 0, 0)) == 0
+def test_progress_of_a_partition_that_there_is_none_of_any_more_is_passed_over() -> None:
+    progress = CopyProgress([0], [progress_key("card", 0)])
+    progress.saw(0, b"progress:7", 100)
+    progress.saw(0, progress_key("card", 0), 500)
+    assert progress.complete_to_ms() == 500
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 100)), max_size=40))
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(1, 100)), max_size=40))
 def test_a_copy_never_claims_more_than_any_partition_has_said(seen: list[tuple[int, int, int]]) -> None:
     complete = copy_of(*seen, partitions=3)
-    last = {(changelog, payments): time_ms for changelog, payments, time_ms in seen}
-    assert complete <= min(last.values(), default=0)
-    heard = [{payments for changelog, payments in last if changelog == number} for number in range(3)]
-    assert (complete == 0) == (not heard[0] or heard[0] != heard[1] or heard[1] != heard[2])
+    last = {(changelog, cards): time_ms for changelog, cards, time_ms in seen}
+    assert complete == (min(last.values()) if len(last) == 6 else 0)

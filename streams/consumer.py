@@ -1,0 +1,179 @@
+"""A member of a consumer group that reads batches, each of which ends committed or is abandoned whole.
+
+    take ──► work ──► commit                     the usual way
+    take ──► hold ──► wait … ──► release         the work cannot be done now: stay in the group, read nothing
+                        └─ lost ──► abandon      a partition of the batch has gone: forget the batch and read again
+
+Rebalances happen within `take` and `wait` only, so between them nothing moves: what is taken is this worker's to
+work in. Cooperative: only what moves is revoked, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from schemas.errors import BrokerUnavailable
+from streams.kafka import Consumed, Record, consume, reason_of
+
+_log = logging.getLogger(__name__)
+
+# A topic and a partition of it.
+Place = tuple[str, int]
+_COMMITTED_TIMEOUT_S = 5.0
+
+
+class BatchConsumer:
+    """Reads batches of some topics as one of a group. Not thread-safe."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        *,
+        on_assigned: Callable[[Sequence[Place]], None] = lambda _: None,
+        on_revoked: Callable[[Sequence[Place]], None] = lambda _: None,
+    ) -> None:
+        self._consumer, self._on_assigned, self._on_revoked = consumer, on_assigned, on_revoked
+        self.places: set[Place] = set()
+        """What is assigned to this worker."""
+        # The offset after the last record taken, and the one that was committed or is to be read first.
+        self._taken: dict[Place, int] = {}
+        self._committed: dict[Place, int] = {}
+        self._paused_topics: set[str] = set()
+        self._is_held = self._has_lost = False
+        # What came although everything is paused: a fetch that was on its way.
+        self._early: list[Consumed] = []
+
+    def subscribe(self, topics: Sequence[str]) -> None:
+        """Join the group."""
+        self._consumer.subscribe(list(topics), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._revoke)
+
+    def take(self, count_max: int, timeout_s: float) -> Consumed:
+        """The next batch: what is there, at most `count_max` records, waited for at most `timeout_s`.
+
+        Raises BrokerUnavailable for an error that does not pass.
+        """
+        consumed = self._early.pop(0) if self._early else consume(self._consumer, count_max, timeout_s)
+        # A rebalance in the middle of the call may have taken away what came before it.
+        records = [record for record in consumed.records if (record.topic, record.partition) in self.places]
+        self._note_taken(records)
+        return Consumed(records, {place: end for place, end in consumed.ended.items() if place in self.places})
+
+    def commit(self, offsets: Mapping[Place, int]) -> None:
+        """Commit the offset that comes next, by partition. One that cannot be committed is only logged.
+
+        The partitions may have moved on: whoever has them now repeats the batch, without effect.
+        """
+        news = {place: offset for place, offset in offsets.items() if self._committed.get(place) != offset}
+        if not news:
+            return
+        wanted = [TopicPartition(topic, partition, offset) for (topic, partition), offset in news.items()]
+        try:
+            self._consumer.commit(offsets=wanted, asynchronous=False)
+        except KafkaException as error:
+            _log.warning("offsets not committed: %s", reason_of(error))
+        else:
+            self._committed |= news
+
+    def committed(self, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
+        """What the whole group has committed of a topic, 0 for nothing; None when the broker does not say now."""
+        wanted = [TopicPartition(topic, partition) for partition in partitions]
+        try:
+            found = self._consumer.committed(wanted, timeout=_COMMITTED_TIMEOUT_S)
+        except KafkaException as error:
+            _log.warning("Kafka does not say what is committed: %s", reason_of(error))
+            return None
+        return {place.partition: max(0, place.offset) for place in found}
+
+    def lag(self) -> dict[Place, int]:
+        """Records behind the last one taken, by partition, as far as the client knows without asking."""
+        lag = {}
+        for topic, partition in self.places:
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+            position = self._taken.get((topic, partition), self._committed.get((topic, partition), max(0, low)))
+            lag[topic, partition] = max(0, high - position)
+        return lag
+
+    def pause(self, topic: str, pause: bool) -> None:
+        """Read no more of a topic, or again."""
+        if pause == (topic in self._paused_topics):
+            return
+        (self._paused_topics.add if pause else self._paused_topics.discard)(topic)
+        if not self._is_held:
+            self._set_paused([place for place in self.places if place[0] == topic], pause)
+
+    def hold(self) -> None:
+        """Read nothing until `release`; `wait` keeps the worker in the group."""
+        self._is_held, self._has_lost = True, False
+        self._set_paused(self.places, True)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait on hold. False when a partition that records were taken from has gone to another worker."""
+        deadline = time.monotonic() + seconds
+        while not self._has_lost and (left := deadline - time.monotonic()) > 0:
+            consumed = consume(self._consumer, 1, left)
+            if consumed.records or consumed.ended:
+                # Taken too, though no one has it yet: `abandon` must read it again.
+                self._note_taken(consumed.records)
+                self._early.append(consumed)
+        return not self._has_lost
+
+    def release(self) -> None:
+        """Read on."""
+        self._is_held = False
+        self._set_paused([place for place in self.places if place[0] not in self._paused_topics], False)
+
+    def abandon(self) -> None:
+        """Read again all that was taken and not committed. Raises BrokerUnavailable."""
+        self._early.clear()
+        for place, taken in list(self._taken.items()):
+            first = self._committed.get(place, taken)
+            if first < taken:
+                self._seek(place, first)
+            del self._taken[place]
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+    def _note_taken(self, records: Iterable[Record]) -> None:
+        for record in records:
+            place = (record.topic, record.partition)
+            self._committed.setdefault(place, record.offset)
+            self._taken[place] = record.offset + 1
+
+    def _seek(self, place: Place, offset: int) -> None:
+        topic, partition = place
+        try:
+            self._consumer.seek(TopicPartition(topic, partition, offset))
+        except KafkaException as error:
+            raise BrokerUnavailable(f"{topic}/{partition} cannot be read again: {reason_of(error)}") from error
+
+    def _set_paused(self, places: Collection[Place], pause: bool) -> None:
+        partitions = [TopicPartition(topic, partition) for topic, partition in places]
+        if partitions:
+            (self._consumer.pause if pause else self._consumer.resume)(partitions)
+
+    def _assign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        places = [(p.topic, p.partition) for p in partitions]
+        # Explicitly, though the client would do it after this: only what is assigned can be paused.
+        consumer.incremental_assign(list(partitions))
+        self.places.update(places)
+        self._set_paused([place for place in places if self._is_held or place[0] in self._paused_topics], True)
+        self._on_assigned(places)
+
+    def _revoke(self, _: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        places = [(p.topic, p.partition) for p in partitions]
+        self.places.difference_update(places)
+        for place in places:
+            taken, committed = self._taken.pop(place, 0), self._committed.pop(place, 0)
+            self._has_lost = self._has_lost or committed < taken
+        self._on_revoked(places)
+
+
+def offsets_after(records: Iterable[Record]) -> dict[Place, int]:
+    """By partition, the offset after the last of its records."""
+    return {(record.topic, record.partition): record.offset + 1 for record in records}

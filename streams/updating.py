@@ -1,0 +1,108 @@
+"""The second half of the stream: events of entities into their profiles, and these onto the changelog."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from features.engine import FeatureEngine
+from features.store import ProfileStore
+from schemas.avro import Encoder
+from schemas.errors import InvalidEvent
+from streams import batch
+from streams.batch import Applied, EntityEvents
+from streams.kafka import KafkaSettings, Record, Sender
+from streams.repartition import decode_frame, repartition_topic
+from streams.routing import read_for_update
+
+
+@dataclass
+class Arrived:
+    """Events by kind of entity, the progress that came with them, and records that cannot be used, with why.
+
+    `progress`: by kind of entity and partition, in the order of reading.
+    """
+
+    events: dict[int, EntityEvents] = field(default_factory=dict)
+    progress: list[tuple[str, int, dict[int, int]]] = field(default_factory=list)
+    refused: list[tuple[Record, str]] = field(default_factory=list)
+
+
+class Updater:
+    """Owns the profiles of the keys whose events it reads. The caller flushes the sender before it commits."""
+
+    def __init__(
+        self,
+        *,
+        store: ProfileStore,
+        engine: FeatureEngine,
+        sender: Sender,
+        kafka: KafkaSettings,
+        encoder: Encoder,
+        partition_counts: Mapping[str, int],
+        changelog_partitions: Sequence[int],
+    ) -> None:
+        """`partition_counts`: of the repartition topic of each kind of entity."""
+        self._store, self._engine, self._sender, self._encoder = store, engine, sender, encoder
+        self.entities = engine.plan.entity_names
+        self._numbers = {kafka.topic(repartition_topic(name)): number for number, name in enumerate(self.entities)}
+        self._partition_counts = [partition_counts[name] for name in self.entities]
+        self._changelog, self._changelog_partitions = kafka.topic("profiles"), changelog_partitions
+
+    def entity_of(self, topic: str) -> str | None:
+        """The kind of entity whose repartition topic this is; None for another topic."""
+        number = self._numbers.get(topic)
+        return None if number is None else self.entities[number]
+
+    def decode(self, records: Sequence[Record]) -> Arrived:
+        """The events and the progress in these frames."""
+        arrived = Arrived()
+        parts: dict[int, list[EntityEvents]] = {}
+        for record in records:
+            entity = self._numbers[record.topic]
+            try:
+                events, progress = decode_frame(record.value, self._partition_counts[entity])
+            except InvalidEvent as error:
+                arrived.refused.append((record, str(error)))
+                continue
+            if events.keys:
+                parts.setdefault(entity, []).append(events)
+            if progress:
+                arrived.progress.append((self.entities[entity], record.partition, progress))
+        arrived.events = {entity: batch.merged(events) for entity, events in sorted(parts.items())}
+        return arrived
+
+    def update(self, entity: int, events: EntityEvents) -> Applied:
+        """Read, apply and write as one. What has changed since it was read is not overwritten.
+
+        Raises StoreUnavailable or StoreConflict; the same again is always right.
+        """
+        profiles, versions = read_for_update(self._store, events.keys)
+        applied = batch.apply(entity, events, profiles, self._engine)
+        self._store.write(applied.profiles, ttl_s=self._engine.plan.ttl_s(entity), versions=versions)
+        return applied
+
+    def send(self, entity: int, applied: Applied, now_ms: int) -> None:
+        """Queue the new states for the changelog. Raises BrokerUnavailable."""
+        name = self.entities[entity]
+        for (key, state), arrived_ms in zip(applied.profiles.items(), applied.arrived_ms, strict=True):
+            record = {
+                "entity": name,
+                "state": state,
+                "written_time_ms": now_ms,
+                "arrived_time_ms": arrived_ms or None,
+            }
+            self._sender.send(self._changelog, self._encoder.encode(record), key=key)
+
+    def send_progress(self, moments: Mapping[bytes, int], now_ms: int) -> None:
+        """Queue how complete the changelog now is, into each of its partitions. Raises BrokerUnavailable."""
+        for key, complete_to_ms in moments.items():
+            record = {
+                "entity": "progress",
+                "state": b"",
+                "written_time_ms": now_ms,
+                "complete_to_time_ms": complete_to_ms,
+            }
+            value = self._encoder.encode(record)
+            for partition in self._changelog_partitions:
+                self._sender.send(self._changelog, value, key=key, partition=partition)
