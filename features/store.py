@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
@@ -109,11 +110,17 @@ class ProfileStore(Protocol):
 def split_key(key: bytes) -> tuple[str, bytes]:
     """(entity, id) of a key. Raises InvalidEvent when it is not `entity:id` or is too long."""
     entity, _, identity = key.partition(b":")
-    if not identity or _ENTITY.fullmatch(entity) is None:
+    if not identity or not _is_entity(entity):
         raise InvalidEvent("a profile's key must be an entity's name, a colon and an id that is not empty")
     if len(key) > KEY_BYTES_MAX:
         raise InvalidEvent(f"a profile's key has at most {KEY_BYTES_MAX} bytes, got {len(key)}")
     return entity.decode(), identity
+
+
+@lru_cache(maxsize=256)
+def _is_entity(name: bytes) -> bool:
+    # Asked for every key of every call, of the same few names.
+    return _ENTITY.fullmatch(name) is not None
 
 
 def join_key(entity: str, identity: bytes) -> bytes:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,16 +50,14 @@ def source_name(source: int) -> str:
     return f"{topic}/{source // _KINDS_OF_SOURCES}"
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """Where an event came from: `source` is a number for topic and partition together."""
 
     source: int
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class PaymentEvent:
+class PaymentEvent(NamedTuple):
     """A payment as profiles need it. `attributes`: its row (features/attributes.py).
 
     `keys`: the store key of each kind of entity, empty where the payment has none. `arrived_ms`: when it reached Kafka.
@@ -71,8 +70,9 @@ class PaymentEvent:
     arrived_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class OutcomeEvent:
+class OutcomeEvent(NamedTuple):
+    """What became known of a payment."""
+
     position: Position
     payment_id: str
     is_fraud: bool
@@ -120,14 +120,14 @@ class Joined:
 
 @dataclass(frozen=True)
 class Applied:
-    """The new state of each touched profile of one kind of entity, in the order of `arrived_ms`.
+    """The new state of each touched profile of one kind of entity.
 
-    `arrived_ms`: of each profile, when the newest of its events reached Kafka. `late` counts events that came too late
+    `arrived_ms`: when the newest of the events reached Kafka. `late` counts events that came too late
     for some of their tiles, `replayed` those that had been applied before.
     """
 
     profiles: dict[bytes, bytes]
-    arrived_ms: list[int]
+    arrived_ms: int
     replayed: int
     late: int
 
@@ -215,7 +215,7 @@ def _weight_of(outcome: OutcomeEvent, record: PaymentRecord) -> int:
 def apply(entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes], engine: FeatureEngine) -> Applied:
     """The touched profiles of one kind of entity as they are after the events. Raises UnreadableProfile."""
     if not events.keys:
-        return Applied({}, [], replayed=0, late=0)
+        return Applied({}, 0, replayed=0, late=0)
     numbers: dict[bytes, int] = {}
     codes = np.array([numbers.setdefault(key, len(numbers)) for key in events.keys])
     # Stable: events of a profile stay in order, which is the order of each source's offsets.
@@ -236,7 +236,7 @@ def apply(entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes], en
     result = engine.apply(entity, kernel_events, attributes, states, engine.new_slots(0))
     return Applied(
         dict(zip(numbers, result.states, strict=True)),
-        np.maximum.reduceat(columns[ARRIVED_MS], groups[:-1]).tolist(),
+        int(columns[ARRIVED_MS].max()),
         replayed=len(order) - int(result.applied.sum()),
         late=result.late,
     )

@@ -39,7 +39,7 @@ class Intake:
         if not 0 <= amount_minor <= AMOUNT_MINOR_MAX:
             raise InvalidEvent(f"must be 0 to {AMOUNT_MINOR_MAX}", field="amount_minor")
         amount = self._rates.convert(amount_minor, record["currency"], event_time_ms)
-        keys = tuple(_key(record, name, fields) for name, fields in self._entities)
+        keys = tuple([_key(record, name, fields) for name, fields in self._entities])
         attributes = row_of(record, event_time_ms=event_time_ms, amount=amount, amount_minor=amount_minor)
         return PaymentEvent(position, record["payment_id"], attributes, keys, arrived_ms)
 
@@ -58,6 +58,14 @@ def _present(value: bytes | None) -> bytes:
 
 def _key(record: dict[str, Any], entity: str, fields: tuple[str, ...]) -> bytes:
     """The store key of the entity these fields name; empty when one of them is not there."""
+    if len(fields) == 1:
+        # Nearly all are of one field, and there are three a payment.
+        identity = record[fields[0]]
+        if identity is None:
+            return b""
+        key: bytes = f"{entity}:{identity}".encode()
+        if identity and len(key) <= KEY_BYTES_MAX:
+            return key
     ids = [record[field] for field in fields]
     if None in ids:
         return b""

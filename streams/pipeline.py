@@ -366,6 +366,8 @@ class Pipeline:
         self._progress.assigned(partition for topic, partition in places if topic == self._payments)
 
     def _on_revoked(self, places: Sequence[Place]) -> None:
+        # What was sent of a batch that may be abandoned now comes before all that the next owner sends.
+        self._sender.flush(self._settings.flush_timeout_s)
         self._progress.revoked(partition for topic, partition in places if topic == self._payments)
         self._waiting.drop({partition for topic, partition in places if topic == self._outcomes})
         for topic, partition in places:

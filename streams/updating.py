@@ -11,6 +11,7 @@ from schemas.avro import Encoder
 from schemas.errors import InvalidEvent
 from streams import batch
 from streams.batch import Applied, EntityEvents
+from streams.changelog import ChangelogEncoder
 from streams.kafka import KafkaSettings, Record, Sender
 from streams.repartition import decode_frame, repartition_topic
 from streams.routing import read_for_update
@@ -47,6 +48,7 @@ class Updater:
         self.entities = engine.plan.entity_names
         self._numbers = {kafka.topic(repartition_topic(name)): number for number, name in enumerate(self.entities)}
         self._partition_counts = [partition_counts[name] for name in self.entities]
+        self._state_encoders = [ChangelogEncoder(encoder, name) for name in self.entities]
         self._changelog, self._changelog_partitions = kafka.topic("profiles"), changelog_partitions
 
     def entity_of(self, topic: str) -> str | None:
@@ -84,15 +86,8 @@ class Updater:
 
     def send(self, entity: int, applied: Applied, now_ms: int) -> None:
         """Queue the new states for the changelog. Raises BrokerUnavailable."""
-        name = self.entities[entity]
-        for (key, state), arrived_ms in zip(applied.profiles.items(), applied.arrived_ms, strict=True):
-            record = {
-                "entity": name,
-                "state": state,
-                "written_time_ms": now_ms,
-                "arrived_time_ms": arrived_ms or None,
-            }
-            self._sender.send(self._changelog, self._encoder.encode(record), key=key)
+        for key, value in self._state_encoders[entity].encode(applied.profiles, now_ms, applied.arrived_ms or None):
+            self._sender.send(self._changelog, value, key=key)
 
     def send_progress(self, moments: Mapping[bytes, int], now_ms: int) -> None:
         """Queue how complete the changelog now is, into each of its partitions. Raises BrokerUnavailable."""

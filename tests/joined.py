@@ -14,7 +14,7 @@ def apply(joined: Joined, profiles: Mapping[bytes, bytes], engine: FeatureEngine
     parts = [batch.apply(entity, events, profiles, engine) for entity, events in enumerate(joined.of_entities())]
     return Applied(
         {key: state for part in parts for key, state in part.profiles.items()},
-        [moment for part in parts for moment in part.arrived_ms],
+        max(part.arrived_ms for part in parts),
         replayed=sum(part.replayed for part in parts),
         late=sum(part.late for part in parts),
     )

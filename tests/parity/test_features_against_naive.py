@@ -431,7 +431,7 @@ def test_a_payment_sent_twice_counts_once(world: World, data: st.DataObject) -> 
     before = kept.copy()
     again = data.draw(st.sampled_from([event for event in arrivals if isinstance(event, PaymentEvent)]))
     # Another record of the same payment: its producer did not know that the first one had arrived.
-    kept.work([replace(again, position=Position(again.position.source, 10_000))])
+    kept.work([again._replace(position=Position(again.position.source, 10_000))])
     assert kept == before
 
 

@@ -140,7 +140,7 @@ def test_a_batch_leaves_what_it_was_given_as_it_was() -> None:
 
 def test_an_empty_batch_does_nothing() -> None:
     joined, applied = Store().take()
-    assert (joined.records, touched(joined), applied) == ({}, [], Applied({}, [], 0, 0))
+    assert (joined.records, touched(joined), applied) == ({}, [], Applied({}, 0, 0, 0))
 
 
 def test_a_payment_that_is_too_late_for_some_tiles_is_counted() -> None:

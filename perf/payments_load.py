@@ -1,0 +1,104 @@
+"""Payments for benchmarks of the stream: seeded, of any number of entities, written to a real Kafka."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from confluent_kafka import Producer
+
+from schemas.avro import Encoder, LocalSchemaIds
+from streams.kafka import KafkaSettings, make_producer
+
+_CHANNELS = ("ecom", "pos", "contactless", "atm")
+_COUNTRIES = ("DE", "FR", "NL", "PL", "IT", "ES", "AT", "BE")
+
+
+class PaymentMaker:
+    """Encoded payments of so many cards, each with a merchant and a device; a tenth as many merchants.
+
+    A few merchants have most payments, as in life: shares fall with a power of their rank.
+    """
+
+    def __init__(self, *, cards: int, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self.cards, self.merchants = cards, max(1, cards // 10)
+        self._encoder = Encoder("payments", LocalSchemaIds().id_of("payments"))
+        self._made = 0
+
+    def take(self, count: int, *, last_ms: int, span_ms: int) -> Iterator[tuple[str, bytes]]:
+        """(card, value) of payments made over `span_ms` up to `last_ms`, in no order of time within a second."""
+        rng = self._rng
+        cards = rng.integers(0, self.cards, count).tolist()
+        merchants = (self.merchants * rng.random(count) ** 3).astype(int).tolist()
+        amounts = np.exp(rng.normal(8.0, 1.2, count)).astype(int).tolist()
+        times = (
+            last_ms - span_ms + np.arange(count) * span_ms // max(1, count) - rng.integers(0, 1000, count)
+        ).tolist()
+        kinds = rng.integers(0, len(_CHANNELS), count).tolist()
+        places = rng.integers(0, len(_COUNTRIES), count).tolist()
+        for card, merchant, amount, time_ms, kind, place in zip(
+            cards, merchants, amounts, times, kinds, places, strict=True
+        ):
+            self._made += 1
+            yield (
+                f"card-{card:08d}",
+                self._encoder.encode(
+                    {
+                        "payment_id": f"pay-{self._made:012d}",
+                        "event_time_ms": time_ms,
+                        "card_id": f"card-{card:08d}",
+                        "merchant_id": f"merchant-{merchant:07d}",
+                        "device_id": f"device-{card:08d}-{amount % 2}",
+                        "ip": "192.0.2.1",
+                        "amount_minor": amount,
+                        "currency": "EUR",
+                        "mcc": "5411",
+                        "country": _COUNTRIES[place],
+                        "channel": _CHANNELS[kind],
+                        "utc_offset_minutes": 60,
+                        "declined": False,
+                    }
+                ),
+            )
+
+    def keys(self) -> Sequence[list[bytes]]:
+        """The store keys of all cards, merchants and devices there can be."""
+        return (
+            [f"card:card-{number:08d}".encode() for number in range(self.cards)],
+            [f"merchant:merchant-{number:07d}".encode() for number in range(self.merchants)],
+            [f"device:device-{number:08d}-{half}".encode() for number in range(self.cards) for half in (0, 1)],
+        )
+
+
+def send_all(kafka: KafkaSettings, payments: Iterator[tuple[str, bytes]]) -> int:
+    """As fast as it goes; returns how many, all acknowledged."""
+    producer: Producer = make_producer(kafka, linger_ms=20)
+    topic, count = kafka.topic("payments"), 0
+    for key, value in payments:
+        while True:
+            try:
+                producer.produce(topic, value, key=key)
+                break
+            except BufferError:
+                producer.poll(0.1)
+        count += 1
+    assert producer.flush(60) == 0
+    return count
+
+
+def send_at_rate(kafka: KafkaSettings, maker: PaymentMaker, *, rate: float, seconds: float) -> int:
+    """Open loop: each tenth of a second's payments are sent when they are due, whatever became of the last."""
+    producer: Producer = make_producer(kafka, linger_ms=5)
+    topic, sent, started = kafka.topic("payments"), 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        due = int(rate * elapsed) - sent
+        now_ms = time.time_ns() // 1_000_000
+        for key, value in maker.take(due, last_ms=now_ms, span_ms=10):
+            producer.produce(topic, value, key=key)
+        producer.poll(0)
+        sent += due
+        time.sleep(0.005)
+    assert producer.flush(60) == 0
+    return sent

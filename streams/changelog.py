@@ -1,0 +1,54 @@
+"""Records of the changelog, many at a time: what is the same in all of a batch is encoded once.
+
+A `profiles` record is the entity's name, the state, then moments and nothing else that differs. So Avro's own encoder
+writes one record with an empty state, and each state, behind its length, is put where that one's is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from schemas.avro import Encoder
+
+
+class ChangelogEncoder:
+    """Encodes states of one kind of entity."""
+
+    def __init__(self, encoder: Encoder, entity: str) -> None:
+        """`encoder`: of topic `profiles`."""
+        self._encoder, self._entity = encoder, entity
+        # The first byte that differs between these two is the state's length.
+        empty, other = self._record(b"", 0, None), self._record(b"x", 0, None)
+        self._state_at = next(at for at, pair in enumerate(zip(empty, other, strict=False)) if pair[0] != pair[1])
+        assert empty[self._state_at] == 0
+
+    def encode(
+        self, states: Mapping[bytes, bytes], written_time_ms: int, arrived_time_ms: int | None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) of each state, the bytes that the Avro encoder would write."""
+        empty = self._record(b"", written_time_ms, arrived_time_ms)
+        head, tail = empty[: self._state_at], empty[self._state_at + 1 :]
+        for key, state in states.items():
+            yield key, b"".join((head, _length(len(state)), state, tail))
+
+    def _record(self, state: bytes, written_time_ms: int, arrived_time_ms: int | None) -> bytes:
+        return self._encoder.encode(
+            {
+                "entity": self._entity,
+                "state": state,
+                "written_time_ms": written_time_ms,
+                "complete_to_time_ms": None,
+                "arrived_time_ms": arrived_time_ms,
+            }
+        )
+
+
+def _length(length: int) -> bytes:
+    """A length as Avro writes a long: zigzag, seven bits a byte, the lowest first."""
+    number = 2 * length
+    encoded = bytearray()
+    while number > 127:
+        encoded.append(number & 127 | 128)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
