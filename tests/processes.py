@@ -74,7 +74,16 @@ class PaywardenProcess:
 class Deployment:
     """A configuration in a folder and the processes that run by it. `with` stops them all."""
 
-    def __init__(self, folder: Path, bootstrap: str, topic_prefix: str, *, stream_batch_max: int = 2000) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bootstrap: str,
+        topic_prefix: str,
+        *,
+        stream_batch_max: int = 2000,
+        aerospike: str | None = None,
+    ) -> None:
+        """`aerospike`: `host:port` of a server to keep profiles in; None keeps them in LMDB."""
         self.folder = folder
         self.config = folder / "paywarden.toml"
         self.store, self.mirror, self.outbox = folder / "store", folder / "mirror", folder / "outbox"
@@ -85,8 +94,12 @@ class Deployment:
             f'[stream]\ngroup_id = "{topic_prefix}stream"\nbatch_wait_ms = 5\nbatch_max = {stream_batch_max}\n'
             "progress_every_ms = 50\nsession_timeout_ms = 6000\n"
             "[companion]\nbatch_wait_ms = 5\n"
-            f'[store]\nkind = "lmdb"\n[lmdb]\npath = "{self.store}"\n'
-            f'[mirror]\npath = "{self.mirror}"\nsize_mb = 256\n'
+            + (
+                f'[store]\nkind = "lmdb"\n[lmdb]\npath = "{self.store}"\n'
+                if aerospike is None
+                else f'[store]\nkind = "aerospike"\n[aerospike]\nhosts = ["{aerospike}"]\n'
+            )
+            + f'[mirror]\npath = "{self.mirror}"\nsize_mb = 256\n'
             f'[outbox]\ndirectory = "{self.outbox}"\n'
             f'[serve]\nbundle = "{self.bundle}"\nmetrics = "{folder / "metrics"}"\n'
             "[http]\nport = 0\n",

@@ -1,0 +1,178 @@
+"""Everything that can go wrong at once, on a real Kafka: at the end every profile is what the payments say.
+
+Three workers share a store. Payments come twice and out of order while workers are killed and started again, the broker
+is killed and started again, and the store loses connections, answers late, refuses and says it is overloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any
+
+import pytest
+
+from features.aerospike_store import AerospikeSettings, AerospikeStore
+from streams.kafka import KafkaSettings
+from streams.simulator import simulate
+from tests.processes import Deployment, PaywardenProcess
+from tests.services.kafka import KafkaServer
+from tests.standin.aerospike_server import Fault, StandIn
+from tests.topics import (
+    ENTITIES,
+    Topics,
+    assert_profiles_equal,
+    batch_profiles,
+    read_changelog,
+    read_topic,
+    wait_until_worked_in,
+)
+
+# A payment each, with its outcome where it is known; more for a soak.
+CARDS = int(os.environ.get("PAYWARDEN_CHAOS_CARDS", "1000"))
+DAYS = 120
+WORKERS = 3
+DUPLICATE_SHARE = 0.05
+# How far a payment may come out of its order, in payments; a few come much later.
+DISORDER = 3000
+OVERLOAD, KEY_BUSY = 18, 14
+SEED = 11
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+@pytest.fixture
+def own_kafka(tmp_path: Path) -> Iterator[KafkaServer]:
+    """A broker of this test's own: it will be killed."""
+    with KafkaServer(tmp_path / "kafka") as server:
+        yield server
+
+
+class Workers:
+    """Stream workers that are killed at random, and a supervisor that starts again whichever has ended."""
+
+    def __init__(self, deployment: Deployment, rng: random.Random) -> None:
+        self._deployment, self._rng, self._stop, self._lock = deployment, rng, Event(), Lock()
+        self._running: list[PaywardenProcess] = [deployment.start("stream") for _ in range(WORKERS)]
+        self.kills = self.starts = 0
+        self._supervisor = Thread(target=self._supervise)
+        self._supervisor.start()
+
+    def kill_one(self) -> None:
+        """As a crash would: no batch is finished and nobody leaves the group."""
+        with self._lock:
+            self._rng.choice(self._running).kill()
+        self.kills += 1
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._supervisor.join()
+        assert [worker.stop() for worker in self._running] == [0] * WORKERS
+
+    def _supervise(self) -> None:
+        while not self._stop.wait(0.2):
+            with self._lock:
+                for number, worker in enumerate(self._running):
+                    if worker.process.poll() is not None:
+                        self._running[number] = self._deployment.start("stream")
+                        self.starts += 1
+
+
+class StoreFaults:
+    """A thread that keeps the store unwell."""
+
+    def __init__(self, server: StandIn, rng: random.Random) -> None:
+        self._server, self._rng, self._stop = server, rng, Event()
+        self.faults = 0
+        self._thread = Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        kinds = (
+            Fault.drop(),
+            Fault.drop_answer(),
+            Fault.drop_midway(),
+            Fault.delay(0.3),
+            Fault.refuse(OVERLOAD),
+            Fault.refuse_records(OVERLOAD, frozenset({0, 3, 4})),
+            Fault.refuse_records(KEY_BUSY, frozenset({1})),
+            # Longer than a call waits.
+            Fault.delay(1.5),
+        )
+        while not self._stop.wait(self._rng.uniform(0.05, 0.4)):
+            self._server.faults.add(self._rng.choice(kinds), times=self._rng.choice((1, 1, 2, 5)))
+            self.faults += 1
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._server.faults.clear()
+
+
+def disordered(payments: Sequence[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
+    """Payments as they reach Kafka: some twice, most a little out of order, a few long after."""
+    places = []
+    for number, row in enumerate(payments):
+        places.append((number + rng.random() * DISORDER, row))
+        if rng.random() < DUPLICATE_SHARE:
+            places.append((number + rng.random() * 5 * DISORDER, row))
+        if rng.random() < 0.001:
+            places[-1] = (number + rng.random() * len(payments), row)
+    return [row for _, row in sorted(places, key=lambda place: place[0])]
+
+
+def test_every_profile_is_what_the_payments_say_whatever_dies(tmp_path: Path, own_kafka: KafkaServer) -> None:
+    rng = random.Random(SEED)
+    world = simulate(cards=CARDS, days=DAYS, seed=SEED)
+    payments, outcomes = (table.to_pylist() for table in world)
+    arrivals = disordered(payments, rng)
+    settings = KafkaSettings(bootstrap=own_kafka.bootstrap, topic_prefix="chaos-")
+    with (
+        StandIn() as server,
+        Deployment(tmp_path, own_kafka.bootstrap, "chaos-", aerospike=server.address) as deployment,
+    ):
+        deployment.create_topics()
+        topics, group = Topics(settings), "chaos-stream"
+        workers = Workers(deployment, rng)
+        faults = StoreFaults(server, rng)
+        half = len(arrivals) // 2
+        for row in arrivals[:half]:
+            topics.send_payment(row)
+        topics.flush()
+        for _ in range(3):
+            time.sleep(rng.uniform(1, 4))
+            workers.kill_one()
+        # Outcomes of payments that are still to come wait, or this loses them.
+        for row in arrivals[half:]:
+            topics.send_payment(row)
+        topics.flush()
+        for row in outcomes:
+            topics.send_outcome(row)
+        topics.flush()
+        time.sleep(rng.uniform(1, 3))
+        own_kafka.kill()
+        time.sleep(1)
+        own_kafka.restart()
+        for _ in range(3):
+            time.sleep(rng.uniform(1, 4))
+            workers.kill_one()
+        faults.end()
+        wait_until_worked_in(settings, group, timeout_s=600)
+        workers.stop()
+        assert workers.kills == 6 <= workers.starts
+        assert faults.faults > 20
+        stored = read_stored(server)
+        assert_profiles_equal(stored, batch_profiles(*world))
+        assert read_changelog(settings) == stored
+        assert read_topic(settings, "dead-letters") == []
+
+
+def read_stored(server: StandIn) -> dict[bytes, bytes]:
+    store = AerospikeStore(AerospikeSettings(hosts=(server.address,)))
+    found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
+    store.close()
+    return found
