@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from schemas.errors import BrokerUnavailable, Misconfigured
@@ -19,6 +20,9 @@ _log = logging.getLogger(__name__)
 REACH_TIMEOUT_S = 5.0
 # Kafka's own default is 1 MiB; our topics keep to it, and the dead letters of such records need more.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+# Reading a topic to its end: how long nothing may come, and how many records at once. Dead letters are large.
+READ_TIMEOUT_S = 30.0
+READ_BATCH = 200
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,10 @@ def make_producer(settings: KafkaSettings, *, linger_ms: int) -> Producer:
         return Producer(options)
 
 
+# Names and values in order; a name may come more than once.
+Headers: TypeAlias = Sequence[tuple[str, bytes | None]]
+
+
 class Sender:
     """Sends records and knows when the broker has them all: nothing that it was given is lost unseen."""
 
@@ -90,15 +98,33 @@ class Sender:
         self._producer = make_producer(settings, linger_ms=linger_ms)
         self._failure: KafkaError | None = None
 
-    def send(self, topic: str, value: bytes | None, *, key: bytes | None, partition: int = -1) -> None:
-        """Queue one record; waits while the queue is full. Raises BrokerUnavailable when it cannot be queued."""
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None,
+        partition: int = -1,
+        headers: Headers = (),
+        on_refused: Callable[[KafkaError], object] | None = None,
+    ) -> None:
+        """Queue one record; waits while the queue is full. Raises BrokerUnavailable when it cannot be queued.
+
+        With `on_refused`, a record that Kafka refuses for its own sake is told there and fails nothing else.
+        """
+        on_delivery = self._on_delivery if on_refused is None else _telling(on_refused)
         while True:
             try:
-                self._producer.produce(topic, value, key=key, partition=partition, on_delivery=self._on_delivery)
+                self._producer.produce(
+                    topic, value, key=key, partition=partition, headers=list(headers), on_delivery=on_delivery
+                )
             except BufferError:
                 self._producer.poll(0.1)
             except KafkaException as error:
-                raise BrokerUnavailable(f"Kafka cannot take a record for {topic}: {reason_of(error)}") from error
+                if on_refused is None:
+                    raise BrokerUnavailable(f"Kafka cannot take a record for {topic}: {reason_of(error)}") from error
+                on_refused(error.args[0])
+                return
             else:
                 return
 
@@ -117,6 +143,14 @@ class Sender:
     def _on_delivery(self, error: KafkaError | None, _: Message) -> None:
         if error is not None and self._failure is None:
             self._failure = error
+
+
+def _telling(on_refused: Callable[[KafkaError], object]) -> Callable[[KafkaError | None, Message], None]:
+    def on_delivery(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            on_refused(error)
+
+    return on_delivery
 
 
 def make_consumer(settings: KafkaSettings, *, group_id: str, session_timeout_ms: int = 10_000) -> Consumer:
@@ -169,6 +203,14 @@ def partitions_of(settings: KafkaSettings, topic: str) -> list[int]:
     return sorted(metadata.partitions)
 
 
+def topics_of(settings: KafkaSettings) -> set[str]:
+    """The topics there are on the cluster, under their full names. Raises BrokerUnavailable."""
+    try:
+        return set(make_admin(settings).list_topics(timeout=REACH_TIMEOUT_S).topics)
+    except KafkaException as error:
+        raise BrokerUnavailable(f"no Kafka broker answers at {settings.bootstrap}: {reason_of(error)}") from error
+
+
 def reason_of(error: KafkaException) -> str:
     """librdkafka's own words for what went wrong."""
     inner = error.args[0] if error.args else error
@@ -196,7 +238,7 @@ class Record:
     key: bytes | None
     value: bytes | None
     timestamp_ms: int
-    headers: Sequence[tuple[str, bytes | None]]
+    headers: Headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +281,29 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
             )
         )
     return consumed
+
+
+def records_to_end(consumer: Consumer, topic: str, partitions: Iterable[int]) -> Iterator[list[Record]]:
+    """What a topic holds, from its beginning to its end as of now, in batches. Joins no group.
+
+    Raises BrokerUnavailable when nothing more comes before the end.
+    """
+    ends = end_offsets(consumer, topic, partitions)
+    consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in ends])
+    left = {partition for partition, end in ends.items() if end > 0}
+    deadline = time.monotonic() + READ_TIMEOUT_S
+    while left:
+        consumed = consume(consumer, READ_BATCH, 0.5)
+        records = [record for record in consumed.records if record.offset < ends[record.partition]]
+        if records:
+            yield records
+            # The caller's own time is none that Kafka took.
+            deadline = time.monotonic() + READ_TIMEOUT_S
+        # An end need not be a record's: what was compacted or expired leaves none behind.
+        left -= {partition for _, partition in consumed.ended}
+        left -= {record.partition for record in consumed.records if record.offset + 1 >= ends[record.partition]}
+        if time.monotonic() > deadline:
+            raise BrokerUnavailable(f"Kafka did not give the end of {topic} in {READ_TIMEOUT_S:g} s")
 
 
 def _headers(message: Message) -> list[tuple[str, bytes | None]]:

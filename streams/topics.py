@@ -12,6 +12,9 @@ from schemas.errors import BrokerUnavailable, Misconfigured
 from streams.kafka import MESSAGE_BYTES_MAX, KafkaSettings, make_admin, reason_of
 
 _DAY_MS = 86_400_000
+# Kafka keeps a letter past its days until its segment is closed and every letter in it is old; that it was retried
+# must be known for longer.
+_RETRIED_DAYS_MORE = 30
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def create_topics(kafka: KafkaSettings, settings: TopicSettings) -> list[str]:
 
 
 def _new_topic(full_name: str, name: str, settings: TopicSettings) -> NewTopic:
-    one_partition = name in ("drift-alerts", "dead-letters")
+    one_partition = name in ("drift-alerts", "dead-letters", "dead-letters-retried")
     return NewTopic(
         full_name,
         num_partitions=1 if one_partition else settings.partitions,
@@ -60,6 +63,9 @@ def _config(name: str, settings: TopicSettings) -> dict[str, str]:
     if name == "profiles":
         # The newest state of each entity for ever; an erased one stays visible long enough for every mirror.
         return {"cleanup.policy": "compact", "delete.retention.ms": str(_DAY_MS), "min.cleanable.dirty.ratio": "0.2"}
+    if name == "dead-letters-retried":
+        kept_ms = (settings.dead_letters_days + _RETRIED_DAYS_MORE) * _DAY_MS
+        return {"cleanup.policy": "compact,delete", "retention.ms": str(kept_ms)}
     days = {"dead-letters": settings.dead_letters_days, "decisions": settings.decisions_days}
     kept_days = days.get(name, settings.payments_days)
     kept = {"cleanup.policy": "delete", "retention.ms": str(kept_days * _DAY_MS)}
