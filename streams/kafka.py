@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 REACH_TIMEOUT_S = 5.0
 # Kafka's own default is 1 MiB; our topics keep to it, and the dead letters of such records need more.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+# Brokers measure what is on the wire, clients what it unpacks to: a record of megabytes may have come in kilobytes, and
+# its letter must go the same way. Under what a producer's queue holds, or it would wait for room for ever.
+UNPACKED_BYTES_MAX = 200_000_000
 # Reading a topic to its end: how long nothing may come, and how many records at once. Dead letters are large.
 READ_TIMEOUT_S = 30.0
 READ_BATCH = 200
@@ -66,7 +69,7 @@ class KafkaSettings:
         return options
 
 
-def make_producer(settings: KafkaSettings, *, linger_ms: int) -> Producer:
+def make_producer(settings: KafkaSettings, *, linger_ms: int, message_bytes_max: int = MESSAGE_BYTES_MAX) -> Producer:
     """An idempotent producer: each record once and in order, retried until the broker has it."""
     options = {
         **settings.connection(),
@@ -77,7 +80,7 @@ def make_producer(settings: KafkaSettings, *, linger_ms: int) -> Producer:
         "linger.ms": linger_ms,
         "compression.type": "lz4",
         # A dead letter holds a whole record of another topic, and more.
-        "message.max.bytes": MESSAGE_BYTES_MAX,
+        "message.max.bytes": message_bytes_max,
         "queue.buffering.max.messages": 200_000,
         "queue.buffering.max.kbytes": 256 * 1024,
         # The Java clients' partitioner, so that all producers agree where a key lives.
@@ -95,7 +98,10 @@ class Sender:
     """Sends records and knows when the broker has them all: nothing that it was given is lost unseen."""
 
     def __init__(self, settings: KafkaSettings, *, linger_ms: int) -> None:
+        self._settings = settings
         self._producer = make_producer(settings, linger_ms=linger_ms)
+        # For what only packs small; made when it is first needed, since buffers grow with that limit.
+        self._large: Producer | None = None
         self._failure: KafkaError | None = None
 
     def send(
@@ -113,18 +119,21 @@ class Sender:
         With `on_refused`, a record that Kafka refuses for its own sake is told there and fails nothing else.
         """
         on_delivery = self._on_delivery if on_refused is None else _telling(on_refused)
+        pairs: list[tuple[str, str | bytes | None]] | None = list(headers) if headers else None
+        producer = self._producer
         while True:
             try:
-                self._producer.produce(
-                    topic, value, key=key, partition=partition, headers=list(headers), on_delivery=on_delivery
-                )
+                producer.produce(topic, value, key=key, partition=partition, on_delivery=on_delivery, headers=pairs)
             except BufferError:
-                self._producer.poll(0.1)
+                producer.poll(0.1)
             except KafkaException as error:
-                if on_refused is None:
+                if producer is self._producer and error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                    producer = self._large_producer()
+                elif on_refused is None:
                     raise BrokerUnavailable(f"Kafka cannot take a record for {topic}: {reason_of(error)}") from error
-                on_refused(error.args[0])
-                return
+                else:
+                    on_refused(error.args[0])
+                    return
             else:
                 return
 
@@ -135,10 +144,17 @@ class Sender:
     def flush(self, timeout_s: float) -> None:
         """Wait until the broker has everything. Raises BrokerUnavailable when it does not, or has refused some."""
         left = self._producer.flush(timeout_s)
+        if self._large is not None:
+            left += self._large.flush(timeout_s)
         if self._failure is not None:
             raise BrokerUnavailable(f"Kafka refused a record: {self._failure.str()}")
         if left:
             raise BrokerUnavailable(f"Kafka did not take {left} records in {timeout_s:g} s")
+
+    def _large_producer(self) -> Producer:
+        if self._large is None:
+            self._large = make_producer(self._settings, linger_ms=0, message_bytes_max=UNPACKED_BYTES_MAX)
+        return self._large
 
     def _on_delivery(self, error: KafkaError | None, _: Message) -> None:
         if error is not None and self._failure is None:

@@ -16,6 +16,7 @@ from confluent_kafka.cimpl import NewTopic
 from features.lmdb_store import LmdbSettings, LmdbStore
 from schemas.avro import Encoder, LocalSchemaIds
 from schemas.errors import Misconfigured
+from streams import kafka as kafka_module
 from streams.batch import record_key
 from streams.deadletters import DamagedLetter, DeadLetters, Letter, LetterId, LetterReader
 from streams.kafka import KafkaSettings, Record, Sender, make_consumer, make_producer, partitions_of, records_to_end
@@ -232,6 +233,23 @@ def test_a_record_as_large_as_the_broker_takes_goes_round_too(
     wait_until(lambda: len(read_topic(settings, "dead-letters")) >= 7, "it has failed again", every_s=0.3)
 
 
+def test_a_record_that_is_small_only_while_it_is_packed_goes_round_too(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    """The broker's limit is for what is on the wire: its letter must not be the poison that stops the stream."""
+    producer = Producer(
+        {"bootstrap.servers": settings.bootstrap, "compression.type": "zstd", "message.max.bytes": 50_000_000}
+    )
+    value = bytes(40_000_000)
+    producer.produce(settings.topic("payments"), value, key=b"k")
+    assert producer.flush(30) == 0
+    stream = deployment.start("stream")
+    wait_until(lambda: len(read_topic(settings, "dead-letters")) == 1, "there is a letter", every_s=0.5)
+    assert stream.stop() == 0
+    assert len(run_retry(settings).sent) == 1
+    assert [record.value == value for record in read_topic(settings, "payments")] == [True, True]
+
+
 def test_a_letter_is_retried_once_and_again_only_when_asked(deployment: Deployment, settings: KafkaSettings) -> None:
     del deployment
     send_letters(settings, *odd_records(settings)[:2])
@@ -319,11 +337,12 @@ def test_a_letter_that_is_not_there_is_named(deployment: Deployment, settings: K
         assert not isinstance(letter, DamagedLetter)
 
 
-def test_reading_commits_nothing_and_ends_where_the_topic_ended(
-    deployment: Deployment, settings: KafkaSettings
+def test_reading_ends_where_the_topic_ended(
+    deployment: Deployment, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While letters keep coming."""
     del deployment
+    monkeypatch.setattr(kafka_module, "READ_BATCH", 2)
     send_letters(settings, *odd_records(settings))
     with closing(LetterReader(settings, IDS)) as reader:
         letters = reader.all()
