@@ -16,7 +16,6 @@ from confluent_kafka.cimpl import NewTopic
 from features.lmdb_store import LmdbSettings, LmdbStore
 from schemas.avro import Encoder, LocalSchemaIds
 from schemas.errors import Misconfigured
-from streams import kafka as kafka_module
 from streams.batch import record_key
 from streams.deadletters import DamagedLetter, DeadLetters, Letter, LetterId, LetterReader
 from streams.kafka import KafkaSettings, Record, Sender, make_consumer, make_producer, partitions_of, records_to_end
@@ -337,12 +336,9 @@ def test_a_letter_that_is_not_there_is_named(deployment: Deployment, settings: K
         assert not isinstance(letter, DamagedLetter)
 
 
-def test_reading_ends_where_the_topic_ended(
-    deployment: Deployment, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reading_ends_where_the_topic_ended(deployment: Deployment, settings: KafkaSettings) -> None:
     """While letters keep coming."""
     del deployment
-    monkeypatch.setattr(kafka_module, "READ_BATCH", 2)
     send_letters(settings, *odd_records(settings))
     with closing(LetterReader(settings, IDS)) as reader:
         letters = reader.all()
