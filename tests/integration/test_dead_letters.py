@@ -15,10 +15,19 @@ from confluent_kafka.cimpl import NewTopic
 
 from features.lmdb_store import LmdbSettings, LmdbStore
 from schemas.avro import Encoder, LocalSchemaIds
-from schemas.errors import Misconfigured
+from schemas.errors import BrokerUnavailable, Misconfigured
 from streams.batch import record_key
 from streams.deadletters import DamagedLetter, DeadLetters, Letter, LetterId, LetterReader
-from streams.kafka import KafkaSettings, Record, Sender, make_consumer, make_producer, partitions_of, records_to_end
+from streams.kafka import (
+    KafkaSettings,
+    Record,
+    Sender,
+    end_offsets,
+    make_consumer,
+    make_producer,
+    partitions_of,
+    records_to_end,
+)
 from streams.retry import KafkaNotes, KafkaOrigins, Note, Retried, retry
 from streams.simulator import simulate
 from tests.processes import Deployment, run_paywarden, wait_until
@@ -28,15 +37,25 @@ IDS = LocalSchemaIds()
 
 
 @pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
-        deployed.create_topics()
-        yield deployed
+def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
 
 
 @pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+def deployment(tmp_path: Path, settings: KafkaSettings) -> Iterator[Deployment]:
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
+        deployed.create_topics()
+        wait_until(lambda: is_led(settings, "dead-letters"), "a young topic has its leader", every_s=0.1)
+        yield deployed
+
+
+def is_led(settings: KafkaSettings, name: str) -> bool:
+    with closing(make_consumer(settings, group_id="reader")) as consumer:
+        try:
+            end_offsets(consumer, settings.topic(name), partitions_of(settings, name))
+        except BrokerUnavailable:
+            return False
+        return True
 
 
 def read_topic(settings: KafkaSettings, name: str) -> list[Record]:
