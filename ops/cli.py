@@ -14,6 +14,7 @@ import click
 from ops import wiring
 from ops.backfill import backfill
 from ops.backtest import backtest
+from ops.deadletters import dead_letters
 from ops.features import features
 from ops.forget import forget
 from ops.logs import set_up_logging
@@ -301,5 +302,5 @@ def _until_stopped() -> threading.Event:
     return stop
 
 
-for _command in (backfill, backtest, features, forget):
+for _command in (backfill, backtest, dead_letters, features, forget):
     cli.add_command(_command)

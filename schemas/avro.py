@@ -34,7 +34,15 @@ from schemas.errors import InvalidEvent, Misconfigured
 # A record schema as `parsed` returns it.
 Schema: TypeAlias = dict[str, Any]
 
-TOPICS: Final = ("payments", "outcomes", "profiles", "decisions", "drift-alerts", "dead-letters")
+TOPICS: Final = (
+    "payments",
+    "outcomes",
+    "profiles",
+    "decisions",
+    "drift-alerts",
+    "dead-letters",
+    "dead-letters-retried",
+)
 
 _HEADER: Final = struct.Struct(">BI")
 _MAGIC: Final = 0

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from schemas.errors import BrokerUnavailable, Misconfigured
@@ -19,6 +29,12 @@ _log = logging.getLogger(__name__)
 REACH_TIMEOUT_S = 5.0
 # Kafka's own default is 1 MiB; our topics keep to it, and the dead letters of such records need more.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+# Brokers measure what is on the wire, clients what it unpacks to: a record of megabytes may have come in kilobytes, and
+# its letter must go the same way. Under what a producer's queue holds, or it would wait for room for ever.
+UNPACKED_BYTES_MAX = 200_000_000
+# Reading a topic to its end: how long nothing may come, and how many records at once. Dead letters are large.
+READ_TIMEOUT_S = 30.0
+READ_BATCH = 200
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,13 @@ class KafkaSettings:
         return options
 
 
-def make_producer(settings: KafkaSettings, *, linger_ms: int, only_failures: bool = False) -> Producer:
+def make_producer(
+    settings: KafkaSettings,
+    *,
+    linger_ms: int,
+    message_bytes_max: int = MESSAGE_BYTES_MAX,
+    only_failures: bool = False,
+) -> Producer:
     """An idempotent producer: each record once and in order, retried until the broker has it.
 
     `only_failures`: callbacks are called for records that failed alone, which halves what sending costs.
@@ -77,7 +99,7 @@ def make_producer(settings: KafkaSettings, *, linger_ms: int, only_failures: boo
         "delivery.report.only.error": only_failures,
         "compression.type": "lz4",
         # A dead letter holds a whole record of another topic, and more.
-        "message.max.bytes": MESSAGE_BYTES_MAX,
+        "message.max.bytes": message_bytes_max,
         "queue.buffering.max.messages": 200_000,
         "queue.buffering.max.kbytes": 256 * 1024,
         # The Java clients' partitioner, so that all producers agree where a key lives.
@@ -87,22 +109,50 @@ def make_producer(settings: KafkaSettings, *, linger_ms: int, only_failures: boo
         return Producer(options)
 
 
+# Names and values in order; a name may come more than once.
+Headers: TypeAlias = Sequence[tuple[str, bytes | None]]
+
+
 class Sender:
     """Sends records and knows when the broker has them all: nothing that it was given is lost unseen."""
 
     def __init__(self, settings: KafkaSettings, *, linger_ms: int) -> None:
+        self._settings = settings
         self._producer = make_producer(settings, linger_ms=linger_ms, only_failures=True)
+        # For what only packs small; made when it is first needed, since buffers grow with that limit.
+        self._large: Producer | None = None
         self._failure: KafkaError | None = None
 
-    def send(self, topic: str, value: bytes | None, *, key: bytes | None, partition: int = -1) -> None:
-        """Queue one record; waits while the queue is full. Raises BrokerUnavailable when it cannot be queued."""
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None,
+        partition: int = -1,
+        headers: Headers = (),
+        on_refused: Callable[[KafkaError], object] | None = None,
+    ) -> None:
+        """Queue one record; waits while the queue is full. Raises BrokerUnavailable when it cannot be queued.
+
+        With `on_refused`, a record that Kafka refuses for its own sake is told there and fails nothing else.
+        """
+        on_delivery = self._on_delivery if on_refused is None else _telling(on_refused)
+        pairs: list[tuple[str, str | bytes | None]] | None = list(headers) if headers else None
+        producer = self._producer
         while True:
             try:
-                self._producer.produce(topic, value, key=key, partition=partition, on_delivery=self._on_delivery)
+                producer.produce(topic, value, key=key, partition=partition, on_delivery=on_delivery, headers=pairs)
             except BufferError:
-                self._producer.poll(0.1)
+                producer.poll(0.1)
             except KafkaException as error:
-                raise BrokerUnavailable(f"Kafka cannot take a record for {topic}: {reason_of(error)}") from error
+                if producer is self._producer and error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                    producer = self._large_producer()
+                elif on_refused is None:
+                    raise BrokerUnavailable(f"Kafka cannot take a record for {topic}: {reason_of(error)}") from error
+                else:
+                    on_refused(error.args[0])
+                    return
             else:
                 return
 
@@ -113,14 +163,29 @@ class Sender:
     def flush(self, timeout_s: float) -> None:
         """Wait until the broker has everything. Raises BrokerUnavailable when it does not, or has refused some."""
         left = self._producer.flush(timeout_s)
+        if self._large is not None:
+            left += self._large.flush(timeout_s)
         if self._failure is not None:
             raise BrokerUnavailable(f"Kafka refused a record: {self._failure.str()}")
         if left:
             raise BrokerUnavailable(f"Kafka did not take {left} records in {timeout_s:g} s")
 
+    def _large_producer(self) -> Producer:
+        if self._large is None:
+            self._large = make_producer(self._settings, linger_ms=0, message_bytes_max=UNPACKED_BYTES_MAX)
+        return self._large
+
     def _on_delivery(self, error: KafkaError | None, _: Message) -> None:
         if error is not None and self._failure is None:
             self._failure = error
+
+
+def _telling(on_refused: Callable[[KafkaError], object]) -> Callable[[KafkaError | None, Message], None]:
+    def on_delivery(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            on_refused(error)
+
+    return on_delivery
 
 
 def make_consumer(settings: KafkaSettings, *, group_id: str, session_timeout_ms: int = 10_000) -> Consumer:
@@ -173,6 +238,14 @@ def partitions_of(settings: KafkaSettings, topic: str) -> list[int]:
     return sorted(metadata.partitions)
 
 
+def topics_of(settings: KafkaSettings) -> set[str]:
+    """The topics there are on the cluster, under their full names. Raises BrokerUnavailable."""
+    try:
+        return set(make_admin(settings).list_topics(timeout=REACH_TIMEOUT_S).topics)
+    except KafkaException as error:
+        raise BrokerUnavailable(f"no Kafka broker answers at {settings.bootstrap}: {reason_of(error)}") from error
+
+
 def reason_of(error: KafkaException) -> str:
     """librdkafka's own words for what went wrong."""
     inner = error.args[0] if error.args else error
@@ -219,7 +292,7 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     timestamp_ms: int
-    headers: Sequence[tuple[str, bytes | None]]
+    headers: Headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +338,29 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
             )
         )
     return consumed
+
+
+def records_to_end(consumer: Consumer, topic: str, partitions: Iterable[int]) -> Iterator[list[Record]]:
+    """What a topic holds, from its beginning to its end as of now, in batches. Joins no group.
+
+    Raises BrokerUnavailable when nothing more comes before the end.
+    """
+    ends = end_offsets(consumer, topic, partitions)
+    consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in ends])
+    left = {partition for partition, end in ends.items() if end > 0}
+    deadline = time.monotonic() + READ_TIMEOUT_S
+    while left:
+        consumed = consume(consumer, READ_BATCH, 0.5)
+        records = [record for record in consumed.records if record.offset < ends[record.partition]]
+        if records:
+            yield records
+            # The caller's own time is none that Kafka took.
+            deadline = time.monotonic() + READ_TIMEOUT_S
+        # An end need not be a record's: what was compacted or expired leaves none behind.
+        left -= {partition for _, partition in consumed.ended}
+        left -= {record.partition for record in consumed.records if record.offset + 1 >= ends[record.partition]}
+        if time.monotonic() > deadline:
+            raise BrokerUnavailable(f"Kafka did not give the end of {topic} in {READ_TIMEOUT_S:g} s")
 
 
 def _headers(message: Message) -> list[tuple[str, bytes | None]]:

@@ -14,6 +14,9 @@ from streams.kafka import MESSAGE_BYTES_MAX, KafkaSettings, make_admin, reason_o
 from streams.repartition import repartition_topic
 
 _DAY_MS = 86_400_000
+# Kafka keeps a letter past its days until its segment is closed and every letter in it is old; that it was retried
+# must be known for longer.
+_RETRIED_DAYS_MORE = 30
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def _new_topic(full_name: str, name: str, settings: TopicSettings) -> NewTopic:
 
 
 def _partition_count(name: str, settings: TopicSettings) -> int:
-    if name in ("drift-alerts", "dead-letters"):
+    if name in ("drift-alerts", "dead-letters", "dead-letters-retried"):
         return 1
     return settings.partitions if name in TOPICS else settings.repartition_partitions
 
@@ -75,6 +78,9 @@ def _config(name: str, settings: TopicSettings) -> dict[str, str]:
     if name == "profiles":
         # The newest state of each entity for ever; an erased one stays visible long enough for every mirror.
         return {"cleanup.policy": "compact", "delete.retention.ms": str(_DAY_MS), "min.cleanable.dirty.ratio": "0.2"}
+    if name == "dead-letters-retried":
+        kept_ms = (settings.dead_letters_days + _RETRIED_DAYS_MORE) * _DAY_MS
+        return {"cleanup.policy": "compact,delete", "retention.ms": str(kept_ms)}
     days = {"dead-letters": settings.dead_letters_days, "decisions": settings.decisions_days}
     kept_days = days.get(name, settings.payments_days if name in TOPICS else settings.repartition_days)
     kept = {"cleanup.policy": "delete", "retention.ms": str(kept_days * _DAY_MS)}

@@ -3,10 +3,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError
 
 from schemas.errors import BrokerUnavailable
-from streams.kafka import KafkaSettings, consume
+from streams import kafka as kafka_module
+from streams.kafka import KafkaSettings, consume, records_to_end
 
 
 class FakeMessage:
@@ -46,6 +47,28 @@ class FakeConsumer:
         return list(self._messages)
 
 
+class FakeTopic(FakeConsumer):
+    """Partition 3 of a topic, which ended at `end` when it was asked; gives the batches one by one, then nothing."""
+
+    def __init__(self, end: int, *batches: list[FakeMessage]) -> None:
+        self._end, self._batches = end, list(batches)
+        self.assigned: list[tuple[int, int]] = []
+
+    def get_watermark_offsets(self, _: object, timeout: float) -> tuple[int, int]:  # noqa: ARG002
+        return 0, self._end
+
+    def assign(self, partitions: list[Any]) -> None:
+        self.assigned = [(place.partition, place.offset) for place in partitions]
+
+    def consume(self, num_messages: int, timeout: float) -> list[FakeMessage]:  # noqa: ARG002
+        return self._batches.pop(0) if self._batches else []
+
+
+def offsets_to_end(topic: FakeTopic) -> list[int]:
+    batches = records_to_end(cast(Consumer, topic), "payments", [3])
+    return [record.offset for records in batches for record in records]
+
+
 def consumed(*messages: FakeMessage) -> Any:
     return consume(cast(Consumer, FakeConsumer(*messages)), 10, 0.0)
 
@@ -72,6 +95,25 @@ def test_an_error_that_does_not_pass_is_raised_and_another_is_not() -> None:
     assert consumed(FakeMessage(0, KafkaError(KafkaError._TRANSPORT))).records == []
     with pytest.raises(BrokerUnavailable, match="refuses"):
         consumed(FakeMessage(0, KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)))
+
+
+def test_a_topic_is_read_to_the_end_it_had_and_what_came_since_is_left() -> None:
+    topic = FakeTopic(3, [FakeMessage(0), FakeMessage(1)], [FakeMessage(2), FakeMessage(3), FakeMessage(4)])
+    assert offsets_to_end(topic) == [0, 1, 2]
+    assert topic.assigned == [(3, OFFSET_BEGINNING)]
+
+
+def test_the_end_of_a_topic_whose_last_records_are_gone_is_found() -> None:
+    """Compacted away or expired: nothing stands at the offset before the end."""
+    assert offsets_to_end(FakeTopic(9, [FakeMessage(4)], [], [FakeMessage(9, END)])) == [4]
+    assert offsets_to_end(FakeTopic(9, [FakeMessage(9, END)])) == []
+    assert offsets_to_end(FakeTopic(0)) == []
+
+
+def test_a_broker_that_gives_nothing_before_the_end_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_module, "READ_TIMEOUT_S", 0.01)
+    with pytest.raises(BrokerUnavailable, match="did not give the end of payments"):
+        offsets_to_end(FakeTopic(9, [FakeMessage(4)]))
 
 
 def test_no_password_is_in_the_settings_repr() -> None:

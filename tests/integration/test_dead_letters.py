@@ -1,0 +1,369 @@
+"""Dead letters on a real Kafka: looked at, sent back, worked in; each as it was, to the bit."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.cimpl import NewTopic
+
+from features.lmdb_store import LmdbSettings, LmdbStore
+from schemas.avro import Encoder, LocalSchemaIds
+from schemas.errors import BrokerUnavailable, Misconfigured
+from streams.batch import record_key
+from streams.deadletters import DamagedLetter, DeadLetters, Letter, LetterId, LetterReader
+from streams.kafka import (
+    KafkaSettings,
+    Record,
+    Sender,
+    end_offsets,
+    make_consumer,
+    make_producer,
+    partitions_of,
+    records_to_end,
+)
+from streams.retry import KafkaNotes, KafkaOrigins, Note, Retried, retry
+from streams.simulator import simulate
+from tests.processes import Deployment, run_paywarden, wait_until
+from tests.services.kafka import KafkaServer
+
+IDS = LocalSchemaIds()
+
+
+@pytest.fixture
+def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, settings: KafkaSettings) -> Iterator[Deployment]:
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
+        deployed.create_topics()
+        wait_until(lambda: is_led(settings, "dead-letters"), "a young topic has its leader", every_s=0.1)
+        yield deployed
+
+
+def is_led(settings: KafkaSettings, name: str) -> bool:
+    with closing(make_consumer(settings, group_id="reader")) as consumer:
+        try:
+            end_offsets(consumer, settings.topic(name), partitions_of(settings, name))
+        except BrokerUnavailable:
+            return False
+        return True
+
+
+def read_topic(settings: KafkaSettings, name: str) -> list[Record]:
+    consumer: Consumer = make_consumer(settings, group_id="reader")
+    batches = records_to_end(consumer, settings.topic(name), partitions_of(settings, name))
+    records = [record for batch in batches for record in batch]
+    consumer.close()
+    return records
+
+
+def produce(settings: KafkaSettings, name: str, value: bytes | None, **more: Any) -> None:
+    producer: Producer = make_producer(settings, linger_ms=0)
+    producer.produce(settings.topic(name), value, **more)
+    assert producer.flush(30) == 0
+
+
+def send_letters(settings: KafkaSettings, *records: Record) -> None:
+    sender = Sender(settings, linger_ms=0)
+    letters = DeadLetters(sender, settings, IDS)
+    for record in records:
+        letters.send(record, "payment_id: is broken", 1_700_000_000_000)
+    sender.flush(30)
+
+
+def run_retry(settings: KafkaSettings, **options: Any) -> Retried:
+    with closing(LetterReader(settings, IDS)) as reader, closing(KafkaNotes(settings, IDS)) as notes:
+        return retry(reader.all(), notes=notes, origins=KafkaOrigins(settings), now_ms=lambda: 7, **options)
+
+
+def command(deployment: Deployment, *arguments: str) -> tuple[int, str, str]:
+    done = run_paywarden("--config", str(deployment.config), "dead-letters", *arguments)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def shown(deployment: Deployment, *arguments: str) -> dict[str, Any]:
+    code, said, logged = command(deployment, "show", "--json", *arguments)
+    assert code == 0, logged
+    found: dict[str, Any] = json.loads(said)
+    return found
+
+
+def stored(deployment: Deployment, key: bytes) -> bytes | None:
+    if not (deployment.store / "data.mdb").exists():
+        return None
+    with closing(LmdbStore.from_settings(LmdbSettings(path=str(deployment.store)), readonly=True)) as store:
+        (value,) = store.read([key])
+        return value
+
+
+def test_a_payment_in_an_unknown_currency_is_worked_in_once_there_is_a_rate_and_it_is_retried(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    payment = simulate(cards=2, days=3, seed=3)[0].to_pylist()[0]
+    payment = {**payment, "currency": "XXX", "card_id": "4000123412341234"}
+    value = Encoder("payments", IDS.id_of("payments")).encode(payment)
+    produce(settings, "payments", value, key=payment["card_id"], headers=[("trace", b"\x00\x01"), ("trace", None)])
+    stream = deployment.start("stream")
+    wait_until(lambda: len(read_topic(settings, "dead-letters")) == 1, "there is a letter", every_s=0.3)
+
+    # Retried too early: it comes back as another letter, and says so.
+    assert command(deployment, "retry", "0-0")[0] == 0
+    wait_until(lambda: len(read_topic(settings, "dead-letters")) == 2, "it has failed again", every_s=0.3)
+    assert stream.stop() == 0
+    first, second = shown(deployment)["letters"]
+    assert (first["retry_count"], second["retry_count"]) == (0, 1)
+    assert first["retried_time_ms"] >= first["failed_time_ms"]
+    assert second["retried_time_ms"] is None
+    assert second["reason"].startswith("currency: ")
+
+    # What was wrong is mended.
+    rates = deployment.folder / "rates.csv"
+    rates.write_text("currency,minor_digits,valid_from,reference_per_unit\nXXX,2,2000-01-01,1\n", encoding="utf-8")
+    deployment.config.write_text(
+        deployment.config.read_text(encoding="utf-8") + f'[features]\nrates = "{rates}"\n', encoding="utf-8"
+    )
+    deployment.start("stream")
+    code, said, logged = command(deployment, "retry", "--all")
+    assert code == 0, logged
+    assert said.splitlines()[0].split() == ["sent", "1"]
+    assert said.splitlines()[1].split()[:3] == ["retried", "before", "1"]
+    key = record_key(payment["payment_id"])
+    wait_until(lambda: stored(deployment, key) is not None, "the payment is worked in", every_s=0.3)
+    assert stored(deployment, b"card:4000123412341234") is not None
+
+    # All three are the same record, in the partition that its key decides.
+    records = read_topic(settings, "payments")
+    assert [(record.partition, record.key, record.value) for record in records] == [
+        (records[0].partition, b"4000123412341234", value)
+    ] * 3
+    assert [list(record.headers) for record in records] == [
+        [("trace", b"\x00\x01"), ("trace", None)],
+        [("trace", b"\x00\x01"), ("trace", None), ("paywarden-retry-of", b"0-0"), ("paywarden-retry-count", b"1")],
+        [("trace", b"\x00\x01"), ("trace", None), ("paywarden-retry-of", b"0-1"), ("paywarden-retry-count", b"2")],
+    ]
+    assert len(read_topic(settings, "dead-letters")) == 2
+
+
+def test_an_outcome_whose_payment_came_too_late_is_worked_in_when_it_is_retried_and_twice_changes_nothing(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    payment = simulate(cards=2, days=3, seed=3)[0].to_pylist()[0]
+    outcome = {
+        "payment_id": payment["payment_id"],
+        "label": "fraud",
+        "outcome_time_ms": payment["event_time_ms"] + 1000,
+    }
+    outcome_value = Encoder("outcomes", IDS.id_of("outcomes")).encode(outcome)
+    produce(settings, "outcomes", outcome_value, key=payment["payment_id"])
+    deployment.start("stream")
+    wait_until(lambda: len(read_topic(settings, "dead-letters")) == 1, "there is a letter", every_s=0.3)
+    value = Encoder("payments", IDS.id_of("payments")).encode(payment)
+    produce(settings, "payments", value, key=payment["card_id"])
+    card, key = f"card:{payment['card_id']}".encode(), record_key(payment["payment_id"])
+    wait_until(lambda: stored(deployment, card) is not None, "the payment is worked in", every_s=0.3)
+    before = stored(deployment, card)
+    assert command(deployment, "retry", "0-0")[0] == 0
+    wait_until(lambda: stored(deployment, card) != before, "the outcome is worked in", every_s=0.3)
+    labelled, noted = stored(deployment, card), stored(deployment, key)
+    assert command(deployment, "retry", "0-0", "--again")[1].split()[:2] == ["sent", "1"]
+    # Behind the second one in its partition, so that this being there says the second was worked in.
+    produce(settings, "outcomes", b"garbage", key=payment["payment_id"])
+    wait_until(lambda: len(read_topic(settings, "dead-letters")) == 2, "all is worked in", every_s=0.3)
+    assert (stored(deployment, card), stored(deployment, key)) == (labelled, noted)
+
+
+def odd_records(settings: KafkaSettings) -> list[Record]:
+    topic = settings.topic("payments")
+    headers = [("a", b"1"), ("a", None), ("", b""), ("ä€", b"\x00\xff"), ("a", b"1")]
+    return [
+        Record(topic, 0, 1, None, None, 0, []),
+        Record(topic, 0, 2, b"", b"", 5, []),
+        Record(topic, 0, 3, b"\x00k", b"\xff\x00not avro", 5, headers),
+        Record(topic, 0, 4, b"k", None, 5, [("trace", None)]),
+        Record(topic, 0, 5, None, b"v", 5, [("trace", b"")]),
+    ]
+
+
+def test_records_of_every_odd_kind_come_back_as_they_were(deployment: Deployment, settings: KafkaSettings) -> None:
+    del deployment  # it has made the topics
+    odd = odd_records(settings)
+    send_letters(settings, *odd)
+    with closing(LetterReader(settings, IDS)) as reader:
+        letters = list(reader.all())
+    assert [letter.record for letter in letters if isinstance(letter, Letter)] == odd
+    assert len(run_retry(settings).sent) == len(odd)
+
+    def content(record: Record) -> tuple[object, ...]:
+        own = ("paywarden-retry-of", "paywarden-retry-count")
+        return record.key, record.value, tuple(header for header in record.headers if header[0] not in own)
+
+    # From four partitions, so in no order.
+    assert sorted(map(repr, map(content, read_topic(settings, "payments")))) == sorted(map(repr, map(content, odd)))
+
+
+def largest_accepted(send: Callable[[bytes], bool]) -> bytes:
+    """The largest value of random bytes, which do not compress, that the broker takes."""
+    content = random.Random(1).randbytes(1_100_000)
+    low, high = 1_000_000, len(content)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if send(content[:middle]):
+            low = middle
+        else:
+            high = middle
+    return content[:low]
+
+
+def test_a_record_as_large_as_the_broker_takes_goes_round_too(
+    deployment: Deployment, settings: KafkaSettings, kafka: KafkaServer
+) -> None:
+    """It has no room for the headers of a retry, and is sent without them."""
+    probe = f"{settings.topic_prefix}probe"
+    kafka.create_topics(NewTopic(probe, num_partitions=1, replication_factor=1))
+    sender = Sender(settings, linger_ms=0)
+
+    def is_accepted(value: bytes) -> bool:
+        refused: list[object] = []
+        sender.send(probe, value, key=b"k", on_refused=refused.append)
+        sender.flush(30)
+        return not refused
+
+    value = largest_accepted(is_accepted)
+    produce(settings, "payments", value, key=b"k")
+    deployment.start("stream")
+    wait_until(lambda: len(read_topic(settings, "dead-letters")) == 1, "there is a letter", every_s=0.3)
+    # In one batch with another: one that is refused takes none along.
+    send_letters(settings, *odd_records(settings))
+    done = run_retry(settings)
+    assert (len(done.sent), done.refused) == (6, {})
+    records = [record for record in read_topic(settings, "payments") if record.key == b"k" and record.value == value]
+    assert [list(record.headers) for record in records] == [[], []]
+    wait_until(lambda: len(read_topic(settings, "dead-letters")) >= 7, "it has failed again", every_s=0.3)
+
+
+def test_a_record_that_is_small_only_while_it_is_packed_goes_round_too(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    """The broker's limit is for what is on the wire: its letter must not be the poison that stops the stream."""
+    producer = Producer(
+        {"bootstrap.servers": settings.bootstrap, "compression.type": "zstd", "message.max.bytes": 50_000_000}
+    )
+    value = bytes(40_000_000)
+    producer.produce(settings.topic("payments"), value, key=b"k")
+    assert producer.flush(30) == 0
+    stream = deployment.start("stream")
+    wait_until(lambda: len(read_topic(settings, "dead-letters")) == 1, "there is a letter", every_s=0.5)
+    assert stream.stop() == 0
+    assert len(run_retry(settings).sent) == 1
+    assert [record.value == value for record in read_topic(settings, "payments")] == [True, True]
+
+
+def test_a_letter_is_retried_once_and_again_only_when_asked(deployment: Deployment, settings: KafkaSettings) -> None:
+    del deployment
+    send_letters(settings, *odd_records(settings)[:2])
+    assert run_retry(settings, dry_run=True).sent == [LetterId(0, 0), LetterId(0, 1)]
+    assert read_topic(settings, "payments") == []
+    assert run_retry(settings).sent == [LetterId(0, 0), LetterId(0, 1)]
+    done = run_retry(settings)
+    assert (done.sent, done.before) == ([], [LetterId(0, 0), LetterId(0, 1)])
+    assert run_retry(settings, again=True).sent == [LetterId(0, 0), LetterId(0, 1)]
+    assert len(read_topic(settings, "payments")) == 4
+    with closing(KafkaNotes(settings, IDS)) as notes:
+        noted = notes.read()
+    (record, _) = read_topic(settings, "dead-letters")
+    assert noted[LetterId(0, 0)] == Note(LetterId(0, 0), record.timestamp_ms, settings.topic("payments"), 1, 7)
+
+
+def test_what_cannot_go_back_is_refused_by_name_and_the_rest_is_sent(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    good = odd_records(settings)[4]
+    foreign = Record("other-payments", 0, 1, b"4000123412341234", b"v", 5, [])
+    worn = Record(good.topic, 0, 9, b"k", b"v", 5, [("paywarden-retry-count", b"5")])
+    produce(settings, "dead-letters", b"\xff damaged", key=b"4000123412341234")
+    produce(settings, "dead-letters", None, key=b"4000123412341234")
+    send_letters(settings, foreign, worn, good)
+    code, said, logged = command(deployment, "retry", "--all")
+    assert code == 1
+    assert logged.strip() == "paywarden: 4 dead letters were refused"
+    lines = said.splitlines()
+    assert [line.split()[-1] for line in lines[:3]] == ["1", "0", "4"]
+    assert any(line.startswith("  0-0: the letter itself is damaged: wrong magic byte") for line in lines)
+    assert any(line.startswith("  0-1: the letter itself is damaged: too short") for line in lines)
+    assert any(line.startswith("  0-2: it came from other-payments, and this deployment's") for line in lines)
+    assert any(line.startswith("  0-3: it has failed after 5 retries") for line in lines)
+    assert "4000" not in said + logged
+    (record,) = read_topic(settings, "payments")
+    assert (record.key, record.value) == (None, b"v")
+    assert command(deployment, "retry", "0-3", "--again")[0] == 0
+    counts = [dict(record.headers).get("paywarden-retry-count") for record in read_topic(settings, "payments")]
+    assert sorted(map(str, counts)) == [str(b"1"), str(b"6")]
+
+
+def test_show_lists_the_newest_and_prints_nothing_that_a_record_holds(
+    deployment: Deployment, settings: KafkaSettings, tmp_path: Path
+) -> None:
+    topic = settings.topic("payments")
+    records = [Record(topic, 1, offset, b"4000123412341234", b"secret", 5, [("x", b"secret")]) for offset in range(4)]
+    send_letters(settings, *records)
+    produce(settings, "dead-letters", b"\xffsecret", key=b"4000123412341234")
+    code, said, logged = command(deployment, "show")
+    assert code == 0, logged
+    assert "4000123412341234" not in said
+    assert "secret" not in said
+    assert f"{topic}/1/3" in said
+    assert "damaged letter: wrong magic byte" in said
+    assert said.splitlines()[-1] == "5 dead letters, 0 of them retried"
+    found = shown(deployment, "--topic", "payments", "--reason", "IS BROKEN", "--limit", "2")
+    assert found["count"] == 4
+    assert [letter["letter_id"] for letter in found["letters"]] == ["0-2", "0-3"]
+    assert found["summary"] == [{"topic": topic, "reason": "payment_id: is broken", "count": 4}]
+    assert [letter["letter_id"] for letter in shown(deployment, "--since", "1h")["letters"]] == ["0-4"]
+    assert shown(deployment, "--topic", "outcomes")["count"] == 0
+
+    folder = tmp_path / "bytes"
+    shown(deployment, "0-4", "0-1", "--bytes", str(folder))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
+        "0-1.key": b"4000123412341234",
+        "0-1.value": b"secret",
+        "0-4.damaged": b"\xffsecret",
+    }
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
+
+
+def test_a_letter_that_is_not_there_is_named(deployment: Deployment, settings: KafkaSettings) -> None:
+    del deployment
+    with closing(LetterReader(settings, IDS)) as reader:
+        with pytest.raises(Misconfigured, match=r"there is no letter 0-0: \S+ holds none"):
+            list(reader.some([LetterId(0, 0)]))
+        send_letters(settings, odd_records(settings)[0])
+        with pytest.raises(Misconfigured, match=r"there is no letter 0-1: \S+ holds letters 0-0 to 0-0"):
+            list(reader.some([LetterId(0, 1)]))
+        with pytest.raises(Misconfigured, match="no partition 5"):
+            list(reader.some([LetterId(5, 0)]))
+        (letter,) = reader.some([LetterId(0, 0)])
+        assert not isinstance(letter, DamagedLetter)
+
+
+def test_reading_ends_where_the_topic_ended(deployment: Deployment, settings: KafkaSettings) -> None:
+    """While letters keep coming."""
+    del deployment
+    send_letters(settings, *odd_records(settings))
+    with closing(LetterReader(settings, IDS)) as reader:
+        letters = reader.all()
+        seen = [next(letters)]
+        send_letters(settings, *odd_records(settings))
+        seen += letters
+    assert [letter.letter_id.offset for letter in seen] == [0, 1, 2, 3, 4]
+    with closing(LetterReader(settings, IDS)) as reader:
+        assert len(list(reader.all())) == 10
