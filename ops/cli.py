@@ -17,6 +17,7 @@ from ops.backtest import backtest
 from ops.features import features
 from ops.forget import forget
 from ops.logs import set_up_logging
+from ops.profile_sets import profile_sets
 from ops.progress import progress_bar
 from schemas.errors import PaywardenError
 from schemas.settings import Source, read_source
@@ -299,5 +300,5 @@ def _until_stopped() -> threading.Event:
     return stop
 
 
-for _command in (backfill, backtest, features, forget):
+for _command in (backfill, backtest, features, forget, profile_sets):
     cli.add_command(_command)
