@@ -12,7 +12,7 @@ from features.engine import FeatureEngine
 from features.keys import SEPARATOR, entity_key
 from features.lmdb_store import LmdbStore
 from features.memory_store import MemoryStore
-from features.store import ProfileStore, ScanProgress, split_key
+from features.store import ProfileStore, split_key
 from schemas.errors import BrokerUnavailable, TemporaryFailure
 from schemas.store_pb2 import PaymentRecord
 from streams.backfill import Backfill
@@ -442,11 +442,11 @@ def test_no_tombstone_of_another_set_follows_what_the_live_one_has_begun_anew() 
     """Mirrors would not know what the store has."""
 
     class Slow(MemoryStore):
-        """A set whose erasure takes so long that a payment comes meanwhile."""
+        """A set in which a payment comes just while the card is erased from it."""
 
-        def scan(self, entity: str, *, progress: ScanProgress | None = None) -> Iterator[tuple[bytes, bytes]]:
-            yield from super().scan(entity, progress=progress)
-            if entity == "payment":
+        def delete(self, keys: Sequence[bytes]) -> None:
+            super().delete(keys)
+            if b"card:C1" in keys:
                 world.pay(f"later{len(world.slept_s)}", "C1", "M1", NOW_MS + 10_000_000 + len(world.slept_s))
 
     world = Sets(PAYMENTS, [])
@@ -454,6 +454,15 @@ def test_no_tombstone_of_another_set_follows_what_the_live_one_has_begun_anew() 
     world.forget(b"card:C1")
     for key in (b"card:C1", PAIR):
         assert [world.changelog.last[key]] == world.store.read([key])
+
+
+def test_payments_that_keep_coming_to_the_live_set_are_no_error_of_another() -> None:
+    world = Sets(PAYMENTS, PAYMENTS)
+    done = world.forget(
+        b"card:C1", meanwhile=lambda number: world.pay(f"later{number}", "C1", "M1", NOW_MS + 10_000_000 + number)
+    )
+    assert done.has_begun_anew
+    assert world.other.store.read([b"card:C1"]) == [None]
 
 
 def test_a_rebuild_that_reaches_later_payments_of_it_is_no_error() -> None:
