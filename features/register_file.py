@@ -38,7 +38,7 @@ class FileRegister:
         self._lock_timeout_s = lock_timeout_s
 
     def read(self) -> Versioned:
-        """See RegisterStore. Some ten microseconds."""
+        """See RegisterStore. One small file is opened and read."""
         try:
             value = (self._folder / _FILE).read_bytes()
         except FileNotFoundError:
