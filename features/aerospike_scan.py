@@ -170,3 +170,33 @@ class SetScan:
                 f"{describe(self._settings)}: scan lost {lost_count} of {len(before.node_names)} nodes, and a record "
                 f"has copies on {copy_count}: what was read may not be all there was"
             )
+
+
+def set_counts(client: aerospike.Client, settings: AerospikeSettings) -> dict[str, int]:
+    """How many records each set of the namespace has, each record counted once; sets without any are left out.
+
+    Raises StoreUnavailable unless every node of the cluster says it.
+    """
+    of_namespace, of_sets = f"namespace/{settings.namespace}", f"sets/{settings.namespace}"
+    policy = {"timeout": settings.info_timeout_ms}
+    counts: dict[str, int] = {}
+    answered, copy_count, cluster_size = 0, 1, 0
+    try:
+        for node in client.get_node_names():
+            answer = client.info_single_node(f"{of_namespace}\n{of_sets}", node["node_name"], policy)
+            said = dict(line.partition("\t")[::2] for line in answer.splitlines())
+            namespace = parse_info(said[of_namespace], ";")
+            copy_count = int(namespace["effective_replication_factor"])
+            cluster_size = max(cluster_size, int(namespace["ns_cluster_size"]))
+            for one in filter(None, said[of_sets].split(";")):
+                of_set = parse_info(one, ":")
+                counts[of_set["set"]] = counts.get(of_set["set"], 0) + int(of_set["objects"])
+            answered += 1
+    except (client_errors.AerospikeError, KeyError, ValueError) as error:
+        raise StoreUnavailable(f"{describe(settings)}: a node does not say which sets it has") from error
+    if answered == 0 or answered < cluster_size:
+        raise StoreUnavailable(
+            f"{describe(settings)}: {answered} of {cluster_size} nodes say which sets they have, it takes all of them"
+        )
+    # Rounded up: while copies are on the move, a set with one record must not seem to have none.
+    return {name: -(-count // copy_count) for name, count in counts.items() if count}

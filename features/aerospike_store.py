@@ -1,5 +1,7 @@
 """The profile store on Aerospike: an entity is a set, the id is the record's key, the profile is one bin.
 
+Of a further profile set the sets' names begin with its own and a dollar sign, which no entity's name has.
+
 A record's version is its generation, which the server counts up with each write, and compares in the operation
 that writes. That also makes retries safe against an attempt that the client gave up on and that is still on its
 way: without a version it could land after a newer write of that record, with one it finds another generation.
@@ -42,7 +44,7 @@ from features.aerospike_client import (
     write_policy,
 )
 from features.aerospike_metrics import AerospikeMetrics
-from features.aerospike_scan import ScannedRecord, SetScan
+from features.aerospike_scan import ScannedRecord, SetScan, set_counts
 from features.store import ABSENT, ScanProgress, StoreHealth, Versioned, check_write, conflict, join_key, split_key
 from schemas.errors import Misconfigured, PaywardenError
 
@@ -53,6 +55,10 @@ _DONE_OR_ABSENT = (OK, RECORD_NOT_FOUND)
 # What a record answers that is not at the version it should be: gone, changed, or there.
 _ANOTHER_VERSION = (RECORD_NOT_FOUND, WRONG_GENERATION, RECORD_EXISTS)
 
+# Between a profile set's name and an entity's: what Aerospike advises for names has it, and neither of these two.
+SET_SEPARATOR = "$"
+SET_NAME_CHARS_MAX = 63
+
 # A record's place: (namespace, set, key).
 _Place = tuple[str, str, bytearray]
 
@@ -62,19 +68,21 @@ class AerospikeStore:
 
     Opening connects: it raises StoreUnavailable when no host answers, and Misconfigured when the cluster is
     there but the namespace, the login or a setting is wrong. `clock` gives seconds that never go back; `sleep`
-    is how a scan waits.
+    is how a scan waits. `set_prefix` begins the names of its sets: features/aerospike_sets.py.
     """
 
     def __init__(
         self,
         settings: AerospikeSettings,
         *,
+        set_prefix: str = "",
         metrics: AerospikeMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         check_settings(settings)
         self._settings = settings
+        self._set_prefix = set_prefix
         self._metrics = AerospikeMetrics() if metrics is None else metrics
         self._clock = clock
         self._sleep = sleep
@@ -125,11 +133,23 @@ class AerospikeStore:
         At most `scan_records_per_second`. A page that fails is asked for again for `scan_patience_ms`. Progress
         is told after each page, with what the cluster's own statistics let expect.
         """
-        scan = SetScan(self._client, self._calls, self._settings, entity, clock=self._clock, sleep=self._sleep)
+        set_name = set_name_of(self._set_prefix, entity)
+        scan = SetScan(self._client, self._calls, self._settings, set_name, clock=self._clock, sleep=self._sleep)
         for page in scan.pages(progress):
             self._metrics.scanned.inc(len(page))
             for record in page:
                 yield self._scanned(entity, record)
+
+    def counts(self) -> dict[str, int]:
+        """How many records of each entity, of payments and so on there are, as the nodes say themselves.
+
+        With records that have expired and are not yet removed; every set of this prefix, without one also those that
+        others have in the namespace. Raises StoreUnavailable unless all nodes say it.
+        """
+        found = set_counts(self._client, self._settings)
+        prefix = self._set_prefix
+        names = {name: name.removeprefix(prefix) for name in found if name.startswith(prefix)}
+        return {entity: found[name] for name, entity in names.items() if SET_SEPARATOR not in entity}
 
     def health(self) -> StoreHealth:
         """See ProfileStore. Asks a node about itself and takes up to `info_timeout_ms`.
@@ -164,7 +184,7 @@ class AerospikeStore:
 
     def _place(self, key: bytes) -> _Place:
         entity, identity = split_key(key)
-        return self._settings.namespace, entity, bytearray(identity)
+        return self._settings.namespace, set_name_of(self._set_prefix, entity), bytearray(identity)
 
     def _probe(self) -> None:
         """Reads a record that need not exist: goes the whole way, to a node that owns the namespace."""
@@ -264,6 +284,17 @@ class _WritePolicies:
             "exists": aerospike.POLICY_EXISTS_REPLACE,
             "gen": aerospike.POLICY_GEN_EQ,
         }
+
+
+def set_name_of(prefix: str, entity: str) -> str:
+    """The Aerospike set of an entity. Raises Misconfigured when that is too long."""
+    name = prefix + entity
+    if len(name) > SET_NAME_CHARS_MAX:
+        raise Misconfigured(
+            f"the name of entity {entity} is too long: Aerospike takes {SET_NAME_CHARS_MAX} characters of a set's "
+            f"name, and {len(prefix)} are taken by that of the profile set"
+        )
+    return name
 
 
 def _chunks(places: list[_Place], count_max: int) -> Iterator[list[_Place]]:

@@ -49,7 +49,7 @@ MEMORY_MAX = 64
 _ALWAYS_THERE = frozenset({"card_id", "merchant_id"})
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 # An entity's name begins the keys of its profiles, and these begin those of other records beside them.
-_TAKEN = frozenset({"payment", "progress"})
+BESIDE_PROFILES = ("payment", "progress")
 
 
 @dataclass(frozen=True)
@@ -531,7 +531,7 @@ def _check_entities(entities: Sequence[Entity]) -> None:
         name = entity.name
         if not _NAME.match(name):
             raise wrong_at(entity.line, f"the entity {name!r} is not a lower_case name")
-        if name in _TAKEN:
+        if name in BESIDE_PROFILES:
             raise wrong_at(entity.line, f"an entity cannot be called {name!r}")
         if name in lines:
             raise wrong_at(entity.line, f"an entity is declared twice: {name!r}, first in {lines[name]}")

@@ -41,6 +41,9 @@ _NEVER = 0
 # a caller is slow would keep LMDB from reusing pages, and the file would grow.
 _SCAN_PAGE_COUNT = 1_000
 
+# Counting keeps nothing of what it sees: its transactions are short all the same.
+_COUNT_PAGE_COUNT = 100_000
+
 # 64 bits: a record that has changed has its old version once in 10¹⁹ times.
 _VERSION_BYTES = 8
 
@@ -151,6 +154,18 @@ class LmdbStore:
             if progress is not None:
                 progress(count, None)
 
+    def counts(self) -> dict[str, int]:
+        """How many live records of each entity, of payments and so on there are. Goes over all keys, in pages."""
+        counts: dict[str, int] = {}
+        start = b""
+        is_last = False
+        while not is_last:
+            found, start = self._count_page(start)
+            for entity, count in found.items():
+                counts[entity] = counts.get(entity, 0) + count
+            is_last = not start
+        return counts
+
     def health(self) -> StoreHealth:
         """See ProfileStore. Begins a read transaction, which needs the map and a reader's slot."""
         try:
@@ -191,6 +206,25 @@ class LmdbStore:
                 if value is not None:
                     page.append((key, value))
         return page, b""
+
+    def _count_page(self, start: bytes) -> tuple[dict[str, int], bytes]:
+        """Live records by entity from `start` on, and where the next page starts: empty when there is none."""
+        now = self._clock()
+        counts: dict[bytes, int] = {}
+        next_start = b""
+        with self._begin(write=False) as transaction:
+            cursor = transaction.cursor()
+            # A cursor that found nothing would iterate from the very first record.
+            found = cursor.set_range(start) if start else cursor.first()
+            for count, (view, stored) in enumerate(cursor if found else ()):
+                key = bytes(view)
+                if count == _COUNT_PAGE_COUNT:
+                    next_start = key
+                    break
+                if not _has_expired(stored, now):
+                    entity = key.partition(b":")[0]
+                    counts[entity] = counts.get(entity, 0) + 1
+        return {entity.decode(): count for entity, count in counts.items()}, next_start
 
     @contextmanager
     def _begin(self, *, write: bool) -> Iterator[lmdb.Transaction]:

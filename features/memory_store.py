@@ -1,12 +1,14 @@
-"""The profile store in a dictionary: for tests and for replays that keep nothing."""
+"""The profile store in dictionaries, one a profile set: for tests and for replays that keep nothing."""
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 
+from features.profile_sets import FIRST, StoredRegister, check_name, erase_records
 from features.store import (
     ABSENT,
     RECORD_BYTES_MAX,
@@ -77,6 +79,13 @@ class MemoryStore:
         if progress is not None:
             progress(count, len(keys))
 
+    def counts(self) -> dict[str, int]:
+        """How many live records of each entity, of payments and so on there are."""
+        now = self._clock()
+        with self._lock:
+            live = [key for key in self._records if self._live(key, now).value is not None]
+        return dict(Counter(map(entity_of, live)))
+
     def health(self) -> StoreHealth:
         """See ProfileStore. It always answers."""
         return StoreHealth()
@@ -87,3 +96,33 @@ class MemoryStore:
     def _live(self, key: bytes, now: float) -> Versioned:
         value, expires, version = self._records.get(key, (None, None, ABSENT))
         return Versioned(None, ABSENT) if expires is not None and expires <= now else Versioned(value, version)
+
+
+class MemorySets:
+    """SetStores that end with the process. Opening a set again gives the same store."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._stores: dict[str, MemoryStore] = {}
+        self._register = MemoryStore(clock=clock)
+        self._lock = Lock()
+
+    def open(self, name: str, *, readonly: bool = False) -> MemoryStore:  # noqa: ARG002 - nothing to open it for
+        """See SetStores."""
+        if name != FIRST:
+            check_name(name)
+        with self._lock:
+            return self._stores.setdefault(name, MemoryStore(clock=self._clock))
+
+    def open_register(self) -> StoredRegister:
+        """See SetStores."""
+        return StoredRegister(self._register)
+
+    def counts(self, name: str) -> dict[str, int]:
+        """See SetStores."""
+        return self.open(name).counts()
+
+    def erase(self, name: str, *, records_per_second: int = 0, progress: ScanProgress | None = None) -> None:
+        """See SetStores. Record by record."""
+        store = self.open(name)
+        erase_records(store, store.counts, records_per_second=records_per_second, progress=progress)

@@ -2,7 +2,8 @@
 
 A key is `entity:id` in bytes, as on the profiles topic: the entity is the part before the first colon, the id
 is the rest and may hold anything, colons too. A value is a packed profile, opaque here. The same contract
-tests run over all three implementations: memory_store.py, lmdb_store.py and aerospike_store.py.
+tests run over all three implementations: memory_store.py, lmdb_store.py and aerospike_store.py. A ProfileStore is one
+profile set; profile_sets.py has what there is to several.
 
 A profile has one owner, but an old owner may still be at work when a new one begins. So what is written from
 what was read says so, and meets a conflict instead of undoing the other's work:

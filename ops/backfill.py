@@ -33,7 +33,7 @@ def backfill(source: Source, data: str, overwrite: bool) -> None:
     started = time.perf_counter()
     outcome_days = source.section("stream", StreamSettings).outcome_days
     rates = wiring.rate_table(source)
-    store = wiring.open_store(source)
+    store = wiring.open_live_store(source)
     try:
         history = read_history(data)
         engine = FeatureEngine()

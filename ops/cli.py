@@ -18,6 +18,7 @@ from ops.deadletters import dead_letters
 from ops.features import features
 from ops.forget import forget
 from ops.logs import set_up_logging
+from ops.profile_sets import profile_sets
 from ops.progress import progress_bar
 from schemas.errors import PaywardenError
 from schemas.settings import Source, read_source
@@ -302,5 +303,5 @@ def _until_stopped() -> threading.Event:
     return stop
 
 
-for _command in (backfill, backtest, dead_letters, features, forget):
+for _command in (backfill, backtest, dead_letters, features, forget, profile_sets):
     cli.add_command(_command)

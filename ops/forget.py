@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
+
 import click
 
 from ops import wiring
@@ -14,7 +16,7 @@ from schemas.settings import Source
 @click.argument("entity_id", metavar="ENTITY:ID")
 @click.pass_obj
 def forget(source: Source, entity_id: str) -> None:
-    """Erase a card, merchant or other entity from store, changelog and mirrors.
+    """Erase a card, merchant or other entity from store, changelog and mirrors; from every profile set of the store.
 
     ENTITY:ID is card:C1; of a combination the ids stand with commas between, card_merchant:C1,M1. Erased are its
     profile, those of combinations it is part of, and what is kept about its payments for outcomes to come. Companions
@@ -27,11 +29,14 @@ def forget(source: Source, entity_id: str) -> None:
     - what other entities count of its payments: nothing in a merchant's sums says whose they were.
       Where a feature remembers latest ids there is a checksum, until newer ids have pushed it out
     - records on payments, outcomes, decisions and dead-letters, until the retention of the topics
-      ends: a stream that is made to read payments from the beginning makes the profile anew
+      ends: a profile set that is built from them, now or later, has the profile again. While one is
+      being built, run this again when it is done; after a rebuild, for whoever was forgotten since
+      the topic's oldest payment
     - decisions in an outbox that are not shipped yet: they are owed to the topic
     - Parquet files of histories and replays: they are their owner's
     """
     from features.engine import FeatureEngine
+    from features.profile_sets import ProfileSets, spoken
     from features.show import typed_key
     from streams.forget import KafkaChangelog
     from streams.forget import forget as run
@@ -43,16 +48,15 @@ def forget(source: Source, entity_id: str) -> None:
     entity, key = typed_key(plan, entity_id)
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
-    changelog = KafkaChangelog(kafka)
-    try:
-        store = wiring.open_store(source)
-        try:
-            with scan_bar("payment records") as progress:
-                done = run(key, plan=plan, store=store, changelog=changelog, progress=progress)
-        finally:
-            store.close()
-    finally:
-        changelog.close()
+    stores = wiring.set_stores(source)
+    with ExitStack() as opened:
+        changelog = opened.enter_context(closing(KafkaChangelog(kafka)))
+        register = opened.enter_context(closing(ProfileSets(stores.open_register()))).register()
+        store = opened.enter_context(closing(stores.open(register.live.name)))
+        other_names = [one.name for one in register.sets if one.name != register.live.name]
+        others = [opened.enter_context(closing(stores.open(name))) for name in other_names]
+        progress = opened.enter_context(scan_bar("payment records"))
+        done = run(key, plan=plan, store=store, others=others, changelog=changelog, progress=progress)
     click.echo(f"profiles         {done.profiles} erased from the store, and from the mirrors by the changelog")
     click.echo(f"payment records  {done.payment_records} erased")
     if done.has_begun_anew:
@@ -60,4 +64,11 @@ def forget(source: Source, entity_id: str) -> None:
     if done.backfill_is_unfinished:
         click.echo(
             "a backfill of this store is not finished, and would bring it back: run this again after it", err=True
+        )
+    if other_names:
+        names = ", ".join(map(spoken, other_names))
+        click.echo(
+            f"erased from profile sets that are not live, too: {names}; one that is being built may get it back from "
+            "payments that are still on the topic: run this again when it is built",
+            err=True,
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,9 @@ from schemas.errors import Misconfigured
 from schemas.settings import Source
 
 if TYPE_CHECKING:
+    from features.memory_store import MemorySets
     from features.money import RateTable
+    from features.profile_sets import SetStores
     from features.store import ProfileStore
     from schemas.avro import SchemaIds
     from scoring.policy import Policy
@@ -55,22 +59,48 @@ def rate_table(source: Source) -> RateTable:
     return load_rates(source.section("features", FeatureSettings).rates)
 
 
-def open_store(source: Source, *, readonly: bool = False) -> ProfileStore:
-    """The profile store. Raises Misconfigured, StoreUnavailable."""
+def set_stores(source: Source) -> SetStores:
+    """The profile store with all its profile sets. Opens nothing. Raises Misconfigured."""
     kind = source.section("store", StoreSettings).kind
     if kind == "memory":
-        from features.memory_store import MemoryStore
-
-        return MemoryStore()
+        return _memory_sets()
     if kind == "lmdb":
-        from features.lmdb_store import LmdbSettings, LmdbStore
+        from features.lmdb_sets import LmdbSets
+        from features.lmdb_store import LmdbSettings
 
-        return LmdbStore.from_settings(source.section("lmdb", LmdbSettings), readonly=readonly)
+        return LmdbSets(source.section("lmdb", LmdbSettings))
     if kind == "aerospike":
-        from features.aerospike_store import AerospikeSettings, AerospikeStore
+        from features.aerospike_sets import AerospikeSets
+        from features.aerospike_store import AerospikeSettings
+        from features.catalogue import CATALOGUE
+        from features.declare import BESIDE_PROFILES
 
-        return AerospikeStore(source.section("aerospike", AerospikeSettings))
+        entities = (*(entity.name for entity in CATALOGUE.entities), *BESIDE_PROFILES)
+        return AerospikeSets(source.section("aerospike", AerospikeSettings), entities)
     raise Misconfigured(f"[store] kind: wanted lmdb, aerospike or memory, got {kind!r}")
+
+
+def open_store(source: Source, *, readonly: bool = False, profile_set: str = "") -> ProfileStore:
+    """One set of the profile store, the first if no other is named. Raises Misconfigured, StoreUnavailable."""
+    return set_stores(source).open(profile_set, readonly=readonly)
+
+
+def open_live_store(source: Source, *, readonly: bool = False) -> ProfileStore:
+    """The profile set that is live now; who has it keeps it when another goes live. Raises as `open_store`."""
+    from features.profile_sets import ProfileSets
+
+    stores = set_stores(source)
+    with closing(ProfileSets(stores.open_register())) as sets:
+        live = sets.read()
+    return stores.open(live.name, readonly=readonly)
+
+
+@cache
+def _memory_sets() -> MemorySets:
+    """Those of this process."""
+    from features.memory_store import MemorySets
+
+    return MemorySets()
 
 
 def schema_ids(source: Source) -> SchemaIds:
@@ -92,7 +122,7 @@ def pipeline(source: Source) -> Pipeline:
     rates = rate_table(source)
     require_broker(kafka)
     ids = schema_ids(source)
-    store = open_store(source)
+    store = open_live_store(source)
     engine = FeatureEngine()
     engine.warm_up()
     return Pipeline(kafka=kafka, settings=settings, store=store, engine=engine, rates=rates, ids=ids)
@@ -119,7 +149,7 @@ def companion(source: Source) -> Companion:
         outbox=outbox,
         ids=schema_ids(source),
         entities=tuple(entity.name for entity in CATALOGUE.entities),
-        open_store=lambda: open_store(source, readonly=True),
+        open_store=lambda: open_live_store(source, readonly=True),
         watch_scan=scan_bar,
     )
 

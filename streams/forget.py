@@ -5,6 +5,10 @@
 3. scan        what is kept about payments, and delete what names the entity
 4. look again  a stream worker may have had the entity in a batch, and have written it back: then from 1
 
+A store may hold further profile sets (features/profile_sets.py): what was live before, or what a rebuild makes. They
+are erased in the same way, and their keys get tombstones too: a set that is about to go live may be on the changelog.
+What keeps coming into a set that is being built comes from the topic of payments, which is not erased.
+
 What a merchant's profile counts of a card's payments stays: nothing in a sum says whose it was.
 """
 
@@ -49,7 +53,7 @@ class Changelog(Protocol):
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was erased, in `rounds` turns.
+    """What was erased, in `rounds` turns, from all profile sets together.
 
     `has_begun_anew`: there is a profile again, made of payments that came after it was erased.
     `backfill_is_unfinished`: one has begun to fill this store, and would write the entity again.
@@ -68,39 +72,49 @@ def forget(
     plan: Plan,
     store: ProfileStore,
     changelog: Changelog,
+    others: Sequence[ProfileStore] = (),
     progress: ScanProgress | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Forgotten:
     """Erase the entity with this store key; without any trace of it this does no harm.
 
-    `progress` is told of the scan of payment records. Raises StoreUnavailable or BrokerUnavailable, after which the
-    same call again finishes it, and TemporaryFailure when a stream worker keeps writing back what was erased.
+    `store` is the live profile set, `others` are all others there are. `progress` is told of the scans of payment
+    records. Raises StoreUnavailable or BrokerUnavailable, after which the same call again finishes it, and
+    TemporaryFailure when a stream worker keeps writing back what was erased.
     """
-    erasure = _Erasure(key, plan, store, changelog)
-    is_back = True
-    while is_back and erasure.rounds < ROUNDS_MAX:
-        erasure.run(progress)
+    # In all sets: a key that only one of them knows to be of this entity is erased in the others, too.
+    erased = {key}
+    live = _Erasure(key, plan, store, changelog, erased)
+    # The live one last: a tombstone that is not of it must not follow what the stream has begun anew.
+    erasures = [*(_Erasure(key, plan, other, _NotFollowed(changelog), erased) for other in others), live]
+    back = erasures
+    while back and live.rounds < ROUNDS_MAX:
+        for erasure in erasures:
+            erasure.run(progress)
         sleep(SETTLE_S)
-        is_back = erasure.look_again()
-    if not erasure.is_all_new():
+        back = [erasure for erasure in erasures if erasure.look_again()]
+    if not all(erasure.is_all_new() for erasure in erasures):
         raise TemporaryFailure(
-            f"the stream wrote back what was erased, {erasure.rounds} times: payments of it are in its batches all the "
+            f"the stream wrote back what was erased, {live.rounds} times: payments of it are in its batches all the "
             "time; stop the stream or try again later, and run this again"
         )
     backfill = read_progress(store)
     return Forgotten(
-        profiles=len(erasure.found),
-        payment_records=erasure.payment_records,
-        rounds=erasure.rounds,
-        has_begun_anew=is_back,
+        profiles=sum(len(erasure.found) for erasure in erasures),
+        payment_records=sum(erasure.payment_records for erasure in erasures),
+        rounds=live.rounds,
+        has_begun_anew=live in back,
         backfill_is_unfinished=backfill is not None and backfill.phase != FINISHED,
     )
 
 
 class _Erasure:
-    """What the rounds have in common. `found`: the keys that there were profiles of."""
+    """What the rounds have in common, in one profile set. `found`: the keys that there were profiles of.
 
-    def __init__(self, key: bytes, plan: Plan, store: ProfileStore, changelog: Changelog) -> None:
+    `erased`: the keys that were erased so far, in whichever set.
+    """
+
+    def __init__(self, key: bytes, plan: Plan, store: ProfileStore, changelog: Changelog, erased: set[bytes]) -> None:
         self._key, self._store, self._changelog = key, store, changelog
         entity, identity = split_key(key)
         fields = plan.entity_keys[plan.entity_names.index(entity)]
@@ -112,7 +126,7 @@ class _Erasure:
             for name, keys in zip(plan.entity_names, plan.entity_keys, strict=True)
             if name != entity and set(keys) >= set(fields) and len(ids) == len(fields)
         }
-        self._erased: set[bytes] = {key}
+        self._erased = erased
         # When the first payment was made in each profile that was there at the start; None: it could not be read.
         self._began_ms: dict[bytes, int | None] = {}
         self._states: dict[bytes, bytes] = {}
@@ -122,7 +136,7 @@ class _Erasure:
 
     def run(self, progress: ScanProgress | None) -> None:
         """Steps 1 to 3."""
-        self._erase_profiles([self._key])
+        self._erase_profiles(sorted(self._erased))
         for name, fields in self._wider.items():
             self._erase_profiles(key for key, _ in self._store.scan(name) if self._is_part_of(key, fields))
         named: set[bytes] = set()
@@ -185,6 +199,21 @@ class _Erasure:
             if text in keys:
                 named.update(other.encode() for other in keys if other.startswith(prefixes))
                 yield record_key
+
+
+class _NotFollowed:
+    """The changelog for a set that is not live: its keys get tombstones, and what comes after is of the live one."""
+
+    def __init__(self, changelog: Changelog) -> None:
+        self._changelog = changelog
+
+    def erase(self, keys: Sequence[bytes]) -> None:
+        """See Changelog."""
+        self._changelog.erase(keys)
+
+    def came_back(self) -> set[bytes]:
+        """See Changelog. None: who looks at the live set looks at the changelog."""
+        return set()
 
 
 class KafkaChangelog:

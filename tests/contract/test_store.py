@@ -88,6 +88,13 @@ def _aerospike_standin(_: Path) -> Iterator[Subject]:
         yield Subject(AerospikeStore(_aerospike_settings(server.address, server.namespace)), clock.advance)
 
 
+def _aerospike_standin_of_a_further_profile_set(_: Path) -> Iterator[Subject]:
+    clock = Clock()
+    with StandIn(clock=clock) as server:
+        settings = _aerospike_settings(server.address, server.namespace)
+        yield Subject(AerospikeStore(settings, set_prefix="b20260101t093000$"), clock.advance)
+
+
 def _aerospike_server(_: Path) -> Iterator[Subject]:
     namespace = os.environ.get(REAL_NAMESPACE, "test")
     store = AerospikeStore(_aerospike_settings(os.environ[REAL_SERVER], namespace))
@@ -97,7 +104,7 @@ def _aerospike_server(_: Path) -> Iterator[Subject]:
     yield Subject(store, lambda seconds: time.sleep(seconds + 1))
 
 
-STORES = [_memory, _lmdb, _aerospike_standin]
+STORES = [_memory, _lmdb, _aerospike_standin, _aerospike_standin_of_a_further_profile_set]
 if os.environ.get(REAL_SERVER):
     STORES.append(_aerospike_server)
 

@@ -14,7 +14,7 @@ from tests.processes import run_paywarden
 
 COMMANDS = (
     *("backfill", "backtest", "broker", "companion", "compile", "convert", "demo", "features", "forget", "load"),
-    *("replay", "serve", "simulate", "stream", "topics", "train"),
+    *("profile-sets", "replay", "serve", "simulate", "stream", "topics", "train"),
 )
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from features.lmdb_store import LmdbStore
+from features.lmdb_sets import LmdbSets
+from features.lmdb_store import LmdbSettings, LmdbStore
+from features.profile_sets import ProfileSets
 from schemas.errors import PaywardenError
 from streams.backfill import read_progress
 from tests.processes import Deployment, run_paywarden, wait_until
@@ -241,6 +243,27 @@ def test_forget_erases_a_card_of_a_backfilled_store(
         # A backfill that is finished does not bring it back.
         assert "nothing to do" in run("backfill", "--data", str(history))[1]
         assert "no profile of this card" in run("features", "show", f"card:{card_id}")[2]
+
+
+def test_forget_erases_a_card_from_every_profile_set_and_says_what_may_bring_it_back(
+    tmp_path: Path, kafka: KafkaServer, topic_prefix: str
+) -> None:
+    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment:
+        deployment.create_topics()
+        sets = LmdbSets(LmdbSettings(path=str(deployment.store)))
+        ProfileSets(sets.open_register()).create("b1", now_ms=1)
+        for name in ("", "b1"):
+            with closing(sets.open(name)) as store:
+                store.write({b"card:C1": b"profile", b"card:C2": b"profile"}, ttl_s=0)
+        done = run_paywarden("--config", str(deployment.config), "forget", "card:C1")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("profiles         2 erased")
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith("erased from profile sets that are not live, too: b1;")
+        assert "run this again when it is built" in line
+        for name in ("", "b1"):
+            with closing(sets.open(name, readonly=True)) as store:
+                assert [key for key, _ in store.scan("card")] == [b"card:C2"]
 
 
 def test_forget_without_a_broker_erases_nothing(filled: tuple[Shell, str], card_id: str) -> None:

@@ -16,6 +16,7 @@ server, because callers can tell them apart:
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from threading import Lock
@@ -123,6 +124,11 @@ class Records:
             index=request.index,
             bins=_wanted_bins(record, request),
         )
+
+    def set_counts(self) -> dict[str, int]:
+        """As `set_count`, of every set there is."""
+        with self.lock:
+            return dict(Counter(record.set_name for record in self.by_digest.values()))
 
     def set_count(self, set_name: str) -> int:
         """How many records of a set there are, expired ones that nobody has removed included."""

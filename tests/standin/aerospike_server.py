@@ -364,9 +364,12 @@ class StandIn:
             return namespace_statistics(node_count=1) if namespace == self.namespace else "type=unknown"
         if kind == "sets" and namespace != self.namespace:
             return "ns_type=unknown"
+        if kind == "sets" and not set_name:
+            counts = self.records.set_counts().items()
+            return "".join(f"ns={namespace}:set={name}:{_set_statistics(count)}" for name, count in counts)
         count = self.records.set_count(set_name) if kind == "sets" else 0
         # A server has not heard of a set before its first record.
-        return f"objects={count}:tombstones=0:truncating=false:stop-writes-count=0;" if count else ""
+        return _set_statistics(count) if count else ""
 
 
 def namespace_statistics(*, node_count: int, copy_count: int | None = None) -> str:
@@ -374,6 +377,10 @@ def namespace_statistics(*, node_count: int, copy_count: int | None = None) -> s
     copy_count = node_count if copy_count is None else copy_count
     switches = "clock_skew_stop_writes=false;stop_writes=false"
     return f"ns_cluster_size={node_count};effective_replication_factor={copy_count};{switches}"
+
+
+def _set_statistics(count: int) -> str:
+    return f"objects={count}:tombstones=0:truncating=false:stop-writes-count=0;"
 
 
 @cache

@@ -186,6 +186,17 @@ def test_the_server_says_what_its_namespace_and_its_sets_hold(client: aerospike.
     assert lines["namespace/no"] == "type=unknown"
 
 
+def test_the_server_lists_its_sets(client: aerospike.Client) -> None:
+    for number in range(3):
+        client.put(("test", "demo", number), {"a": number})
+    client.put(("test", "other", 1), {"a": 1})
+    said = client.info_random_node("sets/test").rstrip("\n").partition("\t")[2]
+    assert sorted(said.rstrip(";").split(";")) == [
+        "ns=test:set=demo:objects=3:tombstones=0:truncating=false:stop-writes-count=0",
+        "ns=test:set=other:objects=1:tombstones=0:truncating=false:stop-writes-count=0",
+    ]
+
+
 def test_faults_of_statistics_leave_records_and_the_client_s_own_questions_alone(
     server: StandIn, client: aerospike.Client
 ) -> None:

@@ -368,3 +368,108 @@ def test_a_backfill_that_is_not_finished_is_told() -> None:
     found.append(unfinished())
     assert found == [False, *[True] * (len(found) - 2), False]
     assert len(found) > 3
+
+
+# Further profile sets
+
+
+class Sets(World):
+    """The live set and one beside it, which got the same payments, and may have got others."""
+
+    def __init__(self, live: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]]) -> None:
+        super().__init__(MemoryStore(), live)
+        self.other = World(MemoryStore(), other)
+
+    def forget(self, key: bytes, *, meanwhile: Callable[[int], object] = lambda _: None) -> Forgotten:
+        def sleep(seconds: float) -> None:
+            self.slept_s.append(seconds)
+            meanwhile(len(self.slept_s))
+
+        return forget(
+            key,
+            plan=ENGINE.plan,
+            store=self.store,
+            others=[self.other.store],
+            changelog=self.changelog,
+            sleep=sleep,
+        )
+
+
+def test_a_card_is_erased_from_every_profile_set() -> None:
+    world = Sets(PAYMENTS, [*PAYMENTS, ("C1", "M3")])
+    before = world.other.contents()
+    done = world.forget(b"card:C1")
+    assert not any(b"C1" in key.replace(b"C10", b"").replace(b"XC1", b"") for key in world.other.contents())
+    assert before.keys() - world.other.contents().keys() == {
+        *(b"card:C1", PAIR, *(f"card_merchant:C1{SEPARATOR}{m}".encode() for m in ("M2", "M3"))),
+        *(record_key(f"p{number}") for number in (0, 1, 3, 6)),
+    }
+    assert world.store.read([b"card:C1"]) == [None]
+    assert (done.profiles, done.payment_records, done.rounds) == (3 + 4, 3 + 4, 1)
+    assert not done.has_begun_anew
+
+
+def test_what_only_another_set_has_gets_a_tombstone_too() -> None:
+    """It may have been on the changelog while that set was live, or is being swapped in."""
+    world = Sets(PAYMENTS, [("C1", "M3")])
+    world.forget(b"card:C1")
+    assert f"card_merchant:C1{SEPARATOR}M3".encode() in world.changelog.sent
+
+
+def test_what_only_one_set_knows_to_be_of_the_card_is_erased_in_all() -> None:
+    digested = entity_key("card_merchant", ["C1", LONG])
+    for knowing in ("live", "other"):
+        world = Sets([("C1", LONG)], [("C1", LONG)])
+        (world.other if knowing == "live" else world).store.delete([record_key("p0")])
+        world.forget(b"card:C1")
+        assert world.store.read([digested]) == world.other.store.read([digested]) == [None]
+
+
+def test_what_a_rebuild_writes_back_from_its_batch_in_flight_is_erased_again() -> None:
+    world = Sets(PAYMENTS, PAYMENTS)
+    state = world.other.contents()[b"card:C1"]
+
+    def write_back(number: int) -> None:
+        if number == 1:
+            world.other.write(b"card:C1", state)
+
+    done = world.forget(b"card:C1", meanwhile=write_back)
+    assert (done.rounds, done.has_begun_anew) == (2, False)
+    assert world.other.store.read([b"card:C1"]) == [None]
+
+
+def test_no_tombstone_of_another_set_follows_what_the_live_one_has_begun_anew() -> None:
+    """Mirrors would not know what the store has."""
+
+    class Slow(MemoryStore):
+        """A set in which a payment comes just while the card is erased from it."""
+
+        def delete(self, keys: Sequence[bytes]) -> None:
+            super().delete(keys)
+            if b"card:C1" in keys:
+                world.pay(f"later{len(world.slept_s)}", "C1", "M1", NOW_MS + 10_000_000 + len(world.slept_s))
+
+    world = Sets(PAYMENTS, [])
+    world.other = World(Slow(), PAYMENTS)
+    world.forget(b"card:C1")
+    for key in (b"card:C1", PAIR):
+        assert [world.changelog.last[key]] == world.store.read([key])
+
+
+def test_payments_that_keep_coming_to_the_live_set_are_no_error_of_another() -> None:
+    world = Sets(PAYMENTS, PAYMENTS)
+    done = world.forget(
+        b"card:C1", meanwhile=lambda number: world.pay(f"later{number}", "C1", "M1", NOW_MS + 10_000_000 + number)
+    )
+    assert done.has_begun_anew
+    assert world.other.store.read([b"card:C1"]) == [None]
+
+
+def test_a_rebuild_that_reaches_later_payments_of_it_is_no_error() -> None:
+    world = Sets(PAYMENTS, PAYMENTS)
+    done = world.forget(
+        b"card:C1", meanwhile=lambda number: world.other.pay(f"later{number}", "C1", "M1", NOW_MS + 10_000_000 + number)
+    )
+    assert done.rounds == ROUNDS_MAX
+    # Not of the set that is live.
+    assert not done.has_begun_anew

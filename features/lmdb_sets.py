@@ -1,0 +1,75 @@
+"""The profile sets of an embedded store: an LMDB directory each, so that two processes write two sets side by side.
+
+data/profiles              the first set
+data/profiles.sets/NAME    a further one
+data/profiles.sets/live.*  the register: register_file.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import closing, suppress
+from pathlib import Path
+
+from features.lmdb_store import LmdbSettings, LmdbStore
+from features.profile_sets import FIRST, check_name
+from features.register_file import FileRegister
+from features.store import ScanProgress
+from schemas.errors import StoreUnavailable
+
+_DATA_FILE, _LOCK_FILE = "data.mdb", "lock.mdb"
+
+
+class LmdbSets:
+    """SetStores on LMDB. `settings.path` is where the first set lies."""
+
+    def __init__(self, settings: LmdbSettings) -> None:
+        self._settings = settings
+        self._folder = Path(f"{Path(settings.path)}.sets")
+
+    def open(self, name: str, *, readonly: bool = False) -> LmdbStore:
+        """See SetStores."""
+        settings = dataclasses.replace(self._settings, path=str(self._path(name)))
+        return LmdbStore.from_settings(settings, readonly=readonly)
+
+    def open_register(self) -> FileRegister:
+        """See SetStores."""
+        return FileRegister(self._folder)
+
+    def counts(self, name: str) -> dict[str, int]:
+        """See SetStores. Exact: it goes over all keys."""
+        if not (self._path(name) / _DATA_FILE).exists():
+            return {}
+        with closing(self.open(name, readonly=True)) as store:
+            return store.counts()
+
+    def erase(
+        self,
+        name: str,
+        *,
+        records_per_second: int = 0,  # noqa: ARG002 - it does not go record by record
+        progress: ScanProgress | None = None,
+    ) -> None:
+        """See SetStores. At once, whatever is in it: the files are removed, which also gives the disk its room back.
+
+        A process that still has the set open keeps what it has, and others no longer see it.
+        """
+        path = self._path(name)
+        if progress is not None:
+            progress(0, None)
+        try:
+            # These and no others: the first set's folder is the operator's.
+            for file in (_DATA_FILE, _LOCK_FILE):
+                (path / file).unlink(missing_ok=True)
+        except NotADirectoryError:
+            return
+        except OSError as error:
+            raise StoreUnavailable(f"cannot remove the LMDB store at {path}: {error.strerror}") from error
+        with suppress(OSError):
+            path.rmdir()
+
+    def _path(self, name: str) -> Path:
+        if name == FIRST:
+            return Path(self._settings.path)
+        check_name(name)
+        return self._folder / name

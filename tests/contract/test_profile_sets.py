@@ -1,0 +1,508 @@
+"""What every store promises about its profile sets and their register, run over each of them.
+
+The real server is the one of test_store.py, at PAYWARDEN_TEST_AEROSPIKE=host:port; its register of profile sets is
+removed, and the sets named below are emptied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from features.aerospike_sets import AerospikeSets
+from features.aerospike_store import SET_SEPARATOR, AerospikeSettings, AerospikeStore
+from features.lmdb_sets import LmdbSets
+from features.lmdb_store import LmdbSettings
+from features.memory_store import MemorySets
+from features.profile_sets import (
+    FIRST,
+    REGISTER_KEY,
+    LiveSet,
+    ProfileSet,
+    ProfileSets,
+    Register,
+    RegisterStore,
+    SetStores,
+    drop,
+)
+from features.store import ABSENT, ProfileStore, ScanProgress, StoreConflict, Versioned
+from schemas.errors import Misconfigured, StoreUnavailable
+from tests.contract.test_store import REAL_NAMESPACE, REAL_SERVER
+from tests.standin.aerospike_server import StandIn
+
+CARD, CARD2, PAYMENT = "contract-card", "contract-card2", "payment"
+ENTITIES = (CARD, CARD2, PAYMENT)
+NEVER = LiveSet(FIRST, 0, None)
+# Smaller than what the tests write, and so are its pages of a scan.
+BATCH_RECORD_COUNT_MAX = 16
+
+
+def _memory(_: Path) -> Iterator[SetStores]:
+    yield MemorySets()
+
+
+def _lmdb(path: Path) -> Iterator[SetStores]:
+    yield LmdbSets(LmdbSettings(path=str(path / "profiles"), map_size_bytes=64 << 20, fsync=False))
+
+
+def _aerospike_sets(address: str, namespace: str) -> AerospikeSets:
+    settings = AerospikeSettings(
+        hosts=(address,),
+        namespace=namespace,
+        batch_record_count_max=BATCH_RECORD_COUNT_MAX,
+        scan_page_record_count=BATCH_RECORD_COUNT_MAX,
+    )
+    return AerospikeSets(settings, ENTITIES)
+
+
+def _aerospike_standin(_: Path) -> Iterator[SetStores]:
+    with StandIn() as server:
+        yield _aerospike_sets(server.address, server.namespace)
+
+
+def _aerospike_server(_: Path) -> Iterator[SetStores]:
+    sets = _aerospike_sets(os.environ[REAL_SERVER], os.environ.get(REAL_NAMESPACE, "test"))
+    with closing(AerospikeStore(sets.settings, set_prefix=SET_SEPARATOR)) as register:
+        register.delete([REGISTER_KEY])
+    for name in (FIRST, "b1", "b2", "b", "b20260101t093000"):
+        sets.erase(name)
+    yield sets
+
+
+SET_STORES = [_memory, _lmdb, _aerospike_standin]
+if os.environ.get(REAL_SERVER):
+    SET_STORES.append(_aerospike_server)
+
+
+@pytest.fixture(params=SET_STORES, ids=lambda make: make.__name__.strip("_"))
+def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SetStores]:
+    yield from request.param(tmp_path)
+
+
+@pytest.fixture
+def register(stores: SetStores) -> Iterator[RegisterStore]:
+    opened = stores.open_register()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def sets(register: RegisterStore) -> ProfileSets:
+    return ProfileSets(register)
+
+
+@pytest.fixture
+def other(stores: SetStores) -> Iterator[ProfileSets]:
+    """What another process has."""
+    opened = ProfileSets(stores.open_register())
+    yield opened
+    opened.close()
+
+
+@dataclass
+class Interrupted:
+    """A register in which something else happens between a read and the replacement that follows it, once."""
+
+    register: RegisterStore
+    happens: Callable[[], object]
+    has_happened: bool = False
+
+    def read(self) -> Versioned:
+        return self.register.read()
+
+    def replace(self, value: bytes, version: int) -> None:
+        if not self.has_happened:
+            self.has_happened = True
+            self.happens()
+        self.register.replace(value, version)
+
+    def close(self) -> None:
+        pass
+
+
+def card(identity: int | str, entity: str = CARD) -> bytes:
+    return f"{entity}:{identity}".encode()
+
+
+def fill(stores: SetStores, name: str, values: dict[bytes, bytes]) -> None:
+    with closing(stores.open(name)) as store:
+        store.write(values, ttl_s=0)
+
+
+def contents(stores: SetStores, name: str) -> dict[bytes, bytes]:
+    with closing(stores.open(name)) as store:
+        return {key: value for entity in ENTITIES for key, value in store.scan(entity)}
+
+
+def two_sets(stores: SetStores) -> tuple[ProfileStore, ProfileStore]:
+    return stores.open(FIRST), stores.open("b1")
+
+
+# Sets beside each other
+
+
+def test_a_set_reads_and_scans_its_own_records_only(stores: SetStores) -> None:
+    first, second = two_sets(stores)
+    with closing(first), closing(second):
+        first.write({card(1): b"first", card(2): b"first"}, ttl_s=0)
+        second.write({card(1): b"second", card(3): b"second"}, ttl_s=0)
+        keys = [card(1), card(2), card(3)]
+        assert first.read(keys) == [b"first", b"first", None]
+        assert second.read(keys) == [b"second", None, b"second"]
+        assert dict(first.scan(CARD)) == {card(1): b"first", card(2): b"first"}
+        assert dict(second.scan(CARD)) == {card(1): b"second", card(3): b"second"}
+
+
+def test_a_record_of_one_set_has_no_version_in_another(stores: SetStores) -> None:
+    first, second = two_sets(stores)
+    with closing(first), closing(second):
+        first.write({card(1): b"first"}, ttl_s=0)
+        ((_, version),) = first.read_versioned([card(1)])
+        assert second.read_versioned([card(1)]) == [Versioned(None, ABSENT)]
+        second.write({card(1): b"second"}, ttl_s=0, versions={card(1): ABSENT})
+        second.write({card(1): b"second again"}, ttl_s=0)
+        first.write({card(1): b"first again"}, ttl_s=0, versions={card(1): version})
+        assert first.read([card(1)]) == [b"first again"]
+
+
+def test_a_record_deleted_in_one_set_stays_in_another(stores: SetStores) -> None:
+    first, second = two_sets(stores)
+    with closing(first), closing(second):
+        for store in (first, second):
+            store.write({card(1): b"value"}, ttl_s=0)
+        second.delete([card(1)])
+        assert first.read([card(1)]) == [b"value"]
+        first.delete([card(1)])
+        assert [store.read([card(1)]) for store in (first, second)] == [[None], [None]]
+
+
+def test_no_name_of_a_set_and_an_entity_is_that_of_another(stores: SetStores) -> None:
+    fill(stores, "b", {card(1): b"b"})
+    fill(stores, "b1", {card(1): b"b1", card(1, "b-contract-card"): b"of another entity"})
+    fill(stores, FIRST, {card(1, "b1-contract-card"): b"first", card(1, "b1contract-card"): b"first"})
+    assert contents(stores, FIRST) == {}
+    assert contents(stores, "b") == {card(1): b"b"}
+    assert contents(stores, "b1") == {card(1): b"b1"}
+    assert stores.counts("b") == {CARD: 1}
+    stores.erase("b1")
+    with closing(stores.open(FIRST)) as first:
+        first.delete([card(1, "b1-contract-card"), card(1, "b1contract-card")])
+
+
+def test_the_register_is_in_no_set(stores: SetStores, sets: ProfileSets) -> None:
+    sets.create("b1", now_ms=1)
+    for name in (FIRST, "b1"):
+        assert stores.counts(name) == {}
+        with closing(stores.open(name)) as store:
+            assert list(store.scan("meta")) == []
+            store.delete([b"meta:live"])
+    assert [one.name for one in sets.register().sets] == [FIRST, "b1"]
+
+
+def test_records_are_counted_by_kind_and_set(stores: SetStores) -> None:
+    assert stores.counts(FIRST) == stores.counts("b1") == {}
+    fill(stores, FIRST, {card(number): b"value" for number in range(40)})
+    fill(stores, "b1", {card(1): b"value", card(1, CARD2): b"value", card(1, PAYMENT): b"value"})
+    assert stores.counts(FIRST) == {CARD: 40}
+    assert stores.counts("b1") == {CARD: 1, CARD2: 1, PAYMENT: 1}
+
+
+# Erasing
+
+
+def test_an_erased_set_is_empty_and_others_have_what_they_had(stores: SetStores) -> None:
+    values = {card(number, entity): b"value" for number in range(40) for entity in ENTITIES}
+    for name in (FIRST, "b1", "b2"):
+        fill(stores, name, values)
+    stores.erase("b1")
+    assert contents(stores, "b1") == {}
+    assert contents(stores, FIRST) == contents(stores, "b2") == values
+    stores.erase("b1")
+    stores.erase(FIRST)
+    assert contents(stores, FIRST) == {}
+    assert contents(stores, "b2") == values
+
+
+def test_a_set_that_never_was_can_be_erased(stores: SetStores) -> None:
+    stores.erase("b1")
+    assert stores.counts("b1") == {}
+
+
+def test_an_erased_set_can_be_filled_again(stores: SetStores) -> None:
+    for name in (FIRST, "b1"):
+        fill(stores, name, {card(1): b"old", card(2): b"old"})
+        stores.erase(name)
+        fill(stores, name, {card(1): b"new"})
+        assert contents(stores, name) == {card(1): b"new"}
+
+
+def test_erasing_tells_how_far_it_is(stores: SetStores) -> None:
+    fill(stores, "b1", {card(number): b"value" for number in range(40)})
+    told: list[int] = []
+    stores.erase("b1", progress=lambda count, _: told.append(count))
+    assert told[0] == 0
+    assert told == sorted(told)
+
+
+# The register
+
+
+def test_without_a_register_the_first_set_is_live(sets: ProfileSets) -> None:
+    assert sets.read() == NEVER
+    assert sets.register() == Register(NEVER, (ProfileSet(FIRST, None),))
+
+
+def test_a_created_set_is_known_with_its_time_and_is_not_live(sets: ProfileSets, other: ProfileSets) -> None:
+    sets.create("b1", now_ms=1_700_000_000_000)
+    assert other.register() == Register(NEVER, (ProfileSet(FIRST, None), ProfileSet("b1", 1_700_000_000_000)))
+
+
+def test_a_finished_swap_makes_the_set_live_and_counts_up(sets: ProfileSets, other: ProfileSets) -> None:
+    sets.create("b1", now_ms=1)
+    begun = sets.begin_swap(NEVER, "b1")
+    assert begun == other.read() == LiveSet(FIRST, 0, "b1")
+    assert sets.finish_swap(begun) == other.read() == LiveSet("b1", 1, None)
+    back = sets.begin_swap(other.read(), FIRST)
+    assert sets.finish_swap(back) == LiveSet(FIRST, 2, None)
+
+
+def test_a_swap_given_up_leaves_live_what_was_and_counts_up(sets: ProfileSets, other: ProfileSets) -> None:
+    sets.create("b1", now_ms=1)
+    assert sets.abort_swap(sets.begin_swap(NEVER, "b1")) == other.read() == LiveSet(FIRST, 1, None)
+    assert sets.begin_swap(other.read(), "b1") == LiveSet(FIRST, 1, "b1")
+
+
+def test_what_was_decided_on_another_state_is_refused(sets: ProfileSets, other: ProfileSets) -> None:
+    sets.create("b1", now_ms=1)
+    begun = sets.begin_swap(NEVER, "b1")
+    other.abort_swap(begun)
+    other.begin_swap(other.read(), "b1")
+    # The same two sets, and yet another swap than the one that was begun.
+    for change in (sets.finish_swap, sets.abort_swap):
+        with pytest.raises(StoreConflict):
+            change(begun)
+    with pytest.raises(StoreConflict):
+        sets.begin_swap(NEVER, "b1")
+    assert sets.read() == LiveSet(FIRST, 1, "b1")
+
+
+def test_of_two_that_begin_the_same_swap_one_does(register: RegisterStore, other: ProfileSets) -> None:
+    other.create("b1", now_ms=1)
+    with pytest.raises(StoreConflict):
+        ProfileSets(Interrupted(register, lambda: other.begin_swap(NEVER, "b1"))).begin_swap(NEVER, "b1")
+    assert other.read() == LiveSet(FIRST, 0, "b1")
+
+
+def test_of_two_that_create_the_same_set_one_does(register: RegisterStore, other: ProfileSets) -> None:
+    with pytest.raises(Misconfigured, match="b1 already"):
+        ProfileSets(Interrupted(register, lambda: other.create("b1", now_ms=1))).create("b1", now_ms=1)
+
+
+def test_another_change_meanwhile_is_kept_beside_ours(register: RegisterStore, other: ProfileSets) -> None:
+    other.create("b1", now_ms=1)
+    sets = ProfileSets(Interrupted(register, lambda: other.create("b2", now_ms=2)))
+    assert sets.begin_swap(NEVER, "b1") == LiveSet(FIRST, 0, "b1")
+    assert [one.name for one in other.register().sets] == [FIRST, "b1", "b2"]
+
+
+def test_a_set_that_is_being_dropped_is_not_swapped_in(register: RegisterStore, other: ProfileSets) -> None:
+    other.create("b1", now_ms=1)
+    with pytest.raises(Misconfigured, match="b1 is being dropped"):
+        ProfileSets(Interrupted(register, lambda: other.begin_drop("b1"))).begin_swap(NEVER, "b1")
+    assert other.read() == NEVER
+
+
+def test_a_set_that_is_being_swapped_in_is_not_dropped(register: RegisterStore, other: ProfileSets) -> None:
+    other.create("b1", now_ms=1)
+    with pytest.raises(Misconfigured, match="b1 is being swapped in"):
+        ProfileSets(Interrupted(register, lambda: other.begin_swap(NEVER, "b1"))).begin_drop("b1")
+    assert not other.register().find("b1").is_being_dropped
+
+
+def test_no_swap_begins_beside_another_or_to_what_is_not_there(sets: ProfileSets) -> None:
+    for name in ("b1", "b2"):
+        sets.create(name, now_ms=1)
+    with pytest.raises(Misconfigured, match="no profile set b3; there are first, b1, b2"):
+        sets.begin_swap(NEVER, "b3")
+    with pytest.raises(Misconfigured, match="first is live already"):
+        sets.begin_swap(NEVER, FIRST)
+    begun = sets.begin_swap(NEVER, "b1")
+    with pytest.raises(Misconfigured, match="a swap to profile set b1 is under way"):
+        sets.begin_swap(begun, "b2")
+    assert sets.read() == begun
+
+
+def test_no_swap_ends_that_has_not_begun(sets: ProfileSets) -> None:
+    for change in (sets.finish_swap, sets.abort_swap):
+        with pytest.raises(Misconfigured, match="no swap"):
+            change(NEVER)
+
+
+def test_a_record_of_another_release_is_refused_and_left_as_it_is(register: RegisterStore) -> None:
+    sets = ProfileSets(register)
+    written = json.dumps({"format": 2, "live": "b7"}).encode()
+    register.replace(written, ABSENT)
+    for call in (sets.read, lambda: sets.create("b1", now_ms=1)):
+        with pytest.raises(Misconfigured, match="format 2"):
+            call()
+    register.replace(b"{", register.read().version)
+    with pytest.raises(Misconfigured, match="damaged"):
+        sets.read()
+
+
+def test_a_replacement_repeated_as_it_was_is_done_and_no_conflict(register: RegisterStore) -> None:
+    register.replace(b"old", ABSENT)
+    version = register.read().version
+    for _ in range(2):
+        register.replace(b"new", version)
+    with pytest.raises(StoreConflict):
+        register.replace(b"other", version)
+    with pytest.raises(StoreConflict):
+        register.replace(b"other", ABSENT)
+    assert register.read().value == b"new"
+
+
+def test_of_many_that_change_it_at_once_none_undoes_what_another_did(stores: SetStores) -> None:
+    names = [f"b{number}" for number in range(6)]
+
+    def create(name: str) -> None:
+        with closing(stores.open_register()) as register:
+            ProfileSets(register).create(name, now_ms=1)
+
+    with ThreadPoolExecutor(3) as processes:
+        list(processes.map(create, names))
+    with closing(stores.open_register()) as register:
+        assert {one.name for one in ProfileSets(register).register().sets} == {FIRST, *names}
+
+
+def test_who_reads_meanwhile_sees_what_was_or_what_is(sets: ProfileSets, other: ProfileSets) -> None:
+    sets.create("b1", now_ms=1)
+    is_over = Event()
+
+    def watch() -> list[LiveSet]:
+        seen = [other.read()]
+        while not is_over.is_set():
+            seen.append(other.read())
+        return seen
+
+    with ThreadPoolExecutor(1) as reader:
+        watching = reader.submit(watch)
+        try:
+            for _ in range(20):
+                sets.abort_swap(sets.begin_swap(sets.read(), "b1"))
+        finally:
+            is_over.set()
+        seen = watching.result()
+    # In the order in which they came about.
+    order = [(live.epoch, live.next is not None) for live in seen]
+    assert order == sorted(order)
+
+
+# Dropping
+
+
+def test_a_dropped_set_is_erased_and_its_name_is_free(stores: SetStores, sets: ProfileSets) -> None:
+    sets.create("b1", now_ms=1)
+    for name in (FIRST, "b1"):
+        fill(stores, name, {card(number): b"value" for number in range(40)})
+    drop(sets, stores, "b1")
+    assert contents(stores, "b1") == {}
+    assert stores.counts(FIRST) == {CARD: 40}
+    assert [one.name for one in sets.register().sets] == [FIRST]
+    sets.create("b1", now_ms=2)
+    assert sets.register().find("b1") == ProfileSet("b1", 2)
+
+
+def test_the_first_set_can_be_dropped_once_another_is_live(stores: SetStores, sets: ProfileSets) -> None:
+    sets.create("b1", now_ms=1)
+    for name in (FIRST, "b1"):
+        fill(stores, name, {card(1): b"value"})
+    sets.finish_swap(sets.begin_swap(NEVER, "b1"))
+    drop(sets, stores, FIRST)
+    assert contents(stores, FIRST) == {}
+    assert contents(stores, "b1") == {card(1): b"value"}
+    assert sets.register() == Register(LiveSet("b1", 1, None), (ProfileSet("b1", 1),))
+    with pytest.raises(Misconfigured, match="no profile set first"):
+        sets.begin_swap(sets.read(), FIRST)
+
+
+def test_what_is_live_or_being_swapped_in_is_not_dropped(stores: SetStores, sets: ProfileSets) -> None:
+    sets.create("b1", now_ms=1)
+    for name in (FIRST, "b1"):
+        fill(stores, name, {card(1): b"value"})
+    begun = sets.begin_swap(NEVER, "b1")
+    for name, why in ((FIRST, "first is live"), ("b1", "b1 is being swapped in"), ("b2", "no profile set b2")):
+        with pytest.raises(Misconfigured, match=why):
+            drop(sets, stores, name)
+    assert contents(stores, FIRST) == contents(stores, "b1") == {card(1): b"value"}
+    sets.abort_swap(begun)
+    drop(sets, stores, "b1")
+
+
+@dataclass
+class Dying:
+    """Stores of which the process dies when it begins to erase."""
+
+    stores: SetStores
+
+    def open(self, name: str, *, readonly: bool = False) -> ProfileStore:
+        return self.stores.open(name, readonly=readonly)
+
+    def open_register(self) -> RegisterStore:
+        return self.stores.open_register()
+
+    def counts(self, name: str) -> dict[str, int]:
+        return self.stores.counts(name)
+
+    def erase(self, name: str, *, records_per_second: int = 0, progress: ScanProgress | None = None) -> None:
+        raise StoreUnavailable(f"died at {name} {records_per_second} {progress}")
+
+
+def test_a_drop_that_was_interrupted_goes_on_and_meanwhile_the_set_is_of_no_use(
+    stores: SetStores, sets: ProfileSets
+) -> None:
+    sets.create("b1", now_ms=1)
+    fill(stores, "b1", {card(1): b"value"})
+    with pytest.raises(StoreUnavailable):
+        drop(sets, Dying(stores), "b1")
+    assert sets.register().find("b1").is_being_dropped
+    for use in (lambda: sets.begin_swap(NEVER, "b1"), lambda: sets.create("b1", now_ms=2)):
+        with pytest.raises(Misconfigured):
+            use()
+    drop(sets, stores, "b1")
+    assert contents(stores, "b1") == {}
+    assert [one.name for one in sets.register().sets] == [FIRST]
+
+
+@pytest.mark.parametrize("name", ["", "B1", "b_1", "b-1", "b$1", "../b1", "b" * 17, "first", "é", "b1\n"])
+def test_what_can_be_no_name_is_refused(stores: SetStores, sets: ProfileSets, name: str) -> None:
+    with pytest.raises(Misconfigured, match="1 to 16 lower-case letters and digits"):
+        sets.create(name, now_ms=1)
+    if name != FIRST:
+        with pytest.raises(Misconfigured, match="1 to 16 lower-case letters and digits"):
+            stores.open(name)
+    assert sets.register() == Register()
+
+
+def test_the_longest_name_there_may_be_works(stores: SetStores, sets: ProfileSets) -> None:
+    name = "b20260101t093000"
+    assert len(name) == 16
+    sets.create(name, now_ms=1)
+    fill(stores, name, {card(1): b"value"})
+    sets.finish_swap(sets.begin_swap(NEVER, name))
+    assert contents(stores, sets.read().name) == {card(1): b"value"}
+    sets.finish_swap(sets.begin_swap(sets.read(), FIRST))
+    drop(sets, stores, name)
+
+
+def test_closing_a_register_twice_is_fine(register: RegisterStore) -> None:
+    register.close()
+    register.close()
