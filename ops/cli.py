@@ -20,6 +20,7 @@ from ops.forget import forget
 from ops.logs import set_up_logging
 from ops.profile_sets import profile_sets
 from ops.progress import progress_bar
+from ops.rebuild import rebuild
 from schemas.errors import PaywardenError
 from schemas.settings import Source, read_source
 
@@ -228,12 +229,39 @@ def broker() -> None:
     embedded.close()
 
 
-@cli.command()
+@topics.command("repartition")
+@click.option("--partitions", type=click.IntRange(1), required=True, help="How many each such topic is to have.")
 @click.pass_obj
-def stream(source: Source) -> None:
+def repartition(source: Source, partitions: int) -> None:
+    """Give the topics through which events reach profiles more partitions, so that more workers can share them.
+
+    First stop all stream workers, then run `paywarden stream --drain` to its end: this refuses while events are on
+    their way.
+    """
+    from features.catalogue import CATALOGUE
+    from streams.drained import add_partitions
+    from streams.kafka import require_broker
+    from streams.pipeline import StreamSettings
+
+    kafka = wiring.kafka_settings(source)
+    require_broker(kafka)
+    entities = [entity.name for entity in CATALOGUE.entities]
+    group_of = source.section("stream", StreamSettings).group_of
+    changed = add_partitions(kafka, group_of, entities, wiring.live_set(source), partitions)
+    click.echo("\n".join(changed) if changed else "nothing to change")
+
+
+@cli.command()
+@click.option("--drain", is_flag=True, help="Only work in what is on its way to profiles, and end.")
+@click.pass_obj
+def stream(source: Source, drain: bool) -> None:
     """Run the stream processors: payments and outcomes to profiles."""
     stop = _until_stopped()
-    wiring.pipeline(source).run(stop)
+    if not drain:
+        wiring.live_worker(source).run(stop)
+        return
+    with wiring.StreamParts(source).open_pipeline(wiring.live_set(source).name, drain=True) as pipeline:
+        pipeline.run(stop)
 
 
 @cli.command()
@@ -303,5 +331,5 @@ def _until_stopped() -> threading.Event:
     return stop
 
 
-for _command in (backfill, backtest, dead_letters, features, forget, profile_sets):
+for _command in (backfill, backtest, dead_letters, features, forget, profile_sets, rebuild):
     cli.add_command(_command)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,15 +13,18 @@ from schemas.errors import Misconfigured
 from schemas.settings import Source
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from features.memory_store import MemorySets
     from features.money import RateTable
-    from features.profile_sets import SetStores
+    from features.profile_sets import LiveSet, SetStores
     from features.store import ProfileStore
     from schemas.avro import SchemaIds
     from scoring.policy import Policy
     from scoring.serve import Host
     from streams.companion import Companion
     from streams.kafka import KafkaSettings
+    from streams.live import LiveWorker
     from streams.pipeline import Pipeline
 
 
@@ -87,12 +91,7 @@ def open_store(source: Source, *, readonly: bool = False, profile_set: str = "")
 
 def open_live_store(source: Source, *, readonly: bool = False) -> ProfileStore:
     """The profile set that is live now; who has it keeps it when another goes live. Raises as `open_store`."""
-    from features.profile_sets import ProfileSets
-
-    stores = set_stores(source)
-    with closing(ProfileSets(stores.open_register())) as sets:
-        live = sets.read()
-    return stores.open(live.name, readonly=readonly)
+    return set_stores(source).open(live_set(source).name, readonly=readonly)
 
 
 @cache
@@ -111,21 +110,61 @@ def schema_ids(source: Source) -> SchemaIds:
     return from_settings(source.section("registry", RegistrySettings))
 
 
-def pipeline(source: Source) -> Pipeline:
-    """The stream worker, ready to run."""
-    from features.engine import FeatureEngine
-    from streams.kafka import require_broker
-    from streams.pipeline import Pipeline, StreamSettings
+class StreamParts:
+    """What stream workers of a process have in common, made once."""
 
-    kafka = kafka_settings(source)
-    settings = source.section("stream", StreamSettings)
-    rates = rate_table(source)
-    require_broker(kafka)
-    ids = schema_ids(source)
-    store = open_live_store(source)
-    engine = FeatureEngine()
-    engine.warm_up()
-    return Pipeline(kafka=kafka, settings=settings, store=store, engine=engine, rates=rates, ids=ids)
+    def __init__(self, source: Source, registry: CollectorRegistry | None = None) -> None:
+        """Raises Misconfigured, BrokerUnavailable."""
+        from prometheus_client import CollectorRegistry
+
+        from features.engine import FeatureEngine
+        from streams.kafka import require_broker
+        from streams.pipeline import StreamSettings, stream_metrics
+
+        self._source, self.kafka = source, kafka_settings(source)
+        self.settings = source.section("stream", StreamSettings)
+        self._rates = rate_table(source)
+        require_broker(self.kafka)
+        self.ids = schema_ids(source)
+        self._engine = FeatureEngine()
+        self._engine.warm_up()
+        self.entities = self._engine.plan.entity_names
+        self._metrics = stream_metrics(self.settings, self.entities, registry or CollectorRegistry())
+
+    @contextmanager
+    def open_pipeline(self, profile_set: str, *, publish: bool = True, drain: bool = False) -> Iterator[Pipeline]:
+        """The worker of a profile set, ready to run; its store is closed afterwards. Raises StoreUnavailable, too."""
+        from streams.pipeline import Pipeline
+
+        with closing(open_store(self._source, profile_set=profile_set)) as store:
+            yield Pipeline(
+                kafka=self.kafka,
+                settings=self.settings,
+                store=store,
+                engine=self._engine,
+                rates=self._rates,
+                ids=self.ids,
+                metrics=self._metrics,
+                profile_set=profile_set,
+                publish=publish,
+                drain=drain,
+            )
+
+
+def live_set(source: Source) -> LiveSet:
+    """Which profile set is live now. Raises StoreUnavailable or Misconfigured."""
+    from features.profile_sets import ProfileSets
+
+    with closing(ProfileSets(set_stores(source).open_register())) as sets:
+        return sets.read()
+
+
+def live_worker(source: Source) -> LiveWorker:
+    """The stream worker of whichever profile set is live, ready to run."""
+    from streams.live import LiveWorker
+
+    parts = StreamParts(source)
+    return LiveWorker(lambda: live_set(source), parts.open_pipeline)
 
 
 def companion(source: Source) -> Companion:
@@ -149,7 +188,8 @@ def companion(source: Source) -> Companion:
         outbox=outbox,
         ids=schema_ids(source),
         entities=tuple(entity.name for entity in CATALOGUE.entities),
-        open_store=lambda: open_live_store(source, readonly=True),
+        look=lambda: live_set(source),
+        open_store=lambda live: open_store(source, readonly=True, profile_set=live.name),
         watch_scan=scan_bar,
     )
 

@@ -41,7 +41,7 @@ from features.store import ProfileStore
 from perf.payments_load import PaymentMaker, send_all, send_at_rate
 from schemas.avro import LocalSchemaIds
 from streams.kafka import KafkaSettings
-from streams.pipeline import Pipeline, StreamSettings
+from streams.pipeline import Pipeline, StreamSettings, stream_metrics
 from streams.topics import TopicSettings, create_topics
 from tests.services.kafka import KafkaServer
 from tests.standin.aerospike_server import StandIn
@@ -171,14 +171,15 @@ def _work(spec: dict[str, Any]) -> None:
     engine.warm_up()
     store = _store(spec, engine)
     registry = CollectorRegistry()
+    settings = StreamSettings(group_id=f"{spec['prefix']}stream")
     pipeline = Pipeline(
         kafka=KafkaSettings(bootstrap=spec["bootstrap"], topic_prefix=spec["prefix"]),
-        settings=StreamSettings(group_id=f"{spec['prefix']}stream"),
+        settings=settings,
         store=store,
         engine=engine,
         rates=load_rates(),
         ids=LocalSchemaIds(),
-        registry=registry,
+        metrics=stream_metrics(settings, engine.plan.entity_names, registry),
     )
     watch = _Watch(pipeline, registry, spec["wanted"])
     print("ready", flush=True)

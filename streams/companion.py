@@ -20,6 +20,7 @@ from threading import Event
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from features.profile_sets import LiveSet
 from features.store import KEY_BYTES_MAX, ProfileStore, ScanProgress
 from schemas.avro import Decoder, Encoder, SchemaIds
 from schemas.errors import InvalidEvent
@@ -43,6 +44,7 @@ _log = logging.getLogger(__name__)
 _LOG_EVERY_S = 10.0
 _FIND_WORKERS_EVERY_S = 1.0
 _FILL_BATCH = 10_000
+_SWAP_WAIT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,18 @@ class Companion:
         outbox: OutboxSettings,
         ids: SchemaIds,
         entities: tuple[str, ...],
-        open_store: Callable[[], ProfileStore],
+        look: Callable[[], LiveSet],
+        open_store: Callable[[LiveSet], ProfileStore],
         watch_scan: Callable[[str], AbstractContextManager[ScanProgress]] | None = None,
     ) -> None:
-        """`open_store` is called only when a new mirror is filled from it; `watch_scan` may show how that goes.
+        """`look` says which profile set is live and `open_store` opens it, both only when a new mirror is filled.
+
+        `watch_scan` may show how that goes.
 
         Raises Misconfigured, BrokerUnavailable.
         """
-        self._settings, self._entities, self._open_store = settings, entities, open_store
+        self._settings, self._entities = settings, entities
+        self._look, self._open_store = look, open_store
         self._watch_scan = watch_scan or (lambda _: nullcontext(lambda *_: None))
         self._topic = kafka.topic("profiles")
         self._partitions = partitions_of(kafka, "profiles")
@@ -99,7 +105,8 @@ class Companion:
 
     def run(self, stop: Event) -> None:
         """Work until `stop` is set; then ship what is left. Raises TemporaryFailure or Misconfigured."""
-        self._start_following()
+        if not self._start_following(stop):
+            return
         next_log = next_find = time.monotonic()
         try:
             while not stop.is_set():
@@ -130,25 +137,47 @@ class Companion:
     def _counts(self) -> tuple[int, int]:
         return self.profiles_applied, self._shipper.shipped
 
-    def _start_following(self) -> None:
-        """Fill a new mirror and take up the changelog where the mirror stands."""
+    def _start_following(self, stop: Event) -> bool:
+        """Fill a new mirror and take up the changelog where the mirror stands. False when stopped before."""
         ends = end_offsets(self._consumer, self._topic, self._partitions)
         positions = self._mirror.positions()
         if positions.keys() != set(self._partitions):
             self._mirror.clear()
             positions = dict.fromkeys(self._partitions, 0)
             if self._settings.fill_from_store:
-                self._fill_from_store()
+                filled_from = self._fill_from_store(stop)
+                if filled_from is None:
+                    return False
                 # The store is written before the changelog, so what the changelog held before the scan is in it.
-                positions = ends
+                positions = filled_from
                 # A record from during the scan may put back an older state for a moment: read past them all.
                 ends = end_offsets(self._consumer, self._topic, self._partitions)
             self._mirror.apply({}, positions)
         self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
         self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
+        return True
 
-    def _fill_from_store(self) -> None:
-        store = self._open_store()
+    def _fill_from_store(self, stop: Event) -> dict[int, int] | None:
+        """Fill the mirror; returns where the changelog ended before that, None when stopped.
+
+        While another profile set is swapped in, the changelog gets that one's profiles, and a mirror filled from the
+        old one would keep what is not sent any more: wait, and look afterwards whether it was so.
+        """
+        while not stop.is_set():
+            live = self._look()
+            if live.next is not None:
+                _log.info("companion: another profile set is being swapped in, waiting for that")
+                stop.wait(_SWAP_WAIT_S)
+                continue
+            ends = end_offsets(self._consumer, self._topic, self._partitions)
+            self._scan_store(live)
+            if self._look() == live:
+                return ends
+            self._mirror.clear()
+        return None
+
+    def _scan_store(self, live: LiveSet) -> None:
+        store = self._open_store(live)
         started = time.monotonic()
         count = 0
         try:

@@ -34,9 +34,10 @@ from features.engine import FeatureEngine
 from features.kernel import PAYMENT, SOURCES_MAX
 from features.money import RateTable
 from features.store import ProfileStore, StoreConflict
-from schemas.avro import Encoder, SchemaIds
+from schemas.avro import SchemaIds
 from schemas.errors import Misconfigured, StoreUnavailable
 from streams.batch import ARRIVED_MS, KIND, Applied, EntityEvents
+from streams.changelog import Changelog
 from streams.consumer import BatchConsumer, Place, offsets_after
 from streams.deadletters import DeadLetters
 from streams.intake import Intake
@@ -93,6 +94,10 @@ class StreamSettings:
     dead_letter_window: int = 1000
     dead_letter_share_max: float = 0.2
 
+    def group_of(self, profile_set: str) -> str:
+        """The consumer group of the workers of a profile set: how far they are is part of the set."""
+        return f"{self.group_id}-{profile_set}" if profile_set else self.group_id
+
 
 class _Abandoned(Exception):  # no error: how a batch ends that is not this worker's any more
     """A partition of the batch has gone to another worker, or the worker is to stop."""
@@ -110,50 +115,55 @@ class Pipeline:
         engine: FeatureEngine,
         rates: RateTable,
         ids: SchemaIds,
-        registry: CollectorRegistry | None = None,
+        metrics: StreamMetrics | None = None,
+        profile_set: str = "",
+        publish: bool = True,
         drain: bool = False,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`drain`: read no payments and outcomes, only what is on its way to profiles, and end when all of it is in.
+        """`profile_set`: which set `store` is; it has repartition topics and a consumer group of its own.
+
+        Without `publish` nothing goes to the changelog and the dead letters: another set is live. `drain`: read no
+        payments and outcomes, only what is on its way to profiles, and end when all of it is in.
 
         Raises BrokerUnavailable or Misconfigured.
         """
         self._settings, self._now_ms, self._drain = settings, now_ms, drain
         self._payments, self._outcomes = kafka.topic("payments"), kafka.topic("outcomes")
         self._payments_partitions = _source_partitions(kafka)
-        counts = {name: len(partitions_of(kafka, repartition_topic(name))) for name in engine.plan.entity_names}
+        entities = engine.plan.entity_names
+        topics = {name: repartition_topic(name, profile_set) for name in entities}
+        routes = {name: (kafka.topic(topic), len(partitions_of(kafka, topic))) for name, topic in topics.items()}
         self._sender = Sender(kafka, linger_ms=2)
-        self._dead_letters = DeadLetters(self._sender, kafka, ids)
+        self._dead_letters = DeadLetters(self._sender, kafka, ids) if publish else None
         self._refusals = RefusalLimit(settings.dead_letter_window, settings.dead_letter_share_max)
         self._router = Router(
             intake=Intake(engine, rates, ids),
             store=store,
             sender=self._sender,
-            kafka=kafka,
             plan=engine.plan,
-            partition_counts=counts,
+            routes=routes,
             outcome_days=settings.outcome_days,
         )
         self._updater = Updater(
             store=store,
             engine=engine,
-            sender=self._sender,
-            kafka=kafka,
-            encoder=Encoder("profiles", ids.id_of("profiles")),
-            partition_counts=counts,
-            changelog_partitions=partitions_of(kafka, "profiles"),
+            routes=routes,
+            changelog=Changelog(self._sender, kafka, ids, entities) if publish else None,
         )
         self._progress = SourceProgress()
         self._routed = RoutedProgress(self._payments_partitions)
         self._progress_due_ms = 0
         self._waiting = WaitingOutcomes()
         self._ask_at = self._lag_at = 0.0
-        self._repartition = {kafka.topic(repartition_topic(name)): count for name, count in counts.items()}
+        self._repartition = dict(routes.values())
         self._undrained: set[Place] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
-        self.metrics = StreamMetrics(registry or CollectorRegistry(), _objectives(settings, engine.plan.entity_names))
+        self.metrics = metrics or stream_metrics(settings, entities, CollectorRegistry())
         self._admin = make_admin(kafka)
         self._consumer = BatchConsumer(
-            make_consumer(kafka, group_id=settings.group_id, session_timeout_ms=settings.session_timeout_ms),
+            make_consumer(
+                kafka, group_id=settings.group_of(profile_set), session_timeout_ms=settings.session_timeout_ms
+            ),
             on_assigned=self._on_assigned,
             on_revoked=self._on_revoked,
         )
@@ -162,8 +172,7 @@ class Pipeline:
 
     def run(self, stop: Event) -> None:
         """Work until `stop` is set. Raises BrokerUnavailable when Kafka does not take what is sent for too long."""
-        sources = [] if self._drain else [self._payments, self._outcomes]
-        self._consumer.subscribe([*sources, *self._repartition])
+        self.join()
         next_log = time.monotonic() + _LOG_EVERY_S
         try:
             while not stop.is_set() and not (self._drain and not self._undrained):
@@ -172,7 +181,27 @@ class Pipeline:
                     _log.info("stream: %d partitions, %d records behind", *self._standing())
                     next_log += _LOG_EVERY_S
         finally:
-            self._consumer.close()
+            self.leave()
+
+    def join(self) -> None:
+        """Join the group: `step` reads from then on."""
+        sources = [] if self._drain else [self._payments, self._outcomes]
+        self._consumer.subscribe([*sources, *self._repartition])
+
+    def leave(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+    def missing(self, ends: Mapping[str, Mapping[int, int]]) -> int:
+        """How many records before these ends, by topic and partition, the group has not committed.
+
+        All of them while the broker does not say.
+        """
+        missing = 0
+        for topic, of_topic in ends.items():
+            committed = self._consumer.committed(topic, of_topic) or {}
+            missing += sum(max(0, end - committed.get(partition, 0)) for partition, end in of_topic.items())
+        return missing
 
     def problems(self) -> Sequence[str]:
         """Why this worker is not ready; empty when it is. From any thread."""
@@ -305,7 +334,8 @@ class Pipeline:
 
     def _refuse(self, refused: Sequence[tuple[Record, str]]) -> None:
         for record, reason in refused:
-            self._dead_letters.send(record, reason, self._now_ms())
+            if self._dead_letters is not None:
+                self._dead_letters.send(record, reason, self._now_ms())
             self.metrics.dead_letters.labels(record.topic).inc()
 
     def _patiently(self, action: Callable[[], _Result], stop: Event) -> _Result:
@@ -347,9 +377,10 @@ class Pipeline:
         self.metrics.store_up.set(0 if trouble else 1)
 
     def _commit(self, records: Sequence[Record], consumed: Consumed) -> None:
-        # The end of a partition may lie behind records that no one sees, as of transactions. Not of outcomes, which
-        # may still wait.
-        ends = {place: end for place, end in consumed.ended.items() if place[0] != self._outcomes}
+        # The end of a partition may lie behind records that no one sees, as of transactions. While outcomes wait, the
+        # end of theirs is not reached.
+        waits = self._outcomes if len(self._waiting) else ""
+        ends = {place: end for place, end in consumed.ended.items() if place[0] != waits}
         self._consumer.commit({**offsets_after(records), **ends})
         self._undrained -= ends.keys()
 
@@ -395,8 +426,10 @@ def _source_partitions(kafka: KafkaSettings) -> list[int]:
     return found["payments"]
 
 
-def _objectives(settings: StreamSettings, entities: Sequence[str]) -> Mapping[str, int]:
+def stream_metrics(settings: StreamSettings, entities: Sequence[str], registry: CollectorRegistry) -> StreamMetrics:
+    """The metrics of a worker's process, for all pipelines that it has one after the other. Raises Misconfigured."""
     try:
-        return objectives_ms(entities, settings.freshness_objective_ms, settings.freshness_exceptions)
+        objectives = objectives_ms(entities, settings.freshness_objective_ms, settings.freshness_exceptions)
     except ValueError as error:
         raise Misconfigured(f"[stream] freshness_exceptions: {error}") from error
+    return StreamMetrics(registry, objectives)

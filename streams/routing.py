@@ -17,8 +17,8 @@ from schemas.errors import InvalidEvent
 from streams import batch
 from streams.batch import ROW_WIDTH, EntityEvents, Joined, OutcomeEvent, PaymentEvent, Position
 from streams.intake import Intake
-from streams.kafka import KafkaSettings, Record, Sender
-from streams.repartition import encode_frame, frames_of, repartition_topic
+from streams.kafka import Record, Sender
+from streams.repartition import encode_frame, frames_of
 
 _DAY_S = 86_400
 _NO_EVENTS = EntityEvents([], np.empty((0, ROW_WIDTH), dtype=np.int64))
@@ -43,15 +43,14 @@ class Router:
         intake: Intake,
         store: ProfileStore,
         sender: Sender,
-        kafka: KafkaSettings,
         plan: Plan,
-        partition_counts: Mapping[str, int],
+        routes: Mapping[str, tuple[str, int]],
         outcome_days: int,
     ) -> None:
-        """`partition_counts`: of the repartition topic of each kind of entity."""
+        """`routes`: by kind of entity, its repartition topic on the cluster and how many partitions that has."""
         self._intake, self._store, self._sender = intake, store, sender
         self._entity_count = plan.entity_count
-        self._routes = [(kafka.topic(repartition_topic(name)), partition_counts[name]) for name in plan.entity_names]
+        self._routes = [routes[name] for name in plan.entity_names]
         self._ttl_s = outcome_days * _DAY_S
 
     def decode(self, payments: Sequence[Record], outcomes: Sequence[Record], now_ms: int) -> Decoded:

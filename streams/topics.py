@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from schemas.avro import TOPICS
-from schemas.errors import BrokerUnavailable, Misconfigured
+from schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError
 from streams.kafka import MESSAGE_BYTES_MAX, KafkaSettings, make_admin, reason_of
 from streams.repartition import repartition_topic
 
@@ -41,22 +41,56 @@ def create_topics(kafka: KafkaSettings, settings: TopicSettings, entities: Seque
     Raises BrokerUnavailable or Misconfigured.
     """
     names = [*TOPICS, *map(repartition_topic, entities)]
-    wanted = [_new_topic(kafka.topic(name), name, settings) for name in names]
+    return _create(kafka, [_new_topic(kafka.topic(name), name, settings) for name in names])
+
+
+def _create(kafka: KafkaSettings, wanted: Sequence[NewTopic]) -> list[str]:
     created = []
     # Kept until the answers are in: they go with the client.
     admin = make_admin(kafka)
-    for name, future in admin.create_topics(wanted, operation_timeout=30, request_timeout=15).items():
+    for name, future in admin.create_topics(list(wanted), operation_timeout=30, request_timeout=15).items():
         try:
             future.result()
             created.append(name)
         except KafkaException as error:
-            code = error.args[0].code()
-            if code == KafkaError.TOPIC_ALREADY_EXISTS:
-                continue
-            if code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT):
-                raise BrokerUnavailable(f"no Kafka broker answers at {kafka.bootstrap}: {reason_of(error)}") from error
-            raise Misconfigured(f"topic {name} cannot be created: {reason_of(error)}") from error
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise _refused(kafka, name, error, "cannot be created") from error
     return sorted(created)
+
+
+def _refused(kafka: KafkaSettings, name: str, error: KafkaException, what: str) -> PaywardenError:
+    if error.args[0].code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT):
+        return BrokerUnavailable(f"no Kafka broker answers at {kafka.bootstrap}: {reason_of(error)}")
+    return Misconfigured(f"topic {name} {what}: {reason_of(error)}")
+
+
+def create_repartition_topics(kafka: KafkaSettings, counts: Mapping[str, int], replication: int) -> None:
+    """Create repartition topics by name, with so many partitions, unless they are there.
+
+    Raises BrokerUnavailable or Misconfigured.
+    """
+    settings = TopicSettings(replication=replication)
+    wanted = [
+        NewTopic(
+            kafka.topic(name), num_partitions=count, replication_factor=replication, config=_config(name, settings)
+        )
+        for name, count in counts.items()
+    ]
+    _create(kafka, wanted)
+
+
+def add_repartition_partitions(kafka: KafkaSettings, counts: Mapping[str, int]) -> None:
+    """Give repartition topics more partitions. All events must be out of them: keys are spread anew.
+
+    Raises BrokerUnavailable or Misconfigured.
+    """
+    wanted = [NewPartitions(kafka.topic(name), count) for name, count in counts.items()]
+    admin = make_admin(kafka)
+    for name, future in admin.create_partitions(wanted, operation_timeout=30, request_timeout=15).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            raise _refused(kafka, name, error, "cannot be given more partitions") from error
 
 
 def _new_topic(full_name: str, name: str, settings: TopicSettings) -> NewTopic:

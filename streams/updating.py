@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 
 from features.engine import FeatureEngine
 from features.store import ProfileStore
-from schemas.avro import Encoder
 from schemas.errors import InvalidEvent
 from streams import batch
 from streams.batch import Applied, EntityEvents
-from streams.changelog import ChangelogEncoder
-from streams.kafka import KafkaSettings, Record, Sender
-from streams.repartition import decode_frame, repartition_topic
+from streams.changelog import Changelog
+from streams.kafka import Record
+from streams.repartition import decode_frame
 from streams.routing import read_for_update
 
 
@@ -37,19 +36,17 @@ class Updater:
         *,
         store: ProfileStore,
         engine: FeatureEngine,
-        sender: Sender,
-        kafka: KafkaSettings,
-        encoder: Encoder,
-        partition_counts: Mapping[str, int],
-        changelog_partitions: Sequence[int],
+        routes: Mapping[str, tuple[str, int]],
+        changelog: Changelog | None,
     ) -> None:
-        """`partition_counts`: of the repartition topic of each kind of entity."""
-        self._store, self._engine, self._sender, self._encoder = store, engine, sender, encoder
+        """`routes`: by kind of entity, its repartition topic on the cluster and how many partitions that has.
+
+        `changelog`: where new states go; None for a profile set that is not live.
+        """
+        self._store, self._engine, self._changelog = store, engine, changelog
         self.entities = engine.plan.entity_names
-        self._numbers = {kafka.topic(repartition_topic(name)): number for number, name in enumerate(self.entities)}
-        self._partition_counts = [partition_counts[name] for name in self.entities]
-        self._state_encoders = [ChangelogEncoder(encoder, name) for name in self.entities]
-        self._changelog, self._changelog_partitions = kafka.topic("profiles"), changelog_partitions
+        self._numbers = {routes[name][0]: number for number, name in enumerate(self.entities)}
+        self._partition_counts = [routes[name][1] for name in self.entities]
 
     def entity_of(self, topic: str) -> str | None:
         """The kind of entity whose repartition topic this is; None for another topic."""
@@ -86,18 +83,10 @@ class Updater:
 
     def send(self, entity: int, applied: Applied, now_ms: int) -> None:
         """Queue the new states for the changelog. Raises BrokerUnavailable."""
-        for key, value in self._state_encoders[entity].encode(applied.profiles, now_ms, applied.arrived_ms or None):
-            self._sender.send(self._changelog, value, key=key)
+        if self._changelog is not None:
+            self._changelog.send(self.entities[entity], applied.profiles, now_ms, applied.arrived_ms or None)
 
     def send_progress(self, moments: Mapping[bytes, int], now_ms: int) -> None:
-        """Queue how complete the changelog now is, into each of its partitions. Raises BrokerUnavailable."""
-        for key, complete_to_ms in moments.items():
-            record = {
-                "entity": "progress",
-                "state": b"",
-                "written_time_ms": now_ms,
-                "complete_to_time_ms": complete_to_ms,
-            }
-            value = self._encoder.encode(record)
-            for partition in self._changelog_partitions:
-                self._sender.send(self._changelog, value, key=key, partition=partition)
+        """Queue how complete the changelog now is. Raises BrokerUnavailable."""
+        if self._changelog is not None:
+            self._changelog.send_progress(moments, now_ms)

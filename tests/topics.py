@@ -77,13 +77,14 @@ def read_store(path: Path) -> dict[bytes, bytes]:
 
 
 def read_changelog(settings: KafkaSettings) -> dict[bytes, bytes]:
-    """The last state of each key."""
+    """The last state of each key that is not erased."""
     decoder = Decoder("profiles", LocalSchemaIds())
     last: dict[bytes, bytes] = {}
     for record in read_topic(settings, "profiles"):
         assert record.key is not None
-        assert record.value is not None
-        if not record.key.startswith(PREFIX):
+        if record.value is None:
+            last.pop(record.key, None)
+        elif not record.key.startswith(PREFIX):
             last[record.key] = decoder.decode(record.value)["state"]
     return last
 
@@ -115,12 +116,14 @@ def lag(settings: KafkaSettings, group: str) -> int:
     return behind
 
 
-def wait_until_worked_in(settings: KafkaSettings, group: str, what: str = "all", timeout_s: float = 60.0) -> None:
+def wait_until_worked_in(
+    settings: KafkaSettings, group: str, what: str = "all", timeout_s: float = 60.0, profile_set: str = ""
+) -> None:
     """Until every record there is has been read, and every event that came of it is in its profile."""
     wait_until(lambda: lag(settings, group) == 0, f"{what} worked in", timeout_s=timeout_s, every_s=0.2)
     # Frames that only tell progress go on for ever: those that are there now are enough.
     consumer: Consumer = make_consumer(settings, group_id=group)
-    names = [repartition_topic(entity) for entity in ENTITIES]
+    names = [repartition_topic(entity, profile_set) for entity in ENTITIES]
     ends = {n: end_offsets(consumer, settings.topic(n), partitions_of(settings, n)) for n in names}
     wait_until(
         lambda: sum(_behind(consumer, settings.topic(name), of_topic) for name, of_topic in ends.items()) == 0,

@@ -21,7 +21,7 @@ from features.money import load_rates
 from features.passage import Passage
 from schemas.avro import Decoder, LocalSchemaIds
 from streams.kafka import KafkaSettings
-from streams.pipeline import Pipeline, StreamSettings
+from streams.pipeline import Pipeline, StreamSettings, stream_metrics
 from tests.packed import sources_of, without_sources
 from tests.processes import Deployment, wait_until
 from tests.services.kafka import KafkaServer
@@ -260,7 +260,7 @@ def test_what_another_worker_wrote_meanwhile_is_kept_and_nothing_is_counted_twic
         engine=engine,
         rates=load_rates(),
         ids=LocalSchemaIds(),
-        registry=registry,
+        metrics=stream_metrics(StreamSettings(), engine.plan.entity_names, registry),
     )
     stop = Event()
     worker = Thread(target=pipeline.run, args=(stop,))

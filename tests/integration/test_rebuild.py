@@ -1,0 +1,212 @@
+"""Profiles built anew from the topics beside the live ones, and swapped in, on a real Kafka with real processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from features.lmdb_sets import LmdbSets
+from features.lmdb_store import LmdbSettings
+from features.profile_sets import ProfileSets
+from schemas.avro import Encoder, LocalSchemaIds
+from streams.kafka import KafkaSettings, partitions_of
+from streams.repartition import repartition_topic
+from tests.processes import Deployment, run_paywarden, wait_until
+from tests.services.kafka import KafkaServer
+from tests.topics import (
+    ENTITIES,
+    Topics,
+    assert_profiles_equal,
+    batch_profiles,
+    read_changelog,
+    read_store,
+    small_world,
+    wait_until_worked_in,
+)
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
+    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
+        deployed.create_topics()
+        yield deployed
+
+
+@pytest.fixture
+def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+
+
+def send(topics: Topics, payments: pa.Table, outcomes: pa.Table | None = None) -> None:
+    for row in payments.to_pylist():
+        topics.send_payment(row)
+    topics.flush()
+    for row in outcomes.to_pylist() if outcomes is not None else []:
+        topics.send_outcome(row)
+    topics.flush()
+
+
+def sets_of(deployment: Deployment) -> LmdbSets:
+    return LmdbSets(LmdbSettings(path=str(deployment.store)))
+
+
+def live_name(deployment: Deployment) -> str:
+    sets = ProfileSets(sets_of(deployment).open_register())
+    name = sets.read().name
+    sets.close()
+    return name
+
+
+def read_set(deployment: Deployment, name: str) -> dict[bytes, bytes]:
+    store = sets_of(deployment).open(name, readonly=True)
+    found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
+    store.close()
+    return found
+
+
+def spoil(deployment: Deployment) -> None:
+    """As a bug would have: a card has another's profile, and there is one of a card that never paid."""
+    stored = read_store(deployment.store)
+    cards = sorted(key for key in stored if key.startswith(b"card:"))
+    store = sets_of(deployment).open("")
+    store.write({cards[0]: stored[cards[1]], b"card:ghost": stored[cards[1]]}, ttl_s=0)
+    store.close()
+
+
+def test_a_rebuild_beside_the_live_stream_gives_what_the_topics_say_and_the_stream_goes_on_with_it(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    payments, outcomes = small_world()
+    third = len(payments) // 3
+    group = f"{settings.topic_prefix}stream"
+    topics = Topics(settings)
+    send(topics, payments.slice(0, third))
+    stream = deployment.start("stream")
+    wait_until_worked_in(settings, group)
+    assert stream.stop() == 0
+    spoil(deployment)
+    stream = deployment.start("stream")
+    # The changelog has the ghost, too.
+    encoder = Encoder("profiles", LocalSchemaIds().id_of("profiles"))
+    ghost = encoder.encode({"entity": "card", "state": b"\2ghost", "written_time_ms": 1})
+    topics.send_bytes("profiles", ghost, b"card:ghost")
+    send(topics, payments.slice(third, third))
+    done = run_paywarden("--config", str(deployment.config), "rebuild", "--from-beginning")
+    assert done.returncode == 0, done.stderr
+    name = done.stdout.strip()
+    assert live_name(deployment) == name
+    send(topics, payments.slice(2 * third), outcomes)
+    wait_until_worked_in(settings, f"{group}-{name}", profile_set=name)
+    assert stream.stop() == 0
+    rebuilt = read_set(deployment, name)
+    assert_profiles_equal(rebuilt, batch_profiles(payments, outcomes))
+    assert read_changelog(settings) == rebuilt
+    # The old set stays until it is dropped.
+    assert b"card:ghost" in read_set(deployment, "")
+    dropped = run_paywarden("--config", str(deployment.config), "profile-sets", "drop", "first")
+    assert dropped.returncode == 0, dropped.stderr
+
+
+def test_a_rebuild_from_a_time_has_what_reached_kafka_since(deployment: Deployment, settings: KafkaSettings) -> None:
+    payments, outcomes = small_world()
+    none = outcomes.slice(0, 0)
+    topics = Topics(settings)
+    send(topics, payments.slice(0, 300))
+    time.sleep(0.05)
+    between_ms = time.time_ns() // 1_000_000
+    time.sleep(0.05)
+    send(topics, payments.slice(300, 300))
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(between_ms / 1000)) + f".{between_ms % 1000:03}Z"
+    done = run_paywarden("--config", str(deployment.config), "rebuild", "--from", moment)
+    assert done.returncode == 0, done.stderr
+    assert_profiles_equal(read_set(deployment, done.stdout.strip()), batch_profiles(payments.slice(300, 300), none))
+
+
+def test_a_rebuild_killed_while_it_fills_or_swaps_can_be_gone_on_with(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    payments, outcomes = small_world()
+    send(Topics(settings), payments, outcomes)
+    stream = deployment.start("stream")
+    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
+    first = deployment.start("rebuild", "--from-beginning")
+    wait_until(lambda: (deployment.store.parent / f"{deployment.store.name}.sets").is_dir(), "the set is there")
+    register = ProfileSets(sets_of(deployment).open_register())
+    wait_until(lambda: len(register.register().sets) == 2, "the set is entered")
+    (name,) = [one.name for one in register.register().sets if one.name]
+    first.kill()
+    second = deployment.start("rebuild", "--resume", name)
+    wait_until(lambda: register.read().next == name, "the swap has begun", every_s=0.005)
+    second.kill()
+    # The workers wait for as long as it takes; scoring does not.
+    done = run_paywarden("--config", str(deployment.config), "rebuild", "--resume", name)
+    assert done.returncode == 0, done.stderr
+    assert register.read().name == name
+    register.close()
+    assert stream.stop() == 0
+    assert_profiles_equal(read_set(deployment, name), batch_profiles(payments, outcomes))
+    assert read_changelog(settings) == read_set(deployment, name)
+
+
+def test_a_swap_given_up_leaves_the_live_set_live_and_published(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    payments, outcomes = small_world()
+    send(Topics(settings), payments, outcomes)
+    stream = deployment.start("stream")
+    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
+    register = ProfileSets(sets_of(deployment).open_register())
+    rebuild = deployment.start("rebuild", "--from-beginning")
+    wait_until(lambda: register.read().next is not None, "the swap has begun", every_s=0.005)
+    name = register.read().next
+    assert name is not None
+    rebuild.kill()
+    done = run_paywarden("--config", str(deployment.config), "rebuild", "--abort", name)
+    assert done.returncode == 0, done.stderr
+    assert register.read().name == ""
+    register.close()
+    topics = Topics(settings)
+    send(topics, payments.slice(0, 1))
+    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
+    assert stream.stop() == 0
+    assert read_changelog(settings) == read_store(deployment.store)
+
+
+def test_more_partitions_for_more_workers_only_when_nothing_is_on_its_way(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    """The procedure of ARCHITECTURE.md, Partitions, with a worker killed before it."""
+    payments, outcomes = small_world()
+    half = len(payments) // 2
+    topics, group = Topics(settings), f"{settings.topic_prefix}stream"
+    config = str(deployment.config)
+    send(topics, payments.slice(0, half))
+    stream = deployment.start("stream")
+    wait_until(lambda: bool(read_changelog(settings)), "some are worked in", every_s=0.01)
+    refused = run_paywarden("--config", config, "topics", "repartition", "--partitions", "5")
+    assert refused.returncode == 1
+    assert "stop them" in refused.stderr
+    stream.kill()
+    wait_until(lambda: drain_or_refused(config), "the dead worker is missed", every_s=1.0)
+    more = run_paywarden("--config", config, "topics", "repartition", "--partitions", "5")
+    assert more.returncode == 0, more.stderr
+    assert {len(partitions_of(settings, repartition_topic(entity))) for entity in ENTITIES} == {5}
+    stream = deployment.start("stream")
+    send(topics, payments.slice(half), outcomes)
+    wait_until_worked_in(settings, group)
+    assert stream.stop() == 0
+    stored = read_store(deployment.store)
+    assert_profiles_equal(stored, batch_profiles(payments, outcomes))
+    assert read_changelog(settings) == stored
+
+
+def drain_or_refused(config: str) -> bool:
+    """Whether, after draining, nothing is on its way and nobody in the group: asked without changing anything."""
+    drained = run_paywarden("--config", config, "stream", "--drain")
+    assert drained.returncode == 0, drained.stderr
+    asked = run_paywarden("--config", config, "topics", "repartition", "--partitions", "3")
+    return asked.returncode == 0
