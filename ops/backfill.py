@@ -25,13 +25,13 @@ def backfill(source: Source, data: str, overwrite: bool) -> None:
     """
     from features.engine import FeatureEngine
     from features.history import read_history
+    from streams.app import StreamAppSettings
     from streams.backfill import PAYMENT_PHASE, Backfill
-    from streams.pipeline import StreamSettings
 
     if source.section("store", wiring.StoreSettings).kind == "memory":
         raise Misconfigured("[store] kind is memory, which keeps nothing: a backfill needs lmdb or aerospike")
     started = time.perf_counter()
-    outcome_days = source.section("stream", StreamSettings).outcome_days
+    outcome_days = source.section("stream", StreamAppSettings).outcome_days
     rates = wiring.rate_table(source)
     store = wiring.open_store(source)
     try:

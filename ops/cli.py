@@ -227,9 +227,11 @@ def broker() -> None:
 @cli.command()
 @click.pass_obj
 def stream(source: Source) -> None:
-    """Run the stream processors: payments and outcomes to profiles."""
+    """Run the stream processors; the address of their health and metrics is the first line on stdout."""
     stop = _until_stopped()
-    wiring.pipeline(source).run(stop)
+    from streams.app import run
+
+    run(wiring.stream_app(source, announce=click.echo), stop)
 
 
 @cli.command()
@@ -292,10 +294,17 @@ def _report(result: dict[str, Any], json_file: str | None) -> None:
 
 
 def _until_stopped() -> threading.Event:
-    """Set by SIGTERM or SIGINT."""
+    """Set by SIGTERM or SIGINT. A second one ends the process at once."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def on_signal(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        stop.set()
+
+    for number in numbers:
+        signal.signal(number, on_signal)
     return stop
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from schemas.avro import SchemaIds
     from scoring.policy import Policy
     from scoring.serve import Host
+    from streams.app import StreamApp
     from streams.companion import Companion
     from streams.kafka import KafkaSettings
-    from streams.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -81,21 +82,30 @@ def schema_ids(source: Source) -> SchemaIds:
     return from_settings(source.section("registry", RegistrySettings))
 
 
-def pipeline(source: Source) -> Pipeline:
-    """The stream worker, ready to run."""
+def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
+    """The stream processors, ready to run: the pipeline, and the Faust app around it with its agents."""
     from features.engine import FeatureEngine
-    from streams.kafka import require_broker
-    from streams.pipeline import Pipeline, StreamSettings
+    from streams.agents import add_agents
+    from streams.app import StreamApp, StreamAppSettings
+    from streams.kafka import partitions_of, require_broker
+    from streams.pipeline import Pipeline
+    from streams.web import metrics_registry
 
     kafka = kafka_settings(source)
-    settings = source.section("stream", StreamSettings)
+    settings = source.section("stream", StreamAppSettings)
     rates = rate_table(source)
     require_broker(kafka)
+    # Faust would wait for a topic that is not there.
+    partitions_of(kafka, "dead-letters")
     ids = schema_ids(source)
     store = open_store(source)
     engine = FeatureEngine()
     engine.warm_up()
-    return Pipeline(kafka=kafka, settings=settings, store=store, engine=engine, rates=rates, ids=ids)
+    pipeline = Pipeline(kafka=kafka, settings=settings, store=store, engine=engine, rates=rates, ids=ids)
+    registry = metrics_registry()
+    app = StreamApp(pipeline, kafka=kafka, settings=settings, registry=registry, announce=announce)
+    add_agents(app, kafka=kafka, ids=ids, registry=registry)
+    return app
 
 
 def companion(source: Source) -> Companion:

