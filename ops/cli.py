@@ -255,13 +255,15 @@ def repartition(source: Source, partitions: int) -> None:
 @click.option("--drain", is_flag=True, help="Only work in what is on its way to profiles, and end.")
 @click.pass_obj
 def stream(source: Source, drain: bool) -> None:
-    """Run the stream processors: payments and outcomes to profiles."""
+    """Run the stream processors; the address of their health and metrics is the first line on stdout."""
     stop = _until_stopped()
-    if not drain:
-        wiring.live_worker(source).run(stop)
+    if drain:
+        with wiring.StreamParts(source).open_pipeline(wiring.live_set(source).name, drain=True) as pipeline:
+            pipeline.run(stop)
         return
-    with wiring.StreamParts(source).open_pipeline(wiring.live_set(source).name, drain=True) as pipeline:
-        pipeline.run(stop)
+    from streams.app import run
+
+    run(wiring.stream_app(source, announce=click.echo), stop)
 
 
 @cli.command()
@@ -324,10 +326,17 @@ def _report(result: dict[str, Any], json_file: str | None) -> None:
 
 
 def _until_stopped() -> threading.Event:
-    """Set by SIGTERM or SIGINT."""
+    """Set by SIGTERM or SIGINT. A second one ends the process at once."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def on_signal(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        stop.set()
+
+    for number in numbers:
+        signal.signal(number, on_signal)
     return stop
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from schemas.avro import SchemaIds
     from scoring.policy import Policy
     from scoring.serve import Host
+    from streams.app import StreamApp
     from streams.companion import Companion
     from streams.kafka import KafkaSettings
-    from streams.live import LiveWorker
     from streams.pipeline import Pipeline
 
 
@@ -159,12 +159,22 @@ def live_set(source: Source) -> LiveSet:
         return sets.read()
 
 
-def live_worker(source: Source) -> LiveWorker:
-    """The stream worker of whichever profile set is live, ready to run."""
+def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
+    """The stream processors, ready to run: the worker of the live set, and the Faust app around it with its agents."""
+    from streams.agents import add_agents
+    from streams.app import StreamApp
+    from streams.kafka import partitions_of
     from streams.live import LiveWorker
+    from streams.web import metrics_registry
 
-    parts = StreamParts(source)
-    return LiveWorker(lambda: live_set(source), parts.open_pipeline)
+    registry = metrics_registry()
+    parts = StreamParts(source, registry)
+    # Faust would wait for a topic that is not there.
+    partitions_of(parts.kafka, "dead-letters")
+    worker = LiveWorker(lambda: live_set(source), parts.open_pipeline)
+    app = StreamApp(worker, kafka=parts.kafka, settings=parts.settings, registry=registry, announce=announce)
+    add_agents(app, kafka=parts.kafka, ids=parts.ids, registry=registry)
+    return app
 
 
 def companion(source: Source) -> Companion:

@@ -93,6 +93,11 @@ class StreamSettings:
     # Of the last so many records, at most this share may be dead letters: beyond it the worker stops.
     dead_letter_window: int = 1000
     dead_letter_share_max: float = 0.2
+    # Of /livez, /readyz and /metrics. Port 0 takes a free one; the address is the first line on stdout.
+    http_host: str = "127.0.0.1"
+    http_port: int = 0
+    # How long the batch in flight may take at a stop; less than the 30 s that Kubernetes grants.
+    stop_timeout_s: int = 20
 
     def group_of(self, profile_set: str) -> str:
         """The consumer group of the workers of a profile set: how far they are is part of the set."""

@@ -1,0 +1,44 @@
+"""What runs as Faust agents, timers and tasks: everything that is not the one firehose (streams/pipeline.py).
+
+`add_agents` is the place for all of them. An agent is an `async def` that takes a stream and yields nothing (a
+yielded value would be sent to whatever topic a record's headers name); a topic's values come through an
+`AvroCodec`. Agents share one consumer group over all workers, so each record reaches one of them, at least once.
+"""
+
+from __future__ import annotations
+
+import time
+
+import faust
+from faust.types import StreamT
+from prometheus_client import CollectorRegistry
+
+from schemas.avro import SchemaIds
+from streams.avro_codec import AvroCodec, Undecodable, Value
+from streams.deadletter_counts import DeadLetterCounts
+from streams.kafka import KafkaSettings
+
+# Letters hold whole records: with more than this in memory no more are fetched until some are worked off.
+_LETTERS_AHEAD = 100
+
+
+def add_agents(app: faust.App, *, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> None:
+    """Register every agent with the app, before it starts."""
+    _add_dead_letter_watch(app, kafka, ids, registry)
+
+
+def _add_dead_letter_watch(app: faust.App, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> None:
+    counts = DeadLetterCounts(registry, kafka.topic_prefix)
+    codec = AvroCodec("dead-letters", ids)
+    topic = app.topic(kafka.topic("dead-letters"), key_type=bytes, key_serializer="raw", value_serializer=codec)
+    topic.maxsize = _LETTERS_AHEAD
+
+    async def watch_dead_letters(letters: StreamT[Value]) -> None:
+        async for value in letters:
+            letter = await codec.record(value)
+            if isinstance(letter, Undecodable):
+                counts.count_undecodable()
+            else:
+                counts.count(letter, time.time_ns() // 1_000_000)
+
+    app.agent(topic, name="dead-letters")(watch_dead_letters)

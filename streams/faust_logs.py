@@ -1,0 +1,42 @@
+"""What Faust and its Kafka client write to the log: warnings only, and none of them a hundred times.
+
+Faust tells of every service it starts. aiokafka, while a broker is away, writes some ten lines for every tenth of
+a second of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+EVERY_S = 10.0
+
+
+class Seldom(logging.Filter):
+    """Lets what one line of code logs through once in `every_s` seconds."""
+
+    def __init__(self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._every_s, self._clock = every_s, clock
+        # As many kinds as there are lines of code that log.
+        self._next: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this one is due."""
+        kind, now = (record.pathname, record.lineno), self._clock()
+        if now < self._next.get(kind, now):
+            return False
+        self._next[kind] = now + self._every_s
+        return True
+
+
+def calm_logs() -> None:
+    """Once Faust is imported; for the whole process."""
+    for name in ("faust", "mode", "aiokafka"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    seldom = Seldom()
+    # A logger's filters are not asked for what its children log.
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] == "aiokafka":
+            logging.getLogger(name).addFilter(seldom)

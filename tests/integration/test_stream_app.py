@@ -1,0 +1,237 @@
+"""The process of `paywarden stream` on a real Kafka: health, metrics, agents, signals, a broker that goes away."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from schemas.avro import Encoder, LocalSchemaIds
+from streams.broker import EmbeddedBroker
+from streams.kafka import KafkaSettings
+from tests.processes import ROOT, Deployment, PaywardenProcess, is_ready, wait_until
+from tests.services.kafka import KafkaServer, produce
+
+AWAY_S = 10
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
+    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
+        deployed.create_topics()
+        yield deployed
+
+
+def started(deployment: Deployment) -> tuple[PaywardenProcess, str]:
+    """A ready stream and its address."""
+    stream = deployment.start("stream")
+    address = stream.first_line()
+    assert address.startswith("http://127.0.0.1:"), stream.log.read_text(encoding="utf-8")
+    wait_until(lambda: is_ready(address), "the stream is ready", every_s=0.05)
+    return stream, address
+
+
+def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+    request = urllib.request.Request(url, method=method, headers={"Origin": "http://elsewhere.example"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, dict(answer.headers), answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read()
+
+
+def samples(address: str) -> dict[tuple[str, ...], float]:
+    """What /metrics shows, by name and label values (topic, field), zeros left out."""
+    status, headers, body = get(f"{address}/metrics")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain")
+    return {
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels, reverse=True))): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+        if sample.value
+    }
+
+
+def letter(settings: KafkaSettings, topic: str, reason: str, failed_time_ms: int) -> bytes:
+    ids = LocalSchemaIds()
+    record: dict[str, Any] = {
+        "topic": settings.topic(topic),
+        "partition": 0,
+        "offset": 7,
+        "key": b"card-1",
+        "value": b"secret",
+        "reason": reason,
+        "failed_time_ms": failed_time_ms,
+    }
+    return Encoder("dead-letters", ids.id_of("dead-letters")).encode(record)
+
+
+def test_it_serves_health_and_metrics_and_nothing_else(deployment: Deployment) -> None:
+    stream, address = started(deployment)
+    assert get(f"{address}/livez")[::2] == (200, b'{"live": true}')
+    assert json.loads(get(f"{address}/readyz")[2]) == {"ready": True, "missing": []}
+    assert ("process_resident_memory_bytes",) in samples(address)
+    faust_pages = (
+        "/",
+        "/graph/",
+        "/graph",
+        "/router/",
+        "/router/topics",
+        "/table/",
+        "/table",
+        "/performance/",
+        "/docs",
+    )
+    for path in (*faust_pages, "/stats", "/readyz/", "/metrics/"):
+        assert get(f"{address}{path}")[0] == 404, path
+    status, headers, _ = get(f"{address}/readyz", "OPTIONS")
+    assert status == 405
+    assert not [name for name in headers if name.lower().startswith("access-control")]
+    assert stream.stop() == 0
+
+
+def test_dead_letters_of_the_whole_cluster_are_counted_by_topic_and_field(
+    deployment: Deployment, kafka: KafkaServer, topic_prefix: str
+) -> None:
+    settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+    values: list[tuple[bytes | None, bytes | None]] = [
+        (b"k", letter(settings, "payments", "currency: is not known", 1_000)),
+        (b"k", letter(settings, "payments", "currency: is not known", 3_000)),
+        (b"k", letter(settings, "payments", "wrong magic byte: wanted 0, got 1", 2_000)),
+        (b"k", letter(settings, "outcomes", "payment_id: outcome of a payment that is not known", 2_000)),
+        (b"k", letter(KafkaSettings(topic_prefix="x-"), "elsewhere", "card_id: no", 2_000)),
+        (b"k", b"not avro"),
+        (None, b""),
+        (b"k", None),
+    ]
+    # By someone else, and before the first worker ever ran.
+    produce(kafka.bootstrap, settings.topic("dead-letters"), values)
+    stream, address = started(deployment)
+    name = "paywarden_dead_letters_total"
+    wanted = {
+        (name, "payments", "currency"): 2.0,
+        (name, "payments", "record"): 1.0,
+        (name, "outcomes", "payment_id"): 1.0,
+        (name, "other", "record"): 1.0,
+        ("paywarden_dead_letters_undecodable_total",): 3.0,
+        ("paywarden_dead_letter_newest_timestamp_seconds",): 3.0,
+    }
+
+    def counted() -> dict[tuple[str, ...], float]:
+        return {
+            key: value
+            for key, value in samples(address).items()
+            if key[0].startswith("paywarden_dead") and not key[0].endswith("_created")
+        }
+
+    wait_until(lambda: counted() == wanted, "all letters are counted")
+    assert stream.stop() == 0
+    # What was counted and committed is not counted again.
+    again, address = started(deployment)
+    produce(kafka.bootstrap, settings.topic("dead-letters"), [(b"k", letter(settings, "outcomes", "odd", 4_000))])
+    wait_until(lambda: (name, "outcomes", "record") in samples(address), "the new letter is counted")
+    assert {key[1:]: value for key, value in counted().items() if key[0] == name} == {("outcomes", "record"): 1.0}
+    assert again.stop() == 0
+    for process in (stream, again):
+        assert "secret" not in process.log.read_text(encoding="utf-8")
+
+
+def test_one_signal_stops_it_in_order_and_writes_nothing_where_it_runs(deployment: Deployment) -> None:
+    before = sorted(path.name for path in ROOT.iterdir())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        stream, _ = started(deployment)
+        stream.process.send_signal(number)
+        assert stream.process.wait(timeout=30) == 0
+        log = stream.log.read_text(encoding="utf-8")
+        assert "Traceback" not in log
+        assert "rror" not in log
+        assert stream.process.stdout is not None
+        assert stream.process.stdout.read() == ""
+    assert sorted(path.name for path in ROOT.iterdir()) == before
+
+
+def test_a_signal_while_it_starts_stops_it_too(deployment: Deployment) -> None:
+    stream = deployment.start("stream")
+    stream.first_line()
+    stream.process.send_signal(signal.SIGTERM)
+    assert stream.process.wait(timeout=30) == 0
+    assert "Traceback" not in stream.log.read_text(encoding="utf-8")
+
+
+def test_with_json_every_line_of_the_log_is_json(deployment: Deployment) -> None:
+    stream = PaywardenProcess(deployment.folder, deployment.config, "--log", "json", "stream")
+    deployment.running.append(stream)
+    address = stream.first_line()
+    wait_until(lambda: is_ready(address), "the stream is ready", every_s=0.05)
+    assert stream.stop() == 0
+    for line in stream.log.read_text(encoding="utf-8").splitlines():
+        assert json.loads(line)["message"]
+
+
+def test_kafka_away_for_longer_than_its_sessions_ends_nothing_and_loses_nothing(
+    tmp_path: Path, topic_prefix: str
+) -> None:
+    name = "paywarden_dead_letters_total"
+    with KafkaServer(tmp_path / "kafka") as kafka:
+        settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+        letters = settings.topic("dead-letters")
+        with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment:
+            deployment.create_topics()
+            stream, address = started(deployment)
+            produce(kafka.bootstrap, letters, [(b"k", letter(settings, "payments", "card_id: odd", 1))])
+            wait_until(lambda: samples(address).get((name, "payments", "card_id")) == 1, "a letter is counted")
+            kafka.stop()
+            # The session in the configuration is 6 s.
+            time.sleep(AWAY_S)
+            assert get(f"{address}/livez")[0] == 200
+            kafka.restart()
+            produce(kafka.bootstrap, letters, [(b"k", letter(settings, "payments", "card_id: odd", 1))])
+            wait_until(lambda: samples(address).get((name, "payments", "card_id"), 0) >= 2, "the next one is counted")
+            assert stream.process.poll() is None
+            # And once: the first was committed before, or is read again by a process that has not counted it.
+            time.sleep(1)
+            assert samples(address)[name, "payments", "card_id"] == 2
+            kafka.stop()
+            time.sleep(1)
+            assert stream.stop() == 0
+            log = stream.log.read_text(encoding="utf-8")
+            assert "Traceback" not in log
+            # A minute without Kafka must not bury what else the log says. (FAIL is librdkafka's word.)
+            assert len([line for line in log.splitlines() if " FAIL " not in line]) < 100
+
+
+def test_it_runs_on_the_embedded_broker_of_the_demonstration(tmp_path: Path) -> None:
+    broker = EmbeddedBroker()
+    try:
+        settings = KafkaSettings(bootstrap=broker.bootstrap)
+        with Deployment(tmp_path, broker.bootstrap, "") as deployment:
+            stream, address = started(deployment)
+            produce(broker.bootstrap, "dead-letters", [(b"k", letter(settings, "payments", "card_id: odd", 1))])
+            wait_until(lambda: ("paywarden_dead_letters_total", "payments", "card_id") in samples(address), "counted")
+            assert stream.stop() == 0
+            assert "Traceback" not in stream.log.read_text(encoding="utf-8")
+    finally:
+        broker.close()
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_code_1(deployment: Deployment) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = deployment.config.read_text(encoding="utf-8")
+        deployment.config.write_text(config.replace("[stream]\n", f"[stream]\nhttp_port = {port}\n"), encoding="utf-8")
+        stream = deployment.start("stream")
+        assert stream.process.wait(timeout=60) == 1
+    lines = stream.log.read_text(encoding="utf-8").splitlines()
+    assert lines[-1].startswith(f"paywarden: [stream] http_host, http_port: cannot listen on 127.0.0.1:{port}: ")
+    assert not [line for line in lines if "Traceback" in line]
