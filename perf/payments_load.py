@@ -16,22 +16,27 @@ _COUNTRIES = ("DE", "FR", "NL", "PL", "IT", "ES", "AT", "BE")
 
 
 class PaymentMaker:
-    """Encoded payments of so many cards, each with a merchant and a device; a tenth as many merchants.
+    """Encoded payments of so many cards, each with a merchant and one of the card's two devices.
 
-    A few merchants have most payments, as in life: shares fall with a power of their rank.
+    There are a tenth as many merchants.
+    A few merchants have most payments, as in life: shares fall with a power of their rank. Of all the cards there are,
+    `active` pay, and their share of the merchants is paid: the others only have profiles.
     """
 
-    def __init__(self, *, cards: int, seed: int) -> None:
+    def __init__(self, *, cards: int, seed: int, active: int | None = None) -> None:
         self._rng = np.random.default_rng(seed)
         self.cards, self.merchants = cards, max(1, cards // 10)
+        self._active = active or cards
+        self._stride = cards // self._active
         self._encoder = Encoder("payments", LocalSchemaIds().id_of("payments"))
         self._made = 0
 
     def take(self, count: int, *, last_ms: int, span_ms: int) -> Iterator[tuple[str, bytes]]:
         """(card, value) of payments made over `span_ms` up to `last_ms`, in no order of time within a second."""
         rng = self._rng
-        cards = rng.integers(0, self.cards, count).tolist()
-        merchants = (self.merchants * rng.random(count) ** 3).astype(int).tolist()
+        cards = (rng.integers(0, self._active, count) * self._stride).tolist()
+        active_merchants = max(1, self._active // 10)
+        merchants = ((active_merchants * rng.random(count) ** 3).astype(int) * self._stride).tolist()
         amounts = np.exp(rng.normal(8.0, 1.2, count)).astype(int).tolist()
         times = (
             last_ms - span_ms + np.arange(count) * span_ms // max(1, count) - rng.integers(0, 1000, count)

@@ -49,6 +49,9 @@ from tests.standin.aerospike_server import StandIn
 _ENTITIES = ("card", "merchant", "device")
 _FRESHNESS_SECONDS = 20.0
 _TARGETS = {"memory": 15_000, "aerospike": 6_000}
+# Cards there are, and how many of them pay: a hundred times as many entities with the same payments among them, and
+# with payments spread so thin that next to no two of a batch share a profile.
+_POPULATIONS = {"": (10_000, 10_000), "_1m_cards": (1_000_000, 10_000), "_1m_cards_active": (1_000_000, 1_000_000)}
 _STAGES = ("read", "decode", "keep", "route", "update", "changelog", "flush", "commit")
 _DAY_MS = 86_400_000
 
@@ -67,9 +70,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, KafkaServer(Path(folder)) as kafka:
         for store in arguments.store.split(","):
             with _store_address(store) as address:
-                runs = {10_000: "", 1_000_000: "_1m_cards"} if store == "memory" else {10_000: ""}
-                for cards, suffix in runs.items():
-                    report = _throughput(kafka.bootstrap, store, address, cards, arguments.payments)
+                for suffix, (cards, active) in _POPULATIONS.items() if store == "memory" else [("", (10_000, 10_000))]:
+                    report = _throughput(kafka.bootstrap, store, address, cards, active, arguments.payments)
                     figures |= _figures(f"{store}{suffix}", report)
                 if store == "memory":
                     figures |= _freshness(kafka.bootstrap, store, address)
@@ -91,10 +93,10 @@ def _figures(name: str, report: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _throughput(bootstrap: str, store: str, address: str, cards: int, count: int) -> dict[str, Any]:
+def _throughput(bootstrap: str, store: str, address: str, cards: int, active: int, count: int) -> dict[str, Any]:
     """A backlog worked off. Profiles that were there before are as large for many cards as for few."""
     kafka = _new_topics(bootstrap)
-    maker = PaymentMaker(cards=cards, seed=1)
+    maker = PaymentMaker(cards=cards, active=active, seed=1)
     sent = send_all(kafka, maker.take(count, last_ms=time.time_ns() // 1_000_000, span_ms=_DAY_MS))
     worker = _start(kafka, store, address, cards, sent)
     return _finish(worker, sent)
