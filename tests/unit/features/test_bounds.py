@@ -90,7 +90,7 @@ def between_guards(
     plan = of.plan
     count = plan.entity_count
     data = guarded_bytes(state, fill)
-    words = Guarded(max(map(plan.word_count, range(count))) + plan.bound_count, np.int64, fill)
+    words = Guarded(max(map(plan.word_count, range(count))), np.int64, fill)
     values = Guarded(plan.value_count, np.float64, fill)
     vectors = Guarded(plan.feature_count, np.float32, fill)
     slots = Guarded(len(update) * plan.slot_count, np.float64, fill)
@@ -183,7 +183,7 @@ def run_with_bounds_checked() -> None:
     """Every path of the kernel, with damaged profiles too; an index out of bounds is an IndexError."""
     assert os.environ["NUMBA_BOUNDSCHECK"] == "1"
     with pytest.raises(IndexError):
-        kernel.advance_source(np.full(3, kernel.SOURCES_MAX - 1), 1, 1)
+        kernel.advance_source(engine().plan.words, 0, np.full(4, kernel.SOURCES_MAX - 1), 1, 1)
     chance = random.Random(7)
     for of in (engine(), rich()):
         for entity in ENTITIES:
@@ -195,8 +195,8 @@ def run_with_bounds_checked() -> None:
         # What would overflow if it were taken: full tables that make room for nothing, and too many sources.
         assert status_of(entity, full(entity, tiles_to_ms=SUNDAY_MS + 90 * DAY_MS, newest_ms=1)) == "it is damaged"
         too_many = [(number, 0) for number in range(2000)]
-        assert status_of(entity, stored(entity, sources=too_many)) == "it is damaged"
-        assert "source partitions" in status_of(entity, stored(entity, sources=too_many[: kernel.SOURCES_MAX + 1]))
+        for count in (kernel.SOURCES_MAX + 1, len(too_many)):
+            assert "source partitions" in status_of(entity, stored(entity, sources=too_many[:count]))
 
 
 def run_damage(of: FeatureEngine, entity: str, chance: random.Random) -> None:
@@ -251,11 +251,13 @@ def random_change(chance: random.Random) -> Change:
 def run_lengths_that_overflow() -> None:
     """Foreign profiles whose tables and memories say they are so long that their size in words is a small number."""
     for entity in ENTITIES:
-        foreign = profile(rich(), entity, GOOD)
+        foreign, empty = profile(rich(), entity, GOOD), profile(rich(), entity, [])
         shape = rich().plan.shapes[rich().plan.entity_names.index(entity)]
         for place in range(4, 4 + len(shape.tables) + len(shape.memories)):
-            for length in (2**60, 2**61, 2**62, 2**63 - 1):
+            for length in (-1, 2**16, 2**17, 2**60, 2**61, 2**62, 2**63 - 1):
                 assert status_of(entity, changed(foreign, place, length)) == "it is damaged"
+                # Columns of zeros take no bytes, however many there are: none adds up, but for what is dropped.
+                status_of(entity, changed(empty, place, length))
 
 
 @pytest.fixture(scope="module")
