@@ -239,6 +239,17 @@ def _store_word_intrinsic(typing_context: Any, data: Any, position: Any, value: 
 
 
 @intrinsic
+def _place_intrinsic(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
+    """A place in an array, which is not below zero: then no read there looks whether it counts from the end."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        builder.assume(builder.icmp_signed(">=", arguments[0], ir.Constant(ir.IntType(64), 0)))
+        return arguments[0]
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
 def _leading_zeros_intrinsic(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
     """How many of an int64's 64 bits are 0 before the first 1."""
 
@@ -271,6 +282,7 @@ def _pointer_intrinsic(typing_context: Any, address: Any) -> Any:  # noqa: ARG00
 # Called from compiled code, without the typing context.
 _load_word: Any = _load_word_intrinsic
 _store_word: Any = _store_word_intrinsic
+_place: Any = _place_intrinsic
 _leading_zeros: Any = _leading_zeros_intrinsic
 _ones: Any = _ones_intrinsic
 _pointer: Any = _pointer_intrinsic
@@ -426,7 +438,7 @@ def pack(plan: I64, entity: int, words: I64, out: U8, position: int) -> int:
     return position
 
 
-@_compiled
+@_inlined
 def _pack_table(
     plan: I64, where: int, words: I64, rows: int, scratch: int, out: U8, widths: int, column: int, position: int
 ) -> int:
@@ -450,14 +462,14 @@ def _pack_table(
     return position
 
 
-@_compiled
+@_inlined
 def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -> int:
     """Read the stored form in data[start:end] into `words`. Returns OK or what is wrong with it.
 
     What it takes for OK is safe to update: sources ascend, tiles ascend and lie within their table's reach of
     the newest event, memories are in order, and none of them is larger than there is room for.
     """
-    section = plan[ENTITIES_AT + entity]
+    section = _place(plan[ENTITIES_AT + entity])
     if end - start < 8:
         return DAMAGED
     head = _load_word(data, start) & _HEAD_MASK
@@ -479,7 +491,7 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
         return DAMAGED
     column = 4
     for table in range(tables):
-        where = plan[section + TABLES_AT] + table * TABLE_SIZE
+        where = _place(plan[section + TABLES_AT] + table * TABLE_SIZE)
         rows, room, tiles_at = words[LENGTHS_AT + 1 + table], plan[where + CAPACITY], plan[where + TILES_AT]
         if not 0 <= rows <= room or _width_of(data, widths, column) > _AGE_WIDTH_MAX:
             return DAMAGED
@@ -493,7 +505,7 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
                 coded[row] = _signed(coded[row])
         column += plan[where + WIDTH]
     for memory in range(memories):
-        where = plan[section + MEMORIES_AT] + memory * MEMORY_SIZE
+        where = _place(plan[section + MEMORIES_AT] + memory * MEMORY_SIZE)
         items, room, values_at = (
             words[LENGTHS_AT + 1 + tables + memory],
             plan[where + MEMORY_CAPACITY],
@@ -607,7 +619,7 @@ def advance_source(plan: I64, entity: int, words: I64, source: int, offset: int)
     return 1
 
 
-@_compiled
+@_inlined
 def _drop_expired(plan: I64, where: int, words: I64, length: int, newest_tile: int) -> int:
     """Forget the tiles that no window can reach any more; returns how many are left."""
     room, tiles_at = plan[where + CAPACITY], plan[where + TILES_AT]
@@ -621,12 +633,13 @@ def _drop_expired(plan: I64, where: int, words: I64, length: int, newest_tile: i
         words[length] = count
         for number in range(plan[where + WIDTH]):
             at = tiles_at + number * room
-            for row in range(at, at + count):
-                words[row] = words[row + expired]
+            column = words[at : at + count + expired]
+            for row in range(count):
+                column[row] = column[row + expired]
     return int(count)
 
 
-@_compiled
+@_inlined
 def _row_of_tile(plan: I64, where: int, words: I64, length: int, count: int, tile: int) -> int:
     """The row of a tile, made if there is none. There is room: expired tiles have been dropped."""
     room, tiles_at = plan[where + CAPACITY], plan[where + TILES_AT]
@@ -656,7 +669,7 @@ def answers(plan: I64, attributes: I64) -> int:
     return int(held)
 
 
-@_compiled
+@_inlined
 def _holds(attributes: I64, column: int, operator: int, value: int) -> bool:
     actual = attributes[column]
     if operator == EQUAL:
@@ -701,7 +714,7 @@ def _remember(plan: I64, where: int, words: I64, length: int, value: int, time_m
     words[times_at + place] = time_ms
 
 
-@_compiled
+@_inlined
 def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int) -> None:
     """A payment's part of one tile."""
     amount = attributes[AMOUNT]
@@ -823,12 +836,12 @@ def _estimate_distinct(ones: int, parts: int) -> float:
 
 @_inlined
 def _reduce_sums(plan: I64, result: int, words: I64, top: int, lows: I64, room: int, slots: F64) -> None:
-    window = plan[result + WINDOWS_AT]
+    window = _place(plan[result + WINDOWS_AT])
     for part in range(plan[result + RESULT_PARTS]):
-        at = plan[result + RESULT_AT] + part * room
+        at = _place(plan[result + RESULT_AT] + part * room)
         total, high = np.int64(0), top
         for number in range(plan[result + WINDOW_COUNT]):
-            low = lows[plan[window + number * WINDOW_SIZE + BOUND]]
+            low = _place(lows[plan[window + number * WINDOW_SIZE + BOUND]])
             for value in words[at + low : at + high]:
                 total += value
             high = low
@@ -838,12 +851,12 @@ def _reduce_sums(plan: I64, result: int, words: I64, top: int, lows: I64, room: 
 @_inlined
 def _reduce_extremes(plan: I64, result: int, words: I64, top: int, lows: I64, slots: F64) -> None:
     """LARGEST and SMALLEST: they are stored plus one, and 0 is none."""
-    at = plan[result + RESULT_AT]
+    at = _place(plan[result + RESULT_AT])
     is_largest = plan[result + REDUCTION] == LARGEST
     best, high = np.int64(0), top
-    window = plan[result + WINDOWS_AT]
+    window = _place(plan[result + WINDOWS_AT])
     for _ in range(plan[result + WINDOW_COUNT]):
-        low = lows[plan[window + BOUND]]
+        low = _place(lows[plan[window + BOUND]])
         if is_largest:
             for value in words[at + low : at + high]:
                 best = max(best, value)
@@ -866,9 +879,9 @@ def _reduce_beside(
     """
     reduction = plan[result + REDUCTION]
     counted, beside = words[plan[result + RESULT_AT] :], words[plan[result + BESIDE_AT] :]
-    window = plan[result + WINDOWS_AT]
+    window = _place(plan[result + WINDOWS_AT])
     for _ in range(plan[result + WINDOW_COUNT]):
-        low = lows[plan[window + BOUND]]
+        low = _place(lows[plan[window + BOUND]])
         row = top
         streak, oldest, other = np.int64(0), np.nan, np.nan
         while row > low:
@@ -908,9 +921,9 @@ def _reduce_others(
 ) -> None:
     """DECAYED, UNION, NEWEST and OLDEST, each window from the start."""
     reduction, at = plan[result + REDUCTION], plan[result + RESULT_AT]
-    window = plan[result + WINDOWS_AT]
+    window = _place(plan[result + WINDOWS_AT])
     for _ in range(plan[result + WINDOW_COUNT]):
-        low = lows[plan[window + BOUND]]
+        low = _place(lows[plan[window + BOUND]])
         if reduction == UNION:
             ones = 0
             for part in range(plan[result + RESULT_PARTS]):
@@ -943,13 +956,13 @@ def _roll_up_table(plan: I64, where: int, words: I64, rows: int, as_of_ms: int, 
     tiles = words[plan[where + TILES_AT] : plan[where + TILES_AT] + rows]
     top = rows
     for group in range(plan[where + GROUP_COUNT]):
-        at = plan[where + GROUPS_AT] + group * GROUP_SIZE
+        at = _place(plan[where + GROUPS_AT] + group * GROUP_SIZE)
         top = _count_below(tiles, top, now_tile - plan[at + NEWEST_AGE] + 1)
         low = top
         for bound in range(plan[at + BOUND_COUNT]):
             low = _count_below(tiles, low, now_tile - plan[plan[at + BOUNDS_AT] + bound])
             lows[bound] = low
-        result = plan[at + RESULTS_AT]
+        result = _place(plan[at + RESULTS_AT])
         for _ in range(plan[at + RESULT_COUNT]):
             reduction = plan[result + REDUCTION]
             if reduction == SUM:
@@ -1016,18 +1029,18 @@ def _recollect(plan: I64, where: int, words: I64, items: int, attributes: I64, s
         slots[plan[at + RECOLLECTION_SLOT]] = result
 
 
-@_compiled
+@_inlined
 def roll_up(plan: I64, entity: int, words: I64, attributes: I64, slots: F64) -> None:
     """What is known of an entity as of a payment, into its part of `slots`. Shape (SLOT_COUNT,)."""
-    section = plan[ENTITIES_AT + entity]
+    section = _place(plan[ENTITIES_AT + entity])
     tables = plan[section + TABLE_COUNT]
     as_of_ms = attributes[TIME_MS]
     lows = words[plan[section + SCRATCH_AT] :]
     for table in range(tables):
-        where = plan[section + TABLES_AT] + table * TABLE_SIZE
+        where = _place(plan[section + TABLES_AT] + table * TABLE_SIZE)
         _roll_up_table(plan, where, words, words[LENGTHS_AT + 1 + table], as_of_ms, lows, slots)
     for memory in range(plan[section + MEMORY_COUNT]):
-        where = plan[section + MEMORIES_AT] + memory * MEMORY_SIZE
+        where = _place(plan[section + MEMORIES_AT] + memory * MEMORY_SIZE)
         _recollect(plan, where, words, words[LENGTHS_AT + 1 + tables + memory], attributes, slots)
     recency = plan[section + RECENCY_SLOT]
     if words[FIRST_MS] == 0:
@@ -1041,7 +1054,7 @@ def roll_up(plan: I64, entity: int, words: I64, attributes: I64, slots: F64) -> 
 @_compiled
 def clear_slots(plan: I64, entity: int, slots: F64) -> None:
     """Everything about an entity is missing: the payment has none."""
-    section = plan[ENTITIES_AT + entity]
+    section = _place(plan[ENTITIES_AT + entity])
     base = plan[section + SLOT_BASE]
     for slot in range(base, base + plan[section + ENTITY_SLOTS]):
         slots[slot] = np.nan
@@ -1050,7 +1063,7 @@ def clear_slots(plan: I64, entity: int, slots: F64) -> None:
 # The vector
 
 
-@_compiled
+@_inlined
 def _trailing_zeros(amount: int) -> int:
     """Decimal zeros at the end: 3 for 12,000. 0 for an amount of 0."""
     zeros = 0
@@ -1060,7 +1073,7 @@ def _trailing_zeros(amount: int) -> int:
     return zeros
 
 
-@_compiled
+@_inlined
 def _below_limit(plan: I64, amount: int, limits_at: int, count: int) -> float:
     """How far below the next limit, as a share of it: 0.01 for 99 and a limit of 100; NaN above all limits."""
     for number in range(limits_at, limits_at + count):
@@ -1069,7 +1082,7 @@ def _below_limit(plan: I64, amount: int, limits_at: int, count: int) -> float:
     return np.nan
 
 
-@_compiled
+@_inlined
 def _deviation(count: float, total: float, low: float, high: float) -> float:
     """Sample standard deviation from count, sum and sum of squares; NaN of fewer than two."""
     if not count >= 2.0:
@@ -1103,7 +1116,7 @@ def _top_share(values: F64, first: int, count: int) -> float:
     return largest / total if total > 0.0 else np.nan
 
 
-@_compiled
+@_inlined
 def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
     """One value from the payment's own attributes."""
     if operation == ATTRIBUTE_VALUE:
@@ -1130,7 +1143,7 @@ def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
     return float(weekday)
 
 
-@_compiled
+@_inlined
 def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
     """Attributes and slots to the vector. `out`: shape (FEATURE_COUNT,), overwritten, missing is NaN.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -260,6 +263,34 @@ def run_lengths_that_overflow() -> None:
                 status_of(entity, changed(empty, place, length))
 
 
+def run_before_the_end_of_memory() -> None:
+    """Profiles that end where the process may read no further: eight bytes at once must not reach beyond."""
+    page, no_access = mmap.PAGESIZE, 0
+    memory = mmap.mmap(-1, 2 * page)
+    data = np.frombuffer(memory, dtype=np.uint8)[:page]
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(data.ctypes.data + page), ctypes.c_size_t(page), no_access) == 0
+    for of in (engine(), rich()):
+        words = np.zeros(max(map(of.plan.word_count, range(of.plan.entity_count))), dtype=np.int64)
+        for number, entity in enumerate(ENTITIES):
+            # The last column of one that no topic has brought is a measure; else it is offsets, of every width.
+            states = [profile(of, entity, [replace(change, source=-1) for change in GOOD])]
+            states += [
+                profile(of, entity, [payment(NOON_MS, 5, source=source, offset=256**size) for source in range(count)])
+                for size in range(8)
+                for count in (1, 2, 3)
+            ]
+            for state in states:
+                start = page - len(state)
+                data[start:] = np.frombuffer(state, dtype=np.uint8)
+                assert kernel.unpack(of.plan.words, number, data, start, page, words) == kernel.OK
+
+
+def test_nothing_behind_the_last_byte_is_read() -> None:
+    done = run_in_another_process("run_before_the_end_of_memory", {})
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def checked_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where compiled code goes that checks its bounds: what checks none must not be found in its place."""
@@ -275,16 +306,20 @@ def test_no_length_leads_a_migration_out_of_bounds(checked_code: Path) -> None:
 
 
 def run_in_a_checked_process(function: str, folder: Path) -> None:
-    code = f"from tests.unit.features import test_bounds; test_bounds.{function}()"
     # Optimised less, which takes most of the time to compile.
     checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "NUMBA_CACHE_DIR": str(folder)}
-    done = subprocess.run(
+    done = run_in_another_process(function, checked)
+    assert done.returncode == 0, done.stderr
+
+
+def run_in_another_process(function: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    code = f"from tests.unit.features import test_bounds; test_bounds.{function}()"
+    return subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, **checked},
+        env={**os.environ, **environment},
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=250,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
