@@ -17,7 +17,7 @@ from features import kernel
 from features.catalogue import CATALOGUE
 from features.declare import Catalogue
 from features.plan import Plan, compile_plan
-from features.shape import decode_shape, shape_of, translation
+from features.shape import Shape, decode_shape, numbers_of, shape_of, translation
 from features.store import RECORD_BYTES_MAX
 from schemas.errors import Misconfigured
 
@@ -82,10 +82,9 @@ class FeatureEngine:
                 f"feature catalogue: a profile may take {self.profile_bytes_max} bytes, a store takes "
                 f"{RECORD_BYTES_MAX}: longer hops or shorter windows make it smaller"
             )
-        # Behind the words a roll-up notes where windows end.
-        self._words = np.zeros(max(map(plan.word_count, entities)) + plan.bound_count, dtype=np.int64)
+        self._words = np.zeros(max(map(plan.word_count, entities)), dtype=np.int64)
         self._values = np.zeros(plan.value_count)
-        self._translations: dict[tuple[int, bytes], NDArray[np.int64]] = {}
+        self._translations: dict[tuple[int, bytes], tuple[Shape, NDArray[np.int64]]] = {}
 
     def new_slots(self, row_count: int) -> NDArray[np.float64]:
         """Room for roll-up results, shape (row_count, slots), everything missing."""
@@ -207,10 +206,13 @@ class FeatureEngine:
             assert array.dtype == kind
             assert array.flags.c_contiguous
         frame = np.array([number for a in arrays for number in (a.ctypes.data, a.size)], dtype=np.int64)
+        assert len(frame) == 2 * kernel.BOUND_ARRAYS
+        frame_at = frame.ctypes.data
 
         def fill() -> None:
-            if kernel.fill_bound_vector(frame) != kernel.OK:
-                # Rare: the same again tells what is wrong, and migrates what can be.
+            if kernel.fill_bound_vector(frame_at) != kernel.OK:
+                # Rare: the same again tells what is wrong, and migrates what can be. Naming the frame keeps it alive.
+                assert frame.ctypes.data == frame_at
                 self.fill_vectors(attributes, presence, states, bounds, out)
 
         return fill
@@ -223,32 +225,29 @@ class FeatureEngine:
         if not state or state[0] != kernel.LAYOUT_VERSION:
             raise self._unreadable(kernel.WRONG_VERSION, entity)
         try:
-            digest, shape = shape_of(state)
-            steps = self._translation(entity, digest, shape)
+            found = self._translation(entity, *shape_of(state))
+            if found is None:
+                return state
+            shape, steps = found
+            numbers = numbers_of(state, shape)
         except Misconfigured:
             raise self._unreadable(kernel.DAMAGED, entity) from None
-        if steps is None:
-            return state
-        data = np.frombuffer(bytearray(state), dtype=np.uint8)
-        # A number takes half a byte at least.
-        numbers = np.zeros(2 * len(state) + 2, dtype=np.int64)
-        start = kernel.SHAPE_BYTES_AT + len(shape)
-        count = kernel.decode(data, start, len(data), numbers, 0)
-        out = np.empty(self.profile_bytes_max + kernel.SLACK_BYTES, dtype=np.uint8)
-        if count < 0 or kernel.migrate(self.plan.words, entity, steps, numbers, count, self._words) != kernel.OK:
+        if kernel.migrate(self.plan.words, entity, steps, numbers, self._words) != kernel.OK:
             raise self._unreadable(kernel.DAMAGED, entity)
+        out = np.empty(self.profile_bytes_max + kernel.SLACK_BYTES, dtype=np.uint8)
         size = kernel.pack(self.plan.words, entity, self._words, out, 0)
         return out[:size].tobytes()
 
-    def _translation(self, entity: int, digest: bytes, shape: bytes) -> NDArray[np.int64] | None:
-        """How profiles of a shape become this catalogue's; None when they are."""
+    def _translation(self, entity: int, digest: bytes, encoded: bytes) -> tuple[Shape, NDArray[np.int64]] | None:
+        """What shape profiles have, and how they become this catalogue's; None when they are."""
         plan = self.plan
         if int.from_bytes(digest, "little") == plan.words[plan.words[kernel.ENTITIES_AT + entity] + kernel.DIGEST]:
             return None
-        known = self._translations.get((entity, shape))
+        known = self._translations.get((entity, encoded))
         if known is None:
-            known = translation(decode_shape(shape), plan.shapes[entity])
-            self._translations[entity, shape] = known
+            shape = decode_shape(encoded)
+            known = shape, translation(shape, plan.shapes[entity])
+            self._translations[entity, encoded] = known
         return known
 
     def _all_migrated(

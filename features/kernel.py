@@ -1,28 +1,32 @@
 """The one implementation of profiles: update, roll-up, vector. Compiled by numba, used by everyone.
 
 A profile in working form is a flat int64 array ("words"): the times of its first and last payment and of its newest
-event, a directory, and the sections the directory points to. Sections are
+event, the length of each section, and the sections, each at the place that the plan gives it. A section is a table of
+columns, and a column stands in one piece: what a window holds of it is a slice.
 
-    sources     how far each source partition is contained: (source, offset), ascending
-    tables      one for each hop: rows in ascending order, each the tile's number (time // hop) and its measures;
-                only tiles that hold something exist
-    memories    the latest distinct values of an attribute: (value, when it was last seen), newest first
+    sources     how far each source partition is contained: two columns, source (ascending) and offset
+    tables      one for each hop: the tiles' numbers (time // hop, ascending), then a column for each word of each
+                measure; only tiles that hold something have a row
+    memories    the latest distinct values of an attribute: two columns, the value and when it was last seen, newest
+                first
 
-In stored form ("packed") the same numbers stand one after the other, each in as few whole bytes as it needs:
+In stored form ("packed") the same columns stand one after the other, each in numbers of one width: as many whole
+bytes as its largest number needs. So nothing inside a column depends on what came before it:
 
     byte      LAYOUT_VERSION
     4 bytes   the entity's shape digest, little endian (so are all numbers here)
     2 bytes   length of the shape, then the shape: hops, measures and memories, read only to migrate (features/shape.py)
-    4 bytes   how many numbers follow
-    nibbles   the width in bytes of each number, 0 to 8, two to a byte, the lower nibble first
-    bytes     the numbers: first payment ms; last and newest event, each relative to the number before it; the length
-              of each section; the rows of tables (tiles relative to the one before); memories (times relative to
-              the one before, the first to the newest event); sources
+    nibbles   the width in bytes of each column, 0 (it is all zeros) to 8, two to a byte, the lower nibble first
+    bytes     the columns: first payment ms; last and newest event, each relative to the number before it (three columns
+              of one number); the lengths of the sections, as one column: sources, tables, memories; then for each
+              table the tiles as how many hops they are older than the newest event's, and the measures; for each
+              memory the values, and the times relative to the one before, the first to the newest event; sources;
+              offsets
 
 1. `update` finds the tile of an event in each table and adds to it. All measures commute, a table is cut by the
    newest event alone, and a memory is the top of a total order: the same events in any order give the same bytes.
-2. `roll_up` finds where in each table the windows end, then walks each measure from the newest tile to the oldest,
-   noting the result whenever a window ends.
+2. `roll_up` finds where in each table the windows end, then goes through each measure from the newest tile to the
+   oldest, noting the result whenever a window ends.
 3. `assemble` runs the catalogue's program over roll-up results and the payment's attributes to the float32 vector.
 4. `apply_events` (stream, training, replay) and `fill_vectors` (scoring) are loops over these three.
 """
@@ -74,27 +78,30 @@ EQUAL, DIFFERENT, AT_LEAST, BELOW = range(4)
     SLOT_BASE,
     ENTITY_SLOTS,
     RECENCY_SLOT,
-    SOURCES_BASE,
-    FLAT_AT,
+    STORED_COLUMNS,
+    SOURCES_AT,
+    SCRATCH_AT,
     WORD_COUNT,
-) = range(13)
-ENTITY_SIZE = 13
-# Positions in a table's section. Columns from LABELS_FROM on are changed by labels, those before by payments.
-HOP_MS, CAPACITY, WIDTH, BASE, COLUMN_COUNT, LABELS_FROM, COLUMNS_AT, GROUP_COUNT, GROUPS_AT = range(9)
+) = range(14)
+ENTITY_SIZE = 14
+# Positions in a table's section. A row has WIDTH words, CAPACITY words apart; the tiles' numbers stand at TILES_AT.
+# Columns from LABELS_FROM on are changed by labels, those before by payments.
+HOP_MS, CAPACITY, WIDTH, TILES_AT, COLUMN_COUNT, LABELS_FROM, COLUMNS_AT, GROUP_COUNT, GROUPS_AT = range(9)
 TABLE_SIZE = 9
-# Positions in a column's section. CONDITION: 0 for always, else the bit that answers it, plus one.
-MEASURE, CONDITION, ATTRIBUTE, OFFSET, PARTS = range(5)
+# Positions in a column's section. CONDITION: 0 for always, else the bit that answers it, plus one. COLUMN_AT is where
+# in the words it starts, the first of its PARTS, which are CAPACITY words apart.
+MEASURE, CONDITION, ATTRIBUTE, COLUMN_AT, PARTS = range(5)
 COLUMN_SIZE = 5
 # Positions in a group's section: windows that start at the same age. Its bounds are the ages at which they end.
 NEWEST_AGE, BOUND_COUNT, BOUNDS_AT, RESULT_COUNT, RESULTS_AT = range(5)
 GROUP_SIZE = 5
 # Positions in a result's section: a column reduced in one way, over every window that asks for it, shortest first.
-REDUCTION, RESULT_OFFSET, BESIDE_OFFSET, RESULT_PARTS, WEIGHTS_AT, WINDOW_COUNT, WINDOWS_AT = range(7)
+REDUCTION, RESULT_AT, BESIDE_AT, RESULT_PARTS, WEIGHTS_AT, WINDOW_COUNT, WINDOWS_AT = range(7)
 RESULT_SIZE = 7
 BOUND, SLOT = range(2)
 WINDOW_SIZE = 2
 # Positions in a memory's section, and in a recollection's (what is asked of a memory).
-MEMORY_ATTRIBUTE, MEMORY_CAPACITY, MEMORY_BASE, RECOLLECTION_COUNT, RECOLLECTIONS_AT = range(5)
+MEMORY_ATTRIBUTE, MEMORY_CAPACITY, VALUES_AT, RECOLLECTION_COUNT, RECOLLECTIONS_AT = range(5)
 MEMORY_SIZE = 5
 RECOLLECTION_KIND, RECOLLECTION_SLOT = range(2)
 RECOLLECTION_SIZE = 2
@@ -141,19 +148,27 @@ LAST_VALUE, IS_NEW, SINCE_SAME, TRAVEL_KMH = range(4)
     TOP_SHARE,
 ) = range(16)
 
-# A profile's words: first and last payment, newest event of any kind, how many places the directory has; then the
-# directory, (length, base) of each section: sources, tables, memories.
-FIRST_MS, LAST_MS, NEWEST_MS, DIRECTORY_AT = range(4)
+# A profile's words: first and last payment, newest event of any kind; then the length of each section: sources,
+# tables, memories.
+FIRST_MS, LAST_MS, NEWEST_MS, LENGTHS_AT = range(4)
 # One profile hears from every partition of `payments` and `outcomes`; 128 allows 64 of each.
 SOURCES_MAX = 128
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 SHAPE_BYTES_AT = 7
-# What comes before the shape and, after it, the count of numbers.
-HEADER_BYTES = SHAPE_BYTES_AT + 4
-# A number may be written eight bytes wide before its width is known: room that a buffer needs behind its end.
+# What the first eight bytes of a stored profile say before its shape.
+_HEAD_MASK = (1 << 8 * SHAPE_BYTES_AT) - 1
+# Columns of every stored profile beside those of its tables and memories: three times, the lengths, sources, offsets.
+FIXED_COLUMNS = 6
+# A tile is at most as many hops old as its table has room for: four bytes are plenty, and cannot be below zero.
+_AGE_WIDTH_MAX = 4
+# From so many rows on reading several bytes at once, which most columns have, outweighs what it takes to begin.
+_VECTOR_ROWS = 8
+# A number is written eight bytes wide whatever its width: room that a buffer needs behind its end.
 SLACK_BYTES = 8
 
+# How many arrays `fill_bound_vector` takes in one.
+BOUND_ARRAYS = 8
 # Kinds of events.
 PAYMENT, LABEL = 0, 1
 # Whether an entity takes part in a payment.
@@ -191,6 +206,13 @@ def _compiled(function: _Function) -> _Function:
     return compiled
 
 
+def _inlined(function: _Function) -> _Function:
+    """Compile into whatever calls it: a call that hands on three arrays takes longer than most of these run."""
+    options: dict[str, Any] = {"_nrt": False, "forceinline": True}
+    compiled: _Function = njit(cache=True, error_model="numpy", **options)(function)
+    return compiled
+
+
 @intrinsic
 def _load_word_intrinsic(typing_context: Any, data: Any, position: Any) -> Any:  # noqa: ARG001
     """Eight bytes from any position as an int64: numba has no unaligned load, and eight loads take far longer."""
@@ -214,6 +236,17 @@ def _store_word_intrinsic(typing_context: Any, data: Any, position: Any, value: 
         return context.get_dummy_value()
 
     return types.void(data, types.int64, types.int64), generate
+
+
+@intrinsic
+def _place_intrinsic(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
+    """A place in an array, which is not below zero: then no read there looks whether it counts from the end."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        builder.assume(builder.icmp_signed(">=", arguments[0], ir.Constant(ir.IntType(64), 0)))
+        return arguments[0]
+
+    return types.int64(types.int64), generate
 
 
 @intrinsic
@@ -249,6 +282,7 @@ def _pointer_intrinsic(typing_context: Any, address: Any) -> Any:  # noqa: ARG00
 # Called from compiled code, without the typing context.
 _load_word: Any = _load_word_intrinsic
 _store_word: Any = _store_word_intrinsic
+_place: Any = _place_intrinsic
 _leading_zeros: Any = _leading_zeros_intrinsic
 _ones: Any = _ones_intrinsic
 _pointer: Any = _pointer_intrinsic
@@ -269,277 +303,279 @@ def mix(code: int) -> int:
 # Stored form
 
 
-@_compiled
-def decode(data: U8, start: int, end: int, numbers: I64, at: int) -> int:
-    """The numbers in data[start:end] to numbers[at:]; returns how many, or minus what is wrong.
+@_inlined
+def _width_of(data: U8, widths: int, column: int) -> int:
+    """How many bytes a number of a column takes, by the nibble that says it."""
+    return int(np.int64(data[widths + (column >> 1)]) >> ((column & 1) << 2) & 15)
 
-    `start` is where their count stands. One number more than there are may be written, as padding.
+
+@_compiled
+def _read_columns(
+    data: U8, widths: int, column: int, columns: int, position: int, end: int, rows: int, words: I64, at: int, step: int
+) -> int:
+    """Columns of one length to words[at:], each `step` behind the one before; returns where they end in `data`.
+
+    The first is the `column`-th of the profile, whose widths stand at `widths`; its numbers start at `position`.
+    Returns -1 when they end behind `end` or are wider than a number. `words` must have the room.
     """
-    if end - start < 4:
-        return -DAMAGED
-    count = np.int64(data[start]) | np.int64(data[start + 1]) << 8
-    count |= np.int64(data[start + 2]) << 16 | np.int64(data[start + 3]) << 24
-    pairs = (count + 1) >> 1
-    position = start + 4 + pairs
-    if position > end or at + 2 * pairs > len(numbers):
-        return -DAMAGED
-    pair = start + 4
-    stop = pair + pairs
-    wide = np.int64(0)
-    # Both numbers of a pair are read eight bytes wide and cut: 15 + 8 bytes reach no further than the buffer.
-    readable = len(data) - 24
-    while pair < stop and position <= readable:
-        widths = np.int64(data[pair])
-        first, second = widths & 15, widths >> 4
-        wide |= (first + 7) | (second + 7)
-        # Shifted twice: a shift by all 64 bits is not defined, and by 0 must leave the number 0.
-        numbers[at] = _load_word(data, position) & ((np.int64(1) << 4 * first << 4 * first) - 1)
-        position += first
-        numbers[at + 1] = _load_word(data, position) & ((np.int64(1) << 4 * second << 4 * second) - 1)
-        position += second
-        at += 2
-        pair += 1
-    while pair < stop:
-        widths = np.int64(data[pair])
-        for width in (widths & 15, widths >> 4):
-            if width > 8 or position + width > end:
-                return -DAMAGED
-            value = np.int64(0)
-            for byte in range(width):
-                value |= np.int64(data[position + byte]) << 8 * byte
-            numbers[at] = value
-            position += width
-            at += 1
-        pair += 1
-    # A width above 8 makes one of the sums above reach 16.
-    if position != end or wide >= 16:
-        return -DAMAGED
-    return int(count)
-
-
-@_compiled
-def _encode(numbers: I64, first: int, count: int, out: U8, position: int) -> int:
-    """Write count numbers, numbers[first:] and on, with their count before them; returns where they end."""
-    for byte in range(4):
-        out[position + byte] = (count >> 8 * byte) & 255
-    pair = position + 4
-    position = pair + ((count + 1) >> 1)
-    # What is beyond the last number is written as 0, of no bytes.
-    numbers[first + count] = 0
-    for at in range(first, first + count, 2):
-        value = numbers[at]
-        low = (71 - _leading_zeros(value)) >> 3
-        _store_word(out, position, value)
-        position += low
-        value = numbers[at + 1]
-        high = (71 - _leading_zeros(value)) >> 3
-        _store_word(out, position, value)
-        position += high
-        out[pair] = low | high << 4
-        pair += 1
+    readable = len(data) - 8
+    for number in range(column, column + columns):
+        width = _width_of(data, widths, number)
+        stop = position + rows * width
+        if width > 8 or stop > end:
+            return -1
+        # Views, because an index that may count from the end keeps a loop from being vectorised.
+        numbers = words[at : at + rows]
+        if width == 1 and rows >= _VECTOR_ROWS:
+            source = data[position:stop]
+            for row in range(rows):
+                numbers[row] = source[row]
+        elif stop - width <= readable:
+            # Shifted twice: a shift by all 64 bits is not defined.
+            mask = (np.int64(1) << 4 * width << 4 * width) - 1
+            for row in range(rows):
+                numbers[row] = _load_word(data, position + width * row) & mask
+        else:
+            # So near the end of the buffer that eight bytes at once would reach beyond it.
+            for row in range(rows):
+                value = np.int64(0)
+                for byte in range(width):
+                    value |= np.int64(data[position + width * row + byte]) << 8 * byte
+                numbers[row] = value
+        position = stop
+        at += step
     return position
 
 
 @_compiled
+def _write_column(numbers: I64, at: int, rows: int, out: U8, widths: int, column: int, position: int) -> int:
+    """Write numbers[at : at + rows] as the `column`-th of a profile, and its width; returns where it ends."""
+    values = numbers[at : at + rows]
+    bits = np.int64(0)
+    for row in range(rows):
+        bits |= values[row]
+    width = (71 - _leading_zeros(bits)) >> 3
+    if column & 1:
+        out[widths + (column >> 1)] |= width << 4
+    else:
+        out[widths + (column >> 1)] = width
+    if width == 1:
+        target = out[position : position + rows]
+        for row in range(rows):
+            target[row] = values[row]
+    elif width > 1:
+        # In this order: what one writes beyond its end the next overwrites.
+        for row in range(rows):
+            _store_word(out, position + width * row, values[row])
+    return int(position + width * rows)
+
+
+@_inlined
+def _signed(value: int) -> int:
+    """What a number of a label's column stands for. It is stored zigzag: 0, -1, 1, -2, 2."""
+    return ((value >> 1) & 0x7FFFFFFFFFFFFFFF) ^ -(value & 1)
+
+
+@_compiled
 def clear(plan: I64, entity: int, words: I64) -> None:
-    """Make `words` the profile of an entity nothing is known of, with every section at its full-size place."""
+    """Make `words` the profile of an entity nothing is known of."""
     section = plan[ENTITIES_AT + entity]
-    words[FIRST_MS] = 0
-    words[LAST_MS] = 0
-    words[NEWEST_MS] = 0
-    entry = DIRECTORY_AT
-    words[entry] = 0
-    words[entry + 1] = plan[section + SOURCES_BASE]
-    for table in range(plan[section + TABLE_COUNT]):
-        entry += 2
-        words[entry] = 0
-        words[entry + 1] = plan[plan[section + TABLES_AT] + table * TABLE_SIZE + BASE]
-    for memory in range(plan[section + MEMORY_COUNT]):
-        entry += 2
-        words[entry] = 0
-        words[entry + 1] = plan[plan[section + MEMORIES_AT] + memory * MEMORY_SIZE + MEMORY_BASE]
+    for number in range(LENGTHS_AT + 1 + plan[section + TABLE_COUNT] + plan[section + MEMORY_COUNT]):
+        words[number] = 0
 
 
 @_compiled
 def pack(plan: I64, entity: int, words: I64, out: U8, position: int) -> int:
-    """Write the stored form from `position` on; returns where it ends. `out` must have `packed_bytes_max` of room.
-
-    Uses the flat part of `words`: a profile that lies there (`spread` was not asked for) cannot be packed.
-    """
+    """Write the stored form from `position` on; returns where it ends. `out` must have `packed_bytes_max` of room."""
     section = plan[ENTITIES_AT + entity]
     tables, memories = plan[section + TABLE_COUNT], plan[section + MEMORY_COUNT]
-    flat = plan[section + FLAT_AT]
-    words[flat] = words[FIRST_MS]
-    words[flat + 1] = words[LAST_MS] - words[FIRST_MS]
-    # A label can be newer than the last payment, never older than the newest event.
-    words[flat + 2] = words[NEWEST_MS] - words[LAST_MS]
-    at = flat + 3
-    for entry in range(1 + tables + memories):
-        words[at] = words[DIRECTORY_AT + 2 * entry]
-        at += 1
-    for table in range(tables):
-        where = plan[section + TABLES_AT] + table * TABLE_SIZE
-        width = plan[where + WIDTH]
-        columns_at = plan[where + COLUMNS_AT]
-        labels = columns_at + plan[where + LABELS_FROM] * COLUMN_SIZE
-        columns_end = columns_at + plan[where + COLUMN_COUNT] * COLUMN_SIZE
-        row = words[DIRECTORY_AT + 2 + 2 * table + 1]
-        previous = np.int64(0)
-        for _ in range(words[DIRECTORY_AT + 2 + 2 * table]):
-            words[at] = words[row] - previous
-            previous = words[row]
-            for column in range(1, width):
-                words[at + column] = words[row + column]
-            for column in range(labels, columns_end, COLUMN_SIZE):
-                # Zigzag: a correction may take more away than has arrived.
-                value = words[row + plan[column + OFFSET]]
-                words[at + plan[column + OFFSET]] = (value << 1) ^ (value >> 63)
-            at += width
-            row += width
-    for memory in range(memories):
-        entry = DIRECTORY_AT + 2 + 2 * (tables + memory)
-        item = words[entry + 1]
-        previous = words[NEWEST_MS]
-        for _ in range(words[entry]):
-            words[at] = words[item]
-            words[at + 1] = previous - words[item + 1]
-            previous = words[item + 1]
-            at += 2
-            item += 2
-    item = words[DIRECTORY_AT + 1]
-    for number in range(2 * words[DIRECTORY_AT]):
-        words[at + number] = words[item + number]
-    at += 2 * words[DIRECTORY_AT]
-
-    out[position] = LAYOUT_VERSION
-    for byte in range(4):
-        out[position + 1 + byte] = (plan[section + DIGEST] >> 8 * byte) & 255
-    shape_size = plan[section + SHAPE_SIZE]
-    out[position + 5] = shape_size & 255
-    out[position + 6] = shape_size >> 8
+    shape_size, shape_at = plan[section + SHAPE_SIZE], plan[section + SHAPE_AT]
+    _store_word(out, position, LAYOUT_VERSION | plan[section + DIGEST] << 8 | shape_size << 40)
     position += SHAPE_BYTES_AT
-    shape_at = plan[section + SHAPE_AT]
     for byte in range(shape_size):
         out[position + byte] = plan[shape_at + byte]
-    return _encode(words, flat, at - flat, out, position + shape_size)
+    widths = position + shape_size
+    position = widths + ((plan[section + STORED_COLUMNS] + 1) >> 1)
+    # What is stored in another way than it is kept goes through the scratch.
+    scratch = plan[section + SCRATCH_AT]
+
+    words[scratch] = words[FIRST_MS]
+    words[scratch + 1] = words[LAST_MS] - words[FIRST_MS]
+    # A label can be newer than the last payment, never older than the newest event.
+    words[scratch + 2] = words[NEWEST_MS] - words[LAST_MS]
+    for field in range(3):
+        position = _write_column(words, scratch + field, 1, out, widths, field, position)
+    position = _write_column(words, LENGTHS_AT, 1 + tables + memories, out, widths, 3, position)
+    column = 4
+    for table in range(tables):
+        position = _pack_table(
+            plan,
+            plan[section + TABLES_AT] + table * TABLE_SIZE,
+            words,
+            words[LENGTHS_AT + 1 + table],
+            scratch,
+            out,
+            widths,
+            column,
+            position,
+        )
+        column += plan[plan[section + TABLES_AT] + table * TABLE_SIZE + WIDTH]
+    for memory in range(memories):
+        where = plan[section + MEMORIES_AT] + memory * MEMORY_SIZE
+        items = words[LENGTHS_AT + 1 + tables + memory]
+        values_at = plan[where + VALUES_AT]
+        times_at = values_at + plan[where + MEMORY_CAPACITY]
+        position = _write_column(words, values_at, items, out, widths, column, position)
+        previous = words[NEWEST_MS]
+        for item in range(items):
+            words[scratch + item] = previous - words[times_at + item]
+            previous = words[times_at + item]
+        position = _write_column(words, scratch, items, out, widths, column + 1, position)
+        column += 2
+    for at in (plan[section + SOURCES_AT], plan[section + SOURCES_AT] + SOURCES_MAX):
+        position = _write_column(words, at, words[LENGTHS_AT], out, widths, column, position)
+        column += 1
+    return position
 
 
-@_compiled
-def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64, spread: bool) -> int:
+@_inlined
+def _pack_table(
+    plan: I64, where: int, words: I64, rows: int, scratch: int, out: U8, widths: int, column: int, position: int
+) -> int:
+    tiles_at, step = plan[where + TILES_AT], plan[where + CAPACITY]
+    newest_tile = words[NEWEST_MS] // plan[where + HOP_MS]
+    tiles, ages = words[tiles_at : tiles_at + rows], words[scratch : scratch + rows]
+    for row in range(rows):
+        ages[row] = newest_tile - tiles[row]
+    position = _write_column(words, scratch, rows, out, widths, column, position)
+    # Each label's column is one word wide, and they come last.
+    labels = plan[where + WIDTH] - (plan[where + COLUMN_COUNT] - plan[where + LABELS_FROM])
+    for number in range(1, plan[where + WIDTH]):
+        at = tiles_at + number * step
+        if number >= labels:
+            # Zigzag: a correction may take more away than has arrived.
+            values, coded = words[at : at + rows], words[scratch : scratch + rows]
+            for row in range(rows):
+                coded[row] = (values[row] << 1) ^ (values[row] >> 63)
+            at = scratch
+        position = _write_column(words, at, rows, out, widths, column + number, position)
+    return position
+
+
+@_inlined
+def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -> int:
     """Read the stored form in data[start:end] into `words`. Returns OK or what is wrong with it.
 
-    With `spread` every section is moved to where it has room to grow; without, the profile can only be rolled up.
     What it takes for OK is safe to update: sources ascend, tiles ascend and lie within their table's reach of
     the newest event, memories are in order, and none of them is larger than there is room for.
     """
-    section = plan[ENTITIES_AT + entity]
-    if end - start < HEADER_BYTES:
+    section = _place(plan[ENTITIES_AT + entity])
+    if end - start < 8:
         return DAMAGED
-    if data[start] != LAYOUT_VERSION:
-        return WRONG_VERSION
-    digest = np.int64(0)
-    for byte in range(4):
-        digest |= np.int64(data[start + 1 + byte]) << 8 * byte
-    if digest != plan[section + DIGEST]:
-        return WRONG_DIGEST
-    flat = plan[section + FLAT_AT]
-    count = decode(data, start + SHAPE_BYTES_AT + plan[section + SHAPE_SIZE], end, words, flat)
-    if count < 0:
-        return -count
+    head = _load_word(data, start) & _HEAD_MASK
+    if head != LAYOUT_VERSION | plan[section + DIGEST] << 8 | plan[section + SHAPE_SIZE] << 40:
+        if head & 0xFF != LAYOUT_VERSION:
+            return WRONG_VERSION
+        return DAMAGED if head >> 8 & 0xFFFFFFFF == plan[section + DIGEST] else WRONG_DIGEST
+    widths = start + SHAPE_BYTES_AT + plan[section + SHAPE_SIZE]
+    columns = plan[section + STORED_COLUMNS]
+    position = widths + ((columns + 1) >> 1)
+    if position > end or (columns & 1 and data[position - 1] >> 4 != 0):
+        return DAMAGED
     tables, memories = plan[section + TABLE_COUNT], plan[section + MEMORY_COUNT]
-    at = flat + 4 + tables + memories
-    stop = flat + count
-    if at > stop:
+    position = _read_columns(data, widths, 0, 3, position, end, 1, words, FIRST_MS, 1)
+    if position < 0 or not _add_up_times(words):
         return DAMAGED
-    previous = np.int64(0)
-    for field in range(3):
-        value = words[flat + field]
-        # Looked at before they are added up: sums must not overflow, and compiled code takes it that they do not.
-        if not 0 <= value < TIME_MS_MAX:
-            return DAMAGED
-        previous += value
-        if previous >= TIME_MS_MAX:
-            return DAMAGED
-        words[field] = previous
+    position = _read_columns(data, widths, 3, 1, position, end, 1 + tables + memories, words, LENGTHS_AT, 0)
+    if position < 0:
+        return DAMAGED
+    column = 4
     for table in range(tables):
-        where = plan[section + TABLES_AT] + table * TABLE_SIZE
-        rows = words[flat + 4 + table]
-        width = plan[where + WIDTH]
-        if not 0 <= rows <= plan[where + CAPACITY] or at + rows * width > stop:
+        where = _place(plan[section + TABLES_AT] + table * TABLE_SIZE)
+        rows, room, tiles_at = words[LENGTHS_AT + 1 + table], plan[where + CAPACITY], plan[where + TILES_AT]
+        if not 0 <= rows <= room or _width_of(data, widths, column) > _AGE_WIDTH_MAX:
             return DAMAGED
-        entry = DIRECTORY_AT + 2 + 2 * table
-        words[entry] = rows
-        words[entry + 1] = at
-        newest_tile = words[NEWEST_MS] // plan[where + HOP_MS]
-        below = newest_tile - plan[where + CAPACITY]
-        tile = np.int64(0)
-        labels = plan[where + COLUMNS_AT] + plan[where + LABELS_FROM] * COLUMN_SIZE
-        columns_end = plan[where + COLUMNS_AT] + plan[where + COLUMN_COUNT] * COLUMN_SIZE
-        for _ in range(rows):
-            if not 0 <= words[at] <= newest_tile:
-                return DAMAGED
-            tile += words[at]
-            if not below < tile <= newest_tile:
-                return DAMAGED
-            below = tile
-            words[at] = tile
-            for column in range(labels, columns_end, COLUMN_SIZE):
-                value = words[at + plan[column + OFFSET]]
-                words[at + plan[column + OFFSET]] = ((value >> 1) & 0x7FFFFFFFFFFFFFFF) ^ -(value & 1)
-            at += width
+        position = _read_columns(data, widths, column, plan[where + WIDTH], position, end, rows, words, tiles_at, room)
+        if position < 0 or not _take_tiles(words, tiles_at, rows, room, words[NEWEST_MS] // plan[where + HOP_MS]):
+            return DAMAGED
+        for number in range(plan[where + LABELS_FROM], plan[where + COLUMN_COUNT]):
+            at = plan[plan[where + COLUMNS_AT] + number * COLUMN_SIZE + COLUMN_AT]
+            coded = words[at : at + rows]
+            for row in range(rows):
+                coded[row] = _signed(coded[row])
+        column += plan[where + WIDTH]
     for memory in range(memories):
-        where = plan[section + MEMORIES_AT] + memory * MEMORY_SIZE
-        items = words[flat + 4 + tables + memory]
-        if not 0 <= items <= plan[where + MEMORY_CAPACITY] or at + 2 * items > stop:
+        where = _place(plan[section + MEMORIES_AT] + memory * MEMORY_SIZE)
+        items, room, values_at = (
+            words[LENGTHS_AT + 1 + tables + memory],
+            plan[where + MEMORY_CAPACITY],
+            plan[where + VALUES_AT],
+        )
+        if not 0 <= items <= room:
             return DAMAGED
-        entry = DIRECTORY_AT + 2 + 2 * (tables + memory)
-        words[entry] = items
-        words[entry + 1] = at
-        seen = words[NEWEST_MS]
-        for item in range(items):
-            if words[at + 1] < 0:
-                return DAMAGED
-            if item > 0 and words[at + 1] == 0 and words[at] >= words[at - 2]:
-                return DAMAGED
-            seen -= words[at + 1]
-            if seen <= 0:
-                return DAMAGED
-            words[at + 1] = seen
-            at += 2
-    sources = words[flat + 3]
+        position = _read_columns(data, widths, column, 2, position, end, items, words, values_at, room)
+        if position < 0 or not _take_memory(words, values_at, items, room):
+            return DAMAGED
+        column += 2
+    sources, sources_at = words[LENGTHS_AT], plan[section + SOURCES_AT]
     if sources > SOURCES_MAX:
         return TOO_MANY_SOURCES
-    if sources < 0 or at + 2 * sources != stop:
+    if sources < 0:
         return DAMAGED
-    words[DIRECTORY_AT] = sources
-    words[DIRECTORY_AT + 1] = at
-    for number in range(at, stop, 2):
-        if words[number] < 0 or words[number + 1] < 0 or (number > at and words[number] <= words[number - 2]):
+    position = _read_columns(data, widths, column, 2, position, end, sources, words, sources_at, SOURCES_MAX)
+    if position != end:
+        return DAMAGED
+    previous = np.int64(-1)
+    for at in range(sources_at, sources_at + sources):
+        if words[at] <= previous or words[at + SOURCES_MAX] < 0:
             return DAMAGED
-    if spread:
-        _spread(plan, section, words)
+        previous = words[at]
     return OK
 
 
-@_compiled
-def _spread(plan: I64, section: int, words: I64) -> None:
-    """Move every section to its full-size place, which lies before the flat part."""
-    tables, memories = plan[section + TABLE_COUNT], plan[section + MEMORY_COUNT]
-    _move(words, DIRECTORY_AT, 2, plan[section + SOURCES_BASE])
-    for table in range(tables):
-        where = plan[section + TABLES_AT] + table * TABLE_SIZE
-        _move(words, DIRECTORY_AT + 2 + 2 * table, plan[where + WIDTH], plan[where + BASE])
-    for memory in range(memories):
-        where = plan[section + MEMORIES_AT] + memory * MEMORY_SIZE
-        _move(words, DIRECTORY_AT + 2 + 2 * (tables + memory), 2, plan[where + MEMORY_BASE])
+@_inlined
+def _add_up_times(words: I64) -> bool:
+    """Stored times, each relative to the one before, to what they are. False for those of no clock."""
+    previous = np.int64(0)
+    for field in range(3):
+        value = words[field]
+        # Looked at before they are added up: sums must not overflow, and compiled code takes it that they do not.
+        if not 0 <= value < TIME_MS_MAX:
+            return False
+        previous += value
+        if previous >= TIME_MS_MAX:
+            return False
+        words[field] = previous
+    return True
 
 
-@_compiled
-def _move(words: I64, entry: int, width: int, base: int) -> None:
-    old = words[entry + 1]
-    for number in range(words[entry] * width):
-        words[base + number] = words[old + number]
-    words[entry + 1] = base
+@_inlined
+def _take_tiles(words: I64, at: int, rows: int, room: int, newest_tile: int) -> bool:
+    """Ages, none of them below zero or too wide to subtract, to tiles. False if they do not ascend or are too old."""
+    tiles = words[at : at + rows]
+    for row in range(rows):
+        tiles[row] = newest_tile - tiles[row]
+    if rows == 0:
+        return True
+    is_wrong = tiles[0] <= newest_tile - room or tiles[0] < 0
+    for row in range(1, rows):
+        is_wrong |= tiles[row] <= tiles[row - 1]
+    return not is_wrong
+
+
+@_inlined
+def _take_memory(words: I64, values_at: int, items: int, room: int) -> bool:
+    """A memory's stored times to what they are. False if its values are not in order."""
+    seen = words[NEWEST_MS]
+    for at in range(values_at, values_at + items):
+        before = words[at + room]
+        if before < 0 or (before == 0 and at > values_at and words[at] >= words[at - 1]):
+            return False
+        seen -= before
+        if seen <= 0:
+            return False
+        words[at + room] = seen
+    return True
 
 
 @_compiled
@@ -547,78 +583,79 @@ def packed_bytes_max(plan: I64, entity: int, words: I64) -> int:
     """How much room packing these words may need."""
     section = plan[ENTITIES_AT + entity]
     tables, memories = plan[section + TABLE_COUNT], plan[section + MEMORY_COUNT]
-    count = 4 + tables + memories + 2 * words[DIRECTORY_AT]
+    count = 4 + tables + memories + 2 * words[LENGTHS_AT]
     for table in range(tables):
         width = plan[plan[section + TABLES_AT] + table * TABLE_SIZE + WIDTH]
-        count += words[DIRECTORY_AT + 2 + 2 * table] * width
+        count += words[LENGTHS_AT + 1 + table] * width
     for memory in range(memories):
-        count += 2 * words[DIRECTORY_AT + 2 + 2 * (tables + memory)]
-    return int(HEADER_BYTES + plan[section + SHAPE_SIZE] + (count + 1) // 2 + 8 * count + SLACK_BYTES)
+        count += 2 * words[LENGTHS_AT + 1 + tables + memory]
+    widths_size = (plan[section + STORED_COLUMNS] + 1) >> 1
+    return int(SHAPE_BYTES_AT + plan[section + SHAPE_SIZE] + widths_size + 8 * count + SLACK_BYTES)
 
 
 # Update
 
 
 @_compiled
-def advance_source(words: I64, source: int, offset: int) -> int:
+def advance_source(plan: I64, entity: int, words: I64, source: int, offset: int) -> int:
     """Note that `offset` of `source` is contained. 1 if it is news, 0 if it was contained, -1 if no room."""
-    count, base = words[DIRECTORY_AT], words[DIRECTORY_AT + 1]
-    place = count
-    while place > 0 and words[base + 2 * (place - 1)] >= source:
-        place -= 1
-    at = base + 2 * place
-    if place < count and words[at] == source:
-        if offset <= words[at + 1]:
+    count, first = words[LENGTHS_AT], plan[plan[ENTITIES_AT + entity] + SOURCES_AT]
+    at = first + count
+    while at > first and words[at - 1] >= source:
+        at -= 1
+    if at < first + count and words[at] == source:
+        if offset <= words[at + SOURCES_MAX]:
             return 0
-        words[at + 1] = offset
+        words[at + SOURCES_MAX] = offset
         return 1
     if count == SOURCES_MAX:
         return -1
-    for number in range(base + 2 * count - 1, at - 1, -1):
-        words[number + 2] = words[number]
+    for place in range(first + count, at, -1):
+        words[place] = words[place - 1]
+        words[place + SOURCES_MAX] = words[place + SOURCES_MAX - 1]
     words[at] = source
-    words[at + 1] = offset
-    words[DIRECTORY_AT] = count + 1
+    words[at + SOURCES_MAX] = offset
+    words[LENGTHS_AT] = count + 1
     return 1
 
 
-@_compiled
-def _drop_expired(plan: I64, where: int, words: I64, entry: int, newest_tile: int) -> int:
+@_inlined
+def _drop_expired(plan: I64, where: int, words: I64, length: int, newest_tile: int) -> int:
     """Forget the tiles that no window can reach any more; returns how many are left."""
-    width = plan[where + WIDTH]
-    count, base = words[entry], words[entry + 1]
-    oldest = newest_tile - plan[where + CAPACITY] + 1
+    room, tiles_at = plan[where + CAPACITY], plan[where + TILES_AT]
+    count = words[length]
+    oldest = newest_tile - room + 1
     expired = 0
-    while expired < count and words[base + expired * width] < oldest:
+    while expired < count and words[tiles_at + expired] < oldest:
         expired += 1
     if expired > 0:
-        kept = (count - expired) * width
-        shift = expired * width
-        for number in range(base, base + kept):
-            words[number] = words[number + shift]
         count -= expired
-        words[entry] = count
+        words[length] = count
+        for number in range(plan[where + WIDTH]):
+            at = tiles_at + number * room
+            column = words[at : at + count + expired]
+            for row in range(count):
+                column[row] = column[row + expired]
     return int(count)
 
 
-@_compiled
-def _row_of_tile(plan: I64, where: int, words: I64, entry: int, count: int, tile: int) -> int:
+@_inlined
+def _row_of_tile(plan: I64, where: int, words: I64, length: int, count: int, tile: int) -> int:
     """The row of a tile, made if there is none. There is room: expired tiles have been dropped."""
-    width = plan[where + WIDTH]
-    base = words[entry + 1]
-    place = count
-    while place > 0 and words[base + (place - 1) * width] >= tile:
-        place -= 1
-    row = base + place * width
-    if place < count and words[row] == tile:
-        return int(row)
-    for number in range(base + count * width - 1, row - 1, -1):
-        words[number + width] = words[number]
-    words[row] = tile
-    for column in range(1, width):
-        words[row + column] = 0
-    words[entry] = count + 1
-    return int(row)
+    room, tiles_at = plan[where + CAPACITY], plan[where + TILES_AT]
+    row = count
+    while row > 0 and words[tiles_at + row - 1] >= tile:
+        row -= 1
+    if row < count and words[tiles_at + row] == tile:
+        return row
+    for number in range(plan[where + WIDTH]):
+        at = tiles_at + number * room
+        for place in range(at + count, at + row, -1):
+            words[place] = words[place - 1]
+        words[at + row] = 0
+    words[tiles_at + row] = tile
+    words[length] = count + 1
+    return row
 
 
 @_compiled
@@ -632,7 +669,7 @@ def answers(plan: I64, attributes: I64) -> int:
     return int(held)
 
 
-@_compiled
+@_inlined
 def _holds(attributes: I64, column: int, operator: int, value: int) -> bool:
     actual = attributes[column]
     if operator == EQUAL:
@@ -645,38 +682,39 @@ def _holds(attributes: I64, column: int, operator: int, value: int) -> bool:
 
 
 @_compiled
-def _remember(plan: I64, where: int, words: I64, entry: int, value: int, time_ms: int) -> None:
+def _remember(plan: I64, where: int, words: I64, length: int, value: int, time_ms: int) -> None:
     """Keep a value among the latest distinct ones: by the time it was last seen, then by value.
 
     What is kept is the top of that order over everything ever seen: a value that fell out had as many others after
     it, and times only grow.
     """
-    count, base = words[entry], words[entry + 1]
+    count, room, values_at = words[length], plan[where + MEMORY_CAPACITY], plan[where + VALUES_AT]
+    times_at = values_at + room
     found = 0
-    while found < count and words[base + 2 * found] != value:
+    while found < count and words[values_at + found] != value:
         found += 1
-    if found < count and words[base + 2 * found + 1] >= time_ms:
+    if found < count and words[times_at + found] >= time_ms:
         return
     place = found
-    if found == count and count < plan[where + MEMORY_CAPACITY]:
-        words[entry] = count + 1
+    if found == count and count < room:
+        words[length] = count + 1
     elif found == count:
         place = count - 1
-        last = base + 2 * place
-        if not (time_ms > words[last + 1] or (time_ms == words[last + 1] and value > words[last])):
+        last_ms = words[times_at + place]
+        if not (time_ms > last_ms or (time_ms == last_ms and value > words[values_at + place])):
             return
     while place > 0:
-        before = base + 2 * (place - 1)
-        if words[before + 1] > time_ms or (words[before + 1] == time_ms and words[before] > value):
+        before_ms = words[times_at + place - 1]
+        if before_ms > time_ms or (before_ms == time_ms and words[values_at + place - 1] > value):
             break
-        words[before + 2] = words[before]
-        words[before + 3] = words[before + 1]
+        words[values_at + place] = words[values_at + place - 1]
+        words[times_at + place] = before_ms
         place -= 1
-    words[base + 2 * place] = value
-    words[base + 2 * place + 1] = time_ms
+    words[values_at + place] = value
+    words[times_at + place] = time_ms
 
 
-@_compiled
+@_inlined
 def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int) -> None:
     """A payment's part of one tile."""
     amount = attributes[AMOUNT]
@@ -685,7 +723,7 @@ def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, h
         condition = plan[column + CONDITION]
         if condition == 0 or (held >> (condition - 1)) & 1:
             measure = plan[column + MEASURE]
-            at = row + plan[column + OFFSET]
+            at = plan[column + COLUMN_AT] + row
             if measure == COUNT:
                 words[at] += 1
             elif measure == AMOUNT_SUM:
@@ -707,9 +745,9 @@ def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, h
                     bits = mix(value)
                     if measure == DISTINCT_BITS:
                         bits &= 64 * plan[column + PARTS] - 1
-                        words[at + (bits >> 6)] |= np.int64(1) << (bits & 63)
+                        words[at + (bits >> 6) * plan[where + CAPACITY]] |= np.int64(1) << (bits & 63)
                     else:
-                        words[at + (bits & (plan[column + PARTS] - 1))] += 1
+                        words[at + (bits & (plan[column + PARTS] - 1)) * plan[where + CAPACITY]] += 1
         column += COLUMN_SIZE
 
 
@@ -720,7 +758,7 @@ def _add_label(plan: I64, where: int, words: I64, row: int, held: int, weight: i
         column = plan[where + COLUMNS_AT] + number * COLUMN_SIZE
         condition = plan[column + CONDITION]
         if condition == 0 or (held >> (condition - 1)) & 1:
-            words[row + plan[column + OFFSET]] += weight
+            words[plan[column + COLUMN_AT] + row] += weight
 
 
 @_compiled
@@ -745,23 +783,23 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
             value = attributes[plan[where + MEMORY_ATTRIBUTE]]
             # 0 is nothing there, but an amount of 0 is an amount.
             if value != 0 or plan[where + MEMORY_ATTRIBUTE] <= AMOUNT_MINOR:
-                _remember(plan, where, words, DIRECTORY_AT + 2 + 2 * (tables + memory), value, time_ms)
+                _remember(plan, where, words, LENGTHS_AT + 1 + tables + memory, value, time_ms)
     held = answers(plan, attributes)
     late = 0
     for table in range(tables):
         where = plan[section + TABLES_AT] + table * TABLE_SIZE
-        entry = DIRECTORY_AT + 2 + 2 * table
+        length = LENGTHS_AT + 1 + table
         hop_ms = plan[where + HOP_MS]
         tile = time_ms // hop_ms
         newest_tile = words[NEWEST_MS] // hop_ms
-        count = _drop_expired(plan, where, words, entry, newest_tile)
+        count = _drop_expired(plan, where, words, length, newest_tile)
         # For a table without such columns a label that comes days later is not late: it has no business there.
         if kind == LABEL and plan[where + LABELS_FROM] == plan[where + COLUMN_COUNT]:
             continue
         if tile <= newest_tile - plan[where + CAPACITY]:
             late += 1
             continue
-        row = _row_of_tile(plan, where, words, entry, count, tile)
+        row = _row_of_tile(plan, where, words, length, count, tile)
         if kind == PAYMENT:
             _add_payment(plan, where, words, row, attributes, held)
         else:
@@ -769,26 +807,24 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
     return late
 
 
-# Roll-up. Rows of a table are walked from the newest, at `top`, down to where each window ends, in `lows`: word
-# positions both, of the row after the first and of the last.
+# Roll-up. A window is the rows of a table from its `low` up to `top`, without it: `lows` has one for each age at
+# which windows end, `top` is where they all start. Ages ascend, so each window holds those before it.
 
 
-@_compiled
-def _sum_down(words: I64, row: int, low: int, width: int, offset: int) -> int:
-    total = np.int64(0)
-    while row > low:
-        row -= width
-        total += words[row + offset]
-    return int(total)
-
-
-@_compiled
-def _union_size(words: I64, row: int, low: int, width: int, offset: int) -> int:
-    union = np.int64(0)
-    while row > low:
-        row -= width
-        union |= words[row + offset]
-    return int(_ones(union))
+@_inlined
+def _count_below(tiles: I64, end: int, tile: int) -> int:
+    """How many of tiles[:end], which ascend, are below a tile. Halved without a branch to guess."""
+    # Most windows start behind the newest tile, and the longest ends before the oldest.
+    if end == 0 or tiles[end - 1] < tile:
+        return end
+    if tiles[0] >= tile:
+        return 0
+    first, count = 0, end
+    while count > 1:
+        half = count >> 1
+        first = first + half if tiles[first + half - 1] < tile else first
+        count -= half
+    return first + (count == 1 and tiles[first] < tile)
 
 
 @_compiled
@@ -798,61 +834,64 @@ def _estimate_distinct(ones: int, parts: int) -> float:
     return size * math.log(size / max(1.0, size - ones))
 
 
-@_compiled
-def _reduce_sums(plan: I64, result: int, words: I64, top: int, lows: I64, width: int, slots: F64) -> None:
-    window = plan[result + WINDOWS_AT]
+@_inlined
+def _reduce_sums(plan: I64, result: int, words: I64, top: int, lows: I64, room: int, slots: F64) -> None:
+    window = _place(plan[result + WINDOWS_AT])
     for part in range(plan[result + RESULT_PARTS]):
-        offset = plan[result + RESULT_OFFSET] + part
-        total, row = np.int64(0), top
+        at = _place(plan[result + RESULT_AT] + part * room)
+        total, high = np.int64(0), top
         for number in range(plan[result + WINDOW_COUNT]):
-            low = lows[plan[window + number * WINDOW_SIZE + BOUND]]
-            total += _sum_down(words, row, low, width, offset)
-            row = low
+            low = _place(lows[plan[window + number * WINDOW_SIZE + BOUND]])
+            for value in words[at + low : at + high]:
+                total += value
+            high = low
             slots[plan[window + number * WINDOW_SIZE + SLOT] + part] = total
 
 
-@_compiled
-def _reduce_extremes(plan: I64, result: int, words: I64, top: int, lows: I64, width: int, slots: F64) -> None:
+@_inlined
+def _reduce_extremes(plan: I64, result: int, words: I64, top: int, lows: I64, slots: F64) -> None:
     """LARGEST and SMALLEST: they are stored plus one, and 0 is none."""
-    offset = plan[result + RESULT_OFFSET]
+    at = _place(plan[result + RESULT_AT])
     is_largest = plan[result + REDUCTION] == LARGEST
-    best, row = np.int64(0), top
-    window = plan[result + WINDOWS_AT]
+    best, high = np.int64(0), top
+    window = _place(plan[result + WINDOWS_AT])
     for _ in range(plan[result + WINDOW_COUNT]):
-        low = lows[plan[window + BOUND]]
-        while row > low:
-            row -= width
-            value = words[row + offset]
-            if value > best if is_largest else value > 0 and (value < best or best == 0):
-                best = value
+        low = _place(lows[plan[window + BOUND]])
+        if is_largest:
+            for value in words[at + low : at + high]:
+                best = max(best, value)
+        else:
+            for value in words[at + low : at + high]:
+                if value > 0 and (value < best or best == 0):
+                    best = value
+        high = low
         slots[plan[window + SLOT]] = best - 1 if best > 0 else np.nan
         window += WINDOW_SIZE
 
 
-@_compiled
+@_inlined
 def _reduce_beside(
-    plan: I64, result: int, words: I64, top: int, lows: I64, width: int, now_tile: int, hop_ms: int, slots: F64
+    plan: I64, result: int, words: I64, tiles: I64, top: int, lows: I64, now_tile: int, hop_ms: int, slots: F64
 ) -> None:
     """NEWEST_OTHER, STREAK and STREAK_AGE: a column that counts some of what the column beside it counts.
 
     The streak is what was counted since the newest tile in which there is something else.
     """
-    reduction, offset = plan[result + REDUCTION], plan[result + RESULT_OFFSET]
-    beside = plan[result + BESIDE_OFFSET]
-    window = plan[result + WINDOWS_AT]
+    reduction = plan[result + REDUCTION]
+    counted, beside = words[plan[result + RESULT_AT] :], words[plan[result + BESIDE_AT] :]
+    window = _place(plan[result + WINDOWS_AT])
     for _ in range(plan[result + WINDOW_COUNT]):
-        low = lows[plan[window + BOUND]]
+        low = _place(lows[plan[window + BOUND]])
         row = top
         streak, oldest, other = np.int64(0), np.nan, np.nan
         while row > low:
-            row -= width
-            age_s = (now_tile - words[row]) * hop_ms / 1000.0
-            if words[row + beside] > words[row + offset]:
-                other = age_s
+            row -= 1
+            if beside[row] > counted[row]:
+                other = _age_s(now_tile, tiles[row], hop_ms)
                 break
-            if words[row + offset] > 0:
-                streak += words[row + offset]
-                oldest = age_s
+            if counted[row] > 0:
+                streak += counted[row]
+                oldest = _age_s(now_tile, tiles[row], hop_ms)
         value = other
         if reduction == STREAK:
             value = float(streak)
@@ -862,70 +901,78 @@ def _reduce_beside(
         window += WINDOW_SIZE
 
 
-@_compiled
+@_inlined
+def _age_s(now_tile: int, tile: int, hop_ms: int) -> float:
+    return (now_tile - tile) * hop_ms / 1000.0
+
+
+@_inlined
 def _reduce_others(
-    plan: I64, result: int, words: I64, top: int, lows: I64, width: int, now_tile: int, hop_ms: int, slots: F64
+    plan: I64,
+    result: int,
+    words: I64,
+    tiles: I64,
+    top: int,
+    lows: I64,
+    room: int,
+    now_tile: int,
+    hop_ms: int,
+    slots: F64,
 ) -> None:
     """DECAYED, UNION, NEWEST and OLDEST, each window from the start."""
-    reduction, offset = plan[result + REDUCTION], plan[result + RESULT_OFFSET]
-    window = plan[result + WINDOWS_AT]
+    reduction, at = plan[result + REDUCTION], plan[result + RESULT_AT]
+    window = _place(plan[result + WINDOWS_AT])
     for _ in range(plan[result + WINDOW_COUNT]):
-        low = lows[plan[window + BOUND]]
+        low = _place(lows[plan[window + BOUND]])
         if reduction == UNION:
             ones = 0
             for part in range(plan[result + RESULT_PARTS]):
-                ones += _union_size(words, top, low, width, offset + part)
+                union = np.int64(0)
+                for bits in words[at + part * room + low : at + part * room + top]:
+                    union |= bits
+                ones += _ones(union)
             value = _estimate_distinct(ones, plan[result + RESULT_PARTS])
         elif reduction == DECAYED:
             weights = plan[result + WEIGHTS_AT]
             value = 0.0
-            row = top
-            while row > low:
-                row -= width
-                value += float(words[row + offset]) * float(plan[weights + now_tile - words[row]])
+            for row in range(top - 1, low - 1, -1):
+                value += float(words[at + row]) * float(plan[weights + now_tile - tiles[row]])
             value /= DECAY_ONE
         else:
             value = np.nan
-            row = top
-            while row > low:
-                row -= width
-                if words[row + offset] > 0:
-                    value = (now_tile - words[row]) * hop_ms / 1000.0
+            for row in range(top - 1, low - 1, -1):
+                if words[at + row] > 0:
+                    value = _age_s(now_tile, tiles[row], hop_ms)
                     if reduction == NEWEST:
                         break
         slots[plan[window + SLOT]] = value
         window += WINDOW_SIZE
 
 
-@_compiled
-def _roll_up_table(plan: I64, where: int, words: I64, entry: int, as_of_ms: int, lows: I64, slots: F64) -> None:
-    hop_ms = plan[where + HOP_MS]
-    width = plan[where + WIDTH]
+@_inlined
+def _roll_up_table(plan: I64, where: int, words: I64, rows: int, as_of_ms: int, lows: I64, slots: F64) -> None:
+    hop_ms, room = plan[where + HOP_MS], plan[where + CAPACITY]
     now_tile = as_of_ms // hop_ms
-    base = words[entry + 1]
-    top = base + words[entry] * width
+    tiles = words[plan[where + TILES_AT] : plan[where + TILES_AT] + rows]
+    top = rows
     for group in range(plan[where + GROUP_COUNT]):
-        at = plan[where + GROUPS_AT] + group * GROUP_SIZE
-        newest_tile = now_tile - plan[at + NEWEST_AGE]
-        while top > base and words[top - width] > newest_tile:
-            top -= width
-        row = top
+        at = _place(plan[where + GROUPS_AT] + group * GROUP_SIZE)
+        top = _count_below(tiles, top, now_tile - plan[at + NEWEST_AGE] + 1)
+        low = top
         for bound in range(plan[at + BOUND_COUNT]):
-            oldest_tile = now_tile - plan[plan[at + BOUNDS_AT] + bound]
-            while row > base and words[row - width] >= oldest_tile:
-                row -= width
-            lows[bound] = row
-        result = plan[at + RESULTS_AT]
+            low = _count_below(tiles, low, now_tile - plan[plan[at + BOUNDS_AT] + bound])
+            lows[bound] = low
+        result = _place(plan[at + RESULTS_AT])
         for _ in range(plan[at + RESULT_COUNT]):
             reduction = plan[result + REDUCTION]
             if reduction == SUM:
-                _reduce_sums(plan, result, words, top, lows, width, slots)
+                _reduce_sums(plan, result, words, top, lows, room, slots)
             elif reduction in (LARGEST, SMALLEST):
-                _reduce_extremes(plan, result, words, top, lows, width, slots)
+                _reduce_extremes(plan, result, words, top, lows, slots)
             elif reduction >= NEWEST_OTHER:
-                _reduce_beside(plan, result, words, top, lows, width, now_tile, hop_ms, slots)
+                _reduce_beside(plan, result, words, tiles, top, lows, now_tile, hop_ms, slots)
             else:
-                _reduce_others(plan, result, words, top, lows, width, now_tile, hop_ms, slots)
+                _reduce_others(plan, result, words, tiles, top, lows, room, now_tile, hop_ms, slots)
             result += RESULT_SIZE
 
 
@@ -946,58 +993,55 @@ def _distance_km(plan: I64, origin: int, destination: int) -> float:
     return 2.0 * EARTH_RADIUS_KM * math.asin(min(1.0, math.sqrt(half)))
 
 
-@_compiled
-def _recollect(plan: I64, where: int, words: I64, entry: int, attributes: I64, slots: F64) -> None:
+@_inlined
+def _recollect(plan: I64, where: int, words: I64, items: int, attributes: I64, slots: F64) -> None:
     """What a memory says about a payment, from what it had seen by then."""
     as_of_ms = attributes[TIME_MS]
     value = attributes[plan[where + MEMORY_ATTRIBUTE]]
     is_there = value != 0 or plan[where + MEMORY_ATTRIBUTE] <= AMOUNT_MINOR
-    items = words[entry]
-    newest = words[entry + 1]
-    stop = newest + 2 * items
-    while newest < stop and words[newest + 1] > as_of_ms:
-        newest += 2
+    values = words[plan[where + VALUES_AT] :]
+    times_ms = values[plan[where + MEMORY_CAPACITY] :]
+    newest = 0
+    while newest < items and times_ms[newest] > as_of_ms:
+        newest += 1
     same = newest
-    while same < stop and words[same] != value:
-        same += 2
+    while same < items and values[same] != value:
+        same += 1
     for number in range(plan[where + RECOLLECTION_COUNT]):
         at = plan[where + RECOLLECTIONS_AT] + number * RECOLLECTION_SIZE
         kind = plan[at + RECOLLECTION_KIND]
         result = np.nan
         if kind == LAST_VALUE:
-            if newest < stop:
-                result = words[newest]
+            if newest < items:
+                result = values[newest]
         elif kind == IS_NEW:
             if is_there:
-                result = 1.0 if same == stop else 0.0
+                result = 1.0 if same == items else 0.0
         elif kind == SINCE_SAME:
-            if is_there and same < stop:
-                result = (as_of_ms - words[same + 1]) / 1000.0
-        elif is_there and newest < stop:
-            if words[newest] == value:
+            if is_there and same < items:
+                result = (as_of_ms - times_ms[same]) / 1000.0
+        elif is_there and newest < items:
+            if values[newest] == value:
                 result = 0.0
             else:
-                hours = max(as_of_ms - words[newest + 1], JOURNEY_MS_MIN) / HOUR_MS
-                result = _distance_km(plan, words[newest], value) / hours
+                hours = max(as_of_ms - times_ms[newest], JOURNEY_MS_MIN) / HOUR_MS
+                result = _distance_km(plan, values[newest], value) / hours
         slots[plan[at + RECOLLECTION_SLOT]] = result
 
 
-@_compiled
+@_inlined
 def roll_up(plan: I64, entity: int, words: I64, attributes: I64, slots: F64) -> None:
-    """What is known of an entity as of a payment, into its part of `slots`. Shape (SLOT_COUNT,).
-
-    The end of `words` is scratch: one number for each bound of the largest group.
-    """
-    section = plan[ENTITIES_AT + entity]
+    """What is known of an entity as of a payment, into its part of `slots`. Shape (SLOT_COUNT,)."""
+    section = _place(plan[ENTITIES_AT + entity])
     tables = plan[section + TABLE_COUNT]
     as_of_ms = attributes[TIME_MS]
-    lows = words[plan[section + WORD_COUNT] :]
+    lows = words[plan[section + SCRATCH_AT] :]
     for table in range(tables):
-        where = plan[section + TABLES_AT] + table * TABLE_SIZE
-        _roll_up_table(plan, where, words, DIRECTORY_AT + 2 + 2 * table, as_of_ms, lows, slots)
+        where = _place(plan[section + TABLES_AT] + table * TABLE_SIZE)
+        _roll_up_table(plan, where, words, words[LENGTHS_AT + 1 + table], as_of_ms, lows, slots)
     for memory in range(plan[section + MEMORY_COUNT]):
-        where = plan[section + MEMORIES_AT] + memory * MEMORY_SIZE
-        _recollect(plan, where, words, DIRECTORY_AT + 2 + 2 * (tables + memory), attributes, slots)
+        where = _place(plan[section + MEMORIES_AT] + memory * MEMORY_SIZE)
+        _recollect(plan, where, words, words[LENGTHS_AT + 1 + tables + memory], attributes, slots)
     recency = plan[section + RECENCY_SLOT]
     if words[FIRST_MS] == 0:
         slots[recency] = np.nan
@@ -1010,7 +1054,7 @@ def roll_up(plan: I64, entity: int, words: I64, attributes: I64, slots: F64) -> 
 @_compiled
 def clear_slots(plan: I64, entity: int, slots: F64) -> None:
     """Everything about an entity is missing: the payment has none."""
-    section = plan[ENTITIES_AT + entity]
+    section = _place(plan[ENTITIES_AT + entity])
     base = plan[section + SLOT_BASE]
     for slot in range(base, base + plan[section + ENTITY_SLOTS]):
         slots[slot] = np.nan
@@ -1019,7 +1063,7 @@ def clear_slots(plan: I64, entity: int, slots: F64) -> None:
 # The vector
 
 
-@_compiled
+@_inlined
 def _trailing_zeros(amount: int) -> int:
     """Decimal zeros at the end: 3 for 12,000. 0 for an amount of 0."""
     zeros = 0
@@ -1029,7 +1073,7 @@ def _trailing_zeros(amount: int) -> int:
     return zeros
 
 
-@_compiled
+@_inlined
 def _below_limit(plan: I64, amount: int, limits_at: int, count: int) -> float:
     """How far below the next limit, as a share of it: 0.01 for 99 and a limit of 100; NaN above all limits."""
     for number in range(limits_at, limits_at + count):
@@ -1038,7 +1082,7 @@ def _below_limit(plan: I64, amount: int, limits_at: int, count: int) -> float:
     return np.nan
 
 
-@_compiled
+@_inlined
 def _deviation(count: float, total: float, low: float, high: float) -> float:
     """Sample standard deviation from count, sum and sum of squares; NaN of fewer than two."""
     if not count >= 2.0:
@@ -1072,7 +1116,7 @@ def _top_share(values: F64, first: int, count: int) -> float:
     return largest / total if total > 0.0 else np.nan
 
 
-@_compiled
+@_inlined
 def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
     """One value from the payment's own attributes."""
     if operation == ATTRIBUTE_VALUE:
@@ -1099,7 +1143,7 @@ def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
     return float(weekday)
 
 
-@_compiled
+@_inlined
 def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
     """Attributes and slots to the vector. `out`: shape (FEATURE_COUNT,), overwritten, missing is NaN.
 
@@ -1175,7 +1219,7 @@ def fill_vectors(
             if presence[item] == UNKNOWN:
                 clear(plan, entity, words)
             else:
-                status = unpack(plan, entity, states, bounds[item], bounds[item + 1], words, False)
+                status = unpack(plan, entity, states, bounds[item], bounds[item + 1], words)
                 if status != OK:
                     return int(status * STATUS_UNIT + item)
             roll_up(plan, entity, words, attributes[row], values)
@@ -1185,11 +1229,13 @@ def fill_vectors(
 
 # With reference counting: without it numba makes no arrays, and these have nothing to count.
 @njit(cache=True)
-def fill_bound_vector(frame: I64) -> int:
-    """`fill_vectors` of one payment with every array in one: `frame` holds (address, length) of each, in order.
+def fill_bound_vector(frame_at: int) -> int:
+    """`fill_vectors` of one payment with every array in one: a frame holds (address, length) of each, in order.
 
-    numba takes 0.1 µs to look at each array it is called with, and a scoring worker's are always the same.
+    Takes the frame's address: numba takes 0.1 µs to look at each array it is called with, and a scoring worker's are
+    always the same.
     """
+    frame = carray(_pointer(frame_at), 2 * BOUND_ARRAYS, np.int64)
     plan = carray(_pointer(frame[0]), frame[1], np.int64)
     features = plan[FEATURE_COUNT]
     return fill_vectors(
@@ -1242,13 +1288,13 @@ def apply_events(
         if bounds[group] == bounds[group + 1]:
             clear(plan, entity, words)
         else:
-            status = unpack(plan, entity, states, bounds[group], bounds[group + 1], words, True)
+            status = unpack(plan, entity, states, bounds[group], bounds[group + 1], words)
             if status != OK:
                 return status * STATUS_UNIT + group
         for event in range(groups[group], groups[group + 1]):
             applied[event] = 0
             if source[event] >= 0:
-                news = advance_source(words, source[event], offset[event])
+                news = advance_source(plan, entity, words, source[event], offset[event])
                 if news < 0:
                     return TOO_MANY_SOURCES * STATUS_UNIT + group
                 if news == 0:
@@ -1269,65 +1315,109 @@ def apply_events(
 
 
 @_compiled
-def migrate(plan: I64, entity: int, translation: I64, numbers: I64, count: int, words: I64) -> int:
+def decode(data: U8, start: int, end: int, table_widths: I64, memories: int, numbers: I64) -> int:
+    """The numbers of a profile of any shape, as they are stored; returns how many, or minus what is wrong.
+
+    `start` is where the widths of its columns stand, `table_widths` how many columns each of its tables has.
+    `numbers`: the three times, the lengths, and the columns one after the other; what needs more is no profile.
+    """
+    tables = len(table_widths)
+    columns = FIXED_COLUMNS + 2 * memories
+    for table in range(tables):
+        columns += table_widths[table]
+    position = start + ((columns + 1) >> 1)
+    at = 4 + tables + memories
+    if position > end or at > len(numbers) or (columns & 1 and data[position - 1] >> 4 != 0):
+        return -DAMAGED
+    position = _read_columns(data, start, 0, 3, position, end, 1, numbers, 0, 1)
+    if position < 0:
+        return -DAMAGED
+    position = _read_columns(data, start, 3, 1, position, end, 1 + tables + memories, numbers, 3, 0)
+    column = 4
+    # Sources come first among the lengths, and last among the columns.
+    for length in range(1, 2 + tables + memories):
+        rows = numbers[3 + (length if length <= tables + memories else 0)]
+        width = table_widths[length - 1] if length <= tables else 2
+        # Looked at before it is multiplied: what is damaged may be too large for that.
+        if position < 0 or not 0 <= rows <= len(numbers) or at + rows * width > len(numbers):
+            return -DAMAGED
+        position = _read_columns(data, start, column, width, position, end, rows, numbers, at, rows)
+        at += rows * width
+        column += width
+    return at if position == end else -DAMAGED
+
+
+@_compiled
+def migrate(plan: I64, entity: int, translation: I64, numbers: I64, words: I64) -> int:
     """Fill `words` from the decoded numbers of a profile of another shape. Returns OK or DAMAGED.
 
     `translation` (features/shape.py): how many tables and memories the old shape has; then for each old table its
-    width, the table it becomes (-1: dropped), how many columns go over, and for each the old and the new offset and
-    1 if labels change it; then for each old memory the one it becomes (-1: dropped).
+    width, the table it becomes (-1: dropped), how many columns go over, and for each the old and the new place in a
+    row and 1 if labels change it; then for each old memory the one it becomes (-1: dropped).
     """
     section = plan[ENTITIES_AT + entity]
     clear(plan, entity, words)
     tables, memories = translation[0], translation[1]
-    at = 4 + tables + memories
-    if count < at:
+    for field in range(3):
+        words[field] = numbers[field]
+    if not _add_up_times(words):
         return DAMAGED
-    words[FIRST_MS] = numbers[0]
-    words[LAST_MS] = numbers[0] + numbers[1]
-    words[NEWEST_MS] = numbers[0] + numbers[1] + numbers[2]
+    at = 4 + tables + memories
     step = 2
     for table in range(tables):
         width, target, columns = translation[step], translation[step + 1], translation[step + 2]
-        step += 3
         rows = numbers[4 + table]
-        # Looked at before it is multiplied: what is damaged may be too large for that.
-        if not 0 <= rows <= count or at + rows * width > count:
-            return DAMAGED
         if target >= 0:
             where = plan[section + TABLES_AT] + target * TABLE_SIZE
-            entry = DIRECTORY_AT + 2 + 2 * target
-            oldest = words[NEWEST_MS] // plan[where + HOP_MS] - plan[where + CAPACITY] + 1
-            tile = np.int64(0)
-            for number in range(rows):
-                tile += numbers[at + number * width]
-                if tile < oldest:
-                    continue
-                if words[entry] == plan[where + CAPACITY]:
-                    return DAMAGED
-                row = _row_of_tile(plan, where, words, entry, words[entry], tile)
-                for column in range(columns):
-                    value = numbers[at + number * width + translation[step + 3 * column]]
-                    if translation[step + 3 * column + 2]:
-                        value = ((value >> 1) & 0x7FFFFFFFFFFFFFFF) ^ -(value & 1)
-                    words[row + translation[step + 3 * column + 1]] = value
-        step += 3 * columns
+            if not _migrate_table(
+                plan, where, LENGTHS_AT + 1 + target, translation[step + 3 :], columns, numbers, at, rows, words
+            ):
+                return DAMAGED
+        step += 3 + 3 * columns
         at += rows * width
     for memory in range(memories):
-        target = translation[step + memory]
-        items = numbers[4 + tables + memory]
-        if not 0 <= items <= count or at + 2 * items > count:
-            return DAMAGED
+        target, items = translation[step + memory], numbers[4 + tables + memory]
         seen = words[NEWEST_MS]
-        for number in range(items):
-            seen -= numbers[at + 2 * number + 1]
+        for item in range(at, at + items):
+            before = numbers[items + item]
+            if not 0 <= before < seen:
+                return DAMAGED
+            seen -= before
             if target >= 0:
                 where = plan[section + MEMORIES_AT] + target * MEMORY_SIZE
-                entry = DIRECTORY_AT + 2 + 2 * (plan[section + TABLE_COUNT] + target)
-                _remember(plan, where, words, entry, numbers[at + 2 * number], seen)
+                length = LENGTHS_AT + 1 + plan[section + TABLE_COUNT] + target
+                _remember(plan, where, words, length, numbers[item], seen)
         at += 2 * items
     sources = numbers[3]
-    if not 0 <= sources <= SOURCES_MAX or at + 2 * sources != count:
+    if sources > SOURCES_MAX:
         return DAMAGED
-    for number in range(sources):
-        advance_source(words, numbers[at + 2 * number], numbers[at + 2 * number + 1])
+    for source in range(at, at + sources):
+        advance_source(plan, entity, words, numbers[source], numbers[source + sources])
     return OK
+
+
+@_compiled
+def _migrate_table(
+    plan: I64, where: int, length: int, moves: I64, columns: int, numbers: I64, at: int, rows: int, words: I64
+) -> bool:
+    """The tiles of a table that another keeps. False when no profile has such tiles."""
+    room, tiles_at = plan[where + CAPACITY], plan[where + TILES_AT]
+    newest_tile = words[NEWEST_MS] // plan[where + HOP_MS]
+    older = newest_tile + 1
+    kept = 0
+    for number in range(at, at + rows):
+        age = numbers[number]
+        if not 0 <= age < older:
+            return False
+        older = age
+        if age >= room:
+            continue
+        words[tiles_at + kept] = newest_tile - age
+        for column in range(1, plan[where + WIDTH]):
+            words[tiles_at + column * room + kept] = 0
+        for move in range(0, 3 * columns, 3):
+            value = numbers[number + moves[move] * rows]
+            words[tiles_at + moves[move + 1] * room + kept] = _signed(value) if moves[move + 2] else value
+        kept += 1
+    words[length] = kept
+    return True

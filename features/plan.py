@@ -5,7 +5,7 @@ arguments, and a scoring worker makes one call a payment. The plan is a header, 
 
     entity      its digest and shape; its tables and memories; where its slots and its profile's sections are
     table       one per hop: the hop, how many tiles are kept, and the columns of a row
-    column      measure, condition, attribute, and its place in a row
+    column      measure, condition, attribute, and where in a profile's words it starts
     group       windows that start at the same age, the ages at which they end, and the results they share
     result      a column reduced in one way, and which slot it becomes at which of those ages
     memory      the attribute and how many values; what is asked of it, and the slots for the answers
@@ -71,7 +71,6 @@ class Plan:
     digest: str
     slot_count: int
     value_count: int
-    bound_count: int
     shapes: tuple[Shape, ...]
     capacities: tuple[tuple[int, ...], ...]
     retention_ms: tuple[int, ...]
@@ -103,8 +102,9 @@ class Plan:
 
     def profile_bytes_max(self, entity: int) -> int:
         """How large a packed profile may become: every tile there, every number eight bytes wide."""
-        count = self.number_count_max(entity)
-        return kernel.HEADER_BYTES + len(self.shapes[entity].encode()) + (count + 1) // 2 + 8 * count
+        shape = self.shapes[entity]
+        widths_size = (shape.stored_columns + 1) // 2
+        return kernel.SHAPE_BYTES_AT + len(shape.encode()) + widths_size + 8 * self.number_count_max(entity)
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,9 @@ def compile_plan(catalogue: Catalogue) -> Plan:
     words.reserve(kernel.ENTITIES_AT + len(names))
     words[kernel.ENTITY_COUNT] = len(names)
     words[kernel.SLOT_COUNT] = slots.count
-    bound_count = 0
     for entity, (mine, kept) in enumerate(zip(tables, memories, strict=True)):
         words[kernel.ENTITIES_AT + entity] = len(words)
-        writer = _EntityWriter(words, conditions, slots)
-        writer.write(entity, shapes[entity], mine, kept)
-        bound_count = max(bound_count, writer.bound_count)
+        _EntityWriter(words, conditions, slots).write(entity, shapes[entity], mine, kept)
     words[kernel.CONDITION_COUNT] = len(conditions)
     words[kernel.CONDITIONS_AT] = words.extend(
         [number for c in conditions for number in (c.column, c.operator, c.value)]
@@ -181,7 +178,6 @@ def compile_plan(catalogue: Catalogue) -> Plan:
         digest=_digest_of(catalogue),
         slot_count=slots.count,
         value_count=slots.count + words[kernel.PROGRAM_COUNT],
-        bound_count=bound_count,
         shapes=shapes,
         capacities=tuple(tuple(table.capacity for table in mine) for mine in tables),
         retention_ms=tuple(_retention_ms(stored, name, mine) for name, mine in zip(names, tables, strict=True)),
@@ -277,7 +273,7 @@ class _EntityWriter:
     def __init__(self, words: _Words, conditions: list[Condition], slots: _Slots) -> None:
         self._words, self._slots = words, slots
         self._condition_place = {_question(condition): index + 1 for index, condition in enumerate(conditions)}
-        self.bound_count = 0
+        self._bound_count = 0
 
     def write(self, entity: int, shape: Shape, tables: list[_Table], memories: list[_Memory]) -> None:
         words = self._words
@@ -286,17 +282,18 @@ class _EntityWriter:
         memories_at = words.reserve(kernel.MEMORY_SIZE * len(memories))
         encoded = shape.encode()
         shape_at = words.extend(list(encoded))
-        sections = 1 + len(tables) + len(memories)
-        base = sources_base = kernel.DIRECTORY_AT + 2 * sections
-        base += 2 * kernel.SOURCES_MAX
+        sources_at = kernel.LENGTHS_AT + 1 + len(tables) + len(memories)
+        at = sources_at + 2 * kernel.SOURCES_MAX
         for index, table in enumerate(tables):
-            self._write_table(tables_at + index * kernel.TABLE_SIZE, table, base)
-            base += table.capacity * table.shape.width
+            self._write_table(tables_at + index * kernel.TABLE_SIZE, table, at)
+            at += table.capacity * table.shape.width
         for index, memory in enumerate(memories):
-            self._write_memory(memories_at + index * kernel.MEMORY_SIZE, memory, base)
-            base += 2 * memory.capacity
-        # The flat part holds what the sections hold and their lengths, and one number of padding.
-        flat_count = (base - sources_base) + 3 + sections + 2
+            self._write_memory(memories_at + index * kernel.MEMORY_SIZE, memory, at)
+            at += 2 * memory.capacity
+        # The scratch holds the three times, a column on its way into the stored form, or where the windows of a
+        # group end.
+        columns = [table.capacity for table in tables] + [memory.capacity for memory in memories]
+        scratch_size = max(3, self._bound_count, *columns)
         first, last = self._slots.bounds[entity]
         words[section + kernel.DIGEST] = shape.digest([table.capacity for table in tables])
         words[section + kernel.SHAPE_SIZE] = len(encoded)
@@ -308,11 +305,12 @@ class _EntityWriter:
         words[section + kernel.SLOT_BASE] = first
         words[section + kernel.ENTITY_SLOTS] = last - first
         words[section + kernel.RECENCY_SLOT] = last - len(RECENCIES)
-        words[section + kernel.SOURCES_BASE] = sources_base
-        words[section + kernel.FLAT_AT] = base
-        words[section + kernel.WORD_COUNT] = base + flat_count
+        words[section + kernel.STORED_COLUMNS] = shape.stored_columns
+        words[section + kernel.SOURCES_AT] = sources_at
+        words[section + kernel.SCRATCH_AT] = at
+        words[section + kernel.WORD_COUNT] = at + scratch_size
 
-    def _write_table(self, at: int, table: _Table, base: int) -> None:
+    def _write_table(self, at: int, table: _Table, tiles_at: int) -> None:
         words = self._words
         columns_at = words.reserve(kernel.COLUMN_SIZE * len(table.columns))
         for number, (column, offset) in enumerate(zip(table.columns, table.shape.offsets, strict=True)):
@@ -321,47 +319,53 @@ class _EntityWriter:
             if column.condition is not None:
                 words[place + kernel.CONDITION] = self._condition_place[_question(column.condition)]
             words[place + kernel.ATTRIBUTE] = column.attribute
-            words[place + kernel.OFFSET] = offset
+            words[place + kernel.COLUMN_AT] = tiles_at + offset * table.capacity
             words[place + kernel.PARTS] = column.parts
         ages = sorted({item.window.newest_age for item in table.windows})
         groups_at = words.reserve(kernel.GROUP_SIZE * len(ages))
         for number, age in enumerate(ages):
             items = [item for item in table.windows if item.window.newest_age == age]
-            self._write_group(groups_at + number * kernel.GROUP_SIZE, table, age, items)
+            self._write_group(groups_at + number * kernel.GROUP_SIZE, table, tiles_at, age, items)
         words[at + kernel.HOP_MS] = table.shape.hop_ms
         words[at + kernel.CAPACITY] = table.capacity
         words[at + kernel.WIDTH] = table.shape.width
-        words[at + kernel.BASE] = base
+        words[at + kernel.TILES_AT] = tiles_at
         words[at + kernel.COLUMN_COUNT] = len(table.columns)
         words[at + kernel.LABELS_FROM] = sum(not column.is_label for column in table.shape.columns)
         words[at + kernel.COLUMNS_AT] = columns_at
         words[at + kernel.GROUP_COUNT] = len(ages)
         words[at + kernel.GROUPS_AT] = groups_at
 
-    def _write_group(self, at: int, table: _Table, age: int, items: list[WindowedMeasure]) -> None:
+    def _write_group(self, at: int, table: _Table, tiles_at: int, age: int, items: list[WindowedMeasure]) -> None:
         words = self._words
         bounds = sorted({item.window.oldest_age for item in items})
         results = sorted({_result_of(item) for item in items}, key=_result_order)
         results_at = words.reserve(kernel.RESULT_SIZE * len(results))
         for number, result in enumerate(results):
             windows = [item for item in items if _result_of(item) == result]
-            self._write_result(results_at + number * kernel.RESULT_SIZE, table, result, bounds, windows)
+            self._write_result(results_at + number * kernel.RESULT_SIZE, table, tiles_at, result, bounds, windows)
         words[at + kernel.NEWEST_AGE] = age
         words[at + kernel.BOUND_COUNT] = len(bounds)
         words[at + kernel.BOUNDS_AT] = words.extend(bounds)
         words[at + kernel.RESULT_COUNT] = len(results)
         words[at + kernel.RESULTS_AT] = results_at
-        self.bound_count = max(self.bound_count, len(bounds))
+        self._bound_count = max(self._bound_count, len(bounds))
 
     def _write_result(
-        self, at: int, table: _Table, result: _Result, bounds: list[int], windows: list[WindowedMeasure]
+        self,
+        at: int,
+        table: _Table,
+        tiles_at: int,
+        result: _Result,
+        bounds: list[int],
+        windows: list[WindowedMeasure],
     ) -> None:
         words = self._words
         windows = sorted(windows, key=lambda item: item.window.oldest_age)
         words[at + kernel.REDUCTION] = REDUCTIONS.index(result.reduction)
-        words[at + kernel.RESULT_OFFSET] = table.offset(result.column)
+        words[at + kernel.RESULT_AT] = tiles_at + table.offset(result.column) * table.capacity
         if result.beside is not None:
-            words[at + kernel.BESIDE_OFFSET] = table.offset(result.beside)
+            words[at + kernel.BESIDE_AT] = tiles_at + table.offset(result.beside) * table.capacity
         words[at + kernel.RESULT_PARTS] = result.column.parts
         if result.half_life_ms:
             weights = _weights(table.shape.hop_ms, result.half_life_ms, windows[-1].window.oldest_age)
@@ -370,11 +374,11 @@ class _EntityWriter:
         words[at + kernel.WINDOW_COUNT] = len(windows)
         words[at + kernel.WINDOWS_AT] = words.extend([number for place in places for number in place])
 
-    def _write_memory(self, at: int, memory: _Memory, base: int) -> None:
+    def _write_memory(self, at: int, memory: _Memory, values_at: int) -> None:
         words = self._words
         words[at + kernel.MEMORY_ATTRIBUTE] = memory.attribute
         words[at + kernel.MEMORY_CAPACITY] = memory.capacity
-        words[at + kernel.MEMORY_BASE] = base
+        words[at + kernel.VALUES_AT] = values_at
         words[at + kernel.RECOLLECTION_COUNT] = len(memory.asked)
         words[at + kernel.RECOLLECTIONS_AT] = words.reserve(kernel.RECOLLECTION_SIZE * len(memory.asked))
         for number, asked in enumerate(memory.asked):

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import kernel
+from features.store import RECORD_BYTES_MAX
 from features.values import Column, Measure
 from features.windows import SECOND_MS
 from schemas.errors import Misconfigured
@@ -27,6 +28,8 @@ from schemas.errors import Misconfigured
 MEASURES = tuple(Measure)
 # The widest column there is counts in 32 words: a shape that says more is damaged, and its rows could overflow.
 _PARTS_MAX = 64
+# A catalogue is refused when a profile with all its numbers eight bytes wide is more than a store's record takes.
+_NUMBERS_MAX = RECORD_BYTES_MAX // 8
 _DAMAGED = "it is damaged"
 
 
@@ -46,7 +49,10 @@ class ColumnShape:
 
 @dataclass(frozen=True)
 class TableShape:
-    """A table's hop and columns; `offsets` are the places of the columns in a row, `width` is the row's length."""
+    """A table's hop and columns.
+
+    `offsets` are the places of the columns in a row, whose first word is the tile; `width` is the row's length.
+    """
 
     hop_ms: int
     columns: tuple[ColumnShape, ...]
@@ -69,6 +75,11 @@ class Shape:
 
     tables: tuple[TableShape, ...]
     memories: tuple[tuple[int, int], ...]
+
+    @property
+    def stored_columns(self) -> int:
+        """How many columns a packed profile has: each of its words is one."""
+        return kernel.FIXED_COLUMNS + sum(table.width for table in self.tables) + 2 * len(self.memories)
 
     def digest(self, capacities: Sequence[int]) -> int:
         """32 bits that change with the shape, and with how many tiles each table keeps."""
@@ -122,6 +133,18 @@ def decode_shape(data: bytes) -> Shape:
     if not all(0 < count <= _PARTS_MAX for count in parts):
         raise Misconfigured(_DAMAGED)
     return Shape(tables, memories)
+
+
+def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
+    """The numbers of a packed profile of that shape, as `kernel.decode` gives them. Raises Misconfigured."""
+    data = np.frombuffer(bytearray(state), dtype=np.uint8)
+    widths = np.array([table.width for table in shape.tables], dtype=np.int64)
+    numbers = np.empty(_NUMBERS_MAX, dtype=np.int64)
+    start = kernel.SHAPE_BYTES_AT + len(shape_of(state)[1])
+    count = kernel.decode(data, start, len(data), widths, len(shape.memories), numbers)
+    if count < 0:
+        raise Misconfigured(_DAMAGED)
+    return numbers[:count]
 
 
 def translation(old: Shape, new: Shape) -> NDArray[np.int64]:

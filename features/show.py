@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from features import attributes, kernel
 from features.declare import Catalogue
-from features.engine import FeatureEngine, UnreadableProfile
+from features.engine import FeatureEngine
 from features.keys import entity_key
 from features.money import REFERENCE_MINOR_DIGITS
 from features.plan import Plan
-from features.shape import MEASURES, ColumnShape, TableShape, shape_of
+from features.shape import MEASURES, ColumnShape, TableShape, decode_shape, numbers_of, shape_of
 from features.values import Derived, Measure, Operation, Recollection, Remembered, Value, WindowedMeasure, stored_values
 from features.windows import in_units
 from schemas.errors import Misconfigured
@@ -153,18 +153,20 @@ def view_profile(
     # First: rolling it up checks all of it, and what follows need not.
     features = _features(engine, catalogue, entity, own, as_of_ms)
     shape = engine.plan.shapes[entity]
-    numbers = _numbers_of(own, len(shape.encode()))
+    numbers = numbers_of(own, shape).tolist()
     words = _conditions_of(catalogue)
     sections = len(shape.tables) + len(shape.memories)
     counts, at = numbers[4 : 4 + sections], 4 + sections
     newest_ms = sum(numbers[:3])
     tables = []
     for table, count in zip(shape.tables, counts, strict=False):
-        tables.append(_table(table, numbers[at : at + count * table.width], words))
+        columns = [numbers[at + place * count :][:count] for place in range(table.width)]
+        tables.append(_table(table, columns, newest_ms, words))
         at += count * table.width
     memories = []
     for (attribute, capacity), count in zip(shape.memories, counts[len(shape.tables) :], strict=True):
-        memories.append(_memory(attribute, capacity, numbers[at : at + 2 * count], newest_ms))
+        values, ages_ms = numbers[at : at + count], numbers[at + count : at + 2 * count]
+        memories.append(_memory(attribute, capacity, values, ages_ms, newest_ms))
         at += 2 * count
     return ProfileView(
         entity=engine.plan.entity_names[entity],
@@ -177,7 +179,7 @@ def view_profile(
         newest_event_ms=newest_ms,
         tables=tuple(tables),
         memories=tuple(memories),
-        sources=tuple(zip(numbers[at::2], numbers[at + 1 :: 2], strict=True)),
+        sources=tuple(zip(numbers[at:][: numbers[3]], numbers[at + numbers[3] :], strict=True)),
         as_of_ms=as_of_ms,
         features=features,
     )
@@ -188,7 +190,7 @@ def first_payment_ms(state: bytes) -> int | None:
     if not state or state[0] != kernel.LAYOUT_VERSION:
         return None
     try:
-        return _numbers_of(state, len(shape_of(state)[1]))[0]
+        return int(numbers_of(state, decode_shape(shape_of(state)[1]))[0])
     except Misconfigured:
         return None
 
@@ -264,18 +266,6 @@ def utc(time_ms: int) -> str:
     return str(np.datetime64(time_ms, "ms") if time_ms % 1000 else np.datetime64(time_ms // 1000, "s")) + "Z"
 
 
-def _numbers_of(state: bytes, shape_size: int) -> list[int]:
-    """The numbers of a packed profile. Raises UnreadableProfile when they are damaged."""
-    data = np.frombuffer(bytearray(state), dtype=np.uint8)
-    # A number takes half a byte at least.
-    numbers = np.zeros(2 * len(state) + 2, dtype=np.int64)
-    count = kernel.decode(data, kernel.SHAPE_BYTES_AT + shape_size, len(data), numbers, 0)
-    if count < 4:
-        raise UnreadableProfile("a stored profile cannot be read: it is damaged")
-    found: list[int] = numbers[:count].tolist()
-    return found
-
-
 def _features(
     engine: FeatureEngine, catalogue: Catalogue, entity: int, state: bytes, as_of_ms: int
 ) -> tuple[FeatureValue, ...]:
@@ -332,7 +322,13 @@ def _conditions_of(catalogue: Catalogue) -> dict[tuple[int, int, int], str]:
     return {(c.column, c.operator, c.value): c.text for c in asked if c is not None}
 
 
-def _table(table: TableShape, numbers: Sequence[int], words: dict[tuple[int, int, int], str]) -> Table:
+def _table(
+    table: TableShape,
+    columns: Sequence[Sequence[int]],
+    newest_ms: int,
+    words: dict[tuple[int, int, int], str],
+) -> Table:
+    """`columns` are the stored ones: how many hops each tile is older than the newest event's, and the measures."""
     # Squares are kept in two sums, and shown as the one they are.
     shown = [
         (column, offset)
@@ -344,15 +340,13 @@ def _table(table: TableShape, numbers: Sequence[int], words: dict[tuple[int, int
         for column, offset in zip(table.columns, table.offsets, strict=True)
         if column.measure == kernel.SQUARES_HIGH
     }
-    tiles, number = [], 0
-    for at in range(0, len(numbers), table.width):
-        row = numbers[at : at + table.width]
-        number += row[0]
+    tiles = []
+    for row in zip(*columns, strict=True):
         cells = tuple(
             _cell(column, row[offset : offset + column.parts], row[high.get(column.condition, 0)])
             for column, offset in shown
         )
-        tiles.append(Tile(number * table.hop_ms, cells))
+        tiles.append(Tile((newest_ms // table.hop_ms - row[0]) * table.hop_ms, cells))
     return Table(in_units(table.hop_ms), tuple(_column_name(column, words) for column, _ in shown), tuple(tiles))
 
 
@@ -395,10 +389,10 @@ def _major(amount_minor: int) -> Decimal:
     return Decimal(amount_minor).scaleb(-REFERENCE_MINOR_DIGITS)
 
 
-def _memory(column: int, capacity: int, numbers: Sequence[int], newest_ms: int) -> Memory:
+def _memory(column: int, capacity: int, codes: Sequence[int], ages_ms: Sequence[int], newest_ms: int) -> Memory:
     attribute = attributes.ATTRIBUTES[column]
     values, seen_ms = [], newest_ms
-    for code, age_ms in zip(numbers[::2], numbers[1::2], strict=True):
+    for code, age_ms in zip(codes, ages_ms, strict=True):
         seen_ms -= age_ms
         values.append(Remembrance(_remembered(attribute.kind, code), seen_ms))
     return Memory(attribute.name, capacity, tuple(values))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -90,7 +93,7 @@ def between_guards(
     plan = of.plan
     count = plan.entity_count
     data = guarded_bytes(state, fill)
-    words = Guarded(max(map(plan.word_count, range(count))) + plan.bound_count, np.int64, fill)
+    words = Guarded(max(map(plan.word_count, range(count))), np.int64, fill)
     values = Guarded(plan.value_count, np.float64, fill)
     vectors = Guarded(plan.feature_count, np.float32, fill)
     slots = Guarded(len(update) * plan.slot_count, np.float64, fill)
@@ -183,7 +186,7 @@ def run_with_bounds_checked() -> None:
     """Every path of the kernel, with damaged profiles too; an index out of bounds is an IndexError."""
     assert os.environ["NUMBA_BOUNDSCHECK"] == "1"
     with pytest.raises(IndexError):
-        kernel.advance_source(np.full(3, kernel.SOURCES_MAX - 1), 1, 1)
+        kernel.advance_source(engine().plan.words, 0, np.full(4, kernel.SOURCES_MAX - 1), 1, 1)
     chance = random.Random(7)
     for of in (engine(), rich()):
         for entity in ENTITIES:
@@ -195,8 +198,8 @@ def run_with_bounds_checked() -> None:
         # What would overflow if it were taken: full tables that make room for nothing, and too many sources.
         assert status_of(entity, full(entity, tiles_to_ms=SUNDAY_MS + 90 * DAY_MS, newest_ms=1)) == "it is damaged"
         too_many = [(number, 0) for number in range(2000)]
-        assert status_of(entity, stored(entity, sources=too_many)) == "it is damaged"
-        assert "source partitions" in status_of(entity, stored(entity, sources=too_many[: kernel.SOURCES_MAX + 1]))
+        for count in (kernel.SOURCES_MAX + 1, len(too_many)):
+            assert "source partitions" in status_of(entity, stored(entity, sources=too_many[:count]))
 
 
 def run_damage(of: FeatureEngine, entity: str, chance: random.Random) -> None:
@@ -251,11 +254,41 @@ def random_change(chance: random.Random) -> Change:
 def run_lengths_that_overflow() -> None:
     """Foreign profiles whose tables and memories say they are so long that their size in words is a small number."""
     for entity in ENTITIES:
-        foreign = profile(rich(), entity, GOOD)
+        foreign, empty = profile(rich(), entity, GOOD), profile(rich(), entity, [])
         shape = rich().plan.shapes[rich().plan.entity_names.index(entity)]
         for place in range(4, 4 + len(shape.tables) + len(shape.memories)):
-            for length in (2**60, 2**61, 2**62, 2**63 - 1):
+            for length in (-1, 2**16, 2**17, 2**60, 2**61, 2**62, 2**63 - 1):
                 assert status_of(entity, changed(foreign, place, length)) == "it is damaged"
+                # Columns of zeros take no bytes, however many there are: none adds up, but for what is dropped.
+                status_of(entity, changed(empty, place, length))
+
+
+def run_before_the_end_of_memory() -> None:
+    """Profiles that end where the process may read no further: eight bytes at once must not reach beyond."""
+    page, no_access = mmap.PAGESIZE, 0
+    memory = mmap.mmap(-1, 2 * page)
+    data = np.frombuffer(memory, dtype=np.uint8)[:page]
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(data.ctypes.data + page), ctypes.c_size_t(page), no_access) == 0
+    for of in (engine(), rich()):
+        words = np.zeros(max(map(of.plan.word_count, range(of.plan.entity_count))), dtype=np.int64)
+        for number, entity in enumerate(ENTITIES):
+            # The last column of one that no topic has brought is a measure; else it is offsets, of every width.
+            states = [profile(of, entity, [replace(change, source=-1) for change in GOOD])]
+            states += [
+                profile(of, entity, [payment(NOON_MS, 5, source=source, offset=256**size) for source in range(count)])
+                for size in range(8)
+                for count in (1, 2, 3)
+            ]
+            for state in states:
+                start = page - len(state)
+                data[start:] = np.frombuffer(state, dtype=np.uint8)
+                assert kernel.unpack(of.plan.words, number, data, start, page, words) == kernel.OK
+
+
+def test_nothing_behind_the_last_byte_is_read() -> None:
+    done = run_in_another_process("run_before_the_end_of_memory", {})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -273,16 +306,20 @@ def test_no_length_leads_a_migration_out_of_bounds(checked_code: Path) -> None:
 
 
 def run_in_a_checked_process(function: str, folder: Path) -> None:
-    code = f"from tests.unit.features import test_bounds; test_bounds.{function}()"
     # Optimised less, which takes most of the time to compile.
     checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_OPT": "1", "NUMBA_CACHE_DIR": str(folder)}
-    done = subprocess.run(
+    done = run_in_another_process(function, checked)
+    assert done.returncode == 0, done.stderr
+
+
+def run_in_another_process(function: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    code = f"from tests.unit.features import test_bounds; test_bounds.{function}()"
+    return subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, **checked},
+        env={**os.environ, **environment},
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=250,
         check=False,
     )
-    assert done.returncode == 0, done.stderr

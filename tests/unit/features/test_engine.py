@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import weakref
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +26,7 @@ from features.passage import Passage
 from features.store import RECORD_BYTES_MAX
 from schemas.errors import Misconfigured
 from schemas.scoring_pb2 import ScoreRequest
-from tests.packed import read_packed, write_packed
+from tests.packed import read_packed, with_sources, write_packed
 from tests.parity.features_worlds import DECLARED, every_word
 from tests.unit.features.profiles import (
     USUAL,
@@ -104,14 +103,12 @@ def test_new_slots_are_all_missing() -> None:
 
 
 def too_many_sources(state: bytes) -> bytes:
-    packed = read_packed(state)
-    sources = [number for source in range(kernel.SOURCES_MAX + 1) for number in (source, 0)]
-    numbers = (*packed.numbers[:3], kernel.SOURCES_MAX + 1, *packed.numbers[4:], *sources)
-    return write_packed(replace(packed, numbers=numbers))
+    sources = tuple((source, 0) for source in range(kernel.SOURCES_MAX + 1))
+    return write_packed(with_sources(read_packed(state), sources))
 
 
 BROKEN = {
-    "it is not of layout version 2": lambda state: bytes([0]) + state[1:],
+    "it is not of layout version 3": lambda state: bytes([0]) + state[1:],
     "it is damaged": lambda state: state[:-1],
     "it has more than 128 source partitions": too_many_sources,
 }

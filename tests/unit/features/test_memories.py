@@ -18,9 +18,9 @@ NOON_MS = 1_530_446_400_000
 
 def remembered(state: bytes) -> list[tuple[int, int]]:
     """(value, when last seen) in a profile that holds nothing but one memory."""
-    first, last, newest, sources, items, *rest = read_packed(state).numbers
+    (first,), (last,), (newest,), (sources, _), values, ages_ms, _, _ = read_packed(state).columns
     seen_ms, found = first + last + newest, []
-    for value, before in zip(rest[: 2 * items : 2], rest[1 : 2 * items : 2], strict=True):
+    for value, before in zip(values, ages_ms, strict=True):
         seen_ms -= before
         found.append((value, seen_ms))
     assert sources == 0

@@ -376,9 +376,9 @@ def refused(state: bytes, entity: str = "card") -> str:
     return reason.removeprefix(f"a stored {entity} profile cannot be read: ")
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, 255])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, 255])
 def test_another_version_is_not_migrated(version: int, foreign: bytes) -> None:
-    assert refused(bytes([version]) + foreign[1:]) == "it is not of layout version 2"
+    assert refused(bytes([version]) + foreign[1:]) == "it is not of layout version 3"
 
 
 def test_a_profile_cut_anywhere_is_not_migrated(foreign: bytes) -> None:
@@ -394,10 +394,7 @@ def test_a_shape_that_is_none_is_refused(foreign: bytes) -> None:
 
 
 def numbered(state: bytes, place: int, number: int) -> bytes:
-    packed = read_packed(state)
-    numbers = list(packed.numbers)
-    numbers[place] = number
-    return write_packed(replace(packed, numbers=tuple(numbers)))
+    return write_packed(read_packed(state).with_number(place, number))
 
 
 # The numbers of a foreign card: three times, sources, three tables' rows, two memories' values.
@@ -407,17 +404,25 @@ def test_lengths_that_do_not_add_up_are_refused(place: int, number: int, foreign
     assert refused(numbered(foreign, place, number)) == "it is damaged"
 
 
+def test_a_tile_older_than_anything_that_is_kept_is_dropped(foreign: bytes) -> None:
+    new, state = engine("a column more before the others"), numbered(foreign, 9, NOON_MS // HOUR_MS)
+    assert seen(new, {"card": state, "merchant": None}, NOON_MS)["count_1d"] == 0
+    assert seen(new, {"card": foreign, "merchant": None}, NOON_MS)["count_1d"] == 1
+
+
 @pytest.mark.parametrize(
     ("place", "number"),
-    [(0, -5), (1, -(2**62)), (2, -(2**62)), (9, 2**50), (9, -1)],
-    ids=["a first time", "a last time", "a newest time", "a tile", "a tile before all"],
+    [
+        *((0, -5), (0, 2**60), (1, -(2**62)), (2, -(2**62))),
+        *((9, 2**50), (9, -1), (9, NOON_MS // HOUR_MS + 1)),
+    ],
+    ids=[
+        *("a first time", "a time of no clock", "a last time", "a newest time"),
+        *("a tile before all", "a tile to come", "a tile before 1970"),
+    ],
 )
-def test_tiles_and_times_that_no_profile_has_are_refused_or_dropped(place: int, number: int, foreign: bytes) -> None:
+def test_tiles_and_times_that_no_profile_has_are_refused(place: int, number: int, foreign: bytes) -> None:
     new, state = engine("a column more before the others"), numbered(foreign, place, number)
-    if number == -1:
-        # Older than anything that is kept.
-        assert seen(new, {"card": state, "merchant": None}, NOON_MS)["count_1d"] == 0
-        return
     with pytest.raises(UnreadableProfile, match="it is damaged"):
         profile(new, "card", [payment(NOON_MS)], state)
     with pytest.raises(UnreadableProfile, match="it is damaged"):

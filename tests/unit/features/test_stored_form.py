@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from features.declare import Catalogue
 from features.engine import FeatureEngine, UnreadableProfile
 from features.money import _RATE_MAX, AMOUNT_MINOR_MAX, RATE_SCALE
 from features.windows import DAY_MS, HOUR_MS, MINUTE_MS
-from tests.packed import read_packed, with_widths, write_packed
+from tests.packed import Packed, read_packed, widths_of, with_widths, write_packed
 from tests.parity.features_worlds import COUNTRIES, DECLARED, MERCHANTS, every_word
 from tests.unit.features.profiles import (
     USUAL,
@@ -76,24 +77,22 @@ def stored(
     shape = of.plan.shapes[number]
     found_tables = tables or [()] * len(shape.tables)
     found_memories = memories or [()] * len(shape.memories)
-    numbers = [first_ms, last_ms - first_ms, newest_ms - last_ms, len(sources)]
-    numbers += [len(rows) for rows in found_tables] + [len(pairs) for pairs in found_memories]
+    lengths = [len(sources), *(len(rows) for rows in found_tables), *(len(pairs) for pairs in found_memories)]
+    columns = [[first_ms], [last_ms - first_ms], [newest_ms - last_ms], lengths]
     for table, rows in zip(shape.tables, found_tables, strict=True):
         is_label = [column.is_label for column in table.columns for _ in range(column.parts)]
-        before = 0
-        for tile, measures in rows:
-            zigzag = (2 * measure if measure >= 0 else -2 * measure - 1 for measure in measures)
-            coded = [z if signed else m for z, m, signed in zip(zigzag, measures, is_label, strict=True)]
-            numbers += [tile - before, *coded]
-            before = tile
+        columns.append([newest_ms // table.hop_ms - tile for tile, _ in rows])
+        for place, signed in enumerate(is_label):
+            measures = [row[place] for _, row in rows]
+            zigzag = [2 * measure if measure >= 0 else -2 * measure - 1 for measure in measures]
+            columns.append(zigzag if signed else measures)
     for pairs in found_memories:
-        seen_ms = newest_ms
-        for value, time_ms in pairs:
-            numbers += [value, seen_ms - time_ms]
-            seen_ms = time_ms
-    numbers += [number for pair in sources for number in pair]
+        times_ms = [newest_ms, *(time_ms for _, time_ms in pairs)]
+        columns.append([value for value, _ in pairs])
+        columns.append([before - time_ms for before, time_ms in itertools.pairwise(times_ms)])
+    columns += [[source for source, _ in sources], [offset for _, offset in sources]]
     packed = read_packed(profile(of, entity, []))
-    return write_packed(replace(packed, numbers=tuple(numbers)))
+    return write_packed(replace(packed, columns=tuple(map(tuple, columns))))
 
 
 # What stands where.
@@ -106,26 +105,27 @@ def test_the_stored_form_is_these_bytes() -> None:
         payment(NOON_MS, country="FR", source=3, offset=300),
         payment(NOON_MS + 2 * HOUR_MS, country="DE", source=3, offset=301),
     ]
-    tile = NOON_MS // HOUR_MS
     shape = bytes([1, *(0x90, 0x1C), 1, 0, 1, 11, 2])
     numbers = b"".join(
         [
             NOON_MS.to_bytes(6, "little"),
             (2 * HOUR_MS).to_bytes(3, "little"),
+            # The newest event is the last payment. One source, two rows, two values.
             bytes([1, 2, 2]),
-            tile.to_bytes(3, "little"),
-            bytes([1, 2, 1]),
-            # DE and FR are the 83rd and 148th pair of letters.
+            # Tiles two hours and none older than the newest event's, and how many payments are in each.
+            bytes([2, 0]),
+            bytes([1, 1]),
+            # DE and FR are the 83rd and 148th pair of letters. DE was seen at the newest event, FR two hours before.
             bytes([3 * 26 + 5, 5 * 26 + 18]),
-            (2 * HOUR_MS).to_bytes(3, "little"),
+            (0).to_bytes(3, "little") + (2 * HOUR_MS).to_bytes(3, "little"),
             bytes([3]),
             (301).to_bytes(2, "little"),
         ]
     )
-    # Widths, two to a byte: times 6 3 0; sources, rows, memories 1 1 1; tiles 3 1 1 1; values 1 0 1 3; source 1 2.
-    widths = bytes([0x36, 0x10, 0x11, 0x13, 0x11, 0x01, 0x31, 0x21])
+    # Widths, two to a byte: times 6 3 0 and lengths 1; tiles 1 and counts 1; values 1 and times 3; source 1, offset 2.
+    widths = bytes([0x36, 0x10, 0x11, 0x31, 0x21])
     digest = struct.pack("<I", of.plan.words[of.plan.words[kernel.ENTITIES_AT] + kernel.DIGEST])
-    head = bytes([2]) + digest + struct.pack("<H", len(shape)) + shape + struct.pack("<I", 16)
+    head = bytes([3]) + digest + struct.pack("<H", len(shape)) + shape
     assert profile(of, "card", changes) == head + widths + numbers
 
 
@@ -156,33 +156,56 @@ def test_the_stored_form_is_as_described() -> None:
 
 
 def test_the_profile_of_a_usual_card_is_small() -> None:
-    # Once a day for two months: the sketch in the design asks for under 500 bytes.
+    # Once a day for two months: the sketch in the design asks for under 500 bytes. A day's tile takes six bytes.
     changes = [payment(NOON_MS + day * DAY_MS, 4200 + day, source=6, offset=10**7 + day) for day in range(60)]
-    assert len(profile(engine(), "card", changes)) < 400
+    assert len(profile(engine(), "card", changes)) < 300
 
 
 def test_an_unknown_entity_and_one_without_events_take_no_more_than_their_head() -> None:
     packed = read_packed(profile(engine(), "card", []))
     assert set(packed.numbers) == {0}
-    assert len(profile(engine(), "card", [])) == 7 + len(packed.shape) + 4 + (len(packed.numbers) + 1) // 2
+    assert len(profile(engine(), "card", [])) == 7 + len(packed.shape) + (len(packed.columns) + 1) // 2
 
 
-@settings(max_examples=300)
+def test_a_column_is_as_wide_as_its_largest_number_and_no_other_column() -> None:
+    day = SUNDAY_MS // DAY_MS
+    days = [(day - number, [1, amount, 0]) for number, amount in enumerate([5, 70_000, 2**40, 0, 9])][::-1]
+    packed = read_packed(stored("card", newest_ms=SUNDAY_MS, tables=[[], [], [], days]))
+    assert widths_of(packed)[-6:] == [1, 1, 6, 0, 0, 0]
+    assert profile(engine(), "card", [], write_packed(packed)) == write_packed(packed)
+
+
+NUMBERS = st.one_of(st.lists(INT64, max_size=6), st.lists(st.integers(-1, 2**10), max_size=60))
+
+
+@settings(max_examples=400)
 @given(
-    numbers=st.lists(INT64, max_size=20), before=st.binary(max_size=3), after=st.sampled_from([0, 7, 8, 23, 24, 100])
+    columns=st.lists(NUMBERS, min_size=4, max_size=4),
+    times=st.tuples(INT64, INT64, INT64),
+    before=st.binary(max_size=3),
+    after=st.sampled_from([0, 1, 7, 8, 9, 100]),
 )
 def test_numbers_of_every_width_are_decoded_wherever_the_buffer_ends(
-    numbers: list[int], before: bytes, after: int
+    columns: list[list[int]], times: tuple[int, int, int], before: bytes, after: int
 ) -> None:
-    # Near the end of the buffer the kernel reads byte by byte, before it eight bytes at once.
-    packed = replace(read_packed(profile(engine(), "card", [])), shape=b"", numbers=tuple(numbers))
+    # Near the end of the buffer the kernel reads byte by byte, before it eight bytes at once. A table of one column,
+    # one of two, a memory and sources, all of their own length.
+    one, two, memory, source = columns
+    lengths = [len(source), len(one), len(two), len(memory)]
+    table = [[time_ms] for time_ms in times] + [lengths, one, two, two[::-1], memory, memory, source, source[::-1]]
+    packed = Packed(3, 0, b"", tuple(map(tuple, table)))
     body = write_packed(packed)[7:]
     data = np.frombuffer(bytearray(before + body + bytes([0xA5]) * after), dtype=np.uint8)
-    found = np.full(len(numbers) + 3, 77, dtype=np.int64)
-    count = kernel.decode(data, len(before), len(before) + len(body), found, 1)
-    assert count == len(numbers)
-    assert found[0] == 77
-    assert found[1 : 1 + count].tolist() == numbers
+    found = np.full(len(packed.numbers) + 1, 77, dtype=np.int64)
+    widths = np.array([1, 2], dtype=np.int64)
+    count = kernel.decode(data, len(before), len(before) + len(body), widths, 1, found)
+    assert count == len(packed.numbers)
+    assert found[:count].tolist() == list(packed.numbers)
+    assert found[count] == 77
+    # Where there is room for one number less, none is written behind it.
+    tight = np.full(count, 77, dtype=np.int64)
+    assert kernel.decode(data, len(before), len(before) + len(body), widths, 1, tight[:-1]) == -kernel.DAMAGED
+    assert tight[-1] == 77
 
 
 @pytest.mark.parametrize("number", [0, 1, 255, 256, 2**16, 2**24, 2**32, 2**40, 2**48, 2**56, 2**62, -1, -(2**62)])
@@ -190,10 +213,10 @@ def test_measures_of_every_width_are_kept(number: int) -> None:
     # A sum, and a count of frauds below zero.
     day = SUNDAY_MS // DAY_MS
     state = stored("merchant", newest_ms=SUNDAY_MS, tables=[[], [], [], [(day, [1, number, number])]])
-    assert read_packed(state).numbers[-2] == number
+    assert read_packed(state).columns[-4] == (number,)
     assert profile(engine(), "merchant", [], state) == state
     then = payment(SUNDAY_MS, 1)
-    assert read_packed(profile(engine(), "merchant", [then], state)).numbers[-2] == number + 1
+    assert read_packed(profile(engine(), "merchant", [then], state)).columns[-4] == (number + 1,)
 
 
 ROWS = st.fixed_dictionaries(
@@ -341,11 +364,11 @@ def test_every_truncation_is_seen(of: Callable[[], FeatureEngine]) -> None:
     assert status_of("merchant", state + b"\0", of()) == "it is damaged"
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, 255])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, 255])
 def test_another_version_is_refused_by_its_number(version: int) -> None:
     state = profile(engine(), "card", GOOD)
-    assert kernel.LAYOUT_VERSION == 2
-    assert status_of("card", bytes([version]) + state[1:]) == "it is not of layout version 2"
+    assert kernel.LAYOUT_VERSION == 3
+    assert status_of("card", bytes([version]) + state[1:]) == "it is not of layout version 3"
 
 
 def test_a_profile_of_another_shape_is_read_as_what_both_have() -> None:
@@ -378,10 +401,7 @@ def with_seen(pairs: Sequence[tuple[int, int]], newest_ms: int = SUNDAY_MS) -> b
 
 def changed(state: bytes, place: int, number: int) -> bytes:
     """With another number at a place."""
-    packed = read_packed(state)
-    numbers = list(packed.numbers)
-    numbers[place] = number
-    return write_packed(replace(packed, numbers=tuple(numbers)))
+    return write_packed(read_packed(state).with_number(place, number))
 
 
 DAMAGED = {
@@ -398,9 +418,10 @@ DAMAGED = {
     "a time below zero": stored("card", first_ms=-1),
     "a last payment before the first": stored("card", first_ms=5, last_ms=4, newest_ms=5),
     "a newest event before the last payment": stored("card", first_ms=5, last_ms=5, newest_ms=4),
-    "fewer lengths than there are sections": write_packed(
-        replace(read_packed(stored("card")), numbers=read_packed(stored("card")).numbers[:-1])
+    "two columns less than there are": write_packed(
+        replace(read_packed(stored("card")), columns=read_packed(stored("card")).columns[:-2])
     ),
+    "another length of its shape": stored("card")[:5] + bytes(2) + stored("card")[7:],
     "tiles newer than the newest event": with_days([(DAY + 1, TILE)], SUNDAY_MS),
     "a second tile newer than the newest event": with_days([(DAY - 1, TILE), (DAY + 1, TILE)], SUNDAY_MS),
     "tiles that should have gone": with_days([(DAY - 31, TILE)], SUNDAY_MS),
@@ -410,9 +431,12 @@ DAMAGED = {
     "a full table of tiles that are all to come": with_days([(DAY + number, TILE) for number in range(31)], 1),
     "full tables of tiles that are all to come": full("card", newest_ms=1),
     "more tiles than there is room for": with_days([(DAY - 32 + number, TILE) for number in range(32)], SUNDAY_MS),
-    "tiles below zero": changed(with_days([(DAY, TILE)], SUNDAY_MS), 7, -1),
+    "a number of tiles below zero": changed(with_days([(DAY, TILE)], SUNDAY_MS), 7, -1),
     "more tiles than there are": changed(with_days([(DAY, TILE)], SUNDAY_MS), 7, 2),
-    "a tile before all": changed(with_days([(DAY, TILE)], SUNDAY_MS), 8, DAY - 2**63),
+    "a tile before 1970": changed(with_days([(0, TILE)], 1), 8, 1),
+    "a tile before all": changed(with_days([(DAY, TILE)], SUNDAY_MS), 8, 2**62),
+    "an age below zero": changed(with_days([(DAY, TILE)], SUNDAY_MS), 8, -1),
+    "an age that is wider than any is": changed(with_days([(DAY, TILE)], SUNDAY_MS), 8, 2**32),
 }
 DAMAGED_MEMORIES = {
     "a value seen after the newest event": with_seen([(5, SUNDAY_MS + 1)]),
@@ -459,30 +483,43 @@ def test_the_good_neighbours_of_those_bytes_are_taken() -> None:
     assert status_of("merchant", with_merchants([(6, SUNDAY_MS)]), rich()) == ""
 
 
-@pytest.mark.parametrize("widths", ["one too wide", "one too narrow", "a width of nine"])
-def test_widths_that_do_not_add_up_are_refused(widths: str) -> None:
-    packed = read_packed(profile(engine(), "card", GOOD))
-    good = [((number % 2**64).bit_length() + 7) // 8 for number in packed.numbers]
+@pytest.mark.parametrize("widths", ["one too wide", "one too narrow", "a width of nine", "one for no column"])
+@pytest.mark.parametrize("entity", ["card", "merchant"])
+def test_widths_that_do_not_add_up_are_refused(entity: str, widths: str) -> None:
+    # A card has an even number of columns, a merchant an odd one: its last nibble is for none.
+    packed = read_packed(profile(engine(), entity, GOOD))
+    good, number = widths_of(packed), engine().plan.entity_names.index(entity)
     assert write_packed(packed) == with_widths(packed, good)
+    assert len(packed.columns) % 2 == (entity == "merchant")
     if widths == "a width of nine":
-        # As long as the number says, so that only the width is wrong.
+        # As long as the width says, so that only the width is wrong.
         wrong = with_widths(packed, [9, *good[1:]])
+    elif widths == "one for no column":
+        if entity == "card":
+            return
+        state = bytearray(write_packed(packed))
+        state[7 + len(packed.shape) + len(packed.columns) // 2] |= 0x10
+        wrong = bytes(state)
     else:
         state = bytearray(write_packed(packed))
-        place = 7 + len(packed.shape) + 4
+        place = 7 + len(packed.shape)
         state[place] += 1 if widths == "one too wide" else -1
         wrong = bytes(state)
     for padded in (b"", bytes(100)):
         # With room behind them the bytes are read eight at once.
         data = np.frombuffer(bytearray(wrong + padded), dtype=np.uint8)
         words = np.zeros(10_000, dtype=np.int64)
-        assert kernel.unpack(engine().plan.words, 0, data, 0, len(wrong), words, False) == kernel.DAMAGED
-    assert status_of("card", wrong) == "it is damaged"
+        assert kernel.unpack(engine().plan.words, number, data, 0, len(wrong), words) == kernel.DAMAGED
+    assert status_of(entity, wrong) == "it is damaged"
 
 
-def test_a_number_in_more_bytes_than_it_needs_is_read_and_written_shorter() -> None:
+def test_a_column_in_more_bytes_than_it_needs_is_read_and_written_shorter() -> None:
     packed = read_packed(profile(engine(), "card", GOOD))
-    assert profile(engine(), "card", [], with_widths(packed, [8] * len(packed.numbers))) == write_packed(packed)
+    # Tiles take four bytes at most.
+    table_widths = [table.width for table in engine().plan.shapes[0].tables]
+    ages = {4 + sum(table_widths[:number]) for number in range(len(table_widths))}
+    wide = [4 if place in ages else 8 for place in range(len(packed.columns))]
+    assert profile(engine(), "card", [], with_widths(packed, wide)) == write_packed(packed)
 
 
 def test_more_sources_than_there_is_room_for_are_refused() -> None:
