@@ -34,7 +34,8 @@ CATALOGUE = Catalogue(
         card.amount_mean("card_amount_mean_1d", "1d"),
         card.amount_mean("card_amount_mean_7d", "7d"),
         card.amount_mean("card_amount_mean_30d", "30d"),
-        card.amount_mean("card_amount_mean_60d", "60d"),
+        # What is usual for the card: long enough for weeks of fraud to drown in it, and so in few tiles.
+        card.amount_mean("card_amount_mean_90d", "90d", hop="10d"),
         card.amount_max("card_amount_max_7d", "7d"),
         card.amount_max("card_amount_max_30d", "30d"),
         card.seconds_since_last("card_seconds_since_last"),
@@ -42,9 +43,9 @@ CATALOGUE = Catalogue(
         ratio("amount_to_card_mean_1d", "amount", "card_amount_mean_1d"),
         ratio("amount_to_card_mean_7d", "amount", "card_amount_mean_7d"),
         ratio("amount_to_card_mean_30d", "amount", "card_amount_mean_30d"),
-        ratio("amount_to_card_mean_60d", "amount", "card_amount_mean_60d"),
+        ratio("amount_to_card_mean_90d", "amount", "card_amount_mean_90d"),
         ratio("amount_to_card_max_30d", "amount", "card_amount_max_30d"),
-        ratio("card_max_7d_to_mean_60d", "card_amount_max_7d", "card_amount_mean_60d"),
+        ratio("card_max_7d_to_mean_90d", "card_amount_max_7d", "card_amount_mean_90d"),
         # What the card has not done before.
         card.is_new("card_new_merchant", merchant_id, among=16),
         card.is_new("card_new_device", device_id, among=8),
@@ -59,10 +60,13 @@ CATALOGUE = Catalogue(
         ratio("amount_to_merchant_mean_30d", "amount", "merchant_amount_mean_30d"),
         merchant.fraud_share("merchant_fraud_share_1d", "1d", delay="7d"),
         merchant.fraud_share("merchant_fraud_share_7d", "7d", delay="7d"),
-        merchant.fraud_share("merchant_fraud_share_30d", "30d", delay="7d"),
-        # A compromised terminal is fraud all through, until it is found out.
+        merchant.fraud_share_decayed("merchant_fraud_share_decayed_14d", "1d", "14d", delay="7d", hop="6h"),
+        merchant.fraud_share("merchant_fraud_share_30d", "30d", delay="7d", hop="6h"),
+        # A compromised terminal is fraud all through, until it is found out, and of its usual amounts.
         merchant.fraud_streak("merchant_fraud_streak", "30d", delay="7d", hop="6h"),
         merchant.fraud_streak_seconds("merchant_fraud_streak_seconds", "30d", delay="7d", hop="6h"),
+        merchant.fraud_streak_amount_mean("merchant_fraud_streak_amount_mean", "30d", delay="7d", hop="6h"),
+        ratio("fraud_streak_to_merchant_mean_30d", "merchant_fraud_streak_amount_mean", "merchant_amount_mean_30d"),
         merchant.seconds_since_fraud("merchant_seconds_since_fraud", "30d", delay="7d", hop="6h"),
         merchant.seconds_since_genuine("merchant_seconds_since_genuine", "30d", delay="7d", hop="6h"),
         # Whether the device is new, busy or shared. Payments at a terminal have none: these are missing then.

@@ -303,6 +303,16 @@ class Entity:
         meaning = f"how long ago the {self.name}'s frauds in a row began, in {_spoken(window, delay)}"
         return self._feature(name, value, meaning, "seconds", "no frauds in a row", window)
 
+    def fraud_streak_amount_mean(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
+        """Mean amount of that streak's frauds; missing when there is no streak.
+
+        Where all is fraud the amounts are as ever; a streak of unusual amounts is about the cards, not the place.
+        """
+        total = self._fraud_beside(name, window, delay, hop, Reduction.STREAK_SUM, Column(Measure.FRAUD_AMOUNT))
+        count = self._fraud_beside(name, window, delay, hop, Reduction.STREAK)
+        meaning = f"mean amount of the {self.name}'s frauds in a row, up to the end of {_spoken(window, delay)}"
+        return self._feature(name, _quotient(total, count), meaning, "minor units", "no frauds in a row", window)
+
     # When, and what before.
 
     def seconds_since_last(self, name: str) -> Feature:
@@ -369,10 +379,12 @@ class Entity:
         over = window_of(name, window, delay, hop)
         return WindowedMeasure(self.name, column, over, Reduction.DECAYED, duration_ms(name, half_life))
 
-    def _fraud_beside(self, name: str, window: str, delay: str, hop: str, reduction: Reduction) -> WindowedMeasure:
+    def _fraud_beside(
+        self, name: str, window: str, delay: str, hop: str, reduction: Reduction, summed: Column | None = None
+    ) -> WindowedMeasure:
         over = window_of(name, window, delay, hop)
         fraud, payments = Column(Measure.FRAUD_COUNT), Column(Measure.COUNT)
-        return WindowedMeasure(self.name, fraud, over, reduction, beside=payments)
+        return WindowedMeasure(self.name, fraud, over, reduction, beside=payments, summed=summed)
 
     def _deviation(self, name: str, condition: Condition | None, window: str, hop: str) -> Derived:
         measures = (Measure.COUNT, Measure.AMOUNT_SUM, Measure.SQUARES_LOW, Measure.SQUARES_HIGH)

@@ -96,8 +96,8 @@ COLUMN_SIZE = 5
 NEWEST_AGE, BOUND_COUNT, BOUNDS_AT, RESULT_COUNT, RESULTS_AT = range(5)
 GROUP_SIZE = 5
 # Positions in a result's section: a column reduced in one way, over every window that asks for it, shortest first.
-REDUCTION, RESULT_AT, BESIDE_AT, RESULT_PARTS, WEIGHTS_AT, WINDOW_COUNT, WINDOWS_AT = range(7)
-RESULT_SIZE = 7
+REDUCTION, RESULT_AT, BESIDE_AT, RESULT_PARTS, WEIGHTS_AT, WINDOW_COUNT, WINDOWS_AT, SUMMED_AT = range(8)
+RESULT_SIZE = 8
 BOUND, SLOT = range(2)
 WINDOW_SIZE = 2
 # Positions in a memory's section, and in a recollection's (what is asked of a memory).
@@ -119,11 +119,12 @@ PROGRAM_SIZE = 5
     DISTINCT_BITS,
     BUCKET_COUNTS,
     FRAUD_COUNT,
-) = range(9)
+    FRAUD_AMOUNT,
+) = range(10)
 # An amount's square has up to 74 bits. It is kept in two sums, split here: neither overflows in 2**23 payments.
 SQUARE_BITS = 40
 # Reductions of a measure over the tiles of a window, in the order of features.declare.Reduction.
-SUM, DECAYED, LARGEST, SMALLEST, UNION, NEWEST, OLDEST, NEWEST_OTHER, STREAK, STREAK_AGE = range(10)
+SUM, DECAYED, LARGEST, SMALLEST, UNION, NEWEST, OLDEST, NEWEST_OTHER, STREAK, STREAK_AGE, STREAK_SUM = range(11)
 DECAY_ONE = 1 << 30
 # What is asked of a memory, in the order of features.declare.Recollection.
 LAST_VALUE, IS_NEW, SINCE_SAME, TRAVEL_KMH = range(4)
@@ -752,13 +753,14 @@ def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, h
 
 
 @_compiled
-def _add_label(plan: I64, where: int, words: I64, row: int, held: int, weight: int) -> None:
+def _add_label(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int, weight: int) -> None:
     """A label's part of one tile."""
     for number in range(plan[where + LABELS_FROM], plan[where + COLUMN_COUNT]):
         column = plan[where + COLUMNS_AT] + number * COLUMN_SIZE
         condition = plan[column + CONDITION]
         if condition == 0 or (held >> (condition - 1)) & 1:
-            words[plan[column + COLUMN_AT] + row] += weight
+            is_amount = plan[column + MEASURE] == FRAUD_AMOUNT
+            words[plan[column + COLUMN_AT] + row] += weight * attributes[AMOUNT] if is_amount else weight
 
 
 @_compiled
@@ -803,7 +805,7 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         if kind == PAYMENT:
             _add_payment(plan, where, words, row, attributes, held)
         else:
-            _add_label(plan, where, words, row, held, weight)
+            _add_label(plan, where, words, row, attributes, held, weight)
     return late
 
 
@@ -873,17 +875,20 @@ def _reduce_extremes(plan: I64, result: int, words: I64, top: int, lows: I64, sl
 def _reduce_beside(
     plan: I64, result: int, words: I64, tiles: I64, top: int, lows: I64, now_tile: int, hop_ms: int, slots: F64
 ) -> None:
-    """NEWEST_OTHER, STREAK and STREAK_AGE: a column that counts some of what the column beside it counts.
+    """NEWEST_OTHER, STREAK, STREAK_AGE and STREAK_SUM: a column that counts some of what the one beside it counts.
 
-    The streak is what was counted since the newest tile in which there is something else.
+    The streak is what was counted since the newest tile in which there is something else. STREAK_SUM adds up a third
+    column over it.
     """
     reduction = plan[result + REDUCTION]
     counted, beside = words[plan[result + RESULT_AT] :], words[plan[result + BESIDE_AT] :]
+    # Without a third column it is the first words of the profile, which nothing asks for.
+    summed = words[plan[result + SUMMED_AT] :]
     window = _place(plan[result + WINDOWS_AT])
     for _ in range(plan[result + WINDOW_COUNT]):
         low = _place(lows[plan[window + BOUND]])
         row = top
-        streak, oldest, other = np.int64(0), np.nan, np.nan
+        streak, total, oldest, other = np.int64(0), np.int64(0), np.nan, np.nan
         while row > low:
             row -= 1
             if beside[row] > counted[row]:
@@ -891,12 +896,15 @@ def _reduce_beside(
                 break
             if counted[row] > 0:
                 streak += counted[row]
+                total += summed[row]
                 oldest = _age_s(now_tile, tiles[row], hop_ms)
         value = other
         if reduction == STREAK:
             value = float(streak)
         elif reduction == STREAK_AGE:
             value = oldest
+        elif reduction == STREAK_SUM:
+            value = float(total)
         slots[plan[window + SLOT]] = value
         window += WINDOW_SIZE
 

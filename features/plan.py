@@ -133,6 +133,7 @@ class _Result:
     column: Column
     half_life_ms: int
     beside: Column | None
+    summed: Column | None
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,7 @@ def _tables(wanted: Sequence[WindowedMeasure]) -> list[_Table]:
         by_hop.setdefault(item.window.hop_ms, []).append(item)
     tables = []
     for hop_ms, items in sorted(by_hop.items()):
-        wanted_columns = {column for item in items for column in (item.column, item.beside) if column is not None}
-        columns = tuple(sorted(wanted_columns, key=_column_order))
+        columns = tuple(sorted({column for item in items for column in item.columns}, key=_column_order))
         shape = TableShape(hop_ms, tuple(map(column_shape, columns)))
         tables.append(_Table(shape, columns, max(item.window.oldest_age for item in items) + 1, tuple(items)))
     return tables
@@ -366,6 +366,8 @@ class _EntityWriter:
         words[at + kernel.RESULT_AT] = tiles_at + table.offset(result.column) * table.capacity
         if result.beside is not None:
             words[at + kernel.BESIDE_AT] = tiles_at + table.offset(result.beside) * table.capacity
+        if result.summed is not None:
+            words[at + kernel.SUMMED_AT] = tiles_at + table.offset(result.summed) * table.capacity
         words[at + kernel.RESULT_PARTS] = result.column.parts
         if result.half_life_ms:
             weights = _weights(table.shape.hop_ms, result.half_life_ms, windows[-1].window.oldest_age)
@@ -388,12 +390,12 @@ class _EntityWriter:
 
 
 def _result_of(item: WindowedMeasure) -> _Result:
-    return _Result(item.reduction, item.column, item.half_life_ms, item.beside)
+    return _Result(item.reduction, item.column, item.half_life_ms, item.beside, item.summed)
 
 
 def _result_order(result: _Result) -> tuple[int, ...]:
-    beside = _column_order(result.beside) if result.beside else ()
-    return (REDUCTIONS.index(result.reduction), result.half_life_ms, *_column_order(result.column), *beside)
+    others = [order for column in (result.beside, result.summed) if column for order in _column_order(column)]
+    return (REDUCTIONS.index(result.reduction), result.half_life_ms, *_column_order(result.column), *others)
 
 
 def _weights(hop_ms: int, half_life_ms: int, oldest_age: int) -> list[int]:
@@ -443,10 +445,9 @@ def _attributes_asked(catalogue: Catalogue, stored: Sequence[Stored]) -> set[int
         if isinstance(item, Remembered):
             asked.add(item.attribute)
         elif isinstance(item, WindowedMeasure):
-            for column in (item.column, item.beside):
-                if column is not None:
-                    asked.add(column.attribute)
-                if column is not None and column.condition is not None:
+            for column in item.columns:
+                asked.add(column.attribute)
+                if column.condition is not None:
                     asked.add(column.condition.column)
     for operation in (d for feature in catalogue.features for d in _derived(feature.value)):
         if operation.operation in (Operation.ATTRIBUTE_VALUE, Operation.HOLDS):

@@ -44,7 +44,7 @@ class ColumnShape:
 
     @property
     def is_label(self) -> bool:
-        return self.measure == kernel.FRAUD_COUNT
+        return self.measure in (kernel.FRAUD_COUNT, kernel.FRAUD_AMOUNT)
 
 
 @dataclass(frozen=True)

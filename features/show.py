@@ -50,6 +50,7 @@ _WORDS = {
     Measure.DISTINCT_BITS: "distinct",
     Measure.BUCKET_COUNTS: "buckets",
     Measure.FRAUD_COUNT: "fraud",
+    Measure.FRAUD_AMOUNT: "fraud sum",
 }
 _NO_VALUE = "-"
 
@@ -372,10 +373,16 @@ def _cell(column: ColumnShape, parts: Sequence[int], high: int) -> Cell:
         case Measure.BUCKET_COUNTS:
             return tuple(parts)
         case Measure.FRAUD_COUNT:
-            # Zigzag: a correction may take more away than has arrived.
-            return (value >> 1) ^ -(value & 1)
+            return _signed(value)
+        case Measure.FRAUD_AMOUNT:
+            return _major(_signed(value))
         case _:
             return value
+
+
+def _signed(value: int) -> int:
+    """From zigzag: a correction may take more away than has arrived."""
+    return (value >> 1) ^ -(value & 1)
 
 
 def _distinct(words: Sequence[int]) -> int:

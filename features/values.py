@@ -28,6 +28,7 @@ class Measure(enum.Enum):
     DISTINCT_BITS = "distinct_bits"
     BUCKET_COUNTS = "bucket_counts"
     FRAUD_COUNT = "fraud_count"
+    FRAUD_AMOUNT = "fraud_amount"
 
 
 class Reduction(enum.Enum):
@@ -43,6 +44,7 @@ class Reduction(enum.Enum):
     NEWEST_OTHER = "newest_other"
     STREAK = "streak"
     STREAK_AGE = "streak_age"
+    STREAK_SUM = "streak_sum"
 
 
 class Recency(enum.Enum):
@@ -99,8 +101,8 @@ class Column:
 class WindowedMeasure:
     """One column of one entity over one window: what roll-up computes.
 
-    `half_life_ms` belongs to DECAYED: a tile counts half when it is that old. `beside` belongs to the last three
-    reductions: `column` counts some of what it counts.
+    `half_life_ms` belongs to DECAYED: a tile counts half when it is that old. `beside` belongs to the last four
+    reductions: `column` counts some of what it counts. `summed` belongs to STREAK_SUM: the column that is added up.
     """
 
     entity: str
@@ -109,6 +111,12 @@ class WindowedMeasure:
     reduction: Reduction = Reduction.SUM
     half_life_ms: int = 0
     beside: Column | None = None
+    summed: Column | None = None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All that tiles must keep for it."""
+        return tuple(column for column in (self.column, self.beside, self.summed) if column is not None)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,9 @@ class TrainingSettings:
     l2: float = 5.0
     min_sum_hessian: float = 1.0
     min_rows_in_leaf: int = 20
+    # Shares of the features and of the rows that each tree is grown on.
+    feature_fraction: float = 1.0
+    bagging_fraction: float = 1.0
     max_bin: int = 4095
     folds: int = 3
     seed: int = 0
@@ -77,6 +80,10 @@ class TrainingSettings:
             "lambda_l2": self.l2,
             "min_sum_hessian_in_leaf": self.min_sum_hessian,
             "min_data_in_leaf": self.min_rows_in_leaf,
+            "feature_fraction": self.feature_fraction,
+            "bagging_fraction": self.bagging_fraction,
+            # Rows are drawn anew for every tree.
+            "bagging_freq": 1,
             "max_bin": self.max_bin,
             "min_data_in_bin": 1,
             "seed": self.seed,

@@ -126,6 +126,8 @@ def every_word(words: Any) -> Any:
             merchant.fraud_streak("streak_1d", "1d", delay="6h", hop="1h"),
             merchant.fraud_streak_seconds("streak_seconds", "7d", delay="1d"),
             merchant.fraud_streak_seconds("streak_seconds_1d", "1d", delay="6h", hop="1h"),
+            merchant.fraud_streak_amount_mean("streak_mean", "7d", delay="1d"),
+            merchant.fraud_streak_amount_mean("streak_mean_1d", "1d", delay="6h", hop="1h"),
             merchant.distinct("distinct_cards", words.card_id, "1h"),
             merchant.is_new("merchant_new_device", words.device_id, among=1),
             device.count("device_count_2h", "2h", hop="15m"),
@@ -349,6 +351,7 @@ _LABEL_WORDS = (
     "seconds_since_genuine",
     "fraud_streak",
     "fraud_streak_seconds",
+    "fraud_streak_amount_mean",
 )
 _MEMORY_WORDS = ("is_new", "seconds_since_same")
 _PLAIN_WORDS = ("seconds_since_last", "seconds_since_first", "last_amount")

@@ -394,6 +394,16 @@ class Entity:
 
         return self._of_both(name, window, None, delay, hop, value)
 
+    def fraud_streak_amount_mean(self, name: str, window: str, *, delay: str, hop: str = "") -> Feature:
+        over = self._window(window, delay, hop)
+
+        def value(rows: pd.DataFrame, labels: pd.DataFrame, now: Payment) -> float:
+            streak = _streak(rows, labels, now, over)
+            told = labels[_ages(labels, now, over).isin(streak.index)]
+            return _over(sum(_plain(told["weight"] * told["amount"])), int(streak.sum()))
+
+        return self._of_both(name, window, None, delay, hop, value)
+
     def seconds_since_last(self, name: str) -> Feature:
         return self._of_all(name, lambda rows, now: max(0, now.time_ms - int(rows["time_ms"].max())) / 1000)
 

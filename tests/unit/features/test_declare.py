@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from typing import Any, cast
 
@@ -73,6 +74,15 @@ def test_a_fraud_share_is_frauds_over_payments_of_the_same_delayed_window() -> N
     assert share.operation is Operation.DIVIDE
     assert (frauds.column.measure, count.column.measure) == (Measure.FRAUD_COUNT, Measure.COUNT)
     assert frauds.window == count.window == Window(30 * DAY_MS, DAY_MS, 7 * DAY_MS)
+
+
+def test_the_mean_amount_of_a_streak_is_of_the_frauds_that_the_streak_counts() -> None:
+    mean = derived(merchant.fraud_streak_amount_mean("mean", "30d", delay="7d", hop="6h").value)
+    total, count = map(windowed, mean.operands)
+    assert mean.operation is Operation.DIVIDE
+    assert count == windowed(merchant.fraud_streak("streak", "30d", delay="7d", hop="6h").value)
+    assert total.summed == Column(Measure.FRAUD_AMOUNT)
+    assert replace(total, reduction=Reduction.STREAK, summed=None) == count
 
 
 def test_what_is_stored_for_a_word_is_what_it_is_called() -> None:
@@ -437,6 +447,7 @@ def test_a_catalogue_without_entities_is_refused() -> None:
         merchant.is_new("x", device_id),
         merchant.amount_zscore("x", "1d"),
         merchant.fraud_streak("x", "7d", delay="1d"),
+        merchant.fraud_streak_amount_mean("x", "7d", delay="1d"),
     ],
 )
 def test_a_feature_of_an_undeclared_entity_is_refused(feature: Feature) -> None:

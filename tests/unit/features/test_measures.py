@@ -242,6 +242,28 @@ def test_a_streak_is_the_frauds_since_the_last_tile_with_a_genuine_payment() -> 
     assert np.isnan(one(genuine, now, []))
 
 
+def test_the_mean_amount_of_a_streak_is_that_of_its_frauds_alone() -> None:
+    def days_ago(days: int, amounts: list[int], genuine: int = 0) -> list[Change]:
+        time_ms = NOON_MS - days * DAY_MS
+        made = [payment(time_ms, amount) for amount in amounts] + [payment(time_ms, 999)] * genuine
+        return [*made, *(label(time_ms, 1, amount=amount) for amount in amounts)]
+
+    mean = card.fraud_streak_amount_mean("x", "30d", delay="1d", hop="1d")
+    now = payment(NOON_MS, 7)
+    streak = [*days_ago(2, [10]), *days_ago(3, [20, 60])]
+    # What came before the streak, a day that is mixed, and days whose labels are not looked at yet add nothing.
+    others = [*days_ago(5, [500], genuine=1), *days_ago(6, [700]), *days_ago(0, [800]), *days_ago(1, [900])]
+    assert one(mean, now, [*streak, *others]) == 30
+    assert one(mean, now, days_ago(2, [0])) == 0
+    # A label that is taken back takes its amount along, and brings it when it is told again.
+    corrected = [label(NOON_MS - 3 * DAY_MS, weight, amount=60) for weight in (-1, 1)]
+    assert one(mean, now, [*streak, *corrected]) == 30
+    # A genuine payment in the newest tile that is looked at: there is no streak.
+    assert np.isnan(one(mean, now, [*streak, *days_ago(2, [], genuine=1)]))
+    assert np.isnan(one(mean, now, days_ago(2, [500], genuine=1)))
+    assert np.isnan(one(mean, now, []))
+
+
 def test_this_payment_is_included_where_the_feature_says_so() -> None:
     now = payment(NOON_MS, 50)
     assert one(card.count("x", "1d", including_this=True), now, []) == 1

@@ -225,6 +225,7 @@ ASKED = {
     "the day": (request.weekday("x"), {"utc_offset_minutes"}),
     "the weekend": (request.weekend("x"), {"utc_offset_minutes"}),
     "a streak": (merchant.fraud_streak("x", "7d", delay="1d"), set()),
+    "a streak's amounts": (merchant.fraud_streak_amount_mean("x", "7d", delay="1d"), set()),
 }
 
 

@@ -216,6 +216,7 @@ def test_a_shape_becomes_itself_word_for_word(of: Shape) -> None:
         assert (width, target, count) == (table.width, number, table.width - 1)
         moves = steps[at + 3 : at + 3 + 3 * count]
         assert moves[0::3] == moves[1::3] == list(range(1, table.width))
-        labels = [int(column.measure == kernel.FRAUD_COUNT) for column in table.columns for _ in range(column.parts)]
+        changed = (kernel.FRAUD_COUNT, kernel.FRAUD_AMOUNT)
+        labels = [int(column.measure in changed) for column in table.columns for _ in range(column.parts)]
         assert moves[2::3] == labels
         at += 3 + 3 * count

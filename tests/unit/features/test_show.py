@@ -40,6 +40,7 @@ CATALOGUE = Catalogue(
         card.distinct("merchants_1d", merchant_id, "1d"),
         card.entropy("entropy_1d", merchant_id, "1d", buckets=4),
         card.fraud_share("fraud_share_7d", "7d", delay="1d"),
+        card.fraud_streak_amount_mean("streak_mean_7d", "7d", delay="1d"),
         card.last_amount("last_amount"),
         card.is_new("new_country", country, among=3),
         card.is_new("new_merchant", merchant_id, among=2),
@@ -58,7 +59,7 @@ EVENTS = (
     payment(NOON_MS, 1_00, merchant_id="M1", country="DE", channel="ecom", source=0, offset=17),
     payment(NOON_MS + 1, 250_50, merchant_id="M2", country="FR", channel="pos", source=6, offset=3),
     payment(NOON_MS + HOUR_MS + 500, 20_00, merchant_id="M1", country="DE", channel="ecom", source=0, offset=40),
-    label(NOON_MS, -1, source=1, offset=8),
+    label(NOON_MS, -1, amount=1_00, source=1, offset=8),
 )
 
 
@@ -159,6 +160,7 @@ def test_distinct_values_of_a_tile_are_estimated_as_the_features_are() -> None:
 
 def test_labels_are_counted_and_may_be_taken_back() -> None:
     assert column("6h", "fraud") == [-1]
+    assert column("6h", "fraud sum") == [Decimal("-1.00")]
     assert column("6h", "count") == [3]
 
 

@@ -119,9 +119,11 @@ def test_other_settings_or_data_give_another_version(tmp_path: Path) -> None:
     versions = {
         train(small_world.table(), tmp_path / "a").model_version,
         train(small_world.table(), tmp_path / "b", replace(QUICK, trees=4)).model_version,
+        train(small_world.table(), tmp_path / "d", replace(QUICK, feature_fraction=0.5)).model_version,
+        train(small_world.table(), tmp_path / "e", replace(QUICK, bagging_fraction=0.5)).model_version,
         train(part_of(small_world.table(), slice(0, 8000)), tmp_path / "c").model_version,
     }
-    assert len(versions) == 3
+    assert len(versions) == 5
 
 
 def test_the_manifest_says_what_the_bundle_is_of() -> None:
@@ -213,6 +215,8 @@ def test_more_folds_than_rows_are_no_bug(tmp_path: Path) -> None:
         ({"review_share": 1.0}, r"training\.decline_share"),
         ({"max_bin": 0}, "max_bin"),
         ({"leaves": 1}, "num_leaves"),
+        ({"feature_fraction": 0.0}, "feature_fraction"),
+        ({"bagging_fraction": 1.5}, "bagging_fraction"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_in_one_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -75,17 +76,15 @@ def test_the_file_holds_the_three_metrics_by_fold_and_mean_for_every_model(prequ
 
 def test_the_file_holds_what_was_tried_and_chosen(single: tuple[str, dict[str, Any]]) -> None:
     boosted, tree = single[1]["models"]
-    assert len(boosted["grid"]) == 2 * 6
+    assert len(boosted["grid"]) == 2 * 5
     assert len(tree["grid"]) == 11
-    for model, metric in ((boosted, "average_precision"), (tree, "auc_roc")):
+    for model, metric in itertools.product((boosted, tree), METRICS):
         best = max(model["grid"], key=lambda tried: tried["mean"][metric])
         assert model["chosen"][metric] == best["parameters"]
         assert model["validation"]["mean"][metric] == best["mean"][metric]
     # The search is that of the seed that was asked for.
     wanted = [dict(candidate) for path in boosted_paths(seed=5, budget=2) for candidate in path.candidates()]
     assert [tried["parameters"] for tried in boosted["grid"]] == wanted
-    # LightGBM's choice is one for all.
-    assert len({json.dumps(choice) for choice in boosted["chosen"].values()}) == 1
 
 
 def test_the_file_holds_the_published_numbers_and_ours_by_their_parameters(prequential: dict[str, Any]) -> None:
