@@ -31,6 +31,7 @@ def rebuild(source: Source, from_beginning: bool, from_time: str | None, resume:
     """
     from features.profile_sets import ProfileSets, spoken
     from streams.changelog import Changelog
+    from streams.collection import settle_collection
     from streams.rebuild import Rebuild
     from streams.topics import TopicSettings
 
@@ -64,6 +65,7 @@ def rebuild(source: Source, from_beginning: bool, from_time: str | None, resume:
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
+        settle_collection()
         swapped = job.run(stop, lambda done, total: bar(done, total))
     if swapped is None:
         raise click.ClickException(f"stopped: `paywarden rebuild --resume {job.name}` goes on where this ended")

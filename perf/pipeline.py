@@ -40,6 +40,7 @@ from features.money import load_rates
 from features.store import ProfileStore
 from perf.payments_load import PaymentMaker, send_all, send_at_rate
 from schemas.avro import LocalSchemaIds
+from streams.collection import settle_collection
 from streams.kafka import KafkaSettings
 from streams.pipeline import Pipeline, StreamSettings, stream_metrics
 from streams.topics import TopicSettings, create_topics
@@ -184,6 +185,7 @@ def _work(spec: dict[str, Any]) -> None:
         metrics=stream_metrics(settings, engine.plan.entity_names, registry),
     )
     watch = _Watch(pipeline, registry, spec["wanted"])
+    settle_collection()
     print("ready", flush=True)
     pipeline.run(watch.stop)
     print(json.dumps(watch.report()), flush=True)

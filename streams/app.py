@@ -25,6 +25,7 @@ from mode import ServiceT
 from prometheus_client import CollectorRegistry
 
 from schemas.errors import BrokerUnavailable
+from streams.collection import settle_collection
 from streams.credentials import broker_urls, credentials
 from streams.faust_consumer import KafkaTransport
 from streams.faust_logs import calm_logs
@@ -171,6 +172,7 @@ def run(app: StreamApp, stop: threading.Event) -> None:
     `stop` is set if there was a signal before. Raises what ended the app otherwise.
     """
     calm_logs()
+    settle_collection()
     asyncio.run(_run(app, stop))
 
 
