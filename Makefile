@@ -24,6 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@echo "compiling the feature kernel, once"
 	$(BIN)/python -c 'from features.engine import FeatureEngine; FeatureEngine().warm_up()'
+	$(BIN)/python -c 'from streams.fast_intake import warm_up; warm_up()'
 	@touch $@
 
 services: install ## fetch Kafka and the schema registry for tests (needs Java 17 and Maven)

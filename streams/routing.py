@@ -56,12 +56,11 @@ class Router:
     def decode(self, payments: Sequence[Record], outcomes: Sequence[Record], now_ms: int) -> Decoded:
         """The events of these records."""
         decoded = Decoded()
-        for record in payments:
-            position = Position(batch.payments_source(record.partition), record.offset)
-            try:
-                decoded.payments.append(self._intake.payment(record.value, position, record.timestamp_ms, now_ms))
-            except InvalidEvent as error:
-                decoded.refused.append((record, str(error)))
+        for record, event in zip(payments, self._intake.payments(payments, now_ms), strict=True):
+            if isinstance(event, InvalidEvent):
+                decoded.refused.append((record, str(event)))
+            else:
+                decoded.payments.append(event)
         for record in outcomes:
             position = Position(batch.outcomes_source(record.partition), record.offset)
             try:
