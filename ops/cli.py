@@ -269,9 +269,13 @@ def stream(source: Source, drain: bool) -> None:
 @cli.command()
 @click.pass_obj
 def companion(source: Source) -> None:
-    """Run a scoring host's companion: changelog to mirror, outbox to decisions."""
+    """Run a scoring host's companion: changelog to mirror, outbox to decisions.
+
+    The address of its health and metrics is the first line on stdout.
+    """
     stop = _until_stopped()
-    wiring.companion(source).run(stop)
+    with wiring.companion(source, announce=click.echo) as built:
+        built.run(stop)
 
 
 @cli.command()

@@ -55,19 +55,42 @@ def list_sets(source: Source, as_json: bool) -> None:
 )
 @click.pass_obj
 def drop_set(source: Source, name: str, records_per_second: int) -> None:
-    """Erase the set NAME whole; "first" is the one that was there before any other.
+    """Erase the set NAME whole, with its topics on Kafka; "first" is the one that was there before any other.
 
-    The live set is refused, and one that is being swapped in. Killed at any moment, the same command goes on.
+    The live set is refused, and one that is being swapped in. Killed at any moment, the same command goes on. Without
+    Kafka the topics stay, and are named.
     """
     from features.profile_sets import ProfileSets, drop, typed_name
 
     stores = _stores(source)
+    dropped = typed_name(name)
     with closing(ProfileSets(stores.open_register())) as sets, scan_bar("records") as progress:
         try:
-            drop(sets, stores, typed_name(name), records_per_second=records_per_second, progress=progress)
+            # Noted first, so that nobody needs the topics any more; and before the set is off the register, so that
+            # the same command finds what a killed one has left.
+            sets.begin_drop(dropped)
+            left = _delete_topics(source, dropped)
+            drop(sets, stores, dropped, records_per_second=records_per_second, progress=progress)
         except TemporaryFailure as error:
             raise click.ClickException(f"{error}; the same command goes on where this ended") from error
     click.echo(f"profile set {name} is dropped")
+    if left:
+        reasons = ", ".join(sorted(set(left.values())))
+        click.echo(f"left on Kafka, to be deleted there: {', '.join(sorted(left))} ({reasons})", err=True)
+
+
+def _delete_topics(source: Source, name: str) -> dict[str, str]:
+    """Those that only this set's events go through; returns what may be left of them, and why."""
+    from features.catalogue import CATALOGUE
+    from features.profile_sets import FIRST
+    from streams.repartition import repartition_topic
+    from streams.topics import delete_repartition_topics
+
+    if name == FIRST:
+        # `topics create` makes these, whichever sets there are.
+        return {}
+    topics = [repartition_topic(entity.name, name) for entity in CATALOGUE.entities]
+    return delete_repartition_topics(wiring.kafka_settings(source), topics)
 
 
 def _stores(source: Source) -> SetStores:

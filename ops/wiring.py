@@ -163,9 +163,9 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
     """The stream processors, ready to run: the worker of the live set, and the Faust app around it with its agents."""
     from streams.agents import add_agents
     from streams.app import StreamApp
+    from streams.health import metrics_registry
     from streams.kafka import partitions_of
     from streams.live import LiveWorker
-    from streams.web import metrics_registry
 
     registry = metrics_registry()
     parts = StreamParts(source, registry)
@@ -177,13 +177,19 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
     return app
 
 
-def companion(source: Source) -> Companion:
-    """A scoring host's companion, ready to run."""
+@contextmanager
+def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Companion]:
+    """A scoring host's companion, ready to run; until the block ends its health and metrics are served.
+
+    `announce` is given the address. Raises Misconfigured, BrokerUnavailable.
+    """
     from features.catalogue import CATALOGUE
     from ops.progress import scan_bar
     from scoring.mirror import MirrorSettings
     from scoring.outbox import OutboxSettings
     from streams.companion import Companion, CompanionSettings
+    from streams.health import metrics_registry
+    from streams.health_server import serving_health
     from streams.kafka import require_broker
 
     kafka = kafka_settings(source)
@@ -191,7 +197,8 @@ def companion(source: Source) -> Companion:
     mirror = source.section("mirror", MirrorSettings)
     outbox = source.section("outbox", OutboxSettings)
     require_broker(kafka)
-    return Companion(
+    registry = metrics_registry()
+    built = Companion(
         kafka=kafka,
         settings=settings,
         mirror=mirror,
@@ -200,8 +207,13 @@ def companion(source: Source) -> Companion:
         entities=tuple(entity.name for entity in CATALOGUE.entities),
         look=lambda: live_set(source),
         open_store=lambda live: open_store(source, readonly=True, profile_set=live.name),
+        registry=registry,
         watch_scan=scan_bar,
     )
+    host, port = settings.http_host, settings.http_port
+    with serving_health(built.health, registry, host=host, port=port, section="companion") as address:
+        announce(address)
+        yield built
 
 
 def policy(source: Source, *, review_at: float, decline_at: float) -> Policy:

@@ -111,6 +111,10 @@ class MirrorWriter:
             entries = int(transaction.stat()["entries"])
         return entries - len(self.positions()) - (1 if self.complete_to_ms() is not None else 0)
 
+    def used_bytes(self) -> int:
+        """How much of `size_mb` has been used so far: pages that are free again are counted, and used first."""
+        return (int(self._env.info()["last_pgno"]) + 1) * int(self._env.stat()["psize"])
+
     def complete_to_ms(self) -> int | None:
         """The completeness on record, None for a new mirror."""
         with self._env.begin() as transaction:

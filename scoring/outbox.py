@@ -251,6 +251,16 @@ class OutboxReader:
             return stored
         return min(_segments(self._directory), default=0)
 
+    def end(self) -> int:
+        """How far the outbox is written, half a record included; 0 for a new one. Raises OutboxUnavailable."""
+        segments = _segments(self._directory)
+        if not segments:
+            return 0
+        try:
+            return segments[-1] + _segment_path(self._directory, segments[-1]).stat().st_size
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+
     def release(self, position: int) -> None:
         """Delete the segments that lie wholly before `position`, but never the one that is written to."""
         segments = _segments(self._directory)

@@ -6,43 +6,52 @@ A new mirror is filled from the store where there is one to scan, and from there
 a store it reads the compacted changelog from its beginning. Either way it is complete when it has read every
 partition to where it ended at the start and knows how far the stream had come. A mirror that is there already
 goes on from the positions it keeps.
+
+Health and metrics are values that the loop sets; who serves them is in other threads and never in its way.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from threading import Event
 
 from confluent_kafka import Consumer, Producer, TopicPartition
+from prometheus_client import CollectorRegistry
 
 from features.profile_sets import LiveSet
-from features.store import KEY_BYTES_MAX, ProfileStore, ScanProgress
+from features.store import ProfileStore, ScanProgress
 from schemas.avro import Decoder, Encoder, SchemaIds
-from schemas.errors import InvalidEvent
+from schemas.errors import Misconfigured
 from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.outbox import OutboxSettings
+from streams.changes import read_changes
+from streams.companion_health import CompanionHealth
+from streams.companion_metrics import CompanionMetrics
+from streams.ends import EndsWatch
 from streams.kafka import (
     KafkaSettings,
     Record,
     consume,
     end_offsets,
+    make_admin,
     make_consumer,
     make_producer,
     partitions_of,
 )
-from streams.progress import PREFIX, CopyProgress, progress_key
+from streams.metrics import objectives_ms
+from streams.progress import CopyProgress, progress_key
 from streams.repartition import repartition_topic
 from streams.shipping import Shipper
 
 _log = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 10.0
-_FIND_WORKERS_EVERY_S = 1.0
+_LOOK_AROUND_EVERY_S = 1.0
 _FILL_BATCH = 10_000
 _SWAP_WAIT_S = 1.0
 
@@ -57,6 +66,15 @@ class CompanionSettings:
     # Whether a new mirror is filled by scanning the store; without, by reading the whole changelog.
     fill_from_store: bool = True
     stop_timeout_s: int = 10
+    # How long after its arrival on Kafka an event may take into the mirror: what the stream has for its store, and half
+    # a second for the changelog. Exceptions are "merchant=5000".
+    freshness_objective_ms: int = 1500
+    freshness_exceptions: tuple[str, ...] = ()
+    # With a mirror that is older it is not ready.
+    mirror_age_ms_max: int = 30_000
+    # Of /livez, /readyz and /metrics. Port 0 takes a free one; the address is the first line on stdout.
+    http_host: str = "127.0.0.1"
+    http_port: int = 0
 
 
 class Companion:
@@ -73,20 +91,26 @@ class Companion:
         entities: tuple[str, ...],
         look: Callable[[], LiveSet],
         open_store: Callable[[LiveSet], ProfileStore],
+        registry: CollectorRegistry | None = None,
         watch_scan: Callable[[str], AbstractContextManager[ScanProgress]] | None = None,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         """`look` says which profile set is live and `open_store` opens it, both only when a new mirror is filled.
 
-        `watch_scan` may show how that goes.
+        `registry` gets the metrics. `watch_scan` may show how a new mirror is filled.
 
         Raises Misconfigured, BrokerUnavailable.
         """
-        self._settings, self._entities = settings, entities
+        self._settings, self._entities, self._now_ms = settings, entities, now_ms
+        self.health = CompanionHealth(settings.mirror_age_ms_max, now_ms=now_ms)
+        self._metrics = CompanionMetrics(
+            registry or CollectorRegistry(), _objectives_ms(settings, entities), self.health
+        )
         self._look, self._open_store = look, open_store
         self._watch_scan = watch_scan or (lambda _: nullcontext(lambda *_: None))
         self._topic = kafka.topic("profiles")
         self._partitions = partitions_of(kafka, "profiles")
-        self._mirror = MirrorWriter(mirror)
+        self._mirror, self._mirror_limit_bytes = MirrorWriter(mirror), mirror.size_mb << 20
         self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-companion")
         producer: Producer = make_producer(kafka, linger_ms=5)
         self._decoder = Decoder("profiles", ids)
@@ -100,29 +124,45 @@ class Companion:
         )
         encoder = Encoder("decisions", ids.id_of("decisions"))
         self._shipper = Shipper(outbox, producer=producer, topic=kafka.topic("decisions"), encoder=encoder)
+        self._ends = EndsWatch(make_admin(kafka), self._topic, self._partitions)
         self._to_reach: dict[int, int] = {}
+        self._read_to: dict[int, int] = {}
         self.profiles_applied = 0
 
     def run(self, stop: Event) -> None:
         """Work until `stop` is set; then ship what is left. Raises TemporaryFailure or Misconfigured."""
         if not self._start_following(stop):
             return
-        next_log = next_find = time.monotonic()
+        next_log = next_look = time.monotonic()
         try:
             while not stop.is_set():
                 now = time.monotonic()
-                if now >= next_find:
-                    self._shipper.find_workers()
-                    next_find = now + _FIND_WORKERS_EVERY_S
+                if now >= next_look:
+                    self.look_around()
+                    next_look = now + _LOOK_AROUND_EVERY_S
                 self.step()
                 if now >= next_log:
                     _log.info("companion: %d profiles applied, %d decisions shipped", *self._counts())
                     next_log = now + _LOG_EVERY_S
         finally:
+            self.health.obstacle = "the companion is stopping"
             self._shipper.find_workers()
             self._shipper.drain(self._settings.stop_timeout_s)
             self._consumer.close()
             self._mirror.close()
+
+    def look_around(self) -> None:
+        """What need not be looked at in every round: workers that are new, and how everything stands."""
+        self._shipper.find_workers()
+        if (ends := self._ends.look()) is not None:
+            self._metrics.lag(ends, self._read_to)
+        self.health.kafka_trouble = self._ends.trouble()
+        self._metrics.shipping(
+            shipped=self._shipper.shipped,
+            under_way=self._shipper.under_way,
+            waiting_bytes=self._shipper.waiting_bytes(),
+        )
+        self._metrics.mirror(self._mirror.used_bytes(), self._mirror_limit_bytes)
 
     def step(self) -> None:
         """One round of both jobs; waits for the changelog only when no decision is waiting."""
@@ -131,8 +171,11 @@ class Companion:
         consumed = consume(self._consumer, self._settings.batch_max, wait_s)
         if consumed.records:
             self._apply(consumed.records)
-        for _, partition in consumed.ended:
+        for (_, partition), end in consumed.ended.items():
             self._to_reach.pop(partition, None)
+            self._read_to[partition] = end
+        self.health.partitions_to_reach = len(self._to_reach)
+        self.health.note_round()
 
     def _counts(self) -> tuple[int, int]:
         return self.profiles_applied, self._shipper.shipped
@@ -154,6 +197,8 @@ class Companion:
                 ends = end_offsets(self._consumer, self._topic, self._partitions)
             self._mirror.apply({}, positions)
         self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
+        self._read_to = dict(positions)
+        self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
         self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
         return True
 
@@ -166,9 +211,11 @@ class Companion:
         while not stop.is_set():
             live = self._look()
             if live.next is not None:
+                self.health.obstacle = "another profile set is being swapped in; the mirror is filled after that"
                 _log.info("companion: another profile set is being swapped in, waiting for that")
                 stop.wait(_SWAP_WAIT_S)
                 continue
+            self.health.obstacle = "the mirror is being filled from the store"
             ends = end_offsets(self._consumer, self._topic, self._partitions)
             self._scan_store(live)
             if self._look() == live:
@@ -191,34 +238,29 @@ class Companion:
         _log.info("companion: mirror filled with %d profiles in %.1f s", count, time.monotonic() - started)
 
     def _apply(self, records: list[Record]) -> None:
-        profiles: dict[bytes, bytes | None] = {}
-        positions: dict[int, int] = {}
-        for record in records:
-            positions[record.partition] = record.offset + 1
-            if not record.key or len(record.key) > KEY_BYTES_MAX:
-                _log.error("changelog %d/%d has no key that a mirror can hold", record.partition, record.offset)
-                continue
-            if record.value is None:
-                profiles[record.key] = None
-                continue
-            try:
-                value = self._decoder.decode(record.value)
-            except InvalidEvent as error:
-                _log.error("changelog %d/%d cannot be read: %s", record.partition, record.offset, error)
-                continue
-            if not record.key.startswith(PREFIX):
-                profiles[record.key] = value["state"]
-            elif value["complete_to_time_ms"] is not None:
-                self._progress.saw(record.partition, record.key, value["complete_to_time_ms"])
-        self._note_reached(positions)
+        changes = read_changes(records, self._decoder, self._entities, self._to_reach)
+        for partition, key, moment_ms in changes.progress:
+            self._progress.saw(partition, key, moment_ms)
+        self._note_reached(changes.positions)
         complete_to_ms = self._progress.complete_to_ms() if not self._to_reach else 0
-        self._mirror.apply(profiles, positions, complete_to_ms or None)
-        self.profiles_applied += len(profiles)
+        self._mirror.apply(changes.profiles, changes.positions, complete_to_ms or None)
+        if complete_to_ms:
+            self.health.complete_to_ms = complete_to_ms
+        self._read_to |= changes.positions
+        self.profiles_applied += len(changes.profiles)
+        self._metrics.applied(changes, self._now_ms())
 
     def _note_reached(self, positions: dict[int, int]) -> None:
         for partition, position in positions.items():
             if partition in self._to_reach and position >= self._to_reach[partition]:
                 del self._to_reach[partition]
+
+
+def _objectives_ms(settings: CompanionSettings, entities: Sequence[str]) -> dict[str, int]:
+    try:
+        return objectives_ms(entities, settings.freshness_objective_ms, settings.freshness_exceptions)
+    except ValueError as error:
+        raise Misconfigured(f"[companion] freshness_exceptions: {error}") from error
 
 
 def _in_batches(records: Iterator[tuple[bytes, bytes]]) -> Iterator[dict[bytes, bytes | None]]:

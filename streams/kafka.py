@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -208,6 +209,10 @@ def make_consumer(settings: KafkaSettings, *, group_id: str, session_timeout_ms:
         return Consumer(options)
 
 
+# Who leads a partition is remembered for so long, and by default for 15 minutes: all that while, after a broker's
+# restart, questions about the ends of its partitions are refused for naming an old leader epoch.
+_LEADERS_AGE_MS_MAX = 5000
+
 # The broker answers a fetch that has nothing after this long; what a consumer knows is never older.
 FETCH_WAIT_MS = 100
 
@@ -215,7 +220,7 @@ FETCH_WAIT_MS = 100
 def make_admin(settings: KafkaSettings) -> AdminClient:
     """A client for topics and metadata."""
     with _configured():
-        return AdminClient(settings.connection())
+        return AdminClient({**settings.connection(), "metadata.max.age.ms": _LEADERS_AGE_MS_MAX})
 
 
 def require_broker(settings: KafkaSettings) -> None:
@@ -266,15 +271,21 @@ def end_offsets(consumer: Consumer, topic: str, partitions: Iterable[int]) -> di
 _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
-def end_offsets_of(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
-    """As `end_offsets`, of all partitions in one request; None when the broker does not say now.
+def ask_end_offsets(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, Future[Any]]:
+    """As `end_offsets`, of all partitions in one request that is not waited for: each answer has an `offset`.
 
-    What a transaction has not committed is not counted.
+    What a transaction has not committed is not counted. An answer that fails raises KafkaException.
     """
     wanted = {TopicPartition(topic, number): _LATEST for number in partitions}
     asked = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REACH_TIMEOUT_S)
+    return {place.partition: answer for place, answer in asked.items()}
+
+
+def end_offsets_of(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
+    """As `ask_end_offsets`, waited for; None when the broker does not say now."""
+    asked = ask_end_offsets(admin, topic, partitions)
     try:
-        return {place.partition: answer.result().offset for place, answer in asked.items()}
+        return {partition: answer.result().offset for partition, answer in asked.items()}
     except KafkaException as error:
         _log.warning("Kafka does not say where %s ends: %s", topic, reason_of(error))
         return None

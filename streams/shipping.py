@@ -65,6 +65,16 @@ class Shipment:
             self._keep_cursor()
         return produced
 
+    @property
+    def under_way(self) -> int:
+        """Decisions given to the producer that the broker has not acknowledged, or only after one it has not."""
+        return len(self._under_way)
+
+    def waiting_bytes(self) -> int:
+        """What the outbox holds that the broker has not acknowledged. Raises OutboxUnavailable."""
+        # After a loss of power the log may end before its cursor.
+        return max(0, self._reader.end() - self._arrived_to)
+
     def drain(self, timeout_s: float) -> None:
         """Wait for what is under way, at most `timeout_s`, and note it."""
         self._producer.flush(timeout_s)
@@ -135,6 +145,15 @@ class Shipper:
     def shipped(self) -> int:
         """Decisions acknowledged by the broker since the start."""
         return sum(shipment.shipped for shipment in self._shipments.values())
+
+    @property
+    def under_way(self) -> int:
+        """Decisions that the broker has yet to acknowledge. How many are behind them only reading them would tell."""
+        return sum(shipment.under_way for shipment in self._shipments.values())
+
+    def waiting_bytes(self) -> dict[str, int]:
+        """By worker, the bytes in its outbox that are not shipped. Reads directories: not for every round."""
+        return {worker: shipment.waiting_bytes() for worker, shipment in self._shipments.items()}
 
     def drain(self, timeout_s: float) -> None:
         """Ship what is there now, wait for the broker, at most `timeout_s` for each worker."""

@@ -10,7 +10,7 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from schemas.avro import TOPICS
 from schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError
-from streams.kafka import MESSAGE_BYTES_MAX, KafkaSettings, make_admin, reason_of
+from streams.kafka import MESSAGE_BYTES_MAX, REACH_TIMEOUT_S, KafkaSettings, make_admin, reason_of
 from streams.repartition import repartition_topic
 
 _DAY_MS = 86_400_000
@@ -91,6 +91,23 @@ def add_repartition_partitions(kafka: KafkaSettings, counts: Mapping[str, int]) 
             future.result()
         except KafkaException as error:
             raise _refused(kafka, name, error, "cannot be given more partitions") from error
+
+
+def delete_repartition_topics(kafka: KafkaSettings, names: Sequence[str]) -> dict[str, str]:
+    """Delete repartition topics by name; returns why, by full name, for those that may be there still.
+
+    Raises Misconfigured when no client can be made.
+    """
+    left = {}
+    admin = make_admin(kafka)
+    wanted = [kafka.topic(name) for name in names]
+    for name, future in admin.delete_topics(wanted, operation_timeout=30, request_timeout=REACH_TIMEOUT_S).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                left[name] = reason_of(error)
+    return left
 
 
 def _new_topic(full_name: str, name: str, settings: TopicSettings) -> NewTopic:

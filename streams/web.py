@@ -1,47 +1,20 @@
-"""What the stream's process says about itself over HTTP, on Faust's web server: health and metrics, nothing else.
-
-GET /livez    200 while the process and what it supervises live
-GET /readyz   200 when it does its work, else 503; why not, in both cases, as JSON
-GET /metrics  Prometheus' text format
-"""
+"""The health and metrics of `paywarden stream` (streams/health.py) on Faust's web server, and none of Faust's pages."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from aiohttp import web
 from faust.web.drivers.aiohttp import Web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.gc_collector import GCCollector
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
 
-from schemas.errors import Misconfigured
+from streams.health import Health, address_of, cannot_listen, livez, readyz
 
 # A client that does not take its answer must not hold up the end of the process.
 _CLOSE_TIMEOUT_S = 1.0
-
-
-def metrics_registry() -> CollectorRegistry:
-    """A registry that already shows the process itself: memory, CPU, files, garbage collection, versions."""
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    GCCollector(registry=registry)
-    return registry
-
-
-class Health(Protocol):
-    """What the views ask. Called in the event loop: neither may block."""
-
-    def live(self) -> bool:
-        """Whether the process can still do its work."""
-
-    def problems(self) -> Sequence[str]:
-        """Why it is not ready; empty when it is."""
 
 
 class HealthWeb(Web):
@@ -83,20 +56,16 @@ class HealthWeb(Web):
         try:
             await site.start()
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise Misconfigured(
-                f"[stream] http_host, http_port: cannot listen on {self._host}:{self._port}: {reason}"
-            ) from error
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        self._announce(f"http://{host}:{self._runner.addresses[0][1]}")
+            raise cannot_listen("stream", self._host, self._port, error) from error
+        self._announce(address_of(self._host, self._runner.addresses[0][1]))
 
     async def _livez(self, _: web.Request) -> web.Response:
-        live = self._health.live()
-        return web.json_response({"live": live}, status=200 if live else 503)
+        status, body = livez(self._health)
+        return web.json_response(body, status=status)
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        missing = list(self._health.problems())
-        return web.json_response({"ready": not missing, "missing": missing}, status=503 if missing else 200)
+        status, body = readyz(self._health)
+        return web.json_response(body, status=status)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

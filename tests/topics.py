@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,36 @@ class Topics:
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
 
     def send_payment(self, row: dict[str, Any]) -> None:
-        self._producer.produce(self._settings.topic("payments"), self._payments.encode(row), key=row["card_id"])
+        self._send("payments", self._payments.encode(row), row["card_id"])
 
     def send_outcome(self, row: dict[str, Any]) -> None:
-        self._producer.produce(self._settings.topic("outcomes"), self._outcomes.encode(row), key=row["payment_id"])
+        self._send("outcomes", self._outcomes.encode(row), row["payment_id"])
+
+    def send_payments(self, rows: Iterable[dict[str, Any]]) -> None:
+        """All of them, acknowledged."""
+        for row in rows:
+            self.send_payment(row)
+        self.flush()
+
+    def send_outcomes(self, rows: Iterable[dict[str, Any]]) -> None:
+        """All of them, acknowledged."""
+        for row in rows:
+            self.send_outcome(row)
+        self.flush()
+
+    def _send(self, topic: str, value: bytes, key: str) -> None:
+        while True:
+            try:
+                self._producer.produce(self._settings.topic(topic), value, key=key)
+                return
+            except BufferError:
+                self._producer.poll(0.1)
 
     def send_bytes(self, topic: str, value: bytes | None, key: bytes) -> None:
         self._producer.produce(self._settings.topic(topic), value, key=key, headers=[("trace", b"\x00\x01")])
 
     def flush(self) -> None:
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(120) == 0
 
 
 def small_world() -> tuple[pa.Table, pa.Table]:

@@ -69,9 +69,19 @@ class Workers:
         self.kills += 1
 
     def stop(self) -> None:
+        """In order, each after its batch."""
+        self._end_supervision()
+        assert [worker.stop() for worker in self._running] == [0] * WORKERS
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_supervision()
+
+    def _end_supervision(self) -> None:
         self._stop.set()
         self._supervisor.join()
-        assert [worker.stop() for worker in self._running] == [0] * WORKERS
 
     def _supervise(self) -> None:
         while not self._stop.wait(0.2):
@@ -90,6 +100,12 @@ class StoreFaults:
         self.faults = 0
         self._thread = Thread(target=self._run)
         self._thread.start()
+
+    def __enter__(self) -> StoreFaults:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def _run(self) -> None:
         kinds = (
@@ -137,32 +153,25 @@ def test_every_profile_is_what_the_payments_say_whatever_dies(tmp_path: Path, ow
     ):
         deployment.create_topics()
         topics, group = Topics(settings), "chaos-stream"
-        workers = Workers(deployment, rng)
-        faults = StoreFaults(server, rng)
         half = len(arrivals) // 2
-        for row in arrivals[:half]:
-            topics.send_payment(row)
-        topics.flush()
-        for _ in range(3):
-            time.sleep(rng.uniform(1, 4))
-            workers.kill_one()
-        # Outcomes of payments that are still to come wait, or this loses them.
-        for row in arrivals[half:]:
-            topics.send_payment(row)
-        topics.flush()
-        for row in outcomes:
-            topics.send_outcome(row)
-        topics.flush()
-        time.sleep(rng.uniform(1, 3))
-        own_kafka.kill()
-        time.sleep(1)
-        own_kafka.restart()
-        for _ in range(3):
-            time.sleep(rng.uniform(1, 4))
-            workers.kill_one()
-        faults.end()
-        wait_until_worked_in(settings, group, timeout_s=600)
-        workers.stop()
+        with Workers(deployment, rng) as workers:
+            with StoreFaults(server, rng) as faults:
+                topics.send_payments(arrivals[:half])
+                for _ in range(3):
+                    time.sleep(rng.uniform(1, 4))
+                    workers.kill_one()
+                # Outcomes of payments that are still to come wait, or this loses them.
+                topics.send_payments(arrivals[half:])
+                topics.send_outcomes(outcomes)
+                time.sleep(rng.uniform(1, 3))
+                own_kafka.kill()
+                time.sleep(1)
+                own_kafka.restart()
+                for _ in range(3):
+                    time.sleep(rng.uniform(1, 4))
+                    workers.kill_one()
+            wait_until_worked_in(settings, group, timeout_s=900)
+            workers.stop()
         assert workers.kills == 6 <= workers.starts
         assert faults.faults > 20
         stored = read_stored(server)

@@ -13,8 +13,9 @@ from features.lmdb_sets import LmdbSets
 from features.lmdb_store import LmdbSettings
 from features.profile_sets import ProfileSets
 from schemas.avro import Encoder, LocalSchemaIds
-from streams.kafka import KafkaSettings, partitions_of
+from streams.kafka import KafkaSettings, partitions_of, topics_of
 from streams.repartition import repartition_topic
+from streams.topics import create_repartition_topics, delete_repartition_topics
 from tests.processes import Deployment, run_paywarden, wait_until
 from tests.services.kafka import KafkaServer
 from tests.topics import (
@@ -109,6 +110,27 @@ def test_a_rebuild_beside_the_live_stream_gives_what_the_topics_say_and_the_stre
     assert b"card:ghost" in read_set(deployment, "")
     dropped = run_paywarden("--config", str(deployment.config), "profile-sets", "drop", "first")
     assert dropped.returncode == 0, dropped.stderr
+
+
+def test_a_set_that_is_dropped_leaves_no_topics_and_others_keep_theirs(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    sets = ProfileSets(sets_of(deployment).open_register())
+    before = own_topics(settings)
+    for name in ("b1", "b2"):
+        sets.create(name, now_ms=1)
+        create_repartition_topics(settings, {repartition_topic(entity, name): 2 for entity in ENTITIES}, 1)
+    sets.close()
+    # A drop that was killed may have got so far.
+    assert delete_repartition_topics(settings, [repartition_topic("card", "b1")]) == {}
+    dropped = run_paywarden("--config", str(deployment.config), "profile-sets", "drop", "b1")
+    assert (dropped.returncode, dropped.stderr) == (0, "")
+    wanted = before | {settings.topic(repartition_topic(entity, "b2")) for entity in ENTITIES}
+    wait_until(lambda: own_topics(settings) == wanted, "its topics are gone, and no others", timeout_s=10)
+
+
+def own_topics(settings: KafkaSettings) -> set[str]:
+    return {name for name in topics_of(settings) if name.startswith(settings.topic_prefix)}
 
 
 def test_a_rebuild_from_a_time_has_what_reached_kafka_since(deployment: Deployment, settings: KafkaSettings) -> None:

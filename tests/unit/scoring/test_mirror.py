@@ -144,6 +144,14 @@ def test_profile_count_counts_profiles_alone(writer: MirrorWriter) -> None:
     assert writer.profile_count() == 10
 
 
+def test_what_is_used_of_a_mirror_grows_with_its_profiles_and_stays_under_its_limit(
+    writer: MirrorWriter, settings: MirrorSettings
+) -> None:
+    before = writer.used_bytes()
+    writer.apply({b"card:%d" % number: bytes(1000) for number in range(200)}, {})
+    assert before + 200 * 1000 <= writer.used_bytes() <= settings.size_mb << 20
+
+
 def test_reopening_keeps_everything(settings: MirrorSettings) -> None:
     first = MirrorWriter(settings)
     first.apply({b"card:1": b"one"}, {0: 3}, 5)

@@ -282,6 +282,15 @@ def test_release_keeps_what_is_not_shipped_whole_and_the_active_segment(small: O
     assert read_all(small, positions[-1]) == [b"more"]
 
 
+def test_the_end_of_an_outbox_is_where_its_writer_is(small: OutboxSettings) -> None:
+    reader = OutboxReader(small, "w0")
+    assert reader.end() == 0
+    positions = fill(small, numbered(10))
+    assert reader.end() == positions[-1]
+    reader.release(positions[-1])
+    assert reader.end() == positions[-1]
+
+
 def test_two_writers_on_one_directory_are_refused(small: OutboxSettings) -> None:
     writer = OutboxWriter(small, "w0")
     with pytest.raises(Misconfigured, match="has another writer"):

@@ -20,9 +20,9 @@ from prometheus_client import Counter
 
 from schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable, TemporaryFailure
 from streams.app import StreamApp, run
+from streams.health import metrics_registry
 from streams.kafka import KafkaSettings
 from streams.pipeline import StreamSettings
-from streams.web import metrics_registry
 from tests.processes import ROOT
 
 

@@ -1,0 +1,62 @@
+"""Where a topic's partitions end, asked from Kafka again and again without ever waiting for the answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from streams.kafka import ask_end_offsets, reason_of
+
+_ASK_EVERY_S = 2.0
+# A partition whose leader moves has no answer for a moment: that is no reason to say that Kafka is away.
+AWAY_AFTER_S = 6.0
+
+
+class EndsWatch:
+    """Asks for the ends of partitions. Not thread-safe; `look` is called about once a second."""
+
+    def __init__(
+        self, admin: AdminClient, topic: str, partitions: Sequence[int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._admin, self._topic, self._partitions, self._clock = admin, topic, partitions, clock
+        self._asked: dict[int, Future[Any]] = {}
+        self._ask_at = 0.0
+        self._answered_at: float | None = None
+        self._failure = "there is no answer"
+
+    def look(self) -> dict[int, int] | None:
+        """The offset after the last record of each partition if an answer has come since the last call."""
+        now = self._clock()
+        if self._answered_at is None:
+            self._answered_at, self._ask_at = now, now
+        ends = None
+        if self._asked and all(answer.done() for answer in self._asked.values()):
+            ends = self._take(now)
+        if not self._asked and now >= self._ask_at:
+            self._asked = ask_end_offsets(self._admin, self._topic, self._partitions)
+            self._ask_at = now + _ASK_EVERY_S
+        return ends
+
+    def trouble(self) -> str:
+        """Why Kafka is taken to be away; empty while it answers."""
+        if self._answered_at is None:
+            return ""
+        silent_s = self._clock() - self._answered_at
+        if silent_s <= AWAY_AFTER_S:
+            return ""
+        return f"for {silent_s:.0f} s Kafka has not said where {self._topic} ends: {self._failure}"
+
+    def _take(self, now: float) -> dict[int, int] | None:
+        asked, self._asked = self._asked, {}
+        try:
+            ends = {partition: int(answer.result().offset) for partition, answer in asked.items()}
+        except KafkaException as error:
+            self._failure = reason_of(error)
+            return None
+        self._answered_at = now
+        return ends

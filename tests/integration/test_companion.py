@@ -1,0 +1,167 @@
+"""The process of `paywarden companion` on a real Kafka: when it is ready, and what its metrics say."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from schemas.outbox_pb2 import OutboxEntry
+from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from scoring.outbox import OutboxSettings, OutboxWriter
+from streams.kafka import KafkaSettings
+from tests.processes import Deployment, PaywardenProcess, is_ready, wait_until
+from tests.services.kafka import KafkaServer
+from tests.topics import ENTITIES, Topics, small_world, wait_until_worked_in
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
+    with deployed(tmp_path, kafka, topic_prefix) as deployment:
+        yield deployment
+
+
+@pytest.fixture
+def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+
+
+def deployed(folder: Path, kafka: KafkaServer, topic_prefix: str) -> Deployment:
+    """With topics, and a companion that reads the changelog from its beginning."""
+    deployment = Deployment(folder, kafka.bootstrap, topic_prefix)
+    config = deployment.config.read_text(encoding="utf-8")
+    deployment.config.write_text(
+        config.replace("[companion]\n", "[companion]\nfill_from_store = false\n"), encoding="utf-8"
+    )
+    deployment.create_topics()
+    return deployment
+
+
+class Companion:
+    """A companion that runs, as its operator sees it."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.process: PaywardenProcess = deployment.start("companion")
+        self.address = self.process.first_line()
+        assert self.address.startswith("http://127.0.0.1:"), self.process.log.read_text(encoding="utf-8")
+
+    def problems(self) -> list[str]:
+        """Why it is not ready; a 503 and a reason belong together."""
+        try:
+            with urllib.request.urlopen(f"{self.address}/readyz", timeout=5) as answer:
+                status, body = answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                status, body = error.code, json.load(error)
+        missing: list[str] = body["missing"]
+        assert (status, body["ready"]) == ((503, False) if missing else (200, True))
+        return missing
+
+    def wait_until_ready(self) -> None:
+        wait_until(lambda: is_ready(self.address), "the companion is ready", every_s=0.05)
+
+    def metrics(self) -> dict[str, float]:
+        """By name and label, as in `changelog_lag{3}`."""
+        with urllib.request.urlopen(f"{self.address}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        return {
+            sample.name.removeprefix("paywarden_companion_")
+            + (f"{{{','.join(sample.labels.values())}}}" if sample.labels else ""): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def wait_for(self, name: str, at_least: float) -> None:
+        wait_until(lambda: self.metrics().get(name, 0) >= at_least, f"{name} of {at_least}", every_s=0.1)
+
+
+def decide(deployment: Deployment, count: int) -> None:
+    """Decisions in an outbox, as a scoring worker leaves them."""
+    writer = OutboxWriter(OutboxSettings(directory=str(deployment.outbox)), "worker-0")
+    for number in range(count):
+        entry = OutboxEntry(
+            request=ScoreRequest(payment_id=f"p{number}", card_id="c", merchant_id="m", currency="EUR"),
+            response=ScoreResponse(payment_id=f"p{number}", decision_id=f"d{number}", action="approve"),
+            decided_time_ms=1,
+        )
+        writer.append(entry.SerializeToString())
+    writer.close()
+
+
+def test_ready_when_the_mirror_is_complete_and_ages_are_of_what_came_since_the_start(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    payments = small_world()[0].to_pylist()[:300]
+    topics, group = Topics(settings), f"{settings.topic_prefix}stream"
+    companion = Companion(deployment)
+    wait_until(lambda: companion.problems() != ["it has not started"], "it follows the changelog")
+    # Nothing has been written, and nobody has said so.
+    assert companion.problems() == ["the mirror is not complete: the stream has not said how far it is"]
+    deployment.start("stream")
+    companion.wait_until_ready()
+    for row in payments[:200]:
+        topics.send_payment(row)
+    topics.flush()
+    for entity in ENTITIES:
+        companion.wait_for(f"event_to_mirror_seconds_count{{{entity}}}", 1)
+    wait_until_worked_in(settings, group)
+    decide(deployment, 3)
+    companion.wait_for("decisions_shipped_total", 3)
+    wait_until(lambda: companion.metrics()["outbox_waiting_bytes{worker-0}"] == 0, "all is shipped", every_s=0.1)
+    seen = companion.metrics()
+    for entity in ENTITIES:
+        assert (
+            0
+            < seen[f"event_to_mirror_seconds_sum{{{entity}}}"]
+            < 60 * seen[f"event_to_mirror_seconds_count{{{entity}}}"]
+        )
+        assert seen[f"freshness_objective_seconds{{{entity}}}"] == 1.5
+    assert seen["ready"] == 1
+    assert 0 <= seen["mirror_age_seconds"] < 30
+    assert seen["profiles_applied_total"] > 0
+    assert 0 < seen["mirror_bytes"] < seen["mirror_limit_bytes"] == 256 << 20
+    assert [name for name in seen if name.startswith("changelog_lag")] == [f"changelog_lag{{{n}}}" for n in range(4)]
+    topics.send_bytes("profiles", None, b"card:nobody")
+    topics.send_bytes("profiles", b"no profile", b"card:nobody")
+    topics.flush()
+    companion.wait_for("profiles_erased_total", 1)
+    companion.wait_for("unreadable_records_total", 1)
+    assert companion.process.stop() == 0
+
+    # What came while it was away tells how long that was, and not how fresh mirrors are.
+    for row in payments[200:]:
+        topics.send_payment(row)
+    topics.flush()
+    wait_until_worked_in(settings, group)
+    companion = Companion(deployment)
+    companion.wait_until_ready()
+    seen = companion.metrics()
+    assert seen["profiles_applied_total"] > 0
+    assert [seen[f"event_to_mirror_seconds_count{{{entity}}}"] for entity in ENTITIES] == [0, 0, 0]
+    assert companion.process.stop() == 0
+
+
+def test_without_kafka_it_is_alive_and_not_ready_and_ready_when_kafka_is_back(
+    tmp_path: Path, topic_prefix: str
+) -> None:
+    with KafkaServer(tmp_path / "kafka") as kafka, deployed(tmp_path, kafka, topic_prefix) as deployment:
+        deployment.start("stream")
+        companion = Companion(deployment)
+        companion.wait_until_ready()
+        wait_until(lambda: "changelog_lag{0}" in companion.metrics(), "Kafka has said where the changelog ends")
+        kafka.stop()
+        decide(deployment, 3)
+        wait_until(lambda: bool(companion.problems()), "it says that it is not ready", every_s=0.1)
+        assert "Kafka has not said where" in companion.problems()[0]
+        companion.wait_for("outbox_waiting_bytes{worker-0}", 1)
+        with urllib.request.urlopen(f"{companion.address}/livez", timeout=5) as answer:
+            assert answer.status == 200
+        kafka.restart()
+        companion.wait_until_ready()
+        companion.wait_for("decisions_shipped_total", 3)
+        assert companion.process.stop() == 0
