@@ -58,9 +58,10 @@ class Topics:
         while True:
             try:
                 self._producer.produce(self._settings.topic(topic), value, key=key)
-                return
             except BufferError:
                 self._producer.poll(0.1)
+            else:
+                return
 
     def send_bytes(self, topic: str, value: bytes | None, key: bytes) -> None:
         self._producer.produce(self._settings.topic(topic), value, key=key, headers=[("trace", b"\x00\x01")])
