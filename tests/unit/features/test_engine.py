@@ -24,6 +24,7 @@ from features.engine import FeatureEngine, UnreadableProfile
 from features.money import load_rates
 from features.passage import Passage
 from features.store import RECORD_BYTES_MAX
+from features.windows import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import Misconfigured
 from schemas.scoring_pb2 import ScoreRequest
 from tests.packed import read_packed, with_sources, write_packed
@@ -165,6 +166,23 @@ def test_an_engine_works_on_after_a_profile_it_could_not_read() -> None:
 
 def test_the_largest_profile_of_the_shipped_catalogue_fits_a_store() -> None:
     assert FeatureEngine(CATALOGUE).profile_bytes_max <= RECORD_BYTES_MAX
+
+
+def test_a_merchants_first_fraud_is_seen_within_an_hour_of_when_its_label_may_be_known() -> None:
+    # A compromised terminal's first fraud tells of all that follow: tiles of six hours let its first day go by.
+    of = FeatureEngine(CATALOGUE)
+    paid = NOON_MS + 59 * MINUTE_MS
+    state = profile(of, "merchant", [payment(paid, 5), label(paid, 1, amount=5)])
+
+    def seen(time_ms: int) -> dict[str, np.float32]:
+        return dict(zip(of.plan.names, vector(of, time_ms, 5, {"merchant": state}), strict=True))
+
+    early, due = seen(paid + 7 * DAY_MS), seen(NOON_MS + 7 * DAY_MS + HOUR_MS)
+    told = ("merchant_fraud_share_1d", "merchant_fraud_share_7d", "merchant_fraud_share_30d", "merchant_fraud_streak")
+    assert [due[name] for name in told] == [1.0] * len(told)
+    assert due["merchant_fraud_streak_amount_mean"] == 5
+    assert early["merchant_fraud_streak"] == 0
+    assert np.isnan(early["merchant_fraud_share_30d"])
 
 
 def test_a_catalogue_whose_profiles_might_not_fit_a_store_is_refused() -> None:
