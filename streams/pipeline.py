@@ -72,6 +72,7 @@ _LAG_EVERY_S = 1.0
 # How often the broker is asked whether the payments that outcomes wait for are worked in.
 _ASK_EVERY_S = 0.2
 _ASK_STORE_EVERY_S = 1.0
+_JOIN_LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -178,11 +179,17 @@ class Pipeline:
         self._ask_store_at = 0.0
         self._has_joined = False
 
-    def run(self, stop: Event) -> None:
-        """Work until `stop` is set. Raises BrokerUnavailable when Kafka does not take what is sent for too long."""
+    def run(self, stop: Event, may_begin: Callable[[], bool] = lambda: True) -> None:
+        """Work until `stop` is set. Raises BrokerUnavailable when Kafka does not take what is sent for too long.
+
+        `may_begin` is asked once, when the worker is a member of its group and has read nothing: False ends it.
+        """
         self.join()
         next_log = time.monotonic() + _LOG_EVERY_S
         try:
+            if not self._await_membership(stop) or not may_begin():
+                return
+            self._consumer.release()
             while not stop.is_set() and not (self._drain and not self._undrained):
                 self.step(stop)
                 if time.monotonic() >= next_log:
@@ -190,6 +197,13 @@ class Pipeline:
                     next_log += _LOG_EVERY_S
         finally:
             self.leave()
+
+    def _await_membership(self, stop: Event) -> bool:
+        """False when stopped before."""
+        self._consumer.hold()
+        while not self._has_joined and not stop.is_set():
+            self._consumer.wait(_JOIN_LOOK_S)
+        return self._has_joined
 
     def join(self) -> None:
         """Join the group: `step` reads from then on."""
