@@ -288,12 +288,13 @@ def test_what_was_sent_is_with_the_broker_before_a_partition_is_given_up(worker:
     assert ("repartition-card", 0, None, b"") in worker.sender.sent
 
 
-def test_too_many_refusals_stop_before_anything_is_committed(worker: Worker) -> None:
+@pytest.mark.parametrize("place", [P0, O0, FRAMES[0]])
+def test_too_many_refusals_stop_before_anything_is_committed(worker: Worker, place: Place) -> None:
     for _ in range(60):
-        worker.broker.append(P0, b"no avro")
+        worker.broker.append(place, b"x")
     with pytest.raises(Misconfigured, match="cannot be used"):
-        worker.step()
-    assert worker.broker.committed == {}
+        worker.step(3)
+    assert place not in worker.broker.committed
 
 
 # Outcomes
