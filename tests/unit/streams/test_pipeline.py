@@ -224,6 +224,15 @@ def test_no_event_is_sent_before_its_payment_is_kept(worker: Worker) -> None:
     assert worker.broker.committed == {}
 
 
+def test_no_state_is_sent_that_the_store_has_not_acknowledged(worker: Worker) -> None:
+    """Mirrors would have what a restart takes back."""
+    worker.pay(world()[0][:5])
+    worker.step()
+    worker.step_while_store_is_away()
+    sent = [key or b"" for topic, _, key, _ in worker.sender.sent + worker.sender.queued if topic == "profiles"]
+    assert [key for key in sent if not key.startswith(PREFIX)] == []
+
+
 def test_while_the_store_is_away_nothing_is_read_and_it_goes_on_by_itself(worker: Worker) -> None:
     worker.pay(world()[0][:20])
     worker.store.is_away = True
