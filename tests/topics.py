@@ -37,10 +37,20 @@ class Topics:
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
 
     def send_payment(self, row: dict[str, Any]) -> None:
-        self._producer.produce(self._settings.topic("payments"), self._payments.encode(row), key=row["card_id"])
+        self._send("payments", self._payments.encode(row), row["card_id"].encode())
 
     def send_outcome(self, row: dict[str, Any]) -> None:
-        self._producer.produce(self._settings.topic("outcomes"), self._outcomes.encode(row), key=row["payment_id"])
+        self._send("outcomes", self._outcomes.encode(row), row["payment_id"].encode())
+
+    def _send(self, topic: str, value: bytes, key: bytes) -> None:
+        while True:
+            try:
+                self._producer.produce(self._settings.topic(topic), value, key=key)
+            except BufferError:
+                # On a busy machine the broker takes them more slowly than they are made.
+                self._producer.poll(0.1)
+            else:
+                return
 
     def send_bytes(self, topic: str, value: bytes | None, key: bytes) -> None:
         self._producer.produce(self._settings.topic(topic), value, key=key, headers=[("trace", b"\x00\x01")])

@@ -438,3 +438,37 @@ def test_a_full_batch_tells_nothing_by_the_clock(monkeypatch: pytest.MonkeyPatch
     worker.pay(world()[0][15:16], P1)
     worker.step()
     assert worker.sender.claims()[-1] == {0: ARRIVED_MS + 9}
+
+
+def changelog_progress(worker: Worker) -> list[bytes]:
+    sent = worker.sender.sent + worker.sender.queued
+    return [key for topic, _, key, _ in sent if topic == "profiles" and key is not None and key.startswith(PREFIX)]
+
+
+def test_the_changelog_tells_no_progress_of_events_that_are_not_in_their_profiles(worker: Worker) -> None:
+    """It came in the frames of the batch that waits for the store."""
+    worker.pay(world()[0][:5])
+    worker.step()
+    worker.sender.flush(1)
+    worker.step_while_store_is_away(lost=FRAMES[0])
+    worker.store.is_away = False
+    worker.client._read = lambda *_: None  # type: ignore[method-assign]
+    worker.step()
+    assert changelog_progress(worker) == []
+
+
+def test_a_new_owner_of_events_tells_only_the_progress_it_has_heard_itself(worker: Worker) -> None:
+    worker.pay(world()[0][:5])
+    worker.step(4)
+    assert b"progress:card:0" in changelog_progress(worker)
+    told = len(changelog_progress(worker))
+    worker.client.will_revoke(FRAMES[0])
+    worker.step()
+    # Another worker has it meanwhile; nothing is heard of it after it has come back.
+    worker.broker.committed[FRAMES[0]] = worker.broker.end(FRAMES[0])
+    worker.now_ms += 10_000
+    worker.client.will_assign(FRAMES[0])
+    worker.client._read = lambda *_: None  # type: ignore[method-assign]
+    worker.step()
+    assert b"progress:card:0" not in changelog_progress(worker)[told:]
+    assert ("card", 0) not in worker.pipeline._routed._heard
