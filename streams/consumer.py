@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 # A topic and a partition of it.
 Place = tuple[str, int]
 _COMMITTED_TIMEOUT_S = 5.0
+# While nothing new comes, what could not be committed is tried again this often.
+COMMIT_AGAIN_S = 1.0
 
 
 class BatchConsumer:
@@ -35,13 +37,18 @@ class BatchConsumer:
         *,
         on_assigned: Callable[[Sequence[Place]], None] = lambda _: None,
         on_revoked: Callable[[Sequence[Place]], None] = lambda _: None,
+        commit_again_s: float = COMMIT_AGAIN_S,
     ) -> None:
+        self._commit_again_s = commit_again_s
         self._consumer, self._on_assigned, self._on_revoked = consumer, on_assigned, on_revoked
         self.places: set[Place] = set()
         """What is assigned to this worker."""
-        # The offset after the last record taken, and the one that was committed or is to be read first.
+        # The offset after the last record taken; the one up to which all is worked in, or that is to be read first;
+        # and the one that the broker knows of.
         self._taken: dict[Place, int] = {}
+        self._done: dict[Place, int] = {}
         self._committed: dict[Place, int] = {}
+        self._commit_again_at = 0.0
         self._paused_topics: set[str] = set()
         self._is_held = self._has_lost = False
         # What came although everything is paused: a fetch that was on its way.
@@ -57,26 +64,41 @@ class BatchConsumer:
         Raises BrokerUnavailable for an error that does not pass.
         """
         consumed = self._early.pop(0) if self._early else consume(self._consumer, count_max, timeout_s)
-        # A rebalance in the middle of the call may have taken away what came before it.
-        records = [record for record in consumed.records if (record.topic, record.partition) in self.places]
+        records = self._of_mine(consumed.records)
         self._note_taken(records)
-        return Consumed(records, {place: end for place, end in consumed.ended.items() if place in self.places})
+        ended = {place: end for place, end in consumed.ended.items() if place in self.places}
+        return Consumed(records, ended, consumed.is_all)
 
     def commit(self, offsets: Mapping[Place, int]) -> None:
-        """Commit the offset that comes next, by partition. One that cannot be committed is only logged.
+        """Commit the offset that comes next, by partition, where all before it is worked in.
 
-        The partitions may have moved on: whoever has them now repeats the batch, without effect.
+        One that cannot be committed is only logged, and tried again by a later call, whatever that one is about: as
+        in the middle of a rebalance. If the partition moves on before, who has it then repeats the batch, without
+        effect.
         """
-        news = {place: offset for place, offset in offsets.items() if self._committed.get(place) != offset}
-        if not news:
+        # What went during a hold is another worker's to commit, which may have come further.
+        self._done |= {place: offset for place, offset in offsets.items() if place in self.places}
+        if not offsets and time.monotonic() < self._commit_again_at:
             return
+        news = {place: done for place, done in self._done.items() if self._committed.get(place) != done}
+        if news:
+            self._commit(news)
+
+    def _commit(self, news: Mapping[Place, int]) -> None:
         wanted = [TopicPartition(topic, partition, offset) for (topic, partition), offset in news.items()]
         try:
-            self._consumer.commit(offsets=wanted, asynchronous=False)
+            # As a whole it has failed only if it has for every partition.
+            answered = self._consumer.commit(offsets=wanted, asynchronous=False) or []
         except KafkaException as error:
             _log.warning("offsets not committed: %s", reason_of(error))
-        else:
-            self._committed |= news
+            answered = []
+        for place in answered:
+            if place.error is None:
+                self._committed[place.topic, place.partition] = place.offset
+            else:
+                _log.warning("offset of %s/%d not committed: %s", place.topic, place.partition, place.error.str())
+        if any(self._committed.get(place) != offset for place, offset in news.items()):
+            self._commit_again_at = time.monotonic() + self._commit_again_s
 
     def committed(self, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
         """What the whole group has committed of a topic, 0 for nothing; None when the broker does not say now."""
@@ -93,7 +115,7 @@ class BatchConsumer:
         lag = {}
         for topic, partition in self.places:
             low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
-            position = self._taken.get((topic, partition), self._committed.get((topic, partition), max(0, low)))
+            position = self._taken.get((topic, partition), self._done.get((topic, partition), max(0, low)))
             lag[topic, partition] = max(0, high - position)
         return lag
 
@@ -114,11 +136,12 @@ class BatchConsumer:
         """Wait on hold. False when a partition that records were taken from has gone to another worker."""
         deadline = time.monotonic() + seconds
         while not self._has_lost and (left := deadline - time.monotonic()) > 0:
-            consumed = consume(self._consumer, 1, left)
-            if consumed.records or consumed.ended:
+            records = self._of_mine(consume(self._consumer, 1, left).records)
+            if records:
                 # Taken too, though no one has it yet: `abandon` must read it again.
-                self._note_taken(consumed.records)
-                self._early.append(consumed)
+                self._note_taken(records)
+                # Not the ends: they are old when it is handed out, and told again when reading goes on.
+                self._early.append(Consumed(records, {}, is_all=False))
         return not self._has_lost
 
     def release(self) -> None:
@@ -126,23 +149,28 @@ class BatchConsumer:
         self._is_held = False
         self._set_paused([place for place in self.places if place[0] not in self._paused_topics], False)
 
-    def abandon(self) -> None:
-        """Read again all that was taken and not committed. Raises BrokerUnavailable."""
+    def abandon(self) -> list[Place]:
+        """Read again all that was taken and is not worked in; returns of which partitions. Raises BrokerUnavailable."""
         self._early.clear()
-        for place, taken in list(self._taken.items()):
-            first = self._committed.get(place, taken)
-            if first < taken:
-                self._seek(place, first)
-            del self._taken[place]
+        again = [place for place, taken in self._taken.items() if self._done[place] < taken]
+        for place in again:
+            self._seek(place, self._done[place])
+        self._taken.clear()
+        return again
 
     def close(self) -> None:
         """Leave the group."""
         self._consumer.close()
 
+    def _of_mine(self, records: Iterable[Record]) -> list[Record]:
+        """A rebalance in the middle of a call may have taken away what came before it."""
+        return [record for record in records if (record.topic, record.partition) in self.places]
+
     def _note_taken(self, records: Iterable[Record]) -> None:
         for record in records:
             place = (record.topic, record.partition)
-            self._committed.setdefault(place, record.offset)
+            if place not in self._done:
+                self._done[place] = self._committed[place] = record.offset
             self._taken[place] = record.offset + 1
 
     def _seek(self, place: Place, offset: int) -> None:
@@ -162,15 +190,19 @@ class BatchConsumer:
         # Explicitly, though the client would do it after this: only what is assigned can be paused.
         consumer.incremental_assign(list(partitions))
         self.places.update(places)
-        self._set_paused([place for place in places if self._is_held or place[0] in self._paused_topics], True)
+        paused = {place for place in places if self._is_held or place[0] in self._paused_topics}
+        self._set_paused(paused, True)
+        # The client remembers that a partition was paused when it went, and would never read it again.
+        self._set_paused(set(places) - paused, False)
         self._on_assigned(places)
 
     def _revoke(self, _: Consumer, partitions: Sequence[TopicPartition]) -> None:
         places = [(p.topic, p.partition) for p in partitions]
         self.places.difference_update(places)
         for place in places:
-            taken, committed = self._taken.pop(place, 0), self._committed.pop(place, 0)
-            self._has_lost = self._has_lost or committed < taken
+            taken, done = self._taken.pop(place, 0), self._done.pop(place, 0)
+            self._committed.pop(place, None)
+            self._has_lost = self._has_lost or done < taken
         self._on_revoked(places)
 
 

@@ -310,11 +310,13 @@ class Record(NamedTuple):
 class Consumed:
     """What one call to `consume` gave: records in order, and the partitions read to their end after them.
 
-    `ended` has the offset that the next record of such a partition will have.
+    `ended` has the offset that the next record of such a partition will have. `is_all`: the client had heard of nothing
+    more when the call ended.
     """
 
     records: list[Record]
     ended: dict[tuple[str, int], int]
+    is_all: bool
 
 
 def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
@@ -322,8 +324,9 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
 
     Raises BrokerUnavailable for an error that does not pass; the client retries passing ones by itself.
     """
-    consumed = Consumed([], {})
-    for message in consumer.consume(count_max, timeout=timeout_s):
+    messages = consumer.consume(count_max, timeout=timeout_s)
+    consumed = Consumed([], {}, is_all=len(messages) < count_max)
+    for message in messages:
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         error = message.error()
         if error is not None:

@@ -57,16 +57,29 @@ class LiveWorker:
 
     def _work(self, pipeline: Pipeline, live: LiveSet, stop: Event) -> None:
         ended = Event()
-        watch = Thread(target=self._watch, args=(live, stop, ended), name="live-set", daemon=True)
+        failures: list[BaseException] = []
+
+        def watch_over() -> None:
+            try:
+                self._watch(live, stop, ended)
+            except BaseException as error:  # noqa: BLE001  # raised below, in the worker's thread
+                failures.append(error)
+                ended.set()
+
+        watch = Thread(target=watch_over, name="live-set", daemon=True)
         watch.start()
         try:
-            pipeline.run(ended)
+            # Once it is in the group a rebuild waits for it. If the swap began before, the rebuild may have found
+            # nobody, and what this one sent would come behind what the rebuild publishes.
+            pipeline.run(ended, may_begin=lambda: self._look() == live)
         finally:
             ended.set()
             watch.join()
+        if failures:
+            raise failures[0]
 
     def _watch(self, live: LiveSet, stop: Event, ended: Event) -> None:
-        """Sets `ended` when the worker is to stop or another set is on its way."""
+        """Sets `ended` when the worker is to stop or another set is on its way. Raises what no look can mend."""
         looked_s = 0.0
         while not ended.is_set():
             # Short: a stop should not take as long as a look.

@@ -71,6 +71,8 @@ _LOG_EVERY_S = 10.0
 _LAG_EVERY_S = 1.0
 # How often the broker is asked whether the payments that outcomes wait for are worked in.
 _ASK_EVERY_S = 0.2
+_ASK_STORE_EVERY_S = 1.0
+_JOIN_LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -172,14 +174,22 @@ class Pipeline:
             on_assigned=self._on_assigned,
             on_revoked=self._on_revoked,
         )
+        self._store = store
         self._store_trouble = ""
+        self._ask_store_at = 0.0
         self._has_joined = False
 
-    def run(self, stop: Event) -> None:
-        """Work until `stop` is set. Raises BrokerUnavailable when Kafka does not take what is sent for too long."""
+    def run(self, stop: Event, may_begin: Callable[[], bool] = lambda: True) -> None:
+        """Work until `stop` is set. Raises BrokerUnavailable when Kafka does not take what is sent for too long.
+
+        `may_begin` is asked once, when the worker is a member of its group and has read nothing: False ends it.
+        """
         self.join()
         next_log = time.monotonic() + _LOG_EVERY_S
         try:
+            if not self._await_membership(stop) or not may_begin():
+                return
+            self._consumer.release()
             while not stop.is_set() and not (self._drain and not self._undrained):
                 self.step(stop)
                 if time.monotonic() >= next_log:
@@ -187,6 +197,13 @@ class Pipeline:
                     next_log += _LOG_EVERY_S
         finally:
             self.leave()
+
+    def _await_membership(self, stop: Event) -> bool:
+        """False when stopped before."""
+        self._consumer.hold()
+        while not self._has_joined and not stop.is_set():
+            self._consumer.wait(_JOIN_LOOK_S)
+        return self._has_joined
 
     def join(self) -> None:
         """Join the group: `step` reads from then on."""
@@ -222,6 +239,7 @@ class Pipeline:
         frames = [record for record in consumed.records if record.topic in self._repartition]
         self._note_progress(payments, consumed)
         self._waiting.add(record for record in consumed.records if record.topic == self._outcomes)
+        self._waiting.reached_ends({p: end for (topic, p), end in consumed.ended.items() if topic == self._outcomes})
         outcomes = self._due_outcomes()
         try:
             if payments or outcomes:
@@ -231,9 +249,10 @@ class Pipeline:
         except _Abandoned:
             self.metrics.abandoned.inc()
             self._waiting.clear()
-            self._consumer.abandon()
+            again = self._consumer.abandon()
+            self._progress.read_again(partition for topic, partition in again if topic == self._payments)
             return
-        self._send_progress(asked_ms)
+        self._send_progress(asked_ms, consumed.is_all)
         records = [*payments, *outcomes, *frames]
         if records:
             with self._timed("flush"):
@@ -241,6 +260,7 @@ class Pipeline:
             self.metrics.batches.inc()
         else:
             self._sender.poll()
+            self._ask_store()
         with self._timed("commit"):
             self._commit(records, consumed)
         self._observe_lag()
@@ -325,15 +345,19 @@ class Pipeline:
         for entity, partition, progress in arrived.progress:
             self._routed.heard(entity, partition, progress)
 
-    def _send_progress(self, asked_ms: int) -> None:
-        """Behind what it speaks of: frames and changelog records of this batch are queued already."""
+    def _send_progress(self, asked_ms: int, is_all: bool) -> None:
+        """Behind what it speaks of: frames and changelog records of this batch are queued already.
+
+        Unless the batch `is_all` the client had heard of, the news behind an end may still be in the client.
+        """
         self._updater.send_progress(self._routed.news(), self._now_ms())
         if asked_ms < self._progress_due_ms:
             return
         self._progress_due_ms = asked_ms + self._settings.progress_every_ms
-        complete_to_ms = {p: moment for p, moment in self._progress.complete_to_ms(asked_ms).items() if moment > 0}
-        if complete_to_ms:
-            self._router.send_progress(complete_to_ms)
+        complete_to_ms = self._progress.complete_to_ms(asked_ms if is_all else 0)
+        known = {partition: moment for partition, moment in complete_to_ms.items() if moment > 0}
+        if known:
+            self._router.send_progress(known)
 
     # The frame around it
 
@@ -350,7 +374,7 @@ class Pipeline:
         try:
             while True:
                 try:
-                    return action()
+                    result = action()
                 except StoreConflict as error:
                     self.metrics.conflicts.inc()
                     _log.warning("another worker wrote meanwhile, reading again: %s", error)
@@ -358,14 +382,17 @@ class Pipeline:
                     self.metrics.retries.inc()
                     self._note_store_trouble(str(error))
                     _log.warning("the store cannot take the batch, trying again in %.1f s: %s", pause_s, error)
+                else:
+                    self._note_store_trouble("")
+                    return result
                 if not is_held:
                     self._consumer.hold()
+                    self._progress.stood_still()
                     is_held = True
                 if not self._wait(pause_s, stop):
                     raise _Abandoned
                 pause_s = min(2 * pause_s, _RETRY_MOST_S)
         finally:
-            self._note_store_trouble("")
             if is_held:
                 self._consumer.release()
 
@@ -377,15 +404,21 @@ class Pipeline:
                 return False
         return True
 
+    def _ask_store(self) -> None:
+        """After an abandoned batch there may be none for long that would show that the store is back."""
+        if self._store_trouble and time.monotonic() >= self._ask_store_at:
+            self._ask_store_at = time.monotonic() + _ASK_STORE_EVERY_S
+            self._note_store_trouble(self._store.health().reason)
+
     def _note_store_trouble(self, trouble: str) -> None:
         self._store_trouble = trouble and f"the store does not take batches: {trouble}"
         self.metrics.store_up.set(0 if trouble else 1)
 
     def _commit(self, records: Sequence[Record], consumed: Consumed) -> None:
-        # The end of a partition may lie behind records that no one sees, as of transactions. While outcomes wait, the
-        # end of theirs is not reached.
-        waits = self._outcomes if len(self._waiting) else ""
-        ends = {place: end for place, end in consumed.ended.items() if place[0] != waits}
+        # The end of a partition may lie behind records that no one sees, as of transactions. While outcomes of a
+        # partition wait, its end is not reached.
+        ends = {place: end for place, end in consumed.ended.items() if place[0] != self._outcomes}
+        ends |= {(self._outcomes, partition): end for partition, end in self._waiting.take_ends().items()}
         self._consumer.commit({**offsets_after(records), **ends})
         self._undrained -= ends.keys()
 
@@ -399,11 +432,14 @@ class Pipeline:
 
     def _on_assigned(self, places: Sequence[Place]) -> None:
         self._has_joined = True
+        # The client reads nothing around a rebalance.
+        self._progress.stood_still()
         self._progress.assigned(partition for topic, partition in places if topic == self._payments)
 
     def _on_revoked(self, places: Sequence[Place]) -> None:
         # What was sent of a batch that may be abandoned now comes before all that the next owner sends.
         self._sender.flush(self._settings.flush_timeout_s)
+        self._progress.stood_still()
         self._progress.revoked(partition for topic, partition in places if topic == self._payments)
         self._waiting.drop({partition for topic, partition in places if topic == self._outcomes})
         for topic, partition in places:

@@ -50,8 +50,19 @@ class SourceProgress:
         """Nothing was behind the last record."""
         self._at_end.add(partition)
 
+    def stood_still(self) -> None:
+        """Nothing was read for a while: there may be more behind every end."""
+        self._at_end.clear()
+
+    def read_again(self, partitions: Iterable[int]) -> None:
+        """What was consumed of these partitions was not worked in, and will be consumed again."""
+        self.assigned(set(partitions) & self._complete_to_ms.keys())
+
     def complete_to_ms(self, asked_ms: int) -> dict[int, int]:
-        """Per payments partition, once a batch is written. `asked_ms`: the client had news at least this new."""
+        """Per payments partition, once a batch is written.
+
+        `asked_ms`: all that the client had heard of by then has been consumed.
+        """
         return {
             partition: max(asked_ms, reached) if partition in self._at_end else reached
             for partition, reached in self._complete_to_ms.items()

@@ -120,10 +120,15 @@ class Rebuild:
         return self._sets.finish_swap(live)
 
     def abort(self) -> LiveSet:
-        """Give up a swap that has begun: the live set is published again and stays live."""
+        """Give up a swap that has begun: the live set is published again and stays live.
+
+        Raises TemporaryFailure when the live workers do not leave: what they send would be overtaken.
+        """
         live = self._sets.read()
         if live.next != self.name:
             raise Misconfigured(f"profile set {spoken(self.name)} is not being swapped in")
+        if count := self._members_left(live, lambda: time.sleep(_LOOK_EVERY_S)):
+            raise TemporaryFailure(f"{count} workers of the live set do not leave: try again when they have")
         self._publish(live.name, instead_of=self.name)
         return self._sets.abort_swap(live)
 
@@ -194,16 +199,21 @@ class Rebuild:
 
     def _await_leaving(self, live: LiveSet, pipeline: Pipeline) -> None:
         """Until no worker of the live set is left; meanwhile this one works on, so that its group keeps it."""
+        never = Event()
+        if count := self._members_left(live, lambda: pipeline.step(never)):
+            self._sets.abort_swap(live)
+            raise TemporaryFailure(
+                f"{count} workers of group {self._settings.group_of(live.name)} did not leave in "
+                f"{self._leave_patience_s:g} s: the swap is given up"
+            )
+
+    def _members_left(self, live: LiveSet, meanwhile: Callable[[], object]) -> int:
+        """How many workers are still in the live set's group when patience ends; 0 as soon as all have left it."""
         deadline = time.monotonic() + self._leave_patience_s
-        group, never = self._settings.group_of(live.name), Event()
-        while (count := members_of(self._admin, group)) > 0:
-            if time.monotonic() > deadline:
-                self._sets.abort_swap(live)
-                raise TemporaryFailure(
-                    f"{count} workers of group {group} did not leave in {self._leave_patience_s:g} s: "
-                    "the swap is given up"
-                )
-            pipeline.step(never)
+        group = self._settings.group_of(live.name)
+        while (count := members_of(self._admin, group)) > 0 and time.monotonic() <= deadline:
+            meanwhile()
+        return count
 
     def _publish(self, name: str, *, instead_of: str) -> None:
         """Every profile of a set onto the changelog, and a tombstone for each that only the other set has.

@@ -18,6 +18,7 @@ class WaitingOutcomes:
     def __init__(self) -> None:
         # Those that were read together wait for the same ends; None: not known yet.
         self._waiting: list[tuple[Mapping[int, int] | None, list[Record]]] = []
+        self._ends: dict[int, int] = {}
 
     def __len__(self) -> int:
         return sum(len(records) for _, records in self._waiting)
@@ -27,6 +28,19 @@ class WaitingOutcomes:
         records = list(outcomes)
         if records:
             self._waiting.append((None, records))
+        for record in records:
+            self._ends.pop(record.partition, None)
+
+    def reached_ends(self, ends: Mapping[int, int]) -> None:
+        """Partitions of outcomes were read to their ends, offsets that may lie behind records that no one sees."""
+        self._ends |= ends
+
+    def take_ends(self) -> dict[int, int]:
+        """The ends of those partitions of which no outcome waits."""
+        held = {record.partition for _, records in self._waiting for record in records}
+        taken = {partition: end for partition, end in self._ends.items() if partition not in held}
+        self._ends = {partition: end for partition, end in self._ends.items() if partition in held}
+        return taken
 
     def asks_for_ends(self) -> bool:
         """Whether some do not know yet what they wait for."""
@@ -48,10 +62,12 @@ class WaitingOutcomes:
         """Forget those of partitions that have gone to another worker: they were not committed."""
         kept = [(ends, [r for r in records if r.partition not in partitions]) for ends, records in self._waiting]
         self._waiting = [(ends, records) for ends, records in kept if records]
+        self._ends = {partition: end for partition, end in self._ends.items() if partition not in partitions}
 
     def clear(self) -> None:
         """Forget all: they will be read again."""
         self._waiting.clear()
+        self._ends.clear()
 
 
 def _is_reached(ends: Mapping[int, int] | None, committed: Mapping[int, int]) -> bool:

@@ -37,10 +37,10 @@ class Topics:
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
 
     def send_payment(self, row: dict[str, Any]) -> None:
-        self._send("payments", self._payments.encode(row), row["card_id"])
+        self._send("payments", self._payments.encode(row), row["card_id"].encode())
 
     def send_outcome(self, row: dict[str, Any]) -> None:
-        self._send("outcomes", self._outcomes.encode(row), row["payment_id"])
+        self._send("outcomes", self._outcomes.encode(row), row["payment_id"].encode())
 
     def send_payments(self, rows: Iterable[dict[str, Any]]) -> None:
         """All of them, acknowledged."""
@@ -54,11 +54,12 @@ class Topics:
             self.send_outcome(row)
         self.flush()
 
-    def _send(self, topic: str, value: bytes, key: str) -> None:
+    def _send(self, topic: str, value: bytes, key: bytes) -> None:
         while True:
             try:
                 self._producer.produce(self._settings.topic(topic), value, key=key)
             except BufferError:
+                # On a busy machine the broker takes them more slowly than they are made.
                 self._producer.poll(0.1)
             else:
                 return

@@ -1,0 +1,231 @@
+"""A broker and a group's consumer in memory, for tests of what reads in batches. As strict as the real client is.
+
+What is modelled, each as librdkafka does it:
+
+- rebalances are served within `consume` and `close`, in the order they were asked for
+- what was read of a partition before it was revoked in the same call may still be handed out after it, unless
+  the partition was assigned again
+- a pause outlasts the assignment, and what is on its way may come although its partition is paused
+- after an assignment a partition is read from what is committed, after a seek from there
+- the end of a partition is told once; again after a seek, a resume or an assignment
+- a commit fails whole, or for some partitions
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+Place = tuple[str, int]
+Callback = Callable[[Any, list[TopicPartition]], None]
+
+
+@dataclass
+class FakeMessage:
+    """What `consume` gives: a record, or with `code` an error."""
+
+    place: Place
+    at: int
+    content: bytes | None = b""
+    time_ms: int = 0
+    code: int | None = None
+
+    def topic(self) -> str:
+        return self.place[0]
+
+    def partition(self) -> int:
+        return self.place[1]
+
+    def offset(self) -> int:
+        return self.at
+
+    def error(self) -> KafkaError | None:
+        return None if self.code is None else KafkaError(self.code)
+
+    def key(self) -> bytes | None:
+        return b"k"
+
+    def value(self) -> bytes | None:
+        return self.content
+
+    def timestamp(self) -> tuple[int, int]:
+        return (1, self.time_ms)
+
+    def headers(self) -> None:
+        return None
+
+
+@dataclass
+class Answered:
+    """A partition as a commit answers it."""
+
+    topic: str
+    partition: int
+    offset: int
+    error: KafkaError | None = None
+
+
+@dataclass
+class FakeBroker:
+    """Records by partition, and what a group has committed."""
+
+    records: dict[Place, list[FakeMessage]] = field(default_factory=dict)
+    committed: dict[Place, int] = field(default_factory=dict)
+    # Control records of transactions behind the last record: they have offsets, and nobody sees them.
+    unseen: dict[Place, int] = field(default_factory=dict)
+
+    def append(self, place: Place, value: bytes | None = b"", time_ms: int = 0) -> int:
+        """A record more; returns its offset."""
+        log = self.records.setdefault(place, [])
+        log.append(FakeMessage(place, len(log), value, time_ms))
+        return len(log) - 1
+
+    def end(self, place: Place) -> int:
+        return len(self.records.get(place, ())) + self.unseen.get(place, 0)
+
+
+class FakeConsumer:
+    """As much of `confluent_kafka.Consumer` as a BatchConsumer uses."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self._broker = broker
+        self._callbacks: dict[str, Callback] = {}
+        self._rebalances: deque[tuple[str, list[Place]]] = deque()
+        self._position: dict[Place, int] = {}
+        self._end_told: set[Place] = set()
+        self.paused: set[Place] = set()
+        # Of which partition a record may come although it is paused, once.
+        self.on_its_way: set[Place] = set()
+        self.commit_error: int | None = None
+        self.refused_places: set[Place] = set()
+        self.commits: list[dict[Place, int]] = []
+        self.is_closed = False
+        # Served after the records of the next call were read, and before they are handed out.
+        self.rebalances_late = False
+
+    # What a test does
+
+    def will_assign(self, *places: Place) -> None:
+        self._rebalances.append(("on_assign", list(places)))
+
+    def will_revoke(self, *places: Place) -> None:
+        self._rebalances.append(("on_revoke", list(places)))
+
+    @property
+    def assigned(self) -> set[Place]:
+        return set(self._position)
+
+    # What the worker calls
+
+    def subscribe(self, topics: Sequence[str], **callbacks: Callback) -> None:
+        del topics
+        self._callbacks = callbacks
+
+    def consume(self, count_max: int, timeout: float) -> list[FakeMessage]:
+        del timeout
+        if not self.rebalances_late:
+            self._rebalance()
+        found: list[FakeMessage] = []
+        for place in sorted(self._position):
+            self._read(place, count_max, found)
+        if self.rebalances_late:
+            self.rebalances_late = False
+            again = {place for kind, places in self._rebalances if kind == "on_assign" for place in places}
+            self._rebalance()
+            found = [message for message in found if message.place not in again]
+        return found
+
+    def _read(self, place: Place, count_max: int, found: list[FakeMessage]) -> None:
+        log = self._broker.records.get(place, [])
+        while len(found) < count_max:
+            if place in self.paused:
+                if place not in self.on_its_way:
+                    return
+                self.on_its_way.discard(place)
+            position = self._position[place]
+            if position < len(log):
+                found.append(log[position])
+                self._position[place] = position + 1
+                self._end_told.discard(place)
+                continue
+            self._position[place] = self._broker.end(place)
+            if place not in self._end_told:
+                self._end_told.add(place)
+                found.append(FakeMessage(place, self._broker.end(place), code=KafkaError._PARTITION_EOF))
+            return
+
+    def _rebalance(self) -> None:
+        while self._rebalances:
+            kind, places = self._rebalances.popleft()
+            # The real client stops and starts the reading of all partitions around it.
+            self._end_told.clear()
+            self._callbacks[kind](self, [TopicPartition(*place) for place in places])
+            if kind == "on_assign":
+                assert set(places) <= self.assigned
+            else:
+                for place in places:
+                    del self._position[place]
+                    self.on_its_way.discard(place)
+
+    def incremental_assign(self, partitions: Sequence[TopicPartition]) -> None:
+        for partition in partitions:
+            place = (partition.topic, partition.partition)
+            assert place not in self._position
+            self._position[place] = self._broker.committed.get(place, 0)
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        self.paused.update(self._known(partitions))
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        places = self._known(partitions)
+        self._end_told.difference_update(self.paused.intersection(places))
+        self.paused.difference_update(places)
+
+    def seek(self, partition: TopicPartition) -> None:
+        (place,) = self._known([partition])
+        self._position[place] = partition.offset
+        self._end_told.discard(place)
+        self.on_its_way.discard(place)
+
+    def _known(self, partitions: Sequence[TopicPartition]) -> list[Place]:
+        places = [(partition.topic, partition.partition) for partition in partitions]
+        if not set(places) <= self.assigned:
+            raise KafkaException(KafkaError(KafkaError._STATE))
+        return places
+
+    def commit(self, *, offsets: Sequence[TopicPartition], asynchronous: bool) -> list[Answered]:
+        assert not asynchronous
+        if self.commit_error is not None:
+            raise KafkaException(KafkaError(self.commit_error))
+        answers = []
+        for wanted in offsets:
+            place = (wanted.topic, wanted.partition)
+            if place in self.refused_places:
+                refusal = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+                answers.append(Answered(wanted.topic, wanted.partition, wanted.offset, refusal))
+            else:
+                self._broker.committed[place] = wanted.offset
+                answers.append(Answered(wanted.topic, wanted.partition, wanted.offset))
+        self.commits.append({(a.topic, a.partition): a.offset for a in answers if a.error is None})
+        return answers
+
+    def committed(self, partitions: Sequence[TopicPartition], timeout: float) -> list[TopicPartition]:
+        del timeout
+        return [
+            TopicPartition(p.topic, p.partition, self._broker.committed.get((p.topic, p.partition), -1001))
+            for p in partitions
+        ]
+
+    def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int]:
+        assert cached
+        return 0, self._broker.end((partition.topic, partition.partition))
+
+    def close(self) -> None:
+        self.is_closed = True
+        if self._position:
+            self.will_revoke(*sorted(self._position))
+        self._rebalance()

@@ -1,0 +1,240 @@
+"""A store that is away or slow, on a real Kafka: everything stops with bounded memory and goes on without a loss."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from confluent_kafka.cimpl import NewTopic
+
+from features.aerospike_store import AerospikeSettings, AerospikeStore
+from features.engine import FeatureEngine
+from features.money import load_rates
+from schemas.avro import LocalSchemaIds
+from streams.consumer import BatchConsumer
+from streams.kafka import KafkaSettings, make_consumer, make_producer
+from streams.pipeline import Pipeline, StreamSettings
+from tests.processes import Deployment, wait_until
+from tests.services.kafka import KafkaServer
+from tests.standin.aerospike_server import Fault, StandIn
+from tests.topics import (
+    ENTITIES,
+    Topics,
+    assert_profiles_equal,
+    batch_profiles,
+    lag,
+    read_changelog,
+    small_world,
+    wait_until_worked_in,
+)
+
+
+@pytest.fixture
+def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+
+
+def test_partitions_that_went_during_a_hold_are_read_when_they_come_back(
+    kafka: KafkaServer, settings: KafkaSettings, topic_prefix: str
+) -> None:
+    """The client keeps a pause over assignments: they were assigned again, and read never again."""
+    topic = settings.topic("numbers")
+    kafka.create_topics(NewTopic(topic, num_partitions=4, replication_factor=1))
+    producer = make_producer(settings, linger_ms=0)
+    for number in range(40):
+        producer.produce(topic, b"x", partition=number % 4)
+    assert producer.flush(10) == 0
+    group = f"{topic_prefix}group"
+    first = BatchConsumer(make_consumer(settings, group_id=group, session_timeout_ms=6000))
+    first.subscribe([topic])
+    taken: list[tuple[int, int]] = []
+
+    def take(consumer: BatchConsumer) -> int:
+        records = consumer.take(100, 0.05).records
+        taken.extend((record.partition, record.offset) for record in records)
+        return len(records)
+
+    wait_until(lambda: take(first) >= 0 and len(taken) == 40, "the first has all records")
+    first.hold()
+    second = BatchConsumer(make_consumer(settings, group_id=group, session_timeout_ms=6000))
+    second.subscribe([topic])
+
+    def is_lost() -> bool:
+        second.take(1, 0.0)
+        return not first.wait(0.05)
+
+    wait_until(is_lost, "a partition of the batch has gone")
+    first.release()
+    first.abandon()
+    wait_until(lambda: take(first) + take(second) >= 0 and len(second.places) == 2, "the second has its share")
+    gone = set(second.places)
+    # It leaves without a commit, so all of it is still to be read.
+    second.close()
+    taken.clear()
+    wait_until(lambda: take(first) >= 0 and len(first.places) == 4, "all are the first's again")
+    moved = {(partition, offset) for _, partition in gone for offset in range(10)}
+    wait_until(lambda: take(first) >= 0 and moved <= set(taken), "what had moved is read again", timeout_s=20)
+    first.close()
+
+
+GROUP = "stream"
+OVERLOAD = 18
+
+
+@pytest.fixture
+def server() -> Iterator[StandIn]:
+    with StandIn() as running:
+        yield running
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str, server: StandIn) -> Iterator[Deployment]:
+    with Deployment(tmp_path, kafka.bootstrap, topic_prefix, stream_batch_max=200, aerospike=server.address) as made:
+        made.create_topics()
+        yield made
+
+
+def send(settings: KafkaSettings, payments: list[dict[str, Any]]) -> None:
+    topics = Topics(settings)
+    for row in payments:
+        topics.send_payment(row)
+    topics.flush()
+
+
+def read_stored(server: StandIn) -> dict[bytes, bytes]:
+    store = AerospikeStore(AerospikeSettings(hosts=(server.address,)))
+    found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
+    store.close()
+    return found
+
+
+def ready(target: str) -> tuple[int, str]:
+    """What /readyz says."""
+    try:
+        with urllib.request.urlopen(f"{target}/readyz", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def metric(target: str, name: str) -> float:
+    with urllib.request.urlopen(f"{target}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name) and line[len(name)] in " {")
+
+
+def resident_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def assert_all_is_worked_in(
+    settings: KafkaSettings, server: StandIn, group: str, payments: pa.Table, nothing: pa.Table
+) -> None:
+    wait_until_worked_in(settings, group, timeout_s=120)
+    stored = read_stored(server)
+    assert_profiles_equal(stored, batch_profiles(payments, nothing))
+    wait_until(lambda: read_changelog(settings) == stored, "the changelog equals the store", timeout_s=10)
+
+
+def test_a_store_that_goes_away_under_load_stops_everything_and_nothing_is_lost(
+    deployment: Deployment, settings: KafkaSettings, server: StandIn
+) -> None:
+    payments, outcomes = small_world()
+    rows, group = payments.to_pylist(), f"{settings.topic_prefix}{GROUP}"
+    stream = deployment.start("stream")
+    target = stream.first_line()
+    send(settings, rows[:300])
+    wait_until_worked_in(settings, group)
+    wait_until(lambda: ready(target)[0] == 200, "ready")
+    before_mb = resident_mb(stream.pid)
+    server.stop()
+    send(settings, rows[300:])
+    wait_until(lambda: ready(target)[0] == 503, "not ready", timeout_s=15)
+    assert "the store does not take batches: Aerospike at" in ready(target)[1]
+    behind = lag(settings, group)
+    assert behind == len(rows) - 300
+    for _ in range(3):
+        send(settings, rows[:300])  # seen before
+    time.sleep(3)
+    assert lag(settings, group) == behind + 900
+    assert ready(target)[0] == 503
+    assert resident_mb(stream.pid) < before_mb + 150
+    server.start()
+    wait_until(lambda: ready(target)[0] == 200, "ready again", timeout_s=30)
+    assert_all_is_worked_in(settings, server, group, payments, outcomes.slice(0, 0))
+    assert metric(target, "paywarden_stream_duplicates_total") == 900
+    assert stream.stop() == 0
+
+
+def test_a_worker_that_joins_while_another_is_on_hold_has_its_batch_abandoned_and_nothing_is_lost(
+    deployment: Deployment, settings: KafkaSettings, server: StandIn
+) -> None:
+    del deployment  # it has made the topics
+    payments, outcomes = small_world()
+    group = f"{settings.topic_prefix}{GROUP}"
+    # Opened before the store goes away.
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(a_pipeline(settings, server, group)) for _ in range(2))
+        stop = Event()
+        threads = [Thread(target=worker.run, args=(stop,)) for worker in (first, second)]
+        try:
+            threads[0].start()
+            wait_until(lambda: not first.problems(), "it has joined")
+            server.faults.add(Fault.refuse(OVERLOAD), times=1_000_000)
+            send(settings, payments.to_pylist())
+            wait_until(lambda: bool(first.problems()), "on hold")
+            threads[1].start()
+            wait_until(lambda: first.metrics.abandoned._value.get() >= 1, "abandoned", timeout_s=30)
+            # Both ask in vain for a while, and partitions may move once more.
+            time.sleep(2)
+            server.faults.clear()
+            assert_all_is_worked_in(settings, server, group, payments, outcomes.slice(0, 0))
+            assert first.problems() == second.problems() == []
+            assert first.metrics.duplicates._value.get() == second.metrics.duplicates._value.get() == 0
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+@contextmanager
+def a_pipeline(settings: KafkaSettings, server: StandIn, group: str) -> Iterator[Pipeline]:
+    with closing(AerospikeStore(AerospikeSettings(hosts=(server.address,)))) as store:
+        yield Pipeline(
+            kafka=settings,
+            settings=StreamSettings(group_id=group, batch_max=200, batch_wait_ms=5, session_timeout_ms=6000),
+            store=store,
+            engine=FeatureEngine(),
+            rates=load_rates(),
+            ids=LocalSchemaIds(),
+        )
+
+
+def test_a_slow_store_is_waited_for_without_retries_and_the_worker_stays_in_its_group(
+    deployment: Deployment, settings: KafkaSettings, server: StandIn
+) -> None:
+    payments, outcomes = small_world()
+    part = payments.slice(0, 800)
+    stream = deployment.start("stream")
+    target = stream.first_line()
+    wait_until(lambda: ready(target)[0] == 200, "ready")
+    # Under what a call waits for, over what a session would bear in all.
+    server.faults.add(Fault.delay(0.3), times=40)
+    send(settings, part.to_pylist())
+    assert_all_is_worked_in(settings, server, f"{settings.topic_prefix}{GROUP}", part, outcomes.slice(0, 0))
+    assert metric(target, "paywarden_stream_store_retries_total") == 0
+    assert metric(target, "paywarden_stream_abandoned_batches_total") == 0
+    assert stream.stop() == 0
+    log = stream.log.read_text(encoding="utf-8")
+    assert "rebalance" not in log
+    assert "not committed" not in log

@@ -1,0 +1,74 @@
+"""What of a rebuild needs no broker; the whole of it is in tests/integration/test_rebuild.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from features.memory_store import MemorySets
+from features.profile_sets import ProfileSets
+from schemas.errors import TemporaryFailure
+from streams import rebuild
+from streams.kafka import KafkaSettings
+from streams.pipeline import StreamSettings
+from streams.rebuild import Rebuild
+
+
+@pytest.fixture
+def sets() -> ProfileSets:
+    sets = ProfileSets(MemorySets().open_register())
+    sets.create("b1", now_ms=1)
+    sets.begin_swap(sets.read(), "b1")
+    return sets
+
+
+def a_rebuild(
+    monkeypatch: pytest.MonkeyPatch, sets: ProfileSets, members: list[int], log: list[Any], patience_s: float
+) -> Rebuild:
+    """One whose live group has so many members each time it is asked, the last number for ever."""
+
+    def members_of(_: object, group: str) -> int:
+        log.append(group)
+        return members.pop(0) if len(members) > 1 else members[0]
+
+    def publish(_: Rebuild, name: str, *, instead_of: str) -> None:
+        log.append((name, instead_of))
+
+    monkeypatch.setattr(rebuild, "members_of", members_of)
+    monkeypatch.setattr(rebuild, "make_admin", lambda _: None)
+    monkeypatch.setattr(rebuild, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(Rebuild, "_publish", publish)
+    anything: Any = None
+    return Rebuild(
+        "b1",
+        kafka=KafkaSettings(),
+        settings=StreamSettings(group_id="g"),
+        entities=["card"],
+        sets=sets,
+        stores=MemorySets(),
+        open_pipeline=anything,
+        open_changelog=anything,
+        replication=1,
+        leave_patience_s=patience_s,
+    )
+
+
+def test_a_swap_is_given_up_only_when_the_live_workers_have_left(
+    monkeypatch: pytest.MonkeyPatch, sets: ProfileSets
+) -> None:
+    """Killed right after the swap began: a worker may still be at a batch, newer than what would be published."""
+    log: list[Any] = []
+    live = a_rebuild(monkeypatch, sets, [2, 1, 0], log, 30).abort()
+    assert log == ["g", "g", "g", ("", "b1")]
+    assert (live.name, live.next) == ("", None)
+
+
+def test_a_swap_whose_live_workers_do_not_leave_is_not_given_up(
+    monkeypatch: pytest.MonkeyPatch, sets: ProfileSets
+) -> None:
+    log: list[Any] = []
+    with pytest.raises(TemporaryFailure, match="do not leave"):
+        a_rebuild(monkeypatch, sets, [1], log, 0.01).abort()
+    assert ("", "b1") not in log
+    assert sets.read().next == "b1"
