@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
-PERF := kernels
+PERF := kernels pipeline
 
 .DEFAULT_GOAL := help
 .PHONY: help install services demo test check format perf proto clean

@@ -82,7 +82,7 @@ class StreamSettings:
     group_id: str = "paywarden-stream"
     # A batch is what is there, at most this many records, waited for at most this long.
     batch_max: int = 2000
-    batch_wait_ms: int = 50
+    batch_wait_ms: int = 10
     progress_every_ms: int = 500
     # A worker that dies is missed after this long; only then is its work taken up. Kafka allows 6 s and more.
     session_timeout_ms: int = 10_000
