@@ -25,8 +25,8 @@ class TopicSettings:
 
     # Of payments, outcomes, profiles and decisions. A profile notes an offset for each of the first two.
     partitions: int = 12
-    # Of the topic that events of a kind of entity go through: as many workers can share that kind's profiles. Each batch
-    # writes to all of them, and a few requests are under way at a time: more cost freshness where few workers need them.
+    # Of the topic that events of a kind of entity go through: as many workers can share that kind's profiles. Each
+    # batch writes to all of them, a few requests at a time: more than workers need cost freshness.
     repartition_partitions: int = 6
     replication: int = 1
     payments_days: int = 100
