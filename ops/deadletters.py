@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops import wiring
+from ops.times import time_ms_of
 from schemas.errors import Misconfigured, TemporaryFailure
 from schemas.settings import Source
 
@@ -329,12 +330,9 @@ def _since_ms(text: str, now_ms: int) -> int:
     if duration is not None:
         return now_ms - int(duration[1]) * _UNITS_MS[duration[2]]
     try:
-        moment = datetime.fromisoformat(text)
+        return time_ms_of(text)
     except ValueError:
         raise Misconfigured(f"--since: wanted a time such as 2024-05-01T12:00:00Z, or 2h, got {text!r}") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 1000)
 
 
 def _spoken(time_ms: int) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import UTC, datetime
 
 import click
 
 from ops import wiring
+from ops.times import time_ms_of
 from schemas.errors import Misconfigured
 from schemas.settings import Source
 
@@ -74,12 +74,9 @@ def show(source: Source, entity_id: str, at: str | None, as_json: bool) -> None:
 
 def _time_ms(text: str) -> int:
     try:
-        moment = datetime.fromisoformat(text)
+        time_ms = time_ms_of(text)
     except ValueError:
         raise Misconfigured(f"--at: wanted a time such as 2024-05-01T12:00:00Z, got {text!r}") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    time_ms = round(moment.timestamp() * 1000)
     if time_ms <= 0:
         raise Misconfigured(f"--at: wanted a time after 1970, got {text!r}")
     return time_ms

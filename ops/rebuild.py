@@ -12,6 +12,7 @@ import click
 
 from ops import wiring
 from ops.progress import scan_bar
+from ops.times import time_ms_of
 from schemas.errors import Misconfigured
 from schemas.settings import Source
 
@@ -79,7 +80,6 @@ def _new_name(now_ms: int) -> str:
 
 def _time_ms(text: str) -> int:
     try:
-        moment = datetime.fromisoformat(text)
+        return time_ms_of(text)
     except ValueError:
         raise click.BadParameter(f"wanted a time such as 2026-05-01T12:00:00Z, got {text!r}") from None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
