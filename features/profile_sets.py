@@ -21,12 +21,11 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol
 
-from features.store import ProfileStore, ScanProgress, StoreConflict, Versioned
+from features.store import ProfileStore, ScanProgress, StoreConflict, Versioned, in_batches
 from schemas.errors import Misconfigured, TemporaryFailure
 
 FIRST = ""
@@ -304,7 +303,7 @@ def erase_records(
     batch_max = min(_ERASE_BATCH, records_per_second or _ERASE_BATCH)
     for _ in range(_ERASE_PASSES_MAX):
         before = erased
-        for keys in _in_batches((key for kind in count() for key, _ in store.scan(kind)), batch_max):
+        for keys in in_batches((key for kind in count() for key, _ in store.scan(kind)), batch_max):
             if progress is not None:
                 progress(erased, expected)
             started = clock()
@@ -351,9 +350,3 @@ def _next_of(register: Register, live: LiveSet) -> str:
     if live.next is None:
         raise Misconfigured("no swap of profile sets is under way")
     return live.next
-
-
-def _in_batches(keys: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
-    keys = iter(keys)
-    while batch := list(islice(keys, size)):
-        yield batch

@@ -20,12 +20,15 @@ events they contain, so two owners who mean different events never write the sam
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from itertools import islice
+from typing import NamedTuple, Protocol, TypeVar
 
 from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+
+_Item = TypeVar("_Item")
 
 # What LMDB is compiled for, and therefore what a mirror can hold: no store takes a longer key than another.
 KEY_BYTES_MAX = 511
@@ -162,6 +165,13 @@ def check_versions(
             conflict_count += found.version != versions[key] and found.value != value
     if conflict_count:
         raise conflict(conflict_count, len(values))
+
+
+def in_batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """The same items in the same order, so many at a time: what a scan gives, for calls that take many."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
 
 
 def conflict(conflict_count: int, record_count: int) -> StoreConflict:

@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from threading import Event
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 from prometheus_client import CollectorRegistry
 
 from features.profile_sets import LiveSet
-from features.store import ProfileStore, ScanProgress
+from features.store import ProfileStore, ScanProgress, in_batches
 from schemas.avro import Decoder, Encoder, SchemaIds
 from schemas.errors import Misconfigured
 from scoring.mirror import MirrorSettings, MirrorWriter
@@ -230,9 +229,9 @@ class Companion:
         try:
             for entity in self._entities:
                 with self._watch_scan(f"{entity} profiles into the mirror") as progress:
-                    for profiles in _in_batches(store.scan(entity, progress=progress)):
-                        self._mirror.apply(profiles, {})
-                        count += len(profiles)
+                    for batch in in_batches(store.scan(entity, progress=progress), _FILL_BATCH):
+                        self._mirror.apply(dict(batch), {})
+                        count += len(batch)
         finally:
             store.close()
         _log.info("companion: mirror filled with %d profiles in %.1f s", count, time.monotonic() - started)
@@ -261,8 +260,3 @@ def _objectives_ms(settings: CompanionSettings, entities: Sequence[str]) -> dict
         return objectives_ms(entities, settings.freshness_objective_ms, settings.freshness_exceptions)
     except ValueError as error:
         raise Misconfigured(f"[companion] freshness_exceptions: {error}") from error
-
-
-def _in_batches(records: Iterator[tuple[bytes, bytes]]) -> Iterator[dict[bytes, bytes | None]]:
-    while batch := dict(islice(records, _FILL_BATCH)):
-        yield dict(batch)

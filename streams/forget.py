@@ -17,7 +17,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol
 
 from confluent_kafka import Consumer, TopicPartition
@@ -25,7 +24,7 @@ from confluent_kafka import Consumer, TopicPartition
 from features.keys import SEPARATOR
 from features.plan import Plan
 from features.show import first_payment_ms
-from features.store import ProfileStore, ScanProgress, split_key
+from features.store import ProfileStore, ScanProgress, in_batches, split_key
 from schemas.errors import BrokerUnavailable, TemporaryFailure
 from schemas.store_pb2 import PaymentRecord
 from streams.backfill import FINISHED, PAYMENT_PHASE, read_progress
@@ -140,7 +139,7 @@ class _Erasure:
         for name, fields in self._wider.items():
             self._erase_profiles(key for key, _ in self._store.scan(name) if self._is_part_of(key, fields))
         named: set[bytes] = set()
-        for keys in _in_batches(self._payment_record_keys(named, progress)):
+        for keys in in_batches(self._payment_record_keys(named, progress), _DELETE_BATCH):
             # A digest stands for ids that are too long together: whose it is, only these records know.
             self._erase_profiles(sorted(named - self._erased))
             self._store.delete(keys)
@@ -168,7 +167,7 @@ class _Erasure:
         return began_ms is not None and (erased_ms is None or began_ms > erased_ms)
 
     def _erase_profiles(self, keys: Iterable[bytes]) -> None:
-        for batch in _in_batches(keys):
+        for batch in in_batches(keys, _DELETE_BATCH):
             for key, state in zip(batch, self._store.read(batch), strict=True):
                 if state is not None:
                     self.found.add(key)
@@ -255,9 +254,3 @@ class KafkaChangelog:
 
     def close(self) -> None:
         self._consumer.close()
-
-
-def _in_batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
-    keys = iter(keys)
-    while batch := list(islice(keys, _DELETE_BATCH)):
-        yield batch

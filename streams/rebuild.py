@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from threading import Event
 
@@ -24,7 +24,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from features.profile_sets import LiveSet, ProfileSets, SetStores, spoken
-from features.store import ProfileStore
+from features.store import ProfileStore, in_batches
 from schemas.errors import BrokerUnavailable, Misconfigured, TemporaryFailure
 from streams.changelog import Changelog
 from streams.drained import members_of
@@ -225,7 +225,7 @@ class Rebuild:
         with closing(self._stores.open(name, readonly=True)) as chosen:
             for entity in self._entities:
                 published = 0
-                for states in _in_batches(chosen.scan(entity)):
+                for states in map(dict, in_batches(chosen.scan(entity), _PUBLISH_BATCH)):
                     changelog.send(entity, states, time.time_ns() // 1_000_000)
                     published += len(states)
                 sender.flush(_FLUSH_TIMEOUT_S)
@@ -238,8 +238,8 @@ class Rebuild:
         with closing(self._stores.open(name, readonly=True)) as other:
             for entity in self._entities:
                 erased = 0
-                for states in _in_batches(other.scan(entity)):
-                    gone = _not_in(chosen, list(states))
+                for states in in_batches(other.scan(entity), _PUBLISH_BATCH):
+                    gone = _not_in(chosen, [key for key, _ in states])
                     changelog.erase(gone)
                     erased += len(gone)
                 sender.flush(_FLUSH_TIMEOUT_S)
@@ -248,14 +248,3 @@ class Rebuild:
 
 def _not_in(store: ProfileStore, keys: Sequence[bytes]) -> list[bytes]:
     return [key for key, state in zip(keys, store.read(keys), strict=True) if state is None]
-
-
-def _in_batches(records: Iterator[tuple[bytes, bytes]]) -> Iterator[dict[bytes, bytes]]:
-    batch: dict[bytes, bytes] = {}
-    for key, state in records:
-        batch[key] = state
-        if len(batch) == _PUBLISH_BATCH:
-            yield batch
-            batch = {}
-    if batch:
-        yield batch
