@@ -5,8 +5,8 @@ event, the length of each section, and the sections, each at the place that the 
 columns, and a column stands in one piece: what a window holds of it is a slice.
 
     sources     how far each source partition is contained: two columns, source (ascending) and offset
-    tables      one for each hop: the tiles' numbers (time // hop, ascending), then a column for each word of each
-                measure; only tiles that hold something have a row
+    tables      one for each hop, and another for what labels change, since labels are rare: the tiles' numbers (time //
+                hop, ascending), then a column for each word of each measure; only tiles that hold something have a row
     memories    the latest distinct values of an attribute: two columns, the value and when it was last seen, newest
                 first
 
@@ -85,8 +85,8 @@ EQUAL, DIFFERENT, AT_LEAST, BELOW = range(4)
 ) = range(14)
 ENTITY_SIZE = 14
 # Positions in a table's section. A row has WIDTH words, CAPACITY words apart; the tiles' numbers stand at TILES_AT.
-# Columns from LABELS_FROM on are changed by labels, those before by payments.
-HOP_MS, CAPACITY, WIDTH, TILES_AT, COLUMN_COUNT, LABELS_FROM, COLUMNS_AT, GROUP_COUNT, GROUPS_AT = range(9)
+# KIND is the kind of events that change it: PAYMENT or LABEL.
+HOP_MS, CAPACITY, WIDTH, TILES_AT, COLUMN_COUNT, KIND, COLUMNS_AT, GROUP_COUNT, GROUPS_AT = range(9)
 TABLE_SIZE = 9
 # Positions in a column's section. CONDITION: 0 for always, else the bit that answers it, plus one. COLUMN_AT is where
 # in the words it starts, the first of its PARTS, which are CAPACITY words apart.
@@ -95,9 +95,22 @@ COLUMN_SIZE = 5
 # Positions in a group's section: windows that start at the same age. Its bounds are the ages at which they end.
 NEWEST_AGE, BOUND_COUNT, BOUNDS_AT, RESULT_COUNT, RESULTS_AT = range(5)
 GROUP_SIZE = 5
-# Positions in a result's section: a column reduced in one way, over every window that asks for it, shortest first.
-REDUCTION, RESULT_AT, BESIDE_AT, RESULT_PARTS, WEIGHTS_AT, WINDOW_COUNT, WINDOWS_AT, SUMMED_AT = range(8)
-RESULT_SIZE = 8
+# Positions in a result's section: a column reduced in one way, over every window that asks for it, shortest first. The
+# column beside it is in another table of the same hop: where that has its tiles, and where its length stands.
+(
+    REDUCTION,
+    RESULT_AT,
+    RESULT_MEASURE,
+    BESIDE_AT,
+    BESIDE_TILES_AT,
+    BESIDE_LENGTH_AT,
+    RESULT_PARTS,
+    WEIGHTS_AT,
+    WINDOW_COUNT,
+    WINDOWS_AT,
+    SUMMED_AT,
+) = range(11)
+RESULT_SIZE = 11
 BOUND, SLOT = range(2)
 WINDOW_SIZE = 2
 # Positions in a memory's section, and in a recollection's (what is asked of a memory).
@@ -155,7 +168,7 @@ FIRST_MS, LAST_MS, NEWEST_MS, LENGTHS_AT = range(4)
 # One profile hears from every partition of `payments` and `outcomes`; 128 allows 64 of each.
 SOURCES_MAX = 128
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 SHAPE_BYTES_AT = 7
 # What the first eight bytes of a stored profile say before its shape.
 _HEAD_MASK = (1 << 8 * SHAPE_BYTES_AT) - 1
@@ -331,6 +344,10 @@ def _read_columns(
             source = data[position:stop]
             for row in range(rows):
                 numbers[row] = source[row]
+        elif width == 2 and rows >= _VECTOR_ROWS:
+            source = data[position:stop]
+            for row in range(rows):
+                numbers[row] = np.int64(source[2 * row]) | np.int64(source[2 * row + 1]) << 8
         elif stop - width <= readable:
             # Shifted twice: a shift by all 64 bits is not defined.
             mask = (np.int64(1) << 4 * width << 4 * width) - 1
@@ -449,11 +466,10 @@ def _pack_table(
     for row in range(rows):
         ages[row] = newest_tile - tiles[row]
     position = _write_column(words, scratch, rows, out, widths, column, position)
-    # Each label's column is one word wide, and they come last.
-    labels = plan[where + WIDTH] - (plan[where + COLUMN_COUNT] - plan[where + LABELS_FROM])
+    is_signed = plan[where + KIND] == LABEL
     for number in range(1, plan[where + WIDTH]):
         at = tiles_at + number * step
-        if number >= labels:
+        if is_signed:
             # Zigzag: a correction may take more away than has arrived.
             values, coded = words[at : at + rows], words[scratch : scratch + rows]
             for row in range(rows):
@@ -499,11 +515,11 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
         position = _read_columns(data, widths, column, plan[where + WIDTH], position, end, rows, words, tiles_at, room)
         if position < 0 or not _take_tiles(words, tiles_at, rows, room, words[NEWEST_MS] // plan[where + HOP_MS]):
             return DAMAGED
-        for number in range(plan[where + LABELS_FROM], plan[where + COLUMN_COUNT]):
-            at = plan[plan[where + COLUMNS_AT] + number * COLUMN_SIZE + COLUMN_AT]
-            coded = words[at : at + rows]
-            for row in range(rows):
-                coded[row] = _signed(coded[row])
+        if plan[where + KIND] == LABEL:
+            for number in range(1, plan[where + WIDTH]):
+                coded = words[tiles_at + number * room : tiles_at + number * room + rows]
+                for row in range(rows):
+                    coded[row] = _signed(coded[row])
         column += plan[where + WIDTH]
     for memory in range(memories):
         where = _place(plan[section + MEMORIES_AT] + memory * MEMORY_SIZE)
@@ -720,7 +736,7 @@ def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, h
     """A payment's part of one tile."""
     amount = attributes[AMOUNT]
     column = plan[where + COLUMNS_AT]
-    for _ in range(plan[where + LABELS_FROM]):
+    for _ in range(plan[where + COLUMN_COUNT]):
         condition = plan[column + CONDITION]
         if condition == 0 or (held >> (condition - 1)) & 1:
             measure = plan[column + MEASURE]
@@ -755,7 +771,7 @@ def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, h
 @_compiled
 def _add_label(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int, weight: int) -> None:
     """A label's part of one tile."""
-    for number in range(plan[where + LABELS_FROM], plan[where + COLUMN_COUNT]):
+    for number in range(plan[where + COLUMN_COUNT]):
         column = plan[where + COLUMNS_AT] + number * COLUMN_SIZE
         condition = plan[column + CONDITION]
         if condition == 0 or (held >> (condition - 1)) & 1:
@@ -795,8 +811,8 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         tile = time_ms // hop_ms
         newest_tile = words[NEWEST_MS] // hop_ms
         count = _drop_expired(plan, where, words, length, newest_tile)
-        # For a table without such columns a label that comes days later is not late: it has no business there.
-        if kind == LABEL and plan[where + LABELS_FROM] == plan[where + COLUMN_COUNT]:
+        # A label that comes days later is not late for payments' tables: it has no business there.
+        if kind != plan[where + KIND]:
             continue
         if tile <= newest_tile - plan[where + CAPACITY]:
             late += 1
@@ -873,31 +889,52 @@ def _reduce_extremes(plan: I64, result: int, words: I64, top: int, lows: I64, sl
 
 @_inlined
 def _reduce_beside(
-    plan: I64, result: int, words: I64, tiles: I64, top: int, lows: I64, now_tile: int, hop_ms: int, slots: F64
+    plan: I64,
+    result: int,
+    words: I64,
+    tiles: I64,
+    top: int,
+    newest_tile: int,
+    now_tile: int,
+    bounds: int,
+    hop_ms: int,
+    slots: F64,
 ) -> None:
     """NEWEST_OTHER, STREAK, STREAK_AGE and STREAK_SUM: a column that counts some of what the one beside it counts.
 
     The streak is what was counted since the newest tile in which there is something else. STREAK_SUM adds up a third
-    column over it.
+    column over it. The column beside stands in a table of its own: both are gone through from their newest tiles.
     """
     reduction = plan[result + REDUCTION]
     counted, beside = words[plan[result + RESULT_AT] :], words[plan[result + BESIDE_AT] :]
     # Without a third column it is the first words of the profile, which nothing asks for.
     summed = words[plan[result + SUMMED_AT] :]
+    others_at = plan[result + BESIDE_TILES_AT]
+    others = words[others_at : others_at + words[plan[result + BESIDE_LENGTH_AT]]]
+    others_top = _count_below(others, len(others), newest_tile + 1)
     window = _place(plan[result + WINDOWS_AT])
     for _ in range(plan[result + WINDOW_COUNT]):
-        low = _place(lows[plan[window + BOUND]])
-        row = top
+        first_tile = now_tile - plan[bounds + plan[window + BOUND]]
+        row, other_row = top, others_top
         streak, total, oldest, other = np.int64(0), np.int64(0), np.nan, np.nan
-        while row > low:
-            row -= 1
-            if beside[row] > counted[row]:
-                other = _age_s(now_tile, tiles[row], hop_ms)
+        while row > 0 or other_row > 0:
+            tile = max(tiles[row - 1] if row > 0 else -1, others[other_row - 1] if other_row > 0 else -1)
+            if tile < first_tile:
                 break
-            if counted[row] > 0:
-                streak += counted[row]
-                total += summed[row]
-                oldest = _age_s(now_tile, tiles[row], hop_ms)
+            count, amount, all_count = np.int64(0), np.int64(0), np.int64(0)
+            if row > 0 and tiles[row - 1] == tile:
+                row -= 1
+                count, amount = counted[row], summed[row]
+            if other_row > 0 and others[other_row - 1] == tile:
+                other_row -= 1
+                all_count = beside[other_row]
+            if all_count > count:
+                other = _age_s(now_tile, tile, hop_ms)
+                break
+            if count > 0:
+                streak += count
+                total += amount
+                oldest = _age_s(now_tile, tile, hop_ms)
         value = other
         if reduction == STREAK:
             value = float(streak)
@@ -943,8 +980,16 @@ def _reduce_others(
         elif reduction == DECAYED:
             weights = plan[result + WEIGHTS_AT]
             value = 0.0
-            for row in range(top - 1, low - 1, -1):
-                value += float(words[at + row]) * float(plan[weights + now_tile - tiles[row]])
+            if plan[result + RESULT_MEASURE] in (COUNT, FRAUD_COUNT):
+                # Whole numbers that are far from overflowing: added up in any order, so several at once.
+                total = np.int64(0)
+                counts, counted_in = words[at + low : at + top], tiles[low:top]
+                for row in range(top - low):
+                    total += counts[row] * plan[_place(weights + now_tile - counted_in[row])]
+                value = float(total)
+            else:
+                for row in range(top - 1, low - 1, -1):
+                    value += float(words[at + row]) * float(plan[weights + now_tile - tiles[row]])
             value /= DECAY_ONE
         else:
             value = np.nan
@@ -965,7 +1010,8 @@ def _roll_up_table(plan: I64, where: int, words: I64, rows: int, as_of_ms: int, 
     top = rows
     for group in range(plan[where + GROUP_COUNT]):
         at = _place(plan[where + GROUPS_AT] + group * GROUP_SIZE)
-        top = _count_below(tiles, top, now_tile - plan[at + NEWEST_AGE] + 1)
+        newest_tile = now_tile - plan[at + NEWEST_AGE]
+        top = _count_below(tiles, top, newest_tile + 1)
         low = top
         for bound in range(plan[at + BOUND_COUNT]):
             low = _count_below(tiles, low, now_tile - plan[plan[at + BOUNDS_AT] + bound])
@@ -978,7 +1024,8 @@ def _roll_up_table(plan: I64, where: int, words: I64, rows: int, as_of_ms: int, 
             elif reduction in (LARGEST, SMALLEST):
                 _reduce_extremes(plan, result, words, top, lows, slots)
             elif reduction >= NEWEST_OTHER:
-                _reduce_beside(plan, result, words, tiles, top, lows, now_tile, hop_ms, slots)
+                bounds = plan[at + BOUNDS_AT]
+                _reduce_beside(plan, result, words, tiles, top, newest_tile, now_tile, bounds, hop_ms, slots)
             else:
                 _reduce_others(plan, result, words, tiles, top, lows, room, now_tile, hop_ms, slots)
             result += RESULT_SIZE

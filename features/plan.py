@@ -4,7 +4,7 @@ The kernel takes one int64 array instead of a dozen small ones: numba's cost of 
 arguments, and a scoring worker makes one call a payment. The plan is a header, which says where the parts are, and
 
     entity      its digest and shape; its tables and memories; where its slots and its profile's sections are
-    table       one per hop: the hop, how many tiles are kept, and the columns of a row
+    table       one per hop and kind of event: the hop, how many tiles are kept, and the columns of a row
     column      measure, condition, attribute, and where in a profile's words it starts
     group       windows that start at the same age, the ages at which they end, and the results they share
     result      a column reduced in one way, and which slot it becomes at which of those ages
@@ -22,6 +22,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,6 +137,14 @@ class _Result:
     summed: Column | None
 
 
+class _Place(NamedTuple):
+    """Where a column, the tiles of its table and their number stand in a profile's words."""
+
+    column_at: int
+    tiles_at: int
+    length_at: int
+
+
 @dataclass(frozen=True)
 class _Slots:
     """Which slot holds which roll-up result, and where each entity's part starts and ends."""
@@ -199,20 +208,30 @@ class _Words(list[int]):
 
 
 def _tables(wanted: Sequence[WindowedMeasure]) -> list[_Table]:
-    """One table per hop that the entity's features need, finest first."""
-    by_hop: dict[int, list[WindowedMeasure]] = {}
+    """One table per hop and kind of event that the entity's features need, finest first, payments before labels."""
+    columns: dict[tuple[int, bool], set[Column]] = {}
+    ages: dict[tuple[int, bool], int] = {}
     for item in wanted:
-        by_hop.setdefault(item.window.hop_ms, []).append(item)
+        for column in item.columns:
+            kind = item.window.hop_ms, column_shape(column).is_label
+            columns.setdefault(kind, set()).add(column)
+            ages[kind] = max(ages.get(kind, 0), item.window.oldest_age)
     tables = []
-    for hop_ms, items in sorted(by_hop.items()):
-        columns = tuple(sorted({column for item in items for column in item.columns}, key=_column_order))
-        shape = TableShape(hop_ms, tuple(map(column_shape, columns)))
-        tables.append(_Table(shape, columns, max(item.window.oldest_age for item in items) + 1, tuple(items)))
+    for kind in sorted(columns):
+        ordered = tuple(sorted(columns[kind], key=_column_order))
+        shape = TableShape(kind[0], tuple(map(column_shape, ordered)))
+        windows = tuple(item for item in wanted if _table_of(item) == kind)
+        tables.append(_Table(shape, ordered, ages[kind] + 1, windows))
     return tables
 
 
+def _table_of(item: WindowedMeasure) -> tuple[int, bool]:
+    """Hop and kind of the table that holds the column an item reduces."""
+    return item.window.hop_ms, column_shape(item.column).is_label
+
+
 def _column_order(column: Column) -> tuple[int, ...]:
-    """By measure, so that those that labels change come last."""
+    """By measure."""
     asked = column.condition
     condition = () if asked is None else (asked.column, asked.operator, asked.value)
     return (MEASURES.index(column.measure), column.attribute, column.parts, *condition)
@@ -274,8 +293,10 @@ class _EntityWriter:
         self._words, self._slots = words, slots
         self._condition_place = {_question(condition): index + 1 for index, condition in enumerate(conditions)}
         self._bound_count = 0
+        self._places: dict[tuple[int, Column], _Place] = {}
 
     def write(self, entity: int, shape: Shape, tables: list[_Table], memories: list[_Memory]) -> None:
+        """Once: a writer is for one entity."""
         words = self._words
         section = words.reserve(kernel.ENTITY_SIZE)
         tables_at = words.reserve(kernel.TABLE_SIZE * len(tables))
@@ -284,9 +305,15 @@ class _EntityWriter:
         shape_at = words.extend(list(encoded))
         sources_at = kernel.LENGTHS_AT + 1 + len(tables) + len(memories)
         at = sources_at + 2 * kernel.SOURCES_MAX
+        starts = []
         for index, table in enumerate(tables):
-            self._write_table(tables_at + index * kernel.TABLE_SIZE, table, at)
+            for column in table.columns:
+                place = _Place(at + table.offset(column) * table.capacity, at, kernel.LENGTHS_AT + 1 + index)
+                self._places[table.shape.hop_ms, column] = place
+            starts.append(at)
             at += table.capacity * table.shape.width
+        for index, (table, tiles_at) in enumerate(zip(tables, starts, strict=True)):
+            self._write_table(tables_at + index * kernel.TABLE_SIZE, table, tiles_at)
         for index, memory in enumerate(memories):
             self._write_memory(memories_at + index * kernel.MEMORY_SIZE, memory, at)
             at += 2 * memory.capacity
@@ -325,25 +352,25 @@ class _EntityWriter:
         groups_at = words.reserve(kernel.GROUP_SIZE * len(ages))
         for number, age in enumerate(ages):
             items = [item for item in table.windows if item.window.newest_age == age]
-            self._write_group(groups_at + number * kernel.GROUP_SIZE, table, tiles_at, age, items)
+            self._write_group(groups_at + number * kernel.GROUP_SIZE, table, age, items)
         words[at + kernel.HOP_MS] = table.shape.hop_ms
         words[at + kernel.CAPACITY] = table.capacity
         words[at + kernel.WIDTH] = table.shape.width
         words[at + kernel.TILES_AT] = tiles_at
         words[at + kernel.COLUMN_COUNT] = len(table.columns)
-        words[at + kernel.LABELS_FROM] = sum(not column.is_label for column in table.shape.columns)
+        words[at + kernel.KIND] = kernel.LABEL if table.shape.is_label else kernel.PAYMENT
         words[at + kernel.COLUMNS_AT] = columns_at
         words[at + kernel.GROUP_COUNT] = len(ages)
         words[at + kernel.GROUPS_AT] = groups_at
 
-    def _write_group(self, at: int, table: _Table, tiles_at: int, age: int, items: list[WindowedMeasure]) -> None:
+    def _write_group(self, at: int, table: _Table, age: int, items: list[WindowedMeasure]) -> None:
         words = self._words
         bounds = sorted({item.window.oldest_age for item in items})
         results = sorted({_result_of(item) for item in items}, key=_result_order)
         results_at = words.reserve(kernel.RESULT_SIZE * len(results))
         for number, result in enumerate(results):
             windows = [item for item in items if _result_of(item) == result]
-            self._write_result(results_at + number * kernel.RESULT_SIZE, table, tiles_at, result, bounds, windows)
+            self._write_result(results_at + number * kernel.RESULT_SIZE, table, result, bounds, windows)
         words[at + kernel.NEWEST_AGE] = age
         words[at + kernel.BOUND_COUNT] = len(bounds)
         words[at + kernel.BOUNDS_AT] = words.extend(bounds)
@@ -352,22 +379,22 @@ class _EntityWriter:
         self._bound_count = max(self._bound_count, len(bounds))
 
     def _write_result(
-        self,
-        at: int,
-        table: _Table,
-        tiles_at: int,
-        result: _Result,
-        bounds: list[int],
-        windows: list[WindowedMeasure],
+        self, at: int, table: _Table, result: _Result, bounds: list[int], windows: list[WindowedMeasure]
     ) -> None:
         words = self._words
+        hop_ms = table.shape.hop_ms
         windows = sorted(windows, key=lambda item: item.window.oldest_age)
         words[at + kernel.REDUCTION] = REDUCTIONS.index(result.reduction)
-        words[at + kernel.RESULT_AT] = tiles_at + table.offset(result.column) * table.capacity
+        words[at + kernel.RESULT_AT] = self._places[hop_ms, result.column].column_at
+        words[at + kernel.RESULT_MEASURE] = MEASURES.index(result.column.measure)
         if result.beside is not None:
-            words[at + kernel.BESIDE_AT] = tiles_at + table.offset(result.beside) * table.capacity
+            beside = self._places[hop_ms, result.beside]
+            words[at + kernel.BESIDE_AT] = beside.column_at
+            words[at + kernel.BESIDE_TILES_AT] = beside.tiles_at
+            words[at + kernel.BESIDE_LENGTH_AT] = beside.length_at
         if result.summed is not None:
-            words[at + kernel.SUMMED_AT] = tiles_at + table.offset(result.summed) * table.capacity
+            assert result.summed in table.columns, "what is added up stands beside what is counted"
+            words[at + kernel.SUMMED_AT] = self._places[hop_ms, result.summed].column_at
         words[at + kernel.RESULT_PARTS] = result.column.parts
         if result.half_life_ms:
             weights = _weights(table.shape.hop_ms, result.half_life_ms, windows[-1].window.oldest_age)

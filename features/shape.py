@@ -58,6 +58,11 @@ class TableShape:
     columns: tuple[ColumnShape, ...]
 
     @property
+    def is_label(self) -> bool:
+        """Whether labels change it, and not payments: never both."""
+        return any(column.is_label for column in self.columns)
+
+    @property
     def offsets(self) -> tuple[int, ...]:
         places = [1]
         for column in self.columns:
@@ -71,7 +76,7 @@ class TableShape:
 
 @dataclass(frozen=True)
 class Shape:
-    """Tables by ascending hop, and memories as (attribute, capacity)."""
+    """Tables by ascending hop, of payments before of labels, and memories as (attribute, capacity)."""
 
     tables: tuple[TableShape, ...]
     memories: tuple[tuple[int, int], ...]
@@ -150,9 +155,9 @@ def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
 def translation(old: Shape, new: Shape) -> NDArray[np.int64]:
     """How the numbers of an old profile become those of a new one: see `kernel.migrate` for the layout."""
     steps = [len(old.tables), len(old.memories)]
-    by_hop = {table.hop_ms: index for index, table in enumerate(new.tables)}
+    tables = {(table.hop_ms, table.is_label): index for index, table in enumerate(new.tables)}
     for table in old.tables:
-        target = by_hop.get(table.hop_ms, -1)
+        target = tables.get((table.hop_ms, table.is_label), -1)
         moves = _moves(table, new.tables[target]) if target >= 0 else []
         steps += [table.width, target, len(moves)]
         for move in moves:
@@ -190,6 +195,8 @@ def _decode_table(numbers: Iterator[int]) -> TableShape:
         attribute, parts = (next(numbers), next(numbers)) if head & 2 else (0, 1)
         condition = (next(numbers), next(numbers), next(numbers)) if head & 1 else None
         columns.append(ColumnShape(head >> 2, attribute, parts, condition))
+    if len({column.is_label for column in columns}) > 1:
+        raise Misconfigured(_DAMAGED)
     return TableShape(hop_ms, tuple(columns))
 
 

@@ -63,9 +63,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Table:
-    """The tiles of one hop. `columns` names the cells: the measure, what of, and the condition."""
+    """The tiles of one hop, of payments or of what their labels say (`is_label`).
+
+    `columns` names the cells: the measure, what of, and the condition.
+    """
 
     hop: str
+    is_label: bool
     columns: tuple[str, ...]
     tiles: tuple[Tile, ...]
 
@@ -210,7 +214,7 @@ def to_lines(view: ProfileView, source_name: Callable[[int], str]) -> list[str]:
     lines = _aligned(facts)
     for table in view.tables:
         rows = [(utc(tile.start_ms), *map(_spoken_cell, tile.cells)) for tile in table.tiles]
-        lines += ["", f"tiles of {table.hop}: {len(rows)}"]
+        lines += ["", f"tiles of {table.hop}{', known frauds' if table.is_label else ''}: {len(rows)}"]
         lines += _aligned([("tile from", *table.columns), *rows], is_right_from=1) if rows else []
     for memory in view.memories:
         lines += ["", f"latest values of {memory.attribute}: {len(memory.values)}, at most {memory.capacity}"]
@@ -239,6 +243,7 @@ def to_dict(view: ProfileView, source_name: Callable[[int], str]) -> dict[str, o
         "tables": [
             {
                 "hop": table.hop,
+                "labels": table.is_label,
                 "tiles": [
                     {"start": utc(tile.start_ms), **dict(zip(table.columns, map(_plain, tile.cells), strict=True))}
                     for tile in table.tiles
@@ -348,7 +353,8 @@ def _table(
             for column, offset in shown
         )
         tiles.append(Tile((newest_ms // table.hop_ms - row[0]) * table.hop_ms, cells))
-    return Table(in_units(table.hop_ms), tuple(_column_name(column, words) for column, _ in shown), tuple(tiles))
+    names = tuple(_column_name(column, words) for column, _ in shown)
+    return Table(in_units(table.hop_ms), table.is_label, names, tuple(tiles))
 
 
 def _column_name(column: ColumnShape, words: dict[tuple[int, int, int], str]) -> str:

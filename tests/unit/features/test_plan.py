@@ -179,7 +179,7 @@ def test_an_entity_without_features_has_no_tables() -> None:
 def test_a_table_reaches_to_the_end_of_its_longest_window() -> None:
     plan = plan_of(card.count("a", "1d"), card.count("b", "5h"), merchant.fraud_share("c", "7d", delay="7d"))
     assert plan.retention_ms == (DAY_MS + HOUR_MS, 14 * DAY_MS + 6 * HOUR_MS)
-    assert plan.capacities == ((25,), (57,))
+    assert plan.capacities == ((25,), (57, 57))
 
 
 def test_an_entity_with_a_recency_is_kept_beyond_its_windows() -> None:
@@ -246,10 +246,17 @@ def test_every_attribute_that_can_change_a_vector_is_among_those_asked_for() -> 
 # The layout.
 
 
-def test_columns_that_labels_change_come_last() -> None:
-    plan = plan_of(merchant.fraud_share("a", "7d", delay="7d"), merchant.amount_max("b", "7d", hop="6h"))
-    (table,) = plan.shapes[1].tables
-    assert [column.is_label for column in table.columns] == [False, False, True]
+def test_what_labels_change_stands_in_a_table_of_its_own() -> None:
+    plan = plan_of(merchant.fraud_share("a", "7d", delay="7d"), merchant.amount_max("b", "1d", hop="6h"))
+    tables = plan.shapes[1].tables
+    assert [(table.hop_ms, table.is_label) for table in tables] == [(6 * HOUR_MS, False), (6 * HOUR_MS, True)]
+    assert [len(table.columns) for table in tables] == [2, 1]
+
+
+def test_a_table_is_kept_for_what_other_tables_are_held_against() -> None:
+    # How many payments there were decides where a streak of frauds ends.
+    plan = plan_of(merchant.fraud_streak("a", "7d", delay="7d", hop="6h"), merchant.count("b", "1d", hop="6h"))
+    assert plan.capacities[1] == (57, 57)
 
 
 def test_tables_stand_by_ascending_hop() -> None:

@@ -27,10 +27,17 @@ def shape(*features: Feature) -> Shape:
 
 CONDITIONS = st.one_of(st.none(), st.tuples(st.integers(0, 20), st.integers(0, 3), st.integers(0, 2**33)))
 COLUMNS = st.builds(ColumnShape, st.integers(0, 30), st.integers(0, 30), st.integers(1, 64), CONDITIONS)
+
+
+def _of_one_kind(columns: list[ColumnShape]) -> tuple[ColumnShape, ...]:
+    """Those that the same kind of events changes as the first."""
+    return tuple(column for column in columns if column.is_label == columns[0].is_label)
+
+
 TABLES = st.builds(
     TableShape,
     st.integers(1, 90 * 86_400).map(lambda seconds: 1000 * seconds),
-    st.lists(COLUMNS, max_size=5).map(tuple),
+    st.lists(COLUMNS, max_size=5).map(_of_one_kind),
 )
 MEMORIES = st.tuples(st.integers(0, 20), st.integers(1, 64))
 SHAPES = st.builds(Shape, st.lists(TABLES, max_size=4).map(tuple), st.lists(MEMORIES, max_size=4).map(tuple))
@@ -105,8 +112,15 @@ def test_any_bytes_are_a_shape_or_damaged(data: bytes) -> None:
         Shape((TableShape(1000, (ColumnShape(6, 7, 0, None),)),), ()),
         Shape((TableShape(1000, (ColumnShape(6, 7, 65, None),)),), ()),
         Shape((TableShape(1000, (ColumnShape(6, 7, 2**62, None),)),), ()),
+        Shape((TableShape(1000, (ColumnShape(0, 0, 1, None), ColumnShape(8, 0, 1, None))),), ()),
     ],
-    ids=["a hop of nothing", "a column of no words", "a column too wide", "a column that overflows"],
+    ids=[
+        "a hop of nothing",
+        "a column of no words",
+        "a column too wide",
+        "a column that overflows",
+        "payments and labels in one table",
+    ],
 )
 def test_a_shape_that_no_catalogue_has_is_damaged(wrong: Shape) -> None:
     with pytest.raises(Misconfigured, match="it is damaged"):
@@ -155,12 +169,11 @@ def test_a_column_stands_behind_the_words_of_those_before_it() -> None:
         card.count("a", "1d"),
         card.distinct("b", merchant_id, "1d", bits=256),
         card.entropy("c", merchant_id, "1d", buckets=8),
-        card.fraud_count("d", "1d", delay="1h", hop="1h"),
+        card.amount_sum("d", "1d"),
     ).tables[0]
-    assert [column.parts for column in found.columns] == [1, 4, 8, 1]
-    assert found.offsets == (1, 2, 6, 14)
+    assert [column.parts for column in found.columns] == [1, 1, 4, 8]
+    assert found.offsets == (1, 2, 3, 7)
     assert found.width == 15
-    assert [column.is_label for column in found.columns] == [False, False, False, True]
 
 
 # What becomes of the numbers of an old profile. The layout is described at `kernel.migrate`.
@@ -171,6 +184,13 @@ def test_every_word_that_both_tables_have_goes_over() -> None:
     new = shape(card.amount_max("c", "1d"), card.entropy("b", merchant_id, "1d", buckets=2), card.amount_min("d", "1d"))
     # Old rows: tile, count, maximum, two buckets. New rows: tile, maximum, minimum, two buckets.
     assert translation(old, new).tolist() == [1, 0, 5, 0, 3, 2, 1, 0, 3, 3, 0, 4, 4, 0]
+
+
+def test_tables_of_payments_and_of_labels_become_their_own_kind() -> None:
+    old = shape(card.count("a", "7d", hop="6h"), card.fraud_count("b", "7d", delay="7d"))
+    new = shape(card.fraud_count("b", "7d", delay="7d"))
+    assert translation(old, new).tolist() == [2, 0, 2, -1, 0, 2, 0, 1, 1, 1, 1]
+    assert translation(new, old).tolist() == [1, 0, 2, 1, 1, 1, 1, 1]
 
 
 def test_a_label_is_marked_as_one() -> None:
@@ -207,8 +227,11 @@ def test_a_memory_becomes_one_of_its_attribute_and_its_own_size_where_there_is_o
 @given(of=SHAPES)
 def test_a_shape_becomes_itself_word_for_word(of: Shape) -> None:
     # Of hops, and of columns, that are different, as in every compiled plan.
-    tables = {table.hop_ms: replace(table, columns=tuple(dict.fromkeys(table.columns))) for table in of.tables}
-    own = Shape(tuple(tables[hop_ms] for hop_ms in sorted(tables)), ())
+    tables = {
+        (table.hop_ms, table.is_label): replace(table, columns=tuple(dict.fromkeys(table.columns)))
+        for table in of.tables
+    }
+    own = Shape(tuple(tables[kind] for kind in sorted(tables)), ())
     steps = translation(own, own).tolist()
     at = 2
     for number, table in enumerate(own.tables):

@@ -70,14 +70,14 @@ def view(
     return view_profile(ENGINE, CATALOGUE, ENGINE.plan.entity_names.index(entity), state, as_of_ms=as_of_ms)
 
 
-def table(hop: str, of: ProfileView | None = None) -> Table:
-    (found,) = [table for table in (of or view()).tables if table.hop == hop]
+def table(hop: str, of: ProfileView | None = None, *, is_label: bool = False) -> Table:
+    (found,) = [table for table in (of or view()).tables if (table.hop, table.is_label) == (hop, is_label)]
     return found
 
 
 def column(hop: str, name: str) -> list[object]:
     """A column of a table from its oldest tile to its newest."""
-    found = table(hop)
+    found = table(hop, is_label=name.startswith("fraud"))
     return [tile.cells[found.columns.index(name)] for tile in found.tiles]
 
 

@@ -125,12 +125,12 @@ def test_the_stored_form_is_these_bytes() -> None:
     # Widths, two to a byte: times 6 3 0 and lengths 1; tiles 1 and counts 1; values 1 and times 3; source 1, offset 2.
     widths = bytes([0x36, 0x10, 0x11, 0x31, 0x21])
     digest = struct.pack("<I", of.plan.words[of.plan.words[kernel.ENTITIES_AT] + kernel.DIGEST])
-    head = bytes([3]) + digest + struct.pack("<H", len(shape)) + shape
+    head = bytes([4]) + digest + struct.pack("<H", len(shape)) + shape
     assert profile(of, "card", changes) == head + widths + numbers
 
 
 def test_the_stored_form_is_as_described() -> None:
-    # A merchant: minutes and hours hold counts, six hours counts and frauds, days sums and frauds too.
+    # A merchant: minutes and hours hold counts, six hours too, days sums; then frauds in tables of their own.
     changes = [
         payment(NOON_MS, 300, source=2, offset=7),
         payment(NOON_MS + 1, 5, source=0, offset=1000),
@@ -145,12 +145,14 @@ def test_the_stored_form_is_as_described() -> None:
         first_ms=NOON_MS,
         last_ms=NOON_MS + 1,
         newest_ms=NOON_MS + DAY_MS,
-        # A day later the tile of minutes has gone. The label that came before its payment is less than none.
+        # A day later the tile of minutes has gone. What was taken back is none, what comes before its payment less.
         tables=[
             [],
             [(hour, [2])],
-            [(quarter, [2, 0]), (quarter + 4, [0, -1])],
-            [(day, [2, 305, 0]), (day + 1, [0, 0, -1])],
+            [(quarter, [2])],
+            [(quarter, [0]), (quarter + 4, [-1])],
+            [(day, [2, 305])],
+            [(day, [0]), (day + 1, [-1])],
         ],
     )
 
@@ -193,7 +195,7 @@ def test_numbers_of_every_width_are_decoded_wherever_the_buffer_ends(
     one, two, memory, source = columns
     lengths = [len(source), len(one), len(two), len(memory)]
     table = [[time_ms] for time_ms in times] + [lengths, one, two, two[::-1], memory, memory, source, source[::-1]]
-    packed = Packed(3, 0, b"", tuple(map(tuple, table)))
+    packed = Packed(4, 0, b"", tuple(map(tuple, table)))
     body = write_packed(packed)[7:]
     data = np.frombuffer(bytearray(before + body + bytes([0xA5]) * after), dtype=np.uint8)
     found = np.full(len(packed.numbers) + 1, 77, dtype=np.int64)
@@ -212,11 +214,12 @@ def test_numbers_of_every_width_are_decoded_wherever_the_buffer_ends(
 def test_measures_of_every_width_are_kept(number: int) -> None:
     # A sum, and a count of frauds below zero.
     day = SUNDAY_MS // DAY_MS
-    state = stored("merchant", newest_ms=SUNDAY_MS, tables=[[], [], [], [(day, [1, number, number])]])
-    assert read_packed(state).columns[-4] == (number,)
+    days, frauds = [(day, [1, number])], [(day, [number])]
+    state = stored("merchant", newest_ms=SUNDAY_MS, tables=[[], [], [], [], days, frauds])
+    assert read_packed(state).columns[-5] == (number,)
     assert profile(engine(), "merchant", [], state) == state
     then = payment(SUNDAY_MS, 1)
-    assert read_packed(profile(engine(), "merchant", [then], state)).columns[-4] == (number + 1,)
+    assert read_packed(profile(engine(), "merchant", [then], state)).columns[-5] == (number + 1,)
 
 
 ROWS = st.fixed_dictionaries(
@@ -364,11 +367,11 @@ def test_every_truncation_is_seen(of: Callable[[], FeatureEngine]) -> None:
     assert status_of("merchant", state + b"\0", of()) == "it is damaged"
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 4, 255])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 255])
 def test_another_version_is_refused_by_its_number(version: int) -> None:
     state = profile(engine(), "card", GOOD)
-    assert kernel.LAYOUT_VERSION == 3
-    assert status_of("card", bytes([version]) + state[1:]) == "it is not of layout version 3"
+    assert kernel.LAYOUT_VERSION == 4
+    assert status_of("card", bytes([version]) + state[1:]) == "it is not of layout version 4"
 
 
 def test_a_profile_of_another_shape_is_read_as_what_both_have() -> None:
