@@ -181,8 +181,8 @@ class FeatureEngine:
         states: NDArray[np.uint8],
         bounds: NDArray[np.int64],
         out: NDArray[np.float32],
-    ) -> Callable[[], None]:
-        """A call that does `fill_vectors` of one payment with what these arrays hold by then.
+    ) -> Callable[[int], None]:
+        """A call that does `fill_vectors` of the first so many payments, with what these arrays hold by then.
 
         For a caller whose arrays stay: looking at them takes as long as the work. They are kept alive. The call
         raises UnreadableProfile.
@@ -197,11 +197,11 @@ class FeatureEngine:
             self._values,
             out,
         )
-        entities = self.plan.entity_count
-        assert attributes.shape == (1, kernel.ATTRIBUTE_COUNT)
-        assert out.shape == (1, self.plan.feature_count)
-        assert len(presence) >= entities
-        assert len(bounds) > entities
+        entities, rows_max = self.plan.entity_count, len(attributes)
+        assert attributes.shape == (rows_max, kernel.ATTRIBUTE_COUNT)
+        assert out.shape == (rows_max, self.plan.feature_count)
+        assert len(presence) >= rows_max * entities
+        assert len(bounds) > rows_max * entities
         for array, kind in zip(arrays, _BOUND_TYPES, strict=True):
             assert array.dtype == kind
             assert array.flags.c_contiguous
@@ -209,11 +209,13 @@ class FeatureEngine:
         assert len(frame) == 2 * kernel.BOUND_ARRAYS
         frame_at = frame.ctypes.data
 
-        def fill() -> None:
-            if kernel.fill_bound_vector(frame_at) != kernel.OK:
+        def fill(rows: int) -> None:
+            assert 0 <= rows <= rows_max
+            if kernel.fill_bound_vectors(frame_at, rows) != kernel.OK:
                 # Rare: the same again tells what is wrong, and migrates what can be. Naming the frame keeps it alive.
                 assert frame.ctypes.data == frame_at
-                self.fill_vectors(attributes, presence, states, bounds, out)
+                items = rows * entities
+                self.fill_vectors(attributes[:rows], presence[:items], states, bounds[: items + 1], out[:rows])
 
         return fill
 
@@ -279,7 +281,7 @@ class FeatureEngine:
         out = np.empty((1, self.plan.feature_count), dtype=np.float32)
         states = np.frombuffer(bytearray(state), dtype=np.uint8)
         self.fill_vectors(attributes, presence, states, bounds, out)
-        self.bind(attributes, presence, states, bounds, out)()
+        self.bind(attributes, presence, states, bounds, out)(1)
         # As if it were of another shape: its own, under another digest.
         self.migrated(0, state[:1] + bytes(byte ^ 255 for byte in state[1:5]) + state[5:])
 

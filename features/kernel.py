@@ -181,7 +181,7 @@ _VECTOR_ROWS = 8
 # A number is written eight bytes wide whatever its width: room that a buffer needs behind its end.
 SLACK_BYTES = 8
 
-# How many arrays `fill_bound_vector` takes in one.
+# How many arrays `fill_bound_vectors` takes in one.
 BOUND_ARRAYS = 8
 # Kinds of events.
 PAYMENT, LABEL = 0, 1
@@ -1284,8 +1284,8 @@ def fill_vectors(
 
 # With reference counting: without it numba makes no arrays, and these have nothing to count.
 @njit(cache=True)
-def fill_bound_vector(frame_at: int) -> int:
-    """`fill_vectors` of one payment with every array in one: a frame holds (address, length) of each, in order.
+def fill_bound_vectors(frame_at: int, rows: int) -> int:
+    """`fill_vectors` of the first `rows` payments, every array in one: a frame holds (address, length) of each, in order.
 
     Takes the frame's address: numba takes 0.1 µs to look at each array it is called with, and a scoring worker's are
     always the same.
@@ -1295,13 +1295,13 @@ def fill_bound_vector(frame_at: int) -> int:
     features = plan[FEATURE_COUNT]
     return fill_vectors(
         plan,
-        carray(_pointer(frame[2]), (1, ATTRIBUTE_COUNT), np.int64),
+        carray(_pointer(frame[2]), (rows, ATTRIBUTE_COUNT), np.int64),
         carray(_pointer(frame[4]), frame[5], np.uint8),
         carray(_pointer(frame[6]), frame[7], np.uint8),
         carray(_pointer(frame[8]), frame[9], np.int64),
         carray(_pointer(frame[10]), frame[11], np.int64),
         carray(_pointer(frame[12]), frame[13], np.float64),
-        carray(_pointer(frame[14]), (1, features), np.float32),
+        carray(_pointer(frame[14]), (rows, features), np.float32),
     )
 
 

@@ -110,7 +110,7 @@ def _vectors(history: History, engine: FeatureEngine, passage: Passage) -> dict[
     for call in range(_CALLS):
         fill = calls[call % len(calls)]
         started = time.perf_counter()
-        fill()
+        fill(1)
         latencies[call] = time.perf_counter() - started
         started = time.perf_counter()
         nothing[call] = time.perf_counter() - started

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from schemas import scoring_pb2 as schemas_dot_scoring__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14schemas/outbox.proto\x12\x13paywarden.outbox.v1\x1a\x15schemas/scoring.proto\"\xbc\x01\n\x0bOutboxEntry\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".paywarden.scoring.v1.ScoreRequest\x12\x35\n\x08response\x18\x02 \x01(\x0b\x32#.paywarden.scoring.v1.ScoreResponse\x12\x17\n\x0f\x64\x65\x63ided_time_ms\x18\x03 \x01(\x03\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\x12\x18\n\x10\x63\x61talogue_digest\x18\x05 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14schemas/outbox.proto\x12\x13paywarden.outbox.v1\x1a\x15schemas/scoring.proto\"\xbc\x01\n\x0bOutboxEntry\x12\x33\n\x07request\x18\x01 \x01(\x0b\x32\".paywarden.scoring.v1.ScoreRequest\x12\x35\n\x08response\x18\x02 \x01(\x0b\x32#.paywarden.scoring.v1.ScoreResponse\x12\x17\n\x0f\x64\x65\x63ided_time_ms\x18\x03 \x01(\x03\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\x12\x18\n\x10\x63\x61talogue_digest\x18\x05 \x01(\t\"t\n\x0cOutboxRecord\x12\x0f\n\x07request\x18\x01 \x01(\x0c\x12\x10\n\x08response\x18\x02 \x01(\x0c\x12\x17\n\x0f\x64\x65\x63ided_time_ms\x18\x03 \x01(\x03\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\x12\x18\n\x10\x63\x61talogue_digest\x18\x05 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,4 +34,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OUTBOXENTRY']._serialized_start=69
   _globals['_OUTBOXENTRY']._serialized_end=257
+  _globals['_OUTBOXRECORD']._serialized_start=259
+  _globals['_OUTBOXRECORD']._serialized_end=375
 # @@protoc_insertion_point(module_scope)

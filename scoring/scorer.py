@@ -1,40 +1,47 @@
-"""A payment in, a decision out: look up, vector, model, policy, outbox. No I/O but the append to the outbox.
+"""Payments in, decisions out: look up, vectors, model, policy, outbox. No I/O but the append to the outbox.
 
-This is the hot path. Everything it needs is made at start; nothing here waits, logs or looks up a label.
+This is the hot path. Everything it needs is made at start; nothing here waits, logs or looks up a label. Payments that
+are asked for together are looked up in one transaction, go through the kernel and the model in one call each, and are
+appended by one write; each is answered as it would be alone, to the bit.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Sequence
-from operator import attrgetter
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from features.attributes import ATTRIBUTES, CODES
 from features.engine import FeatureEngine, UnreadableProfile
-from features.kernel import ABSENT, AMOUNT, AMOUNT_MINOR, ATTRIBUTE_COUNT, KNOWN, TIME_MS, UNKNOWN
-from features.keys import entity_key
+from features.kernel import ABSENT, KNOWN, UNKNOWN
 from features.money import RateTable
 from models.bundle import Bundle
-from schemas.outbox_pb2 import OutboxEntry
+from schemas.errors import InvalidEvent, TemporaryFailure
+from schemas.outbox_pb2 import OutboxRecord
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.metrics import ScoringMetrics
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 from scoring.policy import MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE, Policy, unknown_flag
+from scoring.request_rows import RequestRows
+from scoring.turns import Refusal, refusal_of
+
+# Scored in one go; what is more is cut up. The profiles of so many payments still fit into the second cache.
+ROWS_MAX = 64
 
 
 class Outbox(Protocol):
     """Where decisions go before the caller has the answer."""
 
-    def append(self, payload: bytes) -> int:
-        """Keep the bytes safe from the death of this process. Raises TemporaryFailure when it cannot."""
+    def append_many(self, payloads: Sequence[bytes]) -> int:
+        """Keep all of them safe from the death of this process, or none. Raises TemporaryFailure when it cannot."""
         ...
 
 
 class PaymentScorer:
-    """Scores payments one at a time. One to a process; not thread-safe."""
+    """Scores payments. One to a process; not thread-safe."""
 
     def __init__(
         self,
@@ -48,31 +55,27 @@ class PaymentScorer:
         metrics: ScoringMetrics,
     ) -> None:
         plan = engine.plan
-        self._engine, self._rates, self._bundle, self._policy = engine, rates, bundle, policy
+        self._engine, self._bundle, self._policy = engine, bundle, policy
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
         self._mirror: MirrorReader | None = None
-        self._complete_to_ms = 0
-        self._unknown_flags = [unknown_flag(name) for name in plan.entity_names]
-        self._hits = [metrics.mirror_lookups[name, "hit"] for name in plan.entity_names]
-        self._misses = [metrics.mirror_lookups[name, "miss"] for name in plan.entity_names]
-        self._key_makers = [_key_maker(*entity) for entity in zip(plan.entity_names, plan.entity_keys, strict=True)]
-        # Only what the catalogue asks for is read from a request and coded.
-        self._coders = [
-            (attribute.column, attrgetter(attribute.name), CODES[attribute.kind], attribute.name)
-            for attribute in map(ATTRIBUTES.__getitem__, plan.attribute_columns)
-            if attribute.kind in CODES and attribute.name in ScoreRequest.DESCRIPTOR.fields_by_name
-        ]
-        self._attributes = np.zeros((1, ATTRIBUTE_COUNT), dtype=np.int64)
-        self._vector = np.empty((1, plan.feature_count), dtype=np.float32)
-        self._no_presence = np.zeros(plan.entity_count, dtype=np.uint8)
+        self._entities = entities = plan.entity_count
+        self._names = plan.entity_names
+        self._rows = RequestRows(plan, rates, ROWS_MAX)
+        self._vectors: NDArray[np.float32] = np.empty((ROWS_MAX, plan.feature_count), dtype=np.float32)
+        self._no_presence = np.zeros(ROWS_MAX * entities, dtype=np.uint8)
         self._fill_from_nothing = engine.bind(
-            self._attributes,
+            self._rows.attributes,
             self._no_presence,
             np.zeros(0, dtype=np.uint8),
-            np.zeros(plan.entity_count + 1, dtype=np.int64),
-            self._vector,
+            np.zeros(ROWS_MAX * entities + 1, dtype=np.int64),
+            self._vectors,
         )
         self._fill_from_mirror = self._fill_from_nothing
+        # Every way in which a payment's entities can be known or not, and the flags that it means.
+        self._unknown_flags = {
+            bytes(found): [unknown_flag(name) for name, one in zip(self._names, found, strict=True) if one == UNKNOWN]
+            for found in itertools.product((ABSENT, UNKNOWN, KNOWN), repeat=entities)
+        }
         self._model_version = bundle.manifest.model_version
         # Unique over hosts, workers and restarts without a look at anything shared.
         self._decision_prefix = os.urandom(8).hex()
@@ -99,99 +102,131 @@ class PaymentScorer:
             try:
                 self._mirror = MirrorReader(
                     self._mirror_settings,
-                    item_max=self._engine.plan.entity_count,
+                    item_max=ROWS_MAX * self._entities,
                     profile_bytes_max=self._engine.profile_bytes_max,
                 )
             except MirrorAbsent:
                 return False
             mirror = self._mirror
             self._fill_from_mirror = self._engine.bind(
-                self._attributes, mirror.presence, mirror.states, mirror.bounds, self._vector
+                self._rows.attributes, mirror.presence, mirror.states, mirror.bounds, self._vectors
             )
         return True
 
-    def score_batch(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse]:
-        """`score` for each, in order."""
-        return [self.score(request, now_ms) for request in requests]
+    def score_many(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse | Refusal]:
+        """The decision about each validated request, already in the outbox; see turns.Scorer."""
+        results: list[ScoreResponse | Refusal] = []
+        for first in range(0, len(requests), ROWS_MAX):
+            part = requests[first : first + ROWS_MAX]
+            try:
+                results += self._score(part, now_ms)
+            except TemporaryFailure as error:
+                results += [refusal_of(error)] * len(part)
+        return results
 
-    def score(self, request: ScoreRequest, now_ms: int) -> ScoreResponse:
-        """The decision about a validated request, already in the outbox.
+    def _score(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse | Refusal]:
+        """Of ROWS_MAX requests at most. Raises TemporaryFailure when the outbox cannot take the decisions."""
+        results: list[ScoreResponse | Refusal] = []
+        taken: list[ScoreRequest] = []
+        keys: list[bytes | None] = []
+        for request in requests:
+            try:
+                self._rows.write(len(taken), request)
+            except InvalidEvent as error:
+                results.append(refusal_of(error))
+                continue
+            keys += self._rows.keys_of(request)
+            results.append(_TAKEN)
+            taken.append(request)
+        if not taken:
+            return results
+        responses = self._decide(taken, keys, now_ms)
+        if len(taken) == len(requests):
+            return list(responses)
+        following = iter(responses)
+        return [next(following) if result is _TAKEN else result for result in results]
 
-        Raises InvalidEvent for a currency without a rate, TemporaryFailure when the outbox cannot take it.
-        """
-        row = self._attributes[0]
-        row[TIME_MS] = request.event_time_ms
-        row[AMOUNT] = self._rates.convert(request.amount_minor, request.currency, request.event_time_ms)
-        row[AMOUNT_MINOR] = request.amount_minor
-        for column, get, code, name in self._coders:
-            value = get(request)
-            row[column] = code(value) if value or request.HasField(name) else 0
-        flags = self._fill_vector(request)
+    def _decide(
+        self, requests: Sequence[ScoreRequest], keys: Sequence[bytes | None], now_ms: int
+    ) -> list[ScoreResponse]:
+        """Responses to requests whose rows are written, their decisions in the outbox."""
+        count = len(requests)
+        flags, complete_to_ms = self._fill_vectors(keys, count)
         profile_age_ms = None
-        if self._complete_to_ms > 0:
-            profile_age_ms = max(0, now_ms - self._complete_to_ms)
+        if complete_to_ms > 0:
+            profile_age_ms = max(0, now_ms - complete_to_ms)
             self._metrics.mirror_age_seconds.set(profile_age_ms / 1000)
             if profile_age_ms > self._policy.stale_after_ms:
-                flags.append(MIRROR_STALE)
-        score = float(self._bundle.score(self._vector)[0])
-        action, reasons = self._policy.decide(score, flags)
-        self._decision_count += 1
-        response = ScoreResponse(
-            payment_id=request.payment_id,
-            decision_id=f"{self._decision_prefix}-{self._decision_count:x}",
-            score=score,
-            action=action,
-            reasons=reasons,
-            model_version=self._model_version,
-            flags=flags,
-            profile_age_ms=profile_age_ms,
-        )
-        entry = OutboxEntry(
-            request=request,
-            response=response,
-            decided_time_ms=now_ms,
-            vector=self._vector.tobytes(),
-            catalogue_digest=self._engine.plan.digest,
-        )
-        self._outbox.append(entry.SerializeToString())
-        self._count(response, flags)
-        return response
+                flags = [[*found, MIRROR_STALE] for found in flags]
+        vectors = self._vectors[:count]
+        scores = self._bundle.score(vectors).tolist()
+        vector_bytes, row_bytes = vectors.tobytes(), vectors.itemsize * vectors.shape[1]
+        responses, records = [], []
+        for row, request in enumerate(requests):
+            action, reasons = self._policy.decide(scores[row], flags[row])
+            self._decision_count += 1
+            response = ScoreResponse(
+                payment_id=request.payment_id,
+                decision_id=f"{self._decision_prefix}-{self._decision_count:x}",
+                score=scores[row],
+                action=action,
+                reasons=reasons,
+                model_version=self._model_version,
+                flags=flags[row],
+                profile_age_ms=profile_age_ms,
+            )
+            record = OutboxRecord(
+                request=request.SerializeToString(),
+                response=response.SerializeToString(),
+                decided_time_ms=now_ms,
+                vector=vector_bytes[row * row_bytes : (row + 1) * row_bytes],
+                catalogue_digest=self._engine.plan.digest,
+            )
+            responses.append(response)
+            records.append(record.SerializeToString())
+        self._outbox.append_many(records)
+        self._count(responses)
+        return responses
 
-    def _fill_vector(self, request: ScoreRequest) -> list[str]:
-        """The payment's features into `_vector`; returns what was odd."""
-        keys = [make_key(request) for make_key in self._key_makers]
+    def _fill_vectors(self, keys: Sequence[bytes | None], count: int) -> tuple[list[list[str]], int]:
+        """The payments' features into `_vectors`; returns what was odd, and up to when all is known."""
         mirror = self._mirror
         if mirror is None:
-            return self._fill_without_mirror(keys)
+            return self._fill_without_mirror(keys, count)
         try:
-            self._complete_to_ms = mirror.look_up(keys)
+            complete_to_ms = mirror.look_up(keys)
         except MirrorAbsent:
-            return self._fill_without_mirror(keys)
-        flags = []
-        presence = mirror.presence
-        for entity in range(len(keys)):
-            found = presence[entity]
-            if found == KNOWN:
-                self._hits[entity].add(1)
-            elif found == UNKNOWN:
-                self._misses[entity].add(1)
-                flags.append(self._unknown_flags[entity])
+            return self._fill_without_mirror(keys, count)
+        entities = self._entities
+        presence = mirror.presence[: len(keys)].tobytes()
+        self._count_lookups(presence)
+        flags = [self._unknown_flags[presence[at : at + entities]] for at in range(0, len(keys), entities)]
         try:
-            self._fill_from_mirror()
+            self._fill_from_mirror(count)
         except UnreadableProfile:
-            flags.append(PROFILE_UNREADABLE)
-            self._fill_as_unknown(keys)
+            flags = self._fill_one_by_one(mirror, flags, count)
+        return flags, complete_to_ms
+
+    def _fill_one_by_one(self, mirror: MirrorReader, flags: list[list[str]], count: int) -> list[list[str]]:
+        """One of the payments has a profile that cannot be read: it is scored as if none were known of it."""
+        entities = self._entities
+        for row in range(count):
+            items = slice(row * entities, (row + 1) * entities)
+            presence = mirror.presence[items]
+            bounds = mirror.bounds[items.start : items.stop + 1]
+            attributes, vector = self._rows.attributes[row : row + 1], self._vectors[row : row + 1]
+            try:
+                self._engine.fill_vectors(attributes, presence, mirror.states, bounds, vector)
+            except UnreadableProfile:
+                flags[row] = [*flags[row], PROFILE_UNREADABLE]
+                presence[presence == KNOWN] = UNKNOWN
+                self._engine.fill_vectors(attributes, presence, mirror.states, bounds, vector)
         return flags
 
-    def _fill_without_mirror(self, keys: list[bytes | None]) -> list[str]:
-        self._complete_to_ms = 0
-        self._fill_as_unknown(keys)
-        return [MIRROR_ABSENT]
-
-    def _fill_as_unknown(self, keys: list[bytes | None]) -> None:
-        for entity, key in enumerate(keys):
-            self._no_presence[entity] = ABSENT if key is None else UNKNOWN
-        self._fill_from_nothing()
+    def _fill_without_mirror(self, keys: Sequence[bytes | None], count: int) -> tuple[list[list[str]], int]:
+        self._no_presence[: len(keys)] = [ABSENT if key is None else UNKNOWN for key in keys]
+        self._fill_from_nothing(count)
+        return [[MIRROR_ABSENT] for _ in range(count)], 0
 
     def _look_up_nothing(self) -> int:
         assert self._mirror is not None
@@ -200,28 +235,20 @@ class PaymentScorer:
         except MirrorAbsent:
             return 0
 
-    def _count(self, response: ScoreResponse, flags: list[str]) -> None:
+    def _count_lookups(self, presence: bytes) -> None:
+        for entity, name in enumerate(self._names):
+            found = presence[entity :: self._entities]
+            self._metrics.mirror_lookups[name, "hit"].add(found.count(KNOWN))
+            self._metrics.mirror_lookups[name, "miss"].add(found.count(UNKNOWN))
+
+    def _count(self, responses: Sequence[ScoreResponse]) -> None:
         metrics = self._metrics
-        metrics.decisions[response.action].add(1)
-        metrics.score.observe(response.score)
-        for flag in flags:
-            metrics.flags[flag].add(1)
+        for response in responses:
+            metrics.decisions[response.action].add(1)
+            metrics.score.observe(response.score)
+            for flag in response.flags:
+                metrics.flags[flag].add(1)
 
 
-def _key_maker(entity: str, fields: tuple[str, ...]) -> Callable[[ScoreRequest], bytes | None]:
-    """A function from a request to the store key of its entity of one kind, None when it has none."""
-    if len(fields) == 1:
-        prefix, get = f"{entity}:".encode(), attrgetter(fields[0])
-
-        def single(request: ScoreRequest) -> bytes | None:
-            identity: str = get(request)
-            return prefix + identity.encode() if identity else None
-
-        return single
-    get_all = attrgetter(*fields)
-
-    def combined(request: ScoreRequest) -> bytes | None:
-        ids: tuple[str, ...] = get_all(request)
-        return entity_key(entity, ids) if all(ids) else None
-
-    return combined
+# Stands where a response will be.
+_TAKEN = Refusal("", "")

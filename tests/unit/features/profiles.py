@@ -197,7 +197,7 @@ def bound_vector(
 ) -> NDArray[np.float32]:
     """One payment's vector by a call that is bound to its arrays, shape (features,)."""
     seen = seen_by(engine, [asked], [states])
-    engine.bind(seen.attributes, seen.presence, seen.states, seen.bounds, seen.out)()
+    engine.bind(seen.attributes, seen.presence, seen.states, seen.bounds, seen.out)(1)
     found: NDArray[np.float32] = seen.out[0]
     return found
 

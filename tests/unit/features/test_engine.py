@@ -26,7 +26,7 @@ from features.passage import Passage
 from features.store import RECORD_BYTES_MAX
 from features.windows import DAY_MS, HOUR_MS, MINUTE_MS
 from schemas.errors import Misconfigured
-from schemas.scoring_pb2 import ScoreRequest
+from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from tests.packed import read_packed, with_sources, write_packed
 from tests.parity.features_worlds import DECLARED, every_word
 from tests.unit.features.profiles import (
@@ -46,7 +46,7 @@ from tests.unit.features.profiles import (
 
 NOON_MS = 1_530_446_400_000
 # What Python calls; the rest of the kernel is compiled into these.
-ENTRANCES = ("apply_events", "assemble_rows", "fill_vectors", "fill_bound_vector", "decode", "migrate", "pack")
+ENTRANCES = ("apply_events", "assemble_rows", "fill_vectors", "fill_bound_vectors", "decode", "migrate", "pack")
 
 
 @cache
@@ -235,14 +235,30 @@ def test_a_bound_call_sees_what_its_arrays_hold_by_then() -> None:
     seen = seen_by(engine(), [row(NOON_MS, 5)], [states])
     fill = engine().bind(seen.attributes, seen.presence, seen.states, seen.bounds, seen.out)
     place = engine().plan.names.index("card_count_1h")
-    fill()
+    fill(1)
     assert seen.out[0, place] == 3
     seen.attributes[0, kernel.TIME_MS] += 10**10
-    fill()
+    fill(1)
     assert seen.out[0, place] == 0
     seen.presence[0] = kernel.ABSENT
-    fill()
+    fill(1)
     assert np.isnan(seen.out[0, place])
+
+
+def test_a_bound_call_fills_as_many_rows_as_it_is_asked_for() -> None:
+    rows = [row(NOON_MS, 5), row(NOON_MS + 1, 7), row(NOON_MS + 2, 9)]
+    known: list[dict[str, bytes | None]] = [
+        {"card": profile(engine(), "card", [payment(NOON_MS, 5)] * count)} for count in (1, 2, 3)
+    ]
+    seen = seen_by(engine(), rows, known)
+    seen.out[:] = 77
+    fill = engine().bind(seen.attributes, seen.presence, seen.states, seen.bounds, seen.out)
+    fill(2)
+    assert seen.out[:2].tobytes() == vectors(engine(), rows, known)[:2].tobytes()
+    assert np.all(seen.out[2] == 77)
+    fill(0)
+    with pytest.raises(AssertionError):
+        fill(4)
 
 
 def test_a_bound_call_keeps_its_arrays_alive() -> None:
@@ -254,7 +270,7 @@ def test_a_bound_call_keeps_its_arrays_alive() -> None:
     del seen, arrays
     gc.collect()
     assert all(reference() is not None for reference in references)
-    fill()
+    fill(1)
     del fill
     gc.collect()
     assert all(reference() is None for reference in references)
@@ -271,7 +287,7 @@ def test_a_bound_call_migrates_what_another_catalogue_wrote() -> None:
 def test_arrays_that_do_not_fit_cannot_be_bound() -> None:
     seen = seen_by(engine(), [row(NOON_MS, 5)], [{}])
     good = (seen.attributes, seen.presence, seen.states, seen.bounds, seen.out)
-    engine().bind(*good)()
+    engine().bind(*good)(1)
     wrong: dict[int, list[Any]] = {
         0: [
             np.zeros((2, kernel.ATTRIBUTE_COUNT), dtype=np.int64),
@@ -323,10 +339,12 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
             bundle=bundle,
             policy=Policy(PolicySettings(), review_at=0.5, decline_at=0.9),
             mirror=settings,
-            outbox=SimpleNamespace(append=lambda _: 0),
+            outbox=SimpleNamespace(append_many=lambda _: 0),
             metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=warm.plan.entity_names),
         )
-        return list(scorer.score(request, NOON_MS).flags)
+        (result,) = scorer.score_many([request], NOON_MS)
+        assert isinstance(result, ScoreResponse)
+        return list(result.flags)
 
     assert score(0, {}) == ["mirror_absent"]
     assert score(1, {b"card:c": state, b"merchant:m": b"\2" + bytes(9)}) == ["profile_unreadable"]

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features import kernel
@@ -18,13 +20,14 @@ from features.keys import entity_key
 from features.memory_store import MemoryStore
 from models.bundle import Bundle
 from ops.traffic import requests_of
-from schemas.errors import InvalidEvent, TemporaryFailure
+from schemas.errors import TemporaryFailure
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.metrics import Registry, ScoringMetrics
 from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.policy import FLAGS, Policy, PolicySettings, flags_of
-from scoring.scorer import PaymentScorer
+from scoring.scorer import ROWS_MAX, PaymentScorer
+from scoring.turns import Refusal
 from streams.backfill import backfill
 from tests import small_world
 
@@ -42,10 +45,10 @@ class Outbox:
         self.entries: list[OutboxEntry] = []
         self.fails = False
 
-    def append(self, payload: bytes) -> int:
+    def append_many(self, payloads: Sequence[bytes]) -> int:
         if self.fails:
             raise TemporaryFailure("the outbox is full")
-        self.entries.append(OutboxEntry.FromString(payload))
+        self.entries += map(OutboxEntry.FromString, payloads)
         return len(self.entries)
 
 
@@ -84,7 +87,7 @@ class Host:
         return self._scorer
 
     def score(self, request: ScoreRequest, now_ms: int = NOW_MS) -> ScoreResponse:
-        return self.scorer.score(request, now_ms)
+        return answered(self.scorer, request, now_ms)
 
     def vector(self) -> dict[str, float]:
         """What the last decision was made from, by feature."""
@@ -102,6 +105,13 @@ class Host:
     def close(self) -> None:
         if self._scorer is not None and self._scorer._mirror is not None:
             self._scorer._mirror.close()
+
+
+def answered(scorer: PaymentScorer, request: ScoreRequest, now_ms: int = NOW_MS) -> ScoreResponse:
+    """The response to one payment, which must not be refused."""
+    (result,) = scorer.score_many([request], now_ms)
+    assert isinstance(result, ScoreResponse)
+    return result
 
 
 @pytest.fixture
@@ -234,18 +244,63 @@ def test_a_currency_without_a_rate_is_refused_and_nothing_is_decided(host: Host)
     request = ScoreRequest()
     request.CopyFrom(STRANGER)
     request.currency = "XXX"
-    with pytest.raises(InvalidEvent, match=r"^currency: "):
-        host.score(request)
+    (refusal,) = host.scorer.score_many([request], NOW_MS)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.code, refusal.field) == ("invalid_argument", "currency")
     assert (host.outbox.entries, host.counted()) == ([], {})
 
 
-def test_a_batch_is_scored_in_order_and_like_single_payments(host: Host) -> None:
+def varied(draw: st.DataObject) -> list[ScoreRequest]:
+    """Payments of every kind, in any order and number: known, of strangers, without a rate, with a broken profile."""
+    kinds = draw.draw(st.lists(st.integers(0, 39), min_size=1, max_size=3 * ROWS_MAX))
+    found = []
+    for number, kind in enumerate(kinds):
+        request = ScoreRequest()
+        request.CopyFrom(STRANGER if kind == 0 else requests()[kind])
+        request.payment_id = str(number)
+        if kind == 1:
+            request.currency = "XXX"
+        if kind == 2:
+            request.card_id = "broken"
+        found.append(request)
+    return found
+
+
+def told(result: ScoreResponse | Refusal) -> object:
+    """All of a result but the decision's id, which no two have in common."""
+    if isinstance(result, Refusal):
+        return result
+    copy = ScoreResponse()
+    copy.CopyFrom(result)
+    copy.ClearField("decision_id")
+    return copy.SerializeToString(deterministic=True)
+
+
+def test_payments_scored_together_are_answered_and_kept_as_they_would_be_alone(host: Host) -> None:
+    host.fill(profiles() | {b"card:broken": b"\2" + bytes(9)})
+
+    @settings(max_examples=30, deadline=None)
+    @given(draw=st.data(), lag_ms=st.sampled_from([0, 100_000]))
+    def check(draw: st.DataObject, lag_ms: int) -> None:
+        asked, now_ms = varied(draw), NOW_MS + lag_ms
+        host.outbox.entries.clear()
+        together = host.scorer.score_many(asked, now_ms)
+        kept = [(entry.request, entry.vector, told(entry.response)) for entry in host.outbox.entries]
+        host.outbox.entries.clear()
+        alone = [host.scorer.score_many([request], now_ms)[0] for request in asked]
+        assert [told(result) for result in together] == [told(result) for result in alone]
+        assert kept == [(entry.request, entry.vector, told(entry.response)) for entry in host.outbox.entries]
+
+    check()
+
+
+def test_one_write_keeps_the_decisions_about_all_that_was_asked_together(host: Host) -> None:
     host.fill(profiles())
-    together = host.scorer.score_batch(requests()[:50], NOW_MS)
-    alone = [host.score(request) for request in requests()[:50]]
-    assert [response.payment_id for response in together] == [request.payment_id for request in requests()[:50]]
-    assert [response.score for response in together] == [response.score for response in alone]
-    assert len(host.outbox.entries) == 100
+    writes: list[int] = []
+    keep = host.outbox.append_many
+    host.outbox.append_many = lambda payloads: writes.append(len(payloads)) or keep(payloads)  # type: ignore[method-assign,func-returns-value]
+    host.scorer.score_many(requests()[: ROWS_MAX + 6], NOW_MS)
+    assert writes == [ROWS_MAX, 6]
 
 
 def test_decision_ids_are_unique_over_payments_and_workers(tmp_path: Path) -> None:
@@ -258,7 +313,7 @@ def test_decision_ids_are_unique_over_payments_and_workers(tmp_path: Path) -> No
 
 def test_what_is_counted_is_what_was_decided(host: Host) -> None:
     host.fill(profiles())
-    responses = [host.score(STRANGER), *host.scorer.score_batch(requests(), NOW_MS)]
+    responses = [host.score(STRANGER), *(answered(host.scorer, request) for request in requests())]
     counted = host.counted()
     for action in ("approve", "review", "decline"):
         assert counted.get(action, 0) == sum(response.action == action for response in responses)
@@ -270,8 +325,8 @@ def test_what_is_counted_is_what_was_decided(host: Host) -> None:
 def test_a_decision_that_the_outbox_does_not_take_is_none(host: Host) -> None:
     host.fill(profiles())
     host.outbox.fails = True
-    with pytest.raises(TemporaryFailure, match="the outbox is full"):
-        host.score(STRANGER)
+    (refusal,) = host.scorer.score_many([STRANGER], NOW_MS)
+    assert refusal == Refusal("unavailable", "the outbox is full")
     assert host.outbox.entries == []
     assert not host.counted().keys() & {"approve", "review", "decline", "unknown_card"}
     host.outbox.fails = False
@@ -391,13 +446,13 @@ def test_a_combination_is_looked_up_by_all_its_fields_and_flagged_by_the_setting
         outbox=outbox,
         metrics=ScoringMetrics.declare(Registry(), flags=flags_of(["card_merchant"]), entities=["card_merchant"]),
     )
-    known = scorer.score(request, NOW_MS)
+    known = answered(scorer, request)
     assert (known.action, list(known.flags)) == ("approve", [])
     assert np.frombuffer(outbox.entries[-1].vector, dtype=np.float32).tolist() == [1.0]
     elsewhere = ScoreRequest()
     elsewhere.CopyFrom(request)
     elsewhere.merchant_id = "another"
-    unknown = scorer.score(elsewhere, NOW_MS)
+    unknown = answered(scorer, elsewhere)
     assert (unknown.action, list(unknown.flags)) == ("review", ["unknown_card_merchant"])
 
 
