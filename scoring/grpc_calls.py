@@ -74,16 +74,19 @@ class Arriving(Protocol):
 class ScoreCall(Call):
     """Score or ScoreBatch."""
 
-    __slots__ = ("_encoding", "_link", "_method", "_parts", "_stream_id", "_timeout_s", "is_arriving", "opened")
+    __slots__ = ("_encoding", "_method", "_parts", "_stream_id", "_timeout_s", "is_arriving", "opened")
+
+    connection: GrpcConnection
+    form = wire.PROTOBUF
 
     def __init__(
         self, link: GrpcConnection, stream_id: int, method: Method, encoding: bytes, timeout_s: float | None
     ) -> None:
-        self.connection = self._link = link
+        self.connection = link
         self._stream_id, self._method, self._encoding, self._timeout_s = stream_id, method, encoding, timeout_s
         self._parts: bytearray | None = None
-        self.form, self.is_batch = wire.PROTOBUF, method.is_batch
-        self.opened = self.arrived = link.read_at
+        self.is_batch = method.is_batch
+        self.opened = link.read_at
         self.is_arriving = True
         self.cancelled = False
 
@@ -95,8 +98,9 @@ class ScoreCall(Call):
             assert self._parts is not None
             data = bytes(self._parts)
             self._let_go()
+        link, method = self.connection, self._method
         self.is_arriving = False
-        link, method = self._link, self._method
+        self.arrived = link.read_at
         size = len(data) - HEAD_BYTES
         if 0 <= size <= method.bytes_max and data[0] == 0 and int.from_bytes(data[1:HEAD_BYTES], "big") == size:
             self.payload = data[HEAD_BYTES:]
@@ -106,8 +110,7 @@ class ScoreCall(Call):
                 self.refuse(message)
                 return
             self.payload = message
-        self.arrived = link.read_at
-        deadline = link.read_at + link.server.deadline_s
+        deadline = self.arrived + link.server.deadline_s
         if self._timeout_s is not None and self.opened + self._timeout_s < deadline:
             deadline = self.opened + self._timeout_s
         self.deadline = deadline
@@ -116,7 +119,7 @@ class ScoreCall(Call):
 
     def answer(self, body: bytes) -> None:
         """See Call."""
-        link, method = self._link, self._method
+        link, method = self.connection, self._method
         link.session.respond(self._stream_id, b"\0" + len(body).to_bytes(4, "big") + body)
         link.done(self._stream_id)
         method.counts["ok"].add(1)
@@ -125,7 +128,7 @@ class ScoreCall(Call):
 
     def refuse(self, refusal: Refusal) -> None:
         """See Call."""
-        link, method = self._link, self._method
+        link, method = self.connection, self._method
         link.refuse(self._stream_id, refusal, reset=self.is_arriving)
         method.count(refusal.code)
         if method.seconds is not None and not self.is_arriving:
@@ -140,9 +143,9 @@ class ScoreCall(Call):
 
     def _collect(self, data: bytes, ended: bool) -> bool:
         """Keep a part; whether all is there."""
-        server, bytes_max = self._link.server, self._method.bytes_max
+        server, bytes_max = self.connection.server, self._method.bytes_max
         if not data and not ended:
-            self._link.on_idle_frame()
+            self.connection.on_idle_frame()
         parts = self._parts
         if parts is None:
             parts = self._parts = bytearray()
@@ -159,7 +162,7 @@ class ScoreCall(Call):
 
     def _let_go(self) -> None:
         if self._parts is not None:
-            self._link.server.arriving_bytes -= len(self._parts)
+            self.connection.server.arriving_bytes -= len(self._parts)
             self._parts = None
 
 

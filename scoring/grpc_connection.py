@@ -78,7 +78,8 @@ class GrpcConnection(asyncio.Protocol):
         self._own_frames = b""
         self._greeted = False
         self._blocked_since: float | None = None
-        self._unread = (0, now)  # bytes that wait for the caller's window, and since when they are so many
+        self._unread_bytes = 0  # that wait for the caller's window, as of the last flush
+        self._unread_since = (0, now)  # how many they were when last looked at, and since when they are
         self._used = now  # when the last stream came or was answered
         self._pinged: float | None = None
         self._draining_since: float | None = None
@@ -146,24 +147,24 @@ class GrpcConnection(asyncio.Protocol):
             self.write_now = True
             return
         self._used = self.read_at
-        head = dict(headers)
-        method = self.server.methods.get(head.get(b":path", b""))
-        timeout = head.get(b"grpc-timeout")
-        timeout_s = grpc_messages.parse_timeout_s(timeout) if timeout is not None else None
-        encoding = head.get(b"grpc-encoding", b"identity")
-        if head.get(b":method") != b"POST":
+        field = dict(headers).get
+        method = self.server.methods.get(field(b":path", b""))
+        timeout = field(b"grpc-timeout")
+        timeout_s = None if timeout is None else grpc_messages.parse_timeout_s(timeout)
+        encoding = field(b"grpc-encoding", b"identity")
+        if field(b":method") != b"POST":
             self._refuse_http(stream_id, _METHOD_NOT_ALLOWED, reset=not ended)
-        elif not grpc_messages.is_grpc(head.get(b"content-type")):
+        elif (kind := field(b"content-type")) != b"application/grpc" and not grpc_messages.is_grpc(kind):
             self._refuse_http(stream_id, _WRONG_CONTENT_TYPE, reset=not ended)
         elif method is None:
             self._refuse_early(stream_id, _NO_METHOD, ended)
-        elif not method.is_open and not self.server.authorise(head.get(b"authorization")):
+        elif not method.is_open and not self.server.authorise(field(b"authorization")):
             self._refuse_early(stream_id, _UNAUTHENTICATED, ended, method.name)
         elif encoding not in grpc_messages.ENCODINGS:
             self._refuse_early(stream_id, grpc_messages.UNKNOWN_ENCODING, ended, method.name)
         elif timeout is not None and timeout_s is None:
             self._refuse_early(stream_id, grpc_messages.BAD_TIMEOUT, ended, method.name)
-        elif self.session.queued_bytes > settings.unread_bytes_max:
+        elif self._unread_bytes > settings.unread_bytes_max:
             self._refuse_early(stream_id, _UNREAD, ended, method.name)
         else:
             call: Arriving
@@ -241,7 +242,8 @@ class GrpcConnection(asyncio.Protocol):
             self._own_frames = b""
         if data:
             self._transport.write(data)
-        if self.session.closed or (self._final and not self._streams and not self.session.queued_bytes):
+        self._unread_bytes = self.session.queued_bytes
+        if self.session.closed or (self._final and not self._streams and not self._unread_bytes):
             self._finish()
 
     # The server's side
@@ -289,10 +291,10 @@ class GrpcConnection(asyncio.Protocol):
             if (now - self._over_since) * 1000 > settings.linger_ms:
                 self._transport.abort()
             return None
-        queued = self.session.queued_bytes
-        if queued == 0 or queued != self._unread[0]:
-            self._unread = (queued, now)
-        elif (now - self._unread[1]) * 1000 > settings.write_timeout_ms:
+        unread_bytes = self._unread_bytes
+        if unread_bytes == 0 or unread_bytes != self._unread_since[0]:
+            self._unread_since = (unread_bytes, now)
+        elif (now - self._unread_since[1]) * 1000 > settings.write_timeout_ms:
             return "answers are not read"
         if self._blocked_since is not None and (now - self._blocked_since) * 1000 > settings.write_timeout_ms:
             self._transport.abort()

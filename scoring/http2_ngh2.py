@@ -143,15 +143,11 @@ class Ngh2Session:
     def _tell(self, events: Iterable[ngh2.Event]) -> None:
         receiver = self._receiver
         for event in events:
-            kind = type(event)
-            if kind is RequestReceived:
-                assert isinstance(event, RequestReceived)
+            if isinstance(event, RequestReceived):
                 receiver.on_request(event.stream_id, event.headers, event.end_stream)
-            elif kind is DataReceived:
-                assert isinstance(event, DataReceived)
+            elif isinstance(event, DataReceived):
                 receiver.on_data(event.stream_id, event.data, event.end_stream)
-            elif kind is StreamClosed:
-                assert isinstance(event, StreamClosed)
+            elif isinstance(event, StreamClosed):
                 if event.error_code:
                     receiver.on_gone(event.stream_id)
             else:
