@@ -18,6 +18,9 @@ from scoring import http2
 from scoring.http2 import OK_TRAILERS, RESPONSE_HEAD, BrokenConnection, Headers, Receiver, SessionLimits
 
 _DEFAULT_WINDOW_BYTES = 65_535
+_PREFACE_BYTES = 24
+_FRAME_HEAD_BYTES = 9
+_FRAME_BYTES_MAX = 16_384
 
 
 class _Rest(NamedTuple):
@@ -25,6 +28,29 @@ class _Rest(NamedTuple):
 
     data: bytes
     trailers: Headers | None
+
+
+class _FrameSizes:
+    """Knows a frame that is too large by its head. hyper-h2 looks once it has all of it, which may be 16 MiB."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._rest_bytes = _PREFACE_BYTES
+
+    def check(self, data: bytes) -> None:
+        """Raises BrokenConnection."""
+        at = 0
+        while at < len(data):
+            step = min(self._rest_bytes, len(data) - at)
+            at, self._rest_bytes = at + step, self._rest_bytes - step
+            missing = _FRAME_HEAD_BYTES - len(self._head)
+            self._head += data[at : at + missing]
+            at += missing
+            if len(self._head) == _FRAME_HEAD_BYTES:
+                self._rest_bytes = int.from_bytes(self._head[:3], "big")
+                self._head = b""
+                if self._rest_bytes > _FRAME_BYTES_MAX:
+                    raise BrokenConnection(http2.FRAME_SIZE_ERROR, f"a frame of over {_FRAME_BYTES_MAX} bytes")
 
 
 class HyperSession:
@@ -42,6 +68,8 @@ class HyperSession:
         connection.initiate_connection()
         connection.increment_flow_control_window(limits.connection_window_bytes - _DEFAULT_WINDOW_BYTES)
         self._queue: dict[int, _Rest] = {}
+        self._frame_sizes = _FrameSizes()
+        self._greeted = False
 
     def receive(self, data: bytes) -> None:
         """See Session."""
@@ -49,6 +77,7 @@ class HyperSession:
             told = self._connection.receive_data(data)
         except exceptions.ProtocolError as error:
             raise BrokenConnection(int(error.error_code), str(error)) from None
+        self._frame_sizes.check(data)
         self._tell(told)
 
     def take(self) -> bytes:
@@ -134,6 +163,9 @@ class HyperSession:
     def _tell(self, told: Iterable[events.Event]) -> None:
         receiver = self._receiver
         for event in told:
+            if not self._greeted and not isinstance(event, events.RemoteSettingsChanged):
+                raise BrokenConnection(http2.PROTOCOL_ERROR, "SETTINGS must come first")
+            self._greeted = True
             if isinstance(event, events.RequestReceived):
                 headers = event.headers
                 if len(headers) > self._limits.header_count_max:
