@@ -63,7 +63,9 @@ class GrpcServed:
         authorise: Callable[[bytes | None], bool] | None = None,
         unix_path: Path | None = None,
         tls: ssl.SSLContext | None = None,
+        shared_port: int | None = None,
     ) -> None:
+        """`shared_port`: a port that several servers may listen on at once; 0 finds one."""
         self.scorer = FakeScorer()
         self.metrics = GrpcMetrics.declare(Registry())
         self.turns = Turns(
@@ -74,7 +76,7 @@ class GrpcServed:
             now_ms=lambda: NOW_MS,
         )
         self.server = GrpcServer(self.turns, settings=settings, metrics=self.metrics, authorise=authorise)
-        self._unix_path, self._tls = unix_path, tls
+        self._unix_path, self._tls, self._shared_port = unix_path, tls, shared_port
         self._stop = asyncio.Event()
         self._started: Future[tuple[int, asyncio.AbstractEventLoop]] = Future()
         self.errors: list[str] = []
@@ -93,7 +95,9 @@ class GrpcServed:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(str(self._unix_path))
         else:
-            listener = socket.create_server(("127.0.0.1", 0))
+            listener = socket.create_server(
+                ("127.0.0.1", self._shared_port or 0), reuse_port=self._shared_port is not None
+            )
         await self.server.start(listener, self._tls)
         self._started.set_result((0 if self._unix_path else listener.getsockname()[1], loop))
         await self._stop.wait()
