@@ -140,9 +140,8 @@ class GrpcConnection(asyncio.Protocol):
     def on_request(self, stream_id: int, headers: Headers, ended: bool) -> None:
         """See Receiver."""
         self._last_stream_id = stream_id
-        streams = self._streams
-        settings = self.server.settings
-        if self._final or len(streams) >= settings.streams_max:
+        if self._final:
+            # After the last GOAWAY: the caller may try it elsewhere.
             self.session.reset(stream_id, http2.REFUSED_STREAM)
             self.write_now = True
             return
@@ -164,7 +163,7 @@ class GrpcConnection(asyncio.Protocol):
             self._refuse_early(stream_id, grpc_messages.UNKNOWN_ENCODING, ended, method.name)
         elif timeout is not None and timeout_s is None:
             self._refuse_early(stream_id, grpc_messages.BAD_TIMEOUT, ended, method.name)
-        elif self._unread_bytes > settings.unread_bytes_max:
+        elif self._unread_bytes > self.server.settings.unread_bytes_max:
             self._refuse_early(stream_id, _UNREAD, ended, method.name)
         else:
             call: Arriving
@@ -172,7 +171,7 @@ class GrpcConnection(asyncio.Protocol):
                 call = ScoreCall(self, stream_id, method, encoding, timeout_s)
             else:
                 call = ServiceCall(self, stream_id, method, encoding)
-            streams[stream_id] = call
+            self._streams[stream_id] = call
             if ended:
                 call.on_data(b"", True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -210,6 +211,17 @@ def test_a_flood_is_told_to_be_calm(served: GrpcServed, what: str) -> None:
             [CALM],
             [PROTOCOL_ERROR] if what == "CONTINUATION" else [CALM],
         )
+
+
+def test_a_caller_who_goes_on_sending_has_time_to_read_why_it_is_over(served: GrpcServed) -> None:
+    """To close at once makes the kernel answer with a reset, which may take the GOAWAY from the caller."""
+    with FrameClient(served) as client:
+        client.send(FLOODS["PING"])
+        client.read_to_end()
+        for _ in range(5):
+            client.socket.sendall(raw_frame(PING, 0, 0, bytes(8)))
+            time.sleep(0.02)
+        assert [code for _, code in client.goaways()] == [CALM]
 
 
 def test_a_call_that_was_reset_in_a_flood_is_not_scored(served: GrpcServed) -> None:
