@@ -57,8 +57,9 @@ class GrpcSettings:
     # Flow control: as large as a batch, so that a large one does not wait for a round trip.
     stream_window_bytes: int = 512 * 1024
     connection_window_bytes: int = 1024 * 1024
-    # Answers that wait for the caller's window. More calls are refused meanwhile.
-    unread_bytes_max: int = 256 * 1024
+    # Answers that wait for the caller's window; more calls are refused meanwhile. A dozen of the largest batches, as
+    # clients open 64 KiB at first.
+    unread_bytes_max: int = 1024 * 1024
     watches_max: int = 8
     # PING, SETTINGS, WINDOW_UPDATE, empty DATA: Go's client sends up to one PING and two updates an answer.
     idle_frames_burst: int = 1000

@@ -50,7 +50,7 @@ def tool(name: str) -> str:
     """The path of a program on PATH; raises ServiceMissing with what to install."""
     found = shutil.which(name)
     if found is None:
-        package = {"java": "a Java 17 runtime", "mvn": "Apache Maven"}.get(name, name)
+        package = {"java": "a Java 17 runtime", "javac": "a Java 17 JDK", "mvn": "Apache Maven"}.get(name, name)
         raise ServiceMissing(f"`{name}` is not on PATH: the integration tests need {package}")
     return found
 
