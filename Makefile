@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -c 'from streams.fast_intake import warm_up; warm_up()'
 	@touch $@
 
-services: install ## fetch Kafka and the schema registry for tests (needs Java 17 and Maven)
+services: install ## fetch Kafka and the schema registry for tests (needs a Java 17 JDK and Maven)
 	$(BIN)/python -m tests.services.fetch
 
 demo: install ## the whole product on this machine: DEMO_ARGS="--seconds 20 --json FILE"

@@ -38,24 +38,25 @@ def services_dir() -> Path:
 
 def kafka_dir() -> Path:
     """The folder of Kafka's jars, fetched if absent."""
-    return _fetched(KAFKA, _fetch_kafka)
+    return fetched(KAFKA, _fetch_kafka)
 
 
 def registry_dir() -> Path:
     """The unpacked registry, fetched if absent."""
-    return _fetched(REGISTRY, _fetch_registry)
+    return fetched(REGISTRY, _fetch_registry)
 
 
 def tool(name: str) -> str:
     """The path of a program on PATH; raises ServiceMissing with what to install."""
     found = shutil.which(name)
     if found is None:
-        package = {"java": "a Java 17 runtime", "mvn": "Apache Maven"}.get(name, name)
+        package = {"java": "a Java 17 runtime", "javac": "a Java 17 JDK", "mvn": "Apache Maven"}.get(name, name)
         raise ServiceMissing(f"`{name}` is not on PATH: the integration tests need {package}")
     return found
 
 
-def _fetched(name: str, fetch: Callable[[Path], None]) -> Path:
+def fetched(name: str, fetch: Callable[[Path], None]) -> Path:
+    """The folder `name` among the services; `fetch` fills it where it is not there."""
     home = services_dir()
     target = home / name
     if target.is_dir():
@@ -78,14 +79,14 @@ def _alone(home: Path) -> Iterator[None]:
 
 def _fetch_kafka(target: Path) -> None:
     pom = str(_HERE / "kafka-pom.xml")
-    _maven("-f", pom, "dependency:copy-dependencies", f"-DoutputDirectory={target}", cwd=target.parent)
+    maven("-f", pom, "dependency:copy-dependencies", f"-DoutputDirectory={target}", cwd=target.parent)
     if not list(target.glob("kafka_*.jar")):
         raise ServiceMissing(f"Maven copied no Kafka jar for {pom}")
 
 
 def _fetch_registry(target: Path) -> None:
     scratch = target.parent
-    _maven("dependency:copy", f"-Dartifact={_REGISTRY_COORDINATES}", f"-DoutputDirectory={scratch}", cwd=scratch)
+    maven("dependency:copy", f"-Dartifact={_REGISTRY_COORDINATES}", f"-DoutputDirectory={scratch}", cwd=scratch)
     archives = list(scratch.glob("*.tar.gz"))
     if len(archives) != 1:
         raise ServiceMissing(f"Maven copied {len(archives)} archives for {_REGISTRY_COORDINATES}, wanted one")
@@ -93,7 +94,8 @@ def _fetch_registry(target: Path) -> None:
         archive.extractall(target, filter="data")
 
 
-def _maven(*arguments: str, cwd: Path) -> None:
+def maven(*arguments: str, cwd: Path) -> None:
+    """Run Maven; raises ServiceMissing with what it said."""
     # Outside the project's folder, so that Maven reads no other pom.xml than the one it is given.
     command = [tool("mvn"), "--batch-mode", "--no-transfer-progress", "--quiet", *arguments]
     try:

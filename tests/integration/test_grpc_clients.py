@@ -1,0 +1,267 @@
+"""The gRPC front with real clients: Python's, Go's and Java's."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from schemas import health_pb2
+from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
+from scoring.grpc import LIBRARIES, GrpcSettings
+from tests.grpc_served import GrpcServed, payment
+from tests.processes import ROOT
+from tests.services.fetch import tool
+from tests.services.grpc_clients import go_client, java_client
+
+SCORE = "/paywarden.scoring.v1.Scoring/Score"
+BATCH = "/paywarden.scoring.v1.Scoring/ScoreBatch"
+SERVICES = {
+    "paywarden.scoring.v1.Scoring",
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+}
+
+
+@pytest.fixture(params=LIBRARIES, scope="module")
+def served(request: pytest.FixtureRequest) -> Iterator[GrpcServed]:
+    with GrpcServed(GrpcSettings(library=str(request.param))) as one:
+        yield one
+
+
+@pytest.fixture
+def channel(served: GrpcServed) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(served.target) as one:
+        yield one
+
+
+def score_stub(channel: grpc.Channel) -> Any:
+    return channel.unary_unary(
+        SCORE, request_serializer=ScoreRequest.SerializeToString, response_deserializer=ScoreResponse.FromString
+    )
+
+
+def run_client(*command: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Python's
+
+
+def test_pythons_client_scores_one_and_many(channel: grpc.Channel) -> None:
+    assert score_stub(channel)(payment("py"), timeout=10).payment_id == "py"
+    batch = channel.unary_unary(
+        BATCH,
+        request_serializer=ScoreBatchRequest.SerializeToString,
+        response_deserializer=ScoreBatchResponse.FromString,
+    )
+    answer = batch(ScoreBatchRequest(requests=[payment("a"), payment("b")]))
+    assert [response.payment_id for response in answer.responses] == ["a", "b"]
+
+
+def test_pythons_client_learns_the_field_from_message_and_trailer(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        score_stub(channel)(payment(amount_minor=-1))
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith("amount_minor: must be")
+    assert dict(error.trailing_metadata())["paywarden-field"] == "amount_minor"
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_pythons_client_may_compress(channel: grpc.Channel, compression: grpc.Compression) -> None:
+    assert score_stub(channel)(payment("x" * 200), compression=compression).payment_id == "x" * 200
+
+
+def test_pythons_client_may_send_metadata(channel: grpc.Channel) -> None:
+    metadata = (("x-request-id", "7"), ("trace-bin", b"\x00\xff"))
+    assert score_stub(channel)(payment("m"), metadata=metadata).payment_id == "m"
+
+
+def test_pythons_client_may_cancel_and_go_on(channel: grpc.Channel) -> None:
+    score = score_stub(channel)
+    for _ in range(100):
+        score.future(payment("dropped")).cancel()
+    assert score(payment("kept")).payment_id == "kept"
+
+
+def test_pythons_client_may_ask_a_thousand_at_once(channel: grpc.Channel) -> None:
+    score = score_stub(channel)
+    futures = [score.future(payment(f"n{number}")) for number in range(1000)]
+    assert [future.result().payment_id for future in futures] == [f"n{number}" for number in range(1000)]
+
+
+def test_pythons_client_may_watch_health(channel: grpc.Channel, served: GrpcServed) -> None:
+    watch = channel.unary_stream(
+        "/grpc.health.v1.Health/Watch",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    changes = watch(health_pb2.HealthCheckRequest(), timeout=20)
+    assert next(changes).status == health_pb2.HealthCheckResponse.SERVING
+    served.scorer.missing.append("no mirror")
+    assert next(changes).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    served.scorer.missing.clear()
+    assert next(changes).status == health_pb2.HealthCheckResponse.SERVING
+    changes.cancel()
+
+
+def test_grpcs_own_health_and_reflection_packages_understand_us(served: GrpcServed) -> None:
+    found = json.loads(run_client(sys.executable, "-m", "tests.clients.standard_services", served.target))
+    assert (found["check"], found["watch"], found["unknown"]) == (1, 1, "NOT_FOUND")
+    assert set(found["services"]) == SERVICES
+    assert found["methods"] == ["Score", "ScoreBatch"]
+    assert found["fields"] == ["payment_id", "event_time_ms", "card_id"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_pythons_client_comes_over_a_unix_socket(library: str, tmp_path: Path) -> None:
+    with (
+        GrpcServed(GrpcSettings(library=library), unix_path=tmp_path / "score.sock"),
+        grpc.insecure_channel(f"unix:{tmp_path}/score.sock") as channel,
+    ):
+        assert score_stub(channel)(payment("u"), timeout=10).payment_id == "u"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("tls")
+    chain, key = folder / "chain.pem", folder / "key.pem"
+    run_client(
+        *(tool("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+        *("-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+        *("-keyout", str(key), "-out", str(chain)),
+    )
+    return chain, key
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_pythons_client_comes_over_tls_and_what_agrees_on_no_h2_is_cut(
+    library: str, certificate: tuple[Path, Path]
+) -> None:
+    chain, key = certificate
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(chain, key)
+    tls.set_alpn_protocols(["h2"])
+    with GrpcServed(GrpcSettings(library=library), tls=tls) as served:
+        credentials = grpc.ssl_channel_credentials(chain.read_bytes())
+        with grpc.secure_channel(f"localhost:{served.port}", credentials) as channel:
+            assert score_stub(channel)(payment("t"), timeout=10).payment_id == "t"
+        client = ssl.create_default_context(cafile=str(chain))
+        with (
+            socket.create_connection(("127.0.0.1", served.port), timeout=10) as raw,
+            client.wrap_socket(raw, server_hostname="localhost") as wrapped,
+        ):
+            assert read_or_reset(wrapped) == b""
+
+
+def read_or_reset(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(1)
+    except (ConnectionError, ssl.SSLError):
+        return b""
+
+
+def hand_over(library: str, calls: Callable[[str], None]) -> int:
+    """Make calls, while the server they go to is stopped and another takes the port; how many servers had some."""
+    first = GrpcServed(GrpcSettings(library=library), shared_port=0)
+    thread = threading.Thread(target=calls, args=(first.target,))
+    thread.start()
+    time.sleep(1)
+    with GrpcServed(GrpcSettings(library=library), shared_port=first.port) as second:
+        first.begin_stop()
+        first.join()
+        thread.join(30)
+        return bool(first.scorer.chunks) + bool(second.scorer.chunks)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_no_call_of_pythons_client_fails_when_a_server_stops_gracefully(library: str) -> None:
+    failures: list[str] = []
+
+    def calls(target: str) -> None:
+        with grpc.insecure_channel(target) as channel:
+            score = score_stub(channel)
+            until = time.monotonic() + 2.5
+            while time.monotonic() < until:
+                futures = [score.future(payment(f"h{number}")) for number in range(16)]
+                failures.extend(str(f.exception()) for f in futures if f.exception() is not None)
+
+    assert hand_over(library, calls) == 2
+    assert failures == []
+
+
+# Go's
+
+
+@pytest.fixture(scope="module")
+def go() -> str:
+    built = go_client()
+    if built is None:
+        pytest.skip("`go` is not on PATH: Go's client cannot be built")
+    return str(built)
+
+
+def test_gos_client_does_all_it_can(served: GrpcServed, go: str) -> None:
+    found = json.loads(run_client(go, "features", served.target))
+    assert set(found.pop("services")) == SERVICES
+    assert found.pop("wrong").startswith("InvalidArgument amount_minor: must be")
+    assert found.pop("late").startswith("DeadlineExceeded")
+    assert found == {
+        "health": "SERVING",
+        "score": "OK go",
+        "gzip": "OK go-gzip",
+        "field": ["amount_minor"],
+        "metadata": "OK go-metadata",
+        "unknown": "Unimplemented",
+        "parallel_ok": 5000,
+    }
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_no_call_of_gos_client_fails_when_a_server_stops_gracefully(library: str, go: str) -> None:
+    printed: list[str] = []
+    assert hand_over(library, lambda target: printed.append(run_client(go, "steady", target))) == 2
+    found = json.loads(printed[0])
+    assert found["failed"] == 0
+    assert found["ok"] > 100
+
+
+# Java's
+
+
+def test_javas_client_does_all_it_can(served: GrpcServed) -> None:
+    right, wrong = payment("java"), payment("java", currency="")
+    printed = run_client(
+        tool("java"),
+        *java_client(),
+        served.target,
+        right.SerializeToString().hex(),
+        wrong.SerializeToString().hex(),
+    )
+    found = {what: rest for what, *rest in (line.split("\t") for line in printed.splitlines())}
+    scored = ["OK", ScoreResponse(payment_id="java", score=0.5, action="approve").SerializeToString().hex()]
+    assert found == {
+        "score": scored,
+        "gzip": scored,
+        "deadline kept": scored,
+        "late": ["DEADLINE_EXCEEDED", "null"],
+        "wrong": ["INVALID_ARGUMENT", "currency"],
+        "health": ["OK", "0801"],
+        "unknown": ["UNIMPLEMENTED", "null"],
+        "metadata": scored,
+        "parallel": ["2000"],
+    }
