@@ -227,6 +227,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
     """What the scoring workers work with. Imports no Kafka and no Aerospike client."""
     from features.engine import FeatureEngine
     from models.bundle import load_bundle
+    from scoring.answered import AnsweredSettings
     from scoring.http import HttpSettings
     from scoring.mirror import MirrorSettings
     from scoring.outbox import OutboxSettings
@@ -246,5 +247,6 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
         limits=source.section("limits", RequestLimits),
         mirror=source.section("mirror", MirrorSettings),
         outbox=source.section("outbox", OutboxSettings),
+        answered=source.section("answered", AnsweredSettings),
         metrics_directory=Path(settings.metrics),
     )

@@ -16,7 +16,8 @@ One directory per worker. A *position* counts bytes since the outbox was first o
 3. Anything else that does not read as a record is damage, and the reader says so instead of going on: a
    wrong checksum or size with more behind it, a segment that ends early, a hole between segments. A writer
    that finds damage leaves it for the operator to see and goes on in a new segment.
-4. The reader deletes segments that are shipped whole, so the writer's `total_bytes_max` bounds what is not.
+4. The reader deletes segments that are shipped whole and old enough that nobody asks for their decisions again. The
+   writer's `total_bytes_max` bounds what is not shipped; what is shipped and kept comes on top of it.
 
 What survives a loss of power is the `fsync` setting's choice, see OutboxSettings.
 """
@@ -29,6 +30,7 @@ import logging
 import os
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +47,8 @@ _SUFFIX = ".log"
 PAYLOAD_BYTES_MAX = 256 * 1024
 # What a reader takes from the file at once; at least one record of the largest size must fit.
 _READ_BYTES = 1024 * 1024
+# What is read at first for a single record.
+_USUAL_BYTES = 4096
 _FSYNC_POLICIES = ("never", "interval", "always")
 
 
@@ -72,7 +76,8 @@ class OutboxSettings:
 
     directory: str = "outbox"
     segment_bytes: int = 64 * 1024 * 1024
-    # Two million decisions: half an hour of 1,000 a second without a broker.
+    # Of what is not shipped. Two million decisions: half an hour of 1,000 a second without a broker. What was answered
+    # within `[answered] window_s` is kept on top of it.
     total_bytes_max: int = 1024 * 1024 * 1024
     fsync: str = "never"
     fsync_interval_ms: int = 200
@@ -95,7 +100,8 @@ class OutboxWriter:
             self._fd = _open_segment(self._directory, self._base)
         except OSError as error:
             raise Misconfigured(f"outbox: cannot use {self._directory}: {error.strerror}") from error
-        self._oldest = _segments(self._directory)[0]
+        # How far the companion had shipped when that was last looked at; before it has said so, the oldest segment.
+        self._shipped = self._look_shipped()
         self._failure = ""
         self._syncer: _Syncer | None = None
         if settings.fsync != "never":
@@ -107,6 +113,11 @@ class OutboxWriter:
     def position(self) -> int:
         """Where the next record will begin."""
         return self._end
+
+    def starts(self, payloads: Sequence[bytes]) -> list[int]:
+        """Where each of `payloads` will begin if they are what is appended next."""
+        sizes = (_RECORD.size + len(payload) for payload in payloads[:-1])
+        return list(itertools.accumulate(sizes, initial=self._end))
 
     def append(self, payload: bytes) -> int:
         """Append one record; returns the position after it. Raises OutboxFull or OutboxUnavailable."""
@@ -143,12 +154,15 @@ class OutboxWriter:
 
     def _make_room(self, size: int) -> None:
         limit = self._settings.total_bytes_max
-        if self._end + size - self._oldest > limit:
-            self._oldest = _segments(self._directory)[0]
-            if self._end + size - self._oldest > limit:
-                raise OutboxFull(f"outbox: {self._end - self._oldest} bytes not shipped, the limit is {limit}")
+        if self._end + size - self._shipped > limit:
+            self._shipped = self._look_shipped()
+            if self._end + size - self._shipped > limit:
+                raise OutboxFull(f"outbox: {self._end - self._shipped} bytes not shipped, the limit is {limit}")
         if self._end > self._base and self._end + size - self._base > self._settings.segment_bytes:
             self._rotate()
+
+    def _look_shipped(self) -> int:
+        return max(_segments(self._directory)[0], min(_shipped(self._directory), self._end))
 
     def _rotate(self) -> None:
         """Start a new segment; the old one is never written to again."""
@@ -244,6 +258,23 @@ class OutboxReader:
             position = records[-1][0]
         return found
 
+    def at(self, position: int) -> bytes | None:
+        """The record that begins at `position`; None where none does. Raises OutboxUnavailable."""
+        base = max((base for base in _segments(self._directory) if base <= position), default=None)
+        if base is None:
+            return None
+        try:
+            data = _read_at(_segment_path(self._directory, base), position - base, _RECORD.size + _USUAL_BYTES)
+            (size, _) = _RECORD.unpack_from(data) if len(data) >= _RECORD.size else (0, 0)
+            if _USUAL_BYTES < size <= PAYLOAD_BYTES_MAX:
+                data = _read_at(_segment_path(self._directory, base), position - base, _RECORD.size + size)
+        except FileNotFoundError:
+            # Released since it was listed.
+            return None
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+        return _record_at(data, 0)
+
     def start(self, cursor: Cursor) -> int:
         """Where to begin reading: where `cursor` was stored or, if it never was, with the oldest record."""
         stored = cursor.load()
@@ -261,12 +292,23 @@ class OutboxReader:
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
 
-    def release(self, position: int) -> None:
-        """Delete the segments that lie wholly before `position`, but never the one that is written to."""
-        segments = _segments(self._directory)
-        for base, following in itertools.pairwise(segments):
-            if following <= position:
-                _segment_path(self._directory, base).unlink(missing_ok=True)
+    def release(self, position: int, *, keep_s: float = 0.0) -> None:
+        """Delete the segments that lie wholly before `position` and were last written to over `keep_s` ago.
+
+        Never the one that is written to.
+        """
+        # A file's times are those of the wall clock.
+        kept_since = time.time() - keep_s
+        for base, following in itertools.pairwise(_segments(self._directory)):
+            path = _segment_path(self._directory, base)
+            try:
+                if following > position or (keep_s > 0 and path.stat().st_mtime > kept_since):
+                    break
+                path.unlink(missing_ok=True)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise OutboxUnavailable(f"outbox: cannot release: {error.strerror}") from error
 
     def _read_once(self, position: int, max_records: int) -> list[tuple[int, bytes]]:
         """What one read of the segment that holds `position` gives; empty when there is nothing yet."""
@@ -333,7 +375,7 @@ def _check(settings: OutboxSettings) -> None:
     if settings.fsync not in _FSYNC_POLICIES:
         raise Misconfigured(f"outbox: fsync must be one of {', '.join(_FSYNC_POLICIES)}, is {settings.fsync}")
     if settings.total_bytes_max < 2 * settings.segment_bytes:
-        # Only whole segments are deleted, so with less an outbox could be full of what is shipped.
+        # Before there is a cursor only whole segments count as shipped.
         raise Misconfigured("outbox: total_bytes_max must be at least twice segment_bytes")
 
 
@@ -379,11 +421,11 @@ def _fsync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _read_at(path: Path, offset: int) -> bytes:
-    """Up to _READ_BYTES from `offset` on."""
+def _read_at(path: Path, offset: int, size_max: int = _READ_BYTES) -> bytes:
+    """Up to `size_max` bytes from `offset` on."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.pread(fd, _READ_BYTES, offset)
+        return os.pread(fd, size_max, offset)
     finally:
         os.close(fd)
 

@@ -20,6 +20,7 @@ from features.money import RateTable
 from models.bundle import Bundle
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from scoring.answered import UNREMEMBERED, Answered, DecisionUnderWay, PaymentIdReused, Standing
 from scoring.metrics import ScoringMetrics
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 from scoring.policy import MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE, Policy, unknown_flag
@@ -28,9 +29,12 @@ from scoring.policy import MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE, Poli
 class Outbox(Protocol):
     """Where decisions go before the caller has the answer."""
 
+    @property
+    def position(self) -> int:
+        """Where the next record will begin."""
+
     def append(self, payload: bytes) -> int:
         """Keep the bytes safe from the death of this process. Raises TemporaryFailure when it cannot."""
-        ...
 
 
 class PaymentScorer:
@@ -46,10 +50,13 @@ class PaymentScorer:
         mirror: MirrorSettings,
         outbox: Outbox,
         metrics: ScoringMetrics,
+        answered: Answered | None = None,
     ) -> None:
+        """Without `answered`, a payment that comes again is decided again."""
         plan = engine.plan
         self._engine, self._rates, self._bundle, self._policy = engine, rates, bundle, policy
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
+        self._answered = answered
         self._mirror: MirrorReader | None = None
         self._complete_to_ms = 0
         self._unknown_flags = [unknown_flag(name) for name in plan.entity_names]
@@ -115,10 +122,27 @@ class PaymentScorer:
         return [self.score(request, now_ms) for request in requests]
 
     def score(self, request: ScoreRequest, now_ms: int) -> ScoreResponse:
-        """The decision about a validated request, already in the outbox.
+        """The decision about a validated request, already in the outbox; the one it got before if it comes again.
 
-        Raises InvalidEvent for a currency without a rate, TemporaryFailure when the outbox cannot take it.
+        Raises InvalidEvent for a currency without a rate or another payment's id, TemporaryFailure when the outbox
+        cannot take the decision or another worker is making it.
         """
+        if self._answered is None:
+            return self._decide(request, now_ms, UNREMEMBERED)
+        (claim,) = self._answered.claim((request,), now_ms)
+        if isinstance(claim, OutboxEntry):
+            return claim.response
+        if isinstance(claim, int):
+            try:
+                return self._decide(request, now_ms, claim)
+            except BaseException:
+                self._answered.release((claim,))
+                raise
+        if claim is Standing.OTHER_PAYMENT:
+            raise PaymentIdReused
+        raise DecisionUnderWay
+
+    def _decide(self, request: ScoreRequest, now_ms: int, slot: int) -> ScoreResponse:
         row = self._attributes[0]
         row[TIME_MS] = request.event_time_ms
         row[AMOUNT] = self._rates.convert(request.amount_minor, request.currency, request.event_time_ms)
@@ -153,7 +177,11 @@ class PaymentScorer:
             vector=self._vector.tobytes(),
             catalogue_digest=self._engine.plan.digest,
         )
+        if self._answered is not None:
+            self._answered.place((slot,), (self._outbox.position,))
         self._outbox.append(entry.SerializeToString())
+        if self._answered is not None:
+            self._answered.settle((slot,))
         self._count(response, flags)
         return response
 

@@ -27,6 +27,8 @@ from features.engine import FeatureEngine
 from features.money import RateTable
 from models.bundle import Bundle
 from schemas.errors import Misconfigured, PaywardenError
+from scoring import answered
+from scoring.answered import Answered, AnsweredMetrics, AnsweredSettings, worker_name
 from scoring.http import HttpServer, HttpSettings, open_listener, reserve_port
 from scoring.metrics import HttpMetrics, Registry, ScoringMetrics, render
 from scoring.mirror import MirrorSettings
@@ -58,6 +60,7 @@ class Host:
     limits: RequestLimits
     mirror: MirrorSettings
     outbox: OutboxSettings
+    answered: AnsweredSettings
     metrics_directory: Path
 
 
@@ -71,6 +74,8 @@ def serve(host: Host, worker_count: int, *, announce: Callable[[int], None]) -> 
     with reserve_port(host.http.host, host.http.port) as held:
         port = held.getsockname()[1]
         host.engine.warm_up()
+        answered.warm_up()
+        answered.prepare(host.answered)
         parent = _Parent(host, worker_count, port)
         parent.heed_signals()
         announce(port)
@@ -143,7 +148,7 @@ def _worker_main(host: Host, worker: int, port: int, parent: int) -> int:
         signal.signal(number, signal.SIG_DFL)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(host, f"worker-{worker}", port, parent))
+            runner.run(_work(host, worker, port, parent))
     except PaywardenError as error:
         _log.error("worker %d: %s", worker, error)
         return 1
@@ -153,13 +158,16 @@ def _worker_main(host: Host, worker: int, port: int, parent: int) -> int:
     return 0
 
 
-async def _work(host: Host, name: str, port: int, parent: int) -> None:
-    registry = Registry()
+async def _work(host: Host, worker: int, port: int, parent: int) -> None:
+    name, registry = worker_name(worker), Registry()
     http_metrics = HttpMetrics.declare(registry)
     entities = host.engine.plan.entity_names
     scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
+    answered_metrics = AnsweredMetrics.declare(registry)
     registry.open(host.metrics_directory, name)
     outbox = OutboxWriter(host.outbox, name)
+    # After the outbox: its lock says that an earlier process of this worker appends nothing more.
+    table = Answered(host.answered, host.outbox, worker, answered_metrics)
     scorer = PaymentScorer(
         engine=host.engine,
         rates=host.rates,
@@ -168,6 +176,7 @@ async def _work(host: Host, name: str, port: int, parent: int) -> None:
         mirror=host.mirror,
         outbox=outbox,
         metrics=scoring_metrics,
+        answered=table,
     )
     server = HttpServer(
         scorer,
@@ -191,6 +200,7 @@ async def _work(host: Host, name: str, port: int, parent: int) -> None:
     await stopped.wait()
     look.cancel()
     await server.stop()
+    table.close()
     outbox.close()
     registry.close()
 

@@ -29,12 +29,14 @@ from typing import NamedTuple, Protocol
 from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring import wire
+from scoring.answered import PaymentIdReused
 from scoring.wire import DeadlineExceeded, Format, Overloaded, RequestLimits
 
 _log = logging.getLogger(__name__)
 
 # Codes of refusals, by gRPC's names.
 INVALID_ARGUMENT = "invalid_argument"
+ALREADY_EXISTS = "already_exists"
 RESOURCE_EXHAUSTED = "resource_exhausted"
 DEADLINE_EXCEEDED = "deadline_exceeded"
 UNAVAILABLE = "unavailable"
@@ -118,6 +120,8 @@ class AdmissionSettings:
 
 def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
     """How an expected failure is told to the caller."""
+    if isinstance(error, PaymentIdReused):
+        return Refusal(ALREADY_EXISTS, wire.message_of(error), error.field)
     if isinstance(error, InvalidEvent):
         return Refusal(INVALID_ARGUMENT, wire.message_of(error), error.field)
     if isinstance(error, Overloaded):

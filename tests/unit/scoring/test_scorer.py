@@ -42,6 +42,10 @@ class Outbox:
         self.entries: list[OutboxEntry] = []
         self.fails = False
 
+    @property
+    def position(self) -> int:
+        return len(self.entries)
+
     def append(self, payload: bytes) -> int:
         if self.fails:
             raise TemporaryFailure("the outbox is full")
