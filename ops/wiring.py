@@ -185,6 +185,7 @@ def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Com
     """
     from features.catalogue import CATALOGUE
     from ops.progress import scan_bar
+    from scoring.answered import AnsweredSettings
     from scoring.mirror import MirrorSettings
     from scoring.outbox import OutboxSettings
     from streams.companion import Companion, CompanionSettings
@@ -207,6 +208,7 @@ def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Com
         entities=tuple(entity.name for entity in CATALOGUE.entities),
         look=lambda: live_set(source),
         open_store=lambda live: open_store(source, readonly=True, profile_set=live.name),
+        outbox_keep_s=source.section("answered", AnsweredSettings).keep_s,
         registry=registry,
         watch_scan=scan_bar,
     )

@@ -1,18 +1,23 @@
-"""A worker process that only claims and appends, for tests that kill it: python -m tests.unit.scoring.claimant.
+"""Workers that only claim and append, for a test that kills them: python -m tests.unit.scoring.claimant FOLDER COUNT.
 
-Takes the table, the outboxes' directory, its worker number, a seed and where it notes what it has answered: a line
-"payment decision" for each, written when a caller would have the answer.
+A parent that forks them and forks again whichever dies, until SIGTERM. In the folder are the table, the outboxes, and
+`notes`: a line "payment decision" for each answer, written when a caller would have it.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import time
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from scoring import answered
 from scoring.answered import Answered, AnsweredSettings, worker_name
 from scoring.outbox import OutboxSettings, OutboxWriter
 
@@ -21,19 +26,60 @@ ALIVE_PAYMENTS = 40
 PLACE_EVERY_S = 0.002
 
 
-def main(table: str, outboxes: str, worker: int, seed: int, notes: str) -> None:
+def table_of(folder: Path) -> AnsweredSettings:
+    return AnsweredSettings(path=str(folder / "answered"), payments_max=50_000)
+
+
+def outboxes_of(folder: Path) -> OutboxSettings:
+    return OutboxSettings(directory=str(folder / "outbox"))
+
+
+def main(folder: Path, count: int) -> NoReturn:
+    answered.warm_up()
+    answered.prepare(table_of(folder))
+    running: dict[int, int] = {}
+
+    def stop(_: int, __: FrameType | None) -> NoReturn:
+        for pid in running:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    ended = list(range(count))
+    for started in range(1_000_000):
+        worker = ended.pop()
+        # A signal between the fork and the note of it would miss the child.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work(folder, worker, started)
+            finally:
+                os._exit(1)
+        running[pid] = worker
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+        while not ended:
+            pid, status = os.wait()
+            if os.WIFSIGNALED(status):
+                ended.append(running.pop(pid))
+            else:
+                sys.exit("a worker ended by itself")
+    raise AssertionError
+
+
+def work(folder: Path, worker: int, seed: int) -> NoReturn:
     rng = random.Random(seed)
-    outbox_settings = OutboxSettings(directory=outboxes)
-    outbox = OutboxWriter(outbox_settings, worker_name(worker))
-    answered = Answered(AnsweredSettings(path=table, payments_max=50_000), outbox_settings, worker)
-    noted = os.open(notes, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    outbox = OutboxWriter(outboxes_of(folder), worker_name(worker))
+    table = Answered(table_of(folder), outboxes_of(folder), worker)
+    noted = os.open(folder / "notes", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     decision = 0
     while True:
         # The same payments for all workers at one time: they meet.
         newest = int(time.monotonic() / PLACE_EVERY_S)
         ids = [f"p{newest - rng.randrange(ALIVE_PAYMENTS)}" for _ in range(rng.choice((1, 1, 4, 16)))]
         requests = [ScoreRequest(payment_id=i, card_id="c", merchant_id="m", currency="EUR") for i in ids]
-        claims = answered.claim(requests, time.time_ns() // 1_000_000)
+        claims = table.claim(requests, time.time_ns() // 1_000_000)
         won: list[tuple[int, OutboxEntry]] = []
         answers: list[OutboxEntry] = []
         for request, claim in zip(requests, claims, strict=True):
@@ -46,13 +92,13 @@ def main(table: str, outboxes: str, worker: int, seed: int, notes: str) -> None:
                 won.append((claim, OutboxEntry(request=request, response=response)))
         if won:
             slots, payloads = [slot for slot, _ in won], [entry.SerializeToString() for _, entry in won]
-            answered.place(slots, outbox.starts(payloads))
+            table.place(slots, outbox.starts(payloads))
             outbox.append_many(payloads)
-            answered.settle(slots)
+            table.settle(slots)
             answers += [entry for _, entry in won]
         lines = "".join(f"{entry.request.payment_id} {entry.response.decision_id}\n" for entry in answers)
         os.write(noted, lines.encode())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    main(Path(sys.argv[1]), int(sys.argv[2]))

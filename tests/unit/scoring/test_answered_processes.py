@@ -8,81 +8,66 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from schemas.outbox_pb2 import OutboxEntry
-from scoring import answered
-from scoring.answered import AnsweredSettings
-from scoring.outbox import OutboxReader, OutboxSettings, workers
-from tests.processes import ROOT
+from scoring.outbox import OutboxReader, workers
+from tests.processes import ROOT, wait_until
+from tests.unit.scoring.claimant import outboxes_of
 
 WORKERS = 4
 # More for a soak.
 SECONDS = float(os.environ.get("PAYWARDEN_CLAIM_SECONDS", "12"))
 
 
-class Workers:
-    """Started again whenever they are killed. `with` ends them all."""
+@contextmanager
+def claimants(folder: Path) -> Iterator[psutil.Process]:
+    """The parent of the workers, once they answer."""
+    command = [sys.executable, "-m", "tests.unit.scoring.claimant", str(folder), str(WORKERS)]
+    with subprocess.Popen(command, cwd=ROOT) as parent:
+        try:
+            wait_until((folder / "notes").exists, "they answer")
+            yield psutil.Process(parent.pid)
+        finally:
+            parent.send_signal(signal.SIGTERM)
 
-    def __init__(self, folder: Path, rng: random.Random) -> None:
-        self._folder, self._rng, self._started = folder, rng, 0
-        self.notes = folder / "notes"
-        self._running = [self._start(number) for number in range(WORKERS)]
-        self.kills = 0
 
-    def _start(self, number: int) -> subprocess.Popen[bytes]:
-        self._started += 1
-        where = [str(self._folder / "answered"), str(self._folder / "outbox"), str(number), str(self._started)]
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.unit.scoring.claimant", *where, str(self.notes)], cwd=ROOT
-        )
-
-    def kill_one(self) -> None:
-        """Stopped for a moment before, at times: others go on without it."""
-        number = self._rng.randrange(WORKERS)
-        worker = self._running[number]
-        assert worker.poll() is None, "it ended by itself"
-        if self._rng.random() < 0.3:
-            worker.send_signal(signal.SIGSTOP)
-            time.sleep(self._rng.uniform(0, 0.1))
-            if self._rng.random() < 0.5:
-                worker.send_signal(signal.SIGCONT)
-                return
-        worker.kill()
-        worker.wait()
-        self.kills += 1
-        self._running[number] = self._start(number)
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for worker in self._running:
-            worker.kill()
-            worker.wait()
+def disturb_one(worker: psutil.Process, rng: random.Random) -> bool:
+    """Kill it, at times after it has stood still for a moment, or let it stand still only. Whether it was killed."""
+    if rng.random() < 0.3:
+        worker.suspend()
+        time.sleep(rng.uniform(0, 0.1))
+        if rng.random() < 0.5:
+            worker.resume()
+            return False
+    worker.kill()
+    return True
 
 
 def test_no_payment_gets_two_decisions_whoever_asks_and_dies(tmp_path: Path) -> None:
-    answered.warm_up()
-    answered.prepare(AnsweredSettings(path=str(tmp_path / "answered"), payments_max=50_000))
     rng = random.Random(3)
-    with Workers(tmp_path, rng) as running:
+    kills = 0
+    with claimants(tmp_path) as parent:
         until = time.monotonic() + SECONDS
         while time.monotonic() < until:
-            time.sleep(rng.uniform(0.02, 0.3))
-            running.kill_one()
-        kills = running.kills
+            time.sleep(rng.uniform(0.02, 0.2))
+            alive = [child for child in parent.children() if child.status() != psutil.STATUS_ZOMBIE]
+            if alive:
+                kills += disturb_one(rng.choice(alive), rng)
+        assert parent.status() != psutil.STATUS_ZOMBIE, "a worker ended by itself"
     made: dict[str, list[str]] = {}
-    settings = OutboxSettings(directory=str(tmp_path / "outbox"))
+    settings = outboxes_of(tmp_path)
     for worker in workers(settings):
         for _, payload in OutboxReader(settings, worker).read(0, 10_000_000):
             entry = OutboxEntry.FromString(payload)
             made.setdefault(entry.request.payment_id, []).append(entry.response.decision_id)
-    twice = {payment: decisions for payment, decisions in made.items() if len(decisions) > 1}
-    assert not twice
-    answers = [line.split() for line in running.notes.read_text(encoding="ascii").splitlines()]
-    differing = [(payment, decision) for payment, decision in answers if made.get(payment) != [decision]]
-    assert not differing
+    assert not {payment: decisions for payment, decisions in made.items() if len(decisions) > 1}
+    answers = [line.split() for line in (tmp_path / "notes").read_text(encoding="ascii").splitlines()]
+    assert not [(payment, decision) for payment, decision in answers if made.get(payment) != [decision]]
     # It would show nothing if they had not met.
     assert kills >= SECONDS
     assert len(answers) > 2 * len(made) > 200
