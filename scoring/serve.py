@@ -39,11 +39,12 @@ from scoring.wire import RequestLimits
 
 _log = logging.getLogger(__name__)
 
-# A worker that dies at once, again and again, is started more and more rarely.
+# A worker that dies at once, again and again, is started more and more rarely. One that has served for a second was not
+# wrong from the start: it is back within moments.
 _RESTART_FIRST_S = 0.1
 _RESTART_MOST_S = 10.0
 _NAP_S = 0.05
-_HEALTHY_AFTER_S = 10.0
+_HEALTHY_AFTER_S = 1.0
 # How often a worker looks whether there is a mirror, or another one, and whether its parent lives.
 _LOOK_S = 0.5
 
