@@ -5,18 +5,18 @@ reach another worker, even at the same moment. All workers of a host share a tab
 worker that is stopped or killed at any point holds up nobody. What a slot holds and how it is won: scoring/claims.py.
 
 1. A worker claims the ids of a chunk (`claim`). What it wins it decides, and nobody else does.
-2. It says where in its outbox each record will begin (`place`), appends them in one write, and says that they are there
-   (`settle`). Then it answers. If the outbox refuses, it gives the claims back (`release`).
-3. A settled claim that is found names the record: that is the decision, and it is the answer once more. If the payment's
-   card, merchant, amount or currency are others there, the id has been used for another payment.
-4. A claim that is found and not settled: while its worker lives, the decision is under way; ask again. If the worker has
-   died, it was killed before it could settle. If the record is there, it is the decision, answered or not: the companion
-   ships it. If not, nothing was answered, and the claim is taken over.
+2. It says where in its outbox each record will begin (`place`), appends them in one write, and says that they are
+   there (`settle`). Then it answers. If the outbox refuses, it gives the claims back (`release`).
+3. A settled claim that is found names the record: that is the decision, and it is the answer once more. If the
+   payment's card, merchant, amount or currency are others there, the id has been used for another payment.
+4. A claim that is found and not settled: while its worker lives, the decision is under way; ask again. If the worker
+   has died, it was killed before it could settle. If the record is there, it is the decision, answered or not: the
+   companion ships it. If not, nothing was answered, and the claim is taken over.
 5. A worker takes a new incarnation, which ends the claims of its former ones, after it has the lock of its outbox: so
    nothing of the former can be appended any more. Whoever finds a claim of a worker that is dead and was not
    started again ends its incarnation as well.
-6. Two ids with one 64-bit hash are told apart by the id in the record; the later one is decided without a claim. So is a
-   payment both of whose buckets are full of live claims. Both are counted: for these alone a retry is decided again.
+6. Two ids with one 64-bit hash are told apart by the id in the record; the later one is decided without a claim. So is
+   a payment both of whose buckets are full of live claims. Both are counted: for these alone a retry is decided again.
 
 The table lives as long as the memory file system. After a loss of power, a decision may be made again.
 """

@@ -17,12 +17,12 @@ back to free. Only its claimant moves it forward, always by compare-and-swap of 
 4. Swap ours from TENTATIVE to CLAIMED: won. If another one has swapped it to 0 meanwhile, begin again.
 
 Two can never both win: of two that are TENTATIVE for one tag, the later one's second look sees the earlier one's slot
-(all accesses are in one total order), and then gives way, finds the other CLAIMED, or takes its word from it before it is
-CLAIMED. Without the swap in step 4 the later one could hold the lower slot and both would stay.
+(all accesses are in one total order), and then gives way, finds the other CLAIMED, or takes its word from it before it
+is CLAIMED. Without the swap in step 4 the later one could hold the lower slot and both would stay.
 
 What a slot is worth follows from its word and the head: an *ended* claim's incarnation is not its worker's any more, an
-*expired* one is older than the window. WRITING and TENTATIVE end with the incarnation. CLAIMED does not expire while its
-incarnation lasts: a stopped process may go on. CLAIMED and ended is found: whether there is a decision, the caller looks up.
+*expired* one is older than the window. WRITING and TENTATIVE end with the incarnation. CLAIMED does not expire while
+its incarnation lasts: a stopped process may go on. CLAIMED and ended is found: the caller looks up what came of it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ _OWNER_MASK = (1 << STATE_SHIFT) - 1
 # What is said of a tag, instead of the slot that was won.
 FULL = -1  # both buckets hold live claims only
 BUSY = -2  # another one is claiming it at this moment
+_LOST = -3  # ours was cancelled by another one
 # A live claim was found; the slot is in the lower bits.
 FOUND = 1 << 48
 # Contests lost to others before a claim says BUSY. Each has somebody else's claim go on.
@@ -219,7 +220,7 @@ def _free_slot(table: I64, first: int, second: int, now_s: int, window_s: int) -
 
 @_compiled
 def _contest(table: I64, mine: int, tag: int, owner: int, now_s: int, window_s: int) -> int:
-    """Steps 3 and 4 for our TENTATIVE slot: the slot, FOUND and another's slot, BUSY, or FULL: cancelled, begin again."""
+    """Steps 3 and 4 for our TENTATIVE slot: the slot, FOUND and another's slot, BUSY, or _LOST: begin again."""
     bucket_count = table[BUCKET_COUNT_AT]
     first, second = _bucket(tag, bucket_count, 0), _bucket(tag, bucket_count, 1)
     tentative = owner | (TENTATIVE << STATE_SHIFT)
@@ -240,7 +241,7 @@ def _contest(table: I64, mine: int, tag: int, owner: int, now_s: int, window_s: 
         _swap(table, other + WORDS, word, 0)
     if _swap(table, mine + WORDS, tentative, owner | (CLAIMED << STATE_SHIFT)) == 1:
         return mine
-    return FULL
+    return _LOST
 
 
 @_compiled
@@ -265,7 +266,7 @@ def _claim(table: I64, tag: int, owner: int, now_s: int, window_s: int) -> int:
         if _swap(table, mine + WORDS, writing, owner | (TENTATIVE << STATE_SHIFT)) == 0:
             continue
         result = _contest(table, mine, tag, owner, now_s, window_s)
-        if result != FULL:
+        if result != _LOST:
             return result
     return BUSY
 
@@ -293,7 +294,7 @@ def take_over(table: I64, slot: int, word: int, owner: int, now_s: int, window_s
         return BUSY
     _store(table, slot + POSITIONS, 0)
     result: int = _contest(table, slot, tag, owner, now_s, window_s)
-    return BUSY if result == FULL else result
+    return BUSY if result == _LOST else result
 
 
 @_compiled

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from schemas.errors import Misconfigured, TemporaryFailure
+from scoring.metrics import Counter, Gauge, Registry
 
 _log = logging.getLogger(__name__)
 
@@ -83,15 +84,35 @@ class OutboxSettings:
     fsync_interval_ms: int = 200
 
 
+@dataclass(frozen=True)
+class OutboxMetrics:
+    """What a worker tells of its outbox, whether or not a companion is there to tell it."""
+
+    unshipped_bytes: Gauge
+    refused: Counter
+
+    @classmethod
+    def declare(cls, registry: Registry) -> OutboxMetrics:
+        return cls(
+            registry.gauge(
+                "paywarden_outbox_unshipped_bytes", "Decisions in the fullest outbox that are not shipped.", scale=1
+            ),
+            registry.counter(
+                "paywarden_outbox_refused_total", "Appends refused: the outbox is full or its disk fails."
+            ),
+        )
+
+
 class OutboxWriter:
     """The one writer of a worker's outbox. Not for use from two threads at once.
 
     Raises Misconfigured when there is another writer, the directory cannot be used or the settings cannot be.
     """
 
-    def __init__(self, settings: OutboxSettings, worker: str) -> None:
+    def __init__(self, settings: OutboxSettings, worker: str, metrics: OutboxMetrics | None = None) -> None:
         _check(settings)
         self._settings = settings
+        self._metrics = metrics or OutboxMetrics.declare(Registry())
         self._directory = Path(settings.directory) / worker
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -136,7 +157,19 @@ class OutboxWriter:
         os.close(self._fd)
         os.close(self._lock)
 
+    def note_unshipped(self) -> None:
+        """Tell how much is not shipped. Reads a directory and a file: now and then, not per payment."""
+        self._shipped = self._look_shipped()
+        self._metrics.unshipped_bytes.set(self._end - self._shipped)
+
     def _write(self, records: bytes) -> int:
+        try:
+            return self._try_write(records)
+        except TemporaryFailure:
+            self._metrics.refused.add(1)
+            raise
+
+    def _try_write(self, records: bytes) -> int:
         failure = self._failure or (self._syncer.failure if self._syncer is not None else "")
         if failure:
             raise OutboxUnavailable(failure)

@@ -32,7 +32,7 @@ from scoring.answered import Answered, AnsweredMetrics, AnsweredSettings, worker
 from scoring.http import HttpServer, HttpSettings, open_listener, reserve_port
 from scoring.metrics import HttpMetrics, Registry, ScoringMetrics, render
 from scoring.mirror import MirrorSettings
-from scoring.outbox import OutboxSettings, OutboxWriter
+from scoring.outbox import OutboxMetrics, OutboxSettings, OutboxWriter
 from scoring.policy import Policy, flags_of
 from scoring.scorer import PaymentScorer
 from scoring.wire import RequestLimits
@@ -164,9 +164,9 @@ async def _work(host: Host, worker: int, port: int, parent: int) -> None:
     http_metrics = HttpMetrics.declare(registry)
     entities = host.engine.plan.entity_names
     scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
-    answered_metrics = AnsweredMetrics.declare(registry)
+    answered_metrics, outbox_metrics = AnsweredMetrics.declare(registry), OutboxMetrics.declare(registry)
     registry.open(host.metrics_directory, name)
-    outbox = OutboxWriter(host.outbox, name)
+    outbox = OutboxWriter(host.outbox, name, outbox_metrics)
     # After the outbox: its lock says that an earlier process of this worker appends nothing more.
     table = Answered(host.answered, host.outbox, worker, answered_metrics)
     scorer = PaymentScorer(
@@ -197,7 +197,7 @@ async def _work(host: Host, worker: int, port: int, parent: int) -> None:
     gc.collect()
     gc.freeze()
     _log.info("%s listens on %s:%d", name, host.http.host, port)
-    look = asyncio.create_task(_look_around(scorer, parent, stopped))
+    look = asyncio.create_task(_look_around(scorer, outbox, parent, stopped))
     await stopped.wait()
     look.cancel()
     await server.stop()
@@ -206,10 +206,14 @@ async def _work(host: Host, worker: int, port: int, parent: int) -> None:
     registry.close()
 
 
-async def _look_around(scorer: PaymentScorer, parent: int, stopped: asyncio.Event) -> None:
-    """Take up the mirror when it appears or is replaced; stop when the parent has died and cannot say so."""
+async def _look_around(scorer: PaymentScorer, outbox: OutboxWriter, parent: int, stopped: asyncio.Event) -> None:
+    """Take up the mirror when it appears or is replaced, and tell what the outbox holds.
+
+    Stop when the parent has died and cannot say so.
+    """
     while os.getppid() == parent:
         scorer.open_mirror()
+        outbox.note_unshipped()
         await asyncio.sleep(_LOOK_S)
     _log.error("the parent is gone: stopping")
     stopped.set()

@@ -1,4 +1,4 @@
-"""How far each host's outboxes are shipped, on Kafka: written in the very transaction that ships, so it is never behind.
+"""How far each host's outboxes are shipped, on Kafka: written in the very transaction that ships, so never behind.
 
     topic outbox-cursors (compacted)    key HOST/WORKER    value: position, time in ms, boot id
 
@@ -30,7 +30,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class ShippedTo:
-    """What was shipped of a worker's outbox: up to `position`, at `time_ms` of the host's clock, in which of its boots."""
+    """Up to which position a worker's outbox is shipped, since when by the host's clock, and in which boot of it."""
 
     position: int
     time_ms: int

@@ -13,7 +13,7 @@ whatever an earlier companion of this host still has on the way.
 4. A transaction that fails is aborted, and its decisions are sent again. If the producer itself has ended (another one
    has fenced it off, or the broker has given up its transaction), a new one begins at step 1.
 
-Nothing here waits for long: while the broker is away, every round tries for a moment and the outboxes keep the decisions.
+While the broker is away every round tries for a moment only, and the outboxes keep the decisions.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ class Shipper:
             self._producer, self._due = None, time.monotonic() + _AGAIN_AFTER_S
             return
         self._state = _State.IDLE
-        # Of those that were there before the last producer was lost, too: what its last transaction came to is known now.
+        # Of those that were there before the last producer was lost, too: what its transaction came to is known now.
         known, self._shipments = list(self._shipments), {}
         for worker in known:
             self._add(worker)

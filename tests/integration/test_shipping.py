@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from streams.shipping import Shipper, shipper_of
 from streams.topics import TopicSettings, create_topics
 from tests.processes import wait_until
 from tests.services.kafka import KafkaServer
+
+_log = logging.getLogger(__name__)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -176,7 +179,7 @@ def test_twenty_thousand_a_second_are_shipped_and_each_is_soon_committed(world: 
         began = time.monotonic()
         world.ship()
         took_ms.append(1000 * (time.monotonic() - began))
-    print(f"{rate:.0f} decisions/s; a lone one is committed after {sorted(took_ms)[10]:.0f} ms (median of 20)")
+    _log.info("%.0f decisions/s; a lone one is committed after %.0f ms (median of 20)", rate, sorted(took_ms)[10])
     # Far below what a machine of its own does: other tests run beside.
     assert rate > 2000
     exactly(world)

@@ -1,11 +1,12 @@
 """Scoring workers and the companion killed at random under load: every answered payment has exactly one decision.
 
-PAYWARDEN_KILLS=1000 for the whole of it, about twenty minutes.
+PAYWARDEN_KILLS=1000 for the whole of it, about twenty minutes; --log-cli-level=info says what was done.
 """
 
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import random
 import shutil
@@ -25,6 +26,8 @@ from streams.kafka import KafkaSettings, consume, make_consumer, partitions_of
 from tests import small_world
 from tests.processes import Deployment, PaywardenProcess, wait_until
 from tests.services.kafka import KafkaServer
+
+_log = logging.getLogger(__name__)
 
 KILLS = int(os.environ.get("PAYWARDEN_KILLS", "40"))
 WORKERS, CLIENTS = 2, 4
@@ -195,9 +198,10 @@ def test_every_answered_payment_has_exactly_one_decision_whatever_is_killed(
             answered.setdefault(payment_id, set()).update(decided)
     settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
     on_topic = decisions_on_topic(settings, set(answered))
-    print(
-        f"{killer.kills} kills in {took_s:.0f} s; {len(answered)} payments, {len(on_topic)} with a decision, "
-        f"{sum(c.broken for c in clients)} broken requests, {sum(c.repeats for c in clients)} asked again"
+    _log.info(
+        "%d kills in %.0f s; %d payments answered, %d decided; %d requests broken, %d asked again",
+        *(killer.kills, took_s, len(answered), len(on_topic)),
+        *(sum(client.broken for client in clients), sum(client.repeats for client in clients)),
     )
     assert not {payment_id: decided for payment_id, decided in on_topic.items() if len(decided) != 1}
     assert not {payment_id for payment_id, decided in answered.items() if decided != set(on_topic[payment_id])}

@@ -1,4 +1,4 @@
-"""How shipping moves on, with a producer that fails as it is told. On a real broker: tests/integration/test_shipping.py."""
+"""How shipping moves on, with a producer that fails as it is told. On a real broker: tests/integration."""
 
 from __future__ import annotations
 
