@@ -70,6 +70,9 @@ path = "{folder}/store"
 path = "{memory}/mirror"
 [outbox]
 directory = "{folder}/outbox"
+[answered]
+path = "{memory}/answered"
+payments_max = 1_000_000
 [serve]
 bundle = "{folder}/bundle"
 metrics = "{memory}/metrics"

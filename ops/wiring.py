@@ -185,6 +185,7 @@ def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Com
     """
     from features.catalogue import CATALOGUE
     from ops.progress import scan_bar
+    from scoring.answered import AnsweredSettings
     from scoring.mirror import MirrorSettings
     from scoring.outbox import OutboxSettings
     from streams.companion import Companion, CompanionSettings
@@ -207,6 +208,7 @@ def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Com
         entities=tuple(entity.name for entity in CATALOGUE.entities),
         look=lambda: live_set(source),
         open_store=lambda live: open_store(source, readonly=True, profile_set=live.name),
+        outbox_keep_s=source.section("answered", AnsweredSettings).keep_s,
         registry=registry,
         watch_scan=scan_bar,
     )
@@ -227,6 +229,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
     """What the scoring workers work with. Imports no Kafka and no Aerospike client."""
     from features.engine import FeatureEngine
     from models.bundle import load_bundle
+    from scoring.answered import AnsweredSettings
     from scoring.http import HttpSettings
     from scoring.mirror import MirrorSettings
     from scoring.outbox import OutboxSettings
@@ -246,5 +249,6 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
         limits=source.section("limits", RequestLimits),
         mirror=source.section("mirror", MirrorSettings),
         outbox=source.section("outbox", OutboxSettings),
+        answered=source.section("answered", AnsweredSettings),
         metrics_directory=Path(settings.metrics),
     )

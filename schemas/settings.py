@@ -22,6 +22,7 @@ ENVIRONMENT_PREFIX = "PAYWARDEN_"
 # Every section there is; what is not one of them is a typing mistake.
 SECTIONS = (
     "aerospike",
+    "answered",
     "companion",
     "features",
     "http",

@@ -16,7 +16,8 @@ One directory per worker. A *position* counts bytes since the outbox was first o
 3. Anything else that does not read as a record is damage, and the reader says so instead of going on: a
    wrong checksum or size with more behind it, a segment that ends early, a hole between segments. A writer
    that finds damage leaves it for the operator to see and goes on in a new segment.
-4. The reader deletes segments that are shipped whole, so the writer's `total_bytes_max` bounds what is not.
+4. The reader deletes segments that are shipped whole and old enough that nobody asks for their decisions again. The
+   writer's `total_bytes_max` bounds what is not shipped; what is shipped and kept comes on top of it.
 
 What survives a loss of power is the `fsync` setting's choice, see OutboxSettings.
 """
@@ -29,6 +30,7 @@ import logging
 import os
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from schemas.errors import Misconfigured, TemporaryFailure
+from scoring.metrics import Counter, Gauge, Registry
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ _SUFFIX = ".log"
 PAYLOAD_BYTES_MAX = 256 * 1024
 # What a reader takes from the file at once; at least one record of the largest size must fit.
 _READ_BYTES = 1024 * 1024
+# What is read at first for a single record.
+_USUAL_BYTES = 4096
 _FSYNC_POLICIES = ("never", "interval", "always")
 
 
@@ -72,10 +77,30 @@ class OutboxSettings:
 
     directory: str = "outbox"
     segment_bytes: int = 64 * 1024 * 1024
-    # Two million decisions: half an hour of 1,000 a second without a broker.
+    # Of what is not shipped. Two million decisions: half an hour of 1,000 a second without a broker. What was answered
+    # within `[answered] window_s` is kept on top of it.
     total_bytes_max: int = 1024 * 1024 * 1024
     fsync: str = "never"
     fsync_interval_ms: int = 200
+
+
+@dataclass(frozen=True)
+class OutboxMetrics:
+    """What a worker tells of its outbox, whether or not a companion is there to tell it."""
+
+    unshipped_bytes: Gauge
+    refused: Counter
+
+    @classmethod
+    def declare(cls, registry: Registry) -> OutboxMetrics:
+        return cls(
+            registry.gauge(
+                "paywarden_outbox_unshipped_bytes", "Decisions in the fullest outbox that are not shipped.", scale=1
+            ),
+            registry.counter(
+                "paywarden_outbox_refused_total", "Appends refused: the outbox is full or its disk fails."
+            ),
+        )
 
 
 class OutboxWriter:
@@ -84,9 +109,10 @@ class OutboxWriter:
     Raises Misconfigured when there is another writer, the directory cannot be used or the settings cannot be.
     """
 
-    def __init__(self, settings: OutboxSettings, worker: str) -> None:
+    def __init__(self, settings: OutboxSettings, worker: str, metrics: OutboxMetrics | None = None) -> None:
         _check(settings)
         self._settings = settings
+        self._metrics = metrics or OutboxMetrics.declare(Registry())
         self._directory = Path(settings.directory) / worker
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -95,7 +121,8 @@ class OutboxWriter:
             self._fd = _open_segment(self._directory, self._base)
         except OSError as error:
             raise Misconfigured(f"outbox: cannot use {self._directory}: {error.strerror}") from error
-        self._oldest = _segments(self._directory)[0]
+        # How far the companion had shipped when that was last looked at; before it has said so, the oldest segment.
+        self._shipped = self._look_shipped()
         self._failure = ""
         self._syncer: _Syncer | None = None
         if settings.fsync != "never":
@@ -107,6 +134,11 @@ class OutboxWriter:
     def position(self) -> int:
         """Where the next record will begin."""
         return self._end
+
+    def starts(self, payloads: Sequence[bytes]) -> list[int]:
+        """Where each of `payloads` will begin if they are what is appended next."""
+        sizes = (_RECORD.size + len(payload) for payload in payloads[:-1])
+        return list(itertools.accumulate(sizes, initial=self._end))
 
     def append(self, payload: bytes) -> int:
         """Append one record; returns the position after it. Raises OutboxFull or OutboxUnavailable."""
@@ -125,7 +157,19 @@ class OutboxWriter:
         os.close(self._fd)
         os.close(self._lock)
 
+    def note_unshipped(self) -> None:
+        """Tell how much is not shipped. Reads a directory and a file: now and then, not per payment."""
+        self._shipped = self._look_shipped()
+        self._metrics.unshipped_bytes.set(self._end - self._shipped)
+
     def _write(self, records: bytes) -> int:
+        try:
+            return self._try_write(records)
+        except TemporaryFailure:
+            self._metrics.refused.add(1)
+            raise
+
+    def _try_write(self, records: bytes) -> int:
         failure = self._failure or (self._syncer.failure if self._syncer is not None else "")
         if failure:
             raise OutboxUnavailable(failure)
@@ -143,12 +187,15 @@ class OutboxWriter:
 
     def _make_room(self, size: int) -> None:
         limit = self._settings.total_bytes_max
-        if self._end + size - self._oldest > limit:
-            self._oldest = _segments(self._directory)[0]
-            if self._end + size - self._oldest > limit:
-                raise OutboxFull(f"outbox: {self._end - self._oldest} bytes not shipped, the limit is {limit}")
+        if self._end + size - self._shipped > limit:
+            self._shipped = self._look_shipped()
+            if self._end + size - self._shipped > limit:
+                raise OutboxFull(f"outbox: {self._end - self._shipped} bytes not shipped, the limit is {limit}")
         if self._end > self._base and self._end + size - self._base > self._settings.segment_bytes:
             self._rotate()
+
+    def _look_shipped(self) -> int:
+        return max(_segments(self._directory)[0], min(_shipped(self._directory), self._end))
 
     def _rotate(self) -> None:
         """Start a new segment; the old one is never written to again."""
@@ -244,6 +291,23 @@ class OutboxReader:
             position = records[-1][0]
         return found
 
+    def at(self, position: int) -> bytes | None:
+        """The record that begins at `position`; None where none does. Raises OutboxUnavailable."""
+        base = max((base for base in _segments(self._directory) if base <= position), default=None)
+        if base is None:
+            return None
+        try:
+            data = _read_at(_segment_path(self._directory, base), position - base, _RECORD.size + _USUAL_BYTES)
+            (size, _) = _RECORD.unpack_from(data) if len(data) >= _RECORD.size else (0, 0)
+            if _USUAL_BYTES < size <= PAYLOAD_BYTES_MAX:
+                data = _read_at(_segment_path(self._directory, base), position - base, _RECORD.size + size)
+        except FileNotFoundError:
+            # Released since it was listed.
+            return None
+        except OSError as error:
+            raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
+        return _record_at(data, 0)
+
     def start(self, cursor: Cursor) -> int:
         """Where to begin reading: where `cursor` was stored or, if it never was, with the oldest record."""
         stored = cursor.load()
@@ -261,12 +325,23 @@ class OutboxReader:
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
 
-    def release(self, position: int) -> None:
-        """Delete the segments that lie wholly before `position`, but never the one that is written to."""
-        segments = _segments(self._directory)
-        for base, following in itertools.pairwise(segments):
-            if following <= position:
-                _segment_path(self._directory, base).unlink(missing_ok=True)
+    def release(self, position: int, *, keep_s: float = 0.0) -> None:
+        """Delete the segments that lie wholly before `position` and were last written to over `keep_s` ago.
+
+        Never the one that is written to.
+        """
+        # A file's times are those of the wall clock.
+        kept_since = time.time() - keep_s
+        for base, following in itertools.pairwise(_segments(self._directory)):
+            path = _segment_path(self._directory, base)
+            try:
+                if following > position or (keep_s > 0 and path.stat().st_mtime > kept_since):
+                    break
+                path.unlink(missing_ok=True)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise OutboxUnavailable(f"outbox: cannot release: {error.strerror}") from error
 
     def _read_once(self, position: int, max_records: int) -> list[tuple[int, bytes]]:
         """What one read of the segment that holds `position` gives; empty when there is nothing yet."""
@@ -333,7 +408,7 @@ def _check(settings: OutboxSettings) -> None:
     if settings.fsync not in _FSYNC_POLICIES:
         raise Misconfigured(f"outbox: fsync must be one of {', '.join(_FSYNC_POLICIES)}, is {settings.fsync}")
     if settings.total_bytes_max < 2 * settings.segment_bytes:
-        # Only whole segments are deleted, so with less an outbox could be full of what is shipped.
+        # Before there is a cursor only whole segments count as shipped.
         raise Misconfigured("outbox: total_bytes_max must be at least twice segment_bytes")
 
 
@@ -379,11 +454,11 @@ def _fsync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _read_at(path: Path, offset: int) -> bytes:
-    """Up to _READ_BYTES from `offset` on."""
+def _read_at(path: Path, offset: int, size_max: int = _READ_BYTES) -> bytes:
+    """Up to `size_max` bytes from `offset` on."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.pread(fd, _READ_BYTES, offset)
+        return os.pread(fd, size_max, offset)
     finally:
         os.close(fd)
 

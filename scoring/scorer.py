@@ -2,7 +2,8 @@
 
 This is the hot path. Everything it needs is made at start; nothing here waits, logs or looks up a label. Payments that
 are asked for together are looked up in one transaction, go through the kernel and the model in one call each, and are
-appended by one write; each is answered as it would be alone, to the bit.
+appended by one write; each is answered as it would be alone, to the bit. A payment that was answered of late gets the
+decision it got (scoring/answered.py).
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from features.kernel import ABSENT, KNOWN, UNKNOWN
 from features.money import RateTable
 from models.bundle import Bundle
 from schemas.errors import InvalidEvent, TemporaryFailure
-from schemas.outbox_pb2 import OutboxRecord
+from schemas.outbox_pb2 import OutboxEntry, OutboxRecord
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from scoring.answered import UNREMEMBERED, Answered, Claim, PaymentIdReused, Repeat, Standing
 from scoring.metrics import ScoringMetrics
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 from scoring.policy import MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE, Policy, unknown_flag
 from scoring.request_rows import RequestRows
-from scoring.turns import Refusal, refusal_of
+from scoring.turns import UNDER_WAY, Refusal, refusal_of
 
 # Scored in one go; what is more is cut up. The profiles of so many payments still fit into the second cache.
 ROWS_MAX = 64
@@ -35,9 +37,11 @@ ROWS_MAX = 64
 class Outbox(Protocol):
     """Where decisions go before the caller has the answer."""
 
+    def starts(self, payloads: Sequence[bytes]) -> list[int]:
+        """Where each of `payloads` will begin if they are what is appended next."""
+
     def append_many(self, payloads: Sequence[bytes]) -> int:
         """Keep all of them safe from the death of this process, or none. Raises TemporaryFailure when it cannot."""
-        ...
 
 
 class PaymentScorer:
@@ -53,8 +57,11 @@ class PaymentScorer:
         mirror: MirrorSettings,
         outbox: Outbox,
         metrics: ScoringMetrics,
+        answered: Answered | None = None,
     ) -> None:
+        """Without `answered`, a payment that comes again is decided again."""
         plan = engine.plan
+        self._answered = answered
         self._engine, self._bundle, self._policy = engine, bundle, policy
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
         self._mirror: MirrorReader | None = None
@@ -126,28 +133,57 @@ class PaymentScorer:
 
     def _score(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse | Refusal]:
         """Of ROWS_MAX requests at most. Raises TemporaryFailure when the outbox cannot take the decisions."""
+        claims: Sequence[Claim] = [UNREMEMBERED] * len(requests)
+        if self._answered is not None:
+            claims = self._answered.claim(requests, now_ms)
+        won = [claim for claim in claims if isinstance(claim, int)]
+        try:
+            if len(won) == len(requests):
+                return self._decide_all(requests, won, now_ms)
+            asked = [request for request, claim in zip(requests, claims, strict=True) if isinstance(claim, int)]
+            decided = iter(self._decide_all(asked, won, now_ms))
+        except BaseException:
+            if self._answered is not None:
+                self._answered.release(won)
+            raise
+        results: list[ScoreResponse | Refusal] = []
+        for claim in claims:
+            if isinstance(claim, int):
+                results.append(next(decided))
+            else:
+                results.append(results[claim.index] if isinstance(claim, Repeat) else _known(claim))
+        return results
+
+    def _decide_all(
+        self, requests: Sequence[ScoreRequest], slots: Sequence[int], now_ms: int
+    ) -> list[ScoreResponse | Refusal]:
+        """A result for each request whose slot was won; what has no rate is refused, and its slot given back."""
         results: list[ScoreResponse | Refusal] = []
         taken: list[ScoreRequest] = []
+        taken_slots: list[int] = []
         keys: list[bytes | None] = []
-        for request in requests:
+        for request, slot in zip(requests, slots, strict=True):
             try:
                 self._rows.write(len(taken), request)
             except InvalidEvent as error:
                 results.append(refusal_of(error))
+                if self._answered is not None:
+                    self._answered.release((slot,))
                 continue
             keys += self._rows.keys_of(request)
             results.append(_TAKEN)
             taken.append(request)
+            taken_slots.append(slot)
         if not taken:
             return results
-        responses = self._decide(taken, keys, now_ms)
+        responses = self._decide(taken, keys, taken_slots, now_ms)
         if len(taken) == len(requests):
             return list(responses)
         following = iter(responses)
         return [next(following) if result is _TAKEN else result for result in results]
 
     def _decide(
-        self, requests: Sequence[ScoreRequest], keys: Sequence[bytes | None], now_ms: int
+        self, requests: Sequence[ScoreRequest], keys: Sequence[bytes | None], slots: Sequence[int], now_ms: int
     ) -> list[ScoreResponse]:
         """Responses to requests whose rows are written, their decisions in the outbox."""
         count = len(requests)
@@ -184,9 +220,18 @@ class PaymentScorer:
             )
             responses.append(response)
             records.append(record.SerializeToString())
-        self._outbox.append_many(records)
+        self._append(records, slots)
         self._count(responses)
         return responses
+
+    def _append(self, records: Sequence[bytes], slots: Sequence[int]) -> None:
+        """Into the outbox; who asks again finds the decisions there."""
+        if self._answered is None:
+            self._outbox.append_many(records)
+            return
+        self._answered.place(slots, self._outbox.starts(records))
+        self._outbox.append_many(records)
+        self._answered.settle(slots)
 
     def _fill_vectors(self, keys: Sequence[bytes | None], count: int) -> tuple[list[list[str]], int]:
         """The payments' features into `_vectors`; returns what was odd, and up to when all is known."""
@@ -248,6 +293,13 @@ class PaymentScorer:
             metrics.score.observe(response.score)
             for flag in response.flags:
                 metrics.flags[flag].add(1)
+
+
+def _known(claim: OutboxEntry | Standing) -> ScoreResponse | Refusal:
+    """The result of a payment that is not to be decided now."""
+    if isinstance(claim, OutboxEntry):
+        return claim.response
+    return refusal_of(PaymentIdReused()) if claim is Standing.OTHER_PAYMENT else UNDER_WAY
 
 
 # Stands where a response will be.

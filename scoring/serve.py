@@ -27,21 +27,24 @@ from features.engine import FeatureEngine
 from features.money import RateTable
 from models.bundle import Bundle
 from schemas.errors import Misconfigured, PaywardenError
+from scoring import answered
+from scoring.answered import Answered, AnsweredMetrics, AnsweredSettings, worker_name
 from scoring.http import HttpServer, HttpSettings, open_listener, reserve_port
 from scoring.metrics import HttpMetrics, Registry, ScoringMetrics, render
 from scoring.mirror import MirrorSettings
-from scoring.outbox import OutboxSettings, OutboxWriter
+from scoring.outbox import OutboxMetrics, OutboxSettings, OutboxWriter
 from scoring.policy import Policy, flags_of
 from scoring.scorer import PaymentScorer
 from scoring.wire import RequestLimits
 
 _log = logging.getLogger(__name__)
 
-# A worker that dies at once, again and again, is started more and more rarely.
+# A worker that dies at once, again and again, is started more and more rarely. One that has served for a second was not
+# wrong from the start: it is back within moments.
 _RESTART_FIRST_S = 0.1
 _RESTART_MOST_S = 10.0
 _NAP_S = 0.05
-_HEALTHY_AFTER_S = 10.0
+_HEALTHY_AFTER_S = 1.0
 # How often a worker looks whether there is a mirror, or another one, and whether its parent lives.
 _LOOK_S = 0.5
 
@@ -58,6 +61,7 @@ class Host:
     limits: RequestLimits
     mirror: MirrorSettings
     outbox: OutboxSettings
+    answered: AnsweredSettings
     metrics_directory: Path
 
 
@@ -71,6 +75,8 @@ def serve(host: Host, worker_count: int, *, announce: Callable[[int], None]) -> 
     with reserve_port(host.http.host, host.http.port) as held:
         port = held.getsockname()[1]
         host.engine.warm_up()
+        answered.warm_up()
+        answered.prepare(host.answered)
         parent = _Parent(host, worker_count, port)
         parent.heed_signals()
         announce(port)
@@ -143,7 +149,7 @@ def _worker_main(host: Host, worker: int, port: int, parent: int) -> int:
         signal.signal(number, signal.SIG_DFL)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(host, f"worker-{worker}", port, parent))
+            runner.run(_work(host, worker, port, parent))
     except PaywardenError as error:
         _log.error("worker %d: %s", worker, error)
         return 1
@@ -153,13 +159,16 @@ def _worker_main(host: Host, worker: int, port: int, parent: int) -> int:
     return 0
 
 
-async def _work(host: Host, name: str, port: int, parent: int) -> None:
-    registry = Registry()
+async def _work(host: Host, worker: int, port: int, parent: int) -> None:
+    name, registry = worker_name(worker), Registry()
     http_metrics = HttpMetrics.declare(registry)
     entities = host.engine.plan.entity_names
     scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
+    answered_metrics, outbox_metrics = AnsweredMetrics.declare(registry), OutboxMetrics.declare(registry)
     registry.open(host.metrics_directory, name)
-    outbox = OutboxWriter(host.outbox, name)
+    outbox = OutboxWriter(host.outbox, name, outbox_metrics)
+    # After the outbox: its lock says that an earlier process of this worker appends nothing more.
+    table = Answered(host.answered, host.outbox, worker, answered_metrics)
     scorer = PaymentScorer(
         engine=host.engine,
         rates=host.rates,
@@ -168,6 +177,7 @@ async def _work(host: Host, name: str, port: int, parent: int) -> None:
         mirror=host.mirror,
         outbox=outbox,
         metrics=scoring_metrics,
+        answered=table,
     )
     server = HttpServer(
         scorer,
@@ -187,18 +197,23 @@ async def _work(host: Host, name: str, port: int, parent: int) -> None:
     gc.collect()
     gc.freeze()
     _log.info("%s listens on %s:%d", name, host.http.host, port)
-    look = asyncio.create_task(_look_around(scorer, parent, stopped))
+    look = asyncio.create_task(_look_around(scorer, outbox, parent, stopped))
     await stopped.wait()
     look.cancel()
     await server.stop()
+    table.close()
     outbox.close()
     registry.close()
 
 
-async def _look_around(scorer: PaymentScorer, parent: int, stopped: asyncio.Event) -> None:
-    """Take up the mirror when it appears or is replaced; stop when the parent has died and cannot say so."""
+async def _look_around(scorer: PaymentScorer, outbox: OutboxWriter, parent: int, stopped: asyncio.Event) -> None:
+    """Take up the mirror when it appears or is replaced, and tell what the outbox holds.
+
+    Stop when the parent has died and cannot say so.
+    """
     while os.getppid() == parent:
         scorer.open_mirror()
+        outbox.note_unshipped()
         await asyncio.sleep(_LOOK_S)
     _log.error("the parent is gone: stopping")
     stopped.set()

@@ -8,7 +8,8 @@
 2. When the loop has read all there was to read, what waits is scored together, `chunk_payments` payments at most;
    then the loop reads again before the next chunk, so that under a flood refusals leave between chunks. Nobody
    ever waits for another request to arrive: a lone request is a chunk of one.
-3. A call past its deadline, or no longer wanted, is not scored.
+3. A call past its deadline, or no longer wanted, is not scored. One whose payment another worker is deciding about at
+   this moment waits a little and is asked again.
 4. One wrong request spoils nothing for its neighbours: it gets its refusal, they get their answers.
 
 Not thread-safe: everything happens in the event loop.
@@ -29,12 +30,14 @@ from typing import NamedTuple, Protocol
 from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring import wire
+from scoring.answered import PaymentIdReused
 from scoring.wire import DeadlineExceeded, Format, Overloaded, RequestLimits
 
 _log = logging.getLogger(__name__)
 
 # Codes of refusals, by gRPC's names.
 INVALID_ARGUMENT = "invalid_argument"
+ALREADY_EXISTS = "already_exists"
 RESOURCE_EXHAUSTED = "resource_exhausted"
 DEADLINE_EXCEEDED = "deadline_exceeded"
 UNAVAILABLE = "unavailable"
@@ -49,6 +52,8 @@ class Refusal(NamedTuple):
     field: str = ""
 
 
+# Of a payment that another worker is deciding about: by the deadline the caller is told, before it we ask again.
+UNDER_WAY = Refusal(UNAVAILABLE, "this payment is being decided: try again")
 _QUEUE_FULL = Refusal(RESOURCE_EXHAUSTED, "more is asked than can be answered in time: try again later")
 _TOO_LATE = Refusal(DEADLINE_EXCEEDED, "the deadline has passed")
 _BUG = Refusal(INTERNAL, "internal error")
@@ -59,6 +64,8 @@ class Scorer(Protocol):
 
     def score_many(self, requests: Sequence[ScoreRequest], now_ms: int) -> Sequence[ScoreResponse | Refusal]:
         """One result for each validated request, in order; a response's decision is in the outbox by then.
+
+        UNDER_WAY wants to be asked again in a moment.
 
         May raise InvalidEvent or TemporaryFailure for all of them. Anything else raised is a bug: what can be
         answered one by one is, the rest gets "internal".
@@ -118,6 +125,8 @@ class AdmissionSettings:
 
 def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
     """How an expected failure is told to the caller."""
+    if isinstance(error, PaymentIdReused):
+        return Refusal(ALREADY_EXISTS, wire.message_of(error), error.field)
     if isinstance(error, InvalidEvent):
         return Refusal(INVALID_ARGUMENT, wire.message_of(error), error.field)
     if isinstance(error, Overloaded):
@@ -131,6 +140,8 @@ def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
 _FIRST_COST_S = 100e-6
 # How much the last chunk counts in the running cost of a payment.
 _COST_WEIGHT = 0.1
+# After which a payment that another worker decides about is asked for again: most decisions take less.
+_UNDER_WAY_S = 0.001
 # What a batch holds is not known before it is parsed: a request of a payment is rarely shorter than this.
 _REQUEST_BYTES = 80
 
@@ -242,6 +253,10 @@ class Turns:
         touched: dict[Flushable, None] = {}
         first = 0
         for call, count in zip(calls, parts, strict=True):
+            under_way = any(result is UNDER_WAY for result in results[first : first + count])
+            if under_way and self._asks_again(call, count):
+                first += count
+                continue
             touched[call.connection] = None
             if not call.is_batch:
                 result = results[first]
@@ -255,6 +270,20 @@ class Turns:
             first += count
         for connection in touched:
             connection.flush()
+
+    def _asks_again(self, call: Call, weight: int) -> bool:
+        """Put a call back for a moment; False when its deadline is too near for that."""
+        if self._now_s() + _UNDER_WAY_S > call.deadline:
+            return False
+        asyncio.get_running_loop().call_later(_UNDER_WAY_S, self._take_back, call, weight)
+        return True
+
+    def _take_back(self, call: Call, weight: int) -> None:
+        """It was admitted once."""
+        self._queue.append((call, weight))
+        self._queued_payments += weight
+        if not self._scheduled:
+            self._schedule()
 
     def _score(self, requests: Sequence[ScoreRequest]) -> Sequence[ScoreResponse | Refusal]:
         """Never raises: this is the top of a request."""

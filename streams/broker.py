@@ -9,6 +9,7 @@ from __future__ import annotations
 from confluent_kafka import Producer
 
 from schemas.avro import TOPICS
+from streams.cursors import CURSORS_TOPIC
 
 
 class EmbeddedBroker:
@@ -22,7 +23,7 @@ class EmbeddedBroker:
         broker = next(iter(self._owner.list_topics(timeout=10).brokers.values()))
         self.bootstrap = f"{broker.host}:{broker.port}"
         # Asked for, a topic is there: consumers find what nobody has written to yet.
-        for topic in TOPICS:
+        for topic in (*TOPICS, CURSORS_TOPIC):
             self._owner.list_topics(topic, timeout=10)
 
     def close(self) -> None:

@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from prometheus_client import CollectorRegistry
 
 from features.profile_sets import LiveSet
@@ -31,6 +32,7 @@ from scoring.outbox import OutboxSettings
 from streams.changes import read_changes
 from streams.companion_health import CompanionHealth
 from streams.companion_metrics import CompanionMetrics
+from streams.cursors import CURSORS_TOPIC, HostIdentity
 from streams.ends import EndsWatch
 from streams.kafka import (
     KafkaSettings,
@@ -39,13 +41,12 @@ from streams.kafka import (
     end_offsets,
     make_admin,
     make_consumer,
-    make_producer,
     partitions_of,
 )
 from streams.metrics import objectives_ms
 from streams.progress import CopyProgress, progress_key
 from streams.repartition import repartition_topic
-from streams.shipping import Shipper
+from streams.shipping import shipper_of
 
 _log = logging.getLogger(__name__)
 
@@ -90,13 +91,15 @@ class Companion:
         entities: tuple[str, ...],
         look: Callable[[], LiveSet],
         open_store: Callable[[LiveSet], ProfileStore],
+        outbox_keep_s: float = 0.0,
         registry: CollectorRegistry | None = None,
         watch_scan: Callable[[str], AbstractContextManager[ScanProgress]] | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         """`look` says which profile set is live and `open_store` opens it, both only when a new mirror is filled.
 
-        `registry` gets the metrics. `watch_scan` may show how a new mirror is filled.
+        `outbox_keep_s`: for how long decisions are kept after they are shipped. `registry` gets the metrics. `watch_scan`
+        may show how a new mirror is filled.
 
         Raises Misconfigured, BrokerUnavailable.
         """
@@ -111,7 +114,6 @@ class Companion:
         self._partitions = partitions_of(kafka, "profiles")
         self._mirror, self._mirror_limit_bytes = MirrorWriter(mirror), mirror.size_mb << 20
         self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-companion")
-        producer: Producer = make_producer(kafka, linger_ms=5)
         self._decoder = Decoder("profiles", ids)
         self._progress = CopyProgress(
             self._partitions,
@@ -122,7 +124,9 @@ class Companion:
             ),
         )
         encoder = Encoder("decisions", ids.id_of("decisions"))
-        self._shipper = Shipper(outbox, producer=producer, topic=kafka.topic("decisions"), encoder=encoder)
+        self._identity = HostIdentity(Path(outbox.directory))
+        partitions_of(kafka, CURSORS_TOPIC)
+        self._shipper = shipper_of(outbox, kafka, self._identity, encoder=encoder, keep_s=outbox_keep_s)
         self._ends = EndsWatch(make_admin(kafka), self._topic, self._partitions)
         self._to_reach: dict[int, int] = {}
         self._read_to: dict[int, int] = {}
@@ -147,6 +151,7 @@ class Companion:
             self.health.obstacle = "the companion is stopping"
             self._shipper.find_workers()
             self._shipper.drain(self._settings.stop_timeout_s)
+            self._identity.close()
             self._consumer.close()
             self._mirror.close()
 

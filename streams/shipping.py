@@ -1,166 +1,337 @@
-"""From the outbox to the decisions topic: every decision, in order, and a note of how far that got.
+"""From the outbox to the decisions topic: every decision, in order, exactly once.
 
-Records are produced by an idempotent producer and acknowledged in any order over partitions; the cursor of a
-worker moves to the end of the longest run without a gap. A crash between an acknowledgement and the cursor
-sends a few decisions again, under their own decision_id, by which readers tell.
+Decisions and the cursors of their outboxes (streams/cursors.py) are written in one Kafka transaction: for readers of
+what is committed, either both are there or neither. The transactional id is the host's, so that the broker refuses
+whatever an earlier companion of this host still has on the way.
+
+1. Start: fence off earlier companions (`init_transactions`), which also ends their open transaction one way or the
+   other; then read the cursors. They say what is on the topic, whatever happened before.
+2. A transaction: what is new in every outbox, at most TRANSACTION_MAX decisions, then the cursor of each outbox that
+   has moved. No more often than TRANSACTION_EVERY_S: each costs the broker a marker in every partition.
+3. When it is committed, the positions move on and, now and then, are noted beside the outbox: by that the writer knows
+   what is not shipped, and what is shipped and old enough is deleted.
+4. A transaction that fails is aborted, and its decisions are sent again. If the producer itself has ended (another one
+   has fenced it off, or the broker has given up its transaction), a new one begins at step 1.
+
+While the broker is away every round tries for a moment only, and the outboxes keep the decisions.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from typing import Any
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Protocol
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaException
 from google.protobuf.message import DecodeError
 
 from schemas.avro import Encoder
 from schemas.errors import BrokerUnavailable
 from schemas.outbox_pb2 import OutboxEntry
 from scoring.outbox import Cursor, OutboxDamaged, OutboxReader, OutboxSettings, workers
+from streams.cursors import (
+    CURSORS_TOPIC,
+    TRANSACTION_TIMEOUT_MS,
+    HostIdentity,
+    ShippedTo,
+    boot_id,
+    cursor_key,
+    read_cursors,
+)
+from streams.kafka import KafkaSettings, make_transactional_producer, reason_of
 
 _log = logging.getLogger(__name__)
 
-# Decisions under way to the broker, for each worker: about 5 MB. While the broker is away the outbox holds them.
-UNDER_WAY_MAX = 10_000
-READ_MAX = 1_000
-# The cursor is synced to disk each time it is stored; a crash sends again what was acknowledged since.
+# Decisions in a transaction: about 5 MB, and a fraction of a second's work.
+TRANSACTION_MAX = 5_000
+TRANSACTION_EVERY_S = 0.04
+# The cursor beside the outbox is synced to disk each time it is stored.
 CURSOR_EVERY_S = 0.2
+# How long one round waits for the broker: the mirror waits as long.
+_WAIT_S = 0.05
+# After a failed start or a lost producer.
+_AGAIN_AFTER_S = 1.0
+# Producers lost in a row, without a transaction committed in between, before that is no accident any more.
+_PRODUCERS_LOST_MAX = 10
+
+
+class TransactionalProducer(Protocol):
+    """What is used of confluent_kafka.Producer. Each may raise KafkaException."""
+
+    def init_transactions(self, timeout: float) -> None: ...
+    def begin_transaction(self) -> None: ...
+    def produce(self, topic: str, value: bytes, *, key: str | bytes) -> None: ...
+    def commit_transaction(self, timeout: float) -> None: ...
+    def abort_transaction(self, timeout: float) -> None: ...
 
 
 class Shipment:
-    """The shipping of one worker's outbox."""
+    """One worker's outbox, and how far it is read and shipped."""
 
-    def __init__(
-        self, settings: OutboxSettings, worker: str, *, producer: Producer, topic: str, encoder: Encoder
-    ) -> None:
-        self._reader = OutboxReader(settings, worker)
-        self._cursor = Cursor(settings, worker)
-        self._producer, self._topic, self._encoder = producer, topic, encoder
-        self._read_to = self._reader.start(self._cursor)
-        self._arrived_to = self._kept = self._read_to
-        self._cursor_due = 0.0
-        # The end of each record under way, in order; and those of them that are acknowledged.
-        self._under_way: deque[int] = deque()
-        self._acknowledged: set[int] = set()
-        self._failure: KafkaError | None = None
-        self.shipped = 0
+    def __init__(self, settings: OutboxSettings, worker: str, remote: ShippedTo | None, *, keep_s: float) -> None:
+        self.worker = worker
+        self._reader, self._cursor, self._keep_s = OutboxReader(settings, worker), Cursor(settings, worker), keep_s
+        self.shipped_to = self.read_to = self._start(remote)
+        # Whether the next transaction carries the cursor.
+        self.is_moved = remote is None or remote.position != self.read_to
+        self._kept: int | None = None
+        self._keep_due = 0.0
 
-    def advance(self) -> int:
-        """Produce what is new, note what has arrived. Returns how many records were produced.
+    def read(self, count_max: int) -> list[OutboxEntry]:
+        """What is new, at most so many. Raises OutboxDamaged, OutboxUnavailable."""
+        entries = []
+        for end, payload in self._reader.read(self.read_to, count_max):
+            entries.append(_entry_of(payload))
+            self.read_to, self.is_moved = end, True
+        return entries
 
-        Raises BrokerUnavailable when the producer has given up for good, OutboxDamaged when the log is not whole.
-        """
-        if self._failure is not None:
-            raise BrokerUnavailable(f"decisions cannot be shipped: {self._failure.str()}")
-        room = min(READ_MAX, UNDER_WAY_MAX - len(self._under_way))
-        produced = 0
-        for end, payload in self._reader.read(self._read_to, room) if room > 0 else ():
-            if not self._produce(end, payload):
-                break
-            produced += 1
-        self._note_arrived()
-        if time.monotonic() >= self._cursor_due:
-            self._keep_cursor()
-        return produced
+    def commit(self) -> None:
+        """What was read is on the topic."""
+        self.shipped_to, self.is_moved = self.read_to, False
 
-    @property
-    def under_way(self) -> int:
-        """Decisions given to the producer that the broker has not acknowledged, or only after one it has not."""
-        return len(self._under_way)
+    def rewind(self) -> None:
+        """What was read since the last commit is not on the topic."""
+        self.is_moved = self.is_moved or self.read_to != self.shipped_to
+        self.read_to = self.shipped_to
+
+    def keep(self, *, at_once: bool = False) -> None:
+        """Now and then, note the position beside the outbox and delete what is shipped and old."""
+        now = time.monotonic()
+        if not at_once and now < self._keep_due:
+            return
+        self._keep_due = now + CURSOR_EVERY_S
+        if self.shipped_to != self._kept:
+            self._cursor.store(self.shipped_to)
+            self._kept = self.shipped_to
+        self._reader.release(self.shipped_to, keep_s=self._keep_s)
 
     def waiting_bytes(self) -> int:
-        """What the outbox holds that the broker has not acknowledged. Raises OutboxUnavailable."""
-        # After a loss of power the log may end before its cursor.
-        return max(0, self._reader.end() - self._arrived_to)
+        """What the outbox holds that is not on the topic. Raises OutboxUnavailable."""
+        return max(0, self._reader.end() - self.shipped_to)
 
-    def drain(self, timeout_s: float) -> None:
-        """Wait for what is under way, at most `timeout_s`, and note it."""
-        self._producer.flush(timeout_s)
-        self._note_arrived()
-        self._keep_cursor()
+    def _start(self, remote: ShippedTo | None) -> int:
+        """Where to go on. The cursor on Kafka is right, unless the outbox has lost what it spoke of.
 
-    def _produce(self, end: int, payload: bytes) -> bool:
-        try:
-            entry = OutboxEntry.FromString(payload)
-        except DecodeError as error:
-            raise OutboxDamaged("the outbox holds a record that is not a decision") from error
-        try:
-            self._producer.produce(
-                self._topic,
-                self._encoder.encode(decision_of(entry)),
-                key=entry.request.payment_id,
-                on_delivery=lambda error, _: self._on_delivery(end, error, _),
-            )
-        except BufferError:
-            return False
-        self._under_way.append(end)
-        self._read_to = end
-        return True
+        After a loss of power, or put back from a copy, an outbox may end before what was shipped, and its writer has
+        gone on from there: positions stand for other records than those that were shipped. These were decided
+        before the cursor was written, the new ones after.
+        """
+        local = self._cursor.load()
+        if remote is None or (local is not None and local > remote.position):
+            return self._reader.start(self._cursor)
+        if remote.boot_id == boot_id() and self._reader.end() >= remote.position:
+            return remote.position
+        position = self._reader.start(self._cursor)
+        while records := self._reader.read(position, 1000):
+            for end, payload in records:
+                if end > remote.position or _entry_of(payload).decided_time_ms > remote.time_ms:
+                    return position
+                position = end
+        return position
 
-    def _on_delivery(self, end: int, error: KafkaError | None, _: Message) -> None:
-        if error is not None:
-            self._failure = error
-        else:
-            self._acknowledged.add(end)
 
-    def _note_arrived(self) -> None:
-        """Move past every record that is acknowledged and has none before it that is not."""
-        while self._under_way and self._under_way[0] in self._acknowledged:
-            self._arrived_to = self._under_way.popleft()
-            self._acknowledged.remove(self._arrived_to)
-            self.shipped += 1
-
-    def _keep_cursor(self) -> None:
-        self._cursor_due = time.monotonic() + CURSOR_EVERY_S
-        if self._arrived_to != self._kept:
-            self._cursor.store(self._arrived_to)
-            self._reader.release(self._arrived_to)
-            self._kept = self._arrived_to
+class _State(Enum):
+    NEW = "new"
+    IDLE = "idle"
+    COMMITTING = "committing"
+    ABORTING = "aborting"
 
 
 class Shipper:
     """The shipping of every worker of this host. Workers that start later are found."""
 
-    def __init__(self, settings: OutboxSettings, *, producer: Producer, topic: str, encoder: Encoder) -> None:
-        self._settings, self._producer, self._topic, self._encoder = settings, producer, topic, encoder
+    def __init__(
+        self,
+        settings: OutboxSettings,
+        *,
+        host: str,
+        make_producer: Callable[[], TransactionalProducer],
+        read_cursors: Callable[[], Mapping[str, ShippedTo]],
+        topic: str,
+        cursors_topic: str,
+        encoder: Encoder,
+        keep_s: float,
+    ) -> None:
+        """`keep_s`: for how long the outbox keeps what is shipped."""
+        self._settings, self._host, self._keep_s = settings, host, keep_s
+        self._make_producer, self._read_cursors = make_producer, read_cursors
+        self._topic, self._cursors_topic, self._encoder = topic, cursors_topic, encoder
+        self._producer: TransactionalProducer | None = None
+        self._state = _State.NEW
+        self._cursors: Mapping[str, ShippedTo] = {}
         self._shipments: dict[str, Shipment] = {}
+        self._due = 0.0
+        self._lost_count = 0
+        self._trouble = ""
+        # Decisions in the transaction that is open, and those committed since the start.
+        self.under_way = self.shipped = 0
 
     def advance(self) -> int:
-        """One round over all workers; returns how many decisions were produced."""
-        self._producer.poll(0)
-        return sum(shipment.advance() for shipment in self._shipments.values())
+        """One round over all workers; returns how many decisions were sent. Waits for the broker for a moment only.
+
+        Raises BrokerUnavailable when producers are lost again and again, OutboxDamaged when a log is not whole.
+        """
+        try:
+            return self._advance()
+        except KafkaException as error:
+            self._fail(error)
+            return 0
 
     def find_workers(self) -> None:
         """Look for outboxes that are new. Reads a directory: not for every round."""
+        if self._state is _State.NEW:
+            return
         for worker in workers(self._settings):
             if worker not in self._shipments:
-                _log.info("companion: shipping the outbox of %s", worker)
-                self._shipments[worker] = Shipment(
-                    self._settings, worker, producer=self._producer, topic=self._topic, encoder=self._encoder
-                )
-
-    @property
-    def shipped(self) -> int:
-        """Decisions acknowledged by the broker since the start."""
-        return sum(shipment.shipped for shipment in self._shipments.values())
-
-    @property
-    def under_way(self) -> int:
-        """Decisions that the broker has yet to acknowledge. How many are behind them only reading them would tell."""
-        return sum(shipment.under_way for shipment in self._shipments.values())
+                self._add(worker)
 
     def waiting_bytes(self) -> dict[str, int]:
         """By worker, the bytes in its outbox that are not shipped. Reads directories: not for every round."""
         return {worker: shipment.waiting_bytes() for worker, shipment in self._shipments.items()}
 
     def drain(self, timeout_s: float) -> None:
-        """Ship what is there now, wait for the broker, at most `timeout_s` for each worker."""
-        while self.advance():
-            self._producer.poll(0)
+        """Ship what is there now, at most `timeout_s` long, and note how far that came."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            self._due = 0.0
+            if self.advance() == 0 and self._state is _State.IDLE and self.under_way == 0:
+                break
         for shipment in self._shipments.values():
-            shipment.drain(timeout_s)
+            shipment.keep(at_once=True)
+
+    def _advance(self) -> int:
+        now = time.monotonic()
+        if self._state is _State.NEW:
+            if now < self._due:
+                return 0
+            self._start()
+        if self._state is _State.ABORTING:
+            self._abort()
+        if self._state is _State.COMMITTING:
+            self._commit()
+            return 0
+        return self._send(now) if self._state is _State.IDLE and now >= self._due else 0
+
+    def _start(self) -> None:
+        if self._producer is None:
+            self._producer = self._make_producer()
+        self._producer.init_transactions(_WAIT_S)
+        try:
+            self._cursors = self._read_cursors()
+        except BrokerUnavailable as error:
+            self._say(str(error))
+            self._producer, self._due = None, time.monotonic() + _AGAIN_AFTER_S
+            return
+        self._state = _State.IDLE
+        # Of those that were there before the last producer was lost, too: what its transaction came to is known now.
+        known, self._shipments = list(self._shipments), {}
+        for worker in known:
+            self._add(worker)
+        self.find_workers()
+
+    def _add(self, worker: str) -> None:
+        _log.info("companion: shipping the outbox of %s", worker)
+        remote = self._cursors.get(worker)
+        self._shipments[worker] = Shipment(self._settings, worker, remote, keep_s=self._keep_s)
+
+    def _send(self, now: float) -> int:
+        """A transaction with what is new, and its commit begun; how many decisions that are."""
+        assert self._producer is not None
+        entries: list[OutboxEntry] = []
+        for shipment in self._shipments.values():
+            entries += shipment.read(TRANSACTION_MAX - len(entries))
+            shipment.keep()
+        moved = [shipment for shipment in self._shipments.values() if shipment.is_moved]
+        if not moved:
+            return 0
+        self._due = now + TRANSACTION_EVERY_S if len(entries) < TRANSACTION_MAX else now
+        self._producer.begin_transaction()
+        # From here on it is open, and a failure of any kind aborts it.
+        self._state, self.under_way = _State.ABORTING, len(entries)
+        for entry in entries:
+            self._producer.produce(self._topic, self._encoder.encode(decision_of(entry)), key=entry.request.payment_id)
+        now_ms = time.time_ns() // 1_000_000
+        for shipment in moved:
+            shipped = ShippedTo(shipment.read_to, now_ms, boot_id())
+            self._producer.produce(self._cursors_topic, shipped.to_bytes(), key=cursor_key(self._host, shipment.worker))
+        self._state = _State.COMMITTING
+        self._commit()
+        return len(entries)
+
+    def _commit(self) -> None:
+        assert self._producer is not None
+        self._producer.commit_transaction(_WAIT_S)
+        for shipment in self._shipments.values():
+            if shipment.read_to != shipment.shipped_to or shipment.is_moved:
+                shipment.commit()
+                shipment.keep()
+        self.shipped += self.under_way
+        self._state, self.under_way, self._lost_count, self._trouble = _State.IDLE, 0, 0, ""
+
+    def _abort(self) -> None:
+        assert self._producer is not None
+        self._producer.abort_transaction(_WAIT_S)
+        for shipment in self._shipments.values():
+            shipment.rewind()
+        self._state, self.under_way = _State.IDLE, 0
+
+    def _fail(self, error: KafkaException) -> None:
+        """Abort, begin with a new producer, or go on with what was tried: the error says which."""
+        kind, reason = error.args[0], reason_of(error)
+        if kind.fatal():
+            self._lose_producer(reason)
+        elif kind.txn_requires_abort():
+            self._say(f"a transaction has failed and is aborted: {reason}")
+            self._state = _State.ABORTING
+        elif kind.retriable():
+            # Most often only that it takes longer than a round waits.
+            _log.debug("companion: shipping waits: %s", reason)
+        else:
+            self._lose_producer(reason)
+
+    def _lose_producer(self, reason: str) -> None:
+        self._lost_count += 1
+        if self._lost_count > _PRODUCERS_LOST_MAX:
+            raise BrokerUnavailable(f"decisions cannot be shipped (is there a copy of this host's outbox?): {reason}")
+        self._say(f"the producer of decisions has ended and begins anew: {reason}")
+        self._producer, self._state, self.under_way = None, _State.NEW, 0
+        self._due = time.monotonic() + _AGAIN_AFTER_S
+
+    def _say(self, trouble: str) -> None:
+        """Once, until something has been shipped again."""
+        if trouble != self._trouble:
+            _log.warning("companion: %s", trouble)
+            self._trouble = trouble
+
+
+def shipper_of(
+    settings: OutboxSettings, kafka: KafkaSettings, identity: HostIdentity, *, encoder: Encoder, keep_s: float
+) -> Shipper:
+    """The shipping of this host to this cluster."""
+    return Shipper(
+        settings,
+        host=identity.host,
+        make_producer=lambda: make_transactional_producer(
+            kafka,
+            f"{kafka.topic_prefix}paywarden-outbox-{identity.host}",
+            linger_ms=5,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+        ),
+        read_cursors=lambda: read_cursors(kafka, identity.host),
+        topic=kafka.topic("decisions"),
+        cursors_topic=kafka.topic(CURSORS_TOPIC),
+        encoder=encoder,
+        keep_s=keep_s,
+    )
+
+
+def _entry_of(payload: bytes) -> OutboxEntry:
+    try:
+        return OutboxEntry.FromString(payload)
+    except DecodeError as error:
+        raise OutboxDamaged("the outbox holds a record that is not a decision") from error
 
 
 def decision_of(entry: OutboxEntry) -> dict[str, Any]:

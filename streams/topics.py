@@ -10,6 +10,7 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from schemas.avro import TOPICS
 from schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError
+from streams.cursors import CURSORS_TOPIC
 from streams.kafka import MESSAGE_BYTES_MAX, REACH_TIMEOUT_S, KafkaSettings, make_admin, reason_of
 from streams.repartition import repartition_topic
 
@@ -41,7 +42,7 @@ def create_topics(kafka: KafkaSettings, settings: TopicSettings, entities: Seque
 
     Raises BrokerUnavailable or Misconfigured.
     """
-    names = [*TOPICS, *map(repartition_topic, entities)]
+    names = [*TOPICS, CURSORS_TOPIC, *map(repartition_topic, entities)]
     return _create(kafka, [_new_topic(kafka.topic(name), name, settings) for name in names])
 
 
@@ -121,7 +122,7 @@ def _new_topic(full_name: str, name: str, settings: TopicSettings) -> NewTopic:
 
 
 def _partition_count(name: str, settings: TopicSettings) -> int:
-    if name in ("drift-alerts", "dead-letters", "dead-letters-retried"):
+    if name in (CURSORS_TOPIC, "drift-alerts", "dead-letters", "dead-letters-retried"):
         return 1
     return settings.partitions if name in TOPICS else settings.repartition_partitions
 
@@ -130,6 +131,16 @@ def _config(name: str, settings: TopicSettings) -> dict[str, str]:
     if name == "profiles":
         # The newest state of each entity for ever; an erased one stays visible long enough for every mirror.
         return {"cleanup.policy": "compact", "delete.retention.ms": str(_DAY_MS), "min.cleanable.dirty.ratio": "0.2"}
+    if name == CURSORS_TOPIC:
+        # Read whole when a companion starts, and written to by every transaction: small segments, compacted early. What
+        # ends a transaction stays for as long as what was deleted.
+        return {
+            "cleanup.policy": "compact",
+            "min.cleanable.dirty.ratio": "0.01",
+            "segment.bytes": str(4 * 1024 * 1024),
+            "segment.ms": "600000",
+            "delete.retention.ms": "60000",
+        }
     if name == "dead-letters-retried":
         kept_ms = (settings.dead_letters_days + _RETRIED_DAYS_MORE) * _DAY_MS
         return {"cleanup.policy": "compact,delete", "retention.ms": str(kept_ms)}

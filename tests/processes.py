@@ -101,6 +101,7 @@ class Deployment:
             )
             + f'[mirror]\npath = "{self.mirror}"\nsize_mb = 256\n'
             f'[outbox]\ndirectory = "{self.outbox}"\n'
+            f'[answered]\npath = "{folder / "answered"}"\npayments_max = 100000\n'
             f'[serve]\nbundle = "{self.bundle}"\nmetrics = "{folder / "metrics"}"\n'
             "[http]\nport = 0\n",
             encoding="utf-8",

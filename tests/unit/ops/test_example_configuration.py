@@ -13,6 +13,7 @@ from features.lmdb_store import LmdbSettings
 from models.training import TrainingSettings
 from ops.wiring import FeatureSettings, ServeSettings, StoreSettings
 from schemas.settings import SECTIONS, read_source
+from scoring.answered import AnsweredSettings
 from scoring.http import HttpSettings
 from scoring.mirror import MirrorSettings
 from scoring.outbox import OutboxSettings
@@ -27,6 +28,7 @@ from streams.topics import TopicSettings
 EXAMPLE = Path(__file__).resolve().parents[3] / "ops" / "paywarden.toml"
 SETTINGS: dict[str, type[Any]] = {
     "aerospike": AerospikeSettings,
+    "answered": AnsweredSettings,
     "companion": CompanionSettings,
     "features": FeatureSettings,
     "http": HttpSettings,

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from schemas.errors import Misconfigured
 from scoring import outbox
+from scoring.metrics import Registry
 from scoring.outbox import (
     Cursor,
     OutboxDamaged,
     OutboxFull,
+    OutboxMetrics,
     OutboxReader,
     OutboxSettings,
     OutboxUnavailable,
@@ -311,6 +313,88 @@ def test_a_write_cut_short_by_a_full_disk_is_taken_back(small: OutboxSettings, m
     writer.append(b"after")
     writer.close()
     assert read_all(small) == [b"before", b"after"]
+
+
+FULL_DISK = """
+import resource, sys
+from scoring.outbox import OutboxSettings, OutboxUnavailable, OutboxWriter
+writer = OutboxWriter(OutboxSettings(sys.argv[1], segment_bytes=1 << 20), "w0")
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+taken, refused = 0, 0
+limit(10_000)
+while refused < 3:
+    # Batches of another size each time: some meet the limit inside a record.
+    batch = [b"%06d" % (taken + number) + bytes(90) for number in range(1 + refused * 7 + taken % 5)]
+    try:
+        writer.append_many(batch)
+        taken += len(batch)
+    except OutboxUnavailable:
+        refused += 1
+limit(resource.RLIM_INFINITY)
+writer.append(b"%06d" % taken + bytes(90))
+print(taken + 1)
+"""
+
+
+def test_a_disk_that_fills_up_refuses_whole_batches_and_loses_nothing_taken(tmp_path: Path) -> None:
+    # A limit on a file's size cuts a write short as a full disk does, and needs no disk to be full.
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    taken = int(done.stdout)
+    found = read_all(OutboxSettings(str(tmp_path), segment_bytes=1 << 20), at_once=100)
+    assert [int(record[:6]) for record in found] == list(range(taken))
+    assert taken > 50
+
+
+def test_what_is_not_shipped_and_what_is_refused_is_told(tmp_path: Path) -> None:
+    metrics = OutboxMetrics.declare(Registry())
+    where = OutboxSettings(str(tmp_path), segment_bytes=100, total_bytes_max=300)
+    writer = OutboxWriter(where, "w0", metrics)
+    accepted: list[bytes] = []
+    with pytest.raises(OutboxFull):
+        append_until_refused(writer, accepted)
+    writer.note_unshipped()
+    assert metrics.refused.value == 1
+    assert metrics.unshipped_bytes._slots[0] == writer.position > 200
+    Cursor(where, "w0").store(writer.position)
+    writer.note_unshipped()
+    assert metrics.unshipped_bytes._slots[0] == 0
+    # All of it is there still, and does not count.
+    writer.append(b"again")
+    assert read_all(where) == [*accepted, b"again"]
+    writer.close()
+
+
+def test_what_begins_at_a_position_is_read_and_nothing_else_is(small: OutboxSettings) -> None:
+    small = replace(small, total_bytes_max=100_000)
+    writer = OutboxWriter(small, "w0")
+    records = [*numbered(9), b"x" * 10_000, b"last"]
+    starts = []
+    for record in records:
+        starts += writer.starts([record])
+        writer.append(record)
+    many = [b"a", b"bb", b"ccc"]
+    starts += writer.starts(many)
+    writer.append_many(many)
+    reader = OutboxReader(small, "w0")
+    assert [reader.at(start) for start in starts] == records + many
+    assert [reader.at(position) for position in (starts[1] + 1, writer.position, 2**40)] == [None] * 3
+    reader.release(writer.position)
+    assert reader.at(0) is None
+    writer.close()
+
+
+def test_release_keeps_segments_that_were_written_to_of_late(small: OutboxSettings) -> None:
+    positions = fill(small, numbered(20))
+    old, *_ = segments(small)
+    os.utime(old, (1, 1))
+    OutboxReader(small, "w0").release(positions[-1], keep_s=60)
+    assert not old.exists()
+    assert len(segments(small)) > 2
+    OutboxReader(small, "w0").release(positions[-1])
+    assert len(segments(small)) == 1
 
 
 def failing(*_: object) -> int:

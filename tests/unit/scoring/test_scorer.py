@@ -23,11 +23,14 @@ from ops.traffic import requests_of
 from schemas.errors import TemporaryFailure
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from scoring import answered as answered_payments
+from scoring.answered import Answered, AnsweredSettings
 from scoring.metrics import Registry, ScoringMetrics
 from scoring.mirror import MirrorSettings, MirrorWriter
+from scoring.outbox import OutboxSettings, OutboxWriter
 from scoring.policy import FLAGS, Policy, PolicySettings, flags_of
 from scoring.scorer import ROWS_MAX, PaymentScorer
-from scoring.turns import Refusal
+from scoring.turns import UNDER_WAY, Refusal
 from streams.backfill import backfill
 from tests import small_world
 
@@ -38,12 +41,15 @@ STRANGER = ScoreRequest(
 )
 
 
-class Outbox:
+class FakeOutbox:
     """Keeps decisions in a list; refuses them while it is told to."""
 
     def __init__(self) -> None:
         self.entries: list[OutboxEntry] = []
         self.fails = False
+
+    def starts(self, payloads: Sequence[bytes]) -> list[int]:
+        return list(range(len(self.entries), len(self.entries) + len(payloads)))
 
     def append_many(self, payloads: Sequence[bytes]) -> int:
         if self.fails:
@@ -57,7 +63,8 @@ class Host:
 
     def __init__(self, folder: Path, **policy: Any) -> None:
         self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
-        self.outbox = Outbox()
+        self.outbox = FakeOutbox()
+        self.answered: Answered | None = None
         self.metrics = ScoringMetrics.declare(Registry(), flags=FLAGS, entities=PLAN.entity_names)
         self._policy = policy
         self._scorer: PaymentScorer | None = None
@@ -83,6 +90,7 @@ class Host:
                 mirror=self.mirror,
                 outbox=self.outbox,
                 metrics=self.metrics,
+                answered=self.answered,
             )
         return self._scorer
 
@@ -436,7 +444,7 @@ def test_a_combination_is_looked_up_by_all_its_fields_and_flagged_by_the_setting
     writer = MirrorWriter(mirror)
     writer.apply({key: state}, {0: 1}, NOW_MS)
     writer.close()
-    outbox = Outbox()
+    outbox = FakeOutbox()
     scorer = PaymentScorer(
         engine=engine,
         rates=small_world.rates(),
@@ -482,3 +490,92 @@ def test_a_worker_is_ready_with_a_complete_mirror(host: Host) -> None:
     assert host.scorer.readiness()
     host.fill(profiles())
     assert host.scorer.readiness() == []
+
+
+# Payments that come again
+
+
+class Refusing(OutboxWriter):
+    """Refuses while it is told to."""
+
+    fails = False
+
+    def append_many(self, payloads: Sequence[bytes]) -> int:
+        if self.fails:
+            raise TemporaryFailure("the outbox is full")
+        return super().append_many(payloads)
+
+
+@pytest.fixture
+def remembering(tmp_path: Path) -> Iterator[tuple[Refusing, PaymentScorer, Answered]]:
+    """A scorer that remembers what it has answered, its outbox, and another worker's hold on the same table."""
+    where = OutboxSettings(directory=str(tmp_path / "outbox"))
+    settings = AnsweredSettings(path=str(tmp_path / "answered"), payments_max=1000)
+    answered_payments.prepare(settings)
+    outbox, other = Refusing(where, "worker-0"), Answered(settings, where, 1)
+    host = Host(tmp_path)
+    host.answered, host.outbox = Answered(settings, where, 0), outbox  # type: ignore[assignment]
+    yield outbox, host.scorer, other
+    host.answered.close()
+    other.close()
+    outbox.close()
+    host.close()
+
+
+def like_stranger(payment_id: str, **values: Any) -> ScoreRequest:
+    request = ScoreRequest()
+    request.CopyFrom(STRANGER)
+    request.payment_id = payment_id
+    for name, value in values.items():
+        setattr(request, name, value)
+    return request
+
+
+def test_a_payment_that_comes_again_gets_the_same_answer_and_is_appended_once(
+    remembering: tuple[Refusing, PaymentScorer, Answered],
+) -> None:
+    outbox, scorer, _ = remembering
+    first = answered(scorer, STRANGER)
+    position = outbox.position
+    assert answered(scorer, STRANGER, NOW_MS + 1000) == first
+    assert outbox.position == position
+
+
+def test_an_id_that_comes_again_with_another_payment_is_refused(
+    remembering: tuple[Refusing, PaymentScorer, Answered],
+) -> None:
+    _, scorer, _ = remembering
+    answered(scorer, STRANGER)
+    (refusal,) = scorer.score_many([like_stranger("new", amount_minor=1)], NOW_MS)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.code, refusal.field) == ("already_exists", "payment_id")
+
+
+def test_a_payment_asked_for_twice_together_with_others_is_decided_once_and_all_are_answered_in_order(
+    remembering: tuple[Refusing, PaymentScorer, Answered],
+) -> None:
+    _, scorer, _ = remembering
+    before = answered(scorer, like_stranger("before"))
+    asked = ["a", "wrong", "b", "a", "before", "b", "c"]
+    requests = [like_stranger(name, **({"currency": "XXX"} if name == "wrong" else {})) for name in asked]
+    results = scorer.score_many(requests, NOW_MS)
+    assert [getattr(result, "payment_id", None) for result in results] == ["a", None, "b", "a", "before", "b", "c"]
+    assert results[3] == results[0]
+    assert results[5] == results[2]
+    assert results[4] == before
+    # What was wrong has used up nothing.
+    assert answered(scorer, like_stranger("wrong")).payment_id == "wrong"
+
+
+def test_a_payment_that_the_outbox_refused_may_be_decided_by_another_worker(
+    remembering: tuple[Refusing, PaymentScorer, Answered],
+) -> None:
+    outbox, scorer, other = remembering
+    outbox.fails = True
+    assert scorer.score_many([STRANGER], NOW_MS) == [Refusal("unavailable", "the outbox is full")]
+    (slot,) = other.claim((STRANGER,), NOW_MS)
+    assert isinstance(slot, int)
+    outbox.fails = False
+    assert scorer.score_many([STRANGER], NOW_MS)[0] is UNDER_WAY
+    other.release((slot,))
+    assert answered(scorer, STRANGER).payment_id == "new"

@@ -9,7 +9,7 @@ import pytest
 from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
 from scoring import wire
-from scoring.turns import AdmissionSettings, Call, Refusal, Turns
+from scoring.turns import UNDER_WAY, AdmissionSettings, Call, Refusal, Turns
 from scoring.wire import RequestLimits
 
 NOW_MS = 1_700_000_000_000
@@ -224,6 +224,37 @@ def test_a_call_that_arrives_past_its_deadline_is_told_so_at_once() -> None:
     world.run(lambda: world.ask("a", deadline=99.0))
     assert world.scorer.asked == []
     assert world.connections[0].collected == ["deadline_exceeded"]
+
+
+def test_a_payment_that_another_worker_decides_about_is_asked_for_again() -> None:
+    world = World()
+    world.scorer.bad["b"] = UNDER_WAY
+
+    async def main() -> None:
+        world.ask("a")
+        world.ask("b", "c")
+        await asyncio.sleep(0.0005)
+        world.scorer.bad.clear()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert world.scorer.asked == [["a", "b", "c"], ["b", "c"]]
+    assert world.sent == [[["a"]], [["b+c"]]]
+    assert world.turns.queued_payments == 0
+
+
+def test_a_payment_that_is_under_way_to_the_last_is_unavailable() -> None:
+    world = World()
+    world.scorer.bad["a"] = UNDER_WAY
+    world.scorer.payment_s = 0.02
+
+    async def main() -> None:
+        world.ask("a")
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert world.scorer.asked == [["a"], ["a"]]
+    assert world.sent == [[["unavailable"]]]
 
 
 def test_nobody_scores_what_is_no_longer_wanted() -> None:

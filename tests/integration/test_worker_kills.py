@@ -1,0 +1,210 @@
+"""Scoring workers and the companion killed at random under load: every answered payment has exactly one decision.
+
+PAYWARDEN_KILLS=1000 for the whole of it, about twenty minutes; --log-cli-level=info says what was done.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from confluent_kafka import TopicPartition
+
+from schemas.avro import Decoder, LocalSchemaIds
+from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from streams.kafka import KafkaSettings, consume, make_consumer, partitions_of
+from tests import small_world
+from tests.processes import Deployment, PaywardenProcess, wait_until
+from tests.services.kafka import KafkaServer
+
+_log = logging.getLogger(__name__)
+
+KILLS = int(os.environ.get("PAYWARDEN_KILLS", "40"))
+WORKERS, CLIENTS = 2, 4
+# One kill in so many is of the companion, which takes seconds to be back.
+COMPANION_EVERY = 20
+PROTOBUF = "application/x-protobuf"
+# What a caller gets while a payment is being decided, or there is more to do than can be done: it asks again.
+AGAIN = (429, 503, 504)
+
+Decided = tuple[str, float, str]
+
+pytestmark = pytest.mark.timeout(120 + 3 * KILLS)
+
+
+class Client(threading.Thread):
+    """Pays, and asks again with the same id until there is an answer; now and then once more after it."""
+
+    def __init__(self, target: str, number: int) -> None:
+        super().__init__()
+        self._address, self._number = urlsplit(target).netloc, number
+        self._rng = random.Random(number)
+        self._connection: http.client.HTTPConnection | None = None
+        self._stopped = threading.Event()
+        self.answers: dict[str, set[Decided]] = {}
+        self.repeats = self.broken = 0
+
+    def run(self) -> None:
+        count = 0
+        while not self._stopped.is_set():
+            count += 1
+            self._pay(f"client-{self._number}-{count}")
+            if self._rng.random() < 0.2:
+                self._pay(f"client-{self._number}-{max(1, count - self._rng.randrange(50))}")
+            # Requests of two clients for one payment, at about the same time.
+            self._pay(f"shared-{int(time.time() * 20)}")
+        self._disconnect()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+    def _pay(self, payment_id: str) -> None:
+        request = ScoreRequest(
+            payment_id=payment_id,
+            event_time_ms=time.time_ns() // 1_000_000,
+            card_id="card-1",
+            merchant_id="merchant-1",
+            amount_minor=100 + len(payment_id),
+            currency="EUR",
+        ).SerializeToString()
+        deadline = time.monotonic() + 60
+        while (body := self._ask(request)) is None:
+            self.repeats += 1
+            assert time.monotonic() < deadline, "no answer within a minute"
+        response = ScoreResponse.FromString(body)
+        assert response.payment_id == payment_id
+        decided = (response.decision_id, response.score, response.action)
+        self.answers.setdefault(payment_id, set()).add(decided)
+
+    def _ask(self, request: bytes) -> bytes | None:
+        """The answer, or None when it has to be asked again."""
+        try:
+            if self._connection is None or self._rng.random() < 0.1:
+                self._disconnect()
+                self._connection = http.client.HTTPConnection(self._address, timeout=2)
+            self._connection.request("POST", "/v1/score", request, {"Content-Type": PROTOBUF})
+            answer = self._connection.getresponse()
+            body = answer.read()
+        except (OSError, http.client.HTTPException):
+            self.broken += 1
+            self._disconnect()
+            time.sleep(0.005)
+            return None
+        if answer.status in AGAIN:
+            time.sleep(0.01)
+            return None
+        assert answer.status == 200, (answer.status, body)
+        return body
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class Killer:
+    """Kills one worker, at times the companion, and waits until as many are there again."""
+
+    def __init__(self, deployment: Deployment, serve: PaywardenProcess, companion: PaywardenProcess) -> None:
+        self._deployment, self._companion = deployment, companion
+        self._parent = psutil.Process(serve.pid)
+        self._rng = random.Random(7)
+        self.kills = 0
+
+    def kill_one(self) -> None:
+        time.sleep(self._rng.uniform(0.2, 1.4))
+        self.kills += 1
+        if self.kills % COMPANION_EVERY == 0:
+            self._companion.kill()
+            self._companion = self._deployment.start("companion")
+            return
+        wait_until(lambda: len(self._parent.children()) == WORKERS, "the workers are there")
+        self._rng.choice(self._parent.children()).kill()
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
+    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
+        config = deployed.config.read_text(encoding="utf-8")
+        config = config.replace("[companion]\n", "[companion]\nfill_from_store = false\n")
+        # Small segments, so that some are finished, shipped and kept while retries ask for what is in them.
+        config = config.replace("[outbox]\n", "[outbox]\nsegment_bytes = 100_000\n")
+        deployed.config.write_text(config, encoding="utf-8")
+        deployed.create_topics()
+        shutil.copytree(small_world.trained_bundle(), deployed.bundle)
+        yield deployed
+
+
+def decisions_on_topic(settings: KafkaSettings, wanted: set[str]) -> dict[str, list[Decided]]:
+    """By payment, once there is one for each that is wanted and nothing more comes."""
+    consumer = make_consumer(settings, group_id="unused")
+    consumer.assign(
+        [TopicPartition(settings.topic("decisions"), number, 0) for number in partitions_of(settings, "decisions")]
+    )
+    decoder = Decoder("decisions", LocalSchemaIds())
+    found: dict[str, list[Decided]] = {}
+
+    def more() -> int:
+        records = consume(consumer, 10_000, 0.2).records
+        for record in records:
+            assert record.value is not None
+            row = decoder.decode(record.value)
+            found.setdefault(row["payment_id"], []).append((row["decision_id"], row["score"], row["action"]))
+        return len(records)
+
+    wait_until(lambda: more() >= 0 and wanted <= found.keys(), "every decision is on the topic", timeout_s=120)
+    quiet_until = time.monotonic() + 3
+    while time.monotonic() < quiet_until:
+        if more():
+            quiet_until = time.monotonic() + 3
+    consumer.close()
+    return found
+
+
+def test_every_answered_payment_has_exactly_one_decision_whatever_is_killed(
+    deployment: Deployment, kafka: KafkaServer, topic_prefix: str
+) -> None:
+    companion = deployment.start("companion")
+    serve = deployment.start("serve", "--workers", str(WORKERS))
+    target = serve.first_line()
+    clients = [Client(target, number) for number in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    killer = Killer(deployment, serve, companion)
+    began = time.monotonic()
+    try:
+        while killer.kills < KILLS:
+            killer.kill_one()
+            assert all(client.is_alive() for client in clients), "a client has ended by itself"
+    finally:
+        for client in clients:
+            client.stop()
+    took_s = time.monotonic() - began
+
+    answered: dict[str, set[Decided]] = {}
+    for client in clients:
+        for payment_id, decided in client.answers.items():
+            answered.setdefault(payment_id, set()).update(decided)
+    settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+    on_topic = decisions_on_topic(settings, set(answered))
+    _log.info(
+        "%d kills in %.0f s; %d payments answered, %d decided; %d requests broken, %d asked again",
+        *(killer.kills, took_s, len(answered), len(on_topic)),
+        *(sum(client.broken for client in clients), sum(client.repeats for client in clients)),
+    )
+    assert not {payment_id: decided for payment_id, decided in on_topic.items() if len(decided) != 1}
+    assert not {payment_id for payment_id, decided in answered.items() if decided != set(on_topic[payment_id])}
+    # It would show nothing if nobody had been cut off.
+    assert sum(client.broken for client in clients) > KILLS / 2
+    assert len(answered) > 10 * KILLS
