@@ -287,7 +287,7 @@ def serve(source: Source, bundle: str | None, workers: int) -> None:
     from scoring.serve import serve as run
 
     host = wiring.scoring_host(source, bundle)
-    run(host, workers, announce=lambda port: click.echo(f"http://{host.http.host}:{port}"))
+    run(host, workers, announce=lambda port: click.echo(f"{host.http_scheme}://{host.http.host}:{port}"))
 
 
 @cli.command()

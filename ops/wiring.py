@@ -227,10 +227,13 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
     """What the scoring workers work with. Imports no Kafka and no Aerospike client."""
     from features.engine import FeatureEngine
     from models.bundle import load_bundle
-    from scoring.http import HttpSettings
+    from scoring.http_settings import HttpSettings
     from scoring.mirror import MirrorSettings
     from scoring.outbox import OutboxSettings
     from scoring.serve import Host
+    from scoring.tls import TlsSettings
+    from scoring.tokens import AuthSettings
+    from scoring.turns import AdmissionSettings
     from scoring.wire import RequestLimits
 
     settings = source.section("serve", ServeSettings)
@@ -243,6 +246,9 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
         bundle=bundle,
         policy=policy(source, review_at=manifest.review_at, decline_at=manifest.decline_at),
         http=source.section("http", HttpSettings),
+        admission=source.section("admission", AdmissionSettings),
+        auth=source.section("auth", AuthSettings),
+        tls=source.section("tls", TlsSettings),
         limits=source.section("limits", RequestLimits),
         mirror=source.section("mirror", MirrorSettings),
         outbox=source.section("outbox", OutboxSettings),

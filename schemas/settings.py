@@ -21,7 +21,9 @@ ENVIRONMENT_PREFIX = "PAYWARDEN_"
 
 # Every section there is; what is not one of them is a typing mistake.
 SECTIONS = (
+    "admission",
     "aerospike",
+    "auth",
     "companion",
     "features",
     "http",
@@ -35,6 +37,7 @@ SECTIONS = (
     "serve",
     "store",
     "stream",
+    "tls",
     "topics",
     "training",
 )

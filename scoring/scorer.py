@@ -18,11 +18,13 @@ from features.kernel import ABSENT, AMOUNT, AMOUNT_MINOR, ATTRIBUTE_COUNT, KNOWN
 from features.keys import entity_key
 from features.money import RateTable
 from models.bundle import Bundle
+from schemas.errors import InvalidEvent, TemporaryFailure
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
-from scoring.metrics import ScoringMetrics
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 from scoring.policy import MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE, Policy, unknown_flag
+from scoring.turns import Refusal, refusal_of
+from scoring.worker_metrics import ScoringMetrics
 
 
 class Outbox(Protocol):
@@ -34,7 +36,7 @@ class Outbox(Protocol):
 
 
 class PaymentScorer:
-    """Scores payments one at a time. One to a process; not thread-safe."""
+    """Scores payments. One to a process; not thread-safe."""
 
     def __init__(
         self,
@@ -110,9 +112,15 @@ class PaymentScorer:
             )
         return True
 
-    def score_batch(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse]:
-        """`score` for each, in order."""
-        return [self.score(request, now_ms) for request in requests]
+    def score_many(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse | Refusal]:
+        """`score` for each, in order; one that cannot be scored has its refusal and spoils nothing for the others."""
+        return [self._score_or_refuse(request, now_ms) for request in requests]
+
+    def _score_or_refuse(self, request: ScoreRequest, now_ms: int) -> ScoreResponse | Refusal:
+        try:
+            return self.score(request, now_ms)
+        except (InvalidEvent, TemporaryFailure) as error:
+            return refusal_of(error)
 
     def score(self, request: ScoreRequest, now_ms: int) -> ScoreResponse:
         """The decision about a validated request, already in the outbox.

@@ -1,7 +1,9 @@
 """The scoring host: a parent that holds the port and keeps N workers alive, each a process of its own.
 
     parent   checks everything once, compiles, loads the bundle ─ fork ─► worker 0, worker 1, …
-    worker   opens its outbox, metrics file and the mirror, listens on the shared port, serves
+    worker   opens its outbox, metrics file and the mirror, listens on the shared port and socket, serves
+
+A worker has one scorer, one queue before it (`Turns`) and a `Front` for every protocol, each with its listeners.
 
 The parent imports and warms everything before it forks, so a worker starts in milliseconds and shares its
 memory. It opens no database and starts no thread before that: neither survives a fork.
@@ -15,11 +17,14 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import uvloop
 
@@ -27,13 +32,19 @@ from features.engine import FeatureEngine
 from features.money import RateTable
 from models.bundle import Bundle
 from schemas.errors import Misconfigured, PaywardenError
-from scoring.http import HttpServer, HttpSettings, open_listener, reserve_port
-from scoring.metrics import HttpMetrics, Registry, ScoringMetrics, render
+from scoring.http import HttpServer
+from scoring.http_settings import HttpSettings
+from scoring.listeners import open_listener, reserve_port, unix_listener
+from scoring.metrics import Registry, render
 from scoring.mirror import MirrorSettings
 from scoring.outbox import OutboxSettings, OutboxWriter
 from scoring.policy import Policy, flags_of
 from scoring.scorer import PaymentScorer
+from scoring.tls import Tls, TlsSettings
+from scoring.tokens import AuthSettings, Tokens
+from scoring.turns import AdmissionSettings, Turns
 from scoring.wire import RequestLimits
+from scoring.worker_metrics import GarbagePauses, HttpMetrics, ScoringMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +57,16 @@ _HEALTHY_AFTER_S = 10.0
 _LOOK_S = 0.5
 
 
+class Front(Protocol):
+    """A protocol that calls come in by. It hands them to the worker's `Turns`."""
+
+    async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
+        """Accept connections from a listening socket, which is the front's from now on. May be called for several."""
+
+    async def stop(self) -> None:
+        """Take no more calls, answer those in flight, close. Bounded in time."""
+
+
 @dataclass(frozen=True)
 class Host:
     """What every worker of a host works with; made once, before the workers are."""
@@ -55,33 +76,74 @@ class Host:
     bundle: Bundle
     policy: Policy
     http: HttpSettings
+    admission: AdmissionSettings
+    auth: AuthSettings
+    tls: TlsSettings
     limits: RequestLimits
     mirror: MirrorSettings
     outbox: OutboxSettings
     metrics_directory: Path
 
+    @property
+    def has_tls(self) -> bool:
+        """Whether the ports speak TLS."""
+        return bool(self.tls.certificate or self.tls.key or self.tls.client_ca)
+
+    @property
+    def http_scheme(self) -> str:
+        """Of the address of the HTTP front."""
+        return "https" if self.has_tls else "http"
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """How callers get in: made once by the parent, so that what is wrong with it is said before any worker starts."""
+
+    http_port: int
+    http_unix: socket.socket | None
+    tokens: Tokens | None
+    tls: Tls | None
+
+    def refresh(self) -> None:
+        """Take up tokens and certificates that have been replaced."""
+        if self.tokens is not None:
+            self.tokens.refresh()
+        if self.tls is not None:
+            self.tls.refresh()
+
 
 def serve(host: Host, worker_count: int, *, announce: Callable[[int], None]) -> None:
     """Run the workers until SIGTERM or SIGINT; `announce` gets the port once it is held.
 
-    Raises Misconfigured when the port is taken or the settings cannot be used.
+    Raises Misconfigured when the port or socket is taken or the settings cannot be used.
     """
     if worker_count < 1:
         raise Misconfigured(f"--workers: wanted at least 1, got {worker_count}")
-    with reserve_port(host.http.host, host.http.port) as held:
-        port = held.getsockname()[1]
+    with _gate(host) as gate:
         host.engine.warm_up()
-        parent = _Parent(host, worker_count, port)
+        parent = _Parent(host, worker_count, gate)
         parent.heed_signals()
-        announce(port)
+        announce(gate.http_port)
         parent.run()
+
+
+@contextmanager
+def _gate(host: Host) -> Iterator[_Gate]:
+    tokens = Tokens(host.auth.tokens_file) if host.auth.tokens_file else None
+    tls = Tls(host.tls) if host.has_tls else None
+    path = host.http.unix_socket
+    with (
+        reserve_port(host.http.host, host.http.port) as held,
+        unix_listener(path, backlog=host.http.backlog) if path else nullcontext() as http_unix,
+    ):
+        yield _Gate(held.getsockname()[1], http_unix, tokens, tls)
 
 
 class _Parent:
     """Starts workers, starts them again when they die, and takes them down with itself."""
 
-    def __init__(self, host: Host, worker_count: int, port: int) -> None:
-        self._host, self._count, self._port = host, worker_count, port
+    def __init__(self, host: Host, worker_count: int, gate: _Gate) -> None:
+        self._host, self._count, self._gate = host, worker_count, gate
         self._pids: dict[int, int] = {}
         self._started: dict[int, float] = {}
         self._pause_s = dict.fromkeys(range(worker_count), _RESTART_FIRST_S)
@@ -111,7 +173,7 @@ class _Parent:
             parent = os.getpid()
             pid = os.fork()
             if pid == 0:
-                os._exit(_worker_main(self._host, worker, self._port, parent))
+                os._exit(_worker_main(self._host, worker, self._gate, parent))
             self._pids[pid] = worker
             self._started[worker] = time.monotonic()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
@@ -137,13 +199,13 @@ class _Parent:
                 os.kill(pid, signal.SIGTERM)
 
 
-def _worker_main(host: Host, worker: int, port: int, parent: int) -> int:
+def _worker_main(host: Host, worker: int, gate: _Gate, parent: int) -> int:
     """The whole life of a worker; returns its exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(host, f"worker-{worker}", port, parent))
+            runner.run(_work(host, f"worker-{worker}", gate, parent))
     except PaywardenError as error:
         _log.error("worker %d: %s", worker, error)
         return 1
@@ -153,9 +215,10 @@ def _worker_main(host: Host, worker: int, port: int, parent: int) -> int:
     return 0
 
 
-async def _work(host: Host, name: str, port: int, parent: int) -> None:
+async def _work(host: Host, name: str, gate: _Gate, parent: int) -> None:
     registry = Registry()
     http_metrics = HttpMetrics.declare(registry)
+    pauses = GarbagePauses(registry)
     entities = host.engine.plan.entity_names
     scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
     registry.open(host.metrics_directory, name)
@@ -169,36 +232,45 @@ async def _work(host: Host, name: str, port: int, parent: int) -> None:
         outbox=outbox,
         metrics=scoring_metrics,
     )
-    server = HttpServer(
-        scorer,
-        settings=host.http,
-        limits=host.limits,
-        currencies=host.rates.currencies,
+    turns = Turns(scorer, settings=host.admission, limits=host.limits, currencies=host.rates.currencies)
+    http = HttpServer(
+        turns,
+        host.http,
         metrics=http_metrics,
         metrics_text=lambda: render(host.metrics_directory),
+        tokens=gate.tokens,
+        metrics_need_token=host.auth.metrics_need_token,
     )
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
-    await server.start(open_listener(host.http.host, port, backlog=host.http.backlog))
+    gate.refresh()
+    fronts: list[Front] = [http]
+    await http.start(open_listener(host.http.host, gate.http_port, backlog=host.http.backlog), gate.tls)
+    if gate.http_unix is not None:
+        await http.start(gate.http_unix)
     # What is alive now stays for ever: no collection needs to look at it again.
     gc.collect()
     gc.freeze()
-    _log.info("%s listens on %s:%d", name, host.http.host, port)
-    look = asyncio.create_task(_look_around(scorer, parent, stopped))
+    pauses.watch()
+    _log.info("%s listens on %s:%d", name, host.http.host, gate.http_port)
+    look = asyncio.create_task(_look_around(scorer, gate, parent, stopped))
     await stopped.wait()
     look.cancel()
-    await server.stop()
+    # All at once: each takes no more calls from now on, and the slowest says how long it takes.
+    await asyncio.gather(*(front.stop() for front in fronts))
     outbox.close()
+    pauses.forget()
     registry.close()
 
 
-async def _look_around(scorer: PaymentScorer, parent: int, stopped: asyncio.Event) -> None:
-    """Take up the mirror when it appears or is replaced; stop when the parent has died and cannot say so."""
+async def _look_around(scorer: PaymentScorer, gate: _Gate, parent: int, stopped: asyncio.Event) -> None:
+    """Take up the mirror, tokens and certificates when they appear or are replaced; stop when the parent has died."""
     while os.getppid() == parent:
         scorer.open_mirror()
+        gate.refresh()
         await asyncio.sleep(_LOOK_S)
     _log.error("the parent is gone: stopping")
     stopped.set()

@@ -21,10 +21,12 @@ from ops.traffic import requests_of
 from schemas.errors import InvalidEvent, TemporaryFailure
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
-from scoring.metrics import Registry, ScoringMetrics
+from scoring.metrics import Registry
 from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.policy import FLAGS, Policy, PolicySettings, flags_of
 from scoring.scorer import PaymentScorer
+from scoring.turns import Refusal
+from scoring.worker_metrics import ScoringMetrics
 from streams.backfill import backfill
 from tests import small_world
 
@@ -239,13 +241,41 @@ def test_a_currency_without_a_rate_is_refused_and_nothing_is_decided(host: Host)
     assert (host.outbox.entries, host.counted()) == ([], {})
 
 
-def test_a_batch_is_scored_in_order_and_like_single_payments(host: Host) -> None:
+def test_many_are_scored_in_order_and_like_single_payments(host: Host) -> None:
     host.fill(profiles())
-    together = host.scorer.score_batch(requests()[:50], NOW_MS)
+    together = answers(host, requests()[:50])
     alone = [host.score(request) for request in requests()[:50]]
     assert [response.payment_id for response in together] == [request.payment_id for request in requests()[:50]]
     assert [response.score for response in together] == [response.score for response in alone]
     assert len(host.outbox.entries) == 100
+
+
+def answers(host: Host, asked: list[ScoreRequest]) -> list[ScoreResponse]:
+    """Of requests asked together, none of which is refused."""
+    results = host.scorer.score_many(asked, NOW_MS)
+    found = [result for result in results if isinstance(result, ScoreResponse)]
+    assert len(found) == len(asked)
+    return found
+
+
+def test_one_of_many_that_cannot_be_scored_is_refused_alone(host: Host) -> None:
+    host.fill(profiles())
+    wrong = ScoreRequest()
+    wrong.CopyFrom(STRANGER)
+    wrong.currency = "XXX"
+    first, second, third = host.scorer.score_many([requests()[0], wrong, requests()[1]], NOW_MS)
+    assert isinstance(first, ScoreResponse)
+    assert isinstance(second, Refusal)
+    assert isinstance(third, ScoreResponse)
+    assert (second.code, second.field) == ("invalid_argument", "currency")
+    assert [first.payment_id, third.payment_id] == [request.payment_id for request in requests()[:2]]
+
+
+def test_an_outbox_that_cannot_take_a_decision_refuses_it_for_now(host: Host) -> None:
+    host.fill(profiles())
+    host.outbox.fails = True
+    (refused,) = host.scorer.score_many([STRANGER], NOW_MS)
+    assert refused == Refusal("unavailable", "the outbox is full")
 
 
 def test_decision_ids_are_unique_over_payments_and_workers(tmp_path: Path) -> None:
@@ -258,7 +288,7 @@ def test_decision_ids_are_unique_over_payments_and_workers(tmp_path: Path) -> No
 
 def test_what_is_counted_is_what_was_decided(host: Host) -> None:
     host.fill(profiles())
-    responses = [host.score(STRANGER), *host.scorer.score_batch(requests(), NOW_MS)]
+    responses = [host.score(STRANGER), *answers(host, requests())]
     counted = host.counted()
     for action in ("approve", "review", "decline"):
         assert counted.get(action, 0) == sum(response.action == action for response in responses)
