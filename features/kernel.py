@@ -1285,7 +1285,7 @@ def fill_vectors(
 # With reference counting: without it numba makes no arrays, and these have nothing to count.
 @njit(cache=True)
 def fill_bound_vectors(frame_at: int, rows: int) -> int:
-    """`fill_vectors` of the first `rows` payments, every array in one: a frame holds (address, length) of each, in order.
+    """`fill_vectors` of the first `rows` payments, all arrays in one: a frame has (address, length) of each, in order.
 
     Takes the frame's address: numba takes 0.1 µs to look at each array it is called with, and a scoring worker's are
     always the same.

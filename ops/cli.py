@@ -283,11 +283,11 @@ def companion(source: Source) -> None:
 @click.option("--workers", type=int, default=1, show_default=True, help="Worker processes, about one a core.")
 @click.pass_obj
 def serve(source: Source, bundle: str | None, workers: int) -> None:
-    """Run the scoring workers; the address is the first line on stdout."""
+    """Run the scoring workers; the addresses are the first lines on stdout, HTTP's first, then gRPC's."""
     from scoring.serve import serve as run
 
     host = wiring.scoring_host(source, bundle)
-    run(host, workers, announce=lambda port: click.echo(f"http://{host.http.host}:{port}"))
+    run(host, workers, announce=lambda addresses: click.echo("\n".join(addresses)))
 
 
 @cli.command()

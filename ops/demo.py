@@ -78,6 +78,8 @@ bundle = "{folder}/bundle"
 metrics = "{memory}/metrics"
 [http]
 port = 0
+[grpc]
+port = 0
 """
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from features.profile_sets import LiveSet, SetStores
     from features.store import ProfileStore
     from schemas.avro import SchemaIds
+    from scoring.host import Host
     from scoring.policy import Policy
-    from scoring.serve import Host
     from streams.app import StreamApp
     from streams.companion import Companion
     from streams.kafka import KafkaSettings
@@ -230,10 +230,14 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
     from features.engine import FeatureEngine
     from models.bundle import load_bundle
     from scoring.answered import AnsweredSettings
-    from scoring.http import HttpSettings
+    from scoring.grpc import GrpcSettings
+    from scoring.host import Host
+    from scoring.http_settings import HttpSettings
     from scoring.mirror import MirrorSettings
     from scoring.outbox import OutboxSettings
-    from scoring.serve import Host
+    from scoring.tls import TlsSettings
+    from scoring.tokens import AuthSettings
+    from scoring.turns import AdmissionSettings
     from scoring.wire import RequestLimits
 
     settings = source.section("serve", ServeSettings)
@@ -246,6 +250,10 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
         bundle=bundle,
         policy=policy(source, review_at=manifest.review_at, decline_at=manifest.decline_at),
         http=source.section("http", HttpSettings),
+        grpc=source.section("grpc", GrpcSettings),
+        admission=source.section("admission", AdmissionSettings),
+        auth=source.section("auth", AuthSettings),
+        tls=source.section("tls", TlsSettings),
         limits=source.section("limits", RequestLimits),
         mirror=source.section("mirror", MirrorSettings),
         outbox=source.section("outbox", OutboxSettings),

@@ -1,11 +1,12 @@
-"""What the HTTP front alone costs: CPU time of the serving process per request.
+"""What the HTTP front costs: CPU time of the serving process per request.
 
-Measured: parse, validate, route, count and render, with protobuf and JSON bodies; one request a read, and 16
-at once on a connection. Stubbed: the scorer, which answers a constant. For: noticing when the front becomes
-dearer. CPU time, not throughput. Look at depth 16 first: with one request at a time the process sleeps and
-wakes for each, and on a virtual machine what that costs differs from run to run (20 to 56 µs were seen for
-the same code, where depth 16 stayed within 12 to 16). The first answer's status and all answers' lengths are
-checked.
+Measured: `front`, reading, routing, counting and writing alone, the body neither parsed nor scored; `whole`, with
+`Turns` before a scorer that answers a constant, so that parse, validate and render are in it. Each with protobuf
+bodies (`whole` with JSON, too): one request at a time on one connection, one at a time on each of 16 connections,
+and 16 at once on a connection. For: noticing when the front becomes dearer. CPU time, no throughput. Look at the least
+of the rounds, and at the last two ways: with one request in all, the process sleeps and wakes for each, and on a
+virtual machine what that costs differs from run to run by more than everything else together. The first answer's
+status and all answers' lengths are checked.
 
     python -m perf.bench_http [--json FILE]
 """
@@ -14,22 +15,28 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import multiprocessing
 import resource
 import socket
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import uvloop
 
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
-from scoring.http import HttpServer, HttpSettings, open_listener, reserve_port
-from scoring.metrics import HttpMetrics, Registry
+from scoring.http import HttpServer
+from scoring.http_settings import HttpSettings
+from scoring.listeners import open_listener, reserve_port
+from scoring.metrics import Registry
+from scoring.turns import AdmissionSettings, Call, Turns
 from scoring.wire import RequestLimits
+from scoring.worker_metrics import HttpMetrics
 
 _REQUESTS_PER_ROUND = 16_000
 _ROUNDS = 7
@@ -45,38 +52,75 @@ _PAYMENT: dict[str, str | int] = {
 }
 
 
-class _ConstantScorer:
-    def score(self, request: ScoreRequest, now_ms: int) -> ScoreResponse:  # noqa: ARG002
-        return ScoreResponse(
-            payment_id=request.payment_id,
-            decision_id="0123456789abcdef0123456789abcdef",
-            score=0.0123,
-            action="approve",
-            model_version="v1",
-        )
+_ANSWER = ScoreResponse(
+    payment_id=str(_PAYMENT["payment_id"]),
+    decision_id="0123456789abcdef0123456789abcdef",
+    score=0.0123,
+    action="approve",
+    model_version="v1",
+)
 
-    def score_batch(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse]:
-        return [self.score(request, now_ms) for request in requests]
+
+class _ConstantScorer:
+    def score_many(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse]:  # noqa: ARG002
+        return [
+            ScoreResponse(
+                payment_id=request.payment_id,
+                decision_id=_ANSWER.decision_id,
+                score=_ANSWER.score,
+                action=_ANSWER.action,
+                model_version=_ANSWER.model_version,
+            )
+            for request in requests
+        ]
 
     def readiness(self) -> list[str]:
         return []
 
 
-async def _serve(parent: Connection, run_directory: str) -> None:
+class _ConstantTurns(Turns):
+    """Answers a constant after the loop's turn, without a look at what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            _ConstantScorer(), settings=AdmissionSettings(), limits=RequestLimits(), currencies=frozenset({"EUR"})
+        )
+        self._body = _ANSWER.SerializeToString()
+        self._calls: list[Call] = []
+
+    def submit(self, call: Call) -> None:
+        if not self._calls:
+            asyncio.get_running_loop().call_soon(self._answer_all)
+        self._calls.append(call)
+
+    def _answer_all(self) -> None:
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call.answer(self._body)
+        for connection in dict.fromkeys(call.connection for call in calls):
+            connection.flush()
+
+
+async def _serve(parent: Connection, run_directory: str, kind: str) -> None:
     registry = Registry()
     metrics = HttpMetrics.declare(registry)
-    registry.open(Path(run_directory), "w0")
-    server = HttpServer(
-        _ConstantScorer(),
-        HttpSettings(),
-        limits=RequestLimits(),
-        currencies=frozenset({"EUR"}),
-        metrics=metrics,
-        metrics_text=lambda: b"",
-    )
+    registry.open(Path(run_directory), kind)
+    if kind == "front":
+        turns: Turns = _ConstantTurns()
+    else:
+        turns = Turns(
+            _ConstantScorer(),
+            # Never late, however busy the machine: a refusal would be cheaper than an answer.
+            settings=AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000),
+            limits=RequestLimits(),
+            currencies=frozenset({"EUR"}),
+        )
+    server = HttpServer(turns, HttpSettings(), metrics=metrics, metrics_text=lambda: b"")
     with reserve_port("127.0.0.1", 0) as held:
         port = held.getsockname()[1]
         await server.start(open_listener("127.0.0.1", port, backlog=16))
+        gc.collect()
+        gc.freeze()
         loop = asyncio.get_running_loop()
         # Whatever the parent sends, it is told how much CPU time this process has used.
         loop.add_reader(parent.fileno(), _tell_cpu_seconds, parent)
@@ -90,8 +134,8 @@ def _tell_cpu_seconds(parent: Connection) -> None:
     parent.send(usage.ru_utime + usage.ru_stime)
 
 
-def _serve_process(parent: Connection, run_directory: str) -> None:
-    uvloop.run(_serve(parent, run_directory))
+def _serve_process(parent: Connection, run_directory: str, kind: str) -> None:
+    uvloop.run(_serve(parent, run_directory, kind))
 
 
 def _request(content_type: str, body: bytes) -> bytes:
@@ -99,57 +143,69 @@ def _request(content_type: str, body: bytes) -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def _ask(client: socket.socket, requests: bytes, answer_bytes: int) -> None:
-    client.sendall(requests)
-    received = b""
-    while len(received) < answer_bytes:
-        received += client.recv(1 << 18)
-    # The answers are constant, so a single one of another kind would have another length.
-    assert len(received) == answer_bytes
+def _ask(clients: Sequence[socket.socket], requests: bytes, answer_bytes: int) -> None:
+    for client in clients:
+        client.sendall(requests)
+    for client in clients:
+        received = 0
+        while received < answer_bytes:
+            received += len(client.recv(1 << 18))
+        # The answers are constant, so a single one of another kind would have another length.
+        assert received == answer_bytes
 
 
-def _measure(server: Connection, port: int, request: bytes, depth: int) -> list[float]:
+def _measure(server: Connection, port: int, request: bytes, *, connections: int, depth: int) -> list[float]:
     """CPU microseconds of the server per request, one value a round."""
-    with socket.create_connection(("127.0.0.1", port)) as client:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.sendall(request)
-        answer = client.recv(1 << 18)
-        assert answer.startswith(b"HTTP/1.1 200 OK"), answer[:80]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(connections)]
+        for client in clients:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.sendall(request)
+            answer = client.recv(1 << 18)
+            assert answer.startswith(b"HTTP/1.1 200 OK"), answer[:80]
         rounds = []
         for _ in range(_ROUNDS):
             server.send(None)
             before = server.recv()
-            for _ in range(_REQUESTS_PER_ROUND // depth):
-                _ask(client, request * depth, len(answer) * depth)
+            for _ in range(_REQUESTS_PER_ROUND // (depth * connections)):
+                _ask(clients, request * depth, len(answer) * depth)
             server.send(None)
             rounds.append((server.recv() - before) / _REQUESTS_PER_ROUND * 1e6)
     return rounds
+
+
+def _measure_kind(kind: str, bodies: Mapping[str, bytes], run_directory: str) -> dict[str, float]:
+    results: dict[str, float] = {}
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve_process, args=(there, run_directory, kind), daemon=True)
+    process.start()
+    port = here.recv()
+    for name, request in bodies.items():
+        for connections, depth in ((1, 1), (16, 1), (1, 16)):
+            rounds = _measure(here, port, request, connections=connections, depth=depth)
+            key = f"{kind}_{name}_{connections}x{depth}"
+            results[f"{key}_cpu_min_us"] = min(rounds)
+            results[f"{key}_cpu_median_us"] = statistics.median(rounds)
+            results[f"{key}_cpu_max_us"] = max(rounds)
+            print(
+                f"{key:20} min {min(rounds):6.2f} µs   median {statistics.median(rounds):6.2f} µs   "
+                f"max {max(rounds):6.2f} µs"
+            )
+    process.kill()
+    process.join()
+    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    bodies = {
-        "protobuf": _request("application/x-protobuf", ScoreRequest(**_PAYMENT).SerializeToString()),  # type: ignore[arg-type]
-        "json": _request("application/json", json.dumps(_PAYMENT).encode()),
-    }
-    results: dict[str, float] = {}
-    context = multiprocessing.get_context("spawn")
+    protobuf = _request("application/x-protobuf", ScoreRequest(**_PAYMENT).SerializeToString())  # type: ignore[arg-type]
+    as_json = _request("application/json", json.dumps(_PAYMENT).encode())
     with tempfile.TemporaryDirectory() as run_directory:
-        here, there = context.Pipe()
-        process = context.Process(target=_serve_process, args=(there, run_directory), daemon=True)
-        process.start()
-        port = here.recv()
-        for name, request in bodies.items():
-            for depth in (1, 16):
-                rounds = _measure(here, port, request, depth)
-                key = f"{name}_depth_{depth}"
-                results[f"{key}_cpu_median_us"] = statistics.median(rounds)
-                results[f"{key}_cpu_max_us"] = max(rounds)
-                print(f"{key:20} median {statistics.median(rounds):6.2f} µs   max {max(rounds):6.2f} µs")
-        process.kill()
-        process.join()
+        results = _measure_kind("front", {"protobuf": protobuf}, run_directory)
+        results |= _measure_kind("whole", {"protobuf": protobuf, "json": as_json}, run_directory)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -21,10 +21,13 @@ ENVIRONMENT_PREFIX = "PAYWARDEN_"
 
 # Every section there is; what is not one of them is a typing mistake.
 SECTIONS = (
+    "admission",
     "aerospike",
     "answered",
+    "auth",
     "companion",
     "features",
+    "grpc",
     "http",
     "kafka",
     "limits",
@@ -36,6 +39,7 @@ SECTIONS = (
     "serve",
     "store",
     "stream",
+    "tls",
     "topics",
     "training",
 )

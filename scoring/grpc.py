@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -25,6 +24,7 @@ from scoring.grpc_metrics import GrpcMetrics
 from scoring.grpc_services import HEALTH, REFLECTIONS, SCORING, Health, Reflection
 from scoring.http2 import Receiver, Session, SessionLimits
 from scoring.metrics import Counter
+from scoring.tls import HTTP_2, Tls
 from scoring.turns import Refusal, Turns
 
 LIBRARIES = ("ngh2", "h2")
@@ -34,6 +34,12 @@ LIBRARIES = ("ngh2", "h2")
 class GrpcSettings:
     """What speaks HTTP/2, and every limit of the gRPC front, per connection unless it says more."""
 
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    # 0 takes a free one.
+    port: int = 8081
+    # Also listened on where it is set, without TLS.
+    unix_socket: str = ""
     # "ngh2" (libnghttp2) or "h2" (hyper-h2, some twenty times slower).
     library: str = "ngh2"
     backlog: int = 1024
@@ -91,8 +97,8 @@ class GrpcSettings:
             raise Misconfigured(f"[grpc] library: wanted {' or '.join(LIBRARIES)}, got {self.library!r}")
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("drain_delay_ms", "continuation_frames_max") else 1
-            if isinstance(value, int) and value < least:
+            least = 0 if field.name in ("port", "drain_delay_ms", "continuation_frames_max") else 1
+            if type(value) is int and value < least:
                 raise Misconfigured(f"[grpc] {field.name}: wanted at least {least}, got {value}")
 
 
@@ -127,31 +133,42 @@ class GrpcServer:
         self._draining = False
         self._connections: set[GrpcConnection] = set()
         self._all_closed = asyncio.Event()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.AbstractServer] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Accept connections from `listener`, TCP or unix, which now belongs to this server.
+    async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
+        """Accept connections from `listener`, which now belongs to this server. May be called for several.
 
-        `tls` must offer "h2" by ALPN: a connection that did not agree on it is cut.
+        Over TLS a connection that does not agree on "h2" is cut.
         """
         loop = asyncio.get_running_loop()
-        self._sweep()
+        if self._sweeper is None:
+            self._sweep()
+        backlog = self.settings.backlog
         if listener.family == socket.AF_UNIX:
-            self._server = await loop.create_unix_server(
-                self._accept, sock=listener, backlog=self.settings.backlog, ssl=tls
-            )
+            server = await loop.create_unix_server(self._accept, sock=listener, backlog=backlog)
+        elif tls is None:
+            server = await loop.create_server(self._accept, sock=listener, backlog=backlog)
         else:
-            self._server = await loop.create_server(self._accept, sock=listener, backlog=self.settings.backlog, ssl=tls)
+            server = await loop.create_server(
+                self._accept,
+                sock=listener,
+                backlog=backlog,
+                ssl=tls.context([HTTP_2]),
+                ssl_handshake_timeout=tls.settings.handshake_timeout_ms / 1000,
+                # A caller who does not say goodbye must not keep a connection that is closed.
+                ssl_shutdown_timeout=self.settings.linger_ms / 1000,
+            )
+        self._servers.append(server)
 
     async def stop(self) -> None:
         """Say that we go, answer what is in flight, close. What is open after `stop_timeout_ms` is cut."""
-        assert self._server is not None, "start first"
         self._draining = True
         self._look_at_connections()
         if self.settings.drain_delay_ms:
             await asyncio.sleep(self.settings.drain_delay_ms / 1000)
-        self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in list(self._connections):
             connection.drain()
         with contextlib.suppress(TimeoutError):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scoring.grpc_messages import CODES
-from scoring.metrics import REQUEST_SECONDS_BOUNDS, Counter, Histogram, Registry
+from scoring.metrics import Counter, Histogram, Registry
+from scoring.worker_metrics import REQUEST_SECONDS_BOUNDS
 
 # "none" is what never got as far as a method.
 METHODS = ("Score", "ScoreBatch", "Check", "List", "Watch", "ServerReflectionInfo", "none")

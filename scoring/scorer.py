@@ -24,11 +24,11 @@ from schemas.errors import InvalidEvent, TemporaryFailure
 from schemas.outbox_pb2 import OutboxEntry, OutboxRecord
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.answered import UNREMEMBERED, Answered, Claim, PaymentIdReused, Repeat, Standing
-from scoring.metrics import ScoringMetrics
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 from scoring.policy import MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE, Policy, unknown_flag
 from scoring.request_rows import RequestRows
 from scoring.turns import UNDER_WAY, Refusal, refusal_of
+from scoring.worker_metrics import ScoringMetrics
 
 # Scored in one go; what is more is cut up. The profiles of so many payments still fit into the second cache.
 ROWS_MAX = 64

@@ -1,7 +1,7 @@
-"""The scoring host: a parent that holds the port and keeps N workers alive, each a process of its own.
+"""The scoring host: a parent that holds the ports and keeps N workers alive, each a process of its own.
 
     parent   checks everything once, compiles, loads the bundle ─ fork ─► worker 0, worker 1, …
-    worker   opens its outbox, metrics file and the mirror, listens on the shared port, serves
+    worker   scoring/worker.py
 
 The parent imports and warms everything before it forks, so a worker starts in milliseconds and shares its
 memory. It opens no database and starts no thread before that: neither survives a fork.
@@ -9,33 +9,18 @@ memory. It opens no database and starts no thread before that: neither survives 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import uvloop
-
-from features.engine import FeatureEngine
-from features.money import RateTable
-from models.bundle import Bundle
-from schemas.errors import Misconfigured, PaywardenError
+from schemas.errors import Misconfigured
 from scoring import answered
-from scoring.answered import Answered, AnsweredMetrics, AnsweredSettings, worker_name
-from scoring.http import HttpServer, HttpSettings, open_listener, reserve_port
-from scoring.metrics import HttpMetrics, Registry, ScoringMetrics, render
-from scoring.mirror import MirrorSettings
-from scoring.outbox import OutboxMetrics, OutboxSettings, OutboxWriter
-from scoring.policy import Policy, flags_of
-from scoring.scorer import PaymentScorer
-from scoring.wire import RequestLimits
+from scoring.host import Gate, Host, open_gate
+from scoring.worker import worker_main
 
 _log = logging.getLogger(__name__)
 
@@ -45,49 +30,30 @@ _RESTART_FIRST_S = 0.1
 _RESTART_MOST_S = 10.0
 _NAP_S = 0.05
 _HEALTHY_AFTER_S = 1.0
-# How often a worker looks whether there is a mirror, or another one, and whether its parent lives.
-_LOOK_S = 0.5
 
 
-@dataclass(frozen=True)
-class Host:
-    """What every worker of a host works with; made once, before the workers are."""
+def serve(host: Host, worker_count: int, *, announce: Callable[[Sequence[str]], None]) -> None:
+    """Run the workers until SIGTERM or SIGINT; `announce` gets the addresses once they are held, HTTP's first.
 
-    engine: FeatureEngine
-    rates: RateTable
-    bundle: Bundle
-    policy: Policy
-    http: HttpSettings
-    limits: RequestLimits
-    mirror: MirrorSettings
-    outbox: OutboxSettings
-    answered: AnsweredSettings
-    metrics_directory: Path
-
-
-def serve(host: Host, worker_count: int, *, announce: Callable[[int], None]) -> None:
-    """Run the workers until SIGTERM or SIGINT; `announce` gets the port once it is held.
-
-    Raises Misconfigured when the port is taken or the settings cannot be used.
+    Raises Misconfigured when a port or socket is taken or the settings cannot be used.
     """
     if worker_count < 1:
         raise Misconfigured(f"--workers: wanted at least 1, got {worker_count}")
-    with reserve_port(host.http.host, host.http.port) as held:
-        port = held.getsockname()[1]
+    with open_gate(host) as gate:
         host.engine.warm_up()
         answered.warm_up()
         answered.prepare(host.answered)
-        parent = _Parent(host, worker_count, port)
+        parent = _Parent(host, worker_count, gate)
         parent.heed_signals()
-        announce(port)
+        announce(gate.addresses(host))
         parent.run()
 
 
 class _Parent:
     """Starts workers, starts them again when they die, and takes them down with itself."""
 
-    def __init__(self, host: Host, worker_count: int, port: int) -> None:
-        self._host, self._count, self._port = host, worker_count, port
+    def __init__(self, host: Host, worker_count: int, gate: Gate) -> None:
+        self._host, self._count, self._gate = host, worker_count, gate
         self._pids: dict[int, int] = {}
         self._started: dict[int, float] = {}
         self._pause_s = dict.fromkeys(range(worker_count), _RESTART_FIRST_S)
@@ -117,7 +83,7 @@ class _Parent:
             parent = os.getpid()
             pid = os.fork()
             if pid == 0:
-                os._exit(_worker_main(self._host, worker, self._port, parent))
+                os._exit(worker_main(self._host, worker, self._gate, parent))
             self._pids[pid] = worker
             self._started[worker] = time.monotonic()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
@@ -141,79 +107,3 @@ class _Parent:
             # One may have ended just now.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-
-
-def _worker_main(host: Host, worker: int, port: int, parent: int) -> int:
-    """The whole life of a worker; returns its exit code."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(host, worker, port, parent))
-    except PaywardenError as error:
-        _log.error("worker %d: %s", worker, error)
-        return 1
-    except Exception:  # noqa: BLE001 - the top of the process: a bug is logged whole, then the parent restarts it
-        _log.exception("worker %d: a bug ended it", worker)
-        return 70
-    return 0
-
-
-async def _work(host: Host, worker: int, port: int, parent: int) -> None:
-    name, registry = worker_name(worker), Registry()
-    http_metrics = HttpMetrics.declare(registry)
-    entities = host.engine.plan.entity_names
-    scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
-    answered_metrics, outbox_metrics = AnsweredMetrics.declare(registry), OutboxMetrics.declare(registry)
-    registry.open(host.metrics_directory, name)
-    outbox = OutboxWriter(host.outbox, name, outbox_metrics)
-    # After the outbox: its lock says that an earlier process of this worker appends nothing more.
-    table = Answered(host.answered, host.outbox, worker, answered_metrics)
-    scorer = PaymentScorer(
-        engine=host.engine,
-        rates=host.rates,
-        bundle=host.bundle,
-        policy=host.policy,
-        mirror=host.mirror,
-        outbox=outbox,
-        metrics=scoring_metrics,
-        answered=table,
-    )
-    server = HttpServer(
-        scorer,
-        settings=host.http,
-        limits=host.limits,
-        currencies=host.rates.currencies,
-        metrics=http_metrics,
-        metrics_text=lambda: render(host.metrics_directory),
-    )
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
-    await server.start(open_listener(host.http.host, port, backlog=host.http.backlog))
-    # What is alive now stays for ever: no collection needs to look at it again.
-    gc.collect()
-    gc.freeze()
-    _log.info("%s listens on %s:%d", name, host.http.host, port)
-    look = asyncio.create_task(_look_around(scorer, outbox, parent, stopped))
-    await stopped.wait()
-    look.cancel()
-    await server.stop()
-    table.close()
-    outbox.close()
-    registry.close()
-
-
-async def _look_around(scorer: PaymentScorer, outbox: OutboxWriter, parent: int, stopped: asyncio.Event) -> None:
-    """Take up the mirror when it appears or is replaced, and tell what the outbox holds.
-
-    Stop when the parent has died and cannot say so.
-    """
-    while os.getppid() == parent:
-        scorer.open_mirror()
-        outbox.note_unshipped()
-        await asyncio.sleep(_LOOK_S)
-    _log.error("the parent is gone: stopping")
-    stopped.set()

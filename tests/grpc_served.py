@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -17,6 +16,7 @@ from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.grpc import GrpcServer, GrpcSettings
 from scoring.grpc_metrics import GrpcMetrics
 from scoring.metrics import Registry
+from scoring.tls import Tls
 from scoring.turns import AdmissionSettings, Refusal, Turns
 from scoring.wire import RequestLimits
 
@@ -62,7 +62,7 @@ class GrpcServed:
         admission: AdmissionSettings = PATIENT,
         authorise: Callable[[bytes | None], bool] | None = None,
         unix_path: Path | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
         shared_port: int | None = None,
     ) -> None:
         """`shared_port`: a port that several servers may listen on at once; 0 finds one."""

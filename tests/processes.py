@@ -103,7 +103,7 @@ class Deployment:
             f'[outbox]\ndirectory = "{self.outbox}"\n'
             f'[answered]\npath = "{folder / "answered"}"\npayments_max = 100000\n'
             f'[serve]\nbundle = "{self.bundle}"\nmetrics = "{folder / "metrics"}"\n'
-            "[http]\nport = 0\n",
+            "[http]\nport = 0\n[grpc]\nport = 0\n",
             encoding="utf-8",
         )
         self.running: list[PaywardenProcess] = []

@@ -19,6 +19,7 @@ import pytest
 from schemas import health_pb2
 from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
 from scoring.grpc import LIBRARIES, GrpcSettings
+from scoring.tls import Tls, TlsSettings
 from tests.grpc_served import GrpcServed, payment
 from tests.processes import ROOT
 from tests.services.fetch import tool
@@ -153,9 +154,7 @@ def test_pythons_client_comes_over_tls_and_what_agrees_on_no_h2_is_cut(
     library: str, certificate: tuple[Path, Path]
 ) -> None:
     chain, key = certificate
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(chain, key)
-    tls.set_alpn_protocols(["h2"])
+    tls = Tls(TlsSettings(certificate=str(chain), key=str(key)))
     with GrpcServed(GrpcSettings(library=library), tls=tls) as served:
         credentials = grpc.ssl_channel_credentials(chain.read_bytes())
         with grpc.secure_channel(f"localhost:{served.port}", credentials) as channel:

@@ -317,10 +317,11 @@ def compiled() -> dict[str, int]:
 
 def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> None:
     """As a scoring worker does: with the mirror, without it, and with a profile that cannot be read."""
-    from scoring.metrics import Registry, ScoringMetrics
+    from scoring.metrics import Registry
     from scoring.mirror import MirrorSettings, MirrorWriter
     from scoring.policy import FLAGS, Policy, PolicySettings
     from scoring.scorer import PaymentScorer
+    from scoring.worker_metrics import ScoringMetrics
 
     bundle: Any = SimpleNamespace(manifest=SimpleNamespace(model_version="m"), score=lambda _: np.array([0.1]))
     request = ScoreRequest(payment_id="p", event_time_ms=NOON_MS, card_id="c", merchant_id="m", amount_minor=5)

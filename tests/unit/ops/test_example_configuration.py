@@ -14,10 +14,14 @@ from models.training import TrainingSettings
 from ops.wiring import FeatureSettings, ServeSettings, StoreSettings
 from schemas.settings import SECTIONS, read_source
 from scoring.answered import AnsweredSettings
-from scoring.http import HttpSettings
+from scoring.grpc import GrpcSettings
+from scoring.http_settings import HttpSettings
 from scoring.mirror import MirrorSettings
 from scoring.outbox import OutboxSettings
 from scoring.policy import PolicySettings
+from scoring.tls import TlsSettings
+from scoring.tokens import AuthSettings
+from scoring.turns import AdmissionSettings
 from scoring.wire import RequestLimits
 from streams.companion import CompanionSettings
 from streams.kafka import KafkaSettings
@@ -27,10 +31,13 @@ from streams.topics import TopicSettings
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "ops" / "paywarden.toml"
 SETTINGS: dict[str, type[Any]] = {
+    "admission": AdmissionSettings,
     "aerospike": AerospikeSettings,
     "answered": AnsweredSettings,
+    "auth": AuthSettings,
     "companion": CompanionSettings,
     "features": FeatureSettings,
+    "grpc": GrpcSettings,
     "http": HttpSettings,
     "kafka": KafkaSettings,
     "limits": RequestLimits,
@@ -42,6 +49,7 @@ SETTINGS: dict[str, type[Any]] = {
     "serve": ServeSettings,
     "store": StoreSettings,
     "stream": StreamSettings,
+    "tls": TlsSettings,
     "topics": TopicSettings,
     "training": TrainingSettings,
 }

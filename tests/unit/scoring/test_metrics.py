@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.errors import Misconfigured
-from scoring.metrics import HttpMetrics, Registry, ScoringMetrics, render
+from scoring.metrics import Registry, render
+from scoring.worker_metrics import HttpMetrics, ScoringMetrics
 
 
 def samples(directory: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

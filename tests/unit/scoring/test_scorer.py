@@ -25,12 +25,13 @@ from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring import answered as answered_payments
 from scoring.answered import Answered, AnsweredSettings
-from scoring.metrics import Registry, ScoringMetrics
+from scoring.metrics import Registry
 from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.outbox import OutboxSettings, OutboxWriter
 from scoring.policy import FLAGS, Policy, PolicySettings, flags_of
 from scoring.scorer import ROWS_MAX, PaymentScorer
 from scoring.turns import UNDER_WAY, Refusal
+from scoring.worker_metrics import ScoringMetrics
 from streams.backfill import backfill
 from tests import small_world
 

@@ -30,7 +30,8 @@ class Server:
             f'[serve]\nbundle = "{bundle or small_world.trained_bundle()}"\nmetrics = "{folder / "metrics"}"\n'
             f'[mirror]\npath = "{self.mirror.path}"\nsize_mb = {self.mirror.size_mb}\n'
             f'[outbox]\ndirectory = "{self.outbox.directory}"\n'
-            f"[http]\nport = {port}\n",
+            f"[http]\nport = {port}\n[grpc]\nport = 0\n"
+            f'[answered]\npath = "{folder / "answered"}"\npayments_max = 1000\n',
             encoding="utf-8",
         )
         self.workers: list[psutil.Process] = []
