@@ -98,8 +98,8 @@ class Companion:
     ) -> None:
         """`look` says which profile set is live and `open_store` opens it, both only when a new mirror is filled.
 
-        `outbox_keep_s`: for how long decisions are kept after they are shipped. `registry` gets the metrics. `watch_scan`
-        may show how a new mirror is filled.
+        `outbox_keep_s`: for how long decisions are kept after they are shipped. `registry` gets the metrics.
+        `watch_scan` may show how a new mirror is filled.
 
         Raises Misconfigured, BrokerUnavailable.
         """

@@ -21,8 +21,11 @@ from ops.traffic import requests_of
 from schemas.errors import InvalidEvent, TemporaryFailure
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from scoring import answered
+from scoring.answered import Answered, AnsweredSettings, DecisionUnderWay, PaymentIdReused
 from scoring.metrics import Registry, ScoringMetrics
 from scoring.mirror import MirrorSettings, MirrorWriter
+from scoring.outbox import OutboxSettings, OutboxWriter
 from scoring.policy import FLAGS, Policy, PolicySettings, flags_of
 from scoring.scorer import PaymentScorer
 from streams.backfill import backfill
@@ -61,6 +64,7 @@ class Host:
         self.outbox = Outbox()
         self.metrics = ScoringMetrics.declare(Registry(), flags=FLAGS, entities=PLAN.entity_names)
         self._policy = policy
+        self.answered: Answered | None = None
         self._scorer: PaymentScorer | None = None
 
     def fill(self, profiles: dict[bytes, bytes | None], complete_to_ms: int | None = NOW_MS) -> None:
@@ -84,6 +88,7 @@ class Host:
                 mirror=self.mirror,
                 outbox=self.outbox,
                 metrics=self.metrics,
+                answered=self.answered,
             )
         return self._scorer
 
@@ -431,3 +436,61 @@ def test_a_worker_is_ready_with_a_complete_mirror(host: Host) -> None:
     assert host.scorer.readiness()
     host.fill(profiles())
     assert host.scorer.readiness() == []
+
+
+class Refusing(OutboxWriter):
+    """Refuses while it is told to."""
+
+    fails = False
+
+    def append(self, payload: bytes) -> int:
+        if self.fails:
+            raise TemporaryFailure("the outbox is full")
+        return super().append(payload)
+
+
+@pytest.fixture
+def remembering(tmp_path: Path) -> Iterator[tuple[Refusing, PaymentScorer, Answered]]:
+    """A scorer that remembers what it has answered, its outbox, and another worker's hold on the same table."""
+    where = OutboxSettings(directory=str(tmp_path / "outbox"))
+    settings = AnsweredSettings(path=str(tmp_path / "answered"), payments_max=1000)
+    answered.prepare(settings)
+    outbox, other = Refusing(where, "worker-0"), Answered(settings, where, 1)
+    host = Host(tmp_path)
+    host.answered, host.outbox = Answered(settings, where, 0), outbox  # type: ignore[assignment]
+    yield outbox, host.scorer, other
+    host.answered.close()
+    other.close()
+    outbox.close()
+    host.close()
+
+
+def test_a_payment_that_comes_again_gets_the_same_answer_and_is_appended_once(
+    remembering: tuple[Refusing, PaymentScorer, Answered],
+) -> None:
+    outbox, scorer, _ = remembering
+    first = scorer.score(STRANGER, NOW_MS)
+    position = outbox.position
+    assert scorer.score(STRANGER, NOW_MS + 1000) == first
+    assert outbox.position == position
+    other = ScoreRequest()
+    other.CopyFrom(STRANGER)
+    other.amount_minor += 1
+    with pytest.raises(PaymentIdReused, match="payment_id"):
+        scorer.score(other, NOW_MS)
+
+
+def test_a_payment_that_the_outbox_refused_may_be_decided_by_another_worker(
+    remembering: tuple[Refusing, PaymentScorer, Answered],
+) -> None:
+    outbox, scorer, other = remembering
+    outbox.fails = True
+    with pytest.raises(TemporaryFailure, match="full"):
+        scorer.score(STRANGER, NOW_MS)
+    (slot,) = other.claim((STRANGER,), NOW_MS)
+    assert isinstance(slot, int)
+    outbox.fails = False
+    with pytest.raises(DecisionUnderWay):
+        scorer.score(STRANGER, NOW_MS)
+    other.release((slot,))
+    assert scorer.score(STRANGER, NOW_MS).payment_id == "new"
