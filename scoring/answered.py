@@ -206,8 +206,7 @@ class Answered:
         if count > len(self._tags):
             self._grow(2 * count)
         tags, slots, now_s = self._tags, self._slots, now_ms // 1000
-        for index, request in enumerate(requests):
-            tags[index] = tag_of(request.payment_id)
+        tags[:count] = [tag_of(request.payment_id) for request in requests]
         owner = self._owner | now_s
         won = claims.claim_all(self._table, tags, count, owner, now_s, self._window_s, slots)
         found: list[Claim] = slots[:count].tolist()

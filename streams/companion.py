@@ -96,10 +96,10 @@ class Companion:
         watch_scan: Callable[[str], AbstractContextManager[ScanProgress]] | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`look` says which profile set is live, `open_store` opens it, both only when a new mirror is filled.
+        """`look` says which profile set is live and `open_store` opens it, both only when a new mirror is filled.
 
-        `outbox_keep_s`: how long decisions are kept after they are shipped. `registry` gets the metrics. `watch_scan`
-        may show how a new mirror is filled.
+        `outbox_keep_s`: for how long decisions are kept after they are shipped. `registry` gets the metrics.
+        `watch_scan` may show how a new mirror is filled.
 
         Raises Misconfigured, BrokerUnavailable.
         """

@@ -114,7 +114,7 @@ class Client(threading.Thread):
 
 
 class Killer:
-    """Kills one worker, at times the companion, and waits until as many are there again."""
+    """Waits until all workers are there, then kills one, at times the companion."""
 
     def __init__(self, deployment: Deployment, serve: PaywardenProcess, companion: PaywardenProcess) -> None:
         self._deployment, self._companion = deployment, companion
@@ -123,13 +123,13 @@ class Killer:
         self.kills = 0
 
     def kill_one(self) -> None:
+        wait_until(lambda: len(self._parent.children()) == WORKERS, "the workers are there")
         time.sleep(self._rng.uniform(0.2, 1.4))
         self.kills += 1
         if self.kills % COMPANION_EVERY == 0:
             self._companion.kill()
             self._companion = self._deployment.start("companion")
             return
-        wait_until(lambda: len(self._parent.children()) == WORKERS, "the workers are there")
         self._rng.choice(self._parent.children()).kill()
 
 
