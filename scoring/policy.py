@@ -67,7 +67,7 @@ def flags_of(entities: Iterable[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class RuleSettings:
+class ConfiguredRule:
     """One of `[[policy.rules]]`: where `when` is true it asks for `action`, or with `override` decides alone."""
 
     name: str
@@ -77,7 +77,7 @@ class RuleSettings:
 
 
 @dataclass(frozen=True)
-class SegmentSettings:
+class ConfiguredSegment:
     """One of `[[policy.segments]]`: thresholds of the payments for which `when` is true. 0: as for all others."""
 
     name: str
@@ -109,8 +109,8 @@ class PolicySettings:
     on_model_absent: str = "review"
     # At most so many features that moved the score towards fraud are named when a payment is not approved.
     reason_features_max: int = 4
-    rules: tuple[RuleSettings, ...] = ()
-    segments: tuple[SegmentSettings, ...] = ()
+    rules: tuple[ConfiguredRule, ...] = ()
+    segments: tuple[ConfiguredSegment, ...] = ()
     # Entries by name; one that begins with @ is a file of them, one a line.
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -250,7 +250,7 @@ class Policy:
                 reasons.append(flag)
         return strictness, reasons
 
-    def _segment(self, settings: SegmentSettings, vocabulary: Vocabulary) -> _Segment:
+    def _segment(self, settings: ConfiguredSegment, vocabulary: Vocabulary) -> _Segment:
         condition = compile_condition(settings.when, where=f'policy.segments "{settings.name}"', vocabulary=vocabulary)
         general = self._thresholds
         thresholds = _thresholds(
@@ -275,7 +275,7 @@ def _thresholds(where: str, review_at: float, decline_at: float, suffix: str = "
     return _Thresholds(review_at, decline_at, *reasons)
 
 
-def _rule(settings: RuleSettings, vocabulary: Vocabulary) -> _Rule:
+def _rule(settings: ConfiguredRule, vocabulary: Vocabulary) -> _Rule:
     where = f'policy.rules "{settings.name}"'
     if settings.action not in ACTIONS:
         raise Misconfigured(f"{where} action: wanted one of {', '.join(ACTIONS)}, got {settings.action!r}")

@@ -160,7 +160,8 @@ class _Translation:
                 warnings.simplefilter("error")
                 return ast.parse(self._flat.strip(), mode="eval").body
         except SyntaxError as error:
-            place = self._indent + max(0, (error.offset or 1) - 1)
+            # 0: where the text ends.
+            place = self._indent + (error.offset - 1 if error.offset else len(self._flat.strip()))
             raise self._wrong_at(place, f"this cannot be read: {error.msg}") from None
         except (ValueError, MemoryError, RecursionError, Warning):
             raise Misconfigured(f"{self._where}: this cannot be read") from None

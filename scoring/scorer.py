@@ -17,12 +17,21 @@ from features.engine import FeatureEngine, UnreadableProfile
 from features.kernel import ABSENT, AMOUNT, AMOUNT_MINOR, ATTRIBUTE_COUNT, KNOWN, TIME_MS, UNKNOWN
 from features.keys import entity_key
 from features.money import RateTable
-from models.bundle import Bundle
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.metrics import ScoringMetrics
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
-from scoring.policy import MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE, Policy, unknown_flag
+from scoring.model_chain import ModelChain
+from scoring.policy import (
+    ACTIONS,
+    APPROVE,
+    MIRROR_ABSENT,
+    MIRROR_STALE,
+    PROFILE_UNREADABLE,
+    Facts,
+    Policy,
+    unknown_flag,
+)
 
 
 class Outbox(Protocol):
@@ -41,14 +50,14 @@ class PaymentScorer:
         *,
         engine: FeatureEngine,
         rates: RateTable,
-        bundle: Bundle,
+        models: ModelChain,
         policy: Policy,
         mirror: MirrorSettings,
         outbox: Outbox,
         metrics: ScoringMetrics,
     ) -> None:
         plan = engine.plan
-        self._engine, self._rates, self._bundle, self._policy = engine, rates, bundle, policy
+        self._engine, self._rates, self._models, self._policy = engine, rates, models, policy
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
         self._mirror: MirrorReader | None = None
         self._complete_to_ms = 0
@@ -73,7 +82,6 @@ class PaymentScorer:
             self._vector,
         )
         self._fill_from_mirror = self._fill_from_nothing
-        self._model_version = bundle.manifest.model_version
         # Unique over hosts, workers and restarts without a look at anything shared.
         self._decision_prefix = os.urandom(8).hex()
         self._decision_count = 0
@@ -133,16 +141,22 @@ class PaymentScorer:
             self._metrics.mirror_age_seconds.set(profile_age_ms / 1000)
             if profile_age_ms > self._policy.stale_after_ms:
                 flags.append(MIRROR_STALE)
-        score = float(self._bundle.score(self._vector)[0])
-        action, reasons = self._policy.decide(score, flags)
+        scored = self._models.score(self._vector)
+        score, model = scored.scores[0], scored.models[0]
+        flags += scored.flags[0]
+        vector = self._vector[0]
+        action, reasons = self._policy.decide(Facts(request, int(row[AMOUNT]), vector, score, flags))
+        if action != ACTIONS[APPROVE]:
+            reasons += self._models.reasons(vector, model, self._policy.reason_features_max)
         self._decision_count += 1
         response = ScoreResponse(
             payment_id=request.payment_id,
             decision_id=f"{self._decision_prefix}-{self._decision_count:x}",
+            # Absent it reads as 0; `model_absent` among the flags tells.
             score=score,
             action=action,
             reasons=reasons,
-            model_version=self._model_version,
+            model_version=self._models.versions[model],
             flags=flags,
             profile_age_ms=profile_age_ms,
         )
@@ -203,7 +217,8 @@ class PaymentScorer:
     def _count(self, response: ScoreResponse, flags: list[str]) -> None:
         metrics = self._metrics
         metrics.decisions[response.action].add(1)
-        metrics.score.observe(response.score)
+        if response.model_version:
+            metrics.score.observe(response.score)
         for flag in flags:
             metrics.flags[flag].add(1)
 

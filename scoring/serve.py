@@ -1,6 +1,6 @@
 """The scoring host: a parent that holds the port and keeps N workers alive, each a process of its own.
 
-    parent   checks everything once, compiles, loads the bundle ─ fork ─► worker 0, worker 1, …
+    parent   checks everything once, compiles, loads the bundles ─ fork ─► worker 0, worker 1, …
     worker   opens its outbox, metrics file and the mirror, listens on the shared port, serves
 
 The parent imports and warms everything before it forks, so a worker starts in milliseconds and shares its
@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from schemas.errors import Misconfigured, PaywardenError
 from scoring.http import HttpServer, HttpSettings, open_listener, reserve_port
 from scoring.metrics import HttpMetrics, Registry, ScoringMetrics, render
 from scoring.mirror import MirrorSettings
+from scoring.model_chain import ChainSettings, ModelChain
+from scoring.model_metrics import ModelMetrics
 from scoring.outbox import OutboxSettings, OutboxWriter
 from scoring.policy import Policy, flags_of
 from scoring.scorer import PaymentScorer
@@ -52,7 +54,8 @@ class Host:
 
     engine: FeatureEngine
     rates: RateTable
-    bundle: Bundle
+    bundles: Sequence[Bundle]
+    chain: ChainSettings
     policy: Policy
     http: HttpSettings
     limits: RequestLimits
@@ -158,12 +161,13 @@ async def _work(host: Host, name: str, port: int, parent: int) -> None:
     http_metrics = HttpMetrics.declare(registry)
     entities = host.engine.plan.entity_names
     scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
+    model_metrics = ModelMetrics.declare(registry)
     registry.open(host.metrics_directory, name)
     outbox = OutboxWriter(host.outbox, name)
     scorer = PaymentScorer(
         engine=host.engine,
         rates=host.rates,
-        bundle=host.bundle,
+        models=ModelChain(host.bundles, metrics=model_metrics, settings=host.chain),
         policy=host.policy,
         mirror=host.mirror,
         outbox=outbox,

@@ -23,6 +23,8 @@ from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.metrics import Registry, ScoringMetrics
 from scoring.mirror import MirrorSettings, MirrorWriter
+from scoring.model_chain import ModelChain
+from scoring.model_metrics import ModelMetrics
 from scoring.policy import FLAGS, Policy, PolicySettings, flags_of
 from scoring.scorer import PaymentScorer
 from streams.backfill import backfill
@@ -56,6 +58,7 @@ class Host:
         self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
         self.outbox = Outbox()
         self.metrics = ScoringMetrics.declare(Registry(), flags=FLAGS, entities=PLAN.entity_names)
+        self.bundle = small_world.loaded_bundle()
         self._policy = policy
         self._scorer: PaymentScorer | None = None
 
@@ -68,12 +71,11 @@ class Host:
     @property
     def scorer(self) -> PaymentScorer:
         if self._scorer is None:
-            bundle = small_world.loaded_bundle()
-            manifest = bundle.manifest
+            manifest = self.bundle.manifest
             self._scorer = PaymentScorer(
                 engine=small_world.engine(),
                 rates=small_world.rates(),
-                bundle=bundle,
+                models=ModelChain((self.bundle,), metrics=ModelMetrics.declare(Registry())),
                 policy=Policy(
                     PolicySettings(**self._policy), review_at=manifest.review_at, decline_at=manifest.decline_at
                 ),
@@ -287,7 +289,8 @@ def test_without_a_mirror_the_answer_is_flagged_and_the_policy_decides(tmp_path:
     response = host.score(requests()[0])
     assert list(response.flags) == ["mirror_absent"]
     assert response.action == action
-    assert list(response.reasons) == ([] if action == "approve" else ["mirror_absent"])
+    asked = [reason for reason in response.reasons if not reason.startswith("feature:")]
+    assert asked == ([] if action == "approve" else ["mirror_absent"])
     assert not response.HasField("profile_age_ms")
     assert host.outbox.entries[-1].vector == vector_by_hand(requests()[0], {})
     # A device that takes no part is missing, not new.
@@ -385,7 +388,7 @@ def test_a_combination_is_looked_up_by_all_its_fields_and_flagged_by_the_setting
     scorer = PaymentScorer(
         engine=engine,
         rates=small_world.rates(),
-        bundle=cast(Bundle, CertainBundle()),
+        models=ModelChain([cast(Bundle, CertainBundle())], metrics=ModelMetrics.declare(Registry())),
         policy=Policy(PolicySettings(on_unknown_other="review"), review_at=0.1, decline_at=0.2),
         mirror=mirror,
         outbox=outbox,
@@ -406,9 +409,17 @@ class CertainBundle:
 
     class manifest:  # noqa: N801
         model_version = "certain"
+        calibration_slope, calibration_intercept = 1.0, 0.0
 
-    def score(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        return np.zeros(len(vectors))
+    class predictor:  # noqa: N801
+        @staticmethod
+        def margins(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+            return np.full(len(vectors), -9.0)
+
+    class explainer:  # noqa: N801
+        @staticmethod
+        def reasons(vector: NDArray[np.float32], count_max: int) -> list[str]:
+            return [f"feature:pair_count_1d={vector[0]:g} (+{count_max}.00)"]
 
 
 # Readiness
