@@ -31,7 +31,7 @@ F32 = NDArray[np.float32]
 _CATEGORICAL, _DEFAULT_LEFT = 1, 2
 _MISSING_SHIFT = 2
 _MISSING_ZERO, _MISSING_NAN = 1, 2
-# Below it LightGBM takes a number for zero: a float there, and so rounded.
+# LightGBM takes a number up to it for zero; it is a float there, and so rounded.
 _ZERO = float(np.float32(1e-35))
 _INT_MAX = 2147483647.0
 # Columns of a node: what it asks about, how it decides, and its children. Leaves are no nodes: they are below zero.
@@ -80,7 +80,9 @@ def _goes_left(value: float, threshold: float, decision: int, sets: NDArray[np.u
         if missing == _MISSING_NAN:
             return bool(decision & _DEFAULT_LEFT)
         value = 0.0
-    if missing == _MISSING_ZERO and -_ZERO <= value <= _ZERO:
+    elif -_ZERO <= value <= _ZERO:
+        value = 0.0
+    if missing == _MISSING_ZERO and value == 0.0:
         return bool(decision & _DEFAULT_LEFT)
     return value <= threshold
 
@@ -131,7 +133,7 @@ class Explainer:
     def reasons(self, vector: F32, count_max: int) -> list[str]:
         """Up to `count_max` features that moved the score most towards fraud, as `feature:NAME=VALUE (+LOG-ODDS)`.
 
-        A value that is missing reads "missing".
+        A value that is missing reads "missing", one that is not finite "inf".
         """
         moved = self._slope * self.contributions(vector)
         reasons = []

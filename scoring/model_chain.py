@@ -88,8 +88,8 @@ class ModelChain:
             except Exception:  # noqa: BLE001 - whatever a model fails with, payments must be answered; it is counted below
                 return self._score_singly(vectors)
             # No sum of margins overflows, so this is a number where all of them are.
-            if math.isfinite(sum(margins)):
-                count = len(margins)
+            count = len(vectors)
+            if len(margins) == count and math.isfinite(sum(margins)):
                 slope, intercept = primary.slope, primary.intercept
                 primary.scored.add(count)
                 return Scored(

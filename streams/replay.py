@@ -1,7 +1,8 @@
 """Replay a history through the feature code, the model and the policy that serve, and measure the decisions.
 
 The same kernel, the same bundle and the same policy as a scoring worker's: a payment replayed gets the vector,
-the score and the action it would have had if the profiles were up to the moment.
+the score and the action it would have had if the profiles were up to the moment. Rules and segments of the policy are
+asked about each payment; flags, which speak of the live mirror and models, are not there.
 """
 
 from __future__ import annotations
