@@ -310,7 +310,9 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
 
     manifest = SimpleNamespace(model_version="m", calibration_slope=1.0, calibration_intercept=0.0)
     bundle: Any = SimpleNamespace(
-        manifest=manifest, predictor=SimpleNamespace(margins=lambda _: np.array([-9.0])), explainer=None
+        manifest=manifest,
+        predictor=SimpleNamespace(margins=lambda _: np.array([-9.0])),
+        explainer=SimpleNamespace(reasons=lambda *_: []),
     )
     request = ScoreRequest(payment_id="p", event_time_ms=NOON_MS, card_id="c", merchant_id="m", amount_minor=5)
     request.currency = "EUR"

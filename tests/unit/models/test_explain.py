@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.bundle import GOLDEN, MODEL_TEXT, load_bundle, read_manifest, sha256_of
-from models.explain import Explainer, read_trees
+from models.explain import Explainer, add_contributions, read_trees
 from schemas.errors import BundleRefused
 from tests import small_world
 
@@ -111,6 +111,15 @@ def test_reasons_are_the_features_that_moved_the_score_most_towards_fraud(tmp_pa
             assert value == ("missing" if np.isnan(row[place]) else f"{row[place]:.6g}")
         told += len(reasons)
     assert told > 100
+
+
+def test_nothing_is_left_to_compile_when_a_bundle_is_loaded() -> None:
+    """In the first payment that is not approved it would take a second."""
+    explainer = small_world.loaded_bundle().explainer
+    compiled = len(add_contributions.signatures)
+    buffer = np.zeros((4, len(small_world.engine().plan.names)), dtype=np.float32)
+    explainer.reasons(buffer[2], 4)
+    assert len(add_contributions.signatures) == compiled > 0
 
 
 def test_no_reasons_are_told_where_none_are_wanted() -> None:

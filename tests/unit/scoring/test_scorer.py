@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -25,9 +26,10 @@ from scoring.metrics import Registry, ScoringMetrics
 from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.model_chain import ModelChain
 from scoring.model_metrics import ModelMetrics
-from scoring.policy import FLAGS, Policy, PolicySettings, flags_of
+from scoring.policy import FLAGS, ConfiguredRule, Policy, PolicySettings, flags_of
 from scoring.scorer import PaymentScorer
 from streams.backfill import backfill
+from streams.shipping import decision_of
 from tests import small_world
 
 PLAN = small_world.engine().plan
@@ -420,6 +422,74 @@ class CertainBundle:
         @staticmethod
         def reasons(vector: NDArray[np.float32], count_max: int) -> list[str]:
             return [f"feature:pair_count_1d={vector[0]:g} (+{count_max}.00)"]
+
+
+# The policy and the models
+
+
+def test_rules_see_the_payment_its_amount_in_the_reference_currency_and_its_features(tmp_path: Path) -> None:
+    request = requests()[0]
+    foreign = ScoreRequest()
+    foreign.CopyFrom(request)
+    foreign.currency, foreign.amount_minor = "USD", 100_000
+    amount = small_world.rates().convert(100_000, "USD", NOW_MS)
+    assert amount != 100_000
+    when = f'currency == "USD" and amount == {amount} and amount_minor == 100000 and merchant_count_30d > 0'
+    rule = ConfiguredRule("foreign", when, "decline")
+    host = Host(tmp_path, rules=(rule,), review_at=1.0, decline_at=1.0, reason_features_max=0)
+    host.fill(profiles())
+    assert host.score(request).action == "approve"
+    response = host.score(foreign)
+    assert (response.action, list(response.reasons)) == ("decline", ["rule:foreign"])
+    host.close()
+
+
+def test_what_is_not_approved_is_told_what_moved_its_score(tmp_path: Path) -> None:
+    host = Host(tmp_path, review_at=1e-9, decline_at=1.0, reason_features_max=2)
+    host.fill(profiles())
+    told = 0
+    for request in requests()[:50]:
+        response = host.score(request)
+        vector = np.frombuffer(host.outbox.entries[-1].vector, dtype="<f4")
+        wanted = small_world.loaded_bundle().explainer.reasons(vector, 2)
+        assert list(response.reasons) == ["score_at_or_above_review_threshold", *wanted]
+        assert list(host.outbox.entries[-1].response.reasons) == list(response.reasons)
+        told += len(wanted)
+    assert told > 0
+    host.close()
+
+
+def test_what_is_approved_is_told_nothing(tmp_path: Path) -> None:
+    host = Host(tmp_path, review_at=1.0, decline_at=1.0)
+    host.fill(profiles())
+    assert [list(host.score(request).reasons) for request in requests()[:20]] == [[]] * 20
+    host.close()
+
+
+class FailingPredictor:
+    native = True
+
+    def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.full(len(vectors), np.nan)
+
+
+@pytest.mark.parametrize("action", ["approve", "decline"])
+def test_where_no_model_gives_a_score_the_policy_decides_and_the_answer_says_so(tmp_path: Path, action: str) -> None:
+    host = Host(tmp_path, on_model_absent=action)
+    host.bundle = replace(host.bundle, predictor=FailingPredictor())
+    host.fill(profiles())
+    response = host.score(requests()[0])
+    assert (response.action, response.score, response.model_version) == (action, 0.0, "")
+    assert list(response.flags) == ["model_error", "model_absent"]
+    assert list(response.reasons) == ([] if action == "approve" else ["model_absent"])
+    decision = decision_of(host.outbox.entries[-1])
+    assert (decision["score"], decision["model_version"]) == (0.0, "")
+    assert decision["flags"] == ["model_error", "model_absent"]
+    counted = host.counted()
+    assert counted["model_error"] == counted["model_absent"] == 1
+    # It is no score of 0.
+    assert host.metrics.score.count == 0
+    host.close()
 
 
 # Readiness
