@@ -45,7 +45,7 @@ def trained(
     folder: Path, rows: NDArray[np.float32], categories: list[int] | None = None, **parameters: Any
 ) -> tuple[lightgbm.Booster, Path]:
     finite = np.nan_to_num(rows, posinf=3, neginf=-3)
-    labels = (finite[:, 0] * finite[:, 1] + np.isnan(rows[:, 2]) + (finite[:, 3] % 3 == 1) > 0.8).astype(np.float64)
+    labels = (finite[:, 0] * finite[:, 1] + np.isnan(rows[:, 2]) + (finite[:, 3] % 3 == 0) > 0.8).astype(np.float64)
     settings = {"objective": "binary", "verbose": -1, "num_threads": 1, "seed": 1, "num_leaves": 31, **parameters}
     data = lightgbm.Dataset(rows.astype(np.float64), labels, categorical_feature=categories or [])
     model = lightgbm.train(settings, data, 40)
