@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.compiler import COMPILER_OPTIONS, compile_library, compiler_name
+from models.explain import Explainer, read_trees
 from models.predictor import GtilPredictor, NativePredictor, Predictor
 from schemas.errors import BundleRefused
 
@@ -67,6 +68,7 @@ class Bundle:
 
     manifest: Manifest
     predictor: Predictor
+    explainer: Explainer
 
     def score(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         """Calibrated probabilities of fraud. `vectors`: (rows, features), C-contiguous. Result: (rows,)."""
@@ -77,12 +79,22 @@ class Bundle:
         )
 
 
+def _check_explained(bundle: Path, explainer: Explainer) -> None:
+    """Refuse reasons that do not add up to LightGBM's margins. Also compiles what gives them."""
+    with np.load(bundle / GOLDEN, allow_pickle=False) as golden:
+        vectors, wanted = golden["vectors"], golden["margins"]
+    got = np.array([explainer.base + explainer.contributions(vector).sum() for vector in vectors])
+    if not np.allclose(got, wanted, rtol=1e-9, atol=1e-9):
+        raise BundleRefused(f"bundle {bundle}: what features add to a score is not what {MODEL_TEXT} gives")
+
+
 def calibrated(margins: NDArray[np.float64], slope: float, intercept: float) -> NDArray[np.float64]:
     """Margins to probabilities. Row by row through libm, so that a row's score never depends on its batch."""
-    return np.array([_sigmoid(slope * margin + intercept) for margin in margins.tolist()], dtype=np.float64)
+    return np.array([sigmoid(slope * margin + intercept) for margin in margins.tolist()], dtype=np.float64)
 
 
-def _sigmoid(value: float) -> float:
+def sigmoid(value: float) -> float:
+    """A probability from its log-odds."""
     # exp overflows above 709; a probability that far out is 0 in any case.
     return 1.0 / (1.0 + math.exp(-value)) if value > -700.0 else 0.0
 
@@ -160,7 +172,10 @@ def load_bundle(bundle: Path, *, catalogue_digest: str) -> Bundle:
         )
     predictor = _predictor(bundle, manifest)
     check_golden(bundle, manifest, predictor)
-    return Bundle(manifest, predictor)
+    trees = read_trees(bundle / MODEL_TEXT, len(manifest.feature_names))
+    explainer = Explainer(trees, manifest.feature_names, slope=manifest.calibration_slope)
+    _check_explained(bundle, explainer)
+    return Bundle(manifest, predictor, explainer)
 
 
 def _predictor(bundle: Path, manifest: Manifest) -> Predictor:

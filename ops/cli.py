@@ -18,6 +18,7 @@ from ops.deadletters import dead_letters
 from ops.features import features
 from ops.forget import forget
 from ops.logs import set_up_logging
+from ops.policy import policy
 from ops.profile_sets import profile_sets
 from ops.progress import progress_bar
 from ops.rebuild import rebuild
@@ -166,7 +167,7 @@ def replay(
 
     engine = FeatureEngine()
     loaded = load_bundle(Path(bundle), catalogue_digest=engine.plan.digest)
-    policy = wiring.policy(source, review_at=loaded.manifest.review_at, decline_at=loaded.manifest.decline_at)
+    decided_by = wiring.policy(source, review_at=loaded.manifest.review_at, decline_at=loaded.manifest.decline_at)
     rates = wiring.rate_table(source)
     history = read_history(data)
     if len(history) == 0:
@@ -184,7 +185,7 @@ def replay(
             engine=engine,
             rates=rates,
             bundle=loaded,
-            policy=policy,
+            policy=decided_by,
             window=window,
             label_delay_days=label_delay_days,
             destination=Path(out),
@@ -344,5 +345,5 @@ def _until_stopped() -> threading.Event:
     return stop
 
 
-for _command in (backfill, backtest, dead_letters, features, forget, profile_sets, rebuild):
+for _command in (backfill, backtest, dead_letters, features, forget, policy, profile_sets, rebuild):
     cli.add_command(_command)

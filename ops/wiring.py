@@ -47,6 +47,11 @@ class ServeSettings:
     """What `paywarden serve` serves."""
 
     bundle: str = "bundle"
+    # What scores while the bundle cannot: the previous one. Empty for none, then rules and flags decide.
+    fallback_bundle: str = ""
+    # A model that has failed so many times in a row is left out for the cool-down, then tried again.
+    model_failure_count_max: int = 5
+    model_cooldown_ms: int = 5000
     # Counts of all workers; on a memory file system, see scoring/metrics.py.
     metrics: str = "/dev/shm/paywarden/metrics" if Path("/dev/shm").is_dir() else ".paywarden/metrics"
 
@@ -221,8 +226,10 @@ def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Com
 def policy(source: Source, *, review_at: float, decline_at: float) -> Policy:
     """The policy by the settings, with a bundle's thresholds where they set none."""
     from scoring.policy import Policy, PolicySettings
+    from scoring.policy_lists import read_lists
 
-    return Policy(source.section("policy", PolicySettings), review_at=review_at, decline_at=decline_at)
+    settings = source.section("policy", PolicySettings)
+    return Policy(settings, review_at=review_at, decline_at=decline_at, lists=read_lists(settings.lists))
 
 
 def scoring_host(source: Source, bundle_path: str | None) -> Host:
@@ -234,6 +241,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
     from scoring.host import Host
     from scoring.http_settings import HttpSettings
     from scoring.mirror import MirrorSettings
+    from scoring.model_chain import ChainSettings
     from scoring.outbox import OutboxSettings
     from scoring.tls import TlsSettings
     from scoring.tokens import AuthSettings
@@ -242,12 +250,14 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
 
     settings = source.section("serve", ServeSettings)
     engine = FeatureEngine()
-    bundle = load_bundle(Path(bundle_path or settings.bundle), catalogue_digest=engine.plan.digest)
-    manifest = bundle.manifest
+    paths = [bundle_path or settings.bundle, *filter(None, [settings.fallback_bundle])]
+    bundles = [load_bundle(Path(path), catalogue_digest=engine.plan.digest) for path in paths]
+    manifest = bundles[0].manifest
     return Host(
         engine=engine,
         rates=rate_table(source),
-        bundle=bundle,
+        bundles=bundles,
+        chain=ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms),
         policy=policy(source, review_at=manifest.review_at, decline_at=manifest.decline_at),
         http=source.section("http", HttpSettings),
         grpc=source.section("grpc", GrpcSettings),

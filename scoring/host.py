@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from scoring.grpc import GrpcSettings
 from scoring.http_settings import HttpSettings
 from scoring.listeners import reserve_port, unix_listener
 from scoring.mirror import MirrorSettings
+from scoring.model_chain import ChainSettings
 from scoring.outbox import OutboxSettings
 from scoring.policy import Policy
 from scoring.tls import Tls, TlsSettings
@@ -30,7 +31,8 @@ class Host:
 
     engine: FeatureEngine
     rates: RateTable
-    bundle: Bundle
+    bundles: Sequence[Bundle]
+    chain: ChainSettings
     policy: Policy
     http: HttpSettings
     grpc: GrpcSettings

@@ -1,16 +1,29 @@
-"""From a score and what is odd about it to an action, with reasons a person can read.
+"""From a payment's facts to an action, with reasons a person can read.
 
-Thresholds give the action of the score; each flag can ask for a stricter one. The strictest wins, and every
-part that asked for it is a reason.
+1. A rule with `override` that applies decides alone; of several the first in the file.
+2. Else the first segment that applies says which thresholds the score is held against, or the general ones are.
+3. Thresholds, flags and rules each ask for an action. The strictest wins, and every part that asked for it is a reason:
+   `score_at_or_above_review_threshold` (with `:SEGMENT` behind it where a segment set it), a flag's own name,
+   `rule:NAME`. An approved payment has no reason, but for a rule that overrides.
+
+Conditions of rules and segments are checked at start (scoring/rules.py), lists of them are read then.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from features.catalogue import CATALOGUE
+from features.declare import Catalogue
 from schemas.errors import Misconfigured
+from scoring.policy_lists import is_plain_name
+from scoring.rules import Condition, PaymentFields, Vocabulary, compile_condition
 
 # In order of strictness.
 ACTIONS = ("approve", "review", "decline")
@@ -23,7 +36,24 @@ UNKNOWN_DEVICE = "unknown_device"
 MIRROR_ABSENT = "mirror_absent"
 MIRROR_STALE = "mirror_stale"
 PROFILE_UNREADABLE = "profile_unreadable"
-FLAGS = (UNKNOWN_CARD, UNKNOWN_MERCHANT, UNKNOWN_DEVICE, MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE)
+# A model failed on this payment; one was left out, because it kept failing; no model gave a score.
+MODEL_ERROR = "model_error"
+MODEL_FALLBACK = "model_fallback"
+MODEL_ABSENT = "model_absent"
+FLAGS = (
+    UNKNOWN_CARD,
+    UNKNOWN_MERCHANT,
+    UNKNOWN_DEVICE,
+    MIRROR_ABSENT,
+    MIRROR_STALE,
+    PROFILE_UNREADABLE,
+    MODEL_ERROR,
+    MODEL_FALLBACK,
+    MODEL_ABSENT,
+)
+
+# More would be a program, and each takes its microsecond.
+CONDITIONS_MAX = 200
 
 
 def unknown_flag(entity: str) -> str:
@@ -34,6 +64,26 @@ def unknown_flag(entity: str) -> str:
 def flags_of(entities: Iterable[str]) -> tuple[str, ...]:
     """Every flag there can be with a catalogue of these entities."""
     return tuple(dict.fromkeys((*FLAGS, *map(unknown_flag, entities))))
+
+
+@dataclass(frozen=True)
+class ConfiguredRule:
+    """One of `[[policy.rules]]`: where `when` is true it asks for `action`, or with `override` decides alone."""
+
+    name: str
+    when: str
+    action: str
+    override: bool = False
+
+
+@dataclass(frozen=True)
+class ConfiguredSegment:
+    """One of `[[policy.segments]]`: thresholds of the payments for which `when` is true. 0: as for all others."""
+
+    name: str
+    when: str
+    review_at: float = 0.0
+    decline_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,40 +103,200 @@ class PolicySettings:
     on_mirror_absent: str = "review"
     on_mirror_stale: str = "approve"
     on_profile_unreadable: str = "review"
+    # The next model of the chain has scored it then, unless there was none: that is `model_absent`.
+    on_model_error: str = "approve"
+    on_model_fallback: str = "approve"
+    on_model_absent: str = "review"
+    # At most so many features that moved the score towards fraud are named when a payment is not approved.
+    reason_features_max: int = 4
+    rules: tuple[ConfiguredRule, ...] = ()
+    segments: tuple[ConfiguredSegment, ...] = ()
+    # Entries by name; one that begins with @ is a file of them, one a line.
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Facts:
+    """What a policy decides about. `payment`'s own fields are read by conditions only.
+
+    `amount`: in minor units of the reference currency. `vector`: shape (features,), float32. `score`: None where no
+    model gave one. Not frozen, so that a caller may use one for many payments.
+    """
+
+    payment: PaymentFields
+    amount: int
+    vector: NDArray[np.float32]
+    score: float | None
+    flags: Sequence[str]
+
+
+class Verdict(NamedTuple):
+    """One of ACTIONS, and why. The list is the caller's to go on with."""
+
+    action: str
+    reasons: list[str]
+
+
+class _Thresholds(NamedTuple):
+    review_at: float
+    decline_at: float
+    review_reason: str
+    decline_reason: str
+
+
+class _Segment(NamedTuple):
+    condition: Condition
+    thresholds: _Thresholds
+
+
+class _Rule(NamedTuple):
+    condition: Condition
+    strictness: int
+    reason: str
 
 
 class Policy:
     """A checked policy. Immutable and free of I/O."""
 
-    def __init__(self, settings: PolicySettings, *, review_at: float, decline_at: float) -> None:
-        """`review_at` and `decline_at` are the bundle's. Raises Misconfigured naming the setting."""
-        self._review_at = settings.review_at or review_at
-        self._decline_at = settings.decline_at or decline_at
+    def __init__(
+        self,
+        settings: PolicySettings,
+        *,
+        review_at: float,
+        decline_at: float,
+        lists: Mapping[str, frozenset[str]] | None = None,
+        catalogue: Catalogue = CATALOGUE,
+    ) -> None:
+        """`review_at` and `decline_at` are the bundle's, `lists` what `read_lists` has read of the settings'.
+
+        `catalogue` names the features of the vectors. Raises Misconfigured naming the setting, rule or segment.
+        """
         self.stale_after_ms = settings.stale_after_ms
-        for name, value in (("review_at", self._review_at), ("decline_at", self._decline_at)):
-            if not (math.isfinite(value) and 0.0 < value <= 1.0):
-                raise Misconfigured(f"policy.{name}: wanted a score above 0 and at most 1, got {value}")
-        if self._review_at > self._decline_at:
-            raise Misconfigured(
-                f"policy.review_at ({self._review_at:.4g}) must not be above policy.decline_at ({self._decline_at:.4g})"
-            )
+        if settings.reason_features_max < 0:
+            raise Misconfigured(f"policy.reason_features_max: wanted at least 0, got {settings.reason_features_max}")
+        self.reason_features_max = settings.reason_features_max
+        self._thresholds = _thresholds("policy", settings.review_at or review_at, settings.decline_at or decline_at)
         self._strictness = {flag: _strictness(settings, flag) for flag in FLAGS}
         self._unknown_other = _strictness(settings, unknown_flag("other"))
+        _check_names("policy.rules", [rule.name for rule in settings.rules])
+        _check_names("policy.segments", [segment.name for segment in settings.segments])
+        flags = flags_of(entity.name for entity in catalogue.entities)
+        vocabulary = Vocabulary(catalogue.features, flags, lists or {})
+        self._segments = [self._segment(segment, vocabulary) for segment in settings.segments]
+        rules = [(rule.override, _rule(rule, vocabulary)) for rule in settings.rules]
+        self._overrides = [rule for is_override, rule in rules if is_override]
+        self._rules = [rule for is_override, rule in rules if not is_override]
 
-    def decide(self, score: float | None, flags: Sequence[str]) -> tuple[str, list[str]]:
-        """The action and its reasons; no score asks for nothing. An approved payment needs no reason."""
+    @property
+    def has_conditions(self) -> bool:
+        """Whether there is a rule or a segment: without, the action follows from score and flags alone."""
+        return bool(self._segments or self._rules or self._overrides)
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields of a payment that rules and segments read."""
+        conditions = [segment.condition for segment in self._segments]
+        conditions += [rule.condition for rule in (*self._overrides, *self._rules)]
+        return frozenset().union(*(condition.fields for condition in conditions))
+
+    def decide(self, facts: Facts) -> Verdict:
+        """The action and its reasons; no score asks for nothing by itself. Never raises."""
+        if not (self._rules or self._segments or self._overrides):
+            strictness, reasons = self._by_score_and_flags(facts.score, facts.flags, self._thresholds)
+            return Verdict(ACTIONS[strictness], reasons)
+        return self._by_all(facts)
+
+    def actions_of(self, scores: NDArray[np.float64]) -> NDArray[np.int8]:
+        """Indexes into ACTIONS of many payments without flags, shape (rows,). Only where there are no conditions."""
+        assert not self.has_conditions
+        review_at, decline_at, _, _ = self._thresholds
+        return (scores >= review_at).astype(np.int8) + (scores >= decline_at).astype(np.int8)
+
+    def _by_all(self, facts: Facts) -> Verdict:
+        score, flags = facts.score, facts.flags
+        asked = (facts.payment, facts.amount, facts.vector.item, math.nan if score is None else score, flags)
+        for rule in self._overrides:
+            if rule.condition.applies(*asked):
+                return Verdict(ACTIONS[rule.strictness], [rule.reason])
+        thresholds = self._thresholds
+        for segment in self._segments:
+            if segment.condition.applies(*asked):
+                thresholds = segment.thresholds
+                break
+        strictness, reasons = self._by_score_and_flags(score, flags, thresholds)
+        for rule in self._rules:
+            # One that asks for less than what is asked for already would change nothing.
+            if rule.strictness >= strictness and rule.condition.applies(*asked):
+                if rule.strictness > strictness:
+                    strictness, reasons = rule.strictness, [rule.reason]
+                else:
+                    reasons.append(rule.reason)
+        return Verdict(ACTIONS[strictness], reasons)
+
+    def _by_score_and_flags(
+        self, score: float | None, flags: Sequence[str], thresholds: _Thresholds
+    ) -> tuple[int, list[str]]:
         strictness, reasons = APPROVE, []
-        if score is not None and score >= self._decline_at:
-            strictness, reasons = DECLINE, ["score_at_or_above_decline_threshold"]
-        elif score is not None and score >= self._review_at:
-            strictness, reasons = REVIEW, ["score_at_or_above_review_threshold"]
+        if score is not None and score >= thresholds.review_at:
+            if score >= thresholds.decline_at:
+                strictness, reasons = DECLINE, [thresholds.decline_reason]
+            else:
+                strictness, reasons = REVIEW, [thresholds.review_reason]
         for flag in flags:
             wanted = self._strictness.get(flag, self._unknown_other)
             if wanted > strictness:
                 strictness, reasons = wanted, [flag]
             elif wanted == strictness and wanted > APPROVE:
                 reasons.append(flag)
-        return ACTIONS[strictness], reasons
+        return strictness, reasons
+
+    def _segment(self, settings: ConfiguredSegment, vocabulary: Vocabulary) -> _Segment:
+        condition = compile_condition(settings.when, where=f'policy.segments "{settings.name}"', vocabulary=vocabulary)
+        general = self._thresholds
+        thresholds = _thresholds(
+            f'policy.segments "{settings.name}"',
+            settings.review_at or general.review_at,
+            settings.decline_at or general.decline_at,
+            f":{settings.name}",
+        )
+        return _Segment(condition, thresholds)
+
+
+def _thresholds(where: str, review_at: float, decline_at: float, suffix: str = "") -> _Thresholds:
+    dot = "." if where == "policy" else " "
+    for name, value in (("review_at", review_at), ("decline_at", decline_at)):
+        if not (math.isfinite(value) and 0.0 < value <= 1.0):
+            raise Misconfigured(f"{where}{dot}{name}: wanted a score above 0 and at most 1, got {value}")
+    if review_at > decline_at:
+        raise Misconfigured(
+            f"{where}{dot}review_at ({review_at:.4g}) must not be above {where}{dot}decline_at ({decline_at:.4g})"
+        )
+    reasons = (f"score_at_or_above_{action}_threshold{suffix}" for action in ("review", "decline"))
+    return _Thresholds(review_at, decline_at, *reasons)
+
+
+def _rule(settings: ConfiguredRule, vocabulary: Vocabulary) -> _Rule:
+    where = f'policy.rules "{settings.name}"'
+    if settings.action not in ACTIONS:
+        raise Misconfigured(f"{where} action: wanted one of {', '.join(ACTIONS)}, got {settings.action!r}")
+    if settings.action == "approve" and not settings.override:
+        raise Misconfigured(
+            f'{where} action: "approve" asks for nothing; with override = true it approves whatever else is asked for'
+        )
+    condition = compile_condition(settings.when, where=where, vocabulary=vocabulary)
+    return _Rule(condition, ACTIONS.index(settings.action), f"rule:{settings.name}")
+
+
+def _check_names(where: str, names: Sequence[str]) -> None:
+    if len(names) > CONDITIONS_MAX:
+        raise Misconfigured(f"{where}: wanted at most {CONDITIONS_MAX}, got {len(names)}")
+    for number, name in enumerate(names):
+        if not is_plain_name(name):
+            raise Misconfigured(
+                f"{where}, number {number + 1}: name: wanted at most 64 of a to z, 0 to 9 and _, got {name!r}"
+            )
+        if name in names[:number]:
+            raise Misconfigured(f'{where}: there are two with the name "{name}"')
 
 
 def _strictness(settings: PolicySettings, flag: str) -> int:

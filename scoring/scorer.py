@@ -17,15 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.engine import FeatureEngine, UnreadableProfile
-from features.kernel import ABSENT, KNOWN, UNKNOWN
+from features.kernel import ABSENT, AMOUNT, KNOWN, UNKNOWN
 from features.money import RateTable
-from models.bundle import Bundle
 from schemas.errors import InvalidEvent, TemporaryFailure
 from schemas.outbox_pb2 import OutboxEntry, OutboxRecord
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.answered import UNREMEMBERED, Answered, Claim, PaymentIdReused, Repeat, Standing
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
-from scoring.policy import MIRROR_ABSENT, MIRROR_STALE, PROFILE_UNREADABLE, Policy, unknown_flag
+from scoring.model_chain import ModelChain
+from scoring.policy import (
+    ACTIONS,
+    APPROVE,
+    MIRROR_ABSENT,
+    MIRROR_STALE,
+    PROFILE_UNREADABLE,
+    Facts,
+    Policy,
+    unknown_flag,
+)
 from scoring.request_rows import RequestRows
 from scoring.turns import UNDER_WAY, Refusal, refusal_of
 from scoring.worker_metrics import ScoringMetrics
@@ -52,7 +61,7 @@ class PaymentScorer:
         *,
         engine: FeatureEngine,
         rates: RateTable,
-        bundle: Bundle,
+        models: ModelChain,
         policy: Policy,
         mirror: MirrorSettings,
         outbox: Outbox,
@@ -62,7 +71,7 @@ class PaymentScorer:
         """Without `answered`, a payment that comes again is decided again."""
         plan = engine.plan
         self._answered = answered
-        self._engine, self._bundle, self._policy = engine, bundle, policy
+        self._engine, self._models, self._policy = engine, models, policy
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
         self._mirror: MirrorReader | None = None
         self._entities = entities = plan.entity_count
@@ -83,7 +92,6 @@ class PaymentScorer:
             bytes(found): [unknown_flag(name) for name, one in zip(self._names, found, strict=True) if one == UNKNOWN]
             for found in itertools.product((ABSENT, UNKNOWN, KNOWN), repeat=entities)
         }
-        self._model_version = bundle.manifest.model_version
         # Unique over hosts, workers and restarts without a look at anything shared.
         self._decision_prefix = os.urandom(8).hex()
         self._decision_count = 0
@@ -195,20 +203,26 @@ class PaymentScorer:
             if profile_age_ms > self._policy.stale_after_ms:
                 flags = [[*found, MIRROR_STALE] for found in flags]
         vectors = self._vectors[:count]
-        scores = self._bundle.score(vectors).tolist()
+        scores, models, model_flags = self._models.score(vectors)
+        amounts = self._rows.attributes[:count, AMOUNT].tolist()
         vector_bytes, row_bytes = vectors.tobytes(), vectors.itemsize * vectors.shape[1]
         responses, records = [], []
         for row, request in enumerate(requests):
-            action, reasons = self._policy.decide(scores[row], flags[row])
+            score, model, vector = scores[row], models[row], vectors[row]
+            odd = [*flags[row], *model_flags[row]]
+            action, reasons = self._policy.decide(Facts(request, amounts[row], vector, score, odd))
+            if action != ACTIONS[APPROVE]:
+                reasons += self._models.reasons(vector, model, self._policy.reason_features_max)
             self._decision_count += 1
             response = ScoreResponse(
                 payment_id=request.payment_id,
                 decision_id=f"{self._decision_prefix}-{self._decision_count:x}",
-                score=scores[row],
+                # Absent it reads as 0; `model_absent` among the flags tells.
+                score=score,
                 action=action,
                 reasons=reasons,
-                model_version=self._model_version,
-                flags=flags[row],
+                model_version=self._models.versions[model],
+                flags=odd,
                 profile_age_ms=profile_age_ms,
             )
             record = OutboxRecord(
@@ -290,7 +304,8 @@ class PaymentScorer:
         metrics = self._metrics
         for response in responses:
             metrics.decisions[response.action].add(1)
-            metrics.score.observe(response.score)
+            if response.model_version:
+                metrics.score.observe(response.score)
             for flag in response.flags:
                 metrics.flags[flag].add(1)
 

@@ -1,6 +1,6 @@
 """The scoring host: a parent that holds the ports and keeps N workers alive, each a process of its own.
 
-    parent   checks everything once, compiles, loads the bundle ─ fork ─► worker 0, worker 1, …
+    parent   checks everything once, compiles, loads the bundles ─ fork ─► worker 0, worker 1, …
     worker   scoring/worker.py
 
 The parent imports and warms everything before it forks, so a worker starts in milliseconds and shares its

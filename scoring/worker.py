@@ -23,6 +23,8 @@ from scoring.host import Gate, Host
 from scoring.http import HttpServer
 from scoring.listeners import open_listener
 from scoring.metrics import Registry, render
+from scoring.model_chain import ModelChain
+from scoring.model_metrics import ModelMetrics
 from scoring.outbox import OutboxMetrics, OutboxWriter
 from scoring.policy import flags_of
 from scoring.scorer import PaymentScorer
@@ -68,6 +70,7 @@ async def _work(host: Host, worker: int, gate: Gate, parent: int) -> None:
     pauses = GarbagePauses(registry)
     entities = host.engine.plan.entity_names
     scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
+    model_metrics = ModelMetrics.declare(registry)
     answered_metrics, outbox_metrics = AnsweredMetrics.declare(registry), OutboxMetrics.declare(registry)
     registry.open(host.metrics_directory, name)
     outbox = OutboxWriter(host.outbox, name, outbox_metrics)
@@ -76,7 +79,7 @@ async def _work(host: Host, worker: int, gate: Gate, parent: int) -> None:
     scorer = PaymentScorer(
         engine=host.engine,
         rates=host.rates,
-        bundle=host.bundle,
+        models=ModelChain(host.bundles, metrics=model_metrics, settings=host.chain),
         policy=host.policy,
         mirror=host.mirror,
         outbox=outbox,

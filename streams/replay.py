@@ -1,7 +1,8 @@
 """Replay a history through the feature code, the model and the policy that serve, and measure the decisions.
 
 The same kernel, the same bundle and the same policy as a scoring worker's: a payment replayed gets the vector,
-the score and the action it would have had if the profiles were up to the moment.
+the score and the action it would have had if the profiles were up to the moment. Rules and segments of the policy are
+asked about each payment; flags, which speak of the live mirror and models, are not there.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from models.evaluation import (
 )
 from schemas.errors import Misconfigured
 from scoring.policy import ACTIONS, Policy
+from streams.replayed_policy import ReplayedPolicy
 
 CARDS_A_DAY = 100
 
@@ -100,8 +102,11 @@ def replay(
         raise Misconfigured(f"cannot write results to {destination}: {error.strerror}") from error
     unfinished = destination / "decisions.unfinished"
     with pq.ParquetWriter(unfinished, _schema(with_vectors), compression="zstd") as writer:
-        for chunk in Passage(history, engine, rates).chunks(first=first, last=last, progress=progress):
-            part = _decide(chunk, bundle, policy)
+        passage = Passage(history, engine, rates)
+        replayed = ReplayedPolicy(policy, history, passage.amounts)
+        for chunk in passage.chunks(first=first, last=last, progress=progress):
+            score = bundle.score(chunk.vectors)
+            part = _Decided(score, replayed.actions(chunk, score))
             here = slice(chunk.first - first, chunk.last - first)
             decided.score[here], decided.action[here] = part.score, part.action
             writer.write_table(_table(history, chunk, part, bundle, with_vectors))
@@ -110,13 +115,6 @@ def replay(
     metrics = _measure(history, decided, first, last, window, label_delay_days, per_second, bundle)
     (destination / "metrics.json").write_text(metrics.to_json(), encoding="utf-8")
     return metrics
-
-
-def _decide(chunk: Chunk, bundle: Bundle, policy: Policy) -> _Decided:
-    score = bundle.score(chunk.vectors)
-    # Flags speak of the live mirror; a history has none.
-    action = np.array([ACTIONS.index(policy.decide(value, ())[0]) for value in score.tolist()], dtype=np.int8)
-    return _Decided(score, action)
 
 
 def _schema(with_vectors: bool) -> pa.Schema:

@@ -319,11 +319,18 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
     """As a scoring worker does: with the mirror, without it, and with a profile that cannot be read."""
     from scoring.metrics import Registry
     from scoring.mirror import MirrorSettings, MirrorWriter
+    from scoring.model_chain import ModelChain
+    from scoring.model_metrics import ModelMetrics
     from scoring.policy import FLAGS, Policy, PolicySettings
     from scoring.scorer import PaymentScorer
     from scoring.worker_metrics import ScoringMetrics
 
-    bundle: Any = SimpleNamespace(manifest=SimpleNamespace(model_version="m"), score=lambda _: np.array([0.1]))
+    manifest = SimpleNamespace(model_version="m", calibration_slope=1.0, calibration_intercept=0.0)
+    bundle: Any = SimpleNamespace(
+        manifest=manifest,
+        predictor=SimpleNamespace(margins=lambda _: np.array([-9.0])),
+        explainer=SimpleNamespace(reasons=lambda *_: []),
+    )
     request = ScoreRequest(payment_id="p", event_time_ms=NOON_MS, card_id="c", merchant_id="m", amount_minor=5)
     request.currency = "EUR"
 
@@ -337,7 +344,7 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
         scorer = PaymentScorer(
             engine=warm,
             rates=load_rates(),
-            bundle=bundle,
+            models=ModelChain((bundle,), metrics=ModelMetrics.declare(Registry())),
             policy=Policy(PolicySettings(), review_at=0.5, decline_at=0.9),
             mirror=settings,
             outbox=SimpleNamespace(append_many=lambda _: 0),

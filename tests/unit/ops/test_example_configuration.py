@@ -68,4 +68,5 @@ def test_the_example_lists_every_setting_with_its_default(section: str) -> None:
     paths = {name for name in ("path", "metrics") if "/dev/shm" in str(source.file[section].get(name))}
     for field in dataclasses.fields(kind):
         if field.name not in paths:
-            assert getattr(source.section(section, kind), field.name) == field.default
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            assert getattr(source.section(section, kind), field.name) == default

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,26 @@ class Sample:
     brokers: tuple[str, ...] = ("one",)
     ports: tuple[int, ...] = ()
     password: str = dataclasses.field(default="", repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    name: str
+    share: float
+    wanted: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    port: int = 1
+    rows: tuple[Row, ...] = ()
+    lists: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+
+def tables_from(text: str, tmp_path: Path, **environment: str) -> Tables:
+    path = tmp_path / "some.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_source(str(path), environment).section("policy", Tables)
 
 
 def from_file(text: str, tmp_path: Path, **environment: str) -> Sample:
@@ -183,7 +203,7 @@ def test_no_settings_of_the_project_show_a_secret() -> None:
 
 
 def test_all_settings_of_the_project_can_be_read_from_text() -> None:
-    """Plain types only: what `section` cannot fill from a variable is found here, not by an operator."""
+    """Plain types only, but for the policy's tables: what no variable can fill is found here, not by an operator."""
     plain = {str, int, float, bool, tuple[str, ...]}
     kinds = list(settings_of_the_project())
     assert len(kinds) >= 10
@@ -191,7 +211,57 @@ def test_all_settings_of_the_project_can_be_read_from_text() -> None:
         source = Source({}, {})
         assert source.section("serve", kind) == kind()
         hints = importlib.import_module("typing").get_type_hints(kind)
-        assert set(hints.values()) <= plain, kind
+        tables = {"rules", "segments", "lists"} if kind.__name__ == "PolicySettings" else set()
+        assert {hint for name, hint in hints.items() if name not in tables} <= plain, kind
+
+
+def test_tables_and_lists_by_name_come_from_the_file(tmp_path: Path) -> None:
+    text = """
+        [[policy.rows]]
+        name = "a"
+        share = 1
+        [[policy.rows]]
+        name = "b"
+        share = 0.5
+        wanted = true
+        [policy.lists]
+        one = ["x", "y"]
+        none = []
+    """
+    read = tables_from(text, tmp_path, PAYWARDEN_POLICY_PORT="2")
+    assert read == Tables(2, (Row("a", 1.0), Row("b", 0.5, True)), {"one": ("x", "y"), "none": ()})
+
+
+def test_tables_and_lists_by_name_may_be_empty(tmp_path: Path) -> None:
+    assert tables_from("[policy]\nrows = []\nlists = {}\n", tmp_path) == Tables()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[policy.rows]]\nname = "a"\nshare = "x"', '[policy] rows "a" share: wanted a number, got str'),
+        ('[[policy.rows]]\nname = "a"', '[policy] rows "a": share is missing'),
+        ("[[policy.rows]]\nshare = 1", "[policy] rows, number 1: name is missing"),
+        ('[[policy.rows]]\nname = "a"\nshare = 1\nshrae = 1', "[policy] rows \"a\" has no setting 'shrae'"),
+        ("[policy]\nrows = [1]", "[policy] rows, number 1: wanted a table, got int"),
+        ('[policy]\nrows = "a"', "[policy] rows: wanted a list, got str"),
+        ("[policy.rows]\nname = 1", "[policy] rows: wanted a list, got dict"),
+        ('[policy.lists]\none = "x"', "[policy] lists, one: wanted a list, got str"),
+        ("[policy.lists]\none = [1]", "[policy] lists, one: wanted a text, got int"),
+        ("[policy]\nlists = []", "[policy] lists: wanted a table, got list"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(Misconfigured) as refused:
+        tables_from(text, tmp_path)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("name", ["rows", "lists"])
+def test_a_table_does_not_come_from_the_environment(name: str) -> None:
+    source = Source({}, {f"PAYWARDEN_POLICY_{name.upper()}": "a"})
+    with pytest.raises(Misconfigured, match=rf"PAYWARDEN_POLICY_{name.upper()}: .* can be set in the file only"):
+        source.section("policy", Tables)
 
 
 def test_sections_are_in_order() -> None:

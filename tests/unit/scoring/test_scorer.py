@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -27,12 +28,15 @@ from scoring import answered as answered_payments
 from scoring.answered import Answered, AnsweredSettings
 from scoring.metrics import Registry
 from scoring.mirror import MirrorSettings, MirrorWriter
+from scoring.model_chain import ModelChain
+from scoring.model_metrics import ModelMetrics
 from scoring.outbox import OutboxSettings, OutboxWriter
-from scoring.policy import FLAGS, Policy, PolicySettings, flags_of
+from scoring.policy import FLAGS, ConfiguredRule, Policy, PolicySettings, flags_of
 from scoring.scorer import ROWS_MAX, PaymentScorer
 from scoring.turns import UNDER_WAY, Refusal
 from scoring.worker_metrics import ScoringMetrics
 from streams.backfill import backfill
+from streams.shipping import decision_of
 from tests import small_world
 
 PLAN = small_world.engine().plan
@@ -67,6 +71,7 @@ class Host:
         self.outbox = FakeOutbox()
         self.answered: Answered | None = None
         self.metrics = ScoringMetrics.declare(Registry(), flags=FLAGS, entities=PLAN.entity_names)
+        self.bundle = small_world.loaded_bundle()
         self._policy = policy
         self._scorer: PaymentScorer | None = None
 
@@ -79,12 +84,11 @@ class Host:
     @property
     def scorer(self) -> PaymentScorer:
         if self._scorer is None:
-            bundle = small_world.loaded_bundle()
-            manifest = bundle.manifest
+            manifest = self.bundle.manifest
             self._scorer = PaymentScorer(
                 engine=small_world.engine(),
                 rates=small_world.rates(),
-                bundle=bundle,
+                models=ModelChain((self.bundle,), metrics=ModelMetrics.declare(Registry())),
                 policy=Policy(
                     PolicySettings(**self._policy), review_at=manifest.review_at, decline_at=manifest.decline_at
                 ),
@@ -351,7 +355,8 @@ def test_without_a_mirror_the_answer_is_flagged_and_the_policy_decides(tmp_path:
     response = host.score(requests()[0])
     assert list(response.flags) == ["mirror_absent"]
     assert response.action == action
-    assert list(response.reasons) == ([] if action == "approve" else ["mirror_absent"])
+    asked = [reason for reason in response.reasons if not reason.startswith("feature:")]
+    assert asked == ([] if action == "approve" else ["mirror_absent"])
     assert not response.HasField("profile_age_ms")
     assert host.outbox.entries[-1].vector == vector_by_hand(requests()[0], {})
     # A device that takes no part is missing, not new.
@@ -449,7 +454,7 @@ def test_a_combination_is_looked_up_by_all_its_fields_and_flagged_by_the_setting
     scorer = PaymentScorer(
         engine=engine,
         rates=small_world.rates(),
-        bundle=cast(Bundle, CertainBundle()),
+        models=ModelChain([cast(Bundle, CertainBundle())], metrics=ModelMetrics.declare(Registry())),
         policy=Policy(PolicySettings(on_unknown_other="review"), review_at=0.1, decline_at=0.2),
         mirror=mirror,
         outbox=outbox,
@@ -470,9 +475,85 @@ class CertainBundle:
 
     class manifest:  # noqa: N801
         model_version = "certain"
+        calibration_slope, calibration_intercept = 1.0, 0.0
 
-    def score(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        return np.zeros(len(vectors))
+    class predictor:  # noqa: N801
+        @staticmethod
+        def margins(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+            return np.full(len(vectors), -9.0)
+
+    class explainer:  # noqa: N801
+        @staticmethod
+        def reasons(vector: NDArray[np.float32], count_max: int) -> list[str]:
+            return [f"feature:pair_count_1d={vector[0]:g} (+{count_max}.00)"]
+
+
+# The policy and the models
+
+
+def test_rules_see_the_payment_its_amount_in_the_reference_currency_and_its_features(tmp_path: Path) -> None:
+    request = requests()[0]
+    foreign = ScoreRequest()
+    foreign.CopyFrom(request)
+    foreign.currency, foreign.amount_minor = "USD", 100_000
+    amount = small_world.rates().convert(100_000, "USD", NOW_MS)
+    assert amount != 100_000
+    when = f'currency == "USD" and amount == {amount} and amount_minor == 100000 and merchant_count_30d > 0'
+    rule = ConfiguredRule("foreign", when, "decline")
+    host = Host(tmp_path, rules=(rule,), review_at=1.0, decline_at=1.0, reason_features_max=0)
+    host.fill(profiles())
+    assert host.score(request).action == "approve"
+    response = host.score(foreign)
+    assert (response.action, list(response.reasons)) == ("decline", ["rule:foreign"])
+    host.close()
+
+
+def test_what_is_not_approved_is_told_what_moved_its_score(tmp_path: Path) -> None:
+    host = Host(tmp_path, review_at=1e-9, decline_at=1.0, reason_features_max=2)
+    host.fill(profiles())
+    told = 0
+    for request in requests()[:50]:
+        response = host.score(request)
+        vector = np.frombuffer(host.outbox.entries[-1].vector, dtype="<f4")
+        wanted = small_world.loaded_bundle().explainer.reasons(vector, 2)
+        assert list(response.reasons) == ["score_at_or_above_review_threshold", *wanted]
+        assert list(host.outbox.entries[-1].response.reasons) == list(response.reasons)
+        told += len(wanted)
+    assert told > 0
+    host.close()
+
+
+def test_what_is_approved_is_told_nothing(tmp_path: Path) -> None:
+    host = Host(tmp_path, review_at=1.0, decline_at=1.0)
+    host.fill(profiles())
+    assert [list(host.score(request).reasons) for request in requests()[:20]] == [[]] * 20
+    host.close()
+
+
+class FailingPredictor:
+    native = True
+
+    def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.full(len(vectors), np.nan)
+
+
+@pytest.mark.parametrize("action", ["approve", "decline"])
+def test_where_no_model_gives_a_score_the_policy_decides_and_the_answer_says_so(tmp_path: Path, action: str) -> None:
+    host = Host(tmp_path, on_model_absent=action)
+    host.bundle = replace(host.bundle, predictor=FailingPredictor())
+    host.fill(profiles())
+    response = host.score(requests()[0])
+    assert (response.action, response.score, response.model_version) == (action, 0.0, "")
+    assert list(response.flags) == ["model_error", "model_absent"]
+    assert list(response.reasons) == ([] if action == "approve" else ["model_absent"])
+    decision = decision_of(host.outbox.entries[-1])
+    assert (decision["score"], decision["model_version"]) == (0.0, "")
+    assert decision["flags"] == ["model_error", "model_absent"]
+    counted = host.counted()
+    assert counted["model_error"] == counted["model_absent"] == 1
+    # It is no score of 0.
+    assert host.metrics.score.count == 0
+    host.close()
 
 
 # Readiness

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from features.history import History, final_labels, history_of_tables
 from features.passage import Passage
 from models.evaluation import Days, Split, day_of_time, exclude_known_compromised
+from ops.traffic import requests_of
 from schemas.errors import Misconfigured
-from scoring.policy import Policy, PolicySettings
+from scoring.policy import ConfiguredRule, ConfiguredSegment, Facts, Policy, PolicySettings
 from streams.replay import ReplayMetrics, replay
 from tests import small_world
 from tests.small_world import FIRST_DAY, LABEL_DELAY_DAYS, TRAINING_DAYS
@@ -24,7 +26,15 @@ CONTRACT = {"auc_roc", "average_precision", "card_precision_at_100", "payments",
 COLUMNS = ["payment_id", "event_time_ms", "card_id", "merchant_id", "score", "action", "model_version"]
 
 
-def run(destination: Path, *, window: Days = WINDOW, history: History | None = None, **options: Any) -> ReplayMetrics:
+def run(
+    destination: Path,
+    *,
+    window: Days = WINDOW,
+    history: History | None = None,
+    settings: PolicySettings | None = None,
+    lists: Mapping[str, frozenset[str]] | None = None,
+    **options: Any,
+) -> ReplayMetrics:
     bundle = small_world.loaded_bundle()
     manifest = bundle.manifest
     return replay(
@@ -32,7 +42,9 @@ def run(destination: Path, *, window: Days = WINDOW, history: History | None = N
         engine=small_world.engine(),
         rates=small_world.rates(),
         bundle=bundle,
-        policy=Policy(PolicySettings(), review_at=manifest.review_at, decline_at=manifest.decline_at),
+        policy=Policy(
+            settings or PolicySettings(), review_at=manifest.review_at, decline_at=manifest.decline_at, lists=lists
+        ),
         window=window,
         label_delay_days=LABEL_DELAY_DAYS,
         destination=destination,
@@ -89,6 +101,43 @@ def test_scores_and_actions_are_those_of_the_bundle_and_the_policy(tmp_path: Pat
     assert metrics.actions == {name: int((wanted == name).sum()) for name in ("approve", "review", "decline")}
     assert all(metrics.actions.values())
     assert set(decisions["model_version"].to_pylist()) == {manifest.model_version}
+
+
+def test_rules_and_segments_decide_as_they_do_about_requests(tmp_path: Path) -> None:
+    """Each field a condition can read is read, those that a payment does not have too."""
+    device = small_world.tables()[0]["device_id"].drop_null()[0].as_py()
+    settings = PolicySettings(
+        rules=(
+            ConfiguredRule("ours", "merchant_id in lists.ours", "approve", override=True),
+            ConfiguredRule("busy", "card_count_1h >= 2 and amount > 20_00", "review"),
+            ConfiguredRule("device", f'device_id == "{device}" or missing(device_id) and country != "FR"', "review"),
+            ConfiguredRule("odd", 'amount_minor > 300_00 and currency == "EUR" and channel != "pos"', "decline"),
+            ConfiguredRule("time", "event_time_ms < 0 or missing(mcc) or missing(card_id)", "decline"),
+            ConfiguredRule("ip", 'ip == "10.0.0.1"', "decline"),
+        ),
+        segments=(ConfiguredSegment("online", 'channel == "ecom"', review_at=0.01, decline_at=0.02),),
+    )
+    ours = {"ours": frozenset(small_world.tables()[0]["merchant_id"].to_pylist()[:40])}
+    run(tmp_path, settings=settings, lists=ours)
+    decisions = pq.read_table(tmp_path / "decisions.parquet")
+    manifest = small_world.loaded_bundle().manifest
+    policy = Policy(settings, review_at=manifest.review_at, decline_at=manifest.decline_at, lists=ours)
+    rows = rows_of(WINDOW)
+    vectors, rates = passage_vectors()[rows], small_world.rates()
+    wanted, reasons = [], set[str]()
+    for request, vector, score in zip(
+        requests_of(small_world.tables()[0].take(pa.array(rows)), id_prefix=""),
+        vectors,
+        decisions["score"].to_pylist(),
+        strict=True,
+    ):
+        amount = rates.convert(request.amount_minor, request.currency, request.event_time_ms)
+        verdict = policy.decide(Facts(request, amount, vector, score, ()))
+        wanted.append(verdict.action)
+        reasons.update(verdict.reasons)
+    assert decisions["action"].to_pylist() == wanted
+    assert reasons >= {"rule:ours", "rule:busy", "rule:device", "rule:odd"}
+    assert any(reason.endswith(":online") for reason in reasons)
 
 
 def test_the_vector_column_is_what_the_passage_computes(tmp_path: Path) -> None:

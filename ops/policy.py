@@ -1,0 +1,76 @@
+"""`paywarden policy`: what the configuration says about actions, checked as the scoring workers check it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ops import wiring
+from schemas.settings import Source, read_source
+
+
+@click.group()
+def policy() -> None:
+    """Thresholds, rules, segments and lists of the configuration."""
+
+
+@policy.command()
+@click.option("--config", type=click.Path(dir_okay=False), help="Configuration file (default: as for all commands).")
+@click.option("--bundle", type=click.Path(file_okay=False), help="Whose thresholds hold where no setting has one.")
+@click.pass_obj
+def check(source: Source, config: str | None, bundle: str | None) -> None:
+    """Check the policy and print it; one line and exit status 1 where something is wrong."""
+    from models.bundle import MANIFEST, read_manifest
+    from scoring.policy import PolicySettings
+    from scoring.policy_lists import read_lists
+
+    if config is not None:
+        source = read_source(config)
+    settings = source.section("policy", PolicySettings)
+    folder = Path(bundle or source.section("serve", wiring.ServeSettings).bundle)
+    manifest = read_manifest(folder) if bundle or (folder / MANIFEST).exists() else None
+    # Without a bundle only what the settings say can be checked: no score is above 1.
+    review_at = manifest.review_at if manifest else settings.review_at or settings.decline_at or 1.0
+    decline_at = manifest.decline_at if manifest else settings.decline_at or 1.0
+    wiring.policy(source, review_at=review_at, decline_at=decline_at)
+    console = Console(highlight=False)
+    for table in _tables(settings, review_at if manifest else 0.0, decline_at if manifest else 0.0):
+        console.print(table)
+    lists = _table("lists", "name", "entries")
+    for name, entries in read_lists(settings.lists).items():
+        lists.add_row(name, str(len(entries)))
+    console.print(lists)
+
+
+def _tables(settings: object, review_at: float, decline_at: float) -> list[Table]:
+    """`review_at` and `decline_at` are the bundle's, 0 without one."""
+    from scoring.policy import FLAGS, PolicySettings, unknown_flag
+
+    assert isinstance(settings, PolicySettings)
+    general = (settings.review_at or review_at, settings.decline_at or decline_at)
+    thresholds = _table("thresholds, of the first segment that applies", "segment", "when", "review at", "decline at")
+    for segment in settings.segments:
+        own = (segment.review_at or general[0], segment.decline_at or general[1])
+        thresholds.add_row(segment.name, segment.when, *map(_score, own))
+    thresholds.add_row("(all others)", "", *map(_score, general))
+    rules = _table("rules", "name", "when", "action", "")
+    for rule in settings.rules:
+        rules.add_row(rule.name, rule.when, rule.action, "decides alone" if rule.override else "at least")
+    flags = _table("flags", "flag", "asks for")
+    for flag in (*FLAGS, unknown_flag("other")):
+        flags.add_row(flag, getattr(settings, f"on_{flag}"))
+    return [thresholds, rules, flags]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _score(threshold: float) -> str:
+    return f"{threshold:.4g}" if threshold else "as the bundle says"

@@ -1,0 +1,144 @@
+"""ops/alerts.yml: it is what Prometheus reads, and speaks of metrics and labels that there are."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+
+from scoring.metrics import Registry, _DirectoryCollector
+from scoring.model_metrics import ModelMetrics
+from scoring.policy import FLAGS
+from scoring.worker_metrics import HttpMetrics, ScoringMetrics
+from streams.companion_health import CompanionHealth
+from streams.companion_metrics import CompanionMetrics
+from streams.deadletter_counts import DeadLetterCounts
+from streams.metrics import StreamMetrics
+
+ALERTS = Path(__file__).resolve().parents[3] / "ops" / "alerts.yml"
+OBJECTIVES = {"card": 1000, "merchant": 1000}
+# What Prometheus adds itself.
+ADDED_LABELS = {"instance", "job"}
+_FIELDS = re.compile(r" {8}(for|labels|annotations|expr): ?(.*)| {10}(severity|summary): (.*)| {10}([^ ].*)")
+
+
+def alerts() -> list[dict[str, str]]:
+    """Every alert's fields. Strict: a line that is none of the few forms that the file has fails."""
+    found: list[dict[str, str]] = []
+    for number, line in enumerate(ALERTS.read_text(encoding="utf-8").splitlines()):
+        if re.fullmatch(r" *#.*|groups:| {2}- name: [a-z-]+| {4}rules:", line):
+            continue
+        if alert := re.fullmatch(r" {6}- alert: (\w+)", line):
+            found.append({"alert": alert[1], "expr": ""})
+            continue
+        match = _FIELDS.fullmatch(line)
+        assert match, f"line {number + 1} is of no form that is known: {line}"
+        outer, value, inner, text, more = match.groups()
+        if more is not None:
+            found[-1]["expr"] += f" {more}"
+        elif inner is not None:
+            found[-1][inner] = text
+        elif outer == "expr":
+            assert value == ">-", line
+        else:
+            found[-1][outer] = value
+    return found
+
+
+def declared(folder: Path) -> dict[str, set[str]]:
+    """The name of each sample that a process of ours can show, with its labels."""
+    registry = Registry()
+    HttpMetrics.declare(registry)
+    ScoringMetrics.declare(registry, flags=FLAGS, entities=OBJECTIVES)
+    model = ModelMetrics.declare(registry)
+    registry.open(folder, "worker-0")
+    for gauge in model.is_out.values():
+        gauge.set(0)
+    names = labels_of(_DirectoryCollector(folder).collect())
+    # A gauge without a value is not shown.
+    names["paywarden_mirror_age_seconds"] = set()
+    registry.close()
+    prometheus = CollectorRegistry()
+    StreamMetrics(prometheus, OBJECTIVES)
+    CompanionMetrics(prometheus, OBJECTIVES, CompanionHealth(mirror_age_ms_max=1))
+    DeadLetterCounts(prometheus, "")
+    for collector in prometheus._collector_to_names:
+        names |= labels_of(collector.collect(), collector)
+    return names
+
+
+def labels_of(families: Iterable[Metric], collector: Any = None) -> dict[str, set[str]]:
+    endings = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}
+    names: dict[str, set[str]] = {}
+    for family in families:
+        labels = set(getattr(collector, "_labelnames", ())) | {key for s in family.samples for key in s.labels}
+        for ending in endings.get(family.type, [""]):
+            names[family.name + ending] = labels
+    return names
+
+
+def test_every_alert_has_all_it_needs_and_a_name_of_its_own() -> None:
+    found = alerts()
+    assert len(found) >= 15
+    assert len({alert["alert"] for alert in found}) == len(found)
+    for alert in found:
+        assert alert.keys() == {"alert", "expr", "for", "labels", "severity", "annotations", "summary"}, alert["alert"]
+        assert alert["severity"] in ("page", "ticket")
+        assert re.fullmatch(r"\d+m", alert["for"])
+        assert re.fullmatch(r'"[^"]+"', alert["summary"])
+        for one, other in ("()", "{}", "[]"):
+            assert alert["expr"].count(one) == alert["expr"].count(other)
+
+
+def test_every_metric_and_label_that_an_alert_names_is_there(tmp_path: Path) -> None:
+    names = declared(tmp_path)
+    for alert in alerts():
+        asked = re.findall(r"(paywarden_\w+)(?:\{([^}]*)\})?", alert["expr"])
+        assert asked, alert["alert"]
+        known: set[str] = set(ADDED_LABELS)
+        for name, matchers in asked:
+            assert name in names, f"{alert['alert']}: there is no {name}"
+            labels = set(re.findall(r"(\w+)=~?\"", matchers))
+            assert labels <= names[name], f"{alert['alert']}: {name} has no label {labels - names[name]}"
+            known |= names[name]
+        spoken = set(re.findall(r"\$labels\.(\w+)", alert["summary"]))
+        grouped = {label for by in re.findall(r"by \(([^)]*)\)", alert["expr"]) for label in by.split(", ")}
+        assert spoken | grouped <= known, alert["alert"]
+        if grouped:
+            assert spoken <= grouped, f"{alert['alert']} speaks of a label that is summed away"
+
+
+def test_the_values_of_labels_that_alerts_ask_for_can_occur(tmp_path: Path) -> None:
+    """A flag or a bound of a histogram that was renamed would silence its alert."""
+    registry = Registry()
+    HttpMetrics.declare(registry)
+    ScoringMetrics.declare(registry, flags=FLAGS, entities=OBJECTIVES)
+    ModelMetrics.declare(registry)
+    registry.open(tmp_path, "worker-0")
+    shown = {
+        (sample.name, key, value)
+        for family in _DirectoryCollector(tmp_path).collect()
+        for sample in family.samples
+        for key, value in sample.labels.items()
+    }
+    registry.close()
+    asked = [
+        (name, key, value)
+        for alert in alerts()
+        for name, matchers in re.findall(r"(paywarden_\w+)\{([^}]*)\}", alert["expr"])
+        for key, value in re.findall(r'(\w+)="([^"]*)"', matchers)
+    ]
+    assert len(asked) >= 6
+    assert set(asked) <= shown
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_takes_the_file() -> None:
+    subprocess.run(["promtool", "check", "rules", str(ALERTS)], check=True, capture_output=True, timeout=60)
