@@ -3,10 +3,10 @@
 Measured: `front`, reading, routing, counting and writing alone, the body neither parsed nor scored; `whole`, with
 `Turns` before a scorer that answers a constant, so that parse, validate and render are in it. Each with protobuf
 bodies (`whole` with JSON, too): one request at a time on one connection, one at a time on each of 16 connections,
-and 16 at once on a connection. For: noticing when the front becomes dearer. CPU time, no throughput. Look at the least
-of the rounds, and at the last two ways: with one request in all, the process sleeps and wakes for each, and on a
-virtual machine what that costs differs from run to run by more than everything else together. The first answer's
-status and all answers' lengths are checked.
+and 16 at once on a connection. For: noticing when the front becomes dearer. CPU time, not throughput. Look at the
+smallest of the rounds, and at the last two ways: with one request in all, the process sleeps and wakes for each, and
+on a virtual machine what that costs differs from run to run by more than everything else together. The first
+answer's status and all answers' lengths are checked.
 
     python -m perf.bench_http [--json FILE]
 """

@@ -65,7 +65,7 @@ class HttpServer:
         self.heads = Heads(
             self._routes(metrics_need_token), settings, deadline_ms=turns.settings.deadline_ms, tokens=tokens
         )
-        self._answers = AnswerHeads()
+        self._answers = AnswerHeads(now_ms())
         self.render = self._answers.render
         self._connections: set[HttpConnection] = set()
         self._all_closed = asyncio.Event()

@@ -12,11 +12,12 @@ from scoring.http_refusals import STATUS_HEADERS
 class AnswerHeads:
     """The beginnings of answers, up to the length of the body; made again when the second changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_ms: int) -> None:
         self._date = b""
         self._begun: dict[tuple[int, str], bytes] = {}
         # Of 200 alone, which almost all are.
         self._begun_ok: dict[str, bytes] = {}
+        self.set_time(now_ms)
 
     def set_time(self, now_ms: int) -> None:
         """HTTP wants a Date in every answer: this one, until told otherwise."""

@@ -7,7 +7,8 @@ Both ways give the same requests for the same bytes. The parser sees nothing of 
 always whole requests: between two requests it knows nothing of those before, so it does not miss them.
 
 A head comes to be known when the parser, fed with the bytes up to the first empty line and not a byte more, has just
-found the end of an ordinary head: one with a Content-Length, and no wish for anything else.
+found the end of an ordinary head: one with a Content-Length and no wish to upgrade. (With a body that is all there, a
+wish for 100-continue changes nothing.)
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from scoring.http_settings import HttpSettings
 
 _HEAD_END = b"\r\n\r\n"
 _UNKNOWN = Head(None)
-# With one of these a request is not read like others.
-_UNUSUAL = (b"expect", b"transfer-encoding")
 
 
 class Taker(Protocol):
@@ -152,13 +151,8 @@ class RequestReader:
         return following
 
     def _is_ordinary(self, arriving: _Arriving) -> bool:
-        headers = arriving.fields.headers
-        return (
-            b"content-length" in headers
-            and not arriving.upgrades
-            and not self._upgrade_ignored
-            and not any(name in headers for name in _UNUSUAL)
-        )
+        """Whether the request ends where its Content-Length says, and its head has been read as it is."""
+        return b"content-length" in arriving.fields.headers and not arriving.upgrades and not self._upgrade_ignored
 
     def _parse(self, data: bytes) -> None:
         """Parse; a wish to upgrade (to h2c: Java's client asks on its first request) is ignored, as one may.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from schemas.errors import Misconfigured
+
+_MAY_BE_ZERO = ("port", "drain_delay_ms")
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,11 @@ class HttpSettings:
     drain_delay_ms: int = 0
     # What is in flight at a stop may take this long.
     stop_timeout_ms: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured naming the setting: a limit of nothing would let nobody in, and not say so."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            smallest = 0 if field.name in _MAY_BE_ZERO else 1
+            if isinstance(value, int) and value < smallest:
+                raise Misconfigured(f"[http] {field.name}: wanted at least {smallest}, got {value}")

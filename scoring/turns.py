@@ -122,6 +122,12 @@ class AdmissionSettings:
     # Scored in one go. More makes no payment cheaper, and the next read waits for it.
     chunk_payments: int = 32
 
+    def __post_init__(self) -> None:
+        """Raises Misconfigured naming the setting, in the parent of the workers already."""
+        for name in ("deadline_ms", "wait_ms_max", "queue_payments_max", "chunk_payments"):
+            if getattr(self, name) < 1:
+                raise Misconfigured(f"[admission] {name}: wanted at least 1, got {getattr(self, name)}")
+
 
 def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
     """How an expected failure is told to the caller."""
@@ -159,10 +165,7 @@ class Turns:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`currencies` are those that can be converted. Raises Misconfigured naming the setting."""
-        for name in ("deadline_ms", "wait_ms_max", "queue_payments_max", "chunk_payments"):
-            if getattr(settings, name) < 1:
-                raise Misconfigured(f"[admission] {name}: wanted at least 1, got {getattr(settings, name)}")
+        """`currencies` are those that can be converted."""
         self.settings, self._limits, self._currencies = settings, limits, currencies
         self.scorer = scorer
         self._now_ms, self._now_s = now_ms, now_s

@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -40,11 +41,13 @@ class FakeScorer:
         self.raises: Exception | None = None
         self.refuses: dict[str, Refusal] = {}
         self.missing: list[str] = []
+        self.takes_s = 0.0
         self.seen: list[str] = []
         self.action = "approve"
 
     def score_many(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse | Refusal]:
         assert now_ms == NOW_MS
+        time.sleep(self.takes_s)
         if self.raises is not None:
             raise self.raises
         return [self._score(request) for request in requests]
@@ -114,6 +117,12 @@ class Served:
         self._thread.join(WAIT_SECONDS)
         assert not self._thread.is_alive(), "the server did not stop"
 
+    def run_in_loop(self) -> None:
+        """Until everything that the loop was given before has been run."""
+        done = threading.Event()
+        self.loop.call_soon_threadsafe(done.set)
+        assert done.wait(WAIT_SECONDS)
+
     def counted(self, route: str, code: int) -> int:
         return self.metrics.requests[route, code].value
 
@@ -175,6 +184,18 @@ class Client:
             self._buffer += data
         reply.body, self._buffer = self._buffer[:size], self._buffer[size:]
         return reply
+
+    @property
+    def buffered(self) -> bytes:
+        """What has been read and not yet asked for."""
+        return self._buffer
+
+    def rest(self) -> bytes:
+        """Everything until the server closes."""
+        with contextlib.suppress(ConnectionResetError):
+            while data := self.raw.recv(65536):
+                self._buffer += data
+        return self._buffer
 
     def is_closed_by_server(self) -> bool:
         """Waits for it; any byte that comes instead is a failure."""

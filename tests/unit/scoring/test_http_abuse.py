@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import time
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -190,3 +192,81 @@ def test_a_caller_who_drips_does_not_extend_his_time() -> None:
                 slow.send(b"b")
                 time.sleep(0.01)
         assert slow.reply().status == 408
+
+
+# Slow, silent and gone
+
+
+def test_a_body_that_drips_is_408_and_others_are_served_meanwhile() -> None:
+    request = post_json(payment())
+    with serving(replace(PATIENT, request_timeout_ms=300)) as served, served.connected() as slow:
+        # The head is known: that must not give the body more time.
+        assert slow.ask(request).status == 200
+        slow.send(request[:-20])
+        with served.connected() as other, contextlib.suppress(OSError):
+            for byte in request[-20:]:
+                assert other.ask(request).status == 200
+                slow.send(bytes([byte]))
+                time.sleep(0.05)
+        assert slow.reply().status == 408
+        assert slow.is_closed_by_server()
+
+
+def test_many_connections_that_say_nothing_or_half_keep_no_caller_out() -> None:
+    settings = replace(PATIENT, request_timeout_ms=500, idle_timeout_ms=500)
+    request = post_json(payment())
+    with serving(settings) as served, contextlib.ExitStack() as stack, served.connected() as beside:
+        slow = [stack.enter_context(served.connected()) for _ in range(50)]
+        for number, client in enumerate(slow):
+            client.send(request[: number * 4])
+        for _ in range(20):
+            assert beside.ask(request).status == 200
+        for number, client in enumerate(slow):
+            assert number == 0 or client.reply().status == 408
+            assert client.is_closed_by_server()
+
+
+def test_a_flood_of_headers_is_refused_and_a_caller_beside_it_is_answered(served: Served) -> None:
+    request = post_json(payment())
+    with served.connected() as beside:
+        for header in (b"A: b\r\n", b"A" * 500 + b": b\r\n", b"A: " + b"b" * 3000 + b"\r\n"):
+            with served.connected() as flooding:
+                flooding.send(b"POST /v1/score HTTP/1.1\r\nHost: a\r\n")
+                with contextlib.suppress(OSError):
+                    for _ in range(200):
+                        flooding.send(header * 10)
+                assert beside.ask(request).status == 200
+                assert flooding.reply().status == 431
+                assert flooding.is_closed_by_server()
+
+
+def test_a_body_shorter_than_announced_takes_no_byte_of_another_connection(served: Served) -> None:
+    request = post_json(payment("short"))
+    with served.connected() as beside:
+        with served.connected() as short:
+            short.send(request[:-10])
+            short.raw.shutdown(socket.SHUT_WR)
+            assert short.is_closed_by_server()
+        assert beside.ask(post_json(payment())).json["payment_id"] == "p-1"
+    assert served.scorer.seen == ["p-1"]
+
+
+def test_a_body_longer_than_announced_is_another_request_and_refused_as_such(client: Client) -> None:
+    client.send(post_json(payment()) + b"left over\r\n\r\n")
+    assert client.reply().status == 200
+    assert client.reply().status == 400
+    assert client.is_closed_by_server()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes_are_refused_or_waited_for_and_a_caller_beside_is_answered(served: Served, seed: int) -> None:
+    random = Random(seed)
+    with served.connected() as beside, served.connected() as wrong:
+        request = bytearray(post_json(payment()))
+        for _ in range(random.randint(1, 30)):
+            request[random.randrange(len(request))] = random.randrange(256)
+        wrong.send(bytes(request))
+        assert beside.ask(post_json(payment())).status == 200
+        wrong.raw.shutdown(socket.SHUT_WR)
+        statuses = {int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", wrong.rest())}
+        assert statuses <= {200, 400, 404, 405, 413, 415, 417, 431, 505}

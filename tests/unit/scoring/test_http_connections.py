@@ -3,12 +3,14 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 import threading
 import time
 from dataclasses import replace
 
 import pytest
 
+from scoring.turns import AdmissionSettings, Call, Refusal
 from tests.http_world import (
     PATIENT,
     WAIT_SECONDS,
@@ -234,3 +236,101 @@ def test_while_it_drains_a_server_is_not_ready_and_still_answers() -> None:
         with served.connected() as late:
             assert late.ask(post_json(payment())).status == 200
     served.join()
+
+
+# Order
+
+
+def test_answers_leave_in_the_order_of_requests_even_where_a_later_one_is_known_at_once(served: Served) -> None:
+    with served.connected() as client:
+        client.send(
+            post_json(payment("a"))
+            + get("/nowhere")
+            + post_json(payment("b"))
+            + get("/livez")
+            + post_json(payment("c"), headers="x-deadline-ms: 0\r\n")
+            + post_json({"requests": [payment("d")]}, path="/v1/score:batch")
+            + b"garbage\r\n\r\n"
+        )
+        replies = [client.reply() for _ in range(7)]
+        assert [reply.status for reply in replies] == [200, 404, 200, 200, 400, 200, 400]
+        assert [replies[index].json["payment_id"] for index in (0, 2)] == ["a", "b"]
+        assert replies[3].json == {"live": True}
+        assert client.is_closed_by_server()
+
+
+def test_a_refusal_of_admission_keeps_its_place_and_says_when_to_come_again() -> None:
+    with serving(admission=AdmissionSettings(queue_payments_max=2)) as served, served.connected() as client:
+        client.send(b"".join(post_json(payment(name)) for name in "abcd"))
+        replies = [client.reply() for _ in range(4)]
+        assert [reply.status for reply in replies] == [200, 200, 429, 429]
+        assert [reply.headers.get("retry-after") for reply in replies] == [None, None, "1", "1"]
+        assert [reply.json["payment_id"] for reply in replies[:2]] == ["a", "b"]
+
+
+def test_the_answers_of_one_read_leave_in_one_write(served: Served) -> None:
+    with served.connected() as client:
+        assert client.ask(get("/livez")).status == 200
+        client.send(post_json(payment()) * 10)
+        client.until(b'"p-1"')
+        # Nine answers more came with the first.
+        assert client.buffered.count(b"HTTP/1.1 200 OK") == 9
+
+
+@pytest.mark.parametrize("pipelined_max", [1, 2, 7])
+def test_no_more_than_so_many_of_a_connections_requests_are_unanswered(pipelined_max: int) -> None:
+    with serving(replace(PATIENT, pipelined_max=pipelined_max)) as served, served.connected() as client:
+        depths: list[int] = []
+        submit = served.turns.submit
+
+        def note(call: Call) -> None:
+            submit(call)
+            depths.append(served.turns.queued_payments)
+
+        served.turns.submit = note  # type: ignore[method-assign]
+        names = [f"p-{index}" for index in range(300)]
+        client.send(b"".join(post_json(payment(name)) for name in names))
+        assert payment_ids(client, 300) == names
+        assert max(depths) == pipelined_max
+
+
+def test_what_a_caller_who_left_has_asked_for_is_not_scored(served: Served) -> None:
+    with served.connected() as other:
+        assert other.ask(get("/livez")).status == 200
+        with served.connected() as leaving:
+            assert leaving.ask(get("/livez")).status == 200
+            served.scorer.takes_s = 0.2
+            other.send(post_json(payment("slow")))
+            time.sleep(0.05)
+            # While the loop is busy both come: the requests, and that their sender is gone.
+            leaving.send(post_json(payment("unwanted")) * 100)
+            leaving.raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert other.reply().status == 200
+        served.scorer.takes_s = 0.0
+        assert other.ask(post_json(payment("after"))).status == 200
+        assert served.scorer.seen.count("unwanted") < 100
+
+
+def test_answers_with_some_statuses_say_what_to_do(served: Served) -> None:
+    served.scorer.refuses = {
+        "taken": Refusal("already_exists", "answered otherwise"),
+        "full": Refusal("unavailable", "the outbox is full"),
+        "odd": Refusal("some_other_code", "?"),
+    }
+    with served.connected() as client:
+        taken, full, odd = (client.ask(post_json(payment(name))) for name in ("taken", "full", "odd"))
+    assert (taken.status, taken.error["code"]) == (409, "already_exists")
+    assert (full.status, full.headers["retry-after"]) == (503, "1")
+    assert (odd.status, odd.error["code"]) == (500, "some_other_code")
+    assert served.counted("score", 409) == 1
+
+
+def test_a_bug_in_a_route_is_500_and_one_line_and_the_worker_serves_on(
+    served: Served, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.scorer.missing = None  # type: ignore[assignment]
+    for _ in range(2):
+        assert client.ask(get("/readyz")).status == 500
+    assert client.ask(get("/livez")).status == 200
+    assert len(caplog.records) == 1
+    assert "bug in route readyz: TypeError" in caplog.text

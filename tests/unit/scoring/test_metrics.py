@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.errors import Misconfigured
 from scoring.metrics import Registry, render
-from scoring.worker_metrics import HttpMetrics, ScoringMetrics
+from scoring.worker_metrics import GarbagePauses, HttpMetrics, ScoringMetrics
 
 
 def samples(directory: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -211,6 +212,19 @@ def test_the_metrics_of_a_worker_are_there_from_the_start_at_zero(tmp_path: Path
     assert shown["paywarden_mirror_age_seconds", ()] == 2.5
     assert shown["paywarden_score_sum", ()] == 0.25
     registry.close()
+
+
+def test_pauses_for_garbage_are_counted_while_they_are_watched() -> None:
+    pauses = GarbagePauses(Registry())
+    gc.collect()
+    assert pauses.seconds.count == 0
+    pauses.watch()
+    gc.collect()
+    gc.collect()
+    counted = pauses.seconds.count
+    pauses.forget()
+    gc.collect()
+    assert pauses.seconds.count == counted >= 2
 
 
 def test_another_process_sees_a_count_at_once(tmp_path: Path) -> None:

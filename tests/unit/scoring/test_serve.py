@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import ssl
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.outbox import OutboxSettings, OutboxWriter
 from tests import small_world
+from tests.certificates import Authority
 from tests.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until
 
 
 class Server:
     """A configured `serve`; `with` ends it."""
 
-    def __init__(self, folder: Path, *, port: int = 0, bundle: Path | None = None) -> None:
+    def __init__(self, folder: Path, *, port: int = 0, bundle: Path | None = None, more: str = "") -> None:
+        """`more` is of the configuration, beginning with further settings of [http]."""
         self.folder = folder
         self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=16)
         self.outbox = OutboxSettings(directory=str(folder / "outbox"))
@@ -30,8 +37,8 @@ class Server:
             f'[serve]\nbundle = "{bundle or small_world.trained_bundle()}"\nmetrics = "{folder / "metrics"}"\n'
             f'[mirror]\npath = "{self.mirror.path}"\nsize_mb = {self.mirror.size_mb}\n'
             f'[outbox]\ndirectory = "{self.outbox.directory}"\n'
-            f"[http]\nport = {port}\n[grpc]\nport = 0\n"
-            f'[answered]\npath = "{folder / "answered"}"\npayments_max = 1000\n',
+            f'[answered]\npath = "{folder / "answered"}"\npayments_max = 1000\n'
+            f"[grpc]\nport = 0\n[http]\nport = {port}\n{more}",
             encoding="utf-8",
         )
         self.workers: list[psutil.Process] = []
@@ -151,6 +158,106 @@ def test_workers_end_when_their_parent_is_killed_and_the_port_is_free_again(serv
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
+
+
+PAYMENT = ScoreRequest(
+    payment_id="p", event_time_ms=1, card_id="c", merchant_id="m", amount_minor=1, currency="EUR"
+).SerializeToString()
+
+
+def status_over(raw: socket.socket, headers: str = "") -> int:
+    """Ask for a score on a connection; 0 when it is closed without an answer."""
+    head = f"POST /v1/score HTTP/1.1\r\nHost: test\r\nContent-Type: application/x-protobuf\r\n{headers}"
+    raw.sendall(f"{head}Content-Length: {len(PAYMENT)}\r\n\r\n".encode() + PAYMENT)
+    answer = raw.recv(65536)
+    return int(answer.split()[1]) if answer else 0
+
+
+def test_all_workers_answer_on_a_unix_socket_too_and_it_outlives_one_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with Server(tmp_path, more=f'unix_socket = "{path}"\n') as server:
+        parent = server.start("--workers", "2")
+        workers = server.listening(2)
+
+        def is_answered() -> bool:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                return status_over(client) == 200
+
+        assert is_answered()
+        for worker in workers:
+            worker.kill()
+            wait_until(lambda worker=worker: not worker.is_running(), "the worker is gone")  # type: ignore[misc]
+            wait_until(is_answered, "the others, or the one that comes after it, answer")
+        assert parent.stop() == 0
+        assert not path.exists()
+
+
+def test_a_unix_socket_left_by_a_killed_parent_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with Server(tmp_path, more=f'unix_socket = "{path}"\n') as server:
+        parent = server.start()
+        workers = server.listening()
+        parent.kill()
+        wait_until(lambda: not any(worker.is_running() for worker in workers), "the workers are gone")
+        assert path.exists()
+        server.start()
+        server.listening()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            assert status_over(client) == 200
+
+
+def test_tls_and_tokens_are_asked_for_and_taken_up_anew_while_it_serves(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.sign("server")
+    tokens = tmp_path / "tokens"
+    tokens.write_text("first-token-0123456789\n")
+    tokens.chmod(0o600)
+    more = f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\n[auth]\ntokens_file = "{tokens}"\n'
+    context = ssl.create_default_context(cafile=authority.path)
+    with Server(tmp_path, more=more) as server:
+        server.start()
+        server.listening()
+        address = urllib.parse.urlsplit(server.target)
+        assert address.scheme == "https"
+        assert address.port is not None
+
+        def asked(token: str) -> tuple[int, str]:
+            with (
+                socket.create_connection(("127.0.0.1", address.port or 0), timeout=20) as raw,
+                context.wrap_socket(raw, server_hostname="127.0.0.1") as wrapped,
+            ):
+                shown = x509.load_der_x509_certificate(wrapped.getpeercert(binary_form=True) or b"")
+                (name,) = shown.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+                return status_over(wrapped, f"Authorization: Bearer {token}\r\n"), str(name.value)
+
+        assert asked("first-token-0123456789") == (200, "server")
+        assert asked("other-token-0123456789") == (401, "server")
+        tokens.write_text("other-token-0123456789\n")
+        for new, old in zip(authority.sign("renewed"), (certificate, key), strict=True):
+            shutil.copy(new, old)
+        wait_until(lambda: asked("other-token-0123456789") == (200, "renewed"), "both are taken up")
+        assert asked("first-token-0123456789") == (401, "renewed")
+        log = server.log()
+    assert "0123456789" not in log
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ('unix_socket = "/nowhere/socket"\n', "[http] unix_socket: cannot listen on /nowhere/socket"),
+        ('[tls]\ncertificate = "/nowhere"\nkey = "/nowhere"\n', "[tls] certificate: cannot read /nowhere"),
+        ('[tls]\nclient_ca = "/nowhere"\n', "[tls] certificate: wanted a file"),
+        ('[auth]\ntokens_file = "/nowhere"\n', "[auth] tokens_file: cannot read /nowhere"),
+        ("[admission]\ndeadline_ms = 0\n", "[admission] deadline_ms: wanted at least 1, got 0"),
+        ("pipelined_max = 0\n", "[http] pipelined_max: wanted at least 1, got 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line_before_any_worker_starts(
+    tmp_path: Path, more: str, named: str
+) -> None:
+    assert refused(Server(tmp_path, more=more)).startswith(f"paywarden: {named}")
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
