@@ -19,6 +19,7 @@ are spent in turns of the loop, because to sleep and wake takes longer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import socket
@@ -109,9 +110,8 @@ async def run_closed(
     on_answer: Callable[[Answer], None] | None = None,
     options: LoadOptions | None = None,
 ) -> LoadReport:
-    """As many requests as are answered: each of `connections` always carries as many as it may, for `seconds`.
-
-    A latency counts from when the request was sent. Raises as `run_load`.
+    """As many requests as are answered: each of `connections` always carries as many as it may, for `seconds` or until
+    the bodies run out. A latency counts from when the request was sent. Raises as `run_load`.
     """
     if not seconds > 0:
         raise Misconfigured("load: seconds must be above 0")
@@ -356,28 +356,29 @@ class _ClosedLoop(_Load):
     """A new request leaves for every answer."""
 
     async def run(self, seconds: float) -> LoadReport:
-        self._is_over = False
+        self._over = asyncio.Event()
         self._start = time.perf_counter()
         await self.open_all()
         sweeper = asyncio.create_task(self.sweep())
         started, ok_before = time.perf_counter(), self.tally.ok
         try:
-            await asyncio.sleep(seconds)
-            self._is_over = True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), seconds)
+            self._over.set()
             elapsed, ok_in_time = time.perf_counter() - started, self.tally.ok - ok_before
             await self.finish()
         finally:
-            self._is_over = True
+            self._over.set()
             sweeper.cancel()
             await self.close()
         return self.tally.report(elapsed, ok_in_time)
 
     def freed(self, channel: Channel) -> None:
         now = time.perf_counter()
-        while not self._is_over and channel.in_flight < channel.capacity:
+        while not self._over.is_set() and channel.in_flight < channel.capacity:
             body = next(self._bodies, None)
             if body is None:
-                self._is_over = True
+                self._over.set()
                 break
             index = self.tally.sent
             self.tally.begin(now - self._start)
@@ -386,7 +387,7 @@ class _ClosedLoop(_Load):
 
     def closed(self, channel: Channel, unanswered: Iterable[Asked]) -> None:
         super().closed(channel, unanswered)
-        if not self._is_over and len(self._channels) + len(self._opening) < self._opener.options.connections:
+        if not self._over.is_set() and len(self._channels) + len(self._opening) < self._opener.options.connections:
             task = asyncio.create_task(self._open_one())
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)

@@ -203,6 +203,17 @@ def test_a_load_ends_when_the_bodies_do() -> None:
     assert sorted(fake.bodies) == [b"1", b"2", b"3"]
 
 
+def test_a_closed_loop_ends_when_the_bodies_do() -> None:
+    async def closed(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        return await run_closed(target, bodies, seconds=60)
+
+    started = time.monotonic()
+    report, fake = loaded(always_ok, iter([b"1", b"2", b"3"]), load=closed)
+    assert (report.sent, report.ok) == (3, 3)
+    assert sorted(fake.bodies) == [b"1", b"2", b"3"]
+    assert time.monotonic() - started < 30
+
+
 def test_a_refused_connection_is_one_clear_error() -> None:
     async def run() -> None:
         server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
