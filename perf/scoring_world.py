@@ -108,6 +108,24 @@ class World:
     requests: list[ScoreRequest]
 
 
+@dataclass(frozen=True)
+class Past:
+    """A history that ends now, and a bundle that can score what follows."""
+
+    engine: FeatureEngine
+    payments: pa.Table
+    history: History
+    bundle: Path
+
+
+def make_past(size: WorldSize) -> Past:
+    """Simulate the history; train and compile the bundle where there is none yet."""
+    engine = FeatureEngine()
+    engine.warm_up()
+    payments, outcomes = simulate(cards=size.cards, days=size.days, seed=size.seed, end_time_ms=now_ms())
+    return Past(engine, payments, history_of_tables(payments, outcomes), _bundle(engine, size))
+
+
 @contextmanager
 def built_world(entities: int, size: WorldSize | None = None, *, outbox: Path | None = None) -> Iterator[World]:
     """A world with at least so many entities in its mirror, kept complete and fresh, its outbox read, until the end.
@@ -115,11 +133,7 @@ def built_world(entities: int, size: WorldSize | None = None, *, outbox: Path | 
     `outbox`: a folder for it, else a temporary one. Raises Misconfigured when the mirror finds no room.
     """
     size = size or WorldSize()
-    engine = FeatureEngine()
-    engine.warm_up()
-    payments, outcomes = simulate(cards=size.cards, days=size.days, seed=size.seed, end_time_ms=now_ms())
-    history = history_of_tables(payments, outcomes)
-    bundle = _bundle(engine, size)
+    past = make_past(size)
     memory_root = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with (
         tempfile.TemporaryDirectory(prefix="paywarden-perf-", dir=memory_root) as memory,
@@ -130,12 +144,14 @@ def built_world(entities: int, size: WorldSize | None = None, *, outbox: Path | 
         mirror = MirrorSettings(path=f"{memory}/mirror", size_mb=mirror_mb)
         settings = OutboxSettings(directory=str(outbox or Path(folder) / "outbox"))
         config = Path(folder) / "paywarden.toml"
-        text = _CONFIG.format(memory=memory, mirror_mb=mirror_mb, outbox=settings.directory, bundle=bundle.resolve())
+        text = _CONFIG.format(
+            memory=memory, mirror_mb=mirror_mb, outbox=settings.directory, bundle=past.bundle.resolve()
+        )
         config.write_text(text + ("[grpc]\nport = 0\n" if "grpc" in SECTIONS else ""), encoding="utf-8")
         writer = MirrorWriter(mirror)
-        copies, count = _fill(writer, history, engine, entities)
-        requests = _requests(payments, copies, size)
-        world = World(config, bundle, bundle.parent / "fastapi.txt", mirror, settings, count, requests)
+        copies, count = _fill(writer, past.history, past.engine, entities)
+        requests = requests_over(past.payments, copies, size)
+        world = World(config, past.bundle, past.bundle.parent / "fastapi.txt", mirror, settings, count, requests)
         with _kept_fresh(writer, settings):
             yield world
 
@@ -239,12 +255,17 @@ def _kept_fresh(writer: MirrorWriter, outbox: OutboxSettings) -> Iterator[None]:
 # Requests
 
 
-def _requests(payments: pa.Table, copies: int, size: WorldSize) -> list[ScoreRequest]:
-    """Payments of the history's last week, each in a world of its own drawing; a few of entities nobody knows."""
+def requests_over(payments: pa.Table, copies: int | None, size: WorldSize) -> list[ScoreRequest]:
+    """Payments of the history's last week, each in a world drawn for it; a few of cards and devices nobody knows.
+
+    Without `copies` the entities are the history's own.
+    """
     rng = np.random.default_rng(size.seed)
     newest = min(len(payments), max(100, len(payments) * 7 // size.days))
     rows = len(payments) - newest + rng.integers(0, newest, size.requests)
     requests = requests_of(payments.take(rows), id_prefix="")
+    if copies is None:
+        return requests
     worlds = rng.integers(0, copies, size.requests).tolist()
     strangers = (rng.random(size.requests) < _UNKNOWN_SHARE).tolist()
     for request, world, is_stranger in zip(requests, worlds, strangers, strict=True):

@@ -26,6 +26,11 @@ def server_core() -> int:
     return max(os.sched_getaffinity(0) if _pinned is None else {_pinned[1]})
 
 
+def load_core() -> int:
+    """The core that the load is held to, and what else is no server under measurement."""
+    return min(os.sched_getaffinity(0))
+
+
 def pin_load() -> None:
     """Hold this process, the load, to a core that is not the servers'. With a single core nothing is gained."""
     global _pinned
@@ -68,15 +73,18 @@ class Server:
 
 @contextmanager
 def running(
-    module: str, *arguments: str, ready_path: str = "", environment: dict[str, str] | None = None
+    module: str,
+    *arguments: str,
+    ready_path: str = "",
+    environment: dict[str, str] | None = None,
+    core: int | None = None,
 ) -> Iterator[Server]:
-    """`python -m module …` on the servers' core. It prints its addresses, a line each, the HTTP one first.
+    """`python -m module …` on the servers' core, or another. It prints its addresses, a line each.
 
     Waits until `ready_path` answers 200, if one is given. Raises RuntimeError when it does not come up.
     """
-    with _started(module, arguments, environment or {}) as process:
-        addresses = _addresses(process)
-        server = Server(addresses, process)
+    with _started(module, arguments, environment or {}, server_core() if core is None else core) as process:
+        server = Server(_addresses(process), process)
         if ready_path:
             wait_until_ready(server, ready_path)
         yield server
@@ -110,8 +118,9 @@ def metrics_text(server: Server) -> str:
 
 
 @contextmanager
-def _started(module: str, arguments: Sequence[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    core = server_core()
+def _started(
+    module: str, arguments: Sequence[str], environment: dict[str, str], core: int
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=_ROOT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 import perf
 from perf import burst, scoring_world
 from perf.batches import SIZES
+from perf.faults import slow_disk_environment, slow_disk_library
 from perf.measuring import drive
 from perf.scoring_world import World, WorldSize, built_world
 from perf.servers import running, serving
@@ -125,7 +127,7 @@ def test_recovery_is_when_half_a_second_has_been_calm() -> None:
     ok = np.ones(len(since), dtype=bool)
     assert burst.recovery_seconds(since, ok, latency_ms, calm_ms=2) == pytest.approx(0.4)
     # A refusal later on begins it anew.
-    ok[60] = False
+    ok[65] = False
     assert burst.recovery_seconds(since, ok, latency_ms, calm_ms=2) == pytest.approx(0.7)
 
 
@@ -133,3 +135,39 @@ def test_what_never_calms_down_never_recovers() -> None:
     since = _since(2)
     latency_ms = np.full(len(since), 50.0, dtype=np.float32)
     assert burst.recovery_seconds(since, np.ones(len(since), dtype=bool), latency_ms, calm_ms=2) == float("inf")
+
+
+def test_a_disk_is_slow_only_where_and_while_it_is_told_to_be(tmp_path: Path) -> None:
+    library = slow_disk_library(tmp_path)
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    program = """
+import os, sys, time
+def milliseconds(folder, call):
+    fd = os.open(os.path.join(folder, "file"), os.O_CREAT | os.O_WRONLY)
+    started = time.perf_counter()
+    call(fd)
+    return (time.perf_counter() - started) * 1000
+here, elsewhere, switch = sys.argv[1:]
+write = lambda fd: [os.write(fd, b"x") for _ in range(200)]
+print(milliseconds(here, write))
+open(switch + ".write", "w").close()
+print(milliseconds(here, write), milliseconds(elsewhere, write))
+os.unlink(switch + ".write")
+open(switch + ".sync", "w").close()
+print(milliseconds(here, write), milliseconds(here, lambda fd: [os.fdatasync(fd) for _ in range(4)]))
+"""
+    switch = tmp_path / "slow"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(here), str(elsewhere), str(switch)],
+        env={**os.environ, **slow_disk_environment(library, here, switch)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    before, slow, other_folder, other_kind, sync = map(float, done.stdout.split())
+    # 200 writes of a millisecond more, and 4 syncs of 50.
+    assert slow >= 200
+    assert sync >= 200
+    assert max(before, other_folder, other_kind) < 200
