@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	@# setuptools warns of every editable install that it is one.
-	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,perf]'
 	@echo "compiling the feature kernel, once"
 	$(BIN)/python -c 'from features.engine import FeatureEngine; FeatureEngine().warm_up()'
 	$(BIN)/python -c 'from streams.fast_intake import warm_up; warm_up()'
