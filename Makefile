@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
-PERF := kernels pipeline
+PERF := kernels pipeline scoring burst cold_start entities faults batches
 
 .DEFAULT_GOAL := help
 .PHONY: help install services demo test check format perf proto clean
@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	@# setuptools warns of every editable install that it is one.
-	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,perf]'
 	@echo "compiling the feature kernel, once"
 	$(BIN)/python -c 'from features.engine import FeatureEngine; FeatureEngine().warm_up()'
 	$(BIN)/python -c 'from streams.fast_intake import warm_up; warm_up()'

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -17,11 +15,13 @@ from ops.backtest import backtest
 from ops.deadletters import dead_letters
 from ops.features import features
 from ops.forget import forget
+from ops.load import load
 from ops.logs import set_up_logging
 from ops.policy import policy
 from ops.profile_sets import profile_sets
 from ops.progress import progress_bar
 from ops.rebuild import rebuild
+from ops.reporting import report
 from schemas.errors import PaywardenError
 from schemas.settings import Source, read_source
 
@@ -292,20 +292,6 @@ def serve(source: Source, bundle: str | None, workers: int) -> None:
 
 
 @cli.command()
-@click.option("--target", required=True, metavar="URL", help="Where the endpoint is, http://HOST:PORT.")
-@click.option("--rate", type=float, required=True, help="Payments a second.")
-@click.option("--seconds", type=float, required=True, help="How long.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the payments and their arrivals.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the result there.")
-def load(target: str, rate: float, seconds: float, seed: int, json_file: str | None) -> None:
-    """Send simulated payments at a fixed arrival rate and report latency, measured from when each was due."""
-    from ops.traffic import run_simulated_load
-
-    report = run_simulated_load(target, rate=rate, seconds=seconds, seed=seed)
-    _report(report, json_file)
-
-
-@cli.command()
 @click.option("--seconds", type=click.IntRange(1), default=30, show_default=True, help="How long payments are sent.")
 @click.option(
     "--rate", type=click.FloatRange(0, min_open=True), default=200.0, show_default=True, help="Payments a second."
@@ -316,18 +302,7 @@ def demo(seconds: int, rate: float, seed: int, json_file: str | None) -> None:
     """The whole product on this machine, no server to install: history, training, live payments, decisions."""
     from ops.demo import run_demo
 
-    _report(run_demo(seconds=seconds, rate=rate, seed=seed), json_file)
-
-
-def _report(result: dict[str, Any], json_file: str | None) -> None:
-    width = max(map(len, result))
-    for name, value in result.items():
-        click.echo(f"{name:<{width}}  {value:.3f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
-    if json_file:
-        try:
-            Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise click.ClickException(f"cannot write {json_file}: {error.strerror}") from error
+    report(run_demo(seconds=seconds, rate=rate, seed=seed), json_file)
 
 
 def _until_stopped() -> threading.Event:
@@ -345,5 +320,5 @@ def _until_stopped() -> threading.Event:
     return stop
 
 
-for _command in (backfill, backtest, dead_letters, features, forget, policy, profile_sets, rebuild):
+for _command in (backfill, backtest, dead_letters, features, forget, load, policy, profile_sets, rebuild):
     cli.add_command(_command)

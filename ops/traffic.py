@@ -13,11 +13,14 @@ import uvloop
 
 from schemas.errors import InvalidEvent
 from schemas.scoring_pb2 import ScoreRequest
-from scoring.load import Answer, LoadReport, run_load
+from scoring.load import Answer, run_closed, run_load
+from scoring.load_bodies import stamped_bodies
+from scoring.load_report import LoadReport
+from scoring.load_target import LoadOptions
 from streams.simulator import simulate
 
 _OPTIONAL = ("device_id", "ip", "mcc", "country", "channel", "utc_offset_minutes")
-# Enough cards that one comes back minutes later, as in life.
+# Enough cards that one comes back minutes later, as in life; a load that is longer begins again, with new ids.
 _CARDS, _DAYS = 20_000, 2
 
 
@@ -49,18 +52,6 @@ def stamped(requests: Iterator[ScoreRequest]) -> Iterator[bytes]:
         yield request.SerializeToString()
 
 
-def repeated(requests: list[ScoreRequest]) -> Iterator[ScoreRequest]:
-    """The requests over and over, each time under new payment ids."""
-    round_number = 0
-    while True:
-        for request in requests:
-            again = ScoreRequest()
-            again.CopyFrom(request)
-            again.payment_id = f"{request.payment_id}-{round_number}"
-            yield again
-        round_number += 1
-
-
 def run(
     target: str,
     bodies: Iterator[bytes],
@@ -74,11 +65,24 @@ def run(
         return runner.run(run_load(target, bodies, rate=rate, seconds=seconds, on_answer=on_answer))
 
 
-def run_simulated_load(target: str, *, rate: float, seconds: float, seed: int) -> dict[str, Any]:
-    """`paywarden load`: simulated payments at a fixed rate. Raises Misconfigured, InvalidEvent."""
+def run_simulated_load(
+    target: str, *, rate: float | None, seconds: float, seed: int, arrivals: str = "poisson", options: LoadOptions
+) -> dict[str, Any]:
+    """`paywarden load`: simulated payments at a fixed rate, with None as many as are answered.
+
+    Raises Misconfigured, InvalidEvent.
+    """
     if seed < 0:
         raise InvalidEvent(f"must be at least 0, got {seed}", field="seed")
     payments, _ = simulate(cards=_CARDS, days=_DAYS, seed=seed)
-    prefix = f"load-{now_ms():x}-"
-    requests = requests_of(payments.slice(0, min(len(payments), max(1, int(rate * seconds * 1.2)))), id_prefix=prefix)
-    return asdict(run(target, stamped(repeated(requests)), rate=rate, seconds=seconds))
+    # Five characters of the time make ids of two loads differ for a day.
+    bodies = stamped_bodies(
+        requests_of(payments, id_prefix=""),
+        id_prefix=f"load{now_ms() // 100 % 16**5:05x}",
+        content_type=options.content_type,
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if rate is None:
+            return asdict(runner.run(run_closed(target, bodies, seconds=seconds, options=options)))
+        load = run_load(target, bodies, rate=rate, seconds=seconds, arrivals=arrivals, seed=seed, options=options)
+        return asdict(runner.run(load))

@@ -1,61 +1,59 @@
-"""Open-loop load: requests leave when they are due, whether or not earlier ones have been answered.
+"""Load from one process: open loop, where requests leave when they are due whether or not earlier ones have been
+answered, or closed loop, where a new one leaves for every answer.
 
-1. All arrival times are drawn before the first request leaves: at equal distances, or as a Poisson process,
-   which is what many independent callers look like.
+1. In an open loop all arrival times are drawn before the first request leaves: at equal distances, or as a Poisson
+   process, which is what many independent callers look like.
 2. A latency counts from the time a request was due, not from when it could be sent. A server that stalls for
    a second at 1,000 requests a second thus shows a thousand slow answers, not one: the error known as
-   coordinated omission. It also means that delays of this program itself are in the numbers.
-3. A request takes an unused connection, or opens one, up to a limit; beyond it, it waits, and its time runs.
+   coordinated omission. It also means that delays of this program itself are in the numbers (`lag_p99_ms`).
+3. A request takes an unused connection, or opens one, up to a limit; then it shares one, as far as that is allowed;
+   beyond it, it waits, and its time runs.
+4. Once a turn of the event loop all that is due by then is handed to connections, and each writes once. So under a
+   higher rate turns grow fuller, and a request becomes cheaper.
 
 Event loops time in whole milliseconds, which would be most of a latency here, so on Linux the next arrival
-is waited for with a timer of the kernel (timerfd), which an event loop sees as a readable file.
+is waited for with a timer of the kernel (timerfd), which an event loop sees as a readable file; the last microseconds
+are spent in turns of the loop, because to sleep and wake takes longer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
-import math
 import os
-import random
 import socket
+import ssl
 import struct
 import sys
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import cast
-from urllib.parse import urlsplit
 
-import httptools
+import numpy as np
+from numpy.typing import NDArray
 
 from schemas.errors import Misconfigured
+from scoring.load_channels import Asked, Channel, GrpcChannel, HttpChannel
+from scoring.load_report import LoadReport, Record, Tally
+from scoring.load_target import LoadOptions, Target
 
-_DEFAULT_PATH = "/v1/score"
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What came of a load. `sent` = `ok` + `shed` + `errors`; latencies are of the `ok` ones, 0 if there are none."""
-
-    sent: int
-    ok: int
-    # 429: refused because of overload.
-    shed: int
-    # Any other status, a broken connection, or no answer in time.
-    errors: int
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    p999_ms: float
-    max_ms: float
+ARRIVALS = ("poisson", "fixed")
+# Arrivals closer than this are waited for awake.
+_AWAKE_S = 60e-6
+# Handed over in one turn; then answers are read, however far behind the schedule is.
+_TURN_MAX = 256
+_SWEEP_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer. `index` counts the requests from 0; `latency_ms` is from when the request was due."""
+    """One answer. `index` counts the requests from 0; `latency_ms` is from when the request was due.
+
+    `status` is an HTTP one; gRPC's are translated.
+    """
 
     index: int
     request: bytes
@@ -72,151 +70,180 @@ async def run_load(
     seconds: float,
     arrivals: str = "poisson",
     on_answer: Callable[[Answer], None] | None = None,
-    content_type: str = "application/x-protobuf",
-    connections_max: int = 256,
-    timeout_ms: int = 5_000,
     seed: int = 1,
+    options: LoadOptions | None = None,
 ) -> LoadReport:
-    """Send `rate` requests a second for `seconds` to `target`, an http:// URL, and report on the answers.
+    """Send `rate` requests a second for `seconds` to `target` and report on the answers.
 
     A body is taken from `bodies` when its request is due, so it may hold the time; when they run out the load
     ends. `arrivals` is "poisson" or "fixed". `on_answer` is called from the event loop for every answer of
     whatever status. Returns at the latest `timeout_ms` after the last request. Raises Misconfigured when the
-    target is no such URL or nobody answers there.
+    target is no URL of ours or nobody answers there.
     """
-    address = _Address.of(target)
-    if arrivals not in ("poisson", "fixed"):
+    if arrivals not in ARRIVALS:
         raise Misconfigured(f"load: arrivals must be poisson or fixed, is {arrivals}")
-    if not (rate > 0 and seconds > 0 and connections_max > 0):
-        raise Misconfigured("load: rate, seconds and connections must be above 0")
-    due = _schedule(rate, seconds, arrivals, seed)
-    load = _Load(
-        address,
-        address.head(content_type),
-        on_answer=on_answer,
-        connections_max=connections_max,
-        timeout_seconds=timeout_ms / 1000,
-    )
-    await load.open_first()
-    return await load.run(bodies, due)
+    if not (rate > 0 and seconds > 0):
+        raise Misconfigured("load: rate and seconds must be above 0")
+    due = arrival_times(rate, seconds, arrivals, seed)
+    return await run_arrivals(target, bodies, due, on_answer=on_answer, options=options)
 
 
-@dataclass(frozen=True)
-class _Address:
-    host: str
-    port: int
-    authority: str
-    path: str
-
-    @classmethod
-    def of(cls, target: str) -> _Address:
-        try:
-            parts = urlsplit(target)
-            port = parts.port
-        except ValueError:
-            raise Misconfigured(f"load: not a URL: {target}") from None
-        if parts.scheme != "http" or not parts.hostname or parts.username is not None:
-            raise Misconfigured(f"load: target must be http://HOST[:PORT][/PATH], is {target}")
-        path = parts.path if parts.path not in ("", "/") else _DEFAULT_PATH
-        path += f"?{parts.query}" if parts.query else ""
-        return cls(parts.hostname, 80 if port is None else port, parts.netloc, path)
-
-    def head(self, content_type: str) -> bytes:
-        """All of a request but its length and body."""
-        lines = (f"POST {self.path} HTTP/1.1", f"Host: {self.authority}", f"Content-Type: {content_type}")
-        return "\r\n".join((*lines, "Content-Length: ")).encode()
+async def run_arrivals(
+    target: str,
+    bodies: Iterator[bytes],
+    due_s: NDArray[np.float64],
+    *,
+    on_answer: Callable[[Answer], None] | None = None,
+    options: LoadOptions | None = None,
+    record: Record | None = None,
+) -> LoadReport:
+    """`run_load` with requests due at `due_s`, seconds from the start, ascending; `record` is given each of them."""
+    load = _OpenLoop(_Opener(target, options or LoadOptions()), bodies, on_answer, record)
+    return await load.run(array("d", due_s.tobytes()))
 
 
-def _schedule(rate: float, seconds: float, arrivals: str, seed: int) -> array[float]:
+async def run_closed(
+    target: str,
+    bodies: Iterator[bytes],
+    *,
+    seconds: float,
+    on_answer: Callable[[Answer], None] | None = None,
+    options: LoadOptions | None = None,
+) -> LoadReport:
+    """As many requests as are answered: each of `connections` always carries as many as it may, for `seconds` or until
+    the bodies run out. A latency counts from when the request was sent. Raises as `run_load`.
+    """
+    if not seconds > 0:
+        raise Misconfigured("load: seconds must be above 0")
+    return await _ClosedLoop(_Opener(target, options or LoadOptions()), bodies, on_answer, None).run(seconds)
+
+
+def arrival_times(rate: float, seconds: float, arrivals: str, seed: int) -> NDArray[np.float64]:
     """Seconds from the start at which requests are due, ascending."""
     if arrivals == "fixed":
-        return array("d", (index / rate for index in range(math.ceil(rate * seconds))))
-    generator = random.Random(seed)
-    due = array("d")
-    at = generator.expovariate(rate)
-    while at < seconds:
-        due.append(at)
-        at += generator.expovariate(rate)
-    return due
+        return np.arange(int(np.ceil(rate * seconds)), dtype=np.float64) / rate
+    # Given their number, which is Poisson's, the arrivals of a Poisson process are uniform.
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.random(rng.poisson(rate * seconds)) * seconds)
 
 
-@dataclass(slots=True)
-class _Call:
-    index: int
-    due: float
-    body: bytes
+class _Opener:
+    """Makes connections to a target."""
+
+    def __init__(self, url: str, options: LoadOptions) -> None:
+        options.check()
+        self.target, self.options = Target.of(url), options
+        self.timeout_s = options.timeout_ms / 1000
+        # Over gRPC connections are few and long-lived: all of them are there from the start.
+        self.connections_max = (
+            options.connections if self.target.is_grpc else max(options.connections, options.connections_max)
+        )
+        self._context = self.target.tls_context(options)
+
+    async def open(self, load: _Load) -> None:
+        """Connect; the load hears of it by `opened`. Raises OSError."""
+        kind = GrpcChannel if self.target.is_grpc else HttpChannel
+        loop = asyncio.get_running_loop()
+
+        def made() -> Channel:
+            return kind(load, self.target, self.options)
+
+        if self.target.socket_path:
+            await asyncio.wait_for(loop.create_unix_connection(made, self.target.socket_path), self.timeout_s)
+            return
+        await asyncio.wait_for(
+            loop.create_connection(made, self.target.host, self.target.port, ssl=self._context), self.timeout_s
+        )
 
 
 class _Load:
-    """The state of one load: what is due, what is on its way, and the connections."""
+    """What both kinds of load share: the connections, what waits for one, and the counts."""
 
     def __init__(
         self,
-        address: _Address,
-        head: bytes,
-        *,
+        opener: _Opener,
+        bodies: Iterator[bytes],
         on_answer: Callable[[Answer], None] | None,
-        connections_max: int,
-        timeout_seconds: float,
+        record: Record | None,
     ) -> None:
-        self.head = head
-        self._address = address
-        self._on_answer = on_answer
-        self._connections_max = connections_max
-        self._timeout_seconds = timeout_seconds
-        self._connections: set[_Caller] = set()
-        self._unused: list[_Caller] = []
+        self._opener, self._bodies, self._on_answer = opener, bodies, on_answer
+        self.tally = Tally(record)
+        self._start = 0.0
+        self._channels: set[Channel] = set()
+        # Those with nothing on them, the last used on top; and those with room for more, by turns.
+        self._idle: list[Channel] = []
+        self._shared: deque[Channel] = deque()
         self._opening: set[asyncio.Task[None]] = set()
-        self._backlog: deque[_Call] = deque()
-        self._latencies_ms = array("d")
-        self._sent = self._ok = self._shed = self._errors = 0
+        self._backlog: deque[Asked] = deque()
         self._progress = asyncio.Event()
 
-    async def open_first(self) -> None:
-        """So that a wrong address is one clear error and not a report full of them."""
+    async def open_all(self) -> None:
+        """Open what there is to be at the start. A wrong address is one clear error, not a report full of them."""
         try:
-            await self._connect()
+            for _ in range(self._opener.options.connections):
+                await self._opener.open(self)
+        except ssl.SSLError as error:
+            raise Misconfigured(f"load: no TLS with {self._opener.target}: {error.reason}") from error
         except OSError as error:
-            where = f"{self._address.host}:{self._address.port}"
-            raise Misconfigured(f"load: cannot connect to {where}: {_reason(error)}") from error
+            raise Misconfigured(f"load: cannot connect to {self._opener.target}: {_reason(error)}") from error
 
-    async def run(self, bodies: Iterator[bytes], due: array[float]) -> LoadReport:
-        start = time.perf_counter()
-        sweeper = asyncio.create_task(self._sweep())
-        timer = _Timer()
-        try:
-            for index, offset in enumerate(due):
-                if (wait := start + offset - time.perf_counter()) > 0:
-                    await timer.sleep(wait)
-                elif index % 64 == 0:
-                    # Behind the schedule; answers must be read all the same.
-                    await asyncio.sleep(0)
-                body = next(bodies, None)
-                if body is None:
-                    break
-                self._begin(_Call(index, start + offset, body))
-            await self._finish()
-        finally:
-            timer.close()
-            sweeper.cancel()
-            self._backlog.clear()
-            for task in self._opening:
-                task.cancel()
-            for caller in list(self._connections):
-                caller.abort()
-        return self._report()
+    async def finish(self) -> None:
+        """Wait for what is on its way; what is not answered in time is an error by then, thanks to `sweep`."""
+        while not self.tally.is_complete:
+            self._progress.clear()
+            await self._progress.wait()
 
-    def _begin(self, call: _Call) -> None:
-        self._sent += 1
-        if self._unused:
-            self._unused.pop().send(call)
-            return
-        self._backlog.append(call)
-        self._open_if_needed()
+    async def close(self) -> None:
+        """End every connection, those that are being opened too."""
+        self._backlog.clear()
+        opening = list(self._opening)
+        for task in opening:
+            task.cancel()
+        await asyncio.gather(*opening, return_exceptions=True)
+        for channel in list(self._channels):
+            channel.abort()
+        # The loop closes sockets in its next turn, and may have none after this.
+        await asyncio.sleep(0)
 
-    def _open_if_needed(self) -> None:
-        count = len(self._connections) + len(self._opening)
-        if len(self._opening) < len(self._backlog) and count < self._connections_max:
+    async def sweep(self) -> None:
+        """Give up on requests that have waited too long. One look over all of them, not a timer for each."""
+        while True:
+            await asyncio.sleep(min(_SWEEP_S, self._opener.timeout_s / 4))
+            oldest = time.perf_counter() - self._opener.timeout_s
+            while self._backlog and self._backlog[0].due < oldest:
+                self._failed(self._backlog.popleft())
+            for channel in list(self._channels):
+                if any(asked.due < oldest for asked in channel.unanswered()):
+                    channel.abort()
+
+    def take_channel(self) -> Channel | None:
+        """One that can carry another request, out of the lists; None when there is none."""
+        while self._idle:
+            channel = self._idle.pop()
+            channel.is_listed_idle = False
+            if channel.capacity and channel.in_flight == 0:
+                return channel
+        if len(self._channels) + len(self._opening) >= self._opener.connections_max:
+            while self._shared:
+                channel = self._shared.popleft()
+                channel.is_listed_shared = False
+                if channel.in_flight < channel.capacity:
+                    return channel
+        return None
+
+    def list_channel(self, channel: Channel) -> None:
+        """Into the list it belongs to, if any; it may be in the other one still, and is passed over there."""
+        if channel.in_flight == 0:
+            if not channel.is_listed_idle and channel.capacity:
+                channel.is_listed_idle = True
+                self._idle.append(channel)
+        elif channel.in_flight < channel.capacity and not channel.is_listed_shared:
+            channel.is_listed_shared = True
+            self._shared.append(channel)
+
+    def open_if_needed(self) -> None:
+        count = len(self._channels) + len(self._opening)
+        if len(self._opening) < len(self._backlog) and count < self._opener.connections_max:
             task = asyncio.create_task(self._open_one())
             self._opening.add(task)
             task.add_done_callback(self._is_open)
@@ -224,149 +251,154 @@ class _Load:
     def _is_open(self, task: asyncio.Task[None]) -> None:
         self._opening.discard(task)
         # A request that came between the connection and this had counted on it.
-        self._open_if_needed()
+        self.open_if_needed()
 
     async def _open_one(self) -> None:
         try:
-            await self._connect()
+            await self._opener.open(self)
         except OSError:
             # Each failure answers for one request, or a server that is gone would be knocked at in a loop.
             if self._backlog:
-                self._backlog.popleft()
-                self._failed()
+                self._failed(self._backlog.popleft())
 
-    async def _connect(self) -> None:
-        await asyncio.wait_for(
-            asyncio.get_running_loop().create_connection(lambda: _Caller(self), self._address.host, self._address.port),
-            self._timeout_seconds,
-        )
+    def _failed(self, asked: Asked) -> None:
+        """No answer came, or will come."""
+        self.tally.answered(asked.number, 0, time.perf_counter() - asked.due)
+        self._progress.set()
 
-    async def _finish(self) -> None:
-        """Wait for what is on its way; what is not answered in time is an error by then, thanks to `_sweep`."""
-        while self._ok + self._shed + self._errors < self._sent:
-            self._progress.clear()
-            await self._progress.wait()
+    # For channels
 
-    async def _sweep(self) -> None:
-        """Give up on requests that have waited too long. One look over all of them, not a timer for each."""
-        while True:
-            await asyncio.sleep(min(0.1, self._timeout_seconds / 4))
-            oldest = time.perf_counter() - self._timeout_seconds
-            while self._backlog and self._backlog[0].due < oldest:
-                self._backlog.popleft()
-                self._failed()
-            for caller in list(self._connections):
-                if caller.call is not None and caller.call.due < oldest:
-                    caller.abort()
+    def opened(self, channel: Channel) -> None:
+        self._channels.add(channel)
+        self.freed(channel)
 
-    # For callers
-
-    def opened(self, caller: _Caller) -> None:
-        self._connections.add(caller)
-        self.unused(caller)
-
-    def unused(self, caller: _Caller) -> None:
-        """`caller` can take a request: the one that has waited longest, if any does."""
-        if self._backlog:
-            caller.send(self._backlog.popleft())
-        else:
-            self._unused.append(caller)
-
-    def closed(self, caller: _Caller) -> None:
-        """The connection is gone, and with it the request that was on it."""
-        self._connections.discard(caller)
-        if caller in self._unused:
-            self._unused.remove(caller)
-        if caller.call is not None:
-            caller.call = None
-            self._failed()
-        self._open_if_needed()
-
-    def answered(self, call: _Call, status: int, body: bytes) -> None:
-        latency_ms = (time.perf_counter() - call.due) * 1000
-        if status == 200:
-            self._ok += 1
-            self._latencies_ms.append(latency_ms)
-        elif status == 429:
-            self._shed += 1
-        else:
-            self._errors += 1
+    def answered(self, asked: Asked, status: int, body: bytes, now: float) -> None:
+        self.tally.answered(asked.number, status, now - asked.due)
         self._progress.set()
         if self._on_answer is not None:
-            self._on_answer(Answer(call.index, call.body, status, body, latency_ms))
+            self._on_answer(Answer(asked.number, asked.body, status, body, (now - asked.due) * 1000))
 
-    def _failed(self) -> None:
-        self._errors += 1
-        self._progress.set()
+    def freed(self, channel: Channel) -> None:
+        while self._backlog and channel.in_flight < channel.capacity:
+            channel.send(self._backlog.popleft())
+        channel.flush()
+        self.list_channel(channel)
 
-    def _report(self) -> LoadReport:
-        ordered = sorted(self._latencies_ms)
-        return LoadReport(
-            sent=self._sent,
-            ok=self._ok,
-            shed=self._shed,
-            errors=self._errors,
-            p50_ms=_quantile(ordered, 0.5),
-            p90_ms=_quantile(ordered, 0.9),
-            p99_ms=_quantile(ordered, 0.99),
-            p999_ms=_quantile(ordered, 0.999),
-            max_ms=_quantile(ordered, 1.0),
-        )
+    def closed(self, channel: Channel, unanswered: Iterable[Asked]) -> None:
+        self._channels.discard(channel)
+        for asked in unanswered:
+            self._failed(asked)
+        self.open_if_needed()
 
 
-class _Caller(asyncio.Protocol):
-    """One connection, with one request on it at a time."""
+class _OpenLoop(_Load):
+    """Requests leave when they are due."""
 
-    def __init__(self, load: _Load) -> None:
-        self.call: _Call | None = None
-        self._load = load
-        self._transport: asyncio.Transport
-        self._parser = httptools.HttpResponseParser(self)
-        self._body = b""
-
-    def send(self, call: _Call) -> None:
-        self.call = call
-        self._body = b""
-        self._transport.write(b"%b%d\r\n\r\n%b" % (self._load.head, len(call.body), call.body))
-
-    def abort(self) -> None:
-        self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._load.opened(self)
-
-    def data_received(self, data: bytes) -> None:
+    async def run(self, due_s: array[float]) -> LoadReport:
+        await self.open_all()
+        self._due_s = due_s
+        self._all_handed_over = asyncio.Event()
+        self._timer = _Timer(self._turn)
+        sweeper = asyncio.create_task(self.sweep())
+        self._start = time.perf_counter()
         try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._transport.abort()
+            self._turn()
+            await self._all_handed_over.wait()
+            seconds, ok_in_time = time.perf_counter() - self._start, self.tally.ok
+            await self.finish()
+        finally:
+            self._timer.close()
+            sweeper.cancel()
+            await self.close()
+        return self.tally.report(seconds, ok_in_time)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._load.closed(self)
-
-    def on_body(self, part: bytes) -> None:
-        self._body += part
-
-    def on_message_complete(self) -> None:
-        status = self._parser.get_status_code()
-        call = self.call
-        if status < 200 or call is None:
-            return  # 100 Continue, or what a server says before it closes an unused connection
-        self.call = None
-        self._load.answered(call, status, self._body)
-        if self._parser.should_keep_alive():
-            self._load.unused(self)
+    def _turn(self) -> None:
+        """Hand over what is due by now, and see to it that this is called when the next one is."""
+        if self._all_handed_over.is_set():
+            return
+        due_s, index, tally = self._due_s, self.tally.sent, self.tally
+        now_s = time.perf_counter() - self._start
+        touched: list[Channel] = []
+        stop = min(len(due_s), index + _TURN_MAX)
+        while index < stop and (at_s := due_s[index]) <= now_s:
+            body = next(self._bodies, None)
+            if body is None:
+                stop = index
+                due_s = self._due_s = due_s[:index]
+                break
+            tally.begin(at_s)
+            tally.lag.add(now_s - at_s)
+            self._begin(Asked(self._start + at_s, index, body), touched)
+            index += 1
+        for channel in touched:
+            channel.flush()
+        if index >= len(due_s):
+            self._all_handed_over.set()
+            return
+        wait_s = due_s[index] - (time.perf_counter() - self._start)
+        if wait_s > _AWAKE_S:
+            self._timer.set(wait_s - _AWAKE_S / 2)
         else:
-            self._transport.close()
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _begin(self, asked: Asked, touched: list[Channel]) -> None:
+        channel = None if self._backlog else self.take_channel()
+        if channel is None:
+            self._backlog.append(asked)
+            self.open_if_needed()
+            return
+        channel.send(asked)
+        touched.append(channel)
+        self.list_channel(channel)
+
+
+class _ClosedLoop(_Load):
+    """A new request leaves for every answer."""
+
+    async def run(self, seconds: float) -> LoadReport:
+        self._over = asyncio.Event()
+        self._start = time.perf_counter()
+        await self.open_all()
+        sweeper = asyncio.create_task(self.sweep())
+        started, ok_before = time.perf_counter(), self.tally.ok
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), seconds)
+            self._over.set()
+            elapsed, ok_in_time = time.perf_counter() - started, self.tally.ok - ok_before
+            await self.finish()
+        finally:
+            self._over.set()
+            sweeper.cancel()
+            await self.close()
+        return self.tally.report(elapsed, ok_in_time)
+
+    def freed(self, channel: Channel) -> None:
+        now = time.perf_counter()
+        while not self._over.is_set() and channel.in_flight < channel.capacity:
+            body = next(self._bodies, None)
+            if body is None:
+                self._over.set()
+                break
+            index = self.tally.sent
+            self.tally.begin(now - self._start)
+            channel.send(Asked(now, index, body))
+        channel.flush()
+
+    def closed(self, channel: Channel, unanswered: Iterable[Asked]) -> None:
+        super().closed(channel, unanswered)
+        if not self._over.is_set() and len(self._channels) + len(self._opening) < self._opener.options.connections:
+            task = asyncio.create_task(self._open_one())
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
 
 
 class _Timer:
-    """Sleeps to within some 50 µs where the kernel has timerfd, else to the millisecond."""
+    """Calls back to within some 50 µs where the kernel has timerfd, else to the millisecond."""
 
-    def __init__(self) -> None:
+    def __init__(self, call: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._expired = asyncio.Event()
+        self._call = call
         self._fd = -1
         if sys.platform == "linux":
             self._libc = ctypes.CDLL(None, use_errno=True)
@@ -374,31 +406,25 @@ class _Timer:
         if self._fd >= 0:
             self._loop.add_reader(self._fd, self._on_readable)
 
-    async def sleep(self, seconds: float) -> None:
-        """`seconds` above 0."""
+    def set(self, seconds: float) -> None:
+        """Call once, `seconds` (above 0) from now."""
         if self._fd < 0:
-            await asyncio.sleep(seconds)
+            self._loop.call_later(seconds, self._call)
             return
         # struct itimerspec: no interval, then the time until it expires; all zeros would switch it off.
         nanoseconds = max(1, int(seconds * 1e9))
         setting = struct.pack("@llll", 0, 0, *divmod(nanoseconds, 1_000_000_000))
-        self._expired.clear()
         self._libc.timerfd_settime(self._fd, 0, setting, None)
-        await self._expired.wait()
 
     def close(self) -> None:
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
+            self._fd = -1
 
     def _on_readable(self) -> None:
         os.read(self._fd, 8)
-        self._expired.set()
-
-
-def _quantile(ordered: list[float], share: float) -> float:
-    """The smallest value that `share` of all do not exceed (nearest rank)."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
+        self._call()
 
 
 def _reason(error: OSError) -> str:

@@ -1,0 +1,21 @@
+"""How a command tells its result: lines for people, a file of JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def report(result: dict[str, Any], json_file: str | None) -> None:
+    """Print the result, and write it to `json_file` if there is one. Raises ClickException when it cannot."""
+    width = max(map(len, result))
+    for name, value in result.items():
+        click.echo(f"{name:<{width}}  {value:.3f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    if json_file:
+        try:
+            Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise click.ClickException(f"cannot write {json_file}: {error.strerror}") from error

@@ -1,0 +1,60 @@
+"""A model behind FastAPI, as one would write it: 48 numbers in JSON, LightGBM's own predict, one uvicorn worker.
+
+It is given its features; no profile is looked up, nothing is kept. An async endpoint: a thread pool would cost more.
+
+    python -m perf.baseline_fastapi MODEL          prints its address, serves until SIGTERM
+"""
+
+# No postponed annotations: FastAPI reads them.
+
+import socket
+import sys
+
+import lightgbm
+import numpy as np
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+
+class Payment(BaseModel):
+    """What is posted."""
+
+    features: list[float]
+
+
+class Scored(BaseModel):
+    """What is answered."""
+
+    score: float
+
+
+def application(model_file: str) -> FastAPI:
+    """The service with this model."""
+    booster = lightgbm.Booster(model_file=model_file)
+    app = FastAPI()
+
+    @app.post("/score")
+    async def score(payment: Payment) -> Scored:
+        row = np.array(payment.features).reshape(1, -1)
+        return Scored(score=float(booster.predict(row, num_threads=1)[0]))
+
+    @app.get("/readyz")
+    async def ready() -> str:
+        return "ready"
+
+    return app
+
+
+def main() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    config = uvicorn.Config(
+        application(sys.argv[1]), loop="uvloop", http="httptools", access_log=False, log_level="warning"
+    )
+    uvloop.run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
+if __name__ == "__main__":
+    main()

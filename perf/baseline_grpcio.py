@@ -1,0 +1,62 @@
+"""Our work behind grpcio's own server, as one would write it: a thread pool, the scorer under a lock.
+
+Same mirror, bundle, checks and outbox as `paywarden serve`; only the front is another. A generic handler, so that no
+generated code stands between the bytes and our parser.
+
+    python -m perf.baseline_grpcio CONFIG          prints its address, serves until SIGTERM
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from perf.scoring_host import open_scorer
+from schemas.errors import InvalidEvent
+from schemas.scoring_pb2 import ScoreResponse
+from scoring import wire
+
+_METHOD = "/paywarden.scoring.v1.Scoring/Score"
+# More only wait for the lock.
+_THREADS = 8
+
+
+class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
+    def __init__(self, score: Any) -> None:
+        self._method = grpc.unary_unary_rpc_method_handler(score)
+
+    def service(self, details: Any) -> Any:
+        return self._method if details.method == _METHOD else None
+
+
+def main() -> None:
+    made = open_scorer(Path(sys.argv[1]), "grpcio")
+    limits, currencies = made.host.limits, made.host.rates.currencies
+    lock = threading.Lock()
+
+    def score(body: bytes, context: Any) -> bytes:
+        now_ms = time.time_ns() // 1_000_000
+        try:
+            request = wire.PROTOBUF.parse(body)
+            wire.validate(request, now_ms=now_ms, limits=limits, currencies=currencies)
+        except InvalidEvent as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        with lock:
+            (result,) = made.scorer.score_many([request], now_ms)
+        assert isinstance(result, ScoreResponse), "every request of a world can be answered"
+        return wire.PROTOBUF.render(result)
+
+    server = grpc.server(ThreadPoolExecutor(_THREADS), handlers=(_Handler(score),))
+    print(f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", flush=True)
+    server.start()
+    server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What a payment costs when several are scored together: batches of 1 to 64 through the scorer, in this process.
+
+Measured: `PaymentScorer` with mirror, model, policy and outbox, without a front; CPU microseconds a payment by batch
+size, best and median of rounds in turns. Checked: every answer is, to the bit, the one that the payment gets alone
+(but for the decision's id and the mirror's age). For: how many payments a turn of the event loop should take together.
+
+    python -m perf.batches [--entities N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from perf.measuring import arguments_of, finish
+from perf.scoring_host import open_scorer
+from perf.scoring_world import built_world
+from perf.servers import pin_load
+from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from scoring import wire
+from scoring.load_bodies import stamped_bodies
+from scoring.scorer import PaymentScorer
+from scoring.turns import Refusal
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+_PAYMENTS = 4096
+_ROUNDS = 7
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--scorer"]:
+        _score_here(Path(sys.argv[2]))
+        return
+    arguments = arguments_of(
+        __doc__, ("--entities", {"type": int, "default": 100_000, "help": "in the mirror, at least"})
+    )
+    pin_load()
+    with built_world(arguments.entities) as world:
+        bodies = itertools.islice(stamped_bodies(world.requests, id_prefix="batch"), _PAYMENTS)
+        # The mirror is open here for writing, and LMDB is opened once in a process.
+        command = [sys.executable, "-m", "perf.batches", "--scorer", str(world.config)]
+        text = "\n".join(body.hex() for body in bodies)
+        done = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=True)
+    finish(json.loads(done.stdout.splitlines()[-1]), arguments.json)
+
+
+def _score_here(config: Path) -> None:
+    made = open_scorer(config, "batches")
+    requests = [wire.PROTOBUF.parse(bytes.fromhex(line)) for line in sys.stdin.read().split()]
+    print(json.dumps(batch_figures(made.scorer, requests)), flush=True)
+
+
+def batch_figures(scorer: PaymentScorer, requests: Sequence[ScoreRequest], rounds: int = _ROUNDS) -> dict[str, float]:
+    """Microseconds a payment by batch size. Raises AssertionError when a batch changes an answer."""
+    score = scorer.score_many
+    now_ms = time.time_ns() // 1_000_000
+    alone = [_told(answer) for request in requests for answer in score([request], now_ms)]
+    taken: dict[int, list[float]] = {size: [] for size in SIZES}
+    for _ in range(rounds):
+        for size in SIZES:
+            batches = [requests[first : first + size] for first in range(0, len(requests), size)]
+            started = time.process_time()
+            answers = [score(batch, now_ms) for batch in batches]
+            taken[size].append((time.process_time() - started) / len(requests) * 1e6)
+            assert [_told(answer) for batch in answers for answer in batch] == alone, f"batches of {size} differ"
+    return {f"us_{size}": statistics.median(each) for size, each in taken.items()} | {
+        f"us_{size}_best": min(each) for size, each in taken.items()
+    }
+
+
+def _told(answer: ScoreResponse | Refusal) -> bytes:
+    """The answer without what no two decisions have in common, and how old the mirror was just then."""
+    assert isinstance(answer, ScoreResponse), "every request of a world can be answered"
+    told = ScoreResponse()
+    told.CopyFrom(answer)
+    told.ClearField("decision_id")
+    told.ClearField("profile_age_ms")
+    return told.SerializeToString(deterministic=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""A burst of five times what a worker can do, for ten seconds: the admitted stay fast, the refused hear it at once.
+
+Measured, on one worker of `paywarden serve`: its capacity first (as many as are answered); then in one open loop,
+Poisson, half of the capacity, the burst, and half again. Latencies of the admitted and the refused are those of the
+burst, from when each was due. Recovery is the time from the end of the burst to the first of five tenths of a second in
+a row without a refusal and with a p99 of at most twice that of before. For: whether overload stays harmless.
+
+    python -m perf.burst [--entities N] [--times N] [--json FILE]
+
+The load's own lag is in all latencies; `lag_p99_ms` says how large it was. Connections carry several requests at a
+time, as a gateway's do, or a load of one process could not offer so many.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perf.measuring import arguments_of, drive, finish
+from perf.scoring_world import built_world
+from perf.servers import Server, pin_load, serving
+from scoring.load import arrival_times, run_arrivals, run_closed
+from scoring.load_bodies import stamped_bodies
+from scoring.load_report import LoadReport, Record
+from scoring.load_target import LoadOptions
+
+_BEFORE_S, _BURST_S, _AFTER_S = 4.0, 10.0, 6.0
+_CAPACITY = LoadOptions(connections=64, connections_max=64)
+_BURST = LoadOptions(connections=64, connections_max=64, depth=32)
+_WINDOW_S = 0.1
+_CALM_WINDOWS = 5
+_REFUSED = (429, 504)
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        ("--entities", {"type": int, "default": 100_000, "help": "in the mirror, at least"}),
+        ("--times", {"type": float, "default": 5.0, "help": "the capacity"}),
+    )
+    pin_load()
+    with built_world(arguments.entities) as world, serving(world.config) as server:
+        bodies = stamped_bodies(world.requests, id_prefix="burst")
+        target = server.http
+        drive(run_closed(target, bodies, seconds=1.0, options=_CAPACITY))
+        capacity = drive(run_closed(target, bodies, seconds=4.0, options=_CAPACITY)).ok_per_second
+        record = Record()
+        due = arrivals(capacity, arguments.times)
+        report = drive(run_arrivals(target, bodies, due, options=_BURST, record=record))
+        assert is_well(server)
+    finish({"capacity_per_second": capacity, **figures_of(record, report)}, arguments.json)
+
+
+def arrivals(capacity: float, times: float) -> NDArray[np.float64]:
+    """When requests are due: before, in and after the burst."""
+    burst_from, burst_to = _BEFORE_S, _BEFORE_S + _BURST_S
+    return np.concatenate(
+        (
+            arrival_times(capacity / 2, _BEFORE_S, "poisson", 1),
+            burst_from + arrival_times(capacity * times, _BURST_S, "poisson", 2),
+            burst_to + arrival_times(capacity / 2, _AFTER_S, "poisson", 3),
+        )
+    )
+
+
+def is_well(server: Server) -> bool:
+    """Whether the worker is the one that was there before."""
+    return server.process.poll() is None
+
+
+def figures_of(record: Record, report: LoadReport) -> dict[str, float]:
+    """What the record says about the burst and what came after it."""
+    due = np.array(record.due_s)
+    status, latency_ms = np.array(record.status), np.array(record.latency_ms)
+    burst_to = _BEFORE_S + _BURST_S
+    before, burst = due < _BEFORE_S, (due >= _BEFORE_S) & (due < burst_to)
+    ok, refused = status == 200, np.isin(status, _REFUSED)
+    before_p99_ms = _percentile(latency_ms[before & ok], 99)
+    return {
+        "offered_per_second": float(burst.sum() / _BURST_S),
+        "admitted_per_second": float((burst & ok).sum() / _BURST_S),
+        "refused_per_second": float((burst & refused).sum() / _BURST_S),
+        "failed": float((~ok & ~refused).sum()),
+        "before_p99_ms": before_p99_ms,
+        "admitted_p50_ms": _percentile(latency_ms[burst & ok], 50),
+        "admitted_p99_ms": _percentile(latency_ms[burst & ok], 99),
+        "admitted_max_ms": _percentile(latency_ms[burst & ok], 100),
+        "refused_p50_ms": _percentile(latency_ms[burst & refused], 50),
+        "refused_p99_ms": _percentile(latency_ms[burst & refused], 99),
+        "refused_max_ms": _percentile(latency_ms[burst & refused], 100),
+        "recovery_seconds": recovery_seconds(due - burst_to, ok, latency_ms, calm_ms=2 * before_p99_ms),
+        "lag_p99_ms": report.lag_p99_ms,
+    }
+
+
+def recovery_seconds(
+    since_s: NDArray[np.float64], ok: NDArray[np.bool_], latency_ms: NDArray[np.float32], *, calm_ms: float
+) -> float:
+    """Seconds after 0 until all is as it was: see the head of this file. Infinite when it never is.
+
+    `since_s`: when each request was due, ascending, from the end of the burst on; all of shape (requests,).
+    """
+    calm = 0
+    windows = int(np.floor(since_s[-1] / _WINDOW_S)) if len(since_s) else 0
+    for window in range(windows):
+        first, last = np.searchsorted(since_s, [window * _WINDOW_S, (window + 1) * _WINDOW_S])
+        here = slice(int(first), int(last))
+        is_calm = bool(ok[here].all()) and _percentile(latency_ms[here], 99) <= calm_ms
+        calm = calm + 1 if is_calm else 0
+        if calm == _CALM_WINDOWS:
+            return (window + 1 - _CALM_WINDOWS) * _WINDOW_S
+    return float("inf")
+
+
+def _percentile(values: NDArray[np.float32], share: float) -> float:
+    return float(np.percentile(values, share)) if len(values) else 0.0
+
+
+if __name__ == "__main__":
+    main()

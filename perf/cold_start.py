@@ -1,0 +1,80 @@
+"""From nothing to answering: a scoring worker's start with a mirror that is there, as after a deployment or a crash.
+
+Measured: seconds from the start of the process `paywarden serve` to /readyz answering 200, with a million entities in
+the mirror; then p99 of the first hundred requests, one after the other on a connection each is new to, and of two
+thousand later ones in the same manner. The bundle is compiled and the kernel in numba's cache, as on any host that has
+served before; the file cache is warm. For: how long a host is missing when it restarts, and who notices.
+
+    python -m perf.cold_start [--entities N] [--rounds N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import http.client
+import statistics
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from perf.measuring import arguments_of, finish
+from perf.scoring_world import World, built_world
+from perf.servers import pin_load, serving
+from scoring.load_bodies import stamped_bodies
+
+_FIRST, _WARM_UP, _STEADY = 100, 3000, 2000
+_HEADERS = {"Content-Type": "application/x-protobuf"}
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        ("--entities", {"type": int, "default": 1_000_000, "help": "in the mirror, at least"}),
+        ("--rounds", {"type": int, "default": 5, "help": "starts"}),
+    )
+    pin_load()
+    with built_world(arguments.entities) as world:
+        rounds = [_start(world) for _ in range(arguments.rounds)]
+        figures = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+        most = {f"{name}_max": max(one[name] for one in rounds) for name in rounds[0]}
+        finish(figures | most | {"entities": world.entities, "rounds": len(rounds)}, arguments.json)
+
+
+def _start(world: World) -> dict[str, float]:
+    bodies = stamped_bodies(world.requests, id_prefix="cold")
+    started = time.perf_counter()
+    with serving(world.config) as server:
+        ready_seconds = time.perf_counter() - started
+        first = _latencies_ms(server.http, bodies, _FIRST)
+        _latencies_ms(server.http, bodies, _WARM_UP)
+        steady = _latencies_ms(server.http, bodies, _STEADY)
+    return {
+        "ready_seconds": ready_seconds,
+        "first_ms": float(first[0]),
+        "first_100_p99_ms": float(np.percentile(first, 99)),
+        "steady_p99_ms": float(np.percentile(steady, 99)),
+        "steady_p50_ms": float(np.percentile(steady, 50)),
+    }
+
+
+def _latencies_ms(address: str, bodies: Iterator[bytes], count: int) -> list[float]:
+    """One request after the other, each answered 200."""
+    parts = urlsplit(address)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    connection.connect()
+    latencies_ms = []
+    for _ in range(count):
+        body = next(bodies)
+        started = time.perf_counter()
+        connection.request("POST", "/v1/score", body, _HEADERS)
+        answer = connection.getresponse()
+        answer.read()
+        latencies_ms.append((time.perf_counter() - started) * 1000)
+        assert answer.status == 200, answer.status
+    connection.close()
+    return latencies_ms
+
+
+if __name__ == "__main__":
+    main()

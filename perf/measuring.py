@@ -1,0 +1,107 @@
+"""What scenarios of the scoring path share: a load on a server, rounds of several in turns, the table at the end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from perf.servers import Server
+from scoring.load import run_closed, run_load
+from scoring.load_report import LoadReport
+from scoring.load_target import LoadOptions
+
+# Of a load that is to show latencies: connections that are there before the first request, and how many there may be.
+LATENCY_OPTIONS = LoadOptions(connections=32, connections_max=512)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A load's report with what it took of the server."""
+
+    report: LoadReport
+    server_cpu_us: float
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A load on a server. Without `rate` as many as are answered."""
+
+    name: str
+    server: Server
+    target: str
+    bodies: Iterator[bytes]
+    options: LoadOptions
+    seconds: float
+    rate: float | None = None
+
+    def run(self, seed: int) -> Measured:
+        """Measure once. An answer other than 200 stops a closed loop's measurement: its rate would be of refusals."""
+        before = self.server.cpu_seconds()
+        if self.rate is None:
+            report = drive(run_closed(self.target, self.bodies, seconds=self.seconds, options=self.options))
+            assert report.ok == report.sent, f"{self.name}: {report}"
+        else:
+            load = run_load(
+                self.target, self.bodies, rate=self.rate, seconds=self.seconds, seed=seed, options=self.options
+            )
+            report = drive(load)
+        cpu_us = (self.server.cpu_seconds() - before) / max(1, report.ok) * 1e6
+        return Measured(report, cpu_us)
+
+
+def drive(load: Any) -> LoadReport:
+    """Run a load to its end, in an event loop of its own."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        report: LoadReport = runner.run(load)
+    return report
+
+
+def in_turns(scenarios: Sequence[Scenario], rounds: int) -> dict[str, list[Measured]]:
+    """A B C, A B C, …: what disturbs the machine meanwhile meets all of them alike. One round before is not counted."""
+    measured: dict[str, list[Measured]] = {scenario.name: [] for scenario in scenarios}
+    for turn in range(rounds + 1):
+        for scenario in scenarios:
+            one = scenario.run(seed=turn)
+            time.sleep(0.2)
+            if turn:
+                measured[scenario.name].append(one)
+    return measured
+
+
+def median_of(measured: Sequence[Measured], of: Callable[[Measured], float]) -> float:
+    """The middle round's."""
+    return statistics.median(map(of, measured))
+
+
+def print_rounds(title: str, unit: str, values: Mapping[str, Sequence[float]]) -> None:
+    """A table of median, least and most over the rounds."""
+    print(f"\n{title:<38} {'median':>12} {'least':>12} {'most':>12}   {unit}")
+    for name, row in values.items():
+        print(f"  {name:<36} {statistics.median(row):>12,.2f} {min(row):>12,.2f} {max(row):>12,.2f}")
+
+
+def arguments_of(document: str | None, *more: tuple[str, dict[str, Any]]) -> argparse.Namespace:
+    """The command line of a scenario: --json and what it has itself."""
+    parser = argparse.ArgumentParser(description=(document or "").splitlines()[0])
+    parser.add_argument("--json", help="also write the figures there")
+    for name, options in more:
+        parser.add_argument(name, **options)
+    return parser.parse_args()
+
+
+def finish(figures: Mapping[str, Any], json_file: str | None) -> None:
+    """Print the figures by name, and write them."""
+    print()
+    for name, value in figures.items():
+        print(f"{name:<48} {value:>14,.3f}" if isinstance(value, (int, float)) else f"{name:<48} {value!s:>14}")
+    if json_file:
+        Path(json_file).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,186 @@
+"""The scoring path end to end, held against what one would build instead.
+
+Measured: `paywarden serve` with one worker on one core, the load on the other: answers a second over HTTP (64
+connections, a request on each) and gRPC (8 connections with 8 calls each; 64 with one each), and latency in an open
+loop, Poisson, at half of what HTTP can do. Held against: a FastAPI service that is given its features, grpcio doing our
+work, and a bare echo, all on the same core with the same load, in turns; every figure is the median of the rounds.
+Nothing is stubbed; the companion's part, mirror and outbox, is kept fresh and read by the load's process. For: the
+capacity of a worker, and what it is worth.
+
+    python -m perf.scoring [--entities N] [--rounds N] [--seconds S] [--json FILE]
+
+Where the load is slower than the server, as for echo, a maximum is the load's own: the server's CPU time a request
+(`…_cpu_us`) stands beside each and does not depend on it. Needs the packages of the extra `perf`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+
+from perf.measuring import (
+    LATENCY_OPTIONS,
+    Measured,
+    Scenario,
+    arguments_of,
+    finish,
+    in_turns,
+    median_of,
+    print_rounds,
+)
+from perf.scoring_world import FASTAPI_FEATURES, World, built_world
+from perf.servers import Server, pin_load, running, serving
+from scoring.load_bodies import stamped_bodies
+from scoring.load_target import LoadOptions
+
+_HTTP = LoadOptions(connections=64, connections_max=64)
+_GRPC = LoadOptions(connections=8, streams=8)
+_GRPC_SINGLE = LoadOptions(connections=64, streams=1)
+_JSON = LoadOptions(content_type="application/json", connections=64, connections_max=64)
+# What is required of us: at least so many times as fast.
+REQUIRED = {"http_to_fastapi": 6.0, "http_to_echo": 0.2, "grpc_to_grpcio": 4.0}
+_STAGE_REQUESTS = 2000
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        ("--entities", {"type": int, "default": 1_000_000, "help": "in the mirror, at least"}),
+        ("--rounds", {"type": int, "default": 5, "help": "that are counted"}),
+        ("--seconds", {"type": float, "default": 3.0, "help": "of each load"}),
+    )
+    pin_load()
+    with ExitStack() as stack:
+        world = stack.enter_context(built_world(arguments.entities))
+        figures = _measure(world, stack, arguments.rounds, arguments.seconds)
+    finish(figures, arguments.json)
+
+
+def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dict[str, float]:
+    stages = _stages(world)
+    ours = stack.enter_context(serving(world.config))
+    fastapi = stack.enter_context(
+        running("perf.baseline_fastapi", str(world.fastapi_model.resolve()), ready_path="/readyz")
+    )
+    grpcio = stack.enter_context(running("perf.baseline_grpcio", str(world.config)))
+    echo = stack.enter_context(running("perf.echo"))
+    bodies = stamped_bodies(world.requests, id_prefix="perf")
+    rows = _fastapi_bodies()
+    scenarios = [
+        Scenario("http", ours, ours.http, bodies, _HTTP, seconds),
+        Scenario("fastapi", fastapi, f"{fastapi.http}/score", rows, _JSON, seconds),
+        Scenario("grpcio", grpcio, _grpc_of(grpcio), bodies, _GRPC, seconds),
+        Scenario("echo", echo, echo.http, bodies, _HTTP, seconds),
+    ]
+    if ours.grpc is not None:
+        scenarios[1:1] = [
+            Scenario("grpc", ours, ours.grpc, bodies, _GRPC, seconds),
+            Scenario("grpc_single_stream", ours, ours.grpc, bodies, _GRPC_SINGLE, seconds),
+        ]
+    else:
+        print("this Paywarden has no gRPC front: its figures are left out")
+    most = in_turns(scenarios, rounds)
+    print_rounds(
+        "as many as are answered", "answers/s", {k: [m.report.ok_per_second for m in v] for k, v in most.items()}
+    )
+    print_rounds("CPU of the server", "µs an answer", {k: [m.server_cpu_us for m in v] for k, v in most.items()})
+    maxima = {name: median_of(each, lambda one: one.report.ok_per_second) for name, each in most.items()}
+    cpu = {name: median_of(each, lambda one: one.server_cpu_us) for name, each in most.items()}
+    latency = in_turns(
+        [
+            Scenario("http", ours, ours.http, bodies, LATENCY_OPTIONS, 2 * seconds, maxima["http"] / 2),
+            Scenario(
+                "fastapi",
+                fastapi,
+                f"{fastapi.http}/score",
+                rows,
+                LoadOptions(content_type="application/json", connections=32, connections_max=512),
+                2 * seconds,
+                maxima["fastapi"] / 2,
+            ),
+        ],
+        rounds,
+    )
+    for name, each in latency.items():
+        print_rounds(f"{name} at half of it, open loop", "ms", _latencies(each))
+    _print_stages(stages, cpu["http"])
+    return (
+        {f"{name}_max_per_second": value for name, value in maxima.items()}
+        | {f"{name}_cpu_us": value for name, value in cpu.items()}
+        | _latency_figures(latency)
+        | _ratios(maxima, cpu)
+        | {f"stage_{name}_us": value for name, value in stages.items()}
+        | {"entities": world.entities, "rounds": rounds}
+    )
+
+
+def _grpc_of(server: Server) -> str:
+    assert server.grpc is not None
+    return server.grpc
+
+
+def _fastapi_bodies() -> Iterator[bytes]:
+    """Different rows over and over; their values do not matter to what it takes."""
+    rng = np.random.default_rng(2)
+    rows = np.round(rng.lognormal(1, 1, (2000, FASTAPI_FEATURES)), 4).tolist()
+    return itertools.cycle([json.dumps({"features": row}).encode() for row in rows])
+
+
+def _latencies(measured: Sequence[Measured]) -> dict[str, list[float]]:
+    return {
+        name: [getattr(one.report, name) for one in measured]
+        for name in ("p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "lag_p99_ms")
+    }
+
+
+def _latency_figures(latency: Mapping[str, Sequence[Measured]]) -> dict[str, float]:
+    figures = {}
+    for name, measured in latency.items():
+        prefix = "" if name == "http" else f"{name}_"
+        for quantile, values in _latencies(measured).items():
+            figures[prefix + quantile] = float(np.median(values))
+        figures[f"{prefix}rate"] = float(np.median([one.report.sent / one.report.seconds for one in measured]))
+        figures[f"{prefix}not_ok"] = float(sum(one.report.sent - one.report.ok for one in measured))
+    return figures
+
+
+def _ratios(maxima: Mapping[str, float], cpu: Mapping[str, float]) -> dict[str, float]:
+    """What is required, as it is measured, and the same by the servers' CPU time; printed with what it should be."""
+    figures = {}
+    for name, required in REQUIRED.items():
+        ours, theirs = name.split("_to_")
+        if ours in maxima:
+            figures[name] = maxima[ours] / maxima[theirs]
+            figures[f"{name}_by_cpu"] = cpu[theirs] / cpu[ours]
+            said = "as required" if figures[name] >= required else f"below the {required:g} that are required"
+            by_cpu = figures[f"{name}_by_cpu"]
+            print(f"{ours} is {figures[name]:.2f} times {theirs} ({by_cpu:.2f} by CPU time): {said}")
+    return figures
+
+
+def _stages(world: World) -> dict[str, float]:
+    bodies = "\n".join(
+        body.hex() for body in itertools.islice(stamped_bodies(world.requests, id_prefix="stage"), _STAGE_REQUESTS)
+    )
+    command = [sys.executable, "-m", "perf.scoring_stages", str(world.config)]
+    done = subprocess.run(command, input=bodies, stdout=subprocess.PIPE, text=True, check=True)
+    stages: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return stages
+
+
+def _print_stages(stages: Mapping[str, float], whole_us: float) -> None:
+    print(f"\n{'where the time of a payment goes, alone':<48} {'µs':>8}")
+    for name, value in stages.items():
+        print(f"  {name:<46} {value:>8.2f}")
+    inside = sum(stages[name] for name in ("decode", "validate", "score_1", "render"))
+    print(f"  {'front, event loop and kernel: the rest of ' + format(whole_us, '.1f'):<46} {whole_us - inside:>8.2f}")
+
+
+if __name__ == "__main__":
+    main()

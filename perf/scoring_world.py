@@ -1,0 +1,280 @@
+"""The world that the scoring path is measured in: seeded, with as many entities as one wants.
+
+    simulated history ─┬─ training ─► a bundle of 300 trees with 63 leaves, compiled     kept in .perf/, takes a minute
+                       ├─ features ─► profiles of some 10,000 entities ─ copied under new keys ─► mirror
+                       └─ its last days ─► requests over those entities, a few of them of nobody known
+
+Copies are whole parallel worlds: card 7 of world 3 pays merchants of world 3 with devices of world 3, and a request's
+profiles are as unlike each other as in the simulation. The history ends now, so windows hold what they would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import lightgbm
+import numpy as np
+import pyarrow as pa
+
+from features.engine import FeatureEngine
+from features.history import History, history_of_tables
+from features.keys import SEPARATOR
+from features.money import load_rates
+from features.passage import Passage
+from models.evaluation import DAY_MS, Days
+from models.training import TrainingSettings, TrainingTable, train_bundle, training_table
+from ops.traffic import now_ms, requests_of
+from schemas.errors import Misconfigured
+from schemas.scoring_pb2 import ScoreRequest
+from scoring.mirror import MirrorSettings, MirrorWriter
+from scoring.outbox import OutboxReader, OutboxSettings, workers
+from streams.simulator import DEFAULT_START_MS, simulate
+
+CACHE = Path(".perf")
+FASTAPI_FEATURES = 48
+_LABEL_DELAY_DAYS = 7
+# Before the first day that is trained on, so that profiles hold something.
+_WARM_DAYS = 20
+_UNKNOWN_SHARE = 0.02
+# Profiles, keys and LMDB's own pages; an upper bound, nothing is taken before it is used.
+_MIRROR_BYTES_PER_ENTITY = 1500
+_APPLY_AT_ONCE = 100_000
+_FRESH_EVERY_S = 1.0
+
+_CONFIG = """\
+[mirror]
+path = "{memory}/mirror"
+size_mb = {mirror_mb}
+[outbox]
+directory = "{outbox}"
+total_bytes_max = 8_589_934_592
+[serve]
+bundle = "{bundle}"
+metrics = "{memory}/metrics"
+[answered]
+path = "{memory}/answered"
+[http]
+port = 0
+[grpc]
+port = 0
+"""
+
+
+# As many leaves as there may be, and bins as coarse as LightGBM's own. One thread: where others use the machine, two
+# wait for each other most of the time.
+_TRAINING = TrainingSettings(
+    trees=300,
+    leaves=63,
+    max_depth=-1,
+    max_bin=255,
+    folds=2,
+    learning_rate=0.03,
+    threads=1,
+    label_delay_days=_LABEL_DELAY_DAYS,
+)
+
+
+@dataclass(frozen=True)
+class WorldSize:
+    """How large a world is. The defaults are those of the published figures."""
+
+    # Some 17,000 cards, merchants and devices; beyond them, copies.
+    cards: int = 3000
+    days: int = 60
+    # Of the history that the model is trained on: half a day's payments of a large issuer, for a minute of training.
+    training_cards: int = 3000
+    training_days: int = 10
+    training: TrainingSettings = _TRAINING
+    requests: int = 20_000
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class World:
+    """What scenarios work with. `config` is a configuration file of `paywarden serve`."""
+
+    config: Path
+    bundle: Path
+    fastapi_model: Path
+    mirror: MirrorSettings
+    outbox: OutboxSettings
+    # What is in the mirror.
+    entities: int
+    requests: list[ScoreRequest]
+
+
+@dataclass(frozen=True)
+class Past:
+    """A history that ends now, and a bundle that can score what follows."""
+
+    engine: FeatureEngine
+    payments: pa.Table
+    history: History
+    bundle: Path
+
+
+def make_past(size: WorldSize) -> Past:
+    """Simulate the history; train and compile the bundle where there is none yet."""
+    engine = FeatureEngine()
+    engine.warm_up()
+    payments, outcomes = simulate(cards=size.cards, days=size.days, seed=size.seed, end_time_ms=now_ms())
+    return Past(engine, payments, history_of_tables(payments, outcomes), _bundle(engine, size))
+
+
+@contextmanager
+def built_world(entities: int, size: WorldSize | None = None, *, outbox: Path | None = None) -> Iterator[World]:
+    """A world with at least so many entities in its mirror, kept complete and fresh, its outbox read, until the end.
+
+    `outbox`: a folder for it, else a temporary one. Raises Misconfigured when the mirror finds no room.
+    """
+    size = size or WorldSize()
+    past = make_past(size)
+    memory_root = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with (
+        tempfile.TemporaryDirectory(prefix="paywarden-perf-", dir=memory_root) as memory,
+        tempfile.TemporaryDirectory(prefix="paywarden-perf-") as folder,
+    ):
+        mirror_mb = 64 + (entities + 50_000) * _MIRROR_BYTES_PER_ENTITY // 2**20
+        _require_room(Path(memory), mirror_mb)
+        mirror = MirrorSettings(path=f"{memory}/mirror", size_mb=mirror_mb)
+        settings = OutboxSettings(directory=str(outbox or Path(folder) / "outbox"))
+        config = Path(folder) / "paywarden.toml"
+        text = _CONFIG.format(
+            memory=memory, mirror_mb=mirror_mb, outbox=settings.directory, bundle=past.bundle.resolve()
+        )
+        config.write_text(text, encoding="utf-8")
+        writer = MirrorWriter(mirror)
+        copies, count = _fill(writer, past.history, past.engine, entities)
+        requests = requests_over(past.payments, copies, size)
+        world = World(config, past.bundle, past.bundle.parent / "fastapi.txt", mirror, settings, count, requests)
+        with _kept_fresh(writer, settings):
+            yield world
+
+
+def _require_room(folder: Path, megabytes: int) -> None:
+    free_mb = shutil.disk_usage(folder).free >> 20
+    if free_mb < megabytes:
+        raise Misconfigured(f"the mirror may need {megabytes} MB in {folder}, there are {free_mb}")
+
+
+# The bundle
+
+
+def _bundle(engine: FeatureEngine, size: WorldSize) -> Path:
+    """The bundle of this catalogue and size, trained and compiled if it is not there yet; FastAPI's model beside it.
+
+    Its history is of fixed days, so that it is the same bundle whenever it is made.
+    """
+    training = size.training
+    settings = hashlib.sha256(repr((size.training_cards, size.training_days, size.seed, training)).encode())
+    folder = CACHE / f"{engine.plan.digest[:12]}-{training.trees}x{training.leaves}-{settings.hexdigest()[:12]}"
+    if (folder / "fastapi.txt").is_file():
+        return folder / "bundle"
+    print(f"training and compiling {training.trees} trees of {training.leaves} leaves, once", flush=True)
+    days = size.training_days + _LABEL_DELAY_DAYS + _WARM_DAYS
+    history = history_of_tables(*simulate(cards=size.training_cards, days=days, seed=size.seed))
+    first = DEFAULT_START_MS // DAY_MS + _WARM_DAYS
+    window = Days(first, first + size.training_days - 1)
+    table = training_table(
+        history, window, engine=engine, rates=load_rates(), label_delay_days=training.label_delay_days
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    train_bundle(table, window, folder / "bundle", engine=engine, settings=training)
+    _train_for_fastapi(table, training, folder / "fastapi.txt")
+    return folder / "bundle"
+
+
+def _train_for_fastapi(table: TrainingTable, training: TrainingSettings, destination: Path) -> None:
+    """As large a model, of the first 48 features: what a service that is given its features would load."""
+    vectors = np.nan_to_num(table.vectors[:, :FASTAPI_FEATURES])
+    data = lightgbm.Dataset(vectors, table.label)
+    model = lightgbm.train(training.lightgbm_parameters(), data, num_boost_round=training.trees)
+    # Written last and whole: it says that the folder is complete.
+    unfinished = destination.with_suffix(".unfinished")
+    unfinished.write_text(model.model_to_string(), encoding="utf-8")
+    unfinished.replace(destination)
+
+
+# The mirror
+
+
+def _fill(writer: MirrorWriter, history: History, engine: FeatureEngine, entities: int) -> tuple[int, int]:
+    """Put the history's profiles in as often as it takes; returns how often, and how many profiles that is."""
+    passage = Passage(history, engine, load_rates())
+    for _ in passage.chunks():
+        pass
+    base = {
+        key.decode(): state
+        for column, states in zip(passage.entities, passage.profiles, strict=True)
+        for key, state in zip(column.store_keys(), states, strict=True)
+        if state is not None
+    }
+    copies = max(1, -(-entities // len(base)))
+    # In order of keys, which fills LMDB's pages instead of splitting them.
+    profiles = ((_copied(key, copy).encode(), base[key]) for key in sorted(base) for copy in range(copies))
+    while some := dict(islice(profiles, _APPLY_AT_ONCE)):
+        writer.apply(dict(some), {})
+    writer.apply({}, {0: 1}, now_ms())
+    return copies, len(base) * copies
+
+
+def _copied(ids: str, copy: int | str) -> str:
+    """The key or id of the same entity in another world; of a combination, each of its ids."""
+    ending = f".{copy:05}" if isinstance(copy, int) else f".{copy}"
+    return ids.replace(SEPARATOR, ending + SEPARATOR) + ending
+
+
+@contextmanager
+def _kept_fresh(writer: MirrorWriter, outbox: OutboxSettings) -> Iterator[None]:
+    """What a companion does without which figures would be of a broken host: a mirror that is complete to now, and an
+    outbox whose segments go."""
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(_FRESH_EVERY_S):
+            writer.apply({}, {}, now_ms())
+            for worker in workers(outbox):
+                reader = OutboxReader(outbox, worker)
+                reader.release(reader.end())
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        writer.close()
+
+
+# Requests
+
+
+def requests_over(payments: pa.Table, copies: int | None, size: WorldSize) -> list[ScoreRequest]:
+    """Payments of the history's last week, each in a world drawn for it; a few of cards and devices nobody knows.
+
+    Without `copies` the entities are the history's own.
+    """
+    rng = np.random.default_rng(size.seed)
+    newest = min(len(payments), max(100, len(payments) * 7 // size.days))
+    rows = len(payments) - newest + rng.integers(0, newest, size.requests)
+    requests = requests_of(payments.take(rows), id_prefix="")
+    if copies is None:
+        return requests
+    worlds = rng.integers(0, copies, size.requests).tolist()
+    strangers = (rng.random(size.requests) < _UNKNOWN_SHARE).tolist()
+    for request, world, is_stranger in zip(requests, worlds, strangers, strict=True):
+        copy = "unknown" if is_stranger else world
+        request.card_id = _copied(request.card_id, copy)
+        request.merchant_id = _copied(request.merchant_id, world)
+        if request.device_id:
+            request.device_id = _copied(request.device_id, copy)
+    return requests

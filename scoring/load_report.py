@@ -1,0 +1,178 @@
+"""What came of a load: counts, and latencies in buckets of a fixed relative width.
+
+A latency is put into a bucket by the top of its floating-point number: the exponent and eight bits behind it. So a
+bucket is at most 1/256 of its value wide whatever the value is, a million samples take no more memory than ten, and
+sorting them in is two operations on an array.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+RELATIVE_ERROR = 1 / 256
+# Bits of a float64's mantissa that a bucket leaves out.
+_SHIFT = 52 - 8
+_LOWEST_S, _HIGHEST_S = 2.0**-20, 2.0**12
+# Sorted in together: numpy's price for a call is that of fifty samples.
+_WAITING_MAX = 8192
+
+
+def _bucket_of(seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+    buckets: NDArray[np.int64] = seconds.view(np.int64) >> _SHIFT
+    return buckets
+
+
+_FIRST, _LAST = (int(_bucket_of(np.array([bound]))[0]) for bound in (_LOWEST_S, _HIGHEST_S))
+
+
+class LatencyHistogram:
+    """Counts latencies from a microsecond to an hour; quantiles are exact or up to `RELATIVE_ERROR` too high."""
+
+    def __init__(self) -> None:
+        self._counts: NDArray[np.int64] = np.zeros(_LAST - _FIRST + 1, dtype=np.int64)
+        self._waiting = array("d")
+        self._max_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one latency."""
+        self._waiting.append(seconds)
+        if len(self._waiting) >= _WAITING_MAX:
+            self._sort_in()
+
+    @property
+    def count(self) -> int:
+        """How many were counted."""
+        self._sort_in()
+        return int(self._counts.sum())
+
+    def quantile_ms(self, share: float) -> float:
+        """The smallest bound that `share` of all do not exceed; the largest latency for 1.0, 0 if there are none."""
+        self._sort_in()
+        total = int(self._counts.sum())
+        if total == 0:
+            return 0.0
+        # Nearest rank.
+        rank = max(1, int(np.ceil(share * total)))
+        bucket = int(np.searchsorted(np.cumsum(self._counts), rank))
+        upper = float(np.array([(bucket + _FIRST + 1) << _SHIFT], dtype=np.int64).view(np.float64)[0])
+        return min(upper, self._max_s) * 1000
+
+    def _sort_in(self) -> None:
+        if not self._waiting:
+            return
+        seconds = np.array(self._waiting, dtype=np.float64)
+        # Emptied in place: whoever adds may hold on to it.
+        del self._waiting[:]
+        self._max_s = max(self._max_s, float(seconds.max()))
+        buckets = _bucket_of(np.clip(seconds, _LOWEST_S, _HIGHEST_S)) - _FIRST
+        self._counts += np.bincount(buckets, minlength=len(self._counts))
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What came of a load. `sent` = `ok` + `shed` + `errors`; latencies are 0 where there are none.
+
+    A latency counts from when the request was due; `p50_ms` to `max_ms` are of the `ok` ones.
+    """
+
+    sent: int
+    ok: int
+    # 429, RESOURCE_EXHAUSTED: refused because of overload.
+    shed: int
+    # Any other status, a broken connection, or no answer in time.
+    errors: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    p999_ms: float
+    max_ms: float
+    # Of the errors: 504, DEADLINE_EXCEEDED.
+    deadline_exceeded: int
+    # How long it took to be told no: of those shed and those past their deadline.
+    shed_p50_ms: float
+    shed_p99_ms: float
+    shed_max_ms: float
+    # From a request being due to this program's looking at it: where it is not small beside the latencies, the
+    # program is the bottleneck and not who answers.
+    lag_p99_ms: float
+    # From the first request being due to the last one's being due, or in a closed loop all of it.
+    seconds: float
+    ok_per_second: float
+
+
+@dataclass
+class Record:
+    """Every request of a load, in the order they were due: seconds from the start, status, latency.
+
+    A status is an HTTP one (gRPC's are translated), 0 where no answer came.
+    """
+
+    due_s: array[float] = field(default_factory=lambda: array("d"))
+    status: array[int] = field(default_factory=lambda: array("h"))
+    latency_ms: array[float] = field(default_factory=lambda: array("f"))
+
+
+class Tally:
+    """Counts a load's answers while it runs."""
+
+    def __init__(self, record: Record | None) -> None:
+        self.sent = self.ok = self.shed = self.errors = self.deadline_exceeded = 0
+        self.lag = LatencyHistogram()
+        self._ok_latency, self._shed_latency = LatencyHistogram(), LatencyHistogram()
+        self._record = record
+
+    def begin(self, due_s: float) -> None:
+        """A request is due, `due_s` from the start."""
+        self.sent += 1
+        if self._record is not None:
+            self._record.due_s.append(due_s)
+            self._record.status.append(0)
+            self._record.latency_ms.append(0.0)
+
+    def answered(self, index: int, status: int, latency_s: float) -> None:
+        """The request with this number has an answer; `status` is an HTTP one."""
+        if status == 200:
+            self.ok += 1
+            self._ok_latency.add(latency_s)
+        elif status == 429:
+            self.shed += 1
+            self._shed_latency.add(latency_s)
+        else:
+            self.errors += 1
+            if status == 504:
+                self.deadline_exceeded += 1
+                self._shed_latency.add(latency_s)
+        if self._record is not None:
+            self._record.status[index] = status
+            self._record.latency_ms[index] = latency_s * 1000
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every request has been answered or given up."""
+        return self.ok + self.shed + self.errors >= self.sent
+
+    def report(self, seconds: float, ok_in_time: int) -> LoadReport:
+        """`ok_in_time`: answered before `seconds` were over."""
+        ok, shed = self._ok_latency.quantile_ms, self._shed_latency.quantile_ms
+        return LoadReport(
+            sent=self.sent,
+            ok=self.ok,
+            shed=self.shed,
+            errors=self.errors,
+            p50_ms=ok(0.5),
+            p90_ms=ok(0.9),
+            p99_ms=ok(0.99),
+            p999_ms=ok(0.999),
+            max_ms=ok(1.0),
+            deadline_exceeded=self.deadline_exceeded,
+            shed_p50_ms=shed(0.5),
+            shed_p99_ms=shed(0.99),
+            shed_max_ms=shed(1.0),
+            lag_p99_ms=self.lag.quantile_ms(0.99),
+            seconds=seconds,
+            ok_per_second=ok_in_time / seconds if seconds > 0 else 0.0,
+        )

@@ -1,0 +1,173 @@
+"""The benchmarks of the scoring path come up and compute what they say; nothing is measured here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import perf
+from perf import burst, scoring_world
+from perf.batches import SIZES
+from perf.faults import slow_disk_environment, slow_disk_library
+from perf.measuring import drive
+from perf.scoring_world import World, WorldSize, built_world
+from perf.servers import running, serving
+from schemas.scoring_pb2 import ScoreResponse
+from scoring.load import Answer, run_closed
+from scoring.load_bodies import stamped_bodies
+from scoring.load_report import LoadReport
+from scoring.load_target import LoadOptions
+from tests import small_world
+
+TINY = WorldSize(
+    cards=300, days=20, training_cards=300, training_days=18, training=small_world.SETTINGS, requests=300, seed=2
+)
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(perf.__path__)])
+def test_a_benchmark_can_be_imported_and_does_nothing_by_it(name: str) -> None:
+    importlib.import_module(f"perf.{name}")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring_world, "CACHE", tmp_path_factory.mktemp("cache"))
+        with built_world(2000, TINY) as built:
+            yield built
+
+
+def test_a_world_has_the_entities_asked_for_and_nearly_all_requests_know_theirs(world: World) -> None:
+    assert world.entities >= 2000
+    answers = _answers(world, 200)
+    flagged = sum("unknown_card" in response.flags for response in answers)
+    assert 0 < flagged < 0.1 * len(answers)
+    assert not any("unknown_merchant" in response.flags for response in answers)
+    assert not any(flag.startswith("mirror") for response in answers for flag in response.flags)
+    # Requests differ: a pool of one answer would be served from the processor's caches.
+    assert len({response.score for response in answers}) > 10
+
+
+def _answers(world: World, count: int) -> list[ScoreResponse]:
+    answers: list[Answer] = []
+    with serving(world.config) as server:
+        bodies = (body for body, _ in zip(stamped_bodies(world.requests, id_prefix="t"), range(count), strict=False))
+        report = drive(run_closed(server.http, bodies, seconds=20, on_answer=answers.append))
+    assert (report.ok, report.errors) == (count, 0)
+    return [ScoreResponse.FromString(answer.body) for answer in answers]
+
+
+def test_baselines_answer_the_same_load(world: World) -> None:
+    rows = iter([json.dumps({"features": [0.5] * scoring_world.FASTAPI_FEATURES}).encode()] * 20)
+    json_options = LoadOptions(content_type="application/json")
+    with running("perf.baseline_fastapi", str(world.fastapi_model), ready_path="/readyz") as fastapi:
+        assert drive(run_closed(f"{fastapi.http}/score", rows, seconds=5, options=json_options)).ok == 20
+    with running("perf.baseline_grpcio", str(world.config)) as grpcio:
+        assert grpcio.grpc is not None
+        assert _closed(grpcio.grpc, world).ok == 20
+    with running("perf.echo") as echo:
+        assert _closed(echo.http, world).ok == 20
+
+
+def _closed(target: str, world: World) -> LoadReport:
+    bodies = (body for body, _ in zip(stamped_bodies(world.requests, id_prefix="t"), range(20), strict=False))
+    return drive(run_closed(target, bodies, seconds=20, options=LoadOptions(connections=2, streams=2)))
+
+
+@pytest.mark.parametrize(
+    ("module", "keys"),
+    [
+        (
+            ["perf.scoring_stages"],
+            {"decode", "validate", "look_up", "vector", "model", "policy", "outbox", "render", "score_1", "score_16"},
+        ),
+        (["perf.batches", "--scorer"], {f"us_{size}" for size in SIZES}),
+    ],
+)
+def test_parts_are_measured_in_a_process_that_opens_the_mirror_itself(
+    world: World, module: list[str], keys: set[str]
+) -> None:
+    bodies = stamped_bodies(world.requests, id_prefix="t")
+    text = "\n".join(next(bodies).hex() for _ in range(70))
+    command = [sys.executable, "-m", *module, str(world.config)]
+    done = subprocess.run(
+        command, input=text, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).resolve().parents[3]
+    )
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert keys <= set(figures)
+    assert all(value > 0 for value in figures.values())
+
+
+def test_a_burst_is_offered_between_two_calm_times() -> None:
+    due = burst.arrivals(1000, 5)
+    assert (np.diff(due) >= 0).all()
+    per_second = np.histogram(due, np.arange(0, 21))[0]
+    assert per_second[:4].mean() == pytest.approx(500, rel=0.15)
+    assert per_second[4:14].mean() == pytest.approx(5000, rel=0.05)
+    assert per_second[14:].mean() == pytest.approx(500, rel=0.15)
+
+
+def _since(seconds: float) -> NDArray[np.float64]:
+    return np.arange(0, seconds, 0.01)
+
+
+def test_recovery_is_when_half_a_second_has_been_calm() -> None:
+    since = _since(3)
+    latency_ms = np.where(since < 0.38, 50.0, 1.0).astype(np.float32)
+    ok = np.ones(len(since), dtype=bool)
+    assert burst.recovery_seconds(since, ok, latency_ms, calm_ms=2) == pytest.approx(0.4)
+    # A refusal later on begins it anew.
+    ok[65] = False
+    assert burst.recovery_seconds(since, ok, latency_ms, calm_ms=2) == pytest.approx(0.7)
+
+
+def test_what_never_calms_down_never_recovers() -> None:
+    since = _since(2)
+    latency_ms = np.full(len(since), 50.0, dtype=np.float32)
+    assert burst.recovery_seconds(since, np.ones(len(since), dtype=bool), latency_ms, calm_ms=2) == float("inf")
+
+
+def test_a_disk_is_slow_only_where_and_while_it_is_told_to_be(tmp_path: Path) -> None:
+    library = slow_disk_library(tmp_path)
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    program = """
+import os, sys, time
+def milliseconds(folder, call):
+    fd = os.open(os.path.join(folder, "file"), os.O_CREAT | os.O_WRONLY)
+    started = time.perf_counter()
+    call(fd)
+    return (time.perf_counter() - started) * 1000
+here, elsewhere, switch = sys.argv[1:]
+write = lambda fd: [os.write(fd, b"x") for _ in range(200)]
+print(milliseconds(here, write))
+open(switch + ".write", "w").close()
+print(milliseconds(here, write), milliseconds(elsewhere, write))
+os.unlink(switch + ".write")
+open(switch + ".sync", "w").close()
+print(milliseconds(here, write), milliseconds(here, lambda fd: [os.fdatasync(fd) for _ in range(4)]))
+"""
+    switch = tmp_path / "slow"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(here), str(elsewhere), str(switch)],
+        env={**os.environ, **slow_disk_environment(library, here, switch)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    before, slow, other_folder, other_kind, sync = map(float, done.stdout.split())
+    # 200 writes of a millisecond more, and 4 syncs of 50.
+    assert slow >= 200
+    assert sync >= 200
+    assert max(before, other_folder, other_kind) < 200
