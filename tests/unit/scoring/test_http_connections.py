@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
-import struct
 import threading
 import time
 from dataclasses import replace
@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from scoring.turns import AdmissionSettings, Call, Refusal
+from tests.http_memory import MemoryWorld
 from tests.http_world import (
     PATIENT,
     WAIT_SECONDS,
@@ -294,21 +295,20 @@ def test_no_more_than_so_many_of_a_connections_requests_are_unanswered(pipelined
         assert max(depths) == pipelined_max
 
 
-def test_what_a_caller_who_left_has_asked_for_is_not_scored(served: Served) -> None:
-    with served.connected() as other:
-        assert other.ask(get("/livez")).status == 200
-        with served.connected() as leaving:
-            assert leaving.ask(get("/livez")).status == 200
-            served.scorer.takes_s = 0.2
-            other.send(post_json(payment("slow")))
-            time.sleep(0.05)
-            # While the loop is busy both come: the requests, and that their sender is gone.
-            leaving.send(post_json(payment("unwanted")) * 100)
-            leaving.raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        assert other.reply().status == 200
-        served.scorer.takes_s = 0.0
-        assert other.ask(post_json(payment("after"))).status == 200
-        assert served.scorer.seen.count("unwanted") < 100
+def test_what_a_caller_who_left_has_asked_for_is_not_scored() -> None:
+    async def main() -> None:
+        world = MemoryWorld(PATIENT)
+        leaving, unsent = world.connect()
+        staying, sent = world.connect()
+        leaving.data_received(post_json(payment("unwanted")) * 100)
+        staying.data_received(post_json(payment("wanted")))
+        leaving.connection_lost(None)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert world.scorer.seen == ["wanted"]
+        assert (unsent.written, sent.written.count(b"200 OK")) == (b"", 1)
+
+    asyncio.run(main())
 
 
 def test_answers_with_some_statuses_say_what_to_do(served: Served) -> None:

@@ -13,48 +13,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schemas.scoring_pb2 import ScoreRequest
-from scoring.http import HttpServer
-from scoring.http_connection import HttpConnection
 from scoring.http_heads import Heads
 from scoring.http_reading import RequestReader
 from scoring.http_settings import HttpSettings
-from scoring.metrics import Registry
-from scoring.turns import AdmissionSettings, Turns
-from scoring.wire import RequestLimits
-from scoring.worker_metrics import HttpMetrics
-from tests.http_world import NOW_MS, PATIENT, FakeScorer, Served, get, payment, post, post_json, post_protobuf, serving
+from scoring.turns import AdmissionSettings
+from tests.http_memory import MemoryWorld
+from tests.http_world import PATIENT, Served, get, payment, post, post_json, post_protobuf, serving
 
 # Small, so that limits are met.
 SETTINGS = HttpSettings(pipelined_max=3, body_bytes_max=400, head_bytes_max=600, header_count_max=12)
-
-
-class FakeTransport(asyncio.Transport):
-    """Keeps what is written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.ended = False
-
-    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
-        assert not self.ended
-        self.written += data
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        self.ended = True
-
-    def is_closing(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        self.ended = True
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
 
 
 class ParserAlone(RequestReader):
@@ -64,30 +31,17 @@ class ParserAlone(RequestReader):
         self._parse(data)
 
 
-class World:
+class World(MemoryWorld):
     """A server without sockets; every reader is fed with the reads it is given."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        turns = Turns(
-            FakeScorer(),
-            settings=AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000),
-            limits=RequestLimits(),
-            currencies=frozenset({"EUR"}),
-            now_ms=lambda: NOW_MS,
-        )
-        metrics = HttpMetrics.declare(Registry())
-        self.server = HttpServer(
-            turns, SETTINGS, metrics=metrics, metrics_text=lambda: b"m" * 50, now_ms=lambda: NOW_MS
-        )
-        self.server.loop = loop
+    def __init__(self) -> None:
+        super().__init__(SETTINGS)
 
     async def answers(self, reads: Sequence[bytes], *, parser_alone: bool) -> tuple[bytes, bool]:
         """Everything that is answered on a new connection, and whether it is closed then."""
-        connection = HttpConnection(self.server)
+        connection, transport = self.connect()
         if parser_alone:
             connection._reader = ParserAlone(self.server.heads, SETTINGS, connection)
-        transport = FakeTransport()
-        connection.connection_made(transport)
         for read in reads:
             connection.data_received(read)
             for _ in range(3):
@@ -177,7 +131,7 @@ def test_whatever_comes_is_answered_as_by_the_parser_alone(connections: list[lis
     """Heads known from earlier connections and requests change no answer, and no close."""
 
     async def main() -> None:
-        world = World(asyncio.get_running_loop())
+        world = World()
         # The second time everything that can be known is.
         for reads in connections * 2:
             expected = await world.answers(reads, parser_alone=True)
@@ -192,12 +146,10 @@ def test_the_second_of_two_equal_heads_is_not_parsed() -> None:
             raise AssertionError(f"parsed: {data!r}")
 
     async def main() -> None:
-        world = World(asyncio.get_running_loop())
+        world = World()
         for request in USUAL:
             assert (await world.answers([request], parser_alone=False))[0]
-        connection = HttpConnection(world.server)
-        transport = FakeTransport()
-        connection.connection_made(transport)
+        connection, transport = world.connect()
         connection._reader._parser = cast(Any, NoParser())
         connection.data_received(b"".join(USUAL))
         connection.data_received(USUAL[6].replace(b"50000", b"51"))
@@ -211,7 +163,7 @@ def test_the_second_of_two_equal_heads_is_not_parsed() -> None:
 @pytest.mark.parametrize("limit", [{"known_max": 10}, {"known_bytes_max": 1000}])
 def test_no_more_heads_are_known_than_a_limit_allows(limit: dict[str, Any]) -> None:
     async def main() -> None:
-        world = World(asyncio.get_running_loop())
+        world = World()
         server = world.server
         server.heads = Heads(server.heads._routes, SETTINGS, deadline_ms=60_000, **limit)
         counts = set()
