@@ -36,7 +36,8 @@ def check(source: Source, config: str | None, bundle: str | None) -> None:
     review_at = manifest.review_at if manifest else settings.review_at or settings.decline_at or 1.0
     decline_at = manifest.decline_at if manifest else settings.decline_at or 1.0
     wiring.policy(source, review_at=review_at, decline_at=decline_at)
-    console = Console(highlight=False)
+    # A condition may hold what rich takes for markup.
+    console = Console(highlight=False, markup=False)
     for table in _tables(settings, review_at if manifest else 0.0, decline_at if manifest else 0.0):
         console.print(table)
     lists = _table("lists", "name", "entries")

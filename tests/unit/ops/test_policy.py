@@ -46,6 +46,12 @@ def test_the_tables_of_the_example_are_right_and_printed(tmp_path: Path) -> None
     assert "model_absent review" in lines
 
 
+def test_brackets_in_a_condition_are_printed_as_they_are(tmp_path: Path) -> None:
+    when = "score in [1] or 'unknown_card' in flags or mcc in ['[bold]']"
+    text = f'[[policy.rules]]\nname = "a"\nwhen = "{when}"\naction = "review"'
+    assert when in check(tmp_path, text)
+
+
 def test_thresholds_that_the_settings_leave_open_are_the_bundles(tmp_path: Path) -> None:
     manifest = small_world.loaded_bundle().manifest
     output = check(tmp_path, "", "--bundle", str(small_world.trained_bundle()))
