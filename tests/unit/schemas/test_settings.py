@@ -96,7 +96,7 @@ def test_sections_do_not_see_each_others_settings(tmp_path: Path) -> None:
 
 
 def test_an_unknown_section_is_refused_by_name_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match=r"some\.toml: there is no section \[sevre\]; there are aerospike, .*serve"):
+    with pytest.raises(Misconfigured, match=r"some\.toml: there is no section \[sevre\]; there are admission, .*serve"):
         from_file("[sevre]\nport = 1\n", tmp_path)
 
 
@@ -196,7 +196,11 @@ def settings_of_the_project() -> Iterator[type[Any]]:
 def test_no_settings_of_the_project_show_a_secret() -> None:
     secret = re.compile(r"password|secret|token")
     found = [
-        field for kind in settings_of_the_project() for field in dataclasses.fields(kind) if secret.search(field.name)
+        field
+        for kind in settings_of_the_project()
+        for field in dataclasses.fields(kind)
+        # Where a secret lies, and whether one is wanted, is none.
+        if secret.search(field.name) and not field.name.endswith("_file") and field.type not in (bool, "bool")
     ]
     assert len(found) >= 3
     assert [field.name for field in found if field.repr] == []
