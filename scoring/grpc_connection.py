@@ -20,12 +20,10 @@ from typing import TYPE_CHECKING, cast
 from scoring import grpc_messages, http2
 from scoring.grpc_calls import TOO_SLOW, Arriving, Kind, ScoreCall, ServiceCall, Watch
 from scoring.http2 import BrokenConnection, Headers
-from scoring.turns import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, Refusal
+from scoring.turns import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAUTHENTICATED, Refusal
 
 if TYPE_CHECKING:
     from scoring.grpc import GrpcServer
-
-UNAUTHENTICATED = "unauthenticated"
 
 _NO_METHOD = Refusal(grpc_messages.UNIMPLEMENTED, "no such method")
 _UNAUTHENTICATED = Refusal(UNAUTHENTICATED, "authorization is missing or not valid")

@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 from scoring import wire
 from scoring.turns import (
+    ALREADY_EXISTS,
     DEADLINE_EXCEEDED,
     INTERNAL,
     INVALID_ARGUMENT,
     RESOURCE_EXHAUSTED,
+    UNAUTHENTICATED,
     UNAVAILABLE,
 )
 
-ALREADY_EXISTS = "already_exists"
-UNAUTHENTICATED = "unauthenticated"
 UNIMPLEMENTED = "unimplemented"
 
 DEADLINE_MS_MAX = 600_000

@@ -23,6 +23,7 @@ from schemas.errors import InvalidEvent, TemporaryFailure
 from schemas.outbox_pb2 import OutboxEntry, OutboxRecord
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.answered import UNREMEMBERED, Answered, Claim, PaymentIdReused, Repeat, Standing
+from scoring.metrics import Registry
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 from scoring.model_chain import ModelChain
 from scoring.policy import (
@@ -37,7 +38,7 @@ from scoring.policy import (
 )
 from scoring.request_rows import RequestRows
 from scoring.turns import UNDER_WAY, Refusal, refusal_of
-from scoring.worker_metrics import ScoringMetrics
+from scoring.worker_metrics import ScoringMetrics, StageTimes
 
 # Scored in one go; what is more is cut up. The profiles of so many payments still fit into the second cache.
 ROWS_MAX = 64
@@ -67,9 +68,11 @@ class PaymentScorer:
         outbox: Outbox,
         metrics: ScoringMetrics,
         answered: Answered | None = None,
+        stages: StageTimes | None = None,
     ) -> None:
         """Without `answered`, a payment that comes again is decided again."""
         plan = engine.plan
+        self._stages = stages or StageTimes(Registry())
         self._answered = answered
         self._engine, self._models, self._policy = engine, models, policy
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
@@ -144,6 +147,8 @@ class PaymentScorer:
         claims: Sequence[Claim] = [UNREMEMBERED] * len(requests)
         if self._answered is not None:
             claims = self._answered.claim(requests, now_ms)
+            if self._stages.is_timed:
+                self._stages.lap("claim", len(requests))
         won = [claim for claim in claims if isinstance(claim, int)]
         try:
             if len(won) == len(requests):
@@ -195,6 +200,7 @@ class PaymentScorer:
     ) -> list[ScoreResponse]:
         """Responses to requests whose rows are written, their decisions in the outbox."""
         count = len(requests)
+        stages = self._stages
         flags, complete_to_ms = self._fill_vectors(keys, count)
         profile_age_ms = None
         if complete_to_ms > 0:
@@ -204,6 +210,8 @@ class PaymentScorer:
                 flags = [[*found, MIRROR_STALE] for found in flags]
         vectors = self._vectors[:count]
         scores, models, model_flags = self._models.score(vectors)
+        if stages.is_timed:
+            stages.lap("model", count)
         amounts = self._rows.attributes[:count, AMOUNT].tolist()
         vector_bytes, row_bytes = vectors.tobytes(), vectors.itemsize * vectors.shape[1]
         responses, records = [], []
@@ -234,8 +242,12 @@ class PaymentScorer:
             )
             responses.append(response)
             records.append(record.SerializeToString())
+        if stages.is_timed:
+            stages.lap("decide", count)
         self._append(records, slots)
         self._count(responses)
+        if stages.is_timed:
+            stages.lap("append", count)
         return responses
 
     def _append(self, records: Sequence[bytes], slots: Sequence[int]) -> None:
@@ -256,6 +268,8 @@ class PaymentScorer:
             complete_to_ms = mirror.look_up(keys)
         except MirrorAbsent:
             return self._fill_without_mirror(keys, count)
+        if self._stages.is_timed:
+            self._stages.lap("look_up", count)
         entities = self._entities
         presence = mirror.presence[: len(keys)].tobytes()
         self._count_lookups(presence)
@@ -264,6 +278,8 @@ class PaymentScorer:
             self._fill_from_mirror(count)
         except UnreadableProfile:
             flags = self._fill_one_by_one(mirror, flags, count)
+        if self._stages.is_timed:
+            self._stages.lap("vector", count)
         return flags, complete_to_ms
 
     def _fill_one_by_one(self, mirror: MirrorReader, flags: list[list[str]], count: int) -> list[list[str]]:

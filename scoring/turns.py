@@ -31,7 +31,9 @@ from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring import wire
 from scoring.answered import PaymentIdReused
+from scoring.metrics import Registry
 from scoring.wire import DeadlineExceeded, Format, Overloaded, RequestLimits
+from scoring.worker_metrics import StageTimes
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ RESOURCE_EXHAUSTED = "resource_exhausted"
 DEADLINE_EXCEEDED = "deadline_exceeded"
 UNAVAILABLE = "unavailable"
 INTERNAL = "internal"
+UNAUTHENTICATED = "unauthenticated"
 
 
 class Refusal(NamedTuple):
@@ -162,10 +165,12 @@ class Turns:
         settings: AdmissionSettings,
         limits: RequestLimits,
         currencies: frozenset[str],
+        stages: StageTimes | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`currencies` are those that can be converted."""
+        """`currencies` are those that can be converted. `stages` are those that the scorer has, too."""
+        self._stages = stages or StageTimes(Registry())
         self.settings, self._limits, self._currencies = settings, limits, currencies
         self.scorer = scorer
         self._now_ms, self._now_s = now_ms, now_s
@@ -204,6 +209,7 @@ class Turns:
         """Answer one chunk; then let the loop read before the next."""
         self._scheduled = False
         began = self._now_s()
+        self._stages.begin(began)
         calls, parts, requests = self._take(began)
         if requests:
             self._answer(calls, parts, requests)
@@ -239,6 +245,10 @@ class Turns:
             requests += found
         for connection in refused:
             connection.flush()
+        if self._stages.is_timed:
+            for call in calls:
+                self._stages.wait(now - call.arrived)
+            self._stages.lap("parse", len(requests))
         return calls, parts, requests
 
     def _parse(self, call: Call, now_ms: int) -> Sequence[ScoreRequest]:
@@ -273,6 +283,8 @@ class Turns:
             first += count
         for connection in touched:
             connection.flush()
+        if self._stages.is_timed:
+            self._stages.lap("answer", len(requests))
 
     def _asks_again(self, call: Call, weight: int) -> bool:
         """Put a call back for a moment; False when its deadline is too near for that."""

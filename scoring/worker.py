@@ -30,7 +30,7 @@ from scoring.policy import flags_of
 from scoring.scorer import PaymentScorer
 from scoring.tls import Tls
 from scoring.turns import Turns
-from scoring.worker_metrics import GarbagePauses, HttpMetrics, ScoringMetrics
+from scoring.worker_metrics import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def worker_main(host: Host, worker: int, gate: Gate, parent: int) -> int:
 async def _work(host: Host, worker: int, gate: Gate, parent: int) -> None:
     name, registry = worker_name(worker), Registry()
     http_metrics, grpc_metrics = HttpMetrics.declare(registry), GrpcMetrics.declare(registry)
-    pauses = GarbagePauses(registry)
+    pauses, stages = GarbagePauses(registry), StageTimes(registry)
     entities = host.engine.plan.entity_names
     scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
     model_metrics = ModelMetrics.declare(registry)
@@ -85,8 +85,9 @@ async def _work(host: Host, worker: int, gate: Gate, parent: int) -> None:
         outbox=outbox,
         metrics=scoring_metrics,
         answered=table,
+        stages=stages,
     )
-    turns = Turns(scorer, settings=host.admission, limits=host.limits, currencies=host.rates.currencies)
+    turns = Turns(scorer, settings=host.admission, limits=host.limits, currencies=host.rates.currencies, stages=stages)
     http = HttpServer(
         turns,
         host.http,

@@ -13,10 +13,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
-from scoring.metrics import Registry, _DirectoryCollector
+from scoring.answered import AnsweredMetrics
+from scoring.grpc_metrics import GrpcMetrics
+from scoring.metrics import Gauge, Registry, _DirectoryCollector
 from scoring.model_metrics import ModelMetrics
+from scoring.outbox import OutboxMetrics
 from scoring.policy import FLAGS
-from scoring.worker_metrics import HttpMetrics, ScoringMetrics
+from scoring.worker_metrics import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
 from streams.companion_health import CompanionHealth
 from streams.companion_metrics import CompanionMetrics
 from streams.deadletter_counts import DeadLetterCounts
@@ -52,14 +55,24 @@ def alerts() -> list[dict[str, str]]:
     return found
 
 
+def declare_workers(registry: Registry) -> list[Gauge]:
+    """All that a scoring worker counts; returns gauges that are shown once they have a value."""
+    HttpMetrics.declare(registry)
+    GrpcMetrics.declare(registry)
+    ScoringMetrics.declare(registry, flags=FLAGS, entities=OBJECTIVES)
+    AnsweredMetrics.declare(registry)
+    GarbagePauses(registry)
+    StageTimes(registry)
+    outbox = OutboxMetrics.declare(registry)
+    return [outbox.unshipped_bytes, *ModelMetrics.declare(registry).is_out.values()]
+
+
 def declared(folder: Path) -> dict[str, set[str]]:
     """The name of each sample that a process of ours can show, with its labels."""
     registry = Registry()
-    HttpMetrics.declare(registry)
-    ScoringMetrics.declare(registry, flags=FLAGS, entities=OBJECTIVES)
-    model = ModelMetrics.declare(registry)
+    gauges = declare_workers(registry)
     registry.open(folder, "worker-0")
-    for gauge in model.is_out.values():
+    for gauge in gauges:
         gauge.set(0)
     names = labels_of(_DirectoryCollector(folder).collect())
     # A gauge without a value is not shown.
@@ -118,9 +131,7 @@ def test_every_metric_and_label_that_an_alert_names_is_there(tmp_path: Path) -> 
 def test_the_values_of_labels_that_alerts_ask_for_can_occur(tmp_path: Path) -> None:
     """A flag or a bound of a histogram that was renamed would silence its alert."""
     registry = Registry()
-    HttpMetrics.declare(registry)
-    ScoringMetrics.declare(registry, flags=FLAGS, entities=OBJECTIVES)
-    ModelMetrics.declare(registry)
+    declare_workers(registry)
     registry.open(tmp_path, "worker-0")
     shown = {
         (sample.name, key, value)

@@ -310,3 +310,10 @@ def test_the_queue_is_empty_again_after_all_is_answered() -> None:
 def test_a_setting_below_one_is_refused_by_its_name(name: str) -> None:
     with pytest.raises(Misconfigured, match=name):
         World(**{name: 0})
+
+
+def test_one_chunk_in_sixteen_says_what_each_stage_takes_of_a_payment() -> None:
+    world = World(chunk_payments=4)
+    world.run(lambda: [world.ask(f"{n}") for n in range(4 * 33)], turns=60)
+    counted = {stage: histogram.count for stage, histogram in world.turns._stages.seconds.items()}
+    assert {stage: count for stage, count in counted.items() if count} == {"wait": 8, "parse": 8, "answer": 8}
