@@ -136,6 +136,20 @@ def test_what_a_killed_companion_had_not_committed_is_sent_again_and_read_once(
     exactly(world)
 
 
+def test_a_companion_that_wakes_up_after_another_has_taken_over_ships_nothing(world: World) -> None:
+    world.decide(100)
+    world.ship()
+    zombie, world.shipper = world.shipper, world.new_shipper()
+    world.decide(200)
+    world.ship()
+    # By what it knows, these are still to be shipped.
+    assert zombie.waiting_bytes()["worker-0"] > 0
+    zombie._due = 0.0
+    zombie.advance()
+    assert zombie.shipped == 100
+    exactly(world)
+
+
 def test_a_producer_that_is_fenced_begins_anew_and_ships_on(world: World) -> None:
     world.decide(100)
     world.ship()
