@@ -59,6 +59,7 @@ _START_TIMEOUT_S = 120.0
 _DECISIONS_TIMEOUT_S = 20.0
 _DAY_MS = 86_400_000
 
+# All of it shares the cores of one machine, so nothing is refused for a while that others need them.
 _CONFIG = """\
 [kafka]
 bootstrap = "{bootstrap}"
@@ -80,6 +81,9 @@ metrics = "{memory}/metrics"
 port = 0
 [grpc]
 port = 0
+[admission]
+deadline_ms = 2000
+wait_ms_max = 1000
 """
 
 
