@@ -178,6 +178,8 @@ class Turns:
         self._queued_payments = 0
         self._scheduled = False
         self._cost_s = _FIRST_COST_S
+        # When the chunk before ended, if calls have been waiting ever since.
+        self._busy_since: float | None = None
         self._wait_s_max = settings.wait_ms_max / 1000
         self._bugs_logged: set[tuple[str, str, int]] = set()
 
@@ -213,10 +215,15 @@ class Turns:
         calls, parts, requests = self._take(began)
         if requests:
             self._answer(calls, parts, requests)
-            cost_s = (self._now_s() - began) / len(requests)
+            ended = self._now_s()
+            # While calls wait, what is read and refused between two chunks keeps them waiting, too.
+            cost_s = (ended - (began if self._busy_since is None else self._busy_since)) / len(requests)
             self._cost_s += _COST_WEIGHT * (cost_s - self._cost_s)
+            self._busy_since = ended
         if self._queue:
             self._schedule()
+        else:
+            self._busy_since = None
 
     def _take(self, now: float) -> tuple[list[Call], list[int], list[ScoreRequest]]:
         """The next chunk: calls, how many requests each of them holds, and all requests."""

@@ -287,6 +287,40 @@ def test_what_payments_take_is_learned() -> None:
     assert len(world.scorer.asked) - before == 3
 
 
+def test_what_is_read_between_chunks_counts_in_what_payments_take() -> None:
+    """Under a flood most of the time goes into refusing: a payment in the queue waits for that, too."""
+    world = World(wait_ms_max=10, chunk_payments=1)
+    world.scorer.payment_s = 0.001
+
+    async def flood() -> None:
+        for number in range(40):
+            world.ask(f"{number}", deadline=200.0)
+        while world.turns.queued_payments:
+            world.clock.now += 0.004
+            await asyncio.sleep(0)
+
+    asyncio.run(flood())
+    assert len(world.scorer.asked) == 40
+    world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(30)], turns=100)
+    assert len(world.scorer.asked) - 40 == 3
+
+
+def test_a_pause_between_calls_is_no_cost_of_a_payment() -> None:
+    world = World(wait_ms_max=10)
+    world.scorer.payment_s = 0.0001
+
+    async def now_and_then() -> None:
+        for number in range(50):
+            world.ask(f"{number}", deadline=200.0)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            world.clock.now += 1.0
+
+    asyncio.run(now_and_then())
+    world.run(lambda: [world.ask(f"{n}", deadline=300.0) for n in range(90)], turns=100)
+    assert len(world.scorer.asked[-1]) + len(world.scorer.asked[-2]) + len(world.scorer.asked[-3]) == 90
+
+
 def test_a_caller_in_a_hurry_is_refused_when_the_queue_is_longer_than_its_time() -> None:
     world = World()
     world.run(lambda: [*(world.ask(f"{n}") for n in range(10)), world.ask("hurried", deadline=100.0005)])
