@@ -68,7 +68,7 @@ def is_well(server: Server) -> bool:
     return server.process.poll() is None
 
 
-def figures_of(record: Record, report: LoadReport) -> dict[str, float]:
+def figures_of(record: Record, report: LoadReport) -> dict[str, float | None]:
     """What the record says about the burst and what came after it."""
     due = np.array(record.due_s)
     status, latency_ms = np.array(record.status), np.array(record.latency_ms)
@@ -95,8 +95,8 @@ def figures_of(record: Record, report: LoadReport) -> dict[str, float]:
 
 def recovery_seconds(
     since_s: NDArray[np.float64], ok: NDArray[np.bool_], latency_ms: NDArray[np.float32], *, calm_ms: float
-) -> float:
-    """Seconds after 0 until all is as it was: see the head of this file. Infinite when it never is.
+) -> float | None:
+    """Seconds after 0 until all is as it was: see the head of this file. None when it never is.
 
     `since_s`: when each request was due, ascending, from the end of the burst on; all of shape (requests,).
     """
@@ -109,7 +109,7 @@ def recovery_seconds(
         calm = calm + 1 if is_calm else 0
         if calm == _CALM_WINDOWS:
             return (window + 1 - _CALM_WINDOWS) * _WINDOW_S
-    return float("inf")
+    return None
 
 
 def _percentile(values: NDArray[np.float32], share: float) -> float:

