@@ -44,11 +44,13 @@ class Scenario:
     rate: float | None = None
 
     def run(self, seed: int) -> Measured:
-        """Measure once. An answer other than 200 stops a closed loop's measurement: its rate would be of refusals."""
+        """Measure once. A closed loop counts what is answered; more than a few refusals stop it, and any error."""
         before = self.server.cpu_seconds()
         if self.rate is None:
             report = drive(run_closed(self.target, self.bodies, seconds=self.seconds, options=self.options))
-            assert report.ok == report.sent, f"{self.name}: {report}"
+            assert report.ok + report.shed == report.sent, f"{self.name}: {report}"
+            # A worker that others keep from its core refuses for a moment, as it should.
+            assert report.ok >= 0.95 * report.sent, f"{self.name}: {report}"
         else:
             load = run_load(
                 self.target, self.bodies, rate=self.rate, seconds=self.seconds, seed=seed, options=self.options
