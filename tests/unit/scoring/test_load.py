@@ -332,7 +332,7 @@ def test_requests_share_a_connection_where_that_is_allowed_and_their_answers_are
         served = asyncio.Event()
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        options = LoadOptions(connections_max=1, depth=6)
+        options = LoadOptions(connections_max=1, depth=6, timeout_ms=2000)
         try:
             return await run_load(
                 f"http://127.0.0.1:{port}",
@@ -343,8 +343,8 @@ def test_requests_share_a_connection_where_that_is_allowed_and_their_answers_are
                 options=options,
             )
         finally:
-            await served.wait()
             server.close()
+            await asyncio.wait_for(served.wait(), 5)
 
     report = uvloop.run(run())
     assert (report.sent, report.ok, report.shed, report.errors) == (6, 3, 3, 0)
