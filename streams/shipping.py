@@ -93,7 +93,6 @@ class Shipment:
 
     def rewind(self) -> None:
         """What was read since the last commit is not on the topic."""
-        self.is_moved = self.is_moved or self.read_to != self.shipped_to
         self.read_to = self.shipped_to
 
     def keep(self, *, at_once: bool = False) -> None:
@@ -162,6 +161,9 @@ class Shipper:
         self._state = _State.NEW
         self._cursors: Mapping[str, ShippedTo] = {}
         self._shipments: dict[str, Shipment] = {}
+        # Those whose cursors are in the transaction that is open.
+        self._carried: list[Shipment] = []
+        self._turns = 0
         self._due = 0.0
         self._lost_count = 0
         self._trouble = ""
@@ -240,11 +242,13 @@ class Shipper:
         """A transaction with what is new, and its commit begun; how many decisions that are."""
         assert self._producer is not None
         entries: list[OutboxEntry] = []
-        for shipment in self._shipments.values():
+        for shipment in self._in_turn():
+            # A round that failed before its transaction was begun has read what it did not send.
+            shipment.rewind()
             entries += shipment.read(TRANSACTION_MAX - len(entries))
             shipment.keep()
-        moved = [shipment for shipment in self._shipments.values() if shipment.is_moved]
-        if not moved:
+        self._carried = [shipment for shipment in self._shipments.values() if shipment.is_moved]
+        if not self._carried:
             return 0
         self._due = now + TRANSACTION_EVERY_S if len(entries) < TRANSACTION_MAX else now
         self._producer.begin_transaction()
@@ -253,20 +257,26 @@ class Shipper:
         for entry in entries:
             self._producer.produce(self._topic, self._encoder.encode(decision_of(entry)), key=entry.request.payment_id)
         now_ms = time.time_ns() // 1_000_000
-        for shipment in moved:
+        for shipment in self._carried:
             shipped = ShippedTo(shipment.read_to, now_ms, boot_id())
             self._producer.produce(self._cursors_topic, shipped.to_bytes(), key=cursor_key(self._host, shipment.worker))
         self._state = _State.COMMITTING
         self._commit()
         return len(entries)
 
+    def _in_turn(self) -> list[Shipment]:
+        """All, each time another one first: one that always has more than a transaction takes holds up no other."""
+        self._turns += 1
+        shipments = list(self._shipments.values())
+        first = self._turns % max(1, len(shipments))
+        return shipments[first:] + shipments[:first]
+
     def _commit(self) -> None:
         assert self._producer is not None
         self._producer.commit_transaction(_WAIT_S)
-        for shipment in self._shipments.values():
-            if shipment.read_to != shipment.shipped_to or shipment.is_moved:
-                shipment.commit()
-                shipment.keep()
+        for shipment in self._carried:
+            shipment.commit()
+            shipment.keep()
         self.shipped += self.under_way
         self._state, self.under_way, self._lost_count, self._trouble = _State.IDLE, 0, 0, ""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from schemas.avro import Encoder, LocalSchemaIds
 from schemas.errors import BrokerUnavailable, Misconfigured
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
-from scoring.outbox import Cursor, OutboxSettings, OutboxWriter
+from scoring.outbox import Cursor, OutboxDamaged, OutboxSettings, OutboxWriter
 from streams import shipping
 from streams.cursors import HostIdentity, ShippedTo, boot_id
 from streams.shipping import Shipper
@@ -49,6 +51,7 @@ class FakeProducer:
         self._broker.call("init")
 
     def begin_transaction(self) -> None:
+        self._broker.call("begin")
         self._open = []
 
     def produce(self, topic: str, value: bytes, *, key: str | bytes) -> None:
@@ -128,7 +131,7 @@ def test_what_waits_is_what_is_not_committed(world: World) -> None:
     assert world.broker.cursors["worker-0"].position == ends[2]
 
 
-@pytest.mark.parametrize("call", ["init", "produce", "commit", "abort"])
+@pytest.mark.parametrize("call", ["init", "begin", "produce", "commit", "abort"])
 @pytest.mark.parametrize("failure", [TIMED_OUT, MUST_ABORT, FENCED])
 def test_each_decision_is_shipped_once_whichever_call_fails_and_how(
     world: World, call: str, failure: KafkaException, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +146,38 @@ def test_each_decision_is_shipped_once_whichever_call_fails_and_how(
     world.rounds()
     assert world.broker.decisions == ["p0", "p1", "p2"]
     assert world.shipper.under_way == 0
+
+
+def test_a_damaged_outbox_ends_shipping_and_takes_nothing_of_another_with_it(world: World) -> None:
+    world.decide("p0", "p1")
+    other = OutboxWriter(world.settings, "worker-1")
+    other.append(b"no decision")
+    other.close()
+    for _ in range(4):
+        with suppress(OutboxDamaged):
+            world.rounds(1)
+    # As when the companion stops for it.
+    with pytest.raises(OutboxDamaged):
+        world.shipper.drain(1)
+    assert world.broker.decisions == []
+    assert "worker-0" not in world.broker.cursors
+    shutil.rmtree(Path(world.settings.directory) / "worker-1")
+    world.shipper = world.new_shipper()
+    world.rounds()
+    assert world.broker.decisions == ["p0", "p1"]
+
+
+def test_one_worker_that_has_more_than_a_transaction_takes_holds_up_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "TRANSACTION_MAX", 2)
+    other = OutboxWriter(world.settings, "worker-1")
+    world.decide(*(f"p{number}" for number in range(20)))
+    other.append(entry("q", 1))
+    world.rounds(4)
+    assert "q" in world.broker.decisions
+    assert len(world.broker.decisions) < 10
+    other.close()
 
 
 def test_a_producer_lost_after_its_commit_sends_nothing_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
