@@ -190,25 +190,22 @@ class MirrorReader:
     def _look_up(self, keys: Sequence[bytes | None]) -> int:
         # LMDB keeps the spare transaction of the call before: this costs a fraction of a microsecond.
         transaction = self._env.begin(buffers=True)
-        position = 0
+        get, states, bounds, presence = transaction.get, self._states, self._bounds, self._presence
+        size_max, position = self._profile_bytes_max, 0
         for index, key in enumerate(keys):
             if key is None:
-                self._presence[index] = ABSENT
+                presence[index] = ABSENT
+            elif (state := get(key)) is None:
+                presence[index] = UNKNOWN
             else:
-                state = transaction.get(key)
-                if state is None:
-                    self._presence[index] = UNKNOWN
-                else:
-                    size = len(state)
-                    if size > self._profile_bytes_max:
-                        # Of another catalogue: what fits is enough to see that it cannot be read.
-                        size = self._profile_bytes_max
-                        state = state[:size]
-                    end = position + size
-                    self._states[position:end] = state
-                    position = end
-                    self._presence[index] = KNOWN
-            self._bounds[index + 1] = position
+                if len(state) > size_max:
+                    # Of another catalogue: what fits is enough to see that it cannot be read.
+                    state = state[:size_max]
+                end = position + len(state)
+                states[position:end] = state
+                position = end
+                presence[index] = KNOWN
+            bounds[index + 1] = position
         complete_to = transaction.get(_COMPLETE_TO)
         complete_to_ms = 0 if complete_to is None else int(_INT64.unpack(complete_to)[0])
         transaction.abort()

@@ -16,6 +16,8 @@ from features.money import RateTable
 from features.plan import Plan
 from schemas.scoring_pb2 import ScoreRequest
 
+# Of each attribute. A hundred bytes an entry.
+_REMEMBERED_MAX = 50_000
 _ROW = Struct(f"={ATTRIBUTE_COUNT}q")
 
 
@@ -31,7 +33,7 @@ class RequestRows:
         self._rates = rates
         # Only what the catalogue asks for is read from a request and coded.
         self._coders = [
-            (attribute.column, attrgetter(attribute.name), CODES[attribute.kind], attribute.name)
+            (attribute.column, attrgetter(attribute.name), _remembered(CODES[attribute.kind]), attribute.name)
             for attribute in map(ATTRIBUTES.__getitem__, plan.attribute_columns)
             if attribute.kind in CODES and attribute.name in ScoreRequest.DESCRIPTOR.fields_by_name
         ]
@@ -54,6 +56,21 @@ class RequestRows:
     def keys_of(self, request: ScoreRequest) -> list[bytes | None]:
         """The store key of each of the payment's entities, in the catalogue's order; None where it has none."""
         return [make_key(request) for make_key in self._key_makers]
+
+
+def _remembered(code: Callable[..., int]) -> Callable[..., int]:
+    """The same, a quarter of the time for what it was asked before: countries and channels are few, merchants many."""
+    known: dict[object, int] = {}
+
+    def remembered(value: object) -> int:
+        found = known.get(value)
+        if found is None:
+            found = code(value)
+            if len(known) < _REMEMBERED_MAX:
+                known[value] = found
+        return found
+
+    return remembered
 
 
 def _key_maker(entity: str, fields: tuple[str, ...]) -> Callable[[ScoreRequest], bytes | None]:

@@ -25,7 +25,7 @@ from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.answered import UNREMEMBERED, Answered, Claim, PaymentIdReused, Repeat, Standing
 from scoring.metrics import Registry
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
-from scoring.model_chain import ModelChain
+from scoring.model_chain import ModelChain, Scored
 from scoring.policy import (
     ACTIONS,
     APPROVE,
@@ -73,6 +73,8 @@ class PaymentScorer:
         """Without `answered`, a payment that comes again is decided again."""
         plan = engine.plan
         self._stages = stages or StageTimes(Registry())
+        # One for all payments, filled anew for each.
+        self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
         self._answered = answered
         self._engine, self._models, self._policy = engine, models, policy
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
@@ -208,19 +210,42 @@ class PaymentScorer:
             self._metrics.mirror_age_seconds.set(profile_age_ms / 1000)
             if profile_age_ms > self._policy.stale_after_ms:
                 flags = [[*found, MIRROR_STALE] for found in flags]
-        vectors = self._vectors[:count]
-        scores, models, model_flags = self._models.score(vectors)
+        scored = self._models.score(self._vectors[:count])
         if stages.is_timed:
             stages.lap("model", count)
-        amounts = self._rows.attributes[:count, AMOUNT].tolist()
+        responses, records = self._write_up(requests, scored, flags, profile_age_ms, now_ms)
+        if stages.is_timed:
+            stages.lap("decide", count)
+        self._append(records, slots)
+        self._count(responses, scored, flags)
+        if stages.is_timed:
+            stages.lap("append", count)
+        return responses
+
+    def _write_up(
+        self,
+        requests: Sequence[ScoreRequest],
+        scored: Scored,
+        flags: list[list[str]],
+        profile_age_ms: int | None,
+        now_ms: int,
+    ) -> tuple[list[ScoreResponse], list[bytes]]:
+        """What the policy makes of the scores: responses, and the records of them. Completes `flags`."""
+        vectors = self._vectors[: len(requests)]
+        amounts = self._rows.attributes[: len(requests), AMOUNT].tolist()
         vector_bytes, row_bytes = vectors.tobytes(), vectors.itemsize * vectors.shape[1]
+        policy, facts, digest, versions = self._policy, self._facts, self._engine.plan.digest, self._models.versions
         responses, records = [], []
         for row, request in enumerate(requests):
-            score, model, vector = scores[row], models[row], vectors[row]
-            odd = [*flags[row], *model_flags[row]]
-            action, reasons = self._policy.decide(Facts(request, amounts[row], vector, score, odd))
+            score, model = scored.scores[row], scored.models[row]
+            if scored.flags[row]:
+                # Those of a payment's entities are shared by all whose entities are as well known.
+                flags[row] = [*flags[row], *scored.flags[row]]
+            facts.payment, facts.amount, facts.vector = request, amounts[row], vectors[row]
+            facts.score, facts.flags = score, flags[row]
+            action, reasons = policy.decide(facts)
             if action != ACTIONS[APPROVE]:
-                reasons += self._models.reasons(vector, model, self._policy.reason_features_max)
+                reasons += self._models.reasons(facts.vector, model, policy.reason_features_max)
             self._decision_count += 1
             response = ScoreResponse(
                 payment_id=request.payment_id,
@@ -229,8 +254,8 @@ class PaymentScorer:
                 score=score,
                 action=action,
                 reasons=reasons,
-                model_version=self._models.versions[model],
-                flags=odd,
+                model_version=versions[model],
+                flags=flags[row],
                 profile_age_ms=profile_age_ms,
             )
             record = OutboxRecord(
@@ -238,17 +263,11 @@ class PaymentScorer:
                 response=response.SerializeToString(),
                 decided_time_ms=now_ms,
                 vector=vector_bytes[row * row_bytes : (row + 1) * row_bytes],
-                catalogue_digest=self._engine.plan.digest,
+                catalogue_digest=digest,
             )
             responses.append(response)
             records.append(record.SerializeToString())
-        if stages.is_timed:
-            stages.lap("decide", count)
-        self._append(records, slots)
-        self._count(responses)
-        if stages.is_timed:
-            stages.lap("append", count)
-        return responses
+        return responses, records
 
     def _append(self, records: Sequence[bytes], slots: Sequence[int]) -> None:
         """Into the outbox; who asks again finds the decisions there."""
@@ -316,13 +335,16 @@ class PaymentScorer:
             self._metrics.mirror_lookups[name, "hit"].add(found.count(KNOWN))
             self._metrics.mirror_lookups[name, "miss"].add(found.count(UNKNOWN))
 
-    def _count(self, responses: Sequence[ScoreResponse]) -> None:
+    def _count(self, responses: Sequence[ScoreResponse], scored: Scored, flags: Sequence[Sequence[str]]) -> None:
         metrics = self._metrics
-        for response in responses:
-            metrics.decisions[response.action].add(1)
-            if response.model_version:
-                metrics.score.observe(response.score)
-            for flag in response.flags:
+        actions = [response.action for response in responses]
+        for action in ACTIONS:
+            if (count := actions.count(action)) > 0:
+                metrics.decisions[action].add(count)
+        for score, found in zip(scored.scores, flags, strict=True):
+            if score is not None:
+                metrics.score.observe(score)
+            for flag in found:
                 metrics.flags[flag].add(1)
 
 
