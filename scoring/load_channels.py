@@ -276,7 +276,13 @@ class GrpcChannel(Channel):
 
     def send(self, asked: Asked) -> None:
         body = asked.body
-        stream = self._http2.send_request(self._headers)
+        try:
+            stream = self._http2.send_request(self._headers)
+        except ngh2.NGH2Error:
+            # The other side has broken the protocol just now: the connection is ending, and takes no more.
+            self._close_when_empty()
+            self.owner.answered(asked, 502, b"", time.perf_counter())
+            return
         # gRPC's prefix: not compressed, and the size.
         self._http2.send_data(stream, b"\0" + len(body).to_bytes(4, "big") + body, end_stream=True)
         self._streams[stream] = _Stream(asked)
@@ -315,6 +321,8 @@ class GrpcChannel(Channel):
                     self.capacity = max(1, min(self._capacity_max, streams))
             elif isinstance(event, (ngh2.GoAwayReceived, ngh2.ConnectionClosed)):
                 self.capacity = 0
+        if not self._http2.can_send_request:
+            self.capacity = 0
         if self.capacity:
             self.owner.freed(self)
         else:

@@ -178,8 +178,10 @@ def test_a_server_that_speaks_no_http2_makes_errors_and_no_standstill() -> None:
         finally:
             server.close()
 
-    report = uvloop.run(run())
-    assert report.sent == report.errors > 0
+    # Several times: whether a request is due between the babble and the end of the connection is up to chance.
+    for _ in range(5):
+        report = uvloop.run(run())
+        assert report.sent == report.errors > 0
 
 
 @pytest.fixture(scope="module")
