@@ -22,7 +22,7 @@ from scoring.grpc_connection import GrpcConnection
 from scoring.grpc_messages import CODES
 from scoring.grpc_metrics import GrpcMetrics
 from scoring.grpc_services import HEALTH, REFLECTIONS, SCORING, Health, Reflection
-from scoring.http2 import Receiver, Session, SessionLimits
+from scoring.http2 import Receiver, Session, SessionBounds
 from scoring.metrics import Counter
 from scoring.tls import HTTP_2, Tls
 from scoring.turns import Refusal, Turns
@@ -122,7 +122,7 @@ class GrpcServer:
         self.methods = self._make_methods(metrics)
         self._metrics = metrics
         self._open_session = _session_class(settings.library)
-        self._session_limits = SessionLimits(
+        self._session_limits = SessionBounds(
             streams_max=settings.streams_max,
             header_bytes_max=settings.header_bytes_max,
             header_count_max=settings.header_count_max,
@@ -255,7 +255,7 @@ class GrpcServer:
         return {path.encode(): method for path, method in by_path.items()}
 
 
-def _session_class(library: str) -> Callable[[Receiver, SessionLimits], Session]:
+def _session_class(library: str) -> Callable[[Receiver, SessionBounds], Session]:
     """The library is imported only where it is used."""
     if library == "h2":
         from scoring.http2_hyper import HyperSession

@@ -47,7 +47,7 @@ class BrokenConnection(Exception):
 
 
 @dataclass(frozen=True)
-class SessionLimits:
+class SessionBounds:
     """What a session is told to enforce."""
 
     streams_max: int
@@ -119,7 +119,7 @@ class Session(Protocol):
         """DATA that waits for the peer to open its window."""
 
 
-def settings_of(limits: SessionLimits) -> dict[int, int]:
+def settings_of(limits: SessionBounds) -> dict[int, int]:
     """Our SETTINGS: HTTP/2's numbers and our values."""
     return {
         0x3: limits.streams_max,

@@ -15,7 +15,7 @@ from h2.connection import H2Connection
 from h2.settings import SettingCodes, Settings
 
 from scoring import http2
-from scoring.http2 import OK_TRAILERS, RESPONSE_HEAD, BrokenConnection, Headers, Receiver, SessionLimits
+from scoring.http2 import OK_TRAILERS, RESPONSE_HEAD, BrokenConnection, Headers, Receiver, SessionBounds
 
 _DEFAULT_WINDOW_BYTES = 65_535
 _PREFACE_BYTES = 24
@@ -56,7 +56,7 @@ class _FrameSizes:
 class HyperSession:
     """A Session."""
 
-    def __init__(self, receiver: Receiver, limits: SessionLimits) -> None:
+    def __init__(self, receiver: Receiver, limits: SessionBounds) -> None:
         self._receiver, self._limits = receiver, limits
         self.closed = False
         self._connection = connection = H2Connection(

@@ -18,7 +18,7 @@ from ngh2 import (
 )
 
 from scoring import http2
-from scoring.http2 import OK_TRAILERS, RESPONSE_HEAD, BrokenConnection, Headers, Receiver, SessionLimits
+from scoring.http2 import OK_TRAILERS, RESPONSE_HEAD, BrokenConnection, Headers, Receiver, SessionBounds
 
 # libnghttp2 answers a flood of resets with INTERNAL_ERROR; the front's own budgets are lower and say why.
 _NO_NATIVE_LIMIT = (2**32, 2**32)
@@ -29,7 +29,7 @@ _ACKNOWLEDGEMENTS_MAX = 20_000
 class Ngh2Session:
     """A Session. ngh2 reports all frames of a read at once, so `receive` parses all, then tells all."""
 
-    def __init__(self, receiver: Receiver, limits: SessionLimits) -> None:
+    def __init__(self, receiver: Receiver, limits: SessionBounds) -> None:
         self._receiver = receiver
         self.closed = False
         connection = ngh2.Connection(
