@@ -200,16 +200,24 @@ def test_twenty_thousand_a_second_are_shipped_and_each_is_soon_committed(world: 
 
 
 def test_a_broker_away_for_longer_than_a_transaction_may_take_loses_and_repeats_nothing(
-    tmp_path: Path, topic_prefix: str
+    tmp_path: Path, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A transaction is open when the broker is killed, and what was committed before has its markers.
+
+    Killed in the moment between the two, Kafka 4.3 may take a transaction for complete without having marked it, where
+    no other broker has the partition: it is lost for readers. So says ARCHITECTURE.md under Limits.
+    """
     with KafkaServer(tmp_path / "kafka") as kafka:
         settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
         create_topics(settings, TopicSettings(partitions=4), [])
         world = World(tmp_path / "outbox", settings)
         world.decide(100)
         world.ship()
+        exactly(world)
         world.decide(100)
-        world.shipper.advance()
+        with monkeypatch.context() as patched:
+            patched.setattr(Shipper, "_commit", lambda shipper: shipper._producer.flush(10))
+            wait_until(lambda: world.shipper.advance() == 100, "the transaction is open")
         kafka.kill()
         until = time.monotonic() + 13
         while time.monotonic() < until:
