@@ -23,6 +23,7 @@ from scoring.grpc_messages import CODES
 from scoring.grpc_metrics import GrpcMetrics
 from scoring.grpc_services import HEALTH, REFLECTIONS, SCORING, Health, Reflection
 from scoring.http2 import Receiver, Session, SessionBounds
+from scoring.listeners import accept
 from scoring.metrics import Counter
 from scoring.tls import HTTP_2, Tls
 from scoring.turns import Refusal, Turns
@@ -133,7 +134,7 @@ class GrpcServer:
         self._draining = False
         self._connections: set[GrpcConnection] = set()
         self._all_closed = asyncio.Event()
-        self._servers: list[asyncio.AbstractServer] = []
+        self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
@@ -141,24 +142,12 @@ class GrpcServer:
 
         Over TLS a connection that does not agree on "h2" is cut.
         """
-        loop = asyncio.get_running_loop()
         if self._sweeper is None:
             self._sweep()
-        backlog = self.settings.backlog
-        if listener.family == socket.AF_UNIX:
-            server = await loop.create_unix_server(self._accept, sock=listener, backlog=backlog)
-        elif tls is None:
-            server = await loop.create_server(self._accept, sock=listener, backlog=backlog)
-        else:
-            server = await loop.create_server(
-                self._accept,
-                sock=listener,
-                backlog=backlog,
-                ssl=tls.context([HTTP_2]),
-                ssl_handshake_timeout=tls.settings.handshake_timeout_ms / 1000,
-                # A caller who does not say goodbye must not keep a connection that is closed.
-                ssl_shutdown_timeout=self.settings.linger_ms / 1000,
-            )
+        settings = self.settings
+        server = await accept(
+            self._accept, listener, backlog=settings.backlog, tls=tls, protocol=HTTP_2, linger_ms=settings.linger_ms
+        )
         self._servers.append(server)
 
     async def stop(self) -> None:

@@ -31,6 +31,7 @@ from scoring.http_connection import HttpCall, HttpConnection
 from scoring.http_heads import Answer, Heads, Route
 from scoring.http_refusals import status_of
 from scoring.http_settings import HttpSettings
+from scoring.listeners import accept
 from scoring.metrics import CONTENT_TYPE as METRICS_TEXT
 from scoring.tls import HTTP_1_1, Tls
 from scoring.tokens import Tokens
@@ -91,21 +92,15 @@ class HttpServer:
         self.loop = asyncio.get_running_loop()
         if self._sweeper is None:
             self._sweep()
-        factory, backlog = (lambda: HttpConnection(self)), self.settings.backlog
-        if listener.family == socket.AF_UNIX:
-            server = await self.loop.create_unix_server(factory, sock=listener, backlog=backlog)
-        elif tls is None:
-            server = await self.loop.create_server(factory, sock=listener, backlog=backlog)
-        else:
-            server = await self.loop.create_server(
-                factory,
-                sock=listener,
-                backlog=backlog,
-                ssl=tls.context([HTTP_1_1]),
-                ssl_handshake_timeout=tls.settings.handshake_timeout_ms / 1000,
-                # A caller who does not say goodbye must not keep a connection that is closed.
-                ssl_shutdown_timeout=self.settings.linger_ms / 1000,
-            )
+        settings = self.settings
+        server = await accept(
+            lambda: HttpConnection(self),
+            listener,
+            backlog=settings.backlog,
+            tls=tls,
+            protocol=HTTP_1_1,
+            linger_ms=settings.linger_ms,
+        )
         self._servers.append(server)
 
     async def stop(self) -> None:

@@ -7,13 +7,15 @@ socket it has inherited.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from schemas.errors import Misconfigured
+from scoring.tls import Tls
 
 # The owner and its group: a gateway on the host is put into the group, strangers stay out.
 _UNIX_MODE = 0o660
@@ -41,6 +43,35 @@ def open_listener(host: str, port: int, *, backlog: int) -> socket.socket:
     listener.listen(backlog)
     listener.setblocking(False)
     return listener
+
+
+async def accept(
+    factory: Callable[[], asyncio.Protocol],
+    listener: socket.socket,
+    *,
+    backlog: int,
+    tls: Tls | None,
+    protocol: str,
+    linger_ms: int,
+) -> asyncio.Server:
+    """Serve what connects to a listening socket, over TLS if that is given and it is a port's.
+
+    `protocol` is what TLS offers by ALPN.
+    """
+    loop = asyncio.get_running_loop()
+    if listener.family == socket.AF_UNIX:
+        return await loop.create_unix_server(factory, sock=listener, backlog=backlog)
+    if tls is None:
+        return await loop.create_server(factory, sock=listener, backlog=backlog)
+    return await loop.create_server(
+        factory,
+        sock=listener,
+        backlog=backlog,
+        ssl=tls.context([protocol]),
+        ssl_handshake_timeout=tls.settings.handshake_timeout_ms / 1000,
+        # A caller who does not say goodbye must not keep a connection that is closed.
+        ssl_shutdown_timeout=linger_ms / 1000,
+    )
 
 
 @contextmanager
