@@ -299,7 +299,7 @@ _store_word: Any = _store_word_intrinsic
 _place: Any = _place_intrinsic
 _leading_zeros: Any = _leading_zeros_intrinsic
 _ones: Any = _ones_intrinsic
-_pointer: Any = _pointer_intrinsic
+pointer: Any = _pointer_intrinsic
 
 
 @_compiled
@@ -1290,18 +1290,18 @@ def fill_bound_vectors(frame_at: int, rows: int) -> int:
     Takes the frame's address: numba takes 0.1 µs to look at each array it is called with, and a scoring worker's are
     always the same.
     """
-    frame = carray(_pointer(frame_at), 2 * BOUND_ARRAYS, np.int64)
-    plan = carray(_pointer(frame[0]), frame[1], np.int64)
+    frame = carray(pointer(frame_at), 2 * BOUND_ARRAYS, np.int64)
+    plan = carray(pointer(frame[0]), frame[1], np.int64)
     features = plan[FEATURE_COUNT]
     return fill_vectors(
         plan,
-        carray(_pointer(frame[2]), (rows, ATTRIBUTE_COUNT), np.int64),
-        carray(_pointer(frame[4]), frame[5], np.uint8),
-        carray(_pointer(frame[6]), frame[7], np.uint8),
-        carray(_pointer(frame[8]), frame[9], np.int64),
-        carray(_pointer(frame[10]), frame[11], np.int64),
-        carray(_pointer(frame[12]), frame[13], np.float64),
-        carray(_pointer(frame[14]), (rows, features), np.float32),
+        carray(pointer(frame[2]), (rows, ATTRIBUTE_COUNT), np.int64),
+        carray(pointer(frame[4]), frame[5], np.uint8),
+        carray(pointer(frame[6]), frame[7], np.uint8),
+        carray(pointer(frame[8]), frame[9], np.int64),
+        carray(pointer(frame[10]), frame[11], np.int64),
+        carray(pointer(frame[12]), frame[13], np.float64),
+        carray(pointer(frame[14]), (rows, features), np.float32),
     )
 
 

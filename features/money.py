@@ -43,6 +43,18 @@ class RateTable:
         self._rates = {currency: [rate for _, rate in pairs] for currency, pairs in rates.items()}
         self.currencies = frozenset(rates)
 
+    def dated(self) -> list[tuple[str, list[tuple[int, int]]]]:
+        """Each currency with its (valid from, epoch ms; scaled rate) pairs, both in ascending order."""
+        return [
+            (currency, list(zip(self._times[currency], self._rates[currency], strict=True)))
+            for currency in sorted(self.currencies)
+        ]
+
+    @property
+    def rate_max(self) -> int:
+        """The largest scaled rate there is; 0 for a table without any."""
+        return max((rate for rates in self._rates.values() for rate in rates), default=0)
+
     def convert(self, amount_minor: int, currency: str, time_ms: int) -> int:
         """The amount in reference minor units, halves rounded up. InvalidEvent for an unknown currency."""
         times = self._times.get(currency)
@@ -76,6 +88,11 @@ class RateTable:
             rate = np.array(self._rates[name], dtype=np.int64)[np.maximum(index, 0)]
             converted[rows] = (amount_minor[rows] * rate + RATE_SCALE // 2) // RATE_SCALE
         return converted
+
+
+def is_currency_code(text: str) -> bool:
+    """Whether it has the form of an ISO 4217 alphabetic code: three capital letters."""
+    return _CURRENCY.fullmatch(text) is not None
 
 
 def load_rates(path: str = "") -> RateTable:
@@ -118,7 +135,7 @@ def _parse_row(row: Mapping[str | None, str | None]) -> tuple[str, int, int]:
     if None in row or None in cells:
         raise ValueError(f"wanted {len(_COLUMNS)} columns")
     currency, minor_digits, valid_from, per_unit = (cell or "" for cell in cells)
-    if not _CURRENCY.fullmatch(currency):
+    if not is_currency_code(currency):
         raise ValueError(f"{currency!r} is not a currency's code of three capital letters")
     if minor_digits not in _MINOR_DIGITS:
         raise ValueError(f"minor_digits must be one of {', '.join(_MINOR_DIGITS)}, got {minor_digits!r}")

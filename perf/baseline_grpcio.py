@@ -18,9 +18,6 @@ from typing import Any
 import grpc
 
 from perf.scoring_host import open_scorer
-from schemas.errors import InvalidEvent
-from schemas.scoring_pb2 import ScoreResponse
-from scoring import wire
 
 _METHOD = "/paywarden.scoring.v1.Scoring/Score"
 # More only wait for the lock.
@@ -37,20 +34,17 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 def main() -> None:
     made = open_scorer(Path(sys.argv[1]), "grpcio")
-    limits, currencies = made.host.limits, made.host.rates.currencies
     lock = threading.Lock()
 
     def score(body: bytes, context: Any) -> bytes:
         now_ms = time.time_ns() // 1_000_000
-        try:
-            request = wire.PROTOBUF.parse(body)
-            wire.validate(request, now_ms=now_ms, limits=limits, currencies=currencies)
-        except InvalidEvent as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         with lock:
-            (result,) = made.scorer.score_many([request], now_ms)
-        assert isinstance(result, ScoreResponse), "every request of a world can be answered"
-        return wire.PROTOBUF.render(result)
+            payments, wrong = made.intake.read([body], now_ms)
+            if wrong:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(wrong[0]))
+            (result,) = made.scorer.score_many(payments, now_ms)
+        assert isinstance(result, bytes), "every request of a world can be answered"
+        return result
 
     server = grpc.server(ThreadPoolExecutor(_THREADS), handlers=(_Handler(score),))
     print(f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", flush=True)

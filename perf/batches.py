@@ -1,8 +1,9 @@
 """What a payment costs when several are scored together: batches of 1 to 64 through the scorer, in this process.
 
-Measured: `PaymentScorer` with mirror, model, policy and outbox, without a front; CPU microseconds a payment by batch
-size, best and median of rounds in turns. Checked: every answer is, to the bit, the one that the payment gets alone
-(but for the decision's id and the mirror's age). For: how many payments a turn of the event loop should take together.
+Measured: `Intake` and `PaymentScorer` with mirror, model, policy and outbox, without a front; CPU microseconds a
+payment by batch size, best and median of rounds in turns. Checked: every answer is, to the bit, the one that the
+payment gets alone (but for the decision's id and the mirror's age). For: how many payments a turn of the event loop
+should take together.
 
     python -m perf.batches [--entities N] [--json FILE]
 """
@@ -19,13 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perf.measuring import arguments_of, finish
-from perf.scoring_host import open_scorer
+from perf.scoring_host import ScorerInProcess, open_scorer
 from perf.scoring_world import built_world
 from perf.servers import pin_load
-from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
-from scoring import wire
+from schemas.scoring_pb2 import ScoreResponse
 from scoring.load_bodies import stamped_bodies
-from scoring.scorer import PaymentScorer
 from scoring.turns import Refusal
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -52,33 +51,32 @@ def main() -> None:
 
 def _score_here(config: Path) -> None:
     made = open_scorer(config, "batches")
-    requests = [wire.PROTOBUF.parse(bytes.fromhex(line)) for line in sys.stdin.read().split()]
-    print(json.dumps(batch_figures(made.scorer, requests)), flush=True)
+    bodies = [bytes.fromhex(line) for line in sys.stdin.read().split()]
+    print(json.dumps(batch_figures(made, bodies)), flush=True)
 
 
-def batch_figures(scorer: PaymentScorer, requests: Sequence[ScoreRequest], rounds: int = _ROUNDS) -> dict[str, float]:
+def batch_figures(made: ScorerInProcess, bodies: Sequence[bytes], rounds: int = _ROUNDS) -> dict[str, float]:
     """Microseconds a payment by batch size. Raises AssertionError when a batch changes an answer."""
-    score = scorer.score_many
+    score = made.score
     now_ms = time.time_ns() // 1_000_000
-    alone = [_told(answer) for request in requests for answer in score([request], now_ms)]
+    alone = [_told(answer) for body in bodies for answer in score([body], now_ms)]
     taken: dict[int, list[float]] = {size: [] for size in SIZES}
     for _ in range(rounds):
         for size in SIZES:
-            batches = [requests[first : first + size] for first in range(0, len(requests), size)]
+            batches = [bodies[first : first + size] for first in range(0, len(bodies), size)]
             started = time.process_time()
             answers = [score(batch, now_ms) for batch in batches]
-            taken[size].append((time.process_time() - started) / len(requests) * 1e6)
+            taken[size].append((time.process_time() - started) / len(bodies) * 1e6)
             assert [_told(answer) for batch in answers for answer in batch] == alone, f"batches of {size} differ"
     return {f"us_{size}": statistics.median(each) for size, each in taken.items()} | {
         f"us_{size}_best": min(each) for size, each in taken.items()
     }
 
 
-def _told(answer: ScoreResponse | Refusal) -> bytes:
+def _told(answer: bytes | Refusal) -> bytes:
     """The answer without what no two decisions have in common, and how old the mirror was just then."""
-    assert isinstance(answer, ScoreResponse), "every request of a world can be answered"
-    told = ScoreResponse()
-    told.CopyFrom(answer)
+    assert isinstance(answer, bytes), "every request of a world can be answered"
+    told = ScoreResponse.FromString(answer)
     told.ClearField("decision_id")
     told.ClearField("profile_age_ms")
     return told.SerializeToString(deterministic=True)

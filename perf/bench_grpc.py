@@ -19,20 +19,19 @@ import resource
 import socket
 import statistics
 import tempfile
-from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import ngh2
 import uvloop
 
-from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from perf.constant_scorer import ConstantScorer, euro_intake
+from schemas.scoring_pb2 import ScoreRequest
 from scoring.grpc import LIBRARIES, GrpcServer, GrpcSettings
 from scoring.grpc_messages import frame
 from scoring.grpc_metrics import GrpcMetrics
 from scoring.metrics import Registry
 from scoring.turns import AdmissionSettings, Turns
-from scoring.wire import RequestLimits
 
 _REQUESTS_PER_ROUND = {"ngh2": 16_000, "h2": 1_600}
 _ROUNDS = 9
@@ -61,30 +60,13 @@ _HEADERS = (
 )
 
 
-class _ConstantScorer:
-    def score_many(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse]:  # noqa: ARG002
-        return [
-            ScoreResponse(
-                payment_id=request.payment_id,
-                decision_id="0123456789abcdef0123456789abcdef",
-                score=0.0123,
-                action="approve",
-                model_version="v1",
-            )
-            for request in requests
-        ]
-
-    def readiness(self) -> list[str]:
-        return []
-
-
 async def _serve(parent: Connection, run_directory: str, library: str) -> None:
     registry = Registry()
     metrics = GrpcMetrics.declare(registry)
     registry.open(Path(run_directory), library)
     # No deadline is missed here, however busy the machine.
     admission = AdmissionSettings(deadline_ms=10_000, wait_ms_max=5_000)
-    turns = Turns(_ConstantScorer(), settings=admission, limits=RequestLimits(), currencies=frozenset({"EUR"}))
+    turns = Turns(ConstantScorer(), intake=euro_intake(), settings=admission)
     server = GrpcServer(turns, settings=GrpcSettings(library=library), metrics=metrics)
     listener = socket.create_server(("127.0.0.1", 0))
     await server.start(listener)

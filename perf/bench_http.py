@@ -29,13 +29,13 @@ from pathlib import Path
 
 import uvloop
 
-from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from perf.constant_scorer import ConstantScorer, constant_answer, euro_intake
+from schemas.scoring_pb2 import ScoreRequest
 from scoring.http import HttpServer
 from scoring.http_settings import HttpSettings
 from scoring.listeners import open_listener, reserve_port
 from scoring.metrics import Registry
 from scoring.turns import AdmissionSettings, Call, Turns
-from scoring.wire import RequestLimits
 from scoring.worker_metrics import HttpMetrics
 
 _REQUESTS_PER_ROUND = 16_000
@@ -52,40 +52,12 @@ _PAYMENT: dict[str, str | int] = {
 }
 
 
-_ANSWER = ScoreResponse(
-    payment_id=str(_PAYMENT["payment_id"]),
-    decision_id="0123456789abcdef0123456789abcdef",
-    score=0.0123,
-    action="approve",
-    model_version="v1",
-)
-
-
-class _ConstantScorer:
-    def score_many(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse]:  # noqa: ARG002
-        return [
-            ScoreResponse(
-                payment_id=request.payment_id,
-                decision_id=_ANSWER.decision_id,
-                score=_ANSWER.score,
-                action=_ANSWER.action,
-                model_version=_ANSWER.model_version,
-            )
-            for request in requests
-        ]
-
-    def readiness(self) -> list[str]:
-        return []
-
-
 class _ConstantTurns(Turns):
     """Answers a constant after the loop's turn, without a look at what was asked."""
 
     def __init__(self) -> None:
-        super().__init__(
-            _ConstantScorer(), settings=AdmissionSettings(), limits=RequestLimits(), currencies=frozenset({"EUR"})
-        )
-        self._body = _ANSWER.SerializeToString()
+        super().__init__(ConstantScorer(), intake=euro_intake(), settings=AdmissionSettings())
+        self._body = constant_answer(str(_PAYMENT["payment_id"]).encode())
         self._calls: list[Call] = []
 
     def submit(self, call: Call) -> None:
@@ -109,11 +81,10 @@ async def _serve(parent: Connection, run_directory: str, kind: str) -> None:
         turns: Turns = _ConstantTurns()
     else:
         turns = Turns(
-            _ConstantScorer(),
+            ConstantScorer(),
             # Never late, however busy the machine: a refusal would be cheaper than an answer.
             settings=AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000),
-            limits=RequestLimits(),
-            currencies=frozenset({"EUR"}),
+            intake=euro_intake(),
         )
     server = HttpServer(turns, HttpSettings(), metrics=metrics, metrics_text=lambda: b"")
     with reserve_port("127.0.0.1", 0) as held:

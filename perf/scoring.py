@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from perf.measuring import (
     LATENCY_OPTIONS,
@@ -35,7 +34,7 @@ from perf.measuring import (
     print_rounds,
 )
 from perf.scoring_world import FASTAPI_FEATURES, World, built_world
-from perf.servers import Server, pin_load, running, serving
+from perf.servers import Server, metrics_text, pin_load, running, serving
 from scoring.load_bodies import stamped_bodies
 from scoring.load_target import LoadOptions
 
@@ -47,7 +46,6 @@ _GRPC_SINGLE = LoadOptions(connections=64, streams=1)
 _JSON = LoadOptions(content_type="application/json", connections=64, connections_max=64)
 # What is required of us: at least so many times as fast.
 REQUIRED = {"http_to_fastapi": 6.0, "http_to_echo": 0.2, "grpc_to_grpcio": 4.0}
-_STAGE_REQUESTS = 2000
 
 
 def main() -> None:
@@ -65,7 +63,6 @@ def main() -> None:
 
 
 def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dict[str, float]:
-    stages = _stages(world)
     ours = stack.enter_context(serving(world.config, environment=_PATIENT))
     fastapi = stack.enter_context(
         running("perf.baseline_fastapi", str(world.fastapi_model.resolve()), ready_path="/readyz")
@@ -94,6 +91,7 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
     print_rounds("CPU of the server", "µs an answer", {k: [m.server_cpu_us for m in v] for k, v in most.items()})
     maxima = {name: median_of(each, lambda one: one.report.ok_per_second) for name, each in most.items()}
     cpu = {name: median_of(each, lambda one: one.server_cpu_us) for name, each in most.items()}
+    stages = _stages(scenarios[0], seed=rounds + 1)
     latency = in_turns(
         [
             Scenario("http", ours, ours.http, bodies, LATENCY_OPTIONS, 2 * seconds, maxima["http"] / 2),
@@ -111,7 +109,6 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
     )
     for name, each in latency.items():
         print_rounds(f"{name} at half of it, open loop", "ms", _latencies(each))
-    _print_stages(stages, cpu["http"])
     return (
         {f"{name}_max_per_second": value for name, value in maxima.items()}
         | {f"{name}_cpu_us": value for name, value in cpu.items()}
@@ -166,22 +163,32 @@ def _ratios(maxima: Mapping[str, float], cpu: Mapping[str, float]) -> dict[str, 
     return figures
 
 
-def _stages(world: World) -> dict[str, float]:
-    bodies = "\n".join(
-        body.hex() for body in itertools.islice(stamped_bodies(world.requests, id_prefix="stage"), _STAGE_REQUESTS)
-    )
-    command = [sys.executable, "-m", "perf.scoring_stages", str(world.config)]
-    done = subprocess.run(command, input=bodies, stdout=subprocess.PIPE, text=True, check=True)
-    stages: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+def _stages(scenario: Scenario, seed: int) -> dict[str, float]:
+    """Microseconds a payment of each stage in one more round, as the worker itself has timed them; printed."""
+    before = _stage_sums(scenario.server)
+    whole_us = scenario.run(seed).server_cpu_us
+    after = _stage_sums(scenario.server)
+    stages = {
+        name: (seconds - before[name][0]) / max(1.0, count - before[name][1]) * 1e6
+        for name, (seconds, count) in after.items()
+        if name != "wait"
+    }
+    stages["front"] = whole_us - sum(stages.values())
+    print(f"\n{'where the time of a payment goes, http':<48} {'µs':>8}")
+    for name, value in stages.items():
+        print(f"  {name:<46} {value:>8.2f}")
+    print(f"  {'all of it':<46} {whole_us:>8.2f}")
     return stages
 
 
-def _print_stages(stages: Mapping[str, float], whole_us: float) -> None:
-    print(f"\n{'where the time of a payment goes, alone':<48} {'µs':>8}")
-    for name, value in stages.items():
-        print(f"  {name:<46} {value:>8.2f}")
-    inside = sum(stages[name] for name in ("decode", "validate", "score_1", "render"))
-    print(f"  {'front, event loop and kernel: the rest of ' + format(whole_us, '.1f'):<46} {whole_us - inside:>8.2f}")
+def _stage_sums(server: Server) -> dict[str, tuple[float, float]]:
+    """Seconds and payments of each stage, of chunks that were timed."""
+    sums: dict[tuple[str, str], float] = {}
+    for family in text_string_to_metric_families(metrics_text(server)):
+        for sample in family.samples:
+            if sample.name in ("paywarden_stage_seconds_sum", "paywarden_stage_seconds_count"):
+                sums[sample.labels["stage"], sample.name.rpartition("_")[2]] = sample.value
+    return {stage: (sums[stage, "sum"], sums[stage, "count"]) for stage in dict.fromkeys(stage for stage, _ in sums)}
 
 
 if __name__ == "__main__":

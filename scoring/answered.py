@@ -42,6 +42,7 @@ from schemas.scoring_pb2 import ScoreRequest
 from scoring import claims
 from scoring.metrics import Counter, Registry
 from scoring.outbox import OutboxReader, OutboxSettings, OutboxUnavailable
+from scoring.payments import Payments
 
 _log = logging.getLogger(__name__)
 
@@ -200,13 +201,13 @@ class Answered:
         del self._table
         self._mapping.close()
 
-    def claim(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[Claim]:
+    def claim(self, payments: Payments, now_ms: int) -> list[Claim]:
         """For each payment, in order, the slot that was won, or what is known of it."""
-        count = len(requests)
+        count = len(payments)
         if count > len(self._tags):
             self._grow(2 * count)
         tags, slots, now_s = self._tags, self._slots, now_ms // 1000
-        tags[:count] = [tag_of(request.payment_id) for request in requests]
+        tags[:count] = [tag_of(payment_id) for payment_id in payments.ids]
         owner = self._owner | now_s
         won = claims.claim_all(self._table, tags, count, owner, now_s, self._window_s, slots)
         found: list[Claim] = slots[:count].tolist()
@@ -216,7 +217,7 @@ class Answered:
         try:
             for index, result in enumerate(found):
                 assert isinstance(result, int)
-                known = result if 0 <= result < claims.FOUND else self._known(result, index, requests, results, now_s)
+                known = result if 0 <= result < claims.FOUND else self._known(result, index, payments, results, now_s)
                 results.append(known)
         except BaseException:
             self.release([result for result in found if isinstance(result, int) and 0 <= result < claims.FOUND])
@@ -242,11 +243,8 @@ class Answered:
     def _grow(self, count: int) -> None:
         self._tags, self._slots, self._positions = (np.zeros(count, dtype=np.int64) for _ in range(3))
 
-    def _known(
-        self, result: int, index: int, requests: Sequence[ScoreRequest], before: Sequence[Claim], now_s: int
-    ) -> Claim:
+    def _known(self, result: int, index: int, payments: Payments, before: Sequence[Claim], now_s: int) -> Claim:
         """What is to be done about a payment whose claim was not won; `before` are the results of those before it."""
-        request = requests[index]
         if result == claims.FULL:
             self._metrics.full.add(1)
             return UNREMEMBERED
@@ -255,8 +253,8 @@ class Answered:
             return Standing.IN_FLIGHT
         slot = result & ~claims.FOUND
         if slot in before:
-            return self._repeated(request, before.index(slot), requests)
-        known = self._look_up(slot, request, now_s)
+            return self._repeated(index, before.index(slot), payments)
+        known = self._look_up(slot, payments[index], now_s)
         if isinstance(known, OutboxEntry):
             self._metrics.repeated.add(1)
         elif known is Standing.IN_FLIGHT:
@@ -265,16 +263,16 @@ class Answered:
             self._metrics.other_payment.add(1)
         return known
 
-    def _repeated(self, request: ScoreRequest, index: int, requests: Sequence[ScoreRequest]) -> Claim:
+    def _repeated(self, index: int, earlier: int, payments: Payments) -> Claim:
         """Of a payment whose tag was won by an earlier one of the same chunk."""
-        if requests[index].payment_id != request.payment_id:
+        if payments.ids[earlier] != payments.ids[index]:
             self._metrics.collisions.add(1)
             return UNREMEMBERED
-        if _is_other(requests[index], request):
+        if _is_other(payments[earlier], payments[index]):
             self._metrics.other_payment.add(1)
             return Standing.OTHER_PAYMENT
         self._metrics.repeated.add(1)
-        return Repeat(index)
+        return Repeat(earlier)
 
     def _look_up(self, slot: int, request: ScoreRequest, now_s: int) -> Claim:
         word, position = self._load(slot + claims.WORDS), self._load(slot + claims.POSITIONS) - 1
@@ -291,7 +289,7 @@ class Answered:
             return Standing.IN_FLIGHT
         if entry is not None and entry.request.payment_id == request.payment_id:
             return Standing.OTHER_PAYMENT if _is_other(entry.request, request) else entry
-        if entry is not None and tag_of(entry.request.payment_id) == self._load(slot):
+        if entry is not None and tag_of(entry.request.payment_id.encode()) == self._load(slot):
             self._metrics.collisions.add(1)
             return UNREMEMBERED
         return self._take_over(slot, word, now_s)
@@ -351,9 +349,9 @@ class Answered:
         return int(claims.load(self._table, position))
 
 
-def tag_of(payment_id: str) -> int:
+def tag_of(payment_id: bytes) -> int:
     """The id's 64-bit hash as an int64, never 0."""
-    tag: int = xxh3_64_intdigest(payment_id.encode()) or 1
+    tag: int = xxh3_64_intdigest(payment_id) or 1
     return tag - 2 * _LARGEST_I64 if tag >= _LARGEST_I64 else tag
 
 

@@ -150,6 +150,13 @@ class Histogram:
         slots[self._index + bisect_left(self._bounds, value)] += 1
         slots[self._sum_index] += int(value * self._per_unit)
 
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Count each of `values`."""
+        slots, index, bounds = self._slots, self._index, self._bounds
+        for value in values:
+            slots[index + bisect_left(bounds, value)] += 1
+        slots[self._sum_index] += int(sum(values) * self._per_unit)
+
     def observe_many(self, value: float, count: int) -> None:
         """Count `value` so many times."""
         slots = self._slots

@@ -157,8 +157,8 @@ class MirrorReader:
         self._bounds = self.bounds.data
         self._presence = self.presence.data
 
-    def look_up(self, keys: Sequence[bytes | None]) -> int:
-        """Fill `states`, `bounds` and `presence` for these keys (None: no such entity), as of one moment.
+    def look_up(self, keys: Sequence[bytes]) -> int:
+        """Fill `states`, `bounds` and `presence` for these keys (empty: no such entity), as of one moment.
 
         Returns complete_to_ms: up to when the mirror is complete, 0 while it is not. Raises MirrorAbsent.
         """
@@ -180,20 +180,20 @@ class MirrorReader:
     def close(self) -> None:
         self._env.close()
 
-    def _look_up_resized(self, keys: Sequence[bytes | None]) -> int:
+    def _look_up_resized(self, keys: Sequence[bytes]) -> int:
         try:
             self._env.set_mapsize(0)  # as large as the writer's
             return self._look_up(keys)
         except lmdb.Error as error:
             raise MirrorAbsent("the mirror cannot be read") from error
 
-    def _look_up(self, keys: Sequence[bytes | None]) -> int:
+    def _look_up(self, keys: Sequence[bytes]) -> int:
         # LMDB keeps the spare transaction of the call before: this costs a fraction of a microsecond.
         transaction = self._env.begin(buffers=True)
         get, states, bounds, presence = transaction.get, self._states, self._bounds, self._presence
         size_max, position = self._profile_bytes_max, 0
         for index, key in enumerate(keys):
-            if key is None:
+            if not key:
                 presence[index] = ABSENT
             elif (state := get(key)) is None:
                 presence[index] = UNKNOWN

@@ -1,4 +1,4 @@
-"""Validated requests as the feature kernel and the mirror take them: a row of attributes, and the keys of entities."""
+"""One validated request as the feature kernel and the mirror take it: a row of attributes, and the keys of entities."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class RequestRows:
                 numbers[column] = code(value)
         _ROW.pack_into(self._bytes, row * _ROW.size, *numbers)
 
-    def keys_of(self, request: ScoreRequest) -> list[bytes | None]:
-        """The store key of each of the payment's entities, in the catalogue's order; None where it has none."""
+    def keys_of(self, request: ScoreRequest) -> list[bytes]:
+        """The store key of each of the payment's entities, in the catalogue's order; empty where it has none."""
         return [make_key(request) for make_key in self._key_makers]
 
 
@@ -73,20 +73,20 @@ def _remembered(code: Callable[..., int]) -> Callable[..., int]:
     return remembered
 
 
-def _key_maker(entity: str, fields: tuple[str, ...]) -> Callable[[ScoreRequest], bytes | None]:
-    """A function from a request to the store key of its entity of one kind, None when it has none."""
+def _key_maker(entity: str, fields: tuple[str, ...]) -> Callable[[ScoreRequest], bytes]:
+    """A function from a request to the store key of its entity of one kind, empty when it has none."""
     if len(fields) == 1:
         prefix, get = f"{entity}:", attrgetter(fields[0])
 
-        def single(request: ScoreRequest) -> bytes | None:
+        def single(request: ScoreRequest) -> bytes:
             identity: str = get(request)
-            return (prefix + identity).encode() if identity else None
+            return (prefix + identity).encode() if identity else b""
 
         return single
     get_all = attrgetter(*fields)
 
-    def combined(request: ScoreRequest) -> bytes | None:
+    def combined(request: ScoreRequest) -> bytes:
         ids: tuple[str, ...] = get_all(request)
-        return entity_key(entity, ids) if all(ids) else None
+        return entity_key(entity, ids) if all(ids) else b""
 
     return combined

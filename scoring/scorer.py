@@ -17,15 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.engine import FeatureEngine, UnreadableProfile
-from features.kernel import ABSENT, AMOUNT, KNOWN, UNKNOWN
-from features.money import RateTable
-from schemas.errors import InvalidEvent, TemporaryFailure
-from schemas.outbox_pb2 import OutboxEntry, OutboxRecord
-from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
-from scoring.answered import UNREMEMBERED, Answered, Claim, PaymentIdReused, Repeat, Standing
+from features.kernel import ABSENT, AMOUNT, ATTRIBUTE_COUNT, KNOWN, UNKNOWN
+from schemas.errors import TemporaryFailure
+from schemas.outbox_pb2 import OutboxEntry
+from schemas.scoring_pb2 import ScoreRequest
+from scoring.answered import Answered, PaymentIdReused, Repeat, Standing
+from scoring.encoding import Records, age_part, common_part, response
 from scoring.metrics import Registry
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 from scoring.model_chain import ModelChain, Scored
+from scoring.payments import Payments
 from scoring.policy import (
     ACTIONS,
     APPROVE,
@@ -36,7 +37,6 @@ from scoring.policy import (
     Policy,
     unknown_flag,
 )
-from scoring.request_rows import RequestRows
 from scoring.turns import UNDER_WAY, Refusal, refusal_of
 from scoring.worker_metrics import ScoringMetrics, StageTimes
 
@@ -61,7 +61,6 @@ class PaymentScorer:
         self,
         *,
         engine: FeatureEngine,
-        rates: RateTable,
         models: ModelChain,
         policy: Policy,
         mirror: MirrorSettings,
@@ -75,17 +74,20 @@ class PaymentScorer:
         self._stages = stages or StageTimes(Registry())
         # One for all payments, filled anew for each.
         self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
+        self._records = Records(4 * plan.feature_count, plan.digest)
+        # What responses without reasons have in common: by action, model and flags, of which there are few.
+        self._common: dict[tuple[str, int, tuple[str, ...]], bytes] = {}
         self._answered = answered
         self._engine, self._models, self._policy = engine, models, policy
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
         self._mirror: MirrorReader | None = None
         self._entities = entities = plan.entity_count
         self._names = plan.entity_names
-        self._rows = RequestRows(plan, rates, ROWS_MAX)
+        self._rows: NDArray[np.int64] = np.zeros((ROWS_MAX, ATTRIBUTE_COUNT), dtype=np.int64)
         self._vectors: NDArray[np.float32] = np.empty((ROWS_MAX, plan.feature_count), dtype=np.float32)
         self._no_presence = np.zeros(ROWS_MAX * entities, dtype=np.uint8)
         self._fill_from_nothing = engine.bind(
-            self._rows.attributes,
+            self._rows,
             self._no_presence,
             np.zeros(0, dtype=np.uint8),
             np.zeros(ROWS_MAX * entities + 1, dtype=np.int64),
@@ -94,11 +96,13 @@ class PaymentScorer:
         self._fill_from_mirror = self._fill_from_nothing
         # Every way in which a payment's entities can be known or not, and the flags that it means.
         self._unknown_flags = {
-            bytes(found): [unknown_flag(name) for name, one in zip(self._names, found, strict=True) if one == UNKNOWN]
+            bytes(found): tuple(
+                unknown_flag(name) for name, one in zip(self._names, found, strict=True) if one == UNKNOWN
+            )
             for found in itertools.product((ABSENT, UNKNOWN, KNOWN), repeat=entities)
         }
         # Unique over hosts, workers and restarts without a look at anything shared.
-        self._decision_prefix = os.urandom(8).hex()
+        self._decision_prefix = os.urandom(8).hex().encode()
         self._decision_count = 0
         self.open_mirror()
 
@@ -129,145 +133,124 @@ class PaymentScorer:
                 return False
             mirror = self._mirror
             self._fill_from_mirror = self._engine.bind(
-                self._rows.attributes, mirror.presence, mirror.states, mirror.bounds, self._vectors
+                self._rows, mirror.presence, mirror.states, mirror.bounds, self._vectors
             )
         return True
 
-    def score_many(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse | Refusal]:
-        """The decision about each validated request, already in the outbox; see turns.Scorer."""
-        results: list[ScoreResponse | Refusal] = []
-        for first in range(0, len(requests), ROWS_MAX):
-            part = requests[first : first + ROWS_MAX]
-            try:
-                results += self._score(part, now_ms)
-            except TemporaryFailure as error:
-                results += [refusal_of(error)] * len(part)
+    def score_many(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
+        """The decision about each payment, a serialised ScoreResponse, already in the outbox; see turns.Scorer."""
+        if len(payments) <= ROWS_MAX:
+            return self._score(payments, now_ms)
+        results: list[bytes | Refusal] = []
+        for first in range(0, len(payments), ROWS_MAX):
+            part = payments.chosen(range(first, min(first + ROWS_MAX, len(payments))))
+            results += self._score(part, now_ms)
         return results
 
-    def _score(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse | Refusal]:
-        """Of ROWS_MAX requests at most. Raises TemporaryFailure when the outbox cannot take the decisions."""
-        claims: Sequence[Claim] = [UNREMEMBERED] * len(requests)
-        if self._answered is not None:
-            claims = self._answered.claim(requests, now_ms)
-            if self._stages.is_timed:
-                self._stages.lap("claim", len(requests))
-        won = [claim for claim in claims if isinstance(claim, int)]
+    def _score(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
+        """Of ROWS_MAX payments at most. All are refused when the outbox cannot take the decisions."""
         try:
-            if len(won) == len(requests):
-                return self._decide_all(requests, won, now_ms)
-            asked = [request for request, claim in zip(requests, claims, strict=True) if isinstance(claim, int)]
-            decided = iter(self._decide_all(asked, won, now_ms))
+            return self._score_new(payments, now_ms)
+        except TemporaryFailure as error:
+            return [refusal_of(error)] * len(payments)
+
+    def _score_new(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
+        """Those that were answered already get what they got, the others are decided. Raises TemporaryFailure."""
+        if self._answered is None:
+            return [*self._decide(payments, (), now_ms)]
+        claims = self._answered.claim(payments, now_ms)
+        if self._stages.is_timed:
+            self._stages.lap("claim", len(payments))
+        won = [index for index, claim in enumerate(claims) if isinstance(claim, int)]
+        slots = [claim for claim in claims if isinstance(claim, int)]
+        try:
+            decided = self._decide(payments if len(won) == len(claims) else payments.chosen(won), slots, now_ms)
         except BaseException:
-            if self._answered is not None:
-                self._answered.release(won)
+            self._answered.release(slots)
             raise
-        results: list[ScoreResponse | Refusal] = []
+        if len(won) == len(claims):
+            return [*decided]
+        following = iter(decided)
+        results: list[bytes | Refusal] = []
         for claim in claims:
             if isinstance(claim, int):
-                results.append(next(decided))
+                results.append(next(following))
             else:
                 results.append(results[claim.index] if isinstance(claim, Repeat) else _known(claim))
         return results
 
-    def _decide_all(
-        self, requests: Sequence[ScoreRequest], slots: Sequence[int], now_ms: int
-    ) -> list[ScoreResponse | Refusal]:
-        """A result for each request whose slot was won; what has no rate is refused, and its slot given back."""
-        results: list[ScoreResponse | Refusal] = []
-        taken: list[ScoreRequest] = []
-        taken_slots: list[int] = []
-        keys: list[bytes | None] = []
-        for request, slot in zip(requests, slots, strict=True):
-            try:
-                self._rows.write(len(taken), request)
-            except InvalidEvent as error:
-                results.append(refusal_of(error))
-                if self._answered is not None:
-                    self._answered.release((slot,))
-                continue
-            keys += self._rows.keys_of(request)
-            results.append(_TAKEN)
-            taken.append(request)
-            taken_slots.append(slot)
-        if not taken:
-            return results
-        responses = self._decide(taken, keys, taken_slots, now_ms)
-        if len(taken) == len(requests):
-            return list(responses)
-        following = iter(responses)
-        return [next(following) if result is _TAKEN else result for result in results]
-
-    def _decide(
-        self, requests: Sequence[ScoreRequest], keys: Sequence[bytes | None], slots: Sequence[int], now_ms: int
-    ) -> list[ScoreResponse]:
-        """Responses to requests whose rows are written, their decisions in the outbox."""
-        count = len(requests)
+    def _decide(self, payments: Payments, slots: Sequence[int], now_ms: int) -> list[bytes]:
+        """Responses to payments whose `slots` were won, their decisions in the outbox. Without a table no slots."""
+        count = len(payments)
+        if count == 0:
+            return []
+        self._rows[:count] = payments.rows
         stages = self._stages
-        flags, complete_to_ms = self._fill_vectors(keys, count)
+        flags, complete_to_ms = self._fill_vectors(payments.keys, count)
         profile_age_ms = None
         if complete_to_ms > 0:
             profile_age_ms = max(0, now_ms - complete_to_ms)
             self._metrics.mirror_age_seconds.set(profile_age_ms / 1000)
             if profile_age_ms > self._policy.stale_after_ms:
-                flags = [[*found, MIRROR_STALE] for found in flags]
+                flags = [(*found, MIRROR_STALE) for found in flags]
         scored = self._models.score(self._vectors[:count])
         if stages.is_timed:
             stages.lap("model", count)
-        responses, records = self._write_up(requests, scored, flags, profile_age_ms, now_ms)
+        if any(scored.flags):
+            flags = [(*found, *more) for found, more in zip(flags, scored.flags, strict=True)]
+        actions, responses, records = self._write_up(payments, scored, flags, profile_age_ms, now_ms)
         if stages.is_timed:
             stages.lap("decide", count)
         self._append(records, slots)
-        self._count(responses, scored, flags)
+        self._count(actions, scored, flags)
         if stages.is_timed:
             stages.lap("append", count)
         return responses
 
     def _write_up(
         self,
-        requests: Sequence[ScoreRequest],
+        payments: Payments,
         scored: Scored,
-        flags: list[list[str]],
+        flags: Sequence[tuple[str, ...]],
         profile_age_ms: int | None,
         now_ms: int,
-    ) -> tuple[list[ScoreResponse], list[bytes]]:
-        """What the policy makes of the scores: responses, and the records of them. Completes `flags`."""
-        vectors = self._vectors[: len(requests)]
-        amounts = self._rows.attributes[: len(requests), AMOUNT].tolist()
+    ) -> tuple[list[str], list[bytes], list[bytes]]:
+        """What the policy makes of the scores: actions, responses, and the records of them."""
+        count = len(payments)
+        vectors = self._vectors[:count]
         vector_bytes, row_bytes = vectors.tobytes(), vectors.itemsize * vectors.shape[1]
-        policy, facts, digest, versions = self._policy, self._facts, self._engine.plan.digest, self._models.versions
-        responses, records = [], []
-        for row, request in enumerate(requests):
-            score, model = scored.scores[row], scored.models[row]
-            if scored.flags[row]:
-                # Those of a payment's entities are shared by all whose entities are as well known.
-                flags[row] = [*flags[row], *scored.flags[row]]
-            facts.payment, facts.amount, facts.vector = request, amounts[row], vectors[row]
-            facts.score, facts.flags = score, flags[row]
+        policy, facts, known, prefix = self._policy, self._facts, self._common, self._decision_prefix
+        reads_payments = policy.has_conditions
+        amounts = self._rows[:count, AMOUNT].tolist() if reads_payments else ()
+        age, record = age_part(profile_age_ms), self._records.at(now_ms)
+        actions, responses, records = [], [], []
+        for row, (body, payment_id, score, model, odd) in enumerate(
+            zip(payments.bodies, payments.ids, scored.scores, scored.models, flags, strict=True)
+        ):
+            if reads_payments:
+                facts.payment, facts.amount, facts.vector = payments[row], amounts[row], vectors[row]
+            facts.score, facts.flags = score, odd
             action, reasons = policy.decide(facts)
-            if action != ACTIONS[APPROVE]:
-                reasons += self._models.reasons(facts.vector, model, policy.reason_features_max)
+            common = known.get((action, model, odd)) if not reasons else None
+            if common is None:
+                common = self._common_part(action, reasons, model, odd, vectors[row])
             self._decision_count += 1
-            response = ScoreResponse(
-                payment_id=request.payment_id,
-                decision_id=f"{self._decision_prefix}-{self._decision_count:x}",
-                # Absent it reads as 0; `model_absent` among the flags tells.
-                score=score,
-                action=action,
-                reasons=reasons,
-                model_version=versions[model],
-                flags=flags[row],
-                profile_age_ms=profile_age_ms,
-            )
-            record = OutboxRecord(
-                request=request.SerializeToString(),
-                response=response.SerializeToString(),
-                decided_time_ms=now_ms,
-                vector=vector_bytes[row * row_bytes : (row + 1) * row_bytes],
-                catalogue_digest=digest,
-            )
-            responses.append(response)
-            records.append(record.SerializeToString())
-        return responses, records
+            answer = response(payment_id, b"%b-%x" % (prefix, self._decision_count), score, common, age)
+            actions.append(action)
+            responses.append(answer)
+            records.append(record(body, answer, vector_bytes[row * row_bytes : (row + 1) * row_bytes]))
+        return actions, responses, records
+
+    def _common_part(
+        self, action: str, reasons: list[str], model: int, flags: tuple[str, ...], vector: NDArray[np.float32]
+    ) -> bytes:
+        """The part of a response that does not speak of the one payment, unless it has reasons."""
+        if action != ACTIONS[APPROVE]:
+            reasons = reasons + self._models.reasons(vector, model, self._policy.reason_features_max)
+        common = common_part(action, reasons, self._models.versions[model], flags)
+        if not reasons:
+            self._common[action, model, flags] = common
+        return common
 
     def _append(self, records: Sequence[bytes], slots: Sequence[int]) -> None:
         """Into the outbox; who asks again finds the decisions there."""
@@ -278,7 +261,7 @@ class PaymentScorer:
         self._outbox.append_many(records)
         self._answered.settle(slots)
 
-    def _fill_vectors(self, keys: Sequence[bytes | None], count: int) -> tuple[list[list[str]], int]:
+    def _fill_vectors(self, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:
         """The payments' features into `_vectors`; returns what was odd, and up to when all is known."""
         mirror = self._mirror
         if mirror is None:
@@ -301,26 +284,26 @@ class PaymentScorer:
             self._stages.lap("vector", count)
         return flags, complete_to_ms
 
-    def _fill_one_by_one(self, mirror: MirrorReader, flags: list[list[str]], count: int) -> list[list[str]]:
+    def _fill_one_by_one(self, mirror: MirrorReader, flags: list[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
         """One of the payments has a profile that cannot be read: it is scored as if none were known of it."""
         entities = self._entities
         for row in range(count):
             items = slice(row * entities, (row + 1) * entities)
             presence = mirror.presence[items]
             bounds = mirror.bounds[items.start : items.stop + 1]
-            attributes, vector = self._rows.attributes[row : row + 1], self._vectors[row : row + 1]
+            attributes, vector = self._rows[row : row + 1], self._vectors[row : row + 1]
             try:
                 self._engine.fill_vectors(attributes, presence, mirror.states, bounds, vector)
             except UnreadableProfile:
-                flags[row] = [*flags[row], PROFILE_UNREADABLE]
+                flags[row] = (*flags[row], PROFILE_UNREADABLE)
                 presence[presence == KNOWN] = UNKNOWN
                 self._engine.fill_vectors(attributes, presence, mirror.states, bounds, vector)
         return flags
 
-    def _fill_without_mirror(self, keys: Sequence[bytes | None], count: int) -> tuple[list[list[str]], int]:
-        self._no_presence[: len(keys)] = [ABSENT if key is None else UNKNOWN for key in keys]
+    def _fill_without_mirror(self, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:
+        self._no_presence[: len(keys)] = [UNKNOWN if key else ABSENT for key in keys]
         self._fill_from_nothing(count)
-        return [[MIRROR_ABSENT] for _ in range(count)], 0
+        return [(MIRROR_ABSENT,)] * count, 0
 
     def _look_up_nothing(self) -> int:
         assert self._mirror is not None
@@ -335,25 +318,20 @@ class PaymentScorer:
             self._metrics.mirror_lookups[name, "hit"].add(found.count(KNOWN))
             self._metrics.mirror_lookups[name, "miss"].add(found.count(UNKNOWN))
 
-    def _count(self, responses: Sequence[ScoreResponse], scored: Scored, flags: Sequence[Sequence[str]]) -> None:
+    def _count(self, actions: Sequence[str], scored: Scored, flags: Sequence[tuple[str, ...]]) -> None:
         metrics = self._metrics
-        actions = [response.action for response in responses]
         for action in ACTIONS:
             if (count := actions.count(action)) > 0:
                 metrics.decisions[action].add(count)
-        for score, found in zip(scored.scores, flags, strict=True):
-            if score is not None:
-                metrics.score.observe(score)
-            for flag in found:
-                metrics.flags[flag].add(1)
+        metrics.score.observe_all([score for score in scored.scores if score is not None])
+        if any(flags):
+            for found in flags:
+                for flag in found:
+                    metrics.flags[flag].add(1)
 
 
-def _known(claim: OutboxEntry | Standing) -> ScoreResponse | Refusal:
+def _known(claim: OutboxEntry | Standing) -> bytes | Refusal:
     """The result of a payment that is not to be decided now."""
     if isinstance(claim, OutboxEntry):
-        return claim.response
+        return claim.response.SerializeToString()
     return refusal_of(PaymentIdReused()) if claim is Standing.OTHER_PAYMENT else UNDER_WAY
-
-
-# Stands where a response will be.
-_TAKEN = Refusal("", "")

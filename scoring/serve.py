@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from schemas.errors import Misconfigured
-from scoring import answered
+from scoring import answered, fast_requests
 from scoring.host import Gate, Host, open_gate
 from scoring.worker import worker_main
 
@@ -42,6 +42,7 @@ def serve(host: Host, worker_count: int, *, announce: Callable[[Sequence[str]], 
     with open_gate(host) as gate:
         host.engine.warm_up()
         answered.warm_up()
+        fast_requests.warm_up()
         answered.prepare(host.answered)
         parent = _Parent(host, worker_count, gate)
         parent.heed_signals()

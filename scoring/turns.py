@@ -1,6 +1,6 @@
 """What one turn of the event loop has read, answered together.
 
-    front ─ submit ─► queue ─ once a turn ─► parse, check ─► Scorer.score_many ─► Call.answer ─► connection.flush
+    front ─ submit ─► queue ─ once a turn ─► Intake.read ─► Scorer.score_many ─► Call.answer ─► connection.flush
 
 1. A front hands every request over as a `Call` as soon as its last byte is there. Whether it can be answered in
    time is decided then and there, before any of it is parsed: by what waits already, what a payment has taken
@@ -18,21 +18,24 @@ Not thread-safe: everything happens in the event loop.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 import traceback
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
-from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring import wire
 from scoring.answered import PaymentIdReused
+from scoring.intake import Intake
 from scoring.metrics import Registry
-from scoring.wire import DeadlineExceeded, Format, Overloaded, RequestLimits
+from scoring.payments import Payments
+from scoring.wire import DeadlineExceeded, Format, Overloaded
 from scoring.worker_metrics import StageTimes
 
 _log = logging.getLogger(__name__)
@@ -60,17 +63,19 @@ UNDER_WAY = Refusal(UNAVAILABLE, "this payment is being decided: try again")
 _QUEUE_FULL = Refusal(RESOURCE_EXHAUSTED, "more is asked than can be answered in time: try again later")
 _TOO_LATE = Refusal(DEADLINE_EXCEEDED, "the deadline has passed")
 _BUG = Refusal(INTERNAL, "internal error")
+# Of a request in a batch with one that is wrong. Nobody is told.
+_NOT_DECIDED = Refusal(INVALID_ARGUMENT, "another request of the batch is wrong")
 
 
 class Scorer(Protocol):
     """What scores payments. Called from the event loop, so every microsecond of it delays all callers."""
 
-    def score_many(self, requests: Sequence[ScoreRequest], now_ms: int) -> Sequence[ScoreResponse | Refusal]:
-        """One result for each validated request, in order; a response's decision is in the outbox by then.
+    def score_many(self, payments: Payments, now_ms: int) -> Sequence[bytes | Refusal]:
+        """A serialised ScoreResponse for each payment, in order, or why there is none; the decision is in the outbox.
 
         UNDER_WAY wants to be asked again in a moment.
 
-        May raise InvalidEvent or TemporaryFailure for all of them. Anything else raised is a bug: what can be
+        May raise TemporaryFailure for all of them. Anything else raised is a bug: what can be
         answered one by one is, the rest gets "internal".
         """
 
@@ -162,16 +167,15 @@ class Turns:
         self,
         scorer: Scorer,
         *,
+        intake: Intake,
         settings: AdmissionSettings,
-        limits: RequestLimits,
-        currencies: frozenset[str],
         stages: StageTimes | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`currencies` are those that can be converted. `stages` are those that the scorer has, too."""
+        """`intake` is the scorer's alone. `stages` are those that the scorer has, too."""
         self._stages = stages or StageTimes(Registry())
-        self.settings, self._limits, self._currencies = settings, limits, currencies
+        self.settings, self._intake = settings, intake
         self.scorer = scorer
         self._now_ms, self._now_s = now_ms, now_s
         self._queue: deque[tuple[Call, int]] = deque()
@@ -212,12 +216,12 @@ class Turns:
         self._scheduled = False
         began = self._now_s()
         self._stages.begin(began)
-        calls, parts, requests = self._take(began)
-        if requests:
-            self._answer(calls, parts, requests)
+        chunk = self._take(began)
+        if chunk.bodies:
+            self._answer(chunk)
             ended = self._now_s()
             # While calls wait, what is read and refused between two chunks keeps them waiting, too.
-            cost_s = (ended - (began if self._busy_since is None else self._busy_since)) / len(requests)
+            cost_s = (ended - (began if self._busy_since is None else self._busy_since)) / len(chunk.bodies)
             self._cost_s += _COST_WEIGHT * (cost_s - self._cost_s)
             self._busy_since = ended
         if self._queue:
@@ -225,15 +229,15 @@ class Turns:
         else:
             self._busy_since = None
 
-    def _take(self, now: float) -> tuple[list[Call], list[int], list[ScoreRequest]]:
-        """The next chunk: calls, how many requests each of them holds, and all requests."""
+    def _take(self, now: float) -> _Chunk:
+        """The next chunk. Calls that come to nothing are refused."""
         calls: list[Call] = []
-        parts: list[int] = []
-        requests: list[ScoreRequest] = []
+        counts: list[int] = []
+        bodies: list[bytes] = []
         refused: dict[Flushable, None] = {}
-        now_ms = self._now_ms()
-        while self._queue and len(requests) < self.settings.chunk_payments:
-            call, weight = self._queue.popleft()
+        queue, count_max = self._queue, self.settings.chunk_payments
+        while queue and len(bodies) < count_max:
+            call, weight = queue.popleft()
             self._queued_payments -= weight
             if call.cancelled:
                 continue
@@ -242,56 +246,67 @@ class Turns:
                 refused[call.connection] = None
                 continue
             try:
-                found = self._parse(call, now_ms)
+                if call.is_batch:
+                    found = call.form.take_batch(call.payload, self._intake.limits.batch_size_max)
+                    bodies += found
+                    counts.append(len(found))
+                else:
+                    bodies.append(call.form.take(call.payload))
+                    counts.append(1)
             except InvalidEvent as error:
                 call.refuse(refusal_of(error))
                 refused[call.connection] = None
                 continue
             calls.append(call)
-            parts.append(len(found))
-            requests += found
         for connection in refused:
             connection.flush()
         if self._stages.is_timed:
             for call in calls:
                 self._stages.wait(now - call.arrived)
-            self._stages.lap("parse", len(requests))
-        return calls, parts, requests
+        return _Chunk(calls, counts, bodies)
 
-    def _parse(self, call: Call, now_ms: int) -> Sequence[ScoreRequest]:
-        if not call.is_batch:
-            request = call.form.parse(call.payload)
-            wire.validate(request, now_ms=now_ms, limits=self._limits, currencies=self._currencies)
-            return (request,)
-        requests = call.form.parse_batch(call.payload, self._limits.batch_size_max)
-        wire.validate_batch(requests, now_ms=now_ms, limits=self._limits, currencies=self._currencies)
-        return requests
-
-    def _answer(self, calls: Sequence[Call], parts: Sequence[int], requests: Sequence[ScoreRequest]) -> None:
-        results = self._score(requests)
-        assert len(results) == len(requests), "the scorer answers every request"
+    def _answer(self, chunk: _Chunk) -> None:
+        results = self._results(chunk)
+        assert len(results) == len(chunk.bodies), "the scorer answers every request"
         touched: dict[Flushable, None] = {}
         first = 0
-        for call, count in zip(calls, parts, strict=True):
-            under_way = any(result is UNDER_WAY for result in results[first : first + count])
-            if under_way and self._asks_again(call, count):
-                first += count
-                continue
-            touched[call.connection] = None
-            if not call.is_batch:
-                result = results[first]
-                if type(result) is Refusal:
-                    call.refuse(result)
-                else:
-                    assert isinstance(result, ScoreResponse)
-                    call.answer(call.form.render(result))
-            else:
-                _answer_batch(call, results[first : first + count])
+        for call, count in zip(chunk.calls, chunk.counts, strict=True):
+            result = results[first]
+            if call.is_batch:
+                own = results[first : first + count]
+                if not (UNDER_WAY in own and self._asks_again(call, count)):
+                    _answer_batch(call, own)
+                    touched[call.connection] = None
+            elif type(result) is bytes:
+                call.answer(call.form.render(result))
+                touched[call.connection] = None
+            elif not (result is UNDER_WAY and self._asks_again(call, count)):
+                assert isinstance(result, Refusal)
+                call.refuse(result)
+                touched[call.connection] = None
             first += count
         for connection in touched:
             connection.flush()
         if self._stages.is_timed:
-            self._stages.lap("answer", len(requests))
+            self._stages.lap("answer", len(results))
+
+    def _results(self, chunk: _Chunk) -> Sequence[bytes | Refusal]:
+        """An answer or a refusal for each request of a chunk. Of a batch, all are decided or none."""
+        payments, wrong = self._intake.read(chunk.bodies, self._now_ms())
+        if self._stages.is_timed:
+            self._stages.lap("parse", len(chunk.bodies))
+        if not wrong:
+            return self._score(payments)
+        count, spoilt = len(chunk.bodies), set(_spoilt(chunk.counts, wrong))
+        results = [refusal_of(wrong[place]) if place in wrong else _NOT_DECIDED for place in range(count)]
+        right = [place for place in range(count) if place not in wrong]
+        decided = [index for index, place in enumerate(right) if place not in spoilt]
+        if not decided:
+            return results
+        answers: list[bytes | Refusal] = [*results]
+        for index, answer in zip(decided, self._score(payments.chosen(decided)), strict=True):
+            answers[right[index]] = answer
+        return answers
 
     def _asks_again(self, call: Call, weight: int) -> bool:
         """Put a call back for a moment; False when its deadline is too near for that."""
@@ -307,17 +322,17 @@ class Turns:
         if not self._scheduled:
             self._schedule()
 
-    def _score(self, requests: Sequence[ScoreRequest]) -> Sequence[ScoreResponse | Refusal]:
+    def _score(self, payments: Payments) -> Sequence[bytes | Refusal]:
         """Never raises: this is the top of a request."""
         try:
-            return self.scorer.score_many(requests, self._now_ms())
-        except (InvalidEvent, TemporaryFailure) as error:
-            return [refusal_of(error)] * len(requests)
+            return self.scorer.score_many(payments, self._now_ms())
+        except TemporaryFailure as error:
+            return [refusal_of(error)] * len(payments)
         except Exception as error:  # noqa: BLE001 - a bug in one request must not end the worker for all others
             self._log_bug(error)
-            if len(requests) == 1:
+            if len(payments) == 1:
                 return [_BUG]
-            return [self._score([request])[0] for request in requests]
+            return [self._score(payments.chosen([index]))[0] for index in range(len(payments))]
 
     def _log_bug(self, error: Exception) -> None:
         """Once per place it is raised at, without the error's text: that may quote the payload."""
@@ -329,14 +344,28 @@ class Turns:
             _log.error("bug while scoring: %s at\n%s", type(error).__name__, trace)
 
 
-def _answer_batch(call: Call, results: Sequence[ScoreResponse | Refusal]) -> None:
-    """All responses, or the first refusal there is."""
-    responses: list[ScoreResponse] = []
+class _Chunk(NamedTuple):
+    """Calls, how many requests each of them holds, and all requests, serialised."""
+
+    calls: list[Call]
+    counts: list[int]
+    bodies: list[bytes]
+
+
+def _spoilt(counts: Sequence[int], wrong: Iterable[int]) -> Iterator[int]:
+    """The places of all requests that share a call with one that is wrong."""
+    ends = list(itertools.accumulate(counts))
+    for call in sorted({bisect_right(ends, place) for place in wrong}):
+        yield from range(ends[call] - counts[call], ends[call])
+
+
+def _answer_batch(call: Call, results: Sequence[bytes | Refusal]) -> None:
+    """All responses, or the first refusal that has a reason of its own."""
+    responses: list[bytes] = []
     for index, result in enumerate(results):
-        if isinstance(result, Refusal):
-            where = f"requests[{index}]"
-            field = f"{where}.{result.field}" if result.field else ""
-            call.refuse(Refusal(result.code, result.message, field))
+        if isinstance(result, bytes):
+            responses.append(result)
+        elif result is not _NOT_DECIDED:
+            call.refuse(result._replace(field=wire.field_in_batch(index, result.field)))
             return
-        responses.append(result)
     call.answer(call.form.render_batch(responses))

@@ -1,8 +1,8 @@
 """Request bytes in, response bytes out, and what is refused in between.
 
-A body becomes a `ScoreRequest` by one of two formats, `PROTOBUF` or `JSON`; `validate` then checks its
-values, whatever the format was. The two are strict in the same way: a field that is wrong is named, and
-nothing a caller sent is ever repeated in a message, because it may be a card number.
+A body holds requests in one of two formats, `PROTOBUF` or `JSON`; `validate` checks their values, whatever the
+format was. The two are strict in the same way: a field that is wrong is named, and nothing a caller sent is ever
+repeated in a message, because it may be a card number. Answers are serialised protobuf until JSON is asked for.
 
 JSON is read by a table of field checks over `json`'s C scanner: protobuf's own json_format takes ten times
 as long, and would accept `"12"` and `12.0` as amounts. JSON is stricter than protobuf in one more respect:
@@ -22,7 +22,11 @@ from google.protobuf.message import DecodeError
 from features.attributes import UTC_OFFSET_MINUTES_MAX
 from features.money import AMOUNT_MINOR_MAX
 from schemas.errors import InvalidEvent, TemporaryFailure
-from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
+from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from schemas.split_pb2 import SplitBatchRequest, SplitBatchResponse
+
+# Of a payment card's number, ISO/IEC 7812-1.
+CARD_DIGITS_MIN, CARD_DIGITS_MAX = 13, 19
 
 
 class Overloaded(TemporaryFailure):
@@ -51,14 +55,18 @@ class RequestLimits:
 
 @dataclass(frozen=True)
 class Format:
-    """How requests and responses look in one content type. `parse_*` raise InvalidEvent."""
+    """How requests and responses look in one content type.
+
+    `take` gives the one request of a body, `take_batch` those of a batch, at most so many, as serialised ScoreRequests:
+    nothing of these has been checked but what JSON alone can get wrong. Both raise InvalidEvent. `render` and
+    `render_batch` are given serialised ScoreResponses.
+    """
 
     content_type: str
-    parse: Callable[[bytes], ScoreRequest]
-    # The second argument is the largest number of requests that is accepted.
-    parse_batch: Callable[[bytes, int], Sequence[ScoreRequest]]
-    render: Callable[[ScoreResponse], bytes]
-    render_batch: Callable[[Sequence[ScoreResponse]], bytes]
+    take: Callable[[bytes], bytes]
+    take_batch: Callable[[bytes, int], Sequence[bytes]]
+    render: Callable[[bytes], bytes]
+    render_batch: Callable[[Sequence[bytes]], bytes]
 
 
 def validate(request: ScoreRequest, *, now_ms: int, limits: RequestLimits, currencies: frozenset[str]) -> None:
@@ -80,21 +88,10 @@ def validate(request: ScoreRequest, *, now_ms: int, limits: RequestLimits, curre
     _check_optional(request, limits)
 
 
-def validate_batch(
-    requests: Sequence[ScoreRequest], *, now_ms: int, limits: RequestLimits, currencies: frozenset[str]
-) -> None:
-    """`validate` every request; the error's field says which one, as in `requests[3].amount_minor`."""
-    for index, request in enumerate(requests):
-        try:
-            validate(request, now_ms=now_ms, limits=limits, currencies=currencies)
-        except InvalidEvent as error:
-            raise _in_batch(error, index) from None
-
-
 def looks_like_card_number(text: str) -> bool:
     """Whether `text` is 13 to 19 digits, grouped or not, with a right check digit (Luhn, ISO/IEC 7812-1)."""
     digits = text.replace(" ", "").replace("-", "")
-    return 13 <= len(digits) <= 19 and digits.isdecimal() and _passes_luhn(digits)
+    return CARD_DIGITS_MIN <= len(digits) <= CARD_DIGITS_MAX and digits.isdecimal() and _passes_luhn(digits)
 
 
 def message_of(error: InvalidEvent) -> str:
@@ -161,9 +158,13 @@ def _passes_luhn(digits: str) -> bool:
     return (sum(values[::2]) + doubled) % 10 == 0
 
 
+def field_in_batch(index: int, field: str) -> str:
+    """How a field of one request of a batch is named; without a field, the request itself."""
+    return f"requests[{index}].{field}" if field else f"requests[{index}]"
+
+
 def _in_batch(error: InvalidEvent, index: int) -> InvalidEvent:
-    where = f"requests[{index}]"
-    return InvalidEvent(message_of(error), field=f"{where}.{error.field}" if error.field else where)
+    return InvalidEvent(message_of(error), field=field_in_batch(index, error.field))
 
 
 def _check_batch_size(size: int, size_max: int) -> None:
@@ -174,36 +175,33 @@ def _check_batch_size(size: int, size_max: int) -> None:
 # Protobuf
 
 
-def _parse_protobuf(body: bytes) -> ScoreRequest:
+def parse(body: bytes) -> ScoreRequest:
+    """One serialised request. Raises InvalidEvent."""
     try:
         return ScoreRequest.FromString(body)
     except DecodeError:
-        raise InvalidEvent("body is not a protobuf paywarden.scoring.v1.ScoreRequest") from None
+        raise InvalidEvent("not a protobuf paywarden.scoring.v1.ScoreRequest") from None
 
 
-def _parse_protobuf_batch(body: bytes, size_max: int) -> Sequence[ScoreRequest]:
+def _split_protobuf_batch(body: bytes, size_max: int) -> Sequence[bytes]:
     try:
-        batch = ScoreBatchRequest.FromString(body)
+        batch = SplitBatchRequest.FromString(body)
     except DecodeError:
-        raise InvalidEvent("body is not a protobuf paywarden.scoring.v1.ScoreBatchRequest") from None
+        raise InvalidEvent("not a protobuf paywarden.scoring.v1.ScoreBatchRequest") from None
     _check_batch_size(len(batch.requests), size_max)
     return list(batch.requests)
 
 
-def _render_protobuf(response: ScoreResponse) -> bytes:
-    return response.SerializeToString()
-
-
-def _render_protobuf_batch(responses: Sequence[ScoreResponse]) -> bytes:
-    return ScoreBatchResponse(responses=responses).SerializeToString()
+def _join_protobuf_batch(responses: Sequence[bytes]) -> bytes:
+    return SplitBatchResponse(responses=responses).SerializeToString()
 
 
 PROTOBUF = Format(
     content_type="application/x-protobuf",
-    parse=_parse_protobuf,
-    parse_batch=_parse_protobuf_batch,
-    render=_render_protobuf,
-    render_batch=_render_protobuf_batch,
+    take=lambda body: body,
+    take_batch=_split_protobuf_batch,
+    render=lambda response: response,
+    render_batch=_join_protobuf_batch,
 )
 
 
@@ -252,7 +250,7 @@ def _load_object(body: bytes) -> dict[str, Any]:
     return loaded
 
 
-def _request_from(fields: dict[str, Any]) -> ScoreRequest:
+def _request_from(fields: dict[str, Any]) -> bytes:
     for name, value in fields.items():
         expected = _FIELD_TYPES.get(name)
         # `type() is`, not isinstance: True is an int by inheritance, and an amount of True is a mistake.
@@ -262,7 +260,7 @@ def _request_from(fields: dict[str, Any]) -> ScoreRequest:
             bits = 64 if _RANGES[name] is _INT64 else 32
             raise InvalidEvent(f"does not fit in {bits} bits", field=name)
     try:
-        return ScoreRequest(**fields)
+        return ScoreRequest(**fields).SerializeToString()
     except UnicodeEncodeError:
         # JSON's \ud800 alone: half a character. Found only here, so look for the field here.
         raise InvalidEvent("is not valid Unicode text", field=_field_of_surrogate(fields)) from None
@@ -284,11 +282,11 @@ def _field_of_surrogate(fields: dict[str, Any]) -> str:
     return ""
 
 
-def _parse_json(body: bytes) -> ScoreRequest:
+def _take_json(body: bytes) -> bytes:
     return _request_from(_load_object(body))
 
 
-def _parse_json_batch(body: bytes, size_max: int) -> Sequence[ScoreRequest]:
+def _take_json_batch(body: bytes, size_max: int) -> Sequence[bytes]:
     batch = _load_object(body)
     for name in batch:
         if name != "requests":
@@ -300,7 +298,7 @@ def _parse_json_batch(body: bytes, size_max: int) -> Sequence[ScoreRequest]:
     return [_element(element, index) for index, element in enumerate(elements)]
 
 
-def _element(element: object, index: int) -> ScoreRequest:
+def _element(element: object, index: int) -> bytes:
     if type(element) is not dict:
         raise InvalidEvent("must be an object", field=f"requests[{index}]")
     try:
@@ -309,7 +307,8 @@ def _element(element: object, index: int) -> ScoreRequest:
         raise _in_batch(error, index) from None
 
 
-def _response_fields(response: ScoreResponse) -> dict[str, Any]:
+def _response_fields(serialised: bytes) -> dict[str, Any]:
+    response = ScoreResponse.FromString(serialised)
     fields = {
         "payment_id": response.payment_id,
         "decision_id": response.decision_id,
@@ -324,18 +323,18 @@ def _response_fields(response: ScoreResponse) -> dict[str, Any]:
     return fields
 
 
-def _render_json(response: ScoreResponse) -> bytes:
+def _render_json(response: bytes) -> bytes:
     return _ENCODER.encode(_response_fields(response)).encode("ascii")
 
 
-def _render_json_batch(responses: Sequence[ScoreResponse]) -> bytes:
+def _render_json_batch(responses: Sequence[bytes]) -> bytes:
     return _ENCODER.encode({"responses": [_response_fields(r) for r in responses]}).encode("ascii")
 
 
 JSON = Format(
     content_type="application/json",
-    parse=_parse_json,
-    parse_batch=_parse_json_batch,
+    take=_take_json,
+    take_batch=_take_json_batch,
     render=_render_json,
     render_batch=_render_json_batch,
 )

@@ -21,6 +21,7 @@ from scoring.grpc import GrpcServer
 from scoring.grpc_metrics import GrpcMetrics
 from scoring.host import Gate, Host
 from scoring.http import HttpServer
+from scoring.intake import Intake
 from scoring.listeners import open_listener
 from scoring.metrics import Registry, render
 from scoring.model_chain import ModelChain
@@ -78,7 +79,6 @@ async def _work(host: Host, worker: int, gate: Gate, parent: int) -> None:
     table = Answered(host.answered, host.outbox, worker, answered_metrics)
     scorer = PaymentScorer(
         engine=host.engine,
-        rates=host.rates,
         models=ModelChain(host.bundles, metrics=model_metrics, settings=host.chain),
         policy=host.policy,
         mirror=host.mirror,
@@ -87,7 +87,8 @@ async def _work(host: Host, worker: int, gate: Gate, parent: int) -> None:
         answered=table,
         stages=stages,
     )
-    turns = Turns(scorer, settings=host.admission, limits=host.limits, currencies=host.rates.currencies, stages=stages)
+    intake = Intake(host.engine.plan, host.rates, host.limits)
+    turns = Turns(scorer, intake=intake, settings=host.admission, stages=stages)
     http = HttpServer(
         turns,
         host.http,

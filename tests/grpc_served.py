@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Self
@@ -16,9 +16,11 @@ from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.grpc import GrpcServer, GrpcSettings
 from scoring.grpc_metrics import GrpcMetrics
 from scoring.metrics import Registry
+from scoring.payments import Payments
 from scoring.tls import Tls
 from scoring.turns import AdmissionSettings, Refusal, Turns
 from scoring.wire import RequestLimits
+from tests.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
 WAIT_S = 20
@@ -34,12 +36,13 @@ class FakeScorer:
         self.missing: list[str] = []
         self.chunks: list[list[str]] = []
 
-    def score_many(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse | Refusal]:
+    def score_many(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
         assert now_ms == NOW_MS
+        requests = list(payments)
         self.chunks.append([request.payment_id for request in requests])
         return [
             self.refuses.get(request.payment_id)
-            or ScoreResponse(payment_id=request.payment_id, score=0.5, action="approve")
+            or ScoreResponse(payment_id=request.payment_id, score=0.5, action="approve").SerializeToString()
             for request in requests
         ]
 
@@ -70,9 +73,8 @@ class GrpcServed:
         self.metrics = GrpcMetrics.declare(Registry())
         self.turns = Turns(
             self.scorer,
+            intake=euro_intake(RequestLimits(batch_size_max=4)),
             settings=admission,
-            limits=RequestLimits(batch_size_max=4),
-            currencies=frozenset({"EUR"}),
             now_ms=lambda: NOW_MS,
         )
         self.server = GrpcServer(self.turns, settings=settings, metrics=self.metrics, authorise=authorise)

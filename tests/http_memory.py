@@ -10,9 +10,9 @@ from scoring.http_connection import HttpConnection
 from scoring.http_settings import HttpSettings
 from scoring.metrics import Registry
 from scoring.turns import Turns
-from scoring.wire import RequestLimits
 from scoring.worker_metrics import HttpMetrics
 from tests.http_world import NOW_MS, UNHURRIED, FakeScorer
+from tests.payments import euro_intake
 
 
 class FakeTransport(asyncio.Transport):
@@ -51,9 +51,8 @@ class MemoryWorld:
         self.scorer = FakeScorer()
         turns = Turns(
             self.scorer,
+            intake=euro_intake(),
             settings=UNHURRIED,
-            limits=RequestLimits(),
-            currencies=frozenset({"EUR"}),
             now_ms=lambda: NOW_MS,
         )
         metrics = HttpMetrics.declare(Registry())

@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -20,11 +20,13 @@ from scoring.http import HttpServer
 from scoring.http_settings import HttpSettings
 from scoring.listeners import open_listener, reserve_port
 from scoring.metrics import Registry
+from scoring.payments import Payments
 from scoring.tls import Tls
 from scoring.tokens import Tokens
 from scoring.turns import AdmissionSettings, Refusal, Turns
 from scoring.wire import RequestLimits
 from scoring.worker_metrics import HttpMetrics
+from tests.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
 # As many as a test likes may wait, for as long as a busy machine takes.
@@ -45,19 +47,19 @@ class FakeScorer:
         self.seen: list[str] = []
         self.action = "approve"
 
-    def score_many(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse | Refusal]:
+    def score_many(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
         assert now_ms == NOW_MS
         time.sleep(self.takes_s)
         if self.raises is not None:
             raise self.raises
-        return [self._score(request) for request in requests]
+        return [self._score(request) for request in payments]
 
-    def _score(self, request: ScoreRequest) -> ScoreResponse | Refusal:
+    def _score(self, request: ScoreRequest) -> bytes | Refusal:
         refusal = self.refuses.get(request.payment_id)
         if refusal is not None:
             return refusal
         self.seen.append(request.payment_id)
-        return ScoreResponse(payment_id=request.payment_id, score=0.5, action=self.action)
+        return ScoreResponse(payment_id=request.payment_id, score=0.5, action=self.action).SerializeToString()
 
     def readiness(self) -> list[str]:
         return self.missing
@@ -81,9 +83,8 @@ class Served:
         self.metrics_text = metrics_text
         self.turns = Turns(
             self.scorer,
+            intake=euro_intake(RequestLimits(batch_size_max=4)),
             settings=admission,
-            limits=RequestLimits(batch_size_max=4),
-            currencies=frozenset({"EUR"}),
             now_ms=lambda: NOW_MS,
         )
         self.server = HttpServer(

@@ -317,13 +317,16 @@ def compiled() -> dict[str, int]:
 
 def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> None:
     """As a scoring worker does: with the mirror, without it, and with a profile that cannot be read."""
+    from scoring.intake import Intake
     from scoring.metrics import Registry
     from scoring.mirror import MirrorSettings, MirrorWriter
     from scoring.model_chain import ModelChain
     from scoring.model_metrics import ModelMetrics
     from scoring.policy import FLAGS, Policy, PolicySettings
     from scoring.scorer import PaymentScorer
+    from scoring.wire import RequestLimits
     from scoring.worker_metrics import ScoringMetrics
+    from tests.payments import score_many
 
     manifest = SimpleNamespace(model_version="m", calibration_slope=1.0, calibration_intercept=0.0)
     bundle: Any = SimpleNamespace(
@@ -343,14 +346,14 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
             writer.close()
         scorer = PaymentScorer(
             engine=warm,
-            rates=load_rates(),
             models=ModelChain((bundle,), metrics=ModelMetrics.declare(Registry())),
             policy=Policy(PolicySettings(), review_at=0.5, decline_at=0.9),
             mirror=settings,
             outbox=SimpleNamespace(append_many=lambda _: 0),
             metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=warm.plan.entity_names),
         )
-        (result,) = scorer.score_many([request], NOON_MS)
+        intake = Intake(warm.plan, load_rates(), RequestLimits())
+        (result,) = score_many(scorer, [request], intake, NOON_MS)
         assert isinstance(result, ScoreResponse)
         return list(result.flags)
 

@@ -15,11 +15,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+import numpy as np
+
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring import answered
 from scoring.answered import Answered, AnsweredSettings, worker_name
 from scoring.outbox import OutboxSettings, OutboxWriter
+from scoring.payments import Payments
 
 # Payments that are asked for over and over until others take their place.
 ALIVE_PAYMENTS = 40
@@ -79,7 +82,9 @@ def work(folder: Path, worker: int, seed: int) -> NoReturn:
         newest = int(time.monotonic() / PLACE_EVERY_S)
         ids = [f"p{newest - rng.randrange(ALIVE_PAYMENTS)}" for _ in range(rng.choice((1, 1, 4, 16)))]
         requests = [ScoreRequest(payment_id=i, card_id="c", merchant_id="m", currency="EUR") for i in ids]
-        claims = table.claim(requests, time.time_ns() // 1_000_000)
+        bodies = [request.SerializeToString() for request in requests]
+        asked = Payments(bodies, [i.encode() for i in ids], [], np.zeros((len(ids), 0), dtype=np.int64))
+        claims = table.claim(asked, time.time_ns() // 1_000_000)
         won: list[tuple[int, OutboxEntry]] = []
         answers: list[OutboxEntry] = []
         for request, claim in zip(requests, claims, strict=True):

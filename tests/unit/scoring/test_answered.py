@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -18,6 +18,7 @@ from scoring import answered, claims
 from scoring.answered import UNREMEMBERED, Answered, AnsweredMetrics, AnsweredSettings, Claim, Repeat, Standing, tag_of
 from scoring.metrics import Registry
 from scoring.outbox import OutboxReader, OutboxSettings, OutboxWriter, workers
+from scoring.payments import Payments
 
 NOW_MS = 1_700_000_000_000
 WINDOW_MS = 600_000
@@ -34,6 +35,14 @@ def entry_of(request: ScoreRequest, decision_id: str) -> OutboxEntry:
     return OutboxEntry(request=request, response=response, decided_time_ms=NOW_MS)
 
 
+def asked(requests: Sequence[ScoreRequest]) -> Payments:
+    """As the table sees them: it knows neither entities nor attributes."""
+    bodies = [request.SerializeToString() for request in requests]
+    return Payments(
+        bodies, [request.payment_id.encode() for request in requests], [], np.zeros((len(bodies), 0), dtype=np.int64)
+    )
+
+
 class Worker:
     """A worker without scoring: its decisions have ids that never come twice."""
 
@@ -45,7 +54,7 @@ class Worker:
         self.answered = Answered(host.answered, host.outbox, number, self.metrics)
 
     def claim(self, *requests: ScoreRequest, now_ms: int = NOW_MS) -> list[Claim]:
-        return self.answered.claim(requests, now_ms)
+        return self.answered.claim(asked(requests), now_ms)
 
     def decide(self, request: ScoreRequest, slot: int) -> str:
         """All of it for one payment that was won; returns the decision's id."""
@@ -266,7 +275,7 @@ def test_a_decision_that_the_outbox_has_lost_is_made_again(host: Host) -> None:
 def test_of_two_that_claim_at_once_the_lower_slot_stays_and_the_other_sees_it(host: Host) -> None:
     """The second look: a tag that appears while another worker has passed its place."""
     one, another = host.start(0), host.start(1)
-    table, tag = one.answered._table, tag_of("p")
+    table, tag = one.answered._table, tag_of(b"p")
     (lower,) = one.claim(payment("p"))
     assert isinstance(lower, int)
     word = claims.load(table, lower + claims.WORDS)
@@ -321,7 +330,7 @@ def test_seven_tenths_of_the_slots_find_room_for_all_but_a_few() -> None:
     table = np.zeros(claims.BUCKETS_AT + bucket_count * claims.BUCKET_SIZE, dtype=np.int64)
     table[claims.BUCKET_COUNT_AT], table[claims.WORKERS_AT] = bucket_count, 1
     count = bucket_count * claims.BUCKET_SLOTS * 7 // 10
-    tags = np.array([tag_of(f"payment-{number}") for number in range(count)])
+    tags = np.array([tag_of(b"payment-%d" % number) for number in range(count)])
     slots = np.zeros(count, dtype=np.int64)
     won = claims.claim_all(table, tags, count, answered._owner(0, 1) | 1, 1, 600, slots)
     assert count - won == np.count_nonzero(slots == claims.FULL) < count / 10_000

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from schemas.errors import InvalidEvent, StoreUnavailable
+from schemas.errors import StoreUnavailable
 from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
 from scoring.wire import DeadlineExceeded, Overloaded
 from tests.http_world import (
@@ -149,7 +149,6 @@ def test_a_batch_above_the_limit_is_refused(client: Client) -> None:
         (Overloaded("too much to do"), 429, "resource_exhausted"),
         (DeadlineExceeded("too late"), 504, "deadline_exceeded"),
         (StoreUnavailable("no mirror"), 503, "unavailable"),
-        (InvalidEvent("cannot be", field="mcc"), 400, "invalid_argument"),
     ],
 )
 def test_what_the_scorer_raises_on_purpose_has_its_status(

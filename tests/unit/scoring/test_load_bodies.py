@@ -26,7 +26,7 @@ REQUESTS = [
 @pytest.mark.parametrize("form", [wire.PROTOBUF, wire.JSON])
 def test_bodies_are_the_requests_over_and_over_under_new_ids_and_dated_now(form: wire.Format) -> None:
     bodies = stamped_bodies(REQUESTS, id_prefix="a1", content_type=form.content_type)
-    parsed = [form.parse(body) for body in itertools.islice(bodies, 7)]
+    parsed = [ScoreRequest.FromString(form.take(body)) for body in itertools.islice(bodies, 7)]
     assert len({request.payment_id for request in parsed}) == 7
     assert {len(request.payment_id) for request in parsed} == {20}
     assert all(abs(request.event_time_ms - time.time() * 1000) < 60_000 for request in parsed)
@@ -38,9 +38,9 @@ def test_bodies_are_the_requests_over_and_over_under_new_ids_and_dated_now(form:
 
 def test_the_time_moves_on_while_bodies_are_taken() -> None:
     bodies = stamped_bodies(REQUESTS, id_prefix="")
-    first = wire.PROTOBUF.parse(next(bodies))
+    first = ScoreRequest.FromString(next(bodies))
     time.sleep(0.02)
-    assert wire.PROTOBUF.parse(next(bodies)).event_time_ms >= first.event_time_ms + 15
+    assert ScoreRequest.FromString(next(bodies)).event_time_ms >= first.event_time_ms + 15
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring import answered as answered_payments
 from scoring.answered import Answered, AnsweredSettings
+from scoring.intake import Intake
 from scoring.metrics import Registry
 from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.model_chain import ModelChain
@@ -34,10 +35,11 @@ from scoring.outbox import OutboxSettings, OutboxWriter
 from scoring.policy import FLAGS, ConfiguredRule, Policy, PolicySettings, flags_of
 from scoring.scorer import ROWS_MAX, PaymentScorer
 from scoring.turns import UNDER_WAY, Refusal
+from scoring.wire import RequestLimits
 from scoring.worker_metrics import ScoringMetrics
 from streams.backfill import backfill
 from streams.shipping import decision_of
-from tests import small_world
+from tests import payments, small_world
 
 PLAN = small_world.engine().plan
 NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000
@@ -87,7 +89,6 @@ class Host:
             manifest = self.bundle.manifest
             self._scorer = PaymentScorer(
                 engine=small_world.engine(),
-                rates=small_world.rates(),
                 models=ModelChain((self.bundle,), metrics=ModelMetrics.declare(Registry())),
                 policy=Policy(
                     PolicySettings(**self._policy), review_at=manifest.review_at, decline_at=manifest.decline_at
@@ -120,9 +121,21 @@ class Host:
             self._scorer._mirror.close()
 
 
+def score_many(
+    scorer: PaymentScorer, requests: Sequence[ScoreRequest], now_ms: int = NOW_MS, intake: Intake | None = None
+) -> list[ScoreResponse | Refusal]:
+    """What each of the requests gets."""
+    return payments.score_many(scorer, requests, intake or default_intake(), now_ms)
+
+
+@cache
+def default_intake() -> Intake:
+    return Intake(PLAN, small_world.rates(), RequestLimits())
+
+
 def answered(scorer: PaymentScorer, request: ScoreRequest, now_ms: int = NOW_MS) -> ScoreResponse:
     """The response to one payment, which must not be refused."""
-    (result,) = scorer.score_many([request], now_ms)
+    (result,) = score_many(scorer, [request], now_ms)
     assert isinstance(result, ScoreResponse)
     return result
 
@@ -257,7 +270,7 @@ def test_a_currency_without_a_rate_is_refused_and_nothing_is_decided(host: Host)
     request = ScoreRequest()
     request.CopyFrom(STRANGER)
     request.currency = "XXX"
-    (refusal,) = host.scorer.score_many([request], NOW_MS)
+    (refusal,) = score_many(host.scorer, [request])
     assert isinstance(refusal, Refusal)
     assert (refusal.code, refusal.field) == ("invalid_argument", "currency")
     assert (host.outbox.entries, host.counted()) == ([], {})
@@ -297,10 +310,10 @@ def test_payments_scored_together_are_answered_and_kept_as_they_would_be_alone(h
     def check(draw: st.DataObject, lag_ms: int) -> None:
         asked, now_ms = varied(draw), NOW_MS + lag_ms
         host.outbox.entries.clear()
-        together = host.scorer.score_many(asked, now_ms)
+        together = score_many(host.scorer, asked, now_ms)
         kept = [(entry.request, entry.vector, told(entry.response)) for entry in host.outbox.entries]
         host.outbox.entries.clear()
-        alone = [host.scorer.score_many([request], now_ms)[0] for request in asked]
+        alone = [score_many(host.scorer, [request], now_ms)[0] for request in asked]
         assert [told(result) for result in together] == [told(result) for result in alone]
         assert kept == [(entry.request, entry.vector, told(entry.response)) for entry in host.outbox.entries]
 
@@ -312,7 +325,7 @@ def test_one_write_keeps_the_decisions_about_all_that_was_asked_together(host: H
     writes: list[int] = []
     keep = host.outbox.append_many
     host.outbox.append_many = lambda payloads: writes.append(len(payloads)) or keep(payloads)  # type: ignore[method-assign,func-returns-value]
-    host.scorer.score_many(requests()[: ROWS_MAX + 6], NOW_MS)
+    score_many(host.scorer, requests()[: ROWS_MAX + 6])
     assert writes == [ROWS_MAX, 6]
 
 
@@ -338,7 +351,7 @@ def test_what_is_counted_is_what_was_decided(host: Host) -> None:
 def test_a_decision_that_the_outbox_does_not_take_is_none(host: Host) -> None:
     host.fill(profiles())
     host.outbox.fails = True
-    (refusal,) = host.scorer.score_many([STRANGER], NOW_MS)
+    (refusal,) = score_many(host.scorer, [STRANGER])
     assert refusal == Refusal("unavailable", "the outbox is full")
     assert host.outbox.entries == []
     assert not host.counted().keys() & {"approve", "review", "decline", "unknown_card"}
@@ -453,20 +466,22 @@ def test_a_combination_is_looked_up_by_all_its_fields_and_flagged_by_the_setting
     outbox = FakeOutbox()
     scorer = PaymentScorer(
         engine=engine,
-        rates=small_world.rates(),
         models=ModelChain([cast(Bundle, CertainBundle())], metrics=ModelMetrics.declare(Registry())),
         policy=Policy(PolicySettings(on_unknown_other="review"), review_at=0.1, decline_at=0.2),
         mirror=mirror,
         outbox=outbox,
         metrics=ScoringMetrics.declare(Registry(), flags=flags_of(["card_merchant"]), entities=["card_merchant"]),
     )
-    known = answered(scorer, request)
+    intake = Intake(engine.plan, small_world.rates(), RequestLimits())
+    (known,) = score_many(scorer, [request], intake=intake)
+    assert isinstance(known, ScoreResponse)
     assert (known.action, list(known.flags)) == ("approve", [])
     assert np.frombuffer(outbox.entries[-1].vector, dtype=np.float32).tolist() == [1.0]
     elsewhere = ScoreRequest()
     elsewhere.CopyFrom(request)
     elsewhere.merchant_id = "another"
-    unknown = answered(scorer, elsewhere)
+    (unknown,) = score_many(scorer, [elsewhere], intake=intake)
+    assert isinstance(unknown, ScoreResponse)
     assert (unknown.action, list(unknown.flags)) == ("review", ["unknown_card_merchant"])
 
 
@@ -628,7 +643,7 @@ def test_an_id_that_comes_again_with_another_payment_is_refused(
 ) -> None:
     _, scorer, _ = remembering
     answered(scorer, STRANGER)
-    (refusal,) = scorer.score_many([like_stranger("new", amount_minor=1)], NOW_MS)
+    (refusal,) = score_many(scorer, [like_stranger("new", amount_minor=1)])
     assert isinstance(refusal, Refusal)
     assert (refusal.code, refusal.field) == ("already_exists", "payment_id")
 
@@ -640,7 +655,7 @@ def test_a_payment_asked_for_twice_together_with_others_is_decided_once_and_all_
     before = answered(scorer, like_stranger("before"))
     asked = ["a", "wrong", "b", "a", "before", "b", "c"]
     requests = [like_stranger(name, **({"currency": "XXX"} if name == "wrong" else {})) for name in asked]
-    results = scorer.score_many(requests, NOW_MS)
+    results = score_many(scorer, requests)
     assert [getattr(result, "payment_id", None) for result in results] == ["a", None, "b", "a", "before", "b", "c"]
     assert results[3] == results[0]
     assert results[5] == results[2]
@@ -654,10 +669,10 @@ def test_a_payment_that_the_outbox_refused_may_be_decided_by_another_worker(
 ) -> None:
     outbox, scorer, other = remembering
     outbox.fails = True
-    assert scorer.score_many([STRANGER], NOW_MS) == [Refusal("unavailable", "the outbox is full")]
-    (slot,) = other.claim((STRANGER,), NOW_MS)
+    assert score_many(scorer, [STRANGER]) == [Refusal("unavailable", "the outbox is full")]
+    (slot,) = other.claim(payments.payments_of([STRANGER], default_intake(), NOW_MS), NOW_MS)
     assert isinstance(slot, int)
     outbox.fails = False
-    assert scorer.score_many([STRANGER], NOW_MS)[0] is UNDER_WAY
+    assert score_many(scorer, [STRANGER])[0] is UNDER_WAY
     other.release((slot,))
     assert answered(scorer, STRANGER).payment_id == "new"

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+from schemas.errors import Misconfigured, TemporaryFailure
 from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
 from scoring import wire
+from scoring.payments import Payments
 from scoring.turns import UNDER_WAY, AdmissionSettings, Call, Refusal, Turns
-from scoring.wire import RequestLimits
+from tests.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
 
@@ -32,16 +33,17 @@ class Scorer:
         self.bad: dict[str, Exception | Refusal] = {}
         self._clock = clock
 
-    def score_many(self, requests: Sequence[ScoreRequest], now_ms: int) -> list[ScoreResponse | Refusal]:
+    def score_many(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
         assert now_ms == NOW_MS
+        requests = list(payments)
         self._clock.now += self.payment_s * len(requests)
         self.asked.append([request.payment_id for request in requests])
-        results: list[ScoreResponse | Refusal] = []
+        results: list[bytes | Refusal] = []
         for request in requests:
             bad = self.bad.get(request.payment_id)
             if isinstance(bad, Exception):
                 raise bad
-            results.append(bad or ScoreResponse(payment_id=request.payment_id))
+            results.append(bad or ScoreResponse(payment_id=request.payment_id).SerializeToString())
         return results
 
     def readiness(self) -> list[str]:
@@ -78,9 +80,8 @@ class World:
         self.scorer = Scorer(self.clock)
         self.turns = Turns(
             self.scorer,
+            intake=euro_intake(),
             settings=AdmissionSettings(**settings),
-            limits=RequestLimits(),
-            currencies=frozenset({"EUR"}),
             now_ms=lambda: NOW_MS,
             now_s=self.clock,
         )
@@ -191,7 +192,6 @@ def test_what_the_scorer_refuses_is_refused_alone() -> None:
         (TemporaryFailure("no room"), "unavailable"),
         (wire.Overloaded("full"), "resource_exhausted"),
         (wire.DeadlineExceeded("late"), "deadline_exceeded"),
-        (InvalidEvent("wrong", field="currency"), "invalid_argument:currency"),
     ],
 )
 def test_what_the_scorer_raises_is_told_to_all_it_was_asked_for(error: Exception, told: str) -> None:

@@ -109,12 +109,6 @@ def test_exactly_one_check_digit_makes_a_number_look_like_a_card(payload: int) -
     assert sum(wire.looks_like_card_number(f"{payload}{digit}") for digit in range(10)) == 1
 
 
-def test_a_wrong_request_in_a_batch_is_named_by_its_index() -> None:
-    requests = [a_request(), a_request(), a_request(amount_minor=-5)]
-    field = field_refused(lambda: wire.validate_batch(requests, now_ms=NOW_MS, limits=LIMITS, currencies=CURRENCIES))
-    assert field == "requests[2].amount_minor"
-
-
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30)
 requests_of_all_kinds = st.builds(
     ScoreRequest,
@@ -135,17 +129,17 @@ requests_of_all_kinds = st.builds(
 @given(requests_of_all_kinds)
 def test_both_formats_read_the_same_request(request: ScoreRequest) -> None:
     as_json = json.dumps(fields_of(request)).encode()
-    assert wire.JSON.parse(as_json) == request
-    assert wire.PROTOBUF.parse(request.SerializeToString()) == request
+    assert wire.JSON.take(as_json) == request.SerializeToString()
+    assert wire.parse(wire.PROTOBUF.take(request.SerializeToString())) == request
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_request_or_refused(body: bytes) -> None:
     for form in (wire.PROTOBUF, wire.JSON):
         with contextlib.suppress(InvalidEvent):
-            form.parse(body)
+            wire.parse(form.take(body))
         with contextlib.suppress(InvalidEvent):
-            form.parse_batch(body, 10)
+            form.take_batch(body, 10)
 
 
 @pytest.mark.parametrize(
@@ -153,38 +147,38 @@ def test_any_bytes_are_a_request_or_refused(body: bytes) -> None:
 )
 def test_json_takes_nothing_but_a_64_bit_integer_as_an_amount(value: object) -> None:
     body = json.dumps(fields_of(a_request()) | {"amount_minor": value}).encode()
-    assert field_refused(lambda: wire.JSON.parse(body)) == "amount_minor"
+    assert field_refused(lambda: wire.JSON.take(body)) == "amount_minor"
 
 
 @pytest.mark.parametrize("value", [12, True, 1.5, ["c"], {"c": 1}])
 def test_json_takes_nothing_but_text_as_an_id(value: object) -> None:
     body = json.dumps(fields_of(a_request()) | {"card_id": value}).encode()
-    assert field_refused(lambda: wire.JSON.parse(body)) == "card_id"
+    assert field_refused(lambda: wire.JSON.take(body)) == "card_id"
 
 
 def test_json_null_is_absent() -> None:
     body = json.dumps(fields_of(a_request()) | {"device_id": None}).encode()
-    assert not wire.JSON.parse(body).HasField("device_id")
+    assert not wire.parse(wire.JSON.take(body)).HasField("device_id")
     missing = json.dumps(fields_of(a_request()) | {"card_id": None}).encode()
-    assert field_refused(lambda: check(wire.JSON.parse(missing))) == "card_id"
+    assert field_refused(lambda: check(wire.parse(wire.JSON.take(missing)))) == "card_id"
 
 
 def test_json_with_an_unknown_field_is_refused_by_its_name() -> None:
-    assert field_refused(lambda: wire.JSON.parse(b'{"amount": 12}')) == "amount"
+    assert field_refused(lambda: wire.JSON.take(b'{"amount": 12}')) == "amount"
 
 
 def test_an_unknown_field_whose_name_may_be_a_secret_is_not_named() -> None:
     with pytest.raises(InvalidEvent) as caught:
-        wire.JSON.parse(b'{"4111111111111111": null}')
+        wire.JSON.take(b'{"4111111111111111": null}')
     assert "4111" not in str(caught.value)
 
 
 def test_json_with_a_field_given_twice_is_refused() -> None:
-    assert field_refused(lambda: wire.JSON.parse(b'{"amount_minor": 1, "amount_minor": 9}')) == "amount_minor"
+    assert field_refused(lambda: wire.JSON.take(b'{"amount_minor": 1, "amount_minor": 9}')) == "amount_minor"
 
 
 def test_json_with_half_a_character_is_refused_by_its_field() -> None:
-    assert field_refused(lambda: wire.JSON.parse(rb'{"payment_id": "p", "card_id": "\ud800"}')) == "card_id"
+    assert field_refused(lambda: wire.JSON.take(rb'{"payment_id": "p", "card_id": "\ud800"}')) == "card_id"
 
 
 @pytest.mark.parametrize(
@@ -194,28 +188,29 @@ def test_json_with_half_a_character_is_refused_by_its_field() -> None:
 )
 def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidEvent):
-        wire.JSON.parse(body)
+        wire.JSON.take(body)
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"\x0a\x05ab", b"\x0a\x01\xff"], ids=["tag", "cut", "utf-8"])
 def test_a_body_that_is_no_protobuf_request_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidEvent):
-        wire.PROTOBUF.parse(body)
+        wire.parse(body)
 
 
 def test_a_batch_is_read_in_order_in_both_formats() -> None:
     requests = [a_request(payment_id=f"p-{index}") for index in range(3)]
     as_json = json.dumps({"requests": [fields_of(request) for request in requests]}).encode()
-    assert wire.JSON.parse_batch(as_json, 3) == requests
-    assert wire.PROTOBUF.parse_batch(ScoreBatchRequest(requests=requests).SerializeToString(), 3) == requests
+    serialised = [request.SerializeToString() for request in requests]
+    assert wire.JSON.take_batch(as_json, 3) == serialised
+    assert wire.PROTOBUF.take_batch(ScoreBatchRequest(requests=requests).SerializeToString(), 3) == serialised
 
 
 @pytest.mark.parametrize("count", [0, 4])
 def test_a_batch_that_is_empty_or_too_large_is_refused(count: int) -> None:
     batch = ScoreBatchRequest(requests=[a_request()] * count)
     as_json = json.dumps({"requests": [fields_of(a_request())] * count}).encode()
-    assert field_refused(lambda: wire.PROTOBUF.parse_batch(batch.SerializeToString(), 3)) == "requests"
-    assert field_refused(lambda: wire.JSON.parse_batch(as_json, 3)) == "requests"
+    assert field_refused(lambda: wire.PROTOBUF.take_batch(batch.SerializeToString(), 3)) == "requests"
+    assert field_refused(lambda: wire.JSON.take_batch(as_json, 3)) == "requests"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +224,7 @@ def test_a_batch_that_is_empty_or_too_large_is_refused(count: int) -> None:
     ],
 )
 def test_a_json_batch_of_the_wrong_shape_is_refused_by_the_place(body: bytes, field: str) -> None:
-    assert field_refused(lambda: wire.JSON.parse_batch(body, 3)) == field
+    assert field_refused(lambda: wire.JSON.take_batch(body, 3)) == field
 
 
 def test_a_response_is_the_same_in_both_formats() -> None:
@@ -243,20 +238,21 @@ def test_a_response_is_the_same_in_both_formats() -> None:
         flags=["unknown_card"],
         profile_age_ms=0,
     )
-    assert ScoreResponse.FromString(wire.PROTOBUF.render(response)) == response
-    assert ScoreResponse(**json.loads(wire.JSON.render(response))) == response
+    serialised = response.SerializeToString()
+    assert wire.PROTOBUF.render(serialised) == serialised
+    assert ScoreResponse(**json.loads(wire.JSON.render(serialised))) == response
     batch = ScoreBatchResponse(responses=[response, response])
-    assert ScoreBatchResponse.FromString(wire.PROTOBUF.render_batch([response, response])) == batch
-    assert ScoreBatchResponse(**json.loads(wire.JSON.render_batch([response, response]))) == batch
+    assert ScoreBatchResponse.FromString(wire.PROTOBUF.render_batch([serialised, serialised])) == batch
+    assert ScoreBatchResponse(**json.loads(wire.JSON.render_batch([serialised, serialised]))) == batch
 
 
 def test_an_unknown_profile_age_is_absent_from_json() -> None:
-    assert "profile_age_ms" not in json.loads(wire.JSON.render(ScoreResponse(payment_id="p")))
+    assert "profile_age_ms" not in json.loads(wire.JSON.render(ScoreResponse(payment_id="p").SerializeToString()))
 
 
 def test_a_score_that_is_no_number_is_never_sent_as_json() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        wire.JSON.render(ScoreResponse(score=float("nan")))
+        wire.JSON.render(ScoreResponse(score=float("nan")).SerializeToString())
 
 
 @pytest.mark.parametrize(

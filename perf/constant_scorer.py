@@ -1,0 +1,34 @@
+"""A scorer that answers everything alike, and an intake before it: for measuring what stands in front of them."""
+
+from __future__ import annotations
+
+from features.engine import FeatureEngine
+from features.money import RATE_SCALE, RateTable
+from scoring.encoding import common_part, response
+from scoring.intake import Intake
+from scoring.payments import Payments
+from scoring.wire import RequestLimits
+
+_COMMON = common_part("approve", (), "v1", ())
+
+
+def constant_answer(payment_id: bytes) -> bytes:
+    """The serialised response to a payment."""
+    return response(payment_id, b"0123456789abcdef0123456789abcdef", 0.0123, _COMMON, b"")
+
+
+def euro_intake() -> Intake:
+    """One that knows no currency but the euro."""
+    return Intake(FeatureEngine().plan, RateTable({"EUR": [(0, RATE_SCALE)]}), RequestLimits())
+
+
+class ConstantScorer:
+    """See scoring.turns.Scorer."""
+
+    def score_many(self, payments: Payments, now_ms: int) -> list[bytes]:  # noqa: ARG002
+        """The same for each but for the payment's id."""
+        return [constant_answer(payment_id) for payment_id in payments.ids]
+
+    def readiness(self) -> list[str]:
+        """Always."""
+        return []
