@@ -36,7 +36,7 @@ from scoring.metrics import CONTENT_TYPE as METRICS_TEXT
 from scoring.tls import HTTP_1_1, Tls
 from scoring.tokens import Tokens
 from scoring.turns import INTERNAL, UNAVAILABLE, Turns
-from scoring.worker_metrics import HttpMetrics
+from scoring.worker_metrics import ROUTES, HttpMetrics
 
 _log = logging.getLogger(__name__)
 _JSON = wire.JSON.content_type
@@ -60,7 +60,7 @@ class HttpServer:
         self.draining = False
         self.loop: asyncio.AbstractEventLoop
         self._turns = turns
-        self._metrics = metrics
+        self._counted = {route: metrics.of_route(route) for route in ROUTES}
         self._metrics_text = metrics_text
         self._now_ms = now_ms
         self.heads = Heads(
@@ -168,7 +168,7 @@ class HttpServer:
     def count(self, call: HttpCall, now: float) -> None:
         """An answer leaves; `now` is in seconds of `time.perf_counter`."""
         route = call.head.route
-        self._metrics.count(route.name if route is not None else "none", call.status, now - call.arrived)
+        self._counted["none" if route is None else route.name].count(call.status, now - call.arrived)
 
     def _answer_of(self, route: str, answer: Callable[[], Answer]) -> Answer:
         try:

@@ -14,10 +14,12 @@ moment goes on exactly where its mirror stands.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -29,6 +31,7 @@ from schemas.errors import Misconfigured, TemporaryFailure
 _COMPLETE_TO = b"\0complete_to"
 _POSITION = b"\0position:"
 _INT64 = struct.Struct("<q")
+_ALL_KNOWN = bytes([KNOWN]) * 4096
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class MirrorReader:
 
     def __init__(self, settings: MirrorSettings, *, item_max: int, profile_bytes_max: int) -> None:
         """`item_max`: the most keys one look-up asks for. Raises MirrorAbsent."""
+        assert item_max <= len(_ALL_KNOWN)
         self._data = Path(settings.path) / "data.mdb"
         self._profile_bytes_max = profile_bytes_max
         try:
@@ -154,7 +158,7 @@ class MirrorReader:
         self.bounds: NDArray[np.int64] = np.zeros(item_max + 1, dtype=np.int64)
         self.presence: NDArray[np.uint8] = np.zeros(item_max, dtype=np.uint8)
         self._states = self.states.data
-        self._bounds = self.bounds.data
+        self._bounds = self.bounds.data.cast("B")
         self._presence = self.presence.data
 
     def look_up(self, keys: Sequence[bytes]) -> int:
@@ -190,25 +194,27 @@ class MirrorReader:
     def _look_up(self, keys: Sequence[bytes]) -> int:
         # LMDB keeps the spare transaction of the call before: this costs a fraction of a microsecond.
         transaction = self._env.begin(buffers=True)
-        get, states, bounds, presence = transaction.get, self._states, self._bounds, self._presence
-        size_max, position = self._profile_bytes_max, 0
-        for index, key in enumerate(keys):
-            if not key:
-                presence[index] = ABSENT
-            elif (state := get(key)) is None:
-                presence[index] = UNKNOWN
-            else:
-                if len(state) > size_max:
-                    # Of another catalogue: what fits is enough to see that it cannot be read.
-                    state = state[:size_max]
-                end = position + len(state)
-                states[position:end] = state
-                position = end
-                presence[index] = KNOWN
-            bounds[index + 1] = position
-        complete_to = transaction.get(_COMPLETE_TO)
+        get, count, size_max = transaction.get, len(keys), self._profile_bytes_max
+        presence = bytearray(_ALL_KNOWN[:count])
+        found: list[Any] = [get(key) if key else None for key in keys]
+        if None in found:
+            for index, state in enumerate(found):
+                if state is None:
+                    presence[index] = UNKNOWN if keys[index] else ABSENT
+                    found[index] = b""
+        sizes = list(map(len, found))
+        if max(sizes, default=0) > size_max:
+            # Of another catalogue: what fits is enough to see that it cannot be read.
+            found = [state[:size_max] for state in found]
+            sizes = list(map(len, found))
+        # Views into the mirror are good until the end of the transaction.
+        states = b"".join(found)
+        complete_to = get(_COMPLETE_TO)
         complete_to_ms = 0 if complete_to is None else int(_INT64.unpack(complete_to)[0])
         transaction.abort()
+        self._states[: len(states)] = states
+        self._presence[:count] = presence
+        struct.pack_into(f"={count}q", self._bounds, _INT64.size, *itertools.accumulate(sizes))
         return complete_to_ms
 
 

@@ -101,6 +101,15 @@ class PaymentScorer:
             )
             for found in itertools.product((ABSENT, UNKNOWN, KNOWN), repeat=entities)
         }
+        # Which look-ups each of them counts.
+        self._lookup_counters = {
+            pattern: [
+                metrics.mirror_lookups[name, "hit" if one == KNOWN else "miss"]
+                for name, one in zip(self._names, pattern, strict=True)
+                if one != ABSENT
+            ]
+            for pattern in self._unknown_flags
+        }
         # Unique over hosts, workers and restarts without a look at anything shared.
         self._decision_prefix = os.urandom(8).hex().encode()
         self._decision_count = 0
@@ -274,8 +283,9 @@ class PaymentScorer:
             self._stages.lap("look_up", count)
         entities = self._entities
         presence = mirror.presence[: len(keys)].tobytes()
-        self._count_lookups(presence)
-        flags = [self._unknown_flags[presence[at : at + entities]] for at in range(0, len(keys), entities)]
+        patterns = [presence[at : at + entities] for at in range(0, len(keys), entities)]
+        self._count_lookups(patterns)
+        flags = [self._unknown_flags[pattern] for pattern in patterns]
         try:
             self._fill_from_mirror(count)
         except UnreadableProfile:
@@ -312,11 +322,12 @@ class PaymentScorer:
         except MirrorAbsent:
             return 0
 
-    def _count_lookups(self, presence: bytes) -> None:
-        for entity, name in enumerate(self._names):
-            found = presence[entity :: self._entities]
-            self._metrics.mirror_lookups[name, "hit"].add(found.count(KNOWN))
-            self._metrics.mirror_lookups[name, "miss"].add(found.count(UNKNOWN))
+    def _count_lookups(self, patterns: Sequence[bytes]) -> None:
+        # There are few different ones.
+        for pattern in set(patterns):
+            count = patterns.count(pattern)
+            for counter in self._lookup_counters[pattern]:
+                counter.add(count)
 
     def _count(self, actions: Sequence[str], scored: Scored, flags: Sequence[tuple[str, ...]]) -> None:
         metrics = self._metrics

@@ -30,6 +30,22 @@ _TIMED_EVERY = 16
 ACTIONS = ("approve", "review", "decline")
 
 
+class RouteMetrics:
+    """Handles of one route of the HTTP front."""
+
+    __slots__ = ("_requests", "_seconds")
+
+    def __init__(self, requests: Mapping[int, Counter], seconds: Histogram | None) -> None:
+        """`requests` by code; without `seconds` times are not kept."""
+        self._requests, self._seconds = requests, seconds
+
+    def count(self, code: int, seconds: float) -> None:
+        """An answer to a request of this route, so long after its last byte."""
+        self._requests[code].add(1)
+        if self._seconds is not None:
+            self._seconds.observe(seconds)
+
+
 @dataclass(frozen=True)
 class HttpMetrics:
     """Handles of the HTTP front. Route "none" is what never got as far as a route."""
@@ -58,12 +74,9 @@ class HttpMetrics:
         }
         return cls(counted, seconds)
 
-    def count(self, route: str, code: int, seconds: float) -> None:
-        """An answer to a request of this route, so long after its last byte."""
-        self.requests[route, code].add(1)
-        histogram = self.seconds.get(route)
-        if histogram is not None:
-            histogram.observe(seconds)
+    def of_route(self, route: str) -> RouteMetrics:
+        """Those of one of ROUTES."""
+        return RouteMetrics({code: self.requests[route, code] for code in CODES}, self.seconds.get(route))
 
 
 @dataclass(frozen=True)
