@@ -145,11 +145,12 @@ def build_native(bundle: Path) -> Path:
     manifest = read_manifest(bundle)
     _check_files(bundle, manifest)
     library = native_library(bundle)
-    compile_library(bundle / MODEL_TEXT, len(manifest.feature_names), library)
+    generator = compile_library(bundle / MODEL_TEXT, len(manifest.feature_names), library)
     check_golden(bundle, manifest, NativePredictor(library, len(manifest.feature_names)))
     build = {
         "sha256": sha256_of(library),
         "model_sha256": manifest.files[MODEL_TEXT],
+        "generator": generator,
         "compiler": compiler_name(),
         "options": COMPILER_OPTIONS,
     }

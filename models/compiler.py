@@ -1,4 +1,7 @@
-"""LightGBM text model to native library: Treelite, TL2cgen, the C compiler.
+"""LightGBM text model to native library: Treelite reads it, one of two generators writes C, a compiler does the rest.
+
+Trees of at most 64 leaves with questions about numbers become bit vectors (models/bitvectors.py), which take a third of
+the time. All others become TL2cgen's nested conditions, one for each node.
 
 TL2cgen's `predict` adds into its result, overwrites its input when it quantises, and marks a missing value in
 the low half of an 8-byte entry. A few lines of C of our own, compiled into the same library, hide all three
@@ -14,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -22,8 +26,11 @@ from pathlib import Path
 import tl2cgen
 import treelite
 
+from models import bitvectors
 from schemas.errors import BundleRefused, Misconfigured
 
+BIT_VECTORS, TL2CGEN = "bit vectors", "tl2cgen"
+GENERATORS = (BIT_VECTORS, TL2CGEN)
 # Contraction (fused multiply-add) would make scores differ between CPU architectures.
 COMPILER_OPTIONS = ["-O2", "-ffp-contract=off"]
 TRANSLATION_UNITS = 8
@@ -85,8 +92,11 @@ def compiler_name() -> str | None:
     return next((name for name in ("gcc", "clang") if shutil.which(name)), None)
 
 
-def compile_library(model_text: Path, feature_count: int, destination: Path) -> None:
-    """Compile a LightGBM text model. Raises Misconfigured without a compiler, BundleRefused when it fails."""
+def compile_library(model_text: Path, feature_count: int, destination: Path, *, generator: str = "") -> str:
+    """Compile a LightGBM text model; returns which of GENERATORS wrote the C, the better one unless told which.
+
+    Raises Misconfigured without a compiler, BundleRefused when it fails.
+    """
     compiler = compiler_name()
     if compiler is None:
         raise Misconfigured("there is no C compiler (gcc or clang) on this machine")
@@ -97,19 +107,38 @@ def compile_library(model_text: Path, feature_count: int, destination: Path) -> 
     with tempfile.TemporaryDirectory(prefix="paywarden-compile-") as folder:
         try:
             with _native_output(Path(folder) / "log"):
-                library = _build(model_text, feature_count, Path(folder) / "source", compiler)
+                model = treelite.frontend.load_lightgbm_model(str(model_text))
+                vectors = bitvectors.source_of(model, feature_count) if generator != TL2CGEN else None
+                if vectors is None and generator == BIT_VECTORS:
+                    raise BundleRefused(f"{model_text.name} has trees of over {bitvectors.LEAVES_MAX} leaves, or sets")
+                source = Path(folder) / "source"
+                if vectors is not None:
+                    library = _build_vectors(vectors, source, compiler)
+                else:
+                    library = _build_conditions(model, feature_count, source, compiler)
         except (treelite.TreeliteError, tl2cgen.TL2cgenError, ValueError) as error:
-            # A ValueError is TL2cgen's word for a compiler that does not even tell its version.
+            # A ValueError is the compiler's own word, or TL2cgen's for one that does not even tell its version.
             reason = (str(error).splitlines() or [""])[0]
             raise BundleRefused(f"{model_text.name} does not compile with {compiler}: {reason}") from error
         # The rename makes the library appear whole or not at all, and leaves a loaded older one alone.
         unfinished = destination.with_suffix(".unfinished")
         shutil.copyfile(library, unfinished)
         os.replace(unfinished, destination)
+    return TL2CGEN if vectors is None else BIT_VECTORS
 
 
-def _build(model_text: Path, feature_count: int, source: Path, compiler: str) -> Path:
-    model = treelite.frontend.load_lightgbm_model(str(model_text))
+def _build_vectors(text: str, source: Path, compiler: str) -> Path:
+    source.mkdir()
+    (source / "vectors.c").write_text(text, encoding="utf-8")
+    library = source / "vectors.so"
+    command = [compiler, *COMPILER_OPTIONS, "-shared", "-fPIC", "-o", str(library), str(source / "vectors.c")]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise ValueError(done.stderr.strip() or f"it ended with {done.returncode}")
+    return library
+
+
+def _build_conditions(model: treelite.Model, feature_count: int, source: Path, compiler: str) -> Path:
     params = {"quantize": 1, "parallel_comp": min(TRANSLATION_UNITS, model.num_tree)}
     tl2cgen.generate_c_code(model, dirpath=source, params=params)
     # As many as the trees fill evenly, which can be fewer than were asked for.

@@ -29,6 +29,7 @@ from features.history import History, history_of_tables
 from features.keys import SEPARATOR
 from features.money import load_rates
 from features.passage import Passage
+from models.bundle import build_native
 from models.evaluation import DAY_MS, Days
 from models.training import TrainingSettings, TrainingTable, train_bundle, training_table
 from ops.traffic import now_ms, requests_of
@@ -177,6 +178,8 @@ def _bundle(engine: FeatureEngine, size: WorldSize) -> Path:
     settings = hashlib.sha256(repr((size.training_cards, size.training_days, size.seed, training)).encode())
     folder = CACHE / f"{engine.plan.digest[:12]}-{training.trees}x{training.leaves}-{settings.hexdigest()[:12]}"
     if (folder / "fastapi.txt").is_file():
+        # Training takes minutes, and the library must be what today's code compiles.
+        build_native(folder / "bundle")
         return folder / "bundle"
     print(f"training and compiling {training.trees} trees of {training.leaves} leaves, once", flush=True)
     days = size.training_days + _LABEL_DELAY_DAYS + _WARM_DAYS

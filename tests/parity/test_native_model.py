@@ -1,8 +1,11 @@
-"""One model, three engines: the native library and GTIL give the bits that LightGBM itself gives."""
+"""One model, many engines: native libraries, for every width of words, and GTIL give the bits that LightGBM gives."""
 
 from __future__ import annotations
 
+import ctypes
 import re
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from models.bitvectors import LANES
 from models.bundle import MODEL_TEXT, build_native, load_bundle, native_library
-from models.compiler import compile_library, compiler_name
+from models.compiler import BIT_VECTORS, TL2CGEN, compile_library, compiler_name
 from models.predictor import GtilPredictor, NativePredictor, Predictor
+from schemas.errors import BundleRefused
 from tests import small_world
 
 F32 = NDArray[np.float32]
@@ -25,19 +30,41 @@ FEATURES = len(small_world.engine().plan.names)
 pytestmark = pytest.mark.skipif(compiler_name() is None, reason="there is no C compiler")
 
 
+class LanesPredictor:
+    """A library of bit vectors, told how many rows to take together."""
+
+    native = True
+
+    def __init__(self, library: Path, lanes: int) -> None:
+        self._by = ctypes.CDLL(str(library)).paywarden_margins_by
+        self._by.argtypes = [ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        self._lanes = lanes
+
+    def margins(self, vectors: F32) -> NDArray[np.float64]:
+        result = np.empty(len(vectors))
+        self._by(self._lanes, vectors.ctypes.data, len(vectors), result.ctypes.data)
+        return result
+
+
 @cache
-def engines() -> tuple[Predictor, Predictor, Any]:
-    """(native, GTIL, LightGBM) with the small world's model."""
-    bundle = small_world.trained_bundle()
-    native = NativePredictor(native_library(bundle), FEATURES)
-    return native, GtilPredictor(bundle / MODEL_TEXT), lightgbm.Booster(model_file=str(bundle / MODEL_TEXT))
+def engines() -> tuple[list[Predictor], Any]:
+    """The small world's model: the native library as it serves, all others, and LightGBM."""
+    bundle, folder = small_world.trained_bundle(), Path(tempfile.mkdtemp(prefix="paywarden-parity-"))
+    text, library, conditions = bundle / MODEL_TEXT, native_library(bundle), folder / "conditions.so"
+    assert compile_library(text, FEATURES, folder / "vectors.so") == BIT_VECTORS
+    assert compile_library(text, FEATURES, conditions, generator=TL2CGEN) == TL2CGEN
+    widest = ctypes.CDLL(str(library)).paywarden_lanes()
+    found: list[Predictor] = [NativePredictor(library, FEATURES), NativePredictor(conditions, FEATURES)]
+    found += [LanesPredictor(library, lanes) for lanes in LANES if lanes <= widest]
+    shutil.rmtree(folder)
+    return [*found, GtilPredictor(text)], lightgbm.Booster(model_file=str(text))
 
 
 def assert_same_bits(rows: F32) -> NDArray[np.float64]:
-    """All three margins of these rows are the same 64 bits; returns them."""
-    native, gtil, booster = engines()
+    """All margins of these rows are the same 64 bits; returns them."""
+    predictors, booster = engines()
     wanted = np.asarray(booster.predict(rows, raw_score=True), dtype=np.float64)
-    for engine in (native, gtil):
+    for engine in predictors:
         margins = engine.margins(rows)
         assert margins.dtype == np.float64
         differing = np.flatnonzero(margins.view(np.int64) != wanted.view(np.int64))
@@ -115,10 +142,11 @@ def test_negative_zero_is_zero() -> None:
 def test_any_nan_is_missing_whatever_its_bits() -> None:
     quiet = np.full((1, FEATURES), np.nan, dtype=np.float32)
     wanted = assert_same_bits(quiet)
-    native = engines()[0]
     for bits in (0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFFC00000):
-        rows = np.full((1, FEATURES), bits, dtype=np.uint32).view(np.float32)
-        assert np.array_equal(native.margins(rows), wanted)
+        rows = np.full((3, FEATURES), bits, dtype=np.uint32).view(np.float32)
+        # NumPy itself warns of some of them before GTIL sees them.
+        for engine in engines()[0][:-1]:
+            assert np.array_equal(engine.margins(rows), np.repeat(wanted, 3))
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -147,17 +175,68 @@ def test_a_rows_score_does_not_depend_on_its_batch() -> None:
 
 
 def test_scoring_leaves_its_input_as_it_was_and_may_be_repeated() -> None:
-    native, gtil, _ = engines()
     rows = some_rows(100)
     before = rows.tobytes()
-    for engine in (native, gtil):
+    for engine in engines()[0]:
         assert np.array_equal(engine.margins(rows), engine.margins(rows))
         assert rows.tobytes() == before
 
 
 def test_no_rows_give_no_margins() -> None:
-    for engine in engines()[:2]:
+    for engine in engines()[0]:
         assert engine.margins(np.empty((0, FEATURES), dtype=np.float32)).shape == (0,)
+
+
+def test_every_number_of_rows_from_none_to_three_blocks_is_scored_as_alone() -> None:
+    rows = some_rows(3 * max(LANES))
+    wanted = np.concatenate([assert_same_bits(rows[number : number + 1]) for number in range(len(rows))])
+    for count in range(len(rows) + 1):
+        assert np.array_equal(assert_same_bits(rows[:count]), wanted[:count])
+
+
+@pytest.mark.parametrize("leaves", [2, 63, 64, 65, 200])
+def test_trees_of_any_size_agree_and_those_of_more_than_64_leaves_are_conditions(tmp_path: Path, leaves: int) -> None:
+    random = np.random.default_rng(leaves)
+    data = random.normal(size=(4000, 6)).astype(np.float32)
+    data[random.random(data.shape) < 0.1] = np.nan
+    label = (np.nan_to_num(data).sum(axis=1) + random.normal(size=4000) > 0).astype(int)
+    parameters = {"objective": "binary", "verbosity": -1, "num_leaves": leaves, "min_data_in_leaf": 2, "seed": 1}
+    booster = lightgbm.train(parameters, lightgbm.Dataset(data, label), num_boost_round=5)
+    text = tmp_path / MODEL_TEXT
+    booster.save_model(text)
+    assert max(tree["num_leaves"] for tree in booster.dump_model()["tree_info"]) == leaves
+    assert compile_library(text, 6, tmp_path / "model.so") == (BIT_VECTORS if leaves <= 64 else TL2CGEN)
+    assert np.array_equal(
+        NativePredictor(tmp_path / "model.so", 6).margins(data), booster.predict(data, raw_score=True)
+    )
+    if leaves > 64:
+        with pytest.raises(BundleRefused, match="64 leaves"):
+            compile_library(text, 6, tmp_path / "model.so", generator=BIT_VECTORS)
+
+
+def test_a_model_that_asks_about_sets_becomes_conditions(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    data = np.column_stack([random.integers(0, 12, 3000), random.normal(size=3000)]).astype(np.float32)
+    label = (np.isin(data[:, 0], [1, 4, 7]) ^ (data[:, 1] > 1)).astype(int)
+    dataset = lightgbm.Dataset(data, label, categorical_feature=[0])
+    booster = lightgbm.train({"objective": "binary", "verbosity": -1}, dataset, num_boost_round=5)
+    text = tmp_path / MODEL_TEXT
+    booster.save_model(text)
+    assert compile_library(text, 2, tmp_path / "model.so") == TL2CGEN
+    data[::7, 0] = np.nan
+    assert np.array_equal(
+        NativePredictor(tmp_path / "model.so", 2).margins(data), booster.predict(data, raw_score=True)
+    )
+
+
+def test_a_model_whose_trees_are_averaged_is_not_added_up(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    data = random.normal(size=(2000, 3)).astype(np.float32)
+    forest = {"objective": "binary", "boosting": "rf", "bagging_freq": 1, "bagging_fraction": 0.5, "verbosity": -1}
+    booster = lightgbm.train(forest, lightgbm.Dataset(data, (data[:, 0] > 0).astype(int)), num_boost_round=4)
+    text = tmp_path / MODEL_TEXT
+    booster.save_model(text)
+    assert compile_library(text, 3, tmp_path / "model.so") == TL2CGEN
 
 
 def test_a_model_of_a_single_leaf_compiles_and_agrees(tmp_path: Path) -> None:
@@ -194,4 +273,4 @@ def test_two_builds_score_alike(tmp_path: Path) -> None:
     build_native(bundle)
     rows = some_rows(500)
     rebuilt = NativePredictor(native_library(bundle), FEATURES)
-    assert np.array_equal(rebuilt.margins(rows), engines()[0].margins(rows))
+    assert np.array_equal(rebuilt.margins(rows), engines()[0][0].margins(rows))
