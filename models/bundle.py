@@ -152,7 +152,7 @@ def build_native(bundle: Path) -> Path:
         "model_sha256": manifest.files[MODEL_TEXT],
         "generator": generator,
         "compiler": compiler_name(),
-        "options": COMPILER_OPTIONS,
+        "options": [*COMPILER_OPTIONS],
     }
     (library.parent / "build.json").write_text(json.dumps(build, indent=2) + "\n", encoding="utf-8")
     return library

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import tl2cgen
@@ -32,8 +33,7 @@ from schemas.errors import BundleRefused, Misconfigured
 BIT_VECTORS, TL2CGEN = "bit vectors", "tl2cgen"
 GENERATORS = (BIT_VECTORS, TL2CGEN)
 # Contraction (fused multiply-add) would make scores differ between CPU architectures.
-COMPILER_OPTIONS = ["-O2", "-ffp-contract=off"]
-TRANSLATION_UNITS = 8
+COMPILER_OPTIONS = ("-O2", "-ffp-contract=off")
 
 # Rows that go through a unit's trees before the next unit's: the code of a unit stays in the first cache meanwhile.
 BLOCK_ROWS = 64
@@ -92,7 +92,27 @@ def compiler_name() -> str | None:
     return next((name for name in ("gcc", "clang") if shutil.which(name)), None)
 
 
-def compile_library(model_text: Path, feature_count: int, destination: Path, *, generator: str = "") -> str:
+@dataclass(frozen=True)
+class Conditions:
+    """How TL2cgen's code is made. The defaults are the fastest on varied real rows, by perf/native_model.py."""
+
+    # Values become places among the model's thresholds first, and are compared as small whole numbers.
+    quantised: bool = True
+    # Compiled side by side; also what a block of rows goes through before the next.
+    units: int = 8
+    options: tuple[str, ...] = COMPILER_OPTIONS
+    # TL2cgen's counts of which way payments go, for the compiler to put the likely way first.
+    annotation: Path | None = None
+
+
+def compile_library(
+    model_text: Path,
+    feature_count: int,
+    destination: Path,
+    *,
+    generator: str = "",
+    conditions: Conditions = Conditions(),
+) -> str:
     """Compile a LightGBM text model; returns which of GENERATORS wrote the C, the better one unless told which.
 
     Raises Misconfigured without a compiler, BundleRefused when it fails.
@@ -115,7 +135,7 @@ def compile_library(model_text: Path, feature_count: int, destination: Path, *, 
                 if vectors is not None:
                     library = _build_vectors(vectors, source, compiler)
                 else:
-                    library = _build_conditions(model, feature_count, source, compiler)
+                    library = _build_conditions(model, feature_count, source, compiler, conditions)
         except (treelite.TreeliteError, tl2cgen.TL2cgenError, ValueError) as error:
             # A ValueError is the compiler's own word, or TL2cgen's for one that does not even tell its version.
             reason = (str(error).splitlines() or [""])[0]
@@ -138,8 +158,10 @@ def _build_vectors(text: str, source: Path, compiler: str) -> Path:
     return library
 
 
-def _build_conditions(model: treelite.Model, feature_count: int, source: Path, compiler: str) -> Path:
-    params = {"quantize": 1, "parallel_comp": min(TRANSLATION_UNITS, model.num_tree)}
+def _build_conditions(model: treelite.Model, feature_count: int, source: Path, compiler: str, how: Conditions) -> Path:
+    params: dict[str, int | str] = {"quantize": int(how.quantised), "parallel_comp": min(how.units, model.num_tree)}
+    if how.annotation is not None:
+        params["annotate_in"] = str(how.annotation)
     tl2cgen.generate_c_code(model, dirpath=source, params=params)
     # As many as the trees fill evenly, which can be fewer than were asked for.
     header = (source / "header.h").read_text(encoding="utf-8")
@@ -152,7 +174,7 @@ def _build_conditions(model: treelite.Model, feature_count: int, source: Path, c
     (source / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
     return Path(
         tl2cgen.create_shared(
-            compiler, source, nthread=os.cpu_count(), options=COMPILER_OPTIONS, long_build_time_warning=False
+            compiler, source, nthread=os.cpu_count(), options=[*how.options], long_build_time_warning=False
         )
     )
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import lightgbm
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from features.engine import FeatureEngine
 from features.history import History, history_of_tables
@@ -128,6 +129,14 @@ def make_past(size: WorldSize) -> Past:
     engine.warm_up()
     payments, outcomes = simulate(cards=size.cards, days=size.days, seed=size.seed, end_time_ms=now_ms())
     return Past(engine, payments, history_of_tables(payments, outcomes), _bundle(engine, size))
+
+
+def vectors_of(past: Past, count: int) -> NDArray[np.float32]:
+    """Vectors of the history's last payments, as they were when they happened, in a seeded order."""
+    last = len(past.history)
+    chunks = Passage(past.history, past.engine, load_rates()).chunks(first=last - count, last=last)
+    vectors = np.concatenate([chunk.vectors.copy() for chunk in chunks])
+    return np.ascontiguousarray(vectors[np.random.default_rng(1).permutation(len(vectors))])
 
 
 @contextmanager

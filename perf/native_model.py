@@ -1,0 +1,236 @@
+"""The same trees by every engine one could take: a row alone, and ten thousand at once.
+
+Measured: 300 trees of 63 leaves over varied vectors of simulated payments, one thread. `bit_vectors` and `conditions`
+are our two libraries; the latter also plain (values compared as doubles), annotated (TL2cgen is told which way payments
+go), in one translation unit, and for this very processor. Beside them LightGBM's `predict`, its C call for single rows,
+Treelite's GTIL, ONNX Runtime, and lleaves. For: which one a bundle gets. Checked: ours and GTIL give LightGBM's bits,
+the others its scores.
+
+    python -m perf.native_model [--lleaves] [--rounds N] [--json FILE]
+
+Needs the packages of the extra `perf-models`; what is not installed is left out. `--lleaves` makes lleaves an
+environment of its own in .perf/, once: it needs a llvmlite that is older than numba's. Engines take turns, so what
+disturbs the machine meets all of them alike.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import numpy as np
+import tl2cgen
+import treelite
+from numpy.typing import NDArray
+
+from models.bundle import MODEL_TEXT
+from models.compiler import BIT_VECTORS, COMPILER_OPTIONS, TL2CGEN, Conditions, compile_library
+from models.predictor import GtilPredictor, NativePredictor
+from perf.measuring import arguments_of, finish, print_rounds
+from perf.scoring_world import CACHE, WorldSize, make_past, vectors_of
+from perf.servers import pin_load
+
+Margins = Callable[[NDArray[np.float32]], NDArray[np.float64]]
+
+_ROWS = 10_000
+_SINGLE_ROWS = 2_000
+# What has float32 thresholds, or other sums, is as near as this.
+_NEAR = 1e-3
+_LLEAVES = ("lleaves==1.3.0", "llvmlite==0.43.0", "numpy<2.3", "lightgbm")
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        ("--lleaves", {"action": "store_true", "help": "install lleaves beside, and measure it"}),
+        ("--rounds", {"type": int, "default": 7, "help": "that are counted"}),
+    )
+    pin_load()
+    past = make_past(WorldSize())
+    text = past.bundle / MODEL_TEXT
+    rows = vectors_of(past, _ROWS)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engines = _ours(text, rows, folder) | _others(text, rows.shape[1])
+        if arguments.lleaves:
+            engines["lleaves"] = stack.enter_context(_lleaves(text))
+        _check(engines, rows)
+        figures = _measure(engines, rows, arguments.rounds)
+    finish(figures, arguments.json)
+
+
+def _ours(text: Path, rows: NDArray[np.float32], folder: Path) -> dict[str, Margins]:
+    features = rows.shape[1]
+    annotation = folder / "annotation.json"
+    model = treelite.frontend.load_lightgbm_model(str(text))
+    tl2cgen.annotate_branch(model, tl2cgen.DMatrix(rows.astype(np.float64)), annotation, nthread=1)
+    native = (*COMPILER_OPTIONS, "-march=native")
+    ways = {
+        "conditions": Conditions(),
+        "conditions_plain": Conditions(quantised=False),
+        "conditions_annotated": Conditions(annotation=annotation),
+        "conditions_one_unit": Conditions(units=1),
+        "conditions_o3_native": Conditions(options=("-O3", *native[1:])),
+    }
+    compile_library(text, features, folder / "vectors.so", generator=BIT_VECTORS)
+    engines: dict[str, Margins] = {"bit_vectors": NativePredictor(folder / "vectors.so", features).margins}
+    for name, conditions in ways.items():
+        started = time.perf_counter()
+        compile_library(text, features, folder / f"{name}.so", generator=TL2CGEN, conditions=conditions)
+        print(f"{name} compiled in {time.perf_counter() - started:.1f} s", flush=True)
+        engines[name] = NativePredictor(folder / f"{name}.so", features).margins
+    return engines
+
+
+def _others(text: Path, features: int) -> dict[str, Margins]:
+    booster = lightgbm.Booster(model_file=str(text))
+
+    def predict(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.asarray(booster.predict(vectors, raw_score=True, num_threads=1))
+
+    engines: dict[str, Margins] = {
+        "lightgbm": predict,
+        "lightgbm_single_row": _single_row(booster, features),
+        "gtil": GtilPredictor(text).margins,
+    }
+    try:
+        engines["onnxruntime"] = _onnx(booster, features)
+    except ImportError as error:
+        print(f"onnxruntime is left out: {error.name} is not installed")
+    return engines
+
+
+def _single_row(booster: lightgbm.Booster, features: int) -> Margins:
+    """LightGBM's own fast path for one row at a time, by its C interface."""
+    library, fast = lightgbm.basic._LIB, ctypes.c_void_p()  # type: ignore[attr-defined]
+    row, out, size = np.zeros(features, dtype=np.float32), np.zeros(1), ctypes.c_int64()
+    kinds = (ctypes.c_int(1), ctypes.c_int(0), ctypes.c_int(-1), ctypes.c_int(0), ctypes.c_int32(features))
+    done = library.LGBM_BoosterPredictForMatSingleRowFastInit(
+        booster._handle, *kinds, ctypes.c_char_p(b"num_threads=1"), ctypes.byref(fast)
+    )
+    assert done == 0, library.LGBM_GetLastError()
+    at, out_at, size_at = ctypes.c_void_p(row.ctypes.data), ctypes.c_void_p(out.ctypes.data), ctypes.byref(size)
+
+    def margins(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        found = np.empty(len(vectors))
+        for number in range(len(vectors)):
+            row[:] = vectors[number]
+            library.LGBM_BoosterPredictForMatSingleRowFast(fast, at, size_at, out_at)
+            found[number] = out[0]
+        return found
+
+    return margins
+
+
+def _onnx(booster: lightgbm.Booster, features: int) -> Margins:
+    """Log-odds again from the probabilities that an ONNX classifier gives."""
+    import onnxruntime
+    from onnxmltools import convert_lightgbm
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
+    kind = FloatTensorType([None, features])
+    model = convert_lightgbm(booster, initial_types=[("x", kind)], zipmap=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def margins(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        share = session.run(["probabilities"], {"x": vectors})[0][:, 1].astype(np.float64)
+        with np.errstate(divide="ignore"):
+            odds: NDArray[np.float64] = np.log(share / (1 - share))
+        return odds
+
+    return margins
+
+
+@contextmanager
+def _lleaves(text: Path) -> Iterator[Margins]:
+    """lleaves in a process with an environment of its own; it tells how long it took by itself, without the pipe."""
+    folder = CACHE / "lleaves"
+    python = folder / "bin" / "python"
+    if not (folder / "ready").is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *_LLEAVES], check=True)
+        (folder / "ready").touch()
+    child = Path(__file__).with_name("lleaves_child.py")
+    with subprocess.Popen(
+        [str(python), str(child), str(text)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        yield _Remote(process)
+        process.terminate()
+
+
+class _Remote:
+    """Margins from a process that is given rows; `seconds` of the last call are its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.seconds = 0.0
+
+    def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(np.array(vectors.shape, dtype="<i8").tobytes() + vectors.tobytes())
+        self._process.stdin.flush()
+        data = self._process.stdout.read(8 * (1 + len(vectors)))
+        numbers = np.frombuffer(data, dtype="<f8")
+        self.seconds = float(numbers[0])
+        return numbers[1:]
+
+
+def _check(engines: dict[str, Margins], rows: NDArray[np.float32]) -> None:
+    some = np.ascontiguousarray(rows[:500])
+    wanted = engines["lightgbm"](some)
+    for name, margins in engines.items():
+        got = margins(some)
+        if name.startswith(("bit_vectors", "conditions", "gtil")):
+            assert np.array_equal(got, wanted), f"{name} differs from LightGBM"
+        else:
+            assert np.allclose(_scores(got), _scores(wanted), atol=_NEAR), f"{name} is far from LightGBM"
+
+
+def _scores(margins: NDArray[np.float64]) -> NDArray[np.float64]:
+    scores: NDArray[np.float64] = 1 / (1 + np.exp(-margins))
+    return scores
+
+
+def _measure(engines: dict[str, Margins], rows: NDArray[np.float32], rounds: int) -> dict[str, float]:
+    single: dict[str, list[NDArray[np.float64]]] = {name: [] for name in engines}
+    many: dict[str, list[float]] = {name: [] for name in engines}
+    singles = [np.ascontiguousarray(rows[number : number + 1]) for number in range(_SINGLE_ROWS)]
+    for turn in range(rounds + 1):
+        for name, margins in engines.items():
+            alone = np.array([_seconds(margins, one) for one in singles]) * 1e6
+            together = len(rows) / _seconds(margins, rows)
+            # The first round is not counted.
+            if turn:
+                single[name].append(alone)
+                many[name].append(together)
+    for share in (50, 99):
+        print_rounds(
+            f"a row, p{share}", "µs", {n: [float(np.percentile(a, share)) for a in each] for n, each in single.items()}
+        )
+    print_rounds(f"{_ROWS:,} rows at once", "rows/s", many)
+    figures = {f"{name}_p50_us": float(np.median(np.concatenate(each))) for name, each in single.items()}
+    figures |= {f"{name}_p99_us": float(np.percentile(np.concatenate(each), 99)) for name, each in single.items()}
+    return figures | {f"{name}_rows_per_second": float(np.median(each)) for name, each in many.items()}
+
+
+def _seconds(margins: Any, rows: NDArray[np.float32]) -> float:
+    started = time.perf_counter()
+    margins(rows)
+    taken = time.perf_counter() - started
+    return float(margins.seconds) if isinstance(margins, _Remote) else taken
+
+
+if __name__ == "__main__":
+    main()
