@@ -125,8 +125,7 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
     event_time_ms = _sorted_times(PAYMENTS_FILE, payments, "event_time_ms")
     amount_minor = _integers(payments["amount_minor"])
     _refuse_first(PAYMENTS_FILE, "amount_minor must not be negative", amount_minor < 0)
-    if pc.count_distinct(payment_id).as_py() != len(payment_id):
-        raise Misconfigured(f"{PAYMENTS_FILE}: payment_id must be unique, and at least one occurs twice")
+    _refuse_repeated(payment_id)
     outcome_payment = _rows_of_payments(payment_id, outcomes["payment_id"])
     outcome_time_ms = _sorted_times(OUTCOMES_FILE, outcomes, "outcome_time_ms")
     is_early = outcome_time_ms < event_time_ms[outcome_payment]
@@ -149,6 +148,12 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
         outcome_time_ms=outcome_time_ms,
         outcome_fraud=_is_fraud(outcomes["label"]),
     )
+
+
+def require_past(history: History, now_ms: int) -> None:
+    """Raises Misconfigured, naming the first such row, where an outcome is said to be known after `now_ms`."""
+    later = history.outcome_time_ms > now_ms
+    _refuse_first(OUTCOMES_FILE, "outcome_time_ms must not be later than now", later)
 
 
 def labels_known_by(history: History, time_ms: int) -> npt.NDArray[np.int8]:
@@ -286,6 +291,12 @@ def _sorted_times(file_name: str, table: pa.Table, name: str) -> Int64Array:
 def _refuse_first(file_name: str, rule: str, is_wrong: npt.NDArray[np.bool_]) -> None:
     if is_wrong.any():
         raise Misconfigured(f"{file_name}: {rule}; row {int(np.argmax(is_wrong))} breaks that")
+
+
+def _refuse_repeated(payment_id: pa.Array) -> None:
+    if pc.count_distinct(payment_id).as_py() != len(payment_id):
+        first = pc.index_in(payment_id, value_set=payment_id).to_numpy()
+        _refuse_first(PAYMENTS_FILE, "payment_id must be unique", first != np.arange(len(first)))
 
 
 def _rows_of_payments(payment_id: pa.Array, wanted: pa.ChunkedArray) -> Int64Array:

@@ -37,7 +37,7 @@ from models.evaluation import (
     measure,
     split_rows,
 )
-from models.training import training_table
+from models.training_table import training_table
 from schemas.errors import Misconfigured
 
 TREES = "trees"
@@ -223,7 +223,7 @@ def facts_of(rows: Rows, splits: Sequence[Split]) -> list[FoldFacts]:
 def backtest(rows: Rows, protocol: Protocol, family: Family, *, progress: Progress | None = None) -> ModelResult:
     """Choose a model's parameters on the validation folds and measure them on the test folds."""
     started = time.perf_counter()
-    progress = progress or _unheard
+    progress = progress or unheard
     grid = _tried(rows, protocol, family, progress)
     choices = {metric: _best(grid, family.chosen_by or metric) for metric in METRICS}
     chosen = {metric: grid[index].parameters for metric, index in choices.items()}
@@ -304,5 +304,6 @@ def _facts(fold: Fold) -> FoldFacts:
 
 
 @contextmanager
-def _unheard(_what: str, _steps: int) -> Iterator[Callable[[int], object]]:
+def unheard(_what: str, _steps: int) -> Iterator[Callable[[int], object]]:
+    """A Progress that nobody sees."""
     yield lambda _count: None

@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from models.backtest import Family, Fit, Fold, Parameters, Path, Scores
-from models.training import TrainingSettings
+from models.training_settings import TrainingSettings
 from schemas.errors import Misconfigured
 
 # LightGBM's threads wait for one another thousands of times a second, each time burning their core: on a machine that
@@ -72,14 +72,17 @@ def family(name: str, *, seed: int, budget: int, published: Mapping[str, Paramet
     raise Misconfigured(f"wanted a model of {', '.join(MODELS)}, got {name!r}")
 
 
-def boosted_paths(*, seed: int, budget: int) -> tuple[Path, ...]:
-    """`budget` paths of the grid without repetition, the defaults of [training] first. Misconfigured below 1."""
+def boosted_paths(*, seed: int, budget: int, usual: TrainingSettings | None = None) -> tuple[Path, ...]:
+    """`budget` paths of the grid without repetition, first `usual` (default: the defaults of [training]).
+
+    Raises Misconfigured below 1.
+    """
     if budget < 1:
         raise Misconfigured(f"the budget must be at least 1 training, got {budget}")
     points = [dict(zip(_GRID, values, strict=True)) for values in itertools.product(*_GRID.values())]
     order = np.random.default_rng(seed).permutation(len(points))
     drawn = [_boosted_parameters(**points[place]) for place in order]
-    usual = TrainingSettings()
+    usual = usual or TrainingSettings()
     first = _boosted_parameters(
         learning_rate=usual.learning_rate,
         shape=(usual.max_depth, usual.leaves),

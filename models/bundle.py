@@ -28,7 +28,7 @@ from models.explain import Explainer, read_trees
 from models.predictor import GtilPredictor, NativePredictor, Predictor
 from schemas.errors import BundleRefused
 
-FORMAT = 1
+FORMAT = 2
 MODEL_TEXT, GOLDEN, MANIFEST = "model.txt", "golden.npz", "manifest.json"
 
 
@@ -40,11 +40,17 @@ class Manifest:
     model_version: str
     catalogue_digest: str
     feature_names: list[str]
+    # What each feature did for the model, in that order: sum of the gains of its splits, and their number.
+    importance_gain: list[float]
+    importance_split: list[int]
     train_from: str
     train_to: str
     training_payments: int
     training_frauds: int
+    # The [training] settings as they were chosen, but for those that do not change the model.
     parameters: dict[str, Any]
+    # How they were chosen: models/search.py, Choice.
+    validation: dict[str, Any]
     # score = 1 / (1 + exp(-(slope * margin + intercept)))
     calibration_slope: float
     calibration_intercept: float
@@ -53,6 +59,8 @@ class Manifest:
     decline_at: float
     # Out of fold, on the training window.
     metrics: dict[str, float]
+    # Out-of-fold scores in bins of equal size: mean_score, observed_rate (of frauds), count.
+    reliability: list[dict[str, float]]
     # Out-of-fold scores: counts[i] lie in [edges[i], edges[i + 1]).
     score_edges: list[float]
     score_counts: list[int]
@@ -60,6 +68,16 @@ class Manifest:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
+
+    @property
+    def digest(self) -> str:
+        """Of the manifest, and so of the files it has the checksums of: equal digests are equal bundles."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def most_important(self, count: int) -> list[tuple[str, float, int]]:
+        """The features with the largest gain: (name, gain, splits). Of equal ones the first of the catalogue."""
+        rows = zip(self.feature_names, self.importance_gain, self.importance_split, strict=True)
+        return sorted(rows, key=lambda row: -row[1])[:count]
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,30 @@
-"""Train a bundle: point-in-time vectors, LightGBM, calibration, golden vectors, native library.
+"""Train a bundle: parameters, calibration, model, golden vectors, native library.
 
-1. The history runs through the feature kernel up to the end of the training window; the window's payments give
-   the rows. Labels are those known `label_delay_days` after the window; a payment without one counts as genuine.
+1. The number of trees, and other parameters where a search is asked for, are chosen on the last days of the window
+   (models/search.py).
 2. The window is cut into `folds` blocks of whole days where it can be; a model trained on the others scores each.
-   These out-of-fold scores fit the calibration, the default thresholds and the reported metrics.
+   These out-of-fold scores fit the calibration, the default thresholds and the reported metrics. They see all rows,
+   whatever share of the genuine ones the trees are grown on.
 3. A model trained on all rows goes into the bundle. The native library is compiled and must give LightGBM's own
    margins for every training row, random rows and the golden vectors, to the bit.
+
+The same table, settings and seed give the same bundle: its files and manifest have the same bytes, whatever the number
+of threads. Only the native library, which is no part of that, may differ from machine to machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import lightgbm
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from features.engine import FeatureEngine
-from features.history import History, labels_known_by
-from features.money import RateTable
-from features.passage import Passage
+from models.backtest import Progress, unheard
+from models.boosting import OnTree, binned, grow, grown_on, model_text
 from models.bundle import (
     FORMAT,
     GOLDEN,
@@ -37,91 +36,18 @@ from models.bundle import (
     native_library,
     sha256_of,
 )
+from models.calibration import fit_calibration, reliability
 from models.compiler import compiler_name
-from models.evaluation import DAY_MS, Days, auc_roc, average_precision, date_of_day, day_of_time
+from models.evaluation import Days, auc_roc, average_precision, date_of_day
 from models.predictor import GtilPredictor, NativePredictor, Predictor
+from models.search import choose
+from models.training_settings import TrainingSettings, require_usable
+from models.training_table import TrainingTable, require_both_kinds
 from schemas.errors import BundleRefused, Misconfigured
 
 SCORE_BINS = 50
 GOLDEN_ROWS = 512
 RANDOM_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train. LightGBM's own defaults lose badly on payments: sharp cuts need fine bins, rare frauds need
-    shallow, regularised trees."""
-
-    trees: int = 200
-    learning_rate: float = 0.05
-    max_depth: int = 4
-    leaves: int = 15
-    l2: float = 5.0
-    min_sum_hessian: float = 1.0
-    min_rows_in_leaf: int = 20
-    # Shares of the features and of the rows that each tree is grown on.
-    feature_fraction: float = 1.0
-    bagging_fraction: float = 1.0
-    max_bin: int = 4095
-    folds: int = 3
-    seed: int = 0
-    threads: int = 2
-    label_delay_days: int = 7
-    # Share of payments whose score is at or above the bundle's default thresholds.
-    review_share: float = 0.01
-    decline_share: float = 0.002
-
-    def lightgbm_parameters(self) -> dict[str, Any]:
-        return {
-            "objective": "binary",
-            "learning_rate": self.learning_rate,
-            "max_depth": self.max_depth,
-            "num_leaves": self.leaves,
-            "lambda_l2": self.l2,
-            "min_sum_hessian_in_leaf": self.min_sum_hessian,
-            "min_data_in_leaf": self.min_rows_in_leaf,
-            "feature_fraction": self.feature_fraction,
-            "bagging_fraction": self.bagging_fraction,
-            # Rows are drawn anew for every tree.
-            "bagging_freq": 1,
-            "max_bin": self.max_bin,
-            "min_data_in_bin": 1,
-            "seed": self.seed,
-            "deterministic": True,
-            "force_row_wise": True,
-            "num_threads": self.threads,
-            "verbosity": -1,
-        }
-
-
-@dataclass(frozen=True)
-class TrainingTable:
-    """Point-in-time rows: `vectors` (rows, features) float32, `label` (rows,) 0 or 1, `day` (rows,) UTC days."""
-
-    vectors: NDArray[np.float32]
-    label: NDArray[np.int64]
-    day: NDArray[np.int64]
-
-
-def training_table(
-    history: History,
-    window: Days,
-    *,
-    engine: FeatureEngine,
-    rates: RateTable,
-    label_delay_days: int,
-    progress: Callable[[int], object] | None = None,
-) -> TrainingTable:
-    """The rows of a window as they were seen when they happened. Raises Misconfigured for an unusable window."""
-    first, last = np.searchsorted(history.event_time_ms, [window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
-    if first == last:
-        raise Misconfigured(f"there is no payment from {date_of_day(window.first)} to {date_of_day(window.last)}")
-    vectors = np.empty((last - first, engine.plan.feature_count), dtype=np.float32)
-    for chunk in Passage(history, engine, rates).chunks(first=first, last=last, progress=progress):
-        vectors[chunk.first - first : chunk.last - first] = chunk.vectors
-    known_by_ms = (window.last + 1 + label_delay_days) * DAY_MS
-    label = (labels_known_by(history, known_by_ms)[first:last] == 1).astype(np.int64)
-    return TrainingTable(vectors, label, day_of_time(history.event_time_ms[first:last]))
 
 
 def train_bundle(
@@ -131,22 +57,26 @@ def train_bundle(
     *,
     engine: FeatureEngine,
     settings: TrainingSettings,
+    progress: Progress = unheard,
 ) -> Manifest:
     """Train and write a bundle; an existing one is replaced once the new one has passed the parity gate.
 
     Raises Misconfigured for settings, a window or a destination that cannot be used, BundleRefused by the gate.
     """
-    _check(settings)
-    destination = _checked_destination(destination)
-    frauds = int(table.label.sum())
-    if frauds < 2 or frauds == len(table.label):
-        raise Misconfigured(f"the training window has {frauds} frauds in {len(table.label)} payments")
-    margins = _out_of_fold_margins(table, settings)
-    slope, intercept = _fit_calibration(margins, table.label)
+    names = list(engine.plan.names)
+    require_usable(settings, names)
+    destination = checked_destination(destination)
+    require_both_kinds(table.label)
+    choice = choose(table, window, settings, names, progress=progress)
+    settings = choice.settings
+    with progress("growing trees", (settings.folds + 1) * settings.trees) as on_tree:
+        margins = _out_of_fold_margins(table, settings, names, on_tree)
+        slope, intercept = fit_calibration(margins, table.label)
+        model = _fit(table.vectors, table.label, grown_on(table.label, settings), settings, names, on_tree)
     scores = calibrated(margins, slope, intercept)
-    model = _fit(table.vectors, table.label, settings)
+    trust = reliability(table.label, scores)
     unfinished = _made_anew(destination.with_name(f"{destination.name}.unfinished"))
-    (unfinished / MODEL_TEXT).write_text(model.model_to_string(), encoding="utf-8")
+    (unfinished / MODEL_TEXT).write_text(model_text(model), encoding="utf-8")
     _write_golden(unfinished / GOLDEN, model, table.vectors, settings.seed)
     files = {name: sha256_of(unfinished / name) for name in (MODEL_TEXT, GOLDEN)}
     edges = np.linspace(0.0, 1.0, SCORE_BINS + 1)
@@ -154,12 +84,15 @@ def train_bundle(
         format=FORMAT,
         model_version=_version(files[MODEL_TEXT], engine.plan.digest, slope, intercept),
         catalogue_digest=engine.plan.digest,
-        feature_names=list(engine.plan.names),
+        feature_names=names,
+        importance_gain=model.feature_importance("gain").tolist(),
+        importance_split=model.feature_importance("split").tolist(),
         train_from=date_of_day(window.first),
         train_to=date_of_day(window.last),
         training_payments=len(table.label),
-        training_frauds=frauds,
-        parameters=asdict(settings),
+        training_frauds=int(table.label.sum()),
+        parameters=settings.of_the_model(),
+        validation=choice.record(),
         calibration_slope=slope,
         calibration_intercept=intercept,
         review_at=float(np.quantile(scores, 1 - settings.review_share)),
@@ -167,7 +100,10 @@ def train_bundle(
         metrics={
             "auc_roc": auc_roc(table.label, scores),
             "average_precision": average_precision(table.label, scores),
+            "brier": trust.brier,
+            "expected_calibration_error": trust.expected_calibration_error,
         },
+        reliability=trust.table(),
         score_edges=edges.tolist(),
         score_counts=np.histogram(scores, edges)[0].tolist(),
         files=files,
@@ -180,19 +116,7 @@ def train_bundle(
     return manifest
 
 
-def _check(settings: TrainingSettings) -> None:
-    if settings.trees < 1:
-        raise Misconfigured(f"training.trees: wanted at least 1, got {settings.trees}")
-    if settings.folds < 2:
-        raise Misconfigured(f"training.folds: wanted at least 2, got {settings.folds}")
-    if not 0.0 < settings.decline_share <= settings.review_share < 1.0:
-        raise Misconfigured(
-            "training.decline_share: wanted above 0 and at most training.review_share, which must be below 1, "
-            f"got {settings.decline_share} and {settings.review_share}"
-        )
-
-
-def _checked_destination(destination: Path) -> Path:
+def checked_destination(destination: Path) -> Path:
     """Where the bundle goes. What is there and is no bundle is somebody's data: it is not replaced."""
     destination = destination.resolve()
     if destination.is_dir():
@@ -213,37 +137,34 @@ def _made_anew(folder: Path) -> Path:
     return folder
 
 
-def _fit(vectors: NDArray[np.float32], label: NDArray[np.int64], settings: TrainingSettings) -> Any:
-    parameters = settings.lightgbm_parameters()
-    try:
-        return lightgbm.train(parameters, lightgbm.Dataset(vectors, label), num_boost_round=settings.trees)
-    except lightgbm.basic.LightGBMError as error:
-        # What follows " at " is a line of LightGBM's own source.
-        reason = str(error).partition(" at ")[0]
-        raise Misconfigured(f"LightGBM cannot train with the [training] settings: {reason}") from error
+def _fit(
+    vectors: NDArray[np.float32],
+    label: NDArray[np.int64],
+    used: NDArray[np.bool_],
+    settings: TrainingSettings,
+    names: list[str],
+    on_tree: OnTree,
+) -> Any:
+    # A mask copies: the table may be most of the memory there is.
+    rows = slice(None) if used.all() else used
+    return grow(binned(vectors[rows], label[rows], settings), settings, names, on_tree=on_tree)
 
 
-def _out_of_fold_margins(table: TrainingTable, settings: TrainingSettings) -> NDArray[np.float64]:
+def _out_of_fold_margins(
+    table: TrainingTable, settings: TrainingSettings, names: list[str], on_tree: OnTree
+) -> NDArray[np.float64]:
     """Each row's margin by a model that did not see its block of days."""
     days = np.unique(table.day)
     # Too few days to cut by day: cut by row, which is still in time order.
     block_of = np.searchsorted(days, table.day) if len(days) >= settings.folds else np.arange(len(table.day))
     fold = block_of * settings.folds // (int(block_of.max()) + 1)
+    sample = grown_on(table.label, settings)
     margins = np.empty(len(table.label))
     for number in np.unique(fold):
         held_out = fold == number
-        model = _fit(table.vectors[~held_out], table.label[~held_out], settings)
+        model = _fit(table.vectors, table.label, sample & ~held_out, settings, names, on_tree)
         margins[held_out] = model.predict(table.vectors[held_out], raw_score=True)
     return margins
-
-
-def _fit_calibration(margins: NDArray[np.float64], label: NDArray[np.int64]) -> tuple[float, float]:
-    """Platt scaling: slope and intercept that make margins log-odds (Platt 1999, without target smoothing)."""
-    fitted = LogisticRegression(C=1e6).fit(margins.reshape(-1, 1), label)
-    slope = float(fitted.coef_[0, 0])
-    if slope <= 0.0:
-        raise Misconfigured("the model ranks held-out payments no better than chance: there is nothing to calibrate")
-    return slope, float(fitted.intercept_[0])
 
 
 def _version(model_sha256: str, catalogue_digest: str, slope: float, intercept: float) -> str:

@@ -22,6 +22,7 @@ from ops.profile_sets import profile_sets
 from ops.progress import progress_bar
 from ops.rebuild import rebuild
 from ops.reporting import report
+from ops.training import train
 from schemas.errors import PaywardenError
 from schemas.settings import Source, read_source
 
@@ -91,43 +92,6 @@ def convert_handbook(input_file: str, out: str) -> None:
 
 
 # Models
-
-
-@cli.command()
-@click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
-@click.option("--train-from", required=True, metavar="DAY", help="First UTC day to train on, YYYY-MM-DD.")
-@click.option("--train-to", required=True, metavar="DAY", help="Last UTC day to train on, included.")
-@click.option("--out", type=click.Path(file_okay=False), required=True, help="The bundle to write.")
-@click.pass_obj
-def train(source: Source, data: str, train_from: str, train_to: str, out: str) -> None:
-    """Train a model and make it a bundle: calibrated, compiled, with golden vectors."""
-    from features.engine import FeatureEngine
-    from features.history import read_history
-    from models.evaluation import DAY_MS, Days, day_of_date
-    from models.training import TrainingSettings, train_bundle, training_table
-
-    window = Days(day_of_date(train_from), day_of_date(train_to))
-    settings = source.section("training", TrainingSettings)
-    rates = wiring.rate_table(source)
-    history = read_history(data)
-    engine = FeatureEngine()
-    engine.warm_up()
-    rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
-    with progress_bar("features", rows) as advance:
-        table = training_table(
-            history,
-            window,
-            engine=engine,
-            rates=rates,
-            label_delay_days=settings.label_delay_days,
-            progress=advance,
-        )
-    manifest = train_bundle(table, window, Path(out), engine=engine, settings=settings)
-    click.echo(
-        f"bundle {out}: {manifest.model_version}, {manifest.training_payments} payments with "
-        f"{manifest.training_frauds} frauds; out of fold AUC ROC {manifest.metrics['auc_roc']:.4f}, "
-        f"average precision {manifest.metrics['average_precision']:.4f}"
-    )
 
 
 @cli.command("compile")
@@ -320,5 +284,5 @@ def _until_stopped() -> threading.Event:
     return stop
 
 
-for _command in (backfill, backtest, dead_letters, features, forget, load, policy, profile_sets, rebuild):
+for _command in (backfill, backtest, dead_letters, features, forget, load, policy, profile_sets, rebuild, train):
     cli.add_command(_command)

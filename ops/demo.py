@@ -38,7 +38,9 @@ from features.lmdb_store import LmdbSettings, LmdbStore
 from features.money import load_rates
 from models.bundle import load_bundle
 from models.evaluation import Days, day_of_time
-from models.training import TrainingSettings, train_bundle, training_table
+from models.training import train_bundle
+from models.training_settings import TrainingSettings
+from models.training_table import training_table
 from ops.traffic import now_ms, requests_of, run, stamped
 from schemas.avro import Decoder, Encoder, LocalSchemaIds
 from schemas.errors import TemporaryFailure
@@ -139,7 +141,8 @@ def _prepare(folder: Path, *, seconds: int, rate: float, seed: int, console: Con
     _say(console, f"training on {TRAINING_DAYS} of them, compiling the model")
     last_day = int(day_of_time(history.event_time_ms[-1:])[0]) - LABEL_DELAY_DAYS
     window = Days(last_day - TRAINING_DAYS + 1, last_day)
-    settings = TrainingSettings(label_delay_days=LABEL_DELAY_DAYS)
+    # Choosing the number of trees would cost a training, and somebody is waiting.
+    settings = TrainingSettings(label_delay_days=LABEL_DELAY_DAYS, early_stopping_rounds=0)
     table = training_table(history, window, engine=engine, rates=rates, label_delay_days=LABEL_DELAY_DAYS)
     manifest = train_bundle(table, window, folder / "bundle", engine=engine, settings=settings)
     _say(

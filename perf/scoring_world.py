@@ -32,7 +32,9 @@ from features.money import load_rates
 from features.passage import Passage
 from models.bundle import build_native
 from models.evaluation import DAY_MS, Days
-from models.training import TrainingSettings, TrainingTable, train_bundle, training_table
+from models.training import train_bundle
+from models.training_settings import TrainingSettings
+from models.training_table import TrainingTable, training_table
 from ops.traffic import now_ms, requests_of
 from schemas.errors import Misconfigured
 from schemas.scoring_pb2 import ScoreRequest
@@ -81,6 +83,8 @@ _TRAINING = TrainingSettings(
     learning_rate=0.03,
     threads=1,
     label_delay_days=_LABEL_DELAY_DAYS,
+    # As many trees as the figures are for.
+    early_stopping_rounds=0,
 )
 
 

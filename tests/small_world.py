@@ -21,7 +21,9 @@ from features.history import History, history_of_tables
 from features.money import RateTable, load_rates
 from models.bundle import Bundle, load_bundle
 from models.evaluation import Days
-from models.training import TrainingSettings, TrainingTable, train_bundle, training_table
+from models.training import train_bundle
+from models.training_settings import TrainingSettings
+from models.training_table import TrainingTable, training_table
 from streams.simulator import DEFAULT_START_MS, simulate
 
 DAY_MS = 86_400_000
@@ -31,7 +33,13 @@ TRAINING_DAYS = Days(FIRST_DAY + 2, FIRST_DAY + 19)
 LABEL_DELAY_DAYS = 7
 # Few and coarse trees; thresholds that a small world has payments above.
 SETTINGS = TrainingSettings(
-    trees=20, max_bin=255, min_rows_in_leaf=10, review_share=0.05, decline_share=0.01, label_delay_days=LABEL_DELAY_DAYS
+    trees=20,
+    max_bin=255,
+    min_rows_in_leaf=10,
+    early_stopping_rounds=0,
+    review_share=0.05,
+    decline_share=0.01,
+    label_delay_days=LABEL_DELAY_DAYS,
 )
 
 

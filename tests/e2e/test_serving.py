@@ -19,7 +19,9 @@ from features.history import history_of_tables, write_history
 from features.lmdb_store import LmdbSettings, LmdbStore
 from features.money import load_rates
 from models.evaluation import Days
-from models.training import TrainingSettings, train_bundle, training_table
+from models.training import train_bundle
+from models.training_settings import TrainingSettings
+from models.training_table import training_table
 from ops.traffic import requests_of
 from schemas.avro import Decoder, Encoder, LocalSchemaIds
 from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
@@ -51,7 +53,8 @@ class World:
         first_day = DEFAULT_START_MS // DAY_MS
         window = Days(first_day + 7, first_day + HISTORY_DAYS - 8)
         table = training_table(history, window, engine=engine, rates=rates, label_delay_days=7)
-        train_bundle(table, window, deployment.bundle, engine=engine, settings=TrainingSettings(trees=30))
+        settings = TrainingSettings(trees=30, early_stopping_rounds=0)
+        train_bundle(table, window, deployment.bundle, engine=engine, settings=settings)
         store = LmdbStore.from_settings(LmdbSettings(path=str(deployment.store)))
         backfill(history, store, engine=engine, rates=rates, outcome_days=120)
         store.close()

@@ -27,6 +27,7 @@ from features.history import (
     labels_known_by,
     numbered_ids,
     read_history,
+    require_past,
     write_history,
 )
 from schemas.errors import Misconfigured
@@ -219,7 +220,7 @@ WRONG_PAYMENTS = {
     "a time before 1970": ({"event_time_ms": pa.array([-5, 1, 1])}, "must be above 0; row 0 "),
     "a time of 0, which stands for never": ({"event_time_ms": pa.array([0, 1, 1])}, "must be above 0; row 0 "),
     "payments out of order": ({"event_time_ms": pa.array([1, 3, 2])}, "sorted by event_time_ms; row 2 "),
-    "a payment id used twice": ({"payment_id": pa.array(["p1", "p3", "p3"])}, "payment_id must be unique"),
+    "a payment id used twice": ({"payment_id": pa.array(["p1", "p3", "p3"])}, "payment_id must be unique; row 2 "),
     "numbers that do not fit": ({"amount_minor": pa.array([1, 2, 2**63], pa.uint64())}, "fit 64 bits"),
     "times that do not fit": ({"event_time_ms": pa.array([1, 2, 2**63], pa.uint64())}, "fit 64 bits"),
     "amounts without end": (
@@ -277,6 +278,13 @@ def test_refusals_name_no_id() -> None:
     with pytest.raises(Misconfigured) as refused:
         history_of_tables(payments_table(payment_id=pa.array(["secret", "secret", "p3"])), outcomes_table())
     assert "secret" not in str(refused.value)
+
+
+def test_outcomes_of_the_future_are_refused_where_now_is_known() -> None:
+    history = history_of_tables(payments_table(), outcomes_table())
+    require_past(history, 5000)
+    with pytest.raises(Misconfigured, match=r"outcome_time_ms must not be later than now; row 2 breaks that"):
+        require_past(history, 4999)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

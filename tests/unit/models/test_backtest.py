@@ -42,7 +42,7 @@ from models.backtest_handbook import (
 )
 from models.backtest_models import MODELS, boosted_paths, family
 from models.evaluation import DAY_MS, METRICS, Days, Measured, Split, date_of_day, measure
-from models.training import TrainingSettings
+from models.training_settings import TrainingSettings
 from schemas.errors import Misconfigured
 from tests import small_world
 

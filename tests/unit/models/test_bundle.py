@@ -120,8 +120,8 @@ def test_a_manifest_that_is_no_json_object_is_refused(bundle: Path, content: byt
 
 
 def test_a_manifest_of_another_format_is_refused(bundle: Path) -> None:
-    edit_manifest(bundle, lambda manifest: manifest.update(format=2))
-    assert "wanted a manifest of format 1" in refusal(bundle)
+    edit_manifest(bundle, lambda manifest: manifest.update(format=1))
+    assert "wanted a manifest of format 2" in refusal(bundle)
 
 
 def test_a_manifest_that_lacks_a_key_is_refused_with_its_name(bundle: Path) -> None:

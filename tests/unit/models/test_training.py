@@ -1,31 +1,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from numpy.typing import NDArray
 
-from features.history import History, history_of_tables
+from features.history import history_of_tables
 from models import training
-from models.bundle import GOLDEN, MANIFEST, Manifest, load_bundle, read_manifest
+from models.bundle import GOLDEN, MANIFEST, MODEL_TEXT, Manifest, load_bundle, read_manifest
 from models.evaluation import Days
 from models.predictor import GtilPredictor
-from models.training import TrainingSettings, TrainingTable, train_bundle, training_table
+from models.training import train_bundle
+from models.training_settings import TrainingSettings
+from models.training_table import TrainingTable, training_table
 from schemas.errors import BundleRefused, Misconfigured
 from scoring.policy import Policy, PolicySettings
 from tests import small_world
 from tests.small_world import DAY_MS, SETTINGS, TRAINING_DAYS
+from tests.synthetic_rows import WINDOW, synthetic_table
 
 QUICK = replace(SETTINGS, trees=3, folds=2)
 
 
-def table_of(history: History, window: Days, delay: int = 7) -> TrainingTable:
+def days_after(count: int = 10) -> TrainingTable:
+    """The days that follow the window, with all their labels."""
     return training_table(
-        history, window, engine=small_world.engine(), rates=small_world.rates(), label_delay_days=delay
+        small_world.history(),
+        Days(TRAINING_DAYS.last + 1, TRAINING_DAYS.last + count),
+        engine=small_world.engine(),
+        rates=small_world.rates(),
+        label_delay_days=60,
     )
 
 
@@ -37,82 +49,56 @@ def part_of(table: TrainingTable, rows: slice) -> TrainingTable:
     return TrainingTable(table.vectors[rows], table.label[rows], table.day[rows])
 
 
-def history_with_outcomes(outcomes: list[tuple[int, int, str]]) -> History:
-    """Two payments on day 10 and one on day 11; outcomes are (payment, time ms, label)."""
-    times = [10 * DAY_MS + 5, 10 * DAY_MS + 6, 11 * DAY_MS]
-    payments = pa.table(
+def wide_table(**changed: Any) -> TrainingTable:
+    """Synthetic rows as wide as the catalogue: the first two columns tell frauds, the others nothing."""
+    return synthetic_table(width=len(small_world.engine().plan.names), **changed)
+
+
+def test_the_same_data_and_settings_give_the_same_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(small_world.table(), tmp_path / "a")
+    # Another day: nothing of the clock may be in any file.
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    second = train(small_world.table(), tmp_path / "b")
+    assert first.digest == second.digest
+    for name in (*first.files, MANIFEST):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_no_byte_of_a_bundle_not_even_after_a_search(
+    tmp_path: Path, threads: int
+) -> None:
+    settings = replace(QUICK, trees=30, early_stopping_rounds=5, search_budget=3, bagging_fraction=0.7, seed=4)
+    table = wide_table()
+    first = train_bundle(table, WINDOW, tmp_path / "a", engine=small_world.engine(), settings=settings)
+    other = train_bundle(
+        table, WINDOW, tmp_path / "b", engine=small_world.engine(), settings=replace(settings, threads=threads)
+    )
+    assert len(first.validation["tried"]) == 3
+    assert first.digest == other.digest
+    assert (tmp_path / "a" / MODEL_TEXT).read_bytes() == (tmp_path / "b" / MODEL_TEXT).read_bytes()
+
+
+def test_a_correction_that_came_too_late_changes_no_byte_of_a_bundle(tmp_path: Path) -> None:
+    payments, outcomes = small_world.tables()
+    known_by_ms = (TRAINING_DAYS.last + 1 + small_world.LABEL_DELAY_DAYS) * DAY_MS
+    in_time = outcomes.filter(pc.less_equal(outcomes["outcome_time_ms"], known_by_ms))
+    taken_back = pa.table(
         {
-            "payment_id": [f"p{number}" for number in range(3)],
-            "event_time_ms": times,
-            "card_id": ["c"] * 3,
-            "merchant_id": ["m"] * 3,
-            "amount_minor": [100] * 3,
-            "currency": ["EUR"] * 3,
-            **{name: pa.nulls(3, pa.string()) for name in ("device_id", "ip", "mcc", "country", "channel")},
+            "payment_id": in_time["payment_id"],
+            "outcome_time_ms": pa.array([known_by_ms + 1] * len(in_time), pa.int64()),
+            "label": pa.array(["genuine"] * len(in_time), in_time["label"].type),
+            "source": pa.nulls(len(in_time), in_time["source"].type),
         }
     )
-    columns = {
-        "payment_id": pa.array([f"p{payment}" for payment, _, _ in outcomes], pa.string()),
-        "outcome_time_ms": pa.array([time_ms for _, time_ms, _ in outcomes], pa.int64()),
-        "label": pa.array([label for _, _, label in outcomes], pa.string()),
-        "source": pa.nulls(len(outcomes), pa.string()),
-    }
-    return history_of_tables(payments, pa.table(columns))
-
-
-# The training table
-
-
-def test_the_table_holds_the_window_and_nothing_else() -> None:
-    table, history = small_world.table(), small_world.history()
-    days = history.event_time_ms // DAY_MS
-    assert table.vectors.shape == (int(TRAINING_DAYS.contains(days).sum()), len(small_world.engine().plan.names))
-    assert table.vectors.dtype == np.float32
-    assert (table.day.min(), table.day.max()) == (TRAINING_DAYS.first, TRAINING_DAYS.last)
-
-
-def test_labels_that_arrive_after_the_window_and_the_delay_are_not_used() -> None:
-    known_by_ms = (10 + 1 + 7) * DAY_MS
-    history = history_with_outcomes([(0, known_by_ms, "fraud"), (1, known_by_ms + 1, "fraud")])
-    assert table_of(history, Days(10, 10)).label.tolist() == [1, 0]
-
-
-def test_a_correction_counts_if_it_arrives_in_time() -> None:
-    known_by_ms = (10 + 1 + 7) * DAY_MS
-    outcomes = [(0, 12 * DAY_MS, "fraud"), (1, 12 * DAY_MS, "fraud")]
-    corrections = [(0, known_by_ms, "genuine"), (1, known_by_ms + 1, "genuine")]
-    history = history_with_outcomes(outcomes + corrections)
-    assert table_of(history, Days(10, 10)).label.tolist() == [0, 1]
-
-
-def test_a_payment_without_an_outcome_counts_as_genuine() -> None:
-    assert table_of(history_with_outcomes([]), Days(10, 11)).label.tolist() == [0, 0, 0]
-
-
-def test_features_know_nothing_that_came_after_the_window() -> None:
-    """The same rows, whether the history goes on after the window or not."""
-    payments, outcomes = small_world.tables()
-    end_ms = (TRAINING_DAYS.last + 1) * DAY_MS
-    count = int((small_world.history().event_time_ms < end_ms).sum())
-    known = outcomes.filter(pa.compute.less(outcomes["outcome_time_ms"], end_ms))
-    cut = table_of(history_of_tables(payments.slice(0, count), known), TRAINING_DAYS)
-    assert cut.vectors.tobytes() == small_world.table().vectors.tobytes()
-
-
-def test_an_empty_window_is_refused_with_its_days() -> None:
-    with pytest.raises(Misconfigured, match="there is no payment from 1970-01-13 to 1970-01-14"):
-        table_of(history_with_outcomes([]), Days(12, 13))
-
-
-# Training
-
-
-def test_the_same_data_and_settings_give_the_same_version_and_model(tmp_path: Path) -> None:
-    first, second = train(small_world.table(), tmp_path / "a"), train(small_world.table(), tmp_path / "b")
-    assert first == second
-    for name in first.files:
-        if name != GOLDEN:  # a zip file holds the time it was written
-            assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    corrected = training_table(
+        history_of_tables(payments, pa.concat_tables([in_time, taken_back.select(in_time.column_names)])),
+        TRAINING_DAYS,
+        engine=small_world.engine(),
+        rates=small_world.rates(),
+        label_delay_days=small_world.LABEL_DELAY_DAYS,
+    )
+    assert train(corrected, tmp_path / "a").digest == train(small_world.table(), tmp_path / "b").digest
 
 
 def test_other_settings_or_data_give_another_version(tmp_path: Path) -> None:
@@ -134,7 +120,10 @@ def test_the_manifest_says_what_the_bundle_is_of() -> None:
     assert manifest.training_payments == len(small_world.table().label)
     assert manifest.training_frauds == int(small_world.table().label.sum())
     assert manifest.parameters["trees"] == SETTINGS.trees
+    assert "threads" not in manifest.parameters
     assert sum(manifest.score_counts) == manifest.training_payments
+    assert sum(one["count"] for one in manifest.reliability) == manifest.training_payments
+    assert len(manifest.importance_gain) == len(manifest.importance_split) == len(plan.names)
     assert len(manifest.score_edges) == len(manifest.score_counts) + 1
 
 
@@ -157,16 +146,96 @@ def test_thresholds_are_ordered_and_a_policy_takes_them() -> None:
 
 def test_scores_are_roughly_calibrated_on_the_days_after_the_window() -> None:
     """As many frauds as the scores promise, within a factor of two: nothing finer holds for a hundred frauds."""
-    after = table_of(small_world.history(), Days(TRAINING_DAYS.last + 1, TRAINING_DAYS.last + 10), delay=60)
+    after = days_after()
     promised = small_world.loaded_bundle().score(after.vectors).sum()
     assert 0.5 < promised / after.label.sum() < 2
 
 
 def test_high_scores_hold_more_frauds_than_low_ones() -> None:
-    after = table_of(small_world.history(), Days(TRAINING_DAYS.last + 1, TRAINING_DAYS.last + 10), delay=60)
+    after = days_after()
     order = np.argsort(small_world.loaded_bundle().score(after.vectors))
     tenth = len(order) // 10
     assert after.label[order[-tenth:]].mean() > 3 * after.label[order[:-tenth]].mean()
+
+
+def test_the_number_of_trees_found_on_the_held_out_days_is_grown_on_all(tmp_path: Path) -> None:
+    settings = replace(QUICK, trees=60, learning_rate=0.3, early_stopping_rounds=10)
+    bundle = tmp_path / "bundle"
+    manifest = train_bundle(wide_table(), WINDOW, bundle, engine=small_world.engine(), settings=settings)
+    (fold,) = manifest.validation["tried"][0]["folds"]
+    assert manifest.parameters["trees"] == fold["trees"] < 60
+    assert (bundle / MODEL_TEXT).read_text(encoding="utf-8").count("\nTree=") == fold["trees"]
+    assert manifest.training_payments == len(wide_table().label)
+
+
+def test_a_window_that_is_too_short_to_hold_days_out_is_trained_as_set_and_says_so() -> None:
+    manifest = read_manifest(small_world.trained_bundle())
+    assert manifest.validation["left_out"] == "the settings leave nothing to choose"
+    assert manifest.parameters["trees"] == SETTINGS.trees
+
+
+@pytest.mark.parametrize("share", [1.0, 0.1])
+def test_the_mean_score_of_other_rows_is_their_share_of_frauds_within_a_tenth(tmp_path: Path, share: float) -> None:
+    """Whatever share of the genuine rows trees are grown on. Uncorrected, a tenth of them makes it times too much."""
+    settings = replace(QUICK, trees=30, genuine_sample_share=share)
+    table, other = wide_table(rows=20_000), wide_table(rows=40_000, seed=1)
+    train_bundle(table, WINDOW, tmp_path / "b", engine=small_world.engine(), settings=settings)
+    bundle = load_bundle(tmp_path / "b", catalogue_digest=small_world.engine().plan.digest)
+    assert bundle.score(other.vectors).mean() == pytest.approx(other.label.mean(), rel=0.1)
+    uncorrected = 1 / (1 + np.exp(-bundle.predictor.margins(other.vectors)))
+    assert share == 1.0 or uncorrected.mean() > 3 * other.label.mean()
+
+
+def test_metrics_and_the_score_histogram_are_of_all_rows_whatever_share_trees_are_grown_on(tmp_path: Path) -> None:
+    manifest = train(small_world.table(), tmp_path / "b", replace(QUICK, genuine_sample_share=0.3))
+    assert sum(manifest.score_counts) == len(small_world.table().label) == manifest.training_payments
+    promised = sum(one["mean_score"] * one["count"] for one in manifest.reliability)
+    assert promised == pytest.approx(small_world.table().label.sum(), rel=1e-6)
+
+
+def test_what_tells_frauds_apart_is_the_most_important(tmp_path: Path) -> None:
+    manifest = train_bundle(wide_table(), WINDOW, tmp_path / "b", engine=small_world.engine(), settings=QUICK)
+    names = small_world.engine().plan.names
+    assert [name for name, _, _ in manifest.most_important(2)] == [names[0], names[1]]
+    assert sum(manifest.importance_split) > 0
+
+
+def test_a_bundle_with_directions_passes_the_gate_and_keeps_them(tmp_path: Path) -> None:
+    table, names = wide_table(), small_world.engine().plan.names
+    settings = replace(QUICK, trees=30, monotone={names[2]: -1})
+    train_bundle(table, WINDOW, tmp_path / "b", engine=small_world.engine(), settings=settings)
+    bundle = load_bundle(tmp_path / "b", catalogue_digest=small_world.engine().plan.digest)
+    rows = np.repeat(table.vectors[:50], 100, axis=0)
+    rows[:, 2] = np.tile(np.linspace(-4, 4, 100, dtype=np.float32), 50)
+    assert np.diff(bundle.score(rows).reshape(50, 100)).max() <= 0
+
+
+def test_a_direction_of_a_feature_there_is_not_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(
+        Misconfigured, match=r"monotone: there is no feature 'card_count_1hr'; did you mean card_count_1h\?"
+    ):
+        train(small_world.table(), tmp_path / "b", replace(QUICK, monotone={"card_count_1hr": 1}))
+
+
+def test_trees_are_told_of_as_they_grow(tmp_path: Path) -> None:
+    told: list[tuple[str, int]] = []
+    done: list[int] = []
+
+    @contextmanager
+    def progress(what: str, steps: int) -> Iterator[Callable[[int], object]]:
+        told.append((what, steps))
+        yield done.append
+
+    train_bundle(
+        small_world.table(),
+        TRAINING_DAYS,
+        tmp_path / "b",
+        engine=small_world.engine(),
+        settings=QUICK,
+        progress=progress,
+    )
+    assert told == [("growing trees", 9)]
+    assert sum(done) == 9
 
 
 def test_a_window_without_fraud_is_refused(tmp_path: Path) -> None:
@@ -213,17 +282,24 @@ def test_more_folds_than_rows_are_no_bug(tmp_path: Path) -> None:
         ({"decline_share": 0.2}, r"training\.decline_share"),
         ({"decline_share": 0.0}, r"training\.decline_share"),
         ({"review_share": 1.0}, r"training\.decline_share"),
+        ({"genuine_sample_share": 0.0}, r"training\.genuine_sample_share"),
+        ({"genuine_sample_share": 1.1}, r"training\.genuine_sample_share"),
+        ({"validation_days": -1}, r"training\.validation_days"),
+        ({"validation_folds": 0}, r"training\.validation_folds"),
+        ({"early_stopping_rounds": -1}, r"training\.early_stopping_rounds"),
+        ({"search_budget": -1}, r"training\.search_budget"),
+        ({"seed": -1}, r"training\.seed"),
+        ({"label_delay_days": -1}, r"training\.label_delay_days"),
+        ({"monotone": {"card_count_1h": 2}}, r"training\.monotone: wanted 1 or -1 for card_count_1h, got 2"),
         ({"max_bin": 0}, "max_bin"),
         ({"leaves": 1}, "num_leaves"),
         ({"feature_fraction": 0.0}, "feature_fraction"),
         ({"bagging_fraction": 1.5}, "bagging_fraction"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_in_one_line(
-    tmp_path: Path, changed: dict[str, float], named: str
-) -> None:
+def test_settings_that_cannot_work_are_refused_in_one_line(tmp_path: Path, changed: dict[str, Any], named: str) -> None:
     with pytest.raises(Misconfigured, match=named) as caught:
-        train(small_world.table(), tmp_path / "bundle", replace(QUICK, **changed))  # type: ignore[arg-type]
+        train(small_world.table(), tmp_path / "bundle", replace(QUICK, **changed))
     assert "\n" not in str(caught.value)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from features.aerospike_store import AerospikeSettings
 from features.lmdb_store import LmdbSettings
-from models.training import TrainingSettings
+from models.training_settings import TrainingSettings
 from ops.wiring import FeatureSettings, ServeSettings, StoreSettings
 from schemas.settings import SECTIONS, read_source
 from scoring.answered import AnsweredSettings

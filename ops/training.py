@@ -1,0 +1,149 @@
+"""`paywarden train`: a bundle from a history, and what can be said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ops import wiring
+from ops.progress import progress_bar
+from schemas.settings import Source
+
+if TYPE_CHECKING:
+    from models.bundle import Manifest
+    from models.training_settings import TrainingSettings
+
+FEATURES_SHOWN = 10
+
+
+@click.command()
+@click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
+@click.option("--train-from", required=True, metavar="DAY", help="First UTC day to train on, YYYY-MM-DD.")
+@click.option("--train-to", required=True, metavar="DAY", help="Last UTC day to train on, included.")
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="The bundle to write.")
+@click.option(
+    "--search-budget",
+    type=click.IntRange(0),
+    help="Parameters to try on the window's last days (default: [training] search_budget); up to 1: as they are set.",
+)
+@click.option("--seed", type=click.IntRange(0), help="Of all that is random (default: [training] seed).")
+@click.option("--experiment", metavar="NAME", help="MLflow's experiment (default: [training] mlflow_experiment).")
+@click.pass_obj
+def train(
+    source: Source,
+    data: str,
+    train_from: str,
+    train_to: str,
+    out: str,
+    search_budget: int | None,
+    seed: int | None,
+    experiment: str | None,
+) -> None:
+    """Train a model and make it a bundle: calibrated, compiled, with golden vectors.
+
+    The number of trees is chosen on the last days of the window, where it is long enough to hold some out. The same
+    data, settings and seed give the same bundle.
+    """
+    from models.experiments import record_training
+    from models.training_settings import TrainingSettings
+
+    given = {"search_budget": search_budget, "seed": seed, "mlflow_experiment": experiment}
+    # By name, and of the settings' own types.
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = replace(source.section("training", TrainingSettings), **changed)
+    bundle = Path(out)
+    manifest = _trained(source, data, train_from, train_to, bundle, settings)
+    _print(bundle, manifest)
+    if settings.mlflow_experiment:
+        click.echo(record_training(settings.mlflow_experiment, manifest, bundle))
+
+
+def _trained(
+    source: Source, data: str, train_from: str, train_to: str, bundle: Path, settings: TrainingSettings
+) -> Manifest:
+    """Whatever can be known to be wrong before the features are computed is said before: they take minutes."""
+    from features.engine import FeatureEngine
+    from features.history import read_history, require_past
+    from models.evaluation import DAY_MS, Days, day_of_date
+    from models.training import checked_destination, train_bundle
+    from models.training_settings import require_usable
+    from models.training_table import require_both_kinds, training_table, window_labels
+    from ops.traffic import now_ms
+
+    window = Days(day_of_date(train_from), day_of_date(train_to))
+    rates = wiring.rate_table(source)
+    engine = FeatureEngine()
+    require_usable(settings, engine.plan.names)
+    checked_destination(bundle)
+    history = read_history(data)
+    require_past(history, now_ms())
+    require_both_kinds(window_labels(history, window, settings.label_delay_days))
+    engine.warm_up()
+    rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
+    with progress_bar("features", rows) as advance:
+        table = training_table(
+            history,
+            window,
+            engine=engine,
+            rates=rates,
+            label_delay_days=settings.label_delay_days,
+            progress=advance,
+        )
+    return train_bundle(table, window, bundle, engine=engine, settings=settings, progress=progress_bar)
+
+
+# What is printed
+
+
+def _print(bundle: Path, manifest: Manifest) -> None:
+    metrics = manifest.metrics
+    click.echo(
+        f"bundle {bundle}: {manifest.model_version}, {manifest.training_payments} payments with "
+        f"{manifest.training_frauds} frauds; out of fold AUC ROC {metrics['auc_roc']:.4f}, "
+        f"average precision {metrics['average_precision']:.4f}"
+    )
+    click.echo(f"digest {manifest.digest}")
+    _print_validation(manifest)
+    click.echo(
+        f"out of fold: Brier score {metrics['brier']:.6f}, "
+        f"expected calibration error {metrics['expected_calibration_error']:.6f}"
+    )
+    _print_table(
+        ("mean score", "frauds", "payments"),
+        [
+            (f"{one['mean_score']:.6f}", f"{one['observed_rate']:.6f}", f"{int(one['count'])}")
+            for one in manifest.reliability
+        ],
+    )
+    _print_table(
+        ("feature", "gain", "splits"),
+        [(name, f"{gain:.1f}", f"{splits}") for name, gain, splits in manifest.most_important(FEATURES_SHOWN)],
+    )
+
+
+def _print_validation(manifest: Manifest) -> None:
+    validation, trees = manifest.validation, manifest.parameters["trees"]
+    if validation["left_out"]:
+        click.echo(f"{trees} trees, not validated: {validation['left_out']}")
+        return
+    tried = validation["tried"]
+    chosen = tried[validation["chosen"]]
+    for days, fold in zip(validation["days"], chosen["folds"], strict=True):
+        click.echo(
+            f"validated {days['test_from']} to {days['test_to']}, trained {days['train_from']} to {days['train_to']}: "
+            f"{fold['trees']} trees, AUC ROC {fold['auc_roc']:.4f}, average precision {fold['average_precision']:.4f}, "
+            f"log loss {fold['log_loss']:.6f}"
+        )
+    if len(tried) > 1:
+        parameters = ", ".join(f"{name} {value}" for name, value in chosen["parameters"].items())
+        click.echo(f"chosen of {len(tried)}: {parameters}, trees {trees}")
+
+
+def _print_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Columns as wide as what is in them, aligned to the right."""
+    widths = [max(len(row[place]) for row in [headings, *rows]) for place in range(len(headings))]
+    for row in [headings, *rows]:
+        click.echo("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))

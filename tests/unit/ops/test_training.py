@@ -1,0 +1,196 @@
+"""`paywarden train`: what it prints, what it lets be chosen, and what it refuses before it has cost anyone minutes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from features.history import OUTCOMES_FILE, PAYMENTS_FILE, write_history
+from models.bundle import load_bundle, read_manifest
+from ops.training import train
+from schemas.errors import Misconfigured
+from schemas.settings import Source
+from tests import small_world
+
+WINDOW = ("--train-from", "2024-01-03", "--train-to", "2024-01-20")
+QUICK = {"trees": 5, "folds": 2, "max_bin": 255, "early_stopping_rounds": 0}
+# Days enough for twenty known frauds on either side of the gap.
+VALIDATED = QUICK | {"trees": 30, "label_delay_days": 3, "validation_days": 9, "early_stopping_rounds": 5}
+LONG_WINDOW = ("--train-from", "2024-01-03", "--train-to", "2024-01-26")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_history(folder, *small_world.tables())
+    return folder
+
+
+def run(data: Path, out: Path, *arguments: str, settings: dict[str, Any] | None = None) -> Result:
+    source = Source({"training": QUICK if settings is None else settings}, {})
+    window = () if "--train-from" in arguments else WINDOW
+    return CliRunner().invoke(train, ["--data", str(data), *window, "--out", str(out), *arguments], obj=source)
+
+
+def refusal(data: Path, tmp_path: Path, *arguments: str, settings: dict[str, Any] | None = None) -> str:
+    """The one line with which it refuses; nothing is written."""
+    done = run(data, tmp_path / "bundle", *arguments, settings=settings)
+    assert isinstance(done.exception, Misconfigured), done.output
+    assert not (tmp_path / "bundle").exists()
+    line = str(done.exception)
+    assert "\n" not in line
+    return line
+
+
+# What it prints
+
+
+def test_it_prints_how_good_the_scores_are_and_what_they_come_from(data: Path, tmp_path: Path) -> None:
+    done = run(data, tmp_path / "bundle")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == "", "no bar where there is no terminal"
+    manifest = read_manifest(tmp_path / "bundle")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"bundle {tmp_path / 'bundle'}: {manifest.model_version}, ")
+    assert lines[1] == f"digest {manifest.digest}"
+    assert lines[2] == "5 trees, not validated: the settings leave nothing to choose"
+    assert f"Brier score {manifest.metrics['brier']:.6f}" in lines[3]
+    table = lines.index(next(line for line in lines if "feature" in line))
+    assert lines[4].split() == ["mean", "score", "frauds", "payments"]
+    assert sum(int(line.split()[-1]) for line in lines[5:table]) == manifest.training_payments
+    assert [line.split()[0] for line in lines[table + 1 :]] == [name for name, _, _ in manifest.most_important(10)]
+
+
+def test_it_prints_what_was_held_out_and_chosen(data: Path, tmp_path: Path) -> None:
+    done = run(data, tmp_path / "bundle", *LONG_WINDOW, "--search-budget", "3", "--seed", "7", settings=VALIDATED)
+    assert done.exit_code == 0, done.output
+    manifest = read_manifest(tmp_path / "bundle")
+    assert "validated 2024-01-18 to 2024-01-26, trained 2024-01-03 to 2024-01-14: " in done.stdout
+    assert "chosen of 3: learning_rate " in done.stdout
+    assert len(manifest.validation["tried"]) == 3
+    assert (manifest.parameters["seed"], manifest.parameters["search_budget"]) == (7, 3)
+    load_bundle(tmp_path / "bundle", catalogue_digest=small_world.engine().plan.digest)
+
+
+def test_the_same_command_gives_the_same_digest(data: Path, tmp_path: Path) -> None:
+    first, second = (run(data, tmp_path / name, *LONG_WINDOW, settings=VALIDATED) for name in ("a", "b"))
+    assert first.stdout.splitlines()[1] == second.stdout.splitlines()[1]
+    assert read_manifest(tmp_path / "a").digest == read_manifest(tmp_path / "b").digest
+
+
+def test_an_experiment_without_mlflow_is_a_line_and_a_bundle(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    done = run(data, tmp_path / "a", "--experiment", "night")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1].startswith("experiment night: not recorded, MLflow is not installed")
+    assert "mlflow_experiment" not in read_manifest(tmp_path / "a").parameters
+
+
+# What it refuses, before any feature is computed
+
+
+@pytest.fixture
+def without_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwanted(*_: object, **__: object) -> None:
+        raise AssertionError("the features of a history take minutes")
+
+    monkeypatch.setattr("models.training_table.training_table", unwanted)
+
+
+Change = Callable[[pa.Table], pa.Table]
+
+
+def _times(change: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> Change:
+    """Other times for all outcomes."""
+
+    def changed(table: pa.Table) -> pa.Table:
+        place = table.column_names.index("outcome_time_ms")
+        return table.set_column(place, "outcome_time_ms", change(table["outcome_time_ms"]))
+
+    return changed
+
+
+def _other_ids(table: pa.Table) -> pa.Table:
+    ids = pa.array([f"another-{number}" for number in range(len(table))])
+    return table.set_column(table.column_names.index("payment_id"), "payment_id", ids)
+
+
+BAD_DATA: dict[str, tuple[str, Change, str]] = {
+    "a missing column": (PAYMENTS_FILE, lambda table: table.drop_columns(["merchant_id"]), "merchant_id is missing"),
+    "unsorted payments": (
+        PAYMENTS_FILE,
+        lambda table: table.take(list(reversed(range(len(table))))),
+        "payments.parquet: rows must be sorted by event_time_ms; row 1 breaks that",
+    ),
+    "duplicated payments": (
+        PAYMENTS_FILE,
+        lambda table: pa.concat_tables([table, table.slice(len(table) - 1)]),
+        "payments.parquet: payment_id must be unique; row ",
+    ),
+    "outcomes without payments": (OUTCOMES_FILE, _other_ids, "outcomes are about payments that payments.parquet"),
+    "labels from before their payment": (
+        OUTCOMES_FILE,
+        _times(lambda times: pc.add(pc.multiply(times, 0), 1)),
+        "outcomes.parquet: an outcome cannot be known before its payment is made; row 0 breaks that",
+    ),
+    "labels from the future": (
+        OUTCOMES_FILE,
+        _times(lambda times: pc.multiply(times, 1000)),
+        "outcomes.parquet: outcome_time_ms must not be later than now; row 0 breaks that",
+    ),
+    "no outcome at all": (OUTCOMES_FILE, lambda table: table.slice(0, 0), "the training window has 0 frauds in "),
+}
+
+
+@pytest.mark.usefixtures("without_features")
+@pytest.mark.parametrize("case", list(BAD_DATA))
+def test_data_that_cannot_be_trained_on_is_one_line(data: Path, tmp_path: Path, case: str) -> None:
+    name, change, wanted = BAD_DATA[case]
+    for file in (PAYMENTS_FILE, OUTCOMES_FILE):
+        table = pq.read_table(data / file)
+        pq.write_table(change(table) if file == name else table, tmp_path / file)
+    assert wanted in refusal(tmp_path, tmp_path)
+
+
+@pytest.mark.usefixtures("without_features")
+@pytest.mark.parametrize(
+    ("first", "last", "wanted"),
+    [
+        ("2023-01-01", "2023-02-01", "no payment from 2023-01-01 to 2023-02-01: the data is from 2024-01-01 to"),
+        ("2024-01-20", "2024-01-03", "must not end before it starts"),
+        ("2024-01-32", "2024-02-01", "a day must be a date like"),
+    ],
+)
+def test_a_window_that_cannot_be_trained_on_is_one_line(
+    data: Path, tmp_path: Path, first: str, last: str, wanted: str
+) -> None:
+    assert wanted in refusal(data, tmp_path, "--train-from", first, "--train-to", last)
+
+
+@pytest.mark.usefixtures("without_features")
+def test_settings_that_cannot_work_are_one_line(data: Path, tmp_path: Path) -> None:
+    wrong = QUICK | {"monotone": {"card_fraud_share": 1}}
+    assert "there is no feature 'card_fraud_share'; did you mean " in refusal(data, tmp_path, settings=wrong)
+
+
+@pytest.mark.usefixtures("without_features")
+def test_a_place_that_holds_something_else_is_refused_at_once(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    done = run(data, tmp_path)
+    assert isinstance(done.exception, Misconfigured)
+    assert "holds something that is no bundle" in str(done.exception)
+
+
+def test_a_search_that_the_window_has_no_days_for_is_one_line(data: Path, tmp_path: Path) -> None:
+    line = refusal(data, tmp_path, "--train-from", "2024-01-13", "--train-to", "2024-01-20", "--search-budget", "2")
+    assert line.startswith("parameters cannot be searched: 8 days are too short to hold 1 × 1 out")
