@@ -1,14 +1,15 @@
 """A burst of five times what a worker can do, for ten seconds: the admitted stay fast, the refused hear it at once.
 
 Measured, on one worker of `paywarden serve`: its capacity first (as many as are answered); then in one open loop,
-Poisson, half of the capacity, the burst, and half again. Latencies of the admitted and the refused are those of the
+Poisson, half of the capacity, the burst, and half again: over gRPC, and over HTTP with a request on a connection at a
+time, as gateways send them. (Where HTTP requests share a connection, answers come in order, and a refusal waits for the
+admitted one before it.) Latencies of the admitted and the refused are those of the
 burst, from when each was due. Recovery is the time from the end of the burst to the first of five tenths of a second in
 a row without a refusal and with a p99 of at most twice that of before. For: whether overload stays harmless.
 
     python -m perf.burst [--entities N] [--times N] [--json FILE]
 
-The load's own lag is in all latencies; `lag_p99_ms` says how large it was. Connections carry several requests at a
-time, as a gateway's do, or a load of one process could not offer so many.
+The load's own lag is in all latencies; `lag_p99_ms` says how large it was. Figures without a name are gRPC's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perf.measuring import arguments_of, drive, finish
-from perf.scoring_world import built_world
+from perf.scoring_world import World, built_world
 from perf.servers import Server, pin_load, serving
 from scoring.load import arrival_times, run_arrivals, run_closed
 from scoring.load_bodies import stamped_bodies
@@ -25,8 +26,9 @@ from scoring.load_report import LoadReport, Record
 from scoring.load_target import LoadOptions
 
 _BEFORE_S, _BURST_S, _AFTER_S = 4.0, 10.0, 6.0
-_CAPACITY = LoadOptions(connections=64, connections_max=64)
-_BURST = LoadOptions(connections=64, connections_max=64, depth=32)
+# As many connections as a fleet of gateways has.
+_CAPACITY = {"": LoadOptions(connections=8, streams=8), "http_": LoadOptions(connections=64, connections_max=64)}
+_BURST = {"": LoadOptions(connections=32, streams=100), "http_": LoadOptions(connections=512, connections_max=1000)}
 _WINDOW_S = 0.1
 _CALM_WINDOWS = 5
 _REFUSED = (429, 504)
@@ -40,15 +42,21 @@ def main() -> None:
     )
     pin_load()
     with built_world(arguments.entities) as world, serving(world.config) as server:
-        bodies = stamped_bodies(world.requests, id_prefix="burst")
-        target = server.http
-        drive(run_closed(target, bodies, seconds=1.0, options=_CAPACITY))
-        capacity = drive(run_closed(target, bodies, seconds=4.0, options=_CAPACITY)).ok_per_second
-        record = Record()
-        due = arrivals(capacity, arguments.times)
-        report = drive(run_arrivals(target, bodies, due, options=_BURST, record=record))
-        assert is_well(server)
-    finish({"capacity_per_second": capacity, **figures_of(record, report)}, arguments.json)
+        assert server.grpc is not None
+        figures = _measure("", server, server.grpc, world, arguments.times)
+        figures |= _measure("http_", server, server.http, world, arguments.times)
+    finish(figures, arguments.json)
+
+
+def _measure(prefix: str, server: Server, target: str, world: World, times: float) -> dict[str, float | None]:
+    bodies = stamped_bodies(world.requests, id_prefix="burst")
+    drive(run_closed(target, bodies, seconds=1.0, options=_CAPACITY[prefix]))
+    capacity = drive(run_closed(target, bodies, seconds=4.0, options=_CAPACITY[prefix])).ok_per_second
+    record = Record()
+    report = drive(run_arrivals(target, bodies, arrivals(capacity, times), options=_BURST[prefix], record=record))
+    assert is_well(server)
+    figures = {"capacity_per_second": capacity, **figures_of(record, report)}
+    return {f"{prefix}{name}": value for name, value in figures.items()}
 
 
 def arrivals(capacity: float, times: float) -> NDArray[np.float64]:

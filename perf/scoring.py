@@ -104,6 +104,8 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
                 2 * seconds,
                 maxima["fastapi"] / 2,
             ),
+            # What is left of a latency when no work is done: the load, the kernel, and two processes that wake up.
+            Scenario("echo", echo, echo.http, bodies, LATENCY_OPTIONS, 2 * seconds, maxima["http"] / 2),
         ],
         rounds,
     )
