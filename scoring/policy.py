@@ -188,6 +188,20 @@ class Policy:
         self._rules = [rule for is_override, rule in rules if not is_override]
 
     @property
+    def thresholds(self) -> tuple[float, float]:
+        """From which score on a payment is reviewed, and declined, where no segment says otherwise."""
+        return self._thresholds.review_at, self._thresholds.decline_at
+
+    @property
+    def rule_count(self) -> int:
+        """How many rules there are, those that override included; `segment_count` likewise."""
+        return len(self._rules) + len(self._overrides)
+
+    @property
+    def segment_count(self) -> int:
+        return len(self._segments)
+
+    @property
     def has_conditions(self) -> bool:
         """Whether there is a rule or a segment: without, the action follows from score and flags alone."""
         return bool(self._segments or self._rules or self._overrides)

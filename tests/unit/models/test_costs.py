@@ -48,4 +48,4 @@ def test_approving_everything_is_worth_nothing() -> None:
 )
 def test_costs_that_make_no_sense_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(Misconfigured, match=rf"\[costs\] {name}: wanted"):
-        dataclasses.replace(CostSettings(), **{name: value})
+        dataclasses.replace(CostSettings(), **{name: value})  # type: ignore[arg-type]

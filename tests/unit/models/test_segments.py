@@ -25,7 +25,7 @@ def test_each_group_is_measured_as_if_it_were_alone() -> None:
     groups = by_group(NAMES, GROUP, DECIDED, CostSettings())
     assert [group.name for group in groups] == ["a", "b", "c"]
     for number, group in zip((0, 2, 4), groups, strict=True):
-        here = number == GROUP
+        here = np.equal(GROUP, number)
         stopped = ACTION[here] > 0
         assert (group.payments, group.frauds) == (here.sum(), FRAUD[here].sum())
         assert group.frauds_stopped == (stopped & FRAUD[here]).sum()
