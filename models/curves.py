@@ -15,8 +15,8 @@ import numpy.typing as npt
 from models.costs import CostSettings
 
 POINTS_MAX = 240
-# Fraud is rare: most scores lie near 0, and what decides lies far apart above. So edges in steps of two to three.
-SCORE_EDGES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# Fraud is rare and most scores lie near 0: there edges lie in steps of three.
+SCORE_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _Z_95 = 1.959963984540054
 
 BoolArray = npt.NDArray[np.bool_]

@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 520, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 16, 14, 48
 _NOTE_HEIGHT = 15
 _TICKS_WANTED = 5
-_STEP_TICKS_MAX = 7
+_STEP_TICKS_MAX = 6
 
 Point = tuple[float, float]
 
@@ -126,7 +126,7 @@ def log_axis(label: str, low: float, high: float, form: Callable[[float], str]) 
 
 
 def step_axis(label: str, names: Sequence[str]) -> Axis:
-    """An axis of steps, such as days: step i lies around i + 0.5, and at most seven are named."""
+    """An axis of steps, such as days: step i lies around i + 0.5, and at most six are named."""
     every = max(1, math.ceil(len(names) / _STEP_TICKS_MAX))
     ticks = [(number + 0.5, names[number]) for number in range(0, len(names), every)]
     return Axis(label, 0, max(1, len(names)), ticks)

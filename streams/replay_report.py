@@ -120,8 +120,9 @@ def _notices(results: ReplayResults) -> str:
         said.append("None of these payments is known to be fraud: measures that need one have no value.")
     for style, one in charts.contestants(results):
         if one.train_to >= facts.first_day:
+            whose = f"The {style}'s model" if results.challenger else "The model"
             said.append(
-                f"The {style}'s model was trained on payments of {one.train_from} to {one.train_to}, which are not all "
+                f"{whose} was trained on payments of {one.train_from} to {one.train_to}, which are not all "
                 "before the days that are replayed here. Its numbers are better than they would be on days to come."
             )
     return "".join(map(notice, said))
@@ -152,7 +153,8 @@ def _of_actions(results: ReplayResults) -> list[_Headline]:
 
 
 def _of_labels(results: ReplayResults) -> list[_Headline]:
-    facts, champion, currency = results.facts, results.champion, results.facts.reference_currency
+    facts, champion = results.facts, results.champion
+    unit = f", {facts.reference_currency}" if facts.reference_currency else ""
     whole_, capacity = champion.whole, champion.at_review_capacity
     return [
         (
@@ -167,13 +169,13 @@ def _of_labels(results: ReplayResults) -> list[_Headline]:
         ),
         *_of_actions(results),
         (
-            "Net value",
-            lambda one: money(_money_of(one).net_minor, currency),
+            f"Net value{unit}",
+            lambda one: amount(_money_of(one).net_minor),
             "Loss avoided less reviews and lost margin, against approving everything, at the stated costs.",
         ),
         (
-            "Fraud missed",
-            lambda one: money(_money_of(one).fraud_missed_minor, currency),
+            f"Fraud missed{unit}",
+            lambda one: amount(_money_of(one).fraud_missed_minor),
             f"Worth of the {count_of(whole_.frauds - whole_.frauds_stopped, 'fraud')} that got through.",
         ),
         (
@@ -269,11 +271,11 @@ def _money(results: ReplayResults) -> str:
     rows = [[title, *(amount(getattr(one, name)) for one in monies if one is not None)] for title, name, _ in lines]
     review_cost = f"{facts.reference_currency} {amount(costs.review_cost_minor, digits=2)}".strip()
     stated = [
-        ("A missed fraud", f"loses {percent(costs.fraud_loss_share, 0)} of its amount."),
-        ("A review", f"costs {review_cost}, and finds the fraud where there is one."),
-        ("A declined genuine payment", f"loses {percent(costs.declined_margin_share)} of its amount: the margin."),
+        ("Missed fraud", f"loses {percent(costs.fraud_loss_share, 0)} of its amount."),
+        ("Review", f"costs {review_cost}, and finds the fraud where there is one."),
+        ("Declined genuine", f"loses {percent(costs.declined_margin_share)} of its amount, the margin."),
         ("Approving", "costs nothing; net value is held against approving everything."),
-        ("To change them", "[costs] in the configuration, or --costs. The nets are as right as these are."),
+        ("Set by", "[costs] in the configuration, or --costs. The nets are as right as these are."),
     ]
     made = table(heads, rows, row_styles=[style for _, _, style in lines])
     return "<h2>Money</h2>" + beside(made, "<h3>At these costs</h3>" + definitions(stated))

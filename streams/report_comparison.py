@@ -14,8 +14,6 @@ from streams.report_page import (
     Cell,
     amount,
     beside,
-    card,
-    cards,
     count_of,
     decimal,
     definitions,
@@ -76,13 +74,11 @@ def comparison_section(results: ReplayResults) -> str:
         + (" Frauds among them are in brackets." if facts.has_outcomes else "")
     )
     parts = ["<h2>Champion against challenger</h2>", paragraph(both)]
-    agreement = "<h3>Where they agree</h3>" + paragraph(agree) + _agreement(results, comparison.agreement)
+    pairs = "<h3>Where they agree</h3>" + paragraph(agree) + _agreement(results, comparison.agreement)
     if facts.has_outcomes:
-        agreement = beside("<h3>Side by side</h3>" + _side_by_side(results, champion, challenger), agreement)
-    parts.append(agreement)
-    if comparison.changes:
-        parts.append("<h3>Who is decided about differently</h3>")
-        parts.append(_changes(comparison, facts.reference_currency))
+        changes = _changes(comparison, facts.reference_currency)
+        pairs = beside("<h3>Side by side</h3>" + _side_by_side(results, champion, challenger), pairs + changes)
+    parts.append(pairs)
     if not results.is_of_one_model:
         parts.append(figures(charts.score_differences(comparison), _shift(comparison)))
     return "".join(parts)
@@ -174,27 +170,23 @@ def _agreement(results: ReplayResults, agreement: Agreement) -> str:
 
 
 def _changes(comparison: Comparison, currency: str) -> str:
-    return cards(
-        *(
-            card(
-                _CHANGES[kind][0],
-                whole(change.payments),
-                f"{money(change.amount_minor, currency)}; {_CHANGES[kind][1]}.",
-            )
-            for kind, change in comparison.changes.items()
-        )
-    )
+    rows = [
+        [_CHANGES[kind][0], whole(change.payments), amount(change.amount_minor)]
+        for kind, change in comparison.changes.items()
+    ]
+    title = "<h3>Who is decided about differently</h3>"
+    return title + table(["by the challenger", "payments", currency or "amount"], rows)
 
 
 def _shift(comparison: Comparison) -> str:
     shift = comparison.score_shift
     psi = shift.population_stability_index
-    size = "little: below 0.1" if psi < 0.1 else "much: above 0.25" if psi > 0.25 else "some: between 0.1 and 0.25"
+    size = "little (below 0.1)" if psi < 0.1 else "much (above 0.25)" if psi > 0.25 else "some (0.1 to 0.25)"
     return (
         "<div>"
         + definitions(
             [
-                ("Stability index (PSI)", f"{psi:.3f}. How far the distribution of scores has moved: {size}."),
+                ("Stability index (PSI)", f"{psi:.3f}, {size}: how far the distribution of scores has moved."),
                 (
                     "Rank correlation",
                     f"{decimal(shift.rank_correlation)}. 1 means both put the payments in the same order (Spearman).",

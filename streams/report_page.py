@@ -29,18 +29,18 @@ h2 { font-size: 20px; margin: 46px 0 6px; padding-top: 14px; border-top: 2px sol
 h3 { font-size: 15.5px; margin: 26px 0 4px; }
 p { margin: 6px 0 12px; max-width: 82ch; }
 .soft, figcaption, .card small { color: var(--soft); }
-code { font: 0.92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .lead { font-size: 17px; line-height: 1.5; margin: 18px 0; }
 .notice { border-left: 4px solid var(--amber); background: #fdf6e7; padding: 8px 14px; margin: 10px 0;
   max-width: none; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 12px; margin: 16px 0; }
 .card { border: 1px solid var(--rule); border-radius: 6px; padding: 12px 14px; }
-.card b { display: block; font-size: 25px; line-height: 1.25; font-weight: 600; font-variant-numeric: tabular-nums; }
+.card b { display: block; font-size: 24px; line-height: 1.25; font-weight: 600; font-variant-numeric: tabular-nums; }
 .card span { font-weight: 600; font-size: 13.5px; }
 .card small { display: block; font-size: 12.5px; line-height: 1.4; margin-top: 3px; }
 .card em { font-style: normal; color: var(--purple); display: block; font-size: 13px; font-weight: 600; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr));
   gap: 22px 30px; margin: 14px 0; }
+.beside > div { min-width: 0; }
 .beside { display: grid; grid-template-columns: 3fr 2fr; gap: 22px 36px; } .beside h3 { margin-top: 14px; }
 figure { margin: 0; break-inside: avoid; }
 figure h3 { margin: 0 0 4px; }
@@ -85,15 +85,17 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th.text, td.text { text-align: left; }
 table.full { width: 100%; }
 tr.faint td { color: #7a8492; } tr.sum td { font-weight: 600; border-top: 1px solid var(--ink); }
-td.same { background: var(--wash); } td.matrix small { display: block; color: var(--soft); }
+td.same { background: var(--wash); }
 td.better { color: #007356; font-weight: 600; } td.worse { color: #b34700; font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 22px; font-size: 14px; margin: 8px 0; }
-dt { font-weight: 600; } dd { margin: 0; max-width: 98ch; }
+dt { font-weight: 600; } dd { margin: 0; max-width: 110ch; }
 @media (max-width: 620px) { body { padding: 20px 16px; } .figures, .beside { grid-template-columns: 1fr; } }
 @media print { html { background: #fff; } body { max-width: none; padding: 0; font-size: 11px; }
-  h2 { break-after: avoid; } h3, caption { break-after: avoid; } tr, .card, .notice { break-inside: avoid; }
-  .figures { grid-template-columns: 1fr 1fr; gap: 14px; } .cards { grid-template-columns: repeat(4, 1fr); }
-  table { font-size: 9.5px; } th, td { padding-left: 8px; }
+  h1 { font-size: 20px; } h2 { font-size: 15px; margin-top: 24px; } h3 { font-size: 12px; margin-top: 12px; }
+  h2, h3, caption, h2 + p { break-after: avoid; } tr, .card, .notice, .beside { break-inside: avoid; }
+  .lead { font-size: 12.5px; } .legend, figcaption, dl, .card span, .card em, .card small { font-size: 9.5px; }
+  .card { padding: 8px 9px; } .card b { font-size: 16px; } .cards { grid-template-columns: repeat(5, 1fr); gap: 7px; }
+  .figures { grid-template-columns: 1fr 1fr; gap: 14px; } table { font-size: 9.5px; } th, td { padding-left: 8px; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; } @page { size: A4; margin: 14mm; } }
 """
 
