@@ -112,4 +112,5 @@ def test_the_histogram_holds_every_payment_and_a_score_of_one_in_its_last_bin() 
     histogram = score_histogram(FRAUD, SCORE)
     assert (sum(histogram.genuine), sum(histogram.fraud)) == ((~FRAUD).sum(), FRAUD.sum())
     edges = score_histogram(np.zeros(3, bool), np.array([0.0, 0.5, 1.0])).genuine
+    assert len(edges) == len(SCORE_EDGES) - 1
     assert (edges[0], edges[SCORE_EDGES.index(0.5)], edges[-1]) == (1, 1, 1)
