@@ -1,15 +1,19 @@
-"""Decisions measured apart for each of many groups: days, channels, countries."""
+"""Decisions measured apart for each of many groups: days, channels, countries.
+
+Payments are put in order of score once, and then brought together by group, which keeps that order: areas under curves
+then take a pass over each group instead of a sort.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from models.costs import CostSettings, Money, money_of
-from models.evaluation import auc_roc, average_precision
 from models.tally import DECLINED, FRAUD, REVIEWED, tally
 
 
@@ -23,6 +27,11 @@ class Decided:
     amount_minor: npt.NDArray[np.int64]
     """In minor units of the reference currency."""
     has_outcomes: bool
+
+    @cached_property
+    def falling(self) -> npt.NDArray[np.intp]:
+        """Rows in order of score, the highest first."""
+        return np.argsort(-self.score, kind="stable")
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,10 @@ def by_group(
 ) -> list[GroupMeasures]:
     """Measures of every group that has payments, in the order of `names`; `group` holds places in it, (row_count,)."""
     counted = tally(group, len(names), decided.action, decided.fraud, decided.amount_minor)
-    order = np.argsort(group, kind="stable")
-    starts = np.searchsorted(group[order], np.arange(len(names) + 1))
+    # Narrow numbers are put in order by radix.
+    narrow = group.astype(np.uint16 if len(names) <= np.iinfo(np.uint16).max else np.int64)
+    order = decided.falling[np.argsort(narrow[decided.falling], kind="stable")]
+    starts = np.searchsorted(narrow[order], np.arange(len(names) + 1))
     measures = []
     for number, name in enumerate(names):
         rows = order[starts[number] : starts[number + 1]]
@@ -72,7 +83,8 @@ def _measures(
     decided: Decided,
     costs: CostSettings,
 ) -> GroupMeasures:
-    label, score = decided.fraud[rows].astype(np.int64), decided.score[rows]
+    score = decided.score[rows]
+    auc_roc, average_precision = _areas(decided.fraud[rows], score)
     frauds, stopped = int(count[:, FRAUD].sum()), int(count[REVIEWED:].sum())
     found = int(count[REVIEWED:, FRAUD].sum())
     known = decided.has_outcomes
@@ -87,9 +99,28 @@ def _measures(
         precision=found / stopped if known and stopped else float("nan"),
         recall=found / frauds if frauds else float("nan"),
         mean_score=float(score.mean()),
-        auc_roc=auc_roc(label, score),
-        average_precision=average_precision(label, score),
+        auc_roc=auc_roc,
+        average_precision=average_precision,
         amount_minor=int(amount_minor.sum()),
         fraud_minor=int(amount_minor[:, FRAUD].sum()),
         money=money_of(count, amount_minor, costs) if known else None,
     )
+
+
+def _areas(fraud: npt.NDArray[np.bool_], score: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """(AUC ROC, average precision) of payments whose scores fall, as models/evaluation.py defines them."""
+    # A threshold takes all payments of its score: what counts is where one score ends.
+    ends = np.append(np.flatnonzero(score[1:] != score[:-1]), len(score) - 1)
+    found = np.cumsum(fraud, dtype=np.int64)[ends].astype(np.float64)
+    flagged = ends + 1.0
+    frauds, genuine = found[-1], flagged[-1] - found[-1]
+    if not frauds:
+        return float("nan"), float("nan")
+    step = np.diff(found, prepend=0.0)
+    average_precision = float(np.sum(step / frauds * found / flagged))
+    if not genuine:
+        return float("nan"), average_precision
+    # A genuine payment is beaten by every fraud above it, and by half of those with its own score.
+    wrongly = flagged - found
+    area = np.sum(np.diff(wrongly, prepend=0.0) * (found - step / 2))
+    return float(area / (frauds * genuine)), average_precision

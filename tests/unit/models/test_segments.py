@@ -33,8 +33,10 @@ def test_each_group_is_measured_as_if_it_were_alone() -> None:
         assert group.precision == FRAUD[here][stopped].mean()
         assert group.recall == stopped[FRAUD[here]].mean()
         assert group.mean_score == pytest.approx(SCORE[here].mean())
-        assert group.auc_roc == auc_roc(FRAUD[here].astype(int), SCORE[here])
-        assert group.average_precision == average_precision(FRAUD[here].astype(int), SCORE[here])
+        assert group.auc_roc == pytest.approx(auc_roc(FRAUD[here].astype(int), SCORE[here]), rel=1e-12)
+        assert group.average_precision == pytest.approx(
+            average_precision(FRAUD[here].astype(int), SCORE[here]), rel=1e-12
+        )
         assert (group.amount_minor, group.fraud_minor) == (AMOUNT[here].sum(), AMOUNT[here & FRAUD].sum())
         alone = tally(np.zeros(here.sum(), dtype=np.int64), 1, ACTION[here], FRAUD[here], AMOUNT[here])
         assert group.money == money_of(alone.count[0], alone.amount_minor[0], CostSettings())
@@ -53,3 +55,20 @@ def test_without_outcomes_nothing_is_said_about_frauds_or_money() -> None:
         assert group.money is None
         assert all(math.isnan(value) for value in (group.fraud_share, group.precision, group.recall, group.auc_roc))
         assert group.reviewed > 0
+
+
+@pytest.mark.parametrize("digits", [0, 1, 2, 17])
+def test_areas_are_those_of_the_evaluation_however_many_scores_are_equal(digits: int) -> None:
+    score = SCORE.round(digits)
+    decided = Decided(ACTION, score, FRAUD, AMOUNT, has_outcomes=True)
+    (group,) = by_group(["all"], np.zeros(ROWS, np.int64), decided, CostSettings())
+    label = FRAUD.astype(np.int64)
+    assert group.auc_roc == pytest.approx(auc_roc(label, score), rel=1e-12)
+    assert group.average_precision == pytest.approx(average_precision(label, score), rel=1e-12)
+
+
+def test_a_group_of_frauds_alone_has_an_average_precision_and_no_auc() -> None:
+    decided = Decided(np.ones(2, np.int8), np.array([0.1, 0.3]), np.ones(2, bool), np.ones(2, np.int64), True)
+    (group,) = by_group(["a"], np.zeros(2, np.int64), decided, CostSettings())
+    assert math.isnan(group.auc_roc)
+    assert group.average_precision == 1.0
