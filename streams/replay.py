@@ -40,10 +40,9 @@ from models.evaluation import (
 )
 from schemas.errors import Misconfigured
 from streams.earlier_decisions import EarlierDecisions
-from streams.replay_files import Decisions, ReplayFiles
+from streams.replay_files import ReplayFiles
 from streams.replay_measures import (
     Contestant,
-    ContestantMeasures,
     Measured,
     ReplayFacts,
     ReplayResults,
@@ -52,7 +51,7 @@ from streams.replay_measures import (
     measure_contestant,
 )
 from streams.replay_report import report_html
-from streams.replayed_policy import ReplayedPolicy
+from streams.replayed_policy import Decisions, ReplayedPolicy
 
 METRICS, REPORT = "metrics.json", "report.html"
 
@@ -96,16 +95,14 @@ def replay(
         amounts, replayed = passage.amounts, last
         scored = _scored_by_passage(passage, contestants, first, last, progress)
     else:
-        codes, names = history.currency.codes, history.currency.names.to_pylist()
-        amounts, replayed = (
-            rates.convert_columns(history.amount_minor, codes, names, history.event_time_ms),
-            last - first,
-        )
-        scored = _scored_earlier(
-            _earlier(earlier, history, contestants, with_vectors), contestants, first, last, progress
-        )
+        reused = _earlier(earlier, history, contestants, with_vectors)
+        names = history.currency.names.to_pylist()
+        amounts = rates.convert_columns(history.amount_minor, history.currency.codes, names, history.event_time_ms)
+        replayed = last - first
+        scored = _scored_earlier(reused, contestants, first, last, progress)
     labels = final_labels(history)
     measured = _measured(history, labels, amounts, window, label_delay_days, champion.bundle.manifest)
+    policies = [ReplayedPolicy(one.policy, history, amounts) for one in contestants]
     _make_folder(destination)
     version = champion.bundle.manifest.model_version
     with ReplayFiles(
@@ -117,10 +114,10 @@ def replay(
         with_vectors=with_vectors,
         with_differences=challenger is not None,
     ) as files:
-        decided = _decide(scored, history, amounts, contestants, first, last, files)
+        decided = _decide(scored, policies, first, last, files)
     per_second = replayed / (time.perf_counter() - started)
     facts = _facts(measured, labels, window, label_delay_days, replayed, last - first, rates, costs)
-    results = _results(facts, measured, contestants, decided, first)
+    results = _results(facts, measured, contestants, policies, decided, first)
     (destination / METRICS).write_text(results.to_json(per_second), encoding="utf-8")
     (destination / REPORT).write_text(report_html(results), encoding="utf-8")
     return results
@@ -174,22 +171,16 @@ def _earlier(path: Path, history: History, contestants: list[Contestant], with_v
 
 
 def _decide(
-    scored: Iterator[_Scored],
-    history: History,
-    amounts: NDArray[np.int64],
-    contestants: list[Contestant],
-    first: int,
-    last: int,
-    files: ReplayFiles,
+    scored: Iterator[_Scored], policies: list[ReplayedPolicy], first: int, last: int, files: ReplayFiles
 ) -> list[Decisions]:
-    """Let every contestant's policy decide about every chunk, and write the chunk. Returns the window's decisions."""
-    policies = [ReplayedPolicy(one.policy, history, amounts) for one in contestants]
-    decided = [Decisions(np.empty(last - first), np.empty(last - first, dtype=np.int8)) for _ in contestants]
+    """Let every policy decide about every chunk, and write the chunk. Returns the window's decisions of each."""
+    decided = [Decisions.empty(last - first) for _ in policies]
     for part in scored:
         here = slice(part.chunk.first - first, part.chunk.last - first)
         for whole, policy, score in zip(decided, policies, part.scores, strict=True):
-            whole.score[here], whole.action[here] = score, policy.actions(part.chunk, score)
-        files.write(part.chunk, [Decisions(whole.score[here], whole.action[here]) for whole in decided])
+            made, room = policy.decide(part.chunk, score), whole.of(here)
+            room.score[:], room.action[:], room.cause[:] = made.score, made.action, made.cause
+        files.write(part.chunk, [whole.of(here) for whole in decided])
     return decided
 
 
@@ -249,15 +240,19 @@ def _facts(
 
 
 def _results(
-    facts: ReplayFacts, measured: Measured, contestants: list[Contestant], decided: list[Decisions], first: int
+    facts: ReplayFacts,
+    measured: Measured,
+    contestants: list[Contestant],
+    policies: list[ReplayedPolicy],
+    decided: list[Decisions],
+    first: int,
 ) -> ReplayResults:
-    rows = measured.row - first
-    of_measured = [(one.score[rows], one.action[rows]) for one in decided]
-    measures: list[ContestantMeasures] = [
+    of_measured = [whole.of(measured.row - first) for whole in decided]
+    measures = [
         measure_contestant(
-            contestant, measured, score=score, action=action, actions=count_actions(whole.action), costs=facts.costs
+            contestant, measured, made, causes=policy.causes, actions=count_actions(whole.action), costs=facts.costs
         )
-        for contestant, whole, (score, action) in zip(contestants, decided, of_measured, strict=True)
+        for contestant, policy, whole, made in zip(contestants, policies, decided, of_measured, strict=True)
     ]
     if len(measures) == 1:
         return ReplayResults(facts, measures[0], None, None)

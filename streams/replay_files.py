@@ -6,7 +6,6 @@ champion and challenger decide differently about, with what both say of them and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,9 @@ from numpy.typing import NDArray
 from features.history import LABELS, UNKNOWN, History
 from features.passage import Chunk
 from scoring.policy import ACTIONS
+from streams.replayed_policy import Decisions
 
 DECISIONS, DIFFERENCES = "decisions.parquet", "differences.parquet"
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """Scores and actions of payments, shape (payments,); an action is its place in ACTIONS."""
-
-    score: NDArray[np.float64]
-    action: NDArray[np.int8]
 
 
 class ReplayFiles:

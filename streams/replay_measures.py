@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ from models.evaluation import CARDS_A_DAY, auc_roc, average_precision, card_prec
 from models.segments import Decided, GroupMeasures, by_group
 from models.tally import APPROVED, DECLINED, REVIEWED
 from scoring.policy import ACTIONS, Policy
+from streams.replayed_policy import Cause, Decisions
 
 SEGMENTS = ("channel", "country", "mcc", "currency")
 NO_VALUE = "(none)"
@@ -93,6 +94,20 @@ class ReplayFacts:
 
 
 @dataclass(frozen=True)
+class ReasonMeasures:
+    """The payments that a reason asked an action for; of `alone` it was the only reason. Precision may be NaN."""
+
+    reason: str
+    action: str
+    payments: int
+    alone: int
+    frauds: int
+    precision: float
+    amount_minor: int
+    fraud_minor: int
+
+
+@dataclass(frozen=True)
 class ContestantMeasures:
     """How one contestant did. `actions` are of all payments of the window, the rest of the measured ones."""
 
@@ -110,6 +125,7 @@ class ContestantMeasures:
     card_precision_per_day: list[float]
     actions: dict[str, int]
     whole: GroupMeasures
+    by_reason: list[ReasonMeasures]
     at_review_capacity: AtCapacity
     threshold_curve: ThresholdCurve
     reliability: Reliability | None
@@ -195,18 +211,15 @@ class ReplayResults:
 def measure_contestant(
     contestant: Contestant,
     measured: Measured,
+    made: Decisions,
     *,
-    score: NDArray[np.float64],
-    action: NDArray[np.int8],
+    causes: Sequence[Cause],
     actions: dict[str, int],
     costs: CostSettings,
 ) -> ContestantMeasures:
-    """Measure decisions about the measured payments; `score` and `action` have their shape, (row_count,).
-
-    `actions` counts those about all payments of the window.
-    """
-    manifest = contestant.bundle.manifest
-    decided = Decided(action, score, measured.fraud, measured.amount_minor, measured.has_outcomes)
+    """Measure the decisions about the measured payments; `actions` counts those about all payments of the window."""
+    manifest, score = contestant.bundle.manifest, made.score
+    decided = Decided(made.action, score, measured.fraud, measured.amount_minor, measured.has_outcomes)
     label = measured.fraud.astype(np.int64)
     (whole,) = by_group(["all"], np.zeros(len(score), dtype=np.int64), decided, costs)
     # The very functions whose numbers are held against others': the groups' may differ in the last digit.
@@ -229,6 +242,7 @@ def measure_contestant(
         card_precision_per_day=precision.per_day.tolist() if measured.has_outcomes else [],
         actions=actions,
         whole=whole,
+        by_reason=_by_reason(measured, made, causes),
         at_review_capacity=at_capacity(measured.day, measured.fraud, score, measured.amount_minor, costs.reviews_a_day),
         threshold_curve=threshold_curve(measured.fraud, score, measured.amount_minor, costs),
         reliability=reliability(measured.fraud, score) if measured.has_outcomes else None,
@@ -242,11 +256,11 @@ def measure_contestant(
 
 def compare(
     measured: Measured,
-    champion: tuple[NDArray[np.float64], NDArray[np.int8]],
-    challenger: tuple[NDArray[np.float64], NDArray[np.int8]],
+    champion: Decisions,
+    challenger: Decisions,
 ) -> Comparison:
-    """Hold scores and actions of the measured payments against each other, (score, action) of shape (row_count,)."""
-    before, after = champion[1], challenger[1]
+    """Hold two contestants' decisions about the measured payments against each other."""
+    before, after = champion.action, challenger.action
     was_stopped, is_stopped = before >= REVIEWED, after >= REVIEWED
     kinds = {
         "fraud_caught": measured.fraud & ~was_stopped & is_stopped,
@@ -258,7 +272,7 @@ def compare(
     describe = _describer(measured, champion, challenger)
     return Comparison(
         agreement=agreement(before, after, measured.fraud),
-        score_shift=score_shift(champion[0], challenger[0]),
+        score_shift=score_shift(champion.score, challenger.score),
         changes={name: _change(rows, measured, describe) for name, rows in kinds.items()}
         if measured.has_outcomes
         else {},
@@ -285,6 +299,31 @@ def _by_segment(column: Coded, row: NDArray[np.int64], decided: Decided, costs: 
     return sorted(groups, key=lambda group: (-group.payments, group.name))
 
 
+def _by_reason(measured: Measured, made: Decisions, causes: Sequence[Cause]) -> list[ReasonMeasures]:
+    """The reasons that there were, those of the most payments first. A payment counts for each of its reasons."""
+    size, cause, fraud = len(causes), made.cause, measured.fraud
+    amount = measured.amount_minor
+    # By cause: payments, frauds, amount, amount of frauds. Sums are exact up to 2**53.
+    sums = np.array(
+        [
+            np.bincount(cause, minlength=size),
+            np.bincount(cause[fraud], minlength=size),
+            np.bincount(cause, weights=amount, minlength=size),
+            np.bincount(cause[fraud], weights=amount[fraud], minlength=size),
+        ]
+    )
+    found = []
+    for reason, action in sorted({(reason, action) for action, reasons in causes for reason in reasons}):
+        among = [place for place, one in enumerate(causes) if one.action == action and reason in one.reasons]
+        alone = [place for place in among if len(causes[place].reasons) == 1]
+        payments, frauds, amount_minor, fraud_minor = (int(part) for part in sums[:, among].sum(axis=1))
+        if payments:
+            precision = frauds / payments if measured.has_outcomes else float("nan")
+            only = int(sums[0, alone].sum())
+            found.append(ReasonMeasures(reason, action, payments, only, frauds, precision, amount_minor, fraud_minor))
+    return sorted(found, key=lambda one: (-one.payments, one.reason))
+
+
 def _change(is_changed: NDArray[np.bool_], measured: Measured, describe: Callable[[int], ChangedPayment]) -> Change:
     rows = np.flatnonzero(is_changed)
     amount = measured.amount_minor[rows]
@@ -294,18 +333,18 @@ def _change(is_changed: NDArray[np.bool_], measured: Measured, describe: Callabl
 
 def _describer(
     measured: Measured,
-    champion: tuple[NDArray[np.float64], NDArray[np.int8]],
-    challenger: tuple[NDArray[np.float64], NDArray[np.int8]],
+    champion: Decisions,
+    challenger: Decisions,
 ) -> Callable[[int], ChangedPayment]:
     def describe(row: int) -> ChangedPayment:
         return ChangedPayment(
             payment_id=_text(measured.history.payment_id[int(measured.row[row])]),
             day=date_of_day(int(measured.day[row])),
             amount_minor=int(measured.amount_minor[row]),
-            champion_score=float(champion[0][row]),
-            challenger_score=float(challenger[0][row]),
-            champion_action=ACTIONS[champion[1][row]],
-            challenger_action=ACTIONS[challenger[1][row]],
+            champion_score=float(champion.score[row]),
+            challenger_score=float(challenger.score[row]),
+            champion_action=ACTIONS[champion.action[row]],
+            challenger_action=ACTIONS[challenger.action[row]],
         )
 
     return describe

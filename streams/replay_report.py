@@ -229,8 +229,27 @@ def _decisions(results: ReplayResults) -> str:
     drawn = [charts.actions_by_day(results.champion)]
     if results.facts.has_outcomes:
         drawn.append(charts.frauds_by_day(results.champion))
-    whose = "The champion's decisions." if results.challenger else ""
-    return "<h2>Decisions day by day</h2>" + (paragraph(whose) if whose else "") + figures(*drawn)
+    whose = paragraph("The champion's decisions.") if results.challenger else ""
+    reasons = paragraph(
+        "A payment may have several reasons and counts for each; for those in the column alone it was the only one. A "
+        "rule that overrides decides alone: nothing else is asked about its payments."
+    )
+    named = charts.contestants(results) if results.challenger else [("", results.champion)]
+    tables = "".join(_reasons(style, one, results) for style, one in named)
+    return "<h2>Decisions</h2>" + whose + figures(*drawn) + "<h3>What asked for them</h3>" + reasons + tables
+
+
+def _reasons(style: str, one: ContestantMeasures, results: ReplayResults) -> str:
+    known, unit = results.facts.has_outcomes, results.facts.reference_currency
+    heads = ["reason", "action", "payments", "alone", f"amount {unit}".rstrip()]
+    heads += ["frauds", "precision", f"fraud {unit}".rstrip()] if known else []
+    rows = []
+    for reason in one.by_reason:
+        row = [reason.reason, reason.action, whole(reason.payments), whole(reason.alone), amount(reason.amount_minor)]
+        if known:
+            row += [whole(reason.frauds), fixed_percent(reason.precision), amount(reason.fraud_minor)]
+        rows.append(row)
+    return table(heads, rows, caption=style.capitalize(), text_columns=2) if rows else paragraph("Nothing did.", "soft")
 
 
 def _thresholds(results: ReplayResults) -> str:

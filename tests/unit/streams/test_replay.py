@@ -291,6 +291,37 @@ def test_differences_are_the_payments_that_get_another_action(tmp_path: Path) ->
     assert differences["label"].to_pylist() == [{1: "fraud", 0: "genuine", -1: None}[int(label)] for label in labels]
 
 
+def test_each_kind_of_change_is_counted_among_the_measured_payments(tmp_path: Path) -> None:
+    window = Days(TRAINING_DAYS.last, WINDOW.last)
+    other = contestant(small_world.other_loaded_bundle(), PolicySettings(review_at=0.03, decline_at=0.05))
+    comparison = run(tmp_path / "both", window=window, challenger=other).comparison
+    run(tmp_path / "other", window=window, champion=other)
+    champion, challenger = (
+        np.array(pq.read_table(tmp_path / name / "decisions.parquet")["action"].to_pylist())
+        for name in ("both", "other")
+    )
+    # All of the window is measured: it begins in the training days.
+    rows = rows_of(window)
+    fraud = final_labels(small_world.history())[rows] == 1
+    amounts = Passage(small_world.history(), small_world.engine(), small_world.rates()).amounts[rows]
+    passed, passes = champion == "approve", challenger == "approve"
+    wanted = {
+        "fraud_caught": fraud & passed & ~passes,
+        "fraud_missed": fraud & ~passed & passes,
+        "genuine_declined": ~fraud & (champion != "decline") & (challenger == "decline"),
+        "genuine_reviewed": ~fraud & passed & (challenger == "review"),
+        "genuine_released": ~fraud & ~passed & passes,
+    }
+    assert comparison is not None
+    assert comparison.changes.keys() == wanted.keys()
+    for kind, is_changed in wanted.items():
+        change = comparison.changes[kind]
+        assert (change.payments, change.amount_minor) == (is_changed.sum(), amounts[is_changed].sum())
+    assert sum(change.payments > 0 for change in comparison.changes.values()) >= 3
+    same = (champion == challenger).mean()
+    assert comparison.agreement.share == pytest.approx(same)
+
+
 def test_differences_of_an_earlier_challenger_do_not_stay(tmp_path: Path) -> None:
     run(tmp_path, challenger=contestant(small_world.other_loaded_bundle()))
     run(tmp_path)
@@ -326,6 +357,54 @@ def test_another_policy_decides_about_the_same_scores(tmp_path: Path) -> None:
     assert results.comparison.score_shift.largest_rise == results.comparison.score_shift.largest_fall == 0
     assert results.comparison.agreement.share < 1
     assert results.challenger.whole.reviewed > results.champion.whole.reviewed
+
+
+def test_each_reason_is_counted_with_the_frauds_it_found(tmp_path: Path) -> None:
+    settings = PolicySettings(
+        review_at=0.01,
+        rules=(
+            ConfiguredRule("first", 'country == "FR"', "approve", override=True),
+            ConfiguredRule("large", "amount > 100_00", "review"),
+        ),
+        segments=(ConfiguredSegment("online", 'channel == "ecom"', review_at=0.02),),
+    )
+    champion = run(tmp_path, settings=settings, window=Days(TRAINING_DAYS.last, WINDOW.last)).champion
+    history, rows = small_world.history(), rows_of(Days(TRAINING_DAYS.last, WINDOW.last))
+    decisions = pq.read_table(tmp_path / "decisions.parquet")
+    score, fraud = decisions["score"].to_numpy(), final_labels(history)[rows] == 1
+    amounts = Passage(history, small_world.engine(), small_world.rates()).amounts[rows]
+
+    def has(field: str, value: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        coded = history.coded(field)
+        return np.asarray(coded.codes[rows] == coded.names.to_pylist().index(value))
+
+    french, online = has("country", "FR"), has("channel", "ecom")
+    is_declined = score >= small_world.loaded_bundle().manifest.decline_at
+    by_score = ~french & ~is_declined & (score >= np.where(online, 0.02, 0.01))
+    large = ~french & ~is_declined & (amounts > 100_00)
+    wanted = {
+        "rule:first": (french, french),
+        "rule:large": (large, large & ~by_score),
+        "score_at_or_above_review_threshold": (by_score & ~online, by_score & ~online & ~large),
+        "score_at_or_above_review_threshold:online": (by_score & online, by_score & online & ~large),
+    }
+    reasons = {one.reason: one for one in champion.by_reason}
+    assert set(wanted) < set(reasons)
+    for reason, (asked, alone) in wanted.items():
+        one = reasons[reason]
+        assert (one.payments, one.alone, one.frauds) == (asked.sum(), alone.sum(), (asked & fraud).sum())
+        assert (one.amount_minor, one.fraud_minor) == (amounts[asked].sum(), amounts[asked & fraud].sum())
+        assert one.precision == one.frauds / one.payments
+        assert one.action == ("approve" if reason == "rule:first" else "review")
+
+
+def test_without_rules_the_reasons_are_the_thresholds(tmp_path: Path) -> None:
+    """A policy that goes by columns gives the reasons of one that asks about each payment."""
+    champion = run(tmp_path / "columns").champion
+    nothing = PolicySettings(rules=(ConfiguredRule("never", "amount < 0", "review"),))
+    asked = run(tmp_path / "rules", settings=nothing).champion
+    assert champion.by_reason == asked.by_reason
+    assert sum(one.payments for one in champion.by_reason) == champion.whole.reviewed + champion.whole.declined
 
 
 @pytest.mark.parametrize("challenger", ["policy", "model"])

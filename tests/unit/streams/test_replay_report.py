@@ -104,7 +104,7 @@ def test_no_card_and_no_merchant_is_named(kind: str) -> None:
 
 def test_the_sections_of_a_replay_alone() -> None:
     assert headings(report_html(results("alone"))) == [
-        *("In short", "Do the scores find fraud?", "Decisions day by day", "Where to put the thresholds", "Money"),
+        *("In short", "Do the scores find fraud?", "Decisions", "Where to put the thresholds", "Money"),
         *("Segments", "Days", "How to read this"),
     ]
 
