@@ -40,7 +40,7 @@ from models.evaluation import (
 )
 from schemas.errors import Misconfigured
 from streams.earlier_decisions import EarlierDecisions
-from streams.replay_files import ReplayFiles
+from streams.replay_files import DECISIONS, ReplayFiles, write_whole
 from streams.replay_measures import (
     Contestant,
     Measured,
@@ -95,6 +95,8 @@ def replay(
         amounts, replayed = passage.amounts, last
         scored = _scored_by_passage(passage, contestants, first, last, progress)
     else:
+        if earlier.resolve() == (destination / DECISIONS).resolve():
+            raise Misconfigured(f"{earlier} would be replaced by the results: choose another folder for them")
         reused = _earlier(earlier, history, contestants, with_vectors)
         names = history.currency.names.to_pylist()
         amounts = rates.convert_columns(history.amount_minor, history.currency.codes, names, history.event_time_ms)
@@ -118,8 +120,8 @@ def replay(
     per_second = replayed / (time.perf_counter() - started)
     facts = _facts(measured, labels, window, label_delay_days, replayed, last - first, rates, costs)
     results = _results(facts, measured, contestants, policies, decided, first)
-    (destination / METRICS).write_text(results.to_json(per_second), encoding="utf-8")
-    (destination / REPORT).write_text(report_html(results), encoding="utf-8")
+    write_whole(destination / METRICS, results.to_json(per_second))
+    write_whole(destination / REPORT, report_html(results))
     return results
 
 

@@ -105,6 +105,13 @@ class ReplayFiles:
         return pa.table(columns, schema=_differences_schema())
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text so that the file is in its place only when it is whole."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
 def _unfinished(folder: Path, name: str) -> Path:
     return (folder / name).with_suffix(".unfinished")
 

@@ -447,6 +447,14 @@ def test_earlier_decisions_without_vectors_do_for_thresholds_alone(tmp_path: Pat
     assert not (tmp_path / "refused").exists()
 
 
+def test_earlier_decisions_are_not_replaced_by_the_results_of_using_them(tmp_path: Path) -> None:
+    run(tmp_path, with_vectors=True)
+    before = (tmp_path / "decisions.parquet").read_bytes()
+    with pytest.raises(Misconfigured, match="would be replaced by the results"):
+        run(tmp_path, earlier=tmp_path / "decisions.parquet")
+    assert (tmp_path / "decisions.parquet").read_bytes() == before
+
+
 def test_a_window_of_only_known_compromised_cards_is_refused(tmp_path: Path) -> None:
     payments, outcomes = small_world.tables()
     days = day_of_time(payments["event_time_ms"].to_numpy())
