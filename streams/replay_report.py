@@ -294,7 +294,7 @@ def _money(results: ReplayResults) -> str:
         ("Review", f"costs {review_cost}, and finds the fraud where there is one."),
         ("Declined genuine", f"loses {percent(costs.declined_margin_share)} of its amount, the margin."),
         ("Approving", "costs nothing; net value is held against approving everything."),
-        ("Set by", "[costs] in the configuration, or --costs. The nets are as right as these are."),
+        ("Set by", "the section [costs] of the configuration or --costs. The nets are as right as these are."),
     ]
     made = table(heads, rows, row_styles=[style for _, _, style in lines])
     return "<h2>Money</h2>" + beside(made, "<h3>At these costs</h3>" + definitions(stated))

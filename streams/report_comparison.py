@@ -107,7 +107,7 @@ def _compared_measures(
         (f"genuine declined{suffix}", before.genuine_declined_minor, after.genuine_declined_minor, "money", -1),
         (f"genuine reviewed{suffix}", before.genuine_reviewed_minor, after.genuine_reviewed_minor, "money", -1),
         ("frauds stopped (recall)", a.whole.recall, b.whole.recall, "share", 1),
-        ("fraud among stopped (precision)", a.whole.precision, b.whole.precision, "share", 1),
+        ("precision of what is stopped", a.whole.precision, b.whole.precision, "share", 1),
         ("payments reviewed", a.whole.reviewed, b.whole.reviewed, "count", 0),
         ("payments declined", a.whole.declined, b.whole.declined, "count", 0),
     ]
@@ -121,7 +121,7 @@ def _compared_measures(
         ("card precision at 100", a.card_precision_at_100, b.card_precision_at_100, "share", 1),
         (f"recall, {reviews}", a.at_review_capacity.recall, b.at_review_capacity.recall, "share", 1),
         (f"precision, {reviews}", a.at_review_capacity.precision, b.at_review_capacity.precision, "share", 1),
-        ("Brier score (error of scores)", _brier(a), _brier(b), "small", -1),
+        ("Brier score (error)", _brier(a), _brier(b), "small", -1),
     ]
 
 
@@ -159,13 +159,13 @@ def _stopped(money_: Money) -> int:
 def _agreement(results: ReplayResults, agreement: Agreement) -> str:
     rows: list[list[str | Cell]] = []
     for place, action in enumerate(ACTIONS):
-        row: list[str | Cell] = [f"champion {_PAST[action]}"]
+        row: list[str | Cell] = [_PAST[action]]
         for other, count in enumerate(agreement.payments[place]):
             frauds = agreement.frauds[place][other]
             text = f"{whole(count)} ({whole(frauds)})" if results.facts.has_outcomes else whole(count)
             row.append(Cell(text, "same" if place == other else ""))
         rows.append(row)
-    heads = ["challenger →", *(_PAST[action] for action in ACTIONS)]
+    heads = ["champion ↓ challenger →", *(_PAST[action] for action in ACTIONS)]
     return table(heads, rows)
 
 

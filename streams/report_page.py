@@ -41,7 +41,7 @@ p { margin: 6px 0 12px; max-width: 82ch; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr));
   gap: 22px 30px; margin: 14px 0; }
 .beside > div { min-width: 0; }
-.beside { display: grid; grid-template-columns: 3fr 2fr; gap: 22px 36px; } .beside h3 { margin-top: 14px; }
+.beside { display: grid; grid-template-columns: 4fr 3fr; gap: 22px 36px; } .beside h3 { margin-top: 14px; }
 figure { margin: 0; break-inside: avoid; }
 figure h3 { margin: 0 0 4px; }
 figcaption { font-size: 13px; line-height: 1.45; max-width: 64ch; }
@@ -80,8 +80,8 @@ caption { text-align: left; font-weight: 600; padding: 4px 0; }
 th { text-align: right; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--ink);
   vertical-align: bottom; }
 td { text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th, td { padding: 4px 0 4px 18px; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th, td { padding: 4px 0 4px 12px; }
+.wide th:first-child, .wide td:first-child { text-align: left; padding-left: 0; }
 th.text, td.text { text-align: left; }
 table.full { width: 100%; }
 tr.faint td { color: #7a8492; } tr.sum td { font-weight: 600; border-top: 1px solid var(--ink); }
