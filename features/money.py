@@ -55,6 +55,12 @@ class RateTable:
         """The largest scaled rate there is; 0 for a table without any."""
         return max((rate for rates in self._rates.values() for rate in rates), default=0)
 
+    @property
+    def reference_currency(self) -> str:
+        """The currency amounts are converted to: the one whose rate is always 1; empty if that is not just one."""
+        unconverted = [name for name, rates in self._rates.items() if set(rates) == {RATE_SCALE}]
+        return unconverted[0] if len(unconverted) == 1 else ""
+
     def convert(self, amount_minor: int, currency: str, time_ms: int) -> int:
         """The amount in reference minor units, halves rounded up. InvalidEvent for an unknown currency."""
         times = self._times.get(currency)

@@ -19,8 +19,8 @@ from ops.load import load
 from ops.logs import set_up_logging
 from ops.policy import policy
 from ops.profile_sets import profile_sets
-from ops.progress import progress_bar
 from ops.rebuild import rebuild
+from ops.replay import replay
 from ops.reporting import report
 from ops.training import train
 from schemas.errors import PaywardenError
@@ -101,62 +101,6 @@ def compile_bundle(bundle: str) -> None:
     from models.bundle import build_native
 
     click.echo(f"built {build_native(Path(bundle))}")
-
-
-@cli.command()
-@click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
-@click.option("--bundle", type=click.Path(), required=True, help="The bundle to score with.")
-@click.option("--from", "from_day", metavar="DAY", help="First UTC day to measure (default: the first there is).")
-@click.option("--to", "to_day", metavar="DAY", help="Last UTC day to measure (default: the last there is).")
-@click.option("--label-delay-days", type=click.IntRange(0), default=7, show_default=True, help="When labels are known.")
-@click.option("--vectors", is_flag=True, help="Keep each payment's feature vector in decisions.parquet.")
-@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the results.")
-@click.pass_obj
-def replay(
-    source: Source,
-    data: str,
-    bundle: str,
-    from_day: str | None,
-    to_day: str | None,
-    label_delay_days: int,
-    vectors: bool,
-    out: str,
-) -> None:
-    """Run history through the serving features, model and policy; write decisions and metrics."""
-    from features.engine import FeatureEngine
-    from features.history import read_history
-    from models.bundle import load_bundle
-    from models.evaluation import DAY_MS, Days, day_of_date
-    from streams.replay import replay as run
-
-    engine = FeatureEngine()
-    loaded = load_bundle(Path(bundle), catalogue_digest=engine.plan.digest)
-    decided_by = wiring.policy(source, review_at=loaded.manifest.review_at, decline_at=loaded.manifest.decline_at)
-    rates = wiring.rate_table(source)
-    history = read_history(data)
-    if len(history) == 0:
-        raise click.ClickException(f"{data} holds no payment")
-    first_day, last_day = (int(history.event_time_ms[row] // DAY_MS) for row in (0, -1))
-    window = Days(
-        day_of_date(from_day) if from_day else first_day,
-        day_of_date(to_day) if to_day else last_day,
-    )
-    engine.warm_up()
-    rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
-    with progress_bar("replay", rows) as advance:
-        metrics = run(
-            history,
-            engine=engine,
-            rates=rates,
-            bundle=loaded,
-            policy=decided_by,
-            window=window,
-            label_delay_days=label_delay_days,
-            destination=Path(out),
-            with_vectors=vectors,
-            progress=advance,
-        )
-    click.echo(metrics.to_json(), nl=False)
 
 
 # Services
@@ -284,5 +228,8 @@ def _until_stopped() -> threading.Event:
     return stop
 
 
-for _command in (backfill, backtest, dead_letters, features, forget, load, policy, profile_sets, rebuild, train):
+for _command in (
+    *(backfill, backtest, dead_letters, features, forget, load),
+    *(policy, profile_sets, rebuild, replay, train),
+):
     cli.add_command(_command)

@@ -29,6 +29,7 @@ SECTIONS = (
     "answered",
     "auth",
     "companion",
+    "costs",
     "features",
     "grpc",
     "http",

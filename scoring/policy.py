@@ -61,6 +61,11 @@ def unknown_flag(entity: str) -> str:
     return f"unknown_{entity}"
 
 
+def threshold_reason(action: str) -> str:
+    """The reason of a score at or above the threshold of an action, as the general thresholds give it."""
+    return f"score_at_or_above_{action}_threshold"
+
+
 def flags_of(entities: Iterable[str]) -> tuple[str, ...]:
     """Every flag there can be with a catalogue of these entities."""
     return tuple(dict.fromkeys((*FLAGS, *map(unknown_flag, entities))))
@@ -188,6 +193,20 @@ class Policy:
         self._rules = [rule for is_override, rule in rules if not is_override]
 
     @property
+    def thresholds(self) -> tuple[float, float]:
+        """From which score on a payment is reviewed, and declined, where no segment says otherwise."""
+        return self._thresholds.review_at, self._thresholds.decline_at
+
+    @property
+    def rule_count(self) -> int:
+        """How many rules there are, those that override included; `segment_count` likewise."""
+        return len(self._rules) + len(self._overrides)
+
+    @property
+    def segment_count(self) -> int:
+        return len(self._segments)
+
+    @property
     def has_conditions(self) -> bool:
         """Whether there is a rule or a segment: without, the action follows from score and flags alone."""
         return bool(self._segments or self._rules or self._overrides)
@@ -271,7 +290,7 @@ def _thresholds(where: str, review_at: float, decline_at: float, suffix: str = "
         raise Misconfigured(
             f"{where}{dot}review_at ({review_at:.4g}) must not be above {where}{dot}decline_at ({decline_at:.4g})"
         )
-    reasons = (f"score_at_or_above_{action}_threshold{suffix}" for action in ("review", "decline"))
+    reasons = (threshold_reason(action) + suffix for action in ("review", "decline"))
     return _Thresholds(review_at, decline_at, *reasons)
 
 

@@ -3,78 +3,65 @@
 The same kernel, the same bundle and the same policy as a scoring worker's: a payment replayed gets the vector,
 the score and the action it would have had if the profiles were up to the moment. Rules and segments of the policy are
 asked about each payment; flags, which speak of the live mirror and models, are not there.
+
+A challenger (another model, another policy, or both) decides about the same vectors in the same pass:
+
+    history ──► passage ──► vectors ──► champion's score, action ──────► decisions.parquet
+       or earlier decisions    └──────► challenger's score, action ─┬──► differences.parquet
+                                                                    └──► metrics.json, report.html
+
+The same input gives the same bytes of every file, but for `payments_per_second` in metrics.json.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.engine import FeatureEngine
-from features.history import History, final_labels
+from features.history import UNKNOWN, History, final_labels
 from features.money import RateTable
 from features.passage import Chunk, Passage
-from models.bundle import Bundle
+from models.bundle import Manifest
+from models.costs import CostSettings
 from models.evaluation import (
     DAY_MS,
     Days,
     Split,
-    auc_roc,
-    average_precision,
-    card_precision_at_k,
     date_of_day,
     day_of_date,
     day_of_time,
     exclude_known_compromised,
 )
 from schemas.errors import Misconfigured
-from scoring.policy import ACTIONS, Policy
-from streams.replayed_policy import ReplayedPolicy
+from streams.earlier_decisions import EarlierDecisions
+from streams.replay_files import DECISIONS, ReplayFiles, write_whole
+from streams.replay_measures import (
+    Contestant,
+    Measured,
+    ReplayFacts,
+    ReplayResults,
+    compare,
+    count_actions,
+    measure_contestant,
+)
+from streams.replay_report import report_html
+from streams.replayed_policy import Decisions, ReplayedPolicy
 
-CARDS_A_DAY = 100
-
-
-@dataclass(frozen=True)
-class ReplayMetrics:
-    """What metrics.json holds. A metric that cannot be computed (no fraud among the payments) is null there.
-
-    `payments` and `frauds` are those that were measured: the window's, less those of cards known to be
-    compromised. `payments_per_second` is over all that were run through, warming the profiles up included.
-    """
-
-    auc_roc: float
-    average_precision: float
-    card_precision_at_100: float
-    payments: int
-    frauds: int
-    payments_per_second: float
-    payments_replayed: int
-    excluded_known_compromised: int
-    actions: dict[str, int]
-    card_precision_per_day: list[float]
-    model_version: str
-
-    def to_json(self) -> str:
-        values = {
-            name: None if isinstance(value, float) and not np.isfinite(value) else value
-            for name, value in asdict(self).items()
-        }
-        return json.dumps(values, indent=2) + "\n"
+METRICS, REPORT = "metrics.json", "report.html"
 
 
 @dataclass(frozen=True)
-class _Decided:
-    score: NDArray[np.float64]
-    action: NDArray[np.int8]
+class _Scored:
+    """A chunk of payments; `scores` are the champion's, and the challenger's where there is one."""
+
+    chunk: Chunk
+    scores: list[NDArray[np.float64]]
 
 
 def replay(
@@ -82,114 +69,200 @@ def replay(
     *,
     engine: FeatureEngine,
     rates: RateTable,
-    bundle: Bundle,
-    policy: Policy,
+    champion: Contestant,
+    challenger: Contestant | None = None,
     window: Days,
     label_delay_days: int,
+    costs: CostSettings | None = None,
     destination: Path,
     with_vectors: bool = False,
+    earlier: Path | None = None,
     progress: Callable[[int], object] | None = None,
-) -> ReplayMetrics:
-    """Write decisions.parquet and metrics.json to `destination`. Raises Misconfigured for an empty window."""
+) -> ReplayResults:
+    """Write decisions.parquet, metrics.json and report.html to `destination`, with a challenger differences.parquet.
+
+    `earlier` is the decisions.parquet of a replay of this history with the champion's model: its scores and vectors
+    are used instead of computing them again. Raises Misconfigured for a window in which nothing can be measured.
+    """
+    costs = costs or CostSettings()
     first, last = np.searchsorted(history.event_time_ms, [window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
     if first == last:
         raise Misconfigured(f"there is no payment from {date_of_day(window.first)} to {date_of_day(window.last)}")
     started = time.perf_counter()
-    decided = _Decided(np.empty(last - first), np.empty(last - first, dtype=np.int8))
+    contestants = [champion] if challenger is None else [champion, challenger]
+    if earlier is None:
+        passage = Passage(history, engine, rates)
+        amounts, replayed = passage.amounts, last
+        scored = _scored_by_passage(passage, contestants, first, last, progress)
+    else:
+        if earlier.resolve() == (destination / DECISIONS).resolve():
+            raise Misconfigured(f"{earlier} would be replaced by the results: choose another folder for them")
+        reused = _earlier(earlier, history, contestants, with_vectors)
+        names = history.currency.names.to_pylist()
+        amounts = rates.convert_columns(history.amount_minor, history.currency.codes, names, history.event_time_ms)
+        replayed = last - first
+        scored = _scored_earlier(reused, contestants, first, last, progress)
+    labels = final_labels(history)
+    measured = _measured(history, labels, amounts, window, label_delay_days, champion.bundle.manifest)
+    policies = [ReplayedPolicy(one.policy, history, amounts) for one in contestants]
+    _make_folder(destination)
+    version = champion.bundle.manifest.model_version
+    with ReplayFiles(
+        destination,
+        history,
+        labels=labels,
+        amounts=amounts,
+        model_version=version,
+        with_vectors=with_vectors,
+        with_differences=challenger is not None,
+    ) as files:
+        decided = _decide(scored, policies, first, last, files)
+    per_second = replayed / (time.perf_counter() - started)
+    facts = _facts(measured, labels, window, label_delay_days, replayed, last - first, rates, costs)
+    results = _results(facts, measured, contestants, policies, decided, first)
+    write_whole(destination / METRICS, results.to_json(per_second))
+    write_whole(destination / REPORT, report_html(results))
+    return results
+
+
+def _scored_by_passage(
+    passage: Passage,
+    contestants: list[Contestant],
+    first: int,
+    last: int,
+    progress: Callable[[int], object] | None,
+) -> Iterator[_Scored]:
+    for chunk in passage.chunks(first=first, last=last, progress=progress):
+        yield _Scored(chunk, _scores(contestants, chunk.vectors, contestants[0].bundle.score(chunk.vectors)))
+
+
+def _scored_earlier(
+    earlier: EarlierDecisions,
+    contestants: list[Contestant],
+    first: int,
+    last: int,
+    progress: Callable[[int], object] | None,
+) -> Iterator[_Scored]:
+    for part in earlier.chunks(first, last):
+        yield _Scored(part.chunk, _scores(contestants, part.chunk.vectors, part.score))
+        if progress is not None:
+            progress(len(part.score))
+
+
+def _scores(
+    contestants: list[Contestant], vectors: NDArray[np.float32], champion: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """Everyone's scores, given the champion's: the same model is not asked twice."""
+    own = contestants[0].bundle
+    return [champion, *(champion if one.bundle is own else one.bundle.score(vectors) for one in contestants[1:])]
+
+
+def _earlier(path: Path, history: History, contestants: list[Contestant], with_vectors: bool) -> EarlierDecisions:
+    manifest = contestants[0].bundle.manifest
+    earlier = EarlierDecisions(
+        path, history, model_version=manifest.model_version, feature_count=len(manifest.feature_names)
+    )
+    asks = with_vectors or any(
+        one.policy.has_conditions or one.bundle is not contestants[0].bundle for one in contestants
+    )
+    if asks and not earlier.has_vectors:
+        raise Misconfigured(
+            f"{path} holds no vectors, which rules, segments and other models need: replay with --vectors"
+        )
+    return earlier
+
+
+def _decide(
+    scored: Iterator[_Scored], policies: list[ReplayedPolicy], first: int, last: int, files: ReplayFiles
+) -> list[Decisions]:
+    """Let every policy decide about every chunk, and write the chunk. Returns the window's decisions of each."""
+    decided = [Decisions.empty(last - first) for _ in policies]
+    for part in scored:
+        here = slice(part.chunk.first - first, part.chunk.last - first)
+        for whole, policy, score in zip(decided, policies, part.scores, strict=True):
+            made, room = policy.decide(part.chunk, score), whole.of(here)
+            room.score[:], room.action[:], room.cause[:] = made.score, made.action, made.cause
+        files.write(part.chunk, [whole.of(here) for whole in decided])
+    return decided
+
+
+def _measured(
+    history: History,
+    labels: NDArray[np.int8],
+    amounts: NDArray[np.int64],
+    window: Days,
+    label_delay_days: int,
+    manifest: Manifest,
+) -> Measured:
+    """The window's payments without those of cards known to be compromised, where the window is after the training's.
+
+    Who is known follows from the champion's training days, and holds for both. A label never known counts as genuine,
+    as in training.
+    """
+    days, fraud = day_of_time(history.event_time_ms), labels == 1
+    train = Days(day_of_date(manifest.train_from), day_of_date(manifest.train_to))
+    if window.first <= train.last:
+        asked = window.contains(days)
+    else:
+        split = Split(train, window, label_delay_days)
+        asked = exclude_known_compromised(days, history.card.codes, fraud.astype(np.int64), split)
+    row = np.flatnonzero(asked)
+    if len(row) == 0:
+        days_text = f"{date_of_day(window.first)} to {date_of_day(window.last)}"
+        raise Misconfigured(f"every payment from {days_text} is of a card known to be compromised: none is measured")
+    return Measured(
+        history, row, days[row], fraud[row], amounts[row], has_outcomes=bool((labels[row] != UNKNOWN).any())
+    )
+
+
+def _facts(
+    measured: Measured,
+    labels: NDArray[np.int8],
+    window: Days,
+    label_delay_days: int,
+    replayed: int,
+    in_window: int,
+    rates: RateTable,
+    costs: CostSettings,
+) -> ReplayFacts:
+    return ReplayFacts(
+        first_day=date_of_day(window.first),
+        last_day=date_of_day(window.last),
+        payments=len(measured.row),
+        frauds=int(measured.fraud.sum()),
+        without_outcome=int((labels[measured.row] == UNKNOWN).sum()),
+        amount_minor=int(measured.amount_minor.sum()),
+        fraud_minor=int(measured.amount_minor[measured.fraud].sum()),
+        payments_replayed=replayed,
+        excluded_known_compromised=in_window - len(measured.row),
+        label_delay_days=label_delay_days,
+        reference_currency=rates.reference_currency,
+        costs=costs,
+    )
+
+
+def _results(
+    facts: ReplayFacts,
+    measured: Measured,
+    contestants: list[Contestant],
+    policies: list[ReplayedPolicy],
+    decided: list[Decisions],
+    first: int,
+) -> ReplayResults:
+    of_measured = [whole.of(measured.row - first) for whole in decided]
+    measures = [
+        measure_contestant(
+            contestant, measured, made, causes=policy.causes, actions=count_actions(whole.action), costs=facts.costs
+        )
+        for contestant, policy, whole, made in zip(contestants, policies, decided, of_measured, strict=True)
+    ]
+    if len(measures) == 1:
+        return ReplayResults(facts, measures[0], None, None)
+    return ReplayResults(facts, measures[0], measures[1], compare(measured, of_measured[0], of_measured[1]))
+
+
+def _make_folder(destination: Path) -> None:
     try:
         destination.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Misconfigured(f"cannot write results to {destination}: {error.strerror}") from error
-    unfinished = destination / "decisions.unfinished"
-    with pq.ParquetWriter(unfinished, _schema(with_vectors), compression="zstd") as writer:
-        passage = Passage(history, engine, rates)
-        replayed = ReplayedPolicy(policy, history, passage.amounts)
-        for chunk in passage.chunks(first=first, last=last, progress=progress):
-            score = bundle.score(chunk.vectors)
-            part = _Decided(score, replayed.actions(chunk, score))
-            here = slice(chunk.first - first, chunk.last - first)
-            decided.score[here], decided.action[here] = part.score, part.action
-            writer.write_table(_table(history, chunk, part, bundle, with_vectors))
-    unfinished.replace(destination / "decisions.parquet")
-    per_second = last / (time.perf_counter() - started)
-    metrics = _measure(history, decided, first, last, window, label_delay_days, per_second, bundle)
-    (destination / "metrics.json").write_text(metrics.to_json(), encoding="utf-8")
-    return metrics
-
-
-def _schema(with_vectors: bool) -> pa.Schema:
-    fields = [
-        ("payment_id", pa.string()),
-        ("event_time_ms", pa.int64()),
-        ("card_id", pa.string()),
-        ("merchant_id", pa.string()),
-        ("score", pa.float64()),
-        ("action", pa.dictionary(pa.int8(), pa.string())),
-        ("model_version", pa.dictionary(pa.int8(), pa.string())),
-    ]
-    return pa.schema(fields + ([("vector", pa.binary())] if with_vectors else []))
-
-
-def _table(history: History, chunk: Chunk, decided: _Decided, bundle: Bundle, with_vectors: bool) -> pa.Table:
-    rows = slice(chunk.first, chunk.last)
-    count = chunk.last - chunk.first
-    version = pa.array([bundle.manifest.model_version])
-    columns: dict[str, Any] = {
-        "payment_id": history.payment_id[rows],
-        "event_time_ms": pa.array(history.event_time_ms[rows]),
-        "card_id": history.card.names.take(pa.array(history.card.codes[rows])),
-        "merchant_id": history.merchant.names.take(pa.array(history.merchant.codes[rows])),
-        "score": pa.array(decided.score),
-        "action": pa.DictionaryArray.from_arrays(pa.array(decided.action), pa.array(ACTIONS)),
-        "model_version": pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, dtype=np.int8)), version),
-    }
-    if with_vectors:
-        columns["vector"] = pa.array([row.tobytes() for row in chunk.vectors], pa.binary())
-    return pa.table(columns, schema=_schema(with_vectors))
-
-
-def _measure(
-    history: History,
-    decided: _Decided,
-    first: int,
-    last: int,
-    window: Days,
-    label_delay_days: int,
-    per_second: float,
-    bundle: Bundle,
-) -> ReplayMetrics:
-    all_days, all_cards = day_of_time(history.event_time_ms), history.card.codes
-    # Never known counts as genuine, as in training.
-    all_labels = (final_labels(history) == 1).astype(np.int64)
-    asked = _asked_about(all_days, all_cards, all_labels, window, label_delay_days, bundle)[first:last]
-    day, card, label = all_days[first:last][asked], all_cards[first:last][asked], all_labels[first:last][asked]
-    score = decided.score[asked]
-    precision = card_precision_at_k(day, card, label, score, CARDS_A_DAY)
-    return ReplayMetrics(
-        auc_roc=auc_roc(label, score),
-        average_precision=average_precision(label, score),
-        card_precision_at_100=precision.mean,
-        payments=len(label),
-        frauds=int(label.sum()),
-        payments_per_second=per_second,
-        payments_replayed=last,
-        excluded_known_compromised=int((~asked).sum()),
-        actions={name: int((decided.action == number).sum()) for number, name in enumerate(ACTIONS)},
-        card_precision_per_day=precision.per_day.tolist(),
-        model_version=bundle.manifest.model_version,
-    )
-
-
-def _asked_about(
-    day: NDArray[np.int64],
-    card: NDArray[np.int32],
-    label: NDArray[np.int64],
-    window: Days,
-    label_delay_days: int,
-    bundle: Bundle,
-) -> NDArray[np.bool_]:
-    """Rows that are measured: without cards known to be compromised, where the window is after the training's."""
-    train = Days(day_of_date(bundle.manifest.train_from), day_of_date(bundle.manifest.train_to))
-    if window.first <= train.last:
-        return window.contains(day)
-    return exclude_known_compromised(day, card, label, Split(train, window, label_delay_days))

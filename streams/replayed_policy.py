@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.history import History
 from features.passage import Chunk
-from scoring.policy import ACTIONS, Facts, Policy
+from scoring.policy import ACTIONS, Facts, Policy, threshold_reason
 from scoring.rules import TEXT_FIELDS
 
 _NUMBER = {action: number for number, action in enumerate(ACTIONS)}
@@ -34,6 +35,31 @@ class _Payment:
     channel: str
 
 
+class Cause(NamedTuple):
+    """An action with the reasons for it: every part of the policy that asked for it, or the rule that overrode."""
+
+    action: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """About payments, shape (payments,) each: `action` holds places in ACTIONS, `cause` places in a policy's causes."""
+
+    score: NDArray[np.float64]
+    action: NDArray[np.int8]
+    cause: NDArray[np.int32]
+
+    @staticmethod
+    def empty(count: int) -> Decisions:
+        """Room for so many."""
+        return Decisions(np.empty(count), np.empty(count, dtype=np.int8), np.empty(count, dtype=np.int32))
+
+    def of(self, rows: slice | NDArray[np.int64]) -> Decisions:
+        """Those about some payments; of a slice they share memory."""
+        return Decisions(self.score[rows], self.action[rows], self.cause[rows])
+
+
 class ReplayedPolicy:
     """What a policy decides about payments of a history. Flags speak of the live mirror and models; here are none."""
 
@@ -41,28 +67,42 @@ class ReplayedPolicy:
         """`amounts`: in minor units of the reference currency, shape (payments,)."""
         self._policy, self._history, self._amounts = policy, history, amounts
         self._fields = sorted(policy.fields)
+        # Numbers by cause. Those of a policy without conditions are its actions' own.
+        self._causes = {
+            Cause(action, () if action == ACTIONS[0] else (threshold_reason(action),)): number
+            for number, action in enumerate(ACTIONS)
+        }
         # What code -1 stands for is the last.
         self._texts = {
             field: [*history.coded(field).names.to_pylist(), ""] for field in self._fields if field in TEXT_FIELDS
         }
 
-    def actions(self, chunk: Chunk, scores: NDArray[np.float64]) -> NDArray[np.int8]:
-        """Indexes into ACTIONS for the payments of a chunk, shape (rows,). `scores`: likewise."""
+    @property
+    def causes(self) -> list[Cause]:
+        """Every cause so far; more may come with more payments."""
+        return list(self._causes)
+
+    def decide(self, chunk: Chunk, scores: NDArray[np.float64]) -> Decisions:
+        """What the policy says of the payments of a chunk. `scores`: shape (rows,)."""
         if not self._policy.has_conditions:
-            return self._policy.actions_of(scores)
+            by_score = self._policy.actions_of(scores)
+            return Decisions(scores, by_score, by_score.astype(np.int32))
         rows = slice(chunk.first, chunk.last)
-        decide = self._policy.decide
+        decide, causes = self._policy.decide, self._causes
         payment = _Payment()
         facts = Facts(payment, 0, chunk.vectors[0], None, ())
-        actions = np.empty(chunk.last - chunk.first, dtype=np.int8)
+        cause = np.empty(chunk.last - chunk.first, dtype=np.int32)
         columns: list[Iterable[Any]] = [self._column(field, rows) for field in self._fields]
-        values = zip(*columns, strict=True) if columns else repeat((), len(actions))
+        values = zip(*columns, strict=True) if columns else repeat((), len(scores))
         known = zip(values, self._amounts[rows].tolist(), chunk.vectors, scores.tolist(), strict=True)
         for row, (fields, facts.amount, facts.vector, facts.score) in enumerate(known):
             for field, value in zip(self._fields, fields, strict=True):
                 setattr(payment, field, value)
-            actions[row] = _NUMBER[decide(facts).action]
-        return actions
+            action, reasons = decide(facts)
+            # Without a reason it is approved, which is the first of the causes.
+            cause[row] = causes.setdefault(Cause(action, tuple(reasons)), len(causes)) if reasons else 0
+        actions = np.array([_NUMBER[one.action] for one in causes], dtype=np.int8)
+        return Decisions(scores, actions[cause], cause)
 
     def _column(self, field: str, rows: slice) -> list[Any]:
         texts = self._texts.get(field)

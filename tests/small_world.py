@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -88,6 +89,21 @@ def trained_bundle() -> Path:
 def loaded_bundle() -> Bundle:
     """The bundle, loaded and checked."""
     return load_bundle(trained_bundle(), catalogue_digest=engine().plan.digest)
+
+
+@cache
+def other_bundle() -> Path:
+    """The folder of another bundle of the same rows, with fewer trees: a challenger. Leave it as it is."""
+    folder = Path(tempfile.mkdtemp(prefix="paywarden-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    train_bundle(table(), TRAINING_DAYS, folder / "other", engine=engine(), settings=replace(SETTINGS, trees=6))
+    return folder / "other"
+
+
+@cache
+def other_loaded_bundle() -> Bundle:
+    """The other bundle, loaded and checked."""
+    return load_bundle(other_bundle(), catalogue_digest=engine().plan.digest)
 
 
 def copied_bundle(folder: Path) -> Path:

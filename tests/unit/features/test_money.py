@@ -27,6 +27,15 @@ def test_the_reference_currency_stays_as_it_is() -> None:
     assert load_rates().convert(1050, "EUR", NEW_YEAR_2020_MS) == 1050
 
 
+def test_the_reference_currency_is_the_one_that_is_not_converted(tmp_path: Path) -> None:
+    assert load_rates().reference_currency == "EUR"
+    assert (
+        table(tmp_path, "USD,2,2020-01-01,1", "EUR,2,2020-01-01,1", "EUR,2,2021-01-01,1.1").reference_currency == "USD"
+    )
+    # Two that are not converted: which one it is cannot be told.
+    assert table(tmp_path, "USD,2,2020-01-01,1", "EUR,2,2020-01-01,1").reference_currency == ""
+
+
 @pytest.mark.parametrize(
     ("amount_minor", "converted"), [(0, 0), (1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (-1, 0), (-2, -1), (-3, -1)]
 )

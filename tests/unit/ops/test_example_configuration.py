@@ -10,6 +10,7 @@ import pytest
 
 from features.aerospike_store import AerospikeSettings
 from features.lmdb_store import LmdbSettings
+from models.costs import CostSettings
 from models.training_settings import TrainingSettings
 from ops.wiring import FeatureSettings, ServeSettings, StoreSettings
 from schemas.settings import SECTIONS, read_source
@@ -36,6 +37,7 @@ SETTINGS: dict[str, type[Any]] = {
     "answered": AnsweredSettings,
     "auth": AuthSettings,
     "companion": CompanionSettings,
+    "costs": CostSettings,
     "features": FeatureSettings,
     "grpc": GrpcSettings,
     "http": HttpSettings,

@@ -1,0 +1,97 @@
+"""Two sets of decisions about the same payments: where they agree, and how their scores differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.curves import SCORE_EDGES
+from models.tally import ACTION_COUNT
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+DIFFERENCE_EDGES = (-1.0, -0.5, -0.2, -0.1, -0.05, -0.02, -0.005, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+# A bin that one side has nothing in would make the index infinite.
+_SHARE_MIN = 1e-6
+
+FloatArray = npt.NDArray[np.float64]
+ActionArray = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """`payments[i][j]` got action i from the champion and j from the challenger; `frauds` are those among them."""
+
+    payments: list[list[int]]
+    frauds: list[list[int]]
+    share: float
+    """Of payments that got the same action from both. NaN without payments."""
+
+
+def agreement(champion: ActionArray, challenger: ActionArray, fraud: npt.NDArray[np.bool_]) -> Agreement:
+    """All arrays have shape (row_count,); actions are numbers below ACTION_COUNT."""
+    cell = champion.astype(np.int64) * ACTION_COUNT + challenger
+    shape, size = (ACTION_COUNT, ACTION_COUNT), ACTION_COUNT**2
+    payments = np.bincount(cell, minlength=size).reshape(shape)
+    frauds = np.bincount(cell[fraud], minlength=size).reshape(shape)
+    share = float(np.trace(payments) / len(cell)) if len(cell) else float("nan")
+    return Agreement(payments.tolist(), frauds.tolist(), share)
+
+
+@dataclass(frozen=True)
+class ScoreShift:
+    """Challenger's score minus champion's. `counts[i]` lie between edges i and i + 1 of DIFFERENCE_EDGES."""
+
+    mean: float
+    quantiles: dict[str, float]
+    largest_fall: float
+    largest_rise: float
+    counts: list[int]
+    rank_correlation: float
+    """Spearman's. NaN where one side gives every payment the same score."""
+    population_stability_index: float
+
+
+def score_shift(champion: FloatArray, challenger: FloatArray) -> ScoreShift:
+    """Both arrays have shape (row_count,), at least one row."""
+    difference = challenger - champion
+    place = np.searchsorted(DIFFERENCE_EDGES[1:-1], difference, side="right")
+    return ScoreShift(
+        mean=float(difference.mean()),
+        quantiles={f"p{100 * q:g}": float(np.quantile(difference, q)) for q in QUANTILES},
+        largest_fall=float(difference.min()),
+        largest_rise=float(difference.max()),
+        counts=np.bincount(place, minlength=len(DIFFERENCE_EDGES) - 1).tolist(),
+        rank_correlation=_correlation(_ranks(champion), _ranks(challenger)),
+        population_stability_index=population_stability_index(champion, challenger),
+    )
+
+
+def population_stability_index(expected: FloatArray, actual: FloatArray) -> float:
+    """How far one distribution of scores has moved from another: the sum over bins of (a - e) ln(a / e), of shares.
+
+    Bins are those of SCORE_EDGES: quantiles would mostly tell tiny scores apart, which no threshold asks about. By
+    custom below 0.1 is little and above 0.25 is much. Both arrays have at least one row, and may differ in length.
+    """
+    shares = [
+        np.bincount(np.searchsorted(SCORE_EDGES[1:-1], scores, side="right"), minlength=len(SCORE_EDGES) - 1)
+        / len(scores)
+        for scores in (expected, actual)
+    ]
+    before, after = (np.maximum(share, _SHARE_MIN) for share in shares)
+    return float(np.sum((after - before) * np.log(after / before)))
+
+
+def _ranks(scores: FloatArray) -> FloatArray:
+    """Ranks from 0; equal scores share their mean rank."""
+    _, inverse, count = np.unique(scores, return_inverse=True, return_counts=True)
+    end = np.cumsum(count)
+    middle = end - (count + 1) / 2
+    return np.asarray(middle[inverse], dtype=np.float64)
+
+
+def _correlation(first: FloatArray, second: FloatArray) -> float:
+    a, b = first - first.mean(), second - second.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 0 else float("nan")

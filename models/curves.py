@@ -1,0 +1,174 @@
+"""Scores as curves: what each threshold would do, whether a score means what it says, how scores are spread.
+
+Everything is thinned to some hundred points, chosen by the data alone: a file of them stays small, and the same scores
+give the same points. Lists instead of arrays, so that a curve can be written as JSON as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+import numpy.typing as npt
+
+from models.costs import CostSettings
+
+POINTS_MAX = 240
+# Fraud is rare and most scores lie near 0: there edges lie in steps of three.
+SCORE_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_Z_95 = 1.959963984540054
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ThresholdCurve:
+    """What holding scores against each threshold gives; thresholds fall, every list has a value for each of them.
+
+    Precision and recall are of payments at or above the threshold; without a fraud recall is NaN. Nets are in minor
+    units against approving everything: were all of those declined, and were all of them reviewed.
+    """
+
+    threshold: list[float]
+    share: list[float]
+    precision: list[float]
+    recall: list[float]
+    amount_recall: list[float]
+    net_if_declined_minor: list[int]
+    net_if_reviewed_minor: list[int]
+
+
+def threshold_curve(fraud: BoolArray, score: FloatArray, amount_minor: IntArray, costs: CostSettings) -> ThresholdCurve:
+    """All arrays have shape (row_count,), at least one row. Points lie closer where fewer payments are above."""
+    order = np.argsort(-score, kind="stable")
+    ranked, is_fraud, amount = score[order], fraud[order], amount_minor[order]
+    ranks = np.unique(np.geomspace(1, len(order), POINTS_MAX).round().astype(np.int64))
+    # A threshold takes all payments of its score: go on to the last of them.
+    last = np.unique(np.searchsorted(-ranked, -ranked[ranks - 1], side="right") - 1)
+    flagged = last + 1
+    frauds = np.cumsum(is_fraud, dtype=np.int64)[last]
+    stopped = np.cumsum(np.where(is_fraud, amount, 0))[last]
+    declined = np.cumsum(np.where(is_fraud, 0, amount))[last]
+    avoided = stopped * costs.fraud_loss_share
+    return ThresholdCurve(
+        threshold=ranked[last].tolist(),
+        share=(flagged / len(order)).tolist(),
+        precision=(frauds / flagged).tolist(),
+        recall=_shares(frauds, int(is_fraud.sum())),
+        amount_recall=_shares(stopped, int(amount[is_fraud].sum())),
+        net_if_declined_minor=_whole(avoided - declined * costs.declined_margin_share),
+        net_if_reviewed_minor=_whole(avoided - flagged * float(costs.review_cost_minor)),
+    )
+
+
+@dataclass(frozen=True)
+class AtCapacity:
+    """The highest scored payments of each day, as many as can be reviewed. NaN where there is nothing to divide by."""
+
+    reviews: int
+    frauds_found: int
+    precision: float
+    recall: float
+    amount_recall: float
+    found_per_day: list[int]
+    days: list[int]
+
+
+def at_capacity(
+    day: IntArray, fraud: BoolArray, score: FloatArray, amount_minor: IntArray, reviews_a_day: int
+) -> AtCapacity:
+    """All arrays have shape (row_count,). Of equal scores the earlier row is looked at first."""
+    order = np.lexsort((-score, day))
+    days, starts = np.unique(day[order], return_index=True)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    reviewed = order[rank < reviews_a_day]
+    found = reviewed[fraud[reviewed]]
+    return AtCapacity(
+        reviews=len(reviewed),
+        frauds_found=len(found),
+        precision=_share(len(found), len(reviewed)),
+        recall=_share(len(found), int(fraud.sum())),
+        amount_recall=_share(int(amount_minor[found].sum()), int(amount_minor[fraud].sum())),
+        found_per_day=np.bincount(np.searchsorted(days, day[found]), minlength=len(days)).tolist(),
+        days=days.tolist(),
+    )
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Does a score of 0.3 mean three frauds in ten? Bins without payments are left out.
+
+    `low` and `high` are Wilson's 95 % interval of the share of frauds. `brier_score` is the mean squared error of the
+    scores, `calibration_error` the mean distance of a bin's mean score and its share of frauds, weighted by payments.
+    """
+
+    payments: list[int]
+    mean_score: list[float]
+    fraud_share: list[float]
+    low: list[float]
+    high: list[float]
+    brier_score: float
+    calibration_error: float
+
+
+def reliability(fraud: BoolArray, score: FloatArray) -> Reliability:
+    """Both arrays have shape (row_count,), at least one row; bins are those of SCORE_EDGES."""
+    place = _bins(score)
+    count = np.bincount(place, minlength=len(SCORE_EDGES) - 1)
+    used = np.flatnonzero(count)
+    total = count[used].astype(np.float64)
+    mean = np.bincount(place, weights=score, minlength=len(count))[used] / total
+    share = np.bincount(place, weights=fraud, minlength=len(count))[used] / total
+    intervals = [_wilson(part, size) for part, size in zip(share.tolist(), total.tolist(), strict=True)]
+    return Reliability(
+        payments=count[used].tolist(),
+        mean_score=mean.tolist(),
+        fraud_share=share.tolist(),
+        low=[low for low, _ in intervals],
+        high=[high for _, high in intervals],
+        brier_score=float(np.mean((score - fraud) ** 2)),
+        calibration_error=float(np.sum(np.abs(mean - share) * total) / len(score)),
+    )
+
+
+@dataclass(frozen=True)
+class ScoreHistogram:
+    """Payments by score and label: element i is of SCORE_EDGES[i] to SCORE_EDGES[i + 1]."""
+
+    genuine: list[int]
+    fraud: list[int]
+
+
+def score_histogram(fraud: BoolArray, score: FloatArray) -> ScoreHistogram:
+    """Both arrays have shape (row_count,)."""
+    place, size = _bins(score), len(SCORE_EDGES) - 1
+    return ScoreHistogram(
+        genuine=np.bincount(place[~fraud], minlength=size).tolist(),
+        fraud=np.bincount(place[fraud], minlength=size).tolist(),
+    )
+
+
+def _bins(score: FloatArray) -> IntArray:
+    """The bin of each score; the last one holds 1 as well."""
+    return np.searchsorted(SCORE_EDGES[1:-1], score, side="right").astype(np.int64)
+
+
+def _wilson(share: float, size: float) -> tuple[float, float]:
+    spread = _Z_95 * sqrt(share * (1 - share) / size + (_Z_95 / (2 * size)) ** 2)
+    middle, scale = share + _Z_95**2 / (2 * size), 1 + _Z_95**2 / size
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _shares(parts: IntArray, whole: int) -> list[float]:
+    return [_share(part, whole) for part in parts.tolist()]
+
+
+def _whole(amounts: FloatArray) -> list[int]:
+    return [int(amount) for amount in np.rint(amounts).tolist()]

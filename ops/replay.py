@@ -1,0 +1,162 @@
+"""`paywarden replay`: evidence on history before a model or a policy goes live."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ops import wiring
+from ops.progress import progress_bar
+from schemas.settings import Source, read_source
+
+if TYPE_CHECKING:
+    from features.history import History
+    from models.bundle import Bundle
+    from models.costs import CostSettings
+    from models.evaluation import Days
+    from streams.replay_measures import Contestant
+
+
+@click.command()
+@click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
+@click.option("--bundle", type=click.Path(), required=True, help="The bundle to score with: the champion.")
+@click.option("--challenger", type=click.Path(), help="Another bundle, held against the first in the same pass.")
+@click.option(
+    "--policy", "policy_file", type=click.Path(), help="File whose [policy] decides (default: the configuration's)."
+)
+@click.option(
+    "--challenger-policy", "challenger_policy_file", type=click.Path(), help="The challenger's (default: the same)."
+)
+@click.option("--from", "from_day", metavar="DAY", help="First UTC day to measure (default: the first there is).")
+@click.option("--to", "to_day", metavar="DAY", help="Last UTC day to measure (default: the last there is).")
+@click.option("--label-delay-days", type=click.IntRange(0), default=7, show_default=True, help="When labels are known.")
+@click.option(
+    "--costs", "costs_text", metavar="NAME=VALUE,…", default="", help="In place of settings of [costs], by their names."
+)
+@click.option("--vectors", is_flag=True, help="Keep each payment's feature vector in decisions.parquet.")
+@click.option(
+    "--decisions",
+    "decisions_file",
+    type=click.Path(),
+    help="decisions.parquet of an earlier replay of the same data and bundle, to use its scores and vectors.",
+)
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the results.")
+@click.pass_obj
+def replay(
+    source: Source,
+    data: str,
+    bundle: str,
+    challenger: str | None,
+    policy_file: str | None,
+    challenger_policy_file: str | None,
+    from_day: str | None,
+    to_day: str | None,
+    label_delay_days: int,
+    costs_text: str,
+    vectors: bool,
+    decisions_file: str | None,
+    out: str,
+) -> None:
+    """Run history through the serving features, model and policy; write decisions, metrics and report.html.
+
+    With --challenger, --challenger-policy or both, the two decide about the same payments and are held against each
+    other. Of a policy file only [policy] is used, and the environment changes nothing of it.
+    """
+    from features.engine import FeatureEngine
+    from features.history import read_history
+    from models.bundle import load_bundle
+    from streams.replay import REPORT
+    from streams.replay import replay as run
+
+    costs = _costs(source, costs_text)
+    engine = FeatureEngine()
+    champions = load_bundle(Path(bundle), catalogue_digest=engine.plan.digest)
+    challengers = load_bundle(Path(challenger), catalogue_digest=engine.plan.digest) if challenger else champions
+    champion = _contestant(source, champions, policy_file)
+    other = None
+    if challenger or challenger_policy_file:
+        other = _contestant(source, challengers, challenger_policy_file or policy_file)
+    rates = wiring.rate_table(source)
+    history = read_history(data)
+    if len(history) == 0:
+        raise click.ClickException(f"{data} holds no payment")
+    earlier = Path(decisions_file) if decisions_file else None
+    window = _window(history, earlier, from_day, to_day)
+    engine.warm_up()
+    with progress_bar("replay", _rows(history, window, from_first=earlier is None)) as advance:
+        results = run(
+            history,
+            engine=engine,
+            rates=rates,
+            champion=champion,
+            challenger=other,
+            window=window,
+            label_delay_days=label_delay_days,
+            costs=costs,
+            destination=Path(out),
+            with_vectors=vectors,
+            earlier=earlier,
+            progress=advance,
+        )
+    click.echo(json.dumps(results.headline(), indent=2))
+    click.echo(f"the report is {Path(out) / REPORT}", err=True)
+
+
+def _contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Contestant:
+    from streams.replay_measures import Contestant
+
+    manifest = bundle.manifest
+    # What a file says must not be overruled for champion and challenger alike.
+    nothing: Mapping[str, str] = {}
+    decided_by = wiring.policy(
+        read_source(policy_file, nothing) if policy_file else source,
+        review_at=manifest.review_at,
+        decline_at=manifest.decline_at,
+    )
+    return Contestant(bundle, decided_by, Path(policy_file).name if policy_file else "of the configuration")
+
+
+def _costs(source: Source, text: str) -> CostSettings:
+    """The section's settings, with what the option says in their place. Raises Misconfigured and ClickException."""
+    from models.costs import CostSettings
+
+    costs = source.section("costs", CostSettings)
+    kinds = {field.name: type(getattr(costs, field.name)) for field in fields(costs)}
+    given = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.partition("=")
+        if name not in kinds:
+            raise click.ClickException(f"--costs: wanted some of {', '.join(kinds)}, got {name!r}")
+        try:
+            given[name] = kinds[name](value)
+        except ValueError:
+            kind = "a whole number" if kinds[name] is int else "a number"
+            raise click.ClickException(f"--costs: {name}: wanted {kind}, got {value!r}") from None
+    return replace(costs, **given)
+
+
+def _window(history: History, earlier: Path | None, from_day: str | None, to_day: str | None) -> Days:
+    """The days that are asked for; what is not said is all there is, of the earlier decisions where there are some."""
+    from models.evaluation import DAY_MS, Days, day_of_date
+    from streams.earlier_decisions import time_range_ms
+
+    first_ms, last_ms = time_range_ms(earlier) if earlier else history.event_time_ms[[0, -1]].tolist()
+    return Days(
+        day_of_date(from_day) if from_day else first_ms // DAY_MS,
+        day_of_date(to_day) if to_day else last_ms // DAY_MS,
+    )
+
+
+def _rows(history: History, window: Days, *, from_first: bool) -> int:
+    """How many payments are run through: those before the window warm profiles up."""
+    from models.evaluation import DAY_MS
+
+    is_run = history.event_time_ms < (window.last + 1) * DAY_MS
+    if not from_first:
+        is_run &= history.event_time_ms >= window.first * DAY_MS
+    return int(is_run.sum())

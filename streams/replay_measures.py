@@ -1,0 +1,363 @@
+"""What a replay found: one contestant's decisions measured, and two contestants held against each other.
+
+    contestant   a model with a policy; the champion is what serves or would serve, the challenger what might replace it
+    measured     the window's payments, less those of cards known to be compromised
+    stopped      reviewed or declined
+
+Everything here follows from columns, so two replays of the same input give the same measures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from features.history import Coded, History
+from models.bundle import Bundle
+from models.comparison import Agreement, ScoreShift, agreement, score_shift
+from models.costs import CostSettings
+from models.curves import (
+    AtCapacity,
+    Reliability,
+    ScoreHistogram,
+    ThresholdCurve,
+    at_capacity,
+    reliability,
+    score_histogram,
+    threshold_curve,
+)
+from models.evaluation import CARDS_A_DAY, auc_roc, average_precision, card_precision_at_k, date_of_day
+from models.segments import Decided, GroupMeasures, by_group
+from models.tally import APPROVED, DECLINED, REVIEWED
+from scoring.policy import ACTIONS, Policy
+from streams.replayed_policy import Cause, Decisions
+
+SEGMENTS = ("channel", "country", "mcc", "currency")
+NO_VALUE = "(none)"
+# As many payments of a kind of change as a report names.
+LISTED_MAX = 20
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model with a policy. `policy_name` says where the policy is from, for people."""
+
+    bundle: Bundle
+    policy: Policy
+    policy_name: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measured payments: their rows in the history, and columns of shape (row_count,)."""
+
+    history: History
+    row: NDArray[np.int64]
+    day: NDArray[np.int64]
+    fraud: NDArray[np.bool_]
+    amount_minor: NDArray[np.int64]
+    """In minor units of the reference currency."""
+    has_outcomes: bool
+
+
+@dataclass(frozen=True)
+class ReplayFacts:
+    """What was replayed, whoever decided. Days are dates, both included.
+
+    `payments` and `frauds` are those that were measured; `without_outcome` of those count as genuine, as in training.
+    """
+
+    first_day: str
+    last_day: str
+    payments: int
+    frauds: int
+    without_outcome: int
+    amount_minor: int
+    fraud_minor: int
+    payments_replayed: int
+    excluded_known_compromised: int
+    label_delay_days: int
+    reference_currency: str
+    costs: CostSettings
+
+    @property
+    def has_outcomes(self) -> bool:
+        """Whether anything is known of any measured payment: without, nothing that needs labels has a value."""
+        return self.without_outcome < self.payments
+
+
+@dataclass(frozen=True)
+class ReasonMeasures:
+    """The payments that a reason asked an action for; of `alone` it was the only reason. Precision may be NaN."""
+
+    reason: str
+    action: str
+    payments: int
+    alone: int
+    frauds: int
+    precision: float
+    amount_minor: int
+    fraud_minor: int
+
+
+@dataclass(frozen=True)
+class ContestantMeasures:
+    """How one contestant did. `actions` are of all payments of the window, the rest of the measured ones."""
+
+    model_version: str
+    policy: str
+    rules: int
+    policy_segments: int
+    review_at: float
+    decline_at: float
+    train_from: str
+    train_to: str
+    auc_roc: float
+    average_precision: float
+    card_precision_at_100: float
+    card_precision_per_day: list[float]
+    actions: dict[str, int]
+    whole: GroupMeasures
+    by_reason: list[ReasonMeasures]
+    at_review_capacity: AtCapacity
+    threshold_curve: ThresholdCurve
+    reliability: Reliability | None
+    score_histogram: ScoreHistogram
+    by_day: list[GroupMeasures]
+    by_segment: dict[str, list[GroupMeasures]]
+
+
+@dataclass(frozen=True)
+class ChangedPayment:
+    """A payment that the two decide differently about. It names no card."""
+
+    payment_id: str
+    day: str
+    amount_minor: int
+    champion_score: float
+    challenger_score: float
+    champion_action: str
+    challenger_action: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One kind of change between the two; `largest` are those of the highest amounts, at most LISTED_MAX."""
+
+    payments: int
+    amount_minor: int
+    largest: list[ChangedPayment]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The challenger held against the champion, payment by payment. `changes` is empty where no outcome is known."""
+
+    agreement: Agreement
+    score_shift: ScoreShift
+    changes: dict[str, Change]
+
+
+@dataclass(frozen=True)
+class ReplayResults:
+    """Everything metrics.json and report.html are made of. A value that cannot be computed is NaN, or null in JSON."""
+
+    facts: ReplayFacts
+    champion: ContestantMeasures
+    challenger: ContestantMeasures | None
+    comparison: Comparison | None
+
+    @property
+    def is_of_one_model(self) -> bool:
+        """Whether all scores are of one model: two contestants then differ in policy alone."""
+        return self.challenger is None or self.challenger.model_version == self.champion.model_version
+
+    def headline(self) -> dict[str, Any]:
+        """The few numbers that callers depend on, of the champion."""
+        champion = self.champion
+        values: dict[str, Any] = _plain(
+            {
+                "auc_roc": champion.auc_roc,
+                "average_precision": champion.average_precision,
+                "card_precision_at_100": champion.card_precision_at_100,
+                "payments": self.facts.payments,
+                "frauds": self.facts.frauds,
+                "payments_replayed": self.facts.payments_replayed,
+                "excluded_known_compromised": self.facts.excluded_known_compromised,
+                "actions": champion.actions,
+                "model_version": champion.model_version,
+            }
+        )
+        return values
+
+    def to_json(self, payments_per_second: float) -> str:
+        """metrics.json: the champion's measures at the top, and the challenger's under its own name.
+
+        `payments_per_second` is the only value that differs between two replays of the same input.
+        """
+        values = asdict(self.champion) | asdict(self.facts) | {"payments_per_second": payments_per_second}
+        if self.challenger is not None and self.comparison is not None:
+            values |= {"challenger": asdict(self.challenger), "comparison": asdict(self.comparison)}
+        return json.dumps(_plain(self.headline() | values), indent=2, allow_nan=False) + "\n"
+
+
+def measure_contestant(
+    contestant: Contestant,
+    measured: Measured,
+    made: Decisions,
+    *,
+    causes: Sequence[Cause],
+    actions: dict[str, int],
+    costs: CostSettings,
+) -> ContestantMeasures:
+    """Measure the decisions about the measured payments; `actions` counts those about all payments of the window."""
+    manifest, score = contestant.bundle.manifest, made.score
+    decided = Decided(made.action, score, measured.fraud, measured.amount_minor, measured.has_outcomes)
+    label = measured.fraud.astype(np.int64)
+    (whole,) = by_group(["all"], np.zeros(len(score), dtype=np.int64), decided, costs)
+    # The very functions whose numbers are held against others': the groups' may differ in the last digit.
+    whole = replace(whole, auc_roc=auc_roc(label, score), average_precision=average_precision(label, score))
+    precision = card_precision_at_k(measured.day, _cards(measured), label, score, CARDS_A_DAY)
+    days = np.unique(measured.day)
+    review_at, decline_at = contestant.policy.thresholds
+    return ContestantMeasures(
+        model_version=manifest.model_version,
+        policy=contestant.policy_name,
+        rules=contestant.policy.rule_count,
+        policy_segments=contestant.policy.segment_count,
+        review_at=review_at,
+        decline_at=decline_at,
+        train_from=manifest.train_from,
+        train_to=manifest.train_to,
+        auc_roc=whole.auc_roc,
+        average_precision=whole.average_precision,
+        card_precision_at_100=precision.mean if measured.has_outcomes else float("nan"),
+        card_precision_per_day=precision.per_day.tolist() if measured.has_outcomes else [],
+        actions=actions,
+        whole=whole,
+        by_reason=_by_reason(measured, made, causes),
+        at_review_capacity=at_capacity(measured.day, measured.fraud, score, measured.amount_minor, costs.reviews_a_day),
+        threshold_curve=threshold_curve(measured.fraud, score, measured.amount_minor, costs),
+        reliability=reliability(measured.fraud, score) if measured.has_outcomes else None,
+        score_histogram=score_histogram(measured.fraud, score),
+        by_day=by_group(
+            [date_of_day(day) for day in days.tolist()], np.searchsorted(days, measured.day), decided, costs
+        ),
+        by_segment={name: _by_segment(measured.history.coded(name), measured.row, decided, costs) for name in SEGMENTS},
+    )
+
+
+def compare(
+    measured: Measured,
+    champion: Decisions,
+    challenger: Decisions,
+) -> Comparison:
+    """Hold two contestants' decisions about the measured payments against each other."""
+    before, after = champion.action, challenger.action
+    was_stopped, is_stopped = before >= REVIEWED, after >= REVIEWED
+    kinds = {
+        "fraud_caught": measured.fraud & ~was_stopped & is_stopped,
+        "fraud_missed": measured.fraud & was_stopped & ~is_stopped,
+        "genuine_declined": ~measured.fraud & (before < DECLINED) & (after == DECLINED),
+        "genuine_reviewed": ~measured.fraud & (before == APPROVED) & (after == REVIEWED),
+        "genuine_released": ~measured.fraud & (before > APPROVED) & (after == APPROVED),
+    }
+    describe = _describer(measured, champion, challenger)
+    return Comparison(
+        agreement=agreement(before, after, measured.fraud),
+        score_shift=score_shift(champion.score, challenger.score),
+        changes={name: _change(rows, measured, describe) for name, rows in kinds.items()}
+        if measured.has_outcomes
+        else {},
+    )
+
+
+def count_actions(action: NDArray[np.int8]) -> dict[str, int]:
+    """How often each action was taken, by name."""
+    return dict(zip(ACTIONS, np.bincount(action, minlength=len(ACTIONS)).tolist(), strict=True))
+
+
+def _cards(measured: Measured) -> NDArray[np.int32]:
+    return measured.history.card.codes[measured.row]
+
+
+def _by_segment(column: Coded, row: NDArray[np.int64], decided: Decided, costs: CostSettings) -> list[GroupMeasures]:
+    """Groups of a text field, the largest first; empty where no payment has the field."""
+    names = [*column.names.to_pylist(), NO_VALUE]
+    codes = column.codes[row]
+    # What code -1 stands for is the last.
+    groups = by_group(names, np.where(codes < 0, len(names) - 1, codes), decided, costs)
+    if [group.name for group in groups] == [NO_VALUE]:
+        return []
+    return sorted(groups, key=lambda group: (-group.payments, group.name))
+
+
+def _by_reason(measured: Measured, made: Decisions, causes: Sequence[Cause]) -> list[ReasonMeasures]:
+    """The reasons that there were, those of the most payments first. A payment counts for each of its reasons."""
+    size, cause, fraud = len(causes), made.cause, measured.fraud
+    amount = measured.amount_minor
+    # By cause: payments, frauds, amount, amount of frauds. Sums are exact up to 2**53.
+    sums = np.array(
+        [
+            np.bincount(cause, minlength=size),
+            np.bincount(cause[fraud], minlength=size),
+            np.bincount(cause, weights=amount, minlength=size),
+            np.bincount(cause[fraud], weights=amount[fraud], minlength=size),
+        ]
+    )
+    found = []
+    for reason, action in sorted({(reason, action) for action, reasons in causes for reason in reasons}):
+        among = [place for place, one in enumerate(causes) if one.action == action and reason in one.reasons]
+        alone = [place for place in among if len(causes[place].reasons) == 1]
+        payments, frauds, amount_minor, fraud_minor = (int(part) for part in sums[:, among].sum(axis=1))
+        if payments:
+            precision = frauds / payments if measured.has_outcomes else float("nan")
+            only = int(sums[0, alone].sum())
+            found.append(ReasonMeasures(reason, action, payments, only, frauds, precision, amount_minor, fraud_minor))
+    return sorted(found, key=lambda one: (-one.payments, one.reason))
+
+
+def _change(is_changed: NDArray[np.bool_], measured: Measured, describe: Callable[[int], ChangedPayment]) -> Change:
+    rows = np.flatnonzero(is_changed)
+    amount = measured.amount_minor[rows]
+    largest = rows[np.argsort(-amount, kind="stable")[:LISTED_MAX]]
+    return Change(len(rows), int(amount.sum()), [describe(row) for row in largest.tolist()])
+
+
+def _describer(
+    measured: Measured,
+    champion: Decisions,
+    challenger: Decisions,
+) -> Callable[[int], ChangedPayment]:
+    def describe(row: int) -> ChangedPayment:
+        return ChangedPayment(
+            payment_id=_text(measured.history.payment_id[int(measured.row[row])]),
+            day=date_of_day(int(measured.day[row])),
+            amount_minor=int(measured.amount_minor[row]),
+            champion_score=float(champion.score[row]),
+            challenger_score=float(challenger.score[row]),
+            champion_action=ACTIONS[champion.action[row]],
+            challenger_action=ACTIONS[challenger.action[row]],
+        )
+
+    return describe
+
+
+def _text(value: pa.Scalar) -> str:
+    return str(value.as_py())
+
+
+def _plain(value: Any) -> Any:
+    """The same with null for what is not a number."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
