@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "compiling the feature kernel, once"
 	$(BIN)/python -c 'from features.engine import FeatureEngine; FeatureEngine().warm_up()'
 	$(BIN)/python -c 'from streams.fast_intake import warm_up; warm_up()'
-	$(BIN)/python -c 'from scoring import answered, fast_requests; answered.warm_up(); fast_requests.warm_up()'
+	$(BIN)/python -c 'from scoring import answered as a, fast_requests as f, records as r; a.warm_up(); f.warm_up(); r.warm_up()'
 	@touch $@
 
 services: install ## fetch Kafka and the schema registry for tests (needs a Java 17 JDK and Maven)

@@ -294,8 +294,8 @@ def _pointer_intrinsic(typing_context: Any, address: Any) -> Any:  # noqa: ARG00
 
 
 # Called from compiled code, without the typing context.
-_load_word: Any = _load_word_intrinsic
-_store_word: Any = _store_word_intrinsic
+load_word: Any = _load_word_intrinsic
+store_word: Any = _store_word_intrinsic
 _place: Any = _place_intrinsic
 _leading_zeros: Any = _leading_zeros_intrinsic
 _ones: Any = _ones_intrinsic
@@ -352,7 +352,7 @@ def _read_columns(
             # Shifted twice: a shift by all 64 bits is not defined.
             mask = (np.int64(1) << 4 * width << 4 * width) - 1
             for row in range(rows):
-                numbers[row] = _load_word(data, position + width * row) & mask
+                numbers[row] = load_word(data, position + width * row) & mask
         else:
             # So near the end of the buffer that eight bytes at once would reach beyond it.
             for row in range(rows):
@@ -384,7 +384,7 @@ def _write_column(numbers: I64, at: int, rows: int, out: U8, widths: int, column
     elif width > 1:
         # In this order: what one writes beyond its end the next overwrites.
         for row in range(rows):
-            _store_word(out, position + width * row, values[row])
+            store_word(out, position + width * row, values[row])
     return int(position + width * rows)
 
 
@@ -408,7 +408,7 @@ def pack(plan: I64, entity: int, words: I64, out: U8, position: int) -> int:
     section = plan[ENTITIES_AT + entity]
     tables, memories = plan[section + TABLE_COUNT], plan[section + MEMORY_COUNT]
     shape_size, shape_at = plan[section + SHAPE_SIZE], plan[section + SHAPE_AT]
-    _store_word(out, position, LAYOUT_VERSION | plan[section + DIGEST] << 8 | shape_size << 40)
+    store_word(out, position, LAYOUT_VERSION | plan[section + DIGEST] << 8 | shape_size << 40)
     position += SHAPE_BYTES_AT
     for byte in range(shape_size):
         out[position + byte] = plan[shape_at + byte]
@@ -489,7 +489,7 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
     section = _place(plan[ENTITIES_AT + entity])
     if end - start < 8:
         return DAMAGED
-    head = _load_word(data, start) & _HEAD_MASK
+    head = load_word(data, start) & _HEAD_MASK
     if head != LAYOUT_VERSION | plan[section + DIGEST] << 8 | plan[section + SHAPE_SIZE] << 40:
         if head & 0xFF != LAYOUT_VERSION:
             return WRONG_VERSION

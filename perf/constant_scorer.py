@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from features.engine import FeatureEngine
 from features.money import RATE_SCALE, RateTable
-from scoring.encoding import common_part, response
+from schemas.scoring_pb2 import ScoreResponse
 from scoring.intake import Intake
 from scoring.payments import Payments
 from scoring.wire import RequestLimits
 
-_COMMON = common_part("approve", (), "v1", ())
+# Two serialised messages, one behind the other, are the message of both.
+_COMMON = ScoreResponse(
+    decision_id="0123456789abcdef0123456789abcdef", score=0.0123, action="approve", model_version="v1"
+).SerializeToString()
 
 
 def constant_answer(payment_id: bytes) -> bytes:
-    """The serialised response to a payment."""
-    return response(payment_id, b"0123456789abcdef0123456789abcdef", 0.0123, _COMMON, b"")
+    """The serialised response to a payment, whose id has at most 127 bytes."""
+    return b"\n" + bytes([len(payment_id)]) + payment_id + _COMMON
 
 
 def euro_intake() -> Intake:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ops import wiring
 from schemas.settings import read_source
-from scoring import fast_requests
+from scoring import fast_requests, records
 from scoring.host import Host
 from scoring.intake import Intake
 from scoring.metrics import Registry
@@ -45,6 +45,7 @@ def open_scorer(config: Path, worker: str) -> ScorerInProcess:
     host = wiring.scoring_host(read_source(str(config)), None)
     host.engine.warm_up()
     fast_requests.warm_up()
+    records.warm_up()
     entities = host.engine.plan.entity_names
     outbox = OutboxWriter(host.outbox, worker)
     scorer = PaymentScorer(

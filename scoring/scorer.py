@@ -22,7 +22,6 @@ from schemas.errors import TemporaryFailure
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest
 from scoring.answered import Answered, PaymentIdReused, Repeat, Standing
-from scoring.encoding import Records, age_part, common_part, response
 from scoring.metrics import Registry
 from scoring.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 from scoring.model_chain import ModelChain, Scored
@@ -37,6 +36,7 @@ from scoring.policy import (
     Policy,
     unknown_flag,
 )
+from scoring.records import RecordWriter, Written, tail
 from scoring.turns import UNDER_WAY, Refusal, refusal_of
 from scoring.worker_metrics import ScoringMetrics, StageTimes
 
@@ -47,11 +47,12 @@ ROWS_MAX = 64
 class Outbox(Protocol):
     """Where decisions go before the caller has the answer."""
 
-    def starts(self, payloads: Sequence[bytes]) -> list[int]:
-        """Where each of `payloads` will begin if they are what is appended next."""
+    @property
+    def position(self) -> int:
+        """Where what is appended next will begin."""
 
-    def append_many(self, payloads: Sequence[bytes]) -> int:
-        """Keep all of them safe from the death of this process, or none. Raises TemporaryFailure when it cannot."""
+    def append_frames(self, frames: bytes) -> int:
+        """Keep these records safe from the death of this process, or none. Raises TemporaryFailure when it cannot."""
 
 
 class PaymentScorer:
@@ -74,9 +75,6 @@ class PaymentScorer:
         self._stages = stages or StageTimes(Registry())
         # One for all payments, filled anew for each.
         self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
-        self._records = Records(4 * plan.feature_count, plan.digest)
-        # What responses without reasons have in common: by action, model and flags, of which there are few.
-        self._common: dict[tuple[str, int, tuple[str, ...]], bytes] = {}
         self._answered = answered
         self._engine, self._models, self._policy = engine, models, policy
         self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
@@ -110,9 +108,11 @@ class PaymentScorer:
             ]
             for pattern in self._unknown_flags
         }
-        # Unique over hosts, workers and restarts without a look at anything shared.
-        self._decision_prefix = os.urandom(8).hex().encode()
-        self._decision_count = 0
+        # Decisions' ids: unique over hosts, workers and restarts without a look at anything shared.
+        self._writer = RecordWriter(self._vectors, plan.digest, os.urandom(8).hex())
+        self._approved: dict[tuple[str, ...], int] = {}
+        self._approved_below, _ = policy.thresholds
+        self._keep_approvals()
         self.open_mirror()
 
     def readiness(self) -> list[str]:
@@ -207,67 +207,75 @@ class PaymentScorer:
             stages.lap("model", count)
         if any(scored.flags):
             flags = [(*found, *more) for found, more in zip(flags, scored.flags, strict=True)]
-        actions, responses, records = self._write_up(payments, scored, flags, profile_age_ms, now_ms)
+        tails, others = self._tails(payments, scored, flags)
+        written = self._writer.write(payments.bodies, payments.ids, scored.scores, tails, profile_age_ms, now_ms)
         if stages.is_timed:
             stages.lap("decide", count)
-        self._append(records, slots)
-        self._count(actions, scored, flags)
+        self._append(written, slots)
+        self._count(count, others, scored, flags)
         if stages.is_timed:
             stages.lap("append", count)
-        return responses
+        return written.responses
 
-    def _write_up(
+    def _tails(
+        self, payments: Payments, scored: Scored, flags: Sequence[tuple[str, ...]]
+    ) -> tuple[list[int], list[str]]:
+        """What follows the score in each response, by the writer's numbers; and the actions that are no approvals."""
+        others: list[str] = []
+        self._writer.begin()
+        known, below = self._approved, self._approved_below
+        # Of the first model alone.
+        if any(scored.models):
+            known = {}
+        tails = []
+        for row, (score, odd) in enumerate(zip(scored.scores, flags, strict=True)):
+            kept = known.get(odd)
+            if kept is None or score is None or score >= below:
+                kept = self._tail(payments, row, score, scored.models[row], odd, others)
+            tails.append(kept)
+        return tails, others
+
+    def _tail(
         self,
         payments: Payments,
-        scored: Scored,
-        flags: Sequence[tuple[str, ...]],
-        profile_age_ms: int | None,
-        now_ms: int,
-    ) -> tuple[list[str], list[bytes], list[bytes]]:
-        """What the policy makes of the scores: actions, responses, and the records of them."""
-        count = len(payments)
-        vectors = self._vectors[:count]
-        vector_bytes, row_bytes = vectors.tobytes(), vectors.itemsize * vectors.shape[1]
-        policy, facts, known, prefix = self._policy, self._facts, self._common, self._decision_prefix
-        reads_payments = policy.has_conditions
-        amounts = self._rows[:count, AMOUNT].tolist() if reads_payments else ()
-        age, record = age_part(profile_age_ms), self._records.at(now_ms)
-        actions, responses, records = [], [], []
-        for row, (body, payment_id, score, model, odd) in enumerate(
-            zip(payments.bodies, payments.ids, scored.scores, scored.models, flags, strict=True)
-        ):
-            if reads_payments:
-                facts.payment, facts.amount, facts.vector = payments[row], amounts[row], vectors[row]
-            facts.score, facts.flags = score, odd
-            action, reasons = policy.decide(facts)
-            common = known.get((action, model, odd)) if not reasons else None
-            if common is None:
-                common = self._common_part(action, reasons, model, odd, vectors[row])
-            self._decision_count += 1
-            answer = response(payment_id, b"%b-%x" % (prefix, self._decision_count), score, common, age)
-            actions.append(action)
-            responses.append(answer)
-            records.append(record(body, answer, vector_bytes[row * row_bytes : (row + 1) * row_bytes]))
-        return actions, responses, records
-
-    def _common_part(
-        self, action: str, reasons: list[str], model: int, flags: tuple[str, ...], vector: NDArray[np.float32]
-    ) -> bytes:
-        """The part of a response that does not speak of the one payment, unless it has reasons."""
+        row: int,
+        score: float | None,
+        model: int,
+        flags: tuple[str, ...],
+        others: list[str],
+    ) -> int:
+        """Of one payment, by the policy; its action is added to `others` unless it is approved."""
+        facts, vector = self._facts, self._vectors[row]
+        if self._policy.has_conditions:
+            facts.payment, facts.amount, facts.vector = payments[row], int(self._rows[row, AMOUNT]), vector
+        facts.score, facts.flags = score, flags
+        action, reasons = self._policy.decide(facts)
         if action != ACTIONS[APPROVE]:
-            reasons = reasons + self._models.reasons(vector, model, self._policy.reason_features_max)
-        common = common_part(action, reasons, self._models.versions[model], flags)
-        if not reasons:
-            self._common[action, model, flags] = common
-        return common
+            others.append(action)
+            reasons += self._models.reasons(vector, model, self._policy.reason_features_max)
+        return self._writer.add_tail(tail(action, reasons, self._models.versions[model], flags))
 
-    def _append(self, records: Sequence[bytes], slots: Sequence[int]) -> None:
+    def _keep_approvals(self) -> None:
+        """The tails of nearly all responses: approved for the score, with no flags but such as ask for nothing."""
+        if self._policy.has_conditions:
+            return
+        known = [*self._unknown_flags.values(), (MIRROR_ABSENT,)]
+        for flags in dict.fromkeys((*known, *((*found, MIRROR_STALE) for found in known))):
+            self._facts.score, self._facts.flags = 0.0, flags
+            action, reasons = self._policy.decide(self._facts)
+            if action == ACTIONS[APPROVE] and not reasons:
+                kept = self._writer.keep_tail(tail(action, (), self._models.versions[0], flags))
+                if kept is not None:
+                    self._approved[flags] = kept
+
+    def _append(self, written: Written, slots: Sequence[int]) -> None:
         """Into the outbox; who asks again finds the decisions there."""
         if self._answered is None:
-            self._outbox.append_many(records)
+            self._outbox.append_frames(written.frames)
             return
-        self._answered.place(slots, self._outbox.starts(records))
-        self._outbox.append_many(records)
+        begun = self._outbox.position
+        self._answered.place(slots, [begun + start for start in written.starts])
+        self._outbox.append_frames(written.frames)
         self._answered.settle(slots)
 
     def _fill_vectors(self, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:
@@ -329,11 +337,12 @@ class PaymentScorer:
             for counter in self._lookup_counters[pattern]:
                 counter.add(count)
 
-    def _count(self, actions: Sequence[str], scored: Scored, flags: Sequence[tuple[str, ...]]) -> None:
+    def _count(self, count: int, others: Sequence[str], scored: Scored, flags: Sequence[tuple[str, ...]]) -> None:
+        """`others`: actions that are no approvals."""
         metrics = self._metrics
-        for action in ACTIONS:
-            if (count := actions.count(action)) > 0:
-                metrics.decisions[action].add(count)
+        metrics.decisions[ACTIONS[APPROVE]].add(count - len(others))
+        for action in others:
+            metrics.decisions[action].add(1)
         metrics.score.observe_all([score for score in scored.scores if score is not None])
         if any(flags):
             for found in flags:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from schemas.errors import Misconfigured
-from scoring import answered, fast_requests
+from scoring import answered, fast_requests, records
 from scoring.host import Gate, Host, open_gate
 from scoring.worker import worker_main
 
@@ -43,6 +43,7 @@ def serve(host: Host, worker_count: int, *, announce: Callable[[Sequence[str]], 
         host.engine.warm_up()
         answered.warm_up()
         fast_requests.warm_up()
+        records.warm_up()
         answered.prepare(host.answered)
         parent = _Parent(host, worker_count, gate)
         parent.heed_signals()

@@ -349,7 +349,7 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
             models=ModelChain((bundle,), metrics=ModelMetrics.declare(Registry())),
             policy=Policy(PolicySettings(), review_at=0.5, decline_at=0.9),
             mirror=settings,
-            outbox=SimpleNamespace(append_many=lambda _: 0),
+            outbox=SimpleNamespace(append_frames=lambda _: 0),
             metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=warm.plan.entity_names),
         )
         intake = Intake(warm.plan, load_rates(), RequestLimits())

@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -44,8 +45,10 @@ def main(folder: Path, count: int) -> NoReturn:
 
     def stop(_: int, __: FrameType | None) -> NoReturn:
         for pid in running:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            # The signal may come between the end of a child and the note of it.
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
         os._exit(0)
 
     signal.signal(signal.SIGTERM, stop)

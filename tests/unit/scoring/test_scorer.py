@@ -31,7 +31,7 @@ from scoring.metrics import Registry
 from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.model_chain import ModelChain
 from scoring.model_metrics import ModelMetrics
-from scoring.outbox import OutboxSettings, OutboxWriter
+from scoring.outbox import OutboxSettings, OutboxWriter, framed
 from scoring.policy import FLAGS, ConfiguredRule, Policy, PolicySettings, flags_of
 from scoring.scorer import ROWS_MAX, PaymentScorer
 from scoring.turns import UNDER_WAY, Refusal
@@ -55,13 +55,18 @@ class FakeOutbox:
         self.entries: list[OutboxEntry] = []
         self.fails = False
 
-    def starts(self, payloads: Sequence[bytes]) -> list[int]:
-        return list(range(len(self.entries), len(self.entries) + len(payloads)))
+    @property
+    def position(self) -> int:
+        return len(self.entries)
 
-    def append_many(self, payloads: Sequence[bytes]) -> int:
+    def append_frames(self, frames: bytes) -> int:
         if self.fails:
             raise TemporaryFailure("the outbox is full")
-        self.entries += map(OutboxEntry.FromString, payloads)
+        while frames:
+            size = int.from_bytes(frames[:4], "little")
+            self.entries.append(OutboxEntry.FromString(frames[8 : 8 + size]))
+            assert frames[: 8 + size] == framed(frames[8 : 8 + size])
+            frames = frames[8 + size :]
         return len(self.entries)
 
 
@@ -323,8 +328,14 @@ def test_payments_scored_together_are_answered_and_kept_as_they_would_be_alone(h
 def test_one_write_keeps_the_decisions_about_all_that_was_asked_together(host: Host) -> None:
     host.fill(profiles())
     writes: list[int] = []
-    keep = host.outbox.append_many
-    host.outbox.append_many = lambda payloads: writes.append(len(payloads)) or keep(payloads)  # type: ignore[method-assign,func-returns-value]
+    keep = host.outbox.append_frames
+
+    def append(frames: bytes) -> int:
+        before = len(host.outbox.entries)
+        writes.append(keep(frames) - before)
+        return len(host.outbox.entries)
+
+    host.outbox.append_frames = append  # type: ignore[method-assign]
     score_many(host.scorer, requests()[: ROWS_MAX + 6])
     assert writes == [ROWS_MAX, 6]
 
@@ -597,10 +608,10 @@ class Refusing(OutboxWriter):
 
     fails = False
 
-    def append_many(self, payloads: Sequence[bytes]) -> int:
+    def append_frames(self, frames: bytes) -> int:
         if self.fails:
             raise TemporaryFailure("the outbox is full")
-        return super().append_many(payloads)
+        return super().append_frames(frames)
 
 
 @pytest.fixture

@@ -1,0 +1,180 @@
+"""Responses and outbox records of a chunk, written by one compiled loop (scoring/record_bytes.py).
+
+What many responses have in common, their *tail* (action, reasons, version of the model, flags), is serialised by
+protobuf and kept by number: one for good, or for the next chunk alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from struct import Struct
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.outbox_pb2 import OutboxRecord
+from schemas.scoring_pb2 import ScoreResponse
+from scoring import record_bytes as loop
+from scoring.outbox import PAYLOAD_BYTES_MAX
+
+# Tails that stay: with all actions, models and flags there are some hundred.
+KEPT_TAILS_MAX = 1024
+_INT64 = "=%dq"
+BODY_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
+
+
+class Written(NamedTuple):
+    """The decisions of a chunk: serialised responses, and the outbox's frames of all, one behind the other.
+
+    `starts`: where each frame begins.
+    """
+
+    responses: list[bytes]
+    frames: bytes
+    starts: list[int]
+
+
+class RecordWriter:
+    """Writes the decisions about chunks. Not thread-safe."""
+
+    def __init__(self, vectors: NDArray[np.float32], catalogue_digest: str, decision_prefix: str) -> None:
+        """`vectors`: shape (rows_max, features), C-contiguous, the same array for ever: a row for each of a chunk.
+
+        A decision's id is the prefix and its number, which has never been before under this prefix.
+        """
+        assert vectors.flags.c_contiguous
+        self._rows_max, self._vector_bytes = len(vectors), vectors.itemsize * vectors.shape[1]
+        self._prefix = decision_prefix.encode()
+        self._digest = OutboxRecord(catalogue_digest=catalogue_digest).SerializeToString()
+        self._decision = 1
+        self._age: tuple[int | None] | None = None
+        self._tails: list[bytes] = []
+        self._kept = 0
+        self._arrays: dict[str, NDArray[Any]] = {
+            "scores": np.zeros(self._rows_max),
+            "tail_numbers": np.zeros(self._rows_max, dtype=np.int64),
+            "body_sizes": np.zeros(self._rows_max, dtype=np.int64),
+            "id_sizes": np.zeros(self._rows_max, dtype=np.int64),
+            "tail_ends": np.zeros(KEPT_TAILS_MAX + self._rows_max, dtype=np.int64),
+            "constant_ends": np.zeros(3, dtype=np.int64),
+            "bounds": np.zeros(3 * self._rows_max, dtype=np.int64),
+            "vectors": vectors,
+            "crc_tables": crc_tables(),
+        }
+        self._views = {name: self._arrays[name].data.cast("B") for name in ("body_sizes", "id_sizes")}
+        # By the number of a chunk's decisions.
+        self._sizes = [Struct(_INT64 % count) for count in range(self._rows_max + 1)]
+        # Room for what is usual; it grows.
+        for name, kilobytes in (("bodies", 64), ("ids", 16), ("tails", 64), ("constants", 1), ("out", 128)):
+            self._make_room(name, kilobytes << 10)
+        self._set_age(None)
+
+    def keep_tail(self, tail: bytes) -> int | None:
+        """A tail for good, before any of the next chunk's own; returns its number, None when there is no more room."""
+        if self._kept == KEPT_TAILS_MAX:
+            return None
+        self.begin()
+        self._kept += 1
+        return self._add_tail(tail)
+
+    def begin(self) -> None:
+        """A chunk begins: those before have no tails any more."""
+        del self._tails[self._kept :]
+
+    def add_tail(self, tail: bytes) -> int:
+        """A tail for this chunk alone, which has one a decision at most; returns its number."""
+        return self._add_tail(tail)
+
+    def write(
+        self,
+        bodies: Sequence[bytes],
+        ids: Sequence[bytes],
+        scores: Sequence[float | None],
+        tail_numbers: Sequence[int],
+        profile_age_ms: int | None,
+        decided_time_ms: int,
+    ) -> Written:
+        """The decisions about a chunk of at most `rows_max` payments. `ids` are in UTF-8."""
+        count, arrays = len(bodies), self._arrays
+        body_bytes, id_bytes = b"".join(bodies), b"".join(ids)
+        # A larger record would be taken for damage when the outbox is read.
+        assert len(body_bytes) < BODY_BYTES_MAX or max(map(len, bodies)) < BODY_BYTES_MAX, "a request's size"
+        self._fill("bodies", body_bytes)
+        self._fill("ids", id_bytes)
+        self._sizes[count].pack_into(self._views["body_sizes"], 0, *map(len, bodies))
+        self._sizes[count].pack_into(self._views["id_sizes"], 0, *map(len, ids))
+        # None becomes NaN.
+        arrays["scores"][:count] = scores
+        arrays["tail_numbers"][:count] = tail_numbers
+        if self._age != (profile_age_ms,):
+            self._set_age(profile_age_ms)
+        longest = max(map(len, self._tails))
+        rest = self._vector_bytes + longest + len(arrays["constants"]) + loop.OVERHEAD_BYTES
+        self._make_room("out", len(body_bytes) + len(id_bytes) + count * rest)
+        size = loop.write_records(self._frame_at, count, self._vector_bytes, self._decision, decided_time_ms)
+        self._decision += count
+        frames = self._views["out"][:size].tobytes()
+        bounds = arrays["bounds"][: 3 * count].tolist()
+        responses = [frames[start:end] for start, end in zip(bounds[1::3], bounds[2::3], strict=True)]
+        return Written(responses, frames, bounds[::3])
+
+    def _add_tail(self, tail: bytes) -> int:
+        number = len(self._tails)
+        ends = self._arrays["tail_ends"]
+        start = int(ends[number - 1]) if number else 0
+        self._tails.append(tail)
+        self._make_room("tails", start + len(tail))
+        self._views["tails"][start : start + len(tail)] = tail
+        ends[number] = start + len(tail)
+        return number
+
+    def _set_age(self, profile_age_ms: int | None) -> None:
+        """The last field of a response. Many chunks have the same, as the age is in whole milliseconds."""
+        age = ScoreResponse(profile_age_ms=profile_age_ms).SerializeToString()
+        self._fill("constants", self._prefix + age + self._digest)
+        ends = np.cumsum([len(self._prefix), len(age), len(self._digest)])
+        self._arrays["constant_ends"][:] = ends
+        self._age = (profile_age_ms,)
+
+    def _fill(self, name: str, data: bytes) -> None:
+        if len(data) > len(self._views[name]):
+            self._make_room(name, 2 * len(data))
+        self._views[name][: len(data)] = data
+
+    def _make_room(self, name: str, size: int) -> None:
+        """An array of at least so many bytes, with what it held."""
+        old = self._arrays.get(name)
+        if old is not None and len(old) >= size:
+            return
+        self._arrays[name] = np.zeros(size, dtype=np.uint8)
+        if old is not None:
+            self._arrays[name][: len(old)] = old
+        self._views[name] = self._arrays[name].data
+        if all(each in self._arrays for each in loop.ARRAYS):
+            self._frame = np.array([self._arrays[each].ctypes.data for each in loop.ARRAYS], dtype=np.int64)
+            self._frame_at = self._frame.ctypes.data
+
+
+def tail(action: str, reasons: Sequence[str], model_version: str, flags: Sequence[str]) -> bytes:
+    """What follows the score in a response, serialised."""
+    return ScoreResponse(action=action, reasons=reasons, model_version=model_version, flags=flags).SerializeToString()
+
+
+def crc_tables() -> NDArray[np.int64]:
+    """Shape (8, 256): what a byte does to the checksum, and what it does with one to seven zero bytes behind it."""
+    tables = np.zeros((8, 256), dtype=np.int64)
+    # zlib inverts before and after: undone here, so that the first table is the plain one.
+    tables[0] = [zlib.crc32(bytes([byte]), 0xFFFFFFFF) ^ 0xFFFFFFFF for byte in range(256)]
+    for number in range(1, 8):
+        before = tables[number - 1]
+        tables[number] = before >> 8 ^ tables[0][before & 255]
+    return tables
+
+
+def warm_up() -> None:
+    """Load or compile the loop, so that no payment waits for it."""
+    writer = RecordWriter(np.zeros((1, 1), dtype=np.float32), "", "")
+    writer.keep_tail(b"")
+    writer.write([b"a"], [b"b"], [0.5], [0], None, 1)
