@@ -6,6 +6,7 @@ protobuf and kept by number: one for good, or for the next chunk alone.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from struct import Struct
@@ -21,7 +22,6 @@ from scoring.outbox import PAYLOAD_BYTES_MAX
 
 # Tails that stay: with all actions, models and flags there are some hundred.
 KEPT_TAILS_MAX = 1024
-_INT64 = "=%dq"
 BODY_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
 
 
@@ -51,6 +51,7 @@ class RecordWriter:
         self._decision = 1
         self._age: tuple[int | None] | None = None
         self._tails: list[bytes] = []
+        self._longest_tail = 0
         self._kept = 0
         self._arrays: dict[str, NDArray[Any]] = {
             "scores": np.zeros(self._rows_max),
@@ -63,9 +64,11 @@ class RecordWriter:
             "vectors": vectors,
             "crc_tables": crc_tables(),
         }
-        self._views = {name: self._arrays[name].data.cast("B") for name in ("body_sizes", "id_sizes")}
+        per_decision = ("body_sizes", "id_sizes", "tail_numbers", "scores")
+        self._views = {name: self._arrays[name].data.cast("B") for name in per_decision}
         # By the number of a chunk's decisions.
-        self._sizes = [Struct(_INT64 % count) for count in range(self._rows_max + 1)]
+        self._int64s = [Struct(f"={count}q") for count in range(self._rows_max + 1)]
+        self._doubles = [Struct(f"={count}d") for count in range(self._rows_max + 1)]
         # Room for what is usual; it grows.
         for name, kilobytes in (("bodies", 64), ("ids", 16), ("tails", 64), ("constants", 1), ("out", 128)):
             self._make_room(name, kilobytes << 10)
@@ -103,15 +106,15 @@ class RecordWriter:
         assert len(body_bytes) < BODY_BYTES_MAX or max(map(len, bodies)) < BODY_BYTES_MAX, "a request's size"
         self._fill("bodies", body_bytes)
         self._fill("ids", id_bytes)
-        self._sizes[count].pack_into(self._views["body_sizes"], 0, *map(len, bodies))
-        self._sizes[count].pack_into(self._views["id_sizes"], 0, *map(len, ids))
-        # None becomes NaN.
-        arrays["scores"][:count] = scores
-        arrays["tail_numbers"][:count] = tail_numbers
+        views, int64s = self._views, self._int64s[count]
+        int64s.pack_into(views["body_sizes"], 0, *map(len, bodies))
+        int64s.pack_into(views["id_sizes"], 0, *map(len, ids))
+        int64s.pack_into(views["tail_numbers"], 0, *tail_numbers)
+        given = [math.nan if score is None else score for score in scores] if None in scores else scores
+        self._doubles[count].pack_into(views["scores"], 0, *given)
         if self._age != (profile_age_ms,):
             self._set_age(profile_age_ms)
-        longest = max(map(len, self._tails))
-        rest = self._vector_bytes + longest + len(arrays["constants"]) + loop.OVERHEAD_BYTES
+        rest = self._vector_bytes + self._longest_tail + len(arrays["constants"]) + loop.OVERHEAD_BYTES
         self._make_room("out", len(body_bytes) + len(id_bytes) + count * rest)
         size = loop.write_records(self._frame_at, count, self._vector_bytes, self._decision, decided_time_ms)
         self._decision += count
@@ -125,6 +128,7 @@ class RecordWriter:
         ends = self._arrays["tail_ends"]
         start = int(ends[number - 1]) if number else 0
         self._tails.append(tail)
+        self._longest_tail = max(self._longest_tail, len(tail))
         self._make_room("tails", start + len(tail))
         self._views["tails"][start : start + len(tail)] = tail
         ends[number] = start + len(tail)
