@@ -1,0 +1,90 @@
+"""A worker under load for as long as one likes: does its memory grow, do its latencies?
+
+Measured, on one worker of `paywarden serve`: in an open loop, Poisson, at half of what it can do over HTTP, minute by
+minute: the worker's anonymous memory (mirror and table of answered payments are files, and shared), p50, p99 and p99.9,
+and its collector's pauses. The first minute is not counted: buffers grow to their size in it. For: whether a million
+requests leave anything behind. Ten million are what a host with a thousand payments a second sees in three hours.
+
+    python -m perf.soak [--minutes N] [--entities N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from perf.measuring import LATENCY_OPTIONS, arguments_of, drive, finish
+from perf.scoring_world import built_world
+from perf.servers import Server, metrics_text, pin_load, serving
+from scoring.load import run_closed, run_load
+from scoring.load_bodies import stamped_bodies
+from scoring.load_target import LoadOptions
+
+_CAPACITY = LoadOptions(connections=64, connections_max=64)
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        ("--minutes", {"type": int, "default": 10, "help": "that are counted"}),
+        ("--entities", {"type": int, "default": 100_000, "help": "in the mirror, at least"}),
+    )
+    pin_load()
+    with built_world(arguments.entities) as world, serving(world.config) as server:
+        bodies = stamped_bodies(world.requests, id_prefix="soak")
+        most = drive(run_closed(server.http, bodies, seconds=4.0, options=_CAPACITY)).ok_per_second
+        print(f"\n{'minute':>6} {'answered':>10} {'MiB':>8} {'p50 ms':>8} {'p99 ms':>8} {'p99.9 ms':>9} {'pauses':>7}")
+        minutes = [_minute(server, bodies, most / 2, number) for number in range(arguments.minutes + 1)][1:]
+    answered = sum(one["answered"] for one in minutes)
+    first, last = minutes[0], minutes[-1]
+    # From the end of the first minute that is counted on.
+    since = (answered - first["answered"]) / 1e6
+    figures = {
+        "rate": most / 2,
+        "answered": answered,
+        "not_ok": sum(one["not_ok"] for one in minutes),
+        "memory_first_mib": first["mib"],
+        "memory_last_mib": last["mib"],
+        "memory_growth_kib_per_million": (last["mib"] - first["mib"]) * 1024 / since if since else 0.0,
+        "p99_first_ms": first["p99_ms"],
+        "p99_last_ms": last["p99_ms"],
+        "p999_last_ms": last["p999_ms"],
+    }
+    finish(figures, arguments.json)
+
+
+def _minute(server: Server, bodies: Iterator[bytes], rate: float, number: int) -> dict[str, float]:
+    before = _pauses(server)
+    report = drive(run_load(server.http, bodies, rate=rate, seconds=60.0, seed=number, options=LATENCY_OPTIONS))
+    mib = sum(map(_anonymous_kib, server.worker_pids())) / 1024
+    figures = {
+        "answered": report.ok,
+        "not_ok": report.sent - report.ok,
+        "mib": mib,
+        "p50_ms": report.p50_ms,
+        "p99_ms": report.p99_ms,
+        "p999_ms": report.p999_ms,
+        "pauses": _pauses(server) - before,
+    }
+    print(
+        f"{number:>6} {report.ok:>10,} {mib:>8.2f} {report.p50_ms:>8.2f} {report.p99_ms:>8.2f} {report.p999_ms:>9.2f} "
+        f"{figures['pauses']:>7.0f}",
+        flush=True,
+    )
+    return figures
+
+
+def _anonymous_kib(pid: int) -> int:
+    """Memory that is no file's, as Linux tells it."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
+
+
+def _pauses(server: Server) -> float:
+    """How often the worker has collected garbage so far."""
+    name = "paywarden_gc_pause_seconds_count "
+    return sum(float(line[len(name) :]) for line in metrics_text(server).splitlines() if line.startswith(name))
+
+
+if __name__ == "__main__":
+    main()
