@@ -1,34 +1,43 @@
 """A burst of five times what a worker can do, for ten seconds: the admitted stay fast, the refused hear it at once.
 
 Measured, on one worker of `paywarden serve`: its capacity first (as many as are answered); then in one open loop,
-Poisson, half of the capacity, the burst, and half again: over gRPC, and over HTTP with a request on a connection at a
-time, as gateways send them. (Where HTTP requests share a connection, answers come in order, and a refusal waits for the
-admitted one before it.) Latencies of the admitted and the refused are those of the
-burst, from when each was due. Recovery is the time from the end of the burst to the first of five tenths of a second in
-a row without a refusal and with a p99 of at most twice that of before. For: whether overload stays harmless.
+Poisson, half of the capacity, the burst, and half again. Twice: calls of eight payments each over HTTP, a call on a
+connection at a time, at five times the capacity; and single payments over gRPC at as many times as one process can
+offer, `single_times`. (Five times as many single payments as a worker can score are more requests than a bare echo
+answers on its core: then no refusal is in time, whatever it says.) Latencies are those of the burst, from when each
+call was due. Recovery is the time from the end of the burst to the first of five tenths of a second in a row without a
+refusal and with a p99 of at most twice that of before. For: whether overload stays harmless.
 
     python -m perf.burst [--entities N] [--times N] [--json FILE]
 
-The load's own lag is in all latencies; `lag_p99_ms` says how large it was. Figures without a name are gRPC's.
+The load's own lag is in all latencies; `lag_p99_ms` says how large it was. Rates are of payments.
 """
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perf.measuring import arguments_of, drive, finish
-from perf.scoring_world import World, built_world
+from perf.scoring_world import built_world
 from perf.servers import Server, pin_load, serving
+from schemas.split_pb2 import SplitBatchRequest
 from scoring.load import arrival_times, run_arrivals, run_closed
 from scoring.load_bodies import stamped_bodies
 from scoring.load_report import LoadReport, Record
 from scoring.load_target import LoadOptions
 
 _BEFORE_S, _BURST_S, _AFTER_S = 4.0, 10.0, 6.0
-# As many connections as a fleet of gateways has.
-_CAPACITY = {"": LoadOptions(connections=8, streams=8), "http_": LoadOptions(connections=64, connections_max=64)}
-_BURST = {"": LoadOptions(connections=32, streams=100), "http_": LoadOptions(connections=512, connections_max=1000)}
+_BATCH = 8
+_BATCH_CAPACITY = LoadOptions(connections=16, connections_max=16)
+_BATCH_BURST = LoadOptions(connections=128, connections_max=512)
+_SINGLE_CAPACITY = LoadOptions(connections=8, streams=8)
+_SINGLE_BURST = LoadOptions(connections=32, streams=100)
+# What one process of the load can offer over gRPC with little lag of its own.
+_OFFERED_MAX = 60_000.0
 _WINDOW_S = 0.1
 _CALM_WINDOWS = 5
 _REFUSED = (429, 504)
@@ -43,20 +52,46 @@ def main() -> None:
     pin_load()
     with built_world(arguments.entities) as world, serving(world.config) as server:
         assert server.grpc is not None
-        figures = _measure("", server, server.grpc, world, arguments.times)
-        figures |= _measure("http_", server, server.http, world, arguments.times)
+        bodies = stamped_bodies(world.requests, id_prefix="burst")
+        url, batches = f"{server.http}/v1/score:batch", _batches(bodies)
+        capacity = _capacity(url, batches, _BATCH_CAPACITY)
+        figures = _burst(server, url, batches, _BATCH_BURST, capacity, arguments.times, _BATCH)
+        capacity = _capacity(server.grpc, bodies, _SINGLE_CAPACITY)
+        times = min(arguments.times, _OFFERED_MAX / capacity)
+        single = _burst(server, server.grpc, bodies, _SINGLE_BURST, capacity, times, 1)
+    figures |= {f"single_{name}": value for name, value in single.items()}
     finish(figures, arguments.json)
 
 
-def _measure(prefix: str, server: Server, target: str, world: World, times: float) -> dict[str, float | None]:
-    bodies = stamped_bodies(world.requests, id_prefix="burst")
-    drive(run_closed(target, bodies, seconds=1.0, options=_CAPACITY[prefix]))
-    capacity = drive(run_closed(target, bodies, seconds=4.0, options=_CAPACITY[prefix])).ok_per_second
+def _batches(bodies: Iterator[bytes]) -> Iterator[bytes]:
+    """Serialised batches of so many requests."""
+    while True:
+        yield SplitBatchRequest(requests=itertools.islice(bodies, _BATCH)).SerializeToString()
+
+
+def _capacity(target: str, bodies: Iterator[bytes], options: LoadOptions) -> float:
+    """Calls a second."""
+    drive(run_closed(target, bodies, seconds=1.0, options=options))
+    return drive(run_closed(target, bodies, seconds=4.0, options=options)).ok_per_second
+
+
+def _burst(
+    server: Server,
+    target: str,
+    bodies: Iterator[bytes],
+    options: LoadOptions,
+    capacity: float,
+    times: float,
+    payments: int,
+) -> dict[str, float | None]:
+    """`payments`: in each call."""
     record = Record()
-    report = drive(run_arrivals(target, bodies, arrivals(capacity, times), options=_BURST[prefix], record=record))
+    report = drive(run_arrivals(target, bodies, arrivals(capacity, times), options=options, record=record))
     assert is_well(server)
-    figures = {"capacity_per_second": capacity, **figures_of(record, report)}
-    return {f"{prefix}{name}": value for name, value in figures.items()}
+    figures = figures_of(record, report)
+    for name in ("offered_per_second", "admitted_per_second", "refused_per_second"):
+        figures[name] = (figures[name] or 0.0) * payments
+    return {"capacity_per_second": capacity * payments, "times": times, **figures}
 
 
 def arrivals(capacity: float, times: float) -> NDArray[np.float64]:
