@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import socket
 import time
-import traceback
 from collections.abc import Callable
 
 from schemas.errors import PaywardenError
 from scoring import wire
+from scoring.bugs import BugLog
 from scoring.http_answers import AnswerHeads
 from scoring.http_connection import HttpCall, HttpConnection
 from scoring.http_heads import Answer, Heads, Route
@@ -38,7 +37,6 @@ from scoring.tokens import Tokens
 from scoring.turns import INTERNAL, UNAVAILABLE, Turns
 from scoring.worker_metrics import ROUTES, HttpMetrics
 
-_log = logging.getLogger(__name__)
 _JSON = wire.JSON.content_type
 
 
@@ -70,7 +68,7 @@ class HttpServer:
         self.render = self._answers.render
         self._connections: set[HttpConnection] = set()
         self._all_closed = asyncio.Event()
-        self._bugs_logged: set[tuple[str, str]] = set()
+        self._bugs = BugLog()
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -176,11 +174,7 @@ class HttpServer:
         except PaywardenError as error:
             return _error(UNAVAILABLE, str(error))
         except Exception as error:  # noqa: BLE001 - a bug in one route must not end the worker for all others
-            if (route, type(error).__name__) not in self._bugs_logged:
-                self._bugs_logged.add((route, type(error).__name__))
-                # Without the error's text, which may quote what was asked.
-                trace = "".join(traceback.format_tb(error.__traceback__))
-                _log.error("bug in route %s: %s at\n%s", route, type(error).__name__, trace)
+            self._bugs.note(error, f"answering {route}")
             return _error(INTERNAL, "internal error")
 
     # Routes that are answered here

@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
-import traceback
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
@@ -32,13 +30,12 @@ from typing import NamedTuple, Protocol
 from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from scoring import wire
 from scoring.answered import PaymentIdReused
+from scoring.bugs import BugLog
 from scoring.intake import Intake
 from scoring.metrics import Registry
 from scoring.payments import Payments
 from scoring.wire import DeadlineExceeded, Format, Overloaded
 from scoring.worker_metrics import StageTimes
-
-_log = logging.getLogger(__name__)
 
 # Codes of refusals, by gRPC's names.
 INVALID_ARGUMENT = "invalid_argument"
@@ -185,7 +182,7 @@ class Turns:
         # When the chunk before ended, if calls have been waiting ever since.
         self._busy_since: float | None = None
         self._wait_s_max = settings.wait_ms_max / 1000
-        self._bugs_logged: set[tuple[str, str, int]] = set()
+        self._bugs = BugLog()
 
     @property
     def queued_payments(self) -> int:
@@ -329,19 +326,10 @@ class Turns:
         except TemporaryFailure as error:
             return [refusal_of(error)] * len(payments)
         except Exception as error:  # noqa: BLE001 - a bug in one request must not end the worker for all others
-            self._log_bug(error)
+            self._bugs.note(error, "scoring")
             if len(payments) == 1:
                 return [_BUG]
             return [self._score(payments.chosen([index]))[0] for index in range(len(payments))]
-
-    def _log_bug(self, error: Exception) -> None:
-        """Once per place it is raised at, without the error's text: that may quote the payload."""
-        frames = traceback.extract_tb(error.__traceback__)
-        place = (type(error).__name__, frames[-1].filename, frames[-1].lineno or 0)
-        if place not in self._bugs_logged:
-            self._bugs_logged.add(place)
-            trace = "".join(traceback.format_list(frames))
-            _log.error("bug while scoring: %s at\n%s", type(error).__name__, trace)
 
 
 class _Chunk(NamedTuple):

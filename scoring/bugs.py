@@ -1,0 +1,24 @@
+"""Bugs that must not end a worker for all its callers: logged, once for each place."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+_log = logging.getLogger(__name__)
+
+
+class BugLog:
+    """Logs a bug once for each place it is raised at, and never the error's text: that may quote what was asked."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, str, int]] = set()
+
+    def note(self, error: Exception, doing: str) -> None:
+        """`doing`: what was interrupted, in a word or two that go after "while"."""
+        frames = traceback.extract_tb(error.__traceback__)
+        place = (type(error).__name__, frames[-1].filename, frames[-1].lineno or 0)
+        if place not in self._seen:
+            self._seen.add(place)
+            trace = "".join(traceback.format_list(frames))
+            _log.error("bug while %s: %s at\n%s", doing, type(error).__name__, trace)
