@@ -10,13 +10,13 @@ none has its own. Nothing grows without a limit, and every limit has a name in `
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from schemas.errors import Misconfigured
+from scoring.connections import Connections
 from scoring.grpc_calls import Kind, Method
 from scoring.grpc_connection import GrpcConnection
 from scoring.grpc_messages import CODES
@@ -132,8 +132,8 @@ class GrpcServer:
             continuation_frames_max=settings.continuation_frames_max,
         )
         self._draining = False
-        self._connections: set[GrpcConnection] = set()
-        self._all_closed = asyncio.Event()
+        self._connections: Connections[GrpcConnection] = Connections(settings.connections_max)
+        self.admit, self.forget = self._connections.admit, self._connections.forget
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -158,13 +158,7 @@ class GrpcServer:
             await asyncio.sleep(self.settings.drain_delay_ms / 1000)
         for server in self._servers:
             server.close()
-        for connection in list(self._connections):
-            connection.drain()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wait_closed(), self.settings.stop_timeout_ms / 1000)
-        for connection in list(self._connections):
-            connection.abort()
-        await self._wait_closed()
+        await self._connections.end(GrpcConnection.drain, self.settings.stop_timeout_ms / 1000)
         if self._sweeper is not None:
             self._sweeper.cancel()
 
@@ -173,19 +167,6 @@ class GrpcServer:
     def open_session(self, receiver: Receiver) -> Session:
         """The HTTP/2 of a new connection."""
         return self._open_session(receiver, self._session_limits)
-
-    def admit(self, connection: GrpcConnection) -> bool:
-        """Whether one more connection fits; if so it is looked after until `forget`."""
-        if len(self._connections) >= self.settings.connections_max:
-            return False
-        self._connections.add(connection)
-        return True
-
-    def forget(self, connection: GrpcConnection) -> None:
-        """The connection is gone."""
-        self._connections.discard(connection)
-        if not self._connections:
-            self._all_closed.set()
 
     def count(self, method: str, code: str) -> None:
         """Count a call that was refused before it became one."""
@@ -196,11 +177,6 @@ class GrpcServer:
 
     def _is_serving(self) -> bool:
         return not self._draining and not self.turns.scorer.readiness()
-
-    async def _wait_closed(self) -> None:
-        while self._connections:
-            self._all_closed.clear()
-            await self._all_closed.wait()
 
     def _sweep(self) -> None:
         settings = self.settings
@@ -213,7 +189,7 @@ class GrpcServer:
 
     def _look_at_connections(self) -> None:
         now = self.now_s()
-        for connection in list(self._connections):
+        for connection in self._connections:
             connection.look(now)
 
     def _make_methods(self, metrics: GrpcMetrics) -> dict[bytes, Method]:

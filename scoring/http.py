@@ -25,6 +25,7 @@ from collections.abc import Callable
 from schemas.errors import PaywardenError
 from scoring import wire
 from scoring.bugs import BugLog
+from scoring.connections import Connections
 from scoring.http_answers import AnswerHeads
 from scoring.http_connection import HttpCall, HttpConnection
 from scoring.http_heads import Answer, Heads, Route
@@ -66,8 +67,8 @@ class HttpServer:
         )
         self._answers = AnswerHeads(now_ms())
         self.render = self._answers.render
-        self._connections: set[HttpConnection] = set()
-        self._all_closed = asyncio.Event()
+        self._connections: Connections[HttpConnection] = Connections(settings.connections_max)
+        self.admit, self.forget = self._connections.admit, self._connections.forget
         self._bugs = BugLog()
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
@@ -108,26 +109,14 @@ class HttpServer:
             await asyncio.sleep(self.settings.drain_delay_ms / 1000)
         for server in self._servers:
             server.close()
-        for connection in list(self._connections):
-            connection.finish()
-        try:
-            await asyncio.wait_for(self._wait_closed(), self.settings.stop_timeout_ms / 1000)
-        except TimeoutError:
-            for connection in list(self._connections):
-                connection.abort()
-            await self._wait_closed()
+        await self._connections.end(HttpConnection.finish, self.settings.stop_timeout_ms / 1000)
         if self._sweeper is not None:
             self._sweeper.cancel()
-
-    async def _wait_closed(self) -> None:
-        while self._connections:
-            self._all_closed.clear()
-            await self._all_closed.wait()
 
     def _sweep(self) -> None:
         settings = self.settings
         now = self.loop.time()
-        for connection in list(self._connections):
+        for connection in self._connections:
             connection.check_timeouts(now)
         self._answers.set_time(self._now_ms())
         shortest_ms = min(
@@ -137,19 +126,6 @@ class HttpServer:
         self._sweeper = self.loop.call_later(shortest_ms / 4000, self._sweep)
 
     # For connections
-
-    def admit(self, connection: HttpConnection) -> bool:
-        """Whether one more connection fits; if so it is looked after until `forget`."""
-        if len(self._connections) >= self.settings.connections_max:
-            return False
-        self._connections.add(connection)
-        return True
-
-    def forget(self, connection: HttpConnection) -> None:
-        """The connection is gone."""
-        self._connections.discard(connection)
-        if not self._connections:
-            self._all_closed.set()
 
     def submit(self, call: HttpCall) -> None:
         """Have a call answered, now or later. Never raises: this is the top of a request."""

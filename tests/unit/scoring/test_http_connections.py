@@ -333,4 +333,4 @@ def test_a_bug_in_a_route_is_500_and_one_line_and_the_worker_serves_on(
         assert client.ask(get("/readyz")).status == 500
     assert client.ask(get("/livez")).status == 200
     assert len(caplog.records) == 1
-    assert "bug in route readyz: TypeError" in caplog.text
+    assert "bug while answering readyz: TypeError" in caplog.text
