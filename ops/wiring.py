@@ -236,6 +236,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
     """What the scoring workers work with. Imports no Kafka and no Aerospike client."""
     from features.engine import FeatureEngine
     from models.bundle import load_bundle
+    from ops.libraries import build_missing
     from scoring.answered import AnsweredSettings
     from scoring.grpc import GrpcSettings
     from scoring.host import Host
@@ -251,6 +252,8 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
     settings = source.section("serve", ServeSettings)
     engine = FeatureEngine()
     paths = [bundle_path or settings.bundle, *filter(None, [settings.fallback_bundle])]
+    for path in paths:
+        build_missing(Path(path))
     bundles = [load_bundle(Path(path), catalogue_digest=engine.plan.digest) for path in paths]
     manifest = bundles[0].manifest
     return Host(

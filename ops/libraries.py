@@ -1,0 +1,39 @@
+"""A bundle's native library, built where it is missing: by a process of its own, never in one that serves."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from models.bundle import native_library
+from models.compiler import compiler_name
+
+_log = logging.getLogger(__name__)
+
+# Large models by TL2cgen take half a minute on a slow machine.
+_TIMEOUT_S = 300
+
+
+def build_missing(bundle: Path) -> None:
+    """Build the library for this machine if a bundle has none, as one that comes from another kind of machine.
+
+    Says so where that cannot be done: then the bundle is scored by Treelite's interpreter, to the same bits.
+    """
+    if native_library(bundle).exists() or not bundle.is_dir():
+        return
+    if compiler_name() is None:
+        _log.warning("bundle %s has no library for this machine, and there is no C compiler: it will be slow", bundle)
+        return
+    _log.info("bundle %s has no library for this machine: compiling it", bundle)
+    command = [sys.executable, "-m", "ops", "compile", str(bundle)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        reason = f"it took more than {_TIMEOUT_S} s"
+    else:
+        if done.returncode == 0:
+            return
+        reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+    _log.warning("bundle %s cannot be compiled here and will be slow: %s", bundle, reason)

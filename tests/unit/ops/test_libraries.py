@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from models.bundle import load_bundle, native_library
+from models.compiler import compiler_name
+from ops.libraries import build_missing
+from tests import small_world
+
+needs_compiler = pytest.mark.skipif(compiler_name() is None, reason="there is no C compiler")
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A bundle as it comes from another kind of machine."""
+    bundle = small_world.copied_bundle(tmp_path)
+    shutil.rmtree(bundle / "native")
+    return bundle
+
+
+@needs_compiler
+def test_a_library_that_is_missing_is_built_by_another_process_and_passes_its_gate(foreign: Path) -> None:
+    build_missing(foreign)
+    loaded = load_bundle(foreign, catalogue_digest=small_world.engine().plan.digest)
+    assert loaded.predictor.native
+    vectors = small_world.table().vectors
+    assert (loaded.score(vectors) == small_world.loaded_bundle().score(vectors)).all()
+
+
+@needs_compiler
+def test_a_library_that_is_there_is_left_alone(foreign: Path) -> None:
+    build_missing(foreign)
+    before = native_library(foreign).stat().st_mtime_ns
+    build_missing(foreign)
+    assert native_library(foreign).stat().st_mtime_ns == before
+
+
+def test_without_a_compiler_it_is_said_and_the_bundle_is_left_as_it_is(
+    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    build_missing(foreign)
+    assert not native_library(foreign).exists()
+    assert "no C compiler" in caplog.text
+
+
+@needs_compiler
+def test_a_bundle_that_cannot_be_compiled_is_one_line_with_the_reason(
+    foreign: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    (foreign / "model.txt").write_text("no model", encoding="utf-8")
+    build_missing(foreign)
+    (record,) = caplog.records
+    assert "wrong checksum" in record.getMessage()
+    assert "\n" not in record.getMessage()
