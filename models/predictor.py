@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import tempfile
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import treelite
@@ -48,8 +48,15 @@ class NativePredictor:
 
     def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         result = np.empty(len(vectors))
-        self._margins(vectors.ctypes.data, len(vectors), result.ctypes.data)
+        self._margins(_address(vectors), len(vectors), _address(result))
         return result
+
+
+def _address(array: NDArray[Any]) -> int:
+    """Where an array begins. Its own `ctypes.data` takes 0.75 µs, which for a single row is a tenth of everything."""
+    if array.size and array.flags.writeable:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    return array.ctypes.data
 
 
 def _load(library: Path) -> ctypes.CDLL:
