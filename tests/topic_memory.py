@@ -11,6 +11,9 @@ from streams.kafka import Record
 IDS = LocalSchemaIds()
 
 
+_MONDAY_MS = 19_723 * 86_400_000
+
+
 class MemoryTopic:
     """A TopicSource. Offsets without a record are of what no reader sees."""
 
@@ -66,3 +69,24 @@ class Killed(Exception):
 
 def _first_at(log: Sequence[Record | None], time_ms: int) -> int:
     return next((place for place, one in enumerate(log) if one is not None and one.timestamp_ms >= time_ms), len(log))
+
+
+def decision(payment_id: str, **changes: Any) -> dict[str, Any]:
+    """A record of the topic decisions, about a payment of 2024-01-01."""
+    return {
+        "decision_id": "d-" + payment_id,
+        "decided_time_ms": _MONDAY_MS + 50,
+        "payment_id": payment_id,
+        "event_time_ms": _MONDAY_MS,
+        "card_id": "c",
+        "merchant_id": "m",
+        "amount_minor": 1,
+        "currency": "EUR",
+        "score": 0.1,
+        "action": "approve",
+        "reasons": [],
+        "flags": [],
+        "model_version": "a",
+        "catalogue_digest": "x",
+        "vector": b"",
+    } | changes
