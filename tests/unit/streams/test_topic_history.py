@@ -174,7 +174,7 @@ def test_what_the_stream_refuses_is_left_out_and_said(changes: dict[str, Any], r
     history, left_out = history_of([PAYMENT, refused])
     intake = Intake(small_world.engine(), small_world.rates(), IDS)
     with pytest.raises(InvalidEvent):
-        intake.payment(Encoder("payments", IDS.id_of("payments")).encode(refused), Position("0", 1), NOW + 10, NOW + 10)
+        intake.payment(Encoder("payments", IDS.id_of("payments")).encode(refused), Position(0, 1), NOW + 10, NOW + 10)
     assert history.payment_id.to_pylist() == ["p"]
     assert left_out.lines() == [f"left out: 1 payments that the stream refuses: {rule} (partition 0, offset 1)"]
 
