@@ -28,7 +28,7 @@ _NAMED_MAX = 10
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="The archive.")
 @click.option("--from", "from_time", metavar="TIME", help="What reached Kafka from TIME on (default: all there is).")
-@click.option("--to", "to_time", metavar="TIME", help="What reached Kafka before TIME (default: until the end of now).")
+@click.option("--to", "to_time", metavar="TIME", help="What reached Kafka before TIME (default: all there is).")
 @click.option("--until-end", is_flag=True, help="To where the topic ends now, then end: what is done by default.")
 @click.option("--follow", is_flag=True, help="Go on for ever: add what has come, wait, and again.")
 @click.option(
@@ -69,7 +69,8 @@ def archive(
         while True:
             wanted = archiver.wanted(since_ms, until_ms)
             if not any(wanted.values()) and not follow:
-                raise click.ClickException(f"topic {kafka.topic(topic)} holds nothing of that time")
+                holds = "is empty" if since_ms is None and until_ms is None else "holds nothing of that time"
+                raise click.ClickException(f"topic {kafka.topic(topic)} {holds}")
             done = _run(archiver, wanted, stop)
             _say(topic, out, done, is_quiet=follow and done.files == 0)
             if not follow or stop.wait(every_s):

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka.schema_registry import Schema as RegistrySchema
+from confluent_kafka.schema_registry import SchemaRegistryClient
 
 from models.evaluation import date_of_day
-from schemas.avro import Decoder, Encoder, LocalSchemaIds
+from schemas.avro import Decoder, Encoder, LocalSchemaIds, parsed, schema_text
 from streams.archive_files import read_archive
 from streams.kafka import KafkaSettings, make_producer, make_transactional_producer
 from streams.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
 from tests import small_world
 from tests.processes import Deployment, PaywardenProcess, run_paywarden, wait_until
 from tests.services.kafka import KafkaServer
+from tests.services.registry import RegistryServer
 from tests.small_world import FIRST_DAY
 from tests.topic_memory import decision
 from tests.topics import Topics, read_topic
@@ -213,6 +216,37 @@ def test_followed_topics_are_archived_as_they_grow_until_it_is_stopped(
     wait_until(lambda: len(archived(tmp_path, "outcomes")) == before + 1, "what came is there")
     assert process.stop() == 0
     assert archived(tmp_path, "outcomes") == on_topic(settings, "outcomes")
+
+
+def test_schemas_of_others_are_read_through_the_registry_and_one_without_a_column_is_named(
+    kafka: KafkaServer, registry: RegistryServer, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+    ours = json.loads(schema_text("payments"))
+    wallet = {"name": "wallet", "type": ["null", "string"], "default": None}
+    newer = ours | {"fields": [*ours["fields"], wallet]}
+    short = ours | {"fields": [one for one in ours["fields"] if one["name"] != "amount_minor"]}
+    payment = small_world.tables()[0].to_pylist()[0]
+    with Deployment(tmp_path, settings.bootstrap, topic_prefix) as deployed:
+        with deployed.config.open("a", encoding="utf-8") as config:
+            config.write(f'[registry]\nurl = "{registry.url}"\n')
+        deployed.create_topics()
+        producer = make_producer(settings, linger_ms=0)
+        with SchemaRegistryClient({"url": registry.url}) as client:
+            for schema, changes in ((ours, ()), (newer, ("wallet",)), (short, ("amount_minor",))):
+                schema_id = client.register_schema(topic_prefix, RegistrySchema(json.dumps(schema), "AVRO"))
+                row = {name: payment.get(name, "w") for name in (one["name"] for one in schema["fields"])}
+                assert set(row) ^ set(payment) == set(changes)
+                value = Encoder("payments", schema_id, schema=parsed(json.dumps(schema))).encode(row)
+                producer.produce(settings.topic("payments"), value, key="k", partition=2)
+        assert producer.flush(30) == 0
+        said, logged = paywarden(deployed, "archive", "--topic", "payments", "--out", str(tmp_path / "archive"))
+    assert "2 payments in 1 files added" in said
+    assert "1 records not decoded" in said
+    assert "not decoded: payments, partition 2, offset 2: schema id" in logged
+    assert "amount_minor" in logged
+    rows = archived(tmp_path / "archive")
+    assert [{name: row[name] for name in payment} for row in rows] == [payment, payment]
 
 
 def test_what_cannot_be_read_is_one_line(
