@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ops import wiring
+from ops.progress import scan_bar
 from ops.times import time_ms_of
 from schemas.errors import Misconfigured
 from schemas.settings import Source
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from features.history import History
     from features.money import RateTable
     from streams.topic_history import Days
+    from streams.topic_rows import TopicRows
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _DAY_MS = 86_400_000
@@ -106,20 +108,21 @@ def _of_rows(
     if asked.data is not None:
         rows = archived_rows(Path(asked.data), since_ms=since_ms, until_ms=until_ms, days=days)
     else:
-        from streams.topic_rows import read_topic
-
-        kafka = wiring.kafka_settings(source)
-        ids = wiring.schema_ids(source)
-        payments, outcomes = (
-            read_topic(kafka, topic, ids, since_ms=since_ms, until_ms=until_ms) for topic in ("payments", "outcomes")
-        )
-        rows = payments, outcomes
+        rows = _topic_rows(source, "payments", since_ms, until_ms), _topic_rows(source, "outcomes", since_ms, until_ms)
     history, left_out = history_of_rows(*rows, plan=engine.plan, rates=rates, days=days)
     for line in left_out.lines():
         click.echo(line, err=True)
     if len(history) == 0:
         raise Misconfigured(f"{asked.data or 'topic payments'} holds no payment of that time")
     return history
+
+
+def _topic_rows(source: Source, topic: str, since_ms: int | None, until_ms: int | None) -> TopicRows:
+    from streams.topic_rows import read_topic
+
+    kafka, ids = wiring.kafka_settings(source), wiring.schema_ids(source)
+    with scan_bar(topic) as bar:
+        return read_topic(kafka, topic, ids, since_ms=since_ms, until_ms=until_ms, progress=bar)
 
 
 def _is_archive(folder: Path) -> bool:

@@ -9,7 +9,7 @@ An archive holds such tables (streams/archive_files.py), and so is a topic read 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -186,16 +186,26 @@ class KafkaTopic:
 
 
 def read_topic(
-    kafka: KafkaSettings, topic: str, ids: SchemaIds, *, since_ms: int | None, until_ms: int | None
+    kafka: KafkaSettings,
+    topic: str,
+    ids: SchemaIds,
+    *,
+    since_ms: int | None,
+    until_ms: int | None,
+    progress: Callable[[int, int], object] = lambda _count, _total: None,
 ) -> TopicRows:
     """What reached a topic in a range of Kafka's own times, up to where the topic ends when this is called.
 
-    Partition by partition, each in order of offsets. Raises BrokerUnavailable, Misconfigured, TemporaryFailure.
+    Partition by partition, each in order of offsets. `progress` is told how many of how many records are read. Raises
+    BrokerUnavailable, Misconfigured, TemporaryFailure.
     """
     builder = RowBuilder(topic, ids)
     with closing(KafkaTopic(kafka, topic)) as source:
-        for partition, offsets in sorted(source.ranges(since_ms, until_ms).items()):
+        ranges = source.ranges(since_ms, until_ms)
+        total = sum(map(len, ranges.values()))
+        for partition, offsets in sorted(ranges.items()):
             for records in source.records(partition, offsets):
                 for record in records:
                     builder.add(record)
+                progress(builder.count, total)
     return builder.take()

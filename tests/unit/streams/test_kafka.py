@@ -139,7 +139,7 @@ def test_a_range_whose_last_offsets_nobody_sees_ends_where_the_partition_does() 
     assert offsets_between(topic, range(4, 9)) == [4]
 
 
-def test_an_end_that_lies_before_the_range_s_is_not_taken_for_it() -> None:
+def test_an_end_before_that_of_the_range_is_not_taken_for_it() -> None:
     topic = FakeTopic(9, [FakeMessage(4), FakeMessage(5, END)], [FakeMessage(5)], [FakeMessage(6)])
     assert offsets_between(topic, range(4, 7)) == [4, 5, 6]
 
