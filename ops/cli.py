@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ops import wiring
+from ops.archive import archive
 from ops.backfill import backfill
 from ops.backtest import backtest
 from ops.deadletters import dead_letters
@@ -229,7 +230,7 @@ def _until_stopped() -> threading.Event:
 
 
 for _command in (
-    *(backfill, backtest, dead_letters, features, forget, load),
+    *(archive, backfill, backtest, dead_letters, features, forget, load),
     *(policy, profile_sets, rebuild, replay, train),
 ):
     cli.add_command(_command)

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ops import wiring
+from ops.histories import HistoryAsked, history_options, read_asked
 from ops.progress import progress_bar
 from schemas.settings import Source, read_source
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from models.costs import CostSettings
     from models.evaluation import Days
     from streams.replay_measures import Contestant
+    from streams.topic_rows import TopicRows
 
 
 @click.command()
-@click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
+@history_options
 @click.option("--bundle", type=click.Path(), required=True, help="The bundle to score with: the champion.")
 @click.option("--challenger", type=click.Path(), help="Another bundle, held against the first in the same pass.")
 @click.option(
@@ -45,11 +47,21 @@ if TYPE_CHECKING:
     type=click.Path(),
     help="decisions.parquet of an earlier replay of the same data and bundle, to use its scores and vectors.",
 )
+@click.option(
+    "--archived-decisions",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="An archive with decisions/: say how far what was decided live is what this decides.",
+)
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the results.")
 @click.pass_obj
 def replay(
     source: Source,
-    data: str,
+    data: str | None,
+    from_topic: bool,
+    since: str | None,
+    until: str | None,
+    warm_up_days: int | None,
     bundle: str,
     challenger: str | None,
     policy_file: str | None,
@@ -60,6 +72,7 @@ def replay(
     costs_text: str,
     vectors: bool,
     decisions_file: str | None,
+    archived_decisions: Path | None,
     out: str,
 ) -> None:
     """Run history through the serving features, model and policy; write decisions, metrics and report.html.
@@ -68,11 +81,12 @@ def replay(
     other. Of a policy file only [policy] is used, and the environment changes nothing of it.
     """
     from features.engine import FeatureEngine
-    from features.history import read_history
     from models.bundle import load_bundle
+    from models.evaluation import day_of_date
     from streams.replay import REPORT
     from streams.replay import replay as run
 
+    asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
     costs = _costs(source, costs_text)
     engine = FeatureEngine()
     champions = load_bundle(Path(bundle), catalogue_digest=engine.plan.digest)
@@ -82,11 +96,25 @@ def replay(
     if challenger or challenger_policy_file:
         other = _contestant(source, challengers, challenger_policy_file or policy_file)
     rates = wiring.rate_table(source)
-    history = read_history(data)
+    history = read_asked(
+        source,
+        asked,
+        engine=engine,
+        rates=rates,
+        first_day=day_of_date(from_day) if from_day else None,
+        last_day=day_of_date(to_day) if to_day else None,
+        # Which cards are known to be compromised follows from these.
+        needed_from_day=day_of_date(champions.manifest.train_from),
+    )
     if len(history) == 0:
         raise click.ClickException(f"{data} holds no payment")
     earlier = Path(decisions_file) if decisions_file else None
     window = _window(history, earlier, from_day, to_day)
+    live = None
+    if archived_decisions is not None:
+        from streams.live_decisions import archived_decisions as read_live
+
+        live = read_live(archived_decisions, window)
     engine.warm_up()
     with progress_bar("replay", _rows(history, window, from_first=earlier is None)) as advance:
         results = run(
@@ -103,7 +131,10 @@ def replay(
             earlier=earlier,
             progress=advance,
         )
-    click.echo(json.dumps(results.headline(), indent=2))
+    headline = results.headline()
+    if live is not None:
+        headline |= _compared_with_live(live, Path(out))
+    click.echo(json.dumps(headline, indent=2))
     click.echo(f"the report is {Path(out) / REPORT}", err=True)
 
 
@@ -119,6 +150,18 @@ def _contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Cont
         decline_at=manifest.decline_at,
     )
     return Contestant(bundle, decided_by, Path(policy_file).name if policy_file else "of the configuration")
+
+
+def _compared_with_live(live: TopicRows, results: Path) -> dict[str, Any]:
+    """The section of the headline about live decisions, put into metrics.json, too."""
+    from streams.live_decisions import compare_with_live, replayed_decisions
+    from streams.replay import METRICS
+    from streams.replay_files import DECISIONS, write_whole
+
+    section = {"archived_decisions": compare_with_live(live, replayed_decisions(results / DECISIONS))}
+    metrics = json.loads((results / METRICS).read_text(encoding="utf-8"))
+    write_whole(results / METRICS, json.dumps(metrics | section, indent=2, allow_nan=False) + "\n")
+    return section
 
 
 def _costs(source: Source, text: str) -> CostSettings:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops import wiring
+from ops.histories import HistoryAsked, history_options, read_asked
 from ops.progress import progress_bar
 from schemas.settings import Source
 
@@ -20,7 +21,7 @@ FEATURES_SHOWN = 10
 
 
 @click.command()
-@click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
+@history_options
 @click.option("--train-from", required=True, metavar="DAY", help="First UTC day to train on, YYYY-MM-DD.")
 @click.option("--train-to", required=True, metavar="DAY", help="Last UTC day to train on, included.")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="The bundle to write.")
@@ -34,7 +35,11 @@ FEATURES_SHOWN = 10
 @click.pass_obj
 def train(
     source: Source,
-    data: str,
+    data: str | None,
+    from_topic: bool,
+    since: str | None,
+    until: str | None,
+    warm_up_days: int | None,
     train_from: str,
     train_to: str,
     out: str,
@@ -50,23 +55,24 @@ def train(
     from models.experiments import record_training
     from models.training_settings import TrainingSettings
 
+    asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
     given = {"search_budget": search_budget, "seed": seed, "mlflow_experiment": experiment}
     # By name, and of the settings' own types.
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = replace(source.section("training", TrainingSettings), **changed)
     bundle = Path(out)
-    manifest = _trained(source, data, train_from, train_to, bundle, settings)
+    manifest = _trained(source, asked, train_from, train_to, bundle, settings)
     _print(bundle, manifest)
     if settings.mlflow_experiment:
         click.echo(record_training(settings.mlflow_experiment, manifest, bundle))
 
 
 def _trained(
-    source: Source, data: str, train_from: str, train_to: str, bundle: Path, settings: TrainingSettings
+    source: Source, asked: HistoryAsked, train_from: str, train_to: str, bundle: Path, settings: TrainingSettings
 ) -> Manifest:
     """Whatever can be known to be wrong before the features are computed is said before: they take minutes."""
     from features.engine import FeatureEngine
-    from features.history import read_history, require_past
+    from features.history import require_past
     from models.evaluation import DAY_MS, Days, day_of_date
     from models.training import checked_destination, train_bundle
     from models.training_settings import require_usable
@@ -78,7 +84,7 @@ def _trained(
     engine = FeatureEngine()
     require_usable(settings, engine.plan.names)
     checked_destination(bundle)
-    history = read_history(data)
+    history = read_asked(source, asked, engine=engine, rates=rates, first_day=window.first, last_day=window.last)
     require_past(history, now_ms())
     require_both_kinds(window_labels(history, window, settings.label_delay_days))
     engine.warm_up()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +36,8 @@ UNPACKED_BYTES_MAX = 200_000_000
 # Reading a topic to its end: how long nothing may come, and how many records at once. Dead letters are large.
 READ_TIMEOUT_S = 30.0
 READ_BATCH = 200
+# The same where records are small: payments, outcomes, decisions.
+RANGE_BATCH = 5_000
 
 
 @dataclass(frozen=True)
@@ -397,6 +399,42 @@ def records_to_end(consumer: Consumer, topic: str, partitions: Iterable[int]) ->
         left -= {record.partition for record in consumed.records if record.offset + 1 >= ends[record.partition]}
         if time.monotonic() > deadline:
             raise BrokerUnavailable(f"Kafka did not give the end of {topic} in {READ_TIMEOUT_S:g} s")
+
+
+def offsets_at(consumer: Consumer, topic: str, ends: Mapping[int, int], time_ms: int) -> dict[int, int]:
+    """Of each partition the first offset whose record has Kafka's own time `time_ms` or later; else its end in `ends`.
+
+    Raises BrokerUnavailable.
+    """
+    try:
+        found = consumer.offsets_for_times(
+            [TopicPartition(topic, partition, time_ms) for partition in ends], timeout=REACH_TIMEOUT_S
+        )
+    except KafkaException as error:
+        raise BrokerUnavailable(f"Kafka does not say what arrived when: {reason_of(error)}") from error
+    return {place.partition: place.offset if place.offset >= 0 else ends[place.partition] for place in found}
+
+
+def records_between(consumer: Consumer, topic: str, partition: int, offsets: range) -> Iterator[list[Record]]:
+    """What a partition holds at these offsets, in batches. Joins no group. They must lie before its end.
+
+    Raises BrokerUnavailable when nothing more comes before the last.
+    """
+    consumer.assign([TopicPartition(topic, partition, offsets.start)])
+    deadline = time.monotonic() + READ_TIMEOUT_S
+    next_offset = offsets.start
+    while next_offset < offsets.stop:
+        consumed = consume(consumer, RANGE_BATCH, 0.5)
+        records = [one for one in consumed.records if one.partition == partition and one.offset in offsets]
+        if consumed.records:
+            next_offset = max(next_offset, consumed.records[-1].offset + 1)
+        # The last offsets may be of what no reader sees: a transaction's marks, or what was compacted.
+        next_offset = max(next_offset, consumed.ended.get((topic, partition), 0))
+        if records:
+            yield records
+            deadline = time.monotonic() + READ_TIMEOUT_S
+        if time.monotonic() > deadline:
+            raise BrokerUnavailable(f"Kafka did not give offset {next_offset} of {topic} in {READ_TIMEOUT_S:g} s")
 
 
 def _headers(message: Message) -> list[tuple[str, bytes | None]]:

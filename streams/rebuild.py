@@ -29,12 +29,12 @@ from schemas.errors import BrokerUnavailable, Misconfigured, TemporaryFailure
 from streams.changelog import Changelog
 from streams.drained import members_of
 from streams.kafka import (
-    REACH_TIMEOUT_S,
     KafkaSettings,
     Sender,
     end_offsets_of,
     make_admin,
     make_consumer,
+    offsets_at,
     partitions_of,
     reason_of,
 )
@@ -140,13 +140,9 @@ class Rebuild:
         try:
             for source in SOURCES:
                 topic = self._kafka.topic(source)
-                asked = [TopicPartition(topic, p, from_ms) for p in partitions_of(self._kafka, source)]
-                found = consumer.offsets_for_times(asked, timeout=REACH_TIMEOUT_S)
-                ends = self._ends([source])[topic]
                 # Where nothing came since, the group begins at the end.
-                first = [
-                    TopicPartition(topic, p.partition, p.offset if p.offset >= 0 else ends[p.partition]) for p in found
-                ]
+                found = offsets_at(consumer, topic, self._ends([source])[topic], from_ms)
+                first = [TopicPartition(topic, partition, offset) for partition, offset in found.items()]
                 consumer.commit(offsets=first, asynchronous=False)
         except KafkaException as error:
             raise BrokerUnavailable(f"Kafka does not say what arrived when: {reason_of(error)}") from error

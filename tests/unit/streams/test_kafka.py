@@ -3,11 +3,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 from schemas.errors import BrokerUnavailable
 from streams import kafka as kafka_module
-from streams.kafka import KafkaSettings, consume, records_to_end
+from streams.kafka import KafkaSettings, consume, offsets_at, records_between, records_to_end
 
 
 class FakeMessage:
@@ -120,3 +120,39 @@ def test_no_password_is_in_the_settings_repr() -> None:
     shown = repr(KafkaSettings(sasl_password="s3cret", ssl_key_password="t0psecret"))
     assert "s3cret" not in shown
     assert "t0psecret" not in shown
+
+
+def offsets_between(topic: FakeTopic, offsets: range) -> list[int]:
+    batches = records_between(cast(Consumer, topic), "payments", 3, offsets)
+    return [record.offset for records in batches for record in records]
+
+
+def test_a_range_of_offsets_is_read_from_its_first_to_its_last_although_more_comes() -> None:
+    topic = FakeTopic(9, [FakeMessage(4), FakeMessage(5)], [FakeMessage(6), FakeMessage(7)], [FakeMessage(8)])
+    assert offsets_between(topic, range(4, 7)) == [4, 5, 6]
+    assert topic.assigned == [(3, 4)]
+    assert offsets_between(topic, range(8, 8)) == []
+
+
+def test_a_range_whose_last_offsets_nobody_sees_ends_where_the_partition_does() -> None:
+    topic = FakeTopic(9, [FakeMessage(4)], [FakeMessage(9, END)])
+    assert offsets_between(topic, range(4, 9)) == [4]
+
+
+def test_an_end_before_that_of_the_range_is_not_taken_for_it() -> None:
+    topic = FakeTopic(9, [FakeMessage(4), FakeMessage(5, END)], [FakeMessage(5)], [FakeMessage(6)])
+    assert offsets_between(topic, range(4, 7)) == [4, 5, 6]
+
+
+def test_a_range_of_which_nothing_comes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_module, "READ_TIMEOUT_S", 0.0)
+    with pytest.raises(BrokerUnavailable, match="Kafka did not give offset 4 of payments in 0 s"):
+        offsets_between(FakeTopic(9), range(4, 9))
+
+
+def test_where_nothing_came_since_the_offset_is_the_end() -> None:
+    class Timed:
+        def offsets_for_times(self, places: list[Any], timeout: float) -> list[Any]:  # noqa: ARG002
+            return [TopicPartition(one.topic, one.partition, 7 if one.partition == 0 else -1) for one in places]
+
+    assert offsets_at(cast(Consumer, Timed()), "payments", {0: 9, 1: 5}, 1000) == {0: 7, 1: 5}

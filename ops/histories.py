@@ -1,0 +1,166 @@
+"""Where a command's history comes from: two files, an archive, or the topics themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ops import wiring
+from ops.progress import scan_bar
+from ops.times import time_ms_of
+from schemas.errors import Misconfigured
+from schemas.settings import Source
+
+if TYPE_CHECKING:
+    from features.engine import FeatureEngine
+    from features.history import History
+    from features.money import RateTable
+    from streams.topic_history import Days
+    from streams.topic_rows import TopicRows
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_DAY_MS = 86_400_000
+
+
+def history_options(command: _Command) -> _Command:
+    """The options that say where the history comes from; the command gets them as HistoryAsked takes them."""
+    options = (
+        click.option(
+            "--data",
+            type=click.Path(),
+            help="Folder with payments.parquet and outcomes.parquet, or an archive with payments/ and outcomes/.",
+        ),
+        click.option(
+            "--from-topic", is_flag=True, help="Read the topics payments and outcomes, to where they end now."
+        ),
+        click.option("--since", metavar="TIME", help="Of topics or an archive: what reached Kafka from TIME on."),
+        click.option("--until", metavar="TIME", help="Of topics or an archive: what reached Kafka before TIME."),
+        click.option(
+            "--warm-up-days",
+            type=click.IntRange(0),
+            help="Of topics or an archive: days before the first day to read (default: as far as features reach back).",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class HistoryAsked:
+    """What `history_options` give."""
+
+    data: str | None
+    from_topic: bool
+    since: str | None
+    until: str | None
+    warm_up_days: int | None
+
+    def __post_init__(self) -> None:
+        if (self.data is not None) == self.from_topic:
+            raise click.UsageError("say one of --data DIR and --from-topic")
+
+
+def read_asked(
+    source: Source,
+    asked: HistoryAsked,
+    *,
+    engine: FeatureEngine,
+    rates: RateTable,
+    first_day: int | None,
+    last_day: int | None,
+    needed_from_day: int | None = None,
+) -> History:
+    """The history, and on stderr what of topics or an archive is not in it.
+
+    Of these, payments after `last_day` are not read, nor those that are older than `first_day` less the warm-up, but
+    for those from `needed_from_day` on. Days are counted from 1970; None: no bound. Raises Misconfigured,
+    BrokerUnavailable.
+    """
+    from features.history import read_history
+
+    if asked.data is not None and not _is_archive(Path(asked.data)):
+        for name in ("since", "until", "warm_up_days"):
+            if getattr(asked, name) is not None:
+                option = "--" + name.replace("_", "-")
+                raise Misconfigured(f"{option} is of topics and archives, and {asked.data} is neither")
+        return read_history(asked.data)
+    since_ms, until_ms = time_ms_option("--since", asked.since), time_ms_option("--until", asked.until)
+    days = _days(asked, engine, first_day, last_day, needed_from_day)
+    return _of_rows(source, asked, engine, rates, since_ms, until_ms, days)
+
+
+def _of_rows(
+    source: Source,
+    asked: HistoryAsked,
+    engine: FeatureEngine,
+    rates: RateTable,
+    since_ms: int | None,
+    until_ms: int | None,
+    days: Days,
+) -> History:
+    from streams.topic_history import archived_rows, history_of_rows
+
+    if asked.data is not None:
+        rows = archived_rows(Path(asked.data), since_ms=since_ms, until_ms=until_ms, days=days)
+    else:
+        rows = _topic_rows(source, "payments", since_ms, until_ms), _topic_rows(source, "outcomes", since_ms, until_ms)
+    history, left_out = history_of_rows(*rows, plan=engine.plan, rates=rates, days=days)
+    for line in left_out.lines():
+        click.echo(line, err=True)
+    if len(history) == 0:
+        raise Misconfigured(f"{asked.data or 'topic payments'} holds no payment of that time")
+    return history
+
+
+def _topic_rows(source: Source, topic: str, since_ms: int | None, until_ms: int | None) -> TopicRows:
+    from streams.topic_rows import read_topic
+
+    kafka, ids = wiring.kafka_settings(source), wiring.schema_ids(source)
+    with scan_bar(topic) as bar:
+        return read_topic(kafka, topic, ids, since_ms=since_ms, until_ms=until_ms, progress=bar)
+
+
+def _is_archive(folder: Path) -> bool:
+    """By what is there. Raises Misconfigured for a folder that is both."""
+    from features.history import PAYMENTS_FILE
+
+    has_folder = (folder / "payments").is_dir() or (folder / "outcomes").is_dir()
+    if has_folder and (folder / PAYMENTS_FILE).exists():
+        raise Misconfigured(f"{folder} holds {PAYMENTS_FILE} and an archive: take one of them away")
+    return has_folder
+
+
+def _days(
+    asked: HistoryAsked,
+    engine: FeatureEngine,
+    first_day: int | None,
+    last_day: int | None,
+    needed_from_day: int | None,
+) -> Days:
+    from models.evaluation import date_of_day
+    from streams.topic_history import Days
+
+    last_ms = None if last_day is None else (last_day + 1) * _DAY_MS - 1
+    if first_day is None:
+        if asked.warm_up_days is not None:
+            raise Misconfigured("--warm-up-days needs a first day, as of --from")
+        return Days(None, last_ms)
+    reach = -(-max(engine.plan.retention_ms) // _DAY_MS)
+    read_from = max(0, first_day - (reach if asked.warm_up_days is None else asked.warm_up_days))
+    if needed_from_day is not None:
+        read_from = min(read_from, needed_from_day)
+    click.echo(f"payments from {date_of_day(read_from)} on are read; features reach back {reach} days", err=True)
+    return Days(read_from * _DAY_MS, last_ms)
+
+
+def time_ms_option(option: str, text: str | None) -> int | None:
+    """The value of an option that is a time. Raises Misconfigured."""
+    try:
+        return None if text is None else time_ms_of(text)
+    except ValueError:
+        raise Misconfigured(f"{option}: wanted a time such as 2026-05-01T12:00:00Z, got {text!r}") from None

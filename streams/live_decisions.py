@@ -1,0 +1,115 @@
+"""What was decided live against what a replay decides about the same payments.
+
+Live decisions are an archive's rows of the topic decisions. Of several about one payment, as a retry on another host or
+a record sent twice makes, the first counts: by the time it was made, then by partition and offset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from models.evaluation import DAY_MS, Days
+from schemas.errors import Misconfigured
+from streams.archive_files import read_archive
+from streams.topic_rows import OFFSET, PARTITION, TopicRows, rows_schema
+
+_FIELDS = ("decided_time_ms", "payment_id", "event_time_ms", "score", "action", "flags", "model_version")
+_COLUMNS = (*_FIELDS, PARTITION, OFFSET)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of payments decided both live and by the replay. Shares are of `payments`; None where there are none.
+
+    `flagged_of_other_action`: how many of those with another action had a flag live, such as a mirror that was absent.
+    """
+
+    payments: int
+    equal_actions: float | None
+    equal_scores: float | None
+    score_difference_max: float | None
+    flagged_of_other_action: int
+
+
+def archived_decisions(archive: Path, window: Days) -> TopicRows:
+    """Live decisions about payments of these days. Raises Misconfigured as `read_archive`, or when there are none."""
+    first_ms, last_ms = window.first * DAY_MS, (window.last + 1) * DAY_MS - 1
+    schema = pa.schema([rows_schema("decisions").field(name) for name in _COLUMNS])
+    rows = read_archive(archive, "decisions", schema, times_ms=(first_ms, last_ms))
+    time_ms = rows.table["event_time_ms"]
+    table = rows.table.filter(pc.and_(pc.greater_equal(time_ms, first_ms), pc.less_equal(time_ms, last_ms)))
+    if len(table) == 0:
+        raise Misconfigured(f"{archive} holds no decision about a payment of the days that are replayed")
+    return TopicRows(table, rows.undecoded)
+
+
+def compare_with_live(live: TopicRows, replayed: pa.Table) -> dict[str, Any]:
+    """The section `archived_decisions` of a replay's results.
+
+    `replayed` has payment_id, score and action. Counts of all, and an Agreement as a whole and by the model version
+    that decided live.
+    """
+    first = _first_decisions(live.table)
+    row = pc.index_in(first["payment_id"], value_set=_text(replayed["payment_id"]))
+    is_both = pc.is_valid(row)
+    both, rows = first.filter(is_both), row.filter(is_both)
+    other = replayed.take(rows)
+    columns = {
+        "version": both["model_version"],
+        "is_same_action": pc.equal(_text(both["action"]), _text(other["action"])),
+        "difference": pc.abs(pc.subtract(both["score"], other["score"])),
+        "is_flagged": pc.greater(pc.list_value_length(both["flags"]), 0),
+    }
+    joined = pa.table(columns)
+    versions = sorted(pc.unique(joined["version"]).to_pylist())
+    return {
+        "decisions": len(live.table),
+        "decisions_not_decoded": len(live.undecoded),
+        "repeated": len(live.table) - len(first),
+        "only_live": len(first) - len(joined),
+        "only_replayed": len(replayed) - len(joined),
+        **vars(_agreement(joined)),
+        "by_model_version": {
+            version: vars(_agreement(joined.filter(pc.equal(joined["version"], version)))) for version in versions
+        },
+    }
+
+
+def replayed_decisions(path: Path) -> pa.Table:
+    """What `compare_with_live` takes, from a replay's decisions.parquet."""
+    return pq.read_table(path, columns=["payment_id", "score", "action"])
+
+
+def _first_decisions(table: pa.Table) -> pa.Table:
+    """The first decision about each payment."""
+    keys = [(name, "ascending") for name in ("decided_time_ms", PARTITION, OFFSET)]
+    table = table.sort_by(keys)
+    ids = _text(table["payment_id"])
+    first = pc.index_in(ids, value_set=ids).to_numpy(zero_copy_only=False)
+    return table.filter(pa.array(first == np.arange(len(table))))
+
+
+def _agreement(joined: pa.Table) -> Agreement:
+    count = len(joined)
+    if count == 0:
+        return Agreement(0, None, None, None, 0)
+    is_other = pc.invert(joined["is_same_action"])
+    return Agreement(
+        payments=count,
+        equal_actions=(count - pc.sum(is_other).as_py()) / count,
+        equal_scores=pc.sum(pc.equal(joined["difference"], 0.0)).as_py() / count,
+        score_difference_max=pc.max(joined["difference"]).as_py(),
+        flagged_of_other_action=pc.sum(pc.and_(is_other, joined["is_flagged"])).as_py(),
+    )
+
+
+def _text(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.cast(pa.string()).combine_chunks()
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole

@@ -1,0 +1,275 @@
+"""Archives and histories of a real Kafka: nothing lost by a kill, and the same results whichever way records came."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.schema_registry import Schema as RegistrySchema
+from confluent_kafka.schema_registry import SchemaRegistryClient
+
+from models.evaluation import date_of_day
+from schemas.avro import Decoder, Encoder, LocalSchemaIds, parsed, schema_text
+from streams.archive_files import read_archive
+from streams.kafka import KafkaSettings, make_producer, make_transactional_producer
+from streams.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
+from tests import small_world
+from tests.processes import Deployment, PaywardenProcess, run_paywarden, wait_until
+from tests.services.kafka import KafkaServer
+from tests.services.registry import RegistryServer
+from tests.small_world import FIRST_DAY
+from tests.topic_memory import decision
+from tests.topics import Topics, read_topic
+
+IDS = LocalSchemaIds()
+FROM, TO = date_of_day(FIRST_DAY + 22), date_of_day(FIRST_DAY + 26)
+
+
+@pytest.fixture(scope="module")
+def prefix() -> str:
+    return f"archive{time.time_ns()}-"
+
+
+@pytest.fixture(scope="module")
+def settings(kafka: KafkaServer, prefix: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=prefix)
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory, settings: KafkaSettings) -> Iterator[Deployment]:
+    """Topics with the small world on them, some payments twice, and two records that are none."""
+    folder = tmp_path_factory.mktemp("archive")
+    with Deployment(folder, settings.bootstrap, settings.topic_prefix) as deployed:
+        deployed.create_topics()
+        payments, outcomes = (table.to_pylist() for table in small_world.tables())
+        topics = Topics(settings)
+        half = len(payments) // 2
+        topics.send_payments(payments[:half])
+        topics.send_payments(payments[100:110])
+        topics.send_bytes("payments", b"nonsense", b"k")
+        topics.send_bytes("payments", None, b"k")
+        topics.send_payments(payments[half:])
+        topics.send_outcomes(outcomes)
+        yield deployed
+
+
+def paywarden(deployment: Deployment, *arguments: str) -> tuple[str, str]:
+    """(stdout, stderr) of a command that succeeds."""
+    done = run_paywarden("--config", str(deployment.config), *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def refusal(deployment: Deployment, *arguments: str) -> str:
+    """The one line with which a command refuses."""
+    done = run_paywarden("--config", str(deployment.config), *arguments)
+    assert done.returncode == 1, done.stderr
+    lines = done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    assert sum(line.startswith("paywarden: ") for line in lines) == 1
+    return lines[-1]
+
+
+def encoder_of(topic: str) -> Callable[[dict[str, Any]], bytes]:
+    return Encoder(topic, IDS.id_of(topic)).encode
+
+
+def has_files_or_ended(folder: Path, count: int, process: PaywardenProcess) -> bool:
+    return len(list(folder.rglob("*.parquet"))) >= count or process.process.poll() is not None
+
+
+def archived(folder: Path, topic: str = "payments") -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_archive(folder, topic, rows_schema(topic)).table.to_pylist()
+    return rows
+
+
+def on_topic(settings: KafkaSettings, topic: str) -> list[dict[str, Any]]:
+    """What the archive should hold, by another way to read."""
+    decoder = Decoder(topic, IDS)
+    rows = [
+        decoder.decode(record.value)
+        | {PARTITION: record.partition, OFFSET: record.offset, TIMESTAMP: record.timestamp_ms}
+        for record in read_topic(settings, topic)
+        if record.value not in (None, b"nonsense")
+    ]
+    return sorted(rows, key=lambda row: (row[PARTITION], row[OFFSET]))
+
+
+def test_an_archive_that_was_killed_half_way_goes_on_and_is_the_topic_record_by_record(
+    deployment: Deployment, settings: KafkaSettings, tmp_path: Path
+) -> None:
+    wanted = on_topic(settings, "payments")
+    halves = 0
+    for files in (1, 2, 3):
+        process = deployment.start("archive", "--topic", "payments", "--out", str(tmp_path))
+        wait_until(partial(has_files_or_ended, tmp_path, files, process), "some files are there", every_s=0.001)
+        process.kill()
+        halves += 0 < len(archived(tmp_path)) < len(wanted)
+    assert halves > 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    said, _ = paywarden(deployment, "archive", "--topic", "payments", "--out", str(tmp_path))
+    assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+    assert archived(tmp_path) == wanted
+    assert not list(tmp_path.rglob("*.unfinished"))
+    undecoded = read_archive(tmp_path, "payments", rows_schema("payments")).undecoded
+    assert len(undecoded) == 2
+    assert "payments in" in said or "nothing added" in said
+    # Nothing is there twice, and nothing to be added.
+    said, _ = paywarden(deployment, "archive", "--topic", "payments", "--out", str(tmp_path))
+    assert "nothing added" in said
+    assert archived(tmp_path) == wanted
+
+
+def replayed(deployment: Deployment, out: Path, *options: str) -> tuple[dict[str, Any], list[bytes], str]:
+    """metrics.json without its speed, the bytes of the other results, and what was said."""
+    bundle = str(small_world.trained_bundle())
+    window = ("--from", FROM, "--to", TO)
+    _, said = paywarden(deployment, "replay", "--bundle", bundle, *window, "--out", str(out), *options)
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    del metrics["payments_per_second"]
+    return metrics, [(out / name).read_bytes() for name in ("decisions.parquet", "report.html")], said
+
+
+def test_a_replay_of_the_topics_gives_the_bytes_of_a_replay_of_their_archive(
+    deployment: Deployment, settings: KafkaSettings, tmp_path: Path
+) -> None:
+    arrived = [sorted(row[TIMESTAMP] for row in on_topic(settings, topic)) for topic in ("payments", "outcomes")]
+    for topic in ("payments", "outcomes"):
+        paywarden(deployment, "archive", "--topic", topic, "--out", str(tmp_path / "archive"))
+    whole, files, said = replayed(deployment, tmp_path / "a", "--from-topic")
+    again, files_again, said_again = replayed(deployment, tmp_path / "b", "--data", str(tmp_path / "archive"))
+    assert (again, files_again) == (whole, files)
+    # What is said of what is left out is the same, too.
+    assert [line for line in said.splitlines() if "left out" in line] == [
+        line for line in said_again.splitlines() if "left out" in line
+    ]
+    assert "left out: 10 payments that came before, field by field the same" in said
+    assert "left out: 2 records of payments that do not decode" in said
+    # A part of the topics, from the topics and from the archive of all of them.
+    since, until = (
+        f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(moment // 1000))}.{moment % 1000:03}Z"
+        for moment in (arrived[0][len(arrived[0]) // 50], arrived[1][len(arrived[1]) // 2])
+    )
+    part = ("--since", since, "--until", until)
+    fewer, files, _ = replayed(deployment, tmp_path / "c", "--from-topic", *part)
+    fewer_again, files_again, _ = replayed(deployment, tmp_path / "d", "--data", str(tmp_path / "archive"), *part)
+    assert (fewer_again, files_again) == (fewer, files)
+    assert fewer["payments_replayed"] < whole["payments_replayed"]
+    assert fewer["without_outcome"] > whole["without_outcome"]
+
+
+def test_training_on_the_topics_gives_the_bundle_of_their_archive(deployment: Deployment, tmp_path: Path) -> None:
+    for topic in ("payments", "outcomes"):
+        paywarden(deployment, "archive", "--topic", topic, "--out", str(tmp_path / "archive"))
+    quick = "[training]\ntrees = 5\nfolds = 2\nmax_bin = 255\nearly_stopping_rounds = 0\n"
+    config = tmp_path / "training.toml"
+    config.write_text(deployment.config.read_text(encoding="utf-8") + quick, encoding="utf-8")
+    digests = []
+    for number, where in enumerate((("--from-topic",), ("--data", str(tmp_path / "archive")))):
+        window = ("--train-from", date_of_day(FIRST_DAY + 2), "--train-to", date_of_day(FIRST_DAY + 19))
+        done = run_paywarden(
+            *("--config", str(config), "train", *where, *window, "--out", str(tmp_path / f"bundle{number}"))
+        )
+        assert done.returncode == 0, done.stderr
+        digests.append([line for line in done.stdout.splitlines() if line.startswith("digest ")])
+    assert digests[0] == digests[1] != []
+
+
+def test_decisions_that_were_shipped_in_transactions_are_archived_without_a_gap(
+    deployment: Deployment, settings: KafkaSettings, tmp_path: Path
+) -> None:
+    encode = encoder_of("decisions")
+    producer = make_transactional_producer(settings, "archive", linger_ms=0, transaction_timeout_ms=20_000)
+    producer.init_transactions(30)
+    for number in range(60):
+        producer.begin_transaction()
+        producer.produce(settings.topic("decisions"), encode(decision(f"p{number}")), key=f"p{number}")
+        if number == 30:
+            # It is open: what is behind its beginning cannot be read yet, and is of the next run.
+            assert producer.flush(30) == 0
+            paywarden(deployment, "archive", "--topic", "decisions", "--out", str(tmp_path))
+            assert f"p{number}" not in {row["payment_id"] for row in archived(tmp_path, "decisions")}
+        # Nobody has seen what is taken back.
+        if number % 7 == 3:
+            producer.abort_transaction(30)
+        else:
+            producer.commit_transaction(30)
+    paywarden(deployment, "archive", "--topic", "decisions", "--out", str(tmp_path))
+    rows = archived(tmp_path, "decisions")
+    assert sorted(row["payment_id"] for row in rows) == sorted(f"p{n}" for n in range(60) if n % 7 != 3)
+    assert rows == on_topic(settings, "decisions")
+
+
+def test_followed_topics_are_archived_as_they_grow_until_it_is_stopped(
+    deployment: Deployment, settings: KafkaSettings, tmp_path: Path
+) -> None:
+    options = ("--topic", "outcomes", "--out", str(tmp_path), "--follow", "--every", "0.2")
+    process = deployment.start("archive", *options)
+    before = len(on_topic(settings, "outcomes"))
+    wait_until(lambda: (tmp_path / "outcomes").is_dir() and len(archived(tmp_path, "outcomes")) == before, "all there")
+    producer = make_producer(settings, linger_ms=0)
+    value = encoder_of("outcomes")({"payment_id": "later", "outcome_time_ms": 1, "label": "fraud", "source": None})
+    producer.produce(settings.topic("outcomes"), value, key="later")
+    producer.flush(30)
+    wait_until(lambda: len(archived(tmp_path, "outcomes")) == before + 1, "what came is there")
+    assert process.stop() == 0
+    assert archived(tmp_path, "outcomes") == on_topic(settings, "outcomes")
+
+
+def test_schemas_of_others_are_read_through_the_registry_and_one_without_a_column_is_named(
+    kafka: KafkaServer, registry: RegistryServer, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+    ours = json.loads(schema_text("payments"))
+    wallet = {"name": "wallet", "type": ["null", "string"], "default": None}
+    newer = ours | {"fields": [*ours["fields"], wallet]}
+    short = ours | {"fields": [one for one in ours["fields"] if one["name"] != "amount_minor"]}
+    payment = small_world.tables()[0].to_pylist()[0]
+    with Deployment(tmp_path, settings.bootstrap, topic_prefix) as deployed:
+        with deployed.config.open("a", encoding="utf-8") as config:
+            config.write(f'[registry]\nurl = "{registry.url}"\n')
+        deployed.create_topics()
+        producer = make_producer(settings, linger_ms=0)
+        with SchemaRegistryClient({"url": registry.url}) as client:
+            for schema, changes in ((ours, ()), (newer, ("wallet",)), (short, ("amount_minor",))):
+                schema_id = client.register_schema(topic_prefix, RegistrySchema(json.dumps(schema), "AVRO"))
+                row = {name: payment.get(name, "w") for name in (one["name"] for one in schema["fields"])}
+                assert set(row) ^ set(payment) == set(changes)
+                value = Encoder("payments", schema_id, schema=parsed(json.dumps(schema))).encode(row)
+                producer.produce(settings.topic("payments"), value, key="k", partition=2)
+        assert producer.flush(30) == 0
+        said, logged = paywarden(deployed, "archive", "--topic", "payments", "--out", str(tmp_path / "archive"))
+    assert "2 payments in 1 files added" in said
+    assert "1 records not decoded" in said
+    assert "not decoded: payments, partition 2, offset 2: schema id" in logged
+    assert "amount_minor" in logged
+    rows = archived(tmp_path / "archive")
+    assert [{name: row[name] for name in payment} for row in rows] == [payment, payment]
+
+
+def test_what_cannot_be_read_is_one_line(
+    deployment: Deployment, settings: KafkaSettings, tmp_path: Path, kafka: KafkaServer
+) -> None:
+    later, out = "2100-01-01T00:00:00Z", str(tmp_path)
+    archive = ("archive", "--topic", "payments", "--out", out)
+    said = refusal(deployment, *archive, "--from", later)
+    assert said == f"paywarden: topic {settings.topic('payments')} holds nothing of that time"
+    assert refusal(deployment, *archive, "--from", "spring").startswith("paywarden: --from: wanted a time such as")
+    replay = ("replay", "--bundle", str(small_world.trained_bundle()), "--out", out)
+    said = refusal(deployment, *replay, "--from-topic", "--since", later)
+    assert said == "paywarden: topic payments holds no payment of that time"
+    (tmp_path / "payments").mkdir(exist_ok=True)
+    said = refusal(deployment, *replay, "--data", out)
+    assert "outcomes is not there: `paywarden archive --topic outcomes" in said
+    elsewhere = tmp_path / "elsewhere.toml"
+    elsewhere.write_text(f'[kafka]\nbootstrap = "{kafka.bootstrap}"\ntopic_prefix = "none-"\n', encoding="utf-8")
+    done = run_paywarden("--config", str(elsewhere), *archive)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "paywarden: topic none-payments does not exist: run `paywarden topics create`\n",
+    )

@@ -1,0 +1,165 @@
+"""Where `replay` and `train` take their history from: two files or an archive; and live decisions beside it."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from threading import Event
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click import UsageError
+from click.testing import CliRunner
+
+from features.history import write_history
+from models.evaluation import date_of_day
+from ops.cli import cli
+from schemas.errors import Misconfigured
+from streams.archive import Archiver
+from tests import small_world
+from tests.small_world import FIRST_DAY
+from tests.topic_memory import IDS, MemoryTopic, decision
+
+FROM, TO = date_of_day(FIRST_DAY + 22), date_of_day(FIRST_DAY + 25)
+
+
+def write_archive(folder: Path, topic: MemoryTopic) -> None:
+    archiver = Archiver(topic, IDS, topic.name, folder, records_max=2000)
+    archiver.run(archiver.wanted(None, None), Event(), lambda _: None)
+
+
+@cache
+def data() -> Path:
+    """`files` is the small world in two files, `archive` the same as it was on topics."""
+    folder = Path(mkdtemp(prefix="paywarden-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_history(folder / "files", *small_world.tables())
+    for name, table in zip(("payments", "outcomes"), small_world.tables(), strict=True):
+        topic = MemoryTopic(name, batch=1000)
+        for number, row in enumerate(table.to_pylist()):
+            topic.append(number % 3, row, row.get("event_time_ms") or row["outcome_time_ms"])
+        write_archive(folder / "archive", topic)
+    return folder
+
+
+def run(*arguments: str) -> tuple[str, str]:
+    """(stdout, stderr); a refusal is raised."""
+    result = CliRunner().invoke(cli, arguments, standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result.stdout, result.stderr
+
+
+def replay(out: Path, *options: str, first: str = FROM) -> tuple[dict[str, Any], pa.Table, str]:
+    """metrics.json without its speed, the decisions, and what was said."""
+    bundle = str(small_world.trained_bundle())
+    _, said = run("replay", "--bundle", bundle, "--from", first, "--to", TO, "--out", str(out), *options)
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    del metrics["payments_per_second"]
+    return metrics, pq.read_table(out / "decisions.parquet"), said
+
+
+def test_an_archive_replays_as_the_two_files_do(tmp_path: Path) -> None:
+    of_files = replay(tmp_path / "a", "--data", str(data() / "files"))
+    of_archive = replay(tmp_path / "b", "--data", str(data() / "archive"))
+    assert of_archive[:2] == of_files[:2]
+    first = date_of_day(FIRST_DAY + 22 - 400)
+    assert f"payments from {first} on are read; features reach back 400 days" in of_archive[2]
+
+
+def test_a_shorter_warm_up_reads_fewer_payments_but_all_of_the_training_days(tmp_path: Path) -> None:
+    whole, _, _ = replay(tmp_path / "a", "--data", str(data() / "archive"))
+    options = ("--data", str(data() / "archive"), "--warm-up-days", "1")
+    fewer, _, said = replay(tmp_path / "b", *options)
+    assert f"payments from {date_of_day(FIRST_DAY + 2)} on are read" in said
+    assert fewer["payments_replayed"] < whole["payments_replayed"]
+    assert fewer["payments"] == whole["payments"]
+    assert "outcomes of payments that are not among those read" in said
+
+
+def test_an_archive_trains_the_bundle_of_the_two_files(tmp_path: Path) -> None:
+    quick = tmp_path / "quick.toml"
+    quick.write_text("[training]\ntrees = 5\nfolds = 2\nmax_bin = 255\nearly_stopping_rounds = 0\n", encoding="utf-8")
+    window = ("--train-from", date_of_day(FIRST_DAY + 2), "--train-to", date_of_day(FIRST_DAY + 19))
+    digests = []
+    for name in ("files", "archive"):
+        out = str(tmp_path / name)
+        said, _ = run("--config", str(quick), "train", "--data", str(data() / name), *window, "--out", out)
+        digests += [line for line in said.splitlines() if line.startswith("digest ")]
+    assert digests[0] == digests[1]
+
+
+def test_live_decisions_are_compared_in_the_headline_and_in_the_metrics(tmp_path: Path) -> None:
+    _, decided, _ = replay(tmp_path / "a", "--data", str(data() / "files"))
+    topic = MemoryTopic("decisions")
+    for number, row in enumerate(decided.select(["payment_id", "event_time_ms", "score", "action"]).to_pylist()):
+        other = {"score": row["score"] + 0.25} if number == 0 else {}
+        topic.append(0, decision(**row | other), row["event_time_ms"])
+    write_archive(tmp_path / "live", topic)
+    bundle, out = str(small_world.trained_bundle()), tmp_path / "b"
+    said, _ = run(
+        *("replay", "--data", str(data() / "archive"), "--bundle", bundle, "--from", FROM, "--to", TO),
+        *("--archived-decisions", str(tmp_path / "live"), "--out", str(out)),
+    )
+    section = json.loads(said)["archived_decisions"]
+    assert section == json.loads((out / "metrics.json").read_text(encoding="utf-8"))["archived_decisions"]
+    assert section["payments"] == len(decided)
+    assert section["equal_actions"] == 1
+    assert section["equal_scores"] == pytest.approx(1 - 1 / len(decided))
+    assert section["score_difference_max"] == pytest.approx(0.25)
+    assert (section["only_live"], section["only_replayed"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--since", "2024-01-01"), "--since is of topics and archives, and .*files is neither"),
+        (("--warm-up-days", "3"), "--warm-up-days is of topics and archives"),
+    ],
+)
+def test_options_of_topics_are_refused_for_two_files(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=said):
+        replay(tmp_path / "a", "--data", str(data() / "files"), *options)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="--until: wanted a time such as"):
+        replay(tmp_path / "a", "--data", str(data() / "archive"), "--until", "spring")
+
+
+def test_a_range_in_which_nothing_came_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="archive holds no payment of that time"):
+        replay(tmp_path / "a", "--data", str(data() / "archive"), "--since", "2100-01-01")
+
+
+def test_a_folder_that_is_both_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(data() / "files", tmp_path / "both")
+    (tmp_path / "both/payments").mkdir()
+    with pytest.raises(Misconfigured, match=r"holds payments\.parquet and an archive"):
+        replay(tmp_path / "a", "--data", str(tmp_path / "both"))
+
+
+@pytest.mark.parametrize("options", [(), ("--data", "x", "--from-topic")])
+def test_a_history_comes_from_one_place(options: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="say one of --data DIR and --from-topic"):
+        replay(tmp_path / "a", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--follow", "--to", "2024-01-01"), "--follow has no end"),
+        (("--follow", "--until-end"), "--follow has no end"),
+        (("--until-end", "--to", "2024-01-01"), "say one of --to and --until-end"),
+    ],
+)
+def test_an_archive_has_one_end(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        run("archive", "--topic", "payments", "--out", str(tmp_path), *options)
