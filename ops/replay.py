@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     type=click.Path(),
     help="decisions.parquet of an earlier replay of the same data and bundle, to use its scores and vectors.",
 )
+@click.option("--threads", type=click.IntRange(1), help="How many share the work (default: one for each core).")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the results.")
 @click.pass_obj
 def replay(
@@ -60,6 +62,7 @@ def replay(
     costs_text: str,
     vectors: bool,
     decisions_file: str | None,
+    threads: int | None,
     out: str,
 ) -> None:
     """Run history through the serving features, model and policy; write decisions, metrics and report.html.
@@ -67,8 +70,9 @@ def replay(
     With --challenger, --challenger-policy or both, the two decide about the same payments and are held against each
     other. Of a policy file only [policy] is used, and the environment changes nothing of it.
     """
+    from features.columns import FileRoom
     from features.engine import FeatureEngine
-    from features.history import read_history
+    from features.spooled_history import open_history
     from models.bundle import load_bundle
     from streams.replay import REPORT
     from streams.replay import replay as run
@@ -82,7 +86,9 @@ def replay(
     if challenger or challenger_policy_file:
         other = _contestant(source, challengers, challenger_policy_file or policy_file)
     rates = wiring.rate_table(source)
-    history = read_history(data)
+    # What may be larger than memory lies where the results will.
+    room = FileRoom(Path(out))
+    history = open_history(data, room)
     if len(history) == 0:
         raise click.ClickException(f"{data} holds no payment")
     earlier = Path(decisions_file) if decisions_file else None
@@ -101,6 +107,8 @@ def replay(
             destination=Path(out),
             with_vectors=vectors,
             earlier=earlier,
+            threads=threads or len(os.sched_getaffinity(0)),
+            room=room,
             progress=advance,
         )
     click.echo(json.dumps(results.headline(), indent=2))
@@ -156,7 +164,5 @@ def _rows(history: History, window: Days, *, from_first: bool) -> int:
     """How many payments are run through: those before the window warm profiles up."""
     from models.evaluation import DAY_MS
 
-    is_run = history.event_time_ms < (window.last + 1) * DAY_MS
-    if not from_first:
-        is_run &= history.event_time_ms >= window.first * DAY_MS
-    return int(is_run.sum())
+    first, last = history.event_time_ms.searchsorted([window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
+    return int(last - (0 if from_first else first))
