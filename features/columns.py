@@ -79,7 +79,7 @@ class FileRoom:
             raise self._no_room(error) from error
 
     def mapped(self, file: BinaryIO, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """All of a file as a column. The file may be closed then."""
+        """All of a file as a column, which it may be closed under."""
         file.flush()
         if os.fstat(file.fileno()).st_size == 0:
             return np.zeros(0, dtype=dtype)

@@ -12,6 +12,7 @@ memory takes what each distinct text does: some 150 bytes while the files are re
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -48,36 +49,37 @@ _CODED = ("card_id", "merchant_id", "device_id", "ip", "currency", "mcc", "count
 
 def open_history(directory: str | Path, room: FileRoom, *, part_rows: int = _PART_ROWS) -> History:
     """Both files as columns in `room`. Misconfigured, naming the file and the column, if they are not a history."""
-    payments = _HistoryFile(Path(directory) / PAYMENTS_FILE, PAYMENT_COLUMNS)
-    outcomes = _HistoryFile(Path(directory) / OUTCOMES_FILE, OUTCOME_COLUMNS)
-    made = _payments(payments, room, part_rows)
-    ids, event_time_ms = made.ids.whole(), made.event_time_ms
-    room.release()
-    repeated = first_repeated(ids)
-    if repeated >= 0:
-        raise Misconfigured(f"{PAYMENTS_FILE}: payment_id must be unique; row {repeated} breaks that")
-    room.release()
-    told = _outcomes(outcomes, room, part_rows)
-    outcome_payment = room.new(outcomes.count, np.int64)
-    lost = find_rows(ids, told.ids.whole(), outcome_payment)
-    if lost:
-        about = f"{lost} of {outcomes.count} outcomes"
-        raise Misconfigured(f"{OUTCOMES_FILE}: {about} are about payments that {PAYMENTS_FILE} does not hold")
-    for part in parts_of(outcomes.count):
-        is_early = told.time_ms[part] < event_time_ms[outcome_payment[part]]
-        refuse_first(OUTCOMES_FILE, "an outcome cannot be known before its payment is made", is_early, part.start)
-    room.release()
-    return History(
-        payment_id=_as_texts(ids),
-        event_time_ms=event_time_ms,
-        amount_minor=made.amount_minor,
-        **{name.removesuffix("_id"): made.texts[name].coded() for name in _CODED},
-        utc_offset_code=made.utc_offset_code,
-        declined_code=made.declined_code,
-        outcome_payment=outcome_payment,
-        outcome_time_ms=told.time_ms,
-        outcome_fraud=told.fraud,
-    )
+    with ExitStack() as files:
+        payments = files.enter_context(_HistoryFile(Path(directory) / PAYMENTS_FILE, PAYMENT_COLUMNS))
+        outcomes = files.enter_context(_HistoryFile(Path(directory) / OUTCOMES_FILE, OUTCOME_COLUMNS))
+        made = _payments(payments, room, files, part_rows)
+        ids, event_time_ms = made.ids.whole(), made.event_time_ms
+        room.release()
+        repeated = first_repeated(ids)
+        if repeated >= 0:
+            raise Misconfigured(f"{PAYMENTS_FILE}: payment_id must be unique; row {repeated} breaks that")
+        room.release()
+        told = _outcomes(outcomes, room, files, part_rows)
+        outcome_payment = room.new(outcomes.count, np.int64)
+        lost = find_rows(ids, told.ids.whole(), outcome_payment)
+        if lost:
+            about = f"{lost} of {outcomes.count} outcomes"
+            raise Misconfigured(f"{OUTCOMES_FILE}: {about} are about payments that {PAYMENTS_FILE} does not hold")
+        for part in parts_of(outcomes.count):
+            is_early = told.time_ms[part] < event_time_ms[outcome_payment[part]]
+            refuse_first(OUTCOMES_FILE, "an outcome cannot be known before its payment is made", is_early, part.start)
+        room.release()
+        return History(
+            payment_id=_as_texts(ids),
+            event_time_ms=event_time_ms,
+            amount_minor=made.amount_minor,
+            **{name.removesuffix("_id"): made.texts[name].coded() for name in _CODED},
+            utc_offset_code=made.utc_offset_code,
+            declined_code=made.declined_code,
+            outcome_payment=outcome_payment,
+            outcome_time_ms=told.time_ms,
+            outcome_fraud=told.fraud,
+        )
 
 
 class _HistoryFile:
@@ -95,6 +97,12 @@ class _HistoryFile:
         self._present = [name for name in columns if name in schema.names]
         self.count = int(self._file.metadata.num_rows)
         check_columns(path.name, schema.empty_table(), columns)
+
+    def __enter__(self) -> _HistoryFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def parts(self, rows: int) -> Iterator[tuple[int, pa.Table]]:
         """(first row, rows from there on)."""
@@ -124,8 +132,8 @@ class _HistoryFile:
 class _Texts:
     """Texts that are all different: their bytes in a file, where each begins in a column."""
 
-    def __init__(self, room: FileRoom, count: int) -> None:
-        self._room, self._file = room, room.new_file()
+    def __init__(self, room: FileRoom, files: ExitStack, count: int) -> None:
+        self._room, self._file = room, files.enter_context(room.new_file())
         self._offsets = room.new(count + 1, np.int64)
 
     def add(self, first: int, column: pa.ChunkedArray) -> None:
@@ -138,8 +146,7 @@ class _Texts:
             self._room.append(self._file, np.frombuffer(content, dtype=np.uint8)[bounds[0] : bounds[-1]])
 
     def whole(self) -> Ids:
-        with self._file:
-            content = self._room.mapped(self._file, np.uint8)
+        content = self._room.mapped(self._file, np.uint8)
         hashes = self._room.new(len(self._offsets) - 1, np.uint64)
         hash_texts(self._offsets, content, 0, len(hashes), hashes)
         return Ids(self._offsets, content, hashes)
@@ -180,8 +187,8 @@ class _Dictionary:
 class _Payments:
     """Columns of payments while they are read."""
 
-    def __init__(self, room: FileRoom, count: int) -> None:
-        self.ids = _Texts(room, count)
+    def __init__(self, room: FileRoom, files: ExitStack, count: int) -> None:
+        self.ids = _Texts(room, files, count)
         self.texts = {name: _Dictionary(room, count) for name in _CODED}
         self.event_time_ms = room.new(count, np.int64)
         self.amount_minor = room.new(count, np.int64)
@@ -189,8 +196,8 @@ class _Payments:
         self.declined_code = room.new(count, np.int64)
 
 
-def _payments(file: _HistoryFile, room: FileRoom, part_rows: int) -> _Payments:
-    made, previous_ms = _Payments(room, file.count), 0
+def _payments(file: _HistoryFile, room: FileRoom, files: ExitStack, part_rows: int) -> _Payments:
+    made, previous_ms = _Payments(room, files, file.count), 0
     for first, part in file.parts(part_rows):
         rows = slice(first, first + len(part))
         time_ms = sorted_times(PAYMENTS_FILE, part, "event_time_ms", first_row=first, previous_ms=previous_ms)
@@ -209,14 +216,14 @@ def _payments(file: _HistoryFile, room: FileRoom, part_rows: int) -> _Payments:
 class _Outcomes:
     """Columns of outcomes while they are read."""
 
-    def __init__(self, room: FileRoom, count: int) -> None:
-        self.ids = _Texts(room, count)
+    def __init__(self, room: FileRoom, files: ExitStack, count: int) -> None:
+        self.ids = _Texts(room, files, count)
         self.time_ms = room.new(count, np.int64)
         self.fraud = room.new(count, np.bool_)
 
 
-def _outcomes(file: _HistoryFile, room: FileRoom, part_rows: int) -> _Outcomes:
-    told, previous_ms = _Outcomes(room, file.count), 0
+def _outcomes(file: _HistoryFile, room: FileRoom, files: ExitStack, part_rows: int) -> _Outcomes:
+    told, previous_ms = _Outcomes(room, files, file.count), 0
     for first, part in file.parts(part_rows):
         rows = slice(first, first + len(part))
         time_ms = sorted_times(OUTCOMES_FILE, part, "outcome_time_ms", first_row=first, previous_ms=previous_ms)

@@ -258,7 +258,7 @@ def _not_known(history: History, frauds: NDArray[np.int64], part: slice, split: 
     """Places in a part of the history of payments whose cards are not known to be compromised; all without a split."""
     rows = np.arange(part.start, part.stop)
     if split is None:
-        return rows - part.start
+        return np.arange(len(rows))
     # What is known follows from the frauds alone: a part needs no other payment beside its own.
     both = np.concatenate((frauds, rows))
     is_fraud = np.arange(len(both)) < len(frauds)
