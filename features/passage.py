@@ -107,6 +107,7 @@ class Passage:
             self._engines.put(twin)
         self._labels = label_changes(history)
         self._room = room or MemoryRoom()
+        self._room.release()
         self.amounts = reference_amounts(history, rates, self._room)
         """Each payment's amount in minor units of the reference currency, shape (payments,)."""
         self.rows = HistoryRows(history, self.amounts)

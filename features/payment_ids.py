@@ -9,16 +9,18 @@ likely: it is so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-# So many ids are looked at together: some 100 MB with what sorting takes.
-PART_IDS = 4_000_000
+# So many ids are looked at together: some 50 MB with what sorting takes.
+PART_IDS = 1_000_000
 _SCAN_ROWS = 1 << 20
+# After so many comparisons, each of ids that lie anywhere, the memory their pages take is let go of.
+_COMPARED_IDS = 50_000
 
 
 class Ids(NamedTuple):
@@ -35,15 +37,28 @@ def first_repeated(ids: Ids, *, part_ids: int = PART_IDS) -> int:
     return min((row for row in found if row >= 0), default=-1)
 
 
-def find_rows(ids: Ids, wanted: Ids, rows: NDArray[np.int64], *, part_ids: int = PART_IDS) -> int:
+def find_rows(
+    ids: Ids,
+    wanted: Ids,
+    rows: NDArray[np.int64],
+    *,
+    part_ids: int = PART_IDS,
+    release: Callable[[], object] = int,
+) -> int:
     """The row of each id that is wanted into `rows`, -1 where there is none; returns how many those are.
 
-    `ids` are distinct.
+    `ids` are distinct. `release` lets go of the memory that the columns are in.
     """
     count = _part_count(ids, part_ids)
     lost = 0
-    for part, asked in zip(_parts(ids, count), _parts(wanted, count), strict=True):
-        lost += _find_rows(*part, ids.offsets, ids.bytes, *asked, wanted.offsets, wanted.bytes, rows)
+    for (hashes, places), (asked, asked_places) in zip(_parts(ids, count), _parts(wanted, count), strict=True):
+        for start in range(0, len(asked), _COMPARED_IDS):
+            here = slice(start, start + _COMPARED_IDS)
+            lost += _find_rows(
+                hashes, places, ids.offsets, ids.bytes,
+                asked[here], asked_places[here], wanted.offsets, wanted.bytes, rows,
+            )  # fmt: skip
+            release()
     return lost
 
 
@@ -133,6 +148,8 @@ def _find_rows(
 ) -> int:
     """Both are sorted by hash: one walk along both."""
     lost, start = 0, 0
+    if len(wanted_hashes):
+        start = np.searchsorted(hashes, wanted_hashes[0])
     for place in range(len(wanted_hashes)):
         wanted = wanted_rows[place]
         while start < len(hashes) and hashes[start] < wanted_hashes[place]:

@@ -61,7 +61,7 @@ def open_history(directory: str | Path, room: FileRoom, *, part_rows: int = _PAR
         room.release()
         told = _outcomes(outcomes, room, files, part_rows)
         outcome_payment = room.new(outcomes.count, np.int64)
-        lost = find_rows(ids, told.ids.whole(), outcome_payment)
+        lost = find_rows(ids, told.ids.whole(), outcome_payment, release=room.release)
         if lost:
             about = f"{lost} of {outcomes.count} outcomes"
             raise Misconfigured(f"{OUTCOMES_FILE}: {about} are about payments that {PAYMENTS_FILE} does not hold")

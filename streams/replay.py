@@ -110,6 +110,7 @@ def replay(
             amounts, replayed = reference_amounts(history, rates, room), last - first
             scored = _scored_earlier(reused, contestants, first, last, crew, progress)
         labels = final_labels(history)
+        room.release()
         measured = _measured(
             history, labels, amounts, slice(first, last), window, label_delay_days, champion.bundle.manifest, room
         )
