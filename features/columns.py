@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -48,7 +49,8 @@ class FileRoom:
         """The files lie in `folder`, or while there is none yet, in the nearest one above it."""
         whole = folder.absolute()
         self._folder = next((one for one in (whole, *whole.parents) if one.is_dir()), whole)
-        self._mapped: list[mmap.mmap] = []
+        # Only for as long as somebody else holds them: what is done with goes from the disk.
+        self._mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
     def new(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Raises Misconfigured when the disk has no room for it."""
@@ -84,7 +86,7 @@ class FileRoom:
         if os.fstat(file.fileno()).st_size == 0:
             return np.zeros(0, dtype=dtype)
         whole = mmap.mmap(file.fileno(), 0)
-        self._mapped.append(whole)
+        self._mapped.add(whole)
         return np.frombuffer(whole, dtype=dtype)
 
     def release(self) -> None:

@@ -5,8 +5,8 @@
     outcomes.parquet ─ part by part ─► times and labels in files ─ ids looked up (features/payment_ids.py) ─► rows
 
 The result is what `read_history` gives, number for number, and what that refuses is refused here in the same words.
-A payment takes some 60 bytes and its id on disk, an outcome 17 while its payment is looked up 16 and its id more, and
-memory takes what each distinct text does: some 150 bytes while the files are read, its own length and 4 bytes then.
+On disk a payment takes 72 bytes and its id, and 8 more until outcomes are looked up; an outcome 17, and until then 16
+and an id more. Memory takes what each distinct text does: some 150 bytes while the files are read, its length and 4 then.
 """
 
 from __future__ import annotations
