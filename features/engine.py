@@ -5,6 +5,7 @@ An engine is not thread-safe: it reuses its scratch. Each process, and each thre
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,20 @@ class Events:
     offset: NDArray[np.int64]
     row: NDArray[np.int64]
 
+    def of_groups(self, wanted: slice) -> Events:
+        """The events of a run of groups; they share memory."""
+        groups = self.groups[wanted.start : wanted.stop + 1]
+        rows = slice(int(groups[0]), int(groups[-1]))
+        return Events(
+            groups=groups - groups[0],
+            kind=self.kind[rows],
+            payment=self.payment[rows],
+            weight=self.weight[rows],
+            source=self.source[rows],
+            offset=self.offset[rows],
+            row=self.row[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Applied:
@@ -82,9 +97,19 @@ class FeatureEngine:
                 f"feature catalogue: a profile may take {self.profile_bytes_max} bytes, a store takes "
                 f"{RECORD_BYTES_MAX}: longer hops or shorter windows make it smaller"
             )
-        self._words = np.zeros(max(map(plan.word_count, entities)), dtype=np.int64)
+        self._make_scratch()
+
+    def _make_scratch(self) -> None:
+        plan = self.plan
+        self._words = np.zeros(max(map(plan.word_count, range(plan.entity_count))), dtype=np.int64)
         self._values = np.zeros(plan.value_count)
         self._translations: dict[tuple[int, bytes], tuple[Shape, NDArray[np.int64]]] = {}
+
+    def twin(self) -> FeatureEngine:
+        """An engine of the same catalogue for another thread: it shares nothing that is written to."""
+        other = copy.copy(self)
+        other._make_scratch()
+        return other
 
     def new_slots(self, row_count: int) -> NDArray[np.float64]:
         """Room for roll-up results, shape (row_count, slots), everything missing."""

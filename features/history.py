@@ -7,6 +7,7 @@ one corrects the earlier one. Strings may be plain or dictionary-encoded; column
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ OUTCOMES_FILE = "outcomes.parquet"
 
 INTEGER, TEXT, OPTIONAL_TEXT = "integer", "string", "string or null"
 OPTIONAL_INTEGER, OPTIONAL_FLAG = "integer or null", "boolean or null"
+REQUIRED = (INTEGER, TEXT)
 PAYMENT_COLUMNS = {
     "payment_id": TEXT,
     "event_time_ms": INTEGER,
@@ -119,17 +121,17 @@ def read_history(directory: str | Path) -> History:
 
 def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
     """The same from tables that are in memory already."""
-    _check_columns(PAYMENTS_FILE, payments, PAYMENT_COLUMNS)
-    _check_columns(OUTCOMES_FILE, outcomes, OUTCOME_COLUMNS)
-    payment_id = _plain(payments["payment_id"])
-    event_time_ms = _sorted_times(PAYMENTS_FILE, payments, "event_time_ms")
-    amount_minor = _integers(payments["amount_minor"])
-    _refuse_first(PAYMENTS_FILE, "amount_minor must not be negative", amount_minor < 0)
+    check_columns(PAYMENTS_FILE, payments, PAYMENT_COLUMNS)
+    check_columns(OUTCOMES_FILE, outcomes, OUTCOME_COLUMNS)
+    payment_id = plain_texts(payments["payment_id"])
+    event_time_ms = sorted_times(PAYMENTS_FILE, payments, "event_time_ms")
+    amount_minor = integers(payments["amount_minor"])
+    refuse_first(PAYMENTS_FILE, "amount_minor must not be negative", amount_minor < 0)
     _refuse_repeated(payment_id)
     outcome_payment = _rows_of_payments(payment_id, outcomes["payment_id"])
-    outcome_time_ms = _sorted_times(OUTCOMES_FILE, outcomes, "outcome_time_ms")
+    outcome_time_ms = sorted_times(OUTCOMES_FILE, outcomes, "outcome_time_ms")
     is_early = outcome_time_ms < event_time_ms[outcome_payment]
-    _refuse_first(OUTCOMES_FILE, "an outcome cannot be known before its payment is made", is_early)
+    refuse_first(OUTCOMES_FILE, "an outcome cannot be known before its payment is made", is_early)
     return History(
         payment_id=payment_id,
         event_time_ms=event_time_ms,
@@ -142,18 +144,18 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
         mcc=_coded(payments["mcc"]),
         country=_coded(payments["country"]),
         channel=_coded(payments["channel"]),
-        utc_offset_code=_offset_codes(payments),
-        declined_code=_flag_codes(payments, "declined"),
+        utc_offset_code=offset_codes(payments),
+        declined_code=flag_codes(payments, "declined"),
         outcome_payment=outcome_payment,
         outcome_time_ms=outcome_time_ms,
-        outcome_fraud=_is_fraud(outcomes["label"]),
+        outcome_fraud=fraud_flags(outcomes["label"]),
     )
 
 
 def require_past(history: History, now_ms: int) -> None:
     """Raises Misconfigured, naming the first such row, where an outcome is said to be known after `now_ms`."""
     later = history.outcome_time_ms > now_ms
-    _refuse_first(OUTCOMES_FILE, "outcome_time_ms must not be later than now", later)
+    refuse_first(OUTCOMES_FILE, "outcome_time_ms must not be later than now", later)
 
 
 def labels_known_by(history: History, time_ms: int) -> npt.NDArray[np.int8]:
@@ -164,13 +166,19 @@ def labels_known_by(history: History, time_ms: int) -> npt.NDArray[np.int8]:
     known = int(np.searchsorted(history.outcome_time_ms, time_ms, side="right"))
     labels = np.full(len(history), UNKNOWN, dtype=np.int8)
     # Outcomes are in order of time and NumPy keeps the last of repeated assignments: a correction wins.
-    labels[history.outcome_payment[:known]] = history.outcome_fraud[:known]
+    for part in parts_of(known):
+        labels[history.outcome_payment[part]] = history.outcome_fraud[part]
     return labels
 
 
 def final_labels(history: History) -> npt.NDArray[np.int8]:
     """What is known of each payment in the end: 1 fraud, 0 genuine, -1 never known. Shape (payment_count,)."""
     return labels_known_by(history, np.iinfo(np.int64).max)
+
+
+def parts_of(count: int, rows: int = 1 << 20, *, first: int = 0) -> Iterator[slice]:
+    """The rows from `first` up to `count` in parts, so that what is worked out of a part is soon forgotten."""
+    return (slice(start, min(start + rows, count)) for start in range(first, count, rows))
 
 
 def numbered_ids(prefix: str, numbers: npt.ArrayLike, *, width: int) -> pa.Array:
@@ -208,14 +216,16 @@ def _read_table(path: Path, columns: dict[str, str]) -> pa.Table:
         present = pq.read_schema(path).names
         return pq.read_table(path, columns=[name for name in columns if name in present], partitioning=None)
     except (pa.ArrowException, OSError) as error:
-        raise Misconfigured(f"{path} cannot be read as Parquet: {_first_line(error)}") from error
+        raise Misconfigured(f"{path} cannot be read as Parquet: {first_line(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's first line, or its kind where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _check_columns(file_name: str, table: pa.Table, columns: dict[str, str]) -> None:
+def check_columns(file_name: str, table: pa.Table, columns: dict[str, str]) -> None:
+    """Raises Misconfigured when a column is missing, of another type, or null where nothing may be."""
     for name, kind in columns.items():
         if name not in table.column_names and name in ABSENT_COLUMNS:
             continue
@@ -224,7 +234,7 @@ def _check_columns(file_name: str, table: pa.Table, columns: dict[str, str]) -> 
         column = table[name]
         if not _is_of(kind, column.type):
             raise Misconfigured(f"{file_name}: column {name} must be {kind}, got {column.type}")
-        if kind in (INTEGER, TEXT) and column.null_count:
+        if kind in REQUIRED and column.null_count:
             raise Misconfigured(f"{file_name}: column {name} must not be null, and {column.null_count} rows are")
 
 
@@ -243,14 +253,15 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
 
 
-def _plain(column: pa.ChunkedArray) -> pa.Array:
+def plain_texts(column: pa.ChunkedArray) -> pa.Array:
     """One array of strings, whatever the encoding and the chunks."""
     whole = column.cast(pa.string()).combine_chunks()
     # An empty or single-chunk column may come back chunked or not, depending on the version.
     return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 
-def _integers(column: pa.ChunkedArray) -> Int64Array:
+def integers(column: pa.ChunkedArray) -> Int64Array:
+    """A column of whole numbers without nulls."""
     return np.asarray(_whole_numbers(column).to_numpy(), dtype=np.int64)
 
 
@@ -258,19 +269,21 @@ def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
         return column.cast(pa.int64())
     except pa.ArrowInvalid as error:
-        raise Misconfigured(f"whole numbers must fit 64 bits: {_first_line(error)}") from error
+        raise Misconfigured(f"whole numbers must fit 64 bits: {first_line(error)}") from error
 
 
-def _offset_codes(payments: pa.Table) -> Int64Array:
+def offset_codes(payments: pa.Table) -> Int64Array:
+    """`History.utc_offset_code` of a table of payments."""
     if "utc_offset_minutes" not in payments.column_names:
         return np.zeros(len(payments), dtype=np.int64)
     # A place no clock can have stands for null, and is coded as not known.
-    minutes = _integers(_whole_numbers(payments["utc_offset_minutes"]).fill_null(UTC_OFFSET_MINUTES_MAX + 1))
+    minutes = integers(_whole_numbers(payments["utc_offset_minutes"]).fill_null(UTC_OFFSET_MINUTES_MAX + 1))
     is_known = (minutes >= -UTC_OFFSET_MINUTES_MAX) & (minutes <= UTC_OFFSET_MINUTES_MAX)
     return np.where(is_known, minutes + offset_code(0), 0)
 
 
-def _flag_codes(payments: pa.Table, name: str) -> Int64Array:
+def flag_codes(payments: pa.Table, name: str) -> Int64Array:
+    """A column of flags as features/attributes.py codes them."""
     if name not in payments.column_names:
         return np.zeros(len(payments), dtype=np.int64)
     column = payments[name].cast(pa.bool_())
@@ -278,37 +291,42 @@ def _flag_codes(payments: pa.Table, name: str) -> Int64Array:
     return np.asarray(codes.to_numpy(), dtype=np.int64)
 
 
-def _sorted_times(file_name: str, table: pa.Table, name: str) -> Int64Array:
-    time_ms = _integers(table[name])
+def sorted_times(file_name: str, table: pa.Table, name: str, *, first_row: int = 0, previous_ms: int = 0) -> Int64Array:
+    """The times of a table, or of the part of one that begins with `first_row` and goes on after `previous_ms`.
+
+    Raises Misconfigured where they fall.
+    """
+    time_ms = integers(table[name])
     # The kernel takes 0 for "never".
-    _refuse_first(file_name, f"{name} must be above 0", time_ms <= 0)
-    is_earlier = np.zeros(len(time_ms), dtype=np.bool_)
-    is_earlier[1:] = time_ms[1:] < time_ms[:-1]
-    _refuse_first(file_name, f"rows must be sorted by {name}", is_earlier)
+    refuse_first(file_name, f"{name} must be above 0", time_ms <= 0, first_row)
+    is_earlier = np.diff(time_ms, prepend=previous_ms) < 0
+    refuse_first(file_name, f"rows must be sorted by {name}", is_earlier, first_row)
     return time_ms
 
 
-def _refuse_first(file_name: str, rule: str, is_wrong: npt.NDArray[np.bool_]) -> None:
+def refuse_first(file_name: str, rule: str, is_wrong: npt.NDArray[np.bool_], first_row: int = 0) -> None:
+    """Raises Misconfigured naming the first row that is wrong; the part's first one is `first_row` of the file."""
     if is_wrong.any():
-        raise Misconfigured(f"{file_name}: {rule}; row {int(np.argmax(is_wrong))} breaks that")
+        raise Misconfigured(f"{file_name}: {rule}; row {first_row + int(np.argmax(is_wrong))} breaks that")
 
 
 def _refuse_repeated(payment_id: pa.Array) -> None:
     if pc.count_distinct(payment_id).as_py() != len(payment_id):
         first = pc.index_in(payment_id, value_set=payment_id).to_numpy()
-        _refuse_first(PAYMENTS_FILE, "payment_id must be unique", first != np.arange(len(first)))
+        refuse_first(PAYMENTS_FILE, "payment_id must be unique", first != np.arange(len(first)))
 
 
 def _rows_of_payments(payment_id: pa.Array, wanted: pa.ChunkedArray) -> Int64Array:
-    rows = pc.index_in(_plain(wanted), value_set=payment_id)
+    rows = pc.index_in(plain_texts(wanted), value_set=payment_id)
     if rows.null_count:
         lost = f"{rows.null_count} of {len(rows)} outcomes"
         raise Misconfigured(f"{OUTCOMES_FILE}: {lost} are about payments that {PAYMENTS_FILE} does not hold")
     return np.asarray(rows.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def _is_fraud(label: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    numbers = pc.index_in(_plain(label), value_set=pa.array(LABELS))
+def fraud_flags(label: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Which labels say fraud. Raises Misconfigured for a text that is no label."""
+    numbers = pc.index_in(plain_texts(label), value_set=pa.array(LABELS))
     if numbers.null_count:
         raise Misconfigured(f"{OUTCOMES_FILE}: label must be fraud or genuine, and {numbers.null_count} rows are not")
     return np.asarray(numbers.to_numpy(zero_copy_only=False) == LABELS.index("fraud"), dtype=np.bool_)
@@ -316,7 +334,7 @@ def _is_fraud(label: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
 
 def _coded(column: pa.ChunkedArray) -> Coded:
     # A dictionary from a file may hold unused, repeated and null entries: build our own.
-    encoded = _plain(column).dictionary_encode()
+    encoded = plain_texts(column).dictionary_encode()
     order = pc.sort_indices(encoded.dictionary).to_numpy()
     new_code = np.empty(len(order) + 1, dtype=np.int32)
     new_code[order] = np.arange(len(order))

@@ -216,14 +216,14 @@ def _compiled(function: _Function) -> _Function:
     atomically, took two thirds of the time. Division by zero is looked for where it can happen.
     """
     options: dict[str, Any] = {"_nrt": False}
-    compiled: _Function = njit(cache=True, error_model="numpy", **options)(function)
+    compiled: _Function = njit(cache=True, error_model="numpy", nogil=True, **options)(function)
     return compiled
 
 
 def _inlined(function: _Function) -> _Function:
     """Compile into whatever calls it: a call that hands on three arrays takes longer than most of these run."""
     options: dict[str, Any] = {"_nrt": False, "forceinline": True}
-    compiled: _Function = njit(cache=True, error_model="numpy", **options)(function)
+    compiled: _Function = njit(cache=True, error_model="numpy", nogil=True, **options)(function)
     return compiled
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from models.compiler import COMPILER_OPTIONS, compile_library, compiler_name
 from models.explain import Explainer, read_trees
 from models.predictor import GtilPredictor, NativePredictor, Predictor
+from models.sigmoid import sigmoids
 from schemas.errors import BundleRefused
 
 FORMAT = 2
@@ -107,8 +108,8 @@ def _check_explained(bundle: Path, explainer: Explainer) -> None:
 
 
 def calibrated(margins: NDArray[np.float64], slope: float, intercept: float) -> NDArray[np.float64]:
-    """Margins to probabilities. Row by row through libm, so that a row's score never depends on its batch."""
-    return np.array([sigmoid(slope * margin + intercept) for margin in margins.tolist()], dtype=np.float64)
+    """Margins to probabilities, each as `sigmoid` has it: a row's score never depends on its batch."""
+    return sigmoids(slope * margins + intercept)
 
 
 def sigmoid(value: float) -> float:

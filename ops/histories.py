@@ -74,12 +74,13 @@ def read_asked(
     first_day: int | None,
     last_day: int | None,
     needed_from_day: int | None = None,
+    open_files: Callable[[str], History] | None = None,
 ) -> History:
     """The history, and on stderr what of topics or an archive is not in it.
 
     Of these, payments after `last_day` are not read, nor those that are older than `first_day` less the warm-up, but
-    for those from `needed_from_day` on. Days are counted from 1970; None: no bound. Raises Misconfigured,
-    BrokerUnavailable.
+    for those from `needed_from_day` on. Days are counted from 1970; None: no bound. `open_files` opens the two files,
+    where they are not to be read into memory. Raises Misconfigured, BrokerUnavailable.
     """
     from features.history import read_history
 
@@ -88,7 +89,7 @@ def read_asked(
             if getattr(asked, name) is not None:
                 option = "--" + name.replace("_", "-")
                 raise Misconfigured(f"{option} is of topics and archives, and {asked.data} is neither")
-        return read_history(asked.data)
+        return (open_files or read_history)(asked.data)
     since_ms, until_ms = time_ms_option("--since", asked.since), time_ms_option("--until", asked.until)
     days = _days(asked, engine, first_day, last_day, needed_from_day)
     return _of_rows(source, asked, engine, rates, since_ms, until_ms, days)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="An archive with decisions/: say how far what was decided live is what this decides.",
 )
+@click.option("--threads", type=click.IntRange(1), help="How many share the work (default: one for each core).")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the results.")
 @click.pass_obj
 def replay(
@@ -73,6 +75,7 @@ def replay(
     vectors: bool,
     decisions_file: str | None,
     archived_decisions: Path | None,
+    threads: int | None,
     out: str,
 ) -> None:
     """Run history through the serving features, model and policy; write decisions, metrics and report.html.
@@ -80,7 +83,9 @@ def replay(
     With --challenger, --challenger-policy or both, the two decide about the same payments and are held against each
     other. Of a policy file only [policy] is used, and the environment changes nothing of it.
     """
+    from features.columns import FileRoom
     from features.engine import FeatureEngine
+    from features.spooled_history import open_history
     from models.bundle import load_bundle
     from models.evaluation import day_of_date
     from streams.replay import REPORT
@@ -96,10 +101,13 @@ def replay(
     if challenger or challenger_policy_file:
         other = _contestant(source, challengers, challenger_policy_file or policy_file)
     rates = wiring.rate_table(source)
+    # What may be larger than memory lies where the results will.
+    room = FileRoom(Path(out))
     history = read_asked(
         source,
         asked,
         engine=engine,
+        open_files=lambda folder: open_history(folder, room),
         rates=rates,
         first_day=day_of_date(from_day) if from_day else None,
         last_day=day_of_date(to_day) if to_day else None,
@@ -129,6 +137,8 @@ def replay(
             destination=Path(out),
             with_vectors=vectors,
             earlier=earlier,
+            threads=threads or len(os.sched_getaffinity(0)),
+            room=room,
             progress=advance,
         )
     headline = results.headline()
@@ -199,7 +209,5 @@ def _rows(history: History, window: Days, *, from_first: bool) -> int:
     """How many payments are run through: those before the window warm profiles up."""
     from models.evaluation import DAY_MS
 
-    is_run = history.event_time_ms < (window.last + 1) * DAY_MS
-    if not from_first:
-        is_run &= history.event_time_ms >= window.first * DAY_MS
-    return int(is_run.sum())
+    first, last = history.event_time_ms.searchsorted([window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
+    return int(last - (0 if from_first else first))

@@ -132,7 +132,7 @@ def make_past(size: WorldSize) -> Past:
     engine = FeatureEngine()
     engine.warm_up()
     payments, outcomes = simulate(cards=size.cards, days=size.days, seed=size.seed, end_time_ms=now_ms())
-    return Past(engine, payments, history_of_tables(payments, outcomes), _bundle(engine, size))
+    return Past(engine, payments, history_of_tables(payments, outcomes), bundle_of(engine, size))
 
 
 def vectors_of(past: Past, count: int) -> NDArray[np.float32]:
@@ -182,7 +182,7 @@ def _require_room(folder: Path, megabytes: int) -> None:
 # The bundle
 
 
-def _bundle(engine: FeatureEngine, size: WorldSize) -> Path:
+def bundle_of(engine: FeatureEngine, size: WorldSize) -> Path:
     """The bundle of this catalogue and size, trained and compiled if it is not there yet; FastAPI's model beside it.
 
     Its history is of fixed days, so that it is the same bundle whenever it is made.

@@ -58,11 +58,11 @@ class EarlierDecisions:
         """The rows of a batch from the history's `row` on, at most up to `last`."""
         if row >= last:
             return batch.slice(0, 0)
-        start = pc.index(batch["payment_id"], self._history.payment_id[row]).as_py()
+        start = pc.index(batch["payment_id"], self._history.payment_id[row].as_py()).as_py()
         return batch.slice(0, 0) if start < 0 else batch.slice(start, last - row)
 
     def _check(self, batch: pa.RecordBatch, row: int) -> None:
-        wanted = self._history.payment_id.slice(row, len(batch))
+        wanted = self._history.payment_id.slice(row, len(batch)).cast(pa.string())
         times = self._history.event_time_ms[row : row + len(batch)]
         if not batch["payment_id"].equals(wanted) or not np.array_equal(batch["event_time_ms"].to_numpy(), times):
             raise self._not_of_this_data(row)

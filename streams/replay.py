@@ -10,7 +10,9 @@ A challenger (another model, another policy, or both) decides about the same vec
        or earlier decisions    └──────► challenger's score, action ─┬──► differences.parquet
                                                                     └──► metrics.json, report.html
 
-The same input gives the same bytes of every file, but for `payments_per_second` in metrics.json.
+The same input gives the same bytes of every file, but for `payments_per_second` in metrics.json, and however many
+threads share the work. With columns in files (features/spooled_history.py, FileRoom) memory holds the profiles, two
+chunks, a label of each payment, and in the end what measuring takes of each payment of the window.
 """
 
 from __future__ import annotations
@@ -18,16 +20,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features.columns import ColumnRoom, MemoryRoom
+from features.crew import Crew
 from features.engine import FeatureEngine
-from features.history import UNKNOWN, History, final_labels
+from features.history import UNKNOWN, History, final_labels, parts_of
 from features.money import RateTable
-from features.passage import Chunk, Passage
-from models.bundle import Manifest
+from features.passage import Chunk, Passage, reference_amounts
+from models.bundle import Bundle, Manifest
 from models.costs import CostSettings
 from models.evaluation import (
     DAY_MS,
@@ -77,46 +82,52 @@ def replay(
     destination: Path,
     with_vectors: bool = False,
     earlier: Path | None = None,
+    threads: int = 1,
+    room: ColumnRoom | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ReplayResults:
     """Write decisions.parquet, metrics.json and report.html to `destination`, with a challenger differences.parquet.
 
     `earlier` is the decisions.parquet of a replay of this history with the champion's model: its scores and vectors
-    are used instead of computing them again. Raises Misconfigured for a window in which nothing can be measured.
+    are used instead of computing them again. `threads` change nothing but the time it takes; `room` is for columns as
+    long as the history. Raises Misconfigured for a window in which nothing can be measured.
     """
-    costs = costs or CostSettings()
+    costs, room = costs or CostSettings(), room or MemoryRoom()
     first, last = np.searchsorted(history.event_time_ms, [window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
     if first == last:
         raise Misconfigured(f"there is no payment from {date_of_day(window.first)} to {date_of_day(window.last)}")
     started = time.perf_counter()
     contestants = [champion] if challenger is None else [champion, challenger]
-    if earlier is None:
-        passage = Passage(history, engine, rates)
-        amounts, replayed = passage.amounts, last
-        scored = _scored_by_passage(passage, contestants, first, last, progress)
-    else:
-        if earlier.resolve() == (destination / DECISIONS).resolve():
-            raise Misconfigured(f"{earlier} would be replaced by the results: choose another folder for them")
-        reused = _earlier(earlier, history, contestants, with_vectors)
-        names = history.currency.names.to_pylist()
-        amounts = rates.convert_columns(history.amount_minor, history.currency.codes, names, history.event_time_ms)
-        replayed = last - first
-        scored = _scored_earlier(reused, contestants, first, last, progress)
-    labels = final_labels(history)
-    measured = _measured(history, labels, amounts, window, label_delay_days, champion.bundle.manifest)
-    policies = [ReplayedPolicy(one.policy, history, amounts) for one in contestants]
-    _make_folder(destination)
-    version = champion.bundle.manifest.model_version
-    with ReplayFiles(
-        destination,
-        history,
-        labels=labels,
-        amounts=amounts,
-        model_version=version,
-        with_vectors=with_vectors,
-        with_differences=challenger is not None,
-    ) as files:
-        decided = _decide(scored, policies, first, last, files)
+    with Crew(threads) as crew:
+        if earlier is None:
+            passage = Passage(history, engine, rates, room=room, crew=crew)
+            amounts, replayed = passage.amounts, last
+            scored = _scored_by_passage(passage, contestants, first, last, crew, progress)
+        else:
+            if earlier.resolve() == (destination / DECISIONS).resolve():
+                raise Misconfigured(f"{earlier} would be replaced by the results: choose another folder for them")
+            reused = _earlier(earlier, history, contestants, with_vectors)
+            amounts, replayed = reference_amounts(history, rates, room), last - first
+            scored = _scored_earlier(reused, contestants, first, last, crew, progress)
+        labels = final_labels(history)
+        room.release()
+        measured = _measured(
+            history, labels, amounts, slice(first, last), window, label_delay_days, champion.bundle.manifest, room
+        )
+        policies = [ReplayedPolicy(one.policy, history, amounts) for one in contestants]
+        _make_folder(destination)
+        decided = [Decisions.empty(last - first, room) for _ in policies]
+        version = champion.bundle.manifest.model_version
+        with ReplayFiles(
+            destination,
+            history,
+            labels=labels,
+            amounts=amounts,
+            model_version=version,
+            with_vectors=with_vectors,
+            with_differences=challenger is not None,
+        ) as files:
+            _decide(scored, policies, decided, first, files, crew, room)
     per_second = replayed / (time.perf_counter() - started)
     facts = _facts(measured, labels, window, label_delay_days, replayed, last - first, rates, costs)
     results = _results(facts, measured, contestants, policies, decided, first)
@@ -130,10 +141,12 @@ def _scored_by_passage(
     contestants: list[Contestant],
     first: int,
     last: int,
+    crew: Crew,
     progress: Callable[[int], object] | None,
 ) -> Iterator[_Scored]:
     for chunk in passage.chunks(first=first, last=last, progress=progress):
-        yield _Scored(chunk, _scores(contestants, chunk.vectors, contestants[0].bundle.score(chunk.vectors)))
+        champion = _score(contestants[0].bundle, chunk.vectors, crew)
+        yield _Scored(chunk, _scores(contestants, chunk.vectors, champion, crew))
 
 
 def _scored_earlier(
@@ -141,20 +154,30 @@ def _scored_earlier(
     contestants: list[Contestant],
     first: int,
     last: int,
+    crew: Crew,
     progress: Callable[[int], object] | None,
 ) -> Iterator[_Scored]:
     for part in earlier.chunks(first, last):
-        yield _Scored(part.chunk, _scores(contestants, part.chunk.vectors, part.score))
+        yield _Scored(part.chunk, _scores(contestants, part.chunk.vectors, part.score, crew))
         if progress is not None:
             progress(len(part.score))
 
 
 def _scores(
-    contestants: list[Contestant], vectors: NDArray[np.float32], champion: NDArray[np.float64]
+    contestants: list[Contestant], vectors: NDArray[np.float32], champion: NDArray[np.float64], crew: Crew
 ) -> list[NDArray[np.float64]]:
     """Everyone's scores, given the champion's: the same model is not asked twice."""
     own = contestants[0].bundle
-    return [champion, *(champion if one.bundle is own else one.bundle.score(vectors) for one in contestants[1:])]
+    return [
+        champion,
+        *(champion if one.bundle is own else _score(one.bundle, vectors, crew) for one in contestants[1:]),
+    ]
+
+
+def _score(bundle: Bundle, vectors: NDArray[np.float32], crew: Crew) -> NDArray[np.float64]:
+    """The model's scores; each thread asks it about a run of the payments, of which each has a score of its own."""
+    shares = parts_of(len(vectors), -(-len(vectors) // crew.threads))
+    return np.concatenate(crew.each(lambda share: bundle.score(vectors[share]), shares))
 
 
 def _earlier(path: Path, history: History, contestants: list[Contestant], with_vectors: bool) -> EarlierDecisions:
@@ -173,46 +196,77 @@ def _earlier(path: Path, history: History, contestants: list[Contestant], with_v
 
 
 def _decide(
-    scored: Iterator[_Scored], policies: list[ReplayedPolicy], first: int, last: int, files: ReplayFiles
-) -> list[Decisions]:
-    """Let every policy decide about every chunk, and write the chunk. Returns the window's decisions of each."""
-    decided = [Decisions.empty(last - first) for _ in policies]
+    scored: Iterator[_Scored],
+    policies: list[ReplayedPolicy],
+    decided: list[Decisions],
+    first: int,
+    files: ReplayFiles,
+    crew: Crew,
+    room: ColumnRoom,
+) -> None:
+    """Let every policy decide about every chunk, into `decided`, and write the chunk while the next one is made."""
+    written: Callable[[], object] = int
     for part in scored:
         here = slice(part.chunk.first - first, part.chunk.last - first)
-        for whole, policy, score in zip(decided, policies, part.scores, strict=True):
-            made, room = policy.decide(part.chunk, score), whole.of(here)
-            room.score[:], room.action[:], room.cause[:] = made.score, made.action, made.cause
-        files.write(part.chunk, [whole.of(here) for whole in decided])
-    return decided
+        parts = [whole.of(here) for whole in decided]
+        for its, policy, score in zip(parts, policies, part.scores, strict=True):
+            made = policy.decide(part.chunk, score)
+            its.score[:], its.action[:], its.cause[:] = made.score, made.action, made.cause
+        written()
+        room.release()
+        written = crew.beside(partial(files.write, part.chunk, parts))
+    written()
 
 
 def _measured(
     history: History,
     labels: NDArray[np.int8],
     amounts: NDArray[np.int64],
+    asked_for: slice,
     window: Days,
     label_delay_days: int,
     manifest: Manifest,
+    room: ColumnRoom,
 ) -> Measured:
     """The window's payments without those of cards known to be compromised, where the window is after the training's.
 
-    Who is known follows from the champion's training days, and holds for both. A label never known counts as genuine,
-    as in training.
+    `asked_for` are the window's rows. Who is known follows from the champion's training days, and holds for both. A
+    label never known counts as genuine, as in training.
     """
-    days, fraud = day_of_time(history.event_time_ms), labels == 1
     train = Days(day_of_date(manifest.train_from), day_of_date(manifest.train_to))
-    if window.first <= train.last:
-        asked = window.contains(days)
-    else:
-        split = Split(train, window, label_delay_days)
-        asked = exclude_known_compromised(days, history.card.codes, fraud.astype(np.int64), split)
-    row = np.flatnonzero(asked)
-    if len(row) == 0:
+    split = None if window.first <= train.last else Split(train, window, label_delay_days)
+    frauds = np.concatenate([np.flatnonzero(labels[part] == 1) + part.start for part in parts_of(len(labels))])
+    row, count = room.new(asked_for.stop - asked_for.start, np.int64), 0
+    for part in parts_of(asked_for.stop, first=asked_for.start):
+        found = _not_known(history, frauds, part, split) + part.start
+        row[count : count + len(found)] = found
+        count += len(found)
+    if count == 0:
         days_text = f"{date_of_day(window.first)} to {date_of_day(window.last)}"
         raise Misconfigured(f"every payment from {days_text} is of a card known to be compromised: none is measured")
-    return Measured(
-        history, row, days[row], fraud[row], amounts[row], has_outcomes=bool((labels[row] != UNKNOWN).any())
-    )
+    day, fraud, amount_minor = (room.new(count, kind) for kind in (np.int64, np.bool_, np.int64))
+    has_outcomes, row = False, row[:count]
+    for part in parts_of(count):
+        label = labels[row[part]]
+        day[part], fraud[part] = day_of_time(history.event_time_ms[row[part]]), label == 1
+        amount_minor[part] = amounts[row[part]]
+        has_outcomes |= bool((label != UNKNOWN).any())
+    room.release()
+    return Measured(history, row, day, fraud, amount_minor, has_outcomes=has_outcomes)
+
+
+def _not_known(history: History, frauds: NDArray[np.int64], part: slice, split: Split | None) -> NDArray[np.int64]:
+    """Places in a part of the history of payments whose cards are not known to be compromised; all without a split."""
+    rows = np.arange(part.start, part.stop)
+    if split is None:
+        return np.arange(len(rows))
+    # What is known follows from the frauds alone: a part needs no other payment beside its own.
+    both = np.concatenate((frauds, rows))
+    is_fraud = np.arange(len(both)) < len(frauds)
+    days = day_of_time(history.event_time_ms[both])
+    asked = exclude_known_compromised(days, history.card.codes[both], is_fraud.astype(np.int64), split)
+    places: NDArray[np.int64] = np.flatnonzero(asked[len(frauds) :])
+    return places
 
 
 def _facts(
@@ -249,7 +303,9 @@ def _results(
     decided: list[Decisions],
     first: int,
 ) -> ReplayResults:
-    of_measured = [whole.of(measured.row - first) for whole in decided]
+    # Where all are measured nothing is copied.
+    is_whole = len(measured.row) == len(decided[0].score)
+    of_measured = decided if is_whole else [whole.of(measured.row - first) for whole in decided]
     measures = [
         measure_contestant(
             contestant, measured, made, causes=policy.causes, actions=count_actions(whole.action), costs=facts.costs

@@ -71,7 +71,7 @@ class ReplayFiles:
         history, rows = self._history, slice(chunk.first, chunk.last)
         codes = np.zeros(chunk.last - chunk.first, dtype=np.int8)
         columns: dict[str, Any] = {
-            "payment_id": history.payment_id[rows],
+            "payment_id": history.payment_id[rows].cast(pa.string()),
             "event_time_ms": pa.array(history.event_time_ms[rows]),
             "card_id": history.card.names.take(pa.array(history.card.codes[rows])),
             "merchant_id": history.merchant.names.take(pa.array(history.merchant.codes[rows])),
@@ -91,7 +91,7 @@ class ReplayFiles:
         label = self._labels[rows]
         names = pa.array(LABELS).take(pa.array(label, mask=label == UNKNOWN))
         columns = {
-            "payment_id": history.payment_id.take(taken),
+            "payment_id": history.payment_id.take(taken).cast(pa.string()),
             "event_time_ms": pa.array(history.event_time_ms[rows]),
             "card_id": history.card.names.take(pa.array(history.card.codes[rows])),
             "merchant_id": history.merchant.names.take(pa.array(history.merchant.codes[rows])),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.columns import ColumnRoom
 from features.history import History
 from features.passage import Chunk
 from scoring.policy import ACTIONS, Facts, Policy, threshold_reason
@@ -51,9 +52,9 @@ class Decisions:
     cause: NDArray[np.int32]
 
     @staticmethod
-    def empty(count: int) -> Decisions:
-        """Room for so many."""
-        return Decisions(np.empty(count), np.empty(count, dtype=np.int8), np.empty(count, dtype=np.int32))
+    def empty(count: int, room: ColumnRoom) -> Decisions:
+        """Columns for so many."""
+        return Decisions(room.new(count, np.float64), room.new(count, np.int8), room.new(count, np.int32))
 
     def of(self, rows: slice | NDArray[np.int64]) -> Decisions:
         """Those about some payments; of a slice they share memory."""

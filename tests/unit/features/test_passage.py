@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pytest
 
 from features.attributes import channel, country, declined
+from features.columns import FileRoom
+from features.crew import Crew
 from features.declare import Catalogue, Entity, request
 from features.engine import FeatureEngine
 from features.history import History, history_of_tables
@@ -18,6 +21,7 @@ from features.money import RateTable
 from features.passage import Chunk, Passage, label_changes
 from features.windows import DAY_MS, HOUR_MS
 from schemas.errors import InvalidEvent
+from tests import small_world
 from tests.unit.features.profiles import USUAL, card
 
 SUNDAY_MS = 1_530_403_200_000
@@ -230,6 +234,32 @@ def test_chunks_cover_the_payments_in_order() -> None:
 def test_a_passage_may_stop_before_the_end() -> None:
     made = chunks(history([SUNDAY_MS + hour for hour in range(5)]), rows=2, last=3)
     assert [(chunk.first, chunk.last) for chunk in made] == [(0, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_payments_before_the_first_only_warm_profiles_up(first: int) -> None:
+    of = history([SUNDAY_MS + hour * HOUR_MS for hour in range(5)], [(0, SUNDAY_MS + 2 * HOUR_MS, True)])
+    whole = np.concatenate([chunk.vectors for chunk in chunks(of)])
+    made = chunks(of, rows=2, first=first)
+    assert made[0].first == first
+    assert np.array_equal(np.concatenate([chunk.vectors for chunk in made]), whole[first:], equal_nan=True)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_no_bit_of_vectors_and_profiles(threads: int, tmp_path: Path) -> None:
+    """Labels, hot merchants and payments without a device included."""
+    of, warm, rates = small_world.history(), small_world.engine(), small_world.rates()
+    alone = Passage(of, warm, rates)
+    wanted = list(alone.chunks(rows=5000))
+    alone.finish()
+    with Crew(threads) as crew:
+        shared = Passage(of, warm, rates, room=FileRoom(tmp_path), crew=crew)
+        made = list(shared.chunks(rows=5000))
+        shared.finish()
+    assert [chunk.vectors.tobytes() for chunk in made] == [chunk.vectors.tobytes() for chunk in wanted]
+    assert [chunk.late for chunk in made] == [chunk.late for chunk in wanted]
+    assert shared.profiles == alone.profiles
+    assert np.array_equal(shared.amounts, alone.amounts)
 
 
 def test_progress_gets_the_rows_of_each_chunk() -> None:

@@ -10,14 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.history import History, final_labels, history_of_tables
+from features.columns import FileRoom
+from features.history import History, final_labels, history_of_tables, write_history
 from features.passage import Passage
+from features.spooled_history import open_history
 from models.bundle import Bundle
 from models.evaluation import Days, Split, day_of_time, exclude_known_compromised
 from ops.traffic import requests_of
 from schemas.errors import Misconfigured
 from scoring.policy import ConfiguredRule, ConfiguredSegment, Facts, Policy, PolicySettings
 from streams.replay import replay
+from streams.replay_files import ReplayFiles
 from streams.replay_measures import Contestant, ReplayResults
 from tests import small_world
 from tests.small_world import FIRST_DAY, LABEL_DELAY_DAYS, TRAINING_DAYS
@@ -113,6 +116,39 @@ def test_scores_and_actions_are_those_of_the_bundle_and_the_policy(tmp_path: Pat
     assert champion.actions == {name: int((wanted == name).sum()) for name in ("approve", "review", "decline")}
     assert all(champion.actions.values())
     assert set(decisions["model_version"].to_pylist()) == {manifest.model_version}
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_and_columns_in_files_change_no_byte(threads: int, tmp_path: Path) -> None:
+    """With rules, a challenger and cards that are known to be compromised, so that every file says something."""
+    settings = PolicySettings(rules=(ConfiguredRule("large", "amount > 100_00", "review"),))
+    options: dict[str, Any] = {
+        "settings": settings,
+        "challenger": contestant(small_world.other_loaded_bundle()),
+        "with_vectors": True,
+    }
+    run(tmp_path / "alone", **options)
+    write_history(tmp_path / "data", *small_world.tables())
+    room = FileRoom(tmp_path)
+    opened = open_history(tmp_path / "data", room, part_rows=1000)
+    run(tmp_path / "shared", history=opened, threads=threads, room=room, **options)
+    for name in ("decisions.parquet", "differences.parquet", "report.html"):
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+    alone, shared = metrics_of(tmp_path / "alone"), metrics_of(tmp_path / "shared")
+    assert alone | {"payments_per_second": 0} == shared | {"payments_per_second": 0}
+    earlier = tmp_path / "shared" / "decisions.parquet"
+    run(tmp_path / "again", history=opened, threads=threads, room=room, earlier=earlier, **options)
+    assert (tmp_path / "again" / "decisions.parquet").read_bytes() == earlier.read_bytes()
+
+
+def test_a_failure_while_writing_beside_leaves_no_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no room on the disk")
+
+    monkeypatch.setattr(ReplayFiles, "write", fail)
+    with pytest.raises(OSError, match="no room"):
+        run(tmp_path, threads=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rules_and_segments_decide_as_they_do_about_requests(tmp_path: Path) -> None:
