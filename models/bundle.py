@@ -17,7 +17,7 @@ import math
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 from zipfile import BadZipFile
 
 import numpy as np
@@ -27,6 +27,9 @@ from models.compiler import COMPILER_OPTIONS, compile_library, compiler_name
 from models.explain import Explainer, read_trees
 from models.predictor import GtilPredictor, NativePredictor, Predictor
 from schemas.errors import BundleRefused
+
+if TYPE_CHECKING:
+    from models.parity import ParityGate
 
 FORMAT = 2
 MODEL_TEXT, GOLDEN, MANIFEST = "model.txt", "golden.npz", "manifest.json"
@@ -158,22 +161,54 @@ def _is_a(value: Any, hint: Any) -> bool:
     return hint is Any or type(value) is hint
 
 
-def build_native(bundle: Path) -> Path:
-    """Compile this machine's library and hold it against the golden margins. Returns where it is."""
+def build_native(bundle: Path, gate: ParityGate | None = None) -> Path:
+    """Compile this machine's library and let it through the parity gate. Returns where it is.
+
+    The gate is made of the golden vectors where none is given. A library that does not pass is not left behind.
+    """
     manifest = read_manifest(bundle)
     _check_files(bundle, manifest)
     library = native_library(bundle)
     generator = compile_library(bundle / MODEL_TEXT, len(manifest.feature_names), library)
-    check_golden(bundle, manifest, NativePredictor(library, len(manifest.feature_names)))
+    try:
+        predictor = NativePredictor(library, len(manifest.feature_names))
+        check_golden(bundle, manifest, predictor)
+        gate = gate or golden_gate(bundle)
+        gate.require(predictor)
+    except BundleRefused:
+        library.unlink()
+        raise
     build = {
         "sha256": sha256_of(library),
         "model_sha256": manifest.files[MODEL_TEXT],
         "generator": generator,
         "compiler": compiler_name(),
         "options": [*COMPILER_OPTIONS],
+        "gate": {"rows": gate.row_count, "splits": gate.splits, "splits_left_out": gate.splits_left_out},
     }
     (library.parent / "build.json").write_text(json.dumps(build, indent=2) + "\n", encoding="utf-8")
     return library
+
+
+def golden_gate(bundle: Path) -> ParityGate:
+    """What the bundle's model must pass, made of the model itself and of its golden vectors."""
+    # LightGBM is for those who build: a scoring process never loads it.
+    from models.parity import ParityGate
+
+    with np.load(bundle / GOLDEN, allow_pickle=False) as golden:
+        vectors = golden["vectors"]
+    # The first half are payments, the second was invented.
+    return ParityGate.of(bundle / MODEL_TEXT, vectors[: (len(vectors) + 1) // 2], golden=vectors)
+
+
+def told_gate(bundle: Path) -> str:
+    """What this machine's library has passed, in a line. Raises BundleRefused where it has no note of that."""
+    try:
+        passed = json.loads((native_library(bundle).parent / "build.json").read_text(encoding="utf-8"))["gate"]
+        left_out = f", {passed['splits_left_out']} left out" if passed["splits_left_out"] else ""
+        return f"LightGBM's bits in {passed['rows']} rows, at the edges of {passed['splits']} splits{left_out}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleRefused(f"bundle {bundle}: build.json beside the native library cannot be read") from error
 
 
 def load_bundle(bundle: Path, *, catalogue_digest: str) -> Bundle:

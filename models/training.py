@@ -5,8 +5,8 @@
 2. The window is cut into `folds` blocks of whole days where it can be; a model trained on the others scores each.
    These out-of-fold scores fit the calibration, the default thresholds and the reported metrics. They see all rows,
    whatever share of the genuine ones the trees are grown on.
-3. A model trained on all rows goes into the bundle. The native library is compiled and must give LightGBM's own
-   margins for every training row, random rows and the golden vectors, to the bit.
+3. A model trained on all rows goes into the bundle. The native library is compiled; it and GTIL must give LightGBM's
+   own margins in every training row and in all rows of the parity gate (models/parity.py), to the bit.
 
 The same table, settings and seed give the same bundle: its files and manifest have the same bytes, whatever the number
 of threads. Only the native library, which is no part of that, may differ from machine to machine.
@@ -33,21 +33,22 @@ from models.bundle import (
     Manifest,
     build_native,
     calibrated,
+    golden_gate,
     native_library,
     sha256_of,
 )
 from models.calibration import fit_calibration, reliability
 from models.compiler import compiler_name
 from models.evaluation import Days, auc_roc, average_precision, date_of_day
+from models.parity import RANDOM_ROWS, GateRows, margins_of, random_rows, require_same_bits
 from models.predictor import GtilPredictor, NativePredictor, Predictor
 from models.search import choose
 from models.training_settings import TrainingSettings, require_usable
 from models.training_table import TrainingTable, require_both_kinds
-from schemas.errors import BundleRefused, Misconfigured
+from schemas.errors import Misconfigured
 
 SCORE_BINS = 50
 GOLDEN_ROWS = 512
-RANDOM_ROWS = 4096
 
 
 def train_bundle(
@@ -173,31 +174,23 @@ def _version(model_sha256: str, catalogue_digest: str, slope: float, intercept: 
     return "m-" + hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def _random_rows(vectors: NDArray[np.float32], seed: int, count: int) -> NDArray[np.float32]:
-    """Rows no payment had: each value drawn from its own column, and a tenth of them missing."""
-    random = np.random.default_rng(seed)
-    picked = random.integers(0, len(vectors), size=(count, vectors.shape[1]))
-    rows = np.take_along_axis(vectors, picked, axis=0)
-    rows[random.random(rows.shape) < 0.1] = np.nan
-    return np.ascontiguousarray(rows)
-
-
 def _write_golden(path: Path, model: Any, vectors: NDArray[np.float32], seed: int) -> None:
     step = max(1, len(vectors) // GOLDEN_ROWS)
-    golden = np.concatenate((vectors[::step][:GOLDEN_ROWS], _random_rows(vectors, seed, GOLDEN_ROWS)))
+    golden = np.concatenate((vectors[::step][:GOLDEN_ROWS], random_rows(vectors, seed, GOLDEN_ROWS)))
     np.savez_compressed(path, vectors=golden, margins=model.predict(golden, raw_score=True))
 
 
 def _compile_and_compare(bundle: Path, model: Any, vectors: NDArray[np.float32], seed: int) -> None:
-    """The parity gate: a single row with another margin refuses the bundle."""
-    rows = np.concatenate((vectors, _random_rows(vectors, seed + 1, RANDOM_ROWS)))
-    wanted = model.predict(rows, raw_score=True)
+    """The parity gate, and every payment of the window: a single row with another margin refuses the bundle."""
+    gate = golden_gate(bundle)
+    tried = {"payments": vectors, "random rows": random_rows(vectors, seed + 1, RANDOM_ROWS)}
+    more = [GateRows(kind, rows, margins_of(model, rows)) for kind, rows in tried.items()]
     predictors: list[Predictor] = [GtilPredictor(bundle / MODEL_TEXT)]
     if compiler_name() is not None:
-        build_native(bundle)
-        predictors.append(NativePredictor(native_library(bundle), rows.shape[1]))
+        build_native(bundle, gate)
+        predictors.append(NativePredictor(native_library(bundle), vectors.shape[1]))
     for predictor in predictors:
-        differing = int(np.count_nonzero(predictor.margins(rows) != wanted))
-        if differing:
-            kind = "native library" if predictor.native else "GTIL"
-            raise BundleRefused(f"the {kind} scores {differing} of {len(rows)} rows unlike LightGBM")
+        if not predictor.native:
+            gate.require(predictor)
+        for part in more:
+            require_same_bits(predictor, part)

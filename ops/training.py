@@ -106,6 +106,7 @@ def _print(bundle: Path, manifest: Manifest) -> None:
         f"average precision {metrics['average_precision']:.4f}"
     )
     click.echo(f"digest {manifest.digest}")
+    _print_native(bundle)
     _print_validation(manifest)
     click.echo(
         f"out of fold: Brier score {metrics['brier']:.6f}, "
@@ -122,6 +123,13 @@ def _print(bundle: Path, manifest: Manifest) -> None:
         ("feature", "gain", "splits"),
         [(name, f"{gain:.1f}", f"{splits}") for name, gain, splits in manifest.most_important(FEATURES_SHOWN)],
     )
+
+
+def _print_native(bundle: Path) -> None:
+    from models.bundle import native_library, told_gate
+
+    if native_library(bundle).is_file():
+        click.echo(f"native library: {told_gate(bundle)}")
 
 
 def _print_validation(manifest: Manifest) -> None:
