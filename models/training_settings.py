@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from schemas.errors import Misconfigured
 
 # They say where and beside what a model was trained, nothing about the model.
 _NOT_OF_THE_MODEL = ("threads", "mlflow_experiment")
+_OF_A_CASCADE = "cascade"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class TrainingSettings:
     # Share of payments whose score is at or above the bundle's default thresholds.
     review_share: float = 0.01
     decline_share: float = 0.002
+    # A small model of so many trees answers the clear payments before the large one is asked (models/cascade.py). At
+    # most this share of the payments may get another action by it.
+    cascade: bool = False
+    cascade_trees: int = 40
+    cascade_leaves: int = 15
+    cascade_disagreement_max: float = 1e-4
     # Where MLflow is installed, the experiment that a training is recorded in; empty for none.
     mlflow_experiment: str = ""
 
@@ -78,7 +85,15 @@ class TrainingSettings:
 
     def of_the_model(self) -> dict[str, Any]:
         """What a bundle remembers: all that the model follows from."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_OF_THE_MODEL}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _NOT_OF_THE_MODEL and (self.cascade or not name.startswith(_OF_A_CASCADE))
+        }
+
+    def of_the_first(self) -> TrainingSettings:
+        """For the small model of a cascade: these, with its number of trees and leaves."""
+        return replace(self, trees=self.cascade_trees, leaves=self.cascade_leaves)
 
 
 def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> None:
@@ -91,6 +106,12 @@ def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> 
     _require_at_least("search_budget", settings.search_budget, 0)
     _require_at_least("seed", settings.seed, 0)
     _require_at_least("label_delay_days", settings.label_delay_days, 0)
+    _require_at_least("cascade_trees", settings.cascade_trees, 1)
+    _require_at_least("cascade_leaves", settings.cascade_leaves, 2)
+    if not 0.0 < settings.cascade_disagreement_max < 1.0:
+        raise Misconfigured(
+            f"training.cascade_disagreement_max: wanted above 0 and below 1, got {settings.cascade_disagreement_max}"
+        )
     if not 0.0 < settings.genuine_sample_share <= 1.0:
         raise Misconfigured(
             f"training.genuine_sample_share: wanted above 0 and at most 1, got {settings.genuine_sample_share}"
