@@ -51,7 +51,7 @@ from models.parity import RANDOM_ROWS, GateRows, margins_of, random_rows, requir
 from models.predictor import GtilPredictor, NativePredictor, Predictor
 from models.search import choose
 from models.training_settings import TrainingSettings, require_usable
-from models.training_table import TrainingTable, require_both_kinds
+from models.training_table import TrainingTable, require_both_kinds, require_categories
 from schemas.errors import Misconfigured
 
 SCORE_BINS = 50
@@ -75,6 +75,7 @@ def train_bundle(
     require_usable(settings, names)
     destination = checked_destination(destination)
     require_both_kinds(table.label)
+    require_categories(table, settings, names)
     choice = choose(table, window, settings, names, progress=progress)
     settings = choice.settings
     _require_larger(settings)
@@ -168,7 +169,7 @@ def _fit(
 ) -> Any:
     # A mask copies: the table may be most of the memory there is.
     rows = slice(None) if used.all() else used
-    return grow(binned(vectors[rows], label[rows], settings), settings, names, on_tree=on_tree)
+    return grow(binned(vectors[rows], label[rows], settings, names), settings, names, on_tree=on_tree)
 
 
 def _require_larger(settings: TrainingSettings) -> None:

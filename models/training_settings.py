@@ -13,6 +13,9 @@ from schemas.errors import Misconfigured
 _NOT_OF_THE_MODEL = ("threads", "mlflow_experiment")
 _OF_A_CASCADE = "cascade"
 
+CATEGORY_MAX = 4095
+"""A set is a row of bits as long as its largest category, in every node that asks about one."""
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -33,6 +36,9 @@ class TrainingSettings:
     max_bin: int = 4095
     # By feature: 1 if a higher value never makes a payment less suspicious, -1 if never more.
     monotone: Mapping[str, int] = field(default_factory=dict)
+    # Features whose values are names for something rather than amounts of it: trees ask whether a value is in a set that
+    # is learnt. A value never seen, or missing, is in none.
+    categorical: tuple[str, ...] = ()
     # Share of the genuine payments that trees are grown on; calibration and metrics always see all.
     genuine_sample_share: float = 1.0
     folds: int = 3
@@ -85,11 +91,13 @@ class TrainingSettings:
 
     def of_the_model(self) -> dict[str, Any]:
         """What a bundle remembers: all that the model follows from."""
-        return {
+        remembered = {
             name: value
             for name, value in asdict(self).items()
             if name not in _NOT_OF_THE_MODEL and (self.cascade or not name.startswith(_OF_A_CASCADE))
         }
+        # As JSON gives it back.
+        return remembered | {"categorical": [*self.categorical]}
 
     def of_the_first(self) -> TrainingSettings:
         """For the small model of a cascade: these, with its number of trees and leaves."""
@@ -123,6 +131,12 @@ def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> 
         )
     for name, direction in settings.monotone.items():
         _require_direction(name, direction, feature_names)
+    for name in settings.categorical:
+        _require_feature("categorical", name, feature_names)
+        if name in settings.monotone:
+            raise Misconfigured(
+                f"training.categorical: {name} has a direction in training.monotone, and categories none"
+            )
 
 
 def _require_at_least(name: str, value: int, least: int) -> None:
@@ -131,9 +145,13 @@ def _require_at_least(name: str, value: int, least: int) -> None:
 
 
 def _require_direction(name: str, direction: int, feature_names: Sequence[str]) -> None:
+    _require_feature("monotone", name, feature_names)
+    if direction not in (-1, 1):
+        raise Misconfigured(f"training.monotone: wanted 1 or -1 for {name}, got {direction}")
+
+
+def _require_feature(setting: str, name: str, feature_names: Sequence[str]) -> None:
     if name not in feature_names:
         near = difflib.get_close_matches(name, feature_names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise Misconfigured(f"training.monotone: there is no feature {name!r}{hint}")
-    if direction not in (-1, 1):
-        raise Misconfigured(f"training.monotone: wanted 1 or -1 for {name}, got {direction}")
+        raise Misconfigured(f"training.{setting}: there is no feature {name!r}{hint}")

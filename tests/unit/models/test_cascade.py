@@ -363,11 +363,12 @@ def test_thresholds_are_moved_apart_until_the_payments_left_out_agree_too() -> N
     assert cascade.share_early > 0
 
 
-def test_a_first_model_that_is_wrong_about_one_fold_is_refused_with_what_was_found() -> None:
+@pytest.mark.parametrize("margin", [-20.0, 20.0])
+def test_a_first_model_that_is_wrong_about_one_fold_is_refused_with_what_was_found(margin: float) -> None:
     rows = out_of_fold()
     to_review = actions(calibrated(rows.large, 1.0, 0.0)) == 1
     first = rows.first.copy()
-    first[np.flatnonzero((rows.fold == 2) & to_review)[:5]] = -20.0
+    first[np.flatnonzero((rows.fold == 2) & to_review)[:5]] = margin
     rows = OutOfFold(first, rows.large, rows.fold, rows.label)
     with pytest.raises(Misconfigured, match=r"in \d\.\d\de-\d\d of the held-out payments .* more payments"):
         choose_cascade(rows, LARGE_MODEL, 1e-4)
