@@ -36,8 +36,8 @@ class TrainingSettings:
     max_bin: int = 4095
     # By feature: 1 if a higher value never makes a payment less suspicious, -1 if never more.
     monotone: Mapping[str, int] = field(default_factory=dict)
-    # Features whose values are names for something rather than amounts of it: trees ask whether a value is in a set that
-    # is learnt. A value never seen, or missing, is in none.
+    # Features whose values are names for something rather than amounts of it: trees ask whether a value is in a set,
+    # and the sets are learnt. A value never seen, or missing, is in none.
     categorical: tuple[str, ...] = ()
     # Share of the genuine payments that trees are grown on; calibration and metrics always see all.
     genuine_sample_share: float = 1.0
