@@ -34,10 +34,19 @@ def grown_on(label: NDArray[np.int64], settings: TrainingSettings) -> NDArray[np
     return np.asarray(drawn | (label == 1), dtype=np.bool_)
 
 
-def binned(vectors: NDArray[np.float32], label: NDArray[np.int64], settings: TrainingSettings) -> Any:
+def binned(
+    vectors: NDArray[np.float32], label: NDArray[np.int64], settings: TrainingSettings, feature_names: Sequence[str]
+) -> Any:
     """Rows in LightGBM's bins: made once for any number of models that differ in how they grow."""
     with _Refusing():
-        data = lightgbm.Dataset(vectors, label, params=_parameters(settings, ()), free_raw_data=False)
+        data = lightgbm.Dataset(
+            vectors,
+            label,
+            # By place: LightGBM is told no names.
+            categorical_feature=[place for place, name in enumerate(feature_names) if name in settings.categorical],
+            params=_parameters(settings, ()),
+            free_raw_data=False,
+        )
         return data.construct()
 
 

@@ -28,14 +28,14 @@ F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
 
 # Bits of a node's decision_type, and its two bits of what is missing.
-_CATEGORICAL, _DEFAULT_LEFT = 1, 2
+CATEGORICAL, _DEFAULT_LEFT = 1, 2
 _MISSING_SHIFT = 2
 _MISSING_ZERO, _MISSING_NAN = 1, 2
 # LightGBM takes a number up to it for zero; it is a float there, and so rounded.
 _ZERO = float(np.float32(1e-35))
 _INT_MAX = 2147483647.0
 # Columns of a node: what it asks about, how it decides, and its children. Leaves are no nodes: they are below zero.
-_FEATURE, _DECISION, _LEFT, _RIGHT = range(4)
+FEATURE, DECISION, LEFT, RIGHT = range(4)
 _NODE_SIZE = 4
 # Less would be told as nothing.
 _SMALLEST_TOLD = 0.005
@@ -59,6 +59,13 @@ class Trees:
     set_bounds: I32
     base: float
 
+    def categories(self, node: int) -> set[int]:
+        """What goes left at a node that asks about a set."""
+        number = int(self.thresholds[node])
+        words = self.sets[self.set_bounds[number] : self.set_bounds[number + 1]]
+        bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
+        return set(np.flatnonzero(bits).tolist())
+
 
 def _compiled(function: Any) -> Any:
     """Without numba's reference counting: nothing here makes an array."""
@@ -68,7 +75,7 @@ def _compiled(function: Any) -> Any:
 
 @_compiled
 def _goes_left(value: float, threshold: float, decision: int, sets: NDArray[np.uint32], set_bounds: I32) -> bool:
-    if decision & _CATEGORICAL:
+    if decision & CATEGORICAL:
         # Not a number, below zero or beyond an int: in no set.
         if not -1.0 < value <= _INT_MAX:
             return False
@@ -102,13 +109,13 @@ def add_contributions(
     for tree in range(len(roots)):
         node = roots[tree]
         while node >= 0:
-            feature = nodes[node, _FEATURE]
-            if _goes_left(np.float64(vector[feature]), thresholds[node], nodes[node, _DECISION], sets, set_bounds):
+            feature = nodes[node, FEATURE]
+            if _goes_left(np.float64(vector[feature]), thresholds[node], nodes[node, DECISION], sets, set_bounds):
                 contributions[feature] += changes[node, 0]
-                node = nodes[node, _LEFT]
+                node = nodes[node, LEFT]
             else:
                 contributions[feature] += changes[node, 1]
-                node = nodes[node, _RIGHT]
+                node = nodes[node, RIGHT]
 
 
 class Explainer:
@@ -178,8 +185,8 @@ def _parse(text: str, feature_count: int) -> Trees:
             continue
         values = _floats(tree["internal_value"])
         here = slice(first, first + count)
-        nodes[here, _FEATURE] = _ints(tree["split_feature"])
-        nodes[here, _DECISION] = _ints(tree["decision_type"])
+        nodes[here, FEATURE] = _ints(tree["split_feature"])
+        nodes[here, DECISION] = _ints(tree["decision_type"])
         thresholds[here] = _floats(tree["threshold"])
         for side, name in enumerate(("left_child", "right_child")):
             children = _ints(tree[name])
@@ -187,16 +194,16 @@ def _parse(text: str, feature_count: int) -> Trees:
             below = np.where(children >= 0, values[np.maximum(children, 0)], leaf_values[~np.minimum(children, -1)])
             if not (children < count).all() or ((children >= 0) & (children <= np.arange(count))).any():
                 raise ValueError("its nodes are in no order")
-            nodes[here, _LEFT + side] = np.where(children >= 0, children + first, -1)
+            nodes[here, LEFT + side] = np.where(children >= 0, children + first, -1)
             changes[here, side] = below - values
         if int(tree["num_cat"]):
-            thresholds[here][(nodes[here, _DECISION] & _CATEGORICAL) != 0] += len(set_bounds) - 1
+            thresholds[here][(nodes[here, DECISION] & CATEGORICAL) != 0] += len(set_bounds) - 1
             set_bounds += (_ints(tree["cat_boundaries"])[1:] + len(sets)).tolist()
             sets += _ints(tree["cat_threshold"]).tolist()
         base += values[0]
         roots.append(first)
         first += count
-    if node_count and not 0 <= nodes[:, _FEATURE].min() <= nodes[:, _FEATURE].max() < feature_count:
+    if node_count and not 0 <= nodes[:, FEATURE].min() <= nodes[:, FEATURE].max() < feature_count:
         raise ValueError(f"it asks about features beyond the {feature_count} there are")
     return Trees(
         nodes,

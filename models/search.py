@@ -113,7 +113,7 @@ def choose(
     by_fold = []
     with progress("choosing parameters", len(candidates) * len(folds)) as advance:
         for fold in folds:
-            data = binned(table.vectors[fold.train], fold.known[fold.train], settings)
+            data = binned(table.vectors[fold.train], fold.known[fold.train], settings, feature_names)
             held_out = HeldOut(table.vectors[fold.test], table.label[fold.test])
             results = []
             for candidate in candidates:

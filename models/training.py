@@ -5,8 +5,9 @@
 2. The window is cut into `folds` blocks of whole days where it can be; a model trained on the others scores each.
    These out-of-fold scores fit the calibration, the default thresholds and the reported metrics. They see all rows,
    whatever share of the genuine ones the trees are grown on.
-3. A model trained on all rows goes into the bundle. The native library is compiled and must give LightGBM's own
-   margins for every training row, random rows and the golden vectors, to the bit.
+   With a cascade a small model's margins are made the same way, and its thresholds chosen (models/cascade_choice.py).
+3. A model trained on all rows goes into the bundle. The native library is compiled; it and GTIL must give LightGBM's
+   own margins in every training row and in all rows of the parity gate (models/parity.py), to the bit.
 
 The same table, settings and seed give the same bundle: its files and manifest have the same bytes, whatever the number
 of threads. Only the native library, which is no part of that, may differ from machine to machine.
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +29,33 @@ from features.engine import FeatureEngine
 from models.backtest import Progress, unheard
 from models.boosting import OnTree, binned, grow, grown_on, model_text
 from models.bundle import (
+    FIRST,
     FORMAT,
-    GOLDEN,
+    LARGE,
     MANIFEST,
     MODEL_TEXT,
     Manifest,
+    Part,
     build_native,
     calibrated,
+    golden_gate,
     native_library,
     sha256_of,
 )
 from models.calibration import fit_calibration, reliability
+from models.cascade import Cascade
+from models.cascade_choice import Large, OutOfFold, choose_cascade
 from models.compiler import compiler_name
 from models.evaluation import Days, auc_roc, average_precision, date_of_day
+from models.parity import RANDOM_ROWS, GateRows, margins_of, random_rows, require_same_bits
 from models.predictor import GtilPredictor, NativePredictor, Predictor
 from models.search import choose
 from models.training_settings import TrainingSettings, require_usable
-from models.training_table import TrainingTable, require_both_kinds
-from schemas.errors import BundleRefused, Misconfigured
+from models.training_table import TrainingTable, require_both_kinds, require_categories
+from schemas.errors import Misconfigured
 
 SCORE_BINS = 50
 GOLDEN_ROWS = 512
-RANDOM_ROWS = 4096
 
 
 def train_bundle(
@@ -67,26 +75,39 @@ def train_bundle(
     require_usable(settings, names)
     destination = checked_destination(destination)
     require_both_kinds(table.label)
+    require_categories(table, settings, names)
     choice = choose(table, window, settings, names, progress=progress)
     settings = choice.settings
-    with progress("growing trees", (settings.folds + 1) * settings.trees) as on_tree:
-        margins = _out_of_fold_margins(table, settings, names, on_tree)
-        slope, intercept = fit_calibration(margins, table.label)
-        model = _fit(table.vectors, table.label, grown_on(table.label, settings), settings, names, on_tree)
+    _require_larger(settings)
+    fold = _folds(table, settings)
+    tree_count = settings.trees + (settings.cascade_trees if settings.cascade else 0)
+    with progress("growing trees", (settings.folds + 1) * tree_count) as on_tree:
+        large = _grown(table, fold, settings, names, on_tree)
+        first = _grown(table, fold, settings.of_the_first(), names, on_tree) if settings.cascade else None
+    slope, intercept = fit_calibration(large.margins, table.label)
+    margins, cascade = large.margins, None
     scores = calibrated(margins, slope, intercept)
+    review_at, decline_at = (float(np.quantile(scores, 1 - s)) for s in (settings.review_share, settings.decline_share))
+    if first is not None:
+        rows = OutOfFold(first.margins, large.margins, fold, table.label)
+        calibration = Large(slope, intercept, review_at, decline_at)
+        cascade, margins = choose_cascade(rows, calibration, settings.cascade_disagreement_max)
+        scores = calibrated(margins, slope, intercept)
     trust = reliability(table.label, scores)
     unfinished = _made_anew(destination.with_name(f"{destination.name}.unfinished"))
-    (unfinished / MODEL_TEXT).write_text(model_text(model), encoding="utf-8")
-    _write_golden(unfinished / GOLDEN, model, table.vectors, settings.seed)
-    files = {name: sha256_of(unfinished / name) for name in (MODEL_TEXT, GOLDEN)}
+    models = {LARGE: large.model} | ({} if first is None else {FIRST: first.model})
+    for part, model in models.items():
+        (unfinished / part.model_text).write_text(model_text(model), encoding="utf-8")
+        _write_golden(unfinished / part.golden, model, table.vectors, settings.seed)
+    files = {name: sha256_of(unfinished / name) for part in models for name in (part.model_text, part.golden)}
     edges = np.linspace(0.0, 1.0, SCORE_BINS + 1)
     manifest = Manifest(
         format=FORMAT,
-        model_version=_version(files[MODEL_TEXT], engine.plan.digest, slope, intercept),
+        model_version=_version(files, engine.plan.digest, slope, intercept, cascade),
         catalogue_digest=engine.plan.digest,
         feature_names=names,
-        importance_gain=model.feature_importance("gain").tolist(),
-        importance_split=model.feature_importance("split").tolist(),
+        importance_gain=large.model.feature_importance("gain").tolist(),
+        importance_split=large.model.feature_importance("split").tolist(),
         train_from=date_of_day(window.first),
         train_to=date_of_day(window.last),
         training_payments=len(table.label),
@@ -95,8 +116,8 @@ def train_bundle(
         validation=choice.record(),
         calibration_slope=slope,
         calibration_intercept=intercept,
-        review_at=float(np.quantile(scores, 1 - settings.review_share)),
-        decline_at=float(np.quantile(scores, 1 - settings.decline_share)),
+        review_at=review_at,
+        decline_at=decline_at,
         metrics={
             "auc_roc": auc_roc(table.label, scores),
             "average_precision": average_precision(table.label, scores),
@@ -107,9 +128,10 @@ def train_bundle(
         score_edges=edges.tolist(),
         score_counts=np.histogram(scores, edges)[0].tolist(),
         files=files,
+        cascade={} if cascade is None else asdict(cascade),
     )
     (unfinished / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    _compile_and_compare(unfinished, model, table.vectors, settings.seed)
+    _compile_and_compare(unfinished, models, table.vectors, settings.seed)
     if destination.exists():
         shutil.rmtree(destination)
     unfinished.rename(destination)
@@ -147,57 +169,80 @@ def _fit(
 ) -> Any:
     # A mask copies: the table may be most of the memory there is.
     rows = slice(None) if used.all() else used
-    return grow(binned(vectors[rows], label[rows], settings), settings, names, on_tree=on_tree)
+    return grow(binned(vectors[rows], label[rows], settings, names), settings, names, on_tree=on_tree)
 
 
-def _out_of_fold_margins(
-    table: TrainingTable, settings: TrainingSettings, names: list[str], on_tree: OnTree
-) -> NDArray[np.float64]:
-    """Each row's margin by a model that did not see its block of days."""
-    days = np.unique(table.day)
-    # Too few days to cut by day: cut by row, which is still in time order.
-    block_of = np.searchsorted(days, table.day) if len(days) >= settings.folds else np.arange(len(table.day))
-    fold = block_of * settings.folds // (int(block_of.max()) + 1)
+def _require_larger(settings: TrainingSettings) -> None:
+    """Said before the trees are grown: how many the large model has follows from early stopping."""
+    if settings.cascade and settings.cascade_trees >= settings.trees:
+        raise Misconfigured(
+            f"training.cascade: a first model of {settings.cascade_trees} trees saves nothing before one of "
+            f"{settings.trees}: set training.cascade_trees lower, or train without"
+        )
+
+
+@dataclass(frozen=True)
+class _Grown:
+    """A model of all rows, and each row's margin by one that did not see its fold."""
+
+    model: Any
+    margins: NDArray[np.float64]
+
+
+def _grown(
+    table: TrainingTable,
+    fold: NDArray[np.int64],
+    settings: TrainingSettings,
+    names: list[str],
+    on_tree: OnTree,
+) -> _Grown:
     sample = grown_on(table.label, settings)
     margins = np.empty(len(table.label))
     for number in np.unique(fold):
         held_out = fold == number
         model = _fit(table.vectors, table.label, sample & ~held_out, settings, names, on_tree)
         margins[held_out] = model.predict(table.vectors[held_out], raw_score=True)
-    return margins
+    return _Grown(_fit(table.vectors, table.label, sample, settings, names, on_tree), margins)
 
 
-def _version(model_sha256: str, catalogue_digest: str, slope: float, intercept: float) -> str:
+def _folds(table: TrainingTable, settings: TrainingSettings) -> NDArray[np.int64]:
+    """By row: the number of its block of whole days."""
+    days = np.unique(table.day)
+    # Too few days to cut by day: cut by row, which is still in time order.
+    block_of = np.searchsorted(days, table.day) if len(days) >= settings.folds else np.arange(len(table.day))
+    return np.asarray(block_of * settings.folds // (int(block_of.max()) + 1), dtype=np.int64)
+
+
+def _version(
+    files: dict[str, str], catalogue_digest: str, slope: float, intercept: float, cascade: Cascade | None
+) -> str:
     """A name that follows from the content: the same data and settings give the same version."""
-    content = f"{model_sha256} {catalogue_digest} {slope!r} {intercept!r}"
+    content = f"{files[MODEL_TEXT]} {catalogue_digest} {slope!r} {intercept!r}"
+    if cascade is not None:
+        content += f" {files[FIRST.model_text]} {cascade!r}"
     return "m-" + hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def _random_rows(vectors: NDArray[np.float32], seed: int, count: int) -> NDArray[np.float32]:
-    """Rows no payment had: each value drawn from its own column, and a tenth of them missing."""
-    random = np.random.default_rng(seed)
-    picked = random.integers(0, len(vectors), size=(count, vectors.shape[1]))
-    rows = np.take_along_axis(vectors, picked, axis=0)
-    rows[random.random(rows.shape) < 0.1] = np.nan
-    return np.ascontiguousarray(rows)
 
 
 def _write_golden(path: Path, model: Any, vectors: NDArray[np.float32], seed: int) -> None:
     step = max(1, len(vectors) // GOLDEN_ROWS)
-    golden = np.concatenate((vectors[::step][:GOLDEN_ROWS], _random_rows(vectors, seed, GOLDEN_ROWS)))
+    golden = np.concatenate((vectors[::step][:GOLDEN_ROWS], random_rows(vectors, seed, GOLDEN_ROWS)))
     np.savez_compressed(path, vectors=golden, margins=model.predict(golden, raw_score=True))
 
 
-def _compile_and_compare(bundle: Path, model: Any, vectors: NDArray[np.float32], seed: int) -> None:
-    """The parity gate: a single row with another margin refuses the bundle."""
-    rows = np.concatenate((vectors, _random_rows(vectors, seed + 1, RANDOM_ROWS)))
-    wanted = model.predict(rows, raw_score=True)
-    predictors: list[Predictor] = [GtilPredictor(bundle / MODEL_TEXT)]
-    if compiler_name() is not None:
-        build_native(bundle)
-        predictors.append(NativePredictor(native_library(bundle), rows.shape[1]))
-    for predictor in predictors:
-        differing = int(np.count_nonzero(predictor.margins(rows) != wanted))
-        if differing:
-            kind = "native library" if predictor.native else "GTIL"
-            raise BundleRefused(f"the {kind} scores {differing} of {len(rows)} rows unlike LightGBM")
+def _compile_and_compare(bundle: Path, models: Mapping[Part, Any], vectors: NDArray[np.float32], seed: int) -> None:
+    """The parity gate, and every payment of the window: a single row with another margin refuses the bundle."""
+    gates = {part: golden_gate(bundle, part) for part in models}
+    tried = {"payments": vectors, "random rows": random_rows(vectors, seed + 1, RANDOM_ROWS)}
+    has_compiler = compiler_name() is not None
+    if has_compiler:
+        build_native(bundle, gates)
+    for part, model in models.items():
+        more = [GateRows(kind, rows, margins_of(model, rows)) for kind, rows in tried.items()]
+        interpreter = GtilPredictor(bundle / part.model_text)
+        gates[part].require(interpreter)
+        predictors: list[Predictor] = [interpreter]
+        if has_compiler:
+            predictors.append(NativePredictor(native_library(bundle, part), vectors.shape[1]))
+        for predictor in predictors:
+            for rows in more:
+                require_same_bits(predictor, rows)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from schemas.errors import Misconfigured
 
 # They say where and beside what a model was trained, nothing about the model.
 _NOT_OF_THE_MODEL = ("threads", "mlflow_experiment")
+_OF_A_CASCADE = "cascade"
+
+CATEGORY_MAX = 4095
+"""A set is a row of bits as long as its largest category, in every node that asks about one."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class TrainingSettings:
     max_bin: int = 4095
     # By feature: 1 if a higher value never makes a payment less suspicious, -1 if never more.
     monotone: Mapping[str, int] = field(default_factory=dict)
+    # Features whose values are names for something rather than amounts of it: trees ask whether a value is in a set,
+    # and the sets are learnt. A value never seen, or missing, is in none.
+    categorical: tuple[str, ...] = ()
     # Share of the genuine payments that trees are grown on; calibration and metrics always see all.
     genuine_sample_share: float = 1.0
     folds: int = 3
@@ -49,6 +56,12 @@ class TrainingSettings:
     # Share of payments whose score is at or above the bundle's default thresholds.
     review_share: float = 0.01
     decline_share: float = 0.002
+    # A small model of so many trees answers the clear payments before the large one is asked (models/cascade.py). At
+    # most this share of the payments may get another action by it.
+    cascade: bool = False
+    cascade_trees: int = 40
+    cascade_leaves: int = 15
+    cascade_disagreement_max: float = 1e-4
     # Where MLflow is installed, the experiment that a training is recorded in; empty for none.
     mlflow_experiment: str = ""
 
@@ -78,7 +91,17 @@ class TrainingSettings:
 
     def of_the_model(self) -> dict[str, Any]:
         """What a bundle remembers: all that the model follows from."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_OF_THE_MODEL}
+        remembered = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _NOT_OF_THE_MODEL and (self.cascade or not name.startswith(_OF_A_CASCADE))
+        }
+        # As JSON gives it back.
+        return remembered | {"categorical": [*self.categorical]}
+
+    def of_the_first(self) -> TrainingSettings:
+        """For the small model of a cascade: these, with its number of trees and leaves."""
+        return replace(self, trees=self.cascade_trees, leaves=self.cascade_leaves)
 
 
 def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> None:
@@ -91,6 +114,12 @@ def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> 
     _require_at_least("search_budget", settings.search_budget, 0)
     _require_at_least("seed", settings.seed, 0)
     _require_at_least("label_delay_days", settings.label_delay_days, 0)
+    _require_at_least("cascade_trees", settings.cascade_trees, 1)
+    _require_at_least("cascade_leaves", settings.cascade_leaves, 2)
+    if not 0.0 < settings.cascade_disagreement_max < 1.0:
+        raise Misconfigured(
+            f"training.cascade_disagreement_max: wanted above 0 and below 1, got {settings.cascade_disagreement_max}"
+        )
     if not 0.0 < settings.genuine_sample_share <= 1.0:
         raise Misconfigured(
             f"training.genuine_sample_share: wanted above 0 and at most 1, got {settings.genuine_sample_share}"
@@ -102,6 +131,12 @@ def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> 
         )
     for name, direction in settings.monotone.items():
         _require_direction(name, direction, feature_names)
+    for name in settings.categorical:
+        _require_feature("categorical", name, feature_names)
+        if name in settings.monotone:
+            raise Misconfigured(
+                f"training.categorical: {name} has a direction in training.monotone, and categories none"
+            )
 
 
 def _require_at_least(name: str, value: int, least: int) -> None:
@@ -110,9 +145,13 @@ def _require_at_least(name: str, value: int, least: int) -> None:
 
 
 def _require_direction(name: str, direction: int, feature_names: Sequence[str]) -> None:
+    _require_feature("monotone", name, feature_names)
+    if direction not in (-1, 1):
+        raise Misconfigured(f"training.monotone: wanted 1 or -1 for {name}, got {direction}")
+
+
+def _require_feature(setting: str, name: str, feature_names: Sequence[str]) -> None:
     if name not in feature_names:
         near = difflib.get_close_matches(name, feature_names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise Misconfigured(f"training.monotone: there is no feature {name!r}{hint}")
-    if direction not in (-1, 1):
-        raise Misconfigured(f"training.monotone: wanted 1 or -1 for {name}, got {direction}")
+        raise Misconfigured(f"training.{setting}: there is no feature {name!r}{hint}")

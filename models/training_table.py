@@ -7,7 +7,7 @@ genuine. The table keeps the outcomes it had by then, so that a part of the wind
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from features.history import History, labels_known_by
 from features.money import RateTable
 from features.passage import Passage
 from models.evaluation import DAY_MS, Days, date_of_day, day_of_time
+from models.training_settings import CATEGORY_MAX, TrainingSettings
 from schemas.errors import Misconfigured
 
 
@@ -87,6 +88,18 @@ def require_both_kinds(label: NDArray[np.int64]) -> None:
     frauds = int(label.sum())
     if frauds < 2 or frauds == len(label):
         raise Misconfigured(f"the training window has {frauds} frauds in {len(label)} payments")
+
+
+def require_categories(table: TrainingTable, settings: TrainingSettings, feature_names: Sequence[str]) -> None:
+    """Raises Misconfigured for a feature of training.categorical whose values are no small whole numbers."""
+    for name in settings.categorical:
+        values = table.vectors[:, feature_names.index(name)]
+        values = values[~np.isnan(values)]
+        if ((values < 0) | (values > CATEGORY_MAX) | (values != np.floor(values))).any():
+            raise Misconfigured(
+                f"training.categorical: wanted whole numbers from 0 to {CATEGORY_MAX} for {name}, "
+                f"got {float(values.min()):g} to {float(values.max()):g}"
+            )
 
 
 def _known_by_ms(window: Days, label_delay_days: int) -> int:

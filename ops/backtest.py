@@ -1,11 +1,11 @@
-"""`paywarden backtest`: how models on our features compare with results that others have published."""
+"""`paywarden backtest`: how models on our features do, on any data, and beside results that others have published."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,9 +38,80 @@ def _model_names(_context: click.Context, _option: click.Parameter, text: str) -
     return names
 
 
+_models_option = click.option(
+    "--models",
+    default=",".join(MODEL_NAMES),
+    show_default=True,
+    callback=_model_names,
+    help="Which models, with commas.",
+)
+_budget_option = click.option(
+    "--budget",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="LightGBM parameters to try; each costs a training a fold.",
+)
+_seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search and of the models."
+)
+
+
 @click.group()
 def backtest() -> None:
-    """Hold models against published results."""
+    """Compare models on windows of a history, and hold them against published results."""
+
+
+@backtest.command("run")
+@click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
+@click.option("--train-days", type=click.IntRange(1), required=True, help="Days that each fold is trained on.")
+@click.option("--delay-days", type=click.IntRange(0), required=True, help="Days that a label takes to become known.")
+@click.option("--test-days", type=click.IntRange(1), required=True, help="Days that each fold is tested on.")
+@click.option(
+    "--folds", type=click.IntRange(1), default=1, show_default=True, help="To test on, and as many to choose on."
+)
+@click.option("--to", "to_day", metavar="DAY", help="Last day to test on (default: the last whose labels are known).")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results there.")
+@_models_option
+@_budget_option
+@_seed_option
+@click.pass_obj
+def on_windows(
+    source: Source,
+    data: str,
+    train_days: int,
+    delay_days: int,
+    test_days: int,
+    folds: int,
+    to_day: str | None,
+    json_file: str | None,
+    models: tuple[str, ...],
+    budget: int,
+    seed: int,
+) -> None:
+    """Models on any data of ours, in folds of train, delay and test days that follow each other.
+
+    Parameters are chosen on folds whose labels were known before the first day that is tested on; what was chosen is
+    trained anew and measured on the test folds. Payments of cards known to be compromised are not measured.
+    """
+    from features.engine import FeatureEngine
+    from features.history import read_history
+    from models.backtest_windows import Windows, last_test_day, windows_protocol
+    from models.evaluation import day_of_date
+
+    if json_file:
+        _require_folder(json_file)
+    windows = Windows(train_days, delay_days, test_days, folds)
+    wanted = day_of_date(to_day) if to_day else None
+    rates = wiring.rate_table(source)
+    history = read_history(data)
+    protocol = windows_protocol(windows, last_test_day(history, windows, wanted))
+    engine = FeatureEngine()
+    measured = _measured(history, protocol, engine, rates, delay_days, models, budget, seed, {})
+    result = {"protocol": protocol.name, "windows": asdict(windows), "catalogue": "ours", **measured}
+    _print(result)
+    if json_file:
+        _write(result, json_file)
 
 
 @backtest.command()
@@ -60,21 +131,9 @@ def backtest() -> None:
     show_default=True,
     help="The features that are served, or the book's 15 inputs in our words.",
 )
-@click.option(
-    "--models",
-    default=",".join(MODEL_NAMES),
-    show_default=True,
-    callback=_model_names,
-    help="Which models, with commas.",
-)
-@click.option(
-    "--budget",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="LightGBM parameters to try; each costs a training a fold.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search and of the models.")
+@_models_option
+@_budget_option
+@_seed_option
 @click.pass_obj
 def handbook(
     source: Source,
@@ -102,35 +161,61 @@ def handbook(
 def _run(
     source: Source, data: str, protocol_name: str, catalogue: str, models: Sequence[str], budget: int, seed: int
 ) -> dict[str, Any]:
-    """Everything that is printed and written."""
+    """Everything that is printed and written of the handbook's protocol."""
     from features.catalogue import CATALOGUE
     from features.engine import FeatureEngine
     from features.history import read_history
-    from models.backtest import backtest as run
-    from models.backtest import facts_of
-    from models.backtest_handbook import BEST_PUBLISHED, PROTOCOLS, PUBLISHED, book_catalogue, require_handbook
-    from models.backtest_models import family
+    from models.backtest_handbook import (
+        BEST_PUBLISHED,
+        LABEL_DELAY_DAYS,
+        PROTOCOLS,
+        PUBLISHED,
+        book_catalogue,
+        require_handbook,
+    )
 
     protocol = PROTOCOLS[protocol_name]
-    published = PUBLISHED[protocol.name]
     rates = wiring.rate_table(source)
     history = read_history(data)
     require_handbook(history, protocol)
     engine = FeatureEngine(CATALOGUE if catalogue == "ours" else book_catalogue())
+    best = BEST_PUBLISHED[protocol.name]
+    published = PUBLISHED[protocol.name]
+    return {
+        "protocol": protocol.name,
+        "catalogue": catalogue,
+        "best_published": None if best is None else asdict(best),
+        **_measured(history, protocol, engine, rates, LABEL_DELAY_DAYS, models, budget, seed, published),
+    }
+
+
+def _measured(
+    history: History,
+    protocol: Protocol,
+    engine: FeatureEngine,
+    rates: RateTable,
+    delay_days: int,
+    models: Sequence[str],
+    budget: int,
+    seed: int,
+    published: Mapping[str, Published],
+) -> dict[str, Any]:
+    """What every backtest prints and writes. `published`: by model, where somebody has published results."""
+    from models.backtest import backtest as run
+    from models.backtest import facts_of
+    from models.backtest_models import family
+
     engine.warm_up()
     started = time.perf_counter()
-    rows = _rows_with_bar(history, protocol, engine, rates)
+    rows = _rows_with_bar(history, protocol, engine, rates, delay_days)
     feature_seconds = time.perf_counter() - started
     folds = {"validation": facts_of(rows, protocol.validation), "test": facts_of(rows, protocol.test)}
     results = []
     for name in models:
-        candidates = family(name, seed=seed, budget=budget, published=published[name].parameters)
-        result = run(rows, protocol, candidates, progress=progress_bar)
-        results.append(_model(result, folds, published[name]))
-    best = BEST_PUBLISHED[protocol.name]
+        theirs = published.get(name)
+        candidates = family(name, seed=seed, budget=budget, published=None if theirs is None else theirs.parameters)
+        results.append(_model(run(rows, protocol, candidates, progress=progress_bar), folds, theirs))
     return {
-        "protocol": protocol.name,
-        "catalogue": catalogue,
         "features": list(engine.plan.names),
         "catalogue_digest": engine.plan.digest,
         "seed": seed,
@@ -139,14 +224,14 @@ def _run(
         "feature_seconds": feature_seconds,
         "seconds": time.perf_counter() - started,
         "folds": {part: [_facts(fold) for fold in facts] for part, facts in folds.items()},
-        "best_published": None if best is None else asdict(best),
         "models": results,
     }
 
 
-def _rows_with_bar(history: History, protocol: Protocol, engine: FeatureEngine, rates: RateTable) -> Rows:
+def _rows_with_bar(
+    history: History, protocol: Protocol, engine: FeatureEngine, rates: RateTable, delay_days: int
+) -> Rows:
     from models.backtest import rows_of
-    from models.backtest_handbook import LABEL_DELAY_DAYS
     from models.evaluation import DAY_MS
 
     # Everything before the first day that is needed fills the profiles, and takes its time too.
@@ -157,7 +242,7 @@ def _rows_with_bar(history: History, protocol: Protocol, engine: FeatureEngine, 
             protocol.days,
             engine=engine,
             rates=rates,
-            label_delay_days=LABEL_DELAY_DAYS,
+            label_delay_days=delay_days,
             progress=advance,
         )
 
@@ -165,8 +250,8 @@ def _rows_with_bar(history: History, protocol: Protocol, engine: FeatureEngine, 
 # What is written
 
 
-def _model(result: ModelResult, folds: dict[str, list[FoldFacts]], published: Published) -> dict[str, Any]:
-    return {
+def _model(result: ModelResult, folds: dict[str, list[FoldFacts]], published: Published | None) -> dict[str, Any]:
+    measured = {
         "name": result.name,
         "chosen": {metric: dict(parameters) for metric, parameters in result.chosen.items()},
         "grid": [
@@ -179,10 +264,12 @@ def _model(result: ModelResult, folds: dict[str, list[FoldFacts]], published: Pu
         ],
         "validation": _summary(result.validation, folds["validation"]),
         "test": _summary(result.test, folds["test"]),
-        "as_published": None if result.as_published is None else _summary(result.as_published, folds["test"]),
-        "published": _published(published),
         "seconds": result.seconds,
     }
+    if published is None:
+        return measured
+    as_published = None if result.as_published is None else _summary(result.as_published, folds["test"])
+    return measured | {"as_published": as_published, "published": _published(published)}
 
 
 def _summary(summary: Summary, folds: Sequence[FoldFacts]) -> dict[str, Any]:
@@ -248,18 +335,21 @@ def _print(result: dict[str, Any]) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
     table.add_column("measured on", no_wrap=True)
+    beside = any("published" in model for model in result["models"])
     for heading in _HEADINGS.values():
         table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("published", justify="right", no_wrap=True, style="dim")
+        if beside:
+            table.add_column("published", justify="right", no_wrap=True, style="dim")
+    # Where nothing is published every second cell is empty.
+    step = 1 if beside else 2
     for model in result["models"]:
-        for row in _rows(model):
-            table.add_row(*row)
+        for name, where, *cells in _rows(model):
+            table.add_row(name, where, *cells[::step])
         table.add_section()
     ceilings = [fold["card_precision_ceiling"] for fold in result["folds"]["test"]]
-    table.add_row(
-        "perfect oracle", "test, mean", "1.0000", "", "1.0000", "", f"{sum(ceilings) / len(ceilings):.4f}", ""
-    )
-    if result["best_published"] is not None:
+    oracle = ["1.0000", "", "1.0000", "", f"{sum(ceilings) / len(ceilings):.4f}", ""]
+    table.add_row("perfect oracle", "test, mean", *oracle[::step])
+    if result.get("best_published") is not None:
         table.add_row("best published", "test, mean", *_cells({}, result["best_published"]))
     console.print(table)
     for model in result["models"]:
@@ -274,13 +364,13 @@ def _print(result: dict[str, Any]) -> None:
 
 def _rows(model: dict[str, Any]) -> Iterator[list[str]]:
     """One row for each fold and each mean."""
-    name, published = model["name"], model["published"]
+    name, published = model["name"], model.get("published", {})
     for part in ("validation", "test"):
         for fold in model[part]["folds"]:
             yield [name, f"{part} {fold['test_from']}", *_cells(fold, {})]
             name = ""
-        yield ["", f"{part}, mean", *_mean_cells(model[part], published[part])]
-    if model["as_published"] is not None:
+        yield ["", f"{part}, mean", *_mean_cells(model[part], published.get(part))]
+    if model.get("as_published") is not None:
         yield ["", "test, their parameters", *_mean_cells(model["as_published"], published["test"])]
 
 

@@ -30,6 +30,11 @@ FEATURES_SHOWN = 10
     type=click.IntRange(0),
     help="Parameters to try on the window's last days (default: [training] search_budget); up to 1: as they are set.",
 )
+@click.option(
+    "--cascade/--no-cascade",
+    default=None,
+    help="Whether a small model answers the clear payments first (default: [training] cascade).",
+)
 @click.option("--seed", type=click.IntRange(0), help="Of all that is random (default: [training] seed).")
 @click.option("--experiment", metavar="NAME", help="MLflow's experiment (default: [training] mlflow_experiment).")
 @click.pass_obj
@@ -44,6 +49,7 @@ def train(
     train_to: str,
     out: str,
     search_budget: int | None,
+    cascade: bool | None,
     seed: int | None,
     experiment: str | None,
 ) -> None:
@@ -56,13 +62,15 @@ def train(
     from models.training_settings import TrainingSettings
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
-    given = {"search_budget": search_budget, "seed": seed, "mlflow_experiment": experiment}
+    given = {"search_budget": search_budget, "cascade": cascade, "seed": seed, "mlflow_experiment": experiment}
     # By name, and of the settings' own types.
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = replace(source.section("training", TrainingSettings), **changed)
     bundle = Path(out)
     manifest = _trained(source, asked, train_from, train_to, bundle, settings)
     _print(bundle, manifest)
+    if manifest.cascade:
+        _print_cascade(bundle, manifest)
     if settings.mlflow_experiment:
         click.echo(record_training(settings.mlflow_experiment, manifest, bundle))
 
@@ -112,6 +120,7 @@ def _print(bundle: Path, manifest: Manifest) -> None:
         f"average precision {metrics['average_precision']:.4f}"
     )
     click.echo(f"digest {manifest.digest}")
+    _print_native(bundle)
     _print_validation(manifest)
     click.echo(
         f"out of fold: Brier score {metrics['brier']:.6f}, "
@@ -128,6 +137,29 @@ def _print(bundle: Path, manifest: Manifest) -> None:
         ("feature", "gain", "splits"),
         [(name, f"{gain:.1f}", f"{splits}") for name, gain, splits in manifest.most_important(FEATURES_SHOWN)],
     )
+
+
+def _print_native(bundle: Path) -> None:
+    from models.bundle import native_library, told_gate
+
+    if native_library(bundle).is_file():
+        click.echo(f"native library: {told_gate(bundle)}")
+
+
+def _print_cascade(bundle: Path, manifest: Manifest) -> None:
+    from models.bundle import golden_payments, load_bundle
+    from models.cascade import CascadePredictor, microseconds_a_row
+
+    told = manifest.cascade
+    click.echo(
+        f"cascade: {told['share_early']:.1%} of the payments answered early; out of fold {told['disagreement']:.2e} of "
+        f"the actions differ from the large model's (held out {told['disagreement_held_out']:.2e}, at most "
+        f"{told['disagreement_max']:g}), average precision {-told['average_precision_loss']:+.4f}"
+    )
+    predictor = load_bundle(bundle, catalogue_digest=manifest.catalogue_digest).predictor
+    assert isinstance(predictor, CascadePredictor)
+    with_it, alone = microseconds_a_row([predictor, predictor.large], golden_payments(bundle))
+    click.echo(f"cascade: {with_it:.2f} µs a row instead of {alone:.2f} when many are scored together")
 
 
 def _print_validation(manifest: Manifest) -> None:

@@ -42,6 +42,8 @@ SETTINGS = TrainingSettings(
     decline_share=0.01,
     label_delay_days=LABEL_DELAY_DAYS,
 )
+# A small world is no place for a tolerance of one in ten thousand.
+CASCADE_SETTINGS = replace(SETTINGS, cascade=True, cascade_trees=6, cascade_leaves=7, cascade_disagreement_max=0.01)
 
 
 @cache
@@ -106,8 +108,17 @@ def other_loaded_bundle() -> Bundle:
     return load_bundle(other_bundle(), catalogue_digest=engine().plan.digest)
 
 
-def copied_bundle(folder: Path) -> Path:
-    """A copy of the bundle in `folder`, to break."""
+@cache
+def cascade_bundle() -> Path:
+    """The folder of a bundle of the same rows that asks six trees first. Leave it as it is."""
+    folder = Path(tempfile.mkdtemp(prefix="paywarden-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    train_bundle(table(), TRAINING_DAYS, folder / "cascade", engine=engine(), settings=CASCADE_SETTINGS)
+    return folder / "cascade"
+
+
+def copied_bundle(folder: Path, bundle: Path | None = None) -> Path:
+    """A copy of the bundle, or of this one, in `folder`, to break."""
     copy = folder / "bundle"
-    shutil.copytree(trained_bundle(), copy)
+    shutil.copytree(bundle or trained_bundle(), copy)
     return copy

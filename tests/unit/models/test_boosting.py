@@ -23,7 +23,7 @@ AFTER = synthetic_table(seed=1)
 
 def grown(settings: TrainingSettings) -> Any:
     used = grown_on(TABLE.label, settings)
-    return grow(binned(TABLE.vectors[used], TABLE.label[used], settings), settings, NAMES)
+    return grow(binned(TABLE.vectors[used], TABLE.label[used], settings, NAMES), settings, NAMES)
 
 
 # Rows
@@ -60,7 +60,7 @@ def test_growing_ends_where_the_held_out_rows_are_likeliest(share: float) -> Non
     """Among all payments, that is: among the sample that trees are grown on they were likeliest elsewhere."""
     settings = replace(SETTINGS, trees=300, early_stopping_rounds=10, genuine_sample_share=share)
     used = grown_on(TABLE.label, settings)
-    data = binned(TABLE.vectors[used], TABLE.label[used], settings)
+    data = binned(TABLE.vectors[used], TABLE.label[used], settings, NAMES)
     model, trees = grow_until_worse(data, HeldOut(AFTER.vectors, AFTER.label), settings, NAMES)
     seen = losses(settings, trees + settings.early_stopping_rounds)
     assert trees == int(np.argmin(seen)) + 1 < settings.trees
@@ -70,7 +70,7 @@ def test_growing_ends_where_the_held_out_rows_are_likeliest(share: float) -> Non
 def test_growing_ends_with_the_last_tree_where_none_is_too_many() -> None:
     settings = replace(SETTINGS, trees=3, early_stopping_rounds=10)
     held_out = HeldOut(AFTER.vectors, AFTER.label)
-    assert grow_until_worse(binned(TABLE.vectors, TABLE.label, settings), held_out, settings, NAMES)[1] == 3
+    assert grow_until_worse(binned(TABLE.vectors, TABLE.label, settings, NAMES), held_out, settings, NAMES)[1] == 3
 
 
 # Directions
@@ -113,7 +113,7 @@ def test_shares_of_features_and_rows_are_drawn_alike_by_any_number_of_threads() 
 
 def test_every_tree_is_told_of() -> None:
     told: list[int] = []
-    grow(binned(TABLE.vectors, TABLE.label, SETTINGS), SETTINGS, NAMES, on_tree=told.append)
+    grow(binned(TABLE.vectors, TABLE.label, SETTINGS, NAMES), SETTINGS, NAMES, on_tree=told.append)
     assert told == [1] * SETTINGS.trees
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models import bitvectors
 from models.bundle import (
     GOLDEN,
     MANIFEST,
@@ -19,6 +21,7 @@ from models.bundle import (
     load_bundle,
     native_library,
     sha256_of,
+    told_gate,
 )
 from models.compiler import compiler_name
 from models.predictor import NativePredictor
@@ -105,6 +108,27 @@ def test_compile_repairs_a_damaged_library(bundle: Path) -> None:
     native_library(bundle).write_bytes(b"no library")
     build_native(bundle)
     assert load_bundle(bundle, catalogue_digest=DIGEST).predictor.native
+
+
+@needs_compiler
+def test_a_library_that_is_wrong_at_the_edge_of_a_split_alone_is_refused_and_not_left_behind(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With thresholds narrowed to float32 all golden vectors get their scores, and some payment some day would not."""
+    monkeypatch.setattr(bitvectors, "_double", lambda value: float(np.float32(value)).hex())
+    with pytest.raises(BundleRefused, match=r"unlike LightGBM \(rows at the edges of splits\)"):
+        build_native(bundle)
+    assert not native_library(bundle).exists()
+    assert not load_bundle(bundle, catalogue_digest=DIGEST).predictor.native
+
+
+@needs_compiler
+def test_what_a_library_has_passed_is_told(bundle: Path) -> None:
+    build_native(bundle)
+    assert re.fullmatch(r"LightGBM's bits in \d+ rows, at the edges of \d+ splits", told_gate(bundle))
+    (native_library(bundle).parent / "build.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(BundleRefused, match=r"build\.json"):
+        told_gate(bundle)
 
 
 def test_a_missing_bundle_or_manifest_is_refused(tmp_path: Path, bundle: Path) -> None:

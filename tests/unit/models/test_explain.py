@@ -30,6 +30,12 @@ def assert_adds_up(explainer: Explainer, model: lightgbm.Booster, rows: NDArray[
     np.testing.assert_allclose(sums(explainer, rows), wanted, rtol=1e-9, atol=1e-12)
 
 
+def of_the_small_world() -> Explainer:
+    explainer = small_world.loaded_bundle().explainer
+    assert isinstance(explainer, Explainer)
+    return explainer
+
+
 def random_rows(count: int, seed: int) -> NDArray[np.float32]:
     random = np.random.default_rng(seed)
     rows = random.normal(size=(count, FEATURE_COUNT)).astype(np.float32)
@@ -58,11 +64,11 @@ def test_real_rows_add_up_to_lightgbms_margins() -> None:
     bundle = small_world.trained_bundle()
     model = lightgbm.Booster(model_file=str(bundle / MODEL_TEXT))
     rows = np.ascontiguousarray(small_world.table().vectors[::4])
-    assert_adds_up(small_world.loaded_bundle().explainer, model, rows)
+    assert_adds_up(of_the_small_world(), model, rows)
     random = np.random.default_rng(3)
     spoilt = rows.copy()
     spoilt[random.random(rows.shape) < 0.3] = np.nan
-    assert_adds_up(small_world.loaded_bundle().explainer, model, spoilt)
+    assert_adds_up(of_the_small_world(), model, spoilt)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"zero_as_missing": True}, {"use_missing": False}, {"boosting": "dart"}])

@@ -1,4 +1,4 @@
-"""`paywarden backtest handbook`: what it prints and writes, and what it refuses before it has cost anyone minutes."""
+"""`paywarden backtest`: what it prints and writes, and what it refuses before it has cost anyone minutes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ops.backtest import MODEL_NAMES, backtest
 from schemas.errors import Misconfigured
 from schemas.settings import Source
 from streams.simulator import simulate
+from tests import small_world
 
 
 def run(*arguments: str) -> Result:
@@ -177,3 +178,91 @@ def test_a_model_named_twice_is_run_once() -> None:
 
 def test_the_command_offers_every_model_there_is() -> None:
     assert MODEL_NAMES == MODELS
+
+
+# On any data
+
+
+LENGTHS = ("--train-days", "7", "--delay-days", "2", "--test-days", "4", "--folds", "2", "--models", "dt")
+
+
+def run_on_windows(*arguments: str) -> Result:
+    return CliRunner().invoke(backtest, ["run", *arguments], obj=Source({}, {}))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("small")
+    write_history(folder, *small_world.tables())
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def windows(small: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """What a run on windows prints, and what it writes."""
+    file = tmp_path_factory.mktemp("results") / "windows.json"
+    done = run_on_windows("--data", small, *LENGTHS, "--json", str(file))
+    assert done.exit_code == 0, done.output
+    return done.stdout, json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_folds_on_any_data_follow_each_other_and_end_where_labels_can_be_known(
+    windows: tuple[str, dict[str, Any]],
+) -> None:
+    folds = windows[1]["folds"]
+    # The data ends on 30 January, and a label takes two days.
+    assert [(fold["test_from"], fold["test_to"]) for fold in folds["test"]] == [
+        ("2024-01-21", "2024-01-24"),
+        ("2024-01-25", "2024-01-28"),
+    ]
+    assert (folds["test"][0]["train_from"], folds["test"][0]["train_to"]) == ("2024-01-12", "2024-01-18")
+    # Labels of its last day are known when the first test day begins.
+    assert [fold["test_to"] for fold in folds["validation"]] == ["2024-01-14", "2024-01-18"]
+
+
+def test_results_on_any_data_have_metrics_by_fold_and_nothing_published(windows: tuple[str, dict[str, Any]]) -> None:
+    printed, result = windows
+    (model,) = result["models"]
+    assert result["windows"] == {"train_days": 7, "delay_days": 2, "test_days": 4, "folds": 2}
+    assert result["protocol"] == "windows"
+    assert len(model["test"]["folds"]) == len(model["validation"]["folds"]) == 2
+    assert "published" not in model
+    assert "published" not in printed
+    assert f"{model['test']['mean']['average_precision']:.4f}" in printed
+    assert "perfect oracle" in printed
+
+
+def test_another_last_day_moves_all_folds(small: str, tmp_path: Path) -> None:
+    file = tmp_path / "earlier.json"
+    arguments = ("--data", small, *LENGTHS, "--to", "2024-01-27", "--json", str(file))
+    assert run_on_windows(*arguments).exit_code == 0
+    folds = json.loads(file.read_text(encoding="utf-8"))["folds"]
+    assert folds["test"][-1]["test_to"] == "2024-01-27"
+    assert folds["validation"][0]["train_from"] == "2024-01-01"
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (
+            ("--folds", "3"),
+            "the windows are 35 days, 2023-12-25 to 2024-01-28, the data is from 2024-01-01 to 2024-01-30",
+        ),
+        (("--to", "2024-01-31"), "2024-01-05 to 2024-01-31, the data is from 2024-01-01"),
+        (("--to", "2024-01-26"), "2023-12-31 to 2024-01-26"),
+        (("--to", "soon"), "soon"),
+    ],
+)
+def test_windows_beyond_the_data_are_refused_in_one_line(small: str, more: tuple[str, ...], named: str) -> None:
+    done = run_on_windows("--data", small, *LENGTHS, *more)
+    assert isinstance(done.exception, Misconfigured), done.output
+    assert named in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
+def test_windows_without_payments_are_refused(tmp_path: Path) -> None:
+    payments, outcomes = small_world.tables()
+    write_history(tmp_path, payments.slice(0, 0), outcomes.slice(0, 0))
+    done = run_on_windows("--data", str(tmp_path), *LENGTHS)
+    assert isinstance(done.exception, Misconfigured)
+    assert "the data holds no payment" in str(done.exception)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from features.history import OUTCOMES_FILE, PAYMENTS_FILE, write_history
 from models.bundle import load_bundle, read_manifest
+from models.compiler import compiler_name
 from ops.training import train
 from schemas.errors import Misconfigured
 from schemas.settings import Source
@@ -58,7 +60,10 @@ def test_it_prints_how_good_the_scores_are_and_what_they_come_from(data: Path, t
     assert done.exit_code == 0, done.output
     assert done.stderr == "", "no bar where there is no terminal"
     manifest = read_manifest(tmp_path / "bundle")
-    lines = done.stdout.splitlines()
+    everything = done.stdout.splitlines()
+    # Where there is a compiler.
+    lines = [line for line in everything if not line.startswith("native library: LightGBM's bits in ")]
+    assert len(everything) - len(lines) == (compiler_name() is not None)
     assert lines[0].startswith(f"bundle {tmp_path / 'bundle'}: {manifest.model_version}, ")
     assert lines[1] == f"digest {manifest.digest}"
     assert lines[2] == "5 trees, not validated: the settings leave nothing to choose"
@@ -78,6 +83,24 @@ def test_it_prints_what_was_held_out_and_chosen(data: Path, tmp_path: Path) -> N
     assert len(manifest.validation["tried"]) == 3
     assert (manifest.parameters["seed"], manifest.parameters["search_budget"]) == (7, 3)
     load_bundle(tmp_path / "bundle", catalogue_digest=small_world.engine().plan.digest)
+
+
+def test_it_prints_what_a_cascade_answers_early_and_what_that_costs(data: Path, tmp_path: Path) -> None:
+    settings = QUICK | {"trees": 20, "cascade_trees": 6, "cascade_disagreement_max": 0.02}
+    done = run(data, tmp_path / "bundle", "--cascade", settings=settings)
+    assert done.exit_code == 0, done.output
+    told = read_manifest(tmp_path / "bundle").cascade
+    first, second = [line for line in done.stdout.splitlines() if line.startswith("cascade: ")]
+    assert f"{told['share_early']:.1%} of the payments answered early" in first
+    assert f"average precision {-told['average_precision_loss']:+.4f}" in first
+    assert re.search(r"\d\.\d\d µs a row instead of \d+\.\d\d", second)
+
+
+def test_without_being_asked_for_there_is_no_cascade(data: Path, tmp_path: Path) -> None:
+    settings = QUICK | {"cascade": True, "trees": 20, "cascade_trees": 6, "cascade_disagreement_max": 0.01}
+    done = run(data, tmp_path / "bundle", "--no-cascade", settings=settings)
+    assert "cascade: " not in done.stdout
+    assert read_manifest(tmp_path / "bundle").cascade == {}
 
 
 def test_the_same_command_gives_the_same_digest(data: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 import perf
-from perf import burst, scoring_world
+from models.bundle import load_bundle
+from perf import burst, cascade, scoring_world
 from perf.batches import SIZES
 from perf.faults import slow_disk_environment, slow_disk_library
 from perf.measuring import drive
@@ -159,3 +160,13 @@ print(milliseconds(here, write), milliseconds(here, lambda fd: [os.fdatasync(fd)
     assert slow >= 200
     assert sync >= 200
     assert max(before, other_folder, other_kind) < 200
+
+
+def test_a_cascades_figures_are_of_bundle_and_rows() -> None:
+    bundle = load_bundle(small_world.cascade_bundle(), catalogue_digest=small_world.engine().plan.digest)
+    rows = np.ascontiguousarray(small_world.table().vectors[::50])
+    figures = cascade.figures_of(bundle, rows, rounds=1)
+    assert 0 < figures["share_early"] < 1
+    assert figures["disagreement"] < 0.05
+    assert figures["saved_alone_us"] == figures["large_alone_us"] - figures["cascade_alone_us"]
+    assert figures["average_precision_loss"] == bundle.manifest.cascade["average_precision_loss"]
