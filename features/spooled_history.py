@@ -6,8 +6,8 @@
 
 The result is what `read_history` gives, number for number, and what that refuses is refused here in the same words.
 On disk a payment takes 72 bytes and its id, and 8 more until outcomes are looked up; an outcome 17, and until then 16
-and an id more. Memory takes what each distinct text does: some 150 bytes while the files are read, then its length
-and 4.
+and an id more. Memory takes what each distinct text does: some 150 bytes while the files are read, its length and 4
+then.
 """
 
 from __future__ import annotations

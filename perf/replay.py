@@ -9,8 +9,8 @@ written; what opening the files and measuring takes is told apart, and so are th
 decisions must be the same bytes.
 
 Memory is the most that a process had of its own (looked at every 5 ms), and the most that was resident with the pages
-of mapped files, which the system takes back when it needs them; for the same cards over eight times as long, too: once
-measuring the last week, once measuring everything. Every figure is of a process of its own.
+of mapped files, which the system takes back when it needs them; for the same cards over two and eight times as long,
+measuring the last week, and the longer one measuring everything. Every figure is of a process of its own.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ from streams.replayed_policy import ReplayedPolicy
 from streams.simulator import simulate
 
 CARDS, DAYS, SEED = 5000, 60, 1
-# So many times the history, one after the other: longer, with the cards, merchants and devices that there were.
-LONGER = 8
+# The history so many times, one after the other: longer, with the cards, merchants and devices that there were.
+# Twice is the least at which reading and looking up ids take the memory they ever do.
+SHORTER, LONGER = 2, 8
 _LABEL_DELAY_DAYS = 7
 _DEFAULT = WorldSize(training=TrainingSettings(folds=2, threads=1, early_stopping_rounds=0))
 _RULES = (
@@ -71,15 +72,16 @@ def main() -> None:
     figures: dict[str, Any] = {}
     # Beside the bundles, on a disk: a memory file system would hide what is written.
     with tempfile.TemporaryDirectory(dir=bundles["large"].parent, prefix="replay-") as folder:
-        usual, longer = Path(folder, "usual"), Path(folder, "longer")
+        usual, shorter, longer = (Path(folder, name) for name in ("usual", "shorter", "longer"))
         payments, outcomes = simulate(cards=CARDS, days=DAYS, seed=SEED)
         write_history(usual, payments, outcomes)
         figures |= {"payments": len(payments), "cores": len(os.sched_getaffinity(0))}
         for name, bundle in bundles.items():
             figures |= _rates(name, usual, bundle, arguments.rounds)
         figures |= _alone(_stages, usual, bundles["large"])
-        write_history(longer, *_repeated(payments, outcomes))
-        figures |= _memory(usual, longer, bundles["default"], len(payments))
+        write_history(shorter, *_repeated(payments, outcomes, SHORTER))
+        write_history(longer, *_repeated(payments, outcomes, LONGER))
+        figures |= _memory(shorter, longer, bundles["default"], len(payments))
     finish(figures, arguments.json)
 
 
@@ -102,29 +104,29 @@ def _rates(name: str, data: Path, bundle: Path, rounds: int) -> dict[str, float]
     }
 
 
-def _memory(usual: Path, longer: Path, bundle: Path, payments: int) -> dict[str, float]:
+def _memory(shorter: Path, longer: Path, bundle: Path, payments: int) -> dict[str, float]:
     """The most memory at two lengths of history, and what measuring takes of each payment measured."""
     week, long_week, whole = (
-        _alone(_replayed, data, bundle, last_days=days) for data, days in ((usual, 7), (longer, 7), (longer, None))
+        _alone(_replayed, data, bundle, last_days=days) for data, days in ((shorter, 7), (longer, 7), (longer, None))
     )
     figures = {
         f"{kind}_megabytes{which}": run[f"{kind}_bytes"] / 1e6
-        for which, run in (("", week), ("_longer", long_week), ("_longer_all_measured", whole))
+        for which, run in ((f"_{SHORTER}", week), (f"_{LONGER}", long_week), (f"_{LONGER}_all_measured", whole))
         for kind in ("own", "resident")
     }
     measured_more = payments * LONGER * (1 - 7 / (DAYS * LONGER))
     return figures | {
-        "own_bytes_a_payment": (long_week["own_bytes"] - week["own_bytes"]) / (payments * (LONGER - 1)),
+        "own_bytes_a_payment": (long_week["own_bytes"] - week["own_bytes"]) / (payments * (LONGER - SHORTER)),
         "own_bytes_a_payment_measured": (whole["own_bytes"] - long_week["own_bytes"]) / measured_more,
     }
 
 
-def _repeated(payments: pa.Table, outcomes: pa.Table) -> tuple[pa.Table, pa.Table]:
+def _repeated(payments: pa.Table, outcomes: pa.Table, times: int) -> tuple[pa.Table, pa.Table]:
     """The history so many times, one after the other, with payments of their own."""
     count, span_ms = len(payments), DAYS * DAY_MS
     of_payment = pc.index_in(outcomes["payment_id"], value_set=payments["payment_id"].combine_chunks()).to_numpy()
     all_payments, all_outcomes = [], []
-    for turn in range(LONGER):
+    for turn in range(times):
         first = turn * count
         ids = numbered_ids("r", np.arange(first, first + count), width=10)
         told = numbered_ids("r", first + of_payment, width=10)

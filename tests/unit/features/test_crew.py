@@ -37,9 +37,10 @@ def test_what_a_part_raises_is_raised_when_nobody_is_at_work(threads: int) -> No
         if part == 0:
             raise ValueError("the first")
 
-    with Crew(threads) as crew, pytest.raises(ValueError, match="the first"):
-        crew.each(work, range(3))
-    assert at_work == []
+    with Crew(threads) as crew:
+        with pytest.raises(ValueError, match="the first"):
+            crew.each(work, range(3))
+        assert at_work == []
 
 
 @pytest.mark.parametrize("threads", THREADS)

@@ -30,6 +30,11 @@ def test_the_first_repeated_id_is_found(texts: list[str], part_ids: int, collisi
     assert first_repeated(ids(texts, collisions), part_ids=part_ids) == wanted
 
 
+def test_of_repeated_ids_in_all_parts_the_first_row_is_found() -> None:
+    texts = [f"p{number}" for number in range(50)] * 2
+    assert first_repeated(ids(texts), part_ids=10) == 50
+
+
 @given(texts=TEXTS, asked=TEXTS, part_ids=st.integers(1, 40), collisions=st.sampled_from([0, 1, 3]))
 def test_each_id_is_found_in_its_row_or_counted_as_lost(
     texts: list[str], asked: list[str], part_ids: int, collisions: int

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ import pytest
 
 from features.columns import FileRoom
 from features.history import History, final_labels, history_of_tables, write_history
-from features.passage import Passage
+from features.passage import Chunk, Passage
 from features.spooled_history import open_history
 from models.bundle import Bundle
 from models.evaluation import Days, Split, day_of_time, exclude_known_compromised
 from ops.traffic import requests_of
 from schemas.errors import Misconfigured
 from scoring.policy import ConfiguredRule, ConfiguredSegment, Facts, Policy, PolicySettings
+from streams import replay as replay_module
 from streams.replay import replay
 from streams.replay_files import ReplayFiles
 from streams.replay_measures import Contestant, ReplayResults
+from streams.replayed_policy import Decisions
 from tests import small_world
 from tests.small_world import FIRST_DAY, LABEL_DELAY_DAYS, TRAINING_DAYS
 
@@ -139,6 +142,29 @@ def test_threads_and_columns_in_files_change_no_byte(threads: int, tmp_path: Pat
     earlier = tmp_path / "shared" / "decisions.parquet"
     run(tmp_path / "again", history=opened, threads=threads, room=room, earlier=earlier, **options)
     assert (tmp_path / "again" / "decisions.parquet").read_bytes() == earlier.read_bytes()
+
+
+def test_chunks_are_written_in_order_though_the_first_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Short(Passage):
+        def chunks(self, **options: Any) -> Iterator[Chunk]:
+            return super().chunks(**options | {"rows": 500})
+
+    write = ReplayFiles.write
+
+    def write_first_slowly(self: ReplayFiles, chunk: Chunk, decided: list[Decisions]) -> None:
+        if chunk.first == rows_of(WINDOW)[0]:
+            time.sleep(0.5)
+        write(self, chunk, decided)
+
+    monkeypatch.setattr(replay_module, "Passage", Short)
+    monkeypatch.setattr(ReplayFiles, "write", write_first_slowly)
+    run(tmp_path, threads=3)
+    file = pq.ParquetFile(tmp_path / "decisions.parquet")
+    assert file.num_row_groups > 2
+    times = small_world.history().event_time_ms[rows_of(WINDOW)]
+    assert np.array_equal(file.read(columns=["event_time_ms"])["event_time_ms"].to_numpy(), times)
 
 
 def test_a_failure_while_writing_beside_leaves_no_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
