@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 
-import lleaves
 import numpy as np
 
 
 def main() -> None:
     """Until stdin ends."""
+    # In its environment only.
+    import lleaves
+
     model = lleaves.Model(model_file=sys.argv[1])
     model.compile(raw_score=True)
     while head := sys.stdin.buffer.read(16):
