@@ -9,7 +9,6 @@ leaves to the slow way, which has the last word and the messages; tests hold the
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Mapping, Sequence
 from struct import Struct
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from features import attributes, kernel, money, store
 from features.attributes import ATTRIBUTES, CODES
+from features.checksums import crc_tables
 from features.keys import SEPARATOR
 from features.money import RateTable, is_currency_code
 from features.plan import Plan
@@ -55,8 +55,7 @@ assert loop.OFFSET_ZERO == kernel.OFFSET_ZERO
 assert loop.RATE_SCALE == money.RATE_SCALE
 assert chr(loop.SEPARATOR) == SEPARATOR
 assert (loop.DIGITS_MIN, loop.DIGITS_MAX) == (wire.CARD_DIGITS_MIN, wire.CARD_DIGITS_MAX)
-# zlib.crc32 inverts before and after: undone here, so that the table is the plain one.
-_CRC_TABLE = np.array([zlib.crc32(bytes([byte]), 0xFFFFFFFF) ^ 0xFFFFFFFF for byte in range(256)], dtype=np.int64)
+_CRC_TABLE = crc_tables()[0]
 _LENGTHS = [Struct(f"={count}q") for count in range(ROWS_MAX + 1)]
 
 

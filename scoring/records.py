@@ -7,7 +7,6 @@ protobuf and kept by number: one for good, or for the next chunk alone.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 from struct import Struct
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.checksums import crc_tables
 from schemas.outbox_pb2 import OutboxRecord
 from schemas.scoring_pb2 import ScoreResponse
 from scoring import record_bytes as loop
@@ -164,17 +164,6 @@ class RecordWriter:
 def tail(action: str, reasons: Sequence[str], model_version: str, flags: Sequence[str]) -> bytes:
     """What follows the score in a response, serialised."""
     return ScoreResponse(action=action, reasons=reasons, model_version=model_version, flags=flags).SerializeToString()
-
-
-def crc_tables() -> NDArray[np.int64]:
-    """Shape (8, 256): what a byte does to the checksum, and what it does with one to seven zero bytes behind it."""
-    tables = np.zeros((8, 256), dtype=np.int64)
-    # zlib inverts before and after: undone here, so that the first table is the plain one.
-    tables[0] = [zlib.crc32(bytes([byte]), 0xFFFFFFFF) ^ 0xFFFFFFFF for byte in range(256)]
-    for number in range(1, 8):
-        before = tables[number - 1]
-        tables[number] = before >> 8 ^ tables[0][before & 255]
-    return tables
 
 
 def warm_up() -> None:

@@ -10,7 +10,6 @@ messages; tests hold the two against each other.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from features import attributes, kernel
+from features.checksums import crc_tables
 from features.keys import SEPARATOR
 from features.money import AMOUNT_MINOR_MAX, RateTable
 from features.plan import Plan
@@ -34,8 +34,7 @@ _TEXT, _COUNTRY, _LONG, _FLAG, _OFFSET, _PLAIN_TEXT = range(6)
 _KIND, _NULLABLE, _COLUMN = range(3)
 _MISSING = -1
 _HEADER_BYTES = 5
-# zlib.crc32 inverts before and after: undone here, so that the table is the plain one.
-_CRC_TABLE = np.array([zlib.crc32(bytes([byte]), 0xFFFFFFFF) ^ 0xFFFFFFFF for byte in range(256)], dtype=np.int64)
+_CRC_TABLE = crc_tables()[0]
 # An int has 32 bits; more is not of the type that the schema has.
 _INT_MAX = 2**31 - 1
 # The codes of features/attributes.py. Numbers of their own: numba's cache looks at no other file.

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.checksums import crc_tables
 from schemas.outbox_pb2 import OutboxRecord
 from schemas.scoring_pb2 import ScoreResponse
 from scoring import record_bytes
 from scoring.outbox import framed
-from scoring.records import BODY_BYTES_MAX, KEPT_TAILS_MAX, RecordWriter, crc_tables, tail
+from scoring.records import BODY_BYTES_MAX, KEPT_TAILS_MAX, RecordWriter, tail
 
 ROWS_MAX, FEATURES = 8, 5
 TIME_MS = 1_700_000_000_000
