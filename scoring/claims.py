@@ -36,6 +36,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from scoring.compiled import inlined
+
 # Every number the compiled code depends on stands in this file: numba's cache looks at no other.
 
 I64 = NDArray[np.int64]
@@ -71,12 +73,6 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def _compiled(function: _Function) -> _Function:
     options: dict[str, Any] = {"_nrt": False}
-    compiled: _Function = njit(cache=True, error_model="numpy", **options)(function)
-    return compiled
-
-
-def _inlined(function: _Function) -> _Function:
-    options: dict[str, Any] = {"_nrt": False, "forceinline": True}
     compiled: _Function = njit(cache=True, error_model="numpy", **options)(function)
     return compiled
 
@@ -140,7 +136,7 @@ def swap(table: I64, position: int, expected: int, value: int) -> int:
     return swapped
 
 
-@_inlined
+@inlined
 def _bucket(tag: int, bucket_count: int, choice: int) -> int:
     """Where the tag's first or second bucket begins."""
     mixed = tag if choice == 0 else (tag ^ (tag >> 29)) * 0x3F58476D1CE4E5B9
@@ -150,7 +146,7 @@ def _bucket(tag: int, bucket_count: int, choice: int) -> int:
     return BUCKETS_AT + number * BUCKET_SIZE
 
 
-@_inlined
+@inlined
 def _is_ended(table: I64, word: int) -> bool:
     worker = (word >> WORKER_SHIFT) & (WORKERS_MAX - 1)
     incarnation = (word >> INCARNATION_SHIFT) & (INCARNATIONS - 1)
@@ -158,7 +154,7 @@ def _is_ended(table: I64, word: int) -> bool:
     return incarnation != current & (INCARNATIONS - 1)
 
 
-@_inlined
+@inlined
 def _is_free(table: I64, word: int, now_s: int, window_s: int) -> bool:
     """Whether the slot of a claim with this word can be had."""
     if word == 0:
@@ -171,7 +167,7 @@ def _is_free(table: I64, word: int, now_s: int, window_s: int) -> bool:
     return state != CLAIMED or now_s - (word & TIME_MASK) > window_s
 
 
-@_inlined
+@inlined
 def _is_claim_of(word: int, owner: int) -> bool:
     return word >> STATE_SHIFT == CLAIMED and (word & _OWNER_MASK) >> INCARNATION_SHIFT == owner >> INCARNATION_SHIFT
 

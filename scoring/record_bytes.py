@@ -12,14 +12,12 @@ here, in the order of the fields: the bytes are those that protobuf itself would
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from features.kernel import load_word, pointer, store_word
+from scoring.compiled import inlined
 
 # Every number the compiled code depends on stands in this file: numba's cache looks at no other.
 
@@ -46,17 +44,8 @@ FRAME, RESPONSE, END = range(3)
 # No array is longer; the true lengths are the caller's.
 _ANY = 1 << 40
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-
-def _inlined(function: _Function) -> _Function:
-    """Into its caller, and without reference counting; see features/kernel.py."""
-    options: dict[str, Any] = {"_nrt": False, "forceinline": True}
-    compiled: _Function = njit(cache=True, error_model="numpy", **options)(function)
-    return compiled
-
-
-@_inlined
+@inlined
 def _varint_size(number: int) -> int:
     size = 1
     while number > 127:
@@ -65,7 +54,7 @@ def _varint_size(number: int) -> int:
     return size
 
 
-@_inlined
+@inlined
 def _write_varint(out: U8, at: int, number: int) -> int:
     """Seven bits a byte, the lowest first; all but the last have the highest bit set. Returns where it ends."""
     while number > 127:
@@ -76,14 +65,14 @@ def _write_varint(out: U8, at: int, number: int) -> int:
     return at + 1
 
 
-@_inlined
+@inlined
 def _copy(source: U8, start: int, size: int, out: U8, at: int) -> int:
     for offset in range(size):
         out[at + offset] = source[start + offset]
     return at + size
 
 
-@_inlined
+@inlined
 def _hex_digits(number: int) -> int:
     size = 1
     while number > 15:
@@ -92,7 +81,7 @@ def _hex_digits(number: int) -> int:
     return size
 
 
-@_inlined
+@inlined
 def _write_hex(out: U8, at: int, number: int, digits: int) -> int:
     for place in range(digits):
         digit = number >> 4 * (digits - 1 - place) & 15
@@ -100,7 +89,7 @@ def _write_hex(out: U8, at: int, number: int, digits: int) -> int:
     return at + digits
 
 
-@_inlined
+@inlined
 def _checksum(tables: I64, data: U8, at: int, end: int) -> int:
     """CRC-32 as zlib has it, eight bytes a step (Kounavis and Berry, "slicing by 8", 2005)."""
     crc = np.int64(0xFFFFFFFF)
@@ -125,7 +114,7 @@ def _checksum(tables: I64, data: U8, at: int, end: int) -> int:
     return int(crc ^ 0xFFFFFFFF)
 
 
-@_inlined
+@inlined
 def _write_word32(out: U8, at: int, number: int) -> None:
     for place in range(4):
         out[at + place] = number >> 8 * place & 255

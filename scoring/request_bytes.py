@@ -7,14 +7,12 @@ is not just as expected makes the body one that is not usual, and then nothing t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from features.kernel import pointer
+from scoring.compiled import inlined
 
 # Every number the compiled code depends on stands in this file: numba's cache looks at no other.
 
@@ -50,17 +48,8 @@ ARRAYS = (
 # No array is longer; the true lengths are the caller's.
 _ANY = 1 << 40
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-
-def _inlined(function: _Function) -> _Function:
-    """Into its caller, and without reference counting; see features/kernel.py."""
-    options: dict[str, Any] = {"_nrt": False, "forceinline": True}
-    compiled: _Function = njit(cache=True, error_model="numpy", **options)(function)
-    return compiled
-
-
-@_inlined
+@inlined
 def _read_varint(data: U8, at: int, end: int, result: I64) -> int:
     """The number that begins at `at`, into result[0]; returns where it ends, -1 where it is none."""
     value, shift = np.uint64(0), np.uint64(0)
@@ -77,7 +66,7 @@ def _read_varint(data: U8, at: int, end: int, result: I64) -> int:
     return -1
 
 
-@_inlined
+@inlined
 def _is_printable(data: U8, at: int, end: int) -> bool:
     """Whether all is ASCII, and nothing a control character."""
     good = True
@@ -86,7 +75,7 @@ def _is_printable(data: U8, at: int, end: int) -> bool:
     return good
 
 
-@_inlined
+@inlined
 def _may_be_card_number(data: U8, at: int, end: int) -> bool:
     """Digits, as many as a card's number has, grouped or not: whether it is one, `wire.validate` knows."""
     digits = 0
@@ -99,7 +88,7 @@ def _may_be_card_number(data: U8, at: int, end: int) -> bool:
     return DIGITS_MIN <= digits <= DIGITS_MAX
 
 
-@_inlined
+@inlined
 def _letters(data: U8, at: int, count: int) -> int:
     """So many capital letters as a number of base 26; -1 where there is anything else."""
     code = 0
@@ -111,7 +100,7 @@ def _letters(data: U8, at: int, count: int) -> int:
     return code
 
 
-@_inlined
+@inlined
 def _is_text_good(kind: int, numbers: I64, data: U8, at: int, size: int) -> bool:
     if kind == ID:
         return bool(size <= numbers[ID_BYTES_MAX])
@@ -127,7 +116,7 @@ def _is_text_good(kind: int, numbers: I64, data: U8, at: int, size: int) -> bool
     return kind == CURRENCY and size == 3
 
 
-@_inlined
+@inlined
 def _checksum(crc_table: I64, data: U8, at: int, end: int) -> np.int64:
     """CRC-32, as zlib has it."""
     crc = np.int64(0xFFFFFFFF)
@@ -136,7 +125,7 @@ def _checksum(crc_table: I64, data: U8, at: int, end: int) -> np.int64:
     return crc ^ 0xFFFFFFFF
 
 
-@_inlined
+@inlined
 def _converted(amount: np.int64, time_ms: np.int64, first: int, last: int, times: I64, rates: I64) -> np.int64:
     """An amount in the reference currency at the last rate that is not after the payment, or else the first."""
     chosen = first
@@ -146,7 +135,7 @@ def _converted(amount: np.int64, time_ms: np.int64, first: int, last: int, times
     return np.int64((amount * rates[chosen] + RATE_SCALE // 2) // RATE_SCALE)
 
 
-@_inlined
+@inlined
 def _read_body(
     program: I64,
     numbers: I64,
@@ -208,14 +197,14 @@ def _read_body(
     )
 
 
-@_inlined
+@inlined
 def _copy(data: U8, start: int, size: int, texts: U8, position: int) -> int:
     for offset in range(size):
         texts[position + offset] = data[start + offset]
     return position + size
 
 
-@_inlined
+@inlined
 def _write_key(
     data: U8,
     places: I64,
