@@ -52,6 +52,8 @@ class ServeSettings:
     # A model that has failed so many times in a row is left out for the cool-down, then tried again.
     model_failure_count_max: int = 5
     model_cooldown_ms: int = 5000
+    # How long a worker looks for the next request before it sleeps: scoring/busy_poll.py. 0: not at all.
+    busy_poll_us: int = 50
     # Counts of all workers; on a memory file system, see scoring/metrics.py.
     metrics: str = "/dev/shm/paywarden/metrics" if Path("/dev/shm").is_dir() else ".paywarden/metrics"
 
@@ -238,6 +240,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
     from models.bundle import load_bundle
     from ops.libraries import build_missing
     from scoring.answered import AnsweredSettings
+    from scoring.busy_poll import BusyPoll
     from scoring.grpc import GrpcSettings
     from scoring.host import Host
     from scoring.http_settings import HttpSettings
@@ -272,4 +275,5 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
         outbox=source.section("outbox", OutboxSettings),
         answered=source.section("answered", AnsweredSettings),
         metrics_directory=Path(settings.metrics),
+        busy_poll=BusyPoll(settings.busy_poll_us),
     )

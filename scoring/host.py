@@ -12,6 +12,7 @@ from features.engine import FeatureEngine
 from features.money import RateTable
 from models.bundle import Bundle
 from scoring.answered import AnsweredSettings
+from scoring.busy_poll import BusyPoll
 from scoring.grpc import GrpcSettings
 from scoring.http_settings import HttpSettings
 from scoring.listeners import reserve_port, unix_listener
@@ -44,6 +45,7 @@ class Host:
     outbox: OutboxSettings
     answered: AnsweredSettings
     metrics_directory: Path
+    busy_poll: BusyPoll
 
     @property
     def has_tls(self) -> bool:

@@ -31,6 +31,7 @@ from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
 from scoring import wire
 from scoring.answered import PaymentIdReused
 from scoring.bugs import BugLog
+from scoring.busy_poll import BusyPoll
 from scoring.intake import Intake
 from scoring.metrics import Registry
 from scoring.payments import Payments
@@ -167,6 +168,7 @@ class Turns:
         intake: Intake,
         settings: AdmissionSettings,
         stages: StageTimes | None = None,
+        busy_poll: BusyPoll | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -183,6 +185,7 @@ class Turns:
         self._busy_since: float | None = None
         self._wait_s_max = settings.wait_ms_max / 1000
         self._bugs = BugLog()
+        self._busy_poll = busy_poll or BusyPoll(0)
 
     @property
     def queued_payments(self) -> int:
@@ -225,6 +228,7 @@ class Turns:
             self._schedule()
         else:
             self._busy_since = None
+            self._busy_poll.extend(self._now_s())
 
     def _take(self, now: float) -> _Chunk:
         """The next chunk. Calls that come to nothing are refused."""

@@ -88,7 +88,7 @@ async def _work(host: Host, worker: int, gate: Gate, parent: int) -> None:
         stages=stages,
     )
     intake = Intake(host.engine.plan, host.rates, host.limits)
-    turns = Turns(scorer, intake=intake, settings=host.admission, stages=stages)
+    turns = Turns(scorer, intake=intake, settings=host.admission, stages=stages, busy_poll=host.busy_poll)
     http = HttpServer(
         turns,
         host.http,
