@@ -1,0 +1,216 @@
+"""A stream of decisions to look for changes in: simulated or the handbook's, with changes put in from a day on.
+
+    history ─┬─ training window ─► bundle, with what is normal in it
+             └─ the days after it ─ features, score, policy ─► decisions, their labels
+                                        ▲
+                                     a change: of scores, one feature, a segment's traffic, the fraud, the profiles
+
+Every payment goes through the product's own features, model and thresholds; only Kafka is left out, so months take
+minutes. Changes are made to what the model is given, never to what is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.engine import FeatureEngine
+from features.history import History, final_labels, history_of_tables
+from features.money import load_rates
+from features.passage import Passage
+from models.binning import DIMENSIONS
+from models.bundle import Bundle, load_bundle
+from models.evaluation import DAY_MS, Days
+from models.training import train_bundle
+from models.training_settings import TrainingSettings
+from models.training_table import training_table
+from streams.simulator import simulate
+
+HOUR_MS = 3_600_000
+_LABEL_DELAY_DAYS = 7
+# Profiles of a month must be full before the first day that is trained on.
+_WARM_DAYS = 31
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Decisions in order of time, shape (rows,) each but `vectors`: (rows, features)."""
+
+    time_ms: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    score: NDArray[np.float64]
+    action: NDArray[np.int64]
+    """0 approve, 1 review, 2 decline."""
+    dimensions: tuple[NDArray[np.object_], ...]
+    """For each of DIMENSIONS the value or None."""
+    profile_age_s: NDArray[np.float64]
+    fraud: NDArray[np.bool_]
+    amount_minor: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.time_ms)
+
+    def rows(self, chosen: NDArray[np.integer] | slice) -> Decisions:
+        """Some of them, in the order given."""
+        return Decisions(
+            self.time_ms[chosen],
+            self.vectors[chosen],
+            self.score[chosen],
+            self.action[chosen],
+            tuple(column[chosen] for column in self.dimensions),
+            self.profile_age_s[chosen],
+            self.fraud[chosen],
+            self.amount_minor[chosen],
+        )
+
+    def cut_at(self, time_ms: int) -> int:
+        """The first row that is not before this time."""
+        return int(np.searchsorted(self.time_ms, time_ms))
+
+
+@dataclass(frozen=True)
+class DriftWorld:
+    """A bundle, and the decisions it made about the days after those it was trained on."""
+
+    bundle: Bundle
+    folder: Path
+    engine: FeatureEngine
+    live: Decisions
+
+    def decided(self, decisions: Decisions) -> Decisions:
+        """The same payments scored anew, after their vectors were changed."""
+        score = self.bundle.score(np.ascontiguousarray(decisions.vectors))
+        return self.with_scores(decisions, score)
+
+    def with_scores(self, decisions: Decisions, score: NDArray[np.float64]) -> Decisions:
+        """The same with these scores, and the actions that follow."""
+        manifest = self.bundle.manifest
+        action = np.digitize(score, [manifest.review_at, manifest.decline_at])
+        return replace(decisions, score=score, action=action)
+
+
+def simulated_world(folder: Path, *, cards: int, live_days: int, training_days: int = 28, seed: int = 1) -> DriftWorld:
+    """Of the simulator: nothing changes in it but hours and days of the week."""
+    days = _WARM_DAYS + training_days + live_days
+    history = history_of_tables(*simulate(cards=cards, days=days, seed=seed))
+    return world_of(history, folder, training_days=training_days, seed=seed)
+
+
+def world_of(history: History, folder: Path, *, training_days: int, seed: int = 1) -> DriftWorld:
+    """Of any history: the model is trained on days that come a month after its first one."""
+    engine = FeatureEngine()
+    engine.warm_up()
+    first_day = int(history.event_time_ms[0]) // DAY_MS + _WARM_DAYS
+    window = Days(first_day, first_day + training_days - 1)
+    settings = TrainingSettings(threads=1, label_delay_days=_LABEL_DELAY_DAYS, seed=seed)
+    table = training_table(
+        history, window, engine=engine, rates=load_rates(), label_delay_days=settings.label_delay_days
+    )
+    train_bundle(table, window, folder, engine=engine, settings=settings)
+    bundle = load_bundle(folder, catalogue_digest=engine.plan.digest)
+    first = int(np.searchsorted(history.event_time_ms, (window.last + 1) * DAY_MS))
+    chunks = Passage(history, engine, load_rates()).chunks(first=first, last=len(history))
+    vectors = np.empty((len(history) - first, engine.plan.feature_count), dtype=np.float32)
+    for chunk in chunks:
+        vectors[chunk.first - first : chunk.last - first] = chunk.vectors
+    empty = np.zeros(len(vectors))
+    undecided = Decisions(
+        history.event_time_ms[first:],
+        vectors,
+        empty,
+        empty.astype(np.int64),
+        tuple(_texts(history, name, first) for name in DIMENSIONS),
+        np.full(len(vectors), 0.5),
+        final_labels(history)[first:] == 1,
+        history.amount_minor[first:],
+    )
+    world = DriftWorld(bundle, folder, engine, undecided)
+    return replace(world, live=world.decided(undecided))
+
+
+def _texts(history: History, name: str, first: int) -> NDArray[np.object_]:
+    column = history.coded(name)
+    values = np.array([*column.names.to_pylist(), None], dtype=object)
+    # A code of -1 is nothing, and so is the last place.
+    return values[column.codes[first:]]
+
+
+# What is changed, from a time on.
+
+Change = Callable[[DriftWorld, Decisions, int], Decisions]
+
+
+def _changed_from(decisions: Decisions, at_ms: int, later: Decisions) -> Decisions:
+    """Those before, and `later` for those from this time on."""
+    before = decisions.rows(slice(0, decisions.cut_at(at_ms)))
+    return Decisions(
+        np.concatenate([before.time_ms, later.time_ms]),
+        np.concatenate([before.vectors, later.vectors]),
+        np.concatenate([before.score, later.score]),
+        np.concatenate([before.action, later.action]),
+        tuple(np.concatenate(pair) for pair in zip(before.dimensions, later.dimensions, strict=True)),
+        np.concatenate([before.profile_age_s, later.profile_age_s]),
+        np.concatenate([before.fraud, later.fraud]),
+        np.concatenate([before.amount_minor, later.amount_minor]),
+    )
+
+
+def _from(decisions: Decisions, at_ms: int) -> Decisions:
+    return decisions.rows(slice(decisions.cut_at(at_ms), None))
+
+
+def scores_rescaled(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:
+    """A wrong calibration goes live: all scores are 0.4 of what they should be."""
+    later = _from(decisions, at_ms)
+    return _changed_from(decisions, at_ms, world.with_scores(later, later.score * 0.4))
+
+
+def feature_at_default(name: str) -> Change:
+    """A feature's source is gone: it is what it is of a card that nobody knows."""
+
+    def change(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:
+        later = _from(decisions, at_ms)
+        vectors = later.vectors.copy()
+        vectors[:, world.engine.plan.names.index(name)] = 0.0
+        return _changed_from(decisions, at_ms, world.decided(replace(later, vectors=vectors)))
+
+    return change
+
+
+def traffic_doubled(dimension: str, value: str) -> Change:
+    """A segment has twice its payments: each comes again minutes later."""
+
+    def change(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:  # noqa: ARG001
+        later = _from(decisions, at_ms)
+        again = later.rows(np.flatnonzero(later.dimensions[DIMENSIONS.index(dimension)] == value))
+        both = _changed_from(later, int(later.time_ms[-1]) + 1, replace(again, time_ms=again.time_ms + 7 * 60_000))
+        return _changed_from(decisions, at_ms, both.rows(np.argsort(both.time_ms, kind="stable")))
+
+    return change
+
+
+def fraud_moved(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:
+    """Fraudsters have learnt: half of the frauds look like a genuine payment of the same hour, to the last feature."""
+    later = _from(decisions, at_ms)
+    rng = np.random.default_rng(3)
+    frauds, genuine = np.flatnonzero(later.fraud), np.flatnonzero(~later.fraud)
+    moved = frauds[rng.random(len(frauds)) < 0.5]
+    nearest = genuine[np.minimum(np.searchsorted(genuine, moved), len(genuine) - 1)]
+    vectors = later.vectors.copy()
+    vectors[moved] = later.vectors[nearest]
+    return _changed_from(decisions, at_ms, world.decided(replace(later, vectors=vectors)))
+
+
+def profiles_stale(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:
+    """The stream has stopped: profiles grow old, and windows of an hour are empty to who looks at them."""
+    later = _from(decisions, at_ms)
+    vectors = later.vectors.copy()
+    for column, name in enumerate(world.engine.plan.names):
+        if "_count_1h" in name or "_amount_1h" in name:
+            vectors[later.time_ms > at_ms + HOUR_MS, column] = 0.0
+    age_s = (later.time_ms - at_ms) / 1000 + 0.5
+    return _changed_from(decisions, at_ms, world.decided(replace(later, vectors=vectors, profile_age_s=age_s)))
