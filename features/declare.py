@@ -45,6 +45,10 @@ from schemas.errors import Misconfigured
 # What a card does is seen in its last few dozen partners; every one more costs six bytes a profile.
 MEMORY_MAX = 64
 
+# Each is a bit in the sets that a model asks about: models take whole numbers up to 4,095, and one is for all others.
+CATEGORIES_MAX = 4095
+_LISTED_IN_WORDS_MAX = 8
+
 # Fields that every payment has.
 _ALWAYS_THERE = frozenset({"card_id", "merchant_id"})
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
@@ -460,6 +464,24 @@ class request:  # noqa: N801 - reads as a word of the language, not as a class
         missing = f"the payment has no {ATTRIBUTES[held.column].name}"
         return _of_request(name, value, f"whether {held.text}", "0 or 1", missing)
 
+    @staticmethod
+    def category(name: str, attribute: Attribute, among: Sequence[str]) -> Feature:
+        """Which of the listed values an attribute has: 0 for the first. Any other value is `len(among)`.
+
+        A name for something, no amount of it: to be named in `[training] categorical`. Missing when the payment lacks
+        the attribute. The list is part of the feature: with another one, or another order, models must be trained anew.
+        """
+        column = _counted(name, attribute)
+        if isinstance(among, str) or not 0 < len(among) <= CATEGORIES_MAX:
+            got = f"the text {among!r}" if isinstance(among, str) else len(among)
+            raise wrong(name, f"`among` must list 1 to {CATEGORIES_MAX} values, got {got}")
+        codes = [(attribute == value).value for value in among]
+        if len(set(codes)) < len(codes):
+            raise wrong(name, f"`among` lists {_listed_twice(among, codes)}")
+        value = Derived(Operation.CATEGORY, numbers=(column, *codes))
+        meaning = f"which of {_spoken_list(among)} {attribute.name} is; {len(among)} is any other"
+        return _of_request(name, value, meaning, "category", f"the payment has no {attribute.name}")
+
 
 def ratio(name: str, numerator: str, denominator: str) -> Feature:
     """One earlier feature over another; missing when either is missing or the second is zero."""
@@ -503,6 +525,21 @@ def _counted(name: str, attribute: Attribute) -> int:
     if not isinstance(attribute, Attribute) or attribute.kind not in (Kind.TEXT, Kind.COUNTRY):
         raise wrong(name, f"wanted an attribute whose values can be told apart, such as merchant_id, got {attribute!r}")
     return attribute.column
+
+
+def _listed_twice(among: Sequence[str], codes: Sequence[int]) -> str:
+    """Says which value has the code of one before it."""
+    first: dict[int, str] = {}
+    for value, code in zip(among, codes, strict=True):
+        if (other := first.setdefault(code, value)) != value:
+            return f"{other!r} and {value!r}, which share a checksum"
+    return f"{next(value for value in among if among.count(value) > 1)!r} twice"
+
+
+def _spoken_list(values: Sequence[str]) -> str:
+    """The first few of them, as 'pos' (0), 'ecom' (1)."""
+    shown = ", ".join(f"{value!r} ({place})" for place, value in enumerate(values[:_LISTED_IN_WORDS_MAX]))
+    return shown if len(values) <= _LISTED_IN_WORDS_MAX else f"{shown} … {values[-1]!r} ({len(values) - 1})"
 
 
 def _spoken(window: str, delay: str = "") -> str:

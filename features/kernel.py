@@ -152,6 +152,7 @@ LAST_VALUE, IS_NEW, SINCE_SAME, TRAVEL_KMH = range(4)
     TRAILING_ZEROS,
     BELOW_LIMIT,
     HOLDS,
+    CATEGORY,
     NUMBER,
     ADD,
     DIVIDE,
@@ -160,7 +161,7 @@ LAST_VALUE, IS_NEW, SINCE_SAME, TRAVEL_KMH = range(4)
     STANDARD_SCORE,
     ENTROPY,
     TOP_SHARE,
-) = range(16)
+) = range(17)
 
 # A profile's words: first and last payment, newest event of any kind; then the length of each section: sources,
 # tables, memories.
@@ -1138,6 +1139,26 @@ def _below_limit(plan: I64, amount: int, limits_at: int, count: int) -> float:
 
 
 @_inlined
+def _category(plan: I64, code: int, codes_at: int, count: int) -> float:
+    """The place of an attribute's code among the listed ones; `count` for any other; NaN when it is not there.
+
+    At `codes_at` are the codes, ascending, then the place of each.
+    """
+    if code == 0:
+        return np.nan
+    first, last = codes_at, codes_at + count
+    while first < last:
+        middle = (first + last) // 2
+        if plan[middle] < code:
+            first = middle + 1
+        else:
+            last = middle
+    if first < codes_at + count and plan[first] == code:
+        return float(plan[first + count])
+    return float(count)
+
+
+@_inlined
 def _deviation(count: float, total: float, low: float, high: float) -> float:
     """Sample standard deviation from count, sum and sum of squares; NaN of fewer than two."""
     if not count >= 2.0:
@@ -1184,6 +1205,8 @@ def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
         return float(_trailing_zeros(attributes[AMOUNT_MINOR]))
     if operation == BELOW_LIMIT:
         return _below_limit(plan, attributes[AMOUNT], plan[at + 1], plan[at + 2])
+    if operation == CATEGORY:
+        return _category(plan, attributes[plan[at + 1]], plan[at + 2], plan[at + 3])
     local_ms = attributes[TIME_MS]
     if attributes[UTC_OFFSET] != 0:
         local_ms += (attributes[UTC_OFFSET] - OFFSET_ZERO) * MINUTE_MS

@@ -446,6 +446,9 @@ def _write_program(words: _Words, catalogue: Catalogue, slots: _Slots) -> None:
             numbers = list(value.numbers)
             if value.operation is Operation.BELOW_LIMIT:
                 numbers = [words.extend(numbers), len(numbers)]
+            if value.operation is Operation.CATEGORY:
+                attribute, *codes = numbers
+                numbers = [attribute, words.extend(_by_code(codes)), len(codes)]
             operation = [OPERATIONS.index(value.operation), *operands, *numbers]
             operations.append(operation + [0] * (kernel.PROGRAM_SIZE - len(operation)))
             program[value] = slots.count + len(operations) - 1
@@ -457,6 +460,12 @@ def _write_program(words: _Words, catalogue: Catalogue, slots: _Slots) -> None:
     words[kernel.PROGRAM_AT] = words.extend([number for operation in operations for number in operation])
     words[kernel.FEATURE_COUNT] = len(catalogue.features)
     words[kernel.FEATURES_AT] = words.extend([value_of[name] for name in catalogue.names])
+
+
+def _by_code(codes: Sequence[int]) -> list[int]:
+    """Codes in ascending order, then the place that each was listed at."""
+    places = sorted(range(len(codes)), key=codes.__getitem__)
+    return [codes[place] for place in places] + places
 
 
 def _retention_ms(stored: Sequence[Stored], entity: str, tables: list[_Table]) -> int:
@@ -477,7 +486,7 @@ def _attributes_asked(catalogue: Catalogue, stored: Sequence[Stored]) -> set[int
                 if column.condition is not None:
                     asked.add(column.condition.column)
     for operation in (d for feature in catalogue.features for d in _derived(feature.value)):
-        if operation.operation in (Operation.ATTRIBUTE_VALUE, Operation.HOLDS):
+        if operation.operation in (Operation.ATTRIBUTE_VALUE, Operation.HOLDS, Operation.CATEGORY):
             asked.add(operation.numbers[0])
         elif operation.operation in (Operation.HOUR, Operation.NIGHT, Operation.WEEKEND, Operation.WEEKDAY):
             asked.add(kernel.UTC_OFFSET)

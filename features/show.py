@@ -39,6 +39,7 @@ _OF_PAYMENT = frozenset(
         Operation.TRAILING_ZEROS,
         Operation.BELOW_LIMIT,
         Operation.HOLDS,
+        Operation.CATEGORY,
     }
 )
 _WORDS = {

@@ -74,6 +74,7 @@ class Operation(enum.Enum):
     TRAILING_ZEROS = "trailing_zeros"
     BELOW_LIMIT = "below_limit"
     HOLDS = "holds"
+    CATEGORY = "category"
     NUMBER = "number"
     ADD = "add"
     DIVIDE = "divide"

@@ -85,6 +85,8 @@ class CascadePredictor:
         """`slope` and `intercept` are the large model's calibration."""
         self.first, self.large, self.cascade = first, large, cascade
         self.native = first.native and large.native
+        self.early = 0
+        """Of the rows of the last call that succeeded, how many the first model answered."""
         self._factor, self._shift = cascade.scale(slope=slope, intercept=intercept)
 
     def margins(self, vectors: F32) -> F64:
@@ -94,12 +96,16 @@ class CascadePredictor:
             margin = margins.item()
             if margin < self.cascade.low or margin > self.cascade.high:
                 margins[0] = margin * self._factor + self._shift
+                self.early = 1
                 return margins
-            return self.large.margins(vectors)
+            margins = self.large.margins(vectors)
+            self.early = 0
+            return margins
         unclear = np.flatnonzero(~self.cascade.is_clear(margins))
         result = margins * self._factor + self._shift
         if len(unclear):
             result[unclear] = self.large.margins(np.ascontiguousarray(vectors[unclear]))
+        self.early = len(margins) - len(unclear)
         return result
 
     def share_early(self, vectors: F32) -> float:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from models.bundle import native_library
+from models.bundle import native_library, read_manifest
 from models.compiler import compiler_name
+from schemas.errors import BundleRefused
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def build_missing(bundle: Path) -> None:
 
     Says so where that cannot be done: then the bundle is scored by Treelite's interpreter, to the same bits.
     """
-    if native_library(bundle).exists() or not bundle.is_dir():
+    if not _lacks_library(bundle):
         return
     if compiler_name() is None:
         _log.warning("bundle %s has no library for this machine, and there is no C compiler: it will be slow", bundle)
@@ -37,3 +38,11 @@ def build_missing(bundle: Path) -> None:
             return
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
     _log.warning("bundle %s cannot be compiled here and will be slow: %s", bundle, reason)
+
+
+def _lacks_library(bundle: Path) -> bool:
+    """Whether one of its models has none. One without a manifest is left to whoever loads it, and refuses it."""
+    try:
+        return not all(native_library(bundle, part).exists() for part in read_manifest(bundle).parts)
+    except BundleRefused:
+        return False

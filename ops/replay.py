@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from models.bundle import Bundle
     from models.costs import CostSettings
     from models.evaluation import Days
-    from streams.replay_measures import Contestant
+    from streams.replay_measures import Contestant, ReplayResults
     from streams.topic_rows import TopicRows
 
 
@@ -143,7 +143,7 @@ def replay(
         )
     headline = results.headline()
     if live is not None:
-        headline |= _compared_with_live(live, Path(out))
+        headline |= _compared_with_live(live, results, Path(out))
     click.echo(json.dumps(headline, indent=2))
     click.echo(f"the report is {Path(out) / REPORT}", err=True)
 
@@ -162,15 +162,18 @@ def _contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Cont
     return Contestant(bundle, decided_by, Path(policy_file).name if policy_file else "of the configuration")
 
 
-def _compared_with_live(live: TopicRows, results: Path) -> dict[str, Any]:
-    """The section of the headline about live decisions, put into metrics.json, too."""
+def _compared_with_live(live: TopicRows, results: ReplayResults, folder: Path) -> dict[str, Any]:
+    """The section of the headline about live decisions, put into metrics.json and the report, too."""
     from streams.live_decisions import compare_with_live, replayed_decisions
-    from streams.replay import METRICS
+    from streams.replay import METRICS, REPORT
     from streams.replay_files import DECISIONS, write_whole
+    from streams.replay_report import report_html
 
-    section = {"archived_decisions": compare_with_live(live, replayed_decisions(results / DECISIONS))}
-    metrics = json.loads((results / METRICS).read_text(encoding="utf-8"))
-    write_whole(results / METRICS, json.dumps(metrics | section, indent=2, allow_nan=False) + "\n")
+    compared = compare_with_live(live, replayed_decisions(folder / DECISIONS))
+    section = {"archived_decisions": compared.to_dict()}
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    write_whole(folder / METRICS, json.dumps(metrics | section, indent=2, allow_nan=False) + "\n")
+    write_whole(folder / REPORT, report_html(results, compared))
     return section
 
 

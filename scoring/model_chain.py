@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from features.circuit_breaker import BreakerState, CircuitBreaker
 from models.bundle import Bundle, sigmoid
+from models.cascade import CascadePredictor
 from schemas.errors import Misconfigured
 from scoring.model_metrics import PLACES, ModelMetrics
 from scoring.policy import MODEL_ABSENT, MODEL_ERROR, MODEL_FALLBACK
@@ -92,6 +93,12 @@ class ModelChain:
             if len(margins) == count and math.isfinite(sum(margins)):
                 slope, intercept = primary.slope, primary.intercept
                 primary.scored.add(count)
+                if (cascade := primary.cascade) is not None:
+                    # Here and not in a method: a payment alone pays for one counter and nothing else.
+                    if early := cascade.early:
+                        primary.answered_first.add(early)
+                    if early < count:
+                        primary.answered_large.add(count - early)
                 return Scored(
                     [sigmoid(slope * margin + intercept) for margin in margins], [0] * count, [_NO_FLAGS] * count
                 )
@@ -140,6 +147,8 @@ class _Model:
     def __init__(self, bundle: Bundle, place: str, metrics: ModelMetrics, settings: ChainSettings) -> None:
         self.margins, self.explainer = bundle.predictor.margins, bundle.explainer
         self.slope, self.intercept = bundle.manifest.calibration_slope, bundle.manifest.calibration_intercept
+        self.cascade = bundle.predictor if isinstance(bundle.predictor, CascadePredictor) else None
+        self.answered_first, self.answered_large = metrics.answered_first, metrics.answered_large
         self.scored, self._errors, self._is_out = metrics.scored[place], metrics.errors[place], metrics.is_out[place]
         self.breaker = CircuitBreaker(
             failure_count_max=settings.failure_count_max, cooldown_ms=settings.cooldown_ms, on_change=self._on_change
@@ -158,6 +167,8 @@ class _Model:
     def succeeded(self, ticket: int) -> None:
         self.breaker.succeeded(ticket)
         self.scored.add(1)
+        if self.cascade is not None:
+            (self.answered_first if self.cascade.early else self.answered_large).add(1)
         self.is_well = True
 
     def failed(self, ticket: int, now_ms: int) -> None:

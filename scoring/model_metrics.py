@@ -13,16 +13,30 @@ PLACES = ("primary", "fallback", "none")
 
 @dataclass(frozen=True)
 class ModelMetrics:
-    """By place in the chain, never by version: there would be ever more of them."""
+    """By place in the chain, never by version: there would be ever more of them.
+
+    `answered_first` and `answered_large` are of models that are cascades.
+    """
 
     scored: Mapping[str, Counter]
     errors: Mapping[str, Counter]
     is_out: Mapping[str, Gauge]
+    answered_first: Counter
+    answered_large: Counter
 
     @classmethod
     def declare(cls, registry: Registry) -> ModelMetrics:
         """Of a primary model and one to fall back on."""
         models = PLACES[:-1]
+        answered_first, answered_large = (
+            registry.counter(
+                "paywarden_cascade_answered_total",
+                "Payments by the model of a cascade that answered them.",
+                ("by",),
+                (by,),
+            )
+            for by in ("first", "large")
+        )
         return cls(
             scored={
                 place: registry.counter(
@@ -42,4 +56,6 @@ class ModelMetrics:
                 )
                 for place in models
             },
+            answered_first=answered_first,
+            answered_large=answered_large,
         )

@@ -6,6 +6,8 @@ a record sent twice makes, the first counts: by the time it was made, then by pa
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from models.comparison import DIFFERENCE_EDGES
 from models.evaluation import DAY_MS, Days
 from schemas.errors import Misconfigured
+from scoring.policy import ACTIONS
 from streams.archive_files import read_archive
 from streams.topic_rows import OFFSET, PARTITION, TopicRows, rows_schema
 
@@ -38,6 +42,33 @@ class Agreement:
     flagged_of_other_action: int
 
 
+@dataclass(frozen=True)
+class LiveComparison:
+    """What live decisions and a replay's have in common. Counts are of payments, but for the first two.
+
+    `actions[i][j]` got action i live and j from the replay. `score_differences[i]` have a replayed score less the live
+    one between edges i and i + 1 of DIFFERENCE_EDGES. `flags_of_other_action`: how many of those with another action
+    had each flag live, most frequent first.
+    """
+
+    decisions: int
+    decisions_not_decoded: int
+    repeated: int
+    only_live: int
+    only_replayed: int
+    whole: Agreement
+    actions: list[list[int]]
+    score_differences: list[int]
+    flags_of_other_action: dict[str, int]
+    by_model_version: dict[str, Agreement]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As metrics.json has it."""
+        of_all = {name: value for name, value in vars(self).items() if name not in ("whole", "by_model_version")}
+        versions = {version: vars(agreement) for version, agreement in self.by_model_version.items()}
+        return of_all | vars(self.whole) | {"by_model_version": versions}
+
+
 def archived_decisions(archive: Path, window: Days) -> TopicRows:
     """Live decisions about payments of these days. Raises Misconfigured as `read_archive`, or when there are none."""
     first_ms, last_ms = window.first * DAY_MS, (window.last + 1) * DAY_MS - 1
@@ -50,36 +81,37 @@ def archived_decisions(archive: Path, window: Days) -> TopicRows:
     return TopicRows(table, rows.undecoded)
 
 
-def compare_with_live(live: TopicRows, replayed: pa.Table) -> dict[str, Any]:
-    """The section `archived_decisions` of a replay's results.
-
-    `replayed` has payment_id, score and action. Counts of all, and an Agreement as a whole and by the model version
-    that decided live.
-    """
+def compare_with_live(live: TopicRows, replayed: pa.Table) -> LiveComparison:
+    """The section `archived_decisions` of a replay's results; `replayed` has payment_id, score and action."""
     first = _first_decisions(live.table)
     row = pc.index_in(first["payment_id"], value_set=_text(replayed["payment_id"]))
     is_both = pc.is_valid(row)
     both, rows = first.filter(is_both), row.filter(is_both)
     other = replayed.take(rows)
+    actions, replayed_actions = _text(both["action"]), _text(other["action"])
+    rise = pc.subtract(other["score"], both["score"])
     columns = {
         "version": both["model_version"],
-        "is_same_action": pc.equal(_text(both["action"]), _text(other["action"])),
-        "difference": pc.abs(pc.subtract(both["score"], other["score"])),
+        "is_same_action": pc.equal(actions, replayed_actions),
+        "difference": pc.abs(rise),
         "is_flagged": pc.greater(pc.list_value_length(both["flags"]), 0),
     }
     joined = pa.table(columns)
     versions = sorted(pc.unique(joined["version"]).to_pylist())
-    return {
-        "decisions": len(live.table),
-        "decisions_not_decoded": len(live.undecoded),
-        "repeated": len(live.table) - len(first),
-        "only_live": len(first) - len(joined),
-        "only_replayed": len(replayed) - len(joined),
-        **vars(_agreement(joined)),
-        "by_model_version": {
-            version: vars(_agreement(joined.filter(pc.equal(joined["version"], version)))) for version in versions
+    return LiveComparison(
+        decisions=len(live.table),
+        decisions_not_decoded=len(live.undecoded),
+        repeated=len(live.table) - len(first),
+        only_live=len(first) - len(joined),
+        only_replayed=len(replayed) - len(joined),
+        whole=_agreement(joined),
+        actions=_pairs(actions, replayed_actions),
+        score_differences=_histogram(rise),
+        flags_of_other_action=_counted(both["flags"].filter(pc.invert(joined["is_same_action"])).to_pylist()),
+        by_model_version={
+            version: _agreement(joined.filter(pc.equal(joined["version"], version))) for version in versions
         },
-    }
+    )
 
 
 def replayed_decisions(path: Path) -> pa.Table:
@@ -108,6 +140,26 @@ def _agreement(joined: pa.Table) -> Agreement:
         score_difference_max=pc.max(joined["difference"]).as_py(),
         flagged_of_other_action=pc.sum(pc.and_(is_other, joined["is_flagged"])).as_py(),
     )
+
+
+def _pairs(live: pa.Array, replayed: pa.Array) -> list[list[int]]:
+    """How many payments got each action live and each from the replay."""
+    names, size = pa.array(ACTIONS), len(ACTIONS)
+    places = [pc.index_in(actions, value_set=names).to_numpy(zero_copy_only=False) for actions in (live, replayed)]
+    cells = np.bincount((places[0] * size + places[1]).astype(np.int64), minlength=size * size)
+    pairs: list[list[int]] = cells.reshape(size, size).tolist()
+    return pairs
+
+
+def _histogram(rise: pa.ChunkedArray) -> list[int]:
+    place = np.searchsorted(DIFFERENCE_EDGES[1:-1], rise.to_numpy(), side="right")
+    counts: list[int] = np.bincount(place, minlength=len(DIFFERENCE_EDGES) - 1).tolist()
+    return counts
+
+
+def _counted(flags: Iterable[list[str]]) -> dict[str, int]:
+    counts = Counter(flag for of_one in flags for flag in of_one)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _text(column: pa.ChunkedArray) -> pa.Array:

@@ -228,32 +228,46 @@ def threshold_money(results: ReplayResults, one: ContestantMeasures) -> str:
 
 
 def score_differences(comparison: Comparison) -> str:
-    shift = comparison.score_shift
+    return figure(
+        "Shift of scores",
+        _differences(comparison.score_shift.counts, "challenger's score minus champion's", "challenger"),
+        "Payments in the middle bar get the same score from both, to within 0.005. On the right the challenger is more "
+        "suspicious, on the left less.",
+    )
+
+
+def live_differences(counts: list[int]) -> str:
+    """`counts` by DIFFERENCE_EDGES, of replayed scores less the live ones."""
+    return figure(
+        "Scores, replayed and live",
+        _differences(counts, "replayed score minus live score", "champion"),
+        "Payments in the middle bar have the same score here as live, to within 0.005. On the right the replay is more "
+        "suspicious than the live system was, on the left less.",
+    )
+
+
+def _differences(counts: list[int], what: str, style: str) -> str:
+    """Payments by the difference of two scores; `what` says of which."""
     marks: list[Mark] = [
         Bar(
             number + 0.05,
             number + 0.95,
             0.7,
             count,
-            "challenger",
+            style,
             f"{count:,} payments: {DIFFERENCE_EDGES[number]:+g} to {DIFFERENCE_EDGES[number + 1]:+g}",
         )
-        for number, count in enumerate(shift.counts)
+        for number, count in enumerate(counts)
         if count
     ]
     edges = [f"{edge:g}".replace("0.", ".").replace("-", "−") for edge in DIFFERENCE_EDGES]
     plot = Plot(
-        "Challenger's score minus champion's, logarithmic counts",
-        edge_axis("challenger's score minus champion's", edges),
-        log_axis("payments (logarithmic)", 0.7, max(10.0, max(shift.counts) * 1.3), whole),
+        f"{what[0].upper()}{what[1:]}, logarithmic counts",
+        edge_axis(what, edges),
+        log_axis("payments (logarithmic)", 0.7, max(10.0, max(counts) * 1.3), whole),
         marks,
     )
-    return figure(
-        "Shift of scores",
-        svg(plot),
-        "Payments in the middle bar get the same score from both, to within 0.005. On the right the challenger is more "
-        "suspicious, on the left less.",
-    )
+    return svg(plot)
 
 
 def contestants(results: ReplayResults) -> list[tuple[str, ContestantMeasures]]:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from models.costs import Money
 from models.segments import GroupMeasures
 from streams import replay_charts as charts
+from streams.live_decisions import LiveComparison
 from streams.replay_measures import (
     ContestantMeasures,
     ReplayResults,
 )
 from streams.report_comparison import changed_payments_section, comparison_section, verdict
+from streams.report_live import live_section
 from streams.report_page import (
     amount,
     beside,
@@ -44,8 +46,8 @@ _Headline = tuple[str, Callable[[ContestantMeasures], str], str]
 _SEGMENT_TITLES = {"channel": "Channel", "country": "Country", "mcc": "Merchant category", "currency": "Currency"}
 
 
-def report_html(results: ReplayResults) -> str:
-    """The whole file as text."""
+def report_html(results: ReplayResults, live: LiveComparison | None = None) -> str:
+    """The whole file as text; `live` is what was decided about the same payments at the time, where that is known."""
     facts = results.facts
     return page(
         f"Replay {facts.first_day} to {facts.last_day}",
@@ -54,6 +56,7 @@ def report_html(results: ReplayResults) -> str:
             _notices(results),
             _headline(results),
             comparison_section(results),
+            live_section(live, results.champion.model_version) if live is not None else "",
             _ranking(results),
             _decisions(results),
             _thresholds(results),

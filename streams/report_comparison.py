@@ -11,6 +11,7 @@ from streams import replay_charts as charts
 from streams.replay_measures import LISTED_MAX, Change, Comparison, ContestantMeasures, ReplayResults
 from streams.report_page import (
     NO_NUMBER,
+    PAST,
     Cell,
     amount,
     beside,
@@ -33,7 +34,6 @@ _CHANGES = {
     "genuine_reviewed": ("Genuine newly reviewed", "approved by the champion, reviewed by the challenger"),
     "genuine_released": ("Genuine newly approved", "reviewed or declined by the champion, approved by the challenger"),
 }
-_PAST = {"approve": "approved", "review": "reviewed", "decline": "declined"}
 
 
 def verdict(results: ReplayResults) -> str:
@@ -159,13 +159,13 @@ def _stopped(money_: Money) -> int:
 def _agreement(results: ReplayResults, agreement: Agreement) -> str:
     rows: list[list[str | Cell]] = []
     for place, action in enumerate(ACTIONS):
-        row: list[str | Cell] = [_PAST[action]]
+        row: list[str | Cell] = [PAST[action]]
         for other, count in enumerate(agreement.payments[place]):
             frauds = agreement.frauds[place][other]
             text = f"{whole(count)} ({whole(frauds)})" if results.facts.has_outcomes else whole(count)
             row.append(Cell(text, "same" if place == other else ""))
         rows.append(row)
-    heads = ["champion ↓ challenger →", *(_PAST[action] for action in ACTIONS)]
+    heads = ["champion ↓ challenger →", *(PAST[action] for action in ACTIONS)]
     return table(heads, rows)
 
 
@@ -224,7 +224,7 @@ def _changed_list(kind: str, change: Change, currency: str) -> str:
     title, meaning = _CHANGES[kind]
     rows = [
         [
-            *(one.payment_id, one.day, f"{_PAST[one.champion_action]} → {_PAST[one.challenger_action]}"),
+            *(one.payment_id, one.day, f"{PAST[one.champion_action]} → {PAST[one.challenger_action]}"),
             *(amount(one.amount_minor, digits=2), decimal(one.champion_score, 4), decimal(one.challenger_score, 4)),
         ]
         for one in change.largest

@@ -16,6 +16,8 @@ from features.money import REFERENCE_MINOR_DIGITS
 
 _MINOR_PER_UNIT = 10**REFERENCE_MINOR_DIGITS
 NO_NUMBER = "–"
+PAST = {"approve": "approved", "review": "reviewed", "decline": "declined"}
+"""What a payment is after each action."""
 
 _STYLE = """
 :root { --ink: #1d2530; --soft: #5b6573; --rule: #dfe3e8; --paper: #ffffff; --wash: #f5f7f9;

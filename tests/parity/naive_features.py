@@ -553,6 +553,16 @@ class request:  # noqa: N801 - as in the language it repeats
 
         return Feature(name, value)
 
+    @staticmethod
+    def category(name: str, attribute: Attribute, among: Sequence[str]) -> Feature:
+        def value(moment: Moment) -> float:
+            mine = moment.now.fields.get(attribute.name)
+            if mine is None:
+                return math.nan
+            return among.index(str(mine)) if mine in among else len(among)
+
+        return Feature(name, value)
+
 
 def ratio(name: str, numerator: str, denominator: str) -> Feature:
     return Feature(name, lambda moment: _over(moment.values[numerator], moment.values[denominator]))

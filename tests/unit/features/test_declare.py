@@ -15,7 +15,7 @@ import pytest
 from features import attributes
 from features.attributes import Condition, channel, country, declined, device_id, merchant_id, utc_offset
 from features.catalogue import CATALOGUE
-from features.declare import MEMORY_MAX, Catalogue, Entity, distinct_error, ratio, request
+from features.declare import CATEGORIES_MAX, MEMORY_MAX, Catalogue, Entity, distinct_error, ratio, request
 from features.plan import CONDITIONS_MAX, compile_plan
 from features.values import (
     Column,
@@ -178,7 +178,37 @@ def test_a_feature_says_when_it_is_missing() -> None:
     assert card.amount_mean("x", "1d").missing == "no payments in the window"
     assert device.amount_mean("x", "1d").missing == "no payments in the window; the payment has no device_id"
     assert request.holds("x", declined).missing == "the payment has no declined"
+    assert request.category("x", channel, ("pos",)).missing == "the payment has no channel"
     assert request.hour("x").missing == "never"
+
+
+def test_a_category_says_what_its_numbers_stand_for() -> None:
+    short = request.category("x", channel, ("pos", "ecom")).meaning
+    assert short == "which of 'pos' (0), 'ecom' (1) channel is; 2 is any other"
+    long = request.category("x", attributes.mcc, [f"{code:04}" for code in range(100)]).meaning
+    assert "'0007' (7) … '0099' (99) mcc is; 100 is any other" in long
+
+
+@pytest.mark.parametrize(
+    ("attribute", "among", "reason"),
+    [
+        (channel, (), f"'x': `among` must list 1 to {CATEGORIES_MAX} values, got 0"),
+        (channel, "ecom", f"'x': `among` must list 1 to {CATEGORIES_MAX} values, got the text 'ecom'"),
+        (channel, [str(n) for n in range(5000)], f"'x': `among` must list 1 to {CATEGORIES_MAX} values, got 5000"),
+        (channel, ("pos", "ecom", "pos"), "'x': `among` lists 'pos' twice"),
+        (channel, ("plumless", "buckeroo"), "'x': `among` lists 'plumless' and 'buckeroo', which share a checksum"),
+        (channel, ("",), "channel is compared with ''; it can be compared with a text that is not empty"),
+        (channel, (5,), "channel is compared with 5; it can be compared with a text that is not empty"),
+        (attributes.country, ("de",), "country is compared with 'de'; it can be compared with two capital letters"),
+        (
+            attributes.amount,
+            ("5",),
+            "'x': wanted an attribute whose values can be told apart, such as merchant_id, got",
+        ),
+    ],
+)
+def test_a_list_of_categories_that_cannot_be_meant_is_refused(attribute: Any, among: Any, reason: str) -> None:
+    assert refusal_of(lambda: request.category("x", attribute, among)).startswith(reason)
 
 
 def test_the_error_of_a_distinct_count_is_what_its_docstring_says() -> None:

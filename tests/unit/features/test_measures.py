@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from features import attributes, kernel
 from features.attributes import Attribute, Condition
-from features.declare import request
+from features.declare import CATEGORIES_MAX, request
 from features.money import _RATE_MAX, AMOUNT_MINOR_MAX, RATE_SCALE
 from features.values import Feature
 from features.windows import DAY_MS, HOUR_MS
@@ -62,6 +62,38 @@ def test_a_payment_without_the_attribute_answers_no_and_holds_is_missing(what: s
     assert one(card.count("x", "1d", where=condition), none, [none]) == 0
     assert one(card.share("x", "1d", of=condition), none, [none, payment(NOON_MS, **holding)]) == 0.5
     assert np.isnan(one(request.holds("x", condition), none, []))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "among", "texts"),
+    [
+        (attributes.channel, ("ecom", "pos", "atm"), ["ecom", "pos", "atm", "moto"]),
+        (attributes.mcc, ("9999", "5411"), ["9999", "5411", "0000"]),
+        (attributes.country, ("FR", "AA", "ZZ"), ["FR", "AA", "ZZ", "DE"]),
+        (attributes.currency, ("EUR",), ["EUR", "USD"]),
+    ],
+)
+def test_a_category_is_the_place_in_its_list_and_any_other_value_the_one_behind_it(
+    attribute: attributes.Attribute, among: tuple[str, ...], texts: list[str]
+) -> None:
+    feature = request.category("x", attribute, among)
+    payments: list[dict[str, Any]] = [{attribute.name: text} for text in texts]
+    found = [one(feature, payment(NOON_MS, 0, **fields), []) for fields in payments]
+    assert found == list(range(len(among) + 1))
+
+
+def test_each_of_the_longest_list_of_categories_has_its_place() -> None:
+    # More than two bytes, in no order, so that a search has every branch to take.
+    among = [f"{(7919 * place) % 10_000:04}" for place in range(CATEGORIES_MAX)]
+    feature = request.category("x", attributes.mcc, among)
+    for place in (*range(0, CATEGORIES_MAX, 273), CATEGORIES_MAX - 1):
+        assert one(feature, payment(NOON_MS, 0, mcc=among[place]), []) == place
+    assert one(feature, payment(NOON_MS, 0, mcc="other"), []) == CATEGORIES_MAX
+
+
+def test_a_payment_without_the_attribute_is_in_no_category() -> None:
+    feature = request.category("x", attributes.channel, ("ecom",))
+    assert np.isnan(one(feature, payment(NOON_MS, 0), []))
 
 
 # Each word that takes a condition, over two payments that it holds for (60 and 20) and a third (1000) it does not.

@@ -92,6 +92,10 @@ CHANGES = {
     "another limit": changed(1, request.below_limit("hour", (5, 7))),
     "what holds": changed(1, request.holds("hour", declined)),
     "what holds with another value": changed(1, request.holds("hour", channel == "ecom")),
+    "categories": changed(1, request.category("hour", channel, ("ecom", "pos"))),
+    "other categories": changed(1, request.category("hour", channel, ("ecom", "atm"))),
+    "the order of categories": changed(1, request.category("hour", channel, ("pos", "ecom"))),
+    "what has categories": changed(1, request.category("hour", mcc, ("ecom", "pos"))),
     "what is divided": changed(4, ratio("to_mean", "hour", "mean_7d")),
     "what it is divided by": changed(4, ratio("to_mean", "amount", "count_1d")),
     "the order": plan_of(BASE_FEATURES[1], BASE_FEATURES[0], *BASE_FEATURES[2:]),
@@ -129,7 +133,7 @@ def test_words_for_people_do_not_change_the_digest() -> None:
     "what",
     [
         *("a name", "a request value", "what is divided", "what it is divided by", "the order", "one feature more"),
-        *("this payment", "a half-life", "a limit", "what holds"),
+        *("this payment", "a half-life", "a limit", "what holds", "categories"),
     ],
 )
 def test_the_state_digest_stays_while_tables_stay(what: str) -> None:
@@ -213,6 +217,7 @@ ASKED = {
     "a condition of labels": (card.fraud_count("x", "1d", delay="1d", where=declined), {"declined"}),
     "a condition on the amount": (card.count("x", "1d", where=attributes.amount_minor < 5), {"amount_minor"}),
     "what holds": (request.holds("x", mcc == "5411"), {"mcc"}),
+    "a category": (request.category("x", mcc, ("5411",)), {"mcc"}),
     "a sketch": (card.distinct("x", mcc, "1d"), {"mcc"}),
     "buckets": (card.entropy("x", mcc, "1d"), {"mcc"}),
     "a memory": (card.is_new("x", country), {"country"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -136,6 +137,52 @@ def test_the_chain_of_a_worker_scores_as_the_bundle_does() -> None:
     rows = payments()
     assert chain.score(rows).scores == loaded().score(rows).tolist()
     assert chain._score_singly(rows[:200]).scores == loaded().score(rows[:200]).tolist()
+
+
+def test_a_worker_counts_which_of_the_two_models_answered() -> None:
+    metrics = ModelMetrics.declare(Registry())
+    chain = ModelChain([loaded()], metrics=metrics)
+    rows = payments()
+    early = predictor().cascade.is_clear(predictor().first.margins(rows))
+    chain.score(rows)
+    assert (metrics.answered_first.value, metrics.answered_large.value) == (early.sum(), (~early).sum())
+    for place in range(200):
+        chain.score(rows[place : place + 1])
+    assert metrics.answered_first.value == early.sum() + early[:200].sum()
+    chain._score_singly(rows[:200])
+    assert metrics.answered_first.value == early.sum() + 2 * early[:200].sum()
+    assert metrics.answered_first.value + metrics.answered_large.value == len(rows) + 400
+    assert metrics.scored["primary"].value == len(rows) + 400
+
+
+class Broken(Column):
+    """Fails, or gives no number, while it is told to."""
+
+    failure: float | None = None
+
+    def margins(self, vectors: F32) -> F64:
+        if self.failure is None:
+            raise RuntimeError("a bug in the model")
+        return np.full(len(vectors), self.failure)
+
+
+@pytest.mark.parametrize("failure", [None, math.nan])
+def test_payments_that_the_large_model_fails_on_are_not_counted_as_answered(failure: float | None) -> None:
+    large = Broken(1)
+    large.failure = failure
+    both = CascadePredictor(Column(0), large, CASCADE, slope=2.0, intercept=-1.0)
+    metrics = ModelMetrics.declare(Registry())
+    chain = ModelChain([replace(loaded(), predictor=both)], metrics=metrics)
+    # Two clear ones, and one that goes to the large model.
+    rows = np.array([[-3, 0], [0, 0], [5, 0]], dtype=np.float32)
+    assert [score is None for score in chain.score(rows).scores] == [False, True, False]
+    assert (metrics.answered_first.value, metrics.answered_large.value) == (2, 0)
+
+
+def test_a_bundle_without_a_cascade_counts_nothing_of_it() -> None:
+    metrics = ModelMetrics.declare(Registry())
+    ModelChain([small_world.loaded_bundle()], metrics=metrics).score(payments())
+    assert (metrics.answered_first.value, metrics.answered_large.value) == (0, 0)
 
 
 def test_reasons_are_of_the_model_that_decided() -> None:

@@ -109,6 +109,8 @@ def test_live_decisions_are_compared_in_the_headline_and_in_the_metrics(tmp_path
     )
     section = json.loads(said)["archived_decisions"]
     assert section == json.loads((out / "metrics.json").read_text(encoding="utf-8"))["archived_decisions"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"Of {len(decided):,} payments decided both live and here, 100.00% got the same action" in page
     assert section["payments"] == len(decided)
     assert section["equal_actions"] == 1
     assert section["equal_scores"] == pytest.approx(1 - 1 / len(decided))

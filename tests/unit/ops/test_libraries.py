@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import load_bundle, native_library
+from models.bundle import FIRST, load_bundle, native_library
 from models.compiler import compiler_name
 from ops.libraries import build_missing
 from tests import small_world
@@ -29,6 +29,15 @@ def test_a_library_that_is_missing_is_built_by_another_process_and_passes_its_ga
     assert loaded.predictor.native
     vectors = small_world.table().vectors
     assert (loaded.score(vectors) == small_world.loaded_bundle().score(vectors)).all()
+
+
+@needs_compiler
+def test_the_library_of_a_cascades_first_model_is_built_where_it_alone_is_missing(tmp_path: Path) -> None:
+    """Only the large model's was looked for, and the first one would have been scored by the interpreter."""
+    bundle = small_world.copied_bundle(tmp_path, small_world.cascade_bundle())
+    native_library(bundle, FIRST).unlink()
+    build_missing(bundle)
+    assert load_bundle(bundle, catalogue_digest=small_world.engine().plan.digest).predictor.native
 
 
 @needs_compiler

@@ -32,7 +32,7 @@ def compared(folder: Path, *decisions: dict[str, Any]) -> dict[str, Any]:
         topic.append(0, one, MONDAY * DAY_MS)
     archiver = Archiver(topic, IDS, "decisions", folder)
     archiver.run(archiver.wanted(None, None), Event(), lambda _: None)
-    return compare_with_live(archived_decisions(folder, WINDOW), REPLAYED)
+    return compare_with_live(archived_decisions(folder, WINDOW), REPLAYED).to_dict()
 
 
 def test_shares_are_of_the_payments_that_both_decided_as_a_whole_and_by_model(tmp_path: Path) -> None:
@@ -54,6 +54,11 @@ def test_shares_are_of_the_payments_that_both_decided_as_a_whole_and_by_model(tm
         "equal_scores": 2 / 3,
         "score_difference_max": pytest.approx(0.05),
         "flagged_of_other_action": 1,
+        # Approved by both, approved by both, reviewed live and declined by the replay.
+        "actions": [[2, 0, 0], [0, 0, 1], [0, 0, 0]],
+        # The replay has 0.2 where live 0.25 was the score.
+        "score_differences": [0, 0, 0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0],
+        "flags_of_other_action": {"mirror_absent": 1},
         "by_model_version": {
             "a": {
                 "payments": 2,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
 from models.costs import CostSettings
 from models.evaluation import Days
 from scoring.policy import ConfiguredRule, Policy, PolicySettings
+from streams.live_decisions import Agreement, LiveComparison
 from streams.replay import replay
 from streams.replay_measures import LISTED_MAX, Contestant, ReplayResults
 from streams.replay_report import report_html
@@ -131,6 +134,57 @@ def test_two_policies_of_one_model_have_one_set_of_scores() -> None:
     assert "both: decline at" in page
     assert "strict &lt;&amp;&gt;.toml" in page
     assert "1 rule<" in page
+
+
+def live(**changes: Any) -> LiveComparison:
+    """Of 1,000 payments that both decided, three got another action and twelve another score."""
+    own = Agreement(990, 0.998, 0.99, 0.25, 1)
+    fallback = Agreement(10, 0.9, 0.8, 0.01, 1)
+    compared = LiveComparison(
+        decisions=1010,
+        decisions_not_decoded=2,
+        repeated=3,
+        only_live=7,
+        only_replayed=8,
+        whole=Agreement(1000, 0.997, 0.988, 0.25, 2),
+        actions=[[900, 1, 0], [2, 80, 0], [0, 0, 17]],
+        score_differences=[0, 0, 4, 0, 0, 0, 992, 0, 4, 0, 0, 0, 0],
+        flags_of_other_action={"mirror_absent": 2, "model_error": 1},
+        by_model_version={results("alone").champion.model_version: own, "older <model>": fallback},
+    )
+    return replace(compared, **changes)
+
+
+def test_live_decisions_have_a_section_with_what_agrees_and_what_does_not() -> None:
+    page = report_html(results("alone"), live())
+    assert headings(page)[1] == "Live against replay"
+    text = " ".join(text_of(page).split())
+    assert "Of 1,000 payments decided both live and here, 99.70% got the same action and 98.80% the very same" in text
+    assert "the largest difference of scores is 0.25. 3 payments got another action, 2 of them with a flag live" in text
+    assert "approved 900 1 0 reviewed 2 80 0 declined 0 0 17" in text
+    assert "mirror_absent 2 model_error 1" in text
+    assert f"{results('alone').champion.model_version} (here) 990 99.80% 99.00% 0.25" in text
+    assert "older &lt;model&gt; 10 90.00% 80.00% 0.01" in text
+    for said in ("7 payments: not in the history", "8 payments: no live decision", "3 decisions about", "2 records of"):
+        assert said in text
+    assert "992 payments: -0.005 to +0.005" in text
+    assert page.startswith(report_html(results("alone"))[:2000])
+    Tags().feed(page)
+
+
+def test_a_difference_too_small_for_its_digits_is_not_written_as_none() -> None:
+    page = report_html(results("alone"), live(whole=Agreement(1_000_000, 0.999997, 1.0, 0.0, 0)))
+    assert "over 99.99% got the same action and 100.00% the very same score; no score differs." in page
+
+
+def test_live_decisions_about_none_of_the_payments_are_said_to_be_so() -> None:
+    page = report_html(results("alone"), live(whole=Agreement(0, None, None, None, 0), by_model_version={}))
+    assert "No payment was decided both live and here." in page
+    assert "Scores, replayed and live" not in page
+
+
+def test_without_live_decisions_there_is_no_such_section() -> None:
+    assert "Live against replay" not in report_html(results("alone"))
 
 
 def test_lists_of_payments_are_short_and_in_order_of_amount() -> None:

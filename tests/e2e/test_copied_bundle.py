@@ -1,0 +1,159 @@
+"""A bundle trained here and copied elsewhere, without its library: it serves there, with the scores it had here."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.memory_store import MemoryStore
+from models.bundle import MANIFEST, load_bundle, native_library, told_gate
+from models.compiler import compiler_name
+from ops.traffic import requests_of
+from schemas.outbox_pb2 import OutboxEntry
+from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
+from scoring.mirror import MirrorSettings, MirrorWriter
+from scoring.outbox import OutboxReader, OutboxSettings
+from streams.backfill import backfill
+from tests import small_world
+from tests.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until
+
+PAYMENTS = 60
+NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000
+needs_compiler = pytest.mark.skipif(compiler_name() is None, reason="there is no C compiler")
+
+
+class Clone:
+    """A place of its own: configuration, mirror, outbox, and the bundle as it was carried there."""
+
+    def __init__(self, folder: Path, bundle: Path) -> None:
+        self.folder, self.bundle = folder, folder / "bundle"
+        shutil.copytree(bundle, self.bundle, ignore=shutil.ignore_patterns("native"))
+        self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
+        self.outbox = OutboxSettings(directory=str(folder / "outbox"))
+        self.config = folder / "paywarden.toml"
+        self.config.write_text(
+            f'[serve]\nbundle = "{self.bundle}"\nmetrics = "{folder / "metrics"}"\n'
+            f'[mirror]\npath = "{self.mirror.path}"\nsize_mb = {self.mirror.size_mb}\n'
+            f'[outbox]\ndirectory = "{self.outbox.directory}"\n'
+            f'[answered]\npath = "{folder / "answered"}"\npayments_max = 1000\n'
+            "[grpc]\nport = 0\n[http]\nport = 0\n",
+            encoding="utf-8",
+        )
+        self.process: PaywardenProcess | None = None
+
+    def fill_mirror(self, profiles: dict[bytes, bytes | None]) -> None:
+        writer = MirrorWriter(self.mirror)
+        writer.apply(profiles, {0: 1}, NOW_MS)
+        writer.close()
+
+    def serve(self) -> str:
+        """The address, once a worker is ready."""
+        self.process = PaywardenProcess(self.folder, self.config, "serve")
+        target = self.process.first_line()
+        wait_until(lambda: is_ready(target), "the worker is ready")
+        return target
+
+    def log(self) -> str:
+        assert self.process is not None
+        return self.process.log.read_text(encoding="utf-8")
+
+    def vectors(self) -> dict[str, bytes]:
+        """What each payment was scored by, from the outbox."""
+        (name,) = (path.name for path in Path(self.outbox.directory).iterdir() if path.is_dir())
+        records = OutboxReader(self.outbox, name).read(0, 10 * PAYMENTS)
+        entries = [OutboxEntry.FromString(record) for _, record in records]
+        return {entry.request.payment_id: entry.vector for entry in entries}
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.stop()
+
+
+@cache
+def profiles() -> dict[bytes, bytes | None]:
+    """Of every entity of the small world, after all of its history."""
+    store, engine = MemoryStore(), small_world.engine()
+    backfill(small_world.history(), store, engine=engine, rates=small_world.rates(), outcome_days=1)
+    return {key: state for name in engine.plan.entity_names for key, state in store.scan(name)}
+
+
+def requests() -> list[ScoreRequest]:
+    found = requests_of(small_world.tables()[0].slice(0, PAYMENTS), id_prefix="live-")
+    for request in found:
+        request.event_time_ms = NOW_MS
+    return found
+
+
+def answers(target: str) -> list[ScoreResponse]:
+    body = ScoreBatchRequest(requests=requests()).SerializeToString()
+    status, answer = post(f"{target}/v1/score:batch", body, "application/x-protobuf")
+    assert status == 200, answer
+    return list(ScoreBatchResponse.FromString(answer).responses)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Iterator[Clone]:
+    made = Clone(tmp_path, small_world.trained_bundle())
+    yield made
+    made.stop()
+
+
+@needs_compiler
+def test_a_bundle_without_its_library_serves_elsewhere_with_the_very_scores_it_had(clone: Clone) -> None:
+    clone.fill_mirror(profiles())
+    answered = answers(clone.serve())
+    assert [answer.payment_id for answer in answered] == [request.payment_id for request in requests()]
+    # What scored: a library of this machine, built there by another process, which its gate has let through.
+    assert "has no library for this machine: compiling it" in clone.log()
+    built = json.loads((native_library(clone.bundle).parent / "build.json").read_text(encoding="utf-8"))
+    assert built["gate"]["rows"] > 0
+    assert told_gate(clone.bundle)
+    # The bundle as it was trained, in this process, on the vectors that the worker wrote down.
+    here = load_bundle(small_world.trained_bundle(), catalogue_digest=small_world.engine().plan.digest)
+    assert here.predictor.native
+    vectors = clone.vectors()
+    rows = np.array([np.frombuffer(vectors[answer.payment_id], "<f4") for answer in answered])
+    assert [answer.score for answer in answered] == here.score(rows).tolist()
+    assert {answer.model_version for answer in answered} == {here.manifest.model_version}
+    assert len({answer.score for answer in answered}) >= 5, "payments that are told apart"
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("model.txt", flip, "model.txt has a wrong checksum"),
+        ("golden.npz", truncate, "golden.npz has a wrong checksum"),
+        ("golden.npz", Path.unlink, "golden.npz is missing"),
+        (MANIFEST, truncate, None),
+    ],
+)
+def test_a_copy_that_was_damaged_on_the_way_is_refused_before_anything_is_built(
+    tmp_path: Path, name: str, damage: object, said: str | None
+) -> None:
+    copied = Clone(tmp_path, small_world.trained_bundle())
+    assert callable(damage)
+    damage(copied.bundle / name)
+    done = run_paywarden("--config", str(copied.config), "serve")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    assert (said or f"{MANIFEST} cannot be read") in done.stderr.splitlines()[-1]
+    assert str(copied.bundle) in done.stderr.splitlines()[-1]
+    assert not (copied.bundle / "native" / platform.machine() / "model.so").exists()

@@ -1,0 +1,204 @@
+"""Categories of texts the whole way: declared, trained on, compiled, and live the vector and score of a replay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from features.attributes import channel, country, mcc
+from features.declare import CATEGORIES_MAX, Catalogue, Entity, request
+from features.engine import FeatureEngine
+from features.history import history_of_tables
+from features.memory_store import MemoryStore
+from models.bundle import MODEL_TEXT, Bundle, load_bundle, native_library
+from models.compiler import compiler_name
+from models.evaluation import Days
+from models.explain import CATEGORICAL, DECISION, FEATURE, read_trees
+from models.training import train_bundle
+from models.training_settings import CATEGORY_MAX
+from models.training_table import training_table
+from ops.traffic import requests_of
+from schemas.outbox_pb2 import OutboxEntry
+from schemas.scoring_pb2 import ScoreResponse
+from scoring.intake import Intake
+from scoring.metrics import Registry
+from scoring.mirror import MirrorSettings, MirrorWriter
+from scoring.model_chain import ModelChain
+from scoring.model_metrics import ModelMetrics
+from scoring.outbox import OutboxReader, OutboxSettings, OutboxWriter
+from scoring.policy import FLAGS, Policy, PolicySettings
+from scoring.scorer import PaymentScorer
+from scoring.wire import RequestLimits
+from scoring.worker_metrics import ScoringMetrics
+from streams.backfill import backfill
+from streams.replay import replay
+from streams.replay_measures import Contestant
+from streams.simulator import split_at
+from tests import small_world
+from tests.payments import score_many
+from tests.small_world import DAY_MS
+
+CHANNELS = ("pos", "ecom", "contactless")
+MCCS = ("5999", "5732", "5411", "4814")
+COUNTRIES = ("DE", "FR", "GB", "US")
+CATEGORIES = ("channel", "mcc", "country")
+LAST_DAY = small_world.FIRST_DAY + small_world.DAYS - 1
+card = Entity("card", key="card_id")
+
+
+@cache
+def engine() -> FeatureEngine:
+    made = FeatureEngine(
+        Catalogue(
+            entities=(card,),
+            features=(
+                request.amount("amount"),
+                request.category("channel", channel, CHANNELS),
+                request.category("mcc", mcc, MCCS),
+                request.category("country", country, COUNTRIES),
+                card.count("card_count_1d", "1d"),
+            ),
+        )
+    )
+    made.warm_up()
+    return made
+
+
+@cache
+def tables() -> tuple[pa.Table, pa.Table]:
+    """The small world's, of whose payments a tenth lack their channel, a tenth their mcc, a tenth their country."""
+    payments, outcomes = small_world.tables()
+    random = np.random.default_rng(3)
+    for name in CATEGORIES:
+        texts = payments[name].cast(pa.string()).to_pylist()
+        lacks = random.random(len(texts)) < 0.1
+        column = pa.array([None if none else text for text, none in zip(texts, lacks.tolist(), strict=True)])
+        place = payments.schema.get_field_index(name)
+        payments = payments.set_column(place, name, column.dictionary_encode())
+    return payments, outcomes
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained and, where there is a compiler, through the parity gate: `train_bundle` refuses what does not pass."""
+    folder = tmp_path_factory.mktemp("categories") / "bundle"
+    table = training_table(
+        history_of_tables(*tables()),
+        small_world.TRAINING_DAYS,
+        engine=engine(),
+        rates=small_world.rates(),
+        label_delay_days=small_world.LABEL_DELAY_DAYS,
+    )
+    settings = replace(small_world.SETTINGS, categorical=CATEGORIES)
+    train_bundle(table, small_world.TRAINING_DAYS, folder, engine=engine(), settings=settings)
+    return folder
+
+
+def policy_of(bundle: Bundle) -> Policy:
+    return Policy(PolicySettings(), review_at=bundle.manifest.review_at, decline_at=bundle.manifest.decline_at)
+
+
+def decided_by_replay(bundle: Bundle, folder: Path) -> dict[str, dict[str, Any]]:
+    """The last day's decisions by payment id."""
+    replay(
+        history_of_tables(*tables()),
+        engine=engine(),
+        rates=small_world.rates(),
+        champion=Contestant(bundle, policy_of(bundle), "of the test"),
+        window=Days(LAST_DAY, LAST_DAY),
+        label_delay_days=small_world.LABEL_DELAY_DAYS,
+        destination=folder,
+        with_vectors=True,
+    )
+    return {row["payment_id"]: row for row in pq.read_table(folder / "decisions.parquet").to_pylist()}
+
+
+def decided_live(bundle: Bundle, folder: Path, payments: pa.Table) -> tuple[list[ScoreResponse], list[OutboxEntry]]:
+    """What a worker's scorer answers whose mirror has all that was before the last day, and what it writes down."""
+    past, _ = split_at(*tables(), LAST_DAY * DAY_MS)
+    store = MemoryStore()
+    backfill(history_of_tables(*past), store, engine=engine(), rates=small_world.rates(), outcome_days=120)
+    keys = [f"card:{name}".encode() for name in payments["card_id"].to_pylist()]
+    mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
+    writer = MirrorWriter(mirror)
+    writer.apply(dict(zip(keys, store.read(keys), strict=True)), {0: 1}, LAST_DAY * DAY_MS)
+    writer.close()
+    at = OutboxSettings(directory=str(folder / "outbox"))
+    outbox = OutboxWriter(at, "0")
+    scorer = PaymentScorer(
+        engine=engine(),
+        models=ModelChain((bundle,), metrics=ModelMetrics.declare(Registry())),
+        policy=policy_of(bundle),
+        mirror=mirror,
+        outbox=outbox,
+        metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=("card",)),
+    )
+    intake = Intake(engine().plan, small_world.rates(), RequestLimits())
+    now_ms = (LAST_DAY + 1) * DAY_MS
+    requests = requests_of(payments, id_prefix="")
+    answers: list[ScoreResponse] = []
+    for first in range(0, len(requests), 32):
+        for answer in score_many(scorer, requests[first : first + 32], intake, now_ms):
+            assert isinstance(answer, ScoreResponse)
+            answers.append(answer)
+    outbox.close()
+    return answers, [OutboxEntry.FromString(record) for _, record in OutboxReader(at, "0").read(0, len(requests))]
+
+
+def first_of_each_card(payments: pa.Table) -> pa.Table:
+    """So that nothing of the day is in the features of another."""
+    seen: set[str] = set()
+    rows = []
+    for row, name in enumerate(payments["card_id"].to_pylist()):
+        if name not in seen:
+            seen.add(name)
+            rows.append(row)
+    return payments.take(rows)
+
+
+def test_live_vectors_and_scores_equal_those_of_a_replay_to_the_last_bit(bundle: Path, tmp_path: Path) -> None:
+    loaded = load_bundle(bundle, catalogue_digest=engine().plan.digest)
+    _, (today, _) = split_at(*tables(), LAST_DAY * DAY_MS)
+    payments = first_of_each_card(today)
+    wanted = decided_by_replay(loaded, tmp_path / "replay")
+    answers, entries = decided_live(loaded, tmp_path, payments)
+    assert len(answers) == len(entries) == len(payments) > 100
+    for answer, entry in zip(answers, entries, strict=True):
+        row = wanted[answer.payment_id]
+        assert entry.vector == row["vector"]
+        assert (answer.score, answer.action) == (row["score"], row["action"])
+    # Listed ones, others and missing ones are all among them.
+    vectors = np.array([np.frombuffer(entry.vector, "<f4") for entry in entries])
+    for place, (name, among) in enumerate(zip(CATEGORIES, (CHANNELS, MCCS, COUNTRIES), strict=True), start=1):
+        expected = [category(text, among) for text in payments[name].to_pylist()]
+        assert np.array_equal(vectors[:, place], np.array(expected, dtype=np.float32), equal_nan=True)
+        assert set(range(len(among) + 1)) <= set(vectors[:, place].tolist())
+        assert np.isnan(vectors[:, place]).any()
+
+
+def category(text: str | None, among: Sequence[str]) -> float:
+    if text is None:
+        return float("nan")
+    return among.index(text) if text in among else len(among)
+
+
+def test_trees_ask_for_sets_of_categories_and_the_library_does_as_lightgbm(bundle: Path) -> None:
+    trees = read_trees(bundle / MODEL_TEXT, engine().plan.feature_count)
+    asks_sets = (trees.nodes[:, DECISION] & CATEGORICAL) != 0
+    assert set(trees.nodes[asks_sets, FEATURE].tolist()) == {1, 2, 3}
+    # `load_bundle` has held it to LightGBM's margins of the golden vectors.
+    if compiler_name() is not None:
+        assert native_library(bundle).exists()
+        assert load_bundle(bundle, catalogue_digest=engine().plan.digest).predictor.native
+
+
+def test_as_many_categories_as_can_be_listed_are_taken_by_training() -> None:
+    assert CATEGORIES_MAX == CATEGORY_MAX
