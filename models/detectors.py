@@ -168,7 +168,8 @@ class Detectors:
         self._sums[place] = np.floor(after / _STEP)
         logs = np.log(np.maximum(np.expm1(after), _TAIL_MIN))
         evidence = _log_mean(logs)
-        shift = self._bets.ravel()[logs.reshape(len(logs), -1).argmax(axis=1)]
+        # Of several that are capped alike, the largest shift.
+        shift = self._bets.ravel()[::-1][logs.reshape(len(logs), -1)[:, ::-1].argmax(axis=1)]
         effect = self._averaged(place, block, deviation, counted)
         enough = evidence >= threshold
         reached_ms = np.where(enough, np.where(self._reached_ms[place] > 0, self._reached_ms[place], block.end_ms), 0)
