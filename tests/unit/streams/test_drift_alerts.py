@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from models.detectors import LENGTHS_MS, DetectorSettings
 from models.signals import Block, Signal
@@ -119,6 +120,27 @@ def test_two_unrelated_causes_are_two_alerts() -> None:
 
     watch, _ = after(both)
     assert sorted(names(watch)) == [("feature:distance", "overall"), ("traffic", "country=DE")]
+    traffic = next(alert for alert in watch.open_alerts if alert.subject == "traffic")
+    # Not of the other feature, although features come first: the mix says so.
+    assert "feature:amount" in [moved.subject for moved in traffic.attached]
+
+
+def test_what_one_segment_gains_and_others_lose_is_one_alert_whenever_it_is_seen() -> None:
+    signals = tuple(Signal("traffic", "share", f"country={name}") for name in ("DE", "FR", "US"))
+    watch, expected, value = watch_of(signals), np.array([0.2, 0.3, 0.5]), np.array([0.4, 0.225, 0.375])
+
+    def step(number: int, counted: list[int], moved: NDArray[np.float64]) -> list[Alert]:
+        count = np.zeros(3, dtype=np.int64)
+        count[counted] = 1000
+        return watch.step(
+            Block(number * FIVE_MS, FIVE_MS, signals, moved, expected, np.full(3, 0.004), count, np.full(3, 9.0))
+        )
+
+    told = [alert for number in range(3) for alert in step(number, [0], value)]
+    # A day later the smaller move of the others is certain, too.
+    told += [alert for number in range(300, 303) for alert in step(number, [0, 1, 2], value)]
+    assert names(watch) == [("traffic", "country=DE")]
+    assert len(told) == 1
 
 
 def test_a_feature_that_goes_wrong_hours_after_another_has_an_alert_of_its_own() -> None:
@@ -169,9 +191,10 @@ def test_hours_and_days_that_contain_a_change_do_not_raise_it_again() -> None:
     world.missing = set()
     run(watch, world, 20)
     assert watch.open_alerts == []
+    # Nor what it may have moved besides.
     for length_ms in (HOUR_MS, DAY_MS):
-        enormous = _block(watch, {"feature:distance": 50.0}, 0, length_ms)
-        assert watch.step(enormous) == []
+        assert watch.step(_block(watch, {"feature:distance": 1e9, "score": 1e9}, 0, length_ms)) == []
+    assert watch.step(_block(watch, {"score": 1e9}, DAY_MS, DAY_MS)) != []
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -184,6 +207,14 @@ def test_a_value_that_hovers_about_the_limit_does_not_flap(seed: int) -> None:
         told += watch.step(_block(watch, {"flag:unknown_card": x}, number * FIVE_MS, effect=0.2 * x / 6))
     assert [alert.state for alert in told if alert.state is not State.ESCALATED] == [State.RAISED]
     assert len(told) <= 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_change_that_lasts_is_not_over_because_most_blocks_look_like_chance(seed: int) -> None:
+    rng, watch, told = np.random.default_rng(seed), watch_of(), []
+    for number in range(1_500):
+        told += watch.step(_block(watch, {"flag:unknown_card": 0.8 + rng.standard_normal()}, number * FIVE_MS))
+    assert [alert.state for alert in told if alert.state is not State.ESCALATED] == [State.RAISED]
 
 
 def test_a_short_lull_does_not_clear_an_alert() -> None:
