@@ -227,7 +227,7 @@ def budget(signals: Sequence[Signal]) -> NDArray[np.float64]:
 
 
 _FAMILY_SHARES = {"score": 1 / 2, "inputs": 1 / 4, TRAFFIC: 1 / 8, "segments": 1 / 8}
-_SCORE_SUBJECTS = ("score", "actions")
+_SCORE_SUBJECTS = ("score", "action")
 
 
 def _family(signal: Signal) -> str:

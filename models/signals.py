@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-class Signal(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Signal:
     """One number that a block of time has: a mean, over its payments, of something bounded.
 
-    `subject`: score, traffic, profiles, feature:NAME, …; `segment`: overall, or DIMENSION=VALUE.
+    `subject`: score, action, traffic, feature:NAME, flag:NAME, profile_age; `segment`: overall, or DIMENSION=VALUE.
     """
 
     subject: str

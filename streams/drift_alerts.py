@@ -209,7 +209,8 @@ class Finding:
     latest_ms: int
 
     def moved(self) -> Moved:
-        return Moved(*self.signal, effect=self.effect, deviation=self.deviation)
+        signal = self.signal
+        return Moved(signal.subject, signal.statistic, signal.segment, self.effect, self.deviation)
 
 
 @dataclass
@@ -325,7 +326,15 @@ class AlertBook:
         return finding.earliest_ms <= ends and finding.latest_ms >= begins
 
     def _raised(self, finding: Finding, block: Block) -> Alert:
-        name = "\0".join((self.model_version, str(block.end_ms), *finding.signal))
+        name = "\0".join(
+            (
+                self.model_version,
+                str(block.end_ms),
+                finding.signal.subject,
+                finding.signal.statistic,
+                finding.signal.segment,
+            )
+        )
         return Alert(
             # From what is known of it alone: a block that is worked in again raises the same alert.
             alert_id=hashlib.sha256(name.encode()).hexdigest()[:16],
@@ -343,7 +352,9 @@ class AlertBook:
         """The fields that are of the signal an alert is named after."""
         index = finding.index
         return {
-            **finding.signal._asdict(),
+            "subject": finding.signal.subject,
+            "statistic": finding.signal.statistic,
+            "segment": finding.signal.segment,
             "slack_ms": (finding.latest_ms - finding.earliest_ms) // 2,
             "length_ms": block.length_ms,
             "effect": finding.effect,
@@ -446,7 +457,7 @@ def findings_of(table: SignalTable, block: Block, verdict: Verdict) -> list[Find
     for index in verdict.fired.tolist():
         groups.setdefault(table.signals[index].subject, []).append(index)
     findings = [_finding(table, block, verdict, members) for members in groups.values()]
-    return sorted(findings, key=lambda finding: (_turn(finding.cause), -abs(finding.deviation), finding.signal))
+    return sorted(findings, key=lambda finding: (_turn(finding.cause), -abs(finding.deviation), finding.signal.subject))
 
 
 def _turn(cause: Cause) -> int:
@@ -492,7 +503,7 @@ def _union(first: Iterable[int], second: Iterable[int]) -> tuple[int, ...]:
 
 def _named(alert: Alert) -> Moved:
     """What an alert was named after, as one of what moved."""
-    return Moved(*alert.signal, effect=alert.effect, deviation=alert.shift)
+    return Moved(alert.subject, alert.statistic, alert.segment, alert.effect, alert.shift)
 
 
 def _strongest(moved: Sequence[Moved]) -> tuple[Moved, ...]:

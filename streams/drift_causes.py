@@ -12,6 +12,7 @@ That can be seen, so a feature that moved by the mix alone is the traffic's, alt
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from enum import IntEnum
 
 import numpy as np
@@ -22,7 +23,7 @@ from models.signals import Block, Signal
 
 FEATURE_PREFIX = "feature:"
 FLAG_PREFIX = "flag:"
-PROFILES = "profiles"
+PROFILE_AGE = "profile_age"
 # Conditions of quality that say that profiles are not what they should be.
 _PROFILE_FLAGS = ("mirror_absent", "mirror_stale", "profile_unreadable")
 # A move is a segment's alone when what is outside it moved no more than this share of what is inside.
@@ -49,7 +50,7 @@ class Cause(IntEnum):
 
 def cause_of(subject: str) -> Cause:
     """Which cause a move of this subject would be."""
-    if subject == PROFILES or subject.removeprefix(FLAG_PREFIX) in _PROFILE_FLAGS:
+    if subject == PROFILE_AGE or subject.removeprefix(FLAG_PREFIX) in _PROFILE_FLAGS:
         return Cause.PROFILES
     if subject.startswith((FEATURE_PREFIX, FLAG_PREFIX)):
         return Cause.INPUT
@@ -69,7 +70,7 @@ class SignalTable:
 
     def overall(self, signal: Signal) -> int | None:
         """The same of all payments; None where there is none, as of traffic."""
-        return self.index.get(signal._replace(segment=OVERALL))
+        return self.index.get(replace(signal, segment=OVERALL))
 
     def segments(self, signal: Signal) -> list[int]:
         """The same in every segment."""
@@ -118,7 +119,7 @@ def mix_explains(table: SignalTable, block: Block, verdict: Verdict, signal: Sig
     mix = 0.0
     for index in table.segments(signal):
         segment = table.signals[index].segment
-        share = table.index.get(traffic._replace(segment=segment))
+        share = table.index.get(replace(traffic, segment=segment))
         if dimension_of(segment) == dimension and share is not None and np.isfinite(block.expected[index]):
             mix += float((block.value[share] - block.expected[share]) * block.expected[index])
     moved = float(block.value[overall] - block.expected[overall])

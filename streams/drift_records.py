@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.binning import MISSING, Binning
 from models.detectors import is_histogram
-from models.distances import distances
+from models.distances import jensen_shannon, kolmogorov_smirnov, psi
 from schemas.avro import Decoder, Encoder, SchemaIds
 from streams.drift_alerts import Alert
 from streams.drift_causes import FEATURE_PREFIX
@@ -62,9 +62,9 @@ class Histograms:
 
     def distances(self) -> dict[str, float]:
         """PSI, JS and KS, missing values as a bin of their own."""
-        return distances(
-            np.append(self.reference, self.reference_missing), np.append(self.current, self.current_missing)
-        )
+        both = np.append(self.reference, self.reference_missing), np.append(self.current, self.current_missing)
+        named = {"psi": psi, "js": jensen_shannon, "ks": kolmogorov_smirnov}
+        return {name: float(distance(*both)) for name, distance in named.items()}
 
     def records(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The reference's and the current one's."""

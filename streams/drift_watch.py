@@ -12,6 +12,7 @@ import json
 import struct
 import zlib
 from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 
@@ -25,6 +26,9 @@ _FORMAT = 1
 # Format, bytes of the JSON part.
 _HEADER = struct.Struct("<BI")
 _DIGEST_BYTES = 16
+_START = _HEADER.size + _DIGEST_BYTES
+# An open alert takes some 4 kB of JSON: far more than there can be.
+_HEAD_BYTES_MAX = 64 * 1024 * 1024
 # Fast enough to be packed once a block; higher levels gain hardly a percent.
 _ZLIB_LEVEL = 1
 
@@ -91,16 +95,13 @@ class DriftWatch:
 
     def restore(self, state: bytes) -> None:
         """Become what `to_bytes` was taken of. Raises InvalidEvent for the state of other signals, and what is none."""
-        start = _HEADER.size + _DIGEST_BYTES
-        if len(state) < start or state[0] != _FORMAT:
-            raise InvalidEvent("the state of drift detection is damaged or of another release")
-        if state[_HEADER.size : start] != self._digest():
+        head_bytes = _head_bytes(state)
+        if state[_HEADER.size : _START] != self._digest():
             raise InvalidEvent("the state of drift detection is of another model or other signals")
-        head_bytes = _HEADER.unpack_from(state)[1]
         whole = head_bytes + sum(kept.nbytes for kept in self.detectors.state)
         try:
             # No more than should be there is unpacked, whatever the bytes say.
-            content = zlib.decompressobj().decompress(state[start:], whole + 1)
+            content = zlib.decompressobj().decompress(state[_START:], whole + 1)
             if len(content) != whole:
                 raise InvalidEvent("the state of drift detection is damaged: it is cut off or too long")
             head = json.loads(content[:head_bytes])
@@ -117,8 +118,27 @@ class DriftWatch:
 
     def _digest(self) -> bytes:
         """Of what the sums belong to."""
-        text = "\n".join((self.book.model_version, *("\t".join(signal) for signal in self.detectors.signals)))
+        text = "\n".join((self.book.model_version, *("\t".join(astuple(signal)) for signal in self.detectors.signals)))
         return hashlib.sha256(text.encode()).digest()[:_DIGEST_BYTES]
+
+
+def open_alerts_in(state: bytes) -> list[Alert]:
+    """The open alerts in what `to_bytes` of any watch gave. Raises InvalidEvent."""
+    head_bytes = _head_bytes(state)
+    try:
+        head = json.loads(zlib.decompressobj().decompress(state[_START:], head_bytes))
+        return [Alert.from_dict(fields) for fields in head["open"]]
+    except (zlib.error, ValueError, KeyError, TypeError) as error:
+        raise InvalidEvent("the state of drift detection is damaged") from error
+
+
+def _head_bytes(state: bytes) -> int:
+    if len(state) < _START or state[0] != _FORMAT:
+        raise InvalidEvent("the state of drift detection is damaged or of another release")
+    head_bytes = int(_HEADER.unpack_from(state)[1])
+    if not 0 < head_bytes <= _HEAD_BYTES_MAX:
+        raise InvalidEvent("the state of drift detection is damaged")
+    return head_bytes
 
 
 def _may_have_moved(alert: Alert, signal: Signal) -> bool:

@@ -25,10 +25,10 @@ SEGMENTS = (
 )
 _STATISTICS = (
     ("score", "location"),
-    ("score", "high_risk_share"),
+    ("score", "high_risk"),
     *((f"feature:{name}", statistic) for name in FEATURES for statistic in ("location", "missing")),
     ("flag:unknown_card", "share"),
-    ("profiles", "location"),
+    ("profile_age", "location"),
 )
 SIGNALS = (
     *(Signal(subject, statistic, segment) for subject, statistic in _STATISTICS for segment in SEGMENTS),

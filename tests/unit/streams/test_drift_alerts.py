@@ -54,7 +54,7 @@ def traffic_of_de_doubles(world: World) -> None:
         (lambda world: world.added.update(velocity=0.1), [("feature:velocity", "overall")]),
         (lambda world: world.added_in_de.update(amount=0.1), [("feature:amount", "country=DE")]),
         (traffic_of_de_doubles, [("traffic", "country=DE")]),
-        (lambda world: setattr(world, "profile_age_added", 0.2), [("profiles", "overall")]),
+        (lambda world: setattr(world, "profile_age_added", 0.2), [("profile_age", "overall")]),
     ],
 )
 def test_an_alert_is_named_after_what_changed_and_where(
@@ -78,7 +78,7 @@ def test_stale_profiles_are_named_before_the_features_they_move() -> None:
         world.profile_age_added, world.added = 0.2, {"velocity": 0.1, "distance": 0.1}
 
     watch, _ = after(profiles_go_stale)
-    assert names(watch) == [("profiles", "overall")]
+    assert names(watch) == [("profile_age", "overall")]
     assert {moved.subject for moved in watch.open_alerts[0].attached} == {
         "feature:velocity", "feature:distance", "score",
     }  # fmt: skip
@@ -92,8 +92,8 @@ def test_a_cause_found_later_renames_the_open_alert() -> None:
     world.profile_age_added = 0.2
     later = run(watch, world, 5)
     assert [(alert.state, alert.subject) for alert in first] == [(State.RAISED, "score")]
-    assert [alert.state for alert in later if alert.subject == "profiles"] == [State.ESCALATED]
-    assert names(watch) == [("profiles", "overall")]
+    assert [alert.state for alert in later if alert.subject == "profile_age"] == [State.ESCALATED]
+    assert names(watch) == [("profile_age", "overall")]
     assert watch.open_alerts[0].alert_id == first[0].alert_id
     assert "score" in [moved.subject for moved in watch.open_alerts[0].attached]
 
@@ -108,9 +108,9 @@ def test_a_cause_takes_in_all_alerts_that_it_explains() -> None:
     world.profile_age_added = 0.2
     told = run(watch, world, 4)
     # Traffic is nothing that profiles move.
-    assert sorted(names(watch))[0] == ("profiles", "overall")
+    assert sorted(names(watch))[0] == ("profile_age", "overall")
     assert ("feature:amount", "country=DE") not in names(watch)
-    assert any(alert.subject == "profiles" and alert.state is State.ESCALATED for alert in told)
+    assert any(alert.subject == "profile_age" and alert.state is State.ESCALATED for alert in told)
 
 
 def test_two_unrelated_causes_are_two_alerts() -> None:
@@ -239,7 +239,7 @@ def test_severity_follows_how_large_a_change_is_and_only_grows() -> None:
 
 def test_stale_profiles_are_a_warning_at_least() -> None:
     settings = AlertSettings()
-    assert settings.severity(Signal("profiles", "location", "overall"), 0.03) is Severity.WARNING
+    assert settings.severity(Signal("profile_age", "location", "overall"), 0.03) is Severity.WARNING
     assert settings.severity(Signal("score", "location", "overall"), 0.03) is Severity.INFO
 
 
@@ -365,7 +365,7 @@ def test_the_state_of_another_models_watch_is_refused() -> None:
 
 def test_what_is_attached_is_bounded() -> None:
     signals = (
-        Signal("profiles", "location", "overall"),
+        Signal("profile_age", "location", "overall"),
         *(Signal(f"feature:f{number}", "location", "overall") for number in range(200)),
     )
     watch = watch_of(signals)
@@ -377,7 +377,7 @@ def test_what_is_attached_is_bounded() -> None:
                 np.full(count, 99), np.full(count, 9.0),
             )
         )  # fmt: skip
-    assert names(watch) == [("profiles", "overall")]
+    assert names(watch) == [("profile_age", "overall")]
     assert len(watch.open_alerts[0].attached) == ATTACHED_MAX
     assert len(watch.open_alerts[0].members) == 201
 
@@ -385,13 +385,13 @@ def test_what_is_attached_is_bounded() -> None:
 @pytest.mark.parametrize(
     ("subject", "cause"),
     [
-        ("profiles", Cause.PROFILES),
+        ("profile_age", Cause.PROFILES),
         ("flag:mirror_stale", Cause.PROFILES),
         ("flag:unknown_card", Cause.INPUT),
         ("feature:amount", Cause.INPUT),
         ("traffic", Cause.TRAFFIC),
         ("score", Cause.SCORE),
-        ("actions", Cause.SCORE),
+        ("action", Cause.SCORE),
     ],
 )
 def test_a_subject_has_its_place_in_the_order_of_causes(subject: str, cause: Cause) -> None:
