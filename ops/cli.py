@@ -14,6 +14,7 @@ from ops.archive import archive
 from ops.backfill import backfill
 from ops.backtest import backtest
 from ops.deadletters import dead_letters
+from ops.drift import drift
 from ops.features import features
 from ops.forget import forget
 from ops.load import load
@@ -233,7 +234,7 @@ def _until_stopped() -> threading.Event:
 
 
 for _command in (
-    *(archive, backfill, backtest, dead_letters, features, forget, load),
+    *(archive, backfill, backtest, dead_letters, drift, features, forget, load),
     *(policy, profile_sets, rebuild, replay, train),
 ):
     cli.add_command(_command)

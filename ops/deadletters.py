@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from heapq import nlargest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops import wiring
-from ops.times import time_ms_of
+from ops.reporting import printable
+from ops.times import duration_ms_of, spoken, time_ms_of
 from schemas.errors import Misconfigured, TemporaryFailure
 from schemas.settings import Source
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from streams.kafka import KafkaSettings
     from streams.retry import Note, Retried, Selection
 
-_UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 # Lines of the summary, and letters named for each reason of a refusal.
 _SUMMARY_LINES_MAX = 30
 _NAMED_MAX = 10
@@ -173,7 +170,7 @@ def _report(done: Retried, *, dry_run: bool) -> None:
     for why, letter_ids in done.refused.items():
         named = ", ".join(map(str, letter_ids[:_NAMED_MAX]))
         more = f" and {len(letter_ids) - _NAMED_MAX} more" if len(letter_ids) > _NAMED_MAX else ""
-        click.echo(f"  {named}{more}: {_printable(why)}")
+        click.echo(f"  {named}{more}: {printable(why)}")
     if refused_count:
         raise click.ClickException(f"{refused_count} dead letters were refused")
 
@@ -200,11 +197,11 @@ class _Line:
         return cls(
             letter_id=letter.letter_id,
             failed_time_ms=letter.failed_time_ms,
-            topic=None if origin is None else _printable(origin.topic),
+            topic=None if origin is None else printable(origin.topic),
             partition=None if origin is None else origin.partition,
             offset=None if origin is None else origin.offset,
             size_bytes=letter.size_bytes,
-            reason=_printable(letter.reason if origin is not None else f"damaged letter: {letter.reason}"),
+            reason=printable(letter.reason if origin is not None else f"damaged letter: {letter.reason}"),
             retry_count=0 if isinstance(letter, DamagedLetter) else letter.retry_count,
             retried_time_ms=None if note is None else note.retried_time_ms,
         )
@@ -262,8 +259,8 @@ def _print(overview: _Overview) -> None:
     table.add_column("reason", overflow="fold")
     for line in overview.lines:
         origin = "?" if line.topic is None else f"{line.topic}/{line.partition}/{line.offset}"
-        retried = "" if line.retried_time_ms is None else _spoken(line.retried_time_ms)
-        place = (str(line.letter_id), _spoken(line.failed_time_ms), origin, str(line.size_bytes))
+        retried = "" if line.retried_time_ms is None else spoken(line.retried_time_ms)
+        place = (str(line.letter_id), spoken(line.failed_time_ms), origin, str(line.size_bytes))
         # Not as markup: a reason may hold brackets.
         table.add_row(*map(Text, (*place, str(line.retry_count or ""), retried, line.reason)))
     if overview.lines:
@@ -326,26 +323,13 @@ def _selection(kafka: KafkaSettings, topic: str, reason: str, since: str) -> Sel
 
 
 def _since_ms(text: str, now_ms: int) -> int:
-    duration = _DURATION.fullmatch(text)
-    if duration is not None:
-        return now_ms - int(duration[1]) * _UNITS_MS[duration[2]]
+    ago_ms = duration_ms_of(text)
+    if ago_ms is not None:
+        return now_ms - ago_ms
     try:
         return time_ms_of(text)
     except ValueError:
         raise Misconfigured(f"--since: wanted a time such as 2024-05-01T12:00:00Z, or 2h, got {text!r}") from None
-
-
-def _spoken(time_ms: int) -> str:
-    """To the second; what no clock can show, as it is."""
-    try:
-        return datetime.fromtimestamp(time_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError, OSError):
-        return str(time_ms)
-
-
-def _printable(text: str) -> str:
-    """Without what could move a terminal's cursor."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _now_ms() -> int:

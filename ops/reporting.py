@@ -19,3 +19,8 @@ def report(result: dict[str, Any], json_file: str | None) -> None:
             Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise click.ClickException(f"cannot write {json_file}: {error.strerror}") from error
+
+
+def printable(text: str) -> str:
+    """Without what could move a terminal's cursor."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -1,8 +1,12 @@
-"""Moments as people type them."""
+"""Moments and durations as people type and read them."""
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+
+_UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 
 
 def time_ms_of(text: str) -> int:
@@ -11,3 +15,17 @@ def time_ms_of(text: str) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return round(moment.timestamp() * 1000)
+
+
+def duration_ms_of(text: str) -> int | None:
+    """Milliseconds of a duration such as 90s, 10m, 2h or 1d; None when it is none."""
+    match = _DURATION.fullmatch(text)
+    return None if match is None else int(match[1]) * _UNITS_MS[match[2]]
+
+
+def spoken(time_ms: int) -> str:
+    """A moment in UTC to the second; what no clock can show, as it is."""
+    try:
+        return datetime.fromtimestamp(time_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return str(time_ms)

@@ -40,6 +40,7 @@ TOPICS: Final = (
     "profiles",
     "decisions",
     "drift-alerts",
+    "drift-acknowledgements",
     "dead-letters",
     "dead-letters-retried",
 )

@@ -18,6 +18,8 @@ _DAY_MS = 86_400_000
 # Kafka keeps a letter past its days until its segment is closed and every letter in it is old; that it was retried
 # must be known for longer.
 _RETRIED_DAYS_MORE = 30
+# Few records, whose order over all keys matters to who reads them whole.
+_ONE_PARTITION = (CURSORS_TOPIC, "drift-alerts", "drift-acknowledgements", "dead-letters", "dead-letters-retried")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class TopicSettings:
     payments_days: int = 100
     decisions_days: int = 100
     dead_letters_days: int = 30
+    # Of drift alerts and their acknowledgements, which are few: an alert is open as long as its change lasts.
+    drift_days: int = 400
     # Events are read within a second; this is how long all workers may be away.
     repartition_days: int = 7
 
@@ -122,7 +126,7 @@ def _new_topic(full_name: str, name: str, settings: TopicSettings) -> NewTopic:
 
 
 def _partition_count(name: str, settings: TopicSettings) -> int:
-    if name in (CURSORS_TOPIC, "drift-alerts", "dead-letters", "dead-letters-retried"):
+    if name in _ONE_PARTITION:
         return 1
     return settings.partitions if name in TOPICS else settings.repartition_partitions
 
@@ -144,7 +148,12 @@ def _config(name: str, settings: TopicSettings) -> dict[str, str]:
     if name == "dead-letters-retried":
         kept_ms = (settings.dead_letters_days + _RETRIED_DAYS_MORE) * _DAY_MS
         return {"cleanup.policy": "compact,delete", "retention.ms": str(kept_ms)}
-    days = {"dead-letters": settings.dead_letters_days, "decisions": settings.decisions_days}
+    days = {
+        "dead-letters": settings.dead_letters_days,
+        "decisions": settings.decisions_days,
+        "drift-alerts": settings.drift_days,
+        "drift-acknowledgements": settings.drift_days,
+    }
     kept_days = days.get(name, settings.payments_days if name in TOPICS else settings.repartition_days)
     kept = {"cleanup.policy": "delete", "retention.ms": str(kept_days * _DAY_MS)}
     if name == "dead-letters":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ops.deadletters import _printable, _since_ms, _spoken
+from ops.deadletters import _since_ms
+from ops.reporting import printable
+from ops.times import spoken
 from schemas.errors import Misconfigured
 from tests.processes import run_paywarden
 
@@ -35,12 +37,12 @@ def test_a_since_that_is_neither_is_refused(text: str) -> None:
 
 
 def test_a_time_that_no_calendar_has_is_shown_as_it_is() -> None:
-    assert _spoken(NOW_MS) == "2024-05-01 12:00:00"
-    assert _spoken(2**62) == str(2**62)
+    assert spoken(NOW_MS) == "2024-05-01 12:00:00"
+    assert spoken(2**62) == str(2**62)
 
 
 def test_nothing_that_is_shown_moves_the_cursor() -> None:
-    assert _printable("currency: \x1b[2Jé\n") == "currency: \ufffd[2Jé\ufffd"
+    assert printable("currency: \x1b[2Jé\n") == "currency: \ufffd[2Jé\ufffd"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""Detection of all model versions at once, each apart: what two models say is never compared.
+
+A version whose first payments come in the middle of an hour or a day is judged by what it has of them, once they are
+enough. One that is watched no more, or has had no block for a day, has its alerts cleared.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from models.detectors import DAY_MS, DetectorSettings
+from models.signals import Block, Signal
+from schemas.errors import InvalidEvent
+from streams.drift_alerts import Alert, AlertSettings, State
+from streams.drift_records import Acknowledgement
+from streams.drift_watch import DriftWatch, open_alerts_in
+
+_log = logging.getLogger(__name__)
+
+# Of one watch within the state: the bytes of its version's name, and of its own state.
+_ENTRY = struct.Struct("<HI")
+_SILENT_MS = DAY_MS
+
+
+class DriftWatches:
+    """A watch for each model version. Not thread-safe.
+
+    `signals`: of each version that is watched, in the order in which its blocks have them.
+    """
+
+    def __init__(
+        self, signals: Mapping[str, Sequence[Signal]], detectors: DetectorSettings, alerts: AlertSettings
+    ) -> None:
+        self._signals, self._detectors, self._alerts = dict(signals), detectors, alerts
+        self._watches: dict[str, DriftWatch] = {}
+        # Open alerts of a state whose versions are watched no more: cleared with the next block.
+        self._orphans: list[Alert] = []
+        self._clear()
+
+    def step(self, blocks: Mapping[str, Block], end_ms: int) -> list[Alert]:
+        """Take in the blocks of one span of time, by model version; returns alerts raised, escalated or cleared."""
+        told = [replace(alert, state=State.CLEARED, time_ms=end_ms) for alert in self._orphans]
+        self._orphans = []
+        for version, watch in sorted(self._watches.items()):
+            if version in blocks:
+                told += watch.step(blocks[version])
+            elif watch.seen_to_ms and end_ms - max(watch.seen_to_ms.values()) >= _SILENT_MS:
+                told += watch.close(end_ms)
+        return told
+
+    def acknowledge(self, said: Acknowledgement) -> bool:
+        """Note that somebody has seen an alert; False when no such alert is open."""
+        watches = self._watches.values()
+        return any(watch.acknowledge(said.alert_id, by=said.by, until_ms=said.until_ms) for watch in watches)
+
+    @property
+    def open_alerts(self) -> list[Alert]:
+        """Of all versions."""
+        return [alert for _, watch in sorted(self._watches.items()) for alert in watch.open_alerts]
+
+    def to_bytes(self) -> bytes:
+        """The whole state."""
+        parts = []
+        for version, watch in sorted(self._watches.items()):
+            name, state = version.encode(), watch.to_bytes()
+            parts += [_ENTRY.pack(len(name), len(state)), name, state]
+        return b"".join(parts)
+
+    def restore(self, state: bytes) -> None:
+        """Become what `to_bytes` was taken of; of nothing, new. Raises InvalidEvent for damaged bytes.
+
+        A version whose signals are others by now begins anew, and its alerts, as those of versions that are watched no
+        more, are cleared with the next block.
+        """
+        found = _states_in(state)
+        self._clear()
+        for version, part in found.items():
+            watch = self._watches.get(version)
+            if watch is None:
+                self._orphans += open_alerts_in(part)
+                continue
+            try:
+                watch.restore(part)
+            except InvalidEvent as error:
+                _log.warning("drift detection of model %s begins anew: %s", version, error)
+                self._orphans += open_alerts_in(part)
+
+    def _clear(self) -> None:
+        self._orphans = []
+        self._watches = {
+            version: DriftWatch(version, signals, self._detectors, self._alerts)
+            for version, signals in self._signals.items()
+        }
+
+
+def _states_in(state: bytes) -> dict[str, bytes]:
+    found, place = {}, 0
+    while place < len(state):
+        if place + _ENTRY.size > len(state):
+            raise InvalidEvent("the state of drift detection is damaged: it is cut off")
+        name_bytes, state_bytes = _ENTRY.unpack_from(state, place)
+        middle = place + _ENTRY.size + name_bytes
+        place = middle + state_bytes
+        if place > len(state):
+            raise InvalidEvent("the state of drift detection is damaged: it is cut off")
+        try:
+            version = state[middle - name_bytes : middle].decode()
+        except UnicodeDecodeError as error:
+            raise InvalidEvent("the state of drift detection is damaged") from error
+        found[version] = state[middle:place]
+    return found

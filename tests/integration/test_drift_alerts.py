@@ -1,0 +1,82 @@
+"""Drift alerts on a real Kafka: sent, listed, explained, acknowledged, and listed again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from models.detectors import DetectorSettings
+from schemas.avro import LocalSchemaIds
+from streams.drift_alerts import Alert, AlertSettings, State
+from streams.drift_journal import JournalReader
+from streams.drift_records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, AlertSender
+from streams.drift_watch import DriftWatch
+from streams.kafka import KafkaSettings, Sender, partitions_of
+from tests.drift_world import SIGNALS, World
+from tests.processes import Deployment, run_paywarden
+from tests.services.kafka import KafkaServer
+
+IDS = LocalSchemaIds()
+
+
+@pytest.fixture
+def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, settings: KafkaSettings) -> Iterator[Deployment]:
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
+        deployed.create_topics()
+        yield deployed
+
+
+def paywarden(deployment: Deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_paywarden("--config", str(deployment.config), *arguments)
+
+
+def alerts_of_a_day() -> list[Alert]:
+    """A feature goes missing, its traffic doubles; then the feature is back."""
+    world, watch = World(1), DriftWatch("model-1", SIGNALS, DetectorSettings(), AlertSettings())
+    told = []
+    for number in range(100):
+        world.missing = {"distance"} if 30 <= number < 60 else set()
+        world.country_weights = (0.4, 0.3, 0.3) if number >= 45 else (0.2, 0.3, 0.5)
+        told += watch.step(world.block())
+    return told
+
+
+def test_an_alert_is_listed_explained_and_acknowledged_from_the_topics_alone(
+    settings: KafkaSettings, deployment: Deployment
+) -> None:
+    assert [len(partitions_of(settings, topic)) for topic in (ALERTS_TOPIC, ACKNOWLEDGEMENTS_TOPIC)] == [1, 1]
+    told = alerts_of_a_day()
+    assert State.CLEARED in [alert.state for alert in told]
+    sender = Sender(settings, linger_ms=0)
+    alerts = AlertSender(sender, settings, IDS)
+    # Some are sent twice, as after a crash; and one record is none of ours.
+    for alert in (*told, *told[:2]):
+        alerts.send(alert)
+    sender.send(settings.topic(ALERTS_TOPIC), b"no record", key=b"00")
+    sender.flush(30)
+
+    status = json.loads(paywarden(deployment, "drift", "status", "--json").stdout)
+    assert (status["open"], status["unreadable"]) == (1, 1)
+    alert_id = status["alerts"][0]["alert_id"]
+    assert status["alerts"][0]["segment"] == "country=DE"
+    assert "traffic share" in paywarden(deployment, "drift", "explain", alert_id[:6]).stdout
+
+    done = paywarden(deployment, "drift", "snooze", alert_id, "--for", "2h", "--by", "ana", "--note", "a campaign")
+    assert done.stdout.startswith(f"alert {alert_id} snoozed until ")
+    assert "ana, snoozed until" in " ".join(paywarden(deployment, "drift", "status").stdout.split())
+    with closing(JournalReader(settings, IDS)) as reader:
+        known = reader.read().find(alert_id)
+    assert [(said.by, said.note, said.until_ms > 0) for said in known.acknowledgements] == [("ana", "a campaign", True)]
+
+    over = next(alert for alert in told if alert.state is State.CLEARED)
+    assert "cleared at" in paywarden(deployment, "drift", "ack", over.alert_id, "--by", "ana").stderr
