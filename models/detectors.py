@@ -1,7 +1,8 @@
 """Sequential detection of changes: how much evidence there is, signal by signal, that the world is not as it was.
 
 1. A block's deviation z = (value - expected) / sd becomes x, the normal quantile of its place under a null with heavy
-   tails (Student t): a freak block counts for less than its z says.
+   tails (Student t): a freak block counts for less than its z says. A rare share is skewed: one payment where a tenth
+   of one was expected says little. So sd is no less than that of a share halfway between value and expected.
 2. x becomes e-values, one for each shift d in SHIFTS, up and down: exp(±d x - d²/2). An e-value is a bet against
    "nothing has changed" whose expected gain is at most 1. What one block may gain is capped, so that one freak block
    of five minutes or an hour does not fire, and two that agree do; of days, one may.
@@ -137,6 +138,7 @@ class Detectors:
         # Blocks that begin before this say nothing new of a signal.
         self._settled_ms = np.zeros(count, dtype=np.int64)
         self._effect_min = np.array([settings.effect_min(signal) for signal in self.signals])
+        self._is_share = np.array([not is_histogram(signal) for signal in self.signals], dtype=bool)
         self._thresholds = self._log_thresholds()
         shifts = np.array(SHIFTS)
         self._bets = np.stack([shifts, -shifts])
@@ -153,9 +155,10 @@ class Detectors:
         """Take a block in. Blocks of one length come in order of time, each once."""
         place = LENGTHS_MS.index(block.length_ms)
         assert block.signals is self.signals or block.signals == self.signals, "a block of other signals"
-        counted = self._counted(block)
+        sd = self._spread(block)
+        counted = self._counted(block, sd)
         deviation = np.zeros(len(self.signals))
-        z = (block.value[counted] - block.expected[counted]) / block.sd[counted]
+        z = (block.value[counted] - block.expected[counted]) / sd[counted]
         deviation[counted] = self._quantile(z / self._inflation)
         threshold = self._thresholds[place]
         # The mean of the sums is what is compared: one sum alone may make up the whole of it.
@@ -201,9 +204,15 @@ class Detectors:
         wanted = list(indexes)
         self._settled_ms[wanted] = np.maximum(self._settled_ms[wanted], time_ms)
 
-    def _counted(self, block: Block) -> NDArray[np.bool_]:
+    def _spread(self, block: Block) -> NDArray[np.float64]:
+        """The standard deviation that z is measured in."""
+        middle = np.clip((block.value + block.expected) / 2, 0, 1)
+        sampling = np.sqrt(middle * (1 - middle) / np.maximum(block.count, 1))
+        return np.where(self._is_share, np.maximum(block.sd, sampling), block.sd)
+
+    def _counted(self, block: Block, sd: NDArray[np.float64]) -> NDArray[np.bool_]:
         with np.errstate(invalid="ignore"):
-            known = (block.sd > 0) & np.isfinite(block.sd) & np.isfinite(block.value) & np.isfinite(block.expected)
+            known = (sd > 0) & np.isfinite(sd) & np.isfinite(block.value) & np.isfinite(block.expected)
         return known & (block.count >= self.settings.payments_min) & (block.start_ms >= self._settled_ms)
 
     def _quantile(self, z: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,9 +29,9 @@ from streams.drift_causes import (
     Cause,
     SignalTable,
     cause_of,
-    is_foreign,
     mix_explains,
     most_moved_traffic,
+    newcomers_explain,
     seat_of,
     traffic_explains,
 )
@@ -314,9 +314,8 @@ class AlertBook:
 
     def _from_traffic(self, traffic: Signal, signal: Signal, block: Block, verdict: Verdict) -> bool:
         """Whether a move of traffic is why a feature or the score moved."""
-        if signal.segment == traffic.segment:
-            index = self.table.index[traffic]
-            return is_foreign(float(block.value[index]), float(block.expected[index]))
+        if newcomers_explain(self.table, block, signal, traffic):
+            return True
         return mix_explains(self.table, block, verdict, signal, traffic)
 
     def _together(self, alert: Alert, finding: Finding) -> bool:

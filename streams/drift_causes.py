@@ -16,6 +16,7 @@ from dataclasses import replace
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.binning import OVERALL
 from models.detectors import TRAFFIC, Verdict
@@ -143,6 +144,29 @@ def traffic_explains(table: SignalTable, block: Block, traffic: Signal, other: S
     expected = float(block.expected[two]) / max(1 - float(block.expected[one]), _SHARE_FLOOR)
     moved = float(block.value[two] - block.expected[two])
     return abs(value - expected) < _WITHIN_SHARE_MAX * abs(moved)
+
+
+def newcomers_explain(table: SignalTable, block: Block, signal: Signal, traffic: Signal) -> bool:
+    """Whether a signal moved because a segment is another population now, and the others are as they were."""
+    share = table.index[traffic]
+    if not is_foreign(float(block.value[share]), float(block.expected[share])):
+        return False
+    if signal.segment == traffic.segment:
+        return True
+    overall = table.overall(signal)
+    inside = table.index.get(replace(signal, segment=traffic.segment))
+    if signal.segment != OVERALL or overall is None or inside is None:
+        return False
+    now = _outside(block.value, overall, inside, float(block.value[share]))
+    then = _outside(block.expected, overall, inside, float(block.expected[share]))
+    moved = float(block.value[overall] - block.expected[overall])
+    return abs(now - then) <= _OUTSIDE_SHARE_MAX * abs(moved)
+
+
+def _outside(values: NDArray[np.float64], overall: int, inside: int, share: float) -> float:
+    """The mean of the payments outside a segment that has this share; one of nothing counts nothing."""
+    within = float(values[inside]) * share if np.isfinite(values[inside]) else 0.0
+    return (float(values[overall]) - within) / max(1 - share, _SHARE_FLOOR)
 
 
 def is_foreign(value: float, expected: float) -> bool:

@@ -103,6 +103,35 @@ def test_the_rate_of_false_alarms_does_not_depend_on_how_much_traffic_there_is(p
     assert firings(Detectors(SIGNALS, DetectorSettings(false_alarm_days=1)), days, draw) <= days
 
 
+@pytest.mark.parametrize(("payments", "share"), [(100, 0.001), (1_000, 0.001), (100, 0.01)])
+def test_what_is_rare_raises_no_more_false_alarms_than_what_is_common(payments: int, share: float) -> None:
+    rng, days = np.random.default_rng(payments), 10
+    signals = tuple(Signal(f"flag:f{number}", "share", "overall") for number in range(40))
+    detectors = Detectors(signals, DetectorSettings(false_alarm_days=1))
+    expected, sd = np.full(40, share), np.full(40, math.sqrt(share * (1 - share) / payments))
+    fired = 0
+    for number in range(days * BLOCKS_A_DAY):
+        value = rng.binomial(payments, share, 40) / payments
+        count, effect = np.full(40, payments), np.full(40, 9.0)
+        fired += len(
+            detectors.step(Block(number * FIVE_MS, FIVE_MS, signals, value, expected, sd, count, effect)).fired
+        )
+    assert fired <= days
+
+
+def test_what_was_never_seen_and_is_now_common_is_seen_in_two_blocks() -> None:
+    signals = (Signal("flag:mirror_absent", "share", "overall"),)
+    detectors = Detectors(signals, DetectorSettings())
+    none, half = np.zeros(1), np.full(1, 0.5)
+
+    def step(number: int, value: Floats) -> Verdict:
+        count, effect = np.full(1, 1000), np.full(1, 9.0)
+        return detectors.step(Block(number * FIVE_MS, FIVE_MS, signals, value, none, none, count, effect))
+
+    assert not step(0, none).counted.any()
+    assert [len(step(number, half).fired) for number in (1, 2)] == [0, 1]
+
+
 def test_of_a_null_as_heavy_as_the_one_assumed_there_are_some_false_alarms() -> None:
     # So that the tests above would see it if there were too many.
     detectors = Detectors(SIGNALS, DetectorSettings(false_alarm_days=0.25, autocorrelation=0))

@@ -167,6 +167,26 @@ def test_a_segment_that_dies_or_takes_over_is_one_alert_of_traffic(weights: tupl
     assert len([alert for alert in told if alert.state is State.RAISED]) == 1
 
 
+def test_features_within_a_segment_that_takes_over_are_the_traffics() -> None:
+    def others_come(world: World) -> None:
+        world.country_weights, world.added_in_de = (0.9, 0.05, 0.05), {"velocity": 0.1}
+
+    watch, _ = after(others_come)
+    assert names(watch) == [("traffic", "country=DE")]
+    assert "feature:velocity" in [moved.subject for moved in watch.open_alerts[0].attached]
+
+
+def test_a_feature_that_moves_in_a_segment_comes_before_that_segments_traffic() -> None:
+    def both(world: World) -> None:
+        traffic_of_de_doubles(world)
+        world.added_in_de = {"distance": 0.1}
+
+    watch, told = after(both)
+    assert names(watch) == [("feature:distance", "country=DE")]
+    assert "traffic" in [moved.subject for moved in watch.open_alerts[0].attached]
+    assert len([alert for alert in told if alert.state is State.RAISED]) == 1
+
+
 def test_an_alert_clears_when_all_is_as_before_and_can_be_raised_again() -> None:
     world, watch = World(4), watch_of()
     run(watch, world, QUIET)
