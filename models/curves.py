@@ -13,8 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from models.costs import CostSettings
+from models.evaluation import rows_by_day
 
 POINTS_MAX = 240
+# Looked at together: what is made of them is then small beside the columns.
+_ROWS = 1 << 18
 # Fraud is rare and most scores lie near 0: there edges lie in steps of three.
 SCORE_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _Z_95 = 1.959963984540054
@@ -43,25 +46,42 @@ class ThresholdCurve:
 
 def threshold_curve(fraud: BoolArray, score: FloatArray, amount_minor: IntArray, costs: CostSettings) -> ThresholdCurve:
     """All arrays have shape (row_count,), at least one row. Points lie closer where fewer payments are above."""
-    order = np.argsort(-score, kind="stable")
-    ranked, is_fraud, amount = score[order], fraud[order], amount_minor[order]
-    ranks = np.unique(np.geomspace(1, len(order), POINTS_MAX).round().astype(np.int64))
-    # A threshold takes all payments of its score: go on to the last of them.
-    last = np.unique(np.searchsorted(-ranked, -ranked[ranks - 1], side="right") - 1)
-    flagged = last + 1
-    frauds = np.cumsum(is_fraud, dtype=np.int64)[last]
-    stopped = np.cumsum(np.where(is_fraud, amount, 0))[last]
-    declined = np.cumsum(np.where(is_fraud, 0, amount))[last]
+    rising, rows = np.sort(score), len(score)
+    ranks = np.unique(np.geomspace(1, rows, POINTS_MAX).round().astype(np.int64))
+    # A threshold takes all payments of its score. Those at or above each:
+    threshold = np.unique(rising[rows - ranks])[::-1]
+    flagged = rows - np.searchsorted(rising, threshold, side="left")
+    del rising
+    frauds, stopped, declined = _at_or_above(threshold, fraud, score, amount_minor)
     avoided = stopped * costs.fraud_loss_share
     return ThresholdCurve(
-        threshold=ranked[last].tolist(),
-        share=(flagged / len(order)).tolist(),
+        threshold=threshold.tolist(),
+        share=(flagged / rows).tolist(),
         precision=(frauds / flagged).tolist(),
-        recall=_shares(frauds, int(is_fraud.sum())),
-        amount_recall=_shares(stopped, int(amount[is_fraud].sum())),
+        recall=_shares(frauds, int(np.count_nonzero(fraud))),
+        amount_recall=_shares(stopped, int(amount_minor[fraud].sum())),
         net_if_declined_minor=_whole(avoided - declined * costs.declined_margin_share),
         net_if_reviewed_minor=_whole(avoided - flagged * float(costs.review_cost_minor)),
     )
+
+
+def _at_or_above(
+    threshold: FloatArray, fraud: BoolArray, score: FloatArray, amount_minor: IntArray
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Frauds, their amount and the amount of the others, with a score at or above each of the falling thresholds."""
+    bins = len(threshold) + 1
+    sums = np.zeros((3, bins), dtype=np.int64)
+    for first in range(0, len(score), _ROWS):
+        part = slice(first, first + _ROWS)
+        # The first threshold that a score reaches; below the last one it reaches none.
+        place = np.searchsorted(-threshold, -score[part], side="left")
+        is_fraud, amount = fraud[part], amount_minor[part]
+        sums[0] += np.bincount(place[is_fraud], minlength=bins)
+        # Sums are exact up to 2**53 minor units.
+        sums[1] += np.bincount(place[is_fraud], weights=amount[is_fraud], minlength=bins).astype(np.int64)
+        sums[2] += np.bincount(place[~is_fraud], weights=amount[~is_fraud], minlength=bins).astype(np.int64)
+    frauds, stopped, declined = np.cumsum(sums, axis=1)[:, :-1]
+    return frauds, stopped, declined
 
 
 @dataclass(frozen=True)
@@ -81,10 +101,8 @@ def at_capacity(
     day: IntArray, fraud: BoolArray, score: FloatArray, amount_minor: IntArray, reviews_a_day: int
 ) -> AtCapacity:
     """All arrays have shape (row_count,). Of equal scores the earlier row is looked at first."""
-    order = np.lexsort((-score, day))
-    days, starts = np.unique(day[order], return_index=True)
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    reviewed = order[rank < reviews_a_day]
+    chosen = [rows[np.argsort(-score[rows], kind="stable")[:reviews_a_day]] for _, rows in rows_by_day(day)]
+    days, reviewed = np.unique(day), np.concatenate([np.zeros(0, dtype=np.int64), *chosen])
     found = reviewed[fraud[reviewed]]
     return AtCapacity(
         reviews=len(reviewed),

@@ -17,8 +17,10 @@ that was found is blocked and cannot be found again on a later day.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -151,13 +153,13 @@ def card_precision_at_k(
     """
     if k < 1:
         raise Misconfigured(f"card precision needs at least 1 card a day, got k={k}")
-    cards = _card_days(day, card_code, label, score)
-    days = np.unique(cards.day)
+    days = np.unique(day).astype(np.int64)
     hits = np.zeros(len(days), dtype=np.int64)
     compromised = np.zeros(len(days), dtype=np.int64)
     found = np.zeros(0, dtype=np.int64)
-    for index, today in enumerate(days):
-        pool = (cards.day == today) & ~np.isin(cards.card, found)
+    for index, (_, rows) in enumerate(rows_by_day(day)):
+        cards = _cards_of(card_code[rows], label[rows], score[rows])
+        pool = ~np.isin(cards.card, found)
         card, is_fraud, day_score = cards.card[pool], cards.label[pool] == 1, cards.score[pool]
         compromised[index] = np.count_nonzero(is_fraud)
         top = np.argsort(-day_score, kind="stable")[:k]
@@ -230,28 +232,34 @@ def split_rows(
     return split.train.contains(day), exclude_known_compromised(day, card_code, label, split)
 
 
-@dataclass(frozen=True)
-class _CardDays:
-    """One element for each (day, card) that has a payment, ordered by both."""
+def rows_by_day(day: IntArray) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Each day that has rows, in order, with its rows in order; `day` has shape (row_count,)."""
+    if len(day) == 0:
+        return
+    is_sorted = bool((day[1:] >= day[:-1]).all())
+    order = None if is_sorted else np.argsort(day, kind="stable")
+    ordered = day if order is None else day[order]
+    starts = np.append(0, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1)
+    for first, last in pairwise([*starts.tolist(), len(day)]):
+        yield int(ordered[first]), np.arange(first, last) if order is None else order[first:last]
 
-    day: npt.NDArray[np.int64]
+
+@dataclass(frozen=True)
+class _Cards:
+    """One element for each card that has a payment, in the order of their codes."""
+
     card: npt.NDArray[np.int64]
     label: npt.NDArray[np.int64]
     score: npt.NDArray[np.float64]
 
 
-def _card_days(day: IntArray, card_code: IntArray, label: IntArray, score: FloatArray) -> _CardDays:
-    order = np.lexsort((card_code, day))
-    day_sorted = np.asarray(day, dtype=np.int64)[order]
-    card_sorted = np.asarray(card_code, dtype=np.int64)[order]
-    is_first = np.ones(len(order), dtype=np.bool_)
-    is_first[1:] = (day_sorted[1:] != day_sorted[:-1]) | (card_sorted[1:] != card_sorted[:-1])
-    starts = np.flatnonzero(is_first)
-    if len(starts) == 0:
-        return _CardDays(day_sorted, card_sorted, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64))
-    return _CardDays(
-        day=day_sorted[starts],
-        card=card_sorted[starts],
+def _cards_of(card_code: IntArray, label: IntArray, score: FloatArray) -> _Cards:
+    """The highest label and score of each card; at least one row."""
+    order = np.argsort(card_code, kind="stable")
+    card = np.asarray(card_code, dtype=np.int64)[order]
+    starts = np.append(0, np.flatnonzero(card[1:] != card[:-1]) + 1)
+    return _Cards(
+        card=card[starts],
         label=np.maximum.reduceat(np.asarray(label, dtype=np.int64)[order], starts),
         score=np.maximum.reduceat(np.asarray(score, dtype=np.float64)[order], starts),
     )

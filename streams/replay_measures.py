@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.history import Coded, History
+from models.areas import areas_under_curves
 from models.bundle import Bundle
 from models.comparison import Agreement, ScoreShift, agreement, score_shift
 from models.costs import CostSettings
@@ -33,7 +34,7 @@ from models.curves import (
     score_histogram,
     threshold_curve,
 )
-from models.evaluation import CARDS_A_DAY, auc_roc, average_precision, card_precision_at_k, date_of_day
+from models.evaluation import CARDS_A_DAY, card_precision_at_k, date_of_day
 from models.segments import Decided, GroupMeasures, by_group
 from models.tally import APPROVED, DECLINED, REVIEWED
 from scoring.policy import ACTIONS, Policy
@@ -220,10 +221,11 @@ def measure_contestant(
     """Measure the decisions about the measured payments; `actions` counts those about all payments of the window."""
     manifest, score = contestant.bundle.manifest, made.score
     decided = Decided(made.action, score, measured.fraud, measured.amount_minor, measured.has_outcomes)
-    label = measured.fraud.astype(np.int64)
-    (whole,) = by_group(["all"], np.zeros(len(score), dtype=np.int64), decided, costs)
-    # The very functions whose numbers are held against others': the groups' may differ in the last digit.
-    whole = replace(whole, auc_roc=auc_roc(label, score), average_precision=average_precision(label, score))
+    label = measured.fraud.view(np.int8)
+    (whole,) = by_group(["all"], np.zeros(len(score), dtype=np.uint8), decided, costs)
+    # To the last bit those numbers that are held against others': the groups' may differ in the last digit.
+    area, precise = areas_under_curves(measured.fraud, score)
+    whole = replace(whole, auc_roc=area, average_precision=precise)
     precision = card_precision_at_k(measured.day, _cards(measured), label, score, CARDS_A_DAY)
     days = np.unique(measured.day)
     review_at, decline_at = contestant.policy.thresholds
@@ -248,7 +250,10 @@ def measure_contestant(
         reliability=reliability(measured.fraud, score) if measured.has_outcomes else None,
         score_histogram=score_histogram(measured.fraud, score),
         by_day=by_group(
-            [date_of_day(day) for day in days.tolist()], np.searchsorted(days, measured.day), decided, costs
+            [date_of_day(day) for day in days.tolist()],
+            np.searchsorted(days, measured.day).astype(np.int32),
+            decided,
+            costs,
         ),
         by_segment={name: _by_segment(measured.history.coded(name), measured.row, decided, costs) for name in SEGMENTS},
     )
