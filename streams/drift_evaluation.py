@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -39,7 +40,8 @@ _PAST_SLOTS = (PAST_WEEKS + 1) * 7 * 24
 _HOUR_TTL_S = 7 * 86_400
 _PAST_TTL_S = 36 * 86_400
 _DONE_TTL_S = 120 * 86_400
-_DONE = struct.Struct("<q")
+# When, and who says so: two who come to the same state must not both be told that they did it.
+_DONE = struct.Struct("<q16s")
 
 
 class Detection(Protocol):
@@ -97,6 +99,7 @@ class Evaluator:
     ) -> None:
         self._store, self._detection, self._partitions = store, detection, partitions
         self._binnings, self._grace_ms, self._adder = binnings, settings.grace_ms, Adder(binnings)
+        self._token = uuid.uuid4().bytes
         # The state that the detection has; None: it has to be restored.
         self._has: bytes | None = None
 
@@ -114,7 +117,7 @@ class Evaluator:
                 self._detection.restore(done.state)
             self._has = None
             state = self._evaluate(heads, start_ms)
-            data = _DONE.pack(start_ms + FIVE_MS) + state
+            data = _DONE.pack(start_ms + FIVE_MS, self._token) + state
             try:
                 self._store.write({DONE_KEY: data}, ttl_s=_DONE_TTL_S, versions={DONE_KEY: version})
             except StoreConflict:

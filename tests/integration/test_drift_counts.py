@@ -15,7 +15,7 @@ from features.aerospike_store import AerospikeSettings
 from features.store import ProfileStore
 from schemas.avro import Encoder, LocalSchemaIds
 from streams.drift_counts import MINUTE_MS, Binnings
-from streams.drift_state import FIVE_MS, Adder, merged, read_heads
+from streams.drift_state import FIVE_MS, Adder, merged, read_heads, take_over
 from streams.kafka import KafkaSettings, make_transactional_producer
 from tests.drifting import decision
 from tests.integration.test_stream_app import letter, samples
@@ -175,4 +175,26 @@ def test_a_store_that_is_away_holds_up_decisions_and_nothing_else(
     standin.faults.clear()
     wait_until(lambda: counted_decisions(store) == decisions.committed, "all are counted")
     assert total(store) == (decisions.committed, decisions.committed)
+    assert stream.stop() == 0
+
+
+def test_a_partition_that_another_took_over_is_taken_back_and_read_again(
+    deployment: Deployment, kafka: KafkaServer, topic_prefix: str, store: ProfileStore
+) -> None:
+    decisions = Decisions(KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix))
+    stream, address = started(deployment)
+    wait_until(lambda: is_ready(address), "the worker is ready")
+    decisions.send(800)
+    wait_until(lambda: counted_decisions(store) == 800, "the first decisions are counted")
+    # As a worker does that was slow to notice that it has partitions no more.
+    take_over(store, 1, ADDER)
+    took_s = time.monotonic()
+    while time.monotonic() < took_s + 9:
+        decisions.send(200)
+        time.sleep(0.2)
+    wait_until(lambda: counted_decisions(store) == decisions.committed, "all are counted", 30)
+    time.sleep(1)
+    assert samples(address)["paywarden_drift_store_conflicts_total",] >= 1
+    assert total(store) == (decisions.committed, decisions.committed)
+    assert by_minute(store, decisions.minutes) == decisions.minutes
     assert stream.stop() == 0
