@@ -2,8 +2,8 @@
 
 Measured: Faust's agent as `paywarden stream` has it, from `decisions` (in transactions, as companions write them) into
 tiles of five minutes with all segments and features, saved and committed. Stubbed: the pipeline, which does nothing,
-and the store, which is a dictionary; the detection finds nothing. Kafka shares the cores. For: the capacity of a worker,
-and noticing when a part of ours becomes dearer; Faust's own part is what is left when decoding and counting are
+and the store, which is a dictionary; the detection finds nothing. Kafka shares the cores. For: the capacity of a
+worker, and noticing when a part of ours becomes dearer; Faust's own part is what is left when decoding and counting are
 taken off. The run checks that every decision was counted once.
 
     python -m perf.drift_counts [--decisions N] [--json FILE]

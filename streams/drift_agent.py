@@ -140,7 +140,7 @@ class DriftAgent:
             self._unsaved += 1
             if self._unsaved >= self._settings.save_decisions:
                 self._save_due.set()
-                if self._unsaved >= self._settings.unsaved_max:
+                if self._unsaved == self._settings.unsaved_max:
                     self._regulate()
 
     async def _decoded(self, value: Value) -> dict[str, Any] | Undecodable:
@@ -337,6 +337,7 @@ class DriftAgent:
             except (StoreUnavailable, StoreConflict) as error:
                 self._note_trouble(error)
             now_ms = self._now_ms()
+            self._metrics.unsaved.set(self._unsaved)
             ages = {p: (now_ms - s.passed_ms(0)) / 1000 for p, s in self._states.items() if s.passed_ms(0)}
             self._metrics.behind(ages)
             self._metrics.evaluated.set(self._done_ms / 1000)

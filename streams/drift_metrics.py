@@ -72,6 +72,7 @@ class DriftMetrics:
         self.lost = counter("unmerged", "Times that counts of a model that is watched no more were not added up.")
         self.blocks = counter("blocks", "Blocks of five minutes evaluated by this worker.")
         self.store_up = gauge("store_up", "1 while the store takes counts, 0 while they wait for it.")
+        self.unsaved = gauge("unsaved", "Decisions read that are not saved yet.")
         self._actions = counter("actions", "Actions of the decisions counted, by model version.", "version", "action")
         self._behind = gauge(
             "partition_behind_seconds", "How far before now a partition of decisions is counted.", "partition"
