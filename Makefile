@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
-PERF := kernels pipeline scoring burst cold_start entities faults batches native_model replay soak
+PERF := kernels pipeline drift_counts scoring burst cold_start entities faults batches native_model replay soak
 
 .DEFAULT_GOAL := help
 .PHONY: help install services demo test check format perf proto clean

@@ -3,6 +3,7 @@
     card, payment, …           the first set
     NAME$card, NAME$payment    a further one
     $meta                      the register
+    $drift                     what belongs to no set (the counts of decisions)
 
 A cluster remembers the names of sets until its nodes are started again, and takes no endless number of them: a set
 that was dropped is empty, but its name is still known.
@@ -42,6 +43,10 @@ class AerospikeSets:
     def open_register(self) -> StoredRegister:
         """See SetStores."""
         return StoredRegister(AerospikeStore(self.settings, set_prefix=SET_SEPARATOR))
+
+    def open_beside(self, *, readonly: bool = False) -> AerospikeStore:  # noqa: ARG002 - that is the user's role
+        """See SetStores."""
+        return AerospikeStore(self.settings, set_prefix=SET_SEPARATOR)
 
     def counts(self, name: str) -> dict[str, int]:
         """See SetStores. As the nodes say: with what has expired and is not yet removed."""

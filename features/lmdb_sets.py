@@ -3,6 +3,7 @@
 data/profiles              the first set
 data/profiles.sets/NAME    a further one
 data/profiles.sets/live.*  the register: register_file.py
+data/profiles.sets/_beside what belongs to no set
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from features.store import ScanProgress
 from schemas.errors import StoreUnavailable
 
 _DATA_FILE, _LOCK_FILE = "data.mdb", "lock.mdb"
+# No name of a profile set has an underscore.
+_BESIDE = "_beside"
 
 
 class LmdbSets:
@@ -35,6 +38,11 @@ class LmdbSets:
     def open_register(self) -> FileRegister:
         """See SetStores."""
         return FileRegister(self._folder)
+
+    def open_beside(self, *, readonly: bool = False) -> LmdbStore:
+        """See SetStores. LMDB lets one process write at a time."""
+        settings = dataclasses.replace(self._settings, path=str(self._folder / _BESIDE))
+        return LmdbStore.from_settings(settings, readonly=readonly)
 
     def counts(self, name: str) -> dict[str, int]:
         """See SetStores. Exact: it goes over all keys."""

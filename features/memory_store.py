@@ -104,7 +104,7 @@ class MemorySets:
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._stores: dict[str, MemoryStore] = {}
-        self._register = MemoryStore(clock=clock)
+        self._register, self._beside = MemoryStore(clock=clock), MemoryStore(clock=clock)
         self._lock = Lock()
 
     def open(self, name: str, *, readonly: bool = False) -> MemoryStore:  # noqa: ARG002 - nothing to open it for
@@ -117,6 +117,10 @@ class MemorySets:
     def open_register(self) -> StoredRegister:
         """See SetStores."""
         return StoredRegister(self._register)
+
+    def open_beside(self, *, readonly: bool = False) -> MemoryStore:  # noqa: ARG002 - nothing to open it for
+        """See SetStores."""
+        return self._beside
 
     def counts(self, name: str) -> dict[str, int]:
         """See SetStores."""

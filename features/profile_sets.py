@@ -146,6 +146,12 @@ class SetStores(Protocol):
     def open_register(self) -> RegisterStore:
         """The record that says which sets there are; close it."""
 
+    def open_beside(self, *, readonly: bool = False) -> ProfileStore:
+        """Records that belong to no profile set and outlive them all, such as counts of decisions; close it.
+
+        Several processes may write there at once: they say which versions they replace.
+        """
+
     def counts(self, name: str) -> dict[str, int]:
         """How many records of each kind (card, payment, …) a set has; kinds without any are left out."""
 

@@ -6,6 +6,7 @@ trained, from its training window, and goes with the bundle; what is counted lat
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,8 @@ OVERALL = "overall"
 NONE, OTHER = "none", "other"
 """Of a dimension: no value, and all values that have no segment of their own. Segments are named DIMENSION=VALUE."""
 
+DIGEST_SIZE = 8
+
 
 @dataclass(frozen=True)
 class Binning:
@@ -30,11 +33,13 @@ class Binning:
     `score_edges`: (score bins - 1,) float64, rising. A score lies in the bin after the last edge that is not above it.
     `feature_edges`: (features, FEATURE_BINS - 1) float32, rising in each row, with infinity where there are fewer.
     `values`: for each of DIMENSIONS the values with a segment of their own, in any order, without NONE and OTHER.
+    `flags`: those of a decision's flags that are counted by name.
     """
 
     score_edges: NDArray[np.float64]
     feature_edges: NDArray[np.float32]
     values: tuple[tuple[str, ...], ...]
+    flags: tuple[str, ...] = ()
 
     @property
     def score_bins(self) -> int:
@@ -53,6 +58,13 @@ class Binning:
         for dimension, values in zip(DIMENSIONS, self.values, strict=True):
             names += [f"{dimension}={value}" for value in (*values, NONE, OTHER)]
         return tuple(names)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """DIGEST_SIZE bytes: of two binnings with equal digests the counts may be added."""
+        whole = hashlib.sha256(repr((self.values, self.flags)).encode())
+        whole.update(self.score_edges.astype("<f8").tobytes() + self.feature_edges.astype("<f4").tobytes())
+        return whole.digest()[:DIGEST_SIZE]
 
     def bins_of_scores(self, scores: NDArray[np.float64]) -> NDArray[np.uint8]:
         """The bin of each score, shape (rows,)."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from schemas.avro import SchemaIds
     from scoring.host import Host
     from scoring.policy import Policy
+    from streams.agents import DriftParts
     from streams.app import StreamApp
     from streams.companion import Companion
     from streams.kafka import KafkaSettings
@@ -177,11 +178,35 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
     registry = metrics_registry()
     parts = StreamParts(source, registry)
     # Faust would wait for a topic that is not there.
-    partitions_of(parts.kafka, "dead-letters")
+    for topic in ("dead-letters", "decisions"):
+        partitions_of(parts.kafka, topic)
     worker = LiveWorker(lambda: live_set(source), parts.open_pipeline)
     app = StreamApp(worker, kafka=parts.kafka, settings=parts.settings, registry=registry, announce=announce)
-    add_agents(app, kafka=parts.kafka, ids=parts.ids, registry=registry)
+    add_agents(
+        app,
+        kafka=parts.kafka,
+        ids=parts.ids,
+        registry=registry,
+        session_timeout_ms=parts.settings.session_timeout_ms,
+        drift=drift_parts(source),
+    )
     return app
+
+
+def drift_parts(source: Source) -> DriftParts:
+    """What decisions are counted with. Raises Misconfigured, StoreUnavailable."""
+    from streams.agents import DriftParts
+    from streams.drift_counts import Binnings
+    from streams.drift_evaluation import NoDetection
+    from streams.drift_settings import DriftSettings
+
+    settings = source.section("drift", DriftSettings)
+    return DriftParts(
+        store=set_stores(source).open_beside(),
+        binnings=Binnings({}),
+        detection=NoDetection(),
+        settings=settings,
+    )
 
 
 @contextmanager

@@ -30,6 +30,7 @@ SECTIONS = (
     "auth",
     "companion",
     "costs",
+    "drift",
     "features",
     "grpc",
     "http",

@@ -8,23 +8,80 @@ yielded value would be sent to whatever topic a record's headers name); a topic'
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import faust
 from faust.types import StreamT
 from prometheus_client import CollectorRegistry
 
+from features.store import ProfileStore
 from schemas.avro import SchemaIds
+from streams.app import StreamApp
 from streams.avro_codec import AvroCodec, Undecodable, Value
 from streams.deadletter_counts import DeadLetterCounts
-from streams.kafka import KafkaSettings
+from streams.drift_agent import DriftAgent
+from streams.drift_counts import Binnings
+from streams.drift_evaluation import Detection, Evaluator
+from streams.drift_metrics import DriftMetrics
+from streams.drift_settings import DriftSettings
+from streams.kafka import KafkaSettings, partitions_of
+
+
+@dataclass(frozen=True)
+class DriftParts:
+    """What decisions are counted with. `store`: that belongs to no profile set, for writing."""
+
+    store: ProfileStore
+    binnings: Binnings
+    detection: Detection
+    settings: DriftSettings
+
 
 # Letters hold whole records: with more than this in memory no more are fetched until some are worked off.
 _LETTERS_AHEAD = 100
 
 
-def add_agents(app: faust.App, *, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> None:
+def add_agents(
+    app: StreamApp,
+    *,
+    kafka: KafkaSettings,
+    ids: SchemaIds,
+    registry: CollectorRegistry,
+    session_timeout_ms: int,
+    drift: DriftParts,
+) -> None:
     """Register every agent with the app, before it starts."""
     _add_dead_letter_watch(app, kafka, ids, registry)
+    _add_drift(app, kafka, ids, registry, session_timeout_ms, drift)
+
+
+def _add_drift(
+    app: StreamApp,
+    kafka: KafkaSettings,
+    ids: SchemaIds,
+    registry: CollectorRegistry,
+    session_timeout_ms: int,
+    drift: DriftParts,
+) -> None:
+    evaluator = Evaluator(
+        drift.store,
+        drift.detection,
+        partitions=partitions_of(kafka, "decisions"),
+        binnings=drift.binnings,
+        settings=drift.settings,
+    )
+    agent = DriftAgent(
+        app,
+        kafka.topic("decisions"),
+        codec=AvroCodec("decisions", ids),
+        store=drift.store,
+        binnings=drift.binnings,
+        evaluator=evaluator,
+        settings=drift.settings,
+        metrics=DriftMetrics(registry),
+        takes_over_after_s=session_timeout_ms / 1000,
+    )
+    agent.register()
 
 
 def _add_dead_letter_watch(app: faust.App, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> None:

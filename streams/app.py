@@ -14,7 +14,7 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 import faust
@@ -85,6 +85,8 @@ class StreamApp(faust.App):
         self._failure: BaseException | None = None
         self._to_end = asyncio.Event()
         self._started_up = self._stopping = False
+        # Awaited while Faust still runs, when all is to stop; bounds itself.
+        self.before_stop: Callable[[], Awaitable[None]] = _nothing
         super().__init__(f"{settings.group_id}-faust", **_options(kafka, settings))
         self.transport = KafkaTransport(self.conf.broker_consumer, self)
         self.pipeline = SupervisedThread(
@@ -103,6 +105,7 @@ class StreamApp(faust.App):
             await self.pipeline.stop()
         except Exception as error:  # noqa: BLE001  # raised below; Faust is stopped first
             self.fail(error)
+        await self.before_stop()
         await self._stop_faust()
         starting.cancel()
         await asyncio.wait([starting])
@@ -205,6 +208,8 @@ def _options(kafka: KafkaSettings, settings: StreamSettings) -> dict[str, Any]:
         "broker_commit_interval": _COMMIT_EVERY_S,
         "consumer_auto_offset_reset": "earliest",
         "consumer_max_fetch_size": MESSAGE_BYTES_MAX,
+        # Of all partitions together: so much still comes of those that are held.
+        "broker_max_poll_records": 2_000,
         "producer_acks": -1,
         "producer_max_request_size": MESSAGE_BYTES_MAX,
         "processing_guarantee": ProcessingGuarantee.AT_LEAST_ONCE,
@@ -216,6 +221,10 @@ def _options(kafka: KafkaSettings, settings: StreamSettings) -> dict[str, Any]:
         # Without this the environment would win over all of the above, by names as common as DEBUG.
         "env": {},
     }
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _translated(error: BaseException) -> BaseException:

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import aiokafka
-from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport, ensure_aiokafka_TP
+from faust.types import TP
 from mode.threads import WorkerThread
 
 # Services log under the module they are written in; these belong with Faust's.
 _log = logging.getLogger("faust.transport")
+# While all partitions are held.
+_IDLE_S = 0.2
+# Faust asks the broker to wait so long for something new, and a little.
+_FETCH_AGE_MS = 2_000
 
 
 class _DaemonThread(WorkerThread):
@@ -50,8 +56,59 @@ class _ConsumerThread(AIOKafkaConsumerThread):
         _log.error(msg.format(*fmt))
 
 
-class _Consumer(Consumer):
+class HoldingConsumer(Consumer):
+    """Reads no more of partitions that are held, while the others go on.
+
+    Faust's own pause drops what it has fetched of a partition; here it is still handed out, at most one fetch. What an
+    agent keeps of its own about a partition has to be there before the first record: topics in `hold_first` of the
+    transport are held from their assignment on.
+    """
+
     logger = _log
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._held: set[TP] = set()
+        # Fetches that were begun: what came of the earlier ones has been handed out.
+        self.fetches = 0
+
+    def hold(self, partitions: Iterable[TP]) -> None:
+        """Fetch no more of these, from the next fetch on."""
+        self._held.update(partitions)
+
+    def release(self, partitions: Iterable[TP]) -> None:
+        """Fetch these again."""
+        self._held.difference_update(partitions)
+
+    async def commit_offsets(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit for topics without acks, whose agents know by themselves what is worked off."""
+        return await self._commit(offsets)
+
+    def end_seen_ms(self, partition: TP) -> int:
+        """When the broker last said that nothing is behind what was fetched, epoch milliseconds; 0: there is more."""
+        assignment = self._thread._ensure_consumer()._subscription.subscription.assignment
+        state = assignment and assignment.state_value(ensure_aiokafka_TP(partition))
+        if not state or state.lso is None or not state.has_valid_position or state.position < state.lso:
+            return 0
+        # The answer may have been some time on its way; what is committed meanwhile is not in it.
+        return int(state.timestamp) - _FETCH_AGE_MS
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Before anything is read of them."""
+        first = cast(KafkaTransport, self.transport).hold_first
+        self._held = {partition for partition in assigned if partition.topic in first}
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        self.fetches += 1
+        if active_partitions is None or not self._held:
+            return await super()._getmany(active_partitions, timeout)
+        wanted = active_partitions - self._held
+        if not wanted:
+            # To aiokafka no partitions are all of them.
+            await asyncio.sleep(min(timeout, _IDLE_S))
+            return {}
+        return await super()._getmany(wanted, timeout)
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -60,4 +117,8 @@ class _Consumer(Consumer):
 class KafkaTransport(Transport):
     """Faust's aiokafka transport with consumers that read committed records only."""
 
-    Consumer = _Consumer
+    Consumer = HoldingConsumer
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.hold_first: set[str] = set()

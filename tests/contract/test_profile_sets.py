@@ -207,6 +207,21 @@ def test_the_register_is_in_no_set(stores: SetStores, sets: ProfileSets) -> None
     assert [one.name for one in sets.register().sets] == [FIRST, "b1"]
 
 
+def test_what_is_kept_beside_the_sets_is_in_none_and_outlives_them(stores: SetStores) -> None:
+    key = b"drift:contract"
+    with closing(stores.open_beside()) as beside:
+        beside.delete([key])
+        assert beside.read_versioned([key]) == [Versioned(None, ABSENT)]
+        beside.write({key: b"kept"}, ttl_s=60, versions={key: ABSENT})
+    assert key not in contents(stores, FIRST)
+    stores.erase(FIRST)
+    with closing(stores.open_beside()) as beside:
+        assert beside.read([key]) == [b"kept"]
+        with pytest.raises(StoreConflict):
+            beside.write({key: b"other"}, ttl_s=60, versions={key: ABSENT})
+        beside.delete([key])
+
+
 def test_records_are_counted_by_kind_and_set(stores: SetStores) -> None:
     assert stores.counts(FIRST) == stores.counts("b1") == {}
     fill(stores, FIRST, {card(number): b"value" for number in range(40)})
@@ -458,6 +473,9 @@ class Dying:
 
     def open_register(self) -> RegisterStore:
         return self.stores.open_register()
+
+    def open_beside(self, *, readonly: bool = False) -> ProfileStore:
+        return self.stores.open_beside(readonly=readonly)
 
     def counts(self, name: str) -> dict[str, int]:
         return self.stores.counts(name)

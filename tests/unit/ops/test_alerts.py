@@ -23,6 +23,7 @@ from scoring.worker_metrics import GarbagePauses, HttpMetrics, ScoringMetrics, S
 from streams.companion_health import CompanionHealth
 from streams.companion_metrics import CompanionMetrics
 from streams.deadletter_counts import DeadLetterCounts
+from streams.drift_metrics import DriftMetrics
 from streams.metrics import StreamMetrics
 
 ALERTS = Path(__file__).resolve().parents[3] / "ops" / "alerts.yml"
@@ -82,6 +83,7 @@ def declared(folder: Path) -> dict[str, set[str]]:
     StreamMetrics(prometheus, OBJECTIVES)
     CompanionMetrics(prometheus, OBJECTIVES, CompanionHealth(mirror_age_ms_max=1))
     DeadLetterCounts(prometheus, "")
+    DriftMetrics(prometheus)
     for collector in prometheus._collector_to_names:
         names |= labels_of(collector.collect(), collector)
     return names

@@ -25,6 +25,7 @@ from scoring.tokens import AuthSettings
 from scoring.turns import AdmissionSettings
 from scoring.wire import RequestLimits
 from streams.companion import CompanionSettings
+from streams.drift_settings import DriftSettings
 from streams.kafka import KafkaSettings
 from streams.pipeline import StreamSettings
 from streams.registry import RegistrySettings
@@ -38,6 +39,7 @@ SETTINGS: dict[str, type[Any]] = {
     "auth": AuthSettings,
     "companion": CompanionSettings,
     "costs": CostSettings,
+    "drift": DriftSettings,
     "features": FeatureSettings,
     "grpc": GrpcSettings,
     "http": HttpSettings,

@@ -1,0 +1,247 @@
+"""Counting decisions on a real Kafka: decisions a second of a worker held to one core, and where the time goes.
+
+Measured: Faust's agent as `paywarden stream` has it, from `decisions` (in transactions, as companions write them) into
+tiles of five minutes with all segments and features, saved and committed. Stubbed: the pipeline, which does nothing,
+and the store, which is a dictionary; the detection finds nothing. Kafka shares the cores. For: the capacity of a
+worker, and noticing when a part of ours becomes dearer; Faust's own part is what is left when decoding and counting are
+taken off. The run checks that every decision was counted once.
+
+    python -m perf.drift_counts [--decisions N] [--json FILE]
+
+Needs the services that `make services` fetches. Times are CPU time; "client" is that of the Kafka client's own thread
+and of whatever else is no other row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from features.memory_store import MemoryStore
+from models.binning import FEATURE_BINS, Binning
+from schemas.avro import Encoder, LocalSchemaIds
+from streams.agents import DriftParts, add_agents
+from streams.app import StreamApp
+from streams.avro_codec import AvroCodec
+from streams.collection import settle_collection
+from streams.drift_counts import Binnings
+from streams.drift_evaluation import NoDetection
+from streams.drift_settings import DriftSettings
+from streams.drift_state import FIVE_MS, Adder, PartitionState, merged, read_heads
+from streams.kafka import KafkaSettings, make_transactional_producer, partitions_of
+from streams.pipeline import StreamSettings
+from streams.topics import TopicSettings, create_topics
+from tests.services.kafka import KafkaServer
+
+_FEATURES = 60
+_VERSION = "m1"
+_TARGET = 5_000
+# How fast the decisions of the backlog were made, and how many a transaction holds.
+_MADE_PER_SECOND = 2_000
+_TRANSACTION = 200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--decisions", type=int, default=100_000, help="in the backlog")
+    parser.add_argument("--json", help="also write the figures there")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        _work(json.loads(arguments.worker))
+        return
+    with tempfile.TemporaryDirectory() as folder, KafkaServer(Path(folder)) as kafka:
+        figures = _measure(kafka.bootstrap, arguments.decisions)
+    for name, value in figures.items():
+        print(f"{name:<48} {value:>14,.2f}")
+    if figures["decisions_per_second"] < _TARGET:
+        print(f"below the {_TARGET:,} decisions a second that are wanted")
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def _measure(bootstrap: str, count: int) -> dict[str, float]:
+    kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=f"p{uuid.uuid4().hex[:8]}-")
+    create_topics(kafka, TopicSettings(), ("card",))
+    first_ms = _send(kafka, count)
+    spec = {"bootstrap": bootstrap, "prefix": kafka.topic_prefix, "wanted": count, "first_ms": first_ms}
+    worker = subprocess.run(
+        [sys.executable, "-m", "perf.drift_counts", "--worker", json.dumps(spec)],
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    figures: dict[str, float] = json.loads(worker.stdout.splitlines()[-1])
+    return figures
+
+
+def _binning() -> Binning:
+    edges = np.tile(np.linspace(-2, 2, FEATURE_BINS - 1, dtype=np.float32), (_FEATURES, 1))
+    countries = tuple(f"C{number}" for number in range(20))
+    categories = tuple(str(5000 + number) for number in range(20))
+    scores = 1 / (1 + np.exp(-np.linspace(-8, 4, 63)))
+    return Binning(scores, edges, (("ecom", "pos", "atm"), countries, categories), ("unknown_card", "mirror_stale"))
+
+
+def _send(kafka: KafkaSettings, count: int) -> int:
+    """Returns when the first was made."""
+    chance = np.random.default_rng(1)
+    ids = LocalSchemaIds()
+    encoder = Encoder("decisions", ids.id_of("decisions"))
+    producer = make_transactional_producer(kafka, f"{kafka.topic_prefix}tx", linger_ms=2, transaction_timeout_ms=30_000)
+    producer.init_transactions(30)
+    vectors = chance.normal(size=(1000, _FEATURES)).astype("<f4")
+    scores = 1 / (1 + np.exp(-chance.normal(-4, 2, size=1000)))
+    topic, first_ms = kafka.topic("decisions"), time.time_ns() // 1_000_000 - count * 1000 // _MADE_PER_SECOND
+    for number in range(count):
+        if number % _TRANSACTION == 0:
+            if number:
+                producer.commit_transaction(30)
+            producer.begin_transaction()
+        row = number % 1000
+        record: dict[str, Any] = {
+            "decision_id": f"decision-{number:012}",
+            "decided_time_ms": first_ms + number * 1000 // _MADE_PER_SECOND,
+            "payment_id": f"payment-{number:012}",
+            "event_time_ms": first_ms + number * 1000 // _MADE_PER_SECOND - 30,
+            "card_id": f"card-{number % 50_000:08}",
+            "merchant_id": f"merchant-{number % 900:06}",
+            "device_id": f"device-{number % 70_000:08}",
+            "ip": None,
+            "amount_minor": 1000 + row,
+            "currency": "EUR",
+            "mcc": str(5000 + row % 23),
+            "country": f"C{row % 25}",
+            "channel": ("ecom", "pos", "atm", None)[row % 4],
+            "score": float(scores[row]),
+            "action": ("approve", "review", "decline")[(row % 50 == 0) + (row % 200 == 0)],
+            "reasons": [],
+            "flags": ["unknown_card"] if row % 20 == 0 else [],
+            "model_version": _VERSION,
+            "catalogue_digest": "x",
+            "vector": vectors[row].tobytes(),
+            "profile_age_ms": 100 + row,
+            "utc_offset_minutes": None,
+        }
+        producer.produce(topic, encoder.encode(record), key=record["payment_id"])
+    producer.commit_transaction(30)
+    return first_ms
+
+
+# The worker's process
+
+
+class _Idle:
+    """A pipeline that does nothing."""
+
+    def run(self, stop: threading.Event) -> None:
+        stop.wait()
+
+    def problems(self) -> Sequence[str]:
+        return ()
+
+
+class _Timed:
+    """CPU time of what is wrapped, of the thread that calls it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def wrap(self, owner: Any, name: str, stage: str) -> None:
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return inner(*arguments, **options)
+            finally:
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.thread_time() - started
+
+        setattr(owner, name, timed)
+
+
+def _work(spec: dict[str, Any]) -> None:
+    """Count until what is wanted is counted and saved; the last line on stdout is the report."""
+    os.sched_setaffinity(0, {(os.cpu_count() or 1) - 1})
+    kafka = KafkaSettings(bootstrap=spec["bootstrap"], topic_prefix=spec["prefix"])
+    timed = _Timed()
+    timed.wrap(AvroCodec, "_loads", "decode")
+    timed.wrap(PartitionState, "save", "count_and_save")
+    store, binnings = MemoryStore(), Binnings({_VERSION: _binning()})
+    settings = StreamSettings(group_id=f"{spec['prefix']}stream")
+    registry = CollectorRegistry()
+    figures = asyncio.run(_run(kafka, settings, registry, store, binnings, spec["wanted"], timed))
+    heads = read_heads(store, partitions_of(kafka, "decisions"))
+    start_ms = spec["first_ms"] // FIVE_MS * FIVE_MS
+    sums = merged(store, heads, start_ms, start_ms + 60 * FIVE_MS, Adder(binnings))
+    assert [int(one.payments[0]) for one in sums.values()] == [spec["wanted"]], sums
+    print(json.dumps(figures), flush=True)
+
+
+async def _run(
+    kafka: KafkaSettings,
+    settings: StreamSettings,
+    registry: CollectorRegistry,
+    store: MemoryStore,
+    binnings: Binnings,
+    wanted: int,
+    timed: _Timed,
+) -> dict[str, float]:
+    app = StreamApp(_Idle(), kafka=kafka, settings=settings, registry=registry, announce=lambda _: None)
+    parts = DriftParts(store, binnings, NoDetection(), DriftSettings())
+    add_agents(
+        app, kafka=kafka, ids=LocalSchemaIds(), registry=registry,
+        session_timeout_ms=settings.session_timeout_ms, drift=parts,
+    )  # fmt: skip
+    partitions = partitions_of(kafka, "decisions")
+    stop = asyncio.Event()
+    settle_collection()
+    running = asyncio.create_task(app.run_until(stop))
+    began: tuple[float, float, float] | None = None
+    while True:
+        await asyncio.sleep(0.02)
+        count = sum(head.progress.totals.decisions for head in read_heads(store, partitions).values())
+        if began is None and count:
+            # From the first save on: what came before is the start, and its decisions are not counted as done.
+            began, first, before = _clocks(), count, dict(timed.seconds)
+        if count >= wanted:
+            break
+    ended = _clocks()
+    stop.set()
+    await running
+    assert began is not None
+    assert count == wanted
+    wall_s, cpu_s, loop_s = (end - start for end, start in zip(ended, began, strict=True))
+    done = wanted - first
+    stages = {stage: seconds - before.get(stage, 0.0) for stage, seconds in timed.seconds.items()}
+    return {
+        "decisions_per_second": done / wall_s,
+        "cpu_us_per_decision": cpu_s / done * 1e6,
+        "decode_us_per_decision": stages["decode"] / done * 1e6,
+        "faust_us_per_decision": (loop_s - stages["decode"]) / done * 1e6,
+        "count_and_save_us_per_decision": stages["count_and_save"] / done * 1e6,
+        "client_us_per_decision": (cpu_s - loop_s - stages["count_and_save"]) / done * 1e6,
+        "resident_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _clocks() -> tuple[float, float, float]:
+    """Wall time, CPU time of the process, and of the event loop's thread."""
+    return time.perf_counter(), time.process_time(), time.thread_time()
+
+
+if __name__ == "__main__":
+    main()

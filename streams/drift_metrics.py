@@ -1,0 +1,107 @@
+"""What the counting of decisions tells Prometheus. Told once a batch; labels are bounded by the versions there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+SCORE_EDGES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+# Versions with series of their own, ever in this process; those after them share one.
+VERSIONS_MAX = 16
+OTHER_VERSIONS = "other"
+
+
+class ScoreHistogram(Collector):
+    """Scores by model version, a batch at a time."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, NDArray[np.int64]] = {}
+        self._sums: dict[str, float] = {}
+        self._lock = Lock()
+
+    def observe(self, version: str, scores: Sequence[float]) -> None:
+        """Note scores."""
+        values = np.asarray(scores)
+        # A bucket holds what is at most its edge.
+        found = np.bincount(np.searchsorted(SCORE_EDGES, values, side="left"), minlength=len(SCORE_EDGES) + 1)
+        with self._lock:
+            self._counts[version] = self._counts.get(version, 0) + found
+            self._sums[version] = self._sums.get(version, 0.0) + float(values.sum())
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """See prometheus_client.registry.Collector."""
+        family = HistogramMetricFamily(
+            "paywarden_drift_score", "Scores of the decisions counted, by model version.", labels=["version"]
+        )
+        bounds = [*map(str, SCORE_EDGES), "+Inf"]
+        with self._lock:
+            for version, counts in self._counts.items():
+                buckets = list(zip(bounds, np.cumsum(counts).astype(float).tolist(), strict=True))
+                family.add_metric([version], buckets, self._sums[version])
+        yield family
+
+
+class DriftMetrics:
+    """Counts are of what this process has worked in since it started, repetitions after a crash included."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, documentation: str, *labels: str) -> Counter:
+            return Counter(f"paywarden_drift_{name}", documentation, labels, registry=registry)
+
+        def gauge(name: str, documentation: str, *labels: str) -> Gauge:
+            return Gauge(f"paywarden_drift_{name}", documentation, labels, registry=registry)
+
+        self._parts = {
+            "decisions": counter("decisions", "Decisions read and saved, counted in a cell or not."),
+            "late": counter("late", "Decisions counted after their block may have been evaluated."),
+            "future": counter("future", "Decisions not counted: dated ahead of the clock by more than future_ms_max."),
+            "old": counter("old", "Decisions not counted: older than what is kept."),
+            "unknown": counter("unknown_version", "Decisions of a model version that no bundle is known of."),
+            "other": counter("other_version", "Decisions counted together, of versions beyond versions_max."),
+        }
+        self.undecodable = counter("undecodable", "Records on the topic decisions that are no decisions.")
+        self.conflicts = counter("store_conflicts", "Partitions dropped because another worker counts them.")
+        self.retries = counter("store_retries", "Times that counts had to wait for the store.")
+        self.trimmed = counter("trimmed", "Times that a record was too large and lost the features of its segments.")
+        self.lost = counter("unmerged", "Times that counts of a model that is watched no more were not added up.")
+        self.blocks = counter("blocks", "Blocks of five minutes evaluated by this worker.")
+        self.store_up = gauge("store_up", "1 while the store takes counts, 0 while they wait for it.")
+        self.unsaved = gauge("unsaved", "Decisions read that are not saved yet.")
+        self._actions = counter("actions", "Actions of the decisions counted, by model version.", "version", "action")
+        self._behind = gauge(
+            "partition_behind_seconds", "How far before now a partition of decisions is counted.", "partition"
+        )
+        self.evaluated = gauge("evaluated_timestamp_seconds", "Up to when blocks are evaluated, Unix time; 0: none.")
+        self._scores = ScoreHistogram()
+        registry.register(self._scores)
+        self._versions: set[str] = set()
+        self._behind_of: set[int] = set()
+        self.store_up.set(1)
+
+    def counted(self, version: str, scores: Sequence[float], actions: Mapping[str, int]) -> None:
+        """Decisions of one model were counted."""
+        if version not in self._versions and len(self._versions) >= VERSIONS_MAX:
+            version = OTHER_VERSIONS
+        self._versions.add(version)
+        self._scores.observe(version, scores)
+        for action, count in actions.items():
+            self._actions.labels(version, action).inc(count)
+
+    def saved(self, more: Mapping[str, int]) -> None:
+        """By so much the totals of a partition grew that are in the store."""
+        for name, count in more.items():
+            self._parts[name].inc(count)
+
+    def behind(self, seconds: Mapping[int, float]) -> None:
+        """Of the partitions that this worker has; those that have gone are not spoken of."""
+        for partition in self._behind_of - seconds.keys():
+            self._behind.remove(str(partition))
+        for partition, age_s in seconds.items():
+            self._behind.labels(str(partition)).set(age_s)
+        self._behind_of = set(seconds)

@@ -1,0 +1,205 @@
+"""Decisions on a real Kafka, counted by real stream workers that die and join: each is in the store once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from features.aerospike_sets import AerospikeSets
+from features.aerospike_store import AerospikeSettings
+from features.store import ProfileStore
+from schemas.avro import Encoder, LocalSchemaIds
+from streams.drift_counts import MINUTE_MS, Binnings
+from streams.drift_state import FIVE_MS, Adder, merged, read_heads, take_over
+from streams.kafka import KafkaSettings, make_transactional_producer
+from tests.drifting import decision
+from tests.integration.test_stream_app import letter, samples
+from tests.processes import Deployment, PaywardenProcess, is_ready, wait_until
+from tests.services.kafka import KafkaServer, produce
+from tests.standin.aerospike_server import Fault, StandIn
+
+PARTITIONS = 4
+ADDER = Adder(Binnings({}))
+# An hour ago, so that blocks can be complete.
+START_MS = time.time_ns() // 1_000_000 // FIVE_MS * FIVE_MS - 12 * FIVE_MS
+END_MS = START_MS + 13 * FIVE_MS
+
+
+@pytest.fixture(scope="module")
+def standin() -> Iterator[StandIn]:
+    with StandIn() as server:
+        yield server
+
+
+@pytest.fixture
+def store(standin: StandIn) -> Iterator[ProfileStore]:
+    sets = AerospikeSets(AerospikeSettings(hosts=(standin.address,), namespace=standin.namespace), ("card",))
+    with closing(sets.open_beside()) as opened:
+        for key, _ in list(opened.scan("drift")):
+            opened.delete([key])
+        yield opened
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str, standin: StandIn) -> Iterator[Deployment]:
+    with Deployment(tmp_path, kafka.bootstrap, topic_prefix, aerospike=standin.address) as deployed:
+        with deployed.config.open("a", encoding="utf-8") as config:
+            config.write("[drift]\nsave_every_ms = 200\nsave_decisions = 500\ngrace_ms = 1000\n")
+        deployed.create_topics()
+        yield deployed
+
+
+class Decisions:
+    """Sends decisions in transactions, as companions do, and knows what is committed."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._topic = settings.topic("decisions")
+        ids = LocalSchemaIds()
+        self._encoder = Encoder("decisions", ids.id_of("decisions"))
+        self._producer = make_transactional_producer(
+            settings, f"{settings.topic_prefix}tx", linger_ms=0, transaction_timeout_ms=10_000
+        )
+        self._producer.init_transactions(30)
+        self.committed = 0
+        self.minutes: Counter[int] = Counter()
+        self._number = 0
+
+    def send(self, count: int, *, aborted: bool = False, odd: int = 0, version: str = "m1") -> None:
+        self._producer.begin_transaction()
+        for _ in range(count):
+            decided_ms = START_MS + self._number * 7_919 % (10 * FIVE_MS)
+            value = self._encoder.encode(decision(self._number, decided_ms, version=version))
+            self._producer.produce(self._topic, value, partition=self._number % PARTITIONS)
+            self._number += 1
+            if not aborted:
+                self.minutes[decided_ms // MINUTE_MS * MINUTE_MS] += 1
+                self.committed += 1
+        for _ in range(odd):
+            self._producer.produce(self._topic, b"no decision", partition=1)
+        self._producer.flush(30)
+        if aborted:
+            self._producer.abort_transaction(30)
+        else:
+            self._producer.commit_transaction(30)
+
+
+def counted_decisions(store: ProfileStore) -> int:
+    return sum(head.progress.totals.decisions for head in read_heads(store, range(PARTITIONS)).values())
+
+
+def by_minute(store: ProfileStore, minutes: Counter[int]) -> Counter[int]:
+    """What the tiles have of each minute."""
+    heads = read_heads(store, range(PARTITIONS))
+    found: Counter[int] = Counter()
+    for start_ms in minutes:
+        for counts in merged(store, heads, start_ms, start_ms + MINUTE_MS, ADDER, tile_ms=MINUTE_MS).values():
+            found[start_ms] += int(counts.payments[0])
+    return found
+
+
+def total(store: ProfileStore) -> tuple[int, int]:
+    """Payments and scores in all tiles of five minutes."""
+    sums = merged(store, read_heads(store, range(PARTITIONS)), START_MS, END_MS, ADDER)
+    return sum(int(one.payments[0]) for one in sums.values()), sum(int(one.scores[0].sum()) for one in sums.values())
+
+
+def started(deployment: Deployment) -> tuple[PaywardenProcess, str]:
+    stream = deployment.start("stream")
+    return stream, stream.first_line()
+
+
+def test_counts_equal_the_topic_after_a_kill_and_a_rebalance(
+    deployment: Deployment, kafka: KafkaServer, topic_prefix: str, store: ProfileStore
+) -> None:
+    decisions = Decisions(KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix))
+    decisions.send(4000)
+    decisions.send(300, aborted=True)
+    decisions.send(2000, odd=3)
+    first, _ = started(deployment)
+    wait_until(lambda: counted_decisions(store) > 1000, "the first worker counts", 30)
+    first.kill()
+    second, address = started(deployment)
+    wait_until(lambda: is_ready(address), "the second worker is ready")
+    wait_until(lambda: counted_decisions(store) > 4500, "the second worker counts", 30)
+    decisions.send(1500)
+    third, other = started(deployment)
+    wait_until(lambda: is_ready(other), "the third worker is ready")
+    for _ in range(20):
+        decisions.send(150)
+        time.sleep(0.1)
+    second.kill()
+    decisions.send(700)
+    wait_until(lambda: counted_decisions(store) >= decisions.committed, "all decisions are counted")
+    # And no more, also after what a new owner reads again.
+    assert third.stop() == 0
+    last, address = started(deployment)
+    wait_until(lambda: is_ready(address), "the last worker is ready")
+    decisions.send(40)
+    wait_until(lambda: counted_decisions(store) >= decisions.committed, "the last ones are counted")
+    time.sleep(1)
+    assert counted_decisions(store) == decisions.committed
+    assert total(store) == (decisions.committed, decisions.committed)
+    assert by_minute(store, decisions.minutes) == decisions.minutes
+    assert last.stop() == 0
+    for process in (first, second, third, last):
+        assert "Traceback" not in process.log.read_text(encoding="utf-8")
+
+
+def test_a_store_that_is_away_holds_up_decisions_and_nothing_else(
+    deployment: Deployment, kafka: KafkaServer, topic_prefix: str, store: ProfileStore, standin: StandIn
+) -> None:
+    config = deployment.config.read_text(encoding="utf-8")
+    config = config.replace("save_decisions = 500", "save_decisions = 500\nunsaved_max = 1000")
+    deployment.config.write_text(config, encoding="utf-8")
+    settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+    decisions = Decisions(settings)
+    decisions.send(200)
+    stream, address = started(deployment)
+    wait_until(lambda: is_ready(address), "the worker is ready")
+    # The pipeline looks at the register of profile sets once more, and ends the process where that is away.
+    time.sleep(2)
+    wait_until(lambda: counted_decisions(store) == 200, "the first decisions are counted")
+    standin.faults.add(Fault.drop(), times=1_000_000)
+    for _ in range(10):
+        decisions.send(1000)
+    # Dead letters, which Faust reads with the same consumer.
+    wait_until(lambda: samples(address).get(("paywarden_drift_unsaved",), 0) >= 1000, "counts wait for the store", 30)
+    produce(kafka.bootstrap, settings.topic("dead-letters"), [(b"k", letter(settings, "payments", "card_id: odd", 1))])
+    wait_until(
+        lambda: ("paywarden_dead_letters_total", "payments", "card_id") in samples(address), "others are not held up"
+    )
+    time.sleep(1)
+    # What is in memory is bounded: unsaved_max, a fetch, and what was on its way.
+    assert samples(address)["paywarden_drift_unsaved",] < 5000
+    assert not samples(address).get(("paywarden_drift_store_up",), 0)
+    standin.faults.clear()
+    wait_until(lambda: counted_decisions(store) == decisions.committed, "all are counted")
+    assert total(store) == (decisions.committed, decisions.committed)
+    assert stream.stop() == 0
+
+
+def test_a_partition_that_another_took_over_is_taken_back_and_read_again(
+    deployment: Deployment, kafka: KafkaServer, topic_prefix: str, store: ProfileStore
+) -> None:
+    decisions = Decisions(KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix))
+    stream, address = started(deployment)
+    wait_until(lambda: is_ready(address), "the worker is ready")
+    decisions.send(800)
+    wait_until(lambda: counted_decisions(store) == 800, "the first decisions are counted")
+    # As a worker does that was slow to notice that it has partitions no more.
+    take_over(store, 1, ADDER)
+    took_s = time.monotonic()
+    while time.monotonic() < took_s + 9:
+        decisions.send(200)
+        time.sleep(0.2)
+    wait_until(lambda: counted_decisions(store) == decisions.committed, "all are counted", 30)
+    time.sleep(1)
+    assert samples(address)["paywarden_drift_store_conflicts_total",] >= 1
+    assert total(store) == (decisions.committed, decisions.committed)
+    assert by_minute(store, decisions.minutes) == decisions.minutes
+    assert stream.stop() == 0
