@@ -19,12 +19,13 @@ from schemas.avro import SchemaIds
 from streams.app import StreamApp
 from streams.avro_codec import AvroCodec, Undecodable, Value
 from streams.deadletter_counts import DeadLetterCounts
-from streams.drift_agent import DriftAgent
+from streams.drift_agent import DriftCounting, DriftEvaluation
 from streams.drift_counts import Binnings
 from streams.drift_evaluation import Detection, Evaluator
 from streams.drift_metrics import DriftMetrics
 from streams.drift_settings import DriftSettings
 from streams.kafka import KafkaSettings, partitions_of
+from streams.partition_agent import Pace, PartitionAgent
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ def add_agents(
 ) -> None:
     """Register every agent with the app, before it starts."""
     _add_dead_letter_watch(app, kafka, ids, registry)
-    _add_drift(app, kafka, ids, registry, session_timeout_ms, drift)
+    _add_decisions(app, kafka, ids, registry, session_timeout_ms, drift)
 
 
-def _add_drift(
+def _add_decisions(
     app: StreamApp,
     kafka: KafkaSettings,
     ids: SchemaIds,
@@ -63,25 +64,27 @@ def _add_drift(
     session_timeout_ms: int,
     drift: DriftParts,
 ) -> None:
+    settings, metrics = drift.settings, DriftMetrics(registry)
+    counting = DriftCounting(drift.store, drift.binnings, settings, metrics)
+    agent = PartitionAgent(
+        app,
+        kafka.topic("decisions"),
+        name="drift",
+        codec=AvroCodec("decisions", ids),
+        takers=[counting.take_over],
+        pace=Pace(settings.save_every_ms, settings.save_decisions, settings.unsaved_max),
+        metrics=metrics,
+        takes_over_after_s=session_timeout_ms / 1000,
+    )
+    agent.register()
     evaluator = Evaluator(
         drift.store,
         drift.detection,
         partitions=partitions_of(kafka, "decisions"),
         binnings=drift.binnings,
-        settings=drift.settings,
+        settings=settings,
     )
-    agent = DriftAgent(
-        app,
-        kafka.topic("decisions"),
-        codec=AvroCodec("decisions", ids),
-        store=drift.store,
-        binnings=drift.binnings,
-        evaluator=evaluator,
-        settings=drift.settings,
-        metrics=DriftMetrics(registry),
-        takes_over_after_s=session_timeout_ms / 1000,
-    )
-    agent.register()
+    DriftEvaluation(app, agent, counting, evaluator).register()
 
 
 def _add_dead_letter_watch(app: faust.App, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> None:

@@ -85,8 +85,8 @@ class StreamApp(faust.App):
         self._failure: BaseException | None = None
         self._to_end = asyncio.Event()
         self._started_up = self._stopping = False
-        # Awaited while Faust still runs, when all is to stop; bounds itself.
-        self.before_stop: Callable[[], Awaitable[None]] = _nothing
+        # Awaited while Faust still runs, when all is to stop; each bounds itself.
+        self.before_stop: list[Callable[[], Awaitable[None]]] = []
         super().__init__(f"{settings.group_id}-faust", **_options(kafka, settings))
         self.transport = KafkaTransport(self.conf.broker_consumer, self)
         self.pipeline = SupervisedThread(
@@ -105,7 +105,7 @@ class StreamApp(faust.App):
             await self.pipeline.stop()
         except Exception as error:  # noqa: BLE001  # raised below; Faust is stopped first
             self.fail(error)
-        await self.before_stop()
+        await asyncio.gather(*(last() for last in self.before_stop))
         await self._stop_faust()
         starting.cancel()
         await asyncio.wait([starting])
@@ -221,10 +221,6 @@ def _options(kafka: KafkaSettings, settings: StreamSettings) -> dict[str, Any]:
         # Without this the environment would win over all of the above, by names as common as DEBUG.
         "env": {},
     }
-
-
-async def _nothing() -> None:
-    pass
 
 
 def _translated(error: BaseException) -> BaseException:
