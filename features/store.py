@@ -42,6 +42,9 @@ TTL_S_MAX = 315_360_000
 # An entity's name becomes an Aerospike set: at most 63 bytes, and no character that its info protocol uses.
 _ENTITY = re.compile(rb"[A-Za-z0-9_-]{1,63}")
 
+# Others who change the same records at the same moment.
+_UPDATE_ATTEMPTS_MAX = 20
+
 # The version of a record that is not there.
 ABSENT = 0
 
@@ -179,3 +182,24 @@ def conflict(conflict_count: int, record_count: int) -> StoreConflict:
     return StoreConflict(
         f"{conflict_count} of {record_count} records to be written were changed since they were read: read them again"
     )
+
+
+def update_records(
+    store: ProfileStore, keys: Sequence[bytes], change: Callable[[bytes, bytes | None], bytes | None], *, ttl_s: int
+) -> None:
+    """Replace each record by what `change` makes of its key and value, None where it is to stay as it is.
+
+    Where others change the same records meanwhile, `change` is asked again about all of them: what it did already it
+    must know from the value. Raises StoreUnavailable: call again with the same; StoreConflict when others never stop.
+    """
+    for _ in range(_UPDATE_ATTEMPTS_MAX):
+        found = dict(zip(keys, store.read_versioned(keys), strict=True))
+        changed = {key: change(key, one.value) for key, one in found.items()}
+        values = {key: value for key, value in changed.items() if value is not None}
+        try:
+            if values:
+                store.write(values, ttl_s=ttl_s, versions={key: found[key].version for key in values})
+        except StoreConflict:
+            continue
+        return
+    raise StoreConflict(f"others changed the same records {_UPDATE_ATTEMPTS_MAX} times in a row: try again")

@@ -26,6 +26,7 @@ import numpy as np
 from models.binning import DIMENSIONS, FEATURE_BINS, Binning
 from models.counts import Counts, Rows, count_rows
 from scoring.policy import ACTIONS, MODEL_ABSENT
+from streams.admission import has_place, take_place
 from streams.drift_settings import DriftSettings
 
 MINUTE_MS = 60_000
@@ -235,7 +236,7 @@ class PartitionCounts:
         if version == OTHER_VERSION and row[_VERSION] != OTHER_VERSION:
             totals.other += 1
         else:
-            self._admit(version, decided_ms)
+            take_place(progress.versions, version, decided_ms, places=self._settings.versions_max)
         progress.newest_ms = max(progress.newest_ms, decided_ms)
         progress.first_ms = min(progress.first_ms or decided_ms, decided_ms)
 
@@ -246,16 +247,9 @@ class PartitionCounts:
         return decided_ms < self.progress.newest_ms - KEPT_MS
 
     def _counted_as(self, version: str, decided_ms: int) -> str:
-        versions = self.progress.versions
-        if version in versions or len(versions) < self._settings.versions_max:
-            return version
-        return version if min(versions.values()) < decided_ms - _IDLE_MS else OTHER_VERSION
-
-    def _admit(self, version: str, decided_ms: int) -> None:
-        versions = self.progress.versions
-        if version not in versions and len(versions) >= self._settings.versions_max:
-            del versions[min(versions, key=versions.__getitem__)]
-        versions[version] = max(versions.get(version, 0), decided_ms)
+        places = self._settings.versions_max
+        is_apart = has_place(self.progress.versions, version, decided_ms, places=places, idle_ms=_IDLE_MS)
+        return version if is_apart else OTHER_VERSION
 
 
 def counted(binning: Binning, rows: Sequence[Row]) -> Counts:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from features.store import ProfileStore, StoreConflict, Versioned
+from features.store import ProfileStore, StoreConflict, update_records
 from models.counts import Counts
 from streams.drift_counts import KEPT_MS, MINUTE_MS, Binnings, Cell, Model, PartitionCounts, Progress, Row, Totals
 
@@ -46,8 +46,6 @@ RECORD_BYTES_MAX = 950_000
 # A delta of so many cells or bytes goes into the tiles.
 _DELTA_CELLS_MAX = 8
 _DELTA_BYTES_MAX = RECORD_BYTES_MAX // 4
-# Others who take the same partition over at the same moment.
-_TAKE_ATTEMPTS_MAX = 20
 _LENGTH = struct.Struct("<I")
 
 # A delta or a tile: packed Counts by cell; of a tile, all cells have the tile's time.
@@ -200,20 +198,19 @@ def take_over(store: ProfileStore, partition: int, adder: Adder) -> tuple[Head, 
 
     Raises StoreUnavailable.
     """
-    key = head_key(partition)
-    for _ in range(_TAKE_ATTEMPTS_MAX):
-        found = store.read_versioned([key])[0]
-        head = Head("") if found.value is None else Head.decode(found.value)
+    taken: tuple[Head, bytes] | None = None
+
+    def take(_: bytes, found: bytes | None) -> bytes:
+        nonlocal taken
+        head = Head("") if found is None else Head.decode(found)
         write_tiles(store, partition, head.delta, head.progress.next_offset, adder)
         head.owner, head.delta = uuid.uuid4().hex, {}
-        data = head.encode()
-        try:
-            store.write({key: data}, ttl_s=HEAD_TTL_S, versions={key: found.version})
-        except StoreConflict:
-            # The one before has saved meanwhile.
-            continue
-        return head, data
-    raise StoreConflict(f"others took partition {partition} of decisions over {_TAKE_ATTEMPTS_MAX} times: try again")
+        taken = (head, head.encode())
+        return taken[1]
+
+    update_records(store, [head_key(partition)], take, ttl_s=HEAD_TTL_S)
+    assert taken is not None
+    return taken
 
 
 def write_tiles(store: ProfileStore, partition: int, delta: Cells, next_offset: int, adder: Adder) -> None:
@@ -226,25 +223,17 @@ def write_tiles(store: ProfileStore, partition: int, delta: Cells, next_offset: 
         for length_ms in SLOTS
         for start_ms in sorted({cell.minute_ms - cell.minute_ms % length_ms for cell in delta})
     }
-    for _ in range(_TAKE_ATTEMPTS_MAX):
-        found = dict(zip(parts, store.read_versioned(list(parts)), strict=True))
-        tiles: dict[bytes, bytes] = {}
-        for key, (start_ms, part) in parts.items():
-            tile = _grown(found[key], start_ms, part, next_offset, adder)
-            if tile is not None:
-                tiles[key] = tile.encode()
-        try:
-            if tiles:
-                store.write(tiles, ttl_s=TILE_TTL_S, versions={key: found[key].version for key in tiles})
-        except StoreConflict:
-            continue
-        return
-    raise StoreConflict(f"others keep writing the tiles of partition {partition} of decisions")
+
+    def grow(key: bytes, found: bytes | None) -> bytes | None:
+        tile = _grown(found, *parts[key], next_offset, adder)
+        return None if tile is None else tile.encode()
+
+    update_records(store, list(parts), grow, ttl_s=TILE_TTL_S)
 
 
-def _grown(found: Versioned, start_ms: int, part: Sequence[Cells], next_offset: int, adder: Adder) -> Tile | None:
+def _grown(found: bytes | None, start_ms: int, part: Sequence[Cells], next_offset: int, adder: Adder) -> Tile | None:
     """The tile with its part in it; None where there is nothing to write."""
-    tile = Tile(start_ms) if found.value is None else Tile.decode(found.value)
+    tile = Tile(start_ms) if found is None else Tile.decode(found)
     if tile.start_ms > start_ms or (tile.start_ms == start_ms and tile.next_offset >= next_offset):
         # The ring has gone on, or it is in there.
         return None
