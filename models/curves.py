@@ -140,7 +140,7 @@ def reliability(fraud: BoolArray, score: FloatArray) -> Reliability:
     total = count[used].astype(np.float64)
     mean = np.bincount(place, weights=score, minlength=len(count))[used] / total
     share = np.bincount(place, weights=fraud, minlength=len(count))[used] / total
-    intervals = [_wilson(part, size) for part, size in zip(share.tolist(), total.tolist(), strict=True)]
+    intervals = [wilson_interval(part, size) for part, size in zip(share.tolist(), total.tolist(), strict=True)]
     return Reliability(
         payments=count[used].tolist(),
         mean_score=mean.tolist(),
@@ -174,7 +174,8 @@ def _bins(score: FloatArray) -> IntArray:
     return np.searchsorted(SCORE_EDGES[1:-1], score, side="right").astype(np.int64)
 
 
-def _wilson(share: float, size: float) -> tuple[float, float]:
+def wilson_interval(share: float, size: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `size`."""
     spread = _Z_95 * sqrt(share * (1 - share) / size + (_Z_95 / (2 * size)) ** 2)
     middle, scale = share + _Z_95**2 / (2 * size), 1 + _Z_95**2 / size
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)

@@ -127,7 +127,8 @@ class Verdict:
 class Detectors:
     """Detectors of all signals for all block lengths. What they know is in `state`."""
 
-    def __init__(self, signals: Sequence[Signal], settings: DetectorSettings) -> None:
+    def __init__(self, signals: Sequence[Signal], settings: DetectorSettings, *, falls_only: bool = False) -> None:
+        """`falls_only`: bet on falls alone; that a value has risen is then never found."""
         self.settings = settings
         self.signals = tuple(signals)
         lengths, count = len(LENGTHS_MS), len(self.signals)
@@ -141,7 +142,7 @@ class Detectors:
         self._is_share = np.array([not is_histogram(signal) for signal in self.signals], dtype=bool)
         self._thresholds = self._log_thresholds()
         shifts = np.array(SHIFTS)
-        self._bets = np.stack([shifts, -shifts])
+        self._bets = np.stack([-shifts if falls_only else shifts, -shifts])
         self._costs = shifts**2 / 2
         rho = settings.autocorrelation
         self._inflation = math.sqrt((1 + rho) / (1 - rho))

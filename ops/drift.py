@@ -32,6 +32,7 @@ _LOOK_AT = {
     "input": "what fills this field upstream: a release, a unit, a source that is gone; then the payments themselves",
     "traffic": "who sends these payments: a merchant that came or went, routing, card testing; the model is as it was",
     "score": "the bundle and the policy that were put in place last, and fraud of a new kind: outcomes tell later",
+    "outcome": "outcome-metrics; fraud of a new kind, or what changed when it began: bundle, policy, features",
 }
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from schemas.avro import SchemaIds
     from scoring.host import Host
     from scoring.policy import Policy
-    from streams.agents import DriftParts
+    from streams.agents import DriftParts, OutcomeParts
     from streams.app import StreamApp
     from streams.companion import Companion
     from streams.kafka import KafkaSettings
@@ -178,7 +178,7 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
     registry = metrics_registry()
     parts = StreamParts(source, registry)
     # Faust would wait for a topic that is not there.
-    for topic in ("dead-letters", "decisions"):
+    for topic in ("dead-letters", "decisions", "outcomes", "outcome-metrics"):
         partitions_of(parts.kafka, topic)
     worker = LiveWorker(lambda: live_set(source), parts.open_pipeline)
     app = StreamApp(worker, kafka=parts.kafka, settings=parts.settings, registry=registry, announce=announce)
@@ -189,6 +189,7 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
         registry=registry,
         session_timeout_ms=parts.settings.session_timeout_ms,
         drift=drift_parts(source),
+        outcomes=outcome_parts(source),
     )
     return app
 
@@ -206,6 +207,19 @@ def drift_parts(source: Source) -> DriftParts:
         binnings=Binnings({}),
         detection=NoDetection(),
         settings=settings,
+    )
+
+
+def outcome_parts(source: Source) -> OutcomeParts:
+    """What outcomes are joined and measured with. Raises Misconfigured."""
+    from models.costs import CostSettings
+    from streams.agents import OutcomeParts
+    from streams.outcome_settings import OutcomeSettings
+
+    return OutcomeParts(
+        rates=rate_table(source),
+        costs=source.section("costs", CostSettings),
+        settings=source.section("outcomes", OutcomeSettings),
     )
 
 

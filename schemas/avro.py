@@ -41,6 +41,7 @@ TOPICS: Final = (
     "decisions",
     "drift-alerts",
     "drift-acknowledgements",
+    "outcome-metrics",
     "dead-letters",
     "dead-letters-retried",
 )

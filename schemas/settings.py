@@ -39,6 +39,7 @@ SECTIONS = (
     "lmdb",
     "mirror",
     "outbox",
+    "outcomes",
     "policy",
     "registry",
     "serve",

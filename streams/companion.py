@@ -13,6 +13,7 @@ Health and metrics are values that the loop sets; who serves them is in other th
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -54,6 +55,7 @@ _LOG_EVERY_S = 10.0
 _LOOK_AROUND_EVERY_S = 1.0
 _FILL_BATCH = 10_000
 _SWAP_WAIT_S = 1.0
+_VARIANT = re.compile(r"[A-Za-z0-9._-]{0,64}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class CompanionSettings:
     # Whether a new mirror is filled by scanning the store; without, by reading the whole changelog.
     fill_from_store: bool = True
     stop_timeout_s: int = 10
+    # Goes into every decision that is shipped: the name of what this host serves, as of the arms of an A/B test.
+    variant: str = ""
     # How long after its arrival on Kafka an event may take into the mirror: what the stream has for its store, and half
     # a second for the changelog. Exceptions are "merchant=5000".
     freshness_objective_ms: int = 1500
@@ -75,6 +79,13 @@ class CompanionSettings:
     # Of /livez, /readyz and /metrics. Port 0 takes a free one; the address is the first line on stdout.
     http_host: str = "127.0.0.1"
     http_port: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured."""
+        if _VARIANT.fullmatch(self.variant) is None:
+            raise Misconfigured(
+                f"[companion] variant: wanted at most 64 letters, digits, '.', '_' and '-', got {self.variant!r}"
+            )
 
 
 class Companion:
@@ -126,7 +137,9 @@ class Companion:
         encoder = Encoder("decisions", ids.id_of("decisions"))
         self._identity = HostIdentity(Path(outbox.directory))
         partitions_of(kafka, CURSORS_TOPIC)
-        self._shipper = shipper_of(outbox, kafka, self._identity, encoder=encoder, keep_s=outbox_keep_s)
+        self._shipper = shipper_of(
+            outbox, kafka, self._identity, encoder=encoder, keep_s=outbox_keep_s, variant=settings.variant
+        )
         self._ends = EndsWatch(make_admin(kafka), self._topic, self._partitions)
         self._to_reach: dict[int, int] = {}
         self._read_to: dict[int, int] = {}

@@ -289,8 +289,8 @@ class AlertBook:
         if alert.cause is Cause.PROFILES:
             # What profiles do to features and scores comes bit by bit.
             return finding.cause is not Cause.TRAFFIC
-        if alert.cause is Cause.SCORE:
-            return finding.cause is Cause.SCORE
+        if alert.cause in (Cause.SCORE, Cause.OUTCOME):
+            return finding.cause is alert.cause
         if alert.cause is Cause.TRAFFIC:
             if traffic_explains(self.table, block, alert.signal, finding.signal):
                 return True
@@ -461,7 +461,7 @@ def findings_of(table: SignalTable, block: Block, verdict: Verdict) -> list[Find
 
 def _turn(cause: Cause) -> int:
     """When a cause is asked whether it explains something: traffic before features, since its mix can be checked."""
-    return (Cause.PROFILES, Cause.TRAFFIC, Cause.INPUT, Cause.SCORE).index(cause)
+    return (Cause.PROFILES, Cause.TRAFFIC, Cause.INPUT, Cause.SCORE, Cause.OUTCOME).index(cause)
 
 
 def _finding(table: SignalTable, block: Block, verdict: Verdict, members: list[int]) -> Finding:

@@ -25,6 +25,7 @@ from models.signals import Block, Signal
 FEATURE_PREFIX = "feature:"
 FLAG_PREFIX = "flag:"
 PROFILE_AGE = "profile_age"
+OUTCOME_PREFIX = "outcome:"
 # Conditions of quality that say that profiles are not what they should be.
 _PROFILE_FLAGS = ("mirror_absent", "mirror_stale", "profile_unreadable")
 # A move is a segment's alone when what is outside it moved no more than this share of what is inside.
@@ -47,6 +48,7 @@ class Cause(IntEnum):
     INPUT = 1
     TRAFFIC = 2
     SCORE = 3
+    OUTCOME = 4
 
 
 def cause_of(subject: str) -> Cause:
@@ -55,6 +57,8 @@ def cause_of(subject: str) -> Cause:
         return Cause.PROFILES
     if subject.startswith((FEATURE_PREFIX, FLAG_PREFIX)):
         return Cause.INPUT
+    if subject.startswith(OUTCOME_PREFIX):
+        return Cause.OUTCOME
     return Cause.TRAFFIC if subject == TRAFFIC else Cause.SCORE
 
 

@@ -37,9 +37,16 @@ class DriftWatch:
     """Detectors and open alerts of one model version. Not thread-safe."""
 
     def __init__(
-        self, model_version: str, signals: Sequence[Signal], detectors: DetectorSettings, alerts: AlertSettings
+        self,
+        model_version: str,
+        signals: Sequence[Signal],
+        detectors: DetectorSettings,
+        alerts: AlertSettings,
+        *,
+        falls_only: bool = False,
     ) -> None:
-        self.detectors = Detectors(signals, detectors)
+        """`falls_only`: see Detectors."""
+        self.detectors = Detectors(signals, detectors, falls_only=falls_only)
         table = SignalTable(self.detectors.signals)
         minima = {signal: detectors.effect_min(signal) for signal in table.signals}
         self.book = AlertBook(model_version, table, alerts, minima)

@@ -152,11 +152,13 @@ class Shipper:
         cursors_topic: str,
         encoder: Encoder,
         keep_s: float,
+        variant: str = "",
     ) -> None:
-        """`keep_s`: for how long the outbox keeps what is shipped."""
+        """`keep_s`: for how long the outbox keeps what is shipped. `variant`: what the host serves."""
         self._settings, self._host, self._keep_s = settings, host, keep_s
         self._make_producer, self._read_cursors = make_producer, read_cursors
         self._topic, self._cursors_topic, self._encoder = topic, cursors_topic, encoder
+        self._variant = variant
         self._producer: TransactionalProducer | None = None
         self._state = _State.NEW
         self._cursors: Mapping[str, ShippedTo] = {}
@@ -255,7 +257,8 @@ class Shipper:
         # From here on it is open, and a failure of any kind aborts it.
         self._state, self.under_way = _State.ABORTING, len(entries)
         for entry in entries:
-            self._producer.produce(self._topic, self._encoder.encode(decision_of(entry)), key=entry.request.payment_id)
+            value = self._encoder.encode(decision_of(entry, self._variant))
+            self._producer.produce(self._topic, value, key=entry.request.payment_id)
         now_ms = time.time_ns() // 1_000_000
         for shipment in self._carried:
             shipped = ShippedTo(shipment.read_to, now_ms, boot_id())
@@ -317,7 +320,13 @@ class Shipper:
 
 
 def shipper_of(
-    settings: OutboxSettings, kafka: KafkaSettings, identity: HostIdentity, *, encoder: Encoder, keep_s: float
+    settings: OutboxSettings,
+    kafka: KafkaSettings,
+    identity: HostIdentity,
+    *,
+    encoder: Encoder,
+    keep_s: float,
+    variant: str = "",
 ) -> Shipper:
     """The shipping of this host to this cluster."""
     return Shipper(
@@ -334,6 +343,7 @@ def shipper_of(
         cursors_topic=kafka.topic(CURSORS_TOPIC),
         encoder=encoder,
         keep_s=keep_s,
+        variant=variant,
     )
 
 
@@ -344,7 +354,7 @@ def _entry_of(payload: bytes) -> OutboxEntry:
         raise OutboxDamaged("the outbox holds a record that is not a decision") from error
 
 
-def decision_of(entry: OutboxEntry) -> dict[str, Any]:
+def decision_of(entry: OutboxEntry, variant: str = "") -> dict[str, Any]:
     """The decision as it is on the topic (schemas/decisions.avsc)."""
     request, response = entry.request, entry.response
     optional = {
@@ -369,4 +379,5 @@ def decision_of(entry: OutboxEntry) -> dict[str, Any]:
         "catalogue_digest": entry.catalogue_digest,
         "vector": entry.vector,
         "profile_age_ms": response.profile_age_ms if response.HasField("profile_age_ms") else None,
+        "variant": variant,
     }

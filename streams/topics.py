@@ -19,7 +19,9 @@ _DAY_MS = 86_400_000
 # must be known for longer.
 _RETRIED_DAYS_MORE = 30
 # Few records, whose order over all keys matters to who reads them whole.
-_ONE_PARTITION = (CURSORS_TOPIC, "drift-alerts", "drift-acknowledgements", "dead-letters", "dead-letters-retried")
+_ONE_PARTITION = (
+    CURSORS_TOPIC, "drift-alerts", "drift-acknowledgements", "outcome-metrics", "dead-letters", "dead-letters-retried",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class TopicSettings:
     payments_days: int = 100
     decisions_days: int = 100
     dead_letters_days: int = 30
-    # Of drift alerts and their acknowledgements, which are few: an alert is open as long as its change lasts.
+    # Of drift alerts, acknowledgements and outcome metrics, which are few: an alert is open as long as its change.
     drift_days: int = 400
     # Events are read within a second; this is how long all workers may be away.
     repartition_days: int = 7
@@ -153,6 +155,7 @@ def _config(name: str, settings: TopicSettings) -> dict[str, str]:
         "decisions": settings.decisions_days,
         "drift-alerts": settings.drift_days,
         "drift-acknowledgements": settings.drift_days,
+        "outcome-metrics": settings.drift_days,
     }
     kept_days = days.get(name, settings.payments_days if name in TOPICS else settings.repartition_days)
     kept = {"cleanup.policy": "delete", "retention.ms": str(kept_days * _DAY_MS)}

@@ -25,6 +25,7 @@ from streams.companion_metrics import CompanionMetrics
 from streams.deadletter_counts import DeadLetterCounts
 from streams.drift_metrics import DriftMetrics
 from streams.metrics import StreamMetrics
+from streams.outcome_metrics import OutcomeMetrics
 
 ALERTS = Path(__file__).resolve().parents[3] / "ops" / "alerts.yml"
 OBJECTIVES = {"card": 1000, "merchant": 1000}
@@ -84,6 +85,7 @@ def declared(folder: Path) -> dict[str, set[str]]:
     CompanionMetrics(prometheus, OBJECTIVES, CompanionHealth(mirror_age_ms_max=1))
     DeadLetterCounts(prometheus, "")
     DriftMetrics(prometheus)
+    OutcomeMetrics(prometheus)
     for collector in prometheus._collector_to_names:
         names |= labels_of(collector.collect(), collector)
     return names

@@ -27,6 +27,7 @@ from scoring.wire import RequestLimits
 from streams.companion import CompanionSettings
 from streams.drift_settings import DriftSettings
 from streams.kafka import KafkaSettings
+from streams.outcome_settings import OutcomeSettings
 from streams.pipeline import StreamSettings
 from streams.registry import RegistrySettings
 from streams.topics import TopicSettings
@@ -48,6 +49,7 @@ SETTINGS: dict[str, type[Any]] = {
     "lmdb": LmdbSettings,
     "mirror": MirrorSettings,
     "outbox": OutboxSettings,
+    "outcomes": OutcomeSettings,
     "policy": PolicySettings,
     "registry": RegistrySettings,
     "serve": ServeSettings,
