@@ -1,0 +1,205 @@
+"""Outcomes and decisions on a real Kafka, joined by stream workers that are killed: tallies, metrics and an alert."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import TopicPartition
+
+from features.aerospike_sets import AerospikeSets
+from features.aerospike_store import AerospikeSettings
+from features.store import ProfileStore
+from schemas.avro import Decoder, Encoder, LocalSchemaIds
+from streams.kafka import KafkaSettings, Sender, make_consumer, partitions_of
+from streams.outcome_evaluation import read_evaluated, sources_of
+from streams.outcome_payments import DAY_MS, Source
+from streams.outcome_settings import OutcomeSettings
+from streams.outcome_state import ENTITY, read_cells, read_heads, take_over
+from tests.drifting import decision as full_decision
+from tests.integration.test_stream_app import samples
+from tests.outcome_world import HOUR_MS, Record, assert_same, outcome, recount
+from tests.processes import Deployment, PaywardenProcess, is_ready, run_paywarden, wait_until
+from tests.services.kafka import KafkaServer
+from tests.standin.aerospike_server import StandIn
+
+PARTITIONS = 4
+SOURCES = sources_of(range(PARTITIONS), range(PARTITIONS))
+IDS = LocalSchemaIds()
+TODAY = time.time_ns() // 1_000_000 // DAY_MS
+# Its labels are mature by now; days before are the reference.
+LAST_DAY = TODAY - 3
+FIRST_DAY = LAST_DAY - 7
+DAYS = range(FIRST_DAY, TODAY + 1)
+SETTINGS = OutcomeSettings(label_delay_days=2, window_days=60)
+
+
+@pytest.fixture(scope="module")
+def standin() -> Iterator[StandIn]:
+    with StandIn() as server:
+        yield server
+
+
+@pytest.fixture
+def store(standin: StandIn) -> Iterator[ProfileStore]:
+    sets = AerospikeSets(AerospikeSettings(hosts=(standin.address,), namespace=standin.namespace), ("card",))
+    with closing(sets.open_beside()) as opened:
+        for entity in ("drift", ENTITY, "outcome"):
+            for key, _ in list(opened.scan(entity)):
+                opened.delete([key])
+        yield opened
+
+
+@pytest.fixture
+def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, settings: KafkaSettings, standin: StandIn) -> Iterator[Deployment]:
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix, aerospike=standin.address) as deployed:
+        with deployed.config.open("a", encoding="utf-8") as config:
+            config.write(
+                "[drift]\nsave_every_ms = 200\nsave_decisions = 300\ngrace_ms = 1000\n"
+                "[outcomes]\nsave_every_ms = 200\nsave_records = 100\nlabel_delay_days = 2\nwindow_days = 60\n"
+                "reference_days = 6\n"
+            )
+        deployed.create_topics()
+        yield deployed
+
+
+class Traffic:
+    """Decisions and outcomes as they were sent. On the last day frauds are approved that were declined before."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings, self._sender = settings, Sender(settings, linger_ms=0)
+        self._encoders = {topic: Encoder(topic, IDS.id_of(topic)) for topic in ("decisions", "outcomes")}
+        self.decisions: list[Record] = []
+        self.outcomes: list[Record] = []
+        self._number = 0
+
+    def send(self, payments: int) -> None:
+        """Some outcomes come before their decisions, some again, some are corrected."""
+        first, self._number = self._number, self._number + payments
+        numbers = range(first, self._number)
+        self._send_all("outcomes", [one for number in numbers if number % 3 == 0 for one in _outcomes(number)])
+        self._send_all("decisions", [_decision(number) for number in numbers])
+        self._send_all("outcomes", [one for number in numbers if number % 3 for one in _outcomes(number)])
+        self._send_all("decisions", [_decision(number) for number in numbers if number % 7 == 0])
+        self._sender.flush(30)
+
+    def _send_all(self, topic: str, records: list[Record]) -> None:
+        for one in records:
+            name = one["payment_id"]
+            # The topics have their own ways to spread keys.
+            partition = (int(name[1:]) * (1 if topic == "decisions" else 3) + (topic == "outcomes")) % PARTITIONS
+            value = self._encoders[topic].encode(one)
+            self._sender.send(self._settings.topic(topic), value, key=name.encode(), partition=partition)
+        (self.decisions if topic == "decisions" else self.outcomes).extend(records)
+
+
+def _day(number: int) -> int:
+    return FIRST_DAY + number % (LAST_DAY - FIRST_DAY + 1)
+
+
+def _is_fraud(number: int) -> bool:
+    return number // 8 % 4 == 0
+
+
+def _decision(number: int) -> Record:
+    decided_ms = _day(number) * DAY_MS + number % 23 * HOUR_MS
+    is_caught = _is_fraud(number) and _day(number) != LAST_DAY
+    changes: dict[str, Any] = {
+        "variant": "b" if number % 40 >= 32 else "",
+        "action": "decline" if is_caught else "approve",
+        "score": 0.9 if is_caught else 0.01,
+        "flags": [],
+    }
+    return {**full_decision(number, decided_ms), **changes}
+
+
+def _outcomes(number: int) -> list[Record]:
+    name, decided_ms = f"p{number}", _decision(number)["decided_time_ms"]
+    if _is_fraud(number):
+        return [
+            outcome(name, decided_ms + HOUR_MS, "genuine"),
+            outcome(name, decided_ms + 2 * HOUR_MS, "fraud"),
+            outcome(name, decided_ms + 2 * HOUR_MS, "fraud"),
+        ]
+    return [outcome(name, decided_ms + HOUR_MS, "genuine")] if number % 5 == 0 else []
+
+
+def worked_in(store: ProfileStore) -> int:
+    kinds = ("decided", "waited", "labelled", "corrected", "confirmed", "nothing", "late")
+    heads = read_heads(store, SOURCES).values()
+    return sum(head.progress.totals[kind] for head in heads for kind in kinds)
+
+
+def started(deployment: Deployment) -> tuple[PaywardenProcess, str]:
+    stream = deployment.start("stream")
+    return stream, stream.first_line()
+
+
+def test_tallies_equal_a_recount_after_kills_and_what_they_say_is_told(
+    deployment: Deployment, settings: KafkaSettings, store: ProfileStore
+) -> None:
+    traffic = Traffic(settings)
+    traffic.send(1600)
+    first, _ = started(deployment)
+    wait_until(lambda: worked_in(store) > 600, "the first worker joins", 30)
+    first.kill()
+    second, address = started(deployment)
+    wait_until(lambda: worked_in(store) > 1500, "the second worker joins", 30)
+    third, other = started(deployment)
+    wait_until(lambda: is_ready(other), "the third worker is ready")
+    for _ in range(10):
+        traffic.send(80)
+        time.sleep(0.1)
+    second.kill()
+    traffic.send(320)
+    # As a worker does that was slow to notice that it has partitions no more.
+    take_over(store, Source("o", 1), SETTINGS)
+    sent = len(traffic.decisions) + len(traffic.outcomes)
+    wait_until(lambda: worked_in(store) >= sent, "all is joined")
+    assert third.stop() == 0
+    last, address = started(deployment)
+    wait_until(lambda: is_ready(address), "the last worker is ready")
+    time.sleep(1)
+    assert worked_in(store) == sent
+    assert_same(read_cells(store, SOURCES, DAYS), recount(traffic.decisions, traffic.outcomes, 60))
+
+    wait_until(lambda: read_evaluated(store, SETTINGS)[0].done.get(2, 0) == LAST_DAY, "the last day is mature", 60)
+    newest = {one["variant"]: one for one in metrics_of(settings) if one["day_start_time_ms"] == LAST_DAY * DAY_MS}
+    assert set(newest) == {"", "b"}
+    week = newest[""]["windows"][0]
+    assert (week["days"], week["precision"]) == (7, 1.0)
+    assert 0.8 < week["recall"] < 0.9
+    assert week["fraud_missed_minor"] > 0
+
+    status = json.loads(run_paywarden("--config", str(deployment.config), "drift", "status", "--json").stdout)
+    assert {one["subject"] for one in status["alerts"]} <= {"outcome:recall", "outcome:average_precision"}
+    assert status["open"] >= 1
+    explained = run_paywarden("--config", str(deployment.config), "drift", "explain", status["alerts"][0]["alert_id"])
+    assert "outcome-metrics" in explained.stdout
+    shown = samples(address)
+    assert shown["paywarden_outcomes_store_up",] == 1
+    assert any(name[0] == "paywarden_outcomes_recall" for name in shown)
+    assert last.stop() == 0
+    for process in (first, second, third, last):
+        assert "Traceback" not in process.log.read_text(encoding="utf-8")
+
+
+def metrics_of(settings: KafkaSettings) -> list[dict[str, Any]]:
+    decoder = Decoder("outcome-metrics", IDS)
+    topic = settings.topic("outcome-metrics")
+    with closing(make_consumer(settings, group_id="test")) as consumer:
+        consumer.assign([TopicPartition(topic, number, 0) for number in partitions_of(settings, "outcome-metrics")])
+        found = []
+        while messages := consumer.consume(1000, timeout=3):
+            found += [decoder.decode(message.value() or b"") for message in messages]
+        return found
