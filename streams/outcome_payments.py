@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -120,23 +119,28 @@ class Change(NamedTuple):
         return 0 if self.outcome is None else max(0, self.outcome.time_ms - self.decided.decided_ms)
 
 
-@dataclass(frozen=True)
-class Payment:
+class Payment(NamedTuple):
     """See above. `waiting`: outcomes that came before any decision, the newest first."""
 
     decided: tuple[Decided, ...] = ()
     outcome: Outcome | None = None
     waiting: tuple[Outcome, ...] = ()
-    marks: tuple[Mark, ...] = field(default=())
+    marks: tuple[Mark, ...] = ()
 
     def mark_of(self, source: Source, offset: int) -> Mark | None:
         """What this row changed, if it was worked in and may not be counted."""
-        return next((mark for mark in self.marks if mark.source == source and mark.offset == offset), None)
+        for mark in self.marks:
+            if mark.offset == offset and mark.source == source:
+                return mark
+        return None
 
     def without_counted(self, source: Source, next_offset: int) -> Payment:
         """Without the marks of rows before this one, which are counted."""
-        kept = tuple(mark for mark in self.marks if mark.source != source or mark.offset >= next_offset)
-        return self if len(kept) == len(self.marks) else replace(self, marks=kept)
+        if not self.marks:
+            return self
+        return self._replace(
+            marks=tuple(mark for mark in self.marks if mark.source != source or mark.offset >= next_offset)
+        )
 
     def join(self, row: Decided | Outcome, source: Source, offset: int, window_ms: int) -> tuple[Payment, Kind]:
         """With a row worked in, and what that did. For NOTHING and LATE it is the same as before."""
@@ -150,7 +154,7 @@ class Payment:
             return self, kind
         before = self.outcome if kind is not Kind.DECIDED else None
         mark = Mark(source, offset, kind, len(joined.decided), before, joined.outcome)
-        return replace(joined, marks=(*joined.marks, mark)), kind
+        return joined._replace(marks=(*joined.marks, mark)), kind
 
     def counted(self, mark: Mark) -> Iterator[Change]:
         """What a marked row changes in the tallies."""
@@ -167,11 +171,11 @@ class Payment:
         outcome = self.outcome
         if not self.decided:
             outcome = max((one for one in self.waiting if one.time_ms <= row.decided_ms + window_ms), default=None)
-        return replace(self, decided=(*self.decided, row), outcome=outcome, waiting=()), Kind.DECIDED
+        return self._replace(decided=(*self.decided, row), outcome=outcome, waiting=()), Kind.DECIDED
 
     def _with_waiting(self, row: Outcome) -> tuple[Payment, Kind]:
         waiting = tuple(sorted({*self.waiting, row}, reverse=True)[:WAITING_MAX])
-        return (self, Kind.NOTHING) if waiting == self.waiting else (replace(self, waiting=waiting), Kind.WAITED)
+        return (self, Kind.NOTHING) if waiting == self.waiting else (self._replace(waiting=waiting), Kind.WAITED)
 
     def _with_outcome(self, row: Outcome, window_ms: int) -> tuple[Payment, Kind]:
         if row.time_ms > self.decided[0].decided_ms + window_ms:
@@ -179,7 +183,7 @@ class Payment:
         known = self.outcome
         if known is not None and row <= known:
             return self, Kind.NOTHING
-        joined = replace(self, outcome=row)
+        joined = self._replace(outcome=row)
         if known is None:
             return joined, Kind.LABELLED
         return joined, Kind.CORRECTED if row.label != known.label else Kind.CONFIRMED

@@ -214,8 +214,8 @@ class Reading:
 
     def _counted_as(self, arm: Arm, decided_ms: int, progress: Progress) -> Arm:
         places, newest_of = self._settings.arms_max, progress.newest_of
-        is_short = all(len(name) <= _NAME_LENGTH_MAX for name in arm)
-        if not is_short or not has_place(newest_of, arm, decided_ms, places=places, idle_ms=_IDLE_MS):
+        is_long = max(len(arm.version), len(arm.variant)) > _NAME_LENGTH_MAX
+        if is_long or not has_place(newest_of, arm, decided_ms, places=places, idle_ms=_IDLE_MS):
             progress.totals["other_arm"] += 1
             return OTHER_ARM
         take_place(newest_of, arm, decided_ms, places=places)
