@@ -12,8 +12,9 @@ from models.tally import FRAUD, GENUINE
 from streams.drift_alerts import Alert, Severity
 from streams.outcome_payments import DAY_MS, Kind, Source
 from streams.outcome_records import MetricsRecord
-from streams.outcome_state import OUTCOMES, Result
+from streams.outcome_state import DECISIONS, OUTCOMES, Result
 
+_TOPICS = {DECISIONS: "decisions", OUTCOMES: "outcomes"}
 _LABELS = {GENUINE: "genuine", FRAUD: "fraud"}
 # The fields of a window that are gauges as they are, with what they are.
 _MEASURES = {
@@ -59,14 +60,16 @@ class OutcomeMetrics:
         self._measures = {name: gauge(name, text, *by) for name, text in _MEASURES.items()}
         self._lag_quantiles = gauge("label_lag_quantile_seconds", "Of label lags, in mature days.", *by, "quantile")
         self.store_up.set(1)
+        for kind in Kind:
+            for topic in _TOPICS.values():
+                self._rows.labels(topic, kind.name.lower())
+        self.show([], [])
 
     def saved(self, source: Source, more: Counts[str], results: Sequence[Result]) -> None:
         """What came to the totals of a partition, and what its rows did."""
-        topic = "outcomes" if source.topic == OUTCOMES else "decisions"
         for kind in Kind:
             name = kind.name.lower()
-            if more[name]:
-                self._rows.labels(topic, name).inc(more[name])
+            self._rows.labels(_TOPICS[source.topic], name).inc(more[name])
         self._without_amount.inc(more["without_amount"])
         self._other_arm.inc(more["other_arm"])
         for result in results:

@@ -371,8 +371,8 @@ class OutcomeWork:
 
         def go_on(_: bytes, found: bytes | None) -> bytes:
             if found is None or Head.decode(found).owner != self._owner:
-                topic = "decisions" if self.source.topic == DECISIONS else "outcomes"
-                raise StoreConflict(f"partition {self.source.partition} of {topic} is joined by another worker")
+                name = f"{self.source.topic}{self.source.partition}"
+                raise StoreConflict(f"the join of partition {name} is another worker's")
             return head.encode()
 
         update_records(self._store, [head_key(self.source)], go_on, ttl_s=_kept_s(self._settings))
