@@ -3,7 +3,7 @@
     card, payment, …           the first set
     NAME$card, NAME$payment    a further one
     $meta                      the register
-    $drift                     what belongs to no set (the counts of decisions)
+    $drift, $outcome(s)        what belongs to no set (counts of decisions, the join of outcomes)
 
 A cluster remembers the names of sets until its nodes are started again, and takes no endless number of them: a set
 that was dropped is empty, but its name is still known.
