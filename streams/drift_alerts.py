@@ -45,8 +45,6 @@ _RECOVERY_MIN = math.log(1000)
 _RECOVERY_SHARE = 0.7
 # A deviation that chance has in one block of twenty.
 _NOTICEABLE = 2.0
-# Nothing was counted of what an alert is about for so long: it has no traffic any more.
-_GONE_AFTER_MS = DAY_MS
 
 
 class State(StrEnum):
@@ -222,6 +220,8 @@ class AlertBook:
     settings: AlertSettings
     effect_min_of: Mapping[Signal, float]
     open: dict[str, Alert] = field(default_factory=dict)
+    # Of what nothing was counted for so long, and three blocks, it is taken that there is no traffic any more.
+    gone_after_ms: int = DAY_MS
 
     def step(self, block: Block, verdict: Verdict) -> list[Alert]:
         """Take in what the detectors say of a block; returns the alerts that were raised, escalated or cleared."""
@@ -403,7 +403,7 @@ class AlertBook:
             alert = self._followed(alert, index, block, verdict)
         gone_ms = block.end_ms - alert.last_counted_ms
         over = alert.quiet_blocks >= _QUIET_BLOCKS[alert.length_ms] and alert.recovery >= _RECOVERY_MIN
-        if over or gone_ms > _GONE_AFTER_MS + 3 * alert.length_ms:
+        if over or gone_ms > self.gone_after_ms + 3 * alert.length_ms:
             del self.open[alert.alert_id]
         else:
             self.open[alert.alert_id] = alert

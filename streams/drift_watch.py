@@ -16,7 +16,7 @@ from dataclasses import astuple
 
 import numpy as np
 
-from models.detectors import Detectors, DetectorSettings
+from models.detectors import DAY_MS, Detectors, DetectorSettings
 from models.signals import Block, Signal
 from schemas.errors import InvalidEvent
 from streams.drift_alerts import Alert, AlertBook, AlertSettings, State
@@ -44,12 +44,13 @@ class DriftWatch:
         alerts: AlertSettings,
         *,
         falls_only: bool = False,
+        gone_after_ms: int = DAY_MS,
     ) -> None:
-        """`falls_only`: see Detectors."""
+        """`falls_only`: see Detectors; `gone_after_ms`: see AlertBook."""
         self.detectors = Detectors(signals, detectors, falls_only=falls_only)
         table = SignalTable(self.detectors.signals)
         minima = {signal: detectors.effect_min(signal) for signal in table.signals}
-        self.book = AlertBook(model_version, table, alerts, minima)
+        self.book = AlertBook(model_version, table, alerts, minima, gone_after_ms=gone_after_ms)
         # The end of the last block of each length: an earlier one is not taken in again.
         self.seen_to_ms: dict[int, int] = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +22,9 @@ from streams.partition_agent import PartitionAgent
 if TYPE_CHECKING:
     from streams.app import StreamApp
 
-# A day is mature once a day.
+_log = logging.getLogger(__name__)
+
+# Days mature once a day.
 _EVALUATE_EVERY_S = 5.0
 
 
@@ -73,8 +76,10 @@ class OutcomeEvaluation:
             self._joining.metrics.unsaved.set(self._outcomes.unsaved)
             try:
                 await asyncio.to_thread(self._evaluate)
-            except (StoreUnavailable, StoreConflict, BrokerUnavailable) as error:
+            except (StoreUnavailable, StoreConflict) as error:
                 self._outcomes.note_trouble(error)
+            except BrokerUnavailable as error:
+                _log.warning("what outcomes say cannot be sent, trying again: %s", error)
 
     def _evaluate(self) -> None:
         metrics = self._joining.metrics

@@ -33,6 +33,9 @@ from streams.outcome_settings import OutcomeSettings
 
 _log = logging.getLogger(__name__)
 
+# Days with few frauds are looked at together, for at most as long as tallies are given: an alert lives so long.
+_GONE_AFTER_MS = 28 * DAY_MS
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -121,7 +124,9 @@ class OutcomeWatch:
             share_change_min=settings.drop_min,
         )
         alerts = AlertSettings(share_change_warning=settings.drop_warning, share_change_critical=settings.drop_critical)
-        return DriftWatch(self.arm.version, self._signals, detectors, alerts, falls_only=True)
+        return DriftWatch(
+            self.arm.version, self._signals, detectors, alerts, falls_only=True, gone_after_ms=_GONE_AFTER_MS
+        )
 
     def _seen(self, name: str, day: int, tallies: Mapping[int, OutcomeTally]) -> tuple[float, float, float, float, int]:
         """Value, expected, standard deviation, effect and count of a share; the count is 0 with nothing to look at."""

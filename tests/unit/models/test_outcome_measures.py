@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, brier_score_loss
 
 from models.costs import CostSettings, money_of
@@ -43,8 +44,8 @@ class Payments:
             self.count(row, self.tally)
 
     @property
-    def fraud(self) -> np.ndarray:
-        return self.label == FRAUD
+    def fraud(self) -> NDArray[np.bool_]:
+        return np.asarray(self.label == FRAUD)
 
     def count(self, row: int, into: OutcomeTally, times: int = 1) -> None:
         into.count(

@@ -13,7 +13,7 @@ from models.outcome_tally import OutcomeTally
 from schemas.avro import Decoder, Encoder, LocalSchemaIds
 from schemas.errors import BrokerUnavailable
 from streams.drift_alerts import Alert, State
-from streams.outcome_evaluation import OutcomeEvaluator, read_evaluated, sources_of
+from streams.outcome_evaluation import ARMS_MAX, OutcomeEvaluator, read_evaluated, sources_of
 from streams.outcome_metrics import OutcomeMetrics
 from streams.outcome_payments import DAY_MS, Arm, Source
 from streams.outcome_records import METRICS_TOPIC, MetricsRecord
@@ -182,6 +182,22 @@ def test_evaluation_that_has_never_been_begins_no_further_back_than_is_measured(
     world.put(FIRST_DAY + 998, Days(8).next())
     world.pass_to(FIRST_DAY + 1_010)
     assert world.evaluator().step() <= 2 * 57
+
+
+def test_no_more_versions_and_variants_are_measured_than_there_may_be() -> None:
+    world, days = World(), Days(10, payments=50)
+    for number in range(ARMS_MAX + 5):
+        days.payments = 50 + number
+        source = SOURCES[number % len(SOURCES)]
+        arms = {Arm(f"m{number}-{n}", ""): days.next() for n in range(2)}
+        found = world.store.read([day_key(source, FIRST_DAY)])[0]
+        day = Day(1) if found is None else Day.decode(found)
+        day.tallies |= arms
+        world.store.write({day_key(source, FIRST_DAY): day.encode()}, ttl_s=0)
+    world.pass_to(FIRST_DAY + 8)
+    world.evaluator().step()
+    assert len(world.records) == ARMS_MAX
+    assert min(one["windows"][0]["payments"] for one in world.records) >= 50 + 5 + ARMS_MAX // 2 - 1
 
 
 def test_a_record_comes_back_from_its_topic_and_is_shown() -> None:

@@ -91,6 +91,14 @@ def test_days_with_few_frauds_are_looked_at_together() -> None:
     assert raised[0].count >= SETTINGS.frauds_min
 
 
+def test_an_alert_lives_while_days_are_gathered() -> None:
+    world = World(Days(15, payments=120))
+    world.pass_days(80)
+    world.days.recall = 0.0
+    told = world.pass_days(100)
+    assert [alert.state for alert in told if alert.state is not State.ESCALATED] == [State.RAISED]
+
+
 def test_nothing_is_told_before_there_is_a_reference() -> None:
     world = World(Days(6), OutcomeSettings(reference_days=20))
     world.pass_days(10)
