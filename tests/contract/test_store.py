@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from features.aerospike_store import AerospikeSettings, AerospikeStore
 from features.lmdb_store import LmdbStore
 from features.memory_store import MemoryStore
-from features.store import ABSENT, KEY_BYTES_MAX, TTL_S_MAX, ProfileStore, StoreConflict, Versioned
+from features.store import ABSENT, KEY_BYTES_MAX, TTL_S_MAX, ProfileStore, StoreConflict, Versioned, update_records
 from schemas.errors import InvalidEvent, Misconfigured, StoreUnavailable, TemporaryFailure
 from tests.standin.aerospike_server import StandIn
 
@@ -480,6 +480,33 @@ def test_of_writers_beside_each_other_none_undoes_what_another_did(store: Profil
 
 
 # Health and progress
+
+
+def test_an_update_is_made_of_what_others_have_written_meanwhile(store: ProfileStore) -> None:
+    keys = [b"contract-card:1", b"contract-card:2"]
+    store.write({keys[0]: b"a"}, ttl_s=60)
+    others = [b"b", b"c"]
+
+    def change(key: bytes, found: bytes | None) -> bytes | None:
+        if key == keys[0] and others:
+            store.write({key: others.pop()}, ttl_s=60)
+        return None if found is None or found.endswith(b"!") else found + b"!"
+
+    update_records(store, keys, change, ttl_s=60)
+    assert store.read(keys) == [b"b!", None]
+
+
+def test_an_update_that_others_never_let_through_is_given_up(store: ProfileStore) -> None:
+    key, written = b"contract-card:1", []
+
+    def change(_: bytes, found: bytes | None) -> bytes:
+        written.append(b"%d" % len(written))
+        store.write({key: written[-1]}, ttl_s=60)
+        return (found or b"") + b"!"
+
+    with pytest.raises(StoreConflict):
+        update_records(store, [key], change, ttl_s=60)
+    assert store.read([key]) == [written[-1]]
 
 
 def test_an_open_store_is_well_and_has_no_reason_not_to_be(store: ProfileStore) -> None:
