@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from faust.types import TP, ChannelT, StreamT
 
 from features.store import ProfileStore, StoreConflict
-from schemas.errors import StoreUnavailable
+from schemas.errors import StoreUnavailable, TemporaryFailure
 from streams.avro_codec import AvroCodec, Undecodable, Value
 from streams.drift_counts import KEPT_MS, Binnings, Cell, PartitionCounts, Row, actions_of, counted, scores_of
 from streams.drift_evaluation import Evaluator, read_done
@@ -336,6 +336,9 @@ class DriftAgent:
                 self._done_ms = await asyncio.to_thread(self._evaluate)
             except (StoreUnavailable, StoreConflict) as error:
                 self._note_trouble(error)
+            except TemporaryFailure as error:
+                # Kafka does not take alerts: the block is evaluated again.
+                _log.warning("blocks of decisions cannot be evaluated now, trying again: %s", error)
             now_ms = self._now_ms()
             self._metrics.unsaved.set(self._unsaved)
             ages = {p: (now_ms - s.passed_ms(0)) / 1000 for p, s in self._states.items() if s.passed_ms(0)}
