@@ -97,6 +97,14 @@ class History:
         column: Coded = getattr(self, field.removesuffix("_id"))
         return column
 
+    def texts(self, field: str, rows: slice) -> npt.NDArray[np.object_]:
+        """Of such a column some rows as they are: str or None, shape (rows,)."""
+        column = self.coded(field)
+        # A code of -1 is nothing, and so is the last place.
+        values = np.array([*column.names.to_pylist(), None], dtype=object)
+        texts: npt.NDArray[np.object_] = values[column.codes[rows]]
+        return texts
+
 
 def write_history(directory: str | Path, payments: pa.Table, outcomes: pa.Table) -> None:
     """Write both files, replacing those that are there; refuses what `read_history` would refuse."""

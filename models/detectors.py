@@ -42,15 +42,15 @@ from numpy.typing import NDArray
 from scipy.special import ndtri, stdtr
 
 from models.binning import OVERALL
-from models.signals import Block, Signal
+from models.signals import FEATURE_PREFIX, TRAFFIC, Block, Signal, is_histogram
 from schemas.errors import Misconfigured
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 LENGTHS_MS = (5 * MINUTE_MS, HOUR_MS, DAY_MS)
 """How long blocks are."""
+NULL_FREEDOM, PAYMENTS_MIN = 8.0, 30
 SHIFTS = (0.5, 1.0, 2.0, 4.0)
 """What is bet on, in standard deviations of a block."""
-TRAFFIC = "traffic"
 # One freak block of five minutes or an hour fires nothing by itself, two that agree do; a day is not waited for twice.
 _BLOCKS_TO_FIRE = {LENGTHS_MS[0]: 2, LENGTHS_MS[1]: 2, LENGTHS_MS[2]: 1}
 # Sums are kept as log(M + 1) in steps of this, rounded down, in 16 bits: what is kept is exactly what is worked with.
@@ -70,34 +70,32 @@ class DetectorSettings:
     # Expected time between false alarms, of everything together.
     false_alarm_days: float = 30.0
     # Degrees of freedom of the null: fewer make freak blocks count for less.
-    null_freedom: float = 8.0
+    null_freedom: float = NULL_FREEDOM
     # How much of a block's deviation may be left in the next when nothing has changed.
     autocorrelation: float = 0.1
     # A signal with fewer payments in a block stands still.
-    payments_min: int = 30
-    # Smallest change that may fire: PSI of histograms, relative change of shares.
+    payments_min: int = PAYMENTS_MIN
+    # Smallest change that may fire: PSI of scores, and of features; relative change of shares.
     psi_min: float = 0.02
+    feature_psi_min: float = 0.05
     share_change_min: float = 0.2
 
     def __post_init__(self) -> None:
         """Raises Misconfigured."""
         if not self.false_alarm_days > 0:
-            raise Misconfigured(f"false_alarm_days: wanted more than 0, got {self.false_alarm_days:g}")
+            raise Misconfigured(f"drift_detection.false_alarm_days: wanted more than 0, got {self.false_alarm_days:g}")
         if not self.null_freedom > 2:
-            raise Misconfigured(f"null_freedom: wanted more than 2, got {self.null_freedom:g}")
+            raise Misconfigured(f"drift_detection.null_freedom: wanted more than 2, got {self.null_freedom:g}")
         if not 0 <= self.autocorrelation < 1:
-            raise Misconfigured(f"autocorrelation: wanted 0 to under 1, got {self.autocorrelation:g}")
+            raise Misconfigured(f"drift_detection.autocorrelation: wanted 0 to under 1, got {self.autocorrelation:g}")
         if self.payments_min < 1:
-            raise Misconfigured(f"payments_min: wanted at least 1, got {self.payments_min}")
+            raise Misconfigured(f"drift_detection.payments_min: wanted at least 1, got {self.payments_min}")
 
     def effect_min(self, signal: Signal) -> float:
         """The smallest change of a signal that may fire."""
-        return self.psi_min if is_histogram(signal) else self.share_change_min
-
-
-def is_histogram(signal: Signal) -> bool:
-    """Whether the signal's effect is a histogram's PSI, not the relative change of a share."""
-    return signal.statistic in ("location", "spread")
+        if not is_histogram(signal):
+            return self.share_change_min
+        return self.feature_psi_min if signal.subject.startswith(FEATURE_PREFIX) else self.psi_min
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ from models.compiler import compiler_name
 from models.evaluation import Days, auc_roc, average_precision, date_of_day
 from models.parity import RANDOM_ROWS, GateRows, margins_of, random_rows, require_same_bits
 from models.predictor import GtilPredictor, NativePredictor, Predictor
+from models.reference import REFERENCE
+from models.reference_training import Scored, training_reference
 from models.search import choose
 from models.training_settings import TrainingSettings, require_usable
 from models.training_table import TrainingTable, require_both_kinds, require_categories
@@ -100,10 +102,21 @@ def train_bundle(
         (unfinished / part.model_text).write_text(model_text(model), encoding="utf-8")
         _write_golden(unfinished / part.golden, model, table.vectors, settings.seed)
     files = {name: sha256_of(unfinished / name) for part in models for name in (part.model_text, part.golden)}
+    version = _version(files, engine.plan.digest, slope, intercept, cascade)
+    if table.segments is not None:
+        reference = training_reference(
+            Scored(scores, fold, table.vectors, table.segments),
+            model_version=version,
+            feature_names=names,
+            thresholds=(review_at, decline_at),
+        )
+        if reference is not None:
+            reference.save(unfinished / REFERENCE)
+            files[REFERENCE] = sha256_of(unfinished / REFERENCE)
     edges = np.linspace(0.0, 1.0, SCORE_BINS + 1)
     manifest = Manifest(
         format=FORMAT,
-        model_version=_version(files, engine.plan.digest, slope, intercept, cascade),
+        model_version=version,
         catalogue_digest=engine.plan.digest,
         feature_names=names,
         importance_gain=large.model.feature_importance("gain").tolist(),

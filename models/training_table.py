@@ -17,6 +17,7 @@ from features.engine import FeatureEngine
 from features.history import History, labels_known_by
 from features.money import RateTable
 from features.passage import Passage
+from models.binning import DIMENSIONS
 from models.evaluation import DAY_MS, Days, date_of_day, day_of_time
 from models.training_settings import CATEGORY_MAX, TrainingSettings
 from schemas.errors import Misconfigured
@@ -32,16 +33,29 @@ class TableOutcomes:
 
 
 @dataclass(frozen=True)
+class TableSegments:
+    """When a table's payments were made, in order, and for each of models/binning.py's DIMENSIONS its texts or None.
+
+    All (rows,).
+    """
+
+    time_ms: NDArray[np.int64]
+    values: tuple[NDArray[np.object_], ...]
+
+
+@dataclass(frozen=True)
 class TrainingTable:
     """Point-in-time rows: `vectors` (rows, features) float32, `label` (rows,) 0 or 1, `day` (rows,) UTC days.
 
-    `outcomes` are those that `label` follows from; without them a label counts as known at once.
+    `outcomes` are those that `label` follows from; without them a label counts as known at once. Without `segments` a
+    bundle has no reference for drift detection.
     """
 
     vectors: NDArray[np.float32]
     label: NDArray[np.int64]
     day: NDArray[np.int64]
     outcomes: TableOutcomes | None = None
+    segments: TableSegments | None = None
 
     def label_known_by(self, time_ms: int) -> NDArray[np.int64]:
         """The labels as they were known at that time, if it is no later than that of `label`. Shape (rows,)."""
@@ -73,6 +87,10 @@ def training_table(
         window_labels(history, window, label_delay_days),
         day_of_time(history.event_time_ms[first:last]),
         _outcomes(history, first, last, _known_by_ms(window, label_delay_days)),
+        TableSegments(
+            history.event_time_ms[first:last],
+            tuple(history.texts(dimension, slice(first, last)) for dimension in DIMENSIONS),
+        ),
     )
 
 

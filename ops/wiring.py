@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,14 +20,19 @@ if TYPE_CHECKING:
     from features.money import RateTable
     from features.profile_sets import LiveSet, SetStores
     from features.store import ProfileStore
+    from models.reference import Reference
     from schemas.avro import SchemaIds
     from scoring.host import Host
     from scoring.policy import Policy
     from streams.agents import DriftParts, OutcomeParts
     from streams.app import StreamApp
     from streams.companion import Companion
+    from streams.drift_settings import DriftSettings
     from streams.kafka import KafkaSettings
     from streams.pipeline import Pipeline
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,7 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
     registry = metrics_registry()
     parts = StreamParts(source, registry)
     # Faust would wait for a topic that is not there.
-    for topic in ("dead-letters", "decisions", "outcomes", "outcome-metrics"):
+    for topic in ("dead-letters", "decisions", "outcomes", "drift-alerts", "drift-acknowledgements", "outcome-metrics"):
         partitions_of(parts.kafka, topic)
     worker = LiveWorker(lambda: live_set(source), parts.open_pipeline)
     app = StreamApp(worker, kafka=parts.kafka, settings=parts.settings, registry=registry, announce=announce)
@@ -188,26 +194,63 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
         ids=parts.ids,
         registry=registry,
         session_timeout_ms=parts.settings.session_timeout_ms,
-        drift=drift_parts(source),
+        drift=drift_parts(source, parts, registry),
         outcomes=outcome_parts(source),
     )
     return app
 
 
-def drift_parts(source: Source) -> DriftParts:
-    """What decisions are counted with. Raises Misconfigured, StoreUnavailable."""
+def drift_parts(source: Source, parts: StreamParts, registry: CollectorRegistry) -> DriftParts:
+    """What decisions are watched with. Raises Misconfigured, BundleRefused, StoreUnavailable."""
+    from functools import partial
+
+    from models.detectors import DetectorSettings
     from streams.agents import DriftParts
+    from streams.drift_alerts import AlertSettings
     from streams.drift_counts import Binnings
-    from streams.drift_evaluation import NoDetection
+    from streams.drift_detection import DriftDetection
+    from streams.drift_detection_metrics import DetectionMetrics
+    from streams.drift_evaluation import past_hours
+    from streams.drift_learning import LiveReferences, counted_binning
     from streams.drift_settings import DriftSettings
+    from streams.drift_state import Adder
+    from streams.drift_telling import KafkaAcknowledgements, KafkaAlerts
 
     settings = source.section("drift", DriftSettings)
-    return DriftParts(
-        store=set_stores(source).open_beside(),
-        binnings=Binnings({}),
-        detection=NoDetection(),
-        settings=settings,
+    references = drift_references(source, settings)
+    binnings = Binnings({version: counted_binning(reference) for version, reference in references.items()})
+    store = set_stores(source).open_beside()
+    past = partial(past_hours, store, adder=Adder(binnings))
+    detection = DriftDetection(
+        references,
+        LiveReferences(references, binnings, past, days_min=settings.learning_days),
+        detectors=source.section("drift_detection", DetectorSettings),
+        alerts=source.section("drift_alerts", AlertSettings),
+        teller=KafkaAlerts(parts.kafka, parts.ids),
+        acknowledgements=KafkaAcknowledgements(parts.kafka, parts.ids),
+        metrics=DetectionMetrics(registry),
     )
+    return DriftParts(store=store, binnings=binnings, detection=detection, settings=settings)
+
+
+def drift_references(source: Source, settings: DriftSettings) -> dict[str, Reference]:
+    """What decisions are held against, by model version: of the bundles, or made of live decisions.
+
+    Raises Misconfigured, BundleRefused.
+    """
+    from models.reference import load_reference, read_reference
+
+    serve = source.section("serve", ServeSettings)
+    served = [folder for folder in (serve.bundle, serve.fallback_bundle) if folder and Path(folder).is_dir()]
+    found: dict[str, Reference] = {}
+    for folder in settings.bundles or served:
+        reference = load_reference(Path(folder))
+        if reference is None:
+            _log.warning("bundle %s has no reference: only what live decisions tell is watched of its model", folder)
+        else:
+            found[reference.model_version] = reference
+    live = map(read_reference, map(Path, settings.references))
+    return found | {reference.model_version: reference for reference in live}
 
 
 def outcome_parts(source: Source) -> OutcomeParts:

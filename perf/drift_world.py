@@ -110,6 +110,7 @@ def world_of(history: History, folder: Path, *, training_days: int, seed: int = 
     table = training_table(
         history, window, engine=engine, rates=load_rates(), label_delay_days=settings.label_delay_days
     )
+    _stop_ageing(engine, table.vectors)
     train_bundle(table, window, folder, engine=engine, settings=settings)
     bundle = load_bundle(folder, catalogue_digest=engine.plan.digest)
     first = int(np.searchsorted(history.event_time_ms, (window.last + 1) * DAY_MS))
@@ -117,14 +118,15 @@ def world_of(history: History, folder: Path, *, training_days: int, seed: int = 
     vectors = np.empty((len(history) - first, engine.plan.feature_count), dtype=np.float32)
     for chunk in chunks:
         vectors[chunk.first - first : chunk.last - first] = chunk.vectors
+    _stop_ageing(engine, vectors)
     empty = np.zeros(len(vectors))
     undecided = Decisions(
         history.event_time_ms[first:],
         vectors,
         empty,
         empty.astype(np.int64),
-        tuple(_texts(history, name, first) for name in DIMENSIONS),
-        np.full(len(vectors), 0.5),
+        tuple(history.texts(name, slice(first, None)) for name in DIMENSIONS),
+        np.random.default_rng(seed).lognormal(np.log(0.5), 0.4, len(vectors)),
         final_labels(history)[first:] == 1,
         history.amount_minor[first:],
     )
@@ -132,11 +134,11 @@ def world_of(history: History, folder: Path, *, training_days: int, seed: int = 
     return replace(world, live=world.decided(undecided))
 
 
-def _texts(history: History, name: str, first: int) -> NDArray[np.object_]:
-    column = history.coded(name)
-    values = np.array([*column.names.to_pylist(), None], dtype=object)
-    # A code of -1 is nothing, and so is the last place.
-    return values[column.codes[first:]]
+def _stop_ageing(engine: FeatureEngine, vectors: NDArray[np.float32]) -> None:
+    """All cards and devices began with the history; what knows of nothing older than a month does not see them age."""
+    for column, name in enumerate(engine.plan.names):
+        if name.endswith("seconds_since_first"):
+            np.minimum(vectors[:, column], _WARM_DAYS * DAY_MS / 1000, out=vectors[:, column])
 
 
 # What is changed, from a time on.

@@ -31,6 +31,8 @@ SECTIONS = (
     "companion",
     "costs",
     "drift",
+    "drift_alerts",
+    "drift_detection",
     "features",
     "grpc",
     "http",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from features.store import ProfileStore, StoreConflict
-from schemas.errors import StoreUnavailable
+from schemas.errors import StoreUnavailable, TemporaryFailure
 from streams.drift_counts import KEPT_MS, Binnings, Cell, PartitionCounts, Row, actions_of, counted, scores_of
 from streams.drift_evaluation import Evaluator, read_done
 from streams.drift_metrics import DriftMetrics
@@ -19,6 +20,8 @@ from streams.partition_agent import QUIET_EVERY_MS, PartitionAgent
 if TYPE_CHECKING:
     from models.counts import Counts
     from streams.app import StreamApp
+
+_log = logging.getLogger(__name__)
 
 # How much a partition may be ahead of what is evaluated: its tiles must be there until they are.
 _AHEAD_MS_MAX = KEPT_MS // 2
@@ -112,6 +115,9 @@ class DriftEvaluation:
                 self._counting.done_ms = await asyncio.to_thread(self._evaluate)
             except (StoreUnavailable, StoreConflict) as error:
                 self._agent.note_trouble(error)
+            except TemporaryFailure as error:
+                # Kafka does not take alerts: the block is evaluated again.
+                _log.warning("blocks of decisions cannot be evaluated now, trying again: %s", error)
             now_ms = self._now_ms()
             passed_ms = {p: work.state.passed_ms(0) for p, work in self._agent.works(DriftWork).items()}
             metrics.unsaved.set(self._agent.unsaved)

@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from models.detectors import DAY_MS, LENGTHS_MS, MINUTE_MS, Verdict, is_histogram
-from models.signals import Block, Signal
+from models.detectors import DAY_MS, LENGTHS_MS, MINUTE_MS, Verdict
+from models.signals import Block, Signal, is_histogram
 from schemas.errors import Misconfigured
 from streams.drift_causes import (
     Cause,
@@ -85,13 +85,15 @@ class AlertSettings:
     def __post_init__(self) -> None:
         """Raises Misconfigured."""
         if not 0 < self.psi_warning <= self.psi_critical:
-            raise Misconfigured("psi_warning: wanted more than 0 and no more than psi_critical")
+            raise Misconfigured("drift_alerts.psi_warning: wanted more than 0 and no more than psi_critical")
         if not 0 < self.share_change_warning <= self.share_change_critical:
-            raise Misconfigured("share_change_warning: wanted more than 0 and no more than share_change_critical")
+            raise Misconfigured(
+                "drift_alerts.share_change_warning: wanted more than 0 and no more than share_change_critical"
+            )
         if not 0 < self.quiet_share <= 1:
-            raise Misconfigured(f"quiet_share: wanted more than 0 and at most 1, got {self.quiet_share:g}")
+            raise Misconfigured(f"drift_alerts.quiet_share: wanted more than 0 and at most 1, got {self.quiet_share:g}")
         if self.together_minutes < 1:
-            raise Misconfigured(f"together_minutes: wanted at least 1, got {self.together_minutes}")
+            raise Misconfigured(f"drift_alerts.together_minutes: wanted at least 1, got {self.together_minutes}")
 
     def severity(self, signal: Signal, effect: float) -> Severity:
         """How bad a change of this size is. Stale profiles are never a mere remark."""

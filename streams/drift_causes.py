@@ -19,12 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.binning import OVERALL
-from models.detectors import TRAFFIC, Verdict
-from models.signals import Block, Signal
+from models.detectors import Verdict
+from models.signals import FEATURE_PREFIX, FLAG_PREFIX, PROFILE_AGE, TRAFFIC, Block, Signal
 
-FEATURE_PREFIX = "feature:"
-FLAG_PREFIX = "flag:"
-PROFILE_AGE = "profile_age"
 OUTCOME_PREFIX = "outcome:"
 # Conditions of quality that say that profiles are not what they should be.
 _PROFILE_FLAGS = ("mirror_absent", "mirror_stale", "profile_unreadable")

@@ -25,7 +25,7 @@ import numpy as np
 
 from models.binning import DIMENSIONS, FEATURE_BINS, Binning
 from models.counts import Counts, Rows, count_rows
-from scoring.policy import ACTIONS, MODEL_ABSENT
+from scoring.policy import ACTIONS, FLAGS, MODEL_ABSENT
 from streams.admission import has_place, take_place
 from streams.drift_settings import DriftSettings
 
@@ -40,6 +40,8 @@ OTHER_VERSION = "other"
 """Stands for the versions beyond `versions_max`."""
 # A version that no decision had for so long gives its place to another.
 _IDLE_MS = 60 * MINUTE_MS
+UNKNOWN_HIGH_RISK_AT = 0.5
+"""Of a version that no bundle is known of, what counts as high risk; an edge of the grid."""
 # In log odds: from 1 in 22,000 to all but 1 in 22,000, by a quarter.
 _GRID = np.arange(-10.0, 10.01, 0.25)
 
@@ -110,7 +112,7 @@ def model_of(version: str, binning: Binning) -> Model:
 def unknown_binning() -> Binning:
     """Scores in steps of a quarter in log odds; no features, and no segments but those that every binning has."""
     edges = 1.0 / (1.0 + np.exp(-_GRID))
-    return Binning(edges, np.zeros((0, FEATURE_BINS - 1), dtype=np.float32), ((),) * len(DIMENSIONS))
+    return Binning(edges, np.zeros((0, FEATURE_BINS - 1), dtype=np.float32), ((),) * len(DIMENSIONS), FLAGS)
 
 
 @dataclass

@@ -113,13 +113,24 @@ class JournalReader:
                 journal.take_alert(self._alerts.decode(record.value or b""))
             except InvalidEvent:
                 journal.unreadable += 1
+        for said in self._said():
+            if said is None:
+                journal.unreadable += 1
+            else:
+                journal.take_acknowledgement(said)
+        return journal
+
+    def acknowledgements(self) -> list[Acknowledgement]:
+        """All there are now, the oldest first. Raises as `read` does."""
+        return [said for said in self._said() if said is not None]
+
+    def _said(self) -> Iterable[Acknowledgement | None]:
+        """None for a record that is none of ours."""
         for record in self._records(ACKNOWLEDGEMENTS_TOPIC):
             try:
-                fields = self._acknowledgements.decode(record.value or b"")
-                journal.take_acknowledgement(Acknowledgement.of_record(fields))
+                yield Acknowledgement.of_record(self._acknowledgements.decode(record.value or b""))
             except InvalidEvent:
-                journal.unreadable += 1
-        return journal
+                yield None
 
     def acknowledge(self, acknowledgement: Acknowledgement) -> None:
         """On return it is on the topic. Raises BrokerUnavailable."""

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.binning import MISSING, Binning
-from models.detectors import is_histogram
+from models.counts import AGE_EDGES_MS, AGE_UNKNOWN
 from models.distances import jensen_shannon, kolmogorov_smirnov, psi
+from models.signals import FEATURE_PREFIX, is_histogram
 from schemas.avro import Decoder, Encoder, SchemaIds
 from streams.drift_alerts import Alert
-from streams.drift_causes import FEATURE_PREFIX
 from streams.kafka import KafkaSettings, Sender
 
 ALERTS_TOPIC = "drift-alerts"
@@ -55,6 +55,14 @@ class Histograms:
             int(reference[MISSING]),
             int(current[MISSING]),
         )
+
+    @classmethod
+    def of_ages(cls, reference: Counts, current: Counts) -> Histograms:
+        """Of profile ages in seconds, each (AGE_BINS,): those not known are missing."""
+        known = slice(AGE_UNKNOWN)
+        edges = np.concatenate([[0.0], AGE_EDGES_MS / 1000, [np.inf]])
+        missing = int(reference[AGE_UNKNOWN]), int(current[AGE_UNKNOWN])
+        return cls(edges, reference[known], current[known], *missing)
 
     @property
     def reference_count(self) -> int:

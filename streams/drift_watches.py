@@ -1,14 +1,15 @@
 """Detection of all model versions at once, each apart: what two models say is never compared.
 
-A version whose first payments come in the middle of an hour or a day is judged by what it has of them, once they are
-enough. One that is watched no more, or has had no block for a day, has its alerts cleared.
+A version is watched from its first block on; when that comes in the middle of an hour or a day, it is judged by what
+it has of them, once that is enough. One that has no signals any more has its alerts cleared, and so has one without a
+block for a day, which is then forgotten.
 """
 
 from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from models.detectors import DAY_MS, DetectorSettings
@@ -28,28 +29,36 @@ _SILENT_MS = DAY_MS
 class DriftWatches:
     """A watch for each model version. Not thread-safe.
 
-    `signals`: of each version that is watched, in the order in which its blocks have them.
+    `signals_of`: a version's, in the order in which its blocks have them; without any it is not watched.
     """
 
     def __init__(
-        self, signals: Mapping[str, Sequence[Signal]], detectors: DetectorSettings, alerts: AlertSettings
+        self, signals_of: Callable[[str], Sequence[Signal]], detectors: DetectorSettings, alerts: AlertSettings
     ) -> None:
-        self._signals, self._detectors, self._alerts = dict(signals), detectors, alerts
+        self._signals_of, self._detectors, self._alerts = signals_of, detectors, alerts
         self._watches: dict[str, DriftWatch] = {}
         # Open alerts of a state whose versions are watched no more: cleared with the next block.
         self._orphans: list[Alert] = []
-        self._clear()
 
     def step(self, blocks: Mapping[str, Block], end_ms: int) -> list[Alert]:
         """Take in the blocks of one span of time, by model version; returns alerts raised, escalated or cleared."""
         told = [replace(alert, state=State.CLEARED, time_ms=end_ms) for alert in self._orphans]
         self._orphans = []
+        for version, block in sorted(blocks.items()):
+            watch = self._watches.get(version) or self._begin(version)
+            told += watch.step(block) if watch is not None else []
         for version, watch in sorted(self._watches.items()):
-            if version in blocks:
-                told += watch.step(blocks[version])
-            elif watch.seen_to_ms and end_ms - max(watch.seen_to_ms.values()) >= _SILENT_MS:
+            if end_ms - max(watch.seen_to_ms.values()) >= _SILENT_MS:
                 told += watch.close(end_ms)
+                del self._watches[version]
         return told
+
+    def _begin(self, version: str) -> DriftWatch | None:
+        signals = self._signals_of(version)
+        if not signals:
+            return None
+        watch = self._watches[version] = DriftWatch(version, signals, self._detectors, self._alerts)
+        return watch
 
     def acknowledge(self, said: Acknowledgement) -> bool:
         """Note that somebody has seen an alert; False when no such alert is open."""
@@ -76,9 +85,9 @@ class DriftWatches:
         more, are cleared with the next block.
         """
         found = _states_in(state)
-        self._clear()
+        self._watches, self._orphans = {}, []
         for version, part in found.items():
-            watch = self._watches.get(version)
+            watch = self._begin(version)
             if watch is None:
                 self._orphans += open_alerts_in(part)
                 continue
@@ -86,14 +95,8 @@ class DriftWatches:
                 watch.restore(part)
             except InvalidEvent as error:
                 _log.warning("drift detection of model %s begins anew: %s", version, error)
+                del self._watches[version]
                 self._orphans += open_alerts_in(part)
-
-    def _clear(self) -> None:
-        self._orphans = []
-        self._watches = {
-            version: DriftWatch(version, signals, self._detectors, self._alerts)
-            for version, signals in self._signals.items()
-        }
 
 
 def _states_in(state: bytes) -> dict[str, bytes]:

@@ -497,7 +497,8 @@ def test_an_update_is_made_of_what_others_have_written_meanwhile(store: ProfileS
 
 
 def test_an_update_that_others_never_let_through_is_given_up(store: ProfileStore) -> None:
-    key, written = b"contract-card:1", []
+    key = b"contract-card:1"
+    written: list[bytes] = []
 
     def change(_: bytes, found: bytes | None) -> bytes:
         written.append(b"%d" % len(written))

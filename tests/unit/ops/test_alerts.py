@@ -23,6 +23,7 @@ from scoring.worker_metrics import GarbagePauses, HttpMetrics, ScoringMetrics, S
 from streams.companion_health import CompanionHealth
 from streams.companion_metrics import CompanionMetrics
 from streams.deadletter_counts import DeadLetterCounts
+from streams.drift_detection_metrics import DetectionMetrics
 from streams.drift_metrics import DriftMetrics
 from streams.metrics import StreamMetrics
 from streams.outcome_metrics import OutcomeMetrics
@@ -85,6 +86,7 @@ def declared(folder: Path) -> dict[str, set[str]]:
     CompanionMetrics(prometheus, OBJECTIVES, CompanionHealth(mirror_age_ms_max=1))
     DeadLetterCounts(prometheus, "")
     DriftMetrics(prometheus)
+    DetectionMetrics(prometheus)
     OutcomeMetrics(prometheus)
     for collector in prometheus._collector_to_names:
         names |= labels_of(collector.collect(), collector)
@@ -145,6 +147,7 @@ def test_the_values_of_labels_that_alerts_ask_for_can_occur(tmp_path: Path) -> N
     }
     registry.close()
     prometheus = CollectorRegistry()
+    DetectionMetrics(prometheus)
     OutcomeMetrics(prometheus)
     shown |= {
         (sample.name, key, value)

@@ -11,6 +11,7 @@ import pytest
 from features.aerospike_store import AerospikeSettings
 from features.lmdb_store import LmdbSettings
 from models.costs import CostSettings
+from models.detectors import DetectorSettings
 from models.training_settings import TrainingSettings
 from ops.wiring import FeatureSettings, ServeSettings, StoreSettings
 from schemas.settings import SECTIONS, read_source
@@ -25,6 +26,7 @@ from scoring.tokens import AuthSettings
 from scoring.turns import AdmissionSettings
 from scoring.wire import RequestLimits
 from streams.companion import CompanionSettings
+from streams.drift_alerts import AlertSettings
 from streams.drift_settings import DriftSettings
 from streams.kafka import KafkaSettings
 from streams.outcome_settings import OutcomeSettings
@@ -41,6 +43,8 @@ SETTINGS: dict[str, type[Any]] = {
     "companion": CompanionSettings,
     "costs": CostSettings,
     "drift": DriftSettings,
+    "drift_alerts": AlertSettings,
+    "drift_detection": DetectorSettings,
     "features": FeatureSettings,
     "grpc": GrpcSettings,
     "http": HttpSettings,

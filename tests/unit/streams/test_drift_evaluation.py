@@ -16,8 +16,8 @@ from streams.drift_evaluation import (
     WEEK_MS,
     Evaluator,
     passed,
+    past_hours,
     read_done,
-    same_hour_of_past_weeks,
 )
 from streams.drift_settings import DriftSettings
 from streams.drift_state import FIVE_MS, Adder, PartitionState, read_heads, take_over
@@ -40,11 +40,13 @@ class Watch:
     def restore(self, state: bytes) -> None:
         self.count = int(state or b"0")
 
-    def evaluate(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> bytes:
+    def evaluate(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> None:
         self.count += 1
         if self.count == self.fails_at:
             raise StoreUnavailable("away")
         self.seen.append((start_ms, length_ms, {version: int(one.payments[0]) for version, one in counts.items()}))
+
+    def state(self) -> bytes:
         return str(self.count).encode()
 
     def blocks(self, length_ms: int) -> list[tuple[int, dict[str, int]]]:
@@ -156,10 +158,10 @@ def test_two_evaluators_at_once_do_not_both_advance() -> None:
     other = world.evaluator(Watch())
 
     class Slow(Watch):
-        def evaluate(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> bytes:
+        def evaluate(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> None:
             if not self.seen:
                 assert other.step(blocks_max=1) == 1
-            return super().evaluate(start_ms, length_ms, counts)
+            super().evaluate(start_ms, length_ms, counts)
 
     slow = Slow()
     assert world.evaluator(slow).step() == 0
@@ -219,7 +221,10 @@ def test_hours_of_past_weeks_are_kept_with_their_scores_and_actions() -> None:
             world.be_quiet(partition, at(70) + week * WEEK_MS)
         while world.evaluator(Watch()).step():
             pass
-    weeks = same_hour_of_past_weeks(world.store, NOON_MS + 3 * WEEK_MS, ADDER)
-    assert [sum(int(one.payments[0]) for one in week.values()) for week in weeks] == [4, 4, 4, 0]
-    (one,) = weeks[0].values()
+    hours = dict(past_hours(world.store, NOON_MS - HOUR_MS, NOON_MS + 2 * WEEK_MS + HOUR_MS, ADDER))
+    assert list(hours) == list(range(NOON_MS - HOUR_MS, NOON_MS + 2 * WEEK_MS + HOUR_MS, HOUR_MS))
+    counted = {hour: sum(int(one.payments[0]) for one in counts.values()) for hour, counts in hours.items() if counts}
+    assert [counted[NOON_MS + week * WEEK_MS] for week in range(3)] == [4, 4, 4]
+    assert len(counted) == 3
+    (one,) = hours[NOON_MS].values()
     assert (one.scores[0].sum(), one.actions[0].sum(), one.features.sum(), one.payments[1:].sum()) == (4, 4, 0, 0)

@@ -20,7 +20,7 @@ BOTH = {"model-1": SIGNALS, "model-2": SIGNALS}
 
 
 def watches_of(signals: Mapping[str, Sequence[Signal]] = BOTH) -> DriftWatches:
-    return DriftWatches(signals, DetectorSettings(), AlertSettings())
+    return DriftWatches(lambda version: signals.get(version, ()), DetectorSettings(), AlertSettings())
 
 
 def run(watches: DriftWatches, worlds: Mapping[str, World], blocks: int) -> list[Alert]:
@@ -85,6 +85,8 @@ def test_a_version_without_a_decision_for_a_day_has_no_open_alerts() -> None:
     assert watches.step({}, end_ms + DAY_MS - FIVE_MS) == []
     assert [alert.state for alert in watches.step({}, end_ms + DAY_MS)] == [State.CLEARED]
     assert watches.open_alerts == []
+    # And nothing is kept of any.
+    assert watches.to_bytes() == b""
 
 
 def test_an_acknowledgement_finds_its_alert_in_any_version() -> None:

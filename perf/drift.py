@@ -1,0 +1,253 @@
+"""How rarely drift detection is wrong, how soon it is right, and what it calls what it found.
+
+Measured, on a seeded stream of decisions (perf/drift_world.py): with nothing changed, alerts raised a month, held
+against the setting; with each of five changes put in, the minutes until the first alert after it, and whether it is
+named after what was changed. With `--tools` the same of Evidently's and NannyML's defaults, given the same decisions
+in blocks of an hour, each in an environment of its own in .perf/. For: whether an analyst who is called can trust the
+call.
+
+    python -m perf.drift [--days N] [--cards N] [--tools] [--data DIR] [--json FILE]
+
+`--data`: a history in our two files instead of the simulator's; then only false alarms are measured.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from features.history import read_history
+from models.counts import Counts, Rows, count_rows
+from models.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, DetectorSettings
+from models.reference import load_reference
+from perf.drift_tools import TOOLS, Tool, tool
+from perf.drift_world import (
+    Change,
+    Decisions,
+    DriftWorld,
+    feature_at_default,
+    fraud_moved,
+    profiles_stale,
+    scores_rescaled,
+    simulated_world,
+    traffic_doubled,
+    world_of,
+)
+from perf.measuring import arguments_of, finish
+from streams.drift_alerts import Alert, AlertSettings, State
+from streams.drift_counts import Binnings, Model
+from streams.drift_detection import DriftDetection
+from streams.drift_detection_metrics import DetectionMetrics
+from streams.drift_evaluation import of_overall
+from streams.drift_learning import LiveReferences, counted_binning
+from streams.drift_records import Histograms
+
+FIVE_MS = LENGTHS_MS[0]
+_MONTH_DAYS = 30.0
+# Of a stream with a change in it: days before, in which sums and averages fill, and after.
+_BEFORE_DAYS, _AFTER_DAYS = 2, 3
+# Changes begin at an odd moment, in the afternoon.
+_AT_MS = 14 * HOUR_MS + 23 * 60_000
+# What the tools compared take for usual.
+_TOOLS_DAYS = 28
+
+FEATURE = "card_amount_mean_30d"
+CHANGES: Mapping[str, tuple[Change, Callable[[Alert], bool]]] = {
+    "scores_rescaled": (scores_rescaled, lambda alert: alert.subject in ("score", "action")),
+    "feature_at_default": (feature_at_default(FEATURE), lambda alert: alert.subject == f"feature:{FEATURE}"),
+    "traffic_doubled": (
+        traffic_doubled("country", "FR"),
+        lambda alert: (alert.subject, alert.segment) == ("traffic", "country=FR"),
+    ),
+    "fraud_moved": (fraud_moved, lambda alert: alert.subject in ("score", "action")),
+    "profiles_stale": (profiles_stale, lambda alert: alert.subject == "profile_age"),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was told after a change: minutes until the first alert and until one with the right name; NaN for never."""
+
+    minutes: float
+    named_minutes: float
+    first: str
+
+
+def main() -> None:
+    arguments = arguments_of(
+        __doc__,
+        ("--days", {"type": int, "default": 90, "help": "without a change"}),
+        ("--cards", {"type": int, "default": 15_000, "help": "of the simulation; two payments a day each"}),
+        ("--tools", {"action": "store_true", "help": "install Evidently and NannyML beside, and measure them"}),
+        ("--data", {"help": "a history instead of the simulation"}),
+    )
+    with tempfile.TemporaryDirectory(prefix="paywarden-drift-") as folder:
+        bundle = Path(folder) / "bundle"
+        if arguments.data:
+            world = world_of(read_history(arguments.data), bundle, training_days=28)
+        else:
+            world = simulated_world(bundle, cards=arguments.cards, live_days=arguments.days)
+        finish(figures_of(world, with_changes=not arguments.data, with_tools=arguments.tools), arguments.json)
+
+
+def figures_of(world: DriftWorld, *, with_changes: bool, with_tools: bool) -> dict[str, float]:
+    """All figures; a table is printed as they come."""
+    settings = DetectorSettings()
+    replay = Replay(world, settings)
+    live = world.live
+    days = (int(live.time_ms[-1]) - int(live.time_ms[0])) / DAY_MS
+    print(f"{len(live):,} decisions of {days:.0f} days, {len(replay.reference.layout.signals):,} signals", flush=True)
+    started = time.perf_counter()
+    raised = [alert for alert in replay.alerts(live) if alert.state is State.RAISED]
+    seconds = time.perf_counter() - started
+    for alert in raised:
+        at_days = (alert.time_ms - int(live.time_ms[0])) / DAY_MS
+        print(
+            f"  false alarm on day {at_days:.1f}: {alert.subject} {alert.statistic} {alert.segment}, "
+            f"{alert.severity}, {alert.effect:.3f} in blocks of {alert.length_ms // 60_000} minutes"
+        )
+    figures = {
+        "false_alarms_per_month": len(raised) * _MONTH_DAYS / days,
+        "setting_per_month": _MONTH_DAYS / settings.false_alarm_days,
+        "days": days,
+        "decisions": float(len(live)),
+        "decisions_per_second": len(live) / seconds,
+    }
+    usual = live.cut_at(int(live.time_ms[0]) + _TOOLS_DAYS * DAY_MS)
+    names = replay.reference.feature_names
+    tools = [tool(name, live.rows(slice(0, usual)), names) for name in TOOLS] if with_tools else []
+    for one in tools:
+        # What they know is not what they are asked about.
+        alarms = one.alarms(live.rows(slice(usual, None)))
+        figures[f"{one.name}_false_alarms_per_month"] = len(alarms) * _MONTH_DAYS / (days - _TOOLS_DAYS)
+    if with_changes:
+        figures |= _of_changes(world, replay, tools)
+    return figures
+
+
+def _of_changes(world: DriftWorld, replay: Replay, tools: list[Tool]) -> dict[str, float]:
+    """Each change on a part of the stream of its own."""
+    figures: dict[str, float] = {}
+    first_day = int(world.live.time_ms[0]) // DAY_MS + _TOOLS_DAYS + 1
+    names = ["ours", *(one.name for one in tools)]
+    print(f"\n{'change':<22}" + "".join(f"{name:>16}" for name in names) + "   minutes until the first alarm; its name")
+    for number, (name, (change, is_named)) in enumerate(CHANGES.items()):
+        start_ms = (first_day + number * (_BEFORE_DAYS + _AFTER_DAYS)) * DAY_MS
+        at_ms = start_ms + _BEFORE_DAYS * DAY_MS + _AT_MS
+        end_ms = at_ms + _AFTER_DAYS * DAY_MS
+        part = world.live.rows(slice(world.live.cut_at(start_ms), world.live.cut_at(end_ms)))
+        stream = change(world, part, at_ms)
+        found = _found(replay.alerts(stream), at_ms, is_named)
+        figures[f"delay_minutes_{name}"] = found.minutes
+        figures[f"named_minutes_{name}"] = found.named_minutes
+        row = f"{name:<22}{found.minutes:>16.0f}"
+        for one in tools:
+            alarms = [end for end in one.alarms(stream) if end > at_ms]
+            minutes = (alarms[0] - at_ms) / 60_000 if alarms else float("nan")
+            figures[f"{one.name}_delay_minutes_{name}"] = minutes
+            row += f"{minutes:>16.0f}"
+        print(f"{row}   {found.first}; rightly after {found.named_minutes:.0f}", flush=True)
+    return figures
+
+
+def _found(alerts: list[Alert], at_ms: int, is_named: Callable[[Alert], bool]) -> Found:
+    later = [alert for alert in alerts if alert.time_ms > at_ms and alert.state is not State.CLEARED]
+    named = [alert for alert in later if is_named(alert)]
+    text = "nothing" if not later else f"{later[0].subject} {later[0].statistic} {later[0].segment}"
+    return Found(_minutes_to(later, at_ms), _minutes_to(named, at_ms), text)
+
+
+def _minutes_to(alerts: list[Alert], at_ms: int) -> float:
+    return (alerts[0].time_ms - at_ms) / 60_000 if alerts else float("nan")
+
+
+class Replay:
+    """Decisions through drift detection as it runs live; Kafka and the store are lists."""
+
+    def __init__(self, world: DriftWorld, settings: DetectorSettings) -> None:
+        reference = load_reference(world.folder)
+        assert reference is not None, "a bundle that was trained from a history has a reference"
+        self.reference, self._settings = reference, settings
+        self.binnings = Binnings({reference.model_version: counted_binning(reference)})
+        self.model, self.binning = self.binnings.of(reference.model_version)
+        # What evaluation keeps of every hour.
+        self.past: dict[int, bytes] = {}
+
+    def alerts(self, decisions: Decisions) -> list[Alert]:
+        """All that is told of a stream, from its first whole day on; what was kept of earlier hours is known."""
+        told: list[Alert] = []
+        detection = DriftDetection(
+            {self.reference.model_version: self.reference},
+            LiveReferences({self.reference.model_version: self.reference}, self.binnings, self._hours, days_min=7),
+            detectors=self._settings,
+            alerts=AlertSettings(),
+            teller=_Told(told),
+            acknowledgements=lambda: (),
+            metrics=DetectionMetrics(CollectorRegistry()),
+        )
+        kept = dict(self.past)
+        for start_ms, length_ms, counts in self._blocks(decisions):
+            if length_ms == HOUR_MS:
+                self.past[start_ms] = of_overall(counts).to_bytes()
+            found = {self.reference.model_version: counts} if counts.payments[0] else {}
+            detection.evaluate(start_ms, length_ms, found)
+        # The next stream branches off where the first one was, too.
+        self.past = kept or self.past
+        return told
+
+    def _hours(self, start_ms: int, end_ms: int) -> Iterator[tuple[int, dict[Model, Counts]]]:
+        for hour in range(start_ms, end_ms, HOUR_MS):
+            data = self.past.get(hour)
+            yield hour, {} if data is None else {self.model: Counts.from_bytes(data, self.binning)}
+
+    def _blocks(self, decisions: Decisions) -> Iterator[tuple[int, int, Counts]]:
+        hour, day = Counts.empty(self.binning), Counts.empty(self.binning)
+        first = -(-int(decisions.time_ms[0]) // DAY_MS) * DAY_MS
+        starts = np.arange(first, int(decisions.time_ms[-1]) - FIVE_MS, FIVE_MS)
+        cuts = np.searchsorted(decisions.time_ms, np.append(starts, starts[-1:] + FIVE_MS))
+        for start_ms, begin, end in zip(starts.tolist(), cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+            counts = count_rows(self.binning, _rows(decisions.rows(slice(begin, end))))
+            yield start_ms, FIVE_MS, counts
+            hour.add(counts)
+            end_ms = start_ms + FIVE_MS
+            if end_ms % HOUR_MS == 0:
+                yield end_ms - HOUR_MS, HOUR_MS, hour
+                day.add(hour)
+                hour = Counts.empty(self.binning)
+            if end_ms % DAY_MS == 0:
+                yield end_ms - DAY_MS, DAY_MS, day
+                day = Counts.empty(self.binning)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """An AlertTeller that remembers."""
+
+    alerts: list[Alert]
+
+    def send(self, alert: Alert, *, histograms: Histograms | None = None, reference_count: int = 0) -> None:  # noqa: ARG002
+        self.alerts.append(alert)
+
+    def flush(self) -> None:
+        pass
+
+
+def _rows(decisions: Decisions) -> Rows:
+    return Rows(
+        decisions.score,
+        decisions.action,
+        decisions.vectors,
+        [()] * len(decisions),
+        (decisions.profile_age_s * 1000).astype(np.int64),
+        [column.tolist() for column in decisions.dimensions],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Evidently and NannyML with their defaults, each in an environment of its own: when would they have given alarm?
+
+Both compare a table with a reference table, so they are given blocks of an hour of decisions, score and features, and
+as a reference the first weeks of the same stream: more than our own detection is given, which knows the training
+window alone. An alarm is what each tool itself calls one: Evidently's, that half of the columns or the score have
+drifted; NannyML's, any column of a block outside its threshold. Consecutive hours with an alarm are one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.detectors import HOUR_MS
+from perf.drift_world import Decisions
+from perf.scoring_world import CACHE
+
+# Of the reference, at random: more takes them minutes and tells them nothing new.
+_REFERENCE_ROWS = 20_000
+TOOLS = {"evidently": "evidently==0.7.23", "nannyml": "nannyml==0.13.1"}
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One of them, installed. `python`: its environment's."""
+
+    name: str
+    python: Path
+    reference: Decisions
+    names: tuple[str, ...]
+
+    def alarms(self, decisions: Decisions) -> list[int]:
+        """The ends of the hours in which an alarm begins, epoch ms."""
+        with tempfile.TemporaryDirectory(prefix="paywarden-drift-") as folder:
+            path = Path(folder) / "rows.npz"
+            rng = np.random.default_rng(0)
+            chosen = rng.choice(
+                len(self.reference), size=min(_REFERENCE_ROWS, len(self.reference)), replace=False, shuffle=False
+            )
+            np.savez(
+                path,
+                names=np.array(self.names),
+                reference=_table(self.reference.rows(np.sort(chosen))),
+                rows=_table(decisions),
+                hour=decisions.time_ms // HOUR_MS,
+            )
+            child = Path(__file__).with_name("drift_tools_child.py")
+            done = subprocess.run(
+                [str(self.python), str(child), self.name, str(path)], stdout=subprocess.PIPE, check=True, text=True
+            )
+        hours = [int(line) for line in done.stdout.split()]
+        begun = [hour for place, hour in enumerate(hours) if place == 0 or hours[place - 1] < hour - 1]
+        return [(hour + 1) * HOUR_MS for hour in begun]
+
+
+def tool(name: str, reference: Decisions, names: tuple[str, ...]) -> Tool:
+    """Install it beside where it is not there yet. `names`: of the features."""
+    folder = CACHE / name
+    python = folder / "bin" / "python"
+    if not (folder / "ready").is_file():
+        print(f"installing {TOOLS[name]}, once", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", TOOLS[name]], check=True)
+        (folder / "ready").touch()
+    return Tool(name, python, reference, names)
+
+
+def _table(decisions: Decisions) -> np.ndarray:
+    """The score, then the features."""
+    return np.column_stack([decisions.score, decisions.vectors.astype(np.float64)])
