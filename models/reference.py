@@ -81,7 +81,8 @@ class Reference:
         }
         arrays |= zip(_COUNTS, self.counts.arrays, strict=True)
         arrays |= {f"usual_{field.name}": getattr(self.usual, field.name) for field in fields(Usual)}
-        np.savez_compressed(path, **arrays)
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)
 
 
 def layout_of(counts: Counts, feature_names: tuple[str, ...], review_at: float, kinds: Kinds) -> Layout:

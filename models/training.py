@@ -50,7 +50,7 @@ from models.evaluation import Days, auc_roc, average_precision, date_of_day
 from models.parity import RANDOM_ROWS, GateRows, margins_of, random_rows, require_same_bits
 from models.predictor import GtilPredictor, NativePredictor, Predictor
 from models.reference import REFERENCE
-from models.reference_training import Scored, training_reference
+from models.reference_making import PastDecisions, as_of_one_model, make_reference
 from models.search import choose
 from models.training_settings import TrainingSettings, require_usable
 from models.training_table import TrainingTable, require_both_kinds, require_categories
@@ -104,8 +104,8 @@ def train_bundle(
     files = {name: sha256_of(unfinished / name) for part in models for name in (part.model_text, part.golden)}
     version = _version(files, engine.plan.digest, slope, intercept, cascade)
     if table.segments is not None:
-        reference = training_reference(
-            Scored(scores, fold, table.vectors, table.segments),
+        reference = make_reference(
+            PastDecisions(as_of_one_model(scores, fold), table.vectors, table.segments),
             model_version=version,
             feature_names=names,
             thresholds=(review_at, decline_at),

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -114,6 +115,32 @@ def _acknowledge(source: Source, alert_id: str, *, by: str, note: str, until_ms:
         reader.acknowledge(Acknowledgement(alert.alert_id, _now_ms(), who, until_ms, note))
     done = f"snoozed until {spoken(until_ms)} UTC" if until_ms else "acknowledged"
     click.echo(f"alert {alert.alert_id} {done} by {who}")
+
+
+@drift.command()
+@click.option("--archive", type=click.Path(file_okay=False), required=True, help="What `paywarden archive` wrote.")
+@click.option("--bundle", type=click.Path(file_okay=False), help="Of the model (default: [serve] bundle).")
+@click.option("--from", "from_day", required=True, metavar="DAY", help="First UTC day, YYYY-MM-DD.")
+@click.option("--to", "to_day", required=True, metavar="DAY", help="Last UTC day, included.")
+@click.option("--out", type=click.Path(dir_okay=False), required=True, help="The file to write, NAME.npz.")
+@click.pass_obj
+def reference(source: Source, archive: str, bundle: str | None, from_day: str, to_day: str, out: str) -> None:
+    """Make what is usual of live decisions, from days that were well.
+
+    Named in [drift] references, it stands in for what the model's bundle says of its training window.
+    """
+    from models.bundle import read_manifest
+    from models.evaluation import Days, day_of_date
+    from streams.drift_reference import live_reference
+
+    manifest = read_manifest(Path(bundle or source.section("serve", wiring.ServeSettings).bundle))
+    window = Days(day_of_date(from_day), day_of_date(to_day))
+    made = live_reference(Path(archive), manifest, window)
+    try:
+        made.save(Path(out))
+    except OSError as error:
+        raise Misconfigured(f"cannot write {out}: {error.strerror}") from error
+    click.echo(f"{out}: model {made.model_version}, {int(made.counts.payments[0])} decisions, {from_day} to {to_day}")
 
 
 @contextmanager

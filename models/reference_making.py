@@ -1,13 +1,14 @@
-"""The reference that goes with a bundle: bins and segments chosen from its training window, and what was usual in it.
+"""Make a reference of past decisions: bins and segments that suit them, and what was usual.
 
-Scores are those out of fold, as a bundle's metrics are: a model's scores of payments it has learnt are no reference.
+Of a training window the scores are those out of fold, as a bundle's metrics are: a model's scores of payments it has
+learnt are no reference. Actions, flags and ages are known of live decisions alone.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ from models.training_table import TableSegments
 from models.usual import TimedCounts, learn_usual
 
 DAYS_MIN = 2
-"""A window of fewer days gives no reference: there would be no other day to compare an hour to."""
+"""Fewer days give no reference: there would be no other day to compare an hour to."""
+FIVE_MS = LENGTHS_MS[0]
 # Scores: twenty equal shares of payments, and the tail that matters most once more.
 _SCORE_SHARES = (*np.arange(0.05, 0.96, 0.05), 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
 # Segments of their own: values with this share of the payments, and no more than so many of a dimension.
@@ -33,50 +35,59 @@ _FIVES_STEP = 6
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The payments of a window, in order of time. `scores`, `fold`: (rows,); `vectors`: (rows, features)."""
+class Live:
+    """What only live decisions have, as in Rows. `actions`: (rows,); `ages_ms`: (rows,), negative where not known."""
+
+    actions: NDArray[np.int64]
+    flags: Sequence[Sequence[str]]
+    ages_ms: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PastDecisions:
+    """Decisions in order of time. `scores`: (rows,), NaN where no model gave one; `vectors`: (rows, features)."""
 
     scores: NDArray[np.float64]
-    fold: NDArray[np.int64]
     vectors: NDArray[np.float32]
     segments: TableSegments
+    live: Live | None = None
 
 
-def training_reference(
-    scored: Scored,
+def make_reference(
+    past: PastDecisions,
     *,
     model_version: str,
     feature_names: Sequence[str],
     thresholds: tuple[float, float],
+    flags: Sequence[str] = (),
 ) -> Reference | None:
-    """What is to be expected of a model's decisions; None for a window shorter than DAYS_MIN.
+    """What is to be expected of a model's decisions; None where there are fewer than DAYS_MIN days.
 
-    `thresholds`: of review and decline; above the first is high risk. Actions and flags are no part of it: they follow
-    from a policy and from servers that no training knows.
+    `thresholds`: of review and decline; above the first is high risk. `flags`: those of live decisions that are counted
+    by name.
     """
-    scored = replace(scored, scores=_as_of_one_model(scored.scores, scored.fold))
-    days = _whole_days(scored.segments.time_ms)
+    days = _whole_days(past.segments.time_ms)
     if len(days) < DAYS_MIN:
         return None
     binning = Binning(
-        score_edges=_score_edges(scored.scores, thresholds),
-        feature_edges=_feature_edges(scored.vectors),
-        values=tuple(_frequent(column) for column in scored.segments.values),
+        score_edges=_score_edges(past.scores[~np.isnan(past.scores)], thresholds),
+        feature_edges=_feature_edges(past.vectors),
+        values=tuple(_frequent(column) for column in past.segments.values),
+        flags=tuple(flags),
     )
-    review_at = thresholds[0]
-    names, kinds = tuple(feature_names), Kinds.SCORE | Kinds.INPUTS
-    total = count_rows(binning, _rows(scored, slice(None)))
+    kinds = Kinds.SCORE | Kinds.INPUTS | (Kinds(0) if past.live is None else Kinds.QUALITY)
+    names, review_at = tuple(feature_names), thresholds[0]
+    total = count_rows(binning, _rows(past, slice(None)))
     layout = layout_of(total, names, review_at, kinds)
-    hours = _Blocks(scored, binning, range(days.start, days.stop, HOUR_MS))
-    step_ms = _FIVES_STEP * LENGTHS_MS[0]
-    halves = range(days.start, days.stop, step_ms)
+    hours = _Blocks(past, binning, range(days.start, days.stop, HOUR_MS), HOUR_MS)
+    step_ms = _FIVES_STEP * FIVE_MS
     # Each time another one of the six in half an hour.
-    starts = [start_ms + number * LENGTHS_MS[0] % step_ms for number, start_ms in enumerate(halves)]
-    usual = learn_usual(layout, total, hours, _Blocks(scored, binning, starts, LENGTHS_MS[0]))
+    starts = [start + number * FIVE_MS % step_ms for number, start in enumerate(range(days.start, days.stop, step_ms))]
+    usual = learn_usual(layout, total, hours, _Blocks(past, binning, starts, FIVE_MS))
     return Reference(model_version, names, review_at, kinds, total, usual, layout)
 
 
-def _as_of_one_model(scores: NDArray[np.float64], fold: NDArray[np.int64]) -> NDArray[np.float64]:
+def as_of_one_model(scores: NDArray[np.float64], fold: NDArray[np.int64]) -> NDArray[np.float64]:
     """Each fold was scored by a model of its own, for some days on end: each fold's scores made those of all, by rank.
 
     Else what models differ by would be taken for what days differ by.
@@ -93,28 +104,28 @@ def _as_of_one_model(scores: NDArray[np.float64], fold: NDArray[np.int64]) -> ND
 class _Blocks:
     """Counts of blocks, made anew each time they are asked for: together they would fill the memory."""
 
-    scored: Scored
+    past: PastDecisions
     binning: Binning
     starts_ms: Sequence[int]
-    length_ms: int = HOUR_MS
+    length_ms: int
 
     def __iter__(self) -> Iterator[TimedCounts]:
         starts = np.asarray(self.starts_ms)
-        time_ms = self.scored.segments.time_ms
+        time_ms = self.past.segments.time_ms
         firsts, ends = np.searchsorted(time_ms, starts), np.searchsorted(time_ms, starts + self.length_ms)
         for start_ms, first, end in zip(self.starts_ms, firsts.tolist(), ends.tolist(), strict=True):
-            yield start_ms, count_rows(self.binning, _rows(self.scored, slice(first, end)))
+            yield start_ms, count_rows(self.binning, _rows(self.past, slice(first, end)))
 
 
-def _rows(scored: Scored, rows: slice) -> Rows:
-    scores = scored.scores[rows]
+def _rows(past: PastDecisions, rows: slice) -> Rows:
+    scores, live = past.scores[rows], past.live
     return Rows(
         scores=scores,
-        actions=np.zeros(len(scores), dtype=np.int64),
-        vectors=scored.vectors[rows],
-        flags=[()] * len(scores),
-        ages_ms=np.full(len(scores), -1, dtype=np.int64),
-        values=[column[rows].tolist() for column in scored.segments.values],
+        actions=np.zeros(len(scores), dtype=np.int64) if live is None else live.actions[rows],
+        vectors=past.vectors[rows],
+        flags=[()] * len(scores) if live is None else live.flags[rows],
+        ages_ms=np.full(len(scores), -1, dtype=np.int64) if live is None else live.ages_ms[rows],
+        values=[column[rows].tolist() for column in past.segments.values],
     )
 
 
