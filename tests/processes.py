@@ -12,6 +12,11 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from features.catalogue import CATALOGUE
+from schemas.settings import read_source
+from streams.kafka import KafkaSettings
+from streams.topics import TopicSettings, create_topics
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,7 +32,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0
 class PaywardenProcess:
     """One command of the command line, running. Its log is kept in a file."""
 
-    def __init__(self, folder: Path, config: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, config: Path, *arguments: str, cwd: Path = ROOT) -> None:
         self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -36,7 +41,8 @@ class PaywardenProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                cwd=ROOT,
+                cwd=cwd,
+                env=_environment(),
             )
 
     @property
@@ -108,15 +114,22 @@ class Deployment:
         )
         self.running: list[PaywardenProcess] = []
 
-    def start(self, *arguments: str) -> PaywardenProcess:
-        process = PaywardenProcess(self.folder, self.config, *arguments)
+    def start(self, *arguments: str, cwd: Path = ROOT) -> PaywardenProcess:
+        process = PaywardenProcess(self.folder, self.config, *arguments, cwd=cwd)
         self.running.append(process)
         return process
 
+    def configure(self, section: str, lines: str) -> None:
+        """Add lines to a section of the configuration, for what is started from now on."""
+        text, head = self.config.read_text(encoding="utf-8"), f"[{section}]\n"
+        text = text.replace(head, head + lines) if head in text else text + head + lines
+        self.config.write_text(text, encoding="utf-8")
+
     def create_topics(self) -> None:
-        """Run `paywarden topics create` to its end."""
-        done = run_paywarden("--config", str(self.config), "topics", "create")
-        assert done.returncode == 0, done.stderr
+        """What `paywarden topics create` does, without the second that a process takes."""
+        source = read_source(str(self.config))
+        entities = [entity.name for entity in CATALOGUE.entities]
+        create_topics(source.section("kafka", KafkaSettings), source.section("topics", TopicSettings), entities)
 
     def __enter__(self) -> Deployment:
         return self
@@ -141,8 +154,13 @@ def run_paywarden(
         timeout=timeout_s,
         stdin=subprocess.DEVNULL,
         cwd=ROOT,
-        env={**os.environ, **(environment or {})},
+        env=_environment(environment),
     )
+
+
+def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Ours, and wherever a command runs, what it runs is of this checkout."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
 
 
 def is_ready(target: str) -> bool:

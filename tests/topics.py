@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
+from features.aerospike_store import AerospikeSettings, AerospikeStore
 from features.engine import FeatureEngine
 from features.history import history_of_tables
 from features.lmdb_store import LmdbSettings, LmdbStore
@@ -92,7 +93,16 @@ def batch_profiles(payments: pa.Table, outcomes: pa.Table) -> dict[bytes, bytes]
 
 
 def read_store(path: Path) -> dict[bytes, bytes]:
+    """The profiles by their keys."""
     store = LmdbStore.from_settings(LmdbSettings(path=str(path)), readonly=True)
+    found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
+    store.close()
+    return found
+
+
+def read_aerospike(address: str) -> dict[bytes, bytes]:
+    """The same of a server at `host:port`."""
+    store = AerospikeStore(AerospikeSettings(hosts=(address,)))
     found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
     store.close()
     return found

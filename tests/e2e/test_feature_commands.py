@@ -105,10 +105,7 @@ def test_backfill_goes_on_where_kill_9_ended_it(
 ) -> None:
     whole, _ = filled
     with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment:
-        deployment.config.write_text(
-            deployment.config.read_text(encoding="utf-8").replace("[lmdb]\n", "[lmdb]\nfsync = false\n"),
-            encoding="utf-8",
-        )
+        deployment.configure("lmdb", "fsync = false\n")
 
         def has_begun() -> bool:
             try:

@@ -11,7 +11,6 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from confluent_kafka import TopicPartition
 
 from features.engine import FeatureEngine
@@ -31,7 +30,6 @@ from streams.kafka import KafkaSettings, consume, make_consumer, make_producer, 
 from streams.simulator import DEFAULT_START_MS, simulate, split_at
 from tests.packed import sources_of
 from tests.processes import Deployment, is_ready, post, run_paywarden, wait_until
-from tests.services.kafka import KafkaServer
 
 DAY_MS = 86_400_000
 HISTORY_DAYS, LIVE_DAYS, CARDS = 30, 4, 500
@@ -58,18 +56,6 @@ class World:
         store = LmdbStore.from_settings(LmdbSettings(path=str(deployment.store)))
         backfill(history, store, engine=engine, rates=rates, outcome_days=120)
         store.close()
-
-
-@pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
-        deployed.create_topics()
-        yield deployed
-
-
-@pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
 
 
 def start_all(deployment: Deployment) -> str:

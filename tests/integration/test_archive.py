@@ -233,8 +233,7 @@ def test_schemas_of_others_are_read_through_the_registry_and_one_without_a_colum
     short = ours | {"fields": [one for one in ours["fields"] if one["name"] != "amount_minor"]}
     payment = small_world.tables()[0].to_pylist()[0]
     with Deployment(tmp_path, settings.bootstrap, topic_prefix) as deployed:
-        with deployed.config.open("a", encoding="utf-8") as config:
-            config.write(f'[registry]\nurl = "{registry.url}"\n')
+        deployed.configure("registry", f'url = "{registry.url}"\n')
         deployed.create_topics()
         producer = make_producer(settings, linger_ms=0)
         with SchemaRegistryClient({"url": registry.url}) as client:

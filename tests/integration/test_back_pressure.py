@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -26,20 +25,15 @@ from tests.processes import Deployment, wait_until
 from tests.services.kafka import KafkaServer
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.topics import (
-    ENTITIES,
     Topics,
     assert_profiles_equal,
     batch_profiles,
     lag,
+    read_aerospike,
     read_changelog,
     small_world,
     wait_until_worked_in,
 )
-
-
-@pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
 
 
 def test_partitions_that_went_during_a_hold_are_read_when_they_come_back(
@@ -96,24 +90,11 @@ def server() -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str, server: StandIn) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix, stream_batch_max=200, aerospike=server.address) as made:
+def deployment(tmp_path: Path, settings: KafkaSettings, server: StandIn) -> Iterator[Deployment]:
+    address, prefix = settings.bootstrap, settings.topic_prefix
+    with Deployment(tmp_path, address, prefix, stream_batch_max=200, aerospike=server.address) as made:
         made.create_topics()
         yield made
-
-
-def send(settings: KafkaSettings, payments: list[dict[str, Any]]) -> None:
-    topics = Topics(settings)
-    for row in payments:
-        topics.send_payment(row)
-    topics.flush()
-
-
-def read_stored(server: StandIn) -> dict[bytes, bytes]:
-    store = AerospikeStore(AerospikeSettings(hosts=(server.address,)))
-    found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
-    store.close()
-    return found
 
 
 def ready(target: str) -> tuple[int, str]:
@@ -141,7 +122,7 @@ def assert_all_is_worked_in(
     settings: KafkaSettings, server: StandIn, group: str, payments: pa.Table, nothing: pa.Table
 ) -> None:
     wait_until_worked_in(settings, group, timeout_s=120)
-    stored = read_stored(server)
+    stored = read_aerospike(server.address)
     assert_profiles_equal(stored, batch_profiles(payments, nothing))
     wait_until(lambda: read_changelog(settings) == stored, "the changelog equals the store", timeout_s=10)
 
@@ -153,18 +134,19 @@ def test_a_store_that_goes_away_under_load_stops_everything_and_nothing_is_lost(
     rows, group = payments.to_pylist(), f"{settings.topic_prefix}{GROUP}"
     stream = deployment.start("stream")
     target = stream.first_line()
-    send(settings, rows[:300])
+    topics = Topics(settings)
+    topics.send_payments(rows[:300])
     wait_until_worked_in(settings, group)
     wait_until(lambda: ready(target)[0] == 200, "ready")
     before_mb = resident_mb(stream.pid)
     server.stop()
-    send(settings, rows[300:])
+    topics.send_payments(rows[300:])
     wait_until(lambda: ready(target)[0] == 503, "not ready", timeout_s=15)
     assert "the store does not take batches: Aerospike at" in ready(target)[1]
     behind = lag(settings, group)
     assert behind == len(rows) - 300
     for _ in range(3):
-        send(settings, rows[:300])  # seen before
+        topics.send_payments(rows[:300])  # seen before
     time.sleep(3)
     assert lag(settings, group) == behind + 900
     assert ready(target)[0] == 503
@@ -191,7 +173,7 @@ def test_a_worker_that_joins_while_another_is_on_hold_has_its_batch_abandoned_an
             threads[0].start()
             wait_until(lambda: not first.problems(), "it has joined")
             server.faults.add(Fault.refuse(OVERLOAD), times=1_000_000)
-            send(settings, payments.to_pylist())
+            Topics(settings).send_payments(payments.to_pylist())
             wait_until(lambda: bool(first.problems()), "on hold")
             threads[1].start()
             wait_until(lambda: first.metrics.abandoned._value.get() >= 1, "abandoned", timeout_s=30)
@@ -230,7 +212,7 @@ def test_a_slow_store_is_waited_for_without_retries_and_the_worker_stays_in_its_
     wait_until(lambda: ready(target)[0] == 200, "ready")
     # Under what a call waits for, over what a session would bear in all.
     server.faults.add(Fault.delay(0.3), times=40)
-    send(settings, part.to_pylist())
+    Topics(settings).send_payments(part.to_pylist())
     assert_all_is_worked_in(settings, server, f"{settings.topic_prefix}{GROUP}", part, outcomes.slice(0, 0))
     assert metric(target, "paywarden_stream_store_retries_total") == 0
     assert metric(target, "paywarden_stream_abandoned_batches_total") == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,9 @@ IDS = LocalSchemaIds()
 
 
 @pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
-
-
-@pytest.fixture
-def deployment(tmp_path: Path, settings: KafkaSettings) -> Iterator[Deployment]:
-    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
-        deployed.create_topics()
-        wait_until(lambda: is_led(settings, "dead-letters"), "a young topic has its leader", every_s=0.1)
-        yield deployed
+def deployment(deployment: Deployment, settings: KafkaSettings) -> Deployment:
+    wait_until(lambda: is_led(settings, "dead-letters"), "a young topic has its leader", every_s=0.1)
+    return deployment
 
 
 def is_led(settings: KafkaSettings, name: str) -> bool:
@@ -129,9 +122,7 @@ def test_a_payment_in_an_unknown_currency_is_worked_in_once_there_is_a_rate_and_
     # What was wrong is mended.
     rates = deployment.folder / "rates.csv"
     rates.write_text("currency,minor_digits,valid_from,reference_per_unit\nXXX,2,2000-01-01,1\n", encoding="utf-8")
-    deployment.config.write_text(
-        deployment.config.read_text(encoding="utf-8") + f'[features]\nrates = "{rates}"\n', encoding="utf-8"
-    )
+    deployment.configure("features", f'rates = "{rates}"\n')
     deployment.start("stream")
     code, said, logged = command(deployment, "retry", "--all")
     assert code == 0, logged

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
-
-import pytest
 
 from models.detectors import DetectorSettings
 from schemas.avro import LocalSchemaIds
@@ -19,21 +15,8 @@ from streams.drift_watch import DriftWatch
 from streams.kafka import KafkaSettings, Sender, partitions_of
 from tests.drift_world import SIGNALS, World
 from tests.processes import Deployment, run_paywarden
-from tests.services.kafka import KafkaServer
 
 IDS = LocalSchemaIds()
-
-
-@pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
-
-
-@pytest.fixture
-def deployment(tmp_path: Path, settings: KafkaSettings) -> Iterator[Deployment]:
-    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
-        deployed.create_topics()
-        yield deployed
 
 
 def paywarden(deployment: Deployment, *arguments: str) -> subprocess.CompletedProcess[str]:

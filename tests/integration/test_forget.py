@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -13,7 +11,7 @@ from confluent_kafka.cimpl import NewTopic
 from features.engine import FeatureEngine
 from features.lmdb_store import LmdbSettings, LmdbStore
 from features.show import first_payment_ms
-from schemas.avro import Decoder, Encoder, LocalSchemaIds
+from schemas.avro import Decoder, LocalSchemaIds
 from schemas.errors import BrokerUnavailable
 from scoring.mirror import MirrorSettings, MirrorWriter
 from streams.forget import Forgotten, KafkaChangelog, forget
@@ -22,34 +20,9 @@ from streams.progress import PREFIX
 from streams.simulator import simulate
 from tests.processes import Deployment, wait_until
 from tests.services.kafka import KafkaServer
+from tests.topics import Topics
 
 PLAN = FeatureEngine().plan
-
-
-@pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
-        deployed.create_topics()
-        yield deployed
-
-
-@pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
-
-
-class Payments:
-    """Sends payments as payment systems do."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._topic = settings.topic("payments")
-        self._producer: Producer = make_producer(settings, linger_ms=5)
-        self._encoder = Encoder("payments", LocalSchemaIds().id_of("payments"))
-
-    def send(self, *rows: dict[str, object]) -> None:
-        for row in rows:
-            self._producer.produce(self._topic, self._encoder.encode(row), key=str(row["card_id"]))
-        assert self._producer.flush(30) == 0
 
 
 def read_store(deployment: Deployment) -> dict[bytes, bytes]:
@@ -96,8 +69,8 @@ def test_a_forgotten_card_is_in_no_store_changelog_or_mirror_and_others_are_unto
     rows = simulate(cards=20, days=5, seed=3)[0].to_pylist()
     card_id = rows[0]["card_id"]
     key = f"card:{card_id}".encode()
-    payments = Payments(settings)
-    payments.send(*rows)
+    topics = Topics(settings)
+    topics.send_payments(rows)
     stream = deployment.start("stream")
     wait_until(lambda: len(read_store(deployment)) > 0, "there is a store", every_s=0.1)
     companion = deployment.start("companion")
@@ -129,7 +102,7 @@ def test_a_forgotten_card_is_in_no_store_changelog_or_mirror_and_others_are_unto
         assert card_id not in process.log.read_text(encoding="utf-8")
 
     later_ms = rows[-1]["event_time_ms"] + 1000
-    payments.send({**rows[0], "payment_id": "afterwards", "event_time_ms": later_ms})
+    topics.send_payments([{**rows[0], "payment_id": "afterwards", "event_time_ms": later_ms}])
     wait_until(lambda: key in read_store(deployment), "the card is back", every_s=0.1)
     state = read_store(deployment)[key]
     assert first_payment_ms(state) == later_ms
@@ -143,7 +116,7 @@ def test_a_mirror_that_is_new_after_it_never_hears_of_the_card(deployment: Deplo
     """Filled from the changelog alone, from its beginning: states, then the tombstone."""
     rows = simulate(cards=20, days=5, seed=3)[0].to_pylist()
     key = f"card:{rows[0]['card_id']}".encode()
-    Payments(settings).send(*rows)
+    Topics(settings).send_payments(rows)
     stream = deployment.start("stream")
 
     def is_worked_in() -> bool:
@@ -154,10 +127,7 @@ def test_a_mirror_that_is_new_after_it_never_hears_of_the_card(deployment: Deplo
     # What it has begun it ends, before it ends itself.
     assert stream.stop() == 0
     run_forget(deployment, settings, key)
-    config = deployment.config.read_text(encoding="utf-8")
-    deployment.config.write_text(
-        config.replace("[companion]\n", "[companion]\nfill_from_store = false\n"), encoding="utf-8"
-    )
+    deployment.configure("companion", "fill_from_store = false\n")
     companion = deployment.start("companion")
     mirror = MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))
     profiles = profiles_among(read_store(deployment))

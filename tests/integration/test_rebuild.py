@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
-import pytest
 
 from features.lmdb_sets import LmdbSets
 from features.lmdb_store import LmdbSettings
@@ -17,7 +14,6 @@ from streams.kafka import KafkaSettings, partitions_of, topics_of
 from streams.repartition import repartition_topic
 from streams.topics import create_repartition_topics, delete_repartition_topics
 from tests.processes import Deployment, run_paywarden, wait_until
-from tests.services.kafka import KafkaServer
 from tests.topics import (
     ENTITIES,
     Topics,
@@ -30,25 +26,9 @@ from tests.topics import (
 )
 
 
-@pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
-        deployed.create_topics()
-        yield deployed
-
-
-@pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
-
-
 def send(topics: Topics, payments: pa.Table, outcomes: pa.Table | None = None) -> None:
-    for row in payments.to_pylist():
-        topics.send_payment(row)
-    topics.flush()
-    for row in outcomes.to_pylist() if outcomes is not None else []:
-        topics.send_outcome(row)
-    topics.flush()
+    topics.send_payments(payments.to_pylist())
+    topics.send_outcomes(outcomes.to_pylist() if outcomes is not None else [])
 
 
 def sets_of(deployment: Deployment) -> LmdbSets:

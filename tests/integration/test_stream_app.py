@@ -8,11 +8,9 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.avro import Encoder, LocalSchemaIds
@@ -24,16 +22,9 @@ from tests.services.kafka import KafkaServer, produce
 AWAY_S = 10
 
 
-@pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
-        deployed.create_topics()
-        yield deployed
-
-
-def started(deployment: Deployment) -> tuple[PaywardenProcess, str]:
+def started(deployment: Deployment, cwd: Path = ROOT) -> tuple[PaywardenProcess, str]:
     """A ready stream and its address."""
-    stream = deployment.start("stream")
+    stream = deployment.start("stream", cwd=cwd)
     address = stream.first_line()
     assert address.startswith("http://127.0.0.1:"), stream.log.read_text(encoding="utf-8")
     wait_until(lambda: is_ready(address), "the stream is ready", every_s=0.05)
@@ -148,9 +139,10 @@ def test_dead_letters_of_the_whole_cluster_are_counted_by_topic_and_field(
 
 
 def test_one_signal_stops_it_in_order_and_writes_nothing_where_it_runs(deployment: Deployment) -> None:
-    before = sorted(path.name for path in ROOT.iterdir())
+    where = deployment.folder / "where"
+    where.mkdir()
     for number in (signal.SIGTERM, signal.SIGINT):
-        stream, _ = started(deployment)
+        stream, _ = started(deployment, where)
         stream.process.send_signal(number)
         assert stream.process.wait(timeout=30) == 0
         log = stream.log.read_text(encoding="utf-8")
@@ -158,7 +150,7 @@ def test_one_signal_stops_it_in_order_and_writes_nothing_where_it_runs(deploymen
         assert "rror" not in log
         assert stream.process.stdout is not None
         assert stream.process.stdout.read() == ""
-    assert sorted(path.name for path in ROOT.iterdir()) == before
+    assert list(where.iterdir()) == []
 
 
 def test_a_signal_while_it_starts_stops_it_too(deployment: Deployment) -> None:
@@ -228,8 +220,7 @@ def test_it_runs_on_the_embedded_broker_of_the_demonstration(tmp_path: Path) -> 
 def test_a_port_that_is_taken_is_one_line_and_exit_code_1(deployment: Deployment) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        config = deployment.config.read_text(encoding="utf-8")
-        deployment.config.write_text(config.replace("[stream]\n", f"[stream]\nhttp_port = {port}\n"), encoding="utf-8")
+        deployment.configure("stream", f"http_port = {port}\n")
         stream = deployment.start("stream")
         assert stream.process.wait(timeout=60) == 1
     lines = stream.log.read_text(encoding="utf-8").splitlines()

@@ -13,8 +13,6 @@ import shutil
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -136,18 +134,16 @@ class Killer:
 
 
 @pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
-        config = deployed.config.read_text(encoding="utf-8")
-        config = config.replace("[companion]\n", "[companion]\nfill_from_store = false\n")
-        # Small segments, so that some are finished, shipped and kept while retries ask for what is in them.
-        config = config.replace("[outbox]\n", "[outbox]\nsegment_bytes = 100_000\n")
-        # Room for all that is paid in the window: what finds none is decided again when it is asked for again.
-        config = config.replace("payments_max = 100000", f"payments_max = {200_000 + 4_000 * KILLS}")
-        deployed.config.write_text(config, encoding="utf-8")
-        deployed.create_topics()
-        shutil.copytree(small_world.trained_bundle(), deployed.bundle)
-        yield deployed
+def deployment(deployment: Deployment) -> Deployment:
+    deployment.configure("companion", "fill_from_store = false\n")
+    # Small segments, so that some are finished, shipped and kept while retries ask for what is in them.
+    deployment.configure("outbox", "segment_bytes = 100_000\n")
+    # Room for all that is paid in the window: what finds none is decided again when it is asked for again.
+    config = deployment.config.read_text(encoding="utf-8")
+    config = config.replace("payments_max = 100000", f"payments_max = {200_000 + 4_000 * KILLS}")
+    deployment.config.write_text(config, encoding="utf-8")
+    shutil.copytree(small_world.trained_bundle(), deployment.bundle)
+    return deployment
 
 
 def not_remembered(target: str) -> dict[str, float]:
