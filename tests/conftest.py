@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from tests.processes import Deployment
 from tests.services.fetch import ServiceMissing
 from tests.services.kafka import KafkaServer
 from tests.services.registry import RegistryServer
+
+# Several processes share the cores, and a thread that waits for another must leave them alone: OpenMP's would spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # An example that is slow on a busy machine is not a failure.
 hypothesis.settings.register_profile("paywarden", deadline=None)
