@@ -35,7 +35,7 @@ demo: install ## the whole product on this machine: DEMO_ARGS="--seconds 20 --js
 	$(BIN)/paywarden demo $(DEMO_ARGS)
 
 test: services ## every test, on a real Kafka: TEST_ARGS="-k name"
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 check: install ## lint, types, import layers, generated code
 	$(BIN)/ruff check .

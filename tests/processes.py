@@ -166,7 +166,7 @@ def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 def is_ready(target: str) -> bool:
     """Whether /readyz answers 200."""
     try:
-        with urllib.request.urlopen(f"{target}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(f"{target}/readyz", timeout=30) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -176,7 +176,7 @@ def post(url: str, body: bytes, content_type: str) -> tuple[int, bytes]:
     """(status, body) of a POST, whatever the status. Raises OSError when there is no answer."""
     request = urllib.request.Request(url, data=body, headers={"Content-Type": content_type}, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:

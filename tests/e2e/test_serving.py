@@ -35,7 +35,7 @@ from tests.processes import Deployment, is_ready, post, run_paywarden, wait_unti
 
 DAY_MS = 86_400_000
 HISTORY_DAYS, LIVE_DAYS, CARDS = 30, 4, 500
-LIVE_PAYMENTS = 3000
+LIVE_PAYMENTS = 1500
 PROTOBUF = "application/x-protobuf"
 
 

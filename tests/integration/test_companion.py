@@ -29,7 +29,7 @@ class Companion:
     def problems(self) -> list[str]:
         """Why it is not ready; a 503 and a reason belong together."""
         try:
-            with urllib.request.urlopen(f"{self.address}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"{self.address}/readyz", timeout=30) as answer:
                 status, body = answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
@@ -43,7 +43,7 @@ class Companion:
 
     def metrics(self) -> dict[str, float]:
         """By name and label, as in `changelog_lag{3}`."""
-        with urllib.request.urlopen(f"{self.address}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"{self.address}/metrics", timeout=30) as answer:
             text = answer.read().decode()
         return {
             sample.name.removeprefix("paywarden_companion_")
@@ -137,7 +137,7 @@ def test_without_kafka_it_is_alive_and_not_ready_and_ready_when_kafka_is_back(
         wait_until(lambda: bool(companion.problems()), "it says that it is not ready", every_s=0.1)
         assert "Kafka has not said where" in companion.problems()[0]
         companion.wait_for("outbox_waiting_bytes{worker-0}", 1)
-        with urllib.request.urlopen(f"{companion.address}/livez", timeout=5) as answer:
+        with urllib.request.urlopen(f"{companion.address}/livez", timeout=30) as answer:
             assert answer.status == 200
         kafka.restart()
         companion.wait_until_ready()

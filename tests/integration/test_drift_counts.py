@@ -121,11 +121,11 @@ def test_counts_equal_the_topic_after_a_kill_and_a_rebalance(
     decisions.send(300, aborted=True)
     decisions.send(2000, odd=3)
     first, _ = started(deployment)
-    wait_until(lambda: counted_decisions(store) > 1000, "the first worker counts", 30)
+    wait_until(lambda: counted_decisions(store) > 1000, "the first worker counts")
     first.kill()
     second, address = started(deployment)
     wait_until(lambda: is_ready(address), "the second worker is ready")
-    wait_until(lambda: counted_decisions(store) > 4500, "the second worker counts", 30)
+    wait_until(lambda: counted_decisions(store) > 4500, "the second worker counts")
     decisions.send(1500)
     third, other = started(deployment)
     wait_until(lambda: is_ready(other), "the third worker is ready")
@@ -165,7 +165,7 @@ def test_a_store_that_is_away_holds_up_decisions_and_nothing_else(
     for _ in range(10):
         decisions.send(1000)
     # Dead letters, which Faust reads with the same consumer.
-    wait_until(lambda: samples(address).get(("paywarden_drift_unsaved",), 0) >= 1000, "counts wait for the store", 30)
+    wait_until(lambda: samples(address).get(("paywarden_drift_unsaved",), 0) >= 1000, "counts wait for the store")
     produce(
         settings.bootstrap, settings.topic("dead-letters"), [(b"k", letter(settings, "payments", "card_id: odd", 1))]
     )
@@ -196,7 +196,7 @@ def test_a_partition_that_another_took_over_is_taken_back_and_read_again(
     while time.monotonic() < took_s + 9:
         decisions.send(200)
         time.sleep(0.2)
-    wait_until(lambda: counted_decisions(store) == decisions.committed, "all are counted", 30)
+    wait_until(lambda: counted_decisions(store) == decisions.committed, "all are counted")
     time.sleep(1)
     assert samples(address)["paywarden_drift_store_conflicts_total",] >= 1
     assert total(store) == (decisions.committed, decisions.committed)

@@ -106,7 +106,7 @@ def test_a_set_that_is_dropped_leaves_no_topics_and_others_keep_theirs(
     dropped = run_paywarden("--config", str(deployment.config), "profile-sets", "drop", "b1")
     assert (dropped.returncode, dropped.stderr) == (0, "")
     wanted = before | {settings.topic(repartition_topic(entity, "b2")) for entity in ENTITIES}
-    wait_until(lambda: own_topics(settings) == wanted, "its topics are gone, and no others", timeout_s=10)
+    wait_until(lambda: own_topics(settings) == wanted, "its topics are gone, and no others")
 
 
 def own_topics(settings: KafkaSettings) -> set[str]:

@@ -34,7 +34,7 @@ def started(deployment: Deployment, cwd: Path = ROOT) -> tuple[PaywardenProcess,
 def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
     request = urllib.request.Request(url, method=method, headers={"Origin": "http://elsewhere.example"})
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, dict(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
         with error:

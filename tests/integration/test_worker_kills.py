@@ -149,7 +149,7 @@ def deployment(deployment: Deployment) -> Deployment:
 def not_remembered(target: str) -> dict[str, float]:
     """How many decisions the table had no place for, by reason."""
     wait_until(lambda: listens(target), "a worker answers")
-    with urllib.request.urlopen(f"{target}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"{target}/metrics", timeout=30) as answer:
         text = answer.read().decode()
     counts = {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
     return {reason: counts[f"paywarden_answered_{reason}_total"] for reason in ("full", "collisions")}
@@ -158,7 +158,7 @@ def not_remembered(target: str) -> dict[str, float]:
 def listens(target: str) -> bool:
     """Whether somebody listens: the last kill is a moment ago."""
     try:
-        with urllib.request.urlopen(f"{target}/livez", timeout=5) as answer:
+        with urllib.request.urlopen(f"{target}/livez", timeout=30) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
