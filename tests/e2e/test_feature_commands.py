@@ -53,14 +53,6 @@ class Shell:
 
 
 @pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("history")
-    done = run_paywarden("simulate", "--cards", "800", "--days", "30", "--seed", "4", "--out", str(folder))
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
 def card_id(history: Path) -> str:
     first: str = pq.read_table(history / "payments.parquet")["card_id"][0].as_py()
     return first
