@@ -12,6 +12,8 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from features.catalogue import CATALOGUE
 from schemas.settings import read_source
 from streams.kafka import KafkaSettings
@@ -119,6 +121,10 @@ class Deployment:
         self.running.append(process)
         return process
 
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """One command, to its end."""
+        return run_paywarden("--config", str(self.config), *arguments)
+
     def configure(self, section: str, lines: str) -> None:
         """Add lines to a section of the configuration, for what is started from now on."""
         text, head = self.config.read_text(encoding="utf-8"), f"[{section}]\n"
@@ -161,6 +167,30 @@ def run_paywarden(
 def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Ours, and wherever a command runs, what it runs is of this checkout."""
     return {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
+
+
+def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+    """(status, headers, body) of a request, whatever the status, as a page of another origin would make it."""
+    request = urllib.request.Request(url, method=method, headers={"Origin": "http://elsewhere.example"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, dict(answer.headers), answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read()
+
+
+def samples(address: str) -> dict[tuple[str, ...], float]:
+    """What /metrics shows, by name and label values (in the reverse order of their names), zeros left out."""
+    status, headers, body = get(f"{address}/metrics")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain")
+    return {
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels, reverse=True))): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+        if sample.value
+    }
 
 
 def is_ready(target: str) -> bool:

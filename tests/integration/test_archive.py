@@ -60,14 +60,14 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, settings: KafkaSettings
 
 def paywarden(deployment: Deployment, *arguments: str) -> tuple[str, str]:
     """(stdout, stderr) of a command that succeeds."""
-    done = run_paywarden("--config", str(deployment.config), *arguments)
+    done = deployment.run(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
 
 def refusal(deployment: Deployment, *arguments: str) -> str:
     """The one line with which a command refuses."""
-    done = run_paywarden("--config", str(deployment.config), *arguments)
+    done = deployment.run(*arguments)
     assert done.returncode == 1, done.stderr
     lines = done.stderr.splitlines()
     assert "Traceback" not in done.stderr

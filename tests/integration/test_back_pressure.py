@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -21,7 +19,7 @@ from schemas.avro import LocalSchemaIds
 from streams.consumer import BatchConsumer
 from streams.kafka import KafkaSettings, make_consumer, make_producer
 from streams.pipeline import Pipeline, StreamSettings
-from tests.processes import Deployment, wait_until
+from tests.processes import Deployment, get, is_ready, samples, wait_until
 from tests.services.kafka import KafkaServer
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.topics import (
@@ -97,20 +95,9 @@ def deployment(tmp_path: Path, settings: KafkaSettings, server: StandIn) -> Iter
         yield made
 
 
-def ready(target: str) -> tuple[int, str]:
-    """What /readyz says."""
-    try:
-        with urllib.request.urlopen(f"{target}/readyz", timeout=30) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def metric(target: str, name: str) -> float:
-    with urllib.request.urlopen(f"{target}/metrics", timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name) and line[len(name)] in " {")
+def counted(target: str, name: str) -> float:
+    """A counter of /metrics, over all its labels."""
+    return sum(value for key, value in samples(target).items() if key[0] == name)
 
 
 def resident_mb(pid: int) -> float:
@@ -134,27 +121,28 @@ def test_a_store_that_goes_away_under_load_stops_everything_and_nothing_is_lost(
     rows, group = payments.to_pylist(), f"{settings.topic_prefix}{GROUP}"
     stream = deployment.start("stream")
     target = stream.first_line()
+    readiness = f"{target}/readyz"
     topics = Topics(settings)
     topics.send_payments(rows[:300])
     wait_until_worked_in(settings, group)
-    wait_until(lambda: ready(target)[0] == 200, "ready")
+    wait_until(lambda: is_ready(target), "ready")
     before_mb = resident_mb(stream.pid)
     server.stop()
     topics.send_payments(rows[300:])
-    wait_until(lambda: ready(target)[0] == 503, "not ready")
-    assert "the store does not take batches: Aerospike at" in ready(target)[1]
+    wait_until(lambda: get(readiness)[0] == 503, "not ready")
+    assert "the store does not take batches: Aerospike at" in get(readiness)[2].decode()
     behind = lag(settings, group)
     assert behind == len(rows) - 300
     for _ in range(3):
         topics.send_payments(rows[:300])  # seen before
     time.sleep(3)
     assert lag(settings, group) == behind + 900
-    assert ready(target)[0] == 503
+    assert get(readiness)[0] == 503
     assert resident_mb(stream.pid) < before_mb + 150
     server.start()
-    wait_until(lambda: ready(target)[0] == 200, "ready again")
+    wait_until(lambda: is_ready(target), "ready again")
     assert_all_is_worked_in(settings, server, group, payments, outcomes.slice(0, 0))
-    assert metric(target, "paywarden_stream_duplicates_total") == 900
+    assert counted(target, "paywarden_stream_duplicates_total") == 900
     assert stream.stop() == 0
 
 
@@ -209,13 +197,13 @@ def test_a_slow_store_is_waited_for_without_retries_and_the_worker_stays_in_its_
     part = payments.slice(0, 800)
     stream = deployment.start("stream")
     target = stream.first_line()
-    wait_until(lambda: ready(target)[0] == 200, "ready")
+    wait_until(lambda: is_ready(target), "ready")
     # Under what a call waits for, over what a session would bear in all.
     server.faults.add(Fault.delay(0.3), times=40)
     Topics(settings).send_payments(part.to_pylist())
     assert_all_is_worked_in(settings, server, f"{settings.topic_prefix}{GROUP}", part, outcomes.slice(0, 0))
-    assert metric(target, "paywarden_stream_store_retries_total") == 0
-    assert metric(target, "paywarden_stream_abandoned_batches_total") == 0
+    assert counted(target, "paywarden_stream_store_retries_total") == 0
+    assert counted(target, "paywarden_stream_abandoned_batches_total") == 0
     assert stream.stop() == 0
     log = stream.log.read_text(encoding="utf-8")
     assert "rebalance" not in log

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Producer
 from confluent_kafka.cimpl import NewTopic
 
 from features.lmdb_store import LmdbSettings, LmdbStore
@@ -26,12 +26,12 @@ from streams.kafka import (
     make_consumer,
     make_producer,
     partitions_of,
-    records_to_end,
 )
 from streams.retry import KafkaNotes, KafkaOrigins, Note, Retried, retry
 from streams.simulator import simulate
-from tests.processes import Deployment, run_paywarden, wait_until
+from tests.processes import Deployment, wait_until
 from tests.services.kafka import KafkaServer
+from tests.topics import read_topic
 
 IDS = LocalSchemaIds()
 
@@ -49,14 +49,6 @@ def is_led(settings: KafkaSettings, name: str) -> bool:
         except BrokerUnavailable:
             return False
         return True
-
-
-def read_topic(settings: KafkaSettings, name: str) -> list[Record]:
-    consumer: Consumer = make_consumer(settings, group_id="reader")
-    batches = records_to_end(consumer, settings.topic(name), partitions_of(settings, name))
-    records = [record for batch in batches for record in batch]
-    consumer.close()
-    return records
 
 
 def produce(settings: KafkaSettings, name: str, value: bytes | None, **more: Any) -> None:
@@ -79,7 +71,7 @@ def run_retry(settings: KafkaSettings, **options: Any) -> Retried:
 
 
 def command(deployment: Deployment, *arguments: str) -> tuple[int, str, str]:
-    done = run_paywarden("--config", str(deployment.config), "dead-letters", *arguments)
+    done = deployment.run("dead-letters", *arguments)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 

@@ -18,10 +18,10 @@ from streams.drift_counts import MINUTE_MS, Binnings
 from streams.drift_state import FIVE_MS, Adder, merged, read_heads, take_over
 from streams.kafka import KafkaSettings, make_transactional_producer
 from tests.drifting import decision
-from tests.integration.test_stream_app import letter, samples
-from tests.processes import Deployment, PaywardenProcess, is_ready, wait_until
+from tests.processes import Deployment, PaywardenProcess, is_ready, samples, wait_until
 from tests.services.kafka import produce
 from tests.standin.aerospike_server import Fault, StandIn
+from tests.topics import letter
 
 PARTITIONS = 4
 ADDER = Adder(Binnings({}))

@@ -11,16 +11,14 @@ from confluent_kafka.cimpl import NewTopic
 from features.engine import FeatureEngine
 from features.lmdb_store import LmdbSettings, LmdbStore
 from features.show import first_payment_ms
-from schemas.avro import Decoder, LocalSchemaIds
 from schemas.errors import BrokerUnavailable
 from scoring.mirror import MirrorSettings, MirrorWriter
 from streams.forget import Forgotten, KafkaChangelog, forget
 from streams.kafka import KafkaSettings, consume, end_offsets, make_consumer, make_producer, partitions_of
-from streams.progress import PREFIX
 from streams.simulator import simulate
 from tests.processes import Deployment, wait_until
 from tests.services.kafka import KafkaServer
-from tests.topics import Topics
+from tests.topics import Topics, read_last
 
 PLAN = FeatureEngine().plan
 
@@ -35,26 +33,6 @@ def read_store(deployment: Deployment) -> dict[bytes, bytes]:
 
 def profiles_among(stored: dict[bytes, bytes]) -> dict[bytes, bytes]:
     return {name: value for name, value in stored.items() if not name.startswith(b"payment:")}
-
-
-def read_changelog(settings: KafkaSettings) -> dict[bytes, bytes | None]:
-    """The last record of each key, which is what compaction leaves: its state, or None for a tombstone."""
-    decoder = Decoder("profiles", LocalSchemaIds())
-    consumer: Consumer = make_consumer(settings, group_id="reader")
-    topic = settings.topic("profiles")
-    ends = end_offsets(consumer, topic, partitions_of(settings, "profiles"))
-    consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
-    missing = {partition for partition, end in ends.items() if end > 0}
-    last: dict[bytes, bytes | None] = {}
-    while missing:
-        for record in consume(consumer, 1000, 0.5).records:
-            assert record.key is not None
-            if not record.key.startswith(PREFIX):
-                last[record.key] = None if record.value is None else decoder.decode(record.value)["state"]
-            if record.offset + 1 >= ends[record.partition]:
-                missing.discard(record.partition)
-    consumer.close()
-    return last
 
 
 def run_forget(deployment: Deployment, settings: KafkaSettings, key: bytes) -> Forgotten:
@@ -92,7 +70,7 @@ def test_a_forgotten_card_is_in_no_store_changelog_or_mirror_and_others_are_unto
     assert (done.profiles, done.payment_records, done.has_begun_anew) == (1, len(own), False)
     after = read_store(deployment)
     assert after == {name: value for name, value in before.items() if name not in {key, *own}}
-    changelog = read_changelog(settings)
+    changelog = read_last(settings)
     assert changelog.pop(key) is None
     profiles = profiles_among(after)
     assert changelog == profiles

@@ -6,18 +6,13 @@ import json
 import signal
 import socket
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
-from schemas.avro import Encoder, LocalSchemaIds
 from streams.broker import EmbeddedBroker
 from streams.kafka import KafkaSettings
-from tests.processes import ROOT, Deployment, PaywardenProcess, is_ready, wait_until
+from tests.processes import ROOT, Deployment, PaywardenProcess, get, is_ready, samples, wait_until
 from tests.services.kafka import KafkaServer, produce
+from tests.topics import letter
 
 AWAY_S = 10
 
@@ -29,43 +24,6 @@ def started(deployment: Deployment, cwd: Path = ROOT) -> tuple[PaywardenProcess,
     assert address.startswith("http://127.0.0.1:"), stream.log.read_text(encoding="utf-8")
     wait_until(lambda: is_ready(address), "the stream is ready", every_s=0.05)
     return stream, address
-
-
-def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    request = urllib.request.Request(url, method=method, headers={"Origin": "http://elsewhere.example"})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, dict(answer.headers), answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, dict(error.headers), error.read()
-
-
-def samples(address: str) -> dict[tuple[str, ...], float]:
-    """What /metrics shows, by name and label values (topic, field), zeros left out."""
-    status, headers, body = get(f"{address}/metrics")
-    assert status == 200
-    assert headers["Content-Type"].startswith("text/plain")
-    return {
-        (sample.name, *(sample.labels[name] for name in sorted(sample.labels, reverse=True))): sample.value
-        for family in text_string_to_metric_families(body.decode())
-        for sample in family.samples
-        if sample.value
-    }
-
-
-def letter(settings: KafkaSettings, topic: str, reason: str, failed_time_ms: int) -> bytes:
-    ids = LocalSchemaIds()
-    record: dict[str, Any] = {
-        "topic": settings.topic(topic),
-        "partition": 0,
-        "offset": 7,
-        "key": b"card-1",
-        "value": b"secret",
-        "reason": reason,
-        "failed_time_ms": failed_time_ms,
-    }
-    return Encoder("dead-letters", ids.id_of("dead-letters")).encode(record)
 
 
 def test_it_serves_health_and_metrics_and_nothing_else(deployment: Deployment) -> None:
