@@ -21,7 +21,7 @@ from tests.drifting import decision
 from tests.processes import Deployment, PaywardenProcess, is_ready, samples, wait_until
 from tests.services.kafka import produce
 from tests.standin.aerospike_server import Fault, StandIn
-from tests.topics import letter
+from tests.topics import Topics, letter, small_world, wait_until_worked_in
 
 PARTITIONS = 4
 ADDER = Adder(Binnings({}))
@@ -158,8 +158,9 @@ def test_a_store_that_is_away_holds_up_decisions_and_nothing_else(
     decisions.send(200)
     stream, address = started(deployment)
     wait_until(lambda: is_ready(address), "the worker is ready")
-    # The pipeline looks at the register of profile sets once more, and ends the process where that is away.
-    time.sleep(2)
+    # The pipeline looks at the register of profile sets before it begins, and ends the process where that is away.
+    Topics(settings).send_payments(small_world()[0].slice(0, 1).to_pylist())
+    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
     wait_until(lambda: counted_decisions(store) == 200, "the first decisions are counted")
     standin.faults.add(Fault.drop(), times=1_000_000)
     for _ in range(10):
