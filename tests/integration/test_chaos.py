@@ -32,7 +32,7 @@ from tests.topics import (
 )
 
 # A payment each, with its outcome where it is known; more for a soak.
-CARDS = int(os.environ.get("PAYWARDEN_CHAOS_CARDS", "1000"))
+CARDS = int(os.environ.get("PAYWARDEN_CHAOS_CARDS", "700"))
 DAYS = 120
 WORKERS = 3
 DUPLICATE_SHARE = 0.05
