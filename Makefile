@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
+# Tests wait about as much as they compute: one process more than there are cores, and no more brokers than that.
+TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
 PERF := kernels pipeline drift_counts scoring burst cold_start entities faults batches native_model replay soak
 
 .DEFAULT_GOAL := help
@@ -35,7 +37,7 @@ demo: install ## the whole product on this machine: DEMO_ARGS="--seconds 20 --js
 	$(BIN)/paywarden demo $(DEMO_ARGS)
 
 test: services ## every test, on a real Kafka: TEST_ARGS="-k name"
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 check: install ## lint, types, import layers, generated code
 	$(BIN)/ruff check .

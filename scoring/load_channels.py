@@ -249,7 +249,8 @@ class GrpcChannel(Channel):
     """Unary calls, many at a time on one HTTP/2 connection."""
 
     def __init__(self, owner: Owner, target: Target, options: LoadOptions) -> None:
-        super().__init__(owner, options.streams)
+        # One until the server has said how many it takes: grpcio gives up a connection that begins with too many.
+        super().__init__(owner, 1)
         self._capacity_max = options.streams
         self._headers = [
             (b":method", b"POST"),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 
+from streams.kafka import KafkaSettings
+from tests.processes import Deployment
 from tests.services.fetch import ServiceMissing
 from tests.services.kafka import KafkaServer
 from tests.services.registry import RegistryServer
+
+# Several processes share the cores, and a thread that waits for another must leave them alone: OpenMP's would spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # An example that is slow on a busy machine is not a failure.
 hypothesis.settings.register_profile("paywarden", deadline=None)
@@ -46,3 +53,17 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServe
 def topic_prefix() -> str:
     """A beginning for names on shared services that no other test has."""
     return f"t{uuid.uuid4().hex[:8]}-"
+
+
+@pytest.fixture
+def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
+    """How clients find the broker and this test's topics on it."""
+    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, settings: KafkaSettings) -> Iterator[Deployment]:
+    """A configuration to start processes by, which end with the test; the topics are there."""
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
+        deployed.create_topics()
+        yield deployed

@@ -12,6 +12,13 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
+from features.catalogue import CATALOGUE
+from schemas.settings import read_source
+from streams.kafka import KafkaSettings
+from streams.topics import TopicSettings, create_topics
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,7 +34,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0
 class PaywardenProcess:
     """One command of the command line, running. Its log is kept in a file."""
 
-    def __init__(self, folder: Path, config: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, config: Path, *arguments: str, cwd: Path = ROOT) -> None:
         self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -36,7 +43,8 @@ class PaywardenProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                cwd=ROOT,
+                cwd=cwd,
+                env=_environment(),
             )
 
     @property
@@ -108,15 +116,26 @@ class Deployment:
         )
         self.running: list[PaywardenProcess] = []
 
-    def start(self, *arguments: str) -> PaywardenProcess:
-        process = PaywardenProcess(self.folder, self.config, *arguments)
+    def start(self, *arguments: str, cwd: Path = ROOT) -> PaywardenProcess:
+        process = PaywardenProcess(self.folder, self.config, *arguments, cwd=cwd)
         self.running.append(process)
         return process
 
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """One command, to its end."""
+        return run_paywarden("--config", str(self.config), *arguments)
+
+    def configure(self, section: str, lines: str) -> None:
+        """Add lines to a section of the configuration, for what is started from now on."""
+        text, head = self.config.read_text(encoding="utf-8"), f"[{section}]\n"
+        text = text.replace(head, head + lines) if head in text else text + head + lines
+        self.config.write_text(text, encoding="utf-8")
+
     def create_topics(self) -> None:
-        """Run `paywarden topics create` to its end."""
-        done = run_paywarden("--config", str(self.config), "topics", "create")
-        assert done.returncode == 0, done.stderr
+        """What `paywarden topics create` does, without the second that a process takes."""
+        source = read_source(str(self.config))
+        entities = [entity.name for entity in CATALOGUE.entities]
+        create_topics(source.section("kafka", KafkaSettings), source.section("topics", TopicSettings), entities)
 
     def __enter__(self) -> Deployment:
         return self
@@ -141,14 +160,43 @@ def run_paywarden(
         timeout=timeout_s,
         stdin=subprocess.DEVNULL,
         cwd=ROOT,
-        env={**os.environ, **(environment or {})},
+        env=_environment(environment),
     )
+
+
+def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Ours, and wherever a command runs, what it runs is of this checkout."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
+
+
+def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+    """(status, headers, body) of a request, whatever the status, as a page of another origin would make it."""
+    request = urllib.request.Request(url, method=method, headers={"Origin": "http://elsewhere.example"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, dict(answer.headers), answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read()
+
+
+def samples(address: str) -> dict[tuple[str, ...], float]:
+    """What /metrics shows, by name and label values (in the reverse order of their names), zeros left out."""
+    status, headers, body = get(f"{address}/metrics")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain")
+    return {
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels, reverse=True))): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+        if sample.value
+    }
 
 
 def is_ready(target: str) -> bool:
     """Whether /readyz answers 200."""
     try:
-        with urllib.request.urlopen(f"{target}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(f"{target}/readyz", timeout=30) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -158,7 +206,7 @@ def post(url: str, body: bytes, content_type: str) -> tuple[int, bytes]:
     """(status, body) of a POST, whatever the status. Raises OSError when there is no answer."""
     request = urllib.request.Request(url, data=body, headers={"Content-Type": content_type}, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:

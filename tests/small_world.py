@@ -41,6 +41,8 @@ SETTINGS = TrainingSettings(
     review_share=0.05,
     decline_share=0.01,
     label_delay_days=LABEL_DELAY_DAYS,
+    # More would wait for one another longer than they grow so small a tree.
+    threads=1,
 )
 # A small world is no place for a tolerance of one in ten thousand.
 CASCADE_SETTINGS = replace(SETTINGS, cascade=True, cascade_trees=6, cascade_leaves=7, cascade_disagreement_max=0.01)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
+from features.aerospike_store import AerospikeSettings, AerospikeStore
 from features.engine import FeatureEngine
 from features.history import history_of_tables
 from features.lmdb_store import LmdbSettings, LmdbStore
 from features.money import load_rates
 from features.passage import Passage
 from schemas.avro import Decoder, Encoder, LocalSchemaIds
-from streams.kafka import KafkaSettings, consume, end_offsets, make_consumer, make_producer, partitions_of
+from streams.kafka import (
+    KafkaSettings,
+    Record,
+    end_offsets,
+    make_consumer,
+    make_producer,
+    partitions_of,
+    records_to_end,
+)
 from streams.progress import PREFIX
 from streams.repartition import repartition_topic
 from streams.simulator import simulate
@@ -71,6 +81,21 @@ class Topics:
         assert self._producer.flush(120) == 0
 
 
+def letter(settings: KafkaSettings, topic: str, reason: str, failed_time_ms: int) -> bytes:
+    """A dead letter of ours, as it is on its topic."""
+    ids = LocalSchemaIds()
+    record: dict[str, Any] = {
+        "topic": settings.topic(topic),
+        "partition": 0,
+        "offset": 7,
+        "key": b"card-1",
+        "value": b"secret",
+        "reason": reason,
+        "failed_time_ms": failed_time_ms,
+    }
+    return Encoder("dead-letters", ids.id_of("dead-letters")).encode(record)
+
+
 def small_world() -> tuple[pa.Table, pa.Table]:
     return simulate(cards=60, days=20, seed=3)
 
@@ -92,7 +117,16 @@ def batch_profiles(payments: pa.Table, outcomes: pa.Table) -> dict[bytes, bytes]
 
 
 def read_store(path: Path) -> dict[bytes, bytes]:
+    """The profiles by their keys."""
     store = LmdbStore.from_settings(LmdbSettings(path=str(path)), readonly=True)
+    found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
+    store.close()
+    return found
+
+
+def read_aerospike(address: str) -> dict[bytes, bytes]:
+    """The same of a server at `host:port`."""
+    store = AerospikeStore(AerospikeSettings(hosts=(address,)))
     found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
     store.close()
     return found
@@ -100,31 +134,25 @@ def read_store(path: Path) -> dict[bytes, bytes]:
 
 def read_changelog(settings: KafkaSettings) -> dict[bytes, bytes]:
     """The last state of each key that is not erased."""
+    return {key: state for key, state in read_last(settings).items() if state is not None}
+
+
+def read_last(settings: KafkaSettings) -> dict[bytes, bytes | None]:
+    """The last record of each key of the changelog, which is what compaction leaves: its state, or None if erased."""
     decoder = Decoder("profiles", LocalSchemaIds())
-    last: dict[bytes, bytes] = {}
+    last: dict[bytes, bytes | None] = {}
     for record in read_topic(settings, "profiles"):
         assert record.key is not None
-        if record.value is None:
-            last.pop(record.key, None)
-        elif not record.key.startswith(PREFIX):
-            last[record.key] = decoder.decode(record.value)["state"]
+        if not record.key.startswith(PREFIX):
+            last[record.key] = None if record.value is None else decoder.decode(record.value)["state"]
     return last
 
 
-def read_topic(settings: KafkaSettings, name: str) -> list[Any]:
+def read_topic(settings: KafkaSettings, name: str) -> list[Record]:
     """All records of a topic that are there now."""
-    consumer = make_consumer(settings, group_id="reader")
-    topic = settings.topic(name)
-    ends = end_offsets(consumer, topic, partitions_of(settings, name))
-    consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
-    missing = {partition for partition, end in ends.items() if end > 0}
-    records = []
-    while missing:
-        consumed = consume(consumer, 1000, 1.0)
-        records += consumed.records
-        missing -= {partition for _, partition in consumed.ended}
-    consumer.close()
-    return records
+    with closing(make_consumer(settings, group_id="reader")) as consumer:
+        batches = records_to_end(consumer, settings.topic(name), partitions_of(settings, name))
+        return [record for batch in batches for record in batch]
 
 
 def lag(settings: KafkaSettings, group: str) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from streams.kafka import KafkaSettings, partitions_of
 from tests.processes import run_paywarden
 
 COMMANDS = (
@@ -26,14 +27,6 @@ def refused(*arguments: str, **environment: str) -> str:
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     return lines[0]
-
-
-@pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("history")
-    done = run_paywarden("simulate", "--cards", "800", "--days", "30", "--seed", "4", "--out", str(folder))
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +90,18 @@ def test_an_unreachable_broker_is_one_line_that_names_it(command: str) -> None:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert address in refused(command, PAYWARDEN_KAFKA_BOOTSTRAP=address)
+
+
+def test_topics_are_created_once(settings: KafkaSettings) -> None:
+    environment = {
+        "PAYWARDEN_KAFKA_BOOTSTRAP": settings.bootstrap,
+        "PAYWARDEN_KAFKA_TOPIC_PREFIX": settings.topic_prefix,
+        "PAYWARDEN_TOPICS_PARTITIONS": "3",
+    }
+    first, second = (run_paywarden("topics", "create", environment=environment) for _ in range(2))
+    assert {settings.topic("payments"), settings.topic("decisions")} <= set(first.stdout.splitlines())
+    assert len(partitions_of(settings, "payments")) == 3
+    assert (second.returncode, second.stdout) == (0, "nothing to create\n")
 
 
 def test_a_taken_port_is_one_line_that_names_it(bundle: Path, tmp_path: Path) -> None:

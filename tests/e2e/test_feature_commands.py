@@ -53,14 +53,6 @@ class Shell:
 
 
 @pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("history")
-    done = run_paywarden("simulate", "--cards", "800", "--days", "30", "--seed", "4", "--out", str(folder))
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
 def card_id(history: Path) -> str:
     first: str = pq.read_table(history / "payments.parquet")["card_id"][0].as_py()
     return first
@@ -105,10 +97,7 @@ def test_backfill_goes_on_where_kill_9_ended_it(
 ) -> None:
     whole, _ = filled
     with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment:
-        deployment.config.write_text(
-            deployment.config.read_text(encoding="utf-8").replace("[lmdb]\n", "[lmdb]\nfsync = false\n"),
-            encoding="utf-8",
-        )
+        deployment.configure("lmdb", "fsync = false\n")
 
         def has_begun() -> bool:
             try:
@@ -122,7 +111,7 @@ def test_backfill_goes_on_where_kill_9_ended_it(
         killed = deployment.start("backfill", "--data", str(history))
         wait_until(has_begun, "something is written", every_s=0.001)
         killed.kill()
-        again = run_paywarden("--config", str(deployment.config), "backfill", "--data", str(history))
+        again = deployment.run("backfill", "--data", str(history))
         assert again.returncode == 0, again.stderr
         # It may have been quicker than the kill: then it has nothing to do.
         assert "of these, written before" in again.stdout or "nothing to do" in again.stdout
@@ -226,7 +215,7 @@ def test_forget_erases_a_card_of_a_backfilled_store(
         deployment.create_topics()
 
         def run(*arguments: str) -> tuple[int, str, str]:
-            done = run_paywarden("--config", str(deployment.config), *arguments)
+            done = deployment.run(*arguments)
             return done.returncode, done.stdout, done.stderr
 
         assert run("backfill", "--data", str(history))[0] == 0
@@ -255,7 +244,7 @@ def test_forget_erases_a_card_from_every_profile_set_and_says_what_may_bring_it_
         for name in ("", "b1"):
             with closing(sets.open(name)) as store:
                 store.write({b"card:C1": b"profile", b"card:C2": b"profile"}, ttl_s=0)
-        done = run_paywarden("--config", str(deployment.config), "forget", "card:C1")
+        done = deployment.run("forget", "card:C1")
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("profiles         2 erased")
         (line,) = done.stderr.strip().splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,18 +32,18 @@ from streams.kafka import KafkaSettings, consume, make_consumer, make_producer, 
 from streams.simulator import DEFAULT_START_MS, simulate, split_at
 from tests.packed import sources_of
 from tests.processes import Deployment, is_ready, post, run_paywarden, wait_until
-from tests.services.kafka import KafkaServer
 
 DAY_MS = 86_400_000
 HISTORY_DAYS, LIVE_DAYS, CARDS = 30, 4, 500
-LIVE_PAYMENTS = 3000
+LIVE_PAYMENTS = 1500
 PROTOBUF = "application/x-protobuf"
 
 
 class World:
-    """A simulated past in the store and the bundle trained on it, and a live part to send."""
+    """A simulated past in a store and the bundle trained on it, both in `folder`, and a live part to send."""
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.bundle, self.store = folder / "bundle", folder / "store"
         self.tables = simulate(cards=CARDS, days=HISTORY_DAYS + LIVE_DAYS, seed=11)
         past, live = split_at(*self.tables, DEFAULT_START_MS + HISTORY_DAYS * DAY_MS)
         self.live_payments = live[0].slice(0, LIVE_PAYMENTS)
@@ -53,23 +54,23 @@ class World:
         first_day = DEFAULT_START_MS // DAY_MS
         window = Days(first_day + 7, first_day + HISTORY_DAYS - 8)
         table = training_table(history, window, engine=engine, rates=rates, label_delay_days=7)
-        settings = TrainingSettings(trees=30, early_stopping_rounds=0)
-        train_bundle(table, window, deployment.bundle, engine=engine, settings=settings)
-        store = LmdbStore.from_settings(LmdbSettings(path=str(deployment.store)))
+        settings = TrainingSettings(trees=30, early_stopping_rounds=0, threads=1)
+        train_bundle(table, window, self.bundle, engine=engine, settings=settings)
+        store = LmdbStore.from_settings(LmdbSettings(path=str(self.store)))
         backfill(history, store, engine=engine, rates=rates, outcome_days=120)
         store.close()
 
 
-@pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
-        deployed.create_topics()
-        yield deployed
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+def deployment(deployment: Deployment, world: World) -> Deployment:
+    shutil.copytree(world.bundle, deployment.bundle)
+    shutil.copytree(world.store, deployment.store)
+    return deployment
 
 
 def start_all(deployment: Deployment) -> str:
@@ -171,9 +172,8 @@ def waves(world: World) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, A
 
 
 def test_the_endpoints_vectors_equal_those_of_replay_to_the_last_bit(
-    deployment: Deployment, settings: KafkaSettings, tmp_path: Path
+    deployment: Deployment, world: World, settings: KafkaSettings, tmp_path: Path
 ) -> None:
-    world = World(deployment)
     target = start_all(deployment)
     topics = LiveTopics(settings, deployment)
     keys_of = {row["payment_id"]: entity_keys(row) for row in world.tables[0].to_pylist()}
@@ -234,9 +234,8 @@ def entity_keys(row: dict[str, Any]) -> list[bytes]:
 
 
 def test_a_scoring_process_has_no_kafka_no_aerospike_and_no_socket_but_its_listener(
-    deployment: Deployment,
+    deployment: Deployment, world: World
 ) -> None:
-    world = World(deployment)
     target = start_all(deployment)
     requests = requests_of(world.live_payments.slice(0, 50), id_prefix="")
     score_batch(target, requests)
@@ -257,9 +256,8 @@ def test_a_scoring_process_has_no_kafka_no_aerospike_and_no_socket_but_its_liste
 
 
 def test_kill_9_of_worker_and_companion_loses_no_answered_decision(
-    deployment: Deployment, settings: KafkaSettings
+    deployment: Deployment, world: World, settings: KafkaSettings
 ) -> None:
-    world = World(deployment)
     target = start_all(deployment)
     serve, companion = deployment.running[-1], deployment.running[-2]
     rows = iter(requests_of(world.live_payments, id_prefix=""))
@@ -294,8 +292,9 @@ def score_or_none(target: str, request: ScoreRequest) -> ScoreResponse | None:
     return ScoreResponse.FromString(body)
 
 
-def test_a_worker_is_not_ready_before_the_mirror_is_complete_but_answers_by_policy(deployment: Deployment) -> None:
-    world = World(deployment)
+def test_a_worker_is_not_ready_before_the_mirror_is_complete_but_answers_by_policy(
+    deployment: Deployment, world: World
+) -> None:
     target = deployment.start("serve").first_line()
     wait_until(lambda: answers(target), "the worker listens")
     assert not is_ready(target)

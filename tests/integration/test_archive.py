@@ -60,14 +60,14 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, settings: KafkaSettings
 
 def paywarden(deployment: Deployment, *arguments: str) -> tuple[str, str]:
     """(stdout, stderr) of a command that succeeds."""
-    done = run_paywarden("--config", str(deployment.config), *arguments)
+    done = deployment.run(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
 
 def refusal(deployment: Deployment, *arguments: str) -> str:
     """The one line with which a command refuses."""
-    done = run_paywarden("--config", str(deployment.config), *arguments)
+    done = deployment.run(*arguments)
     assert done.returncode == 1, done.stderr
     lines = done.stderr.splitlines()
     assert "Traceback" not in done.stderr
@@ -233,8 +233,7 @@ def test_schemas_of_others_are_read_through_the_registry_and_one_without_a_colum
     short = ours | {"fields": [one for one in ours["fields"] if one["name"] != "amount_minor"]}
     payment = small_world.tables()[0].to_pylist()[0]
     with Deployment(tmp_path, settings.bootstrap, topic_prefix) as deployed:
-        with deployed.config.open("a", encoding="utf-8") as config:
-            config.write(f'[registry]\nurl = "{registry.url}"\n')
+        deployed.configure("registry", f'url = "{registry.url}"\n')
         deployed.create_topics()
         producer = make_producer(settings, linger_ms=0)
         with SchemaRegistryClient({"url": registry.url}) as client:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -22,24 +19,19 @@ from schemas.avro import LocalSchemaIds
 from streams.consumer import BatchConsumer
 from streams.kafka import KafkaSettings, make_consumer, make_producer
 from streams.pipeline import Pipeline, StreamSettings
-from tests.processes import Deployment, wait_until
+from tests.processes import Deployment, get, is_ready, samples, wait_until
 from tests.services.kafka import KafkaServer
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.topics import (
-    ENTITIES,
     Topics,
     assert_profiles_equal,
     batch_profiles,
     lag,
+    read_aerospike,
     read_changelog,
     small_world,
     wait_until_worked_in,
 )
-
-
-@pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
 
 
 def test_partitions_that_went_during_a_hold_are_read_when_they_come_back(
@@ -81,7 +73,7 @@ def test_partitions_that_went_during_a_hold_are_read_when_they_come_back(
     taken.clear()
     wait_until(lambda: take(first) >= 0 and len(first.places) == 4, "all are the first's again")
     moved = {(partition, offset) for _, partition in gone for offset in range(10)}
-    wait_until(lambda: take(first) >= 0 and moved <= set(taken), "what had moved is read again", timeout_s=20)
+    wait_until(lambda: take(first) >= 0 and moved <= set(taken), "what had moved is read again")
     first.close()
 
 
@@ -96,40 +88,16 @@ def server() -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str, server: StandIn) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix, stream_batch_max=200, aerospike=server.address) as made:
+def deployment(tmp_path: Path, settings: KafkaSettings, server: StandIn) -> Iterator[Deployment]:
+    address, prefix = settings.bootstrap, settings.topic_prefix
+    with Deployment(tmp_path, address, prefix, stream_batch_max=200, aerospike=server.address) as made:
         made.create_topics()
         yield made
 
 
-def send(settings: KafkaSettings, payments: list[dict[str, Any]]) -> None:
-    topics = Topics(settings)
-    for row in payments:
-        topics.send_payment(row)
-    topics.flush()
-
-
-def read_stored(server: StandIn) -> dict[bytes, bytes]:
-    store = AerospikeStore(AerospikeSettings(hosts=(server.address,)))
-    found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
-    store.close()
-    return found
-
-
-def ready(target: str) -> tuple[int, str]:
-    """What /readyz says."""
-    try:
-        with urllib.request.urlopen(f"{target}/readyz", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def metric(target: str, name: str) -> float:
-    with urllib.request.urlopen(f"{target}/metrics", timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name) and line[len(name)] in " {")
+def counted(target: str, name: str) -> float:
+    """A counter of /metrics, over all its labels."""
+    return sum(value for key, value in samples(target).items() if key[0] == name)
 
 
 def resident_mb(pid: int) -> float:
@@ -141,9 +109,9 @@ def assert_all_is_worked_in(
     settings: KafkaSettings, server: StandIn, group: str, payments: pa.Table, nothing: pa.Table
 ) -> None:
     wait_until_worked_in(settings, group, timeout_s=120)
-    stored = read_stored(server)
+    stored = read_aerospike(server.address)
     assert_profiles_equal(stored, batch_profiles(payments, nothing))
-    wait_until(lambda: read_changelog(settings) == stored, "the changelog equals the store", timeout_s=10)
+    wait_until(lambda: read_changelog(settings) == stored, "the changelog equals the store")
 
 
 def test_a_store_that_goes_away_under_load_stops_everything_and_nothing_is_lost(
@@ -153,26 +121,28 @@ def test_a_store_that_goes_away_under_load_stops_everything_and_nothing_is_lost(
     rows, group = payments.to_pylist(), f"{settings.topic_prefix}{GROUP}"
     stream = deployment.start("stream")
     target = stream.first_line()
-    send(settings, rows[:300])
+    readiness = f"{target}/readyz"
+    topics = Topics(settings)
+    topics.send_payments(rows[:300])
     wait_until_worked_in(settings, group)
-    wait_until(lambda: ready(target)[0] == 200, "ready")
+    wait_until(lambda: is_ready(target), "ready")
     before_mb = resident_mb(stream.pid)
     server.stop()
-    send(settings, rows[300:])
-    wait_until(lambda: ready(target)[0] == 503, "not ready", timeout_s=15)
-    assert "the store does not take batches: Aerospike at" in ready(target)[1]
+    topics.send_payments(rows[300:])
+    wait_until(lambda: get(readiness)[0] == 503, "not ready")
+    assert "the store does not take batches: Aerospike at" in get(readiness)[2].decode()
     behind = lag(settings, group)
     assert behind == len(rows) - 300
     for _ in range(3):
-        send(settings, rows[:300])  # seen before
+        topics.send_payments(rows[:300])  # seen before
     time.sleep(3)
     assert lag(settings, group) == behind + 900
-    assert ready(target)[0] == 503
+    assert get(readiness)[0] == 503
     assert resident_mb(stream.pid) < before_mb + 150
     server.start()
-    wait_until(lambda: ready(target)[0] == 200, "ready again", timeout_s=30)
+    wait_until(lambda: is_ready(target), "ready again")
     assert_all_is_worked_in(settings, server, group, payments, outcomes.slice(0, 0))
-    assert metric(target, "paywarden_stream_duplicates_total") == 900
+    assert counted(target, "paywarden_stream_duplicates_total") == 900
     assert stream.stop() == 0
 
 
@@ -191,10 +161,10 @@ def test_a_worker_that_joins_while_another_is_on_hold_has_its_batch_abandoned_an
             threads[0].start()
             wait_until(lambda: not first.problems(), "it has joined")
             server.faults.add(Fault.refuse(OVERLOAD), times=1_000_000)
-            send(settings, payments.to_pylist())
+            Topics(settings).send_payments(payments.to_pylist())
             wait_until(lambda: bool(first.problems()), "on hold")
             threads[1].start()
-            wait_until(lambda: first.metrics.abandoned._value.get() >= 1, "abandoned", timeout_s=30)
+            wait_until(lambda: first.metrics.abandoned._value.get() >= 1, "abandoned")
             # Both ask in vain for a while, and partitions may move once more.
             time.sleep(2)
             server.faults.clear()
@@ -227,13 +197,13 @@ def test_a_slow_store_is_waited_for_without_retries_and_the_worker_stays_in_its_
     part = payments.slice(0, 800)
     stream = deployment.start("stream")
     target = stream.first_line()
-    wait_until(lambda: ready(target)[0] == 200, "ready")
+    wait_until(lambda: is_ready(target), "ready")
     # Under what a call waits for, over what a session would bear in all.
     server.faults.add(Fault.delay(0.3), times=40)
-    send(settings, part.to_pylist())
+    Topics(settings).send_payments(part.to_pylist())
     assert_all_is_worked_in(settings, server, f"{settings.topic_prefix}{GROUP}", part, outcomes.slice(0, 0))
-    assert metric(target, "paywarden_stream_store_retries_total") == 0
-    assert metric(target, "paywarden_stream_abandoned_batches_total") == 0
+    assert counted(target, "paywarden_stream_store_retries_total") == 0
+    assert counted(target, "paywarden_stream_abandoned_batches_total") == 0
     assert stream.stop() == 0
     log = stream.log.read_text(encoding="utf-8")
     assert "rebalance" not in log

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.outbox_pb2 import OutboxEntry
@@ -20,30 +18,8 @@ from tests.services.kafka import KafkaServer
 from tests.topics import ENTITIES, Topics, small_world, wait_until_worked_in
 
 
-@pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with deployed(tmp_path, kafka, topic_prefix) as deployment:
-        yield deployment
-
-
-@pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
-
-
-def deployed(folder: Path, kafka: KafkaServer, topic_prefix: str) -> Deployment:
-    """With topics, and a companion that reads the changelog from its beginning."""
-    deployment = Deployment(folder, kafka.bootstrap, topic_prefix)
-    config = deployment.config.read_text(encoding="utf-8")
-    deployment.config.write_text(
-        config.replace("[companion]\n", "[companion]\nfill_from_store = false\n"), encoding="utf-8"
-    )
-    deployment.create_topics()
-    return deployment
-
-
 class Companion:
-    """A companion that runs, as its operator sees it."""
+    """A companion that runs and reads the changelog from its beginning, as its operator sees it."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.process: PaywardenProcess = deployment.start("companion")
@@ -53,7 +29,7 @@ class Companion:
     def problems(self) -> list[str]:
         """Why it is not ready; a 503 and a reason belong together."""
         try:
-            with urllib.request.urlopen(f"{self.address}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"{self.address}/readyz", timeout=30) as answer:
                 status, body = answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
@@ -67,7 +43,7 @@ class Companion:
 
     def metrics(self) -> dict[str, float]:
         """By name and label, as in `changelog_lag{3}`."""
-        with urllib.request.urlopen(f"{self.address}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"{self.address}/metrics", timeout=30) as answer:
             text = answer.read().decode()
         return {
             sample.name.removeprefix("paywarden_companion_")
@@ -98,15 +74,14 @@ def test_ready_when_the_mirror_is_complete_and_ages_are_of_what_came_since_the_s
 ) -> None:
     payments = small_world()[0].to_pylist()[:300]
     topics, group = Topics(settings), f"{settings.topic_prefix}stream"
+    deployment.configure("companion", "fill_from_store = false\n")
     companion = Companion(deployment)
     wait_until(lambda: companion.problems() != ["it has not started"], "it follows the changelog")
     # Nothing has been written, and nobody has said so.
     assert companion.problems() == ["the mirror is not complete: the stream has not said how far it is"]
     deployment.start("stream")
     companion.wait_until_ready()
-    for row in payments[:200]:
-        topics.send_payment(row)
-    topics.flush()
+    topics.send_payments(payments[:200])
     for entity in ENTITIES:
         companion.wait_for(f"event_to_mirror_seconds_count{{{entity}}}", 1)
     wait_until_worked_in(settings, group)
@@ -134,9 +109,7 @@ def test_ready_when_the_mirror_is_complete_and_ages_are_of_what_came_since_the_s
     assert companion.process.stop() == 0
 
     # What came while it was away tells how long that was, and not how fresh mirrors are.
-    for row in payments[200:]:
-        topics.send_payment(row)
-    topics.flush()
+    topics.send_payments(payments[200:])
     wait_until_worked_in(settings, group)
     companion = Companion(deployment)
     companion.wait_until_ready()
@@ -149,7 +122,12 @@ def test_ready_when_the_mirror_is_complete_and_ages_are_of_what_came_since_the_s
 def test_without_kafka_it_is_alive_and_not_ready_and_ready_when_kafka_is_back(
     tmp_path: Path, topic_prefix: str
 ) -> None:
-    with KafkaServer(tmp_path / "kafka") as kafka, deployed(tmp_path, kafka, topic_prefix) as deployment:
+    with (
+        KafkaServer(tmp_path / "kafka") as kafka,
+        Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment,
+    ):
+        deployment.create_topics()
+        deployment.configure("companion", "fill_from_store = false\n")
         deployment.start("stream")
         companion = Companion(deployment)
         companion.wait_until_ready()
@@ -159,7 +137,7 @@ def test_without_kafka_it_is_alive_and_not_ready_and_ready_when_kafka_is_back(
         wait_until(lambda: bool(companion.problems()), "it says that it is not ready", every_s=0.1)
         assert "Kafka has not said where" in companion.problems()[0]
         companion.wait_for("outbox_waiting_bytes{worker-0}", 1)
-        with urllib.request.urlopen(f"{companion.address}/livez", timeout=5) as answer:
+        with urllib.request.urlopen(f"{companion.address}/livez", timeout=30) as answer:
             assert answer.status == 200
         kafka.restart()
         companion.wait_until_ready()

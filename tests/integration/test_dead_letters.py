@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Producer
 from confluent_kafka.cimpl import NewTopic
 
 from features.lmdb_store import LmdbSettings, LmdbStore
@@ -26,27 +26,20 @@ from streams.kafka import (
     make_consumer,
     make_producer,
     partitions_of,
-    records_to_end,
 )
 from streams.retry import KafkaNotes, KafkaOrigins, Note, Retried, retry
 from streams.simulator import simulate
-from tests.processes import Deployment, run_paywarden, wait_until
+from tests.processes import Deployment, wait_until
 from tests.services.kafka import KafkaServer
+from tests.topics import read_topic
 
 IDS = LocalSchemaIds()
 
 
 @pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
-
-
-@pytest.fixture
-def deployment(tmp_path: Path, settings: KafkaSettings) -> Iterator[Deployment]:
-    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
-        deployed.create_topics()
-        wait_until(lambda: is_led(settings, "dead-letters"), "a young topic has its leader", every_s=0.1)
-        yield deployed
+def deployment(deployment: Deployment, settings: KafkaSettings) -> Deployment:
+    wait_until(lambda: is_led(settings, "dead-letters"), "a young topic has its leader", every_s=0.1)
+    return deployment
 
 
 def is_led(settings: KafkaSettings, name: str) -> bool:
@@ -56,14 +49,6 @@ def is_led(settings: KafkaSettings, name: str) -> bool:
         except BrokerUnavailable:
             return False
         return True
-
-
-def read_topic(settings: KafkaSettings, name: str) -> list[Record]:
-    consumer: Consumer = make_consumer(settings, group_id="reader")
-    batches = records_to_end(consumer, settings.topic(name), partitions_of(settings, name))
-    records = [record for batch in batches for record in batch]
-    consumer.close()
-    return records
 
 
 def produce(settings: KafkaSettings, name: str, value: bytes | None, **more: Any) -> None:
@@ -86,7 +71,7 @@ def run_retry(settings: KafkaSettings, **options: Any) -> Retried:
 
 
 def command(deployment: Deployment, *arguments: str) -> tuple[int, str, str]:
-    done = run_paywarden("--config", str(deployment.config), "dead-letters", *arguments)
+    done = deployment.run("dead-letters", *arguments)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 
@@ -129,9 +114,7 @@ def test_a_payment_in_an_unknown_currency_is_worked_in_once_there_is_a_rate_and_
     # What was wrong is mended.
     rates = deployment.folder / "rates.csv"
     rates.write_text("currency,minor_digits,valid_from,reference_per_unit\nXXX,2,2000-01-01,1\n", encoding="utf-8")
-    deployment.config.write_text(
-        deployment.config.read_text(encoding="utf-8") + f'[features]\nrates = "{rates}"\n', encoding="utf-8"
-    )
+    deployment.configure("features", f'rates = "{rates}"\n')
     deployment.start("stream")
     code, said, logged = command(deployment, "retry", "--all")
     assert code == 0, logged

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
-
-import pytest
 
 from models.detectors import DetectorSettings
 from schemas.avro import LocalSchemaIds
@@ -18,26 +13,9 @@ from streams.drift_records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, AlertSen
 from streams.drift_watch import DriftWatch
 from streams.kafka import KafkaSettings, Sender, partitions_of
 from tests.drift_world import SIGNALS, World
-from tests.processes import Deployment, run_paywarden
-from tests.services.kafka import KafkaServer
+from tests.processes import Deployment
 
 IDS = LocalSchemaIds()
-
-
-@pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
-
-
-@pytest.fixture
-def deployment(tmp_path: Path, settings: KafkaSettings) -> Iterator[Deployment]:
-    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
-        deployed.create_topics()
-        yield deployed
-
-
-def paywarden(deployment: Deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_paywarden("--config", str(deployment.config), *arguments)
 
 
 def alerts_of_a_day() -> list[Alert]:
@@ -65,18 +43,18 @@ def test_an_alert_is_listed_explained_and_acknowledged_from_the_topics_alone(
     sender.send(settings.topic(ALERTS_TOPIC), b"no record", key=b"00")
     sender.flush(30)
 
-    status = json.loads(paywarden(deployment, "drift", "status", "--json").stdout)
+    status = json.loads(deployment.run("drift", "status", "--json").stdout)
     assert (status["open"], status["unreadable"]) == (1, 1)
     alert_id = status["alerts"][0]["alert_id"]
     assert status["alerts"][0]["segment"] == "country=DE"
-    assert "traffic share" in paywarden(deployment, "drift", "explain", alert_id[:6]).stdout
+    assert "traffic share" in deployment.run("drift", "explain", alert_id[:6]).stdout
 
-    done = paywarden(deployment, "drift", "snooze", alert_id, "--for", "2h", "--by", "ana", "--note", "a campaign")
+    done = deployment.run("drift", "snooze", alert_id, "--for", "2h", "--by", "ana", "--note", "a campaign")
     assert done.stdout.startswith(f"alert {alert_id} snoozed until ")
-    assert "ana, snoozed until" in " ".join(paywarden(deployment, "drift", "status").stdout.split())
+    assert "ana, snoozed until" in " ".join(deployment.run("drift", "status").stdout.split())
     with closing(JournalReader(settings, IDS)) as reader:
         known = reader.read().find(alert_id)
     assert [(said.by, said.note, said.until_ms > 0) for said in known.acknowledgements] == [("ana", "a campaign", True)]
 
     over = next(alert for alert in told if alert.state is State.CLEARED)
-    assert "cleared at" in paywarden(deployment, "drift", "ack", over.alert_id, "--by", "ana").stderr
+    assert "cleared at" in deployment.run("drift", "ack", over.alert_id, "--by", "ana").stderr

@@ -18,10 +18,10 @@ from streams.drift_counts import MINUTE_MS, Binnings
 from streams.drift_state import FIVE_MS, Adder, merged, read_heads, take_over
 from streams.kafka import KafkaSettings, make_transactional_producer
 from tests.drifting import decision
-from tests.integration.test_stream_app import letter, samples
-from tests.processes import Deployment, PaywardenProcess, is_ready, wait_until
-from tests.services.kafka import KafkaServer, produce
+from tests.processes import Deployment, PaywardenProcess, is_ready, samples, wait_until
+from tests.services.kafka import produce
 from tests.standin.aerospike_server import Fault, StandIn
+from tests.topics import Topics, letter, small_world, wait_until_worked_in
 
 PARTITIONS = 4
 ADDER = Adder(Binnings({}))
@@ -46,10 +46,10 @@ def store(standin: StandIn) -> Iterator[ProfileStore]:
 
 
 @pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str, standin: StandIn) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix, aerospike=standin.address) as deployed:
-        with deployed.config.open("a", encoding="utf-8") as config:
-            config.write("[drift]\nsave_every_ms = 200\nsave_decisions = 500\ngrace_ms = 1000\n")
+def deployment(tmp_path: Path, settings: KafkaSettings, standin: StandIn) -> Iterator[Deployment]:
+    address, prefix = settings.bootstrap, settings.topic_prefix
+    with Deployment(tmp_path, address, prefix, aerospike=standin.address) as deployed:
+        deployed.configure("drift", "save_every_ms = 200\nsave_decisions = 500\ngrace_ms = 1000\n")
         deployed.create_topics()
         yield deployed
 
@@ -114,18 +114,18 @@ def started(deployment: Deployment) -> tuple[PaywardenProcess, str]:
 
 
 def test_counts_equal_the_topic_after_a_kill_and_a_rebalance(
-    deployment: Deployment, kafka: KafkaServer, topic_prefix: str, store: ProfileStore
+    deployment: Deployment, settings: KafkaSettings, store: ProfileStore
 ) -> None:
-    decisions = Decisions(KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix))
+    decisions = Decisions(settings)
     decisions.send(4000)
     decisions.send(300, aborted=True)
     decisions.send(2000, odd=3)
     first, _ = started(deployment)
-    wait_until(lambda: counted_decisions(store) > 1000, "the first worker counts", 30)
+    wait_until(lambda: counted_decisions(store) > 1000, "the first worker counts")
     first.kill()
     second, address = started(deployment)
     wait_until(lambda: is_ready(address), "the second worker is ready")
-    wait_until(lambda: counted_decisions(store) > 4500, "the second worker counts", 30)
+    wait_until(lambda: counted_decisions(store) > 4500, "the second worker counts")
     decisions.send(1500)
     third, other = started(deployment)
     wait_until(lambda: is_ready(other), "the third worker is ready")
@@ -151,25 +151,25 @@ def test_counts_equal_the_topic_after_a_kill_and_a_rebalance(
 
 
 def test_a_store_that_is_away_holds_up_decisions_and_nothing_else(
-    deployment: Deployment, kafka: KafkaServer, topic_prefix: str, store: ProfileStore, standin: StandIn
+    deployment: Deployment, settings: KafkaSettings, store: ProfileStore, standin: StandIn
 ) -> None:
-    config = deployment.config.read_text(encoding="utf-8")
-    config = config.replace("save_decisions = 500", "save_decisions = 500\nunsaved_max = 1000")
-    deployment.config.write_text(config, encoding="utf-8")
-    settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
+    deployment.configure("drift", "unsaved_max = 1000\n")
     decisions = Decisions(settings)
     decisions.send(200)
     stream, address = started(deployment)
     wait_until(lambda: is_ready(address), "the worker is ready")
-    # The pipeline looks at the register of profile sets once more, and ends the process where that is away.
-    time.sleep(2)
+    # The pipeline looks at the register of profile sets before it begins, and ends the process where that is away.
+    Topics(settings).send_payments(small_world()[0].slice(0, 1).to_pylist())
+    wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
     wait_until(lambda: counted_decisions(store) == 200, "the first decisions are counted")
     standin.faults.add(Fault.drop(), times=1_000_000)
     for _ in range(10):
         decisions.send(1000)
     # Dead letters, which Faust reads with the same consumer.
-    wait_until(lambda: samples(address).get(("paywarden_drift_unsaved",), 0) >= 1000, "counts wait for the store", 30)
-    produce(kafka.bootstrap, settings.topic("dead-letters"), [(b"k", letter(settings, "payments", "card_id: odd", 1))])
+    wait_until(lambda: samples(address).get(("paywarden_drift_unsaved",), 0) >= 1000, "counts wait for the store")
+    produce(
+        settings.bootstrap, settings.topic("dead-letters"), [(b"k", letter(settings, "payments", "card_id: odd", 1))]
+    )
     wait_until(
         lambda: ("paywarden_dead_letters_total", "payments", "card_id") in samples(address), "others are not held up"
     )
@@ -184,9 +184,9 @@ def test_a_store_that_is_away_holds_up_decisions_and_nothing_else(
 
 
 def test_a_partition_that_another_took_over_is_taken_back_and_read_again(
-    deployment: Deployment, kafka: KafkaServer, topic_prefix: str, store: ProfileStore
+    deployment: Deployment, settings: KafkaSettings, store: ProfileStore
 ) -> None:
-    decisions = Decisions(KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix))
+    decisions = Decisions(settings)
     stream, address = started(deployment)
     wait_until(lambda: is_ready(address), "the worker is ready")
     decisions.send(800)
@@ -197,7 +197,7 @@ def test_a_partition_that_another_took_over_is_taken_back_and_read_again(
     while time.monotonic() < took_s + 9:
         decisions.send(200)
         time.sleep(0.2)
-    wait_until(lambda: counted_decisions(store) == decisions.committed, "all are counted", 30)
+    wait_until(lambda: counted_decisions(store) == decisions.committed, "all are counted")
     time.sleep(1)
     assert samples(address)["paywarden_drift_store_conflicts_total",] >= 1
     assert total(store) == (decisions.committed, decisions.committed)

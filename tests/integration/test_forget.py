@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -13,43 +11,16 @@ from confluent_kafka.cimpl import NewTopic
 from features.engine import FeatureEngine
 from features.lmdb_store import LmdbSettings, LmdbStore
 from features.show import first_payment_ms
-from schemas.avro import Decoder, Encoder, LocalSchemaIds
 from schemas.errors import BrokerUnavailable
 from scoring.mirror import MirrorSettings, MirrorWriter
 from streams.forget import Forgotten, KafkaChangelog, forget
 from streams.kafka import KafkaSettings, consume, end_offsets, make_consumer, make_producer, partitions_of
-from streams.progress import PREFIX
 from streams.simulator import simulate
 from tests.processes import Deployment, wait_until
 from tests.services.kafka import KafkaServer
+from tests.topics import Topics, read_last
 
 PLAN = FeatureEngine().plan
-
-
-@pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
-        deployed.create_topics()
-        yield deployed
-
-
-@pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
-
-
-class Payments:
-    """Sends payments as payment systems do."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._topic = settings.topic("payments")
-        self._producer: Producer = make_producer(settings, linger_ms=5)
-        self._encoder = Encoder("payments", LocalSchemaIds().id_of("payments"))
-
-    def send(self, *rows: dict[str, object]) -> None:
-        for row in rows:
-            self._producer.produce(self._topic, self._encoder.encode(row), key=str(row["card_id"]))
-        assert self._producer.flush(30) == 0
 
 
 def read_store(deployment: Deployment) -> dict[bytes, bytes]:
@@ -64,26 +35,6 @@ def profiles_among(stored: dict[bytes, bytes]) -> dict[bytes, bytes]:
     return {name: value for name, value in stored.items() if not name.startswith(b"payment:")}
 
 
-def read_changelog(settings: KafkaSettings) -> dict[bytes, bytes | None]:
-    """The last record of each key, which is what compaction leaves: its state, or None for a tombstone."""
-    decoder = Decoder("profiles", LocalSchemaIds())
-    consumer: Consumer = make_consumer(settings, group_id="reader")
-    topic = settings.topic("profiles")
-    ends = end_offsets(consumer, topic, partitions_of(settings, "profiles"))
-    consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
-    missing = {partition for partition, end in ends.items() if end > 0}
-    last: dict[bytes, bytes | None] = {}
-    while missing:
-        for record in consume(consumer, 1000, 0.5).records:
-            assert record.key is not None
-            if not record.key.startswith(PREFIX):
-                last[record.key] = None if record.value is None else decoder.decode(record.value)["state"]
-            if record.offset + 1 >= ends[record.partition]:
-                missing.discard(record.partition)
-    consumer.close()
-    return last
-
-
 def run_forget(deployment: Deployment, settings: KafkaSettings, key: bytes) -> Forgotten:
     store = LmdbStore.from_settings(LmdbSettings(path=str(deployment.store)))
     with closing(KafkaChangelog(settings)) as changelog, closing(store):
@@ -96,8 +47,8 @@ def test_a_forgotten_card_is_in_no_store_changelog_or_mirror_and_others_are_unto
     rows = simulate(cards=20, days=5, seed=3)[0].to_pylist()
     card_id = rows[0]["card_id"]
     key = f"card:{card_id}".encode()
-    payments = Payments(settings)
-    payments.send(*rows)
+    topics = Topics(settings)
+    topics.send_payments(rows)
     stream = deployment.start("stream")
     wait_until(lambda: len(read_store(deployment)) > 0, "there is a store", every_s=0.1)
     companion = deployment.start("companion")
@@ -119,7 +70,7 @@ def test_a_forgotten_card_is_in_no_store_changelog_or_mirror_and_others_are_unto
     assert (done.profiles, done.payment_records, done.has_begun_anew) == (1, len(own), False)
     after = read_store(deployment)
     assert after == {name: value for name, value in before.items() if name not in {key, *own}}
-    changelog = read_changelog(settings)
+    changelog = read_last(settings)
     assert changelog.pop(key) is None
     profiles = profiles_among(after)
     assert changelog == profiles
@@ -129,7 +80,7 @@ def test_a_forgotten_card_is_in_no_store_changelog_or_mirror_and_others_are_unto
         assert card_id not in process.log.read_text(encoding="utf-8")
 
     later_ms = rows[-1]["event_time_ms"] + 1000
-    payments.send({**rows[0], "payment_id": "afterwards", "event_time_ms": later_ms})
+    topics.send_payments([{**rows[0], "payment_id": "afterwards", "event_time_ms": later_ms}])
     wait_until(lambda: key in read_store(deployment), "the card is back", every_s=0.1)
     state = read_store(deployment)[key]
     assert first_payment_ms(state) == later_ms
@@ -143,7 +94,7 @@ def test_a_mirror_that_is_new_after_it_never_hears_of_the_card(deployment: Deplo
     """Filled from the changelog alone, from its beginning: states, then the tombstone."""
     rows = simulate(cards=20, days=5, seed=3)[0].to_pylist()
     key = f"card:{rows[0]['card_id']}".encode()
-    Payments(settings).send(*rows)
+    Topics(settings).send_payments(rows)
     stream = deployment.start("stream")
 
     def is_worked_in() -> bool:
@@ -154,10 +105,7 @@ def test_a_mirror_that_is_new_after_it_never_hears_of_the_card(deployment: Deplo
     # What it has begun it ends, before it ends itself.
     assert stream.stop() == 0
     run_forget(deployment, settings, key)
-    config = deployment.config.read_text(encoding="utf-8")
-    deployment.config.write_text(
-        config.replace("[companion]\n", "[companion]\nfill_from_store = false\n"), encoding="utf-8"
-    )
+    deployment.configure("companion", "fill_from_store = false\n")
     companion = deployment.start("companion")
     mirror = MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))
     profiles = profiles_among(read_store(deployment))

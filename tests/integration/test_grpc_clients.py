@@ -21,7 +21,7 @@ from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequ
 from scoring.grpc import LIBRARIES, GrpcSettings
 from scoring.tls import Tls, TlsSettings
 from tests.grpc_served import GrpcServed, payment
-from tests.processes import ROOT
+from tests.processes import ROOT, wait_until
 from tests.services.fetch import tool
 from tests.services.grpc_clients import go_client, java_client
 
@@ -179,7 +179,7 @@ def hand_over(library: str, calls: Callable[[str], None]) -> int:
     first = GrpcServed(GrpcSettings(library=library), shared_port=0)
     thread = threading.Thread(target=calls, args=(first.target,))
     thread.start()
-    time.sleep(1)
+    wait_until(lambda: bool(first.scorer.chunks), "the first is asked")
     with GrpcServed(GrpcSettings(library=library), shared_port=first.port) as second:
         first.begin_stop()
         first.join()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
-import pytest
 
 from features.lmdb_sets import LmdbSets
 from features.lmdb_store import LmdbSettings
@@ -16,8 +13,7 @@ from schemas.avro import Encoder, LocalSchemaIds
 from streams.kafka import KafkaSettings, partitions_of, topics_of
 from streams.repartition import repartition_topic
 from streams.topics import create_repartition_topics, delete_repartition_topics
-from tests.processes import Deployment, run_paywarden, wait_until
-from tests.services.kafka import KafkaServer
+from tests.processes import Deployment, wait_until
 from tests.topics import (
     ENTITIES,
     Topics,
@@ -30,25 +26,9 @@ from tests.topics import (
 )
 
 
-@pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
-        deployed.create_topics()
-        yield deployed
-
-
-@pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
-
-
 def send(topics: Topics, payments: pa.Table, outcomes: pa.Table | None = None) -> None:
-    for row in payments.to_pylist():
-        topics.send_payment(row)
-    topics.flush()
-    for row in outcomes.to_pylist() if outcomes is not None else []:
-        topics.send_outcome(row)
-    topics.flush()
+    topics.send_payments(payments.to_pylist())
+    topics.send_outcomes(outcomes.to_pylist() if outcomes is not None else [])
 
 
 def sets_of(deployment: Deployment) -> LmdbSets:
@@ -96,7 +76,7 @@ def test_a_rebuild_beside_the_live_stream_gives_what_the_topics_say_and_the_stre
     ghost = encoder.encode({"entity": "card", "state": b"\2ghost", "written_time_ms": 1})
     topics.send_bytes("profiles", ghost, b"card:ghost")
     send(topics, payments.slice(third, third))
-    done = run_paywarden("--config", str(deployment.config), "rebuild", "--from-beginning")
+    done = deployment.run("rebuild", "--from-beginning")
     assert done.returncode == 0, done.stderr
     name = done.stdout.strip()
     assert live_name(deployment) == name
@@ -108,7 +88,7 @@ def test_a_rebuild_beside_the_live_stream_gives_what_the_topics_say_and_the_stre
     assert read_changelog(settings) == rebuilt
     # The old set stays until it is dropped.
     assert b"card:ghost" in read_set(deployment, "")
-    dropped = run_paywarden("--config", str(deployment.config), "profile-sets", "drop", "first")
+    dropped = deployment.run("profile-sets", "drop", "first")
     assert dropped.returncode == 0, dropped.stderr
 
 
@@ -123,10 +103,10 @@ def test_a_set_that_is_dropped_leaves_no_topics_and_others_keep_theirs(
     sets.close()
     # A drop that was killed may have got so far.
     assert delete_repartition_topics(settings, [repartition_topic("card", "b1")]) == {}
-    dropped = run_paywarden("--config", str(deployment.config), "profile-sets", "drop", "b1")
+    dropped = deployment.run("profile-sets", "drop", "b1")
     assert (dropped.returncode, dropped.stderr) == (0, "")
     wanted = before | {settings.topic(repartition_topic(entity, "b2")) for entity in ENTITIES}
-    wait_until(lambda: own_topics(settings) == wanted, "its topics are gone, and no others", timeout_s=10)
+    wait_until(lambda: own_topics(settings) == wanted, "its topics are gone, and no others")
 
 
 def own_topics(settings: KafkaSettings) -> set[str]:
@@ -143,7 +123,7 @@ def test_a_rebuild_from_a_time_has_what_reached_kafka_since(deployment: Deployme
     time.sleep(0.05)
     send(topics, payments.slice(300, 300))
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(between_ms / 1000)) + f".{between_ms % 1000:03}Z"
-    done = run_paywarden("--config", str(deployment.config), "rebuild", "--from", moment)
+    done = deployment.run("rebuild", "--from", moment)
     assert done.returncode == 0, done.stderr
     assert_profiles_equal(read_set(deployment, done.stdout.strip()), batch_profiles(payments.slice(300, 300), none))
 
@@ -165,7 +145,7 @@ def test_a_rebuild_killed_while_it_fills_or_swaps_can_be_gone_on_with(
     wait_until(lambda: register.read().next == name, "the swap has begun", every_s=0.005)
     second.kill()
     # The workers wait for as long as it takes; scoring does not.
-    done = run_paywarden("--config", str(deployment.config), "rebuild", "--resume", name)
+    done = deployment.run("rebuild", "--resume", name)
     assert done.returncode == 0, done.stderr
     assert register.read().name == name
     register.close()
@@ -187,7 +167,7 @@ def test_a_swap_given_up_leaves_the_live_set_live_and_published(
     name = register.read().next
     assert name is not None
     rebuild.kill()
-    done = run_paywarden("--config", str(deployment.config), "rebuild", "--abort", name)
+    done = deployment.run("rebuild", "--abort", name)
     assert done.returncode == 0, done.stderr
     assert register.read().name == ""
     register.close()
@@ -205,16 +185,15 @@ def test_more_partitions_for_more_workers_only_when_nothing_is_on_its_way(
     payments, outcomes = small_world()
     half = len(payments) // 2
     topics, group = Topics(settings), f"{settings.topic_prefix}stream"
-    config = str(deployment.config)
     send(topics, payments.slice(0, half))
     stream = deployment.start("stream")
     wait_until(lambda: bool(read_changelog(settings)), "some are worked in", every_s=0.01)
-    refused = run_paywarden("--config", config, "topics", "repartition", "--partitions", "5")
+    refused = deployment.run("topics", "repartition", "--partitions", "5")
     assert refused.returncode == 1
     assert "stop them" in refused.stderr
     stream.kill()
-    wait_until(lambda: drain_or_refused(config), "the dead worker is missed", every_s=1.0)
-    more = run_paywarden("--config", config, "topics", "repartition", "--partitions", "5")
+    wait_until(lambda: drain_or_refused(deployment), "the dead worker is missed", every_s=1.0)
+    more = deployment.run("topics", "repartition", "--partitions", "5")
     assert more.returncode == 0, more.stderr
     assert {len(partitions_of(settings, repartition_topic(entity))) for entity in ENTITIES} == {5}
     stream = deployment.start("stream")
@@ -226,9 +205,9 @@ def test_more_partitions_for_more_workers_only_when_nothing_is_on_its_way(
     assert read_changelog(settings) == stored
 
 
-def drain_or_refused(config: str) -> bool:
+def drain_or_refused(deployment: Deployment) -> bool:
     """Whether, after draining, nothing is on its way and nobody in the group: asked without changing anything."""
-    drained = run_paywarden("--config", config, "stream", "--drain")
+    drained = deployment.run("stream", "--drain")
     assert drained.returncode == 0, drained.stderr
-    asked = run_paywarden("--config", config, "topics", "repartition", "--partitions", "3")
+    asked = deployment.run("topics", "repartition", "--partitions", "3")
     return asked.returncode == 0

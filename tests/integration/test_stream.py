@@ -40,15 +40,10 @@ from tests.topics import (
 
 
 @pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix, stream_batch_max=300) as deployed:
+def deployment(tmp_path: Path, settings: KafkaSettings) -> Iterator[Deployment]:
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix, stream_batch_max=300) as deployed:
         deployed.create_topics()
         yield deployed
-
-
-@pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
 
 
 def test_profiles_equal_the_batch_path_and_the_changelog_equals_the_store(
@@ -57,15 +52,11 @@ def test_profiles_equal_the_batch_path_and_the_changelog_equals_the_store(
     world = small_world()
     payments, outcomes = (table.to_pylist() for table in world)
     topics = Topics(settings)
-    for row in payments:
-        topics.send_payment(row)
-    topics.flush()
+    topics.send_payments(payments)
     stream = deployment.start("stream")
     group = f"{settings.topic_prefix}stream"
     wait_until_worked_in(settings, group, "payments")
-    for row in outcomes:
-        topics.send_outcome(row)
-    topics.flush()
+    topics.send_outcomes(outcomes)
     wait_until_worked_in(settings, group, "outcomes")
     assert stream.stop() == 0
     stored = read_store(deployment.store)
@@ -79,12 +70,8 @@ def test_an_outcome_read_together_with_its_payment_waits_for_it(
     """As after a pause: both topics are full before the stream starts."""
     world = small_world()
     topics = Topics(settings)
-    for row in world[0].to_pylist():
-        topics.send_payment(row)
-    topics.flush()
-    for row in world[1].to_pylist():
-        topics.send_outcome(row)
-    topics.flush()
+    topics.send_payments(world[0].to_pylist())
+    topics.send_outcomes(world[1].to_pylist())
     stream = deployment.start("stream")
     wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
     assert stream.stop() == 0
@@ -99,22 +86,18 @@ def test_kill_9_at_any_moment_counts_no_payment_twice_and_loses_none(
     payments, outcomes = (table.to_pylist() for table in world)
     topics = Topics(settings)
     group = f"{settings.topic_prefix}stream"
-    random.seed(5)
+    moments = random.Random(5)
     third = len(payments) // 3
     for part in (payments[:third], payments[third : 2 * third], payments[2 * third :]):
-        for row in part:
-            topics.send_payment(row)
-        topics.flush()
+        topics.send_payments(part)
         stream = deployment.start("stream")
         # Some time between before the first batch and after the last.
         wait_for_commit(settings, group)
-        time.sleep(random.random() * 0.2)
+        time.sleep(moments.uniform(0, 0.2))
         stream.kill()
     stream = deployment.start("stream")
     wait_until_worked_in(settings, group, "payments")
-    for row in outcomes:
-        topics.send_outcome(row)
-    topics.flush()
+    topics.send_outcomes(outcomes)
     wait_until(lambda: lag(settings, group) < len(outcomes), "some outcomes are worked in", every_s=0.02)
     stream.kill()
     stream = deployment.start("stream")
@@ -215,7 +198,7 @@ def test_a_record_the_broker_refuses_ends_the_stream_before_anything_is_committe
 
 
 def values(settings: KafkaSettings, name: str) -> list[bytes]:
-    return [record.value for record in read_topic(settings, name)]
+    return [record.value for record in read_topic(settings, name) if record.value is not None]
 
 
 class Contested(MemoryStore):
@@ -249,9 +232,7 @@ def test_what_another_worker_wrote_meanwhile_is_kept_and_nothing_is_counted_twic
     other = engine.apply(0, events, attributes, [None], engine.new_slots(0)).states[0]
     store = Contested(other)
     topics = Topics(settings)
-    for row in rows:
-        topics.send_payment(row)
-    topics.flush()
+    topics.send_payments(rows)
     registry = CollectorRegistry()
     pipeline = Pipeline(
         kafka=settings,

@@ -6,75 +6,24 @@ import json
 import signal
 import socket
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pytest
-from prometheus_client.parser import text_string_to_metric_families
-
-from schemas.avro import Encoder, LocalSchemaIds
 from streams.broker import EmbeddedBroker
 from streams.kafka import KafkaSettings
-from tests.processes import ROOT, Deployment, PaywardenProcess, is_ready, wait_until
+from tests.processes import ROOT, Deployment, PaywardenProcess, get, is_ready, samples, wait_until
 from tests.services.kafka import KafkaServer, produce
+from tests.topics import letter
 
 AWAY_S = 10
 
 
-@pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
-        deployed.create_topics()
-        yield deployed
-
-
-def started(deployment: Deployment) -> tuple[PaywardenProcess, str]:
+def started(deployment: Deployment, cwd: Path = ROOT) -> tuple[PaywardenProcess, str]:
     """A ready stream and its address."""
-    stream = deployment.start("stream")
+    stream = deployment.start("stream", cwd=cwd)
     address = stream.first_line()
     assert address.startswith("http://127.0.0.1:"), stream.log.read_text(encoding="utf-8")
     wait_until(lambda: is_ready(address), "the stream is ready", every_s=0.05)
     return stream, address
-
-
-def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    request = urllib.request.Request(url, method=method, headers={"Origin": "http://elsewhere.example"})
-    try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.status, dict(answer.headers), answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, dict(error.headers), error.read()
-
-
-def samples(address: str) -> dict[tuple[str, ...], float]:
-    """What /metrics shows, by name and label values (topic, field), zeros left out."""
-    status, headers, body = get(f"{address}/metrics")
-    assert status == 200
-    assert headers["Content-Type"].startswith("text/plain")
-    return {
-        (sample.name, *(sample.labels[name] for name in sorted(sample.labels, reverse=True))): sample.value
-        for family in text_string_to_metric_families(body.decode())
-        for sample in family.samples
-        if sample.value
-    }
-
-
-def letter(settings: KafkaSettings, topic: str, reason: str, failed_time_ms: int) -> bytes:
-    ids = LocalSchemaIds()
-    record: dict[str, Any] = {
-        "topic": settings.topic(topic),
-        "partition": 0,
-        "offset": 7,
-        "key": b"card-1",
-        "value": b"secret",
-        "reason": reason,
-        "failed_time_ms": failed_time_ms,
-    }
-    return Encoder("dead-letters", ids.id_of("dead-letters")).encode(record)
 
 
 def test_it_serves_health_and_metrics_and_nothing_else(deployment: Deployment) -> None:
@@ -148,9 +97,10 @@ def test_dead_letters_of_the_whole_cluster_are_counted_by_topic_and_field(
 
 
 def test_one_signal_stops_it_in_order_and_writes_nothing_where_it_runs(deployment: Deployment) -> None:
-    before = sorted(path.name for path in ROOT.iterdir())
+    where = deployment.folder / "where"
+    where.mkdir()
     for number in (signal.SIGTERM, signal.SIGINT):
-        stream, _ = started(deployment)
+        stream, _ = started(deployment, where)
         stream.process.send_signal(number)
         assert stream.process.wait(timeout=30) == 0
         log = stream.log.read_text(encoding="utf-8")
@@ -158,7 +108,7 @@ def test_one_signal_stops_it_in_order_and_writes_nothing_where_it_runs(deploymen
         assert "rror" not in log
         assert stream.process.stdout is not None
         assert stream.process.stdout.read() == ""
-    assert sorted(path.name for path in ROOT.iterdir()) == before
+    assert list(where.iterdir()) == []
 
 
 def test_a_signal_while_it_starts_stops_it_too(deployment: Deployment) -> None:
@@ -228,8 +178,7 @@ def test_it_runs_on_the_embedded_broker_of_the_demonstration(tmp_path: Path) -> 
 def test_a_port_that_is_taken_is_one_line_and_exit_code_1(deployment: Deployment) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        config = deployment.config.read_text(encoding="utf-8")
-        deployment.config.write_text(config.replace("[stream]\n", f"[stream]\nhttp_port = {port}\n"), encoding="utf-8")
+        deployment.configure("stream", f"http_port = {port}\n")
         stream = deployment.start("stream")
         assert stream.process.wait(timeout=60) == 1
     lines = stream.log.read_text(encoding="utf-8").splitlines()

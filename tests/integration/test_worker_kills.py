@@ -13,8 +13,6 @@ import shutil
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -136,24 +134,22 @@ class Killer:
 
 
 @pytest.fixture
-def deployment(tmp_path: Path, kafka: KafkaServer, topic_prefix: str) -> Iterator[Deployment]:
-    with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployed:
-        config = deployed.config.read_text(encoding="utf-8")
-        config = config.replace("[companion]\n", "[companion]\nfill_from_store = false\n")
-        # Small segments, so that some are finished, shipped and kept while retries ask for what is in them.
-        config = config.replace("[outbox]\n", "[outbox]\nsegment_bytes = 100_000\n")
-        # Room for all that is paid in the window: what finds none is decided again when it is asked for again.
-        config = config.replace("payments_max = 100000", f"payments_max = {200_000 + 4_000 * KILLS}")
-        deployed.config.write_text(config, encoding="utf-8")
-        deployed.create_topics()
-        shutil.copytree(small_world.trained_bundle(), deployed.bundle)
-        yield deployed
+def deployment(deployment: Deployment) -> Deployment:
+    deployment.configure("companion", "fill_from_store = false\n")
+    # Small segments, so that some are finished, shipped and kept while retries ask for what is in them.
+    deployment.configure("outbox", "segment_bytes = 100_000\n")
+    # Room for all that is paid in the window: what finds none is decided again when it is asked for again.
+    config = deployment.config.read_text(encoding="utf-8")
+    config = config.replace("payments_max = 100000", f"payments_max = {200_000 + 4_000 * KILLS}")
+    deployment.config.write_text(config, encoding="utf-8")
+    shutil.copytree(small_world.trained_bundle(), deployment.bundle)
+    return deployment
 
 
 def not_remembered(target: str) -> dict[str, float]:
     """How many decisions the table had no place for, by reason."""
     wait_until(lambda: listens(target), "a worker answers")
-    with urllib.request.urlopen(f"{target}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"{target}/metrics", timeout=30) as answer:
         text = answer.read().decode()
     counts = {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
     return {reason: counts[f"paywarden_answered_{reason}_total"] for reason in ("full", "collisions")}
@@ -162,7 +158,7 @@ def not_remembered(target: str) -> dict[str, float]:
 def listens(target: str) -> bool:
     """Whether somebody listens: the last kill is a moment ago."""
     try:
-        with urllib.request.urlopen(f"{target}/livez", timeout=5) as answer:
+        with urllib.request.urlopen(f"{target}/livez", timeout=30) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -28,6 +28,8 @@ _LOG_TAIL_LINES = 30
 # service is down must still be free when it comes back, and a client that keeps retrying it must not be
 # given that very port as its own and connect to itself.
 _LOWEST_PORT, _HIGHEST_PORT = 15_000, 30_000
+# Not the chance that tests seed, in one process of the run as in the other.
+_chance = random.SystemRandom()
 
 
 class StartFailed(RuntimeError):
@@ -37,7 +39,7 @@ class StartFailed(RuntimeError):
 def free_port() -> int:
     """A TCP port of 127.0.0.1 nobody listens on at this moment (somebody may, the next)."""
     while True:
-        port = random.randint(_LOWEST_PORT, _HIGHEST_PORT)
+        port = _chance.randint(_LOWEST_PORT, _HIGHEST_PORT)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

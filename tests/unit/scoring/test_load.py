@@ -280,12 +280,12 @@ def test_refusals_at_once_do_not_hide_among_slow_answers() -> None:
     async def slow_or_shed(fake: FakeServer, _: bytes) -> bytes:
         if len(fake.bodies) % 2:
             return b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
         return OK
 
     report, _ = loaded(slow_or_shed, rate=200)
-    assert report.p50_ms >= 100
-    assert report.shed_p50_ms < 90
+    assert report.p50_ms >= 500
+    assert report.shed_p50_ms < 450
 
 
 def test_a_stall_of_the_server_is_in_p99_of_an_open_loop_and_not_of_a_closed_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import ipaddress
 import itertools
@@ -162,6 +163,40 @@ def test_calls_that_get_no_answer_in_time_are_errors() -> None:
         report = loaded(address, timeout_ms=200)
         hanging.set()
     assert (report.sent, report.ok, report.errors) == (50, 0, 50)
+
+
+def test_one_stream_is_used_until_the_server_has_said_how_many_it_takes() -> None:
+    """grpcio gave up a connection that began with more streams than it takes, and 14 of 50 calls failed."""
+    connections: list[bytearray] = []
+
+    async def run() -> None:
+        async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            received = bytearray()
+            connections.append(received)
+            with contextlib.suppress(ConnectionError):
+                while data := await reader.read(65536):
+                    received.extend(data)
+            writer.close()
+
+        server = await asyncio.start_server(listen, "127.0.0.1", 0)
+        target = f"grpc://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        options = LoadOptions(connections=1, streams=100, timeout_ms=200)
+        try:
+            await run_load(target, itertools.repeat(b""), rate=500, seconds=0.1, options=options)
+        finally:
+            server.close()
+
+    uvloop.run(run())
+    assert max(map(streams_begun, connections)) == 1
+
+
+def streams_begun(sent: bytearray) -> int:
+    """HEADERS frames of a client's connection."""
+    count, at = 0, len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    while at < len(sent):
+        count += sent[at + 3] == 1
+        at += 9 + int.from_bytes(sent[at : at + 3], "big")
+    return count
 
 
 def test_a_server_that_speaks_no_http2_makes_errors_and_no_standstill() -> None:

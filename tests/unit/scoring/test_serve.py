@@ -49,11 +49,14 @@ class Server:
         return self.parent
 
     def listening(self, count: int = 1) -> list[psutil.Process]:
-        """The workers, once as many listen."""
-        parent = psutil.Process(self.parent.pid)
+        """The workers, once as many listen at the address."""
+        parent, port = psutil.Process(self.parent.pid), urllib.parse.urlsplit(self.target).port
 
         def found() -> bool:
-            self.workers = [child for child in parent.children() if child.net_connections("tcp")]
+            # A worker opens its port for gRPC first.
+            self.workers = [
+                child for child in parent.children() if port in {c.laddr.port for c in child.net_connections("tcp")}
+            ]
             return len(self.workers) == count
 
         wait_until(found, f"{count} workers listen")

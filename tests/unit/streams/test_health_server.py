@@ -124,8 +124,8 @@ def test_a_client_that_sends_a_byte_now_and_then_is_cut_in_time(monkeypatch: pyt
     monkeypatch.setattr(health_server, "CONNECTION_S_MAX", 0.3)
     with connected(address) as client:
         client.sendall(b"GET /livez HTTP/1.0\r\nX: ")
-        wait_until(lambda: is_cut(client), "the connection is cut", timeout_s=5, every_s=0.05)
-    wait_until(lambda: serving_threads() == 0, "its thread has ended", timeout_s=5)
+        wait_until(lambda: is_cut(client), "the connection is cut", every_s=0.05)
+    wait_until(lambda: serving_threads() == 0, "its thread has ended")
 
 
 def is_cut(client: socket.socket) -> bool:
@@ -174,7 +174,7 @@ def test_a_client_that_does_not_read_holds_nobody_up(
     with connected(address) as client:
         client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         assert get(f"{address}/livez")[0] == 200
-        wait_until(lambda: serving_threads() == 0, "its thread has ended", timeout_s=5)
+        wait_until(lambda: serving_threads() == 0, "its thread has ended")
 
 
 def test_the_end_of_the_block_ends_the_server_and_who_is_connected(registry: CollectorRegistry) -> None:
@@ -185,7 +185,7 @@ def test_the_end_of_the_block_ends_the_server_and_who_is_connected(registry: Col
     assert client.recv(1) == b""
     assert time.monotonic() - started < 3
     client.close()
-    wait_until(lambda: serving_threads() == 0, "its thread has ended", timeout_s=5)
+    wait_until(lambda: serving_threads() == 0, "its thread has ended")
     with pytest.raises(OSError, match="refused"):
         connected(address)
 
@@ -196,7 +196,7 @@ def test_a_bug_in_what_is_asked_is_logged_and_ends_nothing(
     health.bug = KeyError("bug")
     with caplog.at_level(logging.ERROR), pytest.raises(OSError, match="closed"):
         get(f"{address}/livez")
-    wait_until(lambda: "could not be answered" in caplog.text, "it is logged", timeout_s=5)
+    wait_until(lambda: "could not be answered" in caplog.text, "it is logged")
     assert get(f"{address}/readyz")[0] == 200
 
 

@@ -132,7 +132,7 @@ def test_a_register_that_cannot_be_read_ends_the_worker() -> None:
     with Worker() as worker:
         wait_until(lambda: worker.worked == [""], "it works")
         worker.failure = Misconfigured("damaged")
-        wait_until(lambda: worker.error is not None, "it has ended", timeout_s=5)
+        wait_until(lambda: worker.error is not None, "it has ended")
     assert isinstance(worker.error, Misconfigured)
 
 

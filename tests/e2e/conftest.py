@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.processes import run_paywarden
+
+
+@pytest.fixture(scope="session")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a simulated month. Leave it as it is."""
+    folder = tmp_path_factory.mktemp("history")
+    done = run_paywarden("simulate", "--cards", "800", "--days", "30", "--seed", "4", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
