@@ -21,9 +21,8 @@ from streams.outcome_payments import DAY_MS, Source
 from streams.outcome_settings import OutcomeSettings
 from streams.outcome_state import ENTITY, read_cells, read_heads, take_over
 from tests.drifting import decision as full_decision
-from tests.integration.test_stream_app import samples
 from tests.outcome_world import HOUR_MS, Record, assert_same, outcome, recount
-from tests.processes import Deployment, PaywardenProcess, is_ready, run_paywarden, wait_until
+from tests.processes import Deployment, PaywardenProcess, is_ready, run_paywarden, samples, wait_until
 from tests.services.kafka import KafkaServer
 from tests.standin.aerospike_server import StandIn
 
