@@ -66,6 +66,11 @@ class Binning:
         whole.update(self.score_edges.astype("<f8").tobytes() + self.feature_edges.astype("<f4").tobytes())
         return whole.digest()[:DIGEST_SIZE]
 
+    @cached_property
+    def digest_text(self) -> str:
+        """The digest, in hexadecimal."""
+        return self.digest.hex()
+
     def bins_of_scores(self, scores: NDArray[np.float64]) -> NDArray[np.uint8]:
         """The bin of each score, shape (rows,)."""
         return np.searchsorted(self.score_edges, scores, side="right").astype(np.uint8)

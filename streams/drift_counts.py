@@ -9,8 +9,9 @@
 What comes out depends on the order of the decisions alone, not on how they are cut into batches: but for whether one
 lies in the future, which is by the clock when it is taken.
 
-A model is a version with the binning its decisions are counted in. Of a version that no bundle is known of, the scores
-are counted in a grid of our own, and no features: enough to learn from what is usual.
+A version is the model's; of hosts that serve a variant "VERSION/VARIANT", which is counted, watched and told as one of
+its own. A model is a version with the binning its decisions are counted in. Of a version that no bundle is known of,
+the scores are counted in a grid of our own, and no features: enough to learn from what is usual.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _GRID = np.arange(-10.0, 10.01, 0.25)
 _FIELDS = (
     "decided_time_ms", "model_version", "score", "action", "vector", *DIMENSIONS, "flags", "profile_age_ms",
 )  # fmt: skip
-fields_of = itemgetter(*_FIELDS)
+_fields_of = itemgetter(*_FIELDS)
 Row: TypeAlias = tuple[Any, ...]
 _OFFSET, _DECIDED, _VERSION, _SCORE, _ACTION, _VECTOR = range(6)
 _DIMENSIONS = slice(6, 6 + len(DIMENSIONS))
@@ -73,16 +74,29 @@ class Cell(NamedTuple):
     model: Model
 
 
+def row_of(offset: int, record: Mapping[str, Any]) -> Row:
+    """A decision as it waits."""
+    row = (offset, *_fields_of(record))
+    variant = record.get("variant")
+    return (*row[:_VERSION], f"{row[_VERSION]}/{variant}", *row[_VERSION + 1 :]) if variant else row
+
+
+def base_version(version: str) -> str:
+    """The model's own, without the variant."""
+    return version.partition("/")[0]
+
+
 class Binnings:
     """The binning of every model version."""
 
     def __init__(self, known: Mapping[str, Binning]) -> None:
-        self._known = {version: (model_of(version, one), one) for version, one in known.items()}
+        self._known = dict(known)
         self._grid = unknown_binning()
 
     def of(self, version: str) -> tuple[Model, Binning]:
         """The model as it is counted now; of an unknown version, in the grid."""
-        return self._known.get(version) or self.in_grid(version)
+        binning = self._known.get(base_version(version), self._grid)
+        return model_of(version, binning), binning
 
     def in_grid(self, version: str) -> tuple[Model, Binning]:
         """Payments, actions and scores alone."""
@@ -90,7 +104,7 @@ class Binnings:
 
     def is_known(self, version: str) -> bool:
         """Whether a bundle with this version is here."""
-        return version in self._known
+        return base_version(version) in self._known
 
     def is_current(self, model: Model) -> bool:
         """Whether this is how decisions of the version are counted now."""
@@ -106,7 +120,7 @@ class Binnings:
 
 def model_of(version: str, binning: Binning) -> Model:
     """The version as it is counted in this binning."""
-    return Model(version, binning.digest.hex())
+    return Model(version, binning.digest_text)
 
 
 def unknown_binning() -> Binning:
@@ -180,7 +194,7 @@ class PartitionCounts:
     def add(self, offset: int, record: Mapping[str, Any]) -> None:
         """A decision, decoded. Offsets rise; one that is not newer than what was added is a repetition."""
         if offset >= self._added_to:
-            self._added.append((offset, *fields_of(record)))
+            self._added.append(row_of(offset, record))
             self._added_to = offset + 1
 
     def skip(self, offset: int) -> None:

@@ -20,6 +20,7 @@ from models.signal_layout import Kinds
 from models.signals import FEATURE_PREFIX, PROFILE_AGE, Block, Signal
 from schemas.errors import InvalidEvent
 from streams.drift_alerts import Alert, AlertSettings
+from streams.drift_counts import base_version
 from streams.drift_detection_metrics import DetectionMetrics
 from streams.drift_learning import LiveReferences
 from streams.drift_levels import FollowedLevels
@@ -79,6 +80,8 @@ class DriftDetection:
         blocks = {
             version: self._block(references[version], one, start_ms, length_ms) for version, one in counts.items()
         }
+        if length_ms == DAY_MS:
+            self._follow(start_ms, counts)
         for said in self._acknowledgements():
             self._watches.acknowledge(said)
         told = self._watches.step(blocks, start_ms + length_ms)
@@ -87,8 +90,10 @@ class DriftDetection:
             self._tell(alert, references.get(version, ()), counts.get(version))
         if told:
             self._teller.flush()
-        for version in counts.keys() & self._references.keys():
-            self._metrics.note(version, length_ms, self._references[version], counts[version])
+        for version, one in counts.items():
+            own = self._references.get(base_version(version))
+            if own is not None:
+                self._metrics.note(version, length_ms, own, one)
         self._metrics.open_alerts(self._watches.open_alerts)
 
     def state(self) -> bytes:
@@ -96,25 +101,32 @@ class DriftDetection:
         return self._levels.to_bytes() + self._watches.to_bytes()
 
     def _references_of(self, version: str, time_ms: int) -> tuple[Reference, ...]:
-        both = self._references.get(version), self._live.of(version, time_ms)
+        both = self._references.get(base_version(version)), self._live.of(version, time_ms)
         return tuple(one for one in both if one is not None)
 
     def _signals_of(self, version: str) -> tuple[Signal, ...]:
-        both = self._references.get(version), self._live.nothing_of(version)
+        both = self._references.get(base_version(version)), self._live.nothing_of(version)
         return tuple(signal for one in both if one is not None for signal in one.layout.signals)
 
     def _block(self, references: tuple[Reference, ...], counts: Counts, start_ms: int, length_ms: int) -> Block:
-        """All signals of a version; a day moves the levels for what comes after it."""
+        """All signals of a version."""
         first, *others = references
-        if Kinds.INPUTS in first.kinds:
-            block = first.block(counts, start_ms, length_ms, self._levels.of(first))
-            if length_ms == DAY_MS:
-                self._levels.follow(first, block)
-        else:
-            block = first.block(counts, start_ms, length_ms)
+        # What is learnt of live decisions follows them by itself.
+        moved = self._levels.of(first) if Kinds.INPUTS in first.kinds else None
+        block = first.block(counts, start_ms, length_ms, moved)
         for other in others:
             block = block.joined(other.block(counts, start_ms, length_ms))
         return block
+
+    def _follow(self, start_ms: int, counts: Mapping[str, Counts]) -> None:
+        """A day moves the levels for what comes after it; of a model's variants, that of the one with most payments."""
+        # The last one of several stays.
+        by_size = sorted(counts.items(), key=lambda item: (int(item[1].payments[0]), item[0]))
+        most = {base_version(version): one for version, one in by_size}
+        for version, reference in self._references.items():
+            if version in most:
+                moved = self._levels.of(reference)
+                self._levels.follow(reference, reference.block(most[version], start_ms, DAY_MS, moved))
 
     def _tell(self, alert: Alert, references: tuple[Reference, ...], current: Counts | None) -> None:
         reference = next((one for one in references if alert.signal in one.layout.numbers), None)

@@ -19,7 +19,7 @@ from models.reference import Reference
 from models.signal_layout import Kinds, Layout, Ranks
 from models.usual import TimedCounts, learn_usual, nothing_usual
 from scoring.policy import FLAGS
-from streams.drift_counts import UNKNOWN_HIGH_RISK_AT, Binnings, Model
+from streams.drift_counts import UNKNOWN_HIGH_RISK_AT, Binnings, Model, base_version
 from streams.drift_evaluation import PAST_WEEKS
 
 Past = Callable[[int, int], Iterable[tuple[int, Mapping[Model, Counts]]]]
@@ -49,7 +49,7 @@ class LiveReferences:
     def nothing_of(self, version: str) -> Reference | None:
         """The version's before anything is learnt; None where its own has all kinds."""
         model, binning = self._binnings.of(version)
-        own = self._own.get(version)
+        own = self._own.get(base_version(version))
         kinds = (Kinds.SCORE if own is None else Kinds(0)) | Kinds.QUALITY
         if own is not None and Kinds.QUALITY in own.kinds:
             return None
