@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.binning import FEATURE_BINS, Binning
+from models.binning import FEATURE_BINS, NONE, OTHER, Binning
 from models.counts import Rows, count_rows
 from models.detectors import DAY_MS, HOUR_MS, LENGTHS_MS
 from models.reference import Reference, layout_of
@@ -137,7 +137,7 @@ def _whole_days(time_ms: NDArray[np.int64]) -> range:
 
 
 def _score_edges(scores: NDArray[np.float64], thresholds: Sequence[float]) -> NDArray[np.float64]:
-    return np.unique([*np.quantile(scores, _SCORE_SHARES), *thresholds])
+    return np.unique([*(np.quantile(scores, _SCORE_SHARES) if len(scores) else ()), *thresholds])
 
 
 def _feature_edges(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -161,6 +161,7 @@ def _edges_of(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _frequent(column: NDArray[np.object_]) -> tuple[str, ...]:
-    counted = Counter(value for value in column.tolist() if value is not None)
+    # A channel may be any word.
+    counted = Counter(value for value in column.tolist() if value not in (None, NONE, OTHER))
     often = [value for value, count in counted.most_common(_SEGMENTS_MAX) if count >= _SEGMENT_SHARE_MIN * len(column)]
     return tuple(sorted(often))
