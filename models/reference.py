@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.binning import DIGEST_SIZE, DIMENSIONS, Binning
+from models.binning import DIGEST_SIZE, FEATURE_BINS, Binning
 from models.bundle import read_manifest, sha256_of
 from models.counts import Counts
 from models.signal_layout import Kinds, Layout, Ranks
 from models.signals import Block
-from models.usual import Usual
+from models.usual import Usual, nothing_usual
 from schemas.errors import BundleRefused
 
 REFERENCE = "reference.npz"
 _FORMAT = 1
 _COUNTS = ("payments", "scores", "actions", "features", "flags", "ages")
+# What NumPy and zipfile raise of damaged files. RuntimeError: what looks encrypted, or packed in a way not known.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, BadZipFile, TokenError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ def layout_of(counts: Counts, feature_names: tuple[str, ...], review_at: float, 
 def read_reference(path: Path) -> Reference:
     """What `save` wrote. Raises BundleRefused naming the file."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: of a damaged zip NumPy leaves the file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         head = json.loads(str(arrays["head"]))
         if head["format"] != _FORMAT:
@@ -103,14 +109,18 @@ def read_reference(path: Path) -> Reference:
         binning = Binning(arrays["score_edges"], arrays["feature_edges"], values, tuple(head["flags"]))
         counts = Counts(binning, *(arrays[name] for name in _COUNTS))
         usual = Usual(*(arrays[f"usual_{field.name}"] for field in fields(Usual)))
-        wanted = Counts.empty(binning)
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        wanted = _shapes((*Counts.empty(binning).arrays, np.empty((len(names), FEATURE_BINS - 1))))
+        fits = _shapes((*counts.arrays, binning.feature_edges)) == wanted
+    except _UNREADABLE as error:
         raise BundleRefused(f"{path}: it cannot be read as a reference of decisions") from error
-    layout = layout_of(counts, names, review_at, kinds)
-    shapes_fit = all(one.shape == other.shape for one, other in zip(counts.arrays, wanted.arrays, strict=True))
-    if not shapes_fit or len(values) != len(DIMENSIONS) or len(usual.level) != len(layout.signals):
+    layout = layout_of(counts, names, review_at, kinds) if fits else None
+    if layout is None or _shapes(vars(usual).values()) != _shapes(vars(nothing_usual(layout)).values()):
         raise BundleRefused(f"{path}: the parts of this reference do not belong together")
     return Reference(head["model_version"], names, review_at, kinds, counts, usual, layout)
+
+
+def _shapes(arrays: Iterable[NDArray[Any]]) -> list[tuple[int, ...]]:
+    return [array.shape for array in arrays]
 
 
 def load_reference(bundle: Path) -> Reference | None:

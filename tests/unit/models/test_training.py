@@ -18,6 +18,7 @@ from models import training
 from models.bundle import GOLDEN, MANIFEST, MODEL_TEXT, Manifest, load_bundle, read_manifest
 from models.evaluation import Days
 from models.predictor import GtilPredictor
+from models.reference import REFERENCE
 from models.training import train_bundle
 from models.training_settings import TrainingSettings
 from models.training_table import TrainingTable, training_table
@@ -60,6 +61,7 @@ def test_the_same_data_and_settings_give_the_same_bundle(tmp_path: Path, monkeyp
     monkeypatch.setattr("time.time", lambda: 2e9)
     second = train(small_world.table(), tmp_path / "b")
     assert first.digest == second.digest
+    assert REFERENCE in first.files
     for name in (*first.files, MANIFEST):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
