@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from models.binning import DIMENSIONS
 from models.bundle import MANIFEST, load_bundle, read_manifest, sha256_of
-from models.counts import Rows, count_rows
+from models.counts import Counts, Rows, count_rows
 from models.detectors import DAY_MS, LENGTHS_MS
 from models.reference import REFERENCE, Reference, load_reference, read_reference
 from models.reference_making import Live, PastDecisions, make_reference
@@ -125,7 +126,13 @@ def test_the_same_reference_gives_the_same_bytes_on_another_day(
 
 
 def test_references_that_differ_have_different_digests() -> None:
-    others = [reference(), made(2), made(version="v2"), made(live=False)]
+    counts = reference().counts
+    renamed = replace(counts.binning, values=(("AT", "FR"), *counts.binning.values[1:]))
+    others = [
+        *(reference(), made(2), made(version="v2"), made(live=False)),
+        replace(reference(), counts=Counts(renamed, *counts.arrays)),
+        replace(reference(), usual=replace(reference().usual, wander=reference().usual.wander + 1)),
+    ]
     assert len({one.digest for one in others}) == len(others)
     assert made().digest == reference().digest
 
