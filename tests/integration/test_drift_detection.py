@@ -1,0 +1,108 @@
+"""From decisions on a real Kafka to an alert on its topic, by stream workers that are killed: it is told once."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from features.lmdb_sets import LmdbSets
+from features.lmdb_store import LmdbSettings
+from models.detectors import LENGTHS_MS
+from schemas.avro import Encoder, LocalSchemaIds
+from schemas.errors import StoreUnavailable
+from streams.drift_alerts import State
+from streams.drift_evaluation import read_done
+from streams.drift_journal import Journal, JournalReader
+from streams.kafka import KafkaSettings, make_producer
+from tests.processes import Deployment, wait_until
+from tests.small_decisions import FEATURE, SmallDecisions, reference
+
+FIVE_MS = LENGTHS_MS[0]
+BLOCKS, PAYMENTS = 60, 160
+# So that the last block is over.
+START_MS = (time.time_ns() // 1_000_000 // FIVE_MS - BLOCKS - 1) * FIVE_MS
+
+
+class Decisions:
+    """What hosts have decided, block by block."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._topic = settings.topic("decisions")
+        ids = LocalSchemaIds()
+        self._encoder = Encoder("decisions", ids.id_of("decisions"))
+        self._producer = make_producer(settings, linger_ms=5)
+        self.made = SmallDecisions(seed=5)
+        self.blocks = 0
+
+    def send(self, blocks: int) -> None:
+        for _ in range(blocks):
+            for record in self.made.records(START_MS + self.blocks * FIVE_MS, PAYMENTS):
+                self._producer.produce(self._topic, self._encoder.encode(record), key=record["payment_id"].encode())
+            self.blocks += 1
+        assert self._producer.flush(30) == 0
+
+
+@pytest.fixture
+def watched(deployment: Deployment, tmp_path: Path) -> Deployment:
+    """A deployment that watches the small world's model, against decisions like those that come."""
+    path = tmp_path / "reference.npz"
+    reference().save(path)
+    deployment.configure("drift", f'references = ["{path}"]\nsave_every_ms = 200\ngrace_ms = 1000\n')
+    return deployment
+
+
+def test_a_feature_that_is_gone_is_told_once_whichever_worker_is_killed(
+    watched: Deployment, settings: KafkaSettings
+) -> None:
+    decisions = Decisions(settings)
+    decisions.send(12)
+    first = watched.start("stream")
+    wait_until(lambda: evaluated_ms(watched) >= START_MS + 6 * FIVE_MS, "the first worker evaluates")
+    first.kill()
+    decisions.made.gone = FEATURE
+    decisions.send(6)
+    second = watched.start("stream")
+    wait_until(lambda: journal(settings).open() != [], "an alert is told")
+    # Perhaps before it has saved what led to the alert.
+    second.kill()
+    (alert,) = journal(settings).alerts.values()
+    assert (alert.record["subject"], alert.record["segment"]) == (f"feature:{FEATURE}", "overall")
+    assert alert.record["model_version"] == reference().model_version
+    current, usual = alert.record["current_histogram"], alert.record["reference_histogram"]
+    assert current["counts"][0] == sum(current["counts"]) > 0 == usual["counts"][0] // sum(usual["counts"])
+
+    decisions.send(6)
+    third = watched.start("stream")
+    wait_until(lambda: evaluated_ms(watched) >= START_MS + 22 * FIVE_MS, "the third worker goes on")
+    status = json.loads(watched.run("drift", "status", "--json").stdout)
+    assert [shown["alert_id"] for shown in status["alerts"]] == [alert.alert_id]
+    assert f"feature:{FEATURE}" in watched.run("drift", "explain", alert.alert_id).stdout.replace(" ", "")
+
+    # It clears an hour or two after the feature is back, and nothing else was told.
+    decisions.made.gone = ""
+    decisions.send(BLOCKS - decisions.blocks)
+    wait_until(lambda: journal(settings).open() == [], "the alert is cleared")
+    (alert,) = journal(settings).alerts.values()
+    assert alert.states[0][1] == State.RAISED
+    assert third.stop() == 0
+
+
+def evaluated_ms(deployment: Deployment) -> int:
+    if not deployment.store.exists():
+        return 0
+    sets = LmdbSets(LmdbSettings(path=str(deployment.store)))
+    try:
+        with closing(sets.open_beside(readonly=True)) as store:
+            return read_done(store)[0].done_ms
+    except StoreUnavailable:
+        # The worker has not made it yet.
+        return 0
+
+
+def journal(settings: KafkaSettings) -> Journal:
+    with closing(JournalReader(settings, LocalSchemaIds())) as reader:
+        return reader.read()

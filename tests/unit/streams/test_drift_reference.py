@@ -1,0 +1,67 @@
+"""A reference made of archived decisions: of one model, some days, each decision once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from models.detectors import DAY_MS, HOUR_MS
+from models.evaluation import Days
+from models.signal_layout import Kinds
+from schemas.errors import Misconfigured
+from streams.archive import Archiver
+from streams.drift_reference import live_reference
+from tests import small_world
+from tests.small_decisions import SmallDecisions
+from tests.topic_memory import IDS, MemoryTopic
+
+FIRST_DAY = 19_730
+MANIFEST = small_world.loaded_bundle().manifest
+DAYS, PER_HOUR = 3, 20
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three days; a decision of every hour is there twice, one is another model's, and one of the day after."""
+    folder = tmp_path_factory.mktemp("archive")
+    topic, decisions = MemoryTopic("decisions", batch=500), SmallDecisions()
+    for hour in range(DAYS * 24):
+        start_ms = FIRST_DAY * DAY_MS + hour * HOUR_MS
+        records = list(decisions.records(start_ms, PER_HOUR, HOUR_MS))
+        # The payment was made the day before.
+        records[0]["event_time_ms"] = records[0]["decided_time_ms"] - 10
+        other = {**records[1], "decision_id": f"o{hour}", "model_version": "m-other", "vector": b""}
+        late = {**records[2], "decision_id": f"l{hour}", "decided_time_ms": (FIRST_DAY + DAYS) * DAY_MS}
+        for number, record in enumerate([*records, records[3], other, late]):
+            topic.append(number % 2, record, start_ms)
+    archiver = Archiver(topic, IDS, "decisions", folder)
+    archiver.run(archiver.wanted(None, None), Event(), lambda _: None)
+    return folder
+
+
+def test_it_is_made_of_the_models_decisions_on_these_days(archive: Path) -> None:
+    made = live_reference(archive, MANIFEST, Days(FIRST_DAY, FIRST_DAY + DAYS - 1))
+    assert made.model_version == MANIFEST.model_version
+    assert made.counts.payments[0] == DAYS * 24 * PER_HOUR
+    assert made.kinds == Kinds.SCORE | Kinds.INPUTS | Kinds.QUALITY
+    # Ages are known, and so are actions.
+    assert made.counts.ages[0, :-1].sum() == made.counts.payments[0]
+    assert made.counts.actions[0, 1:].sum() > 0
+    fewer = live_reference(archive, MANIFEST, Days(FIRST_DAY, FIRST_DAY + 1))
+    assert fewer.counts.payments[0] == 2 * 24 * PER_HOUR
+
+
+def test_days_without_decisions_and_too_few_days_are_refused(archive: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"holds no decision of model m-\w+ from"):
+        live_reference(archive, MANIFEST, Days(FIRST_DAY + 20, FIRST_DAY + 30))
+    with pytest.raises(Misconfigured, match="wanted decisions of 2 days or more"):
+        live_reference(archive, MANIFEST, Days(FIRST_DAY, FIRST_DAY))
+
+
+def test_decisions_of_another_catalogue_are_refused(archive: Path) -> None:
+    manifest = replace(MANIFEST, model_version="m-other")
+    with pytest.raises(Misconfigured, match="decisions of model m-other have no vectors of its"):
+        live_reference(archive, manifest, Days(FIRST_DAY, FIRST_DAY + 1))
