@@ -22,7 +22,11 @@ from perf.scoring_world import CACHE
 
 # Of the reference, at random: more takes them minutes and tells them nothing new.
 _REFERENCE_ROWS = 20_000
-TOOLS = {"evidently": "evidently==0.7.23", "nannyml": "nannyml==0.13.1"}
+# With what they need and do not ask for.
+TOOLS = {
+    "evidently": ("evidently==0.7.23", "pandas<3"),
+    "nannyml": ("nannyml==0.13.1", "statsmodels"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,9 @@ def tool(name: str, reference: Decisions, names: tuple[str, ...]) -> Tool:
     folder = CACHE / name
     python = folder / "bin" / "python"
     if not (folder / "ready").is_file():
-        print(f"installing {TOOLS[name]}, once", flush=True)
+        print(f"installing {TOOLS[name][0]}, once", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", TOOLS[name]], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *TOOLS[name]], check=True)
         (folder / "ready").touch()
     return Tool(name, python, reference, names)
 

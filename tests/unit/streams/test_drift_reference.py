@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -9,12 +10,17 @@ from threading import Event
 import pytest
 
 from models.detectors import DAY_MS, HOUR_MS
-from models.evaluation import Days
+from models.evaluation import Days, date_of_day
+from models.reference import REFERENCE, read_reference
 from models.signal_layout import Kinds
+from ops.wiring import drift_references
 from schemas.errors import Misconfigured
+from schemas.settings import Source
 from streams.archive import Archiver
 from streams.drift_reference import live_reference
+from streams.drift_settings import DriftSettings
 from tests import small_world
+from tests.processes import run_paywarden
 from tests.small_decisions import SmallDecisions
 from tests.topic_memory import IDS, MemoryTopic
 
@@ -65,3 +71,35 @@ def test_decisions_of_another_catalogue_are_refused(archive: Path) -> None:
     manifest = replace(MANIFEST, model_version="m-other")
     with pytest.raises(Misconfigured, match="decisions of model m-other have no vectors of its"):
         live_reference(archive, manifest, Days(FIRST_DAY, FIRST_DAY + 1))
+
+
+def test_the_command_makes_a_file_that_stands_in_for_the_bundles_own(archive: Path, tmp_path: Path) -> None:
+    out, days = tmp_path / "well.npz", ("--from", date_of_day(FIRST_DAY), "--to", date_of_day(FIRST_DAY + 2))
+    bundle = str(small_world.trained_bundle())
+    done = run_paywarden("drift", "reference", "--archive", str(archive), "--bundle", bundle, *days, "--out", str(out))
+    assert done.stdout.startswith(f"{out}: model {MANIFEST.model_version}, {DAYS * 24 * PER_HOUR} decisions"), (
+        done.stderr
+    )
+    source = Source({"drift": {"bundles": [bundle], "references": [str(out)]}}, {})
+    found = drift_references(source, source.section("drift", DriftSettings))
+    assert found.keys() == {MANIFEST.model_version}
+    assert found[MANIFEST.model_version].digest == read_reference(out).digest
+    own = drift_references(source, DriftSettings(bundles=(bundle,)))
+    assert own[MANIFEST.model_version].digest != found[MANIFEST.model_version].digest
+    refused = run_paywarden(
+        "drift", "reference", "--archive", str(tmp_path), "--bundle", bundle, *days, "--out", str(out)
+    )
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "paywarden archive --topic decisions" in refused.stderr
+
+
+def test_a_bundle_without_a_reference_is_said_to_be_watched_less(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    record = json.loads(MANIFEST.to_json())
+    del record["files"][REFERENCE]
+    (bundle / "manifest.json").write_text(json.dumps(record))
+    assert drift_references(Source({}, {}), DriftSettings(bundles=(str(bundle),))) == {}
+    assert "has no reference" in caplog.text
