@@ -56,6 +56,8 @@ _BEFORE_DAYS, _AFTER_DAYS = 2, 3
 _AT_MS = 14 * HOUR_MS + 23 * 60_000
 # What the tools compared take for usual.
 _TOOLS_DAYS = 28
+# For so many days after that they are watched for false alarms: they take seconds an hour of decisions.
+_TOOLS_WATCHED_DAYS = 14
 
 FEATURE = "card_amount_mean_30d"
 CHANGES: Mapping[str, tuple[Change, Callable[[Alert], bool]]] = {
@@ -124,8 +126,10 @@ def figures_of(world: DriftWorld, *, with_changes: bool, with_tools: bool) -> di
     tools = [tool(name, live.rows(slice(0, usual)), names) for name in TOOLS] if with_tools else []
     for one in tools:
         # What they know is not what they are asked about.
-        alarms = one.alarms(live.rows(slice(usual, None)))
-        figures[f"{one.name}_false_alarms_per_month"] = len(alarms) * _MONTH_DAYS / (days - _TOOLS_DAYS)
+        end = live.cut_at(int(live.time_ms[0]) + (_TOOLS_DAYS + _TOOLS_WATCHED_DAYS) * DAY_MS)
+        alarms = one.alarms(live.rows(slice(usual, end)))
+        figures[f"{one.name}_false_alarms_per_month"] = len(alarms) * _MONTH_DAYS / _TOOLS_WATCHED_DAYS
+        print(f"  {one.name}: {len(alarms)} false alarms in {_TOOLS_WATCHED_DAYS} days", flush=True)
     if with_changes:
         figures |= _of_changes(world, replay, tools)
     return figures
