@@ -1,8 +1,9 @@
 """Counting decisions on a real Kafka: decisions a second of a worker held to one core, and where the time goes.
 
 Measured: Faust's agent as `paywarden stream` has it, from `decisions` (in transactions, as companions write them) into
-tiles of five minutes with all segments and features, saved and committed. Stubbed: the pipeline, which does nothing,
-and the store, which is a dictionary; the detection finds nothing. Kafka shares the cores. For: the capacity of a
+tiles of five minutes with all segments and features, and into the records that outcomes are joined to, saved and
+committed. Stubbed: the pipeline, which does nothing, and the store, which is a dictionary; the detection finds nothing,
+which once in five minutes takes milliseconds. Kafka shares the cores. For: the capacity of a
 worker, and noticing when a part of ours becomes dearer; Faust's own part is what is left when decoding and counting are
 taken off. The run checks that every decision was counted once.
 
@@ -33,9 +34,12 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from features.memory_store import MemoryStore
+from features.money import load_rates
 from models.binning import FEATURE_BINS, Binning
+from models.costs import CostSettings
 from schemas.avro import Encoder, LocalSchemaIds
-from streams.agents import DriftParts, add_agents
+from streams import outcome_state
+from streams.agents import DriftParts, OutcomeParts, add_agents
 from streams.app import StreamApp
 from streams.avro_codec import AvroCodec
 from streams.collection import settle_collection
@@ -44,6 +48,9 @@ from streams.drift_evaluation import NoDetection
 from streams.drift_settings import DriftSettings
 from streams.drift_state import FIVE_MS, Adder, PartitionState, merged, read_heads
 from streams.kafka import KafkaSettings, make_transactional_producer, partitions_of
+from streams.outcome_payments import Source
+from streams.outcome_settings import OutcomeSettings
+from streams.outcome_state import DECISIONS, OutcomeWork
 from streams.pipeline import StreamSettings
 from streams.topics import TopicSettings, create_topics
 from tests.services.kafka import KafkaServer
@@ -180,6 +187,7 @@ def _work(spec: dict[str, Any]) -> None:
     timed = _Timed()
     timed.wrap(AvroCodec, "_loads", "decode")
     timed.wrap(PartitionState, "save", "count_and_save")
+    timed.wrap(OutcomeWork, "save", "join")
     store, binnings = MemoryStore(), Binnings({_VERSION: _binning()})
     settings = StreamSettings(group_id=f"{spec['prefix']}stream")
     registry = CollectorRegistry()
@@ -205,19 +213,23 @@ async def _run(
     add_agents(
         app, kafka=kafka, ids=LocalSchemaIds(), registry=registry,
         session_timeout_ms=settings.session_timeout_ms, drift=parts,
+        outcomes=OutcomeParts(load_rates(), CostSettings(), OutcomeSettings()),
     )  # fmt: skip
     partitions = partitions_of(kafka, "decisions")
+    sources = [Source(DECISIONS, partition) for partition in partitions]
     stop = asyncio.Event()
     settle_collection()
     running = asyncio.create_task(app.run_until(stop))
     began: tuple[float, float, float] | None = None
     while True:
         await asyncio.sleep(0.02)
-        count = sum(head.progress.totals.decisions for head in read_heads(store, partitions).values())
+        counted = sum(head.progress.totals.decisions for head in read_heads(store, partitions).values())
+        joined = sum(head.progress.totals.total() for head in outcome_state.read_heads(store, sources).values())
+        count = counted if joined else 0
         if began is None and count:
             # From the first save on: what came before is the start, and its decisions are not counted as done.
             began, first, before = _clocks(), count, dict(timed.seconds)
-        if count >= wanted:
+        if count >= wanted and joined >= wanted:
             break
     ended = _clocks()
     stop.set()
@@ -233,7 +245,8 @@ async def _run(
         "decode_us_per_decision": stages["decode"] / done * 1e6,
         "faust_us_per_decision": (loop_s - stages["decode"]) / done * 1e6,
         "count_and_save_us_per_decision": stages["count_and_save"] / done * 1e6,
-        "client_us_per_decision": (cpu_s - loop_s - stages["count_and_save"]) / done * 1e6,
+        "join_us_per_decision": stages["join"] / done * 1e6,
+        "client_us_per_decision": (cpu_s - loop_s - stages["count_and_save"] - stages["join"]) / done * 1e6,
         "resident_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
