@@ -93,10 +93,12 @@ def as_of_one_model(scores: NDArray[np.float64], fold: NDArray[np.int64]) -> NDA
     Else what models differ by would be taken for what days differ by.
     """
     every, found = np.sort(scores), np.empty_like(scores)
+    places = np.arange(len(every))
     for number in np.unique(fold):
         rows = fold == number
         rank = (np.argsort(np.argsort(scores[rows], kind="stable"), kind="stable") + 0.5) / rows.sum()
-        found[rows] = np.quantile(every, rank)
+        # NumPy's quantile takes minutes for as many as there are rows.
+        found[rows] = np.interp(rank * (len(every) - 1), places, every)
     return found
 
 
