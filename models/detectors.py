@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri, stdtr
 
 from models.binning import OVERALL
-from models.signals import FEATURE_PREFIX, TRAFFIC, Block, Signal, is_histogram
+from models.signals import TRAFFIC, Block, Signal, is_histogram
 from schemas.errors import Misconfigured
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -75,9 +75,9 @@ class DetectorSettings:
     autocorrelation: float = 0.1
     # A signal with fewer payments in a block stands still.
     payments_min: int = PAYMENTS_MIN
-    # Smallest change that may fire: PSI of scores, and of features; relative change of shares.
+    # Smallest change that may fire: PSI of scores overall, of all else; relative change of shares.
     psi_min: float = 0.02
-    feature_psi_min: float = 0.05
+    detail_psi_min: float = 0.05
     share_change_min: float = 0.2
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class DetectorSettings:
         """The smallest change of a signal that may fire."""
         if not is_histogram(signal):
             return self.share_change_min
-        return self.feature_psi_min if signal.subject.startswith(FEATURE_PREFIX) else self.psi_min
+        return self.psi_min if _family(signal) == "score" else self.detail_psi_min
 
 
 @dataclass(frozen=True)
