@@ -25,11 +25,14 @@ def _evidently(columns: list[str], reference: Any, rows: Any, hour: Any) -> list
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
-    definition = DataDefinition(numerical_columns=columns)
-    known = Dataset.from_pandas(pd.DataFrame(reference, columns=columns), data_definition=definition)
+    usual = pd.DataFrame(reference, columns=columns)
     found = []
     for one in np.unique(hour).tolist():
-        current = Dataset.from_pandas(pd.DataFrame(rows[hour == one], columns=columns), data_definition=definition)
+        now = pd.DataFrame(rows[hour == one], columns=columns)
+        # It refuses a column that is empty in an hour.
+        there = [name for name in columns if now[name].notna().any() and usual[name].notna().any()]
+        definition = DataDefinition(numerical_columns=there)
+        current, known = (Dataset.from_pandas(frame[there], data_definition=definition) for frame in (now, usual))
         metrics = Report([DataDriftPreset()]).run(current, known).dict()["metrics"]
         if any(_has_drifted(metric) for metric in metrics):
             found.append(int(one))

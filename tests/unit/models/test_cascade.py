@@ -237,7 +237,7 @@ def test_the_manifest_says_what_was_measured() -> None:
     assert told.average_precision_alone - told.average_precision_loss == pytest.approx(
         manifest.metrics["average_precision"]
     )
-    assert set(manifest.files) == {"model.txt", "golden.npz", "first.txt", "first_golden.npz"}
+    assert set(manifest.files) == {"model.txt", "golden.npz", "first.txt", "first_golden.npz", "reference.npz"}
     assert manifest.parameters["cascade_trees"] == 6
     assert (small_world.cascade_bundle() / FIRST.model_text).read_text(encoding="utf-8").count("\nTree=") == 6
 
