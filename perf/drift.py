@@ -56,8 +56,10 @@ _BEFORE_DAYS, _AFTER_DAYS = 2, 3
 _AT_MS = 14 * HOUR_MS + 23 * 60_000
 # What the tools compared take for usual.
 _TOOLS_DAYS = 28
-# For so many days after that they are watched for false alarms: they take seconds an hour of decisions.
-_TOOLS_WATCHED_DAYS = 14
+# Evidently takes seconds for an hour of decisions: false alarms are looked for on so many days after that, and a change
+# in so many hours after it.
+_TOOLS_WATCHED_DAYS = 3
+_TOOLS_HOURS = 12
 
 FEATURE = "card_amount_mean_30d"
 CHANGES: Mapping[str, tuple[Change, Callable[[Alert], bool]]] = {
@@ -151,8 +153,9 @@ def _of_changes(world: DriftWorld, replay: Replay, tools: list[Tool]) -> dict[st
         figures[f"delay_minutes_{name}"] = found.minutes
         figures[f"named_minutes_{name}"] = found.named_minutes
         row = f"{name:<22}{found.minutes:>16.0f}"
+        seen = stream.rows(slice(stream.cut_at(at_ms - 2 * HOUR_MS), stream.cut_at(at_ms + _TOOLS_HOURS * HOUR_MS)))
         for one in tools:
-            alarms = [end for end in one.alarms(stream) if end > at_ms]
+            alarms = [end for end in one.alarms(seen) if end > at_ms]
             minutes = (alarms[0] - at_ms) / 60_000 if alarms else float("nan")
             figures[f"{one.name}_delay_minutes_{name}"] = minutes
             row += f"{minutes:>16.0f}"

@@ -21,7 +21,7 @@ from perf.drift_world import Decisions
 from perf.scoring_world import CACHE
 
 # Of the reference, at random: more takes them minutes and tells them nothing new.
-_REFERENCE_ROWS = 20_000
+_REFERENCE_ROWS = 5_000
 # With what they need and do not ask for.
 TOOLS = {
     "evidently": ("evidently==0.7.23", "pandas<3"),
