@@ -3,11 +3,13 @@
 Both compare a table with a reference table, so they are given blocks of an hour of decisions, score and features, and
 as a reference the first weeks of the same stream: more than our own detection is given, which knows the training
 window alone. An alarm is what each tool itself calls one: Evidently's, that half of the columns or the score have
-drifted; NannyML's, any column of a block outside its threshold. Consecutive hours with an alarm are one.
+drifted; NannyML's, any column of a block outside its threshold. Consecutive hours with an alarm are one, so a tool that
+is in alarm before a change has nothing new to say of it.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,8 @@ from perf.scoring_world import CACHE
 
 # Of the reference, at random: more takes them minutes and tells them nothing new.
 _REFERENCE_ROWS = 5_000
+# They tell their makers what they are used for, unless they are asked not to.
+_QUIET = {"NML_DISABLE_USAGE_LOGGING": "1", "DO_NOT_TRACK": "1"}
 # With what they need and do not ask for.
 TOOLS = {
     "evidently": ("evidently==0.7.23", "pandas<3"),
@@ -54,9 +58,8 @@ class Tool:
                 hour=decisions.time_ms // HOUR_MS,
             )
             child = Path(__file__).with_name("drift_tools_child.py")
-            done = subprocess.run(
-                [str(self.python), str(child), self.name, str(path)], stdout=subprocess.PIPE, check=True, text=True
-            )
+            command = [str(self.python), str(child), self.name, str(path)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ | _QUIET)
         hours = [int(line) for line in done.stdout.split()]
         begun = [hour for place, hour in enumerate(hours) if place == 0 or hours[place - 1] < hour - 1]
         return [(hour + 1) * HOUR_MS for hour in begun]
