@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from features.aerospike_sets import AerospikeSets
-from features.aerospike_store import AerospikeSettings
 from features.store import ProfileStore
 from schemas.avro import Encoder, LocalSchemaIds
 from streams.drift_counts import MINUTE_MS, Binnings
@@ -28,21 +25,6 @@ ADDER = Adder(Binnings({}))
 # An hour ago, so that blocks can be complete.
 START_MS = time.time_ns() // 1_000_000 // FIVE_MS * FIVE_MS - 12 * FIVE_MS
 END_MS = START_MS + 13 * FIVE_MS
-
-
-@pytest.fixture(scope="module")
-def standin() -> Iterator[StandIn]:
-    with StandIn() as server:
-        yield server
-
-
-@pytest.fixture
-def store(standin: StandIn) -> Iterator[ProfileStore]:
-    sets = AerospikeSets(AerospikeSettings(hosts=(standin.address,), namespace=standin.namespace), ("card",))
-    with closing(sets.open_beside()) as opened:
-        for key, _ in list(opened.scan("drift")):
-            opened.delete([key])
-        yield opened
 
 
 @pytest.fixture

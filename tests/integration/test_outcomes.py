@@ -11,19 +11,16 @@ from typing import Any
 
 import pytest
 
-from features.aerospike_sets import AerospikeSets
-from features.aerospike_store import AerospikeSettings
 from features.store import ProfileStore
 from schemas.avro import Decoder, Encoder, LocalSchemaIds
 from streams.kafka import KafkaSettings, Sender, make_consumer, partitions_of, records_to_end
 from streams.outcome_evaluation import read_evaluated, sources_of
 from streams.outcome_payments import DAY_MS, Source
 from streams.outcome_settings import OutcomeSettings
-from streams.outcome_state import ENTITY, read_cells, read_heads, take_over
+from streams.outcome_state import read_cells, read_heads, take_over
 from tests.drifting import decision as full_decision
 from tests.outcome_world import HOUR_MS, Record, assert_same, outcome, recount
 from tests.processes import Deployment, PaywardenProcess, is_ready, run_paywarden, samples, wait_until
-from tests.services.kafka import KafkaServer
 from tests.standin.aerospike_server import StandIn
 
 PARTITIONS = 4
@@ -35,27 +32,6 @@ LAST_DAY = TODAY - 3
 FIRST_DAY = LAST_DAY - 7
 DAYS = range(FIRST_DAY, TODAY + 1)
 SETTINGS = OutcomeSettings(label_delay_days=2, window_days=60)
-
-
-@pytest.fixture(scope="module")
-def standin() -> Iterator[StandIn]:
-    with StandIn() as server:
-        yield server
-
-
-@pytest.fixture
-def store(standin: StandIn) -> Iterator[ProfileStore]:
-    sets = AerospikeSets(AerospikeSettings(hosts=(standin.address,), namespace=standin.namespace), ("card",))
-    with closing(sets.open_beside()) as opened:
-        for entity in ("drift", ENTITY, "outcome"):
-            for key, _ in list(opened.scan(entity)):
-                opened.delete([key])
-        yield opened
-
-
-@pytest.fixture
-def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
 
 
 @pytest.fixture

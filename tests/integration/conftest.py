@@ -1,0 +1,30 @@
+"""What tests on real services share: a stand-in of Aerospike, and what workers keep there beside profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from features.aerospike_sets import AerospikeSets
+from features.aerospike_store import AerospikeSettings
+from features.store import ProfileStore
+from tests.standin.aerospike_server import StandIn
+
+
+@pytest.fixture(scope="module")
+def standin() -> Iterator[StandIn]:
+    with StandIn() as server:
+        yield server
+
+
+@pytest.fixture
+def store(standin: StandIn) -> Iterator[ProfileStore]:
+    """That belongs to no profile set; empty."""
+    sets = AerospikeSets(AerospikeSettings(hosts=(standin.address,), namespace=standin.namespace), ("card",))
+    with closing(sets.open_beside()) as opened:
+        for entity in ("drift", "outcomes", "outcome"):
+            for key, _ in list(opened.scan(entity)):
+                opened.delete([key])
+        yield opened
