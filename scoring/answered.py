@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from struct import Struct
 from typing import TypeAlias
 
 import numpy as np
@@ -163,9 +164,10 @@ def warm_up() -> None:
     table[claims.BUCKET_COUNT_AT] = table[claims.WORKERS_AT + claims.INCARNATION] = 1
     slots, one = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
     owner = _owner(0, 1)
-    claims.claim_all(table, one, 1, owner, 0, 1, slots)
-    claims.place_all(table, slots, one, 1)
-    claims.settle_all(table, slots, 1, owner)
+    frame = np.array([array.ctypes.data for array in (table, one, slots, one)], dtype=np.int64)
+    claims.claim_bound(frame.ctypes.data, 1, owner, 0, 1)
+    claims.place_bound(frame.ctypes.data, 1)
+    claims.settle_bound(frame.ctypes.data, 1, owner)
     claims.free_all(table, slots, 1, owner)
     claims.take_over(table, int(slots[0]), claims.load(table, int(slots[0]) + claims.WORDS), owner, 0, 1)
     claims.store(table, 0, 0)
@@ -198,50 +200,55 @@ class Answered:
 
     def close(self) -> None:
         """Let go of the table; what it says stays."""
-        del self._table
+        del self._table, self._arrays
         self._mapping.close()
 
-    def claim(self, payments: Payments, now_ms: int) -> list[Claim]:
+    def claim(self, payments: Payments, now_ms: int) -> Sequence[Claim]:
         """For each payment, in order, the slot that was won, or what is known of it."""
         count = len(payments)
-        if count > len(self._tags):
+        if count >= len(self._int64s):
             self._grow(2 * count)
-        tags, slots, now_s = self._tags, self._slots, now_ms // 1000
-        tags[:count] = [tag_of(payment_id) for payment_id in payments.ids]
-        owner = self._owner | now_s
-        won = claims.claim_all(self._table, tags, count, owner, now_s, self._window_s, slots)
-        found: list[Claim] = slots[:count].tolist()
+        now_s = now_ms // 1000
+        self._int64s[count].pack_into(self._tags, 0, *map(tag_of, payments.ids))
+        won = claims.claim_bound(self._frame_at, count, self._owner | now_s, now_s, self._window_s)
+        found = self._slots[: 8 * count].cast("q").tolist()
         if won == count:
             return found
         results: list[Claim] = []
         try:
             for index, result in enumerate(found):
-                assert isinstance(result, int)
                 known = result if 0 <= result < claims.FOUND else self._known(result, index, payments, results, now_s)
                 results.append(known)
         except BaseException:
-            self.release([result for result in found if isinstance(result, int) and 0 <= result < claims.FOUND])
+            self.release([result for result in found if 0 <= result < claims.FOUND])
             raise
         return results
 
     def place(self, slots: Sequence[int], positions: Sequence[int]) -> None:
         """Their records will begin at these positions of this worker's outbox. Before they are appended."""
         count = len(slots)
-        self._slots[:count], self._positions[:count] = slots, positions
-        claims.place_all(self._table, self._slots, self._positions, count)
+        self._int64s[count].pack_into(self._slots, 0, *slots)
+        self._int64s[count].pack_into(self._positions, 0, *positions)
+        claims.place_bound(self._frame_at, count)
 
     def settle(self, slots: Sequence[int]) -> None:
         """Their records are appended. Before they are answered."""
-        self._slots[: len(slots)] = slots
-        claims.settle_all(self._table, self._slots, len(slots), self._owner)
+        count = len(slots)
+        self._int64s[count].pack_into(self._slots, 0, *slots)
+        claims.settle_bound(self._frame_at, count, self._owner)
 
     def release(self, slots: Sequence[int]) -> None:
         """Nothing was appended for them: whoever asks next decides."""
-        self._slots[: len(slots)] = slots
-        claims.free_all(self._table, self._slots, len(slots), self._owner)
+        claims.free_all(self._table, np.array(slots, dtype=np.int64), len(slots), self._owner)
 
     def _grow(self, count: int) -> None:
-        self._tags, self._slots, self._positions = (np.zeros(count, dtype=np.int64) for _ in range(3))
+        """Room for so many payments at a time."""
+        self._arrays = [self._table, *(np.zeros(count, dtype=np.int64) for _ in range(claims.FRAME_SIZE - 1))]
+        self._tags, self._slots, self._positions = (array.data.cast("B") for array in self._arrays[1:])
+        # By the number of payments.
+        self._int64s = [Struct(f"={number}q") for number in range(count + 1)]
+        self._frame = np.array([array.ctypes.data for array in self._arrays], dtype=np.int64)
+        self._frame_at = self._frame.ctypes.data
 
     def _known(self, result: int, index: int, payments: Payments, before: Sequence[Claim], now_s: int) -> Claim:
         """What is to be done about a payment whose claim was not won; `before` are the results of those before it."""

@@ -32,10 +32,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from features.kernel import pointer
 from scoring.compiled import inlined
 
 # Every number the compiled code depends on stands in this file: numba's cache looks at no other.
@@ -65,6 +66,10 @@ BUSY = -2  # another one is claiming it at this moment
 _LOST = -3  # ours was cancelled by another one
 # A live claim was found; the slot is in the lower bits.
 FOUND = 1 << 48
+# How many addresses a frame has.
+FRAME_SIZE = 4
+# No array is longer; the true lengths are the caller's.
+_ANY = 1 << 40
 # Contests lost to others before a claim says BUSY. Each has somebody else's claim go on.
 _TRIES = 16
 
@@ -326,3 +331,33 @@ def free_all(table: I64, slots: I64, count: int, owner: int) -> None:
             word = _load(table, slots[index] + WORDS)
             if _is_claim_of(word, owner):
                 _swap(table, slots[index] + WORDS, word, 0)
+
+
+# The same for a worker, whose arrays are always the same: numba takes 0.1 µs to look at each array that it is called
+# with. A frame holds the addresses of the table, the tags, the slots and the positions. With reference counting:
+# without it numba makes no arrays, and these have nothing to count.
+
+
+@njit(cache=True)
+def claim_bound(frame_at: int, count: int, owner: int, now_s: int, window_s: int) -> int:
+    """`claim_all` of the tags; the slots get the results."""
+    frame = carray(pointer(frame_at), FRAME_SIZE, np.int64)
+    table, tags = carray(pointer(frame[0]), _ANY, np.int64), carray(pointer(frame[1]), count, np.int64)
+    won: int = claim_all(table, tags, count, owner, now_s, window_s, carray(pointer(frame[2]), count, np.int64))
+    return won
+
+
+@njit(cache=True)
+def place_bound(frame_at: int, count: int) -> None:
+    """`place_all` of the slots, at the positions."""
+    frame = carray(pointer(frame_at), FRAME_SIZE, np.int64)
+    table, slots = carray(pointer(frame[0]), _ANY, np.int64), carray(pointer(frame[2]), count, np.int64)
+    place_all(table, slots, carray(pointer(frame[3]), count, np.int64), count)
+
+
+@njit(cache=True)
+def settle_bound(frame_at: int, count: int, owner: int) -> None:
+    """`settle_all` of the slots."""
+    frame = carray(pointer(frame_at), FRAME_SIZE, np.int64)
+    table, slots = carray(pointer(frame[0]), _ANY, np.int64), carray(pointer(frame[2]), count, np.int64)
+    settle_all(table, slots, count, owner)

@@ -107,7 +107,7 @@ class FastRequests:
         self._frame_at = self._frame.ctypes.data
         self._data, self._texts, self._usual = arrays["data"].data, arrays["texts"].data, arrays["is_usual"].data
         self._lengths = arrays["lengths"].data.cast("B")
-        self._numbers, self._ends = arrays["numbers"], arrays["ends"]
+        self._numbers, self._ends = arrays["numbers"].data, arrays["ends"].data
 
     def read(self, bodies: Sequence[bytes], now_ms: int) -> Pieces:
         """Read at most ROWS_MAX bodies, and fill the row of each that is usual."""

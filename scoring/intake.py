@@ -29,13 +29,17 @@ class Intake:
         self._fast = FastRequests(plan, rates, limits, self._rows.attributes)
 
     def read(self, bodies: Sequence[bytes], now_ms: int) -> tuple[Payments, dict[int, InvalidEvent]]:
-        """Those of the serialised requests that can be decided, and why each of the others cannot, by its place."""
+        """Those of the serialised requests that can be decided, and why each of the others cannot, by its place.
+
+        The payments' rows hold until the next call.
+        """
         if len(bodies) <= ROWS_MAX:
             return self._read(bodies, now_ms)
         parts: list[Payments] = []
         wrong: dict[int, InvalidEvent] = {}
         for first in range(0, len(bodies), ROWS_MAX):
             part, found = self._read(bodies[first : first + ROWS_MAX], now_ms)
+            part.rows = part.rows.copy()
             parts.append(part)
             wrong |= {first + place: error for place, error in found.items()}
         return joined(parts), wrong
@@ -55,7 +59,7 @@ class Intake:
                     continue
                 ids[place] = request.payment_id.encode()
                 keys[place * self._entities : (place + 1) * self._entities] = self._rows.keys_of(request)
-        payments = Payments(bodies, ids, keys, self._rows.attributes[: len(bodies)].copy())
+        payments = Payments(bodies, ids, keys, self._rows.attributes[: len(bodies)])
         if wrong:
             payments = payments.chosen([place for place in range(len(bodies)) if place not in wrong])
         return payments, wrong

@@ -32,6 +32,8 @@ _COMPLETE_TO = b"\0complete_to"
 _POSITION = b"\0position:"
 _INT64 = struct.Struct("<q")
 _ALL_KNOWN = bytes([KNOWN]) * 4096
+# What is not there: no view into the mirror is ever this object.
+_NOTHING = b""
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,13 @@ class MirrorReader:
         self.states: NDArray[np.uint8] = np.zeros(item_max * profile_bytes_max, dtype=np.uint8)
         self.bounds: NDArray[np.int64] = np.zeros(item_max + 1, dtype=np.int64)
         self.presence: NDArray[np.uint8] = np.zeros(item_max, dtype=np.uint8)
+        self.found = b""
+        """Whether each of the keys asked for last was there: ABSENT, UNKNOWN or KNOWN, as in `presence`."""
         self._states = self.states.data
         self._bounds = self.bounds.data.cast("B")
         self._presence = self.presence.data
+        # By the number of keys.
+        self._int64s = [struct.Struct(f"={count}q") for count in range(item_max + 1)]
 
     def look_up(self, keys: Sequence[bytes]) -> int:
         """Fill `states`, `bounds` and `presence` for these keys (empty: no such entity), as of one moment.
@@ -195,14 +201,14 @@ class MirrorReader:
         # LMDB keeps the spare transaction of the call before: this costs a fraction of a microsecond.
         transaction = self._env.begin(buffers=True)
         get, count, size_max = transaction.get, len(keys), self._profile_bytes_max
-        presence = bytearray(_ALL_KNOWN[:count])
-        found: list[Any] = [get(key) if key else None for key in keys]
-        if None in found:
-            for index, state in enumerate(found):
-                if state is None:
-                    presence[index] = UNKNOWN if keys[index] else ABSENT
-                    found[index] = b""
+        found: list[Any] = [get(key, _NOTHING) if key else _NOTHING for key in keys]
         sizes = list(map(len, found))
+        presence = _ALL_KNOWN[:count]
+        if 0 in sizes:
+            presence = bytes(
+                KNOWN if state is not _NOTHING else UNKNOWN if key else ABSENT
+                for key, state in zip(keys, found, strict=True)
+            )
         if max(sizes, default=0) > size_max:
             # Of another catalogue: what fits is enough to see that it cannot be read.
             found = [state[:size_max] for state in found]
@@ -213,8 +219,8 @@ class MirrorReader:
         complete_to_ms = 0 if complete_to is None else int(_INT64.unpack(complete_to)[0])
         transaction.abort()
         self._states[: len(states)] = states
-        self._presence[:count] = presence
-        struct.pack_into(f"={count}q", self._bounds, _INT64.size, *itertools.accumulate(sizes))
+        self._presence[:count] = self.found = presence
+        self._int64s[count].pack_into(self._bounds, _INT64.size, *itertools.accumulate(sizes))
         return complete_to_ms
 
 

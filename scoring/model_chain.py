@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from features.circuit_breaker import BreakerState, CircuitBreaker
 from models.bundle import Bundle, sigmoid
 from models.cascade import CascadePredictor
+from models.predictor import bound
 from schemas.errors import Misconfigured
 from scoring.model_metrics import PLACES, ModelMetrics
 from scoring.policy import MODEL_ABSENT, MODEL_ERROR, MODEL_FALLBACK
@@ -82,27 +83,33 @@ class ModelChain:
 
     def score(self, vectors: NDArray[np.float32]) -> Scored:
         """Calibrated probabilities of fraud. `vectors`: shape (rows, features), C-contiguous. Never raises."""
+        return self.bind(vectors)(len(vectors))
+
+    def bind(self, vectors: NDArray[np.float32]) -> Callable[[int], Scored]:
+        """A call that is `score` of the first so many of these rows, with what they hold by then."""
         primary = self._primary
-        if primary.is_well:
-            try:
-                margins = primary.margins(vectors).tolist()
-            except Exception:  # noqa: BLE001 - whatever a model fails with, payments must be answered; it is counted below
-                return self._score_singly(vectors)
-            # No sum of margins overflows, so this is a number where all of them are.
-            count = len(vectors)
-            if len(margins) == count and math.isfinite(sum(margins)):
-                slope, intercept = primary.slope, primary.intercept
-                primary.scored.add(count)
-                if (cascade := primary.cascade) is not None:
-                    # Here and not in a method: a payment alone pays for one counter and nothing else.
-                    if early := cascade.early:
-                        primary.answered_first.add(early)
-                    if early < count:
-                        primary.answered_large.add(count - early)
-                return Scored(
-                    [sigmoid(slope * margin + intercept) for margin in margins], [0] * count, [_NO_FLAGS] * count
-                )
-        return self._score_singly(vectors)
+        margins_of, slope, intercept = bound(primary.predictor, vectors), primary.slope, primary.intercept
+
+        def score(count: int) -> Scored:
+            if primary.is_well:
+                try:
+                    margins = margins_of(count)
+                except Exception:  # noqa: BLE001 - whatever a model fails with, payments must be answered; it is counted below
+                    return self._score_singly(vectors[:count])
+                # No sum of margins overflows, so this is a number where all of them are.
+                if len(margins) == count and math.isfinite(sum(margins)):
+                    primary.scored.add(count)
+                    if (cascade := primary.cascade) is not None:
+                        # Here and not in a method: a payment alone pays for one counter and nothing else.
+                        if early := cascade.early:
+                            primary.answered_first.add(early)
+                        if early < count:
+                            primary.answered_large.add(count - early)
+                    scores: list[float | None] = [sigmoid(slope * margin + intercept) for margin in margins]
+                    return Scored(scores, [0] * count, [_NO_FLAGS] * count)
+            return self._score_singly(vectors[:count])
+
+        return score
 
     def reasons(self, vector: NDArray[np.float32], model: int, count_max: int) -> list[str]:
         """The features that moved the score of this model most towards fraud; see `Explainer.reasons`.
@@ -145,7 +152,7 @@ class _Model:
     """A bundle with its circuit breaker. `is_well`: it did not fail the last time, and need not be watched."""
 
     def __init__(self, bundle: Bundle, place: str, metrics: ModelMetrics, settings: ChainSettings) -> None:
-        self.margins, self.explainer = bundle.predictor.margins, bundle.explainer
+        self.predictor, self.explainer = bundle.predictor, bundle.explainer
         self.slope, self.intercept = bundle.manifest.calibration_slope, bundle.manifest.calibration_intercept
         self.cascade = bundle.predictor if isinstance(bundle.predictor, CascadePredictor) else None
         self.answered_first, self.answered_large = metrics.answered_first, metrics.answered_large
@@ -159,7 +166,7 @@ class _Model:
     def try_margin(self, vector: NDArray[np.float32]) -> float | None:
         """Of one vector, shape (1, features); None when the model fails."""
         try:
-            margin = float(self.margins(vector)[0])
+            margin = float(self.predictor.margins(vector)[0])
         except Exception:  # noqa: BLE001 - see `ModelChain.score`
             return None
         return margin if math.isfinite(margin) else None

@@ -23,6 +23,8 @@ from scoring.outbox import PAYLOAD_BYTES_MAX
 # Tails that stay: with all actions, models and flags there are some hundred.
 KEPT_TAILS_MAX = 1024
 BODY_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
+# Of the constants.
+_ENDS = Struct("=3q")
 
 
 class Written(NamedTuple):
@@ -64,8 +66,9 @@ class RecordWriter:
             "vectors": vectors,
             "crc_tables": crc_tables(),
         }
-        per_decision = ("body_sizes", "id_sizes", "tail_numbers", "scores")
-        self._views = {name: self._arrays[name].data.cast("B") for name in per_decision}
+        written_here = ("body_sizes", "id_sizes", "tail_numbers", "scores", "constant_ends")
+        self._views = {name: self._arrays[name].data.cast("B") for name in written_here}
+        self._bounds = self._arrays["bounds"].data
         # By the number of a chunk's decisions.
         self._int64s = [Struct(f"={count}q") for count in range(self._rows_max + 1)]
         self._doubles = [Struct(f"={count}d") for count in range(self._rows_max + 1)]
@@ -118,8 +121,8 @@ class RecordWriter:
         self._make_room("out", len(body_bytes) + len(id_bytes) + count * rest)
         size = loop.write_records(self._frame_at, count, self._vector_bytes, self._decision, decided_time_ms)
         self._decision += count
-        frames = self._views["out"][:size].tobytes()
-        bounds = arrays["bounds"][: 3 * count].tolist()
+        frames = views["out"][:size].tobytes()
+        bounds = self._bounds[: 3 * count].tolist()
         responses = [frames[start:end] for start, end in zip(bounds[1::3], bounds[2::3], strict=True)]
         return Written(responses, frames, bounds[::3])
 
@@ -138,8 +141,8 @@ class RecordWriter:
         """The last field of a response. Many chunks have the same, as the age is in whole milliseconds."""
         age = ScoreResponse(profile_age_ms=profile_age_ms).SerializeToString()
         self._fill("constants", self._prefix + age + self._digest)
-        ends = np.cumsum([len(self._prefix), len(age), len(self._digest)])
-        self._arrays["constant_ends"][:] = ends
+        first, second = len(self._prefix), len(self._prefix) + len(age)
+        _ENDS.pack_into(self._views["constant_ends"], 0, first, second, second + len(self._digest))
         self._age = (profile_age_ms,)
 
     def _fill(self, name: str, data: bytes) -> None:

@@ -83,6 +83,7 @@ class PaymentScorer:
         self._names = plan.entity_names
         self._rows: NDArray[np.int64] = np.zeros((ROWS_MAX, ATTRIBUTE_COUNT), dtype=np.int64)
         self._vectors: NDArray[np.float32] = np.empty((ROWS_MAX, plan.feature_count), dtype=np.float32)
+        self._score_vectors = models.bind(self._vectors)
         self._no_presence = np.zeros(ROWS_MAX * entities, dtype=np.uint8)
         self._fill_from_nothing = engine.bind(
             self._rows,
@@ -202,7 +203,7 @@ class PaymentScorer:
             self._metrics.mirror_age_seconds.set(profile_age_ms / 1000)
             if profile_age_ms > self._policy.stale_after_ms:
                 flags = [(*found, MIRROR_STALE) for found in flags]
-        scored = self._models.score(self._vectors[:count])
+        scored = self._score_vectors(count)
         if stages.is_timed:
             stages.lap("model", count)
         if any(scored.flags):
@@ -290,8 +291,8 @@ class PaymentScorer:
         if self._stages.is_timed:
             self._stages.lap("look_up", count)
         entities = self._entities
-        presence = mirror.presence[: len(keys)].tobytes()
-        patterns = [presence[at : at + entities] for at in range(0, len(keys), entities)]
+        found = mirror.found
+        patterns = [found[at : at + entities] for at in range(0, len(keys), entities)]
         self._count_lookups(patterns)
         flags = [self._unknown_flags[pattern] for pattern in patterns]
         try:

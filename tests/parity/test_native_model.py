@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from models.bitvectors import LANES
 from models.bundle import MODEL_TEXT, build_native, load_bundle, native_library
 from models.compiler import BIT_VECTORS, TL2CGEN, compile_library, compiler_name
-from models.predictor import GtilPredictor, NativePredictor, Predictor
+from models.predictor import GtilPredictor, NativePredictor, Predictor, bound
 from schemas.errors import BundleRefused
 from tests import small_world
 
@@ -172,6 +172,24 @@ def test_a_rows_score_does_not_depend_on_its_batch() -> None:
     backwards = bundle.score(np.ascontiguousarray(rows[::-1]))[::-1]
     assert np.array_equal(together, alone)
     assert np.array_equal(together, backwards)
+
+
+def test_a_bound_call_gives_the_margins_of_what_the_array_holds_by_then() -> None:
+    rows = some_rows(100)
+    for engine in engines()[0]:
+        array = rows.copy()
+        margins_of = bound(engine, array)
+        for contents in (rows, rows[::-1]):
+            array[:] = contents
+            wanted = engine.margins(array).tolist()
+            assert [margins_of(count) for count in (0, 1, 2, 7, 100)] == [wanted[:count] for count in (0, 1, 2, 7, 100)]
+
+
+def test_a_bound_call_reads_nothing_beyond_its_array() -> None:
+    margins_of = bound(engines()[0][0], some_rows(2))
+    for rows in (-1, 3):
+        with pytest.raises(ValueError, match=f"wanted 0 to 2 rows, got {rows}"):
+            margins_of(rows)
 
 
 def test_scoring_leaves_its_input_as_it_was_and_may_be_repeated() -> None:

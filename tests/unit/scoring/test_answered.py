@@ -54,7 +54,7 @@ class Worker:
         self.answered = Answered(host.answered, host.outbox, number, self.metrics)
 
     def claim(self, *requests: ScoreRequest, now_ms: int = NOW_MS) -> list[Claim]:
-        return self.answered.claim(asked(requests), now_ms)
+        return [*self.answered.claim(asked(requests), now_ms)]
 
     def decide(self, request: ScoreRequest, slot: int) -> str:
         """All of it for one payment that was won; returns the decision's id."""

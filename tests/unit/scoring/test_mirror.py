@@ -69,7 +69,9 @@ def _answer(there: multiprocessing.connection.Connection, settings: MirrorSettin
             continue
         bounds = reader.bounds.tolist()
         states = [reader.states[bounds[i] : bounds[i + 1]].tobytes() for i in range(len(keys))]
-        there.send((complete_to_ms, reader.presence[: len(keys)].tolist(), states))
+        presence = reader.presence[: len(keys)].tobytes()
+        assert reader.found == presence
+        there.send((complete_to_ms, [*presence], states))
     reader.close()
     there.close()
 
@@ -103,6 +105,11 @@ def test_known_unknown_and_absent_are_told_apart(writer: MirrorWriter, reader: R
     assert reader.look_up(*keys) == (5, [KNOWN, UNKNOWN, ABSENT, KNOWN], [b"one", b"", b"", b"three"])
     # Nothing of the look-up before is left in the buffers.
     assert reader.look_up(None, b"device:3") == (5, [ABSENT, KNOWN], [b"", b"three"])
+
+
+def test_a_profile_of_no_bytes_is_known_though_nothing_can_read_it(writer: MirrorWriter, reader: ReaderProcess) -> None:
+    writer.apply({b"card:1": b"", b"card:2": b"two"}, {}, 5)
+    assert reader.look_up(b"card:1", b"card:2", b"card:3")[1:] == ([KNOWN, KNOWN, UNKNOWN], [b"", b"two", b""])
 
 
 def test_a_mirror_that_is_being_filled_is_complete_to_zero(writer: MirrorWriter, reader: ReaderProcess) -> None:
