@@ -5,7 +5,8 @@ answered, or closed loop, where a new one leaves for every answer.
    process, which is what many independent callers look like.
 2. A latency counts from the time a request was due, not from when it could be sent. A server that stalls for
    a second at 1,000 requests a second thus shows a thousand slow answers, not one: the error known as
-   coordinated omission. It also means that delays of this program itself are in the numbers (`lag_p99_ms`).
+   coordinated omission. It also means that delays of this program itself are in the numbers (`lag_p99_ms`). So that
+   garbage collection is not among them, what is alive before a load is not looked at during it.
 3. A request takes an unused connection, or opens one, up to a limit; then it shares one, as far as that is allowed;
    beyond it, it waits, and its time runs.
 4. Once a turn of the event loop all that is due by then is handed to connections, and each writes once. So under a
@@ -21,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import os
 import socket
 import ssl
@@ -99,7 +101,8 @@ async def run_arrivals(
 ) -> LoadReport:
     """`run_load` with requests due at `due_s`, seconds from the start, ascending; `record` is given each of them."""
     load = _OpenLoop(_Opener(target, options or LoadOptions()), bodies, on_answer, record)
-    return await load.run(array("d", due_s.tobytes()))
+    with _earlier_objects_frozen():
+        return await load.run(array("d", due_s.tobytes()))
 
 
 async def run_closed(
@@ -115,7 +118,9 @@ async def run_closed(
     """
     if not seconds > 0:
         raise Misconfigured("load: seconds must be above 0")
-    return await _ClosedLoop(_Opener(target, options or LoadOptions()), bodies, on_answer, None).run(seconds)
+    load = _ClosedLoop(_Opener(target, options or LoadOptions()), bodies, on_answer, None)
+    with _earlier_objects_frozen():
+        return await load.run(seconds)
 
 
 def arrival_times(rate: float, seconds: float, arrivals: str, seed: int) -> NDArray[np.float64]:
@@ -125,6 +130,20 @@ def arrival_times(rate: float, seconds: float, arrivals: str, seed: int) -> NDAr
     # Given their number, which is Poisson's, the arrivals of a Poisson process are uniform.
     rng = np.random.default_rng(seed)
     return np.sort(rng.random(rng.poisson(rate * seconds)) * seconds)
+
+
+@contextlib.contextmanager
+def _earlier_objects_frozen() -> Iterator[None]:
+    """The garbage collector passes over what is alive now, unless something was frozen before."""
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _Opener:

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -124,6 +125,22 @@ def test_each_answer_is_handed_over() -> None:
     assert all(answer.request == b"%d" % answer.index for answer in answers)
     assert {(answer.status, answer.body) for answer in answers} == {(200, b"ok")}
     assert max(answer.latency_ms for answer in answers) == pytest.approx(report.max_ms)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_the_garbage_collector_passes_over_what_was_there_before_a_load_and_only_during_it(is_open: bool) -> None:
+    frozen: list[int] = []
+
+    def note(_: Answer) -> None:
+        frozen.append(gc.get_freeze_count())
+
+    async def closed(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        return await run_closed(target, bodies, seconds=5, on_answer=note)
+
+    loaded(always_ok, itertools.repeat(b"x", 50), load=None if is_open else closed, on_answer=note)
+    assert len(frozen) == 50
+    assert min(frozen) > 1000
+    assert gc.get_freeze_count() == 0
 
 
 def test_shed_and_failed_requests_are_told_apart_and_not_in_the_latencies() -> None:
