@@ -10,17 +10,21 @@ capacity of a worker, and what it is worth.
     python -m perf.scoring [--entities N] [--rounds N] [--seconds S] [--json FILE]
 
 Where the load is slower than the server, as for echo, a maximum is the load's own: the server's CPU time a request
-(`…_cpu_us`) stands beside each and does not depend on it. Needs the packages of the extra `perf`.
+(`…_cpu_us`) stands beside each and does not depend on it. Needs the packages of the extra `perf`. Which Python runs it
+matters, to all but the echo: one of a distribution, built with profile-guided optimisation, or one that is not.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from perf.measuring import (
@@ -44,6 +48,7 @@ _HTTP = LoadOptions(connections=64, connections_max=64)
 _GRPC = LoadOptions(connections=8, streams=8)
 _GRPC_SINGLE = LoadOptions(connections=64, streams=1)
 _JSON = LoadOptions(content_type="application/json", connections=64, connections_max=64)
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 # What is required of us: at least so many times as fast.
 REQUIRED = {"http_to_fastapi": 6.0, "http_to_echo": 0.2, "grpc_to_grpcio": 4.0}
 
@@ -88,6 +93,7 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
     print_rounds(
         "as many as are answered", "answers/s", {k: [m.report.ok_per_second for m in v] for k, v in most.items()}
     )
+    print_rounds("p99 meanwhile", "ms", {k: [m.report.p99_ms for m in v] for k, v in most.items()})
     print_rounds("CPU of the server", "µs an answer", {k: [m.server_cpu_us for m in v] for k, v in most.items()})
     maxima = {name: median_of(each, lambda one: one.report.ok_per_second) for name, each in most.items()}
     cpu = {name: median_of(each, lambda one: one.server_cpu_us) for name, each in most.items()}
@@ -111,14 +117,21 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
     )
     for name, each in latency.items():
         print_rounds(f"{name} at half of it, open loop", "ms", _latencies(each))
+    _print_stage_quantiles(ours, scenarios[0], maxima["http"] / 2)
     return (
         {f"{name}_max_per_second": value for name, value in maxima.items()}
+        | {f"{name}_max_p99_ms": median_of(each, lambda one: one.report.p99_ms) for name, each in most.items()}
         | {f"{name}_cpu_us": value for name, value in cpu.items()}
         | _latency_figures(latency)
         | _ratios(maxima, cpu)
         | {f"stage_{name}_us": value for name, value in stages.items()}
-        | {"entities": world.entities, "rounds": rounds}
+        | {"entities": world.entities, "rounds": rounds, "python_is_profile_guided": _is_profile_guided()}
     )
+
+
+def _is_profile_guided() -> bool:
+    """Whether this Python was built for speed: without, everything that is Python takes a tenth longer."""
+    return "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
 
 
 def _grpc_of(server: Server) -> str:
@@ -136,7 +149,7 @@ def _fastapi_bodies() -> Iterator[bytes]:
 def _latencies(measured: Sequence[Measured]) -> dict[str, list[float]]:
     return {
         name: [getattr(one.report, name) for one in measured]
-        for name in ("p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "lag_p99_ms")
+        for name in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "p999_ms", "max_ms", "lag_p99_ms")
     }
 
 
@@ -181,6 +194,35 @@ def _stages(scenario: Scenario, seed: int) -> dict[str, float]:
         print(f"  {name:<46} {value:>8.2f}")
     print(f"  {'all of it':<46} {whole_us:>8.2f}")
     return stages
+
+
+def _print_stage_quantiles(server: Server, scenario: Scenario, rate: float) -> None:
+    """What a payment takes in each stage and in all while the worker is half busy, by its own histograms."""
+    before = _bucket_counts(server)
+    replace(scenario, rate=rate, options=LATENCY_OPTIONS).run(seed=1)
+    print(f"\n{'a payment at half of it, by the worker itself, µs':<48} " + "".join(f"{q:>9}" for q in _QUANTILES))
+    for stage, (bounds, counts) in _bucket_counts(server).items():
+        taken = np.array(counts) - before[stage][1]
+        print(f"  {stage:<46} " + "".join(f"{_quantile(bounds, taken, q) * 1e6:>9.1f}" for q in _QUANTILES.values()))
+
+
+def _bucket_counts(server: Server) -> dict[str, tuple[list[float], list[float]]]:
+    """Bounds in seconds and cumulative counts, of each stage and of whole requests."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for family in text_string_to_metric_families(metrics_text(server)):
+        for sample in family.samples:
+            is_request = sample.name == "paywarden_request_seconds_bucket" and sample.labels["route"] == "score"
+            if is_request or sample.name == "paywarden_stage_seconds_bucket":
+                bounds, counts = found.setdefault("whole" if is_request else sample.labels["stage"], ([], []))
+                bounds.append(float(sample.labels["le"]))
+                counts.append(sample.value)
+    return found
+
+
+def _quantile(bounds: Sequence[float], counts: NDArray[np.float64], share: float) -> float:
+    """By interpolation within a bucket, as Prometheus does; of what is beyond the last bound, that bound."""
+    finite = len(bounds) - 1
+    return float(np.interp(share * counts[-1], [0.0, *counts[:finite]], [0.0, *bounds[:finite]]))
 
 
 def _stage_sums(server: Server) -> dict[str, tuple[float, float]]:

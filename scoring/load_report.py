@@ -87,6 +87,7 @@ class LoadReport:
     errors: int
     p50_ms: float
     p90_ms: float
+    p95_ms: float
     p99_ms: float
     p999_ms: float
     max_ms: float
@@ -165,6 +166,7 @@ class Tally:
             errors=self.errors,
             p50_ms=ok(0.5),
             p90_ms=ok(0.9),
+            p95_ms=ok(0.95),
             p99_ms=ok(0.99),
             p999_ms=ok(0.999),
             max_ms=ok(1.0),
