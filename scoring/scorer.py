@@ -147,7 +147,7 @@ class PaymentScorer:
             )
         return True
 
-    def score_many(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
+    def score_many(self, payments: Payments, now_ms: int) -> Sequence[bytes | Refusal]:
         """The decision about each payment, a serialised ScoreResponse, already in the outbox; see turns.Scorer."""
         if len(payments) <= ROWS_MAX:
             return self._score(payments, now_ms)
@@ -157,29 +157,31 @@ class PaymentScorer:
             results += self._score(part, now_ms)
         return results
 
-    def _score(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
+    def _score(self, payments: Payments, now_ms: int) -> Sequence[bytes | Refusal]:
         """Of ROWS_MAX payments at most. All are refused when the outbox cannot take the decisions."""
         try:
             return self._score_new(payments, now_ms)
         except TemporaryFailure as error:
             return [refusal_of(error)] * len(payments)
 
-    def _score_new(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
+    def _score_new(self, payments: Payments, now_ms: int) -> Sequence[bytes | Refusal]:
         """Those that were answered already get what they got, the others are decided. Raises TemporaryFailure."""
         if self._answered is None:
-            return [*self._decide(payments, (), now_ms)]
+            return self._decide(payments, (), now_ms)
         claims = self._answered.claim(payments, now_ms)
         if self._stages.is_timed:
             self._stages.lap("claim", len(payments))
-        won = [index for index, claim in enumerate(claims) if isinstance(claim, int)]
         slots = [claim for claim in claims if isinstance(claim, int)]
+        are_new = len(slots) == len(claims)
+        if not are_new:
+            payments = payments.chosen([index for index, claim in enumerate(claims) if isinstance(claim, int)])
         try:
-            decided = self._decide(payments if len(won) == len(claims) else payments.chosen(won), slots, now_ms)
+            decided = self._decide(payments, slots, now_ms)
         except BaseException:
             self._answered.release(slots)
             raise
-        if len(won) == len(claims):
-            return [*decided]
+        if are_new:
+            return decided
         following = iter(decided)
         results: list[bytes | Refusal] = []
         for claim in claims:
