@@ -18,7 +18,7 @@ from streams.kafka import KafkaSettings, consume, end_offsets, make_consumer, ma
 from streams.simulator import simulate
 from tests.processes import Deployment, wait_until
 from tests.services.kafka import KafkaServer
-from tests.topics import Topics, read_last
+from tests.topics import Topics, read_last, wait_until_worked_in
 
 PLAN = FeatureEngine().plan
 
@@ -55,13 +55,10 @@ def test_a_forgotten_card_is_in_no_store_changelog_or_mirror_and_others_are_unto
     # For looking at: the companion is the one who writes.
     mirror = MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))
 
-    def is_everywhere() -> bool:
-        stored = read_store(deployment)
-        profiles = profiles_among(stored)
-        return len(stored) - len(profiles) == len(rows) and mirror.read(profiles) == profiles
-
-    wait_until(is_everywhere, "stream and companion have all payments", every_s=0.2)
+    wait_until_worked_in(settings, f"{settings.topic_prefix}stream", "payments")
     before = read_store(deployment)
+    everything = profiles_among(before)
+    wait_until(lambda: mirror.read(everything) == everything, "the companion has all profiles", every_s=0.2)
     own = {name for name, value in before.items() if name.startswith(b"payment:") and card_id.encode() in value}
     assert own == {f"payment:{row['payment_id']}".encode() for row in rows if row["card_id"] == card_id}
 
@@ -96,13 +93,7 @@ def test_a_mirror_that_is_new_after_it_never_hears_of_the_card(deployment: Deplo
     key = f"card:{rows[0]['card_id']}".encode()
     Topics(settings).send_payments(rows)
     stream = deployment.start("stream")
-
-    def is_worked_in() -> bool:
-        stored = read_store(deployment)
-        return len(stored) - len(profiles_among(stored)) == len(rows)
-
-    wait_until(is_worked_in, "the stream has all payments", every_s=0.2)
-    # What it has begun it ends, before it ends itself.
+    wait_until_worked_in(settings, f"{settings.topic_prefix}stream", "payments")
     assert stream.stop() == 0
     run_forget(deployment, settings, key)
     deployment.configure("companion", "fill_from_store = false\n")
