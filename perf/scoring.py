@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -125,13 +124,8 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
         | _latency_figures(latency)
         | _ratios(maxima, cpu)
         | {f"stage_{name}_us": value for name, value in stages.items()}
-        | {"entities": world.entities, "rounds": rounds, "python_is_profile_guided": _is_profile_guided()}
+        | {"entities": world.entities, "rounds": rounds}
     )
-
-
-def _is_profile_guided() -> bool:
-    """Whether this Python was built for speed: without, everything that is Python takes a tenth longer."""
-    return "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
 
 
 def _grpc_of(server: Server) -> str:
