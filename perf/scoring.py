@@ -20,11 +20,11 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from perf.measuring import (
     LATENCY_OPTIONS,
@@ -47,6 +47,8 @@ _HTTP = LoadOptions(connections=64, connections_max=64)
 _GRPC = LoadOptions(connections=8, streams=8)
 _GRPC_SINGLE = LoadOptions(connections=64, streams=1)
 _JSON = LoadOptions(content_type="application/json", connections=64, connections_max=64)
+# Of each stage the buckets' bounds in seconds, and cumulative counts.
+Buckets = dict[str, tuple[list[float], list[float]]]
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 # What is required of us: at least so many times as fast.
 REQUIRED = {"http_to_fastapi": 6.0, "http_to_echo": 0.2, "grpc_to_grpcio": 4.0}
@@ -97,6 +99,7 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
     maxima = {name: median_of(each, lambda one: one.report.ok_per_second) for name, each in most.items()}
     cpu = {name: median_of(each, lambda one: one.server_cpu_us) for name, each in most.items()}
     stages = _stages(scenarios[0], seed=rounds + 1)
+    before = _bucket_counts(ours)
     latency = in_turns(
         [
             Scenario("http", ours, ours.http, bodies, LATENCY_OPTIONS, 2 * seconds, maxima["http"] / 2),
@@ -116,7 +119,7 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
     )
     for name, each in latency.items():
         print_rounds(f"{name} at half of it, open loop", "ms", _latencies(each))
-    _print_stage_quantiles(ours, scenarios[0], maxima["http"] / 2)
+    _print_stage_quantiles(before, _bucket_counts(ours))
     return (
         {f"{name}_max_per_second": value for name, value in maxima.items()}
         | {f"{name}_max_p99_ms": median_of(each, lambda one: one.report.p99_ms) for name, each in most.items()}
@@ -190,26 +193,23 @@ def _stages(scenario: Scenario, seed: int) -> dict[str, float]:
     return stages
 
 
-def _print_stage_quantiles(server: Server, scenario: Scenario, rate: float) -> None:
-    """What a payment takes in each stage and in all while the worker is half busy, by its own histograms."""
-    before = _bucket_counts(server)
-    replace(scenario, rate=rate, options=LATENCY_OPTIONS).run(seed=1)
+def _print_stage_quantiles(before: Buckets, after: Buckets) -> None:
+    """What a payment has taken meanwhile in each stage and in all, by the worker's own histograms."""
     print(f"\n{'a payment at half of it, by the worker itself, µs':<48} " + "".join(f"{q:>9}" for q in _QUANTILES))
-    for stage, (bounds, counts) in _bucket_counts(server).items():
+    for stage, (bounds, counts) in after.items():
         taken = np.array(counts) - before[stage][1]
         print(f"  {stage:<46} " + "".join(f"{_quantile(bounds, taken, q) * 1e6:>9.1f}" for q in _QUANTILES.values()))
 
 
-def _bucket_counts(server: Server) -> dict[str, tuple[list[float], list[float]]]:
-    """Bounds in seconds and cumulative counts, of each stage and of whole requests."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    for family in text_string_to_metric_families(metrics_text(server)):
-        for sample in family.samples:
-            is_request = sample.name == "paywarden_request_seconds_bucket" and sample.labels["route"] == "score"
-            if is_request or sample.name == "paywarden_stage_seconds_bucket":
-                bounds, counts = found.setdefault("whole" if is_request else sample.labels["stage"], ([], []))
-                bounds.append(float(sample.labels["le"]))
-                counts.append(sample.value)
+def _bucket_counts(server: Server) -> Buckets:
+    """Of each stage and of whole requests."""
+    found: Buckets = {}
+    for sample in _samples(server):
+        is_request = sample.name == "paywarden_request_seconds_bucket" and sample.labels["route"] == "score"
+        if is_request or sample.name == "paywarden_stage_seconds_bucket":
+            bounds, counts = found.setdefault("whole" if is_request else sample.labels["stage"], ([], []))
+            bounds.append(float(sample.labels["le"]))
+            counts.append(sample.value)
     return found
 
 
@@ -222,11 +222,16 @@ def _quantile(bounds: Sequence[float], counts: NDArray[np.float64], share: float
 def _stage_sums(server: Server) -> dict[str, tuple[float, float]]:
     """Seconds and payments of each stage, of chunks that were timed."""
     sums: dict[tuple[str, str], float] = {}
-    for family in text_string_to_metric_families(metrics_text(server)):
-        for sample in family.samples:
-            if sample.name in ("paywarden_stage_seconds_sum", "paywarden_stage_seconds_count"):
-                sums[sample.labels["stage"], sample.name.rpartition("_")[2]] = sample.value
+    for sample in _samples(server):
+        if sample.name in ("paywarden_stage_seconds_sum", "paywarden_stage_seconds_count"):
+            sums[sample.labels["stage"], sample.name.rpartition("_")[2]] = sample.value
     return {stage: (sums[stage, "sum"], sums[stage, "count"]) for stage in dict.fromkeys(stage for stage, _ in sums)}
+
+
+def _samples(server: Server) -> Iterator[Sample]:
+    """All that /metrics says."""
+    for family in text_string_to_metric_families(metrics_text(server)):
+        yield from family.samples
 
 
 if __name__ == "__main__":
