@@ -306,24 +306,6 @@ def take_over(table: I64, slot: int, word: int, owner: int, now_s: int, window_s
 
 
 @_compiled
-def place_all(table: I64, slots: I64, positions: I64, count: int) -> None:
-    """Say of slots that were won where their records will begin; slots below 0 are passed over."""
-    for index in range(count):
-        if slots[index] >= 0:
-            _store(table, slots[index] + POSITIONS, positions[index] + 1)
-
-
-@_compiled
-def settle_all(table: I64, slots: I64, count: int, owner: int) -> None:
-    """The records are there, of slots that were won and are the owner's still."""
-    for index in range(count):
-        if slots[index] >= 0:
-            word = _load(table, slots[index] + WORDS)
-            if _is_claim_of(word, owner):
-                _swap(table, slots[index] + WORDS, word, word & _OWNER_MASK)
-
-
-@_compiled
 def free_all(table: I64, slots: I64, count: int, owner: int) -> None:
     """Give slots back that were won and are the owner's still: nothing came of their claims."""
     for index in range(count):
@@ -333,9 +315,9 @@ def free_all(table: I64, slots: I64, count: int, owner: int) -> None:
                 _swap(table, slots[index] + WORDS, word, 0)
 
 
-# The same for a worker, whose arrays are always the same: numba takes 0.1 µs to look at each array that it is called
-# with. A frame holds the addresses of the table, the tags, the slots and the positions. With reference counting:
-# without it numba makes no arrays, and these have nothing to count.
+# For a worker, whose arrays are always the same: numba takes 0.1 µs to look at each array that it is called with. A
+# frame holds the addresses of the table, the tags, the slots and the positions. With reference counting: without it
+# numba makes no arrays, and these have nothing to count.
 
 
 @njit(cache=True)
@@ -349,15 +331,22 @@ def claim_bound(frame_at: int, count: int, owner: int, now_s: int, window_s: int
 
 @njit(cache=True)
 def place_bound(frame_at: int, count: int) -> None:
-    """`place_all` of the slots, at the positions."""
+    """Say of slots that were won where their records will begin; slots below 0 are passed over."""
     frame = carray(pointer(frame_at), FRAME_SIZE, np.int64)
     table, slots = carray(pointer(frame[0]), _ANY, np.int64), carray(pointer(frame[2]), count, np.int64)
-    place_all(table, slots, carray(pointer(frame[3]), count, np.int64), count)
+    positions = carray(pointer(frame[3]), count, np.int64)
+    for index in range(count):
+        if slots[index] >= 0:
+            _store(table, slots[index] + POSITIONS, positions[index] + 1)
 
 
 @njit(cache=True)
 def settle_bound(frame_at: int, count: int, owner: int) -> None:
-    """`settle_all` of the slots."""
+    """The records are there, of slots that were won and are the owner's still."""
     frame = carray(pointer(frame_at), FRAME_SIZE, np.int64)
     table, slots = carray(pointer(frame[0]), _ANY, np.int64), carray(pointer(frame[2]), count, np.int64)
-    settle_all(table, slots, count, owner)
+    for index in range(count):
+        if slots[index] >= 0:
+            word = _load(table, slots[index] + WORDS)
+            if _is_claim_of(word, owner):
+                _swap(table, slots[index] + WORDS, word, word & _OWNER_MASK)
