@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from streams.cursors import CURSORS_TOPIC, HostIdentity
 from streams.ends import EndsWatch
 from streams.kafka import (
     KafkaSettings,
+    Place,
     Record,
     consume,
     end_offsets,
@@ -48,6 +49,7 @@ from streams.metrics import objectives_ms
 from streams.progress import CopyProgress, progress_key
 from streams.repartition import repartition_topic
 from streams.shipping import shipper_of
+from streams.stalls import StallWatch, named
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ class CompanionSettings:
     # Whether a new mirror is filled by scanning the store; without, by reading the whole changelog.
     fill_from_store: bool = True
     stop_timeout_s: int = 10
+    # A client that gives nothing of the changelog for so long, while the broker has more for it, is replaced.
+    stall_timeout_s: int = 60
     # Goes into every decision that is shipped: the name of what this host serves, as of the arms of an A/B test.
     variant: str = ""
     # How long after its arrival on Kafka an event may take into the mirror: what the stream has for its store, and half
@@ -124,7 +128,8 @@ class Companion:
         self._topic = kafka.topic("profiles")
         self._partitions = partitions_of(kafka, "profiles")
         self._mirror, self._mirror_limit_bytes = MirrorWriter(mirror), mirror.size_mb << 20
-        self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-companion")
+        self._kafka = kafka
+        self._consumer = self._new_consumer()
         self._decoder = Decoder("profiles", ids)
         self._progress = CopyProgress(
             self._partitions,
@@ -140,7 +145,9 @@ class Companion:
         self._shipper = shipper_of(
             outbox, kafka, self._identity, encoder=encoder, keep_s=outbox_keep_s, variant=settings.variant
         )
-        self._ends = EndsWatch(make_admin(kafka), self._topic, self._partitions)
+        self._ends = EndsWatch(make_admin(kafka), self._topic, self._positions)
+        self._stalls = StallWatch(settings.stall_timeout_s)
+        self._had_all = False
         self._to_reach: dict[int, int] = {}
         self._read_to: dict[int, int] = {}
         self.profiles_applied = 0
@@ -172,7 +179,8 @@ class Companion:
         """What need not be looked at in every round: workers that are new, and how everything stands."""
         self._shipper.find_workers()
         if (ends := self._ends.look()) is not None:
-            self._metrics.lag(ends, self._read_to)
+            self._metrics.lag(ends, self._positions())
+            self._look_for_stalls(ends)
         self.health.kafka_trouble = self._ends.trouble()
         self._metrics.shipping(
             shipped=self._shipper.shipped,
@@ -186,6 +194,7 @@ class Companion:
         produced = self._shipper.advance()
         wait_s = 0.0 if produced else self._settings.batch_wait_ms / 1000
         consumed = consume(self._consumer, self._settings.batch_max, wait_s)
+        self._had_all = self._had_all or consumed.is_all
         if consumed.records:
             self._apply(consumed.records)
         for (_, partition), end in consumed.ended.items():
@@ -193,6 +202,28 @@ class Companion:
             self._read_to[partition] = end
         self.health.partitions_to_reach = len(self._to_reach)
         self.health.note_round()
+
+    def _positions(self) -> dict[Place, int]:
+        return {(self._topic, partition): position for partition, position in self._read_to.items()}
+
+    def _look_for_stalls(self, ends: Mapping[Place, int]) -> None:
+        """What waits in the client has not stalled: only a client that has given all it had is judged."""
+        if not self._had_all:
+            return
+        self._had_all = False
+        if stalled := self._stalls.look(ends, self._positions()):
+            _log.warning("Kafka's client has stalled on %s and is replaced", named(stalled))
+            self._metrics.stalls.inc()
+            self._stalls.clear()
+            self._consumer.close()
+            self._consumer = self._new_consumer()
+            self._follow(self._read_to)
+
+    def _new_consumer(self) -> Consumer:
+        return make_consumer(self._kafka, group_id="paywarden-companion")
+
+    def _follow(self, positions: Mapping[int, int]) -> None:
+        self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
 
     def _counts(self) -> tuple[int, int]:
         return self.profiles_applied, self._shipper.shipped
@@ -216,7 +247,7 @@ class Companion:
         self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
         self._read_to = dict(positions)
         self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
-        self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
+        self._follow(positions)
         return True
 
     def _fill_from_store(self, stop: Event) -> dict[int, int] | None:

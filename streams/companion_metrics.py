@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from streams.changes import Changes
 from streams.companion_health import CompanionHealth
+from streams.kafka import Place
 from streams.metrics import AgeHistogram
 
 
@@ -38,6 +39,7 @@ class CompanionMetrics:
         self._applied = counter("profiles_applied", "States put into the mirror from the changelog.")
         self._erased = counter("profiles_erased", "Profiles erased from the mirror by the changelog.")
         self._unreadable = counter("unreadable_records", "Records of the changelog that cannot be used; left out.")
+        self.stalls = counter("client_stalls", "Times Kafka's client gave nothing of a partition and was replaced.")
         self._lag = gauge("changelog_lag", "Records of the changelog that the mirror does not have yet.", "partition")
         self._shipped = counter("decisions_shipped", "Decisions that the broker has acknowledged.")
         self._under_way = gauge("decisions_under_way", "Decisions sent that the broker has yet to acknowledge.")
@@ -65,10 +67,10 @@ class CompanionMetrics:
                 self._over.labels(entity).inc(int((ages_ms > self._objectives_ms[entity]).sum()))
                 self._age.observe(entity, ages_ms / 1000.0)
 
-    def lag(self, ends: Mapping[int, int], positions: Mapping[int, int]) -> None:
+    def lag(self, ends: Mapping[Place, int], positions: Mapping[Place, int]) -> None:
         """Where the partitions of the changelog end, and how far they are read."""
-        for partition, end in ends.items():
-            self._lag.labels(str(partition)).set(max(0, end - positions.get(partition, 0)))
+        for place, end in ends.items():
+            self._lag.labels(str(place[1])).set(max(0, end - positions.get(place, 0)))
 
     def shipping(self, *, shipped: int, under_way: int, waiting_bytes: Mapping[str, int]) -> None:
         """How the decisions stand. `shipped`: since the start. `waiting_bytes`: by worker."""

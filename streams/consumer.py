@@ -17,12 +17,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from schemas.errors import BrokerUnavailable
-from streams.kafka import Consumed, Record, consume, reason_of
+from streams.kafka import Consumed, Place, Record, consume, reason_of
+from streams.stalls import NOTHING_HEARD
 
 _log = logging.getLogger(__name__)
 
-# A topic and a partition of it.
-Place = tuple[str, int]
 _COMMITTED_TIMEOUT_S = 5.0
 # While nothing new comes, what could not be committed is tried again this often.
 COMMIT_AGAIN_S = 1.0
@@ -48,6 +47,8 @@ class BatchConsumer:
         self._taken: dict[Place, int] = {}
         self._done: dict[Place, int] = {}
         self._committed: dict[Place, int] = {}
+        # The offset that comes next after all that was handed out, ends included.
+        self._heard: dict[Place, int] = {}
         self._commit_again_at = 0.0
         self._paused_topics: set[str] = set()
         self._is_held = self._has_lost = False
@@ -67,6 +68,7 @@ class BatchConsumer:
         records = self._of_mine(consumed.records)
         self._note_taken(records)
         ended = {place: end for place, end in consumed.ended.items() if place in self.places}
+        self._heard |= {**offsets_after(records), **ended}
         return Consumed(records, ended, consumed.is_all)
 
     def commit(self, offsets: Mapping[Place, int]) -> None:
@@ -110,13 +112,27 @@ class BatchConsumer:
             return None
         return {place.partition: max(0, place.offset) for place in found}
 
-    def lag(self) -> dict[Place, int]:
-        """Records behind the last one taken, by partition, as far as the client knows without asking."""
+    def positions(self) -> dict[Place, int]:
+        """The offset that comes next in each partition that is being read, as StallWatch wants them."""
+        if self._is_held:
+            return {}
+        read = (place for place in self.places if place[0] not in self._paused_topics)
+        return {place: self._heard.get(place, NOTHING_HEARD) for place in read}
+
+    def lag(self, ends: Mapping[Place, int]) -> dict[Place, int]:
+        """Records behind what was handed out, by partition, as far as the client knows without asking.
+
+        Or as `ends` say, the broker's own: a client that has stalled knows of none.
+        """
         lag = {}
-        for topic, partition in self.places:
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
-            position = self._taken.get((topic, partition), self._done.get((topic, partition), max(0, low)))
-            lag[topic, partition] = max(0, high - position)
+        for place in self.places:
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
+            position = self._heard.get(place)
+            if position is None:
+                position = self._done.get(place, max(0, low))
+            else:
+                high = max(high, ends.get(place, 0))
+            lag[place] = max(0, high - position)
         return lag
 
     def pause(self, topic: str, pause: bool) -> None:
@@ -155,6 +171,7 @@ class BatchConsumer:
         again = [place for place, taken in self._taken.items() if self._done[place] < taken]
         for place in again:
             self._seek(place, self._done[place])
+            self._heard.pop(place, None)
         self._taken.clear()
         return again
 
@@ -202,6 +219,7 @@ class BatchConsumer:
         for place in places:
             taken, done = self._taken.pop(place, 0), self._done.pop(place, 0)
             self._committed.pop(place, None)
+            self._heard.pop(place, None)
             self._has_lost = self._has_lost or done < taken
         self._on_revoked(places)
 

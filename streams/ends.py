@@ -1,18 +1,18 @@
-"""Where a topic's partitions end, asked from Kafka again and again without ever waiting for the answer."""
+"""Where partitions end, asked from Kafka again and again without ever waiting for the answer."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from streams.kafka import ask_end_offsets, reason_of
+from streams.kafka import Place, ask_end_offsets, reason_of
 
-_ASK_EVERY_S = 2.0
+ASK_EVERY_S = 2.0
 # A partition whose leader moves has no answer for a moment: that is no reason to say that Kafka is away.
 AWAY_AFTER_S = 6.0
 
@@ -21,15 +21,20 @@ class EndsWatch:
     """Asks for the ends of partitions. Not thread-safe; `look` is called about once a second."""
 
     def __init__(
-        self, admin: AdminClient, topic: str, partitions: Sequence[int], clock: Callable[[], float] = time.monotonic
+        self,
+        admin: AdminClient,
+        what: str,
+        places: Callable[[], Iterable[Place]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._admin, self._topic, self._partitions, self._clock = admin, topic, partitions, clock
-        self._asked: dict[int, Future[Any]] = {}
+        """`places`: which partitions to ask about now. `what` they are, for messages."""
+        self._admin, self._what, self._places, self._clock = admin, what, places, clock
+        self._asked: dict[Place, Future[Any]] = {}
         self._ask_at = 0.0
         self._answered_at: float | None = None
         self._failure = "there is no answer"
 
-    def look(self) -> dict[int, int] | None:
+    def look(self) -> dict[Place, int] | None:
         """The offset after the last record of each partition if an answer has come since the last call."""
         now = self._clock()
         if self._answered_at is None:
@@ -38,8 +43,9 @@ class EndsWatch:
         if self._asked and all(answer.done() for answer in self._asked.values()):
             ends = self._take(now)
         if not self._asked and now >= self._ask_at:
-            self._asked = ask_end_offsets(self._admin, self._topic, self._partitions)
-            self._ask_at = now + _ASK_EVERY_S
+            if places := list(self._places()):
+                self._asked = ask_end_offsets(self._admin, places)
+            self._ask_at = now + ASK_EVERY_S
         return ends
 
     def trouble(self) -> str:
@@ -49,12 +55,12 @@ class EndsWatch:
         silent_s = self._clock() - self._answered_at
         if silent_s <= AWAY_AFTER_S:
             return ""
-        return f"for {silent_s:.0f} s Kafka has not said where {self._topic} ends: {self._failure}"
+        return f"for {silent_s:.0f} s Kafka has not said where {self._what} ends: {self._failure}"
 
-    def _take(self, now: float) -> dict[int, int] | None:
+    def _take(self, now: float) -> dict[Place, int] | None:
         asked, self._asked = self._asked, {}
         try:
-            ends = {partition: int(answer.result().offset) for partition, answer in asked.items()}
+            ends = {place: int(answer.result().offset) for place, answer in asked.items()}
         except KafkaException as error:
             self._failure = reason_of(error)
             return None

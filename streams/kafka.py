@@ -26,6 +26,9 @@ from schemas.errors import BrokerUnavailable, Misconfigured
 
 _log = logging.getLogger(__name__)
 
+# A topic and a partition of it.
+Place: TypeAlias = tuple[str, int]
+
 # How long a broker may take to answer at start before that is an error.
 REACH_TIMEOUT_S = 5.0
 # Kafka's own default is 1 MiB; our topics keep to it, and the dead letters of such records need more.
@@ -33,6 +36,16 @@ MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 # Brokers measure what is on the wire, clients what it unpacks to: a record of megabytes may have come in kilobytes, and
 # its letter must go the same way. Under what a producer's queue holds, or it would wait for room for ever.
 UNPACKED_BYTES_MAX = 200_000_000
+# What a broker says, and the client finds, while a partition's leader changes; then it is asked again this soon.
+_LEADER_ERRORS = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+    }
+)
+_LEADER_AGAIN_S = 0.1
 # Reading a topic to its end: how long nothing may come, and how many records at once. Dead letters are large.
 READ_TIMEOUT_S = 30.0
 READ_BATCH = 200
@@ -282,34 +295,43 @@ def reason_of(error: KafkaException) -> str:
 
 
 def end_offsets(consumer: Consumer, topic: str, partitions: Iterable[int]) -> dict[int, int]:
-    """The offset after the last record of each partition, asked from the broker. Raises BrokerUnavailable."""
-    try:
-        return {
-            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=REACH_TIMEOUT_S)[1]
-            for number in partitions
-        }
-    except KafkaException as error:
-        raise BrokerUnavailable(f"Kafka does not say where {topic} ends: {reason_of(error)}") from error
+    """The offset after the last record of each partition, asked from the broker. Raises BrokerUnavailable.
+
+    Waited for while a partition gets a leader, as one of a young topic or in an election.
+    """
+    deadline = time.monotonic() + REACH_TIMEOUT_S
+    return {number: _end_offset(consumer, TopicPartition(topic, number), deadline) for number in partitions}
+
+
+def _end_offset(consumer: Consumer, place: TopicPartition, deadline: float) -> int:
+    while True:
+        try:
+            return int(consumer.get_watermark_offsets(place, timeout=REACH_TIMEOUT_S)[1])
+        except KafkaException as error:
+            if error.args[0].code() not in _LEADER_ERRORS or time.monotonic() > deadline:
+                reason = reason_of(error)
+                raise BrokerUnavailable(f"Kafka does not say where {place.topic} ends: {reason}") from error
+            time.sleep(_LEADER_AGAIN_S)
 
 
 _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
-def ask_end_offsets(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, Future[Any]]:
+def ask_end_offsets(admin: AdminClient, places: Iterable[Place]) -> dict[Place, Future[Any]]:
     """As `end_offsets`, of all partitions in one request that is not waited for: each answer has an `offset`.
 
     What a transaction has not committed is not counted. An answer that fails raises KafkaException.
     """
-    wanted = {TopicPartition(topic, number): _LATEST for number in partitions}
+    wanted = {TopicPartition(*place): _LATEST for place in places}
     asked = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REACH_TIMEOUT_S)
-    return {place.partition: answer for place, answer in asked.items()}
+    return {(place.topic, place.partition): answer for place, answer in asked.items()}
 
 
 def end_offsets_of(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
     """As `ask_end_offsets`, waited for; None when the broker does not say now."""
-    asked = ask_end_offsets(admin, topic, partitions)
+    asked = ask_end_offsets(admin, ((topic, number) for number in partitions))
     try:
-        return {partition: answer.result().offset for partition, answer in asked.items()}
+        return {partition: answer.result().offset for (_, partition), answer in asked.items()}
     except KafkaException as error:
         _log.warning("Kafka does not say where %s ends: %s", topic, reason_of(error))
         return None
@@ -339,7 +361,7 @@ class Consumed:
     """
 
     records: list[Record]
-    ended: dict[tuple[str, int], int]
+    ended: dict[Place, int]
     is_all: bool
 
 

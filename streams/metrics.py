@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from streams.consumer import Place
+from streams.kafka import Place
 
 # From a fetch that waits for nothing to a pipeline that has been away for a quarter of an hour, in seconds.
 AGE_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
@@ -70,6 +70,7 @@ class StreamMetrics:
         self.abandoned = counter("abandoned_batches", "Batches forgotten because a partition moved on; read again.")
         self.conflicts = counter("store_conflicts", "Writes refused because another worker had written meanwhile.")
         self.retries = counter("store_retries", "Times a batch had to wait for the store.")
+        self.stalls = counter("client_stalls", "Times Kafka's client gave nothing of a partition and was replaced.")
         self.dead_letters = counter("dead_letters", "Records set aside, by topic.", "topic")
         self._events = counter("profile_events", "Events applied to profiles, by kind of entity.", "entity")
         self._replayed = counter("replayed", "Events that a profile contained already.", "entity")

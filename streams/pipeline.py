@@ -38,13 +38,15 @@ from schemas.avro import SchemaIds
 from schemas.errors import Misconfigured, StoreUnavailable
 from streams.batch import ARRIVED_MS, KIND, Applied, EntityEvents
 from streams.changelog import Changelog
-from streams.consumer import BatchConsumer, Place, offsets_after
+from streams.consumer import BatchConsumer, offsets_after
 from streams.deadletters import DeadLetters
+from streams.ends import EndsWatch
 from streams.intake import Intake
 from streams.kafka import (
     FETCH_WAIT_MS,
     Consumed,
     KafkaSettings,
+    Place,
     Record,
     Sender,
     end_offsets_of,
@@ -57,6 +59,7 @@ from streams.progress import RoutedProgress, SourceProgress
 from streams.refusals import RefusalLimit
 from streams.repartition import repartition_topic
 from streams.routing import Decoded, Router
+from streams.stalls import StallWatch, named
 from streams.updating import Arrived, Updater
 from streams.waiting import WaitingOutcomes
 
@@ -89,6 +92,8 @@ class StreamSettings:
     # How long outcomes may take: after that, what is kept about a payment expires.
     outcome_days: int = 120
     flush_timeout_s: int = 60
+    # A client that gives nothing for so long, while the broker has more for it, is replaced (streams/stalls.py).
+    stall_timeout_s: int = 60
     # How long after its arrival on Kafka a payment may take into its profiles; exceptions are "merchant=5000".
     freshness_objective_ms: int = 1000
     freshness_exceptions: tuple[str, ...] = ()
@@ -167,13 +172,13 @@ class Pipeline:
         self._undrained: set[Place] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
         self.metrics = metrics or stream_metrics(settings, entities, CollectorRegistry())
         self._admin = make_admin(kafka)
-        self._consumer = BatchConsumer(
-            make_consumer(
-                kafka, group_id=settings.group_of(profile_set), session_timeout_ms=settings.session_timeout_ms
-            ),
-            on_assigned=self._on_assigned,
-            on_revoked=self._on_revoked,
-        )
+        self._kafka, self._group_id = kafka, settings.group_of(profile_set)
+        self._consumer = self._new_consumer()
+        self._ends = EndsWatch(self._admin, "what is read", lambda: self._consumer.positions())
+        self._stalls = StallWatch(settings.stall_timeout_s)
+        self._known_ends: dict[Place, int] = {}
+        self._stalled: list[Place] = []
+        self._had_all = False
         self._store = store
         self._store_trouble = ""
         self._ask_store_at = 0.0
@@ -182,21 +187,38 @@ class Pipeline:
     def run(self, stop: Event, may_begin: Callable[[], bool] = lambda: True) -> None:
         """Work until `stop` is set. Raises BrokerUnavailable when Kafka does not take what is sent for too long.
 
-        `may_begin` is asked once, when the worker is a member of its group and has read nothing: False ends it.
+        `may_begin` is asked when the worker is a member of its group and has read nothing: False ends it. Once, and
+        again whenever it has left the group and come back with a new client, because the old one had stalled.
         """
+        while self._run_client(stop, may_begin):
+            _log.warning("Kafka's client has stalled on %s and is replaced", named(self._stalled))
+            self.metrics.stalls.inc()
+            self._stalled, self._has_joined = [], False
+            self._stalls.clear()
+            self._consumer = self._new_consumer()
+
+    def _run_client(self, stop: Event, may_begin: Callable[[], bool]) -> bool:
+        """True when the client has stalled."""
         self.join()
         next_log = time.monotonic() + _LOG_EVERY_S
         try:
             if not self._await_membership(stop) or not may_begin():
-                return
+                return False
             self._consumer.release()
-            while not stop.is_set() and not (self._drain and not self._undrained):
+            while not (stop.is_set() or self._stalled or (self._drain and not self._undrained)):
                 self.step(stop)
                 if time.monotonic() >= next_log:
                     _log.info("stream: %d partitions, %d records behind", *self._standing())
                     next_log += _LOG_EVERY_S
         finally:
             self.leave()
+        return bool(self._stalled) and not stop.is_set()
+
+    def _new_consumer(self) -> BatchConsumer:
+        client = make_consumer(
+            self._kafka, group_id=self._group_id, session_timeout_ms=self._settings.session_timeout_ms
+        )
+        return BatchConsumer(client, on_assigned=self._on_assigned, on_revoked=self._on_revoked)
 
     def _await_membership(self, stop: Event) -> bool:
         """False when stopped before."""
@@ -264,6 +286,7 @@ class Pipeline:
         with self._timed("commit"):
             self._commit(records, consumed)
         self._observe_lag()
+        self._look_for_stalls(consumed.is_all)
 
     # Payments and outcomes to events
 
@@ -425,10 +448,21 @@ class Pipeline:
     def _observe_lag(self) -> None:
         if time.monotonic() >= self._lag_at:
             self._lag_at = time.monotonic() + _LAG_EVERY_S
-            self.metrics.lag(self._consumer.lag())
+            self.metrics.lag(self._consumer.lag(self._known_ends))
+
+    def _look_for_stalls(self, is_all: bool) -> None:
+        """What waits in the client has not stalled: only a client that has given all it had is judged."""
+        self._had_all = self._had_all or is_all
+        ends = self._ends.look()
+        if ends is None:
+            return
+        self._known_ends = ends
+        if self._had_all:
+            self._stalled = self._stalls.look(ends, self._consumer.positions())
+            self._had_all = False
 
     def _standing(self) -> tuple[int, int]:
-        return len(self._consumer.places), sum(self._consumer.lag().values())
+        return len(self._consumer.places), sum(self._consumer.lag(self._known_ends).values())
 
     def _on_assigned(self, places: Sequence[Place]) -> None:
         self._has_joined = True

@@ -14,8 +14,10 @@ What is modelled, each as librdkafka does it:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -88,6 +90,19 @@ class FakeBroker:
         return len(self.records.get(place, ())) + self.unseen.get(place, 0)
 
 
+class FakeAdmin:
+    """As much of `AdminClient` as asks where partitions end; it answers at once."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self._broker = broker
+
+    def list_offsets(self, wanted: Iterable[TopicPartition], **_: object) -> dict[TopicPartition, Future[Any]]:
+        answers: dict[TopicPartition, Future[Any]] = {place: Future() for place in wanted}
+        for place, answer in answers.items():
+            answer.set_result(SimpleNamespace(offset=self._broker.end((place.topic, place.partition))))
+        return answers
+
+
 class FakeConsumer:
     """As much of `confluent_kafka.Consumer` as a BatchConsumer uses."""
 
@@ -104,6 +119,8 @@ class FakeConsumer:
         self.refused_places: set[Place] = set()
         self.commits: list[dict[Place, int]] = []
         self.is_closed = False
+        # Of which partitions the client gives nothing any more, and doesn't know it.
+        self.stalled: set[Place] = set()
         # Served after the records of the next call were read, and before they are handed out.
         self.rebalances_late = False
 
@@ -141,7 +158,7 @@ class FakeConsumer:
 
     def _read(self, place: Place, count_max: int, found: list[FakeMessage]) -> None:
         log = self._broker.records.get(place, [])
-        while len(found) < count_max:
+        while len(found) < count_max and place not in self.stalled:
             if place in self.paused:
                 if place not in self.on_its_way:
                     return

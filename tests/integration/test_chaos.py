@@ -19,7 +19,7 @@ import pytest
 from streams.kafka import KafkaSettings
 from streams.simulator import simulate
 from tests.processes import Deployment, PaywardenProcess
-from tests.services.kafka import KafkaServer
+from tests.services.kafka import QUICK_RETURN, KafkaServer
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.topics import (
     Topics,
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.timeout(1200)
 @pytest.fixture
 def own_kafka(tmp_path: Path) -> Iterator[KafkaServer]:
     """A broker of this test's own: it will be killed."""
-    with KafkaServer(tmp_path / "kafka") as server:
+    with KafkaServer(tmp_path / "kafka", QUICK_RETURN) as server:
         yield server
 
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
+import pytest
+from confluent_kafka import Consumer
 from prometheus_client.parser import text_string_to_metric_families
 
+from ops import wiring
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from schemas.settings import read_source
+from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.outbox import OutboxSettings, OutboxWriter
-from streams.kafka import KafkaSettings
+from streams.kafka import KafkaSettings, make_consumer
 from tests.processes import Deployment, PaywardenProcess, is_ready, wait_until
-from tests.services.kafka import KafkaServer
-from tests.topics import ENTITIES, Topics, small_world, wait_until_worked_in
+from tests.services.kafka import QUICK_RETURN, KafkaServer
+from tests.topics import ENTITIES, Topics, read_store, small_world, wait_until_worked_in
 
 
 class Companion:
@@ -42,18 +51,27 @@ class Companion:
         wait_until(lambda: is_ready(self.address), "the companion is ready", every_s=0.05)
 
     def metrics(self) -> dict[str, float]:
-        """By name and label, as in `changelog_lag{3}`."""
-        with urllib.request.urlopen(f"{self.address}/metrics", timeout=30) as answer:
-            text = answer.read().decode()
-        return {
-            sample.name.removeprefix("paywarden_companion_")
-            + (f"{{{','.join(sample.labels.values())}}}" if sample.labels else ""): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+        return read_metrics(self.address)
 
     def wait_for(self, name: str, at_least: float) -> None:
         wait_until(lambda: self.metrics().get(name, 0) >= at_least, f"{name} of {at_least}", every_s=0.1)
+
+
+def read_metrics(address: str) -> dict[str, float]:
+    """By name and label, as in `changelog_lag{3}`."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    return {
+        sample.name.removeprefix("paywarden_companion_")
+        + (f"{{{','.join(sample.labels.values())}}}" if sample.labels else ""): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def read_mirror(deployment: Deployment, keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
+    with closing(MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))) as mirror:
+        return dict(mirror.read(set(keys)))
 
 
 def decide(deployment: Deployment, count: int) -> None:
@@ -119,11 +137,54 @@ def test_ready_when_the_mirror_is_complete_and_ages_are_of_what_came_since_the_s
     assert companion.process.stop() == 0
 
 
+def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
+    tmp_path: Path, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here partitions are paused, and the companion doesn't know."""
+    clients: list[Consumer] = []
+    addresses: list[str] = []
+
+    def is_read_to_the_end() -> bool:
+        # With the first client it can't be, so what this says is of the second.
+        seen = read_metrics(addresses[0])
+        return seen["client_stalls_total"] == 1 and not any(seen[f"changelog_lag{{{n}}}"] for n in range(4))
+
+    def remember(*arguments: Any, **options: Any) -> Consumer:
+        clients.append(make_consumer(*arguments, **options))
+        return clients[-1]
+
+    monkeypatch.setattr("streams.companion.make_consumer", remember)
+    payments = small_world()[0].to_pylist()
+    topics, group = Topics(settings), f"{settings.topic_prefix}stream"
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
+        deployment.create_topics()
+        deployment.configure("companion", "stall_timeout_s = 4\n")
+        stream = deployment.start("stream")
+        topics.send_payments(payments[:200])
+        wait_until_worked_in(settings, group)
+        with wiring.companion(read_source(str(deployment.config)), announce=addresses.append) as companion:
+            stop = Event()
+            thread = Thread(target=companion.run, args=(stop,))
+            thread.start()
+            try:
+                wait_until(lambda: not companion.health.problems(), "it is ready", every_s=0.05)
+                clients[0].pause(clients[0].assignment()[1:])
+                topics.send_payments(payments[200:])
+                wait_until_worked_in(settings, group)
+                assert stream.stop() == 0
+                wait_until(is_read_to_the_end, "the changelog is read to its end", every_s=0.1)
+            finally:
+                stop.set()
+                thread.join()
+        stored = read_store(deployment.store)
+        assert read_mirror(deployment, stored) == stored
+
+
 def test_without_kafka_it_is_alive_and_not_ready_and_ready_when_kafka_is_back(
     tmp_path: Path, topic_prefix: str
 ) -> None:
     with (
-        KafkaServer(tmp_path / "kafka") as kafka,
+        KafkaServer(tmp_path / "kafka", QUICK_RETURN) as kafka,
         Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment,
     ):
         deployment.create_topics()

@@ -15,17 +15,14 @@ from confluent_kafka.cimpl import NewTopic
 
 from features.lmdb_store import LmdbSettings, LmdbStore
 from schemas.avro import Encoder, LocalSchemaIds
-from schemas.errors import BrokerUnavailable, Misconfigured
+from schemas.errors import Misconfigured
 from streams.batch import record_key
 from streams.deadletters import DamagedLetter, DeadLetters, Letter, LetterId, LetterReader
 from streams.kafka import (
     KafkaSettings,
     Record,
     Sender,
-    end_offsets,
-    make_consumer,
     make_producer,
-    partitions_of,
 )
 from streams.retry import KafkaNotes, KafkaOrigins, Note, Retried, retry
 from streams.simulator import simulate
@@ -34,21 +31,6 @@ from tests.services.kafka import KafkaServer
 from tests.topics import read_topic
 
 IDS = LocalSchemaIds()
-
-
-@pytest.fixture
-def deployment(deployment: Deployment, settings: KafkaSettings) -> Deployment:
-    wait_until(lambda: is_led(settings, "dead-letters"), "a young topic has its leader", every_s=0.1)
-    return deployment
-
-
-def is_led(settings: KafkaSettings, name: str) -> bool:
-    with closing(make_consumer(settings, group_id="reader")) as consumer:
-        try:
-            end_offsets(consumer, settings.topic(name), partitions_of(settings, name))
-        except BrokerUnavailable:
-            return False
-        return True
 
 
 def produce(settings: KafkaSettings, name: str, value: bytes | None, **more: Any) -> None:

@@ -18,7 +18,7 @@ from schemas.avro import Decoder, Encoder, LocalSchemaIds
 from tests.services import fetch
 from tests.services.fetch import ServiceMissing
 from tests.services.java import JavaProcess, StartFailed, free_port
-from tests.services.kafka import QUICK_COMPACTION, KafkaServer, consume, produce
+from tests.services.kafka import QUICK_COMPACTION, QUICK_RETURN, KafkaServer, consume, produce
 
 IDS = LocalSchemaIds()
 WAIT_S = 30.0
@@ -96,7 +96,7 @@ def test_a_topic_nobody_created_does_not_appear_by_itself(kafka: KafkaServer, to
 
 
 def test_a_killed_broker_comes_back_with_every_acknowledged_record(tmp_path: Path) -> None:
-    with KafkaServer(tmp_path) as server:
+    with KafkaServer(tmp_path, QUICK_RETURN) as server:
         server.create_topics(NewTopic("decisions", num_partitions=2, replication_factor=1))
         acknowledged: set[bytes] = set()
 

@@ -19,7 +19,7 @@ from streams.kafka import KafkaSettings, consume, make_consumer, make_transactio
 from streams.shipping import Shipper, shipper_of
 from streams.topics import TopicSettings, create_topics
 from tests.processes import wait_until
-from tests.services.kafka import KafkaServer
+from tests.services.kafka import QUICK_RETURN, KafkaServer
 
 _log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def test_a_broker_away_for_longer_than_a_transaction_may_take_loses_and_repeats_
     Killed in the moment between the two, Kafka 4.3 may take a transaction for complete without having marked it where
     no other broker has the partition: it is lost for readers. So says ARCHITECTURE.md under Limits.
     """
-    with KafkaServer(tmp_path / "kafka") as kafka:
+    with KafkaServer(tmp_path / "kafka", QUICK_RETURN) as kafka:
         settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
         create_topics(settings, TopicSettings(partitions=4), [])
         world = World(tmp_path / "outbox", settings)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import pytest
+from confluent_kafka import Consumer
 from confluent_kafka.cimpl import NewTopic
 from prometheus_client import CollectorRegistry
 
@@ -20,12 +23,14 @@ from features.memory_store import MemoryStore
 from features.money import load_rates
 from features.passage import Passage
 from schemas.avro import Decoder, LocalSchemaIds
-from streams.kafka import KafkaSettings
+from streams import pipeline
+from streams.kafka import KafkaSettings, make_consumer
 from streams.pipeline import Pipeline, StreamSettings, stream_metrics
 from tests.packed import sources_of, without_sources
 from tests.processes import Deployment, wait_until
 from tests.services.kafka import KafkaServer
 from tests.topics import (
+    ENTITIES,
     Topics,
     assert_profiles_equal,
     batch_profiles,
@@ -201,6 +206,57 @@ def values(settings: KafkaSettings, name: str) -> list[bytes]:
     return [record.value for record in read_topic(settings, name) if record.value is not None]
 
 
+@contextmanager
+def working(worker: Pipeline) -> Iterator[None]:
+    """The worker runs in a thread until the block ends."""
+    stop = Event()
+    thread = Thread(target=worker.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
+    deployment: Deployment, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the broker was fenced for a moment. Here partitions are paused, and the worker doesn't know."""
+    del deployment  # it has made the topics
+    payments, outcomes = small_world()
+    topics, group = Topics(settings), f"{settings.topic_prefix}stalled"
+    clients = []
+
+    def remember(*arguments: Any, **options: Any) -> Consumer:
+        clients.append(make_consumer(*arguments, **options))
+        return clients[-1]
+
+    monkeypatch.setattr(pipeline, "make_consumer", remember)
+    engine, store, registry = FeatureEngine(), MemoryStore(), CollectorRegistry()
+    worker = Pipeline(
+        kafka=settings,
+        settings=StreamSettings(group_id=group, session_timeout_ms=6000, stall_timeout_s=4),
+        store=store,
+        engine=engine,
+        rates=load_rates(),
+        ids=LocalSchemaIds(),
+        metrics=stream_metrics(StreamSettings(), engine.plan.entity_names, registry),
+    )
+    half = len(payments) // 2
+    topics.send_payments(payments.slice(0, half).to_pylist())
+    with working(worker):
+        wait_until_worked_in(settings, group)
+        clients[0].pause([place for place in clients[0].assignment() if place.partition != 0])
+        topics.send_payments(payments.slice(half).to_pylist())
+        topics.send_outcomes(outcomes.to_pylist())
+        wait_until_worked_in(settings, group)
+    assert registry.get_sample_value("paywarden_stream_client_stalls_total") == len(clients) - 1 == 1
+    stored = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
+    assert_profiles_equal(stored, batch_profiles(payments, outcomes))
+    assert read_changelog(settings) == stored
+
+
 class Contested(MemoryStore):
     """Between the stream's read and its write, another worker writes the first card's profile."""
 
@@ -234,7 +290,7 @@ def test_what_another_worker_wrote_meanwhile_is_kept_and_nothing_is_counted_twic
     topics = Topics(settings)
     topics.send_payments(rows)
     registry = CollectorRegistry()
-    pipeline = Pipeline(
+    worker = Pipeline(
         kafka=settings,
         settings=StreamSettings(group_id="contested"),
         store=store,
@@ -243,14 +299,8 @@ def test_what_another_worker_wrote_meanwhile_is_kept_and_nothing_is_counted_twic
         ids=LocalSchemaIds(),
         metrics=stream_metrics(StreamSettings(), engine.plan.entity_names, registry),
     )
-    stop = Event()
-    worker = Thread(target=pipeline.run, args=(stop,))
-    worker.start()
-    try:
+    with working(worker):
         wait_until_worked_in(settings, "contested")
-    finally:
-        stop.set()
-        worker.join()
     assert store.contested is not None
     assert registry.get_sample_value("paywarden_stream_payments_total") == 200
     assert registry.get_sample_value("paywarden_stream_duplicates_total") == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from streams.broker import EmbeddedBroker
 from streams.kafka import KafkaSettings
 from tests.processes import ROOT, Deployment, PaywardenProcess, get, is_ready, samples, wait_until
-from tests.services.kafka import KafkaServer, produce
+from tests.services.kafka import QUICK_RETURN, KafkaServer, produce
 from tests.topics import letter
 
 AWAY_S = 10
@@ -133,7 +133,7 @@ def test_kafka_away_for_longer_than_its_sessions_ends_nothing_and_loses_nothing(
     tmp_path: Path, topic_prefix: str
 ) -> None:
     name = "paywarden_dead_letters_total"
-    with KafkaServer(tmp_path / "kafka") as kafka:
+    with KafkaServer(tmp_path / "kafka", QUICK_RETURN) as kafka:
         settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
         letters = settings.topic("dead-letters")
         with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment:

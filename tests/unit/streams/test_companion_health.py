@@ -108,7 +108,8 @@ def test_the_age_of_the_mirror_is_of_when_it_is_asked_for(world: World) -> None:
 
 
 def test_what_waits_is_shown_as_it_stands(world: World) -> None:
-    world.metrics.lag({0: 10, 1: 7, 2: 3}, {0: 4, 1: 8})
+    places = [("profiles", number) for number in range(3)]
+    world.metrics.lag(dict(zip(places, (10, 7, 3), strict=True)), dict(zip(places, (4, 8), strict=False)))
     assert [world.value("changelog_lag", partition=str(number)) for number in range(3)] == [6, 0, 3]
     world.metrics.shipping(shipped=5, under_way=2, waiting_bytes={"worker-0": 900})
     world.metrics.shipping(shipped=8, under_way=0, waiting_bytes={"worker-0": 0, "worker-1": 30})

@@ -11,8 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streams.consumer import BatchConsumer, Place, offsets_after
-from streams.kafka import Record
+from streams.consumer import BatchConsumer, offsets_after
+from streams.kafka import Place, Record
+from streams.stalls import NOTHING_HEARD
 from tests.fake_kafka import FakeBroker, FakeConsumer
 
 A, B, SLOW = ("t", 0), ("t", 1), ("slow", 0)
@@ -266,6 +267,42 @@ def test_nothing_is_made_up_for_of_a_partition_that_has_gone() -> None:
 
 
 PLACES = (A, B, SLOW)
+
+
+def test_positions_are_of_what_is_read_and_unknown_until_something_is_heard() -> None:
+    group = Group(A, B, SLOW, count=2)
+    assert group.consumer.positions() == {}
+    group.take(1)
+    assert group.consumer.positions() == {A: NOTHING_HEARD, B: NOTHING_HEARD, SLOW: 1}
+    group.take()
+    assert group.consumer.positions() == {A: 2, B: 2, SLOW: 2}
+    group.consumer.pause("slow", True)
+    assert group.consumer.positions() == {A: 2, B: 2}
+    group.consumer.hold()
+    assert group.consumer.positions() == {}
+    group.consumer.release()
+    group.client.will_revoke(B)
+    group.take()
+    assert group.consumer.positions() == {A: 2}
+    group.consumer.abandon()
+    assert group.consumer.positions() == {A: NOTHING_HEARD}
+
+
+def test_lag_is_what_the_client_has_heard_of_or_the_broker_says() -> None:
+    group = Group(A, B)
+    group.broker.unseen[B] = 1
+    group.take(4)
+    assert group.consumer.lag({}) == {A: 0, B: 4}
+    group.take()
+    # Behind the control record of a transaction, which nobody sees, there is nothing.
+    assert group.consumer.lag({}) == {A: 0, B: 0}
+    assert group.consumer.lag({A: 10, B: 2, SLOW: 9}) == {A: 7, B: 0}
+
+
+def test_the_end_of_an_empty_partition_is_a_position() -> None:
+    group = Group(A, count=0)
+    group.take()
+    assert group.consumer.positions() == {A: 0}
 
 
 class AnyOrder(RuleBasedStateMachine):

@@ -55,7 +55,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def watch(admin: Any, clock: Clock) -> EndsWatch:
-    return EndsWatch(admin, "profiles", [0, 1], clock)
+    return EndsWatch(admin, "profiles", lambda: [("profiles", 0), ("profiles", 1)], clock)
 
 
 def test_an_answer_is_given_once_and_not_waited_for(watch: EndsWatch, admin: FakeAdmin, clock: Clock) -> None:
@@ -63,7 +63,7 @@ def test_an_answer_is_given_once_and_not_waited_for(watch: EndsWatch, admin: Fak
     assert watch.look() is None
     admin.answer(5, 7)
     clock.now += 1
-    assert watch.look() == {0: 5, 1: 7}
+    assert watch.look() == {("profiles", 0): 5, ("profiles", 1): 7}
     assert watch.look() is None
 
 
@@ -73,7 +73,7 @@ def test_one_request_at_a_time_is_under_way(watch: EndsWatch, admin: FakeAdmin, 
         clock.now += 10
     assert admin.asked == 1
     admin.answer(1, 1)
-    assert watch.look() == {0: 1, 1: 1}
+    assert watch.look() == {("profiles", 0): 1, ("profiles", 1): 1}
     assert admin.asked == 2
 
 

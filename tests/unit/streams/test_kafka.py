@@ -3,11 +3,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from schemas.errors import BrokerUnavailable
 from streams import kafka as kafka_module
-from streams.kafka import KafkaSettings, consume, offsets_at, records_between, records_to_end
+from streams.kafka import KafkaSettings, consume, end_offsets, offsets_at, records_between, records_to_end
 
 
 class FakeMessage:
@@ -114,6 +114,34 @@ def test_a_broker_that_gives_nothing_before_the_end_is_not_waited_for_for_ever(m
     monkeypatch.setattr(kafka_module, "READ_TIMEOUT_S", 0.01)
     with pytest.raises(BrokerUnavailable, match="did not give the end of payments"):
         offsets_to_end(FakeTopic(9, [FakeMessage(4)]))
+
+
+class Elected:
+    """A client whose partition has no leader for some questions."""
+
+    def __init__(self, refused: int, code: int = KafkaError.NOT_LEADER_FOR_PARTITION) -> None:
+        self.left, self.code = refused, code
+
+    def get_watermark_offsets(self, place: TopicPartition, timeout: float) -> tuple[int, int]:
+        assert timeout > 0
+        self.left -= 1
+        if self.left >= 0:
+            raise KafkaException(KafkaError(self.code))
+        return 0, 10 + place.partition
+
+
+def test_while_a_partition_gets_its_leader_its_end_is_waited_for() -> None:
+    assert end_offsets(cast("Consumer", Elected(3)), "t", [0, 1]) == {0: 10, 1: 11}
+
+
+def test_a_leader_is_not_waited_for_for_ever_and_another_error_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_module, "REACH_TIMEOUT_S", 0.3)
+    with pytest.raises(BrokerUnavailable, match=r"does not say where t ends: .*[Ll]eader"):
+        end_offsets(cast("Consumer", Elected(1000)), "t", [0])
+    refused = Elected(1000, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    with pytest.raises(BrokerUnavailable, match="does not say where t ends"):
+        end_offsets(cast("Consumer", refused), "t", [0])
+    assert refused.left == 999
 
 
 def test_no_password_is_in_the_settings_repr() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from threading import Event, Timer
+from threading import Event, Thread, Timer
 from typing import Any
 
 import pytest
@@ -20,8 +20,9 @@ from streams.kafka import KafkaSettings
 from streams.pipeline import Pipeline, StreamSettings
 from streams.progress import PREFIX
 from streams.repartition import decode_frame
-from tests.fake_kafka import FakeBroker, FakeConsumer, Place
+from tests.fake_kafka import FakeAdmin, FakeBroker, FakeConsumer, Place
 from tests.packed import without_sources
+from tests.processes import wait_until
 from tests.topics import batch_profiles, small_world
 
 P0, P1, O0 = ("payments", 0), ("payments", 1), ("outcomes", 0)
@@ -117,7 +118,7 @@ class Worker:
         self.stop = Event()
         self.now_ms = NOW_MS
         monkeypatch.setattr(pipeline, "make_consumer", lambda *_, **__: self.client)
-        monkeypatch.setattr(pipeline, "make_admin", lambda _: None)
+        monkeypatch.setattr(pipeline, "make_admin", lambda _: FakeAdmin(self.broker))
         monkeypatch.setattr(pipeline, "Sender", lambda *_, **__: self.sender)
         for module in (pipeline, changelog):
             monkeypatch.setattr(module, "partitions_of", lambda _, topic: PARTITIONS.get(topic, [0]))
@@ -129,7 +130,7 @@ class Worker:
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
         self.pipeline = Pipeline(
             kafka=KafkaSettings(),
-            settings=StreamSettings(batch_max=batch_max, batch_wait_ms=1, progress_every_ms=0),
+            settings=StreamSettings(batch_max=batch_max, batch_wait_ms=1, progress_every_ms=0, stall_timeout_s=20),
             store=self.store,
             engine=engine(),
             rates=load_rates(),
@@ -187,13 +188,18 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
     return Worker(monkeypatch)
 
 
-def assert_profiles_are_of(worker: Worker, count: int) -> None:
+def profiles_of(count: int) -> dict[bytes, bytes]:
+    """Of the first payments of the world, as `Worker.profiles` gives them."""
     payments, outcomes = small_world()
-    wanted = batch_profiles(payments.slice(0, count), outcomes.slice(0, 0))
-    got = worker.profiles()
-    assert {key: without_sources(value) for key, value in got.items()} == {
-        key: without_sources(value) for key, value in wanted.items()
-    }
+    return in_essence(batch_profiles(payments.slice(0, count), outcomes.slice(0, 0)))
+
+
+def in_essence(profiles: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    return {key: without_sources(value) for key, value in profiles.items()}
+
+
+def assert_profiles_are_of(worker: Worker, count: int) -> None:
+    assert in_essence(worker.profiles()) == profiles_of(count)
 
 
 def test_payments_end_in_profiles_and_the_changelog_has_the_stores_last_values(worker: Worker) -> None:
@@ -438,6 +444,52 @@ def test_a_full_batch_tells_nothing_by_the_clock(monkeypatch: pytest.MonkeyPatch
     worker.pay(world()[0][15:16], P1)
     worker.step()
     assert worker.sender.claims()[-1] == {0: ARRIVED_MS + 9}
+
+
+class Restarted:
+    """A worker that runs in a thread, on clients one after the other; the first has lost a partition."""
+
+    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch, *stalled: Place) -> None:
+        monkeypatch.setattr("streams.ends.ASK_EVERY_S", 0.0)
+        self.worker = worker
+        self.clients = [worker.client, FakeConsumer(worker.broker)]
+        worker.client.stalled.update(stalled)
+        self.clients[1].will_assign(P0, P1, O0, *FRAMES)
+        waiting = iter(self.clients[1:])
+        monkeypatch.setattr(pipeline, "make_consumer", lambda *_, **__: next(waiting))
+
+    def run_until(self, ended: Callable[[], bool], may_begin: Callable[[], bool] = lambda: True) -> None:
+        thread = Thread(target=self.worker.pipeline.run, args=(self.worker.stop, may_begin))
+        thread.start()
+        try:
+            wait_until(lambda: ended() or not thread.is_alive(), "the worker has come so far", every_s=0.01)
+            assert ended()
+        finally:
+            self.worker.stop.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("lost", [P0, FRAMES[0]])
+def test_a_client_that_gives_nothing_of_a_partition_is_replaced_and_nothing_is_lost(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, lost: Place
+) -> None:
+    restarted = Restarted(worker, monkeypatch, lost)
+    worker.pay(world()[0], P0)
+    wanted = profiles_of(60)
+    restarted.run_until(lambda: in_essence(worker.profiles()) == wanted)
+    assert [client.is_closed for client in restarted.clients] == [True, True]
+    assert worker.broker.committed[P0] == 60
+    assert next(sample.value for family in worker.pipeline.metrics.stalls.collect() for sample in family.samples) == 1
+
+
+def test_a_worker_that_comes_back_with_a_new_client_asks_again_whether_it_may_begin(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restarted = Restarted(worker, monkeypatch, P0)
+    worker.pay(world()[0], P0)
+    asked = iter([True, False])
+    restarted.run_until(lambda: restarted.clients[1].is_closed, may_begin=lambda: next(asked))
+    assert worker.broker.committed.get(P0, 0) == 0
 
 
 def changelog_progress(worker: Worker) -> list[bytes]:
