@@ -32,7 +32,6 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -135,21 +134,15 @@ class OutboxWriter:
         """Where the next record will begin."""
         return self._end
 
-    def starts(self, payloads: Sequence[bytes]) -> list[int]:
-        """Where each of `payloads` will begin if they are what is appended next."""
-        sizes = (_RECORD.size + len(payload) for payload in payloads[:-1])
-        return list(itertools.accumulate(sizes, initial=self._end))
-
     def append(self, payload: bytes) -> int:
         """Append one record; returns the position after it. Raises OutboxFull or OutboxUnavailable."""
         return self._write(framed(payload))
 
-    def append_many(self, payloads: Sequence[bytes]) -> int:
-        """Append all of `payloads`, or none if it raises, in one write; after a crash, the first few may be there."""
-        return self._write(b"".join(map(framed, payloads)))
-
     def append_frames(self, frames: bytes) -> int:
-        """`append_many` of records that have been framed (see `framed`), one behind the other."""
+        """Append records that have been framed (see `framed`), one behind the other: all, or none if it raises.
+
+        In one write; after a crash, the first few may be there. Returns and raises as `append` does.
+        """
         return self._write(frames)
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from streams.shipping import Shipper, shipper_of
 from streams.topics import TopicSettings, create_topics
 from tests.processes import wait_until
 from tests.services.kafka import QUICK_RETURN, KafkaServer
+from tests.unit.scoring.outboxes import append_all
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ class World:
     def decide(self, count: int) -> None:
         ids = [f"p{len(self.decided) + number}" for number in range(count)]
         self.decided += ids
-        self.writer.append_many(
+        append_all(
+            self.writer,
             [
                 OutboxEntry(
                     request=ScoreRequest(payment_id=payment_id),
@@ -60,7 +62,7 @@ class World:
                     vector=bytes(240),
                 ).SerializeToString()
                 for payment_id in ids
-            ]
+            ],
         )
 
     def ship(self) -> None:

@@ -24,6 +24,7 @@ from scoring import answered
 from scoring.answered import Answered, AnsweredSettings, worker_name
 from scoring.outbox import OutboxSettings, OutboxWriter
 from scoring.payments import Payments
+from tests.unit.scoring.outboxes import append_all, starts
 
 # Payments that are asked for over and over until others take their place.
 ALIVE_PAYMENTS = 40
@@ -100,8 +101,8 @@ def work(folder: Path, worker: int, seed: int) -> NoReturn:
                 won.append((claim, OutboxEntry(request=request, response=response)))
         if won:
             slots, payloads = [slot for slot, _ in won], [entry.SerializeToString() for _, entry in won]
-            table.place(slots, outbox.starts(payloads))
-            outbox.append_many(payloads)
+            table.place(slots, starts(outbox, payloads))
+            append_all(outbox, payloads)
             table.settle(slots)
             answers += [entry for _, entry in won]
         lines = "".join(f"{entry.request.payment_id} {entry.response.decision_id}\n" for entry in answers)

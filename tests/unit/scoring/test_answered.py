@@ -19,6 +19,7 @@ from scoring.answered import UNREMEMBERED, Answered, AnsweredMetrics, AnsweredSe
 from scoring.metrics import Registry
 from scoring.outbox import OutboxReader, OutboxSettings, OutboxWriter, workers
 from scoring.payments import Payments
+from tests.unit.scoring.outboxes import append_all, starts
 
 NOW_MS = 1_700_000_000_000
 WINDOW_MS = 600_000
@@ -69,7 +70,7 @@ class Worker:
         return entry_of(request, f"d{Worker.made}")
 
     def place(self, slot: int, entry: OutboxEntry) -> None:
-        self.answered.place((slot,), self.outbox.starts([entry.SerializeToString()]))
+        self.answered.place((slot,), starts(self.outbox, [entry.SerializeToString()]))
 
     def ask(self, request: ScoreRequest, now_ms: int = NOW_MS) -> str | Claim:
         """As a caller sees it: the decision's id, or why there is none."""
@@ -381,9 +382,9 @@ class Crashes(RuleBasedStateMachine):
         slots, payloads = [slot for _, _, slot in doing], [entry.SerializeToString() for _, entry, _ in doing]
         following = {"claimed": "placed", "placed": "appended", "appended": ""}[step]
         if step == "claimed" and not fails:
-            worker.answered.place(slots, worker.outbox.starts(payloads))
+            worker.answered.place(slots, starts(worker.outbox, payloads))
         elif step == "placed" and not fails:
-            worker.outbox.append_many(payloads)
+            append_all(worker.outbox, payloads)
         elif step == "appended":
             worker.answered.settle(slots)
             for _, entry, _ in doing:

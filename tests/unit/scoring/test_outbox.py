@@ -24,6 +24,7 @@ from scoring.outbox import (
     OutboxUnavailable,
     OutboxWriter,
 )
+from tests.unit.scoring.outboxes import append_all, starts
 
 payloads = st.lists(st.binary(min_size=1, max_size=40), max_size=20)
 
@@ -105,7 +106,7 @@ def test_a_reader_of_an_outbox_that_does_not_exist_yet_waits(small: OutboxSettin
 
 def test_records_appended_together_are_records_of_their_own(small: OutboxSettings) -> None:
     writer = OutboxWriter(small, "w0")
-    assert writer.append_many([b"a", b"bb"]) == writer.position == 19
+    assert append_all(writer, [b"a", b"bb"]) == writer.position == 19
     writer.close()
     assert read_all(small) == [b"a", b"bb"]
 
@@ -317,7 +318,7 @@ def test_a_write_cut_short_by_a_full_disk_is_taken_back(small: OutboxSettings, m
 
 FULL_DISK = """
 import resource, sys
-from scoring.outbox import OutboxSettings, OutboxUnavailable, OutboxWriter
+from scoring.outbox import OutboxSettings, OutboxUnavailable, OutboxWriter, framed
 writer = OutboxWriter(OutboxSettings(sys.argv[1], segment_bytes=1 << 20), "w0")
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -327,7 +328,7 @@ while refused < 3:
     # Batches of another size each time: some meet the limit inside a record.
     batch = [b"%06d" % (taken + number) + bytes(90) for number in range(1 + refused * 7 + taken % 5)]
     try:
-        writer.append_many(batch)
+        writer.append_frames(b"".join(map(framed, batch)))
         taken += len(batch)
     except OutboxUnavailable:
         refused += 1
@@ -371,16 +372,16 @@ def test_what_begins_at_a_position_is_read_and_nothing_else_is(small: OutboxSett
     small = replace(small, total_bytes_max=100_000)
     writer = OutboxWriter(small, "w0")
     records = [*numbered(9), b"x" * 10_000, b"last"]
-    starts = []
+    begins = []
     for record in records:
-        starts += writer.starts([record])
+        begins.append(writer.position)
         writer.append(record)
     many = [b"a", b"bb", b"ccc"]
-    starts += writer.starts(many)
-    writer.append_many(many)
+    begins += starts(writer, many)
+    append_all(writer, many)
     reader = OutboxReader(small, "w0")
-    assert [reader.at(start) for start in starts] == records + many
-    assert [reader.at(position) for position in (starts[1] + 1, writer.position, 2**40)] == [None] * 3
+    assert [reader.at(start) for start in begins] == records + many
+    assert [reader.at(position) for position in (begins[1] + 1, writer.position, 2**40)] == [None] * 3
     reader.release(writer.position)
     assert reader.at(0) is None
     writer.close()
