@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,7 @@ from models.compiler import COMPILER_OPTIONS, compile_library, compiler_name
 from models.explain import Explainer, read_trees
 from models.predictor import GtilPredictor, NativePredictor, Predictor
 from models.sigmoid import sigmoids
+from models.stored_arrays import UNREADABLE, read_arrays
 from schemas.errors import BundleRefused
 
 if TYPE_CHECKING:
@@ -131,8 +131,7 @@ class Bundle:
 
 def _check_explained(bundle: Path, part: Part, explainer: Explainer) -> None:
     """Refuse reasons that do not add up to LightGBM's margins. Also compiles what gives them."""
-    with np.load(bundle / part.golden, allow_pickle=False) as golden:
-        vectors, wanted = golden["vectors"], golden["margins"]
+    vectors, wanted = _golden(bundle, part)
     got = np.array([explainer.base + explainer.contributions(vector).sum() for vector in vectors])
     if not np.allclose(got, wanted, rtol=1e-9, atol=1e-9):
         raise BundleRefused(f"bundle {bundle}: what features add to a score is not what {part.model_text} gives")
@@ -235,15 +234,22 @@ def golden_gate(bundle: Path, part: Part = LARGE) -> ParityGate:
     # LightGBM is for those who build: a scoring process never loads it.
     from models.parity import ParityGate
 
-    with np.load(bundle / part.golden, allow_pickle=False) as golden:
-        vectors = golden["vectors"]
+    vectors, _ = _golden(bundle, part)
     return ParityGate.of(bundle / part.model_text, golden_payments(bundle), golden=vectors)
+
+
+def _golden(bundle: Path, part: Part) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Golden vectors and their margins, of whatever shape and type they are. Raises BundleRefused."""
+    try:
+        arrays = read_arrays(bundle / part.golden)
+        return arrays["vectors"], arrays["margins"]
+    except UNREADABLE as error:
+        raise BundleRefused(f"bundle {bundle}: {part.golden} cannot be read: {error}") from error
 
 
 def golden_payments(bundle: Path) -> NDArray[np.float32]:
     """Those of the golden vectors that are payments of the training window, an even part of them."""
-    with np.load(bundle / GOLDEN, allow_pickle=False) as golden:
-        vectors: NDArray[np.float32] = golden["vectors"]
+    vectors, _ = _golden(bundle, LARGE)
     # The second half was invented.
     return np.ascontiguousarray(vectors[: (len(vectors) + 1) // 2])
 
@@ -321,11 +327,7 @@ def _check_files(bundle: Path, manifest: Manifest) -> None:
 
 def check_golden(bundle: Path, manifest: Manifest, predictor: Predictor, part: Part = LARGE) -> None:
     """Refuse a predictor that gives one golden vector another margin, to the bit."""
-    try:
-        with np.load(bundle / part.golden, allow_pickle=False) as golden:
-            vectors, wanted = golden["vectors"], golden["margins"]
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise BundleRefused(f"bundle {bundle}: {part.golden} cannot be read: {error}") from error
+    vectors, wanted = _golden(bundle, part)
     if vectors.dtype != np.float32 or vectors.shape != (len(wanted), len(manifest.feature_names)):
         raise BundleRefused(f"bundle {bundle}: {part.golden} does not fit the manifest")
     got = predictor.margins(np.ascontiguousarray(vectors))

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +22,13 @@ from models.bundle import read_manifest, sha256_of
 from models.counts import Counts
 from models.signal_layout import Kinds, Layout, Ranks
 from models.signals import Block
+from models.stored_arrays import UNREADABLE, read_arrays
 from models.usual import Usual, nothing_usual
 from schemas.errors import BundleRefused
 
 REFERENCE = "reference.npz"
 _FORMAT = 1
 _COUNTS = ("payments", "scores", "actions", "features", "flags", "ages")
-# What NumPy and zipfile raise of damaged files. RuntimeError: what looks encrypted, or packed in a way not known.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, BadZipFile, TokenError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -98,9 +94,7 @@ def layout_of(counts: Counts, feature_names: tuple[str, ...], review_at: float, 
 def read_reference(path: Path) -> Reference:
     """What `save` wrote. Raises BundleRefused naming the file."""
     try:
-        # Opened here: of a damaged zip NumPy leaves the file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_arrays(path)
         head = json.loads(str(arrays["head"]))
         if head["format"] != _FORMAT:
             raise BundleRefused(f"{path}: wanted a reference of format {_FORMAT}, got {head['format']}")
@@ -111,7 +105,7 @@ def read_reference(path: Path) -> Reference:
         usual = Usual(*(arrays[f"usual_{field.name}"] for field in fields(Usual)))
         wanted = _shapes((*Counts.empty(binning).arrays, np.empty((len(names), FEATURE_BINS - 1))))
         fits = _shapes((*counts.arrays, binning.feature_edges)) == wanted
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise BundleRefused(f"{path}: it cannot be read as a reference of decisions") from error
     layout = layout_of(counts, names, review_at, kinds) if fits else None
     if layout is None or _shapes(vars(usual).values()) != _shapes(vars(nothing_usual(layout)).values()):

@@ -18,6 +18,7 @@ from models.bundle import (
     MODEL_TEXT,
     build_native,
     calibrated,
+    golden_payments,
     load_bundle,
     native_library,
     sha256_of,
@@ -275,6 +276,26 @@ def test_a_golden_file_that_is_none_is_refused(bundle: Path) -> None:
     (bundle / GOLDEN).write_bytes(b"not a zip file")
     edit_manifest(bundle, lambda manifest: manifest["files"].update({GOLDEN: sha256_of(bundle / GOLDEN)}))
     assert "golden.npz cannot be read" in refusal(bundle)
+
+
+def test_a_damaged_golden_file_is_refused_whatever_is_damaged_in_it(tmp_path: Path) -> None:
+    """Its checksum may be right: of a file that was damaged before it was signed."""
+    np.savez_compressed(tmp_path / GOLDEN, vectors=np.zeros((3, 2), np.float32), margins=np.zeros(3))
+    whole = (tmp_path / GOLDEN).read_bytes()
+    wanted = golden_payments(tmp_path).tolist()
+    refused = 0
+    for place in range(len(whole)):
+        for damage in (0x01, 0x80, 0xFF):
+            damaged = bytearray(whole)
+            damaged[place] ^= damage
+            (tmp_path / GOLDEN).write_bytes(damaged)
+            try:
+                # What nobody reads, as the time of a file, may be damaged.
+                assert golden_payments(tmp_path).tolist() == wanted
+            except BundleRefused as error:
+                assert "golden.npz cannot be read" in str(error)  # noqa: PT017
+                refused += 1
+    assert refused > len(whole)
 
 
 def test_compile_refuses_a_bundle_with_a_wrong_checksum(bundle: Path) -> None:
