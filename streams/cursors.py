@@ -14,11 +14,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from schemas.errors import BrokerUnavailable, Misconfigured
-from streams.kafka import REACH_TIMEOUT_S, KafkaSettings, consume, make_admin, make_consumer, partitions_of, reason_of
+from streams.kafka import (
+    REACH_TIMEOUT_S,
+    KafkaSettings,
+    consume,
+    make_admin,
+    make_consumer,
+    partitions_of,
+    when_led,
+)
 
 CURSORS_TOPIC = "outbox-cursors"
 # A read waits for transactions of other hosts that are open, and those of a host that has died run out first.
@@ -129,8 +137,10 @@ def _written_to(kafka: KafkaSettings, topic: str, partitions: list[int]) -> dict
     wanted = {TopicPartition(topic, number): OffsetSpec.latest() for number in partitions}  # type: ignore[no-untyped-call]
     # Kept until the answers are in: they go with the client.
     admin = make_admin(kafka)
-    asked = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REACH_TIMEOUT_S)
-    try:
+
+    def ask() -> dict[int, int]:
+        level = IsolationLevel.READ_UNCOMMITTED
+        asked = admin.list_offsets(wanted, isolation_level=level, request_timeout=REACH_TIMEOUT_S)
         return {place.partition: answer.result().offset for place, answer in asked.items()}
-    except KafkaException as error:
-        raise BrokerUnavailable(f"Kafka does not say where {topic} ends: {reason_of(error)}") from error
+
+    return when_led(ask, f"where {topic} ends")

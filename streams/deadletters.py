@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from schemas.avro import Decoder, Encoder, SchemaIds
 from schemas.errors import BrokerUnavailable, InvalidEvent, Misconfigured
 from streams.kafka import (
-    REACH_TIMEOUT_S,
     READ_TIMEOUT_S,
     KafkaSettings,
     Record,
@@ -21,8 +20,8 @@ from streams.kafka import (
     consume,
     make_consumer,
     partitions_of,
-    reason_of,
     records_to_end,
+    watermarks,
 )
 
 # Written by `paywarden dead-letters retry`, for whoever reads the record next.
@@ -177,17 +176,13 @@ class LetterReader:
     def _record(self, letter_id: LetterId) -> Record:
         if letter_id.partition not in self._partitions:
             raise Misconfigured(f"there is no letter {letter_id}: {self._topic} has no partition {letter_id.partition}")
-        place = TopicPartition(self._topic, letter_id.partition, letter_id.offset)
-        try:
-            first, end = self._consumer.get_watermark_offsets(place, timeout=REACH_TIMEOUT_S)
-        except KafkaException as error:
-            raise BrokerUnavailable(f"Kafka does not say what {self._topic} holds: {reason_of(error)}") from error
+        first, end = watermarks(self._consumer, self._topic, letter_id.partition)
         if not first <= letter_id.offset < end:
             held = (
                 f"letters {letter_id.partition}-{first} to {letter_id.partition}-{end - 1}" if first < end else "none"
             )
             raise Misconfigured(f"there is no letter {letter_id}: {self._topic} holds {held}")
-        self._consumer.assign([place])
+        self._consumer.assign([TopicPartition(self._topic, letter_id.partition, letter_id.offset)])
         deadline = time.monotonic() + READ_TIMEOUT_S
         while time.monotonic() < deadline:
             for record in consume(self._consumer, 1, 0.5).records:

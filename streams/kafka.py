@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -294,24 +294,36 @@ def reason_of(error: KafkaException) -> str:
     return inner.str() if isinstance(inner, KafkaError) else str(inner)
 
 
-def end_offsets(consumer: Consumer, topic: str, partitions: Iterable[int]) -> dict[int, int]:
-    """The offset after the last record of each partition, asked from the broker. Raises BrokerUnavailable.
+_Answer = TypeVar("_Answer")
 
-    Waited for while a partition gets a leader, as one of a young topic or in an election.
+
+def when_led(ask: Callable[[], _Answer], what: str) -> _Answer:
+    """What Kafka answers; asked again while a partition gets a leader, as one of a young topic or in an election.
+
+    `what` is asked for, as in "where payments ends". Raises BrokerUnavailable.
     """
     deadline = time.monotonic() + REACH_TIMEOUT_S
-    return {number: _end_offset(consumer, TopicPartition(topic, number), deadline) for number in partitions}
-
-
-def _end_offset(consumer: Consumer, place: TopicPartition, deadline: float) -> int:
     while True:
         try:
-            return int(consumer.get_watermark_offsets(place, timeout=REACH_TIMEOUT_S)[1])
+            return ask()
         except KafkaException as error:
             if error.args[0].code() not in _LEADER_ERRORS or time.monotonic() > deadline:
-                reason = reason_of(error)
-                raise BrokerUnavailable(f"Kafka does not say where {place.topic} ends: {reason}") from error
+                raise BrokerUnavailable(f"Kafka does not say {what}: {reason_of(error)}") from error
             time.sleep(_LEADER_AGAIN_S)
+
+
+def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """The offset of the first record of a partition and the one after its last. Raises BrokerUnavailable."""
+    place = TopicPartition(topic, partition)
+    first, end = when_led(
+        lambda: consumer.get_watermark_offsets(place, timeout=REACH_TIMEOUT_S), f"where {topic} begins and ends"
+    )
+    return int(first), int(end)
+
+
+def end_offsets(consumer: Consumer, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+    """The offset after the last record of each partition, asked from the broker. Raises BrokerUnavailable."""
+    return {number: watermarks(consumer, topic, number)[1] for number in partitions}
 
 
 _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -329,12 +341,21 @@ def ask_end_offsets(admin: AdminClient, places: Iterable[Place]) -> dict[Place, 
 
 def end_offsets_of(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
     """As `ask_end_offsets`, waited for; None when the broker does not say now."""
-    asked = ask_end_offsets(admin, ((topic, number) for number in partitions))
     try:
-        return {partition: answer.result().offset for (_, partition), answer in asked.items()}
+        return _stable_ends(admin, topic, partitions)
     except KafkaException as error:
         _log.warning("Kafka does not say where %s ends: %s", topic, reason_of(error))
         return None
+
+
+def stable_end_offsets(admin: AdminClient, topic: str, partitions: Collection[int]) -> dict[int, int]:
+    """As `end_offsets`, without what a transaction has not committed. Raises BrokerUnavailable."""
+    return when_led(lambda: _stable_ends(admin, topic, partitions), f"where {topic} ends")
+
+
+def _stable_ends(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+    asked = ask_end_offsets(admin, ((topic, number) for number in partitions))
+    return {partition: answer.result().offset for (_, partition), answer in asked.items()}
 
 
 class Record(NamedTuple):
@@ -428,12 +449,16 @@ def offsets_at(consumer: Consumer, topic: str, ends: Mapping[int, int], time_ms:
 
     Raises BrokerUnavailable.
     """
-    try:
-        found = consumer.offsets_for_times(
-            [TopicPartition(topic, partition, time_ms) for partition in ends], timeout=REACH_TIMEOUT_S
-        )
-    except KafkaException as error:
-        raise BrokerUnavailable(f"Kafka does not say what arrived when: {reason_of(error)}") from error
+
+    def ask() -> list[TopicPartition]:
+        asked = [TopicPartition(topic, partition, time_ms) for partition in ends]
+        answered = consumer.offsets_for_times(asked, timeout=REACH_TIMEOUT_S)
+        for place in answered:
+            if place.error is not None:
+                raise KafkaException(place.error)
+        return answered
+
+    found = when_led(ask, f"what of {topic} arrived when")
     return {place.partition: place.offset if place.offset >= 0 else ends[place.partition] for place in found}
 
 

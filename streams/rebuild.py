@@ -31,12 +31,12 @@ from streams.drained import members_of
 from streams.kafka import (
     KafkaSettings,
     Sender,
-    end_offsets_of,
     make_admin,
     make_consumer,
     offsets_at,
     partitions_of,
     reason_of,
+    stable_end_offsets,
 )
 from streams.pipeline import Pipeline, StreamSettings
 from streams.repartition import repartition_topic
@@ -185,10 +185,7 @@ class Rebuild:
         ends: dict[str, Mapping[int, int]] = {}
         for name in topics:
             topic = self._kafka.topic(name)
-            found = end_offsets_of(self._admin, topic, partitions_of(self._kafka, name))
-            if found is None:
-                raise BrokerUnavailable(f"Kafka does not say where {topic} ends")
-            ends[topic] = found
+            ends[topic] = stable_end_offsets(self._admin, topic, partitions_of(self._kafka, name))
         return ends
 
     # Swapping

@@ -16,21 +16,20 @@ from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer
 
 from schemas.avro import Decoder, SchemaIds, topic_schema
-from schemas.errors import BrokerUnavailable, InvalidEvent
+from schemas.errors import InvalidEvent
 from streams.kafka import (
-    REACH_TIMEOUT_S,
     KafkaSettings,
     Record,
-    end_offsets_of,
     make_admin,
     make_consumer,
     offsets_at,
     partitions_of,
-    reason_of,
     records_between,
+    stable_end_offsets,
+    watermarks,
 )
 
 PARTITION, OFFSET, TIMESTAMP = "kafka_partition", "kafka_offset", "kafka_timestamp_ms"
@@ -159,9 +158,7 @@ class KafkaTopic:
         """See TopicSource. Raises BrokerUnavailable."""
         # Asked for first: what comes later is of the next reading, or a live topic would have no end. And of what is
         # committed, since nothing behind an open transaction can be read yet.
-        ends = end_offsets_of(self._admin, self._topic, partitions_of(self._kafka, self._name))
-        if ends is None:
-            raise BrokerUnavailable(f"Kafka does not say where {self._topic} ends")
+        ends = stable_end_offsets(self._admin, self._topic, partitions_of(self._kafka, self._name))
         firsts = {partition: self.begin(partition) for partition in ends}
         if since_ms is not None:
             firsts = offsets_at(self._consumer, self._topic, ends, since_ms)
@@ -170,12 +167,7 @@ class KafkaTopic:
 
     def begin(self, partition: int) -> int:
         """See TopicSource. Raises BrokerUnavailable."""
-        try:
-            return int(
-                self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=REACH_TIMEOUT_S)[0]
-            )
-        except KafkaException as error:
-            raise BrokerUnavailable(f"Kafka does not say where {self._topic} begins: {reason_of(error)}") from error
+        return watermarks(self._consumer, self._topic, partition)[0]
 
     def records(self, partition: int, offsets: range) -> Iterator[list[Record]]:
         """See TopicSource. Raises BrokerUnavailable."""

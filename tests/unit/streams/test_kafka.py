@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -136,12 +137,28 @@ def test_while_a_partition_gets_its_leader_its_end_is_waited_for() -> None:
 
 def test_a_leader_is_not_waited_for_for_ever_and_another_error_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_module, "REACH_TIMEOUT_S", 0.3)
-    with pytest.raises(BrokerUnavailable, match=r"does not say where t ends: .*[Ll]eader"):
+    with pytest.raises(BrokerUnavailable, match=r"does not say where t begins and ends: .*[Ll]eader"):
         end_offsets(cast("Consumer", Elected(1000)), "t", [0])
     refused = Elected(1000, KafkaError.TOPIC_AUTHORIZATION_FAILED)
-    with pytest.raises(BrokerUnavailable, match="does not say where t ends"):
+    with pytest.raises(BrokerUnavailable, match="does not say where t begins and ends"):
         end_offsets(cast("Consumer", refused), "t", [0])
     assert refused.left == 999
+
+
+def test_a_partition_without_a_leader_is_not_taken_for_one_in_which_nothing_came_since() -> None:
+    class Answering:
+        def __init__(self) -> None:
+            self.errors = [KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION), None]
+
+        def offsets_for_times(self, places: list[TopicPartition], timeout: float) -> list[Any]:
+            assert timeout > 0
+            error = self.errors.pop(0)
+            offset = -1001 if error else 5
+            return [SimpleNamespace(partition=place.partition, offset=offset, error=error) for place in places]
+
+    client = Answering()
+    assert offsets_at(cast("Consumer", client), "t", {0: 9}, 1) == {0: 5}
+    assert client.errors == []
 
 
 def test_no_password_is_in_the_settings_repr() -> None:
