@@ -8,14 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import IsolationLevel, TopicPartition
+from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from schemas.avro import Decoder, Encoder, LocalSchemaIds
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.outbox import OutboxSettings, OutboxWriter
 from streams.cursors import CURSORS_TOPIC, HostIdentity, ShippedTo, boot_id, cursor_key, read_cursors
-from streams.kafka import KafkaSettings, consume, make_consumer, make_transactional_producer, partitions_of
+from streams.kafka import (
+    KafkaSettings,
+    consume,
+    make_admin,
+    make_consumer,
+    make_transactional_producer,
+    partitions_of,
+    stable_end_offsets,
+)
 from streams.shipping import Shipper, shipper_of
 from streams.topics import TopicSettings, create_topics
 from tests.processes import wait_until
@@ -99,7 +108,19 @@ def committed(kafka: KafkaSettings, count: int) -> list[str]:
         found.extend(decoder.decode(record.value)["payment_id"] for record in records if record.value is not None)
         return len(records)
 
-    wait_until(lambda: more() >= 0 and len(found) >= count, f"{count} decisions")
+    try:
+        wait_until(lambda: more() >= 0 and len(found) >= count, f"{count} decisions")
+    except AssertionError as error:
+        # Whether they are not there, not committed, or not given.
+        places, admin = consumer.assignment(), make_admin(kafka)
+        read = {place.partition: place.offset for place in consumer.position(places)}
+        stable = stable_end_offsets(admin, kafka.topic("decisions"), read)
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        answers = admin.list_offsets(dict.fromkeys(places, latest), isolation_level=IsolationLevel.READ_UNCOMMITTED)
+        written = {place.partition: answer.result().offset for place, answer in answers.items()}
+        raise AssertionError(
+            f"{len(found)} of {count} decisions: read to {read}, committed to {stable}, written to {written}"
+        ) from error
     for _ in range(5):
         more()
     consumer.close()
