@@ -67,7 +67,11 @@ class KafkaServer(JavaService):
         create_topics(self.bootstrap, *topics)
 
     def _prepare(self) -> None:
-        self._format(free_port(), free_port())
+        port, controller_port = free_port(), free_port()
+        while controller_port == port:
+            # The first is free again by then, and may be given out once more.
+            controller_port = free_port()
+        self._format(port, controller_port)
 
     def _format(self, port: int, controller_port: int) -> None:
         self._port = port
