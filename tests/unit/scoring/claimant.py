@@ -1,7 +1,8 @@
 """Workers that only claim and append, for a test that kills them: python -m tests.unit.scoring.claimant FOLDER COUNT.
 
 A parent that forks them and forks again whichever dies, until SIGTERM. In the folder are the table, the outboxes, and
-`notes`: a line "payment decision" for each answer, written when a caller would have it.
+`notes`: a line "payment decision ." for each answer, written when a caller would have it. What a killed worker had
+half written is a line without the dot: each write begins a line.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def work(folder: Path, worker: int, seed: int) -> NoReturn:
             append_all(outbox, payloads)
             table.settle(slots)
             answers += [entry for _, entry in won]
-        lines = "".join(f"{entry.request.payment_id} {entry.response.decision_id}\n" for entry in answers)
+        lines = "".join(f"\n{entry.request.payment_id} {entry.response.decision_id} ." for entry in answers)
         os.write(noted, lines.encode())
 
 
