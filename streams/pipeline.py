@@ -177,7 +177,8 @@ class Pipeline:
         self._ends = EndsWatch(self._admin, "what is read", lambda: self._consumer.positions())
         self._stalls = StallWatch(settings.stall_timeout_s)
         self._known_ends: dict[Place, int] = {}
-        self._stalled: list[Place] = []
+        self.stalled: list[Place] = []
+        """Partitions on which the client has stalled. `run` replaces it; who calls `step` decides what to do."""
         self._had_all = False
         self._store = store
         self._store_trouble = ""
@@ -191,9 +192,9 @@ class Pipeline:
         again whenever it has left the group and come back with a new client, because the old one had stalled.
         """
         while self._run_client(stop, may_begin):
-            _log.warning("Kafka's client has stalled on %s and is replaced", named(self._stalled))
+            _log.warning("Kafka's client has stalled on %s and is replaced", named(self.stalled))
             self.metrics.stalls.inc()
-            self._stalled, self._has_joined = [], False
+            self.stalled, self._has_joined = [], False
             self._stalls.clear()
             self._consumer = self._new_consumer()
 
@@ -205,14 +206,14 @@ class Pipeline:
             if not self._await_membership(stop) or not may_begin():
                 return False
             self._consumer.release()
-            while not (stop.is_set() or self._stalled or (self._drain and not self._undrained)):
+            while not (stop.is_set() or self.stalled or (self._drain and not self._undrained)):
                 self.step(stop)
                 if time.monotonic() >= next_log:
                     _log.info("stream: %d partitions, %d records behind", *self._standing())
                     next_log += _LOG_EVERY_S
         finally:
             self.leave()
-        return bool(self._stalled) and not stop.is_set()
+        return bool(self.stalled) and not stop.is_set()
 
     def _new_consumer(self) -> BatchConsumer:
         client = make_consumer(
@@ -458,7 +459,7 @@ class Pipeline:
             return
         self._known_ends = ends
         if self._had_all:
-            self._stalled = self._stalls.look(ends, self._consumer.positions())
+            self.stalled = self._stalls.look(ends, self._consumer.positions())
             self._had_all = False
 
     def _standing(self) -> tuple[int, int]:

@@ -40,6 +40,7 @@ from streams.kafka import (
 )
 from streams.pipeline import Pipeline, StreamSettings
 from streams.repartition import repartition_topic
+from streams.stalls import named
 from streams.topics import create_repartition_topics
 
 _log = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class Rebuild:
         """Steps 2 to 6, from wherever an earlier run ended. None when `stop` was set before the swap began.
 
         Raises TemporaryFailure when the live workers do not leave: the swap is given up then, nothing has changed.
+        Raises BrokerUnavailable when Kafka's client has stalled: run it again.
         """
         self._sets.register().find(self.name)
         live = self._sets.read()
@@ -180,6 +182,10 @@ class Rebuild:
             if stop.is_set():
                 return False
             pipeline.step(stop)
+            if pipeline.stalled:
+                raise BrokerUnavailable(
+                    f"Kafka's client has stalled on {named(pipeline.stalled)}: go on with --resume {self.name}"
+                )
 
     def _ends(self, topics: Sequence[str]) -> dict[str, Mapping[int, int]]:
         ends: dict[str, Mapping[int, int]] = {}

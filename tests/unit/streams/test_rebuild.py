@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
+from threading import Event
 from typing import Any
 
 import pytest
 
 from features.memory_store import MemorySets
 from features.profile_sets import ProfileSets
-from schemas.errors import TemporaryFailure
+from schemas.errors import BrokerUnavailable, TemporaryFailure
 from streams import rebuild
 from streams.kafka import KafkaSettings
 from streams.pipeline import StreamSettings
@@ -24,7 +27,12 @@ def sets() -> ProfileSets:
 
 
 def a_rebuild(
-    monkeypatch: pytest.MonkeyPatch, sets: ProfileSets, members: list[int], log: list[Any], patience_s: float
+    monkeypatch: pytest.MonkeyPatch,
+    sets: ProfileSets,
+    members: list[int],
+    log: list[Any],
+    patience_s: float,
+    open_pipeline: Any = None,
 ) -> Rebuild:
     """One whose live group has so many members each time it is asked, the last number for ever."""
 
@@ -47,7 +55,7 @@ def a_rebuild(
         entities=["card"],
         sets=sets,
         stores=MemorySets(),
-        open_pipeline=anything,
+        open_pipeline=open_pipeline,
         open_changelog=anything,
         replication=1,
         leave_patience_s=patience_s,
@@ -71,4 +79,36 @@ def test_a_swap_whose_live_workers_do_not_leave_is_not_given_up(
     with pytest.raises(TemporaryFailure, match="do not leave"):
         a_rebuild(monkeypatch, sets, [1], log, 0.01).abort()
     assert ("", "b1") not in log
+    assert sets.read().next == "b1"
+
+
+class StalledPipeline:
+    """Its client gives nothing any more."""
+
+    def __init__(self) -> None:
+        self.stalled: list[tuple[str, int]] = []
+        self.has_left = False
+
+    def join(self) -> None: ...
+
+    def leave(self) -> None:
+        self.has_left = True
+
+    def missing(self, ends: Mapping[str, Mapping[int, int]]) -> int:
+        return len(ends)
+
+    def step(self, stop: Event) -> None:
+        assert not stop.is_set()
+        self.stalled = [("payments", 2)]
+
+
+def test_a_client_that_has_stalled_ends_a_rebuild_which_can_be_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, sets: ProfileSets
+) -> None:
+    pipeline: Any = StalledPipeline()
+    one = a_rebuild(monkeypatch, sets, [0], [], patience_s=1.0, open_pipeline=lambda _: nullcontext(pipeline))
+    monkeypatch.setattr(Rebuild, "_ends", lambda _, topics: {topic: {0: 1} for topic in topics})
+    with pytest.raises(BrokerUnavailable, match=r"stalled on payments/2: go on with --resume b1"):
+        one.run(Event(), lambda _done, _total: None)
+    assert pipeline.has_left
     assert sets.read().next == "b1"
