@@ -1,10 +1,9 @@
 """A client that gives nothing of a partition although the broker has more, noticed from outside it.
 
 librdkafka can lose a partition without an error: when a broker was fenced for a moment, as after a long pause of its
-machine, what the broker tells clients about new leaders may leave a client without one for good
-(confluentinc/librdkafka#5430, #5593). Neither records nor ends come then, and what the client takes for the end does
-not move either, so it seems to be up to date. Only the broker can tell, asked through another client. What helps is a
-new client.
+machine, what the broker tells clients about new leaders may leave a client without one for good.
+Neither records nor ends come then, and what the client takes for the end does not move either, so it seems to be up to
+date. Only the broker can tell, asked through another client. What helps is a new client.
 """
 
 from __future__ import annotations
