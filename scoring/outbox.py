@@ -136,14 +136,18 @@ class OutboxWriter:
 
     def append(self, payload: bytes) -> int:
         """Append one record; returns the position after it. Raises OutboxFull or OutboxUnavailable."""
-        return self._write(framed(payload))
+        return self.append_frames(framed(payload))
 
     def append_frames(self, frames: bytes) -> int:
         """Append records that have been framed (see `framed`), one behind the other: all, or none if it raises.
 
         In one write; after a crash, the first few may be there. Returns and raises as `append` does.
         """
-        return self._write(frames)
+        try:
+            return self._try_write(frames)
+        except TemporaryFailure:
+            self._metrics.refused.add(1)
+            raise
 
     def close(self) -> None:
         """Give up the outbox. Records stay; with fsync "interval" or "always" they are on disk afterwards."""
@@ -158,13 +162,6 @@ class OutboxWriter:
         """Tell how much is not shipped. Reads a directory and a file: now and then, not per payment."""
         self._shipped = self._look_shipped()
         self._metrics.unshipped_bytes.set(self._end - self._shipped)
-
-    def _write(self, records: bytes) -> int:
-        try:
-            return self._try_write(records)
-        except TemporaryFailure:
-            self._metrics.refused.add(1)
-            raise
 
     def _try_write(self, records: bytes) -> int:
         failure = self._failure or (self._syncer.failure if self._syncer is not None else "")

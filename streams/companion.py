@@ -147,7 +147,6 @@ class Companion:
         )
         self._ends = EndsWatch(make_admin(kafka), self._topic, self._positions)
         self._stalls = StallWatch(settings.stall_timeout_s)
-        self._had_all = False
         self._to_reach: dict[int, int] = {}
         self._read_to: dict[int, int] = {}
         self.profiles_applied = 0
@@ -180,7 +179,8 @@ class Companion:
         self._shipper.find_workers()
         if (ends := self._ends.look()) is not None:
             self._metrics.lag(ends, self._positions())
-            self._look_for_stalls(ends)
+            if stalled := self._stalls.look(ends, self._positions()):
+                self._replace_client(stalled)
         self.health.kafka_trouble = self._ends.trouble()
         self._metrics.shipping(
             shipped=self._shipper.shipped,
@@ -194,7 +194,7 @@ class Companion:
         produced = self._shipper.advance()
         wait_s = 0.0 if produced else self._settings.batch_wait_ms / 1000
         consumed = consume(self._consumer, self._settings.batch_max, wait_s)
-        self._had_all = self._had_all or consumed.is_all
+        self._stalls.gave(consumed.is_all)
         if consumed.records:
             self._apply(consumed.records)
         for (_, partition), end in consumed.ended.items():
@@ -206,18 +206,13 @@ class Companion:
     def _positions(self) -> dict[Place, int]:
         return {(self._topic, partition): position for partition, position in self._read_to.items()}
 
-    def _look_for_stalls(self, ends: Mapping[Place, int]) -> None:
-        """What waits in the client has not stalled: only a client that has given all it had is judged."""
-        if not self._had_all:
-            return
-        self._had_all = False
-        if stalled := self._stalls.look(ends, self._positions()):
-            _log.warning("Kafka's client has stalled on %s and is replaced", named(stalled))
-            self._metrics.stalls.inc()
-            self._stalls.clear()
-            self._consumer.close()
-            self._consumer = self._new_consumer()
-            self._follow(self._read_to)
+    def _replace_client(self, stalled: list[Place]) -> None:
+        _log.warning("Kafka's client has stalled on %s and is replaced", named(stalled))
+        self._metrics.stalls.inc()
+        self._stalls.clear()
+        self._consumer.close()
+        self._consumer = self._new_consumer()
+        self._follow(self._read_to)
 
     def _new_consumer(self) -> Consumer:
         return make_consumer(self._kafka, group_id="paywarden-companion")

@@ -47,7 +47,7 @@ class BatchConsumer:
         self._taken: dict[Place, int] = {}
         self._done: dict[Place, int] = {}
         self._committed: dict[Place, int] = {}
-        # The offset that comes next after all that was handed out, ends included.
+        # The offset that comes next after all that the client gave, ends included.
         self._heard: dict[Place, int] = {}
         self._commit_again_at = 0.0
         self._paused_topics: set[str] = set()
@@ -68,7 +68,7 @@ class BatchConsumer:
         records = self._of_mine(consumed.records)
         self._note_taken(records)
         ended = {place: end for place, end in consumed.ended.items() if place in self.places}
-        self._heard |= {**offsets_after(records), **ended}
+        self._heard |= ended
         return Consumed(records, ended, consumed.is_all)
 
     def commit(self, offsets: Mapping[Place, int]) -> None:
@@ -120,7 +120,7 @@ class BatchConsumer:
         return {place: self._heard.get(place, NOTHING_HEARD) for place in read}
 
     def lag(self, ends: Mapping[Place, int]) -> dict[Place, int]:
-        """Records behind what was handed out, by partition, as far as the client knows without asking.
+        """Records behind what the client gave, by partition, as far as the client knows without asking.
 
         Or as `ends` say, the broker's own: a client that has stalled knows of none.
         """
@@ -188,7 +188,7 @@ class BatchConsumer:
             place = (record.topic, record.partition)
             if place not in self._done:
                 self._done[place] = self._committed[place] = record.offset
-            self._taken[place] = record.offset + 1
+            self._taken[place] = self._heard[place] = record.offset + 1
 
     def _seek(self, place: Place, offset: int) -> None:
         topic, partition = place

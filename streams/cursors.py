@@ -14,8 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from confluent_kafka import IsolationLevel, TopicPartition
-from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka import TopicPartition
 
 from schemas.errors import BrokerUnavailable, Misconfigured
 from streams.kafka import (
@@ -25,7 +24,7 @@ from streams.kafka import (
     make_admin,
     make_consumer,
     partitions_of,
-    when_led,
+    written_end_offsets,
 )
 
 CURSORS_TOPIC = "outbox-cursors"
@@ -111,7 +110,7 @@ def read_cursors(kafka: KafkaSettings, host: str) -> dict[str, ShippedTo]:
     it. Raises BrokerUnavailable, Misconfigured.
     """
     topic = kafka.topic(CURSORS_TOPIC)
-    ends = _written_to(kafka, topic, partitions_of(kafka, CURSORS_TOPIC))
+    ends = written_end_offsets(make_admin(kafka), topic, partitions_of(kafka, CURSORS_TOPIC))
     found: dict[str, ShippedTo] = {}
     prefix = cursor_key(host, "")
     consumer = make_consumer(kafka, group_id="paywarden-companion")
@@ -130,17 +129,3 @@ def read_cursors(kafka: KafkaSettings, host: str) -> dict[str, ShippedTo]:
     finally:
         consumer.close()
     return found
-
-
-def _written_to(kafka: KafkaSettings, topic: str, partitions: list[int]) -> dict[int, int]:
-    """Where the partitions end, open transactions included."""
-    wanted = {TopicPartition(topic, number): OffsetSpec.latest() for number in partitions}  # type: ignore[no-untyped-call]
-    # Kept until the answers are in: they go with the client.
-    admin = make_admin(kafka)
-
-    def ask() -> dict[int, int]:
-        level = IsolationLevel.READ_UNCOMMITTED
-        asked = admin.list_offsets(wanted, isolation_level=level, request_timeout=REACH_TIMEOUT_S)
-        return {place.partition: answer.result().offset for place, answer in asked.items()}
-
-    return when_led(ask, f"where {topic} ends")

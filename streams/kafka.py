@@ -329,20 +329,23 @@ def end_offsets(consumer: Consumer, topic: str, partitions: Iterable[int]) -> di
 _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
-def ask_end_offsets(admin: AdminClient, places: Iterable[Place]) -> dict[Place, Future[Any]]:
+def ask_end_offsets(
+    admin: AdminClient, places: Iterable[Place], isolation: IsolationLevel = IsolationLevel.READ_COMMITTED
+) -> dict[Place, Future[Any]]:
     """As `end_offsets`, of all partitions in one request that is not waited for: each answer has an `offset`.
 
-    What a transaction has not committed is not counted. An answer that fails raises KafkaException.
+    Unless `isolation` says so, what a transaction has not committed is not counted. An answer that fails raises
+    KafkaException.
     """
     wanted = {TopicPartition(*place): _LATEST for place in places}
-    asked = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REACH_TIMEOUT_S)
+    asked = admin.list_offsets(wanted, isolation_level=isolation, request_timeout=REACH_TIMEOUT_S)
     return {(place.topic, place.partition): answer for place, answer in asked.items()}
 
 
 def end_offsets_of(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
     """As `ask_end_offsets`, waited for; None when the broker does not say now."""
     try:
-        return _stable_ends(admin, topic, partitions)
+        return _answered_ends(admin, topic, partitions, IsolationLevel.READ_COMMITTED)
     except KafkaException as error:
         _log.warning("Kafka does not say where %s ends: %s", topic, reason_of(error))
         return None
@@ -350,11 +353,20 @@ def end_offsets_of(admin: AdminClient, topic: str, partitions: Iterable[int]) ->
 
 def stable_end_offsets(admin: AdminClient, topic: str, partitions: Collection[int]) -> dict[int, int]:
     """As `end_offsets`, without what a transaction has not committed. Raises BrokerUnavailable."""
-    return when_led(lambda: _stable_ends(admin, topic, partitions), f"where {topic} ends")
+    level = IsolationLevel.READ_COMMITTED
+    return when_led(lambda: _answered_ends(admin, topic, partitions, level), f"where {topic} ends")
 
 
-def _stable_ends(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, int]:
-    asked = ask_end_offsets(admin, ((topic, number) for number in partitions))
+def written_end_offsets(admin: AdminClient, topic: str, partitions: Collection[int]) -> dict[int, int]:
+    """As `end_offsets`, open transactions included. Raises BrokerUnavailable."""
+    level = IsolationLevel.READ_UNCOMMITTED
+    return when_led(lambda: _answered_ends(admin, topic, partitions, level), f"where {topic} ends")
+
+
+def _answered_ends(
+    admin: AdminClient, topic: str, partitions: Iterable[int], isolation: IsolationLevel
+) -> dict[int, int]:
+    asked = ask_end_offsets(admin, ((topic, number) for number in partitions), isolation)
     return {partition: answer.result().offset for (_, partition), answer in asked.items()}
 
 

@@ -179,7 +179,6 @@ class Pipeline:
         self._known_ends: dict[Place, int] = {}
         self.stalled: list[Place] = []
         """Partitions on which the client has stalled. `run` replaces it; who calls `step` decides what to do."""
-        self._had_all = False
         self._store = store
         self._store_trouble = ""
         self._ask_store_at = 0.0
@@ -452,15 +451,10 @@ class Pipeline:
             self.metrics.lag(self._consumer.lag(self._known_ends))
 
     def _look_for_stalls(self, is_all: bool) -> None:
-        """What waits in the client has not stalled: only a client that has given all it had is judged."""
-        self._had_all = self._had_all or is_all
-        ends = self._ends.look()
-        if ends is None:
-            return
-        self._known_ends = ends
-        if self._had_all:
+        self._stalls.gave(is_all)
+        if (ends := self._ends.look()) is not None:
+            self._known_ends = ends
             self.stalled = self._stalls.look(ends, self._consumer.positions())
-            self._had_all = False
 
     def _standing(self) -> tuple[int, int]:
         return len(self._consumer.places), sum(self._consumer.lag(self._known_ends).values())

@@ -27,12 +27,22 @@ class StallWatch:
         """
         self._looks_max = max(1, round(timeout_s / ASK_EVERY_S))
         self._stood: dict[Place, tuple[int, int]] = {}
+        self._gave_all = False
+
+    def gave(self, is_all: bool) -> None:
+        """The client was asked for what it has, and gave all of it or had more."""
+        self._gave_all = self._gave_all or is_all
 
     def look(self, ends: Mapping[Place, int], positions: Mapping[Place, int]) -> list[Place]:
-        """The stalled among `positions`, the offsets that come next; call it when the client has given all it had.
+        """The stalled among `positions`, the offsets that come next.
 
-        `ends` were asked for before `positions` were noted. A partition that is not to be read is not in `positions`.
+        None of a client that has not given all it had since the last look, which then counts for nothing: what waits in
+        the client has not stalled. `ends` were asked for before `positions` were noted. A partition that is not to be
+        read is not in `positions`.
         """
+        if not self._gave_all:
+            return []
+        self._gave_all = False
         stood: dict[Place, tuple[int, int]] = {}
         for place, position in positions.items():
             if place in ends and position < ends[place]:

@@ -8,11 +8,8 @@ import urllib.request
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any
 
 import pytest
-from confluent_kafka import Consumer
 from prometheus_client.parser import text_string_to_metric_families
 
 from ops import wiring
@@ -21,7 +18,9 @@ from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from schemas.settings import read_source
 from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.outbox import OutboxSettings, OutboxWriter
-from streams.kafka import KafkaSettings, make_consumer
+from streams import companion as companion_module
+from streams.kafka import KafkaSettings
+from tests.in_process import remembered_clients, running
 from tests.processes import Deployment, PaywardenProcess, is_ready, wait_until
 from tests.services.kafka import QUICK_RETURN, KafkaServer
 from tests.topics import ENTITIES, Topics, read_store, small_world, wait_until_worked_in
@@ -141,7 +140,7 @@ def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
     tmp_path: Path, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here partitions are paused, and the companion doesn't know."""
-    clients: list[Consumer] = []
+    clients = remembered_clients(monkeypatch, companion_module)
     addresses: list[str] = []
 
     def is_read_to_the_end() -> bool:
@@ -149,11 +148,6 @@ def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
         seen = read_metrics(addresses[0])
         return seen["client_stalls_total"] == 1 and not any(seen[f"changelog_lag{{{n}}}"] for n in range(4))
 
-    def remember(*arguments: Any, **options: Any) -> Consumer:
-        clients.append(make_consumer(*arguments, **options))
-        return clients[-1]
-
-    monkeypatch.setattr("streams.companion.make_consumer", remember)
     payments = small_world()[0].to_pylist()
     topics, group = Topics(settings), f"{settings.topic_prefix}stream"
     with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
@@ -162,20 +156,16 @@ def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
         stream = deployment.start("stream")
         topics.send_payments(payments[:200])
         wait_until_worked_in(settings, group)
-        with wiring.companion(read_source(str(deployment.config)), announce=addresses.append) as companion:
-            stop = Event()
-            thread = Thread(target=companion.run, args=(stop,))
-            thread.start()
-            try:
-                wait_until(lambda: not companion.health.problems(), "it is ready", every_s=0.05)
-                clients[0].pause(clients[0].assignment()[1:])
-                topics.send_payments(payments[200:])
-                wait_until_worked_in(settings, group)
-                assert stream.stop() == 0
-                wait_until(is_read_to_the_end, "the changelog is read to its end", every_s=0.1)
-            finally:
-                stop.set()
-                thread.join()
+        with (
+            wiring.companion(read_source(str(deployment.config)), announce=addresses.append) as companion,
+            running(companion),
+        ):
+            wait_until(lambda: not companion.health.problems(), "it is ready", every_s=0.05)
+            clients[0].pause(clients[0].assignment()[1:])
+            topics.send_payments(payments[200:])
+            wait_until_worked_in(settings, group)
+            assert stream.stop() == 0
+            wait_until(is_read_to_the_end, "the changelog is read to its end", every_s=0.1)
         stored = read_store(deployment.store)
         assert read_mirror(deployment, stored) == stored
 

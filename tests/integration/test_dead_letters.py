@@ -18,12 +18,7 @@ from schemas.avro import Encoder, LocalSchemaIds
 from schemas.errors import Misconfigured
 from streams.batch import record_key
 from streams.deadletters import DamagedLetter, DeadLetters, Letter, LetterId, LetterReader
-from streams.kafka import (
-    KafkaSettings,
-    Record,
-    Sender,
-    make_producer,
-)
+from streams.kafka import KafkaSettings, Record, Sender, make_producer
 from streams.retry import KafkaNotes, KafkaOrigins, Note, Retried, retry
 from streams.simulator import simulate
 from tests.processes import Deployment, wait_until

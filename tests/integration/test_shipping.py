@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka import IsolationLevel, TopicPartition
-from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka import TopicPartition
 
 from schemas.avro import Decoder, Encoder, LocalSchemaIds
 from schemas.outbox_pb2 import OutboxEntry
@@ -24,6 +23,7 @@ from streams.kafka import (
     make_transactional_producer,
     partitions_of,
     stable_end_offsets,
+    written_end_offsets,
 )
 from streams.shipping import Shipper, shipper_of
 from streams.topics import TopicSettings, create_topics
@@ -112,12 +112,9 @@ def committed(kafka: KafkaSettings, count: int) -> list[str]:
         wait_until(lambda: more() >= 0 and len(found) >= count, f"{count} decisions")
     except AssertionError as error:
         # Whether they are not there, not committed, or not given.
-        places, admin = consumer.assignment(), make_admin(kafka)
-        read = {place.partition: place.offset for place in consumer.position(places)}
-        stable = stable_end_offsets(admin, kafka.topic("decisions"), read)
-        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        answers = admin.list_offsets(dict.fromkeys(places, latest), isolation_level=IsolationLevel.READ_UNCOMMITTED)
-        written = {place.partition: answer.result().offset for place, answer in answers.items()}
+        admin, topic = make_admin(kafka), kafka.topic("decisions")
+        read = {place.partition: place.offset for place in consumer.position(consumer.assignment())}
+        stable, written = stable_end_offsets(admin, topic, read), written_end_offsets(admin, topic, read)
         raise AssertionError(
             f"{len(found)} of {count} decisions: read to {read}, committed to {stable}, written to {written}"
         ) from error

@@ -5,14 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any
 
 import numpy as np
 import pytest
-from confluent_kafka import Consumer
 from confluent_kafka.cimpl import NewTopic
 from prometheus_client import CollectorRegistry
 
@@ -24,8 +20,9 @@ from features.money import load_rates
 from features.passage import Passage
 from schemas.avro import Decoder, LocalSchemaIds
 from streams import pipeline
-from streams.kafka import KafkaSettings, make_consumer
+from streams.kafka import KafkaSettings
 from streams.pipeline import Pipeline, StreamSettings, stream_metrics
+from tests.in_process import remembered_clients, running
 from tests.packed import sources_of, without_sources
 from tests.processes import Deployment, wait_until
 from tests.services.kafka import KafkaServer
@@ -206,19 +203,6 @@ def values(settings: KafkaSettings, name: str) -> list[bytes]:
     return [record.value for record in read_topic(settings, name) if record.value is not None]
 
 
-@contextmanager
-def working(worker: Pipeline) -> Iterator[None]:
-    """The worker runs in a thread until the block ends."""
-    stop = Event()
-    thread = Thread(target=worker.run, args=(stop,))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
 def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
     deployment: Deployment, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,13 +210,7 @@ def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
     del deployment  # it has made the topics
     payments, outcomes = small_world()
     topics, group = Topics(settings), f"{settings.topic_prefix}stalled"
-    clients = []
-
-    def remember(*arguments: Any, **options: Any) -> Consumer:
-        clients.append(make_consumer(*arguments, **options))
-        return clients[-1]
-
-    monkeypatch.setattr(pipeline, "make_consumer", remember)
+    clients = remembered_clients(monkeypatch, pipeline)
     engine, store, registry = FeatureEngine(), MemoryStore(), CollectorRegistry()
     worker = Pipeline(
         kafka=settings,
@@ -245,7 +223,7 @@ def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
     )
     half = len(payments) // 2
     topics.send_payments(payments.slice(0, half).to_pylist())
-    with working(worker):
+    with running(worker):
         wait_until_worked_in(settings, group)
         clients[0].pause([place for place in clients[0].assignment() if place.partition != 0])
         topics.send_payments(payments.slice(half).to_pylist())
@@ -299,7 +277,7 @@ def test_what_another_worker_wrote_meanwhile_is_kept_and_nothing_is_counted_twic
         ids=LocalSchemaIds(),
         metrics=stream_metrics(StreamSettings(), engine.plan.entity_names, registry),
     )
-    with working(worker):
+    with running(worker):
         wait_until_worked_in(settings, "contested")
     assert store.contested is not None
     assert registry.get_sample_value("paywarden_stream_payments_total") == 200

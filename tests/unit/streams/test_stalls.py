@@ -10,8 +10,14 @@ from streams.stalls import NOTHING_HEARD, StallWatch, named
 A, B = ("t", 0), ("t", 1)
 
 
+def look(watch: StallWatch, ends: dict[Place, int], positions: dict[Place, int]) -> list[Place]:
+    """At a client that has given all it had."""
+    watch.gave(is_all=True)
+    return watch.look(ends, positions)
+
+
 def looks(watch: StallWatch, ends: dict[Place, int], *positions: dict[Place, int]) -> list[list[Place]]:
-    return [watch.look(ends, each) for each in positions]
+    return [look(watch, ends, each) for each in positions]
 
 
 def test_a_partition_that_is_behind_and_does_not_move_has_stalled_after_the_time_given() -> None:
@@ -42,11 +48,22 @@ def test_one_that_is_not_to_be_read_or_has_gone_is_not_judged() -> None:
     assert looks(watch, {}, {A: 5}, {A: 5}, {A: 5}) == [[]] * 3
 
 
+def test_what_waits_in_the_client_has_not_stalled() -> None:
+    watch = StallWatch(ASK_EVERY_S)
+    for _ in range(9):
+        watch.gave(is_all=False)
+        assert watch.look({A: 9}, {A: 5}) == []
+    watch.gave(is_all=True)
+    watch.gave(is_all=False)
+    assert [watch.look({A: 9}, {A: 5}) for _ in range(3)] == [[]] * 3
+    assert looks(watch, {A: 9}, {A: 5}) == [[A]]
+
+
 def test_a_new_client_begins_anew() -> None:
     watch = StallWatch(ASK_EVERY_S)
-    watch.look({A: 9}, {A: 5})
+    look(watch, {A: 9}, {A: 5})
     watch.clear()
-    assert watch.look({A: 9}, {A: 5}) == []
+    assert look(watch, {A: 9}, {A: 5}) == []
 
 
 @given(st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 4)), max_size=40), st.integers(1, 4))
@@ -55,7 +72,7 @@ def test_stalled_means_behind_at_one_offset_over_that_many_looks_and_one_more(
 ) -> None:
     watch = StallWatch(count * ASK_EVERY_S)
     for number, (position, end) in enumerate(seen):
-        stalled = watch.look({A: end}, {A: position})
+        stalled = look(watch, {A: end}, {A: position})
         last = seen[max(0, number - count) : number + 1]
         expected = len(last) == count + 1 and all(then == position and then < at for then, at in last)
         assert stalled == ([A] if expected else [])
