@@ -127,6 +127,25 @@ def read_history(directory: str | Path) -> History:
     return history_of_tables(payments, outcomes)
 
 
+def last_event_time_ms(directory: str | Path) -> int:
+    """When the last payment of the two files was made, without reading more than their end.
+
+    Raises Misconfigured when the file is not there, cannot be read or holds no payment.
+    """
+    path = Path(directory) / PAYMENTS_FILE
+    _require_file(path)
+    try:
+        file = pq.ParquetFile(path)
+        if file.metadata.num_rows == 0:
+            raise Misconfigured(f"{path} holds no payment")
+        groups = [number for number in range(file.num_row_groups) if file.metadata.row_group(number).num_rows]
+        times = file.read_row_group(groups[-1], columns=["event_time_ms"])
+    except (pa.ArrowException, OSError) as error:
+        raise Misconfigured(f"{path} cannot be read as Parquet: {first_line(error)}") from error
+    check_columns(PAYMENTS_FILE, times, {"event_time_ms": INTEGER})
+    return int(times["event_time_ms"][-1].as_py())
+
+
 def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
     """The same from tables that are in memory already."""
     check_columns(PAYMENTS_FILE, payments, PAYMENT_COLUMNS)
@@ -218,13 +237,17 @@ def _write_table(path: Path, table: pa.Table) -> None:
 
 
 def _read_table(path: Path, columns: dict[str, str]) -> pa.Table:
-    if not path.is_file():
-        raise Misconfigured(f"a history needs the file {path}, which is not there")
+    _require_file(path)
     try:
         present = pq.read_schema(path).names
         return pq.read_table(path, columns=[name for name in columns if name in present], partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise Misconfigured(f"{path} cannot be read as Parquet: {first_line(error)}") from error
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise Misconfigured(f"a history needs the file {path}, which is not there")
 
 
 def first_line(error: BaseException) -> str:

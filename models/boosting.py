@@ -58,12 +58,26 @@ def grow(data: Any, settings: TrainingSettings, feature_names: Sequence[str], *,
 
 
 def grow_until_worse(
-    data: Any, held_out: HeldOut, settings: TrainingSettings, feature_names: Sequence[str]
+    data: Any,
+    held_out: HeldOut,
+    settings: TrainingSettings,
+    feature_names: Sequence[str],
+    *,
+    on_tree: OnTree | None = None,
 ) -> tuple[Any, int]:
     """A model, and the number of its trees with which the held-out rows are likeliest: no more than `trees`.
 
-    Likeliest as log loss has it, which uses all rows: average precision turns on a few frauds and jumps.
+    Likeliest as log loss has it, which uses all rows: average precision turns on a few frauds and jumps. `on_tree` is
+    told of `trees` trees in all: of each that is grown, and in the end of those that were not needed.
     """
+    grown = 0
+
+    def count_tree(trees: int) -> None:
+        nonlocal grown
+        grown += trees
+        if on_tree is not None:
+            on_tree(trees)
+
     share = settings.genuine_sample_share
 
     def loss(probability: NDArray[np.float64], _data: Any) -> tuple[str, float, bool]:
@@ -76,8 +90,13 @@ def grow_until_worse(
             settings.trees,
             valid_sets=[data.create_valid(held_out.vectors, held_out.label)],
             feval=loss,
-            callbacks=[lightgbm.early_stopping(settings.early_stopping_rounds, verbose=False)],
+            callbacks=[
+                # Before the stopping, which ends the round of callbacks.
+                _telling(count_tree),
+                lightgbm.early_stopping(settings.early_stopping_rounds, verbose=False),
+            ],
         )
+    count_tree(settings.trees - grown)
     return model, int(model.best_iteration)
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from models.backtest import Progress
 from models.backtest_models import boosted_paths
-from models.boosting import HeldOut, binned, grow, grow_until_worse, grown_on
+from models.boosting import HeldOut, OnTree, binned, grow, grow_until_worse, grown_on
 from models.calibration import brier_score, log_loss, true_probabilities
 from models.evaluation import DAY_MS, Days, Split, auc_roc, average_precision, date_of_day
 from models.training_settings import TrainingSettings
@@ -111,15 +111,12 @@ def choose(
         return Choice(settings, left_out=str(reason))
     candidates = candidate_parameters(settings)
     by_fold = []
-    with progress("choosing parameters", len(candidates) * len(folds)) as advance:
+    with progress("choosing parameters", len(candidates) * len(folds) * settings.trees) as advance:
         for fold in folds:
             data = binned(table.vectors[fold.train], fold.known[fold.train], settings, feature_names)
             held_out = HeldOut(table.vectors[fold.test], table.label[fold.test])
-            results = []
-            for candidate in candidates:
-                results.append(_result(data, held_out, replace(settings, **candidate), feature_names))
-                advance(1)
-            by_fold.append(results)
+            tried_here = [replace(settings, **candidate) for candidate in candidates]
+            by_fold.append([_result(data, held_out, one, feature_names, advance) for one in tried_here])
     tried = tuple(
         TriedCandidate(candidate, results)
         for candidate, results in zip(candidates, zip(*by_fold, strict=True), strict=True)
@@ -186,11 +183,13 @@ class _Fold:
         return cls(split, train & grown_on(known, settings), test, known)
 
 
-def _result(data: Any, held_out: HeldOut, settings: TrainingSettings, feature_names: Sequence[str]) -> FoldResult:
+def _result(
+    data: Any, held_out: HeldOut, settings: TrainingSettings, feature_names: Sequence[str], on_tree: OnTree
+) -> FoldResult:
     if settings.early_stopping_rounds:
-        model, trees = grow_until_worse(data, held_out, settings, feature_names)
+        model, trees = grow_until_worse(data, held_out, settings, feature_names, on_tree=on_tree)
     else:
-        model, trees = grow(data, settings, feature_names), settings.trees
+        model, trees = grow(data, settings, feature_names, on_tree=on_tree), settings.trees
     score = true_probabilities(model.predict(held_out.vectors, num_iteration=trees), settings.genuine_sample_share)
     return FoldResult(
         trees=trees,

@@ -144,7 +144,7 @@ def train_bundle(
         cascade={} if cascade is None else asdict(cascade),
     )
     (unfinished / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    _compile_and_compare(unfinished, models, table.vectors, settings.seed)
+    _compile_and_compare(unfinished, models, table.vectors, settings.seed, progress)
     if destination.exists():
         shutil.rmtree(destination)
     unfinished.rename(destination)
@@ -242,20 +242,29 @@ def _write_golden(path: Path, model: Any, vectors: NDArray[np.float32], seed: in
     np.savez_compressed(path, vectors=golden, margins=model.predict(golden, raw_score=True))
 
 
-def _compile_and_compare(bundle: Path, models: Mapping[Part, Any], vectors: NDArray[np.float32], seed: int) -> None:
+def _compile_and_compare(
+    bundle: Path, models: Mapping[Part, Any], vectors: NDArray[np.float32], seed: int, progress: Progress
+) -> None:
     """The parity gate, and every payment of the window: a single row with another margin refuses the bundle."""
     gates = {part: golden_gate(bundle, part) for part in models}
     tried = {"payments": vectors, "random rows": random_rows(vectors, seed + 1, RANDOM_ROWS)}
     has_compiler = compiler_name() is not None
-    if has_compiler:
-        build_native(bundle, gates)
-    for part, model in models.items():
-        more = [GateRows(kind, rows, margins_of(model, rows)) for kind, rows in tried.items()]
-        interpreter = GtilPredictor(bundle / part.model_text)
-        gates[part].require(interpreter)
-        predictors: list[Predictor] = [interpreter]
+    predictor_count = 2 if has_compiler else 1
+    # Steps: the library, and for each model its margins and what each predictor gives for the same rows.
+    steps = has_compiler + len(models) * (1 + predictor_count * len(tried))
+    with progress("compiling and checking", steps) as advance:
         if has_compiler:
-            predictors.append(NativePredictor(native_library(bundle, part), vectors.shape[1]))
-        for predictor in predictors:
-            for rows in more:
-                require_same_bits(predictor, rows)
+            build_native(bundle, gates)
+            advance(1)
+        for part, model in models.items():
+            more = [GateRows(kind, rows, margins_of(model, rows)) for kind, rows in tried.items()]
+            interpreter = GtilPredictor(bundle / part.model_text)
+            gates[part].require(interpreter)
+            advance(1)
+            predictors: list[Predictor] = [interpreter]
+            if has_compiler:
+                predictors.append(NativePredictor(native_library(bundle, part), vectors.shape[1]))
+            for predictor in predictors:
+                for rows in more:
+                    require_same_bits(predictor, rows)
+                    advance(1)

@@ -25,7 +25,7 @@ from ops.rebuild import rebuild
 from ops.replay import replay
 from ops.reporting import report
 from ops.training import train
-from schemas.errors import PaywardenError
+from schemas.errors import Misconfigured, PaywardenError
 from schemas.settings import Source, read_source
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -66,15 +66,45 @@ def cli(context: click.Context, config: str | None, log: str) -> None:
 @click.option("--cards", type=click.IntRange(1), required=True, help="How many cards.")
 @click.option("--days", type=click.IntRange(1), required=True, help="How many days.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same stream.")
+@click.option(
+    "--end",
+    metavar="TIME",
+    help="When the stream ends: now, a date or a time. Outcomes that become known later are left out. "
+    "Without it the stream starts on 2024-01-01 and has all outcomes.",
+)
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the two files.")
-def simulate(cards: int, days: int, seed: int, out: str) -> None:
+def simulate(cards: int, days: int, seed: int, end: str | None, out: str) -> None:
     """Make a labelled stream of payments, fraud patterns of several kinds included."""
     from features.history import write_history
+    from ops.times import spoken
     from streams.simulator import simulate as make
+    from streams.simulator import split_at
 
-    payments, outcomes = make(cards=cards, days=days, seed=seed)
+    end_ms = None if end is None else _end_of_simulation_ms(end)
+    payments, outcomes = make(cards=cards, days=days, seed=seed, end_time_ms=end_ms)
+    if end_ms is not None:
+        (payments, outcomes), _ = split_at(payments, outcomes, end_ms)
     write_history(out, payments, outcomes)
-    click.echo(f"{len(payments)} payments and {len(outcomes)} outcomes in {out}")
+    said = f"{len(payments)} payments and {len(outcomes)} outcomes in {out}"
+    click.echo(said if end_ms is None else f"{said}, up to {spoken(end_ms)} UTC")
+
+
+def _end_of_simulation_ms(text: str) -> int:
+    """Epoch milliseconds of `--end`. Raises Misconfigured for what is no time, and for a time that is still to come."""
+    from ops.times import time_ms_of
+    from ops.traffic import now_ms
+
+    # Whole seconds, so that the printed time names the same stream again.
+    now = now_ms() // 1000 * 1000
+    try:
+        end_ms = now if text == "now" else time_ms_of(text)
+    except ValueError:
+        raise Misconfigured(
+            f"--end: wanted now, a date such as 2026-10-01 or a time such as 2026-10-01T12:00:00Z, got {text!r}"
+        ) from None
+    if end_ms > now:
+        raise Misconfigured(f"--end: wanted now or a time before it, got {text!r}")
+    return end_ms
 
 
 @cli.group()

@@ -64,6 +64,11 @@ class HistoryAsked:
         if (self.data is not None) == self.from_topic:
             raise click.UsageError("say one of --data DIR and --from-topic")
 
+    @property
+    def is_archive(self) -> bool:
+        """Whether --data names an archive. Raises Misconfigured for a folder that is an archive and two files."""
+        return self.data is not None and _is_archive(Path(self.data))
+
 
 def read_asked(
     source: Source,
@@ -84,7 +89,7 @@ def read_asked(
     """
     from features.history import read_history
 
-    if asked.data is not None and not _is_archive(Path(asked.data)):
+    if asked.data is not None and not asked.is_archive:
         for name in ("since", "until", "warm_up_days"):
             if getattr(asked, name) is not None:
                 option = "--" + name.replace("_", "-")
@@ -114,8 +119,24 @@ def _of_rows(
     for line in left_out.lines():
         click.echo(line, err=True)
     if len(history) == 0:
-        raise Misconfigured(f"{asked.data or 'topic payments'} holds no payment of that time")
+        raise Misconfigured(f"{asked.data or 'topic payments'} holds no payment of that time{_extent(asked, rows[0])}")
     return history
+
+
+def _extent(asked: HistoryAsked, payments: TopicRows) -> str:
+    """Where the data starts and ends, as far as that is known without reading more; empty where it is not."""
+    import pyarrow.compute as pc
+
+    from models.evaluation import DAY_MS, date_of_day
+
+    if asked.data is not None:
+        dates = sorted(folder.name.removeprefix("date=") for folder in (Path(asked.data) / "payments").glob("date=*"))
+        return f": its payments reached Kafka from {dates[0]} to {dates[-1]}" if dates else ""
+    times = payments.table["event_time_ms"]
+    if len(times) == 0:
+        return ""
+    first, last = (date_of_day(int(time) // DAY_MS) for time in pc.min_max(times).as_py().values())
+    return f": its payments are from {first} to {last}"
 
 
 def _topic_rows(source: Source, topic: str, since_ms: int | None, until_ms: int | None) -> TopicRows:

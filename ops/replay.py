@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops import wiring
+from ops.days import day_option, require_within
 from ops.histories import HistoryAsked, history_options, read_asked
 from ops.progress import progress_bar
 from schemas.settings import Source, read_source
@@ -35,8 +36,15 @@ if TYPE_CHECKING:
 @click.option(
     "--challenger-policy", "challenger_policy_file", type=click.Path(), help="The challenger's (default: the same)."
 )
-@click.option("--from", "from_day", metavar="DAY", help="First UTC day to measure (default: the first there is).")
-@click.option("--to", "to_day", metavar="DAY", help="Last UTC day to measure (default: the last there is).")
+@click.option(
+    "--from",
+    "from_day",
+    metavar="DAY",
+    help="First UTC day to measure: a date, or -28d for 28 days before the data's last (default: the first there is).",
+)
+@click.option(
+    "--to", "to_day", metavar="DAY", help="Last UTC day to measure, included; likewise (default: the last there is)."
+)
 @click.option("--label-delay-days", type=click.IntRange(0), default=7, show_default=True, help="When labels are known.")
 @click.option(
     "--costs", "costs_text", metavar="NAME=VALUE,…", default="", help="In place of settings of [costs], by their names."
@@ -101,6 +109,7 @@ def replay(
     if challenger or challenger_policy_file:
         other = _contestant(source, challengers, challenger_policy_file or policy_file)
     rates = wiring.rate_table(source)
+    first_day, last_day = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
     # What may be larger than memory lies where the results will.
     room = FileRoom(Path(out))
     history = read_asked(
@@ -109,15 +118,16 @@ def replay(
         engine=engine,
         open_files=lambda folder: open_history(folder, room),
         rates=rates,
-        first_day=day_of_date(from_day) if from_day else None,
-        last_day=day_of_date(to_day) if to_day else None,
+        first_day=first_day,
+        last_day=last_day,
         # Which cards are known to be compromised follows from these.
         needed_from_day=day_of_date(champions.manifest.train_from),
     )
     if len(history) == 0:
         raise click.ClickException(f"{data} holds no payment")
     earlier = Path(decisions_file) if decisions_file else None
-    window = _window(history, earlier, from_day, to_day)
+    require_within(history, ("--from", first_day), ("--to", last_day))
+    window = _window(history, earlier, first_day, last_day)
     live = None
     if archived_decisions is not None:
         from streams.live_decisions import archived_decisions as read_live
@@ -196,15 +206,15 @@ def _costs(source: Source, text: str) -> CostSettings:
     return replace(costs, **given)
 
 
-def _window(history: History, earlier: Path | None, from_day: str | None, to_day: str | None) -> Days:
+def _window(history: History, earlier: Path | None, first_day: int | None, last_day: int | None) -> Days:
     """The days that are asked for; what is not said is all there is, of the earlier decisions where there are some."""
-    from models.evaluation import DAY_MS, Days, day_of_date
+    from models.evaluation import DAY_MS, Days
     from streams.earlier_decisions import time_range_ms
 
     first_ms, last_ms = time_range_ms(earlier) if earlier else history.event_time_ms[[0, -1]].tolist()
     return Days(
-        day_of_date(from_day) if from_day else first_ms // DAY_MS,
-        day_of_date(to_day) if to_day else last_ms // DAY_MS,
+        first_ms // DAY_MS if first_day is None else first_day,
+        last_ms // DAY_MS if last_day is None else last_day,
     )
 
 

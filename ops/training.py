@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops import wiring
+from ops.days import day_option, require_within
 from ops.histories import HistoryAsked, history_options, read_asked
 from ops.progress import progress_bar
 from schemas.settings import Source
@@ -22,8 +23,13 @@ FEATURES_SHOWN = 10
 
 @click.command()
 @history_options
-@click.option("--train-from", required=True, metavar="DAY", help="First UTC day to train on, YYYY-MM-DD.")
-@click.option("--train-to", required=True, metavar="DAY", help="Last UTC day to train on, included.")
+@click.option(
+    "--train-from",
+    required=True,
+    metavar="DAY",
+    help="First UTC day to train on: a date, or -70d for 70 days before the data's last.",
+)
+@click.option("--train-to", required=True, metavar="DAY", help="Last UTC day to train on, included; likewise.")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="The bundle to write.")
 @click.option(
     "--search-budget",
@@ -81,19 +87,24 @@ def _trained(
     """Whatever can be known to be wrong before the features are computed is said before: they take minutes."""
     from features.engine import FeatureEngine
     from features.history import require_past
-    from models.evaluation import DAY_MS, Days, day_of_date
+    from models.evaluation import DAY_MS, Days
     from models.training import checked_destination, train_bundle
     from models.training_settings import require_usable
     from models.training_table import require_both_kinds, training_table, window_labels
     from ops.traffic import now_ms
 
-    window = Days(day_of_date(train_from), day_of_date(train_to))
     rates = wiring.rate_table(source)
     engine = FeatureEngine()
     require_usable(settings, engine.plan.names)
     checked_destination(bundle)
+    first, last = day_option("--train-from", train_from, asked), day_option("--train-to", train_to, asked)
+    assert first is not None
+    assert last is not None
+    window = Days(first, last)
     history = read_asked(source, asked, engine=engine, rates=rates, first_day=window.first, last_day=window.last)
     require_past(history, now_ms())
+    if len(history):
+        require_within(history, ("--train-from", window.first), ("--train-to", window.last))
     require_both_kinds(window_labels(history, window, settings.label_delay_days))
     engine.warm_up()
     rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())

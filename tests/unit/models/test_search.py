@@ -113,8 +113,10 @@ def test_every_training_is_told_of() -> None:
         yield done.append
 
     choose(TABLE, WINDOW, replace(SETTINGS, search_budget=3, validation_folds=2), NAMES, progress=progress)
-    assert told == [("choosing parameters", 6)]
-    assert sum(done) == 6
+    trees = 6 * SETTINGS.trees
+    assert told == [("choosing parameters", trees)]
+    assert sum(done) == trees
+    assert len(done) > 12, "one for each tree, and not only one for each training"
 
 
 # What may be known

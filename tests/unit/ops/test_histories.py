@@ -141,6 +141,14 @@ def test_a_range_in_which_nothing_came_is_refused(tmp_path: Path) -> None:
         replay(tmp_path / "a", "--data", str(data() / "archive"), "--since", "2100-01-01")
 
 
+def test_days_outside_of_an_archive_are_refused_with_its_extent(tmp_path: Path) -> None:
+    archive = ("--data", str(data() / "archive"), "--bundle", str(small_world.trained_bundle()), "--out", str(tmp_path))
+    with pytest.raises(Misconfigured, match=r"no payment of that time: its payments .* from 2024-01-01 to 2024-01-3"):
+        run("replay", *archive, "--from", "2020-01-01", "--to", "2020-02-01")
+    with pytest.raises(Misconfigured, match="--from 2025-01-01: the data ends on 2024-01-30"):
+        run("replay", *archive, "--from", "2025-01-01")
+
+
 def test_a_folder_that_is_both_is_refused(tmp_path: Path) -> None:
     shutil.copytree(data() / "files", tmp_path / "both")
     (tmp_path / "both/payments").mkdir()

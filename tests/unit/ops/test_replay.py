@@ -150,9 +150,13 @@ def test_a_bundle_of_another_catalogue_is_refused_with_both_digests(which: str, 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--from", "2030-01-01", "--to", "2030-01-02"), "there is no payment from 2030-01-01 to 2030-01-02"),
-        (("--from", "2030-01-01"), "a window of days must not end before it starts"),
-        (("--from", "spring"), "a day must be a date like"),
+        (("--from", "2030-01-01", "--to", "2030-01-02"), "--from 2030-01-01: the data ends on 2024-01-30"),
+        (("--from", "2030-01-01"), "--from 2030-01-01: the data ends on 2024-01-30"),
+        (("--from", "2020-01-01", "--to", "2023-12-31"), "--to 2023-12-31: the data starts on 2024-01-01"),
+        (("--from", "-40d", "--to", "-35d"), "--to 2023-12-26: the data starts on 2024-01-01"),
+        (("--from", "2024-01-20", "--to", "2024-01-19"), "a window of days must not end before it starts"),
+        (("--from", "spring"), "--from: wanted a date such as 2026-10-01, or -14d for .* got 'spring'"),
+        (("--to", "14d"), "--to: wanted a date such as 2026-10-01, or -14d for .* got '14d'"),
         (("--policy", "nowhere.toml"), "cannot read the configuration nowhere.toml"),
         (("--decisions", "nowhere.parquet"), "nowhere.parquet cannot be read as Parquet"),
     ],
@@ -164,6 +168,11 @@ def test_what_cannot_be_replayed_is_one_line_and_nothing_is_written(
         run(tmp_path / "a", *options)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "a").exists()
+
+
+def test_days_counted_back_from_the_last_one_are_those_of_their_dates(tmp_path: Path) -> None:
+    metrics = run(tmp_path / "a", "--from", "-5d", "--to", "-1d")
+    assert (metrics["first_day"], metrics["last_day"]) == ("2024-01-25", "2024-01-29")
 
 
 def test_a_mistake_in_a_policy_file_is_named(tmp_path: Path) -> None:

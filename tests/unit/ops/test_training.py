@@ -189,15 +189,24 @@ def test_data_that_cannot_be_trained_on_is_one_line(data: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("first", "last", "wanted"),
     [
-        ("2023-01-01", "2023-02-01", "no payment from 2023-01-01 to 2023-02-01: the data is from 2024-01-01 to"),
+        ("2023-01-01", "2023-02-01", "--train-to 2023-02-01: the data starts on 2024-01-01"),
+        ("2024-02-10", "2024-02-20", "--train-from 2024-02-10: the data ends on 2024-01-30"),
         ("2024-01-20", "2024-01-03", "must not end before it starts"),
-        ("2024-01-32", "2024-02-01", "a day must be a date like"),
+        ("2024-01-32", "2024-02-01", "--train-from: wanted a date such as 2026-10-01, or -14d for 14 days before"),
+        ("-27d", "10d", "--train-to: wanted a date such as 2026-10-01, or -14d for 14 days before"),
     ],
 )
 def test_a_window_that_cannot_be_trained_on_is_one_line(
     data: Path, tmp_path: Path, first: str, last: str, wanted: str
 ) -> None:
     assert wanted in refusal(data, tmp_path, "--train-from", first, "--train-to", last)
+
+
+def test_a_window_counted_back_from_the_last_day_is_that_of_its_dates(data: Path, tmp_path: Path) -> None:
+    done = run(data, tmp_path / "bundle", "--train-from", "-27d", "--train-to", "-10d")
+    assert done.exit_code == 0, done.output
+    manifest = read_manifest(tmp_path / "bundle")
+    assert (manifest.train_from, manifest.train_to) == ("2024-01-03", "2024-01-20")
 
 
 @pytest.mark.usefixtures("without_features")
