@@ -20,6 +20,8 @@ POINTS_MAX = 240
 _ROWS = 1 << 18
 # Fraud is rare and most scores lie near 0: there edges lie in steps of three.
 SCORE_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+FAR_OFF = (0.8, 1.25)
+"""A mean score by a share of frauds outside of this is told: thresholds in money are then off by as much."""
 _Z_95 = 1.959963984540054
 
 BoolArray = npt.NDArray[np.bool_]
@@ -150,6 +152,48 @@ def reliability(fraud: BoolArray, score: FloatArray) -> Reliability:
         brier_score=float(np.mean((score - fraud) ** 2)),
         calibration_error=float(np.sum(np.abs(mean - share) * total) / len(score)),
     )
+
+
+@dataclass(frozen=True)
+class MeanCalibration:
+    """Do the scores together promise as much fraud as came?
+
+    `ratio` is the mean score by the share of frauds: 2 means that scores promise twice the fraud that came. Without a
+    fraud it is infinite. `ratio_low` and `ratio_high` are its 95 % interval. Frauds of one card come together, so the
+    interval is that of as many independent payments as these are worth. The ratio is far off when it is outside of
+    FAR_OFF and not by chance alone: its interval does not hold 1.
+    """
+
+    mean_score: float
+    """Mean of the scores."""
+    fraud_share: float
+    """Share of the payments that were fraud."""
+    ratio: float
+    """The mean score by the share of frauds; null without a fraud."""
+    ratio_low: float
+    """Lower end of the ratio's 95 % interval."""
+    ratio_high: float
+    """Upper end of it; null where no share of frauds above 0 is sure."""
+    is_far_off: bool
+    """Whether the ratio is below 0.8 or above 1.25, and its interval does not hold 1."""
+
+
+def mean_calibration(fraud: BoolArray, score: FloatArray, card: npt.NDArray[np.integer]) -> MeanCalibration:
+    """All arrays have shape (row_count,), at least one row; `card` holds codes from 0."""
+    mean, share, size = float(score.mean()), float(fraud.mean()), len(score)
+    # The design effect: how much more the sum of errors varies than if each payment erred by itself.
+    error = fraud - score
+    by_card = np.bincount(card, weights=error)
+    alone = float(error @ error)
+    effect = max(1.0, float(by_card @ by_card) / alone) if alone else 1.0
+    share_low, share_high = wilson_interval(share, size / effect)
+    ratio, low, high = _ratio(mean, share), _ratio(mean, share_high), _ratio(mean, share_low)
+    is_far_off = not FAR_OFF[0] <= ratio <= FAR_OFF[1] and not low <= 1.0 <= high
+    return MeanCalibration(mean, share, ratio, low, high, is_far_off)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("inf")
 
 
 @dataclass(frozen=True)

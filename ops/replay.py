@@ -15,6 +15,7 @@ from ops import wiring
 from ops.days import day_option, require_within
 from ops.histories import HistoryAsked, history_options, read_asked
 from ops.progress import progress_bar
+from ops.reporting import print_table
 from schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 @click.option(
     "--costs", "costs_text", metavar="NAME=VALUE,…", default="", help="In place of settings of [costs], by their names."
 )
-@click.option("--vectors", is_flag=True, help="Keep each payment's feature vector in decisions.parquet.")
+@click.option("--vectors", is_flag=True, help="Keep each payment's feature vector in decisions.parquet, as bytes.")
+@click.option("--features", is_flag=True, help="Keep each feature in decisions.parquet, as a column with its name.")
 @click.option(
     "--decisions",
     "decisions_file",
@@ -81,6 +83,7 @@ def replay(
     label_delay_days: int,
     costs_text: str,
     vectors: bool,
+    features: bool,
     decisions_file: str | None,
     archived_decisions: Path | None,
     threads: int | None,
@@ -146,6 +149,7 @@ def replay(
             costs=costs,
             destination=Path(out),
             with_vectors=vectors,
+            with_features=features,
             earlier=earlier,
             threads=threads or len(os.sched_getaffinity(0)),
             room=room,
@@ -155,7 +159,25 @@ def replay(
     if live is not None:
         headline |= _compared_with_live(live, results, Path(out))
     click.echo(json.dumps(headline, indent=2))
+    _tell(results)
     click.echo(f"the report is {Path(out) / REPORT}", err=True)
+
+
+def _tell(results: ReplayResults) -> None:
+    """For people, on stderr: the two contestants side by side, and scores that are far off."""
+    from streams.replay_summary import calibration_warning, side_by_side
+
+    table = side_by_side(results)
+    if table:
+        print_table(table[0], table[1:], text_columns=1, err=True)
+    contestants = {"The scores": results.champion}
+    if results.challenger is not None:
+        contestants = {"The champion's scores": results.champion, "The challenger's scores": results.challenger}
+    # Two policies of one model have the same scores.
+    for whose, one in list(contestants.items())[: 1 if results.is_of_one_model else 2]:
+        warning = calibration_warning(results.facts, one, whose=whose)
+        if warning:
+            click.echo(warning, err=True)
 
 
 def _contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Contestant:

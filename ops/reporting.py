@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +25,16 @@ def report(result: dict[str, Any], json_file: str | None) -> None:
 def printable(text: str) -> str:
     """Without what could move a terminal's cursor."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 0, err: bool = False
+) -> None:
+    """Columns as wide as what is in them; the first `text_columns` are set left. `err` prints to stderr."""
+    widths = [max(len(row[place]) for row in [headings, *rows]) for place in range(len(headings))]
+    for row in [headings, *rows]:
+        cells = [
+            cell.ljust(width) if place < text_columns else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  " + "  ".join(cells).rstrip(), err=err)

@@ -12,6 +12,7 @@ from ops import wiring
 from ops.days import day_option, require_within
 from ops.histories import HistoryAsked, history_options, read_asked
 from ops.progress import progress_bar
+from ops.reporting import print_table
 from schemas.settings import Source
 
 if TYPE_CHECKING:
@@ -137,14 +138,14 @@ def _print(bundle: Path, manifest: Manifest) -> None:
         f"out of fold: Brier score {metrics['brier']:.6f}, "
         f"expected calibration error {metrics['expected_calibration_error']:.6f}"
     )
-    _print_table(
+    print_table(
         ("mean score", "frauds", "payments"),
         [
             (f"{one['mean_score']:.6f}", f"{one['observed_rate']:.6f}", f"{int(one['count'])}")
             for one in manifest.reliability
         ],
     )
-    _print_table(
+    print_table(
         ("feature", "gain", "splits"),
         [(name, f"{gain:.1f}", f"{splits}") for name, gain, splits in manifest.most_important(FEATURES_SHOWN)],
     )
@@ -189,10 +190,3 @@ def _print_validation(manifest: Manifest) -> None:
     if len(tried) > 1:
         parameters = ", ".join(f"{name} {value}" for name, value in chosen["parameters"].items())
         click.echo(f"chosen of {len(tried)}: {parameters}, trees {trees}")
-
-
-def _print_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Columns as wide as what is in them, aligned to the right."""
-    widths = [max(len(row[place]) for row in [headings, *rows]) for place in range(len(headings))]
-    for row in [headings, *rows]:
-        click.echo("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))

@@ -256,7 +256,7 @@ def _stages(data: Path, bundle: Path) -> dict[str, float]:
                 scored = time.perf_counter()
                 decided = policy.decide(chunk, score)
                 made = time.perf_counter()
-                files.write(chunk, [decided])
+                files.write(chunk, [decided], policy.causes)
                 ended = time.perf_counter()
                 spent["score"] += scored - started
                 spent["policy"] += made - scored

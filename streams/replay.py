@@ -45,7 +45,7 @@ from models.evaluation import (
 )
 from schemas.errors import Misconfigured
 from streams.earlier_decisions import EarlierDecisions
-from streams.replay_files import DECISIONS, ReplayFiles, write_whole
+from streams.replay_files import DECISIONS, ReplayFiles, require_free_names, write_whole
 from streams.replay_measures import (
     Contestant,
     Measured,
@@ -81,6 +81,7 @@ def replay(
     costs: CostSettings | None = None,
     destination: Path,
     with_vectors: bool = False,
+    with_features: bool = False,
     earlier: Path | None = None,
     threads: int = 1,
     room: ColumnRoom | None = None,
@@ -88,6 +89,7 @@ def replay(
 ) -> ReplayResults:
     """Write decisions.parquet, metrics.json and report.html to `destination`, with a challenger differences.parquet.
 
+    `with_vectors` and `with_features` keep each payment's features in decisions.parquet, as bytes and as columns.
     `earlier` is the decisions.parquet of a replay of this history with the champion's model: its scores and vectors
     are used instead of computing them again. `threads` change nothing but the time it takes; `room` is for columns as
     long as the history. Raises Misconfigured for a window in which nothing can be measured.
@@ -96,6 +98,8 @@ def replay(
     first, last = np.searchsorted(history.event_time_ms, [window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
     if first == last:
         raise Misconfigured(f"there is no payment from {date_of_day(window.first)} to {date_of_day(window.last)}")
+    feature_names = champion.bundle.manifest.feature_names if with_features else []
+    require_free_names(feature_names)
     started = time.perf_counter()
     contestants = [champion] if challenger is None else [champion, challenger]
     with Crew(threads) as crew:
@@ -106,7 +110,7 @@ def replay(
         else:
             if earlier.resolve() == (destination / DECISIONS).resolve():
                 raise Misconfigured(f"{earlier} would be replaced by the results: choose another folder for them")
-            reused = _earlier(earlier, history, contestants, with_vectors)
+            reused = _earlier(earlier, history, contestants, with_vectors or with_features)
             amounts, replayed = reference_amounts(history, rates, room), last - first
             scored = _scored_earlier(reused, contestants, first, last, crew, progress)
         labels = final_labels(history)
@@ -125,6 +129,7 @@ def replay(
             amounts=amounts,
             model_version=version,
             with_vectors=with_vectors,
+            feature_names=feature_names,
             with_differences=challenger is not None,
         ) as files:
             _decide(scored, policies, decided, first, files, crew, room)
@@ -214,7 +219,7 @@ def _decide(
             its.score[:], its.action[:], its.cause[:] = made.score, made.action, made.cause
         written()
         room.release()
-        written = crew.beside(partial(files.write, part.chunk, parts))
+        written = crew.beside(partial(files.write, part.chunk, parts, policies[0].causes))
     written()
 
 

@@ -26,10 +26,12 @@ from models.comparison import Agreement, ScoreShift, agreement, score_shift
 from models.costs import CostSettings
 from models.curves import (
     AtCapacity,
+    MeanCalibration,
     Reliability,
     ScoreHistogram,
     ThresholdCurve,
     at_capacity,
+    mean_calibration,
     reliability,
     score_histogram,
     threshold_curve,
@@ -124,6 +126,7 @@ class ContestantMeasures:
     average_precision: float
     card_precision_at_100: float
     card_precision_per_day: list[float]
+    calibration: MeanCalibration | None
     actions: dict[str, int]
     whole: GroupMeasures
     by_reason: list[ReasonMeasures]
@@ -181,22 +184,17 @@ class ReplayResults:
         return self.challenger is None or self.challenger.model_version == self.champion.model_version
 
     def headline(self) -> dict[str, Any]:
-        """The few numbers that callers depend on, of the champion."""
-        champion = self.champion
-        values: dict[str, Any] = _plain(
-            {
-                "auc_roc": champion.auc_roc,
-                "average_precision": champion.average_precision,
-                "card_precision_at_100": champion.card_precision_at_100,
-                "payments": self.facts.payments,
-                "frauds": self.facts.frauds,
-                "payments_replayed": self.facts.payments_replayed,
-                "excluded_known_compromised": self.facts.excluded_known_compromised,
-                "actions": champion.actions,
-                "model_version": champion.model_version,
-            }
-        )
-        return values
+        """The few numbers that callers depend on: the champion's, and a challenger's under its own name."""
+        facts = self.facts
+        of_all = {
+            name: getattr(facts, name)
+            for name in ("payments", "frauds", "payments_replayed", "excluded_known_compromised")
+        }
+        values: dict[str, Any] = _headline_of(self.champion) | of_all
+        if self.challenger is not None:
+            values["challenger"] = _headline_of(self.challenger)
+        plain: dict[str, Any] = _plain(values)
+        return plain
 
     def to_json(self, payments_per_second: float) -> str:
         """metrics.json: the champion's measures at the top, and the challenger's under its own name.
@@ -242,6 +240,7 @@ def measure_contestant(
         average_precision=whole.average_precision,
         card_precision_at_100=precision.mean if measured.has_outcomes else float("nan"),
         card_precision_per_day=precision.per_day.tolist() if measured.has_outcomes else [],
+        calibration=mean_calibration(measured.fraud, score, _cards(measured)) if measured.has_outcomes else None,
         actions=actions,
         whole=whole,
         by_reason=_by_reason(measured, made, causes),
@@ -357,6 +356,17 @@ def _describer(
 
 def _text(value: pa.Scalar) -> str:
     return str(value.as_py())
+
+
+def _headline_of(one: ContestantMeasures) -> dict[str, Any]:
+    return {
+        "auc_roc": one.auc_roc,
+        "average_precision": one.average_precision,
+        "card_precision_at_100": one.card_precision_at_100,
+        "calibration": None if one.calibration is None else asdict(one.calibration),
+        "actions": one.actions,
+        "model_version": one.model_version,
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from models.costs import Money
+from models.curves import MeanCalibration
 from models.segments import GroupMeasures
 from streams import replay_charts as charts
 from streams.live_decisions import LiveComparison
@@ -16,6 +17,7 @@ from streams.replay_measures import (
     ContestantMeasures,
     ReplayResults,
 )
+from streams.replay_summary import calibration_text, calibration_warning, ratio_text
 from streams.report_comparison import changed_payments_section, comparison_section, verdict
 from streams.report_live import live_section
 from streams.report_page import (
@@ -121,6 +123,9 @@ def _notices(results: ReplayResults) -> str:
         )
     if facts.has_outcomes and not facts.frauds:
         said.append("None of these payments is known to be fraud: measures that need one have no value.")
+    for style, one in charts.scorers(results):
+        whose = "The scores" if results.is_of_one_model else f"The {style}'s scores"
+        said.append(calibration_warning(facts, one, whose=whose))
     for style, one in charts.contestants(results):
         if one.train_to >= facts.first_day:
             whose = f"The {style}'s model" if results.challenger else "The model"
@@ -128,7 +133,7 @@ def _notices(results: ReplayResults) -> str:
                 f"{whose} was trained on payments of {one.train_from} to {one.train_to}, which are not all "
                 "before the days that are replayed here. Its numbers are better than they would be on days to come."
             )
-    return "".join(map(notice, said))
+    return "".join(map(notice, filter(None, said)))
 
 
 def _headline(results: ReplayResults) -> str:
@@ -198,6 +203,12 @@ def _of_labels(results: ReplayResults) -> list[_Headline]:
             "Of the 100 highest scored cards of a day, the share that was compromised, mean over days.",
         ),
         (
+            "Mean score by share of frauds",
+            lambda one: ratio_text(_calibration_of(one).ratio),
+            ("Far off: " if _calibration_of(champion).is_far_off else "1 is perfect; ")
+            + f"{calibration_text(_calibration_of(champion))}.",
+        ),
+        (
             f"{whole(facts.costs.reviews_a_day)} reviews a day",
             lambda one: percent(one.at_review_capacity.recall),
             "Share of frauds found if just the highest scored payments of each day were looked at; "
@@ -209,6 +220,11 @@ def _of_labels(results: ReplayResults) -> list[_Headline]:
 def _money_of(one: ContestantMeasures) -> Money:
     assert one.whole.money is not None
     return one.whole.money
+
+
+def _calibration_of(one: ContestantMeasures) -> MeanCalibration:
+    assert one.calibration is not None
+    return one.calibration
 
 
 def _ranking(results: ReplayResults) -> str:

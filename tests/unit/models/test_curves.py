@@ -11,6 +11,7 @@ from models.curves import (
     POINTS_MAX,
     SCORE_EDGES,
     at_capacity,
+    mean_calibration,
     reliability,
     score_histogram,
     threshold_curve,
@@ -114,3 +115,46 @@ def test_the_histogram_holds_every_payment_and_a_score_of_one_in_its_last_bin() 
     edges = score_histogram(np.zeros(3, bool), np.array([0.0, 0.5, 1.0])).genuine
     assert len(edges) == len(SCORE_EDGES) - 1
     assert (edges[0], edges[SCORE_EDGES.index(0.5)], edges[-1]) == (1, 1, 1)
+
+
+def test_scores_that_promise_twice_the_fraud_that_came_are_far_off() -> None:
+    fraud = RANDOM.random(50_000) < 0.01
+    found = mean_calibration(fraud, np.full(50_000, 0.02), np.arange(50_000))
+    assert found.mean_score == pytest.approx(0.02)
+    assert found.fraud_share == fraud.mean()
+    assert found.ratio == pytest.approx(0.02 / fraud.mean())
+    assert 1.25 < found.ratio_low < found.ratio < found.ratio_high < 3
+    assert found.is_far_off
+    assert mean_calibration(fraud, np.full(50_000, 0.005), np.arange(50_000)).is_far_off
+
+
+def test_scores_that_promise_about_what_came_are_not_far_off() -> None:
+    fraud = RANDOM.random(50_000) < 0.01
+    assert not mean_calibration(fraud, np.full(50_000, 1.15 * fraud.mean()), np.arange(50_000)).is_far_off
+
+
+def test_a_ratio_that_chance_explains_is_not_far_off() -> None:
+    fraud = np.arange(200) < 2
+    found = mean_calibration(fraud, np.full(200, 0.02), np.arange(200))
+    assert found.ratio == pytest.approx(2.0)
+    assert found.ratio_low < 1 < found.ratio_high
+    assert not found.is_far_off
+
+
+def test_frauds_of_one_card_count_as_fewer_than_their_number() -> None:
+    card = np.arange(40_000) // 20
+    fraud = card < 20
+    score = np.full(40_000, 0.015)
+    together = mean_calibration(fraud, score, card)
+    apart = mean_calibration(fraud, score, RANDOM.permutation(40_000))
+    assert together.ratio == apart.ratio == pytest.approx(1.5)
+    assert together.ratio_high - together.ratio_low > 3 * (apart.ratio_high - apart.ratio_low)
+    assert apart.is_far_off
+    assert not together.is_far_off
+
+
+def test_without_a_fraud_the_ratio_has_no_end_and_many_payments_tell() -> None:
+    few, many = (mean_calibration(np.zeros(n, bool), np.full(n, 0.02), np.arange(n)) for n in (50, 50_000))
+    assert math.isinf(few.ratio)
+    assert not few.is_far_off
+    assert many.is_far_off

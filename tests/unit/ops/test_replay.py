@@ -45,6 +45,13 @@ def data() -> Path:
 
 def run(out: Path, *options: str, config: str = "", environment: dict[str, str] | None = None) -> dict[str, Any]:
     """What metrics.json holds; a refusal is raised."""
+    return told(out, *options, config=config, environment=environment)[0]
+
+
+def told(
+    out: Path, *options: str, config: str = "", environment: dict[str, str] | None = None
+) -> tuple[dict[str, Any], str]:
+    """What metrics.json holds, and what is said on stderr."""
     arguments = ["replay", "--data", str(data()), "--bundle", str(small_world.trained_bundle()), "--out", str(out)]
     # With earlier decisions the days are theirs.
     if "--from" not in options and "--decisions" not in options:
@@ -56,9 +63,12 @@ def run(out: Path, *options: str, config: str = "", environment: dict[str, str] 
         raise result.exception
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     headline = json.loads(result.stdout)
+    challenger = headline.pop("challenger", {})
+    assert challenger.items() <= metrics.get("challenger", {}).items()
+    assert bool(challenger) == ("challenger" in metrics)
     assert all(metrics[name] == value for name, value in headline.items())
     assert str(out / "report.html") in result.stderr
-    return metrics
+    return metrics, result.stderr
 
 
 def policy_file(folder: Path, text: str = RULE) -> str:
@@ -94,6 +104,41 @@ def test_a_challenger_without_a_policy_of_its_own_has_the_champions(tmp_path: Pa
     metrics = run(tmp_path / "a", *options)
     assert metrics["challenger"]["model_version"] != metrics["model_version"]
     assert metrics["challenger"]["policy"] == metrics["policy"] == "strict.toml"
+
+
+def test_a_challengers_numbers_are_printed_beside_the_champions(tmp_path: Path) -> None:
+    metrics, said = told(tmp_path / "a", "--challenger", str(small_world.other_bundle()))
+    lines = {line[:30].strip(): line[30:].split() for line in said.splitlines() if line.startswith("  ")}
+    challenger = metrics["challenger"]
+    assert lines[""] == ["champion", "challenger"]
+    assert lines["model"] == [metrics["model_version"], challenger["model_version"]]
+    both = [f"{one['average_precision']:.4f}" for one in (metrics, challenger)]
+    assert lines["average precision"] == both
+    assert both[0] != both[1]
+    stopped = [f"{100 * one['whole']['recall']:.1f}%" for one in (metrics, challenger)]
+    assert lines["frauds stopped (recall)"] == stopped
+
+
+def test_scores_that_are_far_off_are_said_to_be_and_by_how_much(tmp_path: Path) -> None:
+    bundle = small_world.copied_bundle(tmp_path)
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    # Scores of twice the odds and more: calibrated to a world with more fraud.
+    manifest["calibration_intercept"] += 1.5
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    metrics, said = told(tmp_path / "a", "--bundle", str(bundle))
+    calibration = metrics["calibration"]
+    assert calibration["is_far_off"]
+    assert f"a ratio of {calibration['ratio']:.2f} (95% interval {calibration['ratio_low']:.2f} to " in said
+    assert "The scores are far off as probabilities: they promise" in said
+    report = (tmp_path / "a/report.html").read_text(encoding="utf-8")
+    assert "The scores are far off as probabilities: they promise" in report
+
+
+def test_scores_that_mean_what_they_say_are_not_warned_of(tmp_path: Path) -> None:
+    metrics, said = told(tmp_path / "a")
+    assert not metrics["calibration"]["is_far_off"]
+    assert "far off" not in said
+    assert "far off" not in (tmp_path / "a/report.html").read_text(encoding="utf-8")
 
 
 def test_a_policy_is_tried_on_earlier_decisions_with_the_same_results(tmp_path: Path) -> None:

@@ -3,17 +3,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from features.columns import FileRoom
+from features.columns import FileRoom, MemoryRoom
 from features.history import History, final_labels, history_of_tables, write_history
-from features.passage import Chunk, Passage
+from features.passage import Chunk, Passage, reference_amounts
 from features.spooled_history import open_history
 from models.bundle import Bundle
 from models.evaluation import Days, Split, day_of_time, exclude_known_compromised
@@ -24,14 +26,17 @@ from streams import replay as replay_module
 from streams.replay import replay
 from streams.replay_files import ReplayFiles
 from streams.replay_measures import Contestant, ReplayResults
-from streams.replayed_policy import Decisions
+from streams.replayed_policy import Cause, Decisions
 from tests import small_world
-from tests.small_world import FIRST_DAY, LABEL_DELAY_DAYS, TRAINING_DAYS
+from tests.small_world import DAY_MS, FIRST_DAY, LABEL_DELAY_DAYS, TRAINING_DAYS
 
 # After the training days, and before the end of the history.
 WINDOW = Days(FIRST_DAY + 22, FIRST_DAY + 27)
 CONTRACT = {"auc_roc", "average_precision", "card_precision_at_100", "payments", "frauds", "payments_per_second"}
-COLUMNS = ["payment_id", "event_time_ms", "card_id", "merchant_id", "score", "action", "model_version"]
+COLUMNS = [
+    *("payment_id", "event_time_ms", "card_id", "merchant_id", "amount_minor", "currency", "amount_reference_minor"),
+    *("score", "action", "reasons", "model_version", "label"),
+]
 
 
 def contestant(
@@ -101,8 +106,10 @@ def test_decisions_are_the_windows_payments_in_order(tmp_path: Path) -> None:
     assert decisions.column_names == COLUMNS
     rows = rows_of(WINDOW)
     payments = small_world.tables()[0].take(pa.array(rows))
-    for name in ("payment_id", "event_time_ms", "card_id", "merchant_id"):
+    for name in ("payment_id", "event_time_ms", "card_id", "merchant_id", "amount_minor", "currency"):
         assert decisions[name].to_pylist() == payments[name].to_pylist()
+    amounts = reference_amounts(small_world.history(), small_world.rates(), MemoryRoom())
+    assert np.array_equal(decisions["amount_reference_minor"].to_numpy(), amounts[rows])
 
 
 def test_scores_and_actions_are_those_of_the_bundle_and_the_policy(tmp_path: Path) -> None:
@@ -153,10 +160,10 @@ def test_chunks_are_written_in_order_though_the_first_takes_long(
 
     write = ReplayFiles.write
 
-    def write_first_slowly(self: ReplayFiles, chunk: Chunk, decided: list[Decisions]) -> None:
+    def write_first_slowly(self: ReplayFiles, chunk: Chunk, decided: list[Decisions], causes: list[Cause]) -> None:
         if chunk.first == rows_of(WINDOW)[0]:
             time.sleep(0.5)
-        write(self, chunk, decided)
+        write(self, chunk, decided, causes)
 
     monkeypatch.setattr(replay_module, "Passage", Short)
     monkeypatch.setattr(ReplayFiles, "write", write_first_slowly)
@@ -222,6 +229,59 @@ def test_the_vector_column_is_what_the_passage_computes(tmp_path: Path) -> None:
     assert decisions["vector"].to_pylist() == [row.tobytes() for row in wanted]
 
 
+def test_features_are_columns_with_their_names_and_null_where_nothing_is_known(tmp_path: Path) -> None:
+    run(tmp_path, with_features=True)
+    decisions = pq.read_table(tmp_path / "decisions.parquet")
+    names = list(small_world.engine().plan.names)
+    assert decisions.column_names == [*COLUMNS, *names]
+    wanted = passage_vectors()[rows_of(WINDOW)]
+    for place, name in enumerate(names):
+        column = decisions[name]
+        assert column.type == pa.float32()
+        assert np.array_equal(column.is_null().to_numpy(), np.isnan(wanted[:, place]))
+        known = ~np.isnan(wanted[:, place])
+        assert np.array_equal(column.drop_null().to_numpy(), wanted[known, place])
+
+
+def test_a_feature_with_the_name_of_another_column_is_refused(tmp_path: Path) -> None:
+    bundle = small_world.loaded_bundle()
+    names = ["score", *bundle.manifest.feature_names[1:]]
+    renamed = replace(bundle, manifest=replace(bundle.manifest, feature_names=names))
+    with pytest.raises(Misconfigured, match="--features: feature score has the name of a column"):
+        run(tmp_path / "a", champion=contestant(renamed), with_features=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_labels_are_those_known_in_the_end_and_null_where_none_is(tmp_path: Path) -> None:
+    payments, outcomes = small_world.tables()
+    some = outcomes.filter(pc.less(outcomes["outcome_time_ms"], (WINDOW.last + 5) * DAY_MS))
+    history = history_of_tables(payments, some)
+    run(tmp_path, history=history)
+    label = pq.read_table(tmp_path / "decisions.parquet")["label"].to_pylist()
+    names = {1: "fraud", 0: "genuine", -1: None}
+    assert label == [names[number] for number in final_labels(history)[rows_of(WINDOW)].tolist()]
+    assert set(label) == {"fraud", "genuine", None}
+
+
+def test_reasons_are_those_of_the_thresholds_and_the_rules_that_asked(tmp_path: Path) -> None:
+    rules = (ConfiguredRule("large", "amount > 100_00", "review"),)
+    run(tmp_path, settings=PolicySettings(rules=rules))
+    decisions = pq.read_table(tmp_path / "decisions.parquet").to_pylist()
+    manifest = small_world.loaded_bundle().manifest
+    seen = set()
+    for row in decisions:
+        if row["score"] >= manifest.decline_at:
+            wanted = ["score_at_or_above_decline_threshold"]
+        else:
+            # What asks for less than the action that is taken is no reason for it.
+            wanted = ["score_at_or_above_review_threshold"] if row["score"] >= manifest.review_at else []
+            wanted += ["rule:large"] if row["amount_reference_minor"] > 10_000 else []
+        assert sorted(row["reasons"]) == sorted(wanted)
+        assert (row["action"] == "approve") == (not wanted)
+        seen.add(tuple(sorted(wanted)))
+    assert len(seen) == 5
+
+
 def test_two_replays_write_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         run(tmp_path / name, with_vectors=True, challenger=contestant(small_world.other_loaded_bundle()))
@@ -240,7 +300,9 @@ def test_decisions_do_not_depend_on_what_came_later(tmp_path: Path) -> None:
     known = outcomes.filter(pa.compute.less_equal(outcomes["outcome_time_ms"], end_ms))
     run(tmp_path / "whole", with_vectors=True)
     run(tmp_path / "cut", with_vectors=True, history=history_of_tables(payments.slice(0, count), known))
-    assert (tmp_path / "whole/decisions.parquet").read_bytes() == (tmp_path / "cut/decisions.parquet").read_bytes()
+    whole, cut = (pq.read_table(tmp_path / name / "decisions.parquet") for name in ("whole", "cut"))
+    # All but the label, which is what was known in the end.
+    assert whole.drop_columns("label").equals(cut.drop_columns("label"))
 
 
 def test_a_result_that_is_there_is_replaced_and_nothing_unfinished_is_left(tmp_path: Path) -> None:
