@@ -1,4 +1,4 @@
-"""Small plots as SVG text, for one HTML file without scripts.
+"""Small plots as shapes, which streams/templates/plot.html writes as SVG.
 
 A plot is two axes and marks. Marks are drawn in their order; what a mark looks like (colour, dashes) is its CSS class,
 so the page's style sheet decides, for screen and print. The same values give the same bytes: places are rounded to a
@@ -10,13 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from typing import ClassVar
 
-WIDTH, HEIGHT = 520, 290
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 16, 14, 48
+WIDTH, HEIGHT = 536, 290
+# On the right there is room for half of the last tick's text.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 36, 14, 48
 _NOTE_HEIGHT = 15
 _TICKS_WANTED = 5
 _STEP_TICKS_MAX = 6
+# With more ticks their texts stay small where others grow, as on a telephone.
+_DENSE = 8
+# How wide a tick's character is at most, in the largest type and the widest font, and how far ticks stay apart.
+_TICK_CHARACTER, _TICK_GAP = 8.0, 10
 
 Point = tuple[float, float]
 
@@ -108,6 +113,82 @@ class Plot:
         return sorted(uprights, key=lambda mark: -mark.x)
 
 
+# Places and sizes of shapes are texts: as they are written.
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """A straight line."""
+
+    kind: ClassVar[str] = "stroke"
+    style: str
+    x1: str
+    x2: str
+    y1: str
+    y2: str
+
+
+@dataclass(frozen=True)
+class Word:
+    """A text at a place; its anchor is start, middle or end. Turned, it runs upwards."""
+
+    kind: ClassVar[str] = "word"
+    style: str
+    x: str
+    y: str
+    text: str
+    anchor: str
+    is_turned: bool = False
+    is_centred: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through many points."""
+
+    kind: ClassVar[str] = "curve"
+    style: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A point of a line."""
+
+    kind: ClassVar[str] = "dot"
+    style: str
+    x: str
+    y: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Box:
+    """A filled rectangle."""
+
+    kind: ClassVar[str] = "box"
+    style: str
+    x: str
+    y: str
+    width: str
+    height: str
+    hint: str
+
+
+Shape = Stroke | Word | Curve | Dot | Box
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A plot as shapes, ready for its template. The legend has (style, text) each."""
+
+    description: str
+    width: int
+    height: int
+    shapes: Sequence[Shape]
+    legend: Sequence[tuple[str, str]]
+
+
 def linear_axis(label: str, low: float, high: float, form: Callable[[float], str]) -> Axis:
     """An axis with some five round ticks; `high` is moved up to one, and `low` down."""
     if not high > low:
@@ -126,8 +207,10 @@ def log_axis(label: str, low: float, high: float, form: Callable[[float], str]) 
 
 
 def step_axis(label: str, names: Sequence[str]) -> Axis:
-    """An axis of steps, such as days: step i lies around i + 0.5, and at most six are named."""
-    every = max(1, math.ceil(len(names) / _STEP_TICKS_MAX))
+    """An axis of steps, such as days: step i lies around i + 0.5. As many are named as stand apart, at most six."""
+    room = (WIDTH - _LEFT - _RIGHT) / (max(map(len, names), default=1) * _TICK_CHARACTER + _TICK_GAP)
+    # A name is as wide as it is, however many steps there are: what counts is how far named steps are apart.
+    every = max(1, math.ceil(len(names) / min(_STEP_TICKS_MAX, room)))
     ticks = [(number + 0.5, names[number]) for number in range(0, len(names), every)]
     return Axis(label, 0, max(1, len(names)), ticks)
 
@@ -137,54 +220,47 @@ def edge_axis(label: str, edges: Sequence[str]) -> Axis:
     return Axis(label, 0, len(edges) - 1, list(enumerate(edges)))
 
 
-def svg(plot: Plot) -> str:
-    """The plot as an SVG element, with its legend below."""
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(plot.description)}">',
-        *_grid(plot),
-        *(_drawn(mark, plot) for mark in plot.marks),
-        "</svg>",
-    ]
-    return "".join(parts) + _legend(plot.legend)
+def drawing_of(plot: Plot) -> Drawing:
+    """The plot as shapes, in the order in which they are drawn."""
+    shapes = [*_grid(plot), *(shape for mark in plot.marks for shape in _drawn(mark, plot))]
+    return Drawing(plot.description, WIDTH, HEIGHT, shapes, plot.legend)
 
 
-def _grid(plot: Plot) -> list[str]:
+def _grid(plot: Plot) -> list[Shape]:
     left, right, top, bottom = _LEFT, WIDTH - _RIGHT, plot.top, HEIGHT - _BOTTOM
-    middle_x, middle_y = f"{(left + right) / 2:g}", f"{(top + bottom) / 2:g}"
-    parts = []
+    shapes: list[Shape] = []
     for value, text in plot.y.ticks:
         y = _y(plot, value)
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{left - 7}" y="{y}" dy="0.32em" text-anchor="end">{escape(text)}</text>')
+        shapes.append(Stroke("grid", f"{left}", f"{right}", y, y))
+        shapes.append(Word("tick", f"{left - 7}", y, text, "end", is_centred=True))
+    style = "tick dense" if len(plot.x.ticks) > _DENSE else "tick"
     for value, text in plot.x.ticks:
         x = _x(plot, value)
-        parts.append(f'<line class="notch" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(f'<text class="tick" x="{x}" y="{bottom + 17}" text-anchor="middle">{escape(text)}</text>')
+        shapes.append(Stroke("notch", x, x, f"{bottom}", f"{bottom + 4}"))
+        shapes.append(Word(style, x, f"{bottom + 17}", text, "middle"))
+    middle_x, middle_y = f"{(left + right) / 2:g}", f"{(top + bottom) / 2:g}"
     return [
-        *parts,
-        f'<line class="base" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>',
-        f'<text class="axis" x="{middle_x}" y="{HEIGHT - 8}" text-anchor="middle">{escape(plot.x.label)}</text>',
-        f'<text class="axis" x="11" y="{middle_y}" text-anchor="middle" transform="rotate(-90 11 {middle_y})">'
-        f"{escape(plot.y.label)}</text>",
+        *shapes,
+        Stroke("base", f"{left}", f"{right}", f"{bottom}", f"{bottom}"),
+        Word("axis", middle_x, f"{HEIGHT - 8}", plot.x.label, "middle"),
+        Word("axis", "11", middle_y, plot.y.label, "middle", is_turned=True),
     ]
 
 
-def _drawn(mark: Mark, plot: Plot) -> str:
+def _drawn(mark: Mark, plot: Plot) -> list[Shape]:
     match mark:
         case Line():
             return _line(mark, plot)
         case Bar():
-            return _bar(mark, plot)
+            return [_bar(mark, plot)]
         case Upright():
             return _upright(mark, plot)
         case Whisker():
             x = _x(plot, mark.x)
-            return (
-                f'<line class="{mark.style}" x1="{x}" x2="{x}" y1="{_y(plot, mark.low)}" y2="{_y(plot, mark.high)}"/>'
-            )
+            return [Stroke(mark.style, x, x, _y(plot, mark.low), _y(plot, mark.high))]
 
 
-def _line(mark: Line, plot: Plot) -> str:
+def _line(mark: Line, plot: Plot) -> list[Shape]:
     path, pen_is_up = [], True
     for x, y in mark.points:
         if not (math.isfinite(x) and math.isfinite(y)):
@@ -192,47 +268,34 @@ def _line(mark: Line, plot: Plot) -> str:
             continue
         path.append(f"{'M' if pen_is_up else 'L'}{_x(plot, x)} {_y(plot, y)}")
         pen_is_up = False
-    drawn = f'<path class="line {mark.style}" d="{"".join(path)}"/>' if path else ""
-    return drawn + ("".join(_dots(mark, plot)) if mark.with_dots else "")
+    curve: list[Shape] = [Curve(mark.style, "".join(path))] if path else []
+    return curve + (_dots(mark, plot) if mark.with_dots else [])
 
 
-def _dots(mark: Line, plot: Plot) -> list[str]:
+def _dots(mark: Line, plot: Plot) -> list[Shape]:
     hints = mark.hints or [""] * len(mark.points)
     return [
-        f'<circle class="dot {mark.style}" cx="{_x(plot, x)}" cy="{_y(plot, y)}" r="3">{_hint(hint)}</circle>'
+        Dot(mark.style, _x(plot, x), _y(plot, y), hint)
         for (x, y), hint in zip(mark.points, hints, strict=True)
         if math.isfinite(x) and math.isfinite(y)
     ]
 
 
-def _bar(mark: Bar, plot: Plot) -> str:
+def _bar(mark: Bar, plot: Plot) -> Shape:
     x, right = float(_x(plot, mark.left)), float(_x(plot, mark.right))
     top, bottom = float(_y(plot, mark.high)), float(_y(plot, mark.low))
-    return (
-        f'<rect class="bar {mark.style}" x="{x:.1f}" y="{top:.1f}" width="{max(right - x, 0.6):.1f}" '
-        f'height="{max(bottom - top, 0):.1f}">{_hint(mark.hint)}</rect>'
-    )
+    width, height = f"{max(right - x, 0.6):.1f}", f"{max(bottom - top, 0):.1f}"
+    return Box(mark.style, f"{x:.1f}", f"{top:.1f}", width, height, mark.hint)
 
 
-def _upright(mark: Upright, plot: Plot) -> str:
+def _upright(mark: Upright, plot: Plot) -> list[Shape]:
     x, word_y = float(_x(plot, mark.x)), _TOP + _NOTE_HEIGHT * plot.row_of(mark)
     # The word stands on the left of its line, where there is room for it.
     place, anchor = (x - 5, "end") if x > WIDTH * 0.3 else (x + 5, "start")
-    return (
-        f'<line class="upright" x1="{x:.1f}" x2="{x:.1f}" y1="{word_y - 9}" y2="{HEIGHT - _BOTTOM}"/>'
-        f'<text class="note" x="{place:.1f}" y="{word_y}" text-anchor="{anchor}">{escape(mark.text)}</text>'
-    )
-
-
-def _hint(text: str) -> str:
-    return f"<title>{escape(text)}</title>" if text else ""
-
-
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
-    if not entries:
-        return ""
-    items = "".join(f'<span><i class="key {style}"></i>{escape(text)}</span>' for style, text in entries)
-    return f'<p class="legend">{items}</p>'
+    return [
+        Stroke("upright", f"{x:.1f}", f"{x:.1f}", f"{word_y - 9}", f"{HEIGHT - _BOTTOM}"),
+        Word("note", f"{place:.1f}", f"{word_y}", mark.text, anchor),
+    ]
 
 
 def _x(plot: Plot, value: float) -> str:

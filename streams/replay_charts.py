@@ -8,25 +8,26 @@ from models.segments import GroupMeasures
 from streams.plots import (
     Axis,
     Bar,
+    Drawing,
     Line,
     Mark,
     Plot,
     Upright,
     Whisker,
+    drawing_of,
     edge_axis,
     linear_axis,
     log_axis,
     step_axis,
-    svg,
 )
 from streams.replay_measures import Comparison, ContestantMeasures, ReplayResults
-from streams.report_page import decimal, figure, money, percent, short_amount, whole
+from streams.report_page import Figure, decimal, money, percent, short_amount, whole
 
 _SCORE_MIN = 0.001
 _STYLES = ("champion", "challenger")
 
 
-def precision_recall(results: ReplayResults) -> str:
+def precision_recall(results: ReplayResults) -> Figure:
     marks: list[Mark] = []
     for style, one in scorers(results):
         curve = one.threshold_curve
@@ -40,15 +41,15 @@ def precision_recall(results: ReplayResults) -> str:
         marks,
         [*_legend(results), ("ideal", "picking at random")],
     )
-    return figure(
+    return Figure(
         "Precision and recall",
-        svg(plot),
+        drawing_of(plot),
         "Each point is a threshold: going right finds more of the fraud, at the price of more genuine payments among "
         "what is found. Higher is better; the area under the line is the average precision.",
     )
 
 
-def score_spread(one: ContestantMeasures, *, has_outcomes: bool) -> str:
+def score_spread(one: ContestantMeasures, *, has_outcomes: bool) -> Figure:
     histogram = one.score_histogram
     series = [("genuine", histogram.genuine), *([("fraud", histogram.fraud)] if has_outcomes else [])]
     highest = max(max(counts) for _, counts in series)
@@ -69,15 +70,15 @@ def score_spread(one: ContestantMeasures, *, has_outcomes: bool) -> str:
         marks,
         [(style, style) for style, _ in series] if has_outcomes else [("genuine", "payments")],
     )
-    return figure(
+    return Figure(
         "Scores by label" if has_outcomes else "Scores",
-        svg(plot),
+        drawing_of(plot),
         "How many payments got which score. The counts are logarithmic: each line up is ten times as many. A good "
         "model has its genuine payments on the left and its frauds on the right.",
     )
 
 
-def actions_by_day(one: ContestantMeasures) -> str:
+def actions_by_day(one: ContestantMeasures) -> Figure:
     marks: list[Mark] = []
     for number, day in enumerate(one.by_day):
         hint = f"{day.name}: {day.reviewed:,} reviewed, {day.declined:,} declined of {day.payments:,}"
@@ -91,15 +92,15 @@ def actions_by_day(one: ContestantMeasures) -> str:
         marks,
         [("decline", "declined"), ("review", "reviewed")],
     )
-    return figure(
+    return Figure(
         "Actions by day",
-        svg(plot),
+        drawing_of(plot),
         "Payments that were declined or sent to review; all others were approved. The height is the work and the "
         "friction of that day.",
     )
 
 
-def frauds_by_day(one: ContestantMeasures) -> str:
+def frauds_by_day(one: ContestantMeasures) -> Figure:
     marks: list[Mark] = []
     for number, day in enumerate(one.by_day):
         stopped = day.frauds_stopped
@@ -113,15 +114,15 @@ def frauds_by_day(one: ContestantMeasures) -> str:
         marks,
         [("stopped", "stopped (reviewed or declined)"), ("missed", "missed (approved)")],
     )
-    return figure(
+    return Figure(
         "Frauds by day",
-        svg(plot),
+        drawing_of(plot),
         "Frauds among the payments made on each day. In the last days few frauds may be known yet: labels take days "
         "to arrive.",
     )
 
 
-def card_precision_by_day(results: ReplayResults) -> str:
+def card_precision_by_day(results: ReplayResults) -> Figure:
     marks: list[Mark] = []
     for style, one in scorers(results):
         days = [day.name for day in one.by_day]
@@ -136,15 +137,15 @@ def card_precision_by_day(results: ReplayResults) -> str:
         marks,
         () if results.is_of_one_model else _legend(results),
     )
-    return figure(
+    return Figure(
         "Card precision by day",
-        svg(plot),
+        drawing_of(plot),
         "Of the 100 cards with the highest scores of a day, the share that was truly compromised. A card found on "
         "one day is blocked and does not count again. A day with few compromised cards cannot reach a high value.",
     )
 
 
-def calibration(results: ReplayResults) -> str:
+def calibration(results: ReplayResults) -> Figure:
     marks: list[Mark] = [Line([(_SCORE_MIN, _SCORE_MIN), (1, 1)], "ideal")]
     for style, one in scorers(results):
         curve = one.reliability
@@ -165,9 +166,9 @@ def calibration(results: ReplayResults) -> str:
         marks,
         [*_legend(results), ("ideal", "a score that means what it says")],
     )
-    return figure(
+    return Figure(
         "Calibration",
-        svg(plot),
+        drawing_of(plot),
         "Of payments with a score near 10%, are 10% fraud? On the dotted line, yes; above it there is more fraud "
         "than the "
         "score says, below it less. The upright strokes are 95% intervals: long ones rest on few payments. What is "
@@ -175,7 +176,7 @@ def calibration(results: ReplayResults) -> str:
     )
 
 
-def threshold_rates(results: ReplayResults, one: ContestantMeasures) -> str:
+def threshold_rates(results: ReplayResults, one: ContestantMeasures) -> Figure:
     curve = one.threshold_curve
     lines = (("first", curve.precision), ("second", curve.recall), ("third", curve.share))
     marks: list[Mark] = [Line(_over_thresholds(curve.threshold, values), style) for style, values in lines]
@@ -186,15 +187,15 @@ def threshold_rates(results: ReplayResults, one: ContestantMeasures) -> str:
         [*marks, *_thresholds(results, one)],
         [("first", "precision"), ("second", "recall"), ("third", "payments at or above")],
     )
-    return figure(
+    return Figure(
         "What a threshold finds",
-        svg(plot),
+        drawing_of(plot),
         "For every possible threshold: the share of frauds that score at or above it (recall), the share of fraud "
         "among the payments that do (precision), and how many of all payments those are.",
     )
 
 
-def threshold_money(results: ReplayResults, one: ContestantMeasures) -> str:
+def threshold_money(results: ReplayResults, one: ContestantMeasures) -> Figure:
     curve, currency = one.threshold_curve, results.facts.reference_currency
     nets = (("first", curve.net_if_reviewed_minor), ("second", curve.net_if_declined_minor))
     highest = max(max(net) for _, net in nets)
@@ -219,16 +220,16 @@ def threshold_money(results: ReplayResults, one: ContestantMeasures) -> str:
         [*marks, *_thresholds(results, one)],
         [("first", "if all at or above are reviewed"), ("second", "if all are declined")],
     )
-    return figure(
+    return Figure(
         "What a threshold is worth",
-        svg(plot),
+        drawing_of(plot),
         "Loss avoided less the cost of reviews, or less the margin of declined genuine payments, against approving "
         f"everything, at the costs stated below. {best[0]}; {best[1]}.",
     )
 
 
-def score_differences(comparison: Comparison) -> str:
-    return figure(
+def score_differences(comparison: Comparison) -> Figure:
+    return Figure(
         "Shift of scores",
         _differences(comparison.score_shift.counts, "challenger's score minus champion's", "challenger"),
         "Payments in the middle bar get the same score from both, to within 0.005. On the right the challenger is more "
@@ -236,9 +237,9 @@ def score_differences(comparison: Comparison) -> str:
     )
 
 
-def live_differences(counts: list[int]) -> str:
+def live_differences(counts: list[int]) -> Figure:
     """`counts` by DIFFERENCE_EDGES, of replayed scores less the live ones."""
-    return figure(
+    return Figure(
         "Scores, replayed and live",
         _differences(counts, "replayed score minus live score", "champion"),
         "Payments in the middle bar have the same score here as live, to within 0.005. On the right the replay is more "
@@ -246,7 +247,7 @@ def live_differences(counts: list[int]) -> str:
     )
 
 
-def _differences(counts: list[int], what: str, style: str) -> str:
+def _differences(counts: list[int], what: str, style: str) -> Drawing:
     """Payments by the difference of two scores; `what` says of which."""
     marks: list[Mark] = [
         Bar(
@@ -267,7 +268,7 @@ def _differences(counts: list[int], what: str, style: str) -> str:
         log_axis("payments (logarithmic)", 0.7, max(10.0, max(counts) * 1.3), whole),
         marks,
     )
-    return svg(plot)
+    return drawing_of(plot)
 
 
 def contestants(results: ReplayResults) -> list[tuple[str, ContestantMeasures]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from features.merchant_categories import category_text
 from models.costs import Money
 from models.curves import MeanCalibration
 from models.segments import GroupMeasures
@@ -21,23 +22,25 @@ from streams.replay_summary import calibration_text, calibration_warning, ratio_
 from streams.report_comparison import changed_payments_section, comparison_section, verdict
 from streams.report_live import live_section
 from streams.report_page import (
+    Beside,
+    Block,
+    Card,
+    Cards,
+    Definitions,
+    Figures,
+    Heading,
+    Paragraph,
+    Table,
     amount,
-    beside,
-    card,
-    cards,
     count_of,
     decimal,
-    definitions,
-    figures,
     fixed_percent,
     money,
     notice,
-    page,
-    paragraph,
     percent,
-    table,
     whole,
 )
+from streams.report_templates import render_page
 
 GROUPS_SHOWN = 12
 DAYS_SHOWN = 93
@@ -51,37 +54,39 @@ _SEGMENT_TITLES = {"channel": "Channel", "country": "Country", "mcc": "Merchant 
 def report_html(results: ReplayResults, live: LiveComparison | None = None) -> str:
     """The whole file as text; `live` is what was decided about the same payments at the time, where that is known."""
     facts = results.facts
-    return page(
-        f"Replay {facts.first_day} to {facts.last_day}",
-        [
-            _head(results),
-            _notices(results),
-            _headline(results),
-            comparison_section(results),
-            live_section(live, results.champion.model_version) if live is not None else "",
-            _ranking(results),
-            _decisions(results),
-            _thresholds(results),
-            _money(results),
-            _segments(results),
-            _days(results),
-            changed_payments_section(results),
-            _method(results),
+    return render_page(
+        title=f"Replay {facts.first_day} to {facts.last_day}",
+        heading="Replay: champion against challenger" if results.challenger else "Replay",
+        blocks=[
+            *_head(results),
+            *_notices(results),
+            *_headline(results),
+            *comparison_section(results),
+            *(live_section(live, results.champion.model_version) if live is not None else []),
+            *_ranking(results),
+            *_decisions(results),
+            *_thresholds(results),
+            *_money(results),
+            *_segments(results),
+            *_days(results),
+            *changed_payments_section(results),
+            *_method(results),
         ],
     )
 
 
-def _head(results: ReplayResults) -> str:
+def _head(results: ReplayResults) -> list[Block]:
     facts, is_compared = results.facts, results.challenger is not None
     days = f"{facts.first_day} to {facts.last_day} (UTC)"
     what = f"Payments of {days}, run through the features, model and policy that serve."
-    sides = definitions(
-        (style.capitalize() if is_compared else "Decided by", _contestant(one))
-        for style, one in charts.contestants(results)
+    sides = Definitions(
+        [
+            (style.capitalize() if is_compared else "Decided by", _contestant(one))
+            for style, one in charts.contestants(results)
+        ]
     )
-    title = "Replay: champion against challenger" if is_compared else "Replay"
     lead = " ".join(filter(None, (_lead(results), verdict(results)))) if facts.has_outcomes else ""
-    return f"<h1>{title}</h1>" + paragraph(what, "soft") + sides + (paragraph(lead, "lead") if lead else "")
+    return [Paragraph(what, "soft"), sides, *([Paragraph(lead, "lead")] if lead else [])]
 
 
 def _contestant(one: ContestantMeasures) -> str:
@@ -107,7 +112,7 @@ def _lead(results: ReplayResults) -> str:
     )
 
 
-def _notices(results: ReplayResults) -> str:
+def _notices(results: ReplayResults) -> list[Block]:
     facts = results.facts
     said = []
     if not facts.has_outcomes:
@@ -133,15 +138,15 @@ def _notices(results: ReplayResults) -> str:
                 f"{whose} was trained on payments of {one.train_from} to {one.train_to}, which are not all "
                 "before the days that are replayed here. Its numbers are better than they would be on days to come."
             )
-    return "".join(map(notice, filter(None, said)))
+    return [notice(text) for text in said if text]
 
 
-def _headline(results: ReplayResults) -> str:
+def _headline(results: ReplayResults) -> list[Block]:
     made = [
-        card(title, form(results.champion), meaning, form(results.challenger) if results.challenger else "")
+        Card(title, form(results.champion), meaning, form(results.challenger) if results.challenger else "")
         for title, form, meaning in (_of_labels(results) if results.facts.has_outcomes else _of_actions(results))
     ]
-    return "<h2>In short</h2>" + cards(*made)
+    return [Heading("In short"), Cards(made)]
 
 
 def _of_actions(results: ReplayResults) -> list[_Headline]:
@@ -163,7 +168,8 @@ def _of_actions(results: ReplayResults) -> list[_Headline]:
 def _of_labels(results: ReplayResults) -> list[_Headline]:
     facts, champion = results.facts, results.champion
     unit = f", {facts.reference_currency}" if facts.reference_currency else ""
-    whole_, capacity = champion.whole, champion.at_review_capacity
+    whole_, capacity, calibration = champion.whole, champion.at_review_capacity, _calibration_of(champion)
+    verdict_on_scores = "Far off" if calibration.is_far_off else "1 is perfect"
     return [
         (
             "Frauds stopped",
@@ -174,6 +180,11 @@ def _of_labels(results: ReplayResults) -> list[_Headline]:
             "Right when it stops",
             lambda one: percent(one.whole.precision),
             "Of the payments reviewed or declined, the share that was fraud (precision).",
+        ),
+        (
+            "Mean score by share of frauds",
+            lambda one: ratio_text(_calibration_of(one).ratio),
+            f"{verdict_on_scores}: {calibration_text(calibration, who='scores')}.",
         ),
         *_of_actions(results),
         (
@@ -203,12 +214,6 @@ def _of_labels(results: ReplayResults) -> list[_Headline]:
             "Of the 100 highest scored cards of a day, the share that was compromised, mean over days.",
         ),
         (
-            "Mean score by share of frauds",
-            lambda one: ratio_text(_calibration_of(one).ratio),
-            ("Far off: " if _calibration_of(champion).is_far_off else "1 is perfect; ")
-            + f"{calibration_text(_calibration_of(champion))}.",
-        ),
-        (
             f"{whole(facts.costs.reviews_a_day)} reviews a day",
             lambda one: percent(one.at_review_capacity.recall),
             "Share of frauds found if just the highest scored payments of each day were looked at; "
@@ -227,38 +232,40 @@ def _calibration_of(one: ContestantMeasures) -> MeanCalibration:
     return one.calibration
 
 
-def _ranking(results: ReplayResults) -> str:
+def _ranking(results: ReplayResults) -> list[Block]:
     if not results.facts.has_outcomes:
-        spread = charts.score_spread(results.champion, has_outcomes=False)
-        return "<h2>Scores</h2>" + figures(spread)
+        return [Heading("Scores"), Figures([charts.score_spread(results.champion, has_outcomes=False)])]
     drawn = [
         *([charts.precision_recall(results)] if results.facts.frauds else []),
         charts.score_spread(results.champion, has_outcomes=True),
         charts.calibration(results),
         charts.card_precision_by_day(results),
     ]
-    return (
-        "<h2>Do the scores find fraud?</h2>"
-        + paragraph("Scores alone, whatever the policy makes of them. A score is meant to be the probability of fraud.")
-        + figures(*drawn)
-    )
+    said = "Scores alone, whatever the policy makes of them. A score is meant to be the probability of fraud."
+    return [Heading("Do the scores find fraud?"), Paragraph(said), Figures(drawn)]
 
 
-def _decisions(results: ReplayResults) -> str:
+def _decisions(results: ReplayResults) -> list[Block]:
     drawn = [charts.actions_by_day(results.champion)]
     if results.facts.has_outcomes:
         drawn.append(charts.frauds_by_day(results.champion))
-    whose = paragraph("The champion's decisions.") if results.challenger else ""
-    reasons = paragraph(
+    whose = [Paragraph("The champion's decisions.")] if results.challenger else []
+    reasons = Paragraph(
         "A payment may have several reasons and counts for each; for those in the column alone it was the only one. A "
         "rule that overrides decides alone: nothing else is asked about its payments."
     )
     named = charts.contestants(results) if results.challenger else [("", results.champion)]
-    tables = "".join(_reasons(style, one, results) for style, one in named)
-    return "<h2>Decisions</h2>" + whose + figures(*drawn) + "<h3>What asked for them</h3>" + reasons + tables
+    return [
+        Heading("Decisions"),
+        *whose,
+        Figures(drawn),
+        Heading("What asked for them", 3),
+        reasons,
+        *(_reasons(style, one, results) for style, one in named),
+    ]
 
 
-def _reasons(style: str, one: ContestantMeasures, results: ReplayResults) -> str:
+def _reasons(style: str, one: ContestantMeasures, results: ReplayResults) -> Block:
     known, unit = results.facts.has_outcomes, results.facts.reference_currency
     heads = ["reason", "action", "payments", "alone", f"amount {unit}".rstrip()]
     heads += ["frauds", "precision", f"fraud {unit}".rstrip()] if known else []
@@ -268,29 +275,29 @@ def _reasons(style: str, one: ContestantMeasures, results: ReplayResults) -> str
         if known:
             row += [whole(reason.frauds), fixed_percent(reason.precision), amount(reason.fraud_minor)]
         rows.append(row)
-    return table(heads, rows, caption=style.capitalize(), text_columns=2) if rows else paragraph("Nothing did.", "soft")
+    return Table(heads, rows, caption=style.capitalize(), text_columns=2) if rows else Paragraph("Nothing did.", "soft")
 
 
-def _thresholds(results: ReplayResults) -> str:
+def _thresholds(results: ReplayResults) -> list[Block]:
     if not results.facts.has_outcomes:
-        return ""
-    parts = [
-        "<h2>Where to put the thresholds</h2>",
-        paragraph(
+        return []
+    blocks: list[Block] = [
+        Heading("Where to put the thresholds"),
+        Paragraph(
             "What any other threshold would have done, score against threshold alone, without rules and segments. "
             "Dotted lines are the thresholds that decided."
         ),
     ]
     for style, one in charts.scorers(results):
         if not results.is_of_one_model:
-            parts.append(f"<h3>{style.capitalize()}</h3>")
-        parts.append(figures(charts.threshold_rates(results, one), charts.threshold_money(results, one)))
-    return "".join(parts)
+            blocks.append(Heading(style.capitalize(), 3))
+        blocks.append(Figures([charts.threshold_rates(results, one), charts.threshold_money(results, one)]))
+    return blocks
 
 
-def _money(results: ReplayResults) -> str:
+def _money(results: ReplayResults) -> list[Block]:
     if not results.facts.has_outcomes:
-        return ""
+        return []
     facts, costs = results.facts, results.facts.costs
     both = [one for _, one in charts.contestants(results)]
     monies = [one.whole.money for one in both]
@@ -315,44 +322,42 @@ def _money(results: ReplayResults) -> str:
         ("Approving", "costs nothing; net value is held against approving everything."),
         ("Set by", "the section [costs] of the configuration or --costs. The nets are as right as these are."),
     ]
-    made = table(heads, rows, row_styles=[style for _, _, style in lines])
-    return "<h2>Money</h2>" + beside(made, "<h3>At these costs</h3>" + definitions(stated))
+    made = Table(heads, rows, row_styles=[style for _, _, style in lines])
+    return [Heading("Money"), Beside([made], [Heading("At these costs", 3), Definitions(stated)])]
 
 
-def _segments(results: ReplayResults) -> str:
-    parts = ["<h2>Segments</h2>"]
-    parts.append(
-        paragraph(
-            f"The largest {GROUPS_SHOWN} groups of each kind; all are in metrics.json. "
-            + (
-                f"Groups with fewer than {_FEW_FRAUDS} frauds are grey: their shares rest on little."
-                if results.facts.has_outcomes
-                else ""
-            )
-        )
-    )
+def _segments(results: ReplayResults) -> list[Block]:
+    said = f"The largest {GROUPS_SHOWN} groups of each kind; all are in metrics.json."
+    if results.facts.has_outcomes:
+        said += f" Groups with fewer than {_FEW_FRAUDS} frauds are grey: their shares rest on little."
+    blocks: list[Block] = [Heading("Segments"), Paragraph(said)]
     for name, groups in results.champion.by_segment.items():
         if groups:
             theirs = results.challenger.by_segment[name] if results.challenger else []
-            parts.append(
-                _group_table(
-                    _SEGMENT_TITLES[name], groups[:GROUPS_SHOWN], theirs, results, hidden=len(groups) - GROUPS_SHOWN
-                )
-            )
-    return "".join(parts)
+            shown, hidden = groups[:GROUPS_SHOWN], len(groups) - GROUPS_SHOWN
+            text = category_text if name == "mcc" else str
+            blocks += _group_table(_SEGMENT_TITLES[name], shown, theirs, results, hidden=hidden, text=text)
+    return blocks
 
 
-def _days(results: ReplayResults) -> str:
+def _days(results: ReplayResults) -> list[Block]:
     days = results.champion.by_day
     theirs = results.challenger.by_day if results.challenger else []
     shown = days[-DAYS_SHOWN:]
     note = f"The last {DAYS_SHOWN} of {len(days)} days; all are in metrics.json." if len(shown) < len(days) else ""
-    return "<h2>Days</h2>" + (paragraph(note) if note else "") + _group_table("Day", shown, theirs, results)
+    return [Heading("Days"), *([Paragraph(note)] if note else []), *_group_table("Day", shown, theirs, results)]
 
 
 def _group_table(
-    title: str, groups: list[GroupMeasures], theirs: list[GroupMeasures], results: ReplayResults, *, hidden: int = 0
-) -> str:
+    title: str,
+    groups: list[GroupMeasures],
+    theirs: list[GroupMeasures],
+    results: ReplayResults,
+    *,
+    hidden: int = 0,
+    text: Callable[[str], str] = str,
+) -> list[Block]:
+    """A row for each group; `text` is how a group's name is written."""
     known, currency = results.facts.has_outcomes, results.facts.reference_currency
     others = {group.name: group for group in theirs}
     heads = [title, "payments", "reviewed", "declined"]
@@ -364,22 +369,21 @@ def _group_table(
         heads += ["mean score"]
     if others:
         heads += ["challenger stopped", "challenger net"] if known else ["challenger reviewed", "challenger declined"]
-    rows = [_group_row(group, others.get(group.name), known=known) for group in groups]
+    rows = [[text(group.name), *_group_numbers(group, others.get(group.name), known=known)] for group in groups]
     styles = ["faint" if known and group.frauds < _FEW_FRAUDS else "" for group in groups]
-    made = table(heads, rows, row_styles=styles)
-    more = paragraph(f"and {whole(hidden)} smaller groups", "soft") if hidden > 0 else ""
-    return made + more
+    more = [Paragraph(f"and {whole(hidden)} smaller groups", "soft")] if hidden > 0 else []
+    return [Table(heads, rows, row_styles=styles), *more]
 
 
-def _group_row(group: GroupMeasures, other: GroupMeasures | None, *, known: bool) -> list[str]:
+def _group_numbers(group: GroupMeasures, other: GroupMeasures | None, *, known: bool) -> list[str]:
     reviewed, declined = (fixed_percent(count / group.payments, 2) for count in (group.reviewed, group.declined))
     if not known or group.money is None:
-        row = [group.name, whole(group.payments), reviewed, declined, decimal(group.mean_score, 4)]
+        row = [whole(group.payments), reviewed, declined, decimal(group.mean_score, 4)]
         if other is not None:
             row += [fixed_percent(count / other.payments, 2) for count in (other.reviewed, other.declined)]
         return row
     row = [
-        *(group.name, whole(group.payments), whole(group.frauds), fixed_percent(group.fraud_share, 2)),
+        *(whole(group.payments), whole(group.frauds), fixed_percent(group.fraud_share, 2)),
         *(fixed_percent(group.recall), fixed_percent(group.precision), reviewed, declined, decimal(group.auc_roc)),
         *(amount(group.money.fraud_missed_minor), amount(group.money.net_minor)),
     ]
@@ -388,7 +392,7 @@ def _group_row(group: GroupMeasures, other: GroupMeasures | None, *, known: bool
     return row
 
 
-def _method(results: ReplayResults) -> str:
+def _method(results: ReplayResults) -> list[Block]:
     facts = results.facts
     entries = [
         (
@@ -421,4 +425,4 @@ def _method(results: ReplayResults) -> str:
             "customer who does not come back, and fraud that a blocked card would have tried next.",
         ),
     ]
-    return "<h2>How to read this</h2>" + definitions(entries)
+    return [Heading("How to read this"), Definitions(entries)]

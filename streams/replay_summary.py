@@ -54,12 +54,12 @@ def calibration_warning(facts: ReplayFacts, one: ContestantMeasures, *, whose: s
     return said
 
 
-def calibration_text(calibration: MeanCalibration) -> str:
-    """What was promised, what came, and how far the two are apart."""
+def calibration_text(calibration: MeanCalibration, *, who: str = "they") -> str:
+    """What the scores promised, what came, and how far the two are apart."""
     promised, came = percent(calibration.mean_score, 2), percent(calibration.fraud_share, 2)
     low, high = ratio_text(calibration.ratio_low), ratio_text(calibration.ratio_high)
     ratio = f"a ratio of {ratio_text(calibration.ratio)} (95% interval {low} to {high})"
-    return f"they promise {promised} fraud and {came} came, {ratio}"
+    return f"{who} promise {promised} fraud and {came} came, {ratio}"
 
 
 def ratio_text(ratio: float) -> str:

@@ -12,18 +12,21 @@ from streams.replay_measures import LISTED_MAX, Change, Comparison, ContestantMe
 from streams.report_page import (
     NO_NUMBER,
     PAST,
+    Beside,
+    Block,
     Cell,
+    Definitions,
+    Figures,
+    Group,
+    Heading,
+    Paragraph,
+    Table,
     amount,
-    beside,
     count_of,
     decimal,
-    definitions,
-    figures,
     fixed_percent,
     money,
-    paragraph,
     percent,
-    table,
     whole,
 )
 
@@ -59,11 +62,11 @@ def _more_or_less(difference_minor: int, currency: str, of_what: str, same: str)
     return f"{money(abs(difference_minor), currency)} {'more' if difference_minor > 0 else 'less'}{of_what}"
 
 
-def comparison_section(results: ReplayResults) -> str:
+def comparison_section(results: ReplayResults) -> list[Block]:
     """Side by side, agreement, who is decided about differently, how scores shift. Empty without a challenger."""
     champion, challenger, comparison = results.champion, results.challenger, results.comparison
     if challenger is None or comparison is None:
-        return ""
+        return []
     facts = results.facts
     both = "Both decided about the same payments from the same features, in one pass."
     if results.is_of_one_model:
@@ -73,23 +76,30 @@ def comparison_section(results: ReplayResults) -> str:
         "action, columns the challenger's; shaded is where they agree."
         + (" Frauds among them are in brackets." if facts.has_outcomes else "")
     )
-    parts = ["<h2>Champion against challenger</h2>", paragraph(both)]
-    pairs = "<h3>Where they agree</h3>" + paragraph(agree) + _agreement(results, comparison.agreement)
+    blocks: list[Block] = [Heading("Champion against challenger"), Paragraph(both)]
+    pairs: list[Block] = [
+        Heading("Where they agree", 3),
+        Paragraph(agree),
+        _agreement(results, comparison.agreement),
+    ]
     if facts.has_outcomes:
         changes = _changes(comparison, facts.reference_currency)
-        pairs = beside("<h3>Side by side</h3>" + _side_by_side(results, champion, challenger), pairs + changes)
-    parts.append(pairs)
+        blocks.append(
+            Beside([Heading("Side by side", 3), _side_by_side(results, champion, challenger)], [*pairs, *changes])
+        )
+    else:
+        blocks += pairs
     if not results.is_of_one_model:
-        parts.append(figures(charts.score_differences(comparison), _shift(comparison)))
-    return "".join(parts)
+        blocks.append(Figures([charts.score_differences(comparison), _shift(comparison)]))
+    return blocks
 
 
-def _side_by_side(results: ReplayResults, champion: ContestantMeasures, challenger: ContestantMeasures) -> str:
+def _side_by_side(results: ReplayResults, champion: ContestantMeasures, challenger: ContestantMeasures) -> Table:
     rows = [
         _compared(name, before, after, form, direction)
         for name, before, after, form, direction in _compared_measures(results, champion, challenger)
     ]
-    return table(["", "champion", "challenger", "difference", ""], rows)
+    return Table(["", "champion", "challenger", "difference", ""], rows)
 
 
 def _compared_measures(
@@ -156,7 +166,7 @@ def _stopped(money_: Money) -> int:
     return money_.fraud_declined_minor + money_.fraud_reviewed_minor
 
 
-def _agreement(results: ReplayResults, agreement: Agreement) -> str:
+def _agreement(results: ReplayResults, agreement: Agreement) -> Table:
     rows: list[list[str | Cell]] = []
     for place, action in enumerate(ACTIONS):
         row: list[str | Cell] = [PAST[action]]
@@ -166,61 +176,53 @@ def _agreement(results: ReplayResults, agreement: Agreement) -> str:
             row.append(Cell(text, "same" if place == other else ""))
         rows.append(row)
     heads = ["champion ↓ challenger →", *(PAST[action] for action in ACTIONS)]
-    return table(heads, rows)
+    return Table(heads, rows)
 
 
-def _changes(comparison: Comparison, currency: str) -> str:
+def _changes(comparison: Comparison, currency: str) -> list[Block]:
     rows = [
         [_CHANGES[kind][0], whole(change.payments), amount(change.amount_minor)]
         for kind, change in comparison.changes.items()
     ]
-    title = "<h3>Who is decided about differently</h3>"
-    return title + table(["by the challenger", "payments", currency or "amount"], rows)
+    title = Heading("Who is decided about differently", 3)
+    return [title, Table(["by the challenger", "payments", currency or "amount"], rows)]
 
 
-def _shift(comparison: Comparison) -> str:
+def _shift(comparison: Comparison) -> Group:
     shift = comparison.score_shift
     psi = shift.population_stability_index
     size = "little (below 0.1)" if psi < 0.1 else "much (above 0.25)" if psi > 0.25 else "some (0.1 to 0.25)"
-    return (
-        "<div>"
-        + definitions(
-            [
-                ("Stability index (PSI)", f"{psi:.3f}, {size}: how far the distribution of scores has moved."),
-                (
-                    "Rank correlation",
-                    f"{decimal(shift.rank_correlation)}. 1 means both put the payments in the same order (Spearman).",
-                ),
-                ("Mean difference", _signed(f"{shift.mean:+.5f}", shift.mean)),
-                *(
-                    (f"{name[1:]}% lie below", _signed(f"{value:+.4f}", value))
-                    for name, value in shift.quantiles.items()
-                ),
-                ("Largest fall and rise", f"{_signed(f'{shift.largest_fall:+.3f}', 0)} and {shift.largest_rise:+.3f}"),
-            ]
-        )
-        + "</div>"
+    rank = decimal(shift.rank_correlation)
+    words = Definitions(
+        [
+            ("Stability index (PSI)", f"{psi:.3f}, {size}: how far the distribution of scores has moved."),
+            ("Rank correlation", f"{rank}. 1 means both put the payments in the same order (Spearman)."),
+            ("Mean difference", _signed(f"{shift.mean:+.5f}", shift.mean)),
+            *((f"{name[1:]}% lie below", _signed(f"{value:+.4f}", value)) for name, value in shift.quantiles.items()),
+            ("Largest fall and rise", f"{_signed(f'{shift.largest_fall:+.3f}', 0)} and {shift.largest_rise:+.3f}"),
+        ]
     )
+    return Group([words])
 
 
-def changed_payments_section(results: ReplayResults) -> str:
+def changed_payments_section(results: ReplayResults) -> list[Block]:
     """The largest payments of each kind of change. Empty where there is none."""
     comparison = results.comparison
     if comparison is None or not any(change.payments for change in comparison.changes.values()):
-        return ""
+        return []
     intro = (
         f"Of each kind of change at most {LISTED_MAX} payments, those of the highest amounts. Every payment that is "
         "decided about differently is in differences.parquet."
     )
-    lists = "".join(
+    lists = [
         _changed_list(kind, change, results.facts.reference_currency)
         for kind, change in comparison.changes.items()
         if change.payments
-    )
-    return "<h2>Payments decided about differently</h2>" + paragraph(intro) + lists
+    ]
+    return [Heading("Payments decided about differently"), Paragraph(intro), *lists]
 
 
-def _changed_list(kind: str, change: Change, currency: str) -> str:
+def _changed_list(kind: str, change: Change, currency: str) -> Table:
     title, meaning = _CHANGES[kind]
     rows = [
         [
@@ -231,4 +233,4 @@ def _changed_list(kind: str, change: Change, currency: str) -> str:
     ]
     heads = ["payment", "day", "action", f"amount {currency}".rstrip(), "champion's score", "challenger's score"]
     caption = f"{title}: {count_of(change.payments, 'payment')}, {money(change.amount_minor, currency)} ({meaning})"
-    return table(heads, rows, caption=caption, text_columns=3)
+    return Table(heads, rows, caption=caption, text_columns=3)

@@ -8,34 +8,40 @@ from streams.live_decisions import Agreement, LiveComparison
 from streams.report_page import (
     NO_NUMBER,
     PAST,
+    Beside,
+    Block,
     Cell,
-    beside,
+    Definitions,
+    Figures,
+    Group,
+    Heading,
+    Paragraph,
+    Table,
     count_of,
-    definitions,
-    figures,
-    paragraph,
     percent,
-    table,
     whole,
 )
 
 VERSIONS_SHOWN = 12
 
 
-def live_section(live: LiveComparison, champion: str) -> str:
+def live_section(live: LiveComparison, champion: str) -> list[Block]:
     """How far live decisions are those of the replay, and where not. `champion`: the version of the replay's model."""
-    parts = ["<h2>Live against replay</h2>"]
+    title = Heading("Live against replay")
     if live.whole.payments == 0:
-        return "".join([*parts, paragraph("No payment was decided both live and here."), _left_out(live)])
-    pairs = "<h3>Actions</h3>" + paragraph(
-        "Rows are what was done live, columns what the replay does; shaded is where they agree."
-    )
-    parts += [
-        paragraph(_lead(live)),
-        beside(pairs + _actions(live) + _flags(live), _left_out(live)),
-        figures(charts.live_differences(live.score_differences), _versions(live, champion)),
+        return [title, Paragraph("No payment was decided both live and here."), *_left_out(live)]
+    pairs = [
+        Heading("Actions", 3),
+        Paragraph("Rows are what was done live, columns what the replay does; shaded is where they agree."),
+        _actions(live),
+        *_flags(live),
     ]
-    return "".join(parts)
+    return [
+        title,
+        Paragraph(_lead(live)),
+        Beside(pairs, _left_out(live)),
+        Figures([charts.live_differences(live.score_differences), _versions(live, champion)]),
+    ]
 
 
 def _lead(live: LiveComparison) -> str:
@@ -63,36 +69,33 @@ def _others(live: LiveComparison) -> int:
     return live.whole.payments - sum(live.actions[place][place] for place in range(len(ACTIONS)))
 
 
-def _actions(live: LiveComparison) -> str:
+def _actions(live: LiveComparison) -> Table:
     rows: list[list[str | Cell]] = [
         [PAST[action], *(Cell(whole(count), "same" if other == place else "") for other, count in enumerate(counts))]
         for place, (action, counts) in enumerate(zip(ACTIONS, live.actions, strict=True))
     ]
-    return table(["live ↓ replay →", *(PAST[action] for action in ACTIONS)], rows)
+    return Table(["live ↓ replay →", *(PAST[action] for action in ACTIONS)], rows)
 
 
-def _flags(live: LiveComparison) -> str:
+def _flags(live: LiveComparison) -> list[Block]:
     if not live.flags_of_other_action:
-        return ""
+        return []
     rows = [[flag, whole(count)] for flag, count in live.flags_of_other_action.items()]
-    return "<h3>Flags of those with another action</h3>" + table(["flag", "payments"], rows, is_full=False)
+    title = Heading("Flags of those with another action", 3)
+    return [title, Table(["flag", "payments"], rows, is_full=False)]
 
 
-def _versions(live: LiveComparison, champion: str) -> str:
+def _versions(live: LiveComparison, champion: str) -> Group:
     shown = sorted(live.by_model_version.items(), key=lambda item: (-item[1].payments, item[0]))
     rows = [_version_row(version, agreement, champion) for version, agreement in shown[:VERSIONS_SHOWN]]
     heads = ["decided live by", "payments", "same action", "same score", "differs by up to"]
     hidden = len(shown) - VERSIONS_SHOWN
-    return (
-        "<figure><h3>By the model that decided live</h3>"
-        + paragraph(
-            f"The replay's model is {champion}. Scores of others differ because they are other models; where its own "
-            "differ, the profiles were others: behind the stream, or of payments that the history has not."
-        )
-        + table(heads, rows)
-        + (paragraph(f"and {count_of(hidden, 'model')} more, in metrics.json", "soft") if hidden > 0 else "")
-        + "</figure>"
+    said = (
+        f"The replay's model is {champion}. Scores of others differ because they are other models; where its own "
+        "differ, the profiles were others: behind the stream, or of payments that the history has not."
     )
+    more = [Paragraph(f"and {count_of(hidden, 'model')} more, in metrics.json", "soft")] if hidden > 0 else []
+    return Group([Heading("By the model that decided live", 3), Paragraph(said), Table(heads, rows), *more])
 
 
 def _version_row(version: str, agreement: Agreement, champion: str) -> list[str]:
@@ -115,8 +118,8 @@ def _share(share: float | None) -> str:
     return "over 99.99%" if share < 1 and text == "100.00%" else text
 
 
-def _left_out(live: LiveComparison) -> str:
-    return "<h3>What is not compared</h3>" + definitions(
+def _left_out(live: LiveComparison) -> list[Block]:
+    words = Definitions(
         [
             ("Only live", f"{count_of(live.only_live, 'payment')}: not in the history that is replayed."),
             ("Only replayed", f"{count_of(live.only_replayed, 'payment')}: no live decision is in the archive."),
@@ -127,3 +130,4 @@ def _left_out(live: LiveComparison) -> str:
             ("Not readable", f"{count_of(live.decisions_not_decoded, 'record')} of the archive."),
         ]
     )
+    return [Heading("What is not compared", 3), words]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 
 import pytest
 
@@ -14,12 +15,14 @@ from streams.plots import (
     Plot,
     Upright,
     Whisker,
+    drawing_of,
     edge_axis,
     linear_axis,
     log_axis,
     step_axis,
-    svg,
 )
+from streams.report_page import Figure
+from streams.report_templates import render_block
 
 
 def plain(value: float) -> str:
@@ -29,6 +32,12 @@ def plain(value: float) -> str:
 def plot(*marks: Line | Bar | Upright | Whisker) -> Plot:
     x, y = linear_axis("x", 0, 10, plain), linear_axis("y", 0, 100, plain)
     return Plot("a plot", x, y, marks, [("champion", "one & only")])
+
+
+def svg(plot: Plot) -> str:
+    """The plot as the template writes it, with its legend."""
+    figure = render_block(Figure("", drawing_of(plot), ""))
+    return figure.removeprefix("<figure><h3></h3>").removesuffix("<figcaption></figcaption></figure>")
 
 
 def parsed(drawing: str) -> ElementTree.Element:
@@ -60,6 +69,16 @@ def test_of_many_steps_a_few_are_named() -> None:
     assert 3 < len(axis.ticks) <= 6
     assert axis.ticks[0] == (0.5, "day 0")
     assert len(step_axis("day", days[:3]).ticks) == 3
+
+
+@pytest.mark.parametrize("count", [2, 5, 6, 7, 12, 21, 31, 93, 365])
+def test_named_days_do_not_touch_each_other(count: int) -> None:
+    axis = step_axis("day", ["2024-02-18"] * count)
+    drawing = parsed(svg(Plot("days", axis, linear_axis("y", 0, 1, plain), [])))
+    places = [float(word.get("x", "")) for word in drawing.iter("text") if word.text == "2024-02-18"]
+    # Ten characters of 13.5 pixels' type, as on a telephone, are 79 pixels wide in a wide font.
+    assert all(right - left >= 79 + 8 for left, right in pairwise(places))
+    assert places[-1] + 34 <= WIDTH
 
 
 def test_bins_are_named_at_their_edges() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from features.merchant_categories import MERCHANT_CATEGORIES, category_text
 from models.costs import CostSettings
 from models.evaluation import Days
 from scoring.policy import ConfiguredRule, Policy, PolicySettings
@@ -19,7 +20,9 @@ from streams.live_decisions import Agreement, LiveComparison
 from streams.replay import replay
 from streams.replay_measures import LISTED_MAX, Contestant, ReplayResults
 from streams.replay_report import report_html
-from streams.report_page import amount, fixed_percent, money, percent, short_amount, table
+from streams.report_page import Table, amount, fixed_percent, money, percent, short_amount
+from streams.report_templates import render_block
+from streams.simulator import CATEGORIES
 from tests import small_world
 from tests.small_world import FIRST_DAY, LABEL_DELAY_DAYS
 
@@ -198,6 +201,19 @@ def test_lists_of_payments_are_short_and_in_order_of_amount() -> None:
     assert all(one.payment_id in page for one in change.largest)
 
 
+def test_merchant_categories_have_names() -> None:
+    text = " ".join(text_of(report_html(results("alone"))).split())
+    assert "5411 supermarkets" in text
+    groups = [group.name for group in results("alone").champion.by_segment["mcc"]]
+    assert "5411" in groups, "metrics.json has the codes alone"
+
+
+def test_every_category_of_the_simulator_has_a_name() -> None:
+    assert {category.mcc for category in CATEGORIES} <= MERCHANT_CATEGORIES.keys()
+    assert all(re.fullmatch("[0-9]{4}", code) for code in MERCHANT_CATEGORIES)
+    assert category_text("0001") == "0001"
+
+
 def test_the_stated_costs_are_those_that_were_used() -> None:
     page = report_html(results("alone"))
     assert "costs EUR 1.23" in page
@@ -234,5 +250,6 @@ def test_numbers_are_written_for_people() -> None:
 
 
 def test_cells_are_escaped() -> None:
-    assert "&lt;b&gt;" in table(["<b>"], [["<b>"]])
-    assert "<b>" not in table(["<b>"], [["<b>"]], caption="<b>")
+    made = render_block(Table(["<b>"], [["<b>"]], caption="<b>"))
+    assert made.count("&lt;b&gt;") == 3
+    assert "<b>" not in made
