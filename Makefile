@@ -39,11 +39,12 @@ demo: install ## the whole product on this machine: DEMO_ARGS="--seconds 20 --js
 test: services ## every test, on a real Kafka: TEST_ARGS="-k name"
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
-check: install ## lint, types, import layers, generated code
+check: install ## lint, types, import layers, generated code and pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m ops.reference --check
 	@$(MAKE) --no-print-directory proto OUT=$(VENV)/proto
 	@for file in schemas/*_pb2.py schemas/*_pb2.pyi; do \
 		cmp -s $$file $(VENV)/proto/$$file || { echo "$$file is not what its .proto gives: make proto" >&2; exit 1; }; done

@@ -27,9 +27,13 @@ class Agreement:
     """`payments[i][j]` got action i from the champion and j from the challenger; `frauds` are those among them."""
 
     payments: list[list[int]]
+    """`payments[i][j]` payments got action i from the champion and j from the challenger (0 approve, 1 review, 2
+    decline).
+    """
     frauds: list[list[int]]
+    """The frauds among them, likewise."""
     share: float
-    """Of payments that got the same action from both. NaN without payments."""
+    """Payments that got the same action from both, by all. Null without payments."""
 
 
 def agreement(champion: ActionArray, challenger: ActionArray, fraud: npt.NDArray[np.bool_]) -> Agreement:
@@ -48,13 +52,19 @@ class ScoreShift:
     """Challenger's score minus champion's. `counts[i]` lie between edges i and i + 1 of DIFFERENCE_EDGES."""
 
     mean: float
+    """Mean of the differences."""
     quantiles: dict[str, float]
+    """Quantiles of the differences, by name such as `p5`."""
     largest_fall: float
+    """The smallest difference: how far a score fell at most."""
     largest_rise: float
+    """The largest difference."""
     counts: list[int]
+    """Payments by difference: element i lies between edges i and i + 1 of DIFFERENCE_EDGES in models/comparison.py."""
     rank_correlation: float
-    """Spearman's. NaN where one side gives every payment the same score."""
+    """Spearman's. Null where one side gives every payment the same score."""
     population_stability_index: float
+    """PSI of the two distributions of scores: below 0.1 is little, above 0.25 much."""
 
 
 def score_shift(champion: FloatArray, challenger: FloatArray) -> ScoreShift:

@@ -24,12 +24,13 @@ class CostSettings:
 
     # Some ten minutes of an analyst.
     review_cost_minor: int = 500
-    # Of a missed fraud's amount: what nobody pays back.
+    """What a review costs."""
     fraud_loss_share: float = 1.0
-    # Of a declined genuine payment's amount: the margin of a sale that is lost.
+    """How much of a missed fraud's amount is lost: what nobody pays back."""
     declined_margin_share: float = 0.05
-    # How many payments a day analysts can look at.
+    """How much of a declined genuine payment's amount is lost: the margin of the sale."""
     reviews_a_day: int = 100
+    """How many payments analysts can look at on a day."""
 
     def __post_init__(self) -> None:
         if self.review_cost_minor < 0:
@@ -47,14 +48,23 @@ class Money:
     """Where the money went, in minor units of the reference currency."""
 
     fraud_declined_minor: int
+    """Frauds that were declined."""
     fraud_reviewed_minor: int
+    """Frauds that were sent to review."""
     fraud_missed_minor: int
+    """Frauds that were approved."""
     genuine_declined_minor: int
+    """Genuine payments that were declined."""
     genuine_reviewed_minor: int
+    """Genuine payments that were sent to review."""
     loss_avoided_minor: int
+    """What stopped frauds would have cost."""
     loss_suffered_minor: int
+    """What missed frauds cost."""
     review_cost_minor: int
+    """What the reviews cost."""
     margin_lost_minor: int
+    """What declined genuine payments would have earned."""
     net_minor: int
     """Loss avoided less reviews and lost margin: what the decisions are worth against approving everything."""
 

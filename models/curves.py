@@ -38,12 +38,19 @@ class ThresholdCurve:
     """
 
     threshold: list[float]
+    """Thresholds, falling; every other list has a value for each of them."""
     share: list[float]
+    """Payments with a score at or above the threshold, by all payments."""
     precision: list[float]
+    """Frauds among those payments."""
     recall: list[float]
+    """Frauds among those payments, by all frauds."""
     amount_recall: list[float]
+    """The same of the frauds' amounts."""
     net_if_declined_minor: list[int]
+    """Net value if all those payments were declined, against approving everything."""
     net_if_reviewed_minor: list[int]
+    """Net value if all of them were reviewed."""
 
 
 def threshold_curve(fraud: BoolArray, score: FloatArray, amount_minor: IntArray, costs: CostSettings) -> ThresholdCurve:
@@ -91,12 +98,19 @@ class AtCapacity:
     """The highest scored payments of each day, as many as can be reviewed. NaN where there is nothing to divide by."""
 
     reviews: int
+    """Payments looked at: the highest scored of each day, at most `costs.reviews_a_day` of them."""
     frauds_found: int
+    """Frauds among them."""
     precision: float
+    """Frauds by reviews."""
     recall: float
+    """Frauds found by all frauds."""
     amount_recall: float
+    """The same of the frauds' amounts."""
     found_per_day: list[int]
+    """Frauds found on each day of `days`."""
     days: list[int]
+    """UTC days with payments, as days since 1970."""
 
 
 def at_capacity(
@@ -126,12 +140,19 @@ class Reliability:
     """
 
     payments: list[int]
+    """Payments by bin of scores; bins without payments are left out."""
     mean_score: list[float]
+    """Mean score of each bin."""
     fraud_share: list[float]
+    """Share of frauds of each bin."""
     low: list[float]
+    """Lower end of the share's 95 % interval (Wilson)."""
     high: list[float]
+    """Upper end of it."""
     brier_score: float
+    """Mean squared distance of score and label."""
     calibration_error: float
+    """Mean distance of a bin's mean score and share of frauds, weighted by payments."""
 
 
 def reliability(fraud: BoolArray, score: FloatArray) -> Reliability:
@@ -201,7 +222,9 @@ class ScoreHistogram:
     """Payments by score and label: element i is of SCORE_EDGES[i] to SCORE_EDGES[i + 1]."""
 
     genuine: list[int]
+    """Genuine payments by score: element i lies between edges i and i + 1 of SCORE_EDGES in models/curves.py."""
     fraud: list[int]
+    """Frauds by score, likewise."""
 
 
 def score_histogram(fraud: BoolArray, score: FloatArray) -> ScoreHistogram:

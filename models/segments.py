@@ -45,20 +45,35 @@ class GroupMeasures:
     """
 
     name: str
+    """The group's value, such as a channel or a date; `(none)` for payments without the field."""
     payments: int
+    """Measured payments of the group."""
     frauds: int
+    """Those of them that were fraud."""
     frauds_stopped: int
+    """Frauds that were reviewed or declined."""
     reviewed: int
+    """Payments that were sent to review."""
     declined: int
+    """Payments that were declined."""
     fraud_share: float
+    """Frauds by payments."""
     precision: float
+    """Frauds among the payments that were reviewed or declined."""
     recall: float
+    """Frauds that were reviewed or declined, by all frauds."""
     mean_score: float
+    """Mean of the scores."""
     auc_roc: float
+    """Area under the ROC curve of the scores."""
     average_precision: float
+    """Average precision of the scores."""
     amount_minor: int
+    """Amounts of all payments of the group."""
     fraud_minor: int
+    """Amounts of its frauds."""
     money: Money | None
+    """Where the money went; null where no outcome is known at all."""
 
 
 def by_group(

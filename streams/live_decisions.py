@@ -36,10 +36,15 @@ class Agreement:
     """
 
     payments: int
+    """Payments decided both live and by the replay."""
     equal_actions: float | None
+    """Share of them with the same action."""
     equal_scores: float | None
+    """Share of them with the same score, to the bit."""
     score_difference_max: float | None
+    """The largest difference of two scores."""
     flagged_of_other_action: int
+    """Payments with another action that had a flag live, such as a mirror that was absent."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,27 @@ class LiveComparison:
     """
 
     decisions: int
+    """Live decisions in the archive about payments of the window."""
     decisions_not_decoded: int
+    """Records of the archive that are no decision."""
     repeated: int
+    """Live decisions about a payment that had one before."""
     only_live: int
+    """Payments that were decided live alone."""
     only_replayed: int
+    """Payments that the replay alone decided."""
     whole: Agreement
+    """How far the two agree; its values stand beside these."""
     actions: list[list[int]]
+    """`actions[i][j]` payments got action i live and j from the replay (0 approve, 1 review, 2 decline)."""
     score_differences: list[int]
+    """Payments by replayed score less live one: element i lies between edges i and i + 1 of DIFFERENCE_EDGES in
+    models/comparison.py.
+    """
     flags_of_other_action: dict[str, int]
+    """How many payments with another action had each flag live, the most frequent first."""
     by_model_version: dict[str, Agreement]
+    """The same by the version that decided live."""
 
     def to_dict(self) -> dict[str, Any]:
         """As metrics.json has it."""

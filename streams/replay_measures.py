@@ -78,17 +78,29 @@ class ReplayFacts:
     """
 
     first_day: str
+    """First UTC day that was measured."""
     last_day: str
+    """Last UTC day that was measured."""
     payments: int
+    """Payments that were measured."""
     frauds: int
+    """Those of them that were fraud."""
     without_outcome: int
+    """Measured payments without any outcome; they count as genuine."""
     amount_minor: int
+    """Amounts of the measured payments."""
     fraud_minor: int
+    """Amounts of the frauds among them."""
     payments_replayed: int
+    """Payments that were run through, those that warm profiles up included."""
     excluded_known_compromised: int
+    """Payments of the window that are not measured: their cards were known to be compromised."""
     label_delay_days: int
+    """How many days after its payment a label is taken to be known."""
     reference_currency: str
+    """ISO 4217 code of the currency that amounts are compared in."""
     costs: CostSettings
+    """What was taken for costs."""
 
     @property
     def has_outcomes(self) -> bool:
@@ -101,13 +113,21 @@ class ReasonMeasures:
     """The payments that a reason asked an action for; of `alone` it was the only reason. Precision may be NaN."""
 
     reason: str
+    """The reason, such as `rule:large`."""
     action: str
+    """The action it asked for."""
     payments: int
+    """Payments it asked about."""
     alone: int
+    """Those of them for which it was the only reason."""
     frauds: int
+    """Frauds among the payments."""
     precision: float
+    """Frauds by payments."""
     amount_minor: int
+    """Amounts of the payments."""
     fraud_minor: int
+    """Amounts of the frauds."""
 
 
 @dataclass(frozen=True)
@@ -115,27 +135,49 @@ class ContestantMeasures:
     """How one contestant did. `actions` are of all payments of the window, the rest of the measured ones."""
 
     model_version: str
+    """The bundle's version."""
     policy: str
+    """Where the policy is from."""
     rules: int
+    """How many rules the policy has."""
     policy_segments: int
+    """How many segments the policy has."""
     review_at: float
+    """Scores from here on are reviewed."""
     decline_at: float
+    """Scores from here on are declined."""
     train_from: str
+    """First UTC day the model was trained on."""
     train_to: str
+    """Last UTC day the model was trained on."""
     auc_roc: float
+    """Area under the ROC curve: how often a fraud scores higher than a genuine payment."""
     average_precision: float
+    """Average precision: how well scores put fraud first, over all thresholds."""
     card_precision_at_100: float
+    """Of the 100 highest scored cards of a day, the share that was compromised; mean over days."""
     card_precision_per_day: list[float]
+    """The same of each day of `by_day`; empty without outcomes."""
     calibration: MeanCalibration | None
+    """Mean score and share of frauds; null without outcomes."""
     actions: dict[str, int]
+    """All payments of the window by action, the ones that are not measured included."""
     whole: GroupMeasures
+    """The measured payments as one group."""
     by_reason: list[ReasonMeasures]
+    """Reasons, those of the most payments first."""
     at_review_capacity: AtCapacity
+    """What would be found if analysts looked at the highest scores of each day."""
     threshold_curve: ThresholdCurve
+    """What every threshold would have done."""
     reliability: Reliability | None
+    """Scores against shares of frauds, in bins; null without outcomes."""
     score_histogram: ScoreHistogram
+    """Payments by score."""
     by_day: list[GroupMeasures]
+    """The measured payments by UTC day."""
     by_segment: dict[str, list[GroupMeasures]]
+    """The same by channel, country, mcc and currency, the largest group first."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +185,19 @@ class ChangedPayment:
     """A payment that the two decide differently about. It names no card."""
 
     payment_id: str
+    """The payment's id."""
     day: str
+    """Its UTC day."""
     amount_minor: int
+    """Its amount."""
     champion_score: float
+    """The champion's score."""
     challenger_score: float
+    """The challenger's score."""
     champion_action: str
+    """The champion's action."""
     challenger_action: str
+    """The challenger's action."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +205,11 @@ class Change:
     """One kind of change between the two; `largest` are those of the highest amounts, at most LISTED_MAX."""
 
     payments: int
+    """Payments that changed in this way."""
     amount_minor: int
+    """Their amounts."""
     largest: list[ChangedPayment]
+    """Those of the highest amounts, at most 20."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +217,13 @@ class Comparison:
     """The challenger held against the champion, payment by payment. `changes` is empty where no outcome is known."""
 
     agreement: Agreement
+    """How often both take the same action."""
     score_shift: ScoreShift
+    """The challenger's scores less the champion's."""
     changes: dict[str, Change]
+    """By kind of change: fraud_caught, fraud_missed, genuine_declined, genuine_reviewed and genuine_released. Empty
+    without outcomes.
+    """
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""The data dictionary: it is what the code gives, and no field is left out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from models.costs import CostSettings
+from models.evaluation import Days
+from ops import reference
+from ops.reference import Undocumented, field_docs, main, pages
+from schemas.avro import TOPICS, topic_schema
+from scoring.policy import Policy, PolicySettings
+from streams.replay import replay
+from streams.replay_files import Column
+from streams.replay_measures import Contestant
+from tests import small_world
+from tests.small_world import FIRST_DAY, LABEL_DELAY_DAYS
+
+
+@pytest.mark.parametrize("name", sorted(pages()))
+def test_the_page_in_the_repository_is_what_the_code_gives(name: str) -> None:
+    written = (reference.FOLDER / name).read_text(encoding="utf-8")
+    assert written == pages()[name], "run `python -m ops.reference`"
+
+
+def test_a_page_that_is_older_than_the_code_is_refused_by_its_name(tmp_path: Path) -> None:
+    arguments = ["--out", str(tmp_path)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert CliRunner().invoke(main, [*arguments, "--check"]).exit_code == 0
+    (tmp_path / "data.md").write_text("older\n", encoding="utf-8")
+    refused = CliRunner().invoke(main, [*arguments, "--check"])
+    assert refused.exit_code == 1
+    assert f"{tmp_path}/data.md is not what the code gives" in refused.stderr
+    assert (tmp_path / "data.md").read_text(encoding="utf-8") == "older\n"
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_every_field_of_a_topic_is_in_the_dictionary(topic: str) -> None:
+    section = pages()["data.md"].split(f"\n### {topic}\n")[1].split("\n### ")[0]
+    for field in topic_schema(topic)["fields"]:
+        assert f"| `{field['name']}` |" in section
+
+
+def test_every_column_and_key_that_a_replay_writes_is_in_the_dictionary(tmp_path: Path) -> None:
+    own, other = small_world.loaded_bundle(), small_world.other_loaded_bundle()
+    policy = Policy(PolicySettings(), review_at=own.manifest.review_at, decline_at=own.manifest.decline_at)
+    results = replay(
+        small_world.history(),
+        engine=small_world.engine(),
+        rates=small_world.rates(),
+        champion=Contestant(own, policy, "x"),
+        challenger=Contestant(other, policy, "y"),
+        window=Days(FIRST_DAY + 22, FIRST_DAY + 24),
+        label_delay_days=LABEL_DELAY_DAYS,
+        costs=CostSettings(),
+        destination=tmp_path,
+        with_vectors=True,
+    )
+    page = pages()["data.md"]
+    for name in ("decisions.parquet", "differences.parquet"):
+        section = page.split(f"### {name}\n")[1].split("\n### ")[0]
+        assert all(f"| `{column}` |" in section for column in pq.read_schema(tmp_path / name).names)
+    metrics = results.headline().keys() | {"payments_per_second"}
+    assert all(f"`{key}`" in page for key in metrics)
+
+
+def test_a_field_without_words_is_an_error() -> None:
+    @dataclass
+    class Half:
+        said: str
+        """Something."""
+        unsaid: str
+
+    assert field_docs(Half) == {"said": "Something."}
+    with pytest.raises(Undocumented, match=r"Half\.unsaid has no docstring"):
+        list(reference._of_dataclass(Half))
+
+
+def test_a_number_without_a_unit_is_an_error() -> None:
+    with pytest.raises(Undocumented, match="column wealth is a number without a unit"):
+        reference._of_column(Column("wealth", pa.int64(), "", "How rich."))
+    with pytest.raises(Undocumented, match="payments: wealth is a number without a unit"):
+        list(reference._of_record("payments", {"fields": [{"name": "wealth", "type": "long", "doc": "x"}]}, ""))
