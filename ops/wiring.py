@@ -120,8 +120,11 @@ def schema_ids(source: Source) -> SchemaIds:
     """Ids from the schema registry where one is configured, else derived from the schemas themselves."""
     from streams.registry import RegistrySettings
     from streams.registry import schema_ids as from_settings
+    from streams.remembered_schemas import KafkaRememberedSchemas
 
-    return from_settings(source.section("registry", RegistrySettings))
+    kafka = kafka_settings(source)
+    registry = source.section("registry", RegistrySettings)
+    return from_settings(registry, KafkaRememberedSchemas(kafka), topic_prefix=kafka.topic_prefix)
 
 
 class StreamParts:
