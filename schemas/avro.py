@@ -286,7 +286,7 @@ class Decoder:
         ours = self._schema
         if to_parsing_canonical_form(writer) == self._canonical:
             return _Reader(writer, None, ())
-        if _simple_name(writer) != _simple_name(ours):
+        if simple_name(writer) != simple_name(ours):
             raise InvalidEvent(f"schema id {schema_id} is {writer['name']}, wanted {ours['name']}")
         written = {field["name"] for field in writer["fields"]}
         owned = tuple(
@@ -302,7 +302,8 @@ def same_on_the_wire(one: Schema, other: Schema) -> bool:
     return to_parsing_canonical_form(one) == to_parsing_canonical_form(other)
 
 
-def _simple_name(schema: Schema) -> str:
+def simple_name(schema: Schema) -> str:
+    """The record's name without its namespace, as in `Payment`; a reader's must be the writer's."""
     return str(schema["name"]).rpartition(".")[2]
 
 
