@@ -45,6 +45,7 @@ TOPICS: Final = (
     "outcome-metrics",
     "dead-letters",
     "dead-letters-retried",
+    "catalogues",
 )
 
 _HEADER: Final = struct.Struct(">BI")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from confluent_kafka import (
@@ -53,6 +53,9 @@ READ_BATCH = 200
 RANGE_BATCH = 5_000
 
 
+COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
+
+
 @dataclass(frozen=True)
 class KafkaSettings:
     """Where Kafka is and how to log in. Empty means not used."""
@@ -68,6 +71,14 @@ class KafkaSettings:
     ssl_key_password: str = field(default="", repr=False)
     # Put before every topic's name, so that several deployments can share a cluster.
     topic_prefix: str = ""
+    # Of what our producers write: none, gzip, snappy, lz4 or zstd. Every Kafka client reads gzip without a plug-in.
+    compression: str = "gzip"
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured."""
+        if self.compression not in COMPRESSIONS:
+            wanted = ", ".join(COMPRESSIONS)
+            raise Misconfigured(f"[kafka] compression: wanted one of {wanted}, got {self.compression!r}")
 
     def topic(self, name: str) -> str:
         """The topic's name on the cluster."""
@@ -113,7 +124,7 @@ def make_producer(
         "message.timeout.ms": 0,
         "linger.ms": linger_ms,
         "delivery.report.only.error": only_failures,
-        "compression.type": "lz4",
+        "compression.type": settings.compression,
         # A dead letter holds a whole record of another topic, and more.
         "message.max.bytes": message_bytes_max,
         "queue.buffering.max.messages": 200_000,
@@ -137,7 +148,7 @@ def make_transactional_producer(
         "acks": "all",
         "linger.ms": linger_ms,
         "delivery.report.only.error": True,
-        "compression.type": "lz4",
+        "compression.type": settings.compression,
         "message.max.bytes": MESSAGE_BYTES_MAX,
         "queue.buffering.max.messages": 200_000,
         "queue.buffering.max.kbytes": 256 * 1024,
@@ -210,7 +221,11 @@ class Sender:
 
     def _large_producer(self) -> Producer:
         if self._large is None:
-            self._large = make_producer(self._settings, linger_ms=0, message_bytes_max=UNPACKED_BYTES_MAX)
+            settings = self._settings
+            if settings.compression == "none":
+                # Without compression no record of this size is ever taken.
+                settings = replace(settings, compression="gzip")
+            self._large = make_producer(settings, linger_ms=0, message_bytes_max=UNPACKED_BYTES_MAX)
         return self._large
 
     def _on_delivery(self, error: KafkaError | None, _: Message) -> None:

@@ -21,7 +21,7 @@ _DAY_MS = 86_400_000
 _RETRIED_DAYS_MORE = 30
 # Few records, whose order over all keys matters to who reads them whole.
 _ONE_PARTITION = (
-    CURSORS_TOPIC, SCHEMAS_TOPIC,
+    "catalogues", CURSORS_TOPIC, SCHEMAS_TOPIC,
     "drift-alerts", "drift-acknowledgements", "outcome-metrics", "dead-letters", "dead-letters-retried",
 )  # fmt: skip
 
@@ -139,7 +139,7 @@ def _config(name: str, settings: TopicSettings) -> dict[str, str]:
     if name == "profiles":
         # The newest state of each entity for ever; an erased one stays visible long enough for every mirror.
         return {"cleanup.policy": "compact", "delete.retention.ms": str(_DAY_MS), "min.cleanable.dirty.ratio": "0.2"}
-    if name == SCHEMAS_TOPIC:
+    if name in ("catalogues", SCHEMAS_TOPIC):
         return {"cleanup.policy": "compact"}
     if name == CURSORS_TOPIC:
         # Read whole when a companion starts, and written to by every transaction: small segments, compacted early. What

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from schemas.errors import BrokerUnavailable
+from schemas.errors import BrokerUnavailable, Misconfigured
 from streams import kafka as kafka_module
 from streams.kafka import KafkaSettings, consume, end_offsets, offsets_at, records_between, records_to_end
 
@@ -201,3 +201,8 @@ def test_where_nothing_came_since_the_offset_is_the_end() -> None:
             return [TopicPartition(one.topic, one.partition, 7 if one.partition == 0 else -1) for one in places]
 
     assert offsets_at(cast(Consumer, Timed()), "payments", {0: 9, 1: 5}, 1000) == {0: 7, 1: 5}
+
+
+def test_an_unknown_compression_is_refused_by_name() -> None:
+    with pytest.raises(Misconfigured, match=r"\[kafka\] compression: wanted one of none, gzip, .*, got 'brotli'"):
+        KafkaSettings(compression="brotli")
