@@ -3,7 +3,7 @@
 A producer with our settings writes real payments, decisions, profiles and repartition frames to a real Kafka, in
 batches of 1, 10 and 100 records for a partition: a quiet topic has batches of one, a backlog has large ones. It prints
 bytes a record on the wire, and CPU a record of the producer, the broker and a reader. Median of three rounds in turns.
-The number decides the default of `[kafka] compression`.
+The figures decide the defaults of `[kafka] compression` and `internal_compression`.
 """
 
 from __future__ import annotations

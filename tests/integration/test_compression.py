@@ -27,11 +27,15 @@ def codec_on_disk(kafka: KafkaServer, topic: str) -> str:
     return COMPRESSIONS[segment.read_bytes()[_CODEC_AT] & 7]
 
 
-def test_by_default_records_are_in_gzip(kafka: KafkaServer, settings: KafkaSettings, topic: str) -> None:
+def test_by_default_others_find_gzip_and_paywarden_itself_lz4(kafka: KafkaServer, settings: KafkaSettings) -> None:
+    wanted = {"dead-letters": "gzip", "schemas": "gzip", "profiles": "lz4", "repartition-card": "lz4"}
+    topics = {settings.topic(name): compression for name, compression in wanted.items()}
+    kafka.create_topics(*(NewTopic(topic, num_partitions=1, replication_factor=1) for topic in topics))
     sender = Sender(settings, linger_ms=0)
-    sender.send(topic, bytes(1000), key=b"k")
+    for topic in topics:
+        sender.send(topic, bytes(1000), key=b"k")
     sender.flush(30)
-    assert codec_on_disk(kafka, topic) == "gzip"
+    assert {topic: codec_on_disk(kafka, topic) for topic in topics} == topics
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
