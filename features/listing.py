@@ -97,10 +97,14 @@ def listing_of(catalogue: Catalogue, engine: FeatureEngine) -> Listing:
         )
         for number, entity in enumerate(catalogue.entities)
     )
-    features = tuple(
+    return Listing(plan.digest, entities, listed_features(catalogue))
+
+
+def listed_features(catalogue: Catalogue) -> tuple[ListedFeature, ...]:
+    """What each feature means, in the order of the vector."""
+    return tuple(
         ListedFeature(f.name, f.entity, f.window, _hops(f), f.unit, f.meaning, f.missing) for f in catalogue.features
     )
-    return Listing(plan.digest, entities, features)
 
 
 def _hops(feature: Feature) -> str:

@@ -24,6 +24,7 @@ from ops.profile_sets import profile_sets
 from ops.rebuild import rebuild
 from ops.replay import replay
 from ops.reporting import report
+from ops.schemas import schemas
 from ops.training import train
 from schemas.errors import Misconfigured, PaywardenError
 from schemas.settings import Source, read_source
@@ -265,6 +266,6 @@ def _until_stopped() -> threading.Event:
 
 for _command in (
     *(archive, backfill, backtest, dead_letters, drift, features, forget, load),
-    *(policy, profile_sets, rebuild, replay, train),
+    *(policy, profile_sets, rebuild, replay, schemas, train),
 ):
     cli.add_command(_command)

@@ -120,8 +120,11 @@ def schema_ids(source: Source) -> SchemaIds:
     """Ids from the schema registry where one is configured, else derived from the schemas themselves."""
     from streams.registry import RegistrySettings
     from streams.registry import schema_ids as from_settings
+    from streams.remembered_schemas import KafkaRememberedSchemas
 
-    return from_settings(source.section("registry", RegistrySettings))
+    kafka = kafka_settings(source)
+    registry = source.section("registry", RegistrySettings)
+    return from_settings(registry, KafkaRememberedSchemas(kafka), topic_prefix=kafka.topic_prefix)
 
 
 class StreamParts:
@@ -277,6 +280,7 @@ def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Com
     from scoring.answered import AnsweredSettings
     from scoring.mirror import MirrorSettings
     from scoring.outbox import OutboxSettings
+    from streams.catalogues import publish_catalogue
     from streams.companion import Companion, CompanionSettings
     from streams.health import metrics_registry
     from streams.health_server import serving_health
@@ -287,13 +291,15 @@ def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Com
     mirror = source.section("mirror", MirrorSettings)
     outbox = source.section("outbox", OutboxSettings)
     require_broker(kafka)
+    ids = schema_ids(source)
+    publish_catalogue(kafka, ids, CATALOGUE)
     registry = metrics_registry()
     built = Companion(
         kafka=kafka,
         settings=settings,
         mirror=mirror,
         outbox=outbox,
-        ids=schema_ids(source),
+        ids=ids,
         entities=tuple(entity.name for entity in CATALOGUE.entities),
         look=lambda: live_set(source),
         open_store=lambda live: open_store(source, readonly=True, profile_set=live.name),

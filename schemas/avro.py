@@ -6,7 +6,8 @@
 
 A value says which schema it was written with; a `Decoder` asks its `SchemaIds` for that schema once and then
 resolves every such record to today's schema of the topic. Without a registry, an id is derived from the
-schema itself (`fingerprint`), so that two processes of one release agree on it without talking.
+schema itself (`fingerprint`), so that two processes of one release agree on it without talking. A fingerprint
+stays readable when a registry is configured later.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ TOPICS: Final = (
     "outcome-metrics",
     "dead-letters",
     "dead-letters-retried",
+    "catalogues",
 )
 
 _HEADER: Final = struct.Struct(">BI")
@@ -73,7 +75,7 @@ class SchemaIds(Protocol):
 
 
 def subject(topic: str) -> str:
-    """The name a registry keeps the schemas of a topic's values under."""
+    """The name a registry keeps the schemas of a topic's values under. `topic` is the name on the cluster."""
     return f"{topic}-value"
 
 
@@ -91,11 +93,37 @@ def topic_schema(topic: str) -> Schema:
 
 def past_schemas(folder: Traversable | None = None) -> list[Schema]:
     """Schemas that topics had in earlier releases: `history/*.avsc`, if there are any."""
+    return [parsed(text) for text in _past_texts(folder).values()]
+
+
+def _past_texts(folder: Traversable | None = None) -> dict[str, str]:
+    """By name without the ending, as in `payments-1`."""
     history = resources.files("schemas").joinpath("history") if folder is None else folder
     if not history.is_dir():
-        return []
+        return {}
     files = [file for file in history.iterdir() if file.name.endswith(".avsc")]
-    return [parsed(file.read_text(encoding="utf-8")) for file in files]
+    return {file.name.removesuffix(".avsc"): file.read_text(encoding="utf-8") for file in files}
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaVersion:
+    """One schema that a topic has or had. Versions count from 1; the highest is today's."""
+
+    topic: str
+    version: int
+    text: str
+    fingerprint: int
+
+
+def schema_versions(topic: str) -> list[SchemaVersion]:
+    """Every schema of a topic, the oldest first."""
+    past = {}
+    for name, text in _past_texts().items():
+        past_topic, _, number = name.rpartition("-")
+        if past_topic == topic:
+            past[int(number)] = text
+    texts = past | {max(past, default=0) + 1: schema_text(topic)}
+    return [SchemaVersion(topic, number, text, fingerprint(parsed(text))) for number, text in sorted(texts.items())]
 
 
 def parsed(text: str) -> Schema:
@@ -136,7 +164,7 @@ class LocalSchemaIds:
         for schema in [*earlier, *map(topic_schema, TOPICS)]:
             schema_id = fingerprint(schema)
             known = self._schemas.setdefault(schema_id, schema)
-            if to_parsing_canonical_form(known) != to_parsing_canonical_form(schema):
+            if not same_on_the_wire(known, schema):
                 raise Misconfigured(f"schemas {known['name']} and {schema['name']} share the id {schema_id}")
 
     def id_of(self, topic: str) -> int:
@@ -145,10 +173,14 @@ class LocalSchemaIds:
 
     def schema_of(self, schema_id: int) -> Schema:
         """The schema with that fingerprint; raises InvalidEvent when this release knows none."""
-        schema = self._schemas.get(schema_id)
+        schema = self.find(schema_id)
         if schema is None:
             raise InvalidEvent(f"unknown schema id {schema_id}")
         return schema
+
+    def find(self, schema_id: int) -> Schema | None:
+        """The schema with that fingerprint, or None when this release knows none."""
+        return self._schemas.get(schema_id)
 
 
 class Encoder:
@@ -255,7 +287,7 @@ class Decoder:
         ours = self._schema
         if to_parsing_canonical_form(writer) == self._canonical:
             return _Reader(writer, None, ())
-        if _simple_name(writer) != _simple_name(ours):
+        if simple_name(writer) != simple_name(ours):
             raise InvalidEvent(f"schema id {schema_id} is {writer['name']}, wanted {ours['name']}")
         written = {field["name"] for field in writer["fields"]}
         owned = tuple(
@@ -266,7 +298,13 @@ class Decoder:
         return _Reader(writer, ours, owned)
 
 
-def _simple_name(schema: Schema) -> str:
+def same_on_the_wire(one: Schema, other: Schema) -> bool:
+    """Whether records of both have the same bytes: only words, defaults or layout differ."""
+    return to_parsing_canonical_form(one) == to_parsing_canonical_form(other)
+
+
+def simple_name(schema: Schema) -> str:
+    """The record's name without its namespace, as in `Payment`; a reader's must be the writer's."""
     return str(schema["name"]).rpartition(".")[2]
 
 

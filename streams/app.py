@@ -211,6 +211,8 @@ def _options(kafka: KafkaSettings, settings: StreamSettings) -> dict[str, Any]:
         # Of all partitions together: so much still comes of those that are held.
         "broker_max_poll_records": 2_000,
         "producer_acks": -1,
+        # The agents write with librdkafka (streams/kafka.py); this is for whatever Faust might write itself.
+        "producer_compression_type": None if kafka.compression == "none" else kafka.compression,
         "producer_max_request_size": MESSAGE_BYTES_MAX,
         "processing_guarantee": ProcessingGuarantee.AT_LEAST_ONCE,
         # Topics are made by `paywarden topics create`, with their retention.

@@ -10,6 +10,7 @@ from confluent_kafka import Producer
 
 from schemas.avro import TOPICS
 from streams.cursors import CURSORS_TOPIC
+from streams.remembered_schemas import SCHEMAS_TOPIC
 
 
 class EmbeddedBroker:
@@ -23,7 +24,7 @@ class EmbeddedBroker:
         broker = next(iter(self._owner.list_topics(timeout=10).brokers.values()))
         self.bootstrap = f"{broker.host}:{broker.port}"
         # Asked for, a topic is there: consumers find what nobody has written to yet.
-        for topic in (*TOPICS, CURSORS_TOPIC):
+        for topic in (*TOPICS, CURSORS_TOPIC, SCHEMAS_TOPIC):
             self._owner.list_topics(topic, timeout=10)
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from features.keys import SEPARATOR
 from features.money import AMOUNT_MINOR_MAX, RateTable
 from features.plan import Plan
 from features.store import KEY_BYTES_MAX
-from schemas.avro import SchemaIds, topic_schema
+from schemas.avro import SchemaIds, fingerprint, topic_schema
 from schemas.errors import InvalidEvent
 from streams.batch import PaymentEvent, Position, payments_source, record_key
 from streams.kafka import Record
@@ -49,7 +49,10 @@ class FastIntake:
         warm_up()
         self._rates, self._future_ms_max = rates, future_ms_max
         schema = topic_schema("payments")
-        self._header = struct.pack(">BI", 0, ids.id_of("payments"))
+        # Today's schema under its id in the registry, where there is one, and under its fingerprint.
+        self._headers = tuple(
+            {struct.pack(">BI", 0, number) for number in (ids.id_of("payments"), fingerprint(schema))}
+        )
         fields = [field["name"] for field in schema["fields"]]
         program = [_instruction(field) for field in schema["fields"]]
         # None: today's schema has what this does not read.
@@ -65,7 +68,7 @@ class FastIntake:
     ) -> list[PaymentEvent | InvalidEvent]:
         """Each record's payment, or why it is none. `slowly` decodes one, and raises InvalidEvent."""
         values = [
-            record.value if record.value is not None and record.value.startswith(self._header) else b""
+            record.value if record.value is not None and record.value.startswith(self._headers) else b""
             for record in records
         ]
         read = self._read(values, now_ms)

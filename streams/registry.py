@@ -1,13 +1,24 @@
-"""Schema ids from a Confluent-compatible schema registry, or none: `schema_ids(settings)`.
+"""Schema ids with a Confluent-compatible schema registry or without: `schema_ids(settings, remembered)`.
 
-At start every topic's schema is looked up under `<topic>-value` and, where `auto_register` allows, registered
-if it is new; the registry then applies its own compatibility rule. While running, a writer's schema is asked
-for once per id and kept.
+Writing: with a registry, every topic's schema is looked up at start under `<topic>-value` and, where `auto_register`
+allows, registered if it is new; the registry then applies its own compatibility rule. Without one, ids are
+fingerprints of the schemas.
+
+Reading is the same with a registry and without, so that one may be turned on or off at any time. The schema behind an
+id is looked for in this order, once per id:
+
+    1. our own schemas by their fingerprints     records from before the registry
+    2. the ids remembered on topic `schemas`     records from a registry that is turned off or away
+    3. the registry, where there is one          a new schema of somebody else; it is remembered from then on
+
+An id therefore means one schema for ever. If the registry gives one of our schemas an id that already means another,
+the process does not start.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,8 +29,19 @@ from confluent_kafka.schema_registry import Schema as RegistrySchema
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
-from schemas.avro import TOPICS, LocalSchemaIds, Schema, SchemaIds, parsed, schema_text, subject
+from schemas.avro import (
+    TOPICS,
+    LocalSchemaIds,
+    Schema,
+    SchemaIds,
+    parsed,
+    same_on_the_wire,
+    schema_text,
+    subject,
+    topic_schema,
+)
 from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+from streams.remembered_schemas import RememberedSchemas
 
 # The client speaks HTTP through httpx2 where it is installed and through its predecessor elsewhere.
 try:
@@ -64,36 +86,74 @@ class RegistrySettings:
     timeout_ms: int = 5_000
 
 
-def schema_ids(settings: RegistrySettings, topics: Iterable[str] = TOPICS) -> SchemaIds:
-    """The ids of the configured registry, or those that need none. Raises Misconfigured."""
-    return RegistrySchemaIds(settings, topics) if settings.url else LocalSchemaIds()
+def schema_ids(
+    settings: RegistrySettings,
+    remembered: RememberedSchemas,
+    *,
+    topic_prefix: str = "",
+    topics: Iterable[str] = TOPICS,
+) -> SchemaIds:
+    """The ids of the configured registry, or fingerprints. Raises Misconfigured, BrokerUnavailable."""
+    if settings.url:
+        return RegistrySchemaIds(settings, remembered, topic_prefix=topic_prefix, topics=topics)
+    return FingerprintSchemaIds(remembered)
+
+
+class FingerprintSchemaIds:
+    """Writes with fingerprints; reads what was written with a registry's ids, too. Thread-safe."""
+
+    def __init__(self, remembered: RememberedSchemas) -> None:
+        self._local, self._remembered = LocalSchemaIds(), remembered
+        self._schemas: dict[int, Schema] = {}
+
+    def id_of(self, topic: str) -> int:
+        """The fingerprint of the topic's schema."""
+        return self._local.id_of(topic)
+
+    def schema_of(self, schema_id: int) -> Schema:
+        """The schema with that id, looked for once.
+
+        Raises InvalidEvent when neither this release nor topic `schemas` knows it, BrokerUnavailable when Kafka does
+        not answer.
+        """
+        schema = self._local.find(schema_id) or self._schemas.get(schema_id)
+        if schema is None:
+            text = self._remembered.read().get(schema_id)
+            if text is None:
+                raise InvalidEvent(f"unknown schema id {schema_id}")
+            schema = self._schemas[schema_id] = parsed(text)
+        return schema
 
 
 class RegistrySchemaIds:
-    """Ids as a registry gave them. Constructing it talks to the registry.
+    """Writes with the ids that a registry gives. Constructing it talks to the registry and to `remembered`.
 
-    Raises Misconfigured with one line when the registry does not answer, refuses us or one of our schemas.
-    `clock` gives seconds. Thread-safe.
+    `topic_prefix` stands before the topics in the names of subjects, as it does on the cluster.
+
+    Raises Misconfigured with one line when the registry does not answer, refuses us or one of our schemas, and
+    BrokerUnavailable when its ids cannot be remembered. `clock` gives seconds. Thread-safe.
     """
 
     def __init__(
         self,
         settings: RegistrySettings,
-        topics: Iterable[str] = TOPICS,
+        remembered: RememberedSchemas,
         *,
+        topic_prefix: str = "",
+        topics: Iterable[str] = TOPICS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._url = settings.url
+        self._url, self._topic_prefix = settings.url, topic_prefix
         self._clock = clock
+        self._remembered = remembered
+        self._earlier = FingerprintSchemaIds(remembered)
         self._schemas: dict[int, Schema] = {}
         self._unknown_until: dict[int, float] = {}
+        self._lock = threading.Lock()
         self._client = _client(settings)
         try:
-            self._ids = {topic: self._own_id(topic, settings.auto_register) for topic in topics}
-        except TemporaryFailure as error:
-            self.close()
-            raise Misconfigured(str(error)) from error
-        except Misconfigured:
+            self._ids = self._own_ids(topics, settings.auto_register)
+        except BaseException:
             self.close()
             raise
 
@@ -106,32 +166,80 @@ class RegistrySchemaIds:
         return self._ids[topic]
 
     def schema_of(self, schema_id: int) -> Schema:
-        """The schema with that id, asked for once.
+        """The schema with that id, looked for once.
 
-        Raises InvalidEvent when the registry has none or it is not readable Avro, TemporaryFailure when the
-        registry does not answer.
+        Raises InvalidEvent when nobody knows it or it is not readable Avro, TemporaryFailure when the registry or Kafka
+        does not answer.
         """
         schema = self._schemas.get(schema_id)
         if schema is None:
             self._refuse_if_unknown(schema_id)
-            schema = self._schemas[schema_id] = self._fetched(schema_id)
+            with self._lock:
+                schema = self._schemas[schema_id] = self._looked_for(schema_id)
         return schema
 
+    def _looked_for(self, schema_id: int) -> Schema:
+        try:
+            return self._earlier.schema_of(schema_id)
+        except InvalidEvent:
+            text = self._fetched(schema_id)
+        schema = parsed(text)
+        self._remembered.add({schema_id: text})
+        return schema
+
+    def _own_ids(self, topics: Iterable[str], auto_register: bool) -> dict[str, int]:
+        """By topic; from now on they are remembered."""
+        try:
+            ids = {topic: self._own_id(topic, auto_register) for topic in topics}
+        except TemporaryFailure as error:
+            raise Misconfigured(str(error)) from error
+        known = self._remembered.read()
+        for topic, schema_id in ids.items():
+            self._refuse_clash(topic, schema_id)
+        new = {schema_id: _one_layout(topic) for topic, schema_id in ids.items() if schema_id not in known}
+        if new:
+            self._remembered.add(new)
+        return ids
+
+    def _refuse_clash(self, topic: str, schema_id: int) -> None:
+        """Raises Misconfigured when records with our new id would be read as another schema."""
+        try:
+            known = self._earlier.schema_of(schema_id)
+        except InvalidEvent:
+            return
+        if not same_on_the_wire(known, topic_schema(topic)):
+            raise Misconfigured(
+                f"schema registry {self._url} gives subject {self._subject(topic)} the id {schema_id}, which on these "
+                f"topics already means another schema, {known['name']}: give the registry back the ids it had, or use "
+                "another [kafka] topic_prefix"
+            )
+
+    def _subject(self, topic: str) -> str:
+        return subject(self._topic_prefix + topic)
+
     def _own_id(self, topic: str, auto_register: bool) -> int:
-        # One layout whatever the file's: some registries compare text where others compare schemas.
-        ours = RegistrySchema(json.dumps(json.loads(schema_text(topic))), "AVRO")
-        name = subject(topic)
+        name, ours = self._subject(topic), RegistrySchema(_one_layout(topic), "AVRO")
+        found = self._looked_up(name, ours)
+        if found is None and auto_register:
+            return self._registered(name, ours)
+        if found is None and self._topic_prefix:
+            # Earlier releases left the prefix out, and somebody may have registered our schemas by hand for them.
+            found = self._looked_up(subject(topic), ours)
+        if found is None:
+            raise Misconfigured(
+                f"schema registry {self._url}: subject {name} does not have our schema, "
+                "and registry.auto_register is false"
+            )
+        return found
+
+    def _looked_up(self, name: str, ours: RegistrySchema) -> int | None:
+        """The id of our schema under a subject, or None when it does not have it."""
         try:
             found = self._asked(lambda: self._client.lookup_schema(name, ours, normalize_schemas=True))
         except SchemaRegistryError as error:
             if error.error_code not in _NO_SUCH:
                 raise _refusal(error, name, self._url) from error
-            if not auto_register:
-                raise Misconfigured(
-                    f"schema registry {self._url}: subject {name} does not have our schema, "
-                    "and registry.auto_register is false"
-                ) from error
-            return self._registered(name, ours)
+            return None
         if found.schema_id is None:
             raise TemporaryFailure(f"schema registry {self._url} gave no id for subject {name}")
         return int(found.schema_id)
@@ -146,7 +254,7 @@ class RegistrySchemaIds:
         if self._clock() < self._unknown_until.get(schema_id, float("-inf")):
             raise InvalidEvent(f"unknown schema id {schema_id}")
 
-    def _fetched(self, schema_id: int) -> Schema:
+    def _fetched(self, schema_id: int) -> str:
         try:
             answer = self._asked(lambda: self._client.get_schema(schema_id))
         except SchemaRegistryError as error:
@@ -158,7 +266,7 @@ class RegistrySchemaIds:
             raise InvalidEvent(f"schema id {schema_id} is {answer.schema_type}, wanted AVRO")
         if answer.references:
             raise InvalidEvent(f"schema id {schema_id} refers to other schemas, which we do not read")
-        return parsed(answer.schema_str or "")
+        return answer.schema_str or ""
 
     def _remember_unknown(self, schema_id: int) -> None:
         if len(self._unknown_until) >= _UNKNOWN_MAX:
@@ -173,6 +281,11 @@ class RegistrySchemaIds:
             raise TemporaryFailure(f"schema registry {self._url} did not answer: {reason}") from error
         except _NO_REGISTRY_ERRORS as error:
             raise TemporaryFailure(f"schema registry {self._url} did not answer as one") from error
+
+
+def _one_layout(topic: str) -> str:
+    """Our schema as the registry gets it, whatever the file's layout: some registries compare text, not schemas."""
+    return json.dumps(json.loads(schema_text(topic)))
 
 
 def _client(settings: RegistrySettings) -> SchemaRegistryClient:

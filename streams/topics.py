@@ -12,6 +12,7 @@ from schemas.avro import TOPICS
 from schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError
 from streams.cursors import CURSORS_TOPIC
 from streams.kafka import MESSAGE_BYTES_MAX, REACH_TIMEOUT_S, KafkaSettings, make_admin, reason_of
+from streams.remembered_schemas import SCHEMAS_TOPIC
 from streams.repartition import repartition_topic
 
 _DAY_MS = 86_400_000
@@ -20,7 +21,8 @@ _DAY_MS = 86_400_000
 _RETRIED_DAYS_MORE = 30
 # Few records, whose order over all keys matters to who reads them whole.
 _ONE_PARTITION = (
-    CURSORS_TOPIC, "drift-alerts", "drift-acknowledgements", "outcome-metrics", "dead-letters", "dead-letters-retried",
+    "catalogues", CURSORS_TOPIC, SCHEMAS_TOPIC,
+    "drift-alerts", "drift-acknowledgements", "outcome-metrics", "dead-letters", "dead-letters-retried",
 )  # fmt: skip
 
 
@@ -48,7 +50,7 @@ def create_topics(kafka: KafkaSettings, settings: TopicSettings, entities: Seque
 
     Raises BrokerUnavailable or Misconfigured.
     """
-    names = [*TOPICS, CURSORS_TOPIC, *map(repartition_topic, entities)]
+    names = [*TOPICS, CURSORS_TOPIC, SCHEMAS_TOPIC, *map(repartition_topic, entities)]
     return _create(kafka, [_new_topic(kafka.topic(name), name, settings) for name in names])
 
 
@@ -137,6 +139,8 @@ def _config(name: str, settings: TopicSettings) -> dict[str, str]:
     if name == "profiles":
         # The newest state of each entity for ever; an erased one stays visible long enough for every mirror.
         return {"cleanup.policy": "compact", "delete.retention.ms": str(_DAY_MS), "min.cleanable.dirty.ratio": "0.2"}
+    if name in ("catalogues", SCHEMAS_TOPIC):
+        return {"cleanup.policy": "compact"}
     if name == CURSORS_TOPIC:
         # Read whole when a companion starts, and written to by every transaction: small segments, compacted early. What
         # ends a transaction stays for as long as what was deleted.

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from features.catalogue import CATALOGUE
+from features.plan import compile_plan
 from ops import wiring
+from schemas.avro import Decoder, LocalSchemaIds
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from schemas.settings import read_source
@@ -23,7 +26,7 @@ from streams.kafka import KafkaSettings
 from tests.in_process import remembered_clients, running
 from tests.processes import Deployment, PaywardenProcess, is_ready, wait_until
 from tests.services.kafka import QUICK_RETURN, KafkaServer
-from tests.topics import ENTITIES, Topics, read_store, small_world, wait_until_worked_in
+from tests.topics import ENTITIES, Topics, read_store, read_topic, small_world, wait_until_worked_in
 
 
 class Companion:
@@ -194,3 +197,17 @@ def test_without_kafka_it_is_alive_and_not_ready_and_ready_when_kafka_is_back(
         companion.wait_until_ready()
         companion.wait_for("decisions_shipped_total", 3)
         assert companion.process.stop() == 0
+
+
+def test_the_catalogue_is_on_its_topic_when_the_companion_runs(deployment: Deployment, settings: KafkaSettings) -> None:
+    deployment.configure("companion", "fill_from_store = false\n")
+    Companion(deployment)
+    (record,) = read_topic(settings, "catalogues")
+    digest = compile_plan(CATALOGUE).digest
+    assert record.key == digest.encode()
+    assert record.value is not None
+    catalogue = Decoder("catalogues", LocalSchemaIds()).decode(record.value)
+    assert catalogue["digest"] == digest
+    assert [feature["name"] for feature in catalogue["features"]] == [one.name for one in CATALOGUE.features]
+    assert catalogue["features"][7]["name"] == "card_count_1h"
+    assert (catalogue["features"][7]["entity"], catalogue["features"][7]["window"]) == ("card", "1h")

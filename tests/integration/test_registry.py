@@ -18,7 +18,8 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 
 from schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, schema_text, topic_schema
 from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
-from streams.registry import RegistrySchemaIds, RegistrySettings, schema_ids
+from streams.registry import FingerprintSchemaIds, RegistrySchemaIds, RegistrySettings, schema_ids
+from streams.remembered_schemas import MemoryRememberedSchemas
 from tests.services.java import free_port
 from tests.services.registry import RegistryServer
 
@@ -64,8 +65,12 @@ def connect(server: RegistryServer, client: SchemaRegistryClient) -> Iterator[Ca
     del client
     opened: list[RegistrySchemaIds] = []
 
-    def connect(**changes: Any) -> RegistrySchemaIds:
-        opened.append(RegistrySchemaIds(RegistrySettings(url=server.url, **changes)))
+    def connect(
+        remembered: MemoryRememberedSchemas | None = None, topic_prefix: str = "", **changes: Any
+    ) -> RegistrySchemaIds:
+        settings = RegistrySettings(url=server.url, **changes)
+        remembered = remembered or MemoryRememberedSchemas()
+        opened.append(RegistrySchemaIds(settings, remembered, topic_prefix=topic_prefix))
         return opened[-1]
 
     yield connect
@@ -111,7 +116,7 @@ def payments_with(*fields: dict[str, Any]) -> str:
 
 def refused_at_start(settings: RegistrySettings) -> str:
     with pytest.raises(Misconfigured) as caught:
-        schema_ids(settings)
+        schema_ids(settings, MemoryRememberedSchemas())
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -249,7 +254,7 @@ def test_an_unknown_id_is_refused_and_asked_for_again_after_a_while(
     server: RegistryServer, client: SchemaRegistryClient
 ) -> None:
     now_s = 1_000.0
-    ids = RegistrySchemaIds(RegistrySettings(url=server.url), clock=lambda: now_s)
+    ids = RegistrySchemaIds(RegistrySettings(url=server.url), MemoryRememberedSchemas(), clock=lambda: now_s)
     unknown = max(ids.id_of(topic) for topic in TOPICS) + 1_000
     with pytest.raises(InvalidEvent, match=f"unknown schema id {unknown}"):
         ids.schema_of(unknown)
@@ -263,12 +268,113 @@ def test_an_unknown_id_is_refused_and_asked_for_again_after_a_while(
     del client
 
 
+# A registry that comes later, goes, or gives other ids
+
+
+def test_a_fingerprint_is_read_while_a_registry_is_configured(connect: Callable[..., RegistrySchemaIds]) -> None:
+    ids = connect()
+    ids.close()
+    for topic in TOPICS:
+        record = example(topic)
+        value = Encoder(topic, LocalSchemaIds().id_of(topic)).encode(record)
+        assert Decoder(topic, ids).decode(value) == record
+
+
+def test_every_id_is_remembered_before_a_record_is_written_with_it(
+    connect: Callable[..., RegistrySchemaIds],
+) -> None:
+    remembered = MemoryRememberedSchemas()
+    registered = connect(remembered)
+    afterwards = FingerprintSchemaIds(remembered)
+    for topic in TOPICS:
+        record = example(topic)
+        value = Encoder(topic, registered.id_of(topic)).encode(record)
+        assert Decoder(topic, afterwards).decode(value) == record
+    assert len(remembered.read()) == len(TOPICS)
+
+
+def test_the_schema_of_somebody_else_is_remembered_when_it_is_first_read(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    remembered = MemoryRememberedSchemas()
+    ids = connect(remembered)
+    newer = payments_with({"name": "wallet", "type": ["null", "string"], "default": None})
+    value = AvroSerializer(client, newer)(PAYMENT | {"wallet": "w"}, context("payments"))
+    with pytest.raises(InvalidEvent, match="unknown schema id"):
+        Decoder("payments", FingerprintSchemaIds(remembered)).decode(value)
+    assert Decoder("payments", ids).decode(value) == PAYMENT
+    assert Decoder("payments", FingerprintSchemaIds(remembered)).decode(value) == PAYMENT
+
+
+def test_a_second_start_remembers_nothing_new(connect: Callable[..., RegistrySchemaIds]) -> None:
+    class ReadOnly(MemoryRememberedSchemas):
+        def add(self, schemas: Any) -> None:
+            raise AssertionError(schemas)
+
+    remembered = MemoryRememberedSchemas()
+    connect(remembered)
+    connect(ReadOnly(remembered.read()))
+
+
+def test_an_id_that_already_means_another_schema_stops_the_start(
+    server: RegistryServer, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    taken = connect().id_of("payments")
+    remembered = MemoryRememberedSchemas({taken: schema_text("outcomes")})
+    with pytest.raises(Misconfigured) as caught:
+        connect(remembered)
+    assert str(caught.value) == (
+        f"schema registry {server.url} gives subject payments-value the id {taken}, which on these topics already "
+        "means another schema, paywarden.v1.Outcome: give the registry back the ids it had, or use another "
+        "[kafka] topic_prefix"
+    )
+
+
+def registry_answer(schema_id: int, text: str) -> bytes:
+    answer = {"subject": "payments-value", "version": 1, "id": schema_id, "schema": text, "schemaType": "AVRO"}
+    return json.dumps(answer).encode()
+
+
+def test_an_id_of_ours_that_is_another_schemas_fingerprint_stops_the_start() -> None:
+    fingerprint = LocalSchemaIds().id_of("outcomes")
+    with answering(200, registry_answer(fingerprint, schema_text("payments"))) as url:
+        message = refused_at_start(RegistrySettings(url=url))
+    assert f"gives subject payments-value the id {fingerprint}" in message
+    assert "already means another schema, paywarden.v1.Outcome" in message
+
+
+def test_an_id_that_is_a_fingerprint_and_in_the_registry_means_the_fingerprint() -> None:
+    fingerprint = LocalSchemaIds().id_of("payments")
+    stranger = payments_with({"name": "wallet", "type": "string"})
+    with answering(200, registry_answer(5, stranger)) as url:
+        ids = RegistrySchemaIds(RegistrySettings(url=url), MemoryRememberedSchemas(), topics=["payments"])
+        assert Decoder("payments", ids).decode(Encoder("payments", fingerprint).encode(PAYMENT)) == PAYMENT
+        ids.close()
+
+
+def test_subjects_have_the_topics_prefix(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    connect(topic_prefix="eu-")
+    assert sorted(client.get_subjects()) == sorted(f"eu-{topic}-value" for topic in TOPICS)
+
+
+def test_schemas_registered_by_hand_without_the_prefix_are_still_found(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
+    wanted = connect()
+    ids = connect(topic_prefix="eu-", auto_register=False)
+    assert {topic: ids.id_of(topic) for topic in TOPICS} == {topic: wanted.id_of(topic) for topic in TOPICS}
+    assert sorted(client.get_subjects()) == sorted(f"{topic}-value" for topic in TOPICS)
+
+
 def test_no_url_means_no_registry() -> None:
-    assert isinstance(schema_ids(RegistrySettings()), LocalSchemaIds)
+    ids = schema_ids(RegistrySettings(), MemoryRememberedSchemas())
+    assert {topic: ids.id_of(topic) for topic in TOPICS} == {topic: LocalSchemaIds().id_of(topic) for topic in TOPICS}
 
 
 def test_a_url_means_that_registry(server: RegistryServer, client: SchemaRegistryClient) -> None:
-    ids = schema_ids(RegistrySettings(url=server.url), topics=["payments"])
+    ids = schema_ids(RegistrySettings(url=server.url), MemoryRememberedSchemas(), topics=["payments"])
     assert isinstance(ids, RegistrySchemaIds)
     ids.close()
     assert client.get_subjects() == ["payments-value"]
@@ -282,14 +388,14 @@ def test_an_unreachable_registry_is_one_line_with_its_url() -> None:
 
 def test_the_second_url_is_tried_when_the_first_is_down(server: RegistryServer, client: SchemaRegistryClient) -> None:
     url = f"http://127.0.0.1:{free_port()},{server.url}"
-    ids = RegistrySchemaIds(RegistrySettings(url=url), topics=["payments"])
+    ids = RegistrySchemaIds(RegistrySettings(url=url), MemoryRememberedSchemas(), topics=["payments"])
     assert ids.id_of("payments") == client.get_latest_version("payments-value").schema_id
     ids.close()
 
 
 def test_a_registry_that_went_down_is_temporary_and_what_is_known_stays_known(tmp_path: Path) -> None:
     with RegistryServer(tmp_path) as server:
-        ids = RegistrySchemaIds(RegistrySettings(url=server.url))
+        ids = RegistrySchemaIds(RegistrySettings(url=server.url), MemoryRememberedSchemas())
         decoder = Decoder("payments", ids)
         value = Encoder("payments", ids.id_of("payments")).encode(PAYMENT)
         assert decoder.decode(value) == PAYMENT

@@ -58,6 +58,11 @@ class KafkaServer(JavaService):
         return self._process.pid
 
     @property
+    def data(self) -> Path:
+        """The folder of its logs, `TOPIC-PARTITION` each."""
+        return self._folder / "data"
+
+    @property
     def running(self) -> bool:
         """Whether the broker's process is there."""
         return self._process is not None and self._process.running
@@ -75,7 +80,7 @@ class KafkaServer(JavaService):
 
     def _format(self, port: int, controller_port: int) -> None:
         self._port = port
-        data = self._folder / "data"
+        data = self.data
         if data.exists():
             shutil.rmtree(data)
         data.mkdir(parents=True)

@@ -202,6 +202,7 @@ def test_the_environment_and_the_working_directory_are_not_fausts(
     assert conf.id == "g-faust"
     assert not conf.topic_allow_declare
     assert conf.topic_disable_leader
+    assert conf.producer_compression_type == "gzip"
     assert str(conf.processing_guarantee) == str(ProcessingGuarantee.AT_LEAST_ONCE)
     world.live(stop_it)
     assert list(tmp_path.iterdir()) == []

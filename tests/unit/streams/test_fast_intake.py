@@ -147,5 +147,21 @@ def test_the_usual_payment_takes_the_fast_way() -> None:
     assert fast_intake._CRC_TABLE[1] == 0x77073096
 
 
+@pytest.mark.parametrize("schema_id", [17, IDS.id_of("payments")])
+def test_todays_schema_takes_the_fast_way_under_both_of_its_ids(schema_id: int) -> None:
+    """After a registry is turned on, records of before still have the fingerprint."""
+
+    class Registered(LocalSchemaIds):
+        def id_of(self, topic: str) -> int:
+            return 17 if topic == "payments" else super().id_of(topic)
+
+    def slowly(record: Record) -> PaymentEvent:
+        raise AssertionError(record)
+
+    fast = Intake(ENGINES["usual"], small_world.rates(), Registered())._fast
+    (event,) = fast.payments([record_of(Encoder("payments", schema_id).encode(USUAL))], NOW_MS, slowly)
+    assert isinstance(event, PaymentEvent)
+
+
 def test_no_payments_are_no_work() -> None:
     assert INTAKES["usual"].payments([], NOW_MS) == []

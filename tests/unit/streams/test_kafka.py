@@ -6,7 +6,8 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from schemas.errors import BrokerUnavailable
+from schemas.avro import TOPICS
+from schemas.errors import BrokerUnavailable, Misconfigured
 from streams import kafka as kafka_module
 from streams.kafka import KafkaSettings, consume, end_offsets, offsets_at, records_between, records_to_end
 
@@ -201,3 +202,17 @@ def test_where_nothing_came_since_the_offset_is_the_end() -> None:
             return [TopicPartition(one.topic, one.partition, 7 if one.partition == 0 else -1) for one in places]
 
     assert offsets_at(cast(Consumer, Timed()), "payments", {0: 9, 1: 5}, 1000) == {0: 7, 1: 5}
+
+
+@pytest.mark.parametrize("setting", ["compression", "internal_compression"])
+def test_an_unknown_compression_is_refused_by_name(setting: str) -> None:
+    with pytest.raises(Misconfigured, match=rf"\[kafka\] {setting}: wanted one of none, gzip, .*, got 'brotli'"):
+        KafkaSettings(**{setting: "brotli"})
+
+
+def test_only_what_paywarden_alone_reads_is_compressed_in_its_own_way() -> None:
+    settings = KafkaSettings(topic_prefix="eu-", compression="zstd", internal_compression="none")
+    internal = {"profiles", "repartition-card", "repartition-card.next"}
+    public = {*TOPICS, "schemas", "outbox-cursors"} - internal
+    assert {settings.compression_of(f"eu-{name}") for name in internal} == {"none"}
+    assert {settings.compression_of(f"eu-{name}") for name in public} == {"zstd"}

@@ -1,0 +1,68 @@
+"""What our producers write in: read from the broker's own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from confluent_kafka.cimpl import NewTopic
+
+from streams.kafka import COMPRESSIONS, KafkaSettings, Sender, make_transactional_producer
+from tests.services.kafka import KafkaServer
+from tests.topics import read_topic
+
+# A batch of records begins with 21 bytes; the codec is the lowest three bits of the two after them.
+_CODEC_AT = 22
+
+
+@pytest.fixture
+def topic(kafka: KafkaServer, settings: KafkaSettings) -> str:
+    name = settings.topic("compressed")
+    kafka.create_topics(NewTopic(name, num_partitions=1, replication_factor=1))
+    return name
+
+
+def codec_on_disk(kafka: KafkaServer, topic: str) -> str:
+    (segment,) = Path(kafka.data / f"{topic}-0").glob("*.log")
+    return COMPRESSIONS[segment.read_bytes()[_CODEC_AT] & 7]
+
+
+def test_by_default_others_find_gzip_and_paywarden_itself_lz4(kafka: KafkaServer, settings: KafkaSettings) -> None:
+    wanted = {"dead-letters": "gzip", "schemas": "gzip", "profiles": "lz4", "repartition-card": "lz4"}
+    topics = {settings.topic(name): compression for name, compression in wanted.items()}
+    kafka.create_topics(*(NewTopic(topic, num_partitions=1, replication_factor=1) for topic in topics))
+    sender = Sender(settings, linger_ms=0)
+    for topic in topics:
+        sender.send(topic, bytes(1000), key=b"k")
+    sender.flush(30)
+    assert {topic: codec_on_disk(kafka, topic) for topic in topics} == topics
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_both_kinds_of_producers_write_what_is_set(
+    compression: str, kafka: KafkaServer, settings: KafkaSettings, topic: str
+) -> None:
+    settings = KafkaSettings(settings.bootstrap, topic_prefix=settings.topic_prefix, compression=compression)
+    producer = make_transactional_producer(settings, topic, linger_ms=0, transaction_timeout_ms=10_000)
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(topic, bytes(1000), key=b"k")
+    producer.commit_transaction(30)
+    assert codec_on_disk(kafka, topic) == compression
+    other = f"{topic}-2"
+    kafka.create_topics(NewTopic(other, num_partitions=1, replication_factor=1))
+    sender = Sender(settings, linger_ms=0)
+    sender.send(other, bytes(1000), key=b"k")
+    sender.flush(30)
+    assert codec_on_disk(kafka, other) == compression
+
+
+def test_what_fits_only_when_packed_is_packed_also_without_compression(
+    settings: KafkaSettings, topic: str, kafka: KafkaServer
+) -> None:
+    del kafka
+    settings = KafkaSettings(settings.bootstrap, topic_prefix=settings.topic_prefix, compression="none")
+    sender = Sender(settings, linger_ms=0)
+    sender.send(topic, bytes(20_000_000), key=b"k")
+    sender.flush(60)
+    assert [record.value for record in read_topic(settings, "compressed")] == [bytes(20_000_000)]

@@ -1,0 +1,149 @@
+"""The programs of docs/integrate/topics.md on a real Kafka: Python's, Node's and Java's clients with our processes."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.catalogue import CATALOGUE
+from features.engine import FeatureEngine
+from features.money import load_rates
+from schemas.avro import Encoder, LocalSchemaIds, SchemaIds
+from schemas.outbox_pb2 import OutboxEntry
+from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
+from schemas.settings import read_source
+from scoring.outbox import OutboxSettings, OutboxWriter
+from streams.batch import PaymentEvent
+from streams.intake import Intake
+from streams.kafka import KafkaSettings, Record, make_producer, make_transactional_producer
+from streams.registry import RegistrySchemaIds, RegistrySettings
+from streams.remembered_schemas import KafkaRememberedSchemas
+from tests.processes import Deployment
+from tests.services.fetch import ServiceMissing
+from tests.services.registry import RegistryServer
+from tests.services.topic_clients import command
+from tests.topic_memory import decision
+from tests.topics import read_topic
+
+PRODUCERS = ("produce.py", "produce.js", "Produce.java")
+CONSUMERS = ("consume.py", "consume.js", "Consume.java")
+ENGINE = FeatureEngine()
+
+
+def client(program: str, folder: Path) -> Sequence[str]:
+    """How to run it; without Node its programs are skipped. Java is there wherever Kafka is."""
+    try:
+        return command(program, folder)
+    except ServiceMissing as error:
+        if program.endswith(".js") and "not on PATH" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def run(arguments: Sequence[str]) -> None:
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def first_line(arguments: Sequence[str], log: Path) -> dict[str, Any]:
+    """What a program that runs for ever prints first."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=output, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert line, log.read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def exported(deployment: Deployment) -> str:
+    folder = str(deployment.folder / "schemas")
+    done = deployment.run("schemas", "export", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def payment_in(record: Record, ids: SchemaIds) -> PaymentEvent:
+    """As the stream decodes it."""
+    (event,) = Intake(ENGINE, load_rates(), ids).payments([record], time.time_ns() // 1_000_000)
+    assert isinstance(event, PaymentEvent), event
+    return event
+
+
+@pytest.mark.parametrize("program", PRODUCERS)
+def test_a_payment_of_another_client_is_one_of_the_streams(
+    program: str, deployment: Deployment, settings: KafkaSettings, tmp_path: Path
+) -> None:
+    run([*client(program, tmp_path), settings.bootstrap, exported(deployment)])
+    # Every client puts a card into the partition that ours does.
+    producer = make_producer(settings, linger_ms=0)
+    producer.produce(settings.topic("payments"), b"", key=b"card-1")
+    assert producer.flush(30) == 0
+    theirs, ours = sorted(read_topic(settings, "payments"), key=lambda record: record.offset)
+    assert (theirs.key, theirs.partition) == (b"card-1", ours.partition)
+    event = payment_in(theirs, LocalSchemaIds())
+    assert event.payment_id.startswith("from-")
+    assert event.keys == (b"card:card-1", b"merchant:merchant-1", b"")
+
+
+def test_a_payment_of_a_client_with_a_registry_is_one_of_the_streams(
+    deployment: Deployment, settings: KafkaSettings, registry: RegistryServer, tmp_path: Path
+) -> None:
+    arguments = client("produce-with-registry.js", tmp_path)
+    del deployment
+    ids = RegistrySchemaIds(
+        RegistrySettings(url=registry.url), KafkaRememberedSchemas(settings), topic_prefix=settings.topic_prefix
+    )
+    run([*arguments, settings.bootstrap, registry.url, settings.topic("payments")])
+    (record,) = read_topic(settings, "payments")
+    assert payment_in(record, ids).payment_id == "from-node-with-registry-1"
+    ids.close()
+
+
+@pytest.mark.parametrize("program", CONSUMERS)
+def test_another_client_reads_a_decision_and_names_its_features(
+    program: str, deployment: Deployment, settings: KafkaSettings, tmp_path: Path
+) -> None:
+    """The companion's own decision, behind one of a transaction that failed."""
+    arguments = client(program, tmp_path)
+    producer = make_transactional_producer(settings, "failed", linger_ms=0, transaction_timeout_ms=10_000)
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    encoder = Encoder("decisions", LocalSchemaIds().id_of("decisions"))
+    producer.produce(settings.topic("decisions"), encoder.encode(decision("aborted")), key="p-1")
+    producer.flush(30)
+    producer.abort_transaction(30)
+    deployment.configure("companion", "fill_from_store = false\n")
+    companion = deployment.start("companion")
+    assert companion.first_line().startswith("http://"), companion.log.read_text(encoding="utf-8")
+    outbox = OutboxWriter(read_source(str(deployment.config)).section("outbox", OutboxSettings), "worker-0")
+    values = [float(number) for number in range(len(CATALOGUE.features))]
+    values[3] = float("nan")
+    entry = OutboxEntry(
+        request=ScoreRequest(payment_id="p-1", card_id="c", merchant_id="m", currency="EUR"),
+        response=ScoreResponse(payment_id="p-1", decision_id="d-1", action="review", score=0.25),
+        decided_time_ms=1,
+        catalogue_digest=ENGINE.plan.digest,
+        vector=struct.pack(f"<{len(values)}f", *values),
+    )
+    outbox.append(entry.SerializeToString())
+    outbox.close()
+    found = first_line(
+        [*arguments, settings.bootstrap, exported(deployment), f"{settings.topic_prefix}reader"], tmp_path / "log"
+    )
+    assert (found["payment_id"], found["action"], found["score"]) == ("p-1", "review", 0.25)
+    names = [feature.name for feature in CATALOGUE.features]
+    assert found["features"] == {name: float(at) for at, name in enumerate(names) if at != 3}
+    assert companion.stop() == 0
