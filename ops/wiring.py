@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -286,6 +286,28 @@ def drift_references(source: Source, settings: DriftSettings) -> dict[str, Refer
             found[reference.model_version] = reference
     live = map(read_reference, map(Path, settings.references))
     return found | {reference.model_version: reference for reference in live}
+
+
+def referenced_versions(source: Source) -> dict[str, bool]:
+    """Model versions of the bundles and references that drift settings name, and whether there is a reference of each.
+
+    Those that are on this host, as far as they can be read. Raises Misconfigured for settings that are wrong.
+    """
+    from models.bundle import read_manifest
+    from models.reference import REFERENCE, read_reference
+    from streams.drift_settings import DriftSettings
+
+    settings = source.section("drift", DriftSettings)
+    serve = source.section("serve", ServeSettings)
+    found: dict[str, bool] = {}
+    for folder in settings.bundles or filter(None, (serve.bundle, serve.fallback_bundle)):
+        with suppress(Misconfigured):
+            manifest = read_manifest(Path(folder))
+            found[manifest.model_version] = REFERENCE in manifest.files
+    for path in settings.references:
+        with suppress(Misconfigured):
+            found[read_reference(Path(path)).model_version] = True
+    return found
 
 
 def outcome_parts(source: Source) -> OutcomeParts:
