@@ -68,7 +68,7 @@ class FakeSender:
 
 
 class Store(MemoryStore):
-    """One that can be away, and that meets conflicts. `meanwhile`: one of these is done at each call that it refuses."""
+    """One that can be away, and that meets conflicts. At each call that it refuses it does one of `meanwhile`."""
 
     def __init__(self) -> None:
         super().__init__()
