@@ -31,6 +31,7 @@ from models.backtest_handbook import (
 from models.backtest_models import family
 from models.evaluation import DAY_MS, METRICS, Measured, day_of_time
 from streams.handbook import convert_table
+from tests.missing_tools import HANDBOOK
 
 PROJECT = Path(__file__).parents[2]
 REAL_FILE = Path(os.environ.get("PAYWARDEN_HANDBOOK", PROJECT.parent / "shared" / "data" / "handbook.parquet"))
@@ -41,7 +42,7 @@ NIGHT_ENDS_MS = 7 * HOUR_MS
 DELAY_MS = LABEL_DELAY_DAYS * DAY_MS
 
 pytestmark = [
-    pytest.mark.skipif(not REAL_FILE.is_file(), reason="the handbook's table is not there: set PAYWARDEN_HANDBOOK"),
+    pytest.mark.skipif(not REAL_FILE.is_file(), reason=HANDBOOK.reason),
     # A forest on a fold takes a quarter of a minute of a free core, and is given a busy one.
     pytest.mark.timeout(1800),
 ]
