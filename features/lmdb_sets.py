@@ -1,9 +1,9 @@
 """The profile sets of an embedded store: an LMDB directory each, so that two processes write two sets side by side.
 
-data/profiles              the first set
-data/profiles.sets/NAME    a further one
-data/profiles.sets/live.*  the register: register_file.py
-data/profiles.sets/_beside what belongs to no set
+.paywarden/store               the first set
+.paywarden/store.sets/NAME     a further one
+.paywarden/store.sets/live.*   the register: register_file.py
+.paywarden/store.sets/_beside  what belongs to no set
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import dataclasses
 from contextlib import closing, suppress
 from pathlib import Path
 
-from features.lmdb_store import LmdbSettings, LmdbStore
+from features.lmdb_store import DATA_FILE, LmdbSettings, LmdbStore
 from features.profile_sets import FIRST, check_name
 from features.register_file import FileRegister
 from features.store import ScanProgress
 from schemas.errors import StoreUnavailable
 
-_DATA_FILE, _LOCK_FILE = "data.mdb", "lock.mdb"
+_LOCK_FILE = "lock.mdb"
 # No name of a profile set has an underscore.
 _BESIDE = "_beside"
 
@@ -29,6 +29,10 @@ class LmdbSets:
     def __init__(self, settings: LmdbSettings) -> None:
         self._settings = settings
         self._folder = Path(f"{Path(settings.path)}.sets")
+
+    def is_there(self) -> bool:
+        """Whether anything has been stored at the path."""
+        return (self._path(FIRST) / DATA_FILE).exists() or self._folder.is_dir()
 
     def open(self, name: str, *, readonly: bool = False) -> LmdbStore:
         """See SetStores."""
@@ -46,7 +50,7 @@ class LmdbSets:
 
     def counts(self, name: str) -> dict[str, int]:
         """See SetStores. Exact: it goes over all keys."""
-        if not (self._path(name) / _DATA_FILE).exists():
+        if not (self._path(name) / DATA_FILE).exists():
             return {}
         with closing(self.open(name, readonly=True)) as store:
             return store.counts()
@@ -67,7 +71,7 @@ class LmdbSets:
             progress(0, None)
         try:
             # These and no others: the first set's folder is the operator's.
-            for file in (_DATA_FILE, _LOCK_FILE):
+            for file in (DATA_FILE, _LOCK_FILE):
                 (path / file).unlink(missing_ok=True)
         except NotADirectoryError:
             return

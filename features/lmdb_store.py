@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import lmdb
 
@@ -33,6 +34,8 @@ from features.store import (
     entity_of,
 )
 from schemas.errors import Misconfigured, StoreUnavailable
+
+DATA_FILE = "data.mdb"
 
 _EXPIRY = struct.Struct("<I")
 _NEVER = 0
@@ -56,7 +59,7 @@ class LmdbSettings:
     write survive a power cut, not only the death of the process; on a memory file system it costs for nothing.
     """
 
-    path: str = "data/profiles"
+    path: str = ".paywarden/store"
     map_size_bytes: int = 4 << 30
     reader_count_max: int = 126
     record_bytes_max: int = RECORD_BYTES_MAX
@@ -67,7 +70,8 @@ class LmdbStore:
     """A ProfileStore on LMDB. `clock` gives epoch seconds and decides what has expired.
 
     Opening raises Misconfigured when the directory cannot be used, or is in use by this very process. Open it
-    after a fork, not before: LMDB's handles do not survive one. `readonly` opens what a writer has created.
+    after a fork, not before: LMDB's handles do not survive one. `readonly` opens what a writer has created, and
+    raises StoreUnavailable where no writer has.
     """
 
     def __init__(
@@ -252,6 +256,11 @@ class LmdbStore:
 
 
 def _open(settings: LmdbSettings, *, readonly: bool) -> lmdb.Environment:
+    if readonly and not _has_data(settings.path):
+        raise StoreUnavailable(
+            f"there is no LMDB store at {os.path.abspath(settings.path)} yet ([lmdb] path): `paywarden stream` and "
+            "`paywarden backfill` make it"
+        )
     try:
         if not readonly:
             os.makedirs(settings.path, exist_ok=True)
@@ -276,6 +285,17 @@ def _open(settings: LmdbSettings, *, readonly: bool) -> lmdb.Environment:
         raise StoreUnavailable(_readers_full(settings)) from error
     except (lmdb.Error, OSError) as error:
         raise Misconfigured(f"cannot open the LMDB store at {settings.path}: {error}") from error
+
+
+def _has_data(path: str) -> bool:
+    """Whether a writer has made the store. Its file is empty for a moment before it has its first page."""
+    try:
+        return (Path(path) / DATA_FILE).stat().st_size > 0
+    except FileNotFoundError:
+        return False
+    except OSError:
+        # LMDB says what is wrong with the place.
+        return True
 
 
 def _readers_full(settings: LmdbSettings) -> str:

@@ -6,35 +6,28 @@ import getpass
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ops import wiring
+from ops.drift_explained import explained, size_of, wrapped
 from ops.reporting import printable
 from ops.times import duration_ms_of, spoken
-from schemas.errors import Misconfigured
+from schemas.errors import Misconfigured, TemporaryFailure
 from schemas.settings import Source
 
 if TYPE_CHECKING:
     from streams.drift_journal import Journal, JournalReader, KnownAlert
+    from streams.drift_models import SeenModel
 
 # Narrower, and every cell would be broken; a pipe has no width of its own.
 _WIDTH_MIN = 120
-_BAR_WIDTH = 30
 _BYTES_OF_NAME_MAX = 200
-_MINUTE_MS = 60_000
-# By cause: where to begin.
-_LOOK_AT = {
-    "profiles": "stream workers and companions: /readyz, consumer lag, paywarden_companion_mirror_age_seconds",
-    "input": "what fills this field upstream: a release, a unit, a source that is gone; then the payments themselves",
-    "traffic": "who sends these payments: a merchant that came or went, routing, card testing; the model is as it was",
-    "score": "the bundle and the policy that were put in place last, and fraud of a new kind: outcomes tell later",
-    "outcome": "outcome-metrics; fraud of a new kind, or what changed when it began: bundle, policy, features",
-}
 
 
 @click.group()
@@ -47,17 +40,27 @@ def drift() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
 def status(source: Source, every: bool, as_json: bool) -> None:
-    """List the open alerts, the worst first.
+    """List the open alerts, the worst first, and say which models are not watched in full.
 
     Reads the topics of alerts and acknowledgements to where they end now, joins no consumer group and commits nothing.
+    Which models have decided is read from the store, where `paywarden stream` counts decisions.
     """
     with _reading(source) as reader:
         journal = reader.read()
     shown = list(journal.alerts.values()) if every else journal.open()
+    models, not_known = _models(source)
     if as_json:
-        click.echo(json.dumps(_overview(journal, shown), indent=2))
+        watch = {
+            "models": [
+                {"version": one.version, "newest_time_ms": one.newest_ms, "not_watched_because": one.reason}
+                for one in models
+            ],
+            "models_not_known_because": not_known,
+        }
+        click.echo(json.dumps({**_overview(journal, shown), **watch}, indent=2))
     else:
         _print_status(journal, shown, _now_ms())
+        click.echo("\n".join(watch_lines(models, not_known)))
 
 
 @drift.command()
@@ -154,6 +157,72 @@ def _reading(source: Source) -> Iterator[JournalReader]:
         yield reader
 
 
+@dataclass(frozen=True)
+class WatchedModel:
+    """A model that has decided of late. `reason`: why it is not watched in full; empty when it is."""
+
+    version: str
+    newest_ms: int
+    reason: str
+
+
+def _models(source: Source) -> tuple[list[WatchedModel], str]:
+    """The models, and why they are not known: the one or the other is empty."""
+    from streams.drift_models import models_seen
+    from streams.kafka import partitions_of
+
+    if wiring.store_kind(source) == "memory":
+        return [], "[store] kind is memory: only the stream's own process knows them"
+    try:
+        partitions = partitions_of(wiring.kafka_settings(source), "decisions")
+        with closing(wiring.set_stores(source).open_beside(readonly=True)) as store:
+            seen = models_seen(store, partitions)
+    except (TemporaryFailure, Misconfigured) as error:
+        return [], str(error)
+    known = wiring.referenced_versions(source)
+    return [WatchedModel(one.version, one.newest_ms, not_watched_because(one, known)) for one in seen], ""
+
+
+def not_watched_because(model: SeenModel, known: Mapping[str, bool]) -> str:
+    """Why the stream does not watch all of a model; empty when it does.
+
+    `known`: the model versions whose bundles this host has, and whether there is a reference of each.
+    """
+    from streams.drift_counts import base_version
+
+    if model.is_several:
+        return "it stands for all versions beyond [drift] versions_max, which are counted as one"
+    if model.has_reference:
+        return ""
+    has_reference = known.get(base_version(model.version))
+    if has_reference is None:
+        return "the stream has no bundle of it: name its folder in [drift] bundles and restart `paywarden stream`"
+    if not has_reference:
+        return (
+            "its bundle has no reference: make one with `paywarden drift reference` and name it in [drift] references"
+        )
+    return (
+        "the stream was started without its bundle, or its vectors are of another catalogue than the bundle: restart "
+        "`paywarden stream` with this configuration"
+    )
+
+
+def watch_lines(models: Sequence[WatchedModel], not_known: str) -> list[str]:
+    """What `status` says about the models that decide."""
+    if not_known:
+        return wrapped("", f"Which models are watched is not known: {not_known}")
+    if not models:
+        return ["No decisions have been counted in the last two days."]
+    watched = [printable(one.version) for one in models if not one.reason]
+    lines = wrapped("", f"watched in full: {', '.join(watched)}") if watched else []
+    for one in models:
+        if one.reason:
+            seen = f"{printable(one.version)}, last decision {spoken(one.newest_ms)} UTC"
+            held = "Only its scores, actions and flags are held against its own past."
+            lines += wrapped("", f"not watched in full: {seen}: {one.reason}. {held}")
+    return lines
+
+
 def _overview(journal: Journal, shown: Sequence[KnownAlert]) -> dict[str, Any]:
     return {
         "open": len(journal.open()),
@@ -216,112 +285,10 @@ def row_of(alert: KnownAlert, now_ms: int) -> tuple[str, ...]:
         spoken(record["first_seen_time_ms"]),
         printable(f"{record['subject']} {record['signal']}".strip()),
         printable(record["segment"]),
-        _size(record),
+        size_of(record),
         printable(record["model_version"]),
         printable(seen),
     )
-
-
-def explained(alert: KnownAlert) -> list[str]:
-    """What is known of an alert, in lines for people."""
-    record = alert.record
-    lines = [
-        f"alert {alert.alert_id}: {record['severity']}, {record['state']} {spoken(record['time_ms'])} UTC",
-        "",
-        _line("what moved", f"{record['subject']} {record['signal']}".strip()),
-        _line("where", record["segment"]),
-        _line("cause", record["cause"] or "not said"),
-        _line("by how much", f"{_size(record)}; from {_number(record['threshold'])} on it matters"),
-        _line("value", f"{_number(record['current'])}, expected {_number(record['expected'])}"),
-        _line(
-            "how certain",
-            f"evidence 10^{record['evidence']:.1f}; 10^{record['evidence_threshold']:.1f} is enough",
-        ),
-        _line("first seen", f"about {spoken(record['first_seen_time_ms'])} UTC"),
-        _line(
-            "window",
-            f"{spoken(record['window_start_time_ms'])} to {spoken(record['window_end_time_ms'])} UTC, "
-            f"{(record['window_end_time_ms'] - record['window_start_time_ms']) // _MINUTE_MS} min",
-        ),
-        _line("payments", f"{record['current_count']}, in the reference {record['reference_count']}"),
-        _line("model", record["model_version"]),
-    ]
-    if record["statistics"]:
-        told = ", ".join(f"{one['name']} {_number(one['value'])}" for one in record["statistics"])
-        lines.append(_line("distances", told))
-    lines += _bars(record)
-    lines += _moved(record)
-    lines += ["", "its life"]
-    lines += [
-        f"  {spoken(time_ms)}  {state:<10} {severity:<9} {printable(subject)}"
-        for time_ms, state, severity, subject in alert.states
-    ]
-    for said in alert.acknowledgements:
-        until = f" until {spoken(said.until_ms)}" if said.until_ms else ""
-        note = f": {printable(said.note)}" if said.note else ""
-        lines.append(f"  {spoken(said.time_ms)}  {said.kind}{until} by {printable(said.by)}{note}")
-    if record["cause"] in _LOOK_AT:
-        lines += ["", _line("look at", _LOOK_AT[record["cause"]])]
-    return lines
-
-
-def _bars(record: dict[str, Any]) -> list[str]:
-    """Both histograms as bars of shares, one line a bin; none where the record has none."""
-    reference, current = record["reference_histogram"], record["current_histogram"]
-    if reference is None or current is None or len(reference["counts"]) != len(current["counts"]):
-        return []
-    was, now = _shares(reference), _shares(current)
-    longest = max(*was, *now) or 1.0
-    labels = [
-        f"[{_number(low)}, {_number(high)})"
-        for low, high in zip(reference["edges"], reference["edges"][1:], strict=False)
-    ]
-    labels.append("missing")
-    width = max(map(len, labels))
-    lines = ["", f"{'':<{width}}  {'reference':<{_BAR_WIDTH + 8}}  now"]
-    for label, before, after in zip(labels, was, now, strict=True):
-        if before or after:
-            lines.append(f"{label:<{width}}  {_bar(before, longest)}  {_bar(after, longest)}".rstrip())
-    return lines
-
-
-def _shares(histogram: dict[str, Any]) -> list[float]:
-    counts = [*histogram["counts"], histogram["missing"]]
-    total = sum(counts) or 1
-    return [count / total for count in counts]
-
-
-def _bar(share: float, longest: float) -> str:
-    filled = round(_BAR_WIDTH * share / longest)
-    return f"{100 * share:6.2f}% {'█' * filled:<{_BAR_WIDTH}}"
-
-
-def _moved(record: dict[str, Any]) -> list[str]:
-    if not record["moved"]:
-        return []
-    lines = ["", "what moved with it"]
-    for moved in record["moved"]:
-        name = printable(f"{moved['subject']} {moved['signal']}")
-        lines.append(
-            f"  {name:<40} {printable(moved['segment']):<24} {_number(moved['value']):>8}  {moved['deviation']:+.1f} sd"
-        )
-    return lines
-
-
-def _size(record: dict[str, Any]) -> str:
-    """How large the change is, in the words of its statistic."""
-    if record["statistic"] == "relative_change":
-        up = record["current"] >= record["expected"]
-        return f"{'+' if up else '-'}{100 * record['value']:.0f} %"
-    return f"{record['statistic']} {_number(record['value'])}"
-
-
-def _line(name: str, text: str) -> str:
-    return f"{name:<13}{printable(text)}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
 
 
 def _logged_in() -> str:

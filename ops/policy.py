@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from ops import wiring
 from schemas.settings import Source, read_source
 
 
@@ -22,28 +21,31 @@ def policy() -> None:
 @click.option("--bundle", type=click.Path(file_okay=False), help="Whose thresholds hold where no setting has one.")
 @click.pass_obj
 def check(source: Source, config: str | None, bundle: str | None) -> None:
-    """Check the policy and print it; one line and exit status 1 where something is wrong."""
-    from models.bundle import MANIFEST, read_manifest
+    """Check the whole configuration and print the policy.
+
+    Where something is wrong, in any section, every problem is one line on stderr and the exit status is 1.
+    """
+    from ops.configuration import bundle_thresholds, problems_of
     from scoring.policy import PolicySettings
     from scoring.policy_lists import read_lists
 
     if config is not None:
-        source = read_source(config)
+        source = read_source(config, check_sections=False)
+    if problems := problems_of(source, bundle):
+        for problem in problems:
+            click.echo(f"paywarden: {problem}", err=True)
+        sys.exit(1)
     settings = source.section("policy", PolicySettings)
-    folder = Path(bundle or source.section("serve", wiring.ServeSettings).bundle)
-    manifest = read_manifest(folder) if bundle or (folder / MANIFEST).exists() else None
-    # Without a bundle only what the settings say can be checked: no score is above 1.
-    review_at = manifest.review_at if manifest else settings.review_at or settings.decline_at or 1.0
-    decline_at = manifest.decline_at if manifest else settings.decline_at or 1.0
-    wiring.policy(source, review_at=review_at, decline_at=decline_at)
+    thresholds = bundle_thresholds(source, bundle)
     # A condition may hold what rich takes for markup.
     console = Console(highlight=False, markup=False)
-    for table in _tables(settings, review_at if manifest else 0.0, decline_at if manifest else 0.0):
+    for table in _tables(settings, *thresholds):
         console.print(table)
     lists = _table("lists", "name", "entries")
     for name, entries in read_lists(settings.lists).items():
         lists.add_row(name, str(len(entries)))
     console.print(lists)
+    console.print(f"{source.name}: every section is right" if source.file else "no configuration file: defaults hold")
 
 
 def _tables(settings: object, review_at: float, decline_at: float) -> list[Table]:

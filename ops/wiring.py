@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from schemas.settings import Source
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from features.lmdb_sets import LmdbSets
     from features.memory_store import MemorySets
     from features.money import RateTable
     from features.profile_sets import LiveSet, SetStores
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
+
+# Where an embedded store lay by default before: inside the folder that examples write histories to.
+_FORMER_LMDB_PATH = "data/profiles"
 
 
 @dataclass(frozen=True)
@@ -79,23 +83,54 @@ def rate_table(source: Source) -> RateTable:
 
 def set_stores(source: Source) -> SetStores:
     """The profile store with all its profile sets. Opens nothing. Raises Misconfigured."""
-    kind = source.section("store", StoreSettings).kind
+    kind = store_kind(source)
     if kind == "memory":
         return _memory_sets()
     if kind == "lmdb":
-        from features.lmdb_sets import LmdbSets
-        from features.lmdb_store import LmdbSettings
+        return _lmdb_sets(source)
+    from features.aerospike_sets import AerospikeSets
+    from features.aerospike_store import AerospikeSettings
+    from features.catalogue import CATALOGUE
+    from features.declare import BESIDE_PROFILES
 
-        return LmdbSets(source.section("lmdb", LmdbSettings))
-    if kind == "aerospike":
-        from features.aerospike_sets import AerospikeSets
-        from features.aerospike_store import AerospikeSettings
-        from features.catalogue import CATALOGUE
-        from features.declare import BESIDE_PROFILES
+    entities = (*(entity.name for entity in CATALOGUE.entities), *BESIDE_PROFILES)
+    return AerospikeSets(source.section("aerospike", AerospikeSettings), entities)
 
-        entities = (*(entity.name for entity in CATALOGUE.entities), *BESIDE_PROFILES)
-        return AerospikeSets(source.section("aerospike", AerospikeSettings), entities)
-    raise Misconfigured(f"[store] kind: wanted lmdb, aerospike or memory, got {kind!r}")
+
+def store_kind(source: Source) -> str:
+    """lmdb, aerospike or memory. Raises Misconfigured."""
+    kind = source.section("store", StoreSettings).kind
+    if kind not in ("lmdb", "aerospike", "memory"):
+        raise Misconfigured(f"[store] kind: wanted lmdb, aerospike or memory, got {kind!r}")
+    return kind
+
+
+def _lmdb_sets(source: Source) -> LmdbSets:
+    """At `[lmdb] path`; where nothing is said about it and nothing is there, a store at the former default."""
+    from features.lmdb_sets import LmdbSets
+    from features.lmdb_store import LmdbSettings
+
+    settings = source.section("lmdb", LmdbSettings)
+    sets = LmdbSets(settings)
+    if source.has("lmdb", "path") or sets.is_there():
+        return sets
+    former = LmdbSets(replace(settings, path=_FORMER_LMDB_PATH))
+    if not former.is_there():
+        return sets
+    _tell_former_path(settings.path)
+    return former
+
+
+@cache
+def _tell_former_path(path: str) -> None:
+    """Once in a process: the store is opened again and again."""
+    _log.warning(
+        'the store at %s, the former default, is used: set [lmdb] path = "%s" to keep it there, '
+        "or stop all processes and move it and its .sets folder to %s",
+        _FORMER_LMDB_PATH,
+        _FORMER_LMDB_PATH,
+        path,
+    )
 
 
 def open_store(source: Source, *, readonly: bool = False, profile_set: str = "") -> ProfileStore:
@@ -254,6 +289,28 @@ def drift_references(source: Source, settings: DriftSettings) -> dict[str, Refer
             found[reference.model_version] = reference
     live = map(read_reference, map(Path, settings.references))
     return found | {reference.model_version: reference for reference in live}
+
+
+def referenced_versions(source: Source) -> dict[str, bool]:
+    """Model versions of the bundles and references that drift settings name, and whether there is a reference of each.
+
+    Those that are on this host, as far as they can be read. Raises Misconfigured for settings that are wrong.
+    """
+    from models.bundle import read_manifest
+    from models.reference import REFERENCE, read_reference
+    from streams.drift_settings import DriftSettings
+
+    settings = source.section("drift", DriftSettings)
+    serve = source.section("serve", ServeSettings)
+    found: dict[str, bool] = {}
+    for folder in settings.bundles or filter(None, (serve.bundle, serve.fallback_bundle)):
+        with suppress(Misconfigured):
+            manifest = read_manifest(Path(folder))
+            found[manifest.model_version] = REFERENCE in manifest.files
+    for path in settings.references:
+        with suppress(Misconfigured):
+            found[read_reference(Path(path)).model_version] = True
+    return found
 
 
 def outcome_parts(source: Source) -> OutcomeParts:

@@ -238,7 +238,14 @@ class _Told:
 
     alerts: list[Alert]
 
-    def send(self, alert: Alert, *, histograms: Histograms | None = None, reference_count: int = 0) -> None:  # noqa: ARG002
+    def send(
+        self,
+        alert: Alert,
+        *,
+        histograms: Histograms | None = None,  # noqa: ARG002
+        reference_count: int = 0,  # noqa: ARG002
+        flags: Mapping[str, float] | None = None,  # noqa: ARG002
+    ) -> None:
         self.alerts.append(alert)
 
     def flush(self) -> None:

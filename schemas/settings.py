@@ -53,6 +53,8 @@ SECTIONS = (
 )
 
 _Settings = TypeVar("_Settings")
+# In the place of a value that is wrong.
+_REFUSED = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,28 +65,85 @@ class Source:
     environment: Mapping[str, str]
     name: str = DEFAULT_FILE
 
+    def unknown_sections(self) -> list[str]:
+        """What is wrong with the file's sections themselves, a line each."""
+        return [
+            f"{self.name}: there is no section [{section}]; there are {', '.join(SECTIONS)}"
+            for section, settings in self.file.items()
+            if section not in SECTIONS or not isinstance(settings, Mapping)
+        ]
+
     def section(self, section: str, settings_type: type[_Settings]) -> _Settings:
         """The section's settings. Raises Misconfigured naming the setting that is unknown or wrong."""
+        wrong: list[Misconfigured] = []
+        values = self._values(section, settings_type, wrong)
+        if wrong:
+            raise wrong[0]
+        return settings_type(**values)
+
+    def problems(self, section: str, settings_type: type[_Settings]) -> list[str]:
+        """Everything for which `section` would refuse these settings, in its words; empty when they are right."""
+        wrong: list[Misconfigured] = []
+        values = self._values(section, settings_type, wrong)
+        found = [str(error) for error in wrong]
+        refused = set(self._given(section)) - values.keys()
+        while True:
+            try:
+                settings_type(**values)
+            except Misconfigured as error:
+                # The message begins with the settings it is about. Without them it shows what else is wrong.
+                blamed = set(str(error).removeprefix(f"[{section}] ").partition(":")[0].split(", ")) & values.keys()
+                if not any(name in str(error) for name in refused) and (blamed or not found):
+                    found.append(str(error))
+                if blamed:
+                    values = {name: value for name, value in values.items() if name not in blamed}
+                    continue
+            return list(dict.fromkeys(found))
+
+    def _given(self, section: str) -> Mapping[str, Any]:
+        """What the file says. Of `serve = 3`, which is no section, nothing: `unknown_sections` tells it."""
+        given: Any = self.file.get(section, {})
+        return given if isinstance(given, Mapping) else {}
+
+    def _values(self, section: str, settings_type: type, wrong: list[Misconfigured]) -> dict[str, Any]:
+        """The settings that are right, by name; what is not is added to `wrong`."""
         assert section in SECTIONS
         hints = get_type_hints(settings_type)
-        given: Mapping[str, Any] = self.file.get(section, {})
-        unknown = sorted(given.keys() - hints.keys())
-        if unknown:
-            raise Misconfigured(f"{self.name}: [{section}] has no setting {unknown[0]!r}")
-        values = {name: _typed(f"[{section}] {name}", hints[name], value) for name, value in given.items()}
+        given = self._given(section)
+        wrong += [
+            Misconfigured(f"{self.name}: [{section}] has no setting {name!r}")
+            for name in sorted(given.keys() - hints.keys())
+        ]
+        values = {
+            name: _typed(f"[{section}] {name}", hints[name], value, wrong)
+            for name, value in given.items()
+            if name in hints
+        }
         for name, hint in hints.items():
             variable = f"{ENVIRONMENT_PREFIX}{section}_{name}".upper()
             if variable in self.environment:
                 if _is_structured(hint):
-                    raise Misconfigured(f"{variable}: [{section}] {name} can be set in the file only")
-                values[name] = _from_text(variable, hint, self.environment[variable])
-        return settings_type(**values)
+                    wrong.append(Misconfigured(f"{variable}: [{section}] {name} can be set in the file only"))
+                    continue
+                try:
+                    values[name] = _from_text(variable, hint, self.environment[variable])
+                except Misconfigured as error:
+                    wrong.append(error)
+        return {name: value for name, value in values.items() if value is not _REFUSED}
+
+    def has(self, section: str, setting: str) -> bool:
+        """Whether the file or the environment says something about a setting."""
+        variable = f"{ENVIRONMENT_PREFIX}{section}_{setting}".upper()
+        return setting in self._given(section) or variable in self.environment
 
 
-def read_source(path: str | None, environment: Mapping[str, str] = os.environ) -> Source:
+def read_source(
+    path: str | None, environment: Mapping[str, str] = os.environ, *, check_sections: bool = True
+) -> Source:
     """The configuration file (if `path` is None, paywarden.toml where there is one) and the environment.
 
-    Raises Misconfigured for a file that is missing, is not TOML or has an unknown section.
+    Raises Misconfigured for a file that is missing, is not TOML or, unless `check_sections` is false, has an unknown
+    section.
     """
     chosen = Path(path or DEFAULT_FILE)
     if path is None and not chosen.exists():
@@ -95,40 +154,53 @@ def read_source(path: str | None, environment: Mapping[str, str] = os.environ) -
         raise Misconfigured(f"cannot read the configuration {chosen}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Misconfigured(f"{chosen} is not TOML: {error}") from error
-    for section, settings in content.items():
-        if section not in SECTIONS or not isinstance(settings, dict):
-            raise Misconfigured(f"{chosen}: there is no section [{section}]; there are {', '.join(SECTIONS)}")
-    return Source(content, environment, str(chosen))
+    source = Source(content, environment, str(chosen))
+    if check_sections and (wrong := source.unknown_sections()):
+        raise Misconfigured(wrong[0])
+    return source
 
 
-def _typed(name: str, hint: Any, value: Any) -> Any:
-    """A TOML value as the type the setting has; a whole number will do for a fraction."""
+def _typed(name: str, hint: Any, value: Any, wrong: list[Misconfigured]) -> Any:
+    """A TOML value as the type the setting has; a whole number will do for a fraction.
+
+    What is wrong is added to `wrong`, and _REFUSED returned.
+    """
     if get_origin(hint) is tuple and isinstance(value, list):
         item_hint = get_args(hint)[0]
         if dataclasses.is_dataclass(item_hint):
-            return tuple(_table(_place(name, number, item), item_hint, item) for number, item in enumerate(value))
-        return tuple(_typed(name, item_hint, item) for item in value)
+            items = [_table(_place(name, number, item), item_hint, item, wrong) for number, item in enumerate(value)]
+        else:
+            items = [_typed(name, item_hint, item, wrong) for item in value]
+        return tuple(item for item in items if item is not _REFUSED)
     if get_origin(hint) is Mapping and isinstance(value, dict):
-        return {key: _typed(f"{name}, {key}", get_args(hint)[1], item) for key, item in value.items()}
+        return {
+            key: read
+            for key, item in value.items()
+            if (read := _typed(f"{name}, {key}", get_args(hint)[1], item, wrong)) is not _REFUSED
+        }
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise Misconfigured(f"{name}: wanted {_spoken(hint)}, got {type(value).__name__}")
+        wrong.append(Misconfigured(f"{name}: wanted {_spoken(hint)}, got {type(value).__name__}"))
+        return _REFUSED
     return value
 
 
-def _table(name: str, hint: Any, value: Any) -> Any:
+def _table(name: str, hint: Any, value: Any, wrong: list[Misconfigured]) -> Any:
     """One of a list of tables as its dataclass. A setting without a default has to be there."""
     if not isinstance(value, dict):
-        raise Misconfigured(f"{name}: wanted a table, got {type(value).__name__}")
+        wrong.append(Misconfigured(f"{name}: wanted a table, got {type(value).__name__}"))
+        return _REFUSED
     hints = get_type_hints(hint)
-    for key in value:
-        if key not in hints:
-            raise Misconfigured(f"{name} has no setting {key!r}")
-    for one in dataclasses.fields(hint):
-        if one.default is dataclasses.MISSING and one.name not in value:
-            raise Misconfigured(f"{name}: {one.name} is missing")
-    return hint(**{key: _typed(f"{name} {key}", hints[key], item) for key, item in value.items()})
+    wrong += [Misconfigured(f"{name} has no setting {key!r}") for key in value if key not in hints]
+    missing = [
+        one.name for one in dataclasses.fields(hint) if one.default is dataclasses.MISSING and one.name not in value
+    ]
+    wrong += [Misconfigured(f"{name}: {key} is missing") for key in missing]
+    values = {key: _typed(f"{name} {key}", hints[key], item, wrong) for key, item in value.items() if key in hints}
+    if missing or _REFUSED in values.values():
+        return _REFUSED
+    return hint(**values)
 
 
 def _place(name: str, number: int, value: Any) -> str:

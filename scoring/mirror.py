@@ -141,7 +141,7 @@ class MirrorReader:
     def __init__(self, settings: MirrorSettings, *, item_max: int, profile_bytes_max: int) -> None:
         """`item_max`: the most keys one look-up asks for. Raises MirrorAbsent."""
         assert item_max <= len(_ALL_KNOWN)
-        self._data = Path(settings.path) / "data.mdb"
+        self._data = _data_file(settings)
         self._profile_bytes_max = profile_bytes_max
         try:
             self._identity = _identity_of(self._data)
@@ -222,6 +222,15 @@ class MirrorReader:
         self._presence[:count] = self.found = presence
         self._int64s[count].pack_into(self._bounds, _INT64.size, *itertools.accumulate(sizes))
         return complete_to_ms
+
+
+def has_mirror(settings: MirrorSettings) -> bool:
+    """Whether a companion has made one at the path."""
+    return _data_file(settings).exists()
+
+
+def _data_file(settings: MirrorSettings) -> Path:
+    return Path(settings.path) / "data.mdb"
 
 
 def _identity_of(path: Path) -> tuple[int, int]:

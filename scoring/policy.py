@@ -12,8 +12,9 @@ Conditions of rules and segments are checked at start (scoring/rules.py), lists 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -177,17 +178,15 @@ class Policy:
         `catalogue` names the features of the vectors. Raises Misconfigured naming the setting, rule or segment.
         """
         self.stale_after_ms = settings.stale_after_ms
-        if settings.reason_features_max < 0:
-            raise Misconfigured(f"policy.reason_features_max: wanted at least 0, got {settings.reason_features_max}")
+        _check_reason_features_max(settings)
         self.reason_features_max = settings.reason_features_max
         self._thresholds = _thresholds("policy", settings.review_at or review_at, settings.decline_at or decline_at)
         self._strictness = {flag: _strictness(settings, flag) for flag in FLAGS}
         self._unknown_other = _strictness(settings, unknown_flag("other"))
-        _check_names("policy.rules", [rule.name for rule in settings.rules])
-        _check_names("policy.segments", [segment.name for segment in settings.segments])
-        flags = flags_of(entity.name for entity in catalogue.entities)
-        vocabulary = Vocabulary(catalogue.features, flags, lists or {})
-        self._segments = [self._segment(segment, vocabulary) for segment in settings.segments]
+        for problem in _name_problems(settings):
+            raise Misconfigured(problem)
+        vocabulary = _vocabulary(catalogue, lists)
+        self._segments = [_segment(segment, self.thresholds, vocabulary) for segment in settings.segments]
         rules = [(rule.override, _rule(rule, vocabulary)) for rule in settings.rules]
         self._overrides = [rule for is_override, rule in rules if is_override]
         self._rules = [rule for is_override, rule in rules if not is_override]
@@ -269,16 +268,71 @@ class Policy:
                 reasons.append(flag)
         return strictness, reasons
 
-    def _segment(self, settings: ConfiguredSegment, vocabulary: Vocabulary) -> _Segment:
-        condition = compile_condition(settings.when, where=f'policy.segments "{settings.name}"', vocabulary=vocabulary)
-        general = self._thresholds
-        thresholds = _thresholds(
-            f'policy.segments "{settings.name}"',
-            settings.review_at or general.review_at,
-            settings.decline_at or general.decline_at,
-            f":{settings.name}",
-        )
-        return _Segment(condition, thresholds)
+
+def policy_problems(
+    settings: PolicySettings,
+    *,
+    review_at: float,
+    decline_at: float,
+    lists: Mapping[str, frozenset[str]],
+    catalogue: Catalogue = CATALOGUE,
+) -> list[str]:
+    """Everything for which `Policy` would refuse these settings, in its words; empty when they are right.
+
+    `review_at` and `decline_at` are the bundle's, 0 where it is not known: then only what the settings say is checked.
+    """
+    vocabulary = _vocabulary(catalogue, lists)
+    general = (settings.review_at or review_at, settings.decline_at or decline_at)
+    attempts: list[Callable[[], object]] = [
+        partial(_check_reason_features_max, settings),
+        partial(_thresholds, "policy", *_assumed(*general)),
+        *(partial(_strictness, settings, flag) for flag in (*FLAGS, unknown_flag("other"))),
+    ]
+    in_parts: list[Callable[[], object]] = []
+    for segment in settings.segments:
+        own = _assumed(segment.review_at or general[0], segment.decline_at or general[1])
+        in_parts.append(partial(_condition, "policy.segments", segment, vocabulary))
+        in_parts.append(partial(_thresholds, f'policy.segments "{segment.name}"', *own))
+    for rule in settings.rules:
+        in_parts.append(partial(_check_action, rule))
+        in_parts.append(partial(_condition, "policy.rules", rule, vocabulary))
+    return [*_refusals(attempts), *_name_problems(settings), *_refusals(in_parts)]
+
+
+def _assumed(review_at: float, decline_at: float) -> tuple[float, float]:
+    """Thresholds, with what must be right in the place of one that is not known: no score is above 1."""
+    return review_at or decline_at or 1.0, decline_at or 1.0
+
+
+def _refusals(attempts: Iterable[Callable[[], object]]) -> list[str]:
+    found = []
+    for attempt in attempts:
+        try:
+            attempt()
+        except Misconfigured as error:
+            found.append(str(error))
+    return found
+
+
+def _vocabulary(catalogue: Catalogue, lists: Mapping[str, frozenset[str]] | None) -> Vocabulary:
+    flags = flags_of(entity.name for entity in catalogue.entities)
+    return Vocabulary(catalogue.features, flags, lists or {})
+
+
+def _check_reason_features_max(settings: PolicySettings) -> None:
+    if settings.reason_features_max < 0:
+        raise Misconfigured(f"policy.reason_features_max: wanted at least 0, got {settings.reason_features_max}")
+
+
+def _segment(settings: ConfiguredSegment, general: tuple[float, float], vocabulary: Vocabulary) -> _Segment:
+    """`general`: the thresholds where the segment sets none."""
+    condition = _condition("policy.segments", settings, vocabulary)
+    own = (settings.review_at or general[0], settings.decline_at or general[1])
+    return _Segment(condition, _thresholds(f'policy.segments "{settings.name}"', *own, f":{settings.name}"))
+
+
+def _condition(where: str, settings: ConfiguredSegment | ConfiguredRule, vocabulary: Vocabulary) -> Condition:
+    return compile_condition(settings.when, where=f'{where} "{settings.name}"', vocabulary=vocabulary)
 
 
 def _thresholds(where: str, review_at: float, decline_at: float, suffix: str = "") -> _Thresholds:
@@ -295,6 +349,12 @@ def _thresholds(where: str, review_at: float, decline_at: float, suffix: str = "
 
 
 def _rule(settings: ConfiguredRule, vocabulary: Vocabulary) -> _Rule:
+    _check_action(settings)
+    condition = _condition("policy.rules", settings, vocabulary)
+    return _Rule(condition, ACTIONS.index(settings.action), f"rule:{settings.name}")
+
+
+def _check_action(settings: ConfiguredRule) -> None:
     where = f'policy.rules "{settings.name}"'
     if settings.action not in ACTIONS:
         raise Misconfigured(f"{where} action: wanted one of {', '.join(ACTIONS)}, got {settings.action!r}")
@@ -302,20 +362,22 @@ def _rule(settings: ConfiguredRule, vocabulary: Vocabulary) -> _Rule:
         raise Misconfigured(
             f'{where} action: "approve" asks for nothing; with override = true it approves whatever else is asked for'
         )
-    condition = compile_condition(settings.when, where=where, vocabulary=vocabulary)
-    return _Rule(condition, ACTIONS.index(settings.action), f"rule:{settings.name}")
 
 
-def _check_names(where: str, names: Sequence[str]) -> None:
+def _name_problems(settings: PolicySettings) -> Iterator[str]:
+    """What is wrong with the names of rules and segments, and with how many there are."""
+    yield from _problems_of_names("policy.rules", [rule.name for rule in settings.rules])
+    yield from _problems_of_names("policy.segments", [segment.name for segment in settings.segments])
+
+
+def _problems_of_names(where: str, names: Sequence[str]) -> Iterator[str]:
     if len(names) > CONDITIONS_MAX:
-        raise Misconfigured(f"{where}: wanted at most {CONDITIONS_MAX}, got {len(names)}")
+        yield f"{where}: wanted at most {CONDITIONS_MAX}, got {len(names)}"
     for number, name in enumerate(names):
         if not is_plain_name(name):
-            raise Misconfigured(
-                f"{where}, number {number + 1}: name: wanted at most 64 of a to z, 0 to 9 and _, got {name!r}"
-            )
-        if name in names[:number]:
-            raise Misconfigured(f'{where}: there are two with the name "{name}"')
+            yield f"{where}, number {number + 1}: name: wanted at most 64 of a to z, 0 to 9 and _, got {name!r}"
+        elif name in names[:number]:
+            yield f'{where}: there are two with the name "{name}"'
 
 
 def _strictness(settings: PolicySettings, flag: str) -> int:

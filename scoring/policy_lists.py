@@ -25,6 +25,19 @@ def read_lists(lists: Mapping[str, Iterable[str]]) -> dict[str, frozenset[str]]:
     return {name: _read_list(f"policy.lists {name}", name, entries) for name, entries in lists.items()}
 
 
+def list_problems(name: str, entries: Iterable[str]) -> list[str]:
+    """Everything for which `read_lists` would refuse a list: of its files each, of the entries of one the first."""
+    entries = tuple(entries)
+    files = [(entry,) for entry in entries if entry.startswith("@")]
+    found = []
+    for part in (entries, *files):
+        try:
+            read_lists({name: part})
+        except Misconfigured as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
 def _read_list(where: str, name: str, entries: Iterable[str]) -> frozenset[str]:
     if not is_plain_name(name):
         raise Misconfigured(f"{where}: name: wanted at most 64 of a to z, 0 to 9 and _")

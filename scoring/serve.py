@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from schemas.errors import Misconfigured
 from scoring import answered, fast_requests, records
 from scoring.host import Gate, Host, open_gate
+from scoring.mirror import has_mirror
 from scoring.worker import worker_main
 
 _log = logging.getLogger(__name__)
@@ -47,6 +48,12 @@ def serve(host: Host, worker_count: int, *, announce: Callable[[Sequence[str]], 
         answered.prepare(host.answered)
         parent = _Parent(host, worker_count, gate)
         parent.heed_signals()
+        if not has_mirror(host.mirror):
+            _log.warning(
+                "there is no mirror at %s yet: payments are answered without profiles, and /readyz says 503, until "
+                "`paywarden companion` has filled it",
+                host.mirror.path,
+            )
         announce(gate.addresses(host))
         parent.run()
 

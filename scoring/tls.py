@@ -32,15 +32,20 @@ class TlsSettings:
     handshake_timeout_ms: int = 5_000
 
 
+def check_settings(settings: TlsSettings) -> None:
+    """Raises Misconfigured for what is wrong with settings that ask for TLS, before any file is read."""
+    if not settings.certificate or not settings.key:
+        raise Misconfigured(f"[tls] {'key' if settings.certificate else 'certificate'}: wanted a file")
+    if settings.handshake_timeout_ms < 1:
+        raise Misconfigured(f"[tls] handshake_timeout_ms: wanted at least 1, got {settings.handshake_timeout_ms}")
+
+
 class Tls:
     """The contexts of a worker's fronts."""
 
     def __init__(self, settings: TlsSettings) -> None:
         """Raises Misconfigured naming the file that cannot be used."""
-        if not settings.certificate or not settings.key:
-            raise Misconfigured(f"[tls] {'key' if settings.certificate else 'certificate'}: wanted a file")
-        if settings.handshake_timeout_ms < 1:
-            raise Misconfigured(f"[tls] handshake_timeout_ms: wanted at least 1, got {settings.handshake_timeout_ms}")
+        check_settings(settings)
         self.settings = settings
         self._contexts: list[ssl.SSLContext] = []
         self._state = _state_of(self._files)

@@ -7,6 +7,9 @@ a store it reads the compacted changelog from its beginning. Either way it is co
 partition to where it ended at the start and knows how far the stream had come. A mirror that is there already
 goes on from the positions it keeps.
 
+The store may come later than the companion: the companion then says so once on its log, is live but not ready, and
+tries again every second.
+
 Health and metrics are values that the loop sets; who serves them is in other threads and never in its way.
 """
 
@@ -27,7 +30,7 @@ from prometheus_client import CollectorRegistry
 from features.profile_sets import LiveSet
 from features.store import ProfileStore, ScanProgress, in_batches
 from schemas.avro import Decoder, Encoder, SchemaIds
-from schemas.errors import Misconfigured
+from schemas.errors import Misconfigured, StoreUnavailable
 from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.outbox import OutboxSettings
 from streams.changes import read_changes
@@ -56,7 +59,8 @@ _log = logging.getLogger(__name__)
 _LOG_EVERY_S = 10.0
 _LOOK_AROUND_EVERY_S = 1.0
 _FILL_BATCH = 10_000
-_SWAP_WAIT_S = 1.0
+# How soon it looks again for a store that is not there, or that is getting another profile set.
+_LOOK_AGAIN_S = 1.0
 _VARIANT = re.compile(r"[A-Za-z0-9._-]{0,64}")
 
 
@@ -121,7 +125,7 @@ class Companion:
         self._settings, self._entities, self._now_ms = settings, entities, now_ms
         self.health = CompanionHealth(settings.mirror_age_ms_max, now_ms=now_ms)
         self._metrics = CompanionMetrics(
-            registry or CollectorRegistry(), _objectives_ms(settings, entities), self.health
+            registry or CollectorRegistry(), freshness_objectives_ms(settings, entities), self.health
         )
         self._look, self._open_store = look, open_store
         self._watch_scan = watch_scan or (lambda _: nullcontext(lambda *_: None))
@@ -153,8 +157,15 @@ class Companion:
 
     def run(self, stop: Event) -> None:
         """Work until `stop` is set; then ship what is left. Raises TemporaryFailure or Misconfigured."""
-        if not self._start_following(stop):
-            return
+        try:
+            if self._start_following(stop):
+                self._work(stop)
+        finally:
+            self._identity.close()
+            self._consumer.close()
+            self._mirror.close()
+
+    def _work(self, stop: Event) -> None:
         next_log = next_look = time.monotonic()
         try:
             while not stop.is_set():
@@ -170,9 +181,6 @@ class Companion:
             self.health.obstacle = "the companion is stopping"
             self._shipper.find_workers()
             self._shipper.drain(self._settings.stop_timeout_s)
-            self._identity.close()
-            self._consumer.close()
-            self._mirror.close()
 
     def look_around(self) -> None:
         """What need not be looked at in every round: workers that are new, and how everything stands."""
@@ -248,26 +256,36 @@ class Companion:
     def _fill_from_store(self, stop: Event) -> dict[int, int] | None:
         """Fill the mirror; returns where the changelog ended before that, None when stopped.
 
+        A store that is not there yet, or is lost during the scan, is waited for.
         While another profile set is swapped in, the changelog gets that one's profiles, and a mirror filled from the
         old one would keep what is not sent any more: wait, and look afterwards whether it was so.
         """
         while not stop.is_set():
-            live = self._look()
-            if live.next is not None:
-                self.health.obstacle = "another profile set is being swapped in; the mirror is filled after that"
-                _log.info("companion: another profile set is being swapped in, waiting for that")
-                stop.wait(_SWAP_WAIT_S)
-                continue
-            self.health.obstacle = "the mirror is being filled from the store"
-            ends = end_offsets(self._consumer, self._topic, self._partitions)
-            self._scan_store(live)
-            if self._look() == live:
-                return ends
-            self._mirror.clear()
+            try:
+                live = self._look()
+                if live.next is not None:
+                    self._wait_because("another profile set is being swapped in; the mirror is filled after that", stop)
+                    continue
+                ends = end_offsets(self._consumer, self._topic, self._partitions)
+                self._scan_store(live)
+                if self._look() == live:
+                    return ends
+                self._mirror.clear()
+            except StoreUnavailable as error:
+                self._mirror.clear()
+                self._wait_because(f"the mirror waits for the profile store: {error}", stop)
         return None
+
+    def _wait_because(self, obstacle: str, stop: Event) -> None:
+        """Wait a moment before the next try, and log the obstacle if it is a new one."""
+        if obstacle != self.health.obstacle:
+            _log.info("companion: %s", obstacle)
+        self.health.obstacle = obstacle
+        stop.wait(_LOOK_AGAIN_S)
 
     def _scan_store(self, live: LiveSet) -> None:
         store = self._open_store(live)
+        self.health.obstacle = "the mirror is being filled from the store"
         started = time.monotonic()
         count = 0
         try:
@@ -299,7 +317,8 @@ class Companion:
                 del self._to_reach[partition]
 
 
-def _objectives_ms(settings: CompanionSettings, entities: Sequence[str]) -> dict[str, int]:
+def freshness_objectives_ms(settings: CompanionSettings, entities: Sequence[str]) -> dict[str, int]:
+    """The objective of each kind of entity. Raises Misconfigured."""
     try:
         return objectives_ms(entities, settings.freshness_objective_ms, settings.freshness_exceptions)
     except ValueError as error:

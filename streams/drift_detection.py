@@ -36,7 +36,14 @@ Acknowledgements = Callable[[], Iterable[Acknowledgement]]
 class AlertTeller(Protocol):
     """Where alerts go."""
 
-    def send(self, alert: Alert, *, histograms: Histograms | None = None, reference_count: int = 0) -> None:
+    def send(
+        self,
+        alert: Alert,
+        *,
+        histograms: Histograms | None = None,
+        reference_count: int = 0,
+        flags: Mapping[str, float] | None = None,
+    ) -> None:
         """Queue an alert."""
 
     def flush(self) -> None:
@@ -135,8 +142,22 @@ class DriftDetection:
             return
         segment = reference.layout.segments.index(alert.segment)
         reference_count = int(reference.counts.payments[segment])
-        histograms = None if current is None else histograms_of(alert.subject, segment, reference, current)
-        self._teller.send(alert, histograms=histograms, reference_count=reference_count)
+        if current is None:
+            self._teller.send(alert, reference_count=reference_count)
+            return
+        self._teller.send(
+            alert,
+            histograms=histograms_of(alert.subject, segment, reference, current),
+            reference_count=reference_count,
+            flags=flag_shares(current, segment),
+        )
+
+
+def flag_shares(counts: Counts, segment: int) -> dict[str, float]:
+    """Of the payments of a segment, the share that had each flag; flags that none had are left out."""
+    payments = int(counts.payments[segment])
+    found = zip(counts.binning.flags, counts.flags[segment].tolist(), strict=False)
+    return {flag: count / payments for flag, count in found if count}
 
 
 def histograms_of(subject: str, segment: int, reference: Reference, current: Counts) -> Histograms | None:

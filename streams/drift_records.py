@@ -83,8 +83,17 @@ class Histograms:
         )
 
 
-def record_of(alert: Alert, *, histograms: Histograms | None = None, reference_count: int = 0) -> dict[str, Any]:
-    """The record of an alert as it is. `reference_count`: where there are no histograms to take it from."""
+def record_of(
+    alert: Alert,
+    *,
+    histograms: Histograms | None = None,
+    reference_count: int = 0,
+    flags: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The record of an alert as it is.
+
+    `reference_count`: where there are no histograms to take it from. `flags`: the share of payments that had each.
+    """
     reference, current = (None, None) if histograms is None else histograms.records()
     statistics = {} if histograms is None else histograms.distances()
     features = [moved for moved in alert.attached if moved.subject.startswith(FEATURE_PREFIX)]
@@ -129,6 +138,10 @@ def record_of(alert: Alert, *, histograms: Histograms | None = None, reference_c
         ],
         "acknowledged_by": alert.acknowledged_by or None,
         "snoozed_until_time_ms": alert.snoozed_until_ms or None,
+        "flags": [
+            {"flag": flag, "share": share}
+            for flag, share in sorted((flags or {}).items(), key=lambda item: (-item[1], item[0]))
+        ],
     }
 
 
@@ -139,9 +152,16 @@ class AlertSender:
         self._sender, self._topic = sender, kafka.topic(ALERTS_TOPIC)
         self._encoder = Encoder(ALERTS_TOPIC, ids.id_of(ALERTS_TOPIC))
 
-    def send(self, alert: Alert, *, histograms: Histograms | None = None, reference_count: int = 0) -> None:
+    def send(
+        self,
+        alert: Alert,
+        *,
+        histograms: Histograms | None = None,
+        reference_count: int = 0,
+        flags: Mapping[str, float] | None = None,
+    ) -> None:
         """Queue an alert. Sent again after a crash it is the same record: key, state and time tell."""
-        record = record_of(alert, histograms=histograms, reference_count=reference_count)
+        record = record_of(alert, histograms=histograms, reference_count=reference_count, flags=flags)
         self._sender.send(self._topic, self._encoder.encode(record), key=alert.alert_id.encode())
 
 

@@ -271,6 +271,12 @@ def merged(
     return adder.sums(parts)
 
 
+def read_tile(store: ProfileStore, partition: int, head: Head, start_ms: int) -> Sequence[Cells]:
+    """What a partition has of five minutes; `head` was just read. Raises StoreUnavailable."""
+    (data,) = store.read([tile_key(FIVE_MS, partition, start_ms)])
+    return _seen(head, start_ms, FIVE_MS, data)
+
+
 def _seen(head: Head, start_ms: int, length_ms: int, data: bytes | None) -> Sequence[Cells]:
     """The tile, and the delta's part where the tile does not have it."""
     part = of_tile(head.delta, start_ms, length_ms)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from typing import Any
 
 from schemas.avro import SchemaIds
 from schemas.errors import TemporaryFailure
@@ -26,11 +27,19 @@ class KafkaAlerts:
 
     def __init__(self, kafka: KafkaSettings, ids: SchemaIds) -> None:
         self._kafka, self._ids = kafka, ids
-        self._waiting: list[tuple[Alert, Histograms | None, int]] = []
+        self._waiting: list[tuple[Alert, dict[str, Any]]] = []
 
-    def send(self, alert: Alert, *, histograms: Histograms | None = None, reference_count: int = 0) -> None:
+    def send(
+        self,
+        alert: Alert,
+        *,
+        histograms: Histograms | None = None,
+        reference_count: int = 0,
+        flags: Mapping[str, float] | None = None,
+    ) -> None:
         """Queue an alert."""
-        self._waiting.append((alert, histograms, reference_count))
+        context = {"histograms": histograms, "reference_count": reference_count, "flags": flags}
+        self._waiting.append((alert, context))
 
     def flush(self) -> None:
         """On return all are on the topic. Raises BrokerUnavailable; what waited is then to be sent again."""
@@ -38,8 +47,8 @@ class KafkaAlerts:
         # Alerts are rare, and one sender that has failed once stays so.
         sender = Sender(self._kafka, linger_ms=0)
         alerts = AlertSender(sender, self._kafka, self._ids)
-        for alert, histograms, reference_count in waiting:
-            alerts.send(alert, histograms=histograms, reference_count=reference_count)
+        for alert, context in waiting:
+            alerts.send(alert, **context)
         sender.flush(_FLUSH_TIMEOUT_S)
 
 

@@ -1,11 +1,13 @@
 """What Faust and its Kafka client write to the log: warnings only, and none of them a hundred times.
 
 Faust tells of every service it starts. aiokafka, while a broker is away, writes some ten lines for every tenth of
-a second of it.
+a second of it. And when Faust does not stop in time, asyncio cancels what is left, which Faust logs as a crash of each
+agent, with a traceback.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -31,6 +33,14 @@ class Seldom(logging.Filter):
         return True
 
 
+def is_no_cancellation(record: logging.LogRecord) -> bool:
+    """False for a service's crash by a cancellation: somebody ended it, nothing has failed in it."""
+    kind = record.exc_info[0] if record.exc_info else None
+    is_cancellation = kind is not None and issubclass(kind, asyncio.CancelledError)
+    # Faust puts the service's name before the message.
+    return not (is_cancellation and "Crashed reason=" in str(record.msg))
+
+
 def calm_logs() -> None:
     """Once Faust is imported; for the whole process."""
     for name in ("faust", "mode", "aiokafka"):
@@ -38,5 +48,8 @@ def calm_logs() -> None:
     seldom = Seldom()
     # A logger's filters are not asked for what its children log.
     for name in list(logging.root.manager.loggerDict):
-        if name.split(".")[0] == "aiokafka":
+        package = name.split(".")[0]
+        if package == "aiokafka":
             logging.getLogger(name).addFilter(seldom)
+        elif package in ("faust", "mode"):
+            logging.getLogger(name).addFilter(is_no_cancellation)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from streams.kafka import KafkaSettings
+from tests.missing_tools import missing_line
 from tests.processes import Deployment
 from tests.services.fetch import ServiceMissing
 from tests.services.kafka import KafkaServer
@@ -22,6 +23,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # An example that is slow on a busy machine is not a failure.
 hypothesis.settings.register_profile("paywarden", deadline=None)
 hypothesis.settings.load_profile("paywarden")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
+    """Say at the very end which tests were skipped for a missing tool. With xdist the controller does it."""
+    yield
+    skipped = [
+        (report.nodeid, report.longrepr[2])
+        for report in terminalreporter.stats.get("skipped", ())
+        if isinstance(report.longrepr, tuple)
+    ]
+    if line := missing_line(skipped):
+        terminalreporter.write_line(line, yellow=True)
 
 
 @pytest.fixture(scope="session")

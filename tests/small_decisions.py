@@ -63,6 +63,7 @@ class SmallDecisions:
         self.age_ms = 400
         self.more_reviews = 0.0
         self.variant = ""
+        self.flags: list[str] = []
 
     def draw(self, start_ms: int, count: int) -> NDArray[np.int64]:
         """Rows of the training window that were made in this hour of the day."""
@@ -96,7 +97,7 @@ class SmallDecisions:
                 "score": float(scores[place]),
                 "action": ACTIONS[actions[place]],
                 "reasons": [],
-                "flags": [],
+                "flags": list(self.flags),
                 "model_version": self._manifest.model_version,
                 "catalogue_digest": self._manifest.catalogue_digest,
                 "vector": vectors[place].tobytes(),

@@ -23,6 +23,7 @@ from features.lmdb_store import LmdbStore
 from features.memory_store import MemoryStore
 from features.store import ABSENT, KEY_BYTES_MAX, TTL_S_MAX, ProfileStore, StoreConflict, Versioned, update_records
 from schemas.errors import InvalidEvent, Misconfigured, StoreUnavailable, TemporaryFailure
+from tests.missing_tools import AEROSPIKE
 from tests.standin.aerospike_server import StandIn
 
 REAL_SERVER = "PAYWARDEN_TEST_AEROSPIKE"
@@ -136,7 +137,7 @@ def write_expiring(store: ProfileStore, values: dict[bytes, bytes], ttl_s: int) 
 
 def test_a_real_server_keeps_the_contract_too() -> None:
     if not os.environ.get(REAL_SERVER):
-        pytest.skip(f"the contract was not run on a real Aerospike server: set {REAL_SERVER}=host:port for that")
+        pytest.skip(AEROSPIKE.reason)
     assert _aerospike_server in STORES
 
 

@@ -66,6 +66,20 @@ def test_replay_of_a_trained_bundle_writes_decisions_and_metrics(history: Path, 
     assert decisions.num_rows == sum(metrics["actions"].values()) > 0
 
 
+def test_stream_and_companion_before_the_topics_say_how_to_create_them(tmp_path: Path, settings: KafkaSettings) -> None:
+    places = {
+        "PAYWARDEN_KAFKA_BOOTSTRAP": settings.bootstrap,
+        "PAYWARDEN_KAFKA_TOPIC_PREFIX": settings.topic_prefix,
+        "PAYWARDEN_LMDB_PATH": str(tmp_path / "store"),
+        "PAYWARDEN_MIRROR_PATH": str(tmp_path / "mirror"),
+        "PAYWARDEN_OUTBOX_DIRECTORY": str(tmp_path / "outbox"),
+    }
+    for command in ("stream", "companion"):
+        line = refused(command, **places)
+        assert line.startswith(f"paywarden: topic {settings.topic_prefix}")
+        assert line.endswith("does not exist: run `paywarden topics create`")
+
+
 def test_a_missing_file_is_one_line(bundle: Path, tmp_path: Path) -> None:
     assert "payments.parquet" in refused(
         "replay", "--data", str(tmp_path), "--bundle", str(bundle), "--out", str(tmp_path / "out")

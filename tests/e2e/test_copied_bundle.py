@@ -22,11 +22,12 @@ from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.outbox import OutboxReader, OutboxSettings
 from streams.backfill import backfill
 from tests import small_world
+from tests.missing_tools import COMPILER
 from tests.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until
 
 PAYMENTS = 60
 NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000
-needs_compiler = pytest.mark.skipif(compiler_name() is None, reason="there is no C compiler")
+needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 
 
 class Clone:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from features.catalogue import CATALOGUE
 from features.plan import compile_plan
+from features.store import ProfileStore
 from ops import wiring
 from schemas.avro import Decoder, LocalSchemaIds
 from schemas.outbox_pb2 import OutboxEntry
@@ -24,9 +27,10 @@ from scoring.outbox import OutboxSettings, OutboxWriter
 from streams import companion as companion_module
 from streams.kafka import KafkaSettings
 from tests.in_process import remembered_clients, running
-from tests.processes import Deployment, PaywardenProcess, is_ready, wait_until
+from tests.processes import Deployment, PaywardenProcess, get, is_ready, wait_until
 from tests.services.kafka import QUICK_RETURN, KafkaServer
 from tests.topics import ENTITIES, Topics, read_store, read_topic, small_world, wait_until_worked_in
+from tests.standin.aerospike_server import StandIn
 
 
 class Companion:
@@ -171,6 +175,58 @@ def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
             wait_until(is_read_to_the_end, "the changelog is read to its end", every_s=0.1)
         stored = read_store(deployment.store)
         assert read_mirror(deployment, stored) == stored
+
+
+def test_a_companion_waits_for_a_store_that_the_stream_has_not_made_yet(
+    tmp_path: Path, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says once what it waits for, however often it looks."""
+    caplog.set_level(logging.INFO)
+    looks, open_store = [0], wiring.open_store
+
+    def counted(*arguments: Any, **options: Any) -> ProfileStore:
+        looks[0] += 1
+        return open_store(*arguments, **options)
+
+    monkeypatch.setattr(wiring, "open_store", counted)
+    topics, group = Topics(settings), f"{settings.topic_prefix}stream"
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
+        deployment.create_topics()
+        with (
+            wiring.companion(read_source(str(deployment.config)), announce=lambda _: None) as companion,
+            running(companion),
+        ):
+            wait_until(lambda: looks[0] >= 3, "it has looked for the store again")
+            (problem,) = companion.health.problems()
+            assert problem.startswith(f"the mirror waits for the profile store: there is no LMDB store at {tmp_path}")
+            assert companion.health.live()
+            deployment.start("stream")
+            wait_until(lambda: not companion.health.problems(), "it is ready", every_s=0.05)
+            topics.send_payments(small_world()[0].to_pylist()[:50])
+            wait_until_worked_in(settings, group)
+            stored = read_store(deployment.store)
+            wait_until(lambda: companion.profiles_applied >= len(stored), "the mirror has all profiles", every_s=0.05)
+        assert read_mirror(deployment, stored) == stored
+    assert [record.getMessage() for record in caplog.records].count(f"companion: {problem}") == 1
+
+
+def test_a_companion_waits_for_aerospike_and_a_stop_ends_the_wait(tmp_path: Path, settings: KafkaSettings) -> None:
+    with StandIn() as standin:
+        """It has an address now, and nobody listens there."""
+    waiting = "the mirror waits for the profile store: "
+    with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix, aerospike=standin.address) as deployment:
+        deployment.create_topics()
+        companion = Companion(deployment)
+        wait_until(lambda: companion.problems()[0].startswith(waiting), "it says what it waits for")
+        assert companion.process.stop() == 0
+        companion = Companion(deployment)
+        wait_until(lambda: companion.problems()[0].startswith(waiting), "it says what it waits for")
+        assert get(f"{companion.address}/livez")[0] == 200
+        with standin:
+            deployment.start("stream")
+            companion.wait_until_ready()
+            assert companion.process.stop() == 0
+        assert companion.process.log.read_text(encoding="utf-8").count(waiting) == 1
 
 
 def test_without_kafka_it_is_alive_and_not_ready_and_ready_when_kafka_is_back(

@@ -80,6 +80,8 @@ def test_a_feature_that_is_gone_is_told_once_whichever_worker_is_killed(
     assert alert.record["reference_histogram"]["edges"] == alert.record["current_histogram"]["edges"]
     status = json.loads(watched.run("drift", "status", "--all", "--json").stdout)
     assert [shown["alert_id"] for shown in status["alerts"]] == [alert.alert_id]
+    (model,) = status["models"]
+    assert (model["version"], model["not_watched_because"]) == (reference().model_version, "")
     assert FEATURE in watched.run("drift", "explain", alert.alert_id).stdout
     assert third.stop() == 0
 

@@ -21,6 +21,7 @@ from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequ
 from scoring.grpc import LIBRARIES, GrpcSettings
 from scoring.tls import Tls, TlsSettings
 from tests.grpc_served import GrpcServed, payment
+from tests.missing_tools import GO
 from tests.processes import ROOT, wait_until
 from tests.services.fetch import tool
 from tests.services.grpc_clients import go_client, java_client
@@ -210,7 +211,7 @@ def test_no_call_of_pythons_client_fails_when_a_server_stops_gracefully(library:
 def go() -> str:
     built = go_client()
     if built is None:
-        pytest.skip("`go` is not on PATH: Go's client cannot be built")
+        pytest.skip(GO.reason)
     return str(built)
 
 

@@ -23,11 +23,12 @@ from models.compiler import BIT_VECTORS, TL2CGEN, compile_library, compiler_name
 from models.predictor import GtilPredictor, NativePredictor, Predictor, bound
 from schemas.errors import BundleRefused
 from tests import small_world
+from tests.missing_tools import COMPILER
 
 F32 = NDArray[np.float32]
 FEATURES = len(small_world.engine().plan.names)
 
-pytestmark = pytest.mark.skipif(compiler_name() is None, reason="there is no C compiler")
+pytestmark = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 
 
 class LanesPredictor:

@@ -206,10 +206,22 @@ def test_something_else_in_its_place_is_refused(tmp_path: Path) -> None:
         LmdbStore(tmp_path)
 
 
-def test_opening_for_reading_what_no_writer_has_made_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match="cannot open"):
+def test_a_store_that_no_writer_has_made_is_unavailable_to_a_reader(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match=r"no LMDB store at \S+absent yet: .*paywarden stream.*\[lmdb\] path"):
         LmdbStore(tmp_path / "absent", readonly=True)
     assert not (tmp_path / "absent").exists()
+
+
+def test_a_store_whose_file_is_still_empty_is_unavailable_to_a_reader(tmp_path: Path) -> None:
+    (tmp_path / "data.mdb").touch()
+    with pytest.raises(StoreUnavailable, match="no LMDB store"):
+        LmdbStore(tmp_path, readonly=True)
+
+
+def test_a_reader_is_refused_a_path_that_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Misconfigured, match="cannot open"):
+        LmdbStore(tmp_path / "file", readonly=True)
 
 
 def test_opening_twice_in_one_process_is_refused(store: LmdbStore, tmp_path: Path) -> None:

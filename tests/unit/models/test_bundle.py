@@ -28,8 +28,9 @@ from models.compiler import compiler_name
 from models.predictor import NativePredictor
 from schemas.errors import BundleRefused, Misconfigured
 from tests import small_world
+from tests.missing_tools import COMPILER
 
-needs_compiler = pytest.mark.skipif(compiler_name() is None, reason="there is no C compiler")
+needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 DIGEST = small_world.engine().plan.digest
 
 

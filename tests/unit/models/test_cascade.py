@@ -41,6 +41,7 @@ from scoring.metrics import Registry
 from scoring.model_chain import ModelChain
 from scoring.model_metrics import ModelMetrics
 from tests import small_world
+from tests.missing_tools import COMPILER
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -292,7 +293,7 @@ def test_a_cascade_that_did_not_pass_is_refused(bundle: Path, changed: dict[str,
     assert f"the cascade cannot be used: {named}" in refusal(bundle)
 
 
-@pytest.mark.skipif(compiler_name() is None, reason="there is no C compiler")
+@pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 def test_both_libraries_are_built_and_without_them_gtil_gives_the_same_bits(bundle: Path) -> None:
     wanted = loaded().score(payments())
     shutil.rmtree(bundle / "native")
@@ -307,7 +308,7 @@ def test_both_libraries_are_built_and_without_them_gtil_gives_the_same_bits(bund
     assert np.array_equal(rebuilt.score(payments()), wanted)
 
 
-@pytest.mark.skipif(compiler_name() is None, reason="there is no C compiler")
+@pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 def test_the_first_models_library_with_a_wrong_checksum_is_refused(bundle: Path) -> None:
     library = native_library(bundle, FIRST)
     library.write_bytes(library.read_bytes() + b"\0")

@@ -22,6 +22,7 @@ from models.training_settings import CATEGORY_MAX
 from models.training_table import TrainingTable
 from schemas.errors import Misconfigured
 from tests import small_world
+from tests.missing_tools import COMPILER
 from tests.synthetic_rows import WINDOW, synthetic_table
 
 NAMES = small_world.engine().plan.names
@@ -90,7 +91,7 @@ def test_the_manifest_remembers_the_features(bundle: Path) -> None:
     assert json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["cascade"]
 
 
-@pytest.mark.skipif(compiler_name() is None, reason="there is no C compiler")
+@pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 def test_sets_are_compiled_as_conditions(bundle: Path) -> None:
     note = json.loads((native_library(bundle).parent / "build.json").read_text(encoding="utf-8"))
     assert note["generator"] == "tl2cgen"

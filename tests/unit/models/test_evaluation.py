@@ -31,6 +31,7 @@ from models.evaluation import (
     split_rows,
 )
 from schemas.errors import Misconfigured
+from tests.missing_tools import HANDBOOK
 
 PROJECT = Path(__file__).parents[3]
 REAL_FILE = Path(os.environ.get("PAYWARDEN_HANDBOOK", PROJECT.parent / "shared" / "data" / "handbook.parquet"))
@@ -264,7 +265,7 @@ def test_no_row_is_excluded_from_training() -> None:
     assert test.tolist() == [False, False, False, False, True]
 
 
-@pytest.mark.skipif(not REAL_FILE.is_file(), reason="the handbook's table is not there: set PAYWARDEN_HANDBOOK")
+@pytest.mark.skipif(not REAL_FILE.is_file(), reason=HANDBOOK.reason)
 def test_the_published_split_has_its_published_size() -> None:
     table = pq.read_table(REAL_FILE, columns=["TX_DATETIME", "CUSTOMER_ID", "TX_FRAUD"])
     day = day_of_time(pc.cast(table["TX_DATETIME"], "int64", safe=False).to_numpy() // 1_000_000)

@@ -16,6 +16,7 @@ from models.bundle import Manifest, read_manifest
 from models.experiments import record_training
 from schemas.errors import TemporaryFailure
 from tests import small_world
+from tests.missing_tools import MLFLOW
 
 
 class FakeMlflow:
@@ -139,7 +140,7 @@ def test_without_mlflow_a_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mlflow_itself_reads_what_was_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    real = pytest.importorskip("mlflow", reason="MLflow is an extra and not installed: pip install '.[mlflow]'")
+    real = pytest.importorskip("mlflow", reason=MLFLOW.reason)
     monkeypatch.chdir(tmp_path)
     of = manifest()
     record_training("night", of, small_world.trained_bundle())

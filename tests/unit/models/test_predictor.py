@@ -11,9 +11,10 @@ from models.compiler import compiler_name
 from models.predictor import GtilPredictor, NativePredictor
 from schemas.errors import BundleRefused
 from tests import small_world
+from tests.missing_tools import COMPILER
 
 FEATURES = len(small_world.engine().plan.names)
-needs_compiler = pytest.mark.skipif(compiler_name() is None, reason="there is no C compiler")
+needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 
 
 def test_a_library_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from streams.drift_detection_metrics import DetectionMetrics
 from streams.drift_metrics import DriftMetrics
 from streams.metrics import StreamMetrics
 from streams.outcome_metrics import OutcomeMetrics
+from tests.missing_tools import PROMTOOL
 
 ALERTS = Path(__file__).resolve().parents[3] / "ops" / "alerts.yml"
 OBJECTIVES = {"card": 1000, "merchant": 1000}
@@ -165,6 +166,6 @@ def test_the_values_of_labels_that_alerts_ask_for_can_occur(tmp_path: Path) -> N
     assert set(asked) <= shown
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.skipif(shutil.which("promtool") is None, reason=PROMTOOL.reason)
 def test_promtool_takes_the_file() -> None:
     subprocess.run(["promtool", "check", "rules", str(ALERTS)], check=True, capture_output=True, timeout=60)

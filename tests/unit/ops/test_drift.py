@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from ops import drift
-from ops.drift import _as_json, explained, row_of
+from ops.drift import WatchedModel, _as_json, not_watched_because, row_of
+from ops.drift_explained import explained
 from streams.drift_alerts import Alert, Moved, Severity, State
 from streams.drift_journal import Journal, KnownAlert
+from streams.drift_models import SeenModel
 from streams.drift_records import Acknowledgement, Histograms, record_of
 from tests.processes import run_paywarden
 
@@ -63,8 +66,15 @@ class _Reader:
         pass
 
 
-def run(reader: _Reader, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[str, BaseException | None]:
+def run(
+    reader: _Reader,
+    monkeypatch: pytest.MonkeyPatch,
+    *arguments: str,
+    models: Sequence[WatchedModel] = (WatchedModel("model-1", NOW_MS, ""),),
+    not_known: str = "",
+) -> tuple[str, BaseException | None]:
     monkeypatch.setattr(drift, "_reading", lambda _: reader)
+    monkeypatch.setattr(drift, "_models", lambda _: (list(models), not_known))
     monkeypatch.setattr(drift, "_now_ms", lambda: NOW_MS)
     done = CliRunner().invoke(drift.drift, arguments)
     return done.stdout, done.exception
@@ -90,7 +100,52 @@ def test_status_is_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_alerts_status_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(_Reader(Journal()), monkeypatch, "status") == ("0 open alerts of 0 known\n", None)
+    assert run(_Reader(Journal()), monkeypatch, "status") == (
+        "0 open alerts of 0 known\nwatched in full: model-1\n",
+        None,
+    )
+
+
+def test_status_says_which_models_are_not_watched_in_full_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = _Reader(Journal())
+    models = [WatchedModel("model-1", NOW_MS, ""), WatchedModel("model-2/b", NOW_MS, "the stream has no bundle of it")]
+    shown, error = run(reader, monkeypatch, "status", models=models)
+    assert error is None
+    assert " ".join(shown.split()).endswith(
+        "watched in full: model-1 not watched in full: model-2/b, last decision 2024-05-01 12:00:00 UTC: the stream "
+        "has no bundle of it. Only its scores, actions and flags are held against its own past."
+    )
+    assert max(map(len, shown.splitlines())) <= 80
+    status = json.loads(run(reader, monkeypatch, "status", "--json", models=models)[0])
+    assert status["models"] == [
+        {"version": "model-1", "newest_time_ms": NOW_MS, "not_watched_because": ""},
+        {"version": "model-2/b", "newest_time_ms": NOW_MS, "not_watched_because": "the stream has no bundle of it"},
+    ]
+
+
+def test_status_says_when_it_cannot_know_which_models_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, error = run(_Reader(journal_of(ALERT)), monkeypatch, "status", models=(), not_known="the store is away")
+    assert error is None
+    assert "feature:amount location" in shown
+    assert shown.endswith("Which models are watched is not known: the store is away\n")
+    assert run(_Reader(Journal()), monkeypatch, "status", models=())[0].endswith("counted in the last two days.\n")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (SeenModel("model-1", 1, has_reference=True), ""),
+        (SeenModel("model-1/b", 1, has_reference=True), ""),
+        (SeenModel("model-3/b", 1, has_reference=False), "name its folder in [drift] bundles"),
+        (SeenModel("model-2/b", 1, has_reference=False), "its bundle has no reference"),
+        (SeenModel("model-1", 1, has_reference=False), "the stream was started without its bundle"),
+        (SeenModel("other", 1, has_reference=False), "[drift] versions_max"),
+    ],
+)
+def test_the_reason_follows_from_what_the_stream_and_this_host_know(model: SeenModel, words: str) -> None:
+    reason = not_watched_because(model, {"model-1": True, "model-2": False})
+    assert words in reason
+    assert bool(reason) == bool(words)
 
 
 def test_a_row_says_who_has_seen_an_alert_and_until_when_it_is_snoozed() -> None:
@@ -119,6 +174,58 @@ def test_an_explanation_says_what_moved_where_and_what_to_look_at() -> None:
         "look at      what fills this field upstream",
     ):
         assert words in told
+    assert "in words" not in told
+
+
+def unknown(share: float) -> KnownAlert:
+    """An alert of a feature, raised when this share of payments had a merchant without a profile."""
+    return KnownAlert(record_of(ALERT, flags={"unknown_merchant": share, "mirror_stale": 0.125}))
+
+
+def test_an_explanation_says_that_every_merchant_is_unknown() -> None:
+    told = explained(unknown(1.0))
+    assert "in words     every merchant is unknown" in told
+    assert "flags        mirror_stale 12.5 %" in told
+    assert "in words     every merchant is unknown" not in explained(unknown(0.99))
+    assert "flags        unknown_merchant 99 %, mirror_stale 12.5 %" in explained(unknown(0.99))
+
+
+@pytest.mark.parametrize(
+    ("subject", "signal", "share", "sentence"),
+    [
+        ("flag:unknown_merchant", "share", 1.0, "every merchant is unknown"),
+        ("flag:unknown_merchant", "share", 0.5, "payments whose merchant is unknown: 50 %, expected 2 %"),
+        ("flag:mirror_stale", "share", 1.0, "every payment has the flag mirror_stale"),
+        ("feature:amount", "missing", 1.0, "amount is missing in every payment"),
+        ("feature:amount", "missing", 0.5, "payments without amount: 50 %, expected 2 %"),
+        ("action", "decline", 1.0, "every payment is declined"),
+    ],
+)
+def test_a_share_is_told_in_words(subject: str, signal: str, share: float, sentence: str) -> None:
+    alert = replace(ALERT, subject=subject, statistic=signal, value=share, expected=0.02, effect=24.0, effect_min=0.2)
+    told = explained(KnownAlert(record_of(alert, flags={"unknown_merchant": share})))
+    assert f"in words     {sentence}" in told
+    assert "by how much  +2400 %; from 20 % on it matters" in told
+
+
+def test_an_explanation_fits_80_columns_whatever_the_names_are() -> None:
+    feature = "feature:merchant_card_amount_decayed_mean_distance_30d"
+    alert = replace(
+        ALERT,
+        alert_id="f" * 64,
+        model_version="m" * 100,
+        subject=feature,
+        segment="country=" + "x" * 64,
+        attached=(Moved(feature, "location", "channel=" + "y" * 64, 123456.0, -1234.5),),
+    )
+    edges = np.array([-np.inf, -1.2345e-10, 6.7891e10, np.inf])
+    histograms = replace(HISTOGRAMS, edges=edges)
+    shown = KnownAlert(record_of(alert, histograms=histograms, flags={f"flag_{n}": 0.5 for n in range(20)}))
+    shown.states.append((NOW_MS, "escalated", "critical", feature))
+    shown.acknowledgements.append(Acknowledgement("f" * 64, NOW_MS, "n" * 200, NOW_MS, "word " * 40))
+    lines = explained(shown)
+    assert max(map(len, lines)) <= 80
+    assert any("█" in line for line in lines)
 
 
 def test_an_explanation_draws_both_histograms() -> None:
@@ -126,7 +233,7 @@ def test_an_explanation_draws_both_histograms() -> None:
     first = next(line for line in lines if line.startswith("[-inf, 10)"))
     missing = next(line for line in lines if line.startswith("missing"))
     # Shares of 50 % and 25 %, as long as the longest and half of it.
-    assert (first.count("█"), missing.count("█")) == (30 + 15, 30)
+    assert (first.count("█"), missing.count("█")) == (25 + 12, 25)
     assert "50.00%" in first
     assert "25.00%" in first
     assert not any("█" in line for line in explained(KnownAlert(record_of(ALERT))))

@@ -4,65 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from features.aerospike_store import AerospikeSettings
-from features.lmdb_store import LmdbSettings
-from models.costs import CostSettings
-from models.detectors import DetectorSettings
-from models.training_settings import TrainingSettings
-from ops.wiring import FeatureSettings, ServeSettings, StoreSettings
+from ops.configuration import settings_types
 from schemas.settings import SECTIONS, read_source
-from scoring.answered import AnsweredSettings
-from scoring.grpc import GrpcSettings
-from scoring.http_settings import HttpSettings
-from scoring.mirror import MirrorSettings
-from scoring.outbox import OutboxSettings
-from scoring.policy import PolicySettings
-from scoring.tls import TlsSettings
-from scoring.tokens import AuthSettings
-from scoring.turns import AdmissionSettings
-from scoring.wire import RequestLimits
-from streams.companion import CompanionSettings
-from streams.drift_alerts import AlertSettings
-from streams.drift_settings import DriftSettings
-from streams.kafka import KafkaSettings
-from streams.outcome_settings import OutcomeSettings
-from streams.pipeline import StreamSettings
-from streams.registry import RegistrySettings
-from streams.topics import TopicSettings
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "ops" / "paywarden.toml"
-SETTINGS: dict[str, type[Any]] = {
-    "admission": AdmissionSettings,
-    "aerospike": AerospikeSettings,
-    "answered": AnsweredSettings,
-    "auth": AuthSettings,
-    "companion": CompanionSettings,
-    "costs": CostSettings,
-    "drift": DriftSettings,
-    "drift_alerts": AlertSettings,
-    "drift_detection": DetectorSettings,
-    "features": FeatureSettings,
-    "grpc": GrpcSettings,
-    "http": HttpSettings,
-    "kafka": KafkaSettings,
-    "limits": RequestLimits,
-    "lmdb": LmdbSettings,
-    "mirror": MirrorSettings,
-    "outbox": OutboxSettings,
-    "outcomes": OutcomeSettings,
-    "policy": PolicySettings,
-    "registry": RegistrySettings,
-    "serve": ServeSettings,
-    "store": StoreSettings,
-    "stream": StreamSettings,
-    "tls": TlsSettings,
-    "topics": TopicSettings,
-    "training": TrainingSettings,
-}
+SETTINGS = settings_types()
 
 
 def test_every_section_has_settings() -> None:

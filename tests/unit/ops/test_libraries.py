@@ -10,8 +10,9 @@ from models.bundle import FIRST, load_bundle, native_library
 from models.compiler import compiler_name
 from ops.libraries import build_missing
 from tests import small_world
+from tests.missing_tools import COMPILER
 
-needs_compiler = pytest.mark.skipif(compiler_name() is None, reason="there is no C compiler")
+needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 
 
 @pytest.fixture

@@ -99,10 +99,11 @@ def test_the_address_is_the_first_line_and_a_payment_is_answered(server: Server)
     assert list(ScoreResponse.FromString(body).flags) == ["mirror_absent"]
 
 
-def test_a_worker_becomes_ready_when_a_companion_has_filled_the_mirror(server: Server) -> None:
-    server.start()
-    server.listening()
+def test_workers_without_a_mirror_say_so_once_and_become_ready_with_one(server: Server) -> None:
+    server.start("--workers", "2")
+    server.listening(2)
     assert not is_ready(server.target)
+    assert server.log().count(f"there is no mirror at {server.mirror.path} yet") == 1
     writer = MirrorWriter(server.mirror)
     writer.apply({}, {0: 1}, 1)
     writer.close()

@@ -35,12 +35,21 @@ class Told:
         self.alerts: list[Alert] = []
         self.histograms: dict[str, Histograms | None] = {}
         self.reference_count: dict[str, int] = {}
+        self.flags: dict[str, dict[str, float]] = {}
         self.flushed = 0
         self.is_away = False
 
-    def send(self, alert: Alert, *, histograms: Histograms | None = None, reference_count: int = 0) -> None:
+    def send(
+        self,
+        alert: Alert,
+        *,
+        histograms: Histograms | None = None,
+        reference_count: int = 0,
+        flags: Mapping[str, float] | None = None,
+    ) -> None:
         self.alerts.append(alert)
         self.histograms[alert.alert_id], self.reference_count[alert.alert_id] = histograms, reference_count
+        self.flags[alert.alert_id] = dict(flags or {})
 
     def flush(self) -> None:
         if self.is_away:
@@ -109,10 +118,12 @@ def test_a_feature_at_its_default_is_told_with_what_a_reader_needs_to_draw_it() 
     world = World()
     world.run(6)
     world.decisions.gone = FEATURE
+    world.decisions.flags = ["unknown_merchant"]
     first, *_ = told = world.run(6)
     assert [alert.subject for alert in told if alert.state is State.RAISED] == [f"feature:{FEATURE}"]
     histograms = world.told.histograms[first.alert_id]
     assert histograms is not None
+    assert world.told.flags[first.alert_id] == {"unknown_merchant": 1.0}
     # All that is there is 0: below whatever a mean of amounts was.
     assert histograms.current[0] == histograms.current.sum() > 0
     assert histograms.reference[0] < histograms.reference.sum() / 4

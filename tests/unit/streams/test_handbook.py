@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from features.history import final_labels, labels_known_by, read_history
 from schemas.errors import Misconfigured
 from streams.handbook import ConvertedCounts, convert_handbook, convert_table
+from tests.missing_tools import HANDBOOK
 
 PROJECT = Path(__file__).parents[3]
 REAL_FILE = Path(os.environ.get("PAYWARDEN_HANDBOOK", PROJECT.parent / "shared" / "data" / "handbook.parquet"))
@@ -145,7 +146,7 @@ def test_another_table_is_refused_by_the_columns_it_lacks(tmp_path: Path) -> Non
         convert_handbook(path, tmp_path / "out")
 
 
-@pytest.mark.skipif(not REAL_FILE.is_file(), reason="the handbook's table is not there: set PAYWARDEN_HANDBOOK")
+@pytest.mark.skipif(not REAL_FILE.is_file(), reason=HANDBOOK.reason)
 def test_the_real_table_is_converted_whole(tmp_path: Path) -> None:
     counts = convert_handbook(REAL_FILE, tmp_path)
     assert (counts.payments, counts.frauds, counts.merchants) == (1_754_155, 14_681, 10_000)

@@ -68,11 +68,12 @@ class FakeSender:
 
 
 class Store(MemoryStore):
-    """One that can be away, and that meets conflicts."""
+    """One that can be away, and that meets conflicts. At each call that it refuses it does one of `meanwhile`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.is_away = False
+        self.meanwhile: list[Callable[[], object]] = []
         self.conflicts = 0
         self.calls = 0
 
@@ -93,6 +94,8 @@ class Store(MemoryStore):
     def _check(self) -> None:
         self.calls += 1
         if self.is_away:
+            if self.meanwhile:
+                self.meanwhile.pop(0)()
             raise StoreUnavailable("away")
 
 
@@ -242,11 +245,13 @@ def test_no_state_is_sent_that_the_store_has_not_acknowledged(worker: Worker) ->
 def test_while_the_store_is_away_nothing_is_read_and_it_goes_on_by_itself(worker: Worker) -> None:
     worker.pay(world()[0][:20])
     worker.store.is_away = True
-    more = Timer(0.05, lambda: worker.pay(world()[0][20:]))
-    back = Timer(0.2, lambda: setattr(worker.store, "is_away", False))
-    more.start()
-    back.start()
+    worker.store.meanwhile = [
+        lambda: worker.pay(world()[0][20:]),
+        lambda: None,
+        lambda: setattr(worker.store, "is_away", False),
+    ]
     worker.step()
+    assert worker.store.meanwhile == []
     assert worker.broker.committed == {P0: 20, P1: 0, O0: 0, **dict.fromkeys(FRAMES, 0)}
     worker.step(5)
     assert_profiles_are_of(worker, 60)

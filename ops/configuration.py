@@ -1,0 +1,223 @@
+"""The whole configuration at once: which section has which settings, and everything that is wrong with them.
+
+A process reads only the sections that it uses and stops at the first error. `problems_of` reads them all and goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ops import wiring
+from schemas.errors import Misconfigured
+from schemas.settings import Source
+from scoring.policy import PolicySettings
+
+
+def settings_types() -> dict[str, type[Any]]:
+    """The dataclass of each section's settings."""
+    from features.aerospike_store import AerospikeSettings
+    from features.lmdb_store import LmdbSettings
+    from models.costs import CostSettings
+    from models.detectors import DetectorSettings
+    from models.training_settings import TrainingSettings
+    from scoring.answered import AnsweredSettings
+    from scoring.grpc import GrpcSettings
+    from scoring.http_settings import HttpSettings
+    from scoring.mirror import MirrorSettings
+    from scoring.outbox import OutboxSettings
+    from scoring.tls import TlsSettings
+    from scoring.tokens import AuthSettings
+    from scoring.turns import AdmissionSettings
+    from scoring.wire import RequestLimits
+    from streams.companion import CompanionSettings
+    from streams.drift_alerts import AlertSettings
+    from streams.drift_settings import DriftSettings
+    from streams.kafka import KafkaSettings
+    from streams.outcome_settings import OutcomeSettings
+    from streams.pipeline import StreamSettings
+    from streams.registry import RegistrySettings
+    from streams.topics import TopicSettings
+
+    return {
+        "admission": AdmissionSettings,
+        "aerospike": AerospikeSettings,
+        "answered": AnsweredSettings,
+        "auth": AuthSettings,
+        "companion": CompanionSettings,
+        "costs": CostSettings,
+        "drift": DriftSettings,
+        "drift_alerts": AlertSettings,
+        "drift_detection": DetectorSettings,
+        "features": wiring.FeatureSettings,
+        "grpc": GrpcSettings,
+        "http": HttpSettings,
+        "kafka": KafkaSettings,
+        "limits": RequestLimits,
+        "lmdb": LmdbSettings,
+        "mirror": MirrorSettings,
+        "outbox": OutboxSettings,
+        "outcomes": OutcomeSettings,
+        "policy": PolicySettings,
+        "registry": RegistrySettings,
+        "serve": wiring.ServeSettings,
+        "store": wiring.StoreSettings,
+        "stream": StreamSettings,
+        "tls": TlsSettings,
+        "topics": TopicSettings,
+        "training": TrainingSettings,
+    }
+
+
+def problems_of(source: Source, bundle: str | None) -> list[str]:
+    """Everything that is wrong, a line each with section and setting.
+
+    `bundle` has the thresholds that no setting has; None for that of `[serve]`, where it is. Of the files that settings
+    name it reads the policy's lists, the exchange rates, the bundle's manifest and what drift is held against. It reads
+    no certificate and no token: these belong to the host that uses them.
+    """
+    found = source.unknown_sections()
+    for section, settings_type in settings_types().items():
+        wrong = source.problems(section, settings_type)
+        # What the parts check needs the section's settings; where these are wrong, that is told first.
+        found += wrong or [str(error) for check in _CHECKS.get(section, ()) if (error := _error_of(check, source))]
+    return found + _policy_problems(source, bundle)
+
+
+def bundle_thresholds(source: Source, bundle: str | None) -> tuple[float, float]:
+    """`review_at` and `decline_at` of the bundle; zeros without one. Raises BundleRefused."""
+    from models.bundle import MANIFEST, read_manifest
+
+    folder = Path(bundle or source.section("serve", wiring.ServeSettings).bundle)
+    if bundle is None and not (folder / MANIFEST).exists():
+        return 0.0, 0.0
+    manifest = read_manifest(folder)
+    return manifest.review_at, manifest.decline_at
+
+
+def _policy_problems(source: Source, bundle: str | None) -> list[str]:
+    from scoring.policy import policy_problems
+    from scoring.policy_lists import list_problems, read_lists
+
+    found: list[str] = []
+    review_at, decline_at = 0.0, 0.0
+    if bundle is not None or not source.problems("serve", wiring.ServeSettings):
+        try:
+            review_at, decline_at = bundle_thresholds(source, bundle)
+        except Misconfigured as error:
+            found.append(str(error))
+    if source.problems("policy", PolicySettings):
+        return found
+    settings = source.section("policy", PolicySettings)
+    wrong = {name: list_problems(name, entries) for name, entries in settings.lists.items()}
+    found += [problem for problems in wrong.values() for problem in problems]
+    # A condition may name a list that cannot be read: that is told once, of the list.
+    lists = {
+        name: frozenset[str]() if wrong[name] else read_lists({name: entries})[name]
+        for name, entries in settings.lists.items()
+    }
+    return found + policy_problems(settings, review_at=review_at, decline_at=decline_at, lists=lists)
+
+
+def _error_of(check: Callable[[Source], object], source: Source) -> Misconfigured | None:
+    try:
+        check(source)
+    except Misconfigured as error:
+        return error
+    return None
+
+
+def _check_bootstrap(source: Source) -> None:
+    from streams.credentials import broker_urls
+
+    broker_urls(wiring.kafka_settings(source))
+
+
+def _check_credentials(source: Source) -> None:
+    from streams.credentials import credentials
+
+    kafka = wiring.kafka_settings(source)
+    # Without the files.
+    credentials(dataclasses.replace(kafka, ssl_ca_location="", ssl_certificate_location=""))
+
+
+def _check_aerospike(source: Source) -> None:
+    from features.aerospike_client import check_settings
+    from features.aerospike_store import AerospikeSettings
+
+    try:
+        check_settings(source.section("aerospike", AerospikeSettings))
+    except Misconfigured as error:
+        raise Misconfigured(f"[aerospike] {error}") from error
+
+
+def _check_rates(source: Source) -> None:
+    try:
+        wiring.rate_table(source)
+    except Misconfigured as error:
+        raise Misconfigured(f"[features] rates: {str(error).removeprefix('rates: ')}") from error
+
+
+def _check_model_chain(source: Source) -> None:
+    from scoring.model_chain import ChainSettings
+
+    settings = source.section("serve", wiring.ServeSettings)
+    ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms)
+
+
+def _check_busy_poll(source: Source) -> None:
+    from scoring.busy_poll import BusyPoll
+
+    BusyPoll(source.section("serve", wiring.ServeSettings).busy_poll_us)
+
+
+def _entities() -> Iterator[str]:
+    from features.catalogue import CATALOGUE
+
+    return (entity.name for entity in CATALOGUE.entities)
+
+
+def _check_stream(source: Source) -> None:
+    from prometheus_client import CollectorRegistry
+
+    from streams.pipeline import StreamSettings, stream_metrics
+
+    stream_metrics(source.section("stream", StreamSettings), tuple(_entities()), CollectorRegistry())
+
+
+def _check_companion(source: Source) -> None:
+    from streams.companion import CompanionSettings, freshness_objectives_ms
+
+    freshness_objectives_ms(source.section("companion", CompanionSettings), tuple(_entities()))
+
+
+def _check_tls(source: Source) -> None:
+    from scoring.tls import TlsSettings, check_settings
+
+    settings = source.section("tls", TlsSettings)
+    if settings != TlsSettings():
+        check_settings(settings)
+
+
+def _check_drift(source: Source) -> None:
+    from streams.drift_settings import DriftSettings
+
+    settings = source.section("drift", DriftSettings)
+    if settings.bundles or settings.references:
+        wiring.drift_references(source, settings)
+
+
+# What a process finds out about a section when it starts, beyond the types of its settings.
+_CHECKS: dict[str, tuple[Callable[[Source], object], ...]] = {
+    "aerospike": (_check_aerospike,),
+    "companion": (_check_companion,),
+    "drift": (_check_drift,),
+    "features": (_check_rates,),
+    "kafka": (_check_bootstrap, _check_credentials),
+    "serve": (_check_model_chain, _check_busy_poll),
+    "store": (wiring.store_kind,),
+    "stream": (_check_stream,),
+    "tls": (_check_tls,),
+}

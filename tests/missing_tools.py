@@ -1,0 +1,45 @@
+"""Tools that a few tests need and `make install` does not bring: without one its tests are skipped.
+
+A test gives `PROMTOOL.reason` as why it is skipped. At the end of a run one line names every tool that was missing, how
+many tests were skipped for it, and how to get it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_PREFIX = "needs "
+
+
+@dataclass(frozen=True)
+class Tool:
+    """`how`: where it comes from, or what says where it is."""
+
+    name: str
+    how: str
+
+    @property
+    def reason(self) -> str:
+        """Why a test is skipped without it."""
+        return f"{_PREFIX}{self.name}: {self.how}"
+
+
+AEROSPIKE = Tool("a real Aerospike server", "PAYWARDEN_TEST_AEROSPIKE=host:port")
+COMPILER = Tool("a C compiler", "apt-get install gcc")
+GO = Tool("Go 1.26", "https://go.dev/dl, with `go` on PATH")
+HANDBOOK = Tool("the handbook's table", "PAYWARDEN_HANDBOOK=FILE, see CONTRIBUTING.md")
+MLFLOW = Tool("MLflow", "pip install '.[mlflow]'")
+PROMTOOL = Tool("promtool", "apt-get install prometheus")
+
+
+def missing_line(skipped: Iterable[tuple[str, str]]) -> str:
+    """The line about tools that were missing; empty when none was. `skipped`: each test with its reason."""
+    reasons = [reason.removeprefix("Skipped: ") for _, reason in set(skipped)]
+    counts = Counter(reason.removeprefix(_PREFIX) for reason in reasons if reason.startswith(_PREFIX))
+    missing = []
+    for text, count in sorted(counts.items()):
+        name, _, how = text.partition(": ")
+        missing.append(f"{name} ({count} test{'s' if count > 1 else ''}; {how})")
+    return f"skipped for a missing tool: {', '.join(missing)}" if missing else ""
