@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,115 +56,146 @@ def product(tmp_path: Path) -> Path:
 
 
 def run(top: Path, argument: object = 10, **environment: str) -> str:
+    return finished(top, argument, **environment).stdout.strip()
+
+
+def finished(top: Path, argument: object = 10, **environment: str) -> subprocess.CompletedProcess[str]:
+    # A directory that the tests as a whole were given is not for these.
+    inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     done = subprocess.run(
         [sys.executable, "run.py", repr(argument)],
         cwd=top,
-        env=_environment(environment),
+        env={**inherited, "PYTHONDONTWRITEBYTECODE": "1", **environment},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def _environment(changes: Mapping[str, str]) -> dict[str, str]:
-    # A directory that the tests as a whole were given is not for these.
-    inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
-    return {**inherited, "PYTHONDONTWRITEBYTECODE": "1", **changes}
+    return done
 
 
 def directories(parent: Path) -> list[Path]:
     return sorted(parent.glob("compiled-*"))
 
 
-def test_machine_code_is_found_again_by_the_next_process(product: Path) -> None:
-    assert [run(product), run(product)] == ["21 0", "21 1"]
+def beside(product: Path) -> Path:
+    """Where machine code is kept if nothing is said."""
+    return product / "features/kernel/__pycache__"
 
 
 def test_a_changed_callee_in_another_file_gives_the_new_result(product: Path) -> None:
-    # numba alone would run the caller's kept machine code, with the old callee in it: "21 1".
-    run(product)
+    assert [run(product), run(product)] == ["21 0", "21 1"]
     (product / "models/callee.py").write_text(CALLEE.replace("FACTOR = 2", "FACTOR = 3"), encoding="utf-8")
+    # numba alone would run the caller's kept machine code, with the old callee in it: "21 1".
     assert run(product) == "31 0"
 
 
-def test_after_a_change_is_taken_back_nothing_is_compiled(product: Path) -> None:
-    run(product)
-    (product / "models/callee.py").write_text(CALLEE.replace("FACTOR = 2", "FACTOR = 3"), encoding="utf-8")
-    run(product)
-    (product / "models/callee.py").write_text(CALLEE, encoding="utf-8")
-    assert run(product) == "21 1"
-
-
-def test_a_change_in_a_file_without_compiled_code_compiles_nothing(product: Path) -> None:
+def test_a_file_without_compiled_code_may_change(product: Path) -> None:
     run(product)
     (product / "models/other.py").write_text("LIMIT = 1\n", encoding="utf-8")
     assert run(product) == "21 1"
 
 
-def test_code_that_checks_bounds_is_kept_apart(product: Path) -> None:
-    run(product)
-    assert run(product, NUMBA_BOUNDSCHECK="1") == "21 0"
+def test_every_source_its_name_and_the_compiler_are_in_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def digest(**sources: bytes) -> str:
+        return machine_code.digest_of(sources)
+
+    known = digest(a=b"1", b=b"2")
+    others = {digest(a=b"1", b=b"3"), digest(a=b"1", c=b"2"), digest(a=b"1"), digest(a=b"12", b=b"")}
+    for name in ("BOUNDSCHECK", "OPT"):
+        with monkeypatch.context() as changed:
+            changed.setattr(f"numba.core.config.{name}", 17)
+            others.add(digest(a=b"1", b=b"2"))
+    with monkeypatch.context() as changed:
+        changed.setattr("numba.__version__", "17")
+        others.add(digest(a=b"1", b=b"2"))
+    assert len(others) == 7
+    assert known not in others
+    assert digest(b=b"2", a=b"1") == known
 
 
 def test_the_directory_that_an_operator_names_comes_first(product: Path, tmp_path: Path) -> None:
-    named = tmp_path / "named"
-    run(product, NUMBA_CACHE_DIR=str(named))
-    assert len(directories(named)) == 1
-    assert not (product / "features/kernel/__pycache__").exists()
+    run(product, NUMBA_CACHE_DIR=str(tmp_path / "named"))
+    assert len(directories(tmp_path / "named")) == 1
+    assert not beside(product).exists()
 
 
-def test_code_beside_the_sources_goes_to_the_users_cache_if_it_must(product: Path, tmp_path: Path) -> None:
+def test_a_read_only_package_uses_the_users_cache(product: Path, tmp_path: Path) -> None:
     # A file where the folder should be: root can write to a read-only folder.
-    (product / "features/kernel/__pycache__").write_text("", encoding="utf-8")
+    beside(product).write_text("", encoding="utf-8")
     home = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     assert [run(product, **home), run(product, **home)] == ["21 0", "21 1"]
     (kept,) = directories(tmp_path / "cache" / "paywarden")
     assert kept.stat().st_mode & 0o077 == 0
 
 
-def test_without_any_place_for_it_every_start_compiles(product: Path, tmp_path: Path) -> None:
-    (product / "features/kernel/__pycache__").write_text("", encoding="utf-8")
+def test_without_any_place_code_is_compiled_and_a_warning_says_so(product: Path, tmp_path: Path) -> None:
+    beside(product).write_text("", encoding="utf-8")
     (tmp_path / "cache").write_text("", encoding="utf-8")
-    home = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    assert [run(product, **home), run(product, **home)] == ["21 0", "21 0"]
+    done = finished(product, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.stdout == "21 0\n"
+    assert "set NUMBA_CACHE_DIR" in done.stderr
 
 
 def test_an_import_writes_nothing(product: Path) -> None:
     (product / "run.py").write_text("import scoring.caller\n", encoding="utf-8")
     run(product)
-    assert not (product / "features/kernel/__pycache__").exists()
+    assert not beside(product).exists()
 
 
 def test_files_that_were_cut_short_are_compiled_anew(product: Path) -> None:
     run(product)
-    for path in (product / "features/kernel/__pycache__").rglob("*.nb*"):
+    for path in beside(product).rglob("*.nb*"):
         path.write_bytes(path.read_bytes()[:10])
     assert [run(product), run(product)] == ["21 0", "21 1"]
 
 
-def test_processes_that_start_together_never_run_each_others_code(product: Path) -> None:
-    # Each compiles the same functions for a type of its own. Without the lock two of them take the same file.
-    arguments: list[object] = [10, 10.5, 10j, True]
-    expected = ["21", "22.0", "(1+20j)", "3"]
-    for _ in range(2):
-        with ThreadPoolExecutor(len(arguments)) as threads:
-            answers = list(threads.map(lambda argument: run(product, argument), arguments))
-        assert [answer.rsplit(" ", 1)[0] for answer in answers] == expected
-    assert [run(product, argument).rsplit(" ", 1)[1] for argument in arguments] == ["1"] * 4
+# Says whether another process could write while this one saves.
+RUN_LOCKED = """\
+import fcntl
+from features.kernel import machine_code
+from numba.core import caching
+
+save = caching.FunctionCache.save_overload
+
+def watched(self, sig, data):
+    with (machine_code.directory() / "lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            print("free")
+        except BlockingIOError:
+            print("locked")
+    save(self, sig, data)
+
+caching.FunctionCache.save_overload = watched
+from scoring.caller import answer
+print(answer(10))
+"""
+
+
+def test_only_one_process_writes_at_a_time(product: Path) -> None:
+    # Two that compile one function for different types would take the same number for different machine code.
+    (product / "run.py").write_text(RUN_LOCKED, encoding="utf-8")
+    assert run(product).split() == ["locked", "locked", "21"]
+
+
+def test_processes_that_start_together_share_the_directory(product: Path) -> None:
+    arguments: list[object] = [10, 10.5, True]
+    with ThreadPoolExecutor(len(arguments)) as threads:
+        answers = list(threads.map(lambda argument: run(product, argument), arguments))
+    assert [answer.split()[0] for answer in answers] == ["21", "22.0", "3"]
+    assert [len(list(beside(product).rglob(f"caller*.{number}.nbc"))) for number in (1, 2, 3, 4)] == [1, 1, 1, 0]
 
 
 def test_only_the_last_used_directories_stay(product: Path) -> None:
-    parent = product / "features/kernel/__pycache__"
     for age in range(machine_code.DIRECTORIES_KEPT + 5):
-        old = parent / f"compiled-{age}"
+        old = beside(product) / f"compiled-{age}"
         old.mkdir(parents=True)
         (old / "code.nbc").write_bytes(b"old")
         os.utime(old, (time.time() - 60 * (age + 1),) * 2)
     run(product)
-    kept = {path.name for path in directories(parent)}
+    kept = {path.name for path in directories(beside(product))}
     assert len(kept) == machine_code.DIRECTORIES_KEPT + 1
     assert {f"compiled-{age}" for age in range(machine_code.DIRECTORIES_KEPT)} < kept
 
