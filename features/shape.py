@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import kernel
+from features.kernel.migrate import Move, TableChange
 from features.kernel.varint import decode_varints, encode_varint
 from features.store import RECORD_BYTES_MAX
 from features.values import Column, Measure
@@ -160,18 +161,18 @@ def translation(old: Shape, new: Shape) -> NDArray[np.int64]:
     for table in old.tables:
         target = tables.get((table.hop_ms, table.is_label), -1)
         moves = _moves(table, new.tables[target]) if target >= 0 else []
-        steps += [table.width, target, len(moves)]
+        steps += TableChange(table.width, target, len(moves))
         for move in moves:
             steps += move
     steps += _memory_targets(old, new)
     return np.array(steps, dtype=np.int64)
 
 
-def _moves(old: TableShape, new: TableShape) -> list[tuple[int, int, int]]:
-    """(old offset, new offset, 1 if labels change it) of every word that both tables have."""
+def _moves(old: TableShape, new: TableShape) -> list[Move]:
+    """Of every word that both tables have."""
     places = dict(zip(new.columns, new.offsets, strict=True))
     return [
-        (offset + part, places[column] + part, int(column.is_label))
+        Move(offset + part, places[column] + part, int(column.is_label))
         for column, offset in zip(old.columns, old.offsets, strict=True)
         if column in places
         for part in range(column.parts)

@@ -38,41 +38,43 @@ from features.kernel.layout import (
     UTC_OFFSET,
     WEEKEND,
 )
-from features.kernel.plan_schema import HEAD, OPERATION_SIZE
+from features.kernel.plan_schema import HEAD, OPERATION, OPERATION_SIZE
 
 
 @inlined
 def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
-    """Attributes and slots to the vector. `out`: shape (FEATURE_COUNT,), overwritten, missing is NaN.
+    """Attributes and slots to the vector. `out`: shape (features,), overwritten, missing is NaN.
 
     `values` starts with the slots; behind them the program writes one value for each of its operations.
     """
     position = plan[HEAD.slot_count]
     at = plan[HEAD.program_at]
     for _ in range(plan[HEAD.program_count]):
-        operation = plan[at]
+        operation = plan[at + OPERATION.code]
         if operation == DIVIDE:
-            denominator = values[plan[at + 2]]
-            values[position] = values[plan[at + 1]] / denominator if denominator != 0.0 else np.nan
+            denominator = values[plan[at + OPERATION.second]]
+            values[position] = values[plan[at + OPERATION.first]] / denominator if denominator != 0.0 else np.nan
         elif operation < NUMBER:
             values[position] = _from_request(plan, at, operation, attributes)
         elif operation == NUMBER:
-            values[position] = plan[at + 1]
+            values[position] = plan[at + OPERATION.first]
         elif operation == ADD:
-            values[position] = values[plan[at + 1]] + values[plan[at + 2]]
+            values[position] = values[plan[at + OPERATION.first]] + values[plan[at + OPERATION.second]]
         elif operation == SCALE:
-            values[position] = values[plan[at + 1]] * plan[at + 2] / plan[at + 3]
+            value = values[plan[at + OPERATION.first]]
+            values[position] = value * plan[at + OPERATION.second] / plan[at + OPERATION.third]
         elif operation == DEVIATION:
-            first, second = values[plan[at + 1]], values[plan[at + 2]]
-            values[position] = _deviation(first, second, values[plan[at + 3]], values[plan[at + 4]])
+            count, total = values[plan[at + OPERATION.first]], values[plan[at + OPERATION.second]]
+            low, high = values[plan[at + OPERATION.third]], values[plan[at + OPERATION.fourth]]
+            values[position] = _deviation(count, total, low, high)
         elif operation == STANDARD_SCORE:
-            deviation = values[plan[at + 3]]
-            distance = values[plan[at + 1]] - values[plan[at + 2]]
+            deviation = values[plan[at + OPERATION.third]]
+            distance = values[plan[at + OPERATION.first]] - values[plan[at + OPERATION.second]]
             values[position] = distance / deviation if deviation != 0.0 else np.nan
         elif operation == ENTROPY:
-            values[position] = _entropy(values, plan[at + 1], plan[at + 2])
+            values[position] = _entropy(values, plan[at + OPERATION.first], plan[at + OPERATION.second])
         else:
-            values[position] = _top_share(values, plan[at + 1], plan[at + 2])
+            values[position] = _top_share(values, plan[at + OPERATION.first], plan[at + OPERATION.second])
         position += 1
         at += OPERATION_SIZE
     at = plan[HEAD.features_at]
@@ -82,7 +84,7 @@ def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
 
 @compiled(releases_gil=True)
 def assemble_rows(plan: I64, attributes: I64, slots: F64, values: F64, out: F32) -> None:
-    """`assemble` for each row. Shapes (rows, ATTRIBUTE_COUNT), (rows, SLOT_COUNT), …, (rows, FEATURE_COUNT)."""
+    """`assemble` for each row. Shapes (rows, ATTRIBUTE_COUNT), (rows, slots), …, (rows, features)."""
     count = plan[HEAD.slot_count]
     for row in range(len(attributes)):
         for slot in range(count):
@@ -94,17 +96,19 @@ def assemble_rows(plan: I64, attributes: I64, slots: F64, values: F64, out: F32)
 def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
     """One value from the payment's own attributes."""
     if operation == ATTRIBUTE_VALUE:
-        return float(attributes[plan[at + 1]])
+        return float(attributes[plan[at + OPERATION.first]])
     if operation == HOLDS:
-        if attributes[plan[at + 1]] == 0 and plan[at + 1] > AMOUNT_MINOR:
+        column = plan[at + OPERATION.first]
+        if attributes[column] == 0 and column > AMOUNT_MINOR:
             return np.nan
-        return 1.0 if holds(attributes, plan[at + 1], plan[at + 2], plan[at + 3]) else 0.0
+        return 1.0 if holds(attributes, column, plan[at + OPERATION.second], plan[at + OPERATION.third]) else 0.0
     if operation == TRAILING_ZEROS:
         return float(_trailing_zeros(attributes[AMOUNT_MINOR]))
     if operation == BELOW_LIMIT:
-        return _below_limit(plan, attributes[AMOUNT], plan[at + 1], plan[at + 2])
+        return _below_limit(plan, attributes[AMOUNT], plan[at + OPERATION.first], plan[at + OPERATION.second])
     if operation == CATEGORY:
-        return _category(plan, attributes[plan[at + 1]], plan[at + 2], plan[at + 3])
+        code = attributes[plan[at + OPERATION.first]]
+        return _category(plan, code, plan[at + OPERATION.second], plan[at + OPERATION.third])
     local_ms = attributes[TIME_MS]
     if attributes[UTC_OFFSET] != 0:
         local_ms += (attributes[UTC_OFFSET] - OFFSET_ZERO) * MINUTE_MS

@@ -6,7 +6,7 @@ import numpy as np
 
 from features.kernel.jit import compiled, inlined
 from features.kernel.layout import AT_LEAST, DIFFERENT, EQUAL, I64
-from features.kernel.plan_schema import CONDITION_SIZE, HEAD
+from features.kernel.plan_schema import CONDITION, CONDITION_SIZE, HEAD
 
 
 @compiled()
@@ -15,7 +15,8 @@ def answers(plan: I64, attributes: I64) -> int:
     held = np.int64(0)
     at = plan[HEAD.conditions_at]
     for condition in range(plan[HEAD.condition_count]):
-        held |= np.int64(holds(attributes, plan[at], plan[at + 1], plan[at + 2])) << condition
+        column, operator = plan[at + CONDITION.attribute], plan[at + CONDITION.operator]
+        held |= np.int64(holds(attributes, column, operator, plan[at + CONDITION.value])) << condition
         at += CONDITION_SIZE
     return int(held)
 

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from features.kernel.codec import add_up_times, clear
 from features.kernel.columns import read_columns
 from features.kernel.jit import compiled
 from features.kernel.layout import DAMAGED, FIXED_COLUMNS, I64, NEWEST_MS, OK, SOURCES_MAX, U8
-from features.kernel.plan_schema import ENTITY, TABLE, entity_at, memory_at, memory_length_at, table_at, table_length_at
+from features.kernel.plan_schema import (
+    ENTITY,
+    TABLE,
+    entity_at,
+    memory_at,
+    memory_length_at,
+    positions,
+    table_at,
+    table_length_at,
+)
 from features.kernel.update import advance_source, remember
 from features.kernel.varint import unzigzag
+
+
+class TableChange(NamedTuple):
+    """What becomes of an old table. Behind it stand its moves."""
+
+    width: int
+    """Of the old table, in columns."""
+    target: int
+    """The number of the table it becomes; -1 if it is dropped."""
+    move_count: int
+
+
+class Move(NamedTuple):
+    """A word of a row that both tables have."""
+
+    old_place: int
+    new_place: int
+    is_label: int
+    """1 if labels change it: then it is stored zigzag."""
+
+
+CHANGE, MOVE = positions(TableChange), positions(Move)
+# The numbers of the old shape's tables and memories.
+_CHANGES_AT = 2
+_CHANGE_SIZE, _MOVE_SIZE = len(CHANGE), len(MOVE)
 
 
 @compiled(releases_gil=True)
@@ -48,9 +84,8 @@ def decode(data: U8, start: int, end: int, table_widths: I64, memories: int, num
 def migrate(plan: I64, entity: int, translation: I64, numbers: I64, words: I64) -> int:
     """Fill `words` from the decoded numbers of a profile of another shape. Returns OK or DAMAGED.
 
-    `translation` (features/shape.py): how many tables and memories the old shape has; then for each old table its
-    width, the table it becomes (-1: dropped), how many columns go over, and for each the old and the new place in a
-    row and 1 if labels change it; then for each old memory the one it becomes (-1: dropped).
+    `translation` (features/shape.py): how many tables and memories the old shape has; then for each old table a
+    TableChange and its Moves; then for each old memory the one it becomes (-1: dropped).
     """
     section = entity_at(plan, entity)
     clear(plan, entity, words)
@@ -60,17 +95,19 @@ def migrate(plan: I64, entity: int, translation: I64, numbers: I64, words: I64) 
     if not add_up_times(words):
         return DAMAGED
     at = 4 + tables + memories
-    step = 2
+    step = _CHANGES_AT
     for table in range(tables):
-        width, target, columns = translation[step], translation[step + 1], translation[step + 2]
+        width, target = translation[step + CHANGE.width], translation[step + CHANGE.target]
+        moves = translation[step + CHANGE.move_count]
         rows = numbers[4 + table]
+        step += _CHANGE_SIZE
         if target >= 0:
             where = table_at(plan, section, target)
             if not _migrate_table(
-                plan, where, table_length_at(target), translation[step + 3 :], columns, numbers, at, rows, words
+                plan, where, table_length_at(target), translation[step:], moves, numbers, at, rows, words
             ):
                 return DAMAGED
-        step += 3 + 3 * columns
+        step += _MOVE_SIZE * moves
         at += rows * width
     for memory in range(memories):
         target, items = translation[step + memory], numbers[4 + tables + memory]
@@ -95,7 +132,7 @@ def migrate(plan: I64, entity: int, translation: I64, numbers: I64, words: I64) 
 
 @compiled()
 def _migrate_table(
-    plan: I64, where: int, length: int, moves: I64, columns: int, numbers: I64, at: int, rows: int, words: I64
+    plan: I64, where: int, length: int, moves: I64, move_count: int, numbers: I64, at: int, rows: int, words: I64
 ) -> bool:
     """The tiles of a table that another keeps. False when no profile has such tiles."""
     room, tiles_at = plan[where + TABLE.capacity], plan[where + TABLE.tiles_at]
@@ -112,9 +149,10 @@ def _migrate_table(
         words[tiles_at + kept] = newest_tile - age
         for column in range(1, plan[where + TABLE.width]):
             words[tiles_at + column * room + kept] = 0
-        for move in range(0, 3 * columns, 3):
-            value = numbers[number + moves[move] * rows]
-            words[tiles_at + moves[move + 1] * room + kept] = unzigzag(value) if moves[move + 2] else value
+        for move in range(0, _MOVE_SIZE * move_count, _MOVE_SIZE):
+            value = numbers[number + moves[move + MOVE.old_place] * rows]
+            new_at = tiles_at + moves[move + MOVE.new_place] * room + kept
+            words[new_at] = unzigzag(value) if moves[move + MOVE.is_label] else value
         kept += 1
     words[length] = kept
     return True

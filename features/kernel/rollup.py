@@ -54,7 +54,7 @@ from features.kernel.recollect import recollect
 
 @inlined
 def roll_up(plan: I64, entity: int, words: I64, attributes: I64, slots: F64) -> None:
-    """What is known of an entity as of a payment, into its part of `slots`. Shape (SLOT_COUNT,)."""
+    """What is known of an entity as of a payment, into its part of `slots`, shape (slots,)."""
     section = entity_at(plan, entity)
     tables = plan[section + ENTITY.table_count]
     as_of_ms = attributes[TIME_MS]
