@@ -19,8 +19,6 @@ from features import kernel
 from features.windows import line_of_caller, wrong_at
 from schemas.errors import Misconfigured
 
-# Offsets run from -12 to +14 hours; a day either way is room for any clock.
-UTC_OFFSET_MINUTES_MAX = 1439
 # What a plan's numbers can hold, and no payment reaches.
 AMOUNT_MAX = 2**62
 
@@ -128,6 +126,8 @@ ATTRIBUTES = (
     channel,
 )
 ATTRIBUTE_COUNT = kernel.ATTRIBUTE_COUNT
+# Offsets run from -12 to +14 hours; a day either way is room for any clock.
+UTC_OFFSET_MINUTES_MAX = kernel.UTC_OFFSET_MINUTES_MAX
 
 
 def _wrong(what: str) -> Misconfigured:
@@ -146,7 +146,7 @@ def is_country(text: str) -> bool:
 
 def country_code(text: str) -> int:
     """1 to 676 for two capital letters; anything else is coded as a text is, and lies nowhere."""
-    return 26 * (ord(text[0]) - 65) + ord(text[1]) - 64 if is_country(text) else text_code(text) + 676
+    return 26 * (ord(text[0]) - 65) + ord(text[1]) - 64 if is_country(text) else text_code(text) + kernel.COUNTRY_CODES
 
 
 def flag_code(value: bool) -> int:

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from features import kernel
 from features.catalogue import CATALOGUE
 from features.declare import Catalogue
+from features.kernel.batches import SLOT
+from features.kernel.frame import Frame
+from features.kernel.plan_schema import entity_section
 from features.plan import Plan, compile_plan
 from features.shape import Shape, decode_shape, numbers_of, shape_of, translation
 from features.store import RECORD_BYTES_MAX
@@ -27,12 +30,10 @@ _WRONG = {
     kernel.DAMAGED: "it is damaged",
     kernel.TOO_MANY_SOURCES: f"it has more than {kernel.SOURCES_MAX} source partitions",
 }
+# Of the arrays that `bind` is given, in their order.
+_BOUND_TYPES = (np.int64, np.uint8, np.uint8, np.int64, np.float32)
 # What a new tile in every table may add to a profile on average; where it is not enough, room is doubled.
 _BYTES_PER_EVENT = 100
-
-
-# Of the arrays that `bind` takes together: plan, attributes, presence, states, bounds, words, values, vector.
-_BOUND_TYPES = (np.int64, np.int64, np.uint8, np.uint8, np.int64, np.int64, np.float64, np.float32)
 
 
 class UnreadableProfile(Misconfigured):
@@ -212,33 +213,32 @@ class FeatureEngine:
         For a caller whose arrays stay: looking at them takes as long as the work. They are kept alive. The call
         raises UnreadableProfile.
         """
-        arrays: tuple[NDArray[Any], ...] = (
-            self.plan.words,
-            attributes,
-            presence,
-            states,
-            bounds,
-            self._words,
-            self._values,
-            out,
-        )
         entities, rows_max = self.plan.entity_count, len(attributes)
         assert attributes.shape == (rows_max, kernel.ATTRIBUTE_COUNT)
         assert out.shape == (rows_max, self.plan.feature_count)
         assert len(presence) >= rows_max * entities
         assert len(bounds) > rows_max * entities
-        for array, kind in zip(arrays, _BOUND_TYPES, strict=True):
+        given: tuple[NDArray[Any], ...] = (attributes, presence, states, bounds, out)
+        for array, kind in zip(given, _BOUND_TYPES, strict=True):
             assert array.dtype == kind
-            assert array.flags.c_contiguous
-        frame = np.array([number for a in arrays for number in (a.ctypes.data, a.size)], dtype=np.int64)
-        assert len(frame) == 2 * kernel.BOUND_ARRAYS
-        frame_at = frame.ctypes.data
+        arrays: dict[str, NDArray[Any]] = {
+            "plan": self.plan.words,
+            "attributes": attributes,
+            "presence": presence,
+            "states": states,
+            "bounds": bounds,
+            "words": self._words,
+            "values": self._values,
+            "out": out,
+        }
+        frame = Frame(SLOT, arrays)
+        frame_at = frame.address
 
         def fill(rows: int) -> None:
             assert 0 <= rows <= rows_max
             if kernel.fill_bound_vectors(frame_at, rows) != kernel.OK:
                 # Rare: the same again tells what is wrong, and migrates what can be. Naming the frame keeps it alive.
-                assert frame.ctypes.data == frame_at
+                assert frame.address == frame_at
                 items = rows * entities
                 self.fill_vectors(attributes[:rows], presence[:items], states, bounds[: items + 1], out[:rows])
 
@@ -268,7 +268,7 @@ class FeatureEngine:
     def _translation(self, entity: int, digest: bytes, encoded: bytes) -> tuple[Shape, NDArray[np.int64]] | None:
         """What shape profiles have, and how they become this catalogue's; None when they are."""
         plan = self.plan
-        if int.from_bytes(digest, "little") == plan.words[plan.words[kernel.ENTITIES_AT + entity] + kernel.DIGEST]:
+        if int.from_bytes(digest, "little") == entity_section(plan.words, entity).digest:
             return None
         known = self._translations.get((entity, encoded))
         if known is None:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from features.kernel.jit import compiled
 
 # So many ids are looked at together: some 50 MB with what sorting takes.
 PART_IDS = 1_000_000
@@ -83,10 +84,7 @@ def _rows_of_part(hashes: NDArray[np.uint64], part: int, count: int) -> NDArray[
     return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
 
-# Compiled; everything it depends on stands in this file, numba's cache looks at no other.
-
-
-@njit(cache=True, nogil=True)
+@compiled(releases_gil=True, makes_arrays=True)
 def hash_texts(
     offsets: NDArray[np.int64], content: NDArray[np.uint8], first: int, last: int, hashes: NDArray[np.uint64]
 ) -> None:
@@ -99,7 +97,7 @@ def hash_texts(
         hashes[row] = value ^ (value >> np.uint64(33))
 
 
-@njit(cache=True, nogil=True)
+@compiled(releases_gil=True, makes_arrays=True)
 def _is_same(
     offsets: NDArray[np.int64],
     content: NDArray[np.uint8],
@@ -118,7 +116,7 @@ def _is_same(
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled(releases_gil=True, makes_arrays=True)
 def _first_repeated(
     hashes: NDArray[np.uint64], rows: NDArray[np.int64], offsets: NDArray[np.int64], content: NDArray[np.uint8]
 ) -> int:
@@ -134,7 +132,7 @@ def _first_repeated(
     return first
 
 
-@njit(cache=True, nogil=True)
+@compiled(releases_gil=True, makes_arrays=True)
 def _find_rows(
     hashes: NDArray[np.uint64],
     rows: NDArray[np.int64],

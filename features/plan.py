@@ -1,7 +1,7 @@
 """Compile a catalogue into the flat integer plan that the kernel interprets.
 
 The kernel takes one int64 array instead of a dozen small ones: numba's cost of a call grows with its
-arguments, and a scoring worker makes one call a payment. The plan is a header, which says where the parts are, and
+arguments, and a scoring worker makes one call a payment. The plan is a head, which says where the parts are, and
 
     entity      its digest and shape; its tables and memories; where its slots and its profile's sections are
     table       one per hop and kind of event: the hop, how many tiles are kept, and the columns of a row
@@ -13,7 +13,8 @@ arguments, and a scoring worker makes one call a payment. The plan is a header, 
     program     operations on slots, attributes and earlier results
     features    the value each feature is
 
-kernel.py names every position. Values are slots (roll-up results, grouped by entity), then program results.
+features/kernel/plan_schema.py describes each section.
+Values are slots (roll-up results, grouped by entity), then program results.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from features import kernel
 from features.attributes import Condition
 from features.declare import Catalogue
+from features.kernel import plan_schema
 from features.places import load_places
 from features.shape import MEASURES, Shape, TableShape, column_shape
 from features.values import (
@@ -92,7 +94,7 @@ class Plan:
 
     def word_count(self, entity: int) -> int:
         """Length of a profile in working form."""
-        return int(self.words[self.words[kernel.ENTITIES_AT + entity] + kernel.WORD_COUNT])
+        return plan_schema.entity_section(self.words, entity).word_count
 
     def number_count_max(self, entity: int) -> int:
         """How many numbers a packed profile may hold."""
@@ -167,19 +169,29 @@ def compile_plan(catalogue: Catalogue) -> Plan:
     slots = _slots(names, tables, memories)
     conditions = _conditions(tables)
     words = _Words()
-    words.reserve(kernel.ENTITIES_AT + len(names))
-    words[kernel.ENTITY_COUNT] = len(names)
-    words[kernel.SLOT_COUNT] = slots.count
+    head_at = words.reserve(plan_schema.Head)
+    words.extend([0] * len(names))
     for entity, (mine, kept) in enumerate(zip(tables, memories, strict=True)):
-        words[kernel.ENTITIES_AT + entity] = len(words)
+        words[plan_schema.ENTITIES_AT + entity] = len(words)
         _EntityWriter(words, conditions, slots).write(entity, shapes[entity], mine, kept)
-    words[kernel.CONDITION_COUNT] = len(conditions)
-    words[kernel.CONDITIONS_AT] = words.extend(
-        [number for c in conditions for number in (c.column, c.operator, c.value)]
+    asked = [plan_schema.Condition(c.column, c.operator, c.value) for c in conditions]
+    conditions_at = words.extend([number for condition in asked for number in condition])
+    operations, values = _program(words, catalogue, slots)
+    program_at = words.extend([number for operation in operations for number in operation])
+    features_at = words.extend(values)
+    travels = any(m.recollection is Recollection.TRAVEL_KMH for kept in memories for k in kept for m in k.asked)
+    head = plan_schema.Head(
+        entity_count=len(names),
+        slot_count=slots.count,
+        program_count=len(operations),
+        program_at=program_at,
+        feature_count=len(values),
+        features_at=features_at,
+        condition_count=len(conditions),
+        conditions_at=conditions_at,
+        places_at=words.extend(load_places().ravel().tolist()) if travels else 0,
     )
-    _write_program(words, catalogue, slots)
-    if any(m.recollection is Recollection.TRAVEL_KMH for kept in memories for k in kept for m in k.asked):
-        words[kernel.PLACES_AT] = words.extend(load_places().ravel().tolist())
+    words.put(head_at, head)
     return Plan(
         words=np.array(words, dtype=np.int64),
         names=catalogue.names,
@@ -187,7 +199,7 @@ def compile_plan(catalogue: Catalogue) -> Plan:
         entity_keys=tuple(entity.keys for entity in catalogue.entities),
         digest=_digest_of(catalogue),
         slot_count=slots.count,
-        value_count=slots.count + words[kernel.PROGRAM_COUNT],
+        value_count=slots.count + len(operations),
         shapes=shapes,
         capacities=tuple(tuple(table.capacity for table in mine) for mine in tables),
         retention_ms=tuple(_retention_ms(stored, name, mine) for name, mine in zip(names, tables, strict=True)),
@@ -196,9 +208,13 @@ def compile_plan(catalogue: Catalogue) -> Plan:
 
 
 class _Words(list[int]):
-    def reserve(self, count: int) -> int:
-        """Room for so many numbers, 0 for now; returns where it starts."""
-        return self.extend([0] * count)
+    def reserve(self, kind: type[NamedTuple], count: int = 1) -> int:
+        """Room for `count` sections of a kind, 0 for now; returns where it starts."""
+        return self.extend([0] * (len(kind._fields) * count))
+
+    def put(self, at: int, section: NamedTuple) -> None:
+        """Fill a section that was reserved."""
+        self[at : at + len(section)] = section
 
     def extend(self, numbers: Sequence[int]) -> int:  # type: ignore[override]
         """Add numbers at the end; returns where they start."""
@@ -298,9 +314,9 @@ class _EntityWriter:
     def write(self, entity: int, shape: Shape, tables: list[_Table], memories: list[_Memory]) -> None:
         """Once: a writer is for one entity."""
         words = self._words
-        section = words.reserve(kernel.ENTITY_SIZE)
-        tables_at = words.reserve(kernel.TABLE_SIZE * len(tables))
-        memories_at = words.reserve(kernel.MEMORY_SIZE * len(memories))
+        section_at = words.reserve(plan_schema.Entity)
+        tables_at = words.reserve(plan_schema.Table, len(tables))
+        memories_at = words.reserve(plan_schema.Memory, len(memories))
         encoded = shape.encode()
         shape_at = words.extend(list(encoded))
         sources_at = kernel.LENGTHS_AT + 1 + len(tables) + len(memories)
@@ -313,69 +329,82 @@ class _EntityWriter:
             starts.append(at)
             at += table.capacity * table.shape.width
         for index, (table, tiles_at) in enumerate(zip(tables, starts, strict=True)):
-            self._write_table(tables_at + index * kernel.TABLE_SIZE, table, tiles_at)
+            self._write_table(tables_at + index * plan_schema.TABLE_SIZE, table, tiles_at)
         for index, memory in enumerate(memories):
-            self._write_memory(memories_at + index * kernel.MEMORY_SIZE, memory, at)
+            self._write_memory(memories_at + index * plan_schema.MEMORY_SIZE, memory, at)
             at += 2 * memory.capacity
         # The scratch holds the three times, a column on its way into the stored form, or where the windows of a
         # group end.
         columns = [table.capacity for table in tables] + [memory.capacity for memory in memories]
         scratch_size = max(3, self._bound_count, *columns)
         first, last = self._slots.bounds[entity]
-        words[section + kernel.DIGEST] = shape.digest([table.capacity for table in tables])
-        words[section + kernel.SHAPE_SIZE] = len(encoded)
-        words[section + kernel.SHAPE_AT] = shape_at
-        words[section + kernel.TABLE_COUNT] = len(tables)
-        words[section + kernel.TABLES_AT] = tables_at
-        words[section + kernel.MEMORY_COUNT] = len(memories)
-        words[section + kernel.MEMORIES_AT] = memories_at
-        words[section + kernel.SLOT_BASE] = first
-        words[section + kernel.ENTITY_SLOTS] = last - first
-        words[section + kernel.RECENCY_SLOT] = last - len(RECENCIES)
-        words[section + kernel.STORED_COLUMNS] = shape.stored_columns
-        words[section + kernel.SOURCES_AT] = sources_at
-        words[section + kernel.SCRATCH_AT] = at
-        words[section + kernel.WORD_COUNT] = at + scratch_size
+        section = plan_schema.Entity(
+            digest=shape.digest([table.capacity for table in tables]),
+            shape_size=len(encoded),
+            shape_at=shape_at,
+            table_count=len(tables),
+            tables_at=tables_at,
+            memory_count=len(memories),
+            memories_at=memories_at,
+            slot_base=first,
+            slot_count=last - first,
+            recency_slot=last - len(RECENCIES),
+            stored_columns=shape.stored_columns,
+            sources_at=sources_at,
+            scratch_at=at,
+            word_count=at + scratch_size,
+        )
+        words.put(section_at, section)
 
     def _write_table(self, at: int, table: _Table, tiles_at: int) -> None:
         words = self._words
-        columns_at = words.reserve(kernel.COLUMN_SIZE * len(table.columns))
+        columns_at = words.reserve(plan_schema.Column, len(table.columns))
         for number, (column, offset) in enumerate(zip(table.columns, table.shape.offsets, strict=True)):
-            place = columns_at + number * kernel.COLUMN_SIZE
-            words[place + kernel.MEASURE] = MEASURES.index(column.measure)
-            if column.condition is not None:
-                words[place + kernel.CONDITION] = self._condition_place[_question(column.condition)]
-            words[place + kernel.ATTRIBUTE] = column.attribute
-            words[place + kernel.COLUMN_AT] = tiles_at + offset * table.capacity
-            words[place + kernel.PARTS] = column.parts
+            condition = column.condition
+            section = plan_schema.Column(
+                measure=MEASURES.index(column.measure),
+                condition=0 if condition is None else self._condition_place[_question(condition)],
+                attribute=column.attribute,
+                words_at=tiles_at + offset * table.capacity,
+                parts=column.parts,
+            )
+            words.put(columns_at + number * plan_schema.COLUMN_SIZE, section)
         ages = sorted({item.window.newest_age for item in table.windows})
-        groups_at = words.reserve(kernel.GROUP_SIZE * len(ages))
+        groups_at = words.reserve(plan_schema.Group, len(ages))
         for number, age in enumerate(ages):
             items = [item for item in table.windows if item.window.newest_age == age]
-            self._write_group(groups_at + number * kernel.GROUP_SIZE, table, age, items)
-        words[at + kernel.HOP_MS] = table.shape.hop_ms
-        words[at + kernel.CAPACITY] = table.capacity
-        words[at + kernel.WIDTH] = table.shape.width
-        words[at + kernel.TILES_AT] = tiles_at
-        words[at + kernel.COLUMN_COUNT] = len(table.columns)
-        words[at + kernel.KIND] = kernel.LABEL if table.shape.is_label else kernel.PAYMENT
-        words[at + kernel.COLUMNS_AT] = columns_at
-        words[at + kernel.GROUP_COUNT] = len(ages)
-        words[at + kernel.GROUPS_AT] = groups_at
+            self._write_group(groups_at + number * plan_schema.GROUP_SIZE, table, age, items)
+        words.put(
+            at,
+            plan_schema.Table(
+                hop_ms=table.shape.hop_ms,
+                capacity=table.capacity,
+                width=table.shape.width,
+                tiles_at=tiles_at,
+                column_count=len(table.columns),
+                kind=kernel.LABEL if table.shape.is_label else kernel.PAYMENT,
+                columns_at=columns_at,
+                group_count=len(ages),
+                groups_at=groups_at,
+            ),
+        )
 
     def _write_group(self, at: int, table: _Table, age: int, items: list[WindowedMeasure]) -> None:
         words = self._words
         bounds = sorted({item.window.oldest_age for item in items})
         results = sorted({_result_of(item) for item in items}, key=_result_order)
-        results_at = words.reserve(kernel.RESULT_SIZE * len(results))
+        results_at = words.reserve(plan_schema.Result, len(results))
         for number, result in enumerate(results):
             windows = [item for item in items if _result_of(item) == result]
-            self._write_result(results_at + number * kernel.RESULT_SIZE, table, result, bounds, windows)
-        words[at + kernel.NEWEST_AGE] = age
-        words[at + kernel.BOUND_COUNT] = len(bounds)
-        words[at + kernel.BOUNDS_AT] = words.extend(bounds)
-        words[at + kernel.RESULT_COUNT] = len(results)
-        words[at + kernel.RESULTS_AT] = results_at
+            self._write_result(results_at + number * plan_schema.RESULT_SIZE, table, result, bounds, windows)
+        section = plan_schema.Group(
+            newest_age=age,
+            bound_count=len(bounds),
+            bounds_at=words.extend(bounds),
+            result_count=len(results),
+            results_at=results_at,
+        )
+        words.put(at, section)
         self._bound_count = max(self._bound_count, len(bounds))
 
     def _write_result(
@@ -384,36 +413,44 @@ class _EntityWriter:
         words = self._words
         hop_ms = table.shape.hop_ms
         windows = sorted(windows, key=lambda item: item.window.oldest_age)
-        words[at + kernel.REDUCTION] = REDUCTIONS.index(result.reduction)
-        words[at + kernel.RESULT_AT] = self._places[hop_ms, result.column].column_at
-        words[at + kernel.RESULT_MEASURE] = MEASURES.index(result.column.measure)
+        # Zeros where the reduction asks for no such column.
+        beside, summed_at, weights_at = _Place(0, 0, 0), 0, 0
         if result.beside is not None:
             beside = self._places[hop_ms, result.beside]
-            words[at + kernel.BESIDE_AT] = beside.column_at
-            words[at + kernel.BESIDE_TILES_AT] = beside.tiles_at
-            words[at + kernel.BESIDE_LENGTH_AT] = beside.length_at
         if result.summed is not None:
             assert result.summed in table.columns, "what is added up stands beside what is counted"
-            words[at + kernel.SUMMED_AT] = self._places[hop_ms, result.summed].column_at
-        words[at + kernel.RESULT_PARTS] = result.column.parts
+            summed_at = self._places[hop_ms, result.summed].column_at
         if result.half_life_ms:
-            weights = _weights(table.shape.hop_ms, result.half_life_ms, windows[-1].window.oldest_age)
-            words[at + kernel.WEIGHTS_AT] = words.extend(weights)
-        places = [(bounds.index(item.window.oldest_age), self._slots.of[item]) for item in windows]
-        words[at + kernel.WINDOW_COUNT] = len(windows)
-        words[at + kernel.WINDOWS_AT] = words.extend([number for place in places for number in place])
+            weights_at = words.extend(_weights(hop_ms, result.half_life_ms, windows[-1].window.oldest_age))
+        places = [plan_schema.Window(bounds.index(item.window.oldest_age), self._slots.of[item]) for item in windows]
+        section = plan_schema.Result(
+            reduction=REDUCTIONS.index(result.reduction),
+            words_at=self._places[hop_ms, result.column].column_at,
+            measure=MEASURES.index(result.column.measure),
+            beside_at=beside.column_at,
+            beside_tiles_at=beside.tiles_at,
+            beside_length_at=beside.length_at,
+            parts=result.column.parts,
+            weights_at=weights_at,
+            window_count=len(windows),
+            windows_at=words.extend([number for place in places for number in place]),
+            summed_at=summed_at,
+        )
+        words.put(at, section)
 
     def _write_memory(self, at: int, memory: _Memory, values_at: int) -> None:
-        words = self._words
-        words[at + kernel.MEMORY_ATTRIBUTE] = memory.attribute
-        words[at + kernel.MEMORY_CAPACITY] = memory.capacity
-        words[at + kernel.VALUES_AT] = values_at
-        words[at + kernel.RECOLLECTION_COUNT] = len(memory.asked)
-        words[at + kernel.RECOLLECTIONS_AT] = words.reserve(kernel.RECOLLECTION_SIZE * len(memory.asked))
-        for number, asked in enumerate(memory.asked):
-            place = words[at + kernel.RECOLLECTIONS_AT] + number * kernel.RECOLLECTION_SIZE
-            words[place + kernel.RECOLLECTION_KIND] = RECOLLECTIONS.index(asked.recollection)
-            words[place + kernel.RECOLLECTION_SLOT] = self._slots.of[asked]
+        questions = [
+            plan_schema.Recollection(RECOLLECTIONS.index(asked.recollection), self._slots.of[asked])
+            for asked in memory.asked
+        ]
+        section = plan_schema.Memory(
+            attribute=memory.attribute,
+            capacity=memory.capacity,
+            values_at=values_at,
+            recollection_count=len(questions),
+            recollections_at=self._words.extend([number for question in questions for number in question]),
+        )
+        self._words.put(at, section)
 
 
 def _result_of(item: WindowedMeasure) -> _Result:
@@ -430,10 +467,10 @@ def _weights(hop_ms: int, half_life_ms: int, oldest_age: int) -> list[int]:
     return [round(kernel.DECAY_ONE * 0.5 ** (age * hop_ms / half_life_ms)) for age in range(oldest_age + 1)]
 
 
-def _write_program(words: _Words, catalogue: Catalogue, slots: _Slots) -> None:
-    """Every operation once, in an order in which operands come first."""
+def _program(words: _Words, catalogue: Catalogue, slots: _Slots) -> tuple[list[plan_schema.Operation], list[int]]:
+    """Every operation once, in an order in which operands come first; and which value each feature is."""
     program: dict[Derived, int] = {}
-    operations: list[list[int]] = []
+    operations: list[plan_schema.Operation] = []
     value_of: dict[str, int] = {}
 
     def index_of(value: Value) -> int:
@@ -450,16 +487,14 @@ def _write_program(words: _Words, catalogue: Catalogue, slots: _Slots) -> None:
                 attribute, *codes = numbers
                 numbers = [attribute, words.extend(_by_code(codes)), len(codes)]
             operation = [OPERATIONS.index(value.operation), *operands, *numbers]
-            operations.append(operation + [0] * (kernel.PROGRAM_SIZE - len(operation)))
+            unused = [0] * (plan_schema.OPERATION_SIZE - len(operation))
+            operations.append(plan_schema.Operation(*operation, *unused))
             program[value] = slots.count + len(operations) - 1
         return program[value]
 
     for feature in catalogue.features:
         value_of[feature.name] = index_of(feature.value)
-    words[kernel.PROGRAM_COUNT] = len(operations)
-    words[kernel.PROGRAM_AT] = words.extend([number for operation in operations for number in operation])
-    words[kernel.FEATURE_COUNT] = len(catalogue.features)
-    words[kernel.FEATURES_AT] = words.extend([value_of[name] for name in catalogue.names])
+    return operations, [value_of[name] for name in catalogue.names]
 
 
 def _by_code(codes: Sequence[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 Every packed profile carries its shape, some forty bytes, so that it can be read when the catalogue has changed:
 what both have goes over, what only the old one has is dropped, what only the new one has starts empty. A shape is
-unsigned LEB128 integers:
+varints (features/kernel/varint.py):
 
     table count, and for each: hop in seconds, column count, columns
     column      4 x measure, + 2 if it counts an attribute, + 1 if it has a condition;
@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import kernel
+from features.kernel.migrate import Move, TableChange
+from features.kernel.varint import decode_varints, encode_varint
 from features.store import RECORD_BYTES_MAX
 from features.values import Column, Measure
 from features.windows import SECOND_MS
@@ -104,7 +106,7 @@ class Shape:
         numbers.append(len(self.memories))
         for memory in self.memories:
             numbers += memory
-        return b"".join(map(_leb128, numbers))
+        return b"".join(map(encode_varint, numbers))
 
 
 def column_shape(column: Column) -> ColumnShape:
@@ -125,11 +127,11 @@ def shape_of(state: bytes) -> tuple[bytes, bytes]:
 
 def decode_shape(data: bytes) -> Shape:
     """The shape that `encode` wrote. Raises Misconfigured when these bytes are none."""
-    numbers = _numbers(data)
     try:
+        numbers = iter([*decode_varints(data)])
         tables = tuple(_decode_table(numbers) for _ in range(next(numbers)))
         memories = tuple((next(numbers), next(numbers)) for _ in range(next(numbers)))
-    except (StopIteration, RuntimeError):
+    except (StopIteration, RuntimeError, ValueError):
         # A generator turns a StopIteration inside it into a RuntimeError.
         raise Misconfigured(_DAMAGED) from None
     parts = [column.parts for table in tables for column in table.columns]
@@ -159,18 +161,18 @@ def translation(old: Shape, new: Shape) -> NDArray[np.int64]:
     for table in old.tables:
         target = tables.get((table.hop_ms, table.is_label), -1)
         moves = _moves(table, new.tables[target]) if target >= 0 else []
-        steps += [table.width, target, len(moves)]
+        steps += TableChange(table.width, target, len(moves))
         for move in moves:
             steps += move
     steps += _memory_targets(old, new)
     return np.array(steps, dtype=np.int64)
 
 
-def _moves(old: TableShape, new: TableShape) -> list[tuple[int, int, int]]:
-    """(old offset, new offset, 1 if labels change it) of every word that both tables have."""
+def _moves(old: TableShape, new: TableShape) -> list[Move]:
+    """Of every word that both tables have."""
     places = dict(zip(new.columns, new.offsets, strict=True))
     return [
-        (offset + part, places[column] + part, int(column.is_label))
+        Move(offset + part, places[column] + part, int(column.is_label))
         for column, offset in zip(old.columns, old.offsets, strict=True)
         if column in places
         for part in range(column.parts)
@@ -198,24 +200,3 @@ def _decode_table(numbers: Iterator[int]) -> TableShape:
     if len({column.is_label for column in columns}) > 1:
         raise Misconfigured(_DAMAGED)
     return TableShape(hop_ms, tuple(columns))
-
-
-def _leb128(number: int) -> bytes:
-    out = bytearray()
-    while number >= 128:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _numbers(data: bytes) -> Iterator[int]:
-    value = shift = 0
-    for byte in data:
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            yield value
-            value = shift = 0
-    if shift:
-        raise Misconfigured(_DAMAGED)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from features import attributes, kernel
 from features.declare import Catalogue
 from features.engine import FeatureEngine
+from features.kernel.varint import decode_zigzag
 from features.keys import entity_key
 from features.money import REFERENCE_MINOR_DIGITS
 from features.plan import Plan
@@ -380,16 +381,11 @@ def _cell(column: ColumnShape, parts: Sequence[int], high: int) -> Cell:
         case Measure.BUCKET_COUNTS:
             return tuple(parts)
         case Measure.FRAUD_COUNT:
-            return _signed(value)
+            return decode_zigzag(value)
         case Measure.FRAUD_AMOUNT:
-            return _major(_signed(value))
+            return _major(decode_zigzag(value))
         case _:
             return value
-
-
-def _signed(value: int) -> int:
-    """From zigzag: a correction may take more away than has arrived."""
-    return (value >> 1) ^ -(value & 1)
 
 
 def _distinct(words: Sequence[int]) -> int:

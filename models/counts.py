@@ -9,12 +9,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from features.kernel.jit import compiled
 from models.binning import DIGEST_SIZE, FEATURE_BINS, Binning
 from models.tally import ACTION_COUNT
 from schemas.errors import InvalidEvent
@@ -97,8 +96,9 @@ class Counts:
         assert vectors.shape == (len(segments), binning.feature_count)
         actions = np.asarray(rows.actions, dtype=np.int64)
         _count_rows(
-            segments, score_bins, actions, ages, vectors, binning.feature_edges, *self.arrays[:4], self.arrays[5]
-        )
+            segments, score_bins, actions, ages, vectors, binning.feature_edges,
+            self.payments, self.scores, self.actions, self.features, self.ages,
+        )  # fmt: skip
         self._count_flags(segments, rows.flags)
 
     def _count_flags(self, segments: NDArray[np.uint16], flags: Sequence[Sequence[str]]) -> None:
@@ -175,12 +175,7 @@ def _inflated(deflated: bytes, size: int) -> bytes:
     return plain
 
 
-def _compiled(function: Any) -> Any:
-    options: dict[str, Any] = {"_nrt": False}
-    return njit(cache=True, error_model="numpy", **options)(function)
-
-
-@_compiled
+@compiled()
 def _count_rows(
     segment_of: NDArray[np.uint16],
     score_bin: NDArray[np.int64],

@@ -15,12 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from features.kernel.jit import compiled
 from schemas.errors import BundleRefused
 
 I32 = NDArray[np.int32]
@@ -67,13 +66,7 @@ class Trees:
         return set(np.flatnonzero(bits).tolist())
 
 
-def _compiled(function: Any) -> Any:
-    """Without numba's reference counting: nothing here makes an array."""
-    options: dict[str, Any] = {"_nrt": False}
-    return njit(cache=True, error_model="numpy", **options)(function)
-
-
-@_compiled
+@compiled()
 def _goes_left(value: float, threshold: float, decision: int, sets: NDArray[np.uint32], set_bounds: I32) -> bool:
     if decision & CATEGORICAL:
         # Not a number, below zero or beyond an int: in no set.
@@ -94,7 +87,7 @@ def _goes_left(value: float, threshold: float, decision: int, sets: NDArray[np.u
     return value <= threshold
 
 
-@_compiled
+@compiled()
 def add_contributions(
     nodes: I32,
     thresholds: F64,

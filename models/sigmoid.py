@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from features.kernel.jit import compiled
 
 
 def sigmoids(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -20,8 +21,7 @@ def sigmoids(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-# Everything it depends on stands in this file: numba's cache looks at no other.
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled(releases_gil=True)
 def _fill(values: NDArray[np.float64], result: NDArray[np.float64]) -> None:
     for row in range(len(values)):
         value = values[row]

@@ -37,6 +37,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from xxhash import xxh3_64_intdigest
 
+from features.kernel.frame import Frame
 from schemas.errors import InvalidEvent, Misconfigured
 from schemas.outbox_pb2 import OutboxEntry
 from schemas.scoring_pb2 import ScoreRequest
@@ -164,10 +165,10 @@ def warm_up() -> None:
     table[claims.BUCKET_COUNT_AT] = table[claims.WORKERS_AT + claims.INCARNATION] = 1
     slots, one = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
     owner = _owner(0, 1)
-    frame = np.array([array.ctypes.data for array in (table, one, slots, one)], dtype=np.int64)
-    claims.claim_bound(frame.ctypes.data, 1, owner, 0, 1)
-    claims.place_bound(frame.ctypes.data, 1)
-    claims.settle_bound(frame.ctypes.data, 1, owner)
+    frame = Frame(claims.SLOT, {"table": table, "tags": one, "slots": slots, "positions": one})
+    claims.claim_bound(frame.address, 1, owner, 0, 1)
+    claims.place_bound(frame.address, 1)
+    claims.settle_bound(frame.address, 1, owner)
     claims.free_all(table, slots, 1, owner)
     claims.take_over(table, int(slots[0]), claims.load(table, int(slots[0]) + claims.WORDS), owner, 0, 1)
     claims.store(table, 0, 0)
@@ -200,7 +201,7 @@ class Answered:
 
     def close(self) -> None:
         """Let go of the table; what it says stays."""
-        del self._table, self._arrays
+        del self._table, self._frame
         self._mapping.close()
 
     def claim(self, payments: Payments, now_ms: int) -> Sequence[Claim]:
@@ -243,12 +244,12 @@ class Answered:
 
     def _grow(self, count: int) -> None:
         """Room for so many payments at a time."""
-        self._arrays = [self._table, *(np.zeros(count, dtype=np.int64) for _ in range(claims.FRAME_SIZE - 1))]
-        self._tags, self._slots, self._positions = (array.data.cast("B") for array in self._arrays[1:])
+        arrays = {name: np.zeros(count, dtype=np.int64) for name in ("tags", "slots", "positions")}
+        self._tags, self._slots, self._positions = (array.data.cast("B") for array in arrays.values())
         # By the number of payments.
         self._int64s = [Struct(f"={number}q") for number in range(count + 1)]
-        self._frame = np.array([array.ctypes.data for array in self._arrays], dtype=np.int64)
-        self._frame_at = self._frame.ctypes.data
+        self._frame = Frame(claims.SLOT, {"table": self._table, **arrays})
+        self._frame_at = self._frame.address
 
     def _known(self, result: int, index: int, payments: Payments, before: Sequence[Claim], now_s: int) -> Claim:
         """What is to be done about a payment whose claim was not won; `before` are the results of those before it."""

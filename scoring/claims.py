@@ -27,21 +27,16 @@ its incarnation lasts: a stopped process may go on. CLAIMED and ended is found: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, njit, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic
-from numpy.typing import NDArray
+from numba import carray  # type: ignore[attr-defined]
 
-from features.kernel import pointer
-from scoring.compiled import inlined
-
-# Every number the compiled code depends on stands in this file: numba's cache looks at no other.
-
-I64 = NDArray[np.int64]
+from features.kernel.frame import address, size
+from features.kernel.intrinsics import load_atomic, store_atomic, swap_atomic
+from features.kernel.jit import compiled, inlined
+from features.kernel.layout import I64
+from features.kernel.plan_schema import positions
 
 WORKERS_MAX = 256
 # The head's first words are the file's own: what it is, and how many buckets it has.
@@ -66,78 +61,42 @@ BUSY = -2  # another one is claiming it at this moment
 _LOST = -3  # ours was cancelled by another one
 # A live claim was found; the slot is in the lower bits.
 FOUND = 1 << 48
-# How many addresses a frame has.
-FRAME_SIZE = 4
-# No array is longer; the true lengths are the caller's.
-_ANY = 1 << 40
 # Contests lost to others before a claim says BUSY. Each has somebody else's claim go on.
 _TRIES = 16
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+class Slots(NamedTuple):
+    """The frame of a worker; its arrays are int64."""
+
+    table: int
+    tags: int
+    """Of the payments of a chunk."""
+    slots: int
+    """The slot of each that was won; what is below 0 is passed over."""
+    positions: int
+    """Where the record of each will begin."""
 
 
-def _compiled(function: _Function) -> _Function:
-    options: dict[str, Any] = {"_nrt": False}
-    compiled: _Function = njit(cache=True, error_model="numpy", **options)(function)
-    return compiled
+SLOT = positions(Slots)
 
 
-def _place_of(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    array = context.make_array(signature.args[0])(context, builder, arguments[0])
-    return builder.gep(array.data, [arguments[1]])
-
-
-@intrinsic
-def _load_intrinsic(typing_context: Any, array: Any, position: Any) -> Any:  # noqa: ARG001
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(_place_of(context, builder, signature, arguments), "seq_cst", 8)
-
-    return types.int64(array, types.int64), generate
-
-
-@intrinsic
-def _store_intrinsic(typing_context: Any, array: Any, position: Any, value: Any) -> Any:  # noqa: ARG001
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _place_of(context, builder, signature, arguments)
-        builder.store_atomic(arguments[2], place, "seq_cst", 8)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, types.int64), generate
-
-
-@intrinsic
-def _swap_intrinsic(typing_context: Any, array: Any, position: Any, expected: Any, value: Any) -> Any:  # noqa: ARG001
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _place_of(context, builder, signature, arguments)
-        pair = builder.cmpxchg(place, arguments[2], arguments[3], "seq_cst", "seq_cst")
-        return builder.zext(builder.extract_value(pair, 1), ir.IntType(64))
-
-    return types.int64(array, types.int64, types.int64, types.int64), generate
-
-
-# Untyped where they are called.
-_load: Any = _load_intrinsic
-_store: Any = _store_intrinsic
-_swap: Any = _swap_intrinsic
-
-
-@_compiled
+@compiled()
 def load(table: I64, position: int) -> int:
     """One word, atomically."""
-    found: int = _load(table, position)
+    found: int = load_atomic(table, position)
     return found
 
 
-@_compiled
+@compiled()
 def store(table: I64, position: int, value: int) -> None:
     """Set one word, atomically."""
-    _store(table, position, value)
+    store_atomic(table, position, value)
 
 
-@_compiled
+@compiled()
 def swap(table: I64, position: int, expected: int, value: int) -> int:
     """Set one word if it is `expected`; returns 1 if it was."""
-    swapped: int = _swap(table, position, expected, value)
+    swapped: int = swap_atomic(table, position, expected, value)
     return swapped
 
 
@@ -155,7 +114,7 @@ def _bucket(tag: int, bucket_count: int, choice: int) -> int:
 def _is_ended(table: I64, word: int) -> bool:
     worker = (word >> WORKER_SHIFT) & (WORKERS_MAX - 1)
     incarnation = (word >> INCARNATION_SHIFT) & (INCARNATIONS - 1)
-    current: int = _load(table, WORKERS_AT + worker * WORKER_SIZE + INCARNATION)
+    current: int = load_atomic(table, WORKERS_AT + worker * WORKER_SIZE + INCARNATION)
     return incarnation != current & (INCARNATIONS - 1)
 
 
@@ -177,7 +136,7 @@ def _is_claim_of(word: int, owner: int) -> bool:
     return word >> STATE_SHIFT == CLAIMED and (word & _OWNER_MASK) >> INCARNATION_SHIFT == owner >> INCARNATION_SHIFT
 
 
-@_compiled
+@compiled()
 def _look(table: I64, first: int, second: int, tag: int, but: int, now_s: int, window_s: int) -> int:
     """The slot (the place of its tag) of a live claim of the tag, not `but`; -1 when there is none.
 
@@ -189,8 +148,8 @@ def _look(table: I64, first: int, second: int, tag: int, but: int, now_s: int, w
         if choice == 1 and second == first:
             break
         for slot in range(bucket, bucket + BUCKET_SLOTS):
-            if slot != but and _load(table, slot) == tag:
-                word = _load(table, slot + WORDS)
+            if slot != but and load_atomic(table, slot) == tag:
+                word = load_atomic(table, slot + WORDS)
                 state = word >> STATE_SHIFT
                 if word != 0 and state != WRITING and not _is_free(table, word, now_s, window_s):
                     if state != TENTATIVE:
@@ -200,7 +159,7 @@ def _look(table: I64, first: int, second: int, tag: int, but: int, now_s: int, w
     return tentative
 
 
-@_compiled
+@compiled()
 def _free_slot(table: I64, first: int, second: int, now_s: int, window_s: int) -> int:
     """A slot that can be had, in the bucket that has more of them; -1 when there is none."""
     best, most = -1, 0
@@ -210,7 +169,7 @@ def _free_slot(table: I64, first: int, second: int, now_s: int, window_s: int) -
             break
         found, count = -1, 0
         for slot in range(bucket, bucket + BUCKET_SLOTS):
-            if _is_free(table, _load(table, slot + WORDS), now_s, window_s):
+            if _is_free(table, load_atomic(table, slot + WORDS), now_s, window_s):
                 count += 1
                 if found < 0:
                     found = slot
@@ -219,7 +178,7 @@ def _free_slot(table: I64, first: int, second: int, now_s: int, window_s: int) -
     return best
 
 
-@_compiled
+@compiled()
 def _contest(table: I64, mine: int, tag: int, owner: int, now_s: int, window_s: int) -> int:
     """Steps 3 and 4 for our TENTATIVE slot: the slot, FOUND and another's slot, BUSY, or _LOST: begin again."""
     bucket_count = table[BUCKET_COUNT_AT]
@@ -229,42 +188,42 @@ def _contest(table: I64, mine: int, tag: int, owner: int, now_s: int, window_s: 
         other = _look(table, first, second, tag, mine, now_s, window_s)
         if other < 0:
             break
-        word = _load(table, other + WORDS)
+        word = load_atomic(table, other + WORDS)
         state = word >> STATE_SHIFT
         if word == 0 or state == WRITING:
             continue
         if state != TENTATIVE:
-            _swap(table, mine + WORDS, tentative, 0)
+            swap_atomic(table, mine + WORDS, tentative, 0)
             return FOUND | other
         if other < mine:
-            _swap(table, mine + WORDS, tentative, 0)
+            swap_atomic(table, mine + WORDS, tentative, 0)
             return BUSY
-        _swap(table, other + WORDS, word, 0)
-    if _swap(table, mine + WORDS, tentative, owner | (CLAIMED << STATE_SHIFT)) == 1:
+        swap_atomic(table, other + WORDS, word, 0)
+    if swap_atomic(table, mine + WORDS, tentative, owner | (CLAIMED << STATE_SHIFT)) == 1:
         return mine
     return _LOST
 
 
-@_compiled
+@compiled()
 def _claim(table: I64, tag: int, owner: int, now_s: int, window_s: int) -> int:
     """The slot that was won, FOUND and the slot of another claim, FULL or BUSY."""
     bucket_count = table[BUCKET_COUNT_AT]
     first, second = _bucket(tag, bucket_count, 0), _bucket(tag, bucket_count, 1)
     for _ in range(_TRIES):
         other = _look(table, first, second, tag, -1, now_s, window_s)
-        if other >= 0 and _load(table, other + WORDS) >> STATE_SHIFT != TENTATIVE:
+        if other >= 0 and load_atomic(table, other + WORDS) >> STATE_SHIFT != TENTATIVE:
             return FOUND | other
         mine = _free_slot(table, first, second, now_s, window_s)
         if mine < 0:
             return FULL
-        word = _load(table, mine + WORDS)
+        word = load_atomic(table, mine + WORDS)
         writing = owner | (WRITING << STATE_SHIFT)
         # Taken by another one, or not free any more, since it was looked at.
-        if not _is_free(table, word, now_s, window_s) or _swap(table, mine + WORDS, word, writing) == 0:
+        if not _is_free(table, word, now_s, window_s) or swap_atomic(table, mine + WORDS, word, writing) == 0:
             continue
-        _store(table, mine + POSITIONS, 0)
-        _store(table, mine + TAGS, tag)
-        if _swap(table, mine + WORDS, writing, owner | (TENTATIVE << STATE_SHIFT)) == 0:
+        store_atomic(table, mine + POSITIONS, 0)
+        store_atomic(table, mine + TAGS, tag)
+        if swap_atomic(table, mine + WORDS, writing, owner | (TENTATIVE << STATE_SHIFT)) == 0:
             continue
         result = _contest(table, mine, tag, owner, now_s, window_s)
         if result != _LOST:
@@ -272,7 +231,7 @@ def _claim(table: I64, tag: int, owner: int, now_s: int, window_s: int) -> int:
     return BUSY
 
 
-@_compiled
+@compiled()
 def claim_all(table: I64, tags: I64, count: int, owner: int, now_s: int, window_s: int, results: I64) -> int:
     """Claim the first `count` tags for `owner` (a word of state 0, with its time); returns how many were won.
 
@@ -294,59 +253,58 @@ def claim_all(table: I64, tags: I64, count: int, owner: int, now_s: int, window_
     return won
 
 
-@_compiled
+@compiled()
 def take_over(table: I64, slot: int, word: int, owner: int, now_s: int, window_s: int) -> int:
     """Claim a slot whose claim, with this word, has come to nothing. As `_claim`, but never FULL."""
-    tag = _load(table, slot + TAGS)
-    if _swap(table, slot + WORDS, word, owner | (TENTATIVE << STATE_SHIFT)) == 0:
+    tag = load_atomic(table, slot + TAGS)
+    if swap_atomic(table, slot + WORDS, word, owner | (TENTATIVE << STATE_SHIFT)) == 0:
         return BUSY
-    _store(table, slot + POSITIONS, 0)
+    store_atomic(table, slot + POSITIONS, 0)
     result: int = _contest(table, slot, tag, owner, now_s, window_s)
     return BUSY if result == _LOST else result
 
 
-@_compiled
+@compiled()
 def free_all(table: I64, slots: I64, count: int, owner: int) -> None:
     """Give slots back that were won and are the owner's still: nothing came of their claims."""
     for index in range(count):
         if slots[index] >= 0:
-            word = _load(table, slots[index] + WORDS)
+            word = load_atomic(table, slots[index] + WORDS)
             if _is_claim_of(word, owner):
-                _swap(table, slots[index] + WORDS, word, 0)
+                swap_atomic(table, slots[index] + WORDS, word, 0)
 
 
-# For a worker, whose arrays are always the same: numba takes 0.1 µs to look at each array that it is called with. A
-# frame holds the addresses of the table, the tags, the slots and the positions. With reference counting: without it
-# numba makes no arrays, and these have nothing to count.
+# For a worker, whose arrays stay in its frame.
 
 
-@njit(cache=True)
+@compiled(makes_arrays=True)
 def claim_bound(frame_at: int, count: int, owner: int, now_s: int, window_s: int) -> int:
     """`claim_all` of the tags; the slots get the results."""
-    frame = carray(pointer(frame_at), FRAME_SIZE, np.int64)
-    table, tags = carray(pointer(frame[0]), _ANY, np.int64), carray(pointer(frame[1]), count, np.int64)
-    won: int = claim_all(table, tags, count, owner, now_s, window_s, carray(pointer(frame[2]), count, np.int64))
+    table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
+    tags = carray(address(frame_at, SLOT.tags), count, np.int64)
+    slots = carray(address(frame_at, SLOT.slots), count, np.int64)
+    won: int = claim_all(table, tags, count, owner, now_s, window_s, slots)
     return won
 
 
-@njit(cache=True)
+@compiled(makes_arrays=True)
 def place_bound(frame_at: int, count: int) -> None:
     """Say of slots that were won where their records will begin; slots below 0 are passed over."""
-    frame = carray(pointer(frame_at), FRAME_SIZE, np.int64)
-    table, slots = carray(pointer(frame[0]), _ANY, np.int64), carray(pointer(frame[2]), count, np.int64)
-    positions = carray(pointer(frame[3]), count, np.int64)
+    table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
+    slots = carray(address(frame_at, SLOT.slots), count, np.int64)
+    begins = carray(address(frame_at, SLOT.positions), count, np.int64)
     for index in range(count):
         if slots[index] >= 0:
-            _store(table, slots[index] + POSITIONS, positions[index] + 1)
+            store_atomic(table, slots[index] + POSITIONS, begins[index] + 1)
 
 
-@njit(cache=True)
+@compiled(makes_arrays=True)
 def settle_bound(frame_at: int, count: int, owner: int) -> None:
     """The records are there, of slots that were won and are the owner's still."""
-    frame = carray(pointer(frame_at), FRAME_SIZE, np.int64)
-    table, slots = carray(pointer(frame[0]), _ANY, np.int64), carray(pointer(frame[2]), count, np.int64)
+    table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
+    slots = carray(address(frame_at, SLOT.slots), count, np.int64)
     for index in range(count):
         if slots[index] >= 0:
-            word = _load(table, slots[index] + WORDS)
+            word = load_atomic(table, slots[index] + WORDS)
             if _is_claim_of(word, owner):
-                _swap(table, slots[index] + WORDS, word, word & _OWNER_MASK)
+                swap_atomic(table, slots[index] + WORDS, word, word & _OWNER_MASK)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from features import attributes, kernel, money, store
 from features.attributes import ATTRIBUTES, CODES
-from features.checksums import crc_tables
+from features.kernel.frame import Frame
 from features.keys import SEPARATOR
 from features.money import RateTable, is_currency_code
 from features.plan import Plan
@@ -50,12 +50,9 @@ _NUMBERS_OF = {field.name: field.number for field in ScoreRequest.DESCRIPTOR.fie
 # Of a schema with other fields, all of this would have to be looked at again.
 assert _NUMBERS_OF.keys() == _KINDS.keys()
 assert max(_NUMBERS_OF.values()) < loop.FIELDS_MAX
-assert loop.ATTRIBUTE_COUNT == kernel.ATTRIBUTE_COUNT
-assert loop.OFFSET_ZERO == kernel.OFFSET_ZERO
 assert loop.RATE_SCALE == money.RATE_SCALE
 assert chr(loop.SEPARATOR) == SEPARATOR
 assert (loop.DIGITS_MIN, loop.DIGITS_MAX) == (wire.CARD_DIGITS_MIN, wire.CARD_DIGITS_MAX)
-_CRC_TABLE = crc_tables()[0]
 _LENGTHS = [Struct(f"={count}q") for count in range(ROWS_MAX + 1)]
 
 
@@ -88,7 +85,6 @@ class FastRequests:
         arrays: dict[str, NDArray[Any]] = {
             "program": _program(plan),
             "numbers": _numbers(plan, limits),
-            "crc_table": _CRC_TABLE,
             "data": np.zeros(ROWS_MAX * _BODY_BYTES_MAX, dtype=np.uint8),
             "lengths": np.zeros(ROWS_MAX, dtype=np.int64),
             "rows": rows,
@@ -99,12 +95,10 @@ class FastRequests:
             "ends": np.zeros(ROWS_MAX * (plan.entity_count + 1), dtype=np.int64),
             "is_usual": np.zeros(ROWS_MAX, dtype=np.uint8),
             "places": np.zeros(2 * loop.FIELDS_MAX, dtype=np.int64),
-            "varint": np.zeros(1, dtype=np.int64),
         }
-        # Both are kept, for the loop is given nothing but addresses.
-        self._arrays = arrays
-        self._frame = np.array([arrays[name].ctypes.data for name in loop.ARRAYS], dtype=np.int64)
-        self._frame_at = self._frame.ctypes.data
+        # Kept: the loop is given nothing but its address.
+        self._frame = Frame(loop.SLOT, arrays)
+        self._frame_at = self._frame.address
         self._data, self._texts, self._usual = arrays["data"].data, arrays["texts"].data, arrays["is_usual"].data
         self._lengths = arrays["lengths"].data.cast("B")
         self._numbers, self._ends = arrays["numbers"].data, arrays["ends"].data
@@ -130,8 +124,9 @@ class FastRequests:
 def warm_up() -> None:
     """Load or compile the loop, so that no payment waits for it."""
     numbers = np.zeros(loop.NUMBER_COUNT, dtype=np.int64)
-    # Of no bodies it reads nothing but one of the numbers.
-    loop.read_bodies(np.full(len(loop.ARRAYS), numbers.ctypes.data, dtype=np.int64).ctypes.data, 0)
+    # With no bodies the loop reads only one of the numbers.
+    frame = Frame(loop.SLOT, dict.fromkeys(loop.Slots._fields, numbers))
+    loop.read_bodies(frame.address, 0)
 
 
 def _program(plan: Plan) -> NDArray[np.int64]:

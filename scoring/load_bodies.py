@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from google.protobuf.json_format import MessageToDict
 
+from features.kernel.varint import encode_varint
 from schemas.errors import Misconfigured
 from schemas.scoring_pb2 import ScoreRequest
 
@@ -49,7 +50,7 @@ def _bodies(rest: Sequence[bytes], before: bytes, time_format: bytes) -> Iterato
         now_ms = time.time_ns() // 1_000_000
         if now_ms != stamp_ms:
             stamp_ms = now_ms
-            stamp = time_format % now_ms if time_format else b"\x10" + _varint(now_ms)
+            stamp = time_format % now_ms if time_format else b"\x10" + encode_varint(now_ms)
         yield before + b"%011d" % number + stamp + after
 
 
@@ -68,12 +69,3 @@ def _json_rest(request: ScoreRequest) -> bytes:
     # 64-bit numbers are text in protobuf's own JSON, and numbers in ours; what is 0 it leaves out.
     fields["amount_minor"] = request.amount_minor
     return b"," + json.dumps(fields, separators=(",", ":"))[1:].encode()
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

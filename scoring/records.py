@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.checksums import crc_tables
+from features.kernel.frame import Frame
 from schemas.outbox_pb2 import OutboxRecord
 from schemas.scoring_pb2 import ScoreResponse
 from scoring import record_bytes as loop
@@ -64,17 +64,20 @@ class RecordWriter:
             "constant_ends": np.zeros(3, dtype=np.int64),
             "bounds": np.zeros(3 * self._rows_max, dtype=np.int64),
             "vectors": vectors,
-            "crc_tables": crc_tables(),
+            # Room for what is usual; it grows.
+            "bodies": np.zeros(64 << 10, dtype=np.uint8),
+            "ids": np.zeros(16 << 10, dtype=np.uint8),
+            "tails": np.zeros(64 << 10, dtype=np.uint8),
+            "constants": np.zeros(1 << 10, dtype=np.uint8),
+            "out": np.zeros(128 << 10, dtype=np.uint8),
         }
-        written_here = ("body_sizes", "id_sizes", "tail_numbers", "scores", "constant_ends")
-        self._views = {name: self._arrays[name].data.cast("B") for name in written_here}
+        # The loop is given its address.
+        self._frame = Frame(loop.SLOT, self._arrays)
+        self._views = {name: array.data.cast("B") for name, array in self._arrays.items() if name != "vectors"}
         self._bounds = self._arrays["bounds"].data
         # By the number of a chunk's decisions.
         self._int64s = [Struct(f"={count}q") for count in range(self._rows_max + 1)]
         self._doubles = [Struct(f"={count}d") for count in range(self._rows_max + 1)]
-        # Room for what is usual; it grows.
-        for name, kilobytes in (("bodies", 64), ("ids", 16), ("tails", 64), ("constants", 1), ("out", 128)):
-            self._make_room(name, kilobytes << 10)
         self._set_age(None)
 
     def keep_tail(self, tail: bytes) -> int | None:
@@ -119,7 +122,7 @@ class RecordWriter:
             self._set_age(profile_age_ms)
         rest = self._vector_bytes + self._longest_tail + len(arrays["constants"]) + loop.OVERHEAD_BYTES
         self._make_room("out", len(body_bytes) + len(id_bytes) + count * rest)
-        size = loop.write_records(self._frame_at, count, self._vector_bytes, self._decision, decided_time_ms)
+        size = loop.write_records(self._frame.address, count, self._vector_bytes, self._decision, decided_time_ms)
         self._decision += count
         frames = views["out"][:size].tobytes()
         bounds = self._bounds[: 3 * count].tolist()
@@ -151,17 +154,14 @@ class RecordWriter:
         self._views[name][: len(data)] = data
 
     def _make_room(self, name: str, size: int) -> None:
-        """An array of at least so many bytes, with what it held."""
-        old = self._arrays.get(name)
-        if old is not None and len(old) >= size:
+        """An array of at least `size` bytes, with what it held."""
+        old = self._arrays[name]
+        if len(old) >= size:
             return
-        self._arrays[name] = np.zeros(size, dtype=np.uint8)
-        if old is not None:
-            self._arrays[name][: len(old)] = old
-        self._views[name] = self._arrays[name].data
-        if all(each in self._arrays for each in loop.ARRAYS):
-            self._frame = np.array([self._arrays[each].ctypes.data for each in loop.ARRAYS], dtype=np.int64)
-            self._frame_at = self._frame.ctypes.data
+        larger = np.zeros(size, dtype=np.uint8)
+        larger[: len(old)] = old
+        self._arrays[name], self._views[name] = larger, larger.data
+        self._frame.put(name, larger)
 
 
 def tail(action: str, reasons: Sequence[str], model_version: str, flags: Sequence[str]) -> bytes:

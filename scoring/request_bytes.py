@@ -7,17 +7,18 @@ is not just as expected makes the body one that is not usual, and then nothing t
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from numba import carray, njit  # type: ignore[attr-defined]
-from numpy.typing import NDArray
+from numba import carray  # type: ignore[attr-defined]
 
-from features.kernel import pointer
-from scoring.compiled import inlined
-
-# Every number the compiled code depends on stands in this file: numba's cache looks at no other.
-
-I64 = NDArray[np.int64]
-U8 = NDArray[np.uint8]
+from features.kernel.byte_ranges import capital_letters, copy_bytes, is_printable
+from features.kernel.crc import crc32_of_text
+from features.kernel.frame import address, size
+from features.kernel.jit import compiled, inlined
+from features.kernel.layout import ATTRIBUTE_COUNT, I64, OFFSET_ZERO, U8
+from features.kernel.plan_schema import positions
+from features.kernel.varint import read_varint
 
 # Kinds of fields: an id, a word, a code of a form of its own, a time, an amount, minutes.
 NONE, ID, WORD, CURRENCY, MCC, COUNTRY, TIME, AMOUNT, OFFSET = range(9)
@@ -33,46 +34,52 @@ REQUIRED, PAYMENT_ID, CARD_ID, CURRENCY_FIELD, TIME_COLUMN, MINOR_COLUMN, AMOUNT
 NUMBER_COUNT = 14
 # What stands for a code of three letters that is no currency.
 NO_CURRENCY = -1
-ATTRIBUTE_COUNT, OFFSET_ZERO, RATE_SCALE, SEPARATOR = 13, 1440, 1_000_000, 0x1F
+# As features/money.py and features/keys.py have them; those files hold no compiled code.
+RATE_SCALE, SEPARATOR = 1_000_000, 0x1F
 # Of a card's number.
 DIGITS_MIN, DIGITS_MAX = 13, 19
 # How a field is stored.
 _VARINT, _BYTES = 0, 2
 # Rows of the places of a body's texts: where each begins, and how long it is.
 _START, _SIZE = range(2)
-# In the order of the frame.
-ARRAYS = (
-    *("program", "numbers", "crc_table", "data", "lengths", "rows", "currencies", "rate_bounds", "rate_times"),
-    *("rates", "entities", "prefixes", "texts", "ends", "is_usual", "places", "varint"),
-)
-# No array is longer; the true lengths are the caller's.
-_ANY = 1 << 40
 
 
-@inlined
-def _read_varint(data: U8, at: int, end: int, result: I64) -> int:
-    """The number that begins at `at`, into result[0]; returns where it ends, -1 where it is none."""
-    value, shift = np.uint64(0), np.uint64(0)
-    while at < end and shift < np.uint64(64):
-        byte = data[at]
-        if shift == np.uint64(63) and byte > 1:
-            return -1
-        value |= np.uint64(byte & 127) << shift
-        at += 1
-        if byte < 128:
-            result[0] = np.int64(value)
-            return at
-        shift += np.uint64(7)
-    return -1
+class Slots(NamedTuple):
+    """The frame of `read_bodies`."""
+
+    program: int
+    """Shape (FIELDS_MAX, 2), int64: KIND and COLUMN of each field, by its number."""
+    numbers: int
+    """Shape (NUMBER_COUNT,), int64: LATEST_MS to ENTITY_COUNT."""
+    data: int
+    """The bodies, one behind the other, uint8."""
+    lengths: int
+    """Their lengths, int64."""
+    rows: int
+    """Shape (bodies, ATTRIBUTE_COUNT), int64. Filled: the attributes of each usual body."""
+    currencies: int
+    """Shape (26**3,), int64: a currency's number by its code, or NO_CURRENCY."""
+    rate_bounds: int
+    """Where the rates of each currency begin, int64, and where the last ones end."""
+    rate_times: int
+    """When each rate begins, epoch milliseconds, int64."""
+    rates: int
+    """The rates, int64: see RATE_SCALE."""
+    entities: int
+    """int64, for each entity: where its prefix ends, how many fields its key has, and their numbers."""
+    prefixes: int
+    """The prefixes of all keys, one behind the other, uint8."""
+    texts: int
+    """uint8. Filled: keys of entities and payment ids, one behind the other."""
+    ends: int
+    """Shape (bodies, entities + 1), int64. Filled: where each key ends in the texts, and the id."""
+    is_usual: int
+    """Shape (bodies,), uint8. Filled: 1 or 0."""
+    places: int
+    """Shape (2, FIELDS_MAX), int64. Scratch: where the texts of a body are."""
 
 
-@inlined
-def _is_printable(data: U8, at: int, end: int) -> bool:
-    """Whether all is ASCII, and nothing a control character."""
-    good = True
-    for place in range(at, end):
-        good &= 32 <= data[place] < 127
-    return good
+SLOT = positions(Slots)
 
 
 @inlined
@@ -89,18 +96,6 @@ def _may_be_card_number(data: U8, at: int, end: int) -> bool:
 
 
 @inlined
-def _letters(data: U8, at: int, count: int) -> int:
-    """So many capital letters as a number of base 26; -1 where there is anything else."""
-    code = 0
-    for place in range(at, at + count):
-        letter = int(data[place]) - 65
-        if not 0 <= letter < 26:
-            return -1
-        code = 26 * code + letter
-    return code
-
-
-@inlined
 def _is_text_good(kind: int, numbers: I64, data: U8, at: int, size: int) -> bool:
     if kind == ID:
         return bool(size <= numbers[ID_BYTES_MAX])
@@ -112,17 +107,8 @@ def _is_text_good(kind: int, numbers: I64, data: U8, at: int, size: int) -> bool
             good &= 48 <= data[place] < 58
         return good
     if kind == COUNTRY:
-        return bool(size == 2 and _letters(data, at, 2) >= 0)
+        return bool(size == 2 and capital_letters(data, at, 2) >= 0)
     return kind == CURRENCY and size == 3
-
-
-@inlined
-def _checksum(crc_table: I64, data: U8, at: int, end: int) -> np.int64:
-    """CRC-32, as zlib has it."""
-    crc = np.int64(0xFFFFFFFF)
-    for place in range(at, end):
-        crc = crc_table[(crc ^ data[place]) & 255] ^ (crc >> 8)
-    return crc ^ 0xFFFFFFFF
 
 
 @inlined
@@ -139,13 +125,11 @@ def _converted(amount: np.int64, time_ms: np.int64, first: int, last: int, times
 def _read_body(
     program: I64,
     numbers: I64,
-    crc_table: I64,
     data: U8,
     at: int,
     end: int,
     row: I64,
     places: I64,
-    varint: I64,
 ) -> bool:
     """Fill the row, but for the amount in the reference currency, and the places of texts. False: not usual."""
     for column in range(ATTRIBUTE_COUNT):
@@ -160,10 +144,9 @@ def _read_body(
             return False
         seen |= 1 << field
         kind, column = program[field, KIND], program[field, COLUMN]
-        at = _read_varint(data, at + 1, end, varint)
+        value, at = read_varint(data, at + 1, end)
         if at < 0 or kind == NONE or stored != (_VARINT if kind >= TIME else _BYTES):
             return False
-        value = int(varint[0])
         if kind == TIME:
             if not 0 < value <= numbers[LATEST_MS]:
                 return False
@@ -180,14 +163,14 @@ def _read_body(
         else:
             if not 0 < value <= end - at or not _is_text_good(kind, numbers, data, at, value):
                 return False
-            if not _is_printable(data, at, at + value):
+            if not is_printable(data, at, at + value):
                 return False
             places[_START, field], places[_SIZE, field] = at, value
             if column >= 0:
                 if kind == COUNTRY:
-                    row[column] = _letters(data, at, 2) + 1
+                    row[column] = capital_letters(data, at, 2) + 1
                 else:
-                    row[column] = _checksum(crc_table, data, at, at + value) + 1
+                    row[column] = crc32_of_text(data, at, at + value) + 1
             at += value
     card = numbers[CARD_ID]
     return (
@@ -195,13 +178,6 @@ def _read_body(
         and row[numbers[TIME_COLUMN]] > 0
         and not _may_be_card_number(data, places[_START, card], places[_START, card] + places[_SIZE, card])
     )
-
-
-@inlined
-def _copy(data: U8, start: int, size: int, texts: U8, position: int) -> int:
-    for offset in range(size):
-        texts[position + offset] = data[start + offset]
-    return position + size
 
 
 @inlined
@@ -224,51 +200,44 @@ def _write_key(
     for field in range(at + 2, at + 2 + fields):
         if places[_SIZE, entities[field]] == 0:
             return position
-    end = _copy(prefixes, prefix, entities[at] - prefix, texts, position)
+    end = copy_bytes(prefixes, prefix, entities[at] - prefix, texts, position)
     for field in range(at + 2, at + 2 + fields):
         if field > at + 2:
             texts[end] = SEPARATOR
             end += 1
-        end = _copy(data, places[_START, entities[field]], places[_SIZE, entities[field]], texts, end)
+        end = copy_bytes(data, places[_START, entities[field]], places[_SIZE, entities[field]], texts, end)
     return end if end - position <= key_bytes_max else -1
 
 
-# With reference counting: without it numba makes no arrays, and these have nothing to count.
-@njit(cache=True)
+@compiled(makes_arrays=True)
 def read_bodies(frame_at: int, count: int) -> int:
     """Read the first `count` bodies; returns how many bytes of texts there are.
 
-    The frame holds the addresses of ARRAYS: numba takes 0.1 µs to look at each array it is called with, and these are
-    always the same. `data` holds the bodies one behind the other, `lengths` their lengths. For each body `rows` gets
-    its attributes, `is_usual` 1 or 0, and `ends` where in `texts` the key of each entity ends, and then the payment's
-    id: all empty where it is not usual.
+    The frame holds the arrays of SLOT. Keys and id of a body that is not usual are empty.
     """
-    frame = carray(pointer(frame_at), 17, np.int64)
-    program = carray(pointer(frame[0]), (FIELDS_MAX, 2), np.int64)
-    numbers = carray(pointer(frame[1]), NUMBER_COUNT, np.int64)
-    crc_table = carray(pointer(frame[2]), 256, np.int64)
-    data = carray(pointer(frame[3]), _ANY, np.uint8)
-    lengths = carray(pointer(frame[4]), count, np.int64)
-    rows = carray(pointer(frame[5]), (count, ATTRIBUTE_COUNT), np.int64)
-    currencies = carray(pointer(frame[6]), 26**3, np.int64)
-    rate_bounds = carray(pointer(frame[7]), _ANY, np.int64)
-    rate_times = carray(pointer(frame[8]), _ANY, np.int64)
-    rates = carray(pointer(frame[9]), _ANY, np.int64)
-    entities = carray(pointer(frame[10]), _ANY, np.int64)
-    prefixes = carray(pointer(frame[11]), _ANY, np.uint8)
-    texts = carray(pointer(frame[12]), _ANY, np.uint8)
+    program = carray(address(frame_at, SLOT.program), (FIELDS_MAX, 2), np.int64)
+    numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)
+    data = carray(address(frame_at, SLOT.data), size(frame_at, SLOT.data), np.uint8)
+    lengths = carray(address(frame_at, SLOT.lengths), count, np.int64)
+    rows = carray(address(frame_at, SLOT.rows), (count, ATTRIBUTE_COUNT), np.int64)
+    currencies = carray(address(frame_at, SLOT.currencies), 26**3, np.int64)
+    rate_bounds = carray(address(frame_at, SLOT.rate_bounds), size(frame_at, SLOT.rate_bounds), np.int64)
+    rate_times = carray(address(frame_at, SLOT.rate_times), size(frame_at, SLOT.rate_times), np.int64)
+    rates = carray(address(frame_at, SLOT.rates), size(frame_at, SLOT.rates), np.int64)
+    entities = carray(address(frame_at, SLOT.entities), size(frame_at, SLOT.entities), np.int64)
+    prefixes = carray(address(frame_at, SLOT.prefixes), size(frame_at, SLOT.prefixes), np.uint8)
+    texts = carray(address(frame_at, SLOT.texts), size(frame_at, SLOT.texts), np.uint8)
     pieces = numbers[ENTITY_COUNT] + 1
-    ends = carray(pointer(frame[13]), (count, pieces), np.int64)
-    is_usual = carray(pointer(frame[14]), count, np.uint8)
-    places = carray(pointer(frame[15]), (2, FIELDS_MAX), np.int64)
-    varint = carray(pointer(frame[16]), 1, np.int64)
+    ends = carray(address(frame_at, SLOT.ends), (count, pieces), np.int64)
+    is_usual = carray(address(frame_at, SLOT.is_usual), count, np.uint8)
+    places = carray(address(frame_at, SLOT.places), (2, FIELDS_MAX), np.int64)
     begun, start = 0, 0
     for number in range(count):
         end, row = start + lengths[number], rows[number]
-        good = _read_body(program, numbers, crc_table, data, start, end, row, places, varint)
+        good = _read_body(program, numbers, data, start, end, row, places)
         currency = NO_CURRENCY
         if good:
-            code = _letters(data, places[_START, numbers[CURRENCY_FIELD]], 3)
+            code = capital_letters(data, places[_START, numbers[CURRENCY_FIELD]], 3)
             currency = NO_CURRENCY if code < 0 else int(currencies[code])
             good = currency != NO_CURRENCY
         position, at, prefix = begun, 0, 0
@@ -287,7 +256,7 @@ def read_bodies(frame_at: int, count: int) -> int:
                 prefix, at = entities[at], at + 2 + entities[at + 1]
         if good:
             payment_id = numbers[PAYMENT_ID]
-            begun = _copy(data, places[_START, payment_id], places[_SIZE, payment_id], texts, position)
+            begun = copy_bytes(data, places[_START, payment_id], places[_SIZE, payment_id], texts, position)
             ends[number, pieces - 1] = begun
         else:
             for piece in range(pieces):

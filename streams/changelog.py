@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from features.kernel.varint import encode_varint, encode_zigzag
 from schemas.avro import Encoder, SchemaIds
 from streams.kafka import KafkaSettings, Sender, partitions_of
 
@@ -86,11 +87,5 @@ class ChangelogEncoder:
 
 
 def _length(length: int) -> bytes:
-    """A length as Avro writes a long: zigzag, seven bits a byte, the lowest first."""
-    number = 2 * length
-    encoded = bytearray()
-    while number > 127:
-        encoded.append(number & 127 | 128)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    """A length as Avro writes a long."""
+    return encode_varint(encode_zigzag(length))

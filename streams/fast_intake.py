@@ -14,11 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from features import attributes, kernel
-from features.checksums import crc_tables
+from features.kernel.byte_ranges import capital_letters, is_ascii
+from features.kernel.crc import crc32_of_text
+from features.kernel.jit import compiled
+from features.kernel.layout import COUNTRY_CODES, OFFSET_ZERO, UTC_OFFSET_MINUTES_MAX
+from features.kernel.varint import read_varint, unzigzag
 from features.keys import SEPARATOR
 from features.money import AMOUNT_MINOR_MAX, RateTable
 from features.plan import Plan
@@ -34,12 +37,8 @@ _TEXT, _COUNTRY, _LONG, _FLAG, _OFFSET, _PLAIN_TEXT = range(6)
 _KIND, _NULLABLE, _COLUMN = range(3)
 _MISSING = -1
 _HEADER_BYTES = 5
-_CRC_TABLE = crc_tables()[0]
 # An int has 32 bits; more is not of the type that the schema has.
 _INT_MAX = 2**31 - 1
-# The codes of features/attributes.py. Numbers of their own: numba's cache looks at no other file.
-_COUNTRY_CODES, _OFFSET_MAX, _OFFSET_ZERO = 676, 1439, 1440
-assert (attributes.UTC_OFFSET_MINUTES_MAX, kernel.OFFSET_ZERO) == (_OFFSET_MAX, _OFFSET_ZERO)
 
 
 class FastIntake:
@@ -99,7 +98,7 @@ class FastIntake:
         is_usual = np.zeros(count, dtype=np.bool_)
         data = b"".join(values)
         buffer = np.frombuffer(bytearray(data), dtype=np.uint8)
-        _read_records(self._program, _CRC_TABLE, buffer, bounds, rows, starts, lengths, is_usual)
+        _read_records(self._program, buffer, bounds, rows, starts, lengths, is_usual)
         times, minor = rows[:, kernel.TIME_MS], rows[:, kernel.AMOUNT_MINOR]
         is_usual &= (times > 0) & (times <= now_ms + self._future_ms_max) & (minor >= 0) & (minor <= AMOUNT_MINOR_MAX)
         id_bytes = lengths[:, self._payment_id]
@@ -172,7 +171,7 @@ class FastIntake:
 def warm_up() -> None:
     """Load or compile the loop, so that no payment waits for it."""
     none = np.zeros((0, 3), dtype=np.int64)
-    _read_records(none, _CRC_TABLE, np.zeros(0, np.uint8), none[:, 0].copy(), none, none, none, np.zeros(0, np.bool_))
+    _read_records(none, np.zeros(0, np.uint8), none[:, 0].copy(), none, none, none, np.zeros(0, np.bool_))
 
 
 def _instruction(field: dict[str, Any]) -> tuple[int, int, int] | None:
@@ -197,10 +196,9 @@ def _instruction(field: dict[str, Any]) -> tuple[int, int, int] | None:
     return None if how is None else (how, nullable, column)
 
 
-@njit(cache=True)
+@compiled(makes_arrays=True)
 def _read_records(
     program: NDArray[np.int64],
-    crc_table: NDArray[np.int64],
     data: NDArray[np.uint8],
     bounds: NDArray[np.int64],
     rows: NDArray[np.int64],
@@ -233,48 +231,33 @@ def _read_records(
                 rows[number, column] = 1 + data[at]
                 at += 1
                 continue
-            # A long: seven bits a byte, the lowest first, then zigzag. Ten bytes may not fit 64 bits: not usual.
-            coded, shift = np.uint64(0), np.uint64(0)
-            is_open = True
-            while is_open and at < end and shift < np.uint64(63):
-                coded |= np.uint64(data[at] & 127) << shift
-                is_open = data[at] > 127
-                shift += np.uint64(7)
-                at += 1
-            if is_open:
+            coded, at = read_varint(data, at, end)
+            if at < 0:
                 good = False
                 break
-            value = np.int64(coded >> np.uint64(1)) ^ -np.int64(coded & np.uint64(1))
+            value = unzigzag(coded)
             if kind == _LONG:
                 rows[number, column] = value
                 continue
             if kind == _OFFSET:
-                if abs(value) > _INT_MAX:
+                if not -_INT_MAX <= value <= _INT_MAX:
                     good = False
                     break
-                rows[number, column] = value + _OFFSET_ZERO if abs(value) <= _OFFSET_MAX else 0
+                is_offset = -UTC_OFFSET_MINUTES_MAX <= value <= UTC_OFFSET_MINUTES_MAX
+                rows[number, column] = value + OFFSET_ZERO if is_offset else 0
                 continue
             if value < 0 or value > end - at:
                 good = False
                 break
             starts[number, field], lengths[number, field] = at, value
-            crc = np.int64(0xFFFFFFFF)
-            for place in range(at, at + value):
-                byte = data[place]
-                if byte > 127:
-                    good = False
-                    break
-                crc = crc_table[(crc ^ byte) & 255] ^ (crc >> 8)
-            crc ^= 0xFFFFFFFF
+            good = is_ascii(data, at, at + value)
             if kind == _TEXT:
-                rows[number, column] = crc + 1
+                rows[number, column] = crc32_of_text(data, at, at + value) + 1
             elif kind == _COUNTRY:
-                first, second = np.int64(0), np.int64(0)
-                if value == 2:
-                    first, second = np.int64(data[at]) - 65, np.int64(data[at + 1]) - 65
-                if value == 2 and 0 <= first < 26 and 0 <= second < 26:
-                    rows[number, column] = 26 * first + second + 1
+                letters = capital_letters(data, at, value) if value == 2 else -1
+                if letters >= 0:
+                    rows[number, column] = letters + 1
                 else:
-                    rows[number, column] = crc + 1 + _COUNTRY_CODES
+                    rows[number, column] = crc32_of_text(data, at, at + value) + 1 + COUNTRY_CODES
             at += value
         is_usual[number] = good and at == end

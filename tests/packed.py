@@ -1,4 +1,4 @@
-"""Packed profiles taken apart and put together in plain Python, as the head of features/kernel.py describes them."""
+"""Packed profiles taken apart and put together in plain Python, as features/kernel/codec.py describes them."""
 
 from __future__ import annotations
 

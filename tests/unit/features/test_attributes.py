@@ -16,6 +16,7 @@ from features import attributes, kernel
 from features.attributes import ATTRIBUTES, Attribute, Condition, Kind, row_of
 from features.declare import Catalogue
 from features.history import History, history_of_tables
+from features.kernel.plan_schema import HEAD
 from features.plan import compile_plan
 from features.rows import HistoryRows
 from schemas.errors import Misconfigured
@@ -209,7 +210,7 @@ def test_two_ways_to_ask_one_thing_are_one_question_and_one_column() -> None:
     spoken = card.count("b", "1d", where=attributes.declined == True)  # noqa: E712
     plan = compile_plan(Catalogue((card,), (flag, spoken)))
     assert len(plan.shapes[0].tables[0].columns) == 1
-    assert plan.words[kernel.CONDITION_COUNT] == 1
+    assert plan.words[HEAD.condition_count] == 1
 
 
 def test_a_condition_has_no_truth_value() -> None:

@@ -11,6 +11,8 @@ from features import attributes, kernel
 from features.attributes import channel, country, declined, mcc, merchant_id
 from features.catalogue import CATALOGUE
 from features.declare import Catalogue, Entity, ratio, request
+from features.kernel import layout
+from features.kernel.plan_schema import HEAD, entity_section
 from features.plan import OPERATIONS, RECENCIES, RECENCY_REACH_MS, RECOLLECTIONS, REDUCTIONS, Plan, compile_plan
 from features.shape import MEASURES
 from features.values import Feature, Measure, Operation, Recency, Recollection, Reduction
@@ -38,11 +40,11 @@ def changed(place: int, feature: Feature) -> Plan:
 
 
 def state_digest(plan: Plan, entity: int = 0) -> int:
-    return int(plan.words[plan.words[kernel.ENTITIES_AT + entity] + kernel.DIGEST])
+    return entity_section(plan.words, entity).digest
 
 
 def table_count(plan: Plan, entity: int = 0) -> int:
-    return int(plan.words[plan.words[kernel.ENTITIES_AT + entity] + kernel.TABLE_COUNT])
+    return entity_section(plan.words, entity).table_count
 
 
 @pytest.mark.parametrize("kind", [Measure, Reduction, Recollection, Operation])
@@ -51,7 +53,7 @@ def test_the_kernel_and_the_language_number_things_alike(
 ) -> None:
     numbered = {Measure: MEASURES, Reduction: REDUCTIONS, Recollection: RECOLLECTIONS, Operation: OPERATIONS}[kind]
     assert numbered == tuple(kind)
-    assert [getattr(kernel, item.name) for item in kind] == list(range(len(kind)))
+    assert [getattr(layout, item.name) for item in kind] == list(range(len(kind)))
 
 
 def test_recencies_stand_in_the_order_in_which_the_kernel_fills_them() -> None:
@@ -294,9 +296,9 @@ def test_a_profiles_working_form_has_room_for_what_it_may_hold() -> None:
 
 
 def test_places_are_in_the_plan_only_where_somebody_travels() -> None:
-    assert plan_of(card.is_new("x", country)).words[kernel.PLACES_AT] == 0
+    assert plan_of(card.is_new("x", country)).words[HEAD.places_at] == 0
     plan = plan_of(card.travel_kmh("x"))
-    assert len(plan.words) - plan.words[kernel.PLACES_AT] == 2 * 677
+    assert len(plan.words) - plan.words[HEAD.places_at] == 2 * 677
 
 
 def test_a_condition_asked_twice_is_answered_once() -> None:
@@ -306,7 +308,7 @@ def test_a_condition_asked_twice_is_answered_once() -> None:
         merchant.share("c", "1d", of=declined),
         card.count("d", "1d", where=channel == "ecom"),
     )
-    assert plan.words[kernel.CONDITION_COUNT] == 2
+    assert plan.words[HEAD.condition_count] == 2
 
 
 def test_an_operation_wanted_twice_is_done_once() -> None:

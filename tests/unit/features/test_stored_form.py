@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from features import attributes, kernel
 from features.declare import Catalogue
 from features.engine import FeatureEngine, UnreadableProfile
+from features.kernel.plan_schema import entity_section
 from features.money import _RATE_MAX, AMOUNT_MINOR_MAX, RATE_SCALE
 from features.windows import DAY_MS, HOUR_MS, MINUTE_MS
 from tests.packed import Packed, read_packed, widths_of, with_widths, write_packed
@@ -124,7 +125,7 @@ def test_the_stored_form_is_these_bytes() -> None:
     )
     # Widths, two to a byte: times 6 3 0 and lengths 1; tiles 1 and counts 1; values 1 and times 3; source 1, offset 2.
     widths = bytes([0x36, 0x10, 0x11, 0x31, 0x21])
-    digest = struct.pack("<I", of.plan.words[of.plan.words[kernel.ENTITIES_AT] + kernel.DIGEST])
+    digest = struct.pack("<I", entity_section(of.plan.words, 0).digest)
     head = bytes([4]) + digest + struct.pack("<H", len(shape)) + shape
     assert profile(of, "card", changes) == head + widths + numbers
 

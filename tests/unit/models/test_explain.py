@@ -122,10 +122,11 @@ def test_reasons_are_the_features_that_moved_the_score_most_towards_fraud(tmp_pa
 def test_nothing_is_left_to_compile_when_a_bundle_is_loaded() -> None:
     """In the first payment that is not approved it would take a second."""
     explainer = small_world.loaded_bundle().explainer
-    compiled = len(add_contributions.signatures)
+    dispatcher: Any = add_contributions
+    compiled = len(dispatcher.signatures)
     buffer = np.zeros((4, len(small_world.engine().plan.names)), dtype=np.float32)
     explainer.reasons(buffer[2], 4)
-    assert len(add_contributions.signatures) == compiled > 0
+    assert len(dispatcher.signatures) == compiled > 0
 
 
 def test_no_reasons_are_told_where_none_are_wanted() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.checksums import crc_tables
 from schemas.outbox_pb2 import OutboxRecord
 from schemas.scoring_pb2 import ScoreResponse
-from scoring import record_bytes
 from scoring.outbox import framed
 from scoring.records import BODY_BYTES_MAX, KEPT_TAILS_MAX, RecordWriter, tail
 
@@ -102,12 +99,6 @@ def test_every_record_of_every_chunk_is_as_protobuf_writes_it(
         assert written.starts == [sum(map(len, frames[:row])) for row in range(len(frames))]
         responses = [OutboxRecord.FromString(frame[8:]).response for frame in frames]
         assert written.responses == responses
-
-
-@given(st.binary(max_size=300))
-def test_the_checksum_is_zlibs(data: bytes) -> None:
-    array = np.frombuffer(bytearray(data + b"\0"), dtype=np.uint8)
-    assert record_bytes._checksum(crc_tables(), array, 0, len(data)) == zlib.crc32(data)
 
 
 def test_no_more_tails_are_kept_than_there_is_room_for() -> None:

@@ -1,0 +1,118 @@
+"""The one implementation of profiles: update, roll-up, vector. Compiled by numba, used by every process.
+
+    layout        numbers that compiled code and Python share
+    plan_schema   what the plan's sections hold; the plan says what a catalogue computes
+    jit           the decorators, and machine_code: where compiled code is kept from one start to the next
+    intrinsics    instructions that numba has no words for
+    frame         many arrays as one argument
+    varint, crc, byte_ranges    what reads and writes bytes in compiled code of all packages
+
+    codec         a profile from its stored form (`unpack`) and back (`pack`)
+    update        one event is added to a profile
+    rollup        what a profile knows as of a payment: the slots
+    assemble      slots and the payment's row to the float32 vector
+    migrate       a profile of another catalogue to one of this
+    batches       loops over the steps: `apply_events` (stream, training, replay) and `fill_vectors` (scoring)
+
+    packed profile ─ unpack ─► words ─┬─ update ─► words ─ pack ─► packed profile
+                                      └─ roll_up ─► slots ─ assemble ─► vector
+
+This file names what others use.
+"""
+
+from features.kernel.assemble import assemble_rows
+from features.kernel.batches import apply_events, fill_bound_vectors, fill_vectors
+from features.kernel.codec import pack, unpack
+from features.kernel.layout import (
+    ABSENT,
+    AMOUNT,
+    AMOUNT_MINOR,
+    AT_LEAST,
+    ATTRIBUTE_COUNT,
+    BELOW,
+    BUCKET_COUNTS,
+    COUNTRY,
+    COUNTRY_CODES,
+    DAMAGED,
+    DECAY_ONE,
+    DIFFERENT,
+    DISTINCT_BITS,
+    EQUAL,
+    FIXED_COLUMNS,
+    FRAUD_AMOUNT,
+    FRAUD_COUNT,
+    KNOWN,
+    LABEL,
+    LAYOUT_VERSION,
+    LENGTHS_AT,
+    NO_ROOM,
+    OFFSET_ZERO,
+    OK,
+    PAYMENT,
+    SHAPE_BYTES_AT,
+    SLACK_BYTES,
+    SOURCES_MAX,
+    SQUARE_BITS,
+    SQUARES_HIGH,
+    STATUS_UNIT,
+    TIME_MS,
+    TOO_MANY_SOURCES,
+    UNKNOWN,
+    UTC_OFFSET,
+    UTC_OFFSET_MINUTES_MAX,
+    WRONG_DIGEST,
+    WRONG_VERSION,
+)
+from features.kernel.migrate import decode, migrate
+from features.kernel.update import advance_source, mix
+
+__all__ = [
+    "ABSENT",
+    "AMOUNT",
+    "AMOUNT_MINOR",
+    "ATTRIBUTE_COUNT",
+    "AT_LEAST",
+    "BELOW",
+    "BUCKET_COUNTS",
+    "COUNTRY",
+    "COUNTRY_CODES",
+    "DAMAGED",
+    "DECAY_ONE",
+    "DIFFERENT",
+    "DISTINCT_BITS",
+    "EQUAL",
+    "FIXED_COLUMNS",
+    "FRAUD_AMOUNT",
+    "FRAUD_COUNT",
+    "KNOWN",
+    "LABEL",
+    "LAYOUT_VERSION",
+    "LENGTHS_AT",
+    "NO_ROOM",
+    "OFFSET_ZERO",
+    "OK",
+    "PAYMENT",
+    "SHAPE_BYTES_AT",
+    "SLACK_BYTES",
+    "SOURCES_MAX",
+    "SQUARES_HIGH",
+    "SQUARE_BITS",
+    "STATUS_UNIT",
+    "TIME_MS",
+    "TOO_MANY_SOURCES",
+    "UNKNOWN",
+    "UTC_OFFSET",
+    "UTC_OFFSET_MINUTES_MAX",
+    "WRONG_DIGEST",
+    "WRONG_VERSION",
+    "advance_source",
+    "apply_events",
+    "assemble_rows",
+    "decode",
+    "fill_bound_vectors",
+    "fill_vectors",
+    "migrate",
+    "mix",
+    "pack",
+    "unpack",
+]

@@ -1,0 +1,196 @@
+"""The vector: `assemble` runs the catalogue's program over slots and the payment's row."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from features.kernel.conditions import holds
+from features.kernel.jit import compiled, inlined
+from features.kernel.layout import (
+    ADD,
+    AMOUNT,
+    AMOUNT_MINOR,
+    ATTRIBUTE_VALUE,
+    BELOW_LIMIT,
+    CATEGORY,
+    DAY_MS,
+    DEVIATION,
+    DIVIDE,
+    ENTROPY,
+    EPOCH_WEEKDAY,
+    F32,
+    F64,
+    HOLDS,
+    HOUR,
+    HOUR_MS,
+    I64,
+    MINUTE_MS,
+    NIGHT,
+    NUMBER,
+    OFFSET_ZERO,
+    SCALE,
+    SQUARE_BITS,
+    STANDARD_SCORE,
+    TIME_MS,
+    TRAILING_ZEROS,
+    UTC_OFFSET,
+    WEEKEND,
+)
+from features.kernel.plan_schema import HEAD, OPERATION, OPERATION_SIZE
+
+
+@inlined
+def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
+    """Attributes and slots to the vector. `out`: shape (features,), overwritten, missing is NaN.
+
+    `values` starts with the slots; behind them the program writes one value for each of its operations.
+    """
+    position = plan[HEAD.slot_count]
+    at = plan[HEAD.program_at]
+    for _ in range(plan[HEAD.program_count]):
+        operation = plan[at + OPERATION.code]
+        if operation == DIVIDE:
+            denominator = values[plan[at + OPERATION.second]]
+            values[position] = values[plan[at + OPERATION.first]] / denominator if denominator != 0.0 else np.nan
+        elif operation < NUMBER:
+            values[position] = _from_request(plan, at, operation, attributes)
+        elif operation == NUMBER:
+            values[position] = plan[at + OPERATION.first]
+        elif operation == ADD:
+            values[position] = values[plan[at + OPERATION.first]] + values[plan[at + OPERATION.second]]
+        elif operation == SCALE:
+            value = values[plan[at + OPERATION.first]]
+            values[position] = value * plan[at + OPERATION.second] / plan[at + OPERATION.third]
+        elif operation == DEVIATION:
+            count, total = values[plan[at + OPERATION.first]], values[plan[at + OPERATION.second]]
+            low, high = values[plan[at + OPERATION.third]], values[plan[at + OPERATION.fourth]]
+            values[position] = _deviation(count, total, low, high)
+        elif operation == STANDARD_SCORE:
+            deviation = values[plan[at + OPERATION.third]]
+            distance = values[plan[at + OPERATION.first]] - values[plan[at + OPERATION.second]]
+            values[position] = distance / deviation if deviation != 0.0 else np.nan
+        elif operation == ENTROPY:
+            values[position] = _entropy(values, plan[at + OPERATION.first], plan[at + OPERATION.second])
+        else:
+            values[position] = _top_share(values, plan[at + OPERATION.first], plan[at + OPERATION.second])
+        position += 1
+        at += OPERATION_SIZE
+    at = plan[HEAD.features_at]
+    for feature in range(plan[HEAD.feature_count]):
+        out[feature] = np.float32(values[plan[at + feature]])
+
+
+@compiled(releases_gil=True)
+def assemble_rows(plan: I64, attributes: I64, slots: F64, values: F64, out: F32) -> None:
+    """`assemble` for each row. Shapes (rows, ATTRIBUTE_COUNT), (rows, slots), …, (rows, features)."""
+    count = plan[HEAD.slot_count]
+    for row in range(len(attributes)):
+        for slot in range(count):
+            values[slot] = slots[row, slot]
+        assemble(plan, attributes[row], values, out[row])
+
+
+@inlined
+def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
+    """One value from the payment's own attributes."""
+    if operation == ATTRIBUTE_VALUE:
+        return float(attributes[plan[at + OPERATION.first]])
+    if operation == HOLDS:
+        column = plan[at + OPERATION.first]
+        if attributes[column] == 0 and column > AMOUNT_MINOR:
+            return np.nan
+        return 1.0 if holds(attributes, column, plan[at + OPERATION.second], plan[at + OPERATION.third]) else 0.0
+    if operation == TRAILING_ZEROS:
+        return float(_trailing_zeros(attributes[AMOUNT_MINOR]))
+    if operation == BELOW_LIMIT:
+        return _below_limit(plan, attributes[AMOUNT], plan[at + OPERATION.first], plan[at + OPERATION.second])
+    if operation == CATEGORY:
+        code = attributes[plan[at + OPERATION.first]]
+        return _category(plan, code, plan[at + OPERATION.second], plan[at + OPERATION.third])
+    local_ms = attributes[TIME_MS]
+    if attributes[UTC_OFFSET] != 0:
+        local_ms += (attributes[UTC_OFFSET] - OFFSET_ZERO) * MINUTE_MS
+    hour = (local_ms % DAY_MS) // HOUR_MS
+    weekday = (local_ms // DAY_MS + EPOCH_WEEKDAY) % 7
+    if operation == HOUR:
+        return float(hour)
+    if operation == NIGHT:
+        return 1.0 if hour <= 6 else 0.0
+    if operation == WEEKEND:
+        return 1.0 if weekday >= 5 else 0.0
+    return float(weekday)
+
+
+@inlined
+def _trailing_zeros(amount: int) -> int:
+    """Decimal zeros at the end: 3 for 12,000. 0 for an amount of 0."""
+    zeros = 0
+    while amount > 0 and amount % 10 == 0:
+        amount //= 10
+        zeros += 1
+    return zeros
+
+
+@inlined
+def _below_limit(plan: I64, amount: int, limits_at: int, count: int) -> float:
+    """How far below the next limit, as a share of it: 0.01 for 99 and a limit of 100; NaN above all limits."""
+    for number in range(limits_at, limits_at + count):
+        if amount < plan[number]:
+            return float((plan[number] - amount) / plan[number])
+    return np.nan
+
+
+@inlined
+def _category(plan: I64, code: int, codes_at: int, count: int) -> float:
+    """The place of an attribute's code among the listed ones; `count` for any other; NaN when it is not there.
+
+    At `codes_at` are the codes, ascending, then the place of each.
+    """
+    if code == 0:
+        return np.nan
+    first, last = codes_at, codes_at + count
+    while first < last:
+        middle = (first + last) // 2
+        if plan[middle] < code:
+            first = middle + 1
+        else:
+            last = middle
+    if first < codes_at + count and plan[first] == code:
+        return float(plan[first + count])
+    return float(count)
+
+
+@inlined
+def _deviation(count: float, total: float, low: float, high: float) -> float:
+    """Sample standard deviation from count, sum and sum of squares; NaN of fewer than two."""
+    if not count >= 2.0:
+        return np.nan
+    squares = high * 2.0**SQUARE_BITS + low
+    return math.sqrt(max(0.0, squares * count - total * total) / (count * (count - 1.0)))
+
+
+@compiled()
+def _entropy(values: F64, first: int, count: int) -> float:
+    """Of counts as shares, in bits: 0 when all are in one place. NaN when there are none."""
+    total = 0.0
+    for place in range(first, first + count):
+        total += values[place]
+    if not total > 0.0:
+        return np.nan
+    entropy = 0.0
+    for place in range(first, first + count):
+        if values[place] > 0.0:
+            share = values[place] / total
+            entropy -= share * math.log2(share)
+    return entropy
+
+
+@compiled()
+def _top_share(values: F64, first: int, count: int) -> float:
+    total, largest = 0.0, 0.0
+    for place in range(first, first + count):
+        total += values[place]
+        largest = max(largest, values[place])
+    return largest / total if total > 0.0 else np.nan

@@ -1,0 +1,44 @@
+"""Ranges of bytes in compiled code: copied and looked at."""
+
+from __future__ import annotations
+
+from features.kernel.jit import inlined
+from features.kernel.layout import U8
+
+
+@inlined
+def copy_bytes(source: U8, start: int, size: int, out: U8, at: int) -> int:
+    """Copy `size` bytes; returns where they end in `out`."""
+    for offset in range(size):
+        out[at + offset] = source[start + offset]
+    return at + size
+
+
+@inlined
+def is_ascii(data: U8, at: int, end: int) -> bool:
+    """Whether no byte is above 127."""
+    good = True
+    for place in range(at, end):
+        good &= data[place] < 128
+    return good
+
+
+@inlined
+def is_printable(data: U8, at: int, end: int) -> bool:
+    """Whether all is ASCII without control characters."""
+    good = True
+    for place in range(at, end):
+        good &= 32 <= data[place] < 127
+    return good
+
+
+@inlined
+def capital_letters(data: U8, at: int, count: int) -> int:
+    """`count` capital letters as a number of base 26, A for 0; -1 when there is anything else."""
+    code = 0
+    for place in range(at, at + count):
+        letter = int(data[place]) - 65
+        if not 0 <= letter < 26:
+            return -1
+        code = 26 * code + letter
+    return code

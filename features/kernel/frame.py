@@ -1,0 +1,65 @@
+"""Frames: many arrays handed to a compiled function as one number.
+
+numba takes 0.1 µs to look at each array that it is called with, and a worker's arrays are always the same. So a worker
+puts them into a frame once. A frame holds the address and the size of each array, in the order of its slots:
+
+    class Slots(NamedTuple):                                frame = Frame(SLOT, {"data": data, "rows": rows})
+        data: int                                           read(frame.address, count)
+        rows: int
+
+    SLOT = positions(Slots)
+
+    @compiled(makes_arrays=True)
+    def read(frame_at: int, count: int) -> int:
+        data = carray(address(frame_at, SLOT.data), size(frame_at, SLOT.data), np.uint8)
+        rows = carray(address(frame_at, SLOT.rows), (count, ATTRIBUTE_COUNT), np.int64)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.kernel.intrinsics import pointer, word_at
+from features.kernel.jit import inlined
+
+_SLOT_BYTES = 16
+
+
+class Frame:
+    """Addresses of arrays, which it keeps alive; `address` is the frame's own."""
+
+    def __init__(self, slots: NamedTuple, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """An array for each slot."""
+        self._names = slots._fields
+        assert arrays.keys() == set(self._names)
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._slots = np.zeros((len(self._names), _SLOT_BYTES // 8), dtype=np.int64)
+        self.address: int = self._slots.ctypes.data
+        for name, array in arrays.items():
+            self.put(name, array)
+
+    def put(self, name: str, array: NDArray[Any]) -> None:
+        """Another array in the place of the one that was there."""
+        assert array.flags.c_contiguous
+        self._slots[self._names.index(name)] = array.ctypes.data, array.size
+        self._arrays[name] = array
+
+
+# For compiled code that makes arrays.
+
+
+@inlined
+def address(frame_at: int, slot: int) -> Any:
+    """The address of an array, for `numba.carray`."""
+    return pointer(word_at(frame_at + slot * _SLOT_BYTES))
+
+
+@inlined
+def size(frame_at: int, slot: int) -> int:
+    """How many elements an array has."""
+    elements: int = word_at(frame_at + slot * _SLOT_BYTES + 8)
+    return elements

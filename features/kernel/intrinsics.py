@@ -1,0 +1,138 @@
+"""Instructions that numba has no words for, as LLVM has them. Only compiled code can call them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_I8, _I64 = ir.IntType(8), ir.IntType(64)
+
+
+def _element_address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Where the element is that the second argument counts to, in the array that is the first."""
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    return builder.gep(array.data, [arguments[1]])
+
+
+@intrinsic
+def _load_word(typing_context: Any, data: Any, position: Any) -> Any:  # noqa: ARG001
+    """Eight bytes from any position as an int64: numba has no unaligned load, and eight loads take far longer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.bitcast(_element_address(context, builder, signature, arguments), _I64.as_pointer())
+        return builder.load(place, align=1)
+
+    return types.int64(data, types.int64), generate
+
+
+@intrinsic
+def _store_word(typing_context: Any, data: Any, position: Any, value: Any) -> Any:  # noqa: ARG001
+    """Eight bytes of an int64 to any position."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.bitcast(_element_address(context, builder, signature, arguments), _I64.as_pointer())
+        builder.store(arguments[2], place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64, types.int64), generate
+
+
+@intrinsic
+def _not_negative(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
+    """The same number, promised not to be negative: no read there asks whether it counts from the array's end."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        builder.assume(builder.icmp_signed(">=", arguments[0], ir.Constant(_I64, 0)))
+        return arguments[0]
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _leading_zeros(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
+    """How many of an int64's 64 bits are 0 before the first 1."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _bit_count(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
+    """How many of an int64's 64 bits are 1."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _word_at(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
+    """The int64 at an address in memory."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.load(builder.inttoptr(arguments[0], _I64.as_pointer()))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
+    """An address as a pointer, of which `numba.carray` makes an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.inttoptr(arguments[0], _I8.as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def _load_atomic(typing_context: Any, array: Any, position: Any) -> Any:  # noqa: ARG001
+    """One element of an int64 array, in one order with all other atomic accesses."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load_atomic(_element_address(context, builder, signature, arguments), "seq_cst", 8)
+
+    return types.int64(array, types.int64), generate
+
+
+@intrinsic
+def _store_atomic(typing_context: Any, array: Any, position: Any, value: Any) -> Any:  # noqa: ARG001
+    """Set one element of an int64 array, in one order with all other atomic accesses."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = _element_address(context, builder, signature, arguments)
+        builder.store_atomic(arguments[2], place, "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), generate
+
+
+@intrinsic
+def _swap_atomic(typing_context: Any, array: Any, position: Any, expected: Any, value: Any) -> Any:  # noqa: ARG001
+    """Compare and swap: set one element of an int64 array if it is `expected`; 1 if it was, else 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = _element_address(context, builder, signature, arguments)
+        pair = builder.cmpxchg(place, arguments[2], arguments[3], "seq_cst", "seq_cst")
+        return builder.zext(builder.extract_value(pair, 1), _I64)
+
+    return types.int64(array, types.int64, types.int64, types.int64), generate
+
+
+# Compiled code calls them without the typing context: to a type checker they are anything.
+load_word: Any = _load_word
+store_word: Any = _store_word
+not_negative: Any = _not_negative
+leading_zeros: Any = _leading_zeros
+bit_count: Any = _bit_count
+word_at: Any = _word_at
+pointer: Any = _pointer
+load_atomic: Any = _load_atomic
+store_atomic: Any = _store_atomic
+swap_atomic: Any = _swap_atomic

@@ -1,0 +1,158 @@
+"""A profile written under another catalogue becomes one of this catalogue: `decode`, then `migrate`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from features.kernel.codec import add_up_times, clear
+from features.kernel.columns import read_columns
+from features.kernel.jit import compiled
+from features.kernel.layout import DAMAGED, FIXED_COLUMNS, I64, NEWEST_MS, OK, SOURCES_MAX, U8
+from features.kernel.plan_schema import (
+    ENTITY,
+    TABLE,
+    entity_at,
+    memory_at,
+    memory_length_at,
+    positions,
+    table_at,
+    table_length_at,
+)
+from features.kernel.update import advance_source, remember
+from features.kernel.varint import unzigzag
+
+
+class TableChange(NamedTuple):
+    """What becomes of an old table. Behind it stand its moves."""
+
+    width: int
+    """Of the old table, in columns."""
+    target: int
+    """The number of the table it becomes; -1 if it is dropped."""
+    move_count: int
+
+
+class Move(NamedTuple):
+    """A word of a row that both tables have."""
+
+    old_place: int
+    new_place: int
+    is_label: int
+    """1 if labels change it: then it is stored zigzag."""
+
+
+CHANGE, MOVE = positions(TableChange), positions(Move)
+# The numbers of the old shape's tables and memories.
+_CHANGES_AT = 2
+_CHANGE_SIZE, _MOVE_SIZE = len(CHANGE), len(MOVE)
+
+
+@compiled(releases_gil=True)
+def decode(data: U8, start: int, end: int, table_widths: I64, memories: int, numbers: I64) -> int:
+    """The numbers of a profile of any shape, as they are stored; returns how many, or minus what is wrong.
+
+    `start` is where the widths of its columns stand, `table_widths` how many columns each of its tables has.
+    `numbers`: the three times, the lengths, and the columns one after the other; what needs more is no profile.
+    """
+    tables = len(table_widths)
+    columns = FIXED_COLUMNS + 2 * memories
+    for table in range(tables):
+        columns += table_widths[table]
+    position = start + ((columns + 1) >> 1)
+    at = 4 + tables + memories
+    if position > end or at > len(numbers) or (columns & 1 and data[position - 1] >> 4 != 0):
+        return -DAMAGED
+    position = read_columns(data, start, 0, 3, position, end, 1, numbers, 0, 1)
+    if position < 0:
+        return -DAMAGED
+    position = read_columns(data, start, 3, 1, position, end, 1 + tables + memories, numbers, 3, 0)
+    column = 4
+    # Sources come first among the lengths, and last among the columns.
+    for length in range(1, 2 + tables + memories):
+        rows = numbers[3 + (length if length <= tables + memories else 0)]
+        width = table_widths[length - 1] if length <= tables else 2
+        # Looked at before it is multiplied: what is damaged may be too large for that.
+        if position < 0 or not 0 <= rows <= len(numbers) or at + rows * width > len(numbers):
+            return -DAMAGED
+        position = read_columns(data, start, column, width, position, end, rows, numbers, at, rows)
+        at += rows * width
+        column += width
+    return at if position == end else -DAMAGED
+
+
+@compiled(releases_gil=True)
+def migrate(plan: I64, entity: int, translation: I64, numbers: I64, words: I64) -> int:
+    """Fill `words` from the decoded numbers of a profile of another shape. Returns OK or DAMAGED.
+
+    `translation` (features/shape.py): how many tables and memories the old shape has; then for each old table a
+    TableChange and its Moves; then for each old memory the one it becomes (-1: dropped).
+    """
+    section = entity_at(plan, entity)
+    clear(plan, entity, words)
+    tables, memories = translation[0], translation[1]
+    for field in range(3):
+        words[field] = numbers[field]
+    if not add_up_times(words):
+        return DAMAGED
+    at = 4 + tables + memories
+    step = _CHANGES_AT
+    for table in range(tables):
+        width, target = translation[step + CHANGE.width], translation[step + CHANGE.target]
+        moves = translation[step + CHANGE.move_count]
+        rows = numbers[4 + table]
+        step += _CHANGE_SIZE
+        if target >= 0:
+            where = table_at(plan, section, target)
+            if not _migrate_table(
+                plan, where, table_length_at(target), translation[step:], moves, numbers, at, rows, words
+            ):
+                return DAMAGED
+        step += _MOVE_SIZE * moves
+        at += rows * width
+    for memory in range(memories):
+        target, items = translation[step + memory], numbers[4 + tables + memory]
+        seen = words[NEWEST_MS]
+        for item in range(at, at + items):
+            before = numbers[items + item]
+            if not 0 <= before < seen:
+                return DAMAGED
+            seen -= before
+            if target >= 0:
+                where = memory_at(plan, section, target)
+                length = memory_length_at(plan[section + ENTITY.table_count], target)
+                remember(plan, where, words, length, numbers[item], seen)
+        at += 2 * items
+    sources = numbers[3]
+    if sources > SOURCES_MAX:
+        return DAMAGED
+    for source in range(at, at + sources):
+        advance_source(plan, entity, words, numbers[source], numbers[source + sources])
+    return OK
+
+
+@compiled()
+def _migrate_table(
+    plan: I64, where: int, length: int, moves: I64, move_count: int, numbers: I64, at: int, rows: int, words: I64
+) -> bool:
+    """The tiles of a table that another keeps. False when no profile has such tiles."""
+    room, tiles_at = plan[where + TABLE.capacity], plan[where + TABLE.tiles_at]
+    newest_tile = words[NEWEST_MS] // plan[where + TABLE.hop_ms]
+    older = newest_tile + 1
+    kept = 0
+    for number in range(at, at + rows):
+        age = numbers[number]
+        if not 0 <= age < older:
+            return False
+        older = age
+        if age >= room:
+            continue
+        words[tiles_at + kept] = newest_tile - age
+        for column in range(1, plan[where + TABLE.width]):
+            words[tiles_at + column * room + kept] = 0
+        for move in range(0, _MOVE_SIZE * move_count, _MOVE_SIZE):
+            value = numbers[number + moves[move + MOVE.old_place] * rows]
+            new_at = tiles_at + moves[move + MOVE.new_place] * room + kept
+            words[new_at] = unzigzag(value) if moves[move + MOVE.is_label] else value
+        kept += 1
+    words[length] = kept
+    return True

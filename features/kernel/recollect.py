@@ -1,0 +1,76 @@
+"""What a memory says about a payment: the last value, whether a value is new, how fast a card has travelled."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from features.kernel.jit import compiled, inlined
+from features.kernel.layout import (
+    AMOUNT_MINOR,
+    COUNTRY_CODES,
+    EARTH_RADIUS_KM,
+    F64,
+    HOUR_MS,
+    I64,
+    IS_NEW,
+    JOURNEY_MS_MIN,
+    LAST_VALUE,
+    SINCE_SAME,
+    TIME_MS,
+)
+from features.kernel.plan_schema import HEAD, MEMORY, RECOLLECTION, RECOLLECTION_SIZE
+
+
+@inlined
+def recollect(plan: I64, where: int, words: I64, items: int, attributes: I64, slots: F64) -> None:
+    """What a memory says about a payment, from what it had seen by then."""
+    as_of_ms = attributes[TIME_MS]
+    value = attributes[plan[where + MEMORY.attribute]]
+    is_there = value != 0 or plan[where + MEMORY.attribute] <= AMOUNT_MINOR
+    values = words[plan[where + MEMORY.values_at] :]
+    times_ms = values[plan[where + MEMORY.capacity] :]
+    newest = 0
+    while newest < items and times_ms[newest] > as_of_ms:
+        newest += 1
+    same = newest
+    while same < items and values[same] != value:
+        same += 1
+    for number in range(plan[where + MEMORY.recollection_count]):
+        at = plan[where + MEMORY.recollections_at] + number * RECOLLECTION_SIZE
+        kind = plan[at + RECOLLECTION.kind]
+        result = np.nan
+        if kind == LAST_VALUE:
+            if newest < items:
+                result = values[newest]
+        elif kind == IS_NEW:
+            if is_there:
+                result = 1.0 if same == items else 0.0
+        elif kind == SINCE_SAME:
+            if is_there and same < items:
+                result = (as_of_ms - times_ms[same]) / 1000.0
+        elif is_there and newest < items:
+            if values[newest] == value:
+                result = 0.0
+            else:
+                hours = max(as_of_ms - times_ms[newest], JOURNEY_MS_MIN) / HOUR_MS
+                result = _distance_km(plan, values[newest], value) / hours
+        slots[plan[at + RECOLLECTION.slot]] = result
+
+
+@compiled()
+def _distance_km(plan: I64, origin: int, destination: int) -> float:
+    """Great-circle distance of two countries' middles by the haversine formula; NaN where one lies nowhere."""
+    if not 0 < origin <= COUNTRY_CODES or not 0 < destination <= COUNTRY_CODES:
+        return np.nan
+    at, to = plan[HEAD.places_at] + 2 * origin, plan[HEAD.places_at] + 2 * destination
+    # Latitudes and longitudes are in tenths of a degree, plus 10,000: 0 stands for no such country.
+    if plan[at] == 0 or plan[to] == 0:
+        return np.nan
+    unit = math.pi / 1800.0
+    latitude, longitude = (plan[at] - 10_000) * unit, (plan[at + 1] - 10_000) * unit
+    other_latitude, other_longitude = (plan[to] - 10_000) * unit, (plan[to + 1] - 10_000) * unit
+    half = math.sin((other_latitude - latitude) / 2.0) ** 2
+    half += math.cos(latitude) * math.cos(other_latitude) * math.sin((other_longitude - longitude) / 2.0) ** 2
+    return 2.0 * EARTH_RADIUS_KM * math.asin(min(1.0, math.sqrt(half)))

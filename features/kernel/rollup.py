@@ -1,0 +1,285 @@
+"""What a profile knows as of a payment: `roll_up` fills the entity's slots.
+
+It finds where in each table the windows end. Then it goes through each measure from the newest tile to the oldest, and
+notes the result whenever a window ends. A window is the rows of a table from its `low` up to `top`, without it: `lows`
+has one for each age at which windows end, `top` is where they all start. Ages ascend, so each window holds those before
+it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from features.kernel.intrinsics import bit_count, not_negative
+from features.kernel.jit import compiled, inlined
+from features.kernel.layout import (
+    COUNT,
+    DECAY_ONE,
+    DECAYED,
+    F64,
+    FIRST_MS,
+    FRAUD_COUNT,
+    I64,
+    LARGEST,
+    LAST_MS,
+    NEWEST,
+    NEWEST_OTHER,
+    SMALLEST,
+    STREAK,
+    STREAK_AGE,
+    STREAK_SUM,
+    SUM,
+    TIME_MS,
+    UNION,
+)
+from features.kernel.plan_schema import (
+    ENTITY,
+    GROUP,
+    GROUP_SIZE,
+    RESULT,
+    RESULT_SIZE,
+    TABLE,
+    WINDOW,
+    WINDOW_SIZE,
+    entity_at,
+    memory_at,
+    memory_length_at,
+    table_at,
+    table_length_at,
+)
+from features.kernel.recollect import recollect
+
+
+@inlined
+def roll_up(plan: I64, entity: int, words: I64, attributes: I64, slots: F64) -> None:
+    """What is known of an entity as of a payment, into its part of `slots`, shape (slots,)."""
+    section = entity_at(plan, entity)
+    tables = plan[section + ENTITY.table_count]
+    as_of_ms = attributes[TIME_MS]
+    lows = words[plan[section + ENTITY.scratch_at] :]
+    for table in range(tables):
+        where = table_at(plan, section, table)
+        _roll_up_table(plan, where, words, words[table_length_at(table)], as_of_ms, lows, slots)
+    for memory in range(plan[section + ENTITY.memory_count]):
+        where = memory_at(plan, section, memory)
+        recollect(plan, where, words, words[memory_length_at(tables, memory)], attributes, slots)
+    recency = plan[section + ENTITY.recency_slot]
+    if words[FIRST_MS] == 0:
+        slots[recency] = np.nan
+        slots[recency + 1] = np.nan
+    else:
+        slots[recency] = max(0, as_of_ms - words[LAST_MS]) / 1000.0
+        slots[recency + 1] = max(0, as_of_ms - words[FIRST_MS]) / 1000.0
+
+
+@compiled()
+def clear_slots(plan: I64, entity: int, slots: F64) -> None:
+    """Everything about an entity is missing: the payment has none."""
+    section = entity_at(plan, entity)
+    base = plan[section + ENTITY.slot_base]
+    for slot in range(base, base + plan[section + ENTITY.slot_count]):
+        slots[slot] = np.nan
+
+
+@inlined
+def _roll_up_table(plan: I64, where: int, words: I64, rows: int, as_of_ms: int, lows: I64, slots: F64) -> None:
+    hop_ms, room = plan[where + TABLE.hop_ms], plan[where + TABLE.capacity]
+    now_tile = as_of_ms // hop_ms
+    tiles = words[plan[where + TABLE.tiles_at] : plan[where + TABLE.tiles_at] + rows]
+    top = rows
+    for group in range(plan[where + TABLE.group_count]):
+        at = not_negative(plan[where + TABLE.groups_at] + group * GROUP_SIZE)
+        newest_tile = now_tile - plan[at + GROUP.newest_age]
+        top = _count_below(tiles, top, newest_tile + 1)
+        low = top
+        for bound in range(plan[at + GROUP.bound_count]):
+            low = _count_below(tiles, low, now_tile - plan[plan[at + GROUP.bounds_at] + bound])
+            lows[bound] = low
+        result = not_negative(plan[at + GROUP.results_at])
+        for _ in range(plan[at + GROUP.result_count]):
+            reduction = plan[result + RESULT.reduction]
+            if reduction == SUM:
+                _reduce_sums(plan, result, words, top, lows, room, slots)
+            elif reduction in (LARGEST, SMALLEST):
+                _reduce_extremes(plan, result, words, top, lows, slots)
+            elif reduction >= NEWEST_OTHER:
+                bounds = plan[at + GROUP.bounds_at]
+                _reduce_beside(plan, result, words, tiles, top, newest_tile, now_tile, bounds, hop_ms, slots)
+            else:
+                _reduce_others(plan, result, words, tiles, top, lows, room, now_tile, hop_ms, slots)
+            result += RESULT_SIZE
+
+
+@inlined
+def _count_below(tiles: I64, end: int, tile: int) -> int:
+    """How many of tiles[:end], which ascend, are below a tile. Halved without a branch to guess."""
+    # Most windows start behind the newest tile, and the longest ends before the oldest.
+    if end == 0 or tiles[end - 1] < tile:
+        return end
+    if tiles[0] >= tile:
+        return 0
+    first, count = 0, end
+    while count > 1:
+        half = count >> 1
+        first = first + half if tiles[first + half - 1] < tile else first
+        count -= half
+    return first + (count == 1 and tiles[first] < tile)
+
+
+@inlined
+def _reduce_sums(plan: I64, result: int, words: I64, top: int, lows: I64, room: int, slots: F64) -> None:
+    window = not_negative(plan[result + RESULT.windows_at])
+    for part in range(plan[result + RESULT.parts]):
+        at = not_negative(plan[result + RESULT.words_at] + part * room)
+        total, high = np.int64(0), top
+        for number in range(plan[result + RESULT.window_count]):
+            low = not_negative(lows[plan[window + number * WINDOW_SIZE + WINDOW.bound]])
+            for value in words[at + low : at + high]:
+                total += value
+            high = low
+            slots[plan[window + number * WINDOW_SIZE + WINDOW.slot] + part] = total
+
+
+@inlined
+def _reduce_extremes(plan: I64, result: int, words: I64, top: int, lows: I64, slots: F64) -> None:
+    """LARGEST and SMALLEST: they are stored plus one, and 0 is none."""
+    at = not_negative(plan[result + RESULT.words_at])
+    is_largest = plan[result + RESULT.reduction] == LARGEST
+    best, high = np.int64(0), top
+    window = not_negative(plan[result + RESULT.windows_at])
+    for _ in range(plan[result + RESULT.window_count]):
+        low = not_negative(lows[plan[window + WINDOW.bound]])
+        if is_largest:
+            for value in words[at + low : at + high]:
+                best = max(best, value)
+        else:
+            for value in words[at + low : at + high]:
+                if value > 0 and (value < best or best == 0):
+                    best = value
+        high = low
+        slots[plan[window + WINDOW.slot]] = best - 1 if best > 0 else np.nan
+        window += WINDOW_SIZE
+
+
+@inlined
+def _reduce_beside(
+    plan: I64,
+    result: int,
+    words: I64,
+    tiles: I64,
+    top: int,
+    newest_tile: int,
+    now_tile: int,
+    bounds: int,
+    hop_ms: int,
+    slots: F64,
+) -> None:
+    """NEWEST_OTHER, STREAK, STREAK_AGE and STREAK_SUM: a column that counts some of what the one beside it counts.
+
+    The streak is what was counted since the newest tile in which there is something else. STREAK_SUM adds up a third
+    column over it. The column beside stands in a table of its own: both are gone through from their newest tiles.
+    """
+    reduction = plan[result + RESULT.reduction]
+    counted, beside = words[plan[result + RESULT.words_at] :], words[plan[result + RESULT.beside_at] :]
+    # Without a third column it is the first words of the profile, which nothing asks for.
+    summed = words[plan[result + RESULT.summed_at] :]
+    others_at = plan[result + RESULT.beside_tiles_at]
+    others = words[others_at : others_at + words[plan[result + RESULT.beside_length_at]]]
+    others_top = _count_below(others, len(others), newest_tile + 1)
+    window = not_negative(plan[result + RESULT.windows_at])
+    for _ in range(plan[result + RESULT.window_count]):
+        first_tile = now_tile - plan[bounds + plan[window + WINDOW.bound]]
+        row, other_row = top, others_top
+        streak, total, oldest, other = np.int64(0), np.int64(0), np.nan, np.nan
+        while row > 0 or other_row > 0:
+            tile = max(tiles[row - 1] if row > 0 else -1, others[other_row - 1] if other_row > 0 else -1)
+            if tile < first_tile:
+                break
+            count, amount, all_count = np.int64(0), np.int64(0), np.int64(0)
+            if row > 0 and tiles[row - 1] == tile:
+                row -= 1
+                count, amount = counted[row], summed[row]
+            if other_row > 0 and others[other_row - 1] == tile:
+                other_row -= 1
+                all_count = beside[other_row]
+            if all_count > count:
+                other = _age_s(now_tile, tile, hop_ms)
+                break
+            if count > 0:
+                streak += count
+                total += amount
+                oldest = _age_s(now_tile, tile, hop_ms)
+        value = other
+        if reduction == STREAK:
+            value = float(streak)
+        elif reduction == STREAK_AGE:
+            value = oldest
+        elif reduction == STREAK_SUM:
+            value = float(total)
+        slots[plan[window + WINDOW.slot]] = value
+        window += WINDOW_SIZE
+
+
+@inlined
+def _reduce_others(
+    plan: I64,
+    result: int,
+    words: I64,
+    tiles: I64,
+    top: int,
+    lows: I64,
+    room: int,
+    now_tile: int,
+    hop_ms: int,
+    slots: F64,
+) -> None:
+    """DECAYED, UNION, NEWEST and OLDEST, each window from the start."""
+    reduction, at = plan[result + RESULT.reduction], plan[result + RESULT.words_at]
+    window = not_negative(plan[result + RESULT.windows_at])
+    for _ in range(plan[result + RESULT.window_count]):
+        low = not_negative(lows[plan[window + WINDOW.bound]])
+        if reduction == UNION:
+            ones = 0
+            for part in range(plan[result + RESULT.parts]):
+                union = np.int64(0)
+                for bits in words[at + part * room + low : at + part * room + top]:
+                    union |= bits
+                ones += bit_count(union)
+            value = _estimate_distinct(ones, plan[result + RESULT.parts])
+        elif reduction == DECAYED:
+            weights = plan[result + RESULT.weights_at]
+            value = 0.0
+            if plan[result + RESULT.measure] in (COUNT, FRAUD_COUNT):
+                # Whole numbers that are far from overflowing: added up in any order, so several at once.
+                total = np.int64(0)
+                counts, counted_in = words[at + low : at + top], tiles[low:top]
+                for row in range(top - low):
+                    total += counts[row] * plan[not_negative(weights + now_tile - counted_in[row])]
+                value = float(total)
+            else:
+                for row in range(top - 1, low - 1, -1):
+                    value += float(words[at + row]) * float(plan[weights + now_tile - tiles[row]])
+            value /= DECAY_ONE
+        else:
+            value = np.nan
+            for row in range(top - 1, low - 1, -1):
+                if words[at + row] > 0:
+                    value = _age_s(now_tile, tiles[row], hop_ms)
+                    if reduction == NEWEST:
+                        break
+        slots[plan[window + WINDOW.slot]] = value
+        window += WINDOW_SIZE
+
+
+@compiled()
+def _estimate_distinct(ones: int, parts: int) -> float:
+    """Linear counting (Whang, Vander-Zanden, Taylor 1990): m ln(m / empty), m ln m at most."""
+    size = 64.0 * parts
+    return size * math.log(size / max(1.0, size - ones))
+
+
+@inlined
+def _age_s(now_tile: int, tile: int, hop_ms: int) -> float:
+    return (now_tile - tile) * hop_ms / 1000.0

@@ -1,0 +1,246 @@
+"""An event is added to a profile: `update`.
+
+It finds the tile of the event in each table and adds to it. All measures commute, a table is cut by the newest event
+alone, and a memory is the top of a total order. So the same events in any order give the same bytes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from features.kernel.conditions import answers
+from features.kernel.jit import compiled, inlined
+from features.kernel.layout import (
+    AMOUNT,
+    AMOUNT_MAX,
+    AMOUNT_MIN,
+    AMOUNT_MINOR,
+    AMOUNT_SUM,
+    COUNT,
+    DISTINCT_BITS,
+    FIRST_MS,
+    FRAUD_AMOUNT,
+    I64,
+    LABEL,
+    LAST_MS,
+    LENGTHS_AT,
+    NEWEST_MS,
+    PAYMENT,
+    SOURCES_MAX,
+    SQUARES_HIGH,
+    SQUARES_LOW,
+    TIME_MS,
+)
+from features.kernel.plan_schema import (
+    COLUMN,
+    COLUMN_SIZE,
+    ENTITY,
+    MEMORY,
+    TABLE,
+    entity_at,
+    memory_at,
+    memory_length_at,
+    table_at,
+    table_length_at,
+)
+
+
+@compiled()
+def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weight: int) -> int:
+    """Add one event to a profile. Returns how many tables it came too late for.
+
+    `attributes` is the payment's row for both kinds, its time above 0 (0 stands for no payment). `weight` is 1, or
+    for a label +1 fraud, -1 fraud taken back, 0 genuine.
+    """
+    time_ms = attributes[TIME_MS]
+    section = entity_at(plan, entity)
+    tables = plan[section + ENTITY.table_count]
+    if kind == LABEL and weight == 0:
+        return 0
+    words[NEWEST_MS] = max(words[NEWEST_MS], time_ms)
+    if kind == PAYMENT:
+        if words[FIRST_MS] == 0 or time_ms < words[FIRST_MS]:
+            words[FIRST_MS] = time_ms
+        words[LAST_MS] = max(words[LAST_MS], time_ms)
+        for memory in range(plan[section + ENTITY.memory_count]):
+            where = memory_at(plan, section, memory)
+            value = attributes[plan[where + MEMORY.attribute]]
+            # 0 is nothing there, but an amount of 0 is an amount.
+            if value != 0 or plan[where + MEMORY.attribute] <= AMOUNT_MINOR:
+                remember(plan, where, words, memory_length_at(tables, memory), value, time_ms)
+    held = answers(plan, attributes)
+    late = 0
+    for table in range(tables):
+        where = table_at(plan, section, table)
+        length = table_length_at(table)
+        hop_ms = plan[where + TABLE.hop_ms]
+        tile = time_ms // hop_ms
+        newest_tile = words[NEWEST_MS] // hop_ms
+        count = _drop_expired(plan, where, words, length, newest_tile)
+        # A label that comes days later is not late for payments' tables: it has no business there.
+        if kind != plan[where + TABLE.kind]:
+            continue
+        if tile <= newest_tile - plan[where + TABLE.capacity]:
+            late += 1
+            continue
+        row = _row_of_tile(plan, where, words, length, count, tile)
+        if kind == PAYMENT:
+            _add_payment(plan, where, words, row, attributes, held)
+        else:
+            _add_label(plan, where, words, row, attributes, held, weight)
+    return late
+
+
+@compiled()
+def advance_source(plan: I64, entity: int, words: I64, source: int, offset: int) -> int:
+    """Note that `offset` of `source` is contained. 1 if it is news, 0 if it was contained, -1 if no room."""
+    count, first = words[LENGTHS_AT], plan[entity_at(plan, entity) + ENTITY.sources_at]
+    at = first + count
+    while at > first and words[at - 1] >= source:
+        at -= 1
+    if at < first + count and words[at] == source:
+        if offset <= words[at + SOURCES_MAX]:
+            return 0
+        words[at + SOURCES_MAX] = offset
+        return 1
+    if count == SOURCES_MAX:
+        return -1
+    for place in range(first + count, at, -1):
+        words[place] = words[place - 1]
+        words[place + SOURCES_MAX] = words[place + SOURCES_MAX - 1]
+    words[at] = source
+    words[at + SOURCES_MAX] = offset
+    words[LENGTHS_AT] = count + 1
+    return 1
+
+
+@inlined
+def _drop_expired(plan: I64, where: int, words: I64, length: int, newest_tile: int) -> int:
+    """Forget the tiles that no window can reach any more; returns how many are left."""
+    room, tiles_at = plan[where + TABLE.capacity], plan[where + TABLE.tiles_at]
+    count = words[length]
+    oldest = newest_tile - room + 1
+    expired = 0
+    while expired < count and words[tiles_at + expired] < oldest:
+        expired += 1
+    if expired > 0:
+        count -= expired
+        words[length] = count
+        for number in range(plan[where + TABLE.width]):
+            at = tiles_at + number * room
+            column = words[at : at + count + expired]
+            for row in range(count):
+                column[row] = column[row + expired]
+    return int(count)
+
+
+@inlined
+def _row_of_tile(plan: I64, where: int, words: I64, length: int, count: int, tile: int) -> int:
+    """The row of a tile, made if there is none. There is room: expired tiles have been dropped."""
+    room, tiles_at = plan[where + TABLE.capacity], plan[where + TABLE.tiles_at]
+    row = count
+    while row > 0 and words[tiles_at + row - 1] >= tile:
+        row -= 1
+    if row < count and words[tiles_at + row] == tile:
+        return row
+    for number in range(plan[where + TABLE.width]):
+        at = tiles_at + number * room
+        for place in range(at + count, at + row, -1):
+            words[place] = words[place - 1]
+        words[at + row] = 0
+    words[tiles_at + row] = tile
+    words[length] = count + 1
+    return row
+
+
+@compiled()
+def remember(plan: I64, where: int, words: I64, length: int, value: int, time_ms: int) -> None:
+    """Keep a value among the latest distinct ones: by the time it was last seen, then by value.
+
+    What is kept is the top of that order over everything ever seen: a value that fell out had as many others after
+    it, and times only grow.
+    """
+    count, room, values_at = words[length], plan[where + MEMORY.capacity], plan[where + MEMORY.values_at]
+    times_at = values_at + room
+    found = 0
+    while found < count and words[values_at + found] != value:
+        found += 1
+    if found < count and words[times_at + found] >= time_ms:
+        return
+    place = found
+    if found == count and count < room:
+        words[length] = count + 1
+    elif found == count:
+        place = count - 1
+        last_ms = words[times_at + place]
+        if not (time_ms > last_ms or (time_ms == last_ms and value > words[values_at + place])):
+            return
+    while place > 0:
+        before_ms = words[times_at + place - 1]
+        if before_ms > time_ms or (before_ms == time_ms and words[values_at + place - 1] > value):
+            break
+        words[values_at + place] = words[values_at + place - 1]
+        words[times_at + place] = before_ms
+        place -= 1
+    words[values_at + place] = value
+    words[times_at + place] = time_ms
+
+
+@inlined
+def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int) -> None:
+    """A payment's part of one tile."""
+    amount = attributes[AMOUNT]
+    column = plan[where + TABLE.columns_at]
+    for _ in range(plan[where + TABLE.column_count]):
+        condition = plan[column + COLUMN.condition]
+        if condition == 0 or (held >> (condition - 1)) & 1:
+            measure = plan[column + COLUMN.measure]
+            at = plan[column + COLUMN.words_at] + row
+            if measure == COUNT:
+                words[at] += 1
+            elif measure == AMOUNT_SUM:
+                words[at] += amount
+            elif measure == AMOUNT_MAX:
+                words[at] = max(words[at], amount + 1)
+            elif measure == AMOUNT_MIN:
+                words[at] = min(words[at], amount + 1) if words[at] > 0 else amount + 1
+            elif measure <= SQUARES_HIGH:
+                high, low = amount >> 20, amount & 0xFFFFF
+                cross = 2 * high * low
+                if measure == SQUARES_LOW:
+                    words[at] += low * low + ((cross & 0xFFFFF) << 20)
+                else:
+                    words[at] += high * high + (cross >> 20)
+            else:
+                value = attributes[plan[column + COLUMN.attribute]]
+                if value != 0:
+                    bits = mix(value)
+                    if measure == DISTINCT_BITS:
+                        bits &= 64 * plan[column + COLUMN.parts] - 1
+                        words[at + (bits >> 6) * plan[where + TABLE.capacity]] |= np.int64(1) << (bits & 63)
+                    else:
+                        words[at + (bits & (plan[column + COLUMN.parts] - 1)) * plan[where + TABLE.capacity]] += 1
+        column += COLUMN_SIZE
+
+
+@compiled()
+def _add_label(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int, weight: int) -> None:
+    """A label's part of one tile."""
+    for number in range(plan[where + TABLE.column_count]):
+        column = plan[where + TABLE.columns_at] + number * COLUMN_SIZE
+        condition = plan[column + COLUMN.condition]
+        if condition == 0 or (held >> (condition - 1)) & 1:
+            is_amount = plan[column + COLUMN.measure] == FRAUD_AMOUNT
+            words[plan[column + COLUMN.words_at] + row] += weight * attributes[AMOUNT] if is_amount else weight
+
+
+@compiled()
+def mix(code: int) -> int:
+    """The bits of a code so spread that any few of them look random. 63 bits, above or equal 0.
+
+    The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+    """
+    bits = np.uint64(code) + np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return int((bits ^ (bits >> np.uint64(31))) >> np.uint64(1))

@@ -1,0 +1,93 @@
+"""Varints: seven bits a byte, the lowest first; every byte but the last has its highest bit set (LEB128).
+
+    300 = 0b10_0101100  ->  ac 02
+
+Protobuf and Avro write numbers so, and shapes of profiles are made of them. Avro's are zigzag before: 0, -1, 1, -2 are
+written as 0, 1, 2, 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from features.kernel.jit import inlined
+from features.kernel.layout import U8
+
+
+def encode_varint(number: int) -> bytes:
+    """A number that is not negative."""
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def decode_varints(data: bytes) -> Iterator[int]:
+    """The numbers that the bytes hold. Raises ValueError when the last one has no end."""
+    value = shift = 0
+    for byte in data:
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            yield value
+            value = shift = 0
+    if shift:
+        raise ValueError("the last varint has no end")
+
+
+def encode_zigzag(number: int) -> int:
+    """0, -1, 1, -2 to 0, 1, 2, 3."""
+    return (number << 1) ^ (number >> 63)
+
+
+def decode_zigzag(coded: int) -> int:
+    """0, 1, 2, 3 to 0, -1, 1, -2. All 64 bits are the number's: the shift takes no sign along."""
+    return ((coded >> 1) & 0x7FFFFFFFFFFFFFFF) ^ -(coded & 1)
+
+
+# For compiled code.
+
+zigzag = inlined(encode_zigzag)
+unzigzag = inlined(decode_zigzag)
+
+
+@inlined
+def read_varint(data: U8, at: int, end: int) -> tuple[int, int]:
+    """The number of 64 bits that begins at `at`, and where it ends: -1 when there is no such number before `end`."""
+    value, shift = np.uint64(0), np.uint64(0)
+    while at < end and shift < np.uint64(64):
+        byte = data[at]
+        # The tenth byte has room for one bit.
+        if shift == np.uint64(63) and byte > 1:
+            break
+        value |= np.uint64(byte & 127) << shift
+        at += 1
+        if byte < 128:
+            return int(np.int64(value)), at
+        shift += np.uint64(7)
+    return 0, -1
+
+
+@inlined
+def varint_size(number: int) -> int:
+    """How many bytes a number takes that is not negative."""
+    size = 1
+    while number > 127:
+        number >>= 7
+        size += 1
+    return size
+
+
+@inlined
+def write_varint(out: U8, at: int, number: int) -> int:
+    """Write a number that is not negative; returns where it ends."""
+    while number > 127:
+        out[at] = number & 127 | 128
+        number >>= 7
+        at += 1
+    out[at] = number
+    return at + 1

@@ -1,0 +1,272 @@
+"""Bytes that compiled code makes of fixed input: what was written by an earlier version must be written by the next.
+
+    python -m tests.parity.golden        writes golden.json anew: only for a change that is meant to change bytes
+
+`golden.json` was made by the code as it was before the kernel became a package. The catalogues are the tests' own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.engine import FeatureEngine
+from features.money import RATE_SCALE, RateTable
+from features.payment_ids import hash_texts
+from features.windows import DAY_MS, HOUR_MS
+from models.binning import DIMENSIONS, FEATURE_BINS, Binning
+from models.counts import Rows, count_rows
+from models.sigmoid import sigmoids
+from schemas.avro import Encoder, LocalSchemaIds
+from schemas.scoring_pb2 import ScoreRequest
+from scoring import claims
+from scoring.fast_requests import ROWS_MAX, FastRequests
+from scoring.records import RecordWriter, tail
+from scoring.wire import RequestLimits
+from streams.fast_intake import FastIntake
+from streams.kafka import Record
+from tests.parity.features_worlds import DECLARED, every_word
+from tests.unit.features.profiles import USUAL, Change, apply_groups, label, payment, row, vectors
+
+PATH = Path(__file__).with_name("golden.json")
+START_MS = 1_530_403_200_000
+NOW_MS = START_MS + 60 * DAY_MS
+RATES = RateTable({"EUR": [(0, RATE_SCALE)], "USD": [(0, 900_001), (NOW_MS - 1000, 910_007)], "JPY": [(0, 6_123)]})
+_ENGINES: dict[str, Callable[[], FeatureEngine]] = {
+    "usual": lambda: FeatureEngine(USUAL),
+    "every_word": lambda: FeatureEngine(every_word(DECLARED)),
+}
+_GROUPS, _EVENTS, _VECTORS = 6, 80, 12
+
+
+def made() -> dict[str, Any]:
+    """All of it, as it stands in the file: text, numbers and hexadecimal bytes."""
+    engines = {name: make() for name, make in _ENGINES.items()}
+    profiles = {name: _profiles(engine, random.Random(name)) for name, engine in engines.items()}
+    return {
+        "profiles": {
+            # The first profile of each kind as it is, all of them by their hash.
+            name: {entity: [of[0].hex(), _hash(b"".join(of))] for entity, of in kinds.items()}
+            for name, kinds in profiles.items()
+        },
+        "vectors": {name: _vectors(engine, profiles[name]) for name, engine in engines.items()},
+        "migrations": _migrations(engines, profiles),
+        "outbox_frames": _outbox_frames(),
+        "requests": _requests(engines["every_word"]),
+        "stream_payments": _stream_payments(engines["every_word"]),
+        "claims": _claims(),
+        "drift_counts": _drift_counts(),
+        "sigmoids": [value.hex() for value in sigmoids(np.array([-800.0, -3.5, 0.0, 1e-9, 2.25, np.nan]))],
+        "id_hashes": _id_hashes(),
+    }
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _change(chance: random.Random, number: int) -> Change:
+    """Events of some weeks, now and then out of order; a fifth are labels."""
+    time_ms = START_MS + number * 17 * HOUR_MS + chance.randrange(HOUR_MS)
+    if chance.random() < 0.1:
+        time_ms = max(START_MS, time_ms - chance.randrange(20 * DAY_MS))
+    fields = {
+        "card_id": f"c{chance.randrange(3)}",
+        "merchant_id": f"m{chance.randrange(12)}",
+        "device_id": chance.choice([None, "d1", "d2"]),
+        "mcc": chance.choice([None, "5411", "5812", "4829"]),
+        "country": chance.choice([None, "DE", "FR", "NZ", "de"]),
+        "channel": chance.choice([None, "ecom", "pos"]),
+        "currency": chance.choice(["EUR", "USD"]),
+        "utc_offset_minutes": chance.choice([None, 0, -720, 330]),
+        "declined": chance.choice([None, True, False]),
+    }
+    amount = chance.choice([0, 100, 9_999, 22_000, chance.randrange(1_000_000), 2**33])
+    source, offset = chance.randrange(-1, 5), number * 7
+    if chance.random() < 0.2:
+        return label(time_ms, chance.choice([1, 1, -1, 0]), amount=amount, source=source, offset=offset, **fields)
+    return payment(time_ms, amount, source=source, offset=offset, **fields)
+
+
+def _profiles(engine: FeatureEngine, chance: random.Random) -> dict[str, list[bytes]]:
+    """Profiles of every kind of entity, written in two steps: the second reads what the first has packed."""
+    found: dict[str, list[bytes]] = {}
+    for entity in engine.plan.entity_names:
+        states: list[bytes | None] = [None] * _GROUPS
+        for begin in (0, _EVENTS // 2):
+            groups = [
+                [_change(chance, number) for number in range(begin, begin + _EVENTS // 2 * group // (_GROUPS - 1))]
+                for group in range(_GROUPS)
+            ]
+            states = list(apply_groups(engine, entity, groups, states).states)
+        found[entity] = [state for state in reversed(states) if state is not None]
+    return found
+
+
+def _vectors(engine: FeatureEngine, profiles: dict[str, list[bytes]]) -> list[list[str]]:
+    """Each value as text that is exact, so that one that differs is seen."""
+    chance = random.Random(3)
+    rows, known = [], []
+    for number in range(_VECTORS):
+        change = _change(chance, 0)
+        rows.append((NOW_MS + number * HOUR_MS, *change.row[1:]))
+        known.append(
+            {
+                name: of[number % (_GROUPS + 1)] if number % (_GROUPS + 1) < _GROUPS else None
+                for name, of in profiles.items()
+            }
+        )
+    known[0] = {}
+    return [[f"{value:.9g}" for value in vector] for vector in vectors(engine, rows, known).tolist()]
+
+
+def _migrations(engines: dict[str, FeatureEngine], profiles: dict[str, dict[str, list[bytes]]]) -> dict[str, list[str]]:
+    """Profiles of one catalogue as the other would have them."""
+    found = {}
+    for old, new in (("usual", "every_word"), ("every_word", "usual")):
+        names = engines[new].plan.entity_names
+        for entity in ("card", "merchant", "device"):
+            migrated = [engines[new].migrated(names.index(entity), state) for state in profiles[old][entity]]
+            found[f"{entity}: {old} to {new}"] = [migrated[0].hex(), _hash(b"".join(migrated))]
+    return found
+
+
+def _outbox_frames() -> list[str]:
+    """Chunks of decisions with parts of every length class."""
+    features = np.linspace(-1.0, 1.0, 21, dtype=np.float32).reshape(3, 7)
+    writer = RecordWriter(features, "0123456789abcdef", "golden")
+    kept = writer.keep_tail(tail("approve", (), "model-1", ()))
+    assert kept is not None
+    found = []
+    for age_ms, sizes in ((None, (1, 127, 128)), (0, (5, 300, 20_000)), (2**40, (2,))):
+        writer.begin()
+        own = writer.add_tail(tail("decline", ("rule:x", "feature:a=1 (+0.50)"), "model-2", ("unknown_card",)))
+        bodies = [bytes(place % 251 for place in range(size)) for size in sizes]
+        ids = [f"payment-{'x' * (size % 140)}".encode() for size in sizes]
+        numbers = [kept, own, kept][: len(sizes)]
+        written = writer.write(bodies, ids, [0.25, None, 0.0][: len(sizes)], numbers, age_ms, NOW_MS)
+        small = len(written.frames) < 2000
+        found += [written.frames.hex() if small else _hash(written.frames), _hash(b"".join(written.responses))]
+    return found
+
+
+def _requests(engine: FeatureEngine) -> list[object]:
+    """Requests that are usual, and some that are not."""
+    chance = random.Random(11)
+    bodies = []
+    for number in range(40):
+        one = ScoreRequest(
+            payment_id=f"payment-{number}",
+            event_time_ms=NOW_MS - chance.randrange(DAY_MS),
+            card_id=f"card-{chance.randrange(9)}",
+            merchant_id="m" * chance.randrange(1, 30),
+            amount_minor=chance.choice([0, 1, 127, 128, 10**6]),
+            currency=chance.choice(["EUR", "USD", "JPY"]) if number % 9 else "XXX",
+        )
+        if number % 3:
+            one.device_id, one.ip, one.mcc = "d-1", "10.0.0.1", "5411" if number % 5 else "54"
+        if number % 4:
+            one.country, one.channel = chance.choice(["DE", "NZ"]), "ecom" if number % 7 else "é"
+            one.utc_offset_minutes = chance.choice([0, -720, 840])
+        bodies.append(one.SerializeToString())
+    # Cut short, a field twice, a tag of no field, and a number of ten bytes.
+    bodies += [bodies[0][:-3], bodies[0] + bodies[0], bodies[0] + b"\x78\x01", b"\x10" + b"\xff" * 9 + b"\x01", b""]
+    rows = np.zeros((ROWS_MAX, len(row(0))), dtype=np.int64)
+    pieces = FastRequests(engine.plan, RATES, RequestLimits(), rows).read(bodies, NOW_MS)
+    usual = [place for place, is_usual in enumerate(pieces.is_usual) if is_usual]
+    return [
+        pieces.is_usual.hex(),
+        [rows[place].tolist() for place in usual[:6]],
+        _hash(b"".join(rows[place].tobytes() for place in usual)),
+        [key.decode() for key in pieces.keys[:8]],
+        _hash(b"\0".join(pieces.keys) + b"\0".join(pieces.ids)),
+    ]
+
+
+def _stream_payments(engine: FeatureEngine) -> list[object]:
+    """Payments of the topic; those that only the slow way reads are None."""
+    chance = random.Random(13)
+    ids = LocalSchemaIds()
+    encoder = Encoder("payments", ids.id_of("payments"))
+    values = []
+    for number in range(40):
+        record = {
+            "payment_id": f"payment-{number}",
+            "event_time_ms": NOW_MS - chance.randrange(DAY_MS),
+            "card_id": chance.choice(["card-1", "card-2"]) if number % 8 else "kärte",
+            "merchant_id": "m" * chance.randrange(1, 30),
+            "device_id": chance.choice([None, "d-1"]),
+            "ip": chance.choice([None, "10.0.0.1"]),
+            "amount_minor": chance.choice([0, 1, 63, 64, 10**6])
+            if number % 7
+            else chance.choice([2**62, 2**63 - 1, -1, -(2**63)]),
+            "currency": chance.choice(["EUR", "USD", "JPY"]) if number % 9 else "XXX",
+            "mcc": chance.choice([None, "5411"]),
+            "country": chance.choice([None, "DE", "de", "Germany"]),
+            "channel": chance.choice([None, "ecom"]),
+            "utc_offset_minutes": chance.choice([None, 0, -720, 1440, -(2**31)]),
+            "declined": chance.choice([None, True, False]),
+        }
+        values.append(encoder.encode(record))
+    values += [values[0][:-1], values[0] + b"\0", values[0][:5], b""]
+    records = [Record("payments", 3, offset, b"k", value, NOW_MS, ()) for offset, value in enumerate(values)]
+    slow: list[int] = []
+
+    def slowly(record: Record) -> Any:
+        slow.append(record.offset)
+
+    events = FastIntake(engine.plan, RATES, ids, future_ms_max=1000).payments(records, NOW_MS, slowly)
+    read = [
+        [event.payment_id, event.attributes, [key.decode() for key in event.keys]]
+        for event in events
+        if event is not None and not isinstance(event, Exception)
+    ]
+    return [slow, json.loads(json.dumps(read[:5])), _hash(json.dumps(read).encode())]
+
+
+def _claims() -> list[object]:
+    """A table of two buckets that fills up: who wins, who finds what, and the table afterwards."""
+    table = np.zeros(claims.BUCKETS_AT + 2 * claims.BUCKET_SIZE, dtype=np.int64)
+    table[claims.BUCKET_COUNT_AT], table[claims.WORKERS_AT + claims.INCARNATION] = 2, 1
+    owner = 1 << claims.INCARNATION_SHIFT
+    tags = np.array([(number * 0x9E3779B97F4A7C1 + 1) % 2**62 for number in range(20)] + [1, 1], dtype=np.int64)
+    results = np.zeros(len(tags), dtype=np.int64)
+    won = claims.claim_all(table, tags, len(tags), owner | 1000, 1000, 600, results)
+    claims.free_all(table, results[3:5].copy(), 2, owner)
+    again = np.zeros(len(tags), dtype=np.int64)
+    claims.claim_all(table, tags, len(tags), owner | 1001, 1001, 600, again)
+    return [won, results.tolist(), again.tolist(), _hash(table.tobytes())]
+
+
+def _drift_counts() -> str:
+    chance = random.Random(5)
+    count = 200
+    edges = np.array([[0.0, 1.0, *[np.inf] * (FEATURE_BINS - 3)], range(FEATURE_BINS - 1)], dtype=np.float32)
+    rows = Rows(
+        scores=np.array([chance.choice([0.0, 0.1, 0.3, 0.9, np.nan]) for _ in range(count)]),
+        actions=np.array([chance.randrange(3) for _ in range(count)]),
+        vectors=np.array([[chance.choice([-1, 0, 0.5, 3, 99, np.inf, np.nan]) for _ in "ab"] for _ in range(count)]),
+        flags=[("unknown_card",) if place % 5 == 0 else () for place in range(count)],
+        ages_ms=np.array([chance.randrange(-1000, 3_000_000) for _ in range(count)]),
+        values=[[chance.choice(["pos", "DE", None]) for _ in range(count)] for _ in DIMENSIONS],
+    )
+    binning = Binning(np.array([0.1, 0.5]), edges, (("pos",), ("DE",), ()), ("unknown_card",))
+    return _hash(b"".join(array.tobytes() for array in count_rows(binning, rows).arrays))
+
+
+def _id_hashes() -> list[int]:
+    texts = [b"", b"a", b"payment-1", b"x" * 100]
+    offsets = np.cumsum([0, *map(len, texts)]).astype(np.int64)
+    hashes = np.zeros(len(texts), dtype=np.uint64)
+    hash_texts(offsets, np.frombuffer(b"".join(texts), dtype=np.uint8).copy(), 0, len(texts), hashes)
+    return [int(value) for value in hashes]
+
+
+if __name__ == "__main__":
+    PATH.write_text(json.dumps(made(), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,27 @@
+"""The compiled code of today against bytes that an earlier version wrote; see tests/parity/golden.py."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.parity import golden
+
+KEPT: dict[str, Any] = json.loads(golden.PATH.read_text(encoding="utf-8"))
+
+
+@cache
+def made() -> dict[str, Any]:
+    return golden.made()
+
+
+@pytest.mark.parametrize("part", sorted(KEPT))
+def test_compiled_code_makes_the_bytes_an_earlier_version_made(part: str) -> None:
+    assert made()[part] == KEPT[part]
+
+
+def test_every_part_that_is_made_is_kept() -> None:
+    assert made().keys() == KEPT.keys()
