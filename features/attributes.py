@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from features import kernel
 from features.windows import line_of_caller, wrong_at
 from schemas.errors import Misconfigured
+from schemas.payment_fields import FIELD, UTC_OFFSET_MINUTES_MAX
 
-# Offsets run from -12 to +14 hours; a day either way is room for any clock.
-UTC_OFFSET_MINUTES_MAX = 1439
+_COUNTRY = FIELD["country"]
 # What a plan's numbers can hold, and no payment reaches.
 AMOUNT_MAX = 2**62
 
@@ -141,7 +141,7 @@ def text_code(text: str) -> int:
 
 def is_country(text: str) -> bool:
     """Whether it has the form of an ISO 3166-1 alpha-2 code."""
-    return len(text) == 2 and "A" <= text[0] <= "Z" and "A" <= text[1] <= "Z"
+    return _COUNTRY.is_right(text)
 
 
 def country_code(text: str) -> int:
