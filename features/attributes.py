@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from features import kernel
 from features.windows import line_of_caller, wrong_at
 from schemas.errors import Misconfigured
+from schemas.payment_fields import FIELD, UTC_OFFSET_MINUTES_MAX
 
+_COUNTRY = FIELD["country"]
 # What a plan's numbers can hold, and no payment reaches.
 AMOUNT_MAX = 2**62
 
@@ -126,8 +128,7 @@ ATTRIBUTES = (
     channel,
 )
 ATTRIBUTE_COUNT = kernel.ATTRIBUTE_COUNT
-# Offsets run from -12 to +14 hours; a day either way is room for any clock.
-UTC_OFFSET_MINUTES_MAX = kernel.UTC_OFFSET_MINUTES_MAX
+assert kernel.UTC_OFFSET_MINUTES_MAX == UTC_OFFSET_MINUTES_MAX
 
 
 def _wrong(what: str) -> Misconfigured:
@@ -141,7 +142,7 @@ def text_code(text: str) -> int:
 
 def is_country(text: str) -> bool:
     """Whether it has the form of an ISO 3166-1 alpha-2 code."""
-    return len(text) == 2 and "A" <= text[0] <= "Z" and "A" <= text[1] <= "Z"
+    return _COUNTRY.is_right(text)
 
 
 def country_code(text: str) -> int:

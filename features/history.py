@@ -1,6 +1,7 @@
 """A history: labelled payments in two Parquet files, and the same as columns for vectorised work.
 
-`payments.parquet` has the fields of schemas/payments.avsc and is sorted by event_time_ms. `outcomes.parquet` has
+`payments.parquet` has the fields of schemas/payments.avsc, with values as schemas/payment_fields.py has them, and is
+sorted by event_time_ms. `outcomes.parquet` has
 those of schemas/outcomes.avsc and is sorted by outcome_time_ms; a payment may have several outcomes, and the later
 one corrects the earlier one. Strings may be plain or dictionary-encoded; columns beyond these are ignored.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features.attributes import UTC_OFFSET_MINUTES_MAX, flag_code, offset_code
+from features.attributes import flag_code, offset_code
+from features.payment_columns import wrong_numbers, wrong_texts
 from schemas.errors import Misconfigured
+from schemas.payment_fields import FIELD, FIELDS, PaymentField
 
 PAYMENTS_FILE = "payments.parquet"
 OUTCOMES_FILE = "outcomes.parquet"
@@ -26,23 +30,19 @@ OUTCOMES_FILE = "outcomes.parquet"
 INTEGER, TEXT, OPTIONAL_TEXT = "integer", "string", "string or null"
 OPTIONAL_INTEGER, OPTIONAL_FLAG = "integer or null", "boolean or null"
 REQUIRED = (INTEGER, TEXT)
-PAYMENT_COLUMNS = {
-    "payment_id": TEXT,
-    "event_time_ms": INTEGER,
-    "card_id": TEXT,
-    "merchant_id": TEXT,
-    "device_id": OPTIONAL_TEXT,
-    "ip": OPTIONAL_TEXT,
-    "amount_minor": INTEGER,
-    "currency": TEXT,
-    "mcc": OPTIONAL_TEXT,
-    "country": OPTIONAL_TEXT,
-    "channel": OPTIONAL_TEXT,
-    "utc_offset_minutes": OPTIONAL_INTEGER,
-    "declined": OPTIONAL_FLAG,
-}
+
+
+def _kind_of(field: PaymentField) -> str:
+    if field.is_text:
+        return TEXT if field.is_required else OPTIONAL_TEXT
+    if field.is_number:
+        return INTEGER if field.is_required else OPTIONAL_INTEGER
+    return OPTIONAL_FLAG
+
+
+PAYMENT_COLUMNS = {field.name: _kind_of(field) for field in FIELDS}
 # Columns that a file may lack: nothing is known of them then.
-ABSENT_COLUMNS = ("utc_offset_minutes", "declined")
+ABSENT_COLUMNS = tuple(field.name for field in FIELDS if field.column_may_lack)
 OUTCOME_COLUMNS = {"payment_id": TEXT, "outcome_time_ms": INTEGER, "label": TEXT, "source": OPTIONAL_TEXT}
 LABELS = ("genuine", "fraud")
 """A label's place is its number in the columns."""
@@ -150,10 +150,9 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
     """The same from tables that are in memory already."""
     check_columns(PAYMENTS_FILE, payments, PAYMENT_COLUMNS)
     check_columns(OUTCOMES_FILE, outcomes, OUTCOME_COLUMNS)
-    payment_id = plain_texts(payments["payment_id"])
-    event_time_ms = sorted_times(PAYMENTS_FILE, payments, "event_time_ms")
-    amount_minor = integers(payments["amount_minor"])
-    refuse_first(PAYMENTS_FILE, "amount_minor must not be negative", amount_minor < 0)
+    columns = {name: _checked_column(payments, name) for name in PAYMENT_COLUMNS}
+    payment_id, event_time_ms = columns.pop("payment_id"), columns["event_time_ms"]
+    refuse_unsorted(PAYMENTS_FILE, "event_time_ms", event_time_ms)
     _refuse_repeated(payment_id)
     outcome_payment = _rows_of_payments(payment_id, outcomes["payment_id"])
     outcome_time_ms = sorted_times(OUTCOMES_FILE, outcomes, "outcome_time_ms")
@@ -162,17 +161,17 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
     return History(
         payment_id=payment_id,
         event_time_ms=event_time_ms,
-        amount_minor=amount_minor,
-        card=_coded(payments["card_id"]),
-        merchant=_coded(payments["merchant_id"]),
-        device=_coded(payments["device_id"]),
-        ip=_coded(payments["ip"]),
-        currency=_coded(payments["currency"]),
-        mcc=_coded(payments["mcc"]),
-        country=_coded(payments["country"]),
-        channel=_coded(payments["channel"]),
-        utc_offset_code=offset_codes(payments),
-        declined_code=flag_codes(payments, "declined"),
+        amount_minor=columns["amount_minor"],
+        card=columns["card_id"],
+        merchant=columns["merchant_id"],
+        device=columns["device_id"],
+        ip=columns["ip"],
+        currency=columns["currency"],
+        mcc=columns["mcc"],
+        country=columns["country"],
+        channel=columns["channel"],
+        utc_offset_code=columns["utc_offset_minutes"],
+        declined_code=columns["declined"],
         outcome_payment=outcome_payment,
         outcome_time_ms=outcome_time_ms,
         outcome_fraud=fraud_flags(outcomes["label"]),
@@ -291,25 +290,73 @@ def plain_texts(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 
-def integers(column: pa.ChunkedArray) -> Int64Array:
+def integers(table: pa.Table, name: str) -> Int64Array:
     """A column of whole numbers without nulls."""
-    return np.asarray(_whole_numbers(column).to_numpy(), dtype=np.int64)
+    return np.asarray(_whole_numbers(table, name).to_numpy(), dtype=np.int64)
 
 
-def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _whole_numbers(table: pa.Table, name: str) -> pa.ChunkedArray:
     try:
-        return column.cast(pa.int64())
+        return table[name].cast(pa.int64())
     except pa.ArrowInvalid as error:
-        raise Misconfigured(f"whole numbers must fit 64 bits: {first_line(error)}") from error
+        # Without Arrow's text, which quotes the value.
+        raise Misconfigured(f"column {name} holds a whole number that does not fit 64 bits") from error
 
 
-def offset_codes(payments: pa.Table) -> Int64Array:
-    """`History.utc_offset_code` of a table of payments."""
-    if "utc_offset_minutes" not in payments.column_names:
+def _checked_column(payments: pa.Table, name: str) -> Any:
+    """A column as `History` has it, once its values keep the rules."""
+    if name == "declined":
+        return flag_codes(payments, name)
+    if name == "utc_offset_minutes":
+        return offset_codes(payments)
+    if FIELD[name].is_number:
+        return checked_numbers(payments, name)
+    if name == "payment_id":
+        ids = plain_texts(payments[name])
+        refuse_wrong_text(FIELD[name], ids, np.arange(len(ids)))
+        return ids
+    coded = _coded(payments[name])
+    refuse_wrong_text(FIELD[name], coded.names, coded.codes)
+    return coded
+
+
+def checked_numbers(payments: pa.Table, name: str, first_row: int = 0) -> Int64Array:
+    """A required column of whole numbers. Raises Misconfigured naming the first row that breaks a rule."""
+    numbers = integers(payments, name)
+    _refuse_wrong_number(FIELD[name], numbers, wrong_numbers(FIELD[name], numbers), first_row)
+    return numbers
+
+
+def refuse_wrong_text(field: PaymentField, names: pa.Array, codes: npt.NDArray[np.integer], first_row: int = 0) -> None:
+    """Raises Misconfigured naming the first row whose text breaks a rule; row i has the text names[codes[i]]."""
+    wrong = wrong_texts(field, names)
+    if wrong.any():
+        # A code of -1 is no text: the last place.
+        row = int(np.argmax(np.append(wrong, False)[codes]))
+        raise _wrong_value(field, names[int(codes[row])].as_py(), first_row + row)
+
+
+def _refuse_wrong_number(
+    field: PaymentField, numbers: Int64Array, wrong: npt.NDArray[np.bool_], first_row: int
+) -> None:
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise _wrong_value(field, int(numbers[row]), first_row + row)
+
+
+def _wrong_value(field: PaymentField, value: str | int, row: int) -> Misconfigured:
+    return Misconfigured(f"{PAYMENTS_FILE}, row {row}: {field.name} {field.problem_of(value)}")
+
+
+def offset_codes(payments: pa.Table, first_row: int = 0) -> Int64Array:
+    """`History.utc_offset_code` of a table of payments. Raises Misconfigured for an offset that no clock can have."""
+    field = FIELD["utc_offset_minutes"]
+    if field.name not in payments.column_names:
         return np.zeros(len(payments), dtype=np.int64)
-    # A place no clock can have stands for null, and is coded as not known.
-    minutes = integers(_whole_numbers(payments["utc_offset_minutes"]).fill_null(UTC_OFFSET_MINUTES_MAX + 1))
-    is_known = (minutes >= -UTC_OFFSET_MINUTES_MAX) & (minutes <= UTC_OFFSET_MINUTES_MAX)
+    column = _whole_numbers(payments, field.name)
+    is_known = np.asarray(pc.is_valid(column).to_numpy(), dtype=np.bool_)
+    minutes = np.asarray(column.fill_null(0).to_numpy(), dtype=np.int64)
+    _refuse_wrong_number(field, minutes, wrong_numbers(field, minutes), first_row)
     return np.where(is_known, minutes + offset_code(0), 0)
 
 
@@ -327,12 +374,19 @@ def sorted_times(file_name: str, table: pa.Table, name: str, *, first_row: int =
 
     Raises Misconfigured where they fall.
     """
-    time_ms = integers(table[name])
+    time_ms = integers(table, name)
     # The kernel takes 0 for "never".
     refuse_first(file_name, f"{name} must be above 0", time_ms <= 0, first_row)
+    refuse_unsorted(file_name, name, time_ms, first_row=first_row, previous_ms=previous_ms)
+    return time_ms
+
+
+def refuse_unsorted(
+    file_name: str, name: str, time_ms: Int64Array, *, first_row: int = 0, previous_ms: int = 0
+) -> None:
+    """Raises Misconfigured where times fall; the row before the first one has `previous_ms`."""
     is_earlier = np.diff(time_ms, prepend=previous_ms) < 0
     refuse_first(file_name, f"rows must be sorted by {name}", is_earlier, first_row)
-    return time_ms
 
 
 def refuse_first(file_name: str, rule: str, is_wrong: npt.NDArray[np.bool_], first_row: int = 0) -> None:

@@ -20,16 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import InvalidEvent, Misconfigured
+from schemas.payment_fields import AMOUNT_MINOR_MAX, PATTERNS, Form
 
 REFERENCE_MINOR_DIGITS = 2
 # Rates are held as millionths of a reference minor unit for one minor unit of the currency.
 RATE_SCALE = 1_000_000
-# A billion euros. Times the largest rate and RATE_SCALE it still fits 63 bits.
-AMOUNT_MINOR_MAX = 10**11
 _RATE_MAX = 50 * RATE_SCALE
 
 _COLUMNS = ["currency", "minor_digits", "valid_from", "reference_per_unit"]
-_CURRENCY = re.compile(r"[A-Z]{3}")
+_CURRENCY = re.compile(PATTERNS[Form.CURRENCY])
 # ISO 4217 knows no other.
 _MINOR_DIGITS = ("0", "2", "3", "4")
 

@@ -31,21 +31,24 @@ from features.history import (
     Coded,
     History,
     check_columns,
+    checked_numbers,
     first_line,
     flag_codes,
     fraud_flags,
-    integers,
     offset_codes,
     parts_of,
     plain_texts,
     refuse_first,
+    refuse_unsorted,
+    refuse_wrong_text,
     sorted_times,
 )
 from features.payment_ids import Ids, find_rows, first_repeated, hash_texts
 from schemas.errors import Misconfigured
+from schemas.payment_fields import FIELD, FIELDS
 
 _PART_ROWS = 1 << 18
-_CODED = ("card_id", "merchant_id", "device_id", "ip", "currency", "mcc", "country", "channel")
+_CODED = tuple(field.name for field in FIELDS if field.is_text and field.name != "payment_id")
 
 
 def open_history(directory: str | Path, room: FileRoom, *, part_rows: int = _PART_ROWS) -> History:
@@ -54,7 +57,7 @@ def open_history(directory: str | Path, room: FileRoom, *, part_rows: int = _PAR
         payments = files.enter_context(_HistoryFile(Path(directory) / PAYMENTS_FILE, PAYMENT_COLUMNS))
         outcomes = files.enter_context(_HistoryFile(Path(directory) / OUTCOMES_FILE, OUTCOME_COLUMNS))
         made = _payments(payments, room, files, part_rows)
-        ids, event_time_ms = made.ids.whole(), made.event_time_ms
+        ids, event_time_ms = made.ids.whole(), made.numbers["event_time_ms"]
         room.release()
         repeated = first_repeated(ids)
         if repeated >= 0:
@@ -73,7 +76,7 @@ def open_history(directory: str | Path, room: FileRoom, *, part_rows: int = _PAR
         return History(
             payment_id=_as_texts(ids),
             event_time_ms=event_time_ms,
-            amount_minor=made.amount_minor,
+            amount_minor=made.numbers["amount_minor"],
             **{name.removesuffix("_id"): made.texts[name].coded() for name in _CODED},
             utc_offset_code=made.utc_offset_code,
             declined_code=made.declined_code,
@@ -137,9 +140,8 @@ class _Texts:
         self._room, self._file = room, files.enter_context(room.new_file())
         self._offsets = room.new(count + 1, np.int64)
 
-    def add(self, first: int, column: pa.ChunkedArray) -> None:
+    def add(self, first: int, texts: pa.Array) -> None:
         """The texts from `first` on; parts come in order."""
-        texts = plain_texts(column)
         _, offsets, content = texts.buffers()
         bounds = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
         self._offsets[first + 1 : first + len(bounds)] = self._offsets[first] + bounds[1:] - bounds[0]
@@ -161,17 +163,21 @@ def _as_texts(ids: Ids) -> pa.Array:
 class _Dictionary:
     """A column of repeating texts: numbered as they come, and in the end as `Coded` wants them."""
 
-    def __init__(self, room: FileRoom, count: int) -> None:
+    def __init__(self, name: str, room: FileRoom, count: int) -> None:
+        """`name`: of a payment's field, whose rules the texts must keep."""
+        self._field = FIELD[name]
         self._codes = room.new(count, np.int32)
         self._numbers: dict[str, int] = {}
 
     def add(self, first: int, column: pa.ChunkedArray) -> None:
-        """The texts from `first` on."""
+        """The texts from `first` on. Raises Misconfigured naming the first row that breaks a rule."""
         encoded, numbers = plain_texts(column).dictionary_encode(), self._numbers
+        codes = encoded.indices.fill_null(-1).to_numpy()
+        refuse_wrong_text(self._field, encoded.dictionary, codes, first)
         known = [numbers.setdefault(name, len(numbers)) for name in encoded.dictionary.to_pylist()]
         # What code -1 stands for is the last.
         code = np.array([*known, -1], dtype=np.int32)
-        self._codes[first : first + len(encoded)] = code[encoded.indices.fill_null(-1).to_numpy()]
+        self._codes[first : first + len(encoded)] = code[codes]
 
     def coded(self) -> Coded:
         names = pa.array(list(self._numbers), pa.string())
@@ -190,9 +196,8 @@ class _Payments:
 
     def __init__(self, room: FileRoom, files: ExitStack, count: int) -> None:
         self.ids = _Texts(room, files, count)
-        self.texts = {name: _Dictionary(room, count) for name in _CODED}
-        self.event_time_ms = room.new(count, np.int64)
-        self.amount_minor = room.new(count, np.int64)
+        self.texts = {name: _Dictionary(name, room, count) for name in _CODED}
+        self.numbers = {name: room.new(count, np.int64) for name in ("event_time_ms", "amount_minor")}
         self.utc_offset_code = room.new(count, np.int64)
         self.declined_code = room.new(count, np.int64)
 
@@ -201,15 +206,20 @@ def _payments(file: _HistoryFile, room: FileRoom, files: ExitStack, part_rows: i
     made, previous_ms = _Payments(room, files, file.count), 0
     for first, part in file.parts(part_rows):
         rows = slice(first, first + len(part))
-        time_ms = sorted_times(PAYMENTS_FILE, part, "event_time_ms", first_row=first, previous_ms=previous_ms)
+        for name in PAYMENT_COLUMNS:
+            if name == "payment_id":
+                ids = plain_texts(part[name])
+                refuse_wrong_text(FIELD[name], ids, np.arange(len(ids)), first)
+                made.ids.add(first, ids)
+            elif name in made.texts:
+                made.texts[name].add(first, part[name])
+            elif FIELD[name].is_required:
+                made.numbers[name][rows] = checked_numbers(part, name, first)
+        made.utc_offset_code[rows] = offset_codes(part, first)
+        made.declined_code[rows] = flag_codes(part, "declined")
+        time_ms = made.numbers["event_time_ms"][rows]
+        refuse_unsorted(PAYMENTS_FILE, "event_time_ms", time_ms, first_row=first, previous_ms=previous_ms)
         previous_ms = int(time_ms[-1])
-        amount_minor = integers(part["amount_minor"])
-        refuse_first(PAYMENTS_FILE, "amount_minor must not be negative", amount_minor < 0, first)
-        made.event_time_ms[rows], made.amount_minor[rows] = time_ms, amount_minor
-        made.utc_offset_code[rows], made.declined_code[rows] = offset_codes(part), flag_codes(part, "declined")
-        made.ids.add(first, part["payment_id"])
-        for name, dictionary in made.texts.items():
-            dictionary.add(first, part[name])
         room.release()
     return made
 
@@ -230,6 +240,6 @@ def _outcomes(file: _HistoryFile, room: FileRoom, files: ExitStack, part_rows: i
         time_ms = sorted_times(OUTCOMES_FILE, part, "outcome_time_ms", first_row=first, previous_ms=previous_ms)
         previous_ms = int(time_ms[-1])
         told.time_ms[rows], told.fraud[rows] = time_ms, fraud_flags(part["label"])
-        told.ids.add(first, part["payment_id"])
+        told.ids.add(first, plain_texts(part["payment_id"]))
         room.release()
     return told

@@ -97,25 +97,26 @@ def read_asked(
         return (open_files or read_history)(asked.data)
     since_ms, until_ms = time_ms_option("--since", asked.since), time_ms_option("--until", asked.until)
     days = _days(asked, engine, first_day, last_day, needed_from_day)
-    return _of_rows(source, asked, engine, rates, since_ms, until_ms, days)
+    return _of_rows(source, asked, rates, since_ms, until_ms, days)
 
 
 def _of_rows(
     source: Source,
     asked: HistoryAsked,
-    engine: FeatureEngine,
     rates: RateTable,
     since_ms: int | None,
     until_ms: int | None,
     days: Days,
 ) -> History:
+    from streams.pipeline import StreamSettings
     from streams.topic_history import archived_rows, history_of_rows
 
     if asked.data is not None:
         rows = archived_rows(Path(asked.data), since_ms=since_ms, until_ms=until_ms, days=days)
     else:
         rows = _topic_rows(source, "payments", since_ms, until_ms), _topic_rows(source, "outcomes", since_ms, until_ms)
-    history, left_out = history_of_rows(*rows, plan=engine.plan, rates=rates, days=days)
+    times = source.section("stream", StreamSettings).times
+    history, left_out = history_of_rows(*rows, rates=rates, times=times, days=days)
     for line in left_out.lines():
         click.echo(line, err=True)
     if len(history) == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from features.engine import FeatureEngine
 from features.money import RATE_SCALE, RateTable
+from schemas.payment_fields import TIME_BOUND_MS_MAX
 from schemas.scoring_pb2 import ScoreResponse
 from scoring.intake import Intake
 from scoring.payments import Payments
@@ -21,8 +22,9 @@ def constant_answer(payment_id: bytes) -> bytes:
 
 
 def euro_intake() -> Intake:
-    """One that knows no currency but the euro."""
-    return Intake(FeatureEngine().plan, RateTable({"EUR": [(0, RATE_SCALE)]}), RequestLimits())
+    """One that knows no currency but the euro, and takes a body of any year."""
+    limits = RequestLimits(past_ms_max=TIME_BOUND_MS_MAX)
+    return Intake(FeatureEngine().plan, RateTable({"EUR": [(0, RATE_SCALE)]}), limits)
 
 
 class ConstantScorer:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15schemas/scoring.proto\x12\x14paywarden.scoring.v1\"\xdb\x02\n\x0cScoreRequest\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12\x15\n\revent_time_ms\x18\x02 \x01(\x03\x12\x0f\n\x07\x63\x61rd_id\x18\x03 \x01(\t\x12\x13\n\x0bmerchant_id\x18\x04 \x01(\t\x12\x16\n\tdevice_id\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x02ip\x18\x06 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x0c\x61mount_minor\x18\x07 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x08 \x01(\t\x12\x10\n\x03mcc\x18\t \x01(\tH\x02\x88\x01\x01\x12\x14\n\x07\x63ountry\x18\n \x01(\tH\x03\x88\x01\x01\x12\x14\n\x07\x63hannel\x18\x0b \x01(\tH\x04\x88\x01\x01\x12\x1f\n\x12utc_offset_minutes\x18\x0c \x01(\x05H\x05\x88\x01\x01\x42\x0c\n\n_device_idB\x05\n\x03_ipB\x06\n\x04_mccB\n\n\x08_countryB\n\n\x08_channelB\x15\n\x13_utc_offset_minutes\"\xbe\x01\n\rScoreResponse\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07reasons\x18\x05 \x03(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\r\n\x05\x66lags\x18\x07 \x03(\t\x12\x1b\n\x0eprofile_age_ms\x18\x08 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_profile_age_ms\"I\n\x11ScoreBatchRequest\x12\x34\n\x08requests\x18\x01 \x03(\x0b\x32\".paywarden.scoring.v1.ScoreRequest\"L\n\x12ScoreBatchResponse\x12\x36\n\tresponses\x18\x01 \x03(\x0b\x32#.paywarden.scoring.v1.ScoreResponse2\xbc\x01\n\x07Scoring\x12P\n\x05Score\x12\".paywarden.scoring.v1.ScoreRequest\x1a#.paywarden.scoring.v1.ScoreResponse\x12_\n\nScoreBatch\x12\'.paywarden.scoring.v1.ScoreBatchRequest\x1a(.paywarden.scoring.v1.ScoreBatchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15schemas/scoring.proto\x12\x14paywarden.scoring.v1\"\xf1\x02\n\x0cScoreRequest\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12\x15\n\revent_time_ms\x18\x02 \x01(\x03\x12\x0f\n\x07\x63\x61rd_id\x18\x03 \x01(\t\x12\x13\n\x0bmerchant_id\x18\x04 \x01(\t\x12\x16\n\tdevice_id\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x02ip\x18\x06 \x01(\tH\x01\x88\x01\x01\x12\x19\n\x0c\x61mount_minor\x18\x07 \x01(\x03H\x02\x88\x01\x01\x12\x10\n\x08\x63urrency\x18\x08 \x01(\t\x12\x10\n\x03mcc\x18\t \x01(\tH\x03\x88\x01\x01\x12\x14\n\x07\x63ountry\x18\n \x01(\tH\x04\x88\x01\x01\x12\x14\n\x07\x63hannel\x18\x0b \x01(\tH\x05\x88\x01\x01\x12\x1f\n\x12utc_offset_minutes\x18\x0c \x01(\x05H\x06\x88\x01\x01\x42\x0c\n\n_device_idB\x05\n\x03_ipB\x0f\n\r_amount_minorB\x06\n\x04_mccB\n\n\x08_countryB\n\n\x08_channelB\x15\n\x13_utc_offset_minutes\"\xbe\x01\n\rScoreResponse\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07reasons\x18\x05 \x03(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\r\n\x05\x66lags\x18\x07 \x03(\t\x12\x1b\n\x0eprofile_age_ms\x18\x08 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_profile_age_ms\"I\n\x11ScoreBatchRequest\x12\x34\n\x08requests\x18\x01 \x03(\x0b\x32\".paywarden.scoring.v1.ScoreRequest\"L\n\x12ScoreBatchResponse\x12\x36\n\tresponses\x18\x01 \x03(\x0b\x32#.paywarden.scoring.v1.ScoreResponse2\xbc\x01\n\x07Scoring\x12P\n\x05Score\x12\".paywarden.scoring.v1.ScoreRequest\x1a#.paywarden.scoring.v1.ScoreResponse\x12_\n\nScoreBatch\x12\'.paywarden.scoring.v1.ScoreBatchRequest\x1a(.paywarden.scoring.v1.ScoreBatchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'schemas.scoring_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SCOREREQUEST']._serialized_start=48
-  _globals['_SCOREREQUEST']._serialized_end=395
-  _globals['_SCORERESPONSE']._serialized_start=398
-  _globals['_SCORERESPONSE']._serialized_end=588
-  _globals['_SCOREBATCHREQUEST']._serialized_start=590
-  _globals['_SCOREBATCHREQUEST']._serialized_end=663
-  _globals['_SCOREBATCHRESPONSE']._serialized_start=665
-  _globals['_SCOREBATCHRESPONSE']._serialized_end=741
-  _globals['_SCORING']._serialized_start=744
-  _globals['_SCORING']._serialized_end=932
+  _globals['_SCOREREQUEST']._serialized_end=417
+  _globals['_SCORERESPONSE']._serialized_start=420
+  _globals['_SCORERESPONSE']._serialized_end=610
+  _globals['_SCOREBATCHREQUEST']._serialized_start=612
+  _globals['_SCOREBATCHREQUEST']._serialized_end=685
+  _globals['_SCOREBATCHRESPONSE']._serialized_start=687
+  _globals['_SCOREBATCHRESPONSE']._serialized_end=763
+  _globals['_SCORING']._serialized_start=766
+  _globals['_SCORING']._serialized_end=954
 # @@protoc_insertion_point(module_scope)

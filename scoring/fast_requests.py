@@ -2,8 +2,8 @@
 
 A compiled loop (scoring/request_bytes.py) reads and checks them, and keeps only what scoring needs: the row of
 attributes, the payment's id and the keys of its entities. It takes the usual case and nothing else: every field at most
-once and of its type, texts in ASCII, all checks of `wire.validate` passed. Whatever is unusual, wrong or damaged it
-leaves to the slow way, which has the last word and the messages; tests hold the two against each other.
+once and of its type, texts in ASCII, all rules of schemas/payment_fields.py kept. Anything else falls back to the
+protobuf parser and `wire.RequestRules`, which decide and word the error; tests hold the two against each other.
 """
 
 from __future__ import annotations
@@ -16,43 +16,49 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features import attributes, kernel, money, store
+from features import kernel, money, store
 from features.attributes import ATTRIBUTES, CODES
 from features.kernel.frame import Frame
 from features.keys import SEPARATOR
 from features.money import RateTable, is_currency_code
 from features.plan import Plan
+from schemas.payment_fields import (
+    CARD_DIGITS_MAX,
+    CARD_DIGITS_MIN,
+    FIELDS,
+    TIME_MS_END,
+    TIME_MS_MIN,
+    UTC_OFFSET_MINUTES_MAX,
+    Form,
+)
 from schemas.scoring_pb2 import ScoreRequest
 from scoring import request_bytes as loop
-from scoring import wire
 from scoring.wire import RequestLimits
 
 # Read in one go.
 ROWS_MAX = 64
 # On average: more in a chunk, and it is read the slow way. A request of the longest ids has some 1,300.
 _BODY_BYTES_MAX = 2048
-_KINDS = {
-    "payment_id": loop.ID,
-    "event_time_ms": loop.TIME,
-    "card_id": loop.ID,
-    "merchant_id": loop.ID,
-    "device_id": loop.ID,
-    "ip": loop.WORD,
-    "amount_minor": loop.AMOUNT,
-    "currency": loop.CURRENCY,
-    "mcc": loop.MCC,
-    "country": loop.COUNTRY,
-    "channel": loop.WORD,
-    "utc_offset_minutes": loop.OFFSET,
+_KIND_OF_FORM = {
+    Form.ID: loop.ID,
+    Form.CARD_TOKEN: loop.ID,
+    Form.WORD: loop.WORD,
+    Form.CURRENCY: loop.CURRENCY,
+    Form.MCC: loop.MCC,
+    Form.COUNTRY: loop.COUNTRY,
+    Form.TIME: loop.TIME,
+    Form.AMOUNT: loop.AMOUNT,
+    Form.OFFSET: loop.OFFSET,
 }
-_REQUIRED = ("payment_id", "event_time_ms", "card_id", "merchant_id", "currency")
+_KINDS = {field.name: _KIND_OF_FORM[field.form] for field in FIELDS if field.at_endpoint}
+_REQUIRED = [field.name for field in FIELDS if field.at_endpoint and field.is_required]
 _NUMBERS_OF = {field.name: field.number for field in ScoreRequest.DESCRIPTOR.fields}
 # Of a schema with other fields, all of this would have to be looked at again.
 assert _NUMBERS_OF.keys() == _KINDS.keys()
 assert max(_NUMBERS_OF.values()) < loop.FIELDS_MAX
 assert loop.RATE_SCALE == money.RATE_SCALE
 assert chr(loop.SEPARATOR) == SEPARATOR
-assert (loop.DIGITS_MIN, loop.DIGITS_MAX) == (wire.CARD_DIGITS_MIN, wire.CARD_DIGITS_MAX)
+assert (loop.DIGITS_MIN, loop.DIGITS_MAX) == (CARD_DIGITS_MIN, CARD_DIGITS_MAX)
 _LENGTHS = [Struct(f"={count}q") for count in range(ROWS_MAX + 1)]
 
 
@@ -76,7 +82,7 @@ class FastRequests:
         assert rows.dtype == np.int64
         assert rows.flags.c_contiguous
         self._entities = plan.entity_count
-        self._future_ms_max = limits.future_ms_max
+        self._past_ms_max, self._future_ms_max = limits.past_ms_max, limits.future_ms_max
         # A key may be made of texts only.
         self._can_read = all(_KINDS[field] < loop.TIME for fields in plan.entity_keys for field in fields)
         self._can_read &= rates.rate_max * limits.amount_minor_max < 2**62
@@ -112,7 +118,8 @@ class FastRequests:
             return Pieces(bytes(count), [b""] * (count * entities), [b""] * count)
         self._data[:size] = data
         _LENGTHS[count].pack_into(self._lengths, 0, *map(len, bodies))
-        self._numbers[loop.LATEST_MS] = now_ms + self._future_ms_max
+        self._numbers[loop.EARLIEST_MS] = max(now_ms - self._past_ms_max, TIME_MS_MIN)
+        self._numbers[loop.LATEST_MS] = min(now_ms + self._future_ms_max, TIME_MS_END - 1)
         texts = self._texts[: loop.read_bodies(self._frame_at, count)].tobytes()
         ends = self._ends[: count * (entities + 1)].tolist()
         pieces = [texts[start:end] for start, end in itertools.pairwise((0, *ends))]
@@ -145,7 +152,7 @@ def _numbers(plan: Plan, limits: RequestLimits) -> NDArray[np.int64]:
     numbers = np.zeros(loop.NUMBER_COUNT, dtype=np.int64)
     numbers[loop.ID_BYTES_MAX], numbers[loop.WORD_BYTES_MAX] = limits.id_bytes_max, limits.text_bytes_max
     numbers[loop.AMOUNT_MAX] = limits.amount_minor_max
-    numbers[loop.OFFSET_MAX], numbers[loop.KEY_BYTES_MAX] = attributes.UTC_OFFSET_MINUTES_MAX, store.KEY_BYTES_MAX
+    numbers[loop.OFFSET_MAX], numbers[loop.KEY_BYTES_MAX] = UTC_OFFSET_MINUTES_MAX, store.KEY_BYTES_MAX
     numbers[loop.REQUIRED] = sum(1 << _NUMBERS_OF[name] for name in _REQUIRED)
     numbers[loop.PAYMENT_ID], numbers[loop.CARD_ID] = _NUMBERS_OF["payment_id"], _NUMBERS_OF["card_id"]
     numbers[loop.CURRENCY_FIELD] = _NUMBERS_OF["currency"]

@@ -15,7 +15,7 @@ from scoring import wire
 from scoring.fast_requests import ROWS_MAX, FastRequests
 from scoring.payments import Payments, joined
 from scoring.request_rows import RequestRows
-from scoring.wire import RequestLimits
+from scoring.wire import RequestLimits, RequestRules
 
 
 class Intake:
@@ -24,7 +24,8 @@ class Intake:
     def __init__(self, plan: Plan, rates: RateTable, limits: RequestLimits) -> None:
         self.limits = limits
         """Those that a request is held against."""
-        self._currencies, self._entities = rates.currencies, plan.entity_count
+        self._rules = RequestRules(limits, rates.currencies)
+        self._entities = plan.entity_count
         self._rows = RequestRows(plan, rates, ROWS_MAX)
         self._fast = FastRequests(plan, rates, limits, self._rows.attributes)
 
@@ -52,7 +53,7 @@ class Intake:
             for place in (place for place, usual in enumerate(is_usual) if not usual):
                 try:
                     request = wire.parse(bodies[place])
-                    wire.validate(request, now_ms=now_ms, limits=self.limits, currencies=self._currencies)
+                    self._rules.check(request, now_ms)
                     self._rows.write(place, request)
                 except InvalidEvent as error:
                     wrong[place] = error

@@ -28,10 +28,10 @@ FIELDS_MAX = 16
 # or -1.
 KIND, COLUMN = range(2)
 # What differs from one worker to another, and by the hour: places in the numbers.
-LATEST_MS, ID_BYTES_MAX, WORD_BYTES_MAX, AMOUNT_MAX, OFFSET_MAX, KEY_BYTES_MAX = range(6)
+EARLIEST_MS, LATEST_MS, ID_BYTES_MAX, WORD_BYTES_MAX, AMOUNT_MAX, OFFSET_MAX, KEY_BYTES_MAX = range(7)
 # The fields that must be there, as bits; numbers of fields; columns of attributes.
-REQUIRED, PAYMENT_ID, CARD_ID, CURRENCY_FIELD, TIME_COLUMN, MINOR_COLUMN, AMOUNT_COLUMN, ENTITY_COUNT = range(6, 14)
-NUMBER_COUNT = 14
+REQUIRED, PAYMENT_ID, CARD_ID, CURRENCY_FIELD, TIME_COLUMN, MINOR_COLUMN, AMOUNT_COLUMN, ENTITY_COUNT = range(7, 15)
+NUMBER_COUNT = 15
 # What stands for a code of three letters that is no currency.
 NO_CURRENCY = -1
 # As features/money.py and features/keys.py have them; those files hold no compiled code.
@@ -84,7 +84,7 @@ SLOT = positions(Slots)
 
 @inlined
 def _may_be_card_number(data: U8, at: int, end: int) -> bool:
-    """Digits, as many as a card's number has, grouped or not: whether it is one, `wire.validate` knows."""
+    """Digits, as many as a card's number has, grouped or not: whether it is one, `wire.RequestRules` says."""
     digits = 0
     for place in range(at, end):
         byte = data[place]
@@ -148,7 +148,7 @@ def _read_body(
         if at < 0 or kind == NONE or stored != (_VARINT if kind >= TIME else _BYTES):
             return False
         if kind == TIME:
-            if not 0 < value <= numbers[LATEST_MS]:
+            if not numbers[EARLIEST_MS] <= value <= numbers[LATEST_MS]:
                 return False
             row[numbers[TIME_COLUMN]] = value
         elif kind == AMOUNT:
@@ -173,10 +173,8 @@ def _read_body(
                     row[column] = crc32_of_text(data, at, at + value) + 1
             at += value
     card = numbers[CARD_ID]
-    return (
-        seen & numbers[REQUIRED] == numbers[REQUIRED]
-        and row[numbers[TIME_COLUMN]] > 0
-        and not _may_be_card_number(data, places[_START, card], places[_START, card] + places[_SIZE, card])
+    return seen & numbers[REQUIRED] == numbers[REQUIRED] and not _may_be_card_number(
+        data, places[_START, card], places[_START, card] + places[_SIZE, card]
     )
 
 

@@ -1,8 +1,9 @@
 """Request bytes in, response bytes out, and what is refused in between.
 
-A body holds requests in one of two formats, `PROTOBUF` or `JSON`; `validate` checks their values, whatever the
-format was. The two are strict in the same way: a field that is wrong is named, and nothing a caller sent is ever
-repeated in a message, because it may be a card number. Answers are serialised protobuf until JSON is asked for.
+A body holds requests in one of two formats, `PROTOBUF` or `JSON`. `RequestRules` checks their values, whatever the
+format was, by the table of schemas/payment_fields.py. The two are strict in the same way: a field that is wrong is
+named, and nothing a caller sent is ever repeated in a message, because it may be a card number. (A time of ten digits
+is the exception: it is too short for one.) Answers are serialised protobuf until JSON is asked for.
 
 JSON is read by a table of field checks over `json`'s C scanner: protobuf's own json_format takes ten times
 as long, and would accept `"12"` and `12.0` as amounts. JSON is stricter than protobuf in one more respect:
@@ -15,18 +16,27 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from features.attributes import UTC_OFFSET_MINUTES_MAX
-from features.money import AMOUNT_MINOR_MAX
 from schemas.errors import InvalidEvent, TemporaryFailure
+from schemas.payment_fields import (
+    AMOUNT_MINOR_MAX,
+    FIELD,
+    FIELDS,
+    ID_BYTES_MAX,
+    TIME_BOUND_MS_MAX,
+    WORD_BYTES_MAX,
+    Form,
+    PaymentField,
+    PaymentRules,
+    TimeBounds,
+    require_between,
+)
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from schemas.split_pb2 import SplitBatchRequest, SplitBatchResponse
-
-# Of a payment card's number, ISO/IEC 7812-1.
-CARD_DIGITS_MIN, CARD_DIGITS_MAX = 13, 19
 
 
 class Overloaded(TemporaryFailure):
@@ -39,18 +49,28 @@ class DeadlineExceeded(TemporaryFailure):
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a request may hold. Sizes of text are in bytes of UTF-8."""
+    """What a request may hold: the table of schemas/payment_fields.py, or less. Sizes of text are in bytes of UTF-8."""
 
-    # An LMDB key is at most 511 bytes, and the mirror's keys are an entity's name and its id.
-    id_bytes_max: int = 256
-    # ip and channel: the longest IPv6 address with a zone, and any word one could want.
-    text_bytes_max: int = 64
-    # What the conversion to the reference currency can take.
+    id_bytes_max: int = ID_BYTES_MAX
+    # ip and channel.
+    text_bytes_max: int = WORD_BYTES_MAX
     amount_minor_max: int = AMOUNT_MINOR_MAX
+    # A terminal that was offline sends its payments days later. An older time is a mistake.
+    past_ms_max: int = 7 * 86_400_000
     # Clocks of payment systems are seconds apart; features "as of" a later time would see too much.
     future_ms_max: int = 60_000
     # A batch is scored in one go while other callers wait: this bounds the wait to a few milliseconds.
     batch_size_max: int = 256
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("id_bytes_max", 1, ID_BYTES_MAX),
+            ("text_bytes_max", 1, WORD_BYTES_MAX),
+            ("amount_minor_max", 1, AMOUNT_MINOR_MAX),
+            ("past_ms_max", 0, TIME_BOUND_MS_MAX),
+            ("future_ms_max", 0, TIME_BOUND_MS_MAX),
+        ):
+            require_between("limits", name, getattr(self, name), low, high)
 
 
 @dataclass(frozen=True)
@@ -69,93 +89,47 @@ class Format:
     render_batch: Callable[[Sequence[bytes]], bytes]
 
 
-def validate(request: ScoreRequest, *, now_ms: int, limits: RequestLimits, currencies: frozenset[str]) -> None:
-    """Raise InvalidEvent, naming the field, unless `request` can be scored.
+class RequestRules:
+    """The table of a payment's fields, with the endpoint's limits, as requests are held against it."""
 
-    `currencies` are the codes that can be converted to the reference currency.
-    """
-    _check_text("payment_id", request.payment_id, limits.id_bytes_max)
-    _check_event_time(request.event_time_ms, now_ms, limits)
-    card_id = request.card_id
-    _check_text("card_id", card_id, limits.id_bytes_max)
-    if looks_like_card_number(card_id):
-        raise InvalidEvent("must be a token, but looks like a real card number", field="card_id")
-    _check_text("merchant_id", request.merchant_id, limits.id_bytes_max)
-    amount_minor = request.amount_minor
-    if not 0 <= amount_minor <= limits.amount_minor_max:
-        raise InvalidEvent(f"must be from 0 to {limits.amount_minor_max}", field="amount_minor")
-    _check_currency(request.currency, currencies)
-    _check_optional(request, limits)
+    def __init__(self, limits: RequestLimits, currencies: frozenset[str]) -> None:
+        """`currencies` are the codes that can be converted to the reference currency."""
+        times = TimeBounds(limits.past_ms_max, limits.future_ms_max)
+        self._rules = PaymentRules(fields_of(limits), times, currencies)
+
+    def check(self, request: ScoreRequest, now_ms: int) -> None:
+        """Raise InvalidEvent, naming the field, unless `request` can be scored."""
+        values = dict(zip(_NAMES, _values_of(request), strict=True))
+        for name in _MAY_BE_ABSENT:
+            if not values[name] and not request.HasField(name):
+                values[name] = None
+        # A payment arrives when it is asked about.
+        self._rules.check(values, arrived_ms=now_ms, now_ms=now_ms)
 
 
-def looks_like_card_number(text: str) -> bool:
-    """Whether `text` is 13 to 19 digits, grouped or not, with a right check digit (Luhn, ISO/IEC 7812-1)."""
-    digits = text.replace(" ", "").replace("-", "")
-    return CARD_DIGITS_MIN <= len(digits) <= CARD_DIGITS_MAX and digits.isdecimal() and _passes_luhn(digits)
+# Fields of a request in the order of the table, and those of them whose absence protobuf can tell.
+_NAMES = [field.name for field in FIELDS if field.at_endpoint]
+_values_of = attrgetter(*_NAMES)
+_MAY_BE_ABSENT = [name for name in _NAMES if ScoreRequest.DESCRIPTOR.fields_by_name[name].has_presence]
+
+
+def fields_of(limits: RequestLimits) -> tuple[PaymentField, ...]:
+    """The fields of a request, with these limits in place of the table's."""
+    narrowed = []
+    for field in FIELDS:
+        if field.form in (Form.ID, Form.CARD_TOKEN):
+            field = field.narrowed(limits.id_bytes_max)
+        elif field.form is Form.WORD:
+            field = field.narrowed(limits.text_bytes_max)
+        elif field.form is Form.AMOUNT:
+            field = field.narrowed(limits.amount_minor_max)
+        narrowed.append(field)
+    return tuple(field for field in narrowed if field.at_endpoint)
 
 
 def message_of(error: InvalidEvent) -> str:
     """The error's message without the field that `str()` puts before it."""
     return str(error).removeprefix(f"{error.field}: ") if error.field else str(error)
-
-
-def _check_text(field: str, value: str, bytes_max: int) -> None:
-    if not value:
-        raise InvalidEvent("is missing or empty", field=field)
-    size_bytes = len(value) if value.isascii() else len(value.encode())
-    if size_bytes > bytes_max:
-        raise InvalidEvent(f"must be at most {bytes_max} bytes, is {size_bytes}", field=field)
-    if not value.isprintable():
-        # Ids end up in keys, logs and terminals.
-        raise InvalidEvent("holds a control character", field=field)
-
-
-def _check_event_time(event_time_ms: int, now_ms: int, limits: RequestLimits) -> None:
-    if event_time_ms <= 0:
-        raise InvalidEvent("is missing or not positive; wanted epoch milliseconds UTC", field="event_time_ms")
-    if event_time_ms > now_ms + limits.future_ms_max:
-        raise InvalidEvent(f"is more than {limits.future_ms_max} ms in the future", field="event_time_ms")
-
-
-def _check_currency(currency: str, currencies: frozenset[str]) -> None:
-    if currency in currencies:
-        return
-    if not currency:
-        raise InvalidEvent("is missing or empty", field="currency")
-    if not (len(currency) == 3 and _is_capitals(currency)):
-        raise InvalidEvent("must be three capital letters (ISO 4217)", field="currency")
-    raise InvalidEvent("is not a known currency code", field="currency")
-
-
-def _check_optional(request: ScoreRequest, limits: RequestLimits) -> None:
-    """An optional field may be absent, but an empty one would put all who send it under one entity."""
-    if (device_id := request.device_id) or request.HasField("device_id"):
-        _check_text("device_id", device_id, limits.id_bytes_max)
-    if (ip := request.ip) or request.HasField("ip"):
-        _check_text("ip", ip, limits.text_bytes_max)
-    if not -UTC_OFFSET_MINUTES_MAX <= request.utc_offset_minutes <= UTC_OFFSET_MINUTES_MAX:
-        raise InvalidEvent(
-            f"must be from -{UTC_OFFSET_MINUTES_MAX} to {UTC_OFFSET_MINUTES_MAX}", field="utc_offset_minutes"
-        )
-    if (channel := request.channel) or request.HasField("channel"):
-        _check_text("channel", channel, limits.text_bytes_max)
-    if ((mcc := request.mcc) or request.HasField("mcc")) and not (len(mcc) == 4 and mcc.isascii() and mcc.isdecimal()):
-        raise InvalidEvent("must be four digits (ISO 18245)", field="mcc")
-    if ((country := request.country) or request.HasField("country")) and not (
-        len(country) == 2 and _is_capitals(country)
-    ):
-        raise InvalidEvent("must be two capital letters (ISO 3166-1 alpha-2)", field="country")
-
-
-def _is_capitals(text: str) -> bool:
-    return text.isascii() and text.isalpha() and text.isupper()
-
-
-def _passes_luhn(digits: str) -> bool:
-    """Every second digit from the right counts double, digits of the double added up."""
-    values = [int(digit) for digit in reversed(digits)]
-    doubled = sum(2 * value - 9 if value > 4 else 2 * value for value in values[1::2])
-    return (sum(values[::2]) + doubled) % 10 == 0
 
 
 def field_in_batch(index: int, field: str) -> str:
@@ -230,10 +204,20 @@ def _nameable(name: str) -> str:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_object)
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
-_FIELD_TYPES: Mapping[str, type] = {
+_FIELD_TYPES: Mapping[str, type] = {field.name: str if field.is_text else int for field in FIELDS if field.at_endpoint}
+# JSON and protobuf have the same fields, those of the table.
+assert {
     field.name: str if field.type == field.TYPE_STRING else int for field in ScoreRequest.DESCRIPTOR.fields
-}
+} == _FIELD_TYPES
 
+_JSON_NAMES: Mapping[type, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number with a fraction",
+    bool: "true or false",
+    list: "an array",
+    dict: "an object",
+}
 _RANGES: Mapping[str, range] = {
     field.name: _INT32 if field.type == field.TYPE_INT32 else _INT64 for field in ScoreRequest.DESCRIPTOR.fields
 }
@@ -258,7 +242,7 @@ def _request_from(fields: dict[str, Any]) -> bytes:
             _refuse_type(name, value, expected)
         elif expected is int and value not in _RANGES[name]:
             bits = 64 if _RANGES[name] is _INT64 else 32
-            raise InvalidEvent(f"does not fit in {bits} bits", field=name)
+            raise InvalidEvent(f"does not fit in {bits} bits; wanted {FIELD[name].wanted}", field=name)
     try:
         return ScoreRequest(**fields).SerializeToString()
     except UnicodeEncodeError:
@@ -271,8 +255,7 @@ def _refuse_type(name: str, value: object, expected: type | None) -> None:
         raise InvalidEvent("is not a field of a request", field=_nameable(name))
     if value is None:
         return  # JSON's usual way of saying absent, and protobuf's constructor takes None as just that.
-    wanted = "a whole number" if expected is int else "text"
-    raise InvalidEvent(f"must be {wanted}", field=name)
+    raise InvalidEvent(f"is {_JSON_NAMES[type(value)]}; wanted {FIELD[name].wanted}", field=name)
 
 
 def _field_of_surrogate(fields: dict[str, Any]) -> str:

@@ -3,8 +3,8 @@
 An Avro record of our own schema is its fields one after the other, and a payment's are numbers and texts, some of
 which may be missing. So a compiled loop reads them all, and of each only what the stream needs: where its texts lie and
 the row of attributes. It takes the usual case and nothing else: records of today's schema, ids and texts in ASCII, all
-checks passed. Whatever is unusual, wrong or damaged it leaves to the slow way, which has the last word and the error
-messages; tests hold the two against each other.
+rules of schemas/payment_fields.py kept. Anything else falls back to `Intake.payment`, which decides and words the
+error; tests hold the two against each other.
 """
 
 from __future__ import annotations
@@ -17,36 +17,65 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import attributes, kernel
-from features.kernel.byte_ranges import capital_letters, is_ascii
+from features.kernel.byte_ranges import capital_letters, is_printable
 from features.kernel.crc import crc32_of_text
 from features.kernel.jit import compiled
-from features.kernel.layout import COUNTRY_CODES, OFFSET_ZERO, UTC_OFFSET_MINUTES_MAX
+from features.kernel.layout import OFFSET_ZERO
 from features.kernel.varint import read_varint, unzigzag
 from features.keys import SEPARATOR
-from features.money import AMOUNT_MINOR_MAX, RateTable
+from features.money import RateTable, is_currency_code
 from features.plan import Plan
 from features.store import KEY_BYTES_MAX
 from schemas.avro import SchemaIds, fingerprint, topic_schema
 from schemas.errors import InvalidEvent
-from streams.batch import PaymentEvent, Position, payments_source, record_key
+from schemas.payment_fields import (
+    CARD_DIGITS_MIN,
+    FIELD,
+    TIME_MS_END,
+    TIME_MS_MIN,
+    UTC_OFFSET_MINUTES_MAX,
+    WORD_BYTES_MAX,
+    Form,
+    TimeBounds,
+)
+from streams.batch import PaymentEvent, Position, payments_source
 from streams.kafka import Record
 
-# How a field is stored, and what becomes of it.
-_TEXT, _COUNTRY, _LONG, _FLAG, _OFFSET, _PLAIN_TEXT = range(6)
-# Columns of the program: how it is stored, whether it may be null, and its column in the row (-1: none).
-_KIND, _NULLABLE, _COLUMN = range(3)
+# How a field is stored, and what its values look like: from _TEXT on they are texts.
+_LONG, _FLAG, _OFFSET, _TEXT, _CARD_TOKEN, _MCC, _COUNTRY = range(7)
+_KIND_OF_FORM = {
+    Form.ID: _TEXT,
+    Form.CARD_TOKEN: _CARD_TOKEN,
+    Form.WORD: _TEXT,
+    # Of a currency the table of rates knows more.
+    Form.CURRENCY: _TEXT,
+    Form.MCC: _MCC,
+    Form.COUNTRY: _COUNTRY,
+    Form.TIME: _LONG,
+    Form.AMOUNT: _LONG,
+    Form.OFFSET: _OFFSET,
+    Form.FLAG: _FLAG,
+}
+_AVRO_TYPES = {_LONG: "long", _FLAG: "boolean", _OFFSET: "int"}
+# Columns of the program: how it is stored, whether it may be null, its column in the row (-1: none), and the smallest
+# and the largest number, or the most bytes of a text.
+_KIND, _NULLABLE, _COLUMN, _LEAST, _MOST = range(5)
 _MISSING = -1
 _HEADER_BYTES = 5
-# An int has 32 bits; more is not of the type that the schema has.
-_INT_MAX = 2**31 - 1
+# A number without dashes or spaces that is shorter than this is no card's number. A constant of the machine code.
+_DIGITS_MIN = 13
+assert CARD_DIGITS_MIN == _DIGITS_MIN
+assert OFFSET_ZERO > UTC_OFFSET_MINUTES_MAX
 
 
 class FastIntake:
     """Decodes batches of payments."""
 
-    def __init__(self, plan: Plan, rates: RateTable, ids: SchemaIds, *, future_ms_max: int) -> None:
+    def __init__(self, plan: Plan, rates: RateTable, ids: SchemaIds, times: TimeBounds) -> None:
         warm_up()
-        self._rates, self._future_ms_max = rates, future_ms_max
+        self._rates, self._times = rates, times
+        # A table may have been made with codes of another form.
+        self._currencies = frozenset(filter(is_currency_code, rates.currencies))
         schema = topic_schema("payments")
         # Today's schema under its id in the registry, where there is one, and under its fingerprint.
         self._headers = tuple(
@@ -70,7 +99,7 @@ class FastIntake:
             record.value if record.value is not None and record.value.startswith(self._headers) else b""
             for record in records
         ]
-        read = self._read(values, now_ms)
+        read = self._read(values, [record.timestamp_ms for record in records], now_ms)
         events: list[PaymentEvent | InvalidEvent] = []
         for number, record in enumerate(records):
             event = read[number]
@@ -85,7 +114,9 @@ class FastIntake:
                 events.append(PaymentEvent(position, payment_id, row, keys, record.timestamp_ms))
         return events
 
-    def _read(self, values: Sequence[bytes], now_ms: int) -> list[tuple[str, list[int], tuple[bytes, ...]] | None]:
+    def _read(
+        self, values: Sequence[bytes], arrived_ms: Sequence[int], now_ms: int
+    ) -> list[tuple[str, list[int], tuple[bytes, ...]] | None]:
         """Payment id, row and keys of each value; None where the slow way must look."""
         if self._program is None or not values:
             return [None] * len(values)
@@ -99,10 +130,11 @@ class FastIntake:
         data = b"".join(values)
         buffer = np.frombuffer(bytearray(data), dtype=np.uint8)
         _read_records(self._program, buffer, bounds, rows, starts, lengths, is_usual)
-        times, minor = rows[:, kernel.TIME_MS], rows[:, kernel.AMOUNT_MINOR]
-        is_usual &= (times > 0) & (times <= now_ms + self._future_ms_max) & (minor >= 0) & (minor <= AMOUNT_MINOR_MAX)
+        times, arrived = rows[:, kernel.TIME_MS], np.array(arrived_ms, dtype=np.int64)
+        # A record without a time of arrival goes the slow way: there are none on a Kafka of this century.
+        is_usual &= (arrived > 0) & (times >= arrived - self._times.past_ms_max)
+        is_usual &= times <= np.minimum(arrived, now_ms) + self._times.future_ms_max
         id_bytes = lengths[:, self._payment_id]
-        is_usual &= (id_bytes > 0) & (id_bytes <= KEY_BYTES_MAX - len(record_key("")))
         self._convert(data, rows, starts[:, self._currency], lengths[:, self._currency], is_usual)
         columns = [self._keys(data, prefix, fields, starts, lengths, is_usual) for prefix, fields in self._entities]
         ids = zip(starts[:, self._payment_id].tolist(), id_bytes.tolist(), strict=True)
@@ -127,7 +159,7 @@ class FastIntake:
             chosen = np.flatnonzero(is_usual & (codes == code))
             first = int(chosen[0])
             name = data[starts[first] : starts[first] + lengths[first]].decode()
-            if name not in self._rates.currencies:
+            if name not in self._currencies:
                 is_usual[chosen] = False
                 continue
             rows[chosen, kernel.AMOUNT] = self._rates.convert_columns(
@@ -149,9 +181,8 @@ class FastIntake:
         """Store keys of one kind of entity, empty where there is none."""
         own = lengths[:, fields]
         is_there = (own != _MISSING).all(axis=1)
-        is_usual &= ~is_there | ((own > 0).all(axis=1) & (own.sum(axis=1) <= KEY_BYTES_MAX - len(prefix) - len(fields)))
-        # An empty id is wrong where all are there, and there is no entity where one is missing: the slow way knows.
-        is_usual &= is_there | (own != 0).all(axis=1)
+        # A digest stands for a combination that is longer.
+        is_usual &= ~is_there | (own.sum(axis=1) <= KEY_BYTES_MAX - len(prefix) - len(fields))
         if len(fields) == 1:
             places = zip(is_there.tolist(), starts[:, fields[0]].tolist(), own[:, 0].tolist(), strict=True)
             return [prefix + data[start : start + length] if there else b"" for there, start, length in places]
@@ -162,38 +193,34 @@ class FastIntake:
                 keys.append(b"")
                 continue
             ids = [data[starts[number, f] : starts[number, f] + lengths[number, f]] for f in fields]
-            if any(separator in identity for identity in ids):
-                is_usual[number] = False
             keys.append(prefix + separator.join(ids))
         return keys
 
 
 def warm_up() -> None:
     """Load or compile the loop, so that no payment waits for it."""
-    none = np.zeros((0, 3), dtype=np.int64)
+    none = np.zeros((0, 5), dtype=np.int64)
     _read_records(none, np.zeros(0, np.uint8), none[:, 0].copy(), none, none, none, np.zeros(0, np.bool_))
 
 
-def _instruction(field: dict[str, Any]) -> tuple[int, int, int] | None:
-    """How one field is read; None for a type that no payment has had so far."""
-    kind, nullable = field["type"], 0
-    if isinstance(kind, list):
-        if len(kind) != 2 or kind[0] != "null":
+def _instruction(avro_field: dict[str, Any]) -> tuple[int, int, int, int, int] | None:
+    """How one field is read; None for a field or a type that the table of fields does not have."""
+    avro_type, nullable = avro_field["type"], 0
+    if isinstance(avro_type, list):
+        if len(avro_type) != 2 or avro_type[0] != "null":
             return None
-        kind, nullable = kind[1], 1
-    columns = {attribute.name: (attribute.kind, attribute.column) for attribute in attributes.ATTRIBUTES}
-    meaning, column = columns.get(field["name"], (None, -1))
-    if field["name"] == "amount_minor" or field["name"] == "event_time_ms":
-        how = _LONG if kind == "long" else None
-    elif kind == "string":
-        how = {attributes.Kind.TEXT: _TEXT, attributes.Kind.COUNTRY: _COUNTRY, None: _PLAIN_TEXT}.get(meaning)
-    elif kind == "boolean" and meaning is attributes.Kind.FLAG:
-        how = _FLAG
-    elif kind == "int" and meaning is attributes.Kind.OFFSET:
-        how = _OFFSET
-    else:
-        how = None
-    return None if how is None else (how, nullable, column)
+        avro_type, nullable = avro_type[1], 1
+    field = FIELD.get(avro_field["name"])
+    if field is None or field.is_required == bool(nullable):
+        return None
+    kind = _KIND_OF_FORM[field.form]
+    if avro_type != _AVRO_TYPES.get(kind, "string"):
+        return None
+    column = next((attribute.column for attribute in attributes.ATTRIBUTES if attribute.name == field.name), -1)
+    if field.form is Form.TIME:
+        return kind, nullable, column, TIME_MS_MIN, TIME_MS_END - 1
+    # A code has a form of its own, and is never as long as that.
+    return kind, nullable, column, field.minimum, (field.size_max or WORD_BYTES_MAX) if field.is_text else field.maximum
 
 
 @compiled(makes_arrays=True)
@@ -236,28 +263,32 @@ def _read_records(
                 good = False
                 break
             value = unzigzag(coded)
-            if kind == _LONG:
-                rows[number, column] = value
-                continue
-            if kind == _OFFSET:
-                if not -_INT_MAX <= value <= _INT_MAX:
+            if kind < _TEXT:
+                if value < program[field, _LEAST] or value > program[field, _MOST]:
                     good = False
                     break
-                is_offset = -UTC_OFFSET_MINUTES_MAX <= value <= UTC_OFFSET_MINUTES_MAX
-                rows[number, column] = value + OFFSET_ZERO if is_offset else 0
+                rows[number, column] = value + OFFSET_ZERO if kind == _OFFSET else value
                 continue
-            if value < 0 or value > end - at:
+            if value <= 0 or value > end - at or value > program[field, _MOST]:
                 good = False
                 break
             starts[number, field], lengths[number, field] = at, value
-            good = is_ascii(data, at, at + value)
-            if kind == _TEXT:
-                rows[number, column] = crc32_of_text(data, at, at + value) + 1
-            elif kind == _COUNTRY:
+            good = is_printable(data, at, at + value)
+            if kind == _COUNTRY:
                 letters = capital_letters(data, at, value) if value == 2 else -1
-                if letters >= 0:
-                    rows[number, column] = letters + 1
+                good &= letters >= 0
+                rows[number, column] = letters + 1
+            elif column >= 0:
+                rows[number, column] = crc32_of_text(data, at, at + value) + 1
+            if kind in (_MCC, _CARD_TOKEN):
+                digits, marks = 0, 0
+                for place in range(at, at + value):
+                    digits += 48 <= data[place] < 58
+                    marks += data[place] == 32 or data[place] == 45
+                if kind == _MCC:
+                    good &= value == 4 and digits == 4
                 else:
-                    rows[number, column] = crc32_of_text(data, at, at + value) + 1 + COUNTRY_CODES
+                    # Whether it is a card's number, the slow way says.
+                    good &= digits < _DIGITS_MIN or digits + marks < value
             at += value
         is_usual[number] = good and at == end

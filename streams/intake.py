@@ -8,26 +8,28 @@ from typing import Any
 from features.attributes import row_of
 from features.engine import FeatureEngine
 from features.keys import entity_key
-from features.money import AMOUNT_MINOR_MAX, RateTable
-from features.store import KEY_BYTES_MAX
+from features.money import RateTable
 from schemas.avro import Decoder, SchemaIds
 from schemas.errors import InvalidEvent
-from streams.batch import OutcomeEvent, PaymentEvent, Position, payments_source, record_key
+from schemas.payment_fields import FIELD, FIELDS, PaymentRules, TimeBounds
+from streams.batch import OutcomeEvent, PaymentEvent, Position, payments_source
 from streams.fast_intake import FastIntake
 from streams.kafka import Record
 
-# A payment dated further ahead than clocks differ would push every real tile out of its profiles.
-FUTURE_MS_MAX = 60_000
+# A dead letter can be retried for 30 days ([topics] dead_letters_days), and its payment may have been days old when it
+# first came. A payment dated further ahead than clocks differ would push every real tile out of its profiles.
+TIMES = TimeBounds(past_ms_max=40 * 86_400_000, future_ms_max=60_000)
 
 
 class Intake:
     """Decodes and checks payments and outcomes."""
 
-    def __init__(self, engine: FeatureEngine, rates: RateTable, ids: SchemaIds) -> None:
+    def __init__(self, engine: FeatureEngine, rates: RateTable, ids: SchemaIds, times: TimeBounds = TIMES) -> None:
         self._payments = Decoder("payments", ids)
         self._outcomes = Decoder("outcomes", ids)
         self._rates = rates
-        self._fast = FastIntake(engine.plan, rates, ids, future_ms_max=FUTURE_MS_MAX)
+        self._rules = PaymentRules(FIELDS, times, rates.currencies)
+        self._fast = FastIntake(engine.plan, rates, ids, times)
         self._entities = list(zip(engine.plan.entity_names, engine.plan.entity_keys, strict=True))
 
     def payments(self, records: Sequence[Record], now_ms: int) -> list[PaymentEvent | InvalidEvent]:
@@ -42,15 +44,8 @@ class Intake:
     def payment(self, value: bytes | None, position: Position, arrived_ms: int, now_ms: int) -> PaymentEvent:
         """A payment from its Kafka value. `arrived_ms`: Kafka's own time. Raises InvalidEvent naming the field."""
         record = self._payments.decode(_present(value))
-        _check_id("payment_id", record["payment_id"])
-        event_time_ms = record["event_time_ms"]
-        if not 0 < event_time_ms <= now_ms + FUTURE_MS_MAX:
-            raise InvalidEvent(
-                f"must be after 1970 and at most {FUTURE_MS_MAX} ms in the future", field="event_time_ms"
-            )
-        amount_minor = record["amount_minor"]
-        if not 0 <= amount_minor <= AMOUNT_MINOR_MAX:
-            raise InvalidEvent(f"must be 0 to {AMOUNT_MINOR_MAX}", field="amount_minor")
+        self._rules.check(record, arrived_ms=arrived_ms, now_ms=now_ms)
+        event_time_ms, amount_minor = record["event_time_ms"], record["amount_minor"]
         amount = self._rates.convert(amount_minor, record["currency"], event_time_ms)
         keys = tuple([_key(record, name, fields) for name, fields in self._entities])
         attributes = row_of(record, event_time_ms=event_time_ms, amount=amount, amount_minor=amount_minor)
@@ -59,7 +54,8 @@ class Intake:
     def outcome(self, value: bytes | None, position: Position, arrived_ms: int) -> OutcomeEvent:
         """An outcome from its Kafka value, which reached Kafka then. Raises InvalidEvent naming the field."""
         record = self._outcomes.decode(_present(value))
-        _check_id("payment_id", record["payment_id"])
+        if problem := FIELD["payment_id"].problem_of(record["payment_id"]):
+            raise InvalidEvent(problem, field="payment_id")
         return OutcomeEvent(position, record["payment_id"], record["label"] == "fraud", arrived_ms)
 
 
@@ -74,27 +70,6 @@ def _key(record: dict[str, Any], entity: str, fields: tuple[str, ...]) -> bytes:
     if len(fields) == 1:
         # Nearly all are of one field, and there are three a payment.
         identity = record[fields[0]]
-        if identity is None:
-            return b""
-        key: bytes = f"{entity}:{identity}".encode()
-        if identity and len(key) <= KEY_BYTES_MAX:
-            return key
+        return b"" if identity is None else f"{entity}:{identity}".encode()
     ids = [record[field] for field in fields]
-    if None in ids:
-        return b""
-    if "" in ids:
-        raise InvalidEvent("must not be empty", field=fields[ids.index("")])
-    try:
-        key = entity_key(entity, ids)
-    except InvalidEvent as error:
-        raise InvalidEvent(str(error), field=" and ".join(fields)) from None
-    if len(key) > KEY_BYTES_MAX:
-        raise InvalidEvent(f"is longer than {KEY_BYTES_MAX - len(entity) - 1} bytes", field=fields[0])
-    return key
-
-
-def _check_id(name: str, identity: str) -> None:
-    if not identity:
-        raise InvalidEvent("must not be empty", field=name)
-    if len(record_key(identity)) > KEY_BYTES_MAX:
-        raise InvalidEvent(f"is longer than {KEY_BYTES_MAX - len(record_key(''))} bytes", field=name)
+    return b"" if None in ids else entity_key(entity, ids)

@@ -29,11 +29,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from features.money import AMOUNT_MINOR_MAX, RateTable
+from features.money import RateTable
 from features.store import ProfileStore, StoreConflict, update_records
 from models.outcome_tally import NO_SCORE, OutcomeTally, total, units_of
 from models.tally import FRAUD, GENUINE
 from schemas.errors import InvalidEvent
+from schemas.payment_fields import AMOUNT_MINOR_MAX
 from scoring.policy import ACTIONS, MODEL_ABSENT
 from streams.admission import has_place, take_place
 from streams.outcome_payments import (

@@ -36,12 +36,13 @@ from features.money import RateTable
 from features.store import ProfileStore, StoreConflict
 from schemas.avro import SchemaIds
 from schemas.errors import Misconfigured, StoreUnavailable
+from schemas.payment_fields import TIME_BOUND_MS_MAX, TimeBounds, require_between
 from streams.batch import ARRIVED_MS, KIND, Applied, EntityEvents
 from streams.changelog import Changelog
 from streams.consumer import BatchConsumer, offsets_after
 from streams.deadletters import DeadLetters
 from streams.ends import EndsWatch
-from streams.intake import Intake
+from streams.intake import TIMES, Intake
 from streams.kafka import (
     FETCH_WAIT_MS,
     Consumed,
@@ -105,6 +106,18 @@ class StreamSettings:
     http_port: int = 0
     # How long the batch in flight may take at a stop; less than the 30 s that Kubernetes grants.
     stop_timeout_s: int = 20
+    # How long before and after its arrival on Kafka a payment may say it was made (streams/intake.py).
+    past_ms_max: int = TIMES.past_ms_max
+    future_ms_max: int = TIMES.future_ms_max
+
+    def __post_init__(self) -> None:
+        for name in ("past_ms_max", "future_ms_max"):
+            require_between("stream", name, getattr(self, name), 0, TIME_BOUND_MS_MAX)
+
+    @property
+    def times(self) -> TimeBounds:
+        """What a payment's time is held against."""
+        return TimeBounds(self.past_ms_max, self.future_ms_max)
 
     def group_of(self, profile_set: str) -> str:
         """The consumer group of the workers of a profile set: how far they are is part of the set."""
@@ -150,7 +163,7 @@ class Pipeline:
         self._dead_letters = DeadLetters(self._sender, kafka, ids) if publish else None
         self._refusals = RefusalLimit(settings.dead_letter_window, settings.dead_letter_share_max)
         self._router = Router(
-            intake=Intake(engine, rates, ids),
+            intake=Intake(engine, rates, ids, settings.times),
             store=store,
             sender=self._sender,
             plan=engine.plan,

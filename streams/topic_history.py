@@ -11,7 +11,7 @@ The same records give the same history, whichever way they came. What is left ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,15 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from features.history import ABSENT_COLUMNS, OUTCOME_COLUMNS, PAYMENT_COLUMNS, History, history_of_tables
-from features.keys import SEPARATOR
-from features.money import AMOUNT_MINOR_MAX, RateTable
-from features.plan import Plan
-from features.store import KEY_BYTES_MAX
+from features.history import (
+    ABSENT_COLUMNS,
+    OUTCOME_COLUMNS,
+    PAYMENT_COLUMNS,
+    History,
+    history_of_tables,
+    plain_texts,
+)
+from features.money import RateTable
+from features.payment_columns import wrong_numbers, wrong_texts
 from schemas.errors import Misconfigured
+from schemas.payment_fields import FIELDS, Form, PaymentField, TimeBounds
 from streams.archive_files import read_archive
-from streams.batch import record_key
-from streams.intake import FUTURE_MS_MAX
+from streams.intake import TIMES
 from streams.topic_rows import OFFSET, PARTITION, TIMESTAMP, TopicRows, rows_schema
 
 
@@ -83,14 +88,22 @@ def archived_rows(
 
 
 def history_of_rows(
-    payments: TopicRows, outcomes: TopicRows, *, plan: Plan, rates: RateTable, days: Days | None = None
+    payments: TopicRows,
+    outcomes: TopicRows,
+    *,
+    rates: RateTable,
+    times: TimeBounds = TIMES,
+    days: Days | None = None,
 ) -> tuple[History, LeftOut]:
-    """The history, and what is not in it. Raises Misconfigured where two payments have one id and differ."""
+    """The history, and what is not in it. `times`: the bounds that the stream has.
+
+    Raises Misconfigured where two payments have one id and differ.
+    """
     left_out = LeftOut()
     for topic, rows in (("payments", payments), ("outcomes", outcomes)):
         if rows.undecoded:
             left_out.add(f"records of {topic} that do not decode", len(rows.undecoded), str(min(rows.undecoded)))
-    used_payments = _payments(payments.table, plan, rates, days or Days(), left_out)
+    used_payments = _payments(payments.table, rates, times, days or Days(), left_out)
     used_outcomes = _outcomes(outcomes.table, used_payments, days or Days(), left_out)
     return history_of_tables(
         used_payments.select(list(PAYMENT_COLUMNS)), used_outcomes.select(list(OUTCOME_COLUMNS))
@@ -100,38 +113,45 @@ def history_of_rows(
 # Payments
 
 
-def _payments(table: pa.Table, plan: Plan, rates: RateTable, days: Days, left_out: LeftOut) -> pa.Table:
+def _payments(table: pa.Table, rates: RateTable, times: TimeBounds, days: Days, left_out: LeftOut) -> pa.Table:
     table = _cut(table, "event_time_ms", days)
     is_usable = np.ones(len(table), dtype=np.bool_)
-    for rule, is_wrong in _rules(table, plan, rates):
+    for rule, is_wrong in _rules(table, rates, times):
         # Of several rules that one breaks the first is said.
         _count(left_out, f"payments that the stream refuses: {rule}", table, is_wrong & is_usable)
         is_usable &= ~is_wrong
     return _without_repeated(_sorted(table.filter(pa.array(is_usable)), "event_time_ms"), left_out)
 
 
-def _rules(table: pa.Table, plan: Plan, rates: RateTable) -> list[tuple[str, NDArray[np.bool_]]]:
-    """What streams/intake.py refuses, by columns: each rule with the rows that break it."""
-    time_ms, arrived_ms = _numbers(table, "event_time_ms"), _numbers(table, TIMESTAMP)
-    amount = _numbers(table, "amount_minor")
-    is_ahead = (arrived_ms > 0) & (time_ms > arrived_ms + FUTURE_MS_MAX)
-    rules = [
-        ("payment_id must not be empty", _is(pc.equal(table["payment_id"], ""))),
-        ("payment_id is too long", _is_longer(table["payment_id"], KEY_BYTES_MAX - len(record_key("")))),
-        ("event_time_ms must be after 1970 and not in the future", (time_ms <= 0) | is_ahead),
-        (f"amount_minor must be 0 to {AMOUNT_MINOR_MAX}", (amount < 0) | (amount > AMOUNT_MINOR_MAX)),
-        ("currency has no rate", ~_is(pc.is_in(table["currency"], pa.array(sorted(rates.currencies), pa.string())))),
-    ]
-    for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True):
-        ids = [table[one] for one in fields]
-        is_there = np.all([_is(pc.is_valid(one)) for one in ids], axis=0)
-        for key, one in zip(fields, ids, strict=True):
-            rules.append((f"{key} must not be empty", is_there & _is(pc.equal(one, ""))))
-            if len(fields) == 1:
-                rules.append((f"{key} is too long", _is_longer(one, KEY_BYTES_MAX - len(name) - 1)))
-            else:
-                rules.append((f"{key} holds a control character", is_there & _is(pc.match_substring(one, SEPARATOR))))
-    return rules
+def _rules(table: pa.Table, rates: RateTable, times: TimeBounds) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """What streams/intake.py refuses, by columns: each rule with the rows that break it, in its order."""
+    for line in FIELDS:
+        if line.is_text:
+            yield f"{line.name} must be {line.wanted}", _wrong_texts(line, table[line.name])
+        elif line.is_number:
+            column = table[line.name].fill_null(line.minimum)
+            numbers = np.asarray(column.to_numpy(), dtype=np.int64)
+            yield f"{line.name} must be {line.wanted}", wrong_numbers(line, numbers)
+        if line.form is Form.TIME:
+            yield f"{line.name} must be near the record's arrival", _far_from_arrival(numbers, table, times)
+        if line.form is Form.CURRENCY:
+            known = pa.array(sorted(rates.currencies), pa.string())
+            yield f"{line.name} has no exchange rate", ~_is(pc.is_in(table[line.name], known))
+
+
+def _wrong_texts(line: PaymentField, column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    encoded = plain_texts(column).dictionary_encode()
+    # What code -1 stands for, nothing, is the last.
+    wrong = np.append(wrong_texts(line, encoded.dictionary), False)
+    chosen: NDArray[np.bool_] = wrong[encoded.indices.fill_null(-1).to_numpy()]
+    return chosen
+
+
+def _far_from_arrival(time_ms: NDArray[np.int64], table: pa.Table, times: TimeBounds) -> NDArray[np.bool_]:
+    """By the time of arrival alone: whoever reads the topic later has no other clock."""
+    arrived_ms = _numbers(table, TIMESTAMP)
+    is_far = (time_ms < arrived_ms - times.past_ms_max) | (time_ms > arrived_ms + times.future_ms_max)
+    return np.asarray((arrived_ms > 0) & is_far, dtype=np.bool_)
 
 
 def _without_repeated(table: pa.Table, left_out: LeftOut) -> pa.Table:
@@ -201,7 +221,3 @@ def _numbers(table: pa.Table, name: str) -> NDArray[np.int64]:
 
 def _is(column: pa.ChunkedArray) -> NDArray[np.bool_]:
     return np.asarray(pc.fill_null(column, False).to_numpy(), dtype=np.bool_)
-
-
-def _is_longer(column: pa.ChunkedArray, bytes_max: int) -> NDArray[np.bool_]:
-    return _is(pc.greater(pc.binary_length(column), bytes_max))

@@ -15,6 +15,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from features.catalogue import CATALOGUE
+from schemas.payment_fields import TIME_BOUND_MS_MAX
 from schemas.settings import read_source
 from streams.kafka import KafkaSettings
 from streams.topics import TopicSettings, create_topics
@@ -101,6 +102,8 @@ class Deployment:
             "[topics]\npartitions = 4\nrepartition_partitions = 3\n"
             f'[stream]\ngroup_id = "{topic_prefix}stream"\nbatch_wait_ms = 5\nbatch_max = {stream_batch_max}\n'
             "progress_every_ms = 50\nsession_timeout_ms = 6000\n"
+            # Payments of simulated worlds are of 2024, and are sent today.
+            f"past_ms_max = {TIME_BOUND_MS_MAX}\n[limits]\npast_ms_max = {TIME_BOUND_MS_MAX}\n"
             "[companion]\nbatch_wait_ms = 5\n"
             + (
                 f'[store]\nkind = "lmdb"\n[lmdb]\npath = "{self.store}"\n'

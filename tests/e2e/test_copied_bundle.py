@@ -17,6 +17,7 @@ from models.bundle import MANIFEST, load_bundle, native_library, told_gate
 from models.compiler import compiler_name
 from ops.traffic import requests_of
 from schemas.outbox_pb2 import OutboxEntry
+from schemas.payment_fields import TIME_BOUND_MS_MAX
 from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
 from scoring.mirror import MirrorSettings, MirrorWriter
 from scoring.outbox import OutboxReader, OutboxSettings
@@ -44,7 +45,8 @@ class Clone:
             f'[mirror]\npath = "{self.mirror.path}"\nsize_mb = {self.mirror.size_mb}\n'
             f'[outbox]\ndirectory = "{self.outbox.directory}"\n'
             f'[answered]\npath = "{folder / "answered"}"\npayments_max = 1000\n'
-            "[grpc]\nport = 0\n[http]\nport = 0\n",
+            # The small world's payments are of 2024.
+            f"[limits]\npast_ms_max = {TIME_BOUND_MS_MAX}\n[grpc]\nport = 0\n[http]\nport = 0\n",
             encoding="utf-8",
         )
         self.process: PaywardenProcess | None = None

@@ -16,6 +16,7 @@ from features.aerospike_store import AerospikeSettings, AerospikeStore
 from features.engine import FeatureEngine
 from features.money import load_rates
 from schemas.avro import LocalSchemaIds
+from schemas.payment_fields import TIME_BOUND_MS_MAX
 from streams.consumer import BatchConsumer
 from streams.kafka import KafkaSettings, make_consumer, make_producer
 from streams.pipeline import Pipeline, StreamSettings
@@ -182,7 +183,13 @@ def a_pipeline(settings: KafkaSettings, server: StandIn, group: str) -> Iterator
     with closing(AerospikeStore(AerospikeSettings(hosts=(server.address,)))) as store:
         yield Pipeline(
             kafka=settings,
-            settings=StreamSettings(group_id=group, batch_max=200, batch_wait_ms=5, session_timeout_ms=6000),
+            settings=StreamSettings(
+                group_id=group,
+                batch_max=200,
+                batch_wait_ms=5,
+                session_timeout_ms=6000,
+                past_ms_max=TIME_BOUND_MS_MAX,
+            ),
             store=store,
             engine=FeatureEngine(),
             rates=load_rates(),

@@ -29,8 +29,8 @@ from streams.kafka import KafkaSettings
 from tests.in_process import remembered_clients, running
 from tests.processes import Deployment, PaywardenProcess, get, is_ready, wait_until
 from tests.services.kafka import QUICK_RETURN, KafkaServer
-from tests.topics import ENTITIES, Topics, read_store, read_topic, small_world, wait_until_worked_in
 from tests.standin.aerospike_server import StandIn
+from tests.topics import ENTITIES, Topics, read_store, read_topic, small_world, wait_until_worked_in
 
 
 class Companion:

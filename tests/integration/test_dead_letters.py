@@ -72,7 +72,7 @@ def test_a_payment_in_an_unknown_currency_is_worked_in_once_there_is_a_rate_and_
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     payment = simulate(cards=2, days=3, seed=3)[0].to_pylist()[0]
-    payment = {**payment, "currency": "XXX", "card_id": "4000123412341234"}
+    payment = {**payment, "currency": "XXX", "card_id": "4000123412341235"}
     value = Encoder("payments", IDS.id_of("payments")).encode(payment)
     produce(settings, "payments", value, key=payment["card_id"], headers=[("trace", b"\x00\x01"), ("trace", None)])
     stream = deployment.start("stream")
@@ -99,14 +99,14 @@ def test_a_payment_in_an_unknown_currency_is_worked_in_once_there_is_a_rate_and_
     assert said.splitlines()[1].split()[:3] == ["retried", "before", "1"]
     key = record_key(payment["payment_id"])
     # What is known of a payment is kept before it is in its profiles.
-    card = b"card:4000123412341234"
+    card = b"card:4000123412341235"
     wait_until(lambda: stored(deployment, card) is not None, "the payment is worked in", every_s=0.3)
     assert stored(deployment, key) is not None
 
     # All three are the same record, in the partition that its key decides.
     records = read_topic(settings, "payments")
     assert [(record.partition, record.key, record.value) for record in records] == [
-        (records[0].partition, b"4000123412341234", value)
+        (records[0].partition, b"4000123412341235", value)
     ] * 3
     assert [list(record.headers) for record in records] == [
         [("trace", b"\x00\x01"), ("trace", None)],
@@ -250,10 +250,10 @@ def test_what_cannot_go_back_is_refused_by_name_and_the_rest_is_sent(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     good = odd_records(settings)[4]
-    foreign = Record("other-payments", 0, 1, b"4000123412341234", b"v", 5, [])
+    foreign = Record("other-payments", 0, 1, b"4000123412341235", b"v", 5, [])
     worn = Record(good.topic, 0, 9, b"k", b"v", 5, [("paywarden-retry-count", b"5")])
-    produce(settings, "dead-letters", b"\xff damaged", key=b"4000123412341234")
-    produce(settings, "dead-letters", None, key=b"4000123412341234")
+    produce(settings, "dead-letters", b"\xff damaged", key=b"4000123412341235")
+    produce(settings, "dead-letters", None, key=b"4000123412341235")
     send_letters(settings, foreign, worn, good)
     code, said, logged = command(deployment, "retry", "--all")
     assert code == 1
@@ -276,12 +276,12 @@ def test_show_lists_the_newest_and_prints_nothing_that_a_record_holds(
     deployment: Deployment, settings: KafkaSettings, tmp_path: Path
 ) -> None:
     topic = settings.topic("payments")
-    records = [Record(topic, 1, offset, b"4000123412341234", b"secret", 5, [("x", b"secret")]) for offset in range(4)]
+    records = [Record(topic, 1, offset, b"4000123412341235", b"secret", 5, [("x", b"secret")]) for offset in range(4)]
     send_letters(settings, *records)
-    produce(settings, "dead-letters", b"\xffsecret", key=b"4000123412341234")
+    produce(settings, "dead-letters", b"\xffsecret", key=b"4000123412341235")
     code, said, logged = command(deployment, "show")
     assert code == 0, logged
-    assert "4000123412341234" not in said
+    assert "4000123412341235" not in said
     assert "secret" not in said
     assert f"{topic}/1/3" in said
     assert "damaged letter: wrong magic byte" in said
@@ -296,7 +296,7 @@ def test_show_lists_the_newest_and_prints_nothing_that_a_record_holds(
     folder = tmp_path / "bytes"
     shown(deployment, "0-4", "0-1", "--bytes", str(folder))
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
-        "0-1.key": b"4000123412341234",
+        "0-1.key": b"4000123412341235",
         "0-1.value": b"secret",
         "0-4.damaged": b"\xffsecret",
     }

@@ -19,6 +19,7 @@ from features.memory_store import MemoryStore
 from features.money import load_rates
 from features.passage import Passage
 from schemas.avro import Decoder, LocalSchemaIds
+from schemas.payment_fields import TIME_BOUND_MS_MAX
 from streams import pipeline
 from streams.kafka import KafkaSettings
 from streams.pipeline import Pipeline, StreamSettings, stream_metrics
@@ -214,7 +215,9 @@ def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
     engine, store, registry = FeatureEngine(), MemoryStore(), CollectorRegistry()
     worker = Pipeline(
         kafka=settings,
-        settings=StreamSettings(group_id=group, session_timeout_ms=6000, stall_timeout_s=4),
+        settings=StreamSettings(
+            group_id=group, session_timeout_ms=6000, stall_timeout_s=4, past_ms_max=TIME_BOUND_MS_MAX
+        ),
         store=store,
         engine=engine,
         rates=load_rates(),
@@ -270,7 +273,7 @@ def test_what_another_worker_wrote_meanwhile_is_kept_and_nothing_is_counted_twic
     registry = CollectorRegistry()
     worker = Pipeline(
         kafka=settings,
-        settings=StreamSettings(group_id="contested"),
+        settings=StreamSettings(group_id="contested", past_ms_max=TIME_BOUND_MS_MAX),
         store=store,
         engine=engine,
         rates=load_rates(),

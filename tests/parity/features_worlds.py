@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from features import attributes, declare
 from features.engine import FeatureEngine
-from features.money import AMOUNT_MINOR_MAX, RateTable
+from features.money import RateTable
 from features.windows import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
+from schemas.payment_fields import AMOUNT_MINOR_MAX
 from tests.parity import naive_features as naive
 from tests.parity.naive_features import Heard, Payment
 from tests.unit.features.profiles import Change, label, payment

@@ -24,6 +24,7 @@ from models.binning import DIMENSIONS, FEATURE_BINS, Binning
 from models.counts import Rows, count_rows
 from models.sigmoid import sigmoids
 from schemas.avro import Encoder, LocalSchemaIds
+from schemas.payment_fields import TimeBounds
 from schemas.scoring_pb2 import ScoreRequest
 from scoring import claims
 from scoring.fast_requests import ROWS_MAX, FastRequests
@@ -221,7 +222,9 @@ def _stream_payments(engine: FeatureEngine) -> list[object]:
     def slowly(record: Record) -> Any:
         slow.append(record.offset)
 
-    events = FastIntake(engine.plan, RATES, ids, future_ms_max=1000).payments(records, NOW_MS, slowly)
+    events = FastIntake(engine.plan, RATES, ids, TimeBounds(past_ms_max=40 * 86_400_000, future_ms_max=1000)).payments(
+        records, NOW_MS, slowly
+    )
     read = [
         [event.payment_id, event.attributes, [key.decode() for key in event.keys]]
         for event in events

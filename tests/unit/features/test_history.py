@@ -32,6 +32,7 @@ from features.history import (
 )
 from schemas.errors import Misconfigured
 
+START_MS = 1_704_067_200_000
 TEXT_COLUMNS = {
     "payment_id": ["p1", "p2", "p3"],
     "card_id": ["card-b", "card-a", "card-b"],
@@ -45,9 +46,13 @@ TEXT_COLUMNS = {
 }
 
 
+def times(*after_start_ms: int) -> pa.Array:
+    return pa.array([START_MS + after_ms for after_ms in after_start_ms], pa.int64())
+
+
 def payments_table(**changed: Any) -> pa.Table:
     columns: dict[str, Any] = {name: pa.array(values, pa.string()) for name, values in TEXT_COLUMNS.items()}
-    columns |= {"event_time_ms": pa.array([1000, 2000, 2000]), "amount_minor": pa.array([1050, 0, 99])}
+    columns |= {"event_time_ms": times(1000, 2000, 2000), "amount_minor": pa.array([1050, 0, 99])}
     columns |= {"utc_offset_minutes": pa.array([60, None, -300]), "declined": pa.array([None, True, False])}
     return pa.table({name: changed.get(name, columns[name]) for name in PAYMENT_COLUMNS})
 
@@ -55,7 +60,7 @@ def payments_table(**changed: Any) -> pa.Table:
 def outcomes_table(**changed: Any) -> pa.Table:
     columns: dict[str, Any] = {
         "payment_id": pa.array(["p3", "p1", "p3"]),
-        "outcome_time_ms": pa.array([3000, 4000, 5000]),
+        "outcome_time_ms": times(3000, 4000, 5000),
         "label": pa.array(["fraud", "genuine", "genuine"]),
         "source": pa.array(["chargeback", None, "analyst"]),
     }
@@ -82,11 +87,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     history = read_history(tmp_path / "new" / "folder")
     assert len(history) == 3
     assert history.payment_id.to_pylist() == TEXT_COLUMNS["payment_id"]
-    assert history.event_time_ms.tolist() == [1000, 2000, 2000]
+    assert history.event_time_ms.tolist() == times(1000, 2000, 2000).to_pylist()
     assert history.amount_minor.tolist() == [1050, 0, 99]
     assert history.event_time_ms.dtype == history.amount_minor.dtype == np.int64
     assert history.outcome_payment.tolist() == [2, 0, 2]
-    assert history.outcome_time_ms.tolist() == [3000, 4000, 5000]
+    assert history.outcome_time_ms.tolist() == times(3000, 4000, 5000).to_pylist()
     assert history.outcome_fraud.tolist() == [True, False, False]
 
 
@@ -192,10 +197,11 @@ def test_offsets_and_flags_are_coded_as_a_payments_are(kind: pa.DataType, tmp_pa
 
 
 @pytest.mark.parametrize("minutes", [1440, -1440, 2**31, -(2**31), 2**63 - 1, -(2**63), -(2**63) + 1])
-def test_an_offset_that_no_clock_has_counts_as_not_known(minutes: int) -> None:
+def test_an_offset_that_no_clock_has_is_refused(minutes: int) -> None:
     # The smallest number there is has no positive counterpart: it used to count as an offset.
-    table = payments_table(utc_offset_minutes=pa.array([minutes, 0, None], pa.int64()))
-    assert history_of_tables(table, outcomes_table()).utc_offset_code.tolist() == [0, offset_code(0), 0]
+    table = payments_table(utc_offset_minutes=pa.array([None, 0, minutes], pa.int64()))
+    with pytest.raises(Misconfigured, match=r"^payments\.parquet, row 2: utc_offset_minutes is (above|below) "):
+        history_of_tables(table, outcomes_table())
 
 
 def test_the_column_of_a_key_field_is_found_by_its_name() -> None:
@@ -216,13 +222,51 @@ WRONG_PAYMENTS = {
         "card_id must not be null, and 1 rows are",
     ),
     "an amount that is null": ({"amount_minor": pa.array([1, None, 3])}, "amount_minor must not be null"),
-    "a negative amount": ({"amount_minor": pa.array([5, 5, -1])}, "must not be negative; row 2 "),
-    "a time before 1970": ({"event_time_ms": pa.array([-5, 1, 1])}, "must be above 0; row 0 "),
-    "a time of 0, which stands for never": ({"event_time_ms": pa.array([0, 1, 1])}, "must be above 0; row 0 "),
-    "payments out of order": ({"event_time_ms": pa.array([1, 3, 2])}, "sorted by event_time_ms; row 2 "),
+    "a negative amount": (
+        {"amount_minor": pa.array([5, 5, -1])},
+        "row 2: amount_minor is below 0; wanted a whole number of minor units from 0 to 100000000000",
+    ),
+    "a time before 1970": ({"event_time_ms": pa.array([-5, 1, 1])}, "row 0: event_time_ms is before 2000"),
+    "a time of 0, which stands for never": (
+        {"event_time_ms": pa.array([0, 1, 1])},
+        "row 0: event_time_ms is missing or 0",
+    ),
+    "payments out of order": ({"event_time_ms": times(1, 3, 2)}, "sorted by event_time_ms; row 2 "),
     "a payment id used twice": ({"payment_id": pa.array(["p1", "p3", "p3"])}, "payment_id must be unique; row 2 "),
-    "numbers that do not fit": ({"amount_minor": pa.array([1, 2, 2**63], pa.uint64())}, "fit 64 bits"),
-    "times that do not fit": ({"event_time_ms": pa.array([1, 2, 2**63], pa.uint64())}, "fit 64 bits"),
+    "numbers that do not fit": ({"amount_minor": pa.array([1, 2, 2**63], pa.uint64())}, "does not fit 64 bits"),
+    "times that do not fit": (
+        {"event_time_ms": pa.array([START_MS, START_MS, 2**63], pa.uint64())},
+        "does not fit 64 bits",
+    ),
+    "times in seconds": (
+        {"event_time_ms": pa.array([START_MS, 1_704_067_201, START_MS])},
+        "row 1: event_time_ms 1704067201 looks like seconds; wanted milliseconds since 1970 UTC",
+    ),
+    "times in microseconds": ({"event_time_ms": pa.array([START_MS * 1000] * 3)}, "row 0: .* looks like microseconds"),
+    "an amount that no payment has": (
+        {"amount_minor": pa.array([0, 10**11 + 1, 0])},
+        "row 1: amount_minor is above 100000000000",
+    ),
+    "a country by its name": (
+        {"country": pa.array(["DE", None, "Germany"])},
+        r"row 2: country is text of 7 characters; wanted two capital letters, A to Z \(ISO 3166-1 alpha-2\)",
+    ),
+    "a currency in small letters": ({"currency": pa.array(["EUR", "eur", "eur"])}, "row 1: currency is text of 3 ch"),
+    "a category of three digits": ({"mcc": pa.array(["541", None, "5812"])}, "row 0: mcc is text of 3 characters"),
+    "a payment id that is empty": ({"payment_id": pa.array(["p1", "p2", ""])}, "row 2: payment_id is missing or empty"),
+    "a payment id that is too long": (
+        {"payment_id": pa.array(["p1", "x" * 257, "p3"])},
+        "row 1: payment_id is 257 bytes long; wanted printable text of 1 to 256 bytes",
+    ),
+    "an address that is empty": ({"ip": pa.array([None, "", None])}, "row 1: ip is empty"),
+    "a channel with a control character": (
+        {"channel": pa.array(["pos", "ecom", "a\x7f"])},
+        "row 2: channel holds a control character",
+    ),
+    "a card's number": (
+        {"card_id": pa.array(["a", "4111 1111 1111 1111", "b"])},
+        "row 1: card_id looks like a real card number; wanted a token",
+    ),
     "amounts without end": (
         {"amount_minor": pa.array([1.0, 2.0, float("inf")])},
         "amount_minor must be integer, got double",
@@ -241,7 +285,7 @@ WRONG_PAYMENTS = {
         {"utc_offset_minutes": pa.array([0.5, 1.0, float("nan")])},
         "utc_offset_minutes must be integer or null, got double",
     ),
-    "offsets that do not fit": ({"utc_offset_minutes": pa.array([1, 2, 2**63], pa.uint64())}, "fit 64 bits"),
+    "offsets that do not fit": ({"utc_offset_minutes": pa.array([1, 2, 2**63], pa.uint64())}, "does not fit 64 bits"),
     "flags that are numbers": ({"declined": pa.array([0, 1, 1])}, "declined must be boolean or null, got int64"),
     "flags that are texts": ({"declined": pa.array(["no", "yes", ""])}, "declined must be boolean or null, got string"),
     "countries that are numbers": ({"country": pa.array([1, 2, 3])}, "country must be string or null, got int64"),
@@ -261,8 +305,8 @@ WRONG_OUTCOMES = {
         {"payment_id": pa.array(["p3", "p9", "p3"])},
         "1 of 3 outcomes are about payments that",
     ),
-    "outcomes out of order": ({"outcome_time_ms": pa.array([3000, 5000, 4000])}, "sorted by outcome_time_ms; row 2"),
-    "an outcome before its payment": ({"outcome_time_ms": pa.array([1999, 4000, 5000])}, "before its payment"),
+    "outcomes out of order": ({"outcome_time_ms": times(3000, 5000, 4000)}, "sorted by outcome_time_ms; row 2"),
+    "an outcome before its payment": ({"outcome_time_ms": times(1999, 4000, 5000)}, "before its payment"),
     "an unknown label": ({"label": pa.array(["fraud", "genuine", "maybe"])}, "label must be fraud or genuine, and 1"),
 }
 
@@ -282,9 +326,9 @@ def test_refusals_name_no_id() -> None:
 
 def test_outcomes_of_the_future_are_refused_where_now_is_known() -> None:
     history = history_of_tables(payments_table(), outcomes_table())
-    require_past(history, 5000)
+    require_past(history, START_MS + 5000)
     with pytest.raises(Misconfigured, match=r"outcome_time_ms must not be later than now; row 2 breaks that"):
-        require_past(history, 4999)
+        require_past(history, START_MS + 4999)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -295,10 +339,10 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 def test_a_label_is_known_from_its_own_millisecond_and_corrected_later() -> None:
     history = history_of_tables(payments_table(), outcomes_table())
-    assert labels_known_by(history, 2999).tolist() == [-1, -1, -1]
-    assert labels_known_by(history, 3000).tolist() == [-1, -1, 1]
-    assert labels_known_by(history, 4999).tolist() == [0, -1, 1]
-    assert labels_known_by(history, 5000).tolist() == [0, -1, 0]
+    assert labels_known_by(history, START_MS + 2999).tolist() == [-1, -1, -1]
+    assert labels_known_by(history, START_MS + 3000).tolist() == [-1, -1, 1]
+    assert labels_known_by(history, START_MS + 4999).tolist() == [0, -1, 1]
+    assert labels_known_by(history, START_MS + 5000).tolist() == [0, -1, 0]
     assert final_labels(history).tolist() == [0, -1, 0]
 
 
@@ -313,7 +357,7 @@ def test_labels_known_by_agree_with_hearing_outcomes_one_by_one(
     outcomes = pa.table(
         {
             "payment_id": pa.array([f"p{row + 1}" for row, _, _ in said], pa.string()),
-            "outcome_time_ms": pa.array([time_ms for _, time_ms, _ in said], pa.int64()),
+            "outcome_time_ms": times(*(time_ms for _, time_ms, _ in said)),
             "label": pa.array(["fraud" if fraud else "genuine" for _, _, fraud in said], pa.string()),
             "source": pa.nulls(len(said), pa.string()),
         }
@@ -322,7 +366,7 @@ def test_labels_known_by_agree_with_hearing_outcomes_one_by_one(
     for row, time_ms, fraud in said:
         if time_ms <= asked_ms:
             heard[row] = int(fraud)
-    assert labels_known_by(history_of_tables(payments_table(), outcomes), asked_ms).tolist() == heard
+    assert labels_known_by(history_of_tables(payments_table(), outcomes), START_MS + asked_ms).tolist() == heard
 
 
 @given(numbers=st.lists(st.integers(0, 9999), max_size=20), prefix=st.sampled_from(["", "p", "card-"]))

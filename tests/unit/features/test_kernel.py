@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from features import kernel
 from features.declare import Catalogue, Entity, request
 from features.engine import FeatureEngine, UnreadableProfile
-from features.money import _RATE_MAX, AMOUNT_MINOR_MAX, RATE_SCALE
+from features.money import _RATE_MAX, RATE_SCALE
 from features.plan import compile_plan
 from features.windows import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.payment_fields import AMOUNT_MINOR_MAX
 from tests.unit.features.profiles import (
     USUAL,
     Change,

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from features import attributes, kernel
 from features.attributes import Attribute, Condition
 from features.declare import CATEGORIES_MAX, request
-from features.money import _RATE_MAX, AMOUNT_MINOR_MAX, RATE_SCALE
+from features.money import _RATE_MAX, RATE_SCALE
 from features.values import Feature
 from features.windows import DAY_MS, HOUR_MS
+from schemas.payment_fields import AMOUNT_MINOR_MAX
 from tests.unit.features.profiles import Change, card, label, one, payment
 
 # A Sunday at noon: the beginning of a tile of every hop but a day.

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.money import _RATE_MAX, AMOUNT_MINOR_MAX, RATE_SCALE, RateTable, load_rates
+from features.money import _RATE_MAX, RATE_SCALE, RateTable, load_rates
 from schemas.errors import InvalidEvent, Misconfigured
+from schemas.payment_fields import AMOUNT_MINOR_MAX
 
 HEADER = "currency,minor_digits,valid_from,reference_per_unit"
 NEW_YEAR_2020_MS = 1_577_836_800_000

@@ -20,7 +20,7 @@ from features.history import History, history_of_tables
 from features.money import RateTable
 from features.passage import Chunk, Passage, label_changes
 from features.windows import DAY_MS, HOUR_MS
-from schemas.errors import InvalidEvent
+from schemas.errors import InvalidEvent, Misconfigured
 from tests import small_world
 from tests.unit.features.profiles import USUAL, card
 
@@ -67,8 +67,9 @@ def column(name: str, made: Sequence[Chunk]) -> list[float]:
 
 
 def changes(outcomes: Sequence[Outcome], times_ms: Sequence[int] = (10, 20, 30)) -> list[tuple[int, int, int]]:
-    """(payment, the first payment after it, weight) of each change."""
-    labels = label_changes(history(times_ms, outcomes))
+    """(payment, the first payment after it, weight) of each change. All times are counted from SUNDAY_MS."""
+    told = [(payment, SUNDAY_MS + known_ms, is_fraud) for payment, known_ms, is_fraud in outcomes]
+    labels = label_changes(history([SUNDAY_MS + time_ms for time_ms in times_ms], told))
     return list(zip(labels.payment.tolist(), labels.before.tolist(), labels.weight.tolist(), strict=True))
 
 
@@ -320,5 +321,5 @@ def test_a_currency_without_a_rate_is_refused() -> None:
 
 
 def test_an_amount_that_would_overflow_is_refused() -> None:
-    with pytest.raises(InvalidEvent, match="amount_minor: must be at most"):
-        Passage(history([SUNDAY_MS], amount_minor=pa.array([2**60])), engine(), RATES)
+    with pytest.raises(Misconfigured, match="row 0: amount_minor is above 100000000000"):
+        history([SUNDAY_MS], amount_minor=pa.array([2**60]))

@@ -17,8 +17,9 @@ from features import attributes, kernel
 from features.declare import Catalogue
 from features.engine import FeatureEngine, UnreadableProfile
 from features.kernel.plan_schema import entity_section
-from features.money import _RATE_MAX, AMOUNT_MINOR_MAX, RATE_SCALE
+from features.money import _RATE_MAX, RATE_SCALE
 from features.windows import DAY_MS, HOUR_MS, MINUTE_MS
+from schemas.payment_fields import AMOUNT_MINOR_MAX
 from tests.packed import Packed, read_packed, widths_of, with_widths, write_packed
 from tests.parity.features_worlds import COUNTRIES, DECLARED, MERCHANTS, every_word
 from tests.unit.features.profiles import (

@@ -13,6 +13,9 @@ from schemas.errors import Misconfigured
 from tests import small_world
 from tests.small_world import DAY_MS, TRAINING_DAYS
 
+# 2024-01-01; days are counted from it.
+FIRST_DAY = 19_723
+
 
 def table_of(history: History, window: Days, delay: int = 7) -> TrainingTable:
     return training_table(
@@ -20,9 +23,17 @@ def table_of(history: History, window: Days, delay: int = 7) -> TrainingTable:
     )
 
 
+def day_ms(day: int) -> int:
+    return (FIRST_DAY + day) * DAY_MS
+
+
+def days(first: int, last: int) -> Days:
+    return Days(FIRST_DAY + first, FIRST_DAY + last)
+
+
 def history_with_outcomes(outcomes: list[tuple[int, int, str]]) -> History:
     """Two payments on day 10 and one on day 11; outcomes are (payment, time ms, label)."""
-    times = [10 * DAY_MS + 5, 10 * DAY_MS + 6, 11 * DAY_MS]
+    times = [day_ms(10) + 5, day_ms(10) + 6, day_ms(11)]
     payments = pa.table(
         {
             "payment_id": [f"p{number}" for number in range(3)],
@@ -45,28 +56,28 @@ def history_with_outcomes(outcomes: list[tuple[int, int, str]]) -> History:
 
 def test_the_table_holds_the_window_and_nothing_else() -> None:
     table, history = small_world.table(), small_world.history()
-    days = history.event_time_ms // DAY_MS
-    assert table.vectors.shape == (int(TRAINING_DAYS.contains(days).sum()), len(small_world.engine().plan.names))
+    of_payments = history.event_time_ms // DAY_MS
+    assert table.vectors.shape == (int(TRAINING_DAYS.contains(of_payments).sum()), len(small_world.engine().plan.names))
     assert table.vectors.dtype == np.float32
     assert (table.day.min(), table.day.max()) == (TRAINING_DAYS.first, TRAINING_DAYS.last)
 
 
 def test_labels_that_arrive_after_the_window_and_the_delay_are_not_used() -> None:
-    known_by_ms = (10 + 1 + 7) * DAY_MS
+    known_by_ms = day_ms(10 + 1 + 7)
     history = history_with_outcomes([(0, known_by_ms, "fraud"), (1, known_by_ms + 1, "fraud")])
-    assert table_of(history, Days(10, 10)).label.tolist() == [1, 0]
+    assert table_of(history, days(10, 10)).label.tolist() == [1, 0]
 
 
 def test_a_correction_counts_if_it_arrives_in_time() -> None:
-    known_by_ms = (10 + 1 + 7) * DAY_MS
-    outcomes = [(0, 12 * DAY_MS, "fraud"), (1, 12 * DAY_MS, "fraud")]
+    known_by_ms = day_ms(10 + 1 + 7)
+    outcomes = [(0, day_ms(12), "fraud"), (1, day_ms(12), "fraud")]
     corrections = [(0, known_by_ms, "genuine"), (1, known_by_ms + 1, "genuine")]
     history = history_with_outcomes(outcomes + corrections)
-    assert table_of(history, Days(10, 10)).label.tolist() == [0, 1]
+    assert table_of(history, days(10, 10)).label.tolist() == [0, 1]
 
 
 def test_a_payment_without_an_outcome_counts_as_genuine() -> None:
-    assert table_of(history_with_outcomes([]), Days(10, 11)).label.tolist() == [0, 0, 0]
+    assert table_of(history_with_outcomes([]), days(10, 11)).label.tolist() == [0, 0, 0]
 
 
 def test_features_know_nothing_that_came_after_the_window() -> None:
@@ -80,13 +91,13 @@ def test_features_know_nothing_that_came_after_the_window() -> None:
 
 
 def test_an_empty_window_is_refused_with_its_days() -> None:
-    with pytest.raises(Misconfigured, match="there is no payment from 1970-01-13 to 1970-01-14"):
-        table_of(history_with_outcomes([]), Days(12, 13))
+    with pytest.raises(Misconfigured, match="there is no payment from 2024-01-13 to 2024-01-14"):
+        table_of(history_with_outcomes([]), days(12, 13))
 
 
 def test_a_window_outside_the_data_is_refused_with_the_days_there_are() -> None:
-    with pytest.raises(Misconfigured, match="the data is from 1970-01-11 to 1970-01-12"):
-        window_labels(history_with_outcomes([]), Days(3, 9), 7)
+    with pytest.raises(Misconfigured, match="the data is from 2024-01-11 to 2024-01-12"):
+        window_labels(history_with_outcomes([]), days(3, 9), 7)
 
 
 def test_data_without_a_payment_is_refused() -> None:
@@ -102,25 +113,25 @@ def test_labels_can_be_had_without_the_vectors() -> None:
 
 
 def test_a_table_can_be_asked_what_was_known_on_a_day_before() -> None:
-    said = [(0, 12 * DAY_MS, "fraud"), (1, 12 * DAY_MS + 1, "fraud"), (0, 14 * DAY_MS, "genuine")]
-    table = table_of(history_with_outcomes(said), Days(10, 11))
-    assert table.label_known_by(12 * DAY_MS - 1).tolist() == [0, 0, 0]
-    assert table.label_known_by(12 * DAY_MS).tolist() == [1, 0, 0]
-    assert table.label_known_by(14 * DAY_MS - 1).tolist() == [1, 1, 0]
-    assert table.label_known_by(14 * DAY_MS).tolist() == [0, 1, 0] == table.label.tolist()
+    said = [(0, day_ms(12), "fraud"), (1, day_ms(12) + 1, "fraud"), (0, day_ms(14), "genuine")]
+    table = table_of(history_with_outcomes(said), days(10, 11))
+    assert table.label_known_by(day_ms(12) - 1).tolist() == [0, 0, 0]
+    assert table.label_known_by(day_ms(12)).tolist() == [1, 0, 0]
+    assert table.label_known_by(day_ms(14) - 1).tolist() == [1, 1, 0]
+    assert table.label_known_by(day_ms(14)).tolist() == [0, 1, 0] == table.label.tolist()
 
 
 def test_a_table_never_knows_more_than_its_labels() -> None:
     """Outcomes that came too late for the labels are not in it, whatever time is asked for."""
-    known_by_ms = (10 + 1 + 7) * DAY_MS
-    history = history_with_outcomes([(0, 12 * DAY_MS, "fraud"), (0, known_by_ms + 1, "genuine")])
-    assert table_of(history, Days(10, 10)).label_known_by(999 * DAY_MS).tolist() == [1, 0]
+    known_by_ms = day_ms(10 + 1 + 7)
+    history = history_with_outcomes([(0, day_ms(12), "fraud"), (0, known_by_ms + 1, "genuine")])
+    assert table_of(history, days(10, 10)).label_known_by(day_ms(999)).tolist() == [1, 0]
 
 
 def test_the_outcomes_of_other_days_are_not_in_a_table() -> None:
-    history = history_with_outcomes([(0, 12 * DAY_MS, "fraud"), (2, 12 * DAY_MS, "fraud")])
-    assert table_of(history, Days(11, 11)).label_known_by(13 * DAY_MS).tolist() == [1]
-    assert table_of(history, Days(10, 10)).label_known_by(13 * DAY_MS).tolist() == [1, 0]
+    history = history_with_outcomes([(0, day_ms(12), "fraud"), (2, day_ms(12), "fraud")])
+    assert table_of(history, days(11, 11)).label_known_by(day_ms(13)).tolist() == [1]
+    assert table_of(history, days(10, 10)).label_known_by(day_ms(13)).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("frauds", [0, 1, 5])

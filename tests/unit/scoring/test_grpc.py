@@ -87,8 +87,20 @@ def test_many_streams_of_one_read_are_scored_together_and_answered_in_one_write(
 def test_a_wrong_value_names_its_field_in_message_and_trailer(client: RawClient) -> None:
     answer = client.ask(payment(amount_minor=-1).SerializeToString())
     assert answer.status == 3
-    assert answer.message.startswith(b"amount_minor: must be from 0 to ")
+    assert answer.message == b"amount_minor: is below 0; wanted a whole number of minor units from 0 to 100000000000"
     assert answer.headers[b"paywarden-field"] == b"amount_minor"
+
+
+def test_a_payment_without_an_amount_is_refused_and_one_of_0_is_not(client: RawClient) -> None:
+    without = payment()
+    without.ClearField("amount_minor")
+    answer = client.ask(without.SerializeToString())
+    assert (answer.status, answer.headers[b"paywarden-field"]) == (3, b"amount_minor")
+    assert answer.message.startswith(b"amount_minor: is missing; wanted ")
+    assert client.ask(payment(amount_minor=0).SerializeToString()).status == 0
+    batch = ScoreBatchRequest(requests=[payment("a"), without]).SerializeToString()
+    answer = client.ask(batch, call_headers(BATCH))
+    assert (answer.status, answer.headers[b"paywarden-field"]) == (3, b"requests[1].amount_minor")
 
 
 def test_one_wrong_request_spoils_nothing_for_its_neighbours(client: RawClient) -> None:

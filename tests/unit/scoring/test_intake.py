@@ -23,14 +23,17 @@ from scoring.intake import Intake
 from scoring.wire import RequestLimits
 
 NOW_MS = 1_700_000_000_000
-LIMITS = RequestLimits(id_bytes_max=40, text_bytes_max=20, amount_minor_max=10_000_000, future_ms_max=500)
+LIMITS = RequestLimits(
+    id_bytes_max=40, text_bytes_max=20, amount_minor_max=10_000_000, past_ms_max=5_000, future_ms_max=500
+)
 # A second rate that begins between two payments, and one that is worth less than a cent.
 RATES = RateTable(
     {
         "EUR": [(0, RATE_SCALE)],
         "USD": [(0, 900_001), (NOW_MS - 1000, 910_007), (NOW_MS, 930_333)],
         "JPY": [(NOW_MS - 500, 6_123)],
-        "odd": [(0, 1)],
+        "ODD": [(0, 1)],
+        "odd": [(0, RATE_SCALE)],
     }
 )
 
@@ -62,7 +65,7 @@ def slowly(body: bytes, plan: Plan) -> tuple[list[int], list[bytes], bytes] | st
     """Row, keys and payment id of a body by protobuf's own reader and the obvious code, or the field that is wrong."""
     try:
         parsed = wire.parse(body)
-        wire.validate(parsed, now_ms=NOW_MS, limits=LIMITS, currencies=RATES.currencies)
+        wire.RequestRules(LIMITS, RATES.currencies).check(parsed, NOW_MS)
         amount = RATES.convert(parsed.amount_minor, parsed.currency, parsed.event_time_ms)
     except InvalidEvent as error:
         return f"{error.field}: {error}"
@@ -101,7 +104,7 @@ usual = st.builds(
     device_id=st.none() | ids,
     ip=st.none() | st.sampled_from(["10.0.0.1", "2001:db8::1"]),
     amount_minor=st.integers(0, 10_000_000),
-    currency=st.sampled_from(["EUR", "USD", "JPY"]),
+    currency=st.sampled_from(["EUR", "USD", "JPY", "ODD"]),
     mcc=st.none() | st.sampled_from(["5411", "0000"]),
     country=st.none() | st.sampled_from(["DE", "AA", "ZZ"]),
     channel=st.none() | st.sampled_from(["ecom", "pos"]),
@@ -109,7 +112,21 @@ usual = st.builds(
 )
 # One field of a usual request becomes something else: at the edge of what is allowed, or beyond it.
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60)
-numbers = st.sampled_from([0, -1, 1, NOW_MS + 501, NOW_MS + 500, 10_000_001, 2**63 - 1, -(2**63)])
+numbers = st.sampled_from(
+    [
+        0,
+        -1,
+        1,
+        NOW_MS + 501,
+        NOW_MS + 500,
+        NOW_MS - 5000,
+        NOW_MS - 5001,
+        NOW_MS // 1000,
+        10_000_001,
+        2**63 - 1,
+        -(2**63),
+    ]
+)
 edges: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(
         ("payment_id", "merchant_id", "device_id"), texts | st.sampled_from(["x" * 40, "x" * 41, "a\x7f", "é"])
@@ -212,9 +229,9 @@ def test_those_that_are_chosen_keep_their_rows_and_keys() -> None:
 
 def test_an_amount_that_could_overflow_is_converted_the_slow_way() -> None:
     rates = RateTable({"EUR": [(0, 2**40)]})
-    intake = Intake(PLANS[0], rates, RequestLimits(amount_minor_max=2**40))
+    intake = Intake(PLANS[0], rates, RequestLimits())
     sent = ScoreRequest(
-        payment_id="p", event_time_ms=NOW_MS, card_id="c", merchant_id="m", amount_minor=2**39, currency="EUR"
+        payment_id="p", event_time_ms=NOW_MS, card_id="c", merchant_id="m", amount_minor=10**11, currency="EUR"
     )
     payments, _ = intake.read([sent.SerializeToString()], NOW_MS)
-    assert payments.rows[0, 1] == rates.convert(2**39, "EUR", NOW_MS)
+    assert payments.rows[0, 1] == rates.convert(10**11, "EUR", NOW_MS)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import ssl
+import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,16 @@ from scoring.outbox import OutboxSettings, OutboxWriter
 from tests import small_world
 from tests.certificates import Authority
 from tests.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until
+
+# Made now: the endpoint takes no payment of long ago.
+PAYMENT = ScoreRequest(
+    payment_id="p",
+    event_time_ms=time.time_ns() // 1_000_000,
+    card_id="c",
+    merchant_id="m",
+    amount_minor=1,
+    currency="EUR",
+).SerializeToString()
 
 
 class Server:
@@ -91,10 +102,7 @@ def test_the_address_is_the_first_line_and_a_payment_is_answered(server: Server)
     server.start()
     assert server.target.startswith("http://127.0.0.1:")
     server.listening()
-    request = ScoreRequest(
-        payment_id="p", event_time_ms=1, card_id="c", merchant_id="m", amount_minor=1, currency="EUR"
-    )
-    status, body = post(f"{server.target}/v1/score", request.SerializeToString(), "application/x-protobuf")
+    status, body = post(f"{server.target}/v1/score", PAYMENT, "application/x-protobuf")
     assert status == 200
     assert list(ScoreResponse.FromString(body).flags) == ["mirror_absent"]
 
@@ -133,10 +141,7 @@ def test_a_killed_worker_is_started_again_on_the_same_port(server: Server) -> No
     wait_until(lambda: not first.is_running(), "the worker is gone")
     (second,) = server.listening()
     assert second.pid != first.pid
-    request = ScoreRequest(
-        payment_id="p", event_time_ms=1, card_id="c", merchant_id="m", amount_minor=1, currency="EUR"
-    )
-    assert post(f"{server.target}/v1/score", request.SerializeToString(), "application/x-protobuf")[0] == 200
+    assert post(f"{server.target}/v1/score", PAYMENT, "application/x-protobuf")[0] == 200
     assert "worker 0 ended with -9; starting it again" in server.log()
 
 
@@ -162,11 +167,6 @@ def test_workers_end_when_their_parent_is_killed_and_the_port_is_free_again(serv
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
-
-
-PAYMENT = ScoreRequest(
-    payment_id="p", event_time_ms=1, card_id="c", merchant_id="m", amount_minor=1, currency="EUR"
-).SerializeToString()
 
 
 def status_over(raw: socket.socket, headers: str = "") -> int:

@@ -6,12 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.errors import InvalidEvent
+from schemas.errors import InvalidEvent, Misconfigured
+from schemas.payment_fields import looks_like_card_number
 from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
 from scoring import wire
 
 NOW_MS = 1_700_000_000_000
-LIMITS = wire.RequestLimits(id_bytes_max=20, amount_minor_max=1000, future_ms_max=500, batch_size_max=3)
+LIMITS = wire.RequestLimits(
+    id_bytes_max=20, amount_minor_max=1000, past_ms_max=5000, future_ms_max=500, batch_size_max=3
+)
 CURRENCIES = frozenset({"EUR", "USD"})
 
 
@@ -33,7 +36,7 @@ def fields_of(request: ScoreRequest) -> dict[str, object]:
 
 
 def check(request: ScoreRequest) -> None:
-    wire.validate(request, now_ms=NOW_MS, limits=LIMITS, currencies=CURRENCIES)
+    wire.RequestRules(LIMITS, CURRENCIES).check(request, NOW_MS)
 
 
 def field_refused(act: Callable[[], object]) -> str:
@@ -56,6 +59,8 @@ def test_a_request_with_every_field_is_valid() -> None:
         ("event_time_ms", 0),
         ("event_time_ms", -1),
         ("event_time_ms", NOW_MS + 501),
+        ("event_time_ms", NOW_MS - 5001),
+        ("event_time_ms", NOW_MS // 1000),
         ("card_id", ""),
         ("card_id", "x" * 21),
         ("merchant_id", ""),
@@ -89,24 +94,79 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(field: str, value: ob
 
 def test_the_largest_values_allowed_are_valid() -> None:
     check(a_request(payment_id="x" * 20, event_time_ms=NOW_MS + 500, amount_minor=1000))
+    check(a_request(event_time_ms=NOW_MS - 5000, amount_minor=0))
+
+
+@pytest.mark.parametrize("name", ["payment_id", "event_time_ms", "card_id", "merchant_id", "amount_minor", "currency"])
+def test_a_required_field_that_is_missing_is_refused_in_both_formats(name: str) -> None:
+    fields = {field: value for field, value in fields_of(a_request()).items() if field != name}
+    for body in (wire.JSON.take(json.dumps(fields).encode()), ScoreRequest(**fields).SerializeToString()):  # type: ignore[arg-type]
+        with pytest.raises(InvalidEvent, match=f"^{name}: is missing") as caught:
+            check(wire.parse(body))
+        assert caught.value.field == name
+
+
+def test_an_amount_of_0_is_an_amount_in_both_formats() -> None:
+    free = a_request(amount_minor=0)
+    check(wire.parse(free.SerializeToString()))
+    check(wire.parse(wire.JSON.take(json.dumps(fields_of(free)).encode())))
+    with pytest.raises(InvalidEvent, match=r"^amount_minor: is missing"):
+        check(wire.parse(wire.JSON.take(json.dumps(fields_of(free) | {"amount_minor": None}).encode())))
+
+
+def test_seconds_instead_of_milliseconds_are_told_as_such() -> None:
+    with pytest.raises(InvalidEvent) as caught:
+        check(a_request(event_time_ms=1_704_067_200))
+    assert str(caught.value) == ("event_time_ms: 1704067200 looks like seconds; wanted milliseconds since 1970 UTC")
+
+
+def test_a_time_that_is_too_old_is_told_with_its_distance() -> None:
+    rules = wire.RequestRules(wire.RequestLimits(), CURRENCIES)
+    with pytest.raises(InvalidEvent) as caught:
+        rules.check(a_request(event_time_ms=NOW_MS - 9 * 86_400_000), NOW_MS)
+    assert str(caught.value) == "event_time_ms: is 9 days in the past; wanted at most 7 days"
+
+
+def test_no_message_repeats_a_text_or_an_amount() -> None:
+    secret = "4111111111111112"
+    for name in ("payment_id", "card_id", "merchant_id", "currency", "device_id", "ip", "mcc", "country", "channel"):
+        with pytest.raises(InvalidEvent) as caught:
+            check(a_request(**{name: secret * 5}))
+        assert secret not in str(caught.value)
+    for name in ("amount_minor", "event_time_ms"):
+        with pytest.raises(InvalidEvent) as caught:
+            check(a_request(**{name: int(secret)}))
+        assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("id_bytes_max", 257), ("id_bytes_max", 0), ("text_bytes_max", 65), ("amount_minor_max", 10**11 + 1)],
+        *[("past_ms_max", -1), ("future_ms_max", -1)],
+    ],
+)
+def test_limits_beyond_what_the_topic_takes_are_refused_at_start(name: str, value: int) -> None:
+    with pytest.raises(Misconfigured, match=rf"^\[limits\] {name}: wanted \d+ to \d+, got {value}$"):
+        wire.RequestLimits(**{name: value})
 
 
 @pytest.mark.parametrize("number", ["4111111111111111", "4111 1111 1111 1111", "3782-822463-10005", "4222222222222"])
 def test_a_real_card_number_is_refused_and_not_repeated(number: str) -> None:
     with pytest.raises(InvalidEvent) as caught:
-        wire.validate(a_request(card_id=number), now_ms=NOW_MS, limits=wire.RequestLimits(), currencies=CURRENCIES)
+        wire.RequestRules(wire.RequestLimits(), CURRENCIES).check(a_request(card_id=number), NOW_MS)
     assert caught.value.field == "card_id"
     assert number not in str(caught.value)
 
 
 @pytest.mark.parametrize("token", ["4111111111111112", "411111111111", "tok_4111111111111111", "1"])
 def test_a_token_that_only_resembles_a_card_number_is_valid(token: str) -> None:
-    assert not wire.looks_like_card_number(token)
+    assert not looks_like_card_number(token)
 
 
 @given(st.integers(min_value=10**11, max_value=10**18 - 1))
 def test_exactly_one_check_digit_makes_a_number_look_like_a_card(payload: int) -> None:
-    assert sum(wire.looks_like_card_number(f"{payload}{digit}") for digit in range(10)) == 1
+    assert sum(looks_like_card_number(f"{payload}{digit}") for digit in range(10)) == 1
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30)

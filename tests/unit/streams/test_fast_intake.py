@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from features.declare import Catalogue, Entity
 from features.engine import FeatureEngine
-from features.money import AMOUNT_MINOR_MAX
-from features.store import KEY_BYTES_MAX
 from schemas.avro import Encoder, LocalSchemaIds, fingerprint, past_schemas
 from schemas.errors import InvalidEvent
+from schemas.payment_fields import AMOUNT_MINOR_MAX, ID_BYTES_MAX, TIME_MS_END, TIME_MS_MIN
 from streams.batch import PaymentEvent, Position, payments_source
-from streams.intake import FUTURE_MS_MAX, Intake
+from streams.intake import TIMES, Intake
 from streams.kafka import Record
 from tests import small_world
 
@@ -37,20 +36,30 @@ INTAKES = {name: Intake(engine, small_world.rates(), IDS) for name, engine in EN
 IDENTITIES = st.one_of(
     st.text("abcdefghij-0123456789", min_size=1, max_size=20),
     st.text(max_size=5),
-    st.sampled_from(["", "a\x1fb", "ü", "x" * (KEY_BYTES_MAX - 9), "x" * KEY_BYTES_MAX, "\x00", ":"]),
+    st.sampled_from(["", "a\x1fb", "ü", "x" * ID_BYTES_MAX, "x" * (ID_BYTES_MAX + 1), "\x00", "\x7f", ":"]),
+    st.sampled_from(["4111111111111111", "4111 1111-11111111", "4111111111111112", "1" * 12, "1" * 13]),
 )
-TEXTS = st.none() | st.sampled_from(["", "DE", "de", "D", "ecom", "5411", "ÄÖ"]) | st.text(max_size=4)
+TEXTS = (
+    st.none()
+    | st.sampled_from(["", "DE", "de", "D", "DEU", "D1", "ecom", "5411", "541", "54a1", "ÄÖ", "x" * 64, "x" * 65])
+    | st.text(max_size=4)
+)
 LONGS = st.integers(-(2**63), 2**63 - 1)
+ARRIVED_MS = NOW_MS - 1
+TIMES_AT_BOUNDS = [
+    *(0, 1, NOW_MS // 1000, TIME_MS_MIN - 1, TIME_MS_MIN, TIME_MS_END - 1, TIME_MS_END),
+    *(ARRIVED_MS + bound + one for bound in (TIMES.future_ms_max, -TIMES.past_ms_max) for one in (-1, 0, 1)),
+]
 PAYMENTS = st.fixed_dictionaries(
     {
         "payment_id": IDENTITIES,
-        "event_time_ms": st.one_of(st.just(NOW_MS), st.sampled_from([0, 1, NOW_MS + FUTURE_MS_MAX + 1]), LONGS),
+        "event_time_ms": st.one_of(st.just(NOW_MS), st.sampled_from(TIMES_AT_BOUNDS), LONGS),
         "card_id": IDENTITIES,
         "merchant_id": IDENTITIES,
         "device_id": st.none() | IDENTITIES,
         "ip": TEXTS,
         "amount_minor": st.one_of(st.integers(0, 10**6), st.sampled_from([-1, AMOUNT_MINOR_MAX + 1]), LONGS),
-        "currency": st.sampled_from(["EUR", "JPY", "USD", "XXX", "", "€"]),
+        "currency": st.sampled_from(["EUR", "JPY", "USD", "XXX", "", "€", "eur", "EURO"]),
         "mcc": TEXTS,
         "country": TEXTS,
         "channel": TEXTS,
@@ -69,7 +78,7 @@ USUAL: dict[str, Any] = {
 
 
 def record_of(value: bytes | None, offset: int = 7) -> Record:
-    return Record("payments", 3, offset, b"k", value, NOW_MS - 1, ())
+    return Record("payments", 3, offset, b"k", value, ARRIVED_MS, ())
 
 
 def one_by_one(intake: Intake, records: list[Record]) -> list[PaymentEvent | str]:

@@ -15,6 +15,7 @@ from features.money import load_rates
 from features.store import StoreConflict, StoreHealth, Versioned
 from schemas.avro import Encoder, LocalSchemaIds
 from schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
+from schemas.payment_fields import TIME_BOUND_MS_MAX
 from streams import changelog, pipeline
 from streams.kafka import KafkaSettings
 from streams.pipeline import Pipeline, StreamSettings
@@ -133,7 +134,14 @@ class Worker:
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
         self.pipeline = Pipeline(
             kafka=KafkaSettings(),
-            settings=StreamSettings(batch_max=batch_max, batch_wait_ms=1, progress_every_ms=0, stall_timeout_s=20),
+            # The payments are years older than their records.
+            settings=StreamSettings(
+                batch_max=batch_max,
+                batch_wait_ms=1,
+                progress_every_ms=0,
+                stall_timeout_s=20,
+                past_ms_max=TIME_BOUND_MS_MAX,
+            ),
             store=self.store,
             engine=engine(),
             rates=load_rates(),

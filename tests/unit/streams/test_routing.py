@@ -63,7 +63,8 @@ def records(count: int, first_offset: int = 0) -> list[Record]:
     encoder = Encoder("payments", LocalSchemaIds().id_of("payments"))
     rows = simulated()[0].slice(0, count).to_pylist()
     return [
-        Record("payments", 0, first_offset + at, b"k", encoder.encode(row), NOW_MS, ()) for at, row in enumerate(rows)
+        Record("payments", 0, first_offset + at, b"k", encoder.encode(row), row["event_time_ms"] + 100, ())
+        for at, row in enumerate(rows)
     ]
 
 

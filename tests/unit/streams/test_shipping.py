@@ -17,7 +17,7 @@ from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.outbox import Cursor, OutboxDamaged, OutboxSettings, OutboxWriter
 from streams import shipping
 from streams.cursors import HostIdentity, ShippedTo, boot_id
-from streams.shipping import Shipper
+from streams.shipping import Shipper, decision_of
 
 TIMED_OUT = KafkaException(KafkaError(KafkaError._TIMED_OUT, "not yet", retriable=True))
 MUST_ABORT = KafkaException(KafkaError(KafkaError._TIMED_OUT, "records timed out", txn_requires_abort=True))
@@ -282,3 +282,10 @@ def test_a_cursor_on_kafka_that_is_none_is_refused(value: bytes) -> None:
     assert ShippedTo.from_bytes(ShippedTo(7, 8, boot_id()).to_bytes()) == ShippedTo(7, 8, boot_id())
     with pytest.raises(Misconfigured, match="no cursor"):
         ShippedTo.from_bytes(value)
+
+
+def test_a_decision_of_before_amounts_had_presence_is_shipped_with_its_amount_of_0() -> None:
+    """Until then protobuf left a 0 out."""
+    request = ScoreRequest(payment_id="p", event_time_ms=1, card_id="c", merchant_id="m", currency="EUR")
+    entry = OutboxEntry(request=request, response=ScoreResponse(payment_id="p"))
+    assert decision_of(OutboxEntry.FromString(entry.SerializeToString()))["amount_minor"] == 0

@@ -1,0 +1,341 @@
+"""One table of a payment's fields. Every reader of payments takes its rules from here.
+
+    reader                         module                                      payment comes from
+    JSON, protobuf                 scoring/wire.py                             the endpoint
+    protobuf, compiled             scoring/fast_requests.py                    the endpoint
+    Avro                           streams/intake.py                           the topic `payments`
+    Avro, compiled                 streams/fast_intake.py                      the topic `payments`
+    Parquet, rows of topics        features/payment_columns.py                 a history, an archive
+
+A reader that finds a wrong value names the first wrong field in the order of the table and says what it got and what
+it wanted, as in `country: is text of 7 characters; wanted two capital letters, A to Z (ISO 3166-1 alpha-2)`.
+A message never holds an id, a text or an amount: any of them may be a card number that was put into the wrong field.
+
+Readers differ in what `PaymentField.differs` says, and in nothing else.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from schemas.errors import InvalidEvent, Misconfigured
+
+# A store's key is at most 511 bytes long: an entity's name (63 bytes at most), a colon and the id.
+ID_BYTES_MAX = 256
+# The longest IPv6 address with a zone, and any name of a channel.
+WORD_BYTES_MAX = 64
+# A billion euros. Times the largest exchange rate it still fits 63 bits (features/money.py).
+AMOUNT_MINOR_MAX = 10**11
+# Offsets run from -12 to +14 hours; a day either way is room for any clock.
+UTC_OFFSET_MINUTES_MAX = 1439
+# Digits of a payment card's number, ISO/IEC 7812-1.
+CARD_DIGITS_MIN, CARD_DIGITS_MAX = 13, 19
+# From 2000 on and before 2100. Milliseconds of these years are neither seconds nor microseconds of any of them.
+TIME_MS_MIN, TIME_MS_END = 946_684_800_000, 4_102_444_800_000
+
+_DAY_MS = 86_400_000
+# More says nothing: the table's own bounds are closer.
+TIME_BOUND_MS_MAX = TIME_MS_END - TIME_MS_MIN
+
+
+class Form(enum.Enum):
+    """What values of a field look like."""
+
+    ID = "id"
+    CARD_TOKEN = "card token"
+    WORD = "word"
+    CURRENCY = "currency"
+    MCC = "merchant category code"
+    COUNTRY = "country"
+    TIME = "time"
+    AMOUNT = "amount"
+    OFFSET = "offset"
+    FLAG = "flag"
+
+
+# Forms of texts whose every value has one shape.
+PATTERNS: Mapping[Form, str] = {Form.CURRENCY: "[A-Z]{3}", Form.MCC: "[0-9]{4}", Form.COUNTRY: "[A-Z]{2}"}
+_TEXTS = (Form.ID, Form.CARD_TOKEN, Form.WORD, *PATTERNS)
+
+
+@dataclass(frozen=True)
+class PaymentField:
+    """A line of the table. `size_max`: bytes of UTF-8 of a text; `minimum` and `maximum` are of a number.
+
+    `differs` says where readers differ on purpose, and why. `column_may_lack`: a Parquet file need not have the column.
+    """
+
+    name: str
+    form: Form
+    wanted: str
+    is_required: bool = False
+    size_max: int = 0
+    minimum: int = 0
+    maximum: int = 0
+    at_endpoint: bool = True
+    column_may_lack: bool = False
+    differs: str = ""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether values are texts."""
+        return self.form in _TEXTS
+
+    @property
+    def is_number(self) -> bool:
+        """Whether values are whole numbers."""
+        return self.form in (Form.TIME, Form.AMOUNT, Form.OFFSET)
+
+    # Made once: a check of a whole payment takes a few microseconds.
+    @cached_property
+    def is_right(self) -> Callable[[Any], bool]:
+        """The rule: says of a value of the right type whether the field may hold it."""
+        least, most = self.minimum, self.size_max if self.is_text else self.maximum
+        if self.form in PATTERNS:
+            matches = re.compile(PATTERNS[self.form]).fullmatch
+            return lambda text: matches(text) is not None
+        if self.form is Form.CARD_TOKEN:
+            # Most tokens begin with a letter.
+            return lambda text: _is_id(text, most) and (text[0].isalpha() or not looks_like_card_number(text))
+        if self.is_text:
+            return lambda text: _is_id(text, most)
+        return (lambda number: least <= number <= most) if self.is_number else lambda _: True
+
+    def problem_of(self, value: Any) -> str:
+        """What is wrong with a value of the right type, None for one that is not there; empty when nothing is."""
+        if value is None:
+            return self._missing() if self.is_required else ""
+        if self.is_right(value):
+            return ""
+        if self.is_text:
+            return self._text_problem(value)
+        if self.form is Form.TIME:
+            return _time_problem(self, value) if value else self._missing()
+        beyond = f"below {self.minimum}" if value < self.minimum else f"above {self.maximum}"
+        return f"is {beyond}; wanted {self.wanted}"
+
+    def narrowed(self, largest: int) -> PaymentField:
+        """The same with another largest size, or largest number, which its message says as well."""
+        before = self.size_max if self.is_text else self.maximum
+        wanted = self.wanted.replace(str(before), str(largest))
+        if self.is_text:
+            return replace(self, size_max=largest, wanted=wanted)
+        return replace(self, maximum=largest, wanted=wanted)
+
+    def _missing(self) -> str:
+        # A protobuf request without a time or an id reads as one with 0 or an empty text.
+        also = " or 0" if self.form is Form.TIME else " or empty" if self.is_text else ""
+        return f"is missing{also}; wanted {self.wanted}"
+
+    def _text_problem(self, value: str) -> str:
+        if not value:
+            return self._missing() if self.is_required else f"is empty; wanted {self.wanted}"
+        if self.form in PATTERNS:
+            return f"is text of {len(value)} character{'s' * (len(value) != 1)}; wanted {self.wanted}"
+        size = len(value.encode())
+        if size > self.size_max:
+            return f"is {size} bytes long; wanted {self.wanted}"
+        if not value.isprintable():
+            return f"holds a control character; wanted {self.wanted}"
+        return f"looks like a real card number; wanted {self.wanted}"
+
+
+def _is_id(text: str, size_max: int) -> bool:
+    """Ids end up in keys, logs and terminals."""
+    return 0 < (len(text) if text.isascii() else len(text.encode())) <= size_max and text.isprintable()
+
+
+_LIMITS_MAY_BE_TIGHTER = (
+    "[limits] of the endpoint may ask for less than the table allows, never for more: "
+    "then everything that is scored can be read from the topic."
+)
+_WORD = f"printable text of 1 to {WORD_BYTES_MAX} bytes"
+
+
+def _id(name: str, *, is_required: bool = True) -> PaymentField:
+    wanted = f"printable text of 1 to {ID_BYTES_MAX} bytes"
+    return PaymentField(name, Form.ID, wanted, is_required, ID_BYTES_MAX, differs=_LIMITS_MAY_BE_TIGHTER)
+
+
+FIELDS = (
+    _id("payment_id"),
+    PaymentField(
+        "event_time_ms",
+        Form.TIME,
+        "milliseconds since 1970 UTC",
+        is_required=True,
+        minimum=TIME_MS_MIN,
+        maximum=TIME_MS_END - 1,
+        differs="The endpoint asks for a time near now, the topic for one near the record's arrival on Kafka: a topic "
+        "that is read again in a year gives the same payments. Dead letters may be retried for weeks, so the topic "
+        "reaches further back. A history is old by nature, and only has to lie between 2000 and 2100.",
+    ),
+    PaymentField(
+        "card_id",
+        Form.CARD_TOKEN,
+        f"a token of 1 to {ID_BYTES_MAX} bytes of printable text",
+        is_required=True,
+        size_max=ID_BYTES_MAX,
+        differs=_LIMITS_MAY_BE_TIGHTER,
+    ),
+    _id("merchant_id"),
+    _id("device_id", is_required=False),
+    PaymentField("ip", Form.WORD, _WORD, size_max=WORD_BYTES_MAX, differs=_LIMITS_MAY_BE_TIGHTER),
+    PaymentField(
+        "amount_minor",
+        Form.AMOUNT,
+        f"a whole number of minor units from 0 to {AMOUNT_MINOR_MAX}",
+        is_required=True,
+        maximum=AMOUNT_MINOR_MAX,
+        differs=_LIMITS_MAY_BE_TIGHTER,
+    ),
+    PaymentField(
+        "currency",
+        Form.CURRENCY,
+        "three capital letters, A to Z (ISO 4217)",
+        is_required=True,
+        differs="Endpoint and topic also ask for a rate of the currency. A history is read without a table of rates: "
+        "whatever converts its amounts asks then.",
+    ),
+    PaymentField("mcc", Form.MCC, "four digits (ISO 18245)"),
+    PaymentField("country", Form.COUNTRY, "two capital letters, A to Z (ISO 3166-1 alpha-2)"),
+    PaymentField("channel", Form.WORD, _WORD, size_max=WORD_BYTES_MAX, differs=_LIMITS_MAY_BE_TIGHTER),
+    PaymentField(
+        "utc_offset_minutes",
+        Form.OFFSET,
+        f"whole minutes from {-UTC_OFFSET_MINUTES_MAX} to {UTC_OFFSET_MINUTES_MAX}",
+        minimum=-UTC_OFFSET_MINUTES_MAX,
+        maximum=UTC_OFFSET_MINUTES_MAX,
+        column_may_lack=True,
+        differs="A Parquet file may lack the column: files of earlier releases do.",
+    ),
+    PaymentField(
+        "declined",
+        Form.FLAG,
+        "true or false",
+        at_endpoint=False,
+        column_may_lack=True,
+        differs="A request has no such field: nobody has declined the payment yet. A Parquet file may lack the column: "
+        "files of earlier releases do.",
+    ),
+)
+FIELD = {field.name: field for field in FIELDS}
+
+
+@dataclass(frozen=True)
+class TimeBounds:
+    """How far a payment's time may lie before and after the moment it arrives."""
+
+    past_ms_max: int
+    future_ms_max: int
+
+    def __post_init__(self) -> None:
+        assert self.past_ms_max >= 0
+        assert self.future_ms_max >= 0
+
+    def has(self, event_time_ms: int, *, arrived_ms: int, now_ms: int) -> bool:
+        """Whether the time of a payment that arrived then lies within. `arrived_ms`: 0 when it is not known.
+
+        A clock of a producer that is ahead must not carry payments into the future: `now_ms` bounds them as well.
+        """
+        if arrived_ms <= 0:
+            return event_time_ms <= now_ms + self.future_ms_max
+        return arrived_ms - self.past_ms_max <= event_time_ms <= min(arrived_ms, now_ms) + self.future_ms_max
+
+    def problem_of(self, event_time_ms: int, *, arrived_ms: int, now_ms: int) -> str:
+        """What is wrong with a time of the right form; empty when nothing is."""
+        if self.has(event_time_ms, arrived_ms=arrived_ms, now_ms=now_ms):
+            return ""
+        if arrived_ms > 0 and event_time_ms < arrived_ms - self.past_ms_max:
+            return _too_far(arrived_ms - event_time_ms, self.past_ms_max, "past")
+        latest_ms = min(arrived_ms, now_ms) if arrived_ms > 0 else now_ms
+        return _too_far(event_time_ms - latest_ms, self.future_ms_max, "future")
+
+
+class PaymentRules:
+    """The table as one reader holds payments against it."""
+
+    def __init__(self, fields: Sequence[PaymentField], times: TimeBounds, currencies: frozenset[str]) -> None:
+        """`currencies`: those there is a rate for."""
+        self._fields, self._times = fields, times
+        self._currencies = frozenset(filter(FIELD["currency"].is_right, currencies))
+        self._lines = [
+            (field.name, field.is_required, self._is_convertible if field.form is Form.CURRENCY else field.is_right)
+            for field in fields
+        ]
+
+    def check(self, values: Mapping[str, Any], *, arrived_ms: int, now_ms: int) -> None:
+        """Raise InvalidEvent, naming the first wrong field. A field that is not there is None, or not in `values`."""
+        for name, is_required, is_right in self._lines:
+            value = values.get(name)
+            if is_required if value is None else not is_right(value):
+                break
+        else:
+            if self._times.has(values["event_time_ms"], arrived_ms=arrived_ms, now_ms=now_ms):
+                return
+        raise self._first_wrong(values, arrived_ms, now_ms)
+
+    def _is_convertible(self, currency: str) -> bool:
+        return currency in self._currencies
+
+    def _first_wrong(self, values: Mapping[str, Any], arrived_ms: int, now_ms: int) -> InvalidEvent:
+        for field in self._fields:
+            value: Any = values.get(field.name)
+            problem = field.problem_of(value)
+            if not problem and field.form is Form.TIME:
+                problem = self._times.problem_of(value, arrived_ms=arrived_ms, now_ms=now_ms)
+            elif not problem and field.form is Form.CURRENCY and value not in self._currencies:
+                problem = "has no exchange rate; wanted a currency of the table of rates"
+            if problem:
+                return InvalidEvent(problem, field=field.name)
+        raise AssertionError("a payment that breaks no rule was refused")
+
+
+def require_between(section: str, name: str, value: int, low: int, high: int) -> None:
+    """Raise Misconfigured unless a setting lies between the two, both included."""
+    if not low <= value <= high:
+        raise Misconfigured(f"[{section}] {name}: wanted {low} to {high}, got {value}")
+
+
+def looks_like_card_number(text: str) -> bool:
+    """Whether `text` is 13 to 19 digits, grouped or not, with a right check digit (Luhn, ISO/IEC 7812-1)."""
+    digits = text.replace(" ", "").replace("-", "")
+    return CARD_DIGITS_MIN <= len(digits) <= CARD_DIGITS_MAX and digits.isdecimal() and _passes_luhn(digits)
+
+
+def _passes_luhn(digits: str) -> bool:
+    """Every second digit from the right counts double, digits of the double added up."""
+    values = [int(digit) for digit in reversed(digits)]
+    doubled = sum(2 * value - 9 if value > 4 else 2 * value for value in values[1::2])
+    return (sum(values[::2]) + doubled) % 10 == 0
+
+
+def _time_problem(field: PaymentField, value: int) -> str:
+    """What is wrong with a time that is out of bounds."""
+    # Numbers of ten digits and fewer are no card numbers: these may be repeated.
+    if field.minimum <= value * 1000 <= field.maximum:
+        return f"{value} looks like seconds; wanted {field.wanted}"
+    for unit, factor in (("microseconds", 1000), ("nanoseconds", 1_000_000)):
+        if field.minimum <= value // factor <= field.maximum:
+            return f"looks like {unit}; wanted {field.wanted}"
+    return f"is {'before 2000' if value < field.minimum else 'after 2099'}; wanted {field.wanted}"
+
+
+def _too_far(distance_ms: int, distance_ms_max: int, where: str) -> str:
+    return f"is {_duration(distance_ms)} in the {where}; wanted at most {_duration(distance_ms_max)}"
+
+
+def _duration(duration_ms: int) -> str:
+    """As people say it: 45 s, 3.5 hours, 1 day."""
+    for name, unit_ms in (("day", _DAY_MS), ("hour", 3_600_000)):
+        if duration_ms >= unit_ms:
+            count = f"{duration_ms / unit_ms:.4g}"
+            return f"{count} {name}" if count == "1" else f"{count} {name}s"
+    if duration_ms >= 1000:
+        return f"{duration_ms / 1000:.4g} s"
+    return f"{duration_ms} ms"
