@@ -65,6 +65,7 @@ _DAY_MS = 86_400_000
 _CONFIG = """\
 [kafka]
 bootstrap = "{bootstrap}"
+check_crcs = false
 [store]
 kind = "lmdb"
 [lmdb]

@@ -68,6 +68,9 @@ class KafkaSettings:
     ssl_key_password: str = field(default="", repr=False)
     # Put before every topic's name, so that several deployments can share a cluster.
     topic_prefix: str = ""
+    # Whether the agents of `paywarden stream` check the checksums of what they read. The embedded broker, which is for
+    # demonstrations, writes the markers of transactions with a wrong one: false there, and nowhere else.
+    check_crcs: bool = True
 
     def topic(self, name: str) -> str:
         """The topic's name on the cluster."""
