@@ -105,7 +105,8 @@ class StreamApp(faust.App):
         """Start, live until `stop` is set or something fails, stop. Raises the first error."""
         self.loop = asyncio.get_running_loop()
         self._to_end = stop
-        starting = asyncio.create_task(self._start())
+        starting = asyncio.create_task(self.start())
+        starting.add_done_callback(self._on_start_ended)
         try:
             await stop.wait()
         except asyncio.CancelledError as error:
@@ -173,14 +174,11 @@ class StreamApp(faust.App):
             found.append("the agents have not started")
         return [*found, *self.pipeline.problems()]
 
-    async def _start(self) -> None:
-        try:
-            await self.start()
-        except asyncio.CancelledError as error:
+    def _on_start_ended(self, starting: asyncio.Task[None]) -> None:
+        if starting.cancelled():
             if not self._stopping:
-                self.fail(error)
-            raise
-        except Exception as error:  # noqa: BLE001  # `run_until` raises it
+                self.fail(asyncio.CancelledError())
+        elif (error := starting.exception()) is not None:
             self.fail(error)
 
     async def _step(self, work: Coroutine[Any, Any, object], timeout_s: float) -> bool:
