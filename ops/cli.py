@@ -219,8 +219,11 @@ def serve(source: Source, bundle: str | None, workers: int) -> None:
 def demo(seconds: int, rate: float, seed: int, json_file: str | None) -> None:
     """The whole product on this machine, no server to install: history, training, live payments, decisions."""
     from ops.demo import run_demo
+    from ops.demo_verdict import in_words
 
-    report(run_demo(seconds=seconds, rate=rate, seed=seed), json_file)
+    summary = run_demo(seconds=seconds, rate=rate, seed=seed)
+    click.echo("\n".join([*in_words(summary), ""]))
+    report(summary, json_file)
 
 
 def _ending(name: str) -> ProcessEnd:

@@ -2,32 +2,30 @@
 
 1. simulate a world; train and compile a model on its past; load the past into an LMDB store
 2. start the embedded broker here, and `stream`, `companion` and `serve` as processes of their own
-3. send live payments to the endpoint at a fixed rate; each answered one goes onto the topic `payments`, as an
-   authorisation service would do; outcomes that become known go onto `outcomes`
-4. read `decisions` and hold them against the answers
+3. when all of them are ready, send live payments to the endpoint at a fixed rate; each answered one goes onto the topic
+   `payments`, as an authorisation service would do; outcomes that become known go onto `outcomes`: of payments of the
+   history, and after a simulated delay of some that were decided here
+4. read `decisions` and hold them against the answers; ask every process what it has done (ops/demo_verdict.py)
 """
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
+import math
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from confluent_kafka import Consumer, Producer
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -41,9 +39,10 @@ from models.evaluation import Days, day_of_time
 from models.training import train_bundle
 from models.training_settings import TrainingSettings
 from models.training_table import training_table
+from ops.demo_processes import Parts, running_parts
+from ops.demo_verdict import Reading, Sent, require_all_done, trouble_of
 from ops.traffic import now_ms, requests_of, run, stamped
 from schemas.avro import Decoder, Encoder, LocalSchemaIds
-from schemas.errors import TemporaryFailure
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.load import Answer
 from streams.backfill import backfill
@@ -57,8 +56,12 @@ LABEL_DELAY_DAYS = 7
 CARDS_MIN = 3_000
 # Of the simulator's, on average; the live part must not run out.
 _PAYMENTS_PER_CARD_DAY = 1.5
-_START_TIMEOUT_S = 120.0
-_DECISIONS_TIMEOUT_S = 20.0
+_LIVE_PREFIX = "live-"
+# In life an outcome comes days after its payment.
+_OUTCOME_AFTER_S = 2.0
+# Counts are saved every two seconds; a busy machine takes longer.
+_SETTLE_TIMEOUT_S = 30.0
+_LOOK_EVERY_S = 0.25
 _DAY_MS = 86_400_000
 
 # All of it shares the cores of one machine, so nothing is refused for a while that others need them.
@@ -92,10 +95,14 @@ wait_ms_max = 1000
 
 @dataclass(frozen=True)
 class _World:
-    """The live part of the simulation, and what the past became."""
+    """The live part of the simulation, and what the past became.
+
+    `outcomes`: of past payments, in order. `labels`: of live payments whose outcome becomes known one day.
+    """
 
     requests: list[ScoreRequest]
     outcomes: list[dict[str, Any]]
+    labels: dict[str, str]
     native_model: bool
     profiles: int
 
@@ -112,7 +119,7 @@ class _Tally:
 
 
 def run_demo(*, seconds: int, rate: float, seed: int) -> dict[str, Any]:
-    """Run it all; returns the summary. Raises PaywardenError in one line when a part does not come up."""
+    """Run it all; returns the summary. Raises PaywardenError naming the part that did not do its work."""
     console = Console(stderr=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-demo-")))
@@ -124,9 +131,10 @@ def run_demo(*, seconds: int, rate: float, seed: int) -> dict[str, Any]:
         config = folder / "paywarden.toml"
         config.write_text(_CONFIG.format(bootstrap=broker.bootstrap, folder=folder, memory=memory), encoding="utf-8")
         _say(console, "starting the stream, the companion and a scoring worker")
-        target = _start_processes(stack, config, folder)
-        _say(console, f"sending {rate:g} payments a second for {seconds} s to {target}")
-        return _send_live(world, KafkaSettings(bootstrap=broker.bootstrap), target, rate, seconds, console)
+        parts = stack.enter_context(running_parts(config, folder))
+        parts.wait_until_ready()
+        _say(console, f"sending {rate:g} payments a second for {seconds} s to {parts.target}")
+        return _send_live(world, KafkaSettings(bootstrap=broker.bootstrap), parts, rate, seconds, console)
 
 
 def _prepare(folder: Path, *, seconds: int, rate: float, seed: int, console: Console) -> _World:
@@ -157,8 +165,9 @@ def _prepare(folder: Path, *, seconds: int, rate: float, seed: int, console: Con
     store.close()
     _say(console, f"{len(history)} payments of history are {profiles} profiles in the store")
     return _World(
-        requests_of(live[0].slice(0, wanted), id_prefix="live-"),
+        requests_of(live[0].slice(0, wanted), id_prefix=_LIVE_PREFIX),
         _outcomes(live[1], now),
+        _labels(live[1]),
         bundle.predictor.native,
         profiles,
     )
@@ -171,67 +180,19 @@ def _outcomes(outcomes: pa.Table, start_ms: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _start_processes(stack: ExitStack, config: Path, folder: Path) -> str:
-    """Start the three processes; returns the endpoint's address once it is ready."""
-    children: dict[str, subprocess.Popen[str]] = {}
-    for name in ("stream", "companion", "serve"):
-        children[name] = stack.enter_context(_process(name, config, folder))
-    output = children["serve"].stdout
-    assert output is not None
-    target = output.readline().strip()
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while not (target and _is_ready(target)):
-        for name, child in children.items():
-            if child.poll() is not None:
-                raise TemporaryFailure(f"demo: `paywarden {name}` ended: {_last_line(folder / f'{name}.log')}")
-        if time.monotonic() > deadline:
-            raise TemporaryFailure(f"demo: the scoring worker is not ready after {_START_TIMEOUT_S:.0f} s")
-        time.sleep(0.1)
-    return target
-
-
-@contextmanager
-def _process(name: str, config: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A Paywarden process from start to a clean stop."""
-    with (folder / f"{name}.log").open("w", encoding="utf-8") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "ops", "--config", str(config), name],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        try:
-            yield child
-        finally:
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-
-
-def _is_ready(target: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{target}/readyz", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8").splitlines()
-    return lines[-1] if lines else "it said nothing"
+def _labels(outcomes: pa.Table) -> dict[str, str]:
+    """By the id of a live payment. Those of past payments are among them, and are asked for by nobody."""
+    ids, labels = outcomes["payment_id"].to_pylist(), outcomes["label"].to_pylist()
+    return {_LIVE_PREFIX + payment_id: label for payment_id, label in zip(ids, labels, strict=True)}
 
 
 def _send_live(
-    world: _World, kafka: KafkaSettings, target: str, rate: float, seconds: int, console: Console
+    world: _World, kafka: KafkaSettings, parts: Parts, rate: float, seconds: int, console: Console
 ) -> dict[str, Any]:
     tally = _Tally()
     ids = LocalSchemaIds()
     stop = threading.Event()
-    publisher = _Publisher(make_producer(kafka, linger_ms=5), ids, world.outcomes, seconds)
+    publisher = _Publisher(make_producer(kafka, linger_ms=5), ids, world, seconds)
     decisions = make_consumer(kafka, group_id="paywarden-demo")
     reader = threading.Thread(target=_read_decisions, args=(decisions, Decoder("decisions", ids), tally, stop))
     reader.start()
@@ -249,45 +210,73 @@ def _send_live(
     view = threading.Thread(target=_show, args=(tally, console, stop))
     view.start()
     try:
-        report = run(target, stamped(iter(world.requests)), rate=rate, seconds=seconds, on_answer=on_answer)
-        publisher.flush()
-        deadline = time.monotonic() + _DECISIONS_TIMEOUT_S
-        while tally.answered - tally.decided and time.monotonic() < deadline:
-            time.sleep(0.1)
+        # A part that has ended ends the load.
+        bodies = takewhile(lambda _: parts.all_run(), stamped(iter(world.requests)))
+        report = run(parts.target, bodies, rate=rate, seconds=seconds, on_answer=on_answer)
+        publisher.finish()
+        sent, readings = _settled(tally, publisher, parts, report.sent)
     finally:
         stop.set()
         reader.join()
         view.join()
         decisions.close()
+    done = require_all_done(sent, readings)
     return {
         "payments_sent": report.sent,
         "answers": report.ok,
         "decisions_on_topic": len(tally.decided),
-        "lost": len(tally.answered - tally.decided) + report.errors + report.shed,
+        "lost": sent.lost + report.errors + report.shed,
         "p50_ms": report.p50_ms,
         "p99_ms": report.p99_ms,
         "p999_ms": report.p999_ms,
-        "mirror_hit_ratio": _mirror_hit_ratio(target),
-        "profile_age_p99_ms": float(np.percentile(tally.ages_ms, 99)) if tally.ages_ms else None,
+        "mirror_hit_ratio": _mirror_hit_ratio(readings),
+        "profile_age_p99_ms": sent.profile_age_p99_ms,
         "native_model": world.native_model,
         "max_ms": report.max_ms,
         "profiles_at_start": world.profiles,
         "outcomes_sent": publisher.outcomes_sent,
+        **asdict(done),
         **{f"{action}d" if action.endswith("e") else f"{action}ed": n for action, n in sorted(tally.actions.items())},
     }
+
+
+def _settled(tally: _Tally, publisher: _Publisher, parts: Parts, payments: int) -> tuple[Sent, list[Reading]]:
+    """What was sent and what the parts say, once they have done all of it, or do not come further in time."""
+    deadline = time.monotonic() + _SETTLE_TIMEOUT_S
+    while True:
+        readings = parts.readings()
+        sent = Sent(
+            payments=payments,
+            answered=len(tally.answered),
+            published=publisher.payments_sent,
+            live_outcomes=publisher.live_outcomes_sent,
+            lost=len(tally.answered - tally.decided),
+            profile_age_p99_ms=float(np.percentile(tally.ages_ms, 99)) if tally.ages_ms else None,
+        )
+        if not trouble_of(sent, readings) or not parts.all_run() or time.monotonic() > deadline:
+            return sent, readings
+        time.sleep(_LOOK_EVERY_S)
 
 
 class _Publisher:
     """What the payment system does after an answer: the payment onto its topic; and the outcomes as they come."""
 
-    def __init__(self, producer: Producer, ids: LocalSchemaIds, outcomes: list[dict[str, Any]], seconds: int) -> None:
+    def __init__(self, producer: Producer, ids: LocalSchemaIds, world: _World, seconds: int) -> None:
         self._producer = producer
         self._payments = Encoder("payments", ids.id_of("payments"))
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
-        self._waiting = outcomes
+        self._of_history, self._labels = world.outcomes, world.labels
         self._started = time.monotonic()
         self._seconds = seconds
-        self.outcomes_sent = 0
+        self._history_sent = 0
+        # Outcomes of payments decided here with the moment each is due, in order.
+        self._due: deque[tuple[float, str]] = deque()
+        self.payments_sent = self.live_outcomes_sent = 0
+
+    @property
+    def outcomes_sent(self) -> int:
+        """All of them."""
+        return self._history_sent + self.live_outcomes_sent
 
     def publish(self, body: bytes) -> None:
         """Queue the payment of this request, and the outcomes that are due by now."""
@@ -299,17 +288,34 @@ class _Publisher:
             for descriptor in ScoreRequest.DESCRIPTOR.fields
         }
         self._producer.produce("payments", self._payments.encode(record), key=request.card_id)
+        self.payments_sent += 1
+        now = time.monotonic()
+        if request.payment_id in self._labels:
+            self._due.append((now + _OUTCOME_AFTER_S, request.payment_id))
         # A simulated day's outcomes are spread over the demonstration.
-        due = int(len(self._waiting) * min(1.0, (time.monotonic() - self._started) / self._seconds))
-        for outcome in self._waiting[self.outcomes_sent : due]:
-            value = self._outcomes.encode({**outcome, "outcome_time_ms": now_ms()})
-            self._producer.produce("outcomes", value, key=outcome["payment_id"])
-        self.outcomes_sent = max(self.outcomes_sent, due)
+        self._send_history(int(len(self._of_history) * min(1.0, (now - self._started) / self._seconds)))
+        self._send_due(now)
         self._producer.poll(0)
 
-    def flush(self) -> None:
-        """Wait until the broker has everything."""
+    def finish(self) -> None:
+        """Send the outcomes that are not due yet, too, and wait until the broker has everything."""
+        self._send_due(math.inf)
         self._producer.flush(10)
+
+    def _send_history(self, count: int) -> None:
+        for outcome in self._of_history[self._history_sent : count]:
+            self._send_outcome(outcome)
+        self._history_sent = max(self._history_sent, count)
+
+    def _send_due(self, now: float) -> None:
+        while self._due and self._due[0][0] <= now:
+            payment_id = self._due.popleft()[1]
+            self._send_outcome({"payment_id": payment_id, "label": self._labels[payment_id], "source": "analyst"})
+            self.live_outcomes_sent += 1
+
+    def _send_outcome(self, outcome: dict[str, Any]) -> None:
+        value = self._outcomes.encode({**outcome, "outcome_time_ms": now_ms()})
+        self._producer.produce("outcomes", value, key=outcome["payment_id"])
 
 
 def _read_decisions(consumer: Consumer, decoder: Decoder, tally: _Tally, stop: threading.Event) -> None:
@@ -339,18 +345,11 @@ def _table(tally: _Tally) -> Table:
     return table
 
 
-def _mirror_hit_ratio(target: str) -> float:
+def _mirror_hit_ratio(readings: Sequence[Reading]) -> float:
     """Share of looked-up entities that had a profile, by the worker's own metrics."""
-    answer: IO[bytes] = urllib.request.urlopen(f"{target}/metrics", timeout=5)
-    with answer:
-        text = answer.read().decode()
-    counts = {"hit": 0.0, "miss": 0.0}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name == "paywarden_mirror_lookups_total":
-                counts[sample.labels["result"]] += sample.value
-    total = sum(counts.values())
-    return counts["hit"] / total if total else 0.0
+    serve = next(reading for reading in readings if reading.name == "serve")
+    hits, misses = (serve.total("paywarden_mirror_lookups_total", result) for result in ("hit", "miss"))
+    return hits / (hits + misses) if hits + misses else 0.0
 
 
 def _say(console: Console, line: str) -> None:

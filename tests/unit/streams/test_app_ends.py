@@ -11,7 +11,7 @@ import collections.abc
 import gc
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -49,7 +49,7 @@ class Faults:
         self.steps += self.armed
         if not self.armed or self.steps != self._at:
             return False
-        self.hit = work.__qualname__
+        self.hit = getattr(work, "__qualname__", repr(work))
         return True
 
     def thrown(self) -> BaseException:
@@ -88,7 +88,7 @@ def life(faults: Faults, act: Callable[[World, asyncio.Event], Coroutine[Any, An
 
     async def live() -> None:
         stop = asyncio.Event()
-        asyncio.get_running_loop().set_task_factory(faults.task)
+        asyncio.get_running_loop().set_task_factory(cast(Any, faults.task))
         running = asyncio.create_task(world.app.run_until(stop))
         await act(world, stop)
         _, unfinished = await asyncio.wait([running], timeout=30)
