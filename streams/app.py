@@ -21,13 +21,13 @@ from contextlib import suppress
 from typing import Any, Final
 
 import faust
-from aiokafka.errors import KafkaError
+from aiokafka.errors import CorruptRecordException, KafkaError
 from faust.app.base import BootStrategy
 from faust.types import ProcessingGuarantee, TopicT
 from mode import ServiceT
 from prometheus_client import CollectorRegistry
 
-from schemas.errors import BrokerUnavailable, TemporaryFailure
+from schemas.errors import BrokerUnavailable
 from streams.collection import settle_collection
 from streams.credentials import broker_urls, credentials
 from streams.faust_consumer import KafkaTransport
@@ -296,14 +296,16 @@ def _options(kafka: KafkaSettings, settings: StreamSettings) -> dict[str, Any]:
 
 
 def _translated(error: BaseException) -> BaseException:
-    translated: TemporaryFailure
-    if isinstance(error, KafkaError):
-        translated = BrokerUnavailable(f"Faust's Kafka client gave up: {type(error).__name__}")
-        translated.__cause__ = error
-        return translated
-    if isinstance(error, asyncio.CancelledError):
-        # It would end up as the cancellation of whoever awaits the app.
-        translated = TemporaryFailure("Faust's Kafka client has cancelled an operation that was under way")
-        translated.__cause__ = error
-        return translated
-    return error
+    """As one of ours, where it is an error of Kafka's client."""
+    if isinstance(error, CorruptRecordException):
+        message = "Kafka gave a record with a wrong checksum (the embedded broker needs [kafka] check_crcs = false)"
+    elif isinstance(error, KafkaError):
+        message = f"Faust's Kafka client gave up: {type(error).__name__}"
+    elif isinstance(error, asyncio.CancelledError):
+        # As it is, it would end up as the cancellation of whoever awaits the app.
+        message = "Faust's Kafka client has cancelled an operation that was under way"
+    else:
+        return error
+    translated = BrokerUnavailable(message)
+    translated.__cause__ = error
+    return translated

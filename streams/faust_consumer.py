@@ -59,6 +59,11 @@ class _ConsumerThread(AIOKafkaConsumerThread):
         if not self.should_stop:
             self._fail(BrokerUnavailable("the thread of Faust's Kafka client has ended"))
 
+    def _stopped_set(self) -> None:
+        # The thread's loop is closed when the thread has ended by itself.
+        with suppress(RuntimeError):
+            super()._stopped_set()
+
     def _fail(self, error: BaseException) -> None:
         # The parent loop may be closed: the app has ended before this thread.
         with suppress(RuntimeError):
