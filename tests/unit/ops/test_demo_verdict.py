@@ -78,7 +78,7 @@ def test_of_two_the_part_that_has_ended_is_the_one_that_is_named() -> None:
     [
         ("stream", "paywarden_stream_payments_total", "0 of 398 payments were worked into profiles"),
         ("stream", "paywarden_drift_decisions_total", "drift detection has counted 0 of 398 decisions"),
-        ("stream", "paywarden_outcomes_label_lag_seconds_count", "0 of 12 outcomes were joined to their decisions"),
+        ("stream", "paywarden_outcomes_label_lag_seconds_count", "0 of 12 outcomes were joined to decisions"),
         ("companion", "paywarden_companion_decisions_shipped_total", "0 of 398 decisions were shipped"),
         ("companion", "paywarden_companion_profiles_applied_total", "no profile has come into the mirror"),
     ],
