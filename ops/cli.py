@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -28,6 +27,9 @@ from ops.schemas import schemas
 from ops.training import train
 from schemas.errors import Misconfigured, PaywardenError
 from schemas.settings import Source, read_source
+
+if TYPE_CHECKING:
+    from streams.process_end import ProcessEnd
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -169,10 +171,11 @@ def broker() -> None:
     """Run the embedded broker, for demonstrations; its address is the first line on stdout."""
     from streams.broker import EmbeddedBroker
 
-    embedded = EmbeddedBroker()
-    click.echo(embedded.bootstrap)
-    _until_stopped().wait()
-    embedded.close()
+    with _ending("embedded broker") as end:
+        embedded = EmbeddedBroker()
+        click.echo(embedded.bootstrap)
+        end.stop.wait()
+        embedded.close()
 
 
 @topics.command("repartition")
@@ -202,14 +205,15 @@ def repartition(source: Source, partitions: int) -> None:
 @click.pass_obj
 def stream(source: Source, drain: bool) -> None:
     """Run the stream processors; the address of their health and metrics is the first line on stdout."""
-    stop = _until_stopped()
-    if drain:
-        with wiring.StreamParts(source).open_pipeline(wiring.live_set(source).name, drain=True) as pipeline:
-            pipeline.run(stop)
-        return
-    from streams.app import run
+    with _ending("stream") as end:
+        end.timeout_s = wiring.stream_stop_timeout_s(source)
+        if drain:
+            with wiring.StreamParts(source).open_pipeline(wiring.live_set(source).name, drain=True) as pipeline:
+                pipeline.run(end.stop)
+            return
+        from streams.app import run
 
-    run(wiring.stream_app(source, announce=click.echo), stop)
+        run(wiring.stream_app(source, announce=click.echo), end)
 
 
 @cli.command()
@@ -219,9 +223,10 @@ def companion(source: Source) -> None:
 
     The address of its health and metrics is the first line on stdout.
     """
-    stop = _until_stopped()
-    with wiring.companion(source, announce=click.echo) as built:
-        built.run(stop)
+    with _ending("companion") as end:
+        end.timeout_s = wiring.companion_stop_timeout_s(source)
+        with wiring.companion(source, announce=click.echo) as built:
+            built.run(end.stop)
 
 
 @cli.command()
@@ -246,23 +251,18 @@ def serve(source: Source, bundle: str | None, workers: int) -> None:
 def demo(seconds: int, rate: float, seed: int, json_file: str | None) -> None:
     """The whole product on this machine, no server to install: history, training, live payments, decisions."""
     from ops.demo import run_demo
+    from ops.demo_verdict import in_words
 
-    report(run_demo(seconds=seconds, rate=rate, seed=seed), json_file)
+    summary = run_demo(seconds=seconds, rate=rate, seed=seed)
+    click.echo("\n".join([*in_words(summary), ""]))
+    report(summary, json_file)
 
 
-def _until_stopped() -> threading.Event:
-    """Set by SIGTERM or SIGINT. A second one ends the process at once."""
-    stop = threading.Event()
-    numbers = (signal.SIGTERM, signal.SIGINT)
+def _ending(name: str) -> ProcessEnd:
+    """The end of a process that runs until SIGTERM or SIGINT."""
+    from streams.process_end import ProcessEnd
 
-    def on_signal(*_: object) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-        stop.set()
-
-    for number in numbers:
-        signal.signal(number, on_signal)
-    return stop
+    return ProcessEnd(name)
 
 
 for _command in (

@@ -211,6 +211,18 @@ def live_set(source: Source) -> LiveSet:
         return sets.read()
 
 
+def stream_stop_timeout_s(source: Source) -> float:
+    from streams.pipeline import StreamSettings
+
+    return source.section("stream", StreamSettings).stop_timeout_s
+
+
+def companion_stop_timeout_s(source: Source) -> float:
+    from streams.companion import CompanionSettings
+
+    return source.section("companion", CompanionSettings).stop_timeout_s
+
+
 def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
     """The stream processors, ready to run: the worker of the live set, and the Faust app around it with its agents."""
     from streams.agents import add_agents

@@ -52,6 +52,7 @@ _DELIVERY_TIMEOUT_S = 60.0
 _CONFIG = """\
 [kafka]
 bootstrap = "{bootstrap}"
+check_crcs = false
 [store]
 kind = "lmdb"
 [lmdb]

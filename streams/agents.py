@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import faust
 from faust.types import StreamT
 from prometheus_client import CollectorRegistry
 
@@ -134,7 +133,7 @@ def _add_decisions(
     return agent
 
 
-def _add_dead_letter_watch(app: faust.App, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> None:
+def _add_dead_letter_watch(app: StreamApp, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> None:
     counts = DeadLetterCounts(registry, kafka.topic_prefix)
     codec = AvroCodec("dead-letters", ids)
     topic = app.topic(kafka.topic("dead-letters"), key_type=bytes, key_serializer="raw", value_serializer=codec)
@@ -148,4 +147,4 @@ def _add_dead_letter_watch(app: faust.App, kafka: KafkaSettings, ids: SchemaIds,
             else:
                 counts.count(letter, time.time_ns() // 1_000_000)
 
-    app.agent(topic, name="dead-letters")(watch_dead_letters)
+    app.add_agent(topic, "dead-letters", watch_dead_letters)

@@ -1,7 +1,8 @@
 """The embedded broker: librdkafka's mock cluster, for a demonstration on a laptop. Not for keeping anything.
 
 It lives in the memory of the process that makes it, keeps a few megabytes a partition and makes topics on
-first use. Anything that tests offsets, rebalances, compaction or transactions belongs on a real broker.
+first use. It writes the markers of transactions with a wrong checksum: who reads from it with aiokafka sets `[kafka]
+check_crcs = false`. Anything that tests offsets, rebalances, compaction or transactions belongs on a real broker.
 """
 
 from __future__ import annotations

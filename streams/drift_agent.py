@@ -105,7 +105,7 @@ class DriftEvaluation:
 
     def register(self) -> None:
         """Add it to the app."""
-        self._app.task(self._keep_evaluating)
+        self._app.add_task(self._keep_evaluating)
 
     async def _keep_evaluating(self) -> None:
         metrics = self._counting.metrics

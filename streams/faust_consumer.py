@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 import aiokafka
@@ -15,12 +16,16 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 from faust.types import TP
 from mode.threads import WorkerThread
 
+from schemas.errors import BrokerUnavailable
+
 # Services log under the module they are written in; these belong with Faust's.
 _log = logging.getLogger("faust.transport")
 # While all partitions are held.
 _IDLE_S = 0.2
 # Faust asks the broker to wait so long for something new, and a little.
 _FETCH_AGE_MS = 2_000
+# The thread has said by then that it has nothing left to do.
+_THREAD_STOP_S = 1.0
 
 
 class _DaemonThread(WorkerThread):
@@ -29,6 +34,10 @@ class _DaemonThread(WorkerThread):
     def __init__(self, service: Any, **options: Any) -> None:
         super().__init__(service, **options)
         self.daemon = True
+
+    def stop(self) -> None:
+        """Called in the event loop, which must not wait for a thread that hangs."""
+        self.is_stopped.wait(_THREAD_STOP_S)
 
 
 class _ConsumerThread(AIOKafkaConsumerThread):
@@ -40,6 +49,25 @@ class _ConsumerThread(AIOKafkaConsumerThread):
         # As our other consumers have it: records of transactions that were given up are none.
         consumer._isolation_level = "read_committed"
         return consumer
+
+    def _start_thread(self) -> None:
+        """Runs in the thread. Its end before a stop is the end of the app, whatever the reason."""
+        try:
+            super()._start_thread()
+        except BaseException as error:  # noqa: BLE001  # handed over whole; the threading module would print it
+            self._fail(error)
+        if not self.should_stop:
+            self._fail(BrokerUnavailable("the thread of Faust's Kafka client has ended"))
+
+    def _stopped_set(self) -> None:
+        # The thread's loop is closed when the thread has ended by itself.
+        with suppress(RuntimeError):
+            super()._stopped_set()
+
+    def _fail(self, error: BaseException) -> None:
+        # The parent loop may be closed: the app has ended before this thread.
+        with suppress(RuntimeError):
+            cast(Any, self.app).fail(error)
 
     async def on_thread_stop(self) -> None:
         """Leave the group and close the connections."""
@@ -98,6 +126,9 @@ class HoldingConsumer(Consumer):
         first = cast(KafkaTransport, self.transport).hold_first
         self._held = {partition for partition in assigned if partition.topic in first}
         await super().on_partitions_assigned(assigned, generation_id)
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        await cast(Any, self.app).lasting(super()._drain_messages(fetcher))
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
         self.fetches += 1

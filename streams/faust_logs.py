@@ -12,6 +12,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from aiokafka.errors import KafkaError
+
 EVERY_S = 10.0
 
 
@@ -41,11 +43,24 @@ def is_no_cancellation(record: logging.LogRecord) -> bool:
     return not (is_cancellation and "Crashed reason=" in str(record.msg))
 
 
+class Brief(logging.Filter):
+    """Takes the stack from what is logged about an error of Kafka's client: the error says what is wrong.
+
+    Faust logs the same stack for each of its services that the error passes through.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always true."""
+        if record.exc_info and isinstance(record.exc_info[1], KafkaError):
+            record.exc_info = None
+        return True
+
+
 def calm_logs() -> None:
     """Once Faust is imported; for the whole process."""
     for name in ("faust", "mode", "aiokafka"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    seldom = Seldom()
+    seldom, brief = Seldom(), Brief()
     # A logger's filters are not asked for what its children log.
     for name in list(logging.root.manager.loggerDict):
         package = name.split(".")[0]
@@ -53,3 +68,4 @@ def calm_logs() -> None:
             logging.getLogger(name).addFilter(seldom)
         elif package in ("faust", "mode"):
             logging.getLogger(name).addFilter(is_no_cancellation)
+            logging.getLogger(name).addFilter(brief)

@@ -81,6 +81,9 @@ class KafkaSettings:
     # The same on `profiles` and `repartition-…`, which only Paywarden reads. They carry most bytes, and gzip there
     # would halve what a stream worker gets done.
     internal_compression: str = "lz4"
+    # Whether the agents of `paywarden stream` check the checksums of what they read. The embedded broker, which is for
+    # demonstrations, writes the markers of transactions with a wrong one: false there, and nowhere else.
+    check_crcs: bool = True
 
     def __post_init__(self) -> None:
         """Raises Misconfigured."""

@@ -68,7 +68,7 @@ class OutcomeEvaluation:
 
     def register(self) -> None:
         """Add it to the app."""
-        self._app.task(self._keep_evaluating)
+        self._app.add_task(self._keep_evaluating)
 
     async def _keep_evaluating(self) -> None:
         while not self._app.should_stop:

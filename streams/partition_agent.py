@@ -205,10 +205,10 @@ class PartitionAgent:
         )
         topic.maxsize = QUEUE_MAX
         cast(KafkaTransport, self._app.transport).hold_first.add(self._topic)
-        self._app.agent(topic, name=self._name)(self._read)
+        self._app.add_agent(topic, self._name, self._read)
         self._app.on_partitions_assigned.connect(cast(Any, self._on_assigned))
         self._app.on_partitions_revoked.connect(cast(Any, self._on_revoked))
-        self._app.task(self._keep_saving)
+        self._app.add_task(self._keep_saving)
         self._app.before_stop.append(self._save_last)
 
     def has(self, partition: int) -> bool:
@@ -274,7 +274,7 @@ class PartitionAgent:
 
     async def _on_revoked(self, _: Any, *__: Any, **___: Any) -> None:
         # Faust gives all back, and is then told what it has again.
-        await self._save_last()
+        await self._app.lasting(self._save_last())
         self.assignment += 1
         self._drop_all()
 
@@ -428,11 +428,12 @@ class PartitionAgent:
         return [TP(self._topic, partition) for partition in partitions]
 
     def _begin(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(self._app.lasting(work))
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._app.fail(error)
+        if not task.cancelled():
+            # The app knows of it already.
+            task.exception()

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Protocol
 
 import mode
@@ -58,7 +59,7 @@ class SupervisedThread(mode.Service):
 
     def problems(self) -> Sequence[str]:
         """Why it is not ready."""
-        if not self._thread.is_alive():
+        if self._thread.ident is None or self._ended.done():
             return [f"the {self._name} is not running"]
         return self._supervised.problems()
 
@@ -69,8 +70,10 @@ class SupervisedThread(mode.Service):
 
     async def on_start(self) -> None:
         """Start the thread."""
+        loop = asyncio.get_running_loop()
+        # Not a task that waits: a task can be cancelled, and then nobody would hear of the end.
+        self._ended.add_done_callback(lambda ended: self._tell(loop, ended.result()))
         self._thread.start()
-        self.add_future(self._watch())
 
     async def on_stop(self) -> None:
         """Ask it to stop and wait. Raises TemporaryFailure when it does not end in time, and what it raised late."""
@@ -94,7 +97,10 @@ class SupervisedThread(mode.Service):
         else:
             self._ended.set_result(None)
 
-    async def _watch(self) -> None:
-        error = await asyncio.wrap_future(self._ended)
+    def _tell(self, loop: asyncio.AbstractEventLoop, error: BaseException | None) -> None:
+        """Called in the thread, at its end."""
         if not self._stop_event.is_set():
-            self._on_end(error or RuntimeError(f"the {self._name} ended without being asked to"))
+            error = error or RuntimeError(f"the {self._name} ended without being asked to")
+            # The loop may be closed: the process is ending.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._on_end, error)

@@ -23,6 +23,7 @@ from streams.app import StreamApp, run
 from streams.health import metrics_registry
 from streams.kafka import KafkaSettings
 from streams.pipeline import StreamSettings
+from streams.process_end import ProcessEnd
 from tests.processes import ROOT
 
 
@@ -209,14 +210,15 @@ def test_the_environment_and_the_working_directory_are_not_fausts(
 
 
 SLOW_APP = """
-import signal, sys, threading
 from streams.app import run
+from streams.process_end import ProcessEnd
 from tests.unit.streams.test_app import World
 
 world = World()
 world.pipeline.release.clear()
 world.app._announce = lambda _: print("up", flush=True)
-run(world.app, threading.Event())
+with ProcessEnd("stream") as end:
+    run(world.app, end)
 """
 
 
@@ -237,13 +239,7 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
 
 
 def test_a_signal_from_before_the_start_ends_it_at_once() -> None:
-    world = World()
-    stop = threading.Event()
-    stop.set()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        run(world.app, stop)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    world, end = World(), ProcessEnd("stream")
+    end.stop.set()
+    run(world.app, end)
     assert world.addresses == []

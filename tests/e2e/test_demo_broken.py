@@ -1,0 +1,100 @@
+"""The live part of the demonstration with a part broken on purpose: it fails, and its one line names that part.
+
+On a small past instead of the demonstration's own, which takes its time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from features.lmdb_store import LmdbSettings, LmdbStore
+from ops import demo_live, demo_processes
+from ops.demo_live import LIVE_PREFIX, World, run_live
+from ops.traffic import requests_of
+from schemas.errors import TemporaryFailure
+from streams.backfill import backfill
+from tests import small_world
+
+SECONDS, RATE = 3, 100
+
+
+@pytest.fixture(scope="module")
+def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle and a store. Leave it as it is."""
+    folder = tmp_path_factory.mktemp("past")
+    shutil.copytree(small_world.trained_bundle(), folder / "bundle")
+    with closing(LmdbStore.from_settings(LmdbSettings(path=str(folder / "store")))) as store:
+        backfill(small_world.history(), store, engine=small_world.engine(), rates=small_world.rates(), outcome_days=30)
+    return folder
+
+
+def world() -> World:
+    """The first payments of the small world, sent again as live ones; each has an outcome."""
+    requests = requests_of(small_world.tables()[0].slice(0, 2 * SECONDS * RATE), id_prefix=LIVE_PREFIX)
+    labels = {request.payment_id: "genuine" for request in requests}
+    return World(requests, [], labels, native_model=True, profiles=1)
+
+
+def demonstrate(past: Path, folder: Path, *, when_sending: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """The summary. `when_sending` is called a moment after the first payment."""
+
+    def say(line: str) -> None:
+        if line.startswith("sending"):
+            threading.Timer(1.0, when_sending).start()
+
+    shutil.copytree(past, folder / "demo")
+    (folder / "memory").mkdir()
+    console = Console(stderr=True)
+    arguments = world(), folder / "demo", folder / "memory"
+    return run_live(*arguments, rate=RATE, seconds=SECONDS, console=console, say=say)
+
+
+def send_signal(command: str, number: signal.Signals) -> None:
+    """To the process of a command that this process has started."""
+    [process] = [child for child in psutil.Process().children() if child.cmdline()[-1] == command]
+    process.send_signal(number)
+
+
+def test_every_part_does_its_work_and_tells_of_it(past: Path, tmp_path: Path) -> None:
+    summary = demonstrate(past, tmp_path)
+    answers = summary["answers"]
+    assert answers > SECONDS * RATE / 2
+    for name in ("decisions_on_topic", "decisions_shipped", "stream_payments", "drift_decisions", "outcomes_joined"):
+        assert summary[name] == answers, name
+    assert summary["profiles_applied"] > 0
+    assert psutil.Process().children() == []
+
+
+@pytest.mark.parametrize("command", ["stream", "companion", "serve"])
+def test_a_part_that_is_killed_in_mid_run_is_named(past: Path, tmp_path: Path, command: str) -> None:
+    with pytest.raises(TemporaryFailure, match=f"^demo: `paywarden {command}` has ended with signal 9; its last log"):
+        demonstrate(past, tmp_path, when_sending=lambda: send_signal(command, signal.SIGKILL))
+
+
+def test_a_part_that_does_not_answer_at_the_end_is_named(
+    past: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_live, "_SETTLE_TIMEOUT_S", 1.0)
+
+    monkeypatch.setattr(demo_processes, "_STOP_TIMEOUT_S", 1.0)
+    with pytest.raises(TemporaryFailure, match=r"^demo: `paywarden companion` is not ready"):
+        demonstrate(past, tmp_path, when_sending=lambda: send_signal("companion", signal.SIGSTOP))
+
+
+def test_counts_that_do_not_come_are_told_as_such(past: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_live, "_SETTLE_TIMEOUT_S", 1.0)
+    # Counts are kept in memory for longer than the demonstration takes.
+    monkeypatch.setenv("PAYWARDEN_DRIFT_SAVE_EVERY_MS", "600000")
+    wanted = r"^demo: drift detection has counted 0 of \d+ decisions; the last log line of `paywarden stream`: "
+    with pytest.raises(TemporaryFailure, match=wanted):
+        demonstrate(past, tmp_path)
