@@ -15,6 +15,7 @@ from ops.backfill import backfill
 from ops.backtest import backtest
 from ops.deadletters import dead_letters
 from ops.drift import drift
+from ops.extras import needs
 from ops.features import features
 from ops.forget import forget
 from ops.load import load
@@ -34,7 +35,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 def main() -> None:
     """Run the command line: exit status 0, or one line on stderr and 1 (2 for wrong usage)."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="paywarden", standalone_mode=False)
     except click.UsageError as error:
         error.show()
         sys.exit(2)
@@ -67,6 +68,7 @@ def cli(context: click.Context, config: str | None, log: str) -> None:
 @click.option("--days", type=click.IntRange(1), required=True, help="How many days.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same stream.")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the two files.")
+@needs("history")
 def simulate(cards: int, days: int, seed: int, out: str) -> None:
     """Make a labelled stream of payments, fraud patterns of several kinds included."""
     from features.history import write_history
@@ -85,6 +87,7 @@ def convert() -> None:
 @convert.command("handbook")
 @click.option("--input", "input_file", type=click.Path(), required=True, help="The book's table, one Parquet file.")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the two files.")
+@needs("history")
 def convert_handbook(input_file: str, out: str) -> None:
     """Convert the Fraud Detection Handbook's table; card = customer, merchant = terminal."""
     from streams.handbook import convert_handbook as convert_file
@@ -98,6 +101,7 @@ def convert_handbook(input_file: str, out: str) -> None:
 
 @cli.command("compile")
 @click.argument("bundle", type=click.Path())
+@needs("compile")
 def compile_bundle(bundle: str) -> None:
     """Build BUNDLE's native library for this machine; a single row scored unlike LightGBM refuses it.
 
@@ -168,6 +172,7 @@ def repartition(source: Source, partitions: int) -> None:
 @cli.command()
 @click.option("--drain", is_flag=True, help="Only work in what is on its way to profiles, and end.")
 @click.pass_obj
+@needs("stream")
 def stream(source: Source, drain: bool) -> None:
     """Run the stream processors; the address of their health and metrics is the first line on stdout."""
     stop = _until_stopped()
@@ -196,6 +201,7 @@ def companion(source: Source) -> None:
 @click.option("--bundle", type=click.Path(), help="The bundle to serve (default: [serve] bundle).")
 @click.option("--workers", type=int, default=1, show_default=True, help="Worker processes, about one a core.")
 @click.pass_obj
+@needs("serve")
 def serve(source: Source, bundle: str | None, workers: int) -> None:
     """Run the scoring workers; the addresses are the first lines on stdout, HTTP's first, then gRPC's."""
     from scoring.serve import serve as run
@@ -211,6 +217,7 @@ def serve(source: Source, bundle: str | None, workers: int) -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the simulated world.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the summary there.")
+@needs("demo")
 def demo(seconds: int, rate: float, seed: int, json_file: str | None) -> None:
     """The whole product on this machine, no server to install: history, training, live payments, decisions."""
     from ops.demo import run_demo

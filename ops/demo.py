@@ -41,7 +41,8 @@ from models.evaluation import Days, day_of_time
 from models.training import train_bundle
 from models.training_settings import TrainingSettings
 from models.training_table import training_table
-from ops.traffic import now_ms, requests_of, run, stamped
+from ops.times import now_ms
+from ops.traffic import requests_of, run, stamped
 from schemas.avro import Decoder, Encoder, LocalSchemaIds
 from schemas.errors import TemporaryFailure
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
@@ -194,7 +195,7 @@ def _process(name: str, config: Path, folder: Path) -> Iterator[subprocess.Popen
     """A Paywarden process from start to a clean stop."""
     with (folder / f"{name}.log").open("w", encoding="utf-8") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "ops", "--config", str(config), name],
+            [sys.executable, "-P", "-m", "ops", "--config", str(config), name],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from ops import wiring
 from schemas.settings import Source, read_source
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @click.group()
@@ -23,6 +25,8 @@ def policy() -> None:
 @click.pass_obj
 def check(source: Source, config: str | None, bundle: str | None) -> None:
     """Check the policy and print it; one line and exit status 1 where something is wrong."""
+    from rich.console import Console
+
     from models.bundle import MANIFEST, read_manifest
     from scoring.policy import PolicySettings
     from scoring.policy_lists import read_lists
@@ -67,6 +71,8 @@ def _tables(settings: object, review_at: float, decline_at: float) -> list[Table
 
 
 def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")

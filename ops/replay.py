@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops import wiring
+from ops.extras import needs
 from ops.histories import HistoryAsked, history_options, read_asked
 from ops.progress import progress_bar
 from schemas.settings import Source, read_source
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1), help="How many share the work (default: one for each core).")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the results.")
 @click.pass_obj
+@needs("history")
 def replay(
     source: Source,
     data: str | None,
