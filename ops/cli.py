@@ -210,6 +210,15 @@ def serve(source: Source, bundle: str | None, workers: int) -> None:
     run(host, workers, announce=lambda addresses: click.echo("\n".join(addresses)))
 
 
+@cli.command("warm-up")
+def warm_up() -> None:
+    """Compile what is compiled at first use, as for an image: the first start is then as quick as the others."""
+    from ops.warm_up import warm_up as compile_parts
+
+    for part in compile_parts():
+        click.echo(f"compiled: {part}")
+
+
 @cli.command()
 @click.option("--seconds", type=click.IntRange(1), default=30, show_default=True, help="How long payments are sent.")
 @click.option(
