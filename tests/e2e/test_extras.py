@@ -59,6 +59,7 @@ def test_a_scoring_host_installs_no_training_and_no_faust() -> None:
 
 
 BASE = (
+    ("warm-up",),
     ("features", "list"),
     ("topics", "create"),
     ("policy", "check"),
