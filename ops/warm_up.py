@@ -1,7 +1,7 @@
 """Compile what numba compiles, side by side: whatever starts afterwards only loads it.
 
-On one core the features take half a minute, the scoring code eight seconds. Each part is a process of its own. A part that
-has been compiled before is only loaded, and its process ends at once.
+On one core the features take half a minute, the scoring code eight seconds. Each part is a process of its own. A part
+that has been compiled before is only loaded, and its process ends at once.
 """
 
 from __future__ import annotations
