@@ -15,25 +15,33 @@ PERF := kernels pipeline drift_counts drift scoring burst cold_start entities fa
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Python compiles what it imports: to compile every file of every package takes longer than the whole download.
+# setuptools warns of every editable install that it is one.
+PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+
 install: $(VENV)/.installed ## an environment in .venv with everything in it
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: $(VENV)/.demo-installed
+	@echo "installing what tests and benchmarks need besides"
+	@$(PIP) --editable '.[dev,perf]'
+	@touch $@
+
+# What the demo needs. The packages that all the others come with are enough to compile the feature kernel.
+$(VENV)/.demo-installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Paywarden needs Python 3.11 or newer; set PYTHON=…" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	@# setuptools warns of every editable install that it is one.
-	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,perf]'
-	@echo "compiling the feature kernel, once"
-	$(BIN)/python -c 'from features.engine import FeatureEngine; FeatureEngine().warm_up()'
-	$(BIN)/python -c 'from streams.fast_intake import warm_up; warm_up()'
-	$(BIN)/python -c 'from scoring import answered as a, fast_requests as f, records as r; a.warm_up(); f.warm_up(); r.warm_up()'
+	@echo "1 of 3: making an environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "2 of 3: installing what every process needs (100 MB to fetch)"
+	@$(PIP) --editable .
+	@echo "3 of 3: installing the rest (150 MB to fetch), compiling the feature kernel meanwhile (half a minute)"
+	@$(BIN)/paywarden warm-up & compiling=$$!; $(PIP) --editable '.[demo]' && wait $$compiling
 	@touch $@
 
 services: install ## fetch Kafka and the schema registry for tests (needs a Java 17 JDK and Maven)
 	$(BIN)/python -m tests.services.fetch
 
-demo: install ## the whole product on this machine: DEMO_ARGS="--seconds 20 --json FILE"
+demo: $(VENV)/.demo-installed ## the whole product on this machine: DEMO_ARGS="--seconds 20 --json FILE"
 	$(BIN)/paywarden demo $(DEMO_ARGS)
 
 test: services ## every test, on a real Kafka: TEST_ARGS="-k name"

@@ -25,8 +25,8 @@ from features import kernel
 from features.columns import ColumnRoom, MemoryRoom
 from features.crew import Crew
 from features.engine import Events, FeatureEngine
+from features.entity_columns import entity_column
 from features.history import History, parts_of
-from features.keys import entity_column
 from features.money import RateTable
 from features.rows import HistoryRows
 

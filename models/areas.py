@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import auc
 
 _ROWS = 1 << 18
 """So many are looked at together: what is made of them stays in a processor's cache, or near it."""
@@ -87,4 +86,4 @@ class _Corners:
             found, flagged = np.append(found, self._newest[0]), np.append(flagged, self._newest[1])
         truly = np.append(0, found[::-1]).astype(np.float64)
         wrongly = np.append(0, (flagged - found)[::-1]).astype(np.float64)
-        return float(auc(wrongly / wrongly[-1], truly / truly[-1]))
+        return float(np.trapezoid(truly / truly[-1], wrongly / wrongly[-1]))

@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cascade import Cascade, CascadeExplainer, CascadePredictor, Explains
-from models.compiler import COMPILER_OPTIONS, compile_library, compiler_name
 from models.explain import Explainer, read_trees
 from models.predictor import GtilPredictor, NativePredictor, Predictor
 from models.sigmoid import sigmoids
@@ -208,6 +207,9 @@ def build_native(bundle: Path, gates: Mapping[Part, ParityGate] = MappingProxyTy
 
 
 def _build(bundle: Path, manifest: Manifest, part: Part, gate: ParityGate | None) -> None:
+    # Those who build have Treelite and TL2cgen, which import SciPy: a scoring process never loads them.
+    from models.compiler import COMPILER_OPTIONS, compile_library, compiler_name
+
     library = native_library(bundle, part)
     generator = compile_library(bundle / part.model_text, len(manifest.feature_names), library)
     try:

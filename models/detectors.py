@@ -39,7 +39,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtr
 
 from models.binning import OVERALL
 from models.signals import TRAFFIC, Block, Signal, is_histogram
@@ -216,6 +215,9 @@ class Detectors:
 
     def _quantile(self, z: NDArray[np.float64]) -> NDArray[np.float64]:
         """The normal quantiles of where z lies under the null."""
+        # Imported here: who only reads alerts has no SciPy.
+        from scipy.special import ndtri, stdtr
+
         tail = np.maximum(stdtr(self.settings.null_freedom, -np.abs(z)), _TAIL_MIN)
         return np.asarray(-np.sign(z) * ndtri(tail), dtype=np.float64)
 

@@ -13,6 +13,8 @@ How a split is made (all times are UTC days, counted from 1970-01-01):
 
 Card precision asks what an analyst sees who can call k cards a day: how many of those k are compromised? A card
 that was found is blocked and cannot be found again on a later day.
+
+scikit-learn and SciPy are imported by the functions that need them: a replay needs neither.
 """
 
 from __future__ import annotations
@@ -24,9 +26,6 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import maximum_flow
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from schemas.errors import Misconfigured
 
@@ -132,6 +131,8 @@ def auc_roc(label: IntArray, score: FloatArray) -> float:
     """Area under the ROC curve; NaN if only one class is there. Labels are 0 and 1."""
     if label.size == 0 or label.min() == label.max():
         return float("nan")
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(label, score))
 
 
@@ -139,6 +140,8 @@ def average_precision(label: IntArray, score: FloatArray) -> float:
     """Sum of precision times step of recall over the thresholds, not interpolated; NaN without a fraud."""
     if not np.any(label == 1):
         return float("nan")
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(label, score))
 
 
@@ -188,6 +191,9 @@ def card_precision_ceiling(day: IntArray, card_code: IntArray, label: IntArray, 
     """
     if len(day) == 0:
         return float("nan")
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import maximum_flow
+
     day_count = len(np.unique(day))
     is_fraud = np.asarray(label) == 1
     pairs = np.unique(np.column_stack((day[is_fraud], card_code[is_fraud])), axis=0)

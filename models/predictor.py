@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import treelite
 from numpy.typing import NDArray
 
 from schemas.errors import BundleRefused
@@ -105,7 +104,16 @@ class GtilPredictor:
     native = False
 
     def __init__(self, model_text: Path) -> None:
-        """Load a LightGBM text model. Raises BundleRefused when Treelite cannot read it."""
+        """Load a LightGBM text model. Raises BundleRefused when Treelite cannot read it, or is not installed."""
+        # Imported here: Treelite imports SciPy, and a scoring host that has a native library needs neither.
+        try:
+            import treelite
+        except ModuleNotFoundError as error:
+            raise BundleRefused(
+                f"{model_text} has no native library for this machine, and the interpreter for models without one is "
+                "not installed: pip install 'paywarden[compile]'"
+            ) from error
+        self._predict = treelite.gtil.predict
         try:
             self._model = treelite.frontend.load_lightgbm_model(str(model_text))
         except treelite.TreeliteError as error:
@@ -114,5 +122,5 @@ class GtilPredictor:
     def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         # Thresholds are float64: a float32 widened compares the same, a narrowed threshold would not.
         rows = np.ascontiguousarray(vectors, dtype=np.float64)
-        margins = treelite.gtil.predict(self._model, rows, pred_margin=True, nthread=1)
+        margins = self._predict(self._model, rows, pred_margin=True, nthread=1)
         return np.asarray(margins, dtype=np.float64).reshape(len(vectors))

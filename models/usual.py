@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from models.counts import Counts
 from models.detectors import HOUR_MS, LENGTHS_MS, NULL_FREEDOM, PAYMENTS_MIN
@@ -171,6 +170,9 @@ def _widening(layout: Layout, usual: Usual, fives: Iterable[TimedCounts], levels
     Bursts of one merchant or device come to each segment rarely, and to some segment all the time: a signal is as wide
     as its kin, the same in other segments, has to be.
     """
+    # Imported here, as in models/detectors.py.
+    from scipy.special import stdtrit
+
     furthest, blocks = np.zeros(len(layout.signals)), np.zeros(len(layout.signals))
     for start_ms, counts in fives:
         block = usual.block(layout, counts, start_ms, _FIVE_MS, levels[(start_ms - first_ms) // _DAY_MS])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ops import wiring
+from ops.extras import needs
 from ops.histories import time_ms_option
 from ops.progress import progress_bar
 from schemas.errors import TemporaryFailure
@@ -35,6 +36,7 @@ _NAMED_MAX = 10
     "--every", "every_s", type=click.FloatRange(0.1), default=300.0, show_default=True, help="Seconds --follow waits."
 )
 @click.pass_obj
+@needs("history")
 def archive(
     source: Source,
     topic: str,

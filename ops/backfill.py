@@ -7,6 +7,7 @@ import time
 import click
 
 from ops import wiring
+from ops.extras import needs
 from ops.progress import progress_bar
 from schemas.errors import Misconfigured, TemporaryFailure
 from schemas.settings import Source
@@ -16,6 +17,7 @@ from schemas.settings import Source
 @click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
 @click.option("--overwrite", is_flag=True, help="Write over profiles that this history did not make.")
 @click.pass_obj
+@needs("history")
 def backfill(source: Source, data: str, overwrite: bool) -> None:
     """Fill the profile store from a history, so that a new deployment starts warm.
 
@@ -25,7 +27,8 @@ def backfill(source: Source, data: str, overwrite: bool) -> None:
     """
     from features.engine import FeatureEngine
     from features.history import read_history
-    from streams.backfill import PAYMENT_PHASE, Backfill
+    from streams.backfill import Backfill
+    from streams.backfill_progress import PAYMENT_PHASE
     from streams.pipeline import StreamSettings
 
     if source.section("store", wiring.StoreSettings).kind == "memory":

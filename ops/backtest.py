@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops import wiring
+from ops.extras import needs
 from ops.progress import progress_bar
 from schemas.settings import Source
 
@@ -76,6 +77,7 @@ def backtest() -> None:
 @_budget_option
 @_seed_option
 @click.pass_obj
+@needs("train")
 def on_windows(
     source: Source,
     data: str,
@@ -135,6 +137,7 @@ def on_windows(
 @_budget_option
 @_seed_option
 @click.pass_obj
+@needs("train")
 def handbook(
     source: Source,
     data: str,

@@ -14,6 +14,7 @@ from ops.backfill import backfill
 from ops.backtest import backtest
 from ops.deadletters import dead_letters
 from ops.drift import drift
+from ops.extras import needs
 from ops.features import features
 from ops.forget import forget
 from ops.load import load
@@ -37,7 +38,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 def main() -> None:
     """Run the command line: exit status 0, or one line on stderr and 1 (2 for wrong usage)."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="paywarden", standalone_mode=False)
     except click.UsageError as error:
         error.show()
         sys.exit(2)
@@ -77,6 +78,7 @@ def cli(context: click.Context, config: str | None, log: str) -> None:
     "Without it the stream starts on 2024-01-01 and has all outcomes.",
 )
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the two files.")
+@needs("history")
 def simulate(cards: int, days: int, seed: int, end: str | None, out: str) -> None:
     """Make a labelled stream of payments, fraud patterns of several kinds included."""
     from features.history import write_history
@@ -95,8 +97,7 @@ def simulate(cards: int, days: int, seed: int, end: str | None, out: str) -> Non
 
 def _end_of_simulation_ms(text: str) -> int:
     """Epoch milliseconds of `--end`. Raises Misconfigured for what is no time, and for a time that is still to come."""
-    from ops.times import time_ms_of
-    from ops.traffic import now_ms
+    from ops.times import now_ms, time_ms_of
 
     # Whole seconds, so that the printed time names the same stream again.
     now = now_ms() // 1000 * 1000
@@ -119,6 +120,7 @@ def convert() -> None:
 @convert.command("handbook")
 @click.option("--input", "input_file", type=click.Path(), required=True, help="The book's table, one Parquet file.")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the two files.")
+@needs("history")
 def convert_handbook(input_file: str, out: str) -> None:
     """Convert the Fraud Detection Handbook's table; card = customer, merchant = terminal."""
     from streams.handbook import convert_handbook as convert_file
@@ -132,6 +134,7 @@ def convert_handbook(input_file: str, out: str) -> None:
 
 @cli.command("compile")
 @click.argument("bundle", type=click.Path())
+@needs("compile")
 def compile_bundle(bundle: str) -> None:
     """Build BUNDLE's native library for this machine; a single row scored unlike LightGBM refuses it.
 
@@ -203,6 +206,7 @@ def repartition(source: Source, partitions: int) -> None:
 @cli.command()
 @click.option("--drain", is_flag=True, help="Only work in what is on its way to profiles, and end.")
 @click.pass_obj
+@needs("stream")
 def stream(source: Source, drain: bool) -> None:
     """Run the stream processors; the address of their health and metrics is the first line on stdout."""
     with _ending("stream") as end:
@@ -233,12 +237,22 @@ def companion(source: Source) -> None:
 @click.option("--bundle", type=click.Path(), help="The bundle to serve (default: [serve] bundle).")
 @click.option("--workers", type=int, default=1, show_default=True, help="Worker processes, about one a core.")
 @click.pass_obj
+@needs("serve")
 def serve(source: Source, bundle: str | None, workers: int) -> None:
     """Run the scoring workers; the addresses are the first lines on stdout, HTTP's first, then gRPC's."""
     from scoring.serve import serve as run
 
     host = wiring.scoring_host(source, bundle)
     run(host, workers, announce=lambda addresses: click.echo("\n".join(addresses)))
+
+
+@cli.command("warm-up")
+def warm_up() -> None:
+    """Compile what is compiled at first use, as for an image: the first start is then as quick as the others."""
+    from ops.warm_up import warm_up as compile_parts
+
+    for part in compile_parts():
+        click.echo(f"compiled: {part}")
 
 
 @cli.command()
@@ -248,6 +262,7 @@ def serve(source: Source, bundle: str | None, workers: int) -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the simulated world.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the summary there.")
+@needs("demo")
 def demo(seconds: int, rate: float, seed: int, json_file: str | None) -> None:
     """The whole product on this machine, no server to install: history, training, live payments, decisions."""
     from ops.demo import run_demo

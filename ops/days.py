@@ -58,7 +58,7 @@ def require_within(history: History, first: tuple[str, int | None], last: tuple[
 def _last_day(asked: HistoryAsked) -> int:
     from features.history import last_event_time_ms
     from models.evaluation import DAY_MS, day_of_date
-    from ops.traffic import now_ms
+    from ops.times import now_ms
 
     if asked.data is None:
         return now_ms() // DAY_MS

@@ -23,7 +23,8 @@ from rich.table import Table
 
 from ops.demo_processes import Parts, running_parts
 from ops.demo_verdict import Reading, Sent, require_all_done, unfinished
-from ops.traffic import now_ms, run, stamped
+from ops.times import now_ms
+from ops.traffic import run, stamped
 from schemas.avro import Decoder, Encoder, LocalSchemaIds
 from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
 from scoring.load import Answer

@@ -153,7 +153,7 @@ def running_parts(config: Path, folder: Path) -> Iterator[Parts]:
 def _started(name: str, config: Path, log_file: Path) -> Part:
     with log_file.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ops", "--config", str(config), name],
+            [sys.executable, "-P", "-m", "ops", "--config", str(config), name],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -16,6 +16,7 @@ import click
 
 from ops import wiring
 from ops.drift_explained import explained, size_of, wrapped
+from ops.extras import needs
 from ops.reporting import printable
 from ops.times import duration_ms_of, spoken
 from schemas.errors import Misconfigured, TemporaryFailure
@@ -127,6 +128,7 @@ def _acknowledge(source: Source, alert_id: str, *, by: str, note: str, until_ms:
 @click.option("--to", "to_day", required=True, metavar="DAY", help="Last UTC day, included.")
 @click.option("--out", type=click.Path(dir_okay=False), required=True, help="The file to write, NAME.npz.")
 @click.pass_obj
+@needs("train")
 def reference(source: Source, archive: str, bundle: str | None, from_day: str, to_day: str, out: str) -> None:
     """Make what is usual of live decisions, from days that were well.
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from models.bundle import native_library, read_manifest
-from models.compiler import compiler_name
 from schemas.errors import BundleRefused
 
 _log = logging.getLogger(__name__)
@@ -24,11 +23,8 @@ def build_missing(bundle: Path) -> None:
     """
     if not _lacks_library(bundle):
         return
-    if compiler_name() is None:
-        _log.warning("bundle %s has no library for this machine, and there is no C compiler: it will be slow", bundle)
-        return
     _log.info("bundle %s has no library for this machine: compiling it", bundle)
-    command = [sys.executable, "-m", "ops", "compile", str(bundle)]
+    command = [sys.executable, "-P", "-m", "ops", "compile", str(bundle)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ops.extras import needs
 from ops.reporting import report
 
 
@@ -51,6 +52,7 @@ from ops.reporting import report
 @click.option("--key-file", type=click.Path(), default="", help="Its key.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the payments and their arrivals.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the result there.")
+@needs("serve", "history")
 def load(
     target: str,
     rate: float | None,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from schemas.settings import Source, read_source
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @click.group()
@@ -25,6 +27,8 @@ def check(source: Source, config: str | None, bundle: str | None) -> None:
 
     Where something is wrong, in any section, every problem is one line on stderr and the exit status is 1.
     """
+    from rich.console import Console
+
     from ops.configuration import bundle_thresholds, problems_of
     from scoring.policy import PolicySettings
     from scoring.policy_lists import read_lists
@@ -69,6 +73,8 @@ def _tables(settings: object, review_at: float, decline_at: float) -> list[Table
 
 
 def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -13,6 +13,7 @@ import click
 
 from ops import wiring
 from ops.days import day_option, require_within
+from ops.extras import needs
 from ops.histories import HistoryAsked, history_options, read_asked
 from ops.progress import progress_bar
 from ops.reporting import print_table
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1), help="How many share the work (default: one for each core).")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the results.")
 @click.pass_obj
+@needs("history")
 def replay(
     source: Source,
     data: str | None,

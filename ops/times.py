@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import UTC, datetime
 
 _UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])")
+
+
+def now_ms() -> int:
+    """The time as payments carry it."""
+    return time.time_ns() // 1_000_000
 
 
 def time_ms_of(text: str) -> int:

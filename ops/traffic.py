@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import uvloop
 
+from ops.times import now_ms
 from schemas.errors import InvalidEvent
 from schemas.scoring_pb2 import ScoreRequest
 from scoring.load import Answer, run_closed, run_load
@@ -22,11 +22,6 @@ from streams.simulator import simulate
 _OPTIONAL = ("device_id", "ip", "mcc", "country", "channel", "utc_offset_minutes")
 # Enough cards that one comes back minutes later, as in life; a load that is longer begins again, with new ids.
 _CARDS, _DAYS = 20_000, 2
-
-
-def now_ms() -> int:
-    """The time as payments carry it."""
-    return time.time_ns() // 1_000_000
 
 
 def requests_of(payments: pa.Table, *, id_prefix: str) -> list[ScoreRequest]:

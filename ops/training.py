@@ -10,6 +10,7 @@ import click
 
 from ops import wiring
 from ops.days import day_option, require_within
+from ops.extras import needs
 from ops.histories import HistoryAsked, history_options, read_asked
 from ops.progress import progress_bar
 from ops.reporting import print_table
@@ -45,6 +46,7 @@ FEATURES_SHOWN = 10
 @click.option("--seed", type=click.IntRange(0), help="Of all that is random (default: [training] seed).")
 @click.option("--experiment", metavar="NAME", help="MLflow's experiment (default: [training] mlflow_experiment).")
 @click.pass_obj
+@needs("train")
 def train(
     source: Source,
     data: str | None,
@@ -92,7 +94,7 @@ def _trained(
     from models.training import checked_destination, train_bundle
     from models.training_settings import require_usable
     from models.training_table import require_both_kinds, training_table, window_labels
-    from ops.traffic import now_ms
+    from ops.times import now_ms
 
     rates = wiring.rate_table(source)
     engine = FeatureEngine()

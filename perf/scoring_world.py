@@ -35,7 +35,8 @@ from models.evaluation import DAY_MS, Days
 from models.training import train_bundle
 from models.training_settings import TrainingSettings
 from models.training_table import TrainingTable, training_table
-from ops.traffic import now_ms, requests_of
+from ops.times import now_ms
+from ops.traffic import requests_of
 from schemas.errors import Misconfigured
 from schemas.scoring_pb2 import ScoreRequest
 from scoring.mirror import MirrorSettings, MirrorWriter

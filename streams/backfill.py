@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -30,43 +29,16 @@ from features.engine import FeatureEngine
 from features.history import Coded, History, final_labels
 from features.money import RateTable
 from features.passage import Passage
-from features.store import ABSENT, ProfileStore, StoreConflict, entity_of
+from features.store import ABSENT, ProfileStore, StoreConflict
 from schemas.errors import Misconfigured
 from schemas.store_pb2 import LabelChange, PaymentRecord
+from streams.backfill_progress import FINISHED, PAYMENT_PHASE, PROGRESS_KEY, Origin, Progress, read_progress
 from streams.batch import record_key
-from streams.progress import PREFIX
 
 _DAY_S = 86_400
 _WRITE_BATCH = 5_000
 # No record of a topic has this source: offsets of a topic start at 0.
 BACKFILL_SOURCE = -1
-# Beside the keys that progress has on the changelog, which end in a partition's number and are in no store.
-PROGRESS_KEY = PREFIX + b"backfill"
-
-PAYMENT_PHASE, FINISHED = entity_of(record_key("any")), "finished"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a backfill writes follows from this alone. `digest` covers the history, its rates and what is kept of it."""
-
-    payments: int
-    first_time_ms: int
-    last_time_ms: int
-    digest: str
-    catalogue: str
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The record in the store: so many records of `phase`, in its order, and all of the phases before are written."""
-
-    origin: Origin
-    phase: str
-    position: int
-
-    def encode(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self)).encode()
 
 
 @dataclass(frozen=True)
@@ -256,19 +228,6 @@ def backfill(
     job.compute()
     job.write()
     return sum(count for name, count in job.counts.items() if name != PAYMENT_PHASE)
-
-
-def read_progress(store: ProfileStore) -> Progress | None:
-    """How far the store's last backfill has come; None when there was none. Raises StoreUnavailable."""
-    (value,) = store.read([PROGRESS_KEY])
-    if value is None:
-        return None
-    try:
-        fields = json.loads(value)
-        return Progress(Origin(**fields["origin"]), fields["phase"], fields["position"])
-    except (ValueError, KeyError, TypeError):
-        # Written by another release: of something else, as far as this one can tell.
-        return None
 
 
 def _first_kept(history: History, outcome_days: int) -> int:

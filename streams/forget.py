@@ -27,7 +27,7 @@ from features.show import first_payment_ms
 from features.store import ProfileStore, ScanProgress, in_batches, split_key
 from schemas.errors import BrokerUnavailable, TemporaryFailure
 from schemas.store_pb2 import PaymentRecord
-from streams.backfill import FINISHED, PAYMENT_PHASE, read_progress
+from streams.backfill_progress import FINISHED, PAYMENT_PHASE, read_progress
 from streams.kafka import KafkaSettings, Sender, consume, end_offsets, make_consumer, partitions_of
 
 # A batch of the stream takes milliseconds, and a second where it is large: by then it has written what it had read.

@@ -35,7 +35,14 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0
 class PaywardenProcess:
     """One command of the command line, running. Its log is kept in a file."""
 
-    def __init__(self, folder: Path, config: Path, *arguments: str, cwd: Path = ROOT) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Path,
+        *arguments: str,
+        cwd: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -45,7 +52,7 @@ class PaywardenProcess:
                 stderr=log,
                 text=True,
                 cwd=cwd,
-                env=_environment(),
+                env=_environment(environment),
             )
 
     @property
@@ -119,14 +126,16 @@ class Deployment:
         )
         self.running: list[PaywardenProcess] = []
 
-    def start(self, *arguments: str, cwd: Path = ROOT) -> PaywardenProcess:
-        process = PaywardenProcess(self.folder, self.config, *arguments, cwd=cwd)
+    def start(
+        self, *arguments: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
+    ) -> PaywardenProcess:
+        process = PaywardenProcess(self.folder, self.config, *arguments, cwd=cwd, environment=environment)
         self.running.append(process)
         return process
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """One command, to its end."""
-        return run_paywarden("--config", str(self.config), *arguments)
+        return run_paywarden("--config", str(self.config), *arguments, environment=environment)
 
     def configure(self, section: str, lines: str) -> None:
         """Add lines to a section of the configuration, for what is started from now on."""

@@ -13,7 +13,7 @@ from features.lmdb_sets import LmdbSets
 from features.lmdb_store import LmdbSettings, LmdbStore
 from features.profile_sets import ProfileSets
 from schemas.errors import PaywardenError
-from streams.backfill import read_progress
+from streams.backfill_progress import read_progress
 from tests.processes import Deployment, run_paywarden, wait_until
 from tests.services.kafka import KafkaServer
 

@@ -28,8 +28,8 @@ from features.attributes import ATTRIBUTES, Kind, declined
 from features.columns import FileRoom, MemoryRoom
 from features.declare import Catalogue, Entity, request
 from features.engine import FeatureEngine
+from features.entity_columns import entity_column
 from features.history import OUTCOMES_FILE, PAYMENTS_FILE, History, history_of_tables
-from features.keys import entity_column
 from features.money import RATE_SCALE, RateTable
 from features.passage import reference_amounts
 from features.rows import HistoryRows

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.entity_columns import entity_column
 from features.history import history_of_tables
-from features.keys import SEPARATOR, entity_column, entity_key
+from features.keys import SEPARATOR, entity_key
 from features.store import KEY_BYTES_MAX, split_key
 from schemas.errors import InvalidEvent
 

@@ -10,7 +10,7 @@ from features.history import write_history
 from models.evaluation import date_of_day
 from ops.days import day_option
 from ops.histories import HistoryAsked
-from ops.traffic import now_ms
+from ops.times import now_ms
 from schemas.errors import Misconfigured
 from tests import small_world
 from tests.small_world import DAY_MS, DAYS, FIRST_DAY

@@ -27,7 +27,8 @@ from features.store import ProfileStore
 from schemas.errors import Misconfigured
 from schemas.store_pb2 import LabelChange, PaymentRecord
 from streams import batch
-from streams.backfill import BACKFILL_SOURCE, PROGRESS_KEY, Backfill, backfill, read_progress
+from streams.backfill import BACKFILL_SOURCE, Backfill, backfill
+from streams.backfill_progress import PROGRESS_KEY, read_progress
 from streams.batch import OutcomeEvent, PaymentEvent, Position, record_key
 from streams.progress import PREFIX, progress_key
 from streams.simulator import split_at

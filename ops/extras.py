@@ -1,0 +1,62 @@
+"""What a command needs beside the base installation, and what it says where that is missing.
+
+Where only `paywarden[serve]` is installed, `paywarden train` ends with this line on stderr:
+paywarden: train needs the extra `train`: pip install 'paywarden[train]'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from importlib.util import find_spec
+from typing import ParamSpec, TypeVar
+
+import click
+
+from schemas.errors import Misconfigured
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_SERVE = ("h2", "httptools", "ngh2", "uvloop")
+_STREAM = ("aiokafka", "faust", "scipy")
+_HISTORY = ("jinja2", "pyarrow")
+_COMPILE = ("lightgbm", "tl2cgen", "treelite")
+_TRAIN = (*_HISTORY, *_COMPILE, "scipy", "sklearn")
+
+MODULES = {
+    "serve": _SERVE,
+    "stream": _STREAM,
+    "history": _HISTORY,
+    "compile": _COMPILE,
+    "train": _TRAIN,
+    "demo": (*_SERVE, *_STREAM, *_TRAIN),
+}
+"""The modules that each extra of pyproject.toml brings, by the name of the extra."""
+
+
+def needs(*extras: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
+    """Mark a command as one that needs these extras: without them it stops before it does anything.
+
+    The mark stands next to the function, below all options. Raises Misconfigured when the command runs.
+    """
+
+    def marked(command: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+        @wraps(command)
+        def checked(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+            require(click.get_current_context().command_path.partition(" ")[2], extras)
+            return command(*args, **kwargs)
+
+        return checked
+
+    return marked
+
+
+def require(command: str, extras: tuple[str, ...]) -> None:
+    """Raises Misconfigured, naming the extras that are not installed and how to install them."""
+    missing = [extra for extra in extras if not all(map(find_spec, MODULES[extra]))]
+    if not missing:
+        return
+    names = " and ".join(f"`{extra}`" for extra in missing)
+    word = "extra" if len(missing) == 1 else "extras"
+    raise Misconfigured(f"{command} needs the {word} {names}: pip install 'paywarden[{','.join(missing)}]'")

@@ -1,0 +1,184 @@
+"""Every command runs with what its extra installs, and says which extra it needs where that is missing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.utils import canonicalize_name
+
+from features.lmdb_store import LmdbSettings, LmdbStore
+from models.bundle import native_library
+from ops.extras import MODULES
+from ops.times import now_ms
+from ops.traffic import requests_of
+from schemas.avro import Decoder, LocalSchemaIds
+from schemas.scoring_pb2 import ScoreResponse
+from streams.kafka import KafkaSettings, consume, make_consumer
+from tests import small_world
+from tests.installed import OWN, extras, installed_by, only
+from tests.processes import Deployment, is_ready, post, run_paywarden, wait_until
+
+Only = Callable[[str], dict[str, str]]
+
+
+@pytest.fixture
+def with_extra(tmp_path: Path) -> Only:
+    """Variables for a process that sees only what this extra installs; "" is the base installation."""
+    folder = tmp_path / "only"
+    folder.mkdir()
+    return lambda extra: only(extra, folder)
+
+
+def modules_of(extra: str) -> set[str]:
+    """What can be imported because of the extra's own line in pyproject.toml, and those of the extras it names."""
+    mine: set[str] = set()
+    for requirement in extras()[extra]:
+        name = canonicalize_name(requirement.name)
+        if name == OWN:
+            mine.update(*map(modules_of, requirement.extras))
+        else:
+            mine.update(
+                module for module, owners in packages_distributions().items() if name in map(canonicalize_name, owners)
+            )
+    return {module for module in mine if not module.startswith("_")}
+
+
+@pytest.mark.parametrize("extra", MODULES)
+def test_the_modules_of_an_extra_are_those_its_packages_bring(extra: str) -> None:
+    assert set(MODULES[extra]) == modules_of(extra)
+
+
+def test_a_scoring_host_installs_no_training_and_no_faust() -> None:
+    packages = installed_by("serve")
+    assert "httptools" in packages
+    assert not packages & {"faust-streaming", "lightgbm", "pandas", "pyarrow", "scikit-learn", "scipy", "treelite"}
+
+
+BASE = (
+    ("warm-up",),
+    ("features", "list"),
+    ("topics", "create"),
+    ("policy", "check"),
+    ("dead-letters", "show"),
+    ("drift", "status"),
+    ("profile-sets", "list"),
+    ("forget", "card:nobody"),
+)
+
+
+def test_the_base_installation_is_enough_to_administer(deployment: Deployment, with_extra: Only) -> None:
+    LmdbStore.from_settings(LmdbSettings(path=str(deployment.store))).close()
+    for command in BASE:
+        done = deployment.run(*command, environment=with_extra(""))
+        assert done.returncode == 0, (command, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        ("train --data d --train-from 2024-01-01 --train-to 2024-01-02 --out b", "train"),
+        ("drift reference --archive a --from 2024-01-01 --to 2024-01-02 --out o", "train"),
+        ("backtest run --data d --train-days 1 --delay-days 1 --test-days 1", "train"),
+        ("replay --data d --bundle b --out o", "history"),
+        ("serve", "serve"),
+        ("stream", "stream"),
+        ("compile b", "compile"),
+        ("demo", "demo"),
+    ],
+)
+def test_a_command_without_its_extra_says_how_to_get_it(command: str, extra: str, with_extra: Only) -> None:
+    done = run_paywarden(*command.split(), environment=with_extra(""))
+    name = command.partition(" -")[0].removesuffix(" b")
+    line = f"paywarden: {name} needs the extra `{extra}`: pip install 'paywarden[{extra}]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+
+
+def test_a_command_without_two_of_its_extras_names_both(with_extra: Only) -> None:
+    done = run_paywarden(
+        *("load", "--target", "http://127.0.0.1:1", "--rate", "1", "--seconds", "1"), environment=with_extra("")
+    )
+    wanted = "load needs the extras `serve` and `history`: pip install 'paywarden[serve,history]'"
+    assert done.stderr == f"paywarden: {wanted}\n"
+
+
+def test_stream_worker_and_scoring_host_run_with_only_their_extras(
+    deployment: Deployment, settings: KafkaSettings, with_extra: Only
+) -> None:
+    shutil.copytree(small_world.trained_bundle(), deployment.bundle)
+    stream = deployment.start("stream", environment=with_extra("stream")).first_line()
+    wait_until(lambda: is_ready(stream), "the stream worker is ready")
+    companion = deployment.start("companion", environment=with_extra("serve")).first_line()
+    target = deployment.start("serve", environment=with_extra("serve")).first_line()
+    wait_until(lambda: is_ready(companion) and is_ready(target), "companion and scoring worker are ready")
+    (request,) = requests_of(small_world.tables()[0].slice(0, 1), id_prefix="")
+    request.event_time_ms = now_ms()
+    status, body = post(f"{target}/v1/score", request.SerializeToString(), "application/x-protobuf")
+    assert status == 200, body
+    wanted = {ScoreResponse.FromString(body).decision_id}
+    consumer = make_consumer(settings, group_id="decision-reader")
+    consumer.subscribe([settings.topic("decisions")])
+    decoder = Decoder("decisions", LocalSchemaIds())
+    shipped: set[str] = set()
+
+    def is_shipped() -> bool:
+        values = [record.value for record in consume(consumer, 10, 0.1).records]
+        shipped.update(decoder.decode(value)["decision_id"] for value in values if value is not None)
+        return shipped == wanted
+
+    wait_until(is_shipped, "the companion has shipped the decision")
+    consumer.close()
+
+
+@pytest.fixture(scope="module")
+def trained(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that was trained with the extra for it alone."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "only").mkdir()
+    done = run_paywarden(
+        *("train", "--data", str(history), "--train-from", "2024-01-08", "--train-to", "2024-01-20"),
+        *("--out", str(folder / "bundle")),
+        environment={**only("train", folder / "only"), "PAYWARDEN_TRAINING_TREES": "20"},
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "bundle"
+
+
+def test_files_alone_are_enough_to_simulate_replay_and_backfill(
+    history: Path, trained: Path, with_extra: Only, tmp_path: Path
+) -> None:
+    environment = {
+        **with_extra("history"),
+        "PAYWARDEN_LMDB_PATH": str(tmp_path / "store"),
+    }
+    for command in (
+        ("simulate", "--cards", "50", "--days", "10", "--out", str(tmp_path / "data")),
+        ("backfill", "--data", str(tmp_path / "data")),
+        ("replay", "--data", str(history), "--bundle", str(trained), "--from", "2024-01-25", "--out", str(tmp_path)),
+    ):
+        done = run_paywarden(*command, environment=environment)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_library_is_built_with_its_extra_alone(trained: Path, with_extra: Only, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("native"))
+    done = run_paywarden("compile", str(copy), environment=with_extra("compile"))
+    assert done.returncode == 0, done.stderr
+    assert native_library(copy).is_file()
+
+
+def test_a_bundle_without_a_library_is_refused_where_none_can_be_built(
+    trained: Path, with_extra: Only, tmp_path: Path
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("native"))
+    done = run_paywarden("serve", "--bundle", str(copy), environment=with_extra("serve"))
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("paywarden: ")
+    assert "no native library for this machine" in last
+    assert "pip install 'paywarden[compile]'" in last

@@ -1,0 +1,108 @@
+"""The wheel, installed outside the checkout: everything is in it, and it works wherever it is started from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# The kernel is compiled anew for every place that it is installed in.
+pytestmark = pytest.mark.timeout(1200)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: building leaves folders behind."""
+    folder = tmp_path_factory.mktemp("wheel")
+    left_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for package in packages():
+        shutil.copytree(ROOT / package, folder / "source" / package, ignore=left_out)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    pip("wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder), str(folder / "source"))
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an environment's programs: the wheel is in it, all other packages are those of the tests."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    pip("--python", str(folder / "bin" / "python"), "install", "--no-index", "--no-deps", str(wheel))
+    (packages_folder,) = folder.glob("lib/python*/site-packages")
+    (packages_folder / "others.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    return folder / "bin"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The folder of somebody whose own packages have the names of ours. To import one is an error."""
+    for name in packages():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not mine')", encoding="utf-8")
+    return tmp_path
+
+
+def packages() -> list[str]:
+    """The packages that pyproject.toml names."""
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    names: list[str] = content["tool"]["setuptools"]["packages"]
+    return names
+
+
+def pip(*arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def run(installed: Path, project: Path, *arguments: str) -> str:
+    """A command of the installed console script, started in the project's folder; returns what it printed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(installed / "paywarden"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        cwd=project,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
+    compiled = {".pyc", ".nbi", ".nbc"}
+    wanted = {
+        str(path.relative_to(ROOT))
+        for package in packages()
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix not in compiled
+    }
+    with zipfile.ZipFile(wheel) as content:
+        packed = {name for name in content.namelist() if ".dist-info/" not in name}
+    assert packed == wanted
+    assert {"ops/paywarden.toml", "ops/alerts.yml"} <= packed
+
+
+def test_commands_work_in_a_folder_with_packages_of_our_names(installed: Path, project: Path) -> None:
+    assert "version 0.1.0" in run(installed, project, "--version")
+    assert "card_count_1h" in run(installed, project, "features", "list")
+
+
+def test_the_demo_works_in_a_folder_with_packages_of_our_names(installed: Path, project: Path) -> None:
+    run(installed, project, "demo", "--seconds", "5", "--rate", "50", "--json", "summary.json")
+    summary = json.loads((project / "summary.json").read_text(encoding="utf-8"))
+    assert summary["answers"] == summary["payments_sent"] > 150
+    assert summary["native_model"] is True
