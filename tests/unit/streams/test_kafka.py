@@ -207,8 +207,9 @@ def test_where_nothing_came_since_the_offset_is_the_end() -> None:
 
 @pytest.mark.parametrize("setting", ["compression", "internal_compression"])
 def test_an_unknown_compression_is_refused_by_name(setting: str) -> None:
+    wrong: dict[str, Any] = {setting: "brotli"}
     with pytest.raises(Misconfigured, match=rf"\[kafka\] {setting}: wanted one of none, gzip, .*, got 'brotli'"):
-        replace(KafkaSettings(), **{setting: "brotli"})
+        replace(KafkaSettings(), **wrong)
 
 
 def test_only_what_paywarden_alone_reads_is_compressed_in_its_own_way() -> None:
