@@ -24,6 +24,8 @@ install: $(VENV)/.installed ## an environment in .venv with everything in it
 $(VENV)/.installed: $(VENV)/.demo-installed
 	@echo "installing what tests and benchmarks need besides"
 	@$(PIP) --editable '.[dev,perf]'
+	@# The checkout under its installed name, for mypy and protoc.
+	@mkdir -p $(VENV)/checkout && ln -sfn ../.. $(VENV)/checkout/paywarden
 	@touch $@
 
 # What the demo needs. The packages that all the others come with are enough to compile the feature kernel.
@@ -52,9 +54,9 @@ check: install ## lint, types, import layers, generated code and pages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m ops.reference --check
+	$(BIN)/python -m paywarden.ops.reference --check
 	@$(MAKE) --no-print-directory proto OUT=$(VENV)/proto
-	@for file in schemas/*_pb2.py schemas/*_pb2.pyi; do \
+	@for file in schemas/proto/*_pb2.py schemas/proto/*_pb2.pyi; do \
 		cmp -s $$file $(VENV)/proto/$$file || { echo "$$file is not what its .proto gives: make proto" >&2; exit 1; }; done
 
 format: install ## put the code in form
@@ -65,9 +67,11 @@ perf: install ## the benchmarks, one after the other
 	@for name in $(PERF); do $(BIN)/python -m perf.$$name || exit 1; done
 
 OUT := .
-proto: install ## generate schemas/*_pb2.py from the .proto files
-	@mkdir -p $(OUT)
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=$(OUT) --pyi_out=$(OUT) schemas/*.proto
+proto: install ## generate schemas/proto/*_pb2.py from the .proto files
+	@rm -rf $(VENV)/generated && mkdir -p $(VENV)/generated $(OUT)/schemas/proto
+	$(BIN)/python -m grpc_tools.protoc -I$(VENV)/checkout --python_out=$(VENV)/generated --pyi_out=$(VENV)/generated \
+		$(VENV)/checkout/paywarden/schemas/proto/*.proto
+	@cp $(VENV)/generated/paywarden/schemas/proto/* $(OUT)/schemas/proto/
 
 clean: ## remove the environment, the services and all caches
 	rm -rf $(VENV) .services .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ops import wiring
-from ops.archive import archive
-from ops.backfill import backfill
-from ops.backtest import backtest
-from ops.deadletters import dead_letters
-from ops.drift import drift
-from ops.extras import needs
-from ops.features import features
-from ops.forget import forget
-from ops.load import load
-from ops.logs import set_up_logging
-from ops.policy import policy
-from ops.profile_sets import profile_sets
-from ops.rebuild import rebuild
-from ops.replay import replay
-from ops.reporting import report
-from ops.schemas import schemas
-from ops.training import train
-from schemas.errors import Misconfigured, PaywardenError
-from schemas.settings import Source, read_source
+from paywarden.ops.commands.archive import archive
+from paywarden.ops.commands.backfill import backfill
+from paywarden.ops.commands.backtest import backtest
+from paywarden.ops.commands.dead_letters import dead_letters
+from paywarden.ops.commands.drift import drift
+from paywarden.ops.commands.features import features
+from paywarden.ops.commands.forget import forget
+from paywarden.ops.commands.load import load
+from paywarden.ops.commands.policy import policy
+from paywarden.ops.commands.profile_sets import profile_sets
+from paywarden.ops.commands.rebuild import rebuild
+from paywarden.ops.commands.replay import replay
+from paywarden.ops.commands.schemas import schemas
+from paywarden.ops.commands.train import train
+from paywarden.ops.extras import needs
+from paywarden.ops.logs import set_up_logging
+from paywarden.ops.reporting import report
+from paywarden.ops.wiring import parts as wiring
+from paywarden.schemas.errors import Misconfigured, PaywardenError
+from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
-    from streams.process_end import ProcessEnd
+    from paywarden.streams.health.process_end import ProcessEnd
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -81,10 +81,10 @@ def cli(context: click.Context, config: str | None, log: str) -> None:
 @needs("history")
 def simulate(cards: int, days: int, seed: int, end: str | None, out: str) -> None:
     """Make a labelled stream of payments, fraud patterns of several kinds included."""
-    from features.history import write_history
-    from ops.times import spoken
-    from streams.simulator import simulate as make
-    from streams.simulator import split_at
+    from paywarden.features.datasets.simulator import simulate as make
+    from paywarden.features.datasets.simulator import split_at
+    from paywarden.features.history.history import write_history
+    from paywarden.ops.times import spoken
 
     end_ms = None if end is None else _end_of_simulation_ms(end)
     payments, outcomes = make(cards=cards, days=days, seed=seed, end_time_ms=end_ms)
@@ -97,7 +97,7 @@ def simulate(cards: int, days: int, seed: int, end: str | None, out: str) -> Non
 
 def _end_of_simulation_ms(text: str) -> int:
     """Epoch milliseconds of `--end`. Raises Misconfigured for what is no time, and for a time that is still to come."""
-    from ops.times import now_ms, time_ms_of
+    from paywarden.ops.times import now_ms, time_ms_of
 
     # Whole seconds, so that the printed time names the same stream again.
     now = now_ms() // 1000 * 1000
@@ -123,7 +123,7 @@ def convert() -> None:
 @needs("history")
 def convert_handbook(input_file: str, out: str) -> None:
     """Convert the Fraud Detection Handbook's table; card = customer, merchant = terminal."""
-    from streams.handbook import convert_handbook as convert_file
+    from paywarden.features.datasets.handbook import convert_handbook as convert_file
 
     counts = convert_file(input_file, out)
     click.echo(f"{counts.payments} payments, {counts.frauds} frauds, {counts.cards} cards in {out}")
@@ -140,7 +140,7 @@ def compile_bundle(bundle: str) -> None:
 
     Golden vectors, random rows, missing and infinite values, and both sides of every split are tried.
     """
-    from models.bundle import build_native, told_gate
+    from paywarden.models.bundle.bundle import build_native, told_gate
 
     click.echo(f"built {build_native(Path(bundle))}: {told_gate(Path(bundle))}")
 
@@ -157,10 +157,10 @@ def topics() -> None:
 @click.pass_obj
 def create_topics(source: Source) -> None:
     """Create the topics that are missing."""
-    from features.catalogue import CATALOGUE
-    from streams.kafka import require_broker
-    from streams.topics import TopicSettings
-    from streams.topics import create_topics as create
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+    from paywarden.streams.kafka.admin import require_broker
+    from paywarden.streams.kafka.topics import TopicSettings
+    from paywarden.streams.kafka.topics import create_topics as create
 
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
@@ -172,7 +172,7 @@ def create_topics(source: Source) -> None:
 @cli.command()
 def broker() -> None:
     """Run the embedded broker, for demonstrations; its address is the first line on stdout."""
-    from streams.broker import EmbeddedBroker
+    from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 
     with _ending("embedded broker") as end:
         embedded = EmbeddedBroker()
@@ -190,10 +190,10 @@ def repartition(source: Source, partitions: int) -> None:
     First stop all stream workers, then run `paywarden stream --drain` to its end: this refuses while events are on
     their way.
     """
-    from features.catalogue import CATALOGUE
-    from streams.drained import add_partitions
-    from streams.kafka import require_broker
-    from streams.pipeline import StreamSettings
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+    from paywarden.streams.kafka.admin import require_broker
+    from paywarden.streams.maintenance.add_partitions import add_partitions
+    from paywarden.streams.profiles.pipeline import StreamSettings
 
     kafka = wiring.kafka_settings(source)
     require_broker(kafka)
@@ -215,7 +215,7 @@ def stream(source: Source, drain: bool) -> None:
             with wiring.StreamParts(source).open_pipeline(wiring.live_set(source).name, drain=True) as pipeline:
                 pipeline.run(end.stop)
             return
-        from streams.app import run
+        from paywarden.streams.faust.app import run
 
         run(wiring.stream_app(source, announce=click.echo), end)
 
@@ -240,7 +240,7 @@ def companion(source: Source) -> None:
 @needs("serve")
 def serve(source: Source, bundle: str | None, workers: int) -> None:
     """Run the scoring workers; the addresses are the first lines on stdout, HTTP's first, then gRPC's."""
-    from scoring.serve import serve as run
+    from paywarden.scoring.server.supervisor import serve as run
 
     host = wiring.scoring_host(source, bundle)
     run(host, workers, announce=lambda addresses: click.echo("\n".join(addresses)))
@@ -249,7 +249,7 @@ def serve(source: Source, bundle: str | None, workers: int) -> None:
 @cli.command("warm-up")
 def warm_up() -> None:
     """Compile what is compiled at first use, as for an image: the first start is then as quick as the others."""
-    from ops.warm_up import warm_up as compile_parts
+    from paywarden.ops.commands.warm_up import warm_up as compile_parts
 
     for part in compile_parts():
         click.echo(f"compiled: {part}")
@@ -265,8 +265,8 @@ def warm_up() -> None:
 @needs("demo")
 def demo(seconds: int, rate: float, seed: int, json_file: str | None) -> None:
     """The whole product on this machine, no server to install: history, training, live payments, decisions."""
-    from ops.demo import run_demo
-    from ops.demo_verdict import in_words
+    from paywarden.ops.demo.demo import run_demo
+    from paywarden.ops.demo.verdict import in_words
 
     summary = run_demo(seconds=seconds, rate=rate, seed=seed)
     click.echo("\n".join([*in_words(summary), ""]))
@@ -275,7 +275,7 @@ def demo(seconds: int, rate: float, seed: int, json_file: str | None) -> None:
 
 def _ending(name: str) -> ProcessEnd:
     """The end of a process that runs until SIGTERM or SIGINT."""
-    from streams.process_end import ProcessEnd
+    from paywarden.streams.health.process_end import ProcessEnd
 
     return ProcessEnd(name)
 

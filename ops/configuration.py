@@ -10,36 +10,36 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ops import wiring
-from schemas.errors import Misconfigured
-from schemas.settings import Source
-from scoring.policy import PolicySettings
+from paywarden.models.policy.policy import PolicySettings
+from paywarden.ops.wiring import parts as wiring
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source
 
 
 def settings_types() -> dict[str, type[Any]]:
     """The dataclass of each section's settings."""
-    from features.aerospike_store import AerospikeSettings
-    from features.lmdb_store import LmdbSettings
-    from models.costs import CostSettings
-    from models.detectors import DetectorSettings
-    from models.training_settings import TrainingSettings
-    from scoring.answered import AnsweredSettings
-    from scoring.grpc import GrpcSettings
-    from scoring.http_settings import HttpSettings
-    from scoring.mirror import MirrorSettings
-    from scoring.outbox import OutboxSettings
-    from scoring.tls import TlsSettings
-    from scoring.tokens import AuthSettings
-    from scoring.turns import AdmissionSettings
-    from scoring.wire import RequestLimits
-    from streams.companion import CompanionSettings
-    from streams.drift_alerts import AlertSettings
-    from streams.drift_settings import DriftSettings
-    from streams.kafka import KafkaSettings
-    from streams.outcome_settings import OutcomeSettings
-    from streams.pipeline import StreamSettings
-    from streams.registry import RegistrySettings
-    from streams.topics import TopicSettings
+    from paywarden.features.stores.aerospike.store import AerospikeSettings
+    from paywarden.features.stores.lmdb import LmdbSettings
+    from paywarden.models.drift.detectors import DetectorSettings
+    from paywarden.models.metrics.costs import CostSettings
+    from paywarden.models.training.settings import TrainingSettings
+    from paywarden.scoring.engine.batcher import AdmissionSettings
+    from paywarden.scoring.grpc.settings import GrpcSettings
+    from paywarden.scoring.http.settings import HttpSettings
+    from paywarden.scoring.idempotency.decision_cache import AnsweredSettings
+    from paywarden.scoring.net.tls import TlsSettings
+    from paywarden.scoring.net.tokens import AuthSettings
+    from paywarden.scoring.requests.wire import RequestLimits
+    from paywarden.scoring.state.mirror import MirrorSettings
+    from paywarden.scoring.state.outbox import OutboxSettings
+    from paywarden.streams.alerts.alerts import AlertSettings
+    from paywarden.streams.companion.companion import CompanionSettings
+    from paywarden.streams.drift.settings import DriftSettings
+    from paywarden.streams.kafka.client import KafkaSettings
+    from paywarden.streams.kafka.registry import RegistrySettings
+    from paywarden.streams.kafka.topics import TopicSettings
+    from paywarden.streams.outcomes.settings import OutcomeSettings
+    from paywarden.streams.profiles.pipeline import StreamSettings
 
     return {
         "admission": AdmissionSettings,
@@ -88,7 +88,7 @@ def problems_of(source: Source, bundle: str | None) -> list[str]:
 
 def bundle_thresholds(source: Source, bundle: str | None) -> tuple[float, float]:
     """`review_at` and `decline_at` of the bundle; zeros without one. Raises BundleRefused."""
-    from models.bundle import MANIFEST, read_manifest
+    from paywarden.models.bundle.bundle import MANIFEST, read_manifest
 
     folder = Path(bundle or source.section("serve", wiring.ServeSettings).bundle)
     if bundle is None and not (folder / MANIFEST).exists():
@@ -98,8 +98,8 @@ def bundle_thresholds(source: Source, bundle: str | None) -> tuple[float, float]
 
 
 def _policy_problems(source: Source, bundle: str | None) -> list[str]:
-    from scoring.policy import policy_problems
-    from scoring.policy_lists import list_problems, read_lists
+    from paywarden.models.policy.lists import list_problems, read_lists
+    from paywarden.models.policy.policy import policy_problems
 
     found: list[str] = []
     review_at, decline_at = 0.0, 0.0
@@ -130,13 +130,13 @@ def _error_of(check: Callable[[Source], object], source: Source) -> Misconfigure
 
 
 def _check_bootstrap(source: Source) -> None:
-    from streams.credentials import broker_urls
+    from paywarden.streams.faust.credentials import broker_urls
 
     broker_urls(wiring.kafka_settings(source))
 
 
 def _check_credentials(source: Source) -> None:
-    from streams.credentials import credentials
+    from paywarden.streams.faust.credentials import credentials
 
     kafka = wiring.kafka_settings(source)
     # Without the files.
@@ -144,8 +144,8 @@ def _check_credentials(source: Source) -> None:
 
 
 def _check_aerospike(source: Source) -> None:
-    from features.aerospike_client import check_settings
-    from features.aerospike_store import AerospikeSettings
+    from paywarden.features.stores.aerospike.client import check_settings
+    from paywarden.features.stores.aerospike.store import AerospikeSettings
 
     try:
         check_settings(source.section("aerospike", AerospikeSettings))
@@ -161,20 +161,20 @@ def _check_rates(source: Source) -> None:
 
 
 def _check_model_chain(source: Source) -> None:
-    from scoring.model_chain import ChainSettings
+    from paywarden.scoring.engine.model_chain import ChainSettings
 
     settings = source.section("serve", wiring.ServeSettings)
     ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms)
 
 
 def _check_busy_poll(source: Source) -> None:
-    from scoring.busy_poll import BusyPoll
+    from paywarden.scoring.engine.busy_poll import BusyPoll
 
     BusyPoll(source.section("serve", wiring.ServeSettings).busy_poll_us)
 
 
 def _entities() -> Iterator[str]:
-    from features.catalogue import CATALOGUE
+    from paywarden.features.catalogue.catalogue import CATALOGUE
 
     return (entity.name for entity in CATALOGUE.entities)
 
@@ -182,19 +182,19 @@ def _entities() -> Iterator[str]:
 def _check_stream(source: Source) -> None:
     from prometheus_client import CollectorRegistry
 
-    from streams.pipeline import StreamSettings, stream_metrics
+    from paywarden.streams.profiles.pipeline import StreamSettings, stream_metrics
 
     stream_metrics(source.section("stream", StreamSettings), tuple(_entities()), CollectorRegistry())
 
 
 def _check_companion(source: Source) -> None:
-    from streams.companion import CompanionSettings, freshness_objectives_ms
+    from paywarden.streams.companion.companion import CompanionSettings, freshness_objectives_ms
 
     freshness_objectives_ms(source.section("companion", CompanionSettings), tuple(_entities()))
 
 
 def _check_tls(source: Source) -> None:
-    from scoring.tls import TlsSettings, check_settings
+    from paywarden.scoring.net.tls import TlsSettings, check_settings
 
     settings = source.section("tls", TlsSettings)
     if settings != TlsSettings():
@@ -202,7 +202,7 @@ def _check_tls(source: Source) -> None:
 
 
 def _check_drift(source: Source) -> None:
-    from streams.drift_settings import DriftSettings
+    from paywarden.streams.drift.settings import DriftSettings
 
     settings = source.section("drift", DriftSettings)
     if settings.bundles or settings.references:

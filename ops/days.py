@@ -13,18 +13,18 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from schemas.errors import Misconfigured
+from paywarden.schemas.errors import Misconfigured
 
 if TYPE_CHECKING:
-    from features.history import History
-    from ops.histories import HistoryAsked
+    from paywarden.features.history.history import History
+    from paywarden.ops.histories import HistoryAsked
 
 _RELATIVE = re.compile(r"-([0-9]{1,5})d")
 
 
 def day_option(option: str, text: str | None, asked: HistoryAsked) -> int | None:
     """The UTC day number that an option's text means; None without a text. Raises Misconfigured, naming the option."""
-    from models.evaluation import day_of_date
+    from paywarden.models.metrics.evaluation import day_of_date
 
     if text is None:
         return None
@@ -44,7 +44,7 @@ def require_within(history: History, first: tuple[str, int | None], last: tuple[
 
     `first` and `last` are an option's name and its day. The history holds at least one payment. Raises Misconfigured.
     """
-    from models.evaluation import DAY_MS, date_of_day
+    from paywarden.models.metrics.evaluation import DAY_MS, date_of_day
 
     data_first, data_last = (int(history.event_time_ms[row] // DAY_MS) for row in (0, -1))
     option, day = first
@@ -56,9 +56,9 @@ def require_within(history: History, first: tuple[str, int | None], last: tuple[
 
 
 def _last_day(asked: HistoryAsked) -> int:
-    from features.history import last_event_time_ms
-    from models.evaluation import DAY_MS, day_of_date
-    from ops.times import now_ms
+    from paywarden.features.history.history import last_event_time_ms
+    from paywarden.models.metrics.evaluation import DAY_MS, day_of_date
+    from paywarden.ops.times import now_ms
 
     if asked.data is None:
         return now_ms() // DAY_MS

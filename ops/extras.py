@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import click
 
-from schemas.errors import Misconfigured
+from paywarden.schemas.errors import Misconfigured
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ops import wiring
-from ops.progress import scan_bar
-from ops.times import time_ms_of
-from schemas.errors import Misconfigured
-from schemas.settings import Source
+from paywarden.ops.progress import scan_bar
+from paywarden.ops.times import time_ms_of
+from paywarden.ops.wiring import parts as wiring
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
-    from features.engine import FeatureEngine
-    from features.history import History
-    from features.money import RateTable
-    from streams.topic_history import Days
-    from streams.topic_rows import TopicRows
+    from paywarden.features.history.history import History
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.features.profiles.money import RateTable
+    from paywarden.streams.archive.topic_history import Days
+    from paywarden.streams.kafka.topic_rows import TopicRows
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _DAY_MS = 86_400_000
@@ -87,7 +87,7 @@ def read_asked(
     for those from `needed_from_day` on. Days are counted from 1970; None: no bound. `open_files` opens the two files,
     where they are not to be read into memory. Raises Misconfigured, BrokerUnavailable.
     """
-    from features.history import read_history
+    from paywarden.features.history.history import read_history
 
     if asked.data is not None and not asked.is_archive:
         for name in ("since", "until", "warm_up_days"):
@@ -108,8 +108,8 @@ def _of_rows(
     until_ms: int | None,
     days: Days,
 ) -> History:
-    from streams.pipeline import StreamSettings
-    from streams.topic_history import archived_rows, history_of_rows
+    from paywarden.streams.archive.topic_history import archived_rows, history_of_rows
+    from paywarden.streams.profiles.pipeline import StreamSettings
 
     if asked.data is not None:
         rows = archived_rows(Path(asked.data), since_ms=since_ms, until_ms=until_ms, days=days)
@@ -128,7 +128,7 @@ def _extent(asked: HistoryAsked, payments: TopicRows) -> str:
     """Where the data starts and ends, as far as that is known without reading more; empty where it is not."""
     import pyarrow.compute as pc
 
-    from models.evaluation import DAY_MS, date_of_day
+    from paywarden.models.metrics.evaluation import DAY_MS, date_of_day
 
     if asked.data is not None:
         dates = sorted(folder.name.removeprefix("date=") for folder in (Path(asked.data) / "payments").glob("date=*"))
@@ -141,7 +141,7 @@ def _extent(asked: HistoryAsked, payments: TopicRows) -> str:
 
 
 def _topic_rows(source: Source, topic: str, since_ms: int | None, until_ms: int | None) -> TopicRows:
-    from streams.topic_rows import read_topic
+    from paywarden.streams.kafka.topic_rows import read_topic
 
     kafka, ids = wiring.kafka_settings(source), wiring.schema_ids(source)
     with scan_bar(topic) as bar:
@@ -150,7 +150,7 @@ def _topic_rows(source: Source, topic: str, since_ms: int | None, until_ms: int 
 
 def _is_archive(folder: Path) -> bool:
     """By what is there. Raises Misconfigured for a folder that is both."""
-    from features.history import PAYMENTS_FILE
+    from paywarden.features.history.history import PAYMENTS_FILE
 
     has_folder = (folder / "payments").is_dir() or (folder / "outcomes").is_dir()
     if has_folder and (folder / PAYMENTS_FILE).exists():
@@ -165,8 +165,8 @@ def _days(
     last_day: int | None,
     needed_from_day: int | None,
 ) -> Days:
-    from models.evaluation import date_of_day
-    from streams.topic_history import Days
+    from paywarden.models.metrics.evaluation import date_of_day
+    from paywarden.streams.archive.topic_history import Days
 
     last_ms = None if last_day is None else (last_day + 1) * _DAY_MS - 1
     if first_day is None:

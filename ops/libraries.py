@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from models.bundle import native_library, read_manifest
-from schemas.errors import BundleRefused
+from paywarden.models.bundle.bundle import native_library, read_manifest
+from paywarden.schemas.errors import BundleRefused
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def build_missing(bundle: Path) -> None:
     if not _lacks_library(bundle):
         return
     _log.info("bundle %s has no library for this machine: compiling it", bundle)
-    command = [sys.executable, "-P", "-m", "ops", "compile", str(bundle)]
+    command = [sys.executable, "-P", "-m", "paywarden", "compile", str(bundle)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:

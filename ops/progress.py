@@ -42,7 +42,8 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
 
 @contextmanager
 def scan_bar(what: str) -> Iterator[Callable[[int, int | None], object]]:
-    """A bar for a scan of a store. Yields a features.store.ScanProgress; without an expected total it only moves."""
+    """A bar for a scan of a store. Yields a paywarden.features.stores.base.ScanProgress; without an expected total it
+    only moves."""
     console = _console()
     with _bar(console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)

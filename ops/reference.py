@@ -1,10 +1,10 @@
-"""The reference pages that are made from the code: `python -m ops.reference` writes them, `--check` compares.
+"""The reference pages that are made from the code: `python -m paywarden.ops.reference` writes them, `--check` compares.
 
 Where the words of the data dictionary come from:
 
-    topics and archives     the `doc` of each field in schemas/*.avsc
+    topics and archives     the `doc` of each field in schemas/avsc/*.avsc
     payments, outcomes      the same: the two files of a history have the fields of their topics
-    decisions, differences  DECISION_COLUMNS and DIFFERENCE_COLUMNS in streams/replay_files.py
+    decisions, differences  DECISION_COLUMNS and DIFFERENCE_COLUMNS in models/replay/files.py
     metrics.json            the docstring below each field of the dataclasses it is made of
 
 A field without words or a number without a unit is an error here, so no page can leave one out.
@@ -27,12 +27,27 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 import click
 import pyarrow as pa
 
-from features.history import ABSENT_COLUMNS, INTEGER, OPTIONAL_INTEGER, OUTCOME_COLUMNS, PAYMENT_COLUMNS
-from models import comparison, costs, curves, segments
-from schemas.avro import TOPICS, topic_schema
-from streams import archive_files, live_decisions, replay_files, replay_measures
-from streams.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
-from streams.topics import TopicSettings
+from paywarden.features.history.history import (
+    ABSENT_COLUMNS,
+    INTEGER,
+    OPTIONAL_INTEGER,
+    OUTCOME_COLUMNS,
+    PAYMENT_COLUMNS,
+)
+from paywarden.models.metrics import comparison, costs, curves, segments
+from paywarden.models.replay import (
+    files as replay_files,
+)
+from paywarden.models.replay import (
+    live_comparison as live_decisions,
+)
+from paywarden.models.replay import (
+    measures as replay_measures,
+)
+from paywarden.schemas.avro import TOPICS, topic_schema
+from paywarden.streams.archive import files as archive_files
+from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
+from paywarden.streams.kafka.topics import TopicSettings
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 
@@ -97,7 +112,7 @@ def _data_dictionary() -> str:
     intro = [
         "# Data dictionary\n",
         *_prose(
-            "Every column of every file and topic. `python -m ops.reference` makes this page from the code; `make "
+            "Every column of every file and topic. `python -m paywarden.ops.reference` makes this page from the code; `make "
             "check` refuses one that is older than the code."
         ),
         *_prose(
@@ -131,7 +146,7 @@ def _replay() -> Iterator[str]:
     yield from _table("column", map(_of_column, (*replay_files.DECISION_COLUMNS, replay_files.VECTOR_COLUMN)))
     yield from _prose(
         "With `--features` each feature is one more float32 column with the feature's own name, null where nothing is "
-        "known. [features/FEATURES.md](../../features/FEATURES.md) says what each means, and its unit."
+        "known. [docs/reference/features.md](../../features/FEATURES.md) says what each means, and its unit."
     )
     yield "### differences.parquet\n"
     yield from _prose("With a challenger: the payments that the two decide differently about.")
@@ -201,8 +216,8 @@ def _topics() -> Iterator[str]:
     )
     yield from _prose(
         "Two kinds of topics are Paywarden's own and hold no Avro. `repartition-ENTITY` carries events to the owners "
-        "of profiles (`streams/repartition.py` has the bytes), and `outbox-cursors` says how far each host's decisions "
-        "are shipped (`streams/cursors.py`)."
+        "of profiles (`streams/profiles/repartition.py` has the bytes), and `outbox-cursors` says how far each host's decisions "
+        "are shipped (`streams/companion/cursors.py`)."
     )
     for topic in TOPICS:
         schema = topic_schema(topic)
@@ -343,7 +358,7 @@ def main(check: bool, out: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            click.echo(f"{path} is not what the code gives: run `python -m ops.reference`", err=True)
+            click.echo(f"{path} is not what the code gives: run `python -m paywarden.ops.reference`", err=True)
             sys.exit(1)
 
 

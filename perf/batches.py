@@ -19,13 +19,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
+from paywarden.scoring.engine.batcher import Refusal
 from perf.measuring import arguments_of, finish
 from perf.scoring_host import ScorerInProcess, open_scorer
 from perf.scoring_world import built_world
 from perf.servers import pin_load
-from schemas.scoring_pb2 import ScoreResponse
-from scoring.load_bodies import stamped_bodies
-from scoring.turns import Refusal
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 _PAYMENTS = 4096

@@ -25,13 +25,14 @@ from pathlib import Path
 import ngh2
 import uvloop
 
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.engine.batcher import AdmissionSettings, Turns
+from paywarden.scoring.grpc.front import GrpcServer
+from paywarden.scoring.grpc.messages import frame
+from paywarden.scoring.grpc.metrics import GrpcMetrics
+from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
+from paywarden.scoring.metrics.shared import Registry
 from perf.constant_scorer import ConstantScorer, euro_intake
-from schemas.scoring_pb2 import ScoreRequest
-from scoring.grpc import LIBRARIES, GrpcServer, GrpcSettings
-from scoring.grpc_messages import frame
-from scoring.grpc_metrics import GrpcMetrics
-from scoring.metrics import Registry
-from scoring.turns import AdmissionSettings, Turns
 
 _REQUESTS_PER_ROUND = {"ngh2": 16_000, "h2": 1_600}
 _ROUNDS = 9

@@ -29,14 +29,14 @@ from pathlib import Path
 
 import uvloop
 
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.engine.batcher import AdmissionSettings, Call, Turns
+from paywarden.scoring.http.front import HttpServer
+from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.worker import HttpMetrics
+from paywarden.scoring.net.listeners import open_listener, reserve_port
 from perf.constant_scorer import ConstantScorer, constant_answer, euro_intake
-from schemas.scoring_pb2 import ScoreRequest
-from scoring.http import HttpServer
-from scoring.http_settings import HttpSettings
-from scoring.listeners import open_listener, reserve_port
-from scoring.metrics import Registry
-from scoring.turns import AdmissionSettings, Call, Turns
-from scoring.worker_metrics import HttpMetrics
 
 _REQUESTS_PER_ROUND = 16_000
 _ROUNDS = 7

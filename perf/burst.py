@@ -21,14 +21,14 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.ops.loadgen.load import arrival_times, run_arrivals, run_closed
+from paywarden.ops.loadgen.report import LoadReport, Record
+from paywarden.ops.loadgen.target import LoadOptions
+from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
 from perf.measuring import arguments_of, drive, finish
 from perf.scoring_world import built_world
 from perf.servers import Server, pin_load, serving
-from schemas.split_pb2 import SplitBatchRequest
-from scoring.load import arrival_times, run_arrivals, run_closed
-from scoring.load_bodies import stamped_bodies
-from scoring.load_report import LoadReport, Record
-from scoring.load_target import LoadOptions
 
 _BEFORE_S, _BURST_S, _AFTER_S = 4.0, 10.0, 6.0
 _BATCH = 8

@@ -16,9 +16,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import Bundle, calibrated, load_bundle
-from models.cascade import CascadePredictor
-from models.predictor import Predictor
+from paywarden.models.bundle.bundle import Bundle, calibrated, load_bundle
+from paywarden.models.bundle.cascade import CascadePredictor
+from paywarden.models.bundle.predictor import Predictor
 from perf.measuring import arguments_of, finish, print_rounds
 from perf.scoring_world import WorldSize, make_past, vectors_of
 from perf.servers import pin_load

@@ -24,17 +24,17 @@ import psutil
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
-from features.attributes import row_of
-from features.engine import FeatureEngine
-from features.history import history_of_tables
-from features.money import load_rates
-from features.passage import Passage
+from paywarden.features.catalogue.attributes import row_of
+from paywarden.features.datasets.simulator import simulate
+from paywarden.features.history.history import history_of_tables
+from paywarden.features.history.point_in_time import Passage
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.profiles.events import ARRIVED_MS, ATTRIBUTES_AT, OFFSET, ROW_WIDTH, EntityEvents
+from paywarden.streams.profiles.repartition import encode_frame
 from perf.measuring import arguments_of, finish
-from schemas.avro import Encoder, LocalSchemaIds
-from streams.batch import ARRIVED_MS, ATTRIBUTES_AT, OFFSET, ROW_WIDTH, EntityEvents
-from streams.kafka import KafkaSettings
-from streams.repartition import encode_frame
-from streams.simulator import simulate
 from tests.services.kafka import KafkaServer
 
 # What librdkafka is given, and the level.

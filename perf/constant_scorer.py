@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from features.engine import FeatureEngine
-from features.money import RATE_SCALE, RateTable
-from schemas.payment_fields import TIME_BOUND_MS_MAX
-from schemas.scoring_pb2 import ScoreResponse
-from scoring.intake import Intake
-from scoring.payments import Payments
-from scoring.wire import RequestLimits
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import RATE_SCALE, RateTable
+from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
+from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
+from paywarden.scoring.requests.decoder import Intake
+from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.requests.wire import RequestLimits
 
 # Two serialised messages, one behind the other, are the message of both.
 _COMMON = ScoreResponse(
@@ -28,7 +28,7 @@ def euro_intake() -> Intake:
 
 
 class ConstantScorer:
-    """See scoring.turns.Scorer."""
+    """See paywarden.scoring.engine.batcher.Scorer."""
 
     def score_many(self, payments: Payments, now_ms: int) -> list[bytes]:  # noqa: ARG002
         """The same for each but for the payment's id."""

@@ -22,10 +22,17 @@ from pathlib import Path
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from features.history import read_history
-from models.counts import Counts, Rows, count_rows
-from models.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, DetectorSettings
-from models.reference import load_reference
+from paywarden.features.history.history import read_history
+from paywarden.models.drift.counts import Counts, Rows, count_rows
+from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, DetectorSettings
+from paywarden.models.drift.reference import load_reference
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
+from paywarden.streams.alerts.records import Histograms
+from paywarden.streams.drift.counts import Binnings, Model
+from paywarden.streams.drift.detection import DriftDetection
+from paywarden.streams.drift.detection_metrics import DetectionMetrics
+from paywarden.streams.drift.evaluation import of_overall
+from paywarden.streams.drift.learning import LiveReferences, counted_binning
 from perf.drift_tools import TOOLS, Tool, tool
 from perf.drift_world import (
     Change,
@@ -40,13 +47,6 @@ from perf.drift_world import (
     world_of,
 )
 from perf.measuring import arguments_of, finish
-from streams.drift_alerts import Alert, AlertSettings, State
-from streams.drift_counts import Binnings, Model
-from streams.drift_detection import DriftDetection
-from streams.drift_detection_metrics import DetectionMetrics
-from streams.drift_evaluation import of_overall
-from streams.drift_learning import LiveReferences, counted_binning
-from streams.drift_records import Histograms
 
 FIVE_MS = LENGTHS_MS[0]
 _MONTH_DAYS = 30.0

@@ -33,26 +33,28 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from features.memory_store import MemoryStore
-from features.money import load_rates
-from models.binning import FEATURE_BINS, Binning
-from models.costs import CostSettings
-from schemas.avro import Encoder, LocalSchemaIds
-from streams import outcome_state
-from streams.agents import DriftParts, OutcomeParts, add_agents
-from streams.app import StreamApp
-from streams.avro_codec import AvroCodec
-from streams.collection import settle_collection
-from streams.drift_counts import Binnings
-from streams.drift_evaluation import NoDetection
-from streams.drift_settings import DriftSettings
-from streams.drift_state import FIVE_MS, Adder, PartitionState, merged, read_heads
-from streams.kafka import KafkaSettings, make_transactional_producer, partitions_of
-from streams.outcome_payments import Source
-from streams.outcome_settings import OutcomeSettings
-from streams.outcome_state import DECISIONS, OutcomeWork
-from streams.pipeline import StreamSettings
-from streams.topics import TopicSettings, create_topics
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.models.drift.binning import FEATURE_BINS, Binning
+from paywarden.models.metrics.costs import CostSettings
+from paywarden.ops.wiring.agents import DriftParts, OutcomeParts, add_agents
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.streams.drift.counts import Binnings
+from paywarden.streams.drift.evaluation import NoDetection
+from paywarden.streams.drift.settings import DriftSettings
+from paywarden.streams.drift.state import FIVE_MS, Adder, PartitionState, merged, read_heads
+from paywarden.streams.faust.app import StreamApp
+from paywarden.streams.faust.codec import AvroCodec
+from paywarden.streams.faust.gc_tuning import settle_collection
+from paywarden.streams.kafka.admin import partitions_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_transactional_producer
+from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from paywarden.streams.outcomes import state as outcome_state
+from paywarden.streams.outcomes.payments import Source
+from paywarden.streams.outcomes.settings import OutcomeSettings
+from paywarden.streams.outcomes.state import DECISIONS, OutcomeWork
+from paywarden.streams.profiles.pipeline import StreamSettings
 from tests.services.kafka import KafkaServer
 
 _FEATURES = 60

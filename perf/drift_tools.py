@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.detectors import HOUR_MS
+from paywarden.models.drift.detectors import HOUR_MS
 from perf.drift_world import Decisions
 from perf.scoring_world import CACHE
 

@@ -18,17 +18,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from features.engine import FeatureEngine
-from features.history import History, final_labels, history_of_tables
-from features.money import load_rates
-from features.passage import Passage
-from models.binning import DIMENSIONS
-from models.bundle import Bundle, load_bundle
-from models.evaluation import DAY_MS, Days
-from models.training import train_bundle
-from models.training_settings import TrainingSettings
-from models.training_table import training_table
-from streams.simulator import simulate
+from paywarden.features.datasets.simulator import simulate
+from paywarden.features.history.history import History, final_labels, history_of_tables
+from paywarden.features.history.point_in_time import Passage
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.models.bundle.bundle import Bundle, load_bundle
+from paywarden.models.drift.binning import DIMENSIONS
+from paywarden.models.metrics.evaluation import DAY_MS, Days
+from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.table import training_table
+from paywarden.models.training.training import train_bundle
 
 HOUR_MS = 3_600_000
 _LABEL_DELAY_DAYS = 7

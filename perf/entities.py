@@ -13,12 +13,12 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.ops.loadgen.target import LoadOptions
+from paywarden.schemas.errors import Misconfigured
 from perf.measuring import LATENCY_OPTIONS, Scenario, arguments_of, finish, in_turns
 from perf.scoring_world import built_world
 from perf.servers import pin_load, serving
-from schemas.errors import Misconfigured
-from scoring.load_bodies import stamped_bodies
-from scoring.load_target import LoadOptions
 
 _HTTP = LoadOptions(connections=64, connections_max=64)
 _SECONDS = 3.0

@@ -31,20 +31,21 @@ from pathlib import Path
 
 from confluent_kafka import Consumer
 
-from features.lmdb_store import LmdbSettings, LmdbStore
-from features.money import load_rates
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.ops.loadgen.load import Answer, run_closed, run_load
+from paywarden.ops.loadgen.report import LoadReport
+from paywarden.ops.loadgen.target import LoadOptions
+from paywarden.schemas.avro import Decoder, LocalSchemaIds
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.reading import consume, make_consumer
+from paywarden.streams.maintenance.backfill import backfill
 from perf.measuring import LATENCY_OPTIONS, arguments_of, drive, finish
 from perf.scoring_world import WorldSize, make_past, requests_over
 from perf.servers import Server, load_core, pin_load, running, serving
-from schemas.avro import Decoder, LocalSchemaIds
-from schemas.errors import Misconfigured
-from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
-from scoring.load import Answer, run_closed, run_load
-from scoring.load_bodies import stamped_bodies
-from scoring.load_report import LoadReport
-from scoring.load_target import LoadOptions
-from streams.backfill import backfill
-from streams.kafka import KafkaSettings, consume, make_consumer
 
 _SLOW_SYNC_US, _SLOW_WRITE_US = 50_000, 1_000
 _DELIVERY_TIMEOUT_S = 60.0

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from features import kernel
-from features.engine import Events, FeatureEngine
-from features.history import History, history_of_tables, read_history
-from features.money import load_rates
-from features.passage import Passage
-from streams.simulator import simulate
+from paywarden.features import kernel
+from paywarden.features.datasets.simulator import simulate
+from paywarden.features.history.history import History, history_of_tables, read_history
+from paywarden.features.history.point_in_time import Passage
+from paywarden.features.profiles.engine import Events, FeatureEngine
+from paywarden.features.profiles.money import load_rates
 
 _CALLS = 50_000
 _ROUNDS = 5

@@ -14,10 +14,10 @@ from typing import Any
 
 import uvloop
 
+from paywarden.ops.loadgen.load import run_closed, run_load
+from paywarden.ops.loadgen.report import LoadReport
+from paywarden.ops.loadgen.target import LoadOptions
 from perf.servers import Server
-from scoring.load import run_closed, run_load
-from scoring.load_report import LoadReport
-from scoring.load_target import LoadOptions
 
 # Of a load that is to show latencies: connections that are there before the first request, and how many there may be.
 LATENCY_OPTIONS = LoadOptions(connections=32, connections_max=512)

@@ -31,9 +31,9 @@ import tl2cgen
 import treelite
 from numpy.typing import NDArray
 
-from models.bundle import MODEL_TEXT
-from models.compiler import BIT_VECTORS, COMPILER_OPTIONS, TL2CGEN, Conditions, compile_library
-from models.predictor import GtilPredictor, NativePredictor
+from paywarden.models.bundle.bundle import MODEL_TEXT
+from paywarden.models.bundle.compiler import BIT_VECTORS, COMPILER_OPTIONS, TL2CGEN, Conditions, compile_library
+from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
 from perf.measuring import arguments_of, finish, print_rounds
 from perf.scoring_world import CACHE, WorldSize, make_past, vectors_of
 from perf.servers import pin_load

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from confluent_kafka import Producer
 
-from schemas.avro import Encoder, LocalSchemaIds
-from streams.kafka import KafkaSettings, make_producer
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_producer
 
 _CHANNELS = ("ecom", "pos", "contactless", "atm")
 _COUNTRIES = ("DE", "FR", "NL", "PL", "IT", "ES", "AT", "BE")

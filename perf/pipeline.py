@@ -33,18 +33,18 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from features.aerospike_store import AerospikeSettings, AerospikeStore
-from features.engine import Events, FeatureEngine
-from features.kernel import ATTRIBUTE_COUNT
-from features.memory_store import MemoryStore
-from features.money import load_rates
-from features.store import ProfileStore
+from paywarden.features.kernel import ATTRIBUTE_COUNT
+from paywarden.features.profiles.engine import Events, FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
+from paywarden.features.stores.base import ProfileStore
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.schemas.avro import LocalSchemaIds
+from paywarden.streams.faust.gc_tuning import settle_collection
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.topics import TopicSettings, create_topics
+from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
 from perf.payments_load import PaymentMaker, send_all, send_at_rate
-from schemas.avro import LocalSchemaIds
-from streams.collection import settle_collection
-from streams.kafka import KafkaSettings
-from streams.pipeline import Pipeline, StreamSettings, stream_metrics
-from streams.topics import TopicSettings, create_topics
 from tests.services.kafka import KafkaServer
 from tests.standin.aerospike_server import StandIn
 

@@ -33,23 +33,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.columns import FileRoom
-from features.engine import FeatureEngine
-from features.history import final_labels, numbered_ids, write_history
-from features.money import load_rates
-from features.passage import Chunk, Passage
-from features.spooled_history import open_history
-from models.bundle import load_bundle
-from models.evaluation import DAY_MS, Days
-from models.training_settings import TrainingSettings
+from paywarden.features.datasets.simulator import simulate
+from paywarden.features.history.columns import FileRoom
+from paywarden.features.history.history import final_labels, numbered_ids, write_history
+from paywarden.features.history.mapped import open_history
+from paywarden.features.history.point_in_time import Chunk, Passage
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.models.bundle.bundle import load_bundle
+from paywarden.models.metrics.evaluation import DAY_MS, Days
+from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
+from paywarden.models.replay.files import DECISIONS, ReplayFiles
+from paywarden.models.replay.measures import Contestant
+from paywarden.models.replay.replay import METRICS, replay
+from paywarden.models.replay.replayed_policy import ReplayedPolicy
+from paywarden.models.training.settings import TrainingSettings
 from perf.measuring import arguments_of, finish, print_rounds
 from perf.scoring_world import WorldSize, bundle_of
-from scoring.policy import ConfiguredRule, Policy, PolicySettings
-from streams.replay import METRICS, replay
-from streams.replay_files import DECISIONS, ReplayFiles
-from streams.replay_measures import Contestant
-from streams.replayed_policy import ReplayedPolicy
-from streams.simulator import simulate
 
 CARDS, DAYS, SEED = 5000, 60, 1
 # The history so many times, one after the other: longer, with the cards, merchants and devices that there were.

@@ -26,20 +26,11 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from perf.measuring import (
-    LATENCY_OPTIONS,
-    Measured,
-    Scenario,
-    arguments_of,
-    finish,
-    in_turns,
-    median_of,
-    print_rounds,
-)
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.ops.loadgen.target import LoadOptions
+from perf.measuring import LATENCY_OPTIONS, Measured, Scenario, arguments_of, finish, in_turns, median_of, print_rounds
 from perf.scoring_world import FASTAPI_FEATURES, World, built_world
 from perf.servers import Server, metrics_text, pin_load, running, serving
-from scoring.load_bodies import stamped_bodies
-from scoring.load_target import LoadOptions
 
 # None of the others refuses anything; who else uses the machine must not make ours do so.
 _PATIENT = {"PAYWARDEN_ADMISSION_DEADLINE_MS": "2000", "PAYWARDEN_ADMISSION_WAIT_MS_MAX": "1000"}

@@ -9,19 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops import wiring
-from schemas.settings import read_source
-from scoring import fast_requests, records
-from scoring.host import Host
-from scoring.intake import Intake
-from scoring.metrics import Registry
-from scoring.model_chain import ModelChain
-from scoring.model_metrics import ModelMetrics
-from scoring.outbox import OutboxWriter
-from scoring.policy import flags_of
-from scoring.scorer import PaymentScorer
-from scoring.turns import Refusal
-from scoring.worker_metrics import ScoringMetrics
+from paywarden.models.policy.policy import flags_of
+from paywarden.ops.wiring import parts as wiring
+from paywarden.schemas.settings import read_source
+from paywarden.scoring.engine import records
+from paywarden.scoring.engine.batcher import Refusal
+from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.worker import ScoringMetrics
+from paywarden.scoring.requests import fast_requests
+from paywarden.scoring.requests.decoder import Intake
+from paywarden.scoring.server.context import Host
+from paywarden.scoring.state.outbox import OutboxWriter
 
 
 @dataclass(frozen=True)

@@ -25,23 +25,23 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from features.engine import FeatureEngine
-from features.history import History, history_of_tables
-from features.keys import SEPARATOR
-from features.money import load_rates
-from features.passage import Passage
-from models.bundle import build_native
-from models.evaluation import DAY_MS, Days
-from models.training import train_bundle
-from models.training_settings import TrainingSettings
-from models.training_table import TrainingTable, training_table
-from ops.times import now_ms
-from ops.traffic import requests_of
-from schemas.errors import Misconfigured
-from schemas.scoring_pb2 import ScoreRequest
-from scoring.mirror import MirrorSettings, MirrorWriter
-from scoring.outbox import OutboxReader, OutboxSettings, workers
-from streams.simulator import DEFAULT_START_MS, simulate
+from paywarden.features.datasets.simulator import DEFAULT_START_MS, simulate
+from paywarden.features.history.history import History, history_of_tables
+from paywarden.features.history.point_in_time import Passage
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.keys import SEPARATOR
+from paywarden.features.profiles.money import load_rates
+from paywarden.models.bundle.bundle import build_native
+from paywarden.models.metrics.evaluation import DAY_MS, Days
+from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.table import TrainingTable, training_table
+from paywarden.models.training.training import train_bundle
+from paywarden.ops.loadgen.traffic import requests_of
+from paywarden.ops.times import now_ms
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, workers
 
 CACHE = Path(".perf")
 FASTAPI_FEATURES = 48

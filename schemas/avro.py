@@ -30,7 +30,7 @@ from fastavro.read import SchemaResolutionError
 from fastavro.schema import SchemaParseException, UnknownType, to_parsing_canonical_form
 from fastavro.validation import ValidationError
 
-from schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
 
 # A record schema as `parsed` returns it.
 Schema: TypeAlias = dict[str, Any]
@@ -82,7 +82,7 @@ def subject(topic: str) -> str:
 def schema_text(topic: str) -> str:
     """Today's schema of a topic, as in its file."""
     assert topic in TOPICS, f"{topic} is not one of {TOPICS}"
-    return resources.files("schemas").joinpath(f"{topic}.avsc").read_text(encoding="utf-8")
+    return resources.files("paywarden.schemas.avsc").joinpath(f"{topic}.avsc").read_text(encoding="utf-8")
 
 
 @cache
@@ -98,7 +98,7 @@ def past_schemas(folder: Traversable | None = None) -> list[Schema]:
 
 def _past_texts(folder: Traversable | None = None) -> dict[str, str]:
     """By name without the ending, as in `payments-1`."""
-    history = resources.files("schemas").joinpath("history") if folder is None else folder
+    history = resources.files("paywarden.schemas.avsc").joinpath("history") if folder is None else folder
     if not history.is_dir():
         return {}
     files = [file for file in history.iterdir() if file.name.endswith(".avsc")]

@@ -1,11 +1,11 @@
 """One table of a payment's fields. Every reader of payments takes its rules from here.
 
     reader                         module                                      payment comes from
-    JSON, protobuf                 scoring/wire.py                             the endpoint
-    protobuf, compiled             scoring/fast_requests.py                    the endpoint
-    Avro                           streams/intake.py                           the topic `payments`
-    Avro, compiled                 streams/fast_intake.py                      the topic `payments`
-    Parquet, rows of topics        features/payment_columns.py                 a history, an archive
+    JSON, protobuf                 scoring/requests/wire.py                             the endpoint
+    protobuf, compiled             scoring/requests/fast_requests.py                    the endpoint
+    Avro                           streams/profiles/decoder.py                           the topic `payments`
+    Avro, compiled                 streams/profiles/fast_intake.py                      the topic `payments`
+    Parquet, rows of topics        features/history/payment_columns.py                 a history, an archive
 
 A reader that finds a wrong value names the first wrong field in the order of the table and says what it got and what
 it wanted, as in `country: is text of 7 characters; wanted two capital letters, A to Z (ISO 3166-1 alpha-2)`.
@@ -23,13 +23,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
 
 # A store's key is at most 511 bytes long: an entity's name (63 bytes at most), a colon and the id.
 ID_BYTES_MAX = 256
 # The longest IPv6 address with a zone, and any name of a channel.
 WORD_BYTES_MAX = 64
-# A billion euros. Times the largest exchange rate it still fits 63 bits (features/money.py).
+# A billion euros. Times the largest exchange rate it still fits 63 bits (features/profiles/money.py).
 AMOUNT_MINOR_MAX = 10**11
 # Offsets run from -12 to +14 hours; a day either way is room for any clock.
 UTC_OFFSET_MINUTES_MAX = 1439

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from schemas.errors import Misconfigured
+from paywarden.schemas.errors import Misconfigured
 
 DEFAULT_FILE = "paywarden.toml"
 ENVIRONMENT_PREFIX = "PAYWARDEN_"

@@ -10,11 +10,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from streams.kafka import KafkaSettings
-from tests.missing_tools import missing_line
-from tests.processes import Deployment
+from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.fetch import ServiceMissing
 from tests.services.kafka import KafkaServer
+from tests.services.missing_tools import missing_line
+from tests.services.processes import Deployment
 from tests.services.registry import RegistryServer
 
 # Several processes share the cores, and a thread that waits for another must leave them alone: OpenMP's would spin.

@@ -20,10 +20,10 @@
 This file names what others use.
 """
 
-from features.kernel.assemble import assemble_rows
-from features.kernel.batches import apply_events, fill_bound_vectors, fill_vectors
-from features.kernel.codec import pack, unpack
-from features.kernel.layout import (
+from paywarden.features.kernel.assemble import assemble_rows
+from paywarden.features.kernel.batches import apply_events, fill_bound_vectors, fill_vectors
+from paywarden.features.kernel.codec import pack, unpack
+from paywarden.features.kernel.layout import (
     ABSENT,
     AMOUNT,
     AMOUNT_MINOR,
@@ -63,8 +63,8 @@ from features.kernel.layout import (
     WRONG_DIGEST,
     WRONG_VERSION,
 )
-from features.kernel.migrate import decode, migrate
-from features.kernel.update import advance_source, mix
+from paywarden.features.kernel.migrate import decode, migrate
+from paywarden.features.kernel.update import advance_source, mix
 
 __all__ = [
     "ABSENT",

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from features.kernel.conditions import holds
-from features.kernel.jit import compiled, inlined
-from features.kernel.layout import (
+from paywarden.features.kernel.conditions import holds
+from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.layout import (
     ADD,
     AMOUNT,
     AMOUNT_MINOR,
@@ -38,7 +38,7 @@ from features.kernel.layout import (
     UTC_OFFSET,
     WEEKEND,
 )
-from features.kernel.plan_schema import HEAD, OPERATION, OPERATION_SIZE
+from paywarden.features.kernel.plan_schema import HEAD, OPERATION, OPERATION_SIZE
 
 
 @inlined

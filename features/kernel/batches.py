@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
-from features.kernel.assemble import assemble
-from features.kernel.codec import clear, pack, packed_bytes_max, unpack
-from features.kernel.frame import address, size
-from features.kernel.jit import compiled
-from features.kernel.layout import (
+from paywarden.features.kernel.assemble import assemble
+from paywarden.features.kernel.codec import clear, pack, packed_bytes_max, unpack
+from paywarden.features.kernel.frame import address, size
+from paywarden.features.kernel.jit import compiled
+from paywarden.features.kernel.layout import (
     ABSENT,
     ATTRIBUTE_COUNT,
     F32,
@@ -24,9 +24,9 @@ from features.kernel.layout import (
     U8,
     UNKNOWN,
 )
-from features.kernel.plan_schema import HEAD, positions
-from features.kernel.rollup import clear_slots, roll_up
-from features.kernel.update import advance_source, update
+from paywarden.features.kernel.plan_schema import HEAD, positions
+from paywarden.features.kernel.rollup import clear_slots, roll_up
+from paywarden.features.kernel.update import advance_source, update
 
 
 @compiled(releases_gil=True)

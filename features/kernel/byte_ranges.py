@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from features.kernel.jit import inlined
-from features.kernel.layout import U8
+from paywarden.features.kernel.jit import inlined
+from paywarden.features.kernel.layout import U8
 
 
 @inlined

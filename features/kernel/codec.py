@@ -15,7 +15,8 @@ bytes as its largest number needs. So nothing inside a column depends on what ca
 
     byte      LAYOUT_VERSION
     4 bytes   the entity's shape digest, little endian (so are all numbers here)
-    2 bytes   length of the shape, then the shape: hops, measures and memories, read only to migrate (features/shape.py)
+    2 bytes   length of the shape, then the shape: hops, measures and memories, read only to migrate
+    (features/profiles/shape.py)
     nibbles   the width in bytes of each column, 0 (it is all zeros) to 8, two to a byte, the lower nibble first
     bytes     the columns: first payment ms; last and newest event, each relative to the number before it (three columns
               of one number); the lengths of the sections, as one column: sources, tables, memories; then for each
@@ -28,10 +29,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.kernel.columns import read_columns, width_of, write_column
-from features.kernel.intrinsics import load_word, store_word
-from features.kernel.jit import compiled, inlined
-from features.kernel.layout import (
+from paywarden.features.kernel.columns import read_columns, width_of, write_column
+from paywarden.features.kernel.intrinsics import load_word, store_word
+from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.layout import (
     DAMAGED,
     FIRST_MS,
     I64,
@@ -50,7 +51,7 @@ from features.kernel.layout import (
     WRONG_DIGEST,
     WRONG_VERSION,
 )
-from features.kernel.plan_schema import (
+from paywarden.features.kernel.plan_schema import (
     ENTITY,
     MEMORY,
     TABLE,
@@ -60,7 +61,7 @@ from features.kernel.plan_schema import (
     table_at,
     table_length_at,
 )
-from features.kernel.varint import unzigzag, zigzag
+from paywarden.features.kernel.varint import unzigzag, zigzag
 
 # What the first eight bytes of a stored profile say before its shape.
 _HEAD_MASK = (1 << 8 * SHAPE_BYTES_AT) - 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.kernel.intrinsics import leading_zeros, load_word, store_word
-from features.kernel.jit import compiled, inlined
-from features.kernel.layout import I64, U8
+from paywarden.features.kernel.intrinsics import leading_zeros, load_word, store_word
+from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.layout import I64, U8
 
 # From so many rows on, reading several bytes at once, which most columns have, is worth what it takes to begin.
 _VECTOR_ROWS = 8

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.kernel.jit import compiled, inlined
-from features.kernel.layout import AT_LEAST, DIFFERENT, EQUAL, I64
-from features.kernel.plan_schema import CONDITION, CONDITION_SIZE, HEAD
+from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.layout import AT_LEAST, DIFFERENT, EQUAL, I64
+from paywarden.features.kernel.plan_schema import CONDITION, CONDITION_SIZE, HEAD
 
 
 @compiled()

@@ -7,9 +7,9 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from features.kernel.intrinsics import load_word
-from features.kernel.jit import inlined
-from features.kernel.layout import U8
+from paywarden.features.kernel.intrinsics import load_word
+from paywarden.features.kernel.jit import inlined
+from paywarden.features.kernel.layout import U8
 
 
 def _tables() -> NDArray[np.int64]:

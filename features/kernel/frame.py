@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.kernel.intrinsics import pointer, word_at
-from features.kernel.jit import inlined
+from paywarden.features.kernel.intrinsics import pointer, word_at
+from paywarden.features.kernel.jit import inlined
 
 _SLOT_BYTES = 16
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from numba import njit
 
-from features.kernel.machine_code import KeptCode, source_of
+from paywarden.features.kernel.machine_code import KeptCode, source_of
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -36,7 +36,9 @@ def inlined(function: _Function) -> _Function:
 
 
 def _made(function: _Function, **options: Any) -> _Function:
-    assert source_of(function), f"{function.__code__.co_filename} must import the decorator from features.kernel.jit"
+    assert source_of(function), (
+        f"{function.__code__.co_filename} must import the decorator from paywarden.features.kernel.jit"
+    )
     # Division by zero gives what NumPy gives. Where that is not wanted, the function looks first.
     dispatcher: Any = njit(error_model="numpy", **options)(function)
     dispatcher._cache = KeptCode(function)

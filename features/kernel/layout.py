@@ -10,7 +10,8 @@ U8 = NDArray[np.uint8]
 F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
 
-# Columns of a payment's row of attributes, as far as compiled code knows them (features/attributes.py has all).
+# Columns of a payment's row of attributes, as far as compiled code knows them (features/catalogue/attributes.py has
+# all).
 TIME_MS, AMOUNT, AMOUNT_MINOR, UTC_OFFSET, COUNTRY = 0, 1, 2, 4, 11
 ATTRIBUTE_COUNT = 13
 # The code of an offset of 0 minutes: 0 stands for an offset that is not known. Codes of all offsets are above 0.
@@ -20,7 +21,8 @@ COUNTRY_CODES = 26 * 26
 # Operators of conditions.
 EQUAL, DIFFERENT, AT_LEAST, BELOW = range(4)
 
-# Measures, in the order of features.values.Measure. Largest and smallest are stored plus one: 0 stands for no payment.
+# Measures, in the order of paywarden.features.catalogue.expressions.Measure. Largest and smallest are stored plus
+# one: 0 stands for no payment.
 (
     COUNT,
     AMOUNT_SUM,
@@ -35,13 +37,15 @@ EQUAL, DIFFERENT, AT_LEAST, BELOW = range(4)
 ) = range(10)
 # An amount's square has up to 74 bits. It is kept in two sums, split here: neither overflows in 2**23 payments.
 SQUARE_BITS = 40
-# Reductions of a measure over the tiles of a window, in the order of features.values.Reduction.
+# Reductions of a measure over the tiles of a window, in the order of
+# paywarden.features.catalogue.expressions.Reduction.
 SUM, DECAYED, LARGEST, SMALLEST, UNION, NEWEST, OLDEST, NEWEST_OTHER, STREAK, STREAK_AGE, STREAK_SUM = range(11)
 DECAY_ONE = 1 << 30
-# What a feature asks of a memory, in the order of features.values.Recollection.
+# What a feature asks of a memory, in the order of paywarden.features.catalogue.expressions.Recollection.
 LAST_VALUE, IS_NEW, SINCE_SAME, TRAVEL_KMH = range(4)
 
-# Operations of the program that makes values of slots and attributes, in the order of features.values.Operation.
+# Operations of the program that makes values of slots and attributes, in the order of
+# paywarden.features.catalogue.expressions.Operation.
 (
     ATTRIBUTE_VALUE,
     HOUR,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from features.kernel.codec import add_up_times, clear
-from features.kernel.columns import read_columns
-from features.kernel.jit import compiled
-from features.kernel.layout import DAMAGED, FIXED_COLUMNS, I64, NEWEST_MS, OK, SOURCES_MAX, U8
-from features.kernel.plan_schema import (
+from paywarden.features.kernel.codec import add_up_times, clear
+from paywarden.features.kernel.columns import read_columns
+from paywarden.features.kernel.jit import compiled
+from paywarden.features.kernel.layout import DAMAGED, FIXED_COLUMNS, I64, NEWEST_MS, OK, SOURCES_MAX, U8
+from paywarden.features.kernel.plan_schema import (
     ENTITY,
     TABLE,
     entity_at,
@@ -18,8 +18,8 @@ from features.kernel.plan_schema import (
     table_at,
     table_length_at,
 )
-from features.kernel.update import advance_source, remember
-from features.kernel.varint import unzigzag
+from paywarden.features.kernel.update import advance_source, remember
+from paywarden.features.kernel.varint import unzigzag
 
 
 class TableChange(NamedTuple):
@@ -84,7 +84,8 @@ def decode(data: U8, start: int, end: int, table_widths: I64, memories: int, num
 def migrate(plan: I64, entity: int, translation: I64, numbers: I64, words: I64) -> int:
     """Fill `words` from the decoded numbers of a profile of another shape. Returns OK or DAMAGED.
 
-    `translation` (features/shape.py): how many tables and memories the old shape has; then for each old table a
+    `translation` (features/profiles/shape.py): how many tables and memories the old shape has; then for each old
+    table a
     TableChange and its Moves; then for each old memory the one it becomes (-1: dropped).
     """
     section = entity_at(plan, entity)

@@ -4,7 +4,7 @@
 
 A description is a NamedTuple with a field for each number of a section. Three things are made from it:
 
-    write   features/plan.py:        words.put(at, Table(hop_ms=60_000, capacity=61, …))
+    write   features/profiles/plan.py:        words.put(at, Table(hop_ms=60_000, capacity=61, …))
     read    Python:                  section(plan.words, Table, at).capacity
             compiled code:           plan[table + TABLE.capacity]
 
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeVar
 
-from features.kernel.intrinsics import not_negative
-from features.kernel.jit import inlined
-from features.kernel.layout import I64, LENGTHS_AT
+from paywarden.features.kernel.intrinsics import not_negative
+from paywarden.features.kernel.jit import inlined
+from paywarden.features.kernel.layout import I64, LENGTHS_AT
 
 
 class Head(NamedTuple):

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from features.kernel.jit import compiled, inlined
-from features.kernel.layout import (
+from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.layout import (
     AMOUNT_MINOR,
     COUNTRY_CODES,
     EARTH_RADIUS_KM,
@@ -20,7 +20,7 @@ from features.kernel.layout import (
     SINCE_SAME,
     TIME_MS,
 )
-from features.kernel.plan_schema import HEAD, MEMORY, RECOLLECTION, RECOLLECTION_SIZE
+from paywarden.features.kernel.plan_schema import HEAD, MEMORY, RECOLLECTION, RECOLLECTION_SIZE
 
 
 @inlined

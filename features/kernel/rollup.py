@@ -12,9 +12,9 @@ import math
 
 import numpy as np
 
-from features.kernel.intrinsics import bit_count, not_negative
-from features.kernel.jit import compiled, inlined
-from features.kernel.layout import (
+from paywarden.features.kernel.intrinsics import bit_count, not_negative
+from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.layout import (
     COUNT,
     DECAY_ONE,
     DECAYED,
@@ -34,7 +34,7 @@ from features.kernel.layout import (
     TIME_MS,
     UNION,
 )
-from features.kernel.plan_schema import (
+from paywarden.features.kernel.plan_schema import (
     ENTITY,
     GROUP,
     GROUP_SIZE,
@@ -49,7 +49,7 @@ from features.kernel.plan_schema import (
     table_at,
     table_length_at,
 )
-from features.kernel.recollect import recollect
+from paywarden.features.kernel.recollect import recollect
 
 
 @inlined

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from features.kernel.conditions import answers
-from features.kernel.jit import compiled, inlined
-from features.kernel.layout import (
+from paywarden.features.kernel.conditions import answers
+from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.layout import (
     AMOUNT,
     AMOUNT_MAX,
     AMOUNT_MIN,
@@ -31,7 +31,7 @@ from features.kernel.layout import (
     SQUARES_LOW,
     TIME_MS,
 )
-from features.kernel.plan_schema import (
+from paywarden.features.kernel.plan_schema import (
     COLUMN,
     COLUMN_SIZE,
     ENTITY,

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from features.kernel.jit import inlined
-from features.kernel.layout import U8
+from paywarden.features.kernel.jit import inlined
+from paywarden.features.kernel.layout import U8
 
 
 def encode_varint(number: int) -> bytes:

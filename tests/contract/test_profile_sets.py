@@ -17,12 +17,13 @@ from threading import Event
 
 import pytest
 
-from features.aerospike_sets import AerospikeSets
-from features.aerospike_store import SET_SEPARATOR, AerospikeSettings, AerospikeStore
-from features.lmdb_sets import LmdbSets
-from features.lmdb_store import LmdbSettings
-from features.memory_store import MemorySets
-from features.profile_sets import (
+from paywarden.features.stores.aerospike.sets import AerospikeSets
+from paywarden.features.stores.aerospike.store import SET_SEPARATOR, AerospikeSettings, AerospikeStore
+from paywarden.features.stores.base import ABSENT, ProfileStore, ScanProgress, StoreConflict, Versioned
+from paywarden.features.stores.lmdb import LmdbSettings
+from paywarden.features.stores.lmdb_sets import LmdbSets
+from paywarden.features.stores.memory import MemorySets
+from paywarden.features.stores.profile_sets import (
     FIRST,
     REGISTER_KEY,
     LiveSet,
@@ -33,8 +34,7 @@ from features.profile_sets import (
     SetStores,
     drop,
 )
-from features.store import ABSENT, ProfileStore, ScanProgress, StoreConflict, Versioned
-from schemas.errors import Misconfigured, StoreUnavailable
+from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from tests.contract.test_store import REAL_NAMESPACE, REAL_SERVER
 from tests.standin.aerospike_server import StandIn
 

@@ -18,12 +18,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features.aerospike_store import AerospikeSettings, AerospikeStore
-from features.lmdb_store import LmdbStore
-from features.memory_store import MemoryStore
-from features.store import ABSENT, KEY_BYTES_MAX, TTL_S_MAX, ProfileStore, StoreConflict, Versioned, update_records
-from schemas.errors import InvalidEvent, Misconfigured, StoreUnavailable, TemporaryFailure
-from tests.missing_tools import AEROSPIKE
+from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
+from paywarden.features.stores.base import (
+    ABSENT,
+    KEY_BYTES_MAX,
+    TTL_S_MAX,
+    ProfileStore,
+    StoreConflict,
+    Versioned,
+    update_records,
+)
+from paywarden.features.stores.lmdb import LmdbStore
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.schemas.errors import InvalidEvent, Misconfigured, StoreUnavailable, TemporaryFailure
+from tests.services.missing_tools import AEROSPIKE
 from tests.standin.aerospike_server import StandIn
 
 REAL_SERVER = "PAYWARDEN_TEST_AEROSPIKE"

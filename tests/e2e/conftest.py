@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import run_paywarden
+from tests.services.processes import run_paywarden
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from streams.kafka import KafkaSettings, partitions_of
-from tests.processes import run_paywarden
+from paywarden.streams.kafka.admin import partitions_of
+from paywarden.streams.kafka.client import KafkaSettings
+from tests.services.processes import run_paywarden
 
 COMMANDS = (
     *("backfill", "backtest", "broker", "companion", "compile", "convert", "demo", "features", "forget", "load"),

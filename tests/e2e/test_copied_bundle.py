@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.memory_store import MemoryStore
-from models.bundle import MANIFEST, load_bundle, native_library, told_gate
-from models.compiler import compiler_name
-from ops.traffic import requests_of
-from schemas.outbox_pb2 import OutboxEntry
-from schemas.payment_fields import TIME_BOUND_MS_MAX
-from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from scoring.mirror import MirrorSettings, MirrorWriter
-from scoring.outbox import OutboxReader, OutboxSettings
-from streams.backfill import backfill
-from tests import small_world
-from tests.missing_tools import COMPILER
-from tests.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.models.bundle.bundle import MANIFEST, load_bundle, native_library, told_gate
+from paywarden.models.bundle.compiler import compiler_name
+from paywarden.ops.loadgen.traffic import requests_of
+from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings
+from paywarden.streams.maintenance.backfill import backfill
+from tests.services.missing_tools import COMPILER
+from tests.services.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until
+from tests.worlds import small_world
 
 PAYMENTS = 60
 NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.processes import run_paywarden
+from tests.services.processes import run_paywarden
 
 
 def test_demo_ends_with_a_summary_in_which_nothing_is_lost(tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ import psutil
 import pytest
 from rich.console import Console
 
-from features.lmdb_store import LmdbSettings, LmdbStore
-from ops import demo_live, demo_processes
-from ops.demo_live import LIVE_PREFIX, World, run_live
-from ops.traffic import requests_of
-from schemas.errors import TemporaryFailure
-from streams.backfill import backfill
-from tests import small_world
+from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.ops.demo import live as demo_live
+from paywarden.ops.demo import processes as demo_processes
+from paywarden.ops.demo.live import LIVE_PREFIX, World, run_live
+from paywarden.ops.loadgen.traffic import requests_of
+from paywarden.schemas.errors import TemporaryFailure
+from paywarden.streams.maintenance.backfill import backfill
+from tests.worlds import small_world
 
 SECONDS, RATE = 3, 100
 

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from features.lmdb_store import LmdbSettings, LmdbStore
-from models.bundle import native_library
-from ops.extras import MODULES
-from ops.times import now_ms
-from ops.traffic import requests_of
-from schemas.avro import Decoder, LocalSchemaIds
-from schemas.scoring_pb2 import ScoreResponse
-from streams.kafka import KafkaSettings, consume, make_consumer
-from tests import small_world
-from tests.installed import OWN, extras, installed_by, only
-from tests.processes import Deployment, is_ready, post, run_paywarden, wait_until
+from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.models.bundle.bundle import native_library
+from paywarden.ops.extras import MODULES
+from paywarden.ops.loadgen.traffic import requests_of
+from paywarden.ops.times import now_ms
+from paywarden.schemas.avro import Decoder, LocalSchemaIds
+from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.reading import consume, make_consumer
+from tests.services.installed import OWN, extras, installed_by, only
+from tests.services.processes import Deployment, is_ready, post, run_paywarden, wait_until
+from tests.worlds import small_world
 
 Only = Callable[[str], dict[str, str]]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from features.lmdb_sets import LmdbSets
-from features.lmdb_store import LmdbSettings, LmdbStore
-from features.profile_sets import ProfileSets
-from schemas.errors import PaywardenError
-from streams.backfill_progress import read_progress
-from tests.processes import Deployment, run_paywarden, wait_until
+from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.features.stores.lmdb_sets import LmdbSets
+from paywarden.features.stores.profile_sets import ProfileSets
+from paywarden.schemas.errors import PaywardenError
+from paywarden.streams.maintenance.backfill_progress import read_progress
 from tests.services.kafka import KafkaServer
+from tests.services.processes import Deployment, run_paywarden, wait_until
 
 
 class Shell:
@@ -170,8 +170,8 @@ def test_show_says_features_as_of_now_by_default(filled: tuple[Shell, str], card
 
 
 def test_sources_are_topics_and_partitions(filled: tuple[Shell, str]) -> None:
-    from features.engine import FeatureEngine
-    from tests.unit.features.profiles import label, payment, profile
+    from paywarden.features.profiles.engine import FeatureEngine
+    from tests.unit.features.kernel.profiles import label, payment, profile
 
     events = [payment(1_706_000_000_000, 1, source=6, offset=12), label(1_706_000_000_000, 1, source=3, offset=4)]
     filled[0].write(b"merchant:streamed", profile(FeatureEngine(), "merchant", events))

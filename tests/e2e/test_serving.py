@@ -15,23 +15,26 @@ import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import TopicPartition
 
-from features.engine import FeatureEngine
-from features.history import history_of_tables, write_history
-from features.lmdb_store import LmdbSettings, LmdbStore
-from features.money import load_rates
-from models.evaluation import Days
-from models.training import train_bundle
-from models.training_settings import TrainingSettings
-from models.training_table import training_table
-from ops.traffic import requests_of
-from schemas.avro import Decoder, Encoder, LocalSchemaIds
-from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from scoring.mirror import MirrorSettings, MirrorWriter
-from streams.backfill import backfill
-from streams.kafka import KafkaSettings, consume, make_consumer, make_producer, partitions_of
-from streams.simulator import DEFAULT_START_MS, simulate, split_at
-from tests.packed import sources_of
-from tests.processes import Deployment, is_ready, post, run_paywarden, wait_until
+from paywarden.features.datasets.simulator import DEFAULT_START_MS, simulate, split_at
+from paywarden.features.history.history import history_of_tables, write_history
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.models.metrics.evaluation import Days
+from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.table import training_table
+from paywarden.models.training.training import train_bundle
+from paywarden.ops.loadgen.traffic import requests_of
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.streams.kafka.admin import partitions_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_producer
+from paywarden.streams.kafka.reading import consume, make_consumer
+from paywarden.streams.maintenance.backfill import backfill
+from tests.services.processes import Deployment, is_ready, post, run_paywarden, wait_until
+from tests.worlds.packed import sources_of
 
 DAY_MS = 86_400_000
 HISTORY_DAYS, LIVE_DAYS, CARDS = 30, 4, 500

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.checkout import CHECKOUT
+
+ROOT = CHECKOUT
 # The kernel is compiled anew for every place that it is installed in.
 pytestmark = pytest.mark.timeout(1200)
 

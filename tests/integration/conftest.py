@@ -7,9 +7,9 @@ from contextlib import closing
 
 import pytest
 
-from features.aerospike_sets import AerospikeSets
-from features.aerospike_store import AerospikeSettings
-from features.store import ProfileStore
+from paywarden.features.stores.aerospike.sets import AerospikeSets
+from paywarden.features.stores.aerospike.store import AerospikeSettings
+from paywarden.features.stores.base import ProfileStore
 from tests.standin.aerospike_server import StandIn
 
 

@@ -13,18 +13,19 @@ import pytest
 from confluent_kafka.schema_registry import Schema as RegistrySchema
 from confluent_kafka.schema_registry import SchemaRegistryClient
 
-from models.evaluation import date_of_day
-from schemas.avro import Decoder, Encoder, LocalSchemaIds, parsed, schema_text
-from streams.archive_files import read_archive
-from streams.kafka import KafkaSettings, make_producer, make_transactional_producer
-from streams.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
-from tests import small_world
-from tests.processes import Deployment, PaywardenProcess, run_paywarden, wait_until
+from paywarden.models.metrics.evaluation import date_of_day
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, parsed, schema_text
+from paywarden.streams.archive.files import read_archive
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_producer, make_transactional_producer
+from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
+from tests.fakes.topic_memory import decision
 from tests.services.kafka import KafkaServer
+from tests.services.processes import Deployment, PaywardenProcess, run_paywarden, wait_until
 from tests.services.registry import RegistryServer
-from tests.small_world import FIRST_DAY
-from tests.topic_memory import decision
-from tests.topics import Topics, read_topic
+from tests.worlds import small_world
+from tests.worlds.small_world import FIRST_DAY
+from tests.worlds.topics import Topics, read_topic
 
 IDS = LocalSchemaIds()
 FROM, TO = date_of_day(FIRST_DAY + 22), date_of_day(FIRST_DAY + 26)

@@ -12,18 +12,20 @@ import pyarrow as pa
 import pytest
 from confluent_kafka.cimpl import NewTopic
 
-from features.aerospike_store import AerospikeSettings, AerospikeStore
-from features.engine import FeatureEngine
-from features.money import load_rates
-from schemas.avro import LocalSchemaIds
-from schemas.payment_fields import TIME_BOUND_MS_MAX
-from streams.consumer import BatchConsumer
-from streams.kafka import KafkaSettings, make_consumer, make_producer
-from streams.pipeline import Pipeline, StreamSettings
-from tests.processes import Deployment, get, is_ready, samples, wait_until
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
+from paywarden.schemas.avro import LocalSchemaIds
+from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.group_consumer import BatchConsumer
+from paywarden.streams.kafka.producers import make_producer
+from paywarden.streams.kafka.reading import make_consumer
+from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings
 from tests.services.kafka import KafkaServer
+from tests.services.processes import Deployment, get, is_ready, samples, wait_until
 from tests.standin.aerospike_server import Fault, StandIn
-from tests.topics import (
+from tests.worlds.topics import (
     Topics,
     assert_profiles_equal,
     batch_profiles,

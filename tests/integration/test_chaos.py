@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from streams.kafka import KafkaSettings
-from streams.simulator import simulate
-from tests.processes import Deployment, PaywardenProcess, wait_until
+from paywarden.features.datasets.simulator import simulate
+from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.kafka import QUICK_RETURN, KafkaServer
+from tests.services.processes import Deployment, PaywardenProcess, wait_until
 from tests.standin.aerospike_server import Fault, StandIn
-from tests.topics import (
+from tests.worlds.topics import (
     Topics,
     assert_profiles_equal,
     batch_profiles,

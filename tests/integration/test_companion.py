@@ -14,23 +14,23 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from features.catalogue import CATALOGUE
-from features.plan import compile_plan
-from features.store import ProfileStore
-from ops import wiring
-from schemas.avro import Decoder, LocalSchemaIds
-from schemas.outbox_pb2 import OutboxEntry
-from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
-from schemas.settings import read_source
-from scoring.mirror import MirrorSettings, MirrorWriter
-from scoring.outbox import OutboxSettings, OutboxWriter
-from streams import companion as companion_module
-from streams.kafka import KafkaSettings
-from tests.in_process import remembered_clients, running
-from tests.processes import Deployment, PaywardenProcess, get, is_ready, wait_until
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.profiles.plan import compile_plan
+from paywarden.features.stores.base import ProfileStore
+from paywarden.ops.wiring import parts as wiring
+from paywarden.schemas.avro import Decoder, LocalSchemaIds
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.schemas.settings import read_source
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+from paywarden.streams.companion import companion as companion_module
+from paywarden.streams.kafka.client import KafkaSettings
+from tests.services.in_process import remembered_clients, running
 from tests.services.kafka import QUICK_RETURN, KafkaServer
+from tests.services.processes import Deployment, PaywardenProcess, get, is_ready, wait_until
 from tests.standin.aerospike_server import StandIn
-from tests.topics import ENTITIES, Topics, read_store, read_topic, small_world, wait_until_worked_in
+from tests.worlds.topics import ENTITIES, Topics, read_store, read_topic, small_world, wait_until_worked_in
 
 
 class Companion:

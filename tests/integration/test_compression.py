@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from confluent_kafka.cimpl import NewTopic
 
-from streams.kafka import COMPRESSIONS, KafkaSettings, Sender, make_transactional_producer
+from paywarden.streams.kafka.client import COMPRESSIONS, KafkaSettings
+from paywarden.streams.kafka.producers import Sender, make_transactional_producer
 from tests.services.kafka import KafkaServer
-from tests.topics import read_topic
+from tests.worlds.topics import read_topic
 
 # A batch of records begins with 21 bytes; the codec is the lowest three bits of the two after them.
 _CODEC_AT = 22

@@ -13,17 +13,19 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.cimpl import NewTopic
 
-from features.lmdb_store import LmdbSettings, LmdbStore
-from schemas.avro import Encoder, LocalSchemaIds
-from schemas.errors import Misconfigured
-from streams.batch import record_key
-from streams.deadletters import DamagedLetter, DeadLetters, Letter, LetterId, LetterReader
-from streams.kafka import KafkaSettings, Record, Sender, make_producer
-from streams.retry import KafkaNotes, KafkaOrigins, Note, Retried, retry
-from streams.simulator import simulate
-from tests.processes import Deployment, wait_until
+from paywarden.features.datasets.simulator import simulate
+from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import Misconfigured
+from paywarden.streams.dead_letters.retry import KafkaNotes, KafkaOrigins, Note, Retried, retry
+from paywarden.streams.dead_letters.writer import DamagedLetter, DeadLetters, Letter, LetterId, LetterReader
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import Sender, make_producer
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.profiles.events import record_key
 from tests.services.kafka import KafkaServer
-from tests.topics import read_topic
+from tests.services.processes import Deployment, wait_until
+from tests.worlds.topics import read_topic
 
 IDS = LocalSchemaIds()
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from contextlib import closing
 
-from models.detectors import DetectorSettings
-from schemas.avro import LocalSchemaIds
-from streams.drift_alerts import Alert, AlertSettings, State
-from streams.drift_journal import JournalReader
-from streams.drift_records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, AlertSender
-from streams.drift_watch import DriftWatch
-from streams.kafka import KafkaSettings, Sender, partitions_of
-from tests.drift_world import SIGNALS, World
-from tests.processes import Deployment
+from paywarden.models.drift.detectors import DetectorSettings
+from paywarden.schemas.avro import LocalSchemaIds
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
+from paywarden.streams.alerts.journal import JournalReader
+from paywarden.streams.alerts.records import ACKNOWLEDGEMENTS_TOPIC, ALERTS_TOPIC, AlertSender
+from paywarden.streams.alerts.watch import DriftWatch
+from paywarden.streams.kafka.admin import partitions_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import Sender
+from tests.services.processes import Deployment
+from tests.worlds.drift_world import SIGNALS, World
 
 IDS = LocalSchemaIds()
 

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from features.store import ProfileStore
-from schemas.avro import Encoder, LocalSchemaIds
-from streams.drift_counts import MINUTE_MS, Binnings
-from streams.drift_state import FIVE_MS, Adder, merged, read_heads, take_over
-from streams.kafka import KafkaSettings, make_transactional_producer
-from tests.drifting import decision
-from tests.processes import Deployment, PaywardenProcess, is_ready, samples, wait_until
+from paywarden.features.stores.base import ProfileStore
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.streams.drift.counts import MINUTE_MS, Binnings
+from paywarden.streams.drift.state import FIVE_MS, Adder, merged, read_heads, take_over
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_transactional_producer
 from tests.services.kafka import produce
+from tests.services.processes import Deployment, PaywardenProcess, is_ready, samples, wait_until
 from tests.standin.aerospike_server import Fault, StandIn
-from tests.topics import Topics, letter, small_world, wait_until_worked_in
+from tests.worlds.drifting import decision
+from tests.worlds.topics import Topics, letter, small_world, wait_until_worked_in
 
 PARTITIONS = 4
 ADDER = Adder(Binnings({}))

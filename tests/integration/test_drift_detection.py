@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from features.lmdb_sets import LmdbSets
-from features.lmdb_store import LmdbSettings
-from models.detectors import LENGTHS_MS
-from schemas.avro import Encoder, LocalSchemaIds
-from schemas.errors import StoreUnavailable
-from streams.drift_alerts import State
-from streams.drift_evaluation import read_done
-from streams.drift_journal import Journal, JournalReader
-from streams.kafka import KafkaSettings, make_producer
-from tests.processes import Deployment, wait_until
-from tests.small_decisions import FEATURE, SmallDecisions, reference
+from paywarden.features.stores.lmdb import LmdbSettings
+from paywarden.features.stores.lmdb_sets import LmdbSets
+from paywarden.models.drift.detectors import LENGTHS_MS
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import StoreUnavailable
+from paywarden.streams.alerts.alerts import State
+from paywarden.streams.alerts.journal import Journal, JournalReader
+from paywarden.streams.drift.evaluation import read_done
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_producer
+from tests.services.processes import Deployment, wait_until
+from tests.worlds.small_decisions import FEATURE, SmallDecisions, reference
 
 FIVE_MS = LENGTHS_MS[0]
 BLOCKS, PAYMENTS = 60, 160

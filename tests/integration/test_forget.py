@@ -8,17 +8,20 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.cimpl import NewTopic
 
-from features.engine import FeatureEngine
-from features.lmdb_store import LmdbSettings, LmdbStore
-from features.show import first_payment_ms
-from schemas.errors import BrokerUnavailable
-from scoring.mirror import MirrorSettings, MirrorWriter
-from streams.forget import Forgotten, KafkaChangelog, forget
-from streams.kafka import KafkaSettings, consume, end_offsets, make_consumer, make_producer, partitions_of
-from streams.simulator import simulate
-from tests.processes import Deployment, wait_until
+from paywarden.features.datasets.simulator import simulate
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.profile_view import first_payment_ms
+from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.schemas.errors import BrokerUnavailable
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.streams.kafka.admin import end_offsets, partitions_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_producer
+from paywarden.streams.kafka.reading import consume, make_consumer
+from paywarden.streams.maintenance.forget import Forgotten, KafkaChangelog, forget
 from tests.services.kafka import KafkaServer
-from tests.topics import Topics, read_last, wait_until_worked_in
+from tests.services.processes import Deployment, wait_until
+from tests.worlds.topics import Topics, read_last, wait_until_worked_in
 
 PLAN = FeatureEngine().plan
 

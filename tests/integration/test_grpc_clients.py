@@ -16,15 +16,15 @@ from typing import Any
 import grpc
 import pytest
 
-from schemas import health_pb2
-from schemas.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from scoring.grpc import LIBRARIES, GrpcSettings
-from scoring.tls import Tls, TlsSettings
-from tests.grpc_served import GrpcServed, payment
-from tests.missing_tools import GO
-from tests.processes import ROOT, wait_until
+from paywarden.schemas.proto import health_pb2
+from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
+from paywarden.scoring.grpc.settings import LIBRARIES, GrpcSettings
+from paywarden.scoring.net.tls import Tls, TlsSettings
 from tests.services.fetch import tool
 from tests.services.grpc_clients import go_client, java_client
+from tests.services.missing_tools import GO
+from tests.services.processes import ROOT, wait_until
+from tests.worlds.grpc_served import GrpcServed, payment
 
 SCORE = "/paywarden.scoring.v1.Scoring/Score"
 BATCH = "/paywarden.scoring.v1.Scoring/ScoreBatch"

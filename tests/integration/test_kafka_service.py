@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Message, Producer
 from confluent_kafka.cimpl import NewTopic
 
-from schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
 from tests.services import fetch
 from tests.services.fetch import ServiceMissing
 from tests.services.java import JavaProcess, StartFailed, free_port

@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 
-from features.store import ProfileStore
-from schemas.avro import Decoder, Encoder, LocalSchemaIds
-from streams.kafka import KafkaSettings, Sender, make_consumer, partitions_of, records_to_end
-from streams.outcome_evaluation import read_evaluated, sources_of
-from streams.outcome_payments import DAY_MS, Source
-from streams.outcome_settings import OutcomeSettings
-from streams.outcome_state import read_cells, read_heads, take_over
-from tests.drifting import decision as full_decision
-from tests.outcome_world import HOUR_MS, Record, assert_same, outcome, recount
-from tests.processes import Deployment, PaywardenProcess, is_ready, run_paywarden, samples, wait_until
+from paywarden.features.stores.base import ProfileStore
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.streams.kafka.admin import partitions_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.kafka.reading import make_consumer, records_to_end
+from paywarden.streams.outcomes.evaluation import read_evaluated, sources_of
+from paywarden.streams.outcomes.payments import DAY_MS, Source
+from paywarden.streams.outcomes.settings import OutcomeSettings
+from paywarden.streams.outcomes.state import read_cells, read_heads, take_over
+from tests.services.processes import Deployment, PaywardenProcess, is_ready, run_paywarden, samples, wait_until
 from tests.standin.aerospike_server import StandIn
+from tests.worlds.drifting import decision as full_decision
+from tests.worlds.outcome_world import HOUR_MS, Record, assert_same, outcome, recount
 
 PARTITIONS = 4
 SOURCES = sources_of(range(PARTITIONS), range(PARTITIONS))

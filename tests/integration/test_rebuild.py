@@ -6,15 +6,16 @@ import time
 
 import pyarrow as pa
 
-from features.lmdb_sets import LmdbSets
-from features.lmdb_store import LmdbSettings
-from features.profile_sets import ProfileSets
-from schemas.avro import Encoder, LocalSchemaIds
-from streams.kafka import KafkaSettings, partitions_of, topics_of
-from streams.repartition import repartition_topic
-from streams.topics import create_repartition_topics, delete_repartition_topics
-from tests.processes import Deployment, wait_until
-from tests.topics import (
+from paywarden.features.stores.lmdb import LmdbSettings
+from paywarden.features.stores.lmdb_sets import LmdbSets
+from paywarden.features.stores.profile_sets import ProfileSets
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.streams.kafka.admin import partitions_of, topics_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.topic_names import repartition_topic
+from paywarden.streams.kafka.topics import create_repartition_topics, delete_repartition_topics
+from tests.services.processes import Deployment, wait_until
+from tests.worlds.topics import (
     ENTITIES,
     Topics,
     assert_profiles_equal,

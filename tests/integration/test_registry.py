@@ -16,10 +16,10 @@ from confluent_kafka.schema_registry import SchemaReference, SchemaRegistryClien
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-from schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, schema_text, topic_schema
-from schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
-from streams.registry import FingerprintSchemaIds, RegistrySchemaIds, RegistrySettings, schema_ids
-from streams.remembered_schemas import MemoryRememberedSchemas
+from paywarden.schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, schema_text, topic_schema
+from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+from paywarden.streams.kafka.registry import FingerprintSchemaIds, RegistrySchemaIds, RegistrySettings, schema_ids
+from paywarden.streams.kafka.remembered_schemas import MemoryRememberedSchemas
 from tests.services.java import free_port
 from tests.services.registry import RegistryServer
 

@@ -12,19 +12,26 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-from schemas.avro import LocalSchemaIds, schema_text
-from schemas.outbox_pb2 import OutboxEntry
-from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
-from scoring.mirror import MirrorSettings, MirrorWriter
-from scoring.outbox import OutboxSettings, OutboxWriter
-from streams.archive_files import read_archive
-from streams.kafka import KafkaSettings
-from streams.remembered_schemas import SCHEMAS_TOPIC, KafkaRememberedSchemas
-from streams.simulator import simulate
-from streams.topic_rows import rows_schema
-from tests.processes import Deployment, is_ready, wait_until
+from paywarden.features.datasets.simulator import simulate
+from paywarden.schemas.avro import LocalSchemaIds, schema_text
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+from paywarden.streams.archive.files import read_archive
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC, KafkaRememberedSchemas
+from paywarden.streams.kafka.topic_rows import rows_schema
+from tests.services.processes import Deployment, is_ready, wait_until
 from tests.services.registry import RegistryServer
-from tests.topics import Topics, assert_profiles_equal, batch_profiles, read_store, read_topic, wait_until_worked_in
+from tests.worlds.topics import (
+    Topics,
+    assert_profiles_equal,
+    batch_profiles,
+    read_store,
+    read_topic,
+    wait_until_worked_in,
+)
 
 WORLD = simulate(cards=30, days=8, seed=5)
 

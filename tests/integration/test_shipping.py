@@ -10,26 +10,21 @@ from pathlib import Path
 import pytest
 from confluent_kafka import TopicPartition
 
-from schemas.avro import Decoder, Encoder, LocalSchemaIds
-from schemas.outbox_pb2 import OutboxEntry
-from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
-from scoring.outbox import OutboxSettings, OutboxWriter
-from streams.cursors import CURSORS_TOPIC, HostIdentity, ShippedTo, boot_id, cursor_key, read_cursors
-from streams.kafka import (
-    KafkaSettings,
-    consume,
-    make_admin,
-    make_consumer,
-    make_transactional_producer,
-    partitions_of,
-    stable_end_offsets,
-    written_end_offsets,
-)
-from streams.shipping import Shipper, shipper_of
-from streams.topics import TopicSettings, create_topics
-from tests.processes import wait_until
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+from paywarden.streams.companion.cursors import HostIdentity, ShippedTo, boot_id, cursor_key, read_cursors
+from paywarden.streams.companion.shipping import Shipper, shipper_of
+from paywarden.streams.kafka.admin import make_admin, partitions_of, stable_end_offsets, written_end_offsets
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_transactional_producer
+from paywarden.streams.kafka.reading import consume, make_consumer
+from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
+from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.services.kafka import QUICK_RETURN, KafkaServer
-from tests.unit.scoring.outboxes import append_all
+from tests.services.processes import wait_until
+from tests.unit.scoring.state.outboxes import append_all
 
 _log = logging.getLogger(__name__)
 

@@ -12,22 +12,22 @@ import pytest
 from confluent_kafka.cimpl import NewTopic
 from prometheus_client import CollectorRegistry
 
-from features.attributes import row_of
-from features.engine import Events, FeatureEngine
-from features.history import history_of_tables
-from features.memory_store import MemoryStore
-from features.money import load_rates
-from features.passage import Passage
-from schemas.avro import Decoder, LocalSchemaIds
-from schemas.payment_fields import TIME_BOUND_MS_MAX
-from streams import pipeline
-from streams.kafka import KafkaSettings
-from streams.pipeline import Pipeline, StreamSettings, stream_metrics
-from tests.in_process import remembered_clients, running
-from tests.packed import sources_of, without_sources
-from tests.processes import Deployment, wait_until
+from paywarden.features.catalogue.attributes import row_of
+from paywarden.features.history.history import history_of_tables
+from paywarden.features.history.point_in_time import Passage
+from paywarden.features.profiles.engine import Events, FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.schemas.avro import Decoder, LocalSchemaIds
+from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.profiles import pipeline
+from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
+from tests.services.in_process import remembered_clients, running
 from tests.services.kafka import KafkaServer
-from tests.topics import (
+from tests.services.processes import Deployment, wait_until
+from tests.worlds.packed import sources_of, without_sources
+from tests.worlds.topics import (
     ENTITIES,
     Topics,
     assert_profiles_equal,

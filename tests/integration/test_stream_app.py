@@ -8,11 +8,11 @@ import socket
 import time
 from pathlib import Path
 
-from streams.broker import EmbeddedBroker
-from streams.kafka import KafkaSettings
-from tests.processes import ROOT, Deployment, PaywardenProcess, get, is_ready, samples, wait_until
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from tests.services.kafka import QUICK_RETURN, KafkaServer, produce
-from tests.topics import letter
+from tests.services.processes import ROOT, Deployment, PaywardenProcess, get, is_ready, samples, wait_until
+from tests.worlds.topics import letter
 
 AWAY_S = 10
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from streams.broker import EmbeddedBroker
-from streams.kafka import KafkaSettings, make_transactional_producer
-from tests.processes import Deployment, _environment, is_ready, samples, wait_until
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
+from paywarden.streams.kafka.producers import make_transactional_producer
+from tests.services.processes import Deployment, _environment, is_ready, samples, wait_until
 
 STOP_TIMEOUT_S = 6
 # `paywarden stream` in which a step raises as soon as a file is there.
@@ -33,27 +34,27 @@ async def broken(*arguments, **options):
 
 setattr(owner, step, broken)
 sys.argv = ["paywarden", "--config", config, "stream"]
-from ops.cli import main
+from paywarden.ops.cli import main
 main()
 """
 ERRORS = ["cancelled", "error"]
 IN_A_START = [
-    ("streams.web", "HealthWeb", "start_server"),
-    ("streams.faust_consumer", "_ConsumerThread", "on_start"),
-    ("streams.faust_consumer", "HoldingConsumer", "on_start"),
-    ("streams.partition_agent", "PartitionAgent", "_taken"),
+    ("paywarden.streams.faust.web", "HealthWeb", "start_server"),
+    ("paywarden.streams.faust.consumer", "_ConsumerThread", "on_start"),
+    ("paywarden.streams.faust.consumer", "HoldingConsumer", "on_start"),
+    ("paywarden.streams.faust.partition_agent", "PartitionAgent", "_taken"),
 ]
 IN_A_RUN = [
-    ("streams.partition_agent", "PartitionAgent", "save"),
-    ("streams.partition_agent", "PartitionAgent", "_save_partition"),
-    ("streams.faust_consumer", "HoldingConsumer", "commit_offsets"),
-    ("streams.faust_consumer", "HoldingConsumer", "_getmany"),
+    ("paywarden.streams.faust.partition_agent", "PartitionAgent", "save"),
+    ("paywarden.streams.faust.partition_agent", "PartitionAgent", "_save_partition"),
+    ("paywarden.streams.faust.consumer", "HoldingConsumer", "commit_offsets"),
+    ("paywarden.streams.faust.consumer", "HoldingConsumer", "_getmany"),
 ]
 IN_A_STOP = [
-    ("streams.supervised", "SupervisedThread", "on_stop"),
-    ("streams.partition_agent", "PartitionAgent", "_save_last"),
-    ("streams.partition_agent", "PartitionAgent", "save"),
-    ("streams.app", "StreamApp", "on_stop"),
+    ("paywarden.streams.faust.supervised", "SupervisedThread", "on_stop"),
+    ("paywarden.streams.faust.partition_agent", "PartitionAgent", "_save_last"),
+    ("paywarden.streams.faust.partition_agent", "PartitionAgent", "save"),
+    ("paywarden.streams.faust.app", "StreamApp", "on_stop"),
 ]
 
 

@@ -12,25 +12,27 @@ from typing import Any
 
 import pytest
 
-from features.catalogue import CATALOGUE
-from features.engine import FeatureEngine
-from features.money import load_rates
-from schemas.avro import Encoder, LocalSchemaIds, SchemaIds
-from schemas.outbox_pb2 import OutboxEntry
-from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
-from schemas.settings import read_source
-from scoring.outbox import OutboxSettings, OutboxWriter
-from streams.batch import PaymentEvent
-from streams.intake import Intake
-from streams.kafka import KafkaSettings, Record, make_producer, make_transactional_producer
-from streams.registry import RegistrySchemaIds, RegistrySettings
-from streams.remembered_schemas import KafkaRememberedSchemas
-from tests.processes import Deployment
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.schemas.avro import Encoder, LocalSchemaIds, SchemaIds
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.schemas.settings import read_source
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_producer, make_transactional_producer
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.kafka.registry import RegistrySchemaIds, RegistrySettings
+from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
+from paywarden.streams.profiles.decoder import Intake
+from paywarden.streams.profiles.events import PaymentEvent
+from tests.fakes.topic_memory import decision
 from tests.services.fetch import ServiceMissing
+from tests.services.processes import Deployment
 from tests.services.registry import RegistryServer
 from tests.services.topic_clients import command
-from tests.topic_memory import decision
-from tests.topics import read_topic
+from tests.worlds.topics import read_topic
 
 PRODUCERS = ("produce.py", "produce.js", "Produce.java")
 CONSUMERS = ("consume.py", "consume.js", "Consume.java")

@@ -20,12 +20,14 @@ import pytest
 from confluent_kafka import TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
-from schemas.avro import Decoder, LocalSchemaIds
-from schemas.scoring_pb2 import ScoreRequest, ScoreResponse
-from streams.kafka import KafkaSettings, consume, make_consumer, partitions_of
-from tests import small_world
-from tests.processes import Deployment, PaywardenProcess, wait_until
+from paywarden.schemas.avro import Decoder, LocalSchemaIds
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.streams.kafka.admin import partitions_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.reading import consume, make_consumer
 from tests.services.kafka import KafkaServer
+from tests.services.processes import Deployment, PaywardenProcess, wait_until
+from tests.worlds import small_world
 
 _log = logging.getLogger(__name__)
 

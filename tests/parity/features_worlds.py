@@ -1,6 +1,6 @@
 """Worlds to compare features in: a catalogue of every word, payments that have and lack everything, labels, orders.
 
-`every_word` is written once and read twice: with the words of features/declare.py, and with the naive ones.
+`every_word` is written once and read twice: with the words of features/catalogue/entity.py, and with the naive ones.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from features import attributes, declare
-from features.engine import FeatureEngine
-from features.money import RateTable
-from features.windows import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
-from schemas.payment_fields import AMOUNT_MINOR_MAX
+from paywarden.features.catalogue import attributes
+from paywarden.features.catalogue import entity as declare
+from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import RateTable
+from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX
 from tests.parity import naive_features as naive
 from tests.parity.naive_features import Heard, Payment
-from tests.unit.features.profiles import Change, label, payment
+from tests.unit.features.kernel.profiles import Change, label, payment
 
 # A Sunday at midnight, so that edges of every hop are among the moments below.
 START_MS = 1_530_403_200_000

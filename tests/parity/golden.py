@@ -16,24 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from features.engine import FeatureEngine
-from features.money import RATE_SCALE, RateTable
-from features.payment_ids import hash_texts
-from features.windows import DAY_MS, HOUR_MS
-from models.binning import DIMENSIONS, FEATURE_BINS, Binning
-from models.counts import Rows, count_rows
-from models.sigmoid import sigmoids
-from schemas.avro import Encoder, LocalSchemaIds
-from schemas.payment_fields import TimeBounds
-from schemas.scoring_pb2 import ScoreRequest
-from scoring import claims
-from scoring.fast_requests import ROWS_MAX, FastRequests
-from scoring.records import RecordWriter, tail
-from scoring.wire import RequestLimits
-from streams.fast_intake import FastIntake
-from streams.kafka import Record
+from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
+from paywarden.features.history.payment_ids import hash_texts
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import RATE_SCALE, RateTable
+from paywarden.models.bundle.sigmoid import sigmoids
+from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, Binning
+from paywarden.models.drift.counts import Rows, count_rows
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.payment_fields import TimeBounds
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.engine.records import RecordWriter, tail
+from paywarden.scoring.idempotency import claim_table as claims
+from paywarden.scoring.requests.fast_requests import ROWS_MAX, FastRequests
+from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.profiles.fast_intake import FastIntake
 from tests.parity.features_worlds import DECLARED, every_word
-from tests.unit.features.profiles import USUAL, Change, apply_groups, label, payment, row, vectors
+from tests.unit.features.kernel.profiles import USUAL, Change, apply_groups, label, payment, row, vectors
 
 PATH = Path(__file__).with_name("golden.json")
 START_MS = 1_530_403_200_000

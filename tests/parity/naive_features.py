@@ -1,7 +1,9 @@
-"""Features the obvious way: what features/declare.py says of each word, worked out in pandas from all that was heard.
+"""Features the obvious way: what features/catalogue/entity.py says of each word, worked out in pandas from all that
+was heard.
 
 No profile, no plan, no program. This module has the words of the catalogue's language once more: a catalogue that is
-written for features/declare.py can be read with these instead, and then computes each feature from a table of the
+written for features/catalogue/entity.py can be read with these instead, and then computes each feature from a table
+of the
 events that had arrived. What a word is made of, what a condition asks and where a window ends is said a second time
 here, from the documents alone, so that it can be the judge of the first. Slow, and meant to be read.
 
@@ -22,7 +24,6 @@ import types
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -30,13 +31,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tests.checkout import CHECKOUT
+
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
     "!=": operator.ne,
     ">=": operator.ge,
     "<": operator.lt,
 }
-ROOT = Path(__file__).parents[2] / "features"
+ROOT = CHECKOUT / "features" / "catalogue"
 SECOND_MS = 1000
 MINUTE_MS = 60 * SECOND_MS
 HOUR_MS = 60 * MINUTE_MS
@@ -609,7 +612,7 @@ WORDS = types.SimpleNamespace(Entity=Entity, request=request, ratio=ratio, Catal
 
 
 def shipped_catalogue() -> Catalogue:
-    """features/catalogue.py, read with the words above."""
+    """features/catalogue/catalogue.py, read with the words above."""
     declared: dict[str, Any] = {"Entity": Entity, "request": request, "ratio": ratio, "Catalogue": Catalogue}
     asked: dict[str, Any] = {name.removesuffix("_minutes"): attribute for name, attribute in ATTRIBUTES.items()}
     spec = importlib.util.spec_from_file_location("catalogue_in_naive_words", ROOT / "catalogue.py")
@@ -617,8 +620,8 @@ def shipped_catalogue() -> Catalogue:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with (
-        mock.patch.multiple("features.declare", **declared),
-        mock.patch.multiple("features.attributes", **asked),
+        mock.patch.multiple("paywarden.features.catalogue.entity", **declared),
+        mock.patch.multiple("paywarden.features.catalogue.attributes", **asked),
     ):
         spec.loader.exec_module(module)
     catalogue: Catalogue = module.CATALOGUE

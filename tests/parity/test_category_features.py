@@ -13,38 +13,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.attributes import channel, country, mcc
-from features.declare import CATEGORIES_MAX, Catalogue, Entity, request
-from features.engine import FeatureEngine
-from features.history import history_of_tables
-from features.memory_store import MemoryStore
-from models.bundle import MODEL_TEXT, Bundle, load_bundle, native_library
-from models.compiler import compiler_name
-from models.evaluation import Days
-from models.explain import CATEGORICAL, DECISION, FEATURE, read_trees
-from models.training import train_bundle
-from models.training_settings import CATEGORY_MAX
-from models.training_table import training_table
-from ops.traffic import requests_of
-from schemas.outbox_pb2 import OutboxEntry
-from schemas.scoring_pb2 import ScoreResponse
-from scoring.intake import Intake
-from scoring.metrics import Registry
-from scoring.mirror import MirrorSettings, MirrorWriter
-from scoring.model_chain import ModelChain
-from scoring.model_metrics import ModelMetrics
-from scoring.outbox import OutboxReader, OutboxSettings, OutboxWriter
-from scoring.policy import FLAGS, Policy, PolicySettings
-from scoring.scorer import PaymentScorer
-from scoring.wire import RequestLimits
-from scoring.worker_metrics import ScoringMetrics
-from streams.backfill import backfill
-from streams.replay import replay
-from streams.replay_measures import Contestant
-from streams.simulator import split_at
-from tests import small_world
-from tests.payments import score_many
-from tests.small_world import DAY_MS
+from paywarden.features.catalogue.attributes import channel, country, mcc
+from paywarden.features.catalogue.entity import CATEGORIES_MAX, Catalogue, Entity, request
+from paywarden.features.datasets.simulator import split_at
+from paywarden.features.history.history import history_of_tables
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.models.bundle.bundle import MODEL_TEXT, Bundle, load_bundle, native_library
+from paywarden.models.bundle.compiler import compiler_name
+from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, read_trees
+from paywarden.models.metrics.evaluation import Days
+from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
+from paywarden.models.replay.measures import Contestant
+from paywarden.models.replay.replay import replay
+from paywarden.models.training.settings import CATEGORY_MAX
+from paywarden.models.training.table import training_table
+from paywarden.models.training.training import train_bundle
+from paywarden.ops.loadgen.traffic import requests_of
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
+from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.scorer import PaymentScorer
+from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.worker import ScoringMetrics
+from paywarden.scoring.requests.decoder import Intake
+from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
+from paywarden.streams.maintenance.backfill import backfill
+from tests.worlds import small_world
+from tests.worlds.payments import score_many
+from tests.worlds.small_world import DAY_MS
 
 CHANNELS = ("pos", "ecom", "contactless")
 MCCS = ("5999", "5732", "5411", "4814")

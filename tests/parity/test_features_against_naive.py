@@ -13,16 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features.catalogue import CATALOGUE
-from features.engine import FeatureEngine
-from features.history import History, history_of_tables
-from features.keys import entity_key
-from features.passage import Passage
-from features.windows import DAY_MS, HOUR_MS, MINUTE_MS
-from streams import batch
-from streams.batch import OutcomeEvent, PaymentEvent, Position
-from tests import joined as together
-from tests.packed import sources_of, without_sources
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS
+from paywarden.features.history.history import History, history_of_tables
+from paywarden.features.history.point_in_time import Passage
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.keys import entity_key
+from paywarden.streams.profiles import events as batch
+from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position
 from tests.parity import naive_features as naive
 from tests.parity.features_worlds import (
     DECLARED,
@@ -42,7 +40,9 @@ from tests.parity.features_worlds import (
     worlds,
 )
 from tests.parity.naive_features import FIELDS, Heard, Payment
-from tests.unit.features.profiles import apply, bound_vector, profile, row, vector, vectors
+from tests.unit.features.kernel.profiles import apply, bound_vector, profile, row, vector, vectors
+from tests.worlds import joined as together
+from tests.worlds.packed import sources_of, without_sources
 
 Vectors = NDArray[np.float32]
 

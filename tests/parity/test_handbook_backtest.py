@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from features.engine import FeatureEngine
-from features.history import History, final_labels, history_of_tables
-from features.money import load_rates
-from models.backtest import Fit, Fold, Path, Rows, Summary, backtest, fold_of, path_to, rows_of
-from models.backtest_handbook import (
+from paywarden.features.datasets.handbook import convert_table
+from paywarden.features.history.history import History, final_labels, history_of_tables
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.models.backtest.backtest import Fit, Fold, Rows, Summary, backtest, fold_of, path_to, rows_of
+from paywarden.models.backtest.handbook import (
     LABEL_DELAY_DAYS,
     PREQUENTIAL,
     PROTOCOLS,
@@ -29,12 +30,12 @@ from models.backtest_handbook import (
     book_catalogue,
     require_handbook,
 )
-from models.backtest_models import family
-from models.evaluation import DAY_MS, METRICS, Measured, day_of_time, measure
-from streams.handbook import convert_table
-from tests.missing_tools import HANDBOOK
+from paywarden.models.backtest.models import family
+from paywarden.models.metrics.evaluation import DAY_MS, METRICS, Measured, day_of_time, measure
+from paywarden.models.training.candidates import Path
+from tests.services.missing_tools import HANDBOOK
 
-PROJECT = pathlib.Path(__file__).parents[2]
+PROJECT = pathlib.CHECKOUT
 REAL_FILE = pathlib.Path(os.environ.get("PAYWARDEN_HANDBOOK", PROJECT.parent / "shared" / "data" / "handbook.parquet"))
 TOLERANCE = 0.005
 WINDOWS_DAYS = (1, 7, 30)

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.bitvectors import LANES
-from models.bundle import MODEL_TEXT, build_native, load_bundle, native_library
-from models.compiler import BIT_VECTORS, TL2CGEN, compile_library, compiler_name
-from models.predictor import GtilPredictor, NativePredictor, Predictor, bound
-from schemas.errors import BundleRefused
-from tests import small_world
-from tests.missing_tools import COMPILER
+from paywarden.models.bundle.bitvectors import LANES
+from paywarden.models.bundle.bundle import MODEL_TEXT, build_native, load_bundle, native_library
+from paywarden.models.bundle.compiler import BIT_VECTORS, TL2CGEN, compile_library, compiler_name
+from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor, Predictor, bound
+from paywarden.schemas.errors import BundleRefused
+from tests.services.missing_tools import COMPILER
+from tests.worlds import small_world
 
 F32 = NDArray[np.float32]
 FEATURES = len(small_world.engine().plan.names)

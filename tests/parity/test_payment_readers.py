@@ -24,29 +24,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.attributes import ATTRIBUTES, Kind, declined
-from features.columns import FileRoom, MemoryRoom
-from features.declare import Catalogue, Entity, request
-from features.engine import FeatureEngine
-from features.entity_columns import entity_column
-from features.history import OUTCOMES_FILE, PAYMENTS_FILE, History, history_of_tables
-from features.money import RATE_SCALE, RateTable
-from features.passage import reference_amounts
-from features.rows import HistoryRows
-from features.spooled_history import open_history
-from schemas.avro import Encoder, LocalSchemaIds
-from schemas.errors import InvalidEvent, Misconfigured
-from schemas.payment_fields import AMOUNT_MINOR_MAX, FIELD, FIELDS, TIME_MS_END, TIME_MS_MIN
-from schemas.scoring_pb2 import ScoreRequest
-from scoring import wire
-from scoring.intake import Intake as Endpoint
-from scoring.request_rows import RequestRows
-from scoring.wire import RequestLimits, RequestRules
-from streams.batch import Position
-from streams.intake import Intake as Stream
-from streams.kafka import Record
-from streams.topic_history import history_of_rows
-from streams.topic_rows import TopicRows, rows_schema
+from paywarden.features.catalogue.attributes import ATTRIBUTES, Kind, declined
+from paywarden.features.catalogue.entity import Catalogue, Entity, request
+from paywarden.features.history.columns import FileRoom, MemoryRoom
+from paywarden.features.history.entity_columns import entity_column
+from paywarden.features.history.history import OUTCOMES_FILE, PAYMENTS_FILE, History, history_of_tables
+from paywarden.features.history.mapped import open_history
+from paywarden.features.history.point_in_time import reference_amounts
+from paywarden.features.history.rows import HistoryRows
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import RATE_SCALE, RateTable
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, FIELD, FIELDS, TIME_MS_END, TIME_MS_MIN
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.decoder import Intake as Endpoint
+from paywarden.scoring.requests.request_rows import RequestRows
+from paywarden.scoring.requests.wire import RequestLimits, RequestRules
+from paywarden.streams.archive.topic_history import history_of_rows
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.kafka.topic_rows import TopicRows, rows_schema
+from paywarden.streams.profiles.decoder import Intake as Stream
+from paywarden.streams.profiles.events import Position
 
 NOW_MS = 1_720_000_000_000
 DAY_MS = 86_400_000

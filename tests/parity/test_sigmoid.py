@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.bundle import calibrated, sigmoid
+from paywarden.models.bundle.bundle import calibrated, sigmoid
 
 
 def assert_same_bits(margins: list[float], slope: float, intercept: float) -> None:

@@ -141,7 +141,7 @@ def _properties(port: int, controller_port: int, data: Path) -> dict[str, str]:
         "share.coordinator.state.topic.replication.factor": "1",
         "share.coordinator.state.topic.min.isr": "1",
         # A busy machine may stop for seconds. A broker that is missed for this long has no partitions for a moment, and
-        # librdkafka may lose some then for good: see streams/stalls.py.
+        # librdkafka may lose some then for good: see streams/kafka/stall_detector.py.
         "broker.heartbeat.interval.ms": "500",
         "broker.session.timeout.ms": "60000",
         "num.network.threads": "2",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from features.aerospike_store import AerospikeSettings
+from paywarden.features.stores.aerospike.store import AerospikeSettings
 
 # How long a test may wait for the client's own threads to notice something.
 PATIENCE_S = 30.0

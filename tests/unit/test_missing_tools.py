@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.missing_tools import GO, PROMTOOL, missing_line
-from tests.processes import ROOT
+from tests.services.missing_tools import GO, PROMTOOL, missing_line
+from tests.services.processes import ROOT
 
 
 def test_a_line_names_each_missing_tool_with_its_tests_and_where_to_get_it() -> None:
@@ -28,7 +28,7 @@ def test_other_reasons_to_skip_are_no_missing_tools() -> None:
 def test_a_run_ends_with_that_line_in_one_process_and_in_several(tmp_path: Path, processes: str) -> None:
     (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_terminal_summary\n", encoding="utf-8")
     (tmp_path / "test_some.py").write_text(
-        "import pytest\nfrom tests.missing_tools import GO\n\n"
+        "import pytest\nfrom tests.services.missing_tools import GO\n\n"
         "@pytest.mark.skipif(True, reason=GO.reason)\ndef test_a(): ...\n\n"
         "def test_b(): pytest.skip(GO.reason)\n\ndef test_c(): ...\n",
         encoding="utf-8",

@@ -13,23 +13,24 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
-from scoring.answered import AnsweredMetrics
-from scoring.grpc_metrics import GrpcMetrics
-from scoring.metrics import Gauge, Registry, _DirectoryCollector
-from scoring.model_metrics import ModelMetrics
-from scoring.outbox import OutboxMetrics
-from scoring.policy import FLAGS
-from scoring.worker_metrics import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
-from streams.companion_health import CompanionHealth
-from streams.companion_metrics import CompanionMetrics
-from streams.deadletter_counts import DeadLetterCounts
-from streams.drift_detection_metrics import DetectionMetrics
-from streams.drift_metrics import DriftMetrics
-from streams.metrics import StreamMetrics
-from streams.outcome_metrics import OutcomeMetrics
-from tests.missing_tools import PROMTOOL
+from paywarden.models.policy.policy import FLAGS
+from paywarden.scoring.grpc.metrics import GrpcMetrics
+from paywarden.scoring.idempotency.decision_cache import AnsweredMetrics
+from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.shared import Gauge, Registry, _DirectoryCollector
+from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
+from paywarden.scoring.state.outbox import OutboxMetrics
+from paywarden.streams.companion.health import CompanionHealth
+from paywarden.streams.companion.metrics import CompanionMetrics
+from paywarden.streams.dead_letters.counts import DeadLetterCounts
+from paywarden.streams.drift.detection_metrics import DetectionMetrics
+from paywarden.streams.drift.metrics import DriftMetrics
+from paywarden.streams.outcomes.metrics import OutcomeMetrics
+from paywarden.streams.profiles.metrics import StreamMetrics
+from tests.checkout import CHECKOUT
+from tests.services.missing_tools import PROMTOOL
 
-ALERTS = Path(__file__).resolve().parents[3] / "ops" / "alerts.yml"
+ALERTS = CHECKOUT / "ops" / "alerts.yml"
 OBJECTIVES = {"card": 1000, "merchant": 1000}
 # What Prometheus adds itself.
 ADDED_LABELS = {"instance", "job"}

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from features.history import write_history
-from models.evaluation import date_of_day
-from ops.days import day_option
-from ops.histories import HistoryAsked
-from ops.times import now_ms
-from schemas.errors import Misconfigured
-from tests import small_world
-from tests.small_world import DAY_MS, DAYS, FIRST_DAY
+from paywarden.features.history.history import write_history
+from paywarden.models.metrics.evaluation import date_of_day
+from paywarden.ops.days import day_option
+from paywarden.ops.histories import HistoryAsked
+from paywarden.ops.times import now_ms
+from paywarden.schemas.errors import Misconfigured
+from tests.worlds import small_world
+from tests.worlds.small_world import DAY_MS, DAYS, FIRST_DAY
 
 
 def asked(data: Path | None) -> HistoryAsked:

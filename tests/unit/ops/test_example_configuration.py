@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
-from ops.configuration import settings_types
-from schemas.settings import SECTIONS, read_source
+from paywarden.ops.configuration import settings_types
+from paywarden.schemas.settings import SECTIONS, read_source
+from tests.checkout import CHECKOUT
 
-EXAMPLE = Path(__file__).resolve().parents[3] / "ops" / "paywarden.toml"
+EXAMPLE = CHECKOUT / "ops" / "paywarden.toml"
 SETTINGS = settings_types()
 
 

@@ -17,14 +17,14 @@ import pytest
 from click import UsageError
 from click.testing import CliRunner
 
-from features.history import write_history
-from models.evaluation import date_of_day
-from ops.cli import cli
-from schemas.errors import Misconfigured
-from streams.archive import Archiver
-from tests import small_world
-from tests.small_world import FIRST_DAY
-from tests.topic_memory import IDS, MemoryTopic, decision
+from paywarden.features.history.history import write_history
+from paywarden.models.metrics.evaluation import date_of_day
+from paywarden.ops.cli import cli
+from paywarden.schemas.errors import Misconfigured
+from paywarden.streams.archive.archive import Archiver
+from tests.fakes.topic_memory import IDS, MemoryTopic, decision
+from tests.worlds import small_world
+from tests.worlds.small_world import FIRST_DAY
 
 FROM, TO = date_of_day(FIRST_DAY + 22), date_of_day(FIRST_DAY + 25)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import FIRST, load_bundle, native_library
-from models.compiler import compiler_name
-from ops.libraries import build_missing
-from tests import small_world
-from tests.missing_tools import COMPILER
+from paywarden.models.bundle.bundle import FIRST, load_bundle, native_library
+from paywarden.models.bundle.compiler import compiler_name
+from paywarden.ops.libraries import build_missing
+from tests.services.missing_tools import COMPILER
+from tests.worlds import small_world
 
 needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ops.progress import ProgressLines, spoken_duration
+from paywarden.ops.progress import ProgressLines, spoken_duration
 
 
 class Clock:

@@ -10,23 +10,23 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from models.costs import CostSettings
-from models.evaluation import Days
-from ops import reference
-from ops.reference import Undocumented, field_docs, main, pages
-from schemas.avro import TOPICS, topic_schema
-from scoring.policy import Policy, PolicySettings
-from streams.replay import replay
-from streams.replay_files import Column
-from streams.replay_measures import Contestant
-from tests import small_world
-from tests.small_world import FIRST_DAY, LABEL_DELAY_DAYS
+from paywarden.models.metrics.costs import CostSettings
+from paywarden.models.metrics.evaluation import Days
+from paywarden.models.policy.policy import Policy, PolicySettings
+from paywarden.models.replay.files import Column
+from paywarden.models.replay.measures import Contestant
+from paywarden.models.replay.replay import replay
+from paywarden.ops import reference
+from paywarden.ops.reference import Undocumented, field_docs, main, pages
+from paywarden.schemas.avro import TOPICS, topic_schema
+from tests.worlds import small_world
+from tests.worlds.small_world import FIRST_DAY, LABEL_DELAY_DAYS
 
 
 @pytest.mark.parametrize("name", sorted(pages()))
 def test_the_page_in_the_repository_is_what_the_code_gives(name: str) -> None:
     written = (reference.FOLDER / name).read_text(encoding="utf-8")
-    assert written == pages()[name], "run `python -m ops.reference`"
+    assert written == pages()[name], "run `python -m paywarden.ops.reference`"
 
 
 def test_a_page_that_is_older_than_the_code_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from features.history import read_history
-from ops.cli import cli
-from schemas.errors import Misconfigured
-from streams.simulator import DEFAULT_START_MS
+from paywarden.features.datasets.simulator import DEFAULT_START_MS
+from paywarden.features.history.history import read_history
+from paywarden.ops.cli import cli
+from paywarden.schemas.errors import Misconfigured
 
 DAY_MS = 86_400_000
 

@@ -16,19 +16,20 @@ import pytest
 from numpy.typing import NDArray
 
 import perf
-from models.bundle import load_bundle
+from paywarden.models.bundle.bundle import load_bundle
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.ops.loadgen.load import Answer, run_closed
+from paywarden.ops.loadgen.report import LoadReport
+from paywarden.ops.loadgen.target import LoadOptions
+from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from perf import burst, cascade, scoring_world
 from perf.batches import SIZES
 from perf.faults import slow_disk_environment, slow_disk_library
 from perf.measuring import drive
 from perf.scoring_world import World, WorldSize, built_world
 from perf.servers import running, serving
-from schemas.scoring_pb2 import ScoreResponse
-from scoring.load import Answer, run_closed
-from scoring.load_bodies import stamped_bodies
-from scoring.load_report import LoadReport
-from scoring.load_target import LoadOptions
-from tests import small_world
+from tests.checkout import CHECKOUT
+from tests.worlds import small_world
 
 TINY = WorldSize(
     cards=300, days=20, training_cards=300, training_days=18, training=small_world.SETTINGS, requests=300, seed=2
@@ -89,9 +90,7 @@ def test_batches_are_measured_in_a_process_that_opens_the_mirror_itself(world: W
     bodies = stamped_bodies(world.requests, id_prefix="t")
     text = "\n".join(next(bodies).hex() for _ in range(70))
     command = [sys.executable, "-m", "perf.batches", "--scorer", str(world.config)]
-    done = subprocess.run(
-        command, input=text, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).resolve().parents[3]
-    )
+    done = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=True, cwd=CHECKOUT)
     figures = json.loads(done.stdout.splitlines()[-1])
     assert {f"us_{size}" for size in SIZES} <= set(figures)
     assert all(value > 0 for value in figures.values())

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from schemas.avro import Schema
+from paywarden.schemas.avro import Schema
 
 # Without lone surrogates, which UTF-8 cannot hold; a test of its own says they are refused.
 _TEXT = st.text(st.characters(codec="utf-8"), max_size=40)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, Schema, fingerprint, parsed, schema_text
-from schemas.errors import InvalidEvent
+from paywarden.schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, Schema, fingerprint, parsed, schema_text
+from paywarden.schemas.errors import InvalidEvent
 from tests.unit.schemas.strategies import records
 
 # A topic, as far as a change can make another schema of it.

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, Schema, parsed, subject, topic_schema
-from schemas.errors import InvalidEvent
+from paywarden.schemas.avro import TOPICS, Decoder, Encoder, LocalSchemaIds, Schema, parsed, subject, topic_schema
+from paywarden.schemas.errors import InvalidEvent
 from tests.unit.schemas.strategies import records
 
 IDS = LocalSchemaIds()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from importlib import resources
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.errors import InvalidEvent
-from schemas.payment_fields import (
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.payment_fields import (
     FIELD,
     FIELDS,
     TIME_MS_END,
@@ -20,14 +19,15 @@ from schemas.payment_fields import (
     TimeBounds,
     looks_like_card_number,
 )
+from tests.checkout import CHECKOUT
 
 NOW_MS = 1_720_000_000_000
 DAY_MS = 86_400_000
-README = Path(__file__).parents[3] / "README.md"
+README = CHECKOUT / "README.md"
 
 
 def test_the_table_has_the_fields_of_the_topic_and_says_which_are_required() -> None:
-    schema = json.loads(resources.files("schemas").joinpath("payments.avsc").read_text(encoding="utf-8"))
+    schema = json.loads(resources.files("paywarden.schemas.avsc").joinpath("payments.avsc").read_text(encoding="utf-8"))
     assert {field["name"]: not isinstance(field["type"], list) for field in schema["fields"]} == {
         field.name: field.is_required for field in FIELDS
     }

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from schemas import avro
-from schemas.avro import TOPICS, LocalSchemaIds, fingerprint, parsed, past_schemas, schema_text, topic_schema
-from schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas import avro
+from paywarden.schemas.avro import TOPICS, LocalSchemaIds, fingerprint, parsed, past_schemas, schema_text, topic_schema
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
 
 
 def schema(**change: Any) -> str:
@@ -70,5 +70,5 @@ def test_all_schemas_are_valid_and_named_in_our_namespace() -> None:
 
 
 def test_every_file_of_a_topic_is_a_topic() -> None:
-    files = Path(avro.__file__).parent.glob("*.avsc")
+    files = Path(avro.__file__).with_name("avsc").glob("*.avsc")
     assert {file.stem for file in files} == set(TOPICS)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import Misconfigured
-from schemas.settings import SECTIONS, Source, read_source
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import SECTIONS, Source, read_source
+from tests.checkout import CHECKOUT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +180,7 @@ def test_a_secret_is_in_no_message(tmp_path: Path) -> None:
 
 def settings_of_the_project() -> Iterator[type[Any]]:
     """Every dataclass of the six packages whose name ends in Settings or Limits."""
-    root = Path(__file__).resolve().parents[3]
+    root = CHECKOUT
     for package in ("schemas", "features", "models", "scoring", "streams", "ops"):
         for path in sorted((root / package).glob("*.py")):
             if path.stem.startswith("__") or not re.search("(Settings|Limits):", path.read_text(encoding="utf-8")):

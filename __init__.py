@@ -1,0 +1,1 @@
+"""Paywarden: real-time fraud scoring for payments."""

@@ -1,0 +1,1 @@
+"""What features are: the language that declares them, and the catalogue written in it."""

@@ -1,0 +1,84 @@
+"""The features Paywarden computes: the one file to read, and to change, when a feature is wanted.
+
+Order here is the order of the vector. A changed catalogue has another digest, and bundles trained on the old
+one are refused until they are trained again; stored profiles keep what both catalogues know.
+`paywarden features list` prints it, and docs/reference/features.md is that list.
+"""
+
+from __future__ import annotations
+
+from paywarden.features.catalogue.attributes import card_id, channel, country, declined, device_id, merchant_id
+from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, request
+
+card = Entity("card", key="card_id")
+merchant = Entity("merchant", key="merchant_id")
+device = Entity("device", key="device_id")
+
+CATALOGUE = Catalogue(
+    entities=(card, merchant, device),
+    features=(
+        request.amount("amount"),
+        request.round_zeros("amount_round_zeros"),
+        request.hour("hour"),
+        request.night("night"),
+        request.weekend("weekend"),
+        request.holds("is_ecom", channel == "ecom"),
+        # How often, how much and how fast the card is used.
+        card.count("card_count_10m", "10m"),
+        card.count("card_count_1h", "1h"),
+        card.count("card_count_1d", "1d"),
+        card.count("card_count_7d", "7d"),
+        card.count("card_count_30d", "30d"),
+        card.share("card_declined_share_1d", "1d", of=declined),
+        card.amount_sum("card_amount_sum_1h", "1h"),
+        card.amount_mean("card_amount_mean_1d", "1d"),
+        card.amount_mean("card_amount_mean_7d", "7d"),
+        card.amount_mean("card_amount_mean_30d", "30d"),
+        # What is usual for the card: long enough for weeks of fraud to drown in it, and so in few tiles.
+        card.amount_mean("card_amount_mean_90d", "90d", hop="10d"),
+        card.amount_max("card_amount_max_7d", "7d"),
+        card.amount_max("card_amount_max_30d", "30d"),
+        card.seconds_since_last("card_seconds_since_last"),
+        card.seconds_since_first("card_seconds_since_first"),
+        ratio("amount_to_card_mean_1d", "amount", "card_amount_mean_1d"),
+        ratio("amount_to_card_mean_7d", "amount", "card_amount_mean_7d"),
+        ratio("amount_to_card_mean_30d", "amount", "card_amount_mean_30d"),
+        ratio("amount_to_card_mean_90d", "amount", "card_amount_mean_90d"),
+        ratio("amount_to_card_max_30d", "amount", "card_amount_max_30d"),
+        ratio("card_max_7d_to_mean_90d", "card_amount_max_7d", "card_amount_mean_90d"),
+        # What the card has not done before.
+        card.is_new("card_new_merchant", merchant_id, among=16),
+        card.is_new("card_new_device", device_id, among=8),
+        card.is_new("card_new_country", country, among=8),
+        card.travel_kmh("card_travel_kmh", among=8),
+        # What kind of place the merchant is, and how much fraud is known there. Labels take about a week, and then the
+        # first one tells of all that follow: tiles of six hours would keep it back for the better part of its day.
+        merchant.count("merchant_count_1h", "1h"),
+        merchant.count("merchant_count_1d", "1d"),
+        merchant.count("merchant_count_7d", "7d"),
+        merchant.count("merchant_count_30d", "30d"),
+        merchant.amount_mean("merchant_amount_mean_30d", "30d"),
+        ratio("amount_to_merchant_mean_30d", "amount", "merchant_amount_mean_30d"),
+        merchant.fraud_share("merchant_fraud_share_1d", "1d", delay="7d", hop="1h"),
+        merchant.fraud_share("merchant_fraud_share_7d", "7d", delay="7d", hop="1h"),
+        merchant.fraud_share_decayed("merchant_fraud_share_decayed_14d", "1d", "14d", delay="7d", hop="1h"),
+        merchant.fraud_share("merchant_fraud_share_30d", "30d", delay="7d", hop="1h"),
+        # A compromised terminal is fraud all through, until it is found out, and of its usual amounts.
+        merchant.fraud_streak("merchant_fraud_streak", "30d", delay="7d", hop="1h"),
+        merchant.fraud_streak_seconds("merchant_fraud_streak_seconds", "30d", delay="7d", hop="1h"),
+        merchant.fraud_streak_amount_mean("merchant_fraud_streak_amount_mean", "30d", delay="7d", hop="1h"),
+        ratio("fraud_streak_to_merchant_mean_30d", "merchant_fraud_streak_amount_mean", "merchant_amount_mean_30d"),
+        merchant.seconds_since_fraud("merchant_seconds_since_fraud", "30d", delay="7d", hop="1h"),
+        merchant.seconds_since_genuine("merchant_seconds_since_genuine", "30d", delay="7d", hop="1h"),
+        # Whether the device is new, busy or shared. Payments at a terminal have none: these are missing then.
+        device.count("device_count_10m", "10m"),
+        device.count("device_count_1h", "1h"),
+        device.count("device_count_1d", "1d"),
+        device.count("device_count_30d", "30d"),
+        device.distinct("device_cards_30d", card_id, "30d"),
+        device.amount_mean("device_amount_mean_30d", "30d"),
+        device.seconds_since_last("device_seconds_since_last"),
+        device.seconds_since_first("device_seconds_since_first"),
+        device.fraud_share("device_fraud_share_30d", "30d", delay="7d"),
+    ),
+)

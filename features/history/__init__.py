@@ -1,0 +1,1 @@
+"""Labelled payments as columns, and the vectors they had when they were made."""

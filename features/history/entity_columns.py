@@ -1,0 +1,73 @@
+"""Which entity each payment of a history belongs to, a column for each kind of entity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from paywarden.features.history.columns import ColumnRoom, MemoryRoom
+from paywarden.features.history.history import History, parts_of
+from paywarden.features.profiles.keys import entity_key
+
+
+@dataclass(frozen=True)
+class EntityColumn:
+    """The entity of one kind that each payment of a history has, by number: -1 for none. `codes`: shape (payments,)."""
+
+    entity: str
+    codes: NDArray[np.integer]
+    count: int
+    _fields: tuple[tuple[pa.Array, NDArray[np.int64]], ...]
+
+    def store_keys(self) -> list[bytes]:
+        """The store key of each entity, by number."""
+        columns = [[texts[code] for code in codes.tolist()] for texts, codes in self._texts()]
+        return [entity_key(self.entity, ids) for ids in zip(*columns, strict=True)]
+
+    def _texts(self) -> Iterator[tuple[list[str], NDArray[np.int64]]]:
+        return ((names.to_pylist(), codes) for names, codes in self._fields)
+
+
+def entity_column(history: History, entity: str, fields: Sequence[str], room: ColumnRoom | None = None) -> EntityColumn:
+    """Number the entities that these fields of the payments name together, in ascending order of the fields' values.
+
+    A column that has to be made is made in `room`.
+    """
+    coded = [history.coded(field) for field in fields]
+    first, *others = coded
+    # A single field is numbered so already.
+    codes, count = first.codes, len(first.names)
+    parts: list[tuple[pa.Array, NDArray[np.int64]]] = [(first.names, np.arange(count))]
+    if not others:
+        return EntityColumn(entity, codes, count, tuple(parts))
+    numbered = (room or MemoryRoom()).new(len(history), np.int64)
+    # One field after the other, numbered anew each time: the product of three can outgrow 64 bits.
+    for column in others:
+        size = max(1, len(column.names))
+        known = _distinct(codes, column.codes, size)
+        for rows in parts_of(len(history)):
+            pairs, is_there = _pairs(codes[rows], column.codes[rows], size)
+            numbered[rows] = np.where(is_there, np.searchsorted(known, pairs), -1)
+        parts = [*((names, of[known // size]) for names, of in parts), (column.names, known % size)]
+        codes, count = numbered, len(known)
+    return EntityColumn(entity, codes, count, tuple(parts))
+
+
+def _distinct(first: NDArray[np.integer], second: NDArray[np.integer], size: int) -> NDArray[np.int64]:
+    """The pairs of numbers that there are, each as one number, in ascending order."""
+    known = np.zeros(0, dtype=np.int64)
+    for rows in parts_of(len(first)):
+        pairs, is_there = _pairs(first[rows], second[rows], size)
+        known = np.union1d(known, pairs[is_there])
+    return known
+
+
+def _pairs(
+    first: NDArray[np.integer], second: NDArray[np.integer], size: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Each pair as one number, and whether both are there."""
+    return first.astype(np.int64) * size + second, (first >= 0) & (second >= 0)

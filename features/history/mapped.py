@@ -1,0 +1,246 @@
+"""Open a history that is larger than memory: its columns lie in files, what is distinct in memory.
+
+    payments.parquet ─ part by part ─► columns of numbers and the ids' bytes, in files (features/history/columns.py)
+                                    └► a dictionary of each text column: cards, merchants, devices, addresses …
+    outcomes.parquet ─ part by part ─► times and labels in files ─ ids looked up (features/history/payment_ids.py) ─►
+    rows
+
+The result is what `read_history` gives, number for number, and what that refuses is refused here in the same words.
+On disk a payment takes 72 bytes and its id, and 8 more until outcomes are looked up; an outcome 17, and until then 16
+and an id more. Memory takes what each distinct text does: some 150 bytes while the files are read, its length and 4
+then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from paywarden.features.history.columns import FileRoom
+from paywarden.features.history.history import (
+    OUTCOME_COLUMNS,
+    OUTCOMES_FILE,
+    PAYMENT_COLUMNS,
+    PAYMENTS_FILE,
+    REQUIRED,
+    Coded,
+    History,
+    check_columns,
+    checked_numbers,
+    first_line,
+    flag_codes,
+    fraud_flags,
+    offset_codes,
+    parts_of,
+    plain_texts,
+    refuse_first,
+    refuse_unsorted,
+    refuse_wrong_text,
+    sorted_times,
+)
+from paywarden.features.history.payment_ids import Ids, find_rows, first_repeated, hash_texts
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import FIELD, FIELDS
+
+_PART_ROWS = 1 << 18
+_CODED = tuple(field.name for field in FIELDS if field.is_text and field.name != "payment_id")
+
+
+def open_history(directory: str | Path, room: FileRoom, *, part_rows: int = _PART_ROWS) -> History:
+    """Both files as columns in `room`. Misconfigured, naming the file and the column, if they are not a history."""
+    with ExitStack() as files:
+        payments = files.enter_context(_HistoryFile(Path(directory) / PAYMENTS_FILE, PAYMENT_COLUMNS))
+        outcomes = files.enter_context(_HistoryFile(Path(directory) / OUTCOMES_FILE, OUTCOME_COLUMNS))
+        made = _payments(payments, room, files, part_rows)
+        ids, event_time_ms = made.ids.whole(), made.numbers["event_time_ms"]
+        room.release()
+        repeated = first_repeated(ids)
+        if repeated >= 0:
+            raise Misconfigured(f"{PAYMENTS_FILE}: payment_id must be unique; row {repeated} breaks that")
+        room.release()
+        told = _outcomes(outcomes, room, files, part_rows)
+        outcome_payment = room.new(outcomes.count, np.int64)
+        lost = find_rows(ids, told.ids.whole(), outcome_payment, release=room.release)
+        if lost:
+            about = f"{lost} of {outcomes.count} outcomes"
+            raise Misconfigured(f"{OUTCOMES_FILE}: {about} are about payments that {PAYMENTS_FILE} does not hold")
+        for part in parts_of(outcomes.count):
+            is_early = told.time_ms[part] < event_time_ms[outcome_payment[part]]
+            refuse_first(OUTCOMES_FILE, "an outcome cannot be known before its payment is made", is_early, part.start)
+        room.release()
+        return History(
+            payment_id=_as_texts(ids),
+            event_time_ms=event_time_ms,
+            amount_minor=made.numbers["amount_minor"],
+            **{name.removesuffix("_id"): made.texts[name].coded() for name in _CODED},
+            utc_offset_code=made.utc_offset_code,
+            declined_code=made.declined_code,
+            outcome_payment=outcome_payment,
+            outcome_time_ms=told.time_ms,
+            outcome_fraud=told.fraud,
+        )
+
+
+class _HistoryFile:
+    """One of the two files, read part by part; every part is checked."""
+
+    def __init__(self, path: Path, columns: dict[str, str]) -> None:
+        if not path.is_file():
+            raise Misconfigured(f"a history needs the file {path}, which is not there")
+        self._path, self._columns = path, columns
+        try:
+            self._file = pq.ParquetFile(path)
+            schema = self._file.schema_arrow
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+        self._present = [name for name in columns if name in schema.names]
+        self.count = int(self._file.metadata.num_rows)
+        check_columns(path.name, schema.empty_table(), columns)
+
+    def __enter__(self) -> _HistoryFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def parts(self, rows: int) -> Iterator[tuple[int, pa.Table]]:
+        """(first row, rows from there on)."""
+        first = 0
+        for part in self._tables(self._present, rows):
+            for name in self._present:
+                if part[name].null_count and self._columns[name] in REQUIRED:
+                    raise self._holds_nulls(name, rows)
+            yield first, part
+            first += len(part)
+
+    def _tables(self, names: list[str], rows: int) -> Iterator[pa.Table]:
+        try:
+            for batch in self._file.iter_batches(batch_size=rows, columns=names):
+                yield pa.Table.from_batches([batch])
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+
+    def _holds_nulls(self, name: str, rows: int) -> Misconfigured:
+        count = sum(part[name].null_count for part in self._tables([name], rows))
+        return Misconfigured(f"{self._path.name}: column {name} must not be null, and {count} rows are")
+
+    def _unreadable(self, error: Exception) -> Misconfigured:
+        return Misconfigured(f"{self._path} cannot be read as Parquet: {first_line(error)}")
+
+
+class _Texts:
+    """Texts that are all different: their bytes in a file, where each begins in a column."""
+
+    def __init__(self, room: FileRoom, files: ExitStack, count: int) -> None:
+        self._room, self._file = room, files.enter_context(room.new_file())
+        self._offsets = room.new(count + 1, np.int64)
+
+    def add(self, first: int, texts: pa.Array) -> None:
+        """The texts from `first` on; parts come in order."""
+        _, offsets, content = texts.buffers()
+        bounds = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+        self._offsets[first + 1 : first + len(bounds)] = self._offsets[first] + bounds[1:] - bounds[0]
+        if content is not None:
+            self._room.append(self._file, np.frombuffer(content, dtype=np.uint8)[bounds[0] : bounds[-1]])
+
+    def whole(self) -> Ids:
+        content = self._room.mapped(self._file, np.uint8)
+        hashes = self._room.new(len(self._offsets) - 1, np.uint64)
+        hash_texts(self._offsets, content, 0, len(hashes), hashes)
+        return Ids(self._offsets, content, hashes)
+
+
+def _as_texts(ids: Ids) -> pa.Array:
+    buffers = [None, pa.py_buffer(ids.offsets), pa.py_buffer(ids.bytes)]
+    return pa.Array.from_buffers(pa.large_string(), len(ids.hashes), buffers)
+
+
+class _Dictionary:
+    """A column of repeating texts: numbered as they come, and in the end as `Coded` wants them."""
+
+    def __init__(self, name: str, room: FileRoom, count: int) -> None:
+        """`name`: of a payment's field, whose rules the texts must keep."""
+        self._field = FIELD[name]
+        self._codes = room.new(count, np.int32)
+        self._numbers: dict[str, int] = {}
+
+    def add(self, first: int, column: pa.ChunkedArray) -> None:
+        """The texts from `first` on. Raises Misconfigured naming the first row that breaks a rule."""
+        encoded, numbers = plain_texts(column).dictionary_encode(), self._numbers
+        codes = encoded.indices.fill_null(-1).to_numpy()
+        refuse_wrong_text(self._field, encoded.dictionary, codes, first)
+        known = [numbers.setdefault(name, len(numbers)) for name in encoded.dictionary.to_pylist()]
+        # What code -1 stands for is the last.
+        code = np.array([*known, -1], dtype=np.int32)
+        self._codes[first : first + len(encoded)] = code[codes]
+
+    def coded(self) -> Coded:
+        names = pa.array(list(self._numbers), pa.string())
+        self._numbers = {}
+        order = pc.sort_indices(names).to_numpy()
+        code = np.empty(len(order) + 1, dtype=np.int32)
+        code[order] = np.arange(len(order))
+        code[-1] = -1
+        for part in parts_of(len(self._codes)):
+            self._codes[part] = code[self._codes[part]]
+        return Coded(codes=self._codes, names=names.take(pa.array(order)))
+
+
+class _Payments:
+    """Columns of payments while they are read."""
+
+    def __init__(self, room: FileRoom, files: ExitStack, count: int) -> None:
+        self.ids = _Texts(room, files, count)
+        self.texts = {name: _Dictionary(name, room, count) for name in _CODED}
+        self.numbers = {name: room.new(count, np.int64) for name in ("event_time_ms", "amount_minor")}
+        self.utc_offset_code = room.new(count, np.int64)
+        self.declined_code = room.new(count, np.int64)
+
+
+def _payments(file: _HistoryFile, room: FileRoom, files: ExitStack, part_rows: int) -> _Payments:
+    made, previous_ms = _Payments(room, files, file.count), 0
+    for first, part in file.parts(part_rows):
+        rows = slice(first, first + len(part))
+        for name in PAYMENT_COLUMNS:
+            if name == "payment_id":
+                ids = plain_texts(part[name])
+                refuse_wrong_text(FIELD[name], ids, np.arange(len(ids)), first)
+                made.ids.add(first, ids)
+            elif name in made.texts:
+                made.texts[name].add(first, part[name])
+            elif FIELD[name].is_required:
+                made.numbers[name][rows] = checked_numbers(part, name, first)
+        made.utc_offset_code[rows] = offset_codes(part, first)
+        made.declined_code[rows] = flag_codes(part, "declined")
+        time_ms = made.numbers["event_time_ms"][rows]
+        refuse_unsorted(PAYMENTS_FILE, "event_time_ms", time_ms, first_row=first, previous_ms=previous_ms)
+        previous_ms = int(time_ms[-1])
+        room.release()
+    return made
+
+
+class _Outcomes:
+    """Columns of outcomes while they are read."""
+
+    def __init__(self, room: FileRoom, files: ExitStack, count: int) -> None:
+        self.ids = _Texts(room, files, count)
+        self.time_ms = room.new(count, np.int64)
+        self.fraud = room.new(count, np.bool_)
+
+
+def _outcomes(file: _HistoryFile, room: FileRoom, files: ExitStack, part_rows: int) -> _Outcomes:
+    told, previous_ms = _Outcomes(room, files, file.count), 0
+    for first, part in file.parts(part_rows):
+        rows = slice(first, first + len(part))
+        time_ms = sorted_times(OUTCOMES_FILE, part, "outcome_time_ms", first_row=first, previous_ms=previous_ms)
+        previous_ms = int(time_ms[-1])
+        told.time_ms[rows], told.fraud[rows] = time_ms, fraud_flags(part["label"])
+        told.ids.add(first, plain_texts(part["payment_id"]))
+        room.release()
+    return told

@@ -1,0 +1,259 @@
+"""Run a history through the kernel in time order: the vectors its payments had when they were made.
+
+Payments and outcomes are merged by the time they became known, payments first where the times are equal, and
+worked off in chunks. Within a chunk the events of one entity are brought together (they never depend on
+another entity's), so a profile is unpacked once a chunk, stays in the processor's cache, and memory is bounded
+by the profiles and one chunk, not by the history.
+
+Several threads share a chunk: each takes a run of the entities of one kind and fills what those say of the payments
+into slots of their own, then each assembles the vectors of a run of payments. Nobody waits for another's numbers but
+between the two, so the results are the same to the bit however many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features import kernel
+from paywarden.features.history.columns import ColumnRoom, MemoryRoom
+from paywarden.features.history.entity_columns import entity_column
+from paywarden.features.history.history import History, parts_of
+from paywarden.features.history.rows import HistoryRows
+from paywarden.features.history.thread_pool import Crew
+from paywarden.features.profiles.engine import Events, FeatureEngine
+from paywarden.features.profiles.money import RateTable
+
+CHUNK_ROWS = 200_000
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Payments first to last (exclusive) of a history; `vectors` has shape (last - first, features)."""
+
+    first: int
+    last: int
+    vectors: NDArray[np.float32]
+    late: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Changes of a payment's known label, in the order they became known. All shape (changes,).
+
+    `before` is the first payment that is later than the change; `weight` is +1 for a fraud, -1 for one taken
+    back. Outcomes that change nothing (genuine ones, mostly) are not among them.
+    """
+
+    payment: NDArray[np.int64]
+    before: NDArray[np.int64]
+    weight: NDArray[np.int64]
+
+
+def label_changes(history: History) -> Labels:
+    """What outcomes change: a repeated one nothing, a corrected one takes back what it corrects."""
+    outcomes = _outcomes_of_frauds(history)
+    # Stable: outcomes of one payment stay in the order they became known.
+    order = outcomes[np.argsort(history.outcome_payment[outcomes], kind="stable")]
+    payment = history.outcome_payment[order]
+    fraud = history.outcome_fraud[order].astype(np.int64)
+    previous = np.zeros_like(fraud)
+    same = payment[1:] == payment[:-1]
+    previous[1:][same] = fraud[:-1][same]
+    changed = np.flatnonzero(fraud != previous)
+    known_ms = history.outcome_time_ms[order][changed]
+    known_order = np.argsort(known_ms, kind="stable")
+    changed, known_ms = changed[known_order], known_ms[known_order]
+    before = np.searchsorted(history.event_time_ms, known_ms, side="right")
+    return Labels(payment[changed], before.astype(np.int64), (fraud - previous)[changed])
+
+
+def _outcomes_of_frauds(history: History) -> NDArray[np.int64]:
+    """The outcomes of payments that were called a fraud at some time, in order: those of all others change nothing."""
+    parts = list(parts_of(len(history.outcome_payment)))
+    called = [history.outcome_payment[part][history.outcome_fraud[part]] for part in parts]
+    frauds = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *called]))
+    found = [np.flatnonzero(np.isin(history.outcome_payment[part], frauds)) + part.start for part in parts]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *found])
+
+
+class Passage:
+    """A walk through a history; `profiles[entity][code]` are the packed profiles so far, None when unknown."""
+
+    def __init__(
+        self,
+        history: History,
+        engine: FeatureEngine,
+        rates: RateTable,
+        *,
+        room: ColumnRoom | None = None,
+        crew: Crew | None = None,
+    ) -> None:
+        """`room` is for columns as long as the history; the threads of `crew` share the work, without a trace of it.
+
+        Raises InvalidEvent when the history holds a currency there is no rate for.
+        """
+        self._history = history
+        self._crew = crew or Crew()
+        self._engines: SimpleQueue[FeatureEngine] = SimpleQueue()
+        self._engine = engine
+        for twin in (engine, *(engine.twin() for _ in range(self._crew.threads - 1))):
+            self._engines.put(twin)
+        self._labels = label_changes(history)
+        self._room = room or MemoryRoom()
+        self._room.release()
+        self.amounts = reference_amounts(history, rates, self._room)
+        """Each payment's amount in minor units of the reference currency, shape (payments,)."""
+        self.rows = HistoryRows(history, self.amounts)
+        plan = engine.plan
+        self.entities = [
+            entity_column(history, name, fields, self._room)
+            for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True)
+        ]
+        self.profiles: list[list[bytes | None]] = [[None] * entities.count for entities in self.entities]
+        self._labels_done = 0
+
+    def chunks(
+        self,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        rows: int = CHUNK_ROWS,
+        progress: Callable[[int], object] | None = None,
+    ) -> Iterator[Chunk]:
+        """The payments `first` to `last` (exclusive) in order; those before only warm the profiles up.
+
+        Outcomes known by then are worked in. `progress` gets rows done, those before `first` too.
+        """
+        stop = len(self._history) if last is None else last
+        for start in range(0, stop, rows):
+            end = min(stop, start + rows)
+            chunk = self._advance(start, end, max(first, start))
+            self._room.release()
+            if progress is not None:
+                progress(end - start)
+            if end > first:
+                yield chunk
+
+    def finish(self) -> None:
+        """Work in the outcomes that are later than every payment."""
+        end = len(self._history)
+        self._advance(end, end, end, labels_stop=len(self._labels.payment))
+
+    def _advance(self, first: int, last: int, wanted: int, labels_stop: int | None = None) -> Chunk:
+        """Bring all profiles up to payment `last`; vectors are made of the payments from `wanted` on."""
+        if labels_stop is None:
+            # A label goes before the payment `before`; one that goes after the last payment waits.
+            labels_stop = int(np.searchsorted(self._labels.before, last, side="left"))
+        labels = slice(self._labels_done, labels_stop)
+        self._labels_done = labels_stop
+        # Payments of the chunk first, then those the labels are of.
+        payments = np.concatenate((np.arange(first, last), self._labels.payment[labels]))
+        attributes = np.concatenate(self._crew.each(lambda part: self.rows.of(payments[part]), self._shares(payments)))
+        slots = self._engine.new_slots(max(0, last - wanted))
+        ordered = self._crew.each(
+            lambda entity: self._events(entity, first, last, wanted, labels), range(len(self.entities))
+        )
+        shares = [
+            (entity, touched[part], events.of_groups(part))
+            for entity, (touched, events) in enumerate(ordered)
+            for part in _even_shares(events.groups, self._crew.threads)
+        ]
+        late = sum(self._crew.each(lambda share: self._apply(*share, attributes, slots), shares))
+        vectors = np.empty((len(slots), self._engine.plan.feature_count), dtype=np.float32)
+        of_wanted = attributes[wanted - first : last - first]
+        self._crew.each(lambda part: self._assemble(of_wanted[part], slots[part], vectors[part]), self._shares(slots))
+        return Chunk(wanted, last, vectors, late)
+
+    def _shares(self, rows: NDArray[np.generic]) -> list[slice]:
+        """As many parts as there are threads; one of nothing, where there is nothing."""
+        return list(parts_of(len(rows), max(1, -(-len(rows) // self._crew.threads)))) or [slice(0, 0)]
+
+    def _events(
+        self, entity: int, first: int, last: int, wanted: int, labels: slice
+    ) -> tuple[NDArray[np.integer], Events]:
+        """What happens to one kind of entity up to payment `last`: the entities, and their events in order."""
+        codes = self.entities[entity].codes
+        label_payment, label_before = self._labels.payment[labels], self._labels.before[labels]
+        # Even places are labels, odd ones payments: label `before` r stands before payment r.
+        place = np.concatenate((2 * np.arange(first, last) + 1, 2 * label_before))
+        code = np.concatenate((codes[first:last], codes[label_payment]))
+        order = np.lexsort((place, code))
+        code = code[order]
+        there = int(np.searchsorted(code, 0))  # codes below 0: the payment has no such entity
+        order, code = order[there:], code[there:]
+        starts = np.flatnonzero(np.diff(code, prepend=-1))
+        is_label = order >= last - first
+        weight = np.ones(len(order), dtype=np.int64)
+        weight[is_label] = self._labels.weight[labels][order[is_label] - (last - first)]
+        unchecked = np.full(len(order), -1, dtype=np.int64)
+        row = order - (wanted - first)
+        events = Events(
+            groups=np.append(starts, len(order)).astype(np.int64),
+            kind=np.where(is_label, kernel.LABEL, kernel.PAYMENT).astype(np.uint8),
+            payment=order,
+            weight=weight,
+            source=unchecked,
+            offset=unchecked,
+            row=np.where(is_label | (row < 0), -1, row),
+        )
+        return code[starts], events
+
+    def _apply(
+        self,
+        entity: int,
+        touched: NDArray[np.integer],
+        events: Events,
+        attributes: NDArray[np.int64],
+        slots: NDArray[np.float64],
+    ) -> int:
+        """Replace the profiles of some entities; returns the events that came too late."""
+        profiles, codes = self.profiles[entity], touched.tolist()
+        states = [profiles[code] for code in codes]
+        with self._engine_of_its_own() as engine:
+            result = engine.apply(entity, events, attributes, states, slots)
+        for code, state in zip(codes, result.states, strict=True):
+            profiles[code] = state
+        return result.late
+
+    def _assemble(
+        self, attributes: NDArray[np.int64], slots: NDArray[np.float64], vectors: NDArray[np.float32]
+    ) -> None:
+        with self._engine_of_its_own() as engine:
+            vectors[:] = engine.vectors_of_slots(attributes, slots)
+
+    @contextmanager
+    def _engine_of_its_own(self) -> Iterator[FeatureEngine]:
+        engine = self._engines.get()
+        try:
+            yield engine
+        finally:
+            self._engines.put(engine)
+
+
+def reference_amounts(history: History, rates: RateTable, room: ColumnRoom) -> NDArray[np.int64]:
+    """Each payment's amount in minor units of the reference currency, a column in `room`.
+
+    Raises InvalidEvent when the history holds a currency there is no rate for.
+    """
+    names = history.currency.names.to_pylist()
+    amounts = room.new(len(history), np.int64)
+    for part in parts_of(len(history)):
+        amounts[part] = rates.convert_columns(
+            history.amount_minor[part], history.currency.codes[part], names, history.event_time_ms[part]
+        )
+    room.release()
+    return amounts
+
+
+def _even_shares(groups: NDArray[np.int64], count: int) -> list[slice]:
+    """Groups in `count` runs with about as many events each; a run that would be empty is not there."""
+    cuts = np.searchsorted(groups, np.linspace(0, groups[-1], count + 1)[1:-1])
+    bounds = [0, *cuts.tolist(), len(groups) - 1]
+    return [slice(start, end) for start, end in pairwise(bounds) if end > start]

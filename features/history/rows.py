@@ -1,0 +1,51 @@
+"""Rows of attributes for the payments of a history, column by column."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features import kernel
+from paywarden.features.catalogue import attributes
+from paywarden.features.history.history import Coded, History
+
+
+class HistoryRows:
+    """Rows of a history's payments, made for the payments asked for. Not copied: codes of its distinct texts."""
+
+    def __init__(self, history: History, amounts: NDArray[np.int64]) -> None:
+        """`amounts`: minor units of the reference currency, shape (payments,)."""
+        self._plain = {
+            kernel.TIME_MS: history.event_time_ms,
+            kernel.AMOUNT: amounts,
+            kernel.AMOUNT_MINOR: history.amount_minor,
+            attributes.utc_offset.column: history.utc_offset_code,
+            attributes.declined.column: history.declined_code,
+        }
+        texts = (
+            (attributes.currency, history.currency),
+            (attributes.card_id, history.card),
+            (attributes.merchant_id, history.merchant),
+            (attributes.device_id, history.device),
+            (attributes.ip, history.ip),
+            (attributes.mcc, history.mcc),
+            (attributes.country, history.country),
+            (attributes.channel, history.channel),
+        )
+        self._coded = [(a.column, coded.codes, _codes_of(coded, a.kind)) for a, coded in texts]
+
+    def of(self, payments: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        """Rows of these payments, shape (count, kernel.ATTRIBUTE_COUNT), C-contiguous."""
+        times = self._plain[kernel.TIME_MS][payments]
+        rows = np.zeros((len(times), kernel.ATTRIBUTE_COUNT), dtype=np.int64)
+        for column, values in self._plain.items():
+            rows[:, column] = values[payments]
+        for column, codes, values in self._coded:
+            # The last entry stands for code -1: nothing there.
+            rows[:, column] = values[codes[payments]]
+        return rows
+
+
+def _codes_of(coded: Coded, kind: attributes.Kind) -> NDArray[np.int64]:
+    code = attributes.CODES[kind]
+    return np.array([*(code(name) for name in coded.names.to_pylist()), 0], dtype=np.int64)

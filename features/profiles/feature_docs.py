@@ -1,0 +1,135 @@
+"""The catalogue as a table for people: what each feature means, and how large each entity's profiles are."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from paywarden.features import kernel
+from paywarden.features.catalogue.entity import Catalogue
+from paywarden.features.catalogue.expressions import Feature, WindowedMeasure, stored_values
+from paywarden.features.catalogue.windows import in_units
+from paywarden.features.profiles.engine import Events, FeatureEngine
+
+_COLUMNS = ("feature", "entity", "window", "hop", "unit", "meaning", "missing when")
+
+
+_WINDOWS = (
+    "A window is made of tiles of one hop and holds every tile it touches, so it reaches back up to one hop further "
+    "than it is long. A window that ended a while ago is exactly as long as it says, and ended up to one hop earlier. "
+    "A payment counts itself only where its feature says so."
+)
+
+
+@dataclass(frozen=True)
+class ListedFeature:
+    """One feature. `entity` is empty for what is of the payment itself, `window` and `hop` for what has none."""
+
+    name: str
+    entity: str
+    window: str
+    hop: str
+    unit: str
+    meaning: str
+    missing_when: str
+
+
+@dataclass(frozen=True)
+class ListedEntity:
+    """One kind of entity. Sizes are of a packed profile in the store: after one payment, and at the very most."""
+
+    name: str
+    key: str
+    features: int
+    bytes_after_one_payment: int
+    bytes_max: int
+    kept_days: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The whole catalogue. `digest` is what bundles are bound to."""
+
+    digest: str
+    entities: tuple[ListedEntity, ...]
+    features: tuple[ListedFeature, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """Aligned columns for a terminal."""
+        rows = [_COLUMNS, *(_cells(feature) for feature in self.features)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([*lines, "", *(_sentence(entity) for entity in self.entities), f"catalogue {self.digest}"])
+
+    def to_markdown(self) -> str:
+        """The page that documents the catalogue."""
+        lines = [
+            "# Features",
+            "",
+            "Generated from `features/catalogue/catalogue.py` by `paywarden features list --format markdown`.",
+        ]
+        lines += ["", _WINDOWS, "", "| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+        for feature in self.features:
+            name, *rest = (cell.replace("|", "\\|") for cell in _cells(feature))
+            lines.append("| " + " | ".join((f"`{name}`", *rest)) + " |")
+        lines += ["", "## Profiles", ""]
+        lines += [f"- {_sentence(entity)}" for entity in self.entities]
+        return "\n".join(lines)
+
+
+def listing_of(catalogue: Catalogue, engine: FeatureEngine) -> Listing:
+    """`engine` is the catalogue's own. Runs one payment through it to see what a profile takes."""
+    plan = engine.plan
+    entities = tuple(
+        ListedEntity(
+            name=entity.name,
+            key=" + ".join(entity.keys),
+            features=sum(feature.entity == entity.name for feature in catalogue.features),
+            bytes_after_one_payment=_bytes_after_one_payment(engine, number),
+            bytes_max=plan.profile_bytes_max(number),
+            kept_days=plan.ttl_s(number) // 86_400,
+        )
+        for number, entity in enumerate(catalogue.entities)
+    )
+    return Listing(plan.digest, entities, listed_features(catalogue))
+
+
+def listed_features(catalogue: Catalogue) -> tuple[ListedFeature, ...]:
+    """What each feature means, in the order of the vector."""
+    return tuple(
+        ListedFeature(f.name, f.entity, f.window, _hops(f), f.unit, f.meaning, f.missing) for f in catalogue.features
+    )
+
+
+def _hops(feature: Feature) -> str:
+    """The tiles its windows are made of: a window reaches back up to one hop further than it is long."""
+    windows = [stored.window for stored in stored_values(feature.value) if isinstance(stored, WindowedMeasure)]
+    return " : ".join(dict.fromkeys(in_units(window.hop_ms) for window in windows))
+
+
+def _cells(feature: ListedFeature) -> tuple[str, ...]:
+    entity = feature.entity or "payment"
+    return feature.name, entity, feature.window, feature.hop, feature.unit, feature.meaning, feature.missing_when
+
+
+def _sentence(entity: ListedEntity) -> str:
+    return (
+        f"{entity.name} (by {entity.key}): {entity.features} features; a profile takes "
+        f"{entity.bytes_after_one_payment} bytes after one payment and at most {entity.bytes_max:,}; "
+        f"it is kept for {entity.kept_days} days after its last change"
+    )
+
+
+def _bytes_after_one_payment(engine: FeatureEngine, entity: int) -> int:
+    one, none, first = np.ones(1, np.int64), np.full(1, -1, np.int64), np.zeros(1, np.int64)
+    events = Events(np.array([0, 1]), np.zeros(1, np.uint8), first, one, first, one, none)
+    attributes = np.full((1, kernel.ATTRIBUTE_COUNT), 10_000, dtype=np.int64)
+    # A time of today, whose tile numbers are as long as they will be.
+    attributes[0, kernel.TIME_MS] = 1_764_000_000_000
+    return len(engine.apply(entity, events, attributes, [None], engine.new_slots(0)).states[0])

@@ -1,0 +1,462 @@
+"""One stored profile in words and numbers: bytes in, values and lines out.
+
+A profile of another catalogue is shown as this one reads it. Amounts are in major units of the reference currency;
+features are what the model gets, in the units that the catalogue says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features import kernel
+from paywarden.features.catalogue import attributes
+from paywarden.features.catalogue.entity import Catalogue
+from paywarden.features.catalogue.expressions import (
+    Derived,
+    Measure,
+    Operation,
+    Recollection,
+    Remembered,
+    Value,
+    WindowedMeasure,
+    stored_values,
+)
+from paywarden.features.catalogue.windows import in_units
+from paywarden.features.kernel.varint import decode_zigzag
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.keys import entity_key
+from paywarden.features.profiles.money import REFERENCE_MINOR_DIGITS
+from paywarden.features.profiles.plan import Plan
+from paywarden.features.profiles.shape import MEASURES, ColumnShape, TableShape, decode_shape, numbers_of, shape_of
+from paywarden.schemas.errors import Misconfigured
+
+# Of a tile: a count, an amount, or a count for each bucket; None for the largest of nothing.
+Cell = int | Decimal | tuple[int, ...] | None
+
+# Operations that ask the payment; the others take only what is stored.
+_OF_PAYMENT = frozenset(
+    {
+        Operation.ATTRIBUTE_VALUE,
+        Operation.HOUR,
+        Operation.NIGHT,
+        Operation.WEEKEND,
+        Operation.WEEKDAY,
+        Operation.TRAILING_ZEROS,
+        Operation.BELOW_LIMIT,
+        Operation.HOLDS,
+        Operation.CATEGORY,
+    }
+)
+_WORDS = {
+    Measure.COUNT: "count",
+    Measure.AMOUNT_SUM: "sum",
+    Measure.SQUARES_LOW: "squares",
+    Measure.AMOUNT_MAX: "max",
+    Measure.AMOUNT_MIN: "min",
+    Measure.DISTINCT_BITS: "distinct",
+    Measure.BUCKET_COUNTS: "buckets",
+    Measure.FRAUD_COUNT: "fraud",
+    Measure.FRAUD_AMOUNT: "fraud sum",
+}
+_NO_VALUE = "-"
+
+
+@dataclass(frozen=True)
+class Tile:
+    start_ms: int
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The tiles of one hop, of payments or of what their labels say (`is_label`).
+
+    `columns` names the cells: the measure, what of, and the condition.
+    """
+
+    hop: str
+    is_label: bool
+    columns: tuple[str, ...]
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Remembrance:
+    """A remembered value and when it was last seen. `value` is None where only a checksum of it is kept."""
+
+    value: str | None
+    seen_ms: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The latest distinct values of an attribute, newest first, at most `capacity`."""
+
+    attribute: str
+    capacity: int
+    values: tuple[Remembrance, ...]
+
+
+@dataclass(frozen=True)
+class FeatureValue:
+    """`value` is None when it is missing: then `why` says for what reason it can be."""
+
+    name: str
+    value: float | None
+    unit: str
+    why: str
+
+
+@dataclass(frozen=True)
+class ProfileView:
+    """What a stored profile holds. Times are epoch milliseconds, None for never.
+
+    `layout_version`, `digest` and `size_bytes` are of the stored bytes; the rest is of the profile as this catalogue
+    reads it. `sources` are (source, newest offset contained).
+    """
+
+    entity: str
+    size_bytes: int
+    layout_version: int
+    digest: str
+    is_migrated: bool
+    first_payment_ms: int | None
+    last_payment_ms: int | None
+    newest_event_ms: int
+    tables: tuple[Table, ...]
+    memories: tuple[Memory, ...]
+    sources: tuple[tuple[int, int], ...]
+    as_of_ms: int
+    features: tuple[FeatureValue, ...]
+
+
+def typed_key(plan: Plan, text: str) -> tuple[int, bytes]:
+    """The number of the entity and the store key that `card:C1` or, of a combination, `card_merchant:C1,M1` means.
+
+    Raises Misconfigured, or InvalidEvent for an id that no key can hold; neither repeats the text.
+    """
+    name, colon, identity = text.partition(":")
+    if name not in plan.entity_names or not colon:
+        known = ", ".join(plan.entity_names)
+        raise Misconfigured(f"wanted ENTITY:ID, the entity one of {known}; got something else")
+    entity = plan.entity_names.index(name)
+    fields = plan.entity_keys[entity]
+    ids = [identity] if len(fields) == 1 else identity.split(",")
+    if len(ids) != len(fields):
+        raise Misconfigured(f"wanted {name}:{','.join(fields)}, {len(fields)} ids with commas between; got {len(ids)}")
+    if "" in ids:
+        raise Misconfigured(f"wanted {name}:{','.join(fields)}; {fields[ids.index('')]} is empty")
+    try:
+        return entity, entity_key(name, ids)
+    except UnicodeEncodeError:
+        # What a shell passes on of bytes that are not UTF-8.
+        raise Misconfigured(f"the id of a {name} must be UTF-8 text") from None
+
+
+def view_profile(
+    engine: FeatureEngine, catalogue: Catalogue, entity: int, state: bytes, *, as_of_ms: int
+) -> ProfileView:
+    """Everything in a packed profile, and the entity's features as of a time. `engine` is of `catalogue`.
+
+    Raises UnreadableProfile.
+    """
+    own = engine.migrated(entity, state)
+    # First: rolling it up checks all of it, and what follows need not.
+    features = _features(engine, catalogue, entity, own, as_of_ms)
+    shape = engine.plan.shapes[entity]
+    numbers = numbers_of(own, shape).tolist()
+    words = _conditions_of(catalogue)
+    sections = len(shape.tables) + len(shape.memories)
+    counts, at = numbers[4 : 4 + sections], 4 + sections
+    newest_ms = sum(numbers[:3])
+    tables = []
+    for table, count in zip(shape.tables, counts, strict=False):
+        columns = [numbers[at + place * count :][:count] for place in range(table.width)]
+        tables.append(_table(table, columns, newest_ms, words))
+        at += count * table.width
+    memories = []
+    for (attribute, capacity), count in zip(shape.memories, counts[len(shape.tables) :], strict=True):
+        values, ages_ms = numbers[at : at + count], numbers[at + count : at + 2 * count]
+        memories.append(_memory(attribute, capacity, values, ages_ms, newest_ms))
+        at += 2 * count
+    return ProfileView(
+        entity=engine.plan.entity_names[entity],
+        size_bytes=len(state),
+        layout_version=state[0],
+        digest=shape_of(state)[0][::-1].hex(),
+        is_migrated=own is not state,
+        first_payment_ms=numbers[0] or None,
+        last_payment_ms=numbers[0] + numbers[1] or None,
+        newest_event_ms=newest_ms,
+        tables=tuple(tables),
+        memories=tuple(memories),
+        sources=tuple(zip(numbers[at:][: numbers[3]], numbers[at + numbers[3] :], strict=True)),
+        as_of_ms=as_of_ms,
+        features=features,
+    )
+
+
+def first_payment_ms(state: bytes) -> int | None:
+    """When the first payment in a packed profile was made, whatever its catalogue; 0 for none, None if unreadable."""
+    if not state or state[0] != kernel.LAYOUT_VERSION:
+        return None
+    try:
+        return int(numbers_of(state, decode_shape(shape_of(state)[1]))[0])
+    except Misconfigured:
+        return None
+
+
+def to_lines(view: ProfileView, source_name: Callable[[int], str]) -> list[str]:
+    """A view as text for a terminal. `source_name` says which topic's partition a source is."""
+    migrated = ", of another catalogue: shown as migrated to this one" if view.is_migrated else ""
+    facts = [
+        ("entity", view.entity),
+        ("size", f"{view.size_bytes} bytes"),
+        ("layout", f"version {view.layout_version}, digest {view.digest}{migrated}"),
+        ("first payment", _spoken_time(view.first_payment_ms)),
+        ("last payment", _spoken_time(view.last_payment_ms)),
+        ("newest event", _spoken_time(view.newest_event_ms)),
+    ]
+    lines = _aligned(facts)
+    for table in view.tables:
+        rows = [(utc(tile.start_ms), *map(_spoken_cell, tile.cells)) for tile in table.tiles]
+        lines += ["", f"tiles of {table.hop}{', known frauds' if table.is_label else ''}: {len(rows)}"]
+        lines += _aligned([("tile from", *table.columns), *rows], is_right_from=1) if rows else []
+    for memory in view.memories:
+        lines += ["", f"latest values of {memory.attribute}: {len(memory.values)}, at most {memory.capacity}"]
+        lines += _aligned(
+            [(utc(v.seen_ms), "(only a checksum)" if v.value is None else v.value) for v in memory.values]
+        )
+    lines += ["", f"contains, by source partition: {len(view.sources) or 'nothing of a topic'}"]
+    lines += _aligned([(source_name(source), f"offset {offset}") for source, offset in view.sources])
+    lines += ["", f"features as of {utc(view.as_of_ms)}"]
+    if view.as_of_ms < view.newest_event_ms:
+        lines.append("(the profile has newer events: what it has dropped since then is not in these)")
+    return lines + _aligned([_spoken_feature(feature) for feature in view.features])
+
+
+def to_dict(view: ProfileView, source_name: Callable[[int], str]) -> dict[str, object]:
+    """The same for JSON: times as texts in UTC, amounts as numbers of major units."""
+    return {
+        "entity": view.entity,
+        "size_bytes": view.size_bytes,
+        "layout_version": view.layout_version,
+        "digest": view.digest,
+        "is_migrated": view.is_migrated,
+        "first_payment": None if view.first_payment_ms is None else utc(view.first_payment_ms),
+        "last_payment": None if view.last_payment_ms is None else utc(view.last_payment_ms),
+        "newest_event": utc(view.newest_event_ms),
+        "tables": [
+            {
+                "hop": table.hop,
+                "labels": table.is_label,
+                "tiles": [
+                    {"start": utc(tile.start_ms), **dict(zip(table.columns, map(_plain, tile.cells), strict=True))}
+                    for tile in table.tiles
+                ],
+            }
+            for table in view.tables
+        ],
+        "memories": [
+            {
+                "attribute": memory.attribute,
+                "capacity": memory.capacity,
+                "values": [{"value": v.value, "last_seen": utc(v.seen_ms)} for v in memory.values],
+            }
+            for memory in view.memories
+        ],
+        "sources": {source_name(source): offset for source, offset in view.sources},
+        "as_of": utc(view.as_of_ms),
+        "features": [
+            {"name": f.name, "value": f.value, "unit": f.unit, "missing": f.why or None} for f in view.features
+        ],
+    }
+
+
+def utc(time_ms: int) -> str:
+    """Epoch milliseconds as ISO 8601; a time that no calendar of Python's has is no error."""
+    return str(np.datetime64(time_ms, "ms") if time_ms % 1000 else np.datetime64(time_ms // 1000, "s")) + "Z"
+
+
+def _features(
+    engine: FeatureEngine, catalogue: Catalogue, entity: int, state: bytes, as_of_ms: int
+) -> tuple[FeatureValue, ...]:
+    """The features that take this entity's profile alone, as a payment at that time would see them."""
+    plan = engine.plan
+    row = np.zeros((1, kernel.ATTRIBUTE_COUNT), dtype=np.int64)
+    row[0, kernel.TIME_MS] = as_of_ms
+    presence = np.full(plan.entity_count, kernel.ABSENT, dtype=np.uint8)
+    presence[entity] = kernel.KNOWN
+    bounds = np.zeros(plan.entity_count + 1, dtype=np.int64)
+    bounds[entity + 1 :] = len(state)
+    out = np.empty((1, plan.feature_count), dtype=np.float32)
+    engine.fill_vectors(row, presence, np.frombuffer(bytearray(state), dtype=np.uint8), bounds, out)
+    values = {feature.name: feature.value for feature in catalogue.features}
+    found = []
+    for feature, value in zip(catalogue.features, _shortest(out[0]), strict=True):
+        if _entities_in(feature.value, values) != {plan.entity_names[entity]}:
+            continue
+        if _asks_payment(feature.value, values):
+            found.append(FeatureValue(feature.name, None, feature.unit, "it depends on the payment"))
+        elif math.isnan(value):
+            found.append(FeatureValue(feature.name, None, feature.unit, feature.missing))
+        else:
+            found.append(FeatureValue(feature.name, value, feature.unit, ""))
+    return tuple(found)
+
+
+def _shortest(vector: NDArray[np.float32]) -> list[float]:
+    """Each float32 as the number with the fewest digits that rounds to it: 0.1 and not 0.10000000149."""
+    return [float(str(value)) for value in vector]
+
+
+def _entities_in(value: Value, values: Mapping[str, Value]) -> set[str]:
+    """The entities whose profiles a value takes; `values` are those of earlier features by name."""
+    if isinstance(value, str):
+        return _entities_in(values[value], values)
+    if isinstance(value, Derived):
+        return {entity for operand in value.operands for entity in _entities_in(operand, values)}
+    return {value.entity}
+
+
+def _asks_payment(value: Value, values: Mapping[str, Value]) -> bool:
+    if isinstance(value, str):
+        return _asks_payment(values[value], values)
+    if isinstance(value, Derived):
+        return value.operation in _OF_PAYMENT or any(_asks_payment(operand, values) for operand in value.operands)
+    return isinstance(value, Remembered) and value.recollection is not Recollection.LAST_VALUE
+
+
+def _conditions_of(catalogue: Catalogue) -> dict[tuple[int, int, int], str]:
+    """The words each condition was declared in."""
+    stored = [item for feature in catalogue.features for item in stored_values(feature.value)]
+    asked = [item.column.condition for item in stored if isinstance(item, WindowedMeasure)]
+    return {(c.column, c.operator, c.value): c.text for c in asked if c is not None}
+
+
+def _table(
+    table: TableShape,
+    columns: Sequence[Sequence[int]],
+    newest_ms: int,
+    words: dict[tuple[int, int, int], str],
+) -> Table:
+    """`columns` are the stored ones: how many hops each tile is older than the newest event's, and the measures."""
+    # Squares are kept in two sums, and shown as the one they are.
+    shown = [
+        (column, offset)
+        for column, offset in zip(table.columns, table.offsets, strict=True)
+        if column.measure != kernel.SQUARES_HIGH
+    ]
+    high = {
+        column.condition: offset
+        for column, offset in zip(table.columns, table.offsets, strict=True)
+        if column.measure == kernel.SQUARES_HIGH
+    }
+    tiles = []
+    for row in zip(*columns, strict=True):
+        cells = tuple(
+            _cell(column, row[offset : offset + column.parts], row[high.get(column.condition, 0)])
+            for column, offset in shown
+        )
+        tiles.append(Tile((newest_ms // table.hop_ms - row[0]) * table.hop_ms, cells))
+    names = tuple(_column_name(column, words) for column, _ in shown)
+    return Table(in_units(table.hop_ms), table.is_label, names, tuple(tiles))
+
+
+def _column_name(column: ColumnShape, words: dict[tuple[int, int, int], str]) -> str:
+    name = _WORDS[MEASURES[column.measure]]
+    if column.measure in (kernel.DISTINCT_BITS, kernel.BUCKET_COUNTS):
+        name += f" {attributes.ATTRIBUTES[column.attribute].name}"
+    return name if column.condition is None else f"{name} where {words[column.condition]}"
+
+
+def _cell(column: ColumnShape, parts: Sequence[int], high: int) -> Cell:
+    """What a tile keeps in a column's words; `high` is the other half of a sum of squares."""
+    value = parts[0]
+    match MEASURES[column.measure]:
+        case Measure.AMOUNT_SUM:
+            return _major(value)
+        case Measure.AMOUNT_MAX | Measure.AMOUNT_MIN:
+            return _major(value - 1) if value else None
+        case Measure.SQUARES_LOW:
+            return Decimal(value + (high << kernel.SQUARE_BITS)).scaleb(-2 * REFERENCE_MINOR_DIGITS)
+        case Measure.DISTINCT_BITS:
+            return _distinct(parts)
+        case Measure.BUCKET_COUNTS:
+            return tuple(parts)
+        case Measure.FRAUD_COUNT:
+            return decode_zigzag(value)
+        case Measure.FRAUD_AMOUNT:
+            return _major(decode_zigzag(value))
+        case _:
+            return value
+
+
+def _distinct(words: Sequence[int]) -> int:
+    """By linear counting, as the features have it."""
+    size = 64 * len(words)
+    ones = sum((word & (2**64 - 1)).bit_count() for word in words)
+    return round(size * math.log(size / max(1, size - ones)))
+
+
+def _major(amount_minor: int) -> Decimal:
+    return Decimal(amount_minor).scaleb(-REFERENCE_MINOR_DIGITS)
+
+
+def _memory(column: int, capacity: int, codes: Sequence[int], ages_ms: Sequence[int], newest_ms: int) -> Memory:
+    attribute = attributes.ATTRIBUTES[column]
+    values, seen_ms = [], newest_ms
+    for code, age_ms in zip(codes, ages_ms, strict=True):
+        seen_ms -= age_ms
+        values.append(Remembrance(_remembered(attribute.kind, code), seen_ms))
+    return Memory(attribute.name, capacity, tuple(values))
+
+
+def _remembered(kind: attributes.Kind, code: int) -> str | None:
+    if kind is attributes.Kind.AMOUNT:
+        return str(_major(code))
+    if kind is attributes.Kind.COUNTRY and code <= 26 * 26:
+        first, second = divmod(code - 1, 26)
+        return chr(65 + first) + chr(65 + second)
+    return None
+
+
+def _spoken_time(time_ms: int | None) -> str:
+    return "never" if time_ms is None else utc(time_ms)
+
+
+def _spoken_cell(cell: Cell) -> str:
+    if cell is None:
+        return _NO_VALUE
+    return " ".join(map(str, cell)) if isinstance(cell, tuple) else str(cell)
+
+
+def _spoken_feature(feature: FeatureValue) -> tuple[str, str, str]:
+    if feature.value is None:
+        return feature.name, _NO_VALUE, feature.why
+    return feature.name, f"{feature.value:.10g}", feature.unit
+
+
+def _plain(cell: Cell) -> int | float | list[int] | None:
+    """A cell as JSON has it."""
+    if isinstance(cell, tuple):
+        return list(cell)
+    return float(cell) if isinstance(cell, Decimal) else cell
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], is_right_from: int = 99) -> list[str]:
+    """Columns of one width; those from `is_right_from` on are numbers, and end together."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if place >= is_right_from else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,202 @@
+"""The shape of an entity's profiles: which hops, measures and memories their numbers stand for.
+
+Every packed profile carries its shape, some forty bytes, so that it can be read when the catalogue has changed:
+what both have goes over, what only the old one has is dropped, what only the new one has starts empty. A shape is
+varints (features/kernel/varint.py):
+
+    table count, and for each: hop in seconds, column count, columns
+    column      4 x measure, + 2 if it counts an attribute, + 1 if it has a condition;
+                then attribute and parts; then the condition's attribute, operator and value
+    memory count, and for each: attribute, capacity
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features import kernel
+from paywarden.features.catalogue.expressions import Column, Measure
+from paywarden.features.catalogue.windows import SECOND_MS
+from paywarden.features.kernel.migrate import Move, TableChange
+from paywarden.features.kernel.varint import decode_varints, encode_varint
+from paywarden.features.stores.base import RECORD_BYTES_MAX
+from paywarden.schemas.errors import Misconfigured
+
+MEASURES = tuple(Measure)
+# The widest column there is counts in 32 words: a shape that says more is damaged, and its rows could overflow.
+_PARTS_MAX = 64
+# A catalogue is refused when a profile with all its numbers eight bytes wide is more than a store's record takes.
+_NUMBERS_MAX = RECORD_BYTES_MAX // 8
+_DAMAGED = "it is damaged"
+
+
+@dataclass(frozen=True)
+class ColumnShape:
+    """One column of a table: everything that two columns must agree in to mean the same."""
+
+    measure: int
+    attribute: int
+    parts: int
+    condition: tuple[int, int, int] | None
+
+    @property
+    def is_label(self) -> bool:
+        return self.measure in (kernel.FRAUD_COUNT, kernel.FRAUD_AMOUNT)
+
+
+@dataclass(frozen=True)
+class TableShape:
+    """A table's hop and columns.
+
+    `offsets` are the places of the columns in a row, whose first word is the tile; `width` is the row's length.
+    """
+
+    hop_ms: int
+    columns: tuple[ColumnShape, ...]
+
+    @property
+    def is_label(self) -> bool:
+        """Whether labels change it, and not payments: never both."""
+        return any(column.is_label for column in self.columns)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        places = [1]
+        for column in self.columns:
+            places.append(places[-1] + column.parts)
+        return tuple(places[:-1])
+
+    @property
+    def width(self) -> int:
+        return 1 + sum(column.parts for column in self.columns)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Tables by ascending hop, of payments before of labels, and memories as (attribute, capacity)."""
+
+    tables: tuple[TableShape, ...]
+    memories: tuple[tuple[int, int], ...]
+
+    @property
+    def stored_columns(self) -> int:
+        """How many columns a packed profile has: each of its words is one."""
+        return kernel.FIXED_COLUMNS + sum(table.width for table in self.tables) + 2 * len(self.memories)
+
+    def digest(self, capacities: Sequence[int]) -> int:
+        """32 bits that change with the shape, and with how many tiles each table keeps."""
+        text = self.encode() + b"".join(capacity.to_bytes(4, "little") for capacity in capacities)
+        return int.from_bytes(hashlib.sha256(text).digest()[:4], "little")
+
+    def encode(self) -> bytes:
+        """As it stands in a packed profile."""
+        numbers = [len(self.tables)]
+        for table in self.tables:
+            numbers += [table.hop_ms // SECOND_MS, len(table.columns)]
+            for column in table.columns:
+                counts = column.parts != 1 or column.attribute != 0
+                numbers.append(4 * column.measure + 2 * counts + (column.condition is not None))
+                numbers += [column.attribute, column.parts] if counts else []
+                numbers += column.condition or ()
+        numbers.append(len(self.memories))
+        for memory in self.memories:
+            numbers += memory
+        return b"".join(map(encode_varint, numbers))
+
+
+def column_shape(column: Column) -> ColumnShape:
+    """The shape of a declared column."""
+    condition = column.condition
+    asked = None if condition is None else (condition.column, condition.operator, condition.value)
+    return ColumnShape(MEASURES.index(column.measure), column.attribute, column.parts, asked)
+
+
+def shape_of(state: bytes) -> tuple[bytes, bytes]:
+    """The digest and the shape that a packed profile carries, as bytes. Raises Misconfigured when it has none."""
+    start = kernel.SHAPE_BYTES_AT
+    size = int.from_bytes(state[start - 2 : start], "little")
+    if len(state) < start + size:
+        raise Misconfigured(_DAMAGED)
+    return state[1:5], state[start : start + size]
+
+
+def decode_shape(data: bytes) -> Shape:
+    """The shape that `encode` wrote. Raises Misconfigured when these bytes are none."""
+    try:
+        numbers = iter([*decode_varints(data)])
+        tables = tuple(_decode_table(numbers) for _ in range(next(numbers)))
+        memories = tuple((next(numbers), next(numbers)) for _ in range(next(numbers)))
+    except (StopIteration, RuntimeError, ValueError):
+        # A generator turns a StopIteration inside it into a RuntimeError.
+        raise Misconfigured(_DAMAGED) from None
+    parts = [column.parts for table in tables for column in table.columns]
+    if next(numbers, None) is not None or any(table.hop_ms <= 0 for table in tables):
+        raise Misconfigured(_DAMAGED)
+    if not all(0 < count <= _PARTS_MAX for count in parts):
+        raise Misconfigured(_DAMAGED)
+    return Shape(tables, memories)
+
+
+def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
+    """The numbers of a packed profile of that shape, as `kernel.decode` gives them. Raises Misconfigured."""
+    data = np.frombuffer(bytearray(state), dtype=np.uint8)
+    widths = np.array([table.width for table in shape.tables], dtype=np.int64)
+    numbers = np.empty(_NUMBERS_MAX, dtype=np.int64)
+    start = kernel.SHAPE_BYTES_AT + len(shape_of(state)[1])
+    count = kernel.decode(data, start, len(data), widths, len(shape.memories), numbers)
+    if count < 0:
+        raise Misconfigured(_DAMAGED)
+    return numbers[:count]
+
+
+def translation(old: Shape, new: Shape) -> NDArray[np.int64]:
+    """How the numbers of an old profile become those of a new one: see `kernel.migrate` for the layout."""
+    steps = [len(old.tables), len(old.memories)]
+    tables = {(table.hop_ms, table.is_label): index for index, table in enumerate(new.tables)}
+    for table in old.tables:
+        target = tables.get((table.hop_ms, table.is_label), -1)
+        moves = _moves(table, new.tables[target]) if target >= 0 else []
+        steps += TableChange(table.width, target, len(moves))
+        for move in moves:
+            steps += move
+    steps += _memory_targets(old, new)
+    return np.array(steps, dtype=np.int64)
+
+
+def _moves(old: TableShape, new: TableShape) -> list[Move]:
+    """Of every word that both tables have."""
+    places = dict(zip(new.columns, new.offsets, strict=True))
+    return [
+        Move(offset + part, places[column] + part, int(column.is_label))
+        for column, offset in zip(old.columns, old.offsets, strict=True)
+        if column in places
+        for part in range(column.parts)
+    ]
+
+
+def _memory_targets(old: Shape, new: Shape) -> list[int]:
+    """The new memory that each old one becomes: of the same attribute, and of the same capacity if there is one."""
+    targets = []
+    for attribute, capacity in old.memories:
+        same = [i for i, (other, _) in enumerate(new.memories) if other == attribute]
+        exact = [i for i in same if new.memories[i][1] == capacity]
+        targets.append((exact or same or [-1])[0])
+    return targets
+
+
+def _decode_table(numbers: Iterator[int]) -> TableShape:
+    hop_ms = next(numbers) * SECOND_MS
+    columns = []
+    for _ in range(next(numbers)):
+        head = next(numbers)
+        attribute, parts = (next(numbers), next(numbers)) if head & 2 else (0, 1)
+        condition = (next(numbers), next(numbers), next(numbers)) if head & 1 else None
+        columns.append(ColumnShape(head >> 2, attribute, parts, condition))
+    if len({column.is_label for column in columns}) > 1:
+        raise Misconfigured(_DAMAGED)
+    return TableShape(hop_ms, tuple(columns))

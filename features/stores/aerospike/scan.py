@@ -1,0 +1,202 @@
+"""A scan of one set: page by page at a limited rate, going on where it was when a node is lost.
+
+1. A page is a query of its own for at most so many records, over all partitions, from a state: what of each
+   partition is done, as the client keeps it. The page gives records and the next state.
+2. A page that fails leaves the state as it was, and is asked for again until it succeeds or patience is at an
+   end. To go on with the query that failed would not do: its state has moved past records that it had
+   received and then thrown away, and the scan would end without them and without an error.
+3. A node that does not hold all of a partition says so, and the client asks others; one page ends in an error
+   rather than without a partition.
+4. What no page can tell: nodes were lost, as many as there are copies of a record, and the others serve their
+   partitions as empty. So at the end the nodes of the start are counted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import aerospike
+from aerospike import exception as client_errors
+
+from paywarden.features.stores.aerospike.calls import Calls
+from paywarden.features.stores.aerospike.client import AerospikeSettings, describe, parse_info, scan_policy
+from paywarden.features.stores.base import ScanProgress
+from paywarden.schemas.errors import StoreUnavailable
+
+# A record as the client gives it: key, metadata, bins.
+ScannedRecord = tuple[tuple[str, str, object, bytearray], dict[str, int], dict[str, Any]]
+
+# The client's own notes, by partition; empty at the start.
+_State = dict[Any, Any]
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """The nodes that answered, how many copies of a record they keep, and how many of the set they have in all.
+
+    The latter two are None when not every node of the cluster said it.
+    """
+
+    node_names: frozenset[str]
+    copy_count: int | None = None
+    object_count: int | None = None
+
+    @property
+    def record_count(self) -> int | None:
+        """How many records the set has, each counted once."""
+        return None if self.object_count is None or not self.copy_count else self.object_count // self.copy_count
+
+
+class SetScan:
+    """A scan of one set. `clock` gives seconds that never go back, `sleep` lets some pass."""
+
+    def __init__(
+        self,
+        client: aerospike.Client,
+        calls: Calls,
+        settings: AerospikeSettings,
+        set_name: str,
+        *,
+        clock: Callable[[], float],
+        sleep: Callable[[float], object],
+    ) -> None:
+        self._client = client
+        self._calls = calls
+        self._settings = settings
+        self._set_name = set_name
+        self._clock = clock
+        self._sleep = sleep
+        # What has been read so far, and from when on more may be.
+        self._state: _State = {}
+        self._is_done = False
+        self._free_at = clock()
+
+    def pages(self, progress: ScanProgress | None) -> Iterator[list[ScannedRecord]]:
+        """Page by page. Raises StoreUnavailable rather than leave a part out, or Misconfigured."""
+        cluster = self._look_at_cluster()
+        expected_count = cluster.record_count
+        count = 0
+        if progress is not None:
+            progress(count, expected_count)
+        while not self._is_done:
+            page = self._patiently(self._next_page)
+            yield page
+            count += len(page)
+            if progress is not None:
+                progress(count, expected_count)
+        self._patiently(lambda: self._check_nothing_was_lost(cluster))
+
+    def _patiently(self, action: Callable[[], _Result]) -> _Result:
+        """The action's result, tried again for a while when the store is away."""
+        deadline: float | None = None
+        while True:
+            try:
+                return action()
+            except StoreUnavailable:
+                now = self._clock()
+                if deadline is None:
+                    deadline = now + self._settings.scan_patience_ms / 1000
+                if now >= deadline:
+                    raise
+            # Before its next look at the cluster the client would make the same attempt.
+            self._sleep(self._settings.tend_interval_ms / 1000)
+
+    def _next_page(self) -> list[ScannedRecord]:
+        settings = self._settings
+        wait_s = self._free_at - self._clock()
+        if wait_s > 0:
+            self._sleep(wait_s)
+        started = self._clock()
+        policy = scan_policy(settings)
+        if self._state:
+            policy["partition_filter"] = {"partition_status": self._state}
+        with self._calls.call("scan"):
+            query = self._client.query(settings.namespace, self._set_name)
+            query.select(settings.bin_name)
+            query.max_records = settings.scan_page_record_count
+            # Each node keeps to it within a page; between pages, and for all nodes together, it is kept here.
+            query.records_per_second = settings.scan_records_per_second
+            query.paginate()
+            page: list[ScannedRecord] = query.results(policy)
+            # A dictionary, whatever the client's own annotation says.
+            self._state = query.get_partitions_status()  # type: ignore[assignment]
+            self._is_done = query.is_done()
+        if settings.scan_records_per_second:
+            # From when it was asked for, not from when it could have been: a slow caller gathers no credit.
+            self._free_at = started + len(page) / settings.scan_records_per_second
+        return page
+
+    def _look_at_cluster(self) -> _Cluster:
+        answers: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
+        try:
+            for name in [node["node_name"] for node in self._client.get_node_names()]:
+                answer = self._ask(name)
+                if answer is not None:
+                    answers[name] = answer
+        except client_errors.AerospikeError:
+            # There is no node: the first page says so better.
+            return _Cluster(frozenset())
+        names = frozenset(answers)
+        try:
+            copy_count = min(int(namespace["effective_replication_factor"]) for namespace, _ in answers.values())
+            cluster_size = max(int(namespace["ns_cluster_size"]) for namespace, _ in answers.values())
+            # A node that has no record of a set says nothing about it.
+            object_count = sum(int(of_set.get("objects", "0")) for _, of_set in answers.values())
+        except (KeyError, ValueError):
+            return _Cluster(names)
+        return _Cluster(names, copy_count, object_count if len(names) == cluster_size else None)
+
+    def _ask(self, node_name: str) -> tuple[dict[str, str], dict[str, str]] | None:
+        """A node's statistics of the namespace and of the set, None when it does not answer."""
+        of_namespace = f"namespace/{self._settings.namespace}"
+        of_set = f"sets/{self._settings.namespace}/{self._set_name}"
+        policy = {"timeout": self._settings.info_timeout_ms}
+        try:
+            answer = self._client.info_single_node(f"{of_namespace}\n{of_set}", node_name, policy)
+        except client_errors.AerospikeError:
+            return None
+        said = dict(line.partition("\t")[::2] for line in answer.splitlines())
+        return parse_info(said.get(of_namespace, ""), ";"), parse_info(said.get(of_set, "").rstrip(";"), ":")
+
+    def _check_nothing_was_lost(self, before: _Cluster) -> None:
+        lost_count = len(before.node_names - self._look_at_cluster().node_names)
+        # Where it is not known how many copies there are, there may be one.
+        copy_count = before.copy_count or 1
+        if lost_count >= copy_count:
+            raise StoreUnavailable(
+                f"{describe(self._settings)}: scan lost {lost_count} of {len(before.node_names)} nodes, and a record "
+                f"has copies on {copy_count}: what was read may not be all there was"
+            )
+
+
+def set_counts(client: aerospike.Client, settings: AerospikeSettings) -> dict[str, int]:
+    """How many records each set of the namespace has, each record counted once; sets without any are left out.
+
+    Raises StoreUnavailable unless every node of the cluster says it.
+    """
+    of_namespace, of_sets = f"namespace/{settings.namespace}", f"sets/{settings.namespace}"
+    policy = {"timeout": settings.info_timeout_ms}
+    counts: dict[str, int] = {}
+    answered, copy_count, cluster_size = 0, 1, 0
+    try:
+        for node in client.get_node_names():
+            answer = client.info_single_node(f"{of_namespace}\n{of_sets}", node["node_name"], policy)
+            said = dict(line.partition("\t")[::2] for line in answer.splitlines())
+            namespace = parse_info(said[of_namespace], ";")
+            copy_count = int(namespace["effective_replication_factor"])
+            cluster_size = max(cluster_size, int(namespace["ns_cluster_size"]))
+            for one in filter(None, said[of_sets].split(";")):
+                of_set = parse_info(one, ":")
+                counts[of_set["set"]] = counts.get(of_set["set"], 0) + int(of_set["objects"])
+            answered += 1
+    except (client_errors.AerospikeError, KeyError, ValueError) as error:
+        raise StoreUnavailable(f"{describe(settings)}: a node does not say which sets it has") from error
+    if answered == 0 or answered < cluster_size:
+        raise StoreUnavailable(
+            f"{describe(settings)}: {answered} of {cluster_size} nodes say which sets they have, it takes all of them"
+        )
+    # Rounded up: while copies are on the move, a set with one record must not seem to have none.
+    return {name: -(-count // copy_count) for name, count in counts.items() if count}

@@ -1,0 +1,343 @@
+"""The profile store in a directory: LMDB, for one host without a server. One writer, many reader processes.
+
+A record is the profile with 4 bytes before it: the second it expires, unsigned, little endian, 0 for never.
+Expired records are not served, and go away like this: each write looks, in its own transaction, at as many
+records as it wrote, from where the last look ended, and removes those that have expired. So what is dead
+stays bounded by what is alive, at a cost a write can foresee, and no job has to run.
+
+A record's version is a digest of it, so the file holds none. The same bytes written again have the same version
+unless they expire at another time; either way they are the state that was read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import lmdb
+
+from paywarden.features.stores.base import (
+    ABSENT,
+    RECORD_BYTES_MAX,
+    ScanProgress,
+    StoreHealth,
+    Versioned,
+    check_versions,
+    check_write,
+    entity_of,
+)
+from paywarden.schemas.errors import Misconfigured, StoreUnavailable
+
+DATA_FILE = "data.mdb"
+
+_EXPIRY = struct.Struct("<I")
+_NEVER = 0
+
+# A scan reads so many records in one transaction and hands them out after it: a transaction held open while
+# a caller is slow would keep LMDB from reusing pages, and the file would grow.
+_SCAN_PAGE_COUNT = 1_000
+
+# Counting keeps nothing of what it sees: its transactions are short all the same.
+_COUNT_PAGE_COUNT = 100_000
+
+# 64 bits: a record that has changed has its old version once in 10¹⁹ times.
+_VERSION_BYTES = 8
+
+
+@dataclass(frozen=True)
+class LmdbSettings:
+    """Where an embedded store lies and how big it may become.
+
+    `map_size_bytes` is address space and an upper limit, not disk space taken. `fsync` makes an acknowledged
+    write survive a power cut, not only the death of the process; on a memory file system it costs for nothing.
+    """
+
+    path: str = ".paywarden/store"
+    map_size_bytes: int = 4 << 30
+    reader_count_max: int = 126
+    record_bytes_max: int = RECORD_BYTES_MAX
+    fsync: bool = True
+
+
+class LmdbStore:
+    """A ProfileStore on LMDB. `clock` gives epoch seconds and decides what has expired.
+
+    Opening raises Misconfigured when the directory cannot be used, or is in use by this very process. Open it
+    after a fork, not before: LMDB's handles do not survive one. `readonly` opens what a writer has created, and
+    raises StoreUnavailable where no writer has.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        map_size_bytes: int = LmdbSettings.map_size_bytes,
+        reader_count_max: int = LmdbSettings.reader_count_max,
+        record_bytes_max: int = LmdbSettings.record_bytes_max,
+        fsync: bool = LmdbSettings.fsync,
+        readonly: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = LmdbSettings(os.fspath(path), map_size_bytes, reader_count_max, record_bytes_max, fsync)
+        self._clock = clock
+        self._swept_to = b""
+        self._environment = _open(self._settings, readonly=readonly)
+
+    @classmethod
+    def from_settings(cls, settings: LmdbSettings, *, readonly: bool = False) -> LmdbStore:
+        """The store that the configuration describes."""
+        return cls(
+            settings.path,
+            map_size_bytes=settings.map_size_bytes,
+            reader_count_max=settings.reader_count_max,
+            record_bytes_max=settings.record_bytes_max,
+            fsync=settings.fsync,
+            readonly=readonly,
+        )
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See ProfileStore. One read transaction: all values are of one moment."""
+        for key in keys:
+            entity_of(key)
+        now = self._clock()
+        with self._begin(write=False) as transaction:
+            return [_live_value(transaction.get(key), now) for key in keys]
+
+    def read_versioned(self, keys: Sequence[bytes]) -> list[Versioned]:
+        """See ProfileStore. One read transaction, as `read`."""
+        for key in keys:
+            entity_of(key)
+        now = self._clock()
+        with self._begin(write=False) as transaction:
+            return [_versioned(transaction.get(key), now) for key in keys]
+
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+        """See ProfileStore. One write transaction: all of them or none."""
+        check_write(values, ttl_s=ttl_s, record_bytes_max=self._settings.record_bytes_max)
+        if not values:
+            return
+        now = self._clock()
+        # Rounded up: a record may live up to a second longer than asked, never shorter.
+        prefix = _EXPIRY.pack(math.ceil(now + ttl_s) if ttl_s else _NEVER)
+        with self._begin(write=True) as transaction:
+            # A reader that was killed keeps its slot, and old pages from being reused, until someone looks.
+            self._environment.reader_check()
+            check_versions(values, versions or {}, lambda key: _versioned(transaction.get(key), now))
+            for key, value in values.items():
+                transaction.put(key, prefix + value)
+            swept_to, _ = _sweep(transaction, self._swept_to, len(values), now)
+        self._swept_to = swept_to
+
+    def delete(self, keys: Sequence[bytes]) -> None:
+        """See ProfileStore. One write transaction."""
+        for key in keys:
+            entity_of(key)
+        if not keys:
+            return
+        with self._begin(write=True) as transaction:
+            for key in keys:
+                transaction.delete(key)
+
+    def scan(self, entity: str, *, progress: ScanProgress | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """See ProfileStore. In key order, in pages that are each of one moment; how many there will be is unknown."""
+        prefix = start = entity.encode() + b":"
+        count = 0
+        if progress is not None:
+            progress(count, None)
+        while start:
+            page, start = self._scan_page(prefix, start)
+            yield from page
+            count += len(page)
+            if progress is not None:
+                progress(count, None)
+
+    def counts(self) -> dict[str, int]:
+        """How many live records of each entity, of payments and so on there are. Goes over all keys, in pages."""
+        counts: dict[str, int] = {}
+        start = b""
+        is_last = False
+        while not is_last:
+            found, start = self._count_page(start)
+            for entity, count in found.items():
+                counts[entity] = counts.get(entity, 0) + count
+            is_last = not start
+        return counts
+
+    def health(self) -> StoreHealth:
+        """See ProfileStore. Begins a read transaction, which needs the map and a reader's slot."""
+        try:
+            with self._begin(write=False):
+                return StoreHealth()
+        except StoreUnavailable as error:
+            return StoreHealth(str(error))
+
+    def sweep(self, *, record_count_max: int) -> int:
+        """Looks at up to so many records, going round, and removes the expired ones; returns how many.
+
+        `write` does this by itself; this is for a store that is no longer written to.
+        """
+        with self._begin(write=True) as transaction:
+            swept_to, removed_count = _sweep(transaction, self._swept_to, record_count_max, self._clock())
+        self._swept_to = swept_to
+        return removed_count
+
+    def close(self) -> None:
+        """See ProfileStore."""
+        self._environment.close()
+
+    def _scan_page(self, prefix: bytes, start: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Live records from `start` on, and where the next page starts: empty when there is none."""
+        now = self._clock()
+        page: list[tuple[bytes, bytes]] = []
+        with self._begin(write=False) as transaction:
+            cursor = transaction.cursor()
+            # A cursor that found nothing would iterate from the very first record.
+            found = cursor.set_range(start)
+            for count, (view, stored) in enumerate(cursor if found else ()):
+                key = bytes(view)
+                if not key.startswith(prefix):
+                    break
+                if count == _SCAN_PAGE_COUNT:
+                    return page, key
+                value = _live_value(stored, now)
+                if value is not None:
+                    page.append((key, value))
+        return page, b""
+
+    def _count_page(self, start: bytes) -> tuple[dict[str, int], bytes]:
+        """Live records by entity from `start` on, and where the next page starts: empty when there is none."""
+        now = self._clock()
+        counts: dict[bytes, int] = {}
+        next_start = b""
+        with self._begin(write=False) as transaction:
+            cursor = transaction.cursor()
+            # A cursor that found nothing would iterate from the very first record.
+            found = cursor.set_range(start) if start else cursor.first()
+            for count, (view, stored) in enumerate(cursor if found else ()):
+                key = bytes(view)
+                if count == _COUNT_PAGE_COUNT:
+                    next_start = key
+                    break
+                if not _has_expired(stored, now):
+                    entity = key.partition(b":")[0]
+                    counts[entity] = counts.get(entity, 0) + 1
+        return {entity.decode(): count for entity, count in counts.items()}, next_start
+
+    @contextmanager
+    def _begin(self, *, write: bool) -> Iterator[lmdb.Transaction]:
+        """A transaction that commits at the end of the block, or changes nothing when it raises."""
+        settings = self._settings
+        try:
+            with self._environment.begin(write=write, buffers=True) as transaction:
+                yield transaction
+        except lmdb.MapFullError as error:
+            raise StoreUnavailable(
+                f"the LMDB store at {settings.path} has reached its {settings.map_size_bytes} bytes: "
+                "raise map_size_bytes, or lower what is kept"
+            ) from error
+        except lmdb.ReadersFullError as error:
+            raise StoreUnavailable(_readers_full(settings)) from error
+        except lmdb.MapResizedError as error:
+            raise StoreUnavailable(
+                f"the LMDB store at {settings.path} was opened elsewhere with a larger map_size_bytes than "
+                f"{settings.map_size_bytes}: use the same everywhere and open it again"
+            ) from error
+        except lmdb.ReadonlyError as error:
+            raise Misconfigured(f"the LMDB store at {settings.path} was opened for reading only") from error
+        except lmdb.Error as error:
+            raise StoreUnavailable(f"the LMDB store at {settings.path} failed: {error}") from error
+
+
+def _open(settings: LmdbSettings, *, readonly: bool) -> lmdb.Environment:
+    if readonly and not _has_data(settings.path):
+        raise StoreUnavailable(
+            f"there is no LMDB store at {os.path.abspath(settings.path)} yet ([lmdb] path): `paywarden stream` and "
+            "`paywarden backfill` make it"
+        )
+    try:
+        if not readonly:
+            os.makedirs(settings.path, exist_ok=True)
+        return lmdb.open(
+            settings.path,
+            map_size=settings.map_size_bytes,
+            max_readers=settings.reader_count_max,
+            readonly=readonly,
+            create=not readonly,
+            subdir=True,
+            lock=True,
+            max_dbs=0,
+            sync=settings.fsync,
+            metasync=settings.fsync,
+            # The pages near a profile are other profiles nobody asked for.
+            readahead=False,
+            # Needs more care on a crash, and takes the whole map's space at once on some file systems.
+            writemap=False,
+            meminit=False,
+        )
+    except lmdb.ReadersFullError as error:
+        raise StoreUnavailable(_readers_full(settings)) from error
+    except (lmdb.Error, OSError) as error:
+        raise Misconfigured(f"cannot open the LMDB store at {settings.path}: {error}") from error
+
+
+def _has_data(path: str) -> bool:
+    """Whether a writer has made the store. Its file is empty for a moment before it has its first page."""
+    try:
+        return (Path(path) / DATA_FILE).stat().st_size > 0
+    except FileNotFoundError:
+        return False
+    except OSError:
+        # LMDB says what is wrong with the place.
+        return True
+
+
+def _readers_full(settings: LmdbSettings) -> str:
+    return (
+        f"the LMDB store at {settings.path} has all of its {settings.reader_count_max} reader slots taken: "
+        "raise reader_count_max"
+    )
+
+
+def _live_value(stored: bytes | memoryview | None, now: float) -> bytes | None:
+    """A copy: `stored` points into the map and is good for this transaction only."""
+    if stored is None or _has_expired(stored, now):
+        return None
+    return bytes(stored[_EXPIRY.size :])
+
+
+def _versioned(stored: bytes | memoryview | None, now: float) -> Versioned:
+    value = _live_value(stored, now)
+    if stored is None or value is None:
+        return Versioned(None, ABSENT)
+    digest = hashlib.blake2b(stored, digest_size=_VERSION_BYTES).digest()
+    # The one value in 2⁶⁴ that would read as ABSENT makes way.
+    return Versioned(value, int.from_bytes(digest, "little") or ABSENT + 1)
+
+
+def _has_expired(stored: bytes | memoryview, now: float) -> bool:
+    (expires,) = _EXPIRY.unpack_from(stored)
+    return bool(expires != _NEVER and expires <= now)
+
+
+def _sweep(transaction: lmdb.Transaction, swept_to: bytes, record_count_max: int, now: float) -> tuple[bytes, int]:
+    """Where the next sweep goes on (empty: from the start) and how many records this one removed."""
+    expired = []
+    cursor = transaction.cursor()
+    cursor.set_range(swept_to)
+    next_start = b""
+    for count, (key, stored) in enumerate(cursor):
+        if count == record_count_max:
+            next_start = bytes(key)
+            break
+        if _has_expired(stored, now):
+            expired.append(bytes(key))
+    for key in expired:
+        transaction.delete(key)
+    return next_start, len(expired)

@@ -1,0 +1,113 @@
+"""The register of profile sets in a file, beside an embedded store.
+
+A file and not LMDB, because every process of the host reads it and several may change it: a reader needs no slot, no
+lock and no right to write, and may open it twice in one process. It is read whole, and replaced whole like this:
+
+1. lock       the file beside it, so that comparing and replacing are one step among processes of this host. The lock
+              goes with the process that holds it
+2. compare    the version, a digest of the bytes
+3. write      another file, synced to disk
+4. rename     it over the old one: a reader finds the old bytes or the new ones
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from paywarden.features.stores.base import ABSENT, StoreConflict, Versioned
+from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
+
+_FILE, _NEW_FILE, _LOCK_FILE = "live.json", "live.json.new", "live.lock"
+# A change takes milliseconds, most of them for syncing.
+_LOCK_TIMEOUT_S = 10.0
+_LOCK_RETRY_S = 0.005
+_VERSION_BYTES = 8
+
+
+class FileRegister:
+    """A RegisterStore in this folder, which is made by the first change. Safe to use from several processes."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, lock_timeout_s: float = _LOCK_TIMEOUT_S) -> None:
+        self._folder = Path(folder)
+        self._lock_timeout_s = lock_timeout_s
+
+    def read(self) -> Versioned:
+        """See RegisterStore. One small file is opened and read."""
+        try:
+            value = (self._folder / _FILE).read_bytes()
+        except FileNotFoundError:
+            return Versioned(None, ABSENT)
+        except OSError as error:
+            raise self._error("read", error) from error
+        digest = hashlib.blake2b(value, digest_size=_VERSION_BYTES).digest()
+        return Versioned(value, int.from_bytes(digest, "little") or ABSENT + 1)
+
+    def replace(self, value: bytes, version: int) -> None:
+        """See RegisterStore. On return it is on disk."""
+        try:
+            self._make_folder()
+            with self._locked():
+                found = self.read()
+                if found.version == version:
+                    self._write(value)
+                elif found.value != value:
+                    raise StoreConflict("the register of profile sets was changed since it was read: read it again")
+        except OSError as error:
+            raise self._error("write", error) from error
+
+    def close(self) -> None:
+        """See RegisterStore. Nothing is held open."""
+
+    def _make_folder(self) -> None:
+        if not self._folder.is_dir():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _sync_folder(self._folder.parent)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        deadline = time.monotonic() + self._lock_timeout_s
+        with (self._folder / _LOCK_FILE).open("ab") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() >= deadline:
+                        raise StoreUnavailable(
+                            f"another process has been changing the register of profile sets in {self._folder} for "
+                            f"{self._lock_timeout_s:g} s"
+                        ) from error
+                time.sleep(_LOCK_RETRY_S)
+            # Closing the file lets go of the lock.
+            yield
+
+    def _write(self, value: bytes) -> None:
+        # Only who has the lock writes it: what a killed process left is written over.
+        new = self._folder / _NEW_FILE
+        with new.open("wb") as file:
+            file.write(value)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._folder / _FILE)
+        _sync_folder(self._folder)
+
+    def _error(self, action: str, error: OSError) -> PaywardenError:
+        line = f"cannot {action} the register of profile sets in {self._folder}: {error.strerror}"
+        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | IsADirectoryError):
+            return Misconfigured(line)
+        return StoreUnavailable(line)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes what was created or renamed in it survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Compare models by a protocol of training, waiting and testing."""

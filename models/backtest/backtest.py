@@ -1,0 +1,282 @@
+"""Compare models by a protocol: parameters are chosen on validation folds, what was chosen is measured on test folds.
+
+    validation folds   train ── delay ── test          every candidate of a model is trained and measured
+    test folds                train ── delay ── test   only the chosen ones are
+
+1. The vectors of all days that any fold needs are computed once, as the payments were seen when they were made.
+2. A model's candidates are measured on every validation fold. The best mean is the choice: one for each metric, as
+   the Fraud Detection Handbook does it, or one by a single metric for all.
+3. The chosen candidates are trained anew on each test fold. Nothing else ever sees the test folds.
+4. If somebody published results for parameters of their own, these are measured on the test folds too: where they
+   come out as published, data, splits and metrics are the same. They take no part in the choice.
+
+Candidates that differ in their number of trees only are grown once and measured at each number (`Path`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features.history.history import History
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import RateTable
+from paywarden.models.metrics.evaluation import (
+    DAY_MS,
+    METRICS,
+    Days,
+    Measured,
+    Split,
+    card_precision_ceiling,
+    date_of_day,
+    measure,
+    split_rows,
+)
+from paywarden.models.training.candidates import TREES, Parameters, Path, Scores
+from paywarden.models.training.progress import Progress, unheard
+from paywarden.models.training.table import training_table
+from paywarden.schemas.errors import Misconfigured
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """`validation` is where candidates are compared, `test` where the chosen ones are measured."""
+
+    name: str
+    validation: tuple[Split, ...]
+    test: tuple[Split, ...]
+
+    @property
+    def days(self) -> Days:
+        """From the first day that any fold trains on to the last that any is tested on."""
+        splits = self.validation + self.test
+        return Days(min(split.train.first for split in splits), max(split.test.last for split in splits))
+
+
+def path_to(candidate: Parameters) -> Path:
+    """The path that leads to this candidate alone."""
+    others = {name: value for name, value in candidate.items() if name != TREES}
+    trees = candidate.get(TREES)
+    return Path(others) if trees is None else Path(others, (int(trees),))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Payments as a model sees them: `vectors` (rows, features) float32, missing is NaN; the rest (rows,)."""
+
+    vectors: NDArray[np.float32]
+    label: NDArray[np.int64]
+    day: NDArray[np.int64]
+    card: NDArray[np.int32]
+
+    def chosen(self, mask: NDArray[np.bool_]) -> Rows:
+        return Rows(self.vectors[mask], self.label[mask], self.day[mask], self.card[mask])
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What one split is trained and measured on; known compromised cards are not among `test`."""
+
+    split: Split
+    train: Rows
+    test: Rows
+
+
+Fit = Callable[[Path], list[Scores]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model with its candidates. `prepare` does once what all candidates need of a fold; what it returns
+    trains a path and gives the scores of the fold's test rows, one array for each of the path's candidates.
+
+    `chosen_by` is the metric that chooses for all metrics; None: each metric has its own choice.
+    `published` holds, by metric, parameters that somebody else chose.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    prepare: Callable[[Fold], Fit]
+    chosen_by: str | None = None
+    published: Mapping[str, Parameters] | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Metrics of several folds, in the order of the protocol's."""
+
+    folds: tuple[Measured, ...]
+
+    @property
+    def mean(self) -> Measured:
+        return Measured(*self._columns().mean(axis=0).tolist())
+
+    @property
+    def std(self) -> Measured:
+        """Of these folds themselves, not an estimate for others: divided by their number, as the book does."""
+        return Measured(*self._columns().std(axis=0).tolist())
+
+    def _columns(self) -> NDArray[np.float64]:
+        return np.array([[getattr(fold, metric) for metric in METRICS] for fold in self.folds])
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate and how it did on the validation folds."""
+
+    parameters: Parameters
+    validation: Summary
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """`chosen` has the parameters by metric; each metric in `validation` and `test` is that of its own choice.
+
+    `as_published` is the test with the parameters somebody else chose, None where there are none.
+    """
+
+    name: str
+    grid: tuple[Tried, ...]
+    chosen: Mapping[str, Parameters]
+    validation: Summary
+    test: Summary
+    as_published: Summary | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FoldFacts:
+    """A fold's size, and the card precision a perfect oracle has on it."""
+
+    split: Split
+    train_payments: int
+    train_frauds: int
+    test_payments: int
+    test_frauds: int
+    card_precision_ceiling: float
+
+
+def rows_of(
+    history: History,
+    days: Days,
+    *,
+    engine: FeatureEngine,
+    rates: RateTable,
+    label_delay_days: int,
+    progress: Callable[[int], object] | None = None,
+) -> Rows:
+    """The payments of these days, seen as when they were made; what is before them only fills the profiles.
+
+    Labels are those known `label_delay_days` after the last day. Raises Misconfigured if there is no payment.
+    """
+    table = training_table(
+        history, days, engine=engine, rates=rates, label_delay_days=label_delay_days, progress=progress
+    )
+    first = int(np.searchsorted(history.event_time_ms, days.first * DAY_MS))
+    return Rows(table.vectors, table.label, table.day, history.card.codes[first : first + len(table.label)])
+
+
+def fold_of(rows: Rows, split: Split) -> Fold:
+    """The rows of one split. Raises Misconfigured where there are not both frauds and genuine payments."""
+    train, test = split_rows(rows.day, rows.card, rows.label, split)
+    fold = Fold(split, rows.chosen(train), rows.chosen(test))
+    for part, days in ((fold.train, split.train), (fold.test, split.test)):
+        frauds = int(part.label.sum())
+        if frauds in (0, len(part.label)):
+            raise Misconfigured(
+                f"a fold needs frauds and genuine payments from {date_of_day(days.first)} to {date_of_day(days.last)}, "
+                f"got {frauds} frauds in {len(part.label)} payments"
+            )
+    return fold
+
+
+def facts_of(rows: Rows, splits: Sequence[Split]) -> list[FoldFacts]:
+    """What each fold is made of. Raises Misconfigured as `fold_of` does."""
+    return [_facts(fold_of(rows, split)) for split in splits]
+
+
+def backtest(rows: Rows, protocol: Protocol, family: Family, *, progress: Progress | None = None) -> ModelResult:
+    """Choose a model's parameters on the validation folds and measure them on the test folds."""
+    started = time.perf_counter()
+    progress = progress or unheard
+    grid = _tried(rows, protocol, family, progress)
+    choices = {metric: _best(grid, family.chosen_by or metric) for metric in METRICS}
+    chosen = {metric: grid[index].parameters for metric, index in choices.items()}
+    wanted = [chosen, *([family.published] if family.published else [])]
+    test, *as_published = _measured(rows, protocol, family, wanted, progress)
+    return ModelResult(
+        name=family.name,
+        grid=grid,
+        chosen=chosen,
+        validation=_by_metric({metric: grid[index].validation for metric, index in choices.items()}),
+        test=test,
+        as_published=as_published[0] if as_published else None,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _tried(rows: Rows, protocol: Protocol, family: Family, progress: Progress) -> tuple[Tried, ...]:
+    """Every candidate on every validation fold."""
+    with progress(f"{family.name}: choosing", len(family.paths) * len(protocol.validation)) as advance:
+        by_fold = [list(_walk(fold_of(rows, split), family, family.paths, advance)) for split in protocol.validation]
+    candidates = [candidate for path in family.paths for candidate in path.candidates()]
+    return tuple(
+        Tried(parameters, Summary(folds))
+        for parameters, folds in zip(candidates, zip(*by_fold, strict=True), strict=True)
+    )
+
+
+def _measured(
+    rows: Rows,
+    protocol: Protocol,
+    family: Family,
+    wanted: Sequence[Mapping[str, Parameters]],
+    progress: Progress,
+) -> list[Summary]:
+    """Choices by metric on the test folds; what several of them share is trained once."""
+    distinct: list[Parameters] = []
+    for choice in wanted:
+        distinct.extend(parameters for parameters in choice.values() if parameters not in distinct)
+    paths = [path_to(parameters) for parameters in distinct]
+    with progress(f"{family.name}: testing", len(paths) * len(protocol.test)) as advance:
+        by_fold = [list(_walk(fold_of(rows, split), family, paths, advance)) for split in protocol.test]
+    summaries = [Summary(folds) for folds in zip(*by_fold, strict=True)]
+    return [
+        _by_metric({metric: summaries[distinct.index(parameters)] for metric, parameters in choice.items()})
+        for choice in wanted
+    ]
+
+
+def _walk(fold: Fold, family: Family, paths: Sequence[Path], advance: Callable[[int], object]) -> Iterator[Measured]:
+    """The metrics of each candidate of these paths on one fold."""
+    fit = family.prepare(fold)
+    test = fold.test
+    for path in paths:
+        yield from [measure(test.day, test.card, test.label, scores) for scores in fit(path)]
+        advance(1)
+
+
+def _best(grid: Sequence[Tried], metric: str) -> int:
+    """The candidate with the highest mean; of equal ones the first, so grids start with the simplest."""
+    return int(np.argmax([getattr(tried.validation.mean, metric) for tried in grid]))
+
+
+def _by_metric(summaries: Mapping[str, Summary]) -> Summary:
+    """One summary of several: each metric from its own."""
+    columns = [[getattr(fold, metric) for fold in summaries[metric].folds] for metric in METRICS]
+    return Summary(tuple(Measured(*values) for values in zip(*columns, strict=True)))
+
+
+def _facts(fold: Fold) -> FoldFacts:
+    return FoldFacts(
+        split=fold.split,
+        train_payments=len(fold.train.label),
+        train_frauds=int(fold.train.label.sum()),
+        test_payments=len(fold.test.label),
+        test_frauds=int(fold.test.label.sum()),
+        card_precision_ceiling=card_precision_ceiling(fold.test.day, fold.test.card, fold.test.label),
+    )

@@ -1,0 +1,159 @@
+"""The Fraud Detection Handbook's protocol, inputs and published results, for a backtest to be held against.
+
+The book (chapters 3 and 5) trains on seven days, waits seven for labels and tests on the next seven. Its single split
+is trained from 25 July 2018 on; its prequential one has four folds, each a week earlier than the one before. Every
+fold that chooses parameters ends before the first day of the first test fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from paywarden.features.catalogue.entity import Catalogue, Entity, request
+from paywarden.features.history.history import History
+from paywarden.models.backtest.backtest import Protocol
+from paywarden.models.metrics.evaluation import (
+    METRICS,
+    Days,
+    Measured,
+    date_of_day,
+    day_of_date,
+    day_of_time,
+    handbook_split,
+    prequential_splits,
+)
+from paywarden.models.training.candidates import Parameters
+from paywarden.schemas.errors import Misconfigured
+
+LABEL_DELAY_DAYS = 7
+FIRST_DAY = day_of_date("2018-04-01")
+"""The book's payments begin here, and its windows fill from here on."""
+
+_CHOOSING = day_of_date("2018-07-11")
+_SINGLE_TEST = day_of_date("2018-07-25")
+_PREQUENTIAL_TEST = day_of_date("2018-08-15")
+
+SINGLE = Protocol("single", (handbook_split(_CHOOSING),), (handbook_split(_SINGLE_TEST),))
+PREQUENTIAL = Protocol(
+    "prequential", tuple(prequential_splits(_CHOOSING)), tuple(prequential_splits(_PREQUENTIAL_TEST))
+)
+PROTOCOLS = {protocol.name: protocol for protocol in (SINGLE, PREQUENTIAL)}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the book's tables: means over the folds, spread where the book gives it, and the parameters.
+
+    `parameters` are by metric, in this project's names; None where there is no model of ours they could be given to.
+    """
+
+    model: str
+    test: Measured
+    test_std: Measured | None = None
+    validation: Measured | None = None
+    parameters: Mapping[str, Parameters] | None = None
+
+
+def _for_every_metric(parameters: Parameters) -> Mapping[str, Parameters]:
+    return dict.fromkeys(METRICS, parameters)
+
+
+# LightGBM is not in the book: its nearest is XGBoost.
+PUBLISHED: dict[str, dict[str, Published]] = {
+    "single": {
+        "lr": Published("logistic regression", Measured(0.871, 0.606, 0.291), parameters=_for_every_metric({"C": 1.0})),
+        "rf": Published(
+            "random forest",
+            Measured(0.867, 0.658, 0.287),
+            parameters=_for_every_metric({"trees": 100, "max_depth": None}),
+        ),
+        "dt": Published(
+            "decision tree of depth 2", Measured(0.763, 0.496, 0.241), parameters=_for_every_metric({"max_depth": 2})
+        ),
+        "lightgbm": Published("XGBoost", Measured(0.862, 0.639, 0.273)),
+    },
+    "prequential": {
+        "lr": Published(
+            "logistic regression",
+            Measured(0.868, 0.623, 0.297),
+            Measured(0.02, 0.02, 0.01),
+            Measured(0.867, 0.613, 0.279),
+            dict(zip(METRICS, ({"C": 100.0}, {"C": 100.0}, {"C": 0.1}), strict=True)),
+        ),
+        "rf": Published(
+            "random forest",
+            Measured(0.870, 0.678, 0.299),
+            Measured(0.02, 0.01, 0.01),
+            Measured(0.880, 0.694, 0.289),
+            _for_every_metric({"trees": 100, "max_depth": 20}),
+        ),
+        "dt": Published(
+            "decision tree",
+            Measured(0.797, 0.579, 0.284),
+            Measured(0.01, 0.01, 0.00),
+            Measured(0.823, 0.573, 0.268),
+            dict(zip(METRICS, ({"max_depth": 50}, {"max_depth": 3}, {"max_depth": 5}), strict=True)),
+        ),
+        "lightgbm": Published(
+            "XGBoost",
+            Measured(0.869, 0.687, 0.303),
+            Measured(0.01, 0.01, 0.01),
+            Measured(0.887, 0.708, 0.289),
+        ),
+    },
+}
+
+BEST_PUBLISHED = {"single": None, "prequential": Measured(0.876, 0.694, 0.305)}
+"""The best that any published model reaches in each metric, with hindsight where the book gives it."""
+
+
+def book_catalogue() -> Catalogue:
+    """The book's 15 inputs in our words: card = customer, merchant = terminal, the payment itself counted in.
+
+    The book's windows are exact to the second and ours are tiles. Hops are fine enough that a window is less than a
+    percent too long; one with a delay ends an hour early at most. A risk of no payments is missing here and 0 in the
+    book, which is what models that cannot take missing values get.
+    """
+    card, merchant = Entity("card", key="card_id"), Entity("merchant", key="merchant_id")
+    return Catalogue(
+        entities=(card, merchant),
+        # The order is the book's too: a forest of a given seed depends on it.
+        features=(
+            request.amount("amount"),
+            request.weekend("weekend"),
+            request.night("night"),
+            *(
+                feature
+                for window, hop in (("1d", "10m"), ("7d", "1h"), ("30d", "1h"))
+                for feature in (
+                    card.count(f"card_count_{window}", window, hop=hop, including_this=True),
+                    card.amount_mean(f"card_amount_mean_{window}", window, hop=hop, including_this=True),
+                )
+            ),
+            *(
+                feature
+                for window in ("1d", "7d", "30d")
+                for feature in (
+                    merchant.count(f"merchant_count_{window}", window, delay="7d", hop="1h"),
+                    merchant.fraud_share(f"merchant_fraud_share_{window}", window, delay="7d", hop="1h"),
+                )
+            ),
+        ),
+    )
+
+
+def require_handbook(history: History, protocol: Protocol) -> None:
+    """Raises Misconfigured if the history lacks a day that the book's data has and the protocol needs."""
+    wanted = Days(FIRST_DAY, protocol.days.last)
+    present = np.unique(day_of_time(history.event_time_ms))
+    found = int(wanted.contains(present).sum())
+    if found == wanted.last - wanted.first + 1:
+        return
+    span = f"{date_of_day(int(present[0]))} to {date_of_day(int(present[-1]))}" if len(present) else "nowhere"
+    raise Misconfigured(
+        f"this is not the handbook's history: wanted payments on every day from {date_of_day(wanted.first)} to "
+        f"{date_of_day(wanted.last)}, got {found} of these days (its payments are from {span})"
+    )

@@ -1,0 +1,70 @@
+"""A protocol of windows for any history: so many days to train on, to wait for labels, to test on, and so many folds.
+
+    validation folds   ├ train ┤ delay ├ test ┤
+                              ├ train ┤ delay ├ test ┤ delay
+    test folds                              ├ train ┤ delay ├ test ┤
+                                                   ├ train ┤ delay ├ test ┤ last day
+
+A fold's test days follow those of the one before it, and there are as many validation folds as test folds. All labels
+of a validation fold were known on the morning of the first day that is tested on, so what is chosen could have been
+chosen then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paywarden.features.history.history import History
+from paywarden.models.backtest.backtest import Protocol
+from paywarden.models.metrics.evaluation import DAY_MS, Days, Split, date_of_day
+from paywarden.schemas.errors import Misconfigured
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Lengths in days, and the number of folds."""
+
+    train_days: int
+    delay_days: int
+    test_days: int
+    folds: int = 1
+
+    @property
+    def day_count(self) -> int:
+        """From the first day that is trained on to the last that is tested on."""
+        return self.train_days + 2 * self.delay_days + 2 * self.folds * self.test_days
+
+
+def windows_protocol(windows: Windows, last_day: int) -> Protocol:
+    """The protocol whose last test day is `last_day`; folds are in order of time."""
+    test = _folds(windows, last_day)
+    return Protocol("windows", _folds(windows, test[0].test.first - windows.delay_days - 1), test)
+
+
+def _folds(windows: Windows, last_day: int) -> tuple[Split, ...]:
+    splits = []
+    for number in reversed(range(windows.folds)):
+        last = last_day - number * windows.test_days
+        first = last - windows.test_days + 1
+        train_last = first - windows.delay_days - 1
+        train = Days(train_last - windows.train_days + 1, train_last)
+        splits.append(Split(train, Days(first, last), windows.delay_days))
+    return tuple(splits)
+
+
+def last_test_day(history: History, windows: Windows, wanted: int | None = None) -> int:
+    """The day that is asked for, or the last one whose labels the history can know.
+
+    Raises Misconfigured where the history does not reach over all windows.
+    """
+    if len(history) == 0:
+        raise Misconfigured("the data holds no payment")
+    first, last = (int(history.event_time_ms[row] // DAY_MS) for row in (0, -1))
+    chosen = last - windows.delay_days if wanted is None else wanted
+    needed = chosen - windows.day_count + 1
+    if chosen > last or needed < first:
+        raise Misconfigured(
+            f"the windows are {windows.day_count} days, {date_of_day(needed)} to {date_of_day(chosen)}, the data is "
+            f"from {date_of_day(first)} to {date_of_day(last)}: wanted shorter windows, fewer folds or another last day"
+        )
+    return chosen

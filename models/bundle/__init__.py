@@ -1,0 +1,1 @@
+"""A model ready to serve: one folder, built, checked and loaded here."""

@@ -1,0 +1,130 @@
+"""The reference of a model: how its decisions were distributed in a known past, which later ones are held against.
+
+A bundle has that of its training window, as reference.npz; one of a period of live decisions is made by
+`paywarden drift reference`. What it expects of blocks of time is told by models/drift/baseline.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.models.bundle.bundle import read_manifest, sha256_of
+from paywarden.models.bundle.stored_arrays import UNREADABLE, read_arrays
+from paywarden.models.drift.baseline import Usual, nothing_usual
+from paywarden.models.drift.binning import DIGEST_SIZE, FEATURE_BINS, Binning
+from paywarden.models.drift.counts import Counts
+from paywarden.models.drift.signal_layout import Kinds, Layout, Ranks
+from paywarden.models.drift.signals import Block
+from paywarden.schemas.errors import BundleRefused
+
+REFERENCE = "reference.npz"
+_FORMAT = 1
+_COUNTS = ("payments", "scores", "actions", "features", "flags", "ages")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`counts` is of the whole past. `review_at`: from which score on the risk is high, an edge of scores."""
+
+    model_version: str
+    feature_names: tuple[str, ...]
+    review_at: float
+    kinds: Kinds
+    counts: Counts
+    usual: Usual
+    layout: Layout
+
+    @property
+    def binning(self) -> Binning:
+        """What its decisions are counted in."""
+        return self.counts.binning
+
+    @cached_property
+    def digest(self) -> bytes:
+        """DIGEST_SIZE bytes: equal references have equal ones."""
+        whole = hashlib.sha256(repr((self.model_version, self.feature_names, self.review_at)).encode())
+        whole.update(self.binning.digest)
+        for array in (*self.counts.arrays, *(getattr(self.usual, field.name) for field in fields(Usual))):
+            whole.update(np.ascontiguousarray(array).tobytes())
+        return whole.digest()[:DIGEST_SIZE]
+
+    def block(
+        self, counts: Counts, start_ms: int, length_ms: int, followed: NDArray[np.float32] | None = None
+    ) -> Block:
+        """The signals of decisions that were counted in a block of time, beside what is usual then: see Usual."""
+        return self.usual.block(self.layout, counts, start_ms, length_ms, followed)
+
+    def save(self, path: Path) -> None:
+        """Write it; the same reference gives the same bytes."""
+        binning = self.binning
+        head = {
+            "format": _FORMAT,
+            "model_version": self.model_version,
+            "feature_names": self.feature_names,
+            "review_at": self.review_at,
+            "kinds": self.kinds.value,
+            "values": binning.values,
+            "flags": binning.flags,
+        }
+        arrays: dict[str, Any] = {
+            "head": np.array(json.dumps(head)),
+            "score_edges": binning.score_edges,
+            "feature_edges": binning.feature_edges,
+        }
+        arrays |= zip(_COUNTS, self.counts.arrays, strict=True)
+        arrays |= {f"usual_{field.name}": getattr(self.usual, field.name) for field in fields(Usual)}
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+
+def layout_of(counts: Counts, feature_names: tuple[str, ...], review_at: float, kinds: Kinds) -> Layout:
+    """The signals of a model whose decisions were counted like that."""
+    return Layout(counts.binning, feature_names, Ranks.of_counts(counts), high_risk_at=review_at, kinds=kinds)
+
+
+def read_reference(path: Path) -> Reference:
+    """What `save` wrote. Raises BundleRefused naming the file."""
+    try:
+        arrays = read_arrays(path)
+        head = json.loads(str(arrays["head"]))
+        if head["format"] != _FORMAT:
+            raise BundleRefused(f"{path}: wanted a reference of format {_FORMAT}, got {head['format']}")
+        names, review_at, kinds = tuple(head["feature_names"]), head["review_at"], Kinds(head["kinds"])
+        values = tuple(tuple(of_dimension) for of_dimension in head["values"])
+        binning = Binning(arrays["score_edges"], arrays["feature_edges"], values, tuple(head["flags"]))
+        counts = Counts(binning, *(arrays[name] for name in _COUNTS))
+        usual = Usual(*(arrays[f"usual_{field.name}"] for field in fields(Usual)))
+        wanted = _shapes((*Counts.empty(binning).arrays, np.empty((len(names), FEATURE_BINS - 1))))
+        fits = _shapes((*counts.arrays, binning.feature_edges)) == wanted
+    except UNREADABLE as error:
+        raise BundleRefused(f"{path}: it cannot be read as a reference of decisions") from error
+    layout = layout_of(counts, names, review_at, kinds) if fits else None
+    if layout is None or _shapes(vars(usual).values()) != _shapes(vars(nothing_usual(layout)).values()):
+        raise BundleRefused(f"{path}: the parts of this reference do not belong together")
+    return Reference(head["model_version"], names, review_at, kinds, counts, usual, layout)
+
+
+def _shapes(arrays: Iterable[NDArray[Any]]) -> list[tuple[int, ...]]:
+    return [array.shape for array in arrays]
+
+
+def load_reference(bundle: Path) -> Reference | None:
+    """A bundle's; None where it has none, as bundles older than references. Raises BundleRefused."""
+    manifest = read_manifest(bundle)
+    path = bundle / REFERENCE
+    if REFERENCE not in manifest.files:
+        return None
+    if not path.is_file():
+        raise BundleRefused(f"bundle {bundle}: {REFERENCE} is missing")
+    if sha256_of(path) != manifest.files[REFERENCE]:
+        raise BundleRefused(f"bundle {bundle}: {REFERENCE} has a wrong checksum")
+    return read_reference(path)

@@ -1,0 +1,387 @@
+"""From a payment's facts to an action, with reasons a person can read.
+
+1. A rule with `override` that applies decides alone; of several the first in the file.
+2. Else the first segment that applies says which thresholds the score is held against, or the general ones are.
+3. Thresholds, flags and rules each ask for an action. The strictest wins, and every part that asked for it is a reason:
+   `score_at_or_above_review_threshold` (with `:SEGMENT` behind it where a segment set it), a flag's own name,
+   `rule:NAME`. An approved payment has no reason, but for a rule that overrides.
+
+Conditions of rules and segments are checked at start (models/policy/rules.py), lists of them are read then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.catalogue.entity import Catalogue
+from paywarden.models.policy.lists import is_plain_name
+from paywarden.models.policy.rules import Condition, PaymentFields, Vocabulary, compile_condition
+from paywarden.schemas.errors import Misconfigured
+
+# In order of strictness.
+ACTIONS = ("approve", "review", "decline")
+APPROVE, REVIEW, DECLINE = range(3)
+
+# What can be odd about a decision.
+UNKNOWN_CARD = "unknown_card"
+UNKNOWN_MERCHANT = "unknown_merchant"
+UNKNOWN_DEVICE = "unknown_device"
+MIRROR_ABSENT = "mirror_absent"
+MIRROR_STALE = "mirror_stale"
+PROFILE_UNREADABLE = "profile_unreadable"
+# A model failed on this payment; one was left out, because it kept failing; no model gave a score.
+MODEL_ERROR = "model_error"
+MODEL_FALLBACK = "model_fallback"
+MODEL_ABSENT = "model_absent"
+FLAGS = (
+    UNKNOWN_CARD,
+    UNKNOWN_MERCHANT,
+    UNKNOWN_DEVICE,
+    MIRROR_ABSENT,
+    MIRROR_STALE,
+    PROFILE_UNREADABLE,
+    MODEL_ERROR,
+    MODEL_FALLBACK,
+    MODEL_ABSENT,
+)
+
+# More would be a program, and each takes its microsecond.
+CONDITIONS_MAX = 200
+
+
+def unknown_flag(entity: str) -> str:
+    """The flag of a payment whose entity of this kind has no profile."""
+    return f"unknown_{entity}"
+
+
+def threshold_reason(action: str) -> str:
+    """The reason of a score at or above the threshold of an action, as the general thresholds give it."""
+    return f"score_at_or_above_{action}_threshold"
+
+
+def flags_of(entities: Iterable[str]) -> tuple[str, ...]:
+    """Every flag there can be with a catalogue of these entities."""
+    return tuple(dict.fromkeys((*FLAGS, *map(unknown_flag, entities))))
+
+
+@dataclass(frozen=True)
+class ConfiguredRule:
+    """One of `[[policy.rules]]`: where `when` is true it asks for `action`, or with `override` decides alone."""
+
+    name: str
+    when: str
+    action: str
+    override: bool = False
+
+
+@dataclass(frozen=True)
+class ConfiguredSegment:
+    """One of `[[policy.segments]]`: thresholds of the payments for which `when` is true. 0: as for all others."""
+
+    name: str
+    when: str
+    review_at: float = 0.0
+    decline_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Thresholds and what flags ask for. An entity never seen before is a normal case: it asks for nothing."""
+
+    # A score at or above takes the action. 0 means: as the bundle says.
+    review_at: float = 0.0
+    decline_at: float = 0.0
+    # Profiles that lag further behind the payments stream are stale.
+    stale_after_ms: int = 30_000
+    on_unknown_card: str = "approve"
+    on_unknown_merchant: str = "approve"
+    on_unknown_device: str = "approve"
+    # Of any other kind of entity that the feature catalogue declares.
+    on_unknown_other: str = "approve"
+    on_mirror_absent: str = "review"
+    on_mirror_stale: str = "approve"
+    on_profile_unreadable: str = "review"
+    # The next model of the chain has scored it then, unless there was none: that is `model_absent`.
+    on_model_error: str = "approve"
+    on_model_fallback: str = "approve"
+    on_model_absent: str = "review"
+    # At most so many features that moved the score towards fraud are named when a payment is not approved.
+    reason_features_max: int = 4
+    rules: tuple[ConfiguredRule, ...] = ()
+    segments: tuple[ConfiguredSegment, ...] = ()
+    # Entries by name; one that begins with @ is a file of them, one a line.
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Facts:
+    """What a policy decides about. `payment`'s own fields are read by conditions only.
+
+    `amount`: in minor units of the reference currency. `vector`: shape (features,), float32. `score`: None where no
+    model gave one. Not frozen, so that a caller may use one for many payments.
+    """
+
+    payment: PaymentFields
+    amount: int
+    vector: NDArray[np.float32]
+    score: float | None
+    flags: Sequence[str]
+
+
+class Verdict(NamedTuple):
+    """One of ACTIONS, and why. The list is the caller's to go on with."""
+
+    action: str
+    reasons: list[str]
+
+
+class _Thresholds(NamedTuple):
+    review_at: float
+    decline_at: float
+    review_reason: str
+    decline_reason: str
+
+
+class _Segment(NamedTuple):
+    condition: Condition
+    thresholds: _Thresholds
+
+
+class _Rule(NamedTuple):
+    condition: Condition
+    strictness: int
+    reason: str
+
+
+class Policy:
+    """A checked policy. Immutable and free of I/O."""
+
+    def __init__(
+        self,
+        settings: PolicySettings,
+        *,
+        review_at: float,
+        decline_at: float,
+        lists: Mapping[str, frozenset[str]] | None = None,
+        catalogue: Catalogue = CATALOGUE,
+    ) -> None:
+        """`review_at` and `decline_at` are the bundle's, `lists` what `read_lists` has read of the settings'.
+
+        `catalogue` names the features of the vectors. Raises Misconfigured naming the setting, rule or segment.
+        """
+        self.stale_after_ms = settings.stale_after_ms
+        _check_reason_features_max(settings)
+        self.reason_features_max = settings.reason_features_max
+        self._thresholds = _thresholds("policy", settings.review_at or review_at, settings.decline_at or decline_at)
+        self._strictness = {flag: _strictness(settings, flag) for flag in FLAGS}
+        self._unknown_other = _strictness(settings, unknown_flag("other"))
+        for problem in _name_problems(settings):
+            raise Misconfigured(problem)
+        vocabulary = _vocabulary(catalogue, lists)
+        self._segments = [_segment(segment, self.thresholds, vocabulary) for segment in settings.segments]
+        rules = [(rule.override, _rule(rule, vocabulary)) for rule in settings.rules]
+        self._overrides = [rule for is_override, rule in rules if is_override]
+        self._rules = [rule for is_override, rule in rules if not is_override]
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """From which score on a payment is reviewed, and declined, where no segment says otherwise."""
+        return self._thresholds.review_at, self._thresholds.decline_at
+
+    @property
+    def rule_count(self) -> int:
+        """How many rules there are, those that override included; `segment_count` likewise."""
+        return len(self._rules) + len(self._overrides)
+
+    @property
+    def segment_count(self) -> int:
+        return len(self._segments)
+
+    @property
+    def has_conditions(self) -> bool:
+        """Whether there is a rule or a segment: without, the action follows from score and flags alone."""
+        return bool(self._segments or self._rules or self._overrides)
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields of a payment that rules and segments read."""
+        conditions = [segment.condition for segment in self._segments]
+        conditions += [rule.condition for rule in (*self._overrides, *self._rules)]
+        return frozenset().union(*(condition.fields for condition in conditions))
+
+    def decide(self, facts: Facts) -> Verdict:
+        """The action and its reasons; no score asks for nothing by itself. Never raises."""
+        if not (self._rules or self._segments or self._overrides):
+            strictness, reasons = self._by_score_and_flags(facts.score, facts.flags, self._thresholds)
+            return Verdict(ACTIONS[strictness], reasons)
+        return self._by_all(facts)
+
+    def actions_of(self, scores: NDArray[np.float64]) -> NDArray[np.int8]:
+        """Indexes into ACTIONS of many payments without flags, shape (rows,). Only where there are no conditions."""
+        assert not self.has_conditions
+        review_at, decline_at, _, _ = self._thresholds
+        return (scores >= review_at).astype(np.int8) + (scores >= decline_at).astype(np.int8)
+
+    def _by_all(self, facts: Facts) -> Verdict:
+        score, flags = facts.score, facts.flags
+        asked = (facts.payment, facts.amount, facts.vector.item, math.nan if score is None else score, flags)
+        for rule in self._overrides:
+            if rule.condition.applies(*asked):
+                return Verdict(ACTIONS[rule.strictness], [rule.reason])
+        thresholds = self._thresholds
+        for segment in self._segments:
+            if segment.condition.applies(*asked):
+                thresholds = segment.thresholds
+                break
+        strictness, reasons = self._by_score_and_flags(score, flags, thresholds)
+        for rule in self._rules:
+            # One that asks for less than what is asked for already would change nothing.
+            if rule.strictness >= strictness and rule.condition.applies(*asked):
+                if rule.strictness > strictness:
+                    strictness, reasons = rule.strictness, [rule.reason]
+                else:
+                    reasons.append(rule.reason)
+        return Verdict(ACTIONS[strictness], reasons)
+
+    def _by_score_and_flags(
+        self, score: float | None, flags: Sequence[str], thresholds: _Thresholds
+    ) -> tuple[int, list[str]]:
+        strictness, reasons = APPROVE, []
+        if score is not None and score >= thresholds.review_at:
+            if score >= thresholds.decline_at:
+                strictness, reasons = DECLINE, [thresholds.decline_reason]
+            else:
+                strictness, reasons = REVIEW, [thresholds.review_reason]
+        for flag in flags:
+            wanted = self._strictness.get(flag, self._unknown_other)
+            if wanted > strictness:
+                strictness, reasons = wanted, [flag]
+            elif wanted == strictness and wanted > APPROVE:
+                reasons.append(flag)
+        return strictness, reasons
+
+
+def policy_problems(
+    settings: PolicySettings,
+    *,
+    review_at: float,
+    decline_at: float,
+    lists: Mapping[str, frozenset[str]],
+    catalogue: Catalogue = CATALOGUE,
+) -> list[str]:
+    """Everything for which `Policy` would refuse these settings, in its words; empty when they are right.
+
+    `review_at` and `decline_at` are the bundle's, 0 where it is not known: then only what the settings say is checked.
+    """
+    vocabulary = _vocabulary(catalogue, lists)
+    general = (settings.review_at or review_at, settings.decline_at or decline_at)
+    attempts: list[Callable[[], object]] = [
+        partial(_check_reason_features_max, settings),
+        partial(_thresholds, "policy", *_assumed(*general)),
+        *(partial(_strictness, settings, flag) for flag in (*FLAGS, unknown_flag("other"))),
+    ]
+    in_parts: list[Callable[[], object]] = []
+    for segment in settings.segments:
+        own = _assumed(segment.review_at or general[0], segment.decline_at or general[1])
+        in_parts.append(partial(_condition, "policy.segments", segment, vocabulary))
+        in_parts.append(partial(_thresholds, f'policy.segments "{segment.name}"', *own))
+    for rule in settings.rules:
+        in_parts.append(partial(_check_action, rule))
+        in_parts.append(partial(_condition, "policy.rules", rule, vocabulary))
+    return [*_refusals(attempts), *_name_problems(settings), *_refusals(in_parts)]
+
+
+def _assumed(review_at: float, decline_at: float) -> tuple[float, float]:
+    """Thresholds, with what must be right in the place of one that is not known: no score is above 1."""
+    return review_at or decline_at or 1.0, decline_at or 1.0
+
+
+def _refusals(attempts: Iterable[Callable[[], object]]) -> list[str]:
+    found = []
+    for attempt in attempts:
+        try:
+            attempt()
+        except Misconfigured as error:
+            found.append(str(error))
+    return found
+
+
+def _vocabulary(catalogue: Catalogue, lists: Mapping[str, frozenset[str]] | None) -> Vocabulary:
+    flags = flags_of(entity.name for entity in catalogue.entities)
+    return Vocabulary(catalogue.features, flags, lists or {})
+
+
+def _check_reason_features_max(settings: PolicySettings) -> None:
+    if settings.reason_features_max < 0:
+        raise Misconfigured(f"policy.reason_features_max: wanted at least 0, got {settings.reason_features_max}")
+
+
+def _segment(settings: ConfiguredSegment, general: tuple[float, float], vocabulary: Vocabulary) -> _Segment:
+    """`general`: the thresholds where the segment sets none."""
+    condition = _condition("policy.segments", settings, vocabulary)
+    own = (settings.review_at or general[0], settings.decline_at or general[1])
+    return _Segment(condition, _thresholds(f'policy.segments "{settings.name}"', *own, f":{settings.name}"))
+
+
+def _condition(where: str, settings: ConfiguredSegment | ConfiguredRule, vocabulary: Vocabulary) -> Condition:
+    return compile_condition(settings.when, where=f'{where} "{settings.name}"', vocabulary=vocabulary)
+
+
+def _thresholds(where: str, review_at: float, decline_at: float, suffix: str = "") -> _Thresholds:
+    dot = "." if where == "policy" else " "
+    for name, value in (("review_at", review_at), ("decline_at", decline_at)):
+        if not (math.isfinite(value) and 0.0 < value <= 1.0):
+            raise Misconfigured(f"{where}{dot}{name}: wanted a score above 0 and at most 1, got {value}")
+    if review_at > decline_at:
+        raise Misconfigured(
+            f"{where}{dot}review_at ({review_at:.4g}) must not be above {where}{dot}decline_at ({decline_at:.4g})"
+        )
+    reasons = (threshold_reason(action) + suffix for action in ("review", "decline"))
+    return _Thresholds(review_at, decline_at, *reasons)
+
+
+def _rule(settings: ConfiguredRule, vocabulary: Vocabulary) -> _Rule:
+    _check_action(settings)
+    condition = _condition("policy.rules", settings, vocabulary)
+    return _Rule(condition, ACTIONS.index(settings.action), f"rule:{settings.name}")
+
+
+def _check_action(settings: ConfiguredRule) -> None:
+    where = f'policy.rules "{settings.name}"'
+    if settings.action not in ACTIONS:
+        raise Misconfigured(f"{where} action: wanted one of {', '.join(ACTIONS)}, got {settings.action!r}")
+    if settings.action == "approve" and not settings.override:
+        raise Misconfigured(
+            f'{where} action: "approve" asks for nothing; with override = true it approves whatever else is asked for'
+        )
+
+
+def _name_problems(settings: PolicySettings) -> Iterator[str]:
+    """What is wrong with the names of rules and segments, and with how many there are."""
+    yield from _problems_of_names("policy.rules", [rule.name for rule in settings.rules])
+    yield from _problems_of_names("policy.segments", [segment.name for segment in settings.segments])
+
+
+def _problems_of_names(where: str, names: Sequence[str]) -> Iterator[str]:
+    if len(names) > CONDITIONS_MAX:
+        yield f"{where}: wanted at most {CONDITIONS_MAX}, got {len(names)}"
+    for number, name in enumerate(names):
+        if not is_plain_name(name):
+            yield f"{where}, number {number + 1}: name: wanted at most 64 of a to z, 0 to 9 and _, got {name!r}"
+        elif name in names[:number]:
+            yield f'{where}: there are two with the name "{name}"'
+
+
+def _strictness(settings: PolicySettings, flag: str) -> int:
+    action = getattr(settings, f"on_{flag}")
+    if action not in ACTIONS:
+        raise Misconfigured(f"policy.on_{flag}: wanted one of {', '.join(ACTIONS)}, got {action!r}")
+    return ACTIONS.index(action)

@@ -1,0 +1,458 @@
+"""Conditions of rules and segments: a small language, checked at start and compiled to a function that cannot fail.
+
+    mcc in lists.gambling and amount > 500_00 and card_count_1h >= 5
+
+1. Python's own parser makes a tree of the text. Only the nodes named here are allowed in it; every name is looked up
+   in the vocabulary, every operand's kind (number, text, list, yes or no) is checked. What is wrong is said with its
+   place.
+2. From the checked tree another one is built, of loads, comparisons and arithmetic alone, and compiled. The function
+   gets a payment's facts as arguments; it has no builtins and no globals but this module's pure helpers and its lists.
+
+Names are the payment's fields, `amount` and every other feature of the catalogue, `score`, `flags` and `lists.NAME`.
+Money is in minor units, as everywhere: 500 euros are `500_00`, and a fraction like 500.00 is refused beside it. A
+number compared with a feature is taken as the feature is kept, in float32.
+
+What is missing (a field that was not sent, a feature that is NaN, the score where no model gave one, the result of a
+division by zero) makes every comparison with it false, `!=` and `not in` too, and arithmetic with it missing.
+`missing(x)` asks for it. `not` is of the answer: `not mcc == "7995"` is true where there is no mcc.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import CodeType, FunctionType
+from typing import Any, Protocol
+
+import numpy as np
+
+from paywarden.features.catalogue.expressions import Feature
+from paywarden.schemas.errors import Misconfigured
+
+# A condition is read by people; these also bound the work of parser and compiler.
+TEXT_LENGTH_MAX = 1000
+DEPTH_MAX = 24
+# Beyond any amount or time, and exact enough to be compared.
+_NUMBER_MAX = 1e18
+
+
+class PaymentFields(Protocol):
+    """What conditions read of a payment: a ScoreRequest has it. A text that was not sent is empty."""
+
+    event_time_ms: int
+    amount_minor: int
+    card_id: str
+    merchant_id: str
+    device_id: str
+    ip: str
+    currency: str
+    mcc: str
+    country: str
+    channel: str
+
+
+TEXT_FIELDS = ("card_id", "merchant_id", "device_id", "ip", "currency", "mcc", "country", "channel")
+
+# Of a payment: its fields, the amount in minor units of the reference currency, `vector.item`, the score (NaN where
+# there is none), and the flags.
+Applies = Callable[[PaymentFields, int, Callable[[int], float], float, "Iterable[str]"], bool]
+_ARGUMENTS = ("payment", "amount", "item", "score", "flags")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A checked condition. `applies` never raises; `fields` are those of the payment that it reads."""
+
+    text: str
+    applies: Applies
+    fields: frozenset[str]
+
+
+class _Kind(Enum):
+    NUMBER = "a number"
+    TEXT = "a text"
+    YES_NO = "a yes or no"
+    TEXTS = "a list of texts"
+    NUMBERS = "a list of numbers"
+    FLAGS = "the flags"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A translated part of a condition. `is_whole`: an int, which arithmetic must not take as it is."""
+
+    kind: _Kind
+    node: ast.expr
+    is_whole: bool = False
+    is_money: bool = False
+    is_feature: bool = False
+    constant: float | str | None = None
+
+
+class Vocabulary:
+    """What conditions may speak of: fields, features in the order of the vector, flags and lists."""
+
+    def __init__(self, features: Iterable[Feature], flags: Iterable[str], lists: Mapping[str, frozenset[str]]) -> None:
+        self.flags, self.lists = tuple(flags), lists
+        self.parts: dict[str, _Part] = {}
+        for number, feature in enumerate(features):
+            item = ast.Call(_name("item"), [ast.Constant(number)], [])
+            self.parts[feature.name] = _Part(
+                _Kind.NUMBER, item, is_money=feature.unit == "minor units", is_feature=True
+            )
+        for field in TEXT_FIELDS:
+            self.parts[field] = _Part(_Kind.TEXT, _field(field))
+        self.parts |= {
+            "event_time_ms": _Part(_Kind.NUMBER, _field("event_time_ms"), is_whole=True),
+            "amount_minor": _Part(_Kind.NUMBER, _field("amount_minor"), is_whole=True, is_money=True),
+            # Exact, which the feature of this name, a float32, is only up to 2**24.
+            "amount": _Part(_Kind.NUMBER, _name("amount"), is_whole=True, is_money=True),
+            "score": _Part(_Kind.NUMBER, _name("score")),
+            "flags": _Part(_Kind.FLAGS, _name("flags")),
+        }
+
+
+def compile_condition(text: str, *, where: str, vocabulary: Vocabulary) -> Condition:
+    """Check and compile a condition. Raises Misconfigured with `where`, the character, and what is wrong there."""
+    return _Translation(text, where, vocabulary).condition()
+
+
+class _Translation:
+    """Of one condition."""
+
+    def __init__(self, text: str, where: str, vocabulary: Vocabulary) -> None:
+        # A condition may stand in several lines; every place in it stays.
+        self._text, self._where, self._vocabulary = text, where, vocabulary
+        self._flat = "".join(" " if character.isspace() else character for character in text)
+        self._indent = len(self._flat) - len(self._flat.lstrip())
+        self._depth = 0
+        self._globals: dict[str, Any] = {"__builtins__": {}, **_HELPERS}
+        self._fields: set[str] = set()
+
+    def condition(self) -> Condition:
+        body = self._parsed()
+        part = self._part(body)
+        if part.kind is not _Kind.YES_NO:
+            raise self._wrong(body, f"wanted a condition, got {part.kind.value}")
+        arguments = ast.arguments([], [ast.arg(name) for name in _ARGUMENTS], None, [], [], None, [])
+        tree = ast.fix_missing_locations(ast.Expression(ast.Lambda(arguments, part.node)))
+        compiled = compile(tree, f"<{self._where}>", "eval")
+        (code,) = (constant for constant in compiled.co_consts if isinstance(constant, CodeType))
+        return Condition(self._text, FunctionType(code, self._globals), frozenset(self._fields))
+
+    def _parsed(self) -> ast.expr:
+        if len(self._text) > TEXT_LENGTH_MAX:
+            raise Misconfigured(
+                f"{self._where}: wanted at most {TEXT_LENGTH_MAX} characters, got {len(self._text)}: long lists belong "
+                "in [policy.lists]"
+            )
+        if "#" in self._text:
+            # It would hide the rest of the text from the parser.
+            raise self._wrong_at(self._text.index("#"), "a condition has no comments: # is not allowed")
+        try:
+            with warnings.catch_warnings():
+                # Python only warns of some things that it will refuse one day.
+                warnings.simplefilter("error")
+                return ast.parse(self._flat.strip(), mode="eval").body
+        except SyntaxError as error:
+            # 0: where the text ends.
+            place = self._indent + (error.offset - 1 if error.offset else len(self._flat.strip()))
+            raise self._wrong_at(place, f"this cannot be read: {error.msg}") from None
+        except (ValueError, MemoryError, RecursionError, Warning):
+            raise Misconfigured(f"{self._where}: this cannot be read") from None
+
+    def _part(self, node: ast.expr) -> _Part:
+        self._depth += 1
+        if self._depth > DEPTH_MAX:
+            raise self._wrong(node, f"nested more than {DEPTH_MAX} deep")
+        translate = self._BY_NODE.get(type(node))
+        if translate is None:
+            raise self._wrong(node, f"{_SPOKEN.get(type(node), type(node).__name__)} is not allowed in a condition")
+        part = translate(self, node)
+        self._depth -= 1
+        return part
+
+    def _of_kind(self, node: ast.expr, *kinds: _Kind) -> _Part:
+        part = self._part(node)
+        if part.kind not in kinds:
+            raise self._wrong(node, f"wanted {' or '.join(kind.value for kind in kinds)}, got {part.kind.value}")
+        return part
+
+    # One for each kind of node.
+
+    def _constant(self, node: ast.Constant) -> _Part:
+        value = node.value
+        if isinstance(value, bool):
+            return _Part(_Kind.YES_NO, ast.Constant(value))
+        if isinstance(value, int | float):
+            if not abs(value) <= _NUMBER_MAX:
+                raise self._wrong(node, f"wanted a number of at most {_NUMBER_MAX:g}")
+            # What was written as a fraction is remembered as one: it does not go with money.
+            return _Part(_Kind.NUMBER, ast.Constant(float(value)), constant=value)
+        if isinstance(value, str):
+            if not value:
+                raise self._wrong(node, "an empty text equals nothing: missing(x) asks whether x is there")
+            return _Part(_Kind.TEXT, ast.Constant(value), constant=value)
+        raise self._wrong(node, "wanted a number, a text, True or False")
+
+    def _named(self, node: ast.Name) -> _Part:
+        part = self._vocabulary.parts.get(node.id)
+        if part is None:
+            if node.id == "lists":
+                raise self._wrong(node, "a list is named as lists.NAME")
+            raise self._wrong(node, f"there is no name {node.id!r}{_close(node.id, self._vocabulary.parts)}")
+        if isinstance(part.node, ast.Attribute):
+            self._fields.add(part.node.attr)
+        return part
+
+    def _attribute(self, node: ast.Attribute) -> _Part:
+        if not (isinstance(node.value, ast.Name) and node.value.id == "lists"):
+            raise self._wrong(node, "only a list has a dot in its name, as in lists.NAME")
+        entries = self._vocabulary.lists.get(node.attr)
+        if entries is None:
+            raise self._wrong(node, f"there is no list {node.attr!r}{_close(node.attr, self._vocabulary.lists)}")
+        return _Part(_Kind.TEXTS, self._global(entries))
+
+    def _several(self, node: ast.Tuple | ast.List | ast.Set) -> _Part:
+        parts = [self._of_kind(element, _Kind.NUMBER, _Kind.TEXT) for element in node.elts]
+        values = [part.constant for part in parts if part.constant is not None]
+        if not parts or len(values) != len(parts) or len({part.kind for part in parts}) > 1:
+            raise self._wrong(node, "wanted a list of numbers, or one of texts, written out")
+        return _Part(_Kind.NUMBERS if parts[0].kind is _Kind.NUMBER else _Kind.TEXTS, self._global(frozenset(values)))
+
+    def _joined(self, node: ast.BoolOp) -> _Part:
+        return _Part(_Kind.YES_NO, ast.BoolOp(node.op, [self._of_kind(v, _Kind.YES_NO).node for v in node.values]))
+
+    def _unary(self, node: ast.UnaryOp) -> _Part:
+        if isinstance(node.op, ast.Not):
+            return _Part(_Kind.YES_NO, ast.UnaryOp(node.op, self._of_kind(node.operand, _Kind.YES_NO).node))
+        if not isinstance(node.op, ast.USub | ast.UAdd):
+            raise self._wrong(node, "~ is not allowed in a condition")
+        part = self._of_kind(node.operand, _Kind.NUMBER)
+        if isinstance(part.constant, int | float):
+            value = -part.constant if isinstance(node.op, ast.USub) else part.constant
+            return _Part(_Kind.NUMBER, ast.Constant(float(value)), constant=value)
+        return _Part(_Kind.NUMBER, ast.UnaryOp(node.op, _as_float(part)), is_money=part.is_money)
+
+    def _binary(self, node: ast.BinOp) -> _Part:
+        if not isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
+            raise self._wrong(node, "of arithmetic there is +, -, * and /")
+        left, right = self._of_kind(node.left, _Kind.NUMBER), self._of_kind(node.right, _Kind.NUMBER)
+        if isinstance(node.op, ast.Div):
+            return _Part(_Kind.NUMBER, _call("divided", _as_float(left), _as_float(right)))
+        return _Part(_Kind.NUMBER, ast.BinOp(_as_float(left), node.op, _as_float(right)))
+
+    def _called(self, node: ast.Call) -> _Part:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if name not in _FUNCTIONS:
+            raise self._wrong(node, f"the functions there are: {', '.join(_FUNCTIONS)}{_close(name, _FUNCTIONS)}")
+        if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
+            raise self._wrong(node, f"{name} takes plain arguments only")
+        few, many = _FUNCTIONS[name]
+        if not few <= len(node.args) <= many:
+            raise self._wrong(node, f"{name} takes {few if few == many else f'{few} to {many}'} arguments")
+        if name == "missing":
+            part = self._of_kind(node.args[0], _Kind.NUMBER, _Kind.TEXT)
+            if part.kind is _Kind.TEXT:
+                return _Part(_Kind.YES_NO, ast.Compare(part.node, [ast.Eq()], [ast.Constant("")]))
+            return _Part(_Kind.YES_NO, _call("is_missing", part.node))
+        parts = [_as_float(self._of_kind(argument, _Kind.NUMBER)) for argument in node.args]
+        return _Part(_Kind.NUMBER, _call({"abs": "absolute", "min": "smallest", "max": "largest"}[name], *parts))
+
+    def _compared(self, node: ast.Compare) -> _Part:
+        operands = [node.left, *node.comparators]
+        parts = [self._part(operand) for operand in operands]
+        answers: list[ast.expr] = []
+        for place, operator in enumerate(node.ops):
+            answers.append(self._comparison(operands[place : place + 2], parts[place], operator, parts[place + 1]))
+        return _Part(_Kind.YES_NO, answers[0] if len(answers) == 1 else ast.BoolOp(ast.And(), answers))
+
+    def _comparison(self, nodes: list[ast.expr], left: _Part, operator: ast.cmpop, right: _Part) -> ast.expr:
+        if isinstance(operator, ast.In | ast.NotIn):
+            return self._membership(nodes, left, operator, right)
+        if isinstance(operator, ast.Is | ast.IsNot):
+            raise self._wrong(nodes[0], "two things are compared with == or !=, not with is")
+        if left.kind is not right.kind or left.kind not in (_Kind.NUMBER, _Kind.TEXT):
+            raise self._wrong(nodes[1], f"{left.kind.value} cannot be compared with {right.kind.value}")
+        if left.kind is _Kind.TEXT:
+            return self._text_comparison(nodes, left, operator, right)
+        for money, other, place in ((left, right, nodes[1]), (right, left, nodes[0])):
+            if money.is_money and isinstance(other.constant, float):
+                raise self._wrong(place, f"amounts are whole minor units: 500.00 is 500_00, got {other.constant}")
+        sides = [_as_kept(left, right), _as_kept(right, left)]
+        if isinstance(operator, ast.NotEq):
+            return _call("unequal", *sides)
+        # With NaN these are false by themselves.
+        return ast.Compare(sides[0], [operator], [sides[1]])
+
+    def _text_comparison(self, nodes: list[ast.expr], left: _Part, operator: ast.cmpop, right: _Part) -> ast.expr:
+        if isinstance(operator, ast.Eq):
+            if left.constant is None and right.constant is None:
+                return _call("same_text", left.node, right.node)
+            return ast.Compare(left.node, [operator], [right.node])
+        if isinstance(operator, ast.NotEq):
+            return _call("other_text", left.node, right.node)
+        raise self._wrong(nodes[1], "texts have no order: they are compared with ==, != and in")
+
+    def _membership(self, nodes: list[ast.expr], left: _Part, operator: ast.cmpop, right: _Part) -> ast.expr:
+        if right.kind is _Kind.FLAGS:
+            if not isinstance(left.constant, str) or left.constant not in self._vocabulary.flags:
+                known = (
+                    f"{_close(str(left.constant), self._vocabulary.flags)} (flags: {', '.join(self._vocabulary.flags)})"
+                )
+                raise self._wrong(nodes[0], f"wanted a flag there is, written out{known}")
+            return ast.Compare(left.node, [operator], [right.node])
+        element = {_Kind.TEXTS: _Kind.TEXT, _Kind.NUMBERS: _Kind.NUMBER}.get(right.kind)
+        if element is None:
+            raise self._wrong(nodes[1], f"wanted a list after in, got {right.kind.value}")
+        if left.kind is not element:
+            raise self._wrong(nodes[0], f"{left.kind.value} cannot be in {right.kind.value}")
+        assert isinstance(right.node, ast.Name)
+        entries: frozenset[Any] = self._globals[right.node.id]
+        if element is _Kind.NUMBER:
+            if left.is_money and any(isinstance(entry, float) for entry in entries):
+                raise self._wrong(nodes[1], "amounts are whole minor units: 500.00 is 500_00")
+            kept = self._global(frozenset(map(_float32, entries) if left.is_feature else map(float, entries)))
+            if isinstance(operator, ast.NotIn):
+                return _call("number_not_in", left.node, kept)
+            return ast.Compare(left.node, [operator], [kept])
+        if isinstance(operator, ast.NotIn):
+            return _call("text_not_in", left.node, right.node)
+        return ast.Compare(left.node, [operator], [right.node])
+
+    _BY_NODE: Mapping[type[ast.expr], Callable[[_Translation, Any], _Part]] = {
+        ast.Constant: _constant,
+        ast.Name: _named,
+        ast.Attribute: _attribute,
+        ast.Tuple: _several,
+        ast.List: _several,
+        ast.Set: _several,
+        ast.BoolOp: _joined,
+        ast.UnaryOp: _unary,
+        ast.BinOp: _binary,
+        ast.Call: _called,
+        ast.Compare: _compared,
+    }
+
+    def _global(self, value: frozenset[Any]) -> ast.expr:
+        # Not a constant of the code: the compiler looks at each entry of a constant, and a list may have a million.
+        name = f"list_{len(self._globals)}"
+        self._globals[name] = value
+        return _name(name)
+
+    def _wrong(self, node: ast.expr, what: str) -> Misconfigured:
+        line = self._flat.strip().encode()
+        return self._wrong_at(self._indent + len(line[: node.col_offset].decode(errors="ignore")), what)
+
+    def _wrong_at(self, index: int, what: str) -> Misconfigured:
+        return Misconfigured(f"{self._where}, character {index + 1}: {what}")
+
+
+# What compiled conditions call. Pure, and nothing they can be given makes them raise.
+
+
+def _divided(dividend: float, divisor: float) -> float:
+    return dividend / divisor if divisor else math.nan
+
+
+def _absolute(value: float) -> float:
+    return abs(value)
+
+
+def _smallest(*values: float) -> float:
+    return math.nan if any(value != value for value in values) else min(values)
+
+
+def _largest(*values: float) -> float:
+    return math.nan if any(value != value for value in values) else max(values)
+
+
+def _is_missing(value: float) -> bool:
+    return value != value
+
+
+def _unequal(left: float, right: float) -> bool:
+    return left < right or left > right
+
+
+def _same_text(left: str, right: str) -> bool:
+    return left == right and left != ""
+
+
+def _other_text(left: str, right: str) -> bool:
+    return left != right and left != "" and right != ""
+
+
+def _text_not_in(text: str, texts: frozenset[str]) -> bool:
+    return text not in texts and text != ""
+
+
+def _number_not_in(value: float, numbers: frozenset[float]) -> bool:
+    return value == value and value not in numbers
+
+
+_HELPERS: Mapping[str, Callable[..., Any]] = {
+    "divided": _divided,
+    "absolute": _absolute,
+    "smallest": _smallest,
+    "largest": _largest,
+    "is_missing": _is_missing,
+    "unequal": _unequal,
+    "same_text": _same_text,
+    "other_text": _other_text,
+    "text_not_in": _text_not_in,
+    "number_not_in": _number_not_in,
+}
+# By name, the fewest and the most arguments.
+_FUNCTIONS = {"abs": (1, 1), "min": (2, 8), "max": (2, 8), "missing": (1, 1)}
+_SPOKEN: Mapping[type[ast.AST], str] = {
+    ast.Subscript: "[…]",
+    ast.Lambda: "lambda",
+    ast.IfExp: "if … else",
+    ast.NamedExpr: ":=",
+    ast.JoinedStr: "an f-string",
+    ast.ListComp: "a loop",
+    ast.SetComp: "a loop",
+    ast.DictComp: "a loop",
+    ast.GeneratorExp: "a loop",
+    ast.Dict: "a dictionary",
+    ast.Starred: "*",
+}
+
+
+def _name(name: str) -> ast.Name:
+    return ast.Name(name, ast.Load())
+
+
+def _field(name: str) -> ast.Attribute:
+    return ast.Attribute(_name("payment"), name, ast.Load())
+
+
+def _call(helper: str, *arguments: ast.expr) -> ast.Call:
+    return ast.Call(_name(helper), list(arguments), [])
+
+
+def _as_float(part: _Part) -> ast.expr:
+    """Whole numbers would grow without a bound, and then be too large for a float."""
+    return ast.BinOp(part.node, ast.Mult(), ast.Constant(1.0)) if part.is_whole else part.node
+
+
+def _as_kept(part: _Part, other: _Part) -> ast.expr:
+    """A number written beside a feature as the feature is kept: else no share would ever equal 0.1."""
+    if other.is_feature and isinstance(part.constant, int | float):
+        return ast.Constant(_float32(part.constant))
+    return part.node
+
+
+def _float32(value: float) -> float:
+    return float(np.float32(value))
+
+
+def _close(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=2)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -1,0 +1,1 @@
+"""Run history through features, model and policy, and measure the decisions."""

@@ -1,0 +1,219 @@
+"""What a replay writes payment by payment: decisions.parquet, and with a challenger differences.parquet.
+
+decisions.parquet holds the champion's decision about every payment of the window, differences.parquet the payments that
+champion and challenger decide differently about, with what both say of them and the label that was known in the end.
+Every column with its unit and meaning stands in DECISION_COLUMNS and DIFFERENCE_COLUMNS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from paywarden.features.history.history import LABELS, UNKNOWN, History
+from paywarden.features.history.point_in_time import Chunk
+from paywarden.models.policy.policy import ACTIONS
+from paywarden.models.replay.replayed_policy import Cause, Decisions
+from paywarden.schemas.errors import Misconfigured
+
+DECISIONS, DIFFERENCES = "decisions.parquet", "differences.parquet"
+VECTOR = "vector"
+_TEXT, _ACTION_TYPE = pa.string(), pa.dictionary(pa.int8(), pa.string())
+_SCORE_UNIT, _TIME_UNIT = "0 to 1", "ms since 1970, UTC"
+
+
+class Column(NamedTuple):
+    """A column of a file, as the data dictionary describes it."""
+
+    name: str
+    kind: pa.DataType
+    unit: str
+    meaning: str
+
+
+_PAYMENT = (
+    Column("payment_id", _TEXT, "", "The payment's id, unique per attempt."),
+    Column("event_time_ms", pa.int64(), _TIME_UNIT, "When the payment was attempted."),
+    Column("card_id", _TEXT, "", "The token that stands for the card."),
+    Column("merchant_id", _TEXT, "", "The merchant who is paid."),
+)
+_REFERENCE_AMOUNT = Column(
+    "amount_reference_minor",
+    pa.int64(),
+    "minor units of the reference currency",
+    "The amount at the exchange rate of the payment's own time.",
+)
+_LABEL = Column("label", _TEXT, "", "fraud or genuine, as it was known in the end; null where no outcome was known.")
+
+DECISION_COLUMNS = (
+    *_PAYMENT,
+    Column("amount_minor", pa.int64(), "minor units of `currency`", "The amount as it was paid."),
+    Column("currency", pa.dictionary(pa.int32(), pa.string()), "", "ISO 4217 code of the amount."),
+    _REFERENCE_AMOUNT,
+    Column("score", pa.float64(), _SCORE_UNIT, "The champion's calibrated probability of fraud."),
+    Column("action", _ACTION_TYPE, "", "approve, review or decline."),
+    Column(
+        "reasons",
+        pa.list_(pa.string()),
+        "",
+        "What asked for this very action: thresholds, and rules as `rule:NAME`. Empty where nothing asked for one. "
+        "Live decisions name features, too; a replay does not.",
+    ),
+    Column("model_version", pa.dictionary(pa.int8(), pa.string()), "", "The bundle that scored the payment."),
+    _LABEL,
+)
+VECTOR_COLUMN = Column(
+    VECTOR, pa.binary(), "", "With `--vectors`: all features, float32, little endian, in the order of the catalogue."
+)
+DIFFERENCE_COLUMNS = (
+    *_PAYMENT,
+    _REFERENCE_AMOUNT,
+    Column("champion_score", pa.float64(), _SCORE_UNIT, "The champion's probability of fraud."),
+    Column("challenger_score", pa.float64(), _SCORE_UNIT, "The challenger's probability of fraud."),
+    Column("champion_action", _ACTION_TYPE, "", "approve, review or decline, by the champion."),
+    Column("challenger_action", _ACTION_TYPE, "", "approve, review or decline, by the challenger."),
+    _LABEL,
+)
+
+
+class ReplayFiles:
+    """decisions.parquet and differences.parquet while they are written: in their places only when they are whole."""
+
+    def __init__(
+        self,
+        folder: Path,
+        history: History,
+        *,
+        labels: NDArray[np.int8],
+        amounts: NDArray[np.int64],
+        model_version: str,
+        with_vectors: bool,
+        feature_names: Sequence[str] = (),
+        with_differences: bool,
+    ) -> None:
+        """`labels` as `final_labels` gives them, `amounts` in minor units of the reference currency: (payments,).
+
+        `feature_names` are those of the vectors, where each feature is to be a column; else there are none.
+        """
+        self._folder, self._history, self._labels, self._amounts = folder, history, labels, amounts
+        self._version, self._with_vectors, self._feature_names = model_version, with_vectors, feature_names
+        vector = [(VECTOR, VECTOR_COLUMN.kind)] if with_vectors else []
+        features = [(name, pa.float32()) for name in feature_names]
+        schemas = {DECISIONS: pa.schema([*_fields(DECISION_COLUMNS), *vector, *features])}
+        if with_differences:
+            schemas[DIFFERENCES] = pa.schema(_fields(DIFFERENCE_COLUMNS))
+        self._schemas = schemas
+        self._writers = {
+            name: pq.ParquetWriter(_unfinished(folder, name), schema, compression="zstd")
+            for name, schema in schemas.items()
+        }
+
+    def __enter__(self) -> ReplayFiles:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for name, writer in self._writers.items():
+            writer.close()
+            if kind is None:
+                _unfinished(self._folder, name).replace(self._folder / name)
+            else:
+                _unfinished(self._folder, name).unlink()
+        if kind is None and DIFFERENCES not in self._writers:
+            # Of an earlier replay with a challenger: it would speak of other decisions than those beside it.
+            (self._folder / DIFFERENCES).unlink(missing_ok=True)
+
+    def write(self, chunk: Chunk, decided: list[Decisions], causes: Sequence[Cause]) -> None:
+        """The decisions of each contestant about a chunk; chunks come in order. `causes` are the champion's so far."""
+        self._writers[DECISIONS].write_table(self._decisions(chunk, decided[0], causes))
+        if DIFFERENCES in self._writers:
+            self._writers[DIFFERENCES].write_table(self._differences(chunk, decided[0], decided[1]))
+
+    def _decisions(self, chunk: Chunk, decided: Decisions, causes: Sequence[Cause]) -> pa.Table:
+        history, rows = self._history, slice(chunk.first, chunk.last)
+        codes = np.zeros(chunk.last - chunk.first, dtype=np.int8)
+        columns: dict[str, Any] = {
+            "payment_id": history.payment_id[rows].cast(pa.string()),
+            "event_time_ms": pa.array(history.event_time_ms[rows]),
+            "card_id": history.card.names.take(pa.array(history.card.codes[rows])),
+            "merchant_id": history.merchant.names.take(pa.array(history.merchant.codes[rows])),
+            "amount_minor": pa.array(history.amount_minor[rows]),
+            "currency": pa.DictionaryArray.from_arrays(pa.array(history.currency.codes[rows]), history.currency.names),
+            "amount_reference_minor": pa.array(self._amounts[rows]),
+            "score": pa.array(decided.score),
+            "action": _named(decided.action),
+            "reasons": pa.array([cause.reasons for cause in causes], pa.list_(pa.string())).take(
+                pa.array(decided.cause)
+            ),
+            "model_version": pa.DictionaryArray.from_arrays(pa.array(codes), pa.array([self._version])),
+            "label": _label_names(self._labels[rows]),
+        }
+        if self._with_vectors:
+            columns[VECTOR] = _packed(chunk.vectors)
+        for place, name in enumerate(self._feature_names):
+            # What a feature does not know is NaN in a vector, and null here.
+            columns[name] = pa.array(chunk.vectors[:, place], from_pandas=True)
+        return pa.table(columns, schema=self._schemas[DECISIONS])
+
+    def _differences(self, chunk: Chunk, champion: Decisions, challenger: Decisions) -> pa.Table:
+        """The payments of the chunk that the two decide differently about."""
+        changed = np.flatnonzero(champion.action != challenger.action)
+        rows = chunk.first + changed
+        history, taken = self._history, pa.array(rows)
+        columns = {
+            "payment_id": history.payment_id.take(taken).cast(pa.string()),
+            "event_time_ms": pa.array(history.event_time_ms[rows]),
+            "card_id": history.card.names.take(pa.array(history.card.codes[rows])),
+            "merchant_id": history.merchant.names.take(pa.array(history.merchant.codes[rows])),
+            "amount_reference_minor": pa.array(self._amounts[rows]),
+            "champion_score": pa.array(champion.score[changed]),
+            "challenger_score": pa.array(challenger.score[changed]),
+            "champion_action": _named(champion.action[changed]),
+            "challenger_action": _named(challenger.action[changed]),
+            "label": _label_names(self._labels[rows]),
+        }
+        return pa.table(columns, schema=self._schemas[DIFFERENCES])
+
+
+def require_free_names(feature_names: Sequence[str]) -> None:
+    """Raises Misconfigured for a feature with the name of another column of decisions.parquet."""
+    taken = {column.name for column in (*DECISION_COLUMNS, VECTOR_COLUMN)}
+    for name in feature_names:
+        if name in taken:
+            raise Misconfigured(f"--features: feature {name} has the name of a column of {DECISIONS}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text so that the file is in its place only when it is whole."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _unfinished(folder: Path, name: str) -> Path:
+    return (folder / name).with_suffix(".unfinished")
+
+
+def _fields(columns: Sequence[Column]) -> list[tuple[str, pa.DataType]]:
+    return [(column.name, column.kind) for column in columns]
+
+
+def _label_names(label: NDArray[np.int8]) -> pa.Array:
+    return pa.array(LABELS).take(pa.array(label, mask=label == UNKNOWN))
+
+
+def _named(action: NDArray[np.int8]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(action), pa.array(ACTIONS))
+
+
+def _packed(vectors: NDArray[np.float32]) -> pa.Array:
+    """Each vector's bytes, without a Python object for each."""
+    count, width = len(vectors), vectors.shape[1] * vectors.itemsize
+    offsets = np.arange(count + 1, dtype=np.int32) * np.int32(width)
+    content = pa.py_buffer(np.ascontiguousarray(vectors))
+    return pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), content])

@@ -1,0 +1,1 @@
+"""report.html: what a replay found, for a person to read."""

@@ -1,0 +1,133 @@
+"""The part of a replay's report that holds what was decided live against what the replay decides."""
+
+from __future__ import annotations
+
+from paywarden.models.policy.policy import ACTIONS
+from paywarden.models.replay.live_comparison import Agreement, LiveComparison
+from paywarden.models.replay.report import charts
+from paywarden.models.replay.report.page import (
+    NO_NUMBER,
+    PAST,
+    Beside,
+    Block,
+    Cell,
+    Definitions,
+    Figures,
+    Group,
+    Heading,
+    Paragraph,
+    Table,
+    count_of,
+    percent,
+    whole,
+)
+
+VERSIONS_SHOWN = 12
+
+
+def live_section(live: LiveComparison, champion: str) -> list[Block]:
+    """How far live decisions are those of the replay, and where not. `champion`: the version of the replay's model."""
+    title = Heading("Live against replay")
+    if live.whole.payments == 0:
+        return [title, Paragraph("No payment was decided both live and here."), *_left_out(live)]
+    pairs = [
+        Heading("Actions", 3),
+        Paragraph("Rows are what was done live, columns what the replay does; shaded is where they agree."),
+        _actions(live),
+        *_flags(live),
+    ]
+    return [
+        title,
+        Paragraph(_lead(live)),
+        Beside(pairs, _left_out(live)),
+        Figures([charts.live_differences(live.score_differences), _versions(live, champion)]),
+    ]
+
+
+def _lead(live: LiveComparison) -> str:
+    whole_ = live.whole
+    assert whole_.equal_actions is not None
+    assert whole_.equal_scores is not None
+    assert whole_.score_difference_max is not None
+    said = (
+        f"Of {count_of(whole_.payments, 'payment')} decided both live and here, {_share(whole_.equal_actions)} got the "
+        f"same action and {_share(whole_.equal_scores)} the very same score; "
+    )
+    difference = whole_.score_difference_max
+    said += f"the largest difference of scores is {difference:.3g}." if difference else "no score differs."
+    others = _others(live)
+    if others == 0:
+        return said
+    return said + (
+        f" {count_of(others, 'payment')} got another action, {whole(whole_.flagged_of_other_action)} of them with a "
+        "flag live, such as a mirror that was absent: the system knew less than it does here, or its policy asks for "
+        "an action then. Where there was none, the model, the policy or the profiles were others."
+    )
+
+
+def _others(live: LiveComparison) -> int:
+    return live.whole.payments - sum(live.actions[place][place] for place in range(len(ACTIONS)))
+
+
+def _actions(live: LiveComparison) -> Table:
+    rows: list[list[str | Cell]] = [
+        [PAST[action], *(Cell(whole(count), "same" if other == place else "") for other, count in enumerate(counts))]
+        for place, (action, counts) in enumerate(zip(ACTIONS, live.actions, strict=True))
+    ]
+    return Table(["live ↓ replay →", *(PAST[action] for action in ACTIONS)], rows)
+
+
+def _flags(live: LiveComparison) -> list[Block]:
+    if not live.flags_of_other_action:
+        return []
+    rows = [[flag, whole(count)] for flag, count in live.flags_of_other_action.items()]
+    title = Heading("Flags of those with another action", 3)
+    return [title, Table(["flag", "payments"], rows, is_full=False)]
+
+
+def _versions(live: LiveComparison, champion: str) -> Group:
+    shown = sorted(live.by_model_version.items(), key=lambda item: (-item[1].payments, item[0]))
+    rows = [_version_row(version, agreement, champion) for version, agreement in shown[:VERSIONS_SHOWN]]
+    heads = ["decided live by", "payments", "same action", "same score", "differs by up to"]
+    hidden = len(shown) - VERSIONS_SHOWN
+    said = (
+        f"The replay's model is {champion}. Scores of others differ because they are other models; where its own "
+        "differ, the profiles were others: behind the stream, or of payments that the history has not."
+    )
+    more = [Paragraph(f"and {count_of(hidden, 'model')} more, in metrics.json", "soft")] if hidden > 0 else []
+    return Group([Heading("By the model that decided live", 3), Paragraph(said), Table(heads, rows), *more])
+
+
+def _version_row(version: str, agreement: Agreement, champion: str) -> list[str]:
+    name = "none" if not version else f"{version} (here)" if version == champion else version
+    difference = agreement.score_difference_max
+    return [
+        name,
+        whole(agreement.payments),
+        _share(agreement.equal_actions),
+        _share(agreement.equal_scores),
+        NO_NUMBER if difference is None else f"{difference:.3g}",
+    ]
+
+
+def _share(share: float | None) -> str:
+    """A share that only the whole is 100% of: 0.99999 is not written as if all were alike."""
+    if share is None:
+        return NO_NUMBER
+    text = percent(share, 2)
+    return "over 99.99%" if share < 1 and text == "100.00%" else text
+
+
+def _left_out(live: LiveComparison) -> list[Block]:
+    words = Definitions(
+        [
+            ("Only live", f"{count_of(live.only_live, 'payment')}: not in the history that is replayed."),
+            ("Only replayed", f"{count_of(live.only_replayed, 'payment')}: no live decision is in the archive."),
+            (
+                "Repeated",
+                f"{count_of(live.repeated, 'decision')} about a payment that had one: the first that was made counts.",
+            ),
+            ("Not readable", f"{count_of(live.decisions_not_decoded, 'record')} of the archive."),
+        ]
+    )
+    return [Heading("What is not compared", 3), words]

@@ -1,0 +1,39 @@
+"""Blocks of a report as HTML, by the templates in streams/templates.
+
+Templates escape every value. A name that a template asks for and does not get is an error, not an empty place. The same
+blocks give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from paywarden.models.replay.report.page import Block
+
+
+def render_page(*, title: str, heading: str, blocks: Sequence[Block]) -> str:
+    """The whole file as text."""
+    return _environment().get_template("report.html").render(title=title, heading=heading, blocks=blocks)
+
+
+def render_block(block: Block) -> str:
+    """One block alone."""
+    made: Any = _environment().get_template("blocks.html").module
+    return str(made.render(block))
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )

@@ -1,0 +1,158 @@
+"""How to train: the `[training]` settings, what of them a bundle remembers, and what cannot work."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from paywarden.schemas.errors import Misconfigured
+
+# They say where and beside what a model was trained, nothing about the model.
+_NOT_OF_THE_MODEL = ("threads", "mlflow_experiment")
+_OF_A_CASCADE = "cascade"
+
+CATEGORY_MAX = 4095
+"""A set is a row of bits as long as its largest category, in every node that asks about one."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train. LightGBM's own defaults lose badly on payments: sharp cuts need fine bins, rare frauds need
+    shallow, regularised trees."""
+
+    # With early stopping this is the most there can be, without it the number.
+    trees: int = 200
+    learning_rate: float = 0.05
+    max_depth: int = 4
+    leaves: int = 15
+    l2: float = 5.0
+    min_sum_hessian: float = 1.0
+    min_rows_in_leaf: int = 20
+    # Shares of the features and of the rows that each tree is grown on.
+    feature_fraction: float = 1.0
+    bagging_fraction: float = 1.0
+    max_bin: int = 4095
+    # By feature: 1 if a higher value never makes a payment less suspicious, -1 if never more.
+    monotone: Mapping[str, int] = field(default_factory=dict)
+    # Features whose values are names for something rather than amounts of it: trees ask whether a value is in a set,
+    # and the sets are learnt. A value never seen, or missing, is in none.
+    categorical: tuple[str, ...] = ()
+    # Share of the genuine payments that trees are grown on; calibration and metrics always see all.
+    genuine_sample_share: float = 1.0
+    folds: int = 3
+    # The last days of the window, held out to choose by; 0 for a fifth of the window. With more folds each one's
+    # days are those before the last one's.
+    validation_days: int = 0
+    validation_folds: int = 1
+    # So many more trees without a better validation fold end the growing; 0 grows all.
+    early_stopping_rounds: int = 50
+    # Parameters to try on the validation folds; up to 1 takes these settings as they are.
+    search_budget: int = 1
+    seed: int = 0
+    threads: int = 2
+    label_delay_days: int = 7
+    # Share of payments whose score is at or above the bundle's default thresholds.
+    review_share: float = 0.01
+    decline_share: float = 0.002
+    # A small model of so many trees answers the clear payments before the large one is asked
+    # (models/bundle/cascade.py). At
+    # most this share of the payments may get another action by it.
+    cascade: bool = False
+    cascade_trees: int = 40
+    cascade_leaves: int = 15
+    cascade_disagreement_max: float = 1e-4
+    # Where MLflow is installed, the experiment that a training is recorded in; empty for none.
+    mlflow_experiment: str = ""
+
+    def lightgbm_parameters(self) -> dict[str, Any]:
+        """LightGBM's own words for it, but for `monotone`, which needs the order of the features."""
+        return {
+            "objective": "binary",
+            "learning_rate": self.learning_rate,
+            "max_depth": self.max_depth,
+            "num_leaves": self.leaves,
+            "lambda_l2": self.l2,
+            "min_sum_hessian_in_leaf": self.min_sum_hessian,
+            "min_data_in_leaf": self.min_rows_in_leaf,
+            "feature_fraction": self.feature_fraction,
+            "bagging_fraction": self.bagging_fraction,
+            # Rows are drawn anew for every tree.
+            "bagging_freq": 1,
+            "max_bin": self.max_bin,
+            "min_data_in_bin": 1,
+            "seed": self.seed,
+            # Both together: the same model, however many threads grow it.
+            "deterministic": True,
+            "force_row_wise": True,
+            "num_threads": self.threads,
+            "verbosity": -1,
+        }
+
+    def of_the_model(self) -> dict[str, Any]:
+        """What a bundle remembers: all that the model follows from."""
+        remembered = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _NOT_OF_THE_MODEL and (self.cascade or not name.startswith(_OF_A_CASCADE))
+        }
+        # As JSON gives it back.
+        return remembered | {"categorical": [*self.categorical]}
+
+    def of_the_first(self) -> TrainingSettings:
+        """For the small model of a cascade: these, with its number of trees and leaves."""
+        return replace(self, trees=self.cascade_trees, leaves=self.cascade_leaves)
+
+
+def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> None:
+    """Raises Misconfigured naming the first setting that cannot work; LightGBM refuses those it knows itself."""
+    _require_at_least("trees", settings.trees, 1)
+    _require_at_least("folds", settings.folds, 2)
+    _require_at_least("validation_days", settings.validation_days, 0)
+    _require_at_least("validation_folds", settings.validation_folds, 1)
+    _require_at_least("early_stopping_rounds", settings.early_stopping_rounds, 0)
+    _require_at_least("search_budget", settings.search_budget, 0)
+    _require_at_least("seed", settings.seed, 0)
+    _require_at_least("label_delay_days", settings.label_delay_days, 0)
+    _require_at_least("cascade_trees", settings.cascade_trees, 1)
+    _require_at_least("cascade_leaves", settings.cascade_leaves, 2)
+    if not 0.0 < settings.cascade_disagreement_max < 1.0:
+        raise Misconfigured(
+            f"training.cascade_disagreement_max: wanted above 0 and below 1, got {settings.cascade_disagreement_max}"
+        )
+    if not 0.0 < settings.genuine_sample_share <= 1.0:
+        raise Misconfigured(
+            f"training.genuine_sample_share: wanted above 0 and at most 1, got {settings.genuine_sample_share}"
+        )
+    if not 0.0 < settings.decline_share <= settings.review_share < 1.0:
+        raise Misconfigured(
+            "training.decline_share: wanted above 0 and at most training.review_share, which must be below 1, "
+            f"got {settings.decline_share} and {settings.review_share}"
+        )
+    for name, direction in settings.monotone.items():
+        _require_direction(name, direction, feature_names)
+    for name in settings.categorical:
+        _require_feature("categorical", name, feature_names)
+        if name in settings.monotone:
+            raise Misconfigured(
+                f"training.categorical: {name} has a direction in training.monotone, and categories none"
+            )
+
+
+def _require_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise Misconfigured(f"training.{name}: wanted at least {least}, got {value}")
+
+
+def _require_direction(name: str, direction: int, feature_names: Sequence[str]) -> None:
+    _require_feature("monotone", name, feature_names)
+    if direction not in (-1, 1):
+        raise Misconfigured(f"training.monotone: wanted 1 or -1 for {name}, got {direction}")
+
+
+def _require_feature(setting: str, name: str, feature_names: Sequence[str]) -> None:
+    if name not in feature_names:
+        near = difflib.get_close_matches(name, feature_names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise Misconfigured(f"training.{setting}: there is no feature {name!r}{hint}")

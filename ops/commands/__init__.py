@@ -1,0 +1,1 @@
+"""The commands of `paywarden`, a module each."""

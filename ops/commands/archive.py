@@ -1,0 +1,102 @@
+"""`paywarden archive`: a topic into partitioned Parquet files."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from paywarden.ops.extras import needs
+from paywarden.ops.histories import time_ms_option
+from paywarden.ops.progress import progress_bar
+from paywarden.ops.wiring import parts as wiring
+from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.streams.archive.archive import Archived, Archiver
+
+_NAMED_MAX = 10
+
+
+@click.command()
+@click.option(
+    "--topic", type=click.Choice(["payments", "outcomes", "decisions"]), required=True, help="What to archive."
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="The archive.")
+@click.option("--from", "from_time", metavar="TIME", help="What reached Kafka from TIME on (default: all there is).")
+@click.option("--to", "to_time", metavar="TIME", help="What reached Kafka before TIME (default: all there is).")
+@click.option("--until-end", is_flag=True, help="To where the topic ends now, then end: what is done by default.")
+@click.option("--follow", is_flag=True, help="Go on for ever: add what has come, wait, and again.")
+@click.option(
+    "--every", "every_s", type=click.FloatRange(0.1), default=300.0, show_default=True, help="Seconds --follow waits."
+)
+@click.pass_obj
+@needs("history")
+def archive(
+    source: Source,
+    topic: str,
+    out: Path,
+    from_time: str | None,
+    to_time: str | None,
+    until_end: bool,
+    follow: bool,
+    every_s: float,
+) -> None:
+    """Write a topic to OUT/TOPIC/date=YYYY-MM-DD/part-PARTITION-FIRSTOFFSET.parquet, by the day of arrival on Kafka.
+
+    What is there is not read again, and what is missing is added: interrupted, the same command goes on. An archive has
+    no gaps, so what lies between what it holds and what is asked for is added, too. Joins no consumer group and commits
+    nothing. Records that do not decode are named, are in the files' footers, and stay on the topic. `paywarden replay
+    --data OUT` and `train --data OUT` read payments and outcomes.
+    """
+    from paywarden.streams.archive.archive import Archiver
+    from paywarden.streams.kafka.topic_rows import KafkaTopic
+
+    if follow and (to_time is not None or until_end):
+        raise click.UsageError("--follow has no end: leave --to and --until-end out")
+    if until_end and to_time is not None:
+        raise click.UsageError("say one of --to and --until-end")
+    since_ms, until_ms = time_ms_option("--from", from_time), time_ms_option("--to", to_time)
+    kafka = wiring.kafka_settings(source)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with closing(KafkaTopic(kafka, topic)) as reader:
+        archiver = Archiver(reader, wiring.schema_ids(source), topic, out)
+        while True:
+            wanted = archiver.wanted(since_ms, until_ms)
+            if not any(wanted.values()) and not follow:
+                holds = "is empty" if since_ms is None and until_ms is None else "holds nothing of that time"
+                raise click.ClickException(f"topic {kafka.topic(topic)} {holds}")
+            done = _run(archiver, wanted, stop)
+            _say(topic, out, done, is_quiet=follow and done.files == 0)
+            if not follow or stop.wait(every_s):
+                break
+    if not follow and not done.is_whole:
+        raise click.ClickException("stopped: the same command goes on where this ended")
+
+
+def _run(archiver: Archiver, wanted: dict[int, range], stop: threading.Event) -> Archived:
+    try:
+        with progress_bar("records", sum(map(len, wanted.values()))) as advance:
+            return archiver.run(wanted, stop, advance)
+    except TemporaryFailure as error:
+        raise click.ClickException(f"{error}; the same command goes on where this ended") from error
+
+
+def _say(topic: str, out: Path, done: Archived, *, is_quiet: bool) -> None:
+    for one in done.undecoded[:_NAMED_MAX]:
+        click.echo(f"not decoded: {topic}, {one}", err=True)
+    if len(done.undecoded) > _NAMED_MAX:
+        click.echo(f"not decoded: {len(done.undecoded) - _NAMED_MAX} more, all in the footers of the files", err=True)
+    if not is_quiet:
+        click.echo(
+            f"{done.rows} {topic} in {done.files} files added to {out}, {len(done.undecoded)} records not decoded"
+            if done.files
+            else f"all of it is in {out} already: nothing added"
+        )

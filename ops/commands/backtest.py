@@ -1,0 +1,408 @@
+"""`paywarden backtest`: how models on our features do, on any data, and beside results that others have published."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paywarden.ops.extras import needs
+from paywarden.ops.progress import progress_bar
+from paywarden.ops.wiring import parts as wiring
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.features.history.history import History
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.features.profiles.money import RateTable
+    from paywarden.models.backtest.backtest import FoldFacts, ModelResult, Protocol, Rows, Summary
+    from paywarden.models.backtest.handbook import Published
+    from paywarden.models.metrics.evaluation import Split
+
+MODEL_NAMES = ("lr", "rf", "dt", "lightgbm")
+# What the table needs. A pipe has no width of its own, and in a narrow terminal broken lines beat missing numbers.
+_WIDTH_MIN = 130
+_HEADINGS = {"auc_roc": "AUC ROC", "average_precision": "avg. precision", "card_precision_at_100": "CP@100"}
+
+
+def _model_names(_context: click.Context, _option: click.Parameter, text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in names if name not in MODEL_NAMES]
+    if unknown:
+        raise click.BadParameter(f"wanted some of {','.join(MODEL_NAMES)}, got {unknown[0]!r}")
+    return names
+
+
+_models_option = click.option(
+    "--models",
+    default=",".join(MODEL_NAMES),
+    show_default=True,
+    callback=_model_names,
+    help="Which models, with commas.",
+)
+_budget_option = click.option(
+    "--budget",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="LightGBM parameters to try; each costs a training a fold.",
+)
+_seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search and of the models."
+)
+
+
+@click.group()
+def backtest() -> None:
+    """Compare models on windows of a history, and hold them against published results."""
+
+
+@backtest.command("run")
+@click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
+@click.option("--train-days", type=click.IntRange(1), required=True, help="Days that each fold is trained on.")
+@click.option("--delay-days", type=click.IntRange(0), required=True, help="Days that a label takes to become known.")
+@click.option("--test-days", type=click.IntRange(1), required=True, help="Days that each fold is tested on.")
+@click.option(
+    "--folds", type=click.IntRange(1), default=1, show_default=True, help="To test on, and as many to choose on."
+)
+@click.option("--to", "to_day", metavar="DAY", help="Last day to test on (default: the last whose labels are known).")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results there.")
+@_models_option
+@_budget_option
+@_seed_option
+@click.pass_obj
+@needs("train")
+def on_windows(
+    source: Source,
+    data: str,
+    train_days: int,
+    delay_days: int,
+    test_days: int,
+    folds: int,
+    to_day: str | None,
+    json_file: str | None,
+    models: tuple[str, ...],
+    budget: int,
+    seed: int,
+) -> None:
+    """Models on any data of ours, in folds of train, delay and test days that follow each other.
+
+    Parameters are chosen on folds whose labels were known before the first day that is tested on; what was chosen is
+    trained anew and measured on the test folds. Payments of cards known to be compromised are not measured.
+    """
+    from paywarden.features.history.history import read_history
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.models.backtest.windows import Windows, last_test_day, windows_protocol
+    from paywarden.models.metrics.evaluation import day_of_date
+
+    if json_file:
+        _require_folder(json_file)
+    windows = Windows(train_days, delay_days, test_days, folds)
+    wanted = day_of_date(to_day) if to_day else None
+    rates = wiring.rate_table(source)
+    history = read_history(data)
+    protocol = windows_protocol(windows, last_test_day(history, windows, wanted))
+    engine = FeatureEngine()
+    measured = _measured(history, protocol, engine, rates, delay_days, models, budget, seed, {})
+    result = {"protocol": protocol.name, "windows": asdict(windows), "catalogue": "ours", **measured}
+    _print(result)
+    if json_file:
+        _write(result, json_file)
+
+
+@backtest.command()
+@click.option("--data", type=click.Path(), required=True, help="Folder that `convert handbook` has written.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["single", "prequential"]),
+    default="prequential",
+    show_default=True,
+    help="The book's split of chapter 3, or its four folds of chapter 5.",
+)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results there.")
+@click.option(
+    "--catalogue",
+    type=click.Choice(["ours", "book"]),
+    default="ours",
+    show_default=True,
+    help="The features that are served, or the book's 15 inputs in our words.",
+)
+@_models_option
+@_budget_option
+@_seed_option
+@click.pass_obj
+@needs("train")
+def handbook(
+    source: Source,
+    data: str,
+    protocol: str,
+    json_file: str | None,
+    catalogue: str,
+    models: tuple[str, ...],
+    budget: int,
+    seed: int,
+) -> None:
+    """The Fraud Detection Handbook's protocol, its metrics, and its published numbers beside ours.
+
+    Parameters are chosen on the validation folds alone; what was chosen is trained anew and measured on the test
+    folds. All models on four folds take many minutes: `--models` and `--budget` make it shorter.
+    """
+    if json_file:
+        _require_folder(json_file)
+    result = _run(source, data, protocol, catalogue, models, budget, seed)
+    _print(result)
+    if json_file:
+        _write(result, json_file)
+
+
+def _run(
+    source: Source, data: str, protocol_name: str, catalogue: str, models: Sequence[str], budget: int, seed: int
+) -> dict[str, Any]:
+    """Everything that is printed and written of the handbook's protocol."""
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+    from paywarden.features.history.history import read_history
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.models.backtest.handbook import (
+        BEST_PUBLISHED,
+        LABEL_DELAY_DAYS,
+        PROTOCOLS,
+        PUBLISHED,
+        book_catalogue,
+        require_handbook,
+    )
+
+    protocol = PROTOCOLS[protocol_name]
+    rates = wiring.rate_table(source)
+    history = read_history(data)
+    require_handbook(history, protocol)
+    engine = FeatureEngine(CATALOGUE if catalogue == "ours" else book_catalogue())
+    best = BEST_PUBLISHED[protocol.name]
+    published = PUBLISHED[protocol.name]
+    return {
+        "protocol": protocol.name,
+        "catalogue": catalogue,
+        "best_published": None if best is None else asdict(best),
+        **_measured(history, protocol, engine, rates, LABEL_DELAY_DAYS, models, budget, seed, published),
+    }
+
+
+def _measured(
+    history: History,
+    protocol: Protocol,
+    engine: FeatureEngine,
+    rates: RateTable,
+    delay_days: int,
+    models: Sequence[str],
+    budget: int,
+    seed: int,
+    published: Mapping[str, Published],
+) -> dict[str, Any]:
+    """What every backtest prints and writes. `published`: by model, where somebody has published results."""
+    from paywarden.models.backtest.backtest import backtest as run
+    from paywarden.models.backtest.backtest import facts_of
+    from paywarden.models.backtest.models import family
+
+    engine.warm_up()
+    started = time.perf_counter()
+    rows = _rows_with_bar(history, protocol, engine, rates, delay_days)
+    feature_seconds = time.perf_counter() - started
+    folds = {"validation": facts_of(rows, protocol.validation), "test": facts_of(rows, protocol.test)}
+    results = []
+    for name in models:
+        theirs = published.get(name)
+        candidates = family(name, seed=seed, budget=budget, published=None if theirs is None else theirs.parameters)
+        results.append(_model(run(rows, protocol, candidates, progress=progress_bar), folds, theirs))
+    return {
+        "features": list(engine.plan.names),
+        "catalogue_digest": engine.plan.digest,
+        "seed": seed,
+        "budget": budget,
+        "payments": len(rows.label),
+        "feature_seconds": feature_seconds,
+        "seconds": time.perf_counter() - started,
+        "folds": {part: [_facts(fold) for fold in facts] for part, facts in folds.items()},
+        "models": results,
+    }
+
+
+def _rows_with_bar(
+    history: History, protocol: Protocol, engine: FeatureEngine, rates: RateTable, delay_days: int
+) -> Rows:
+    from paywarden.models.backtest.backtest import rows_of
+    from paywarden.models.metrics.evaluation import DAY_MS
+
+    # Everything before the first day that is needed fills the profiles, and takes its time too.
+    row_count = int((history.event_time_ms < (protocol.days.last + 1) * DAY_MS).sum())
+    with progress_bar("features", row_count) as advance:
+        return rows_of(
+            history,
+            protocol.days,
+            engine=engine,
+            rates=rates,
+            label_delay_days=delay_days,
+            progress=advance,
+        )
+
+
+# What is written
+
+
+def _model(result: ModelResult, folds: dict[str, list[FoldFacts]], published: Published | None) -> dict[str, Any]:
+    measured = {
+        "name": result.name,
+        "chosen": {metric: dict(parameters) for metric, parameters in result.chosen.items()},
+        "grid": [
+            {
+                "parameters": dict(tried.parameters),
+                "mean": asdict(tried.validation.mean),
+                "std": asdict(tried.validation.std),
+            }
+            for tried in result.grid
+        ],
+        "validation": _summary(result.validation, folds["validation"]),
+        "test": _summary(result.test, folds["test"]),
+        "seconds": result.seconds,
+    }
+    if published is None:
+        return measured
+    as_published = None if result.as_published is None else _summary(result.as_published, folds["test"])
+    return measured | {"as_published": as_published, "published": _published(published)}
+
+
+def _summary(summary: Summary, folds: Sequence[FoldFacts]) -> dict[str, Any]:
+    return {
+        "mean": asdict(summary.mean),
+        "std": asdict(summary.std),
+        "folds": [
+            {**_days(facts.split), **asdict(measured)} for facts, measured in zip(folds, summary.folds, strict=True)
+        ],
+    }
+
+
+def _published(row: Published) -> dict[str, Any]:
+    parameters = None if row.parameters is None else {metric: dict(values) for metric, values in row.parameters.items()}
+    return {
+        "model": row.model,
+        "parameters": parameters,
+        "validation": None if row.validation is None else {"mean": asdict(row.validation)},
+        "test": {"mean": asdict(row.test), "std": None if row.test_std is None else asdict(row.test_std)},
+    }
+
+
+def _facts(facts: FoldFacts) -> dict[str, Any]:
+    counts = {name: value for name, value in vars(facts).items() if name != "split"}
+    return {**_days(facts.split), **counts}
+
+
+def _days(split: Split) -> dict[str, str]:
+    from paywarden.models.metrics.evaluation import date_of_day
+
+    return {
+        "train_from": date_of_day(split.train.first),
+        "train_to": date_of_day(split.train.last),
+        "test_from": date_of_day(split.test.first),
+        "test_to": date_of_day(split.test.last),
+    }
+
+
+def _require_folder(json_file: str) -> None:
+    """A run takes minutes: what can be known to fail at its end is said at its start."""
+    folder = Path(json_file).parent
+    if not folder.is_dir():
+        raise click.ClickException(f"cannot write {json_file}: there is no folder {folder}")
+
+
+def _write(result: dict[str, Any], json_file: str) -> None:
+    try:
+        Path(json_file).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"cannot write {json_file}: {error.strerror}") from error
+
+
+# What is printed
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.width = max(console.width, _WIDTH_MIN)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("model", no_wrap=True)
+    table.add_column("measured on", no_wrap=True)
+    beside = any("published" in model for model in result["models"])
+    for heading in _HEADINGS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+        if beside:
+            table.add_column("published", justify="right", no_wrap=True, style="dim")
+    # Where nothing is published every second cell is empty.
+    step = 1 if beside else 2
+    for model in result["models"]:
+        for name, where, *cells in _rows(model):
+            table.add_row(name, where, *cells[::step])
+        table.add_section()
+    ceilings = [fold["card_precision_ceiling"] for fold in result["folds"]["test"]]
+    oracle = ["1.0000", "", "1.0000", "", f"{sum(ceilings) / len(ceilings):.4f}", ""]
+    table.add_row("perfect oracle", "test, mean", *oracle[::step])
+    if result.get("best_published") is not None:
+        table.add_row("best published", "test, mean", *_cells({}, result["best_published"]))
+    console.print(table)
+    for model in result["models"]:
+        for metrics, parameters in _choices(model["chosen"]):
+            click.echo(f"{model['name']}, chosen for {metrics}: {parameters}")
+    seconds = ", ".join(f"{model['name']} {model['seconds']:.1f} s" for model in result["models"])
+    click.echo(
+        f"{result['protocol']} protocol, catalogue {result['catalogue']} ({len(result['features'])} features), "
+        f"seed {result['seed']}; features {result['feature_seconds']:.1f} s, {seconds}"
+    )
+
+
+def _rows(model: dict[str, Any]) -> Iterator[list[str]]:
+    """One row for each fold and each mean."""
+    name, published = model["name"], model.get("published", {})
+    for part in ("validation", "test"):
+        for fold in model[part]["folds"]:
+            yield [name, f"{part} {fold['test_from']}", *_cells(fold, {})]
+            name = ""
+        yield ["", f"{part}, mean", *_mean_cells(model[part], published.get(part))]
+    if model.get("as_published") is not None:
+        yield ["", "test, their parameters", *_mean_cells(model["as_published"], published["test"])]
+
+
+def _mean_cells(ours: dict[str, Any], theirs: dict[str, Any] | None) -> list[str]:
+    """Means with the spread over the folds, where there are several."""
+    our_std = ours["std"] if len(ours["folds"]) > 1 else None
+    return _cells(ours["mean"], theirs["mean"] if theirs else {}, our_std, theirs.get("std") if theirs else None)
+
+
+def _cells(
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    our_std: dict[str, float] | None = None,
+    their_std: dict[str, float] | None = None,
+) -> list[str]:
+    """For each metric ours and theirs; an empty dictionary leaves its column empty."""
+    cells = []
+    for metric in _HEADINGS:
+        for values, std, places in ((ours, our_std, 4), (theirs, their_std, 3)):
+            value = values.get(metric, math.nan)
+            spread = f"±{std[metric]:.{places - 1}f}" if std else ""
+            cells.append("" if math.isnan(value) else f"{value:.{places}f}{spread}")
+    return cells
+
+
+def _choices(chosen: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Metrics that made the same choice, and the choice."""
+    by_choice: dict[str, list[str]] = {}
+    for metric, parameters in chosen.items():
+        by_choice.setdefault(", ".join(f"{key} {value}" for key, value in parameters.items()), []).append(metric)
+    for parameters_text, metrics in by_choice.items():
+        yield ", ".join(_HEADINGS[metric] for metric in metrics), parameters_text

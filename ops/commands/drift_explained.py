@@ -1,0 +1,187 @@
+"""What `paywarden drift explain` says of an alert: lines that fit a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from paywarden.ops.reporting import printable
+from paywarden.ops.times import spoken
+
+if TYPE_CHECKING:
+    from paywarden.streams.alerts.journal import KnownAlert
+
+_WIDTH = 80
+_BAR_WIDTH_MAX = 30
+_SHARE_WIDTH = 8
+# From this share on it is all of them.
+_ALL = 0.9995
+_MINUTE_MS = 60_000
+# By cause: where to begin.
+_LOOK_AT = {
+    "profiles": "stream workers and companions: /readyz, consumer lag, paywarden_companion_mirror_age_seconds",
+    "input": "what fills this field upstream: a release, a unit, a source that is gone; then the payments themselves",
+    "traffic": "who sends these payments: a merchant that came or went, routing, card testing; the model is as it was",
+    "score": "the bundle and the policy that were put in place last, and fraud of a new kind: outcomes tell later",
+    "outcome": "outcome-metrics; fraud of a new kind, or what changed when it began: bundle, policy, features",
+}
+
+
+def explained(alert: KnownAlert) -> list[str]:
+    """What is known of an alert, in lines for people."""
+    record = alert.record
+    lines = wrapped(
+        "", f"alert {alert.alert_id}: {record['severity']}, {record['state']} {spoken(record['time_ms'])} UTC"
+    )
+    lines += ["", *_line("what moved", f"{record['subject']} {record['signal']}".strip())]
+    for sentence in in_words(record):
+        lines += _line("in words", sentence)
+    lines += _line("where", record["segment"])
+    lines += _line("cause", record["cause"] or "not said")
+    from_on = (
+        _percent(record["threshold"]) if record["statistic"] == "relative_change" else _number(record["threshold"])
+    )
+    lines += _line("by how much", f"{size_of(record)}; from {from_on} on it matters")
+    lines += _line("value", f"{_number(record['current'])}, expected {_number(record['expected'])}")
+    lines += _line(
+        "how certain",
+        f"evidence 10^{record['evidence']:.1f}; 10^{record['evidence_threshold']:.1f} is enough",
+    )
+    lines += _line("first seen", f"about {spoken(record['first_seen_time_ms'])} UTC")
+    lines += _line(
+        "window",
+        f"{spoken(record['window_start_time_ms'])} to {spoken(record['window_end_time_ms'])} UTC, "
+        f"{(record['window_end_time_ms'] - record['window_start_time_ms']) // _MINUTE_MS} min",
+    )
+    lines += _line("payments", f"{record['current_count']}, in the reference {record['reference_count']}")
+    lines += _line("model", record["model_version"])
+    if record["statistics"]:
+        lines += _line("distances", ", ".join(f"{one['name']} {_number(one['value'])}" for one in record["statistics"]))
+    if some := [one for one in record["flags"] if one["share"] < _ALL]:
+        lines += _line("flags", ", ".join(f"{one['flag']} {_percent(one['share'])}" for one in some))
+    lines += _bars(record)
+    lines += _moved(record)
+    lines += ["", "its life"]
+    for time_ms, state, severity, subject in alert.states:
+        lines += wrapped(f"  {spoken(time_ms)}  {state:<10} {severity:<9} ", printable(subject))
+    for said in alert.acknowledgements:
+        until = f" until {spoken(said.until_ms)}" if said.until_ms else ""
+        note = f": {printable(said.note)}" if said.note else ""
+        lines += wrapped(f"  {spoken(said.time_ms)}  ", f"{said.kind}{until} by {printable(said.by)}{note}")
+    if record["cause"] in _LOOK_AT:
+        lines += ["", *_line("look at", _LOOK_AT[record["cause"]])]
+    return lines
+
+
+def in_words(record: dict[str, Any]) -> list[str]:
+    """What a share says as a sentence, and each flag that all payments have; none for other signals."""
+    sentences = []
+    subject, signal, share = record["subject"], record["signal"], record["current"]
+    if record["statistic"] == "relative_change" and (what := _counted_by(subject, signal)):
+        sentences.append(
+            what.every if share >= _ALL else f"{what.share}: {_percent(share)}, expected {_percent(record['expected'])}"
+        )
+    sentences += [_flagged(one["flag"]).every for one in record["flags"] if one["share"] >= _ALL]
+    return list(dict.fromkeys(sentences))
+
+
+class _Words(NamedTuple):
+    """How a share is told: of all payments, and of some."""
+
+    every: str
+    share: str
+
+
+def _counted_by(subject: str, signal: str) -> _Words | None:
+    """What payments a share counts; None where it is not of payments."""
+    from paywarden.models.drift.signals import FEATURE_PREFIX, FLAG_PREFIX
+
+    if subject.startswith(FLAG_PREFIX):
+        return _flagged(subject.removeprefix(FLAG_PREFIX))
+    if subject.startswith(FEATURE_PREFIX) and signal == "missing":
+        name = subject.removeprefix(FEATURE_PREFIX)
+        return _Words(f"{name} is missing in every payment", f"payments without {name}")
+    if subject == "action":
+        done = {"review": "reviewed", "decline": "declined"}.get(signal, signal)
+        return _Words(f"every payment is {done}", f"payments {done}")
+    return None
+
+
+def _flagged(flag: str) -> _Words:
+    entity = flag.removeprefix("unknown_")
+    if entity != flag:
+        return _Words(f"every {entity} is unknown", f"payments whose {entity} is unknown")
+    return _Words(f"every payment has the flag {flag}", f"payments with the flag {flag}")
+
+
+def _bars(record: dict[str, Any]) -> list[str]:
+    """Both histograms as bars of shares, one line a bin; none where the record has none."""
+    reference, current = record["reference_histogram"], record["current_histogram"]
+    if reference is None or current is None or len(reference["counts"]) != len(current["counts"]):
+        return []
+    was, now = _shares(reference), _shares(current)
+    longest = max(*was, *now) or 1.0
+    labels = [
+        f"[{_number(low)}, {_number(high)})"
+        for low, high in zip(reference["edges"], reference["edges"][1:], strict=False)
+    ]
+    labels.append("missing")
+    width = max(map(len, labels))
+    # What is left beside the label, the two shares of 8 characters and the spaces between.
+    bar_width = min(_BAR_WIDTH_MAX, (_WIDTH - width - 2 * (2 + _SHARE_WIDTH)) // 2)
+    lines = ["", f"{'':<{width}}  {'reference':<{bar_width + _SHARE_WIDTH}}  now"]
+    for label, before, after in zip(labels, was, now, strict=True):
+        if before or after:
+            bars = (_bar(share, longest, bar_width) for share in (before, after))
+            lines.append(f"{label:<{width}}  {'  '.join(bars)}".rstrip())
+    return lines
+
+
+def _shares(histogram: dict[str, Any]) -> list[float]:
+    counts = [*histogram["counts"], histogram["missing"]]
+    total = sum(counts) or 1
+    return [count / total for count in counts]
+
+
+def _bar(share: float, longest: float, width: int) -> str:
+    filled = round(width * share / longest)
+    return f"{100 * share:6.2f}% {'█' * filled:<{width}}"
+
+
+def _moved(record: dict[str, Any]) -> list[str]:
+    if not record["moved"]:
+        return []
+    lines = ["", "what moved with it"]
+    for moved in record["moved"]:
+        name = f"{moved['subject']} {moved['signal']}"
+        where = "" if moved["segment"] == "overall" else f" in {moved['segment']}"
+        lines += wrapped(f"  {_number(moved['value']):>9}  {moved['deviation']:>+9.1f} sd  ", printable(name + where))
+    return lines
+
+
+def size_of(record: dict[str, Any]) -> str:
+    """How large the change is, in the words of its statistic."""
+    if record["statistic"] == "relative_change":
+        up = record["current"] >= record["expected"]
+        return f"{'+' if up else '-'}{100 * record['value']:.0f} %"
+    return f"{record['statistic']} {_number(record['value'])}"
+
+
+def _line(name: str, text: str) -> list[str]:
+    """A name and what there is to say about it, in lines that fit."""
+    return wrapped(f"{name:<13}", printable(text))
+
+
+def wrapped(head: str, text: str) -> list[str]:
+    """`head` and the text behind it; further lines begin below the text."""
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+    ) or [head.rstrip()]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"

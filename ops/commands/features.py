@@ -1,0 +1,82 @@
+"""`paywarden features`: what is computed, and what is stored."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+
+from paywarden.ops.times import time_ms_of
+from paywarden.ops.wiring import parts as wiring
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source
+
+
+@click.group()
+def features() -> None:
+    """The features that are computed, and the profiles they are computed from."""
+
+
+@features.command("list")
+@click.option(
+    "--format",
+    "as_format",
+    type=click.Choice(["text", "markdown", "json"]),
+    default="text",
+    show_default=True,
+    help="A table for people, the page of the documentation, or JSON.",
+)
+def list_features(as_format: str) -> None:
+    """The catalogue: meaning, unit, window and missing-value rule of each feature, and the size of profiles."""
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.features.profiles.feature_docs import listing_of
+
+    listing = listing_of(CATALOGUE, FeatureEngine(CATALOGUE))
+    if as_format == "json":
+        click.echo(json.dumps(listing.to_dict(), indent=2))
+    else:
+        click.echo(listing.to_markdown() if as_format == "markdown" else listing.to_text())
+
+
+@features.command()
+@click.argument("entity_id", metavar="ENTITY:ID")
+@click.option("--at", metavar="TIME", help="Features as of this time, such as 2024-05-01T12:00:00Z (default: now).")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.pass_obj
+def show(source: Source, entity_id: str, at: str | None, as_json: bool) -> None:
+    """One profile of the store: what its tiles and memories hold, and the features that come of it.
+
+    ENTITY:ID is card:C1; of a combination the ids stand with commas between, card_merchant:C1,M1.
+    """
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.features.profiles.profile_view import to_dict, to_lines, typed_key, view_profile
+    from paywarden.streams.profiles.events import source_name
+
+    as_of_ms = time.time_ns() // 1_000_000 if at is None else _time_ms(at)
+    engine = FeatureEngine(CATALOGUE)
+    entity, key = typed_key(engine.plan, entity_id)
+    store = wiring.open_live_store(source, readonly=True)
+    try:
+        (state,) = store.read([key])
+    finally:
+        store.close()
+    if state is None:
+        raise Misconfigured(f"the store has no profile of this {engine.plan.entity_names[entity]}")
+    view = view_profile(engine, CATALOGUE, entity, state, as_of_ms=as_of_ms)
+    if as_json:
+        click.echo(json.dumps(to_dict(view, source_name), indent=2))
+    else:
+        click.echo("\n".join(to_lines(view, source_name)))
+
+
+def _time_ms(text: str) -> int:
+    try:
+        time_ms = time_ms_of(text)
+    except ValueError:
+        raise Misconfigured(f"--at: wanted a time such as 2024-05-01T12:00:00Z, got {text!r}") from None
+    if time_ms <= 0:
+        raise Misconfigured(f"--at: wanted a time after 1970, got {text!r}")
+    return time_ms

@@ -1,0 +1,85 @@
+"""`paywarden policy`: what the configuration says about actions, checked as the scoring workers check it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from paywarden.schemas.settings import Source, read_source
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@click.group()
+def policy() -> None:
+    """Thresholds, rules, segments and lists of the configuration."""
+
+
+@policy.command()
+@click.option("--config", type=click.Path(dir_okay=False), help="Configuration file (default: as for all commands).")
+@click.option("--bundle", type=click.Path(file_okay=False), help="Whose thresholds hold where no setting has one.")
+@click.pass_obj
+def check(source: Source, config: str | None, bundle: str | None) -> None:
+    """Check the whole configuration and print the policy.
+
+    Where something is wrong, in any section, every problem is one line on stderr and the exit status is 1.
+    """
+    from rich.console import Console
+
+    from paywarden.models.policy.lists import read_lists
+    from paywarden.models.policy.policy import PolicySettings
+    from paywarden.ops.configuration import bundle_thresholds, problems_of
+
+    if config is not None:
+        source = read_source(config, check_sections=False)
+    if problems := problems_of(source, bundle):
+        for problem in problems:
+            click.echo(f"paywarden: {problem}", err=True)
+        sys.exit(1)
+    settings = source.section("policy", PolicySettings)
+    thresholds = bundle_thresholds(source, bundle)
+    # A condition may hold what rich takes for markup.
+    console = Console(highlight=False, markup=False)
+    for table in _tables(settings, *thresholds):
+        console.print(table)
+    lists = _table("lists", "name", "entries")
+    for name, entries in read_lists(settings.lists).items():
+        lists.add_row(name, str(len(entries)))
+    console.print(lists)
+    console.print(f"{source.name}: every section is right" if source.file else "no configuration file: defaults hold")
+
+
+def _tables(settings: object, review_at: float, decline_at: float) -> list[Table]:
+    """`review_at` and `decline_at` are the bundle's, 0 without one."""
+    from paywarden.models.policy.policy import FLAGS, PolicySettings, unknown_flag
+
+    assert isinstance(settings, PolicySettings)
+    general = (settings.review_at or review_at, settings.decline_at or decline_at)
+    thresholds = _table("thresholds, of the first segment that applies", "segment", "when", "review at", "decline at")
+    for segment in settings.segments:
+        own = (segment.review_at or general[0], segment.decline_at or general[1])
+        thresholds.add_row(segment.name, segment.when, *map(_score, own))
+    thresholds.add_row("(all others)", "", *map(_score, general))
+    rules = _table("rules", "name", "when", "action", "")
+    for rule in settings.rules:
+        rules.add_row(rule.name, rule.when, rule.action, "decides alone" if rule.override else "at least")
+    flags = _table("flags", "flag", "asks for")
+    for flag in (*FLAGS, unknown_flag("other")):
+        flags.add_row(flag, getattr(settings, f"on_{flag}"))
+    return [thresholds, rules, flags]
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _score(threshold: float) -> str:
+    return f"{threshold:.4g}" if threshold else "as the bundle says"

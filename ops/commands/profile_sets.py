@@ -1,0 +1,139 @@
+"""`paywarden profile-sets`: the collections of profiles there are, and which is live."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from paywarden.ops.progress import scan_bar
+from paywarden.ops.wiring import parts as wiring
+from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.features.stores.profile_sets import ProfileSet, Register, SetStores
+
+
+@click.group("profile-sets")
+def profile_sets() -> None:
+    """The profile sets of the store: complete collections of profiles, one of them live."""
+
+
+@profile_sets.command("list")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.pass_obj
+def list_sets(source: Source, as_json: bool) -> None:
+    """Each set: whether it is live, when it was begun, and how many records of each kind it has.
+
+    The counts are exact for lmdb, and what the servers say of themselves for aerospike.
+    """
+    from paywarden.features.stores.profile_sets import ProfileSets
+
+    stores = _stores(source)
+    with closing(ProfileSets(stores.open_register())) as sets:
+        register = sets.register()
+    counts = {one.name: stores.counts(one.name) for one in register.sets}
+    if as_json:
+        click.echo(json.dumps(_to_dict(register, counts), indent=2))
+    else:
+        click.echo("\n".join(_to_lines(register, counts)))
+
+
+@profile_sets.command("drop")
+@click.argument("name")
+@click.option(
+    "--records-per-second",
+    type=click.IntRange(0),
+    default=20_000,
+    show_default=True,
+    help="On aerospike, how fast records are erased; 0 for no limit.",
+)
+@click.pass_obj
+def drop_set(source: Source, name: str, records_per_second: int) -> None:
+    """Erase the set NAME whole, with its topics on Kafka; "first" is the one that was there before any other.
+
+    The live set is refused, and one that is being swapped in. Killed at any moment, the same command goes on. Without
+    Kafka the topics stay, and are named.
+    """
+    from paywarden.features.stores.profile_sets import ProfileSets, drop, typed_name
+
+    stores = _stores(source)
+    dropped = typed_name(name)
+    with closing(ProfileSets(stores.open_register())) as sets, scan_bar("records") as progress:
+        try:
+            # Noted first, so that nobody needs the topics any more; and before the set is off the register, so that
+            # the same command finds what a killed one has left.
+            sets.begin_drop(dropped)
+            left = _delete_topics(source, dropped)
+            drop(sets, stores, dropped, records_per_second=records_per_second, progress=progress)
+        except TemporaryFailure as error:
+            raise click.ClickException(f"{error}; the same command goes on where this ended") from error
+    click.echo(f"profile set {name} is dropped")
+    if left:
+        reasons = ", ".join(sorted(set(left.values())))
+        click.echo(f"left on Kafka, to be deleted there: {', '.join(sorted(left))} ({reasons})", err=True)
+
+
+def _delete_topics(source: Source, name: str) -> dict[str, str]:
+    """Those that only this set's events go through; returns what may be left of them, and why."""
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+    from paywarden.features.stores.profile_sets import FIRST
+    from paywarden.streams.kafka.topic_names import repartition_topic
+    from paywarden.streams.kafka.topics import delete_repartition_topics
+
+    if name == FIRST:
+        # `topics create` makes these, whichever sets there are.
+        return {}
+    topics = [repartition_topic(entity.name, name) for entity in CATALOGUE.entities]
+    return delete_repartition_topics(wiring.kafka_settings(source), topics)
+
+
+def _stores(source: Source) -> SetStores:
+    if source.section("store", wiring.StoreSettings).kind == "memory":
+        raise Misconfigured("[store] kind is memory: only the process that has it knows its profile sets")
+    return wiring.set_stores(source)
+
+
+def _state(one: ProfileSet, register: Register) -> str:
+    if one.name == register.live.name:
+        return "live"
+    if one.name == register.live.next:
+        return "being swapped in"
+    return "being dropped" if one.is_being_dropped else "not live"
+
+
+def _begun(one: ProfileSet) -> str | None:
+    if one.begun_ms is None:
+        return None
+    return datetime.fromtimestamp(one.begun_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _to_dict(register: Register, counts: dict[str, dict[str, int]]) -> dict[str, object]:
+    from paywarden.features.stores.profile_sets import spoken
+
+    sets = [
+        {"name": spoken(one.name), "state": _state(one, register), "begun": _begun(one), "records": counts[one.name]}
+        for one in register.sets
+    ]
+    live = dataclasses.asdict(register.live)
+    next_name = register.live.next
+    live |= {"name": spoken(register.live.name), "next": None if next_name is None else spoken(next_name)}
+    return {"live": live, "sets": sets}
+
+
+def _to_lines(register: Register, counts: dict[str, dict[str, int]]) -> list[str]:
+    from paywarden.features.stores.profile_sets import spoken
+
+    rows = [("set", "state", "begun", "records")]
+    for one in register.sets:
+        held = ", ".join(f"{count} {kind}" for kind, count in sorted(counts[one.name].items())) or "none"
+        rows.append((spoken(one.name), _state(one, register), _begun(one) or "-", held))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return [
+        "  ".join((*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[3])) for row in rows
+    ]

@@ -1,0 +1,250 @@
+"""`paywarden replay`: evidence on history before a model or a policy goes live."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paywarden.ops.days import day_option, require_within
+from paywarden.ops.extras import needs
+from paywarden.ops.histories import HistoryAsked, history_options, read_asked
+from paywarden.ops.progress import progress_bar
+from paywarden.ops.reporting import print_table
+from paywarden.ops.wiring import parts as wiring
+from paywarden.schemas.settings import Source, read_source
+
+if TYPE_CHECKING:
+    from paywarden.features.history.history import History
+    from paywarden.models.bundle.bundle import Bundle
+    from paywarden.models.metrics.costs import CostSettings
+    from paywarden.models.metrics.evaluation import Days
+    from paywarden.models.replay.measures import Contestant, ReplayResults
+    from paywarden.streams.kafka.topic_rows import TopicRows
+
+
+@click.command()
+@history_options
+@click.option("--bundle", type=click.Path(), required=True, help="The bundle to score with: the champion.")
+@click.option("--challenger", type=click.Path(), help="Another bundle, held against the first in the same pass.")
+@click.option(
+    "--policy", "policy_file", type=click.Path(), help="File whose [policy] decides (default: the configuration's)."
+)
+@click.option(
+    "--challenger-policy", "challenger_policy_file", type=click.Path(), help="The challenger's (default: the same)."
+)
+@click.option(
+    "--from",
+    "from_day",
+    metavar="DAY",
+    help="First UTC day to measure: a date, or -28d for 28 days before the data's last (default: the first there is).",
+)
+@click.option(
+    "--to", "to_day", metavar="DAY", help="Last UTC day to measure, included; likewise (default: the last there is)."
+)
+@click.option("--label-delay-days", type=click.IntRange(0), default=7, show_default=True, help="When labels are known.")
+@click.option(
+    "--costs", "costs_text", metavar="NAME=VALUE,…", default="", help="In place of settings of [costs], by their names."
+)
+@click.option("--vectors", is_flag=True, help="Keep each payment's feature vector in decisions.parquet, as bytes.")
+@click.option("--features", is_flag=True, help="Keep each feature in decisions.parquet, as a column with its name.")
+@click.option(
+    "--decisions",
+    "decisions_file",
+    type=click.Path(),
+    help="decisions.parquet of an earlier replay of the same data and bundle, to use its scores and vectors.",
+)
+@click.option(
+    "--archived-decisions",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="An archive with decisions/: say how far what was decided live is what this decides.",
+)
+@click.option("--threads", type=click.IntRange(1), help="How many share the work (default: one for each core).")
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the results.")
+@click.pass_obj
+@needs("history")
+def replay(
+    source: Source,
+    data: str | None,
+    from_topic: bool,
+    since: str | None,
+    until: str | None,
+    warm_up_days: int | None,
+    bundle: str,
+    challenger: str | None,
+    policy_file: str | None,
+    challenger_policy_file: str | None,
+    from_day: str | None,
+    to_day: str | None,
+    label_delay_days: int,
+    costs_text: str,
+    vectors: bool,
+    features: bool,
+    decisions_file: str | None,
+    archived_decisions: Path | None,
+    threads: int | None,
+    out: str,
+) -> None:
+    """Run history through the serving features, model and policy; write decisions, metrics and report.html.
+
+    With --challenger, --challenger-policy or both, the two decide about the same payments and are held against each
+    other. Of a policy file only [policy] is used, and the environment changes nothing of it.
+    """
+    from paywarden.features.history.columns import FileRoom
+    from paywarden.features.history.mapped import open_history
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.models.bundle.bundle import load_bundle
+    from paywarden.models.metrics.evaluation import day_of_date
+    from paywarden.models.replay.replay import REPORT
+    from paywarden.models.replay.replay import replay as run
+
+    asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
+    costs = _costs(source, costs_text)
+    engine = FeatureEngine()
+    champions = load_bundle(Path(bundle), catalogue_digest=engine.plan.digest)
+    challengers = load_bundle(Path(challenger), catalogue_digest=engine.plan.digest) if challenger else champions
+    champion = _contestant(source, champions, policy_file)
+    other = None
+    if challenger or challenger_policy_file:
+        other = _contestant(source, challengers, challenger_policy_file or policy_file)
+    rates = wiring.rate_table(source)
+    first_day, last_day = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
+    # What may be larger than memory lies where the results will.
+    room = FileRoom(Path(out))
+    history = read_asked(
+        source,
+        asked,
+        engine=engine,
+        open_files=lambda folder: open_history(folder, room),
+        rates=rates,
+        first_day=first_day,
+        last_day=last_day,
+        # Which cards are known to be compromised follows from these.
+        needed_from_day=day_of_date(champions.manifest.train_from),
+    )
+    if len(history) == 0:
+        raise click.ClickException(f"{data} holds no payment")
+    earlier = Path(decisions_file) if decisions_file else None
+    require_within(history, ("--from", first_day), ("--to", last_day))
+    window = _window(history, earlier, first_day, last_day)
+    live = None
+    if archived_decisions is not None:
+        from paywarden.models.replay.live_comparison import archived_decisions as read_live
+
+        live = read_live(archived_decisions, window)
+    engine.warm_up()
+    with progress_bar("replay", _rows(history, window, from_first=earlier is None)) as advance:
+        results = run(
+            history,
+            engine=engine,
+            rates=rates,
+            champion=champion,
+            challenger=other,
+            window=window,
+            label_delay_days=label_delay_days,
+            costs=costs,
+            destination=Path(out),
+            with_vectors=vectors,
+            with_features=features,
+            earlier=earlier,
+            threads=threads or len(os.sched_getaffinity(0)),
+            room=room,
+            progress=advance,
+        )
+    headline = results.headline()
+    if live is not None:
+        headline |= _compared_with_live(live, results, Path(out))
+    click.echo(json.dumps(headline, indent=2))
+    _tell(results)
+    click.echo(f"the report is {Path(out) / REPORT}", err=True)
+
+
+def _tell(results: ReplayResults) -> None:
+    """For people, on stderr: the two contestants side by side, and scores that are far off."""
+    from paywarden.models.replay.report.summary import calibration_warning, side_by_side
+
+    table = side_by_side(results)
+    if table:
+        print_table(table[0], table[1:], text_columns=1, err=True)
+    contestants = {"The scores": results.champion}
+    if results.challenger is not None:
+        contestants = {"The champion's scores": results.champion, "The challenger's scores": results.challenger}
+    # Two policies of one model have the same scores.
+    for whose, one in list(contestants.items())[: 1 if results.is_of_one_model else 2]:
+        warning = calibration_warning(results.facts, one, whose=whose)
+        if warning:
+            click.echo(warning, err=True)
+
+
+def _contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Contestant:
+    from paywarden.models.replay.measures import Contestant
+
+    manifest = bundle.manifest
+    # What a file says must not be overruled for champion and challenger alike.
+    nothing: Mapping[str, str] = {}
+    decided_by = wiring.policy(
+        read_source(policy_file, nothing) if policy_file else source,
+        review_at=manifest.review_at,
+        decline_at=manifest.decline_at,
+    )
+    return Contestant(bundle, decided_by, Path(policy_file).name if policy_file else "of the configuration")
+
+
+def _compared_with_live(live: TopicRows, results: ReplayResults, folder: Path) -> dict[str, Any]:
+    """The section of the headline about live decisions, put into metrics.json and the report, too."""
+    from paywarden.models.replay.files import DECISIONS, write_whole
+    from paywarden.models.replay.live_comparison import compare_with_live, replayed_decisions
+    from paywarden.models.replay.replay import METRICS, REPORT
+    from paywarden.models.replay.report.report import report_html
+
+    compared = compare_with_live(live, replayed_decisions(folder / DECISIONS))
+    section = {"archived_decisions": compared.to_dict()}
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    write_whole(folder / METRICS, json.dumps(metrics | section, indent=2, allow_nan=False) + "\n")
+    write_whole(folder / REPORT, report_html(results, compared))
+    return section
+
+
+def _costs(source: Source, text: str) -> CostSettings:
+    """The section's settings, with what the option says in their place. Raises Misconfigured and ClickException."""
+    from paywarden.models.metrics.costs import CostSettings
+
+    costs = source.section("costs", CostSettings)
+    kinds = {field.name: type(getattr(costs, field.name)) for field in fields(costs)}
+    given = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.partition("=")
+        if name not in kinds:
+            raise click.ClickException(f"--costs: wanted some of {', '.join(kinds)}, got {name!r}")
+        try:
+            given[name] = kinds[name](value)
+        except ValueError:
+            kind = "a whole number" if kinds[name] is int else "a number"
+            raise click.ClickException(f"--costs: {name}: wanted {kind}, got {value!r}") from None
+    return replace(costs, **given)
+
+
+def _window(history: History, earlier: Path | None, first_day: int | None, last_day: int | None) -> Days:
+    """The days that are asked for; what is not said is all there is, of the earlier decisions where there are some."""
+    from paywarden.models.metrics.evaluation import DAY_MS, Days
+    from paywarden.models.replay.earlier_decisions import time_range_ms
+
+    first_ms, last_ms = time_range_ms(earlier) if earlier else history.event_time_ms[[0, -1]].tolist()
+    return Days(
+        first_ms // DAY_MS if first_day is None else first_day,
+        last_ms // DAY_MS if last_day is None else last_day,
+    )
+
+
+def _rows(history: History, window: Days, *, from_first: bool) -> int:
+    """How many payments are run through: those before the window warm profiles up."""
+    from paywarden.models.metrics.evaluation import DAY_MS
+
+    first, last = history.event_time_ms.searchsorted([window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
+    return int(last - (0 if from_first else first))

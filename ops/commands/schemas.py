@@ -1,0 +1,85 @@
+"""`paywarden schemas`: what the records on the topics are written with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from paywarden.ops.wiring import parts as wiring
+from paywarden.schemas.errors import BrokerUnavailable
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.streams.kafka.schema_listing import ListedSchema
+
+_COLUMNS = ("topic", "version", "fingerprint", "registry id", "subject")
+
+
+@click.group()
+def schemas() -> None:
+    """The Avro schemas of the topics, and the ids that records have in their headers.
+
+    A record begins with a zero byte and the id of its schema in four bytes, big endian. Without a registry the id is
+    the schema's fingerprint. Registry ids are those that any process has used or seen so far; they are on Kafka.
+    """
+
+
+@schemas.command("list")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.pass_obj
+def list_schemas(source: Source, as_json: bool) -> None:
+    """Every schema: topic, version, fingerprint, registry id where one is known, and subject.
+
+    Versions count the schemas of our releases; "other" is a schema of another producer, known from the registry.
+    """
+    found = _found(source)
+    if as_json:
+        click.echo(json.dumps([one.to_dict() for one in found], indent=2))
+        return
+    rows = [_COLUMNS, *map(_cells, found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@schemas.command("export")
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.pass_obj
+def export(source: Source, folder: Path) -> None:
+    """Write every schema to DIR, for the tools of other teams.
+
+    DIR/payments.avsc and so on are today's schemas, DIR/history holds earlier ones, DIR/others those of other
+    producers. DIR/schemas.json says which id belongs to which file.
+    """
+    from paywarden.streams.kafka.schema_listing import INDEX, export_schemas
+
+    found = _found(source)
+    export_schemas(found, folder)
+    click.echo(f"{len(found)} schemas and {INDEX} in {folder}")
+
+
+def _found(source: Source) -> list[ListedSchema]:
+    from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
+    from paywarden.streams.kafka.schema_listing import listed_schemas
+
+    kafka = wiring.kafka_settings(source)
+    try:
+        remembered = KafkaRememberedSchemas(kafka).read()
+    except BrokerUnavailable as error:
+        click.echo(f"paywarden: registry ids are not shown: {error}", err=True)
+        remembered = {}
+    return listed_schemas(kafka, remembered)
+
+
+def _cells(schema: ListedSchema) -> tuple[str, ...]:
+    version = "other" if schema.version is None else f"{schema.version} (today's)" if schema.is_current else ""
+    return (
+        schema.topic,
+        version or str(schema.version),
+        str(schema.fingerprint),
+        ", ".join(map(str, schema.registry_ids)) or "-",
+        schema.subject,
+    )

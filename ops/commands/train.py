@@ -1,0 +1,194 @@
+"""`paywarden train`: a bundle from a history, and what can be said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paywarden.ops.days import day_option, require_within
+from paywarden.ops.extras import needs
+from paywarden.ops.histories import HistoryAsked, history_options, read_asked
+from paywarden.ops.progress import progress_bar
+from paywarden.ops.reporting import print_table
+from paywarden.ops.wiring import parts as wiring
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.models.bundle.bundle import Manifest
+    from paywarden.models.training.settings import TrainingSettings
+
+FEATURES_SHOWN = 10
+
+
+@click.command()
+@history_options
+@click.option(
+    "--train-from",
+    required=True,
+    metavar="DAY",
+    help="First UTC day to train on: a date, or -70d for 70 days before the data's last.",
+)
+@click.option("--train-to", required=True, metavar="DAY", help="Last UTC day to train on, included; likewise.")
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="The bundle to write.")
+@click.option(
+    "--search-budget",
+    type=click.IntRange(0),
+    help="Parameters to try on the window's last days (default: [training] search_budget); up to 1: as they are set.",
+)
+@click.option(
+    "--cascade/--no-cascade",
+    default=None,
+    help="Whether a small model answers the clear payments first (default: [training] cascade).",
+)
+@click.option("--seed", type=click.IntRange(0), help="Of all that is random (default: [training] seed).")
+@click.option("--experiment", metavar="NAME", help="MLflow's experiment (default: [training] mlflow_experiment).")
+@click.pass_obj
+@needs("train")
+def train(
+    source: Source,
+    data: str | None,
+    from_topic: bool,
+    since: str | None,
+    until: str | None,
+    warm_up_days: int | None,
+    train_from: str,
+    train_to: str,
+    out: str,
+    search_budget: int | None,
+    cascade: bool | None,
+    seed: int | None,
+    experiment: str | None,
+) -> None:
+    """Train a model and make it a bundle: calibrated, compiled, with golden vectors.
+
+    The number of trees is chosen on the last days of the window, where it is long enough to hold some out. The same
+    data, settings and seed give the same bundle.
+    """
+    from paywarden.models.training.experiments import record_training
+    from paywarden.models.training.settings import TrainingSettings
+
+    asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
+    given = {"search_budget": search_budget, "cascade": cascade, "seed": seed, "mlflow_experiment": experiment}
+    # By name, and of the settings' own types.
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = replace(source.section("training", TrainingSettings), **changed)
+    bundle = Path(out)
+    manifest = _trained(source, asked, train_from, train_to, bundle, settings)
+    _print(bundle, manifest)
+    if manifest.cascade:
+        _print_cascade(bundle, manifest)
+    if settings.mlflow_experiment:
+        click.echo(record_training(settings.mlflow_experiment, manifest, bundle))
+
+
+def _trained(
+    source: Source, asked: HistoryAsked, train_from: str, train_to: str, bundle: Path, settings: TrainingSettings
+) -> Manifest:
+    """Whatever can be known to be wrong before the features are computed is said before: they take minutes."""
+    from paywarden.features.history.history import require_past
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.models.metrics.evaluation import DAY_MS, Days
+    from paywarden.models.training.settings import require_usable
+    from paywarden.models.training.table import require_both_kinds, training_table, window_labels
+    from paywarden.models.training.training import checked_destination, train_bundle
+    from paywarden.ops.times import now_ms
+
+    rates = wiring.rate_table(source)
+    engine = FeatureEngine()
+    require_usable(settings, engine.plan.names)
+    checked_destination(bundle)
+    first, last = day_option("--train-from", train_from, asked), day_option("--train-to", train_to, asked)
+    assert first is not None
+    assert last is not None
+    window = Days(first, last)
+    history = read_asked(source, asked, engine=engine, rates=rates, first_day=window.first, last_day=window.last)
+    require_past(history, now_ms())
+    if len(history):
+        require_within(history, ("--train-from", window.first), ("--train-to", window.last))
+    require_both_kinds(window_labels(history, window, settings.label_delay_days))
+    engine.warm_up()
+    rows = int((history.event_time_ms < (window.last + 1) * DAY_MS).sum())
+    with progress_bar("features", rows) as advance:
+        table = training_table(
+            history,
+            window,
+            engine=engine,
+            rates=rates,
+            label_delay_days=settings.label_delay_days,
+            progress=advance,
+        )
+    return train_bundle(table, window, bundle, engine=engine, settings=settings, progress=progress_bar)
+
+
+# What is printed
+
+
+def _print(bundle: Path, manifest: Manifest) -> None:
+    metrics = manifest.metrics
+    click.echo(
+        f"bundle {bundle}: {manifest.model_version}, {manifest.training_payments} payments with "
+        f"{manifest.training_frauds} frauds; out of fold AUC ROC {metrics['auc_roc']:.4f}, "
+        f"average precision {metrics['average_precision']:.4f}"
+    )
+    click.echo(f"digest {manifest.digest}")
+    _print_native(bundle)
+    _print_validation(manifest)
+    click.echo(
+        f"out of fold: Brier score {metrics['brier']:.6f}, "
+        f"expected calibration error {metrics['expected_calibration_error']:.6f}"
+    )
+    print_table(
+        ("mean score", "frauds", "payments"),
+        [
+            (f"{one['mean_score']:.6f}", f"{one['observed_rate']:.6f}", f"{int(one['count'])}")
+            for one in manifest.reliability
+        ],
+    )
+    print_table(
+        ("feature", "gain", "splits"),
+        [(name, f"{gain:.1f}", f"{splits}") for name, gain, splits in manifest.most_important(FEATURES_SHOWN)],
+    )
+
+
+def _print_native(bundle: Path) -> None:
+    from paywarden.models.bundle.bundle import native_library, told_gate
+
+    if native_library(bundle).is_file():
+        click.echo(f"native library: {told_gate(bundle)}")
+
+
+def _print_cascade(bundle: Path, manifest: Manifest) -> None:
+    from paywarden.models.bundle.bundle import golden_payments, load_bundle
+    from paywarden.models.bundle.cascade import CascadePredictor, microseconds_a_row
+
+    told = manifest.cascade
+    click.echo(
+        f"cascade: {told['share_early']:.1%} of the payments answered early; out of fold {told['disagreement']:.2e} of "
+        f"the actions differ from the large model's (held out {told['disagreement_held_out']:.2e}, at most "
+        f"{told['disagreement_max']:g}), average precision {-told['average_precision_loss']:+.4f}"
+    )
+    predictor = load_bundle(bundle, catalogue_digest=manifest.catalogue_digest).predictor
+    assert isinstance(predictor, CascadePredictor)
+    with_it, alone = microseconds_a_row([predictor, predictor.large], golden_payments(bundle))
+    click.echo(f"cascade: {with_it:.2f} µs a row instead of {alone:.2f} when many are scored together")
+
+
+def _print_validation(manifest: Manifest) -> None:
+    validation, trees = manifest.validation, manifest.parameters["trees"]
+    if validation["left_out"]:
+        click.echo(f"{trees} trees, not validated: {validation['left_out']}")
+        return
+    tried = validation["tried"]
+    chosen = tried[validation["chosen"]]
+    for days, fold in zip(validation["days"], chosen["folds"], strict=True):
+        click.echo(
+            f"validated {days['test_from']} to {days['test_to']}, trained {days['train_from']} to {days['train_to']}: "
+            f"{fold['trees']} trees, AUC ROC {fold['auc_roc']:.4f}, average precision {fold['average_precision']:.4f}, "
+            f"log loss {fold['log_loss']:.6f}"
+        )
+    if len(tried) > 1:
+        parameters = ", ".join(f"{name} {value}" for name, value in chosen["parameters"].items())
+        click.echo(f"chosen of {len(tried)}: {parameters}, trees {trees}")

@@ -1,0 +1,1 @@
+"""`paywarden demo`: the whole product on one machine."""

@@ -1,0 +1,128 @@
+"""`paywarden demo`: the whole product on one machine, with real processes and nothing to install.
+
+1. simulate a world; train and compile a model on its past; load the past into an LMDB store
+2. start the embedded broker here, and `stream`, `companion` and `serve` as processes of their own
+3. when all of them are ready, send live payments to the endpoint at a fixed rate; each answered one goes onto the topic
+   `payments`, as an authorisation service would do; outcomes that become known go onto `outcomes`: of payments of the
+   history, and after a simulated delay of some that were decided here
+4. read `decisions` and hold them against the answers; ask every process what it has done (ops/demo/verdict.py)
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+
+from paywarden.features.datasets.simulator import simulate, split_at
+from paywarden.features.history.history import History, history_of_tables
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.models.bundle.bundle import Manifest, load_bundle
+from paywarden.models.metrics.evaluation import Days, day_of_time
+from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.table import training_table
+from paywarden.models.training.training import train_bundle
+from paywarden.ops.demo.live import LIVE_PREFIX, World, run_live
+from paywarden.ops.loadgen.traffic import requests_of
+from paywarden.ops.progress import progress_bar
+from paywarden.ops.times import now_ms
+from paywarden.streams.maintenance.backfill import backfill
+
+HISTORY_DAYS = 45
+# Somebody is waiting. 14 days instead of 28 and 60 trees instead of 200 train in a quarter of the time, and the average
+# precision is 0.65 instead of 0.69. To choose the number of trees would cost another training. One thread: LightGBM's
+# threads wait for each other, and burn a core each, where anything else runs.
+TRAINING_DAYS = 14
+TRAINING = TrainingSettings(label_delay_days=7, trees=60, learning_rate=0.1, early_stopping_rounds=0, threads=1)
+CARDS_MIN = 3_000
+# Of the simulator's, on average; the live part must not run out.
+_PAYMENTS_PER_CARD_DAY = 1.5
+_DAY_MS = 86_400_000
+
+
+def run_demo(*, seconds: int, rate: float, seed: int) -> dict[str, Any]:
+    """Run it all; returns the summary. Raises PaywardenError naming the part that did not do its work."""
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-demo-")))
+        in_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        memory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-demo-", dir=in_memory)))
+        world = _prepare(folder, seconds=seconds, rate=rate, seed=seed, console=console)
+        return run_live(
+            world, folder, memory, rate=rate, seconds=seconds, console=console, say=lambda line: _say(console, line)
+        )
+
+
+def _prepare(folder: Path, *, seconds: int, rate: float, seed: int, console: Console) -> World:
+    """Simulate, train, compile and load the past."""
+    wanted = int(rate * seconds * 1.2) + 100
+    cards = max(CARDS_MIN, int(wanted / _PAYMENTS_PER_CARD_DAY))
+    now = now_ms()
+    _say(console, f"simulating {HISTORY_DAYS} days of {cards} cards")
+    past, live = split_at(*simulate(cards=cards, days=HISTORY_DAYS + 1, seed=seed, end_time_ms=now + _DAY_MS), now)
+    history = history_of_tables(*past)
+    _say(console, "loading the feature kernel (the first time it is compiled, which takes half a minute)")
+    engine = FeatureEngine()
+    engine.warm_up()
+    _say(console, f"training on {TRAINING_DAYS} days, compiling the model, and loading {len(history)} payments")
+    with ThreadPoolExecutor(1) as pool:
+        # The training leaves Python to the other thread most of the time.
+        filling = pool.submit(_fill_store, history, folder / "store")
+        manifest = _train(history, folder / "bundle", engine)
+        profiles = filling.result()
+    _say(
+        console,
+        f"model {manifest.model_version}: {manifest.training_payments} payments, {manifest.training_frauds} frauds, "
+        f"average precision {manifest.metrics['average_precision']:.3f} out of fold",
+    )
+    bundle = load_bundle(folder / "bundle", catalogue_digest=engine.plan.digest)
+    _say(console, f"{len(history)} payments of history are {profiles} profiles in the store")
+    return World(
+        requests_of(live[0].slice(0, wanted), id_prefix=LIVE_PREFIX),
+        _outcomes(live[1], now),
+        _labels(live[1]),
+        bundle.predictor.native,
+        profiles,
+    )
+
+
+def _train(history: History, bundle: Path, engine: FeatureEngine) -> Manifest:
+    """A bundle of the last days whose labels are known."""
+    last_day = int(day_of_time(history.event_time_ms[-1:])[0]) - TRAINING.label_delay_days
+    window = Days(last_day - TRAINING_DAYS + 1, last_day)
+    table = training_table(
+        history, window, engine=engine, rates=load_rates(), label_delay_days=TRAINING.label_delay_days
+    )
+    return train_bundle(table, window, bundle, engine=engine, settings=TRAINING, progress=progress_bar)
+
+
+def _fill_store(history: History, path: Path) -> int:
+    """The profiles of the whole past into a store; returns how many. In a thread of its own: so is its engine."""
+    with closing(LmdbStore.from_settings(LmdbSettings(path=str(path)))) as store:
+        return backfill(history, store, engine=FeatureEngine(), rates=load_rates(), outcome_days=30)
+
+
+def _outcomes(outcomes: pa.Table, start_ms: int) -> list[dict[str, Any]]:
+    """Outcomes of past payments that become known in the next simulated day, in order."""
+    soon = outcomes.filter(pc.less(outcomes["outcome_time_ms"], start_ms + _DAY_MS))
+    rows: list[dict[str, Any]] = soon.to_pylist()
+    return rows
+
+
+def _labels(outcomes: pa.Table) -> dict[str, str]:
+    """By the id of a live payment. Those of past payments are among them, and are asked for by nobody."""
+    ids, labels = outcomes["payment_id"].to_pylist(), outcomes["label"].to_pylist()
+    return {LIVE_PREFIX + payment_id: label for payment_id, label in zip(ids, labels, strict=True)}
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {line}", highlight=False)

@@ -1,0 +1,288 @@
+"""The live part of `paywarden demo`: the embedded broker, the processes, the payments, and what came of them.
+
+World (a prepared past) ─► broker, stream, companion, serve ─► load ─► what each says it has done ─► summary
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from confluent_kafka import Consumer, Producer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from paywarden.ops.demo.processes import Parts, running_parts
+from paywarden.ops.demo.verdict import Reading, Sent, require_all_done, unfinished
+from paywarden.ops.loadgen.load import Answer
+from paywarden.ops.loadgen.traffic import run, stamped
+from paywarden.ops.times import now_ms
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
+from paywarden.streams.kafka.producers import make_producer
+from paywarden.streams.kafka.reading import consume, make_consumer
+
+LIVE_PREFIX = "live-"
+"""Of the ids of live payments."""
+# In life an outcome comes days after its payment.
+_OUTCOME_AFTER_S = 2.0
+# Of so many payments one has its outcome sent, and with it goes one of the history: in life, too, there are fewer
+# outcomes than payments. Frauds are all sent.
+_PAYMENTS_PER_OUTCOME = 10
+# Counts are saved every two seconds; a busy machine takes longer.
+_SETTLE_TIMEOUT_S = 30.0
+_LOOK_EVERY_S = 0.25
+
+# All of it shares the cores of one machine. Nothing is refused for a while that others need them, and the stream says
+# more often than usual how far it is, which is most of the age of a profile.
+_CONFIG = """\
+[kafka]
+bootstrap = "{bootstrap}"
+check_crcs = false
+[stream]
+progress_every_ms = 200
+[store]
+kind = "lmdb"
+[lmdb]
+path = "{folder}/store"
+[mirror]
+path = "{memory}/mirror"
+[outbox]
+directory = "{folder}/outbox"
+[answered]
+path = "{memory}/answered"
+payments_max = 1_000_000
+[serve]
+bundle = "{folder}/bundle"
+metrics = "{memory}/metrics"
+[http]
+port = 0
+[grpc]
+port = 0
+[admission]
+deadline_ms = 2000
+wait_ms_max = 1000
+"""
+
+
+@dataclass(frozen=True)
+class World:
+    """The live part of a simulation, and what its past became: a bundle and a store in a folder.
+
+    `outcomes`: of past payments, in order. `labels`: of live payments whose outcome becomes known one day.
+    """
+
+    requests: list[ScoreRequest]
+    outcomes: list[dict[str, Any]]
+    labels: dict[str, str]
+    native_model: bool
+    profiles: int
+
+
+def run_live(
+    world: World,
+    folder: Path,
+    memory: Path,
+    *,
+    rate: float,
+    seconds: int,
+    console: Console,
+    say: Callable[[str], object],
+) -> dict[str, Any]:
+    """Run it all on the bundle and the store in `folder`; returns the summary. `memory`: a folder for shared memory.
+
+    Raises TemporaryFailure naming the part that did not do its work, with its last log line.
+    """
+    broker = EmbeddedBroker()
+    try:
+        config = folder / "paywarden.toml"
+        config.write_text(_CONFIG.format(bootstrap=broker.bootstrap, folder=folder, memory=memory), encoding="utf-8")
+        say("starting the stream, the companion and a scoring worker")
+        with running_parts(config, folder) as parts:
+            parts.wait_until_ready()
+            say(f"sending {rate:g} payments a second for {seconds} s to {parts.target}")
+            return _send_live(world, KafkaSettings(bootstrap=broker.bootstrap), parts, rate, seconds, console)
+    finally:
+        broker.close()
+
+
+@dataclass
+class _Tally:
+    """What has come back so far. Written by the load's thread and the reader's, each its own fields."""
+
+    answered: set[str] = field(default_factory=set)
+    actions: dict[str, int] = field(default_factory=dict)
+    ages_ms: list[int] = field(default_factory=list)
+    latencies_ms: list[float] = field(default_factory=list)
+    decided: set[str] = field(default_factory=set)
+
+
+def _send_live(
+    world: World, kafka: KafkaSettings, parts: Parts, rate: float, seconds: int, console: Console
+) -> dict[str, Any]:
+    tally = _Tally()
+    ids = LocalSchemaIds()
+    stop = threading.Event()
+    publisher = _Publisher(make_producer(kafka, linger_ms=5), ids, world)
+    decisions = make_consumer(kafka, group_id="paywarden-demo")
+    reader = threading.Thread(target=_read_decisions, args=(decisions, Decoder("decisions", ids), tally, stop))
+    reader.start()
+
+    def on_answer(answer: Answer) -> None:
+        if answer.status == 200:
+            response = ScoreResponse.FromString(answer.body)
+            tally.answered.add(response.decision_id)
+            tally.actions[response.action] = tally.actions.get(response.action, 0) + 1
+            tally.latencies_ms.append(answer.latency_ms)
+            if response.HasField("profile_age_ms"):
+                tally.ages_ms.append(response.profile_age_ms)
+            publisher.publish(answer.request)
+
+    view = threading.Thread(target=_show, args=(tally, console, stop))
+    view.start()
+    try:
+        # A part that has ended ends the load.
+        bodies = takewhile(lambda _: parts.all_run(), stamped(iter(world.requests)))
+        report = run(parts.target, bodies, rate=rate, seconds=seconds, on_answer=on_answer)
+        publisher.finish()
+        sent, readings = _settled(tally, publisher, parts, report.sent)
+    finally:
+        stop.set()
+        reader.join()
+        view.join()
+        decisions.close()
+    done = require_all_done(sent, readings)
+    return {
+        "payments_sent": report.sent,
+        "answers": report.ok,
+        "decisions_on_topic": len(tally.decided),
+        "lost": sent.lost + report.errors + report.shed,
+        "p50_ms": report.p50_ms,
+        "p99_ms": report.p99_ms,
+        "p999_ms": report.p999_ms,
+        "mirror_hit_ratio": _mirror_hit_ratio(readings),
+        "profile_age_p99_ms": sent.profile_age_p99_ms,
+        "native_model": world.native_model,
+        "max_ms": report.max_ms,
+        "profiles_at_start": world.profiles,
+        "outcomes_sent": publisher.outcomes_sent,
+        **asdict(done),
+        **{f"{action}d" if action.endswith("e") else f"{action}ed": n for action, n in sorted(tally.actions.items())},
+    }
+
+
+def _settled(tally: _Tally, publisher: _Publisher, parts: Parts, payments: int) -> tuple[Sent, list[Reading]]:
+    """What was sent and what the parts say, once they have done all of it, or do not come further in time."""
+    deadline = time.monotonic() + _SETTLE_TIMEOUT_S
+    while True:
+        readings = parts.readings()
+        sent = Sent(
+            payments=payments,
+            answered=len(tally.answered),
+            published=publisher.payments_sent,
+            live_outcomes=publisher.live_outcomes_sent,
+            lost=len(tally.answered - tally.decided),
+            profile_age_p99_ms=float(np.percentile(tally.ages_ms, 99)) if tally.ages_ms else None,
+        )
+        if not unfinished(sent, readings) or not parts.all_run() or time.monotonic() > deadline:
+            return sent, readings
+        time.sleep(_LOOK_EVERY_S)
+
+
+class _Publisher:
+    """What the payment system does after an answer: the payment onto its topic; and the outcomes as they come."""
+
+    def __init__(self, producer: Producer, ids: LocalSchemaIds, world: World) -> None:
+        self._producer = producer
+        self._payments = Encoder("payments", ids.id_of("payments"))
+        self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
+        self._of_history, self._labels = deque(world.outcomes), world.labels
+        # Outcomes of payments decided here with the moment each is due, in order.
+        self._due: deque[tuple[float, str]] = deque()
+        self.payments_sent = self.live_outcomes_sent = self.history_outcomes_sent = 0
+
+    @property
+    def outcomes_sent(self) -> int:
+        """All of them."""
+        return self.history_outcomes_sent + self.live_outcomes_sent
+
+    def publish(self, body: bytes) -> None:
+        """Queue the payment of this request, and the outcomes that are due by now."""
+        request = ScoreRequest.FromString(body)
+        record = {
+            descriptor.name: getattr(request, descriptor.name)
+            if not descriptor.has_presence or request.HasField(descriptor.name)
+            else None
+            for descriptor in ScoreRequest.DESCRIPTOR.fields
+        }
+        self._producer.produce("payments", self._payments.encode(record), key=request.card_id)
+        self.payments_sent += 1
+        is_due = self.payments_sent % _PAYMENTS_PER_OUTCOME == 0
+        now = time.monotonic()
+        if self._labels.get(request.payment_id) == "fraud" or (is_due and request.payment_id in self._labels):
+            self._due.append((now + _OUTCOME_AFTER_S, request.payment_id))
+        if is_due and self._of_history:
+            self._send_outcome(self._of_history.popleft())
+            self.history_outcomes_sent += 1
+        self._send_due(now)
+        self._producer.poll(0)
+
+    def finish(self) -> None:
+        """Send the outcomes that are not due yet, too, and wait until the broker has everything."""
+        self._send_due(math.inf)
+        self._producer.flush(10)
+
+    def _send_due(self, now: float) -> None:
+        while self._due and self._due[0][0] <= now:
+            payment_id = self._due.popleft()[1]
+            self._send_outcome({"payment_id": payment_id, "label": self._labels[payment_id], "source": "analyst"})
+            self.live_outcomes_sent += 1
+
+    def _send_outcome(self, outcome: dict[str, Any]) -> None:
+        value = self._outcomes.encode({**outcome, "outcome_time_ms": now_ms()})
+        self._producer.produce("outcomes", value, key=outcome["payment_id"])
+
+
+def _read_decisions(consumer: Consumer, decoder: Decoder, tally: _Tally, stop: threading.Event) -> None:
+    consumer.subscribe(["decisions"])
+    while not stop.is_set():
+        for record in consume(consumer, 500, 0.1).records:
+            assert record.value is not None
+            tally.decided.add(decoder.decode(record.value)["decision_id"])
+
+
+def _show(tally: _Tally, console: Console, stop: threading.Event) -> None:
+    """A table that lives while payments are sent; where there is no terminal, nothing."""
+    if not console.is_terminal:
+        return
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        while not stop.wait(0.25):
+            live.update(_table(tally))
+
+
+def _table(tally: _Tally) -> Table:
+    table = Table("answers", "p50 ms", "p99 ms", "approve", "review", "decline", "decisions on topic", "profile age ms")
+    recent = tally.latencies_ms[-2000:]
+    p50, p99 = np.percentile(recent, [50, 99]) if recent else (0.0, 0.0)
+    actions = [str(tally.actions.get(action, 0)) for action in ("approve", "review", "decline")]
+    age = str(tally.ages_ms[-1]) if tally.ages_ms else "-"
+    table.add_row(str(len(tally.answered)), f"{p50:.2f}", f"{p99:.2f}", *actions, str(len(tally.decided)), age)
+    return table
+
+
+def _mirror_hit_ratio(readings: Sequence[Reading]) -> float:
+    """Share of looked-up entities that had a profile, by the worker's own metrics."""
+    serve = next(reading for reading in readings if reading.name == "serve")
+    hits, misses = (serve.total("paywarden_mirror_lookups_total", result) for result in ("hit", "miss"))
+    return hits / (hits + misses) if hits + misses else 0.0

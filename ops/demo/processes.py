@@ -1,0 +1,169 @@
+"""The processes of a demonstration: started, asked how they are, stopped.
+
+Each prints the address of its health and metrics on the first line of stdout, and logs to a file.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from paywarden.ops.demo.verdict import Reading
+from paywarden.schemas.errors import TemporaryFailure
+
+PARTS = ("stream", "companion", "serve")
+"""Commands, in the order in which they are started."""
+START_TIMEOUT_S = 120.0
+_ANSWER_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 25.0
+_LOOK_EVERY_S = 0.1
+
+
+class Part:
+    """One running command."""
+
+    def __init__(self, name: str, process: subprocess.Popen[str], log: Path) -> None:
+        self.name, self._process, self._log = name, process, log
+        self.address = ""
+        """Of its health and metrics; empty until it has said so."""
+
+    def has_ended(self) -> bool:
+        """Whether the process is not there any more."""
+        return self._process.poll() is not None
+
+    def read_address(self) -> None:
+        """Take the address if it is there by now."""
+        output = self._process.stdout
+        assert output is not None
+        if not self.address and select.select([output], [], [], 0)[0]:
+            self.address = output.readline().strip()
+
+    def reading(self, *, with_metrics: bool = True) -> Reading:
+        """What it says about itself now."""
+        missing, metrics = self._missing(), self._metrics() if with_metrics else {}
+        # Last: a process that has ended meanwhile did not answer for that reason.
+        status = self._process.poll()
+        return Reading(self.name, exit_status=status, missing=missing, metrics=metrics, last_line=self._last_line())
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM, if it still runs."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for its end, and bring that about after `timeout_s`."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _missing(self) -> tuple[str, ...]:
+        if not self.address:
+            return ("it has not said its address",)
+        try:
+            with urllib.request.urlopen(f"{self.address}/readyz", timeout=_ANSWER_TIMEOUT_S):
+                return ()
+        except urllib.error.HTTPError as error:
+            with error:
+                return _missing_in(error.read())
+        except OSError as error:
+            return (f"{self.address}/readyz does not answer: {error}",)
+
+    def _metrics(self) -> dict[str, dict[tuple[str, ...], float]]:
+        try:
+            with urllib.request.urlopen(f"{self.address}/metrics", timeout=_ANSWER_TIMEOUT_S) as answer:
+                text = answer.read().decode()
+        except (ValueError, OSError):
+            return {}
+        found: dict[str, dict[tuple[str, ...], float]] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                labels = tuple(value for _, value in sorted(sample.labels.items()))
+                found.setdefault(sample.name, {})[labels] = sample.value
+        return found
+
+    def _last_line(self) -> str:
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return lines[-1] if lines else "it has logged nothing"
+
+
+class Parts:
+    """All of them."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self._parts = parts
+
+    @property
+    def target(self) -> str:
+        """Where the endpoint is."""
+        return self._parts[PARTS.index("serve")].address
+
+    def all_run(self) -> bool:
+        """Whether none has ended."""
+        return not any(part.has_ended() for part in self._parts)
+
+    def readings(self) -> list[Reading]:
+        """What all of them say about themselves now."""
+        return [part.reading() for part in self._parts]
+
+    def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Raises TemporaryFailure naming the part that has ended, or is not ready in time."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for part in self._parts:
+                part.read_address()
+            readings = [part.reading(with_metrics=False) for part in self._parts]
+            ended = [reading for reading in readings if reading.exit_status is not None]
+            unready = [reading for reading in readings if reading.trouble()]
+            if not unready:
+                return
+            if ended or time.monotonic() > deadline:
+                raise TemporaryFailure(f"demo: {(ended or unready)[0].trouble()}")
+            time.sleep(_LOOK_EVERY_S)
+
+
+@contextmanager
+def running_parts(config: Path, folder: Path) -> Iterator[Parts]:
+    """Start all of them with this configuration, their logs in `folder`; stop them at the end."""
+    parts: list[Part] = []
+    try:
+        # One by one into the list: if one cannot be started, those before it are stopped.
+        parts.extend(_started(name, config, folder / f"{name}.log") for name in PARTS)
+        yield Parts(parts)
+    finally:
+        for part in parts:
+            part.ask_to_stop()
+        for part in parts:
+            part.wait(_STOP_TIMEOUT_S)
+
+
+def _started(name: str, config: Path, log_file: Path) -> Part:
+    with log_file.open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "paywarden", "--config", str(config), name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    return Part(name, process, log_file)
+
+
+def _missing_in(body: bytes) -> tuple[str, ...]:
+    try:
+        return tuple(map(str, json.loads(body)["missing"])) or ("it does not say why",)
+    except (ValueError, KeyError, TypeError):
+        return ("it does not say why",)

@@ -1,0 +1,1 @@
+"""Open-loop load on a scoring endpoint, and its measurement."""

@@ -1,0 +1,101 @@
+"""Where a load goes, and how: the URL's schemes, TLS, the token, how many connections with how much on each."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from paywarden.schemas.errors import Misconfigured
+
+_HTTP_PATH = "/v1/score"
+_GRPC_PATH = "/paywarden.scoring.v1.Scoring/Score"
+_SCHEMES = ("http", "https", "grpc", "grpcs", "http+unix", "grpc+unix")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a load asks. The defaults are of many independent callers who each wait for an answer."""
+
+    # Of HTTP bodies; gRPC's are protobuf always.
+    content_type: str = "application/x-protobuf"
+    # Opened before the first request is due. Over HTTP there become more as they are needed.
+    connections: int = 1
+    connections_max: int = 256
+    # Requests on a connection at a time, once there can be no more connections: HTTP/1.1 pipelining.
+    depth: int = 1
+    # The same over gRPC, where all connections are opened before the first request.
+    streams: int = 64
+    timeout_ms: int = 5_000
+    # Sent as `Authorization: Bearer …`.
+    token: str = field(default="", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    # Of https:// and grpcs://: who signs the server's certificate (else the system's), and the client's own.
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+
+    def check(self) -> None:
+        """Raise Misconfigured naming what makes no sense."""
+        for name in ("connections", "connections_max", "depth", "streams", "timeout_ms"):
+            if getattr(self, name) < 1:
+                raise Misconfigured(f"load: {name} must be at least 1, is {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parsed target. `socket_path` is empty where it is host and port that are connected to."""
+
+    is_grpc: bool
+    is_tls: bool
+    host: str
+    port: int
+    socket_path: str
+    authority: str
+    path: str
+
+    @classmethod
+    def of(cls, url: str) -> Target:
+        """Raises Misconfigured."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise Misconfigured(f"load: not a URL: {url}") from None
+        scheme = parts.scheme
+        is_unix = scheme.endswith("+unix")
+        if scheme not in _SCHEMES or parts.username is not None or bool(parts.hostname) == is_unix:
+            raise Misconfigured(
+                f"load: wanted http(s)://HOST[:PORT][/PATH], grpc(s)://HOST:PORT or http+unix:///SOCKET, got {url}"
+            )
+        is_grpc, is_tls = scheme.startswith("grpc"), scheme in ("https", "grpcs")
+        path = _GRPC_PATH if is_grpc else _HTTP_PATH
+        if is_unix:
+            return cls(is_grpc, False, "", 0, unquote(parts.path), "localhost", path)
+        if parts.path not in ("", "/"):
+            path = parts.path + (f"?{parts.query}" if parts.query else "")
+        if port is None:
+            port = 443 if is_tls else 80
+        assert parts.hostname is not None
+        return cls(is_grpc, is_tls, parts.hostname, port, "", parts.netloc, path)
+
+    def __str__(self) -> str:
+        return self.socket_path or f"{self.host}:{self.port}"
+
+    def tls_context(self, options: LoadOptions) -> ssl.SSLContext | None:
+        """What connections are wrapped in, None for plain ones. Raises Misconfigured."""
+        if not self.is_tls:
+            return None
+        for name in (options.ca_file, options.certificate_file, options.key_file):
+            if name and not Path(name).is_file():
+                raise Misconfigured(f"load: there is no file {name}")
+        try:
+            context = ssl.create_default_context(cafile=options.ca_file or None)
+            if options.certificate_file:
+                context.load_cert_chain(options.certificate_file, options.key_file or None)
+        except ssl.SSLError as error:
+            raise Misconfigured(f"load: cannot use the TLS files: {error.reason}") from error
+        context.set_alpn_protocols(["h2" if self.is_grpc else "http/1.1"])
+        return context

@@ -1,0 +1,83 @@
+"""Simulated payments as requests to the endpoint, stamped with the time they are sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import uvloop
+
+from paywarden.features.datasets.simulator import simulate
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.ops.loadgen.load import Answer, run_closed, run_load
+from paywarden.ops.loadgen.report import LoadReport
+from paywarden.ops.loadgen.target import LoadOptions
+from paywarden.ops.times import now_ms
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+
+_OPTIONAL = ("device_id", "ip", "mcc", "country", "channel", "utc_offset_minutes")
+# Enough cards that one comes back minutes later, as in life; a load that is longer begins again, with new ids.
+_CARDS, _DAYS = 20_000, 2
+
+
+def requests_of(payments: pa.Table, *, id_prefix: str) -> list[ScoreRequest]:
+    """A request for each row of a payments table; payment ids get a prefix, times are left as they are."""
+    return [
+        ScoreRequest(
+            payment_id=id_prefix + row["payment_id"],
+            event_time_ms=row["event_time_ms"],
+            card_id=row["card_id"],
+            merchant_id=row["merchant_id"],
+            amount_minor=row["amount_minor"],
+            currency=row["currency"],
+            **{name: row[name] for name in _OPTIONAL if row.get(name) is not None},
+        )
+        for row in payments.to_pylist()
+    ]
+
+
+def stamped(requests: Iterator[ScoreRequest]) -> Iterator[bytes]:
+    """Bodies for a load: each request dated when it is taken, which is when it is sent."""
+    for request in requests:
+        request.event_time_ms = now_ms()
+        yield request.SerializeToString()
+
+
+def run(
+    target: str,
+    bodies: Iterator[bytes],
+    *,
+    rate: float,
+    seconds: float,
+    on_answer: Callable[[Answer], None] | None = None,
+) -> LoadReport:
+    """Drive one open-loop load to its end."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run_load(target, bodies, rate=rate, seconds=seconds, on_answer=on_answer))
+
+
+def run_simulated_load(
+    target: str, *, rate: float | None, seconds: float, seed: int, arrivals: str = "poisson", options: LoadOptions
+) -> dict[str, Any]:
+    """`paywarden load`: simulated payments at a fixed rate, with None as many as are answered.
+
+    Raises Misconfigured, InvalidEvent.
+    """
+    if seed < 0:
+        raise InvalidEvent(f"must be at least 0, got {seed}", field="seed")
+    payments, _ = simulate(cards=_CARDS, days=_DAYS, seed=seed)
+    # Five characters of the time make ids of two loads differ for a day.
+    bodies = stamped_bodies(
+        requests_of(payments, id_prefix=""),
+        id_prefix=f"load{now_ms() // 100 % 16**5:05x}",
+        content_type=options.content_type,
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if rate is None:
+            return asdict(runner.run(run_closed(target, bodies, seconds=seconds, options=options)))
+        load = run_load(target, bodies, rate=rate, seconds=seconds, arrivals=arrivals, seed=seed, options=options)
+        return asdict(runner.run(load))

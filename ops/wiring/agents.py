@@ -1,0 +1,129 @@
+"""What runs as Faust agents, timers and tasks: everything that is not the one firehose (streams/profiles/pipeline.py).
+
+`add_agents` is the place for all of them. An agent is an `async def` that takes a stream and yields nothing (a
+yielded value would be sent to whatever topic a record's headers name); a topic's values come through an
+`AvroCodec`. Agents share one consumer group over all workers, so each record reaches one of them, at least once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from paywarden.features.profiles.money import RateTable
+from paywarden.features.stores.base import ProfileStore
+from paywarden.models.metrics.costs import CostSettings
+from paywarden.schemas.avro import SchemaIds
+from paywarden.streams.drift.agent import DriftCounting, DriftEvaluation
+from paywarden.streams.drift.counts import Binnings
+from paywarden.streams.drift.evaluation import Detection, Evaluator
+from paywarden.streams.drift.metrics import DriftMetrics
+from paywarden.streams.drift.settings import DriftSettings
+from paywarden.streams.faust.app import StreamApp
+from paywarden.streams.faust.codec import AvroCodec
+from paywarden.streams.faust.dead_letter_watch import _add_dead_letter_watch
+from paywarden.streams.faust.partition_agent import Pace, PartitionAgent, Taker
+from paywarden.streams.kafka.admin import partitions_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.outcomes.agent import OutcomeEvaluation, OutcomeJoining
+from paywarden.streams.outcomes.evaluation import OutcomeEvaluator, sources_of
+from paywarden.streams.outcomes.metrics import OutcomeMetrics
+from paywarden.streams.outcomes.records import OutcomeSender
+from paywarden.streams.outcomes.settings import OutcomeSettings
+from paywarden.streams.outcomes.state import DECISIONS, OUTCOMES
+
+
+@dataclass(frozen=True)
+class DriftParts:
+    """What decisions are counted with. `store`: that belongs to no profile set, for writing."""
+
+    store: ProfileStore
+    binnings: Binnings
+    detection: Detection
+    settings: DriftSettings
+
+
+@dataclass(frozen=True)
+class OutcomeParts:
+    """What outcomes are joined and measured with, in the store of DriftParts."""
+
+    rates: RateTable
+    costs: CostSettings
+    settings: OutcomeSettings
+
+
+def add_agents(
+    app: StreamApp,
+    *,
+    kafka: KafkaSettings,
+    ids: SchemaIds,
+    registry: CollectorRegistry,
+    session_timeout_ms: int,
+    drift: DriftParts,
+    outcomes: OutcomeParts | None = None,
+) -> None:
+    """Register every agent with the app, before it starts. Without `outcomes` none are joined."""
+    _add_dead_letter_watch(app, kafka, ids, registry)
+    takes_over_after_s = session_timeout_ms / 1000
+    if outcomes is None:
+        _add_decisions(app, kafka, ids, registry, takes_over_after_s, drift)
+        return
+    settings, metrics = outcomes.settings, OutcomeMetrics(registry)
+    joining = OutcomeJoining(drift.store, outcomes.rates, settings, metrics)
+    decisions = _add_decisions(app, kafka, ids, registry, takes_over_after_s, drift, joining.taker(DECISIONS))
+    labels = PartitionAgent(
+        app,
+        kafka.topic("outcomes"),
+        name="outcomes",
+        codec=AvroCodec("outcomes", ids),
+        takers=[joining.taker(OUTCOMES)],
+        pace=Pace(settings.save_every_ms, settings.save_records, settings.unsaved_max),
+        metrics=metrics,
+        takes_over_after_s=takes_over_after_s,
+    )
+    labels.register()
+    evaluator = OutcomeEvaluator(
+        drift.store,
+        sources_of(partitions_of(kafka, "decisions"), partitions_of(kafka, "outcomes")),
+        settings=settings,
+        costs=outcomes.costs,
+        send=OutcomeSender(lambda: Sender(kafka, linger_ms=5), kafka, ids),
+    )
+    evaluation = OutcomeEvaluation(app, decisions=decisions, outcomes=labels, joining=joining, evaluator=evaluator)
+    evaluation.register()
+
+
+def _add_decisions(
+    app: StreamApp,
+    kafka: KafkaSettings,
+    ids: SchemaIds,
+    registry: CollectorRegistry,
+    takes_over_after_s: float,
+    drift: DriftParts,
+    *more: Taker,
+) -> PartitionAgent:
+    """Counting for drift detection, and whatever else is made of the same records."""
+    settings, metrics = drift.settings, DriftMetrics(registry)
+    counting = DriftCounting(drift.store, drift.binnings, settings, metrics)
+    agent = PartitionAgent(
+        app,
+        kafka.topic("decisions"),
+        name="decisions",
+        codec=AvroCodec("decisions", ids),
+        takers=[counting.take_over, *more],
+        pace=Pace(settings.save_every_ms, settings.save_decisions, settings.unsaved_max),
+        metrics=metrics,
+        takes_over_after_s=takes_over_after_s,
+    )
+    agent.register()
+    evaluator = Evaluator(
+        drift.store,
+        drift.detection,
+        partitions=partitions_of(kafka, "decisions"),
+        binnings=drift.binnings,
+        settings=settings,
+    )
+    DriftEvaluation(app, agent, counting, evaluator).register()
+    return agent

@@ -1,0 +1,1 @@
+"""The Avro schemas of the topics, and the released ones they replaced."""

@@ -1,0 +1,187 @@
+"""The models of a worker, in the order they are asked: the primary, one to fall back on, none.
+
+    vectors ─► primary ─ all is well: one call for all of them, and that is that
+                  │ an exception, or a margin that is no number
+                  ▼
+               one payment after the other: primary ─► fallback ─► no score, rules and flags decide
+
+A model that fails on a payment hands this payment, with the flag `model_error`, to the next. One that has failed
+`failure_count_max` times in a row is left out (flag `model_fallback`) for `cooldown_ms`; then one payment tries it
+again. Until the primary works again every payment goes by itself, so that one that a model cannot do spoils no other.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features.stores.circuit_breaker import BreakerState, CircuitBreaker
+from paywarden.models.bundle.bundle import Bundle, sigmoid
+from paywarden.models.bundle.cascade import CascadePredictor
+from paywarden.models.bundle.predictor import bound
+from paywarden.models.policy.policy import MODEL_ABSENT, MODEL_ERROR, MODEL_FALLBACK
+from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.metrics.model import PLACES, ModelMetrics
+
+NO_MODEL = -1
+_NO_FLAGS: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """When a model that fails is left out, and for how long."""
+
+    failure_count_max: int = 5
+    cooldown_ms: int = 5_000
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured naming the setting."""
+        for name in ("failure_count_max", "cooldown_ms"):
+            if (value := getattr(self, name)) < 1:
+                raise Misconfigured(f"[serve] model_{name}: wanted at least 1, got {value}")
+
+
+class Scored(NamedTuple):
+    """One entry for each vector, in order. `models` are indexes into the chain, NO_MODEL where `scores` has None.
+
+    `flags`: of the models only, for the most part empty.
+    """
+
+    scores: list[float | None]
+    models: list[int]
+    flags: list[tuple[str, ...]]
+
+
+class ModelChain:
+    """Scores vectors, whatever becomes of a model. Not thread-safe."""
+
+    def __init__(
+        self,
+        bundles: Sequence[Bundle],
+        *,
+        metrics: ModelMetrics,
+        settings: ChainSettings = ChainSettings(),
+        now_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
+    ) -> None:
+        """`bundles`: the primary, and one to fall back on or none."""
+        assert 1 <= len(bundles) < len(PLACES)
+        self._models = [
+            _Model(bundle, place, metrics, settings) for bundle, place in zip(bundles, PLACES, strict=False)
+        ]
+        self._primary = self._models[0]
+        self._scored_by_none = metrics.scored[PLACES[-1]]
+        self._now_ms = now_ms
+        # The last one is NO_MODEL's.
+        self.versions = (*(bundle.manifest.model_version for bundle in bundles), "")
+        """What to call each model of the chain; empty for NO_MODEL."""
+
+    def score(self, vectors: NDArray[np.float32]) -> Scored:
+        """Calibrated probabilities of fraud. `vectors`: shape (rows, features), C-contiguous. Never raises."""
+        return self.bind(vectors)(len(vectors))
+
+    def bind(self, vectors: NDArray[np.float32]) -> Callable[[int], Scored]:
+        """A call that is `score` of the first so many of these rows, with what they hold by then."""
+        primary = self._primary
+        margins_of, slope, intercept = bound(primary.predictor, vectors), primary.slope, primary.intercept
+
+        def score(count: int) -> Scored:
+            if primary.is_well:
+                try:
+                    margins = margins_of(count)
+                except Exception:  # noqa: BLE001 - whatever a model fails with, payments must be answered; it is counted below
+                    return self._score_singly(vectors[:count])
+                # No sum of margins overflows, so this is a number where all of them are.
+                if len(margins) == count and math.isfinite(sum(margins)):
+                    primary.scored.add(count)
+                    if (cascade := primary.cascade) is not None:
+                        # Here and not in a method: a payment alone pays for one counter and nothing else.
+                        if early := cascade.early:
+                            primary.answered_first.add(early)
+                        if early < count:
+                            primary.answered_large.add(count - early)
+                    scores: list[float | None] = [sigmoid(slope * margin + intercept) for margin in margins]
+                    return Scored(scores, [0] * count, [_NO_FLAGS] * count)
+            return self._score_singly(vectors[:count])
+
+        return score
+
+    def reasons(self, vector: NDArray[np.float32], model: int, count_max: int) -> list[str]:
+        """The features that moved the score of this model most towards fraud; see `Explainer.reasons`.
+
+        `vector`: shape (features,). Nothing for NO_MODEL. Takes some 20 µs: ask for payments that are not approved.
+        """
+        if model == NO_MODEL or count_max == 0:
+            return []
+        return self._models[model].explainer.reasons(vector, count_max)
+
+    def _score_singly(self, vectors: NDArray[np.float32]) -> Scored:
+        result = Scored([], [], [])
+        now_ms = self._now_ms()
+        for row in range(len(vectors)):
+            score, model, flags = self._score_one(vectors[row : row + 1], now_ms)
+            result.scores.append(score)
+            result.models.append(model)
+            result.flags.append(flags)
+        return result
+
+    def _score_one(self, vector: NDArray[np.float32], now_ms: int) -> tuple[float | None, int, tuple[str, ...]]:
+        flags: dict[str, None] = {}
+        for index, model in enumerate(self._models):
+            ticket = model.breaker.admit(now_ms)
+            if ticket is None:
+                flags[MODEL_FALLBACK] = None
+                continue
+            margin = model.try_margin(vector)
+            if margin is None:
+                model.failed(ticket, now_ms)
+                flags[MODEL_ERROR] = None
+                continue
+            model.succeeded(ticket)
+            return sigmoid(model.slope * margin + model.intercept), index, tuple(flags)
+        self._scored_by_none.add(1)
+        return None, NO_MODEL, (*flags, MODEL_ABSENT)
+
+
+class _Model:
+    """A bundle with its circuit breaker. `is_well`: it did not fail the last time, and need not be watched."""
+
+    def __init__(self, bundle: Bundle, place: str, metrics: ModelMetrics, settings: ChainSettings) -> None:
+        self.predictor, self.explainer = bundle.predictor, bundle.explainer
+        self.slope, self.intercept = bundle.manifest.calibration_slope, bundle.manifest.calibration_intercept
+        self.cascade = bundle.predictor if isinstance(bundle.predictor, CascadePredictor) else None
+        self.answered_first, self.answered_large = metrics.answered_first, metrics.answered_large
+        self.scored, self._errors, self._is_out = metrics.scored[place], metrics.errors[place], metrics.is_out[place]
+        self.breaker = CircuitBreaker(
+            failure_count_max=settings.failure_count_max, cooldown_ms=settings.cooldown_ms, on_change=self._on_change
+        )
+        self._is_out.set(0)
+        self.is_well = True
+
+    def try_margin(self, vector: NDArray[np.float32]) -> float | None:
+        """Of one vector, shape (1, features); None when the model fails."""
+        try:
+            margin = float(self.predictor.margins(vector)[0])
+        except Exception:  # noqa: BLE001 - see `ModelChain.score`
+            return None
+        return margin if math.isfinite(margin) else None
+
+    def succeeded(self, ticket: int) -> None:
+        self.breaker.succeeded(ticket)
+        self.scored.add(1)
+        if self.cascade is not None:
+            (self.answered_first if self.cascade.early else self.answered_large).add(1)
+        self.is_well = True
+
+    def failed(self, ticket: int, now_ms: int) -> None:
+        self.is_well = False
+        self._errors.add(1)
+        self.breaker.failed(ticket, now_ms)
+
+    def _on_change(self, state: BreakerState) -> None:
+        self._is_out.set(0 if state is BreakerState.CLOSED else 1)

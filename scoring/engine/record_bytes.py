@@ -1,0 +1,160 @@
+"""The compiled half of scoring/engine/records.py: responses, and outbox records around them, as bytes.
+
+    frame     u32 size │ u32 crc │ record                                   what the outbox appends
+    record    request │ response │ decided_time_ms │ vector │ digest        schemas/proto/outbox.proto, OutboxRecord
+    response  payment_id │ decision_id │ score │ tail │ age                 schemas/proto/scoring.proto, ScoreResponse
+
+A protobuf message is its fields one after the other, each a tag (its number times eight, and how it is stored) and a
+varint, eight bytes, or a length and so many bytes. Two serialised messages of one kind, one behind the other, are the
+message of both. So tail (action, reasons, version, flags), age and digest come serialised, and only the rest is written
+here, in the order of the fields: the bytes are those that protobuf itself would write.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import carray  # type: ignore[attr-defined]
+
+from paywarden.features.kernel.byte_ranges import copy_bytes
+from paywarden.features.kernel.crc import crc32_of_record
+from paywarden.features.kernel.frame import address, size
+from paywarden.features.kernel.intrinsics import store_word
+from paywarden.features.kernel.jit import compiled, inlined
+from paywarden.features.kernel.layout import U8
+from paywarden.features.kernel.plan_schema import positions
+from paywarden.features.kernel.varint import varint_size, write_varint
+
+# Fields of the response and of the record.
+_PAYMENT_ID, _DECISION_ID, _SCORE = 0x0A, 0x12, 0x19
+_REQUEST, _RESPONSE, _TIME, _VECTOR = 0x0A, 0x12, 0x18, 0x22
+FRAME_BYTES = 8
+# What a record has at most beside its parts: frame, tags, lengths, the score, the time, a decision's number.
+OVERHEAD_BYTES = 128
+_DASH = 45
+# Pieces of the constants.
+PREFIX, AGE, DIGEST = range(3)
+# Columns of the bounds: where each frame begins, and where its response begins and ends.
+FRAME, RESPONSE, END = range(3)
+
+
+class Slots(NamedTuple):
+    """The frame of `write_records`. Where nothing else is said an array is int64, with a number for each decision."""
+
+    bodies: int
+    """The requests, one behind the other, uint8."""
+    body_sizes: int
+    ids: int
+    """The payments' ids, one behind the other, uint8."""
+    id_sizes: int
+    scores: int
+    """float64, NaN where there is no score."""
+    tail_numbers: int
+    """Which of the tails each response has."""
+    tails: int
+    """The tails, one behind the other, uint8."""
+    tail_ends: int
+    """Where each tail ends."""
+    constants: int
+    """The decisions' prefix, the age and the digest, one behind the other, uint8."""
+    constant_ends: int
+    """Where PREFIX, AGE and DIGEST end."""
+    vectors: int
+    """A row of bytes for each decision."""
+    out: int
+    """Filled: the frames, one behind the other, uint8. It must be large enough."""
+    bounds: int
+    """Shape (decisions, 3). Filled: FRAME, RESPONSE and END of each."""
+
+
+SLOT = positions(Slots)
+
+
+@inlined
+def _hex_digits(number: int) -> int:
+    size = 1
+    while number > 15:
+        number >>= 4
+        size += 1
+    return size
+
+
+@inlined
+def _write_hex(out: U8, at: int, number: int, digits: int) -> int:
+    for place in range(digits):
+        digit = number >> 4 * (digits - 1 - place) & 15
+        out[at + place] = 48 + digit if digit < 10 else 87 + digit
+    return at + digits
+
+
+@inlined
+def _write_word32(out: U8, at: int, number: int) -> None:
+    for place in range(4):
+        out[at + place] = number >> 8 * place & 255
+
+
+@compiled(makes_arrays=True)
+def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, time_ms: int) -> int:
+    """Write the frames of `count` decisions made at `time_ms`, the first of them with the number `decision`.
+
+    The frame at `frame_at` holds the arrays of SLOT. Returns how many bytes were written.
+    """
+    bodies = carray(address(frame_at, SLOT.bodies), size(frame_at, SLOT.bodies), np.uint8)
+    body_sizes = carray(address(frame_at, SLOT.body_sizes), count, np.int64)
+    ids = carray(address(frame_at, SLOT.ids), size(frame_at, SLOT.ids), np.uint8)
+    id_sizes = carray(address(frame_at, SLOT.id_sizes), count, np.int64)
+    scores = carray(address(frame_at, SLOT.scores), count, np.float64)
+    score_words = carray(address(frame_at, SLOT.scores), count, np.int64)
+    tail_numbers = carray(address(frame_at, SLOT.tail_numbers), count, np.int64)
+    tails = carray(address(frame_at, SLOT.tails), size(frame_at, SLOT.tails), np.uint8)
+    tail_ends = carray(address(frame_at, SLOT.tail_ends), size(frame_at, SLOT.tail_ends), np.int64)
+    constants = carray(address(frame_at, SLOT.constants), size(frame_at, SLOT.constants), np.uint8)
+    constant_ends = carray(address(frame_at, SLOT.constant_ends), 3, np.int64)
+    vectors = carray(address(frame_at, SLOT.vectors), count * vector_bytes, np.uint8)
+    out = carray(address(frame_at, SLOT.out), size(frame_at, SLOT.out), np.uint8)
+    bounds = carray(address(frame_at, SLOT.bounds), (count, 3), np.int64)
+    prefix_size = constant_ends[PREFIX]
+    age, age_size = prefix_size, constant_ends[AGE] - constant_ends[PREFIX]
+    digest, digest_size = constant_ends[AGE], constant_ends[DIGEST] - constant_ends[AGE]
+    at, body, payment_id = 0, 0, 0
+    for number in range(count):
+        body_size, id_size, tail = body_sizes[number], id_sizes[number], tail_numbers[number]
+        tail_start = tail_ends[tail - 1] if tail > 0 else 0
+        tail_size = tail_ends[tail] - tail_start
+        digits = _hex_digits(decision + number)
+        decision_size = prefix_size + 1 + digits
+        # A field that holds its default is left out.
+        has_score = scores[number] == scores[number] and scores[number] != 0.0
+        response_size = 2 + varint_size(id_size) + id_size + varint_size(decision_size) + decision_size
+        response_size += tail_size + age_size + (9 if has_score else 0)
+        bounds[number, FRAME] = at
+        begun = at + FRAME_BYTES
+        out[begun] = _REQUEST
+        at = copy_bytes(bodies, body, body_size, out, write_varint(out, begun + 1, body_size))
+        out[at] = _RESPONSE
+        at = write_varint(out, at + 1, response_size)
+        bounds[number, RESPONSE] = at
+        out[at] = _PAYMENT_ID
+        at = copy_bytes(ids, payment_id, id_size, out, write_varint(out, at + 1, id_size))
+        out[at] = _DECISION_ID
+        at = copy_bytes(constants, 0, prefix_size, out, write_varint(out, at + 1, decision_size))
+        out[at] = _DASH
+        at = _write_hex(out, at + 1, decision + number, digits)
+        if has_score:
+            out[at] = _SCORE
+            store_word(out, at + 1, score_words[number])
+            at += 9
+        at = copy_bytes(tails, tail_start, tail_size, out, at)
+        at = copy_bytes(constants, age, age_size, out, at)
+        bounds[number, END] = at
+        out[at] = _TIME
+        at = write_varint(out, at + 1, time_ms)
+        out[at] = _VECTOR
+        at = copy_bytes(vectors, number * vector_bytes, vector_bytes, out, write_varint(out, at + 1, vector_bytes))
+        at = copy_bytes(constants, digest, digest_size, out, at)
+        _write_word32(out, begun - FRAME_BYTES, at - begun)
+        _write_word32(out, begun - 4, crc32_of_record(out, begun, at))
+        body += body_size
+        payment_id += id_size
+    return at

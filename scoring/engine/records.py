@@ -1,0 +1,176 @@
+"""Responses and outbox records of a chunk, written by one compiled loop (scoring/engine/record_bytes.py).
+
+What many responses have in common, their *tail* (action, reasons, version of the model, flags), is serialised by
+protobuf and kept by number: one for good, or for the next chunk alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from struct import Struct
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features.kernel.frame import Frame
+from paywarden.schemas.proto.outbox_pb2 import OutboxRecord
+from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
+from paywarden.scoring.engine import record_bytes as loop
+from paywarden.scoring.state.outbox import PAYLOAD_BYTES_MAX
+
+# Tails that stay: with all actions, models and flags there are some hundred.
+KEPT_TAILS_MAX = 1024
+BODY_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
+# Of the constants.
+_ENDS = Struct("=3q")
+
+
+class Written(NamedTuple):
+    """The decisions of a chunk: serialised responses, and the outbox's frames of all, one behind the other.
+
+    `starts`: where each frame begins.
+    """
+
+    responses: list[bytes]
+    frames: bytes
+    starts: list[int]
+
+
+class RecordWriter:
+    """Writes the decisions about chunks. Not thread-safe."""
+
+    def __init__(self, vectors: NDArray[np.float32], catalogue_digest: str, decision_prefix: str) -> None:
+        """`vectors`: shape (rows_max, features), C-contiguous, the same array for ever: a row for each of a chunk.
+
+        A decision's id is the prefix and its number, which has never been before under this prefix.
+        """
+        assert vectors.flags.c_contiguous
+        self._rows_max, self._vector_bytes = len(vectors), vectors.itemsize * vectors.shape[1]
+        self._prefix = decision_prefix.encode()
+        self._digest = OutboxRecord(catalogue_digest=catalogue_digest).SerializeToString()
+        self._decision = 1
+        self._age: tuple[int | None] | None = None
+        self._tails: list[bytes] = []
+        self._longest_tail = 0
+        self._kept = 0
+        self._arrays: dict[str, NDArray[Any]] = {
+            "scores": np.zeros(self._rows_max),
+            "tail_numbers": np.zeros(self._rows_max, dtype=np.int64),
+            "body_sizes": np.zeros(self._rows_max, dtype=np.int64),
+            "id_sizes": np.zeros(self._rows_max, dtype=np.int64),
+            "tail_ends": np.zeros(KEPT_TAILS_MAX + self._rows_max, dtype=np.int64),
+            "constant_ends": np.zeros(3, dtype=np.int64),
+            "bounds": np.zeros(3 * self._rows_max, dtype=np.int64),
+            "vectors": vectors,
+            # Room for what is usual; it grows.
+            "bodies": np.zeros(64 << 10, dtype=np.uint8),
+            "ids": np.zeros(16 << 10, dtype=np.uint8),
+            "tails": np.zeros(64 << 10, dtype=np.uint8),
+            "constants": np.zeros(1 << 10, dtype=np.uint8),
+            "out": np.zeros(128 << 10, dtype=np.uint8),
+        }
+        # The loop is given its address.
+        self._frame = Frame(loop.SLOT, self._arrays)
+        self._views = {name: array.data.cast("B") for name, array in self._arrays.items() if name != "vectors"}
+        self._bounds = self._arrays["bounds"].data
+        # By the number of a chunk's decisions.
+        self._int64s = [Struct(f"={count}q") for count in range(self._rows_max + 1)]
+        self._doubles = [Struct(f"={count}d") for count in range(self._rows_max + 1)]
+        self._set_age(None)
+
+    def keep_tail(self, tail: bytes) -> int | None:
+        """A tail for good, before any of the next chunk's own; returns its number, None when there is no more room."""
+        if self._kept == KEPT_TAILS_MAX:
+            return None
+        self.begin()
+        self._kept += 1
+        return self._add_tail(tail)
+
+    def begin(self) -> None:
+        """A chunk begins: those before have no tails any more."""
+        del self._tails[self._kept :]
+
+    def add_tail(self, tail: bytes) -> int:
+        """A tail for this chunk alone, which has one a decision at most; returns its number."""
+        return self._add_tail(tail)
+
+    def write(
+        self,
+        bodies: Sequence[bytes],
+        ids: Sequence[bytes],
+        scores: Sequence[float | None],
+        tail_numbers: Sequence[int],
+        profile_age_ms: int | None,
+        decided_time_ms: int,
+    ) -> Written:
+        """The decisions about a chunk of at most `rows_max` payments. `ids` are in UTF-8."""
+        count, arrays = len(bodies), self._arrays
+        body_bytes, id_bytes = b"".join(bodies), b"".join(ids)
+        # A larger record would be taken for damage when the outbox is read.
+        assert len(body_bytes) < BODY_BYTES_MAX or max(map(len, bodies)) < BODY_BYTES_MAX, "a request's size"
+        self._fill("bodies", body_bytes)
+        self._fill("ids", id_bytes)
+        views, int64s = self._views, self._int64s[count]
+        int64s.pack_into(views["body_sizes"], 0, *map(len, bodies))
+        int64s.pack_into(views["id_sizes"], 0, *map(len, ids))
+        int64s.pack_into(views["tail_numbers"], 0, *tail_numbers)
+        given = [math.nan if score is None else score for score in scores] if None in scores else scores
+        self._doubles[count].pack_into(views["scores"], 0, *given)
+        if self._age != (profile_age_ms,):
+            self._set_age(profile_age_ms)
+        rest = self._vector_bytes + self._longest_tail + len(arrays["constants"]) + loop.OVERHEAD_BYTES
+        self._make_room("out", len(body_bytes) + len(id_bytes) + count * rest)
+        size = loop.write_records(self._frame.address, count, self._vector_bytes, self._decision, decided_time_ms)
+        self._decision += count
+        frames = views["out"][:size].tobytes()
+        bounds = self._bounds[: 3 * count].tolist()
+        responses = [frames[start:end] for start, end in zip(bounds[1::3], bounds[2::3], strict=True)]
+        return Written(responses, frames, bounds[::3])
+
+    def _add_tail(self, tail: bytes) -> int:
+        number = len(self._tails)
+        ends = self._arrays["tail_ends"]
+        start = int(ends[number - 1]) if number else 0
+        self._tails.append(tail)
+        self._longest_tail = max(self._longest_tail, len(tail))
+        self._make_room("tails", start + len(tail))
+        self._views["tails"][start : start + len(tail)] = tail
+        ends[number] = start + len(tail)
+        return number
+
+    def _set_age(self, profile_age_ms: int | None) -> None:
+        """The last field of a response. Many chunks have the same, as the age is in whole milliseconds."""
+        age = ScoreResponse(profile_age_ms=profile_age_ms).SerializeToString()
+        self._fill("constants", self._prefix + age + self._digest)
+        first, second = len(self._prefix), len(self._prefix) + len(age)
+        _ENDS.pack_into(self._views["constant_ends"], 0, first, second, second + len(self._digest))
+        self._age = (profile_age_ms,)
+
+    def _fill(self, name: str, data: bytes) -> None:
+        if len(data) > len(self._views[name]):
+            self._make_room(name, 2 * len(data))
+        self._views[name][: len(data)] = data
+
+    def _make_room(self, name: str, size: int) -> None:
+        """An array of at least `size` bytes, with what it held."""
+        old = self._arrays[name]
+        if len(old) >= size:
+            return
+        larger = np.zeros(size, dtype=np.uint8)
+        larger[: len(old)] = old
+        self._arrays[name], self._views[name] = larger, larger.data
+        self._frame.put(name, larger)
+
+
+def tail(action: str, reasons: Sequence[str], model_version: str, flags: Sequence[str]) -> bytes:
+    """What follows the score in a response, serialised."""
+    return ScoreResponse(action=action, reasons=reasons, model_version=model_version, flags=flags).SerializeToString()
+
+
+def warm_up() -> None:
+    """Load or compile the loop, so that no payment waits for it."""
+    writer = RecordWriter(np.zeros((1, 1), dtype=np.float32), "", "")
+    writer.keep_tail(b"")
+    writer.write([b"a"], [b"b"], [0.5], [0], None, 1)

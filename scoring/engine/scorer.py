@@ -1,0 +1,360 @@
+"""Payments in, decisions out: look up, vectors, model, policy, outbox. No I/O but the append to the outbox.
+
+This is the hot path. Everything it needs is made at start; nothing here waits, logs or looks up a label. Payments that
+are asked for together are looked up in one transaction, go through the kernel and the model in one call each, and are
+appended by one write; each is answered as it would be alone, to the bit. A payment that was answered of late gets the
+decision it got (scoring/idempotency/decision_cache.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features.kernel import ABSENT, AMOUNT, ATTRIBUTE_COUNT, KNOWN, UNKNOWN
+from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
+from paywarden.models.policy.policy import (
+    ACTIONS,
+    APPROVE,
+    MIRROR_ABSENT,
+    MIRROR_STALE,
+    PROFILE_UNREADABLE,
+    Facts,
+    Policy,
+    unknown_flag,
+)
+from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.engine.batcher import UNDER_WAY, Refusal, refusal_of
+from paywarden.scoring.engine.model_chain import ModelChain, Scored
+from paywarden.scoring.engine.records import RecordWriter, Written, tail
+from paywarden.scoring.idempotency.decision_cache import Answered, PaymentIdReused, Repeat, Standing
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
+from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
+
+# Scored in one go; what is more is cut up. The profiles of so many payments still fit into the second cache.
+ROWS_MAX = 64
+
+
+class Outbox(Protocol):
+    """Where decisions go before the caller has the answer."""
+
+    @property
+    def position(self) -> int:
+        """Where what is appended next will begin."""
+
+    def append_frames(self, frames: bytes) -> int:
+        """Keep these records safe from the death of this process, or none. Raises TemporaryFailure when it cannot."""
+
+
+class PaymentScorer:
+    """Scores payments. One to a process; not thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        engine: FeatureEngine,
+        models: ModelChain,
+        policy: Policy,
+        mirror: MirrorSettings,
+        outbox: Outbox,
+        metrics: ScoringMetrics,
+        answered: Answered | None = None,
+        stages: StageTimes | None = None,
+    ) -> None:
+        """Without `answered`, a payment that comes again is decided again."""
+        plan = engine.plan
+        self._stages = stages or StageTimes(Registry())
+        # One for all payments, filled anew for each.
+        self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
+        self._answered = answered
+        self._engine, self._models, self._policy = engine, models, policy
+        self._mirror_settings, self._outbox, self._metrics = mirror, outbox, metrics
+        self._mirror: MirrorReader | None = None
+        self._entities = entities = plan.entity_count
+        self._names = plan.entity_names
+        self._rows: NDArray[np.int64] = np.zeros((ROWS_MAX, ATTRIBUTE_COUNT), dtype=np.int64)
+        self._vectors: NDArray[np.float32] = np.empty((ROWS_MAX, plan.feature_count), dtype=np.float32)
+        self._score_vectors = models.bind(self._vectors)
+        self._no_presence = np.zeros(ROWS_MAX * entities, dtype=np.uint8)
+        self._fill_from_nothing = engine.bind(
+            self._rows,
+            self._no_presence,
+            np.zeros(0, dtype=np.uint8),
+            np.zeros(ROWS_MAX * entities + 1, dtype=np.int64),
+            self._vectors,
+        )
+        self._fill_from_mirror = self._fill_from_nothing
+        # Every way in which a payment's entities can be known or not, and the flags that it means.
+        self._unknown_flags = {
+            bytes(found): tuple(
+                unknown_flag(name) for name, one in zip(self._names, found, strict=True) if one == UNKNOWN
+            )
+            for found in itertools.product((ABSENT, UNKNOWN, KNOWN), repeat=entities)
+        }
+        # Which look-ups each of them counts.
+        self._lookup_counters = {
+            pattern: [
+                metrics.mirror_lookups[name, "hit" if one == KNOWN else "miss"]
+                for name, one in zip(self._names, pattern, strict=True)
+                if one != ABSENT
+            ]
+            for pattern in self._unknown_flags
+        }
+        # Decisions' ids: unique over hosts, workers and restarts without a look at anything shared.
+        self._writer = RecordWriter(self._vectors, plan.digest, os.urandom(8).hex())
+        self._approved: dict[tuple[str, ...], int] = {}
+        self._approved_below, _ = policy.thresholds
+        self._keep_approvals()
+        self.open_mirror()
+
+    def readiness(self) -> list[str]:
+        """What is missing before payments should be sent here; empty when nothing is."""
+        if self._mirror is None and not self.open_mirror():
+            return [f"there is no mirror at {self._mirror_settings.path}: is the companion running?"]
+        if self._look_up_nothing() == 0:
+            return ["the mirror is not complete yet"]
+        return []
+
+    def open_mirror(self) -> bool:
+        """Open the mirror if it, or another one in its place, is there now: False when there is none.
+
+        Called from time to time, never per payment.
+        """
+        if self._mirror is not None and self._mirror.is_replaced():
+            self._mirror.close()
+            self._mirror = None
+        if self._mirror is None:
+            try:
+                self._mirror = MirrorReader(
+                    self._mirror_settings,
+                    item_max=ROWS_MAX * self._entities,
+                    profile_bytes_max=self._engine.profile_bytes_max,
+                )
+            except MirrorAbsent:
+                return False
+            mirror = self._mirror
+            self._fill_from_mirror = self._engine.bind(
+                self._rows, mirror.presence, mirror.states, mirror.bounds, self._vectors
+            )
+        return True
+
+    def score_many(self, payments: Payments, now_ms: int) -> Sequence[bytes | Refusal]:
+        """The decision about each payment, a serialised ScoreResponse, already in the outbox; see turns.Scorer."""
+        if len(payments) <= ROWS_MAX:
+            return self._score(payments, now_ms)
+        results: list[bytes | Refusal] = []
+        for first in range(0, len(payments), ROWS_MAX):
+            part = payments.chosen(range(first, min(first + ROWS_MAX, len(payments))))
+            results += self._score(part, now_ms)
+        return results
+
+    def _score(self, payments: Payments, now_ms: int) -> Sequence[bytes | Refusal]:
+        """Of ROWS_MAX payments at most. All are refused when the outbox cannot take the decisions."""
+        try:
+            return self._score_new(payments, now_ms)
+        except TemporaryFailure as error:
+            return [refusal_of(error)] * len(payments)
+
+    def _score_new(self, payments: Payments, now_ms: int) -> Sequence[bytes | Refusal]:
+        """Those that were answered already get what they got, the others are decided. Raises TemporaryFailure."""
+        if self._answered is None:
+            return self._decide(payments, (), now_ms)
+        claims = self._answered.claim(payments, now_ms)
+        if self._stages.is_timed:
+            self._stages.lap("claim", len(payments))
+        slots = [claim for claim in claims if isinstance(claim, int)]
+        are_new = len(slots) == len(claims)
+        if not are_new:
+            payments = payments.chosen([index for index, claim in enumerate(claims) if isinstance(claim, int)])
+        try:
+            decided = self._decide(payments, slots, now_ms)
+        except BaseException:
+            self._answered.release(slots)
+            raise
+        if are_new:
+            return decided
+        following = iter(decided)
+        results: list[bytes | Refusal] = []
+        for claim in claims:
+            if isinstance(claim, int):
+                results.append(next(following))
+            else:
+                results.append(results[claim.index] if isinstance(claim, Repeat) else _known(claim))
+        return results
+
+    def _decide(self, payments: Payments, slots: Sequence[int], now_ms: int) -> list[bytes]:
+        """Responses to payments whose `slots` were won, their decisions in the outbox. Without a table no slots."""
+        count = len(payments)
+        if count == 0:
+            return []
+        self._rows[:count] = payments.rows
+        stages = self._stages
+        flags, complete_to_ms = self._fill_vectors(payments.keys, count)
+        profile_age_ms = None
+        if complete_to_ms > 0:
+            profile_age_ms = max(0, now_ms - complete_to_ms)
+            self._metrics.mirror_age_seconds.set(profile_age_ms / 1000)
+            if profile_age_ms > self._policy.stale_after_ms:
+                flags = [(*found, MIRROR_STALE) for found in flags]
+        scored = self._score_vectors(count)
+        if stages.is_timed:
+            stages.lap("model", count)
+        if any(scored.flags):
+            flags = [(*found, *more) for found, more in zip(flags, scored.flags, strict=True)]
+        tails, others = self._tails(payments, scored, flags)
+        written = self._writer.write(payments.bodies, payments.ids, scored.scores, tails, profile_age_ms, now_ms)
+        if stages.is_timed:
+            stages.lap("decide", count)
+        self._append(written, slots)
+        self._count(count, others, scored, flags)
+        if stages.is_timed:
+            stages.lap("append", count)
+        return written.responses
+
+    def _tails(
+        self, payments: Payments, scored: Scored, flags: Sequence[tuple[str, ...]]
+    ) -> tuple[list[int], list[str]]:
+        """What follows the score in each response, by the writer's numbers; and the actions that are no approvals."""
+        others: list[str] = []
+        self._writer.begin()
+        known, below = self._approved, self._approved_below
+        # Of the first model alone.
+        if any(scored.models):
+            known = {}
+        tails = []
+        for row, (score, odd) in enumerate(zip(scored.scores, flags, strict=True)):
+            kept = known.get(odd)
+            if kept is None or score is None or score >= below:
+                kept = self._tail(payments, row, score, scored.models[row], odd, others)
+            tails.append(kept)
+        return tails, others
+
+    def _tail(
+        self,
+        payments: Payments,
+        row: int,
+        score: float | None,
+        model: int,
+        flags: tuple[str, ...],
+        others: list[str],
+    ) -> int:
+        """Of one payment, by the policy; its action is added to `others` unless it is approved."""
+        facts, vector = self._facts, self._vectors[row]
+        if self._policy.has_conditions:
+            facts.payment, facts.amount, facts.vector = payments[row], int(self._rows[row, AMOUNT]), vector
+        facts.score, facts.flags = score, flags
+        action, reasons = self._policy.decide(facts)
+        if action != ACTIONS[APPROVE]:
+            others.append(action)
+            reasons += self._models.reasons(vector, model, self._policy.reason_features_max)
+        return self._writer.add_tail(tail(action, reasons, self._models.versions[model], flags))
+
+    def _keep_approvals(self) -> None:
+        """The tails of nearly all responses: approved for the score, with no flags but such as ask for nothing."""
+        if self._policy.has_conditions:
+            return
+        known = [*self._unknown_flags.values(), (MIRROR_ABSENT,)]
+        for flags in dict.fromkeys((*known, *((*found, MIRROR_STALE) for found in known))):
+            self._facts.score, self._facts.flags = 0.0, flags
+            action, reasons = self._policy.decide(self._facts)
+            if action == ACTIONS[APPROVE] and not reasons:
+                kept = self._writer.keep_tail(tail(action, (), self._models.versions[0], flags))
+                if kept is not None:
+                    self._approved[flags] = kept
+
+    def _append(self, written: Written, slots: Sequence[int]) -> None:
+        """Into the outbox; who asks again finds the decisions there."""
+        if self._answered is None:
+            self._outbox.append_frames(written.frames)
+            return
+        begun = self._outbox.position
+        self._answered.place(slots, [begun + start for start in written.starts])
+        self._outbox.append_frames(written.frames)
+        self._answered.settle(slots)
+
+    def _fill_vectors(self, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:
+        """The payments' features into `_vectors`; returns what was odd, and up to when all is known."""
+        mirror = self._mirror
+        if mirror is None:
+            return self._fill_without_mirror(keys, count)
+        try:
+            complete_to_ms = mirror.look_up(keys)
+        except MirrorAbsent:
+            return self._fill_without_mirror(keys, count)
+        if self._stages.is_timed:
+            self._stages.lap("look_up", count)
+        entities = self._entities
+        found = mirror.found
+        patterns = [found[at : at + entities] for at in range(0, len(keys), entities)]
+        self._count_lookups(patterns)
+        flags = [self._unknown_flags[pattern] for pattern in patterns]
+        try:
+            self._fill_from_mirror(count)
+        except UnreadableProfile:
+            flags = self._fill_one_by_one(mirror, flags, count)
+        if self._stages.is_timed:
+            self._stages.lap("vector", count)
+        return flags, complete_to_ms
+
+    def _fill_one_by_one(self, mirror: MirrorReader, flags: list[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
+        """One of the payments has a profile that cannot be read: it is scored as if none were known of it."""
+        entities = self._entities
+        for row in range(count):
+            items = slice(row * entities, (row + 1) * entities)
+            presence = mirror.presence[items]
+            bounds = mirror.bounds[items.start : items.stop + 1]
+            attributes, vector = self._rows[row : row + 1], self._vectors[row : row + 1]
+            try:
+                self._engine.fill_vectors(attributes, presence, mirror.states, bounds, vector)
+            except UnreadableProfile:
+                flags[row] = (*flags[row], PROFILE_UNREADABLE)
+                presence[presence == KNOWN] = UNKNOWN
+                self._engine.fill_vectors(attributes, presence, mirror.states, bounds, vector)
+        return flags
+
+    def _fill_without_mirror(self, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:
+        self._no_presence[: len(keys)] = [UNKNOWN if key else ABSENT for key in keys]
+        self._fill_from_nothing(count)
+        return [(MIRROR_ABSENT,)] * count, 0
+
+    def _look_up_nothing(self) -> int:
+        assert self._mirror is not None
+        try:
+            return self._mirror.look_up(())
+        except MirrorAbsent:
+            return 0
+
+    def _count_lookups(self, patterns: Sequence[bytes]) -> None:
+        # There are few different ones.
+        for pattern in set(patterns):
+            count = patterns.count(pattern)
+            for counter in self._lookup_counters[pattern]:
+                counter.add(count)
+
+    def _count(self, count: int, others: Sequence[str], scored: Scored, flags: Sequence[tuple[str, ...]]) -> None:
+        """`others`: actions that are no approvals."""
+        metrics = self._metrics
+        metrics.decisions[ACTIONS[APPROVE]].add(count - len(others))
+        for action in others:
+            metrics.decisions[action].add(1)
+        metrics.score.observe_all([score for score in scored.scores if score is not None])
+        if any(flags):
+            for found in flags:
+                for flag in found:
+                    metrics.flags[flag].add(1)
+
+
+def _known(claim: OutboxEntry | Standing) -> bytes | Refusal:
+    """The result of a payment that is not to be decided now."""
+    if isinstance(claim, OutboxEntry):
+        return claim.response.SerializeToString()
+    return refusal_of(PaymentIdReused()) if claim is Standing.OTHER_PAYMENT else UNDER_WAY

@@ -1,0 +1,360 @@
+"""One connection of the gRPC front: what its streams are, what is written when, and when enough is enough.
+
+1. A read is parsed whole. Every complete call goes to `Turns`; if nothing else is to be said, nothing is written yet:
+   the answers come with `flush` after this turn of the loop, all of them in one write.
+2. A caller who does not read is not read from. One who keeps his flow-control window shut gets no further answers made.
+3. Frames that ask for nothing (PING, SETTINGS, empty DATA, …) and calls that are reset are paid for from allowances,
+   which answered calls and time fill again; who has none left is told ENHANCE_YOUR_CALM.
+4. To stop: a GOAWAY that excludes nothing and a PING; when that is answered, a GOAWAY with the last stream there is,
+   since all that was sent before the first has arrived by then. Then what is in flight is answered, and the
+   sending half closes. A connection that is idle for long ends the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from ssl import SSLObject
+from typing import TYPE_CHECKING, cast
+
+from paywarden.scoring.engine.batcher import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAUTHENTICATED, Refusal
+from paywarden.scoring.grpc import http2
+from paywarden.scoring.grpc import messages as grpc_messages
+from paywarden.scoring.grpc.calls import TOO_SLOW, Arriving, Kind, ScoreCall, ServiceCall, Watch
+from paywarden.scoring.grpc.http2 import BrokenConnection, Headers
+
+if TYPE_CHECKING:
+    from paywarden.scoring.grpc.front import GrpcServer
+
+_NO_METHOD = Refusal(grpc_messages.UNIMPLEMENTED, "no such method")
+_UNAUTHENTICATED = Refusal(UNAUTHENTICATED, "authorization is missing or not valid")
+_UNREAD = Refusal(RESOURCE_EXHAUSTED, "answers are not read")
+_METHOD_NOT_ALLOWED = grpc_messages.http_error(405)
+_WRONG_CONTENT_TYPE = grpc_messages.http_error(415)
+
+
+class _Allowance:
+    """How many frames of a kind may still come; time and answered calls give more."""
+
+    __slots__ = ("_answered", "_burst", "_filled", "_left", "_per_answer", "_per_second")
+
+    def __init__(self, burst: int, per_second: int, per_answer: int, now: float) -> None:
+        self._burst, self._per_second, self._per_answer = burst, per_second, per_answer
+        self._left = float(burst)
+        self._filled, self._answered = now, 0
+
+    def spend(self, now: Callable[[], float], answered: int) -> bool:
+        """Take one; False when there is none. The clock is looked at only when it looks that way."""
+        self._left -= 1
+        if self._left < 0:
+            at = now()
+            more = (at - self._filled) * self._per_second + (answered - self._answered) * self._per_answer
+            self._left = min(self._left + more, self._burst)
+            self._filled, self._answered = at, answered
+        return self._left >= 0
+
+
+class GrpcConnection(asyncio.Protocol):
+    """One caller. `on_*` are the session's callbacks."""
+
+    def __init__(self, server: GrpcServer) -> None:
+        self.server = server
+        self.session = server.open_session(self)
+        self.watches: dict[int, Watch] = {}
+        # Of the read that is being parsed: whether calls were submitted, whether something cannot wait for them.
+        self.submitted = self.write_now = False
+        self.read_at = now = server.now_s()
+        self._streams: dict[int, Arriving] = {}
+        self._transport: asyncio.Transport
+        self._answered = 0
+        self._last_stream_id = 0
+        settings = server.settings
+        self._idle_frames = _Allowance(
+            settings.idle_frames_burst, settings.idle_frames_per_second, settings.idle_frames_per_answer, now
+        )
+        self._resets = _Allowance(settings.resets_burst, settings.resets_per_second, 1, now)
+        # Frames made here, not in the session; they go before what it has.
+        self._own_frames = b""
+        self._greeted = False
+        self._blocked_since: float | None = None
+        self._unread_bytes = 0  # that wait for the caller's window, as of the last flush
+        self._unread_since = (0, now)  # how many they were when last looked at, and since when they are
+        self._used = now  # when the last stream came or was answered
+        self._pinged: float | None = None
+        self._draining_since: float | None = None
+        self._final = False  # the last GOAWAY is out
+        self._over_since: float | None = None  # nothing is read or answered any more
+
+    # The transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        tls: SSLObject | None = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            self._over_since = self.read_at
+            self._transport.abort()
+        elif not self.server.admit(self):
+            self._over_since = self.read_at
+            refusal = http2.goaway(0, http2.ENHANCE_YOUR_CALM, "too many connections")
+            self._transport.write(http2.EMPTY_SETTINGS + refusal)
+            self._transport.close()
+        else:
+            self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        if self._over_since is not None:
+            return
+        self.read_at = self.server.now_s()
+        self._pinged = None
+        self.submitted = self.write_now = False
+        try:
+            self.session.receive(data)
+        except BrokenConnection as broken:
+            self._fail(broken)
+            return
+        if self.write_now or not self.submitted:
+            self.flush()
+
+    def eof_received(self) -> bool:
+        """Close: a caller who has ended the connection reads no answers."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._over_since = self.server.now_s()
+        self._give_up_streams()
+        self.server.forget(self)
+
+    def pause_writing(self) -> None:
+        self._blocked_since = self.server.now_s()
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._blocked_since = None
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self.flush()
+
+    # The session's side
+
+    def on_request(self, stream_id: int, headers: Headers, ended: bool) -> None:
+        """See Receiver."""
+        self._last_stream_id = stream_id
+        if self._final:
+            # After the last GOAWAY: the caller may try it elsewhere.
+            self.session.reset(stream_id, http2.REFUSED_STREAM)
+            self.write_now = True
+            return
+        self._used = self.read_at
+        field = dict(headers).get
+        method = self.server.methods.get(field(b":path", b""))
+        timeout = field(b"grpc-timeout")
+        timeout_s = None if timeout is None else grpc_messages.parse_timeout_s(timeout)
+        encoding = field(b"grpc-encoding", b"identity")
+        if field(b":method") != b"POST":
+            self._refuse_http(stream_id, _METHOD_NOT_ALLOWED, reset=not ended)
+        elif (kind := field(b"content-type")) != b"application/grpc" and not grpc_messages.is_grpc(kind):
+            self._refuse_http(stream_id, _WRONG_CONTENT_TYPE, reset=not ended)
+        elif method is None:
+            self._refuse_early(stream_id, _NO_METHOD, ended)
+        elif not method.is_open and not self.server.authorise(field(b"authorization")):
+            self._refuse_early(stream_id, _UNAUTHENTICATED, ended, method.name)
+        elif encoding not in grpc_messages.ENCODINGS:
+            self._refuse_early(stream_id, grpc_messages.UNKNOWN_ENCODING, ended, method.name)
+        elif timeout is not None and timeout_s is None:
+            self._refuse_early(stream_id, grpc_messages.BAD_TIMEOUT, ended, method.name)
+        elif self._unread_bytes > self.server.settings.unread_bytes_max:
+            self._refuse_early(stream_id, _UNREAD, ended, method.name)
+        else:
+            call: Arriving
+            if method.kind is Kind.SCORE:
+                call = ScoreCall(self, stream_id, method, encoding, timeout_s)
+            else:
+                call = ServiceCall(self, stream_id, method, encoding)
+            self._streams[stream_id] = call
+            if ended:
+                call.on_data(b"", True)
+
+    def on_data(self, stream_id: int, data: bytes, ended: bool) -> None:
+        """See Receiver."""
+        call = self._streams.get(stream_id)
+        if call is None:
+            self.on_idle_frame()
+        else:
+            call.on_data(data, ended)
+
+    def on_gone(self, stream_id: int) -> None:
+        """See Receiver."""
+        call = self._streams.pop(stream_id, None)
+        self.watches.pop(stream_id, None)
+        self.write_now = True
+        if call is None:
+            self.on_idle_frame()
+            return
+        call.give_up()
+        if not self._resets.spend(self.server.now_s, self._answered):
+            raise BrokenConnection(http2.ENHANCE_YOUR_CALM, "too many resets")
+
+    def on_idle_frame(self) -> None:
+        """See Receiver."""
+        self.write_now = True
+        if not self._idle_frames.spend(self.server.now_s, self._answered):
+            raise BrokenConnection(http2.ENHANCE_YOUR_CALM, "too many frames that ask for nothing")
+
+    def on_greeting(self) -> None:
+        """See Receiver."""
+        self._greeted = True
+
+    def on_pong(self) -> None:
+        """See Receiver."""
+        if self._draining_since is not None and not self._final:
+            self._final = True
+            self._own_frames += http2.goaway(self._last_stream_id, http2.NO_ERROR, "")
+
+    # The calls' side
+
+    def done(self, stream_id: int) -> None:
+        """The stream is answered, as far as we are concerned."""
+        self._streams.pop(stream_id, None)
+        if self.watches:
+            self.watches.pop(stream_id, None)
+        self._answered += 1
+        self._used = self.read_at
+
+    def refuse(self, stream_id: int, refusal: Refusal, *, reset: bool) -> None:
+        """Answer with a status."""
+        self.session.refuse(stream_id, grpc_messages.refusal_headers(refusal), reset=reset)
+        self.write_now = True
+        self.done(stream_id)
+
+    def flush(self) -> None:
+        """Send all answers given since the last time, in one write."""
+        if self._over_since is not None or self._blocked_since is not None:
+            return
+        try:
+            data = self.session.take()
+        except BrokenConnection as broken:
+            self._fail(broken)
+            return
+        if self._own_frames:
+            data = self._own_frames + data
+            self._own_frames = b""
+        if data:
+            self._transport.write(data)
+        self._unread_bytes = self.session.queued_bytes
+        if self.session.closed or (self._final and not self._streams and not self._unread_bytes):
+            self._finish()
+
+    # The server's side
+
+    def drain(self) -> None:
+        """Take no more calls than are on their way, answer them, close."""
+        if self._over_since is not None:
+            return
+        if not self._greeted:
+            # Nothing was ever asked; nobody is there to answer a PING.
+            self._own_frames += http2.goaway(0, http2.NO_ERROR, "")
+            self._final = True
+            self.flush()
+        elif self._draining_since is None:
+            self._draining_since = self.server.now_s()
+            for watch in list(self.watches.values()):
+                watch.finish()
+            for call in list(self._streams.values()):
+                if isinstance(call, ServiceCall):
+                    call.finish()
+            self._own_frames += http2.goaway(http2.STREAM_ID_MAX, http2.NO_ERROR, "")
+            self.session.ping()
+            self.flush()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def look(self, now: float) -> None:
+        """Tell watchers of changes; end what has lasted too long."""
+        for watch in list(self.watches.values()):
+            watch.look()
+        reason = self._overdue(now)
+        if reason is not None:
+            self._fail(BrokenConnection(http2.ENHANCE_YOUR_CALM, reason), now)
+            return
+        if self._over_since is None:
+            self._look_at_streams(now)
+            self._look_at_silence(now)
+            self.flush()
+
+    def _overdue(self, now: float) -> str | None:
+        """Why the connection must end, or None; what is closing but not closed is cut here."""
+        settings = self.server.settings
+        if self._over_since is not None:
+            if (now - self._over_since) * 1000 > settings.linger_ms:
+                self._transport.abort()
+            return None
+        unread_bytes = self._unread_bytes
+        if unread_bytes == 0 or unread_bytes != self._unread_since[0]:
+            self._unread_since = (unread_bytes, now)
+        elif (now - self._unread_since[1]) * 1000 > settings.write_timeout_ms:
+            return "answers are not read"
+        if self._blocked_since is not None and (now - self._blocked_since) * 1000 > settings.write_timeout_ms:
+            self._transport.abort()
+        elif not self._greeted and (now - self._used) * 1000 > settings.request_timeout_ms:
+            return "no HTTP/2 within the time for it"
+        elif self._draining_since is not None and (now - self._draining_since) * 1000 > settings.stop_timeout_ms:
+            return "not closed within the time for it"
+        return None
+
+    def _look_at_streams(self, now: float) -> None:
+        settings = self.server.settings
+        for call in list(self._streams.values()):
+            limit_ms = settings.request_timeout_ms if isinstance(call, ScoreCall) else settings.idle_timeout_ms
+            if call.is_arriving and (now - call.opened) * 1000 > limit_ms:
+                call.refuse(TOO_SLOW)
+
+    def _look_at_silence(self, now: float) -> None:
+        settings = self.server.settings
+        if self._pinged is not None:
+            if (now - self._pinged) * 1000 > settings.keepalive_timeout_ms:
+                self._transport.abort()
+        elif not self._streams and (now - self._used) * 1000 > settings.idle_timeout_ms:
+            self.drain()
+        elif self._streams and (now - self.read_at) * 1000 > settings.keepalive_ms:
+            self._pinged = now
+            self.session.ping()
+
+    # Ends
+
+    def _refuse_early(self, stream_id: int, refusal: Refusal, ended: bool, method: str = "none") -> None:
+        self.refuse(stream_id, refusal, reset=not ended)
+        self.server.count(method, refusal.code)
+
+    def _refuse_http(self, stream_id: int, headers: Headers, *, reset: bool) -> None:
+        self.session.refuse(stream_id, headers, reset=reset)
+        self.write_now = True
+        self.server.count("none", INVALID_ARGUMENT)
+
+    def _fail(self, broken: BrokenConnection, now: float | None = None) -> None:
+        """Say why, and end; what was read and not yet answered is dropped."""
+        if self._over_since is None:
+            self._over_since = self.read_at if now is None else now
+            self._give_up_streams()
+            self._transport.write(self._own_frames + http2.goaway(self._last_stream_id, broken.code, broken.reason))
+            self._half_close()
+
+    def _finish(self) -> None:
+        self._over_since = self.server.now_s()
+        self._give_up_streams()
+        self._half_close()
+
+    def _half_close(self) -> None:
+        """Closing at once would make the kernel send a reset, which can take the last frames from the caller."""
+        if self._transport.is_closing():
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _give_up_streams(self) -> None:
+        streams, self._streams = self._streams, {}
+        self.watches.clear()
+        for call in streams.values():
+            call.give_up()

@@ -1,0 +1,157 @@
+"""The gRPC front of a scoring worker: HTTP/2 from a socket in, calls to `Turns`, answers out.
+
+    socket ─► GrpcConnection ─► Session (HTTP/2) ─► ScoreCall ─► Turns ─► answer ─ one write per connection and turn
+
+The library that speaks HTTP/2 is behind a narrow seam (`scoring/grpc/http2.py`). Beside scoring there are gRPC's
+standard
+health and reflection services (`scoring/grpc/services.py`). One timer per server looks at all connections;
+none has its own. Nothing grows without a limit, and every limit has a name in `GrpcSettings`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+
+from paywarden.scoring.engine.batcher import Refusal, Turns
+from paywarden.scoring.grpc.calls import Kind, Method
+from paywarden.scoring.grpc.connection import GrpcConnection
+from paywarden.scoring.grpc.http2 import Receiver, Session, SessionBounds
+from paywarden.scoring.grpc.messages import CODES
+from paywarden.scoring.grpc.metrics import GrpcMetrics
+from paywarden.scoring.grpc.services import HEALTH, REFLECTIONS, SCORING, Health, Reflection
+from paywarden.scoring.grpc.settings import GrpcSettings
+from paywarden.scoring.metrics.shared import Counter
+from paywarden.scoring.net.connections import Connections
+from paywarden.scoring.net.listeners import accept
+from paywarden.scoring.net.tls import HTTP_2, Tls
+
+
+class GrpcServer:
+    """Serves one worker's listener. `authorise` decides by a call's `authorization` metadata; None lets all in."""
+
+    def __init__(
+        self,
+        turns: Turns,
+        *,
+        settings: GrpcSettings,
+        metrics: GrpcMetrics,
+        authorise: Callable[[bytes | None], bool] | None = None,
+        now_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.turns, self.settings, self.now_s = turns, settings, now_s
+        self.authorise = authorise or (lambda _: True)
+        self.deadline_s = turns.settings.deadline_ms / 1000
+        self.arriving_bytes = 0
+        self.health = Health(self._is_serving)
+        self.methods = self._make_methods(metrics)
+        self._metrics = metrics
+        self._open_session = _session_class(settings.library)
+        self._session_limits = SessionBounds(
+            streams_max=settings.streams_max,
+            header_bytes_max=settings.header_bytes_max,
+            header_count_max=settings.header_count_max,
+            stream_window_bytes=settings.stream_window_bytes,
+            connection_window_bytes=settings.connection_window_bytes,
+            continuation_frames_max=settings.continuation_frames_max,
+        )
+        self._draining = False
+        self._connections: Connections[GrpcConnection] = Connections(settings.connections_max)
+        self.admit, self.forget = self._connections.admit, self._connections.forget
+        self._servers: list[asyncio.Server] = []
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
+        """Accept connections from `listener`, which now belongs to this server. May be called for several.
+
+        Over TLS a connection that does not agree on "h2" is cut.
+        """
+        if self._sweeper is None:
+            self._sweep()
+        settings = self.settings
+        server = await accept(
+            self._accept, listener, backlog=settings.backlog, tls=tls, protocol=HTTP_2, linger_ms=settings.linger_ms
+        )
+        self._servers.append(server)
+
+    async def stop(self) -> None:
+        """Say that we go, answer what is in flight, close. What is open after `stop_timeout_ms` is cut."""
+        self._draining = True
+        self._look_at_connections()
+        if self.settings.drain_delay_ms:
+            await asyncio.sleep(self.settings.drain_delay_ms / 1000)
+        for server in self._servers:
+            server.close()
+        await self._connections.end(GrpcConnection.drain, self.settings.stop_timeout_ms / 1000)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    # For connections
+
+    def open_session(self, receiver: Receiver) -> Session:
+        """The HTTP/2 of a new connection."""
+        return self._open_session(receiver, self._session_limits)
+
+    def count(self, method: str, code: str) -> None:
+        """Count a call that was refused before it became one."""
+        self._metrics.requests[method, code].add(1)
+
+    def _accept(self) -> GrpcConnection:
+        return GrpcConnection(self)
+
+    def _is_serving(self) -> bool:
+        return not self._draining and not self.turns.scorer.readiness()
+
+    def _sweep(self) -> None:
+        settings = self.settings
+        self._look_at_connections()
+        shortest_ms = min(
+            *(settings.idle_timeout_ms, settings.request_timeout_ms, settings.write_timeout_ms),
+            *(settings.linger_ms, settings.keepalive_ms, settings.keepalive_timeout_ms, 2_000),
+        )
+        self._sweeper = asyncio.get_running_loop().call_later(shortest_ms / 4000, self._sweep)
+
+    def _look_at_connections(self) -> None:
+        now = self.now_s()
+        for connection in self._connections:
+            connection.look(now)
+
+    def _make_methods(self, metrics: GrpcMetrics) -> dict[bytes, Method]:
+        settings, reflection = self.settings, Reflection()
+        small = settings.service_message_bytes_max
+
+        def counts(name: str) -> dict[str, Counter]:
+            return {code: metrics.requests[name, code] for code in CODES}
+
+        def scoring(name: str, bytes_max: int, *, is_batch: bool) -> Method:
+            return Method(name, Kind.SCORE, counts(name), bytes_max, is_batch=is_batch, seconds=metrics.seconds[name])
+
+        def health(name: str, kind: Kind, handle: Callable[[bytes], bytes | Refusal] | None) -> Method:
+            # Open: load balancers have no tokens.
+            return Method(name, kind, counts(name), small, is_open=True, handle=handle)
+
+        reflect = Method(
+            "ServerReflectionInfo", Kind.EACH, counts("ServerReflectionInfo"), small, handle=reflection.answer
+        )
+        by_path = {
+            f"/{SCORING}/Score": scoring("Score", settings.message_bytes_max, is_batch=False),
+            f"/{SCORING}/ScoreBatch": scoring("ScoreBatch", settings.batch_bytes_max, is_batch=True),
+            f"/{HEALTH}/Check": health("Check", Kind.ONE, self.health.check),
+            f"/{HEALTH}/List": health("List", Kind.ONE, self.health.list_all),
+            f"/{HEALTH}/Watch": health("Watch", Kind.WATCH, None),
+            **{f"/{name}/ServerReflectionInfo": reflect for name in REFLECTIONS},
+        }
+        return {path.encode(): method for path, method in by_path.items()}
+
+
+def _session_class(library: str) -> Callable[[Receiver, SessionBounds], Session]:
+    """The library is imported only where it is used."""
+    if library == "h2":
+        from paywarden.scoring.grpc.http2_hyper import HyperSession
+
+        return HyperSession
+    from paywarden.scoring.grpc.http2_ngh2 import Ngh2Session
+
+    return Ngh2Session

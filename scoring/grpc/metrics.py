@@ -1,0 +1,43 @@
+"""What the gRPC front counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from paywarden.scoring.grpc.messages import CODES
+from paywarden.scoring.metrics.shared import Counter, Histogram, Registry
+from paywarden.scoring.metrics.worker import REQUEST_SECONDS_BOUNDS
+
+# "none" is what never got as far as a method.
+METHODS = ("Score", "ScoreBatch", "Check", "List", "Watch", "ServerReflectionInfo", "none")
+_TIMED = ("Score", "ScoreBatch")
+
+
+@dataclass(frozen=True)
+class GrpcMetrics:
+    """Handles, by method and code; `seconds` only of the methods that score."""
+
+    requests: Mapping[tuple[str, str], Counter]
+    seconds: Mapping[str, Histogram]
+
+    @classmethod
+    def declare(cls, registry: Registry) -> GrpcMetrics:
+        requests = {
+            (method, code): registry.counter(
+                "paywarden_grpc_requests_total", "gRPC calls answered.", ("method", "code"), (method, code)
+            )
+            for method in METHODS
+            for code in CODES
+        }
+        seconds = {
+            method: registry.histogram(
+                "paywarden_grpc_request_seconds",
+                "From a gRPC request's last byte read to its answer being handed to HTTP/2.",
+                ("method",),
+                (method,),
+                bounds=REQUEST_SECONDS_BOUNDS,
+            )
+            for method in _TIMED
+        }
+        return cls(requests, seconds)

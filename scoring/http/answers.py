@@ -1,0 +1,50 @@
+"""Answers as bytes on the wire."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from http import HTTPStatus
+
+from paywarden.scoring.http.connection import HttpCall
+from paywarden.scoring.http.refusals import STATUS_HEADERS
+
+
+class AnswerHeads:
+    """The beginnings of answers, up to the length of the body; made again when the second changes."""
+
+    def __init__(self, now_ms: int) -> None:
+        self._date = b""
+        self._begun: dict[tuple[int, str], bytes] = {}
+        # Of 200 alone, which almost all are.
+        self._begun_ok: dict[str, bytes] = {}
+        self.set_time(now_ms)
+
+    def set_time(self, now_ms: int) -> None:
+        """HTTP wants a Date in every answer: this one, until told otherwise."""
+        date = b"\r\nDate: " + formatdate(now_ms / 1000, usegmt=True).encode() + b"\r\nContent-Length: "
+        if date != self._date:
+            self._date = date
+            self._begun.clear()
+            self._begun_ok.clear()
+
+    def render(self, call: HttpCall, *, closes: bool) -> bytes:
+        """The whole answer of a call; `closes`: no other follows."""
+        body, status, head = call.body, call.status, call.head
+        if status == 200 and not (closes or head.says_keep_alive or head.is_head):
+            begun = self._begun_ok.get(call.content_type) or self._begin_ok(call.content_type)
+            return b"%b%d\r\n\r\n%b" % (begun, len(body), body)
+        begun = self._begun.get((status, call.content_type)) or self._begin(status, call.content_type)
+        connection = b""
+        if closes:
+            connection = b"Connection: close\r\n"
+        elif head.says_keep_alive:
+            connection = b"Connection: keep-alive\r\n"
+        headers = STATUS_HEADERS.get(status, b"") + call.headers + connection
+        return b"%b%d\r\n%b\r\n%b" % (begun, len(body), headers, b"" if head.is_head else body)
+
+    def _begin_ok(self, content_type: str) -> bytes:
+        return self._begun_ok.setdefault(content_type, self._begin(200, content_type))
+
+    def _begin(self, status: int, content_type: str) -> bytes:
+        line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {content_type}".encode()
+        return self._begun.setdefault((status, content_type), line + self._date)

@@ -1,0 +1,249 @@
+"""One caller's connection: requests in, answers out in the order of the requests.
+
+    read ─ RequestReader ─► take ─► HttpCall ─► Turns, or answered at once
+                                        │
+    write ◄─ flush ◄─ whoever is first, while it is answered
+
+A call keeps its place from the moment it is read. An answer that comes early waits for those before it; `flush` sends
+all that are due in one write. At most `pipelined_max` calls are unanswered: what was read beyond them waits here,
+nothing more is read, and what waits goes on after the other connections have had their turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING, cast
+
+from paywarden.scoring.engine.batcher import Call, Flushable, Refusal
+from paywarden.scoring.http import refusals as refused
+from paywarden.scoring.http.heads import Head
+from paywarden.scoring.http.reader import RequestReader
+from paywarden.scoring.http.refusals import HttpRefusal, status_of
+from paywarden.scoring.requests import wire
+
+if TYPE_CHECKING:
+    from paywarden.scoring.http.front import HttpServer
+
+
+class HttpCall(Call):
+    """A request, and its answer once `status` is not 0; its place in the queue of its connection is kept until then."""
+
+    __slots__ = ("body", "content_type", "head", "headers", "status")
+
+    def __init__(self, connection: Flushable, head: Head, payload: bytes, arrived: float, deadline_s: float) -> None:
+        self.connection, self.head, self.payload = connection, head, payload
+        self.form = form = head.form
+        self.is_batch = head.route is not None and head.route.is_batch
+        self.arrived, self.deadline = arrived, arrived + deadline_s
+        self.cancelled = False
+        self.status = 0
+        self.body = b""
+        self.content_type = form.content_type
+        self.headers = b""
+
+    def answer(self, body: bytes) -> None:
+        self.body, self.status = body, 200
+
+    def refuse(self, refusal: Refusal) -> None:
+        self.give(
+            status_of(refusal.code),
+            wire.JSON.content_type,
+            wire.render_error(refusal.code, refusal.message, refusal.field),
+        )
+
+    def refuse_as(self, refusal: HttpRefusal) -> None:
+        """There is no answer of a route, for this reason."""
+        body = wire.render_error(refusal.code, refusal.message, refusal.field)
+        self.give(refusal.status, wire.JSON.content_type, body)
+        self.headers = refusal.headers
+
+    def give(self, status: int, content_type: str, body: bytes) -> None:
+        """The whole answer."""
+        self.status, self.content_type, self.body = status, content_type, body
+
+
+class HttpConnection(asyncio.Protocol):
+    """One caller. Nothing here blocks, and one that is slow holds up nobody."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._settings = server.settings
+        self._loop = server.loop
+        self._transport: asyncio.Transport
+        self._reader = RequestReader(server.heads, server.settings, self)
+        # In order: handed over and not yet sent, and read but not yet handed over.
+        self._calls: deque[HttpCall] = deque()
+        self._waiting: deque[HttpCall] = deque()
+        self._arrived = 0.0
+        # Loop time of the last event that the timeout of the current state counts from.
+        self._since = 0.0
+        self._blocked = False  # the caller does not read his answers
+        self._reading = True
+        self._last = False  # no request after those already read is answered
+        self._ended = False  # the caller sends no more
+        self._lingering = False
+        self._going_on = False
+
+    # The transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._since = self._loop.time()
+        if not self._server.admit(self):
+            self._arrived = time.perf_counter()
+            self._reader.refuse(refused.TOO_MANY)
+            self._send()
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self._last:
+            return
+        self._arrived = time.perf_counter()
+        before = self._reader.arriving
+        self._reader.feed(data)
+        arriving = self._reader.arriving
+        if arriving is not None and arriving is not before:
+            self._since = self._loop.time()
+        self.flush()
+
+    def eof_received(self) -> bool:
+        """The caller may still read: what he asked for is answered, then the connection closes."""
+        self._last = self._ended = True
+        # With TLS there is no half of a connection to keep open.
+        return bool(self._calls or self._waiting) and self._transport.can_write_eof()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._last = True
+        for call in self._calls:
+            call.cancelled = True
+        self._calls.clear()
+        self._waiting.clear()
+        self._server.forget(self)
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+        self._since = self._loop.time()
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        self._since = self._loop.time()
+        self.flush()
+
+    # Requests and answers, in order
+
+    def take(self, head: Head, body: bytes, deadline_s: float) -> None:
+        """A request, from the reader."""
+        if self._last:
+            return
+        self._last = head.closes
+        call = HttpCall(self, head, body, self._arrived, deadline_s)
+        if self._waiting or self._blocked or len(self._calls) >= self._settings.pipelined_max:
+            self._waiting.append(call)
+        else:
+            self._calls.append(call)
+            self._server.submit(call)
+
+    def flush(self) -> None:
+        """Send the answers that are due; then go on with what waits, or read on, or close."""
+        self._send()
+        if self._waiting or len(self._calls) >= self._settings.pipelined_max:
+            self._pause_reading()
+            if self._waiting and len(self._calls) < self._settings.pipelined_max:
+                self._go_on_later()
+        elif self._calls:
+            self._resume_reading()
+        elif self._last:
+            self._end()
+        else:
+            if self._reader.arriving is not None and self._reader.takes_continue():
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._resume_reading()
+
+    def _go_on_later(self) -> None:
+        """In the loop's next turn, so that a caller with many requests lets the others go in between."""
+        if not self._blocked and not self._going_on:
+            self._going_on = True
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._going_on = False
+        while self._waiting and len(self._calls) < self._settings.pipelined_max and not self._blocked:
+            call = self._waiting.popleft()
+            self._calls.append(call)
+            self._server.submit(call)
+        self.flush()
+
+    def _send(self) -> None:
+        calls, server = self._calls, self._server
+        if not calls or not calls[0].status:
+            return
+        now = time.perf_counter()
+        out = []
+        while calls and calls[0].status:
+            call = calls.popleft()
+            closes = call.head.closes
+            # On a stop, all that was read is answered, and only the last answer says "close".
+            if server.draining and not calls and not self._waiting and self._reader.arriving is None:
+                closes = self._last = True
+            out.append(server.render(call, closes=closes))
+            server.count(call, now)
+        if not self._blocked:
+            self._since = self._loop.time()
+        self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _pause_reading(self) -> None:
+        if self._reading and not self._transport.is_closing():
+            self._reading = False
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._reading and not self._blocked and not self._transport.is_closing():
+            self._reading = True
+            self._transport.resume_reading()
+
+    def _end(self) -> None:
+        """All is answered: close, but not so that the caller loses the last answer."""
+        if self._lingering or self._transport.is_closing():
+            return
+        if self._ended:
+            self._transport.close()
+            return
+        self._lingering = True
+        self._since = self._loop.time()
+        # With TLS there is no half of a connection to close.
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
+
+    # The server's side
+
+    def check_timeouts(self, now: float) -> None:
+        """Close, or answer 408, when the current state has lasted too long. `now` is the loop's time."""
+        settings = self._settings
+        waited_ms = (now - self._since) * 1000
+        if self._lingering:
+            if waited_ms > settings.linger_ms:
+                self._transport.abort()
+        elif self._blocked:
+            if waited_ms > settings.write_timeout_ms:
+                self._transport.abort()
+        elif self._reader.arriving is not None:
+            if waited_ms > settings.request_timeout_ms:
+                self._arrived = time.perf_counter()
+                self._reader.refuse(refused.TOO_SLOW)
+                self.flush()
+        elif not self._waiting and not self._calls and waited_ms > settings.idle_timeout_ms:
+            self._transport.close()
+
+    def finish(self) -> None:
+        """Close now if nothing is in flight; otherwise the last answer does."""
+        if self._reader.arriving is None and not self._calls and not self._waiting and not self._lingering:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close without a word, whatever is in flight."""
+        self._transport.abort()

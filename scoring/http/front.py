@@ -1,0 +1,171 @@
+"""The HTTP/1.1 front of a scoring worker: requests to `Turns`, their answers back in order.
+
+    socket ─► HttpConnection ─ RequestReader ─► HttpCall ─► Turns ─► HttpCall ─ one write ─► socket
+
+1. Every request is handed to `Turns` as soon as its last byte is there; the answers of all requests that came in one
+   turn of the loop leave in one write, in the order of the requests. Health and metrics are answered here.
+2. No connection can hold up the others: a request has a time in which it must be complete, a caller who does not read
+   his answers is not read from, and beyond `pipelined_max` unanswered requests what is left waits, in order, while the
+   others get their turn. One timer per server looks at all connections; none has its own.
+3. Nothing grows without a limit: connections, head, headers, body, batch, answers not yet read.
+4. A request that breaks the protocol is answered and the connection closed, since where the next request begins is not
+   known. A request that is merely wrong (route, token, content type, values) keeps the connection.
+5. To close, the sending half goes first and what still arrives is thrown away for `linger_ms`: closing at once would
+   make the kernel send a reset, which can take the answer from under the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Callable
+
+from paywarden.schemas.errors import PaywardenError
+from paywarden.scoring.engine.batcher import INTERNAL, UNAVAILABLE, Turns
+from paywarden.scoring.engine.bugs import BugLog
+from paywarden.scoring.http.answers import AnswerHeads
+from paywarden.scoring.http.connection import HttpCall, HttpConnection
+from paywarden.scoring.http.heads import Answer, Heads, Route
+from paywarden.scoring.http.refusals import status_of
+from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.metrics.shared import CONTENT_TYPE as METRICS_TEXT
+from paywarden.scoring.metrics.worker import ROUTES, HttpMetrics
+from paywarden.scoring.net.connections import Connections
+from paywarden.scoring.net.listeners import accept
+from paywarden.scoring.net.tls import HTTP_1_1, Tls
+from paywarden.scoring.net.tokens import Tokens
+from paywarden.scoring.requests import wire
+
+_JSON = wire.JSON.content_type
+
+
+class HttpServer:
+    """Serves one worker's listeners. `metrics_text` is what /metrics shows; without `tokens` anyone may ask."""
+
+    def __init__(
+        self,
+        turns: Turns,
+        settings: HttpSettings,
+        *,
+        metrics: HttpMetrics,
+        metrics_text: Callable[[], bytes],
+        tokens: Tokens | None = None,
+        metrics_need_token: bool = False,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self.settings = settings
+        self.draining = False
+        self.loop: asyncio.AbstractEventLoop
+        self._turns = turns
+        self._counted = {route: metrics.of_route(route) for route in ROUTES}
+        self._metrics_text = metrics_text
+        self._now_ms = now_ms
+        self.heads = Heads(
+            self._routes(metrics_need_token), settings, deadline_ms=turns.settings.deadline_ms, tokens=tokens
+        )
+        self._answers = AnswerHeads(now_ms())
+        self.render = self._answers.render
+        self._connections: Connections[HttpConnection] = Connections(settings.connections_max)
+        self.admit, self.forget = self._connections.admit, self._connections.forget
+        self._bugs = BugLog()
+        self._servers: list[asyncio.Server] = []
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def _routes(self, metrics_need_token: bool) -> dict[bytes, Route]:
+        routes = [
+            (b"/v1/score", Route("score", (b"POST",))),
+            (b"/v1/score:batch", Route("score_batch", (b"POST",), is_batch=True)),
+            (b"/livez", Route("livez", (b"GET", b"HEAD"), answer=self._livez, needs_token=False)),
+            (b"/readyz", Route("readyz", (b"GET", b"HEAD"), answer=self._readyz, needs_token=False)),
+            (
+                b"/metrics",
+                Route("metrics", (b"GET", b"HEAD"), answer=self._render_metrics, needs_token=metrics_need_token),
+            ),
+        ]
+        return dict(routes)
+
+    async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
+        """Accept connections from `listener`, which now belongs to this server. May be called for several."""
+        self.loop = asyncio.get_running_loop()
+        if self._sweeper is None:
+            self._sweep()
+        settings = self.settings
+        server = await accept(
+            lambda: HttpConnection(self),
+            listener,
+            backlog=settings.backlog,
+            tls=tls,
+            protocol=HTTP_1_1,
+            linger_ms=settings.linger_ms,
+        )
+        self._servers.append(server)
+
+    async def stop(self) -> None:
+        """Answer what is in flight, then close. Connections still open after `stop_timeout_ms` are cut."""
+        self.draining = True
+        if self.settings.drain_delay_ms:
+            await asyncio.sleep(self.settings.drain_delay_ms / 1000)
+        for server in self._servers:
+            server.close()
+        await self._connections.end(HttpConnection.finish, self.settings.stop_timeout_ms / 1000)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    def _sweep(self) -> None:
+        settings = self.settings
+        now = self.loop.time()
+        for connection in self._connections:
+            connection.check_timeouts(now)
+        self._answers.set_time(self._now_ms())
+        shortest_ms = min(
+            *(settings.idle_timeout_ms, settings.request_timeout_ms),
+            *(settings.write_timeout_ms, settings.linger_ms, 2_000),
+        )
+        self._sweeper = self.loop.call_later(shortest_ms / 4000, self._sweep)
+
+    # For connections
+
+    def submit(self, call: HttpCall) -> None:
+        """Have a call answered, now or later. Never raises: this is the top of a request."""
+        head = call.head
+        if head.refusal is not None:
+            call.refuse_as(head.refusal)
+            return
+        assert head.route is not None, "without a route there is a refusal"
+        if head.route.answer is None:
+            self._turns.submit(call)
+        else:
+            call.give(*self._answer_of(head.route.name, head.route.answer))
+
+    def count(self, call: HttpCall, now: float) -> None:
+        """An answer leaves; `now` is in seconds of `time.perf_counter`."""
+        route = call.head.route
+        self._counted["none" if route is None else route.name].count(call.status, now - call.arrived)
+
+    def _answer_of(self, route: str, answer: Callable[[], Answer]) -> Answer:
+        try:
+            return answer()
+        except PaywardenError as error:
+            return _error(UNAVAILABLE, str(error))
+        except Exception as error:  # noqa: BLE001 - a bug in one route must not end the worker for all others
+            self._bugs.note(error, f"answering {route}")
+            return _error(INTERNAL, "internal error")
+
+    # Routes that are answered here
+
+    def _livez(self) -> Answer:
+        return 200, _JSON, b'{"live":true}'
+
+    def _readyz(self) -> Answer:
+        missing = self._turns.scorer.readiness() + (["the worker is stopping"] if self.draining else [])
+        body = json.dumps({"ready": not missing, "missing": missing}).encode()
+        return (503 if missing else 200), _JSON, body
+
+    def _render_metrics(self) -> Answer:
+        return 200, METRICS_TEXT, self._metrics_text()
+
+
+def _error(code: str, message: str) -> Answer:
+    return status_of(code), _JSON, wire.render_error(code, message)

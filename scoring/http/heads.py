@@ -1,0 +1,243 @@
+"""What a request's head means: its route, format, deadline, or why it is refused; known heads are not parsed again.
+
+    head's bytes ─ known? ──────────────────────────────► Head
+         └─ no ─► parser ─► HeadFields ─ `Heads.decide` ──► Head ─ `Heads.learn`
+
+1. A caller's heads are the same bytes again and again, but for the length of the body and the deadline. Which bytes
+   mean what is remembered, from the first byte to the empty line, so that a head that comes again costs a look-up.
+2. Only the head of a request that would be scored is remembered: nobody without a token can fill the memory. It is
+   bounded in heads and bytes, and emptied when it is full: what is in use is back after one request each.
+3. The deadline differs from request to request, so the head is remembered without it, where it is written in one of
+   the usual ways; a head with it in another way is remembered whole.
+4. When the tokens change, nothing is remembered any more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import httptools
+
+from paywarden.scoring.http import refusals as refused
+from paywarden.scoring.http.refusals import DEADLINE_MS_MAX, UNIMPLEMENTED, HttpRefusal
+from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.net.tokens import Tokens
+from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.wire import Format
+
+Answer = tuple[int, str, bytes]
+
+# A few hundred callers, each with some dozen lengths of body.
+_KNOWN_MAX = 8192
+_KNOWN_BYTES_MAX = 4 * 1024 * 1024
+# A deadline as callers write it, which may stand for any other.
+_DEADLINE_LINE = re.compile(rb"\r\n(?:x-deadline-ms|X-Deadline-Ms): ([1-9][0-9]{0,5})\r\n")
+_DEADLINE_VALUE = re.compile(rb"[0-9]{1,6}")
+# A head with it may be known without its deadline: `Heads.find` has to be asked.
+DEADLINE_MARK = b"eadline-"
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a target stands for. `answer` is of routes that answer at once; the others are scored."""
+
+    name: str
+    methods: tuple[bytes, ...]
+    is_batch: bool = False
+    answer: Callable[[], Answer] | None = None
+    needs_token: bool = True
+
+    @property
+    def wrong_method(self) -> HttpRefusal:
+        """What is said to a caller with another method."""
+        allow = b", ".join(self.methods)
+        return HttpRefusal(405, UNIMPLEMENTED, f"use {allow.decode()}", headers=b"Allow: " + allow + b"\r\n")
+
+
+# Headers that matter here; of the others only the size does.
+KEPT_HEADERS = frozenset(
+    b"host expect connection content-type content-length content-encoding transfer-encoding authorization "
+    b"x-deadline-ms".split()
+)
+
+
+@dataclass
+class HeadFields:
+    """What the parser found in a head."""
+
+    method: bytes = b""
+    target: bytes = b""
+    version: str = "1.1"
+    keeps_alive: bool = True
+    # By lower-case name, `KEPT_HEADERS` only; one that comes twice has both values, with a comma.
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+
+
+class Head:
+    """What a head means. `form` is JSON where a request has no body to speak of."""
+
+    __slots__ = ("closes", "content_length", "deadline_s", "form", "is_head", "refusal", "route", "says_keep_alive")
+
+    def __init__(
+        self,
+        route: Route | None,
+        *,
+        form: Format = wire.JSON,
+        refusal: HttpRefusal | None = None,
+        content_length: int = 0,
+        deadline_s: float = 0.0,
+        closes: bool = False,
+        is_head: bool = False,
+        says_keep_alive: bool = False,
+    ) -> None:
+        self.route, self.form, self.refusal = route, form, refusal
+        self.content_length, self.deadline_s = content_length, deadline_s
+        self.closes = closes or (refusal is not None and refusal.closes)
+        self.is_head, self.says_keep_alive = is_head, says_keep_alive
+
+    def refused(self, refusal: HttpRefusal) -> Head:
+        """The same head with a reason not to answer it."""
+        return Head(self.route, refusal=refusal, closes=self.closes, is_head=self.is_head)
+
+
+class Heads:
+    """What all heads of a server mean."""
+
+    def __init__(
+        self,
+        routes: Mapping[bytes, Route],
+        settings: HttpSettings,
+        *,
+        deadline_ms: int,
+        tokens: Tokens | None = None,
+        known_max: int = _KNOWN_MAX,
+        known_bytes_max: int = _KNOWN_BYTES_MAX,
+    ) -> None:
+        """`deadline_ms` is our own; `known_max` 0 remembers nothing."""
+        self._routes, self._settings, self._tokens = routes, settings, tokens
+        self._deadline_ms = deadline_ms
+        self._known: dict[bytes | tuple[bytes, bytes], Head] = {}
+        self._known_bytes = 0
+        self._known_max, self._known_bytes_max = known_max, known_bytes_max
+        self._tokens_version = 0
+        self.too_large = HttpRefusal(
+            413, "invalid_argument", f"body must be at most {settings.body_bytes_max} bytes", closes=True
+        )
+        self.head_too_large = HttpRefusal(
+            431,
+            "invalid_argument",
+            f"at most {settings.header_count_max} headers and {settings.head_bytes_max} bytes of head",
+            closes=True,
+        )
+
+    @property
+    def known_count(self) -> int:
+        """How many heads are remembered."""
+        return len(self._known)
+
+    def known(self) -> Mapping[bytes | tuple[bytes, bytes], Head]:
+        """Heads by their bytes. To be asked for once a read: it is emptied when the tokens change."""
+        if self._tokens is not None and self._tokens.version != self._tokens_version:
+            self._tokens_version = self._tokens.version
+            self._forget()
+        return self._known
+
+    def find(self, head_bytes: bytes) -> tuple[Head, float] | None:
+        """What these bytes mean and the seconds until the deadline, if they are known. Slower than `known`."""
+        key, deadline_ms = self._key_of(head_bytes)
+        head = self._known.get(key)
+        if head is None:
+            return None
+        return head, head.deadline_s if deadline_ms is None else min(deadline_ms, self._deadline_ms) / 1000
+
+    def learn(self, head_bytes: bytes, head: Head) -> None:
+        """Remember what these bytes mean, for a request that would be scored and has its length in them."""
+        if head.refusal is not None or head.route is None or head.route.answer is not None or self._known_max == 0:
+            return
+        if len(self._known) >= self._known_max or self._known_bytes + len(head_bytes) > self._known_bytes_max:
+            self._forget()
+        self._known[self._key_of(head_bytes)[0]] = head
+        self._known_bytes += len(head_bytes)
+
+    def _forget(self) -> None:
+        self._known.clear()
+        self._known_bytes = 0
+
+    def _key_of(self, head_bytes: bytes) -> tuple[bytes | tuple[bytes, bytes], int | None]:
+        """The bytes before and after the deadline, where that can be taken out, and the deadline.
+
+        Two parts, because with them put together a head with an empty deadline would be taken for one with a good one.
+        """
+        if (found := _DEADLINE_LINE.search(head_bytes)) is None or (value := int(found[1])) > DEADLINE_MS_MAX:
+            return head_bytes, None
+        return (head_bytes[: found.start(1)], head_bytes[found.end(1) :]), value
+
+    def decide(self, fields: HeadFields) -> Head:
+        """What a head means that has been parsed."""
+        route = self._routes.get(fields.target) or self._find_route(fields.target)
+        headers = fields.headers
+        content_length = int(headers.get(b"content-length", b"0"))
+        form = wire.format_of(headers.get(b"content-type", b"")) if fields.method == b"POST" else wire.JSON
+        refusal = _protocol_refusal(fields)
+        deadline_ms = self._deadline_of(headers.get(b"x-deadline-ms"))
+        if refusal is None and content_length > self._settings.body_bytes_max:
+            refusal = self.too_large
+        if refusal is None:
+            refusal = self._refusal(route, fields, form, deadline_ms)
+        return Head(
+            route,
+            form=form or wire.JSON,
+            refusal=refusal,
+            content_length=content_length,
+            deadline_s=(deadline_ms or self._deadline_ms) / 1000,
+            closes=not fields.keeps_alive,
+            is_head=fields.method == b"HEAD",
+            says_keep_alive=fields.version == "1.0",
+        )
+
+    def _find_route(self, target: bytes) -> Route | None:
+        """For targets with a query, or in the absolute form that proxies may send."""
+        try:
+            return self._routes.get(httptools.parse_url(target).path or b"")
+        except httptools.HttpParserInvalidURLError:
+            return None
+
+    def _deadline_of(self, value: bytes | None) -> int | None:
+        """The smaller of the caller's deadline and ours in ms; None when the caller's is malformed."""
+        if value is None:
+            return self._deadline_ms
+        if _DEADLINE_VALUE.fullmatch(value) is None or not 1 <= int(value) <= DEADLINE_MS_MAX:
+            return None
+        return min(int(value), self._deadline_ms)
+
+    def _refusal(
+        self, route: Route | None, fields: HeadFields, form: Format | None, deadline_ms: int | None
+    ) -> HttpRefusal | None:
+        """What is wrong with a request that can be read."""
+        headers = fields.headers
+        if route is None:
+            return refused.NOT_FOUND
+        if fields.method not in route.methods:
+            return route.wrong_method
+        if route.needs_token and self._tokens is not None and not self._tokens.allows(headers.get(b"authorization")):
+            return refused.NO_TOKEN
+        if form is None or (fields.method == b"POST" and headers.get(b"content-encoding", b"identity") != b"identity"):
+            return refused.CONTENT_TYPE
+        if deadline_ms is None and route.answer is None:
+            return refused.DEADLINE
+        return None
+
+
+def _protocol_refusal(fields: HeadFields) -> HttpRefusal | None:
+    host = fields.headers.get(b"host")
+    if fields.version not in ("1.1", "1.0"):
+        return refused.WRONG_VERSION
+    if (host is None and fields.version == "1.1") or (host is not None and b"," in host):
+        return refused.NO_HOST
+    if fields.method == b"CONNECT":
+        return refused.NO_TUNNEL
+    if fields.headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+        return refused.EXPECTATION
+    return None

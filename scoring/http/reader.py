@@ -1,0 +1,256 @@
+"""Bytes of one connection in, requests out.
+
+    bytes ─┬─ at the beginning of a request, its head known, its body all there: two slices
+           └─ anything else: httptools, whose callbacks put the request together
+
+Both ways give the same requests for the same bytes. The parser sees nothing of what the short way takes, which is
+always whole requests: between two requests it knows nothing of those before, so it does not miss them.
+
+A head comes to be known when the parser, fed with the bytes up to the first empty line and not a byte more, has just
+found the end of an ordinary head: one with a Content-Length and no wish to upgrade. (With a body that is all there, a
+wish for 100-continue changes nothing.)
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import httptools
+
+from paywarden.scoring.http import refusals as refused
+from paywarden.scoring.http.heads import DEADLINE_MARK, KEPT_HEADERS, Head, HeadFields, Heads
+from paywarden.scoring.http.refusals import HttpRefusal
+from paywarden.scoring.http.settings import HttpSettings
+
+_HEAD_END = b"\r\n\r\n"
+_UNKNOWN = Head(None)
+
+
+class Taker(Protocol):
+    """Where requests go, in order."""
+
+    def take(self, head: Head, body: bytes, deadline_s: float) -> None:
+        """A request that is complete, or is refused as it is. After a head that closes there is no other."""
+
+
+class _Arriving:
+    """One request while the parser is at it."""
+
+    def __init__(self) -> None:
+        self.fields = HeadFields()
+        self.header_count = 0
+        self.head_bytes = 0
+        self.head: Head | None = None
+        # Bytes that came after the read the request began in, overhead of chunks included.
+        self.wire_bytes = 0
+        self.body: bytes | bytearray = b""
+        self.continue_due = False
+        self.upgrades = False
+
+    def head_without_upgrade(self) -> bytes:
+        """The head again, as if the caller had not asked for another protocol."""
+        fields = self.fields
+        lines = [b"%b %b HTTP/1.1" % (fields.method, fields.target)]
+        lines += [b"%b: %b" % (name, value) for name, value in fields.headers.items() if name != b"connection"]
+        lines += [] if fields.keeps_alive else [b"connection: close"]
+        return b"\r\n".join(lines) + _HEAD_END
+
+
+class _RefusedError(Exception):
+    """Raised in a callback: the only way to stop the parser."""
+
+    def __init__(self, refusal: HttpRefusal) -> None:
+        self.refusal = refusal
+
+
+class RequestReader:
+    """Reads one connection's requests. `on_*` are the parser's callbacks."""
+
+    def __init__(self, heads: Heads, settings: HttpSettings, taker: Taker) -> None:
+        self._heads, self._settings, self._taker = heads, settings, taker
+        self._parser = httptools.HttpRequestParser(self)
+        # The request that has begun and is not complete.
+        self.arriving: _Arriving | None = None
+        # Nothing that comes from now on is a request.
+        self.is_done = False
+        self._upgrade_ignored = False
+
+    def feed(self, data: bytes) -> None:
+        """Take what has arrived; every request that is complete now has been handed on."""
+        self._upgrade_ignored = False
+        unfinished = self.arriving
+        try:
+            self._read(data)
+        except _RefusedError as error:
+            self.refuse(error.refusal)
+        except httptools.HttpParserCallbackError as error:
+            if not isinstance(error.__context__, _RefusedError):
+                raise
+            self.refuse(error.__context__.refusal)
+        except httptools.HttpParserError:
+            # After a request that closes, what follows is of no interest, whatever it is.
+            self.refuse(refused.NOT_HTTP)
+        if unfinished is not None and unfinished is self.arriving:
+            self._check_wire_bytes(unfinished, len(data))
+
+    def refuse(self, refusal: HttpRefusal) -> None:
+        """Give up on what is arriving, and on the connection."""
+        if self.is_done:
+            return
+        head = _UNKNOWN if self.arriving is None or self.arriving.head is None else self.arriving.head
+        self.arriving = None
+        self._hand_on(head.refused(refusal._replace(closes=True)), b"")
+
+    def takes_continue(self) -> bool:
+        """Whether the caller waits for a "100 Continue" before it sends a body; asked again, it does not."""
+        if self.arriving is None or not self.arriving.continue_due:
+            return False
+        self.arriving.continue_due = False
+        return True
+
+    def _hand_on(self, head: Head, body: bytes) -> None:
+        self.is_done = head.closes
+        self._taker.take(head, body, head.deadline_s)
+
+    def _read(self, data: bytes) -> None:
+        start, size = 0, len(data)
+        known = self._heads.known()
+        take = self._taker.take
+        while start < size and not self.is_done:
+            end = data.find(_HEAD_END, start) + 4 if self.arriving is None else 0
+            if end < 4:
+                self._parse(data[start:] if start else data)
+                return
+            if data.find(DEADLINE_MARK, start, end) >= 0:
+                found = self._heads.find(data[start:end])
+                head, deadline_s = found if found is not None else (None, 0.0)
+            else:
+                head = known.get(data[start:end])
+                deadline_s = head.deadline_s if head is not None else 0.0
+            if head is None:
+                start = self._read_unknown(data, start, end)
+                continue
+            following = end + head.content_length
+            if following > size:
+                self._parse(data[start:] if start else data)
+                return
+            self.is_done = head.closes
+            take(head, data[end:following], deadline_s)
+            start = following
+
+    def _read_unknown(self, data: bytes, start: int, end: int) -> int:
+        """Let the parser have a head, and the rest of the request; returns where it is to go on."""
+        head_bytes = data[start:end]
+        self._parse(head_bytes)
+        arriving = self.arriving
+        if arriving is None or arriving.head is None or arriving.body or not self._is_ordinary(arriving):
+            return end
+        self._heads.learn(head_bytes, arriving.head)
+        following = end + arriving.head.content_length
+        self._parse(data[end:following])
+        return following
+
+    def _is_ordinary(self, arriving: _Arriving) -> bool:
+        """Whether the request ends where its Content-Length says, and its head has been read as it is."""
+        return b"content-length" in arriving.fields.headers and not arriving.upgrades and not self._upgrade_ignored
+
+    def _parse(self, data: bytes) -> None:
+        """Parse; a wish to upgrade (to h2c: Java's client asks on its first request) is ignored, as one may.
+
+        The parser takes no body after such a head, so the head is given once more to a new one, without it.
+        """
+        rest = self._parse_until_upgrade(data)
+        while rest is not None and not self.is_done:
+            if self._upgrade_ignored:
+                raise _RefusedError(refused.NOT_HTTP)  # once a read: every time would cost a copy of `data`
+            self._upgrade_ignored = True
+            assert self.arriving is not None, "the parser has found a head"
+            head = self.arriving.head_without_upgrade()
+            self._parser = httptools.HttpRequestParser(self)
+            rest = self._parse_until_upgrade(head + rest)
+
+    def _parse_until_upgrade(self, data: bytes) -> bytes | None:
+        """None, or what follows a head that asks for an upgrade."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            return data[upgrade.args[0] :]
+        return None
+
+    def _check_wire_bytes(self, arriving: _Arriving, size: int) -> None:
+        """A header without end, or a chunk's, is collected in the parser, where callbacks do not see it grow."""
+        arriving.wire_bytes += size
+        settings = self._settings
+        if arriving.head is None and arriving.wire_bytes > settings.head_bytes_max:
+            self.refuse(self._heads.head_too_large)
+        elif arriving.wire_bytes > settings.head_bytes_max + 2 * settings.body_bytes_max:
+            self.refuse(self._heads.too_large)
+
+    # The parser's side
+
+    def on_message_begin(self) -> None:
+        self.arriving = _Arriving()
+
+    def on_url(self, part: bytes) -> None:
+        arriving = self._current
+        arriving.fields.target += part
+        self._count_head(arriving, len(part))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        arriving = self._current
+        arriving.header_count += 1
+        self._count_head(arriving, len(name) + len(value) + 4)
+        lowered = name.lower()
+        # A field after a chunked body comes too late to change anything: the head has been decided.
+        if lowered in KEPT_HEADERS:
+            headers = arriving.fields.headers
+            earlier = headers.get(lowered)
+            headers[lowered] = value if earlier is None else earlier + b", " + value
+
+    def on_headers_complete(self) -> None:
+        arriving = self._current
+        fields, parser = arriving.fields, self._parser
+        fields.method = parser.get_method()
+        fields.keeps_alive = parser.should_keep_alive()
+        if not fields.keeps_alive or b"connection" in fields.headers:
+            fields.version = parser.get_http_version()
+            arriving.upgrades = parser.should_upgrade()
+        arriving.head = head = self._heads.decide(fields)
+        expects = b"expect" in fields.headers
+        if head.refusal is not None and (head.refusal.closes or expects):
+            # A caller who waits for 100 may send the body after this answer, or not: the end is not known.
+            raise _RefusedError(head.refusal)
+        arriving.continue_due = expects and fields.version == "1.1"
+
+    def on_body(self, part: bytes) -> None:
+        arriving = self._current
+        arriving.continue_due = False
+        if len(arriving.body) + len(part) > self._settings.body_bytes_max:
+            raise _RefusedError(self._heads.too_large)
+        if not arriving.body:
+            arriving.body = part
+        else:
+            if isinstance(arriving.body, bytes):
+                # Appending to bytes copies all of it every time: a body of tiny chunks would cost seconds.
+                arriving.body = bytearray(arriving.body)
+            arriving.body += part
+
+    def on_message_complete(self) -> None:
+        arriving = self._current
+        if arriving.upgrades:
+            return  # the parser believes the rest is another protocol; see _parse
+        self.arriving = None
+        if not self.is_done:
+            assert arriving.head is not None, "a message has a head"
+            self._hand_on(arriving.head, bytes(arriving.body))
+
+    @property
+    def _current(self) -> _Arriving:
+        assert self.arriving is not None, "the parser begins every message"
+        return self.arriving
+
+    def _count_head(self, arriving: _Arriving, size: int) -> None:
+        arriving.head_bytes += size
+        settings = self._settings
+        if arriving.head_bytes > settings.head_bytes_max or arriving.header_count > settings.header_count_max:
+            raise _RefusedError(self._heads.head_too_large)

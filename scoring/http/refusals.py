@@ -1,0 +1,77 @@
+"""Why an HTTP request gets no answer of a route, and the status each reason has.
+
+An error is JSON whatever the request was: {"error": {"code": "invalid_argument", "field": "amount_minor",
+"message": "…"}}; `field` is empty where none is to blame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from paywarden.scoring.engine.batcher import (
+    ALREADY_EXISTS,
+    DEADLINE_EXCEEDED,
+    INTERNAL,
+    INVALID_ARGUMENT,
+    RESOURCE_EXHAUSTED,
+    UNAUTHENTICATED,
+    UNAVAILABLE,
+)
+from paywarden.scoring.requests import wire
+
+UNIMPLEMENTED = "unimplemented"
+
+DEADLINE_MS_MAX = 600_000
+
+
+class HttpRefusal(NamedTuple):
+    """Why a request gets no answer of a route. `closes`: the connection cannot be used any further."""
+
+    status: int
+    code: str
+    message: str
+    closes: bool = False
+    headers: bytes = b""
+    field: str = ""
+
+
+NOT_HTTP = HttpRefusal(400, INVALID_ARGUMENT, "not an HTTP/1.1 request", closes=True)
+NO_HOST = HttpRefusal(400, INVALID_ARGUMENT, "exactly one Host header is needed", closes=True)
+WRONG_VERSION = HttpRefusal(505, UNIMPLEMENTED, "HTTP/1.1 is spoken here", closes=True)
+NO_TUNNEL = HttpRefusal(405, UNIMPLEMENTED, "no tunnels", closes=True, headers=b"Allow: GET, HEAD, POST\r\n")
+EXPECTATION = HttpRefusal(417, INVALID_ARGUMENT, "the only expectation met is 100-continue", closes=True)
+NOT_FOUND = HttpRefusal(404, "not_found", "no such route")
+CONTENT_TYPE = HttpRefusal(
+    415,
+    INVALID_ARGUMENT,
+    f"Content-Type must be {wire.PROTOBUF.content_type} or {wire.JSON.content_type}, not compressed",
+)
+NO_TOKEN = HttpRefusal(401, UNAUTHENTICATED, "a bearer token that is known here is needed")
+DEADLINE = HttpRefusal(
+    400, INVALID_ARGUMENT, f"must be whole milliseconds from 1 to {DEADLINE_MS_MAX}", field="x-deadline-ms"
+)
+TOO_SLOW = HttpRefusal(408, DEADLINE_EXCEEDED, "the request took too long to arrive", closes=True)
+TOO_MANY = HttpRefusal(503, UNAVAILABLE, "too many connections", closes=True)
+
+_STATUSES: Mapping[str, int] = {
+    INVALID_ARGUMENT: 400,
+    UNAUTHENTICATED: 401,
+    ALREADY_EXISTS: 409,
+    RESOURCE_EXHAUSTED: 429,
+    INTERNAL: 500,
+    UNAVAILABLE: 503,
+    DEADLINE_EXCEEDED: 504,
+}
+
+# What every answer with this status has to say, whatever the reason. A second is long after any queue here.
+STATUS_HEADERS: Mapping[int, bytes] = {
+    401: b"WWW-Authenticate: Bearer\r\n",
+    429: b"Retry-After: 1\r\n",
+    503: b"Retry-After: 1\r\n",
+}
+
+
+def status_of(code: str) -> int:
+    """The HTTP status of a refusal's code."""
+    return _STATUSES.get(code, 500)

@@ -1,0 +1,397 @@
+"""Which payments were answered of late, and where their decisions are: the same payment gets the same decision.
+
+A payment comes again when its caller had no answer: the connection broke, a worker was killed, time ran out. It may
+reach another worker, even at the same moment. All workers of a host share a table in memory, without any lock: a
+worker that is stopped or killed at any point holds up nobody. What a slot holds and how it is won:
+scoring/idempotency/claim_table.py.
+
+1. A worker claims the ids of a chunk (`claim`). What it wins it decides, and nobody else does.
+2. It says where in its outbox each record will begin (`place`), appends them in one write, and says that they are
+   there (`settle`). Then it answers. If the outbox refuses, it gives the claims back (`release`).
+3. A settled claim that is found names the record: that is the decision, and it is the answer once more. If the
+   payment's card, merchant, amount or currency are others there, the id has been used for another payment.
+4. A claim that is found and not settled: while its worker lives, the decision is under way; ask again. If the worker
+   has died, it was killed before it could settle. If the record is there, it is the decision, answered or not: the
+   companion ships it. If not, nothing was answered, and the claim is taken over.
+5. A worker takes a new incarnation, which ends the claims of its former ones, after it has the lock of its outbox: so
+   nothing of the former can be appended any more. Whoever finds a claim of a worker that is dead and was not
+   started again ends its incarnation as well.
+6. Two ids with one 64-bit hash are told apart by the id in the record; the later one is decided without a claim. So is
+   a payment both of whose buckets are full of live claims. Both are counted: for these alone a retry is decided again.
+
+The table lives as long as the memory file system. After a loss of power, a decision may be made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from struct import Struct
+from typing import TypeAlias
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from xxhash import xxh3_64_intdigest
+
+from paywarden.features.kernel.frame import Frame
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.idempotency import claim_table as claims
+from paywarden.scoring.metrics.shared import Counter, Registry
+from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxUnavailable
+
+_log = logging.getLogger(__name__)
+
+# "PWANSW" and the layout's version.
+_MAGIC = int.from_bytes(b"PWANSW01", "little")
+_SLOT_BYTES = 8 * claims.BUCKET_SIZE // claims.BUCKET_SLOTS
+# A decision that is not remembered, because its buckets are full or another payment's hash is the same.
+UNREMEMBERED = -1
+# The record of a claim is written within moments of it, and a segment's age is that of its newest record.
+KEEP_MORE_S = 60
+_LARGEST_I64 = 2**63
+
+
+class PaymentIdReused(InvalidEvent):
+    """The id was used for another payment within the window."""
+
+    def __init__(self) -> None:
+        super().__init__("was used for another payment", field="payment_id")
+
+
+@dataclass(frozen=True)
+class AnsweredSettings:
+    """How many answered payments are remembered for how long. Memory: 24 bytes for each of `payments_max`."""
+
+    path: str = "/dev/shm/paywarden/answered" if Path("/dev/shm").is_dir() else ".paywarden/answered"
+    # How long a repeated payment gets the decision it got. The outbox keeps decisions as long.
+    window_s: int = 600
+    # 20,000 payments a second for the window fill seven tenths of these, which finds room for all but one in some
+    # hundred thousand: 400 MB, taken at the start.
+    payments_max: int = 16_777_216
+
+    @property
+    def keep_s(self) -> int:
+        """How long the outbox must keep a decision."""
+        return self.window_s + KEEP_MORE_S
+
+
+class Standing(Enum):
+    """Why a payment that is asked for cannot be decided now."""
+
+    OTHER_PAYMENT = "other_payment"
+    IN_FLIGHT = "in_flight"
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """The same payment stands earlier in the same chunk, at `index`: its answer is this one's."""
+
+    index: int
+
+
+# A slot that was won or UNREMEMBERED: decide. Else the decision there is, or why there is none.
+Claim: TypeAlias = int | OutboxEntry | Repeat | Standing
+
+
+@dataclass(frozen=True)
+class AnsweredMetrics:
+    """What became of payments that were asked for again, and what could not be remembered."""
+
+    repeated: Counter
+    in_flight: Counter
+    other_payment: Counter
+    full: Counter
+    collisions: Counter
+    taken_over: Counter
+
+    @classmethod
+    def declare(cls, registry: Registry) -> AnsweredMetrics:
+        def counter(name: str, help_text: str) -> Counter:
+            return registry.counter(f"paywarden_answered_{name}_total", help_text)
+
+        return cls(
+            repeated=counter("repeated", "Payments that got the decision they had got before."),
+            in_flight=counter("in_flight", "Payments asked for while another worker was deciding about them."),
+            other_payment=counter("other_payment", "Requests with the id of another payment."),
+            full=counter("full", "Decisions not remembered for lack of room: raise [answered] payments_max."),
+            collisions=counter("collisions", "Decisions not remembered as another id has the same hash."),
+            taken_over=counter("taken_over", "Claims of workers that died before they had decided, taken over."),
+        )
+
+
+def prepare(settings: AnsweredSettings) -> None:
+    """Make the table, unless there is one of this size. Before any worker opens it.
+
+    Raises Misconfigured when the settings or the place cannot be used, or there is no room.
+    """
+    if settings.window_s < 1 or settings.payments_max < claims.BUCKET_SLOTS:
+        raise Misconfigured(f"answered: window_s must be at least 1, payments_max at least {claims.BUCKET_SLOTS}")
+    path = Path(settings.path)
+    bucket_count = -(-settings.payments_max // claims.BUCKET_SLOTS)
+    size = 8 * (claims.BUCKETS_AT + bucket_count * claims.BUCKET_SIZE)
+    head = np.zeros(claims.WORKERS_AT, dtype=np.int64)
+    head[claims.MAGIC_AT], head[claims.BUCKET_COUNT_AT] = _MAGIC, bucket_count
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size == size and _begin_of(path, head.nbytes) == head.tobytes():
+            return
+        new = path.with_suffix(".new")
+        with new.open("wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            # Taken now: a page that the file system has no room for later would kill the worker that touches it.
+            os.posix_fallocate(file.fileno(), 0, size)
+            file.write(head.tobytes())
+        new.replace(path)
+    except OSError as error:
+        wanted = f"{settings.payments_max} payments need {settings.payments_max * _SLOT_BYTES >> 20} MiB"
+        raise Misconfigured(f"answered: cannot use {path}: {error.strerror} ({wanted})") from error
+
+
+def _begin_of(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def warm_up() -> None:
+    """Compile everything, so that no payment waits for it."""
+    table = np.zeros(claims.BUCKETS_AT + claims.BUCKET_SIZE, dtype=np.int64)
+    table[claims.BUCKET_COUNT_AT] = table[claims.WORKERS_AT + claims.INCARNATION] = 1
+    slots, one = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
+    owner = _owner(0, 1)
+    frame = Frame(claims.SLOT, {"table": table, "tags": one, "slots": slots, "positions": one})
+    claims.claim_bound(frame.address, 1, owner, 0, 1)
+    claims.place_bound(frame.address, 1)
+    claims.settle_bound(frame.address, 1, owner)
+    claims.free_all(table, slots, 1, owner)
+    claims.take_over(table, int(slots[0]), claims.load(table, int(slots[0]) + claims.WORDS), owner, 0, 1)
+    claims.store(table, 0, 0)
+    claims.swap(table, 0, 0, 0)
+
+
+class Answered:
+    """A worker's hold on the table. One chunk at a time: claim, place, append, settle or release. Not thread-safe."""
+
+    def __init__(
+        self, settings: AnsweredSettings, outbox: OutboxSettings, worker: int, metrics: AnsweredMetrics | None = None
+    ) -> None:
+        """Take a new incarnation as `worker`. Only with the lock of that worker's outbox, after `prepare`.
+
+        Raises Misconfigured.
+        """
+        if not 0 <= worker < claims.WORKERS_MAX:
+            raise Misconfigured(f"answered: at most {claims.WORKERS_MAX} workers on a host")
+        self._window_s, self._worker, self._outbox_settings = settings.window_s, worker, outbox
+        self._metrics = metrics or AnsweredMetrics.declare(Registry())
+        try:
+            with Path(settings.path).open("r+b") as file:
+                self._mapping = mmap.mmap(file.fileno(), 0)
+        except OSError as error:
+            raise Misconfigured(f"answered: cannot use {settings.path}: {error.strerror}") from error
+        self._table = np.frombuffer(self._mapping, dtype=np.int64)
+        self._owner = _owner(worker, self._begin())
+        self._readers: dict[int, OutboxReader] = {}
+        self._grow(64)
+
+    def close(self) -> None:
+        """Let go of the table; what it says stays."""
+        del self._table, self._frame
+        self._mapping.close()
+
+    def claim(self, payments: Payments, now_ms: int) -> Sequence[Claim]:
+        """For each payment, in order, the slot that was won, or what is known of it."""
+        count = len(payments)
+        if count >= len(self._int64s):
+            self._grow(2 * count)
+        now_s = now_ms // 1000
+        self._int64s[count].pack_into(self._tags, 0, *map(tag_of, payments.ids))
+        won = claims.claim_bound(self._frame_at, count, self._owner | now_s, now_s, self._window_s)
+        found = self._slots[: 8 * count].cast("q").tolist()
+        if won == count:
+            return found
+        results: list[Claim] = []
+        try:
+            for index, result in enumerate(found):
+                known = result if 0 <= result < claims.FOUND else self._known(result, index, payments, results, now_s)
+                results.append(known)
+        except BaseException:
+            self.release([result for result in found if 0 <= result < claims.FOUND])
+            raise
+        return results
+
+    def place(self, slots: Sequence[int], positions: Sequence[int]) -> None:
+        """Their records will begin at these positions of this worker's outbox. Before they are appended."""
+        count = len(slots)
+        self._int64s[count].pack_into(self._slots, 0, *slots)
+        self._int64s[count].pack_into(self._positions, 0, *positions)
+        claims.place_bound(self._frame_at, count)
+
+    def settle(self, slots: Sequence[int]) -> None:
+        """Their records are appended. Before they are answered."""
+        count = len(slots)
+        self._int64s[count].pack_into(self._slots, 0, *slots)
+        claims.settle_bound(self._frame_at, count, self._owner)
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Nothing was appended for them: whoever asks next decides."""
+        claims.free_all(self._table, np.array(slots, dtype=np.int64), len(slots), self._owner)
+
+    def _grow(self, count: int) -> None:
+        """Room for so many payments at a time."""
+        arrays = {name: np.zeros(count, dtype=np.int64) for name in ("tags", "slots", "positions")}
+        self._tags, self._slots, self._positions = (array.data.cast("B") for array in arrays.values())
+        # By the number of payments.
+        self._int64s = [Struct(f"={number}q") for number in range(count + 1)]
+        self._frame = Frame(claims.SLOT, {"table": self._table, **arrays})
+        self._frame_at = self._frame.address
+
+    def _known(self, result: int, index: int, payments: Payments, before: Sequence[Claim], now_s: int) -> Claim:
+        """What is to be done about a payment whose claim was not won; `before` are the results of those before it."""
+        if result == claims.FULL:
+            self._metrics.full.add(1)
+            return UNREMEMBERED
+        if result == claims.BUSY:
+            self._metrics.in_flight.add(1)
+            return Standing.IN_FLIGHT
+        slot = result & ~claims.FOUND
+        if slot in before:
+            return self._repeated(index, before.index(slot), payments)
+        known = self._look_up(slot, payments[index], now_s)
+        if isinstance(known, OutboxEntry):
+            self._metrics.repeated.add(1)
+        elif known is Standing.IN_FLIGHT:
+            self._metrics.in_flight.add(1)
+        elif known is Standing.OTHER_PAYMENT:
+            self._metrics.other_payment.add(1)
+        return known
+
+    def _repeated(self, index: int, earlier: int, payments: Payments) -> Claim:
+        """Of a payment whose tag was won by an earlier one of the same chunk."""
+        if payments.ids[earlier] != payments.ids[index]:
+            self._metrics.collisions.add(1)
+            return UNREMEMBERED
+        if _is_other(payments[earlier], payments[index]):
+            self._metrics.other_payment.add(1)
+            return Standing.OTHER_PAYMENT
+        self._metrics.repeated.add(1)
+        return Repeat(earlier)
+
+    def _look_up(self, slot: int, request: ScoreRequest, now_s: int) -> Claim:
+        word, position = self._load(slot + claims.WORDS), self._load(slot + claims.POSITIONS) - 1
+        if self._load(slot + claims.WORDS) != word or word == 0:
+            return Standing.IN_FLIGHT
+        worker = word >> claims.WORKER_SHIFT & (claims.WORKERS_MAX - 1)
+        is_settled = word >> claims.STATE_SHIFT == claims.SETTLED
+        # Its end must be known before the record is looked for: what has ended appends nothing more.
+        if not is_settled and not self._has_ended(worker, word):
+            return Standing.IN_FLIGHT
+        try:
+            entry = self._entry(worker, position)
+        except OutboxUnavailable:
+            return Standing.IN_FLIGHT
+        if entry is not None and entry.request.payment_id == request.payment_id:
+            return Standing.OTHER_PAYMENT if _is_other(entry.request, request) else entry
+        if entry is not None and tag_of(entry.request.payment_id.encode()) == self._load(slot):
+            self._metrics.collisions.add(1)
+            return UNREMEMBERED
+        return self._take_over(slot, word, now_s)
+
+    def _take_over(self, slot: int, word: int, now_s: int) -> Claim:
+        """The claim has come to nothing: it was never appended, or the outbox has lost it."""
+        owner = self._owner | now_s
+        result = claims.take_over(self._table, slot, word, owner, now_s, self._window_s)
+        if not 0 <= result < claims.FOUND:
+            return Standing.IN_FLIGHT
+        self._metrics.taken_over.add(1)
+        return int(result)
+
+    def _entry(self, worker: int, position: int) -> OutboxEntry | None:
+        if position < 0:
+            return None
+        reader = self._readers.get(worker)
+        if reader is None:
+            reader = self._readers[worker] = OutboxReader(self._outbox_settings, worker_name(worker))
+        payload = reader.at(position)
+        if payload is None:
+            return None
+        try:
+            return OutboxEntry.FromString(payload)
+        except DecodeError:
+            return None
+
+    def _has_ended(self, worker: int, word: int) -> bool:
+        """Whether the incarnation of a claim is over. Ends it, if its process is dead and nobody has said so yet."""
+        head = claims.WORKERS_AT + worker * claims.WORKER_SIZE
+        incarnation = self._load(head + claims.INCARNATION)
+        if _owner(worker, incarnation) != word & ~claims.TIME_MASK & ((1 << claims.STATE_SHIFT) - 1):
+            return True
+        if worker == self._worker:
+            return False
+        pid = self._load(head + claims.PID)
+        # 0: a new process is taking the place, and will end it.
+        if pid == 0 or _started(pid) == self._load(head + claims.STARTED):
+            return False
+        claims.swap(self._table, head + claims.INCARNATION, incarnation, _next(incarnation))
+        return True
+
+    def _begin(self) -> int:
+        """A new incarnation of this worker."""
+        head = claims.WORKERS_AT + self._worker * claims.WORKER_SIZE
+        # In this order: who sees the new incarnation sees no pid of a former one, which would be taken for dead.
+        claims.store(self._table, head + claims.PID, 0)
+        while True:
+            incarnation = self._load(head + claims.INCARNATION)
+            if claims.swap(self._table, head + claims.INCARNATION, incarnation, _next(incarnation)):
+                break
+        claims.store(self._table, head + claims.STARTED, _started(os.getpid()))
+        claims.store(self._table, head + claims.PID, os.getpid())
+        return _next(incarnation)
+
+    def _load(self, position: int) -> int:
+        return int(claims.load(self._table, position))
+
+
+def tag_of(payment_id: bytes) -> int:
+    """The id's 64-bit hash as an int64, never 0."""
+    tag: int = xxh3_64_intdigest(payment_id) or 1
+    return tag - 2 * _LARGEST_I64 if tag >= _LARGEST_I64 else tag
+
+
+def worker_name(worker: int) -> str:
+    """The name of a worker's outbox and counts."""
+    return f"worker-{worker}"
+
+
+def _is_other(one: ScoreRequest, another: ScoreRequest) -> bool:
+    return (one.card_id, one.merchant_id, one.amount_minor, one.currency) != (
+        another.card_id,
+        another.merchant_id,
+        another.amount_minor,
+        another.currency,
+    )
+
+
+def _owner(worker: int, incarnation: int) -> int:
+    return worker << claims.WORKER_SHIFT | incarnation << claims.INCARNATION_SHIFT
+
+
+def _next(incarnation: int) -> int:
+    return (incarnation + 1) % claims.INCARNATIONS
+
+
+def _started(pid: int) -> int:
+    """When the process started, by the kernel's clock; -1 when it is dead. A pid may come again, both do not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return -1
+    # The name before the last parenthesis may hold anything.
+    fields = stat.rpartition(")")[2].split()
+    return -1 if fields[0] in "ZX" else int(fields[19])

@@ -1,0 +1,1 @@
+"""What a scoring host counts, shared by its workers."""

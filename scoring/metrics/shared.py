@@ -1,0 +1,419 @@
+"""Counters, gauges and histograms of many worker processes, summed when someone asks.
+
+1. A process declares every series it will ever count on a `Registry` and keeps the handles. There is no
+   look-up by label later: `handle.add(1)` is one addition to one int64 slot.
+2. `Registry.open(directory, worker)` moves the slots into a file mapped into memory, one per worker:
+
+       magic (8) │ u32 header size │ header: JSON, pid and series │ padding to 8 │ int64 slots
+
+   The kernel keeps the file's pages when the process dies, so its counts stay. A worker that starts again
+   under the same name goes on from them; series that its new version no longer declares are kept too, so
+   no counter ever goes down. Keep the directory on a memory file system, as the kernel writes the pages of
+   any other back now and then, and may hold up a writer while it does.
+3. `render(directory)`, in any process, reads the files of all workers and sums: counters and histograms by
+   addition, gauges by the largest value of the workers that live. Files describe themselves: the reader
+   need not know the series. Where two versions of Paywarden differ in what a name means, one is left out.
+
+One writer per file (a lock sees to it), no lock between writers and readers: a slot is aligned and written
+in one store, so a reader sees a value that was true a moment ago. A histogram may be read between its
+bucket and its sum.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import struct
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from paywarden.schemas.errors import Misconfigured
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+_MAGIC = b"PWMETR01"
+_HEADER_SIZE = struct.Struct("<I")
+_SUFFIX = ".metrics"
+# No gauge is ever this small, so it can mean "not set".
+_UNSET = -(2**63)
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric at one set of labels. `scale` is what 1 stands for in a slot that holds a quantity."""
+
+    kind: str
+    name: str
+    help: str
+    labels: tuple[tuple[str, str], ...]
+    bounds: tuple[float, ...] = ()
+    scale: float = 1.0
+
+    @property
+    def slot_count(self) -> int:
+        """A histogram has a slot per bucket, one for what is above the last bound, and its sum."""
+        return len(self.bounds) + 2 if self.kind == "histogram" else 1
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal where the slots may be added: everything but the help text."""
+        return (*self.shape, self.labels)
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What all series of one name have in common."""
+        return (self.name, self.kind, tuple(label for label, _ in self.labels), self.bounds, self.scale)
+
+    def as_json(self) -> list[object]:
+        return [self.kind, self.name, self.help, self.labels, self.bounds, self.scale]
+
+    @classmethod
+    def from_json(cls, values: Sequence[object]) -> Series:
+        kind, name, help_text, labels, bounds, scale = values
+        assert isinstance(labels, list)
+        assert isinstance(bounds, list)
+        pairs = tuple((str(label), str(value)) for label, value in labels)
+        return cls(str(kind), str(name), str(help_text), pairs, tuple(map(float, bounds)), float(str(scale)))
+
+
+class Counter:
+    """Goes up. Not for use from two threads at once."""
+
+    __slots__ = ("_index", "_slots")
+
+    def __init__(self) -> None:
+        self._slots = memoryview(bytearray(8)).cast("q")
+        self._index = 0
+
+    def add(self, count: int) -> None:
+        """Add `count`, at least 0."""
+        self._slots[self._index] += count
+
+    @property
+    def value(self) -> int:
+        """What this worker has counted, in this life and earlier ones under the same name."""
+        return self._slots[self._index]
+
+    def _bind(self, slots: memoryview, index: int) -> None:
+        slots[index] += self._slots[self._index]
+        self._slots, self._index = slots, index
+
+
+class Gauge:
+    """Is at a value. Of the workers that live the largest is shown; one that has just started has none."""
+
+    __slots__ = ("_index", "_per_unit", "_slots")
+
+    def __init__(self, scale: float) -> None:
+        self._slots = memoryview(bytearray(8)).cast("q")
+        self._slots[0] = _UNSET
+        self._index = 0
+        self._per_unit = 1.0 / scale
+
+    def set(self, value: float) -> None:
+        """Show `value` from now on."""
+        self._slots[self._index] = round(value * self._per_unit)
+
+    def clear(self) -> None:
+        """Show nothing: the value is not known."""
+        self._slots[self._index] = _UNSET
+
+    def _bind(self, slots: memoryview, index: int) -> None:
+        slots[index] = self._slots[self._index]
+        self._slots, self._index = slots, index
+
+
+class Histogram:
+    """Counts values by bucket. A value equal to a bound is in the bucket below it."""
+
+    __slots__ = ("_bounds", "_index", "_per_unit", "_slots", "_sum_index")
+
+    def __init__(self, bounds: tuple[float, ...], scale: float) -> None:
+        self._bounds = bounds
+        self._per_unit = 1.0 / scale
+        self._slots = memoryview(bytearray(8 * (len(bounds) + 2))).cast("q")
+        self._index = 0
+        self._sum_index = len(bounds) + 1
+
+    def observe(self, value: float) -> None:
+        """Count `value`, in the metric's unit, at least 0."""
+        slots = self._slots
+        slots[self._index + bisect_left(self._bounds, value)] += 1
+        slots[self._sum_index] += int(value * self._per_unit)
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Count each of `values`."""
+        slots, index, bounds = self._slots, self._index, self._bounds
+        for value in values:
+            slots[index + bisect_left(bounds, value)] += 1
+        slots[self._sum_index] += int(sum(values) * self._per_unit)
+
+    def observe_many(self, value: float, count: int) -> None:
+        """Count `value` so many times."""
+        slots = self._slots
+        slots[self._index + bisect_left(self._bounds, value)] += count
+        slots[self._sum_index] += int(value * count * self._per_unit)
+
+    @property
+    def count(self) -> int:
+        """How many values this worker has counted."""
+        return sum(self._slots[self._index : self._sum_index])
+
+    def _bind(self, slots: memoryview, index: int) -> None:
+        for offset in range(len(self._bounds) + 2):
+            slots[index + offset] += self._slots[self._index + offset]
+        self._slots, self._index, self._sum_index = slots, index, index + len(self._bounds) + 1
+
+
+Handle = Counter | Gauge | Histogram
+
+
+class Registry:
+    """What one process counts. Declare first, `open` once; handles also work before `open` and without it."""
+
+    def __init__(self) -> None:
+        self._declared: dict[tuple[object, ...], tuple[Series, Handle]] = {}
+        self._shapes: dict[str, tuple[object, ...]] = {}
+        self._file: _SlotFile | None = None
+
+    def counter(
+        self, name: str, help_text: str, label_names: Sequence[str] = (), label_values: Sequence[str] = ()
+    ) -> Counter:
+        """The counter `name`, ending in `_total`, at these label values; asked again, the same handle."""
+        handle = self._declare(Series("counter", name, help_text, _labels(label_names, label_values)), Counter())
+        assert isinstance(handle, Counter)
+        return handle
+
+    def gauge(
+        self,
+        name: str,
+        help_text: str,
+        label_names: Sequence[str] = (),
+        label_values: Sequence[str] = (),
+        *,
+        scale: float = 1e-3,
+    ) -> Gauge:
+        """A gauge kept in whole multiples of `scale`."""
+        series = Series("gauge", name, help_text, _labels(label_names, label_values), (), scale)
+        handle = self._declare(series, Gauge(scale))
+        assert isinstance(handle, Gauge)
+        return handle
+
+    def histogram(
+        self,
+        name: str,
+        help_text: str,
+        label_names: Sequence[str] = (),
+        label_values: Sequence[str] = (),
+        *,
+        bounds: Sequence[float],
+        scale: float = 1e-6,
+    ) -> Histogram:
+        """A histogram with ascending bucket `bounds`; its sum is kept in whole multiples of `scale`."""
+        assert list(bounds) == sorted(set(bounds)), "bounds must ascend"
+        labels = _labels(label_names, label_values)
+        series = Series("histogram", name, help_text, labels, tuple(map(float, bounds)), scale)
+        handle = self._declare(series, Histogram(series.bounds, scale))
+        assert isinstance(handle, Histogram)
+        return handle
+
+    def open(self, directory: Path, worker: str) -> None:
+        """Keep the counts in `directory` from now on, going on from what an earlier `worker` left.
+
+        Raises Misconfigured when the directory cannot be written or another process counts as `worker`.
+        """
+        assert self._file is None, "opened already"
+        self._file = _SlotFile.open(directory / f"{worker}{_SUFFIX}", [series for series, _ in self._declared.values()])
+        for key, (_, handle) in self._declared.items():
+            handle._bind(self._file.slots, self._file.first_slot[key])
+
+    def close(self) -> None:
+        """Let go of the file. The handles must not be used any more."""
+        if self._file is not None:
+            for _, handle in self._declared.values():
+                handle._slots = memoryview(b"").cast("q")
+            self._file.close()
+            self._file = None
+
+    def _declare(self, series: Series, handle: Handle) -> Handle:
+        if series.key in self._declared:
+            return self._declared[series.key][1]
+        assert self._file is None, "declare before open"
+        assert self._shapes.setdefault(series.name, series.shape) == series.shape, "one name, two meanings"
+        self._declared[series.key] = (series, handle)
+        return handle
+
+
+def _labels(names: Sequence[str], values: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    return tuple(zip(names, values, strict=True))
+
+
+class _SlotFile:
+    """One worker's file, mapped. The lock is held until `close` or the end of the process."""
+
+    def __init__(self, lock: int, mapping: mmap.mmap, series: list[Series], first_slot: int) -> None:
+        self._lock = lock
+        self._mapping = mapping
+        self._bytes = memoryview(mapping)
+        self.slots = self._bytes[first_slot:].cast("q")
+        self.first_slot = dict(zip((one.key for one in series), _slot_indexes(series), strict=True))
+
+    @classmethod
+    def open(cls, path: Path, declared: list[Series]) -> _SlotFile:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path)
+            kept = _read_file(path)[1] if path.exists() else []
+            series = declared + _undeclared(kept, declared)
+            _write_file(path, series, {one.key: slots for one, slots in kept})
+            with path.open("r+b") as file:
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE)
+        except OSError as error:
+            raise Misconfigured(f"metrics: cannot use {path}: {error.strerror}") from error
+        return cls(lock, mapping, series, len(_header(os.getpid(), series)))
+
+    def close(self) -> None:
+        self.slots.release()
+        self._bytes.release()
+        self._mapping.close()
+        os.close(self._lock)
+
+
+def _lock(path: Path) -> int:
+    """A lock file of its own: the counts' file is replaced at every start, and its lock would go with it."""
+    lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise Misconfigured(f"metrics: another process counts as {path.stem}") from None
+    return lock
+
+
+def _undeclared(kept: Iterable[tuple[Series, list[int]]], declared: Iterable[Series]) -> list[Series]:
+    """Series of an earlier version that this one does not count but must not lose."""
+    keys = {one.key for one in declared}
+    shapes = {one.name: one.shape for one in declared}
+    return [one for one, _ in kept if one.key not in keys and shapes.get(one.name, one.shape) == one.shape]
+
+
+def _header(pid: int, series: Iterable[Series]) -> bytes:
+    described = json.dumps({"pid": pid, "series": [one.as_json() for one in series]}).encode()
+    head = _MAGIC + _HEADER_SIZE.pack(len(described)) + described
+    return head + bytes(-len(head) % 8)
+
+
+def _slot_indexes(series: Iterable[Series]) -> list[int]:
+    indexes, following = [], 0
+    for one in series:
+        indexes.append(following)
+        following += one.slot_count
+    return indexes
+
+
+def _write_file(path: Path, series: Sequence[Series], kept: Mapping[tuple[object, ...], Sequence[int]]) -> None:
+    """Replace `path` whole: a reader, or a start after a crash here, finds all the counts, old or carried over."""
+    slots = bytearray()
+    for one in series:
+        initial = kept.get(one.key, [0] * one.slot_count)
+        slots += struct.pack(f"{one.slot_count}q", *([_UNSET] if one.kind == "gauge" else initial))
+    new = path.with_suffix(".new")
+    new.write_bytes(_header(os.getpid(), series) + slots)
+    new.replace(path)
+
+
+def _read_file(path: Path) -> tuple[int, list[tuple[Series, list[int]]]]:
+    """The pid of the last process that counted in the file, and every series with its slots."""
+    content = path.read_bytes()
+    start = len(_MAGIC) + _HEADER_SIZE.size
+    if content[: len(_MAGIC)] != _MAGIC:
+        raise Misconfigured(f"metrics: {path} is not a file of counts")
+    (size,) = _HEADER_SIZE.unpack_from(content, len(_MAGIC))
+    header = json.loads(content[start : start + size])
+    series = [Series.from_json(values) for values in header["series"]]
+    first_slot = start + size + (-(start + size) % 8)
+    slots = memoryview(content)[first_slot:].cast("q").tolist()
+    indexes = _slot_indexes(series)
+    return header["pid"], [
+        (one, slots[index : index + one.slot_count]) for one, index in zip(series, indexes, strict=True)
+    ]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def totals(directory: Path) -> dict[Series, list[int]]:
+    """The slots of every series over all workers that ever counted here; gauges without a value are left out."""
+    merged: dict[tuple[object, ...], tuple[Series, list[int]]] = {}
+    shapes: dict[str, tuple[object, ...]] = {}
+    for path in sorted(directory.glob(f"*{_SUFFIX}")):
+        pid, counted = _read_file(path)
+        alive = _lives(pid)
+        for series, slots in counted:
+            is_gauge = series.kind == "gauge"
+            if shapes.setdefault(series.name, series.shape) != series.shape:
+                continue
+            if is_gauge and (not alive or slots == [_UNSET]):
+                continue
+            merge: Callable[[int, int], int] = max if is_gauge else int.__add__
+            _, earlier = merged.get(series.key, (series, None))
+            merged[series.key] = series, slots if earlier is None else list(map(merge, earlier, slots))
+    return dict(merged.values())
+
+
+class _DirectoryCollector(Collector):
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily] = {}
+        for series, slots in totals(self._directory).items():
+            family = families.get(series.name) or families.setdefault(series.name, _family(series))
+            _add_series(family, series, slots)
+        yield from families.values()
+
+
+def _family(series: Series) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
+    names = [name for name, _ in series.labels]
+    if series.kind == "counter":
+        return CounterMetricFamily(series.name, series.help, labels=names)
+    if series.kind == "gauge":
+        return GaugeMetricFamily(series.name, series.help, labels=names)
+    return HistogramMetricFamily(series.name, series.help, labels=names)
+
+
+def _add_series(
+    family: CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily, series: Series, slots: list[int]
+) -> None:
+    values = [value for _, value in series.labels]
+    if not isinstance(family, HistogramMetricFamily):
+        family.add_metric(values, slots[0] * series.scale if series.kind == "gauge" else slots[0])
+        return
+    buckets, cumulative = [], 0
+    for bound, count in zip((*map(str, series.bounds), "+Inf"), slots[:-1], strict=True):
+        cumulative += count
+        buckets.append((bound, cumulative))
+    family.add_metric(values, buckets, slots[-1] * series.scale)
+
+
+def render(directory: Path) -> bytes:
+    """All workers' metrics as Prometheus text (`CONTENT_TYPE`). Takes a millisecond or two."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_DirectoryCollector(directory))
+    return generate_latest(registry)

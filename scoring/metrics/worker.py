@@ -1,0 +1,188 @@
+"""What a scoring worker counts, as handles that cost an addition each."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from paywarden.scoring.metrics.shared import Counter, Gauge, Histogram, Registry
+
+REQUEST_SECONDS_BOUNDS = (
+    *(0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.000_75),
+    *(0.001, 0.002, 0.003, 0.005, 0.008),
+    # 42 ms is the promised p99: a bound of its own, so that the share within it is exact.
+    *(0.012, 0.02, 0.03, 0.042, 0.06, 0.1),
+)
+SCORE_BOUNDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+ROUTES = ("score", "score_batch", "livez", "readyz", "metrics", "none")
+CODES = (200, 400, 401, 404, 405, 408, 409, 413, 415, 417, 429, 431, 500, 503, 504, 505)
+GC_PAUSE_SECONDS_BOUNDS = (0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1)
+STAGES = ("wait", "parse", "claim", "look_up", "vector", "model", "decide", "append", "answer")
+# From half a microsecond to the deadline.
+STAGE_SECONDS_BOUNDS = (
+    *(0.000_000_5, 0.000_001, 0.000_002, 0.000_003, 0.000_005, 0.000_008),
+    *(0.000_012, 0.000_02, 0.000_03, 0.000_05, 0.000_1, 0.000_3),
+    *(0.001, 0.003, 0.01, 0.04),
+)
+_TIMED_EVERY = 16
+ACTIONS = ("approve", "review", "decline")
+
+
+class RouteMetrics:
+    """Handles of one route of the HTTP front."""
+
+    __slots__ = ("_requests", "_seconds")
+
+    def __init__(self, requests: Mapping[int, Counter], seconds: Histogram | None) -> None:
+        """`requests` by code; without `seconds` times are not kept."""
+        self._requests, self._seconds = requests, seconds
+
+    def count(self, code: int, seconds: float) -> None:
+        """An answer to a request of this route, so long after its last byte."""
+        self._requests[code].add(1)
+        if self._seconds is not None:
+            self._seconds.observe(seconds)
+
+
+@dataclass(frozen=True)
+class HttpMetrics:
+    """Handles of the HTTP front. Route "none" is what never got as far as a route."""
+
+    requests: Mapping[tuple[str, int], Counter]
+    seconds: Mapping[str, Histogram]
+
+    @classmethod
+    def declare(cls, registry: Registry) -> HttpMetrics:
+        counted = {
+            (route, code): registry.counter(
+                "paywarden_requests_total", "Requests answered.", ("route", "code"), (route, str(code))
+            )
+            for route in ROUTES
+            for code in CODES
+        }
+        seconds = {
+            route: registry.histogram(
+                "paywarden_request_seconds",
+                "From a request's last byte read to its answer being written.",
+                ("route",),
+                (route,),
+                bounds=REQUEST_SECONDS_BOUNDS,
+            )
+            for route in ("score", "score_batch")
+        }
+        return cls(counted, seconds)
+
+    def of_route(self, route: str) -> RouteMetrics:
+        """Those of one of ROUTES."""
+        return RouteMetrics({code: self.requests[route, code] for code in CODES}, self.seconds.get(route))
+
+
+@dataclass(frozen=True)
+class ScoringMetrics:
+    """Handles of the scorer. `mirror_lookups` is keyed by entity and result ("hit", "miss")."""
+
+    decisions: Mapping[str, Counter]
+    flags: Mapping[str, Counter]
+    mirror_lookups: Mapping[tuple[str, str], Counter]
+    mirror_age_seconds: Gauge
+    score: Histogram
+
+    @classmethod
+    def declare(
+        cls,
+        registry: Registry,
+        *,
+        flags: Iterable[str],
+        entities: Iterable[str],
+        results: Sequence[str] = ("hit", "miss"),
+    ) -> ScoringMetrics:
+        """`flags` and `entities` are all that can occur: there is no handle for any other."""
+
+        def counters(name: str, help_text: str, label: str, values: Iterable[str]) -> dict[str, Counter]:
+            return {value: registry.counter(name, help_text, (label,), (value,)) for value in values}
+
+        return cls(
+            decisions=counters("paywarden_decisions_total", "Decisions by action.", "action", ACTIONS),
+            flags=counters("paywarden_flags_total", "Flags on decisions.", "flag", flags),
+            mirror_lookups={
+                (entity, result): registry.counter(
+                    "paywarden_mirror_lookups_total",
+                    "Profiles looked for in the mirror.",
+                    ("entity", "result"),
+                    (entity, result),
+                )
+                for entity in entities
+                for result in results
+            },
+            mirror_age_seconds=registry.gauge(
+                "paywarden_mirror_age_seconds", "How far the mirror lags behind the payments stream."
+            ),
+            score=registry.histogram("paywarden_score", "Scores given.", bounds=SCORE_BOUNDS),
+        )
+
+
+class StageTimes:
+    """Where a payment's time goes, stage by stage. One chunk in sixteen is timed, which costs each a tenth of a µs.
+
+    A stage's time is divided among the payments of the chunk, but for "wait": from a call's last byte to its chunk.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self.seconds = {
+            stage: registry.histogram(
+                "paywarden_stage_seconds",
+                "What each stage takes of a payment's time, in one chunk of sixteen.",
+                ("stage",),
+                (stage,),
+                bounds=STAGE_SECONDS_BOUNDS,
+                scale=1e-9,
+            )
+            for stage in STAGES
+        }
+        self.is_timed = False
+        """Whether the present chunk is: only then is the rest to be called."""
+        self._chunks = 0
+        self._since = 0.0
+
+    def begin(self, now_s: float) -> None:
+        """A chunk begins; `now_s` is of `time.perf_counter`."""
+        self._chunks += 1
+        self.is_timed = self._chunks % _TIMED_EVERY == 0
+        self._since = now_s
+
+    def wait(self, seconds: float) -> None:
+        """A call has waited so long for its chunk."""
+        self.seconds["wait"].observe(max(0.0, seconds))
+
+    def lap(self, stage: str, payments: int) -> None:
+        """A stage has ended that began with the chunk or with the end of the stage before."""
+        now_s = time.perf_counter()
+        if payments > 0:
+            self.seconds[stage].observe_many((now_s - self._since) / payments, payments)
+        self._since = now_s
+
+
+class GarbagePauses:
+    """How long Python's garbage collector held up the worker, each time."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.seconds = registry.histogram(
+            "paywarden_gc_pause_seconds", "Pauses for collecting garbage.", bounds=GC_PAUSE_SECONDS_BOUNDS
+        )
+        self._began = 0.0
+
+    def watch(self) -> None:
+        """Count from now on, until `forget`."""
+        gc.callbacks.append(self._note)
+
+    def forget(self) -> None:
+        """Count no more: to be called before the registry is closed."""
+        gc.callbacks.remove(self._note)
+
+    def _note(self, phase: str, _: Mapping[str, int]) -> None:
+        if phase == "start":
+            self._began = time.perf_counter()
+        else:
+            self.seconds.observe(time.perf_counter() - self._began)

@@ -1,0 +1,1 @@
+"""How callers get in: listeners, TLS, tokens, connections."""

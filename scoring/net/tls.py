@@ -1,0 +1,134 @@
+"""TLS for the fronts: certificate and key, callers' certificates where wanted, taken anew when the files change.
+
+A context stays the same for as long as the worker lives: new certificates go into it, and connections that are open
+keep what they began with. A certificate authority that is taken out of `client_ca` is trusted until the worker is
+started again; one that is added is trusted at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from paywarden.schemas.errors import Misconfigured
+
+_log = logging.getLogger(__name__)
+
+HTTP_1_1 = "http/1.1"
+HTTP_2 = "h2"
+
+
+@dataclass(frozen=True)
+class TlsSettings:
+    """PEM files. Without `certificate` there is no TLS; with `client_ca` callers must show a certificate, too."""
+
+    certificate: str = ""
+    key: str = ""
+    client_ca: str = ""
+    # From the connection to the end of the handshake.
+    handshake_timeout_ms: int = 5_000
+
+
+def check_settings(settings: TlsSettings) -> None:
+    """Raises Misconfigured for what is wrong with settings that ask for TLS, before any file is read."""
+    if not settings.certificate or not settings.key:
+        raise Misconfigured(f"[tls] {'key' if settings.certificate else 'certificate'}: wanted a file")
+    if settings.handshake_timeout_ms < 1:
+        raise Misconfigured(f"[tls] handshake_timeout_ms: wanted at least 1, got {settings.handshake_timeout_ms}")
+
+
+class Tls:
+    """The contexts of a worker's fronts."""
+
+    def __init__(self, settings: TlsSettings) -> None:
+        """Raises Misconfigured naming the file that cannot be used."""
+        check_settings(settings)
+        self.settings = settings
+        self._contexts: list[ssl.SSLContext] = []
+        self._state = _state_of(self._files)
+        _load(settings, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+    @property
+    def _files(self) -> Sequence[str]:
+        settings = self.settings
+        return [path for path in (settings.certificate, settings.key, settings.client_ca) if path]
+
+    def context(self, protocols: Sequence[str]) -> ssl.SSLContext:
+        """A server's context that offers these protocols (`HTTP_1_1`, `HTTP_2`) by ALPN."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(list(protocols))
+        if self.settings.client_ca:
+            context.verify_mode = ssl.CERT_REQUIRED
+        _load(self.settings, context)
+        self._contexts.append(context)
+        return context
+
+    def refresh(self) -> None:
+        """Take up files that have changed. Files that cannot be used change nothing: a line in the log."""
+        state = _state_of(self._files)
+        if state == self._state:
+            return
+        # Whatever it is: it is complained about once.
+        self._state = state
+        try:
+            # Tried elsewhere first: a certificate whose key does not fit would leave a context with half of them.
+            _load(self.settings, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+            for context in self._contexts:
+                _load(self.settings, context)
+        except Misconfigured as error:
+            _log.error("%s; the certificate before it stays in use", error)
+            return
+        _log.info("the certificate in %s has changed", self.settings.certificate)
+
+
+_State = tuple[tuple[int, int, int] | None, ...]
+
+
+def _state_of(paths: Iterable[str]) -> _State:
+    return tuple(map(_state_of_file, paths))
+
+
+def _state_of_file(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _load(settings: TlsSettings, context: ssl.SSLContext) -> None:
+    for name, path in (("certificate", settings.certificate), ("key", settings.key), ("client_ca", settings.client_ca)):
+        _require_readable(name, path)
+    try:
+        # A key with a password would ask for it on the terminal.
+        context.load_cert_chain(settings.certificate, settings.key, password="")
+    except (ssl.SSLError, OSError) as error:
+        raise Misconfigured(
+            f"[tls] certificate: {settings.certificate} and {settings.key} are no certificate with its key: "
+            f"{_reason(error)}"
+        ) from error
+    if settings.client_ca:
+        try:
+            context.load_verify_locations(settings.client_ca)
+        except (ssl.SSLError, OSError) as error:
+            raise Misconfigured(
+                f"[tls] client_ca: {settings.client_ca} has no certificate: {_reason(error)}"
+            ) from error
+
+
+def _require_readable(name: str, path: str) -> None:
+    if not path:
+        return
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise Misconfigured(f"[tls] {name}: cannot read {path}: {error.strerror}") from error
+
+
+def _reason(error: OSError) -> str:
+    return getattr(error, "reason", None) or error.strerror or type(error).__name__

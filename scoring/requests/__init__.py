@@ -1,0 +1,1 @@
+"""From request bytes to checked payments, and from answers to bytes."""

@@ -1,0 +1,1 @@
+"""The processes of a scoring host: the supervisor and its workers."""

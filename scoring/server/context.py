@@ -1,0 +1,109 @@
+"""What every worker of a host works with, and how callers get in: made once by the parent, before the workers are."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import RateTable
+from paywarden.models.bundle.bundle import Bundle
+from paywarden.models.policy.policy import Policy
+from paywarden.scoring.engine.batcher import AdmissionSettings
+from paywarden.scoring.engine.busy_poll import BusyPoll
+from paywarden.scoring.engine.model_chain import ChainSettings
+from paywarden.scoring.grpc.settings import GrpcSettings
+from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.idempotency.decision_cache import AnsweredSettings
+from paywarden.scoring.net.listeners import reserve_port, unix_listener
+from paywarden.scoring.net.tls import Tls, TlsSettings
+from paywarden.scoring.net.tokens import AuthSettings, Tokens
+from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.state.mirror import MirrorSettings
+from paywarden.scoring.state.outbox import OutboxSettings
+
+
+@dataclass(frozen=True)
+class Host:
+    """Settings, and what is loaded once."""
+
+    engine: FeatureEngine
+    rates: RateTable
+    bundles: Sequence[Bundle]
+    chain: ChainSettings
+    policy: Policy
+    http: HttpSettings
+    grpc: GrpcSettings
+    admission: AdmissionSettings
+    auth: AuthSettings
+    tls: TlsSettings
+    limits: RequestLimits
+    mirror: MirrorSettings
+    outbox: OutboxSettings
+    answered: AnsweredSettings
+    metrics_directory: Path
+    busy_poll: BusyPoll
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the ports speak TLS."""
+        return bool(self.tls.certificate or self.tls.key or self.tls.client_ca)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Ports that are held, sockets that are listened on, and what callers must show."""
+
+    http_port: int
+    http_unix: socket.socket | None
+    # None: no gRPC is served.
+    grpc_port: int | None
+    grpc_unix: socket.socket | None
+    tokens: Tokens | None
+    tls: Tls | None
+
+    def refresh(self) -> None:
+        """Take up tokens and certificates that have been replaced."""
+        if self.tokens is not None:
+            self.tokens.refresh()
+        if self.tls is not None:
+            self.tls.refresh()
+
+    def addresses(self, host: Host) -> list[str]:
+        """Where callers find the ports, HTTP first."""
+        letter = "" if self.tls is None else "s"
+        found = [f"http{letter}://{host.http.host}:{self.http_port}"]
+        if self.grpc_port is not None:
+            found.append(f"grpc{letter}://{host.grpc.host}:{self.grpc_port}")
+        return found
+
+
+@contextmanager
+def open_gate(host: Host) -> Iterator[Gate]:
+    """Hold every port and socket, so that what is wrong with one is said before any worker starts.
+
+    Raises Misconfigured.
+    """
+    tokens = Tokens(host.auth.tokens_file) if host.auth.tokens_file else None
+    tls = Tls(host.tls) if host.has_tls else None
+    http, grpc = host.http, host.grpc
+    with (
+        reserve_port(http.host, http.port) as http_held,
+        reserve_port(grpc.host, grpc.port) if grpc.enabled else nullcontext() as grpc_held,
+        unix_listener(http.unix_socket, backlog=http.backlog) if http.unix_socket else nullcontext() as http_unix,
+        _grpc_unix(grpc) as grpc_unix,
+    ):
+        grpc_port = None if grpc_held is None else grpc_held.getsockname()[1]
+        yield Gate(http_held.getsockname()[1], http_unix, grpc_port, grpc_unix, tokens, tls)
+
+
+@contextmanager
+def _grpc_unix(grpc: GrpcSettings) -> Iterator[socket.socket | None]:
+    if not (grpc.enabled and grpc.unix_socket):
+        yield None
+        return
+    with unix_listener(grpc.unix_socket, backlog=grpc.backlog) as listener:
+        yield listener

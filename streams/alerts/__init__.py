@@ -1,0 +1,1 @@
+"""Drift alerts: their life, their causes, and their records on topics."""

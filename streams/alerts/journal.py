@@ -1,0 +1,155 @@
+"""What the topics say about drift alerts: each alert's newest state, how it got there, and who has seen it.
+
+Both topics are small and have one partition. They are read whole, so what is shown is true after any restart, and needs
+nothing of the stream workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Consumer
+
+from paywarden.schemas.avro import Decoder, SchemaIds
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.streams.alerts.alerts import State
+from paywarden.streams.alerts.records import (
+    ACKNOWLEDGEMENTS_TOPIC,
+    ALERTS_TOPIC,
+    Acknowledgement,
+    acknowledgement_coder,
+)
+from paywarden.streams.kafka.admin import partitions_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.kafka.reading import Record, make_consumer, records_to_end
+
+_FLUSH_TIMEOUT_S = 30.0
+# Fewer letters of an alert's id are too easily another's.
+_PREFIX_MIN = 4
+
+
+@dataclass
+class KnownAlert:
+    """One alert: its newest record, the states it was in, and its acknowledgements, the oldest first."""
+
+    record: dict[str, Any]
+    states: list[tuple[int, str, str, str]] = field(default_factory=list)
+    acknowledgements: list[Acknowledgement] = field(default_factory=list)
+
+    @property
+    def alert_id(self) -> str:
+        return str(self.record["alert_id"])
+
+    @property
+    def is_open(self) -> bool:
+        return str(self.record["state"]) != State.CLEARED
+
+    @property
+    def acknowledged_by(self) -> str:
+        """Who has seen it last; empty: nobody."""
+        return self.acknowledgements[-1].by if self.acknowledgements else ""
+
+    @property
+    def snoozed_until_ms(self) -> int:
+        """0: never snoozed."""
+        return max((one.until_ms for one in self.acknowledgements), default=0)
+
+
+@dataclass
+class Journal:
+    """All alerts by id, in the order in which they were raised. `unreadable`: records that are none of ours."""
+
+    alerts: dict[str, KnownAlert] = field(default_factory=dict)
+    unreadable: int = 0
+
+    def take_alert(self, record: dict[str, Any]) -> None:
+        """The next record of drift-alerts. One that comes twice counts once."""
+        state = (record["time_ms"], record["state"], record["severity"], record["subject"])
+        known = self.alerts.get(record["alert_id"])
+        if known is None:
+            known = self.alerts[record["alert_id"]] = KnownAlert(record)
+        if state in known.states:
+            return
+        known.states.append(state)
+        known.record = record
+
+    def take_acknowledgement(self, acknowledgement: Acknowledgement) -> None:
+        """The next of drift-acknowledgements; of an alert that has expired it says nothing."""
+        known = self.alerts.get(acknowledgement.alert_id)
+        if known is not None:
+            known.acknowledgements.append(acknowledgement)
+
+    def open(self) -> list[KnownAlert]:
+        """Those that have not cleared, the worst first, then the oldest."""
+        severities = ("critical", "warning", "info")
+        return sorted(
+            (alert for alert in self.alerts.values() if alert.is_open),
+            key=lambda alert: (severities.index(alert.record["severity"]), alert.states[0][0], alert.alert_id),
+        )
+
+    def find(self, text: str) -> KnownAlert:
+        """The alert with this id, or whose id alone begins so. Raises Misconfigured."""
+        if text in self.alerts:
+            return self.alerts[text]
+        found = [alert for alert_id, alert in self.alerts.items() if alert_id.startswith(text)]
+        if len(text) < _PREFIX_MIN or not found:
+            raise Misconfigured(f"there is no alert {text!r}: `paywarden drift status --all` lists them")
+        if len(found) > 1:
+            raise Misconfigured(f"{text!r} begins the ids of {len(found)} alerts: give more of it")
+        return found[0]
+
+
+class JournalReader:
+    """Reads both topics, joins no group, commits nothing; and writes acknowledgements. `close` it."""
+
+    def __init__(self, kafka: KafkaSettings, ids: SchemaIds) -> None:
+        """Raises BrokerUnavailable, or Misconfigured when a topic is missing."""
+        self._kafka, self._ids = kafka, ids
+        self._partitions = {topic: partitions_of(kafka, topic) for topic in (ALERTS_TOPIC, ACKNOWLEDGEMENTS_TOPIC)}
+        self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-drift")
+        self._alerts = Decoder(ALERTS_TOPIC, ids)
+        self._encoder, self._acknowledgements = acknowledgement_coder(ids)
+
+    def read(self) -> Journal:
+        """All there is now. Raises BrokerUnavailable, TemporaryFailure when a schema could not be asked for."""
+        journal = Journal()
+        for record in self._records(ALERTS_TOPIC):
+            try:
+                journal.take_alert(self._alerts.decode(record.value or b""))
+            except InvalidEvent:
+                journal.unreadable += 1
+        for said in self._said():
+            if said is None:
+                journal.unreadable += 1
+            else:
+                journal.take_acknowledgement(said)
+        return journal
+
+    def acknowledgements(self) -> list[Acknowledgement]:
+        """All there are now, the oldest first. Raises as `read` does."""
+        return [said for said in self._said() if said is not None]
+
+    def _said(self) -> Iterable[Acknowledgement | None]:
+        """None for a record that is none of ours."""
+        for record in self._records(ACKNOWLEDGEMENTS_TOPIC):
+            try:
+                yield Acknowledgement.of_record(self._acknowledgements.decode(record.value or b""))
+            except InvalidEvent:
+                yield None
+
+    def acknowledge(self, acknowledgement: Acknowledgement) -> None:
+        """On return it is on the topic. Raises BrokerUnavailable."""
+        sender = Sender(self._kafka, linger_ms=0)
+        value = self._encoder.encode(acknowledgement.to_record())
+        sender.send(self._kafka.topic(ACKNOWLEDGEMENTS_TOPIC), value, key=acknowledgement.alert_id.encode())
+        sender.flush(_FLUSH_TIMEOUT_S)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _records(self, topic: str) -> Iterable[Record]:
+        for records in records_to_end(self._consumer, self._kafka.topic(topic), self._partitions[topic]):
+            yield from records

@@ -1,0 +1,73 @@
+"""Drift detection's two topics: alerts out, acknowledgements in."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from paywarden.schemas.avro import SchemaIds
+from paywarden.schemas.errors import TemporaryFailure
+from paywarden.streams.alerts.alerts import Alert
+from paywarden.streams.alerts.journal import JournalReader
+from paywarden.streams.alerts.records import Acknowledgement, AlertSender, Histograms
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import Sender
+
+_log = logging.getLogger(__name__)
+
+_FLUSH_TIMEOUT_S = 30.0
+# The topic is read whole, and after an outage many blocks are evaluated at once.
+_READ_EVERY_S = 30.0
+
+
+class KafkaAlerts:
+    """Collects alerts and sends them together; see AlertTeller."""
+
+    def __init__(self, kafka: KafkaSettings, ids: SchemaIds) -> None:
+        self._kafka, self._ids = kafka, ids
+        self._waiting: list[tuple[Alert, dict[str, Any]]] = []
+
+    def send(
+        self,
+        alert: Alert,
+        *,
+        histograms: Histograms | None = None,
+        reference_count: int = 0,
+        flags: Mapping[str, float] | None = None,
+    ) -> None:
+        """Queue an alert."""
+        context = {"histograms": histograms, "reference_count": reference_count, "flags": flags}
+        self._waiting.append((alert, context))
+
+    def flush(self) -> None:
+        """On return all are on the topic. Raises BrokerUnavailable; what waited is then to be sent again."""
+        waiting, self._waiting = self._waiting, []
+        # Alerts are rare, and one sender that has failed once stays so.
+        sender = Sender(self._kafka, linger_ms=0)
+        alerts = AlertSender(sender, self._kafka, self._ids)
+        for alert, context in waiting:
+            alerts.send(alert, **context)
+        sender.flush(_FLUSH_TIMEOUT_S)
+
+
+class KafkaAcknowledgements:
+    """All acknowledgements on the topic, as of half a minute ago at most. While Kafka is away, those known before."""
+
+    def __init__(self, kafka: KafkaSettings, ids: SchemaIds, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._kafka, self._ids, self._now_s = kafka, ids, now_s
+        self._known: Sequence[Acknowledgement] = ()
+        self._read_at: float | None = None
+
+    def __call__(self) -> Sequence[Acknowledgement]:
+        now = self._now_s()
+        if self._read_at is None or now - self._read_at >= _READ_EVERY_S:
+            self._read_at = now
+            try:
+                with closing(JournalReader(self._kafka, self._ids)) as reader:
+                    self._known = reader.acknowledgements()
+            except TemporaryFailure as error:
+                _log.warning("acknowledgements of drift alerts cannot be read now: %s", error)
+        return self._known

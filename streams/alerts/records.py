@@ -1,0 +1,211 @@
+"""Drift alerts and their acknowledgements as records of their topics, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.models.drift.binning import MISSING, Binning
+from paywarden.models.drift.counts import AGE_EDGES_MS, AGE_UNKNOWN
+from paywarden.models.drift.signals import FEATURE_PREFIX, is_histogram
+from paywarden.models.metrics.distances import jensen_shannon, kolmogorov_smirnov, psi
+from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
+from paywarden.streams.alerts.alerts import Alert
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import Sender
+
+ALERTS_TOPIC = "drift-alerts"
+ACKNOWLEDGEMENTS_TOPIC = "drift-acknowledgements"
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """What an alert is about, in its training window and now.
+
+    `edges`: (bins + 1,) float64; `reference` and `current`: (bins,) int64, over the same edges. Missing ones are apart.
+    """
+
+    edges: NDArray[np.float64]
+    reference: Counts
+    current: Counts
+    reference_missing: int = 0
+    current_missing: int = 0
+
+    @classmethod
+    def of_score(cls, binning: Binning, reference: Counts, current: Counts) -> Histograms:
+        """Of scores counted in the binning's bins."""
+        return cls(np.concatenate([[0.0], binning.score_edges, [1.0]]), reference, current)
+
+    @classmethod
+    def of_feature(cls, binning: Binning, feature: int, reference: Counts, current: Counts) -> Histograms:
+        """Of a feature, each (FEATURE_BINS + 1,): its bins, then what is missing. Bins between infinities are one."""
+        inner = binning.feature_edges[feature].astype(np.float64)
+        inner = inner[np.isfinite(inner)]
+        starts = np.arange(len(inner) + 1)
+        return cls(
+            np.concatenate([[-np.inf], inner, [np.inf]]),
+            np.add.reduceat(reference[:MISSING], starts),
+            np.add.reduceat(current[:MISSING], starts),
+            int(reference[MISSING]),
+            int(current[MISSING]),
+        )
+
+    @classmethod
+    def of_ages(cls, reference: Counts, current: Counts) -> Histograms:
+        """Of profile ages in seconds, each (AGE_BINS,): those not known are missing."""
+        known = slice(AGE_UNKNOWN)
+        edges = np.concatenate([[0.0], AGE_EDGES_MS / 1000, [np.inf]])
+        missing = int(reference[AGE_UNKNOWN]), int(current[AGE_UNKNOWN])
+        return cls(edges, reference[known], current[known], *missing)
+
+    @property
+    def reference_count(self) -> int:
+        return int(self.reference.sum()) + self.reference_missing
+
+    def distances(self) -> dict[str, float]:
+        """PSI, JS and KS, missing values as a bin of their own."""
+        both = np.append(self.reference, self.reference_missing), np.append(self.current, self.current_missing)
+        named = {"psi": psi, "js": jensen_shannon, "ks": kolmogorov_smirnov}
+        return {name: float(distance(*both)) for name, distance in named.items()}
+
+    def records(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The reference's and the current one's."""
+        edges = self.edges.tolist()
+        return (
+            {"edges": edges, "counts": self.reference.tolist(), "missing": self.reference_missing},
+            {"edges": edges, "counts": self.current.tolist(), "missing": self.current_missing},
+        )
+
+
+def record_of(
+    alert: Alert,
+    *,
+    histograms: Histograms | None = None,
+    reference_count: int = 0,
+    flags: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The record of an alert as it is.
+
+    `reference_count`: where there are no histograms to take it from. `flags`: the share of payments that had each.
+    """
+    reference, current = (None, None) if histograms is None else histograms.records()
+    statistics = {} if histograms is None else histograms.distances()
+    features = [moved for moved in alert.attached if moved.subject.startswith(FEATURE_PREFIX)]
+    top = [(moved.subject, moved.effect) for moved in features]
+    if alert.subject.startswith(FEATURE_PREFIX):
+        top.insert(0, (alert.subject, alert.effect))
+    return {
+        "alert_id": alert.alert_id,
+        "state": str(alert.state),
+        "severity": str(alert.severity),
+        "time_ms": alert.time_ms,
+        "first_seen_time_ms": alert.first_seen_ms,
+        "subject": alert.subject,
+        "segment": alert.segment,
+        "statistic": "psi" if is_histogram(alert.signal) else "relative_change",
+        "value": alert.effect,
+        "threshold": alert.effect_min,
+        "window_start_time_ms": alert.window_start_ms,
+        "window_end_time_ms": alert.window_end_ms,
+        "reference_count": reference_count if histograms is None else histograms.reference_count,
+        "current_count": alert.count,
+        "reference_histogram": reference,
+        "current_histogram": current,
+        "top_features": [{"name": name.removeprefix(FEATURE_PREFIX), "value": value} for name, value in top],
+        "model_version": alert.model_version,
+        "signal": alert.statistic,
+        "cause": alert.cause.name.lower(),
+        "current": alert.value,
+        "expected": alert.expected,
+        "evidence": alert.evidence,
+        "evidence_threshold": alert.evidence_min,
+        "statistics": [{"name": name, "value": value} for name, value in statistics.items()],
+        "moved": [
+            {
+                "subject": moved.subject,
+                "signal": moved.statistic,
+                "segment": moved.segment,
+                "value": moved.effect,
+                "deviation": moved.deviation,
+            }
+            for moved in alert.attached
+        ],
+        "acknowledged_by": alert.acknowledged_by or None,
+        "snoozed_until_time_ms": alert.snoozed_until_ms or None,
+        "flags": [
+            {"flag": flag, "share": share}
+            for flag, share in sorted((flags or {}).items(), key=lambda item: (-item[1], item[0]))
+        ],
+    }
+
+
+class AlertSender:
+    """Writes to the topic drift-alerts; the caller flushes the sender before it saves its state."""
+
+    def __init__(self, sender: Sender, kafka: KafkaSettings, ids: SchemaIds) -> None:
+        self._sender, self._topic = sender, kafka.topic(ALERTS_TOPIC)
+        self._encoder = Encoder(ALERTS_TOPIC, ids.id_of(ALERTS_TOPIC))
+
+    def send(
+        self,
+        alert: Alert,
+        *,
+        histograms: Histograms | None = None,
+        reference_count: int = 0,
+        flags: Mapping[str, float] | None = None,
+    ) -> None:
+        """Queue an alert. Sent again after a crash it is the same record: key, state and time tell."""
+        record = record_of(alert, histograms=histograms, reference_count=reference_count, flags=flags)
+        self._sender.send(self._topic, self._encoder.encode(record), key=alert.alert_id.encode())
+
+
+class Kind(StrEnum):
+    """What an acknowledgement is."""
+
+    ACKNOWLEDGED = "acknowledged"
+    SNOOZED = "snoozed"
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    """That somebody has seen an alert. `until_ms`: of a snooze; else 0."""
+
+    alert_id: str
+    time_ms: int
+    by: str
+    until_ms: int = 0
+    note: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.SNOOZED if self.until_ms else Kind.ACKNOWLEDGED
+
+    def to_record(self) -> dict[str, Any]:
+        """As on the topic."""
+        return {
+            "alert_id": self.alert_id,
+            "kind": str(self.kind),
+            "time_ms": self.time_ms,
+            "by": self.by,
+            "until_time_ms": self.until_ms or None,
+            "note": self.note,
+        }
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Acknowledgement:
+        """From a decoded record."""
+        until_ms = record["until_time_ms"] if record["kind"] == Kind.SNOOZED else None
+        return cls(record["alert_id"], record["time_ms"], record["by"], until_ms or 0, record["note"])
+
+
+def acknowledgement_coder(ids: SchemaIds) -> tuple[Encoder, Decoder]:
+    """What writes and reads the topic drift-acknowledgements."""
+    encoder = Encoder(ACKNOWLEDGEMENTS_TOPIC, ids.id_of(ACKNOWLEDGEMENTS_TOPIC))
+    return encoder, Decoder(ACKNOWLEDGEMENTS_TOPIC, ids)

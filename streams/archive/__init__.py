@@ -1,0 +1,1 @@
+"""Topics as Parquet files, and histories read from them."""

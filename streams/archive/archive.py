@@ -1,0 +1,134 @@
+"""A topic into an archive of Parquet files (streams/archive/files.py).
+
+1. look     which offsets the files cover, and which are to be: what is missing is read, and nothing twice
+2. gather   a partition's records, until a file is full, a day has ended, or all that is asked for is there
+3. write    the file, into its place by a rename
+
+Killed at any moment, the same call again goes on behind the last whole file. An archive has no gaps: what lies between
+what is there and what is asked for is added, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+from paywarden.schemas.avro import SchemaIds
+from paywarden.schemas.errors import Misconfigured
+from paywarden.streams.archive.files import locked, missing_ranges, read_parts, topic_folder, write_part
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.kafka.topic_rows import RowBuilder, TopicSource, Undecoded
+
+# A file's rows: some 10 MB on disk, and what one partition holds in memory.
+RECORDS_MAX = 100_000
+_DAY_MS = 86_400_000
+
+
+@dataclass
+class Archived:
+    """What a run has added. `is_whole`: all that was asked for is there now."""
+
+    rows: int = 0
+    files: int = 0
+    undecoded: list[Undecoded] = field(default_factory=list)
+    is_whole: bool = True
+
+
+class Archiver:
+    """Writes one topic into an archive."""
+
+    def __init__(
+        self, source: TopicSource, ids: SchemaIds, topic: str, archive: Path, *, records_max: int = RECORDS_MAX
+    ) -> None:
+        self._source, self._topic, self._archive = source, topic, archive
+        self._rows, self._records_max = RowBuilder(topic, ids), records_max
+
+    def wanted(self, since_ms: int | None, until_ms: int | None) -> dict[int, range]:
+        """Of each partition what a run would have the archive cover, as TopicSource.ranges says."""
+        return self._source.ranges(since_ms, until_ms)
+
+    def run(self, wanted: dict[int, range], stop: Event, progress: Callable[[int], object]) -> Archived:
+        """Add what is missing of these offsets; `progress` gets how many are done. When `stop` is set, end early.
+
+        Raises Misconfigured for files that are no archive, or records that are missing and no longer on the topic;
+        BrokerUnavailable and TemporaryFailure, after which the same call goes on where this ended.
+        """
+        done = Archived()
+        with locked(self._archive, self._topic):
+            covered = {
+                partition: [part.offsets for part in parts]
+                for partition, parts in read_parts(self._archive, self._topic).items()
+            }
+            missing = {
+                partition: missing_ranges(offsets, covered.get(partition, []))
+                for partition, offsets in sorted(wanted.items())
+            }
+            for partition, ranges in missing.items():
+                for offsets in ranges:
+                    self._check_there(partition, offsets)
+            for partition, ranges in missing.items():
+                for offsets in ranges:
+                    is_last = not any(one.start >= offsets.stop for one in covered.get(partition, []))
+                    self._add(partition, offsets, done, stop, progress, may_be_empty=is_last)
+        done.is_whole = not stop.is_set()
+        return done
+
+    def _check_there(self, partition: int, offsets: range) -> None:
+        begin = self._source.begin(partition)
+        if begin > offsets.start:
+            raise Misconfigured(
+                f"{topic_folder(self._archive, self._topic)}: partition {partition} needs offset {offsets.start} next, "
+                f"and the topic begins at {begin}: what is between has expired; go on in another folder"
+            )
+
+    def _add(
+        self,
+        partition: int,
+        offsets: range,
+        done: Archived,
+        stop: Event,
+        progress: Callable[[int], object],
+        *,
+        may_be_empty: bool,
+    ) -> None:
+        """Write files for a range of offsets. They join, whatever the records' own offsets leave out."""
+        # What a run that failed had gathered is read again.
+        self._rows.take()
+        first, day_ms, position, has_jumped = offsets.start, 0, offsets.start, False
+        for records in self._source.records(partition, offsets):
+            for record in records:
+                if self._rows.count and _is_full(self._rows.count, self._records_max, day_ms, record):
+                    self._write(partition, range(first, record.offset), day_ms, done, has_jumped=has_jumped)
+                    first, has_jumped = record.offset, False
+                if self._rows.count == 0:
+                    day_ms = record.timestamp_ms
+                has_jumped |= record.offset != position
+                self._rows.add(record)
+                position = record.offset + 1
+            progress(len(records))
+            if stop.is_set():
+                break
+        else:
+            # What no reader sees at the end of the range is covered, too.
+            position = offsets.stop
+        if self._rows.count or (not may_be_empty and position > first):
+            self._write(partition, range(first, position), day_ms, done, has_jumped=has_jumped)
+
+    def _write(self, partition: int, offsets: range, day_ms: int, done: Archived, *, has_jumped: bool) -> None:
+        if has_jumped and self._source.begin(partition) > offsets.start:
+            # A transaction's marks leave such holes, and so does what expires before it is read.
+            raise Misconfigured(
+                f"topic {self._topic}, partition {partition}: records from offset {offsets.start} on expired while "
+                "they were read: nothing of these was written"
+            )
+        rows = self._rows.take()
+        write_part(self._archive, self._topic, partition, offsets, day_ms=day_ms, rows=rows)
+        done.rows += len(rows.table)
+        done.files += 1
+        done.undecoded += rows.undecoded
+
+
+def _is_full(count: int, records_max: int, day_ms: int, record: Record) -> bool:
+    return count >= records_max or record.timestamp_ms // _DAY_MS > day_ms // _DAY_MS

@@ -1,0 +1,256 @@
+"""An archive: topics as Parquet files, each a run of one partition's offsets.
+
+    DIR/TOPIC/date=YYYY-MM-DD/part-PARTITION-FIRSTOFFSET.parquet
+
+The date is the UTC day on which the file's first record reached Kafka; no record of a file reached it on a later day. A
+file covers all offsets from its first to where the partition's next file begins. Its footer says where that is, and
+which records in between could not be decoded and are not among its rows:
+
+    rows     streams/kafka/topic_rows.py
+    footer   `paywarden.archive`, JSON: partition, first and end offset, undecoded, and times to skip the file by
+
+A file is written beside its place, synced and renamed. So what is there says how far an archive has come, and nothing
+else does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby, pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from paywarden.schemas.errors import Misconfigured
+from paywarden.streams.kafka.topic_rows import OFFSET, TIMESTAMP, TopicRows, Undecoded
+
+TOPICS = ("payments", "outcomes", "decisions")
+"""What can be archived."""
+TIME_COLUMNS = {"payments": "event_time_ms", "outcomes": "outcome_time_ms", "decisions": "event_time_ms"}
+"""The event's own time, by topic."""
+
+_FOOTER = b"paywarden.archive"
+_NAME = re.compile(r"part-([0-9]+)-([0-9]+)\.parquet")
+_LOCK_FILE = ".lock"
+_UNFINISHED = ".unfinished"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of an archive, as its footer describes it."""
+
+    path: Path
+    partition: int
+    offsets: range
+    timestamp_ms_max: int
+    """Kafka's own, of all its records."""
+    times_ms: tuple[int, int] | None
+    """The first and the last of the events' own times; None for a file without rows."""
+    undecoded: tuple[Undecoded, ...]
+
+
+def topic_folder(archive: Path, topic: str) -> Path:
+    """Where an archive keeps a topic."""
+    return archive / topic
+
+
+@contextmanager
+def locked(archive: Path, topic: str) -> Iterator[None]:
+    """Be the only one who writes a topic's files. Removes what a killed writer has not finished.
+
+    Raises Misconfigured when another process writes them, or the folder cannot be made.
+    """
+    folder = topic_folder(archive, topic)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / _LOCK_FILE).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in folder.glob(f"date=*/*{_UNFINISHED}"):
+                path.unlink()
+            yield
+    except BlockingIOError:
+        raise Misconfigured(f"another process is writing to {folder}") from None
+    except OSError as error:
+        raise Misconfigured(f"cannot write an archive to {folder}: {error.strerror or error}") from error
+
+
+def write_part(archive: Path, topic: str, partition: int, offsets: range, *, day_ms: int, rows: TopicRows) -> Path:
+    """Put a file in its place. `day_ms`: a time of its date. On return it is on disk, whole."""
+    date = datetime.fromtimestamp(day_ms / 1000, UTC).date().isoformat()
+    path = topic_folder(archive, topic) / f"date={date}" / f"part-{partition}-{offsets.start}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    footer = {_FOOTER: json.dumps(_footer(topic, partition, offsets, rows)).encode()}
+    with unfinished.open("wb") as file:
+        pq.write_table(rows.table.replace_schema_metadata(footer), file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    _sync_folder(path.parent)
+    return path
+
+
+def _footer(topic: str, partition: int, offsets: range, rows: TopicRows) -> dict[str, object]:
+    timestamps = [pc.max(rows.table[TIMESTAMP]).as_py() or 0, *(one.timestamp_ms for one in rows.undecoded)]
+    times = pc.min_max(rows.table[TIME_COLUMNS[topic]]).as_py()
+    return {
+        "topic": topic,
+        "partition": partition,
+        "first_offset": offsets.start,
+        "end_offset": offsets.stop,
+        "timestamp_ms_max": max(timestamps),
+        "times_ms": [times["min"], times["max"]] if len(rows.table) else None,
+        "undecoded": [[one.offset, one.timestamp_ms, one.reason] for one in rows.undecoded],
+    }
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is on disk when its folder is.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_parts(archive: Path, topic: str) -> dict[int, list[Part]]:
+    """The files of a topic by partition, in order of offsets.
+
+    Raises Misconfigured for a file that is not what its name says, or two that cover the same offsets.
+    """
+    parts = [_part(path, topic) for path in topic_folder(archive, topic).glob("date=*/part-*.parquet")]
+    parts.sort(key=lambda part: (part.partition, part.offsets.start, part.path))
+    by_partition = {partition: list(found) for partition, found in groupby(parts, key=lambda part: part.partition)}
+    for found in by_partition.values():
+        for one, other in pairwise(found):
+            if other.offsets.start < one.offsets.stop:
+                raise Misconfigured(f"{one.path} and {other.path} cover the same offsets: take one of them away")
+    return by_partition
+
+
+def _part(path: Path, topic: str) -> Part:
+    try:
+        footer = (pq.read_schema(path).metadata or {}).get(_FOOTER)
+    except (pa.ArrowException, OSError) as error:
+        raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
+    name = _NAME.fullmatch(path.name)
+    try:
+        said = json.loads(footer or b"")
+        partition, offsets = said["partition"], range(said["first_offset"], said["end_offset"])
+        if name is None or (topic, int(name[1]), int(name[2])) != (said["topic"], partition, offsets.start):
+            raise Misconfigured(f"{path} is not what its name says: its footer is of {said['topic']} {partition}")
+        times = None if said["times_ms"] is None else (said["times_ms"][0], said["times_ms"][1])
+        undecoded = tuple(Undecoded(partition, *one) for one in said["undecoded"])
+        return Part(path, partition, offsets, said["timestamp_ms_max"], times, undecoded)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Misconfigured(f"{path} is no file of an archive: its footer does not say what it covers") from error
+
+
+def missing_ranges(wanted: range, covered: Sequence[range]) -> list[range]:
+    """What must be added so that offsets are covered without a gap from the first to the last, `wanted` among them.
+
+    `covered` are in order and apart from each other.
+    """
+    if not covered:
+        return [wanted] if wanted else []
+    first, stop = covered[0].start, covered[-1].stop
+    if wanted:
+        first, stop = min(first, wanted.start), max(stop, wanted.stop)
+    edges = [first, *(edge for one in covered for edge in (one.start, one.stop)), stop]
+    gaps = (range(edges[place], edges[place + 1]) for place in range(0, len(edges), 2))
+    return [gap for gap in gaps if gap]
+
+
+def read_archive(
+    archive: Path,
+    topic: str,
+    schema: pa.Schema,
+    *,
+    since_ms: int | None = None,
+    until_ms: int | None = None,
+    times_ms: tuple[int | None, int | None] = (None, None),
+    optional: Sequence[str] = (),
+) -> TopicRows:
+    """The rows of a topic, partition by partition, each in order of offsets: columns as in `schema`.
+
+    `since_ms`, `until_ms`: as TopicSource.ranges takes them. `times_ms`: files without an event from the first to the
+    last of these (None: any) are not read. `optional` columns may be missing in a file, and are null then.
+
+    Raises Misconfigured for a topic that is not there, a gap between a partition's files, or a missing column.
+    """
+    folder = topic_folder(archive, topic)
+    if not folder.is_dir():
+        raise Misconfigured(f"{folder} is not there: `paywarden archive --topic {topic} --out {archive}` makes it")
+    tables, undecoded = [schema.empty_table()], []
+    for partition, parts in read_parts(archive, topic).items():
+        _check_joined(folder, partition, parts)
+        asked = _asked(parts, since_ms, until_ms)
+        for part in parts:
+            if part.offsets.stop <= asked.start or part.offsets.start >= asked.stop:
+                continue
+            undecoded += [one for one in part.undecoded if one.offset in asked]
+            if part.times_ms is not None and _overlaps(part.times_ms, times_ms):
+                tables.append(_within(_read(part.path, schema, optional), asked))
+    return TopicRows(pa.concat_tables(tables), tuple(undecoded))
+
+
+def _check_joined(folder: Path, partition: int, parts: Sequence[Part]) -> None:
+    for one, other in pairwise(parts):
+        if one.offsets.stop != other.offsets.start:
+            raise Misconfigured(
+                f"{folder}: partition {partition} has a gap: offsets {one.offsets.stop} to {other.offsets.start - 1} "
+                f"are missing before {other.path.name}; `paywarden archive` adds them where the topic still has them"
+            )
+
+
+def _asked(parts: Sequence[Part], since_ms: int | None, until_ms: int | None) -> range:
+    """The offsets of a partition that Kafka would give for this range of its own times."""
+    first = parts[0].offsets.start if since_ms is None else _first_offset_at(parts, since_ms)
+    stop = parts[-1].offsets.stop if until_ms is None else _first_offset_at(parts, until_ms)
+    return range(first, stop)
+
+
+def _first_offset_at(parts: Sequence[Part], time_ms: int) -> int:
+    """Of the first record that has this time or a later one; the end where there is none."""
+    for part in parts:
+        if part.timestamp_ms_max >= time_ms:
+            rows = pq.read_table(part.path, columns=[OFFSET, TIMESTAMP], partitioning=None)
+            found = [one.offset for one in part.undecoded if one.timestamp_ms >= time_ms]
+            first = pc.min(rows.filter(pc.greater_equal(rows[TIMESTAMP], time_ms))[OFFSET]).as_py()
+            return int(min([*found, *([] if first is None else [first])]))
+    return parts[-1].offsets.stop
+
+
+def _overlaps(times_ms: tuple[int, int], wanted: tuple[int | None, int | None]) -> bool:
+    first, last = wanted
+    return (last is None or times_ms[0] <= last) and (first is None or times_ms[1] >= first)
+
+
+def _read(path: Path, schema: pa.Schema, optional: Sequence[str]) -> pa.Table:
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
+    for field in schema:
+        if field.name not in table.column_names and field.name in optional:
+            table = table.append_column(field.name, pa.nulls(len(table), field.type))
+        elif field.name not in table.column_names:
+            raise Misconfigured(f"{path}: column {field.name} is missing")
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise Misconfigured(f"{path}: wanted other types of columns: {(str(error).splitlines() or [''])[0]}") from error
+
+
+def _within(table: pa.Table, offsets: range) -> pa.Table:
+    is_asked = pc.and_(pc.greater_equal(table[OFFSET], offsets.start), pc.less(table[OFFSET], offsets.stop))
+    return table.filter(is_asked)

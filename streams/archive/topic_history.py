@@ -1,0 +1,223 @@
+"""A history from what topics hold: an archive's rows, or those of Kafka itself (streams/kafka/topic_rows.py).
+
+    1. leave out   records that are no payments or outcomes, and those that the stream would refuse
+    2. cut         payments outside of the days that are asked for
+    3. sort        by the event's own time; of equal times the lower partition first, then the lower offset
+    4. drop        a payment that came before with the same fields; with other fields it is refused
+    5. join        outcomes to their payments: those of payments that are not there, or older than their payments, go
+
+The same records give the same history, whichever way they came. What is left out is counted and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from paywarden.features.history.history import (
+    ABSENT_COLUMNS,
+    OUTCOME_COLUMNS,
+    PAYMENT_COLUMNS,
+    History,
+    history_of_tables,
+    plain_texts,
+)
+from paywarden.features.history.payment_columns import wrong_numbers, wrong_texts
+from paywarden.features.profiles.money import RateTable
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.payment_fields import FIELDS, Form, PaymentField, TimeBounds
+from paywarden.streams.archive.files import read_archive
+from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, TopicRows, rows_schema
+from paywarden.streams.profiles.decoder import TIMES
+
+
+@dataclass(frozen=True)
+class Days:
+    """Payments from `first_ms` to `last_ms`, both included, by their own time; None: no bound."""
+
+    first_ms: int | None = None
+    last_ms: int | None = None
+
+
+@dataclass
+class LeftOut:
+    """What of the topics is not in the history: how many records for each reason, and where the first of them is."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, count: int, example: str) -> None:
+        """So many records more."""
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        self.examples.setdefault(reason, example)
+
+    def lines(self) -> list[str]:
+        """One for each reason."""
+        return [f"left out: {count} {reason} ({self.examples[reason]})" for reason, count in self.counts.items()]
+
+
+def archived_rows(
+    archive: Path, *, since_ms: int | None = None, until_ms: int | None = None, days: Days | None = None
+) -> tuple[TopicRows, TopicRows]:
+    """Payments and outcomes of an archive that reached Kafka in a range of time; files of other days are not read.
+
+    Raises Misconfigured as `read_archive`.
+    """
+    days = days or Days()
+    payments = read_archive(
+        archive,
+        "payments",
+        rows_schema("payments"),
+        since_ms=since_ms,
+        until_ms=until_ms,
+        times_ms=(days.first_ms, days.last_ms),
+        optional=ABSENT_COLUMNS,
+    )
+    # No outcome is older than its payment.
+    times = (days.first_ms, None)
+    outcomes = read_archive(
+        archive, "outcomes", rows_schema("outcomes"), since_ms=since_ms, until_ms=until_ms, times_ms=times
+    )
+    return payments, outcomes
+
+
+def history_of_rows(
+    payments: TopicRows,
+    outcomes: TopicRows,
+    *,
+    rates: RateTable,
+    times: TimeBounds = TIMES,
+    days: Days | None = None,
+) -> tuple[History, LeftOut]:
+    """The history, and what is not in it. `times`: the bounds that the stream has.
+
+    Raises Misconfigured where two payments have one id and differ.
+    """
+    left_out = LeftOut()
+    for topic, rows in (("payments", payments), ("outcomes", outcomes)):
+        if rows.undecoded:
+            left_out.add(f"records of {topic} that do not decode", len(rows.undecoded), str(min(rows.undecoded)))
+    used_payments = _payments(payments.table, rates, times, days or Days(), left_out)
+    used_outcomes = _outcomes(outcomes.table, used_payments, days or Days(), left_out)
+    return history_of_tables(
+        used_payments.select(list(PAYMENT_COLUMNS)), used_outcomes.select(list(OUTCOME_COLUMNS))
+    ), left_out
+
+
+# Payments
+
+
+def _payments(table: pa.Table, rates: RateTable, times: TimeBounds, days: Days, left_out: LeftOut) -> pa.Table:
+    table = _cut(table, "event_time_ms", days)
+    is_usable = np.ones(len(table), dtype=np.bool_)
+    for rule, is_wrong in _rules(table, rates, times):
+        # Of several rules that one breaks the first is said.
+        _count(left_out, f"payments that the stream refuses: {rule}", table, is_wrong & is_usable)
+        is_usable &= ~is_wrong
+    return _without_repeated(_sorted(table.filter(pa.array(is_usable)), "event_time_ms"), left_out)
+
+
+def _rules(table: pa.Table, rates: RateTable, times: TimeBounds) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """What streams/profiles/decoder.py refuses, by columns: each rule with the rows that break it, in its order."""
+    for line in FIELDS:
+        if line.is_text:
+            yield f"{line.name} must be {line.wanted}", _wrong_texts(line, table[line.name])
+        elif line.is_number:
+            column = table[line.name].fill_null(line.minimum)
+            numbers = np.asarray(column.to_numpy(), dtype=np.int64)
+            yield f"{line.name} must be {line.wanted}", wrong_numbers(line, numbers)
+        if line.form is Form.TIME:
+            yield f"{line.name} must be near the record's arrival", _far_from_arrival(numbers, table, times)
+        if line.form is Form.CURRENCY:
+            known = pa.array(sorted(rates.currencies), pa.string())
+            yield f"{line.name} has no exchange rate", ~_is(pc.is_in(table[line.name], known))
+
+
+def _wrong_texts(line: PaymentField, column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    encoded = plain_texts(column).dictionary_encode()
+    # What code -1 stands for, nothing, is the last.
+    wrong = np.append(wrong_texts(line, encoded.dictionary), False)
+    chosen: NDArray[np.bool_] = wrong[encoded.indices.fill_null(-1).to_numpy()]
+    return chosen
+
+
+def _far_from_arrival(time_ms: NDArray[np.int64], table: pa.Table, times: TimeBounds) -> NDArray[np.bool_]:
+    """By the time of arrival alone: whoever reads the topic later has no other clock."""
+    arrived_ms = _numbers(table, TIMESTAMP)
+    is_far = (time_ms < arrived_ms - times.past_ms_max) | (time_ms > arrived_ms + times.future_ms_max)
+    return np.asarray((arrived_ms > 0) & is_far, dtype=np.bool_)
+
+
+def _without_repeated(table: pa.Table, left_out: LeftOut) -> pa.Table:
+    """Each payment once, the first of it."""
+    ids = table["payment_id"].combine_chunks()
+    first = np.asarray(pc.index_in(ids, value_set=ids).to_numpy(zero_copy_only=False), dtype=np.int64)
+    repeated = np.flatnonzero(first != np.arange(len(first)))
+    if len(repeated) == 0:
+        return table
+    fields = list(PAYMENT_COLUMNS)
+    again, before = (table.select(fields).take(pa.array(rows)) for rows in (repeated, first[repeated]))
+    if not again.equals(before):
+        place = next(row for row in range(len(again)) if not again.slice(row, 1).equals(before.slice(row, 1)))
+        places = [_place(table, int(row)) for row in (first[repeated[place]], repeated[place])]
+        raise Misconfigured(f"topic payments holds two payments of one payment_id that differ: {' and '.join(places)}")
+    left_out.add("payments that came before, field by field the same", len(repeated), _place(table, int(repeated[0])))
+    is_kept = np.ones(len(table), dtype=np.bool_)
+    is_kept[repeated] = False
+    return table.filter(pa.array(is_kept))
+
+
+# Outcomes
+
+
+def _outcomes(table: pa.Table, payments: pa.Table, days: Days, left_out: LeftOut) -> pa.Table:
+    # Of what was cut off with its payments there is nothing to say; where they begin decides which files are read.
+    table = _sorted(_cut(table, "outcome_time_ms", Days(days.first_ms)), "outcome_time_ms")
+    row = pc.index_in(table["payment_id"], value_set=payments["payment_id"].combine_chunks())
+    is_lost = _is(pc.is_null(row))
+    known = np.asarray(row.fill_null(0).to_numpy(), dtype=np.int64)
+    payment_time_ms = np.append(_numbers(payments, "event_time_ms"), 0)[np.where(is_lost, len(payments), known)]
+    is_early = ~is_lost & (_numbers(table, "outcome_time_ms") < payment_time_ms)
+    _count(left_out, "outcomes of payments that are not among those read", table, is_lost)
+    _count(left_out, "outcomes that are older than their payments", table, is_early)
+    return table.filter(pa.array(~is_lost & ~is_early))
+
+
+# Columns
+
+
+def _cut(table: pa.Table, column: str, days: Days) -> pa.Table:
+    if days.first_ms is not None:
+        table = table.filter(pc.greater_equal(table[column], days.first_ms))
+    if days.last_ms is not None:
+        table = table.filter(pc.less_equal(table[column], days.last_ms))
+    return table
+
+
+def _sorted(table: pa.Table, column: str) -> pa.Table:
+    keys: Sequence[tuple[str, str]] = [(name, "ascending") for name in (column, PARTITION, OFFSET)]
+    return table.sort_by(keys)
+
+
+def _count(left_out: LeftOut, what: str, table: pa.Table, is_left_out: NDArray[np.bool_]) -> None:
+    rows = np.flatnonzero(is_left_out)
+    if len(rows):
+        left_out.add(what, len(rows), _place(table, int(rows[0])))
+
+
+def _place(table: pa.Table, row: int) -> str:
+    return f"partition {table[PARTITION][row].as_py()}, offset {table[OFFSET][row].as_py()}"
+
+
+def _numbers(table: pa.Table, name: str) -> NDArray[np.int64]:
+    return np.asarray(table[name].to_numpy(), dtype=np.int64)
+
+
+def _is(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    return np.asarray(pc.fill_null(column, False).to_numpy(), dtype=np.bool_)

@@ -1,0 +1,73 @@
+"""What a batch of changelog records is for a copy of the profiles."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from paywarden.features.stores.base import KEY_BYTES_MAX
+from paywarden.schemas.avro import Decoder
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.profiles.watermarks import PREFIX
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Changes:
+    """`profiles`: the newest state by key, None where it is erased. `positions`: by partition, the next offset.
+
+    `progress`: partition, key and moment of each progress record, in order. `arrived_ms`: by kind of entity, when the
+    newest payment or outcome of a state reached Kafka, of every record that has an age. `unreadable`: records left out.
+    """
+
+    arrived_ms: dict[str, list[int]]
+    profiles: dict[bytes, bytes | None] = field(default_factory=dict)
+    positions: dict[int, int] = field(default_factory=dict)
+    progress: list[tuple[int, bytes, int]] = field(default_factory=list)
+    unreadable: int = 0
+
+    def erased_count(self) -> int:
+        """How many of `profiles` are erased."""
+        return list(self.profiles.values()).count(None)
+
+
+def read_changes(
+    records: Iterable[Record], decoder: Decoder, entities: Sequence[str], ageless_before: Mapping[int, int]
+) -> Changes:
+    """The changes in these records, which are in order within a partition.
+
+    `ageless_before`: by partition, an offset before which a record tells how long the copy was away and not how long
+    a change takes. What is written without an event, and of another kind of entity than these, has no age either.
+    """
+    changes = Changes({entity: [] for entity in entities})
+    profiles, positions, arrived_ms = changes.profiles, changes.positions, changes.arrived_ms
+    for record in records:
+        partition, key = record.partition, record.key
+        positions[partition] = record.offset + 1
+        if not key or len(key) > KEY_BYTES_MAX:
+            _log.error("changelog %d/%d has no key that a mirror can hold", partition, record.offset)
+            changes.unreadable += 1
+            continue
+        if record.value is None:
+            profiles[key] = None
+            continue
+        try:
+            value = decoder.decode(record.value)
+        except InvalidEvent as error:
+            _log.error("changelog %d/%d cannot be read: %s", partition, record.offset, error)
+            changes.unreadable += 1
+            continue
+        if key.startswith(PREFIX):
+            if value["complete_to_time_ms"] is not None:
+                changes.progress.append((partition, key, value["complete_to_time_ms"]))
+            continue
+        profiles[key] = value["state"]
+        arrived = value["arrived_time_ms"]
+        if arrived is None or (ageless_before and record.offset < ageless_before.get(partition, 0)):
+            continue
+        if (ages := arrived_ms.get(value["entity"])) is not None:
+            ages.append(arrived)
+    return changes

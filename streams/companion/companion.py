@@ -1,0 +1,318 @@
+"""A scoring host's I/O: the changelog into the mirror, the outbox onto the decisions topic.
+
+    store ──scan, once──► mirror ◄──follow── topic profiles          outbox ──ship──► topic decisions
+
+A new mirror is filled from the store where there is one to scan, and from there follows the changelog; without
+a store it reads the compacted changelog from its beginning. Either way it is complete when it has read every
+partition to where it ended at the start and knows how far the stream had come. A mirror that is there already
+goes on from the positions it keeps.
+
+The store may come later than the companion: the companion then says so once on its log, is live but not ready, and
+tries again every second.
+
+Health and metrics are values that the loop sets; who serves them is in other threads and never in its way.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from confluent_kafka import Consumer, TopicPartition
+from prometheus_client import CollectorRegistry
+
+from paywarden.features.stores.base import ProfileStore, ScanProgress, in_batches
+from paywarden.features.stores.profile_sets import LiveSet
+from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
+from paywarden.schemas.errors import Misconfigured, StoreUnavailable
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.outbox import OutboxSettings
+from paywarden.streams.companion.changelog_reader import read_changes
+from paywarden.streams.companion.cursors import HostIdentity
+from paywarden.streams.companion.health import CompanionHealth
+from paywarden.streams.companion.metrics import CompanionMetrics
+from paywarden.streams.companion.shipping import shipper_of
+from paywarden.streams.kafka.admin import end_offsets, make_admin, partitions_of
+from paywarden.streams.kafka.client import KafkaSettings, Place
+from paywarden.streams.kafka.end_offsets import EndsWatch
+from paywarden.streams.kafka.reading import Record, consume, make_consumer
+from paywarden.streams.kafka.stall_detector import StallWatch, named
+from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
+from paywarden.streams.profiles.metrics import objectives_ms
+from paywarden.streams.profiles.watermarks import CopyProgress, progress_key
+
+_log = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 10.0
+_LOOK_AROUND_EVERY_S = 1.0
+_FILL_BATCH = 10_000
+# How soon it looks again for a store that is not there, or that is getting another profile set.
+_LOOK_AGAIN_S = 1.0
+_VARIANT = re.compile(r"[A-Za-z0-9._-]{0,64}")
+
+
+@dataclass(frozen=True)
+class CompanionSettings:
+    """How the companion works."""
+
+    # Changelog records taken at once, and how long it waits for the first: this much is added to freshness.
+    batch_max: int = 2000
+    batch_wait_ms: int = 20
+    # Whether a new mirror is filled by scanning the store; without, by reading the whole changelog.
+    fill_from_store: bool = True
+    stop_timeout_s: int = 10
+    # A client that gives nothing of the changelog for so long, while the broker has more for it, is replaced.
+    stall_timeout_s: int = 60
+    # Goes into every decision that is shipped: the name of what this host serves, as of the arms of an A/B test.
+    variant: str = ""
+    # How long after its arrival on Kafka an event may take into the mirror: what the stream has for its store, and half
+    # a second for the changelog. Exceptions are "merchant=5000".
+    freshness_objective_ms: int = 1500
+    freshness_exceptions: tuple[str, ...] = ()
+    # With a mirror that is older it is not ready.
+    mirror_age_ms_max: int = 30_000
+    # Of /livez, /readyz and /metrics. Port 0 takes a free one; the address is the first line on stdout.
+    http_host: str = "127.0.0.1"
+    http_port: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured."""
+        if _VARIANT.fullmatch(self.variant) is None:
+            raise Misconfigured(
+                f"[companion] variant: wanted at most 64 letters, digits, '.', '_' and '-', got {self.variant!r}"
+            )
+
+
+class Companion:
+    """Runs in one thread beside the scoring workers of a host."""
+
+    def __init__(
+        self,
+        *,
+        kafka: KafkaSettings,
+        settings: CompanionSettings,
+        mirror: MirrorSettings,
+        outbox: OutboxSettings,
+        ids: SchemaIds,
+        entities: tuple[str, ...],
+        look: Callable[[], LiveSet],
+        open_store: Callable[[LiveSet], ProfileStore],
+        outbox_keep_s: float = 0.0,
+        registry: CollectorRegistry | None = None,
+        watch_scan: Callable[[str], AbstractContextManager[ScanProgress]] | None = None,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """`look` says which profile set is live and `open_store` opens it, both only when a new mirror is filled.
+
+        `outbox_keep_s`: for how long decisions are kept after they are shipped. `registry` gets the metrics.
+        `watch_scan` may show how a new mirror is filled.
+
+        Raises Misconfigured, BrokerUnavailable.
+        """
+        self._settings, self._entities, self._now_ms = settings, entities, now_ms
+        self.health = CompanionHealth(settings.mirror_age_ms_max, now_ms=now_ms)
+        self._metrics = CompanionMetrics(
+            registry or CollectorRegistry(), freshness_objectives_ms(settings, entities), self.health
+        )
+        self._look, self._open_store = look, open_store
+        self._watch_scan = watch_scan or (lambda _: nullcontext(lambda *_: None))
+        self._topic = kafka.topic("profiles")
+        self._partitions = partitions_of(kafka, "profiles")
+        self._mirror, self._mirror_limit_bytes = MirrorWriter(mirror), mirror.size_mb << 20
+        self._kafka = kafka
+        self._consumer = self._new_consumer()
+        self._decoder = Decoder("profiles", ids)
+        self._progress = CopyProgress(
+            self._partitions,
+            (
+                progress_key(entity, partition)
+                for entity in entities
+                for partition in partitions_of(kafka, repartition_topic(entity))
+            ),
+        )
+        encoder = Encoder("decisions", ids.id_of("decisions"))
+        self._identity = HostIdentity(Path(outbox.directory))
+        partitions_of(kafka, CURSORS_TOPIC)
+        self._shipper = shipper_of(
+            outbox, kafka, self._identity, encoder=encoder, keep_s=outbox_keep_s, variant=settings.variant
+        )
+        self._ends = EndsWatch(make_admin(kafka), self._topic, self._positions)
+        self._stalls = StallWatch(settings.stall_timeout_s)
+        self._to_reach: dict[int, int] = {}
+        self._read_to: dict[int, int] = {}
+        self.profiles_applied = 0
+
+    def run(self, stop: Event) -> None:
+        """Work until `stop` is set; then ship what is left. Raises TemporaryFailure or Misconfigured."""
+        try:
+            if self._start_following(stop):
+                self._work(stop)
+        finally:
+            self._identity.close()
+            self._consumer.close()
+            self._mirror.close()
+
+    def _work(self, stop: Event) -> None:
+        next_log = next_look = time.monotonic()
+        try:
+            while not stop.is_set():
+                now = time.monotonic()
+                if now >= next_look:
+                    self.look_around()
+                    next_look = now + _LOOK_AROUND_EVERY_S
+                self.step()
+                if now >= next_log:
+                    _log.info("companion: %d profiles applied, %d decisions shipped", *self._counts())
+                    next_log = now + _LOG_EVERY_S
+        finally:
+            self.health.obstacle = "the companion is stopping"
+            self._shipper.find_workers()
+            self._shipper.drain(self._settings.stop_timeout_s)
+
+    def look_around(self) -> None:
+        """What need not be looked at in every round: workers that are new, and how everything stands."""
+        self._shipper.find_workers()
+        if (ends := self._ends.look()) is not None:
+            self._metrics.lag(ends, self._positions())
+            if stalled := self._stalls.look(ends, self._positions()):
+                self._replace_client(stalled)
+        self.health.kafka_trouble = self._ends.trouble()
+        self._metrics.shipping(
+            shipped=self._shipper.shipped,
+            under_way=self._shipper.under_way,
+            waiting_bytes=self._shipper.waiting_bytes(),
+        )
+        self._metrics.mirror(self._mirror.used_bytes(), self._mirror_limit_bytes)
+
+    def step(self) -> None:
+        """One round of both jobs; waits for the changelog only when no decision is waiting."""
+        produced = self._shipper.advance()
+        wait_s = 0.0 if produced else self._settings.batch_wait_ms / 1000
+        consumed = consume(self._consumer, self._settings.batch_max, wait_s)
+        self._stalls.gave(consumed.is_all)
+        if consumed.records:
+            self._apply(consumed.records)
+        for (_, partition), end in consumed.ended.items():
+            self._to_reach.pop(partition, None)
+            self._read_to[partition] = end
+        self.health.partitions_to_reach = len(self._to_reach)
+        self.health.note_round()
+
+    def _positions(self) -> dict[Place, int]:
+        return {(self._topic, partition): position for partition, position in self._read_to.items()}
+
+    def _replace_client(self, stalled: list[Place]) -> None:
+        _log.warning("Kafka's client has stalled on %s and is replaced", named(stalled))
+        self._metrics.stalls.inc()
+        self._stalls.clear()
+        self._consumer.close()
+        self._consumer = self._new_consumer()
+        self._follow(self._read_to)
+
+    def _new_consumer(self) -> Consumer:
+        return make_consumer(self._kafka, group_id="paywarden-companion")
+
+    def _follow(self, positions: Mapping[int, int]) -> None:
+        self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
+
+    def _counts(self) -> tuple[int, int]:
+        return self.profiles_applied, self._shipper.shipped
+
+    def _start_following(self, stop: Event) -> bool:
+        """Fill a new mirror and take up the changelog where the mirror stands. False when stopped before."""
+        ends = end_offsets(self._consumer, self._topic, self._partitions)
+        positions = self._mirror.positions()
+        if positions.keys() != set(self._partitions):
+            self._mirror.clear()
+            positions = dict.fromkeys(self._partitions, 0)
+            if self._settings.fill_from_store:
+                filled_from = self._fill_from_store(stop)
+                if filled_from is None:
+                    return False
+                # The store is written before the changelog, so what the changelog held before the scan is in it.
+                positions = filled_from
+                # A record from during the scan may put back an older state for a moment: read past them all.
+                ends = end_offsets(self._consumer, self._topic, self._partitions)
+            self._mirror.apply({}, positions)
+        self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
+        self._read_to = dict(positions)
+        self.health.follow(len(self._to_reach), self._mirror.complete_to_ms() or 0)
+        self._follow(positions)
+        return True
+
+    def _fill_from_store(self, stop: Event) -> dict[int, int] | None:
+        """Fill the mirror; returns where the changelog ended before that, None when stopped.
+
+        A store that is not there yet, or is lost during the scan, is waited for.
+        While another profile set is swapped in, the changelog gets that one's profiles, and a mirror filled from the
+        old one would keep what is not sent any more: wait, and look afterwards whether it was so.
+        """
+        while not stop.is_set():
+            try:
+                live = self._look()
+                if live.next is not None:
+                    self._wait_because("another profile set is being swapped in; the mirror is filled after that", stop)
+                    continue
+                ends = end_offsets(self._consumer, self._topic, self._partitions)
+                self._scan_store(live)
+                if self._look() == live:
+                    return ends
+                self._mirror.clear()
+            except StoreUnavailable as error:
+                self._mirror.clear()
+                self._wait_because(f"the mirror waits for the profile store: {error}", stop)
+        return None
+
+    def _wait_because(self, obstacle: str, stop: Event) -> None:
+        """Wait a moment before the next try, and log the obstacle if it is a new one."""
+        if obstacle != self.health.obstacle:
+            _log.info("companion: %s", obstacle)
+        self.health.obstacle = obstacle
+        stop.wait(_LOOK_AGAIN_S)
+
+    def _scan_store(self, live: LiveSet) -> None:
+        store = self._open_store(live)
+        self.health.obstacle = "the mirror is being filled from the store"
+        started = time.monotonic()
+        count = 0
+        try:
+            for entity in self._entities:
+                with self._watch_scan(f"{entity} profiles into the mirror") as progress:
+                    for batch in in_batches(store.scan(entity, progress=progress), _FILL_BATCH):
+                        self._mirror.apply(dict(batch), {})
+                        count += len(batch)
+        finally:
+            store.close()
+        _log.info("companion: mirror filled with %d profiles in %.1f s", count, time.monotonic() - started)
+
+    def _apply(self, records: list[Record]) -> None:
+        changes = read_changes(records, self._decoder, self._entities, self._to_reach)
+        for partition, key, moment_ms in changes.progress:
+            self._progress.saw(partition, key, moment_ms)
+        self._note_reached(changes.positions)
+        complete_to_ms = self._progress.complete_to_ms() if not self._to_reach else 0
+        self._mirror.apply(changes.profiles, changes.positions, complete_to_ms or None)
+        if complete_to_ms:
+            self.health.complete_to_ms = complete_to_ms
+        self._read_to |= changes.positions
+        self.profiles_applied += len(changes.profiles)
+        self._metrics.applied(changes, self._now_ms())
+
+    def _note_reached(self, positions: dict[int, int]) -> None:
+        for partition, position in positions.items():
+            if partition in self._to_reach and position >= self._to_reach[partition]:
+                del self._to_reach[partition]
+
+
+def freshness_objectives_ms(settings: CompanionSettings, entities: Sequence[str]) -> dict[str, int]:
+    """The objective of each kind of entity. Raises Misconfigured."""
+    try:
+        return objectives_ms(entities, settings.freshness_objective_ms, settings.freshness_exceptions)
+    except ValueError as error:
+        raise Misconfigured(f"[companion] freshness_exceptions: {error}") from error

@@ -1,0 +1,86 @@
+"""What the companion tells Prometheus. Counted once a batch or once a second, gauges of age when someone asks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from paywarden.streams.companion.changelog_reader import Changes
+from paywarden.streams.companion.health import CompanionHealth
+from paywarden.streams.kafka.client import Place
+from paywarden.streams.profiles.metrics import AgeHistogram
+
+
+class CompanionMetrics:
+    """A companion's own. Labels are bounded: entities, partitions, and the scoring workers of the host."""
+
+    def __init__(self, registry: CollectorRegistry, objectives_ms: Mapping[str, int], health: CompanionHealth) -> None:
+        """`objectives_ms`: for each kind of entity, the age at which an event should be in the mirror."""
+        self._objectives_ms = objectives_ms
+
+        def counter(name: str, documentation: str, *labels: str) -> Counter:
+            return Counter(f"paywarden_companion_{name}", documentation, labels, registry=registry)
+
+        def gauge(name: str, documentation: str, *labels: str) -> Gauge:
+            return Gauge(f"paywarden_companion_{name}", documentation, labels, registry=registry)
+
+        self._age = AgeHistogram(
+            "paywarden_companion_event_to_mirror_seconds",
+            "From the arrival on Kafka of the newest payment or outcome in a state until the state is in the mirror. "
+            "Not of what the changelog held when the companion started.",
+            "entity",
+            objectives_ms,
+        )
+        registry.register(self._age)
+        self._over = counter("over_objective", "States in the mirror later than the freshness objective.", "entity")
+        self._applied = counter("profiles_applied", "States put into the mirror from the changelog.")
+        self._erased = counter("profiles_erased", "Profiles erased from the mirror by the changelog.")
+        self._unreadable = counter("unreadable_records", "Records of the changelog that cannot be used; left out.")
+        self.stalls = counter("client_stalls", "Times Kafka's client gave nothing of a partition and was replaced.")
+        self._lag = gauge("changelog_lag", "Records of the changelog that the mirror does not have yet.", "partition")
+        self._shipped = counter("decisions_shipped", "Decisions that the broker has acknowledged.")
+        self._under_way = gauge("decisions_under_way", "Decisions sent that the broker has yet to acknowledge.")
+        self._waiting = gauge("outbox_waiting_bytes", "Decisions in a worker's outbox that are not shipped.", "worker")
+        self._mirror_bytes = gauge("mirror_bytes", "Used of the mirror's file, pages that are free again included.")
+        self._mirror_limit = gauge("mirror_limit_bytes", "What the mirror may grow to.")
+        mirror_age = gauge("mirror_age_seconds", "Since the moment the mirror is complete to; NaN while it is not.")
+        mirror_age.set_function(lambda: math.nan if (age_s := health.mirror_age_s()) is None else age_s)
+        gauge("ready", "Whether /readyz says 200.").set_function(lambda: not health.problems())
+        objective = gauge("freshness_objective_seconds", "The freshness objective.", "entity")
+        for entity, objective_ms in objectives_ms.items():
+            objective.labels(entity).set(objective_ms / 1000)
+            self._over.labels(entity)
+        self._shipped_before = 0
+
+    def applied(self, changes: Changes, now_ms: int) -> None:
+        """These changes are in the mirror."""
+        erased = changes.erased_count()
+        self._applied.inc(len(changes.profiles) - erased)
+        self._erased.inc(erased)
+        self._unreadable.inc(changes.unreadable)
+        for entity, arrived_ms in changes.arrived_ms.items():
+            if arrived_ms:
+                ages_ms = now_ms - np.array(arrived_ms, dtype=np.int64)
+                self._over.labels(entity).inc(int((ages_ms > self._objectives_ms[entity]).sum()))
+                self._age.observe(entity, ages_ms / 1000.0)
+
+    def lag(self, ends: Mapping[Place, int], positions: Mapping[Place, int]) -> None:
+        """Where the partitions of the changelog end, and how far they are read."""
+        for place, end in ends.items():
+            self._lag.labels(str(place[1])).set(max(0, end - positions.get(place, 0)))
+
+    def shipping(self, *, shipped: int, under_way: int, waiting_bytes: Mapping[str, int]) -> None:
+        """How the decisions stand. `shipped`: since the start. `waiting_bytes`: by worker."""
+        self._shipped.inc(shipped - self._shipped_before)
+        self._shipped_before = shipped
+        self._under_way.set(under_way)
+        for worker, count in waiting_bytes.items():
+            self._waiting.labels(worker).set(count)
+
+    def mirror(self, used_bytes: int, limit_bytes: int) -> None:
+        """How large the mirror is."""
+        self._mirror_bytes.set(used_bytes)
+        self._mirror_limit.set(limit_bytes)

@@ -1,0 +1,385 @@
+"""From the outbox to the decisions topic: every decision, in order, exactly once.
+
+Decisions and the cursors of their outboxes (streams/companion/cursors.py) are written in one Kafka transaction: for
+readers of
+what is committed, either both are there or neither. The transactional id is the host's, so that the broker refuses
+whatever an earlier companion of this host still has on the way.
+
+1. Start: fence off earlier companions (`init_transactions`), which also ends their open transaction one way or the
+   other; then read the cursors. They say what is on the topic, whatever happened before.
+2. A transaction: what is new in every outbox, at most TRANSACTION_MAX decisions, then the cursor of each outbox that
+   has moved. No more often than TRANSACTION_EVERY_S: each costs the broker a marker in every partition.
+3. When it is committed, the positions move on and, now and then, are noted beside the outbox: by that the writer knows
+   what is not shipped, and what is shipped and old enough is deleted.
+4. A transaction that fails is aborted, and its decisions are sent again. If the producer itself has ended (another one
+   has fenced it off, or the broker has given up its transaction), a new one begins at step 1.
+
+While the broker is away every round tries for a moment only, and the outboxes keep the decisions.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Protocol
+
+from confluent_kafka import KafkaException
+from google.protobuf.message import DecodeError
+
+from paywarden.schemas.avro import Encoder
+from paywarden.schemas.errors import BrokerUnavailable
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.scoring.state.outbox import Cursor, OutboxDamaged, OutboxReader, OutboxSettings, workers
+from paywarden.streams.companion.cursors import (
+    TRANSACTION_TIMEOUT_MS,
+    HostIdentity,
+    ShippedTo,
+    boot_id,
+    cursor_key,
+    read_cursors,
+)
+from paywarden.streams.kafka.client import KafkaSettings, reason_of
+from paywarden.streams.kafka.producers import make_transactional_producer
+from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
+
+_log = logging.getLogger(__name__)
+
+# Decisions in a transaction: about 5 MB, and a fraction of a second's work.
+TRANSACTION_MAX = 5_000
+TRANSACTION_EVERY_S = 0.04
+# The cursor beside the outbox is synced to disk each time it is stored.
+CURSOR_EVERY_S = 0.2
+# How long one round waits for the broker: the mirror waits as long.
+_WAIT_S = 0.05
+# After a failed start or a lost producer.
+_AGAIN_AFTER_S = 1.0
+# Producers lost in a row, without a transaction committed in between, before that is no accident any more.
+_PRODUCERS_LOST_MAX = 10
+
+
+class TransactionalProducer(Protocol):
+    """What is used of confluent_kafka.Producer. Each may raise KafkaException."""
+
+    def init_transactions(self, timeout: float) -> None: ...
+    def begin_transaction(self) -> None: ...
+    def produce(self, topic: str, value: bytes, *, key: str | bytes) -> None: ...
+    def commit_transaction(self, timeout: float) -> None: ...
+    def abort_transaction(self, timeout: float) -> None: ...
+
+
+class Shipment:
+    """One worker's outbox, and how far it is read and shipped."""
+
+    def __init__(self, settings: OutboxSettings, worker: str, remote: ShippedTo | None, *, keep_s: float) -> None:
+        self.worker = worker
+        self._reader, self._cursor, self._keep_s = OutboxReader(settings, worker), Cursor(settings, worker), keep_s
+        self.shipped_to = self.read_to = self._start(remote)
+        # Whether the next transaction carries the cursor.
+        self.is_moved = remote is None or remote.position != self.read_to
+        self._kept: int | None = None
+        self._keep_due = 0.0
+
+    def read(self, count_max: int) -> list[OutboxEntry]:
+        """What is new, at most so many. Raises OutboxDamaged, OutboxUnavailable."""
+        entries = []
+        for end, payload in self._reader.read(self.read_to, count_max):
+            entries.append(_entry_of(payload))
+            self.read_to, self.is_moved = end, True
+        return entries
+
+    def commit(self) -> None:
+        """What was read is on the topic."""
+        self.shipped_to, self.is_moved = self.read_to, False
+
+    def rewind(self) -> None:
+        """What was read since the last commit is not on the topic."""
+        self.read_to = self.shipped_to
+
+    def keep(self, *, at_once: bool = False) -> None:
+        """Now and then, note the position beside the outbox and delete what is shipped and old."""
+        now = time.monotonic()
+        if not at_once and now < self._keep_due:
+            return
+        self._keep_due = now + CURSOR_EVERY_S
+        if self.shipped_to != self._kept:
+            self._cursor.store(self.shipped_to)
+            self._kept = self.shipped_to
+        self._reader.release(self.shipped_to, keep_s=self._keep_s)
+
+    def waiting_bytes(self) -> int:
+        """What the outbox holds that is not on the topic. Raises OutboxUnavailable."""
+        return max(0, self._reader.end() - self.shipped_to)
+
+    def _start(self, remote: ShippedTo | None) -> int:
+        """Where to go on. The cursor on Kafka is right, unless the outbox has lost what it spoke of.
+
+        After a loss of power, or put back from a copy, an outbox may end before what was shipped, and its writer has
+        gone on from there: positions stand for other records than those that were shipped. These were decided
+        before the cursor was written, the new ones after.
+        """
+        local = self._cursor.load()
+        if remote is None or (local is not None and local > remote.position):
+            return self._reader.start(self._cursor)
+        if remote.boot_id == boot_id() and self._reader.end() >= remote.position:
+            return remote.position
+        position = self._reader.start(self._cursor)
+        while records := self._reader.read(position, 1000):
+            for end, payload in records:
+                if end > remote.position or _entry_of(payload).decided_time_ms > remote.time_ms:
+                    return position
+                position = end
+        return position
+
+
+class _State(Enum):
+    NEW = "new"
+    IDLE = "idle"
+    COMMITTING = "committing"
+    ABORTING = "aborting"
+
+
+class Shipper:
+    """The shipping of every worker of this host. Workers that start later are found."""
+
+    def __init__(
+        self,
+        settings: OutboxSettings,
+        *,
+        host: str,
+        make_producer: Callable[[], TransactionalProducer],
+        read_cursors: Callable[[], Mapping[str, ShippedTo]],
+        topic: str,
+        cursors_topic: str,
+        encoder: Encoder,
+        keep_s: float,
+        variant: str = "",
+    ) -> None:
+        """`keep_s`: for how long the outbox keeps what is shipped. `variant`: what the host serves."""
+        self._settings, self._host, self._keep_s = settings, host, keep_s
+        self._make_producer, self._read_cursors = make_producer, read_cursors
+        self._topic, self._cursors_topic, self._encoder = topic, cursors_topic, encoder
+        self._variant = variant
+        self._producer: TransactionalProducer | None = None
+        self._state = _State.NEW
+        self._cursors: Mapping[str, ShippedTo] = {}
+        self._shipments: dict[str, Shipment] = {}
+        # Those whose cursors are in the transaction that is open.
+        self._carried: list[Shipment] = []
+        self._turns = 0
+        self._due = 0.0
+        self._lost_count = 0
+        self._trouble = ""
+        # Decisions in the transaction that is open, and those committed since the start.
+        self.under_way = self.shipped = 0
+
+    def advance(self) -> int:
+        """One round over all workers; returns how many decisions were sent. Waits for the broker for a moment only.
+
+        Raises BrokerUnavailable when producers are lost again and again, OutboxDamaged when a log is not whole.
+        """
+        try:
+            return self._advance()
+        except KafkaException as error:
+            self._fail(error)
+            return 0
+
+    def find_workers(self) -> None:
+        """Look for outboxes that are new. Reads a directory: not for every round."""
+        if self._state is _State.NEW:
+            return
+        for worker in workers(self._settings):
+            if worker not in self._shipments:
+                self._add(worker)
+
+    def waiting_bytes(self) -> dict[str, int]:
+        """By worker, the bytes in its outbox that are not shipped. Reads directories: not for every round."""
+        return {worker: shipment.waiting_bytes() for worker, shipment in self._shipments.items()}
+
+    def drain(self, timeout_s: float) -> None:
+        """Ship what is there now, at most `timeout_s` long, and note how far that came."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            self._due = 0.0
+            if self.advance() == 0 and self._state is _State.IDLE and self.under_way == 0:
+                break
+        for shipment in self._shipments.values():
+            shipment.keep(at_once=True)
+
+    def _advance(self) -> int:
+        now = time.monotonic()
+        if self._state is _State.NEW:
+            if now < self._due:
+                return 0
+            self._start()
+        if self._state is _State.ABORTING:
+            self._abort()
+        if self._state is _State.COMMITTING:
+            self._commit()
+            return 0
+        return self._send(now) if self._state is _State.IDLE and now >= self._due else 0
+
+    def _start(self) -> None:
+        if self._producer is None:
+            self._producer = self._make_producer()
+        self._producer.init_transactions(_WAIT_S)
+        try:
+            self._cursors = self._read_cursors()
+        except BrokerUnavailable as error:
+            self._say(str(error))
+            self._producer, self._due = None, time.monotonic() + _AGAIN_AFTER_S
+            return
+        self._state = _State.IDLE
+        # Of those that were there before the last producer was lost, too: what its transaction came to is known now.
+        known, self._shipments = list(self._shipments), {}
+        for worker in known:
+            self._add(worker)
+        self.find_workers()
+
+    def _add(self, worker: str) -> None:
+        _log.info("companion: shipping the outbox of %s", worker)
+        remote = self._cursors.get(worker)
+        self._shipments[worker] = Shipment(self._settings, worker, remote, keep_s=self._keep_s)
+
+    def _send(self, now: float) -> int:
+        """A transaction with what is new, and its commit begun; how many decisions that are."""
+        assert self._producer is not None
+        entries: list[OutboxEntry] = []
+        for shipment in self._in_turn():
+            # A round that failed before its transaction was begun has read what it did not send.
+            shipment.rewind()
+            entries += shipment.read(TRANSACTION_MAX - len(entries))
+            shipment.keep()
+        self._carried = [shipment for shipment in self._shipments.values() if shipment.is_moved]
+        if not self._carried:
+            return 0
+        self._due = now + TRANSACTION_EVERY_S if len(entries) < TRANSACTION_MAX else now
+        self._producer.begin_transaction()
+        # From here on it is open, and a failure of any kind aborts it.
+        self._state, self.under_way = _State.ABORTING, len(entries)
+        for entry in entries:
+            value = self._encoder.encode(decision_of(entry, self._variant))
+            self._producer.produce(self._topic, value, key=entry.request.payment_id)
+        now_ms = time.time_ns() // 1_000_000
+        for shipment in self._carried:
+            shipped = ShippedTo(shipment.read_to, now_ms, boot_id())
+            self._producer.produce(self._cursors_topic, shipped.to_bytes(), key=cursor_key(self._host, shipment.worker))
+        self._state = _State.COMMITTING
+        self._commit()
+        return len(entries)
+
+    def _in_turn(self) -> list[Shipment]:
+        """All, each time another one first: one that always has more than a transaction takes holds up no other."""
+        self._turns += 1
+        shipments = list(self._shipments.values())
+        first = self._turns % max(1, len(shipments))
+        return shipments[first:] + shipments[:first]
+
+    def _commit(self) -> None:
+        assert self._producer is not None
+        self._producer.commit_transaction(_WAIT_S)
+        for shipment in self._carried:
+            shipment.commit()
+            shipment.keep()
+        self.shipped += self.under_way
+        self._state, self.under_way, self._lost_count, self._trouble = _State.IDLE, 0, 0, ""
+
+    def _abort(self) -> None:
+        assert self._producer is not None
+        self._producer.abort_transaction(_WAIT_S)
+        for shipment in self._shipments.values():
+            shipment.rewind()
+        self._state, self.under_way = _State.IDLE, 0
+
+    def _fail(self, error: KafkaException) -> None:
+        """Abort, begin with a new producer, or go on with what was tried: the error says which."""
+        kind, reason = error.args[0], reason_of(error)
+        if kind.fatal():
+            self._lose_producer(reason)
+        elif kind.txn_requires_abort():
+            self._say(f"a transaction has failed and is aborted: {reason}")
+            self._state = _State.ABORTING
+        elif kind.retriable():
+            # Most often only that it takes longer than a round waits.
+            _log.debug("companion: shipping waits: %s", reason)
+        else:
+            self._lose_producer(reason)
+
+    def _lose_producer(self, reason: str) -> None:
+        self._lost_count += 1
+        if self._lost_count > _PRODUCERS_LOST_MAX:
+            raise BrokerUnavailable(f"decisions cannot be shipped (is there a copy of this host's outbox?): {reason}")
+        self._say(f"the producer of decisions has ended and begins anew: {reason}")
+        self._producer, self._state, self.under_way = None, _State.NEW, 0
+        self._due = time.monotonic() + _AGAIN_AFTER_S
+
+    def _say(self, trouble: str) -> None:
+        """Once, until something has been shipped again."""
+        if trouble != self._trouble:
+            _log.warning("companion: %s", trouble)
+            self._trouble = trouble
+
+
+def shipper_of(
+    settings: OutboxSettings,
+    kafka: KafkaSettings,
+    identity: HostIdentity,
+    *,
+    encoder: Encoder,
+    keep_s: float,
+    variant: str = "",
+) -> Shipper:
+    """The shipping of this host to this cluster."""
+    return Shipper(
+        settings,
+        host=identity.host,
+        make_producer=lambda: make_transactional_producer(
+            kafka,
+            f"{kafka.topic_prefix}paywarden-outbox-{identity.host}",
+            linger_ms=5,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+        ),
+        read_cursors=lambda: read_cursors(kafka, identity.host),
+        topic=kafka.topic("decisions"),
+        cursors_topic=kafka.topic(CURSORS_TOPIC),
+        encoder=encoder,
+        keep_s=keep_s,
+        variant=variant,
+    )
+
+
+def _entry_of(payload: bytes) -> OutboxEntry:
+    try:
+        return OutboxEntry.FromString(payload)
+    except DecodeError as error:
+        raise OutboxDamaged("the outbox holds a record that is not a decision") from error
+
+
+def decision_of(entry: OutboxEntry, variant: str = "") -> dict[str, Any]:
+    """The decision as it is on the topic (schemas/avsc/decisions.avsc)."""
+    request, response = entry.request, entry.response
+    optional = {
+        name: getattr(request, name) if request.HasField(name) else None
+        for name in ("device_id", "ip", "mcc", "country", "channel", "utc_offset_minutes")
+    }
+    return {
+        "decision_id": response.decision_id,
+        "decided_time_ms": entry.decided_time_ms,
+        "payment_id": request.payment_id,
+        "event_time_ms": request.event_time_ms,
+        "card_id": request.card_id,
+        "merchant_id": request.merchant_id,
+        "amount_minor": request.amount_minor,
+        "currency": request.currency,
+        **optional,
+        "score": response.score,
+        "action": response.action,
+        "reasons": list(response.reasons),
+        "flags": list(response.flags),
+        "model_version": response.model_version,
+        "catalogue_digest": entry.catalogue_digest,
+        "vector": entry.vector,
+        "profile_age_ms": response.profile_age_ms if response.HasField("profile_age_ms") else None,
+        "variant": variant,
+    }

@@ -1,0 +1,287 @@
+"""Dead letters back to where they came from, once what was wrong with them is mended.
+
+1. decide   for each letter: refused, retried before, or to be sent
+2. send     the original key, value and headers, and two headers more: whose retry it is, and the how-manieth
+3. note     on a compacted topic, when the broker has acknowledged all of a batch, that its letters were retried
+
+A crash between 2 and 3 sends a batch again the next time. That does no harm: a payment is known by its id, and an
+outcome that says what the last one said changes nothing.
+
+A record gets a new offset and Kafka's timestamp of now: for the stream it is a new record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from confluent_kafka import Consumer, KafkaError
+
+from paywarden.schemas.avro import Decoder, Encoder, SchemaIds
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.streams.dead_letters.writer import (
+    RETRY_COUNT_HEADER,
+    RETRY_OF_HEADER,
+    AnyLetter,
+    DamagedLetter,
+    Letter,
+    LetterId,
+)
+from paywarden.streams.kafka.admin import partitions_of, topics_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import Headers, Sender
+from paywarden.streams.kafka.reading import make_consumer, records_to_end
+
+# What the stream reads: letters come from nowhere else.
+ORIGINS = ("payments", "outcomes")
+# A record that has failed so often is not mended by sending it again.
+RETRIES_MAX = 5
+# What is sent before it is waited for; letters may be of megabytes.
+BATCH_COUNT, BATCH_BYTES = 500, 32 * 1024 * 1024
+_FLUSH_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """That a letter was retried. With `letter_time_ms` it is of no other letter that has the same id one day."""
+
+    letter_id: LetterId
+    letter_time_ms: int
+    topic: str
+    retry_count: int
+    retried_time_ms: int
+
+
+class Notes(Protocol):
+    """Which letters have been retried."""
+
+    def read(self) -> dict[LetterId, Note]:
+        """The last note of each letter."""
+
+    def write(self, notes: Sequence[Note]) -> None:
+        """On return they are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A record on its way back. `more_headers` are left out where the record is too large with them."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    more_headers: Headers
+
+
+class Origins(Protocol):
+    """The topics that letters came from."""
+
+    def missing_of(self, topic: str) -> str | None:
+        """Why nothing can be sent to this topic; None when it can."""
+
+    def send(self, records: Sequence[Outgoing]) -> list[str | None]:
+        """Send all; on return the broker has each, or the list says why it refused it."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which letters are meant: all that fit each part that is given."""
+
+    topics: frozenset[str] = frozenset()
+    reason: str = ""
+    since_ms: int = 0
+
+    def has(self, letter: AnyLetter) -> bool:
+        """A damaged letter came from no topic that is known."""
+        if self.topics and (isinstance(letter, DamagedLetter) or letter.record.topic not in self.topics):
+            return False
+        return self.reason.lower() in letter.reason.lower() and letter.failed_time_ms >= self.since_ms
+
+
+@dataclass
+class Retried:
+    """What came of a retry. `refused`: the letters by why they were not sent."""
+
+    sent: list[LetterId] = field(default_factory=list)
+    before: list[LetterId] = field(default_factory=list)
+    refused: dict[str, list[LetterId]] = field(default_factory=dict)
+
+    def refuse(self, letter_id: LetterId, why: str) -> None:
+        self.refused.setdefault(why, []).append(letter_id)
+
+
+def note_of(letter: AnyLetter, notes: dict[LetterId, Note]) -> Note | None:
+    """That this very letter was retried, if it was."""
+    note = notes.get(letter.letter_id)
+    return note if note is not None and note.letter_time_ms == letter.written_time_ms else None
+
+
+def retry(
+    letters: Iterable[AnyLetter],
+    *,
+    notes: Notes,
+    origins: Origins,
+    now_ms: Callable[[], int],
+    again: bool = False,
+    retries_max: int = RETRIES_MAX,
+    dry_run: bool = False,
+) -> Retried:
+    """Send letters back, those that were retried before only `again`, as those that failed `retries_max` times.
+
+    Raises BrokerUnavailable, after which the same call goes on where this ended, but for the last batch.
+    """
+    done = Retried()
+    known = notes.read()
+    for batch in _in_batches(_to_send(letters, known, origins, done, again=again, retries_max=retries_max)):
+        answers = [None] * len(batch) if dry_run else origins.send([outgoing_of(letter) for letter in batch])
+        sent = [letter for letter, why in zip(batch, answers, strict=True) if why is None]
+        if not dry_run:
+            notes.write([_note(letter, now_ms()) for letter in sent])
+        done.sent += [letter.letter_id for letter in sent]
+        for letter, why in zip(batch, answers, strict=True):
+            if why is not None:
+                done.refuse(letter.letter_id, why)
+    return done
+
+
+def outgoing_of(letter: Letter) -> Outgoing:
+    """The original record; headers of an earlier retry give way to this one's."""
+    record = letter.record
+    own = (RETRY_OF_HEADER, RETRY_COUNT_HEADER)
+    return Outgoing(
+        topic=record.topic,
+        key=record.key,
+        value=record.value,
+        headers=[header for header in record.headers if header[0] not in own],
+        more_headers=[
+            (RETRY_OF_HEADER, str(letter.letter_id).encode()),
+            (RETRY_COUNT_HEADER, str(letter.retry_count + 1).encode()),
+        ],
+    )
+
+
+def _to_send(
+    letters: Iterable[AnyLetter],
+    known: dict[LetterId, Note],
+    origins: Origins,
+    done: Retried,
+    *,
+    again: bool,
+    retries_max: int,
+) -> Iterator[Letter]:
+    for letter in letters:
+        if isinstance(letter, DamagedLetter):
+            done.refuse(letter.letter_id, f"the letter itself is damaged: {letter.reason}")
+        elif note_of(letter, known) is not None and not again:
+            done.before.append(letter.letter_id)
+        elif letter.retry_count >= retries_max and not again:
+            done.refuse(letter.letter_id, f"it has failed after {letter.retry_count} retries; --again sends it even so")
+        elif (missing := origins.missing_of(letter.record.topic)) is not None:
+            done.refuse(letter.letter_id, missing)
+        else:
+            yield letter
+
+
+def _in_batches(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
+    batch: list[Letter] = []
+    size_bytes = 0
+    for letter in letters:
+        batch.append(letter)
+        size_bytes += letter.size_bytes
+        if len(batch) >= BATCH_COUNT or size_bytes >= BATCH_BYTES:
+            yield batch
+            batch, size_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _note(letter: Letter, now_ms: int) -> Note:
+    return Note(letter.letter_id, letter.written_time_ms, letter.record.topic, letter.retry_count + 1, now_ms)
+
+
+class KafkaNotes:
+    """Notes on the topic dead-letters-retried. `close` it."""
+
+    def __init__(self, kafka: KafkaSettings, ids: SchemaIds) -> None:
+        """Raises BrokerUnavailable, or Misconfigured when there is no such topic."""
+        self._topic = kafka.topic("dead-letters-retried")
+        self._partitions = partitions_of(kafka, "dead-letters-retried")
+        self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-dead-letters")
+        self._sender = Sender(kafka, linger_ms=5)
+        self._encoder = Encoder("dead-letters-retried", ids.id_of("dead-letters-retried"))
+        self._decoder = Decoder("dead-letters-retried", ids)
+
+    def read(self) -> dict[LetterId, Note]:
+        """See Notes. Raises BrokerUnavailable, Misconfigured for what is no note."""
+        notes: dict[LetterId, Note] = {}
+        for records in records_to_end(self._consumer, self._topic, self._partitions):
+            for record in records:
+                note = self._note(record.key or b"", record.value or b"")
+                notes[note.letter_id] = note
+        return notes
+
+    def write(self, notes: Sequence[Note]) -> None:
+        """See Notes. Raises BrokerUnavailable."""
+        for note in notes:
+            fields = {
+                "letter_time_ms": note.letter_time_ms,
+                "topic": note.topic,
+                "retry_count": note.retry_count,
+                "retried_time_ms": note.retried_time_ms,
+            }
+            self._sender.send(self._topic, self._encoder.encode(fields), key=str(note.letter_id).encode())
+        self._sender.flush(_FLUSH_TIMEOUT_S)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _note(self, key: bytes, value: bytes) -> Note:
+        try:
+            letter_id = LetterId.of(key.decode())
+            return Note(letter_id, **self._decoder.decode(value))
+        except (InvalidEvent, Misconfigured, UnicodeDecodeError) as error:
+            # To take it for none would send a letter twice.
+            raise Misconfigured(f"{self._topic} holds a record that is no note of a retry: {error}") from error
+
+
+class KafkaOrigins:
+    """The topics of this deployment that the stream reads."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        """Raises BrokerUnavailable."""
+        self._names = {kafka.topic(name) for name in ORIGINS}
+        # Asked for all: asked for one that is missing, a broker may make it.
+        self._on_cluster = topics_of(kafka)
+        self._sender = Sender(kafka, linger_ms=5)
+
+    def missing_of(self, topic: str) -> str | None:
+        """See Origins."""
+        if topic not in self._names:
+            return f"it came from {topic}, and this deployment's stream reads {' and '.join(sorted(self._names))}"
+        if topic not in self._on_cluster:
+            return f"it came from {topic}, which is not on this cluster"
+        return None
+
+    def send(self, records: Sequence[Outgoing]) -> list[str | None]:
+        """See Origins. Raises BrokerUnavailable when the broker does not answer for all."""
+        answers = self._send([(record, [*record.headers, *record.more_headers]) for record in records])
+        # As large as its topic takes, it has no room for more.
+        large = [i for i, e in enumerate(answers) if e is not None and e.code() == KafkaError.MSG_SIZE_TOO_LARGE]
+        for index, answer in zip(large, self._send([(records[i], records[i].headers) for i in large]), strict=True):
+            answers[index] = answer
+        return [None if error is None else f"Kafka refused it: {error.str()}" for error in answers]
+
+    def _send(self, records: Sequence[tuple[Outgoing, Headers]]) -> list[KafkaError | None]:
+        answers: list[KafkaError | None] = [None] * len(records)
+        for index, (record, headers) in enumerate(records):
+            self._sender.send(
+                record.topic,
+                record.value,
+                key=record.key,
+                headers=headers,
+                on_refused=partial(answers.__setitem__, index),
+            )
+        self._sender.flush(_FLUSH_TIMEOUT_S)
+        return answers

@@ -1,0 +1,265 @@
+"""Which blocks of decisions are complete, and their counts, once each and in order.
+
+A block is five minutes, an hour or a day (UTC) of decision times. One worker of all evaluates: the one that has
+partition 0 of decisions.
+
+1. A block is complete when every partition has *passed* its end: it has counted a decision made `grace_ms` after, or
+   all that was on the topic `grace_ms` after. One that is behind, or that nobody counts, holds all up: none is skipped.
+2. Five minutes after five minutes: their counts are added up over all partitions and handed to the detection. At a full
+   hour follows the hour, again from the partitions' tiles, so with what was late; its sum is kept for a day, and
+   what it has of OVERALL for four weeks. At midnight follows the day, from its hours.
+3. The detection's state is written beside, and then one record that says how far this is and which state it led to. Who
+   dies before that is written is followed by one that evaluates the same block from the same state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import struct
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from paywarden.features.stores.base import ProfileStore, StoreConflict
+from paywarden.models.drift.counts import Counts
+from paywarden.streams.drift.counts import Binnings, Cell, Model
+from paywarden.streams.drift.settings import DriftSettings
+from paywarden.streams.drift.state import (
+    ENTITY,
+    FIVE_MS,
+    RECORD_BYTES_MAX,
+    Adder,
+    Cells,
+    Head,
+    Tile,
+    merged,
+    read_heads,
+)
+
+_log = logging.getLogger(__name__)
+
+HOUR_MS = 60 * 60_000
+DAY_MS = 24 * HOUR_MS
+WEEK_MS = 7 * DAY_MS
+DONE_KEY = f"{ENTITY}:evaluated".encode()
+PAST_WEEKS = 4
+# An hour more than a day has, and a week more than is asked for.
+_HOUR_SLOTS = 25
+_PAST_SLOTS = (PAST_WEEKS + 1) * 7 * 24
+_HOUR_TTL_S = 7 * 86_400
+_PAST_TTL_S = 36 * 86_400
+_DONE_TTL_S = 120 * 86_400
+# When, who says so, in how many records the state is, and its digest.
+_DONE = struct.Struct("<q16sH16s")
+
+
+class Detection(Protocol):
+    """What looks at the counts. Called in one thread, one call at a time."""
+
+    def restore(self, state: bytes) -> None:
+        """Go on from a state that `evaluate` returned; empty: from none."""
+
+    def evaluate(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> None:
+        """A block is complete: its counts by model version, none where there was no decision.
+
+        Called again with the same, after `restore`, where the state could not be saved: what it tells others should
+        bear the block's time, so that they know it for the same. Raises TemporaryFailure: to be tried again.
+        """
+
+    def state(self) -> bytes:
+        """What all blocks so far have led to."""
+
+
+class NoDetection:
+    """A Detection that finds nothing."""
+
+    def restore(self, state: bytes) -> None:
+        """See Detection."""
+
+    def evaluate(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> None:
+        """See Detection."""
+
+    def state(self) -> bytes:
+        """See Detection."""
+        return b""
+
+
+@dataclass(frozen=True)
+class Done:
+    """All blocks that end by `done_ms` are evaluated (0: none yet).
+
+    The state they led to was written by `owner`, in so many records. Two owners that have come to the same must not
+    both take themselves for the one that did it.
+    """
+
+    done_ms: int = 0
+    owner: bytes = bytes(16)
+    records: int = 0
+    digest: bytes = bytes(16)
+
+    def encode(self) -> bytes:
+        """As it is stored."""
+        return _DONE.pack(self.done_ms, self.owner, self.records, self.digest)
+
+    def state_keys(self) -> list[bytes]:
+        """Where the state is. An owner writes to two places in turn: what is in use is never written over."""
+        place = self.done_ms // FIVE_MS % 2
+        return [f"{ENTITY}:state:{self.owner.hex()}:{place}:{number}".encode() for number in range(self.records)]
+
+
+def read_done(store: ProfileStore) -> tuple[Done, int]:
+    """How far evaluation is, and the record's version. Raises StoreUnavailable."""
+    found = store.read_versioned([DONE_KEY])[0]
+    return Done() if found.value is None else Done(*_DONE.unpack(found.value)), found.version
+
+
+def read_state(store: ProfileStore, done: Done) -> bytes:
+    """What `done` led to; empty where it is gone. Raises StoreUnavailable."""
+    parts = store.read(done.state_keys())
+    state = b"".join(part for part in parts if part is not None)
+    if done.records and _digest(state) != done.digest:
+        _log.warning("the state of drift detection is gone: detection begins anew, and open alerts are not cleared")
+        return b""
+    return state
+
+
+def _digest(state: bytes) -> bytes:
+    return hashlib.sha256(state).digest()[:16]
+
+
+class Evaluator:
+    """Evaluates what is complete. All calls block, and raise TemporaryFailure: call again later."""
+
+    def __init__(
+        self,
+        store: ProfileStore,
+        detection: Detection,
+        *,
+        partitions: Sequence[int],
+        binnings: Binnings,
+        settings: DriftSettings,
+    ) -> None:
+        self._store, self._detection, self._partitions = store, detection, partitions
+        self._binnings, self._grace_ms, self._adder = binnings, settings.grace_ms, Adder(binnings)
+        self._token = uuid.uuid4().bytes
+        # What the detection's state is that of; None: it has to be restored.
+        self._has: Done | None = None
+
+    def step(self, blocks_max: int = 1000, may_go_on: Callable[[], bool] = lambda: True) -> int:
+        """Evaluate the blocks of five minutes that are complete, with what ends with them; returns how many."""
+        heads = read_heads(self._store, self._partitions)
+        passed_ms = passed(heads, self._partitions, self._grace_ms)
+        count = 0
+        while count < blocks_max and may_go_on():
+            done, version = read_done(self._store)
+            start_ms = done.done_ms or _first_ms(heads, passed_ms)
+            if start_ms == 0 or start_ms + FIVE_MS > passed_ms:
+                break
+            if self._has != done:
+                self._detection.restore(read_state(self._store, done))
+            self._has = None
+            self._evaluate(heads, start_ms)
+            try:
+                self._has = self._save(start_ms + FIVE_MS, version)
+            except StoreConflict:
+                _log.warning("another worker evaluates decisions, too: going on from what it has done")
+                break
+            count += 1
+        return count
+
+    def _save(self, done_ms: int, version: int) -> Done:
+        state = self._detection.state()
+        parts = [state[first : first + RECORD_BYTES_MAX] for first in range(0, len(state), RECORD_BYTES_MAX)]
+        done = Done(done_ms, self._token, len(parts), _digest(state))
+        for key, part in zip(done.state_keys(), parts, strict=True):
+            self._store.write({key: part}, ttl_s=_DONE_TTL_S)
+        self._store.write({DONE_KEY: done.encode()}, ttl_s=_DONE_TTL_S, versions={DONE_KEY: version})
+        return done
+
+    def forget(self) -> None:
+        """Another worker may evaluate meanwhile."""
+        self._has = None
+
+    def _evaluate(self, heads: Mapping[int, Head], start_ms: int) -> None:
+        end_ms = start_ms + FIVE_MS
+        self._tell(start_ms, FIVE_MS, merged(self._store, heads, start_ms, end_ms, self._adder))
+        if end_ms % HOUR_MS == 0:
+            hour_ms = end_ms - HOUR_MS
+            counts = merged(self._store, heads, hour_ms, end_ms, self._adder)
+            self._keep_hour(hour_ms, counts)
+            self._tell(hour_ms, HOUR_MS, counts)
+        if end_ms % DAY_MS == 0:
+            self._tell(end_ms - DAY_MS, DAY_MS, read_hours(self._store, end_ms - DAY_MS, end_ms, self._adder))
+
+    def _tell(self, start_ms: int, length_ms: int, counts: Mapping[Model, Counts]) -> None:
+        current = {model.version: one for model, one in counts.items() if self._binnings.is_current(model)}
+        self._detection.evaluate(start_ms, length_ms, current)
+
+    def _keep_hour(self, hour_ms: int, counts: Mapping[Model, Counts]) -> None:
+        hour = {Cell(hour_ms, model): one.to_bytes() for model, one in sorted(counts.items())}
+        past = {Cell(hour_ms, model): of_overall(one).to_bytes() for model, one in sorted(counts.items())}
+        self._store.write({_hour_key(hour_ms): self._tile(hour_ms, hour)}, ttl_s=_HOUR_TTL_S)
+        self._store.write({_past_key(hour_ms): self._tile(hour_ms, past)}, ttl_s=_PAST_TTL_S)
+
+    def _tile(self, start_ms: int, cells: Cells) -> bytes:
+        return Tile(start_ms, 0, self._adder.fitting(cells)).encode()
+
+
+def passed(heads: Mapping[int, Head], partitions: Sequence[int], grace_ms: int) -> int:
+    """Up to when all partitions are counted; 0 when one has never been."""
+    if any(partition not in heads for partition in partitions):
+        return 0
+    return min((head.passed_ms(grace_ms) for head in heads.values()), default=0)
+
+
+def read_hours(store: ProfileStore, start_ms: int, end_ms: int, adder: Adder) -> dict[Model, Counts]:
+    """The sum of whole hours, of the last 24 that were evaluated. Raises StoreUnavailable."""
+    return _sum_of(store, [(_hour_key(hour), hour) for hour in range(start_ms, end_ms, HOUR_MS)], adder)
+
+
+def past_hours(
+    store: ProfileStore, start_ms: int, end_ms: int, adder: Adder
+) -> Iterator[tuple[int, dict[Model, Counts]]]:
+    """Hours of the last PAST_WEEKS, each with payments, scores, actions, flags and ages of OVERALL; none are left out.
+
+    Raises StoreUnavailable.
+    """
+    for first_ms in range(start_ms, end_ms, DAY_MS):
+        hours = range(first_ms, min(first_ms + DAY_MS, end_ms), HOUR_MS)
+        found = store.read([_past_key(hour) for hour in hours])
+        for hour, data in zip(hours, found, strict=True):
+            tile = None if data is None else Tile.decode(data)
+            yield hour, adder.sums([tile.cells] if tile is not None and tile.start_ms == hour else [])
+
+
+def _first_ms(heads: Mapping[int, Head], passed_ms: int) -> int:
+    """Where evaluation begins that has never been: with the first decision; 0 before there is one."""
+    first_ms = min((head.progress.first_ms for head in heads.values() if head.progress.first_ms), default=0)
+    # What lies behind what is kept was passed by before anyone evaluated.
+    return first_ms - first_ms % FIVE_MS if first_ms <= passed_ms else 0
+
+
+def _sum_of(store: ProfileStore, wanted: Sequence[tuple[bytes, int]], adder: Adder) -> dict[Model, Counts]:
+    found = store.read([key for key, _ in wanted])
+    tiles = [None if data is None else Tile.decode(data) for data in found]
+    pairs = zip(tiles, wanted, strict=True)
+    return adder.sums([tile.cells for tile, (_, start_ms) in pairs if tile is not None and tile.start_ms == start_ms])
+
+
+def of_overall(counts: Counts) -> Counts:
+    """What is kept for weeks: no segments, no features."""
+    kept = counts.copy()
+    for array in (kept.payments, kept.scores, kept.actions, kept.flags, kept.ages):
+        array[1:] = 0
+    kept.features[:] = 0
+    return kept
+
+
+def _hour_key(hour_ms: int) -> bytes:
+    return f"{ENTITY}:hour:{hour_ms // HOUR_MS % _HOUR_SLOTS}".encode()
+
+
+def _past_key(hour_ms: int) -> bytes:
+    return f"{ENTITY}:past:{hour_ms // HOUR_MS % _PAST_SLOTS}".encode()

@@ -1,0 +1,383 @@
+"""Counts of decisions in the store: nothing lost and nothing counted twice, whichever worker dies when.
+
+    drift:head:P            of partition P: how far it is counted (`Progress`), and the *delta*, what has been counted
+                            since its tiles were last written
+    drift:minute:P:SLOT     tiles: what was counted of one minute, and of five; rings of slots, by time
+    drift:five:P:SLOT
+
+A head is one record, so its offset and its delta are of one moment: saving is writing it, and what it says is saved may
+be committed on Kafka. Now and then the delta goes into the tiles:
+
+1. The head is written with the delta [.., n), and n is what each tile will say it contains.
+2. Each tile of the delta is read. One that says n has it; else the delta's part is added, and it says n.
+3. The next head begins a new delta. Who takes a partition over first does step 2 again, for the head it finds.
+
+All writes are compare-and-set. Taking over writes the head, so a worker that still works for a partition that has gone
+meets a conflict when it next saves, and drops what it has. Tiles need no more than step 2: what one adds to them, all
+do.
+
+A reader who reads the head first and then a tile adds the delta's part to a tile that does not say n yet.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from paywarden.features.stores.base import ProfileStore, StoreConflict, update_records
+from paywarden.models.drift.counts import Counts
+from paywarden.streams.drift.counts import (
+    KEPT_MS,
+    MINUTE_MS,
+    Binnings,
+    Cell,
+    Model,
+    PartitionCounts,
+    Progress,
+    Row,
+    Totals,
+)
+
+ENTITY = "drift"
+FIVE_MS = 5 * MINUTE_MS
+# How many slots each ring has: minutes for windows that move by the minute, five minutes for as long as decisions
+# are counted at all, and one so that the oldest is whole.
+SLOTS = {MINUTE_MS: 120, FIVE_MS: KEPT_MS // FIVE_MS + 1}
+_NAMES = {MINUTE_MS: "minute", FIVE_MS: "five"}
+# Longer than what is on the topic may wait to be read.
+HEAD_TTL_S = 120 * 86_400
+TILE_TTL_S = 7 * 86_400
+# What a record may have; stores take 1,000,000 (features/stores/base.py), and a header has to fit in, too.
+RECORD_BYTES_MAX = 950_000
+# A delta of so many cells or bytes goes into the tiles.
+_DELTA_CELLS_MAX = 8
+_DELTA_BYTES_MAX = RECORD_BYTES_MAX // 4
+_LENGTH = struct.Struct("<I")
+
+# A delta or a tile: packed Counts by cell; of a tile, all cells have the tile's time.
+Cells = dict[Cell, bytes]
+
+
+@dataclass
+class Head:
+    """See above. `owner`: a token of whoever wrote it. `quiet_ms`: all that was on the topic by then is counted."""
+
+    owner: str
+    progress: Progress = field(default_factory=Progress)
+    quiet_ms: int = 0
+    delta: Cells = field(default_factory=dict)
+
+    def passed_ms(self, grace_ms: int) -> int:
+        """Decisions made before that are counted."""
+        return max(0, max(self.progress.newest_ms, self.quiet_ms) - grace_ms)
+
+    def encode(self) -> bytes:
+        """As it is stored."""
+        fields = {"owner": self.owner, "quiet_ms": self.quiet_ms, "progress": asdict(self.progress)}
+        return _pack(fields, self.delta)
+
+    @staticmethod
+    def decode(data: bytes) -> Head:
+        """The head in these bytes."""
+        fields, cells = _unpack(data)
+        progress = fields["progress"]
+        totals = Totals(**progress.pop("totals"))
+        return Head(fields["owner"], Progress(**progress, totals=totals), fields["quiet_ms"], cells)
+
+
+@dataclass
+class Tile:
+    """What was counted of the span that begins at `start_ms`; of offsets before `next_offset`."""
+
+    start_ms: int
+    next_offset: int = 0
+    cells: Cells = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """As it is stored."""
+        return _pack({"start_ms": self.start_ms, "next_offset": self.next_offset}, self.cells)
+
+    @staticmethod
+    def decode(data: bytes) -> Tile:
+        """The tile in these bytes."""
+        fields, cells = _unpack(data)
+        return Tile(fields["start_ms"], fields["next_offset"], cells)
+
+
+def head_key(partition: int) -> bytes:
+    return f"{ENTITY}:head:{partition}".encode()
+
+
+def tile_key(length_ms: int, partition: int, start_ms: int) -> bytes:
+    slot = start_ms // length_ms % SLOTS[length_ms]
+    return f"{ENTITY}:{_NAMES[length_ms]}:{partition}:{slot}".encode()
+
+
+class PartitionState:
+    """A partition as its owner has it. `save` blocks; one thread at a time.
+
+    Every call raises StoreUnavailable (call again later) or StoreConflict: another worker has it, drop this.
+    """
+
+    def __init__(
+        self,
+        store: ProfileStore,
+        partition: int,
+        head: Head,
+        stored: bytes,
+        *,
+        counts: PartitionCounts,
+        count: Callable[[Cell, Sequence[Row]], Counts],
+        adder: Adder,
+    ) -> None:
+        """`head`, `stored`: of `take_over`. `count`: counts the rows of a cell."""
+        self.partition, self.counts = partition, counts
+        self.saved = head.progress.copy()
+        # See Head; `quiet_ms` is of what has been handed over.
+        self.quiet_ms = self.saved_quiet_ms = head.quiet_ms
+        # Up to which offset its owner has committed.
+        self.committed = 0
+        self._store, self._owner, self._stored = store, head.owner, stored
+        self._count, self._adder = count, adder
+        self._delta: Cells = {}
+        # Whether the delta has what the head does not; until it has, no more is taken: a record must hold it.
+        self._is_taken = False
+        # What was sent to be the head and may be it or not, with the version it was to replace.
+        self._unsettled: tuple[bytes, int, Head] | None = None
+        self._to_flush: tuple[Cells, int] | None = None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something is counted or to be counted that is not saved."""
+        is_behind = self.saved.next_offset < self.counts.handed_to
+        return is_behind or self._is_taken or self._unsettled is not None or self._to_flush is not None
+
+    def passed_ms(self, grace_ms: int) -> int:
+        """Decisions made before that are counted and saved."""
+        return max(0, max(self.saved.newest_ms, self.saved_quiet_ms) - grace_ms)
+
+    def save(self, now_ms: int, *, flush: bool = False) -> None:
+        """Count what was added, as far as it fits into one record, and save it. `flush`: and write the tiles."""
+        self._settle()
+        self._flush()
+        if not self._is_taken:
+            for cell, rows in self.counts.take(now_ms).items():
+                counts = self._count(cell, rows)
+                self._delta = self._adder.merged([self._delta, {cell: counts.to_bytes()}])
+            self._is_taken = True
+        self._send_head()
+        size = sum(map(len, self._delta.values()))
+        if self._delta and (flush or len(self._delta) >= _DELTA_CELLS_MAX or size >= _DELTA_BYTES_MAX):
+            self._to_flush = (self._delta, self.saved.next_offset)
+            self._delta = {}
+            self._flush()
+
+    def _send_head(self) -> None:
+        found = self._store.read_versioned([head_key(self.partition)])[0]
+        if found.value != self._stored:
+            raise StoreConflict(f"partition {self.partition} of decisions is counted by another worker")
+        progress = self.counts.progress.copy()
+        is_all = progress.next_offset >= self.counts.handed_to
+        quiet_ms = self.quiet_ms if is_all else self.saved_quiet_ms
+        head = Head(self._owner, progress, quiet_ms, self._adder.fitting(self._delta))
+        self._delta = head.delta
+        self._unsettled = (head.encode(), found.version, head)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._unsettled is not None:
+            data, version, head = self._unsettled
+            key = head_key(self.partition)
+            self._store.write({key: data}, ttl_s=HEAD_TTL_S, versions={key: version})
+            self._stored, self._unsettled = data, None
+            self.saved, self.saved_quiet_ms = head.progress, head.quiet_ms
+            self._is_taken = False
+
+    def _flush(self) -> None:
+        if self._to_flush is not None:
+            write_tiles(self._store, self.partition, *self._to_flush, self._adder)
+            self._to_flush = None
+
+
+def take_over(store: ProfileStore, partition: int, adder: Adder) -> tuple[Head, bytes]:
+    """Become the one who counts a partition; its delta is in the tiles then. Returns the head and its bytes.
+
+    Raises StoreUnavailable.
+    """
+    taken: tuple[Head, bytes] | None = None
+
+    def take(_: bytes, found: bytes | None) -> bytes:
+        nonlocal taken
+        head = Head("") if found is None else Head.decode(found)
+        write_tiles(store, partition, head.delta, head.progress.next_offset, adder)
+        head.owner, head.delta = uuid.uuid4().hex, {}
+        taken = (head, head.encode())
+        return taken[1]
+
+    update_records(store, [head_key(partition)], take, ttl_s=HEAD_TTL_S)
+    assert taken is not None
+    return taken
+
+
+def write_tiles(store: ProfileStore, partition: int, delta: Cells, next_offset: int, adder: Adder) -> None:
+    """Add a delta that ends before `next_offset` to the tiles that do not say that they have it.
+
+    Raises StoreUnavailable: call again with the same; StoreConflict when others keep writing the same tiles.
+    """
+    parts = {
+        tile_key(length_ms, partition, start_ms): (start_ms, of_tile(delta, start_ms, length_ms))
+        for length_ms in SLOTS
+        for start_ms in sorted({cell.minute_ms - cell.minute_ms % length_ms for cell in delta})
+    }
+
+    def grow(key: bytes, found: bytes | None) -> bytes | None:
+        tile = _grown(found, *parts[key], next_offset, adder)
+        return None if tile is None else tile.encode()
+
+    update_records(store, list(parts), grow, ttl_s=TILE_TTL_S)
+
+
+def _grown(found: bytes | None, start_ms: int, part: Sequence[Cells], next_offset: int, adder: Adder) -> Tile | None:
+    """The tile with its part in it; None where there is nothing to write."""
+    tile = Tile(start_ms) if found is None else Tile.decode(found)
+    if tile.start_ms > start_ms or (tile.start_ms == start_ms and tile.next_offset >= next_offset):
+        # The ring has gone on, or it is in there.
+        return None
+    if tile.start_ms < start_ms:
+        tile = Tile(start_ms)
+    return Tile(start_ms, next_offset, adder.fitting(adder.merged([tile.cells, *part])))
+
+
+def read_heads(store: ProfileStore, partitions: Iterable[int]) -> dict[int, Head]:
+    """Of those partitions that have one. Raises StoreUnavailable."""
+    wanted = list(partitions)
+    found = store.read([head_key(partition) for partition in wanted])
+    return {partition: Head.decode(data) for partition, data in zip(wanted, found, strict=True) if data is not None}
+
+
+def merged(
+    store: ProfileStore,
+    heads: Mapping[int, Head],
+    start_ms: int,
+    end_ms: int,
+    adder: Adder,
+    *,
+    tile_ms: int = FIVE_MS,
+) -> dict[Model, Counts]:
+    """What was counted from `start_ms` to `end_ms`, both whole tiles, over all partitions; `heads` were just read.
+
+    `tile_ms`: MINUTE_MS, of the last two hours, or FIVE_MS, as long as any are kept. Raises StoreUnavailable.
+    """
+    starts = range(start_ms, end_ms, tile_ms)
+    parts: list[Cells] = []
+    for partition, head in heads.items():
+        found = store.read([tile_key(tile_ms, partition, start) for start in starts])
+        for start, data in zip(starts, found, strict=True):
+            parts += _seen(head, start, tile_ms, data)
+    return adder.sums(parts)
+
+
+def read_tile(store: ProfileStore, partition: int, head: Head, start_ms: int) -> Sequence[Cells]:
+    """What a partition has of five minutes; `head` was just read. Raises StoreUnavailable."""
+    (data,) = store.read([tile_key(FIVE_MS, partition, start_ms)])
+    return _seen(head, start_ms, FIVE_MS, data)
+
+
+def _seen(head: Head, start_ms: int, length_ms: int, data: bytes | None) -> Sequence[Cells]:
+    """The tile, and the delta's part where the tile does not have it."""
+    part = of_tile(head.delta, start_ms, length_ms)
+    tile = None if data is None else Tile.decode(data)
+    if tile is None or tile.start_ms != start_ms:
+        return part
+    return [tile.cells] if tile.next_offset >= head.progress.next_offset else [tile.cells, *part]
+
+
+def of_tile(delta: Cells, start_ms: int, length_ms: int) -> list[Cells]:
+    """What a delta has of a tile, minute by minute."""
+    return [
+        {Cell(start_ms, cell.model): data}
+        for cell, data in delta.items()
+        if start_ms <= cell.minute_ms < start_ms + length_ms
+    ]
+
+
+class Adder:
+    """Adds packed counts. `on_trimmed`, `on_lost`: see `fitting`, `added`."""
+
+    def __init__(
+        self,
+        binnings: Binnings,
+        *,
+        on_trimmed: Callable[[], object] = int,
+        on_lost: Callable[[], object] = int,
+    ) -> None:
+        self._binnings, self._on_trimmed, self._on_lost = binnings, on_trimmed, on_lost
+
+    def sums(self, parts: Iterable[Cells]) -> dict[Model, Counts]:
+        """All that there are, by model; of models whose binning is here."""
+        sums: dict[Model, Counts] = {}
+        for cell, data in (item for part in parts for item in part.items()):
+            binning = self._binnings.binning_of(cell.model)
+            if binning is None:
+                continue
+            counts = Counts.from_bytes(data, binning)
+            if cell.model in sums:
+                sums[cell.model].add(counts)
+            else:
+                sums[cell.model] = counts
+        return sums
+
+    def merged(self, parts: Iterable[Cells]) -> Cells:
+        """The sum of cells; in an order that does not depend on that of the parts."""
+        found: dict[Cell, list[bytes]] = {}
+        for part in parts:
+            for cell, data in part.items():
+                found.setdefault(cell, []).append(data)
+        return {cell: self._added(cell, found[cell]) for cell in sorted(found)}
+
+    def _added(self, cell: Cell, packed: Sequence[bytes]) -> bytes:
+        """The sum. Without the binning, as when a bundle is watched no more, only the first is kept."""
+        if len(packed) == 1:
+            return packed[0]
+        binning = self._binnings.binning_of(cell.model)
+        if binning is None:
+            self._on_lost()
+            return packed[0]
+        counts = Counts.from_bytes(packed[0], binning)
+        for data in packed[1:]:
+            counts.add(Counts.from_bytes(data, binning))
+        return counts.to_bytes()
+
+    def fitting(self, cells: Cells) -> Cells:
+        """Cells that fit into a record: while they don't, the largest loses the features of its segments."""
+        fit, whole = dict(cells), dict(cells)
+        while whole and sum(map(len, fit.values())) > RECORD_BYTES_MAX:
+            largest = max(whole, key=lambda cell: len(whole[cell]))
+            data = whole.pop(largest)
+            binning = self._binnings.binning_of(largest.model)
+            if binning is not None:
+                counts = Counts.from_bytes(data, binning)
+                counts.features[1:] = 0
+                fit[largest] = counts.to_bytes()
+                self._on_trimmed()
+        return fit
+
+
+def _pack(fields: dict[str, Any], cells: Cells) -> bytes:
+    table = [(cell.minute_ms, *cell.model, len(data)) for cell, data in cells.items()]
+    header = json.dumps({**fields, "cells": table}, separators=(",", ":")).encode()
+    return b"".join((_LENGTH.pack(len(header)), header, *cells.values()))
+
+
+def _unpack(data: bytes) -> tuple[dict[str, Any], Cells]:
+    at = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+    fields = json.loads(data[_LENGTH.size : at])
+    cells: Cells = {}
+    for minute_ms, version, binning, size in fields.pop("cells"):
+        cells[Cell(minute_ms, Model(version, binning))] = data[at : at + size]
+        at += size
+    return fields, cells

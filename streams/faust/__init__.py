@@ -1,0 +1,1 @@
+"""The Faust app of `paywarden stream`, and everything that knows Faust."""

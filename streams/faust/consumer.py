@@ -1,0 +1,155 @@
+"""Faust's Kafka consumer where its settings do not reach.
+
+It knows insides of Faust 0.15 and aiokafka; tests/integration/test_stream_app.py fails when they change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any, cast
+
+import aiokafka
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport, ensure_aiokafka_TP
+from faust.types import TP
+from mode.threads import WorkerThread
+
+from paywarden.schemas.errors import BrokerUnavailable
+
+# Services log under the module they are written in; these belong with Faust's.
+_log = logging.getLogger("faust.transport")
+# While all partitions are held.
+_IDLE_S = 0.2
+# Faust asks the broker to wait so long for something new, and a little.
+_FETCH_AGE_MS = 2_000
+# The thread has said by then that it has nothing left to do.
+_THREAD_STOP_S = 1.0
+
+
+class _DaemonThread(WorkerThread):
+    """Does not hold up the end of a process that could not stop it in time."""
+
+    def __init__(self, service: Any, **options: Any) -> None:
+        super().__init__(service, **options)
+        self.daemon = True
+
+    def stop(self) -> None:
+        """Called in the event loop, which must not wait for a thread that hangs."""
+        self.is_stopped.wait(_THREAD_STOP_S)
+
+
+class _ConsumerThread(AIOKafkaConsumerThread):
+    Worker = _DaemonThread
+    logger = _log
+
+    def _create_worker_consumer(self, transport: Transport) -> aiokafka.AIOKafkaConsumer:
+        consumer = super()._create_worker_consumer(transport)
+        # As our other consumers have it: records of transactions that were given up are none.
+        consumer._isolation_level = "read_committed"
+        return consumer
+
+    def _start_thread(self) -> None:
+        """Runs in the thread. Its end before a stop is the end of the app, whatever the reason."""
+        try:
+            super()._start_thread()
+        except BaseException as error:  # noqa: BLE001  # handed over whole; the threading module would print it
+            self._fail(error)
+        if not self.should_stop:
+            self._fail(BrokerUnavailable("the thread of Faust's Kafka client has ended"))
+
+    def _stopped_set(self) -> None:
+        # The thread's loop is closed when the thread has ended by itself.
+        with suppress(RuntimeError):
+            super()._stopped_set()
+
+    def _fail(self, error: BaseException) -> None:
+        # The parent loop may be closed: the app has ended before this thread.
+        with suppress(RuntimeError):
+            cast(Any, self.app).fail(error)
+
+    async def on_thread_stop(self) -> None:
+        """Leave the group and close the connections."""
+        try:
+            await super().on_thread_stop()
+        except asyncio.CancelledError:
+            # Nobody cancels this: with the broker away, aiokafka's fetcher trips over its own cancelled wait, and
+            # does not come to its last step.
+            assert self._consumer is not None
+            await self._consumer._client.close()
+
+    def on_crash(self, msg: str, *fmt: Any, **_: Any) -> None:
+        """To the log like everything else, not onto stderr."""
+        _log.error(msg.format(*fmt))
+
+
+class HoldingConsumer(Consumer):
+    """Reads no more of partitions that are held, while the others go on.
+
+    Faust's own pause drops what it has fetched of a partition; here it is still handed out, at most one fetch. What an
+    agent keeps of its own about a partition has to be there before the first record: topics in `hold_first` of the
+    transport are held from their assignment on.
+    """
+
+    logger = _log
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._held: set[TP] = set()
+        # Fetches that were begun: what came of the earlier ones has been handed out.
+        self.fetches = 0
+
+    def hold(self, partitions: Iterable[TP]) -> None:
+        """Fetch no more of these, from the next fetch on."""
+        self._held.update(partitions)
+
+    def release(self, partitions: Iterable[TP]) -> None:
+        """Fetch these again."""
+        self._held.difference_update(partitions)
+
+    async def commit_offsets(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit for topics without acks, whose agents know by themselves what is worked off."""
+        return await self._commit(offsets)
+
+    def end_seen_ms(self, partition: TP) -> int:
+        """When the broker last said that nothing is behind what was fetched, epoch milliseconds; 0: there is more."""
+        assignment = self._thread._ensure_consumer()._subscription.subscription.assignment
+        state = assignment and assignment.state_value(ensure_aiokafka_TP(partition))
+        if not state or state.lso is None or not state.has_valid_position or state.position < state.lso:
+            return 0
+        # The answer may have been some time on its way; what is committed meanwhile is not in it.
+        return int(state.timestamp) - _FETCH_AGE_MS
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Before anything is read of them."""
+        first = cast(KafkaTransport, self.transport).hold_first
+        self._held = {partition for partition in assigned if partition.topic in first}
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        await cast(Any, self.app).lasting(super()._drain_messages(fetcher))
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        self.fetches += 1
+        if active_partitions is None or not self._held:
+            return await super()._getmany(active_partitions, timeout)
+        wanted = active_partitions - self._held
+        if not wanted:
+            # To aiokafka no partitions are all of them.
+            await asyncio.sleep(min(timeout, _IDLE_S))
+            return {}
+        return await super()._getmany(wanted, timeout)
+
+    def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+
+class KafkaTransport(Transport):
+    """Faust's aiokafka transport with consumers that read committed records only."""
+
+    Consumer = HoldingConsumer
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.hold_first: set[str] = set()

@@ -1,0 +1,91 @@
+"""How Faust reaches the cluster: the same settings as librdkafka's (streams/kafka/client.py), in aiokafka's terms."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from faust import SASLCredentials, SSLCredentials
+
+from paywarden.schemas.errors import Misconfigured
+from paywarden.streams.kafka.client import KafkaSettings
+
+_PROTOCOLS: Final = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
+# The others need more than a name and a password.
+_MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+
+
+def broker_urls(kafka: KafkaSettings) -> list[str]:
+    """The brokers to ask first. Raises Misconfigured for what is not host:port."""
+    urls = []
+    for server in filter(None, map(str.strip, kafka.bootstrap.split(","))):
+        try:
+            parts = urlsplit(f"kafka://{server}")
+            complete = bool(parts.hostname and parts.port) and parts.netloc == server and "@" not in server
+        except ValueError:
+            complete = False
+        if not complete:
+            raise Misconfigured(f"[kafka] bootstrap: wanted host:port, got {server!r}")
+        urls.append(f"kafka://{server}")
+    if not urls:
+        raise Misconfigured("[kafka] bootstrap: wanted host:port, got nothing")
+    return urls
+
+
+def credentials(kafka: KafkaSettings) -> SASLCredentials | SSLCredentials | None:
+    """Who we are to the brokers and whom we trust; None for plaintext.
+
+    Raises Misconfigured naming the setting; reads the certificate files.
+    """
+    protocol = kafka.security_protocol.lower()
+    if protocol not in _PROTOCOLS:
+        raise Misconfigured(f"[kafka] security_protocol: wanted {', '.join(_PROTOCOLS)}, got {protocol!r}")
+    context = _ssl_context(kafka) if protocol.endswith("ssl") else None
+    if protocol.startswith("sasl"):
+        return _sasl(kafka, context)
+    return None if context is None else SSLCredentials(context)
+
+
+def _sasl(kafka: KafkaSettings, context: ssl.SSLContext | None) -> SASLCredentials:
+    if kafka.sasl_mechanism.upper() not in _MECHANISMS:
+        raise Misconfigured(
+            f"[kafka] sasl_mechanism: wanted one of {', '.join(_MECHANISMS)}, got {kafka.sasl_mechanism!r}"
+        )
+    for name in ("sasl_username", "sasl_password"):
+        if not getattr(kafka, name):
+            raise Misconfigured(f"[kafka] {name}: must be set for {kafka.security_protocol}")
+    return SASLCredentials(
+        mechanism=kafka.sasl_mechanism.upper(),
+        username=kafka.sasl_username,
+        password=kafka.sasl_password,
+        ssl_context=context,
+    )
+
+
+def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
+    """Checks the broker's certificate and its name; the system's authorities where none are set."""
+    place = kafka.ssl_ca_location
+    try:
+        folder = Path(place).is_dir()
+        context = ssl.create_default_context(
+            cafile=place if place and not folder else None, capath=place if place and folder else None
+        )
+    except OSError as error:
+        raise Misconfigured(f"[kafka] ssl_ca_location: cannot read {place}: {_reason(error)}") from error
+    if kafka.ssl_certificate_location:
+        try:
+            # An empty password, not None: OpenSSL would ask for it on the terminal.
+            context.load_cert_chain(
+                kafka.ssl_certificate_location, kafka.ssl_key_location or None, password=kafka.ssl_key_password
+            )
+        except (OSError, ValueError) as error:
+            raise Misconfigured(
+                f"[kafka] ssl_certificate_location, ssl_key_location: cannot be used: {_reason(error)}"
+            ) from error
+    return context
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

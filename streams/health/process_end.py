@@ -1,0 +1,156 @@
+"""The end of a process: how it is asked for, and that it comes.
+
+    SIGTERM or SIGINT ──┐
+                        ├─► `stop` is set, the countdown begins ─► the process ends by itself, or the watch ends it
+    a part has failed ──┘
+
+An orderly stop can hang: a library may swallow a cancellation, a store may not answer, a thread may not return. A
+thread of its own therefore watches the time. When the time is over, this thread writes one line to stderr and ends the
+process with exit status 1, whatever the other threads do.
+
+The watch does not depend on the main thread: the interpreter's C code writes the number of a signal to a pipe, and the
+thread reads that pipe.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import Final
+
+from paywarden.schemas.errors import PaywardenError
+
+_log = logging.getLogger(__name__)
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+# Until the settings are read.
+TIMEOUT_S: Final = 20.0
+# What is left when the work is done: the interpreter joins threads and closes clients.
+TIDY_UP_S: Final = 2.0
+# Not the number of a signal: the deadline has changed.
+_WAKE_UP: Final = b"\0"
+_STDERR: Final = 2
+
+
+class ProcessEnd:
+    """A context around all the work of a process, entered in its main thread, once.
+
+    An error that leaves the block is one line on stderr and exit status 1.
+    """
+
+    def __init__(self, name: str, exit_now: Callable[[int], object] = os._exit) -> None:
+        """`name`: of the process, for messages. Tests replace `exit_now`."""
+        self.stop = threading.Event()
+        """Set when the process is to end."""
+        self.timeout_s = TIMEOUT_S
+        """How long its end may take, from the first signal or failure."""
+        self._name, self._exit_now = name, exit_now
+        self._failure: BaseException | None = None
+        self._deadline: float | None = None
+        self._is_done = self._is_told = False
+        self._lock = threading.Lock()
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._watch_thread = threading.Thread(target=self._watch, name="process-end", daemon=True)
+
+    def __enter__(self) -> ProcessEnd:
+        self._watch_thread.start()
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, _on_first_signal)
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        # A cancellation is no Exception, and here it is a failure like others.
+        has_failed = error is not None and not isinstance(error, SystemExit | KeyboardInterrupt)
+        self.begin(error if has_failed else None)
+        self.work_is_done()
+        if has_failed:
+            self._tell_failure()
+            sys.exit(1)
+
+    def begin(self, failure: BaseException | None = None) -> None:
+        """The process is to end from now on. The first `failure` is the one that is told. From any thread."""
+        with self._lock:
+            self._failure = self._failure or failure
+            if self._deadline is None:
+                self._deadline = time.monotonic() + self.timeout_s
+        self.stop.set()
+        self._wake_up()
+
+    def work_is_done(self) -> None:
+        """Nothing is left but to let go of threads and clients: this gets a moment, and is not worth a word."""
+        with self._lock:
+            self._is_done = True
+            deadline = time.monotonic() + TIDY_UP_S
+            self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        # Where it is full, the thread is awake.
+        with suppress(BlockingIOError):
+            os.write(self._writer, _WAKE_UP)
+
+    def _watch(self) -> None:
+        signals_seen = 0
+        while True:
+            left_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+            if not select.select([self._reader], [], [], left_s)[0]:
+                break
+            signals = [number for number in os.read(self._reader, 64) if number in SIGNALS]
+            signals_seen += len(signals)
+            if signals_seen > 1:
+                # The main thread ends at a second signal, unless it is stuck.
+                self._exit_now(128 + signals[-1])
+                return
+            if signals:
+                self.begin()
+        self._end()
+
+    def _end(self) -> None:
+        if self._failure is None and not self._is_done:
+            _write_line(
+                f"paywarden: the {self._name} did not stop within {self.timeout_s:g} s and is ended; "
+                "what it had in flight is abandoned"
+            )
+        elif self._failure is not None:
+            self._tell_failure()
+        self._exit_now(0 if self._failure is None and self._is_done else 1)
+
+    def _tell_failure(self) -> None:
+        with self._lock:
+            is_told, self._is_told = self._is_told, True
+        failure = self._failure
+        if is_told or failure is None:
+            return
+        if isinstance(failure, PaywardenError):
+            _write_line(f"paywarden: {failure}")
+        else:
+            _log.error("a bug ended the %s", self._name, exc_info=failure)
+            _write_line(f"paywarden: a bug ended the {self._name}: {_described(failure)}")
+
+
+def _on_first_signal(_: int, __: FrameType | None) -> None:
+    """The watch has seen it. A second one ends the process at once."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _described(error: BaseException) -> str:
+    """Its type and the first line of its message."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _write_line(line: str) -> None:
+    """To stderr, unless nobody reads it: a full pipe must not hold up the end."""
+    if select.select([], [_STDERR], [], 1.0)[1]:
+        os.write(_STDERR, f"{line}\n".encode())

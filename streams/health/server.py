@@ -1,0 +1,170 @@
+"""Health and metrics (streams/health/health.py) from a thread, for a process that has no event loop.
+
+Nothing that a client does reaches the process's own work: each connection has one request, a thread, and a moment by
+which it is cut. When there are too many, the oldest is cut for the newest, so that clients that hang do not keep a
+probe out. Not http.server.HTTPServer, which asks the name service for its own name at start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from paywarden.streams.health.health import Health, address_of, cannot_listen, livez, readyz
+
+_log = logging.getLogger(__name__)
+
+# A scraper and a few probes. Each is a thread that wants the interpreter from the one that works.
+CONNECTIONS_MAX = 8
+# From accepting a connection to the last byte of the answer.
+CONNECTION_S_MAX = 5.0
+_ROOM_TIMEOUT_S = 1.0
+# How soon a stop is noticed, and a connection that is overdue.
+_POLL_S = 0.25
+# Without a free file descriptor a connection stays in the queue: look again, but not at once.
+_ACCEPT_PAUSE_S = 0.5
+
+
+@contextmanager
+def serving_health(health: Health, registry: CollectorRegistry, *, host: str, port: int, section: str) -> Iterator[str]:
+    """Serve while in the block; gives the address.
+
+    `section`: whose settings host and port are. Raises Misconfigured when it cannot listen there.
+    """
+    try:
+        server = _Server(health, registry, host, port)
+    except (OSError, OverflowError) as error:
+        raise cannot_listen(section, host, port, error) from error
+    thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="health", daemon=True)
+    thread.start()
+    try:
+        yield address_of(host, server.server_address[1])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    request_queue_size = 16
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, health: Health, registry: CollectorRegistry, host: str, port: int) -> None:
+        self.health, self.registry = health, registry
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        # Connections with the moment each is cut, the oldest first.
+        self._open: dict[Any, float] = {}
+        self._changed = threading.Condition()
+        super().__init__((host, port), _Handler)
+
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_ACCEPT_PAUSE_S)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._changed:
+            if len(self._open) >= CONNECTIONS_MAX:
+                _cut(next(iter(self._open)))
+                self._changed.wait_for(lambda: len(self._open) < CONNECTIONS_MAX, _ROOM_TIMEOUT_S)
+            has_room = len(self._open) < CONNECTIONS_MAX
+            if has_room:
+                self._open[request] = time.monotonic() + CONNECTION_S_MAX
+        if has_room:
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        # First: what is closed must not be cut, its number may be another's by then.
+        with self._changed:
+            self._open.pop(request, None)
+            self._changed.notify_all()
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Called between connections and every _POLL_S."""
+        now = time.monotonic()
+        with self._changed:
+            for request, cut_at in self._open.items():
+                if now >= cut_at:
+                    _cut(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        with self._changed:
+            for request in self._open:
+                _cut(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        """Called where an exception is handled. That a client has gone is nothing to speak of."""
+        if not isinstance(sys.exception(), OSError):
+            _log.exception("a request for health or metrics could not be answered")
+
+
+def _cut(request: Any) -> None:
+    """End both directions: a thread that waits for this client wakes up, and closes it."""
+    with suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = CONNECTION_S_MAX
+
+    def do_GET(self) -> None:
+        """Answer one of the three paths."""
+        path = self.path.partition("?")[0]
+        if path == "/livez":
+            self._answer_json(*livez(self.server.health))
+        elif path == "/readyz":
+            self._answer_json(*readyz(self.server.health))
+        elif path == "/metrics":
+            self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self.server.registry))
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
+        """One line of text: http.server's page would repeat what the client sent."""
+        # http.server says 501 for every method it finds no function for.
+        status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
+        self._answer(status, "text/plain; charset=utf-8", f"{status.value}: {status.phrase}\n".encode())
+
+    def version_string(self) -> str:
+        """Not the versions of what runs here."""
+        return "paywarden"
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: probes come every second."""
+
+    def _answer_json(self, status: int, body: dict[str, Any]) -> None:
+        self._answer(status, "application/json; charset=utf-8", json.dumps(body).encode())
+
+    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)

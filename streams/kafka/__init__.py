@@ -1,0 +1,1 @@
+"""How Paywarden talks to Kafka: clients, topics, offsets, the schema registry."""

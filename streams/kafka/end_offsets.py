@@ -1,0 +1,69 @@
+"""Where partitions end, asked from Kafka again and again without ever waiting for the answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from paywarden.streams.kafka.admin import ask_end_offsets
+from paywarden.streams.kafka.client import Place, reason_of
+
+ASK_EVERY_S = 2.0
+# A partition whose leader moves has no answer for a moment: that is no reason to say that Kafka is away.
+AWAY_AFTER_S = 6.0
+
+
+class EndsWatch:
+    """Asks for the ends of partitions. Not thread-safe; `look` is called about once a second."""
+
+    def __init__(
+        self,
+        admin: AdminClient,
+        what: str,
+        places: Callable[[], Iterable[Place]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`places`: which partitions to ask about now. `what` they are, for messages."""
+        self._admin, self._what, self._places, self._clock = admin, what, places, clock
+        self._asked: dict[Place, Future[Any]] = {}
+        self._ask_at = 0.0
+        self._answered_at: float | None = None
+        self._failure = "there is no answer"
+
+    def look(self) -> dict[Place, int] | None:
+        """The offset after the last record of each partition if an answer has come since the last call."""
+        now = self._clock()
+        if self._answered_at is None:
+            self._answered_at, self._ask_at = now, now
+        ends = None
+        if self._asked and all(answer.done() for answer in self._asked.values()):
+            ends = self._take(now)
+        if not self._asked and now >= self._ask_at:
+            if places := list(self._places()):
+                self._asked = ask_end_offsets(self._admin, places)
+            self._ask_at = now + ASK_EVERY_S
+        return ends
+
+    def trouble(self) -> str:
+        """Why Kafka is taken to be away; empty while it answers."""
+        if self._answered_at is None:
+            return ""
+        silent_s = self._clock() - self._answered_at
+        if silent_s <= AWAY_AFTER_S:
+            return ""
+        return f"for {silent_s:.0f} s Kafka has not said where {self._what} ends: {self._failure}"
+
+    def _take(self, now: float) -> dict[Place, int] | None:
+        asked, self._asked = self._asked, {}
+        try:
+            ends = {place: int(answer.result().offset) for place, answer in asked.items()}
+        except KafkaException as error:
+            self._failure = reason_of(error)
+            return None
+        self._answered_at = now
+        return ends

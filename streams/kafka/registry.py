@@ -1,0 +1,344 @@
+"""Schema ids with a Confluent-compatible schema registry or without: `schema_ids(settings, remembered)`.
+
+Writing: with a registry, every topic's schema is looked up at start under `<topic>-value` and, where `auto_register`
+allows, registered if it is new; the registry then applies its own compatibility rule. Without one, ids are
+fingerprints of the schemas.
+
+Reading is the same with a registry and without, so that one may be turned on or off at any time. The schema behind an
+id is looked for in this order, once per id:
+
+    1. our own schemas by their fingerprints     records from before the registry
+    2. the ids remembered on topic `schemas`     records from a registry that is turned off or away
+    3. the registry, where there is one          a new schema of somebody else; it is remembered from then on
+
+An id therefore means one schema for ever. If the registry gives one of our schemas an id that already means another,
+the process does not start.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+from confluent_kafka.schema_registry import Schema as RegistrySchema
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.error import SchemaRegistryError
+
+from paywarden.schemas.avro import (
+    TOPICS,
+    LocalSchemaIds,
+    Schema,
+    SchemaIds,
+    parsed,
+    same_on_the_wire,
+    schema_text,
+    subject,
+    topic_schema,
+)
+from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailure
+from paywarden.streams.kafka.remembered_schemas import RememberedSchemas
+
+# The client speaks HTTP through httpx2 where it is installed and through its predecessor elsewhere.
+try:
+    from httpx2 import HTTPError
+except ImportError:
+    from httpx import HTTPError  # type: ignore[import-not-found, no-redef, unused-ignore]
+
+_Answer = TypeVar("_Answer")
+
+_RETRIES: Final = 2
+_RETRY_WAIT_MS: Final = 200
+_RETRY_WAIT_MS_MAX: Final = 1_000
+# A flood of broken records must not become a flood of requests; but an id that a follower of the registry
+# has not heard of yet must soon be asked for again.
+_UNKNOWN_FOR_S: Final = 30.0
+_UNKNOWN_MAX: Final = 1_000
+
+_NOT_FOUND: Final = 404
+_INCOMPATIBLE: Final = 409
+_REFUSED: Final = (401, 403)
+# Confluent's codes for "no such subject", "no such version" and "no such schema".
+_NO_SUCH: Final = (40401, 40402, 40403)
+# What a server that is no schema registry makes of the client: its answer is no JSON, or not the right one.
+_NO_REGISTRY_ERRORS: Final = (ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class RegistrySettings:
+    """Where the schema registry is and who we are to it."""
+
+    # Where its API begins; several, separated by commas, are tried in turn. Empty: no registry.
+    url: str = ""
+    username: str = ""
+    password: str = field(default="", repr=False)
+    # PEM files; empty means the public authorities and no certificate of our own.
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+    key_password: str = field(default="", repr=False)
+    # False: our schemas must be there already, and a missing one stops the start.
+    auto_register: bool = True
+    timeout_ms: int = 5_000
+
+
+def schema_ids(
+    settings: RegistrySettings,
+    remembered: RememberedSchemas,
+    *,
+    topic_prefix: str = "",
+    topics: Iterable[str] = TOPICS,
+) -> SchemaIds:
+    """The ids of the configured registry, or fingerprints. Raises Misconfigured, BrokerUnavailable."""
+    if settings.url:
+        return RegistrySchemaIds(settings, remembered, topic_prefix=topic_prefix, topics=topics)
+    return FingerprintSchemaIds(remembered)
+
+
+class FingerprintSchemaIds:
+    """Writes with fingerprints; reads what was written with a registry's ids, too. Thread-safe."""
+
+    def __init__(self, remembered: RememberedSchemas) -> None:
+        self._local, self._remembered = LocalSchemaIds(), remembered
+        self._schemas: dict[int, Schema] = {}
+
+    def id_of(self, topic: str) -> int:
+        """The fingerprint of the topic's schema."""
+        return self._local.id_of(topic)
+
+    def schema_of(self, schema_id: int) -> Schema:
+        """The schema with that id, looked for once.
+
+        Raises InvalidEvent when neither this release nor topic `schemas` knows it, BrokerUnavailable when Kafka does
+        not answer.
+        """
+        schema = self._local.find(schema_id) or self._schemas.get(schema_id)
+        if schema is None:
+            text = self._remembered.read().get(schema_id)
+            if text is None:
+                raise InvalidEvent(f"unknown schema id {schema_id}")
+            schema = self._schemas[schema_id] = parsed(text)
+        return schema
+
+
+class RegistrySchemaIds:
+    """Writes with the ids that a registry gives. Constructing it talks to the registry and to `remembered`.
+
+    `topic_prefix` stands before the topics in the names of subjects, as it does on the cluster.
+
+    Raises Misconfigured with one line when the registry does not answer, refuses us or one of our schemas, and
+    BrokerUnavailable when its ids cannot be remembered. `clock` gives seconds. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        settings: RegistrySettings,
+        remembered: RememberedSchemas,
+        *,
+        topic_prefix: str = "",
+        topics: Iterable[str] = TOPICS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._url, self._topic_prefix = settings.url, topic_prefix
+        self._clock = clock
+        self._remembered = remembered
+        self._earlier = FingerprintSchemaIds(remembered)
+        self._schemas: dict[int, Schema] = {}
+        self._unknown_until: dict[int, float] = {}
+        self._lock = threading.Lock()
+        self._client = _client(settings)
+        try:
+            self._ids = self._own_ids(topics, settings.auto_register)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._client.close()
+
+    def id_of(self, topic: str) -> int:
+        """The id our schema of `topic` has in the registry."""
+        return self._ids[topic]
+
+    def schema_of(self, schema_id: int) -> Schema:
+        """The schema with that id, looked for once.
+
+        Raises InvalidEvent when nobody knows it or it is not readable Avro, TemporaryFailure when the registry or Kafka
+        does not answer.
+        """
+        schema = self._schemas.get(schema_id)
+        if schema is None:
+            self._refuse_if_unknown(schema_id)
+            with self._lock:
+                schema = self._schemas[schema_id] = self._looked_for(schema_id)
+        return schema
+
+    def _looked_for(self, schema_id: int) -> Schema:
+        try:
+            return self._earlier.schema_of(schema_id)
+        except InvalidEvent:
+            text = self._fetched(schema_id)
+        schema = parsed(text)
+        self._remembered.add({schema_id: text})
+        return schema
+
+    def _own_ids(self, topics: Iterable[str], auto_register: bool) -> dict[str, int]:
+        """By topic; from now on they are remembered."""
+        try:
+            ids = {topic: self._own_id(topic, auto_register) for topic in topics}
+        except TemporaryFailure as error:
+            raise Misconfigured(str(error)) from error
+        known = self._remembered.read()
+        for topic, schema_id in ids.items():
+            self._refuse_clash(topic, schema_id)
+        new = {schema_id: _one_layout(topic) for topic, schema_id in ids.items() if schema_id not in known}
+        if new:
+            self._remembered.add(new)
+        return ids
+
+    def _refuse_clash(self, topic: str, schema_id: int) -> None:
+        """Raises Misconfigured when records with our new id would be read as another schema."""
+        try:
+            known = self._earlier.schema_of(schema_id)
+        except InvalidEvent:
+            return
+        if not same_on_the_wire(known, topic_schema(topic)):
+            raise Misconfigured(
+                f"schema registry {self._url} gives subject {self._subject(topic)} the id {schema_id}, which on these "
+                f"topics already means another schema, {known['name']}: give the registry back the ids it had, or use "
+                "another [kafka] topic_prefix"
+            )
+
+    def _subject(self, topic: str) -> str:
+        return subject(self._topic_prefix + topic)
+
+    def _own_id(self, topic: str, auto_register: bool) -> int:
+        name, ours = self._subject(topic), RegistrySchema(_one_layout(topic), "AVRO")
+        found = self._looked_up(name, ours)
+        if found is None and auto_register:
+            return self._registered(name, ours)
+        if found is None and self._topic_prefix:
+            # Earlier releases left the prefix out, and somebody may have registered our schemas by hand for them.
+            found = self._looked_up(subject(topic), ours)
+        if found is None:
+            raise Misconfigured(
+                f"schema registry {self._url}: subject {name} does not have our schema, "
+                "and registry.auto_register is false"
+            )
+        return found
+
+    def _looked_up(self, name: str, ours: RegistrySchema) -> int | None:
+        """The id of our schema under a subject, or None when it does not have it."""
+        try:
+            found = self._asked(lambda: self._client.lookup_schema(name, ours, normalize_schemas=True))
+        except SchemaRegistryError as error:
+            if error.error_code not in _NO_SUCH:
+                raise _refusal(error, name, self._url) from error
+            return None
+        if found.schema_id is None:
+            raise TemporaryFailure(f"schema registry {self._url} gave no id for subject {name}")
+        return int(found.schema_id)
+
+    def _registered(self, name: str, ours: RegistrySchema) -> int:
+        try:
+            return self._asked(lambda: self._client.register_schema(name, ours, normalize_schemas=True))
+        except SchemaRegistryError as error:
+            raise _refusal(error, name, self._url) from error
+
+    def _refuse_if_unknown(self, schema_id: int) -> None:
+        if self._clock() < self._unknown_until.get(schema_id, float("-inf")):
+            raise InvalidEvent(f"unknown schema id {schema_id}")
+
+    def _fetched(self, schema_id: int) -> str:
+        try:
+            answer = self._asked(lambda: self._client.get_schema(schema_id))
+        except SchemaRegistryError as error:
+            if error.http_status_code == _NOT_FOUND and error.error_code in _NO_SUCH:
+                self._remember_unknown(schema_id)
+                raise InvalidEvent(f"unknown schema id {schema_id}") from error
+            raise TemporaryFailure(_status(error, self._url)) from error
+        if answer.schema_type not in (None, "AVRO"):
+            raise InvalidEvent(f"schema id {schema_id} is {answer.schema_type}, wanted AVRO")
+        if answer.references:
+            raise InvalidEvent(f"schema id {schema_id} refers to other schemas, which we do not read")
+        return answer.schema_str or ""
+
+    def _remember_unknown(self, schema_id: int) -> None:
+        if len(self._unknown_until) >= _UNKNOWN_MAX:
+            self._unknown_until.clear()
+        self._unknown_until[schema_id] = self._clock() + _UNKNOWN_FOR_S
+
+    def _asked(self, ask: Callable[[], _Answer]) -> _Answer:
+        try:
+            return ask()
+        except HTTPError as error:
+            reason = str(error) or type(error).__name__
+            raise TemporaryFailure(f"schema registry {self._url} did not answer: {reason}") from error
+        except _NO_REGISTRY_ERRORS as error:
+            raise TemporaryFailure(f"schema registry {self._url} did not answer as one") from error
+
+
+def _one_layout(topic: str) -> str:
+    """Our schema as the registry gets it, whatever the file's layout: some registries compare text, not schemas."""
+    return json.dumps(json.loads(schema_text(topic)))
+
+
+def _client(settings: RegistrySettings) -> SchemaRegistryClient:
+    _check(settings)
+    options: dict[str, object] = {
+        "url": settings.url,
+        "timeout": settings.timeout_ms / 1_000,
+        "max.retries": _RETRIES,
+        "retries.wait.ms": _RETRY_WAIT_MS,
+        "retries.max.wait.ms": _RETRY_WAIT_MS_MAX,
+    }
+    optional = {
+        "basic.auth.user.info": f"{settings.username}:{settings.password}" if settings.username else "",
+        "ssl.ca.location": settings.ca_file,
+        "ssl.certificate.location": settings.certificate_file,
+        "ssl.key.location": settings.key_file,
+        "ssl.key.password": settings.key_password,
+    }
+    options.update({name: value for name, value in optional.items() if value})
+    try:
+        return SchemaRegistryClient(options)
+    except (OSError, ValueError) as error:
+        # Without the cause's own words: they may quote what was configured.
+        raise Misconfigured(
+            f"schema registry {settings.url}: its URL or TLS files are not usable ({type(error).__name__})"
+        ) from error
+
+
+def _check(settings: RegistrySettings) -> None:
+    for url in settings.url.split(","):
+        try:
+            parts = urlsplit(url.strip())
+        except ValueError as error:
+            raise Misconfigured("registry.url is not a URL") from error
+        if parts.username is not None or parts.password is not None:
+            raise Misconfigured("registry.url holds credentials: use registry.username and registry.password")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Misconfigured("registry.url: wanted http://host:port or https://host:port")
+    if ":" in settings.username:
+        raise Misconfigured("registry.username must not contain a colon")
+
+
+def _refusal(error: SchemaRegistryError, name: str, url: str) -> Misconfigured:
+    if error.http_status_code in _REFUSED:
+        return Misconfigured(f"schema registry {url} refused our credentials for subject {name}")
+    if error.http_status_code == _INCOMPATIBLE:
+        return Misconfigured(f"schema registry {url}: our schema is not compatible with subject {name}: {_line(error)}")
+    return Misconfigured(f"{_status(error, url)} for subject {name}: {_line(error)}")
+
+
+def _status(error: SchemaRegistryError, url: str) -> str:
+    return f"schema registry {url} answered with status {error.http_status_code}"
+
+
+def _line(error: SchemaRegistryError) -> str:
+    return " ".join(str(error.error_message).split())[:300]

@@ -1,0 +1,80 @@
+"""Every schema that records on the topics may have: those of our releases, and those that a registry gave others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from paywarden.schemas.avro import TOPICS, fingerprint, parsed, schema_versions, simple_name, subject, topic_schema
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.streams.kafka.client import KafkaSettings
+
+INDEX = "schemas.json"
+
+
+@dataclass(frozen=True)
+class ListedSchema:
+    """One schema of a topic. `version` counts our releases' schemas from 1; None is a schema of somebody else."""
+
+    topic: str
+    subject: str
+    version: int | None
+    is_current: bool
+    fingerprint: int
+    registry_ids: tuple[int, ...]
+    # Where `export_schemas` puts it.
+    file: str
+    text: str = field(repr=False)
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON, without the schema itself."""
+        found = asdict(self)
+        del found["text"]
+        return found
+
+
+def listed_schemas(kafka: KafkaSettings, remembered: Mapping[int, str]) -> list[ListedSchema]:
+    """By topic, our schemas with the oldest first, then those of others. `remembered`: texts by registry id."""
+    ids: dict[tuple[str, int], list[int]] = {}
+    texts: dict[tuple[str, int], str] = {}
+    for schema_id, text in sorted(remembered.items()):
+        try:
+            schema = parsed(text)
+        except InvalidEvent:
+            continue
+        key = simple_name(schema), fingerprint(schema)
+        ids.setdefault(key, []).append(schema_id)
+        texts[key] = text
+    found = []
+    for topic in TOPICS:
+        record, name = simple_name(topic_schema(topic)), kafka.topic(topic)
+        versions = schema_versions(topic)
+        for one in versions:
+            is_current = one is versions[-1]
+            file = f"{topic}.avsc" if is_current else f"history/{topic}-{one.version}.avsc"
+            numbers = tuple(ids.get((record, one.fingerprint), ()))
+            found.append(
+                ListedSchema(name, subject(name), one.version, is_current, one.fingerprint, numbers, file, one.text)
+            )
+        ours = {one.fingerprint for one in versions}
+        for (other, number), text in texts.items():
+            if other == record and number not in ours:
+                numbers = tuple(ids[other, number])
+                file = f"others/{topic}-{numbers[0]}.avsc"
+                found.append(ListedSchema(name, subject(name), None, False, number, numbers, file, text))
+    return found
+
+
+def export_schemas(schemas: Sequence[ListedSchema], folder: Path) -> None:
+    """Write each schema to its file, and an index of them all. Raises Misconfigured when the folder cannot be used."""
+    try:
+        for schema in schemas:
+            path = folder / schema.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(schema.text, encoding="utf-8")
+        index = json.dumps([schema.to_dict() for schema in schemas], indent=2)
+        (folder / INDEX).write_text(index + "\n", encoding="utf-8")
+    except OSError as error:
+        raise Misconfigured(f"cannot write schemas to {folder}: {error.strerror}") from error

@@ -1,0 +1,195 @@
+"""Records of a topic as rows of a table: the fields of the topic's schema, and where in Kafka each record is.
+
+    kafka_partition, kafka_offset     of the record
+    kafka_timestamp_ms                Kafka's own time of it, epoch milliseconds UTC; 0 where the broker set none
+
+An archive holds such tables (streams/archive/files.py), and so is a topic read that is used at once
+(streams/archive/topic_history.py): whatever comes after cannot tell which of the two it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+from confluent_kafka import Consumer
+
+from paywarden.schemas.avro import Decoder, SchemaIds, topic_schema
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.kafka.admin import make_admin, offsets_at, partitions_of, stable_end_offsets, watermarks
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.reading import Record, make_consumer, records_between
+
+PARTITION, OFFSET, TIMESTAMP = "kafka_partition", "kafka_offset", "kafka_timestamp_ms"
+# Decoded records are Python objects, ten times as large as their rows: so many at once.
+_PACK_COUNT = 10_000
+_KINDS = {
+    "string": pa.string(),
+    "long": pa.int64(),
+    "int": pa.int32(),
+    "double": pa.float64(),
+    "boolean": pa.bool_(),
+    "bytes": pa.binary(),
+}
+
+
+class Undecoded(NamedTuple):
+    """A record that is none of its topic, and why. It is still on the topic."""
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"partition {self.partition}, offset {self.offset}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class TopicRows:
+    """What some records of a topic came to: `table` as `rows_schema` says, in order of reading."""
+
+    table: pa.Table
+    undecoded: tuple[Undecoded, ...]
+
+
+@cache
+def rows_schema(topic: str) -> pa.Schema:
+    """The columns of a topic's rows: its fields by their Avro types, then the place in Kafka."""
+    fields = [pa.field(field["name"], *_column_type(field["type"])) for field in topic_schema(topic)["fields"]]
+    places = [(PARTITION, pa.int32()), (OFFSET, pa.int64()), (TIMESTAMP, pa.int64())]
+    return pa.schema([*fields, *(pa.field(name, kind, nullable=False) for name, kind in places)])
+
+
+def _column_type(kind: Any) -> tuple[pa.DataType, bool]:
+    """The Arrow type of a field's Avro type, and whether it may be null."""
+    if isinstance(kind, list):
+        (other,) = [branch for branch in kind if branch != "null"]
+        return _column_type(other)[0], True
+    if isinstance(kind, dict) and kind["type"] == "enum":
+        return pa.string(), False
+    if isinstance(kind, dict):
+        return pa.list_(_column_type(kind["items"])[0]), False
+    return _KINDS[kind], False
+
+
+class RowBuilder:
+    """Gathers records of one topic until they are taken as rows."""
+
+    def __init__(self, topic: str, ids: SchemaIds) -> None:
+        self._schema, self._decoder = rows_schema(topic), Decoder(topic, ids)
+        self._start()
+
+    def _start(self) -> None:
+        self._loose: list[dict[str, Any]] = []
+        self._packed: list[pa.RecordBatch] = []
+        self._undecoded: list[Undecoded] = []
+        self.count = 0
+        """How many records were added, those that are not decoded too."""
+
+    def add(self, record: Record) -> None:
+        """One more. Raises TemporaryFailure when the schema it was written with could not be asked for."""
+        try:
+            row = self._decoder.decode(_present(record.value))
+        except InvalidEvent as error:
+            self._undecoded.append(Undecoded(record.partition, record.offset, record.timestamp_ms, str(error)))
+        else:
+            row[PARTITION], row[OFFSET], row[TIMESTAMP] = record.partition, record.offset, record.timestamp_ms
+            self._loose.append(row)
+            if len(self._loose) >= _PACK_COUNT:
+                self._pack()
+        self.count += 1
+
+    def take(self) -> TopicRows:
+        """All that was added since the last call."""
+        self._pack()
+        rows = TopicRows(pa.Table.from_batches(self._packed, self._schema), tuple(self._undecoded))
+        self._start()
+        return rows
+
+    def _pack(self) -> None:
+        if self._loose:
+            self._packed.append(pa.RecordBatch.from_pylist(self._loose, self._schema))
+            self._loose = []
+
+
+def _present(value: bytes | None) -> bytes:
+    if value is None:
+        raise InvalidEvent("the record has no value")
+    return value
+
+
+class TopicSource(Protocol):
+    """A topic that is read by ranges of offsets."""
+
+    def ranges(self, since_ms: int | None, until_ms: int | None) -> dict[int, range]:
+        """Of each partition the offsets that arrived since and before then; at most what is there now."""
+
+    def begin(self, partition: int) -> int:
+        """The first offset that the partition still holds."""
+
+    def records(self, partition: int, offsets: range) -> Iterator[list[Record]]:
+        """What is at these offsets, in order, in batches."""
+
+
+class KafkaTopic:
+    """A TopicSource on Kafka: joins no group, commits nothing, sees what is committed. `close` it."""
+
+    def __init__(self, kafka: KafkaSettings, name: str) -> None:
+        """`name` without the deployment's prefix. Raises BrokerUnavailable, or Misconfigured when there is none."""
+        self._kafka, self._name, self._topic = kafka, name, kafka.topic(name)
+        partitions_of(kafka, name)
+        self._admin = make_admin(kafka)
+        self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-archive")
+
+    def ranges(self, since_ms: int | None, until_ms: int | None) -> dict[int, range]:
+        """See TopicSource. Raises BrokerUnavailable."""
+        # Asked for first: what comes later is of the next reading, or a live topic would have no end. And of what is
+        # committed, since nothing behind an open transaction can be read yet.
+        ends = stable_end_offsets(self._admin, self._topic, partitions_of(self._kafka, self._name))
+        firsts = {partition: self.begin(partition) for partition in ends}
+        if since_ms is not None:
+            firsts = offsets_at(self._consumer, self._topic, ends, since_ms)
+        stops = ends if until_ms is None else offsets_at(self._consumer, self._topic, ends, until_ms)
+        return {partition: range(firsts[partition], min(stops[partition], end)) for partition, end in ends.items()}
+
+    def begin(self, partition: int) -> int:
+        """See TopicSource. Raises BrokerUnavailable."""
+        return watermarks(self._consumer, self._topic, partition)[0]
+
+    def records(self, partition: int, offsets: range) -> Iterator[list[Record]]:
+        """See TopicSource. Raises BrokerUnavailable."""
+        return records_between(self._consumer, self._topic, partition, offsets)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def read_topic(
+    kafka: KafkaSettings,
+    topic: str,
+    ids: SchemaIds,
+    *,
+    since_ms: int | None,
+    until_ms: int | None,
+    progress: Callable[[int, int], object] = lambda _count, _total: None,
+) -> TopicRows:
+    """What reached a topic in a range of Kafka's own times, up to where the topic ends when this is called.
+
+    Partition by partition, each in order of offsets. `progress` is told how many of how many records are read. Raises
+    BrokerUnavailable, Misconfigured, TemporaryFailure.
+    """
+    builder = RowBuilder(topic, ids)
+    with closing(KafkaTopic(kafka, topic)) as source:
+        ranges = source.ranges(since_ms, until_ms)
+        total = sum(map(len, ranges.values()))
+        for partition, offsets in sorted(ranges.items()):
+            for records in source.records(partition, offsets):
+                for record in records:
+                    builder.add(record)
+                progress(builder.count, total)
+    return builder.take()

@@ -1,0 +1,168 @@
+"""The topics and how they are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.cimpl import NewPartitions, NewTopic
+
+from paywarden.schemas.avro import TOPICS
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, PaywardenError
+from paywarden.streams.kafka.admin import make_admin
+from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, REACH_TIMEOUT_S, KafkaSettings, reason_of
+from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC
+from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
+
+_DAY_MS = 86_400_000
+# Kafka keeps a letter past its days until its segment is closed and every letter in it is old; that it was retried
+# must be known for longer.
+_RETRIED_DAYS_MORE = 30
+# Few records, whose order over all keys matters to who reads them whole.
+_ONE_PARTITION = (
+    "catalogues", CURSORS_TOPIC, SCHEMAS_TOPIC,
+    "drift-alerts", "drift-acknowledgements", "outcome-metrics", "dead-letters", "dead-letters-retried",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TopicSettings:
+    """How many partitions new topics get, and how long they keep their records."""
+
+    # Of payments, outcomes, profiles and decisions. A profile notes an offset for each of the first two.
+    partitions: int = 12
+    # Of the topic that events of a kind of entity go through: as many workers can share that kind's profiles. Each
+    # batch writes to all of them, a few requests at a time: more than workers need cost freshness.
+    repartition_partitions: int = 6
+    replication: int = 1
+    payments_days: int = 100
+    decisions_days: int = 100
+    dead_letters_days: int = 30
+    # Of drift alerts, acknowledgements and outcome metrics, which are few: an alert is open as long as its change.
+    drift_days: int = 400
+    # Events are read within a second; this is how long all workers may be away.
+    repartition_days: int = 7
+
+
+def create_topics(kafka: KafkaSettings, settings: TopicSettings, entities: Sequence[str]) -> list[str]:
+    """Create the topics that are missing, one to repartition by each kind of entity among them; returns their names.
+
+    Raises BrokerUnavailable or Misconfigured.
+    """
+    names = [*TOPICS, CURSORS_TOPIC, SCHEMAS_TOPIC, *map(repartition_topic, entities)]
+    return _create(kafka, [_new_topic(kafka.topic(name), name, settings) for name in names])
+
+
+def _create(kafka: KafkaSettings, wanted: Sequence[NewTopic]) -> list[str]:
+    created = []
+    # Kept until the answers are in: they go with the client.
+    admin = make_admin(kafka)
+    for name, future in admin.create_topics(list(wanted), operation_timeout=30, request_timeout=15).items():
+        try:
+            future.result()
+            created.append(name)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise _refused(kafka, name, error, "cannot be created") from error
+    return sorted(created)
+
+
+def _refused(kafka: KafkaSettings, name: str, error: KafkaException, what: str) -> PaywardenError:
+    if error.args[0].code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT):
+        return BrokerUnavailable(f"no Kafka broker answers at {kafka.bootstrap}: {reason_of(error)}")
+    return Misconfigured(f"topic {name} {what}: {reason_of(error)}")
+
+
+def create_repartition_topics(kafka: KafkaSettings, counts: Mapping[str, int], replication: int) -> None:
+    """Create repartition topics by name, with so many partitions, unless they are there.
+
+    Raises BrokerUnavailable or Misconfigured.
+    """
+    settings = TopicSettings(replication=replication)
+    wanted = [
+        NewTopic(
+            kafka.topic(name), num_partitions=count, replication_factor=replication, config=_config(name, settings)
+        )
+        for name, count in counts.items()
+    ]
+    _create(kafka, wanted)
+
+
+def add_repartition_partitions(kafka: KafkaSettings, counts: Mapping[str, int]) -> None:
+    """Give repartition topics more partitions. All events must be out of them: keys are spread anew.
+
+    Raises BrokerUnavailable or Misconfigured.
+    """
+    wanted = [NewPartitions(kafka.topic(name), count) for name, count in counts.items()]
+    admin = make_admin(kafka)
+    for name, future in admin.create_partitions(wanted, operation_timeout=30, request_timeout=15).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            raise _refused(kafka, name, error, "cannot be given more partitions") from error
+
+
+def delete_repartition_topics(kafka: KafkaSettings, names: Sequence[str]) -> dict[str, str]:
+    """Delete repartition topics by name; returns why, by full name, for those that may be there still.
+
+    Raises Misconfigured when no client can be made.
+    """
+    left = {}
+    admin = make_admin(kafka)
+    wanted = [kafka.topic(name) for name in names]
+    for name, future in admin.delete_topics(wanted, operation_timeout=30, request_timeout=REACH_TIMEOUT_S).items():
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                left[name] = reason_of(error)
+    return left
+
+
+def _new_topic(full_name: str, name: str, settings: TopicSettings) -> NewTopic:
+    return NewTopic(
+        full_name,
+        num_partitions=_partition_count(name, settings),
+        replication_factor=settings.replication,
+        config=_config(name, settings),
+    )
+
+
+def _partition_count(name: str, settings: TopicSettings) -> int:
+    if name in _ONE_PARTITION:
+        return 1
+    return settings.partitions if name in TOPICS else settings.repartition_partitions
+
+
+def _config(name: str, settings: TopicSettings) -> dict[str, str]:
+    if name == "profiles":
+        # The newest state of each entity for ever; an erased one stays visible long enough for every mirror.
+        return {"cleanup.policy": "compact", "delete.retention.ms": str(_DAY_MS), "min.cleanable.dirty.ratio": "0.2"}
+    if name in ("catalogues", SCHEMAS_TOPIC):
+        return {"cleanup.policy": "compact"}
+    if name == CURSORS_TOPIC:
+        # Read whole when a companion starts, and written to by every transaction: small segments, compacted early. What
+        # ends a transaction stays for as long as what was deleted.
+        return {
+            "cleanup.policy": "compact",
+            "min.cleanable.dirty.ratio": "0.01",
+            "segment.bytes": str(4 * 1024 * 1024),
+            "segment.ms": "600000",
+            "delete.retention.ms": "60000",
+        }
+    if name == "dead-letters-retried":
+        kept_ms = (settings.dead_letters_days + _RETRIED_DAYS_MORE) * _DAY_MS
+        return {"cleanup.policy": "compact,delete", "retention.ms": str(kept_ms)}
+    days = {
+        "dead-letters": settings.dead_letters_days,
+        "decisions": settings.decisions_days,
+        "drift-alerts": settings.drift_days,
+        "drift-acknowledgements": settings.drift_days,
+        "outcome-metrics": settings.drift_days,
+    }
+    kept_days = days.get(name, settings.payments_days if name in TOPICS else settings.repartition_days)
+    kept = {"cleanup.policy": "delete", "retention.ms": str(kept_days * _DAY_MS)}
+    if name == "dead-letters":
+        kept["max.message.bytes"] = str(MESSAGE_BYTES_MAX)
+    return kept

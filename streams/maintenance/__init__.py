@@ -1,0 +1,1 @@
+"""Work on whole sets of profiles: rebuild, backfill, forget, more partitions."""

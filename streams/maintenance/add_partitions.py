@@ -1,0 +1,68 @@
+"""More partitions for the repartition topics.
+
+Keys are spread over partitions by a checksum, so more partitions move keys. An event of a key that is still in its
+old partition would then be worked in after a later one from its new partition, and be taken for one that is contained
+already. So nothing may be on its way: the workers are stopped, what they had sent is drained, and only then are
+partitions added. A worker that reads a frame for another number of partitions stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from paywarden.features.stores.profile_sets import LiveSet
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
+from paywarden.streams.kafka.admin import end_offsets, make_admin, partitions_of
+from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, reason_of
+from paywarden.streams.kafka.reading import make_consumer
+from paywarden.streams.kafka.topic_names import repartition_topic
+from paywarden.streams.kafka.topics import add_repartition_partitions
+
+
+def add_partitions(
+    kafka: KafkaSettings, group_of: Callable[[str], str], entities: Sequence[str], live: LiveSet, count: int
+) -> list[str]:
+    """Give the repartition topics of the live set so many partitions; returns those that had fewer.
+
+    Raises Misconfigured while workers run, events are on their way, or a topic has more partitions already.
+    """
+    if live.next is not None:
+        raise Misconfigured("another profile set is being swapped in: end that first")
+    group = group_of(live.name)
+    names = [repartition_topic(entity, live.name) for entity in entities]
+    partitions = {name: partitions_of(kafka, name) for name in names}
+    for name, there in partitions.items():
+        if len(there) > count:
+            raise Misconfigured(f"topic {kafka.topic(name)} has {len(there)} partitions: Kafka can't take any away")
+    members = members_of(make_admin(kafka), group)
+    if members:
+        raise Misconfigured(f"{members} workers are in group {group}: stop them, then run `paywarden stream --drain`")
+    consumer: Consumer = make_consumer(kafka, group_id=group)
+    try:
+        for name, there in partitions.items():
+            topic = kafka.topic(name)
+            ends = end_offsets(consumer, topic, there)
+            committed = consumer.committed([TopicPartition(topic, p) for p in there], timeout=REACH_TIMEOUT_S)
+            left = sum(max(0, ends[place.partition] - max(0, place.offset)) for place in committed)
+            if left:
+                raise Misconfigured(f"{left} records of {topic} are not worked in: run `paywarden stream --drain`")
+    except KafkaException as error:
+        raise BrokerUnavailable(f"Kafka does not say what is committed: {reason_of(error)}") from error
+    finally:
+        consumer.close()
+    wanted = {name: count for name, there in partitions.items() if len(there) < count}
+    if wanted:
+        add_repartition_partitions(kafka, wanted)
+    return sorted(kafka.topic(name) for name in wanted)
+
+
+def members_of(admin: AdminClient, group: str) -> int:
+    """How many workers are in a group. Raises BrokerUnavailable."""
+    try:
+        asked = admin.describe_consumer_groups([group], request_timeout=REACH_TIMEOUT_S)
+        return len(asked[group].result().members)
+    except KafkaException as error:
+        raise BrokerUnavailable(f"Kafka does not say who is in group {group}: {reason_of(error)}") from error

@@ -1,0 +1,275 @@
+"""A history into the profile store, so that a new deployment starts warm.
+
+Killed at any moment, the same call again goes on where it was:
+
+1. compute    profiles, by the kernel's batch path. Repeated when they are needed again: it is quick
+2. write      in an order that a history always has: profiles, one kind of entity after the other, then what the
+              stream keeps about payments, for outcomes that are still to come
+3. note       after every batch, under one key of the store, how far that is, and of which history and catalogue
+
+A crash between 2 and 3 leads to the same batch once more, with the same bytes. A record is written only where there
+is none, or the very same: whatever else has got into the store may be newer, and is not written over unless asked.
+
+Backfilled records name no Kafka offsets: they are older than the topic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+
+from paywarden.features import kernel
+from paywarden.features.history.history import Coded, History, final_labels
+from paywarden.features.history.point_in_time import Passage
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import RateTable
+from paywarden.features.stores.base import ABSENT, ProfileStore, StoreConflict
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
+from paywarden.streams.maintenance.backfill_progress import (
+    FINISHED,
+    PAYMENT_PHASE,
+    PROGRESS_KEY,
+    Origin,
+    Progress,
+    read_progress,
+)
+from paywarden.streams.profiles.events import record_key
+
+_DAY_S = 86_400
+_WRITE_BATCH = 5_000
+# No record of a topic has this source: offsets of a topic start at 0.
+BACKFILL_SOURCE = -1
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One kind of record: how many, how long they are kept, and their (key, value) from a position on."""
+
+    name: str
+    count: int
+    ttl_s: int
+    pairs_from: Callable[[int], Iterator[tuple[bytes, bytes]]]
+
+
+class Backfill:
+    """One history on its way into a store: `compute`, then `write`, unless it `is_finished`.
+
+    `counts` are the records it comes to, by kind: profiles by the name of their entity, then "payment".
+    """
+
+    def __init__(
+        self,
+        history: History,
+        store: ProfileStore,
+        *,
+        engine: FeatureEngine,
+        rates: RateTable,
+        outcome_days: int,
+        overwrite: bool = False,
+        batch_size: int = _WRITE_BATCH,
+    ) -> None:
+        """What is kept about payments goes back `outcome_days` from the newest one. Reads the store, writes nothing.
+
+        Raises Misconfigured when the store has profiles of another origin and these are not to be overwritten,
+        InvalidEvent when the history holds a currency there is no rate for, StoreUnavailable.
+        """
+        self._history, self._store, self._engine, self._overwrite = history, store, engine, overwrite
+        self._batch_size = batch_size
+        self._passage = Passage(history, engine, rates)
+        self._first_kept = _first_kept(history, outcome_days)
+        self._phases = self._plan_phases(outcome_days)
+        self.counts = {phase.name: phase.count for phase in self._phases}
+        origin = Origin(
+            payments=len(history),
+            first_time_ms=int(history.event_time_ms[0]) if len(history) else 0,
+            last_time_ms=int(history.event_time_ms[-1]) if len(history) else 0,
+            digest=_digest_of(history, self._passage, outcome_days),
+            catalogue=engine.plan.digest,
+        )
+        found = read_progress(store)
+        if found is not None and found.origin == origin:
+            self._progress = found
+            return
+        self._progress = Progress(origin, self._phases[0].name, 0)
+        if not overwrite:
+            self._check_empty(found)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all of it has been written before."""
+        return self._progress.phase == FINISHED
+
+    @property
+    def needs_profiles(self) -> bool:
+        """Whether there are profiles to write, so that `compute` has something to do."""
+        return self._progress.phase not in (PAYMENT_PHASE, FINISHED)
+
+    @property
+    def left_count(self) -> int:
+        """How many records are still to be written."""
+        left = self._phases_left()
+        return sum(phase.count for phase in left) - (self._progress.position if left else 0)
+
+    def compute(self, progress: Callable[[int], object] | None = None) -> None:
+        """Make the profiles, unless they are all written; `progress` gets payments done."""
+        if not self.needs_profiles:
+            return
+        for _ in self._passage.chunks(progress=progress):
+            pass
+        self._passage.finish()
+
+    def write(self, progress: Callable[[int], object] | None = None) -> int:
+        """Write what is left, and return how many records that was; `progress` gets records done.
+
+        Raises StoreUnavailable, after which a new Backfill goes on from there, and Misconfigured when something
+        else has written to the store meanwhile.
+        """
+        written = 0
+        for phase in self._phases_left():
+            # Before the first record too: a store with profiles and without progress is somebody else's.
+            position = self._note(phase.name, self._progress.position if phase.name == self._progress.phase else 0)
+            pairs = phase.pairs_from(position)
+            while batch := dict(islice(pairs, self._batch_size)):
+                self._write(batch, phase.ttl_s)
+                position = self._note(phase.name, position + len(batch))
+                written += len(batch)
+                if progress is not None:
+                    progress(len(batch))
+        if not self.is_finished:
+            self._note(FINISHED, 0)
+        return written
+
+    def _plan_phases(self, outcome_days: int) -> list[_Phase]:
+        plan = self._engine.plan
+        phases = [
+            _Phase(name, self._passage.entities[entity].count, plan.ttl_s(entity), self._profiles_of(entity))
+            for entity, name in enumerate(plan.entity_names)
+        ]
+        kept = len(self._history) - self._first_kept
+        return [*phases, _Phase(PAYMENT_PHASE, kept, outcome_days * _DAY_S, self._payment_records_from)]
+
+    def _phases_left(self) -> list[_Phase]:
+        names = [*self.counts, FINISHED]
+        return self._phases[names.index(self._progress.phase) :]
+
+    def _profiles_of(self, entity: int) -> Callable[[int], Iterator[tuple[bytes, bytes]]]:
+        def pairs_from(position: int) -> Iterator[tuple[bytes, bytes]]:
+            states = self._passage.profiles[entity]
+            pairs = zip(self._passage.entities[entity].store_keys(), states, strict=True)
+            for key, state in islice(pairs, position, None):
+                assert state is not None, "an entity of a history has a payment there"
+                yield key, state
+
+        return pairs_from
+
+    def _payment_records_from(self, position: int) -> Iterator[tuple[bytes, bytes]]:
+        """What is kept about payments, from the oldest one kept on.
+
+        Encoded messages one after the other are the message of all their fields: what does not change from payment to
+        payment is encoded once.
+        """
+        history, passage = self._history, self._passage
+        head = PaymentRecord(source=BACKFILL_SOURCE).SerializeToString()
+        fraud_note = PaymentRecord(label_changes=[LabelChange(source=BACKFILL_SOURCE, weight=1)]).SerializeToString()
+        is_fraud = final_labels(history) == 1
+        key_parts = [_encoded_keys(column.store_keys()) for column in passage.entities]
+        for first in range(self._first_kept + position, len(history), self._batch_size):
+            rows = slice(first, min(first + self._batch_size, len(history)))
+            columns = [
+                [parts[code] for code in column.codes[rows].tolist()]
+                for parts, column in zip(key_parts, passage.entities, strict=True)
+            ]
+            payments = zip(
+                history.payment_id[rows].to_pylist(),
+                map(b"".join, zip(*columns, strict=True)),
+                is_fraud[rows].tolist(),
+                passage.rows.of(rows).tolist(),
+                strict=True,
+            )
+            for payment_id, keys, fraud, attributes in payments:
+                encoded = PaymentRecord(attributes=attributes).SerializeToString()
+                yield record_key(payment_id), head + keys + (fraud_note if fraud else b"") + encoded
+
+    def _write(self, batch: dict[bytes, bytes], ttl_s: int) -> None:
+        versions = None if self._overwrite else dict.fromkeys(batch, ABSENT)
+        try:
+            self._store.write(batch, ttl_s=ttl_s, versions=versions)
+        except StoreConflict as error:
+            raise Misconfigured(
+                "something else has written to the store since this backfill began, and what it wrote may be newer: "
+                "stop the stream, and write over it with --overwrite"
+            ) from error
+
+    def _note(self, phase: str, position: int) -> int:
+        self._progress = dataclasses.replace(self._progress, phase=phase, position=position)
+        # As long as the longest that is written: when all that is gone, this must not say it is there.
+        ttl_s = max(phase.ttl_s for phase in self._phases)
+        self._store.write({PROGRESS_KEY: self._progress.encode()}, ttl_s=ttl_s)
+        return position
+
+    def _check_empty(self, found: Progress | None) -> None:
+        """Raises Misconfigured when the store has any record that a backfill could write over."""
+        for name in self.counts:
+            if next(self._store.scan(name), None) is None:
+                continue
+            what = "payment records" if name == PAYMENT_PHASE else f"{name} profiles"
+            whose = "from a backfill of something else" if found is not None else "that no backfill of this wrote"
+            raise Misconfigured(
+                f"the store holds {what} {whose}, and they may be newer: take an empty store, or write over them with "
+                "--overwrite"
+            )
+
+
+def backfill(
+    history: History, store: ProfileStore, *, engine: FeatureEngine, rates: RateTable, outcome_days: int
+) -> int:
+    """All of it in one call, into an empty store; returns how many profiles there are. Raises as Backfill does."""
+    job = Backfill(history, store, engine=engine, rates=rates, outcome_days=outcome_days)
+    job.compute()
+    job.write()
+    return sum(count for name, count in job.counts.items() if name != PAYMENT_PHASE)
+
+
+def _first_kept(history: History, outcome_days: int) -> int:
+    """The first payment that may still get an outcome."""
+    if len(history) == 0:
+        return 0
+    oldest_ms = int(history.event_time_ms[-1]) - outcome_days * _DAY_S * 1000
+    return int(np.searchsorted(history.event_time_ms, oldest_ms))
+
+
+def _encoded_keys(keys: Sequence[bytes]) -> list[bytes]:
+    """The field of a payment's record that names its entity, by the entity's number; the last is of none, number -1."""
+    return [PaymentRecord(keys=[key.decode()]).SerializeToString() for key in (*keys, b"")]
+
+
+def _digest_of(history: History, passage: Passage, outcome_days: int) -> str:
+    """32 hex digits that change with anything that changes what is written, the catalogue aside."""
+    digest = hashlib.blake2b(f"{kernel.LAYOUT_VERSION} {outcome_days}".encode(), digest_size=16)
+    digest.update(passage.amounts.data)
+    for field in dataclasses.fields(history):
+        column = getattr(history, field.name)
+        for part in (column.codes, column.names) if isinstance(column, Coded) else (column,):
+            if isinstance(part, pa.Array):
+                _digest_texts(digest, part)
+            else:
+                digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
+
+
+def _digest_texts(digest: hashlib.blake2b, texts: pa.Array) -> None:
+    """The lengths of an array's texts, then the texts, from where they lie."""
+    if len(texts) == 0:
+        return
+    _, offsets, data = texts.buffers()
+    bounds = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    digest.update(np.diff(bounds).data)
+    if data is not None:
+        digest.update(memoryview(data)[bounds[0] : bounds[-1]])

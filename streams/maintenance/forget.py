@@ -1,0 +1,260 @@
+"""Erase an entity: from the store, the changelog and with it the mirrors, and what is kept about its payments.
+
+1. delete      the profile from the store; those of combinations it is part of, such as card and merchant, too
+2. tombstone   on the changelog for each, before that and after it: companions remove it from their mirrors
+3. scan        what is kept about payments, and delete what names the entity
+4. look again  a stream worker may have had the entity in a batch, and have written it back: then from 1
+
+A store may hold further profile sets (features/stores/profile_sets.py): what was live before, or what a rebuild
+makes. They
+are erased in the same way, and their keys get tombstones too: a set that is about to go live may be on the changelog.
+What keeps coming into a set that is being built comes from the topic of payments, which is not erased.
+
+What a merchant's profile counts of a card's payments stays: nothing in a sum says whose it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from confluent_kafka import Consumer, TopicPartition
+
+from paywarden.features.profiles.keys import SEPARATOR
+from paywarden.features.profiles.plan import Plan
+from paywarden.features.profiles.profile_view import first_payment_ms
+from paywarden.features.stores.base import ProfileStore, ScanProgress, in_batches, split_key
+from paywarden.schemas.errors import BrokerUnavailable, TemporaryFailure
+from paywarden.schemas.proto.store_pb2 import PaymentRecord
+from paywarden.streams.kafka.admin import end_offsets, partitions_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.kafka.reading import consume, make_consumer
+from paywarden.streams.maintenance.backfill_progress import FINISHED, PAYMENT_PHASE, read_progress
+
+# A batch of the stream takes milliseconds, and a second where it is large: by then it has written what it had read.
+SETTLE_S = 2.0
+# With payments every moment it may come back for ever; whether that is old or new is said after so many times.
+ROUNDS_MAX = 3
+_DELETE_BATCH = 1_000
+_FLUSH_TIMEOUT_S = 30.0
+_READ_TIMEOUT_S = 30.0
+_READ_BATCH = 10_000
+
+
+class Changelog(Protocol):
+    """The topic of profiles, as far as erasing needs it."""
+
+    def erase(self, keys: Sequence[bytes]) -> None:
+        """Send tombstones. On return the broker has them."""
+
+    def came_back(self) -> set[bytes]:
+        """Of the keys erased, those whose last record has a state again."""
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What was erased, in `rounds` turns, from all profile sets together.
+
+    `has_begun_anew`: there is a profile again, made of payments that came after it was erased.
+    `backfill_is_unfinished`: one has begun to fill this store, and would write the entity again.
+    """
+
+    profiles: int
+    payment_records: int
+    rounds: int
+    has_begun_anew: bool
+    backfill_is_unfinished: bool
+
+
+def forget(
+    key: bytes,
+    *,
+    plan: Plan,
+    store: ProfileStore,
+    changelog: Changelog,
+    others: Sequence[ProfileStore] = (),
+    progress: ScanProgress | None = None,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Forgotten:
+    """Erase the entity with this store key; without any trace of it this does no harm.
+
+    `store` is the live profile set, `others` are all others there are. `progress` is told of the scans of payment
+    records. Raises StoreUnavailable or BrokerUnavailable, after which the same call again finishes it, and
+    TemporaryFailure when a stream worker keeps writing back what was erased.
+    """
+    # In all sets: a key that only one of them knows to be of this entity is erased in the others, too.
+    erased = {key}
+    live = _Erasure(key, plan, store, changelog, erased)
+    # The live one last: a tombstone that is not of it must not follow what the stream has begun anew.
+    erasures = [*(_Erasure(key, plan, other, _NotFollowed(changelog), erased) for other in others), live]
+    back = erasures
+    while back and live.rounds < ROUNDS_MAX:
+        for erasure in erasures:
+            erasure.run(progress)
+        sleep(SETTLE_S)
+        back = [erasure for erasure in erasures if erasure.look_again()]
+    if not all(erasure.is_all_new() for erasure in erasures):
+        raise TemporaryFailure(
+            f"the stream wrote back what was erased, {live.rounds} times: payments of it are in its batches all the "
+            "time; stop the stream or try again later, and run this again"
+        )
+    backfill = read_progress(store)
+    return Forgotten(
+        profiles=sum(len(erasure.found) for erasure in erasures),
+        payment_records=sum(erasure.payment_records for erasure in erasures),
+        rounds=live.rounds,
+        has_begun_anew=live in back,
+        backfill_is_unfinished=backfill is not None and backfill.phase != FINISHED,
+    )
+
+
+class _Erasure:
+    """What the rounds have in common, in one profile set. `found`: the keys that there were profiles of.
+
+    `erased`: the keys that were erased so far, in whichever set.
+    """
+
+    def __init__(self, key: bytes, plan: Plan, store: ProfileStore, changelog: Changelog, erased: set[bytes]) -> None:
+        self._key, self._store, self._changelog = key, store, changelog
+        entity, identity = split_key(key)
+        fields = plan.entity_keys[plan.entity_names.index(entity)]
+        ids = identity.decode().split(SEPARATOR) if len(fields) > 1 else [identity.decode()]
+        self._ids = dict(zip(fields, ids, strict=False))
+        # Other kinds of entities whose ids hold this one's.
+        self._wider = {
+            name: keys
+            for name, keys in zip(plan.entity_names, plan.entity_keys, strict=True)
+            if name != entity and set(keys) >= set(fields) and len(ids) == len(fields)
+        }
+        self._erased = erased
+        # When the first payment was made in each profile that was there at the start; None: it could not be read.
+        self._began_ms: dict[bytes, int | None] = {}
+        self._states: dict[bytes, bytes] = {}
+        self._on_changelog: set[bytes] = set()
+        self.found: set[bytes] = set()
+        self.payment_records = self.rounds = 0
+
+    def run(self, progress: ScanProgress | None) -> None:
+        """Steps 1 to 3."""
+        self._erase_profiles(sorted(self._erased))
+        for name, fields in self._wider.items():
+            self._erase_profiles(key for key, _ in self._store.scan(name) if self._is_part_of(key, fields))
+        named: set[bytes] = set()
+        for keys in in_batches(self._payment_record_keys(named, progress), _DELETE_BATCH):
+            # A digest stands for ids that are too long together: whose it is, only these records know.
+            self._erase_profiles(sorted(named - self._erased))
+            self._store.delete(keys)
+            self.payment_records += len(keys)
+        self.rounds += 1
+
+    def look_again(self) -> bool:
+        """Step 4: whether any of it is there again."""
+        keys = sorted(self._erased)
+        found = zip(keys, self._store.read(keys), strict=True)
+        self._states = {key: state for key, state in found if state is not None}
+        self._on_changelog = self._changelog.came_back()
+        return bool(self._states or self._on_changelog)
+
+    def is_all_new(self) -> bool:
+        """Whether what is there again holds no payment that was erased: it begins after the erased began."""
+        is_known = self._on_changelog <= self._states.keys()
+        return is_known and all(self._is_new(key, state) for key, state in self._states.items())
+
+    def _is_new(self, key: bytes, state: bytes) -> bool:
+        if key not in self._began_ms:
+            return True
+        erased_ms, began_ms = self._began_ms[key], first_payment_ms(state)
+        # Nothing that can be read is made of what could not.
+        return began_ms is not None and (erased_ms is None or began_ms > erased_ms)
+
+    def _erase_profiles(self, keys: Iterable[bytes]) -> None:
+        for batch in in_batches(keys, _DELETE_BATCH):
+            for key, state in zip(batch, self._store.read(batch), strict=True):
+                if state is not None:
+                    self.found.add(key)
+                    if self.rounds == 0:
+                        self._began_ms[key] = first_payment_ms(state)
+            # Before: what the store has no more, the same call again would not find. After: a mirror that was being
+            # filled from the store may have begun to follow the changelog behind the first.
+            self._changelog.erase(batch)
+            self._store.delete(batch)
+            self._changelog.erase(batch)
+            self._erased.update(batch)
+
+    def _is_part_of(self, key: bytes, fields: Sequence[str]) -> bool:
+        """Whether a combination's key names this entity."""
+        ids = split_key(key)[1].decode().split(SEPARATOR)
+        named = dict(zip(fields, ids, strict=False))
+        return len(ids) == len(fields) and all(named[field] == identity for field, identity in self._ids.items())
+
+    def _payment_record_keys(self, named: set[bytes], progress: ScanProgress | None) -> Iterator[bytes]:
+        """The records of payments that name this entity; `named` gets the wider entities that they name."""
+        text = self._key.decode()
+        prefixes = tuple(f"{name}:" for name in self._wider)
+        for record_key, value in self._store.scan(PAYMENT_PHASE, progress=progress):
+            # Most records are of others: looking for the bytes is ten times quicker than decoding.
+            if self._key not in value:
+                continue
+            keys = PaymentRecord.FromString(value).keys
+            if text in keys:
+                named.update(other.encode() for other in keys if other.startswith(prefixes))
+                yield record_key
+
+
+class _NotFollowed:
+    """The changelog for a set that is not live: its keys get tombstones, and what comes after is of the live one."""
+
+    def __init__(self, changelog: Changelog) -> None:
+        self._changelog = changelog
+
+    def erase(self, keys: Sequence[bytes]) -> None:
+        """See Changelog."""
+        self._changelog.erase(keys)
+
+    def came_back(self) -> set[bytes]:
+        """See Changelog. None: who looks at the live set looks at the changelog."""
+        return set()
+
+
+class KafkaChangelog:
+    """The changelog on the cluster. `close` it."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        """Raises BrokerUnavailable, or Misconfigured when there is no such topic."""
+        self._topic = kafka.topic("profiles")
+        partitions = partitions_of(kafka, "profiles")
+        self._sender = Sender(kafka, linger_ms=5)
+        self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-forget")
+        self._positions = end_offsets(self._consumer, self._topic, partitions)
+        self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in self._positions.items()])
+        self._has_state: dict[bytes, bool] = {}
+
+    def erase(self, keys: Sequence[bytes]) -> None:
+        """See Changelog. Raises BrokerUnavailable."""
+        for key in keys:
+            self._has_state[key] = False
+            self._sender.send(self._topic, None, key=key)
+        self._sender.flush(_FLUSH_TIMEOUT_S)
+
+    def came_back(self) -> set[bytes]:
+        """See Changelog. Reads what was written since the last call, at first since this was made.
+
+        Raises BrokerUnavailable.
+        """
+        ends = end_offsets(self._consumer, self._topic, self._positions)
+        deadline = time.monotonic() + _READ_TIMEOUT_S
+        while any(self._positions[partition] < end for partition, end in ends.items()):
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(f"Kafka did not give the end of {self._topic} in {_READ_TIMEOUT_S:g} s")
+            # Not what it says of ends: that can be from before there was more.
+            for record in consume(self._consumer, _READ_BATCH, 0.1).records:
+                self._positions[record.partition] = record.offset + 1
+                if record.key in self._has_state:
+                    self._has_state[record.key] = record.value is not None
+        return {key for key, has_state in self._has_state.items() if has_state}
+
+    def close(self) -> None:
+        self._consumer.close()

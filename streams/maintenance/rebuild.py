@@ -1,0 +1,243 @@
+"""A fresh set of profiles from the topics, built beside the live one and swapped in.
+
+    1. create    a profile set, with repartition topics and a consumer group of its own
+    2. fill      payments and outcomes from the beginning (or a time) on, by the stream's own code; nothing is published
+    3. begin     the swap is announced: the live workers finish their batches and leave their group
+    4. catch up  what has come since, to the end
+    5. publish   every profile onto the changelog, and a tombstone for each that only the old set has
+    6. finish    the new set is live: the workers go on with it, from where this came
+
+Scoring goes on all the time from the mirrors; from 3 to 6 these stand still. Killed before 3, nothing has changed for
+anyone; killed later, the workers wait. Either way the same set can be gone on with (`resume`), or given up (`abort`),
+which publishes the live set's profiles again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from threading import Event
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from paywarden.features.stores.base import ProfileStore, in_batches
+from paywarden.features.stores.profile_sets import LiveSet, ProfileSets, SetStores, spoken
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, TemporaryFailure
+from paywarden.streams.kafka.admin import make_admin, offsets_at, partitions_of, stable_end_offsets
+from paywarden.streams.kafka.client import KafkaSettings, reason_of
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.kafka.reading import make_consumer
+from paywarden.streams.kafka.stall_detector import named
+from paywarden.streams.kafka.topic_names import repartition_topic
+from paywarden.streams.kafka.topics import create_repartition_topics
+from paywarden.streams.maintenance.add_partitions import members_of
+from paywarden.streams.profiles.changelog import Changelog
+from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings
+
+_log = logging.getLogger(__name__)
+
+SOURCES = ("payments", "outcomes")
+# When what came during one round of catching up takes no longer than this, the swap can begin.
+_SHORT_ROUND_S = 5.0
+_LOOK_EVERY_S = 0.5
+_PUBLISH_BATCH = 10_000
+_FLUSH_TIMEOUT_S = 60.0
+
+# Told how many records of the topics are worked in, and how many there are.
+Progress = Callable[[int, int], object]
+
+
+class Rebuild:
+    """One rebuild, of the profile set `name`."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        kafka: KafkaSettings,
+        settings: StreamSettings,
+        entities: Sequence[str],
+        sets: ProfileSets,
+        stores: SetStores,
+        open_pipeline: Callable[[str], AbstractContextManager[Pipeline]],
+        open_changelog: Callable[[Sender], Changelog],
+        replication: int,
+        leave_patience_s: float = 120.0,
+    ) -> None:
+        """`open_pipeline` makes a worker of a set that publishes nothing. `leave_patience_s`: for the live workers."""
+        self.name, self._kafka, self._settings, self._entities = name, kafka, settings, entities
+        self._sets, self._stores = sets, stores
+        self._open_pipeline, self._open_changelog = open_pipeline, open_changelog
+        self._replication, self._leave_patience_s = replication, leave_patience_s
+        self._admin: AdminClient = make_admin(kafka)
+
+    def create(self, *, now_ms: int, from_ms: int | None) -> None:
+        """Step 1. `from_ms`: the arrival on Kafka of the first record that counts; None for all there are.
+
+        Raises Misconfigured when the name is taken.
+        """
+        live = self._sets.read()
+        counts = {
+            repartition_topic(entity, self.name): len(partitions_of(self._kafka, repartition_topic(entity, live.name)))
+            for entity in self._entities
+        }
+        create_repartition_topics(self._kafka, counts, self._replication)
+        if from_ms is not None:
+            self._begin_at(from_ms)
+        # Last: a set that is entered can be gone on with.
+        self._sets.create(self.name, now_ms=now_ms)
+
+    def run(self, stop: Event, progress: Progress) -> LiveSet | None:
+        """Steps 2 to 6, from wherever an earlier run ended. None when `stop` was set before the swap began.
+
+        Raises TemporaryFailure when the live workers do not leave: the swap is given up then, nothing has changed.
+        Raises BrokerUnavailable when Kafka's client has stalled: run it again.
+        """
+        self._sets.register().find(self.name)
+        live = self._sets.read()
+        with self._open_pipeline(self.name) as pipeline:
+            pipeline.join()
+            try:
+                if live.next is None:
+                    if not self._fill(pipeline, stop, progress):
+                        return None
+                    live = self._sets.begin_swap(self._sets.read(), self.name)
+                elif live.next != self.name:
+                    raise Misconfigured(f"profile set {spoken(live.next)} is being swapped in: end that one first")
+                self._await_leaving(live, pipeline)
+                _log.info("rebuild: the live workers have left; catching up")
+                self._catch_up(pipeline, Event(), progress)
+            finally:
+                pipeline.leave()
+        self._publish(self.name, instead_of=live.name)
+        return self._sets.finish_swap(live)
+
+    def abort(self) -> LiveSet:
+        """Give up a swap that has begun: the live set is published again and stays live.
+
+        Raises TemporaryFailure when the live workers do not leave: what they send would be overtaken.
+        """
+        live = self._sets.read()
+        if live.next != self.name:
+            raise Misconfigured(f"profile set {spoken(self.name)} is not being swapped in")
+        if count := self._members_left(live, lambda: time.sleep(_LOOK_EVERY_S)):
+            raise TemporaryFailure(f"{count} workers of the live set do not leave: try again when they have")
+        self._publish(live.name, instead_of=self.name)
+        return self._sets.abort_swap(live)
+
+    # Filling
+
+    def _begin_at(self, from_ms: int) -> None:
+        """Have the set's group begin at the first record of each partition that arrived then or later."""
+        consumer: Consumer = make_consumer(self._kafka, group_id=self._settings.group_of(self.name))
+        try:
+            for source in SOURCES:
+                topic = self._kafka.topic(source)
+                # Where nothing came since, the group begins at the end.
+                found = offsets_at(consumer, topic, self._ends([source])[topic], from_ms)
+                first = [TopicPartition(topic, partition, offset) for partition, offset in found.items()]
+                consumer.commit(offsets=first, asynchronous=False)
+        except KafkaException as error:
+            raise BrokerUnavailable(f"Kafka does not say what arrived when: {reason_of(error)}") from error
+        finally:
+            consumer.close()
+
+    def _fill(self, pipeline: Pipeline, stop: Event, progress: Progress) -> bool:
+        """Step 2: False when stopped. Rounds get shorter while payments come more slowly than they are worked in."""
+        while True:
+            started = time.monotonic()
+            if not self._catch_up(pipeline, stop, progress):
+                return False
+            if time.monotonic() - started < _SHORT_ROUND_S:
+                return True
+
+    def _catch_up(self, pipeline: Pipeline, stop: Event, progress: Progress) -> bool:
+        """Work until all that is on the topics now is in the profiles. False when stopped before."""
+        repartition = [repartition_topic(entity, self.name) for entity in self._entities]
+        # What is on its way to profiles is known when the sources are worked in.
+        return self._reach(SOURCES, pipeline, stop, progress) and self._reach(
+            repartition, pipeline, stop, lambda _done, _total: None
+        )
+
+    def _reach(self, topics: Sequence[str], pipeline: Pipeline, stop: Event, progress: Progress) -> bool:
+        ends = self._ends(topics)
+        total = sum(sum(of_topic.values()) for of_topic in ends.values())
+        look_at = 0.0
+        while True:
+            if time.monotonic() >= look_at:
+                missing = pipeline.missing(ends)
+                progress(total - missing, total)
+                if missing == 0:
+                    return True
+                look_at = time.monotonic() + _LOOK_EVERY_S
+            if stop.is_set():
+                return False
+            pipeline.step(stop)
+            if pipeline.stalled:
+                raise BrokerUnavailable(
+                    f"Kafka's client has stalled on {named(pipeline.stalled)}: go on with --resume {self.name}"
+                )
+
+    def _ends(self, topics: Sequence[str]) -> dict[str, Mapping[int, int]]:
+        ends: dict[str, Mapping[int, int]] = {}
+        for name in topics:
+            topic = self._kafka.topic(name)
+            ends[topic] = stable_end_offsets(self._admin, topic, partitions_of(self._kafka, name))
+        return ends
+
+    # Swapping
+
+    def _await_leaving(self, live: LiveSet, pipeline: Pipeline) -> None:
+        """Until no worker of the live set is left; meanwhile this one works on, so that its group keeps it."""
+        never = Event()
+        if count := self._members_left(live, lambda: pipeline.step(never)):
+            self._sets.abort_swap(live)
+            raise TemporaryFailure(
+                f"{count} workers of group {self._settings.group_of(live.name)} did not leave in "
+                f"{self._leave_patience_s:g} s: the swap is given up"
+            )
+
+    def _members_left(self, live: LiveSet, meanwhile: Callable[[], object]) -> int:
+        """How many workers are still in the live set's group when patience ends; 0 as soon as all have left it."""
+        deadline = time.monotonic() + self._leave_patience_s
+        group = self._settings.group_of(live.name)
+        while (count := members_of(self._admin, group)) > 0 and time.monotonic() <= deadline:
+            meanwhile()
+        return count
+
+    def _publish(self, name: str, *, instead_of: str) -> None:
+        """Every profile of a set onto the changelog, and a tombstone for each that only the other set has.
+
+        No worker writes there now, so what is sent is the newest of its key.
+        """
+        sender = Sender(self._kafka, linger_ms=20)
+        changelog = self._open_changelog(sender)
+        with closing(self._stores.open(name, readonly=True)) as chosen:
+            for entity in self._entities:
+                published = 0
+                for states in map(dict, in_batches(chosen.scan(entity), _PUBLISH_BATCH)):
+                    changelog.send(entity, states, time.time_ns() // 1_000_000)
+                    published += len(states)
+                sender.flush(_FLUSH_TIMEOUT_S)
+                _log.info("rebuild: %d %s profiles published", published, entity)
+            # Before the first payment there is no set to take the place of.
+            if self._stores.counts(instead_of):
+                self._erase_others(chosen, instead_of, changelog, sender)
+
+    def _erase_others(self, chosen: ProfileStore, name: str, changelog: Changelog, sender: Sender) -> None:
+        with closing(self._stores.open(name, readonly=True)) as other:
+            for entity in self._entities:
+                erased = 0
+                for states in in_batches(other.scan(entity), _PUBLISH_BATCH):
+                    gone = _not_in(chosen, [key for key, _ in states])
+                    changelog.erase(gone)
+                    erased += len(gone)
+                sender.flush(_FLUSH_TIMEOUT_S)
+                _log.info("rebuild: %d %s profiles erased that are not in the new set", erased, entity)
+
+
+def _not_in(store: ProfileStore, keys: Sequence[bytes]) -> list[bytes]:
+    return [key for key, state in zip(keys, store.read(keys), strict=True) if state is None]

@@ -1,0 +1,1 @@
+"""Outcomes joined to decisions, and what they say about them."""

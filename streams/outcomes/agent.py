@@ -1,0 +1,92 @@
+"""The join of outcomes as PartitionAgents have it done, on both topics, and the evaluation of what is mature."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from paywarden.features.profiles.money import RateTable
+from paywarden.features.stores.base import ProfileStore, StoreConflict
+from paywarden.schemas.errors import BrokerUnavailable, StoreUnavailable
+from paywarden.streams.faust.partition_agent import PartitionAgent
+from paywarden.streams.outcomes.evaluation import OutcomeEvaluator, read_evaluated
+from paywarden.streams.outcomes.metrics import OutcomeMetrics
+from paywarden.streams.outcomes.payments import Source
+from paywarden.streams.outcomes.settings import OutcomeSettings
+from paywarden.streams.outcomes.state import OutcomeWork, Reading, Result, take_over
+
+if TYPE_CHECKING:
+    from paywarden.streams.faust.app import StreamApp
+
+_log = logging.getLogger(__name__)
+
+# Days mature once a day.
+_EVALUATE_EVERY_S = 5.0
+
+
+class OutcomeJoining:
+    """What all partitions of a worker have in common."""
+
+    def __init__(
+        self, store: ProfileStore, rates: RateTable, settings: OutcomeSettings, metrics: OutcomeMetrics
+    ) -> None:
+        self.store, self.settings, self.metrics = store, settings, metrics
+        self._rates = rates
+
+    def taker(self, topic: str) -> Callable[[int], OutcomeWork]:
+        """A partition_agent.Taker of partitions of DECISIONS or OUTCOMES."""
+        reading = Reading(topic, self.settings, self._rates)
+
+        def take(partition: int) -> OutcomeWork:
+            source = Source(topic, partition)
+            head = take_over(self.store, source, self.settings)
+            on_saved: Callable[[Counter[str], Sequence[Result]], object] = partial(self.metrics.saved, source)
+            return OutcomeWork(self.store, source, head, reading=reading, settings=self.settings, on_saved=on_saved)
+
+        return take
+
+
+class OutcomeEvaluation:
+    """Has days evaluated by the worker that has partition 0 of decisions, and shows what was found."""
+
+    def __init__(
+        self,
+        app: StreamApp,
+        *,
+        decisions: PartitionAgent,
+        outcomes: PartitionAgent,
+        joining: OutcomeJoining,
+        evaluator: OutcomeEvaluator,
+    ) -> None:
+        """`evaluator` is called in a thread."""
+        self._app, self._decisions, self._outcomes = app, decisions, outcomes
+        self._joining, self._evaluator = joining, evaluator
+
+    def register(self) -> None:
+        """Add it to the app."""
+        self._app.add_task(self._keep_evaluating)
+
+    async def _keep_evaluating(self) -> None:
+        while not self._app.should_stop:
+            await asyncio.sleep(_EVALUATE_EVERY_S)
+            self._joining.metrics.unsaved.set(self._outcomes.unsaved)
+            try:
+                await asyncio.to_thread(self._evaluate)
+            except (StoreUnavailable, StoreConflict) as error:
+                self._outcomes.note_trouble(error)
+            except BrokerUnavailable as error:
+                _log.warning("what outcomes say cannot be sent, trying again: %s", error)
+
+    def _evaluate(self) -> None:
+        metrics = self._joining.metrics
+        if not self._decisions.has(0):
+            metrics.show([], [])
+            return
+        assignment = self._decisions.assignment
+        metrics.days.inc(self._evaluator.step(lambda: assignment == self._decisions.assignment))
+        evaluated, _ = read_evaluated(self._joining.store, self._joining.settings)
+        metrics.show(evaluated.latest, evaluated.open_alerts)

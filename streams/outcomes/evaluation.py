@@ -1,0 +1,191 @@
+"""Which days of decisions have mature labels, and what they say: each day once and in order.
+
+One worker of all evaluates: the one that has partition 0 of decisions.
+
+1. A day is mature when all that was on both topics `label_delay_days` after its end is worked in, over all partitions,
+   and final `window_days` after it, when no outcome can count any more. One that is behind holds all up.
+2. Of a mature day come a record of each version and variant, over 7 and 28 days, and perhaps an alert
+   (streams/outcomes/watch.py); of a final one the records again, with all corrections.
+3. Both are sent, and then how far this is and all that is watched is saved as one record. Who dies in between is
+   followed by one that says the same again: records with the same key, day and maturity, alerts with the same id.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from paywarden.features.stores.base import ProfileStore, StoreConflict
+from paywarden.models.metrics.costs import CostSettings
+from paywarden.models.metrics.outcome_measures import measure
+from paywarden.models.metrics.outcome_tally import OutcomeTally, total
+from paywarden.streams.alerts.alerts import Alert
+from paywarden.streams.outcomes.payments import DAY_MS, Arm, Source
+from paywarden.streams.outcomes.records import MetricsRecord, record_of
+from paywarden.streams.outcomes.settings import OutcomeSettings
+from paywarden.streams.outcomes.state import DECISIONS, ENTITY, MEASURED_DAYS_MAX, OUTCOMES, Head, read_day, read_heads
+from paywarden.streams.outcomes.watch import OutcomeWatch
+
+_log = logging.getLogger(__name__)
+
+WINDOWS_DAYS = (7, MEASURED_DAYS_MAX)
+EVALUATED_KEY = f"{ENTITY}:evaluated".encode()
+# Versions and variants measured of one day, those with the most payments.
+ARMS_MAX = 16
+# Evaluation that has never been begins no further back.
+_BACK_DAYS_MAX = 2 * MEASURED_DAYS_MAX
+_TTL_S = 400 * 86_400
+
+Send = Callable[[Sequence[MetricsRecord], Sequence[tuple[Alert, int]]], object]
+
+
+@dataclass
+class Evaluated:
+    """`done`: by maturity in days, the last day evaluated. `latest`: the records of the newest mature day."""
+
+    done: dict[int, int] = field(default_factory=dict)
+    watches: dict[Arm, OutcomeWatch] = field(default_factory=dict)
+    latest: list[MetricsRecord] = field(default_factory=list)
+
+    @property
+    def open_alerts(self) -> list[Alert]:
+        return [alert for _, watch in sorted(self.watches.items()) for alert in watch.open_alerts]
+
+    def encode(self, token: str) -> bytes:
+        """As it is stored. `token`: of who writes it: two who come to the same must not both be told that they did."""
+        fields = {
+            "token": token,
+            "done": list(self.done.items()),
+            "watches": [watch.to_dict() for watch in self.watches.values()],
+            "latest": self.latest,
+        }
+        return json.dumps(fields, separators=(",", ":")).encode()
+
+    @staticmethod
+    def decode(data: bytes, settings: OutcomeSettings) -> Evaluated:
+        """What these bytes say."""
+        fields: dict[str, Any] = json.loads(data)
+        watches = [OutcomeWatch.from_dict(one, settings) for one in fields["watches"]]
+        done = {int(maturity): int(day) for maturity, day in fields["done"]}
+        return Evaluated(done, {watch.arm: watch for watch in watches}, fields["latest"])
+
+
+def sources_of(decision_partitions: Iterable[int], outcome_partitions: Iterable[int]) -> tuple[Source, ...]:
+    """All partitions of both topics."""
+    return (
+        *(Source(DECISIONS, partition) for partition in decision_partitions),
+        *(Source(OUTCOMES, partition) for partition in outcome_partitions),
+    )
+
+
+def read_evaluated(store: ProfileStore, settings: OutcomeSettings) -> tuple[Evaluated, int]:
+    """How far evaluation is, and the record's version. Raises StoreUnavailable."""
+    found = store.read_versioned([EVALUATED_KEY])[0]
+    return (Evaluated() if found.value is None else Evaluated.decode(found.value, settings)), found.version
+
+
+class OutcomeEvaluator:
+    """Evaluates what is mature. `step` blocks; one thread at a time."""
+
+    def __init__(
+        self,
+        store: ProfileStore,
+        sources: Sequence[Source],
+        *,
+        settings: OutcomeSettings,
+        costs: CostSettings,
+        send: Send,
+    ) -> None:
+        """`send`: see OutcomeSender."""
+        self._store, self._sources, self._settings = store, sources, settings
+        self._costs, self._send = costs, send
+        self._token = uuid.uuid4().hex
+
+    def step(self, may_go_on: Callable[[], bool] = lambda: True) -> int:
+        """Evaluate the days that are due; returns how many. Raises StoreUnavailable, BrokerUnavailable: call again."""
+        heads = read_heads(self._store, self._sources)
+        passed_ms = passed(heads, self._sources)
+        count = 0
+        while may_go_on():
+            evaluated, version = read_evaluated(self._store, self._settings)
+            due = self._due(evaluated, heads, passed_ms)
+            if due is None:
+                break
+            maturity_days, day = due
+            self._send(*self._evaluate(evaluated, maturity_days, day))
+            evaluated.done[maturity_days] = day
+            data = evaluated.encode(self._token)
+            try:
+                self._store.write({EVALUATED_KEY: data}, ttl_s=_TTL_S, versions={EVALUATED_KEY: version})
+            except StoreConflict:
+                _log.warning("another worker evaluates outcomes, too: going on from what it has done")
+                break
+            count += 1
+        return count
+
+    def _due(self, evaluated: Evaluated, heads: dict[Source, Head], passed_ms: int) -> tuple[int, int] | None:
+        """The maturity and the day to evaluate next."""
+        for maturity_days in dict.fromkeys((self._settings.label_delay_days, self._settings.window_days)):
+            last_day = passed_ms // DAY_MS - maturity_days - 1
+            done = evaluated.done.get(maturity_days)
+            day = _first_day(heads, last_day) if done is None else done + 1
+            if day is not None and day <= last_day:
+                return maturity_days, day
+        return None
+
+    def _evaluate(
+        self, evaluated: Evaluated, maturity_days: int, day: int
+    ) -> tuple[list[MetricsRecord], list[tuple[Alert, int]]]:
+        """What is to be told of a day; what is watched is changed by it."""
+        tallies = self._tallies(day)
+        records = [
+            record_of(arm, day, maturity_days, {days: self._measured(of_arm, day, days) for days in WINDOWS_DAYS})
+            for arm, of_arm in tallies.items()
+        ]
+        if maturity_days != self._settings.label_delay_days:
+            return records, []
+        evaluated.latest = records
+        return records, self._watch(evaluated, day, tallies)
+
+    def _tallies(self, day: int) -> dict[Arm, dict[int, OutcomeTally]]:
+        """By arm and day, of the longest window that ends with this day; of the arms with the most payments."""
+        found: dict[Arm, dict[int, OutcomeTally]] = {}
+        for one in range(day - MEASURED_DAYS_MAX + 1, day + 1):
+            for arm, tally in read_day(self._store, self._sources, one).items():
+                found.setdefault(arm, {})[one] = tally
+        payments = {arm: sum(int(tally.counts.sum()) for tally in days.values()) for arm, days in found.items()}
+        most = sorted(found, key=lambda arm: (-payments[arm], arm))[:ARMS_MAX]
+        return {arm: found[arm] for arm in sorted(most)}
+
+    def _measured(self, tallies: dict[int, OutcomeTally], day: int, days: int) -> Any:
+        return measure(total(tally for one, tally in tallies.items() if one > day - days), self._costs)
+
+    def _watch(
+        self, evaluated: Evaluated, day: int, tallies: dict[Arm, dict[int, OutcomeTally]]
+    ) -> list[tuple[Alert, int]]:
+        told: list[tuple[Alert, int]] = []
+        for arm, of_arm in tallies.items():
+            watch = evaluated.watches.get(arm)
+            if watch is None:
+                watch = evaluated.watches[arm] = OutcomeWatch(arm, min(of_arm), self._settings)
+            told += [(alert, watch.reference_count(alert)) for alert in watch.step(day, of_arm)]
+        for arm, watch in list(evaluated.watches.items()):
+            if arm not in tallies:
+                told += [(alert, watch.reference_count(alert)) for alert in watch.close(day)]
+                del evaluated.watches[arm]
+        return told
+
+
+def passed(heads: dict[Source, Head], sources: Sequence[Source]) -> int:
+    """Up to when all that was on the topics is worked in; 0 when some partition never has been."""
+    return min((heads[source].quiet_ms if source in heads else 0 for source in sources), default=0)
+
+
+def _first_day(heads: dict[Source, Head], last_day: int) -> int | None:
+    """Where evaluation begins that has never been: with the first decision; None before there is one."""
+    first_ms = min((head.progress.first_ms for head in heads.values() if head.progress.first_ms), default=0)
+    return max(first_ms // DAY_MS, last_day - _BACK_DAYS_MAX) if first_ms else None

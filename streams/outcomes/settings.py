@@ -1,0 +1,57 @@
+"""How outcomes are joined to decisions and what is made of it: the section [outcomes]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paywarden.schemas.errors import Misconfigured
+
+# What tallies are kept for; windows of four weeks that end when all labels are final must lie in it.
+_WINDOW_DAYS_MAX = 365
+
+
+@dataclass(frozen=True)
+class OutcomeSettings:
+    """Days are UTC days of decisions, but for those that an outcome takes."""
+
+    # How long after its decision an outcome still counts; as long as chargebacks take.
+    window_days: int = 90
+    # After so many days labels are mature: who has no outcome by then is taken for genuine. [training] has it, too.
+    label_delay_days: int = 7
+    # What is read is worked in and saved this often, or as soon as so many records have been read.
+    save_every_ms: int = 2000
+    save_records: int = 10_000
+    # With so many records read and not saved no more are fetched.
+    unsaved_max: int = 50_000
+    # Model versions and variants counted apart at a time, in each partition; of more, all that come late are one.
+    arms_max: int = 8
+    # Days of mature labels that later ones are compared to, and the frauds they must have.
+    reference_days: int = 14
+    reference_frauds_min: int = 30
+    # Days are looked at together until they have so many frauds (of precision: so many flagged payments).
+    frauds_min: int = 20
+    # Expected time between false alarms of one version and variant, beside those of [drift].
+    false_alarm_days: float = 365.0
+    # A relative drop of precision, recall or average precision that may be told, is a warning, is critical.
+    drop_min: float = 0.1
+    drop_warning: float = 0.2
+    drop_critical: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Raises Misconfigured."""
+        for name in (
+            "label_delay_days", "save_every_ms", "save_records", "arms_max", "reference_days", "reference_frauds_min",
+            "frauds_min",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise Misconfigured(f"[outcomes] {name}: wanted at least 1, got {getattr(self, name)}")
+        if not self.label_delay_days <= self.window_days <= _WINDOW_DAYS_MAX:
+            raise Misconfigured(
+                f"[outcomes] window_days: wanted label_delay_days to {_WINDOW_DAYS_MAX}, got {self.window_days}"
+            )
+        if self.unsaved_max < self.save_records:
+            raise Misconfigured("[outcomes] unsaved_max: wanted at least save_records")
+        if not self.false_alarm_days > 0:
+            raise Misconfigured(f"[outcomes] false_alarm_days: wanted more than 0, got {self.false_alarm_days:g}")
+        if not 0 < self.drop_min <= self.drop_warning <= self.drop_critical < 1:
+            raise Misconfigured("[outcomes] drop_min, drop_warning, drop_critical: wanted above 0, rising, below 1")

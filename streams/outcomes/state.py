@@ -1,0 +1,420 @@
+"""Outcomes joined to decisions in the store: nothing lost and nothing counted twice, whichever worker dies when.
+
+    outcome:ID                of a payment: streams/outcomes/payments.py
+    outcomes:day:SOURCE:DAY   what rows of one partition changed in the tallies of payments decided on one day; it says
+                              up to which offset
+    outcomes:head:SOURCE      of one partition of decisions (d0, d1, …) or outcomes (o0, …): how far it is worked in
+
+A batch of rows is worked in in this order, each step by compare-and-set, again and again until it is done:
+
+1. The payments' records, with a mark for each row that changes something. A row whose mark is there changes nothing
+   more: what the mark says is what it changed.
+2. The days. A day that says n has all rows before n; the others are added, and it says where the batch ends.
+3. The head. From then on the marks are dropped.
+
+Who dies in between is followed by one that begins at the head, perhaps with a batch of another length. It finds in the
+marks what was changed, and by the days' offsets what is counted of it. A worker that works on for a partition which has
+gone does the same as its successor, so it does no harm, and meets a conflict at the head.
+
+The tally of a day is the sum over all partitions of both topics.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from paywarden.features.profiles.money import RateTable
+from paywarden.features.stores.base import ProfileStore, StoreConflict, update_records
+from paywarden.models.metrics.outcome_tally import NO_SCORE, OutcomeTally, total, units_of
+from paywarden.models.metrics.tally import FRAUD, GENUINE
+from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX
+from paywarden.streams.faust.label_cap import has_place, take_place
+from paywarden.streams.faust.partition_agent import QUIET_EVERY_MS
+from paywarden.streams.outcomes.payments import (
+    DAY_MS,
+    Arm,
+    Cell,
+    Change,
+    Decided,
+    Kind,
+    Mark,
+    Outcome,
+    Payment,
+    Source,
+    payment_key,
+)
+from paywarden.streams.outcomes.settings import OutcomeSettings
+
+ENTITY = "outcomes"
+DECISIONS, OUTCOMES = "d", "o"
+OTHER_ARM = Arm("other", "other")
+"""Stands for the versions and variants beyond `arms_max`, and for names that are too long."""
+# Rows worked in at once: each is a record read and one written.
+ROWS_MAX = 2_000
+MEASURED_DAYS_MAX = 28
+"""The longest window that is measured."""
+_NAME_LENGTH_MAX = 128
+# A version that no decision had for so long gives its place to another.
+_IDLE_MS = DAY_MS
+# How long after it can be asked for something is still kept: workers may be away.
+_MARGIN_DAYS = 30
+_LENGTH = struct.Struct("<I")
+_ACTIONS = {name: number for number, name in enumerate(ACTIONS)}
+_LABELS = {"genuine": GENUINE, "fraud": FRAUD}
+
+# A record as it waits to be worked in, a fifth of its size: its offset and some fields of it.
+Row: TypeAlias = tuple[Any, ...]
+
+
+class Result(NamedTuple):
+    """What a row did, and what that changes in the tallies."""
+
+    offset: int
+    kind: Kind
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass
+class Progress:
+    """What holds before the record at offset `next_offset`.
+
+    `first_ms`: of the earliest decision, 0 before there is one. `newest_of`: of versions and variants counted apart,
+    their newest decision. `totals`: of all records ever, by what they did.
+    """
+
+    next_offset: int = 0
+    first_ms: int = 0
+    newest_of: dict[Arm, int] = field(default_factory=dict)
+    totals: Counter[str] = field(default_factory=Counter)
+
+    def copy(self) -> Progress:
+        """Another that can be changed."""
+        return Progress(self.next_offset, self.first_ms, dict(self.newest_of), Counter(self.totals))
+
+
+@dataclass
+class Head:
+    """See above. `owner`: a token of whoever wrote it. `quiet_ms`: all that was on the topic by then is worked in."""
+
+    owner: str
+    progress: Progress = field(default_factory=Progress)
+    quiet_ms: int = 0
+
+    def encode(self) -> bytes:
+        """As it is stored."""
+        progress = self.progress
+        fields = {
+            "owner": self.owner,
+            "quiet_ms": self.quiet_ms,
+            "next_offset": progress.next_offset,
+            "first_ms": progress.first_ms,
+            "newest_of": [[*arm, newest_ms] for arm, newest_ms in progress.newest_of.items()],
+            "totals": progress.totals,
+        }
+        return json.dumps(fields, separators=(",", ":")).encode()
+
+    @staticmethod
+    def decode(data: bytes) -> Head:
+        """The head in these bytes."""
+        fields = json.loads(data)
+        newest_of = {Arm(version, variant): newest_ms for version, variant, newest_ms in fields["newest_of"]}
+        progress = Progress(fields["next_offset"], fields["first_ms"], newest_of, Counter(fields["totals"]))
+        return Head(fields["owner"], progress, fields["quiet_ms"])
+
+
+@dataclass
+class Day:
+    """What rows of one partition before `next_offset` changed in the tallies of one day."""
+
+    next_offset: int = 0
+    tallies: dict[Arm, OutcomeTally] = field(default_factory=dict)
+
+    def add(self, results: Iterable[Result], day: int) -> None:
+        """Work in what is new of it."""
+        for result in results:
+            if result.offset < self.next_offset:
+                continue
+            for change in result.changes:
+                if change.decided.cell.day == day:
+                    self._count(change)
+
+    def _count(self, change: Change) -> None:
+        decided = change.decided
+        self.tallies.setdefault(decided.arm, OutcomeTally()).count(
+            score_units=decided.score_units,
+            action=decided.action,
+            amount_minor=decided.amount_minor,
+            label=change.label,
+            lag_ms=change.lag_ms,
+            times=change.times,
+        )
+
+    def encode(self) -> bytes:
+        """As it is stored."""
+        packed = {arm: tally.to_bytes() for arm, tally in sorted(self.tallies.items())}
+        table = [[*arm, len(data)] for arm, data in packed.items()]
+        header = json.dumps({"next_offset": self.next_offset, "cells": table}, separators=(",", ":")).encode()
+        return b"".join((_LENGTH.pack(len(header)), header, *packed.values()))
+
+    @staticmethod
+    def decode(data: bytes) -> Day:
+        """The day in these bytes."""
+        at = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+        fields = json.loads(data[_LENGTH.size : at])
+        tallies = {}
+        for version, variant, size in fields["cells"]:
+            tallies[Arm(version, variant)] = OutcomeTally.from_bytes(data[at : at + size])
+            at += size
+        return Day(fields["next_offset"], tallies)
+
+
+def head_key(source: Source) -> bytes:
+    return f"{ENTITY}:head:{source.topic}{source.partition}".encode()
+
+
+def day_key(source: Source, day: int) -> bytes:
+    return f"{ENTITY}:day:{source.topic}{source.partition}:{day}".encode()
+
+
+class Reading:
+    """Decisions or outcomes as rows, and what is to be joined of them."""
+
+    def __init__(self, topic: str, settings: OutcomeSettings, rates: RateTable) -> None:
+        """`topic`: DECISIONS or OUTCOMES."""
+        self._settings, self._rates = settings, rates
+        self.row_of: Callable[[int, Mapping[str, Any]], Row] = _decision_row if topic == DECISIONS else _outcome_row
+        self.joined_of: Callable[[Row, Progress], Decided | Outcome] = (
+            self._decided if topic == DECISIONS else self._outcome
+        )
+
+    def _decided(self, row: Row, progress: Progress) -> Decided:
+        _, _, decided_ms, version, variant, score, action, amount_minor, currency, flags = row
+        arm = self._counted_as(Arm(version, variant), decided_ms, progress)
+        progress.first_ms = min(progress.first_ms or decided_ms, decided_ms)
+        amount = self._amount(amount_minor, currency, decided_ms)
+        progress.totals["without_amount"] += amount is None
+        units = NO_SCORE if MODEL_ABSENT in flags else units_of(score)
+        return Decided(arm, decided_ms, _ACTIONS[action], units, amount or 0)
+
+    def _amount(self, amount_minor: int, currency: str, decided_ms: int) -> int | None:
+        """In the reference currency; None for one that there is no rate for, or that is out of bounds."""
+        if not 0 <= amount_minor <= AMOUNT_MINOR_MAX:
+            return None
+        try:
+            return self._rates.convert(amount_minor, currency, decided_ms)
+        except InvalidEvent:
+            return None
+
+    def _counted_as(self, arm: Arm, decided_ms: int, progress: Progress) -> Arm:
+        places, newest_of = self._settings.arms_max, progress.newest_of
+        is_long = max(len(arm.version), len(arm.variant)) > _NAME_LENGTH_MAX
+        if is_long or not has_place(newest_of, arm, decided_ms, places=places, idle_ms=_IDLE_MS):
+            progress.totals["other_arm"] += 1
+            return OTHER_ARM
+        take_place(newest_of, arm, decided_ms, places=places)
+        return arm
+
+    def _outcome(self, row: Row, _: Progress) -> Outcome:
+        return Outcome(row[2], _LABELS[row[3]])
+
+
+def _decision_row(offset: int, record: Mapping[str, Any]) -> Row:
+    return (
+        offset, record["payment_id"], record["decided_time_ms"], record["model_version"], record["variant"],
+        record["score"], record["action"], record["amount_minor"], record["currency"], record["flags"],
+    )  # fmt: skip
+
+
+def _outcome_row(offset: int, record: Mapping[str, Any]) -> Row:
+    return offset, record["payment_id"], record["outcome_time_ms"], record["label"]
+
+
+class OutcomeWork:
+    """A PartitionWork: rows of one partition joined and counted. `head`: of `take_over`.
+
+    `on_saved` is told what came to the totals, and what each row did.
+    """
+
+    def __init__(
+        self,
+        store: ProfileStore,
+        source: Source,
+        head: Head,
+        *,
+        reading: Reading,
+        settings: OutcomeSettings,
+        on_saved: Callable[[Counter[str], Sequence[Result]], object] = lambda *_: None,
+    ) -> None:
+        self.source, self.saved = source, head.progress
+        self._store, self._owner, self._reading, self._settings = store, head.owner, reading, settings
+        self._on_saved = on_saved
+        self._window_ms = settings.window_days * DAY_MS
+        self._added: list[Row] = []
+        self._rows: list[Row] = []
+        self._added_to = self._rows_to = head.progress.next_offset
+        self._quiet_ms = self.saved_quiet_ms = head.quiet_ms
+
+    def __len__(self) -> int:
+        return len(self._added) + len(self._rows)
+
+    @property
+    def next_offset(self) -> int:
+        return self.saved.next_offset
+
+    @property
+    def is_ahead(self) -> bool:
+        """Never: days are kept for longer than a topic is."""
+        return False
+
+    @property
+    def has_news(self) -> bool:
+        return self.saved.next_offset < self._rows_to or self._quiet_ms > self.saved_quiet_ms + QUIET_EVERY_MS
+
+    def add(self, offset: int, record: Mapping[str, Any]) -> None:
+        if offset >= self._added_to:
+            self._added.append(self._reading.row_of(offset, record))
+            self._added_to = offset + 1
+
+    def skip(self, offset: int) -> None:
+        self._added_to = max(self._added_to, offset + 1)
+
+    def hand_over(self, quiet_ms: int) -> None:
+        self._rows += self._added
+        self._added, self._rows_to = [], self._added_to
+        self._quiet_ms = max(self._quiet_ms, quiet_ms)
+
+    def save(self, now_ms: int) -> None:  # noqa: ARG002 - nothing here depends on the clock
+        rows = self._rows[:ROWS_MAX]
+        is_all = len(rows) == len(self._rows)
+        progress = self.saved.copy()
+        progress.next_offset = self._rows_to if is_all else self._rows[ROWS_MAX][0]
+        results = self._join(rows, progress) if rows else []
+        self._write_days(results, progress.next_offset)
+        quiet_ms = self._quiet_ms if is_all else self.saved_quiet_ms
+        self._write_head(Head(self._owner, progress, quiet_ms))
+        more = Counter({name: count - self.saved.totals[name] for name, count in progress.totals.items()})
+        del self._rows[: len(rows)]
+        self.saved, self.saved_quiet_ms = progress, quiet_ms
+        self._on_saved(more, results)
+
+    def _join(self, rows: Sequence[Row], progress: Progress) -> list[Result]:
+        """Step 1, which is the same however often it is done."""
+        wanted: dict[bytes, list[tuple[int, Decided | Outcome]]] = {}
+        for row in rows:
+            wanted.setdefault(payment_key(row[1]), []).append((row[0], self._reading.joined_of(row, progress)))
+        results: dict[bytes, list[Result]] = {}
+
+        def join(key: bytes, found: bytes | None) -> bytes | None:
+            try:
+                payment = Payment() if found is None else Payment.from_bytes(found)
+            except InvalidEvent:
+                results[key] = [Result(offset, Kind.UNREADABLE) for offset, _ in wanted[key]]
+                return None
+            joined, results[key] = self._joined(payment, wanted[key])
+            return None if joined is None else joined.to_bytes()
+
+        ttl_s = (self._settings.window_days + _MARGIN_DAYS) * DAY_MS // 1000
+        update_records(self._store, list(wanted), join, ttl_s=ttl_s)
+        found = sorted(result for of_payment in results.values() for result in of_payment)
+        progress.totals.update(result.kind.name.lower() for result in found)
+        return found
+
+    def _joined(
+        self, payment: Payment, rows: Sequence[tuple[int, Decided | Outcome]]
+    ) -> tuple[Payment | None, list[Result]]:
+        """The payment with its rows, None where they change nothing (more), and what each did."""
+        payment = payment.without_counted(self.source, self.saved.next_offset)
+        marked, is_new = len(payment.marks), False
+        found: list[tuple[int, Kind, Mark | None]] = []
+        for offset, row in rows:
+            mark = payment.mark_of(self.source, offset)
+            if mark is not None:
+                found.append((offset, mark.kind, mark))
+                continue
+            payment, kind = payment.join(row, self.source, offset, self._window_ms)
+            is_new = len(payment.marks) > marked
+            found.append((offset, kind, payment.mark_of(self.source, offset)))
+        results = [
+            Result(offset, kind, () if mark is None else tuple(payment.counted(mark))) for offset, kind, mark in found
+        ]
+        return (payment if is_new else None), results
+
+    def _write_days(self, results: Sequence[Result], next_offset: int) -> None:
+        """Step 2."""
+        changed: dict[int, list[Result]] = {}
+        for result in results:
+            for day in {change.decided.cell.day for change in result.changes}:
+                changed.setdefault(day, []).append(result)
+        days = {day_key(self.source, day): day for day in sorted(changed)}
+        if not days:
+            return
+
+        def add(key: bytes, found: bytes | None) -> bytes | None:
+            day = Day() if found is None else Day.decode(found)
+            if day.next_offset >= next_offset:
+                return None
+            day.add(changed[days[key]], days[key])
+            day.next_offset = next_offset
+            return day.encode()
+
+        update_records(self._store, list(days), add, ttl_s=_kept_s(self._settings))
+
+    def _write_head(self, head: Head) -> None:
+        """Step 3."""
+
+        def go_on(_: bytes, found: bytes | None) -> bytes:
+            if found is None or Head.decode(found).owner != self._owner:
+                name = f"{self.source.topic}{self.source.partition}"
+                raise StoreConflict(f"the join of partition {name} is another worker's")
+            return head.encode()
+
+        update_records(self._store, [head_key(self.source)], go_on, ttl_s=_kept_s(self._settings))
+
+
+def take_over(store: ProfileStore, source: Source, settings: OutcomeSettings) -> Head:
+    """Become the one who works a partition in. Raises StoreUnavailable."""
+    taken = Head("")
+
+    def take(_: bytes, found: bytes | None) -> bytes:
+        nonlocal taken
+        taken = Head("") if found is None else Head.decode(found)
+        taken.owner = uuid.uuid4().hex
+        return taken.encode()
+
+    update_records(store, [head_key(source)], take, ttl_s=_kept_s(settings))
+    return taken
+
+
+def read_heads(store: ProfileStore, sources: Sequence[Source]) -> dict[Source, Head]:
+    """Of those that have one. Raises StoreUnavailable."""
+    found = store.read([head_key(source) for source in sources])
+    return {source: Head.decode(data) for source, data in zip(sources, found, strict=True) if data is not None}
+
+
+def read_day(store: ProfileStore, sources: Sequence[Source], day: int) -> dict[Arm, OutcomeTally]:
+    """The tallies of payments decided on one day. Raises StoreUnavailable."""
+    found = store.read([day_key(source, day) for source in sources])
+    parts: dict[Arm, list[OutcomeTally]] = {}
+    for data in found:
+        if data is not None:
+            for arm, tally in Day.decode(data).tallies.items():
+                parts.setdefault(arm, []).append(tally)
+    return {arm: total(tallies) for arm, tallies in sorted(parts.items())}
+
+
+def read_cells(store: ProfileStore, sources: Sequence[Source], days: Iterable[int]) -> dict[Cell, OutcomeTally]:
+    """As `read_day`, of several days. Raises StoreUnavailable."""
+    return {Cell(day, arm): tally for day in days for arm, tally in read_day(store, sources, day).items()}
+
+
+def _kept_s(settings: OutcomeSettings) -> int:
+    """For how long days and heads are kept after they were last written."""
+    return (settings.window_days + MEASURED_DAYS_MAX + _MARGIN_DAYS) * DAY_MS // 1000

@@ -1,0 +1,160 @@
+"""Whether the decisions of one version and variant have become worse: precision, recall and average precision.
+
+1. The reference of each is what it was in the first `reference_days` days of mature labels, or in as many as it takes
+   to have `reference_frauds_min` frauds (of precision: flagged payments). Expected of later days is the lower end of
+   its 95 % interval, so that what the reference owes to chance is no drop.
+2. Later days are looked at as they mature; with fewer than `frauds_min` frauds, together with those that follow.
+3. What is seen is a block of models/drift/signals.py. The drift detectors and alerts do the rest
+   (streams/alerts/watch.py),
+   betting on falls alone. All three have one cause: there is one open alert at most.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+from paywarden.models.drift.binning import OVERALL
+from paywarden.models.drift.detectors import DetectorSettings
+from paywarden.models.drift.signals import Block, Signal
+from paywarden.models.metrics.outcome_measures import SHARES, shares_of
+from paywarden.models.metrics.outcome_tally import OutcomeTally, total
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.alerts.alerts import Alert, AlertSettings
+from paywarden.streams.alerts.causes import OUTCOME_PREFIX
+from paywarden.streams.alerts.watch import DriftWatch
+from paywarden.streams.outcomes.payments import DAY_MS, Arm
+from paywarden.streams.outcomes.settings import OutcomeSettings
+
+_log = logging.getLogger(__name__)
+
+# Days with few frauds are looked at together, for at most as long as tallies are given: an alert lives so long.
+_GONE_AFTER_MS = 28 * DAY_MS
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A share as it was at first, the lower end of its interval, and what it is a share of."""
+
+    value: float
+    low: float
+    whole: int
+
+
+class OutcomeWatch:
+    """Of one version and variant. Days come in order, each once. Not thread-safe."""
+
+    def __init__(self, arm: Arm, first_day: int, settings: OutcomeSettings) -> None:
+        self.arm, self._settings = arm, settings
+        self.first_day = first_day
+        self.references: dict[str, Reference] = {}
+        # The first day that has not been looked at, by the name of a share.
+        self._since: dict[str, int] = {}
+        segment = f"variant={arm.variant}" if arm.variant else OVERALL
+        self._signals = tuple(Signal(f"{OUTCOME_PREFIX}{name}", "share", segment) for name in SHARES)
+        self._watch = self._new_watch()
+
+    @property
+    def open_alerts(self) -> list[Alert]:
+        return self._watch.open_alerts
+
+    def reference_count(self, alert: Alert) -> int:
+        """What the reference of the share that an alert is named after is a share of."""
+        reference = self.references.get(alert.subject.removeprefix(OUTCOME_PREFIX))
+        return 0 if reference is None else reference.whole
+
+    def step(self, day: int, tallies: Mapping[int, OutcomeTally]) -> list[Alert]:
+        """A day has matured; returns the alerts that were raised, escalated or cleared.
+
+        `tallies`: by day, of the four weeks that end with it; days without payments are left out.
+        """
+        seen = [self._seen(name, day, tallies) for name in SHARES]
+        value, expected, deviation, effect = np.array([one[:4] for one in seen], dtype=np.float64).T
+        return self._watch.step(
+            Block(
+                start_ms=day * DAY_MS,
+                length_ms=DAY_MS,
+                signals=self._signals,
+                value=value,
+                expected=expected,
+                sd=deviation,
+                count=np.array([one[4] for one in seen], dtype=np.int64),
+                effect=effect,
+            )
+        )
+
+    def close(self, day: int) -> list[Alert]:
+        """Clear the open alerts: it is watched no more."""
+        return self._watch.close((day + 1) * DAY_MS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, and `from_dict`."""
+        return {
+            "version": self.arm.version,
+            "variant": self.arm.variant,
+            "first_day": self.first_day,
+            "references": {name: astuple(reference) for name, reference in self.references.items()},
+            "since": self._since,
+            "watch": base64.b64encode(self._watch.to_bytes()).decode(),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], settings: OutcomeSettings) -> OutcomeWatch:
+        """What `to_dict` was made of."""
+        watch = cls(Arm(fields["version"], fields["variant"]), fields["first_day"], settings)
+        watch.references = {name: Reference(*values) for name, values in fields["references"].items()}
+        watch._since = dict(fields["since"])
+        try:
+            watch._watch.restore(base64.b64decode(fields["watch"]))
+        except InvalidEvent as error:
+            _log.warning("watching the outcomes of model %s begins anew: %s", watch.arm.version, error)
+            watch._watch = watch._new_watch()
+        return watch
+
+    def _new_watch(self) -> DriftWatch:
+        settings = self._settings
+        detectors = DetectorSettings(
+            false_alarm_days=settings.false_alarm_days,
+            payments_min=settings.frauds_min,
+            share_change_min=settings.drop_min,
+        )
+        alerts = AlertSettings(share_change_warning=settings.drop_warning, share_change_critical=settings.drop_critical)
+        return DriftWatch(
+            self.arm.version, self._signals, detectors, alerts, falls_only=True, gone_after_ms=_GONE_AFTER_MS
+        )
+
+    def _seen(self, name: str, day: int, tallies: Mapping[int, OutcomeTally]) -> tuple[float, float, float, float, int]:
+        """Value, expected, standard deviation, effect and count of a share; the count is 0 with nothing to look at."""
+        nothing = math.nan, math.nan, math.nan, math.nan, 0
+        reference = self.references.get(name)
+        if reference is None:
+            self._learn(name, day, tallies)
+            return nothing
+        share = shares_of(_span(tallies, self._since[name], day))[name]
+        if share.value is None or share.whole < self._settings.frauds_min or reference.low <= 0:
+            return nothing
+        self._since[name] = day + 1
+        deviation = math.sqrt(reference.low * (1 - reference.low) / share.whole)
+        effect = abs(share.value - reference.low) / reference.low
+        return share.value, reference.low, deviation, effect, share.whole
+
+    def _learn(self, name: str, day: int, tallies: Mapping[int, OutcomeTally]) -> None:
+        """Take what there is as the reference, once it is enough."""
+        if day - self.first_day + 1 < self._settings.reference_days:
+            return
+        share = shares_of(_span(tallies, self.first_day, day))[name]
+        if share.value is None or share.low is None or share.whole < self._settings.reference_frauds_min:
+            return
+        self.references[name] = Reference(share.value, share.low, share.whole)
+        self._since[name] = day + 1
+
+
+def _span(tallies: Mapping[int, OutcomeTally], first_day: int, last_day: int) -> OutcomeTally:
+    """Of these days, as far back as they are given."""
+    return total(tally for day, tally in tallies.items() if first_day <= day <= last_day)

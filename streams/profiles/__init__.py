@@ -1,0 +1,1 @@
+"""The pipeline from payments and outcomes to profiles."""

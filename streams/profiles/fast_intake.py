@@ -1,0 +1,295 @@
+"""Payments of a batch decoded together: what `Intake.payment` does for one, in a seventh of the time.
+
+An Avro record of our own schema is its fields one after the other, and a payment's are numbers and texts, some of
+which may be missing. So a compiled loop reads them all, and of each only what the stream needs: where its texts lie and
+the row of attributes. It takes the usual case and nothing else: records of today's schema, ids and texts in ASCII, all
+rules of schemas/payment_fields.py kept. Anything else falls back to `Intake.payment`, which decides and words the
+error; tests hold the two against each other.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.features import kernel
+from paywarden.features.catalogue import attributes
+from paywarden.features.kernel.byte_ranges import capital_letters, is_printable
+from paywarden.features.kernel.crc import crc32_of_text
+from paywarden.features.kernel.jit import compiled
+from paywarden.features.kernel.layout import OFFSET_ZERO
+from paywarden.features.kernel.varint import read_varint, unzigzag
+from paywarden.features.profiles.keys import SEPARATOR
+from paywarden.features.profiles.money import RateTable, is_currency_code
+from paywarden.features.profiles.plan import Plan
+from paywarden.features.stores.base import KEY_BYTES_MAX
+from paywarden.schemas.avro import SchemaIds, fingerprint, topic_schema
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.payment_fields import (
+    CARD_DIGITS_MIN,
+    FIELD,
+    TIME_MS_END,
+    TIME_MS_MIN,
+    UTC_OFFSET_MINUTES_MAX,
+    WORD_BYTES_MAX,
+    Form,
+    TimeBounds,
+)
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.profiles.events import PaymentEvent, Position, payments_source
+
+# How a field is stored, and what its values look like: from _TEXT on they are texts.
+_LONG, _FLAG, _OFFSET, _TEXT, _CARD_TOKEN, _MCC, _COUNTRY = range(7)
+_KIND_OF_FORM = {
+    Form.ID: _TEXT,
+    Form.CARD_TOKEN: _CARD_TOKEN,
+    Form.WORD: _TEXT,
+    # Of a currency the table of rates knows more.
+    Form.CURRENCY: _TEXT,
+    Form.MCC: _MCC,
+    Form.COUNTRY: _COUNTRY,
+    Form.TIME: _LONG,
+    Form.AMOUNT: _LONG,
+    Form.OFFSET: _OFFSET,
+    Form.FLAG: _FLAG,
+}
+_AVRO_TYPES = {_LONG: "long", _FLAG: "boolean", _OFFSET: "int"}
+# Columns of the program: how it is stored, whether it may be null, its column in the row (-1: none), and the smallest
+# and the largest number, or the most bytes of a text.
+_KIND, _NULLABLE, _COLUMN, _LEAST, _MOST = range(5)
+_MISSING = -1
+_HEADER_BYTES = 5
+# A number without dashes or spaces that is shorter than this is no card's number. A constant of the machine code.
+_DIGITS_MIN = 13
+assert CARD_DIGITS_MIN == _DIGITS_MIN
+assert OFFSET_ZERO > UTC_OFFSET_MINUTES_MAX
+
+
+class FastIntake:
+    """Decodes batches of payments."""
+
+    def __init__(self, plan: Plan, rates: RateTable, ids: SchemaIds, times: TimeBounds) -> None:
+        warm_up()
+        self._rates, self._times = rates, times
+        # A table may have been made with codes of another form.
+        self._currencies = frozenset(filter(is_currency_code, rates.currencies))
+        schema = topic_schema("payments")
+        # Today's schema under its id in the registry, where there is one, and under its fingerprint.
+        self._headers = tuple(
+            {struct.pack(">BI", 0, number) for number in (ids.id_of("payments"), fingerprint(schema))}
+        )
+        fields = [field["name"] for field in schema["fields"]]
+        program = [_instruction(field) for field in schema["fields"]]
+        # None: today's schema has what this does not read.
+        self._program = None if None in program else np.array(program, dtype=np.int64)
+        self._payment_id, self._currency = fields.index("payment_id"), fields.index("currency")
+        self._entities = [
+            (f"{name}:".encode(), [fields.index(key) for key in keys])
+            for name, keys in zip(plan.entity_names, plan.entity_keys, strict=True)
+        ]
+
+    def payments(
+        self, records: Sequence[Record], now_ms: int, slowly: Callable[[Record], PaymentEvent]
+    ) -> list[PaymentEvent | InvalidEvent]:
+        """Each record's payment, or why it is none. `slowly` decodes one, and raises InvalidEvent."""
+        values = [
+            record.value if record.value is not None and record.value.startswith(self._headers) else b""
+            for record in records
+        ]
+        read = self._read(values, [record.timestamp_ms for record in records], now_ms)
+        events: list[PaymentEvent | InvalidEvent] = []
+        for number, record in enumerate(records):
+            event = read[number]
+            if event is None:
+                try:
+                    events.append(slowly(record))
+                except InvalidEvent as error:
+                    events.append(error)
+            else:
+                payment_id, row, keys = event
+                position = Position(payments_source(record.partition), record.offset)
+                events.append(PaymentEvent(position, payment_id, row, keys, record.timestamp_ms))
+        return events
+
+    def _read(
+        self, values: Sequence[bytes], arrived_ms: Sequence[int], now_ms: int
+    ) -> list[tuple[str, list[int], tuple[bytes, ...]] | None]:
+        """Payment id, row and keys of each value; None where the slow way must look."""
+        if self._program is None or not values:
+            return [None] * len(values)
+        count, width = len(values), len(self._program)
+        bounds = np.zeros(count + 1, dtype=np.int64)
+        np.cumsum([len(value) for value in values], out=bounds[1:])
+        rows = np.zeros((count, kernel.ATTRIBUTE_COUNT), dtype=np.int64)
+        starts = np.zeros((count, width), dtype=np.int64)
+        lengths = np.full((count, width), _MISSING, dtype=np.int64)
+        is_usual = np.zeros(count, dtype=np.bool_)
+        data = b"".join(values)
+        buffer = np.frombuffer(bytearray(data), dtype=np.uint8)
+        _read_records(self._program, buffer, bounds, rows, starts, lengths, is_usual)
+        times, arrived = rows[:, kernel.TIME_MS], np.array(arrived_ms, dtype=np.int64)
+        # A record without a time of arrival goes the slow way: there are none on a Kafka of this century.
+        is_usual &= (arrived > 0) & (times >= arrived - self._times.past_ms_max)
+        is_usual &= times <= np.minimum(arrived, now_ms) + self._times.future_ms_max
+        id_bytes = lengths[:, self._payment_id]
+        self._convert(data, rows, starts[:, self._currency], lengths[:, self._currency], is_usual)
+        columns = [self._keys(data, prefix, fields, starts, lengths, is_usual) for prefix, fields in self._entities]
+        ids = zip(starts[:, self._payment_id].tolist(), id_bytes.tolist(), strict=True)
+        return [
+            (data[start : start + length].decode(), row, keys) if usual else None
+            for usual, (start, length), row, keys in zip(
+                is_usual.tolist(), ids, rows.tolist(), zip(*columns, strict=True), strict=True
+            )
+        ]
+
+    def _convert(
+        self,
+        data: bytes,
+        rows: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        is_usual: NDArray[np.bool_],
+    ) -> None:
+        """Amounts in the reference currency; a currency that has no rate is not usual."""
+        codes = rows[:, attributes.currency.column]
+        for code in np.unique(codes[is_usual]).tolist():
+            chosen = np.flatnonzero(is_usual & (codes == code))
+            first = int(chosen[0])
+            name = data[starts[first] : starts[first] + lengths[first]].decode()
+            if name not in self._currencies:
+                is_usual[chosen] = False
+                continue
+            rows[chosen, kernel.AMOUNT] = self._rates.convert_columns(
+                rows[chosen, kernel.AMOUNT_MINOR],
+                np.zeros(len(chosen), dtype=np.int64),
+                [name],
+                rows[chosen, kernel.TIME_MS],
+            )
+
+    def _keys(
+        self,
+        data: bytes,
+        prefix: bytes,
+        fields: Sequence[int],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        is_usual: NDArray[np.bool_],
+    ) -> list[bytes]:
+        """Store keys of one kind of entity, empty where there is none."""
+        own = lengths[:, fields]
+        is_there = (own != _MISSING).all(axis=1)
+        # A digest stands for a combination that is longer.
+        is_usual &= ~is_there | (own.sum(axis=1) <= KEY_BYTES_MAX - len(prefix) - len(fields))
+        if len(fields) == 1:
+            places = zip(is_there.tolist(), starts[:, fields[0]].tolist(), own[:, 0].tolist(), strict=True)
+            return [prefix + data[start : start + length] if there else b"" for there, start, length in places]
+        separator = SEPARATOR.encode()
+        keys = []
+        for number, there in enumerate(is_there.tolist()):
+            if not there:
+                keys.append(b"")
+                continue
+            ids = [data[starts[number, f] : starts[number, f] + lengths[number, f]] for f in fields]
+            keys.append(prefix + separator.join(ids))
+        return keys
+
+
+def warm_up() -> None:
+    """Load or compile the loop, so that no payment waits for it."""
+    none = np.zeros((0, 5), dtype=np.int64)
+    _read_records(none, np.zeros(0, np.uint8), none[:, 0].copy(), none, none, none, np.zeros(0, np.bool_))
+
+
+def _instruction(avro_field: dict[str, Any]) -> tuple[int, int, int, int, int] | None:
+    """How one field is read; None for a field or a type that the table of fields does not have."""
+    avro_type, nullable = avro_field["type"], 0
+    if isinstance(avro_type, list):
+        if len(avro_type) != 2 or avro_type[0] != "null":
+            return None
+        avro_type, nullable = avro_type[1], 1
+    field = FIELD.get(avro_field["name"])
+    if field is None or field.is_required == bool(nullable):
+        return None
+    kind = _KIND_OF_FORM[field.form]
+    if avro_type != _AVRO_TYPES.get(kind, "string"):
+        return None
+    column = next((attribute.column for attribute in attributes.ATTRIBUTES if attribute.name == field.name), -1)
+    if field.form is Form.TIME:
+        return kind, nullable, column, TIME_MS_MIN, TIME_MS_END - 1
+    # A code has a form of its own, and is never as long as that.
+    return kind, nullable, column, field.minimum, (field.size_max or WORD_BYTES_MAX) if field.is_text else field.maximum
+
+
+@compiled(makes_arrays=True)
+def _read_records(
+    program: NDArray[np.int64],
+    data: NDArray[np.uint8],
+    bounds: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    is_usual: NDArray[np.bool_],
+) -> None:
+    """Fill what is known of each record; `is_usual` where it could be read to its end.
+
+    Record i is data[bounds[i] : bounds[i + 1]], with its header.
+    """
+    for number in range(len(bounds) - 1):
+        at, end = bounds[number] + _HEADER_BYTES, bounds[number + 1]
+        good = at <= end
+        for field in range(len(program)):
+            if not good:
+                break
+            kind, column = program[field, _KIND], program[field, _COLUMN]
+            if program[field, _NULLABLE] == 1:
+                if at >= end or (data[at] != 0 and data[at] != 2):
+                    good = False
+                    break
+                at += 1
+                if data[at - 1] == 0:
+                    continue
+            if kind == _FLAG:
+                if at >= end or data[at] > 1:
+                    good = False
+                    break
+                rows[number, column] = 1 + data[at]
+                at += 1
+                continue
+            coded, at = read_varint(data, at, end)
+            if at < 0:
+                good = False
+                break
+            value = unzigzag(coded)
+            if kind < _TEXT:
+                if value < program[field, _LEAST] or value > program[field, _MOST]:
+                    good = False
+                    break
+                rows[number, column] = value + OFFSET_ZERO if kind == _OFFSET else value
+                continue
+            if value <= 0 or value > end - at or value > program[field, _MOST]:
+                good = False
+                break
+            starts[number, field], lengths[number, field] = at, value
+            good = is_printable(data, at, at + value)
+            if kind == _COUNTRY:
+                letters = capital_letters(data, at, value) if value == 2 else -1
+                good &= letters >= 0
+                rows[number, column] = letters + 1
+            elif column >= 0:
+                rows[number, column] = crc32_of_text(data, at, at + value) + 1
+            if kind in (_MCC, _CARD_TOKEN):
+                digits, marks = 0, 0
+                for place in range(at, at + value):
+                    digits += 48 <= data[place] < 58
+                    marks += data[place] == 32 or data[place] == 45
+                if kind == _MCC:
+                    good &= value == 4 and digits == 4
+                else:
+                    # Whether it is a card's number, the slow way says.
+                    good &= digits < _DIGITS_MIN or digits + marks < value
+            at += value
+        is_usual[number] = good and at == end

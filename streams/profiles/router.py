@@ -1,0 +1,105 @@
+"""The first half of the stream: payments and outcomes to events of entities, sent to the owners of their profiles.
+
+What is kept about a payment (`payment:ID` in the store) is written first, then the events are sent: a crash between
+the two leads to the same records again, which the kept positions make a replay and not a duplicate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paywarden.features.profiles.plan import Plan
+from paywarden.features.stores.base import ProfileStore
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.profiles import events as batch
+from paywarden.streams.profiles.decoder import Intake
+from paywarden.streams.profiles.events import ROW_WIDTH, EntityEvents, Joined, OutcomeEvent, PaymentEvent, Position
+from paywarden.streams.profiles.repartition import encode_frame, frames_of
+
+_DAY_S = 86_400
+_NO_EVENTS = EntityEvents([], np.empty((0, ROW_WIDTH), dtype=np.int64))
+
+
+@dataclass
+class Decoded:
+    """Payments and outcomes of a batch. `refused`: records that cannot be used, and why; `origin`: of outcomes."""
+
+    payments: list[PaymentEvent] = field(default_factory=list)
+    outcomes: list[OutcomeEvent] = field(default_factory=list)
+    origin: dict[Position, Record] = field(default_factory=dict)
+    refused: list[tuple[Record, str]] = field(default_factory=list)
+
+
+class Router:
+    """Decodes, joins, keeps and sends. The caller flushes the sender before it commits."""
+
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        store: ProfileStore,
+        sender: Sender,
+        plan: Plan,
+        routes: Mapping[str, tuple[str, int]],
+        outcome_days: int,
+    ) -> None:
+        """`routes`: by kind of entity, its repartition topic on the cluster and how many partitions that has."""
+        self._intake, self._store, self._sender = intake, store, sender
+        self._entity_count = plan.entity_count
+        self._routes = [routes[name] for name in plan.entity_names]
+        self._ttl_s = outcome_days * _DAY_S
+
+    def decode(self, payments: Sequence[Record], outcomes: Sequence[Record], now_ms: int) -> Decoded:
+        """The events of these records."""
+        decoded = Decoded()
+        for record, event in zip(payments, self._intake.payments(payments, now_ms), strict=True):
+            if isinstance(event, InvalidEvent):
+                decoded.refused.append((record, str(event)))
+            else:
+                decoded.payments.append(event)
+        for record in outcomes:
+            position = Position(batch.outcomes_source(record.partition), record.offset)
+            try:
+                decoded.outcomes.append(self._intake.outcome(record.value, position, record.timestamp_ms))
+                decoded.origin[position] = record
+            except InvalidEvent as error:
+                decoded.refused.append((record, str(error)))
+        return decoded
+
+    def keep(self, decoded: Decoded) -> Joined:
+        """Read, join and write what is kept about the payments; what has changed since it was read is not overwritten.
+
+        Raises StoreUnavailable or StoreConflict; the same again is always right.
+        """
+        ids = [event.payment_id for event in decoded.payments] + [event.payment_id for event in decoded.outcomes]
+        known, versions = read_for_update(self._store, [batch.record_key(payment_id) for payment_id in ids])
+        joined = batch.join(decoded.payments, decoded.outcomes, known, self._entity_count)
+        if joined.records:
+            self._store.write(joined.records, ttl_s=self._ttl_s, versions=versions)
+        return joined
+
+    def send(self, joined: Joined) -> None:
+        """Queue the events for their owners. Raises BrokerUnavailable."""
+        for (topic, partition_count), events in zip(self._routes, joined.of_entities(), strict=True):
+            for partition, frame in frames_of(events, partition_count):
+                self._sender.send(topic, frame, key=None, partition=partition)
+
+    def send_progress(self, complete_to_ms: Mapping[int, int]) -> None:
+        """Tell every owner how far partitions of payments are sent. Raises BrokerUnavailable."""
+        for topic, partition_count in self._routes:
+            frame = encode_frame(_NO_EVENTS, complete_to_ms, partition_count)
+            for partition in range(partition_count):
+                self._sender.send(topic, frame, key=None, partition=partition)
+
+
+def read_for_update(store: ProfileStore, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, int]]:
+    """What these keys hold, and the version of each, those that hold nothing included. Raises StoreUnavailable."""
+    wanted = list(dict.fromkeys(keys))
+    found = store.read_versioned(wanted)
+    values = {key: value for key, (value, _) in zip(wanted, found, strict=True) if value is not None}
+    return values, {key: version for key, (_, version) in zip(wanted, found, strict=True)}

@@ -1,0 +1,68 @@
+"""The HTTP front without sockets: what a connection is given and what it writes, in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from paywarden.scoring.engine.batcher import Turns
+from paywarden.scoring.http.connection import HttpConnection
+from paywarden.scoring.http.front import HttpServer
+from paywarden.scoring.http.settings import HttpSettings
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.worker import HttpMetrics
+from tests.worlds.http_world import NOW_MS, UNHURRIED, FakeScorer
+from tests.worlds.payments import euro_intake
+
+
+class FakeTransport(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.ended = False
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        assert not self.ended
+        self.written += data
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.ended = True
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class MemoryWorld:
+    """A server and its connections. To be made in a running event loop."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self.scorer = FakeScorer()
+        turns = Turns(
+            self.scorer,
+            intake=euro_intake(),
+            settings=UNHURRIED,
+            now_ms=lambda: NOW_MS,
+        )
+        metrics = HttpMetrics.declare(Registry())
+        self.server = HttpServer(
+            turns, settings, metrics=metrics, metrics_text=lambda: b"m" * 50, now_ms=lambda: NOW_MS
+        )
+        self.server.loop = asyncio.get_running_loop()
+
+    def connect(self) -> tuple[HttpConnection, FakeTransport]:
+        """A new connection."""
+        connection, transport = HttpConnection(self.server), FakeTransport()
+        connection.connection_made(transport)
+        return connection, transport

@@ -1,0 +1,92 @@
+"""A topic in memory, for tests of what reads ranges of offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.streams.kafka.reading import Record
+
+IDS = LocalSchemaIds()
+
+
+_MONDAY_MS = 19_723 * 86_400_000
+
+
+class MemoryTopic:
+    """A TopicSource. Offsets without a record are of what no reader sees."""
+
+    def __init__(self, name: str, batch: int = 7) -> None:
+        self.name, self._batch = name, batch
+        self.partitions: dict[int, list[Record | None]] = {}
+        self.begins: dict[int, int] = {}
+        # Where `records` was asked to begin, and for how much.
+        self.asked: list[tuple[int, range]] = []
+        # After so many records reading fails, as a killed process does.
+        self.fails_after: int | None = None
+        self._encoder = Encoder(name, IDS.id_of(name))
+
+    def append(self, partition: int, row: Mapping[str, Any], timestamp_ms: int) -> int:
+        """A record more; returns its offset."""
+        return self.append_bytes(partition, self._encoder.encode(row), timestamp_ms)
+
+    def append_bytes(self, partition: int, value: bytes | None, timestamp_ms: int) -> int:
+        log = self.partitions.setdefault(partition, [])
+        log.append(Record(self.name, partition, len(log), b"k", value, timestamp_ms, ()))
+        return len(log) - 1
+
+    def append_unseen(self, partition: int) -> None:
+        self.partitions.setdefault(partition, []).append(None)
+
+    def ranges(self, since_ms: int | None, until_ms: int | None) -> dict[int, range]:
+        return {
+            partition: range(
+                self.begin(partition) if since_ms is None else _first_at(log, since_ms),
+                len(log) if until_ms is None else _first_at(log, until_ms),
+            )
+            for partition, log in self.partitions.items()
+        }
+
+    def begin(self, partition: int) -> int:
+        return self.begins.get(partition, 0)
+
+    def records(self, partition: int, offsets: range) -> Iterator[list[Record]]:
+        self.asked.append((partition, offsets))
+        there = [record for record in self.partitions[partition][offsets.start : offsets.stop] if record is not None]
+        for start in range(0, len(there), self._batch):
+            batch = there[start : start + self._batch]
+            if self.fails_after is not None:
+                self.fails_after -= len(batch)
+                if self.fails_after < 0:
+                    raise Killed
+            yield batch
+
+
+class Killed(Exception):
+    """The reading process is no more."""
+
+
+def _first_at(log: Sequence[Record | None], time_ms: int) -> int:
+    return next((place for place, one in enumerate(log) if one is not None and one.timestamp_ms >= time_ms), len(log))
+
+
+def decision(payment_id: str, **changes: Any) -> dict[str, Any]:
+    """A record of the topic decisions, about a payment of 2024-01-01."""
+    return {
+        "decision_id": "d-" + payment_id,
+        "decided_time_ms": _MONDAY_MS + 50,
+        "payment_id": payment_id,
+        "event_time_ms": _MONDAY_MS,
+        "card_id": "c",
+        "merchant_id": "m",
+        "amount_minor": 1,
+        "currency": "EUR",
+        "score": 0.1,
+        "action": "approve",
+        "reasons": [],
+        "flags": [],
+        "model_version": "a",
+        "catalogue_digest": "x",
+        "vector": b"",
+    } | changes

@@ -1,0 +1,295 @@
+"""A payment's row of numbers: the same from a record, a request and a history, and the conditions asked of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import resources
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paywarden.features import kernel
+from paywarden.features.catalogue import attributes
+from paywarden.features.catalogue.attributes import ATTRIBUTES, Attribute, Condition, Kind, row_of
+from paywarden.features.catalogue.entity import Catalogue
+from paywarden.features.history.history import History, history_of_tables
+from paywarden.features.history.rows import HistoryRows
+from paywarden.features.kernel.plan_schema import HEAD
+from paywarden.features.profiles.plan import compile_plan
+from paywarden.schemas.errors import Misconfigured
+from tests.unit.features.kernel.profiles import card
+
+# Columns.
+
+
+def test_an_attribute_stands_at_its_place() -> None:
+    # Rows are kept with payments whose outcomes may come later: no place is ever given to another.
+    assert [attribute.column for attribute in ATTRIBUTES] == list(range(kernel.ATTRIBUTE_COUNT))
+    assert [attribute.name for attribute in ATTRIBUTES[:13]] == [
+        *("event_time_ms", "amount", "amount_minor", "currency", "utc_offset_minutes", "declined", "card_id"),
+        *("merchant_id", "device_id", "ip", "mcc", "country", "channel"),
+    ]
+
+
+def test_attributes_are_fields_of_payments() -> None:
+    schema = json.loads(resources.files("paywarden.schemas.avsc").joinpath("payments.avsc").read_text(encoding="utf-8"))
+    fields = {field["name"] for field in schema["fields"]}
+    # The amount in the reference currency is worked out.
+    assert {attribute.name for attribute in ATTRIBUTES} - fields == {"amount"}
+
+
+# Codes.
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("", 1), ("ecom", 3_058_419_674), ("5411", 1_381_014_860), ("Zürich", 3_540_756_799)]
+)
+def test_the_code_of_a_text_never_changes(text: str, code: int) -> None:
+    # Profiles and payment records are full of them.
+    assert attributes.text_code(text) == code
+
+
+@given(text=st.text())
+def test_the_code_of_a_text_is_never_nothing(text: str) -> None:
+    assert 1 <= attributes.text_code(text) <= 2**32
+
+
+def test_countries_are_numbered_by_their_letters() -> None:
+    letters = [chr(ord("A") + number) for number in range(26)]
+    codes = [attributes.country_code(first + second) for first in letters for second in letters]
+    assert codes == list(range(1, 677))
+
+
+@given(text=st.text(max_size=3))
+@pytest.mark.parametrize("wrong", ["", "D", "de", "DEU", "D1", "ÄÖ", "D\n"])
+def test_what_is_no_countrys_code_is_not_taken_for_one(wrong: str, text: str) -> None:
+    for candidate in (wrong, text):
+        is_country = len(candidate) == 2 and candidate.isascii() and candidate.isalpha() and candidate.isupper()
+        assert attributes.is_country(candidate) == is_country
+        assert (attributes.country_code(candidate) <= 676) == is_country
+        assert attributes.country_code(candidate) > 0
+
+
+@pytest.mark.parametrize(("minutes", "code"), [(0, 1440), (-1439, 1), (1439, 2879), (1440, 0), (-1440, 0), (2**31, 0)])
+def test_an_offset_that_no_clock_has_is_not_there(minutes: int, code: int) -> None:
+    assert attributes.offset_code(minutes) == code
+
+
+def test_a_flag_that_is_not_set_is_not_a_flag_that_is_not_there() -> None:
+    assert [attributes.flag_code(value) for value in (False, True)] == [1, 2]
+
+
+# Rows.
+
+FIELDS = {
+    "currency": "EUR",
+    "utc_offset_minutes": 60,
+    "declined": True,
+    "card_id": "c",
+    "merchant_id": "m",
+    "device_id": "d",
+    "ip": "10.0.0.1",
+    "mcc": "5411",
+    "country": "DE",
+    "channel": "ecom",
+}
+
+
+def test_a_row_holds_every_attribute_in_its_column() -> None:
+    row = row_of({**FIELDS, "payment_id": "p", "amount_minor": 1}, event_time_ms=5, amount=7, amount_minor=9)
+    text = attributes.text_code
+    assert row == [
+        *(5, 7, 9, text("EUR"), 1500, 2, text("c"), text("m"), text("d"), text("10.0.0.1"), text("5411")),
+        *(attributes.country_code("DE"), text("ecom")),
+    ]
+
+
+@pytest.mark.parametrize("name", list(FIELDS))
+def test_what_is_missing_or_null_is_0(name: str) -> None:
+    column = next(attribute.column for attribute in ATTRIBUTES if attribute.name == name)
+    absent = {other: value for other, value in FIELDS.items() if other != name}
+    for fields in (absent, {**absent, name: None}):
+        row = row_of(fields, event_time_ms=5, amount=7, amount_minor=9)
+        assert row[column] == 0
+        assert row.count(0) == 1
+
+
+def test_an_empty_text_a_flag_that_is_off_and_no_offset_are_there() -> None:
+    row = row_of({"channel": "", "declined": False, "utc_offset_minutes": 0}, event_time_ms=5, amount=0, amount_minor=0)
+    assert row[attributes.channel.column] == 1
+    assert row[attributes.declined.column] == 1
+    assert row[attributes.utc_offset.column] == 1440
+
+
+NOON_MS = 1_704_110_400_000
+WORDS = st.sampled_from(["a", "b", "DE", "FR", "Zürich"])
+RECORDS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "event_time_ms": st.integers(NOON_MS, NOON_MS + 100),
+            "amount_minor": st.integers(0, 1000),
+            **dict.fromkeys(("card_id", "merchant_id"), WORDS),
+            "currency": st.sampled_from(["EUR", "JPY"]),
+            **dict.fromkeys(("device_id", "ip", "channel"), st.one_of(st.none(), WORDS)),
+            "mcc": st.sampled_from([None, "5411", "0000"]),
+            "country": st.sampled_from([None, "DE", "FR"]),
+            "utc_offset_minutes": st.one_of(st.none(), st.integers(-1439, 1439)),
+            "declined": st.one_of(st.none(), st.booleans()),
+        }
+    ),
+    max_size=8,
+).map(lambda records: sorted(records, key=lambda record: _number(record, "event_time_ms")))
+
+
+def history_of(records: list[dict[str, object]]) -> History:
+    kinds = {
+        "event_time_ms": pa.int64(),
+        "amount_minor": pa.int64(),
+        "utc_offset_minutes": pa.int32(),
+        "declined": pa.bool_(),
+    }
+    columns = {
+        name: pa.array([record[name] for record in records], kinds.get(name, pa.string()))
+        for name in (*FIELDS, "event_time_ms", "amount_minor")
+    }
+    columns["payment_id"] = pa.array([f"p{number}" for number in range(len(records))], pa.string())
+    outcomes = {"payment_id": pa.string(), "outcome_time_ms": pa.int64(), "label": pa.string(), "source": pa.string()}
+    return history_of_tables(pa.table(columns), pa.table({name: pa.array([], kind) for name, kind in outcomes.items()}))
+
+
+@given(records=RECORDS, data=st.data())
+def test_a_history_gives_the_rows_that_its_payments_give_one_by_one(
+    records: list[dict[str, object]], data: st.DataObject
+) -> None:
+    amounts = [17 * number for number in range(len(records))]
+    rows = HistoryRows(history_of(records), np.array(amounts, dtype=np.int64))
+    wanted = [
+        row_of(
+            record,
+            event_time_ms=_number(record, "event_time_ms"),
+            amount=a,
+            amount_minor=_number(record, "amount_minor"),
+        )
+        for record, a in zip(records, amounts, strict=True)
+    ]
+    chosen = data.draw(st.lists(st.integers(0, len(records) - 1), max_size=10)) if records else []
+    first = data.draw(st.integers(0, len(records)))
+    for asked, numbers in (
+        (np.array(chosen, dtype=np.int64), chosen),
+        (slice(first, None), list(range(first, len(records)))),
+    ):
+        found = rows.of(asked)
+        assert found.tolist() == [wanted[number] for number in numbers]
+        assert found.shape == (len(numbers), kernel.ATTRIBUTE_COUNT)
+        assert found.dtype == np.int64
+        assert found.flags.c_contiguous
+
+
+def _number(record: dict[str, object], name: str) -> int:
+    value = record[name]
+    assert isinstance(value, int)
+    return value
+
+
+# Conditions.
+
+
+def test_a_condition_says_what_it_asks() -> None:
+    asked = {
+        attributes.channel == "ecom": "channel == 'ecom'",
+        attributes.country != "DE": "country != 'DE'",
+        attributes.amount >= 220_00: "amount >= 22000",
+        attributes.amount_minor < 5: "amount_minor < 5",
+        attributes.declined == False: "declined == False",  # noqa: E712
+    }
+    assert {condition.text for condition in asked} == set(asked.values())
+
+
+def test_two_ways_to_ask_one_thing_are_one_question_and_one_column() -> None:
+    # They used to be two columns of the same shape, of which only the last went over into another catalogue.
+    flag = card.count("a", "1d", where=attributes.declined)
+    spoken = card.count("b", "1d", where=attributes.declined == True)  # noqa: E712
+    plan = compile_plan(Catalogue((card,), (flag, spoken)))
+    assert len(plan.shapes[0].tables[0].columns) == 1
+    assert plan.words[HEAD.condition_count] == 1
+
+
+def test_a_condition_has_no_truth_value() -> None:
+    # `and`, `or` and `not` would take it for true, and drop the other half.
+    condition = attributes.channel == "ecom"
+    with pytest.raises(TypeError, match="whether channel == 'ecom' is asked of payments: as a Python truth value"):
+        bool(condition)
+    with pytest.raises(TypeError):
+        card.count("x", "1d", where=condition and attributes.declined)
+
+
+def test_an_attribute_can_be_a_key() -> None:
+    assert {attributes.channel: 1}[attributes.channel] == 1
+
+
+AMOUNT = "is compared with {!r}; it can be compared with a whole number of minor units"
+TEXT = "is compared with {!r}; it can be compared with a text that is not empty"
+COUNTRY = "is compared with {!r}; it can be compared with two capital letters"
+FLAG = "is compared with {!r}; it can be compared with True or False"
+NOTHING = "is compared with {!r}; it can be compared with nothing"
+ORDER = "is not an amount: only an amount is at least, or below, another"
+WRONG: dict[str, tuple[Callable[[], Condition], str]] = {
+    "an amount and a text": (lambda: attributes.amount >= "220", "amount " + AMOUNT.format("220")),  # type: ignore[operator]
+    "an amount and a fraction": (lambda: attributes.amount >= 0.5, "amount " + AMOUNT.format(0.5)),  # type: ignore[operator]
+    "an amount and not a number": (
+        lambda: attributes.amount < float("nan"),  # type: ignore[operator]
+        "amount " + AMOUNT.format(float("nan")),
+    ),
+    "an amount and less than nothing": (lambda: attributes.amount >= -1, "amount " + AMOUNT.format(-1)),
+    "an amount and True": (lambda: attributes.amount >= True, "amount " + AMOUNT.format(True)),
+    "an amount and nothing": (lambda: attributes.amount_minor == None, "amount_minor " + AMOUNT.format(None)),  # noqa: E711
+    "an amount and another attribute": (
+        lambda: attributes.amount == attributes.amount_minor,
+        "amount is compared with",
+    ),
+    "an amount that is different": (
+        lambda: attributes.amount != 5,
+        "amount is an amount, and is compared with ==, >= or <",
+    ),
+    "a text and a number": (lambda: attributes.channel == 5, "channel " + TEXT.format(5)),
+    "a text and nothing in it": (lambda: attributes.channel == "", "channel " + TEXT.format("")),
+    "a text and nothing": (lambda: attributes.channel != None, "channel " + TEXT.format(None)),  # noqa: E711
+    "a text at least": (lambda: attributes.mcc >= 5, "mcc " + ORDER),
+    "a text below": (lambda: attributes.mcc < 5, "mcc " + ORDER),
+    "a country in small letters": (lambda: attributes.country == "de", "country " + COUNTRY.format("de")),
+    "a country by its name": (lambda: attributes.country != "Germany", "country " + COUNTRY.format("Germany")),
+    "a flag and a number": (lambda: attributes.declined == 1, "declined " + FLAG.format(1)),
+    "a flag and a text": (lambda: attributes.declined == "yes", "declined " + FLAG.format("yes")),
+    "a flag at least": (lambda: attributes.declined >= 1, "declined " + ORDER),
+    "an offset": (lambda: attributes.utc_offset == 60, "utc_offset_minutes " + NOTHING.format(60)),
+    "a time": (lambda: attributes.event_time == 5, "event_time_ms " + NOTHING.format(5)),
+    "a time at least": (lambda: attributes.event_time >= 5, "event_time_ms " + ORDER),
+}
+
+
+@pytest.mark.parametrize("what", list(WRONG))
+def test_a_comparison_that_makes_no_sense_is_refused(what: str) -> None:
+    compare, message = WRONG[what]
+    with pytest.raises(Misconfigured) as refused:
+        compare()
+    assert message in str(refused.value)
+
+
+def test_an_amount_that_no_payment_can_have_is_refused() -> None:
+    with pytest.raises(Misconfigured, match="amount is compared with"):
+        _ = attributes.amount >= 2**70
+
+
+def test_a_comparison_that_makes_no_sense_is_refused_with_its_line() -> None:
+    with pytest.raises(Misconfigured, match=r"^feature catalogue, test_attributes\.py:[0-9]+: "):
+        _ = attributes.channel == 5
+
+
+def test_every_kind_that_has_a_code_can_be_read_from_a_field() -> None:
+    assert {attribute.kind for attribute in ATTRIBUTES} == set(Kind)
+    assert set(attributes.CODES) == set(Kind) - {Kind.TIME, Kind.AMOUNT}
+    assert all(isinstance(attribute, Attribute) for attribute in ATTRIBUTES)

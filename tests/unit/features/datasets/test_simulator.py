@@ -1,0 +1,282 @@
+"""The simulator: repeatable, valid as a history, fraudulent in the ways it says, and fast."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paywarden.features.datasets.fraud_patterns import ATM, DAY_MS, ECOM, HOUR_MS, PATTERNS, POS, Payments, World
+from paywarden.features.datasets.simulator import COUNTRIES, DEFAULT_START_MS, simulate, simulate_columns, split_at
+from paywarden.features.history.history import (
+    OUTCOME_COLUMNS,
+    PAYMENT_COLUMNS,
+    History,
+    final_labels,
+    history_of_tables,
+    labels_known_by,
+)
+from paywarden.features.profiles.money import load_rates
+from paywarden.schemas.errors import Misconfigured
+
+CARDS, DAYS, SEED = 2000, 60, 7
+
+
+@pytest.fixture(scope="module")
+def tables() -> tuple[pa.Table, pa.Table]:
+    return simulate(cards=CARDS, days=DAYS, seed=SEED)
+
+
+@pytest.fixture(scope="module")
+def history(tables: tuple[pa.Table, pa.Table]) -> History:
+    return history_of_tables(*tables)
+
+
+@pytest.fixture(scope="module")
+def columns() -> tuple[World, Payments]:
+    end_ms = DEFAULT_START_MS + DAYS * DAY_MS
+    return simulate_columns(cards=CARDS, seed=SEED, start_ms=DEFAULT_START_MS, end_ms=end_ms)
+
+
+def frauds(columns: tuple[World, Payments], pattern: str) -> Payments:
+    payments = columns[1]
+    return payments.take((payments.pattern == PATTERNS.index(pattern)) & payments.is_fraud)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    cards=st.integers(1, 60),
+    days=st.integers(1, 12),
+    seed=st.integers(0, 2**32),
+    end_time_ms=st.none() | st.integers(1_700_000_000_000, 1_800_000_000_000),
+)
+def test_the_same_arguments_give_the_same_valid_history(
+    cards: int, days: int, seed: int, end_time_ms: int | None
+) -> None:
+    payments, outcomes = simulate(cards=cards, days=days, seed=seed, end_time_ms=end_time_ms)
+    again = simulate(cards=cards, days=days, seed=seed, end_time_ms=end_time_ms)
+    assert payments.equals(again[0])
+    assert outcomes.equals(again[1])
+    history = history_of_tables(payments, outcomes)
+    end_ms = DEFAULT_START_MS + days * DAY_MS if end_time_ms is None else end_time_ms
+    assert (history.event_time_ms >= end_ms - days * DAY_MS).all()
+    assert (history.event_time_ms < end_ms).all()
+    assert (history.outcome_time_ms > history.event_time_ms[history.outcome_payment]).all()
+    assert (final_labels(history) >= 0).all()
+
+
+def test_another_seed_gives_other_payments() -> None:
+    first, second = (simulate(cards=20, days=5, seed=seed)[0] for seed in (1, 2))
+    assert not first.equals(second)
+
+
+def test_columns_are_those_of_a_history_in_their_order(tables: tuple[pa.Table, pa.Table]) -> None:
+    assert tables[0].column_names == list(PAYMENT_COLUMNS)
+    assert tables[1].column_names == list(OUTCOME_COLUMNS)
+
+
+def test_payment_ids_are_unique_and_sort_by_time(tables: tuple[pa.Table, pa.Table]) -> None:
+    ids = tables[0]["payment_id"].to_pylist()
+    assert ids == sorted(set(ids))
+
+
+def test_about_one_payment_in_a_hundred_is_fraud(history: History) -> None:
+    assert len(history) == pytest.approx(CARDS * DAYS * 1.7, rel=0.1)
+    assert 0.005 < (final_labels(history) == 1).mean() < 0.015
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_share_of_fraud_holds_for_other_seeds(seed: int) -> None:
+    payments = simulate_columns(cards=1000, seed=seed, start_ms=DAY_MS, end_ms=61 * DAY_MS)[1]
+    assert 0.005 < payments.is_fraud.mean() < 0.015
+
+
+@pytest.mark.parametrize("pattern", PATTERNS[1:])
+def test_every_pattern_is_there(columns: tuple[World, Payments], pattern: str) -> None:
+    assert len(frauds(columns, pattern)) > 0.02 * columns[1].is_fraud.sum()
+
+
+def test_genuine_payments_are_not_fraud(columns: tuple[World, Payments]) -> None:
+    payments = columns[1]
+    assert not payments.is_fraud[payments.pattern == PATTERNS.index("genuine")].any()
+
+
+def test_card_testing_is_tiny_amounts_at_one_device_then_big_ones(columns: tuple[World, Payments]) -> None:
+    testing = frauds(columns, "card_testing")
+    is_tiny = testing.eur_cents < 300
+    assert 0.6 < is_tiny.mean() < 0.9
+    assert (testing.eur_cents[~is_tiny] >= 15_000).all()
+    devices, cards = testing.device, testing.card
+    assert all(len(np.unique(cards[devices == device])) > 1 for device in np.unique(devices))
+
+
+def test_a_taken_over_account_is_used_from_a_device_the_card_never_had(columns: tuple[World, Payments]) -> None:
+    world, payments = columns
+    takeover = frauds(columns, "account_takeover")
+    genuine = payments.take(payments.pattern == PATTERNS.index("genuine"))
+    assert not np.isin(takeover.device, genuine.device).any()
+    assert np.median(takeover.eur_cents) > 3 * np.median(genuine.eur_cents)
+    assert (world.merchants.kind[takeover.merchant] == ECOM).all()
+
+
+def test_most_payments_at_a_compromised_merchant_are_fraud_for_weeks(columns: tuple[World, Payments]) -> None:
+    world, payments = columns
+    compromised = frauds(columns, "compromised_merchant")
+    assert (world.merchants.kind[compromised.merchant] == POS).all()
+    busiest = np.bincount(compromised.merchant).argmax()
+    times = compromised.time_ms[compromised.merchant == busiest]
+    assert times.max() - times.min() <= 28 * DAY_MS
+    meanwhile = (payments.merchant == busiest) & (payments.time_ms >= times.min()) & (payments.time_ms <= times.max())
+    assert 0.5 < payments.is_fraud[meanwhile].mean() < 0.9
+
+
+def test_a_stolen_card_is_used_fast_and_often_abroad(columns: tuple[World, Payments]) -> None:
+    world, _ = columns
+    stolen = frauds(columns, "stolen_card")
+    assert np.isin(world.merchants.kind[stolen.merchant], (POS, ATM)).all()
+    is_abroad = world.merchants.country[stolen.merchant] != world.cards.country[stolen.card]
+    assert 0.25 < is_abroad.mean() < 0.65
+    card = np.bincount(stolen.card).argmax()
+    times = np.sort(stolen.time_ms[stolen.card == card])
+    assert times[3] - times[0] < 5 * HOUR_MS
+
+
+def test_a_bust_out_rises_before_it_is_fraud(columns: tuple[World, Payments]) -> None:
+    payments = columns[1]
+    bust_out = payments.take(payments.pattern == PATTERNS.index("bust_out"))
+    assert 0.2 < bust_out.is_fraud.mean() < 0.6
+    before, after = bust_out.eur_cents[~bust_out.is_fraud], bust_out.eur_cents[bust_out.is_fraud]
+    assert np.median(after) > 1.5 * np.median(before)
+
+
+def test_a_device_farm_is_one_device_with_many_cards(columns: tuple[World, Payments]) -> None:
+    farm = frauds(columns, "device_farm")
+    for device in np.unique(farm.device):
+        assert len(np.unique(farm.card[farm.device == device])) >= 10
+
+
+def test_some_cards_are_new_within_the_span(columns: tuple[World, Payments]) -> None:
+    payments = columns[1]
+    genuine = payments.take(payments.pattern == PATTERNS.index("genuine"))
+    cards, first, count = np.unique(genuine.card, return_index=True, return_counts=True)
+    is_new = (genuine.time_ms[first] > DEFAULT_START_MS + 20 * DAY_MS) & (count > 20)
+    assert 0.01 < is_new.sum() / len(cards) < 0.1
+
+
+def test_no_two_patterns_share_a_device_or_an_address(columns: tuple[World, Payments]) -> None:
+    attackers = ("card_testing", "account_takeover", "device_farm")
+    for name in ("device", "ip"):
+        used = [np.unique(getattr(frauds(columns, pattern), name)) for pattern in attackers]
+        assert len(np.unique(np.concatenate(used))) == sum(map(len, used))
+
+
+def test_devices_and_addresses_are_known_online_only(tables: tuple[pa.Table, pa.Table]) -> None:
+    payments = tables[0]
+    is_online = pc.equal(payments["channel"].cast(pa.string()), "ecom").to_numpy()
+    for name in ("device_id", "ip"):
+        assert (pc.is_valid(payments[name]).to_numpy() == is_online).all()
+
+
+def cards_per_device(columns: tuple[World, Payments], pattern: str) -> npt.NDArray[np.int64]:
+    payments = columns[1]
+    online = payments.take((payments.pattern == PATTERNS.index(pattern)) & (payments.device >= 0))
+    pairs = np.unique(np.column_stack((online.device, online.card)), axis=0)
+    return np.unique(pairs[:, 0], return_counts=True)[1]
+
+
+def test_households_share_devices(columns: tuple[World, Payments]) -> None:
+    counts = cards_per_device(columns, "genuine")
+    assert 0.05 < (counts > 1).mean() < 0.5
+    assert counts.max() < 12
+
+
+def test_every_currency_has_a_rate() -> None:
+    assert {country.currency for country in COUNTRIES} <= load_rates().currencies
+
+
+def test_a_country_pays_in_its_currency_and_yen_have_no_decimals(history: History) -> None:
+    names = history.country.names.to_pylist()
+    currencies = np.array(history.currency.names.to_pylist())[history.currency.codes]
+    for country in COUNTRIES:
+        rows = history.country.codes == names.index(country.code)
+        assert set(currencies[rows]) == {country.currency}
+        in_eur = history.amount_minor[rows] / 10**country.minor_digits / country.units_per_eur
+        assert 15 < np.median(in_eur) < 80
+
+
+def test_cash_comes_in_whole_notes(history: History) -> None:
+    is_cash = history.channel.codes == history.channel.names.to_pylist().index("atm")
+    is_yen = history.currency.codes == history.currency.names.to_pylist().index("JPY")
+    assert (history.amount_minor[is_cash & is_yen] % 1000 == 0).all()
+    assert (history.amount_minor[is_cash & ~is_yen] % 1000 == 0).all()
+    assert (history.amount_minor > 0).all()
+
+
+def test_shops_sell_by_day_and_the_net_in_the_evening(columns: tuple[World, Payments]) -> None:
+    world, payments = columns
+    german = world.cards.country[payments.card] == 0
+    hour = (payments.time_ms // HOUR_MS + COUNTRIES[0].utc_offset_hours) % 24
+    kind = world.merchants.kind[payments.merchant]
+    online, in_shops = hour[german & (kind == ECOM)], hour[german & (kind == POS)]
+    assert (online >= 20).mean() > 2 * (in_shops >= 20).mean()
+    assert ((in_shops >= 1) & (in_shops < 6)).mean() < 0.03
+
+
+def test_some_merchants_sell_far_more_than_others(history: History) -> None:
+    sales = np.sort(np.bincount(history.merchant.codes))[::-1]
+    assert sales[:10].sum() > 10 * sales[len(sales) // 2 :][:10].sum()
+
+
+def test_fraud_is_reported_days_later_and_genuine_payments_after_a_week(history: History) -> None:
+    delay_days = (history.outcome_time_ms - history.event_time_ms[history.outcome_payment]) / DAY_MS
+    reports = delay_days[history.outcome_fraud]
+    assert 2 < np.median(reports) < 6
+    assert 0.05 < np.mean(reports < 0.5) < 0.25
+    assert reports.max() <= 60
+    is_last = np.zeros(len(delay_days), dtype=np.bool_)
+    is_last[np.unique(history.outcome_payment, return_index=True)[1]] = True
+    assert (delay_days[is_last & ~history.outcome_fraud] >= 7).all()
+
+
+def test_the_source_says_who_reported_it(tables: tuple[pa.Table, pa.Table]) -> None:
+    outcomes = tables[1]
+    is_fraud = pc.equal(outcomes["label"].cast(pa.string()), "fraud")
+    reported_by = set(outcomes["source"].filter(is_fraud).to_pylist())
+    assert reported_by == {"chargeback", "issuer", "analyst"}
+    assert set(outcomes["source"].filter(pc.invert(is_fraud)).to_pylist()) == {"analyst", None}
+
+
+def test_a_few_reports_are_taken_back(history: History) -> None:
+    reported = np.unique(history.outcome_payment[history.outcome_fraud])
+    taken_back = final_labels(history)[reported] == 0
+    assert 0.002 < taken_back.mean() < 0.06
+
+
+def test_outcomes_later_than_the_span_are_kept(history: History) -> None:
+    end_ms = DEFAULT_START_MS + DAYS * DAY_MS
+    assert (history.outcome_time_ms >= end_ms).sum() > 1000
+    assert (labels_known_by(history, end_ms) == -1).sum() > 1000
+
+
+def test_a_split_leaves_a_history_before_and_everything_else_after(tables: tuple[pa.Table, pa.Table]) -> None:
+    moment_ms = DEFAULT_START_MS + 40 * DAY_MS
+    (past_payments, past_outcomes), (payments, outcomes) = split_at(*tables, moment_ms)
+    past = history_of_tables(past_payments, past_outcomes)
+    assert past.event_time_ms.max() < moment_ms
+    assert past.outcome_time_ms.max() < moment_ms
+    assert pc.min(payments["event_time_ms"]).as_py() >= moment_ms
+    assert pc.min(outcomes["outcome_time_ms"]).as_py() >= moment_ms
+    assert past_payments.num_rows + payments.num_rows == tables[0].num_rows
+    assert past_outcomes.num_rows + outcomes.num_rows == tables[1].num_rows
+
+
+@pytest.mark.parametrize("wrong", [{"cards": 0}, {"days": 0}, {"seed": -1}, {"end_time_ms": 5}])
+def test_arguments_that_make_no_sense_are_refused_by_name(wrong: dict[str, int]) -> None:
+    name = next(iter(wrong))
+    arguments = {"cards": 5, "days": 5, "seed": 5} | wrong
+    with pytest.raises(Misconfigured, match="before 1970" if name == "end_time_ms" else name):
+        simulate(**arguments)

@@ -1,0 +1,325 @@
+"""A passage through a history: labels that take effect when they are known, in chunks that do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from paywarden.features.catalogue.attributes import channel, country, declined
+from paywarden.features.catalogue.entity import Catalogue, Entity, request
+from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
+from paywarden.features.history.columns import FileRoom
+from paywarden.features.history.history import History, history_of_tables
+from paywarden.features.history.point_in_time import Chunk, Passage, label_changes
+from paywarden.features.history.thread_pool import Crew
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import RateTable
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from tests.unit.features.kernel.profiles import USUAL, card
+from tests.worlds import small_world
+
+SUNDAY_MS = 1_530_403_200_000
+RATES = RateTable({"EUR": [(0, 1_000_000)], "USD": [(0, 500_000)]})
+
+Outcome = tuple[int, int, bool]
+
+
+@cache
+def engine() -> FeatureEngine:
+    return FeatureEngine(USUAL)
+
+
+def history(times_ms: Sequence[int], outcomes: Sequence[Outcome] = (), **changed: Any) -> History:
+    """Payments of 1.00 EUR of one card at one merchant; outcomes are (payment, known ms, is fraud)."""
+    count = len(times_ms)
+    columns: dict[str, Any] = {
+        "payment_id": pa.array([f"p{row}" for row in range(count)], pa.string()),
+        "event_time_ms": pa.array(times_ms, pa.int64()),
+        "card_id": pa.array(["c"] * count, pa.string()),
+        "merchant_id": pa.array(["m"] * count, pa.string()),
+        "amount_minor": pa.array([100] * count, pa.int64()),
+        "currency": pa.array(["EUR"] * count, pa.string()),
+        **{name: pa.nulls(count, pa.string()) for name in ("device_id", "ip", "mcc", "country", "channel")},
+    }
+    said = pa.table(
+        {
+            "payment_id": pa.array([f"p{row}" for row, _, _ in outcomes], pa.string()),
+            "outcome_time_ms": pa.array([known_ms for _, known_ms, _ in outcomes], pa.int64()),
+            "label": pa.array(["fraud" if fraud else "genuine" for *_, fraud in outcomes], pa.string()),
+            "source": pa.nulls(len(outcomes), pa.string()),
+        }
+    )
+    return history_of_tables(pa.table(columns | changed), said)
+
+
+def chunks(of: History, **asked: Any) -> list[Chunk]:
+    return list(Passage(of, engine(), RATES).chunks(**asked))
+
+
+def column(name: str, made: Sequence[Chunk]) -> list[float]:
+    return [float(v) for chunk in made for v in chunk.vectors[:, engine().plan.names.index(name)]]
+
+
+def changes(outcomes: Sequence[Outcome], times_ms: Sequence[int] = (10, 20, 30)) -> list[tuple[int, int, int]]:
+    """(payment, the first payment after it, weight) of each change. All times are counted from SUNDAY_MS."""
+    told = [(payment, SUNDAY_MS + known_ms, is_fraud) for payment, known_ms, is_fraud in outcomes]
+    labels = label_changes(history([SUNDAY_MS + time_ms for time_ms in times_ms], told))
+    return list(zip(labels.payment.tolist(), labels.before.tolist(), labels.weight.tolist(), strict=True))
+
+
+# What outcomes change.
+
+
+def test_a_genuine_outcome_changes_nothing() -> None:
+    assert changes([(0, 15, False)]) == []
+
+
+def test_a_fraud_counts_from_the_first_payment_that_is_later() -> None:
+    assert changes([(0, 15, True)]) == [(0, 1, 1)]
+
+
+def test_a_repeated_fraud_counts_once() -> None:
+    assert changes([(0, 15, True), (0, 16, True), (0, 35, True)]) == [(0, 1, 1)]
+
+
+def test_a_corrected_fraud_is_taken_back_when_the_correction_is_known() -> None:
+    assert changes([(0, 15, True), (0, 25, False), (0, 35, True)]) == [(0, 1, 1), (0, 2, -1), (0, 3, 1)]
+
+
+def test_outcomes_of_one_moment_count_in_their_order() -> None:
+    assert changes([(0, 15, True), (0, 15, False)]) == [(0, 1, 1), (0, 1, -1)]
+    assert changes([(0, 15, False), (0, 15, True)]) == [(0, 1, 1)]
+
+
+def test_outcomes_of_several_payments_do_not_mix() -> None:
+    said = [(1, 20, True), (0, 25, True), (1, 26, False), (0, 27, True)]
+    assert changes(said) == [(1, 2, 1), (0, 2, 1), (1, 2, -1)]
+
+
+def test_a_payment_comes_before_an_outcome_of_its_millisecond() -> None:
+    assert changes([(0, 20, True)]) == [(0, 2, 1)]
+
+
+# Point in time.
+
+
+def test_a_payment_does_not_see_itself_nor_what_comes_later() -> None:
+    made = chunks(history([SUNDAY_MS, SUNDAY_MS + 1, SUNDAY_MS + 1, SUNDAY_MS + 2]))
+    assert column("card_count_1h", made) == [0, 1, 2, 3]
+    assert np.isnan(column("card_amount_mean_1d", made)[0])
+    assert column("merchant_count_1h", made) == [0, 1, 2, 3]
+
+
+def test_a_label_is_not_seen_before_it_is_known() -> None:
+    # Known ten days after the payment: two days after the first look at its week, exactly at the second look.
+    days = (0, 8, 10, 11)
+    made = chunks(history([SUNDAY_MS + day * DAY_MS for day in days], [(0, SUNDAY_MS + 10 * DAY_MS, True)]))
+    assert column("merchant_fraud_share_7d", made)[1:] == [0, 0, 1]
+
+
+def test_a_label_known_at_once_is_not_seen_before_the_delay_is_over() -> None:
+    early, late = SUNDAY_MS + 7 * DAY_MS, SUNDAY_MS + 7 * DAY_MS + 6 * HOUR_MS
+    made = chunks(history([SUNDAY_MS, early, late - 1, late], [(0, SUNDAY_MS, True)]))
+    shares = column("merchant_fraud_share_1d", made)
+    assert np.isnan(shares[:3]).all()
+    assert shares[3] == 1
+
+
+def test_a_corrected_label_is_seen_as_corrected_from_then_on() -> None:
+    days = (0, 9, 10, 11)
+    said = [(0, SUNDAY_MS + 8 * DAY_MS, True), (0, SUNDAY_MS + 9 * DAY_MS + HOUR_MS, False)]
+    made = chunks(history([SUNDAY_MS + day * DAY_MS for day in days], said))
+    assert column("merchant_fraud_share_7d", made)[1:] == [1, 0, 0]
+
+
+def test_a_label_goes_to_every_entity_of_its_payment_and_to_no_other() -> None:
+    times = [SUNDAY_MS, SUNDAY_MS, SUNDAY_MS + 10 * DAY_MS, SUNDAY_MS + 10 * DAY_MS]
+    made = chunks(
+        history(
+            times,
+            [(0, SUNDAY_MS, True)],
+            merchant_id=pa.array(["a", "b", "a", "b"]),
+            device_id=pa.array(["x", None, "x", None]),
+        )
+    )
+    assert column("merchant_fraud_share_7d", made)[2:] == [1, 0]
+    assert column("device_fraud_share_30d", made)[2] == 1
+    assert np.isnan(column("device_count_1h", made)[3])
+
+
+# Attributes and combinations.
+
+
+def vectors(of: FeatureEngine, history_of: History) -> list[dict[str, float]]:
+    """Each payment's features by name."""
+    found = [vector for chunk in Passage(history_of, of, RATES).chunks(rows=2) for vector in chunk.vectors.tolist()]
+    return [dict(zip(of.plan.names, vector, strict=True)) for vector in found]
+
+
+def test_conditions_are_asked_of_each_payments_own_attributes() -> None:
+    of = FeatureEngine(
+        Catalogue(
+            (card,),
+            (
+                card.count("ecom", "1h", where=channel == "ecom"),
+                card.count("declined", "1h", where=declined),
+                card.is_new("new_country", country),
+                request.hour("hour"),
+                request.holds("is_declined", declined),
+            ),
+        )
+    )
+    made = vectors(
+        of,
+        history(
+            [SUNDAY_MS + number for number in range(4)],
+            channel=pa.array(["ecom", None, "ecom", "pos"]),
+            country=pa.array(["DE", "DE", None, "FR"]),
+            declined=pa.array([True, None, False, True]),
+            utc_offset_minutes=pa.array([None, 60, -60, 0]),
+        ),
+    )
+    assert [found["ecom"] for found in made] == [0, 1, 1, 2]
+    assert [found["declined"] for found in made] == [0, 1, 1, 1]
+    assert [found["hour"] for found in made] == [0, 1, 23, 0]
+    assert [found["new_country"] for found in made if not np.isnan(found["new_country"])] == [1, 0, 1]
+    assert np.isnan(made[2]["new_country"])
+    assert [made[number]["is_declined"] for number in (0, 2, 3)] == [1, 0, 1]
+    assert np.isnan(made[1]["is_declined"])
+
+
+def test_a_label_answers_the_conditions_of_the_payment_it_is_of() -> None:
+    # It is worked in with a later chunk, in which its payment is not.
+    frauds = card.fraud_count("frauds", "7d", delay="1d", where=channel == "ecom")
+    of = FeatureEngine(Catalogue((card,), (frauds,)))
+    days = [SUNDAY_MS + day * DAY_MS for day in (0, 0, 2, 2, 3)]
+    said = [(0, SUNDAY_MS + DAY_MS, True), (1, SUNDAY_MS + DAY_MS, True)]
+    made = vectors(of, history(days, said, channel=pa.array(["ecom", "pos", "pos", "pos", "pos"])))
+    assert [found["frauds"] for found in made] == [0, 0, 1, 1, 1]
+
+
+def test_a_combination_has_a_profile_of_its_own() -> None:
+    pair = Entity("pair", key=("card_id", "device_id"))
+    of = FeatureEngine(Catalogue((card, pair), (card.count("card", "1h"), pair.count("pair", "1h"))))
+    told = history(
+        [SUNDAY_MS + number for number in range(5)],
+        card_id=pa.array(["a", "a", "b", "a", "a"]),
+        device_id=pa.array(["x", "y", "x", None, "x"]),
+    )
+    made = vectors(of, told)
+    assert [found["card"] for found in made] == [0, 1, 0, 2, 3]
+    assert [found["pair"] for found in made if not np.isnan(found["pair"])] == [0, 0, 0, 1]
+    assert np.isnan(made[3]["pair"])
+    passage = Passage(told, of, RATES)
+    assert len(list(passage.chunks())) == 1
+    assert passage.entities[1].store_keys() == [b"pair:a\x1fx", b"pair:a\x1fy", b"pair:b\x1fx"]
+    assert all(state is not None for state in passage.profiles[1])
+
+
+# Chunks.
+
+
+def test_chunks_cover_the_payments_in_order() -> None:
+    made = chunks(history([SUNDAY_MS + hour for hour in range(5)]), rows=2)
+    assert [(chunk.first, chunk.last) for chunk in made] == [(0, 2), (2, 4), (4, 5)]
+    assert {chunk.vectors.shape[1] for chunk in made} == {engine().plan.feature_count}
+    assert all(chunk.vectors.dtype == np.float32 for chunk in made)
+
+
+def test_a_passage_may_stop_before_the_end() -> None:
+    made = chunks(history([SUNDAY_MS + hour for hour in range(5)]), rows=2, last=3)
+    assert [(chunk.first, chunk.last) for chunk in made] == [(0, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_payments_before_the_first_only_warm_profiles_up(first: int) -> None:
+    of = history([SUNDAY_MS + hour * HOUR_MS for hour in range(5)], [(0, SUNDAY_MS + 2 * HOUR_MS, True)])
+    whole = np.concatenate([chunk.vectors for chunk in chunks(of)])
+    made = chunks(of, rows=2, first=first)
+    assert made[0].first == first
+    assert np.array_equal(np.concatenate([chunk.vectors for chunk in made]), whole[first:], equal_nan=True)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_no_bit_of_vectors_and_profiles(threads: int, tmp_path: Path) -> None:
+    """Labels, hot merchants and payments without a device included."""
+    of, warm, rates = small_world.history(), small_world.engine(), small_world.rates()
+    alone = Passage(of, warm, rates)
+    wanted = list(alone.chunks(rows=5000))
+    alone.finish()
+    with Crew(threads) as crew:
+        shared = Passage(of, warm, rates, room=FileRoom(tmp_path), crew=crew)
+        made = list(shared.chunks(rows=5000))
+        shared.finish()
+    assert [chunk.vectors.tobytes() for chunk in made] == [chunk.vectors.tobytes() for chunk in wanted]
+    assert [chunk.late for chunk in made] == [chunk.late for chunk in wanted]
+    assert shared.profiles == alone.profiles
+    assert np.array_equal(shared.amounts, alone.amounts)
+
+
+def test_progress_gets_the_rows_of_each_chunk() -> None:
+    done: list[int] = []
+    chunks(history([SUNDAY_MS] * 5), rows=2, progress=done.append)
+    assert done == [2, 2, 1]
+
+
+def test_a_label_on_the_border_of_two_chunks_is_seen_once() -> None:
+    days = (0, 8, 9, 10)
+    of = history([SUNDAY_MS + day * DAY_MS for day in days], [(0, SUNDAY_MS + 8 * DAY_MS + 1, True)])
+    for rows in (1, 2, 3, 4):
+        assert column("merchant_fraud_share_7d", chunks(of, rows=rows))[1:] == [0, 1, 1]
+
+
+def test_finish_works_in_the_outcomes_after_the_last_payment() -> None:
+    told = Passage(history([SUNDAY_MS], [(0, SUNDAY_MS + DAY_MS, True)]), engine(), RATES)
+    untold = Passage(history([SUNDAY_MS]), engine(), RATES)
+    for passage in (told, untold):
+        assert len(list(passage.chunks())) == 1
+    assert told.profiles == untold.profiles
+    told.finish()
+    untold.finish()
+    merchant = engine().plan.entity_names.index("merchant")
+    assert told.profiles[merchant] != untold.profiles[merchant]
+
+
+def test_an_empty_history_has_no_chunks() -> None:
+    passage = Passage(history([]), engine(), RATES)
+    assert list(passage.chunks()) == []
+    passage.finish()
+    assert passage.profiles == [[], [], []]
+
+
+def test_nothing_is_late_in_a_history_in_order() -> None:
+    times = [SUNDAY_MS + day * DAY_MS for day in range(60)]
+    said = [(row, SUNDAY_MS + (row + 9) * DAY_MS, True) for row in range(50)]
+    assert sum(chunk.late for chunk in chunks(history(times, said), rows=7)) == 0
+
+
+def test_a_label_that_no_window_can_see_any_more_is_counted_as_late() -> None:
+    times = [SUNDAY_MS, SUNDAY_MS + 50 * DAY_MS, SUNDAY_MS + 51 * DAY_MS]
+    # Late for the merchant, whose shares reach back 37 days; the card has no shares, the device is not there.
+    assert sum(chunk.late for chunk in chunks(history(times, [(0, SUNDAY_MS + 50 * DAY_MS, True)]))) == 1
+
+
+def test_amounts_are_in_the_reference_currency() -> None:
+    of = history([SUNDAY_MS, SUNDAY_MS], currency=pa.array(["USD", "EUR"]))
+    passage = Passage(of, engine(), RATES)
+    assert passage.amounts.tolist() == [50, 100]
+    (chunk,) = passage.chunks()
+    assert column("card_amount_mean_1d", [chunk])[1] == 50
+
+
+def test_a_currency_without_a_rate_is_refused() -> None:
+    with pytest.raises(InvalidEvent, match="'XXX' is not a currency"):
+        Passage(history([SUNDAY_MS], currency=pa.array(["XXX"])), engine(), RATES)
+
+
+def test_an_amount_that_would_overflow_is_refused() -> None:
+    with pytest.raises(Misconfigured, match="row 0: amount_minor is above 100000000000"):
+        history([SUNDAY_MS], amount_minor=pa.array([2**60]))

@@ -1,0 +1,399 @@
+"""A profile in words: what is shown is what is stored, and what the kernel makes of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from decimal import Decimal
+
+import numpy as np
+import pytest
+
+from paywarden.features import kernel
+from paywarden.features.catalogue.attributes import amount, channel, country, declined, merchant_id
+from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, request
+from paywarden.features.history.point_in_time import Passage
+from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
+from paywarden.features.profiles.keys import SEPARATOR
+from paywarden.features.profiles.profile_view import (
+    ProfileView,
+    Table,
+    first_payment_ms,
+    to_dict,
+    to_lines,
+    typed_key,
+    utc,
+    view_profile,
+)
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from tests.unit.features.kernel.profiles import USUAL, Change, label, payment, profile
+from tests.unit.features.kernel.profiles import features as features_of
+from tests.worlds import small_world
+
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+NOON_MS = 19_844 * DAY_MS + 12 * HOUR_MS  # 2024-05-01T12:00:00Z
+
+card = Entity("card", key="card_id")
+merchant = Entity("merchant", key="merchant_id")
+pair = Entity("card_merchant", key=("card_id", "merchant_id"))
+
+CATALOGUE = Catalogue(
+    entities=(card, merchant, pair),
+    features=(
+        request.amount("amount"),
+        card.count("count_1h", "1h"),
+        card.count("ecom_1h", "1h", where=channel == "ecom"),
+        card.amount_std("std_1h", "1h"),
+        card.amount_max("max_1h", "1h"),
+        card.amount_min("min_1h", "1h", where=amount >= 100_00),
+        card.distinct("merchants_1d", merchant_id, "1d"),
+        card.entropy("entropy_1d", merchant_id, "1d", buckets=4),
+        card.fraud_share("fraud_share_7d", "7d", delay="1d"),
+        card.fraud_streak_amount_mean("streak_mean_7d", "7d", delay="1d"),
+        card.last_amount("last_amount"),
+        card.is_new("new_country", country, among=3),
+        card.is_new("new_merchant", merchant_id, among=2),
+        card.amount_zscore("zscore_1h", "1h"),
+        card.seconds_since_last("since_last"),
+        ratio("max_to_std", "max_1h", "std_1h"),
+        ratio("amount_to_max", "amount", "max_1h"),
+        merchant.count("merchant_count_1h", "1h"),
+        ratio("card_to_merchant", "count_1h", "merchant_count_1h"),
+        pair.count("pair_count_1h", "1h"),
+        merchant.share("merchant_declined", "1h", of=declined),
+    ),
+)
+ENGINE = FeatureEngine(CATALOGUE)
+EVENTS = (
+    payment(NOON_MS, 1_00, merchant_id="M1", country="DE", channel="ecom", source=0, offset=17),
+    payment(NOON_MS + 1, 250_50, merchant_id="M2", country="FR", channel="pos", source=6, offset=3),
+    payment(NOON_MS + HOUR_MS + 500, 20_00, merchant_id="M1", country="DE", channel="ecom", source=0, offset=40),
+    label(NOON_MS, -1, amount=1_00, source=1, offset=8),
+)
+
+
+def view(
+    changes: tuple[Change, ...] = EVENTS, entity: str = "card", as_of_ms: int = NOON_MS + 2 * HOUR_MS
+) -> ProfileView:
+    state = profile(ENGINE, entity, changes)
+    return view_profile(ENGINE, CATALOGUE, ENGINE.plan.entity_names.index(entity), state, as_of_ms=as_of_ms)
+
+
+def table(hop: str, of: ProfileView | None = None, *, is_label: bool = False) -> Table:
+    (found,) = [table for table in (of or view()).tables if (table.hop, table.is_label) == (hop, is_label)]
+    return found
+
+
+def column(hop: str, name: str) -> list[object]:
+    """A column of a table from its oldest tile to its newest."""
+    found = table(hop, is_label=name.startswith("fraud"))
+    return [tile.cells[found.columns.index(name)] for tile in found.tiles]
+
+
+def source_name(source: int) -> str:
+    return f"source {source}"
+
+
+def lines(of: ProfileView | None = None) -> list[str]:
+    return [" ".join(line.split()) for line in to_lines(of or view(), source_name)]
+
+
+def test_the_profile_says_when_it_began_and_ended() -> None:
+    shown = view()
+    assert (shown.first_payment_ms, shown.last_payment_ms) == (NOON_MS, NOON_MS + HOUR_MS + 500)
+    assert shown.newest_event_ms == NOON_MS + HOUR_MS + 500
+    assert "first payment 2024-05-01T12:00:00Z" in lines()
+    assert "last payment 2024-05-01T13:00:00.500Z" in lines()
+
+
+def test_it_says_how_large_the_stored_bytes_are_and_of_which_layout() -> None:
+    state = profile(ENGINE, "card", EVENTS)
+    digest = int.from_bytes(state[1:5], "little")
+    assert view().size_bytes == len(state)
+    assert view().digest == f"{digest:08x}"
+    assert f"layout version {kernel.LAYOUT_VERSION}, digest {digest:08x}" in lines()
+    assert not view().is_migrated
+
+
+def test_tiles_start_where_their_hop_does() -> None:
+    assert [tile.start_ms for tile in table("1m").tiles] == [NOON_MS, NOON_MS + HOUR_MS]
+    assert [tile.start_ms for tile in table("1h").tiles] == [NOON_MS, NOON_MS + HOUR_MS]
+    assert [tile.start_ms for tile in table("6h").tiles] == [NOON_MS]
+
+
+def test_counts_are_by_condition_in_the_words_of_the_catalogue() -> None:
+    assert column("1m", "count") == [2, 1]
+    assert column("1m", "count where channel == 'ecom'") == [1, 1]
+
+
+def test_amounts_are_in_major_units() -> None:
+    assert column("1m", "sum") == [Decimal("251.50"), Decimal("20.00")]
+    assert column("1m", "max") == [Decimal("250.50"), Decimal("20.00")]
+    assert column("1m", "squares") == [Decimal("62751.2500"), Decimal("400.0000")]
+    assert "2024-05-01T13:00:00Z 1 1 20.00 400.0000 20.00 -" in lines()
+
+
+def test_the_smallest_of_no_amount_is_not_there() -> None:
+    assert column("1m", "min where amount >= 10000") == [Decimal("250.50"), None]
+
+
+def test_the_square_of_the_largest_amount_there_is_is_exact() -> None:
+    large = 10**11
+    state = profile(ENGINE, "card", [payment(NOON_MS, large), payment(NOON_MS, large - 1)])
+    shown = view_profile(ENGINE, CATALOGUE, 0, state, as_of_ms=NOON_MS)
+    (tile,) = table("1m", shown).tiles
+    squares = tile.cells[table("1m", shown).columns.index("squares")]
+    assert isinstance(squares, Decimal)
+    assert squares * 10_000 == large**2 + (large - 1) ** 2
+
+
+def test_distinct_values_are_an_estimate_and_buckets_are_counts() -> None:
+    assert column("1h", "distinct merchant_id") == [2, 1]
+    counts = column("1h", "buckets merchant_id")
+    assert [sum(cell) for cell in counts if isinstance(cell, tuple)] == [2, 1]
+
+
+def test_distinct_values_of_a_tile_are_estimated_as_the_features_are() -> None:
+    events = tuple(payment(NOON_MS, 1, merchant_id=f"M{number}") for number in range(150))
+    for count in (40, 150):
+        shown = view(events[:count], as_of_ms=NOON_MS)
+        ((cell,),) = [
+            [tile.cells[found.columns.index("distinct merchant_id")] for tile in found.tiles]
+            for found in shown.tables
+            if "distinct merchant_id" in found.columns
+        ]
+        (feature,) = [feature.value for feature in shown.features if feature.name == "merchants_1d"]
+        assert feature is not None
+        assert cell == round(feature)
+
+
+def test_labels_are_counted_and_may_be_taken_back() -> None:
+    assert column("6h", "fraud") == [-1]
+    assert column("6h", "fraud sum") == [Decimal("-1.00")]
+    assert column("6h", "count") == [3]
+
+
+def test_countries_and_amounts_are_remembered_by_name_and_others_as_checksums_with_their_times() -> None:
+    memories = {memory.attribute: memory for memory in view().memories}
+    assert [(item.value, item.seen_ms) for item in memories["country"].values] == [
+        ("DE", NOON_MS + HOUR_MS + 500),
+        ("FR", NOON_MS + 1),
+    ]
+    assert [item.value for item in memories["amount"].values] == ["20.00"]
+    assert [(item.value, item.seen_ms) for item in memories["merchant_id"].values] == [
+        (None, NOON_MS + HOUR_MS + 500),
+        (None, NOON_MS + 1),
+    ]
+    assert "latest values of country: 2, at most 3" in lines()
+    assert "2024-05-01T12:00:00.001Z FR" in lines()
+    assert "2024-05-01T12:00:00.001Z (only a checksum)" in lines()
+
+
+def test_each_remembered_value_has_its_own_time() -> None:
+    events = tuple(payment(NOON_MS + 1000 * n, 1, country=name) for n, name in enumerate(("DE", "FR", "IT")))
+    (memory,) = [memory for memory in view(events).memories if memory.attribute == "country"]
+    assert [(item.value, item.seen_ms - NOON_MS) for item in memory.values] == [("IT", 2000), ("FR", 1000), ("DE", 0)]
+
+
+def test_a_country_that_is_none_is_a_checksum() -> None:
+    shown = view((payment(NOON_MS, 1, country="Elbonia"), payment(NOON_MS - 1, 1, country="ZZ")))
+    (memory,) = [memory for memory in shown.memories if memory.attribute == "country"]
+    assert [item.value for item in memory.values] == [None, "ZZ"]
+
+
+def test_sources_are_named_with_the_newest_offset_of_each() -> None:
+    assert view().sources == ((0, 40), (1, 8), (6, 3))
+    shown = lines()
+    at = shown.index("contains, by source partition: 3")
+    assert shown[at + 1 : at + 4] == ["source 0 offset 40", "source 1 offset 8", "source 6 offset 3"]
+
+
+def test_a_backfilled_profile_contains_nothing_of_a_topic() -> None:
+    assert "contains, by source partition: nothing of a topic" in lines(view((payment(NOON_MS, 1),)))
+
+
+def test_features_are_what_a_payment_at_that_time_would_see() -> None:
+    as_of_ms = NOON_MS + HOUR_MS + 20_000
+    wanted = features_of(ENGINE, as_of_ms, 0, {"card": profile(ENGINE, "card", EVENTS)})
+    shown = {feature.name: feature for feature in view(as_of_ms=as_of_ms).features}
+    for name in ("count_1h", "ecom_1h", "std_1h", "max_1h", "merchants_1d", "last_amount", "since_last", "max_to_std"):
+        value = shown[name].value
+        assert value is not None
+        assert np.float32(value) == np.float32(wanted[name])
+    assert f"count_1h {3} payments" in lines(view(as_of_ms=as_of_ms))
+    assert "since_last 19.5 seconds" in lines(view(as_of_ms=as_of_ms))
+
+
+def test_only_features_of_this_entity_alone_are_shown() -> None:
+    names = [feature.name for feature in view().features]
+    assert "max_to_std" in names
+    assert not {"amount", "merchant_count_1h", "card_to_merchant", "pair_count_1h"} & set(names)
+
+
+def test_what_depends_on_the_payment_has_no_value() -> None:
+    shown = {feature.name: feature for feature in view().features}
+    for name in ("new_country", "new_merchant", "zscore_1h", "amount_to_max"):
+        assert shown[name].value is None
+        assert shown[name].why == "it depends on the payment"
+    assert "zscore_1h - it depends on the payment" in lines()
+
+
+def test_a_missing_feature_says_when_it_is_missing() -> None:
+    shown = {feature.name: feature for feature in view(as_of_ms=NOON_MS + 9 * DAY_MS).features}
+    assert shown["max_1h"].value is None
+    assert shown["max_1h"].why.startswith("no payments in the window")
+
+
+def test_a_time_before_the_newest_event_is_remarked_on() -> None:
+    remark = "(the profile has newer events: what it has dropped since then is not in these)"
+    assert remark in lines(view(as_of_ms=NOON_MS))
+    assert remark not in lines(view())
+
+
+def test_a_profile_of_another_catalogue_is_shown_as_migrated_and_that_is_said() -> None:
+    other = FeatureEngine(Catalogue((card,), (card.count("count_1h", "1h"), card.count("count_2d", "2d"))))
+    state = profile(other, "card", EVENTS)
+    shown = view_profile(ENGINE, CATALOGUE, 0, state, as_of_ms=NOON_MS + 2 * HOUR_MS)
+    assert shown.is_migrated
+    assert shown.size_bytes == len(state)
+    assert shown.digest == f"{int.from_bytes(state[1:5], 'little'):08x}"
+    assert shown.digest in next(line for line in lines(shown) if line.startswith("layout"))
+    assert any(line.endswith("of another catalogue: shown as migrated to this one") for line in lines(shown))
+    assert [tile.cells[table("1m", shown).columns.index("count")] for tile in table("1m", shown).tiles] == [2, 1]
+    assert shown.sources == view().sources
+
+
+def test_a_profile_of_another_layout_is_refused() -> None:
+    state = profile(ENGINE, "card", EVENTS)
+    with pytest.raises(UnreadableProfile, match="card profile cannot be read: it is not of layout version"):
+        view_profile(ENGINE, CATALOGUE, 0, b"\x01" + state[1:], as_of_ms=NOON_MS)
+
+
+def test_every_cut_of_a_profile_is_refused_as_damaged() -> None:
+    state = profile(ENGINE, "card", EVENTS)
+    for size in range(1, len(state)):
+        with pytest.raises(UnreadableProfile, match="it is damaged"):
+            view_profile(ENGINE, CATALOGUE, 0, state[:size], as_of_ms=NOON_MS)
+    with pytest.raises(UnreadableProfile):
+        view_profile(ENGINE, CATALOGUE, 0, b"", as_of_ms=NOON_MS)
+
+
+def test_a_wrong_byte_anywhere_is_refused_or_shown_and_never_a_bug() -> None:
+    state = profile(ENGINE, "card", EVENTS)
+    for place in range(len(state)):
+        for flip in (1, 0x80, 0xFF):
+            damaged = state[:place] + bytes([state[place] ^ flip]) + state[place + 1 :]
+            try:
+                shown = view_profile(ENGINE, CATALOGUE, 0, damaged, as_of_ms=NOON_MS)
+            except UnreadableProfile:
+                continue
+            json.dumps(to_dict(shown, source_name))
+            to_lines(shown, source_name)
+
+
+def test_json_says_the_same() -> None:
+    found = json.loads(json.dumps(to_dict(view(), source_name)))
+    assert found["entity"] == "card"
+    assert found["first_payment"] == "2024-05-01T12:00:00Z"
+    minutes = next(table for table in found["tables"] if table["hop"] == "1m")
+    assert minutes["tiles"][1] == {
+        "start": "2024-05-01T13:00:00Z",
+        "count": 1,
+        "count where channel == 'ecom'": 1,
+        "sum": 20.0,
+        "squares": 400.0,
+        "max": 20.0,
+        "min where amount >= 10000": None,
+    }
+    countries = next(memory for memory in found["memories"] if memory["attribute"] == "country")
+    assert countries["values"][0] == {"value": "DE", "last_seen": "2024-05-01T13:00:00.500Z"}
+    assert found["sources"] == {"source 0": 40, "source 1": 8, "source 6": 3}
+    values = {feature["name"]: feature["value"] for feature in found["features"]}
+    assert values["last_amount"] == 2000.0
+    assert values["new_country"] is None
+    assert found["as_of"] == "2024-05-01T14:00:00Z"
+
+
+def test_a_profile_that_only_a_label_made_has_no_payment() -> None:
+    shown = view((label(NOON_MS, 1),))
+    assert shown.first_payment_ms is None
+    assert "first payment never" in lines(shown)
+    assert "newest event 2024-05-01T12:00:00Z" in lines(shown)
+    assert to_dict(shown, source_name)["last_payment"] is None
+
+
+def test_every_profile_of_a_world_can_be_shown_and_counts_its_payments() -> None:
+    history, engine = small_world.history(), FeatureEngine(USUAL)
+    passage = Passage(history, engine, small_world.rates())
+    for _ in passage.chunks():
+        pass
+    passage.finish()
+    as_of_ms = int(history.event_time_ms[-1])
+    for entity, name in enumerate(engine.plan.entity_names):
+        payments = Counter(passage.entities[entity].codes.tolist())
+        for code, state in enumerate(passage.profiles[entity]):
+            assert state is not None
+            shown = view_profile(engine, USUAL, entity, state, as_of_ms=as_of_ms)
+            assert shown.entity == name
+            counts = table("1d", shown)
+            # A world of thirty days: the days that a profile keeps hold all of it.
+            place = counts.columns.index("count")
+            assert sum(int(str(tile.cells[place])) for tile in counts.tiles) == payments[code]
+            to_lines(shown, source_name)
+            json.dumps(to_dict(shown, source_name))
+
+
+def test_what_is_typed_is_the_key_of_the_store() -> None:
+    assert typed_key(ENGINE.plan, "card:C1") == (0, b"card:C1")
+    assert typed_key(ENGINE.plan, "card:C:1,2") == (0, b"card:C:1,2")
+    assert typed_key(ENGINE.plan, "card_merchant:C1,M:1") == (2, f"card_merchant:C1{SEPARATOR}M:1".encode())
+    assert typed_key(ENGINE.plan, "merchant:Späti") == (1, "merchant:Späti".encode())
+
+
+@pytest.mark.parametrize("text", ["4000123412341234", "crad:4000123412341234", ":4000123412341234", "", "card"])
+def test_an_unknown_entity_is_refused_and_what_was_typed_is_not_repeated(text: str) -> None:
+    with pytest.raises(Misconfigured, match="one of card, merchant, card_merchant") as refused:
+        typed_key(ENGINE.plan, text)
+    assert "4000" not in str(refused.value)
+
+
+@pytest.mark.parametrize("ids", ["4000", "4000,M1,x", ""])
+def test_a_combination_needs_all_of_its_ids(ids: str) -> None:
+    with pytest.raises(
+        Misconfigured, match="wanted card_merchant:card_id,merchant_id, 2 ids with commas between"
+    ) as no:
+        typed_key(ENGINE.plan, f"card_merchant:{ids}")
+    assert "4000" not in str(no.value)
+
+
+def test_an_empty_id_is_refused() -> None:
+    with pytest.raises(Misconfigured, match="wanted card:card_id; card_id is empty"):
+        typed_key(ENGINE.plan, "card:")
+    with pytest.raises(Misconfigured, match="merchant_id is empty"):
+        typed_key(ENGINE.plan, "card_merchant:C1,")
+
+
+def test_an_id_that_no_key_can_hold_is_refused() -> None:
+    with pytest.raises(Misconfigured, match="must be UTF-8"):
+        typed_key(ENGINE.plan, "card:\udcff")
+    with pytest.raises(InvalidEvent):
+        typed_key(ENGINE.plan, f"card_merchant:C{SEPARATOR},M1")
+
+
+def test_the_first_payment_of_any_profile_can_be_told() -> None:
+    other = FeatureEngine(Catalogue((card,), (card.count("count_2d", "2d"),)))
+    assert first_payment_ms(profile(ENGINE, "card", EVENTS)) == NOON_MS
+    assert first_payment_ms(profile(other, "card", EVENTS)) == NOON_MS
+    assert first_payment_ms(profile(ENGINE, "card", [label(NOON_MS, 1)])) == 0
+
+
+def test_the_first_payment_of_what_cannot_be_read_is_not_known() -> None:
+    state = profile(ENGINE, "card", EVENTS)
+    assert [first_payment_ms(state[:size]) for size in range(len(state))] == [None] * len(state)
+    assert first_payment_ms(b"\x01" + state[1:]) is None
+
+
+def test_times_are_in_utc_to_the_millisecond_whatever_the_year() -> None:
+    assert utc(1) == "1970-01-01T00:00:00.001Z"
+    assert utc(NOON_MS) == "2024-05-01T12:00:00Z"
+    assert utc(2**52).startswith("144683-")

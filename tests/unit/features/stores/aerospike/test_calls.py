@@ -1,0 +1,420 @@
+"""The Aerospike store's circuit breaker, counters and health, against the stand-in and a clock that is told."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+
+from paywarden.features.stores.aerospike.client import REASONS
+from paywarden.features.stores.aerospike.metrics import BREAKER_OPEN, MISCONFIGURED, OPERATIONS, AerospikeMetrics
+from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
+from paywarden.features.stores.base import StoreConflict
+from paywarden.schemas.errors import Misconfigured, StoreUnavailable
+from tests.standin.aerospike_server import Fault, StandIn
+from tests.standin.patience import FakeTime, quick_settings, wait_until
+
+RECORD_BUSY = 14
+OVERLOAD = 18
+SERVER_TIMEOUT = 9
+NOT_ONE_WE_KNOW = 99
+FAILURE_COUNT_MAX = 3
+COOLDOWN_MS = 2_000
+CARDS = {b"card:%d" % number: b"value %d" % number for number in range(5)}
+
+
+@pytest.fixture
+def server() -> Iterator[StandIn]:
+    with StandIn() as running:
+        yield running
+
+
+@pytest.fixture
+def settings(server: StandIn) -> AerospikeSettings:
+    return replace(
+        quick_settings(server.address),
+        breaker_failure_count_max=FAILURE_COUNT_MAX,
+        breaker_cooldown_ms=COOLDOWN_MS,
+        max_retries=0,
+    )
+
+
+@pytest.fixture
+def time() -> FakeTime:
+    return FakeTime()
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def store(settings: AerospikeSettings, time: FakeTime, registry: CollectorRegistry) -> Iterator[AerospikeStore]:
+    opened = AerospikeStore(settings, metrics=AerospikeMetrics(registry), clock=time.clock, sleep=time.sleep)
+    yield opened
+    opened.close()
+
+
+def calls_of(store: AerospikeStore) -> list[Callable[[], object]]:
+    return [
+        lambda: store.write(CARDS, ttl_s=0),
+        lambda: store.read(list(CARDS)),
+        lambda: store.delete(list(CARDS)),
+        lambda: list(store.scan("card")),
+    ]
+
+
+def message_count(server: StandIn) -> int:
+    return len(server.record_counts) + len(server.scans)
+
+
+def open_the_breaker(server: StandIn, store: AerospikeStore) -> None:
+    server.faults.add(Fault.refuse(OVERLOAD), times=FAILURE_COUNT_MAX)
+    for call in calls_of(store)[:FAILURE_COUNT_MAX]:
+        with pytest.raises(StoreUnavailable, match=f"code {OVERLOAD}"):
+            call()
+
+
+def breaker_state(registry: CollectorRegistry) -> str:
+    states = [
+        state
+        for state in ("closed", "open", "half_open")
+        if registry.get_sample_value("paywarden_store_breaker", {"state": state}) == 1
+    ]
+    (state,) = states
+    return state
+
+
+# The circuit breaker
+
+
+def test_after_calls_that_failed_in_a_row_nothing_is_asked_for_the_cool_down(
+    server: StandIn, store: AerospikeStore, time: FakeTime
+) -> None:
+    open_the_breaker(server, store)
+    before = message_count(server)
+    time.now_s += COOLDOWN_MS / 1000 - 0.001
+    for call in calls_of(store):
+        with pytest.raises(StoreUnavailable, match="circuit breaker is open"):
+            call()
+    assert message_count(server) == before
+
+
+def test_the_refusal_says_what_failed_and_when_it_goes_on_in_one_line(
+    server: StandIn, store: AerospikeStore, time: FakeTime
+) -> None:
+    open_the_breaker(server, store)
+    time.now_s += 0.5
+    with pytest.raises(StoreUnavailable) as refused:
+        store.read([b"card:secret"])
+    said = str(refused.value)
+    assert server.address in said
+    assert "read not tried" in said
+    assert f"delete failed (5 of 5 records, code {OVERLOAD})" in said
+    assert "1500 ms" in said
+    assert "secret" not in said
+    assert "\n" not in said
+
+
+def test_after_the_cool_down_one_call_is_tried_and_its_success_lets_all_through(
+    server: StandIn, store: AerospikeStore, time: FakeTime, registry: CollectorRegistry
+) -> None:
+    open_the_breaker(server, store)
+    assert breaker_state(registry) == "open"
+    time.now_s += COOLDOWN_MS / 1000
+    for call in calls_of(store):
+        call()
+        assert breaker_state(registry) == "closed"
+
+
+def test_a_call_that_is_tried_after_the_cool_down_and_fails_begins_another(
+    server: StandIn, store: AerospikeStore, time: FakeTime, registry: CollectorRegistry
+) -> None:
+    open_the_breaker(server, store)
+    time.now_s += COOLDOWN_MS / 1000
+    server.faults.add(Fault.refuse(OVERLOAD))
+    with pytest.raises(StoreUnavailable, match=f"code {OVERLOAD}"):
+        store.read(list(CARDS))
+    assert breaker_state(registry) == "open"
+    with pytest.raises(StoreUnavailable, match="circuit breaker is open"):
+        store.read(list(CARDS))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault.drop(), Fault.never_answer(), Fault.delay(0.4), Fault.refuse(SERVER_TIMEOUT), Fault.refuse(OVERLOAD)],
+    ids=["dropped", "silent", "late", "timed out there", "overloaded"],
+)
+def test_every_way_of_not_answering_opens_it(
+    server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry, fault: Fault
+) -> None:
+    settings = replace(settings, socket_timeout_ms=100, total_timeout_ms=100)
+    store = AerospikeStore(settings, metrics=AerospikeMetrics(registry))
+    server.faults.add(fault, times=FAILURE_COUNT_MAX)
+    for _ in range(FAILURE_COUNT_MAX):
+        assert breaker_state(registry) == "closed"
+        with pytest.raises(StoreUnavailable):
+            store.read(list(CARDS))
+    assert breaker_state(registry) == "open"
+    store.close()
+
+
+def test_a_success_between_failures_keeps_it_closed(
+    server: StandIn, store: AerospikeStore, registry: CollectorRegistry
+) -> None:
+    for _ in range(FAILURE_COUNT_MAX):
+        server.faults.add(Fault.refuse(OVERLOAD), times=FAILURE_COUNT_MAX - 1)
+        for _ in range(FAILURE_COUNT_MAX - 1):
+            with pytest.raises(StoreUnavailable):
+                store.read(list(CARDS))
+        store.read(list(CARDS))
+    assert breaker_state(registry) == "closed"
+
+
+def test_one_busy_record_opens_nothing(server: StandIn, store: AerospikeStore, registry: CollectorRegistry) -> None:
+    server.faults.add(Fault.refuse_records(RECORD_BUSY, frozenset({0})), times=2 * FAILURE_COUNT_MAX)
+    for _ in range(2 * FAILURE_COUNT_MAX):
+        with pytest.raises(StoreUnavailable, match=f"code {RECORD_BUSY}"):
+            store.read(list(CARDS))
+    assert breaker_state(registry) == "closed"
+
+
+def test_what_retrying_cannot_help_opens_nothing(
+    server: StandIn, store: AerospikeStore, registry: CollectorRegistry
+) -> None:
+    server.records.expiry_allowed = False
+    for _ in range(2 * FAILURE_COUNT_MAX):
+        with pytest.raises(Misconfigured):
+            store.write(CARDS, ttl_s=60)
+    assert breaker_state(registry) == "closed"
+
+
+def test_conflicts_open_nothing(store: AerospikeStore, registry: CollectorRegistry) -> None:
+    store.write(CARDS, ttl_s=0)
+    for _ in range(2 * FAILURE_COUNT_MAX):
+        with pytest.raises(StoreConflict):
+            store.write({b"card:1": b"mine"}, ttl_s=0, versions={b"card:1": 7})
+    assert breaker_state(registry) == "closed"
+
+
+def test_a_call_that_is_interrupted_leaves_the_trial_to_the_next(
+    server: StandIn, store: AerospikeStore, time: FakeTime, registry: CollectorRegistry
+) -> None:
+    open_the_breaker(server, store)
+    time.now_s += COOLDOWN_MS / 1000
+    with pytest.raises(KeyboardInterrupt), store._calls.call("read"):
+        raise KeyboardInterrupt
+    assert breaker_state(registry) == "open"
+    store.read(list(CARDS))
+    assert breaker_state(registry) == "closed"
+
+
+# Counters
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+    return registry.get_sample_value(f"paywarden_store_{name}", labels)
+
+
+def test_calls_and_records_are_counted_by_what_was_done(store: AerospikeStore, registry: CollectorRegistry) -> None:
+    store.write(CARDS, ttl_s=0)
+    store.read([*CARDS, b"card:absent"])
+    store.read_versioned([b"card:1"])
+    assert len(list(store.scan("card"))) == 5
+    store.delete([b"card:1", b"card:2"])
+    for operation, call_count in zip(OPERATIONS, (2, 1, 1, 1), strict=True):
+        assert value(registry, "calls_total", operation=operation) == call_count
+        assert value(registry, "call_seconds_count", operation=operation) == call_count
+    counted = {"read": 7, "written": 5, "scanned": 5, "deleted": 2, "confirmed": 0, "conflict": 0}
+    for what, count in counted.items():
+        assert value(registry, "records_total", what=what) == count
+
+
+def test_a_call_s_seconds_are_those_that_passed(
+    server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
+) -> None:
+    # A clock that is a quarter of a second later whenever one looks at it: at the start of a call, and at its end.
+    ticks = itertools.count(0, 0.25)
+    store = AerospikeStore(settings, metrics=AerospikeMetrics(registry), clock=lambda: next(ticks))
+    store.read(list(CARDS))
+    server.faults.add(Fault.refuse(OVERLOAD))
+    with pytest.raises(StoreUnavailable):
+        store.write(CARDS, ttl_s=0)
+    assert value(registry, "call_seconds_sum", operation="read") == 0.25
+    # A failure is looked at once more, for the breaker's sake.
+    assert value(registry, "call_seconds_sum", operation="write") == 0.5
+    store.close()
+
+
+def test_records_of_a_lost_answer_and_of_a_conflict_are_counted(
+    server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
+) -> None:
+    store = AerospikeStore(replace(settings, max_retries=2), metrics=AerospikeMetrics(registry))
+    server.faults.add(Fault.drop_answer())
+    store.write(CARDS, ttl_s=0, versions=dict.fromkeys(CARDS, 0))
+    assert value(registry, "records_total", what="confirmed") == 5
+    assert value(registry, "records_total", what="written") == 0
+    with pytest.raises(StoreConflict):
+        store.write({b"card:1": b"mine", b"card:2": b"mine"}, ttl_s=0, versions={b"card:1": 7, b"card:2": 1})
+    assert value(registry, "records_total", what="conflict") == 1
+    assert value(registry, "records_total", what="written") == 1
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault.drop(), "connection"),
+        (Fault.refuse(SERVER_TIMEOUT), "timeout"),
+        (Fault.refuse(OVERLOAD), "overload"),
+        (Fault.refuse_records(OVERLOAD, frozenset({2})), "overload"),
+        (Fault.refuse_records(RECORD_BUSY), "busy"),
+        (Fault.refuse(11), "cluster"),
+        (Fault.refuse(8), "full"),
+        (Fault.refuse_records(81), MISCONFIGURED),
+        (Fault.refuse(NOT_ONE_WE_KNOW), "other"),
+    ],
+)
+def test_failures_are_counted_by_reason(
+    server: StandIn, store: AerospikeStore, registry: CollectorRegistry, fault: Fault, reason: str
+) -> None:
+    server.faults.add(fault)
+    with pytest.raises((StoreUnavailable, Misconfigured)):
+        store.write(CARDS, ttl_s=0)
+    for one in (*REASONS, MISCONFIGURED, BREAKER_OPEN):
+        assert value(registry, "failures_total", operation="write", reason=one) == (one == reason)
+    assert value(registry, "calls_total", operation="write") == 1
+    assert value(registry, "records_total", what="written") == 0
+
+
+def test_silence_is_counted_as_a_timeout(
+    server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
+) -> None:
+    settings = replace(settings, socket_timeout_ms=100, total_timeout_ms=100)
+    store = AerospikeStore(settings, metrics=AerospikeMetrics(registry))
+    server.faults.add(Fault.never_answer())
+    with pytest.raises(StoreUnavailable):
+        store.write(CARDS, ttl_s=0)
+    assert value(registry, "failures_total", operation="write", reason="timeout") == 1
+    store.close()
+
+
+def test_a_call_the_breaker_refused_is_a_failure_and_no_call(
+    server: StandIn, store: AerospikeStore, registry: CollectorRegistry
+) -> None:
+    open_the_breaker(server, store)
+    before = value(registry, "calls_total", operation="read")
+    with pytest.raises(StoreUnavailable):
+        store.read(list(CARDS))
+    assert value(registry, "failures_total", operation="read", reason=BREAKER_OPEN) == 1
+    assert value(registry, "calls_total", operation="read") == before
+
+
+def test_the_client_s_own_retries_are_counted(
+    server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
+) -> None:
+    store = AerospikeStore(replace(settings, max_retries=2), metrics=AerospikeMetrics(registry))
+    assert value(registry, "retries_total") == 0
+    server.faults.add(Fault.refuse(OVERLOAD), times=2)
+    store.read(list(CARDS))
+    assert value(registry, "retries_total") == 2
+    store.close()
+
+
+def test_collecting_from_a_closed_store_is_harmless(store: AerospikeStore, registry: CollectorRegistry) -> None:
+    store.close()
+    assert b"paywarden_store_retries_total 0.0" in generate_latest(registry)
+
+
+def test_every_series_is_there_from_the_start_and_none_comes_later(
+    server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry
+) -> None:
+    settings = replace(settings, breaker_failure_count_max=1_000)
+    store = AerospikeStore(settings, metrics=AerospikeMetrics(registry))
+
+    def series() -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+        return {
+            (sample.name, tuple(sorted(sample.labels.items())))
+            for metric in registry.collect()
+            for sample in metric.samples
+        }
+
+    at_start = series()
+    for code in range(1, 256):
+        server.faults.add(Fault.refuse_records(code))
+        with pytest.raises((StoreUnavailable, Misconfigured), match=f"code {code}"):
+            store.write(CARDS, ttl_s=0)
+    assert series() == at_start
+    store.close()
+
+
+def test_without_a_registry_nothing_is_shown_anywhere(settings: AerospikeSettings) -> None:
+    store = AerospikeStore(settings)
+    store.write(CARDS, ttl_s=0)
+    assert b"paywarden_store" not in generate_latest(REGISTRY)
+    store.close()
+
+
+# Health
+
+
+def test_health_asks_for_no_record(server: StandIn, store: AerospikeStore) -> None:
+    before = message_count(server)
+    server.faults.add(Fault.refuse(OVERLOAD))
+    assert store.health()
+    assert message_count(server) == before
+    assert server.statistics_asked == ["namespace/test"]
+
+
+@pytest.mark.parametrize("fault", [Fault.never_answer(), Fault.drop(), Fault.drop_midway()])
+def test_a_server_that_does_not_answer_is_unwell_and_the_reason_is_one_line(
+    server: StandIn, settings: AerospikeSettings, fault: Fault
+) -> None:
+    store = AerospikeStore(replace(settings, info_timeout_ms=100))
+    server.info_faults.add(fault)
+    health = store.health()
+    assert not health
+    assert server.address in health.reason
+    assert "no answer" in health.reason
+    assert "\n" not in health.reason
+    store.close()
+
+
+@pytest.mark.parametrize("switch", ["stop_writes", "clock_skew_stop_writes"])
+def test_a_server_that_takes_no_writes_is_unwell(server: StandIn, store: AerospikeStore, switch: str) -> None:
+    server.info["namespace/test"] = f"effective_replication_factor=1;{switch}=true;objects=1"
+    assert store.health().reason.endswith(f"takes no writes now ({switch})")
+
+
+def test_a_namespace_that_is_gone_is_unwell(server: StandIn, store: AerospikeStore) -> None:
+    server.info["namespace/test"] = "type=unknown"
+    assert "namespace" in store.health().reason
+
+
+def test_while_the_breaker_is_open_health_says_so_and_asks_nobody(
+    server: StandIn, store: AerospikeStore, time: FakeTime
+) -> None:
+    open_the_breaker(server, store)
+    server.statistics_asked.clear()
+    assert "circuit breaker is open" in store.health().reason
+    assert server.statistics_asked == []
+    # Nobody may ever call again: after the cool-down it is the server that says how it is.
+    time.now_s += COOLDOWN_MS / 1000
+    assert store.health()
+    assert server.statistics_asked == ["namespace/test"]
+
+
+def test_health_follows_a_server_that_goes_and_comes(server: StandIn, store: AerospikeStore) -> None:
+    server.stop()
+    assert not store.health()
+    server.start()
+    wait_until(lambda: bool(store.health()))
+
+
+def test_a_closed_store_is_unwell(store: AerospikeStore) -> None:
+    store.close()
+    assert not store.health()

@@ -1,0 +1,460 @@
+"""What a backtest may look at, what it chooses, and that its models are what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import lightgbm
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+
+from paywarden.features.history.history import History, history_of_tables
+from paywarden.models.backtest.backtest import (
+    Family,
+    Fit,
+    Fold,
+    Protocol,
+    Rows,
+    Summary,
+    backtest,
+    facts_of,
+    fold_of,
+    path_to,
+    rows_of,
+)
+from paywarden.models.backtest.handbook import (
+    BEST_PUBLISHED,
+    FIRST_DAY,
+    PREQUENTIAL,
+    PROTOCOLS,
+    PUBLISHED,
+    SINGLE,
+    require_handbook,
+)
+from paywarden.models.backtest.models import MODELS, family
+from paywarden.models.metrics.evaluation import DAY_MS, METRICS, Days, Measured, Split, date_of_day, measure
+from paywarden.models.training.candidates import Parameters, Path, Scores
+from paywarden.models.training.search_space import boosted_paths
+from paywarden.models.training.settings import TrainingSettings
+from paywarden.schemas.errors import Misconfigured
+from tests.worlds import small_world
+
+# Two folds to choose by, two to test on.
+VALIDATION = (Split(Days(0, 3), Days(6, 8), 2), Split(Days(1, 4), Days(7, 9), 2))
+TEST = (Split(Days(10, 13), Days(16, 18), 2), Split(Days(11, 14), Days(17, 19), 2))
+PROTOCOL = Protocol("small", VALIDATION, TEST)
+
+
+def small_rows(seed: int = 0) -> Rows:
+    """20 days of 120 payments: the first feature tells frauds apart well, the second a little, some missing."""
+    random = np.random.default_rng(seed)
+    count = 20 * 120
+    label = (random.random(count) < 0.15).astype(np.int64)
+    vectors = random.normal(size=(count, 3)).astype(np.float32)
+    vectors[:, 0] += 2 * label
+    vectors[:, 1] += label
+    vectors[random.random(count) < 0.3, 1] = np.nan
+    return Rows(vectors, label, np.sort(np.arange(count) % 20), random.integers(0, 4000, count).astype(np.int32))
+
+
+ROWS = small_rows()
+
+
+class Columns:
+    """A family that scores with a column of the vectors, and remembers what it was asked on which fold."""
+
+    def __init__(self, *columns: int) -> None:
+        self.paths = tuple(Path({"column": column}) for column in columns)
+        self.asked: list[tuple[Split, int]] = []
+
+    def prepare(self, fold: Fold) -> Fit:
+        def fit(path: Path) -> list[Scores]:
+            column = path.parameters["column"]
+            assert isinstance(column, int)
+            self.asked.append((fold.split, column))
+            return [np.nan_to_num(fold.test.vectors[:, column]).astype(np.float64)]
+
+        return fit
+
+    def family(self, *, chosen_by: str | None = None, published: Mapping[str, Parameters] | None = None) -> Family:
+        return Family("columns", self.paths, self.prepare, chosen_by, published)
+
+
+class ByMetric(Columns):
+    """Candidate 0 has the best AUC ROC, candidate 1 the best average precision, by construction of its scores."""
+
+    def prepare(self, fold: Fold) -> Fit:
+        super_fit = super().prepare(fold)
+        label = fold.test.label
+
+        def fit(path: Path) -> list[Scores]:
+            super_fit(path)
+            frauds = np.flatnonzero(label == 1)
+            scores = label.astype(np.float64) * 2
+            if path.parameters["column"] == 0:
+                # A few genuine payments above every fraud: they cost precision at the top, and little else.
+                scores[np.flatnonzero(label == 0)[:16]] = 3
+            else:
+                # The last tenth of the frauds below everything: the top is clean.
+                scores[frauds[-(len(frauds) // 10) :]] = -1
+            return [scores]
+
+        return fit
+
+
+def for_all(parameters: Parameters) -> dict[str, Parameters]:
+    return dict.fromkeys(METRICS, parameters)
+
+
+def mean_of(summary: Summary, metric: str) -> float:
+    return float(getattr(summary.mean, metric))
+
+
+# The choice
+
+
+def test_the_candidate_with_the_best_mean_on_the_validation_folds_is_chosen() -> None:
+    result = backtest(ROWS, PROTOCOL, Columns(2, 1, 0).family())
+    assert result.chosen == for_all({"column": 0})
+    assert [tried.parameters for tried in result.grid] == [{"column": 2}, {"column": 1}, {"column": 0}]
+    assert mean_of(result.validation, "auc_roc") == max(mean_of(tried.validation, "auc_roc") for tried in result.grid)
+
+
+def test_only_what_was_chosen_is_ever_measured_on_the_test_folds() -> None:
+    columns = Columns(2, 1, 0)
+    backtest(ROWS, PROTOCOL, columns.family())
+    assert [asked for asked in columns.asked if asked[0] in TEST] == [(TEST[0], 0), (TEST[1], 0)]
+    assert [asked for asked in columns.asked if asked[0] in VALIDATION] == [
+        (split, column) for split in VALIDATION for column in (2, 1, 0)
+    ]
+
+
+def test_what_happens_in_the_test_days_cannot_change_the_choice() -> None:
+    spoilt = replace(ROWS, vectors=ROWS.vectors.copy())
+    later = ROWS.day > VALIDATION[-1].test.last
+    # There the first column says the opposite.
+    spoilt.vectors[later, 0] *= -1
+    usual, result = (backtest(rows, PROTOCOL, Columns(0, 1).family()) for rows in (ROWS, spoilt))
+    assert result.chosen == usual.chosen
+    assert result.validation == usual.validation
+    assert mean_of(result.test, "auc_roc") < 0.5 < mean_of(usual.test, "auc_roc")
+
+
+def test_each_metric_has_its_own_choice_and_is_measured_with_it() -> None:
+    alone = {column: backtest(ROWS, PROTOCOL, ByMetric(column).family()) for column in (0, 1)}
+    both = backtest(ROWS, PROTOCOL, ByMetric(0, 1).family())
+    assert both.chosen["auc_roc"] == {"column": 0}
+    assert both.chosen["average_precision"] == {"column": 1}
+    for metric in ("auc_roc", "average_precision"):
+        column = int(both.chosen[metric]["column"] or 0)
+        assert mean_of(both.test, metric) == mean_of(alone[column].test, metric)
+        assert mean_of(both.validation, metric) == mean_of(alone[column].validation, metric)
+    assert mean_of(both.test, "auc_roc") > mean_of(alone[1].test, "auc_roc")
+
+
+def test_one_metric_can_choose_for_all() -> None:
+    by_precision = backtest(ROWS, PROTOCOL, ByMetric(0, 1).family(chosen_by="average_precision"))
+    assert by_precision.chosen == for_all({"column": 1})
+
+
+def test_of_candidates_that_do_equally_well_the_first_is_chosen() -> None:
+    rows = replace(ROWS, vectors=ROWS.vectors[:, [0, 0]])
+    assert backtest(rows, PROTOCOL, Columns(1, 0).family()).chosen["auc_roc"] == {"column": 1}
+
+
+def test_published_parameters_are_measured_but_never_chosen() -> None:
+    published = dict(zip(METRICS, ({"column": 2}, {"column": 1}, {"column": 1}), strict=True))
+    columns = Columns(1, 0)
+    result = backtest(ROWS, PROTOCOL, columns.family(published=published))
+    assert result.chosen["auc_roc"] == {"column": 0}
+    assert result.as_published is not None
+    for metric, column in (("auc_roc", 2), ("average_precision", 1)):
+        alone = backtest(ROWS, PROTOCOL, Columns(column).family())
+        assert mean_of(result.as_published, metric) == mean_of(alone.test, metric)
+    # Column 1 is needed for two metrics, and trained once a fold.
+    assert [column for split, column in columns.asked if split == TEST[0]] == [0, 2, 1]
+
+
+def test_a_model_nobody_published_has_no_such_row() -> None:
+    assert backtest(ROWS, PROTOCOL, Columns(0).family()).as_published is None
+
+
+def test_every_step_that_was_announced_is_reported() -> None:
+    announced: dict[str, int] = {}
+    done: list[str] = []
+
+    @contextmanager
+    def begin(what: str, steps: int) -> Iterator[Callable[[int], object]]:
+        announced[what] = steps
+        yield lambda count: done.extend([what] * count)
+
+    backtest(ROWS, PROTOCOL, Columns(0, 1, 2).family(), progress=begin)
+    assert announced == {"columns: choosing": 6, "columns: testing": 2}
+    assert {what: done.count(what) for what in announced} == announced
+
+
+# Folds and their summary
+
+
+def test_mean_and_spread_are_over_the_folds() -> None:
+    summary = Summary((Measured(0.5, 0.2, 0.1), Measured(0.7, 0.4, 0.1)))
+    assert [round(value, 12) for value in vars(summary.mean).values()] == [0.6, 0.3, 0.1]
+    assert [round(value, 12) for value in vars(summary.std).values()] == [0.1, 0.1, 0.0]
+
+
+def test_known_compromised_cards_are_trained_on_and_not_tested_on() -> None:
+    fold = fold_of(ROWS, TEST[0])
+    assert len(fold.train.label) == 4 * 120
+    compromised = set(fold.train.card[fold.train.label == 1].tolist())
+    assert compromised
+    assert compromised.isdisjoint(fold.test.card.tolist())
+    assert len(fold.test.label) < 3 * 120
+
+
+@pytest.mark.parametrize("days", [TEST[1].train, TEST[1].test])
+def test_a_fold_without_fraud_is_refused_by_its_days(days: Days) -> None:
+    label = np.where(days.contains(ROWS.day), 0, ROWS.label)
+    with pytest.raises(
+        Misconfigured, match=f"from {date_of_day(days.first)} to {date_of_day(days.last)}, got 0 frauds"
+    ):
+        facts_of(replace(ROWS, label=label), TEST)
+
+
+def test_a_folds_facts_are_its_sizes_and_the_oracles_precision() -> None:
+    (facts,) = facts_of(ROWS, TEST[:1])
+    fold = fold_of(ROWS, TEST[0])
+    assert (facts.train_payments, facts.train_frauds) == (480, int(fold.train.label.sum()))
+    assert (facts.test_payments, facts.test_frauds) == (len(fold.test.label), int(fold.test.label.sum()))
+    perfect = measure(fold.test.day, fold.test.card, fold.test.label, fold.test.label.astype(np.float64))
+    assert facts.card_precision_ceiling == pytest.approx(perfect.card_precision_at_100)
+
+
+def test_a_protocols_days_are_all_that_its_folds_need() -> None:
+    assert PROTOCOL.days == Days(0, 19)
+
+
+def test_the_rows_of_some_days_have_their_own_cards_and_the_history_before_them_in_their_vectors() -> None:
+    history, window = small_world.history(), small_world.TRAINING_DAYS
+    rows = rows_of(history, window, engine=small_world.engine(), rates=small_world.rates(), label_delay_days=7)
+    chosen = window.contains(history.event_time_ms // DAY_MS)
+    assert rows.card.tolist() == history.card.codes[chosen].tolist()
+    assert np.array_equal(rows.vectors, small_world.table().vectors, equal_nan=True)
+    assert rows.day.tolist() == (history.event_time_ms[chosen] // DAY_MS).tolist()
+
+
+# Paths
+
+
+def test_a_path_and_the_way_to_one_of_its_candidates_agree() -> None:
+    path = Path({"depth": 3}, (10, 20))
+    assert path.candidates() == [{"trees": 10, "depth": 3}, {"trees": 20, "depth": 3}]
+    assert path_to(path.candidates()[1]) == Path({"depth": 3}, (20,))
+    assert Path({"C": 1.0}).candidates() == [{"C": 1.0}]
+    assert path_to({"C": 1.0}) == Path({"C": 1.0})
+
+
+def scores_of(model: str, path: Path, rows: Rows = ROWS) -> list[Scores]:
+    return family(model, seed=0, budget=1).prepare(fold_of(rows, TEST[0]))(path)
+
+
+BOOSTED = boosted_paths(seed=0, budget=3)[2].parameters
+
+
+@pytest.mark.parametrize(("model", "parameters"), [("rf", {"max_depth": 5}), ("lightgbm", BOOSTED)])
+def test_trees_grown_on_are_those_of_a_model_of_that_size(model: str, parameters: Parameters) -> None:
+    grown = scores_of(model, Path(parameters, (5, 10, 15)))
+    for size, scores in zip((5, 10, 15), grown, strict=True):
+        assert np.array_equal(scores, scores_of(model, Path(parameters, (size,)))[0])
+    assert not np.array_equal(grown[0], grown[1])
+
+
+def test_a_forest_is_scikit_learns() -> None:
+    fold = fold_of(ROWS, TEST[0])
+    forest = RandomForestClassifier(n_estimators=12, max_depth=4, random_state=0)
+    forest.fit(np.nan_to_num(fold.train.vectors), fold.train.label)
+    (scores,) = scores_of("rf", Path({"max_depth": 4}, (12,)))
+    assert np.array_equal(scores, forest.predict_proba(np.nan_to_num(fold.test.vectors))[:, 1])
+
+
+def test_lightgbm_on_shared_bins_is_lightgbm_trained_alone_with_the_candidates_parameters() -> None:
+    fold = fold_of(ROWS, TEST[0])
+    fit = family("lightgbm", seed=4, budget=1).prepare(fold)
+    # Other candidates before it leave no trace.
+    fit(Path(BOOSTED, (5,)))
+    candidate = {
+        "learning_rate": 0.12, "max_depth": 5, "leaves": 24, "l2": 2.0, "min_sum_hessian": 0.5, "feature_fraction": 0.5,
+        "bagging_fraction": 0.8,
+    }  # fmt: skip
+    (scores,) = fit(Path(candidate, (20,)))
+    parameters = TrainingSettings(threads=1, seed=4).lightgbm_parameters() | {
+        "learning_rate": 0.12,
+        "max_depth": 5,
+        "num_leaves": 24,
+        "lambda_l2": 2.0,
+        "min_sum_hessian_in_leaf": 0.5,
+        "feature_fraction": 0.5,
+        "bagging_fraction": 0.8,
+        "bagging_freq": 1,
+    }
+    alone = lightgbm.train(parameters, lightgbm.Dataset(fold.train.vectors, fold.train.label), 20)
+    assert np.array_equal(scores, alone.predict(fold.test.vectors, raw_score=True))
+    assert not np.array_equal(scores, fit(Path(BOOSTED, (20,)))[0])
+
+
+def test_the_scale_of_logistic_regression_comes_from_the_training_rows_alone() -> None:
+    fold = fold_of(ROWS, TEST[0])
+    train, test = (np.nan_to_num(part.vectors).astype(np.float64) for part in (fold.train, fold.test))
+    mean, spread = train.mean(axis=0), train.std(axis=0)
+    model = LogisticRegression(C=0.1, max_iter=1000).fit((train - mean) / spread, fold.train.label)
+    (scores,) = scores_of("lr", Path({"C": 0.1}))
+    assert scores == pytest.approx(model.predict_proba((test - mean) / spread)[:, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("model", ["lr", "rf", "dt"])
+def test_what_is_missing_is_nothing_to_models_that_need_a_number(model: str) -> None:
+    path = path_to(family(model, seed=0, budget=1).paths[0].candidates()[0])
+    filled = replace(ROWS, vectors=np.nan_to_num(ROWS.vectors))
+    assert np.array_equal(scores_of(model, path)[0], scores_of(model, path, filled)[0])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_same_seed_gives_the_same_bits(model: str) -> None:
+    path = family(model, seed=0, budget=1).paths[0]
+    short = replace(path, sizes=path.sizes[:1])
+    assert np.array_equal(scores_of(model, short)[0], scores_of(model, short)[0])
+
+
+def test_another_seed_gives_another_forest() -> None:
+    fold, path = fold_of(ROWS, TEST[0]), Path({"max_depth": 4}, (5,))
+    first, second = (family("rf", seed=seed, budget=1).prepare(fold)(path)[0] for seed in (0, 1))
+    assert not np.array_equal(first, second)
+
+
+# The search
+
+
+def test_a_search_starts_with_the_training_settings_and_repeats_nothing() -> None:
+    settings = TrainingSettings()
+    paths = boosted_paths(seed=3, budget=40)
+    first = paths[0].parameters
+    assert len(paths) == 40
+    assert len(first) == 7
+    for name, value in first.items():
+        assert value == getattr(settings, name)
+    assert settings.trees in paths[0].sizes
+    assert len({tuple(path.parameters.items()) for path in paths}) == 40
+
+
+def test_a_search_depends_on_its_seed_and_a_larger_one_holds_the_smaller() -> None:
+    small, large, other = (
+        boosted_paths(seed=0, budget=8),
+        boosted_paths(seed=0, budget=20),
+        boosted_paths(seed=1, budget=8),
+    )
+    assert large[:8] == small
+    assert small != other
+    assert small[0] == other[0]
+
+
+def test_a_search_ends_where_the_grid_does() -> None:
+    paths = boosted_paths(seed=0, budget=100_000)
+    assert len(paths) == len({tuple(path.parameters.items()) for path in paths}) < 100_000
+
+
+def test_a_search_without_a_budget_is_refused() -> None:
+    with pytest.raises(Misconfigured, match="at least 1 training, got 0"):
+        boosted_paths(seed=0, budget=0)
+
+
+def test_a_model_nobody_knows_is_refused() -> None:
+    with pytest.raises(Misconfigured, match="wanted a model of lr, rf, dt, lightgbm, got 'svm'"):
+        family("svm", seed=0, budget=1)
+
+
+def test_the_books_models_have_the_books_grids() -> None:
+    counts = {name: sum(len(path.candidates()) for path in family(name, seed=0, budget=1).paths) for name in MODELS}
+    assert (counts["lr"], counts["rf"], counts["dt"]) == (4, 12, 11)
+
+
+# The handbook's protocol
+
+
+def starts(splits: Sequence[Split]) -> list[str]:
+    return [date_of_day(split.train.first) for split in splits]
+
+
+def test_the_books_folds_start_on_the_books_days() -> None:
+    assert starts(SINGLE.validation) == ["2018-07-11"]
+    assert starts(SINGLE.test) == ["2018-07-25"]
+    assert starts(PREQUENTIAL.validation) == ["2018-07-11", "2018-07-04", "2018-06-27", "2018-06-20"]
+    assert starts(PREQUENTIAL.test) == ["2018-08-15", "2018-08-08", "2018-08-01", "2018-07-25"]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values())
+def test_nothing_is_chosen_by_days_that_are_tested_on(protocol: Protocol) -> None:
+    last_choosing = max(split.test.last for split in protocol.validation)
+    assert last_choosing < min(split.test.first for split in protocol.test)
+
+
+def test_every_protocol_has_a_published_row_for_every_model() -> None:
+    for name in PROTOCOLS:
+        assert set(PUBLISHED[name]) == set(MODELS)
+        assert name in BEST_PUBLISHED
+        for row in PUBLISHED[name].values():
+            assert row.parameters is None or set(row.parameters) == set(METRICS)
+
+
+def history_of_days(days: NDArray[np.int64]) -> History:
+    """One payment on each of these days."""
+    count = len(days)
+    payments = pa.table(
+        {
+            "payment_id": pa.array([f"p{row}" for row in range(count)], pa.string()),
+            "event_time_ms": pa.array(days * DAY_MS + 1, pa.int64()),
+            "card_id": pa.array(["c"] * count, pa.string()),
+            "merchant_id": pa.array(["m"] * count, pa.string()),
+            "amount_minor": pa.array([100] * count, pa.int64()),
+            "currency": pa.array(["EUR"] * count, pa.string()),
+            **{name: pa.nulls(count, pa.string()) for name in ("device_id", "ip", "mcc", "country", "channel")},
+        }
+    )
+    outcomes = pa.table(
+        {
+            "payment_id": pa.array([], pa.string()),
+            "outcome_time_ms": pa.array([], pa.int64()),
+            "label": pa.array([], pa.string()),
+            "source": pa.array([], pa.string()),
+        }
+    )
+    return history_of_tables(payments, outcomes)
+
+
+def test_a_history_of_all_the_days_is_the_handbooks() -> None:
+    require_handbook(history_of_days(np.arange(FIRST_DAY, PREQUENTIAL.days.last + 1)), PREQUENTIAL)
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [
+        (np.arange(19_723, 19_753), r"got 0 of these days \(its payments are from 2024-01-01 to 2024-01-30\)"),
+        (np.arange(FIRST_DAY, FIRST_DAY + 100), "got 100 of these days"),
+        (np.arange(FIRST_DAY + 20, FIRST_DAY + 200), "2018-04-01 to 2018-09-04, got 137 of these days"),
+        (np.arange(0), "its payments are from nowhere"),
+    ],
+)
+def test_another_history_is_refused_by_its_days(days: NDArray[np.int64], said: str) -> None:
+    with pytest.raises(Misconfigured, match=said):
+        require_handbook(history_of_days(days), PREQUENTIAL)
+
+
+def test_a_history_that_is_too_short_for_four_folds_may_do_for_one() -> None:
+    history = history_of_days(np.arange(FIRST_DAY, SINGLE.days.last + 1))
+    require_handbook(history, SINGLE)
+    with pytest.raises(Misconfigured, match="not the handbook's history"):
+        require_handbook(history, PREQUENTIAL)

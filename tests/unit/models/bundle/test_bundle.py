@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paywarden.models.bundle import bitvectors
+from paywarden.models.bundle.bundle import (
+    GOLDEN,
+    MANIFEST,
+    MODEL_TEXT,
+    build_native,
+    calibrated,
+    golden_payments,
+    load_bundle,
+    native_library,
+    sha256_of,
+    told_gate,
+)
+from paywarden.models.bundle.compiler import compiler_name
+from paywarden.models.bundle.predictor import NativePredictor
+from paywarden.schemas.errors import BundleRefused, Misconfigured
+from tests.services.missing_tools import COMPILER
+from tests.worlds import small_world
+
+needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
+DIGEST = small_world.engine().plan.digest
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return small_world.copied_bundle(tmp_path)
+
+
+def refusal(bundle: Path, digest: str = DIGEST) -> str:
+    """The one line with which a bundle is refused."""
+    with pytest.raises(BundleRefused) as caught:
+        load_bundle(bundle, catalogue_digest=digest)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = bundle / MANIFEST
+    content = json.loads(path.read_text(encoding="utf-8"))
+    edit(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def sign_library(bundle: Path) -> None:
+    """Give the native library a right checksum, whatever it is now."""
+    library = native_library(bundle)
+    build = {"sha256": sha256_of(library), "model_sha256": sha256_of(bundle / MODEL_TEXT)}
+    (library.parent / "build.json").write_text(json.dumps(build), encoding="utf-8")
+
+
+def write_golden(bundle: Path, **arrays: Any) -> None:
+    """Replace the golden file and note its checksum, as an honest but wrong maker would."""
+    np.savez(bundle / GOLDEN, **arrays)
+    edit_manifest(bundle, lambda manifest: manifest["files"].update({GOLDEN: sha256_of(bundle / GOLDEN)}))
+
+
+def golden_of(bundle: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    with np.load(bundle / GOLDEN) as golden:
+        return golden["vectors"], golden["margins"]
+
+
+def test_a_bundle_is_loaded_and_scores(bundle: Path) -> None:
+    loaded = load_bundle(bundle, catalogue_digest=DIGEST)
+    scores = loaded.score(small_world.table().vectors)
+    assert scores.dtype == np.float64
+    assert np.all((scores > 0) & (scores < 1))
+    assert loaded.predictor.native == (compiler_name() is not None)
+
+
+def test_a_bundle_can_be_moved(bundle: Path, tmp_path: Path) -> None:
+    vectors = small_world.table().vectors
+    wanted = small_world.loaded_bundle().score(vectors)
+    elsewhere = tmp_path / "some where" / "else"
+    shutil.copytree(bundle, elsewhere)
+    shutil.rmtree(bundle)
+    assert np.array_equal(load_bundle(elsewhere, catalogue_digest=DIGEST).score(vectors), wanted)
+
+
+def test_without_a_library_the_same_scores_come_from_gtil_to_the_bit(bundle: Path) -> None:
+    shutil.rmtree(bundle / "native")
+    loaded = load_bundle(bundle, catalogue_digest=DIGEST)
+    assert not loaded.predictor.native
+    vectors = small_world.table().vectors
+    assert np.array_equal(loaded.score(vectors), small_world.loaded_bundle().score(vectors))
+
+
+@needs_compiler
+def test_compile_builds_the_library_again(bundle: Path) -> None:
+    shutil.rmtree(bundle / "native")
+    assert build_native(bundle) == native_library(bundle)
+    assert load_bundle(bundle, catalogue_digest=DIGEST).predictor.native
+
+
+@needs_compiler
+def test_compile_repairs_a_damaged_library(bundle: Path) -> None:
+    native_library(bundle).write_bytes(b"no library")
+    build_native(bundle)
+    assert load_bundle(bundle, catalogue_digest=DIGEST).predictor.native
+
+
+@needs_compiler
+def test_a_library_that_is_wrong_at_the_edge_of_a_split_alone_is_refused_and_not_left_behind(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With thresholds narrowed to float32 all golden vectors get their scores, and some payment some day would not."""
+    monkeypatch.setattr(bitvectors, "_double", lambda value: float(np.float32(value)).hex())
+    with pytest.raises(BundleRefused, match=r"unlike LightGBM \(rows at the edges of splits\)"):
+        build_native(bundle)
+    assert not native_library(bundle).exists()
+    assert not load_bundle(bundle, catalogue_digest=DIGEST).predictor.native
+
+
+@needs_compiler
+def test_what_a_library_has_passed_is_told(bundle: Path) -> None:
+    build_native(bundle)
+    assert re.fullmatch(r"LightGBM's bits in \d+ rows, at the edges of \d+ splits", told_gate(bundle))
+    (native_library(bundle).parent / "build.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(BundleRefused, match=r"build\.json"):
+        told_gate(bundle)
+
+
+def test_a_missing_bundle_or_manifest_is_refused(tmp_path: Path, bundle: Path) -> None:
+    assert "there is no manifest.json" in refusal(tmp_path / "nowhere")
+    (bundle / MANIFEST).unlink()
+    assert "there is no manifest.json" in refusal(bundle)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b'"text"', b"null"])
+def test_a_manifest_that_is_no_json_object_is_refused(bundle: Path, content: bytes) -> None:
+    (bundle / MANIFEST).write_bytes(content)
+    assert "manifest" in refusal(bundle)
+
+
+def test_a_manifest_of_another_format_is_refused(bundle: Path) -> None:
+    edit_manifest(bundle, lambda manifest: manifest.update(format=1))
+    assert "wanted a manifest of format 2" in refusal(bundle)
+
+
+def test_a_manifest_that_lacks_a_key_is_refused_with_its_name(bundle: Path) -> None:
+    edit_manifest(bundle, lambda manifest: manifest.pop("calibration_slope"))
+    assert "lacks or does not know calibration_slope" in refusal(bundle)
+
+
+def test_a_manifest_with_an_unknown_key_is_refused_with_its_name(bundle: Path) -> None:
+    edit_manifest(bundle, lambda manifest: manifest.update(surprise=1))
+    assert "lacks or does not know surprise" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("calibration_slope", "1.0"),
+        ("calibration_intercept", math.nan),
+        ("review_at", None),
+        ("feature_names", "amount"),
+        ("feature_names", [1, 2]),
+        ("training_payments", 1.5),
+        ("files", []),
+        ("files", {"model.txt": 3}),
+        ("metrics", {"auc_roc": math.inf}),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_at_start_not_at_the_first_payment(
+    bundle: Path, name: str, value: object
+) -> None:
+    edit_manifest(bundle, lambda manifest: manifest.update({name: value}))
+    assert refusal(bundle).endswith(f"manifest.json has something unusable as {name}")
+
+
+@pytest.mark.parametrize("name", [MODEL_TEXT, GOLDEN])
+def test_a_missing_file_is_refused_with_its_name(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    assert f"{name} is missing" in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", [MODEL_TEXT, GOLDEN])
+def test_a_file_with_one_other_byte_is_refused_with_its_name(bundle: Path, name: str) -> None:
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
+    assert f"{name} has a wrong checksum" in refusal(bundle)
+
+
+def test_a_bundle_of_another_catalogue_is_refused_with_both_digests(bundle: Path) -> None:
+    line = refusal(bundle, digest="0123456789abcdef")
+    assert DIGEST in line
+    assert "0123456789abcdef" in line
+
+
+def test_a_model_that_is_no_lightgbm_model_is_refused(bundle: Path) -> None:
+    shutil.rmtree(bundle / "native")
+    (bundle / MODEL_TEXT).write_text("tree\nbut nothing else\n", encoding="utf-8")
+    edit_manifest(bundle, lambda manifest: manifest["files"].update({MODEL_TEXT: sha256_of(bundle / MODEL_TEXT)}))
+    assert "is not a LightGBM model" in refusal(bundle)
+
+
+@needs_compiler
+def test_a_library_with_a_wrong_checksum_is_refused_before_it_is_loaded(bundle: Path) -> None:
+    library = native_library(bundle)
+    library.write_bytes(library.read_bytes() + b"\0")
+    assert "the native library has a wrong checksum" in refusal(bundle)
+
+
+@needs_compiler
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": 3}'])
+def test_a_library_whose_build_note_cannot_be_used_is_refused(bundle: Path, content: str) -> None:
+    (native_library(bundle).parent / "build.json").write_text(content, encoding="utf-8")
+    refusal(bundle)
+
+
+@needs_compiler
+def test_a_library_without_a_build_note_is_refused(bundle: Path) -> None:
+    (native_library(bundle).parent / "build.json").unlink()
+    assert "build.json beside the native library cannot be read" in refusal(bundle)
+
+
+@needs_compiler
+def test_a_library_built_from_another_model_is_refused(bundle: Path) -> None:
+    note = native_library(bundle).parent / "build.json"
+    build = json.loads(note.read_text(encoding="utf-8"))
+    note.write_text(json.dumps({**build, "model_sha256": "0" * 64}), encoding="utf-8")
+    assert "the native library was built from another model" in refusal(bundle)
+
+
+@needs_compiler
+def test_a_library_that_does_not_load_is_refused(bundle: Path) -> None:
+    native_library(bundle).write_bytes(b"\x7fELF and then nothing that a loader could use")
+    sign_library(bundle)
+    assert "the native library model.so does not load" in refusal(bundle)
+
+
+@needs_compiler
+def test_a_library_for_another_number_of_features_is_refused(bundle: Path) -> None:
+    features = len(small_world.engine().plan.names)
+    with pytest.raises(BundleRefused, match=f"takes {features} features, the bundle has {features + 1}"):
+        NativePredictor(native_library(bundle), features + 1)
+
+
+def test_a_golden_vector_with_another_margin_is_refused_to_the_bit(bundle: Path) -> None:
+    vectors, margins = golden_of(bundle)
+    margins[7] = np.nextafter(margins[7], np.inf)
+    write_golden(bundle, vectors=vectors, margins=margins)
+    assert "1 of 1024 golden vectors get another score, the first is number 7" in refusal(bundle)
+
+
+def test_a_golden_margin_that_is_no_number_is_refused(bundle: Path) -> None:
+    vectors, margins = golden_of(bundle)
+    margins[0] = np.nan
+    write_golden(bundle, vectors=vectors, margins=margins)
+    assert "the first is number 0" in refusal(bundle)
+
+
+def test_golden_vectors_of_another_width_or_type_are_refused(bundle: Path) -> None:
+    vectors, margins = golden_of(bundle)
+    for wrong in (vectors[:, 1:], vectors.astype(np.float64), vectors[1:]):
+        write_golden(bundle, vectors=wrong, margins=margins)
+        assert "golden.npz does not fit the manifest" in refusal(bundle)
+
+
+def test_a_golden_file_that_is_none_is_refused(bundle: Path) -> None:
+    write_golden(bundle, something=np.zeros(3))
+    assert "golden.npz cannot be read" in refusal(bundle)
+    (bundle / GOLDEN).write_bytes(b"not a zip file")
+    edit_manifest(bundle, lambda manifest: manifest["files"].update({GOLDEN: sha256_of(bundle / GOLDEN)}))
+    assert "golden.npz cannot be read" in refusal(bundle)
+
+
+def test_a_damaged_golden_file_is_refused_whatever_is_damaged_in_it(tmp_path: Path) -> None:
+    """Its checksum may be right: of a file that was damaged before it was signed."""
+    np.savez_compressed(tmp_path / GOLDEN, vectors=np.zeros((3, 2), np.float32), margins=np.zeros(3))
+    whole = (tmp_path / GOLDEN).read_bytes()
+    wanted = golden_payments(tmp_path).tolist()
+    refused = 0
+    for place in range(len(whole)):
+        for damage in (0x01, 0x80, 0xFF):
+            damaged = bytearray(whole)
+            damaged[place] ^= damage
+            (tmp_path / GOLDEN).write_bytes(damaged)
+            try:
+                # What nobody reads, as the time of a file, may be damaged.
+                assert golden_payments(tmp_path).tolist() == wanted
+            except BundleRefused as error:
+                assert "golden.npz cannot be read" in str(error)  # noqa: PT017
+                refused += 1
+    assert refused > len(whole)
+
+
+def test_compile_refuses_a_bundle_with_a_wrong_checksum(bundle: Path) -> None:
+    (bundle / MODEL_TEXT).write_bytes(b"")
+    with pytest.raises(BundleRefused, match=r"model\.txt has a wrong checksum"):
+        build_native(bundle)
+
+
+def test_compile_without_a_compiler_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Misconfigured, match="there is no C compiler"):
+        build_native(bundle)
+
+
+@pytest.mark.parametrize("complaint", ["exit 1", 'case "$*" in *--version*) exit 0;; esac; echo wrong >&2; exit 1'])
+def test_a_compiler_that_fails_is_one_line(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, complaint: str
+) -> None:
+    compiler = tmp_path / "gcc"
+    compiler.write_text(f"#!/bin/sh\n{complaint}\n", encoding="utf-8")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(BundleRefused, match=r"^model\.txt does not compile with gcc: [^\n]+\Z"):
+        build_native(bundle)
+
+
+def test_calibration_is_monotonous_and_never_overflows() -> None:
+    margins = np.array([-1e300, -1e4, -3.0, 0.0, 3.0, 1e4, 1e300])
+    scores = calibrated(margins, 1.5, -0.5)
+    assert np.all(np.diff(scores) >= 0)
+    assert scores[0] == 0.0
+    assert scores[-1] == 1.0
+    assert scores[3] == 1.0 / (1.0 + math.exp(0.5))

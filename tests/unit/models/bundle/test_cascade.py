@@ -1,0 +1,447 @@
+"""A cascade scores as its models do, one by one as together, and is refused when it is not what was measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from paywarden.models.bundle.bundle import (
+    FIRST,
+    LARGE,
+    MANIFEST,
+    Bundle,
+    build_native,
+    calibrated,
+    load_bundle,
+    native_library,
+    read_manifest,
+    sha256_of,
+    told_gate,
+)
+from paywarden.models.bundle.cascade import Cascade, CascadePredictor, microseconds_a_row
+from paywarden.models.bundle.compiler import compiler_name
+from paywarden.models.bundle.explain import Explainer, read_trees
+from paywarden.models.bundle.predictor import GtilPredictor
+from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
+from paywarden.models.training.training import train_bundle
+from paywarden.schemas.errors import BundleRefused, Misconfigured
+from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.shared import Registry
+from tests.services.missing_tools import COMPILER
+from tests.worlds import small_world
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+DIGEST = small_world.engine().plan.digest
+CASCADE = Cascade(
+    low=-2.0,
+    high=3.0,
+    calibration_slope=1.5,
+    calibration_intercept=0.5,
+    share_early=0.5,
+    disagreement=0.0,
+    disagreement_held_out=0.0,
+    disagreement_max=1e-4,
+    average_precision_alone=0.5,
+    average_precision_loss=0.0,
+)
+
+
+@cache
+def loaded() -> Bundle:
+    return load_bundle(small_world.cascade_bundle(), catalogue_digest=DIGEST)
+
+
+def predictor() -> CascadePredictor:
+    found = loaded().predictor
+    assert isinstance(found, CascadePredictor)
+    return found
+
+
+def payments(step: int = 20) -> F32:
+    return np.ascontiguousarray(small_world.table().vectors[::step])
+
+
+class Column:
+    """A model whose margin is one column of the vector. `asked` are the rows of each call."""
+
+    native = True
+
+    def __init__(self, column: int) -> None:
+        self.column, self.asked = column, list[int]()
+
+    def margins(self, vectors: F32) -> F64:
+        assert vectors.flags.c_contiguous
+        self.asked.append(len(vectors))
+        return vectors[:, self.column].astype(np.float64)
+
+
+# What scores
+
+
+def test_clear_rows_are_answered_by_the_first_model_and_the_large_one_is_asked_about_the_others_alone() -> None:
+    first, large = Column(0), Column(1)
+    both = CascadePredictor(first, large, CASCADE, slope=2.0, intercept=-1.0)
+    rows = np.array([[-2.5, 9], [-2.0, 8], [0, 7], [3.0, 6], [3.5, 5], [np.nan, 4]], dtype=np.float32)
+    margins = both.margins(rows)
+    assert margins[[1, 2, 3, 5]].tolist() == [8, 7, 6, 4]
+    assert large.asked == [4]
+    # The first model's own probability, by the large model's calibration.
+    scores = calibrated(margins, 2.0, -1.0)
+    own = calibrated(np.array([-2.5, 3.5]), CASCADE.calibration_slope, CASCADE.calibration_intercept)
+    np.testing.assert_allclose(scores[[0, 4]], own, rtol=1e-12)
+
+
+def test_where_all_is_clear_the_large_model_is_not_asked() -> None:
+    large = Column(1)
+    both = CascadePredictor(Column(0), large, CASCADE, slope=2.0, intercept=-1.0)
+    both.margins(np.full((5, 2), -3.0, dtype=np.float32))
+    both.margins(np.full((1, 2), -3.0, dtype=np.float32))
+    assert both.margins(np.zeros((0, 2), dtype=np.float32)).shape == (0,)
+    assert large.asked == []
+
+
+def test_a_row_scores_alone_what_it_scores_in_any_batch_to_the_bit() -> None:
+    rows = payments()
+    together = predictor().margins(rows)
+    early = predictor().cascade.is_clear(predictor().first.margins(rows))
+    assert 10 < early.sum() < len(rows) - 10
+    alone = np.concatenate([predictor().margins(rows[place : place + 1]) for place in range(len(rows))])
+    backwards = predictor().margins(np.ascontiguousarray(rows[::-1]))[::-1]
+    assert np.array_equal(together.view(np.int64), alone.view(np.int64))
+    assert np.array_equal(together.view(np.int64), backwards.view(np.int64))
+
+
+def test_what_is_not_clear_gets_the_large_models_bits() -> None:
+    rows = payments()
+    early = predictor().cascade.is_clear(predictor().first.margins(rows))
+    wanted = GtilPredictor(small_world.cascade_bundle() / LARGE.model_text).margins(rows)
+    assert np.array_equal(predictor().margins(rows)[~early], wanted[~early])
+    assert not np.array_equal(predictor().margins(rows)[early], wanted[early])
+
+
+def test_the_chain_of_a_worker_scores_as_the_bundle_does() -> None:
+    chain = ModelChain([loaded()], metrics=ModelMetrics.declare(Registry()))
+    rows = payments()
+    assert chain.score(rows).scores == loaded().score(rows).tolist()
+    assert chain._score_singly(rows[:200]).scores == loaded().score(rows[:200]).tolist()
+
+
+def test_a_worker_counts_which_of_the_two_models_answered() -> None:
+    metrics = ModelMetrics.declare(Registry())
+    chain = ModelChain([loaded()], metrics=metrics)
+    rows = payments()
+    early = predictor().cascade.is_clear(predictor().first.margins(rows))
+    chain.score(rows)
+    assert (metrics.answered_first.value, metrics.answered_large.value) == (early.sum(), (~early).sum())
+    for place in range(200):
+        chain.score(rows[place : place + 1])
+    assert metrics.answered_first.value == early.sum() + early[:200].sum()
+    chain._score_singly(rows[:200])
+    assert metrics.answered_first.value == early.sum() + 2 * early[:200].sum()
+    assert metrics.answered_first.value + metrics.answered_large.value == len(rows) + 400
+    assert metrics.scored["primary"].value == len(rows) + 400
+
+
+class Broken(Column):
+    """Fails, or gives no number, while it is told to."""
+
+    failure: float | None = None
+
+    def margins(self, vectors: F32) -> F64:
+        if self.failure is None:
+            raise RuntimeError("a bug in the model")
+        return np.full(len(vectors), self.failure)
+
+
+@pytest.mark.parametrize("failure", [None, math.nan])
+def test_payments_that_the_large_model_fails_on_are_not_counted_as_answered(failure: float | None) -> None:
+    large = Broken(1)
+    large.failure = failure
+    both = CascadePredictor(Column(0), large, CASCADE, slope=2.0, intercept=-1.0)
+    metrics = ModelMetrics.declare(Registry())
+    chain = ModelChain([replace(loaded(), predictor=both)], metrics=metrics)
+    # Two clear ones, and one that goes to the large model.
+    rows = np.array([[-3, 0], [0, 0], [5, 0]], dtype=np.float32)
+    assert [score is None for score in chain.score(rows).scores] == [False, True, False]
+    assert (metrics.answered_first.value, metrics.answered_large.value) == (2, 0)
+
+
+def test_a_bundle_without_a_cascade_counts_nothing_of_it() -> None:
+    metrics = ModelMetrics.declare(Registry())
+    ModelChain([small_world.loaded_bundle()], metrics=metrics).score(payments())
+    assert (metrics.answered_first.value, metrics.answered_large.value) == (0, 0)
+
+
+def test_reasons_are_of_the_model_that_decided() -> None:
+    rows, names = payments(), loaded().manifest.feature_names
+    early = predictor().cascade.is_clear(predictor().first.margins(rows))
+    slopes = {FIRST: predictor().cascade.calibration_slope, LARGE: loaded().manifest.calibration_slope}
+    told = {
+        part: Explainer(read_trees(small_world.cascade_bundle() / part.model_text, len(names)), names, slope=slope)
+        for part, slope in slopes.items()
+    }
+    differing = dict.fromkeys(told, 0)
+    for row, is_early in zip(rows, early.tolist(), strict=True):
+        decided, other = (FIRST, LARGE) if is_early else (LARGE, FIRST)
+        found = loaded().explainer.reasons(row, 4)
+        assert found == told[decided].reasons(row, 4)
+        differing[decided] += found != told[other].reasons(row, 4)
+    assert all(differing.values())
+
+
+def test_what_a_row_takes_is_measured() -> None:
+    both, alone = microseconds_a_row([predictor(), predictor().large], payments())
+    assert 0 < both < 1e6
+    assert 0 < alone < 1e6
+
+
+# The bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return small_world.copied_bundle(tmp_path, small_world.cascade_bundle())
+
+
+def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+    edit(content)
+    (bundle / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+
+
+def refusal(bundle: Path) -> str:
+    with pytest.raises(BundleRefused) as caught:
+        load_bundle(bundle, catalogue_digest=DIGEST)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_manifest_says_what_was_measured() -> None:
+    manifest = read_manifest(small_world.cascade_bundle())
+    told = Cascade.of_record(manifest.cascade)
+    assert 0 < told.share_early < 1
+    assert told.disagreement <= told.disagreement_max == small_world.CASCADE_SETTINGS.cascade_disagreement_max
+    assert told.average_precision_alone - told.average_precision_loss == pytest.approx(
+        manifest.metrics["average_precision"]
+    )
+    assert set(manifest.files) == {"model.txt", "golden.npz", "first.txt", "first_golden.npz", "reference.npz"}
+    assert manifest.parameters["cascade_trees"] == 6
+    assert (small_world.cascade_bundle() / FIRST.model_text).read_text(encoding="utf-8").count("\nTree=") == 6
+
+
+def test_the_large_model_is_the_one_that_is_trained_without_a_cascade() -> None:
+    alone, both = small_world.trained_bundle(), small_world.cascade_bundle()
+    assert (alone / LARGE.model_text).read_bytes() == (both / LARGE.model_text).read_bytes()
+    thresholds = [(one.review_at, one.decline_at) for one in map(read_manifest, (alone, both))]
+    assert thresholds[0] == thresholds[1]
+    assert read_manifest(alone).cascade == {}
+    assert not any(name.startswith("cascade") for name in read_manifest(alone).parameters)
+
+
+def test_a_bundle_of_before_there_were_cascades_is_loaded(tmp_path: Path) -> None:
+    bundle = small_world.copied_bundle(tmp_path)
+    edit_manifest(bundle, lambda manifest: manifest.pop("cascade"))
+    load_bundle(bundle, catalogue_digest=DIGEST)
+
+
+@pytest.mark.parametrize("name", [FIRST.model_text, FIRST.golden])
+def test_a_first_model_with_one_other_byte_or_none_is_refused(bundle: Path, name: str) -> None:
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
+    assert f"{name} has a wrong checksum" in refusal(bundle)
+    (bundle / name).unlink()
+    assert f"{name} is missing" in refusal(bundle)
+
+
+def test_a_golden_margin_of_the_first_model_that_is_another_is_refused_to_the_bit(bundle: Path) -> None:
+    with np.load(bundle / FIRST.golden) as golden:
+        vectors, margins = golden["vectors"], golden["margins"]
+    margins[5] = np.nextafter(margins[5], np.inf)
+    np.savez(bundle / FIRST.golden, vectors=vectors, margins=margins)
+    digest = sha256_of(bundle / FIRST.golden)
+    edit_manifest(bundle, lambda manifest: manifest["files"].update({FIRST.golden: digest}))
+    assert "1 of 1024 golden vectors get another score, the first is number 5" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"disagreement": 0.02}, "its disagreement 0.02 is not within 0.01"),
+        ({"disagreement_held_out": 0.02}, "its disagreement_held_out 0.02 is not within 0.01"),
+        ({"low": 1e9}, "its low threshold 1000000000.0 is above its high one"),
+        ({"high": None}, "it has something unusable as high"),
+        ({"surprise": 1}, "it lacks or does not know surprise"),
+    ],
+)
+def test_a_cascade_that_did_not_pass_is_refused(bundle: Path, changed: dict[str, Any], named: str) -> None:
+    edit_manifest(bundle, lambda manifest: manifest["cascade"].update(changed))
+    assert f"the cascade cannot be used: {named}" in refusal(bundle)
+
+
+@pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
+def test_both_libraries_are_built_and_without_them_gtil_gives_the_same_bits(bundle: Path) -> None:
+    wanted = loaded().score(payments())
+    shutil.rmtree(bundle / "native")
+    by_gtil = load_bundle(bundle, catalogue_digest=DIGEST)
+    assert not by_gtil.predictor.native
+    assert np.array_equal(by_gtil.score(payments()), wanted)
+    build_native(bundle)
+    assert native_library(bundle, FIRST).is_file()
+    assert "LightGBM's bits in" in told_gate(bundle)
+    rebuilt = load_bundle(bundle, catalogue_digest=DIGEST)
+    assert rebuilt.predictor.native
+    assert np.array_equal(rebuilt.score(payments()), wanted)
+
+
+@pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
+def test_the_first_models_library_with_a_wrong_checksum_is_refused(bundle: Path) -> None:
+    library = native_library(bundle, FIRST)
+    library.write_bytes(library.read_bytes() + b"\0")
+    assert "the native library has a wrong checksum" in refusal(bundle)
+
+
+# Training
+
+
+def test_the_same_data_and_settings_give_the_same_cascade(tmp_path: Path) -> None:
+    settings = replace(small_world.CASCADE_SETTINGS, threads=1)
+    table, engine = small_world.table(), small_world.engine()
+    manifest = train_bundle(table, small_world.TRAINING_DAYS, tmp_path / "b", engine=engine, settings=settings)
+    assert manifest.digest == read_manifest(small_world.cascade_bundle()).digest
+    assert manifest.model_version != read_manifest(small_world.trained_bundle()).model_version
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"cascade_trees": 20}, "a first model of 20 trees saves nothing before one of 20"),
+        ({"cascade_trees": 0}, r"training\.cascade_trees: wanted at least 1, got 0"),
+        ({"cascade_leaves": 1}, r"training\.cascade_leaves: wanted at least 2, got 1"),
+        ({"cascade_disagreement_max": 0.0}, r"training\.cascade_disagreement_max: wanted above 0 and below 1"),
+    ],
+)
+def test_a_cascade_that_cannot_work_is_refused_in_one_line(tmp_path: Path, changed: dict[str, Any], named: str) -> None:
+    settings = replace(small_world.CASCADE_SETTINGS, **changed)
+    with pytest.raises(Misconfigured, match=named):
+        train_bundle(
+            small_world.table(),
+            small_world.TRAINING_DAYS,
+            tmp_path / "b",
+            engine=small_world.engine(),
+            settings=settings,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+# The choice
+
+
+def out_of_fold(count: int = 3000, seed: int = 0, noise: float = 0.4) -> OutOfFold:
+    """A large model that knows the log-odds, and a first one that is a little off; both in tenths, so that many tie."""
+    random = np.random.default_rng(seed)
+    log_odds = random.normal(-3.0, 2.0, size=count)
+    label = (random.random(count) < 1 / (1 + np.exp(-log_odds))).astype(np.int64)
+    first = np.round(log_odds + random.normal(scale=noise, size=count), 1)
+    return OutOfFold(first, log_odds, np.arange(count) * 3 // count, label)
+
+
+LARGE_MODEL = Large(slope=1.0, intercept=0.0, review_at=0.3, decline_at=0.7)
+
+
+def actions(scores: F64) -> NDArray[np.int64]:
+    return (scores >= LARGE_MODEL.review_at).astype(np.int64) + (scores >= LARGE_MODEL.decline_at)
+
+
+@pytest.mark.parametrize("tolerance", [0.002, 0.01, 0.05])
+def test_actions_differ_in_no_more_payments_than_tolerated_and_what_is_told_is_so(tolerance: float) -> None:
+    rows = out_of_fold()
+    cascade, margins = choose_cascade(rows, LARGE_MODEL, tolerance)
+    wanted = actions(calibrated(rows.large, 1.0, 0.0))
+    differing = float((actions(calibrated(margins, 1.0, 0.0)) != wanted).mean())
+    assert cascade.disagreement == differing <= tolerance
+    assert cascade.disagreement_held_out <= tolerance
+    early = cascade.is_clear(rows.first)
+    assert cascade.share_early == early.mean() > 0
+    assert np.array_equal(margins[~early], rows.large[~early])
+    Cascade.of_record(asdict(cascade))
+
+
+def test_a_higher_tolerance_answers_more_payments_early() -> None:
+    shares = [choose_cascade(out_of_fold(), LARGE_MODEL, most)[0].share_early for most in (0.002, 0.01, 0.05)]
+    assert shares == sorted(set(shares))
+
+
+def test_a_first_model_like_the_large_one_answers_all_but_those_to_review() -> None:
+    rows = out_of_fold()
+    same = OutOfFold(rows.large, rows.large, rows.fold, rows.label)
+    cascade, _ = choose_cascade(same, LARGE_MODEL, 0.01)
+    to_review = (actions(calibrated(rows.large, 1.0, 0.0)) == 1).mean()
+    assert 1 - to_review - 0.02 < cascade.share_early <= 1 - to_review + 0.02
+
+
+def test_a_first_model_that_disagrees_everywhere_is_refused() -> None:
+    rows = out_of_fold()
+    wanted = actions(calibrated(rows.large, 1.0, 0.0))
+    # Both its ends are payments that the large model wants reviewed.
+    first = rows.first.copy()
+    first[wanted == 1] = np.where(np.arange((wanted == 1).sum()) % 2 == 0, 90.0, -90.0)
+    rows = OutOfFold(first, rows.large, rows.fold, rows.label)
+    with pytest.raises(Misconfigured, match=r"training\.cascade: the first model can answer no payment"):
+        choose_cascade(rows, LARGE_MODEL, 0.001)
+
+
+def test_thresholds_are_moved_apart_until_the_payments_left_out_agree_too() -> None:
+    cascade, _ = choose_cascade(out_of_fold(300), LARGE_MODEL, 1e-4)
+    assert cascade.disagreement == cascade.disagreement_held_out == 0
+    assert cascade.share_early > 0
+
+
+@pytest.mark.parametrize("margin", [-20.0, 20.0])
+def test_a_first_model_that_is_wrong_about_one_fold_is_refused_with_what_was_found(margin: float) -> None:
+    rows = out_of_fold()
+    to_review = actions(calibrated(rows.large, 1.0, 0.0)) == 1
+    first = rows.first.copy()
+    first[np.flatnonzero((rows.fold == 2) & to_review)[:5]] = margin
+    rows = OutOfFold(first, rows.large, rows.fold, rows.label)
+    with pytest.raises(Misconfigured, match=r"in \d\.\d\de-\d\d of the held-out payments .* more payments"):
+        choose_cascade(rows, LARGE_MODEL, 1e-4)
+
+
+@given(st.integers(0, 10_000), st.integers(0, 4))
+def test_no_other_thresholds_within_the_allowance_answer_more(seed: int, allowed: int) -> None:
+    from paywarden.models.training.cascade_choice import _best, _Thresholds
+
+    random = np.random.default_rng(seed)
+    count = int(random.integers(5, 25))
+    first = random.integers(-4, 5, size=count).astype(np.float64)
+    wanted = random.integers(0, 3, size=count)
+    caps = _Thresholds(1.5, 2.5)
+    best = _best(first, wanted, caps, (allowed + 0.5) / count)
+    possible = [
+        (int(clear.sum()), wrong)
+        for low in np.arange(-5, 2)
+        for high in np.arange(2.5, 6)
+        for clear in [(first < low + 0.5) | (first > high)]
+        for wrong in [int(((first < low + 0.5) & (wanted != 0)).sum() + ((first > high) & (wanted != 2)).sum())]
+    ]
+    clear = best.clear(first)
+    wrong = ((first < best.low) & (wanted != 0)) | ((first > best.high) & (wanted != 2))
+    assert wrong.sum() <= allowed
+    assert clear.sum() == max(share for share, differing in possible if differing <= allowed)
+    assert best.low <= caps.low
+    assert best.high >= caps.high

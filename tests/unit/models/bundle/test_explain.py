@@ -1,0 +1,182 @@
+"""What features add to a score, against LightGBM's own margins."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from paywarden.models.bundle.bundle import GOLDEN, MODEL_TEXT, load_bundle, read_manifest, sha256_of
+from paywarden.models.bundle.explain import Explainer, add_contributions, read_trees
+from paywarden.schemas.errors import BundleRefused
+from tests.worlds import small_world
+
+FEATURE_COUNT = 8
+NAMES = [f"f{number}" for number in range(FEATURE_COUNT)]
+FORM = re.compile(r"feature:([a-z0-9_]+)=(missing|-?inf|-?[0-9.]+(?:e[+-][0-9]+)?) \(\+([0-9]+\.[0-9]{2})\)")
+
+
+def sums(explainer: Explainer, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.array([explainer.base + explainer.contributions(row).sum() for row in rows])
+
+
+def assert_adds_up(explainer: Explainer, model: lightgbm.Booster, rows: NDArray[np.float32]) -> None:
+    wanted = model.predict(rows.astype(np.float64), raw_score=True)
+    np.testing.assert_allclose(sums(explainer, rows), wanted, rtol=1e-9, atol=1e-12)
+
+
+def of_the_small_world() -> Explainer:
+    explainer = small_world.loaded_bundle().explainer
+    assert isinstance(explainer, Explainer)
+    return explainer
+
+
+def random_rows(count: int, seed: int) -> NDArray[np.float32]:
+    random = np.random.default_rng(seed)
+    rows = random.normal(size=(count, FEATURE_COUNT)).astype(np.float32)
+    rows[random.random(rows.shape) < 0.2] = np.nan
+    rows[random.random(rows.shape) < 0.2] = 0.0
+    # About what LightGBM takes for zero.
+    for value in (1e-35, -1e-35, 1.1e-35, 1e-36, np.inf, -np.inf, -0.0):
+        rows[random.random(rows.shape) < 0.01] = value
+    return rows
+
+
+def trained(
+    folder: Path, rows: NDArray[np.float32], categories: list[int] | None = None, **parameters: Any
+) -> tuple[lightgbm.Booster, Path]:
+    finite = np.nan_to_num(rows, posinf=3, neginf=-3)
+    labels = (finite[:, 0] * finite[:, 1] + np.isnan(rows[:, 2]) + (finite[:, 3] % 3 == 0) > 0.8).astype(np.float64)
+    settings = {"objective": "binary", "verbose": -1, "num_threads": 1, "seed": 1, "num_leaves": 31, **parameters}
+    data = lightgbm.Dataset(rows.astype(np.float64), labels, categorical_feature=categories or [])
+    model = lightgbm.train(settings, data, 40)
+    path = folder / "model.txt"
+    model.save_model(path)
+    return model, path
+
+
+def test_real_rows_add_up_to_lightgbms_margins() -> None:
+    bundle = small_world.trained_bundle()
+    model = lightgbm.Booster(model_file=str(bundle / MODEL_TEXT))
+    rows = np.ascontiguousarray(small_world.table().vectors[::4])
+    assert_adds_up(of_the_small_world(), model, rows)
+    random = np.random.default_rng(3)
+    spoilt = rows.copy()
+    spoilt[random.random(rows.shape) < 0.3] = np.nan
+    assert_adds_up(of_the_small_world(), model, spoilt)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"zero_as_missing": True}, {"use_missing": False}, {"boosting": "dart"}])
+def test_missing_values_and_zeros_go_where_lightgbm_sends_them(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    model, path = trained(tmp_path, random_rows(5000, seed=1), **parameters)
+    explainer = Explainer(read_trees(path, FEATURE_COUNT), NAMES, slope=1.0)
+    assert_adds_up(explainer, model, random_rows(3000, seed=2))
+
+
+def test_categories_go_where_lightgbm_sends_them(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    rows = random_rows(5000, seed=1)
+    rows[:, 3] = random.integers(0, 100, len(rows))
+    rows[:, 4] = random.integers(0, 7, len(rows))
+    model, path = trained(tmp_path, rows, categories=[3, 4])
+    trees = read_trees(path, FEATURE_COUNT)
+    assert len(trees.sets) > 0
+    odd = np.resize(np.array([np.nan, -1, -0.5, 0.5, 99, 100, 127, 128, 4e9, np.inf, -np.inf, 31, 32.9]), len(rows))
+    rows[::2, 3] = odd[::2]
+    rows[1::2, 4] = odd[1::2]
+    assert_adds_up(Explainer(trees, NAMES, slope=1.0), model, rows)
+
+
+def test_a_model_of_leaves_alone_explains_nothing(tmp_path: Path) -> None:
+    model, path = trained(tmp_path, random_rows(100, seed=1), min_data_in_leaf=1000)
+    explainer = Explainer(read_trees(path, FEATURE_COUNT), NAMES, slope=1.0)
+    rows = random_rows(10, seed=2)
+    assert_adds_up(explainer, model, rows)
+    assert explainer.reasons(rows[0], 4) == []
+
+
+def test_reasons_are_the_features_that_moved_the_score_most_towards_fraud(tmp_path: Path) -> None:
+    _, path = trained(tmp_path, random_rows(5000, seed=1))
+    explainer = Explainer(read_trees(path, FEATURE_COUNT), NAMES, slope=2.0)
+    told = 0
+    for row in random_rows(200, seed=3):
+        moved = 2.0 * explainer.contributions(row).copy()
+        reasons = explainer.reasons(row, 3)
+        wanted = [place for place in np.argsort(-moved)[:3] if moved[place] >= 0.005]
+        assert len(reasons) == len(wanted)
+        for reason, place in zip(reasons, wanted, strict=True):
+            found = FORM.fullmatch(reason) or pytest.fail(f"{reason} cannot be parsed")
+            name, value, change = found.groups()
+            assert name == NAMES[place]
+            assert change == f"{moved[place]:.2f}"
+            assert value == ("missing" if np.isnan(row[place]) else f"{row[place]:.6g}")
+        told += len(reasons)
+    assert told > 100
+
+
+def test_nothing_is_left_to_compile_when_a_bundle_is_loaded() -> None:
+    """In the first payment that is not approved it would take a second."""
+    explainer = small_world.loaded_bundle().explainer
+    dispatcher: Any = add_contributions
+    compiled = len(dispatcher.signatures)
+    buffer = np.zeros((4, len(small_world.engine().plan.names)), dtype=np.float32)
+    explainer.reasons(buffer[2], 4)
+    assert len(dispatcher.signatures) == compiled > 0
+
+
+def test_no_reasons_are_told_where_none_are_wanted() -> None:
+    row = small_world.table().vectors[0]
+    assert small_world.loaded_bundle().explainer.reasons(row, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "why"),
+    [
+        (
+            {"boosting": "rf", "bagging_freq": 1, "bagging_fraction": 0.5},
+            "wanted one tree an iteration, and a sum of trees",
+        ),
+        ({"linear_tree": True}, "its leaves are linear models"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(tmp_path: Path, parameters: dict[str, Any], why: str) -> None:
+    _, path = trained(tmp_path, random_rows(2000, seed=1), **parameters)
+    with pytest.raises(BundleRefused, match=rf"^model\.txt is not a LightGBM model .*: {why}"):
+        read_trees(path, FEATURE_COUNT)
+
+
+def test_a_model_of_more_features_or_no_model_is_refused(tmp_path: Path) -> None:
+    _, path = trained(tmp_path, random_rows(2000, seed=1))
+    with pytest.raises(BundleRefused, match="it asks about features beyond the 2 there are"):
+        read_trees(path, 2)
+    path.write_text("tree\n", encoding="utf-8")
+    with pytest.raises(BundleRefused, match=r"^model\.txt is not a LightGBM model"):
+        read_trees(path, FEATURE_COUNT)
+
+
+def test_nodes_that_lead_back_are_refused(tmp_path: Path) -> None:
+    """They would be walked for ever."""
+    _, path = trained(tmp_path, random_rows(2000, seed=1))
+    text = re.sub(r"left_child=\d+", "left_child=0", path.read_text(encoding="utf-8"), count=1)
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BundleRefused, match="its nodes are in no order"):
+        read_trees(path, FEATURE_COUNT)
+
+
+def test_a_bundle_whose_reasons_would_not_add_up_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = small_world.copied_bundle(tmp_path)
+    assert sha256_of(bundle / GOLDEN) == read_manifest(bundle).files[GOLDEN]
+    true_reader = read_trees
+
+    def one_tree_short(path: Path, feature_count: int) -> Any:
+        trees = true_reader(path, feature_count)
+        return type(trees)(**{**vars(trees), "roots": trees.roots[1:]})
+
+    monkeypatch.setattr("paywarden.models.bundle.bundle.read_trees", one_tree_short)
+    with pytest.raises(BundleRefused, match=r"what features add to a score is not what model\.txt gives"):
+        load_bundle(bundle, catalogue_digest=small_world.engine().plan.digest)

@@ -1,0 +1,157 @@
+"""The gate tries what an engine gets wrong, and lets nothing through."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import lightgbm
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from paywarden.models.bundle import parity
+from paywarden.models.bundle.bundle import MODEL_TEXT
+from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, LEFT, RIGHT, Trees, read_trees
+from paywarden.models.bundle.parity import ParityGate, edge_rows, special_rows
+from paywarden.models.bundle.predictor import GtilPredictor
+from paywarden.schemas.errors import BundleRefused
+from tests.worlds import small_world
+
+F32 = NDArray[np.float32]
+FEATURES = len(small_world.engine().plan.names)
+
+
+@cache
+def text() -> Path:
+    return small_world.trained_bundle() / MODEL_TEXT
+
+
+@cache
+def payments() -> F32:
+    return np.ascontiguousarray(small_world.table().vectors[::40])
+
+
+@cache
+def gate() -> ParityGate:
+    return ParityGate.of(text(), payments())
+
+
+class WrongFor(GtilPredictor):
+    """LightGBM's bits but in rows that a question picks."""
+
+    def __init__(self, picks: object) -> None:
+        super().__init__(text())
+        self._picks = picks
+
+    def margins(self, vectors: F32) -> NDArray[np.float64]:
+        found = super().margins(vectors)
+        return np.where(self._picks(vectors), np.nextafter(found, np.inf), found)  # type: ignore[operator]
+
+
+def reached(trees: Trees, row: F32, node: int) -> bool:
+    """Whether a row comes by a node of its tree, by walking down as LightGBM does for numbers."""
+    roots = [root for root in trees.roots.tolist() if root <= node]
+    at = max(roots)
+    while at >= 0 and at != node:
+        feature, decision = trees.nodes[at, FEATURE], trees.nodes[at, DECISION]
+        value = float(row[feature])
+        if decision & CATEGORICAL:
+            is_left = value == value and int(value) in trees.categories(at)
+        else:
+            is_left = bool(decision & 2) if value != value and decision >> 2 == 2 else value <= trees.thresholds[at]
+        at = int(trees.nodes[at, LEFT if is_left else RIGHT])
+    return bool(at == node)
+
+
+def test_a_predictor_that_gives_lightgbms_bits_passes() -> None:
+    gate().require(GtilPredictor(text()))
+
+
+def test_every_split_is_tried_by_rows_that_come_to_it_below_at_and_above_its_threshold() -> None:
+    trees = read_trees(text(), FEATURES)
+    count = len(trees.nodes)
+    rows = edge_rows(trees, payments(), np.arange(count)).reshape(count, 4, FEATURES)
+    for node in range(count):
+        feature, threshold = trees.nodes[node, FEATURE], trees.thresholds[node]
+        below, at, above, missing = rows[node][:, feature]
+        assert below < threshold
+        assert below <= at <= above
+        assert above > threshold
+        assert np.nextafter(np.nextafter(below, np.float32(np.inf)), np.float32(np.inf)) == above
+        assert np.isnan(missing)
+        # Unless the path asks about the same feature, whose value is another now.
+        others = [row for row in rows[node] if reached(trees, row, node)]
+        assert others, f"no row comes to split {node}"
+
+
+def test_a_payment_is_changed_no_more_than_it_must_be() -> None:
+    trees = read_trees(text(), FEATURES)
+    rows = edge_rows(trees, payments(), np.arange(len(trees.nodes)))
+    bases = np.repeat(payments()[np.arange(len(trees.nodes)) % len(payments())], 4, axis=0)
+    same = (rows == bases) | (np.isnan(rows) & np.isnan(bases))
+    # Trees are no deeper than four.
+    assert (FEATURES - same.sum(axis=1)).max() <= 4
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_no_number_is_tried_in_every_feature(value: float) -> None:
+    rows = special_rows(read_trees(text(), FEATURES), payments())
+    for feature in range(FEATURES):
+        found = rows[:, feature]
+        assert (np.isnan(found) if np.isnan(value) else found == value).any()
+
+
+def test_one_row_at_one_edge_that_is_scored_otherwise_refuses() -> None:
+    trees = read_trees(text(), FEATURES)
+    # A split whose threshold is a float32: there "at" and "below" part.
+    feature, threshold = int(trees.nodes[0, FEATURE]), np.float32(trees.thresholds[0])
+    with pytest.raises(BundleRefused, match=r"the GTIL scores \d+ of \d+ rows unlike LightGBM \(rows at the edges"):
+        gate().require(WrongFor(lambda rows: rows[:, feature] == np.nextafter(threshold, np.float32(np.inf))))
+
+
+@pytest.mark.parametrize(
+    "picks",
+    [lambda rows: np.isneginf(rows[:, 3]), lambda rows: np.isposinf(rows[:, FEATURES - 1])],
+)
+def test_an_infinite_value_that_is_scored_otherwise_refuses(picks: object) -> None:
+    with pytest.raises(BundleRefused, match="unlike LightGBM"):
+        gate().require(WrongFor(picks))
+
+
+def test_a_margin_of_negative_zero_is_not_zero() -> None:
+    rows = parity.GateRows("rows", payments()[:1], np.array([0.0]))
+
+    class Zero:
+        native = False
+
+        def margins(self, vectors: F32) -> NDArray[np.float64]:
+            return np.full(len(vectors), -0.0)
+
+    with pytest.raises(BundleRefused, match="1 of 1 rows"):
+        parity.require_same_bits(Zero(), rows)
+
+
+def test_of_too_many_splits_an_even_part_is_tried_and_the_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = gate().splits
+    monkeypatch.setattr(parity, "SPLITS_MAX", 50)
+    some = ParityGate.of(text(), payments())
+    assert (some.splits, some.splits_left_out) == (50, everything - 50)
+    assert gate().splits_left_out == 0
+
+
+def test_a_set_of_categories_is_tried_by_one_of_it_one_that_is_not_one_never_seen_and_none(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    data = np.column_stack([random.integers(0, 12, 3000), random.normal(size=3000)]).astype(np.float32)
+    label = (np.isin(data[:, 0], [1, 4, 7]) ^ (data[:, 1] > 1)).astype(int)
+    dataset = lightgbm.Dataset(data, label, categorical_feature=[0])
+    model = lightgbm.train({"objective": "binary", "verbosity": -1}, dataset, num_boost_round=3)
+    model.save_model(tmp_path / "model.txt")
+    trees = read_trees(tmp_path / "model.txt", 2)
+    (first, *_) = np.flatnonzero(trees.nodes[:, DECISION] & CATEGORICAL).tolist()
+    inside, outside, unseen, missing = edge_rows(trees, data[:50], np.array([first]))[:, 0]
+    assert int(inside) in trees.categories(first)
+    assert int(outside) not in trees.categories(first)
+    assert unseen > 12
+    assert np.isnan(missing)
+    ParityGate.of(tmp_path / "model.txt", data[:50]).require(GtilPredictor(tmp_path / "model.txt"))

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paywarden.models.bundle.bundle import native_library
+from paywarden.models.bundle.compiler import compiler_name
+from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
+from paywarden.schemas.errors import BundleRefused
+from tests.services.missing_tools import COMPILER
+from tests.worlds import small_world
+
+FEATURES = len(small_world.engine().plan.names)
+needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
+
+
+def test_a_library_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleRefused, match=r"model\.so does not load"):
+        NativePredictor(tmp_path / "model.so", FEATURES)
+
+
+@needs_compiler
+def test_a_library_of_something_else_is_refused() -> None:
+    import lmdb.cpython as foreign
+
+    with pytest.raises(BundleRefused, match="does not load"):
+        NativePredictor(Path(foreign.__file__), FEATURES)
+
+
+@needs_compiler
+def test_loading_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    predictor = NativePredictor(native_library(small_world.trained_bundle()), FEATURES)
+    assert list(tmp_path.iterdir()) == []
+    assert predictor.margins(np.zeros((1, FEATURES), dtype=np.float32)).shape == (1,)
+
+
+@needs_compiler
+def test_a_library_is_loaded_through_a_relative_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = native_library(small_world.trained_bundle())
+    monkeypatch.chdir(library.parent)
+    NativePredictor(Path(library.name), FEATURES)
+
+
+def test_text_that_is_no_model_is_refused_by_name(tmp_path: Path) -> None:
+    text = tmp_path / "model.txt"
+    for content in ("", "hello\n", "tree\nversion=v4\nnum_class=1\n"):
+        text.write_text(content, encoding="utf-8")
+        with pytest.raises(BundleRefused, match=r"model\.txt is not a LightGBM model"):
+            GtilPredictor(text)

@@ -1,0 +1,413 @@
+"""What is usual, learnt of four weeks of worlds whose truth is known, and held against fresh weeks of the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from paywarden.models.drift.baseline import TimedCounts, Usual, followed, learn_usual, nothing_usual
+from paywarden.models.drift.binning import FEATURE_BINS, MISSING, Binning
+from paywarden.models.drift.counts import Counts
+from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, PAYMENTS_MIN, Detectors, DetectorSettings
+from paywarden.models.drift.signal_layout import Kinds, Layout, Ranks
+from paywarden.models.drift.signals import Block, Signal
+from paywarden.models.metrics.distances import psi
+
+Floats = NDArray[np.float64]
+FIVE_MS = LENGTHS_MS[0]
+FIVES_OF_HOUR, FIVES_OF_DAY, HOURS_OF_DAY = HOUR_MS // FIVE_MS, DAY_MS // FIVE_MS, 24
+# A Monday.
+FIRST_DAY = 20_003
+DAYS = 28
+FEATURES = ("first", "second")
+SCORE_BINS = 10
+HIGH_RISK_AT = 0.8
+SCORE = Signal("score", "location", "overall")
+FIRST = Signal("feature:first", "location", "overall")
+
+
+@dataclass(frozen=True)
+class World:
+    """Payments of a few channels, drawn as counts. A tilt moves the mean rank of the score and of all features.
+
+    `alike`: how many payments of one five minutes are of one card, and the same.
+    """
+
+    seed: int = 0
+    payments: int = 60
+    channels: int = 2
+    alike: int = 1
+    tilt_of_day: float = 0.0
+    tilt_of_weekend: float = 0.0
+    # Standard deviations of the tilt that each hour, and each day, has of its own.
+    wander_of_hours: float = 0.0
+    wander_of_days: float = 0.0
+    # What each day adds to the tilt, of features and of the score.
+    trend: float = 0.0
+    # Of the first feature.
+    moved: float = 0.0
+    # The share of blocks of five minutes in which one channel has thrice as many payments more, all the same.
+    bursts: float = 0.0
+
+    @property
+    def binning(self) -> Binning:
+        """Of scores and features the bins are even."""
+        edges = np.tile(np.linspace(0, 1, FEATURE_BINS + 1, dtype=np.float32)[1:-1], (len(FEATURES), 1))
+        channels = tuple(f"c{number}" for number in range(self.channels))
+        return Binning(np.linspace(0, 1, SCORE_BINS + 1)[1:-1], edges, (channels, (), ()))
+
+    def usual_tilt(self, start_ms: int) -> float:
+        """Of an hour, but for its wander."""
+        day, hour = start_ms // DAY_MS, start_ms // HOUR_MS % HOURS_OF_DAY
+        pattern = self.tilt_of_day * np.sin(2 * np.pi * hour / HOURS_OF_DAY)
+        return float(pattern + self.tilt_of_weekend * (day % 7 in (2, 3)) + self.trend * (day - FIRST_DAY))
+
+    def day(self, day: int) -> Counts:
+        """A day's blocks of five minutes: Counts whose arrays have one more axis, the blocks', in front."""
+        rng = np.random.default_rng((self.seed, day))
+        hours = np.array([self.usual_tilt(day * DAY_MS + hour * HOUR_MS) for hour in range(HOURS_OF_DAY)])
+        tilts = np.empty((1 + len(FEATURES), FIVES_OF_DAY))
+        for subject in range(1 + len(FEATURES)):
+            of_hours = hours + self.wander_of_hours * rng.standard_normal(HOURS_OF_DAY)
+            of_hours += self.wander_of_days * rng.standard_normal()
+            tilts[subject] = np.repeat(of_hours, FIVES_OF_HOUR)
+        tilts[1] += self.moved
+        # At night there are fewer.
+        of_hour = 1 - 0.5 * np.cos(2 * np.pi * np.arange(FIVES_OF_DAY) / FIVES_OF_DAY)
+        weights = np.arange(self.channels, 0, -1) / np.arange(self.channels + 1).sum()
+        cards = rng.poisson(self.payments / self.alike * of_hour[:, None] * weights)
+        bursts = np.zeros_like(cards)
+        bursts[:, 0] = np.where(rng.random(FIVES_OF_DAY) < self.bursts, 3 * self.payments, 0)
+        return self._counts(rng, cards, tilts, bursts)
+
+    def _counts(
+        self, rng: np.random.Generator, cards: NDArray[np.int64], tilts: Floats, bursts: NDArray[np.int64]
+    ) -> Counts:
+        def drawn(tilt: Floats, bins: int) -> NDArray[np.int64]:
+            found = rng.multinomial(cards, _tilted(tilt, bins)[:, None, :]) * self.alike
+            found[:, :, -1] += bursts
+            return np.asarray(found)
+
+        payments = cards * self.alike + bursts
+        scores = drawn(tilts[0], SCORE_BINS)
+        features = np.zeros((*cards.shape, len(FEATURES), MISSING + 1), dtype=np.int64)
+        for number in range(len(FEATURES)):
+            features[:, :, number, :MISSING] = drawn(tilts[1 + number], MISSING)
+            missing = rng.binomial(features[:, :, number, 0], 0.1)
+            features[:, :, number, 0] -= missing
+            features[:, :, number, MISSING] = missing
+        actions = np.stack([payments, 0 * payments, 0 * payments], axis=2)
+        ages = np.zeros((*cards.shape, Counts.empty(self.binning).ages.shape[1]), dtype=np.int64)
+        arrays = (payments, scores, actions, features, payments[:, :, None] * 0, ages)
+        return Counts(self.binning, *(self._in_segments(array) for array in arrays))
+
+    def _in_segments(self, of_channels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(blocks, segments, …) of (blocks, channels, …): no payment has a country or a category."""
+        segments = self.binning.segments
+        found = np.zeros((len(of_channels), len(segments), *of_channels.shape[2:]), dtype=np.int64)
+        found[:, 1 : 1 + self.channels] = of_channels
+        for name in ("overall", "country=none", "mcc=none"):
+            found[:, segments.index(name)] = of_channels.sum(axis=1)
+        return found
+
+    def blocks(self, first_day: int, days: int, length_ms: int) -> Iterator[TimedCounts]:
+        """All of one length."""
+        together = length_ms // FIVE_MS
+        for day in range(first_day, first_day + days):
+            arrays = [array.reshape(-1, together, *array.shape[1:]).sum(axis=1) for array in _day_of(self, day).arrays]
+            for number in range(FIVES_OF_DAY // together):
+                yield day * DAY_MS + number * length_ms, Counts(self.binning, *(array[number] for array in arrays))
+
+
+# Enough for a past.
+@lru_cache(maxsize=DAYS)
+def _day_of(world: World, day: int) -> Counts:
+    return world.day(day)
+
+
+def _tilted(tilt: Floats, bins: int) -> Floats:
+    """Shares of bins, (blocks, bins)."""
+    weights = np.exp(tilt[:, None] * np.linspace(0, 1, bins))
+    found: Floats = weights / weights.sum(axis=1, keepdims=True)
+    return found
+
+
+def every_sixth(blocks: Iterator[TimedCounts]) -> list[TimedCounts]:
+    """Of blocks of five minutes, each time another one of the half hour."""
+    return [block for number, block in enumerate(blocks) if number % 6 == number // 6 % 6]
+
+
+@cache
+def learnt(world: World, *, with_fives: bool = True) -> tuple[Layout, Usual]:
+    total = Counts.empty(world.binning)
+    for _, counts in world.blocks(FIRST_DAY, DAYS, DAY_MS):
+        total.add(counts)
+    layout = Layout(
+        world.binning,
+        FEATURES,
+        Ranks.of_counts(total),
+        high_risk_at=HIGH_RISK_AT,
+        kinds=Kinds.SCORE | Kinds.INPUTS,
+    )
+    fives = every_sixth(world.blocks(FIRST_DAY, DAYS, FIVE_MS)) if with_fives else ()
+    return layout, learn_usual(layout, total, world.blocks(FIRST_DAY, DAYS, HOUR_MS), fives)
+
+
+def fresh(world: World, length_ms: int, days: int = DAYS) -> list[Block]:
+    """Blocks of the weeks after those that were learnt of."""
+    layout, usual = learnt(world)
+    found = world.blocks(FIRST_DAY + DAYS, days, length_ms)
+    some = every_sixth(found) if length_ms == FIVE_MS else found
+    return [usual.block(layout, counts, start_ms, length_ms) for start_ms, counts in some]
+
+
+def z_of(world: World, length_ms: int) -> Floats:
+    """How far fresh blocks lie from what is expected, in standard deviations: (blocks, signals), NaN of few payments.
+
+    Only of signals that vary at all.
+    """
+    layout, usual = learnt(world)
+    found = []
+    for block in fresh(world, length_ms):
+        expected, _ = usual.expected(layout, block.start_ms, length_ms)
+        is_there = block.count >= PAYMENTS_MIN
+        found.append(np.where(is_there, (block.value - expected) / block.sd, np.nan))
+    z = np.array(found)
+    varies = np.nanmax(np.where(np.isnan(z), 0, np.abs(z)), axis=0) > 0.1
+    return np.asarray(z[:, varies])
+
+
+def truth(world: World, layout: Layout, start_ms: int) -> Floats:
+    """What signals of an hour are without chance."""
+    many = np.full((1, world.channels), 1_000_000)
+    tilts = np.full((1 + len(FEATURES), 1), world.usual_tilt(start_ms))
+    tilts[1] += world.moved
+    counts = world._counts(np.random.default_rng(1), many, tilts, 0 * many)
+    return layout.values(Counts(world.binning, *(array[0] for array in counts.arrays)))[0]
+
+
+IID = World(seed=1)
+CLUSTERED = World(seed=2, alike=4)
+WANDERING = World(seed=3, wander_of_hours=0.5)
+SEASONAL = World(seed=4, tilt_of_day=1.0, tilt_of_weekend=1.5)
+OTHER_DAYS = World(seed=5, wander_of_days=0.5)
+NEXT_WEEK_MS = (FIRST_DAY + DAYS) * DAY_MS
+
+
+def test_a_pattern_of_the_day_and_of_the_week_is_expected_again() -> None:
+    layout, usual = learnt(SEASONAL)
+    starts = range(NEXT_WEEK_MS, NEXT_WEEK_MS + 7 * DAY_MS, HOUR_MS)
+    places = [layout.numbers[signal] for signal in (SCORE, FIRST)]
+    wanted = np.array([truth(SEASONAL, layout, start_ms)[places] for start_ms in starts])
+    found = np.array([usual.expected(layout, start_ms, HOUR_MS)[0][places] for start_ms in starts])
+    assert (np.ptp(wanted, axis=0) > 0.15).all()
+    assert (np.abs(found - wanted).mean(axis=0) < 0.006).all()
+
+
+def test_what_is_expected_of_a_block_is_that_of_its_hours_by_their_payments() -> None:
+    layout, usual = learnt(SEASONAL)
+    for day in range(7):
+        start_ms = NEXT_WEEK_MS + day * DAY_MS
+        hours = [usual.expected(layout, start_ms + hour * HOUR_MS, HOUR_MS) for hour in range(HOURS_OF_DAY)]
+        expected, past = usual.expected(layout, start_ms, DAY_MS)
+        assert past == pytest.approx(np.sum([one for _, one in hours], axis=0))
+        by_payments = np.sum([value * weight for value, weight in hours], axis=0)
+        there = past > 0
+        assert expected[there] == pytest.approx(by_payments[there] / past[there], abs=1e-5)
+        five = usual.expected(layout, start_ms + 7 * HOUR_MS + 11 * FIVE_MS, FIVE_MS)
+        np.testing.assert_array_equal(five, hours[7])
+
+
+def test_no_pattern_is_made_of_chance() -> None:
+    layout, usual = learnt(IID)
+    payments = usual.payments[:, layout.behind]
+    # What the means of the hours of the week lie off by chance.
+    chance = np.sqrt(usual.variance / np.maximum(payments, 1))
+    there = payments.min(axis=0) > 0
+    assert np.sqrt((usual.season[:, there] ** 2 / chance[:, there] ** 2).mean()) < 0.3
+
+
+@pytest.mark.parametrize("length_ms", LENGTHS_MS)
+@pytest.mark.parametrize(
+    "world", [IID, CLUSTERED, WANDERING, SEASONAL], ids=["independent", "clustered", "wandering", "seasonal"]
+)
+def test_fresh_blocks_lie_as_far_from_what_is_expected_as_is_said(world: World, length_ms: int) -> None:
+    squares = np.nanmean(z_of(world, length_ms) ** 2, axis=0)
+    assert len(squares) > 40
+    assert 0.6 < squares.mean() < 1.3
+
+
+def test_blocks_of_what_was_clustered_vary_more_than_independent_payments() -> None:
+    (layout, alone), (_, alike) = learnt(IID), learnt(CLUSTERED)
+    score = layout.numbers[SCORE]
+    assert (alone.dispersion[:, score] < 1.3).all()
+    assert (alike.dispersion[:, score] > 3).all()
+
+
+def test_no_shorter_block_is_taken_to_vary_less_than_a_longer_one() -> None:
+    for world in (IID, CLUSTERED, WANDERING, OTHER_DAYS):
+        _, usual = learnt(world)
+        assert (usual.dispersion >= 1).all()
+        assert (np.diff(usual.dispersion, axis=0) <= 0).all()
+        assert (np.diff(usual.wander, axis=0) <= 0).all()
+
+
+@pytest.mark.parametrize("length_ms", LENGTHS_MS)
+def test_where_days_differ_there_is_a_range_in_which_nothing_has_changed(length_ms: int) -> None:
+    layout, usual = learnt(OTHER_DAYS)
+    score = layout.numbers[SCORE]
+    assert usual.range[score] > 5 * learnt(IID)[1].range[score]
+    inside = 0
+    blocks = fresh(OTHER_DAYS, length_ms)
+    for block in blocks:
+        off = block.value[score] - usual.expected(layout, block.start_ms, length_ms)[0][score]
+        if abs(off) <= usual.range[score]:
+            assert block.expected[score] == pytest.approx(block.value[score], abs=1e-12)
+            inside += 1
+    assert inside > 0.9 * len(blocks)
+
+
+def test_beyond_the_range_the_nearest_end_of_it_is_expected() -> None:
+    layout, usual = learnt(OTHER_DAYS)
+    first = layout.numbers[FIRST]
+    for moved, side in ((9.0, 1), (-9.0, -1)):
+        ((start_ms, counts),) = replace(OTHER_DAYS, moved=moved).blocks(FIRST_DAY + DAYS, 1, DAY_MS)
+        block = usual.block(layout, counts, start_ms, DAY_MS)
+        expected = usual.expected(layout, start_ms, DAY_MS)[0][first]
+        assert block.expected[first] == pytest.approx(expected + side * usual.range[first])
+        assert side * (block.value[first] - block.expected[first]) > 4 * block.sd[first]
+
+
+def test_levels_of_features_are_those_of_the_last_days_and_levels_of_scores_those_of_all() -> None:
+    world = World(seed=6, trend=0.03)
+    layout, usual = learnt(world)
+    level = usual.level[layout.numbers[FIRST]]
+    end = truth(world, layout, NEXT_WEEK_MS)[layout.numbers[FIRST]]
+    assert end > 0.52
+    assert 0.5 + 0.2 * (end - 0.5) < level < end
+    assert usual.level[layout.numbers[SCORE]] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_features_that_move_slowly_are_followed_and_scores_are_not() -> None:
+    layout, usual = learnt(IID)
+    later = replace(IID, moved=0.1)
+    moved = np.zeros(len(layout.signals), dtype=np.float32)
+    for start_ms, counts in later.blocks(FIRST_DAY + DAYS, 50, DAY_MS):
+        moved = followed(usual, layout, moved, usual.block(layout, counts, start_ms, DAY_MS, moved))
+    first = layout.numbers[FIRST]
+    shift = (truth(later, layout, NEXT_WEEK_MS) - truth(IID, layout, NEXT_WEEK_MS))[first]
+    assert moved[first] == pytest.approx(shift, rel=0.25)
+    assert not moved[~layout.is_followed].any()
+
+
+def test_one_wild_day_moves_a_level_by_a_fraction_of_what_days_vary() -> None:
+    layout, usual = learnt(IID)
+    none = np.zeros(len(layout.signals), dtype=np.float32)
+    for moved in (9.0, -9.0):
+        ((start_ms, counts),) = replace(IID, moved=moved).blocks(FIRST_DAY + DAYS, 1, DAY_MS)
+        day = usual.block(layout, counts, start_ms, DAY_MS)
+        after = followed(usual, layout, none, day)[layout.numbers[FIRST]]
+        assert 0 < np.sign(moved) * after < 0.25 * day.sd[layout.numbers[FIRST]]
+
+
+def test_a_day_without_payments_moves_no_level() -> None:
+    layout, usual = learnt(IID)
+    before = np.linspace(-0.1, 0.1, len(layout.signals), dtype=np.float32)
+    day = usual.block(layout, Counts.empty(IID.binning), NEXT_WEEK_MS, DAY_MS, before)
+    np.testing.assert_array_equal(followed(usual, layout, before, day), before)
+
+
+def test_what_is_expected_follows_the_levels() -> None:
+    layout, usual = learnt(SEASONAL)
+    moved = np.linspace(1, 2, len(layout.signals), dtype=np.float32)
+    ((start_ms, counts),) = SEASONAL.blocks(FIRST_DAY + DAYS, 1, DAY_MS)
+    block = usual.block(layout, counts, start_ms, DAY_MS, moved)
+    # Where levels are so far above what is seen, the nearest end of the range is the lowest.
+    lowest = usual.expected(layout, start_ms, DAY_MS)[0] + moved - usual.range
+    there = block.count > 0
+    assert block.expected[there] == pytest.approx(lowest[there])
+
+
+def test_how_large_a_change_is_is_its_psi_of_histograms_and_relative_of_shares() -> None:
+    layout, usual = learnt(IID)
+    moved = replace(IID, moved=1.0)
+    ((start_ms, counts),) = moved.blocks(FIRST_DAY + DAYS, 1, DAY_MS)
+    ((_, before),) = IID.blocks(FIRST_DAY + DAYS, 1, DAY_MS)
+    block = usual.block(layout, counts, start_ms, DAY_MS)
+    distance = psi(counts.features[0, 0, :MISSING], before.features[0, 0, :MISSING])
+    assert block.effect[layout.numbers[FIRST]] == pytest.approx(distance, rel=0.2)
+    missing = layout.numbers[Signal("feature:first", "missing", "overall")]
+    relative = abs(block.value[missing] / usual.expected(layout, start_ms, DAY_MS)[0][missing] - 1)
+    assert relative > 0.2
+    assert block.effect[missing] == pytest.approx(relative, rel=0.2)
+    assert block.effect[layout.numbers[SCORE]] < 0.001
+
+
+def test_without_blocks_of_five_minutes_these_vary_as_hours_do() -> None:
+    for world in (CLUSTERED, WANDERING):
+        _, usual = learnt(world, with_fives=False)
+        np.testing.assert_array_equal(usual.dispersion[0], usual.dispersion[1])
+        np.testing.assert_array_equal(usual.wander[0], usual.wander[1])
+
+
+def test_bursts_in_one_segment_widen_the_same_signal_in_others() -> None:
+    world = World(seed=7)
+    (layout, calm), (_, bursting) = learnt(world), learnt(replace(world, bursts=0.002))
+    # The payments of this one are the same in both.
+    other = layout.numbers[Signal("score", "location", "channel=c1")]
+    assert bursting.dispersion[0, other] > 1.5 * calm.dispersion[0, other]
+
+
+def test_before_there_is_a_past_nothing_is_said() -> None:
+    layout, _ = learnt(IID)
+    usual, detectors = nothing_usual(layout), Detectors(layout.signals, DetectorSettings())
+    for length_ms in LENGTHS_MS:
+        start_ms, counts = next(IID.blocks(FIRST_DAY, 1, length_ms))
+        block = usual.block(layout, counts, start_ms, length_ms)
+        assert np.isnan(block.expected).all()
+        assert not detectors.step(block).counted.any()
+
+
+def test_an_hour_of_the_week_that_the_past_had_not_is_expected_as_on_other_days() -> None:
+    layout, _ = learnt(SEASONAL)
+    total = Counts.empty(SEASONAL.binning)
+    for _, counts in SEASONAL.blocks(FIRST_DAY, 3, HOUR_MS):
+        total.add(counts)
+    usual = learn_usual(layout, total, SEASONAL.blocks(FIRST_DAY, 3, HOUR_MS))
+    score = layout.numbers[SCORE]
+    for hour in (3, 18):
+        known, unknown = (
+            usual.expected(layout, (FIRST_DAY + day) * DAY_MS + hour * HOUR_MS, HOUR_MS) for day in (1, 6)
+        )
+        assert unknown[0][score] == pytest.approx(known[0][score], abs=1e-6)
+        assert unknown[1][score] > 0
+
+
+def test_over_weeks_of_nothing_no_detector_fires_and_soon_after_a_feature_has_moved_one_does() -> None:
+    world = World(seed=8, payments=150, channels=12, tilt_of_day=0.5, wander_of_hours=0.1, alike=2)
+    layout, usual = learnt(world)
+    detectors = Detectors(layout.signals, DetectorSettings())
+    assert len(layout.signals) > 150
+    moved = np.zeros(len(layout.signals), dtype=np.float32)
+
+    def fired(world: World, day: int, length_ms: int) -> Iterator[tuple[Block, list[Signal]]]:
+        for start_ms, counts in world.blocks(day, 1, length_ms):
+            block = usual.block(layout, counts, start_ms, length_ms, moved)
+            yield block, [layout.signals[number] for number in detectors.step(block).fired]
+
+    last_day = FIRST_DAY + DAYS + 30
+    for day in range(FIRST_DAY + DAYS, last_day):
+        # Of five minutes a few days are enough: they take longest.
+        for length_ms in LENGTHS_MS if day % 6 == 0 else LENGTHS_MS[1:]:
+            for block, found in fired(world, day, length_ms):
+                assert not found, block.start_ms
+        moved = followed(usual, layout, moved, block)
+    last = fired(replace(world, moved=2.0), last_day, FIVE_MS)
+    block, found = next((block, found) for block, found in last if found)
+    assert block.end_ms <= last_day * DAY_MS + HOUR_MS
+    assert {signal.subject for signal in found} == {"feature:first"}

@@ -1,0 +1,256 @@
+"""Detectors: how rarely nothing looks like something, and how soon something is seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from paywarden.models.drift.detectors import DAY_MS, LENGTHS_MS, Detectors, DetectorSettings, Verdict, budget
+from paywarden.models.drift.signals import Block, Signal
+from paywarden.schemas.errors import Misconfigured
+
+Floats = NDArray[np.float64]
+FIVE_MS, HOUR_MS, _ = LENGTHS_MS
+BLOCKS_A_DAY = DAY_MS // FIVE_MS
+SIGNALS = (
+    *(Signal("score", f"share_{number}", "overall") for number in range(4)),
+    *(Signal(f"feature:f{number}", "location", "overall") for number in range(6)),
+    *(Signal("traffic", "share", f"country=C{number}") for number in range(6)),
+    *(Signal("score", "location", f"country=C{number}") for number in range(30)),
+)
+COUNT = len(SIGNALS)
+
+
+def block_of(
+    values: Floats, start_ms: int = 0, length_ms: int = FIVE_MS, *, sd: Floats | None = None, **arrays: Floats
+) -> Block:
+    """A block of which nothing was expected but 0, and whose changes are all large."""
+    count = len(values)
+    return Block(
+        start_ms=start_ms,
+        length_ms=length_ms,
+        signals=SIGNALS[:count],
+        value=values,
+        expected=np.zeros(count),
+        sd=np.ones(count) if sd is None else sd,
+        count=np.asarray(arrays.get("count", np.full(count, 1000)), dtype=np.int64),
+        effect=arrays.get("effect", np.full(count, 9.0)),
+    )
+
+
+def firings(detectors: Detectors, days: int, draw: Callable[[], Floats]) -> int:
+    """How often anything fires in blocks of five minutes, and in the hours and days that these make up."""
+    fired, sums = 0, {length: np.zeros(COUNT) for length in LENGTHS_MS}
+    for number in range(1, days * BLOCKS_A_DAY + 1):
+        values = draw()
+        for length_ms in LENGTHS_MS:
+            sums[length_ms] += values
+            blocks = length_ms // FIVE_MS
+            if number % blocks == 0:
+                start_ms = (number - blocks) * FIVE_MS
+                found = detectors.step(block_of(sums[length_ms] / math.sqrt(blocks), start_ms, length_ms))
+                fired += len(found.fired)
+                sums[length_ms][:] = 0
+    return fired
+
+
+def _normal(rng: np.random.Generator) -> Callable[[], Floats]:
+    return lambda: rng.standard_normal(COUNT)
+
+
+def _heavy(rng: np.random.Generator) -> Callable[[], Floats]:
+    return lambda: rng.standard_t(8, COUNT)
+
+
+def _persistent(rng: np.random.Generator) -> Callable[[], Floats]:
+    before = rng.standard_normal(COUNT)
+
+    def draw() -> Floats:
+        before[:] = 0.1 * before + math.sqrt(1 - 0.01) * rng.standard_normal(COUNT)
+        return before
+
+    return draw
+
+
+def _alike(rng: np.random.Generator) -> Callable[[], Floats]:
+    """All signals move together, as those of one score do."""
+    return lambda: 0.9 * rng.standard_t(8) + math.sqrt(1 - 0.81) * rng.standard_normal(COUNT)
+
+
+@pytest.mark.parametrize("make", [_normal, _heavy, _persistent, _alike])
+@pytest.mark.parametrize("false_alarm_days", [1.0, 5.0])
+def test_with_nothing_changed_alarms_are_as_rare_as_the_setting_says(
+    make: Callable[[np.random.Generator], Callable[[], Floats]], false_alarm_days: float
+) -> None:
+    days = 30
+    detectors = Detectors(SIGNALS, DetectorSettings(false_alarm_days=false_alarm_days))
+    assert firings(detectors, days, make(np.random.default_rng(8))) <= days / false_alarm_days
+
+
+@pytest.mark.parametrize("payments", [50, 1_000, 50_000])
+def test_the_rate_of_false_alarms_does_not_depend_on_how_much_traffic_there_is(payments: int) -> None:
+    rng = np.random.default_rng(payments)
+    share, days = 0.2, 30
+    sd = math.sqrt(share * (1 - share) / payments)
+
+    def draw() -> Floats:
+        return np.asarray((rng.binomial(payments, share, COUNT) / payments - share) / sd)
+
+    assert firings(Detectors(SIGNALS, DetectorSettings(false_alarm_days=1)), days, draw) <= days
+
+
+@pytest.mark.parametrize(("payments", "share"), [(100, 0.001), (1_000, 0.001), (100, 0.01)])
+def test_what_is_rare_raises_no_more_false_alarms_than_what_is_common(payments: int, share: float) -> None:
+    rng, days = np.random.default_rng(payments), 10
+    signals = tuple(Signal(f"flag:f{number}", "share", "overall") for number in range(40))
+    detectors = Detectors(signals, DetectorSettings(false_alarm_days=1))
+    expected, sd = np.full(40, share), np.full(40, math.sqrt(share * (1 - share) / payments))
+    fired = 0
+    for number in range(days * BLOCKS_A_DAY):
+        value = rng.binomial(payments, share, 40) / payments
+        count, effect = np.full(40, payments), np.full(40, 9.0)
+        fired += len(
+            detectors.step(Block(number * FIVE_MS, FIVE_MS, signals, value, expected, sd, count, effect)).fired
+        )
+    assert fired <= days
+
+
+def test_what_was_never_seen_and_is_now_common_is_seen_in_two_blocks() -> None:
+    signals = (Signal("flag:mirror_absent", "share", "overall"),)
+    detectors = Detectors(signals, DetectorSettings())
+    none, half = np.zeros(1), np.full(1, 0.5)
+
+    def step(number: int, value: Floats) -> Verdict:
+        count, effect = np.full(1, 1000), np.full(1, 9.0)
+        return detectors.step(Block(number * FIVE_MS, FIVE_MS, signals, value, none, none, count, effect))
+
+    assert not step(0, none).counted.any()
+    assert [len(step(number, half).fired) for number in (1, 2)] == [0, 1]
+
+
+def test_of_a_null_as_heavy_as_the_one_assumed_there_are_some_false_alarms() -> None:
+    # So that the tests above would see it if there were too many.
+    detectors = Detectors(SIGNALS, DetectorSettings(false_alarm_days=0.25, autocorrelation=0))
+    assert 0 < firings(detectors, 30, _heavy(np.random.default_rng(1))) <= 120
+
+
+@pytest.mark.parametrize(("shift", "blocks_max"), [(0.5, 160), (1.0, 45), (2.0, 15), (4.0, 6), (8.0, 3), (20.0, 2)])
+def test_a_change_is_seen_in_so_many_blocks(shift: float, blocks_max: int) -> None:
+    # The score overall of a service with 12,000 signals: the medians are in the table of ARCHITECTURE.md.
+    rng, repeats = np.random.default_rng(4), 100
+    delays = [_delay(rng, shift) for _ in range(repeats)]
+    assert np.median(delays) <= blocks_max
+
+
+def _delay(rng: np.random.Generator, shift: float) -> int:
+    signals = (*SIGNALS[:4], *(Signal("score", f"share_{n}", "country=DE") for n in range(40)))
+    detectors = Detectors(signals, DetectorSettings())
+    for number in range(400):
+        values = rng.standard_normal(len(signals))
+        values[0] += shift if number >= 20 else 0
+        made = block_of(values, number * FIVE_MS)
+        if 0 in _step_of(detectors, made, signals).fired and number >= 20:
+            return number - 19
+    return 400
+
+
+def _step_of(detectors: Detectors, block: Block, signals: tuple[Signal, ...]) -> Verdict:
+    count = len(signals)
+    return detectors.step(
+        Block(
+            block.start_ms, block.length_ms, signals, block.value, np.zeros(count), np.ones(count),
+            np.full(count, 1000), np.full(count, 9.0),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("length_ms", [FIVE_MS, HOUR_MS])
+def test_one_freak_block_does_not_fire_and_a_second_does(length_ms: int) -> None:
+    detectors = Detectors(SIGNALS, DetectorSettings())
+    freak = np.full(COUNT, 1e9)
+    assert not len(detectors.step(block_of(freak, 0, length_ms)).fired)
+    assert len(detectors.step(block_of(freak, length_ms, length_ms)).fired) == COUNT
+
+
+def test_an_enormous_change_of_a_day_is_not_waited_for_twice() -> None:
+    fired = Detectors(SIGNALS, DetectorSettings()).step(block_of(np.full(COUNT, 1e9), 0, DAY_MS)).fired
+    assert len(fired) == COUNT
+
+
+def test_a_signal_that_says_nothing_stands_still() -> None:
+    detectors = Detectors(SIGNALS, DetectorSettings(payments_min=30))
+    detectors.step(block_of(np.full(COUNT, 3.0)))
+    before = [kept.copy() for kept in detectors.state]
+    count, sd = np.full(COUNT, 1000.0), np.ones(COUNT)
+    values = np.full(COUNT, 3.0)
+    count[0], count[1], sd[2], values[3], sd[4] = 0, 29, 0.0, np.nan, np.inf
+    verdict = detectors.step(block_of(values, FIVE_MS, count=count, sd=sd))
+    assert not verdict.counted[:5].any()
+    assert verdict.counted[5:].all()
+    for kept, was in zip(detectors.state[:3], before, strict=False):
+        np.testing.assert_array_equal(kept[0, :5], was[0, :5])
+    assert (detectors.state[0][0, 5:] != before[0][0, 5:]).any()
+
+
+def test_what_is_certain_and_too_small_to_matter_does_not_fire_until_it_is_larger() -> None:
+    detectors = Detectors(SIGNALS, DetectorSettings(share_change_min=0.2, psi_min=0.02))
+    small, large = np.full(COUNT, 0.01), np.full(COUNT, 0.3)
+    for number in range(10):
+        assert not len(detectors.step(block_of(np.full(COUNT, 30.0), number * FIVE_MS, effect=small)).fired)
+    verdict = detectors.step(block_of(np.full(COUNT, 30.0), 10 * FIVE_MS, effect=large))
+    assert len(verdict.fired) == COUNT
+    # It began when it was first certain, not when it became large.
+    assert verdict.reached_ms[0] == 2 * FIVE_MS
+
+
+def test_how_large_a_change_is_is_not_taken_from_one_block_of_chance() -> None:
+    detectors = Detectors(SIGNALS, DetectorSettings())
+    effects = [detectors.step(block_of(np.full(COUNT, sign), n * FIVE_MS)).effect[0] for n, sign in enumerate([1, -1])]
+    assert max(effects) < 2
+    assert detectors.step(block_of(np.full(COUNT, 30.0), 2 * FIVE_MS)).effect[0] == 9
+
+
+def test_after_a_firing_the_evidence_begins_anew() -> None:
+    detectors = Detectors(SIGNALS, DetectorSettings())
+    detectors.step(block_of(np.full(COUNT, 1e9)))
+    assert len(detectors.step(block_of(np.full(COUNT, 1e9), FIVE_MS)).fired)
+    assert not len(detectors.step(block_of(np.full(COUNT, 1e9), 2 * FIVE_MS)).fired)
+
+
+def test_what_is_settled_is_not_told_again_by_longer_blocks() -> None:
+    detectors = Detectors(SIGNALS, DetectorSettings())
+    detectors.step(block_of(np.full(COUNT, 3.0)))
+    detectors.forget([0], 3 * FIVE_MS)
+    detectors.settle([1], 3 * FIVE_MS)
+    assert not detectors.state[0][:, 0].any()
+    assert detectors.state[0][0, 1].any()
+    verdict = detectors.step(block_of(np.full(COUNT, 3.0), 0, HOUR_MS))
+    assert verdict.counted.tolist() == [False, False, *[True] * (COUNT - 2)]
+
+
+def test_the_false_alarms_are_shared_out_and_the_score_has_half() -> None:
+    shares = budget(SIGNALS)
+    assert shares.sum() == pytest.approx(1)
+    assert shares[:4].sum() == pytest.approx(1 / 2)
+    assert shares[4:10].sum() == pytest.approx(1 / 4)
+    assert shares[10:16].sum() == pytest.approx(1 / 8)
+    # Where a kind of signals is not there, the others have its share.
+    assert budget(SIGNALS[:4]).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"false_alarm_days": 0.0}, "false_alarm_days: wanted more than 0, got 0"),
+        ({"null_freedom": 2.0}, "null_freedom: wanted more than 2, got 2"),
+        ({"autocorrelation": 1.0}, "autocorrelation: wanted 0 to under 1, got 1"),
+        ({"payments_min": 0}, "payments_min: wanted at least 1, got 0"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(wrong: dict[str, float], words: str) -> None:
+    with pytest.raises(Misconfigured, match=words):
+        DetectorSettings(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,264 @@
+"""References made of past decisions: their bins, their segments, and what they know."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, MISSING, NONE, OTHER
+from paywarden.models.drift.detectors import DAY_MS, HOUR_MS
+from paywarden.models.drift.reference import Reference
+from paywarden.models.drift.reference_builder import Live, PastDecisions, as_of_one_model, make_reference
+from paywarden.models.drift.signal_layout import Kinds
+from paywarden.models.drift.signals import Signal
+from paywarden.models.drift.table_segments import TableSegments
+
+FIRST_MS = 20_000 * DAY_MS
+THRESHOLDS = (0.8, 0.95)
+NAMES = ("even", "few", "constant", "absent")
+
+
+def past_of(
+    *,
+    days: float = 3,
+    rows: int = 3000,
+    scores: NDArray[np.float64] | None = None,
+    vectors: NDArray[np.float32] | None = None,
+    values: dict[str, list[str | None]] | None = None,
+    live: Live | None = None,
+) -> PastDecisions:
+    """Decisions spread evenly over the days; what is not given is drawn."""
+    random = np.random.default_rng(1)
+    if vectors is None:
+        columns = (random.random(rows), random.integers(0, 5, rows), np.full(rows, 7), np.full(rows, np.nan))
+        vectors = np.stack(columns, axis=1).astype(np.float32)
+    columns_of = {name: [None] * rows for name in DIMENSIONS} | (values or {})
+    return PastDecisions(
+        random.random(rows) if scores is None else scores,
+        vectors,
+        TableSegments(
+            FIRST_MS + (np.arange(rows) * (days * DAY_MS / max(rows, 1))).astype(np.int64),
+            tuple(np.array(columns_of[name], dtype=object) for name in DIMENSIONS),
+        ),
+        live,
+    )
+
+
+def made(past: PastDecisions, flags: tuple[str, ...] = ()) -> Reference:
+    names = [f"f{number}" for number in range(past.vectors.shape[1])]
+    found = make_reference(past, model_version="v1", feature_names=names, thresholds=THRESHOLDS, flags=flags)
+    assert found is not None
+    return found
+
+
+def edges_of(column: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The finite edges of a feature with these values."""
+    vectors = column[:, None]
+    edges = made(past_of(rows=len(column), vectors=vectors)).binning.feature_edges[0]
+    assert len(edges) == FEATURE_BINS - 1
+    return np.asarray(edges[np.isfinite(edges)])
+
+
+def bins_of(edges: NDArray[np.float32], values: list[float]) -> list[int]:
+    return list(np.searchsorted(edges, np.array(values, dtype=np.float32), side="right").tolist())
+
+
+def test_thresholds_are_edges_of_scores() -> None:
+    reference = made(past_of())
+    assert set(THRESHOLDS) <= set(reference.binning.score_edges.tolist())
+    assert reference.review_at == THRESHOLDS[0]
+    assert (np.diff(reference.binning.score_edges) > 0).all()
+    # The share at or above the threshold is just that.
+    value, _ = reference.layout.values(reference.counts)
+    scores = past_of().scores
+    assert value[reference.layout.numbers[Signal("score", "high_risk", "overall")]] == np.mean(scores >= THRESHOLDS[0])
+
+
+def test_scores_lie_evenly_in_their_bins() -> None:
+    shares = made(past_of(scores=np.random.default_rng(2).beta(1, 20, 3000))).counts.scores[0] / 3000
+    assert shares.sum() == 1
+    assert shares.max() < 0.06
+
+
+def test_payments_that_no_model_scored_are_in_no_bin_of_scores() -> None:
+    scores = np.random.default_rng(3).random(3000)
+    scores[::3] = np.nan
+    reference = made(past_of(scores=scores))
+    assert np.isfinite(reference.binning.score_edges).all()
+    assert reference.counts.scores[0].sum() == 2000
+    assert reference.counts.payments[0] == 3000
+
+
+def test_where_no_model_scored_anything_there_is_still_a_reference() -> None:
+    reference = made(past_of(scores=np.full(3000, np.nan)))
+    assert reference.binning.score_edges.tolist() == list(THRESHOLDS)
+    assert reference.counts.scores.sum() == 0
+
+
+@pytest.mark.parametrize("distinct", [1, 2, 5, FEATURE_BINS - 2])
+def test_few_values_have_a_bin_each_and_there_is_room_below_and_above(distinct: int) -> None:
+    values = (np.arange(distinct) ** 2).astype(np.float32)
+    edges = edges_of(np.resize(values, 600))
+    bins = bins_of(edges, values.tolist())
+    assert bins == list(range(1, distinct + 1))
+    above = float(np.nextafter(values[-1], np.float32(np.inf)))
+    assert bins_of(edges, [-1.0, above, np.inf]) == [0, distinct + 1, distinct + 1]
+
+
+def test_a_value_that_many_payments_have_has_a_bin_of_its_own() -> None:
+    random = np.random.default_rng(4)
+    column = np.where(random.random(3000) < 0.4, 0.25, random.random(3000)).astype(np.float32)
+    edges = edges_of(column)
+    below, above = np.nextafter(np.float32(0.25), np.array([-1, 1], dtype=np.float32))
+    own = bins_of(edges, [0.25])[0]
+    assert bins_of(edges, [float(below), float(above)]) == [own - 1, own + 1]
+    counts = made(past_of(vectors=column[:, None])).counts
+    assert counts.features[0, 0, own] == np.count_nonzero(column == np.float32(0.25))
+
+
+@settings(max_examples=20)
+@given(arrays(np.float32, 60, elements=st.floats(0, 30, width=32) | st.just(3.0) | st.just(np.nan) | st.just(np.inf)))
+def test_edges_of_any_feature_rise_and_are_no_more_than_there_is_room_for(column: NDArray[np.float32]) -> None:
+    edges = edges_of(column)
+    assert len(edges) <= FEATURE_BINS - 1
+    assert (np.diff(edges) > 0).all()
+    # No bin but one of a single value holds much more than its share of the payments.
+    finite = column[np.isfinite(column)]
+    bins = np.searchsorted(edges, finite, side="right")
+    for number in np.unique(bins):
+        inside = finite[bins == number]
+        assert len(np.unique(inside)) == 1 or len(inside) <= 2 * (len(finite) / (FEATURE_BINS - 1) + 1)
+
+
+def test_a_feature_that_is_always_missing_has_no_edge_and_all_its_payments_there() -> None:
+    reference = made(past_of())
+    absent = NAMES.index("absent")
+    assert np.isinf(reference.binning.feature_edges[absent]).all()
+    assert reference.counts.features[0, absent, MISSING] == 3000
+    value, _ = reference.layout.values(reference.counts)
+    assert value[reference.layout.numbers[Signal(f"feature:f{absent}", "missing", "overall")]] == 1
+
+
+def test_a_constant_feature_has_its_value_in_one_bin() -> None:
+    reference = made(past_of())
+    constant = NAMES.index("constant")
+    assert reference.counts.features[0, constant].tolist() == [0, 3000, *[0] * (FEATURE_BINS - 1)]
+    assert reference.binning.bins_of_features(np.full((1, 4), 6, dtype=np.float32))[0, constant] == 0
+    assert reference.binning.bins_of_features(np.full((1, 4), 8, dtype=np.float32))[0, constant] == 2
+
+
+def test_only_frequent_values_have_a_segment_of_their_own() -> None:
+    rows = 3000
+    channels = ["pos"] * 1000 + ["ecom"] * 1000 + ["atm"] * 15 + ["rare"] * 14 + [None] * 971
+    reference = made(past_of(rows=rows, values={"channel": channels}))
+    assert reference.binning.values == (("atm", "ecom", "pos"), (), ())
+
+
+def test_of_many_values_the_twenty_most_frequent_have_segments() -> None:
+    # A hundred of the first, and of each other one less.
+    countries = [f"{chr(65 + number)}X" for number in range(26) for _ in range(100 - number)]
+    reference = made(past_of(rows=len(countries), values={"country": list(countries)}))
+    assert reference.binning.values[1] == tuple(f"{chr(65 + number)}X" for number in range(20))
+
+
+def test_values_that_are_named_like_the_rest_of_them_have_no_segment_of_their_own() -> None:
+    channels = [NONE, OTHER, "pos", None] * 750
+    reference = made(past_of(values={"channel": channels}))
+    assert reference.binning.values[0] == ("pos",)
+    assert len(set(reference.binning.segments)) == len(reference.binning.segments)
+    of_segments = dict(zip(reference.binning.segments, reference.counts.payments.tolist(), strict=True))
+    assert (of_segments["channel=none"], of_segments["channel=other"]) == (750, 1500)
+
+
+@pytest.mark.parametrize(
+    ("days", "rows", "is_made"), [(0.5, 100, False), (1, 100, False), (1.5, 100, True), (1, 0, False)]
+)
+def test_of_less_than_two_days_no_reference_is_made(days: float, rows: int, is_made: bool) -> None:
+    past = past_of(days=days, rows=rows)
+    found = make_reference(past, model_version="v1", feature_names=NAMES, thresholds=THRESHOLDS)
+    assert (found is not None) == is_made
+
+
+def test_hours_are_expected_as_they_were() -> None:
+    # In the first hour of each day all scores are the highest.
+    past = past_of(days=8, rows=8000)
+    first = past.segments.time_ms % DAY_MS < HOUR_MS
+    scores = np.where(first, 0.99, past.scores * 0.9)
+    reference = made(past_of(days=8, rows=8000, scores=scores))
+    location = reference.layout.numbers[Signal("score", "location", "overall")]
+    expected = [
+        reference.usual.expected(reference.layout, FIRST_MS + 8 * DAY_MS + hour * HOUR_MS, HOUR_MS)[0][location]
+        for hour in (0, 12)
+    ]
+    assert expected[0] > 0.9
+    assert expected[1] == pytest.approx(0.48, abs=0.03)
+
+
+def test_of_a_training_window_there_are_scores_and_inputs_and_of_live_decisions_their_quality() -> None:
+    trained = made(past_of())
+    assert trained.kinds == Kinds.SCORE | Kinds.INPUTS
+    flags = [["unknown_card", "odd"], ["odd", "odder"], []] * 1000
+    live = Live(np.array([0, 1, 2] * 1000), flags, np.array([-1, 500, 3000] * 1000))
+    reference = made(past_of(live=live), flags=("unknown_card",))
+    assert reference.kinds == trained.kinds | Kinds.QUALITY
+    assert reference.counts.flags[0].tolist() == [1000, 2000]
+    value, _ = reference.layout.values(reference.counts)
+    for subject, statistic, share in (
+        ("action", "review", 1 / 3),
+        ("action", "decline", 1 / 3),
+        ("flag:unknown_card", "share", 1 / 3),
+        ("flag:other", "share", 2 / 3),
+        ("profile_age", "missing", 1 / 3),
+    ):
+        number = reference.layout.numbers[Signal(subject, statistic, "overall")]
+        assert value[number] == pytest.approx(share)
+        assert reference.usual.level[number] == pytest.approx(share, abs=0.01)
+
+
+def test_a_reference_is_of_the_model_and_counts_every_payment() -> None:
+    reference = made(past_of(days=2.5))
+    assert reference.model_version == "v1"
+    assert reference.feature_names == ("f0", "f1", "f2", "f3")
+    assert reference.counts.payments[0] == 3000
+    # Every hour of the two days and a half, and of the others something.
+    of_hours = reference.usual.payments[:, 0]
+    first = FIRST_MS // HOUR_MS % 168
+    np.testing.assert_allclose(np.roll(of_hours, -first)[:60], 50, atol=1)
+    assert (of_hours > 0).all()
+
+
+folds = st.integers(0, 2**32).map(np.random.default_rng)
+
+
+@given(folds, st.integers(1, 60), st.integers(1, 4))
+def test_as_of_one_model_scores_keep_their_order_within_each_fold(
+    random: np.random.Generator, count: int, fold_count: int
+) -> None:
+    scores, fold = random.integers(0, 20, count) / 20, random.integers(0, fold_count, count)
+    found = as_of_one_model(scores, fold)
+    for number in range(fold_count):
+        order = np.argsort(scores[fold == number], kind="stable")
+        assert (np.diff(found[fold == number][order]) >= 0).all()
+    assert ((found >= scores.min()) & (found <= scores.max())).all()
+
+
+@given(folds)
+def test_as_of_one_model_every_fold_has_the_scores_of_all(random: np.random.Generator) -> None:
+    fold = random.permutation(np.repeat([0, 1, 2], [600, 600, 300]))
+    # Models that differ in how high their scores are, and in how far they spread.
+    scores = random.random(1500) * np.array([0.2, 0.5, 0.9])[fold] + np.array([0, 0.3, 0.05])[fold]
+    found = as_of_one_model(scores, fold)
+    shares = [0.01, 0.1, 0.5, 0.9, 0.99]
+    for number in range(3):
+        below = np.searchsorted(np.sort(scores), np.quantile(found[fold == number], shares)) / len(scores)
+        assert below == pytest.approx(shares, abs=0.01)
+    np.testing.assert_array_equal(np.sort(found[fold == 0]), np.sort(found[fold == 1]))
+
+
+def test_as_of_one_model_one_fold_stays_as_it_is() -> None:
+    scores = np.random.default_rng(5).random(500)
+    assert as_of_one_model(scores, np.zeros(500, dtype=np.int64)) == pytest.approx(scores, abs=0.01)

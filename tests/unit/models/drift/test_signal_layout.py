@@ -1,0 +1,240 @@
+"""Signals of counts, held against the same of the payments one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, MISSING, OVERALL, Binning
+from paywarden.models.drift.counts import AGE_UNKNOWN, Counts, Rows, count_rows
+from paywarden.models.drift.signal_layout import Kinds, Layout, Ranks
+from paywarden.models.drift.signals import Signal
+from paywarden.models.metrics.tally import DECLINED, REVIEWED
+
+Floats = NDArray[np.float64]
+ALL = Kinds.SCORE | Kinds.INPUTS | Kinds.QUALITY
+HIGH_RISK_AT = 0.5
+FEATURES = ("few", "many")
+EDGES = np.array(
+    [[0.0, 1.0, 3.0] + [np.inf] * (FEATURE_BINS - 4), np.linspace(-2, 2, FEATURE_BINS - 1)],
+    dtype=np.float32,
+)
+BINNING = Binning(
+    np.array([0.1, HIGH_RISK_AT, 0.9]), EDGES, (("ecom", "pos"), ("DE",), ()), ("unknown_card", "mirror_stale")
+)
+
+
+def rows_of(seed: int, count: int) -> Rows:
+    random = np.random.default_rng(seed)
+    flags = np.array(["unknown_card", "mirror_stale", "odd", "odder"])
+    return Rows(
+        # The threshold itself, the next below it, and no score.
+        random.choice([0.0, 0.1, 0.3, np.nextafter(HIGH_RISK_AT, 0), HIGH_RISK_AT, 0.95, np.nan], count),
+        random.integers(0, 3, count),
+        random.choice(np.array([-3, 0, 0.4, 1, 1.5, 3, 99, np.nan], dtype=np.float32), (count, len(FEATURES))),
+        [random.choice(flags, size).tolist() for size in random.integers(0, 4, count)],
+        random.choice(np.array([-1, 0, 999, 1000, 5000, 10**9]), count),
+        [random.choice(np.array(["ecom", "pos", "DE", None, "x"], dtype=object), count).tolist() for _ in DIMENSIONS],
+    )
+
+
+def layout_of(counts: Counts, kinds: Kinds = ALL) -> Layout:
+    return Layout(BINNING, FEATURES, Ranks.of_counts(counts), high_risk_at=HIGH_RISK_AT, kinds=kinds)
+
+
+def of_payments(rows: Rows, signal: Signal, ranks: Ranks) -> Floats:
+    """What the signal is the mean of: a number for each of its payments."""
+    places = BINNING.segments_of(rows.values)
+    inside = np.asarray((places == BINNING.segments.index(signal.segment)).any(axis=1))
+    name, _, told = signal.subject.partition(":")
+    if name == "traffic":
+        return inside.astype(np.float64)
+    if name == "action":
+        found = rows.actions == {"review": REVIEWED, "decline": DECLINED}[signal.statistic]
+    elif name == "flag":
+        found = np.array([any(_flag(flag) == told for flag in flags) for flags in rows.flags])
+    elif name == "profile_age":
+        bins = [min((age // 1000).bit_length(), AGE_UNKNOWN - 1) for age in rows.ages_ms.tolist()]
+        is_known, places_of = rows.ages_ms >= 0, np.array(bins) / (AGE_UNKNOWN - 1)
+        found = ~is_known if signal.statistic == "missing" else np.where(is_known, places_of, np.nan)
+    elif signal.statistic == "high_risk":
+        found = np.where(np.isnan(rows.scores), np.nan, rows.scores >= HIGH_RISK_AT)
+    else:
+        found = _ranks_of(rows, name, told, ranks)
+        if signal.statistic == "missing":
+            found = np.isnan(found)
+        elif signal.statistic == "spread":
+            found = np.abs(2 * found - 1)
+    column = found.astype(np.float64)[inside]
+    return np.asarray(column[~np.isnan(column)])
+
+
+def _flag(name: str) -> str:
+    return name if name in BINNING.flags else "other"
+
+
+def _ranks_of(rows: Rows, name: str, feature: str, ranks: Ranks) -> Floats:
+    if name == "score":
+        return np.where(np.isnan(rows.scores), np.nan, ranks.scores[BINNING.bins_of_scores(rows.scores)])
+    number = FEATURES.index(feature)
+    bins = BINNING.bins_of_features(rows.vectors)[:, number]
+    return np.asarray(np.append(ranks.features[number], np.nan)[bins])
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32), st.integers(0, 30))
+def test_a_signal_is_the_mean_over_its_payments_and_spread_their_variance(seed: int, count: int) -> None:
+    rows, ranks = rows_of(seed, count), Ranks.of_counts(count_rows(BINNING, rows_of(seed + 1, 50)))
+    layout = Layout(BINNING, FEATURES, ranks, high_risk_at=HIGH_RISK_AT, kinds=ALL)
+    counts = count_rows(BINNING, rows)
+    (values, sizes), spread = layout.values(counts), layout.spread(counts)
+    for number, signal in enumerate(layout.signals):
+        payments = of_payments(rows, signal, ranks)
+        assert sizes[number] == len(payments), signal
+        assert values[number] == pytest.approx(payments.mean() if len(payments) else np.nan, nan_ok=True), signal
+        assert spread[number] == pytest.approx(payments.var() if len(payments) else 0, abs=1e-12), signal
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32))
+def test_of_many_payments_the_moments_are_their_mean_and_variance(seed: int) -> None:
+    rows = rows_of(seed, 30)
+    counts = count_rows(BINNING, rows)
+    for array in counts.arrays:
+        array *= 100_000
+    ranks = Ranks.of_counts(counts)
+    layout = layout_of(counts)
+    means, variances = layout.moments(counts)
+    for number, signal in enumerate(layout.signals):
+        payments = of_payments(rows, signal, ranks)
+        if len(payments):
+            assert means[number] == pytest.approx(payments.mean(), abs=1e-3), signal
+            assert variances[number] == pytest.approx(payments.var(), abs=1e-3), signal
+
+
+@given(st.integers(0, 2**32), st.integers(0, 30))
+def test_moments_are_finite_and_the_variance_is_above_0_however_few_payments_there_are(seed: int, count: int) -> None:
+    counts = count_rows(BINNING, rows_of(seed, count))
+    means, variances = layout_of(counts).moments(counts)
+    assert ((means >= 0) & (means <= 1)).all()
+    assert ((variances > 0) & (variances <= 0.25 + 1e-9)).all()
+
+
+def test_a_segment_that_had_no_payment_is_expected_to_be_as_all_are() -> None:
+    counts = count_rows(BINNING, rows_of(1, 200))
+    empty = BINNING.segments.index("mcc=none")
+    for array in counts.arrays:
+        array[empty] = 0
+    layout = layout_of(counts)
+    means, _ = layout.moments(counts)
+    for signal, number in layout.numbers.items():
+        if signal.segment == "mcc=none" and signal.subject != "traffic":
+            overall = layout.numbers[Signal(signal.subject, signal.statistic, OVERALL)]
+            assert means[number] == pytest.approx(means[overall]), signal
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40))
+def test_overall_is_the_mean_of_the_segments_of_each_dimension_by_payments(seed: int, count: int) -> None:
+    layout = layout_of(count_rows(BINNING, rows_of(seed, 40)), Kinds.SCORE | Kinds.INPUTS)
+    values, sizes = layout.values(count_rows(BINNING, rows_of(seed + 1, count)))
+    for dimension in DIMENSIONS:
+        segments = [name for name in layout.segments if name.startswith(f"{dimension}=")]
+        assert sum(values[layout.numbers[Signal("traffic", "share", name)]] for name in segments) == pytest.approx(1)
+        for signal, overall in layout.numbers.items():
+            if signal.segment == OVERALL and sizes[overall]:
+                parts = [layout.numbers[Signal(signal.subject, signal.statistic, name)] for name in segments]
+                assert sizes[parts].sum() == sizes[overall]
+                total = np.nansum(values[parts] * sizes[parts])
+                assert values[overall] == pytest.approx(total / sizes[overall])
+
+
+@given(st.integers(0, 2**32), st.integers(20, 60))
+def test_payments_that_ranks_are_made_of_lie_in_the_middle(seed: int, count: int) -> None:
+    counts = count_rows(BINNING, rows_of(seed, count))
+    layout = layout_of(counts)
+    values, _ = layout.values(counts)
+    for subject in ("score", *(f"feature:{name}" for name in FEATURES)):
+        assert values[layout.numbers[Signal(subject, "location", OVERALL)]] == pytest.approx(1 / 2)
+
+
+def test_places_as_ranks_rise_evenly_from_0_to_1() -> None:
+    ranks = Ranks.of_places(BINNING)
+    assert ranks.scores == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert ranks.features.shape == (len(FEATURES), MISSING)
+    assert (ranks.features == ranks.features[0]).all()
+    assert np.diff(ranks.features[0]) == pytest.approx(1 / (MISSING - 1))
+
+
+def test_a_segment_without_payments_says_nothing() -> None:
+    layout = layout_of(count_rows(BINNING, rows_of(1, 40)), Kinds.SCORE | Kinds.INPUTS)
+    rows = rows_of(2, 9)
+    none = Rows(rows.scores, rows.actions, rows.vectors, rows.flags, rows.ages_ms, [["pos"] * 9, ["DE"] * 9, ["x"] * 9])
+    values, sizes = layout.values(count_rows(BINNING, none))
+    for signal, number in layout.numbers.items():
+        if signal.segment == "channel=ecom" and signal.subject != "traffic":
+            assert np.isnan(values[number])
+            assert sizes[number] == 0
+    traffic = layout.numbers[Signal("traffic", "share", "channel=ecom")]
+    assert (values[traffic], sizes[traffic]) == (0, 9)
+    assert np.isnan(layout.values(Counts.empty(BINNING))[0]).all()
+
+
+@pytest.mark.parametrize("kinds", [Kinds.SCORE, Kinds.QUALITY, Kinds.SCORE | Kinds.QUALITY])
+def test_without_inputs_there_are_only_signals_of_all_payments(kinds: Kinds) -> None:
+    counts = count_rows(BINNING, rows_of(1, 40))
+    layout = layout_of(counts, kinds)
+    assert layout.segments == (OVERALL,)
+    assert {signal.segment for signal in layout.signals} == {OVERALL}
+    assert not layout.is_followed.any()
+    whole = layout_of(counts, ALL)
+    same = [whole.numbers[signal] for signal in layout.signals]
+    for mine, all_of_them in zip(
+        (*layout.values(counts), layout.spread(counts), *layout.moments(counts)),
+        (*whole.values(counts), whole.spread(counts), *whole.moments(counts)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, all_of_them[same])
+
+
+def test_a_layout_has_the_signals_of_its_kinds() -> None:
+    counts = Counts.empty(BINNING)
+    segments = len(BINNING.segments)
+    of_kinds = {
+        kind: {(signal.subject, signal.statistic) for signal in layout_of(counts, kind).signals} for kind in Kinds
+    }
+    assert of_kinds[Kinds.SCORE] == {("score", name) for name in ("location", "spread", "high_risk")}
+    assert of_kinds[Kinds.INPUTS] == {
+        *((f"feature:{name}", statistic) for name in FEATURES for statistic in ("location", "spread", "missing")),
+        ("traffic", "share"),
+    }
+    assert of_kinds[Kinds.QUALITY] == {
+        *(("action", name) for name in ("review", "decline")),
+        *((f"flag:{name}", "share") for name in ("unknown_card", "mirror_stale", "other")),
+        *(("profile_age", name) for name in ("location", "missing")),
+    }
+    assert len(layout_of(counts).signals) == segments * sum(map(len, of_kinds.values())) - 1
+
+
+def test_what_is_said_of_signals_fits_them() -> None:
+    layout = layout_of(count_rows(BINNING, rows_of(1, 40)))
+    assert [layout.numbers[signal] for signal in layout.signals] == list(range(len(layout.signals)))
+    for number, signal in enumerate(layout.signals):
+        is_traffic = signal.subject == "traffic"
+        assert layout.segments[layout.behind[number]] == (OVERALL if is_traffic else signal.segment)
+        assert layout.is_followed[number] == (is_traffic or signal.subject.startswith("feature:"))
+        assert layout.is_histogram[number] == (signal.statistic in ("location", "spread"))
+
+
+def test_kin_are_the_same_signal_in_all_segments_and_overall_is_alone() -> None:
+    layout = layout_of(count_rows(BINNING, rows_of(1, 40)))
+    kin: dict[int, set[Signal]] = {}
+    for number, signal in enumerate(layout.signals):
+        kin.setdefault(int(layout.kin[number]), set()).add(signal)
+    assert sorted(kin) == list(range(layout.kin_count))
+    for signals in kin.values():
+        assert len({(signal.subject, signal.statistic) for signal in signals}) == 1
+        segments = {signal.segment for signal in signals}
+        assert segments == {OVERALL} or segments == set(BINNING.segments) - {OVERALL}

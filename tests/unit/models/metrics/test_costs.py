@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from paywarden.models.metrics.costs import CostSettings, money_of
+from paywarden.schemas.errors import Misconfigured
+
+# By action (approved, reviewed, declined) and label (genuine, fraud).
+COUNT = np.array([[900, 4], [60, 10], [5, 20]])
+AMOUNT = np.array([[1_000_000, 7_000], [80_000, 15_000], [6_000, 40_000]])
+
+
+def test_money_goes_where_the_decisions_send_it() -> None:
+    money = money_of(COUNT, AMOUNT, CostSettings())
+    assert money.fraud_declined_minor == 40_000
+    assert money.fraud_reviewed_minor == 15_000
+    assert money.fraud_missed_minor == money.loss_suffered_minor == 7_000
+    assert money.genuine_declined_minor == 6_000
+    assert money.genuine_reviewed_minor == 80_000
+
+
+def test_the_net_is_loss_avoided_less_reviews_and_lost_margin() -> None:
+    costs = CostSettings(review_cost_minor=300, fraud_loss_share=0.8, declined_margin_share=0.1)
+    money = money_of(COUNT, AMOUNT, costs)
+    assert money.loss_avoided_minor == 44_000
+    assert money.loss_suffered_minor == 5_600
+    # Of reviews that find fraud, too.
+    assert money.review_cost_minor == 70 * 300
+    assert money.margin_lost_minor == 600
+    assert money.net_minor == 44_000 - 21_000 - 600
+
+
+def test_approving_everything_is_worth_nothing() -> None:
+    nothing = np.zeros_like(COUNT)
+    nothing[0] = COUNT.sum(axis=0)
+    assert money_of(nothing, nothing, CostSettings()).net_minor == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("review_cost_minor", -1), ("fraud_loss_share", 1.5), ("fraud_loss_share", float("nan"))),
+        *(("declined_margin_share", -0.1), ("reviews_a_day", 0)),
+    ],
+)
+def test_costs_that_make_no_sense_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(Misconfigured, match=rf"\[costs\] {name}: wanted"):
+        dataclasses.replace(CostSettings(), **{name: value})  # type: ignore[arg-type]

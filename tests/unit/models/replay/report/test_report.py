@@ -1,0 +1,255 @@
+"""What an analyst reads: complete, self-contained, and without a card in it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from paywarden.features.catalogue.merchant_categories import MERCHANT_CATEGORIES, category_text
+from paywarden.features.datasets.simulator import CATEGORIES
+from paywarden.models.metrics.costs import CostSettings
+from paywarden.models.metrics.evaluation import Days
+from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
+from paywarden.models.replay.live_comparison import Agreement, LiveComparison
+from paywarden.models.replay.measures import LISTED_MAX, Contestant, ReplayResults
+from paywarden.models.replay.replay import replay
+from paywarden.models.replay.report.page import Table, amount, fixed_percent, money, percent, short_amount
+from paywarden.models.replay.report.renderer import render_block
+from paywarden.models.replay.report.report import report_html
+from tests.worlds import small_world
+from tests.worlds.small_world import FIRST_DAY, LABEL_DELAY_DAYS
+
+WINDOW = Days(FIRST_DAY + 20, FIRST_DAY + 28)
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+@cache
+def results(kind: str) -> ReplayResults:
+    """A replay alone, against another model, or against another policy."""
+    own, other = small_world.loaded_bundle(), small_world.other_loaded_bundle()
+    rule = ConfiguredRule("large", "amount > 100_00", "review")
+    challenger = {
+        "alone": None,
+        "model": Contestant(other, _policy(), "of the configuration"),
+        "policy": Contestant(own, _policy(PolicySettings(review_at=0.02, rules=(rule,))), "strict <&>.toml"),
+    }[kind]
+    with TemporaryDirectory() as folder:
+        return replay(
+            small_world.history(),
+            engine=small_world.engine(),
+            rates=small_world.rates(),
+            champion=Contestant(own, _policy(), "of the configuration"),
+            challenger=challenger,
+            window=WINDOW,
+            label_delay_days=LABEL_DELAY_DAYS,
+            costs=CostSettings(review_cost_minor=123, reviews_a_day=20),
+            destination=Path(folder),
+        )
+
+
+def _policy(settings: PolicySettings | None = None) -> Policy:
+    manifest = small_world.loaded_bundle().manifest
+    return Policy(settings or PolicySettings(), review_at=manifest.review_at, decline_at=manifest.decline_at)
+
+
+class Tags(HTMLParser):
+    """Checks that what is opened is closed, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, _attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, _attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def headings(page: str) -> list[str]:
+    return re.findall(r"<h2>([^<]+)</h2>", page)
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"<[^>]+>", " ", page)
+
+
+@pytest.mark.parametrize("kind", ["alone", "model", "policy"])
+def test_the_page_is_whole_and_asks_nothing_of_anyone(kind: str) -> None:
+    page = report_html(results(kind))
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert not tags.seen & {"script", "link", "img", "iframe"}
+    assert not re.search(r"https?:|url\(|@import", page)
+    assert "nan" not in text_of(page).lower().split()
+    assert " None " not in text_of(page)
+
+
+@pytest.mark.parametrize("kind", ["alone", "model", "policy"])
+def test_no_card_and_no_merchant_is_named(kind: str) -> None:
+    page = report_html(results(kind))
+    words = set(re.findall(r"[\w-]+", text_of(page)))
+    payments = small_world.tables()[0]
+    for column in ("card_id", "merchant_id", "device_id", "ip"):
+        assert not words & set(payments[column].to_pylist())
+
+
+def test_the_sections_of_a_replay_alone() -> None:
+    assert headings(report_html(results("alone"))) == [
+        *("In short", "Do the scores find fraud?", "Decisions", "Where to put the thresholds", "Money"),
+        *("Segments", "Days", "How to read this"),
+    ]
+
+
+def test_a_challenger_has_its_sections_and_numbers() -> None:
+    page = report_html(results("model"))
+    assert {"Champion against challenger", "Payments decided about differently"} <= set(headings(page))
+    assert page.count('class="line challenger"') >= 3
+    champion, challenger = results("model").champion, results("model").challenger
+    assert challenger is not None
+    for one in (champion, challenger):
+        assert one.model_version in page
+        assert f"{one.average_precision:.4f}" in page
+        assert one.whole.money is not None
+        assert f"<td>{amount(one.whole.money.net_minor)}</td>" in page
+
+
+def test_two_policies_of_one_model_have_one_set_of_scores() -> None:
+    page = report_html(results("policy"))
+    assert "differ in policy alone" in page
+    assert "Shift of scores" not in page
+    assert 'class="line challenger"' not in page
+    assert "challenger: review at 0.02" in page
+    assert "both: decline at" in page
+    assert "strict &lt;&amp;&gt;.toml" in page
+    assert "1 rule<" in page
+
+
+def live(**changes: Any) -> LiveComparison:
+    """Of 1,000 payments that both decided, three got another action and twelve another score."""
+    own = Agreement(990, 0.998, 0.99, 0.25, 1)
+    fallback = Agreement(10, 0.9, 0.8, 0.01, 1)
+    compared = LiveComparison(
+        decisions=1010,
+        decisions_not_decoded=2,
+        repeated=3,
+        only_live=7,
+        only_replayed=8,
+        whole=Agreement(1000, 0.997, 0.988, 0.25, 2),
+        actions=[[900, 1, 0], [2, 80, 0], [0, 0, 17]],
+        score_differences=[0, 0, 4, 0, 0, 0, 992, 0, 4, 0, 0, 0, 0],
+        flags_of_other_action={"mirror_absent": 2, "model_error": 1},
+        by_model_version={results("alone").champion.model_version: own, "older <model>": fallback},
+    )
+    return replace(compared, **changes)
+
+
+def test_live_decisions_have_a_section_with_what_agrees_and_what_does_not() -> None:
+    page = report_html(results("alone"), live())
+    assert headings(page)[1] == "Live against replay"
+    text = " ".join(text_of(page).split())
+    assert "Of 1,000 payments decided both live and here, 99.70% got the same action and 98.80% the very same" in text
+    assert "the largest difference of scores is 0.25. 3 payments got another action, 2 of them with a flag live" in text
+    assert "approved 900 1 0 reviewed 2 80 0 declined 0 0 17" in text
+    assert "mirror_absent 2 model_error 1" in text
+    assert f"{results('alone').champion.model_version} (here) 990 99.80% 99.00% 0.25" in text
+    assert "older &lt;model&gt; 10 90.00% 80.00% 0.01" in text
+    for said in ("7 payments: not in the history", "8 payments: no live decision", "3 decisions about", "2 records of"):
+        assert said in text
+    assert "992 payments: -0.005 to +0.005" in text
+    assert page.startswith(report_html(results("alone"))[:2000])
+    Tags().feed(page)
+
+
+def test_a_difference_too_small_for_its_digits_is_not_written_as_none() -> None:
+    page = report_html(results("alone"), live(whole=Agreement(1_000_000, 0.999997, 1.0, 0.0, 0)))
+    assert "over 99.99% got the same action and 100.00% the very same score; no score differs." in page
+
+
+def test_live_decisions_about_none_of_the_payments_are_said_to_be_so() -> None:
+    page = report_html(results("alone"), live(whole=Agreement(0, None, None, None, 0), by_model_version={}))
+    assert "No payment was decided both live and here." in page
+    assert "Scores, replayed and live" not in page
+
+
+def test_without_live_decisions_there_is_no_such_section() -> None:
+    assert "Live against replay" not in report_html(results("alone"))
+
+
+def test_lists_of_payments_are_short_and_in_order_of_amount() -> None:
+    comparison = results("policy").comparison
+    assert comparison is not None
+    change = comparison.changes["genuine_reviewed"]
+    assert change.payments > len(change.largest) == LISTED_MAX
+    amounts = [one.amount_minor for one in change.largest]
+    assert amounts == sorted(amounts, reverse=True)
+    page = report_html(results("policy"))
+    assert all(one.payment_id in page for one in change.largest)
+
+
+def test_merchant_categories_have_names() -> None:
+    text = " ".join(text_of(report_html(results("alone"))).split())
+    assert "5411 supermarkets" in text
+    groups = [group.name for group in results("alone").champion.by_segment["mcc"]]
+    assert "5411" in groups, "metrics.json has the codes alone"
+
+
+def test_every_category_of_the_simulator_has_a_name() -> None:
+    assert {category.mcc for category in CATEGORIES} <= MERCHANT_CATEGORIES.keys()
+    assert all(re.fullmatch("[0-9]{4}", code) for code in MERCHANT_CATEGORIES)
+    assert category_text("0001") == "0001"
+
+
+def test_the_stated_costs_are_those_that_were_used() -> None:
+    page = report_html(results("alone"))
+    assert "costs EUR 1.23" in page
+    assert "20 reviews a day" in page
+
+
+def test_days_that_a_model_was_trained_on_are_pointed_out() -> None:
+    assert "was trained on payments of" not in report_html(results("alone"))
+    with TemporaryDirectory() as folder:
+        early = replay(
+            small_world.history(),
+            engine=small_world.engine(),
+            rates=small_world.rates(),
+            champion=Contestant(small_world.loaded_bundle(), _policy(), "x"),
+            window=Days(FIRST_DAY + 10, FIRST_DAY + 12),
+            label_delay_days=LABEL_DELAY_DAYS,
+            destination=Path(folder),
+        )
+        assert "was trained on payments of" in report_html(early)
+        assert "was trained on payments of" in (Path(folder) / "report.html").read_text(encoding="utf-8")
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert money(123456789, "EUR") == "EUR 1,234,568"
+    assert money(-150, "", is_signed=True) == "−2"
+    assert amount(20, is_signed=True) == "0"
+    assert amount(12345, is_signed=True, digits=2) == "+123.45"
+    assert percent(0.1234) == "12.3%"
+    assert percent(0.00123) == "0.12%"
+    assert percent(float("nan")) == "–"
+    assert fixed_percent(0.00012, 2) == "0.01%"
+    assert short_amount(-4_000_000) == "−40k"
+    assert short_amount(250_000_000) == "2.5M"
+
+
+def test_cells_are_escaped() -> None:
+    made = render_block(Table(["<b>"], [["<b>"]], caption="<b>"))
+    assert made.count("&lt;b&gt;") == 3
+    assert "<b>" not in made

@@ -1,0 +1,93 @@
+"""Live decisions held against replayed ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from paywarden.models.metrics.evaluation import DAY_MS, Days
+from paywarden.models.replay.live_comparison import archived_decisions, compare_with_live
+from paywarden.schemas.errors import Misconfigured
+from paywarden.streams.archive.archive import Archiver
+from tests.fakes.topic_memory import IDS, MemoryTopic, decision
+
+MONDAY = 19_723
+WINDOW = Days(MONDAY, MONDAY)
+REPLAYED = pa.table(
+    {
+        "payment_id": ["p0", "p1", "p2", "p3"],
+        "score": [0.1, 0.2, 0.3, 0.4],
+        "action": pa.array(["approve", "approve", "review", "decline"]).dictionary_encode(),
+    }
+)
+
+
+def compared(folder: Path, *decisions: dict[str, Any]) -> dict[str, Any]:
+    topic = MemoryTopic("decisions")
+    for one in decisions:
+        topic.append(0, one, MONDAY * DAY_MS)
+    archiver = Archiver(topic, IDS, "decisions", folder)
+    archiver.run(archiver.wanted(None, None), Event(), lambda _: None)
+    return compare_with_live(archived_decisions(folder, WINDOW), REPLAYED).to_dict()
+
+
+def test_shares_are_of_the_payments_that_both_decided_as_a_whole_and_by_model(tmp_path: Path) -> None:
+    section = compared(
+        tmp_path,
+        decision("p0"),
+        decision("p1", score=0.25),
+        decision("p3", score=0.4, action="review", model_version="b", flags=["mirror_absent"]),
+        decision("elsewhere"),
+    )
+    assert section == {
+        "decisions": 4,
+        "decisions_not_decoded": 0,
+        "repeated": 0,
+        "only_live": 1,
+        "only_replayed": 1,
+        "payments": 3,
+        "equal_actions": 2 / 3,
+        "equal_scores": 2 / 3,
+        "score_difference_max": pytest.approx(0.05),
+        "flagged_of_other_action": 1,
+        # Approved by both, approved by both, reviewed live and declined by the replay.
+        "actions": [[2, 0, 0], [0, 0, 1], [0, 0, 0]],
+        # The replay has 0.2 where live 0.25 was the score.
+        "score_differences": [0, 0, 0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0],
+        "flags_of_other_action": {"mirror_absent": 1},
+        "by_model_version": {
+            "a": {
+                "payments": 2,
+                "equal_actions": 1.0,
+                "equal_scores": 0.5,
+                "score_difference_max": pytest.approx(0.05),
+                "flagged_of_other_action": 0,
+            },
+            "b": {
+                "payments": 1,
+                "equal_actions": 0.0,
+                "equal_scores": 1.0,
+                "score_difference_max": 0.0,
+                "flagged_of_other_action": 1,
+            },
+        },
+    }
+
+
+def test_of_several_decisions_about_a_payment_the_first_that_was_made_counts(tmp_path: Path) -> None:
+    section = compared(tmp_path, decision("p0", decided_time_ms=MONDAY * DAY_MS + 60, action="decline"), decision("p0"))
+    assert (section["repeated"], section["payments"], section["equal_actions"]) == (1, 1, 1.0)
+
+
+def test_where_nothing_meets_there_are_no_shares(tmp_path: Path) -> None:
+    section = compared(tmp_path, decision("elsewhere"))
+    assert (section["payments"], section["equal_actions"], section["by_model_version"]) == (0, None, {})
+
+
+def test_an_archive_without_a_decision_of_these_days_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="holds no decision about a payment of the days that are replayed"):
+        compared(tmp_path, decision("p0", event_time_ms=(MONDAY + 1) * DAY_MS))

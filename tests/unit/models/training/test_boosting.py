@@ -1,0 +1,123 @@
+"""Growing trees: on which rows, how many of them, and in which directions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import lightgbm
+import numpy as np
+import pytest
+
+from paywarden.models.training.boosting import HeldOut, binned, grow, grow_until_worse, grown_on, model_text
+from paywarden.models.training.calibration import log_loss, true_probabilities
+from paywarden.models.training.settings import TrainingSettings
+from paywarden.schemas.errors import Misconfigured
+from tests.worlds.synthetic_rows import synthetic_table
+
+NAMES = ("steep", "gentle", "noise_a", "noise_b")
+SETTINGS = TrainingSettings(trees=30, learning_rate=0.2, max_bin=255)
+TABLE = synthetic_table()
+AFTER = synthetic_table(seed=1)
+
+
+def grown(settings: TrainingSettings) -> Any:
+    used = grown_on(TABLE.label, settings)
+    return grow(binned(TABLE.vectors[used], TABLE.label[used], settings, NAMES), settings, NAMES)
+
+
+# Rows
+
+
+def test_trees_are_grown_on_every_row_unless_a_share_is_set() -> None:
+    assert grown_on(TABLE.label, SETTINGS).all()
+
+
+def test_a_share_leaves_out_genuine_rows_alone_and_the_same_ones_for_a_seed() -> None:
+    settings = replace(SETTINGS, genuine_sample_share=0.3)
+    used = grown_on(TABLE.label, settings)
+    assert used[TABLE.label == 1].all()
+    assert used[TABLE.label == 0].mean() == pytest.approx(0.3, abs=0.02)
+    assert grown_on(TABLE.label, settings).tolist() == used.tolist()
+    assert grown_on(TABLE.label, replace(settings, seed=1)).tolist() != used.tolist()
+
+
+# Stopping early
+
+
+def losses(settings: TrainingSettings, trees: int) -> list[float]:
+    """Of the held-out rows, with one tree, two trees and so on."""
+    model = grown(replace(settings, trees=trees))
+    share = settings.genuine_sample_share
+    return [
+        log_loss(AFTER.label, true_probabilities(model.predict(AFTER.vectors, num_iteration=count), share))
+        for count in range(1, trees + 1)
+    ]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.2])
+def test_growing_ends_where_the_held_out_rows_are_likeliest(share: float) -> None:
+    """Among all payments, that is: among the sample that trees are grown on they were likeliest elsewhere."""
+    settings = replace(SETTINGS, trees=300, early_stopping_rounds=10, genuine_sample_share=share)
+    used = grown_on(TABLE.label, settings)
+    data = binned(TABLE.vectors[used], TABLE.label[used], settings, NAMES)
+    model, trees = grow_until_worse(data, HeldOut(AFTER.vectors, AFTER.label), settings, NAMES)
+    seen = losses(settings, trees + settings.early_stopping_rounds)
+    assert trees == int(np.argmin(seen)) + 1 < settings.trees
+    assert model.best_score["valid_0"]["log_loss"] == pytest.approx(min(seen))
+
+
+def test_growing_ends_with_the_last_tree_where_none_is_too_many() -> None:
+    settings = replace(SETTINGS, trees=3, early_stopping_rounds=10)
+    held_out = HeldOut(AFTER.vectors, AFTER.label)
+    assert grow_until_worse(binned(TABLE.vectors, TABLE.label, settings, NAMES), held_out, settings, NAMES)[1] == 3
+
+
+# Directions
+
+
+def scanned(model: Any, feature: int) -> Any:
+    """Margins of a hundred rows (first axis) while one feature goes from low to high."""
+    rows = np.repeat(AFTER.vectors[:100], 200, axis=0)
+    rows[:, feature] = np.tile(np.linspace(-4, 4, 200, dtype=np.float32), 100)
+    return model.predict(rows, raw_score=True).reshape(100, 200)
+
+
+@pytest.mark.parametrize(("feature", "direction"), [(0, 1), (2, 1), (2, -1), (3, -1)])
+def test_margins_never_go_against_the_direction_of_a_feature(feature: int, direction: int) -> None:
+    free = np.diff(scanned(grown(SETTINGS), feature)) * direction
+    bound = np.diff(scanned(grown(replace(SETTINGS, monotone={NAMES[feature]: direction})), feature)) * direction
+    assert free.min() < 0, "without the direction some margin goes against it"
+    assert bound.min() >= 0
+
+
+def test_a_direction_binds_its_own_feature_alone() -> None:
+    bound = np.diff(scanned(grown(replace(SETTINGS, monotone={"noise_a": 1})), 3))
+    assert bound.min() < 0 < bound.max()
+
+
+# Text and refusals
+
+
+def test_the_text_does_not_say_how_many_threads_there_were_and_is_read_back() -> None:
+    texts = {model_text(grown(replace(SETTINGS, threads=threads))) for threads in (1, 2, 3)}
+    assert len(texts) == 1
+    again = lightgbm.Booster(model_str=texts.pop())
+    assert np.array_equal(again.predict(AFTER.vectors), grown(SETTINGS).predict(AFTER.vectors))
+
+
+def test_shares_of_features_and_rows_are_drawn_alike_by_any_number_of_threads() -> None:
+    partly = replace(SETTINGS, feature_fraction=0.5, bagging_fraction=0.5, seed=3)
+    assert len({model_text(grown(replace(partly, threads=threads))) for threads in (1, 2)}) == 1
+
+
+def test_every_tree_is_told_of() -> None:
+    told: list[int] = []
+    grow(binned(TABLE.vectors, TABLE.label, SETTINGS, NAMES), SETTINGS, NAMES, on_tree=told.append)
+    assert told == [1] * SETTINGS.trees
+
+
+def test_what_lightgbm_refuses_is_one_line_of_ours() -> None:
+    with pytest.raises(Misconfigured, match="LightGBM cannot train with the") as caught:
+        grown(replace(SETTINGS, max_bin=0))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,110 @@
+"""Scores as probabilities: fitted, corrected for sampling, and measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import brier_score_loss
+from sklearn.metrics import log_loss as sklearn_log_loss
+
+from paywarden.models.bundle.bundle import calibrated
+from paywarden.models.training.calibration import (
+    RELIABILITY_BINS,
+    brier_score,
+    fit_calibration,
+    log_loss,
+    reliability,
+    true_probabilities,
+)
+from paywarden.schemas.errors import Misconfigured
+
+
+def drawn(log_odds: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Labels, each a fraud with its own probability."""
+    drawn_below = np.random.default_rng(seed).random(len(log_odds)) < 1 / (1 + np.exp(-log_odds))
+    return np.asarray(drawn_below, dtype=np.int64)
+
+
+def margins(count: int = 50_000, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=count)
+
+
+def test_a_calibration_finds_the_line_that_labels_were_drawn_by() -> None:
+    label = drawn(2.0 * margins() - 3.0)
+    slope, intercept = fit_calibration(margins(), label)
+    assert slope == pytest.approx(2.0, abs=0.1)
+    assert intercept == pytest.approx(-3.0, abs=0.1)
+
+
+def test_over_the_rows_of_its_fit_the_mean_score_is_the_share_of_frauds() -> None:
+    label = drawn(2.0 * margins() - 6.0)
+    scores = calibrated(margins(), *fit_calibration(margins(), label))
+    assert scores.mean() == pytest.approx(label.mean(), rel=1e-6)
+
+
+def test_margins_that_separate_perfectly_have_a_finite_calibration() -> None:
+    slope, intercept = fit_calibration(np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0, 0, 1, 1]))
+    assert np.isfinite([slope, intercept]).all()
+
+
+def test_margins_that_go_the_wrong_way_are_refused() -> None:
+    with pytest.raises(Misconfigured, match="no better than chance"):
+        fit_calibration(-margins(), drawn(margins()))
+
+
+def test_a_sample_of_the_genuine_rows_is_undone() -> None:
+    """Of 10 frauds in 1,000 payments, half of the genuine ones left out make 10 in 505."""
+    assert true_probabilities(np.array([10 / 505]), 0.5) == pytest.approx(10 / 1000)
+    assert true_probabilities(np.array([0.0, 1.0]), 0.01).tolist() == [0.0, 1.0]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1))
+def test_without_sampling_probabilities_are_what_they_were(values: list[float]) -> None:
+    assert true_probabilities(np.array(values), 1.0) == pytest.approx(np.array(values), abs=1e-15)
+
+
+def test_losses_are_those_of_the_books() -> None:
+    score = 1 / (1 + np.exp(-margins(1000)))
+    label = drawn(margins(1000))
+    assert brier_score(label, score) == pytest.approx(brier_score_loss(label, score))
+    assert log_loss(label, score) == pytest.approx(sklearn_log_loss(label, score))
+
+
+def test_a_certain_score_that_is_wrong_is_bad_but_finite() -> None:
+    assert 30 < log_loss(np.array([1, 0]), np.array([0.0, 1.0])) < 40
+
+
+def test_a_reliability_table_says_what_was_promised_and_what_came() -> None:
+    score = np.repeat(np.arange(10) / 10, 10)
+    label = np.tile([1, 0, 0, 0, 0, 0, 0, 0, 0, 0], 10)
+    table = reliability(label, score)
+    assert [one.count for one in table.bins] == [10] * RELIABILITY_BINS
+    assert [one.mean_score for one in table.bins] == pytest.approx((np.arange(10) / 10).tolist())
+    assert [one.observed_rate for one in table.bins] == pytest.approx([0.1] * 10)
+    # Distances 0.1, 0, 0.1 … 0.8, ten rows each.
+    assert table.expected_calibration_error == pytest.approx((0.1 + sum(range(9)) / 10) / 10)
+
+
+def test_scores_drawn_from_are_reliable_and_others_are_not() -> None:
+    log_odds = margins() - 2.0
+    score, label = 1 / (1 + np.exp(-log_odds)), drawn(log_odds)
+    assert reliability(label, score).expected_calibration_error < 0.005
+    assert reliability(label, score**2).expected_calibration_error > 0.05
+
+
+def test_rows_of_one_score_are_in_one_bin_and_empty_bins_are_left_out() -> None:
+    table = reliability(np.array([0, 1] * 50), np.full(100, 0.25))
+    assert [(one.mean_score, one.observed_rate, one.count) for one in table.bins] == [(0.25, 0.5, 100)]
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
+def test_a_reliability_table_holds_every_row_once_in_any_order(rows: list[tuple[float, bool]]) -> None:
+    score, label = np.array([row[0] for row in rows]), np.array([int(row[1]) for row in rows])
+    table = reliability(label, score)
+    assert sum(one.count for one in table.bins) == len(rows)
+    assert sum(one.observed_rate * one.count for one in table.bins) == pytest.approx(label.sum())
+    order = np.argsort(score, kind="stable")[::-1]
+    again = reliability(label[order], score[order])
+    assert [one.count for one in again.bins] == [one.count for one in table.bins]

@@ -1,0 +1,142 @@
+"""The rows a model is trained on: what they may know, and what of the labels may be known when."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from paywarden.features.history.history import History, history_of_tables
+from paywarden.models.metrics.evaluation import Days
+from paywarden.models.training.table import TrainingTable, require_both_kinds, training_table, window_labels
+from paywarden.schemas.errors import Misconfigured
+from tests.worlds import small_world
+from tests.worlds.small_world import DAY_MS, TRAINING_DAYS
+
+# 2024-01-01; days are counted from it.
+FIRST_DAY = 19_723
+
+
+def table_of(history: History, window: Days, delay: int = 7) -> TrainingTable:
+    return training_table(
+        history, window, engine=small_world.engine(), rates=small_world.rates(), label_delay_days=delay
+    )
+
+
+def day_ms(day: int) -> int:
+    return (FIRST_DAY + day) * DAY_MS
+
+
+def days(first: int, last: int) -> Days:
+    return Days(FIRST_DAY + first, FIRST_DAY + last)
+
+
+def history_with_outcomes(outcomes: list[tuple[int, int, str]]) -> History:
+    """Two payments on day 10 and one on day 11; outcomes are (payment, time ms, label)."""
+    times = [day_ms(10) + 5, day_ms(10) + 6, day_ms(11)]
+    payments = pa.table(
+        {
+            "payment_id": [f"p{number}" for number in range(3)],
+            "event_time_ms": times,
+            "card_id": ["c"] * 3,
+            "merchant_id": ["m"] * 3,
+            "amount_minor": [100] * 3,
+            "currency": ["EUR"] * 3,
+            **{name: pa.nulls(3, pa.string()) for name in ("device_id", "ip", "mcc", "country", "channel")},
+        }
+    )
+    columns = {
+        "payment_id": pa.array([f"p{payment}" for payment, _, _ in outcomes], pa.string()),
+        "outcome_time_ms": pa.array([time_ms for _, time_ms, _ in outcomes], pa.int64()),
+        "label": pa.array([label for _, _, label in outcomes], pa.string()),
+        "source": pa.nulls(len(outcomes), pa.string()),
+    }
+    return history_of_tables(payments, pa.table(columns))
+
+
+def test_the_table_holds_the_window_and_nothing_else() -> None:
+    table, history = small_world.table(), small_world.history()
+    of_payments = history.event_time_ms // DAY_MS
+    assert table.vectors.shape == (int(TRAINING_DAYS.contains(of_payments).sum()), len(small_world.engine().plan.names))
+    assert table.vectors.dtype == np.float32
+    assert (table.day.min(), table.day.max()) == (TRAINING_DAYS.first, TRAINING_DAYS.last)
+
+
+def test_labels_that_arrive_after_the_window_and_the_delay_are_not_used() -> None:
+    known_by_ms = day_ms(10 + 1 + 7)
+    history = history_with_outcomes([(0, known_by_ms, "fraud"), (1, known_by_ms + 1, "fraud")])
+    assert table_of(history, days(10, 10)).label.tolist() == [1, 0]
+
+
+def test_a_correction_counts_if_it_arrives_in_time() -> None:
+    known_by_ms = day_ms(10 + 1 + 7)
+    outcomes = [(0, day_ms(12), "fraud"), (1, day_ms(12), "fraud")]
+    corrections = [(0, known_by_ms, "genuine"), (1, known_by_ms + 1, "genuine")]
+    history = history_with_outcomes(outcomes + corrections)
+    assert table_of(history, days(10, 10)).label.tolist() == [0, 1]
+
+
+def test_a_payment_without_an_outcome_counts_as_genuine() -> None:
+    assert table_of(history_with_outcomes([]), days(10, 11)).label.tolist() == [0, 0, 0]
+
+
+def test_features_know_nothing_that_came_after_the_window() -> None:
+    """The same rows, whether the history goes on after the window or not."""
+    payments, outcomes = small_world.tables()
+    end_ms = (TRAINING_DAYS.last + 1) * DAY_MS
+    count = int((small_world.history().event_time_ms < end_ms).sum())
+    known = outcomes.filter(pa.compute.less(outcomes["outcome_time_ms"], end_ms))
+    cut = table_of(history_of_tables(payments.slice(0, count), known), TRAINING_DAYS)
+    assert cut.vectors.tobytes() == small_world.table().vectors.tobytes()
+
+
+def test_an_empty_window_is_refused_with_its_days() -> None:
+    with pytest.raises(Misconfigured, match="there is no payment from 2024-01-13 to 2024-01-14"):
+        table_of(history_with_outcomes([]), days(12, 13))
+
+
+def test_a_window_outside_the_data_is_refused_with_the_days_there_are() -> None:
+    with pytest.raises(Misconfigured, match="the data is from 2024-01-11 to 2024-01-12"):
+        window_labels(history_with_outcomes([]), days(3, 9), 7)
+
+
+def test_data_without_a_payment_is_refused() -> None:
+    payments, outcomes = small_world.tables()
+    nothing = history_of_tables(payments.slice(0, 0), outcomes.slice(0, 0))
+    with pytest.raises(Misconfigured, match="the data holds none at all"):
+        table_of(nothing, TRAINING_DAYS)
+
+
+def test_labels_can_be_had_without_the_vectors() -> None:
+    labels = window_labels(small_world.history(), TRAINING_DAYS, small_world.LABEL_DELAY_DAYS)
+    assert labels.tolist() == small_world.table().label.tolist()
+
+
+def test_a_table_can_be_asked_what_was_known_on_a_day_before() -> None:
+    said = [(0, day_ms(12), "fraud"), (1, day_ms(12) + 1, "fraud"), (0, day_ms(14), "genuine")]
+    table = table_of(history_with_outcomes(said), days(10, 11))
+    assert table.label_known_by(day_ms(12) - 1).tolist() == [0, 0, 0]
+    assert table.label_known_by(day_ms(12)).tolist() == [1, 0, 0]
+    assert table.label_known_by(day_ms(14) - 1).tolist() == [1, 1, 0]
+    assert table.label_known_by(day_ms(14)).tolist() == [0, 1, 0] == table.label.tolist()
+
+
+def test_a_table_never_knows_more_than_its_labels() -> None:
+    """Outcomes that came too late for the labels are not in it, whatever time is asked for."""
+    known_by_ms = day_ms(10 + 1 + 7)
+    history = history_with_outcomes([(0, day_ms(12), "fraud"), (0, known_by_ms + 1, "genuine")])
+    assert table_of(history, days(10, 10)).label_known_by(day_ms(999)).tolist() == [1, 0]
+
+
+def test_the_outcomes_of_other_days_are_not_in_a_table() -> None:
+    history = history_with_outcomes([(0, day_ms(12), "fraud"), (2, day_ms(12), "fraud")])
+    assert table_of(history, days(11, 11)).label_known_by(day_ms(13)).tolist() == [1]
+    assert table_of(history, days(10, 10)).label_known_by(day_ms(13)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("frauds", [0, 1, 5])
+def test_a_window_without_frauds_or_without_anything_else_is_refused(frauds: int) -> None:
+    label = np.zeros(5, dtype=np.int64)
+    label[:frauds] = 1
+    with pytest.raises(Misconfigured, match=f"the training window has {frauds} frauds in 5 payments"):
+        require_both_kinds(label)

@@ -1,0 +1,363 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from numpy.typing import NDArray
+
+from paywarden.features.history.history import history_of_tables
+from paywarden.models.bundle.bundle import GOLDEN, MANIFEST, MODEL_TEXT, Manifest, load_bundle, read_manifest
+from paywarden.models.bundle.compiler import compiler_name
+from paywarden.models.bundle.predictor import GtilPredictor
+from paywarden.models.drift.reference import REFERENCE
+from paywarden.models.metrics.evaluation import Days
+from paywarden.models.policy.policy import Policy, PolicySettings
+from paywarden.models.training import training
+from paywarden.models.training.settings import TrainingSettings
+from paywarden.models.training.table import TrainingTable, training_table
+from paywarden.models.training.training import train_bundle
+from paywarden.schemas.errors import BundleRefused, Misconfigured
+from tests.worlds import small_world
+from tests.worlds.small_world import DAY_MS, SETTINGS, TRAINING_DAYS
+from tests.worlds.synthetic_rows import WINDOW, synthetic_table
+
+QUICK = replace(SETTINGS, trees=3, folds=2)
+
+
+def days_after(count: int = 10) -> TrainingTable:
+    """The days that follow the window, with all their labels."""
+    return training_table(
+        small_world.history(),
+        Days(TRAINING_DAYS.last + 1, TRAINING_DAYS.last + count),
+        engine=small_world.engine(),
+        rates=small_world.rates(),
+        label_delay_days=60,
+    )
+
+
+def train(table: TrainingTable, destination: Path, settings: TrainingSettings = QUICK) -> Manifest:
+    return train_bundle(table, TRAINING_DAYS, destination, engine=small_world.engine(), settings=settings)
+
+
+def part_of(table: TrainingTable, rows: slice) -> TrainingTable:
+    return TrainingTable(table.vectors[rows], table.label[rows], table.day[rows])
+
+
+def wide_table(**changed: Any) -> TrainingTable:
+    """Synthetic rows as wide as the catalogue: the first two columns tell frauds, the others nothing."""
+    return synthetic_table(width=len(small_world.engine().plan.names), **changed)
+
+
+def test_the_same_data_and_settings_give_the_same_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(small_world.table(), tmp_path / "a")
+    # Another day: nothing of the clock may be in any file.
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    second = train(small_world.table(), tmp_path / "b")
+    assert first.digest == second.digest
+    assert REFERENCE in first.files
+    for name in (*first.files, MANIFEST):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_no_byte_of_a_bundle_not_even_after_a_search(
+    tmp_path: Path, threads: int
+) -> None:
+    settings = replace(QUICK, trees=30, early_stopping_rounds=5, search_budget=3, bagging_fraction=0.7, seed=4)
+    table = wide_table()
+    first = train_bundle(table, WINDOW, tmp_path / "a", engine=small_world.engine(), settings=settings)
+    other = train_bundle(
+        table, WINDOW, tmp_path / "b", engine=small_world.engine(), settings=replace(settings, threads=threads)
+    )
+    assert len(first.validation["tried"]) == 3
+    assert first.digest == other.digest
+    assert (tmp_path / "a" / MODEL_TEXT).read_bytes() == (tmp_path / "b" / MODEL_TEXT).read_bytes()
+
+
+def test_a_correction_that_came_too_late_changes_no_byte_of_a_bundle(tmp_path: Path) -> None:
+    payments, outcomes = small_world.tables()
+    known_by_ms = (TRAINING_DAYS.last + 1 + small_world.LABEL_DELAY_DAYS) * DAY_MS
+    in_time = outcomes.filter(pc.less_equal(outcomes["outcome_time_ms"], known_by_ms))
+    taken_back = pa.table(
+        {
+            "payment_id": in_time["payment_id"],
+            "outcome_time_ms": pa.array([known_by_ms + 1] * len(in_time), pa.int64()),
+            "label": pa.array(["genuine"] * len(in_time), in_time["label"].type),
+            "source": pa.nulls(len(in_time), in_time["source"].type),
+        }
+    )
+    corrected = training_table(
+        history_of_tables(payments, pa.concat_tables([in_time, taken_back.select(in_time.column_names)])),
+        TRAINING_DAYS,
+        engine=small_world.engine(),
+        rates=small_world.rates(),
+        label_delay_days=small_world.LABEL_DELAY_DAYS,
+    )
+    assert train(corrected, tmp_path / "a").digest == train(small_world.table(), tmp_path / "b").digest
+
+
+def test_other_settings_or_data_give_another_version(tmp_path: Path) -> None:
+    versions = {
+        train(small_world.table(), tmp_path / "a").model_version,
+        train(small_world.table(), tmp_path / "b", replace(QUICK, trees=4)).model_version,
+        train(small_world.table(), tmp_path / "d", replace(QUICK, feature_fraction=0.5)).model_version,
+        train(small_world.table(), tmp_path / "e", replace(QUICK, bagging_fraction=0.5)).model_version,
+        train(part_of(small_world.table(), slice(0, 8000)), tmp_path / "c").model_version,
+    }
+    assert len(versions) == 5
+
+
+def test_the_manifest_says_what_the_bundle_is_of() -> None:
+    manifest, plan = read_manifest(small_world.trained_bundle()), small_world.engine().plan
+    assert manifest.catalogue_digest == plan.digest
+    assert manifest.feature_names == list(plan.names)
+    assert (manifest.train_from, manifest.train_to) == ("2024-01-03", "2024-01-20")
+    assert manifest.training_payments == len(small_world.table().label)
+    assert manifest.training_frauds == int(small_world.table().label.sum())
+    assert manifest.parameters["trees"] == SETTINGS.trees
+    assert "threads" not in manifest.parameters
+    assert sum(manifest.score_counts) == manifest.training_payments
+    assert sum(one["count"] for one in manifest.reliability) == manifest.training_payments
+    assert len(manifest.importance_gain) == len(manifest.importance_split) == len(plan.names)
+    assert len(manifest.score_edges) == len(manifest.score_counts) + 1
+
+
+def test_the_golden_file_holds_real_and_invented_rows() -> None:
+    with np.load(small_world.trained_bundle() / GOLDEN) as golden:
+        vectors, margins = golden["vectors"], golden["margins"]
+    assert vectors.shape == (2 * training.GOLDEN_ROWS, len(small_world.engine().plan.names))
+    assert margins.shape == (len(vectors),)
+    real = {row.tobytes() for row in small_world.table().vectors}
+    assert all(row.tobytes() in real for row in vectors[: training.GOLDEN_ROWS])
+    assert not all(row.tobytes() in real for row in vectors[training.GOLDEN_ROWS :])
+    assert len(np.unique(margins)) > 50
+
+
+def test_thresholds_are_ordered_and_a_policy_takes_them() -> None:
+    manifest = read_manifest(small_world.trained_bundle())
+    assert 0 < manifest.review_at <= manifest.decline_at <= 1
+    Policy(PolicySettings(), review_at=manifest.review_at, decline_at=manifest.decline_at)
+
+
+def test_scores_are_roughly_calibrated_on_the_days_after_the_window() -> None:
+    """As many frauds as the scores promise, within a factor of two: nothing finer holds for a hundred frauds."""
+    after = days_after()
+    promised = small_world.loaded_bundle().score(after.vectors).sum()
+    assert 0.5 < promised / after.label.sum() < 2
+
+
+def test_high_scores_hold_more_frauds_than_low_ones() -> None:
+    after = days_after()
+    order = np.argsort(small_world.loaded_bundle().score(after.vectors))
+    tenth = len(order) // 10
+    assert after.label[order[-tenth:]].mean() > 3 * after.label[order[:-tenth]].mean()
+
+
+def test_the_number_of_trees_found_on_the_held_out_days_is_grown_on_all(tmp_path: Path) -> None:
+    settings = replace(QUICK, trees=60, learning_rate=0.3, early_stopping_rounds=10)
+    bundle = tmp_path / "bundle"
+    manifest = train_bundle(wide_table(), WINDOW, bundle, engine=small_world.engine(), settings=settings)
+    (fold,) = manifest.validation["tried"][0]["folds"]
+    assert manifest.parameters["trees"] == fold["trees"] < 60
+    assert (bundle / MODEL_TEXT).read_text(encoding="utf-8").count("\nTree=") == fold["trees"]
+    assert manifest.training_payments == len(wide_table().label)
+
+
+def test_a_window_that_is_too_short_to_hold_days_out_is_trained_as_set_and_says_so() -> None:
+    manifest = read_manifest(small_world.trained_bundle())
+    assert manifest.validation["left_out"] == "the settings leave nothing to choose"
+    assert manifest.parameters["trees"] == SETTINGS.trees
+
+
+@pytest.mark.parametrize("share", [1.0, 0.1])
+def test_the_mean_score_of_other_rows_is_their_share_of_frauds_within_a_tenth(tmp_path: Path, share: float) -> None:
+    """Whatever share of the genuine rows trees are grown on. Uncorrected, a tenth of them makes it times too much."""
+    settings = replace(QUICK, trees=30, genuine_sample_share=share)
+    table, other = wide_table(rows=20_000), wide_table(rows=40_000, seed=1)
+    train_bundle(table, WINDOW, tmp_path / "b", engine=small_world.engine(), settings=settings)
+    bundle = load_bundle(tmp_path / "b", catalogue_digest=small_world.engine().plan.digest)
+    assert bundle.score(other.vectors).mean() == pytest.approx(other.label.mean(), rel=0.1)
+    uncorrected = 1 / (1 + np.exp(-bundle.predictor.margins(other.vectors)))
+    assert share == 1.0 or uncorrected.mean() > 3 * other.label.mean()
+
+
+def test_metrics_and_the_score_histogram_are_of_all_rows_whatever_share_trees_are_grown_on(tmp_path: Path) -> None:
+    manifest = train(small_world.table(), tmp_path / "b", replace(QUICK, genuine_sample_share=0.3))
+    assert sum(manifest.score_counts) == len(small_world.table().label) == manifest.training_payments
+    promised = sum(one["mean_score"] * one["count"] for one in manifest.reliability)
+    assert promised == pytest.approx(small_world.table().label.sum(), rel=1e-6)
+
+
+def test_what_tells_frauds_apart_is_the_most_important(tmp_path: Path) -> None:
+    manifest = train_bundle(wide_table(), WINDOW, tmp_path / "b", engine=small_world.engine(), settings=QUICK)
+    names = small_world.engine().plan.names
+    assert [name for name, _, _ in manifest.most_important(2)] == [names[0], names[1]]
+    assert sum(manifest.importance_split) > 0
+
+
+def test_a_bundle_with_directions_passes_the_gate_and_keeps_them(tmp_path: Path) -> None:
+    table, names = wide_table(), small_world.engine().plan.names
+    settings = replace(QUICK, trees=30, monotone={names[2]: -1})
+    train_bundle(table, WINDOW, tmp_path / "b", engine=small_world.engine(), settings=settings)
+    bundle = load_bundle(tmp_path / "b", catalogue_digest=small_world.engine().plan.digest)
+    rows = np.repeat(table.vectors[:50], 100, axis=0)
+    rows[:, 2] = np.tile(np.linspace(-4, 4, 100, dtype=np.float32), 50)
+    assert np.diff(bundle.score(rows).reshape(50, 100)).max() <= 0
+
+
+def test_a_direction_of_a_feature_there_is_not_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(
+        Misconfigured, match=r"monotone: there is no feature 'card_count_1hr'; did you mean card_count_1h\?"
+    ):
+        train(small_world.table(), tmp_path / "b", replace(QUICK, monotone={"card_count_1hr": 1}))
+
+
+def test_trees_are_told_of_as_they_grow(tmp_path: Path) -> None:
+    told: list[tuple[str, int]] = []
+    done: list[int] = []
+
+    @contextmanager
+    def progress(what: str, steps: int) -> Iterator[Callable[[int], object]]:
+        told.append((what, steps))
+        yield done.append
+
+    train_bundle(
+        small_world.table(),
+        TRAINING_DAYS,
+        tmp_path / "b",
+        engine=small_world.engine(),
+        settings=QUICK,
+        progress=progress,
+    )
+    # One model: its margins, and two kinds of rows through each predictor. A library is one step more.
+    checks = 6 if compiler_name() is not None else 3
+    assert told == [("growing trees", 9), ("compiling and checking", checks)]
+    assert sum(done) == 9 + checks
+
+
+def test_a_window_without_fraud_is_refused(tmp_path: Path) -> None:
+    table = small_world.table()
+    none = TrainingTable(table.vectors, np.zeros_like(table.label), table.day)
+    with pytest.raises(Misconfigured, match=f"has 0 frauds in {len(table.label)} payments"):
+        train(none, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_window_of_nothing_but_fraud_is_refused(tmp_path: Path) -> None:
+    table = small_world.table()
+    only = TrainingTable(table.vectors[:50], np.ones(50, dtype=np.int64), table.day[:50])
+    with pytest.raises(Misconfigured, match="has 50 frauds in 50 payments"):
+        train(only, tmp_path / "bundle")
+
+
+def test_labels_that_no_feature_can_tell_are_refused(tmp_path: Path) -> None:
+    table = small_world.table()
+    blind = TrainingTable(np.zeros_like(table.vectors), table.label, table.day)
+    with pytest.raises(Misconfigured, match="no better than chance"):
+        train(blind, tmp_path / "bundle")
+
+
+def test_a_window_of_one_day_is_cut_by_rows(tmp_path: Path) -> None:
+    table = small_world.table()
+    one_day = TrainingTable(table.vectors, table.label, np.full_like(table.day, 5))
+    assert train(one_day, tmp_path / "bundle", replace(QUICK, folds=3, trees=10)).metrics["auc_roc"] > 0.5
+
+
+def test_more_folds_than_rows_are_no_bug(tmp_path: Path) -> None:
+    rows = [*np.flatnonzero(small_world.table().label)[:2].tolist(), 0, 1]
+    table = small_world.table()
+    tiny = TrainingTable(table.vectors[rows], table.label[rows], np.full(4, 5))
+    with pytest.raises(Misconfigured):
+        train(tiny, tmp_path / "bundle", replace(QUICK, folds=10))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"folds": 1}, r"training\.folds"),
+        ({"trees": 0}, r"training\.trees"),
+        ({"decline_share": 0.2}, r"training\.decline_share"),
+        ({"decline_share": 0.0}, r"training\.decline_share"),
+        ({"review_share": 1.0}, r"training\.decline_share"),
+        ({"genuine_sample_share": 0.0}, r"training\.genuine_sample_share"),
+        ({"genuine_sample_share": 1.1}, r"training\.genuine_sample_share"),
+        ({"validation_days": -1}, r"training\.validation_days"),
+        ({"validation_folds": 0}, r"training\.validation_folds"),
+        ({"early_stopping_rounds": -1}, r"training\.early_stopping_rounds"),
+        ({"search_budget": -1}, r"training\.search_budget"),
+        ({"seed": -1}, r"training\.seed"),
+        ({"label_delay_days": -1}, r"training\.label_delay_days"),
+        ({"monotone": {"card_count_1h": 2}}, r"training\.monotone: wanted 1 or -1 for card_count_1h, got 2"),
+        ({"max_bin": 0}, "max_bin"),
+        ({"leaves": 1}, "num_leaves"),
+        ({"feature_fraction": 0.0}, "feature_fraction"),
+        ({"bagging_fraction": 1.5}, "bagging_fraction"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_in_one_line(tmp_path: Path, changed: dict[str, Any], named: str) -> None:
+    with pytest.raises(Misconfigured, match=named) as caught:
+        train(small_world.table(), tmp_path / "bundle", replace(QUICK, **changed))
+    assert "\n" not in str(caught.value)
+
+
+# The place of the bundle
+
+
+def test_a_bundle_replaces_the_one_before_it_and_scores_with_the_new_model(tmp_path: Path) -> None:
+    destination = tmp_path / "bundle"
+    digest, rows = small_world.engine().plan.digest, small_world.table().vectors[:100]
+    train(small_world.table(), destination)
+    before = load_bundle(destination, catalogue_digest=digest).score(rows)
+    manifest = train(small_world.table(), destination, replace(QUICK, trees=6))
+    loaded = load_bundle(destination, catalogue_digest=digest)
+    assert loaded.manifest == manifest
+    assert not np.array_equal(loaded.score(rows), before)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path: Path) -> None:
+    """`--out .` once emptied the folder it was typed in."""
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(Misconfigured, match="holds something that is no bundle"):
+        train(small_world.table(), tmp_path)
+    assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+
+
+def test_an_empty_folder_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundle").mkdir()
+    train(small_world.table(), Path("bundle"))
+    assert (tmp_path / "bundle" / MANIFEST).is_file()
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bundle").write_text("", encoding="utf-8")
+    with pytest.raises(Misconfigured, match="is a file"):
+        train(small_world.table(), tmp_path / "bundle")
+    with pytest.raises(Misconfigured, match="cannot write a bundle to"):
+        train(small_world.table(), tmp_path / "bundle" / "deeper")
+
+
+def test_a_model_that_fails_the_parity_gate_leaves_the_old_bundle_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = tmp_path / "bundle"
+    old = train(small_world.table(), destination)
+
+    class Rounding(GtilPredictor):
+        def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+            rounded: NDArray[np.float64] = np.nextafter(super().margins(vectors), 0.0)
+            return rounded
+
+    monkeypatch.setattr(training, "GtilPredictor", Rounding)
+    with pytest.raises(BundleRefused, match=r"the GTIL scores \d+ of \d+ rows unlike LightGBM"):
+        train(small_world.table(), destination, replace(QUICK, trees=5))
+    assert json.loads((destination / MANIFEST).read_text(encoding="utf-8"))["model_version"] == old.model_version

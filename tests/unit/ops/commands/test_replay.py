@@ -1,0 +1,226 @@
+"""`paywarden replay`: what its options do, and what it refuses."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from click import ClickException
+from click.testing import CliRunner
+
+from paywarden.features.history.history import write_history
+from paywarden.models.metrics.evaluation import date_of_day
+from paywarden.ops.cli import cli
+from paywarden.schemas.errors import BundleRefused, Misconfigured, PaywardenError
+from tests.worlds import small_world
+from tests.worlds.small_world import FIRST_DAY
+
+FROM = date_of_day(FIRST_DAY + 22)
+RULE = """
+[policy]
+review_at = 0.011
+decline_at = 0.9
+
+[[policy.rules]]
+name = "large"
+when = "amount > 300_00"
+action = "decline"
+"""
+
+
+@cache
+def data() -> Path:
+    folder = Path(mkdtemp(prefix="paywarden-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_history(folder, *small_world.tables())
+    return folder
+
+
+def run(out: Path, *options: str, config: str = "", environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """What metrics.json holds; a refusal is raised."""
+    return told(out, *options, config=config, environment=environment)[0]
+
+
+def told(
+    out: Path, *options: str, config: str = "", environment: dict[str, str] | None = None
+) -> tuple[dict[str, Any], str]:
+    """What metrics.json holds, and what is said on stderr."""
+    arguments = ["replay", "--data", str(data()), "--bundle", str(small_world.trained_bundle()), "--out", str(out)]
+    # With earlier decisions the days are theirs.
+    if "--from" not in options and "--decisions" not in options:
+        arguments += ["--from", FROM]
+    (out.parent / "some.toml").write_text(config, encoding="utf-8")
+    asked = ["--config", str(out.parent / "some.toml"), *arguments, *options]
+    result = CliRunner().invoke(cli, asked, standalone_mode=False, env=environment)
+    if result.exception is not None:
+        raise result.exception
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    headline = json.loads(result.stdout)
+    challenger = headline.pop("challenger", {})
+    assert challenger.items() <= metrics.get("challenger", {}).items()
+    assert bool(challenger) == ("challenger" in metrics)
+    assert all(metrics[name] == value for name, value in headline.items())
+    assert str(out / "report.html") in result.stderr
+    return metrics, result.stderr
+
+
+def policy_file(folder: Path, text: str = RULE) -> str:
+    (folder / "strict.toml").write_text(text, encoding="utf-8")
+    return str(folder / "strict.toml")
+
+
+def test_a_policy_file_decides_in_place_of_the_configuration(tmp_path: Path) -> None:
+    metrics = run(tmp_path / "a", "--policy", policy_file(tmp_path), config="[policy]\nreview_at = 0.5\n")
+    assert (metrics["review_at"], metrics["decline_at"], metrics["rules"]) == (0.011, 0.9, 1)
+    assert metrics["policy"] == "strict.toml"
+    assert "challenger" not in metrics
+
+
+def test_the_environment_changes_the_configuration_but_no_policy_file(tmp_path: Path) -> None:
+    metrics = run(
+        *(tmp_path / "a", "--challenger-policy", policy_file(tmp_path)),
+        environment={"PAYWARDEN_POLICY_REVIEW_AT": "0.07"},
+    )
+    assert metrics["review_at"] == 0.07
+    assert metrics["challenger"]["review_at"] == 0.011
+
+
+def test_two_policies_of_one_bundle_are_compared(tmp_path: Path) -> None:
+    metrics = run(tmp_path / "a", "--challenger-policy", policy_file(tmp_path))
+    assert metrics["challenger"]["model_version"] == metrics["model_version"]
+    assert metrics["comparison"]["agreement"]["share"] < 1
+    assert pq.read_metadata(tmp_path / "a/differences.parquet").num_rows > 0
+
+
+def test_a_challenger_without_a_policy_of_its_own_has_the_champions(tmp_path: Path) -> None:
+    options = ("--challenger", str(small_world.other_bundle()), "--policy", policy_file(tmp_path))
+    metrics = run(tmp_path / "a", *options)
+    assert metrics["challenger"]["model_version"] != metrics["model_version"]
+    assert metrics["challenger"]["policy"] == metrics["policy"] == "strict.toml"
+
+
+def test_a_challengers_numbers_are_printed_beside_the_champions(tmp_path: Path) -> None:
+    metrics, said = told(tmp_path / "a", "--challenger", str(small_world.other_bundle()))
+    lines = {line[:30].strip(): line[30:].split() for line in said.splitlines() if line.startswith("  ")}
+    challenger = metrics["challenger"]
+    assert lines[""] == ["champion", "challenger"]
+    assert lines["model"] == [metrics["model_version"], challenger["model_version"]]
+    both = [f"{one['average_precision']:.4f}" for one in (metrics, challenger)]
+    assert lines["average precision"] == both
+    assert both[0] != both[1]
+    stopped = [f"{100 * one['whole']['recall']:.1f}%" for one in (metrics, challenger)]
+    assert lines["frauds stopped (recall)"] == stopped
+
+
+def test_scores_that_are_far_off_are_said_to_be_and_by_how_much(tmp_path: Path) -> None:
+    bundle = small_world.copied_bundle(tmp_path)
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    # Scores of twice the odds and more: calibrated to a world with more fraud.
+    manifest["calibration_intercept"] += 1.5
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    metrics, said = told(tmp_path / "a", "--bundle", str(bundle))
+    calibration = metrics["calibration"]
+    assert calibration["is_far_off"]
+    assert f"a ratio of {calibration['ratio']:.2f} (95% interval {calibration['ratio_low']:.2f} to " in said
+    assert "The scores are far off as probabilities: they promise" in said
+    report = (tmp_path / "a/report.html").read_text(encoding="utf-8")
+    assert "The scores are far off as probabilities: they promise" in report
+
+
+def test_scores_that_mean_what_they_say_are_not_warned_of(tmp_path: Path) -> None:
+    metrics, said = told(tmp_path / "a")
+    assert not metrics["calibration"]["is_far_off"]
+    assert "far off" not in said
+    assert "far off" not in (tmp_path / "a/report.html").read_text(encoding="utf-8")
+
+
+def test_a_policy_is_tried_on_earlier_decisions_with_the_same_results(tmp_path: Path) -> None:
+    run(tmp_path / "earlier", "--vectors")
+    strict = policy_file(tmp_path)
+    earlier = str(tmp_path / "earlier/decisions.parquet")
+    run(tmp_path / "full", "--policy", strict)
+    run(tmp_path / "reused", "--policy", strict, "--decisions", earlier)
+    full, reused = (pq.read_table(tmp_path / name / "decisions.parquet") for name in ("full", "reused"))
+    assert full.equals(reused)
+
+
+def test_costs_of_the_option_win_over_those_of_the_configuration(tmp_path: Path) -> None:
+    config = "[costs]\nreview_cost_minor = 700\nreviews_a_day = 7\n"
+    costs = run(tmp_path / "a", "--costs", "review_cost_minor=250, fraud_loss_share=0.5", config=config)["costs"]
+    assert costs == {
+        "review_cost_minor": 250,
+        "fraud_loss_share": 0.5,
+        "declined_margin_share": 0.05,
+        "reviews_a_day": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("reviews=3", "--costs: wanted some of review_cost_minor, fraud_loss_share, .*, got 'reviews'"),
+        ("review_cost_minor=2.5", "--costs: review_cost_minor: wanted a whole number, got '2.5'"),
+        ("fraud_loss_share=all", "--costs: fraud_loss_share: wanted a number, got 'all'"),
+        ("fraud_loss_share=2", r"\[costs\] fraud_loss_share: wanted a share from 0 to 1"),
+    ],
+)
+def test_costs_that_cannot_be_are_refused(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises((ClickException, Misconfigured), match=said):
+        run(tmp_path / "a", "--costs", text)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("which", ["--bundle", "--challenger"])
+def test_a_bundle_of_another_catalogue_is_refused_with_both_digests(which: str, tmp_path: Path) -> None:
+    bundle = small_world.copied_bundle(tmp_path)
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    ours = manifest["catalogue_digest"]
+    manifest["catalogue_digest"] = "0123abcd"
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(BundleRefused) as refused:
+        run(tmp_path / "a", which, str(bundle))
+    assert "\n" not in str(refused.value)
+    for part in (str(bundle), "0123abcd", ours):
+        assert part in str(refused.value)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--from", "2030-01-01", "--to", "2030-01-02"), "--from 2030-01-01: the data ends on 2024-01-30"),
+        (("--from", "2030-01-01"), "--from 2030-01-01: the data ends on 2024-01-30"),
+        (("--from", "2020-01-01", "--to", "2023-12-31"), "--to 2023-12-31: the data starts on 2024-01-01"),
+        (("--from", "-40d", "--to", "-35d"), "--to 2023-12-26: the data starts on 2024-01-01"),
+        (("--from", "2024-01-20", "--to", "2024-01-19"), "a window of days must not end before it starts"),
+        (("--from", "spring"), "--from: wanted a date such as 2026-10-01, or -14d for .* got 'spring'"),
+        (("--to", "14d"), "--to: wanted a date such as 2026-10-01, or -14d for .* got '14d'"),
+        (("--policy", "nowhere.toml"), "cannot read the configuration nowhere.toml"),
+        (("--decisions", "nowhere.parquet"), "nowhere.parquet cannot be read as Parquet"),
+    ],
+)
+def test_what_cannot_be_replayed_is_one_line_and_nothing_is_written(
+    options: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PaywardenError, match=said) as refused:
+        run(tmp_path / "a", *options)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_days_counted_back_from_the_last_one_are_those_of_their_dates(tmp_path: Path) -> None:
+    metrics = run(tmp_path / "a", "--from", "-5d", "--to", "-1d")
+    assert (metrics["first_day"], metrics["last_day"]) == ("2024-01-25", "2024-01-29")
+
+
+def test_a_mistake_in_a_policy_file_is_named(tmp_path: Path) -> None:
+    broken = policy_file(tmp_path, RULE.replace("amount >", "amounts >"))
+    with pytest.raises(Misconfigured, match=r'policy\.rules "large"'):
+        run(tmp_path / "a", "--challenger-policy", broken)

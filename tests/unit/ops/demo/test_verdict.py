@@ -1,0 +1,122 @@
+"""The demonstration's verdict, from readings as the processes give them: each thing that did not work is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from paywarden.ops.demo.verdict import FRESH_MS_MAX, Done, Reading, Sent, in_words, require_all_done, trouble_of
+from paywarden.schemas.errors import TemporaryFailure
+
+SENT = Sent(payments=400, answered=398, published=398, live_outcomes=12, lost=0, profile_age_p99_ms=812.0)
+STREAM: dict[str, dict[tuple[str, ...], float]] = {
+    "paywarden_stream_payments_total": {(): 398.0},
+    "paywarden_drift_decisions_total": {(): 398.0},
+    "paywarden_outcomes_label_lag_seconds_count": {("fraud",): 5.0, ("genuine",): 7.0},
+}
+COMPANION: dict[str, dict[tuple[str, ...], float]] = {
+    "paywarden_companion_profiles_applied_total": {(): 900.0},
+    "paywarden_companion_decisions_shipped_total": {(): 398.0},
+}
+
+
+def reading(name: str, metrics: Mapping[str, Mapping[tuple[str, ...], float]] | None = None) -> Reading:
+    return Reading(name, exit_status=None, missing=(), metrics=metrics or {}, last_line=f"last words of {name}")
+
+
+GOOD = [reading("stream", STREAM), reading("companion", COMPANION), reading("serve")]
+
+
+def with_part(part: Reading) -> list[Reading]:
+    return [part if one.name == part.name else one for one in GOOD]
+
+
+def without(part: str, metric: str) -> list[Reading]:
+    [one] = [one for one in GOOD if one.name == part]
+    assert metric in one.metrics
+    return with_part(replace(one, metrics={name: value for name, value in one.metrics.items() if name != metric}))
+
+
+def test_a_demonstration_in_which_all_was_done_has_no_trouble() -> None:
+    assert trouble_of(SENT, GOOD) == ""
+    assert require_all_done(SENT, GOOD) == Done(398, 900, 398, 12, 398)
+
+
+@pytest.mark.parametrize("name", ["stream", "companion", "serve"])
+def test_a_part_that_has_ended_is_named_with_its_last_line(name: str) -> None:
+    ended = replace(reading(name), exit_status=1, missing=("does not answer",))
+    with pytest.raises(TemporaryFailure) as failure:
+        require_all_done(SENT, with_part(ended))
+    wanted = f"demo: `paywarden {name}` has ended with exit status 1; its last log line: last words of {name}"
+    assert str(failure.value) == wanted
+
+
+def test_a_part_that_was_killed_is_named_with_the_signal() -> None:
+    killed = replace(GOOD[1], exit_status=-9)
+    assert trouble_of(SENT, with_part(killed)).startswith("`paywarden companion` has ended with signal 9;")
+
+
+@pytest.mark.parametrize("name", ["stream", "companion", "serve"])
+def test_a_part_that_is_not_ready_is_named_and_says_why(name: str) -> None:
+    [one] = [one for one in GOOD if one.name == name]
+    unready = replace(one, missing=("the store is away", "it is stopping"))
+    wanted = (
+        f"`paywarden {name}` is not ready (the store is away; it is stopping); its last log line: last words of {name}"
+    )
+    assert trouble_of(SENT, with_part(unready)) == wanted
+
+
+def test_of_two_the_part_that_has_ended_is_the_one_that_is_named() -> None:
+    readings = [replace(GOOD[0], missing=("no broker",)), GOOD[1], replace(GOOD[2], exit_status=70)]
+    assert trouble_of(SENT, readings).startswith("`paywarden serve` has ended with exit status 70;")
+
+
+@pytest.mark.parametrize(
+    ("part", "metric", "wanted"),
+    [
+        ("stream", "paywarden_stream_payments_total", "0 of 398 payments were worked into profiles"),
+        ("stream", "paywarden_drift_decisions_total", "drift detection has counted 0 of 398 decisions"),
+        ("stream", "paywarden_outcomes_label_lag_seconds_count", "0 of 12 outcomes were joined to decisions"),
+        ("companion", "paywarden_companion_decisions_shipped_total", "0 of 398 decisions were shipped"),
+        ("companion", "paywarden_companion_profiles_applied_total", "no profile has come into the mirror"),
+    ],
+)
+def test_work_that_was_not_done_is_named_with_its_part(part: str, metric: str, wanted: str) -> None:
+    trouble = trouble_of(SENT, without(part, metric))
+    assert trouble == f"{wanted}; the last log line of `paywarden {part}`: last words of {part}"
+
+
+@pytest.mark.parametrize(
+    ("sent", "wanted"),
+    [
+        (replace(SENT, answered=0, published=0), "the endpoint has answered none of 400 payments"),
+        (replace(SENT, lost=3), "3 decisions were answered and are not on the topic decisions"),
+        (replace(SENT, profile_age_p99_ms=None), "no payment was scored with profiles whose age is known"),
+        (
+            replace(SENT, profile_age_p99_ms=FRESH_MS_MAX + 1.0),
+            f"profiles were {FRESH_MS_MAX + 1} ms old (99th percentile), at most {FRESH_MS_MAX} ms are wanted",
+        ),
+    ],
+)
+def test_a_load_in_which_something_did_not_happen_is_trouble(sent: Sent, wanted: str) -> None:
+    assert trouble_of(sent, GOOD).startswith(wanted)
+
+
+def test_the_summary_in_words_tells_what_each_part_has_done() -> None:
+    summary = {
+        "payments_sent": 400,
+        "answers": 398,
+        "p99_ms": 2.25,
+        "decisions_on_topic": 397,
+        "profile_age_p99_ms": 812.4,
+        **Done(396, 900, 395, 12, 394).__dict__,
+    }
+    assert in_words(summary) == [
+        "The endpoint answered 398 of 400 payments, 99 of 100 of them within 2.2 ms.",
+        "The companion shipped 394 decisions; 397 were read from the topic.",
+        "The stream worked 396 payments into profiles. For 99 of 100 payments the profiles were at most 812 ms old.",
+        "Drift detection counted 395 decisions.",
+        "12 outcomes were joined to the decisions they are about.",
+    ]

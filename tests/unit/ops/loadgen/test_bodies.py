@@ -1,0 +1,52 @@
+import itertools
+import time
+
+import pytest
+
+from paywarden.ops.loadgen.bodies import stamped_bodies
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.requests import wire
+
+REQUESTS = [
+    ScoreRequest(
+        payment_id="old",
+        event_time_ms=1,
+        card_id=f"card-{number}",
+        merchant_id="m",
+        amount_minor=number,
+        currency="EUR",
+        mcc="5411",
+        utc_offset_minutes=60,
+    )
+    for number in range(3)
+]
+
+
+@pytest.mark.parametrize("form", [wire.PROTOBUF, wire.JSON])
+def test_bodies_are_the_requests_over_and_over_under_new_ids_and_dated_now(form: wire.Format) -> None:
+    bodies = stamped_bodies(REQUESTS, id_prefix="a1", content_type=form.content_type)
+    parsed = [ScoreRequest.FromString(form.take(body)) for body in itertools.islice(bodies, 7)]
+    assert len({request.payment_id for request in parsed}) == 7
+    assert {len(request.payment_id) for request in parsed} == {20}
+    assert all(abs(request.event_time_ms - time.time() * 1000) < 60_000 for request in parsed)
+    for index, request in enumerate(parsed):
+        expected = REQUESTS[index % 3]
+        request.payment_id, request.event_time_ms = expected.payment_id, expected.event_time_ms
+        assert request == expected
+
+
+def test_the_time_moves_on_while_bodies_are_taken() -> None:
+    bodies = stamped_bodies(REQUESTS, id_prefix="")
+    first = ScoreRequest.FromString(next(bodies))
+    time.sleep(0.02)
+    assert ScoreRequest.FromString(next(bodies)).event_time_ms >= first.event_time_ms + 15
+
+
+@pytest.mark.parametrize(
+    ("requests", "id_prefix", "content_type"),
+    [([], "", "application/json"), (REQUESTS, "1234567890", "application/json"), (REQUESTS, "", "text/plain")],
+)
+def test_what_cannot_be_made_ready_is_refused(requests: list[ScoreRequest], id_prefix: str, content_type: str) -> None:
+    with pytest.raises(Misconfigured):
+        stamped_bodies(requests, id_prefix=id_prefix, content_type=content_type)

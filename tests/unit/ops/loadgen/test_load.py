@@ -1,0 +1,466 @@
+import asyncio
+import gc
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvloop
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paywarden.ops.loadgen.load import Answer, arrival_times, run_arrivals, run_closed, run_load
+from paywarden.ops.loadgen.report import LoadReport, Record
+from paywarden.ops.loadgen.target import LoadOptions
+from paywarden.schemas.errors import Misconfigured
+
+Handler = Callable[["FakeServer", bytes], Awaitable[bytes]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class FakeServer:
+    """Answers each request as `handler` says; b"" closes the connection instead."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.heads: list[bytes] = []
+        self.bodies: list[bytes] = []
+        self.connection_count = 0
+        self.stalled = asyncio.Event()
+        self._handler = handler
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connection_count += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                body = await reader.readexactly(size)
+                self.heads.append(head)
+                self.bodies.append(body)
+                answer = await self._handler(self, body)
+                writer.write(answer)
+                if not answer or b"Connection: close" in answer:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+async def always_ok(_: FakeServer, __: bytes) -> bytes:
+    return OK
+
+
+Load = Callable[[str, Iterator[bytes]], Awaitable[LoadReport]]
+
+
+def loaded(
+    handler: Handler,
+    bodies: Iterator[bytes] | None = None,
+    *,
+    load: Load | None = None,
+    rate: float = 500,
+    seconds: float = 0.1,
+    on_answer: Callable[[Answer], None] | None = None,
+    **options: Any,
+) -> tuple[LoadReport, FakeServer]:
+    """Runs a load of 50 requests (or `load`, or as the options say) on a fake server."""
+
+    async def default(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        return await run_load(
+            target,
+            bodies,
+            rate=rate,
+            seconds=seconds,
+            arrivals="fixed",
+            on_answer=on_answer,
+            options=LoadOptions(**options),
+        )
+
+    async def run() -> tuple[LoadReport, FakeServer]:
+        fake = FakeServer(handler)
+        server = await asyncio.start_server(fake, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            report = await (load or default)(
+                f"http://127.0.0.1:{port}", itertools.repeat(b"body") if bodies is None else bodies
+            )
+        finally:
+            fake.stalled.set()
+            server.close()
+        return report, fake
+
+    return uvloop.run(run())
+
+
+def test_all_requests_are_sent_with_their_bodies_and_counted() -> None:
+    report, fake = loaded(always_ok, iter([b"%d" % number for number in range(100)]))
+    assert (report.sent, report.ok, report.shed, report.errors) == (50, 50, 0, 0)
+    assert sorted(fake.bodies) == sorted(b"%d" % number for number in range(50))
+    assert 0 < report.p50_ms <= report.p90_ms <= report.p95_ms <= report.p99_ms <= report.p999_ms <= report.max_ms
+
+
+def test_a_request_goes_to_the_scoring_route_as_protobuf_unless_told_otherwise() -> None:
+    _, fake = loaded(always_ok)
+    assert fake.heads[0].startswith(b"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1:")
+    assert b"Content-Type: application/x-protobuf\r\n" in fake.heads[0]
+    _, fake = loaded(always_ok, content_type="application/json")
+    assert b"Content-Type: application/json\r\n" in fake.heads[0]
+
+
+def test_connections_are_kept_and_used_again() -> None:
+    _, fake = loaded(always_ok, rate=200, seconds=0.3)
+    assert len(fake.bodies) == 60
+    assert fake.connection_count < 60
+
+
+def test_each_answer_is_handed_over() -> None:
+    answers: list[Answer] = []
+    report, _ = loaded(always_ok, iter([b"%d" % n for n in range(99)]), on_answer=answers.append)
+    assert len(answers) == report.ok == 50
+    assert sorted(answer.index for answer in answers) == list(range(50))
+    assert all(answer.request == b"%d" % answer.index for answer in answers)
+    assert {(answer.status, answer.body) for answer in answers} == {(200, b"ok")}
+    assert max(answer.latency_ms for answer in answers) == pytest.approx(report.max_ms)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_the_garbage_collector_passes_over_what_was_there_before_a_load_and_only_during_it(is_open: bool) -> None:
+    frozen: list[int] = []
+
+    def note(_: Answer) -> None:
+        # Once: counting them takes long.
+        if not frozen:
+            frozen.append(gc.get_freeze_count())
+
+    async def closed(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        return await run_closed(target, bodies, seconds=5, on_answer=note)
+
+    report, _ = loaded(always_ok, itertools.repeat(b"x", 50), load=None if is_open else closed, on_answer=note)
+    assert report.ok == 50
+    assert frozen[0] > 1000
+    assert gc.get_freeze_count() == 0
+
+
+def test_shed_and_failed_requests_are_told_apart_and_not_in_the_latencies() -> None:
+    async def by_turns(fake: FakeServer, _: bytes) -> bytes:
+        statuses = (b"429 Too Many Requests", b"503 Service Unavailable", b"400 Bad Request")
+        return b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % statuses[len(fake.bodies) % 3]
+
+    report, _ = loaded(by_turns, rate=600)
+    assert (report.sent, report.ok, report.shed, report.errors) == (60, 0, 20, 40)
+    assert report.max_ms == 0.0
+
+
+def test_a_stall_is_in_the_latency_of_every_request_that_was_due_in_it() -> None:
+    """Coordinated omission: a loop that waits for its answer before it asks again would see one slow answer."""
+
+    async def stalls_once(fake: FakeServer, _: bytes) -> bytes:
+        if len(fake.bodies) == 1:
+            asyncio.get_running_loop().call_later(0.4, fake.stalled.set)
+        await fake.stalled.wait()
+        return OK
+
+    report, fake = loaded(stalls_once, rate=100, seconds=0.4, connections_max=1)
+    assert (report.ok, fake.connection_count) == (40, 1)
+    # Due evenly over the 400 ms of the stall: the median waited for about half of it.
+    assert report.p50_ms > 150
+    assert report.max_ms > 350
+
+
+def test_connections_are_bounded() -> None:
+    async def slow(_: FakeServer, __: bytes) -> bytes:
+        await asyncio.sleep(0.02)
+        return OK
+
+    report, fake = loaded(slow, rate=1000, connections_max=4)
+    assert report.ok == 100
+    assert fake.connection_count <= 4
+
+
+def test_requests_without_an_answer_end_as_errors() -> None:
+    async def silent(fake: FakeServer, _: bytes) -> bytes:
+        await fake.stalled.wait()
+        return b""
+
+    report, _ = loaded(silent, timeout_ms=200, connections_max=3)
+    assert (report.sent, report.ok, report.errors) == (50, 0, 50)
+
+
+def test_a_server_that_closes_without_an_answer_makes_errors_and_no_standstill() -> None:
+    async def rude(fake: FakeServer, _: bytes) -> bytes:
+        return b"" if len(fake.bodies) % 2 else OK
+
+    report, _ = loaded(rude)
+    assert report.ok + report.errors == report.sent == 50
+    assert report.errors >= 20
+
+
+def test_a_server_that_closes_after_its_answer_is_connected_to_again() -> None:
+    async def closing(_: FakeServer, __: bytes) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+    report, fake = loaded(closing)
+    assert (report.ok, report.errors) == (50, 0)
+    assert fake.connection_count >= 50
+
+
+def test_answers_that_are_no_http_are_errors() -> None:
+    async def babble(_: FakeServer, __: bytes) -> bytes:
+        return b"what?\r\n\r\n"
+
+    report, _ = loaded(babble)
+    assert (report.ok, report.errors) == (0, 50)
+
+
+def test_a_load_ends_when_the_bodies_do() -> None:
+    report, fake = loaded(always_ok, iter([b"1", b"2", b"3"]), seconds=600)
+    assert (report.sent, report.ok) == (3, 3)
+    assert sorted(fake.bodies) == [b"1", b"2", b"3"]
+
+
+def test_a_closed_loop_ends_when_the_bodies_do() -> None:
+    async def closed(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        return await run_closed(target, bodies, seconds=60)
+
+    started = time.monotonic()
+    report, fake = loaded(always_ok, iter([b"1", b"2", b"3"]), load=closed)
+    assert (report.sent, report.ok) == (3, 3)
+    assert sorted(fake.bodies) == [b"1", b"2", b"3"]
+    assert time.monotonic() - started < 30
+
+
+def test_a_refused_connection_is_one_clear_error() -> None:
+    async def run() -> None:
+        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        server.close()
+        await server.wait_closed()
+        await run_load(f"http://127.0.0.1:{port}", itertools.repeat(b""), rate=1, seconds=1)
+
+    with pytest.raises(Misconfigured, match=r"cannot connect to 127\.0\.0\.1:\d+: Connection refused"):
+        uvloop.run(run())
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "127.0.0.1:80",
+        "ftp://127.0.0.1",
+        "http://",
+        "http://u:p@h",
+        "http://h:port",
+        "http://h:99999",
+        "grpc://",
+        "http+unix://h/s",
+    ],
+)
+def test_a_target_that_is_no_url_of_ours_is_refused(target: str) -> None:
+    with pytest.raises(Misconfigured, match="load: "):
+        asyncio.run(run_load(target, itertools.repeat(b""), rate=1, seconds=1))
+
+
+@pytest.mark.parametrize("wrong", [{"arrivals": "random"}, {"rate": 0}, {"seconds": -1}])
+def test_a_load_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"rate": 1, "seconds": 1} | wrong
+    with pytest.raises(Misconfigured):
+        asyncio.run(run_load("http://127.0.0.1:1", itertools.repeat(b""), **settings))
+
+
+@pytest.mark.parametrize("name", ["connections", "connections_max", "depth", "streams", "timeout_ms"])
+def test_an_option_below_one_is_refused_by_name(name: str) -> None:
+    options = LoadOptions(**{name: 0})  # type: ignore[arg-type]
+    with pytest.raises(Misconfigured, match=name):
+        asyncio.run(run_load("http://127.0.0.1:1", itertools.repeat(b""), rate=1, seconds=1, options=options))
+
+
+def test_a_token_is_sent_and_in_no_repr() -> None:
+    _, fake = loaded(always_ok, token="se-cret", headers={"X-Timeout": "40"})
+    assert b"\r\nAuthorization: Bearer se-cret\r\n" in fake.heads[0]
+    assert b"\r\nX-Timeout: 40\r\n" in fake.heads[0]
+    assert "se-cret" not in repr(LoadOptions(token="se-cret"))
+
+
+def test_past_deadline_is_an_error_told_apart_and_counts_among_the_refused() -> None:
+    async def by_turns(fake: FakeServer, _: bytes) -> bytes:
+        statuses = (b"504 Gateway Timeout", b"429 Too Many Requests", b"200 OK", b"503 Service Unavailable")
+        return b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % statuses[len(fake.bodies) % 4]
+
+    report, _ = loaded(by_turns, rate=800)
+    assert (report.sent, report.ok, report.shed) == (80, 20, 20)
+    assert (report.errors, report.deadline_exceeded) == (40, 20)
+    assert 0 < report.shed_p50_ms <= report.shed_p99_ms <= report.shed_max_ms
+
+
+def test_refusals_at_once_do_not_hide_among_slow_answers() -> None:
+    async def slow_or_shed(fake: FakeServer, _: bytes) -> bytes:
+        if len(fake.bodies) % 2:
+            return b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
+        await asyncio.sleep(0.5)
+        return OK
+
+    report, _ = loaded(slow_or_shed, rate=200)
+    assert report.p50_ms >= 500
+    assert report.shed_p50_ms < 450
+
+
+def test_a_stall_of_the_server_is_in_p99_of_an_open_loop_and_not_of_a_closed_one() -> None:
+    """What coordinated omission hides: of 300 requests due, those of the 200 ms of a stall all waited."""
+
+    def stalling() -> Handler:
+        async def handler(fake: FakeServer, _: bytes) -> bytes:
+            if len(fake.bodies) == 50:
+                # Whatever the connection: the whole server stands still.
+                time.sleep(0.2)
+            return OK
+
+        return handler
+
+    opened, _ = loaded(stalling(), rate=500, seconds=0.6)
+    assert opened.ok == 300
+    assert opened.p90_ms > 80
+    assert opened.p99_ms > 150
+
+    async def closed_load(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        return await run_closed(target, bodies, seconds=0.6)
+
+    closed, _ = loaded(stalling(), load=closed_load)
+    assert closed.max_ms > 150
+    assert closed.p90_ms < 80
+
+
+def test_requests_share_a_connection_where_that_is_allowed_and_their_answers_are_told_apart() -> None:
+    """The server answers two at a time, in pieces, with something between that is no answer."""
+
+    async def run() -> LoadReport:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            answers = OK + b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 429 X\r\ncontent-length:0\r\n\r\n"
+            for _ in range(3):
+                for _ in range(2):
+                    await reader.readuntil(b"\r\n\r\n")
+                    await reader.readexactly(4)
+                for at in range(0, len(answers), 7):
+                    writer.write(answers[at : at + 7])
+                    await asyncio.sleep(0.001)
+            writer.close()
+            served.set()
+
+        served = asyncio.Event()
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        options = LoadOptions(connections_max=1, depth=6, timeout_ms=2000)
+        try:
+            return await run_load(
+                f"http://127.0.0.1:{port}",
+                itertools.repeat(b"body", 6),
+                rate=1000,
+                seconds=1,
+                arrivals="fixed",
+                options=options,
+            )
+        finally:
+            server.close()
+            await asyncio.wait_for(served.wait(), 5)
+
+    report = uvloop.run(run())
+    assert (report.sent, report.ok, report.shed, report.errors) == (6, 3, 3, 0)
+
+
+def test_answers_in_chunks_are_read_too() -> None:
+    async def chunked(fake: FakeServer, _: bytes) -> bytes:
+        if len(fake.bodies) % 2:
+            return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n"
+        return OK
+
+    answers: list[Answer] = []
+    report, fake = loaded(chunked, on_answer=answers.append, connections_max=1)
+    assert (report.ok, fake.connection_count) == (50, 1)
+    assert sorted(answer.body for answer in answers) == sorted([b"abcd", b"ok"] * 25)
+
+
+def test_a_closed_loop_keeps_every_connection_full() -> None:
+    most = 0
+    waiting = 0
+
+    async def counted(_: FakeServer, __: bytes) -> bytes:
+        nonlocal most, waiting
+        waiting += 1
+        most = max(most, waiting)
+        await asyncio.sleep(0.01)
+        waiting -= 1
+        return OK
+
+    async def closed(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        return await run_closed(target, bodies, seconds=0.3, options=LoadOptions(connections=4))
+
+    report, fake = loaded(counted, load=closed)
+    assert (fake.connection_count, most) == (4, 4)
+    assert report.sent == report.ok > 40
+    assert report.ok_per_second == pytest.approx(report.ok / 0.3, rel=0.2)
+
+
+def test_a_closed_loop_connects_again_when_the_server_closes() -> None:
+    async def closing(_: FakeServer, __: bytes) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+    async def closed(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        return await run_closed(target, bodies, seconds=0.2, options=LoadOptions(connections=2))
+
+    report, fake = loaded(closing, load=closed)
+    assert report.ok > 10
+    assert fake.connection_count >= report.ok
+
+
+def test_a_record_has_every_request_in_the_order_they_were_due() -> None:
+    record = Record()
+
+    async def by_turns(_: FakeServer, body: bytes) -> bytes:
+        return OK if int(body) % 2 else b"HTTP/1.1 429 X\r\nContent-Length: 0\r\n\r\n"
+
+    async def recorded(target: str, bodies: Iterator[bytes]) -> LoadReport:
+        return await run_arrivals(target, bodies, np.array([0.0, 0.01, 0.01, 0.03]), record=record)
+
+    loaded(by_turns, iter([b"0", b"1", b"2", b"3"]), load=recorded)
+    assert list(record.due_s) == [0.0, 0.01, 0.01, 0.03]
+    assert list(record.status) == [429, 200, 429, 200]
+    assert all(0 < latency_ms < 1000 for latency_ms in record.latency_ms)
+
+
+def test_a_unix_socket_is_a_target(tmp_path: Path) -> None:
+    async def run() -> LoadReport:
+        server = await asyncio.start_unix_server(FakeServer(always_ok), tmp_path / "socket")
+        try:
+            return await run_load(f"http+unix://{tmp_path}/socket", itertools.repeat(b"body"), rate=100, seconds=0.1)
+        finally:
+            server.close()
+
+    report = uvloop.run(run())
+    assert report.ok == report.sent > 0
+
+
+def test_fixed_arrivals_are_evenly_spaced() -> None:
+    assert arrival_times(4, 1, "fixed", 0).tolist() == [0, 0.25, 0.5, 0.75]
+
+
+@given(st.integers(0, 1000))
+def test_poisson_arrivals_ascend_and_come_at_the_rate(seed: int) -> None:
+    due = arrival_times(1000, 2, "poisson", seed)
+    assert (np.diff(due) >= 0).all()
+    assert 0 <= due[0] <= due[-1] < 2
+    # Six standard deviations.
+    assert abs(len(due) - 2000) < 6 * 2000**0.5
+
+
+def test_the_distances_of_poisson_arrivals_are_exponential() -> None:
+    gaps = np.diff(arrival_times(1000, 100, "poisson", 3))
+    assert gaps.mean() == pytest.approx(1e-3, rel=0.03)
+    assert gaps.std() == pytest.approx(1e-3, rel=0.03)
+    assert np.mean(gaps > 2e-3) == pytest.approx(np.exp(-2), rel=0.05)
+
+
+def test_the_same_seed_gives_the_same_arrivals() -> None:
+    assert arrival_times(100, 1, "poisson", 7).tolist() == arrival_times(100, 1, "poisson", 7).tolist()
+    assert arrival_times(100, 1, "poisson", 7).tolist() != arrival_times(100, 1, "poisson", 8).tolist()

@@ -1,0 +1,272 @@
+"""The load's gRPC side against grpcio's own server, and its TLS against Python's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import ipaddress
+import itertools
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from paywarden.ops.loadgen.load import Answer, run_closed, run_load
+from paywarden.ops.loadgen.report import LoadReport
+from paywarden.ops.loadgen.target import LoadOptions
+from paywarden.schemas.errors import Misconfigured
+from tests.unit.ops.loadgen.test_load import FakeServer, always_ok
+
+METHOD = "/paywarden.scoring.v1.Scoring/Score"
+Behaviour = Callable[[bytes, Any], bytes]
+
+
+class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.methods: list[str] = []
+        self.metadata: list[dict[str, str]] = []
+        self._behaviour = behaviour
+
+    def service(self, details: Any) -> Any:
+        self.methods.append(details.method)
+        self.metadata.append(dict(details.invocation_metadata))
+        return grpc.unary_unary_rpc_method_handler(self._behaviour)
+
+
+@contextmanager
+def serving(
+    behaviour: Behaviour, *, credentials: Any = None, streams_max: int = 1000
+) -> Iterator[tuple[str, _Handler]]:
+    handler = _Handler(behaviour)
+    server = grpc.server(
+        ThreadPoolExecutor(4), handlers=(handler,), options=[("grpc.max_concurrent_streams", streams_max)]
+    )
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}", handler
+    finally:
+        server.stop(None).wait()
+
+
+def loaded(address: str, bodies: Iterator[bytes] | None = None, *, scheme: str = "grpc", **options: Any) -> LoadReport:
+    """50 requests, unless the bodies are fewer."""
+    on_answer = options.pop("on_answer", None)
+    load = run_load(
+        f"{scheme}://{address}",
+        itertools.repeat(b"body") if bodies is None else bodies,
+        rate=500,
+        seconds=0.1,
+        arrivals="fixed",
+        on_answer=on_answer,
+        options=LoadOptions(**({"connections": 2} | options)),
+    )
+    return uvloop.run(load)
+
+
+def test_calls_go_to_the_scoring_method_with_their_bodies_and_the_token() -> None:
+    seen = []
+
+    def echo(body: bytes, _: Any) -> bytes:
+        seen.append(body)
+        return b"re:" + body
+
+    answers: list[Answer] = []
+    with serving(echo) as (address, handler):
+        report = loaded(
+            address, (b"%d" % n for n in itertools.count()), on_answer=answers.append, token="abc", headers={"X-A": "b"}
+        )
+    assert (report.sent, report.ok, report.shed, report.errors) == (50, 50, 0, 0)
+    assert sorted(seen) == sorted(b"%d" % number for number in range(50))
+    assert set(handler.methods) == {METHOD}
+    assert handler.metadata[0]["authorization"] == "Bearer abc"
+    assert handler.metadata[0]["x-a"] == "b"
+    assert {(answer.status, answer.body) for answer in answers} == {(200, b"re:%d" % number) for number in range(50)}
+
+
+def test_shed_late_and_failed_calls_are_told_apart() -> None:
+    codes = itertools.cycle(
+        [
+            grpc.StatusCode.OK,
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.DATA_LOSS,
+        ]
+    )
+    lock = threading.Lock()
+
+    def by_turns(_: bytes, context: Any) -> bytes:
+        with lock:
+            code = next(codes)
+        if code is not grpc.StatusCode.OK:
+            context.abort(code, "no")
+        return b""
+
+    answers: list[Answer] = []
+    with serving(by_turns) as (address, _):
+        report = loaded(address, on_answer=answers.append)
+    assert (report.sent, report.ok, report.shed, report.errors, report.deadline_exceeded) == (50, 10, 10, 30, 10)
+    assert sorted(answer.status for answer in answers) == sorted([200, 429, 504, 400, 500] * 10)
+
+
+def test_no_more_streams_are_used_than_the_server_allows() -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def slow(_: bytes, __: Any) -> bytes:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        threading.Event().wait(0.02)
+        with lock:
+            now -= 1
+        return b""
+
+    with serving(slow, streams_max=10) as (address, _):
+        report = loaded(address, connections=1, streams=1000)
+    # A stream that has just ended may still count at grpcio, which then refuses the next one unseen.
+    assert (report.ok + report.shed, report.errors) == (50, 0)
+    assert report.ok >= 10
+    assert 1 < most <= 10
+
+
+def test_a_closed_loop_keeps_all_streams_busy() -> None:
+    with serving(lambda body, _: body) as (address, _):
+        options = LoadOptions(connections=2, streams=4)
+        report = uvloop.run(run_closed(f"grpc://{address}", itertools.repeat(b"x"), seconds=0.3, options=options))
+    assert report.ok == report.sent > 50
+
+
+def test_calls_that_get_no_answer_in_time_are_errors() -> None:
+    hanging = threading.Event()
+
+    def hang(_: bytes, __: Any) -> bytes:
+        hanging.wait(5)
+        return b""
+
+    with serving(hang) as (address, _):
+        report = loaded(address, timeout_ms=200)
+        hanging.set()
+    assert (report.sent, report.ok, report.errors) == (50, 0, 50)
+
+
+def test_one_stream_is_used_until_the_server_has_said_how_many_it_takes() -> None:
+    """grpcio gave up a connection that began with more streams than it takes, and 14 of 50 calls failed."""
+    connections: list[bytearray] = []
+
+    async def run() -> None:
+        async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            received = bytearray()
+            connections.append(received)
+            with contextlib.suppress(ConnectionError):
+                while data := await reader.read(65536):
+                    received.extend(data)
+            writer.close()
+
+        server = await asyncio.start_server(listen, "127.0.0.1", 0)
+        target = f"grpc://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        options = LoadOptions(connections=1, streams=100, timeout_ms=200)
+        try:
+            await run_load(target, itertools.repeat(b""), rate=500, seconds=0.1, options=options)
+        finally:
+            server.close()
+
+    uvloop.run(run())
+    assert max(map(streams_begun, connections)) == 1
+
+
+def streams_begun(sent: bytearray) -> int:
+    """HEADERS frames of a client's connection."""
+    count, at = 0, len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    while at < len(sent):
+        count += sent[at + 3] == 1
+        at += 9 + int.from_bytes(sent[at : at + 3], "big")
+    return count
+
+
+def test_a_server_that_speaks_no_http2_makes_errors_and_no_standstill() -> None:
+    async def run() -> LoadReport:
+        async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(10)
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(babble, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            return await run_load(f"grpc://127.0.0.1:{port}", itertools.repeat(b""), rate=100, seconds=0.2)
+        finally:
+            server.close()
+
+    # Several times: whether a request is due between the babble and the end of the connection is up to chance.
+    for _ in range(5):
+        report = uvloop.run(run())
+        assert report.sent == report.errors > 0
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(certificate, key) of 127.0.0.1, signed by itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "paywarden test")])
+    today = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(today - datetime.timedelta(days=1))
+        .not_valid_after(today + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "certificate.pem", folder / "key.pem"
+    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return files
+
+
+def test_grpc_goes_through_tls(certificate: tuple[Path, Path]) -> None:
+    credentials = grpc.ssl_server_credentials([(certificate[1].read_bytes(), certificate[0].read_bytes())])
+    with serving(lambda body, _: body, credentials=credentials) as (address, _):
+        report = loaded(address, scheme="grpcs", ca_file=str(certificate[0]))
+    assert report.ok == 50
+
+
+def test_https_is_spoken_and_a_certificate_nobody_vouches_for_is_refused(certificate: tuple[Path, Path]) -> None:
+    async def run(ca_file: str) -> LoadReport:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*certificate)
+        server = await asyncio.start_server(FakeServer(always_ok), "127.0.0.1", 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+        options = LoadOptions(ca_file=ca_file)
+        try:
+            return await run_load(
+                f"https://127.0.0.1:{port}", itertools.repeat(b"body"), rate=100, seconds=0.2, options=options
+            )
+        finally:
+            server.close()
+
+    report = uvloop.run(run(str(certificate[0])))
+    assert report.ok == report.sent > 0
+    with pytest.raises(Misconfigured, match="no TLS"):
+        uvloop.run(run(""))

@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from paywarden.schemas.errors import Misconfigured, TemporaryFailure
+from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
+from paywarden.scoring.engine.batcher import UNDER_WAY, AdmissionSettings, Call, Refusal, Turns
+from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.payments import Payments
+from tests.worlds.payments import euro_intake
+
+NOW_MS = 1_700_000_000_000
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Scorer:
+    """Answers with the payment's id; notes what it was asked together, and takes its time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.asked: list[list[str]] = []
+        self.payment_s = 0.0
+        self.bad: dict[str, Exception | Refusal] = {}
+        self._clock = clock
+
+    def score_many(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
+        assert now_ms == NOW_MS
+        requests = list(payments)
+        self._clock.now += self.payment_s * len(requests)
+        self.asked.append([request.payment_id for request in requests])
+        results: list[bytes | Refusal] = []
+        for request in requests:
+            bad = self.bad.get(request.payment_id)
+            if isinstance(bad, Exception):
+                raise bad
+            results.append(bad or ScoreResponse(payment_id=request.payment_id).SerializeToString())
+        return results
+
+    def readiness(self) -> list[str]:
+        return []
+
+
+class Connection:
+    def __init__(self) -> None:
+        self.collected: list[str] = []
+        self.sent: list[list[str]] = []
+
+    def flush(self) -> None:
+        self.sent.append(self.collected)
+        self.collected = []
+
+
+class AskedCall(Call):
+    def __init__(self, connection: Connection, payload: bytes, deadline: float, *, is_batch: bool) -> None:
+        self.connection, self._to = connection, connection
+        self.payload, self.form, self.is_batch = payload, wire.PROTOBUF, is_batch
+        self.arrived, self.deadline, self.cancelled = 100.0, deadline, False
+
+    def answer(self, body: bytes) -> None:
+        responses = ScoreBatchResponse.FromString(body).responses if self.is_batch else [ScoreResponse.FromString(body)]
+        self._to.collected.append("+".join(response.payment_id for response in responses))
+
+    def refuse(self, refusal: Refusal) -> None:
+        self._to.collected.append(":".join(part for part in (refusal.code, refusal.field) if part))
+
+
+class World:
+    def __init__(self, **settings: int) -> None:
+        self.clock = Clock()
+        self.scorer = Scorer(self.clock)
+        self.turns = Turns(
+            self.scorer,
+            intake=euro_intake(),
+            settings=AdmissionSettings(**settings),
+            now_ms=lambda: NOW_MS,
+            now_s=self.clock,
+        )
+        self.connections: list[Connection] = []
+
+    def ask(self, *ids: str, on: Connection | None = None, deadline: float = 100.04, **values: Any) -> AskedCall:
+        """One call on a new connection, a batch when it is of several payments."""
+        connection = on or Connection()
+        if on is None:
+            self.connections.append(connection)
+        requests = [request(payment_id, **values) for payment_id in ids]
+        message = ScoreBatchRequest(requests=requests) if len(ids) > 1 else requests[0]
+        call = AskedCall(connection, message.SerializeToString(), deadline, is_batch=len(ids) > 1)
+        self.turns.submit(call)
+        return call
+
+    def run(self, ask: Callable[[], object], turns: int = 20) -> None:
+        async def main() -> None:
+            ask()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+        asyncio.run(main())
+
+    @property
+    def sent(self) -> list[list[list[str]]]:
+        return [connection.sent for connection in self.connections]
+
+
+def request(payment_id: str, **values: Any) -> ScoreRequest:
+    fields: dict[str, Any] = {
+        "event_time_ms": NOW_MS,
+        "card_id": "card",
+        "merchant_id": "merchant",
+        "amount_minor": 1,
+        "currency": "EUR",
+    }
+    return ScoreRequest(payment_id=payment_id, **(fields | values))
+
+
+def test_what_one_turn_has_read_is_scored_together_and_each_connection_writes_once() -> None:
+    world = World()
+
+    def ask() -> None:
+        first = Connection()
+        world.connections.append(first)
+        world.ask("a", on=first)
+        world.ask("b")
+        world.ask("c", on=first)
+
+    world.run(ask)
+    assert world.scorer.asked == [["a", "b", "c"]]
+    assert world.sent == [[["a", "c"]], [["b"]]]
+
+
+def test_a_chunk_ends_after_so_many_payments_and_is_sent_before_the_next_begins() -> None:
+    world = World(chunk_payments=2)
+    world.run(lambda: [world.ask(name) for name in "abcde"])
+    assert world.scorer.asked == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_the_loop_turns_between_chunks() -> None:
+    world = World(chunk_payments=1)
+    seen: list[int] = []
+
+    async def main() -> None:
+        for name in "abc":
+            world.ask(name)
+        for _ in range(4):
+            seen.append(len(world.scorer.asked))
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert seen == [0, 1, 2, 3]
+
+
+def test_a_wrong_request_is_refused_by_its_field_and_its_neighbours_are_answered() -> None:
+    world = World()
+    world.run(lambda: [world.ask("a"), world.ask("b", amount_minor=-1), world.ask("c")])
+    assert world.scorer.asked == [["a", "c"]]
+    assert world.sent == [[["a"]], [["invalid_argument:amount_minor"]], [["c"]]]
+
+
+def test_a_batch_is_answered_as_one_in_its_order() -> None:
+    world = World()
+    world.run(lambda: [world.ask("a"), world.ask("b", "c"), world.ask("d")])
+    assert world.scorer.asked == [["a", "b", "c", "d"]]
+    assert world.sent == [[["a"]], [["b+c"]], [["d"]]]
+
+
+def test_a_batch_of_which_one_is_refused_is_refused_and_says_which() -> None:
+    world = World()
+    world.scorer.bad["c"] = Refusal("invalid_argument", "no rate", "currency")
+    world.run(lambda: world.ask("b", "c"))
+    assert world.sent == [[["invalid_argument:requests[1].currency"]]]
+
+
+def test_what_the_scorer_refuses_is_refused_alone() -> None:
+    world = World()
+    world.scorer.bad["b"] = Refusal("unavailable", "no room")
+    world.run(lambda: [world.ask("a"), world.ask("b")])
+    assert world.sent == [[["a"]], [["unavailable"]]]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TemporaryFailure("no room"), "unavailable"),
+        (wire.Overloaded("full"), "resource_exhausted"),
+        (wire.DeadlineExceeded("late"), "deadline_exceeded"),
+    ],
+)
+def test_what_the_scorer_raises_is_told_to_all_it_was_asked_for(error: Exception, told: str) -> None:
+    world = World()
+    world.scorer.bad["b"] = error
+    world.run(lambda: [world.ask("a"), world.ask("b")])
+    assert world.sent == [[[told]], [[told]]]
+
+
+def test_a_bug_costs_only_the_request_that_has_it_and_its_text_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.scorer.bad["b"] = ValueError("card-secret")
+    world.run(lambda: [world.ask("a"), world.ask("b"), world.ask("c")])
+    assert world.sent == [[["a"]], [["internal"]], [["c"]]]
+    assert len(caplog.records) == 1
+    assert "ValueError" in caplog.text
+    assert "card-secret" not in caplog.text
+
+
+def test_a_call_past_its_deadline_is_told_so_and_not_scored() -> None:
+    world = World(chunk_payments=1)
+    world.scorer.payment_s = 0.05
+    world.run(lambda: [world.ask("a"), world.ask("b")])
+    assert world.scorer.asked == [["a"]]
+    assert world.sent == [[["a"]], [["deadline_exceeded"]]]
+
+
+def test_a_call_that_arrives_past_its_deadline_is_told_so_at_once() -> None:
+    world = World()
+    world.run(lambda: world.ask("a", deadline=99.0))
+    assert world.scorer.asked == []
+    assert world.connections[0].collected == ["deadline_exceeded"]
+
+
+def test_a_payment_that_another_worker_decides_about_is_asked_for_again() -> None:
+    world = World()
+    world.scorer.bad["b"] = UNDER_WAY
+
+    async def main() -> None:
+        world.ask("a")
+        world.ask("b", "c")
+        await asyncio.sleep(0.0005)
+        world.scorer.bad.clear()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert world.scorer.asked == [["a", "b", "c"], ["b", "c"]]
+    assert world.sent == [[["a"]], [["b+c"]]]
+    assert world.turns.queued_payments == 0
+
+
+def test_a_payment_that_is_under_way_to_the_last_is_unavailable() -> None:
+    world = World()
+    world.scorer.bad["a"] = UNDER_WAY
+    world.scorer.payment_s = 0.02
+
+    async def main() -> None:
+        world.ask("a")
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert world.scorer.asked == [["a"], ["a"]]
+    assert world.sent == [[["unavailable"]]]
+
+
+def test_nobody_scores_what_is_no_longer_wanted() -> None:
+    world = World()
+
+    def ask() -> None:
+        world.ask("a").cancelled = True
+        world.ask("b")
+
+    world.run(ask)
+    assert world.scorer.asked == [["b"]]
+    assert world.sent == [[], [["b"]]]
+
+
+def test_what_would_wait_too_long_is_refused_at_once() -> None:
+    """A payment is taken to cost 100 µs before any has been scored: 10 of them are a millisecond."""
+    world = World(wait_ms_max=1)
+    world.run(lambda: [world.ask(f"{n}") for n in range(15)])
+    assert [len(asked) for asked in world.scorer.asked] == [11]
+    assert [c.collected for c in world.connections[11:]] == [["resource_exhausted"]] * 4
+
+
+def test_what_payments_take_is_learned() -> None:
+    world = World(wait_ms_max=10, chunk_payments=1)
+    world.scorer.payment_s = 0.004
+    world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(30)], turns=100)
+    before = len(world.scorer.asked)
+    world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(30)], turns=100)
+    assert before == 30
+    assert len(world.scorer.asked) - before == 3
+
+
+def test_what_is_read_between_chunks_counts_in_what_payments_take() -> None:
+    """Under a flood most of the time goes into refusing: a payment in the queue waits for that, too."""
+    world = World(wait_ms_max=10, chunk_payments=1)
+    world.scorer.payment_s = 0.001
+
+    async def flood() -> None:
+        for number in range(40):
+            world.ask(f"{number}", deadline=200.0)
+        while world.turns.queued_payments:
+            world.clock.now += 0.004
+            await asyncio.sleep(0)
+
+    asyncio.run(flood())
+    assert len(world.scorer.asked) == 40
+    world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(30)], turns=100)
+    assert len(world.scorer.asked) - 40 == 3
+
+
+def test_a_pause_between_calls_is_no_cost_of_a_payment() -> None:
+    world = World(wait_ms_max=10)
+    world.scorer.payment_s = 0.0001
+
+    async def now_and_then() -> None:
+        for number in range(50):
+            world.ask(f"{number}", deadline=200.0)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            world.clock.now += 1.0
+
+    asyncio.run(now_and_then())
+    world.run(lambda: [world.ask(f"{n}", deadline=300.0) for n in range(90)], turns=100)
+    assert len(world.scorer.asked[-1]) + len(world.scorer.asked[-2]) + len(world.scorer.asked[-3]) == 90
+
+
+def test_a_caller_in_a_hurry_is_refused_when_the_queue_is_longer_than_its_time() -> None:
+    world = World()
+    world.run(lambda: [*(world.ask(f"{n}") for n in range(10)), world.ask("hurried", deadline=100.0005)])
+    assert world.connections[-1].collected == ["resource_exhausted"]
+    assert len(world.scorer.asked[0]) == 10
+
+
+def test_a_batch_counts_for_as_many_payments_as_it_seems_to_hold() -> None:
+    world = World(queue_payments_max=50)
+    world.run(lambda: world.ask(*(f"a payment of some length, the {n}th of them" for n in range(100))))
+    assert world.connections[0].collected == ["resource_exhausted"]
+
+
+def test_the_queue_is_empty_again_after_all_is_answered() -> None:
+    world = World()
+    world.run(lambda: [world.ask("a"), world.ask("b", "c"), world.ask("d", amount_minor=-1)])
+    assert world.turns.queued_payments == 0
+
+
+@pytest.mark.parametrize("name", ["deadline_ms", "wait_ms_max", "queue_payments_max", "chunk_payments"])
+def test_a_setting_below_one_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(Misconfigured, match=name):
+        World(**{name: 0})
+
+
+def test_one_chunk_in_sixteen_says_what_each_stage_takes_of_a_payment() -> None:
+    world = World(chunk_payments=4)
+    world.run(lambda: [world.ask(f"{n}") for n in range(4 * 33)], turns=60)
+    counted = {stage: histogram.count for stage, histogram in world.turns._stages.seconds.items()}
+    assert {stage: count for stage, count in counted.items() if count} == {"wait": 8, "parse": 8, "answer": 8}

@@ -1,0 +1,79 @@
+"""A worker looks for the next request a little longer before it sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.engine.busy_poll import BusyPoll
+
+
+class Loop:
+    """As far as it matters: a loop sleeps when no callback is due, and looks at its sockets once a turn."""
+
+    def __init__(self) -> None:
+        self.due: list[Callable[[], object]] = []
+        # In microseconds; a turn takes one.
+        self.now = 1000
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        self.due.append(callback)
+
+    def turns_until_sleep(self, works: dict[int, Callable[[], object]]) -> int:
+        """Work off what is due until nothing is; `works` are done after so many turns."""
+        turns = 0
+        while self.due:
+            turns += 1
+            self.now += 1
+            due, self.due = self.due, []
+            assert len(due) == 1, "it asks for one turn at a time, however much work there was"
+            due[0]()
+            works.get(turns, lambda: None)()
+        return turns
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
+    loop = Loop()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    return loop
+
+
+def worker_of(loop: Loop, duration_us: int) -> Callable[[], None]:
+    busy = BusyPoll(duration_us, lambda: loop.now / 1e6)
+    return lambda: busy.extend(loop.now / 1e6)
+
+
+@pytest.mark.parametrize("duration_us", [5, 50])
+def test_after_work_the_loop_stays_awake_for_the_duration(loop: Loop, duration_us: int) -> None:
+    work = worker_of(loop, duration_us)
+    work()
+    assert duration_us <= loop.turns_until_sleep({}) <= duration_us + 1
+
+
+def test_more_work_extends_it(loop: Loop) -> None:
+    work = worker_of(loop, 50)
+    work()
+    assert 90 <= loop.turns_until_sleep({40: work}) <= 91
+
+
+def test_it_begins_again_after_a_sleep(loop: Loop) -> None:
+    work = worker_of(loop, 50)
+    for _ in range(2):
+        work()
+        assert loop.turns_until_sleep({}) >= 50
+        loop.now += 10_000
+
+
+def test_without_a_duration_the_loop_sleeps_at_once(loop: Loop) -> None:
+    work = worker_of(loop, 0)
+    work()
+    assert not loop.due
+
+
+def test_less_than_nothing_is_refused() -> None:
+    with pytest.raises(Misconfigured, match="busy_poll_us: wanted at least 0, got -1"):
+        BusyPoll(-1)

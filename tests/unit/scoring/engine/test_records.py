@@ -1,0 +1,119 @@
+"""What the compiled loop writes, byte for byte what protobuf and the outbox write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paywarden.schemas.proto.outbox_pb2 import OutboxRecord
+from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
+from paywarden.scoring.engine.records import BODY_BYTES_MAX, KEPT_TAILS_MAX, RecordWriter, tail
+from paywarden.scoring.state.outbox import framed
+
+ROWS_MAX, FEATURES = 8, 5
+TIME_MS = 1_700_000_000_000
+VECTORS = np.random.default_rng(1).normal(size=(ROWS_MAX, FEATURES)).astype(np.float32)
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=200)
+scores = st.none() | st.sampled_from([0.0, 1.0, 5e-324]) | st.floats(0, 1)
+bodies = st.binary(min_size=1, max_size=300) | st.sampled_from([1, 127, 128, 16_384, 70_000]).map(
+    lambda size: b"x" * size
+)
+decisions = st.fixed_dictionaries(
+    {
+        "body": bodies,
+        "payment_id": texts.filter(bool),
+        "score": scores,
+        "action": st.sampled_from(["approve", "review", "decline"]),
+        "reasons": st.lists(texts, max_size=3),
+        "version": texts,
+        "flags": st.lists(texts, max_size=3),
+    }
+)
+
+
+def expected(one: dict[str, Any], row: int, decision: str, age_ms: int | None, time_ms: int, digest: str) -> bytes:
+    """The frame of one decision, all of it by protobuf."""
+    response = ScoreResponse(
+        payment_id=one["payment_id"],
+        decision_id=decision,
+        score=one["score"],
+        action=one["action"],
+        reasons=one["reasons"],
+        model_version=one["version"],
+        flags=one["flags"],
+        profile_age_ms=age_ms,
+    )
+    record = OutboxRecord(
+        request=one["body"],
+        response=response.SerializeToString(),
+        decided_time_ms=time_ms,
+        vector=VECTORS[row].tobytes(),
+        catalogue_digest=digest,
+    )
+    return framed(record.SerializeToString())
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    chunks=st.lists(
+        st.tuples(st.lists(decisions, min_size=1, max_size=ROWS_MAX), st.none() | st.integers(0, 2**62)), max_size=4
+    ),
+    digest=texts,
+    time_ms=st.integers(1, 2**62),
+)
+def test_every_record_of_every_chunk_is_as_protobuf_writes_it(
+    chunks: list[tuple[list[dict[str, Any]], int | None]], digest: str, time_ms: int
+) -> None:
+    writer = RecordWriter(VECTORS, digest, "prefix")
+    kept = writer.keep_tail(tail("approve", (), "m-1", ("unknown_card",)))
+    number = 0
+    for chunk, age_ms in chunks:
+        writer.begin()
+        for one in chunk[::2]:
+            one |= {"action": "approve", "reasons": [], "version": "m-1", "flags": ["unknown_card"]}
+        tails = [
+            kept
+            if place % 2 == 0
+            else writer.add_tail(tail(one["action"], one["reasons"], one["version"], one["flags"]))
+            for place, one in enumerate(chunk)
+        ]
+        assert None not in tails
+        written = writer.write(
+            [one["body"] for one in chunk],
+            [one["payment_id"].encode() for one in chunk],
+            [one["score"] for one in chunk],
+            [each for each in tails if each is not None],
+            age_ms,
+            time_ms,
+        )
+        frames = []
+        for row, one in enumerate(chunk):
+            number += 1
+            frames.append(expected(one, row, f"prefix-{number:x}", age_ms, time_ms, digest))
+        assert written.frames == b"".join(frames)
+        assert written.starts == [sum(map(len, frames[:row])) for row in range(len(frames))]
+        responses = [OutboxRecord.FromString(frame[8:]).response for frame in frames]
+        assert written.responses == responses
+
+
+def test_no_more_tails_are_kept_than_there_is_room_for() -> None:
+    writer = RecordWriter(VECTORS, "d", "p")
+    kept = [writer.keep_tail(tail("approve", (), f"m-{number}", ())) for number in range(KEPT_TAILS_MAX + 1)]
+    assert kept == [*range(KEPT_TAILS_MAX), None]
+    # And a chunk finds room for its own.
+    own = [writer.add_tail(tail("review", ("x" * 5000,), "m", ())) for _ in range(ROWS_MAX)]
+    written = writer.write([b"b"] * ROWS_MAX, [b"i"] * ROWS_MAX, [0.5] * ROWS_MAX, own, 1, TIME_MS)
+    assert {tuple(ScoreResponse.FromString(each).reasons) for each in written.responses} == {("x" * 5000,)}
+
+
+def test_a_request_that_no_record_has_room_for_is_our_mistake() -> None:
+    writer = RecordWriter(VECTORS, "d", "p")
+    kept = writer.keep_tail(b"")
+    assert kept is not None
+    with pytest.raises(AssertionError, match="size"):
+        writer.write([b"x" * BODY_BYTES_MAX], [b"i"], [0.5], [kept], None, TIME_MS)

@@ -1,0 +1,689 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from paywarden.features import kernel
+from paywarden.features.catalogue.attributes import row_of
+from paywarden.features.catalogue.entity import Catalogue, Entity
+from paywarden.features.profiles.engine import Events, FeatureEngine
+from paywarden.features.profiles.keys import entity_key
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.models.bundle.bundle import Bundle
+from paywarden.models.policy.policy import FLAGS, ConfiguredRule, Policy, PolicySettings, flags_of
+from paywarden.ops.loadgen.traffic import requests_of
+from paywarden.schemas.errors import TemporaryFailure
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine.batcher import UNDER_WAY, Refusal
+from paywarden.scoring.engine.model_chain import ModelChain
+from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
+from paywarden.scoring.idempotency import decision_cache as answered_payments
+from paywarden.scoring.idempotency.decision_cache import Answered, AnsweredSettings
+from paywarden.scoring.metrics.model import ModelMetrics
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.metrics.worker import ScoringMetrics
+from paywarden.scoring.requests.decoder import Intake
+from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter, framed
+from paywarden.streams.companion.shipping import decision_of
+from paywarden.streams.maintenance.backfill import backfill
+from tests.worlds import payments, small_world
+
+PLAN = small_world.engine().plan
+NOW_MS = int(small_world.history().event_time_ms[-1]) + 1000
+STRANGER = ScoreRequest(
+    payment_id="new", event_time_ms=NOW_MS, card_id="nobody", merchant_id="nowhere", amount_minor=1050, currency="EUR"
+)
+
+
+class FakeOutbox:
+    """Keeps decisions in a list; refuses them while it is told to."""
+
+    def __init__(self) -> None:
+        self.entries: list[OutboxEntry] = []
+        self.fails = False
+
+    @property
+    def position(self) -> int:
+        return len(self.entries)
+
+    def append_frames(self, frames: bytes) -> int:
+        if self.fails:
+            raise TemporaryFailure("the outbox is full")
+        while frames:
+            size = int.from_bytes(frames[:4], "little")
+            self.entries.append(OutboxEntry.FromString(frames[8 : 8 + size]))
+            assert frames[: 8 + size] == framed(frames[8 : 8 + size])
+            frames = frames[8 + size :]
+        return len(self.entries)
+
+
+class Host:
+    """A scorer with everything it needs, in a folder."""
+
+    def __init__(self, folder: Path, **policy: Any) -> None:
+        self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
+        self.outbox = FakeOutbox()
+        self.answered: Answered | None = None
+        self.metrics = ScoringMetrics.declare(Registry(), flags=FLAGS, entities=PLAN.entity_names)
+        self.bundle = small_world.loaded_bundle()
+        self._policy = policy
+        self._scorer: PaymentScorer | None = None
+
+    def fill(self, profiles: dict[bytes, bytes | None], complete_to_ms: int | None = NOW_MS) -> None:
+        """Write the mirror. Before the scorer opens it: LMDB can be open only once in a process."""
+        writer = MirrorWriter(self.mirror)
+        writer.apply(profiles, {0: 1}, complete_to_ms)
+        writer.close()
+
+    @property
+    def scorer(self) -> PaymentScorer:
+        if self._scorer is None:
+            manifest = self.bundle.manifest
+            self._scorer = PaymentScorer(
+                engine=small_world.engine(),
+                models=ModelChain((self.bundle,), metrics=ModelMetrics.declare(Registry())),
+                policy=Policy(
+                    PolicySettings(**self._policy), review_at=manifest.review_at, decline_at=manifest.decline_at
+                ),
+                mirror=self.mirror,
+                outbox=self.outbox,
+                metrics=self.metrics,
+                answered=self.answered,
+            )
+        return self._scorer
+
+    def score(self, request: ScoreRequest, now_ms: int = NOW_MS) -> ScoreResponse:
+        return answered(self.scorer, request, now_ms)
+
+    def vector(self) -> dict[str, float]:
+        """What the last decision was made from, by feature."""
+        values = np.frombuffer(self.outbox.entries[-1].vector, dtype="<f4")
+        return dict(zip(PLAN.names, values.tolist(), strict=True))
+
+    def counted(self) -> dict[str, int]:
+        """Every count that is not zero, by its label."""
+        metrics = self.metrics
+        counts = {action: counter.value for action, counter in metrics.decisions.items()}
+        counts |= {flag: counter.value for flag, counter in metrics.flags.items()}
+        counts |= {f"{name} {result}": c.value for (name, result), c in metrics.mirror_lookups.items()}
+        return {name: count for name, count in counts.items() if count}
+
+    def close(self) -> None:
+        if self._scorer is not None and self._scorer._mirror is not None:
+            self._scorer._mirror.close()
+
+
+def score_many(
+    scorer: PaymentScorer, requests: Sequence[ScoreRequest], now_ms: int = NOW_MS, intake: Intake | None = None
+) -> list[ScoreResponse | Refusal]:
+    """What each of the requests gets."""
+    return payments.score_many(scorer, requests, intake or default_intake(), now_ms)
+
+
+@cache
+def default_intake() -> Intake:
+    return Intake(PLAN, small_world.rates(), RequestLimits())
+
+
+def answered(scorer: PaymentScorer, request: ScoreRequest, now_ms: int = NOW_MS) -> ScoreResponse:
+    """The response to one payment, which must not be refused."""
+    (result,) = score_many(scorer, [request], now_ms)
+    assert isinstance(result, ScoreResponse)
+    return result
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path)
+    yield made
+    made.close()
+
+
+@cache
+def profiles() -> dict[bytes, bytes | None]:
+    """Of every entity of the small world, after all of its history."""
+    store = MemoryStore()
+    backfill(small_world.history(), store, engine=small_world.engine(), rates=small_world.rates(), outcome_days=1)
+    return {key: state for name in PLAN.entity_names for key, state in store.scan(name)}
+
+
+@cache
+def requests() -> list[ScoreRequest]:
+    """Payments of known entities, some without a device, as if they were made now."""
+    found = requests_of(small_world.tables()[0].slice(0, 300), id_prefix="live-")
+    for request in found:
+        request.event_time_ms = NOW_MS
+    return found
+
+
+def keys_of(request: ScoreRequest) -> list[bytes | None]:
+    keys: list[bytes | None] = []
+    for name, fields in zip(PLAN.entity_names, PLAN.entity_keys, strict=True):
+        ids = [getattr(request, field) for field in fields]
+        keys.append(entity_key(name, ids) if all(ids) else None)
+    return keys
+
+
+def attributes_of(request: ScoreRequest) -> list[int]:
+    amount = small_world.rates().convert(request.amount_minor, request.currency, request.event_time_ms)
+    fields = {field.name: value for field, value in request.ListFields()}
+    return row_of(fields, event_time_ms=request.event_time_ms, amount=amount, amount_minor=request.amount_minor)
+
+
+def vector_by_hand(request: ScoreRequest, states: dict[bytes, bytes | None]) -> bytes:
+    """The features of a payment from these profiles, straight through the engine."""
+    presence, packed, bounds = [], b"", [0]
+    for key in keys_of(request):
+        state = None if key is None else states.get(key)
+        presence.append(kernel.ABSENT if key is None else kernel.UNKNOWN if state is None else kernel.KNOWN)
+        packed += state or b""
+        bounds.append(len(packed))
+    out = np.empty((1, PLAN.feature_count), dtype=np.float32)
+    small_world.engine().fill_vectors(
+        np.array([attributes_of(request)]),
+        np.array(presence, dtype=np.uint8),
+        np.frombuffer(bytearray(packed), dtype=np.uint8),
+        np.array(bounds, dtype=np.int64),
+        out,
+    )
+    return out.tobytes()
+
+
+# The decision
+
+
+def test_a_decision_is_made_of_the_profiles_in_the_mirror(host: Host) -> None:
+    host.fill(profiles())
+    without_device = 0
+    for request in requests():
+        response = host.score(request)
+        entry = host.outbox.entries[-1]
+        assert entry.vector == vector_by_hand(request, profiles())
+        vector = np.frombuffer(entry.vector, dtype=np.float32).reshape(1, -1)
+        assert response.score == small_world.loaded_bundle().score(vector)[0]
+        assert not response.flags
+        without_device += not request.device_id
+    assert 0 < without_device < len(requests())
+
+
+def test_the_outbox_has_the_whole_decision(host: Host) -> None:
+    host.fill(profiles())
+    response = host.score(requests()[0], NOW_MS + 250)
+    (entry,) = host.outbox.entries
+    assert entry.request == requests()[0]
+    assert entry.response == response
+    assert entry.decided_time_ms == NOW_MS + 250
+    assert entry.catalogue_digest == PLAN.digest
+    assert response.payment_id == requests()[0].payment_id
+    assert response.model_version == small_world.loaded_bundle().manifest.model_version
+    assert response.profile_age_ms == 250
+
+
+def test_one_payment_leaves_nothing_behind_for_the_next(host: Host) -> None:
+    host.fill(profiles())
+    alone = [host.score(request).score for request in requests()[:20]]
+    mixed = []
+    for request in requests()[:20]:
+        host.score(STRANGER)
+        mixed.append(host.score(request).score)
+    assert mixed == alone
+
+
+def test_entities_nothing_is_known_of_are_flagged_and_scored(host: Host) -> None:
+    host.fill(profiles())
+    response = host.score(STRANGER)
+    assert list(response.flags) == ["unknown_card", "unknown_merchant"]
+    assert 0 < response.score < 1
+    assert host.outbox.entries[-1].vector == vector_by_hand(STRANGER, {})
+    assert host.vector()["card_count_30d"] == 0
+    assert np.isnan(host.vector()["device_count_30d"])
+
+
+def test_an_unknown_device_is_told_from_none(host: Host) -> None:
+    host.fill(profiles())
+    request = ScoreRequest()
+    request.CopyFrom(STRANGER)
+    request.device_id = "new one"
+    assert list(host.score(request).flags) == ["unknown_card", "unknown_merchant", "unknown_device"]
+    assert host.vector()["device_count_30d"] == 0
+
+
+def test_the_amount_is_converted_at_the_rate_of_the_payments_time(host: Host) -> None:
+    host.fill({})
+    request = ScoreRequest()
+    request.CopyFrom(STRANGER)
+    request.currency, request.amount_minor = "JPY", 5000
+    host.score(request)
+    assert host.vector()["amount"] == small_world.rates().convert(5000, "JPY", NOW_MS) != 5000
+
+
+def test_a_currency_without_a_rate_is_refused_and_nothing_is_decided(host: Host) -> None:
+    host.fill({})
+    request = ScoreRequest()
+    request.CopyFrom(STRANGER)
+    request.currency = "XXX"
+    (refusal,) = score_many(host.scorer, [request])
+    assert isinstance(refusal, Refusal)
+    assert (refusal.code, refusal.field) == ("invalid_argument", "currency")
+    assert (host.outbox.entries, host.counted()) == ([], {})
+
+
+def varied(draw: st.DataObject) -> list[ScoreRequest]:
+    """Payments of every kind, in any order and number: known, of strangers, without a rate, with a broken profile."""
+    kinds = draw.draw(st.lists(st.integers(0, 39), min_size=1, max_size=3 * ROWS_MAX))
+    found = []
+    for number, kind in enumerate(kinds):
+        request = ScoreRequest()
+        request.CopyFrom(STRANGER if kind == 0 else requests()[kind])
+        request.payment_id = str(number)
+        if kind == 1:
+            request.currency = "XXX"
+        if kind == 2:
+            request.card_id = "broken"
+        found.append(request)
+    return found
+
+
+def told(result: ScoreResponse | Refusal) -> object:
+    """All of a result but the decision's id, which no two have in common."""
+    if isinstance(result, Refusal):
+        return result
+    copy = ScoreResponse()
+    copy.CopyFrom(result)
+    copy.ClearField("decision_id")
+    return copy.SerializeToString(deterministic=True)
+
+
+def test_payments_scored_together_are_answered_and_kept_as_they_would_be_alone(host: Host) -> None:
+    host.fill(profiles() | {b"card:broken": b"\2" + bytes(9)})
+
+    @settings(max_examples=30, deadline=None)
+    @given(draw=st.data(), lag_ms=st.sampled_from([0, 100_000]))
+    def check(draw: st.DataObject, lag_ms: int) -> None:
+        asked, now_ms = varied(draw), NOW_MS + lag_ms
+        host.outbox.entries.clear()
+        together = score_many(host.scorer, asked, now_ms)
+        kept = [(entry.request, entry.vector, told(entry.response)) for entry in host.outbox.entries]
+        host.outbox.entries.clear()
+        alone = [score_many(host.scorer, [request], now_ms)[0] for request in asked]
+        assert [told(result) for result in together] == [told(result) for result in alone]
+        assert kept == [(entry.request, entry.vector, told(entry.response)) for entry in host.outbox.entries]
+
+    check()
+
+
+def test_one_write_keeps_the_decisions_about_all_that_was_asked_together(host: Host) -> None:
+    host.fill(profiles())
+    writes: list[int] = []
+    keep = host.outbox.append_frames
+
+    def append(frames: bytes) -> int:
+        before = len(host.outbox.entries)
+        writes.append(keep(frames) - before)
+        return len(host.outbox.entries)
+
+    host.outbox.append_frames = append  # type: ignore[method-assign]
+    score_many(host.scorer, requests()[: ROWS_MAX + 6])
+    assert writes == [ROWS_MAX, 6]
+
+
+def test_decision_ids_are_unique_over_payments_and_workers(tmp_path: Path) -> None:
+    seen = set()
+    for name in ("a", "b", "c"):
+        host = Host(tmp_path / name)
+        seen |= {host.score(STRANGER).decision_id for _ in range(100)}
+    assert len(seen) == 300
+
+
+def test_what_is_counted_is_what_was_decided(host: Host) -> None:
+    host.fill(profiles())
+    responses = [host.score(STRANGER), *(answered(host.scorer, request) for request in requests())]
+    counted = host.counted()
+    for action in ("approve", "review", "decline"):
+        assert counted.get(action, 0) == sum(response.action == action for response in responses)
+    assert counted["unknown_card"] == counted["card miss"] == 1
+    assert counted["card hit"] == len(requests())
+    assert counted["device hit"] == sum(bool(request.device_id) for request in requests())
+
+
+def test_a_decision_that_the_outbox_does_not_take_is_none(host: Host) -> None:
+    host.fill(profiles())
+    host.outbox.fails = True
+    (refusal,) = score_many(host.scorer, [STRANGER])
+    assert refusal == Refusal("unavailable", "the outbox is full")
+    assert host.outbox.entries == []
+    assert not host.counted().keys() & {"approve", "review", "decline", "unknown_card"}
+    host.outbox.fails = False
+    assert host.score(STRANGER).decision_id == host.outbox.entries[0].response.decision_id
+
+
+# What can be odd
+
+
+@pytest.mark.parametrize("action", ["approve", "review", "decline"])
+def test_without_a_mirror_the_answer_is_flagged_and_the_policy_decides(tmp_path: Path, action: str) -> None:
+    host = Host(tmp_path, on_mirror_absent=action, review_at=1.0, decline_at=1.0)
+    response = host.score(requests()[0])
+    assert list(response.flags) == ["mirror_absent"]
+    assert response.action == action
+    asked = [reason for reason in response.reasons if not reason.startswith("feature:")]
+    assert asked == ([] if action == "approve" else ["mirror_absent"])
+    assert not response.HasField("profile_age_ms")
+    assert host.outbox.entries[-1].vector == vector_by_hand(requests()[0], {})
+    # A device that takes no part is missing, not new.
+    host.score(STRANGER)
+    assert host.outbox.entries[-1].vector == vector_by_hand(STRANGER, {})
+
+
+def test_a_mirror_that_can_no_longer_be_read_is_absent_and_its_age_is_forgotten(host: Host) -> None:
+    host.fill(profiles())
+    assert host.score(requests()[0]).HasField("profile_age_ms")
+    assert host.scorer._mirror is not None
+    host.scorer._mirror.close()
+    response = host.score(requests()[0])
+    assert list(response.flags) == ["mirror_absent"]
+    assert not response.HasField("profile_age_ms")
+    assert host.scorer.readiness() == ["the mirror is not complete yet"]
+
+
+def test_a_mirror_that_comes_up_is_taken_up(host: Host) -> None:
+    assert list(host.score(requests()[0]).flags) == ["mirror_absent"]
+    assert not host.scorer.open_mirror()
+    host.fill(profiles())
+    assert host.scorer.open_mirror()
+    assert list(host.score(requests()[0]).flags) == []
+
+
+def test_a_mirror_that_takes_the_place_of_another_is_taken_up(host: Host, tmp_path: Path) -> None:
+    """An operator who deletes the mirror and starts the companion again must not have to restart the workers."""
+    host.fill({})
+    assert "unknown_card" in host.score(requests()[0]).flags
+    shutil.move(host.mirror.path, tmp_path / "away")
+    Host(tmp_path / "other").fill(profiles())
+    shutil.move(tmp_path / "other" / "mirror", host.mirror.path)
+    assert host.scorer.open_mirror()
+    assert list(host.score(requests()[0]).flags) == []
+
+
+def test_a_profile_of_another_catalogue_is_migrated_on_the_way(host: Host) -> None:
+    request = requests()[0]
+    key = f"card:{request.card_id}".encode()
+    card = Entity("card", "card_id")
+    other = FeatureEngine(Catalogue([card], [card.count("count", "1d"), card.amount_min("other", "3d")]))
+    one, none = np.ones(1, dtype=np.int64), np.full(1, -1, dtype=np.int64)
+    events = Events(np.array([0, 1]), np.zeros(1, np.uint8), np.zeros(1, np.int64), one, none, one, none)
+    state = other.apply(0, events, np.array([attributes_of(request)]), [None], other.new_slots(0)).states[0]
+    host.fill({**profiles(), key: state})
+    assert list(host.score(request).flags) == []
+    vector = host.outbox.entries[-1].vector
+    assert vector == vector_by_hand(request, {**profiles(), key: small_world.engine().migrated(0, state)})
+    assert np.frombuffer(vector, dtype=np.float32)[PLAN.names.index("card_count_1d")] == 1
+
+
+@pytest.mark.parametrize("state", [b"", b"\1", b"garbage that is no profile", bytes(100_000)])
+def test_damaged_profiles_are_flagged_and_the_next_payment_is_as_ever(host: Host, state: bytes) -> None:
+    request, other = requests()[0], next(r for r in requests() if r.card_id != requests()[0].card_id)
+    host.fill({**profiles(), f"card:{request.card_id}".encode(): state})
+    assert list(host.score(request).flags) == ["profile_unreadable"]
+    assert list(host.score(other).flags) == []
+    assert host.outbox.entries[-1].vector == vector_by_hand(other, profiles())
+
+
+def test_the_profile_age_is_how_far_the_mirror_lags_behind(tmp_path: Path) -> None:
+    host = Host(tmp_path, stale_after_ms=1000, on_mirror_stale="decline")
+    host.fill(profiles(), complete_to_ms=NOW_MS)
+    ages = [(-50, 0, False), (0, 0, False), (1000, 1000, False), (1001, 1001, True)]
+    for later_ms, age_ms, is_stale in ages:
+        response = host.score(requests()[0], NOW_MS + later_ms)
+        assert response.profile_age_ms == age_ms
+        assert ("mirror_stale" in response.flags) == is_stale
+        assert ("mirror_stale" in response.reasons) == is_stale
+    host.close()
+
+
+def test_while_the_mirror_is_being_filled_no_age_is_claimed(host: Host) -> None:
+    host.fill(profiles(), complete_to_ms=None)
+    response = host.score(requests()[0])
+    assert not response.HasField("profile_age_ms")
+    assert list(response.flags) == []
+
+
+def test_a_combination_is_looked_up_by_all_its_fields_and_flagged_by_the_setting_for_others(tmp_path: Path) -> None:
+    """A kind of entity is declared in the catalogue and nowhere else."""
+    pair = Entity("card_merchant", ("card_id", "merchant_id"))
+    engine = FeatureEngine(Catalogue([pair], [pair.count("pair_count_1d", "1d")]))
+    mirror = MirrorSettings(path=str(tmp_path / "mirror"), size_mb=16)
+    request = requests()[0]
+    key = entity_key("card_merchant", (request.card_id, request.merchant_id))
+    one, none = np.ones(1, dtype=np.int64), np.full(1, -1, dtype=np.int64)
+    events = Events(np.array([0, 1]), np.zeros(1, np.uint8), np.zeros(1, np.int64), one, none, one, none)
+    state = engine.apply(0, events, np.array([attributes_of(request)]), [None], engine.new_slots(0)).states[0]
+    writer = MirrorWriter(mirror)
+    writer.apply({key: state}, {0: 1}, NOW_MS)
+    writer.close()
+    outbox = FakeOutbox()
+    scorer = PaymentScorer(
+        engine=engine,
+        models=ModelChain([cast(Bundle, CertainBundle())], metrics=ModelMetrics.declare(Registry())),
+        policy=Policy(PolicySettings(on_unknown_other="review"), review_at=0.1, decline_at=0.2),
+        mirror=mirror,
+        outbox=outbox,
+        metrics=ScoringMetrics.declare(Registry(), flags=flags_of(["card_merchant"]), entities=["card_merchant"]),
+    )
+    intake = Intake(engine.plan, small_world.rates(), RequestLimits())
+    (known,) = score_many(scorer, [request], intake=intake)
+    assert isinstance(known, ScoreResponse)
+    assert (known.action, list(known.flags)) == ("approve", [])
+    assert np.frombuffer(outbox.entries[-1].vector, dtype=np.float32).tolist() == [1.0]
+    elsewhere = ScoreRequest()
+    elsewhere.CopyFrom(request)
+    elsewhere.merchant_id = "another"
+    (unknown,) = score_many(scorer, [elsewhere], intake=intake)
+    assert isinstance(unknown, ScoreResponse)
+    assert (unknown.action, list(unknown.flags)) == ("review", ["unknown_card_merchant"])
+
+
+class CertainBundle:
+    """A model that finds nothing wrong with anything."""
+
+    class manifest:  # noqa: N801
+        model_version = "certain"
+        calibration_slope, calibration_intercept = 1.0, 0.0
+
+    class predictor:  # noqa: N801
+        @staticmethod
+        def margins(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+            return np.full(len(vectors), -9.0)
+
+    class explainer:  # noqa: N801
+        @staticmethod
+        def reasons(vector: NDArray[np.float32], count_max: int) -> list[str]:
+            return [f"feature:pair_count_1d={vector[0]:g} (+{count_max}.00)"]
+
+
+# The policy and the models
+
+
+def test_rules_see_the_payment_its_amount_in_the_reference_currency_and_its_features(tmp_path: Path) -> None:
+    request = requests()[0]
+    foreign = ScoreRequest()
+    foreign.CopyFrom(request)
+    foreign.currency, foreign.amount_minor = "USD", 100_000
+    amount = small_world.rates().convert(100_000, "USD", NOW_MS)
+    assert amount != 100_000
+    when = f'currency == "USD" and amount == {amount} and amount_minor == 100000 and merchant_count_30d > 0'
+    rule = ConfiguredRule("foreign", when, "decline")
+    host = Host(tmp_path, rules=(rule,), review_at=1.0, decline_at=1.0, reason_features_max=0)
+    host.fill(profiles())
+    assert host.score(request).action == "approve"
+    response = host.score(foreign)
+    assert (response.action, list(response.reasons)) == ("decline", ["rule:foreign"])
+    host.close()
+
+
+def test_what_is_not_approved_is_told_what_moved_its_score(tmp_path: Path) -> None:
+    host = Host(tmp_path, review_at=1e-9, decline_at=1.0, reason_features_max=2)
+    host.fill(profiles())
+    told = 0
+    for request in requests()[:50]:
+        response = host.score(request)
+        vector = np.frombuffer(host.outbox.entries[-1].vector, dtype="<f4")
+        wanted = small_world.loaded_bundle().explainer.reasons(vector, 2)
+        assert list(response.reasons) == ["score_at_or_above_review_threshold", *wanted]
+        assert list(host.outbox.entries[-1].response.reasons) == list(response.reasons)
+        told += len(wanted)
+    assert told > 0
+    host.close()
+
+
+def test_what_is_approved_is_told_nothing(tmp_path: Path) -> None:
+    host = Host(tmp_path, review_at=1.0, decline_at=1.0)
+    host.fill(profiles())
+    assert [list(host.score(request).reasons) for request in requests()[:20]] == [[]] * 20
+    host.close()
+
+
+class FailingPredictor:
+    native = True
+
+    def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.full(len(vectors), np.nan)
+
+
+@pytest.mark.parametrize("action", ["approve", "decline"])
+def test_where_no_model_gives_a_score_the_policy_decides_and_the_answer_says_so(tmp_path: Path, action: str) -> None:
+    host = Host(tmp_path, on_model_absent=action)
+    host.bundle = replace(host.bundle, predictor=FailingPredictor())
+    host.fill(profiles())
+    response = host.score(requests()[0])
+    assert (response.action, response.score, response.model_version) == (action, 0.0, "")
+    assert list(response.flags) == ["model_error", "model_absent"]
+    assert list(response.reasons) == ([] if action == "approve" else ["model_absent"])
+    decision = decision_of(host.outbox.entries[-1])
+    assert (decision["score"], decision["model_version"]) == (0.0, "")
+    assert decision["flags"] == ["model_error", "model_absent"]
+    counted = host.counted()
+    assert counted["model_error"] == counted["model_absent"] == 1
+    # It is no score of 0.
+    assert host.metrics.score.count == 0
+    host.close()
+
+
+# Readiness
+
+
+def test_a_worker_is_not_ready_without_a_mirror(host: Host) -> None:
+    assert host.scorer.readiness() == [f"there is no mirror at {host.mirror.path}: is the companion running?"]
+
+
+def test_a_worker_is_not_ready_while_the_mirror_is_being_filled(host: Host) -> None:
+    host.fill(profiles(), complete_to_ms=None)
+    assert host.scorer.readiness() == ["the mirror is not complete yet"]
+
+
+def test_a_worker_is_ready_with_a_complete_mirror(host: Host) -> None:
+    assert host.scorer.readiness()
+    host.fill(profiles())
+    assert host.scorer.readiness() == []
+
+
+# Payments that come again
+
+
+class Refusing(OutboxWriter):
+    """Refuses while it is told to."""
+
+    fails = False
+
+    def append_frames(self, frames: bytes) -> int:
+        if self.fails:
+            raise TemporaryFailure("the outbox is full")
+        return super().append_frames(frames)
+
+
+@pytest.fixture
+def remembering(tmp_path: Path) -> Iterator[tuple[Refusing, PaymentScorer, Answered]]:
+    """A scorer that remembers what it has answered, its outbox, and another worker's hold on the same table."""
+    where = OutboxSettings(directory=str(tmp_path / "outbox"))
+    settings = AnsweredSettings(path=str(tmp_path / "answered"), payments_max=1000)
+    answered_payments.prepare(settings)
+    outbox, other = Refusing(where, "worker-0"), Answered(settings, where, 1)
+    host = Host(tmp_path)
+    host.answered, host.outbox = Answered(settings, where, 0), outbox  # type: ignore[assignment]
+    yield outbox, host.scorer, other
+    host.answered.close()
+    other.close()
+    outbox.close()
+    host.close()
+
+
+def like_stranger(payment_id: str, **values: Any) -> ScoreRequest:
+    request = ScoreRequest()
+    request.CopyFrom(STRANGER)
+    request.payment_id = payment_id
+    for name, value in values.items():
+        setattr(request, name, value)
+    return request
+
+
+def test_a_payment_that_comes_again_gets_the_same_answer_and_is_appended_once(
+    remembering: tuple[Refusing, PaymentScorer, Answered],
+) -> None:
+    outbox, scorer, _ = remembering
+    first = answered(scorer, STRANGER)
+    position = outbox.position
+    assert answered(scorer, STRANGER, NOW_MS + 1000) == first
+    assert outbox.position == position
+
+
+def test_an_id_that_comes_again_with_another_payment_is_refused(
+    remembering: tuple[Refusing, PaymentScorer, Answered],
+) -> None:
+    _, scorer, _ = remembering
+    answered(scorer, STRANGER)
+    (refusal,) = score_many(scorer, [like_stranger("new", amount_minor=1)])
+    assert isinstance(refusal, Refusal)
+    assert (refusal.code, refusal.field) == ("already_exists", "payment_id")
+
+
+def test_a_payment_asked_for_twice_together_with_others_is_decided_once_and_all_are_answered_in_order(
+    remembering: tuple[Refusing, PaymentScorer, Answered],
+) -> None:
+    _, scorer, _ = remembering
+    before = answered(scorer, like_stranger("before"))
+    asked = ["a", "wrong", "b", "a", "before", "b", "c"]
+    requests = [like_stranger(name, **({"currency": "XXX"} if name == "wrong" else {})) for name in asked]
+    results = score_many(scorer, requests)
+    assert [getattr(result, "payment_id", None) for result in results] == ["a", None, "b", "a", "before", "b", "c"]
+    assert results[3] == results[0]
+    assert results[5] == results[2]
+    assert results[4] == before
+    # What was wrong has used up nothing.
+    assert answered(scorer, like_stranger("wrong")).payment_id == "wrong"
+
+
+def test_a_payment_that_the_outbox_refused_may_be_decided_by_another_worker(
+    remembering: tuple[Refusing, PaymentScorer, Answered],
+) -> None:
+    outbox, scorer, other = remembering
+    outbox.fails = True
+    assert score_many(scorer, [STRANGER]) == [Refusal("unavailable", "the outbox is full")]
+    (slot,) = other.claim(payments.payments_of([STRANGER], default_intake(), NOW_MS), NOW_MS)
+    assert isinstance(slot, int)
+    outbox.fails = False
+    assert score_many(scorer, [STRANGER])[0] is UNDER_WAY
+    other.release((slot,))
+    assert answered(scorer, STRANGER).payment_id == "new"

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import time
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from tests.worlds.http_world import (
+    PATIENT,
+    WAIT_SECONDS,
+    Client,
+    Served,
+    get,
+    payment,
+    payment_ids,
+    post,
+    post_json,
+    serving,
+)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost test\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost : test\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        b"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+def test_garbage_is_400_and_closes_and_others_are_served(served: Served, client: Client, garbage: bytes) -> None:
+    reply = client.ask(garbage)
+    assert (reply.status, reply.headers["connection"]) == (400, "close")
+    assert client.is_closed_by_server()
+    with served.connected() as other:
+        assert other.ask(get("/livez")).status == 200
+
+
+def test_garbage_after_requests_does_not_take_their_answers(client: Client) -> None:
+    client.send(post_json(payment()) * 100 + b"\x00garbage")
+    assert payment_ids(client, 100) == ["p-1"] * 100
+    assert client.reply().status == 400
+    assert client.is_closed_by_server()
+
+
+@pytest.mark.parametrize("version", ["2.0", "0.9"])
+def test_another_version_is_505(client: Client, version: str) -> None:
+    assert client.ask(f"GET /livez HTTP/{version}\r\nHost: a\r\n\r\n".encode()).status == 505
+
+
+def test_a_tunnel_is_refused(client: Client) -> None:
+    assert client.ask(b"CONNECT test:443 HTTP/1.1\r\nHost: test:443\r\n\r\n\x16\x03\x01").status == 405
+    assert client.is_closed_by_server()
+
+
+def test_a_body_announced_too_large_is_413_before_it_is_sent(client: Client) -> None:
+    head = f"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Length: {PATIENT.body_bytes_max + 1}\r\n\r\n"
+    assert client.ask(head.encode()).status == 413
+    assert client.is_closed_by_server()
+
+
+def test_a_chunked_body_too_large_is_413_while_it_comes_and_the_answer_is_not_lost() -> None:
+    with serving(replace(PATIENT, body_bytes_max=1000)) as served, served.connected() as client:
+        client.send(b"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n")
+        client.send(b"Transfer-Encoding: chunked\r\n\r\n" + b"190\r\n" + b"x" * 400 + b"\r\n")
+        with contextlib.suppress(OSError):
+            # Far more than the buffers of both sides hold: an answer before a reset would be lost.
+            for _ in range(2000):
+                client.send(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+        assert client.reply().status == 413
+
+
+@pytest.mark.parametrize("linger_ms", [200, 60_000])
+def test_after_a_refusal_what_still_comes_is_thrown_away_for_a_while(linger_ms: int) -> None:
+    """Closed at once, the kernel would answer it with a reset, which can take the refusal from the caller."""
+    with serving(replace(PATIENT, linger_ms=linger_ms)) as served, served.connected() as client:
+        assert client.ask(b"garbage\r\n\r\n").status == 400
+        assert client.is_closed_by_server()
+        deadline = time.monotonic() + (WAIT_SECONDS if linger_ms < 1000 else 0.5)
+        was_cut = False
+        while time.monotonic() < deadline and not was_cut:
+            time.sleep(0.02)
+            try:
+                client.send(b"more")
+            except ConnectionError:
+                was_cut = True
+        assert was_cut == (linger_ms < 1000)
+
+
+def test_the_largest_body_is_read() -> None:
+    body = json.dumps(payment()).encode()
+    with serving(replace(PATIENT, body_bytes_max=len(body))) as served, served.connected() as client:
+        assert client.ask(post(body)).status == 200
+        assert client.ask(post(body + b" ")).status == 413
+    chunked = b"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    chunked += b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(body), body)
+    with serving(replace(PATIENT, body_bytes_max=len(body))) as served, served.connected() as client:
+        assert client.ask(chunked + b"0\r\n\r\n").status == 200
+        assert client.ask(chunked + b"1\r\n \r\n").status == 413
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /livez HTTP/1.1\r\n" + b"A: b\r\n" * 65 + b"\r\n",
+        b"GET /livez HTTP/1.1\r\n" + b"A: " + b"b" * 17_000 + b"\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n" + b"A" * 17_000 + b": b\r\n\r\n",
+        b"GET /" + b"a" * 17_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n" + (b"A: " + b"b" * 1000 + b"\r\n") * 20 + b"\r\n",
+    ],
+    ids=["count", "value", "name", "target", "sum"],
+)
+def test_too_much_head_is_431(client: Client, head: bytes) -> None:
+    assert client.ask(head).status == 431
+    assert client.is_closed_by_server()
+
+
+def test_a_header_without_end_is_431_before_it_ends(client: Client) -> None:
+    client.send(b"GET /livez HTTP/1.1\r\nA: ")
+    with contextlib.suppress(OSError):
+        for _ in range(100):
+            client.send(b"b" * 1000)
+            time.sleep(0.001)
+    assert client.reply().status == 431
+
+
+def test_overhead_of_chunks_without_end_is_413() -> None:
+    settings = replace(PATIENT, body_bytes_max=1000, head_bytes_max=1000)
+    with serving(settings) as served, served.connected() as client:
+        client.send(b"POST /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                client.send(b"x" * 100)
+                time.sleep(0.001)
+        assert client.reply().status == 413
+
+
+def test_a_request_that_is_cut_off_harms_nobody(served: Served) -> None:
+    for cut in range(1, len(post_json(payment())), 13):
+        with served.connected() as client:
+            client.send(post_json(payment())[:cut])
+            client.raw.shutdown(socket.SHUT_WR)
+            assert client.is_closed_by_server()
+    assert served.scorer.seen == []
+    with served.connected() as other:
+        assert other.ask(get("/livez")).status == 200
+
+
+def test_a_caller_who_stops_sending_still_gets_all_answers(client: Client) -> None:
+    client.send(post_json(payment()) * 100)
+    client.raw.shutdown(socket.SHUT_WR)
+    assert payment_ids(client, 100) == ["p-1"] * 100
+    assert client.is_closed_by_server()
+
+
+def test_a_request_that_takes_too_long_is_408_and_others_are_served_meanwhile() -> None:
+    with serving(replace(PATIENT, request_timeout_ms=200)) as served, served.connected() as slow:
+        slow.send(b"GET /livez HTTP/1.1\r\nHost")
+        with served.connected() as other:
+            assert [other.ask(get("/livez")).status for _ in range(5)] == [200] * 5
+        assert slow.reply().status == 408
+        assert slow.is_closed_by_server()
+
+
+def test_the_time_of_a_request_counts_from_its_first_byte() -> None:
+    with serving(replace(PATIENT, request_timeout_ms=1000)) as served, served.connected() as client:
+        time.sleep(1.2)
+        client.send(get("/livez")[:-2])
+        time.sleep(0.4)
+        assert client.ask(get("/livez")[-2:]).status == 200
+
+
+def test_a_caller_who_drips_does_not_extend_his_time() -> None:
+    with serving(replace(PATIENT, request_timeout_ms=200)) as served, served.connected() as slow:
+        with contextlib.suppress(OSError):
+            slow.send(b"GET /livez HTTP/1.1\r\nA: ")
+            for _ in range(60):
+                slow.send(b"b")
+                time.sleep(0.01)
+        assert slow.reply().status == 408
+
+
+# Slow, silent and gone
+
+
+def test_a_body_that_drips_is_408_and_others_are_served_meanwhile() -> None:
+    request = post_json(payment())
+    with serving(replace(PATIENT, request_timeout_ms=300)) as served, served.connected() as slow:
+        # The head is known: that must not give the body more time.
+        assert slow.ask(request).status == 200
+        slow.send(request[:-20])
+        with served.connected() as other, contextlib.suppress(OSError):
+            for byte in request[-20:]:
+                assert other.ask(request).status == 200
+                slow.send(bytes([byte]))
+                time.sleep(0.05)
+        assert slow.reply().status == 408
+        assert slow.is_closed_by_server()
+
+
+def test_many_connections_that_say_nothing_or_half_keep_no_caller_out() -> None:
+    settings = replace(PATIENT, request_timeout_ms=500, idle_timeout_ms=500)
+    request = post_json(payment())
+    with serving(settings) as served, contextlib.ExitStack() as stack, served.connected() as beside:
+        slow = [stack.enter_context(served.connected()) for _ in range(50)]
+        for number, client in enumerate(slow):
+            client.send(request[: number * 4])
+        for _ in range(20):
+            assert beside.ask(request).status == 200
+        for number, client in enumerate(slow):
+            assert number == 0 or client.reply().status == 408
+            assert client.is_closed_by_server()
+
+
+def test_a_flood_of_headers_is_refused_and_a_caller_beside_it_is_answered(served: Served) -> None:
+    request = post_json(payment())
+    with served.connected() as beside:
+        for header in (b"A: b\r\n", b"A" * 500 + b": b\r\n", b"A: " + b"b" * 3000 + b"\r\n"):
+            with served.connected() as flooding:
+                flooding.send(b"POST /v1/score HTTP/1.1\r\nHost: a\r\n")
+                with contextlib.suppress(OSError):
+                    for _ in range(200):
+                        flooding.send(header * 10)
+                assert beside.ask(request).status == 200
+                assert flooding.reply().status == 431
+                assert flooding.is_closed_by_server()
+
+
+def test_a_body_shorter_than_announced_takes_no_byte_of_another_connection(served: Served) -> None:
+    request = post_json(payment("short"))
+    with served.connected() as beside:
+        with served.connected() as short:
+            short.send(request[:-10])
+            short.raw.shutdown(socket.SHUT_WR)
+            assert short.is_closed_by_server()
+        assert beside.ask(post_json(payment())).json["payment_id"] == "p-1"
+    assert served.scorer.seen == ["p-1"]
+
+
+def test_a_body_longer_than_announced_is_another_request_and_refused_as_such(client: Client) -> None:
+    client.send(post_json(payment()) + b"left over\r\n\r\n")
+    assert client.reply().status == 200
+    assert client.reply().status == 400
+    assert client.is_closed_by_server()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes_are_refused_or_waited_for_and_a_caller_beside_is_answered(served: Served, seed: int) -> None:
+    random = Random(seed)
+    with served.connected() as beside, served.connected() as wrong:
+        request = bytearray(post_json(payment()))
+        for _ in range(random.randint(1, 30)):
+            request[random.randrange(len(request))] = random.randrange(256)
+        wrong.send(bytes(request))
+        assert beside.ask(post_json(payment())).status == 200
+        wrong.raw.shutdown(socket.SHUT_WR)
+        statuses = {int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", wrong.rest())}
+        assert statuses <= {200, 400, 404, 405, 413, 415, 417, 431, 505}

@@ -1,0 +1,244 @@
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.metrics.shared import Registry, render
+from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics
+
+
+def samples(directory: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Everything /metrics would show, read back by Prometheus' own parser."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(render(directory).decode())
+        for sample in family.samples
+    }
+
+
+def opened(directory: Path, worker: str) -> Registry:
+    registry = Registry()
+    registry.counter("things_total", "Things.", ("kind",), ("a",))
+    registry.gauge("age_seconds", "Age.")
+    registry.histogram("size", "Sizes.", bounds=(1, 2))
+    registry.open(directory, worker)
+    return registry
+
+
+def things(registry: Registry) -> object:
+    return registry.counter("things_total", "Things.", ("kind",), ("a",))
+
+
+COUNT = ("things_total", (("kind", "a"),))
+
+
+def test_the_counts_of_all_workers_are_summed(tmp_path: Path) -> None:
+    workers = [opened(tmp_path, name) for name in ("w0", "w1")]
+    for count, worker in enumerate(workers, start=1):
+        worker.counter("things_total", "Things.", ("kind",), ("a",)).add(count)
+        worker.histogram("size", "Sizes.", bounds=(1, 2)).observe(count)
+    shown = samples(tmp_path)
+    assert shown[COUNT] == 3
+    assert shown["size_sum", ()] == 3
+    assert shown["size_count", ()] == 2
+    for worker in workers:
+        worker.close()
+
+
+def test_a_value_equal_to_a_bound_is_in_its_bucket_and_buckets_are_cumulative(tmp_path: Path) -> None:
+    registry = opened(tmp_path, "w0")
+    size = registry.histogram("size", "Sizes.", bounds=(1, 2))
+    for value in (0.5, 1, 1.5, 2, 7):
+        size.observe(value)
+    shown = samples(tmp_path)
+    assert [shown["size_bucket", (("le", le),)] for le in ("1.0", "2.0", "+Inf")] == [2, 4, 5]
+    assert size.count == 5
+    registry.close()
+
+
+@given(st.lists(st.integers(1, 1000)))
+def test_what_was_counted_before_open_is_kept(counts: list[int]) -> None:
+    registry = Registry()
+    counter = registry.counter("things_total", "Things.")
+    for count in counts:
+        counter.add(count)
+    assert counter.value == sum(counts)
+
+
+def test_a_handle_works_before_and_after_open(tmp_path: Path) -> None:
+    registry = Registry()
+    counter = registry.counter("things_total", "Things.")
+    size = registry.histogram("size", "Sizes.", bounds=(1,))
+    counter.add(1)
+    size.observe(0.5)
+    registry.open(tmp_path, "w0")
+    counter.add(1)
+    size.observe(0.5)
+    assert samples(tmp_path)["things_total", ()] == 2
+    assert samples(tmp_path)["size_sum", ()] == 1
+    registry.close()
+
+
+def test_the_same_series_asked_for_twice_is_the_same_handle() -> None:
+    registry = Registry()
+    assert things(registry) is things(registry)
+    assert registry.counter("things_total", "Things.", ("kind",), ("b",)) is not things(registry)
+
+
+def test_a_worker_that_starts_again_goes_on_from_its_counts(tmp_path: Path) -> None:
+    for expected in (5, 10, 15):
+        registry = opened(tmp_path, "w0")
+        registry.counter("things_total", "Things.", ("kind",), ("a",)).add(5)
+        assert samples(tmp_path)[COUNT] == expected
+        registry.close()
+
+
+CRASHING = """
+import os, signal, sys
+from pathlib import Path
+from paywarden.scoring.metrics.shared import Registry
+registry = Registry()
+counter = registry.counter("things_total", "Things.", ("kind",), ("a",))
+gauge = registry.gauge("age_seconds", "Age.")
+registry.open(Path(sys.argv[1]), "w0")
+counter.add(7)
+gauge.set(1.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_counts_of_a_killed_worker_stay_and_its_gauges_go(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", CRASHING, str(tmp_path)], check=False, cwd=Path.cwd(), timeout=60)
+    assert samples(tmp_path)[COUNT] == 7
+    assert ("age_seconds", ()) not in samples(tmp_path)
+    registry = opened(tmp_path, "w0")
+    registry.counter("things_total", "Things.", ("kind",), ("a",)).add(1)
+    assert samples(tmp_path)[COUNT] == 8
+    registry.close()
+
+
+def test_a_series_that_a_new_version_no_longer_declares_is_still_shown(tmp_path: Path) -> None:
+    old = opened(tmp_path, "w0")
+    old.counter("things_total", "Things.", ("kind",), ("a",)).add(3)
+    old.close()
+    for _ in range(2):
+        new = Registry()
+        other = new.counter("others_total", "Others.")
+        new.open(tmp_path, "w0")
+        other.add(1)
+        new.close()
+    shown = samples(tmp_path)
+    assert shown[COUNT] == 3
+    assert shown["others_total", ()] == 2
+
+
+def test_a_histogram_whose_bounds_changed_starts_anew_and_is_shown_once(tmp_path: Path) -> None:
+    old = opened(tmp_path, "w0")
+    old.histogram("size", "Sizes.", bounds=(1, 2)).observe(1)
+    old.close()
+    new = Registry()
+    size = new.histogram("size", "Sizes.", bounds=(1, 2, 3))
+    new.open(tmp_path, "w0")
+    size.observe(1)
+    assert samples(tmp_path)["size_count", ()] == 1
+    assert render(tmp_path).count(b'le="1.0"') == 1
+    new.close()
+
+
+def test_of_a_gauge_the_largest_of_the_living_workers_is_shown(tmp_path: Path) -> None:
+    workers = [opened(tmp_path, name) for name in ("w0", "w1", "w2")]
+    gauges = [worker.gauge("age_seconds", "Age.") for worker in workers]
+    assert ("age_seconds", ()) not in samples(tmp_path)
+    gauges[0].set(1.25)
+    gauges[1].set(0.5)
+    assert samples(tmp_path)["age_seconds", ()] == 1.25
+    gauges[0].clear()
+    assert samples(tmp_path)["age_seconds", ()] == 0.5
+    for worker in workers:
+        worker.close()
+
+
+def test_two_processes_cannot_count_as_one_worker(tmp_path: Path) -> None:
+    registry = opened(tmp_path, "w0")
+    with pytest.raises(Misconfigured, match="another process counts as w0"):
+        opened(tmp_path, "w0")
+    registry.close()
+    opened(tmp_path, "w0").close()
+
+
+def test_a_directory_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(Misconfigured, match="cannot use"):
+        opened(tmp_path / "file", "w0")
+
+
+def test_a_file_that_holds_no_counts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "w0.metrics").write_bytes(b"something else")
+    with pytest.raises(Misconfigured, match="not a file of counts"):
+        render(tmp_path)
+
+
+def test_an_empty_directory_shows_nothing(tmp_path: Path) -> None:
+    assert render(tmp_path) == b""
+
+
+def test_the_metrics_of_a_worker_are_there_from_the_start_at_zero(tmp_path: Path) -> None:
+    registry = Registry()
+    http = HttpMetrics.declare(registry)
+    scoring = ScoringMetrics.declare(registry, flags=["unknown_card"], entities=["card"])
+    registry.open(tmp_path, "w0")
+    http.requests["score", 429].add(1)
+    http.seconds["score"].observe(0.000_07)
+    scoring.decisions["review"].add(1)
+    scoring.flags["unknown_card"].add(1)
+    scoring.mirror_lookups["card", "miss"].add(1)
+    scoring.mirror_age_seconds.set(2.5)
+    scoring.score.observe(0.25)
+    shown = samples(tmp_path)
+    assert shown["paywarden_requests_total", (("code", "429"), ("route", "score"))] == 1
+    assert shown["paywarden_requests_total", (("code", "200"), ("route", "score"))] == 0
+    assert shown["paywarden_request_seconds_bucket", (("le", "0.0001"), ("route", "score"))] == 1
+    assert shown["paywarden_request_seconds_bucket", (("le", "5e-05"), ("route", "score"))] == 0
+    assert shown["paywarden_decisions_total", (("action", "review"),)] == 1
+    assert shown["paywarden_flags_total", (("flag", "unknown_card"),)] == 1
+    assert shown["paywarden_mirror_lookups_total", (("entity", "card"), ("result", "miss"))] == 1
+    assert shown["paywarden_mirror_age_seconds", ()] == 2.5
+    assert shown["paywarden_score_sum", ()] == 0.25
+    registry.close()
+
+
+def test_pauses_for_garbage_are_counted_while_they_are_watched() -> None:
+    pauses = GarbagePauses(Registry())
+    gc.collect()
+    assert pauses.seconds.count == 0
+    pauses.watch()
+    gc.collect()
+    gc.collect()
+    counted = pauses.seconds.count
+    pauses.forget()
+    gc.collect()
+    assert pauses.seconds.count == counted >= 2
+
+
+def test_another_process_sees_a_count_at_once(tmp_path: Path) -> None:
+    registry = opened(tmp_path, "w0")
+    registry.counter("things_total", "Things.", ("kind",), ("a",)).add(4)
+    code = "import sys; from pathlib import Path; from paywarden.scoring.metrics.shared import render; "
+    code += "sys.stdout.write(render(Path(sys.argv[1])).decode())"
+    shown = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+        timeout=60,
+    )
+    assert 'things_total{kind="a"} 4.0' in shown.stdout
+    registry.close()

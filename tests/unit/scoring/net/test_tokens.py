@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.net.tokens import Tokens
+from tests.worlds.http_world import get, payment, post_json, serving
+
+FIRST, SECOND = "first-token-0123456789", "second.token~0123456789=="
+
+
+def write(path: Path, text: str, mode: int = 0o600) -> Path:
+    path.write_text(text, encoding="utf-8")
+    path.chmod(mode)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write(tmp_path / "tokens", f"# who may ask\n\ngateway:{FIRST}\n{SECOND}\n")
+
+
+def bearer(token: str) -> bytes:
+    return f"Bearer {token}".encode()
+
+
+def test_every_token_of_the_file_is_allowed_and_nothing_else(file: Path) -> None:
+    tokens = Tokens(str(file))
+    assert tokens.allows(bearer(FIRST))
+    assert tokens.allows(bearer(SECOND))
+    assert tokens.allows(f"bearer  {FIRST} ".encode())
+    for wrong in (None, b"", b"Bearer", b"Bearer ", FIRST.encode(), f"Basic {FIRST}".encode()):
+        assert not tokens.allows(wrong)
+    for wrong_token in (FIRST[:-1], FIRST + "x", FIRST.upper(), f"gateway:{FIRST}", f"{FIRST}, Bearer {FIRST}"):
+        assert not tokens.allows(bearer(wrong_token))
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("", "has no token"),
+        ("# only a comment\n", "has no token"),
+        (f"{FIRST}\nshort:tooshort\n", "line 2: wanted a token of 16 or more"),
+        ("a token with spaces in it\n", "line 1"),
+        ("gateway:\n", "line 1"),
+        ("schlüssel-0123456789\n", "not ASCII"),
+        ("a" * 1_100_000, "larger than"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_without_repeating_it(tmp_path: Path, text: str, wrong: str) -> None:
+    path = write(tmp_path / "tokens", text)
+    with pytest.raises(Misconfigured, match=wrong) as refused:
+        Tokens(str(path))
+    assert str(path) in str(refused.value)
+    assert "tooshort" not in str(refused.value)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o602, 0o604])
+def test_a_file_that_is_open_to_everyone_is_refused(tmp_path: Path, mode: int) -> None:
+    with pytest.raises(Misconfigured, match="must not be open to everyone"):
+        Tokens(str(write(tmp_path / "tokens", FIRST, mode)))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"cannot read .*nowhere: No such file"):
+        Tokens(str(tmp_path / "nowhere"))
+
+
+def test_tokens_are_in_no_repr(file: Path) -> None:
+    tokens = Tokens(str(file))
+    assert FIRST not in repr(tokens)
+    assert FIRST not in repr(vars(tokens))
+
+
+def test_a_replaced_file_is_taken_up(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    tokens = Tokens(str(file))
+    tokens.refresh()
+    assert tokens.version == 0
+    write(file, "another-token-0123456789\n")
+    tokens.refresh()
+    assert tokens.version == 1
+    assert tokens.allows(bearer("another-token-0123456789"))
+    assert not tokens.allows(bearer(FIRST))
+    assert "another-token" not in caplog.text
+
+
+def test_a_bad_new_file_keeps_the_old_tokens_and_is_one_line(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = Tokens(str(file))
+    for spoil in (lambda: write(file, "bad"), lambda: file.chmod(0o644), file.unlink):
+        caplog.clear()
+        spoil()
+        for _ in range(3):
+            tokens.refresh()
+        assert len(caplog.records) == 1
+        assert tokens.allows(bearer(FIRST))
+        assert FIRST not in caplog.text
+    write(file, FIRST)
+    tokens.refresh()
+    assert tokens.allows(bearer(FIRST))
+    assert not tokens.allows(bearer(SECOND))
+
+
+def test_payments_need_a_token_and_probes_do_not(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with serving(tokens=Tokens(str(file))) as served, served.connected() as client:
+        for headers in ("", "Authorization: Bearer wrong-token-0123456789\r\n", f"Authorization: {FIRST}\r\n"):
+            reply = client.ask(post_json(payment(), headers=headers))
+            assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer")
+            assert reply.error["code"] == "unauthenticated"
+        assert served.scorer.seen == []
+        batch = post_json({"requests": [payment()]}, path="/v1/score:batch")
+        assert client.ask(batch).status == 401
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert client.ask(get(path)).status == 200
+        assert client.ask(post_json(payment(), headers=f"Authorization: Bearer {FIRST}\r\n")).status == 200
+        assert served.counted("score", 401) == 3
+    assert "0123456789" not in caplog.text
+
+
+def test_metrics_can_need_a_token_too(file: Path) -> None:
+    tokens = Tokens(str(file))
+    with serving(tokens=tokens, metrics_need_token=True) as served, served.connected() as client:
+        assert client.ask(get("/metrics")).status == 401
+        assert client.ask(get("/metrics", headers=f"Authorization: Bearer {SECOND}\r\n")).status == 200
+
+
+def test_a_token_that_is_withdrawn_is_refused_on_connections_that_used_it(file: Path) -> None:
+    """The head with the old token is known by then: knowing it must not mean allowing it."""
+    tokens = Tokens(str(file))
+    asked = post_json(payment(), headers=f"Authorization: Bearer {FIRST}\r\n")
+    with serving(tokens=tokens) as served, served.connected() as client:
+        assert [client.ask(asked).status for _ in range(3)] == [200] * 3
+        assert served.server.heads.known_count == 1
+        write(file, SECOND)
+        served.loop.call_soon_threadsafe(tokens.refresh)
+        served.run_in_loop()
+        assert [client.ask(asked).status for _ in range(2)] == [401] * 2
+
+
+def test_nobody_without_a_token_can_fill_the_memory_of_heads(file: Path) -> None:
+    with serving(tokens=Tokens(str(file))) as served, served.connected() as client:
+        for number in range(10):
+            assert client.ask(post_json(payment(), headers=f"X-Number: {number}\r\n")).status == 401
+        assert served.server.heads.known_count == 0

@@ -1,0 +1,237 @@
+"""Both ways of reading requests, the compiled one and the one that says what is wrong, held against each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paywarden.features.catalogue.attributes import ATTRIBUTES, Kind, row_of
+from paywarden.features.catalogue.entity import Catalogue, Entity, request
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.keys import entity_key
+from paywarden.features.profiles.money import RATE_SCALE, RateTable
+from paywarden.features.profiles.plan import Plan
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.decoder import Intake
+from paywarden.scoring.requests.fast_requests import ROWS_MAX
+from paywarden.scoring.requests.wire import RequestLimits
+
+NOW_MS = 1_700_000_000_000
+LIMITS = RequestLimits(
+    id_bytes_max=40, text_bytes_max=20, amount_minor_max=10_000_000, past_ms_max=5_000, future_ms_max=500
+)
+# A second rate that begins between two payments, and one that is worth less than a cent.
+RATES = RateTable(
+    {
+        "EUR": [(0, RATE_SCALE)],
+        "USD": [(0, 900_001), (NOW_MS - 1000, 910_007), (NOW_MS, 930_333)],
+        "JPY": [(NOW_MS - 500, 6_123)],
+        "ODD": [(0, 1)],
+        "odd": [(0, RATE_SCALE)],
+    }
+)
+
+
+def plan_of_everything() -> Plan:
+    """Every attribute of a request is asked for, and entities have keys of one, two and three fields."""
+    card, pair = Entity("card", "card_id"), Entity("card_merchant", ("card_id", "merchant_id"))
+    odd = Entity("odd", ("device_id", "ip", "mcc"))
+    features = [
+        pair.count("pair_count", "1d"),
+        odd.count("odd_count", "1d"),
+        # A question about each attribute, and one about the hour of the day.
+        *(
+            card.count(
+                f"{attribute.name}_count", "1d", where=attribute != ("AB" if attribute.name == "country" else "x")
+            )
+            for attribute in ATTRIBUTES
+            if attribute.kind in (Kind.TEXT, Kind.COUNTRY)
+        ),
+        request.hour("hour"),
+    ]
+    return FeatureEngine(Catalogue([card, pair, odd], features)).plan
+
+
+PLANS = (FeatureEngine().plan, plan_of_everything())
+
+
+def slowly(body: bytes, plan: Plan) -> tuple[list[int], list[bytes], bytes] | str:
+    """Row, keys and payment id of a body by protobuf's own reader and the obvious code, or the field that is wrong."""
+    try:
+        parsed = wire.parse(body)
+        wire.RequestRules(LIMITS, RATES.currencies).check(parsed, NOW_MS)
+        amount = RATES.convert(parsed.amount_minor, parsed.currency, parsed.event_time_ms)
+    except InvalidEvent as error:
+        return f"{error.field}: {error}"
+    keys = []
+    for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True):
+        ids = [getattr(parsed, field) for field in fields]
+        keys.append(entity_key(name, ids) if all(ids) else b"")
+    # An offset of 0 minutes that was sent is one; a text that is empty has been refused.
+    sent = {field.name: value for field, value in parsed.ListFields()}
+    row = row_of(sent, event_time_ms=parsed.event_time_ms, amount=amount, amount_minor=parsed.amount_minor)
+    asked = {*plan.attribute_columns, 0, 1, 2}
+    return [value if column in asked else 0 for column, value in enumerate(row)], keys, parsed.payment_id.encode()
+
+
+def check(bodies: list[bytes], plan: Plan) -> None:
+    """Every body goes the way that `slowly` says."""
+    payments, wrong = Intake(plan, RATES, LIMITS).read(bodies, NOW_MS)
+    expected = [slowly(body, plan) for body in bodies]
+    assert {place: f"{error.field}: {error}" for place, error in wrong.items()} == {
+        place: each for place, each in enumerate(expected) if isinstance(each, str)
+    }
+    right = [(body, each) for body, each in zip(bodies, expected, strict=True) if not isinstance(each, str)]
+    assert list(payments.bodies) == [body for body, _ in right]
+    assert payments.rows.tolist() == [row for _, (row, _, _) in right]
+    assert list(payments.keys) == [key for _, (_, keys, _) in right for key in keys]
+    assert list(payments.ids) == [payment_id for _, (_, _, payment_id) in right]
+
+
+ids = st.text("abcXYZ0123456789-_ ", min_size=1, max_size=30)
+usual = st.builds(
+    ScoreRequest,
+    payment_id=ids,
+    event_time_ms=st.integers(NOW_MS - 2000, NOW_MS + 500),
+    card_id=ids,
+    merchant_id=ids,
+    device_id=st.none() | ids,
+    ip=st.none() | st.sampled_from(["10.0.0.1", "2001:db8::1"]),
+    amount_minor=st.integers(0, 10_000_000),
+    currency=st.sampled_from(["EUR", "USD", "JPY", "ODD"]),
+    mcc=st.none() | st.sampled_from(["5411", "0000"]),
+    country=st.none() | st.sampled_from(["DE", "AA", "ZZ"]),
+    channel=st.none() | st.sampled_from(["ecom", "pos"]),
+    utc_offset_minutes=st.none() | st.integers(-1439, 1439),
+)
+# One field of a usual request becomes something else: at the edge of what is allowed, or beyond it.
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60)
+numbers = st.sampled_from(
+    [
+        0,
+        -1,
+        1,
+        NOW_MS + 501,
+        NOW_MS + 500,
+        NOW_MS - 5000,
+        NOW_MS - 5001,
+        NOW_MS // 1000,
+        10_000_001,
+        2**63 - 1,
+        -(2**63),
+    ]
+)
+edges: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(
+        ("payment_id", "merchant_id", "device_id"), texts | st.sampled_from(["x" * 40, "x" * 41, "a\x7f", "é"])
+    ),
+    "card_id": texts
+    | st.text("0123456789 -", max_size=25)
+    | st.sampled_from(["4111111111111111", "4111 1111-11111111"]),
+    "event_time_ms": numbers,
+    "amount_minor": numbers | st.integers(-(2**63), 2**63 - 1),
+    "ip": texts | st.sampled_from(["1" * 20, "1" * 21]),
+    "currency": texts | st.sampled_from(["", "eur", "XXX", "EURO", "E1R", "AAA", "odd", "ZZZ"]),
+    "mcc": texts | st.sampled_from(["", "541", "54a1", "٥٤١١", "54111"]),
+    "country": texts | st.sampled_from(["", "de", "DEU", "D1"]),
+    "channel": texts,
+    "utc_offset_minutes": st.integers(-(2**31), 2**31 - 1) | st.sampled_from([0, 1439, 1440, -1439, -1440]),
+}
+
+
+@st.composite
+def bodies_of_one(draw: st.DrawFn) -> bytes:
+    """A request as it is sent: usual, odd in a field, damaged, in another order of fields, or with one more."""
+    sent = draw(usual)
+    kind = draw(st.sampled_from(["usual", "usual", "odd", "cut", "flipped", "turned", "twice", "unknown", "noise"]))
+    if kind == "odd":
+        name = draw(st.sampled_from(sorted(edges)))
+        setattr(sent, name, draw(edges[name]))
+    body = sent.SerializeToString()
+    if kind == "cut":
+        return body[: draw(st.integers(0, len(body)))]
+    if kind == "flipped":
+        place = draw(st.integers(0, len(body) - 1))
+        return body[:place] + bytes([draw(st.integers(0, 255))]) + body[place + 1 :]
+    if kind == "turned":
+        fields = [ScoreRequest(**{field.name: value}) for field, value in sent.ListFields()]
+        return b"".join(one.SerializeToString() for one in draw(st.permutations(fields)))
+    if kind == "twice":
+        return body + ScoreRequest(merchant_id=draw(ids)).SerializeToString()
+    if kind == "unknown":
+        return body + draw(
+            st.sampled_from([b"\x68\x01", b"\x6a\x01a", b"\x80\x01\x01", b"\x0d\x00\x00\x00\x00", b"\x08\x01"])
+        )
+    return draw(st.binary(max_size=60)) if kind == "noise" else body
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["default", "everything"])
+def test_both_ways_of_reading_say_the_same_of_any_request(plan: Plan) -> None:
+    @settings(max_examples=400, deadline=None)
+    @given(st.lists(bodies_of_one(), min_size=1, max_size=6))
+    def hold(bodies: list[bytes]) -> None:
+        check(bodies, plan)
+
+    hold()
+
+
+@settings(max_examples=200, deadline=None)
+@given(usual)
+def test_what_is_usual_goes_the_fast_way(sent: ScoreRequest) -> None:
+    """Else the test above would hold the slow way against itself."""
+    intake = Intake(PLANS[0], RATES, LIMITS)
+    card_digits = sent.card_id.replace(" ", "").replace("-", "")
+    found = intake._fast.read([sent.SerializeToString()], NOW_MS)
+    assert found.is_usual == bytes([not (card_digits.isdecimal() and 13 <= len(card_digits) <= 19)])
+
+
+def test_more_than_are_read_at_once_are_all_read_in_order() -> None:
+    bodies = [
+        ScoreRequest(
+            payment_id=f"p{number}",
+            event_time_ms=NOW_MS,
+            card_id="c" if number % 50 else "4111111111111111",
+            merchant_id="m",
+            amount_minor=number,
+            currency="EUR",
+        ).SerializeToString()
+        for number in range(2 * ROWS_MAX + 5)
+    ]
+    check(bodies, PLANS[0])
+
+
+def test_a_chunk_of_bodies_that_are_too_long_is_read_all_the_same() -> None:
+    long = [ScoreRequest(payment_id="p" * 200_000).SerializeToString(), *[b""] * (ROWS_MAX - 1)]
+    check(long, PLANS[0])
+
+
+def test_those_that_are_chosen_keep_their_rows_and_keys() -> None:
+    plan = PLANS[1]
+    bodies = [
+        ScoreRequest(
+            payment_id=f"p{n}", event_time_ms=NOW_MS, card_id=f"c{n}", merchant_id="m", amount_minor=n, currency="EUR"
+        ).SerializeToString()
+        for n in range(5)
+    ]
+    payments, _ = Intake(plan, RATES, LIMITS).read(bodies, NOW_MS)
+    chosen = payments.chosen([1, 4])
+    alone, _ = Intake(plan, RATES, LIMITS).read([bodies[1], bodies[4]], NOW_MS)
+    assert (list(chosen.bodies), list(chosen.ids), list(chosen.keys)) == (alone.bodies, alone.ids, alone.keys)
+    np.testing.assert_array_equal(chosen.rows, alone.rows)
+    assert [each.payment_id for each in chosen] == ["p1", "p4"]
+
+
+def test_an_amount_that_could_overflow_is_converted_the_slow_way() -> None:
+    rates = RateTable({"EUR": [(0, 2**40)]})
+    intake = Intake(PLANS[0], rates, RequestLimits())
+    sent = ScoreRequest(
+        payment_id="p", event_time_ms=NOW_MS, card_id="c", merchant_id="m", amount_minor=10**11, currency="EUR"
+    )
+    payments, _ = intake.read([sent.SerializeToString()], NOW_MS)
+    assert payments.rows[0, 1] == rates.convert(10**11, "EUR", NOW_MS)

@@ -1,0 +1,285 @@
+"""The scoring host as a process: `python -m paywarden serve`, its parent and its workers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import ssl
+import time
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+from tests.services.certificates import Authority
+from tests.services.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until
+from tests.worlds import small_world
+
+# Made now: the endpoint takes no payment of long ago.
+PAYMENT = ScoreRequest(
+    payment_id="p",
+    event_time_ms=time.time_ns() // 1_000_000,
+    card_id="c",
+    merchant_id="m",
+    amount_minor=1,
+    currency="EUR",
+).SerializeToString()
+
+
+class Server:
+    """A configured `serve`; `with` ends it."""
+
+    def __init__(self, folder: Path, *, port: int = 0, bundle: Path | None = None, more: str = "") -> None:
+        """`more` is of the configuration, beginning with further settings of [http]."""
+        self.folder = folder
+        self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=16)
+        self.outbox = OutboxSettings(directory=str(folder / "outbox"))
+        self.config = folder / "paywarden.toml"
+        self.config.write_text(
+            f'[serve]\nbundle = "{bundle or small_world.trained_bundle()}"\nmetrics = "{folder / "metrics"}"\n'
+            f'[mirror]\npath = "{self.mirror.path}"\nsize_mb = {self.mirror.size_mb}\n'
+            f'[outbox]\ndirectory = "{self.outbox.directory}"\n'
+            f'[answered]\npath = "{folder / "answered"}"\npayments_max = 1000\n'
+            f"[grpc]\nport = 0\n[http]\nport = {port}\n{more}",
+            encoding="utf-8",
+        )
+        self.workers: list[psutil.Process] = []
+
+    def start(self, *arguments: str) -> PaywardenProcess:
+        self.parent = PaywardenProcess(self.folder, self.config, "serve", *arguments)
+        self.target = self.parent.first_line()
+        return self.parent
+
+    def listening(self, count: int = 1) -> list[psutil.Process]:
+        """The workers, once as many listen at the address."""
+        parent, port = psutil.Process(self.parent.pid), urllib.parse.urlsplit(self.target).port
+
+        def found() -> bool:
+            # A worker opens its port for gRPC first.
+            self.workers = [
+                child for child in parent.children() if port in {c.laddr.port for c in child.net_connections("tcp")}
+            ]
+            return len(self.workers) == count
+
+        wait_until(found, f"{count} workers listen")
+        return self.workers
+
+    def log(self) -> str:
+        return self.parent.log.read_text(encoding="utf-8")
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(self, "parent") and self.parent.process.poll() is None:
+            self.parent.stop()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path) as made:
+        yield made
+
+
+def refused(server: Server, *arguments: str) -> str:
+    done = run_paywarden("--config", str(server.config), "serve", *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_the_address_is_the_first_line_and_a_payment_is_answered(server: Server) -> None:
+    server.start()
+    assert server.target.startswith("http://127.0.0.1:")
+    server.listening()
+    status, body = post(f"{server.target}/v1/score", PAYMENT, "application/x-protobuf")
+    assert status == 200
+    assert list(ScoreResponse.FromString(body).flags) == ["mirror_absent"]
+
+
+def test_workers_without_a_mirror_say_so_once_and_become_ready_with_one(server: Server) -> None:
+    server.start("--workers", "2")
+    server.listening(2)
+    assert not is_ready(server.target)
+    assert server.log().count(f"there is no mirror at {server.mirror.path} yet") == 1
+    writer = MirrorWriter(server.mirror)
+    writer.apply({}, {0: 1}, 1)
+    writer.close()
+    wait_until(lambda: is_ready(server.target), "the worker is ready")
+
+
+def test_sigterm_ends_parent_and_workers_with_exit_code_0(server: Server) -> None:
+    parent = server.start("--workers", "2")
+    workers = server.listening(2)
+    assert parent.stop() == 0
+    assert not any(worker.is_running() for worker in workers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_at_any_moment_of_the_start_is_a_clean_stop(server: Server, number: signal.Signals) -> None:
+    """A stop between the starts of two workers once left the second one running, and its parent waiting for it."""
+    parent = server.start("--workers", "3")
+    parent.process.send_signal(number)
+    assert parent.process.wait(timeout=30) == 0
+    parent._close()
+
+
+def test_a_killed_worker_is_started_again_on_the_same_port(server: Server) -> None:
+    server.start()
+    (first,) = server.listening()
+    first.kill()
+    wait_until(lambda: not first.is_running(), "the worker is gone")
+    (second,) = server.listening()
+    assert second.pid != first.pid
+    assert post(f"{server.target}/v1/score", PAYMENT, "application/x-protobuf")[0] == 200
+    assert "worker 0 ended with -9; starting it again" in server.log()
+
+
+def test_a_worker_that_cannot_start_says_why_and_a_stop_does_not_wait_for_its_pause(server: Server) -> None:
+    taken = OutboxWriter(server.outbox, "worker-0")
+    parent = server.start()
+    wait_until(lambda: server.log().count("starting it again") >= 4, "the worker was started again and again")
+    assert "worker 0: outbox" in server.log()
+    assert "Traceback" not in server.log()
+    parent.process.send_signal(signal.SIGTERM)
+    assert parent.process.wait(timeout=30) == 0
+    parent._close()
+    taken.close()
+
+
+def test_workers_end_when_their_parent_is_killed_and_the_port_is_free_again(server: Server) -> None:
+    """Workers left behind would hold the port and the outbox, and keep `serve` from starting again."""
+    parent = server.start("--workers", "2")
+    workers = server.listening(2)
+    parent.kill()
+    wait_until(lambda: not any(worker.is_running() for worker in workers), "the workers are gone")
+    port = int(server.target.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+
+
+def status_over(raw: socket.socket, headers: str = "") -> int:
+    """Ask for a score on a connection; 0 when it is closed without an answer."""
+    head = f"POST /v1/score HTTP/1.1\r\nHost: test\r\nContent-Type: application/x-protobuf\r\n{headers}"
+    raw.sendall(f"{head}Content-Length: {len(PAYMENT)}\r\n\r\n".encode() + PAYMENT)
+    answer = raw.recv(65536)
+    return int(answer.split()[1]) if answer else 0
+
+
+def test_all_workers_answer_on_a_unix_socket_too_and_it_outlives_one_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with Server(tmp_path, more=f'unix_socket = "{path}"\n') as server:
+        parent = server.start("--workers", "2")
+        workers = server.listening(2)
+
+        def is_answered() -> bool:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                return status_over(client) == 200
+
+        assert is_answered()
+        for worker in workers:
+            worker.kill()
+            wait_until(lambda worker=worker: not worker.is_running(), "the worker is gone")  # type: ignore[misc]
+            wait_until(is_answered, "the others, or the one that comes after it, answer")
+        assert parent.stop() == 0
+        assert not path.exists()
+
+
+def test_a_unix_socket_left_by_a_killed_parent_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with Server(tmp_path, more=f'unix_socket = "{path}"\n') as server:
+        parent = server.start()
+        workers = server.listening()
+        parent.kill()
+        wait_until(lambda: not any(worker.is_running() for worker in workers), "the workers are gone")
+        assert path.exists()
+        server.start()
+        server.listening()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            assert status_over(client) == 200
+
+
+def test_tls_and_tokens_are_asked_for_and_taken_up_anew_while_it_serves(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.sign("server")
+    tokens = tmp_path / "tokens"
+    tokens.write_text("first-token-0123456789\n")
+    tokens.chmod(0o600)
+    more = f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\n[auth]\ntokens_file = "{tokens}"\n'
+    context = ssl.create_default_context(cafile=authority.path)
+    with Server(tmp_path, more=more) as server:
+        server.start()
+        server.listening()
+        address = urllib.parse.urlsplit(server.target)
+        assert address.scheme == "https"
+        assert address.port is not None
+
+        def asked(token: str) -> tuple[int, str]:
+            with (
+                socket.create_connection(("127.0.0.1", address.port or 0), timeout=20) as raw,
+                context.wrap_socket(raw, server_hostname="127.0.0.1") as wrapped,
+            ):
+                shown = x509.load_der_x509_certificate(wrapped.getpeercert(binary_form=True) or b"")
+                (name,) = shown.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+                return status_over(wrapped, f"Authorization: Bearer {token}\r\n"), str(name.value)
+
+        assert asked("first-token-0123456789") == (200, "server")
+        assert asked("other-token-0123456789") == (401, "server")
+        tokens.write_text("other-token-0123456789\n")
+        for new, old in zip(authority.sign("renewed"), (certificate, key), strict=True):
+            shutil.copy(new, old)
+        wait_until(lambda: asked("other-token-0123456789") == (200, "renewed"), "both are taken up")
+        assert asked("first-token-0123456789") == (401, "renewed")
+        log = server.log()
+    assert "0123456789" not in log
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ('unix_socket = "/nowhere/socket"\n', "[http] unix_socket: cannot listen on /nowhere/socket"),
+        ('[tls]\ncertificate = "/nowhere"\nkey = "/nowhere"\n', "[tls] certificate: cannot read /nowhere"),
+        ('[tls]\nclient_ca = "/nowhere"\n', "[tls] certificate: wanted a file"),
+        ('[auth]\ntokens_file = "/nowhere"\n', "[auth] tokens_file: cannot read /nowhere"),
+        ("[admission]\ndeadline_ms = 0\n", "[admission] deadline_ms: wanted at least 1, got 0"),
+        ("pipelined_max = 0\n", "[http] pipelined_max: wanted at least 1, got 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line_before_any_worker_starts(
+    tmp_path: Path, more: str, named: str
+) -> None:
+    assert refused(Server(tmp_path, more=more)).startswith(f"paywarden: {named}")
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refused(Server(tmp_path, port=port))
+    assert line.startswith(f"paywarden: cannot listen on 127.0.0.1:{port}: ")
+
+
+def test_a_bundle_that_is_refused_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    bundle = small_world.copied_bundle(tmp_path / "b")
+    os.truncate(bundle / "model.txt", 100)
+    line = refused(Server(tmp_path, bundle=bundle))
+    assert line == f"paywarden: bundle {bundle}: model.txt has a wrong checksum"
+
+
+def test_no_workers_are_refused(server: Server) -> None:
+    assert refused(server, "--workers", "0") == "paywarden: --workers: wanted at least 1, got 0"

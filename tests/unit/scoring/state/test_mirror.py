@@ -1,0 +1,336 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paywarden.features.kernel import ABSENT, KNOWN, UNKNOWN
+from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings, MirrorWriter
+from tests.services.processes import ROOT
+
+PROFILE_BYTES_MAX = 64
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> MirrorSettings:
+    return MirrorSettings(path=str(tmp_path / "deep" / "mirror"), size_mb=64)
+
+
+@pytest.fixture
+def writer(settings: MirrorSettings) -> Iterator[MirrorWriter]:
+    opened = MirrorWriter(settings)
+    yield opened
+    opened.close()
+
+
+class ReaderProcess:
+    """A worker's side in a process of its own: LMDB may be open only once in a process."""
+
+    def __init__(self, settings: MirrorSettings, item_max: int = 4) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        self.process = context.Process(target=_answer, args=(there, settings, item_max), daemon=True)
+        self.process.start()
+        # Held here as well, it would never say that the reader has died.
+        there.close()
+        assert self._here.recv() == "open"
+
+    def look_up(self, *keys: bytes | None) -> tuple[int, list[int], list[bytes]]:
+        """(complete_to_ms, presence, states) as of now."""
+        self._here.send(keys)
+        answer: tuple[int, list[int], list[bytes]] = self._here.recv()
+        return answer
+
+    def close(self) -> None:
+        self._here.send(None)
+        self.process.join()
+        self._here.close()
+        assert self.process.exitcode == 0
+
+
+def _answer(there: multiprocessing.connection.Connection, settings: MirrorSettings, item_max: int) -> None:
+    reader = MirrorReader(settings, item_max=item_max, profile_bytes_max=PROFILE_BYTES_MAX)
+    there.send("open")
+    while (keys := there.recv()) is not None:
+        try:
+            complete_to_ms = reader.look_up(keys)
+        except MirrorAbsent as error:
+            there.send((-1, [], [str(error).encode()]))
+            continue
+        bounds = reader.bounds.tolist()
+        states = [reader.states[bounds[i] : bounds[i + 1]].tobytes() for i in range(len(keys))]
+        presence = reader.presence[: len(keys)].tobytes()
+        assert reader.found == presence
+        there.send((complete_to_ms, [*presence], states))
+    reader.close()
+    there.close()
+
+
+@pytest.fixture
+def reader(writer: MirrorWriter, settings: MirrorSettings) -> Iterator[ReaderProcess]:
+    writer.apply({}, {})
+    opened = ReaderProcess(settings)
+    yield opened
+    opened.close()
+
+
+# Writing and reading
+
+
+def test_a_new_mirror_holds_nothing(writer: MirrorWriter) -> None:
+    assert (writer.positions(), writer.profile_count(), writer.complete_to_ms()) == ({}, 0, None)
+
+
+def test_a_reader_in_another_process_sees_what_is_committed_at_once(
+    writer: MirrorWriter, reader: ReaderProcess
+) -> None:
+    for number in range(50):
+        writer.apply({b"card:1": b"state %d" % number}, {0: number}, number + 1)
+        assert reader.look_up(b"card:1") == (number + 1, [KNOWN], [b"state %d" % number])
+
+
+def test_known_unknown_and_absent_are_told_apart(writer: MirrorWriter, reader: ReaderProcess) -> None:
+    writer.apply({b"card:1": b"one", b"device:3": b"three"}, {}, 5)
+    keys = (b"card:1", b"merchant:2", None, b"device:3")
+    assert reader.look_up(*keys) == (5, [KNOWN, UNKNOWN, ABSENT, KNOWN], [b"one", b"", b"", b"three"])
+    # Nothing of the look-up before is left in the buffers.
+    assert reader.look_up(None, b"device:3") == (5, [ABSENT, KNOWN], [b"", b"three"])
+
+
+def test_a_profile_of_no_bytes_is_known_though_nothing_can_read_it(writer: MirrorWriter, reader: ReaderProcess) -> None:
+    writer.apply({b"card:1": b"", b"card:2": b"two"}, {}, 5)
+    assert reader.look_up(b"card:1", b"card:2", b"card:3")[1:] == ([KNOWN, KNOWN, UNKNOWN], [b"", b"two", b""])
+
+
+def test_a_mirror_that_is_being_filled_is_complete_to_zero(writer: MirrorWriter, reader: ReaderProcess) -> None:
+    writer.apply({b"card:1": b"one"}, {0: 1})
+    assert reader.look_up(b"card:1")[0] == 0
+
+
+def test_completeness_stays_when_a_batch_says_nothing_of_it(writer: MirrorWriter, reader: ReaderProcess) -> None:
+    writer.apply({}, {0: 1}, 7)
+    writer.apply({b"card:1": b"one"}, {0: 2})
+    assert writer.complete_to_ms() == 7
+    assert reader.look_up()[0] == 7
+
+
+def test_none_erases_a_profile_and_an_unknown_one_may_be_erased(writer: MirrorWriter, reader: ReaderProcess) -> None:
+    writer.apply({b"card:1": b"one", b"card:2": b"two"}, {})
+    writer.apply({b"card:1": None, b"card:9": None}, {})
+    assert reader.look_up(b"card:1", b"card:2")[1] == [UNKNOWN, KNOWN]
+    assert writer.profile_count() == 1
+
+
+def test_clear_forgets_everything_for_readers_too(writer: MirrorWriter, reader: ReaderProcess) -> None:
+    writer.apply({b"card:1": b"one"}, {0: 3, 1: 4}, 5)
+    writer.clear()
+    assert (writer.positions(), writer.profile_count(), writer.complete_to_ms()) == ({}, 0, None)
+    assert reader.look_up(b"card:1") == (0, [UNKNOWN], [b""])
+    writer.apply({b"card:1": b"anew"}, {0: 1})
+    assert reader.look_up(b"card:1")[2] == [b"anew"]
+
+
+def test_positions_are_kept_by_partition(writer: MirrorWriter) -> None:
+    writer.apply({}, {0: 1, 1: 2, 10: 3, 2: 2**62})
+    writer.apply({}, {1: 5})
+    assert writer.positions() == {0: 1, 1: 5, 2: 2**62, 10: 3}
+
+
+def test_profile_count_counts_profiles_alone(writer: MirrorWriter) -> None:
+    writer.apply({b"card:%d" % number: b"x" for number in range(10)}, {0: 1, 1: 2}, 9)
+    assert writer.profile_count() == 10
+
+
+def test_what_is_used_of_a_mirror_grows_with_its_profiles_and_stays_under_its_limit(
+    writer: MirrorWriter, settings: MirrorSettings
+) -> None:
+    before = writer.used_bytes()
+    writer.apply({b"card:%d" % number: bytes(1000) for number in range(200)}, {})
+    assert before + 200 * 1000 <= writer.used_bytes() <= settings.size_mb << 20
+
+
+def test_reopening_keeps_everything(settings: MirrorSettings) -> None:
+    first = MirrorWriter(settings)
+    first.apply({b"card:1": b"one"}, {0: 3}, 5)
+    first.close()
+    second = MirrorWriter(settings)
+    assert (second.positions(), second.profile_count(), second.complete_to_ms()) == ({0: 3}, 1, 5)
+    second.close()
+
+
+def test_a_mirror_may_grow_far_beyond_what_it_was_when_its_reader_opened_it(
+    writer: MirrorWriter, reader: ReaderProcess
+) -> None:
+    """A reader that does not say how much to map gets 10 MB, and then never sees a larger mirror again."""
+    for first in range(0, 60_000, 10_000):
+        writer.apply({b"card:%06d" % number: bytes(500) for number in range(first, first + 10_000)}, {0: first}, first)
+    assert writer.profile_count() == 60_000
+    for number in (0, 31_234, 59_999):
+        assert reader.look_up(b"card:%06d" % number)[:2] == (50_000, [KNOWN])
+    assert reader.look_up(b"card:060000")[1] == [UNKNOWN]
+
+
+def test_a_reader_follows_a_companion_that_came_back_with_a_larger_size(settings: MirrorSettings) -> None:
+    small = MirrorSettings(path=settings.path, size_mb=1)
+    first = MirrorWriter(small)
+    first.apply({b"card:1": b"one"}, {}, 1)
+    reader = ReaderProcess(small)
+    first.close()
+    second = MirrorWriter(settings)
+    second.apply({b"card:%06d" % number: bytes(500) for number in range(10_000)}, {}, 2)
+    assert reader.look_up(b"card:009999", b"card:1")[:2] == (2, [KNOWN, KNOWN])
+    reader.close()
+    second.close()
+
+
+def test_a_state_larger_than_any_of_this_catalogue_is_cut_not_a_bug(
+    writer: MirrorWriter, reader: ReaderProcess
+) -> None:
+    writer.apply({b"card:1": bytes(range(1, 200)), b"merchant:1": b"fits"}, {}, 1)
+    states = [bytes(range(1, 1 + PROFILE_BYTES_MAX)), b"fits", bytes(range(1, 1 + PROFILE_BYTES_MAX))]
+    assert reader.look_up(b"card:1", b"merchant:1", b"card:1") == (1, [KNOWN] * 3, states)
+
+
+def test_a_key_that_no_mirror_can_hold_is_unknown(writer: MirrorWriter, reader: ReaderProcess) -> None:
+    writer.apply({b"card:1": b"one"}, {}, 1)
+    assert reader.look_up(b"card:" + b"x" * 600, b"card:1")[:2] == (1, [UNKNOWN, KNOWN])
+
+
+# What is refused
+
+
+def test_there_is_no_mirror_before_a_companion_makes_one(settings: MirrorSettings) -> None:
+    with pytest.raises(MirrorAbsent, match="there is no mirror at"):
+        MirrorReader(settings, item_max=1, profile_bytes_max=10)
+    Path(settings.path).mkdir(parents=True)
+    with pytest.raises(MirrorAbsent):
+        MirrorReader(settings, item_max=1, profile_bytes_max=10)
+    (Path(settings.path) / "data.mdb").write_bytes(b"something else")
+    with pytest.raises(MirrorAbsent):
+        MirrorReader(settings, item_max=1, profile_bytes_max=10)
+
+
+def test_a_full_mirror_is_one_line_that_names_the_setting_and_keeps_what_it_has(tmp_path: Path) -> None:
+    writer = MirrorWriter(MirrorSettings(path=str(tmp_path), size_mb=1))
+    writer.apply({b"card:1": b"one"}, {0: 1}, 1)
+    with pytest.raises(Misconfigured, match=r"^the mirror is full: mirror\.size_mb is 1\Z"):
+        writer.apply({b"card:%d" % number: bytes(1000) for number in range(5000)}, {0: 2}, 2)
+    assert (writer.positions(), writer.profile_count(), writer.complete_to_ms()) == ({0: 1}, 1, 1)
+    writer.apply({b"card:2": b"two"}, {0: 2})
+    writer.clear()
+    assert writer.profile_count() == 0
+    writer.close()
+
+
+def test_a_place_that_cannot_be_used_is_refused_by_the_settings_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(Misconfigured, match=r"^mirror\.path: cannot use "):
+        MirrorWriter(MirrorSettings(path=str(tmp_path / "file" / "mirror")))
+
+
+# Deaths
+
+_KILLED_WRITER = """
+import itertools, sys
+from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
+
+writer = MirrorWriter(MirrorSettings(path=sys.argv[1], size_mb=64))
+first = writer.positions().get(0, 0) + 1
+print("writing", flush=True)
+for number in itertools.count(first):
+    state = b"%d" % number
+    writer.apply({b"card:%d" % card: state for card in range(200)}, {0: number}, number)
+"""
+
+
+def test_however_often_the_writer_is_killed_positions_never_run_ahead_of_profiles(settings: MirrorSettings) -> None:
+    moments = random.Random(5)
+    last = 0
+    for _ in range(8):
+        child = subprocess.Popen(
+            [sys.executable, "-c", _KILLED_WRITER, settings.path], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == "writing\n"
+        time.sleep(moments.uniform(0.0, 0.05))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        writer = MirrorWriter(settings)
+        position = writer.positions().get(0, 0)
+        states = set(writer.read(b"card:%d" % card for card in range(200)).values())
+        assert states == ({b"%d" % position} if position else {None})
+        assert (writer.complete_to_ms() or 0) == position >= last
+        writer.close()
+        last = position
+    assert last > 0
+
+
+def test_a_reader_works_on_while_the_writer_is_killed_and_comes_back(settings: MirrorSettings) -> None:
+    writer = MirrorWriter(settings)
+    writer.apply({b"card:%d" % card: b"0" for card in range(200)}, {})
+    writer.close()
+    reader = ReaderProcess(settings, item_max=200)
+    keys = [b"card:%d" % card for card in range(200)]
+    newest = 0
+    for _ in range(3):
+        child = subprocess.Popen(
+            [sys.executable, "-c", _KILLED_WRITER, settings.path], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
+        for _ in range(100):
+            complete_to_ms, presence, states = reader.look_up(*keys)
+            # One moment for all keys of a look-up, never half of a transaction.
+            assert set(states) == {b"%d" % complete_to_ms}
+            assert set(presence) == {KNOWN}
+            assert complete_to_ms >= newest
+            newest = complete_to_ms
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        assert reader.look_up(*keys)[1] == [KNOWN] * 200
+    assert newest > 0
+    reader.close()
+
+
+def test_readers_that_were_killed_do_not_use_up_the_readers_table(settings: MirrorSettings) -> None:
+    few = MirrorSettings(path=settings.path, size_mb=16, readers_max=3)
+    writer = MirrorWriter(few)
+    writer.apply({b"card:1": b"one"}, {}, 1)
+    for _ in range(5):
+        reader = ReaderProcess(few)
+        assert reader.look_up(b"card:1")[1] == [KNOWN]
+        assert reader.process.pid is not None
+        os.kill(reader.process.pid, signal.SIGKILL)
+        reader.process.join()
+    last = ReaderProcess(few)
+    assert last.look_up(b"card:1")[1] == [KNOWN]
+    last.close()
+    writer.close()
+
+
+def test_a_reader_knows_when_another_mirror_has_taken_its_place(settings: MirrorSettings, tmp_path: Path) -> None:
+    writer = MirrorWriter(settings)
+    writer.apply({b"card:1": b"one"}, {}, 1)
+    writer.close()
+    reader = MirrorReader(settings, item_max=1, profile_bytes_max=10)
+    assert not reader.is_replaced()
+    shutil.move(settings.path, tmp_path / "away")
+    # Nothing is there yet: the old one is better than none.
+    assert not reader.is_replaced()
+    script = "import sys; from paywarden.scoring.state.mirror import *; MirrorWriter(MirrorSettings(path=sys.argv[1])).apply({}, {})"
+    subprocess.run([sys.executable, "-c", script, settings.path], check=True, cwd=ROOT)
+    assert reader.is_replaced()
+    assert reader.look_up([b"card:1"]) == 1
+    reader.close()

@@ -1,0 +1,540 @@
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paywarden.schemas.errors import Misconfigured
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.state import outbox
+from paywarden.scoring.state.outbox import (
+    Cursor,
+    OutboxDamaged,
+    OutboxFull,
+    OutboxMetrics,
+    OutboxReader,
+    OutboxSettings,
+    OutboxUnavailable,
+    OutboxWriter,
+)
+from tests.unit.scoring.state.outboxes import append_all, starts
+
+payloads = st.lists(st.binary(min_size=1, max_size=40), max_size=20)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> OutboxSettings:
+    """Segments of two or three records."""
+    return OutboxSettings(directory=str(tmp_path), segment_bytes=100, total_bytes_max=10_000)
+
+
+def fill(where: OutboxSettings, records: list[bytes]) -> list[int]:
+    """Append in a writer of its own; the positions returned."""
+    writer = OutboxWriter(where, "w0")
+    positions = [writer.append(record) for record in records]
+    writer.close()
+    return positions
+
+
+def read_all(where: OutboxSettings, position: int = 0, at_once: int = 3) -> list[bytes]:
+    reader = OutboxReader(where, "w0")
+    found: list[bytes] = []
+    while records := reader.read(position, at_once):
+        assert len(records) <= at_once
+        found += [payload for _, payload in records]
+        position = records[-1][0]
+    return found
+
+
+def segments(where: OutboxSettings) -> list[Path]:
+    return sorted((Path(where.directory) / "w0").glob("*.log"))
+
+
+def numbered(count: int) -> list[bytes]:
+    return [b"record %04d" % index for index in range(count)]
+
+
+@given(payloads, st.integers(16, 200), st.integers(1, 7))
+def test_what_is_appended_is_read_back_in_order(records: list[bytes], segment_bytes: int, at_once: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        where = OutboxSettings(directory, segment_bytes, total_bytes_max=100_000)
+        positions = fill(where, records)
+        assert read_all(where, at_once=at_once) == records
+        for index, position in enumerate(positions):
+            assert read_all(where, position) == records[index + 1 :]
+
+
+@given(payloads.filter(len), st.data())
+def test_after_a_cut_at_any_byte_exactly_the_whole_records_are_there(records: list[bytes], data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        where = OutboxSettings(directory)
+        positions = fill(where, records)
+        cut = data.draw(st.integers(0, positions[-1]))
+        os.truncate(segments(where)[0], cut)
+        whole = [r for r, end in zip(records, positions, strict=True) if end <= cut]
+        assert read_all(where) == whole
+        # The next writer goes on behind the last whole record.
+        assert fill(where, [b"after"]) == [([0, *positions])[len(whole)] + 8 + len(b"after")]
+        assert read_all(where) == [*whole, b"after"]
+
+
+def test_a_reader_waits_at_half_a_record_and_has_it_when_it_is_whole(small: OutboxSettings) -> None:
+    end = fill(small, [b"first", b"second"])[0]
+    path = segments(small)[0]
+    content = path.read_bytes()
+    path.write_bytes(content[:-3])
+    reader = OutboxReader(small, "w0")
+    assert reader.read(end, 10) == []
+    path.write_bytes(content)
+    assert [payload for _, payload in reader.read(end, 10)] == [b"second"]
+
+
+def test_a_reader_of_an_outbox_that_does_not_exist_yet_waits(small: OutboxSettings) -> None:
+    assert OutboxReader(small, "w0").read(0, 10) == []
+    assert outbox.workers(small) == []
+    fill(small, [b"a"])
+    assert read_all(small) == [b"a"]
+    assert outbox.workers(small) == ["w0"]
+
+
+def test_records_appended_together_are_records_of_their_own(small: OutboxSettings) -> None:
+    writer = OutboxWriter(small, "w0")
+    assert append_all(writer, [b"a", b"bb"]) == writer.position == 19
+    writer.close()
+    assert read_all(small) == [b"a", b"bb"]
+
+
+def test_one_append_is_one_write(small: OutboxSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = OutboxWriter(small, "w0")
+    written: list[bytes] = []
+    write = os.write
+
+    def counting(fd: int, data: bytes) -> int:
+        written.append(data)
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", counting)
+    writer.append(b"payload")
+    assert len(written) == 1
+    writer.close()
+
+
+APPENDING = """
+import os, sys
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
+writer = OutboxWriter(OutboxSettings(sys.argv[1], 4096, 1 << 30, sys.argv[2], 1), "w0")
+number = int(sys.argv[3])
+while True:
+    writer.append(b"%d " % number + b"x" * (number % 300))
+    os.write(1, b"%d\\n" % number)
+    number += 1
+"""
+
+
+def killed_while_appending(where: OutboxSettings, fsync: str, first: int, count: int) -> int:
+    """Runs a writer that reports each append, kills it after `count` reports; the last number reported."""
+    command = [sys.executable, "-c", APPENDING, where.directory, fsync, str(first)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(count):
+            process.stdout.readline()
+        os.kill(process.pid, signal.SIGKILL)
+        rest = process.stdout.read().split(b"\n")
+    # What comes after the last newline is a report that was cut short.
+    reported = [int(line) for line in rest[:-1]]
+    return max([first + count - 1, *reported])
+
+
+@pytest.mark.parametrize("fsync", ["never", "interval", "always"])
+def test_every_append_that_was_reported_before_a_kill_is_read_afterwards(tmp_path: Path, fsync: str) -> None:
+    where = OutboxSettings(str(tmp_path), 4096, 1 << 30)
+    first = 0
+    for round_number in range(3):
+        last = killed_while_appending(where, fsync, first, 200 + 37 * round_number)
+        read = [int(payload.split()[0]) for payload in read_all(where, at_once=100)]
+        # At most one more than reported: the one between the append and its report.
+        assert read[: last + 1] == list(range(last + 1))
+        assert len(read) in (last + 1, last + 2)
+        first = len(read)
+
+
+def test_a_reader_follows_a_writer_of_another_process_through_its_segments(tmp_path: Path) -> None:
+    where = OutboxSettings(str(tmp_path), 4096, 1 << 30)
+    reader = OutboxReader(where, "w0")
+    command = [sys.executable, "-c", APPENDING, where.directory, "never", "0"]
+    position, expected = 0, 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while expected < 5000:
+            for following, payload in reader.read(position, 50):
+                assert int(payload.split()[0]) == expected
+                position, expected = following, expected + 1
+            reader.release(position)
+            assert process.poll() is None
+        process.kill()
+    while records := reader.read(position, 1000):
+        position = records[-1][0]
+    reader.release(position)
+    assert len(segments(where)) == 1
+
+
+def flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("offset", [0, 3, 4, 8, 12], ids=["size", "size-high", "crc", "payload", "payload-end"])
+def test_damage_with_records_behind_it_is_not_passed_over(tmp_path: Path, offset: int) -> None:
+    where = OutboxSettings(str(tmp_path))
+    positions = fill(where, numbered(100))
+    flip(segments(where)[0], positions[4] + offset)
+    reader = OutboxReader(where, "w0")
+    found = reader.read(0, 1000)
+    assert [payload for _, payload in found] == numbered(5)
+    with pytest.raises(OutboxDamaged, match=f"damaged at position {positions[4]}"):
+        reader.read(positions[4], 1000)
+
+
+def test_a_finished_segment_that_ends_early_is_damage(small: OutboxSettings) -> None:
+    fill(small, numbered(20))
+    path = segments(small)[1]
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(OutboxDamaged, match="is damaged at position"):
+        read_all(small)
+
+
+def test_a_missing_segment_is_damage(small: OutboxSettings) -> None:
+    fill(small, numbered(20))
+    segments(small)[2].unlink()
+    with pytest.raises(OutboxDamaged, match="lacks positions"):
+        read_all(small)
+    segments(small)[0].unlink()
+    with pytest.raises(OutboxDamaged, match="begins at"):
+        read_all(small)
+
+
+@pytest.mark.parametrize("offset", [0, 4, 8])
+def test_a_writer_never_cuts_off_records_behind_damage(
+    tmp_path: Path, offset: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = OutboxSettings(str(tmp_path))
+    positions = fill(where, numbered(10))
+    flip(segments(where)[0], positions[7] + offset)
+    before = segments(where)[0].read_bytes()
+    fill(where, [b"later"])
+    assert segments(where)[0].read_bytes() == before
+    assert "is damaged" in caplog.text
+    assert read_all(where, positions[-1]) == [b"later"]
+
+
+def test_zeros_at_the_end_from_a_loss_of_power_are_no_record(small: OutboxSettings) -> None:
+    fill(small, [b"whole"])
+    with segments(small)[0].open("ab") as file:
+        file.write(bytes(64))
+    assert read_all(small) == [b"whole"]
+    fill(small, [b"next"])
+    assert read_all(small) == [b"whole", b"next"]
+
+
+def test_a_writer_never_reuses_positions_that_were_shipped(small: OutboxSettings) -> None:
+    positions = fill(small, [b"one", b"two"])
+    Cursor(small, "w0").store(positions[1])
+    # As after a loss of power: the companion shipped what the log no longer has.
+    os.truncate(segments(small)[0], positions[0])
+    fill(small, [b"three"])
+    assert read_all(small, positions[1]) == [b"three"]
+
+
+def append_until_refused(writer: OutboxWriter, accepted: list[bytes]) -> None:
+    while True:
+        record = b"record %04d" % len(accepted)
+        writer.append(record)
+        accepted.append(record)
+
+
+def test_an_outbox_that_is_full_refuses_and_takes_again_after_release(tmp_path: Path) -> None:
+    where = OutboxSettings(str(tmp_path), segment_bytes=100, total_bytes_max=300)
+    writer = OutboxWriter(where, "w0")
+    accepted: list[bytes] = []
+    with pytest.raises(OutboxFull, match="the limit is 300"):
+        append_until_refused(writer, accepted)
+    assert read_all(where) == accepted
+    reader = OutboxReader(where, "w0")
+    reader.release(writer.position)
+    writer.append(b"again")
+    writer.close()
+    assert accepted[0] not in read_all(where, reader.start(Cursor(where, "w0")))
+    assert read_all(where, reader.start(Cursor(where, "w0")))[-1] == b"again"
+
+
+def test_release_keeps_what_is_not_shipped_whole_and_the_active_segment(small: OutboxSettings) -> None:
+    positions = fill(small, numbered(20))
+    reader = OutboxReader(small, "w0")
+    reader.release(positions[9])
+    assert read_all(small, positions[9]) == numbered(20)[10:]
+    reader.release(positions[-1])
+    assert len(segments(small)) == 1
+    fill(small, [b"more"])
+    assert read_all(small, positions[-1]) == [b"more"]
+
+
+def test_the_end_of_an_outbox_is_where_its_writer_is(small: OutboxSettings) -> None:
+    reader = OutboxReader(small, "w0")
+    assert reader.end() == 0
+    positions = fill(small, numbered(10))
+    assert reader.end() == positions[-1]
+    reader.release(positions[-1])
+    assert reader.end() == positions[-1]
+
+
+def test_two_writers_on_one_directory_are_refused(small: OutboxSettings) -> None:
+    writer = OutboxWriter(small, "w0")
+    with pytest.raises(Misconfigured, match="has another writer"):
+        OutboxWriter(small, "w0")
+    OutboxWriter(small, "w1").close()
+    writer.close()
+    OutboxWriter(small, "w0").close()
+
+
+def test_a_write_cut_short_by_a_full_disk_is_taken_back(small: OutboxSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = OutboxWriter(small, "w0")
+    writer.append(b"before")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:5]))
+    with pytest.raises(OutboxUnavailable, match="no space left"):
+        writer.append(b"half")
+    monkeypatch.setattr(os, "write", write)
+    writer.append(b"after")
+    writer.close()
+    assert read_all(small) == [b"before", b"after"]
+
+
+FULL_DISK = """
+import resource, sys
+from paywarden.scoring.state.outbox import OutboxSettings, OutboxUnavailable, OutboxWriter, framed
+writer = OutboxWriter(OutboxSettings(sys.argv[1], segment_bytes=1 << 20), "w0")
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+taken, refused = 0, 0
+limit(10_000)
+while refused < 3:
+    # Batches of another size each time: some meet the limit inside a record.
+    batch = [b"%06d" % (taken + number) + bytes(90) for number in range(1 + refused * 7 + taken % 5)]
+    try:
+        writer.append_frames(b"".join(map(framed, batch)))
+        taken += len(batch)
+    except OutboxUnavailable:
+        refused += 1
+limit(resource.RLIM_INFINITY)
+writer.append(b"%06d" % taken + bytes(90))
+print(taken + 1)
+"""
+
+
+def test_a_disk_that_fills_up_refuses_whole_batches_and_loses_nothing_taken(tmp_path: Path) -> None:
+    # A limit on a file's size cuts a write short as a full disk does, and needs no disk to be full.
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    taken = int(done.stdout)
+    found = read_all(OutboxSettings(str(tmp_path), segment_bytes=1 << 20), at_once=100)
+    assert [int(record[:6]) for record in found] == list(range(taken))
+    assert taken > 50
+
+
+def test_what_is_not_shipped_and_what_is_refused_is_told(tmp_path: Path) -> None:
+    metrics = OutboxMetrics.declare(Registry())
+    where = OutboxSettings(str(tmp_path), segment_bytes=100, total_bytes_max=300)
+    writer = OutboxWriter(where, "w0", metrics)
+    accepted: list[bytes] = []
+    with pytest.raises(OutboxFull):
+        append_until_refused(writer, accepted)
+    writer.note_unshipped()
+    assert metrics.refused.value == 1
+    assert metrics.unshipped_bytes._slots[0] == writer.position > 200
+    Cursor(where, "w0").store(writer.position)
+    writer.note_unshipped()
+    assert metrics.unshipped_bytes._slots[0] == 0
+    # All of it is there still, and does not count.
+    writer.append(b"again")
+    assert read_all(where) == [*accepted, b"again"]
+    writer.close()
+
+
+def test_what_begins_at_a_position_is_read_and_nothing_else_is(small: OutboxSettings) -> None:
+    small = replace(small, total_bytes_max=100_000)
+    writer = OutboxWriter(small, "w0")
+    records = [*numbered(9), b"x" * 10_000, b"last"]
+    begins = []
+    for record in records:
+        begins.append(writer.position)
+        writer.append(record)
+    many = [b"a", b"bb", b"ccc"]
+    begins += starts(writer, many)
+    append_all(writer, many)
+    reader = OutboxReader(small, "w0")
+    assert [reader.at(start) for start in begins] == records + many
+    assert [reader.at(position) for position in (begins[1] + 1, writer.position, 2**40)] == [None] * 3
+    reader.release(writer.position)
+    assert reader.at(0) is None
+    writer.close()
+
+
+def test_release_keeps_segments_that_were_written_to_of_late(small: OutboxSettings) -> None:
+    positions = fill(small, numbered(20))
+    old, *_ = segments(small)
+    os.utime(old, (1, 1))
+    OutboxReader(small, "w0").release(positions[-1], keep_s=60)
+    assert not old.exists()
+    assert len(segments(small)) > 2
+    OutboxReader(small, "w0").release(positions[-1])
+    assert len(segments(small)) == 1
+
+
+def failing(*_: object) -> int:
+    raise OSError(5, "Input/output error")
+
+
+def test_a_failing_disk_is_a_temporary_failure_and_loses_nothing_acknowledged(
+    small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = OutboxWriter(replace(small, fsync="always"), "w0")
+    writer.append(b"before")
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OutboxUnavailable, match="Input/output error"):
+        writer.append(b"refused")
+    monkeypatch.undo()
+    writer.append(b"after")
+    writer.close()
+    assert read_all(small) == [b"before", b"after"]
+
+
+def test_nothing_follows_half_a_record_that_cannot_be_taken_back(
+    small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = OutboxWriter(small, "w0")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:5]))
+    monkeypatch.setattr(os, "ftruncate", failing)
+    with pytest.raises(OutboxUnavailable):
+        writer.append(b"half")
+    monkeypatch.undo()
+    with pytest.raises(OutboxUnavailable, match="could not be taken back"):
+        writer.append(b"after")
+    writer.close()
+    assert read_all(small) == []
+
+
+@pytest.mark.parametrize(("fsync", "synced"), [("never", False), ("always", True)])
+def test_only_always_has_the_record_on_disk_when_append_returns(
+    small: OutboxSettings, monkeypatch: pytest.MonkeyPatch, fsync: str, *, synced: bool
+) -> None:
+    writer = OutboxWriter(replace(small, fsync=fsync), "w0")
+    calls: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", calls.append)
+    writer.append(b"record")
+    assert bool(calls) == synced
+    monkeypatch.undo()
+    writer.close()
+
+
+def test_interval_syncs_in_the_background_and_a_failure_there_stops_the_writer(
+    small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = OutboxSettings(small.directory, 4096, 1 << 40, fsync="interval", fsync_interval_ms=1)
+    writer = OutboxWriter(often, "w0")
+    for record in numbered(30):
+        writer.append(record)
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OutboxUnavailable, match="sync failed"):
+        append_until_refused(writer, [])
+    monkeypatch.undo()
+    writer.close()
+
+
+def test_the_cursor_is_what_was_stored_last(small: OutboxSettings) -> None:
+    fill(small, [b"a"])
+    cursor = Cursor(small, "w0")
+    assert cursor.load() is None
+    for position in (9, 2**40):
+        cursor.store(position)
+        assert Cursor(small, "w0").load() == position
+    assert OutboxReader(small, "w0").start(cursor) == 2**40
+
+
+def test_a_crash_while_the_cursor_is_stored_leaves_the_earlier_one(
+    small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(small, [b"a"])
+    cursor = Cursor(small, "w0")
+    cursor.store(1)
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(OutboxUnavailable):
+        cursor.store(2)
+    assert cursor.load() == 1
+
+
+def test_a_cursor_that_holds_no_position_is_damage(small: OutboxSettings) -> None:
+    fill(small, [b"a"])
+    (Path(small.directory) / "w0" / "cursor").write_text("")
+    with pytest.raises(OutboxDamaged, match="holds no position"):
+        Cursor(small, "w0").load()
+
+
+def test_without_a_cursor_reading_starts_at_the_oldest_segment(small: OutboxSettings) -> None:
+    positions = fill(small, numbered(20))
+    reader = OutboxReader(small, "w0")
+    reader.release(positions[9])
+    assert 0 < reader.start(Cursor(small, "w0")) <= positions[9]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [OutboxSettings(fsync="sometimes"), OutboxSettings(segment_bytes=100, total_bytes_max=199)],
+    ids=["fsync", "total"],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path: Path, wrong: OutboxSettings) -> None:
+    with pytest.raises(Misconfigured):
+        OutboxWriter(replace(wrong, directory=str(tmp_path)), "w0")
+
+
+def test_a_directory_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(Misconfigured, match="cannot use"):
+        OutboxWriter(OutboxSettings(str(tmp_path / "file")), "w0")
+
+
+@given(st.lists(st.sampled_from(["append", "read", "release", "restart"]), max_size=40))
+@settings(max_examples=60)
+def test_in_any_order_of_events_every_record_is_shipped_once_and_in_order(events: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        where = OutboxSettings(directory, segment_bytes=60, total_bytes_max=100_000)
+        writer, reader, cursor = OutboxWriter(where, "w0"), OutboxReader(where, "w0"), Cursor(where, "w0")
+        appended: list[bytes] = []
+        shipped: list[bytes] = []
+        for event in [*events, "read", "read"]:
+            if event == "append":
+                appended.append(b"%d" % len(appended))
+                writer.append(appended[-1])
+            elif event == "restart":
+                writer.close()
+                writer = OutboxWriter(where, "w0")
+            elif event == "release":
+                reader.release(cursor.load() or 0)
+            else:
+                shipped += list(ship(reader, cursor))
+        writer.close()
+        assert shipped == appended
+
+
+def ship(reader: OutboxReader, cursor: Cursor) -> Iterator[bytes]:
+    for position, payload in reader.read(reader.start(cursor), 100):
+        yield payload
+        cursor.store(position)

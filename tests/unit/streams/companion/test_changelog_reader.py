@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+
+from paywarden.features.stores.base import KEY_BYTES_MAX
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.streams.companion.changelog_reader import Changes, read_changes
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.profiles.watermarks import progress_key
+
+IDS = LocalSchemaIds()
+ENCODER = Encoder("profiles", IDS.id_of("profiles"))
+ENTITIES = ("card", "merchant")
+
+
+def record(key: bytes | None, value: bytes | None, offset: int = 0, partition: int = 0) -> Record:
+    return Record("profiles", partition, offset, key, value, 0, ())
+
+
+def state(
+    key: bytes, content: bytes = b"s", *, arrived_ms: int | None = None, offset: int = 0, partition: int = 0
+) -> Record:
+    entity = key.partition(b":")[0].decode()
+    value = ENCODER.encode({"entity": entity, "state": content, "written_time_ms": 1, "arrived_time_ms": arrived_ms})
+    return record(key, value, offset, partition)
+
+
+def progress(moment_ms: int | None, offset: int) -> Record:
+    value = {"entity": "progress", "state": b"", "written_time_ms": 1, "complete_to_time_ms": moment_ms}
+    return record(progress_key("card", 2), ENCODER.encode(value), offset)
+
+
+def changes(*records: Record, ageless_before: dict[int, int] | None = None) -> Changes:
+    return read_changes(records, Decoder("profiles", IDS), ENTITIES, ageless_before or {})
+
+
+def test_the_last_word_on_a_key_holds_and_positions_are_after_it() -> None:
+    got = changes(
+        state(b"card:1", b"old", offset=3),
+        state(b"card:1", b"new", offset=4),
+        state(b"card:2", offset=9, partition=1),
+        record(b"card:2", None, 10, 1),
+    )
+    assert got.profiles == {b"card:1": b"new", b"card:2": None}
+    assert got.erased_count() == 1
+    assert got.positions == {0: 5, 1: 11}
+
+
+def test_progress_is_told_in_order_and_is_no_profile() -> None:
+    got = changes(progress(5, 0), progress(None, 1), progress(7, 2))
+    assert got.progress == [(0, progress_key("card", 2), 5), (0, progress_key("card", 2), 7)]
+    assert got.profiles == {}
+    assert got.positions == {0: 3}
+
+
+@pytest.mark.parametrize("key", [None, b"", b"c" * (KEY_BYTES_MAX + 1)])
+def test_a_record_without_a_usable_key_is_counted_and_passed(key: bytes | None) -> None:
+    got = changes(record(key, None, 4))
+    assert (got.unreadable, got.profiles, got.positions) == (1, {}, {0: 5})
+
+
+def test_a_record_that_is_no_avro_is_counted_and_passed(caplog: pytest.LogCaptureFixture) -> None:
+    got = changes(record(b"card:1", b"secret", 4), state(b"card:2", offset=5))
+    assert (got.unreadable, list(got.profiles), got.positions) == (1, [b"card:2"], {0: 6})
+    assert "card:1" not in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_every_state_written_for_an_event_has_an_age_by_its_kind_of_entity() -> None:
+    got = changes(
+        state(b"card:1", arrived_ms=5),
+        state(b"card:1", arrived_ms=6),
+        state(b"merchant:1", arrived_ms=7),
+        state(b"card:2", arrived_ms=None),
+        state(b"elsewhere:1", arrived_ms=8),
+        record(b"card:3", None),
+    )
+    assert got.arrived_ms == {"card": [5, 6], "merchant": [7]}
+
+
+def test_what_was_there_before_the_start_has_no_age() -> None:
+    got = changes(
+        state(b"card:1", arrived_ms=1, offset=9),
+        state(b"card:2", arrived_ms=2, offset=10),
+        state(b"card:3", arrived_ms=3, offset=0, partition=1),
+        ageless_before={0: 10},
+    )
+    assert got.arrived_ms["card"] == [2, 3]
+    assert len(got.profiles) == 3

@@ -1,0 +1,291 @@
+"""How shipping moves on, with a producer that fails as it is told. On a real broker: tests/integration."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.state.outbox import Cursor, OutboxDamaged, OutboxSettings, OutboxWriter
+from paywarden.streams.companion import shipping
+from paywarden.streams.companion.cursors import HostIdentity, ShippedTo, boot_id
+from paywarden.streams.companion.shipping import Shipper, decision_of
+
+TIMED_OUT = KafkaException(KafkaError(KafkaError._TIMED_OUT, "not yet", retriable=True))
+MUST_ABORT = KafkaException(KafkaError(KafkaError._TIMED_OUT, "records timed out", txn_requires_abort=True))
+FENCED = KafkaException(KafkaError(KafkaError._FENCED, "fenced", fatal=True))
+
+
+class FakeBroker:
+    """Keeps what is committed. `fails` holds what the next calls raise, by name of the call."""
+
+    def __init__(self) -> None:
+        self.decisions: list[str] = []
+        self.cursors: dict[str, ShippedTo] = {}
+        self.fails: dict[str, list[KafkaException]] = {}
+        self.producers = 0
+
+    def producer(self) -> FakeProducer:
+        self.producers += 1
+        return FakeProducer(self)
+
+    def call(self, name: str) -> None:
+        if self.fails.get(name):
+            raise self.fails[name].pop(0)
+
+
+class FakeProducer:
+    def __init__(self, broker: FakeBroker) -> None:
+        self._broker = broker
+        self._open: list[tuple[str, bytes, str | bytes]] = []
+
+    def init_transactions(self, timeout: float) -> None:  # noqa: ARG002
+        self._broker.call("init")
+
+    def begin_transaction(self) -> None:
+        self._broker.call("begin")
+        self._open = []
+
+    def produce(self, topic: str, value: bytes, *, key: str | bytes) -> None:
+        self._broker.call("produce")
+        self._open.append((topic, value, key))
+
+    def commit_transaction(self, timeout: float) -> None:  # noqa: ARG002
+        self._broker.call("commit")
+        for topic, value, key in self._open:
+            if isinstance(key, str):
+                assert topic == "decisions"
+                self._broker.decisions.append(key)
+            else:
+                self._broker.cursors[key.decode().removeprefix("host/")] = ShippedTo.from_bytes(value)
+        self._open = []
+        self._broker.call("committed")
+
+    def abort_transaction(self, timeout: float) -> None:  # noqa: ARG002
+        self._broker.call("abort")
+        self._open = []
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.settings = OutboxSettings(directory=str(folder))
+        self.broker = FakeBroker()
+        self.writer = OutboxWriter(self.settings, "worker-0")
+        self.shipper = self.new_shipper()
+
+    def new_shipper(self) -> Shipper:
+        return Shipper(
+            self.settings,
+            host="host",
+            make_producer=self.broker.producer,
+            read_cursors=lambda: dict(self.broker.cursors),
+            topic="decisions",
+            cursors_topic="outbox-cursors",
+            encoder=Encoder("decisions", LocalSchemaIds().id_of("decisions")),
+            keep_s=0,
+        )
+
+    def decide(self, *payment_ids: str, decided_time_ms: int = 1) -> list[int]:
+        return [self.writer.append(entry(payment_id, decided_time_ms)) for payment_id in payment_ids]
+
+    def rounds(self, count: int = 5) -> None:
+        for _ in range(count):
+            self.shipper._due = 0.0
+            self.shipper.find_workers()
+            self.shipper.advance()
+
+
+def entry(payment_id: str, decided_time_ms: int) -> bytes:
+    return OutboxEntry(
+        request=ScoreRequest(payment_id=payment_id),
+        response=ScoreResponse(action="approve"),
+        decided_time_ms=decided_time_ms,
+    ).SerializeToString()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.writer.close()
+
+
+def test_what_waits_is_what_is_not_committed(world: World) -> None:
+    ends = world.decide("p0", "p1", "p2")
+    assert world.shipper.waiting_bytes() == {}
+    world.broker.fails["commit"] = [TIMED_OUT] * 2
+    world.rounds(2)
+    shipper = world.shipper
+    assert (shipper.waiting_bytes(), shipper.under_way, shipper.shipped) == ({"worker-0": ends[2]}, 3, 0)
+    world.rounds(1)
+    assert (shipper.waiting_bytes(), shipper.under_way, shipper.shipped) == ({"worker-0": 0}, 0, 3)
+    assert world.broker.decisions == ["p0", "p1", "p2"]
+    assert world.broker.cursors["worker-0"].position == ends[2]
+
+
+@pytest.mark.parametrize("call", ["init", "begin", "produce", "commit", "abort"])
+@pytest.mark.parametrize("failure", [TIMED_OUT, MUST_ABORT, FENCED])
+def test_each_decision_is_shipped_once_whichever_call_fails_and_how(
+    world: World, call: str, failure: KafkaException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "_AGAIN_AFTER_S", 0)
+    world.broker.fails[call] = [failure, failure]
+    if call == "abort":
+        world.broker.fails["commit"] = [MUST_ABORT]
+    world.decide("p0", "p1")
+    world.rounds(8)
+    world.decide("p2")
+    world.rounds()
+    assert world.broker.decisions == ["p0", "p1", "p2"]
+    assert world.shipper.under_way == 0
+
+
+def test_a_damaged_outbox_ends_shipping_and_takes_nothing_of_another_with_it(world: World) -> None:
+    world.decide("p0", "p1")
+    other = OutboxWriter(world.settings, "worker-1")
+    other.append(b"no decision")
+    other.close()
+    for _ in range(4):
+        with suppress(OutboxDamaged):
+            world.rounds(1)
+    # As when the companion stops for it.
+    with pytest.raises(OutboxDamaged):
+        world.shipper.drain(1)
+    assert world.broker.decisions == []
+    assert "worker-0" not in world.broker.cursors
+    shutil.rmtree(Path(world.settings.directory) / "worker-1")
+    world.shipper = world.new_shipper()
+    world.rounds()
+    assert world.broker.decisions == ["p0", "p1"]
+
+
+def test_one_worker_that_has_more_than_a_transaction_takes_holds_up_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "TRANSACTION_MAX", 2)
+    other = OutboxWriter(world.settings, "worker-1")
+    world.decide(*(f"p{number}" for number in range(20)))
+    other.append(entry("q", 1))
+    world.rounds(4)
+    assert "q" in world.broker.decisions
+    assert len(world.broker.decisions) < 10
+    other.close()
+
+
+def test_a_producer_lost_after_its_commit_sends_nothing_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipping, "_AGAIN_AFTER_S", 0)
+    world.broker.fails["committed"] = [FENCED]
+    world.decide("p0")
+    world.rounds(8)
+    assert world.broker.decisions == ["p0"]
+    assert world.broker.producers == 2
+
+
+def test_producers_lost_again_and_again_end_the_companion(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipping, "_AGAIN_AFTER_S", 0)
+    world.broker.fails["commit"] = [FENCED] * 100
+    world.decide("p0")
+    with pytest.raises(BrokerUnavailable, match="copy of this host's outbox"):
+        world.rounds(100)
+
+
+def test_a_companion_killed_after_the_commit_and_before_its_own_note_sends_nothing_again(world: World) -> None:
+    world.decide("p0", "p1")
+    world.rounds()
+    (Path(world.settings.directory) / "worker-0" / "cursor").unlink()
+    world.shipper = world.new_shipper()
+    world.decide("p2")
+    world.rounds()
+    assert world.broker.decisions == ["p0", "p1", "p2"]
+
+
+def test_the_cursor_of_an_earlier_version_is_where_shipping_begins(world: World) -> None:
+    ends = world.decide("p0", "p1")
+    Cursor(world.settings, "worker-0").store(ends[0])
+    world.rounds()
+    assert world.broker.decisions == ["p1"]
+
+
+def test_an_outbox_that_lost_its_end_ships_what_is_new_and_nothing_again(world: World) -> None:
+    # As after a loss of power: the log ends before what was shipped, and other records take the positions.
+    ends = world.decide("p0", "p1", "p2", decided_time_ms=1)
+    world.rounds()
+    cursor = world.broker.cursors["worker-0"]
+    Cursor(world.settings, "worker-0").store(ends[0])
+    world.writer.close()
+    segment = Path(world.settings.directory) / "worker-0" / f"{0:020d}.log"
+    segment.write_bytes(segment.read_bytes()[: ends[1]])
+    world.writer = OutboxWriter(world.settings, "worker-0")
+    world.broker.cursors["worker-0"] = ShippedTo(cursor.position, cursor.time_ms, "the boot before")
+    world.decide("q0", "q1", "q2", "q3", decided_time_ms=cursor.time_ms + 1)
+    assert world.writer.position > cursor.position
+    world.shipper = world.new_shipper()
+    world.rounds()
+    assert world.broker.decisions == ["p0", "p1", "p2", "q0", "q1", "q2", "q3"]
+    assert world.broker.cursors["worker-0"].position == world.writer.position
+
+
+def test_an_outbox_that_lost_all_that_was_new_goes_on_where_its_writer_does(world: World) -> None:
+    ends = world.decide("p0", "p1")
+    world.rounds()
+    Cursor(world.settings, "worker-0").store(ends[0])
+    world.writer.close()
+    segment = Path(world.settings.directory) / "worker-0" / f"{0:020d}.log"
+    segment.write_bytes(segment.read_bytes()[: ends[0]])
+    world.shipper = world.new_shipper()
+    world.rounds()
+    world.writer = OutboxWriter(world.settings, "worker-0")
+    world.decide("q0", decided_time_ms=1)
+    world.rounds()
+    assert world.broker.decisions == ["p0", "p1", "q0"]
+
+
+def test_shipped_decisions_stay_for_as_long_as_they_may_be_asked_for(tmp_path: Path) -> None:
+    settings = OutboxSettings(directory=str(tmp_path), segment_bytes=100, total_bytes_max=1600)
+    world = World(tmp_path)
+    world.writer.close()
+    world.settings, world.writer = settings, OutboxWriter(settings, "worker-0")
+    world.decide(*(f"p{number}" for number in range(50)))
+    for keep_s, are_there in ((3600, True), (0, False)):
+        world.shipper = world.new_shipper()
+        world.shipper._keep_s = keep_s
+        world.rounds()
+        world.shipper.drain(10)
+        assert world.shipper.waiting_bytes() == {"worker-0": 0}
+        assert (Path(settings.directory) / "worker-0" / f"{0:020d}.log").exists() is are_there
+        # Only what is not shipped counts towards the limit.
+        world.decide(*(f"{keep_s}-{number}" for number in range(40)))
+    assert len(world.broker.decisions) == len(set(world.broker.decisions)) == 90
+    world.writer.close()
+
+
+def test_one_process_ships_from_an_outbox_and_the_host_keeps_its_id(tmp_path: Path) -> None:
+    one = HostIdentity(tmp_path)
+    with pytest.raises(Misconfigured, match="another companion"):
+        HostIdentity(tmp_path)
+    one.close()
+    again = HostIdentity(tmp_path)
+    assert again.host == one.host
+    again.close()
+
+
+@pytest.mark.parametrize("value", [b"", b"7", b"-1 2 x", b"a b c", b"1 2 3 4"])
+def test_a_cursor_on_kafka_that_is_none_is_refused(value: bytes) -> None:
+    assert ShippedTo.from_bytes(ShippedTo(7, 8, boot_id()).to_bytes()) == ShippedTo(7, 8, boot_id())
+    with pytest.raises(Misconfigured, match="no cursor"):
+        ShippedTo.from_bytes(value)
+
+
+def test_a_decision_of_before_amounts_had_presence_is_shipped_with_its_amount_of_0() -> None:
+    """Until then protobuf left a 0 out."""
+    request = ScoreRequest(payment_id="p", event_time_ms=1, card_id="c", merchant_id="m", currency="EUR")
+    entry = OutboxEntry(request=request, response=ScoreResponse(payment_id="p"))
+    assert decision_of(OutboxEntry.FromString(entry.SerializeToString()))["amount_minor"] == 0

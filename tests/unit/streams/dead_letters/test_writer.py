@@ -1,0 +1,113 @@
+"""A dead letter holds its record whole, whatever it is; what is damaged is a letter too."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paywarden.schemas.avro import LocalSchemaIds
+from paywarden.schemas.errors import Misconfigured
+from paywarden.streams.dead_letters.writer import DamagedLetter, DeadLetters, Letter, LetterDecoder, LetterId
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import Sender
+from paywarden.streams.kafka.reading import Record
+
+IDS = LocalSchemaIds()
+DECODER = LetterDecoder(IDS)
+
+offsets = st.integers(0, 2**63 - 1)
+contents = st.none() | st.binary(max_size=200)
+names = st.text(st.characters(codec="utf-8"), max_size=20)
+records = st.builds(
+    Record,
+    topic=names,
+    partition=st.integers(0, 2**31 - 1),
+    offset=offsets,
+    key=contents,
+    value=contents,
+    timestamp_ms=offsets,
+    # Few names, so that they come more than once.
+    headers=st.lists(st.tuples(st.sampled_from(["", "a", "b"]) | names, contents), max_size=6),
+)
+
+
+class FakeSender:
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, bytes | None, bytes | None]] = []
+
+    def send(self, topic: str, value: bytes | None, *, key: bytes | None) -> None:
+        self.sent.append((topic, value, key))
+
+
+def sent_letter(record: Record, reason: str, now_ms: int) -> tuple[str, bytes | None, bytes | None]:
+    sender = FakeSender()
+    DeadLetters(cast(Sender, sender), KafkaSettings(topic_prefix="p-"), IDS).send(record, reason, now_ms)
+    (sent,) = sender.sent
+    return sent
+
+
+def on_topic(value: bytes | None, **more: Any) -> Record:
+    place: dict[str, Any] = {"partition": 0, "offset": 17, "timestamp_ms": 99, "key": None, "headers": [], **more}
+    return Record(topic="p-dead-letters", value=value, **place)
+
+
+@given(record=records, reason=names, now_ms=offsets)
+def test_a_letter_keeps_every_part_of_its_record_bit_for_bit(record: Record, reason: str, now_ms: int) -> None:
+    topic, value, key = sent_letter(record, reason, now_ms)
+    assert (topic, key) == ("p-dead-letters", record.key)
+    assert DECODER.letter(on_topic(value)) == Letter(LetterId(0, 17), 99, record, reason, now_ms)
+
+
+@given(value=contents)
+def test_any_bytes_on_the_topic_are_a_letter_or_a_damaged_one(value: bytes | None) -> None:
+    letter = DECODER.letter(on_topic(value))
+    assert isinstance(letter, DamagedLetter)
+    assert (letter.letter_id, letter.value, letter.failed_time_ms) == (LetterId(0, 17), value, 99)
+
+
+@given(record=records, cut=st.integers(1, 30))
+def test_a_letter_cut_short_is_damaged_and_its_bytes_are_kept(record: Record, cut: int) -> None:
+    value = (sent_letter(record, "why", 5)[1] or b"")[:-cut]
+    letter = DECODER.letter(on_topic(value))
+    assert isinstance(letter, DamagedLetter)
+    assert letter.value == value
+
+
+def test_no_reason_of_a_damaged_letter_quotes_it() -> None:
+    whole = sent_letter(Record("t", 0, 0, b"4000123412341234", b"4000123412341234", 1, []), "why", 5)[1] or b""
+    for cut in range(1, len(whole)):
+        letter = DECODER.letter(on_topic(whole[:cut]))
+        assert isinstance(letter, DamagedLetter)
+        assert "4000" not in letter.reason
+
+
+@pytest.mark.parametrize(
+    ("headers", "count"),
+    [
+        ([], 0),
+        ([("paywarden-retry-count", b"3")], 3),
+        ([("paywarden-retry-count", b"1"), ("paywarden-retry-count", b"2")], 2),
+        ([("paywarden-retry-count", None)], 0),
+        ([("paywarden-retry-count", b"many")], 0),
+        ([("paywarden-retry-count", b"-1")], 0),
+        ([("paywarden-retry-count", b"9" * 5000)], 0),
+    ],
+)
+def test_the_count_of_retries_is_that_of_the_last_header_and_nonsense_is_none(
+    headers: list[tuple[str, bytes | None]], count: int
+) -> None:
+    assert Letter(LetterId(0, 1), 1, on_topic(b"v", headers=headers), "why", 1).retry_count == count
+
+
+@given(partition=st.integers(0, 10**9 - 1), offset=st.integers(0, 10**18 - 1))
+def test_an_id_is_read_as_it_is_written(partition: int, offset: int) -> None:
+    assert LetterId.of(str(LetterId(partition, offset))) == LetterId(partition, offset)
+
+
+@pytest.mark.parametrize("text", ["", "17", "0-", "-17", "0-1-2", "a-1", "0--1", "0-1\n", "١-١", "0-" + "9" * 19])
+def test_what_is_no_id_is_refused(text: str) -> None:
+    with pytest.raises(Misconfigured, match="wanted a letter's id, such as 0-17"):
+        LetterId.of(text)

@@ -1,0 +1,93 @@
+"""What live decisions were like is learnt from the hours that are kept, the same by every worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from paywarden.models.drift.counts import Counts
+from paywarden.models.drift.detectors import DAY_MS, HOUR_MS
+from paywarden.models.drift.signal_layout import Kinds
+from paywarden.streams.drift.counts import Binnings, Model
+from paywarden.streams.drift.learning import LiveReferences, counted_binning
+from tests.worlds.small_decisions import SmallDecisions, reference
+
+REFERENCE = reference()
+VERSION = REFERENCE.model_version
+BINNINGS = Binnings({VERSION: counted_binning(REFERENCE)})
+TODAY_MS = 19_730 * DAY_MS
+
+
+class Past:
+    """Hours of the days before today, the first of which begins in the morning."""
+
+    def __init__(self, version: str, days: int, first_hour: int = 9) -> None:
+        model, binning = BINNINGS.of(version)
+        decisions = SmallDecisions(seed=1)
+        first_ms = TODAY_MS - days * DAY_MS - (24 - first_hour) * HOUR_MS
+        self.hours = {
+            hour: {model: decisions.counts(binning, hour, 50, HOUR_MS)} for hour in range(first_ms, TODAY_MS, HOUR_MS)
+        }
+        self.reads = 0
+
+    def __call__(self, start_ms: int, end_ms: int) -> Iterator[tuple[int, dict[Model, Counts]]]:
+        self.reads += 1
+        for hour in range(start_ms, end_ms, HOUR_MS):
+            yield hour, self.hours.get(hour, {})
+
+
+def live(past: Past, days_min: int = 2) -> LiveReferences:
+    return LiveReferences({VERSION: REFERENCE}, BINNINGS, past, days_min=days_min)
+
+
+@pytest.mark.parametrize(("days", "is_learnt"), [(1, False), (2, True)])
+def test_so_many_whole_days_are_wanted(days: int, is_learnt: bool) -> None:
+    found = live(Past(VERSION, days)).of(VERSION, TODAY_MS + 5)
+    assert found is not None
+    assert np.isfinite(found.usual.level).all() == is_learnt
+    assert found.counts.payments[0] == (days * 24 * 50 if is_learnt else 0)
+
+
+def test_of_a_known_model_nothing_is_learnt_that_its_bundle_says() -> None:
+    found = live(Past(VERSION, 2)).of(VERSION, TODAY_MS)
+    assert found is not None
+    assert found.kinds == Kinds.QUALITY
+    assert {signal.segment for signal in found.layout.signals} == {"overall"}
+    unknown = live(Past("m-9", 2)).of("m-9", TODAY_MS)
+    assert unknown is not None
+    assert unknown.kinds == Kinds.SCORE | Kinds.QUALITY
+
+
+def test_it_is_learnt_once_a_day_and_the_same_by_every_worker() -> None:
+    past = Past(VERSION, 3)
+    one, other = live(past), live(past)
+    first = one.of(VERSION, TODAY_MS)
+    reads = past.reads
+    assert one.of(VERSION, TODAY_MS + DAY_MS - 1) is first
+    assert past.reads == reads
+    # What came after the midnight changes nothing for this day.
+    past.hours[TODAY_MS] = past.hours[TODAY_MS - HOUR_MS]
+    again = other.of(VERSION, TODAY_MS + 2 * HOUR_MS)
+    assert first is not None
+    assert again is not None
+    assert again.digest == first.digest
+    tomorrow = one.of(VERSION, TODAY_MS + DAY_MS)
+    assert tomorrow is not None
+    assert tomorrow.digest != first.digest
+
+
+def test_a_model_that_nothing_is_kept_of_expects_nothing() -> None:
+    found = live(Past("m-9", 2)).of(VERSION, TODAY_MS)
+    assert found is not None
+    assert np.isnan(found.usual.level).all()
+
+
+def test_a_reference_of_live_decisions_needs_nothing_beside_it() -> None:
+    whole = replace(REFERENCE, kinds=REFERENCE.kinds | Kinds.QUALITY)
+    own = LiveReferences({VERSION: whole}, BINNINGS, Past(VERSION, 2), days_min=2)
+    assert own.nothing_of(VERSION) is None
+    assert own.of(VERSION, TODAY_MS) is None
+    assert counted_binning(whole) is whole.binning

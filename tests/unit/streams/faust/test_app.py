@@ -1,0 +1,245 @@
+"""The life of the app around its pipeline, without Kafka: health, failures, stops, and what Faust is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+from faust.types import ProcessingGuarantee
+from prometheus_client import Counter
+
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable, TemporaryFailure
+from paywarden.streams.faust.app import StreamApp, run
+from paywarden.streams.health.health import metrics_registry
+from paywarden.streams.health.process_end import ProcessEnd
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.profiles.pipeline import StreamSettings
+from tests.services.processes import ROOT
+
+
+class FakePipeline:
+    """Runs until it is stopped or told to fail; finishes only when `release` is set."""
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+        self.error: Exception | None = None
+        self.release = threading.Event()
+        self.release.set()
+        self.finished = False
+
+    def run(self, stop: threading.Event) -> None:
+        while not stop.wait(0.005):
+            if self.error is not None:
+                raise self.error
+        self.release.wait()
+        self.finished = True
+
+    def problems(self) -> Sequence[str]:
+        return self.missing
+
+
+class World:
+    """An app without Kafka, and where it listens."""
+
+    def __init__(self, settings: StreamSettings | None = None) -> None:
+        self.pipeline = FakePipeline()
+        self.addresses: list[str] = []
+        self.registry = metrics_registry()
+        self.app = StreamApp(
+            self.pipeline,
+            kafka=KafkaSettings(bootstrap="127.0.0.1:1"),
+            settings=settings or StreamSettings(),
+            registry=self.registry,
+            announce=self.addresses.append,
+        )
+        self.app.boot_strategy.enable_kafka = False
+
+    def live(self, act: Callable[[World, asyncio.Event], Awaitable[None]]) -> None:
+        """Run the app; `act` once it is up. Raises what the app ends with."""
+
+        async def life() -> None:
+            stop = asyncio.Event()
+            running = asyncio.create_task(self.app.run_until(stop))
+            while not running.done() and self.app.problems() and not self.pipeline.missing:
+                await asyncio.sleep(0.01)
+            if not running.done():
+                await act(self, stop)
+            await asyncio.wait_for(running, 30)
+
+        try:
+            asyncio.run(life())
+        finally:
+            # The loop of a consumer that was made but never started.
+            self.app.consumer._thread.thread_loop.close()  # type: ignore[attr-defined]
+
+    async def get(self, path: str) -> tuple[int, str]:
+        return await asyncio.to_thread(self._get, path)
+
+    def _get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(self.addresses[0] + path, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+
+async def stop_it(_: World, stop: asyncio.Event) -> None:
+    stop.set()
+
+
+def test_a_stop_lets_the_pipeline_finish_and_closes_the_server() -> None:
+    world = World()
+    world.live(stop_it)
+    assert world.pipeline.finished
+    assert len(world.addresses) == 1
+    with pytest.raises(urllib.error.URLError):
+        world._get("/livez")
+
+
+def test_while_it_stops_it_is_live_but_not_ready() -> None:
+    async def act(world: World, stop: asyncio.Event) -> None:
+        world.pipeline.release.clear()
+        stop.set()
+        await asyncio.sleep(0.1)
+        assert (await world.get("/livez"))[0] == 200
+        status, body = await world.get("/readyz")
+        assert (status, json.loads(body)["missing"]) == (503, ["the process is stopping"])
+        world.pipeline.release.set()
+
+    world = World()
+    world.live(act)
+    assert world.pipeline.finished
+
+
+def test_a_pipeline_that_does_not_stop_in_time_is_abandoned_with_one_error() -> None:
+    async def act(world: World, stop: asyncio.Event) -> None:
+        world.pipeline.release.clear()
+        stop.set()
+
+    world = World(StreamSettings(stop_timeout_s=0))
+    with pytest.raises(TemporaryFailure, match="in flight is abandoned"):
+        world.live(act)
+    world.pipeline.release.set()
+
+
+def test_what_the_pipeline_raises_ends_the_app() -> None:
+    async def act(world: World, _: asyncio.Event) -> None:
+        world.pipeline.error = StoreUnavailable("the store is gone")
+
+    with pytest.raises(StoreUnavailable, match="the store is gone"):
+        World().live(act)
+
+
+def test_a_bug_in_the_pipeline_comes_out_as_it_is() -> None:
+    async def act(world: World, _: asyncio.Event) -> None:
+        world.pipeline.error = ZeroDivisionError("oh")
+
+    with pytest.raises(ZeroDivisionError):
+        World().live(act)
+
+
+def test_what_one_of_fausts_services_raises_ends_the_app_and_stops_the_pipeline() -> None:
+    async def act(world: World, _: asyncio.Event) -> None:
+        async def broken() -> None:
+            raise KafkaConnectionError("to 10.0.0.1")
+
+        world.app.add_future(broken())
+
+    world = World()
+    with pytest.raises(BrokerUnavailable, match="KafkaConnectionError"):
+        world.live(act)
+    assert world.pipeline.finished
+
+
+def test_readiness_is_the_pipelines_and_says_what_is_missing() -> None:
+    async def act(world: World, stop: asyncio.Event) -> None:
+        assert await world.get("/readyz") == (200, '{"ready": true, "missing": []}')
+        world.pipeline.missing = ["the store is away"]
+        status, body = await world.get("/readyz")
+        assert (status, json.loads(body)) == (503, {"ready": False, "missing": ["the store is away"]})
+        assert (await world.get("/livez"))[0] == 200
+        stop.set()
+
+    World().live(act)
+
+
+def test_metrics_are_those_of_the_registry() -> None:
+    async def act(world: World, stop: asyncio.Event) -> None:
+        Counter("paywarden_test", "Of this test.", registry=world.registry).inc(3)
+        status, body = await world.get("/metrics")
+        assert status == 200
+        assert "paywarden_test_total 3.0" in body
+        assert "python_info" in body
+        stop.set()
+
+    World().live(act)
+
+
+def test_a_host_that_is_not_ours_is_misconfigured() -> None:
+    with pytest.raises(Misconfigured, match=r"\[stream\] http_host, http_port: cannot listen on 192\.0\.2\.1:0"):
+        World(StreamSettings(http_host="192.0.2.1")).live(stop_it)
+
+
+def test_the_environment_and_the_working_directory_are_not_fausts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("BROKER_URL", "APP_DEBUG", "DEBUG", "TOPIC_ALLOW_DECLARE", "PROCESSING_GUARANTEE", "APP_DATADIR"):
+        monkeypatch.setenv(name, "1")
+    world = World(StreamSettings(group_id="g"))
+    conf = world.app.conf
+    assert [str(url) for url in conf.broker] == ["kafka://127.0.0.1:1"]
+    assert conf.id == "g-faust"
+    assert not conf.topic_allow_declare
+    assert conf.topic_disable_leader
+    assert conf.producer_compression_type == "gzip"
+    assert str(conf.processing_guarantee) == str(ProcessingGuarantee.AT_LEAST_ONCE)
+    world.live(stop_it)
+    assert list(tmp_path.iterdir()) == []
+
+
+SLOW_APP = """
+from paywarden.streams.faust.app import run
+from paywarden.streams.health.process_end import ProcessEnd
+from tests.unit.streams.faust.test_app import World
+
+world = World()
+world.pipeline.release.clear()
+world.app._announce = lambda _: print("up", flush=True)
+with ProcessEnd("stream") as end:
+    run(world.app, end)
+"""
+
+
+def test_the_second_signal_ends_the_process_at_once() -> None:
+    """The first waits for a batch that takes longer than anyone has patience for."""
+    process = subprocess.Popen([sys.executable, "-c", SLOW_APP], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == -signal.SIGINT
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_signal_from_before_the_start_ends_it_at_once() -> None:
+    world, end = World(), ProcessEnd("stream")
+    end.stop.set()
+    run(world.app, end)
+    assert world.addresses == []

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+from paywarden.schemas.avro import TOPICS
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
+from paywarden.streams.kafka import client as kafka_module
+from paywarden.streams.kafka.admin import end_offsets, offsets_at
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.reading import consume, records_between, records_to_end
+
+
+class FakeMessage:
+    def __init__(self, offset: int, error: KafkaError | None = None, value: bytes | None = b"v") -> None:
+        self._offset, self._error, self._value = offset, error, value
+
+    def topic(self) -> str:
+        return "payments"
+
+    def partition(self) -> int:
+        return 3
+
+    def offset(self) -> int:
+        return self._offset
+
+    def error(self) -> KafkaError | None:
+        return self._error
+
+    def key(self) -> bytes:
+        return b"k"
+
+    def value(self) -> bytes | None:
+        return self._value
+
+    def headers(self) -> list[tuple[str, bytes | None]] | None:
+        return [("trace", None)]
+
+    def timestamp(self) -> tuple[int, int]:
+        return 0, -1
+
+
+class FakeConsumer:
+    def __init__(self, *messages: FakeMessage) -> None:
+        self._messages = messages
+
+    def consume(self, num_messages: int, timeout: float) -> list[FakeMessage]:  # noqa: ARG002
+        return list(self._messages)
+
+
+class FakeTopic(FakeConsumer):
+    """Partition 3 of a topic, which ended at `end` when it was asked; gives the batches one by one, then nothing."""
+
+    def __init__(self, end: int, *batches: list[FakeMessage]) -> None:
+        self._end, self._batches = end, list(batches)
+        self.assigned: list[tuple[int, int]] = []
+
+    def get_watermark_offsets(self, _: object, timeout: float) -> tuple[int, int]:  # noqa: ARG002
+        return 0, self._end
+
+    def assign(self, partitions: list[Any]) -> None:
+        self.assigned = [(place.partition, place.offset) for place in partitions]
+
+    def consume(self, num_messages: int, timeout: float) -> list[FakeMessage]:  # noqa: ARG002
+        return self._batches.pop(0) if self._batches else []
+
+
+def offsets_to_end(topic: FakeTopic) -> list[int]:
+    batches = records_to_end(cast(Consumer, topic), "payments", [3])
+    return [record.offset for records in batches for record in records]
+
+
+def consumed(*messages: FakeMessage) -> Any:
+    return consume(cast(Consumer, FakeConsumer(*messages)), 10, 0.0)
+
+
+END = KafkaError(KafkaError._PARTITION_EOF)
+
+
+def test_a_partition_read_to_its_end_is_reported() -> None:
+    assert consumed(FakeMessage(1), FakeMessage(2, END)).ended == {("payments", 3): 2}
+
+
+def test_an_end_with_a_record_behind_it_is_none() -> None:
+    result = consumed(FakeMessage(1, END), FakeMessage(1))
+    assert result.ended == {}
+    assert [record.offset for record in result.records] == [1]
+
+
+def test_a_record_without_a_timestamp_or_a_value_is_whole() -> None:
+    (record,) = consumed(FakeMessage(7, value=None)).records
+    assert (record.timestamp_ms, record.value, record.headers) == (0, None, [("trace", None)])
+
+
+def test_an_error_that_does_not_pass_is_raised_and_another_is_not() -> None:
+    assert consumed(FakeMessage(0, KafkaError(KafkaError._TRANSPORT))).records == []
+    with pytest.raises(BrokerUnavailable, match="refuses"):
+        consumed(FakeMessage(0, KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)))
+
+
+def test_a_topic_is_read_to_the_end_it_had_and_what_came_since_is_left() -> None:
+    topic = FakeTopic(3, [FakeMessage(0), FakeMessage(1)], [FakeMessage(2), FakeMessage(3), FakeMessage(4)])
+    assert offsets_to_end(topic) == [0, 1, 2]
+    assert topic.assigned == [(3, OFFSET_BEGINNING)]
+
+
+def test_the_end_of_a_topic_whose_last_records_are_gone_is_found() -> None:
+    """Compacted away or expired: nothing stands at the offset before the end."""
+    assert offsets_to_end(FakeTopic(9, [FakeMessage(4)], [], [FakeMessage(9, END)])) == [4]
+    assert offsets_to_end(FakeTopic(9, [FakeMessage(9, END)])) == []
+    assert offsets_to_end(FakeTopic(0)) == []
+
+
+def test_a_broker_that_gives_nothing_before_the_end_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_module, "READ_TIMEOUT_S", 0.01)
+    with pytest.raises(BrokerUnavailable, match="did not give the end of payments"):
+        offsets_to_end(FakeTopic(9, [FakeMessage(4)]))
+
+
+class Elected:
+    """A client whose partition has no leader for some questions."""
+
+    def __init__(self, refused: int, code: int = KafkaError.NOT_LEADER_FOR_PARTITION) -> None:
+        self.left, self.code = refused, code
+
+    def get_watermark_offsets(self, place: TopicPartition, timeout: float) -> tuple[int, int]:
+        assert timeout > 0
+        self.left -= 1
+        if self.left >= 0:
+            raise KafkaException(KafkaError(self.code))
+        return 0, 10 + place.partition
+
+
+def test_while_a_partition_gets_its_leader_its_end_is_waited_for() -> None:
+    assert end_offsets(cast("Consumer", Elected(3)), "t", [0, 1]) == {0: 10, 1: 11}
+
+
+def test_a_leader_is_not_waited_for_for_ever_and_another_error_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_module, "REACH_TIMEOUT_S", 0.3)
+    with pytest.raises(BrokerUnavailable, match=r"does not say where t begins and ends: .*[Ll]eader"):
+        end_offsets(cast("Consumer", Elected(1000)), "t", [0])
+    refused = Elected(1000, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    with pytest.raises(BrokerUnavailable, match="does not say where t begins and ends"):
+        end_offsets(cast("Consumer", refused), "t", [0])
+    assert refused.left == 999
+
+
+def test_a_partition_without_a_leader_is_not_taken_for_one_in_which_nothing_came_since() -> None:
+    class Answering:
+        def __init__(self) -> None:
+            self.errors = [KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION), None]
+
+        def offsets_for_times(self, places: list[TopicPartition], timeout: float) -> list[Any]:
+            assert timeout > 0
+            error = self.errors.pop(0)
+            offset = -1001 if error else 5
+            return [SimpleNamespace(partition=place.partition, offset=offset, error=error) for place in places]
+
+    client = Answering()
+    assert offsets_at(cast("Consumer", client), "t", {0: 9}, 1) == {0: 5}
+    assert client.errors == []
+
+
+def test_no_password_is_in_the_settings_repr() -> None:
+    shown = repr(KafkaSettings(sasl_password="s3cret", ssl_key_password="t0psecret"))
+    assert "s3cret" not in shown
+    assert "t0psecret" not in shown
+
+
+def offsets_between(topic: FakeTopic, offsets: range) -> list[int]:
+    batches = records_between(cast(Consumer, topic), "payments", 3, offsets)
+    return [record.offset for records in batches for record in records]
+
+
+def test_a_range_of_offsets_is_read_from_its_first_to_its_last_although_more_comes() -> None:
+    topic = FakeTopic(9, [FakeMessage(4), FakeMessage(5)], [FakeMessage(6), FakeMessage(7)], [FakeMessage(8)])
+    assert offsets_between(topic, range(4, 7)) == [4, 5, 6]
+    assert topic.assigned == [(3, 4)]
+    assert offsets_between(topic, range(8, 8)) == []
+
+
+def test_a_range_whose_last_offsets_nobody_sees_ends_where_the_partition_does() -> None:
+    topic = FakeTopic(9, [FakeMessage(4)], [FakeMessage(9, END)])
+    assert offsets_between(topic, range(4, 9)) == [4]
+
+
+def test_an_end_before_that_of_the_range_is_not_taken_for_it() -> None:
+    topic = FakeTopic(9, [FakeMessage(4), FakeMessage(5, END)], [FakeMessage(5)], [FakeMessage(6)])
+    assert offsets_between(topic, range(4, 7)) == [4, 5, 6]
+
+
+def test_a_range_of_which_nothing_comes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_module, "READ_TIMEOUT_S", 0.0)
+    with pytest.raises(BrokerUnavailable, match="Kafka did not give offset 4 of payments in 0 s"):
+        offsets_between(FakeTopic(9), range(4, 9))
+
+
+def test_where_nothing_came_since_the_offset_is_the_end() -> None:
+    class Timed:
+        def offsets_for_times(self, places: list[Any], timeout: float) -> list[Any]:  # noqa: ARG002
+            return [TopicPartition(one.topic, one.partition, 7 if one.partition == 0 else -1) for one in places]
+
+    assert offsets_at(cast(Consumer, Timed()), "payments", {0: 9, 1: 5}, 1000) == {0: 7, 1: 5}
+
+
+@pytest.mark.parametrize("setting", ["compression", "internal_compression"])
+def test_an_unknown_compression_is_refused_by_name(setting: str) -> None:
+    wrong: dict[str, Any] = {setting: "brotli"}
+    with pytest.raises(Misconfigured, match=rf"\[kafka\] {setting}: wanted one of none, gzip, .*, got 'brotli'"):
+        replace(KafkaSettings(), **wrong)
+
+
+def test_only_what_paywarden_alone_reads_is_compressed_in_its_own_way() -> None:
+    settings = KafkaSettings(topic_prefix="eu-", compression="zstd", internal_compression="none")
+    internal = {"profiles", "repartition-card", "repartition-card.next"}
+    public = {*TOPICS, "schemas", "outbox-cursors"} - internal
+    assert {settings.compression_of(f"eu-{name}") for name in internal} == {"none"}
+    assert {settings.compression_of(f"eu-{name}") for name in public} == {"zstd"}

@@ -1,0 +1,446 @@
+"""A BatchConsumer against a client that behaves as the real one does: tests/fakes/kafka.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from paywarden.streams.kafka.client import Place
+from paywarden.streams.kafka.group_consumer import BatchConsumer, offsets_after
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.kafka.stall_detector import NOTHING_HEARD
+from tests.fakes.kafka import FakeBroker, FakeConsumer
+
+A, B, SLOW = ("t", 0), ("t", 1), ("slow", 0)
+WAIT_S = 0.001
+
+
+class Group:
+    """A worker of a group with these partitions, each with some records."""
+
+    def __init__(self, *places: Place, count: int = 3) -> None:
+        self.broker = FakeBroker()
+        for place in places:
+            for _ in range(count):
+                self.broker.append(place)
+        self.client = FakeConsumer(self.broker)
+        self.consumer = BatchConsumer(self.client, commit_again_s=0)  # type: ignore[arg-type]
+        self.consumer.subscribe(["t", "slow"])
+        self.client.will_assign(*places)
+
+    def take(self, count_max: int = 10) -> list[tuple[Place, int]]:
+        return [((record.topic, record.partition), record.offset) for record in self.take_records(count_max)]
+
+    def take_records(self, count_max: int = 10) -> list[Record]:
+        return self.consumer.take(count_max, WAIT_S).records
+
+
+def test_what_is_taken_is_read_once_and_committed_where_it_ends() -> None:
+    group = Group(A, B)
+    records = group.take_records()
+    assert [(r.partition, r.offset) for r in records] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    group.consumer.commit(offsets_after(records))
+    assert group.broker.committed == {A: 3, B: 3}
+    assert group.take() == []
+
+
+def test_the_same_offsets_are_not_committed_again() -> None:
+    group = Group(A)
+    group.take()
+    group.consumer.commit({A: 3})
+    group.consumer.commit({A: 3})
+    assert group.client.commits == [{A: 3}]
+
+
+def test_what_came_before_its_partition_was_revoked_in_the_same_call_is_not_handed_out() -> None:
+    group = Group(A, B)
+    group.take()
+    group.broker.append(A)
+    group.broker.append(B)
+    group.client.will_revoke(B)
+    group.client.rebalances_late = True
+    assert group.take() == [(A, 3)]
+
+
+def test_on_hold_nothing_is_read_and_afterwards_it_goes_on() -> None:
+    group = Group(A)
+    group.take(1)
+    group.consumer.hold()
+    assert group.consumer.wait(WAIT_S)
+    assert group.client.paused == {A}
+    group.consumer.release()
+    assert group.take() == [(A, 1), (A, 2)]
+
+
+def test_a_partition_of_the_batch_that_goes_during_a_hold_ends_the_wait() -> None:
+    group = Group(A, B)
+    group.take()
+    group.consumer.hold()
+    group.client.will_revoke(B)
+    assert not group.consumer.wait(WAIT_S)
+    group.consumer.release()
+    group.consumer.abandon()
+    assert group.take() == [(A, 0), (A, 1), (A, 2)]
+
+
+def test_a_partition_nothing_was_taken_from_may_go_during_a_hold() -> None:
+    group = Group(A)
+    group.client.will_assign(B)
+    group.take()
+    group.consumer.hold()
+    group.client.will_revoke(B)
+    assert group.consumer.wait(WAIT_S)
+
+
+def test_a_partition_that_comes_during_a_hold_is_not_read_before_the_release() -> None:
+    group = Group(A)
+    group.take()
+    group.consumer.hold()
+    group.broker.append(B)
+    group.client.will_assign(B)
+    assert group.consumer.wait(WAIT_S)
+    assert group.client.paused == {A, B}
+    group.consumer.release()
+    assert group.take() == [(B, 0)]
+
+
+@pytest.mark.parametrize("pause", ["hold", "topic"])
+def test_a_partition_that_went_while_it_was_paused_is_read_when_it_comes_back(pause: str) -> None:
+    """The client keeps a pause over assignments: the partition was assigned and never read again."""
+    group = Group(A, B)
+    group.take()
+    if pause == "hold":
+        group.consumer.hold()
+        group.client.will_revoke(B)
+        assert not group.consumer.wait(WAIT_S)
+        group.consumer.release()
+        group.consumer.abandon()
+    else:
+        group.consumer.pause("t", True)
+        group.client.will_revoke(B)
+        group.take()
+        group.consumer.pause("t", False)
+    group.take()
+    group.client.will_assign(B)
+    assert group.take() == [(B, 0), (B, 1), (B, 2)]
+
+
+def test_a_paused_topic_stays_so_over_a_hold_and_for_partitions_that_come() -> None:
+    group = Group(A, SLOW)
+    group.consumer.pause("slow", True)
+    assert group.take() == [(A, 0), (A, 1), (A, 2)]
+    group.consumer.hold()
+    group.consumer.release()
+    assert group.take() == []
+    group.consumer.pause("slow", False)
+    assert group.take() == [(SLOW, 0), (SLOW, 1), (SLOW, 2)]
+
+
+def test_what_comes_although_everything_is_paused_is_handed_out_after_the_release() -> None:
+    group = Group(A, count=2)
+    group.take(1)
+    group.consumer.hold()
+    group.client.on_its_way.add(A)
+    assert group.consumer.wait(WAIT_S)
+    group.consumer.release()
+    assert group.take() == [(A, 1)]
+
+
+def test_what_comes_although_everything_is_paused_is_read_again_after_an_abandoned_batch() -> None:
+    group = Group(A, B, count=2)
+    group.take(1)
+    group.consumer.hold()
+    group.client.on_its_way.update({A, B})
+    assert group.consumer.wait(WAIT_S)
+    group.consumer.release()
+    group.consumer.abandon()
+    assert group.take() == [(A, 0), (A, 1), (B, 0), (B, 1)]
+
+
+def test_what_comes_on_hold_of_a_partition_that_goes_in_the_same_call_is_no_part_of_the_batch() -> None:
+    """It was noted as taken: the batch could not be abandoned any more, since that partition can't be read again."""
+    group = Group(A, count=1)
+    group.client.will_assign(B)
+    group.take()
+    group.broker.append(B)
+    group.consumer.hold()
+    group.client.on_its_way.add(B)
+    group.client.will_revoke(B)
+    group.client.rebalances_late = True
+    assert group.consumer.wait(WAIT_S)
+    group.consumer.release()
+    group.consumer.abandon()
+    assert group.take() == [(A, 0)]
+
+
+def test_an_end_that_is_told_on_hold_is_none_when_reading_goes_on() -> None:
+    """More may have come meanwhile: it is told again."""
+    group = Group(A, count=1)
+    group.take(1)
+    group.consumer.hold()
+    group.client.on_its_way.add(A)
+    assert group.consumer.wait(WAIT_S)
+    group.broker.append(A)
+    group.consumer.release()
+    consumed = group.consumer.take(1, WAIT_S)
+    assert ([record.offset for record in consumed.records], consumed.ended) == ([1], {})
+    assert group.consumer.take(10, WAIT_S).ended == {A: 2}
+
+
+def test_an_abandoned_batch_says_which_partitions_are_read_again() -> None:
+    group = Group(A, B)
+    group.take()
+    group.consumer.commit({A: 3})
+    group.consumer.hold()
+    group.consumer.release()
+    assert group.consumer.abandon() == [B]
+
+
+def test_a_commit_that_fails_is_made_up_for_without_another_record() -> None:
+    """In the middle of a rebalance the broker takes none, and no other record may come for a long time."""
+    group = Group(A)
+    group.take()
+    group.client.commit_error = KafkaError.REBALANCE_IN_PROGRESS
+    group.consumer.commit({A: 3})
+    assert group.broker.committed == {}
+    group.client.commit_error = None
+    group.consumer.commit({})
+    assert group.broker.committed == {A: 3}
+
+
+def test_a_commit_that_fails_for_one_partition_is_not_taken_for_made() -> None:
+    group = Group(A, B)
+    group.take()
+    group.client.refused_places = {B}
+    group.consumer.commit({A: 3, B: 3})
+    assert group.broker.committed == {A: 3}
+    group.client.refused_places = set()
+    group.consumer.commit({})
+    assert group.broker.committed == {A: 3, B: 3}
+
+
+def test_what_is_worked_in_is_not_read_again_only_because_its_commit_failed() -> None:
+    group = Group(A)
+    group.take(2)
+    group.client.commit_error = KafkaError.REBALANCE_IN_PROGRESS
+    group.consumer.commit({A: 2})
+    group.take()
+    group.consumer.hold()
+    group.consumer.release()
+    group.consumer.abandon()
+    assert group.take() == [(A, 2)]
+
+
+def test_the_end_of_a_partition_that_has_gone_is_not_committed() -> None:
+    """It went during a hold, and its next owner has come further: the group would be set back."""
+    group = Group(A, B)
+    ended = group.consumer.take(10, WAIT_S).ended
+    group.consumer.commit(ended)
+    group.broker.append(A)
+    ended = {**group.consumer.take(10, WAIT_S).ended, B: 3}
+    group.consumer.hold()
+    group.client.will_revoke(B)
+    assert group.consumer.wait(WAIT_S)
+    group.broker.committed[B] = 30
+    group.consumer.release()
+    group.consumer.commit(ended)
+    assert group.broker.committed == {A: 4, B: 30}
+
+
+def test_nothing_is_made_up_for_of_a_partition_that_has_gone() -> None:
+    group = Group(A)
+    group.take()
+    group.client.commit_error = KafkaError.REBALANCE_IN_PROGRESS
+    group.consumer.commit({A: 3})
+    group.client.commit_error = None
+    group.client.will_revoke(A)
+    group.take()
+    # The next owner has come further.
+    group.broker.committed[A] = 30
+    group.consumer.commit({})
+    assert group.broker.committed == {A: 30}
+
+
+PLACES = (A, B, SLOW)
+
+
+def test_positions_are_of_what_is_read_and_unknown_until_something_is_heard() -> None:
+    group = Group(A, B, SLOW, count=2)
+    assert group.consumer.positions() == {}
+    group.take(1)
+    assert group.consumer.positions() == {A: NOTHING_HEARD, B: NOTHING_HEARD, SLOW: 1}
+    group.take()
+    assert group.consumer.positions() == {A: 2, B: 2, SLOW: 2}
+    group.consumer.pause("slow", True)
+    assert group.consumer.positions() == {A: 2, B: 2}
+    group.consumer.hold()
+    assert group.consumer.positions() == {}
+    group.consumer.release()
+    group.client.will_revoke(B)
+    group.take()
+    assert group.consumer.positions() == {A: 2}
+    group.consumer.abandon()
+    assert group.consumer.positions() == {A: NOTHING_HEARD}
+
+
+def test_lag_is_what_the_client_has_heard_of_or_the_broker_says() -> None:
+    group = Group(A, B)
+    group.broker.unseen[B] = 1
+    group.take(4)
+    assert group.consumer.lag({}) == {A: 0, B: 4}
+    group.take()
+    # Behind the control record of a transaction, which nobody sees, there is nothing.
+    assert group.consumer.lag({}) == {A: 0, B: 0}
+    assert group.consumer.lag({A: 10, B: 2, SLOW: 9}) == {A: 7, B: 0}
+
+
+def test_the_end_of_an_empty_partition_is_a_position() -> None:
+    group = Group(A, count=0)
+    group.take()
+    assert group.consumer.positions() == {A: 0}
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever is done in whatever order: what is committed was worked in, and what was not is handed out again.
+
+    `slow` stands for outcomes: what is taken of it waits, and is worked in by a later batch. Partitions go to another
+    worker and come back, perhaps after it has worked in some.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broker = FakeBroker()
+        self.client = FakeConsumer(self.broker)
+        self.waiting: list[Record] = []
+        client: Any = self.client
+        self.consumer = BatchConsumer(client, on_revoked=self._on_revoked, commit_again_s=0)
+        self.consumer.subscribe(["t", "slow"])
+        self.worked: dict[Place, set[int]] = {place: set() for place in PLACES}
+        self.batch: list[Record] | None = None
+        self.ended: dict[Place, int] = {}
+        # Where partitions will be when the client has told of it.
+        self.ours: set[Place] = set()
+        self.held = self.is_paused = False
+
+    def _on_revoked(self, places: Sequence[Place]) -> None:
+        gone = set(places)
+        self.waiting = [record for record in self.waiting if (record.topic, record.partition) not in gone]
+
+    @rule(place=st.sampled_from(PLACES))
+    def produce(self, place: Place) -> None:
+        self.broker.append(place)
+
+    @rule(place=st.sampled_from(PLACES), late=st.booleans(), other=st.integers(0, 3))
+    def rebalance(self, place: Place, late: bool, other: int) -> None:
+        self.client.rebalances_late = late
+        if place in self.ours:
+            self.ours.discard(place)
+            self.client.will_revoke(place)
+        else:
+            if place not in self.client.assigned:
+                # The other worker has worked in some meanwhile.
+                first = self.broker.committed.get(place, 0)
+                last = min(first + other, len(self.broker.records.get(place, ())))
+                self.worked[place].update(range(first, last))
+                self.broker.committed[place] = last
+            self.ours.add(place)
+            self.client.will_assign(place)
+
+    @rule(place=st.sampled_from(PLACES))
+    def one_is_on_its_way(self, place: Place) -> None:
+        self.client.on_its_way.add(place)
+
+    @rule(fails=st.booleans())
+    def commits_fail(self, fails: bool) -> None:
+        self.client.commit_error = KafkaError.REBALANCE_IN_PROGRESS if fails else None
+
+    @rule(places=st.sets(st.sampled_from(PLACES)))
+    def commits_fail_for(self, places: set[Place]) -> None:
+        self.client.refused_places = places
+
+    @precondition(lambda self: self.batch is None)
+    @rule(count_max=st.integers(1, 5))
+    def take(self, count_max: int) -> None:
+        consumed = self.consumer.take(count_max, WAIT_S)
+        self.batch = [record for record in consumed.records if record.topic != "slow"]
+        self.waiting += [record for record in consumed.records if record.topic == "slow"]
+        self.ended = {place: end for place, end in consumed.ended.items() if place != SLOW}
+
+    @precondition(lambda self: self.batch is not None and self.waiting)
+    @rule()
+    def some_become_due(self) -> None:
+        assert self.batch is not None
+        self.batch += self.waiting
+        self.waiting = []
+
+    @precondition(lambda self: self.batch is not None and not self.held)
+    @rule()
+    def finish(self) -> None:
+        assert self.batch is not None
+        for record in self.batch:
+            self.worked[record.topic, record.partition].add(record.offset)
+        self.consumer.commit({**offsets_after(self.batch), **self.ended})
+        self.batch = None
+
+    @precondition(lambda self: self.batch is not None and not self.held)
+    @rule()
+    def hold(self) -> None:
+        self.consumer.hold()
+        self.held = True
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def wait(self) -> None:
+        if not self.consumer.wait(WAIT_S):
+            self.give_up()
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def go_on(self) -> None:
+        self.consumer.release()
+        self.held = False
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def give_up(self) -> None:
+        self.consumer.release()
+        self.consumer.abandon()
+        self.waiting, self.batch, self.held = [], None, False
+
+    @rule(pause=st.booleans())
+    def pause(self, pause: bool) -> None:
+        self.is_paused = pause
+        self.consumer.pause("slow", pause)
+
+    @invariant()
+    def what_is_committed_was_worked_in(self) -> None:
+        for place, committed in self.broker.committed.items():
+            assert self.worked[place] >= set(range(committed)), place
+
+    def teardown(self) -> None:
+        """In peace everything is worked in and committed."""
+        if self.held:
+            self.go_on()
+        if self.batch is not None:
+            self.finish()
+        self.client.commit_error, self.client.refused_places = None, set()
+        self.pause(False)
+        self.client.will_assign(*(place for place in PLACES if place not in self.ours))
+        for _ in range(50):
+            self.take(100)
+            if self.waiting:
+                self.some_become_due()
+            self.finish()
+        for place, log in self.broker.records.items():
+            assert self.worked[place] == set(range(len(log))), place
+            assert self.broker.committed.get(place, 0) == len(log), place
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paywarden.streams.kafka.client import Place
+from paywarden.streams.kafka.end_offsets import ASK_EVERY_S
+from paywarden.streams.kafka.stall_detector import NOTHING_HEARD, StallWatch, named
+
+A, B = ("t", 0), ("t", 1)
+
+
+def look(watch: StallWatch, ends: dict[Place, int], positions: dict[Place, int]) -> list[Place]:
+    """At a client that has given all it had."""
+    watch.gave(is_all=True)
+    return watch.look(ends, positions)
+
+
+def looks(watch: StallWatch, ends: dict[Place, int], *positions: dict[Place, int]) -> list[list[Place]]:
+    return [look(watch, ends, each) for each in positions]
+
+
+def test_a_partition_that_is_behind_and_does_not_move_has_stalled_after_the_time_given() -> None:
+    watch = StallWatch(3 * ASK_EVERY_S)
+    positions = {A: 5, B: 9}
+    assert looks(watch, {A: 9, B: 9}, *[positions] * 4) == [[], [], [], [A]]
+
+
+def test_one_that_moves_however_slowly_has_not_stalled() -> None:
+    watch = StallWatch(2 * ASK_EVERY_S)
+    assert looks(watch, {A: 99}, *({A: step // 2} for step in range(20))) == [[]] * 20
+
+
+def test_one_that_was_read_to_its_end_begins_anew() -> None:
+    watch = StallWatch(2 * ASK_EVERY_S)
+    assert looks(watch, {A: 9}, {A: 5}, {A: 5}, {A: 9}, {A: 9}, {A: 9}) == [[]] * 5
+    assert looks(watch, {A: 10}, {A: 9}, {A: 9}, {A: 9}) == [[], [], [A]]
+
+
+def test_an_empty_partition_whose_end_is_never_told_has_stalled() -> None:
+    watch = StallWatch(ASK_EVERY_S)
+    assert looks(watch, {A: 0}, {A: NOTHING_HEARD}, {A: NOTHING_HEARD}) == [[], [A]]
+
+
+def test_one_that_is_not_to_be_read_or_has_gone_is_not_judged() -> None:
+    watch = StallWatch(ASK_EVERY_S)
+    assert looks(watch, {A: 9}, {A: 5}, {}, {A: 5}, {}, {A: 5}) == [[]] * 5
+    assert looks(watch, {}, {A: 5}, {A: 5}, {A: 5}) == [[]] * 3
+
+
+def test_what_waits_in_the_client_has_not_stalled() -> None:
+    watch = StallWatch(ASK_EVERY_S)
+    for _ in range(9):
+        watch.gave(is_all=False)
+        assert watch.look({A: 9}, {A: 5}) == []
+    watch.gave(is_all=True)
+    watch.gave(is_all=False)
+    assert [watch.look({A: 9}, {A: 5}) for _ in range(3)] == [[]] * 3
+    assert looks(watch, {A: 9}, {A: 5}) == [[A]]
+
+
+def test_a_new_client_begins_anew() -> None:
+    watch = StallWatch(ASK_EVERY_S)
+    look(watch, {A: 9}, {A: 5})
+    watch.clear()
+    assert look(watch, {A: 9}, {A: 5}) == []
+
+
+@given(st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 4)), max_size=40), st.integers(1, 4))
+def test_stalled_means_behind_at_one_offset_over_that_many_looks_and_one_more(
+    seen: list[tuple[int, int]], count: int
+) -> None:
+    watch = StallWatch(count * ASK_EVERY_S)
+    for number, (position, end) in enumerate(seen):
+        stalled = look(watch, {A: end}, {A: position})
+        last = seen[max(0, number - count) : number + 1]
+        expected = len(last) == count + 1 and all(then == position and then < at for then, at in last)
+        assert stalled == ([A] if expected else [])
+
+
+def test_a_log_line_names_the_first_few() -> None:
+    places = [("t", number) for number in range(5)]
+    assert named(places[:2]) == "t/0, t/1"
+    assert named(places) == "t/0, t/1, t/2 and 2 more"

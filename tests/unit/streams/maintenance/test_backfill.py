@@ -1,0 +1,542 @@
+"""A history into a store: the same as the stream makes of it, and the same whenever it was killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from paywarden.features.catalogue.attributes import row_of
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.datasets.simulator import split_at
+from paywarden.features.history.history import final_labels, history_of_tables, write_history
+from paywarden.features.kernel import TIME_MS
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.keys import entity_key
+from paywarden.features.profiles.money import RateTable
+from paywarden.features.stores.base import ProfileStore
+from paywarden.features.stores.lmdb import LmdbStore
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
+from paywarden.streams.maintenance.backfill import BACKFILL_SOURCE, Backfill, backfill
+from paywarden.streams.maintenance.backfill_progress import PROGRESS_KEY, read_progress
+from paywarden.streams.profiles import events as batch
+from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position, record_key
+from paywarden.streams.profiles.watermarks import PREFIX, progress_key
+from tests.services.processes import ROOT
+from tests.worlds import small_world
+from tests.worlds.joined import apply, touched
+from tests.worlds.packed import without_sources
+
+DAY_MS = 86_400_000
+PLAN = small_world.engine().plan
+
+
+def fill(tables: tuple[pa.Table, pa.Table], store: ProfileStore, outcome_days: int = 120) -> int:
+    return backfill(
+        history_of_tables(*tables),
+        store,
+        engine=small_world.engine(),
+        rates=small_world.rates(),
+        outcome_days=outcome_days,
+    )
+
+
+def payment_event(row: Mapping[str, Any], offset: int) -> PaymentEvent:
+    amount = small_world.rates().convert(row["amount_minor"], row["currency"], row["event_time_ms"])
+    keys = []
+    for name, fields in zip(PLAN.entity_names, PLAN.entity_keys, strict=True):
+        ids = [row[field] for field in fields]
+        keys.append(b"" if None in ids else entity_key(name, ids))
+    attributes = row_of(row, event_time_ms=row["event_time_ms"], amount=amount, amount_minor=row["amount_minor"])
+    return PaymentEvent(Position(0, offset), row["payment_id"], attributes, tuple(keys))
+
+
+def outcome_event(row: Mapping[str, Any], offset: int) -> OutcomeEvent:
+    return OutcomeEvent(Position(1, offset), row["payment_id"], row["label"] == "fraud")
+
+
+def stream(payments: Sequence[PaymentEvent], outcomes: Sequence[OutcomeEvent], store: ProfileStore) -> int:
+    """Work events through the stream's own batches; returns how many payments were duplicates."""
+    duplicates = 0
+    events: list[PaymentEvent | OutcomeEvent] = [*payments, *outcomes]
+    for first in range(0, len(events), 700):
+        some = events[first : first + 700]
+        some_payments = [event for event in some if isinstance(event, PaymentEvent)]
+        some_outcomes = [event for event in some if isinstance(event, OutcomeEvent)]
+        known = read(store, [record_key(event.payment_id) for event in some])
+        joined = batch.join(some_payments, some_outcomes, known, PLAN.entity_count)
+        assert joined.orphans == []
+        applied = apply(joined, read(store, touched(joined)), small_world.engine())
+        store.write(joined.records, ttl_s=0)
+        store.write(applied.profiles, ttl_s=0)
+        duplicates += joined.duplicates
+    return duplicates
+
+
+def read(store: ProfileStore, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    return {key: value for key, value in zip(keys, store.read(keys), strict=True) if value is not None}
+
+
+def profiles_of(store: ProfileStore) -> dict[bytes, bytes]:
+    """Every profile by key, without the offsets it contains."""
+    return {key: without_sources(state) for name in PLAN.entity_names for key, state in store.scan(name)}
+
+
+@pytest.fixture(scope="module")
+def backfilled() -> Iterator[MemoryStore]:
+    store = MemoryStore()
+    fill(small_world.tables(), store)
+    yield store
+    store.close()
+
+
+def test_profiles_are_those_that_the_stream_makes_of_the_same_events(backfilled: MemoryStore) -> None:
+    payments, outcomes = (table.to_pylist() for table in small_world.tables())
+    streamed = MemoryStore()
+    stream(
+        [payment_event(row, offset) for offset, row in enumerate(payments)],
+        [outcome_event(row, offset) for offset, row in enumerate(outcomes)],
+        streamed,
+    )
+    wanted = profiles_of(streamed)
+    assert len(wanted) > 800
+    assert profiles_of(backfilled) == wanted
+
+
+def test_it_returns_how_many_profiles_there_are() -> None:
+    store = MemoryStore()
+    assert fill(small_world.tables(), store) == len(profiles_of(store))
+
+
+def test_outcomes_that_come_later_find_the_payments() -> None:
+    """Half a history backfilled and the rest streamed is the same as all of it backfilled."""
+    payments, outcomes = small_world.tables()
+    time_ms = payments["event_time_ms"][len(payments) * 2 // 3].as_py()
+    past, rest = split_at(payments, outcomes, time_ms)
+    halves, whole = MemoryStore(), MemoryStore()
+    fill(past, halves)
+    stream(
+        [payment_event(row, offset) for offset, row in enumerate(rest[0].to_pylist())],
+        [outcome_event(row, offset) for offset, row in enumerate(rest[1].to_pylist())],
+        halves,
+    )
+    fill((payments, outcomes), whole)
+    assert profiles_of(halves) == profiles_of(whole)
+
+
+def test_a_payment_that_comes_from_the_topic_once_more_is_a_duplicate(backfilled: MemoryStore) -> None:
+    rows = small_world.tables()[0].slice(5000, 100).to_pylist()
+    before = profiles_of(backfilled)
+    assert stream([payment_event(row, offset) for offset, row in enumerate(rows)], [], backfilled) == 100
+    assert profiles_of(backfilled) == before
+
+
+def test_records_of_payments_say_what_an_outcome_needs(backfilled: MemoryStore) -> None:
+    rows = small_world.tables()[0].to_pylist()
+    fraud = small_world.history().outcome_payment[small_world.history().outcome_fraud][0]
+    abroad = next(row for row in rows if row["currency"] == "JPY")
+    for row in (rows[0], rows[-1], rows[fraud], abroad):
+        (stored,) = backfilled.read([record_key(row["payment_id"])])
+        assert stored is not None
+        record, event = PaymentRecord.FromString(stored), payment_event(row, 0)
+        assert (record.source, record.offset) == (BACKFILL_SOURCE, 0)
+        assert list(record.attributes) == event.attributes
+        assert tuple(key.encode() for key in record.keys) == event.keys
+
+
+def test_only_payments_that_may_still_get_an_outcome_are_kept() -> None:
+    payments = small_world.tables()[0]
+    store = MemoryStore()
+    fill(small_world.tables(), store, outcome_days=10)
+    kept = {key: PaymentRecord.FromString(value).attributes[TIME_MS] for key, value in store.scan("payment")}
+    newest_ms = payments["event_time_ms"][-1].as_py()
+    wanted = {
+        record_key(row["payment_id"]): row["event_time_ms"]
+        for row in payments.to_pylist()
+        if row["event_time_ms"] >= newest_ms - 10 * DAY_MS
+    }
+    assert 0 < len(wanted) < len(payments)
+    assert kept == wanted
+
+
+def test_nothing_expires_before_its_time() -> None:
+    class Noting(MemoryStore):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ttl_s: dict[str, set[int]] = {}
+
+        def write(
+            self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None
+        ) -> None:
+            for key in values:
+                self.ttl_s.setdefault(key.partition(b":")[0].decode(), set()).add(ttl_s)
+            super().write(values, ttl_s=ttl_s, versions=versions)
+
+    store = Noting()
+    fill(small_world.tables(), store, outcome_days=45)
+    assert store.ttl_s["payment"] == {45 * 86_400}
+    for name, retention_ms in zip(PLAN.entity_names, PLAN.retention_ms, strict=True):
+        assert store.ttl_s[name] == {retention_ms // 1000 + 86_400}
+    assert store.ttl_s["progress"] == {max(ttl_s for name in store.ttl_s for ttl_s in store.ttl_s[name])}
+
+
+def test_an_empty_history_is_no_bug() -> None:
+    payments, outcomes = small_world.tables()
+    store = MemoryStore()
+    assert fill((payments.slice(0, 0), outcomes.slice(0, 0)), store) == 0
+    assert profiles_of(store) == {}
+
+
+def test_progress_counts_every_payment_and_every_record() -> None:
+    payments: list[int] = []
+    records: list[int] = []
+    store = MemoryStore()
+    job = job_of(store)
+    left_count = job.left_count
+    job.compute(payments.append)
+    assert job.write(records.append) == left_count == len(contents(store)) - 1
+    assert sum(payments) == len(small_world.history())
+    assert sum(records) == left_count
+    assert job.left_count == 0
+
+
+def test_records_of_payments_are_encoded_as_one_message_would_be() -> None:
+    store = MemoryStore()
+    fill(small_world.tables(), store)
+    rows = small_world.tables()[0].to_pylist()
+    frauds = {rows[row]["payment_id"] for row in np.flatnonzero(final_labels(small_world.history()) == 1)}
+    assert 0 < len(frauds) < len(rows)
+    assert any(row["device_id"] is None for row in rows)
+    for row in rows:
+        event = payment_event(row, 0)
+        changes = [LabelChange(source=BACKFILL_SOURCE, weight=1)] if row["payment_id"] in frauds else []
+        wanted = PaymentRecord(
+            source=BACKFILL_SOURCE,
+            keys=[key.decode() for key in event.keys],
+            label_changes=changes,
+            attributes=event.attributes,
+        )
+        assert store.read([record_key(row["payment_id"])]) == [wanted.SerializeToString()]
+
+
+# Killed, and begun again.
+
+
+class Killed(BaseException):
+    """As kill -9: nothing catches it."""
+
+
+class Mortal(MemoryStore):
+    """Dies at its nth write, before it or after it.
+
+    `written` counts records, without those of progress; `lost` those of them that no progress had noted at a death.
+    """
+
+    def __init__(self, writes_left: int = -1) -> None:
+        super().__init__()
+        self.writes_left = writes_left
+        self.dies_after_it = False
+        self.written = self.lost = 0
+        self._not_noted = 0
+
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+        self.writes_left -= 1
+        if self.writes_left == 0 and not self.dies_after_it:
+            self._die()
+        super().write(values, ttl_s=ttl_s, versions=versions)
+        self._not_noted = 0 if PROGRESS_KEY in values else len(values)
+        self.written += self._not_noted
+        if self.writes_left == 0:
+            self._die()
+
+    def _die(self) -> None:
+        self.lost += self._not_noted
+        self._not_noted = 0
+        raise Killed
+
+
+def job_of(store: ProfileStore, *, overwrite: bool = False, batch_size: int = 1000, **changed: Any) -> Backfill:
+    options: dict[str, Any] = {
+        "history": small_world.history(),
+        "engine": small_world.engine(),
+        "rates": small_world.rates(),
+        "outcome_days": 120,
+        **changed,
+    }
+    return Backfill(options.pop("history"), store, overwrite=overwrite, batch_size=batch_size, **options)
+
+
+def run(job: Backfill) -> int:
+    job.compute()
+    return job.write()
+
+
+def contents(store: ProfileStore) -> dict[bytes, bytes]:
+    """Every record there is."""
+    return {key: value for name in (*PLAN.entity_names, "payment", "progress") for key, value in store.scan(name)}
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[bytes, bytes]:
+    """What an uninterrupted run leaves."""
+    store = MemoryStore()
+    run(job_of(store))
+    return contents(store)
+
+
+@pytest.mark.parametrize("dies_after_it", [False, True])
+def test_killed_at_any_write_it_goes_on_there_and_ends_the_same(dies_after_it: bool, whole: dict[bytes, bytes]) -> None:
+    store = Mortal()
+    store.dies_after_it = dies_after_it
+    deaths, left_count = 0, len(whole)
+    while True:
+        job = job_of(store)
+        assert job.left_count <= left_count
+        left_count = job.left_count
+        # The first write of a run only notes where it stands.
+        store.writes_left = 1 + deaths % 5
+        try:
+            run(job)
+        except Killed:
+            deaths += 1
+        else:
+            break
+    assert deaths > 10
+    assert contents(store) == whole
+    # A batch whose progress was not noted is written once more, and nothing else is.
+    assert 0 < store.lost == store.written - (len(whole) - 1)
+
+
+def test_profiles_are_not_computed_again_when_all_of_them_are_written() -> None:
+    class Forbidden(Exception):
+        pass
+
+    def forbid(_: int) -> None:
+        raise Forbidden
+
+    store = Mortal()
+    store.writes_left = 12
+    with pytest.raises(Killed):
+        run(job_of(store))
+    progress = read_progress(store)
+    assert progress is not None
+    assert progress.phase == "payment"
+    job = job_of(store)
+    assert not job.needs_profiles
+    job.compute(forbid)
+    store.writes_left = -1
+    job.write()
+    assert job_of(store).is_finished
+
+
+CHILD = """
+import sys
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.history.history import read_history
+from paywarden.features.stores.lmdb import LmdbStore
+from paywarden.features.profiles.money import load_rates
+from paywarden.streams.maintenance.backfill import Backfill
+
+history, store = read_history(sys.argv[1]), LmdbStore(sys.argv[2])
+job = Backfill(history, store, engine=FeatureEngine(), rates=load_rates(), outcome_days=120, batch_size=200)
+print(job.left_count, flush=True)
+job.compute()
+job.write(lambda _: print(job.left_count, flush=True))
+"""
+
+
+def test_kill_9_in_the_middle_and_the_same_again_is_as_if_nothing_had_been(
+    tmp_path: Path, whole: dict[bytes, bytes]
+) -> None:
+    write_history(tmp_path / "data", *small_world.tables())
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "data"), str(tmp_path / "store")]
+    left_count = len(whole)
+    for batches in (2, 9, 20, None):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
+            assert child.stdout is not None
+            first = int(child.stdout.readline())
+            # Never more than there was when it last said so: what it had noted is not done again.
+            assert first <= left_count
+            if batches is None:
+                left = [int(line) for line in child.stdout]
+                assert left[-1] == 0
+                break
+            for _ in range(batches):
+                left_count = int(child.stdout.readline())
+            child.kill()
+        assert 0 < left_count < first
+    assert child.returncode == 0
+    store = LmdbStore(tmp_path / "store", readonly=True)
+    assert contents(store) == whole
+    store.close()
+
+
+def test_a_finished_backfill_does_nothing(whole: dict[bytes, bytes]) -> None:
+    store = Mortal()
+    run(job_of(store))
+    before = store.written
+    again = job_of(store)
+    assert again.is_finished
+    assert again.left_count == 0
+    assert run(again) == 0
+    assert run(job_of(store, overwrite=True)) == 0
+    assert store.written == before
+    assert contents(store) == whole
+
+
+def test_what_is_forgotten_stays_so_when_the_same_is_run_again() -> None:
+    store = MemoryStore()
+    run(job_of(store))
+    key = next(store.scan("card"))[0]
+    store.delete([key])
+    run(job_of(store))
+    assert store.read([key]) == [None]
+
+
+# What else may be in the store.
+
+
+def changed_tables(change: str) -> tuple[pa.Table, pa.Table]:
+    """The small world with one thing another way."""
+    payments, outcomes = small_world.tables()
+    table, name, value = {
+        "an amount": (payments, "amount_minor", payments["amount_minor"][0].as_py() + 1),
+        "a merchant": (payments, "merchant_id", payments["merchant_id"][1].as_py()),
+        "a payment's name": (payments, "payment_id", "another"),
+        "a label": (outcomes, "label", "genuine" if outcomes["label"][0].as_py() == "fraud" else "fraud"),
+    }[change]
+    values = [value, *table[name].to_pylist()[1:]]
+    changed = table.set_column(
+        table.column_names.index(name), name, pa.array(values, pa.string() if isinstance(value, str) else pa.int64())
+    )
+    if table is outcomes:
+        return payments, changed
+    if change == "a payment's name":
+        first = payments["payment_id"][0].as_py()
+        kept = pc.if_else(
+            pc.equal(outcomes["payment_id"].cast(pa.string()), first), value, outcomes["payment_id"].cast(pa.string())
+        )
+        outcomes = outcomes.set_column(outcomes.column_names.index("payment_id"), "payment_id", kept)
+    return changed, outcomes
+
+
+@pytest.mark.parametrize("change", ["an amount", "a merchant", "a payment's name", "a label"])
+def test_another_history_is_not_taken_for_this_one(change: str) -> None:
+    store = MemoryStore()
+    run(job_of(store))
+    with pytest.raises(Misconfigured, match="from a backfill of something else"):
+        job_of(store, history=history_of_tables(*changed_tables(change)))
+
+
+@pytest.mark.parametrize("change", ["outcome_days", "rates", "catalogue"])
+def test_what_else_decides_what_is_written_makes_it_another_backfill(change: str) -> None:
+    store = MemoryStore()
+    run(job_of(store))
+    rates = small_world.rates()
+    doubled = {c: [(0, 2 * rates.convert(1_000_000, c, 1))] for c in rates.currencies}
+    options: dict[str, dict[str, Any]] = {
+        "outcome_days": {"outcome_days": 60},
+        "rates": {"rates": RateTable(doubled)},
+        "catalogue": {"engine": FeatureEngine(replace(CATALOGUE, features=CATALOGUE.features[:-1]))},
+    }
+    with pytest.raises(Misconfigured, match="from a backfill of something else"):
+        job_of(store, **options[change])
+
+
+def test_another_history_starts_anew_where_nothing_has_been_written_yet(whole: dict[bytes, bytes]) -> None:
+    store = Mortal()
+    store.writes_left, store.dies_after_it = 1, True
+    with pytest.raises(Killed):
+        run(job_of(store, outcome_days=1))
+    assert read_progress(store) is not None
+    store.writes_left = -1
+    run(job_of(store))
+    assert contents(store) == whole
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [(b"card:somebody", "card profiles"), (b"device:d", "device profiles"), (b"payment:p", "payment records")],
+)
+def test_a_store_that_something_else_has_written_to_is_refused(key: bytes, what: str) -> None:
+    store = MemoryStore()
+    store.write({key: b"precious"}, ttl_s=0)
+    with pytest.raises(Misconfigured, match=f"the store holds {what} that no backfill of this wrote") as refused:
+        job_of(store)
+    assert "--overwrite" in str(refused.value)
+    assert "somebody" not in str(refused.value)
+    assert store.read([key, PROGRESS_KEY]) == [b"precious", None]
+
+
+def test_with_overwrite_its_own_are_replaced_and_others_stay(whole: dict[bytes, bytes]) -> None:
+    store = MemoryStore()
+    own = next(key for key in whole if key.startswith(b"card:"))
+    store.write({own: b"old", b"card:somebody": b"precious", b"payment:p": b"kept"}, ttl_s=0)
+    run(job_of(store, overwrite=True))
+    assert contents(store) == {**whole, b"card:somebody": b"precious", b"payment:p": b"kept"}
+
+
+def test_an_overwriting_backfill_that_was_killed_goes_on_too(whole: dict[bytes, bytes]) -> None:
+    store = Mortal()
+    store.write({key: b"old" for key in whole if key.startswith(b"merchant:")}, ttl_s=0)
+    for _ in range(3):
+        store.writes_left = 4
+        with pytest.raises(Killed):
+            run(job_of(store, overwrite=True))
+    store.writes_left = -1
+    run(job_of(store, overwrite=True))
+    assert contents(store) == whole
+
+
+def test_what_the_stream_writes_meanwhile_is_never_written_over(whole: dict[bytes, bytes]) -> None:
+    """Killed, and the stream started before it was finished: its profiles are newer."""
+    store = Mortal()
+    store.writes_left = 2
+    with pytest.raises(Killed):
+        run(job_of(store))
+    store.writes_left = -1
+    last = max(key for key in whole if key.startswith(b"card:"))
+    store.write({last: b"newer"}, ttl_s=0)
+    job = job_of(store)
+    with pytest.raises(Misconfigured, match="something else has written to the store"):
+        run(job)
+    assert store.read([last]) == [b"newer"]
+
+
+def test_a_payment_record_of_the_stream_is_never_written_over(whole: dict[bytes, bytes]) -> None:
+    store = Mortal()
+    store.writes_left = 12
+    with pytest.raises(Killed):
+        run(job_of(store))
+    store.writes_left = -1
+    last = max(key for key in whole if key.startswith(b"payment:"))
+    store.write({last: b"newer"}, ttl_s=0)
+    with pytest.raises(Misconfigured, match="something else has written to the store"):
+        run(job_of(store))
+    assert store.read([last]) == [b"newer"]
+
+
+def test_progress_that_cannot_be_read_is_of_something_else() -> None:
+    for value in (b"", b"\xff", b"{}", b"[1]", b'{"origin": {"payments": 1}, "phase": "card", "position": 0}'):
+        store = MemoryStore()
+        store.write({PROGRESS_KEY: value, b"card:somebody": b"precious"}, ttl_s=0)
+        assert read_progress(store) is None
+        with pytest.raises(Misconfigured, match="card profiles"):
+            job_of(store)
+
+
+def test_its_progress_is_no_partition_of_the_changelog() -> None:
+    assert PROGRESS_KEY not in {
+        progress_key(entity, partition) for entity in PLAN.entity_names for partition in range(1000)
+    }
+    assert PROGRESS_KEY.startswith(PREFIX)

@@ -1,0 +1,475 @@
+"""Erasing: nothing of the entity is left, everything of others is, whatever a stream worker does meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from paywarden.features.catalogue.entity import Catalogue, Entity
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.keys import SEPARATOR, entity_key
+from paywarden.features.stores.base import ProfileStore, split_key
+from paywarden.features.stores.lmdb import LmdbStore
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.schemas.errors import BrokerUnavailable, TemporaryFailure
+from paywarden.schemas.proto.store_pb2 import PaymentRecord
+from paywarden.streams.maintenance.backfill import Backfill
+from paywarden.streams.maintenance.forget import ROUNDS_MAX, SETTLE_S, Forgotten, forget
+from paywarden.streams.profiles.events import record_key
+from tests.unit.features.kernel.profiles import label, payment, profile
+from tests.worlds import small_world
+
+card = Entity("card", key="card_id")
+merchant = Entity("merchant", key="merchant_id")
+pair = Entity("card_merchant", key=("card_id", "merchant_id"))
+CATALOGUE = Catalogue(
+    (card, merchant, pair),
+    (card.count("cards", "1h"), merchant.count("merchants", "1h"), pair.count("pairs", "1h")),
+)
+ENGINE = FeatureEngine(CATALOGUE)
+NOW_MS = 1_700_000_000_000
+LONG = "M" * 500
+
+
+class MemoryChangelog:
+    """A Changelog in a dictionary: the last state of each key, None for a tombstone."""
+
+    def __init__(self) -> None:
+        self.last: dict[bytes, bytes | None] = {}
+        self.sent: list[bytes] = []
+        self._erased: set[bytes] = set()
+        self.breaks_at = 0
+
+    def erase(self, keys: Sequence[bytes]) -> None:
+        self.breaks_at -= 1
+        if self.breaks_at == 0:
+            raise BrokerUnavailable("away")
+        self._erased.update(keys)
+        self.sent += keys
+        self.last.update(dict.fromkeys(keys))
+
+    def came_back(self) -> set[bytes]:
+        return {key for key in self._erased if self.last[key] is not None}
+
+
+class World:
+    """What a stream has made of some payments: (card, merchant) each, a minute apart."""
+
+    def __init__(self, store: ProfileStore, payments: Sequence[tuple[str, str]] = ()) -> None:
+        self.store, self.changelog = store, MemoryChangelog()
+        self.slept_s: list[float] = []
+        for number, (card_id, merchant_id) in enumerate(payments):
+            self.pay(f"p{number}", card_id, merchant_id, NOW_MS + number * 60_000)
+
+    def pay(self, payment_id: str, card_id: str, merchant_id: str, time_ms: int) -> None:
+        """As the stream does, one payment a batch."""
+        ids = {"card": [card_id], "merchant": [merchant_id], "card_merchant": [card_id, merchant_id]}
+        keys = [entity_key(entity, parts) for entity, parts in ids.items()]
+        record = PaymentRecord(source=0, offset=time_ms, keys=[key.decode() for key in keys])
+        self.write(record_key(payment_id), record.SerializeToString())
+        for entity, key in zip(ids, keys, strict=True):
+            (state,) = self.store.read([key])
+            self.write(key, profile(ENGINE, entity, [payment(time_ms, 100)], state))
+
+    def write(self, key: bytes, value: bytes) -> None:
+        self.store.write({key: value}, ttl_s=0)
+        if not key.startswith(b"payment:"):
+            self.changelog.last[key] = value
+
+    def contents(self) -> dict[bytes, bytes]:
+        names = (*ENGINE.plan.entity_names, "payment")
+        return {key: value for name in names for key, value in self.store.scan(name)}
+
+    def forget(self, key: bytes, *, meanwhile: Callable[[int], object] = lambda _: None) -> Forgotten:
+        """`meanwhile` is called with the number of the round, in the moment before it looks again."""
+
+        def sleep(seconds: float) -> None:
+            self.slept_s.append(seconds)
+            meanwhile(len(self.slept_s))
+
+        return forget(key, plan=ENGINE.plan, store=self.store, changelog=self.changelog, sleep=sleep)
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ProfileStore]:
+    opened: ProfileStore = MemoryStore() if request.param == "memory" else LmdbStore(tmp_path, fsync=False)
+    yield opened
+    opened.close()
+
+
+PAYMENTS = [("C1", "M1"), ("C1", "M2"), ("C2", "M1"), ("C1", "M1"), ("C10", "M1"), ("XC1", "M1")]
+PAIR = f"card_merchant:C1{SEPARATOR}M1".encode()
+
+
+def test_nothing_of_a_card_is_left_and_everything_of_others_is(store: ProfileStore) -> None:
+    world = World(store, PAYMENTS)
+    before = world.contents()
+    erased = {b"card:C1", PAIR, f"card_merchant:C1{SEPARATOR}M2".encode()}
+    erased |= {record_key(f"p{number}") for number in (0, 1, 3)}
+    assert erased <= before.keys()
+    done = world.forget(b"card:C1")
+    assert world.contents() == {key: value for key, value in before.items() if key not in erased}
+    assert (done.profiles, done.payment_records, done.rounds, done.has_begun_anew) == (3, 3, 1, False)
+
+
+def test_each_profile_gets_a_tombstone_and_no_other_does(store: ProfileStore) -> None:
+    world = World(store, PAYMENTS)
+    world.forget(b"card:C1")
+    assert set(world.changelog.sent) == {b"card:C1", PAIR, f"card_merchant:C1{SEPARATOR}M2".encode()}
+    assert {split_key(key)[1] for key, state in world.changelog.last.items() if state is not None} == {
+        *(b"C2", b"C10", b"XC1", b"M1", b"M2"),
+        *(f"{card_id}{SEPARATOR}M1".encode() for card_id in ("C2", "C10", "XC1")),
+    }
+
+
+def test_a_tombstone_follows_the_deletion_too() -> None:
+    """A mirror that is filled from the store reads what is still there, then follows the changelog from behind it."""
+    world = World(MemoryStore(), PAYMENTS)
+    stored_at: list[bool] = []
+
+    class Watching(MemoryChangelog):
+        def erase(self, keys: Sequence[bytes]) -> None:
+            stored_at.append(any(state is not None for state in world.store.read(keys)))
+            super().erase(keys)
+
+    world.changelog = Watching()
+    world.forget(b"merchant:M2")
+    assert stored_at == [True, False, True, False]
+
+
+def test_a_merchant_takes_its_combinations_along_too(store: ProfileStore) -> None:
+    world = World(store, PAYMENTS)
+    done = world.forget(b"merchant:M2")
+    assert (done.profiles, done.payment_records) == (2, 1)
+    assert store.read([b"merchant:M2", f"card_merchant:C1{SEPARATOR}M2".encode(), record_key("p1")]) == [None] * 3
+    assert None not in store.read([b"card:C1", PAIR])
+
+
+def test_a_combination_is_erased_without_its_parts(store: ProfileStore) -> None:
+    world = World(store, PAYMENTS)
+    done = world.forget(PAIR)
+    assert (done.profiles, done.payment_records) == (1, 2)
+    assert set(world.changelog.sent) == {PAIR}
+    assert None not in store.read([b"card:C1", b"merchant:M1", record_key("p1"), record_key("p2")])
+
+
+def test_a_combination_that_has_a_digest_for_a_key_is_found_by_its_payments(store: ProfileStore) -> None:
+    world = World(store, [("C1", LONG), ("C2", LONG)])
+    mine, other = entity_key("card_merchant", ["C1", LONG]), entity_key("card_merchant", ["C2", LONG])
+    assert SEPARATOR.encode() not in mine
+    done = world.forget(b"card:C1")
+    assert done.profiles == 2
+    assert store.read([mine]) == [None]
+    assert store.read([other]) != [None]
+    assert mine in world.changelog.sent
+
+
+def test_what_a_broker_that_went_away_left_over_is_erased_by_the_same_call_again() -> None:
+    """Whatever it was that the broker did not take: all that leads to what is left must still be there."""
+    digested = entity_key("card_merchant", ["C1", LONG])
+    wanted: dict[bytes, bytes] | None = None
+    for broken_at in range(1, 7):
+        world = World(MemoryStore(), [*PAYMENTS, ("C1", LONG)])
+        # Older than what is kept about payments: nothing but its own key says whose it is.
+        world.pay("old", "C1", "M9", NOW_MS)
+        world.store.delete([record_key("old")])
+        assert world.store.read([digested]) != [None]
+        world.changelog.breaks_at = broken_at
+        with pytest.raises(BrokerUnavailable):
+            world.forget(b"card:C1")
+        world.forget(b"card:C1")
+        wanted = wanted or world.contents()
+        assert world.contents() == wanted
+        assert digested not in wanted
+        assert {key for key, state in world.changelog.last.items() if state is not None} == {
+            key for key in wanted if not key.startswith(b"payment:")
+        }
+
+
+def test_another_kind_of_entity_with_the_same_id_is_erased_too() -> None:
+    payer = Entity("payer", key="card_id")
+    engine = FeatureEngine(Catalogue((card, payer), (card.count("cards", "1h"), payer.count("payers", "1d"))))
+    store, changelog = MemoryStore(), MemoryChangelog()
+    names = [f"{entity}:{identity}".encode() for identity in ("C1", "C2") for entity in ("card", "payer")]
+    store.write(dict.fromkeys(names, b"state"), ttl_s=0)
+    forget(b"card:C1", plan=engine.plan, store=store, changelog=changelog, sleep=lambda _: None)
+    assert store.read(names) == [None, None, b"state", b"state"]
+    assert set(changelog.sent) == {b"card:C1", b"payer:C1"}
+
+
+def test_what_there_is_nothing_of_is_told_to_the_mirrors_all_the_same(store: ProfileStore) -> None:
+    world = World(store, PAYMENTS)
+    before = world.contents()
+    done = world.forget(b"card:C3")
+    assert (done.profiles, done.payment_records, done.rounds) == (0, 0, 1)
+    assert set(world.changelog.sent) == {b"card:C3"}
+    assert world.contents() == before
+
+
+def test_a_profile_that_cannot_be_read_is_erased(store: ProfileStore) -> None:
+    world = World(store, PAYMENTS)
+    world.write(b"card:C1", b"\x07of another time")
+    assert world.forget(b"card:C1").profiles == 3
+    assert store.read([b"card:C1"]) == [None]
+
+
+def test_forgetting_twice_finds_nothing_the_second_time(store: ProfileStore) -> None:
+    world = World(store, PAYMENTS)
+    world.forget(b"card:C1")
+    after = world.contents()
+    assert world.forget(b"card:C1").profiles == 0
+    assert world.contents() == after
+
+
+def test_it_tells_how_far_the_scan_is() -> None:
+    world = World(MemoryStore(), PAYMENTS)
+    seen: list[tuple[int, int | None]] = []
+    forget(
+        b"card:C1",
+        plan=ENGINE.plan,
+        store=world.store,
+        changelog=world.changelog,
+        progress=lambda count, expected: seen.append((count, expected)),
+        sleep=lambda _: None,
+    )
+    assert seen == [(0, 6), (6, 6)]
+
+
+# A stream worker at work meanwhile.
+
+
+def test_what_a_batch_in_flight_writes_back_is_erased_again() -> None:
+    """The worker had read the profile before it was erased, and writes what it made of it and one payment more."""
+    world = World(MemoryStore(), PAYMENTS)
+    before = world.contents()
+
+    def write_back(number: int) -> None:
+        if number == 1:
+            world.write(b"card:C1", profile(ENGINE, "card", [payment(NOW_MS + 999_999, 1)], before[b"card:C1"]))
+            world.write(record_key("p99"), PaymentRecord(keys=["card:C1", "merchant:M1"]).SerializeToString())
+
+    done = world.forget(b"card:C1", meanwhile=write_back)
+    assert (done.profiles, done.payment_records, done.rounds, done.has_begun_anew) == (3, 4, 2, False)
+    assert world.store.read([b"card:C1", record_key("p99")]) == [None, None]
+    assert world.changelog.last[b"card:C1"] is None
+    assert world.slept_s == [SETTLE_S, SETTLE_S]
+
+
+def test_what_is_back_in_the_store_and_not_yet_on_the_changelog_is_erased_again() -> None:
+    world = World(MemoryStore(), PAYMENTS)
+    state = world.contents()[b"card:C1"]
+
+    def write_store(number: int) -> None:
+        if number == 1:
+            world.store.write({b"card:C1": state}, ttl_s=0)
+
+    assert world.forget(b"card:C1", meanwhile=write_store).rounds == 2
+    assert world.store.read([b"card:C1"]) == [None]
+
+
+def test_a_combination_that_is_written_back_is_erased_again() -> None:
+    world = World(MemoryStore(), PAYMENTS)
+    state = world.contents()[PAIR]
+
+    def write_back(number: int) -> None:
+        if number == 1:
+            world.write(PAIR, state)
+
+    assert world.forget(b"card:C1", meanwhile=write_back).rounds == 2
+    assert world.store.read([PAIR]) == [None]
+
+
+def test_a_state_that_reaches_the_changelog_after_the_tombstone_gets_another() -> None:
+    """The worker had written the store before, and sent the record after: the store alone looks clean."""
+    world = World(MemoryStore(), PAYMENTS)
+    state = world.contents()[b"card:C1"]
+
+    def send(number: int) -> None:
+        if number == 1:
+            world.changelog.last[b"card:C1"] = state
+
+    assert world.forget(b"card:C1", meanwhile=send).rounds == 2
+    assert world.changelog.last[b"card:C1"] is None
+
+
+def test_a_label_of_a_payment_that_was_not_yet_erased_does_not_stay() -> None:
+    world = World(MemoryStore(), PAYMENTS)
+
+    def work_in_an_outcome(number: int) -> None:
+        if number == 1:
+            world.write(b"card:C1", profile(ENGINE, "card", [label(NOW_MS, 1)]))
+
+    done = world.forget(b"card:C1", meanwhile=work_in_an_outcome)
+    assert (done.rounds, done.has_begun_anew) == (2, False)
+
+
+def test_a_new_profile_of_payments_that_keep_coming_is_left_and_said() -> None:
+    world = World(MemoryStore(), PAYMENTS)
+
+    def pay(number: int) -> None:
+        world.pay(f"later{number}", "C1", "M1", NOW_MS + 10_000_000 + number)
+
+    done = world.forget(b"card:C1", meanwhile=pay)
+    assert done.rounds == ROUNDS_MAX
+    assert done.has_begun_anew
+    (state,) = world.store.read([b"card:C1"])
+    assert state == profile(ENGINE, "card", [payment(NOW_MS + 10_000_000 + ROUNDS_MAX, 100)])
+
+
+def test_old_payments_that_keep_being_written_back_are_an_error_that_names_no_card() -> None:
+    world = World(MemoryStore(), PAYMENTS)
+    state = world.contents()[b"card:C1"]
+    with pytest.raises(TemporaryFailure, match=f"wrote back what was erased, {ROUNDS_MAX} times") as failed:
+        world.forget(b"card:C1", meanwhile=lambda _: world.write(b"card:C1", state))
+    assert "C1" not in str(failed.value)
+
+
+def test_an_old_state_that_stays_on_the_changelog_alone_is_an_error() -> None:
+    world = World(MemoryStore(), PAYMENTS)
+    state = world.contents()[b"card:C1"]
+    with pytest.raises(TemporaryFailure, match="stop the stream"):
+        world.forget(b"card:C1", meanwhile=lambda _: world.changelog.last.update({b"card:C1": state}))
+
+
+def test_a_profile_that_could_not_be_read_and_comes_back_so_is_an_error() -> None:
+    world = World(MemoryStore(), PAYMENTS)
+    world.write(b"card:C1", b"\x07of another time")
+    with pytest.raises(TemporaryFailure):
+        world.forget(b"card:C1", meanwhile=lambda _: world.write(b"card:C1", b"\x07of another time"))
+
+
+def test_one_that_there_was_nothing_of_begins_anew_with_its_first_payments() -> None:
+    world = World(MemoryStore())
+    done = world.forget(b"card:C1", meanwhile=lambda number: world.pay(f"p{number}", "C1", "M1", NOW_MS))
+    assert done.has_begun_anew
+    assert world.store.read([b"card:C1"]) != [None]
+
+
+def test_a_backfill_that_is_not_finished_is_told() -> None:
+    store = MemoryStore()
+    job = Backfill(
+        small_world.history(),
+        store,
+        engine=small_world.engine(),
+        rates=small_world.rates(),
+        outcome_days=1,
+    )
+    job.compute()
+    plan, changelog = small_world.engine().plan, MemoryChangelog()
+
+    def unfinished() -> bool:
+        done = forget(b"card:C1", plan=plan, store=store, changelog=changelog, sleep=lambda _: None)
+        return done.backfill_is_unfinished
+
+    found: list[bool] = [unfinished()]
+    job.write(lambda _: found.append(unfinished()))
+    found.append(unfinished())
+    assert found == [False, *[True] * (len(found) - 2), False]
+    assert len(found) > 3
+
+
+# Further profile sets
+
+
+class Sets(World):
+    """The live set and one beside it, which got the same payments, and may have got others."""
+
+    def __init__(self, live: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]]) -> None:
+        super().__init__(MemoryStore(), live)
+        self.other = World(MemoryStore(), other)
+
+    def forget(self, key: bytes, *, meanwhile: Callable[[int], object] = lambda _: None) -> Forgotten:
+        def sleep(seconds: float) -> None:
+            self.slept_s.append(seconds)
+            meanwhile(len(self.slept_s))
+
+        return forget(
+            key,
+            plan=ENGINE.plan,
+            store=self.store,
+            others=[self.other.store],
+            changelog=self.changelog,
+            sleep=sleep,
+        )
+
+
+def test_a_card_is_erased_from_every_profile_set() -> None:
+    world = Sets(PAYMENTS, [*PAYMENTS, ("C1", "M3")])
+    before = world.other.contents()
+    done = world.forget(b"card:C1")
+    assert not any(b"C1" in key.replace(b"C10", b"").replace(b"XC1", b"") for key in world.other.contents())
+    assert before.keys() - world.other.contents().keys() == {
+        *(b"card:C1", PAIR, *(f"card_merchant:C1{SEPARATOR}{m}".encode() for m in ("M2", "M3"))),
+        *(record_key(f"p{number}") for number in (0, 1, 3, 6)),
+    }
+    assert world.store.read([b"card:C1"]) == [None]
+    assert (done.profiles, done.payment_records, done.rounds) == (3 + 4, 3 + 4, 1)
+    assert not done.has_begun_anew
+
+
+def test_what_only_another_set_has_gets_a_tombstone_too() -> None:
+    """It may have been on the changelog while that set was live, or is being swapped in."""
+    world = Sets(PAYMENTS, [("C1", "M3")])
+    world.forget(b"card:C1")
+    assert f"card_merchant:C1{SEPARATOR}M3".encode() in world.changelog.sent
+
+
+def test_what_only_one_set_knows_to_be_of_the_card_is_erased_in_all() -> None:
+    digested = entity_key("card_merchant", ["C1", LONG])
+    for knowing in ("live", "other"):
+        world = Sets([("C1", LONG)], [("C1", LONG)])
+        (world.other if knowing == "live" else world).store.delete([record_key("p0")])
+        world.forget(b"card:C1")
+        assert world.store.read([digested]) == world.other.store.read([digested]) == [None]
+
+
+def test_what_a_rebuild_writes_back_from_its_batch_in_flight_is_erased_again() -> None:
+    world = Sets(PAYMENTS, PAYMENTS)
+    state = world.other.contents()[b"card:C1"]
+
+    def write_back(number: int) -> None:
+        if number == 1:
+            world.other.write(b"card:C1", state)
+
+    done = world.forget(b"card:C1", meanwhile=write_back)
+    assert (done.rounds, done.has_begun_anew) == (2, False)
+    assert world.other.store.read([b"card:C1"]) == [None]
+
+
+def test_no_tombstone_of_another_set_follows_what_the_live_one_has_begun_anew() -> None:
+    """Mirrors would not know what the store has."""
+
+    class Slow(MemoryStore):
+        """A set in which a payment comes just while the card is erased from it."""
+
+        def delete(self, keys: Sequence[bytes]) -> None:
+            super().delete(keys)
+            if b"card:C1" in keys:
+                world.pay(f"later{len(world.slept_s)}", "C1", "M1", NOW_MS + 10_000_000 + len(world.slept_s))
+
+    world = Sets(PAYMENTS, [])
+    world.other = World(Slow(), PAYMENTS)
+    world.forget(b"card:C1")
+    for key in (b"card:C1", PAIR):
+        assert [world.changelog.last[key]] == world.store.read([key])
+
+
+def test_payments_that_keep_coming_to_the_live_set_are_no_error_of_another() -> None:
+    world = Sets(PAYMENTS, PAYMENTS)
+    done = world.forget(
+        b"card:C1", meanwhile=lambda number: world.pay(f"later{number}", "C1", "M1", NOW_MS + 10_000_000 + number)
+    )
+    assert done.has_begun_anew
+    assert world.other.store.read([b"card:C1"]) == [None]
+
+
+def test_a_rebuild_that_reaches_later_payments_of_it_is_no_error() -> None:
+    world = Sets(PAYMENTS, PAYMENTS)
+    done = world.forget(
+        b"card:C1", meanwhile=lambda number: world.other.pay(f"later{number}", "C1", "M1", NOW_MS + 10_000_000 + number)
+    )
+    assert done.rounds == ROUNDS_MAX
+    # Not of the set that is live.
+    assert not done.has_begun_anew

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+
+from paywarden.features.stores.profile_sets import LiveSet
+from paywarden.schemas.errors import Misconfigured, StoreUnavailable
+from paywarden.streams.maintenance.live_set_watch import LiveWorker
+from tests.services.processes import wait_until
+
+FIRST, SWAPPING, NEXT = LiveSet("", 0, None), LiveSet("", 0, "b1"), LiveSet("b1", 1, None)
+
+
+class FakePipeline:
+    """Notes that it worked, until it is told to end."""
+
+    def __init__(self, name: str, worked: list[str], before: Callable[[], object]) -> None:
+        self._name, self._worked, self._before = name, worked, before
+
+    def run(self, stop: Event, may_begin: Callable[[], bool]) -> None:
+        self._before()
+        if may_begin():
+            self._worked.append(self._name)
+            assert stop.wait(30)
+
+    def problems(self) -> Sequence[str]:
+        return []
+
+
+class Worker:
+    """A LiveWorker in a thread, and the register it looks at."""
+
+    def __init__(self, before: Callable[[], object] = lambda: None) -> None:
+        self.live = FIRST
+        self.failure: Exception | None = None
+        self.looks = 0
+        self.worked: list[str] = []
+        self.open: list[str] = []
+        self.error: BaseException | None = None
+        self.stop = Event()
+        self._before = before
+        open_pipeline: Any = self._open
+        self.worker = LiveWorker(self._look, open_pipeline, look_every_s=0.01)
+        self._thread = Thread(target=self._run)
+
+    def __enter__(self) -> Worker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        assert self.open == []
+
+    def _run(self) -> None:
+        try:
+            self.worker.run(self.stop)
+        except Exception as error:  # noqa: BLE001 - looked at by the test
+            self.error = error
+
+    def _look(self) -> LiveSet:
+        self.looks += 1
+        if self.failure is not None:
+            raise self.failure
+        return self.live
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[FakePipeline]:
+        self.open.append(name)
+        try:
+            yield FakePipeline(name, self.worked, self._before)
+        finally:
+            self.open.remove(name)
+
+
+def test_it_works_for_the_live_set_until_it_is_stopped() -> None:
+    with Worker() as worker:
+        wait_until(lambda: worker.worked == [""], "it works")
+        assert worker.worker.problems() == []
+    assert worker.error is None
+
+
+def test_while_a_set_is_swapped_in_it_lets_go_and_then_works_for_that_one() -> None:
+    with Worker() as worker:
+        wait_until(lambda: worker.worked == [""], "it works")
+        worker.live = SWAPPING
+        wait_until(lambda: worker.open == [], "it lets go")
+        wait_until(lambda: list(worker.worker.problems()) == ["another profile set is being swapped in"], "it waits")
+        worker.live = NEXT
+        wait_until(lambda: worker.worked == ["", "b1"], "it works for the next")
+
+
+def test_after_a_swap_given_up_it_works_for_the_same_set_again() -> None:
+    with Worker() as worker:
+        wait_until(lambda: worker.worked == [""], "it works")
+        worker.live = LiveSet("", 1, None)
+        wait_until(lambda: worker.worked == ["", ""], "it works again")
+
+
+def test_a_swap_that_began_before_it_was_in_its_group_finds_it_not_at_work() -> None:
+    """The rebuild had found nobody in the group and publishes: what this one sent would come behind."""
+
+    def begin() -> None:
+        if worker.live == FIRST:
+            worker.live = SWAPPING
+
+    worker = Worker(before=begin)
+    with worker:
+        wait_until(lambda: list(worker.worker.problems()) == ["another profile set is being swapped in"], "it waits")
+        worker.live = NEXT
+        wait_until(lambda: worker.worked == ["b1"], "it works for the next")
+
+
+def test_a_register_that_does_not_answer_for_a_while_changes_nothing() -> None:
+    with Worker() as worker:
+        wait_until(lambda: worker.worked == [""], "it works")
+        worker.failure = StoreUnavailable("away")
+        looks = worker.looks
+        wait_until(lambda: worker.looks > looks + 1, "it looks on")
+        worker.failure = None
+        assert worker.open == [""]
+    assert worker.error is None
+
+
+def test_a_register_that_cannot_be_read_ends_the_worker() -> None:
+    """It ended the watching alone: a worker that noticed no swap and no stop."""
+    with Worker() as worker:
+        wait_until(lambda: worker.worked == [""], "it works")
+        worker.failure = Misconfigured("damaged")
+        wait_until(lambda: worker.error is not None, "it has ended")
+    assert isinstance(worker.error, Misconfigured)
+
+
+def test_one_that_never_started_says_so() -> None:
+    assert list(Worker().worker.problems()) == ["it has not started yet"]
+
+
+def test_what_a_pipeline_raises_comes_out() -> None:
+    def fail() -> None:
+        raise StoreUnavailable("gone")
+
+    with Worker(before=fail) as worker:
+        wait_until(lambda: worker.error is not None, "it has ended")
+    with pytest.raises(StoreUnavailable, match="gone"):
+        raise worker.error or AssertionError

@@ -1,0 +1,112 @@
+"""The variant in decisions, the settings of the join, and records of payments as bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paywarden.features.stores.base import KEY_BYTES_MAX
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds, fingerprint, past_schemas
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.streams.companion.companion import CompanionSettings
+from paywarden.streams.companion.shipping import decision_of
+from paywarden.streams.kafka.topics import TopicSettings, _config, _partition_count
+from paywarden.streams.outcomes.payments import Arm, Decided, Kind, Mark, Outcome, Payment, Source, payment_key
+from paywarden.streams.outcomes.settings import OutcomeSettings
+
+IDS = LocalSchemaIds()
+ENTRY = OutboxEntry(request=ScoreRequest(payment_id="p1"), response=ScoreResponse(action="approve"))
+times = st.integers(0, 2**50)
+names = st.text(max_size=8)
+known = st.builds(Outcome, times, st.integers(0, 1))
+decided = st.builds(
+    Decided, st.builds(Arm, names, names), times, st.integers(0, 2), st.integers(-1, 2**30), st.integers(0, 2**50)
+)
+marks = st.builds(
+    Mark,
+    st.builds(Source, st.sampled_from("do"), st.integers(0, 65_535)),
+    st.integers(0, 2**60),
+    st.sampled_from(Kind),
+    st.integers(0, 8),
+    st.none() | known,
+    st.none() | known,
+)
+payments = st.builds(
+    Payment,
+    st.lists(decided, max_size=3).map(tuple),
+    st.none() | known,
+    st.lists(known, max_size=3).map(tuple),
+    st.lists(marks, max_size=3).map(tuple),
+)
+
+
+def test_a_decision_has_the_variant_of_its_host() -> None:
+    record = decision_of(ENTRY, "arm-b")
+    read = Decoder("decisions", IDS).decode(Encoder("decisions", IDS.id_of("decisions")).encode(record))
+    assert (read["variant"], decision_of(ENTRY)["variant"]) == ("arm-b", "")
+
+
+def test_decisions_of_earlier_releases_have_no_variant() -> None:
+    earlier = [schema for schema in past_schemas() if schema["name"] == "paywarden.v1.Decision"]
+    assert len(earlier) == 2
+    for schema in earlier:
+        names = {field["name"] for field in schema["fields"]}
+        record = {name: value for name, value in decision_of(ENTRY).items() if name in names}
+        written = Encoder("decisions", fingerprint(schema), schema=schema).encode(record)
+        assert Decoder("decisions", IDS).decode(written)["variant"] == ""
+
+
+@pytest.mark.parametrize("variant", ["a b", "x" * 65, "ä", "a\n"])
+def test_a_variant_that_is_no_name_is_refused(variant: str) -> None:
+    with pytest.raises(Misconfigured, match="variant"):
+        CompanionSettings(variant=variant)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("label_delay_days", {"label_delay_days": 0}),
+        ("window_days", {"window_days": 6}),
+        ("window_days", {"window_days": 366}),
+        ("unsaved_max", {"unsaved_max": 10}),
+        ("false_alarm_days", {"false_alarm_days": 0.0}),
+        ("drop_min", {"drop_warning": 0.05}),
+        ("arms_max", {"arms_max": 0}),
+    ],
+)
+def test_what_is_wrong_in_the_settings_is_named(name: str, values: dict[str, Any]) -> None:
+    with pytest.raises(Misconfigured, match=name):
+        OutcomeSettings(**values)
+
+
+@given(payments)
+def test_a_payment_comes_back_from_its_bytes(payment: Payment) -> None:
+    assert Payment.from_bytes(payment.to_bytes()) == payment
+
+
+@given(payments, st.integers(0, 500), st.integers(0, 255))
+def test_damaged_bytes_are_refused_or_are_another_payment(payment: Payment, place: int, value: int) -> None:
+    damaged = bytearray(payment.to_bytes())
+    damaged[place % len(damaged)] = value
+    try:
+        found = Payment.from_bytes(bytes(damaged[:place]))
+    except InvalidEvent:
+        return
+    assert isinstance(found, Payment)
+
+
+@pytest.mark.parametrize("name", ["p", "p" * 503, "p" * 504, "ü" * 400])
+def test_every_payment_id_has_a_key_that_stores_take(name: str) -> None:
+    assert len(payment_key(name)) <= KEY_BYTES_MAX
+    assert payment_key(name) != payment_key(name + "x")
+
+
+def test_metrics_of_outcomes_are_few_and_kept_as_long_as_alerts() -> None:
+    settings = TopicSettings(drift_days=2)
+    assert _partition_count("outcome-metrics", settings) == 1
+    assert _config("outcome-metrics", settings) == {"cleanup.policy": "delete", "retention.ms": "172800000"}

@@ -1,0 +1,288 @@
+"""Outcomes joined in the store: whatever fails, whoever works, the tallies are those of a recount."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.base import StoreConflict, Versioned
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.models.metrics.outcome_tally import OutcomeTally
+from paywarden.schemas.errors import StoreUnavailable
+from paywarden.streams.outcomes.payments import DAY_MS, Arm, Cell, Kind, Source, payment_key
+from paywarden.streams.outcomes.settings import OutcomeSettings
+from paywarden.streams.outcomes.state import (
+    DECISIONS,
+    OTHER_ARM,
+    OUTCOMES,
+    OutcomeWork,
+    Reading,
+    read_cells,
+    read_heads,
+    take_over,
+)
+from tests.worlds.outcome_world import (
+    FIRST_DAY,
+    Record,
+    assert_same,
+    by_partition,
+    decision,
+    kinds,
+    outcome,
+    random_records,
+    recount,
+)
+
+SETTINGS = OutcomeSettings()
+RATES = load_rates()
+PARTITIONS = {DECISIONS: 2, OUTCOMES: 3}
+SOURCES = [Source(topic, partition) for topic, count in PARTITIONS.items() for partition in range(count)]
+DAYS = range(FIRST_DAY - 1, FIRST_DAY + 5)
+NOON_MS = FIRST_DAY * DAY_MS + DAY_MS // 2
+
+
+class ShakyStore(MemoryStore):
+    """Fails when told to, before a write, in the middle or after it; lets others work between any two calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures: list[str] = []
+        self.others: list[Callable[[], None]] = []
+
+    def read_versioned(self, keys: Sequence[bytes]) -> list[Versioned]:
+        found = super().read_versioned(keys)
+        self._let_others_work()
+        return found
+
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+        self._let_others_work()
+        what = self.failures.pop(0) if self.failures else ""
+        if what == "before":
+            raise StoreUnavailable("away")
+        if what == "partly":
+            # As over several nodes: some records are written.
+            values = dict(list(values.items())[::2])
+        super().write(values, ttl_s=ttl_s, versions=versions)
+        if what in ("after", "partly"):
+            raise StoreUnavailable("away")
+
+    def _let_others_work(self) -> None:
+        if self.others:
+            self.others.pop(0)()
+
+
+class World:
+    """Two topics with all that is on them, and workers that come and go."""
+
+    def __init__(self, decisions: Sequence[Record] = (), outcomes: Sequence[Record] = ()) -> None:
+        self.store = ShakyStore()
+        self.logs = {
+            Source(topic, partition): rows
+            for topic, records in ((DECISIONS, decisions), (OUTCOMES, outcomes))
+            for partition, rows in enumerate(by_partition(records, PARTITIONS[topic]))
+        }
+        # Of each partition all who ever had it, the newest last.
+        self.owners: dict[Source, list[OutcomeWork]] = {source: [] for source in SOURCES}
+        self.busy: list[OutcomeWork] = []
+
+    def take(self, source: Source, settings: OutcomeSettings = SETTINGS) -> OutcomeWork:
+        head = take_over(self.store, source, settings)
+        reading = Reading(source.topic, settings, RATES)
+        owner = OutcomeWork(self.store, source, head, reading=reading, settings=settings)
+        self.owners[source].append(owner)
+        return owner
+
+    def feed(self, owner: OutcomeWork, count: int) -> None:
+        """The next records, some before them again."""
+        rows = self.logs[owner.source]
+        first = max(0, owner.next_offset - 2)
+        for offset in range(first, min(len(rows), owner.next_offset + len(owner) + count)):
+            owner.add(offset, rows[offset])
+        owner.hand_over(0)
+
+    def finish(self) -> None:
+        """New owners work in all there is."""
+        self.store.failures, self.store.others = [], []
+        for source in SOURCES:
+            owner = self.take(source)
+            self.feed(owner, len(self.logs[source]))
+            while owner.has_news:
+                owner.save(0)
+
+    def cells(self) -> dict[Cell, OutcomeTally]:
+        return read_cells(self.store, SOURCES, DAYS)
+
+    def totals(self) -> Mapping[str, int]:
+        return kinds(head.progress.totals for head in read_heads(self.store, SOURCES).values())
+
+
+def try_to_save(world: World, source: Source, which: int, count: int) -> None:
+    """An owner of a partition, perhaps one that has it no more, reads on and saves; one that fails is gone."""
+    owners = [owner for owner in world.owners[source] if owner not in world.busy]
+    try:
+        owner = owners[which % len(owners)] if owners else world.take(source)
+    except StoreUnavailable:
+        return
+    world.feed(owner, count)
+    world.busy.append(owner)
+    try:
+        owner.save(0)
+    except StoreUnavailable:
+        # It may try again, or be gone.
+        if which % 2:
+            world.owners[source].remove(owner)
+    except StoreConflict:
+        world.owners[source].remove(owner)
+    finally:
+        world.busy.remove(owner)
+
+
+saves = st.tuples(st.sampled_from(SOURCES), st.integers(0, 3), st.integers(1, 12))
+steps = st.lists(
+    st.tuples(
+        saves,
+        st.booleans(),
+        st.lists(st.sampled_from(["", "", "before", "after", "partly"]), max_size=3),
+        st.lists(saves, max_size=4),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 50), steps)
+def test_tallies_are_those_of_a_recount_whoever_dies_and_works_at_the_same_time(
+    seed: int, plan: list[tuple[tuple[Source, int, int], bool, list[str], list[tuple[Source, int, int]]]]
+) -> None:
+    decisions, outcomes = random_records(seed, 14)
+    world = World(decisions, outcomes)
+    for save, is_new_owner, failures, others in plan:
+        world.store.failures = list(failures)
+        world.store.others = [
+            lambda other=other: try_to_save(world, *other)  # type: ignore[misc]
+            for other in others
+        ]
+        if is_new_owner:
+            with suppress(StoreUnavailable):
+                world.take(save[0])
+        try_to_save(world, *save)
+    world.finish()
+    assert_same(world.cells(), recount(decisions, outcomes, SETTINGS.window_days))
+    totals = world.totals()
+    assert sum(totals[kind.name.lower()] for kind in Kind) == len(decisions) + len(outcomes)
+    assert totals["decided"] == len({(one["payment_id"], one["variant"]) for one in decisions})
+
+
+def joined(decisions: Sequence[Record], outcomes: Sequence[Record], *, first: str = DECISIONS) -> World:
+    world = World(decisions, outcomes)
+    for source in sorted(SOURCES, key=lambda one: one.topic != first):
+        owner = world.take(source)
+        world.feed(owner, 100)
+        if owner.has_news:
+            owner.save(0)
+    return world
+
+
+@pytest.mark.parametrize("first", [DECISIONS, OUTCOMES])
+def test_either_topic_may_come_first(first: str) -> None:
+    decisions = [decision("p1", NOON_MS, action="review")]
+    outcomes = [outcome("p1", NOON_MS + DAY_MS, "fraud"), outcome("p2", NOON_MS + DAY_MS, "fraud")]
+    world = joined(decisions, outcomes, first=first)
+    assert_same(world.cells(), recount(decisions, outcomes, 90))
+    totals = world.totals()
+    assert (totals["decided"], totals["waited"], totals["labelled"]) == ((1, 1, 1) if first == DECISIONS else (1, 2, 0))
+
+
+def test_what_comes_again_or_is_older_or_too_late_changes_nothing() -> None:
+    decisions = [decision("p1", NOON_MS), decision("p1", NOON_MS + 5, action="decline")]
+    outcomes = [
+        outcome("p1", NOON_MS + 9 * DAY_MS, "fraud"),
+        outcome("p1", NOON_MS + 9 * DAY_MS, "fraud"),
+        outcome("p1", NOON_MS + 8 * DAY_MS, "genuine"),
+        outcome("p1", NOON_MS + 91 * DAY_MS, "genuine"),
+    ]
+    totals = joined(decisions, outcomes).totals()
+    assert (totals["decided"], totals["labelled"], totals["nothing"], totals["late"]) == (1, 1, 3, 1)
+
+
+def test_a_later_outcome_corrects_or_confirms() -> None:
+    outcomes = [
+        outcome("p1", NOON_MS + DAY_MS, "fraud"),
+        outcome("p1", NOON_MS + 2 * DAY_MS, "genuine"),
+        outcome("p1", NOON_MS + 3 * DAY_MS, "genuine"),
+    ]
+    world = joined([decision("p1", NOON_MS)], outcomes)
+    totals = world.totals()
+    assert (totals["labelled"], totals["corrected"], totals["confirmed"]) == (1, 1, 1)
+    (tally,) = world.cells().values()
+    assert tally.counts.sum(axis=(1, 2)).tolist() == [1, 0, 0]
+
+
+def test_variants_of_a_payment_are_counted_apart_and_share_its_outcome() -> None:
+    decisions = [decision("p1", NOON_MS), decision("p1", NOON_MS + 50, variant="shadow", model_version="m2")]
+    world = joined(decisions, [outcome("p1", NOON_MS + DAY_MS, "fraud")])
+    cells = world.cells()
+    assert set(cells) == {Cell(FIRST_DAY, Arm("m1", "")), Cell(FIRST_DAY, Arm("m2", "shadow"))}
+    assert all(tally.counts[1].sum() == 1 for tally in cells.values())
+
+
+def test_versions_and_variants_beyond_the_limit_are_counted_together() -> None:
+    few = OutcomeSettings(arms_max=2)
+    decisions = [decision(f"p{2 * n}", NOON_MS, model_version=f"m{n}") for n in range(5)]
+    decisions.append(decision("p98", NOON_MS, model_version="m" * 1000))
+    world = World(decisions)
+    owner = world.take(Source(DECISIONS, 0), few)
+    world.feed(owner, 100)
+    owner.save(0)
+    found = {cell.arm: int(tally.counts.sum()) for cell, tally in world.cells().items()}
+    assert found == {Arm("m0", ""): 1, Arm("m1", ""): 1, OTHER_ARM: 4}
+
+
+def test_an_amount_without_a_rate_is_counted_as_none() -> None:
+    decisions = [decision("p0", NOON_MS, currency="XXX"), decision("p2", NOON_MS, amount_minor=-5)]
+    world = joined(decisions, [])
+    (tally,) = world.cells().values()
+    assert (int(tally.counts.sum()), int(tally.amount_minor.sum())) == (2, 0)
+    assert world.totals()["without_amount"] == 2
+
+
+def test_a_damaged_record_of_a_payment_is_counted_as_that_and_holds_up_nobody() -> None:
+    world = World([decision("p0", NOON_MS), decision("p2", NOON_MS)])
+    world.store.write({payment_key("p0"): b"damaged"}, ttl_s=0)
+    owner = world.take(Source(DECISIONS, 0))
+    world.feed(owner, 100)
+    owner.save(0)
+    assert (world.totals()["unreadable"], world.totals()["decided"]) == (1, 1)
+
+
+def test_an_old_owner_meets_a_conflict() -> None:
+    world = World([decision("p0", NOON_MS), decision("p2", NOON_MS)])
+    old = world.take(Source(DECISIONS, 0))
+    world.take(Source(DECISIONS, 0))
+    world.feed(old, 1)
+    with pytest.raises(StoreConflict):
+        old.save(0)
+
+
+def test_quiet_is_said_only_when_all_that_came_before_is_worked_in() -> None:
+    world = World()
+    owner = world.take(Source(DECISIONS, 0))
+    for offset in range(2_100):
+        owner.add(offset, decision("p0", NOON_MS))
+    owner.hand_over(NOON_MS)
+    owner.save(0)
+    assert read_heads(world.store, SOURCES)[owner.source].quiet_ms == 0
+    owner.save(0)
+    assert read_heads(world.store, SOURCES)[owner.source].quiet_ms == NOON_MS
+    assert not owner.has_news
+
+
+def test_a_payment_id_longer_than_a_key_has_a_place() -> None:
+    name = "p" + "0" * 600
+    world = joined([decision(name, NOON_MS)], [outcome(name, NOON_MS + 1, "fraud")])
+    assert world.totals()["labelled"] == 1

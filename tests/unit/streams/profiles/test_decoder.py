@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from paywarden.features.catalogue.attributes import country_code, flag_code, offset_code, row_of, text_code
+from paywarden.features.kernel import AMOUNT, AMOUNT_MINOR, COUNTRY, UTC_OFFSET
+from paywarden.features.stores.base import split_key
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, FIELD, ID_BYTES_MAX, TIME_MS_MIN
+from paywarden.streams.profiles.decoder import TIMES, Intake
+from paywarden.streams.profiles.events import OutcomeEvent, Position, record_key
+from tests.worlds import small_world
+
+NOW_MS = 1_720_000_000_000
+ARRIVED_MS = NOW_MS - 877
+POSITION = Position(4, 17)
+IDS = LocalSchemaIds()
+PAYMENT: dict[str, Any] = {
+    "payment_id": "pay-1",
+    "event_time_ms": NOW_MS - 5,
+    "card_id": "card-1",
+    "merchant_id": "merchant-1",
+    "device_id": "device-1",
+    "amount_minor": 1050,
+    "currency": "EUR",
+}
+OUTCOME: dict[str, Any] = {"payment_id": "pay-1", "outcome_time_ms": NOW_MS, "label": "fraud"}
+SECRET = "4111-secret"
+
+
+@pytest.fixture(scope="module")
+def intake() -> Intake:
+    return Intake(small_world.engine(), small_world.rates(), IDS)
+
+
+def encoded(topic: str, record: dict[str, Any]) -> bytes:
+    return Encoder(topic, IDS.id_of(topic)).encode(record)
+
+
+def refused(intake: Intake, **changed: Any) -> InvalidEvent:
+    with pytest.raises(InvalidEvent) as caught:
+        intake.payment(encoded("payments", {**PAYMENT, **changed}), POSITION, ARRIVED_MS, NOW_MS)
+    return caught.value
+
+
+def test_a_payment_becomes_an_event_with_the_keys_of_its_entities(intake: Intake) -> None:
+    event = intake.payment(encoded("payments", PAYMENT), POSITION, ARRIVED_MS, NOW_MS)
+    assert event.position == POSITION
+    assert event.payment_id == "pay-1"
+    assert event.attributes == row_of(PAYMENT, event_time_ms=NOW_MS - 5, amount=1050, amount_minor=1050)
+    assert event.keys == (b"card:card-1", b"merchant:merchant-1", b"device:device-1")
+
+
+def test_what_a_payment_says_of_itself_is_in_its_attributes(intake: Intake) -> None:
+    told = {"ip": "::1", "mcc": "5411", "country": "DE", "channel": "ecom", "utc_offset_minutes": -60, "declined": True}
+    event = intake.payment(encoded("payments", {**PAYMENT, **told}), POSITION, ARRIVED_MS, NOW_MS)
+    assert (event.attributes[COUNTRY], event.attributes[UTC_OFFSET]) == (country_code("DE"), offset_code(-60))
+    for value in ("::1", "5411", "ecom", "card-1", "merchant-1", "device-1", "EUR"):
+        assert text_code(value) in event.attributes
+    assert flag_code(True) in event.attributes
+    untold = intake.payment(encoded("payments", PAYMENT), POSITION, ARRIVED_MS, NOW_MS)
+    assert (untold.attributes[COUNTRY], untold.attributes[UTC_OFFSET]) == (0, 0)
+
+
+def test_an_absent_entity_has_an_empty_key(intake: Intake) -> None:
+    event = intake.payment(encoded("payments", {**PAYMENT, "device_id": None}), POSITION, ARRIVED_MS, NOW_MS)
+    assert event.keys[2] == b""
+
+
+def test_an_amount_is_converted_at_the_rate_of_the_payments_time(intake: Intake) -> None:
+    for time_ms in (TIME_MS_MIN, 1_600_000_000_000, NOW_MS):
+        changed = {**PAYMENT, "currency": "JPY", "event_time_ms": time_ms}
+        event = intake.payment(encoded("payments", changed), POSITION, time_ms, NOW_MS)
+        assert event.attributes[AMOUNT] == small_world.rates().convert(1050, "JPY", time_ms) != 1050
+        assert event.attributes[AMOUNT_MINOR] == 1050
+
+
+@pytest.mark.parametrize("field", ["payment_id", "card_id", "merchant_id", "device_id"])
+def test_an_empty_id_is_refused_by_name(intake: Intake, field: str) -> None:
+    error = refused(intake, **{field: ""})
+    assert error.field == field
+    assert str(error).endswith(f"empty; wanted {FIELD[field].wanted}")
+
+
+@pytest.mark.parametrize("field", ["payment_id", "card_id", "merchant_id", "device_id"])
+def test_an_id_that_is_too_long_is_refused_by_name_and_not_repeated(intake: Intake, field: str) -> None:
+    longest = "x" * ID_BYTES_MAX
+    intake.payment(encoded("payments", {**PAYMENT, field: longest}), POSITION, ARRIVED_MS, NOW_MS)
+    error = refused(intake, **{field: longest + "y"})
+    assert error.field == field
+    assert "is 257 bytes long" in str(error)
+    assert "xxx" not in str(error)
+    # Bytes count, not letters.
+    assert refused(intake, **{field: "é" * 129}).field == field
+
+
+@pytest.mark.parametrize(
+    ("event_time_ms", "said"),
+    [
+        (0, "is missing or 0"),
+        (-1, "is before 2000"),
+        (NOW_MS // 1000, f"{NOW_MS // 1000} looks like seconds"),
+        (NOW_MS * 1000, "looks like microseconds"),
+        (NOW_MS * 1_000_000, "looks like nanoseconds"),
+        (2**62, "is after 2099"),
+    ],
+)
+def test_a_time_that_is_no_milliseconds_of_our_time_is_refused(intake: Intake, event_time_ms: int, said: str) -> None:
+    error = refused(intake, event_time_ms=event_time_ms)
+    assert str(error) == f"event_time_ms: {said}; wanted milliseconds since 1970 UTC"
+
+
+def test_a_time_too_far_from_the_records_arrival_is_refused_with_the_distance(intake: Intake) -> None:
+    past, future = TIMES.past_ms_max, TIMES.future_ms_max
+    early = refused(intake, event_time_ms=ARRIVED_MS - past - 8_640_000)
+    assert str(early) == "event_time_ms: is 40.1 days in the past; wanted at most 40 days"
+    late = refused(intake, event_time_ms=ARRIVED_MS + future + 1000)
+    assert str(late) == "event_time_ms: is 61 s in the future; wanted at most 60 s"
+    for taken in (ARRIVED_MS - past, ARRIVED_MS + future):
+        intake.payment(encoded("payments", {**PAYMENT, "event_time_ms": taken}), POSITION, ARRIVED_MS, NOW_MS)
+
+
+def test_a_topic_that_is_read_again_years_later_gives_the_same_payments(intake: Intake) -> None:
+    years_later = NOW_MS + 5 * 365 * 86_400_000
+    value = encoded("payments", PAYMENT)
+    assert intake.payment(value, POSITION, ARRIVED_MS, NOW_MS) == intake.payment(
+        value, POSITION, ARRIVED_MS, years_later
+    )
+    ahead = encoded("payments", {**PAYMENT, "event_time_ms": ARRIVED_MS + TIMES.future_ms_max + 1})
+    for now_ms in (NOW_MS, years_later):
+        with pytest.raises(InvalidEvent, match="in the future"):
+            intake.payment(ahead, POSITION, ARRIVED_MS, now_ms)
+
+
+def test_a_producers_clock_that_is_ahead_does_not_carry_payments_into_the_future(intake: Intake) -> None:
+    """Kafka's time of a record is what its producer says, unless the topic takes the broker's."""
+    ahead_ms = NOW_MS + 86_400_000
+    with pytest.raises(InvalidEvent, match="is 1 day in the future"):
+        intake.payment(encoded("payments", {**PAYMENT, "event_time_ms": ahead_ms}), POSITION, ahead_ms, NOW_MS)
+
+
+def test_a_record_without_a_time_of_arrival_is_held_against_the_clock(intake: Intake) -> None:
+    old = {**PAYMENT, "event_time_ms": 1_600_000_000_000}
+    intake.payment(encoded("payments", old), POSITION, 0, NOW_MS)
+    with pytest.raises(InvalidEvent, match="in the future"):
+        intake.payment(encoded("payments", {**PAYMENT, "event_time_ms": NOW_MS + 60_001}), POSITION, 0, NOW_MS)
+
+
+@pytest.mark.parametrize("amount_minor", [-1, AMOUNT_MINOR_MAX + 1])
+def test_an_amount_out_of_bounds_is_refused(intake: Intake, amount_minor: int) -> None:
+    error = refused(intake, amount_minor=amount_minor)
+    assert error.field == "amount_minor"
+    assert str(amount_minor) not in str(error)
+
+
+@pytest.mark.parametrize("amount_minor", [0, AMOUNT_MINOR_MAX])
+def test_an_amount_at_a_bound_is_taken(intake: Intake, amount_minor: int) -> None:
+    event = intake.payment(encoded("payments", {**PAYMENT, "amount_minor": amount_minor}), POSITION, ARRIVED_MS, NOW_MS)
+    assert event.attributes[AMOUNT] == amount_minor
+
+
+@pytest.mark.parametrize("currency", ["XXX", "", "eur", SECRET])
+def test_a_currency_without_a_rate_is_refused(intake: Intake, currency: str) -> None:
+    error = refused(intake, currency=currency)
+    assert error.field == "currency"
+    assert SECRET not in str(error)
+
+
+def test_no_refusal_repeats_what_the_record_held(intake: Intake) -> None:
+    for changed in ({"event_time_ms": 0}, {"amount_minor": -1}, {"currency": "XXX"}, {"merchant_id": ""}):
+        error = refused(intake, card_id=SECRET, payment_id=SECRET, **changed)
+        assert SECRET not in str(error)
+        assert error.field in changed
+
+
+@pytest.mark.parametrize("value", [None, b"", b"\0", b"\1\0\0\0\0", b"\0\0\0\0\0rest", b'{"payment_id": "p"}'])
+def test_bytes_that_are_no_record_are_refused(intake: Intake, value: bytes | None) -> None:
+    with pytest.raises(InvalidEvent):
+        intake.payment(value, POSITION, ARRIVED_MS, NOW_MS)
+    with pytest.raises(InvalidEvent):
+        intake.outcome(value, POSITION, ARRIVED_MS)
+
+
+def test_a_record_of_another_topic_is_refused(intake: Intake) -> None:
+    with pytest.raises(InvalidEvent, match=r"Outcome, wanted Payment|Outcome.*Payment"):
+        intake.payment(encoded("outcomes", OUTCOME), POSITION, ARRIVED_MS, NOW_MS)
+    with pytest.raises(InvalidEvent):
+        intake.outcome(encoded("payments", PAYMENT), POSITION, ARRIVED_MS)
+
+
+@pytest.mark.parametrize("label", ["fraud", "genuine"])
+def test_an_outcome_becomes_an_event(intake: Intake, label: str) -> None:
+    event = intake.outcome(encoded("outcomes", {**OUTCOME, "label": label}), POSITION, ARRIVED_MS)
+    assert event == OutcomeEvent(POSITION, "pay-1", label == "fraud", ARRIVED_MS)
+
+
+@pytest.mark.parametrize("payment_id", ["", "x" * (ID_BYTES_MAX + 1), "a\n"])
+def test_an_outcome_of_a_payment_that_cannot_be_is_refused(intake: Intake, payment_id: str) -> None:
+    with pytest.raises(InvalidEvent, match=r"^payment_id: ") as caught:
+        intake.outcome(encoded("outcomes", {**OUTCOME, "payment_id": payment_id}), POSITION, ARRIVED_MS)
+    assert caught.value.field == "payment_id"
+
+
+def test_every_key_that_is_taken_is_one_that_a_store_takes(intake: Intake) -> None:
+    for odd in ("a:b", ":", " ", "ü", "💳", "x" * ID_BYTES_MAX):
+        event = intake.payment(
+            encoded("payments", {**PAYMENT, "card_id": odd, "payment_id": odd}), POSITION, ARRIVED_MS, NOW_MS
+        )
+        assert split_key(event.keys[0]) == ("card", odd.encode())
+        assert split_key(record_key(odd)) == ("payment", odd.encode())

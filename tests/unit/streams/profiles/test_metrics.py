@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+
+from paywarden.streams.profiles.metrics import AGE_BUCKETS_S, AgeHistogram, StreamMetrics, objectives_ms
+
+
+@given(st.lists(st.lists(st.one_of(st.sampled_from(AGE_BUCKETS_S), st.floats(0, 2000)), max_size=20), max_size=5))
+def test_ages_are_counted_as_prometheus_own_histogram_counts_them(batches: list[list[float]]) -> None:
+    registry, reference_registry = CollectorRegistry(), CollectorRegistry()
+    ages = AgeHistogram("age_seconds", "Ages.", "entity", ["card"])
+    registry.register(ages)
+    reference = Histogram("age_seconds", "Ages.", ["entity"], buckets=AGE_BUCKETS_S, registry=reference_registry)
+    reference.labels("card")
+    for batch in batches:
+        ages.observe("card", np.array(batch))
+        for age in batch:
+            reference.labels("card").observe(age)
+    for bound in [*map(str, AGE_BUCKETS_S), "+Inf"]:
+        labels = {"entity": "card", "le": bound}
+        assert registry.get_sample_value("age_seconds_bucket", labels) == reference_registry.get_sample_value(
+            "age_seconds_bucket", labels
+        )
+    wanted = reference_registry.get_sample_value("age_seconds_sum", {"entity": "card"})
+    assert registry.get_sample_value("age_seconds_sum", {"entity": "card"}) == pytest.approx(wanted)
+
+
+def test_an_age_of_clocks_that_differ_counts_as_none() -> None:
+    registry = CollectorRegistry()
+    ages = AgeHistogram("age_seconds", "Ages.", "entity", ["card"])
+    registry.register(ages)
+    ages.observe("card", np.array([-5.0]))
+    assert registry.get_sample_value("age_seconds_bucket", {"entity": "card", "le": "0.01"}) == 1
+    assert registry.get_sample_value("age_seconds_sum", {"entity": "card"}) == 0
+
+
+def test_payments_later_than_the_objective_of_their_entity_are_counted() -> None:
+    registry = CollectorRegistry()
+    metrics = StreamMetrics(registry, {"card": 1000, "merchant": 5000})
+    for entity in ("card", "merchant"):
+        metrics.applied(entity, events=3, profiles=2, replayed=1, late=0, ages_ms=np.array([1000, 1001, 6000]))
+    over = "paywarden_stream_over_objective_total"
+    assert registry.get_sample_value(over, {"entity": "card"}) == 2
+    assert registry.get_sample_value(over, {"entity": "merchant"}) == 1
+    assert registry.get_sample_value("paywarden_stream_freshness_objective_seconds", {"entity": "merchant"}) == 5
+
+
+def test_the_lag_of_a_partition_that_has_gone_is_not_reported() -> None:
+    registry = CollectorRegistry()
+    metrics = StreamMetrics(registry, {"card": 1000})
+    metrics.lag({("payments", 0): 5, ("payments", 1): 7})
+    metrics.lag({("payments", 1): 0})
+    assert registry.get_sample_value("paywarden_stream_consumer_lag", {"topic": "payments", "partition": "0"}) is None
+    assert registry.get_sample_value("paywarden_stream_consumer_lag", {"topic": "payments", "partition": "1"}) == 0
+    assert b'partition="0"' not in generate_latest(registry)
+
+
+def test_objectives_have_exceptions_by_entity() -> None:
+    assert objectives_ms(["card", "merchant"], 1000, ["merchant=5000"]) == {"card": 1000, "merchant": 5000}
+
+
+@pytest.mark.parametrize("wrong", ["nobody=5", "card", "card=", "card=fast", "card=0", "card=-1"])
+def test_an_objective_that_is_none_is_refused_with_what_was_wanted(wrong: str) -> None:
+    with pytest.raises(ValueError, match="wanted ENTITY=MILLISECONDS"):
+        objectives_ms(["card"], 1000, [wrong])

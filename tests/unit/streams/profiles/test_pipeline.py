@@ -1,0 +1,539 @@
+"""The stream worker's steps without a broker: a client and a sender in memory, and a store that can be away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from threading import Event, Thread, Timer
+from typing import Any
+
+import pytest
+
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.base import StoreConflict, StoreHealth, Versioned
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
+from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.profiles import changelog, pipeline
+from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings
+from paywarden.streams.profiles.repartition import decode_frame
+from paywarden.streams.profiles.watermarks import PREFIX
+from tests.fakes.kafka import FakeAdmin, FakeBroker, FakeConsumer, Place
+from tests.services.processes import wait_until
+from tests.worlds.packed import without_sources
+from tests.worlds.topics import batch_profiles, small_world
+
+P0, P1, O0 = ("payments", 0), ("payments", 1), ("outcomes", 0)
+FRAMES: tuple[Place, ...] = (("repartition-card", 0), ("repartition-merchant", 0), ("repartition-device", 0))
+PARTITIONS = {"payments": [0, 1], "outcomes": [0], "profiles": [0]}
+# When records reach Kafka, and the clock of the worker far later.
+ARRIVED_MS, NOW_MS = 1_800_000_000_000, 1_800_000_600_000
+
+
+class FakeSender:
+    """Queues; `flush` gives all to the broker, in order, unless that is away."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self._broker = broker
+        self.queued: list[tuple[str, int, bytes | None, bytes | None]] = []
+        self.sent: list[tuple[str, int, bytes | None, bytes | None]] = []
+        self.is_broker_away = False
+
+    def send(self, topic: str, value: bytes | None, *, key: bytes | None, partition: int = -1, **_: object) -> None:
+        self.queued.append((topic, max(0, partition), key, value))
+
+    def poll(self) -> None:
+        pass
+
+    def flush(self, timeout_s: float) -> None:
+        del timeout_s
+        if self.is_broker_away:
+            raise BrokerUnavailable("away")
+        for topic, partition, _, value in self.queued:
+            if topic.startswith("repartition-"):
+                self._broker.append((topic, partition), value, NOW_MS)
+        self.sent += self.queued
+        self.queued = []
+
+    def frames(self) -> list[tuple[int, dict[int, int]]]:
+        """Of the cards' topic, queued or sent: how many events and what progress each has."""
+        values = [value for topic, _, _, value in self.sent + self.queued if topic == "repartition-card"]
+        decoded = [decode_frame(value, 1) for value in values]
+        return [(len(events.keys), progress) for events, progress in decoded]
+
+    def claims(self) -> list[dict[int, int]]:
+        return [progress for _, progress in self.frames() if progress]
+
+
+class Store(MemoryStore):
+    """One that can be away, and that meets conflicts. At each call that it refuses it does one of `meanwhile`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_away = False
+        self.meanwhile: list[Callable[[], object]] = []
+        self.conflicts = 0
+        self.calls = 0
+
+    def read_versioned(self, keys: Sequence[bytes]) -> list[Versioned]:
+        self._check()
+        return super().read_versioned(keys)
+
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+        self._check()
+        if self.conflicts:
+            self.conflicts -= 1
+            raise StoreConflict("another was faster")
+        super().write(values, ttl_s=ttl_s, versions=versions)
+
+    def health(self) -> StoreHealth:
+        return StoreHealth("away" if self.is_away else "")
+
+    def _check(self) -> None:
+        self.calls += 1
+        if self.is_away:
+            if self.meanwhile:
+                self.meanwhile.pop(0)()
+            raise StoreUnavailable("away")
+
+
+@cache
+def engine() -> FeatureEngine:
+    return FeatureEngine()
+
+
+@cache
+def world() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    payments, outcomes = small_world()
+    return payments.slice(0, 60).to_pylist(), outcomes.to_pylist()
+
+
+class Worker:
+    """A pipeline and what is around it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *places: Place, batch_max: int = 100) -> None:
+        self.broker = FakeBroker()
+        self.client = FakeConsumer(self.broker)
+        self.sender = FakeSender(self.broker)
+        self.store = Store()
+        self.stop = Event()
+        self.now_ms = NOW_MS
+        monkeypatch.setattr(pipeline, "make_consumer", lambda *_, **__: self.client)
+        monkeypatch.setattr(pipeline, "make_admin", lambda _: FakeAdmin(self.broker))
+        monkeypatch.setattr(pipeline, "Sender", lambda *_, **__: self.sender)
+        for module in (pipeline, changelog):
+            monkeypatch.setattr(module, "partitions_of", lambda _, topic: PARTITIONS.get(topic, [0]))
+        monkeypatch.setattr(pipeline, "end_offsets_of", lambda _, topic, found: {p: self.end(topic, p) for p in found})
+        monkeypatch.setattr(pipeline, "_ASK_EVERY_S", 0.0)
+        monkeypatch.setattr(pipeline, "_RETRY_FIRST_S", 0.001)
+        ids = LocalSchemaIds()
+        self._payments = Encoder("payments", ids.id_of("payments"))
+        self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
+        self.pipeline = Pipeline(
+            kafka=KafkaSettings(),
+            # The payments are years older than their records.
+            settings=StreamSettings(
+                batch_max=batch_max,
+                batch_wait_ms=1,
+                progress_every_ms=0,
+                stall_timeout_s=20,
+                past_ms_max=TIME_BOUND_MS_MAX,
+            ),
+            store=self.store,
+            engine=engine(),
+            rates=load_rates(),
+            ids=ids,
+            now_ms=lambda: self.now_ms,
+        )
+        self.pipeline.join()
+        self.client.will_assign(*(places or (P0, P1, O0, *FRAMES)))
+
+    def end(self, topic: str, partition: int) -> int:
+        return self.broker.end((topic, partition))
+
+    def pay(self, rows: Sequence[Mapping[str, Any]], place: Place = P0) -> None:
+        for number, row in enumerate(rows):
+            self.broker.append(place, self._payments.encode(dict(row)), ARRIVED_MS + number)
+
+    def report(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self.broker.append(O0, self._outcomes.encode(dict(row)), ARRIVED_MS)
+
+    def step(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.pipeline.step(self.stop)
+
+    def step_while_store_is_away(self, *, lost: Place | None = None) -> None:
+        """A step that begins with the store away and is ended by a stop, or by a partition that goes."""
+        self.store.is_away = True
+        if lost is not None:
+            self.step_revoking(lost)
+        else:
+            timer = Timer(0.05, self.stop.set)
+            timer.start()
+            self.step()
+            timer.join()
+            self.stop.clear()
+
+    def step_revoking(self, lost: Place) -> None:
+        consume = self.client.consume
+
+        def consume_then_revoke(count_max: int, timeout: float) -> Any:
+            found = consume(count_max, timeout)
+            self.client.consume = consume  # type: ignore[method-assign]
+            self.client.will_revoke(lost)
+            return found
+
+        self.client.consume = consume_then_revoke  # type: ignore[method-assign]
+        self.step()
+
+    def profiles(self) -> dict[bytes, bytes]:
+        return {key: value for entity in engine().plan.entity_names for key, value in self.store.scan(entity)}
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    return Worker(monkeypatch)
+
+
+def profiles_of(count: int) -> dict[bytes, bytes]:
+    """Of the first payments of the world, as `Worker.profiles` gives them."""
+    payments, outcomes = small_world()
+    return in_essence(batch_profiles(payments.slice(0, count), outcomes.slice(0, 0)))
+
+
+def in_essence(profiles: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    return {key: without_sources(value) for key, value in profiles.items()}
+
+
+def assert_profiles_are_of(worker: Worker, count: int) -> None:
+    assert in_essence(worker.profiles()) == profiles_of(count)
+
+
+def test_payments_end_in_profiles_and_the_changelog_has_the_stores_last_values(worker: Worker) -> None:
+    worker.pay(world()[0])
+    worker.step(4)
+    assert_profiles_are_of(worker, 60)
+    assert worker.broker.committed[P0] == 60
+    last = {key: value for topic, _, key, value in worker.sender.sent if topic == "profiles"}
+    states = worker.profiles()
+    assert {key for key in last if key and not key.startswith(PREFIX)} == states.keys()
+    assert all(states[key] in (value or b"") for key, value in last.items() if key in states)
+
+
+def test_an_offset_is_committed_only_when_the_broker_has_what_came_of_it(worker: Worker) -> None:
+    worker.pay(world()[0][:5])
+    worker.sender.is_broker_away = True
+    with pytest.raises(BrokerUnavailable):
+        worker.step()
+    assert worker.broker.committed == {}
+    assert sum(count for count, _ in worker.sender.frames()) == 5
+
+
+def test_no_event_is_sent_before_its_payment_is_kept(worker: Worker) -> None:
+    """A crash between would make the same payment of another record a second one."""
+    worker.pay(world()[0][:5])
+    worker.step_while_store_is_away()
+    assert worker.sender.frames() == []
+    assert worker.broker.committed == {}
+
+
+def test_no_state_is_sent_that_the_store_has_not_acknowledged(worker: Worker) -> None:
+    """Mirrors would have what a restart takes back."""
+    worker.pay(world()[0][:5])
+    worker.step()
+    worker.step_while_store_is_away()
+    sent = [key or b"" for topic, _, key, _ in worker.sender.sent + worker.sender.queued if topic == "profiles"]
+    assert [key for key in sent if not key.startswith(PREFIX)] == []
+
+
+def test_while_the_store_is_away_nothing_is_read_and_it_goes_on_by_itself(worker: Worker) -> None:
+    worker.pay(world()[0][:20])
+    worker.store.is_away = True
+    worker.store.meanwhile = [
+        lambda: worker.pay(world()[0][20:]),
+        lambda: None,
+        lambda: setattr(worker.store, "is_away", False),
+    ]
+    worker.step()
+    assert worker.store.meanwhile == []
+    assert worker.broker.committed == {P0: 20, P1: 0, O0: 0, **dict.fromkeys(FRAMES, 0)}
+    worker.step(5)
+    assert_profiles_are_of(worker, 60)
+
+
+def test_a_store_that_is_away_is_not_asked_in_a_busy_loop(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_RETRY_FIRST_S", 0.02)
+    worker.pay(world()[0][:5])
+    worker.step_while_store_is_away()
+    # The pauses double: a busy loop would ask thousands of times.
+    assert worker.store.calls <= 12
+
+
+def test_the_place_is_not_lost_when_the_batch_is_abandoned(worker: Worker) -> None:
+    worker.pay(world()[0][:30])
+    worker.pay(world()[0][30:], P1)
+    worker.step_while_store_is_away(lost=P1)
+    worker.store.is_away = False
+    worker.step(5)
+    worker.client.will_assign(P1)
+    worker.step(5)
+    assert_profiles_are_of(worker, 60)
+    assert worker.pipeline.metrics.abandoned._value.get() == 1
+
+
+def test_a_worker_is_not_ready_until_the_store_has_taken_a_batch_or_says_that_it_is_well(worker: Worker) -> None:
+    """An abandoned batch is no sign that it is well again."""
+    worker.pay(world()[0][:5])
+    worker.step_while_store_is_away(lost=P0)
+    assert worker.pipeline.problems() == ["the store does not take batches: away"]
+    worker.step()
+    assert worker.pipeline.problems() == ["the store does not take batches: away"]
+    worker.store.is_away = False
+    worker.pipeline._ask_store_at = 0.0
+    worker.step()
+    assert worker.pipeline.problems() == []
+
+
+def test_a_conflict_reads_again_and_loses_nothing(worker: Worker) -> None:
+    worker.pay(world()[0])
+    worker.store.conflicts = 2
+    worker.step(5)
+    assert_profiles_are_of(worker, 60)
+    assert worker.pipeline.metrics.conflicts._value.get() == 2
+    assert worker.pipeline.metrics.duplicates._value.get() == 0
+
+
+def test_what_was_sent_is_with_the_broker_before_a_partition_is_given_up(worker: Worker) -> None:
+    """Frames of the next owner must not come before those of this one."""
+    worker.step()
+    worker.sender.queued.append(("repartition-card", 0, None, b""))
+    worker.client.will_revoke(P0)
+    worker.step()
+    assert ("repartition-card", 0, None, b"") in worker.sender.sent
+
+
+@pytest.mark.parametrize("place", [P0, O0, FRAMES[0]])
+def test_too_many_refusals_stop_before_anything_is_committed(worker: Worker, place: Place) -> None:
+    for _ in range(60):
+        worker.broker.append(place, b"x")
+    with pytest.raises(Misconfigured, match="cannot be used"):
+        worker.step(3)
+    assert place not in worker.broker.committed
+
+
+# Outcomes
+
+
+def outcomes_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    wanted = {row["payment_id"] for row in rows}
+    return [row for row in world()[1] if row["payment_id"] in wanted]
+
+
+def test_an_outcome_is_not_committed_before_it_is_worked_in(worker: Worker) -> None:
+    rows = world()[0][:20]
+    worker.report(outcomes_of(rows))
+    # What it waits for is another worker's, and is not committed yet.
+    worker.client.will_revoke(P1)
+    worker.pay(rows, P1)
+    worker.step(5)
+    assert O0 not in worker.broker.committed
+    worker.client.will_assign(P1)
+    worker.step(8)
+    assert worker.broker.committed[O0] == len(outcomes_of(rows)) > 0
+    assert [topic for topic, *_ in worker.sender.sent if topic == "dead-letters"] == []
+
+
+def test_the_end_of_outcomes_behind_control_records_is_committed_when_they_no_longer_wait(worker: Worker) -> None:
+    """Those of transactions: who waits for the group to have come to the end would wait for ever."""
+    rows = world()[0][:20]
+    worker.pay(rows)
+    worker.report(outcomes_of(rows))
+    worker.broker.unseen[O0] = 1
+    worker.step(8)
+    assert worker.broker.committed[O0] == worker.broker.end(O0) == len(outcomes_of(rows)) + 1
+
+
+def test_outcomes_that_wait_are_read_again_after_an_abandoned_batch(worker: Worker) -> None:
+    rows = world()[0][:20]
+    worker.client.will_revoke(P1)
+    worker.pay(rows, P1)
+    worker.report(outcomes_of(rows))
+    worker.step(2)
+    worker.pay(world()[0][20:25])
+    worker.step_while_store_is_away(lost=P0)
+    worker.store.is_away = False
+    worker.client.will_assign(P0, P1)
+    worker.step(10)
+    assert worker.broker.committed[O0] == len(outcomes_of(rows))
+    assert worker.pipeline.metrics.outcomes._value.get() == len(outcomes_of(rows))
+    assert [topic for topic, *_ in worker.sender.sent if topic == "dead-letters"] == []
+
+
+def test_outcomes_that_wait_are_the_next_owners_when_their_partition_goes(worker: Worker) -> None:
+    rows = world()[0][:20]
+    worker.client.will_revoke(P1)
+    worker.pay(rows, P1)
+    worker.report(outcomes_of(rows))
+    worker.step(2)
+    worker.client.will_revoke(O0)
+    worker.client.will_assign(P1)
+    worker.step(8)
+    assert worker.broker.committed[P1] == 20
+    assert worker.pipeline.metrics.outcomes._value.get() == 0
+
+
+def test_while_too_many_outcomes_wait_no_more_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(monkeypatch, O0, *FRAMES, batch_max=5)
+    worker.broker.append(P0, b"")
+    worker.report(world()[1][:50])
+    worker.step(20)
+    assert worker.pipeline.metrics.waiting_outcomes._value.get() <= 10
+    assert O0 not in worker.broker.committed
+
+
+# Progress
+
+
+def test_progress_is_told_behind_the_events_it_speaks_of(worker: Worker) -> None:
+    worker.pay(world()[0][:5])
+    worker.step()
+    assert worker.sender.frames() == [(5, {}), (0, {0: NOW_MS - 200, 1: NOW_MS - 200})]
+
+
+def test_after_an_abandoned_batch_no_progress_is_told_of_what_was_in_it(worker: Worker) -> None:
+    worker.step()
+    claimed = len(worker.sender.claims())
+    worker.pay(world()[0][:5])
+    worker.pay(world()[0][5:10], P1)
+    worker.step_while_store_is_away(lost=P1)
+    # The client takes a while until it has the records again.
+    read = worker.client._read
+    worker.client._read = lambda *_: None  # type: ignore[method-assign]
+    worker.store.is_away = False
+    worker.step()
+    assert all(0 not in claim for claim in worker.sender.claims()[claimed:])
+    worker.client._read = read  # type: ignore[method-assign]
+    worker.step()
+    assert worker.sender.claims()[-1] == {0: NOW_MS - 200}
+
+
+def test_after_a_hold_an_end_counts_only_when_it_is_told_again(worker: Worker) -> None:
+    """More payments came while nothing was read."""
+    worker.step()
+    worker.pay(world()[0][:1], P1)
+    worker.store.is_away = True
+    back = Timer(0.05, lambda: setattr(worker.store, "is_away", False))
+    back.start()
+    worker.step()
+    back.join()
+    worker.now_ms += 10_000
+    worker.client._read = lambda *_: None  # type: ignore[method-assign]
+    worker.step()
+    # Of the other partition what was said before.
+    assert worker.sender.claims()[-1] == {1: ARRIVED_MS}
+
+
+def test_after_a_rebalance_an_end_counts_only_when_it_is_told_again(worker: Worker) -> None:
+    """The client had stopped reading until the worker let it tell of the rebalance."""
+    worker.step()
+    claimed = len(worker.sender.claims())
+    worker.now_ms += 10_000
+    worker.client.will_revoke(P1)
+    worker.client._read = lambda *_: None  # type: ignore[method-assign]
+    worker.step()
+    assert worker.sender.claims()[claimed:] == []
+
+
+def test_a_full_batch_tells_nothing_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """News of another partition may wait in the client behind what the batch had room for."""
+    worker = Worker(monkeypatch, P0, P1, batch_max=10)
+    worker.step()
+    worker.now_ms += 10_000
+    worker.pay(world()[0][:15])
+    worker.pay(world()[0][15:16], P1)
+    worker.step()
+    assert worker.sender.claims()[-1] == {0: ARRIVED_MS + 9}
+
+
+class Restarted:
+    """A worker that runs in a thread, on clients one after the other; the first has lost a partition."""
+
+    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch, *stalled: Place) -> None:
+        monkeypatch.setattr("paywarden.streams.kafka.end_offsets.ASK_EVERY_S", 0.0)
+        self.worker = worker
+        self.clients = [worker.client, FakeConsumer(worker.broker)]
+        worker.client.stalled.update(stalled)
+        self.clients[1].will_assign(P0, P1, O0, *FRAMES)
+        waiting = iter(self.clients[1:])
+        monkeypatch.setattr(pipeline, "make_consumer", lambda *_, **__: next(waiting))
+
+    def run_until(self, ended: Callable[[], bool], may_begin: Callable[[], bool] = lambda: True) -> None:
+        thread = Thread(target=self.worker.pipeline.run, args=(self.worker.stop, may_begin))
+        thread.start()
+        try:
+            wait_until(lambda: ended() or not thread.is_alive(), "the worker has come so far", every_s=0.01)
+            assert ended()
+        finally:
+            self.worker.stop.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("lost", [P0, FRAMES[0]])
+def test_a_client_that_gives_nothing_of_a_partition_is_replaced_and_nothing_is_lost(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, lost: Place
+) -> None:
+    restarted = Restarted(worker, monkeypatch, lost)
+    worker.pay(world()[0], P0)
+    wanted = profiles_of(60)
+    restarted.run_until(lambda: in_essence(worker.profiles()) == wanted)
+    assert [client.is_closed for client in restarted.clients] == [True, True]
+    assert worker.broker.committed[P0] == 60
+    assert next(sample.value for family in worker.pipeline.metrics.stalls.collect() for sample in family.samples) == 1
+
+
+def test_a_worker_that_comes_back_with_a_new_client_asks_again_whether_it_may_begin(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restarted = Restarted(worker, monkeypatch, P0)
+    worker.pay(world()[0], P0)
+    asked = iter([True, False])
+    restarted.run_until(lambda: restarted.clients[1].is_closed, may_begin=lambda: next(asked))
+    assert worker.broker.committed.get(P0, 0) == 0
+
+
+def changelog_progress(worker: Worker) -> list[bytes]:
+    sent = worker.sender.sent + worker.sender.queued
+    return [key for topic, _, key, _ in sent if topic == "profiles" and key is not None and key.startswith(PREFIX)]
+
+
+def test_the_changelog_tells_no_progress_of_events_that_are_not_in_their_profiles(worker: Worker) -> None:
+    """It came in the frames of the batch that waits for the store."""
+    worker.pay(world()[0][:5])
+    worker.step()
+    worker.sender.flush(1)
+    worker.step_while_store_is_away(lost=FRAMES[0])
+    worker.store.is_away = False
+    worker.client._read = lambda *_: None  # type: ignore[method-assign]
+    worker.step()
+    assert changelog_progress(worker) == []
+
+
+def test_a_new_owner_of_events_tells_only_the_progress_it_has_heard_itself(worker: Worker) -> None:
+    worker.pay(world()[0][:5])
+    worker.step(4)
+    assert b"progress:card:0" in changelog_progress(worker)
+    told = len(changelog_progress(worker))
+    worker.client.will_revoke(FRAMES[0])
+    worker.step()
+    # Another worker has it meanwhile; nothing is heard of it after it has come back.
+    worker.broker.committed[FRAMES[0]] = worker.broker.end(FRAMES[0])
+    worker.now_ms += 10_000
+    worker.client.will_assign(FRAMES[0])
+    worker.client._read = lambda *_: None  # type: ignore[method-assign]
+    worker.step()
+    assert b"progress:card:0" not in changelog_progress(worker)[told:]
+    assert ("card", 0) not in worker.pipeline._routed._heard

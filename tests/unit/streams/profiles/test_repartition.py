@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paywarden.features import kernel
+from paywarden.features.stores.base import KEY_BYTES_MAX
+from paywarden.schemas.errors import InvalidEvent, Misconfigured
+from paywarden.streams.profiles.events import ROW_WIDTH, EntityEvents
+from paywarden.streams.profiles.repartition import FRAME_EVENTS_MAX, decode_frame, encode_frame, frames_of, partition_of
+
+KEYS = st.binary(min_size=1, max_size=KEY_BYTES_MAX)
+NUMBERS = st.integers(-(2**63), 2**63 - 1)
+
+
+@st.composite
+def entity_events(draw: st.DrawFn) -> EntityEvents:
+    keys = draw(st.lists(KEYS, max_size=8))
+    rows = draw(
+        st.lists(st.lists(NUMBERS, min_size=ROW_WIDTH, max_size=ROW_WIDTH), min_size=len(keys), max_size=len(keys))
+    )
+    return EntityEvents(keys, np.array(rows, dtype=np.int64).reshape(-1, ROW_WIDTH))
+
+
+def some_events(count: int, key_bytes: int = 12) -> EntityEvents:
+    rows = np.arange(count * ROW_WIDTH, dtype=np.int64).reshape(count, ROW_WIDTH)
+    return EntityEvents([f"{number % 37:>{key_bytes}}".encode() for number in range(count)], rows)
+
+
+@given(entity_events(), st.dictionaries(st.integers(0, 63), st.integers(0, 2**60), max_size=5))
+def test_a_frame_gives_back_what_was_put_in(events: EntityEvents, progress: dict[int, int]) -> None:
+    back, told = decode_frame(encode_frame(events, progress, 12), 12)
+    assert (back.keys, told) == (events.keys, progress)
+    assert np.array_equal(back.rows, events.rows)
+
+
+@given(st.integers(0, 5000), st.integers(1, 64))
+def test_every_event_goes_to_the_partition_of_its_key_in_order_and_once(count: int, partition_count: int) -> None:
+    events = some_events(count)
+    arrived: dict[bytes, list[int]] = {}
+    for partition, frame in frames_of(events, partition_count):
+        part, progress = decode_frame(frame, partition_count)
+        assert progress == {}
+        for key, row in zip(part.keys, part.rows.tolist(), strict=True):
+            assert partition_of(key, partition_count) == partition
+            arrived.setdefault(key, []).append(row[0])
+    wanted: dict[bytes, list[int]] = {}
+    for key, row in zip(events.keys, events.rows.tolist(), strict=True):
+        wanted.setdefault(key, []).append(row[0])
+    assert arrived == wanted
+
+
+def test_a_full_frame_of_the_longest_keys_fits_what_kafka_takes() -> None:
+    events = some_events(3 * FRAME_EVENTS_MAX, KEY_BYTES_MAX)
+    frames = [frame for _, frame in frames_of(events, 1)]
+    assert len(frames) == 3
+    assert max(map(len, frames)) < 1_000_000
+
+
+@given(entity_events(), st.data())
+def test_a_frame_that_was_cut_or_lengthened_is_refused(events: EntityEvents, data: st.DataObject) -> None:
+    frame = encode_frame(events, {1: 2}, 12)
+    cut = data.draw(st.integers(0, len(frame) - 1))
+    for damaged in (frame[:cut], frame + b"x", None):
+        with pytest.raises(InvalidEvent, match="not a frame"):
+            decode_frame(damaged, 12)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_do_worse_than_be_refused(junk: bytes) -> None:
+    with pytest.raises((InvalidEvent, Misconfigured)):
+        decode_frame(b"\1\x0d\x0c\0" + junk + b"!", 12)
+
+
+def test_a_frame_for_another_number_of_partitions_stops_whoever_reads_it() -> None:
+    with pytest.raises(Misconfigured, match="frames for 4 partitions, and it has 6"):
+        decode_frame(encode_frame(some_events(1), {}, 4), 6)
+
+
+def test_a_frame_of_another_release_stops_whoever_reads_it() -> None:
+    frame = encode_frame(some_events(1), {}, 4)
+    with pytest.raises(Misconfigured, match="version 9"):
+        decode_frame(b"\x09" + frame[1:], 4)
+
+
+def test_a_frame_of_a_release_that_knew_fewer_attributes_has_zeros_for_the_rest() -> None:
+    """Attributes are added at the end."""
+    events = some_events(2)
+    header = struct.pack("<BBHII", 1, kernel.ATTRIBUTE_COUNT - 1, 4, 0, 2)
+    lengths = np.array([12, 12], dtype="<u2").tobytes()
+    frame = header + np.ascontiguousarray(events.rows[:, :-1]).tobytes() + lengths + b"".join(events.keys)
+    back, _ = decode_frame(frame, 4)
+    assert np.array_equal(back.rows[:, :-1], events.rows[:, :-1])
+    assert back.rows[:, -1].tolist() == [0, 0]

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.base import StoreConflict
+from paywarden.features.stores.memory import MemoryStore
+from paywarden.schemas.avro import Encoder, LocalSchemaIds
+from paywarden.schemas.errors import StoreUnavailable
+from paywarden.schemas.proto.store_pb2 import PaymentRecord
+from paywarden.streams.kafka.reading import Record
+from paywarden.streams.profiles.decoder import Intake
+from paywarden.streams.profiles.events import OFFSET, record_key
+from paywarden.streams.profiles.repartition import decode_frame
+from paywarden.streams.profiles.router import Decoded, Router
+from tests.worlds import small_world
+from tests.worlds.topics import small_world as simulated
+
+NOW_MS = 1_800_000_000_000
+ROUTES = {name: (f"repartition-{name}", 2) for name in small_world.engine().plan.entity_names}
+
+
+class FakeSender:
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, int, bytes]] = []
+
+    def send(self, topic: str, value: bytes, *, key: bytes | None, partition: int) -> None:
+        assert key is None
+        self.sent.append((topic, partition, value))
+
+
+class UnwellStore(MemoryStore):
+    """A write in which `meanwhile` happens first, once."""
+
+    def __init__(self, meanwhile: Any) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+
+    def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            meanwhile(super().write, values)
+        super().write(values, ttl_s=ttl_s, versions=versions)
+
+
+def router(store: MemoryStore, sender: FakeSender) -> Router:
+    engine = small_world.engine()
+    given: Any = sender
+    return Router(
+        intake=Intake(engine, load_rates(), LocalSchemaIds()),
+        store=store,
+        sender=given,
+        plan=engine.plan,
+        routes=ROUTES,
+        outcome_days=1,
+    )
+
+
+def records(count: int, first_offset: int = 0) -> list[Record]:
+    encoder = Encoder("payments", LocalSchemaIds().id_of("payments"))
+    rows = simulated()[0].slice(0, count).to_pylist()
+    return [
+        Record("payments", 0, first_offset + at, b"k", encoder.encode(row), row["event_time_ms"] + 100, ())
+        for at, row in enumerate(rows)
+    ]
+
+
+def decoded(store: MemoryStore, sender: FakeSender, first_offset: int = 0) -> tuple[Router, Decoded]:
+    made = router(store, sender)
+    return made, made.decode(records(5, first_offset), [], NOW_MS)
+
+
+def test_what_another_worker_kept_meanwhile_makes_a_duplicate_and_not_a_second_payment() -> None:
+    def another(write: Any, values: Mapping[bytes, bytes]) -> None:
+        key = next(iter(values))
+        theirs = PaymentRecord.FromString(values[key])
+        theirs.offset = 77
+        write({key: theirs.SerializeToString()}, ttl_s=0)
+
+    store, sender = UnwellStore(another), FakeSender()
+    made, events = decoded(store, sender)
+    with pytest.raises(StoreConflict):
+        made.keep(events)
+    joined = made.keep(events)
+    assert (joined.duplicates, len(joined.rows)) == (1, 4)
+    (first, *_) = (record_key(event.payment_id) for event in events.payments)
+    kept = store.read([first])[0]
+    assert kept is not None
+    assert PaymentRecord.FromString(kept).offset == 77
+
+
+def test_a_write_whose_answer_is_lost_is_repeated_with_the_same_events() -> None:
+    def lost(write: Any, values: Mapping[bytes, bytes]) -> None:
+        write(values, ttl_s=0)
+        raise StoreUnavailable("no answer")
+
+    store, sender = UnwellStore(lost), FakeSender()
+    made, events = decoded(store, sender)
+    with pytest.raises(StoreUnavailable):
+        made.keep(events)
+    joined = made.keep(events)
+    assert (joined.duplicates, len(joined.rows)) == (0, 5)
+
+
+def test_events_of_an_entity_go_to_the_partition_of_its_key_in_their_order() -> None:
+    store, sender = MemoryStore(), FakeSender()
+    made, events = decoded(store, sender)
+    made.send(made.keep(events))
+    for entity, (topic, count) in ROUTES.items():
+        found: list[tuple[bytes, int]] = []
+        for sent_to, _, value in sender.sent:
+            if sent_to == topic:
+                part, _ = decode_frame(value, count)
+                assert part.rows[:, OFFSET].tolist() == sorted(part.rows[:, OFFSET].tolist())
+                found += zip(part.keys, part.rows[:, OFFSET].tolist(), strict=True)
+        number = list(ROUTES).index(entity)
+        wanted = [(event.keys[number], event.position.offset) for event in events.payments if event.keys[number]]
+        assert sorted(found) == sorted(wanted)
+
+
+def test_progress_goes_to_every_partition_of_every_kind_of_entity() -> None:
+    sender = FakeSender()
+    router(MemoryStore(), sender).send_progress({3: 99})
+    assert [(topic, partition) for topic, partition, _ in sender.sent] == [
+        (topic, partition) for topic, count in ROUTES.values() for partition in range(count)
+    ]
+    assert {tuple(decode_frame(value, 2)[1].items()) for _, _, value in sender.sent} == {((3, 99),)}

@@ -1,0 +1,139 @@
+"""A gRPC front on a loop of its own thread, for tests, with a scorer that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Self
+
+import uvloop
+
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine.batcher import AdmissionSettings, Refusal, Turns
+from paywarden.scoring.grpc.front import GrpcServer
+from paywarden.scoring.grpc.metrics import GrpcMetrics
+from paywarden.scoring.grpc.settings import GrpcSettings
+from paywarden.scoring.metrics.shared import Registry
+from paywarden.scoring.net.tls import Tls
+from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.requests.wire import RequestLimits
+from tests.worlds.payments import euro_intake
+
+NOW_MS = 1_700_000_000_000
+WAIT_S = 20
+# A test that needs a deadline to pass lowers it; none runs into it on a busy machine.
+PATIENT = AdmissionSettings(deadline_ms=20_000, wait_ms_max=10_000)
+
+
+class FakeScorer:
+    """Answers 0.5, and refuses what `refuses` names by its payment id."""
+
+    def __init__(self) -> None:
+        self.refuses: dict[str, Refusal] = {}
+        self.missing: list[str] = []
+        self.chunks: list[list[str]] = []
+
+    def score_many(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
+        assert now_ms == NOW_MS
+        requests = list(payments)
+        self.chunks.append([request.payment_id for request in requests])
+        return [
+            self.refuses.get(request.payment_id)
+            or ScoreResponse(payment_id=request.payment_id, score=0.5, action="approve").SerializeToString()
+            for request in requests
+        ]
+
+    def readiness(self) -> list[str]:
+        return self.missing
+
+    @property
+    def scored(self) -> list[str]:
+        """All payments, in order."""
+        return [payment_id for chunk in self.chunks for payment_id in chunk]
+
+
+class GrpcServed:
+    """The server, and what a test needs of it. `with` stops it."""
+
+    def __init__(
+        self,
+        settings: GrpcSettings,
+        *,
+        admission: AdmissionSettings = PATIENT,
+        authorise: Callable[[bytes | None], bool] | None = None,
+        unix_path: Path | None = None,
+        tls: Tls | None = None,
+        shared_port: int | None = None,
+    ) -> None:
+        """`shared_port`: a port that several servers may listen on at once; 0 finds one."""
+        self.scorer = FakeScorer()
+        self.metrics = GrpcMetrics.declare(Registry())
+        self.turns = Turns(
+            self.scorer,
+            intake=euro_intake(RequestLimits(batch_size_max=4)),
+            settings=admission,
+            now_ms=lambda: NOW_MS,
+        )
+        self.server = GrpcServer(self.turns, settings=settings, metrics=self.metrics, authorise=authorise)
+        self._unix_path, self._tls, self._shared_port = unix_path, tls, shared_port
+        self._stop = asyncio.Event()
+        self._started: Future[tuple[int, asyncio.AbstractEventLoop]] = Future()
+        self.errors: list[str] = []
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._serve()))
+        self._thread.start()
+        self.port, self.loop = self._started.result(WAIT_S)
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: self.errors.append(str(context)))
+        if self._unix_path is not None:
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(self._unix_path))
+        else:
+            listener = socket.create_server(
+                ("127.0.0.1", self._shared_port or 0), reuse_port=self._shared_port is not None
+            )
+        await self.server.start(listener, self._tls)
+        self._started.set_result((0 if self._unix_path else listener.getsockname()[1], loop))
+        await self._stop.wait()
+        await self.server.stop()
+
+    def begin_stop(self) -> None:
+        self.loop.call_soon_threadsafe(self._stop.set)
+
+    def join(self) -> None:
+        """Wait until it has stopped; no callback of the loop may have failed."""
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive(), "the server did not stop"
+        assert self.errors == []
+
+    def counted(self, method: str, code: str) -> int:
+        return self.metrics.requests[method, code].value
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive():
+            self.begin_stop()
+        self.join()
+
+
+def payment(payment_id: str = "p1", **values: object) -> ScoreRequest:
+    """A request that is right, but for `values`."""
+    fields: dict[str, object] = {
+        "event_time_ms": NOW_MS,
+        "card_id": "card",
+        "merchant_id": "merchant",
+        "amount_minor": 1,
+        "currency": "EUR",
+    }
+    return ScoreRequest(payment_id=payment_id, **(fields | values))  # type: ignore[arg-type]

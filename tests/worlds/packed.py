@@ -1,0 +1,127 @@
+"""Packed profiles taken apart and put together in plain Python, as features/kernel/codec.py describes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from paywarden.features.profiles.shape import decode_shape
+
+_SHAPE_AT = 7
+# Columns before those of the tables: three times, and the lengths of the sections.
+_LENGTHS = 3
+_TABLES_AT = 4
+_SIGN = 1 << 63
+
+Columns = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What stands in a packed profile, column by column, every number as it is stored."""
+
+    version: int
+    digest: int
+    shape: bytes
+    columns: Columns
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All of them: first, last and newest time, lengths, tables, memories, sources."""
+        return tuple(chain.from_iterable(self.columns))
+
+    @property
+    def source_count(self) -> int:
+        """How many source partitions it contains events of: the first of the lengths."""
+        return self.columns[_LENGTHS][0]
+
+    def with_number(self, place: int, number: int) -> Packed:
+        """The same with another number at a place among all of them."""
+        columns = []
+        for column in self.columns:
+            inside = 0 <= place < len(column)
+            columns.append((*column[:place], number, *column[place + 1 :]) if inside else column)
+            place -= len(column)
+        return replace(self, columns=tuple(columns))
+
+
+def read_packed(state: bytes) -> Packed:
+    """Raises ValueError when the bytes end too early or too late."""
+    shape_end = _SHAPE_AT + int.from_bytes(state[5:_SHAPE_AT], "little")
+    shape = decode_shape(state[_SHAPE_AT:shape_end])
+    sections = [table.width for table in shape.tables] + [2] * len(shape.memories)
+    count = _TABLES_AT + sum(sections) + 2
+    position = shape_end + (count + 1) // 2
+    nibbles = [width for pair in state[shape_end:position] for width in (pair & 15, pair >> 4)]
+    widths = iter(nibbles)
+    columns: list[tuple[int, ...]] = []
+
+    def read(rows: int) -> None:
+        nonlocal position
+        width = next(widths)
+        stop = position + rows * width
+        numbers = [state[at : at + width] for at in range(position, stop, width)] if width else [b""] * rows
+        columns.append(tuple(_signed(int.from_bytes(number, "little")) for number in numbers))
+        position = stop
+
+    for rows in (1, 1, 1, 1 + len(sections)):
+        read(rows)
+    source_count, *lengths = columns[_LENGTHS]
+    for rows, width in zip([*lengths, source_count], [*sections, 2], strict=True):
+        for _ in range(width):
+            read(rows)
+    if position != len(state) or sum(nibbles[count:]) != 0:
+        raise ValueError(f"wanted {position} bytes, got {len(state)}")
+    return Packed(state[0], int.from_bytes(state[1:5], "little"), state[_SHAPE_AT:shape_end], tuple(columns))
+
+
+def write_packed(packed: Packed) -> bytes:
+    """The bytes that `read_packed` takes apart, every column in as few bytes as it needs."""
+    return with_widths(packed, widths_of(packed))
+
+
+def widths_of(packed: Packed) -> list[int]:
+    """How many bytes the largest number of each column needs."""
+    return [
+        max([(_unsigned(number).bit_length() + 7) // 8 for number in column], default=0) for column in packed.columns
+    ]
+
+
+def with_widths(packed: Packed, widths: list[int]) -> bytes:
+    """The same with the columns' widths given, which nobody need have chosen well: what does not fit is cut."""
+    even = [*widths, 0] if len(widths) % 2 else widths
+    head = bytes([packed.version]) + packed.digest.to_bytes(4, "little") + len(packed.shape).to_bytes(2, "little")
+    pairs = bytes(low | high << 4 for low, high in zip(even[::2], even[1::2], strict=True))
+    body = b"".join(
+        _unsigned(number).to_bytes(16, "little")[:width]
+        for column, width in zip(packed.columns, widths, strict=True)
+        for number in column
+    )
+    return head + packed.shape + pairs + body
+
+
+def sources_of(state: bytes) -> dict[int, int]:
+    """{source: newest offset} of a packed profile."""
+    *_, sources, offsets = read_packed(state).columns
+    return dict(zip(sources, offsets, strict=True))
+
+
+def without_sources(state: bytes) -> bytes:
+    """The profile as if its events had come from nowhere: what two ways of building it must agree on."""
+    return write_packed(with_sources(read_packed(state), ()))
+
+
+def with_sources(packed: Packed, sources: tuple[tuple[int, int], ...]) -> Packed:
+    """The same with other (source, offset) pairs."""
+    columns = list(packed.columns)
+    columns[_LENGTHS] = (len(sources), *columns[_LENGTHS][1:])
+    columns[-2:] = [tuple(source for source, _ in sources), tuple(offset for _, offset in sources)]
+    return replace(packed, columns=tuple(columns))
+
+
+def _signed(value: int) -> int:
+    return value - 2 * _SIGN if value >= _SIGN else value
+
+
+def _unsigned(number: int) -> int:
+    return number % (2 * _SIGN)

@@ -1,0 +1,45 @@
+"""Payments for tests of what comes behind the intake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import RATE_SCALE, RateTable
+from paywarden.features.profiles.plan import Plan
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.engine.batcher import Refusal, Scorer, refusal_of
+from paywarden.scoring.requests.decoder import Intake
+from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.requests.wire import RequestLimits
+
+
+@cache
+def default_plan() -> Plan:
+    return FeatureEngine().plan
+
+
+def euro_intake(limits: RequestLimits | None = None) -> Intake:
+    """One that knows no currency but the euro."""
+    return Intake(default_plan(), RateTable({"EUR": [(0, RATE_SCALE)]}), limits or RequestLimits())
+
+
+def score_many(
+    scorer: Scorer, requests: Sequence[ScoreRequest], intake: Intake, now_ms: int
+) -> list[ScoreResponse | Refusal]:
+    """What each request gets that goes through an intake and, where it is not refused there, a scorer."""
+    payments, wrong = intake.read([request.SerializeToString() for request in requests], now_ms)
+    results = iter(scorer.score_many(payments, now_ms))
+    answers: list[ScoreResponse | Refusal] = []
+    for place in range(len(requests)):
+        result = refusal_of(wrong[place]) if place in wrong else next(results)
+        answers.append(result if isinstance(result, Refusal) else ScoreResponse.FromString(result))
+    return answers
+
+
+def payments_of(requests: Sequence[ScoreRequest], intake: Intake, now_ms: int) -> Payments:
+    """What the intake makes of requests, all of which it must take."""
+    payments, wrong = intake.read([request.SerializeToString() for request in requests], now_ms)
+    assert not wrong
+    return payments

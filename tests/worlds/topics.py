@@ -1,0 +1,205 @@
+"""What tests of the stream share: a payment system's side of the topics, and what should come of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from paywarden.features.datasets.simulator import simulate
+from paywarden.features.history.history import history_of_tables
+from paywarden.features.history.point_in_time import Passage
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.money import load_rates
+from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
+from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
+from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
+from paywarden.streams.kafka.admin import end_offsets, partitions_of
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.producers import make_producer
+from paywarden.streams.kafka.reading import Record, make_consumer, records_to_end
+from paywarden.streams.kafka.topic_names import repartition_topic
+from paywarden.streams.profiles.watermarks import PREFIX
+from tests.services.processes import wait_until
+from tests.worlds.packed import without_sources
+
+ENTITIES = ("card", "merchant", "device")
+
+
+class Topics:
+    """Writes payments and outcomes as payment systems do."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        ids = LocalSchemaIds()
+        self._settings = settings
+        self._producer: Producer = make_producer(settings, linger_ms=5)
+        self._payments = Encoder("payments", ids.id_of("payments"))
+        self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
+
+    def send_payment(self, row: dict[str, Any]) -> None:
+        self._send("payments", self._payments.encode(row), row["card_id"].encode())
+
+    def send_outcome(self, row: dict[str, Any]) -> None:
+        self._send("outcomes", self._outcomes.encode(row), row["payment_id"].encode())
+
+    def send_payments(self, rows: Iterable[dict[str, Any]]) -> None:
+        """All of them, acknowledged."""
+        for row in rows:
+            self.send_payment(row)
+        self.flush()
+
+    def send_outcomes(self, rows: Iterable[dict[str, Any]]) -> None:
+        """All of them, acknowledged."""
+        for row in rows:
+            self.send_outcome(row)
+        self.flush()
+
+    def _send(self, topic: str, value: bytes, key: bytes) -> None:
+        while True:
+            try:
+                self._producer.produce(self._settings.topic(topic), value, key=key)
+            except BufferError:
+                # On a busy machine the broker takes them more slowly than they are made.
+                self._producer.poll(0.1)
+            else:
+                return
+
+    def send_bytes(self, topic: str, value: bytes | None, key: bytes) -> None:
+        self._producer.produce(self._settings.topic(topic), value, key=key, headers=[("trace", b"\x00\x01")])
+
+    def flush(self) -> None:
+        assert self._producer.flush(120) == 0
+
+
+def letter(settings: KafkaSettings, topic: str, reason: str, failed_time_ms: int) -> bytes:
+    """A dead letter of ours, as it is on its topic."""
+    ids = LocalSchemaIds()
+    record: dict[str, Any] = {
+        "topic": settings.topic(topic),
+        "partition": 0,
+        "offset": 7,
+        "key": b"card-1",
+        "value": b"secret",
+        "reason": reason,
+        "failed_time_ms": failed_time_ms,
+    }
+    return Encoder("dead-letters", ids.id_of("dead-letters")).encode(record)
+
+
+def small_world() -> tuple[pa.Table, pa.Table]:
+    return simulate(cards=60, days=20, seed=3)
+
+
+def batch_profiles(payments: pa.Table, outcomes: pa.Table) -> dict[bytes, bytes]:
+    """The profiles that the batch path makes of a history."""
+    engine = FeatureEngine()
+    history = history_of_tables(payments, outcomes)
+    passage = Passage(history, engine, load_rates())
+    for _ in passage.chunks():
+        pass
+    passage.finish()
+    return {
+        f"{name}:{identity}".encode(): state
+        for entity, name in enumerate(engine.plan.entity_names)
+        for identity, state in zip(getattr(history, name).names.to_pylist(), passage.profiles[entity], strict=True)
+        if state is not None
+    }
+
+
+def read_store(path: Path) -> dict[bytes, bytes]:
+    """The profiles by their keys."""
+    store = LmdbStore.from_settings(LmdbSettings(path=str(path)), readonly=True)
+    found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
+    store.close()
+    return found
+
+
+def read_aerospike(address: str) -> dict[bytes, bytes]:
+    """The same of a server at `host:port`."""
+    store = AerospikeStore(AerospikeSettings(hosts=(address,)))
+    found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
+    store.close()
+    return found
+
+
+def read_changelog(settings: KafkaSettings) -> dict[bytes, bytes]:
+    """The last state of each key that is not erased."""
+    return {key: state for key, state in read_last(settings).items() if state is not None}
+
+
+def read_last(settings: KafkaSettings) -> dict[bytes, bytes | None]:
+    """The last record of each key of the changelog, which is what compaction leaves: its state, or None if erased."""
+    decoder = Decoder("profiles", LocalSchemaIds())
+    last: dict[bytes, bytes | None] = {}
+    for record in read_topic(settings, "profiles"):
+        assert record.key is not None
+        if not record.key.startswith(PREFIX):
+            last[record.key] = None if record.value is None else decoder.decode(record.value)["state"]
+    return last
+
+
+def read_topic(settings: KafkaSettings, name: str) -> list[Record]:
+    """All records of a topic that are there now."""
+    with closing(make_consumer(settings, group_id="reader")) as consumer:
+        batches = records_to_end(consumer, settings.topic(name), partitions_of(settings, name))
+        return [record for batch in batches for record in batch]
+
+
+def lag(settings: KafkaSettings, group: str) -> int:
+    """Records of payments and outcomes that the group has not committed."""
+    consumer: Consumer = make_consumer(settings, group_id=group)
+    behind = 0
+    for name in ("payments", "outcomes"):
+        ends = end_offsets(consumer, settings.topic(name), partitions_of(settings, name))
+        behind += _behind(consumer, settings.topic(name), ends)
+    consumer.close()
+    return behind
+
+
+def wait_until_worked_in(
+    settings: KafkaSettings, group: str, what: str = "all", timeout_s: float = 60.0, profile_set: str = ""
+) -> None:
+    """Until every record there is has been read, and every event that came of it is in its profile."""
+    wait_until(lambda: lag(settings, group) == 0, f"{what} worked in", timeout_s=timeout_s, every_s=0.2)
+    # Frames that only tell progress go on for ever: those that are there now are enough.
+    consumer: Consumer = make_consumer(settings, group_id=group)
+    names = [repartition_topic(entity, profile_set) for entity in ENTITIES]
+    ends = {n: end_offsets(consumer, settings.topic(n), partitions_of(settings, n)) for n in names}
+    wait_until(
+        lambda: sum(_behind(consumer, settings.topic(name), of_topic) for name, of_topic in ends.items()) == 0,
+        f"events of {what} worked in",
+        timeout_s=timeout_s,
+        every_s=0.1,
+    )
+    consumer.close()
+
+
+def _behind(consumer: Consumer, topic: str, ends: Mapping[int, int]) -> int:
+    committed = _committed(consumer, [TopicPartition(topic, partition) for partition in ends])
+    return sum(max(0, ends[place.partition] - max(0, place.offset)) for place in committed)
+
+
+def _committed(consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPartition]:
+    """Asked again while a young broker still looks for the group's coordinator."""
+    for _ in range(50):
+        try:
+            return consumer.committed(wanted, timeout=10)
+        except KafkaException:
+            time.sleep(0.2)
+    raise AssertionError("Kafka does not say what is committed")
+
+
+def wait_for_commit(settings: KafkaSettings, group: str) -> None:
+    before = lag(settings, group)
+    wait_until(lambda: lag(settings, group) < before, "a batch is committed", every_s=0.05)
+
+
+def assert_profiles_equal(got: dict[bytes, bytes], wanted: dict[bytes, bytes]) -> None:
+    assert got.keys() == wanted.keys()
+    differing = [key for key in wanted if without_sources(got[key]) != without_sources(wanted[key])]
+    assert not differing, f"{len(differing)} of {len(wanted)} profiles differ"
