@@ -112,8 +112,8 @@ def _data_dictionary() -> str:
     intro = [
         "# Data dictionary\n",
         *_prose(
-            "Every column of every file and topic. `python -m paywarden.ops.reference` makes this page from the code; `make "
-            "check` refuses one that is older than the code."
+            "Every column of every file and topic. `python -m paywarden.ops.reference` makes this page from the code; "
+            "`make check` refuses one that is older than the code."
         ),
         *_prose(
             "Money is in whole minor units: 4999 is 49.99 EUR, and 4999 yen are 4999 JPY. Times are milliseconds since "
@@ -216,8 +216,8 @@ def _topics() -> Iterator[str]:
     )
     yield from _prose(
         "Two kinds of topics are Paywarden's own and hold no Avro. `repartition-ENTITY` carries events to the owners "
-        "of profiles (`streams/profiles/repartition.py` has the bytes), and `outbox-cursors` says how far each host's decisions "
-        "are shipped (`streams/companion/cursors.py`)."
+        "of profiles (`streams/profiles/repartition.py` has the bytes), and `outbox-cursors` says how far each host's "
+        "decisions are shipped (`streams/companion/cursors.py`)."
     )
     for topic in TOPICS:
         schema = topic_schema(topic)

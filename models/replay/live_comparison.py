@@ -18,14 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from paywarden.models.metrics.comparison import DIFFERENCE_EDGES
-from paywarden.models.metrics.evaluation import DAY_MS, Days
 from paywarden.models.policy.policy import ACTIONS
-from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.archive.files import read_archive
-from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TopicRows, rows_schema
 
-_FIELDS = ("decided_time_ms", "payment_id", "event_time_ms", "score", "action", "flags", "model_version")
-_COLUMNS = (*_FIELDS, PARTITION, OFFSET)
+FIELDS = ("decided_time_ms", "payment_id", "event_time_ms", "score", "action", "flags", "model_version")
+"""What a comparison needs to know of a live decision."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +82,18 @@ class LiveComparison:
         return of_all | vars(self.whole) | {"by_model_version": versions}
 
 
-def archived_decisions(archive: Path, window: Days) -> TopicRows:
-    """Live decisions about payments of these days. Raises Misconfigured as `read_archive`, or when there are none."""
-    first_ms, last_ms = window.first * DAY_MS, (window.last + 1) * DAY_MS - 1
-    schema = pa.schema([rows_schema("decisions").field(name) for name in _COLUMNS])
-    rows = read_archive(archive, "decisions", schema, times_ms=(first_ms, last_ms))
-    time_ms = rows.table["event_time_ms"]
-    table = rows.table.filter(pc.and_(pc.greater_equal(time_ms, first_ms), pc.less_equal(time_ms, last_ms)))
-    if len(table) == 0:
-        raise Misconfigured(f"{archive} holds no decision about a payment of the days that are replayed")
-    return TopicRows(table, rows.undecoded)
+@dataclass(frozen=True)
+class LiveDecisions:
+    """Decisions as they were made: FIELDS and the columns of `order`, which tell decisions of one time apart."""
+
+    table: pa.Table
+    not_decoded: int
+    order: tuple[str, ...]
 
 
-def compare_with_live(live: TopicRows, replayed: pa.Table) -> LiveComparison:
+def compare_with_live(live: LiveDecisions, replayed: pa.Table) -> LiveComparison:
     """The section `archived_decisions` of a replay's results; `replayed` has payment_id, score and action."""
-    first = _first_decisions(live.table)
+    first = _first_decisions(live)
     row = pc.index_in(first["payment_id"], value_set=_text(replayed["payment_id"]))
     is_both = pc.is_valid(row)
     both, rows = first.filter(is_both), row.filter(is_both)
@@ -117,7 +110,7 @@ def compare_with_live(live: TopicRows, replayed: pa.Table) -> LiveComparison:
     versions = sorted(pc.unique(joined["version"]).to_pylist())
     return LiveComparison(
         decisions=len(live.table),
-        decisions_not_decoded=len(live.undecoded),
+        decisions_not_decoded=live.not_decoded,
         repeated=len(live.table) - len(first),
         only_live=len(first) - len(joined),
         only_replayed=len(replayed) - len(joined),
@@ -136,10 +129,10 @@ def replayed_decisions(path: Path) -> pa.Table:
     return pq.read_table(path, columns=["payment_id", "score", "action"])
 
 
-def _first_decisions(table: pa.Table) -> pa.Table:
+def _first_decisions(live: LiveDecisions) -> pa.Table:
     """The first decision about each payment."""
-    keys = [(name, "ascending") for name in ("decided_time_ms", PARTITION, OFFSET)]
-    table = table.sort_by(keys)
+    keys = [(name, "ascending") for name in ("decided_time_ms", *live.order)]
+    table = live.table.sort_by(keys)
     ids = _text(table["payment_id"])
     first = pc.index_in(ids, value_set=ids).to_numpy(zero_copy_only=False)
     return table.filter(pa.array(first == np.arange(len(table))))

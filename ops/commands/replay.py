@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from paywarden.models.bundle.bundle import Bundle
     from paywarden.models.metrics.costs import CostSettings
     from paywarden.models.metrics.evaluation import Days
+    from paywarden.models.replay.live_comparison import LiveDecisions
     from paywarden.models.replay.measures import Contestant, ReplayResults
-    from paywarden.streams.kafka.topic_rows import TopicRows
 
 
 @click.command()
@@ -135,7 +135,7 @@ def replay(
     window = _window(history, earlier, first_day, last_day)
     live = None
     if archived_decisions is not None:
-        from paywarden.models.replay.live_comparison import archived_decisions as read_live
+        from paywarden.streams.archive.live_decisions import archived_decisions as read_live
 
         live = read_live(archived_decisions, window)
     engine.warm_up()
@@ -196,7 +196,7 @@ def _contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Cont
     return Contestant(bundle, decided_by, Path(policy_file).name if policy_file else "of the configuration")
 
 
-def _compared_with_live(live: TopicRows, results: ReplayResults, folder: Path) -> dict[str, Any]:
+def _compared_with_live(live: LiveDecisions, results: ReplayResults, folder: Path) -> dict[str, Any]:
     """The section of the headline about live decisions, put into metrics.json and the report, too."""
     from paywarden.models.replay.files import DECISIONS, write_whole
     from paywarden.models.replay.live_comparison import compare_with_live, replayed_decisions

@@ -22,7 +22,7 @@ from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.faust.app import StreamApp
 from paywarden.streams.faust.codec import AvroCodec
-from paywarden.streams.faust.dead_letter_watch import _add_dead_letter_watch
+from paywarden.streams.faust.dead_letter_watch import add_dead_letter_watch
 from paywarden.streams.faust.partition_agent import Pace, PartitionAgent, Taker
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
@@ -65,7 +65,7 @@ def add_agents(
     outcomes: OutcomeParts | None = None,
 ) -> None:
     """Register every agent with the app, before it starts. Without `outcomes` none are joined."""
-    _add_dead_letter_watch(app, kafka, ids, registry)
+    add_dead_letter_watch(app, kafka, ids, registry)
     takes_over_after_s = session_timeout_ms / 1000
     if outcomes is None:
         _add_decisions(app, kafka, ids, registry, takes_over_after_s, drift)

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from paywarden.scoring.engine.batcher import DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, Call, Refusal
+from paywarden.scoring.engine.batcher import DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, Call, Flushable, Refusal, Turns
 from paywarden.scoring.grpc import messages as grpc_messages
-from paywarden.scoring.grpc.http2 import OK_TRAILERS
+from paywarden.scoring.grpc.http2 import OK_TRAILERS, Session
 from paywarden.scoring.grpc.messages import HEAD_BYTES, NOT_ONE_MESSAGE, TRUNCATED, frame
 from paywarden.scoring.grpc.services import Health, render_status
+from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared import Counter, Histogram
 from paywarden.scoring.requests import wire
-
-if TYPE_CHECKING:
-    from paywarden.scoring.grpc.connection import GrpcConnection
 
 TOO_SLOW = Refusal(DEADLINE_EXCEEDED, "the request took too long to arrive")
 _NO_ROOM = Refusal(RESOURCE_EXHAUSTED, "too much is arriving at once: try again later")
@@ -72,16 +70,50 @@ class Arriving(Protocol):
         """Answer with a status."""
 
 
+class CallServer(Protocol):
+    """The server of a call's connection, as far as a call needs it."""
+
+    turns: Turns
+    settings: GrpcSettings
+    now_s: Callable[[], float]
+    deadline_s: float
+    health: Health
+    arriving_bytes: int
+
+
+class CallLink(Flushable, Protocol):
+    """The connection of a call, as far as a call needs it."""
+
+    session: Session
+    read_at: float
+    submitted: bool
+    write_now: bool
+    watches: dict[int, Watch]
+
+    @property
+    def server(self) -> CallServer:
+        """The server that the connection belongs to."""
+
+    def done(self, stream_id: int) -> None:
+        """The call of this stream is answered."""
+
+    def refuse(self, stream_id: int, refusal: Refusal, *, reset: bool) -> None:
+        """Answer the stream with a status; `reset`: read no more of its request."""
+
+    def on_idle_frame(self) -> None:
+        """Count a frame that asks for nothing."""
+
+
 class ScoreCall(Call):
     """Score or ScoreBatch."""
 
     __slots__ = ("_encoding", "_method", "_parts", "_stream_id", "_timeout_s", "is_arriving", "opened")
 
-    connection: GrpcConnection
+    connection: CallLink
     form = wire.PROTOBUF
 
     def __init__(
-        self, link: GrpcConnection, stream_id: int, method: Method, encoding: bytes, timeout_s: float | None
+        self, link: CallLink, stream_id: int, method: Method, encoding: bytes, timeout_s: float | None
     ) -> None:
         self.connection = link
         self._stream_id, self._method, self._encoding, self._timeout_s = stream_id, method, encoding, timeout_s
@@ -170,7 +202,7 @@ class ScoreCall(Call):
 class ServiceCall:
     """A call of health or reflection: small, rare, answered at once."""
 
-    def __init__(self, link: GrpcConnection, stream_id: int, method: Method, encoding: bytes) -> None:
+    def __init__(self, link: CallLink, stream_id: int, method: Method, encoding: bytes) -> None:
         self._link, self._stream_id, self._method, self._encoding = link, stream_id, method, encoding
         self._buffer = bytearray()
         self._held_bytes = 0

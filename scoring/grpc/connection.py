@@ -15,16 +15,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from ssl import SSLObject
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from paywarden.scoring.engine.batcher import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAUTHENTICATED, Refusal
 from paywarden.scoring.grpc import http2
 from paywarden.scoring.grpc import messages as grpc_messages
-from paywarden.scoring.grpc.calls import TOO_SLOW, Arriving, Kind, ScoreCall, ServiceCall, Watch
-from paywarden.scoring.grpc.http2 import BrokenConnection, Headers
-
-if TYPE_CHECKING:
-    from paywarden.scoring.grpc.front import GrpcServer
+from paywarden.scoring.grpc.calls import TOO_SLOW, Arriving, CallServer, Kind, Method, ScoreCall, ServiceCall, Watch
+from paywarden.scoring.grpc.http2 import BrokenConnection, Headers, Receiver, Session
 
 _NO_METHOD = Refusal(grpc_messages.UNIMPLEMENTED, "no such method")
 _UNAUTHENTICATED = Refusal(UNAUTHENTICATED, "authorization is missing or not valid")
@@ -54,10 +51,29 @@ class _Allowance:
         return self._left >= 0
 
 
+class ConnectionServer(CallServer, Protocol):
+    """The server of a connection, as far as a connection needs it."""
+
+    methods: dict[bytes, Method]
+    authorise: Callable[[bytes | None], bool]
+
+    def admit(self, connection: GrpcConnection) -> bool:
+        """Keep a new connection; False when there are too many."""
+
+    def forget(self, connection: GrpcConnection) -> None:
+        """A connection has ended."""
+
+    def open_session(self, receiver: Receiver) -> Session:
+        """The HTTP/2 of a new connection."""
+
+    def count(self, method: str, code: str) -> None:
+        """Count a call that was refused before it became one."""
+
+
 class GrpcConnection(asyncio.Protocol):
     """One caller. `on_*` are the session's callbacks."""
 
-    def __init__(self, server: GrpcServer) -> None:
+    def __init__(self, server: ConnectionServer) -> None:
         self.server = server
         self.session = server.open_session(self)
         self.watches: dict[int, Watch] = {}

@@ -14,17 +14,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable
+from typing import Protocol, cast
 
 from paywarden.scoring.engine.batcher import Call, Flushable, Refusal
 from paywarden.scoring.http import refusals as refused
-from paywarden.scoring.http.heads import Head
+from paywarden.scoring.http.heads import Head, Heads
 from paywarden.scoring.http.reader import RequestReader
 from paywarden.scoring.http.refusals import HttpRefusal, status_of
+from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.requests import wire
-
-if TYPE_CHECKING:
-    from paywarden.scoring.http.front import HttpServer
 
 
 class HttpCall(Call):
@@ -64,10 +63,35 @@ class HttpCall(Call):
         self.status, self.content_type, self.body = status, content_type, body
 
 
+class ConnectionServer(Protocol):
+    """The server of a connection, as far as a connection needs it."""
+
+    settings: HttpSettings
+    loop: asyncio.AbstractEventLoop
+    heads: Heads
+    draining: bool
+
+    def admit(self, connection: HttpConnection) -> bool:
+        """Keep a new connection; False when there are too many."""
+
+    def forget(self, connection: HttpConnection) -> None:
+        """A connection has ended."""
+
+    @property
+    def render(self) -> Callable[..., bytes]:
+        """`render(call, closes=…)`: an answer as bytes on the wire."""
+
+    def submit(self, call: HttpCall) -> None:
+        """Have a call answered, now or later."""
+
+    def count(self, call: HttpCall, now: float) -> None:
+        """Count an answer that leaves; `now` is in seconds of `time.perf_counter`."""
+
+
 class HttpConnection(asyncio.Protocol):
     """One caller. Nothing here blocks, and one that is slow holds up nobody."""
 
-    def __init__(self, server: HttpServer) -> None:
+    def __init__(self, server: ConnectionServer) -> None:
         self._server = server
         self._settings = server.settings
         self._loop = server.loop

@@ -17,7 +17,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 _LETTERS_AHEAD = 100
 
 
-def _add_dead_letter_watch(app: StreamApp, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> None:
+def add_dead_letter_watch(app: StreamApp, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> None:
     counts = DeadLetterCounts(registry, kafka.topic_prefix)
     codec = AvroCodec("dead-letters", ids)
     topic = app.topic(kafka.topic("dead-letters"), key_type=bytes, key_serializer="raw", value_serializer=codec)

@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
-from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, Place, _configured, reason_of
+from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, Place, named_options, reason_of
 
 _log = logging.getLogger(__name__)
 # What a broker says, and the client finds, while a partition's leader changes; then it is asked again this soon.
@@ -34,7 +34,7 @@ _LEADERS_AGE_MS_MAX = 5000
 
 def make_admin(settings: KafkaSettings) -> AdminClient:
     """A client for topics and metadata."""
-    with _configured():
+    with named_options():
         return AdminClient({**settings.connection(), "metadata.max.age.ms": _LEADERS_AGE_MS_MAX})
 
 

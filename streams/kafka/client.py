@@ -91,7 +91,7 @@ class KafkaSettings:
         return options
 
 
-def _compressing(compression: str) -> dict[str, Any]:
+def compressing(compression: str) -> dict[str, Any]:
     """librdkafka's options."""
     options: dict[str, Any] = {"compression.type": compression}
     if compression == "gzip":
@@ -106,7 +106,7 @@ def reason_of(error: KafkaException) -> str:
 
 
 @contextmanager
-def _configured() -> Iterator[None]:
+def named_options() -> Iterator[None]:
     """librdkafka refuses options it cannot use when a client is made."""
     try:
         yield

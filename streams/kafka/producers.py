@@ -9,7 +9,7 @@ from typing import TypeAlias
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from paywarden.schemas.errors import BrokerUnavailable
-from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, KafkaSettings, _compressing, _configured, reason_of
+from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, KafkaSettings, compressing, named_options, reason_of
 
 # Brokers measure what is on the wire, clients what it unpacks to: a record of megabytes may have come in kilobytes, and
 # its letter must go the same way. Under what a producer's queue holds, or it would wait for room for ever.
@@ -37,7 +37,7 @@ def make_producer(
         "message.timeout.ms": 0,
         "linger.ms": linger_ms,
         "delivery.report.only.error": only_failures,
-        **_compressing(compression or settings.compression),
+        **compressing(compression or settings.compression),
         # A dead letter holds a whole record of another topic, and more.
         "message.max.bytes": message_bytes_max,
         "queue.buffering.max.messages": 200_000,
@@ -45,7 +45,7 @@ def make_producer(
         # The Java clients' partitioner, so that all producers agree where a key lives.
         "partitioner": "murmur2_random",
     }
-    with _configured():
+    with named_options():
         return Producer(options)
 
 
@@ -61,13 +61,13 @@ def make_transactional_producer(
         "acks": "all",
         "linger.ms": linger_ms,
         "delivery.report.only.error": True,
-        **_compressing(settings.compression),
+        **compressing(settings.compression),
         "message.max.bytes": MESSAGE_BYTES_MAX,
         "queue.buffering.max.messages": 200_000,
         "queue.buffering.max.kbytes": 256 * 1024,
         "partitioner": "murmur2_random",
     }
-    with _configured():
+    with named_options():
         return Producer(options)
 
 

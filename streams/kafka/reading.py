@@ -12,7 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Top
 
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.kafka.admin import end_offsets
-from paywarden.streams.kafka.client import KafkaSettings, Place, _configured
+from paywarden.streams.kafka.client import KafkaSettings, Place, named_options
 from paywarden.streams.kafka.producers import Headers
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def make_consumer(settings: KafkaSettings, *, group_id: str, session_timeout_ms:
         "queued.max.messages.kbytes": 64 * 1024,
         "allow.auto.create.topics": True,
     }
-    with _configured():
+    with named_options():
         return Consumer(options)
 
 

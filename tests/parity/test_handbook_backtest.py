@@ -35,7 +35,7 @@ from paywarden.models.metrics.evaluation import DAY_MS, METRICS, Measured, day_o
 from paywarden.models.training.candidates import Path
 from tests.services.missing_tools import HANDBOOK
 
-PROJECT = pathlib.CHECKOUT
+PROJECT = CHECKOUT
 REAL_FILE = pathlib.Path(os.environ.get("PAYWARDEN_HANDBOOK", PROJECT.parent / "shared" / "data" / "handbook.parquet"))
 TOLERANCE = 0.005
 WINDOWS_DAYS = (1, 7, 30)

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 from paywarden.models.metrics.evaluation import DAY_MS, Days
-from paywarden.models.replay.live_comparison import archived_decisions, compare_with_live
+from paywarden.models.replay.live_comparison import compare_with_live
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.archive.archive import Archiver
+from paywarden.streams.archive.live_decisions import archived_decisions
 from tests.fakes.topic_memory import IDS, MemoryTopic, decision
 
 MONDAY = 19_723

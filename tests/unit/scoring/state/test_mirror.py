@@ -329,7 +329,10 @@ def test_a_reader_knows_when_another_mirror_has_taken_its_place(settings: Mirror
     shutil.move(settings.path, tmp_path / "away")
     # Nothing is there yet: the old one is better than none.
     assert not reader.is_replaced()
-    script = "import sys; from paywarden.scoring.state.mirror import *; MirrorWriter(MirrorSettings(path=sys.argv[1])).apply({}, {})"
+    script = (
+        "from paywarden.scoring.state.mirror import *; MirrorWriter(MirrorSettings(path=sys.argv[1])).apply({}, {})"
+    )
+    script = f"import sys; {script}"
     subprocess.run([sys.executable, "-c", script, settings.path], check=True, cwd=ROOT)
     assert reader.is_replaced()
     assert reader.look_up([b"card:1"]) == 1

@@ -9,7 +9,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from paywarden.schemas.avro import TOPICS
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
-from paywarden.streams.kafka import client as kafka_module
+from paywarden.streams.kafka import admin, reading
 from paywarden.streams.kafka.admin import end_offsets, offsets_at
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume, records_between, records_to_end
@@ -116,7 +116,7 @@ def test_the_end_of_a_topic_whose_last_records_are_gone_is_found() -> None:
 
 
 def test_a_broker_that_gives_nothing_before_the_end_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka_module, "READ_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(reading, "READ_TIMEOUT_S", 0.01)
     with pytest.raises(BrokerUnavailable, match="did not give the end of payments"):
         offsets_to_end(FakeTopic(9, [FakeMessage(4)]))
 
@@ -140,7 +140,7 @@ def test_while_a_partition_gets_its_leader_its_end_is_waited_for() -> None:
 
 
 def test_a_leader_is_not_waited_for_for_ever_and_another_error_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka_module, "REACH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(admin, "REACH_TIMEOUT_S", 0.3)
     with pytest.raises(BrokerUnavailable, match=r"does not say where t begins and ends: .*[Ll]eader"):
         end_offsets(cast("Consumer", Elected(1000)), "t", [0])
     refused = Elected(1000, KafkaError.TOPIC_AUTHORIZATION_FAILED)
@@ -194,7 +194,7 @@ def test_an_end_before_that_of_the_range_is_not_taken_for_it() -> None:
 
 
 def test_a_range_of_which_nothing_comes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka_module, "READ_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(reading, "READ_TIMEOUT_S", 0.0)
     with pytest.raises(BrokerUnavailable, match="Kafka did not give offset 4 of payments in 0 s"):
         offsets_between(FakeTopic(9), range(4, 9))
 
