@@ -276,26 +276,28 @@ def _read_records(
                 good = False
                 break
             starts[number, field], lengths[number, field] = at, value
-            crc, digits, capitals, marks = np.int64(0xFFFFFFFF), 0, 0, 0
+            crc = np.int64(0xFFFFFFFF)
             for place in range(at, at + value):
                 byte = data[place]
                 # A control character, or no ASCII.
                 if byte < 32 or byte > 126:
                     good = False
                     break
-                digits += 48 <= byte < 58
-                capitals += 65 <= byte < 91
-                marks += byte == 32 or byte == 45
                 crc = crc_table[(crc ^ byte) & 255] ^ (crc >> 8)
             if kind == _COUNTRY:
-                good &= value == 2 and capitals == 2
+                good &= value == 2 and 65 <= data[at] < 91 and 65 <= data[at + 1] < 91
                 rows[number, column] = 26 * (np.int64(data[at]) - 65) + np.int64(data[at + 1]) - 64 if good else 0
             elif column >= 0:
                 rows[number, column] = (crc ^ 0xFFFFFFFF) + 1
             if kind == _MCC:
-                good &= value == 4 and digits == 4
+                good &= value == 4
+                for place in range(at, at + value):
+                    good &= 48 <= data[place] < 58
             elif kind == _CARD_TOKEN:
-                # Whether it is a card's number, the slow way says.
-                good &= digits < _DIGITS_MIN or digits + marks < value
+                # Digits, grouped or not, from the first byte on: whether they are a card's number, the slow way says.
+                place = at
+                while place < at + value and (48 <= data[place] < 58 or data[place] == 32 or data[place] == 45):
+                    place += 1
+                good &= place < at + value or value < _DIGITS_MIN
             at += value
         is_usual[number] = good and at == end
