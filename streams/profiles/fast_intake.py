@@ -281,15 +281,15 @@ def _read_records(
                 rows[number, column] = letters + 1
             elif column >= 0:
                 rows[number, column] = crc32_of_text(data, at, at + value) + 1
-            if kind in (_MCC, _CARD_TOKEN):
-                digits, marks = 0, 0
+            if kind == _MCC:
+                good &= value == 4
                 for place in range(at, at + value):
-                    digits += 48 <= data[place] < 58
-                    marks += data[place] == 32 or data[place] == 45
-                if kind == _MCC:
-                    good &= value == 4 and digits == 4
-                else:
-                    # Whether it is a card's number, the slow way says.
-                    good &= digits < _DIGITS_MIN or digits + marks < value
+                    good &= 48 <= data[place] < 58
+            elif kind == _CARD_TOKEN:
+                # Digits, grouped or not, from the first byte on: whether they are a card's number, the slow way says.
+                place = at
+                while place < at + value and (48 <= data[place] < 58 or data[place] == 32 or data[place] == 45):
+                    place += 1
+                good &= place < at + value or value < _DIGITS_MIN
             at += value
         is_usual[number] = good and at == end
