@@ -7,7 +7,6 @@ catalogue `book` computes them with the feature engine, whose windows are tiles.
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -33,6 +32,7 @@ from paywarden.models.backtest.handbook import (
 from paywarden.models.backtest.models import family
 from paywarden.models.metrics.evaluation import DAY_MS, METRICS, Measured, day_of_time, measure
 from paywarden.models.training.candidates import Path
+from tests.checkout import CHECKOUT
 from tests.services.missing_tools import HANDBOOK
 
 PROJECT = CHECKOUT
