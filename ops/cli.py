@@ -140,9 +140,9 @@ def compile_bundle(bundle: str) -> None:
 
     Golden vectors, random rows, missing and infinite values, and both sides of every split are tried.
     """
-    from paywarden.models.bundle.bundle import build_native, told_gate
+    from paywarden.models.bundle.bundle import build_native, parity_summary
 
-    click.echo(f"built {build_native(Path(bundle))}: {told_gate(Path(bundle))}")
+    click.echo(f"built {build_native(Path(bundle))}: {parity_summary(Path(bundle))}")
 
 
 # Services

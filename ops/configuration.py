@@ -26,7 +26,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.scoring.engine.batcher import AdmissionSettings
     from paywarden.scoring.grpc.settings import GrpcSettings
     from paywarden.scoring.http.settings import HttpSettings
-    from paywarden.scoring.idempotency.decision_cache import AnsweredSettings
+    from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.net.tls import TlsSettings
     from paywarden.scoring.net.tokens import AuthSettings
     from paywarden.scoring.requests.wire import RequestLimits
@@ -44,7 +44,7 @@ def settings_types() -> dict[str, type[Any]]:
     return {
         "admission": AdmissionSettings,
         "aerospike": AerospikeSettings,
-        "answered": AnsweredSettings,
+        "answered": DecisionCacheSettings,
         "auth": AuthSettings,
         "companion": CompanionSettings,
         "costs": CostSettings,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from paywarden.features.history.history import History
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.money import RateTable
-    from paywarden.streams.archive.topic_history import Days
+    from paywarden.streams.archive.topic_history import PaymentTimes
     from paywarden.streams.kafka.topic_rows import TopicRows
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -106,7 +106,7 @@ def _of_rows(
     rates: RateTable,
     since_ms: int | None,
     until_ms: int | None,
-    days: Days,
+    days: PaymentTimes,
 ) -> History:
     from paywarden.streams.archive.topic_history import archived_rows, history_of_rows
     from paywarden.streams.profiles.pipeline import StreamSettings
@@ -164,21 +164,21 @@ def _days(
     first_day: int | None,
     last_day: int | None,
     needed_from_day: int | None,
-) -> Days:
+) -> PaymentTimes:
     from paywarden.models.metrics.evaluation import date_of_day
-    from paywarden.streams.archive.topic_history import Days
+    from paywarden.streams.archive.topic_history import PaymentTimes
 
     last_ms = None if last_day is None else (last_day + 1) * _DAY_MS - 1
     if first_day is None:
         if asked.warm_up_days is not None:
             raise Misconfigured("--warm-up-days needs a first day, as of --from")
-        return Days(None, last_ms)
+        return PaymentTimes(None, last_ms)
     reach = -(-max(engine.plan.retention_ms) // _DAY_MS)
     read_from = max(0, first_day - (reach if asked.warm_up_days is None else asked.warm_up_days))
     if needed_from_day is not None:
         read_from = min(read_from, needed_from_day)
     click.echo(f"payments from {date_of_day(read_from)} on are read; features reach back {reach} days", err=True)
-    return Days(read_from * _DAY_MS, last_ms)
+    return PaymentTimes(read_from * _DAY_MS, last_ms)
 
 
 def time_ms_option(option: str, text: str | None) -> int | None:

@@ -87,7 +87,7 @@ _OTHER_UNITS = {
 }
 
 
-class Line(NamedTuple):
+class PageLine(NamedTuple):
     """A line of a table of the dictionary."""
 
     name: str
@@ -134,7 +134,7 @@ def _history() -> Iterator[str]:
     for topic, columns in (("payments", PAYMENT_COLUMNS), ("outcomes", OUTCOME_COLUMNS)):
         docs = {field["name"]: field for field in topic_schema(topic)["fields"]}
         lines = [
-            Line(name, kind, _unit(topic, name) if kind in _WHOLE else "", _said(topic, docs[name]))
+            PageLine(name, kind, _unit(topic, name) if kind in _WHOLE else "", _said(topic, docs[name]))
             for name, kind in columns.items()
         ]
         yield from (f"### {topic}.parquet", "", *_table("column", lines))
@@ -158,7 +158,7 @@ def _replay() -> Iterator[str]:
         "challenger*. With `--archived-decisions`, `archived_decisions` has those of *live against replay*. A value "
         "that cannot be computed is null. The report shows the same numbers."
     )
-    yield from _table("key", [Line("payments_per_second", "number", "payments per second", _SPEED)])
+    yield from _table("key", [PageLine("payments_per_second", "number", "payments per second", _SPEED)])
     for title, made_of in _METRICS:
         yield from (f"#### {title}", "", *_table("key", _of_dataclass(made_of)))
 
@@ -172,17 +172,17 @@ _METRICS: tuple[tuple[str, type], ...] = (
     ("Money", costs.Money),
     ("A reason", replay_measures.ReasonMeasures),
     ("Mean calibration", curves.MeanCalibration),
-    ("Reliability", curves.Reliability),
+    ("Reliability", curves.ReliabilityCurve),
     ("Threshold curve", curves.ThresholdCurve),
     ("At review capacity", curves.AtCapacity),
     ("Score histogram", curves.ScoreHistogram),
     ("Champion against challenger", replay_measures.Comparison),
     ("Agreement", comparison.Agreement),
     ("Score shift", comparison.ScoreShift),
-    ("A kind of change", replay_measures.Change),
+    ("A kind of change", replay_measures.ActionChange),
     ("A payment decided about differently", replay_measures.ChangedPayment),
     ("Live against replay", live_decisions.LiveComparison),
-    ("Agreement with live decisions", live_decisions.Agreement),
+    ("Agreement with live decisions", live_decisions.LiveAgreement),
 )
 
 
@@ -201,7 +201,10 @@ def _archive() -> Iterator[str]:
     }
     yield from _table(
         "column",
-        [Line(name, str(schema.field(name).type), _unit("an archive", name), text) for name, text in meanings.items()],
+        [
+            PageLine(name, str(schema.field(name).type), _unit("an archive", name), text)
+            for name, text in meanings.items()
+        ],
     )
 
 
@@ -227,25 +230,25 @@ def _topics() -> Iterator[str]:
 # Lines
 
 
-def _of_column(column: replay_files.Column) -> Line:
+def _of_column(column: replay_files.OutputColumn) -> PageLine:
     kind = column.kind
     if pa.types.is_list(kind):
-        return Line(column.name, f"list of {kind.value_type}", column.unit, column.meaning)
+        return PageLine(column.name, f"list of {kind.value_type}", column.unit, column.meaning)
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not column.unit:
         raise Undocumented(f"column {column.name} is a number without a unit")
-    return Line(column.name, str(kind), column.unit, column.meaning)
+    return PageLine(column.name, str(kind), column.unit, column.meaning)
 
 
-def _of_record(topic: str, record: dict[str, Any], prefix: str) -> Iterator[Line]:
+def _of_record(topic: str, record: dict[str, Any], prefix: str) -> Iterator[PageLine]:
     """The fields of an Avro record; those of records in it follow the field they are in, as `headers[].name`."""
     for field in record["fields"]:
         name = prefix + field["name"]
         kind, inner, repeated = _avro_kind(field["type"])
         default = field.get("default")
         told = "" if default in (None, [], "") else f" (default {default})"
-        yield Line(name, kind + told, _avro_unit(topic, field["name"], kind), _said(topic, field))
+        yield PageLine(name, kind + told, _avro_unit(topic, field["name"], kind), _said(topic, field))
         if inner is not None:
             yield from _of_record(topic, inner, f"{name}[]." if repeated else f"{name}.")
 
@@ -272,13 +275,13 @@ def _avro_unit(topic: str, name: str, kind: str) -> str:
     return _unit(topic, name) if _NUMBER.search(kind) and not kind.startswith("one of") else ""
 
 
-def _of_dataclass(made_of: type) -> Iterator[Line]:
+def _of_dataclass(made_of: type) -> Iterator[PageLine]:
     docs, hints = field_docs(made_of), get_type_hints(made_of)
     for field in dataclasses.fields(made_of):
         if field.name not in docs:
             raise Undocumented(f"{made_of.__name__}.{field.name} has no docstring")
         text, is_number = _json_kind(hints[field.name])
-        yield Line(field.name, text, _unit(made_of.__name__, field.name) if is_number else "", docs[field.name])
+        yield PageLine(field.name, text, _unit(made_of.__name__, field.name) if is_number else "", docs[field.name])
 
 
 @cache
@@ -330,7 +333,7 @@ def _unit(where: str, name: str) -> str:
     raise Undocumented(f"{where}: {name} is a number without a unit: add one to ops/reference.py")
 
 
-def _table(head: str, lines: Iterable[Line]) -> list[str]:
+def _table(head: str, lines: Iterable[PageLine]) -> list[str]:
     rows = [f"| `{line.name}` | {line.kind} | {line.unit} | {line.meaning} |" for line in lines]
     return [f"| {head} | type | unit | meaning |", "|---|---|---|---|", *rows, ""]
 

@@ -1,6 +1,7 @@
 """What the gRPC front alone costs: CPU time of the serving process per request.
 
-Measured: HTTP/2, framing, Turns, parse, validate, count and render, with 1, 8 and 16 streams at once on one connection,
+Measured: HTTP/2, framing, MicroBatcher, parse, validate, count and render, with 1, 8 and 16 streams at once on one
+connection,
 through each library that speaks HTTP/2. Stubbed: the scorer, which answers a constant. For: noticing when the front
 becomes dearer, and what the choice of library costs. CPU time, not throughput; the least of the rounds is what the
 code costs, the rest is what the machine was doing. The client is ngh2 over a raw socket; every answer's status is
@@ -26,7 +27,7 @@ import ngh2
 import uvloop
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.batcher import AdmissionSettings, Turns
+from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.messages import frame
 from paywarden.scoring.grpc.metrics import GrpcMetrics
@@ -67,7 +68,7 @@ async def _serve(parent: Connection, run_directory: str, library: str) -> None:
     registry.open(Path(run_directory), library)
     # No deadline is missed here, however busy the machine.
     admission = AdmissionSettings(deadline_ms=10_000, wait_ms_max=5_000)
-    turns = Turns(ConstantScorer(), intake=euro_intake(), settings=admission)
+    turns = MicroBatcher(ConstantScorer(), intake=euro_intake(), settings=admission)
     server = GrpcServer(turns, settings=GrpcSettings(library=library), metrics=metrics)
     listener = socket.create_server(("127.0.0.1", 0))
     await server.start(listener)

@@ -1,7 +1,7 @@
 """What the HTTP front costs: CPU time of the serving process per request.
 
 Measured: `front`, reading, routing, counting and writing alone, the body neither parsed nor scored; `whole`, with
-`Turns` before a scorer that answers a constant, so that parse, validate and render are in it. Each with protobuf
+`MicroBatcher` before a scorer that answers a constant, so that parse, validate and render are in it. Each with protobuf
 bodies (`whole` with JSON, too): one request at a time on one connection, one at a time on each of 16 connections,
 and 16 at once on a connection. For: noticing when the front becomes dearer. CPU time, not throughput. Look at the
 smallest of the rounds, and at the last two ways: with one request in all, the process sleeps and wakes for each, and
@@ -30,7 +30,7 @@ from pathlib import Path
 import uvloop
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.batcher import AdmissionSettings, Call, Turns
+from paywarden.scoring.engine.batcher import AdmissionSettings, Call, MicroBatcher
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared import Registry
@@ -52,7 +52,7 @@ _PAYMENT: dict[str, str | int] = {
 }
 
 
-class _ConstantTurns(Turns):
+class _ConstantTurns(MicroBatcher):
     """Answers a constant after the loop's turn, without a look at what was asked."""
 
     def __init__(self) -> None:
@@ -78,9 +78,9 @@ async def _serve(parent: Connection, run_directory: str, kind: str) -> None:
     metrics = HttpMetrics.declare(registry)
     registry.open(Path(run_directory), kind)
     if kind == "front":
-        turns: Turns = _ConstantTurns()
+        turns: MicroBatcher = _ConstantTurns()
     else:
-        turns = Turns(
+        turns = MicroBatcher(
             ConstantScorer(),
             # Never late, however busy the machine: a refusal would be cheaper than an answer.
             settings=AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000),

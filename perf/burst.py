@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.ops.loadgen.load import arrival_times, run_arrivals, run_closed
-from paywarden.ops.loadgen.report import LoadReport, Record
+from paywarden.ops.loadgen.report import LoadReport, RequestLog
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.proto.split_pb2 import SplitBatchRequest
 from perf.measuring import arguments_of, drive, finish
@@ -85,7 +85,7 @@ def _burst(
     payments: int,
 ) -> dict[str, float | None]:
     """`payments`: in each call."""
-    record = Record()
+    record = RequestLog()
     report = drive(run_arrivals(target, bodies, arrivals(capacity, times), options=options, record=record))
     assert is_well(server)
     figures = figures_of(record, report)
@@ -111,7 +111,7 @@ def is_well(server: Server) -> bool:
     return server.process.poll() is None
 
 
-def figures_of(record: Record, report: LoadReport) -> dict[str, float | None]:
+def figures_of(record: RequestLog, report: LoadReport) -> dict[str, float | None]:
     """What the record says about the burst and what came after it."""
     due = np.array(record.due_s)
     status, latency_ms = np.array(record.status), np.array(record.latency_ms)

@@ -27,7 +27,7 @@ from confluent_kafka.cimpl import NewTopic
 from paywarden.features.catalogue.attributes import row_of
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.history.history import history_of_tables
-from paywarden.features.history.point_in_time import Passage
+from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
@@ -83,7 +83,7 @@ def _records() -> dict[str, list[bytes]]:
     """Values as they are on the topics, of a simulated stream."""
     payments, outcomes = simulate(cards=2_000, days=20, seed=1)
     engine, history = FeatureEngine(), history_of_tables(payments, outcomes)
-    passage = Passage(history, engine, load_rates())
+    passage = PointInTimeReplay(history, engine, load_rates())
     vectors = np.concatenate([chunk.vectors.copy() for chunk in passage.chunks()])
     rows = payments.slice(len(payments) - _RECORDS).to_pylist()
     ids = LocalSchemaIds()

@@ -6,8 +6,8 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
-from paywarden.scoring.requests.decoder import Intake
-from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.requests.decoder import RequestDecoder
+from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.wire import RequestLimits
 
 # Two serialised messages, one behind the other, are the message of both.
@@ -21,16 +21,16 @@ def constant_answer(payment_id: bytes) -> bytes:
     return b"\n" + bytes([len(payment_id)]) + payment_id + _COMMON
 
 
-def euro_intake() -> Intake:
+def euro_intake() -> RequestDecoder:
     """One that knows no currency but the euro, and takes a body of any year."""
     limits = RequestLimits(past_ms_max=TIME_BOUND_MS_MAX)
-    return Intake(FeatureEngine().plan, RateTable({"EUR": [(0, RATE_SCALE)]}), limits)
+    return RequestDecoder(FeatureEngine().plan, RateTable({"EUR": [(0, RATE_SCALE)]}), limits)
 
 
 class ConstantScorer:
     """See paywarden.scoring.engine.batcher.Scorer."""
 
-    def score_many(self, payments: Payments, now_ms: int) -> list[bytes]:  # noqa: ARG002
+    def score_many(self, payments: CheckedPayments, now_ms: int) -> list[bytes]:  # noqa: ARG002
         """The same for each but for the payment's id."""
         return [constant_answer(payment_id) for payment_id in payments.ids]
 

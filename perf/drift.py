@@ -23,7 +23,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from paywarden.features.history.history import read_history
-from paywarden.models.drift.counts import Counts, Rows, count_rows
+from paywarden.models.drift.counts import Counts, DecisionRows, count_rows
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, DetectorSettings
 from paywarden.models.drift.reference import load_reference
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
@@ -123,13 +123,13 @@ def figures_of(world: DriftWorld, *, with_changes: bool, with_tools: bool) -> di
         "decisions": float(len(live)),
         "decisions_per_second": len(live) / seconds,
     }
-    usual = live.cut_at(int(live.time_ms[0]) + _TOOLS_DAYS * DAY_MS)
+    baseline = live.cut_at(int(live.time_ms[0]) + _TOOLS_DAYS * DAY_MS)
     names = replay.reference.feature_names
-    tools = [tool(name, live.rows(slice(0, usual)), names) for name in TOOLS] if with_tools else []
+    tools = [tool(name, live.rows(slice(0, baseline)), names) for name in TOOLS] if with_tools else []
     for one in tools:
         # What they know is not what they are asked about.
         end = live.cut_at(int(live.time_ms[0]) + (_TOOLS_DAYS + _TOOLS_WATCHED_DAYS) * DAY_MS)
-        alarms = one.alarms(live.rows(slice(usual, end)))
+        alarms = one.alarms(live.rows(slice(baseline, end)))
         figures[f"{one.name}_false_alarms_per_month"] = len(alarms) * _MONTH_DAYS / _TOOLS_WATCHED_DAYS
         print(f"  {one.name}: {len(alarms)} false alarms in {_TOOLS_WATCHED_DAYS} days", flush=True)
     if with_changes:
@@ -252,8 +252,8 @@ class _Told:
         pass
 
 
-def _rows(decisions: Decisions) -> Rows:
-    return Rows(
+def _rows(decisions: Decisions) -> DecisionRows:
+    return DecisionRows(
         decisions.score,
         decisions.action,
         decisions.vectors,

@@ -51,7 +51,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_transactional_producer
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.outcomes import state as outcome_state
-from paywarden.streams.outcomes.payments import Source
+from paywarden.streams.outcomes.payments import SourcePartition
 from paywarden.streams.outcomes.settings import OutcomeSettings
 from paywarden.streams.outcomes.state import DECISIONS, OutcomeWork
 from paywarden.streams.profiles.pipeline import StreamSettings
@@ -218,7 +218,7 @@ async def _run(
         outcomes=OutcomeParts(load_rates(), CostSettings(), OutcomeSettings()),
     )  # fmt: skip
     partitions = partitions_of(kafka, "decisions")
-    sources = [Source(DECISIONS, partition) for partition in partitions]
+    sources = [SourcePartition(DECISIONS, partition) for partition in partitions]
     stop = asyncio.Event()
     settle_collection()
     running = asyncio.create_task(app.run_until(stop))

@@ -25,14 +25,14 @@ def _evidently(columns: list[str], reference: Any, rows: Any, hour: Any) -> list
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
-    usual = pd.DataFrame(reference, columns=columns)
+    baseline = pd.DataFrame(reference, columns=columns)
     found = []
     for one in np.unique(hour).tolist():
         now = pd.DataFrame(rows[hour == one], columns=columns)
         # It refuses a column that is empty in an hour.
-        there = [name for name in columns if now[name].notna().any() and usual[name].notna().any()]
+        there = [name for name in columns if now[name].notna().any() and baseline[name].notna().any()]
         definition = DataDefinition(numerical_columns=there)
-        current, known = (Dataset.from_pandas(frame[there], data_definition=definition) for frame in (now, usual))
+        current, known = (Dataset.from_pandas(frame[there], data_definition=definition) for frame in (now, baseline))
         metrics = Report([DataDriftPreset()]).run(current, known).dict()["metrics"]
         if any(_has_drifted(metric) for metric in metrics):
             found.append(int(one))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.history.history import History, final_labels, history_of_tables
-from paywarden.features.history.point_in_time import Passage
+from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
 from paywarden.models.bundle.bundle import Bundle, load_bundle
@@ -114,7 +114,7 @@ def world_of(history: History, folder: Path, *, training_days: int, seed: int = 
     train_bundle(table, window, folder, engine=engine, settings=settings)
     bundle = load_bundle(folder, catalogue_digest=engine.plan.digest)
     first = int(np.searchsorted(history.event_time_ms, (window.last + 1) * DAY_MS))
-    chunks = Passage(history, engine, load_rates()).chunks(first=first, last=len(history))
+    chunks = PointInTimeReplay(history, engine, load_rates()).chunks(first=first, last=len(history))
     vectors = np.empty((len(history) - first, engine.plan.feature_count), dtype=np.float32)
     for chunk in chunks:
         vectors[chunk.first - first : chunk.last - first] = chunk.vectors

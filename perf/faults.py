@@ -34,7 +34,7 @@ from confluent_kafka import Consumer
 from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import Answer, run_closed, run_load
+from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
@@ -135,8 +135,8 @@ def _load(host: _Host, rate: float, seconds: float, name: str) -> LoadReport:
     return drive(load)
 
 
-def _noting(host: _Host) -> Callable[[Answer], None]:
-    def note(answer: Answer) -> None:
+def _noting(host: _Host) -> Callable[[LoadAnswer], None]:
+    def note(answer: LoadAnswer) -> None:
         if answer.status == 200:
             host.answered.add(ScoreResponse.FromString(answer.body).decision_id)
 

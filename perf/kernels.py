@@ -2,7 +2,8 @@
 
 Measured: `apply_events` over sorted batches of simulated payments with every entity (updates counted per payment
 and entity), one vector of a payment with three known entities as a scoring worker makes it, and the point-in-time
-vectors of a whole history through `Passage` (of the handbook's table with --data, else of a simulated one). Nothing is
+vectors of a whole history through `PointInTimeReplay` (of the handbook's table with --data, else of a simulated one).
+Nothing is
 stubbed; reading files is not included. For: noticing when a change to the kernel costs something.
 
     python -m perf.kernels [--data DIR] [--json FILE]
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from paywarden.features import kernel
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.history.history import History, history_of_tables, read_history
-from paywarden.features.history.point_in_time import Passage
+from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.money import load_rates
 
@@ -53,16 +54,16 @@ def main() -> None:
         Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def _training_table(history: History, engine: FeatureEngine) -> tuple[Passage, float]:
+def _training_table(history: History, engine: FeatureEngine) -> tuple[PointInTimeReplay, float]:
     started = time.perf_counter()
-    passage = Passage(history, engine, load_rates())
+    passage = PointInTimeReplay(history, engine, load_rates())
     rows = sum(len(chunk.vectors) for chunk in passage.chunks())
     seconds = time.perf_counter() - started
     assert rows == len(history)
     return passage, seconds
 
 
-def _updates(engine: FeatureEngine, passage: Passage) -> dict[str, float]:
+def _updates(engine: FeatureEngine, passage: PointInTimeReplay) -> dict[str, float]:
     """Updates a second of each entity's profiles, from nothing, without roll-up: median of rounds."""
     figures, total_events, total_seconds = {}, 0, 0.0
     attributes = passage.rows.of(slice(None))
@@ -97,7 +98,7 @@ def _updates(engine: FeatureEngine, passage: Passage) -> dict[str, float]:
     return {"profile_updates_per_second": total_events / total_seconds, **figures}
 
 
-def _vectors(history: History, engine: FeatureEngine, passage: Passage) -> dict[str, float]:
+def _vectors(history: History, engine: FeatureEngine, passage: PointInTimeReplay) -> dict[str, float]:
     """One payment with all its entities at a time, varied payments, as a scoring worker calls the kernel."""
     rng = np.random.default_rng(7)
     everywhere = np.flatnonzero(np.all([column.codes >= 0 for column in passage.entities], axis=0))
@@ -127,7 +128,7 @@ def _vectors(history: History, engine: FeatureEngine, passage: Passage) -> dict[
 
 
 def _inputs(
-    history: History, passage: Passage, row: int
+    history: History, passage: PointInTimeReplay, row: int
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
     codes = [int(column.codes[row]) for column in passage.entities]
     states = [passage.profiles[entity][code] or b"" if code >= 0 else b"" for entity, code in enumerate(codes)]

@@ -34,10 +34,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paywarden.features.datasets.simulator import simulate
-from paywarden.features.history.columns import FileRoom
+from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import final_labels, numbered_ids, write_history
 from paywarden.features.history.mapped import open_history
-from paywarden.features.history.point_in_time import Chunk, Passage
+from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
 from paywarden.models.bundle.bundle import load_bundle
@@ -176,7 +176,7 @@ def _replayed(
     engine, contestant = _contestant(bundle, rules)
     with tempfile.TemporaryDirectory(dir=data) as folder, _watched_memory() as own_bytes:
         destination, started = Path(folder), time.perf_counter()
-        room = FileRoom(destination)
+        room = MmapAllocator(destination)
         history = open_history(data, room)
         opening = time.perf_counter() - started
         first, last = (history.event_time_ms[[0, -1]] // DAY_MS).tolist()
@@ -236,9 +236,9 @@ def _stages(data: Path, bundle: Path) -> dict[str, float]:
     engine, contestant = _contestant(bundle)
     spent = dict.fromkeys(("features", "score", "policy", "write"), 0.0)
     with tempfile.TemporaryDirectory(dir=data) as folder:
-        room = FileRoom(Path(folder))
+        room = MmapAllocator(Path(folder))
         history = open_history(data, room)
-        passage = Passage(history, engine, load_rates(), room=room)
+        passage = PointInTimeReplay(history, engine, load_rates(), room=room)
         policy = ReplayedPolicy(contestant.policy, history, passage.amounts)
         files = ReplayFiles(
             Path(folder),

@@ -20,8 +20,8 @@ from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests import fast_requests
-from paywarden.scoring.requests.decoder import Intake
-from paywarden.scoring.server.context import Host
+from paywarden.scoring.requests.decoder import RequestDecoder
+from paywarden.scoring.server.context import ServerContext
 from paywarden.scoring.state.outbox import OutboxWriter
 
 
@@ -29,8 +29,8 @@ from paywarden.scoring.state.outbox import OutboxWriter
 class ScorerInProcess:
     """The scorer, what it was made of, and its outbox."""
 
-    host: Host
-    intake: Intake
+    host: ServerContext
+    intake: RequestDecoder
     scorer: PaymentScorer
     outbox: OutboxWriter
 
@@ -57,4 +57,4 @@ def open_scorer(config: Path, worker: str) -> ScorerInProcess:
         outbox=outbox,
         metrics=ScoringMetrics.declare(Registry(), flags=flags_of(entities), entities=entities),
     )
-    return ScorerInProcess(host, Intake(host.engine.plan, host.rates, host.limits), scorer, outbox)
+    return ScorerInProcess(host, RequestDecoder(host.engine.plan, host.rates, host.limits), scorer, outbox)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from paywarden.features.datasets.simulator import DEFAULT_START_MS, simulate
 from paywarden.features.history.history import History, history_of_tables
-from paywarden.features.history.point_in_time import Passage
+from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import SEPARATOR
 from paywarden.features.profiles.money import load_rates
@@ -139,7 +139,7 @@ def make_past(size: WorldSize) -> Past:
 def vectors_of(past: Past, count: int) -> NDArray[np.float32]:
     """Vectors of the history's last payments, as they were when they happened, in a seeded order."""
     last = len(past.history)
-    chunks = Passage(past.history, past.engine, load_rates()).chunks(first=last - count, last=last)
+    chunks = PointInTimeReplay(past.history, past.engine, load_rates()).chunks(first=last - count, last=last)
     vectors = np.concatenate([chunk.vectors.copy() for chunk in chunks])
     return np.ascontiguousarray(vectors[np.random.default_rng(1).permutation(len(vectors))])
 
@@ -225,7 +225,7 @@ def _train_for_fastapi(table: TrainingTable, training: TrainingSettings, destina
 
 def _fill(writer: MirrorWriter, history: History, engine: FeatureEngine, entities: int) -> tuple[int, int]:
     """Put the history's profiles in as often as it takes; returns how often, and how many profiles that is."""
-    passage = Passage(history, engine, load_rates())
+    passage = PointInTimeReplay(history, engine, load_rates())
     for _ in passage.chunks():
         pass
     base = {

@@ -25,7 +25,7 @@ _COUNTRY = FIELD["country"]
 AMOUNT_MAX = 2**62
 
 
-class Kind(enum.Enum):
+class AttributeKind(enum.Enum):
     """How an attribute becomes a number."""
 
     TIME = "time"
@@ -56,13 +56,13 @@ class Attribute:
 
     name: str
     column: int
-    kind: Kind
+    kind: AttributeKind
 
     def __eq__(self, other: object) -> Condition:  # type: ignore[override]
         return Condition(self.column, kernel.EQUAL, self._code(other), f"{self.name} == {other!r}")
 
     def __ne__(self, other: object) -> Condition:  # type: ignore[override]
-        if self.kind is Kind.AMOUNT:
+        if self.kind is AttributeKind.AMOUNT:
             raise _wrong(f"{self.name} is an amount, and is compared with ==, >= or <")
         return Condition(self.column, kernel.DIFFERENT, self._code(other), f"{self.name} != {other!r}")
 
@@ -76,41 +76,41 @@ class Attribute:
         return hash((self.name, self.column))
 
     def _amount(self, other: object) -> int:
-        if self.kind is not Kind.AMOUNT:
+        if self.kind is not AttributeKind.AMOUNT:
             raise _wrong(f"{self.name} is not an amount: only an amount is at least, or below, another")
         return self._code(other)
 
     def _code(self, other: object) -> int:
-        if self.kind is Kind.AMOUNT and type(other) is int and 0 <= other <= AMOUNT_MAX:
+        if self.kind is AttributeKind.AMOUNT and type(other) is int and 0 <= other <= AMOUNT_MAX:
             return other
-        if self.kind is Kind.TEXT and type(other) is str and other:
+        if self.kind is AttributeKind.TEXT and type(other) is str and other:
             return text_code(other)
-        if self.kind is Kind.COUNTRY and type(other) is str and is_country(other):
+        if self.kind is AttributeKind.COUNTRY and type(other) is str and is_country(other):
             return country_code(other)
-        if self.kind is Kind.FLAG and type(other) is bool:
+        if self.kind is AttributeKind.FLAG and type(other) is bool:
             return flag_code(other)
         wanted = {
-            Kind.AMOUNT: "a whole number of minor units",
-            Kind.TEXT: "a text that is not empty",
-            Kind.COUNTRY: "two capital letters",
-            Kind.FLAG: "True or False",
+            AttributeKind.AMOUNT: "a whole number of minor units",
+            AttributeKind.TEXT: "a text that is not empty",
+            AttributeKind.COUNTRY: "two capital letters",
+            AttributeKind.FLAG: "True or False",
         }.get(self.kind, "nothing")
         raise _wrong(f"{self.name} is compared with {other!r}; it can be compared with {wanted}")
 
 
-event_time = Attribute("event_time_ms", kernel.TIME_MS, Kind.TIME)
-amount = Attribute("amount", kernel.AMOUNT, Kind.AMOUNT)
-amount_minor = Attribute("amount_minor", kernel.AMOUNT_MINOR, Kind.AMOUNT)
-currency = Attribute("currency", 3, Kind.TEXT)
-utc_offset = Attribute("utc_offset_minutes", kernel.UTC_OFFSET, Kind.OFFSET)
-declined = Attribute("declined", 5, Kind.FLAG)
-card_id = Attribute("card_id", 6, Kind.TEXT)
-merchant_id = Attribute("merchant_id", 7, Kind.TEXT)
-device_id = Attribute("device_id", 8, Kind.TEXT)
-ip = Attribute("ip", 9, Kind.TEXT)
-mcc = Attribute("mcc", 10, Kind.TEXT)
-country = Attribute("country", kernel.COUNTRY, Kind.COUNTRY)
-channel = Attribute("channel", 12, Kind.TEXT)
+event_time = Attribute("event_time_ms", kernel.TIME_MS, AttributeKind.TIME)
+amount = Attribute("amount", kernel.AMOUNT, AttributeKind.AMOUNT)
+amount_minor = Attribute("amount_minor", kernel.AMOUNT_MINOR, AttributeKind.AMOUNT)
+currency = Attribute("currency", 3, AttributeKind.TEXT)
+utc_offset = Attribute("utc_offset_minutes", kernel.UTC_OFFSET, AttributeKind.OFFSET)
+declined = Attribute("declined", 5, AttributeKind.FLAG)
+card_id = Attribute("card_id", 6, AttributeKind.TEXT)
+merchant_id = Attribute("merchant_id", 7, AttributeKind.TEXT)
+device_id = Attribute("device_id", 8, AttributeKind.TEXT)
+ip = Attribute("ip", 9, AttributeKind.TEXT)
+mcc = Attribute("mcc", 10, AttributeKind.TEXT)
+country = Attribute("country", kernel.COUNTRY, AttributeKind.COUNTRY)
+channel = Attribute("channel", 12, AttributeKind.TEXT)
 
 ATTRIBUTES = (
     event_time,
@@ -160,11 +160,11 @@ def offset_code(minutes: int) -> int:
     return minutes + kernel.OFFSET_ZERO if abs(minutes) <= UTC_OFFSET_MINUTES_MAX else 0
 
 
-CODES: Mapping[Kind, Callable[..., int]] = {
-    Kind.TEXT: text_code,
-    Kind.COUNTRY: country_code,
-    Kind.FLAG: flag_code,
-    Kind.OFFSET: offset_code,
+CODES: Mapping[AttributeKind, Callable[..., int]] = {
+    AttributeKind.TEXT: text_code,
+    AttributeKind.COUNTRY: country_code,
+    AttributeKind.FLAG: flag_code,
+    AttributeKind.OFFSET: offset_code,
 }
 
 # Attributes read from a payment's fields under their own name; the first three are worked out by the caller.

@@ -23,11 +23,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from paywarden.features import kernel
-from paywarden.features.catalogue.attributes import AMOUNT_MAX, ATTRIBUTES, Attribute, Condition, Kind, amount, country
+from paywarden.features.catalogue.attributes import (
+    AMOUNT_MAX,
+    ATTRIBUTES,
+    Attribute,
+    AttributeKind,
+    Condition,
+    amount,
+    country,
+)
 from paywarden.features.catalogue.expressions import (
     Column,
     Derived,
     EntityRecency,
+    Expression,
     Feature,
     Measure,
     Operation,
@@ -35,7 +44,6 @@ from paywarden.features.catalogue.expressions import (
     Recollection,
     Reduction,
     Remembered,
-    Value,
     WindowedMeasure,
     stored_values,
 )
@@ -88,7 +96,7 @@ class Entity:
         including_this: bool = False,
     ) -> Feature:
         """Payments in the window; with `including_this`, this one too."""
-        count: Value = self._over(name, Column(Measure.COUNT, _condition(name, where)), window, delay, hop)
+        count: Expression = self._over(name, Column(Measure.COUNT, _condition(name, where)), window, delay, hop)
         _check_including(name, including_this, where)
         if including_this:
             count = Derived(Operation.ADD, (count, Derived(Operation.NUMBER, numbers=(1,))))
@@ -192,8 +200,8 @@ class Entity:
         """Mean amount of the payments in the window, with `including_this` of this one too; missing of none."""
         condition = _condition(name, where)
         _check_including(name, including_this, where)
-        total: Value = self._over(name, Column(Measure.AMOUNT_SUM, condition), window, "", hop)
-        count: Value = self._over(name, Column(Measure.COUNT, condition), window, "", hop)
+        total: Expression = self._over(name, Column(Measure.AMOUNT_SUM, condition), window, "", hop)
+        count: Expression = self._over(name, Column(Measure.COUNT, condition), window, "", hop)
         if including_this:
             total = Derived(Operation.ADD, (total, _attribute_value(amount)))
             count = Derived(Operation.ADD, (count, Derived(Operation.NUMBER, numbers=(1,))))
@@ -359,7 +367,7 @@ class Entity:
         return self._feature(name, value, meaning, "km/h", "a country is not known")
 
     def _feature(
-        self, name: str, value: Value, meaning: str, unit: str, missing: str = "", window: str = ""
+        self, name: str, value: Expression, meaning: str, unit: str, missing: str = "", window: str = ""
     ) -> Feature:
         optional = " or ".join(key for key in self.keys if key not in _ALWAYS_THERE)
         reasons = [reason for reason in (missing, optional and f"the payment has no {optional}") if reason]
@@ -496,7 +504,7 @@ def distinct_error(count: int, bits: int) -> float:
     return float((bits * (2.718281828459045**load - load - 1)) ** 0.5 / count)
 
 
-def _quotient(numerator: Value, denominator: Value) -> Derived:
+def _quotient(numerator: Expression, denominator: Expression) -> Derived:
     return Derived(Operation.DIVIDE, (numerator, denominator))
 
 
@@ -504,14 +512,14 @@ def _attribute_value(attribute: Attribute) -> Derived:
     return Derived(Operation.ATTRIBUTE_VALUE, numbers=(attribute.column,))
 
 
-def _of_request(name: str, value: Value, meaning: str, unit: str, missing: str = "") -> Feature:
+def _of_request(name: str, value: Expression, meaning: str, unit: str, missing: str = "") -> Feature:
     return Feature(name, value, meaning, unit, missing or "never", "", "", line_of_caller())
 
 
 def _condition(name: str, asked: Condition | Attribute | None) -> Condition | None:
     if asked is None or isinstance(asked, Condition):
         return asked
-    if isinstance(asked, Attribute) and asked.kind is Kind.FLAG:
+    if isinstance(asked, Attribute) and asked.kind is AttributeKind.FLAG:
         return Condition(asked.column, kernel.EQUAL, 2, asked.name)
     raise wrong(name, f"a condition is a flag, or an attribute compared with a value, got {asked!r}")
 
@@ -522,7 +530,7 @@ def _check_including(name: str, including_this: bool, where: Condition | Attribu
 
 
 def _counted(name: str, attribute: Attribute) -> int:
-    if not isinstance(attribute, Attribute) or attribute.kind not in (Kind.TEXT, Kind.COUNTRY):
+    if not isinstance(attribute, Attribute) or attribute.kind not in (AttributeKind.TEXT, AttributeKind.COUNTRY):
         raise wrong(name, f"wanted an attribute whose values can be told apart, such as merchant_id, got {attribute!r}")
     return attribute.column
 
@@ -574,7 +582,7 @@ class Catalogue:
 def _check_entities(entities: Sequence[Entity]) -> None:
     if not entities:
         raise Misconfigured("feature catalogue: it declares no entity")
-    fields = {attribute.name for attribute in ATTRIBUTES if attribute.kind is Kind.TEXT}
+    fields = {attribute.name for attribute in ATTRIBUTES if attribute.kind is AttributeKind.TEXT}
     lines: dict[str, str] = {}
     for entity in entities:
         name = entity.name
@@ -610,7 +618,7 @@ def _check_features(features: Sequence[Feature], entities: set[str]) -> None:
         seen[feature.name] = feature.line
 
 
-def _check_value(feature: Feature, value: Value, seen: dict[str, str], declared: dict[str, str]) -> None:
+def _check_value(feature: Feature, value: Expression, seen: dict[str, str], declared: dict[str, str]) -> None:
     if isinstance(value, Derived):
         for operand in value.operands:
             _check_value(feature, operand, seen, declared)

@@ -148,7 +148,7 @@ class Derived:
     numbers: tuple[int, ...] = ()
 
 
-Value = Stored | Derived | str
+Expression = Stored | Derived | str
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Feature:
     """One named number of the vector. `missing` says when it is NaN; `line` where it is declared."""
 
     name: str
-    value: Value
+    value: Expression
     meaning: str
     unit: str
     missing: str
@@ -165,7 +165,7 @@ class Feature:
     line: str = field(default="", compare=False)
 
 
-def stored_values(value: Value) -> list[Stored]:
+def stored_values(value: Expression) -> list[Stored]:
     """What profiles must hold for a value, in order of use."""
     if isinstance(value, str):
         return []

@@ -52,7 +52,7 @@ BUDGET = {
 COMPROMISE_MS_MAX = 28 * DAY_MS
 BUST_OUT_MS = 28 * DAY_MS
 
-IntArray = npt.NDArray[np.integer]
+AnyInts = npt.NDArray[np.integer]
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -81,7 +81,7 @@ class Merchants:
     """Ascending: group g's shares, summed up, lie in (g, g + 1]."""
     country_count: int
 
-    def draw(self, rng: np.random.Generator, kind: IntArray, country: IntArray) -> npt.NDArray[np.int32]:
+    def draw(self, rng: np.random.Generator, kind: AnyInts, country: AnyInts) -> npt.NDArray[np.int32]:
         """A merchant of that kind and country for each element, popular ones more often."""
         group = kind.astype(np.int64) * self.country_count + country
         place = np.searchsorted(self.rising_popularity, group + rng.random(group.shape), side="right")
@@ -99,7 +99,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Payments:
+class SimulatedPayments:
     """One element per payment, in any order. Codes are indices into the world; -1 is none."""
 
     time_ms: npt.NDArray[np.int64]
@@ -114,18 +114,18 @@ class Payments:
     def __len__(self) -> int:
         return len(self.time_ms)
 
-    def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Payments:
+    def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> SimulatedPayments:
         """These rows only, in this order."""
-        return Payments(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return SimulatedPayments(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     @staticmethod
-    def joined(parts: list[Payments]) -> Payments:
+    def joined(parts: list[SimulatedPayments]) -> SimulatedPayments:
         """One after the other."""
-        columns = fields(Payments)
-        return Payments(**{c.name: np.concatenate([getattr(part, c.name) for part in parts]) for c in columns})
+        columns = fields(SimulatedPayments)
+        return SimulatedPayments(**{c.name: np.concatenate([getattr(part, c.name) for part in parts]) for c in columns})
 
 
-def commit_fraud(rng: np.random.Generator, world: World, genuine: Payments) -> Payments:
+def commit_fraud(rng: np.random.Generator, world: World, genuine: SimulatedPayments) -> SimulatedPayments:
     """The genuine payments and the fraudulent ones, unordered, all within the world's span.
 
     Fraudsters' devices and addresses are numbered on from the highest ones of the world.
@@ -140,11 +140,11 @@ def commit_fraud(rng: np.random.Generator, world: World, genuine: Payments) -> P
         attackers = 1 + int(part.device.max(initial=NONE))
         parts.append(_as_seen(world, part, first_device, first_ip))
         first_device, first_ip = first_device + attackers, first_ip + attackers
-    together = Payments.joined(parts)
+    together = SimulatedPayments.joined(parts)
     return together.take((together.time_ms >= world.start_ms) & (together.time_ms < world.end_ms))
 
 
-def _card_testing(rng: np.random.Generator, world: World, budget: float) -> Payments:
+def _card_testing(rng: np.random.Generator, world: World, budget: float) -> SimulatedPayments:
     campaigns = _episodes(rng, budget, mean_size=7.5 * 4.5)
     campaign = np.repeat(np.arange(campaigns), rng.integers(4, 12, campaigns))
     card = _any_cards(rng, world, len(campaign))
@@ -165,10 +165,10 @@ def _card_testing(rng: np.random.Generator, world: World, budget: float) -> Paym
         eur_cents=rng.uniform(15_000, 70_000, len(campaign)),
         attacker=campaign,
     )
-    return Payments.joined([tests, big_ones])
+    return SimulatedPayments.joined([tests, big_ones])
 
 
-def _account_takeover(rng: np.random.Generator, world: World, budget: float) -> Payments:
+def _account_takeover(rng: np.random.Generator, world: World, budget: float) -> SimulatedPayments:
     takeovers = _episodes(rng, budget, mean_size=5.5)
     attacker = np.repeat(np.arange(takeovers), rng.integers(3, 9, takeovers))
     card = _any_cards(rng, world, takeovers)[attacker]
@@ -181,7 +181,7 @@ def _account_takeover(rng: np.random.Generator, world: World, budget: float) -> 
     )
 
 
-def _stolen_card(rng: np.random.Generator, world: World, budget: float) -> Payments:
+def _stolen_card(rng: np.random.Generator, world: World, budget: float) -> SimulatedPayments:
     thefts = _episodes(rng, budget, mean_size=7)
     theft = np.repeat(np.arange(thefts), rng.integers(4, 11, thefts))
     stolen = _any_cards(rng, world, thefts)
@@ -202,7 +202,7 @@ def _stolen_card(rng: np.random.Generator, world: World, budget: float) -> Payme
     )
 
 
-def _bust_out(rng: np.random.Generator, world: World, budget: float) -> Payments:
+def _bust_out(rng: np.random.Generator, world: World, budget: float) -> SimulatedPayments:
     payments_each, fraud_from = 20, 0.6
     # Some began before the span: without them its first weeks would hold no fraud of this kind.
     span_ms = world.end_ms - world.start_ms
@@ -224,7 +224,7 @@ def _bust_out(rng: np.random.Generator, world: World, budget: float) -> Payments
     return replace(drafts, is_fraud=progress >= fraud_from)
 
 
-def _device_farm(rng: np.random.Generator, world: World, budget: float) -> Payments:
+def _device_farm(rng: np.random.Generator, world: World, budget: float) -> SimulatedPayments:
     farms = _episodes(rng, budget, mean_size=27 * 1.5)
     farm_of_card = np.repeat(np.arange(farms), rng.integers(15, 40, farms))
     used = np.repeat(np.arange(len(farm_of_card)), rng.integers(1, 3, len(farm_of_card)))
@@ -240,7 +240,7 @@ def _device_farm(rng: np.random.Generator, world: World, budget: float) -> Payme
     )
 
 
-ATTACKS: dict[str, Callable[[np.random.Generator, World, float], Payments]] = {
+ATTACKS: dict[str, Callable[[np.random.Generator, World, float], SimulatedPayments]] = {
     "card_testing": _card_testing,
     "account_takeover": _account_takeover,
     "stolen_card": _stolen_card,
@@ -250,7 +250,9 @@ ATTACKS: dict[str, Callable[[np.random.Generator, World, float], Payments]] = {
 """Patterns that add payments. `device` of a draft is the attacker's number, 0 up, or -1 for the card's holder."""
 
 
-def _compromise_merchants(rng: np.random.Generator, world: World, genuine: Payments, budget: float) -> Payments:
+def _compromise_merchants(
+    rng: np.random.Generator, world: World, genuine: SimulatedPayments, budget: float
+) -> SimulatedPayments:
     """Turn payments at some terminals into fraud, two to four weeks each, until the budget is used up."""
     by_merchant = np.argsort(genuine.merchant, kind="stable")
     merchant_ids = np.arange(len(world.merchants.kind) + 1)
@@ -274,7 +276,7 @@ def _compromise_merchants(rng: np.random.Generator, world: World, genuine: Payme
     return replace(genuine, is_fraud=is_fraud, pattern=pattern)
 
 
-def _as_seen(world: World, drafts: Payments, first_device: int, first_ip: int) -> Payments:
+def _as_seen(world: World, drafts: SimulatedPayments, first_device: int, first_ip: int) -> SimulatedPayments:
     """Give attackers' numbers their devices and addresses; at a terminal there are none."""
     attacker = drafts.device
     is_holder, is_online = attacker == NONE, world.merchants.kind[drafts.merchant] == ECOM
@@ -288,9 +290,9 @@ def _as_seen(world: World, drafts: Payments, first_device: int, first_ip: int) -
 
 
 def _drafts(
-    *, time_ms: IntArray, card: IntArray, merchant: IntArray, eur_cents: FloatArray, attacker: IntArray
-) -> Payments:
-    return Payments(
+    *, time_ms: AnyInts, card: AnyInts, merchant: AnyInts, eur_cents: FloatArray, attacker: AnyInts
+) -> SimulatedPayments:
+    return SimulatedPayments(
         time_ms=time_ms.astype(np.int64),
         card=card.astype(np.int32),
         merchant=merchant.astype(np.int32),

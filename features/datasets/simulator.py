@@ -32,9 +32,11 @@ from paywarden.features.datasets.fraud_patterns import (
     MINUTE_MS,
     NONE,
     POS,
+    AnyInts,
     Cards,
+    FloatArray,
     Merchants,
-    Payments,
+    SimulatedPayments,
     World,
     commit_fraud,
 )
@@ -122,9 +124,6 @@ HOURS = {
     ATM: ((11.5, 2.5, 0.5), (17.5, 2.5, 0.5)),
 }
 
-IntArray = npt.NDArray[np.integer]
-FloatArray = npt.NDArray[np.float64]
-
 
 def simulate(*, cards: int, days: int, seed: int, end_time_ms: int | None = None) -> tuple[pa.Table, pa.Table]:
     """(payments, outcomes) of `days` days, as `paywarden.features.history.history` wants them, sorted by time.
@@ -145,7 +144,7 @@ def simulate(*, cards: int, days: int, seed: int, end_time_ms: int | None = None
     return payment_table, _outcomes_table(rng_outcomes, payments, payment_id)
 
 
-def simulate_columns(*, cards: int, seed: int, start_ms: int, end_ms: int) -> tuple[World, Payments]:
+def simulate_columns(*, cards: int, seed: int, start_ms: int, end_ms: int) -> tuple[World, SimulatedPayments]:
     """The payments as codes, sorted by time, each with its pattern and whether it is fraud; and their world."""
     rng_merchants, rng_cards, rng_genuine, rng_fraud = _random_streams(seed)[:4]
     merchants = _draw_merchants(rng_merchants, max(MERCHANTS_MIN, cards // CARDS_PER_MERCHANT))
@@ -218,7 +217,7 @@ def _draw_merchants(rng: np.random.Generator, count: int) -> Merchants:
     )
 
 
-def _rising_popularity(group: IntArray) -> FloatArray:
+def _rising_popularity(group: AnyInts) -> FloatArray:
     """Zipf within each group of a sorted column: the r-th merchant of a group has a weight of 1 / r."""
     groups, starts, sizes = np.unique(group, return_index=True, return_counts=True)
     rank = np.arange(len(group)) - np.repeat(starts, sizes)
@@ -277,7 +276,7 @@ def _draw_favourites(
     return np.stack(by_kind, axis=1)
 
 
-def _draw_genuine(rng: np.random.Generator, world: World, population: _Population) -> Payments:
+def _draw_genuine(rng: np.random.Generator, world: World, population: _Population) -> SimulatedPayments:
     first_day, last_day = world.start_ms // DAY_MS, (world.end_ms - 1) // DAY_MS
     day_count = last_day - first_day + 1
     card = np.repeat(
@@ -294,7 +293,7 @@ def _draw_genuine(rng: np.random.Generator, world: World, population: _Populatio
     merchant = _choose_merchants(rng, world, population, card, kind, time_ms)
     device, ip = _choose_devices(rng, population, card, kind, time_ms)
     level = world.cards.spending[card] ** 0.7
-    return Payments(
+    return SimulatedPayments(
         time_ms=time_ms,
         card=card,
         merchant=merchant,
@@ -380,7 +379,7 @@ def _payments_table(
     rng: np.random.Generator,
     rng_declines: np.random.Generator,
     world: World,
-    payments: Payments,
+    payments: SimulatedPayments,
     payment_id: pa.Array,
 ) -> pa.Table:
     country = world.merchants.country[payments.merchant]
@@ -410,7 +409,7 @@ def _payments_table(
 
 
 def _utc_offset_minutes(
-    world: World, payments: Payments, country: npt.NDArray[np.int8], kind: npt.NDArray[np.int8]
+    world: World, payments: SimulatedPayments, country: npt.NDArray[np.int8], kind: npt.NDArray[np.int8]
 ) -> npt.NDArray[np.int32]:
     """The payer's clock: at a terminal the merchant's, online the card holder's."""
     where = np.where(kind == ECOM, world.cards.country[payments.card], country)
@@ -429,7 +428,7 @@ def _minor_amounts(
     return minor
 
 
-def _outcomes_table(rng: np.random.Generator, payments: Payments, payment_id: pa.Array) -> pa.Table:
+def _outcomes_table(rng: np.random.Generator, payments: SimulatedPayments, payment_id: pa.Array) -> pa.Table:
     genuine, fraud = np.flatnonzero(~payments.is_fraud), np.flatnonzero(payments.is_fraud)
     mistaken = rng.choice(genuine, min(len(genuine), rng.poisson(len(fraud) * WRONG_REPORT_SHARE)), replace=False)
     reported = np.concatenate((fraud, mistaken))
@@ -461,19 +460,19 @@ def _draw_reports(rng: np.random.Generator, count: int) -> tuple[npt.NDArray[np.
     return source, (days * DAY_MS).astype(np.int64)
 
 
-def _ids(prefix: str, codes: IntArray, *, width: int) -> pa.Array:
+def _ids(prefix: str, codes: AnyInts, *, width: int) -> pa.Array:
     highest = int(codes.max(initial=0))
     names = numbered_ids(prefix, np.arange(highest + 1), width=max(width, len(str(highest))))
     return _named(codes, names)
 
 
-def _addresses(codes: IntArray) -> pa.Array:
+def _addresses(codes: AnyInts) -> pa.Array:
     """Private addresses: no real network is named. Past 16 million they repeat."""
     numbers = range(int(codes.max(initial=0)) + 1)
     return _named(codes, [f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in numbers])
 
 
-def _named(codes: IntArray, names: pa.Array | list[str] | tuple[str, ...]) -> pa.Array:
+def _named(codes: AnyInts, names: pa.Array | list[str] | tuple[str, ...]) -> pa.Array:
     """A dictionary-encoded column; a code of -1 is null."""
     indices = pa.array(codes.astype(np.int32), mask=codes == NONE)
     distinct = names if isinstance(names, pa.Array) else pa.array(names, pa.string())

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from paywarden.schemas.errors import Misconfigured
 
 
-class ColumnRoom(Protocol):
+class ColumnAllocator(Protocol):
     """Makes columns."""
 
     def new(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -32,7 +32,7 @@ class ColumnRoom(Protocol):
         ...
 
 
-class MemoryRoom:
+class MemoryAllocator:
     """Columns in memory, where they stay."""
 
     def new(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -42,7 +42,7 @@ class MemoryRoom:
         pass
 
 
-class FileRoom:
+class MmapAllocator:
     """Columns in files without a name: they are gone with the last array over them, however the process ends."""
 
     def __init__(self, folder: Path) -> None:

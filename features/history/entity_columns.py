@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paywarden.features.history.columns import ColumnRoom, MemoryRoom
+from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.history import History, parts_of
 from paywarden.features.profiles.keys import entity_key
 
@@ -32,7 +32,9 @@ class EntityColumn:
         return ((names.to_pylist(), codes) for names, codes in self._fields)
 
 
-def entity_column(history: History, entity: str, fields: Sequence[str], room: ColumnRoom | None = None) -> EntityColumn:
+def entity_column(
+    history: History, entity: str, fields: Sequence[str], room: ColumnAllocator | None = None
+) -> EntityColumn:
     """Number the entities that these fields of the payments name together, in ascending order of the fields' values.
 
     A column that has to be made is made in `room`.
@@ -44,7 +46,7 @@ def entity_column(history: History, entity: str, fields: Sequence[str], room: Co
     parts: list[tuple[pa.Array, NDArray[np.int64]]] = [(first.names, np.arange(count))]
     if not others:
         return EntityColumn(entity, codes, count, tuple(parts))
-    numbered = (room or MemoryRoom()).new(len(history), np.int64)
+    numbered = (room or MemoryAllocator()).new(len(history), np.int64)
     # One field after the other, numbered anew each time: the product of three can outgrow 64 bits.
     for column in others:
         size = max(1, len(column.names))

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from paywarden.features.history.columns import FileRoom
+from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import (
     OUTCOME_COLUMNS,
     OUTCOMES_FILE,
@@ -52,7 +52,7 @@ _PART_ROWS = 1 << 18
 _CODED = tuple(field.name for field in FIELDS if field.is_text and field.name != "payment_id")
 
 
-def open_history(directory: str | Path, room: FileRoom, *, part_rows: int = _PART_ROWS) -> History:
+def open_history(directory: str | Path, room: MmapAllocator, *, part_rows: int = _PART_ROWS) -> History:
     """Both files as columns in `room`. Misconfigured, naming the file and the column, if they are not a history."""
     with ExitStack() as files:
         payments = files.enter_context(_HistoryFile(Path(directory) / PAYMENTS_FILE, PAYMENT_COLUMNS))
@@ -137,7 +137,7 @@ class _HistoryFile:
 class _Texts:
     """Texts that are all different: their bytes in a file, where each begins in a column."""
 
-    def __init__(self, room: FileRoom, files: ExitStack, count: int) -> None:
+    def __init__(self, room: MmapAllocator, files: ExitStack, count: int) -> None:
         self._room, self._file = room, files.enter_context(room.new_file())
         self._offsets = room.new(count + 1, np.int64)
 
@@ -164,7 +164,7 @@ def _as_texts(ids: Ids) -> pa.Array:
 class _Dictionary:
     """A column of repeating texts: numbered as they come, and in the end as `Coded` wants them."""
 
-    def __init__(self, name: str, room: FileRoom, count: int) -> None:
+    def __init__(self, name: str, room: MmapAllocator, count: int) -> None:
         """`name`: of a payment's field, whose rules the texts must keep."""
         self._field = FIELD[name]
         self._codes = room.new(count, np.int32)
@@ -195,7 +195,7 @@ class _Dictionary:
 class _Payments:
     """Columns of payments while they are read."""
 
-    def __init__(self, room: FileRoom, files: ExitStack, count: int) -> None:
+    def __init__(self, room: MmapAllocator, files: ExitStack, count: int) -> None:
         self.ids = _Texts(room, files, count)
         self.texts = {name: _Dictionary(name, room, count) for name in _CODED}
         self.numbers = {name: room.new(count, np.int64) for name in ("event_time_ms", "amount_minor")}
@@ -203,7 +203,7 @@ class _Payments:
         self.declined_code = room.new(count, np.int64)
 
 
-def _payments(file: _HistoryFile, room: FileRoom, files: ExitStack, part_rows: int) -> _Payments:
+def _payments(file: _HistoryFile, room: MmapAllocator, files: ExitStack, part_rows: int) -> _Payments:
     made, previous_ms = _Payments(room, files, file.count), 0
     for first, part in file.parts(part_rows):
         rows = slice(first, first + len(part))
@@ -228,13 +228,13 @@ def _payments(file: _HistoryFile, room: FileRoom, files: ExitStack, part_rows: i
 class _Outcomes:
     """Columns of outcomes while they are read."""
 
-    def __init__(self, room: FileRoom, files: ExitStack, count: int) -> None:
+    def __init__(self, room: MmapAllocator, files: ExitStack, count: int) -> None:
         self.ids = _Texts(room, files, count)
         self.time_ms = room.new(count, np.int64)
         self.fraud = room.new(count, np.bool_)
 
 
-def _outcomes(file: _HistoryFile, room: FileRoom, files: ExitStack, part_rows: int) -> _Outcomes:
+def _outcomes(file: _HistoryFile, room: MmapAllocator, files: ExitStack, part_rows: int) -> _Outcomes:
     told, previous_ms = _Outcomes(room, files, file.count), 0
     for first, part in file.parts(part_rows):
         rows = slice(first, first + len(part))

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features import kernel
-from paywarden.features.history.columns import ColumnRoom, MemoryRoom
+from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.history import History, parts_of
 from paywarden.features.history.rows import HistoryRows
-from paywarden.features.history.thread_pool import Crew
+from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.money import RateTable
 
@@ -83,7 +83,7 @@ def _outcomes_of_frauds(history: History) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(0, dtype=np.int64), *found])
 
 
-class Passage:
+class PointInTimeReplay:
     """A walk through a history; `profiles[entity][code]` are the packed profiles so far, None when unknown."""
 
     def __init__(
@@ -92,21 +92,21 @@ class Passage:
         engine: FeatureEngine,
         rates: RateTable,
         *,
-        room: ColumnRoom | None = None,
-        crew: Crew | None = None,
+        room: ColumnAllocator | None = None,
+        crew: ThreadPool | None = None,
     ) -> None:
         """`room` is for columns as long as the history; the threads of `crew` share the work, without a trace of it.
 
         Raises InvalidEvent when the history holds a currency there is no rate for.
         """
         self._history = history
-        self._crew = crew or Crew()
+        self._crew = crew or ThreadPool()
         self._engines: SimpleQueue[FeatureEngine] = SimpleQueue()
         self._engine = engine
-        for twin in (engine, *(engine.twin() for _ in range(self._crew.threads - 1))):
+        for twin in (engine, *(engine.clone_for_thread() for _ in range(self._crew.threads - 1))):
             self._engines.put(twin)
         self._labels = label_changes(history)
-        self._room = room or MemoryRoom()
+        self._room = room or MemoryAllocator()
         self._room.release()
         self.amounts = reference_amounts(history, rates, self._room)
         """Each payment's amount in minor units of the reference currency, shape (payments,)."""
@@ -237,7 +237,7 @@ class Passage:
             self._engines.put(engine)
 
 
-def reference_amounts(history: History, rates: RateTable, room: ColumnRoom) -> NDArray[np.int64]:
+def reference_amounts(history: History, rates: RateTable, room: ColumnAllocator) -> NDArray[np.int64]:
     """Each payment's amount in minor units of the reference currency, a column in `room`.
 
     Raises InvalidEvent when the history holds a currency there is no rate for.

@@ -46,6 +46,6 @@ class HistoryRows:
         return rows
 
 
-def _codes_of(coded: Coded, kind: attributes.Kind) -> NDArray[np.int64]:
+def _codes_of(coded: Coded, kind: attributes.AttributeKind) -> NDArray[np.int64]:
     code = attributes.CODES[kind]
     return np.array([*(code(name) for name in coded.names.to_pylist()), 0], dtype=np.int64)

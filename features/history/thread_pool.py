@@ -13,14 +13,14 @@ from typing import TypeVar
 
 from paywarden.schemas.errors import Misconfigured
 
-Part = TypeVar("Part")
-Result = TypeVar("Result")
+PartT = TypeVar("PartT")
+ResultT = TypeVar("ResultT")
 
 # Far beyond any machine; a number that was meant for something else is noticed.
 THREADS_MAX = 1024
 
 
-class Crew:
+class ThreadPool:
     """So many threads; one works in the caller's own."""
 
     def __init__(self, threads: int = 1) -> None:
@@ -30,20 +30,20 @@ class Crew:
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="crew") if threads > 1 else None
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> ThreadPool:
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def each(self, work: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
+    def each(self, work: Callable[[PartT], ResultT], parts: Iterable[PartT]) -> list[ResultT]:
         """The results in the order of the parts. Raises what the first of them raises, once none is at work."""
         if self._pool is None:
             return [work(part) for part in parts]
         return [one.result() for one in self._all_done([self._pool.submit(work, part) for part in parts])]
 
-    def beside(self, work: Callable[[], Result]) -> Callable[[], Result]:
+    def beside(self, work: Callable[[], ResultT]) -> Callable[[], ResultT]:
         """Begin a piece of work; the call that comes back waits for its result."""
         if self._pool is None:
             result = work()
@@ -51,7 +51,7 @@ class Crew:
         return self._pool.submit(work).result
 
     @staticmethod
-    def _all_done(futures: list[Future[Result]]) -> list[Future[Result]]:
+    def _all_done(futures: list[Future[ResultT]]) -> list[Future[ResultT]]:
         # The parts share arrays with the caller, who must not go on while any is written to.
         for future in futures:
             future.exception()

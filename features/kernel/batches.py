@@ -64,7 +64,7 @@ def fill_vectors(
     return OK
 
 
-class Slots(NamedTuple):
+class EngineSlots(NamedTuple):
     """The frame of `fill_bound_vectors`: the arrays of `fill_vectors`, for as many payments as there may be."""
 
     plan: int
@@ -77,7 +77,7 @@ class Slots(NamedTuple):
     out: int
 
 
-SLOT = positions(Slots)
+SLOT = positions(EngineSlots)
 
 
 @compiled(makes_arrays=True)

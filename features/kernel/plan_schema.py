@@ -35,7 +35,7 @@ class Head(NamedTuple):
     """Middles of countries, two numbers each; 0 if no feature asks for a journey."""
 
 
-class Entity(NamedTuple):
+class PlanEntity(NamedTuple):
     """One kind of entity."""
 
     digest: int
@@ -58,7 +58,7 @@ class Entity(NamedTuple):
     word_count: int
 
 
-class Table(NamedTuple):
+class PlanTable(NamedTuple):
     """Tiles of one hop. A row has `width` words, `capacity` words apart; the tiles' numbers stand at `tiles_at`."""
 
     hop_ms: int
@@ -73,7 +73,7 @@ class Table(NamedTuple):
     groups_at: int
 
 
-class Column(NamedTuple):
+class PlanColumn(NamedTuple):
     """One measure of a table."""
 
     measure: int
@@ -85,7 +85,7 @@ class Column(NamedTuple):
     parts: int
 
 
-class Group(NamedTuple):
+class PlanGroup(NamedTuple):
     """Windows that start at the same age."""
 
     newest_age: int
@@ -113,7 +113,7 @@ class Result(NamedTuple):
     summed_at: int
 
 
-class Window(NamedTuple):
+class PlanWindow(NamedTuple):
     """Where a result over one window goes."""
 
     bound: int
@@ -121,7 +121,7 @@ class Window(NamedTuple):
     slot: int
 
 
-class Memory(NamedTuple):
+class PlanMemory(NamedTuple):
     """The latest distinct values of an attribute."""
 
     attribute: int
@@ -131,14 +131,14 @@ class Memory(NamedTuple):
     recollections_at: int
 
 
-class Recollection(NamedTuple):
+class PlanRecollection(NamedTuple):
     """A question to a memory."""
 
     kind: int
     slot: int
 
 
-class Condition(NamedTuple):
+class PlanCondition(NamedTuple):
     """A question about a payment's row."""
 
     attribute: int
@@ -146,7 +146,7 @@ class Condition(NamedTuple):
     value: int
 
 
-class Operation(NamedTuple):
+class PlanOperation(NamedTuple):
     """A step of the program. Its operands are values; what they mean depends on the operation."""
 
     code: int
@@ -169,22 +169,22 @@ def section(words: I64, kind: type[_Section], at: int) -> _Section:
     return kind._make(words[at : at + len(kind._fields)].tolist())
 
 
-def entity_section(words: I64, entity: int) -> Entity:
+def entity_section(words: I64, entity: int) -> PlanEntity:
     """The section of an entity, by its number."""
-    return section(words, Entity, int(words[ENTITIES_AT + entity]))
+    return section(words, PlanEntity, int(words[ENTITIES_AT + entity]))
 
 
 HEAD = positions(Head)
-ENTITY = positions(Entity)
-TABLE = positions(Table)
-COLUMN = positions(Column)
-GROUP = positions(Group)
+ENTITY = positions(PlanEntity)
+TABLE = positions(PlanTable)
+COLUMN = positions(PlanColumn)
+GROUP = positions(PlanGroup)
 RESULT = positions(Result)
-WINDOW = positions(Window)
-MEMORY = positions(Memory)
-RECOLLECTION = positions(Recollection)
-CONDITION = positions(Condition)
-OPERATION = positions(Operation)
+WINDOW = positions(PlanWindow)
+MEMORY = positions(PlanMemory)
+RECOLLECTION = positions(PlanRecollection)
+CONDITION = positions(PlanCondition)
+OPERATION = positions(PlanOperation)
 # Compiled code steps from one section to the next by their sizes.
 ENTITIES_AT = len(HEAD)
 TABLE_SIZE, COLUMN_SIZE, GROUP_SIZE, RESULT_SIZE, WINDOW_SIZE = map(len, (TABLE, COLUMN, GROUP, RESULT, WINDOW))

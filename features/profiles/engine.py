@@ -73,7 +73,7 @@ class Events:
 
 
 @dataclass(frozen=True)
-class Applied:
+class AppliedEvents:
     """`states` are the new packed profiles, one a group; `applied` is 1 for each event that was news."""
 
     states: list[bytes]
@@ -106,7 +106,7 @@ class FeatureEngine:
         self._values = np.zeros(plan.value_count)
         self._translations: dict[tuple[int, bytes], tuple[Shape, NDArray[np.int64]]] = {}
 
-    def twin(self) -> FeatureEngine:
+    def clone_for_thread(self) -> FeatureEngine:
         """An engine of the same catalogue for another thread: it shares nothing that is written to."""
         other = copy.copy(self)
         other._make_scratch()
@@ -123,7 +123,7 @@ class FeatureEngine:
         attributes: NDArray[np.int64],
         states: Sequence[bytes | None],
         slots: NDArray[np.float64],
-    ) -> Applied:
+    ) -> AppliedEvents:
         """New profiles of one kind of entity from its events; `slots` rows are filled as events ask.
 
         `attributes`: rows of the payments the events are of, shape (rows, ATTRIBUTE_COUNT). `states`: the packed
@@ -153,7 +153,7 @@ class FeatureEngine:
         states: Sequence[bytes | None],
         slots: NDArray[np.float64],
         room: int,
-    ) -> tuple[int, Applied | None]:
+    ) -> tuple[int, AppliedEvents | None]:
         bounds = np.zeros(len(states) + 1, dtype=np.int64)
         np.cumsum([0 if state is None else len(state) for state in states], out=bounds[1:])
         # Of a bytearray, because an array over bytes is read-only: to numba another type, compiled apart.
@@ -171,7 +171,7 @@ class FeatureEngine:
             return status, None
         ends = out_bounds.tolist()
         buffer = out[: ends[-1]].tobytes()
-        return status, Applied([buffer[a:b] for a, b in itertools.pairwise(ends)], applied, int(late[0]))
+        return status, AppliedEvents([buffer[a:b] for a, b in itertools.pairwise(ends)], applied, int(late[0]))
 
     def vectors_of_slots(self, attributes: NDArray[np.int64], slots: NDArray[np.float64]) -> NDArray[np.float32]:
         """Vectors from filled slots. `attributes`: (rows, ATTRIBUTE_COUNT). Result: (rows, features)."""

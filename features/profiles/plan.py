@@ -36,6 +36,7 @@ from paywarden.features.catalogue.expressions import (
     Column,
     Derived,
     EntityRecency,
+    Expression,
     Measure,
     Operation,
     Recency,
@@ -43,7 +44,6 @@ from paywarden.features.catalogue.expressions import (
     Reduction,
     Remembered,
     Stored,
-    Value,
     WindowedMeasure,
     stored_values,
 )
@@ -174,7 +174,7 @@ def compile_plan(catalogue: Catalogue) -> Plan:
     for entity, (mine, kept) in enumerate(zip(tables, memories, strict=True)):
         words[plan_schema.ENTITIES_AT + entity] = len(words)
         _EntityWriter(words, conditions, slots).write(entity, shapes[entity], mine, kept)
-    asked = [plan_schema.Condition(c.column, c.operator, c.value) for c in conditions]
+    asked = [plan_schema.PlanCondition(c.column, c.operator, c.value) for c in conditions]
     conditions_at = words.extend([number for condition in asked for number in condition])
     operations, values = _program(words, catalogue, slots)
     program_at = words.extend([number for operation in operations for number in operation])
@@ -314,9 +314,9 @@ class _EntityWriter:
     def write(self, entity: int, shape: Shape, tables: list[_Table], memories: list[_Memory]) -> None:
         """Once: a writer is for one entity."""
         words = self._words
-        section_at = words.reserve(plan_schema.Entity)
-        tables_at = words.reserve(plan_schema.Table, len(tables))
-        memories_at = words.reserve(plan_schema.Memory, len(memories))
+        section_at = words.reserve(plan_schema.PlanEntity)
+        tables_at = words.reserve(plan_schema.PlanTable, len(tables))
+        memories_at = words.reserve(plan_schema.PlanMemory, len(memories))
         encoded = shape.encode()
         shape_at = words.extend(list(encoded))
         sources_at = kernel.LENGTHS_AT + 1 + len(tables) + len(memories)
@@ -338,7 +338,7 @@ class _EntityWriter:
         columns = [table.capacity for table in tables] + [memory.capacity for memory in memories]
         scratch_size = max(3, self._bound_count, *columns)
         first, last = self._slots.bounds[entity]
-        section = plan_schema.Entity(
+        section = plan_schema.PlanEntity(
             digest=shape.digest([table.capacity for table in tables]),
             shape_size=len(encoded),
             shape_at=shape_at,
@@ -358,10 +358,10 @@ class _EntityWriter:
 
     def _write_table(self, at: int, table: _Table, tiles_at: int) -> None:
         words = self._words
-        columns_at = words.reserve(plan_schema.Column, len(table.columns))
+        columns_at = words.reserve(plan_schema.PlanColumn, len(table.columns))
         for number, (column, offset) in enumerate(zip(table.columns, table.shape.offsets, strict=True)):
             condition = column.condition
-            section = plan_schema.Column(
+            section = plan_schema.PlanColumn(
                 measure=MEASURES.index(column.measure),
                 condition=0 if condition is None else self._condition_place[_question(condition)],
                 attribute=column.attribute,
@@ -370,13 +370,13 @@ class _EntityWriter:
             )
             words.put(columns_at + number * plan_schema.COLUMN_SIZE, section)
         ages = sorted({item.window.newest_age for item in table.windows})
-        groups_at = words.reserve(plan_schema.Group, len(ages))
+        groups_at = words.reserve(plan_schema.PlanGroup, len(ages))
         for number, age in enumerate(ages):
             items = [item for item in table.windows if item.window.newest_age == age]
             self._write_group(groups_at + number * plan_schema.GROUP_SIZE, table, age, items)
         words.put(
             at,
-            plan_schema.Table(
+            plan_schema.PlanTable(
                 hop_ms=table.shape.hop_ms,
                 capacity=table.capacity,
                 width=table.shape.width,
@@ -397,7 +397,7 @@ class _EntityWriter:
         for number, result in enumerate(results):
             windows = [item for item in items if _result_of(item) == result]
             self._write_result(results_at + number * plan_schema.RESULT_SIZE, table, result, bounds, windows)
-        section = plan_schema.Group(
+        section = plan_schema.PlanGroup(
             newest_age=age,
             bound_count=len(bounds),
             bounds_at=words.extend(bounds),
@@ -422,7 +422,9 @@ class _EntityWriter:
             summed_at = self._places[hop_ms, result.summed].column_at
         if result.half_life_ms:
             weights_at = words.extend(_weights(hop_ms, result.half_life_ms, windows[-1].window.oldest_age))
-        places = [plan_schema.Window(bounds.index(item.window.oldest_age), self._slots.of[item]) for item in windows]
+        places = [
+            plan_schema.PlanWindow(bounds.index(item.window.oldest_age), self._slots.of[item]) for item in windows
+        ]
         section = plan_schema.Result(
             reduction=REDUCTIONS.index(result.reduction),
             words_at=self._places[hop_ms, result.column].column_at,
@@ -440,10 +442,10 @@ class _EntityWriter:
 
     def _write_memory(self, at: int, memory: _Memory, values_at: int) -> None:
         questions = [
-            plan_schema.Recollection(RECOLLECTIONS.index(asked.recollection), self._slots.of[asked])
+            plan_schema.PlanRecollection(RECOLLECTIONS.index(asked.recollection), self._slots.of[asked])
             for asked in memory.asked
         ]
-        section = plan_schema.Memory(
+        section = plan_schema.PlanMemory(
             attribute=memory.attribute,
             capacity=memory.capacity,
             values_at=values_at,
@@ -467,13 +469,13 @@ def _weights(hop_ms: int, half_life_ms: int, oldest_age: int) -> list[int]:
     return [round(kernel.DECAY_ONE * 0.5 ** (age * hop_ms / half_life_ms)) for age in range(oldest_age + 1)]
 
 
-def _program(words: _Words, catalogue: Catalogue, slots: _Slots) -> tuple[list[plan_schema.Operation], list[int]]:
+def _program(words: _Words, catalogue: Catalogue, slots: _Slots) -> tuple[list[plan_schema.PlanOperation], list[int]]:
     """Every operation once, in an order in which operands come first; and which value each feature is."""
     program: dict[Derived, int] = {}
-    operations: list[plan_schema.Operation] = []
+    operations: list[plan_schema.PlanOperation] = []
     value_of: dict[str, int] = {}
 
-    def index_of(value: Value) -> int:
+    def index_of(value: Expression) -> int:
         if isinstance(value, str):
             return value_of[value]
         if not isinstance(value, Derived):
@@ -488,7 +490,7 @@ def _program(words: _Words, catalogue: Catalogue, slots: _Slots) -> tuple[list[p
                 numbers = [attribute, words.extend(_by_code(codes)), len(codes)]
             operation = [OPERATIONS.index(value.operation), *operands, *numbers]
             unused = [0] * (plan_schema.OPERATION_SIZE - len(operation))
-            operations.append(plan_schema.Operation(*operation, *unused))
+            operations.append(plan_schema.PlanOperation(*operation, *unused))
             program[value] = slots.count + len(operations) - 1
         return program[value]
 
@@ -528,7 +530,7 @@ def _attributes_asked(catalogue: Catalogue, stored: Sequence[Stored]) -> set[int
     return asked
 
 
-def _derived(value: Value) -> list[Derived]:
+def _derived(value: Expression) -> list[Derived]:
     if not isinstance(value, Derived):
         return []
     return [value, *(inner for operand in value.operands for inner in _derived(operand))]
@@ -542,7 +544,7 @@ def _digest_of(catalogue: Catalogue) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _described(value: Value) -> object:
+def _described(value: Expression) -> object:
     if isinstance(value, str):
         return value
     if isinstance(value, Derived):

@@ -19,11 +19,11 @@ from paywarden.features.catalogue import attributes
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.expressions import (
     Derived,
+    Expression,
     Measure,
     Operation,
     Recollection,
     Remembered,
-    Value,
     WindowedMeasure,
     stored_values,
 )
@@ -37,7 +37,7 @@ from paywarden.features.profiles.shape import MEASURES, ColumnShape, TableShape,
 from paywarden.schemas.errors import Misconfigured
 
 # Of a tile: a count, an amount, or a count for each bucket; None for the largest of nothing.
-Cell = int | Decimal | tuple[int, ...] | None
+CellValue = int | Decimal | tuple[int, ...] | None
 
 # Operations that ask the payment; the others take only what is stored.
 _OF_PAYMENT = frozenset(
@@ -68,13 +68,13 @@ _NO_VALUE = "-"
 
 
 @dataclass(frozen=True)
-class Tile:
+class TileView:
     start_ms: int
-    cells: tuple[Cell, ...]
+    cells: tuple[CellValue, ...]
 
 
 @dataclass(frozen=True)
-class Table:
+class TableView:
     """The tiles of one hop, of payments or of what their labels say (`is_label`).
 
     `columns` names the cells: the measure, what of, and the condition.
@@ -83,7 +83,7 @@ class Table:
     hop: str
     is_label: bool
     columns: tuple[str, ...]
-    tiles: tuple[Tile, ...]
+    tiles: tuple[TileView, ...]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Remembrance:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryView:
     """The latest distinct values of an attribute, newest first, at most `capacity`."""
 
     attribute: str
@@ -129,8 +129,8 @@ class ProfileView:
     first_payment_ms: int | None
     last_payment_ms: int | None
     newest_event_ms: int
-    tables: tuple[Table, ...]
-    memories: tuple[Memory, ...]
+    tables: tuple[TableView, ...]
+    memories: tuple[MemoryView, ...]
     sources: tuple[tuple[int, int], ...]
     as_of_ms: int
     features: tuple[FeatureValue, ...]
@@ -316,7 +316,7 @@ def _shortest(vector: NDArray[np.float32]) -> list[float]:
     return [float(str(value)) for value in vector]
 
 
-def _entities_in(value: Value, values: Mapping[str, Value]) -> set[str]:
+def _entities_in(value: Expression, values: Mapping[str, Expression]) -> set[str]:
     """The entities whose profiles a value takes; `values` are those of earlier features by name."""
     if isinstance(value, str):
         return _entities_in(values[value], values)
@@ -325,7 +325,7 @@ def _entities_in(value: Value, values: Mapping[str, Value]) -> set[str]:
     return {value.entity}
 
 
-def _asks_payment(value: Value, values: Mapping[str, Value]) -> bool:
+def _asks_payment(value: Expression, values: Mapping[str, Expression]) -> bool:
     if isinstance(value, str):
         return _asks_payment(values[value], values)
     if isinstance(value, Derived):
@@ -345,7 +345,7 @@ def _table(
     columns: Sequence[Sequence[int]],
     newest_ms: int,
     words: dict[tuple[int, int, int], str],
-) -> Table:
+) -> TableView:
     """`columns` are the stored ones: how many hops each tile is older than the newest event's, and the measures."""
     # Squares are kept in two sums, and shown as the one they are.
     shown = [
@@ -364,9 +364,9 @@ def _table(
             _cell(column, row[offset : offset + column.parts], row[high.get(column.condition, 0)])
             for column, offset in shown
         )
-        tiles.append(Tile((newest_ms // table.hop_ms - row[0]) * table.hop_ms, cells))
+        tiles.append(TileView((newest_ms // table.hop_ms - row[0]) * table.hop_ms, cells))
     names = tuple(_column_name(column, words) for column, _ in shown)
-    return Table(in_units(table.hop_ms), table.is_label, names, tuple(tiles))
+    return TableView(in_units(table.hop_ms), table.is_label, names, tuple(tiles))
 
 
 def _column_name(column: ColumnShape, words: dict[tuple[int, int, int], str]) -> str:
@@ -376,7 +376,7 @@ def _column_name(column: ColumnShape, words: dict[tuple[int, int, int], str]) ->
     return name if column.condition is None else f"{name} where {words[column.condition]}"
 
 
-def _cell(column: ColumnShape, parts: Sequence[int], high: int) -> Cell:
+def _cell(column: ColumnShape, parts: Sequence[int], high: int) -> CellValue:
     """What a tile keeps in a column's words; `high` is the other half of a sum of squares."""
     value = parts[0]
     match MEASURES[column.measure]:
@@ -409,19 +409,19 @@ def _major(amount_minor: int) -> Decimal:
     return Decimal(amount_minor).scaleb(-REFERENCE_MINOR_DIGITS)
 
 
-def _memory(column: int, capacity: int, codes: Sequence[int], ages_ms: Sequence[int], newest_ms: int) -> Memory:
+def _memory(column: int, capacity: int, codes: Sequence[int], ages_ms: Sequence[int], newest_ms: int) -> MemoryView:
     attribute = attributes.ATTRIBUTES[column]
     values, seen_ms = [], newest_ms
     for code, age_ms in zip(codes, ages_ms, strict=True):
         seen_ms -= age_ms
         values.append(Remembrance(_remembered(attribute.kind, code), seen_ms))
-    return Memory(attribute.name, capacity, tuple(values))
+    return MemoryView(attribute.name, capacity, tuple(values))
 
 
-def _remembered(kind: attributes.Kind, code: int) -> str | None:
-    if kind is attributes.Kind.AMOUNT:
+def _remembered(kind: attributes.AttributeKind, code: int) -> str | None:
+    if kind is attributes.AttributeKind.AMOUNT:
         return str(_major(code))
-    if kind is attributes.Kind.COUNTRY and code <= 26 * 26:
+    if kind is attributes.AttributeKind.COUNTRY and code <= 26 * 26:
         first, second = divmod(code - 1, 26)
         return chr(65 + first) + chr(65 + second)
     return None
@@ -431,7 +431,7 @@ def _spoken_time(time_ms: int | None) -> str:
     return "never" if time_ms is None else utc(time_ms)
 
 
-def _spoken_cell(cell: Cell) -> str:
+def _spoken_cell(cell: CellValue) -> str:
     if cell is None:
         return _NO_VALUE
     return " ".join(map(str, cell)) if isinstance(cell, tuple) else str(cell)
@@ -443,7 +443,7 @@ def _spoken_feature(feature: FeatureValue) -> tuple[str, str, str]:
     return feature.name, f"{feature.value:.10g}", feature.unit
 
 
-def _plain(cell: Cell) -> int | float | list[int] | None:
+def _plain(cell: CellValue) -> int | float | list[int] | None:
     """A cell as JSON has it."""
     if isinstance(cell, tuple):
         return list(cell)

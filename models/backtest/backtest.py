@@ -10,7 +10,7 @@
 4. If somebody published results for parameters of their own, these are measured on the test folds too: where they
    come out as published, data, splits and metrics are the same. They take no part in the choice.
 
-Candidates that differ in their number of trees only are grown once and measured at each number (`Path`).
+Candidates that differ in their number of trees only are grown once and measured at each number (`CandidatePath`).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from paywarden.models.metrics.evaluation import (
     DAY_MS,
     METRICS,
     Days,
-    Measured,
+    HandbookMetrics,
     Split,
     card_precision_ceiling,
     date_of_day,
     measure,
     split_rows,
 )
-from paywarden.models.training.candidates import TREES, Parameters, Path, Scores
-from paywarden.models.training.progress import Progress, unheard
+from paywarden.models.training.candidates import TREES, CandidatePath, Parameters, Scores
+from paywarden.models.training.progress import TrainingProgress, no_progress
 from paywarden.models.training.table import training_table
 from paywarden.schemas.errors import Misconfigured
 
@@ -57,15 +57,15 @@ class Protocol:
         return Days(min(split.train.first for split in splits), max(split.test.last for split in splits))
 
 
-def path_to(candidate: Parameters) -> Path:
+def path_to(candidate: Parameters) -> CandidatePath:
     """The path that leads to this candidate alone."""
     others = {name: value for name, value in candidate.items() if name != TREES}
     trees = candidate.get(TREES)
-    return Path(others) if trees is None else Path(others, (int(trees),))
+    return CandidatePath(others) if trees is None else CandidatePath(others, (int(trees),))
 
 
 @dataclass(frozen=True)
-class Rows:
+class BacktestRows:
     """Payments as a model sees them: `vectors` (rows, features) float32, missing is NaN; the rest (rows,)."""
 
     vectors: NDArray[np.float32]
@@ -73,8 +73,8 @@ class Rows:
     day: NDArray[np.int64]
     card: NDArray[np.int32]
 
-    def chosen(self, mask: NDArray[np.bool_]) -> Rows:
-        return Rows(self.vectors[mask], self.label[mask], self.day[mask], self.card[mask])
+    def chosen(self, mask: NDArray[np.bool_]) -> BacktestRows:
+        return BacktestRows(self.vectors[mask], self.label[mask], self.day[mask], self.card[mask])
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class Fold:
     """What one split is trained and measured on; known compromised cards are not among `test`."""
 
     split: Split
-    train: Rows
-    test: Rows
+    train: BacktestRows
+    test: BacktestRows
 
 
-Fit = Callable[[Path], list[Scores]]
+Fit = Callable[[CandidatePath], list[Scores]]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Family:
     """
 
     name: str
-    paths: tuple[Path, ...]
+    paths: tuple[CandidatePath, ...]
     prepare: Callable[[Fold], Fit]
     chosen_by: str | None = None
     published: Mapping[str, Parameters] | None = None
@@ -109,16 +109,16 @@ class Family:
 class Summary:
     """Metrics of several folds, in the order of the protocol's."""
 
-    folds: tuple[Measured, ...]
+    folds: tuple[HandbookMetrics, ...]
 
     @property
-    def mean(self) -> Measured:
-        return Measured(*self._columns().mean(axis=0).tolist())
+    def mean(self) -> HandbookMetrics:
+        return HandbookMetrics(*self._columns().mean(axis=0).tolist())
 
     @property
-    def std(self) -> Measured:
+    def std(self) -> HandbookMetrics:
         """Of these folds themselves, not an estimate for others: divided by their number, as the book does."""
-        return Measured(*self._columns().std(axis=0).tolist())
+        return HandbookMetrics(*self._columns().std(axis=0).tolist())
 
     def _columns(self) -> NDArray[np.float64]:
         return np.array([[getattr(fold, metric) for metric in METRICS] for fold in self.folds])
@@ -168,7 +168,7 @@ def rows_of(
     rates: RateTable,
     label_delay_days: int,
     progress: Callable[[int], object] | None = None,
-) -> Rows:
+) -> BacktestRows:
     """The payments of these days, seen as when they were made; what is before them only fills the profiles.
 
     Labels are those known `label_delay_days` after the last day. Raises Misconfigured if there is no payment.
@@ -177,10 +177,10 @@ def rows_of(
         history, days, engine=engine, rates=rates, label_delay_days=label_delay_days, progress=progress
     )
     first = int(np.searchsorted(history.event_time_ms, days.first * DAY_MS))
-    return Rows(table.vectors, table.label, table.day, history.card.codes[first : first + len(table.label)])
+    return BacktestRows(table.vectors, table.label, table.day, history.card.codes[first : first + len(table.label)])
 
 
-def fold_of(rows: Rows, split: Split) -> Fold:
+def fold_of(rows: BacktestRows, split: Split) -> Fold:
     """The rows of one split. Raises Misconfigured where there are not both frauds and genuine payments."""
     train, test = split_rows(rows.day, rows.card, rows.label, split)
     fold = Fold(split, rows.chosen(train), rows.chosen(test))
@@ -194,15 +194,17 @@ def fold_of(rows: Rows, split: Split) -> Fold:
     return fold
 
 
-def facts_of(rows: Rows, splits: Sequence[Split]) -> list[FoldFacts]:
+def facts_of(rows: BacktestRows, splits: Sequence[Split]) -> list[FoldFacts]:
     """What each fold is made of. Raises Misconfigured as `fold_of` does."""
     return [_facts(fold_of(rows, split)) for split in splits]
 
 
-def backtest(rows: Rows, protocol: Protocol, family: Family, *, progress: Progress | None = None) -> ModelResult:
+def backtest(
+    rows: BacktestRows, protocol: Protocol, family: Family, *, progress: TrainingProgress | None = None
+) -> ModelResult:
     """Choose a model's parameters on the validation folds and measure them on the test folds."""
     started = time.perf_counter()
-    progress = progress or unheard
+    progress = progress or no_progress
     grid = _tried(rows, protocol, family, progress)
     choices = {metric: _best(grid, family.chosen_by or metric) for metric in METRICS}
     chosen = {metric: grid[index].parameters for metric, index in choices.items()}
@@ -219,7 +221,7 @@ def backtest(rows: Rows, protocol: Protocol, family: Family, *, progress: Progre
     )
 
 
-def _tried(rows: Rows, protocol: Protocol, family: Family, progress: Progress) -> tuple[Tried, ...]:
+def _tried(rows: BacktestRows, protocol: Protocol, family: Family, progress: TrainingProgress) -> tuple[Tried, ...]:
     """Every candidate on every validation fold."""
     with progress(f"{family.name}: choosing", len(family.paths) * len(protocol.validation)) as advance:
         by_fold = [list(_walk(fold_of(rows, split), family, family.paths, advance)) for split in protocol.validation]
@@ -231,11 +233,11 @@ def _tried(rows: Rows, protocol: Protocol, family: Family, progress: Progress) -
 
 
 def _measured(
-    rows: Rows,
+    rows: BacktestRows,
     protocol: Protocol,
     family: Family,
     wanted: Sequence[Mapping[str, Parameters]],
-    progress: Progress,
+    progress: TrainingProgress,
 ) -> list[Summary]:
     """Choices by metric on the test folds; what several of them share is trained once."""
     distinct: list[Parameters] = []
@@ -251,7 +253,9 @@ def _measured(
     ]
 
 
-def _walk(fold: Fold, family: Family, paths: Sequence[Path], advance: Callable[[int], object]) -> Iterator[Measured]:
+def _walk(
+    fold: Fold, family: Family, paths: Sequence[CandidatePath], advance: Callable[[int], object]
+) -> Iterator[HandbookMetrics]:
     """The metrics of each candidate of these paths on one fold."""
     fit = family.prepare(fold)
     test = fold.test
@@ -268,7 +272,7 @@ def _best(grid: Sequence[Tried], metric: str) -> int:
 def _by_metric(summaries: Mapping[str, Summary]) -> Summary:
     """One summary of several: each metric from its own."""
     columns = [[getattr(fold, metric) for fold in summaries[metric].folds] for metric in METRICS]
-    return Summary(tuple(Measured(*values) for values in zip(*columns, strict=True)))
+    return Summary(tuple(HandbookMetrics(*values) for values in zip(*columns, strict=True)))
 
 
 def _facts(fold: Fold) -> FoldFacts:

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from paywarden.models.backtest.backtest import Family, Fit, Fold
-from paywarden.models.training.candidates import Parameters, Path, Scores
+from paywarden.models.training.candidates import CandidatePath, Parameters, Scores
 from paywarden.models.training.search_space import boosted_paths
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
@@ -43,13 +43,13 @@ MODELS = ("lr", "rf", "dt", "lightgbm")
 def family(name: str, *, seed: int, budget: int, published: Mapping[str, Parameters] | None = None) -> Family:
     """One of MODELS. `budget` is how many LightGBM trainings a fold may cost, `seed` that of all that is random."""
     if name == "lr":
-        paths = tuple(Path({"C": strength}) for strength in _REGULARISATION)
+        paths = tuple(CandidatePath({"C": strength}) for strength in _REGULARISATION)
         return Family(name, paths, lambda fold: _logistic_regression(fold, seed), published=published)
     if name == "rf":
-        paths = tuple(Path({"max_depth": depth}, _FOREST_SIZES) for depth in _FOREST_DEPTHS)
+        paths = tuple(CandidatePath({"max_depth": depth}, _FOREST_SIZES) for depth in _FOREST_DEPTHS)
         return Family(name, paths, lambda fold: _random_forest(fold, seed), published=published)
     if name == "dt":
-        paths = tuple(Path({"max_depth": depth}) for depth in _TREE_DEPTHS)
+        paths = tuple(CandidatePath({"max_depth": depth}) for depth in _TREE_DEPTHS)
         return Family(name, paths, lambda fold: _decision_tree(fold, seed), published=published)
     if name == "lightgbm":
         return Family(
@@ -65,7 +65,7 @@ def _logistic_regression(fold: Fold, seed: int) -> Fit:
     scaler = StandardScaler().fit(_without_gaps(fold.train.vectors).astype(np.float64))
     train, test = (scaler.transform(_without_gaps(part.vectors).astype(np.float64)) for part in (fold.train, fold.test))
 
-    def fit(path: Path) -> list[Scores]:
+    def fit(path: CandidatePath) -> list[Scores]:
         model = LogisticRegression(max_iter=_SOLVER_STEPS_MAX, random_state=seed, **path.parameters)
         return [_fraud_probability(model.fit(train, fold.train.label), test)]
 
@@ -75,7 +75,7 @@ def _logistic_regression(fold: Fold, seed: int) -> Fit:
 def _decision_tree(fold: Fold, seed: int) -> Fit:
     train, test = _without_gaps(fold.train.vectors), _without_gaps(fold.test.vectors)
 
-    def fit(path: Path) -> list[Scores]:
+    def fit(path: CandidatePath) -> list[Scores]:
         model = DecisionTreeClassifier(random_state=seed, **path.parameters)
         return [_fraud_probability(model.fit(train, fold.train.label), test)]
 
@@ -85,7 +85,7 @@ def _decision_tree(fold: Fold, seed: int) -> Fit:
 def _random_forest(fold: Fold, seed: int) -> Fit:
     train, test = _without_gaps(fold.train.vectors), _without_gaps(fold.test.vectors)
 
-    def fit(path: Path) -> list[Scores]:
+    def fit(path: CandidatePath) -> list[Scores]:
         # A forest started warm grows the trees that a larger one would have had from the start.
         model = RandomForestClassifier(warm_start=True, random_state=seed, **path.parameters)
         scores = []
@@ -100,13 +100,13 @@ def _random_forest(fold: Fold, seed: int) -> Fit:
 
 def _lightgbm(fold: Fold, seed: int) -> Fit:
     # What the binning depends on is the same for all candidates, so it is done once.
-    usual = replace(TrainingSettings(), seed=seed, threads=_BOOSTING_THREADS)
+    defaults = replace(TrainingSettings(), seed=seed, threads=_BOOSTING_THREADS)
     # Leaving out columns that cannot be split would depend on the candidate.
-    shared = usual.lightgbm_parameters() | {"feature_pre_filter": False}
+    shared = defaults.lightgbm_parameters() | {"feature_pre_filter": False}
     data = lightgbm.Dataset(fold.train.vectors, fold.train.label, params=shared, free_raw_data=False).construct()
 
-    def fit(path: Path) -> list[Scores]:
-        settings = replace(usual, **path.parameters)  # type: ignore[arg-type] # whole numbers and fractions by name
+    def fit(path: CandidatePath) -> list[Scores]:
+        settings = replace(defaults, **path.parameters)  # type: ignore[arg-type] # whole numbers and fractions by name
         parameters = settings.lightgbm_parameters() | {"feature_pre_filter": False}
         model: Any = lightgbm.train(parameters, data, num_boost_round=path.sizes[-1])
         return [model.predict(fold.test.vectors, raw_score=True, num_iteration=size) for size in path.sizes]

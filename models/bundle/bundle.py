@@ -42,7 +42,7 @@ MODEL_TEXT, GOLDEN, MANIFEST = "model.txt", "golden.npz", "manifest.json"
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """A model of a bundle: names of its files, and of its folder among the libraries."""
 
     model_text: str
@@ -50,9 +50,9 @@ class Part:
     folder: str
 
 
-LARGE = Part(MODEL_TEXT, GOLDEN, "")
+LARGE = ModelPart(MODEL_TEXT, GOLDEN, "")
 """The model that every bundle has."""
-FIRST = Part("first.txt", "first_golden.npz", "first")
+FIRST = ModelPart("first.txt", "first_golden.npz", "first")
 """The one that a cascade asks first."""
 
 
@@ -93,7 +93,7 @@ class Manifest:
     cascade: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[ModelPart, ...]:
         """The bundle's models."""
         return (LARGE, FIRST) if self.cascade else (LARGE,)
 
@@ -128,7 +128,7 @@ class Bundle:
         )
 
 
-def _check_explained(bundle: Path, part: Part, explainer: Explainer) -> None:
+def _check_explained(bundle: Path, part: ModelPart, explainer: Explainer) -> None:
     """Refuse reasons that do not add up to LightGBM's margins. Also compiles what gives them."""
     vectors, wanted = _golden(bundle, part)
     got = np.array([explainer.base + explainer.contributions(vector).sum() for vector in vectors])
@@ -147,7 +147,7 @@ def sigmoid(value: float) -> float:
     return 1.0 / (1.0 + math.exp(-value)) if value > -700.0 else 0.0
 
 
-def native_library(bundle: Path, part: Part = LARGE) -> Path:
+def native_library(bundle: Path, part: ModelPart = LARGE) -> Path:
     """Where this machine's library of a bundle's model is, or would be."""
     return bundle / "native" / platform.machine() / part.folder / "model.so"
 
@@ -194,7 +194,7 @@ def _is_a(value: Any, hint: Any) -> bool:
     return hint is Any or type(value) is hint
 
 
-def build_native(bundle: Path, gates: Mapping[Part, ParityGate] = MappingProxyType({})) -> Path:
+def build_native(bundle: Path, gates: Mapping[ModelPart, ParityGate] = MappingProxyType({})) -> Path:
     """Compile this machine's libraries and let them through the parity gate. Returns where the large model's is.
 
     A gate is made of the golden vectors where none is given. A library that does not pass is not left behind.
@@ -206,7 +206,7 @@ def build_native(bundle: Path, gates: Mapping[Part, ParityGate] = MappingProxyTy
     return native_library(bundle)
 
 
-def _build(bundle: Path, manifest: Manifest, part: Part, gate: ParityGate | None) -> None:
+def _build(bundle: Path, manifest: Manifest, part: ModelPart, gate: ParityGate | None) -> None:
     # Those who build have Treelite and TL2cgen, which import SciPy: a scoring process never loads them.
     from paywarden.models.bundle.compiler import COMPILER_OPTIONS, compile_library, compiler_name
 
@@ -231,7 +231,7 @@ def _build(bundle: Path, manifest: Manifest, part: Part, gate: ParityGate | None
     (library.parent / "build.json").write_text(json.dumps(build, indent=2) + "\n", encoding="utf-8")
 
 
-def golden_gate(bundle: Path, part: Part = LARGE) -> ParityGate:
+def golden_gate(bundle: Path, part: ModelPart = LARGE) -> ParityGate:
     """What a model of the bundle must pass, made of the model itself and of its golden vectors."""
     # LightGBM is for those who build: a scoring process never loads it.
     from paywarden.models.bundle.parity import ParityGate
@@ -240,7 +240,7 @@ def golden_gate(bundle: Path, part: Part = LARGE) -> ParityGate:
     return ParityGate.of(bundle / part.model_text, golden_payments(bundle), golden=vectors)
 
 
-def _golden(bundle: Path, part: Part) -> tuple[NDArray[Any], NDArray[Any]]:
+def _golden(bundle: Path, part: ModelPart) -> tuple[NDArray[Any], NDArray[Any]]:
     """Golden vectors and their margins, of whatever shape and type they are. Raises BundleRefused."""
     try:
         arrays = read_arrays(bundle / part.golden)
@@ -256,7 +256,7 @@ def golden_payments(bundle: Path) -> NDArray[np.float32]:
     return np.ascontiguousarray(vectors[: (len(vectors) + 1) // 2])
 
 
-def told_gate(bundle: Path) -> str:
+def parity_summary(bundle: Path) -> str:
     """What this machine's libraries have passed, in a line. Raises BundleRefused where they have no note of that."""
     try:
         folders = [native_library(bundle, part).parent for part in read_manifest(bundle).parts]
@@ -292,7 +292,7 @@ def load_bundle(bundle: Path, *, catalogue_digest: str) -> Bundle:
     return Bundle(manifest, together, CascadeExplainer(together, of_first, explainer))
 
 
-def _checked_part(bundle: Path, manifest: Manifest, part: Part, *, slope: float) -> tuple[Predictor, Explainer]:
+def _checked_part(bundle: Path, manifest: Manifest, part: ModelPart, *, slope: float) -> tuple[Predictor, Explainer]:
     """What scores with a model of the bundle and what explains it, held against its golden vectors."""
     predictor = _predictor(bundle, manifest, part)
     check_golden(bundle, manifest, predictor, part)
@@ -302,7 +302,7 @@ def _checked_part(bundle: Path, manifest: Manifest, part: Part, *, slope: float)
     return predictor, explainer
 
 
-def _predictor(bundle: Path, manifest: Manifest, part: Part) -> Predictor:
+def _predictor(bundle: Path, manifest: Manifest, part: ModelPart) -> Predictor:
     library = native_library(bundle, part)
     if not library.exists():
         return GtilPredictor(bundle / part.model_text)
@@ -327,7 +327,7 @@ def _check_files(bundle: Path, manifest: Manifest) -> None:
             raise BundleRefused(f"bundle {bundle}: {name} has a wrong checksum")
 
 
-def check_golden(bundle: Path, manifest: Manifest, predictor: Predictor, part: Part = LARGE) -> None:
+def check_golden(bundle: Path, manifest: Manifest, predictor: Predictor, part: ModelPart = LARGE) -> None:
     """Refuse a predictor that gives one golden vector another margin, to the bit."""
     vectors, wanted = _golden(bundle, part)
     if vectors.dtype != np.float32 or vectors.shape != (len(wanted), len(manifest.feature_names)):

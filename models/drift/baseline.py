@@ -50,7 +50,7 @@ _TINY = 1e-9
 
 
 @dataclass(frozen=True)
-class Usual:
+class Baseline:
     """Of a layout's signals, all float32.
 
     `level`, `variance`: (signals,), the variance that of one payment. `season`: (168, signals), hours since the epoch.
@@ -93,9 +93,9 @@ class Usual:
         return self.level + season, past
 
 
-def followed(usual: Usual, layout: Layout, before: F32, day: Block) -> F32:
+def followed(baseline: Baseline, layout: Layout, before: F32, day: Block) -> F32:
     """How far levels have moved after a day, when they had moved so far before it."""
-    expected = usual.expected(layout, day.start_ms, day.length_ms)[0] + before
+    expected = baseline.expected(layout, day.start_ms, day.length_ms)[0] + before
     most = _BELIEVED * day.sd
     known = layout.is_followed & (day.count > 0)
     return before + np.where(known, _FOLLOWS * np.clip(day.value - expected, -most, most), 0.0).astype(np.float32)
@@ -120,16 +120,16 @@ def _effect(layout: Layout, moved: F64, expected: F64, variance: F64, of_one: F3
     return np.where(layout.is_histogram, distance, relative)
 
 
-def nothing_usual(layout: Layout) -> Usual:
+def empty_baseline(layout: Layout) -> Baseline:
     """Before there is a past: expected is NaN, so that nothing is said of any signal."""
     count, none = len(layout.signals), np.zeros((len(LENGTHS_MS), len(layout.signals)))
     weeks = [np.zeros((_HOURS_OF_WEEK, columns)) for columns in (count, len(layout.segments))]
     return _usual(np.full(count, np.nan), np.ones(count), weeks[0], none, none, weeks[1])
 
 
-def learn_usual(
+def learn_baseline(
     layout: Layout, total: Counts, hours: Iterable[TimedCounts], fives: Iterable[TimedCounts] = ()
-) -> Usual:
+) -> Baseline:
     """What a past was like, that is summed up in `total`.
 
     `hours`: every hour of it, in order and without gaps, from a midnight on (UTC). `fives`: some of its blocks of five
@@ -140,7 +140,7 @@ def learn_usual(
     of_hours = past.spread_of_hours(levels).estimate()
     of_days = past.spread_of_days(levels).estimate_like(of_hours)
     of_fives = past.spread_of_fives(levels, fives).estimate()
-    of_days[1] = np.maximum(of_days[1], _of_kin(layout, of_days[1]))
+    of_days[1] = np.maximum(of_days[1], _of_signal_group(layout, of_days[1]))
     longest = np.maximum(of_hours, of_days)
     estimates = np.maximum(of_fives, longest), longest, of_days
     dispersion, wander = np.stack([one[0] for one in estimates]), np.stack([one[1] for one in estimates])
@@ -150,21 +150,21 @@ def learn_usual(
     return _usual(past.mean + last, past.variance, past.season, dispersion * widened, wander * widened, past.payments)
 
 
-def _usual(*arrays: NDArray[Any]) -> Usual:
-    return Usual(*(array.astype(np.float32) for array in arrays))
+def _usual(*arrays: NDArray[Any]) -> Baseline:
+    return Baseline(*(array.astype(np.float32) for array in arrays))
 
 
-def _of_kin(layout: Layout, wander: F64) -> F64:
+def _of_signal_group(layout: Layout, wander: F64) -> F64:
     """What three quarters of the same signals in other segments are below: one alone may have been lucky."""
-    found = np.zeros(layout.kin_count)
-    order = np.argsort(layout.kin, kind="stable")
-    kin, firsts = np.unique(layout.kin[order], return_index=True)
-    for number, part in zip(kin, np.split(wander[order], firsts[1:]), strict=True):
+    found = np.zeros(layout.signal_group_count)
+    order = np.argsort(layout.signal_group, kind="stable")
+    signal_group, firsts = np.unique(layout.signal_group[order], return_index=True)
+    for number, part in zip(signal_group, np.split(wander[order], firsts[1:]), strict=True):
         found[number] = np.quantile(part, _KIN_SHARE)
-    return found[layout.kin]
+    return found[layout.signal_group]
 
 
-def _widening(layout: Layout, usual: Usual, fives: Iterable[TimedCounts], levels: F64, first_ms: int) -> F64:
+def _widening(layout: Layout, baseline: Baseline, fives: Iterable[TimedCounts], levels: F64, first_ms: int) -> F64:
     """By how much the variance of each signal has to be larger, so that its furthest block is as far as the null's is.
 
     Bursts of one merchant or device come to each segment rarely, and to some segment all the time: a signal is as wide
@@ -175,16 +175,16 @@ def _widening(layout: Layout, usual: Usual, fives: Iterable[TimedCounts], levels
 
     furthest, blocks = np.zeros(len(layout.signals)), np.zeros(len(layout.signals))
     for start_ms, counts in fives:
-        block = usual.block(layout, counts, start_ms, _FIVE_MS, levels[(start_ms - first_ms) // _DAY_MS])
+        block = baseline.block(layout, counts, start_ms, _FIVE_MS, levels[(start_ms - first_ms) // _DAY_MS])
         is_there = block.count >= PAYMENTS_MIN
         z = np.abs(block.value - block.expected) / block.sd
         furthest = np.fmax(furthest, np.where(is_there, z, 0.0))
         blocks += is_there
-    widest = np.zeros(layout.kin_count)
-    np.maximum.at(widest, layout.kin, furthest)
-    tried = np.bincount(layout.kin, weights=blocks, minlength=layout.kin_count)
+    widest = np.zeros(layout.signal_group_count)
+    np.maximum.at(widest, layout.signal_group, furthest)
+    tried = np.bincount(layout.signal_group, weights=blocks, minlength=layout.signal_group_count)
     allowed = stdtrit(NULL_FREEDOM, 1 - 1 / (2 * np.maximum(tried, 2)))
-    return np.asarray(np.maximum(widest / allowed, 1.0)[layout.kin] ** 2)
+    return np.asarray(np.maximum(widest / allowed, 1.0)[layout.signal_group] ** 2)
 
 
 class _Past:
@@ -246,8 +246,8 @@ class _Past:
     def _fill_payments(self) -> None:
         """An hour of the week that the past had not counts as that hour of its other days."""
         days = _HOURS_OF_WEEK // _HOURS_OF_DAY
-        usual = np.tile(self.payments.reshape(days, _HOURS_OF_DAY, -1).mean(axis=0), (days, 1))
-        self.payments = np.where(self.payments > 0, self.payments, usual)
+        baseline = np.tile(self.payments.reshape(days, _HOURS_OF_DAY, -1).mean(axis=0), (days, 1))
+        self.payments = np.where(self.payments > 0, self.payments, baseline)
 
     def levels(self) -> F64:
         """How far levels had moved at the beginning of each day, and after the last: (days + 1, signals)."""

@@ -31,7 +31,7 @@ _ZLIB_LEVEL = 1
 
 
 @dataclass(frozen=True)
-class Rows:
+class DecisionRows:
     """Decisions as columns, each of (rows,).
 
     `scores`: float64, NaN where no model gave one: it lies in no bin. `actions`: 0 to 2, as models/metrics/tally.py
@@ -85,7 +85,7 @@ class Counts:
         """The same, to be counted on apart."""
         return Counts(self.binning, *(array.copy() for array in self.arrays))
 
-    def count(self, rows: Rows) -> None:
+    def count(self, rows: DecisionRows) -> None:
         """Count these payments too."""
         binning = self.binning
         segments = binning.segments_of(rows.values)
@@ -139,7 +139,7 @@ class Counts:
         return cls(binning, *arrays)
 
 
-def count_rows(binning: Binning, rows: Rows) -> Counts:
+def count_rows(binning: Binning, rows: DecisionRows) -> Counts:
     """The counts of these payments."""
     counts = Counts.empty(binning)
     counts.count(rows)

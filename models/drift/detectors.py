@@ -98,7 +98,7 @@ class DetectorSettings:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DetectorVerdict:
     """What the detectors say of one block. Each array has the shape (signals,), but for `fired`: (fired,), of indexes.
 
     `evidence`: natural logarithm, before what fired began anew; `threshold`: of it; `shift`: the signed shift, in
@@ -149,7 +149,7 @@ class Detectors:
         """All that is remembered, to be kept or written over; always of the same shapes and types."""
         return self._sums, self._effects, self._reached_ms, self._settled_ms
 
-    def step(self, block: Block) -> Verdict:
+    def step(self, block: Block) -> DetectorVerdict:
         """Take a block in. Blocks of one length come in order of time, each once."""
         place = LENGTHS_MS.index(block.length_ms)
         assert block.signals is self.signals or block.signals == self.signals, "a block of other signals"
@@ -178,7 +178,7 @@ class Detectors:
         self._reached_ms[place] = reached_ms
         self._sums[place, fired] = 0
         self._reached_ms[place, fired] = 0
-        return Verdict(evidence, threshold, shift, deviation, effect, reached_ms, counted, fired)
+        return DetectorVerdict(evidence, threshold, shift, deviation, effect, reached_ms, counted, fired)
 
     def _averaged(
         self, place: int, block: Block, deviation: NDArray[np.float64], counted: NDArray[np.bool_]

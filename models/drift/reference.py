@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from paywarden.models.bundle.bundle import read_manifest, sha256_of
 from paywarden.models.bundle.stored_arrays import UNREADABLE, read_arrays
-from paywarden.models.drift.baseline import Usual, nothing_usual
+from paywarden.models.drift.baseline import Baseline, empty_baseline
 from paywarden.models.drift.binning import DIGEST_SIZE, FEATURE_BINS, Binning
 from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.signal_layout import Kinds, Layout, Ranks
@@ -40,7 +40,7 @@ class Reference:
     review_at: float
     kinds: Kinds
     counts: Counts
-    usual: Usual
+    baseline: Baseline
     layout: Layout
 
     @property
@@ -53,7 +53,7 @@ class Reference:
         """DIGEST_SIZE bytes: equal references have equal ones."""
         whole = hashlib.sha256(repr((self.model_version, self.feature_names, self.review_at)).encode())
         whole.update(self.binning.digest)
-        for array in (*self.counts.arrays, *(getattr(self.usual, field.name) for field in fields(Usual))):
+        for array in (*self.counts.arrays, *(getattr(self.baseline, field.name) for field in fields(Baseline))):
             whole.update(np.ascontiguousarray(array).tobytes())
         return whole.digest()[:DIGEST_SIZE]
 
@@ -61,7 +61,7 @@ class Reference:
         self, counts: Counts, start_ms: int, length_ms: int, followed: NDArray[np.float32] | None = None
     ) -> Block:
         """The signals of decisions that were counted in a block of time, beside what is usual then: see Usual."""
-        return self.usual.block(self.layout, counts, start_ms, length_ms, followed)
+        return self.baseline.block(self.layout, counts, start_ms, length_ms, followed)
 
     def save(self, path: Path) -> None:
         """Write it; the same reference gives the same bytes."""
@@ -81,7 +81,7 @@ class Reference:
             "feature_edges": binning.feature_edges,
         }
         arrays |= zip(_COUNTS, self.counts.arrays, strict=True)
-        arrays |= {f"usual_{field.name}": getattr(self.usual, field.name) for field in fields(Usual)}
+        arrays |= {f"usual_{field.name}": getattr(self.baseline, field.name) for field in fields(Baseline)}
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -102,15 +102,15 @@ def read_reference(path: Path) -> Reference:
         values = tuple(tuple(of_dimension) for of_dimension in head["values"])
         binning = Binning(arrays["score_edges"], arrays["feature_edges"], values, tuple(head["flags"]))
         counts = Counts(binning, *(arrays[name] for name in _COUNTS))
-        usual = Usual(*(arrays[f"usual_{field.name}"] for field in fields(Usual)))
+        baseline = Baseline(*(arrays[f"usual_{field.name}"] for field in fields(Baseline)))
         wanted = _shapes((*Counts.empty(binning).arrays, np.empty((len(names), FEATURE_BINS - 1))))
         fits = _shapes((*counts.arrays, binning.feature_edges)) == wanted
     except UNREADABLE as error:
         raise BundleRefused(f"{path}: it cannot be read as a reference of decisions") from error
     layout = layout_of(counts, names, review_at, kinds) if fits else None
-    if layout is None or _shapes(vars(usual).values()) != _shapes(vars(nothing_usual(layout)).values()):
+    if layout is None or _shapes(vars(baseline).values()) != _shapes(vars(empty_baseline(layout)).values()):
         raise BundleRefused(f"{path}: the parts of this reference do not belong together")
-    return Reference(head["model_version"], names, review_at, kinds, counts, usual, layout)
+    return Reference(head["model_version"], names, review_at, kinds, counts, baseline, layout)
 
 
 def _shapes(arrays: Iterable[NDArray[Any]]) -> list[tuple[int, ...]]:

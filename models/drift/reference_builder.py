@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.models.drift.baseline import TimedCounts, learn_usual
+from paywarden.models.drift.baseline import TimedCounts, learn_baseline
 from paywarden.models.drift.binning import FEATURE_BINS, NONE, OTHER, Binning
-from paywarden.models.drift.counts import Rows, count_rows
+from paywarden.models.drift.counts import DecisionRows, count_rows
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS
 from paywarden.models.drift.reference import Reference, layout_of
 from paywarden.models.drift.signal_layout import Kinds
@@ -83,8 +83,8 @@ def make_reference(
     step_ms = _FIVES_STEP * FIVE_MS
     # Each time another one of the six in half an hour.
     starts = [start + number * FIVE_MS % step_ms for number, start in enumerate(range(days.start, days.stop, step_ms))]
-    usual = learn_usual(layout, total, hours, _Blocks(past, binning, starts, FIVE_MS))
-    return Reference(model_version, names, review_at, kinds, total, usual, layout)
+    baseline = learn_baseline(layout, total, hours, _Blocks(past, binning, starts, FIVE_MS))
+    return Reference(model_version, names, review_at, kinds, total, baseline, layout)
 
 
 def as_of_one_model(scores: NDArray[np.float64], fold: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -119,9 +119,9 @@ class _Blocks:
             yield start_ms, count_rows(self.binning, _rows(self.past, slice(first, end)))
 
 
-def _rows(past: PastDecisions, rows: slice) -> Rows:
+def _rows(past: PastDecisions, rows: slice) -> DecisionRows:
     scores, live = past.scores[rows], past.live
-    return Rows(
+    return DecisionRows(
         scores=scores,
         actions=np.zeros(len(scores), dtype=np.int64) if live is None else live.actions[rows],
         vectors=past.vectors[rows],

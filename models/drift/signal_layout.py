@@ -106,11 +106,12 @@ class Layout:
         """Of each signal the number of the segment whose payments are behind it."""
         self.is_followed = np.array([_is_input(signal) for signal in self.signals], dtype=bool)
         """Features and traffic, which change with those who pay."""
-        kin = {(signal.subject, signal.statistic, signal.segment == OVERALL): 0 for signal in self.signals}
-        kin = {key: number for number, key in enumerate(kin)}
-        self.kin_count = len(kin)
-        self.kin = np.array(
-            [kin[signal.subject, signal.statistic, signal.segment == OVERALL] for signal in self.signals], dtype=np.intp
+        signal_group = {(signal.subject, signal.statistic, signal.segment == OVERALL): 0 for signal in self.signals}
+        signal_group = {key: number for number, key in enumerate(signal_group)}
+        self.signal_group_count = len(signal_group)
+        self.signal_group = np.array(
+            [signal_group[signal.subject, signal.statistic, signal.segment == OVERALL] for signal in self.signals],
+            dtype=np.intp,
         )
         """A number that the same signal has in all segments; overall, one of its own."""
         self.is_histogram = np.array([is_histogram(signal) for signal in self.signals], dtype=bool)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from paywarden.models.metrics.curves import SCORE_EDGES
+from paywarden.models.metrics.curves import SCORE_EDGES, FloatArray
 from paywarden.models.metrics.tally import ACTION_COUNT
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -18,7 +18,6 @@ _SHARE_MIN = 1e-6
 # Looked at together: what is made of them is then small beside the columns.
 _ROWS = 1 << 18
 
-FloatArray = npt.NDArray[np.float64]
 ActionArray = npt.NDArray[np.integer]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paywarden.models.metrics.costs import CostSettings
-from paywarden.models.metrics.evaluation import rows_by_day
+from paywarden.models.metrics.evaluation import BoolArray, rows_by_day
 
 POINTS_MAX = 240
 # Looked at together: what is made of them is then small beside the columns.
@@ -24,7 +24,6 @@ FAR_OFF = (0.8, 1.25)
 """A mean score by a share of frauds outside of this is told: thresholds in money are then off by as much."""
 _Z_95 = 1.959963984540054
 
-BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -132,7 +131,7 @@ def at_capacity(
 
 
 @dataclass(frozen=True)
-class Reliability:
+class ReliabilityCurve:
     """Does a score of 0.3 mean three frauds in ten? Bins without payments are left out.
 
     `low` and `high` are Wilson's 95 % interval of the share of frauds. `brier_score` is the mean squared error of the
@@ -155,7 +154,7 @@ class Reliability:
     """Mean distance of a bin's mean score and share of frauds, weighted by payments."""
 
 
-def reliability(fraud: BoolArray, score: FloatArray) -> Reliability:
+def reliability(fraud: BoolArray, score: FloatArray) -> ReliabilityCurve:
     """Both arrays have shape (row_count,), at least one row; bins are those of SCORE_EDGES."""
     place = _bins(score)
     count = np.bincount(place, minlength=len(SCORE_EDGES) - 1)
@@ -164,7 +163,7 @@ def reliability(fraud: BoolArray, score: FloatArray) -> Reliability:
     mean = np.bincount(place, weights=score, minlength=len(count))[used] / total
     share = np.bincount(place, weights=fraud, minlength=len(count))[used] / total
     intervals = [wilson_interval(part, size) for part, size in zip(share.tolist(), total.tolist(), strict=True)]
-    return Reliability(
+    return ReliabilityCurve(
         payments=count[used].tolist(),
         mean_score=mean.tolist(),
         fraud_share=share.tolist(),

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
-Histograms = NDArray[Any]
+HistogramArray = NDArray[Any]
 
 SMOOTHING = 0.5
 """Payments a bin that `psi` adds to either histogram."""
 
 
-def psi(one: Histograms, other: Histograms) -> F64:
+def psi(one: HistogramArray, other: HistogramArray) -> F64:
     """The population stability index, Σ (p - q) log(p / q): symmetric, 0 for equal shares, without an upper bound.
 
     An empty bin would make it infinite. So SMOOTHING payments a bin are added to both, spread over the bins as
@@ -34,7 +34,7 @@ def psi(one: Histograms, other: Histograms) -> F64:
     return np.where(_is_both(one, other), index, 0.0)
 
 
-def jensen_shannon(one: Histograms, other: Histograms) -> F64:
+def jensen_shannon(one: HistogramArray, other: HistogramArray) -> F64:
     """The Jensen–Shannon divergence in bits: symmetric, 0 for equal shares, 1 for those that have no bin in common."""
     p, q = _shares(one), _shares(other)
     middle = (p + q) / 2
@@ -42,22 +42,22 @@ def jensen_shannon(one: Histograms, other: Histograms) -> F64:
     return np.where(_is_both(one, other), np.clip(bits, 0.0, 1.0), 0.0)
 
 
-def kolmogorov_smirnov(one: Histograms, other: Histograms) -> F64:
+def kolmogorov_smirnov(one: HistogramArray, other: HistogramArray) -> F64:
     """The largest difference of the two distribution functions at the edges of bins, 0 to 1."""
     apart = np.abs(np.cumsum(_shares(one) - _shares(other), axis=-1)).max(axis=-1)
     return np.where(_is_both(one, other), np.clip(apart, 0.0, 1.0), 0.0)
 
 
-def _totals(counts: Histograms) -> F64:
+def _totals(counts: HistogramArray) -> F64:
     total: F64 = counts.sum(axis=-1, keepdims=True, dtype=np.float64)
     return total
 
 
-def _shares(counts: Histograms) -> F64:
+def _shares(counts: HistogramArray) -> F64:
     return counts / np.maximum(_totals(counts), 1e-300)
 
 
-def _is_both(one: Histograms, other: Histograms) -> NDArray[np.bool_]:
+def _is_both(one: HistogramArray, other: HistogramArray) -> NDArray[np.bool_]:
     """Whether there is something in both."""
     return ((_totals(one) > 0) & (_totals(other) > 0))[..., 0]
 

@@ -34,8 +34,8 @@ EPOCH = date(1970, 1, 1)
 CARDS_A_DAY = 100
 """What the book's analysts can call: the k of its card precision."""
 
-IntArray = npt.NDArray[np.integer]
-FloatArray = npt.NDArray[np.floating]
+AnyInts = npt.NDArray[np.integer]
+AnyFloats = npt.NDArray[np.floating]
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -52,7 +52,7 @@ class Days:
                 f"a window of days must not end before it starts: {date_of_day(self.first)} to {date_of_day(self.last)}"
             )
 
-    def contains(self, day: IntArray) -> BoolArray:
+    def contains(self, day: AnyInts) -> BoolArray:
         """Which of these days lie in the window."""
         return (day >= self.first) & (day <= self.last)
 
@@ -87,7 +87,7 @@ class CardPrecision:
 
 
 @dataclass(frozen=True)
-class Measured:
+class HandbookMetrics:
     """The book's three metrics of one set of scores."""
 
     auc_roc: float
@@ -95,7 +95,7 @@ class Measured:
     card_precision_at_100: float
 
 
-METRICS = tuple(field.name for field in fields(Measured))
+METRICS = tuple(field.name for field in fields(HandbookMetrics))
 
 
 def day_of_date(text: str) -> int:
@@ -111,7 +111,7 @@ def date_of_day(day: int) -> str:
     return (EPOCH + timedelta(days=day)).isoformat()
 
 
-def day_of_time(event_time_ms: IntArray) -> npt.NDArray[np.int64]:
+def day_of_time(event_time_ms: AnyInts) -> npt.NDArray[np.int64]:
     """The UTC day number of each epoch time in milliseconds."""
     return np.floor_divide(np.asarray(event_time_ms, dtype=np.int64), DAY_MS)
 
@@ -127,7 +127,7 @@ def prequential_splits(reference_first_day: int, *, folds: int = 4) -> list[Spli
     return [handbook_split(reference_first_day - 7 * fold) for fold in range(folds)]
 
 
-def auc_roc(label: IntArray, score: FloatArray) -> float:
+def auc_roc(label: AnyInts, score: AnyFloats) -> float:
     """Area under the ROC curve; NaN if only one class is there. Labels are 0 and 1."""
     if label.size == 0 or label.min() == label.max():
         return float("nan")
@@ -136,7 +136,7 @@ def auc_roc(label: IntArray, score: FloatArray) -> float:
     return float(roc_auc_score(label, score))
 
 
-def average_precision(label: IntArray, score: FloatArray) -> float:
+def average_precision(label: AnyInts, score: AnyFloats) -> float:
     """Sum of precision times step of recall over the thresholds, not interpolated; NaN without a fraud."""
     if not np.any(label == 1):
         return float("nan")
@@ -146,7 +146,7 @@ def average_precision(label: IntArray, score: FloatArray) -> float:
 
 
 def card_precision_at_k(
-    day: IntArray, card_code: IntArray, label: IntArray, score: FloatArray, k: int = CARDS_A_DAY
+    day: AnyInts, card_code: AnyInts, label: AnyInts, score: AnyFloats, k: int = CARDS_A_DAY
 ) -> CardPrecision:
     """Share of compromised cards among the k highest scored of a day, mean over days.
 
@@ -174,16 +174,16 @@ def card_precision_at_k(
     return CardPrecision(mean=mean, days=days, per_day=per_day, compromised_per_day=compromised)
 
 
-def measure(day: IntArray, card_code: IntArray, label: IntArray, score: FloatArray) -> Measured:
+def measure(day: AnyInts, card_code: AnyInts, label: AnyInts, score: AnyFloats) -> HandbookMetrics:
     """All three metrics of the rows of a test, shape (row_count,) each; NaN as each of them says."""
-    return Measured(
+    return HandbookMetrics(
         auc_roc=auc_roc(label, score),
         average_precision=average_precision(label, score),
         card_precision_at_100=card_precision_at_k(day, card_code, label, score, CARDS_A_DAY).mean,
     )
 
 
-def card_precision_ceiling(day: IntArray, card_code: IntArray, label: IntArray, k: int = CARDS_A_DAY) -> float:
+def card_precision_ceiling(day: AnyInts, card_code: AnyInts, label: AnyInts, k: int = CARDS_A_DAY) -> float:
     """The card precision of a perfect oracle: no score can do better. NaN if there is no row.
 
     It is the largest assignment of compromised cards to the days on which they are compromised, each card once
@@ -212,9 +212,7 @@ def card_precision_ceiling(day: IntArray, card_code: IntArray, label: IntArray, 
     return float(maximum_flow(graph, 0, sink).flow_value) / (k * day_count)
 
 
-def exclude_known_compromised(
-    day: IntArray, card_code: IntArray, label: IntArray, split: Split
-) -> npt.NDArray[np.bool_]:
+def exclude_known_compromised(day: AnyInts, card_code: AnyInts, label: AnyInts, split: Split) -> npt.NDArray[np.bool_]:
     """Which rows of the test days are asked about: the card had no fraud that was known on the row's day.
 
     All arrays have shape (row_count,) and hold the whole history, at least from `split.train.first` on. Known on
@@ -232,13 +230,13 @@ def exclude_known_compromised(
 
 
 def split_rows(
-    day: IntArray, card_code: IntArray, label: IntArray, split: Split
+    day: AnyInts, card_code: AnyInts, label: AnyInts, split: Split
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Masks over all rows: (rows to train on, rows to test on without known compromised cards)."""
     return split.train.contains(day), exclude_known_compromised(day, card_code, label, split)
 
 
-def rows_by_day(day: IntArray) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+def rows_by_day(day: AnyInts) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     """Each day that has rows, in order, with its rows in order; `day` has shape (row_count,)."""
     if len(day) == 0:
         return
@@ -259,7 +257,7 @@ class _Cards:
     score: npt.NDArray[np.float64]
 
 
-def _cards_of(card_code: IntArray, label: IntArray, score: FloatArray) -> _Cards:
+def _cards_of(card_code: AnyInts, label: AnyInts, score: AnyFloats) -> _Cards:
     """The highest label and score of each card; at least one row."""
     order = np.argsort(card_code, kind="stable")
     card = np.asarray(card_code, dtype=np.int64)[order]

@@ -21,7 +21,7 @@ _ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
-class Decided:
+class DecidedPayments:
     """Measured payments as columns, shape (row_count,) each. `has_outcomes`: whether any label was ever known."""
 
     action: npt.NDArray[np.int8]
@@ -77,7 +77,7 @@ class GroupMeasures:
 
 
 def by_group(
-    names: Sequence[str], group: npt.NDArray[np.integer], decided: Decided, costs: CostSettings
+    names: Sequence[str], group: npt.NDArray[np.integer], decided: DecidedPayments, costs: CostSettings
 ) -> list[GroupMeasures]:
     """Measures of every group that has payments, in the order of `names`; `group` holds places in it, (row_count,)."""
     counted = tally(group, len(names), decided.action, decided.fraud, decided.amount_minor)
@@ -103,7 +103,7 @@ def _measures(
     count: npt.NDArray[np.int64],
     amount_minor: npt.NDArray[np.int64],
     rows: npt.NDArray[np.intp],
-    decided: Decided,
+    decided: DecidedPayments,
     costs: CostSettings,
 ) -> GroupMeasures:
     score = decided.score[rows]

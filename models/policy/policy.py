@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.models.policy.lists import is_plain_name
-from paywarden.models.policy.rules import Condition, PaymentFields, Vocabulary, compile_condition
+from paywarden.models.policy.rules import PaymentFields, RuleCondition, Vocabulary, compile_condition
 from paywarden.schemas.errors import Misconfigured
 
 # In order of strictness.
@@ -143,7 +143,7 @@ class Verdict(NamedTuple):
     reasons: list[str]
 
 
-class _Thresholds(NamedTuple):
+class _ActionThresholds(NamedTuple):
     review_at: float
     decline_at: float
     review_reason: str
@@ -151,12 +151,12 @@ class _Thresholds(NamedTuple):
 
 
 class _Segment(NamedTuple):
-    condition: Condition
-    thresholds: _Thresholds
+    condition: RuleCondition
+    thresholds: _ActionThresholds
 
 
 class _Rule(NamedTuple):
-    condition: Condition
+    condition: RuleCondition
     strictness: int
     reason: str
 
@@ -252,7 +252,7 @@ class Policy:
         return Verdict(ACTIONS[strictness], reasons)
 
     def _by_score_and_flags(
-        self, score: float | None, flags: Sequence[str], thresholds: _Thresholds
+        self, score: float | None, flags: Sequence[str], thresholds: _ActionThresholds
     ) -> tuple[int, list[str]]:
         strictness, reasons = APPROVE, []
         if score is not None and score >= thresholds.review_at:
@@ -331,11 +331,11 @@ def _segment(settings: ConfiguredSegment, general: tuple[float, float], vocabula
     return _Segment(condition, _thresholds(f'policy.segments "{settings.name}"', *own, f":{settings.name}"))
 
 
-def _condition(where: str, settings: ConfiguredSegment | ConfiguredRule, vocabulary: Vocabulary) -> Condition:
+def _condition(where: str, settings: ConfiguredSegment | ConfiguredRule, vocabulary: Vocabulary) -> RuleCondition:
     return compile_condition(settings.when, where=f'{where} "{settings.name}"', vocabulary=vocabulary)
 
 
-def _thresholds(where: str, review_at: float, decline_at: float, suffix: str = "") -> _Thresholds:
+def _thresholds(where: str, review_at: float, decline_at: float, suffix: str = "") -> _ActionThresholds:
     dot = "." if where == "policy" else " "
     for name, value in (("review_at", review_at), ("decline_at", decline_at)):
         if not (math.isfinite(value) and 0.0 < value <= 1.0):
@@ -345,7 +345,7 @@ def _thresholds(where: str, review_at: float, decline_at: float, suffix: str = "
             f"{where}{dot}review_at ({review_at:.4g}) must not be above {where}{dot}decline_at ({decline_at:.4g})"
         )
     reasons = (threshold_reason(action) + suffix for action in ("review", "decline"))
-    return _Thresholds(review_at, decline_at, *reasons)
+    return _ActionThresholds(review_at, decline_at, *reasons)
 
 
 def _rule(settings: ConfiguredRule, vocabulary: Vocabulary) -> _Rule:

@@ -65,7 +65,7 @@ _ARGUMENTS = ("payment", "amount", "item", "score", "flags")
 
 
 @dataclass(frozen=True)
-class Condition:
+class RuleCondition:
     """A checked condition. `applies` never raises; `fields` are those of the payment that it reads."""
 
     text: str
@@ -117,7 +117,7 @@ class Vocabulary:
         }
 
 
-def compile_condition(text: str, *, where: str, vocabulary: Vocabulary) -> Condition:
+def compile_condition(text: str, *, where: str, vocabulary: Vocabulary) -> RuleCondition:
     """Check and compile a condition. Raises Misconfigured with `where`, the character, and what is wrong there."""
     return _Translation(text, where, vocabulary).condition()
 
@@ -134,7 +134,7 @@ class _Translation:
         self._globals: dict[str, Any] = {"__builtins__": {}, **_HELPERS}
         self._fields: set[str] = set()
 
-    def condition(self) -> Condition:
+    def condition(self) -> RuleCondition:
         body = self._parsed()
         part = self._part(body)
         if part.kind is not _Kind.YES_NO:
@@ -143,7 +143,7 @@ class _Translation:
         tree = ast.fix_missing_locations(ast.Expression(ast.Lambda(arguments, part.node)))
         compiled = compile(tree, f"<{self._where}>", "eval")
         (code,) = (constant for constant in compiled.co_consts if isinstance(constant, CodeType))
-        return Condition(self._text, FunctionType(code, self._globals), frozenset(self._fields))
+        return RuleCondition(self._text, FunctionType(code, self._globals), frozenset(self._fields))
 
     def _parsed(self) -> ast.expr:
         if len(self._text) > TEXT_LENGTH_MAX:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from paywarden.features.history.history import LABELS, UNKNOWN, History
 from paywarden.features.history.point_in_time import Chunk
 from paywarden.models.policy.policy import ACTIONS
-from paywarden.models.replay.replayed_policy import Cause, Decisions
+from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
 from paywarden.schemas.errors import Misconfigured
 
 DECISIONS, DIFFERENCES = "decisions.parquet", "differences.parquet"
@@ -28,7 +28,7 @@ _TEXT, _ACTION_TYPE = pa.string(), pa.dictionary(pa.int8(), pa.string())
 _SCORE_UNIT, _TIME_UNIT = "0 to 1", "ms since 1970, UTC"
 
 
-class Column(NamedTuple):
+class OutputColumn(NamedTuple):
     """A column of a file, as the data dictionary describes it."""
 
     name: str
@@ -38,46 +38,48 @@ class Column(NamedTuple):
 
 
 _PAYMENT = (
-    Column("payment_id", _TEXT, "", "The payment's id, unique per attempt."),
-    Column("event_time_ms", pa.int64(), _TIME_UNIT, "When the payment was attempted."),
-    Column("card_id", _TEXT, "", "The token that stands for the card."),
-    Column("merchant_id", _TEXT, "", "The merchant who is paid."),
+    OutputColumn("payment_id", _TEXT, "", "The payment's id, unique per attempt."),
+    OutputColumn("event_time_ms", pa.int64(), _TIME_UNIT, "When the payment was attempted."),
+    OutputColumn("card_id", _TEXT, "", "The token that stands for the card."),
+    OutputColumn("merchant_id", _TEXT, "", "The merchant who is paid."),
 )
-_REFERENCE_AMOUNT = Column(
+_REFERENCE_AMOUNT = OutputColumn(
     "amount_reference_minor",
     pa.int64(),
     "minor units of the reference currency",
     "The amount at the exchange rate of the payment's own time.",
 )
-_LABEL = Column("label", _TEXT, "", "fraud or genuine, as it was known in the end; null where no outcome was known.")
+_LABEL = OutputColumn(
+    "label", _TEXT, "", "fraud or genuine, as it was known in the end; null where no outcome was known."
+)
 
 DECISION_COLUMNS = (
     *_PAYMENT,
-    Column("amount_minor", pa.int64(), "minor units of `currency`", "The amount as it was paid."),
-    Column("currency", pa.dictionary(pa.int32(), pa.string()), "", "ISO 4217 code of the amount."),
+    OutputColumn("amount_minor", pa.int64(), "minor units of `currency`", "The amount as it was paid."),
+    OutputColumn("currency", pa.dictionary(pa.int32(), pa.string()), "", "ISO 4217 code of the amount."),
     _REFERENCE_AMOUNT,
-    Column("score", pa.float64(), _SCORE_UNIT, "The champion's calibrated probability of fraud."),
-    Column("action", _ACTION_TYPE, "", "approve, review or decline."),
-    Column(
+    OutputColumn("score", pa.float64(), _SCORE_UNIT, "The champion's calibrated probability of fraud."),
+    OutputColumn("action", _ACTION_TYPE, "", "approve, review or decline."),
+    OutputColumn(
         "reasons",
         pa.list_(pa.string()),
         "",
         "What asked for this very action: thresholds, and rules as `rule:NAME`. Empty where nothing asked for one. "
         "Live decisions name features, too; a replay does not.",
     ),
-    Column("model_version", pa.dictionary(pa.int8(), pa.string()), "", "The bundle that scored the payment."),
+    OutputColumn("model_version", pa.dictionary(pa.int8(), pa.string()), "", "The bundle that scored the payment."),
     _LABEL,
 )
-VECTOR_COLUMN = Column(
+VECTOR_COLUMN = OutputColumn(
     VECTOR, pa.binary(), "", "With `--vectors`: all features, float32, little endian, in the order of the catalogue."
 )
 DIFFERENCE_COLUMNS = (
     *_PAYMENT,
     _REFERENCE_AMOUNT,
-    Column("champion_score", pa.float64(), _SCORE_UNIT, "The champion's probability of fraud."),
-    Column("challenger_score", pa.float64(), _SCORE_UNIT, "The challenger's probability of fraud."),
-    Column("champion_action", _ACTION_TYPE, "", "approve, review or decline, by the champion."),
-    Column("challenger_action", _ACTION_TYPE, "", "approve, review or decline, by the challenger."),
+    OutputColumn("champion_score", pa.float64(), _SCORE_UNIT, "The champion's probability of fraud."),
+    OutputColumn("challenger_score", pa.float64(), _SCORE_UNIT, "The challenger's probability of fraud."),
+    OutputColumn("champion_action", _ACTION_TYPE, "", "approve, review or decline, by the champion."),
+    OutputColumn("challenger_action", _ACTION_TYPE, "", "approve, review or decline, by the challenger."),
     _LABEL,
 )
 
@@ -128,13 +130,13 @@ class ReplayFiles:
             # Of an earlier replay with a challenger: it would speak of other decisions than those beside it.
             (self._folder / DIFFERENCES).unlink(missing_ok=True)
 
-    def write(self, chunk: Chunk, decided: list[Decisions], causes: Sequence[Cause]) -> None:
+    def write(self, chunk: Chunk, decided: list[Decisions], causes: Sequence[ActionReasons]) -> None:
         """The decisions of each contestant about a chunk; chunks come in order. `causes` are the champion's so far."""
         self._writers[DECISIONS].write_table(self._decisions(chunk, decided[0], causes))
         if DIFFERENCES in self._writers:
             self._writers[DIFFERENCES].write_table(self._differences(chunk, decided[0], decided[1]))
 
-    def _decisions(self, chunk: Chunk, decided: Decisions, causes: Sequence[Cause]) -> pa.Table:
+    def _decisions(self, chunk: Chunk, decided: Decisions, causes: Sequence[ActionReasons]) -> pa.Table:
         history, rows = self._history, slice(chunk.first, chunk.last)
         codes = np.zeros(chunk.last - chunk.first, dtype=np.int8)
         columns: dict[str, Any] = {
@@ -199,7 +201,7 @@ def _unfinished(folder: Path, name: str) -> Path:
     return (folder / name).with_suffix(".unfinished")
 
 
-def _fields(columns: Sequence[Column]) -> list[tuple[str, pa.DataType]]:
+def _fields(columns: Sequence[OutputColumn]) -> list[tuple[str, pa.DataType]]:
     return [(column.name, column.kind) for column in columns]
 
 

@@ -25,7 +25,7 @@ FIELDS = ("decided_time_ms", "payment_id", "event_time_ms", "score", "action", "
 
 
 @dataclass(frozen=True)
-class Agreement:
+class LiveAgreement:
     """Of payments decided both live and by the replay. Shares are of `payments`; None where there are none.
 
     `flagged_of_other_action`: how many of those with another action had a flag live, such as a mirror that was absent.
@@ -62,7 +62,7 @@ class LiveComparison:
     """Payments that were decided live alone."""
     only_replayed: int
     """Payments that the replay alone decided."""
-    whole: Agreement
+    whole: LiveAgreement
     """How far the two agree; its values stand beside these."""
     actions: list[list[int]]
     """`actions[i][j]` payments got action i live and j from the replay (0 approve, 1 review, 2 decline)."""
@@ -72,7 +72,7 @@ class LiveComparison:
     """
     flags_of_other_action: dict[str, int]
     """How many payments with another action had each flag live, the most frequent first."""
-    by_model_version: dict[str, Agreement]
+    by_model_version: dict[str, LiveAgreement]
     """The same by the version that decided live."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,12 +138,12 @@ def _first_decisions(live: LiveDecisions) -> pa.Table:
     return table.filter(pa.array(first == np.arange(len(table))))
 
 
-def _agreement(joined: pa.Table) -> Agreement:
+def _agreement(joined: pa.Table) -> LiveAgreement:
     count = len(joined)
     if count == 0:
-        return Agreement(0, None, None, None, 0)
+        return LiveAgreement(0, None, None, None, 0)
     is_other = pc.invert(joined["is_same_action"])
-    return Agreement(
+    return LiveAgreement(
         payments=count,
         equal_actions=(count - pc.sum(is_other).as_py()) / count,
         equal_scores=pc.sum(pc.equal(joined["difference"], 0.0)).as_py() / count,

@@ -27,7 +27,7 @@ from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.curves import (
     AtCapacity,
     MeanCalibration,
-    Reliability,
+    ReliabilityCurve,
     ScoreHistogram,
     ThresholdCurve,
     at_capacity,
@@ -37,10 +37,10 @@ from paywarden.models.metrics.curves import (
     threshold_curve,
 )
 from paywarden.models.metrics.evaluation import CARDS_A_DAY, card_precision_at_k, date_of_day
-from paywarden.models.metrics.segments import Decided, GroupMeasures, by_group
+from paywarden.models.metrics.segments import DecidedPayments, GroupMeasures, by_group
 from paywarden.models.metrics.tally import APPROVED, DECLINED, REVIEWED
 from paywarden.models.policy.policy import ACTIONS, Policy
-from paywarden.models.replay.replayed_policy import Cause, Decisions
+from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
 
 SEGMENTS = ("channel", "country", "mcc", "currency")
 NO_VALUE = "(none)"
@@ -58,7 +58,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredPayments:
     """The measured payments: their rows in the history, and columns of shape (row_count,)."""
 
     history: History
@@ -170,7 +170,7 @@ class ContestantMeasures:
     """What would be found if analysts looked at the highest scores of each day."""
     threshold_curve: ThresholdCurve
     """What every threshold would have done."""
-    reliability: Reliability | None
+    reliability: ReliabilityCurve | None
     """Scores against shares of frauds, in bins; null without outcomes."""
     score_histogram: ScoreHistogram
     """Payments by score."""
@@ -201,7 +201,7 @@ class ChangedPayment:
 
 
 @dataclass(frozen=True)
-class Change:
+class ActionChange:
     """One kind of change between the two; `largest` are those of the highest amounts, at most LISTED_MAX."""
 
     payments: int
@@ -220,7 +220,7 @@ class Comparison:
     """How often both take the same action."""
     score_shift: ScoreShift
     """The challenger's scores less the champion's."""
-    changes: dict[str, Change]
+    changes: dict[str, ActionChange]
     """By kind of change: fraud_caught, fraud_missed, genuine_declined, genuine_reviewed and genuine_released. Empty
     without outcomes.
     """
@@ -266,16 +266,16 @@ class ReplayResults:
 
 def measure_contestant(
     contestant: Contestant,
-    measured: Measured,
+    measured: MeasuredPayments,
     made: Decisions,
     *,
-    causes: Sequence[Cause],
+    causes: Sequence[ActionReasons],
     actions: dict[str, int],
     costs: CostSettings,
 ) -> ContestantMeasures:
     """Measure the decisions about the measured payments; `actions` counts those about all payments of the window."""
     manifest, score = contestant.bundle.manifest, made.score
-    decided = Decided(made.action, score, measured.fraud, measured.amount_minor, measured.has_outcomes)
+    decided = DecidedPayments(made.action, score, measured.fraud, measured.amount_minor, measured.has_outcomes)
     label = measured.fraud.view(np.int8)
     (whole,) = by_group(["all"], np.zeros(len(score), dtype=np.uint8), decided, costs)
     # To the last bit those numbers that are held against others': the groups' may differ in the last digit.
@@ -316,7 +316,7 @@ def measure_contestant(
 
 
 def compare(
-    measured: Measured,
+    measured: MeasuredPayments,
     champion: Decisions,
     challenger: Decisions,
 ) -> Comparison:
@@ -345,11 +345,13 @@ def count_actions(action: NDArray[np.int8]) -> dict[str, int]:
     return dict(zip(ACTIONS, np.bincount(action, minlength=len(ACTIONS)).tolist(), strict=True))
 
 
-def _cards(measured: Measured) -> NDArray[np.int32]:
+def _cards(measured: MeasuredPayments) -> NDArray[np.int32]:
     return measured.history.card.codes[measured.row]
 
 
-def _by_segment(column: Coded, row: NDArray[np.int64], decided: Decided, costs: CostSettings) -> list[GroupMeasures]:
+def _by_segment(
+    column: Coded, row: NDArray[np.int64], decided: DecidedPayments, costs: CostSettings
+) -> list[GroupMeasures]:
     """Groups of a text field, the largest first; empty where no payment has the field."""
     names = [*column.names.to_pylist(), NO_VALUE]
     codes = column.codes[row]
@@ -360,7 +362,7 @@ def _by_segment(column: Coded, row: NDArray[np.int64], decided: Decided, costs: 
     return sorted(groups, key=lambda group: (-group.payments, group.name))
 
 
-def _by_reason(measured: Measured, made: Decisions, causes: Sequence[Cause]) -> list[ReasonMeasures]:
+def _by_reason(measured: MeasuredPayments, made: Decisions, causes: Sequence[ActionReasons]) -> list[ReasonMeasures]:
     """The reasons that there were, those of the most payments first. A payment counts for each of its reasons."""
     size, cause, fraud = len(causes), made.cause, measured.fraud
     amount = measured.amount_minor
@@ -385,15 +387,17 @@ def _by_reason(measured: Measured, made: Decisions, causes: Sequence[Cause]) -> 
     return sorted(found, key=lambda one: (-one.payments, one.reason))
 
 
-def _change(is_changed: NDArray[np.bool_], measured: Measured, describe: Callable[[int], ChangedPayment]) -> Change:
+def _change(
+    is_changed: NDArray[np.bool_], measured: MeasuredPayments, describe: Callable[[int], ChangedPayment]
+) -> ActionChange:
     rows = np.flatnonzero(is_changed)
     amount = measured.amount_minor[rows]
     largest = rows[np.argsort(-amount, kind="stable")[:LISTED_MAX]]
-    return Change(len(rows), int(amount.sum()), [describe(row) for row in largest.tolist()])
+    return ActionChange(len(rows), int(amount.sum()), [describe(row) for row in largest.tolist()])
 
 
 def _describer(
-    measured: Measured,
+    measured: MeasuredPayments,
     champion: Decisions,
     challenger: Decisions,
 ) -> Callable[[int], ChangedPayment]:

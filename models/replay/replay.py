@@ -11,7 +11,7 @@ A challenger (another model, another policy, or both) decides about the same vec
                                                                     └──► metrics.json, report.html
 
 The same input gives the same bytes of every file, but for `payments_per_second` in metrics.json, and however many
-threads share the work. With columns in files (features/history/mapped.py, FileRoom) memory holds the profiles, two
+threads share the work. With columns in files (features/history/mapped.py, MmapAllocator) memory holds the profiles, two
 chunks, a label of each payment, and in the end what measuring takes of each payment of the window.
 """
 
@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.history.columns import ColumnRoom, MemoryRoom
+from paywarden.features.history.columns import ColumnAllocator, MemoryAllocator
 from paywarden.features.history.history import UNKNOWN, History, final_labels, parts_of
-from paywarden.features.history.point_in_time import Chunk, Passage, reference_amounts
-from paywarden.features.history.thread_pool import Crew
+from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, reference_amounts
+from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.bundle.bundle import Bundle, Manifest
@@ -47,7 +47,7 @@ from paywarden.models.replay.earlier_decisions import EarlierDecisions
 from paywarden.models.replay.files import DECISIONS, ReplayFiles, require_free_names, write_whole
 from paywarden.models.replay.measures import (
     Contestant,
-    Measured,
+    MeasuredPayments,
     ReplayFacts,
     ReplayResults,
     compare,
@@ -84,7 +84,7 @@ def replay(
     with_features: bool = False,
     earlier: Path | None = None,
     threads: int = 1,
-    room: ColumnRoom | None = None,
+    room: ColumnAllocator | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ReplayResults:
     """Write decisions.parquet, metrics.json and report.html to `destination`, with a challenger differences.parquet.
@@ -94,7 +94,7 @@ def replay(
     are used instead of computing them again. `threads` change nothing but the time it takes; `room` is for columns as
     long as the history. Raises Misconfigured for a window in which nothing can be measured.
     """
-    costs, room = costs or CostSettings(), room or MemoryRoom()
+    costs, room = costs or CostSettings(), room or MemoryAllocator()
     first, last = np.searchsorted(history.event_time_ms, [window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
     if first == last:
         raise Misconfigured(f"there is no payment from {date_of_day(window.first)} to {date_of_day(window.last)}")
@@ -102,9 +102,9 @@ def replay(
     require_free_names(feature_names)
     started = time.perf_counter()
     contestants = [champion] if challenger is None else [champion, challenger]
-    with Crew(threads) as crew:
+    with ThreadPool(threads) as crew:
         if earlier is None:
-            passage = Passage(history, engine, rates, room=room, crew=crew)
+            passage = PointInTimeReplay(history, engine, rates, room=room, crew=crew)
             amounts, replayed = passage.amounts, last
             scored = _scored_by_passage(passage, contestants, first, last, crew, progress)
         else:
@@ -142,11 +142,11 @@ def replay(
 
 
 def _scored_by_passage(
-    passage: Passage,
+    passage: PointInTimeReplay,
     contestants: list[Contestant],
     first: int,
     last: int,
-    crew: Crew,
+    crew: ThreadPool,
     progress: Callable[[int], object] | None,
 ) -> Iterator[_Scored]:
     for chunk in passage.chunks(first=first, last=last, progress=progress):
@@ -159,7 +159,7 @@ def _scored_earlier(
     contestants: list[Contestant],
     first: int,
     last: int,
-    crew: Crew,
+    crew: ThreadPool,
     progress: Callable[[int], object] | None,
 ) -> Iterator[_Scored]:
     for part in earlier.chunks(first, last):
@@ -169,7 +169,7 @@ def _scored_earlier(
 
 
 def _scores(
-    contestants: list[Contestant], vectors: NDArray[np.float32], champion: NDArray[np.float64], crew: Crew
+    contestants: list[Contestant], vectors: NDArray[np.float32], champion: NDArray[np.float64], crew: ThreadPool
 ) -> list[NDArray[np.float64]]:
     """Everyone's scores, given the champion's: the same model is not asked twice."""
     own = contestants[0].bundle
@@ -179,7 +179,7 @@ def _scores(
     ]
 
 
-def _score(bundle: Bundle, vectors: NDArray[np.float32], crew: Crew) -> NDArray[np.float64]:
+def _score(bundle: Bundle, vectors: NDArray[np.float32], crew: ThreadPool) -> NDArray[np.float64]:
     """The model's scores; each thread asks it about a run of the payments, of which each has a score of its own."""
     shares = parts_of(len(vectors), -(-len(vectors) // crew.threads))
     return np.concatenate(crew.each(lambda share: bundle.score(vectors[share]), shares))
@@ -206,8 +206,8 @@ def _decide(
     decided: list[Decisions],
     first: int,
     files: ReplayFiles,
-    crew: Crew,
-    room: ColumnRoom,
+    crew: ThreadPool,
+    room: ColumnAllocator,
 ) -> None:
     """Let every policy decide about every chunk, into `decided`, and write the chunk while the next one is made."""
     written: Callable[[], object] = int
@@ -231,8 +231,8 @@ def _measured(
     window: Days,
     label_delay_days: int,
     manifest: Manifest,
-    room: ColumnRoom,
-) -> Measured:
+    room: ColumnAllocator,
+) -> MeasuredPayments:
     """The window's payments without those of cards known to be compromised, where the window is after the training's.
 
     `asked_for` are the window's rows. Who is known follows from the champion's training days, and holds for both. A
@@ -257,7 +257,7 @@ def _measured(
         amount_minor[part] = amounts[row[part]]
         has_outcomes |= bool((label != UNKNOWN).any())
     room.release()
-    return Measured(history, row, day, fraud, amount_minor, has_outcomes=has_outcomes)
+    return MeasuredPayments(history, row, day, fraud, amount_minor, has_outcomes=has_outcomes)
 
 
 def _not_known(history: History, frauds: NDArray[np.int64], part: slice, split: Split | None) -> NDArray[np.int64]:
@@ -275,7 +275,7 @@ def _not_known(history: History, frauds: NDArray[np.int64], part: slice, split: 
 
 
 def _facts(
-    measured: Measured,
+    measured: MeasuredPayments,
     labels: NDArray[np.int8],
     window: Days,
     label_delay_days: int,
@@ -302,7 +302,7 @@ def _facts(
 
 def _results(
     facts: ReplayFacts,
-    measured: Measured,
+    measured: MeasuredPayments,
     contestants: list[Contestant],
     policies: list[ReplayedPolicy],
     decided: list[Decisions],

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paywarden.features.history.columns import ColumnRoom
+from paywarden.features.history.columns import ColumnAllocator
 from paywarden.features.history.history import History
 from paywarden.features.history.point_in_time import Chunk
 from paywarden.models.policy.policy import ACTIONS, Facts, Policy, threshold_reason
@@ -36,7 +36,7 @@ class _Payment:
     channel: str
 
 
-class Cause(NamedTuple):
+class ActionReasons(NamedTuple):
     """An action with the reasons for it: every part of the policy that asked for it, or the rule that overrode."""
 
     action: str
@@ -52,7 +52,7 @@ class Decisions:
     cause: NDArray[np.int32]
 
     @staticmethod
-    def empty(count: int, room: ColumnRoom) -> Decisions:
+    def empty(count: int, room: ColumnAllocator) -> Decisions:
         """Columns for so many."""
         return Decisions(room.new(count, np.float64), room.new(count, np.int8), room.new(count, np.int32))
 
@@ -70,7 +70,7 @@ class ReplayedPolicy:
         self._fields = sorted(policy.fields)
         # Numbers by cause. Those of a policy without conditions are its actions' own.
         self._causes = {
-            Cause(action, () if action == ACTIONS[0] else (threshold_reason(action),)): number
+            ActionReasons(action, () if action == ACTIONS[0] else (threshold_reason(action),)): number
             for number, action in enumerate(ACTIONS)
         }
         # What code -1 stands for is the last.
@@ -79,7 +79,7 @@ class ReplayedPolicy:
         }
 
     @property
-    def causes(self) -> list[Cause]:
+    def causes(self) -> list[ActionReasons]:
         """Every cause so far; more may come with more payments."""
         return list(self._causes)
 
@@ -101,7 +101,7 @@ class ReplayedPolicy:
                 setattr(payment, field, value)
             action, reasons = decide(facts)
             # Without a reason it is approved, which is the first of the causes.
-            cause[row] = causes.setdefault(Cause(action, tuple(reasons)), len(causes)) if reasons else 0
+            cause[row] = causes.setdefault(ActionReasons(action, tuple(reasons)), len(causes)) if reasons else 0
         actions = np.array([_NUMBER[one.action] for one in causes], dtype=np.int8)
         return Decisions(scores, actions[cause], cause)
 

@@ -16,7 +16,7 @@ Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Path:
+class CandidatePath:
     """Candidates that share their parameters but the number of trees, `sizes`, ascending. No sizes: one candidate."""
 
     parameters: Parameters

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 # Entered with what begins and its number of trainings; what it yields is told how many more are done.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+TrainingProgress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 
 @contextmanager
-def unheard(_what: str, _steps: int) -> Iterator[Callable[[int], object]]:
+def no_progress(_what: str, _steps: int) -> Iterator[Callable[[int], object]]:
     """A Progress that nobody sees."""
     yield lambda _count: None

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from paywarden.models.metrics.evaluation import DAY_MS, Days, Split, auc_roc, average_precision, date_of_day
 from paywarden.models.training.boosting import HeldOut, OnTree, binned, grow, grow_until_worse, grown_on
 from paywarden.models.training.calibration import brier_score, log_loss, true_probabilities
-from paywarden.models.training.progress import Progress
+from paywarden.models.training.progress import TrainingProgress
 from paywarden.models.training.search_space import boosted_paths
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import TrainingTable
@@ -97,7 +97,7 @@ def choose(
     settings: TrainingSettings,
     feature_names: Sequence[str],
     *,
-    progress: Progress,
+    progress: TrainingProgress,
 ) -> Choice:
     """The settings to train with. Raises Misconfigured if a search is asked for and there are no folds for it."""
     searching = settings.search_budget > 1
@@ -133,7 +133,7 @@ def choose(
 
 def candidate_parameters(settings: TrainingSettings) -> list[dict[str, Any]]:
     """What is tried: the settings as they are, then others of the grid, as many as the budget has."""
-    paths = boosted_paths(seed=settings.seed, budget=max(1, settings.search_budget), usual=settings)
+    paths = boosted_paths(seed=settings.seed, budget=max(1, settings.search_budget), defaults=settings)
     return [dict(path.parameters) for path in paths]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from paywarden.models.training.candidates import Parameters, Path
+from paywarden.models.training.candidates import CandidatePath, Parameters
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
@@ -24,7 +24,7 @@ _GRID: dict[str, tuple[Any, ...]] = {
 }
 
 
-def boosted_paths(*, seed: int, budget: int, usual: TrainingSettings | None = None) -> tuple[Path, ...]:
+def boosted_paths(*, seed: int, budget: int, defaults: TrainingSettings | None = None) -> tuple[CandidatePath, ...]:
     """`budget` paths of the grid without repetition, first `usual` (default: the defaults of [training]).
 
     Raises Misconfigured below 1.
@@ -34,17 +34,17 @@ def boosted_paths(*, seed: int, budget: int, usual: TrainingSettings | None = No
     points = [dict(zip(_GRID, values, strict=True)) for values in itertools.product(*_GRID.values())]
     order = np.random.default_rng(seed).permutation(len(points))
     drawn = [_boosted_parameters(**points[place]) for place in order]
-    usual = usual or TrainingSettings()
+    defaults = defaults or TrainingSettings()
     first = _boosted_parameters(
-        learning_rate=usual.learning_rate,
-        shape=(usual.max_depth, usual.leaves),
-        l2=usual.l2,
-        min_sum_hessian=usual.min_sum_hessian,
-        feature_fraction=usual.feature_fraction,
-        bagging_fraction=usual.bagging_fraction,
+        learning_rate=defaults.learning_rate,
+        shape=(defaults.max_depth, defaults.leaves),
+        l2=defaults.l2,
+        min_sum_hessian=defaults.min_sum_hessian,
+        feature_fraction=defaults.feature_fraction,
+        bagging_fraction=defaults.bagging_fraction,
     )
     others = [parameters for parameters in drawn if parameters != first]
-    return tuple(Path(parameters, _BOOSTED_SIZES) for parameters in [first, *others[: budget - 1]])
+    return tuple(CandidatePath(parameters, _BOOSTED_SIZES) for parameters in [first, *others[: budget - 1]])
 
 
 def _boosted_parameters(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.features.history.history import History, labels_known_by
-from paywarden.features.history.point_in_time import Passage
+from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.models.drift.binning import DIMENSIONS
@@ -70,7 +70,7 @@ def training_table(
     """The rows of a window as they were seen when they happened. Raises Misconfigured for an unusable window."""
     first, last = _rows_of(history, window)
     vectors = np.empty((last - first, engine.plan.feature_count), dtype=np.float32)
-    for chunk in Passage(history, engine, rates).chunks(first=first, last=last, progress=progress):
+    for chunk in PointInTimeReplay(history, engine, rates).chunks(first=first, last=last, progress=progress):
         vectors[chunk.first - first : chunk.last - first] = chunk.vectors
     return TrainingTable(
         vectors,

@@ -34,7 +34,7 @@ from paywarden.models.bundle.bundle import (
     MANIFEST,
     MODEL_TEXT,
     Manifest,
-    Part,
+    ModelPart,
     build_native,
     calibrated,
     golden_gate,
@@ -51,7 +51,7 @@ from paywarden.models.metrics.evaluation import Days, auc_roc, average_precision
 from paywarden.models.training.boosting import OnTree, binned, grow, grown_on, model_text
 from paywarden.models.training.calibration import fit_calibration, reliability
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
-from paywarden.models.training.progress import Progress, unheard
+from paywarden.models.training.progress import TrainingProgress, no_progress
 from paywarden.models.training.search import choose
 from paywarden.models.training.settings import TrainingSettings, require_usable
 from paywarden.models.training.table import TrainingTable, require_both_kinds, require_categories
@@ -68,7 +68,7 @@ def train_bundle(
     *,
     engine: FeatureEngine,
     settings: TrainingSettings,
-    progress: Progress = unheard,
+    progress: TrainingProgress = no_progress,
 ) -> Manifest:
     """Train and write a bundle; an existing one is replaced once the new one has passed the parity gate.
 
@@ -244,7 +244,7 @@ def _write_golden(path: Path, model: Any, vectors: NDArray[np.float32], seed: in
 
 
 def _compile_and_compare(
-    bundle: Path, models: Mapping[Part, Any], vectors: NDArray[np.float32], seed: int, progress: Progress
+    bundle: Path, models: Mapping[ModelPart, Any], vectors: NDArray[np.float32], seed: int, progress: TrainingProgress
 ) -> None:
     """The parity gate, and every payment of the window: a single row with another margin refuses the bundle."""
     gates = {part: golden_gate(bundle, part) for part in models}

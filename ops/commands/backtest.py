@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from paywarden.features.history.history import History
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.money import RateTable
-    from paywarden.models.backtest.backtest import FoldFacts, ModelResult, Protocol, Rows, Summary
+    from paywarden.models.backtest.backtest import BacktestRows, FoldFacts, ModelResult, Protocol, Summary
     from paywarden.models.backtest.handbook import Published
     from paywarden.models.metrics.evaluation import Split
 
@@ -233,7 +233,7 @@ def _measured(
 
 def _rows_with_bar(
     history: History, protocol: Protocol, engine: FeatureEngine, rates: RateTable, delay_days: int
-) -> Rows:
+) -> BacktestRows:
     from paywarden.models.backtest.backtest import rows_of
     from paywarden.models.metrics.evaluation import DAY_MS
 

@@ -96,7 +96,7 @@ def replay(
     With --challenger, --challenger-policy or both, the two decide about the same payments and are held against each
     other. Of a policy file only [policy] is used, and the environment changes nothing of it.
     """
-    from paywarden.features.history.columns import FileRoom
+    from paywarden.features.history.columns import MmapAllocator
     from paywarden.features.history.mapped import open_history
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.bundle.bundle import load_bundle
@@ -116,7 +116,7 @@ def replay(
     rates = wiring.rate_table(source)
     first_day, last_day = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
     # What may be larger than memory lies where the results will.
-    room = FileRoom(Path(out))
+    room = MmapAllocator(Path(out))
     history = read_asked(
         source,
         asked,

@@ -154,10 +154,10 @@ def _print(bundle: Path, manifest: Manifest) -> None:
 
 
 def _print_native(bundle: Path) -> None:
-    from paywarden.models.bundle.bundle import native_library, told_gate
+    from paywarden.models.bundle.bundle import native_library, parity_summary
 
     if native_library(bundle).is_file():
-        click.echo(f"native library: {told_gate(bundle)}")
+        click.echo(f"native library: {parity_summary(bundle)}")
 
 
 def _print_cascade(bundle: Path, manifest: Manifest) -> None:

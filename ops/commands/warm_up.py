@@ -16,7 +16,7 @@ from paywarden.schemas.errors import TemporaryFailure
 
 
 @dataclass(frozen=True)
-class Part:
+class WarmUpPart:
     """Code that one process compiles: Python statements, which load and call it once."""
 
     name: str
@@ -25,11 +25,12 @@ class Part:
 
 # None of these imports a package that is not in the base installation.
 PARTS = (
-    Part("features", "from paywarden.features.profiles.engine import FeatureEngine; FeatureEngine().warm_up()"),
-    Part(
+    WarmUpPart("features", "from paywarden.features.profiles.engine import FeatureEngine; FeatureEngine().warm_up()"),
+    WarmUpPart(
         "scoring",
-        "from scoring import answered, fast_requests, records; from streams import fast_intake; "
-        "answered.warm_up(); fast_requests.warm_up(); records.warm_up(); fast_intake.warm_up()",
+        "from paywarden.scoring.engine import records; from paywarden.scoring.idempotency import decision_cache; "
+        "from paywarden.scoring.requests import fast_requests; from paywarden.streams.profiles import fast_intake; "
+        "decision_cache.warm_up(); fast_requests.warm_up(); records.warm_up(); fast_intake.warm_up()",
     ),
 )
 

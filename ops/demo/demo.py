@@ -31,7 +31,7 @@ from paywarden.models.metrics.evaluation import Days, day_of_time
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import training_table
 from paywarden.models.training.training import train_bundle
-from paywarden.ops.demo.live import LIVE_PREFIX, World, run_live
+from paywarden.ops.demo.live import LIVE_PREFIX, DemoWorld, run_live
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.ops.progress import progress_bar
 from paywarden.ops.times import now_ms
@@ -62,7 +62,7 @@ def run_demo(*, seconds: int, rate: float, seed: int) -> dict[str, Any]:
         )
 
 
-def _prepare(folder: Path, *, seconds: int, rate: float, seed: int, console: Console) -> World:
+def _prepare(folder: Path, *, seconds: int, rate: float, seed: int, console: Console) -> DemoWorld:
     """Simulate, train, compile and load the past."""
     wanted = int(rate * seconds * 1.2) + 100
     cards = max(CARDS_MIN, int(wanted / _PAYMENTS_PER_CARD_DAY))
@@ -86,7 +86,7 @@ def _prepare(folder: Path, *, seconds: int, rate: float, seed: int, console: Con
     )
     bundle = load_bundle(folder / "bundle", catalogue_digest=engine.plan.digest)
     _say(console, f"{len(history)} payments of history are {profiles} profiles in the store")
-    return World(
+    return DemoWorld(
         requests_of(live[0].slice(0, wanted), id_prefix=LIVE_PREFIX),
         _outcomes(live[1], now),
         _labels(live[1]),

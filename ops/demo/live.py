@@ -22,8 +22,8 @@ from rich.live import Live
 from rich.table import Table
 
 from paywarden.ops.demo.processes import Parts, running_parts
-from paywarden.ops.demo.verdict import Reading, Sent, require_all_done, unfinished
-from paywarden.ops.loadgen.load import Answer
+from paywarden.ops.demo.verdict import MetricsReading, Sent, require_all_done, unfinished
+from paywarden.ops.loadgen.load import LoadAnswer
 from paywarden.ops.loadgen.traffic import run, stamped
 from paywarden.ops.times import now_ms
 from paywarden.schemas.avro import Decoder, Encoder, LocalSchemaIds
@@ -77,7 +77,7 @@ wait_ms_max = 1000
 
 
 @dataclass(frozen=True)
-class World:
+class DemoWorld:
     """The live part of a simulation, and what its past became: a bundle and a store in a folder.
 
     `outcomes`: of past payments, in order. `labels`: of live payments whose outcome becomes known one day.
@@ -91,7 +91,7 @@ class World:
 
 
 def run_live(
-    world: World,
+    world: DemoWorld,
     folder: Path,
     memory: Path,
     *,
@@ -129,7 +129,7 @@ class _Tally:
 
 
 def _send_live(
-    world: World, kafka: KafkaSettings, parts: Parts, rate: float, seconds: int, console: Console
+    world: DemoWorld, kafka: KafkaSettings, parts: Parts, rate: float, seconds: int, console: Console
 ) -> dict[str, Any]:
     tally = _Tally()
     ids = LocalSchemaIds()
@@ -139,7 +139,7 @@ def _send_live(
     reader = threading.Thread(target=_read_decisions, args=(decisions, Decoder("decisions", ids), tally, stop))
     reader.start()
 
-    def on_answer(answer: Answer) -> None:
+    def on_answer(answer: LoadAnswer) -> None:
         if answer.status == 200:
             response = ScoreResponse.FromString(answer.body)
             tally.answered.add(response.decision_id)
@@ -182,7 +182,7 @@ def _send_live(
     }
 
 
-def _settled(tally: _Tally, publisher: _Publisher, parts: Parts, payments: int) -> tuple[Sent, list[Reading]]:
+def _settled(tally: _Tally, publisher: _Publisher, parts: Parts, payments: int) -> tuple[Sent, list[MetricsReading]]:
     """What was sent and what the parts say, once they have done all of it, or do not come further in time."""
     deadline = time.monotonic() + _SETTLE_TIMEOUT_S
     while True:
@@ -203,7 +203,7 @@ def _settled(tally: _Tally, publisher: _Publisher, parts: Parts, payments: int) 
 class _Publisher:
     """What the payment system does after an answer: the payment onto its topic; and the outcomes as they come."""
 
-    def __init__(self, producer: Producer, ids: LocalSchemaIds, world: World) -> None:
+    def __init__(self, producer: Producer, ids: LocalSchemaIds, world: DemoWorld) -> None:
         self._producer = producer
         self._payments = Encoder("payments", ids.id_of("payments"))
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
@@ -281,7 +281,7 @@ def _table(tally: _Tally) -> Table:
     return table
 
 
-def _mirror_hit_ratio(readings: Sequence[Reading]) -> float:
+def _mirror_hit_ratio(readings: Sequence[MetricsReading]) -> float:
     """Share of looked-up entities that had a profile, by the worker's own metrics."""
     serve = next(reading for reading in readings if reading.name == "serve")
     hits, misses = (serve.total("paywarden_mirror_lookups_total", result) for result in ("hit", "miss"))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from paywarden.ops.demo.verdict import Reading
+from paywarden.ops.demo.verdict import MetricsReading
 from paywarden.schemas.errors import TemporaryFailure
 
 PARTS = ("stream", "companion", "serve")
@@ -30,7 +30,7 @@ _STOP_TIMEOUT_S = 25.0
 _LOOK_EVERY_S = 0.1
 
 
-class Part:
+class DemoPart:
     """One running command."""
 
     def __init__(self, name: str, process: subprocess.Popen[str], log: Path) -> None:
@@ -49,12 +49,14 @@ class Part:
         if not self.address and select.select([output], [], [], 0)[0]:
             self.address = output.readline().strip()
 
-    def reading(self, *, with_metrics: bool = True) -> Reading:
+    def reading(self, *, with_metrics: bool = True) -> MetricsReading:
         """What it says about itself now."""
         missing, metrics = self._missing(), self._metrics() if with_metrics else {}
         # Last: a process that has ended meanwhile did not answer for that reason.
         status = self._process.poll()
-        return Reading(self.name, exit_status=status, missing=missing, metrics=metrics, last_line=self._last_line())
+        return MetricsReading(
+            self.name, exit_status=status, missing=missing, metrics=metrics, last_line=self._last_line()
+        )
 
     def ask_to_stop(self) -> None:
         """SIGTERM, if it still runs."""
@@ -103,7 +105,7 @@ class Part:
 class Parts:
     """All of them."""
 
-    def __init__(self, parts: list[Part]) -> None:
+    def __init__(self, parts: list[DemoPart]) -> None:
         self._parts = parts
 
     @property
@@ -115,7 +117,7 @@ class Parts:
         """Whether none has ended."""
         return not any(part.has_ended() for part in self._parts)
 
-    def readings(self) -> list[Reading]:
+    def readings(self) -> list[MetricsReading]:
         """What all of them say about themselves now."""
         return [part.reading() for part in self._parts]
 
@@ -138,7 +140,7 @@ class Parts:
 @contextmanager
 def running_parts(config: Path, folder: Path) -> Iterator[Parts]:
     """Start all of them with this configuration, their logs in `folder`; stop them at the end."""
-    parts: list[Part] = []
+    parts: list[DemoPart] = []
     try:
         # One by one into the list: if one cannot be started, those before it are stopped.
         parts.extend(_started(name, config, folder / f"{name}.log") for name in PARTS)
@@ -150,7 +152,7 @@ def running_parts(config: Path, folder: Path) -> Iterator[Parts]:
             part.wait(_STOP_TIMEOUT_S)
 
 
-def _started(name: str, config: Path, log_file: Path) -> Part:
+def _started(name: str, config: Path, log_file: Path) -> DemoPart:
     with log_file.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "paywarden", "--config", str(config), name],
@@ -159,7 +161,7 @@ def _started(name: str, config: Path, log_file: Path) -> Part:
             stderr=log,
             text=True,
         )
-    return Part(name, process, log_file)
+    return DemoPart(name, process, log_file)
 
 
 def _missing_in(body: bytes) -> tuple[str, ...]:

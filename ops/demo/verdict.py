@@ -19,7 +19,7 @@ ten processes for every core makes that 2.4 s; without the stream they are as ol
 
 
 @dataclass(frozen=True)
-class Reading:
+class MetricsReading:
     """What a process says about itself, and what is known of it.
 
     `exit_status`: None while it runs. `missing`: why it is not ready, empty when it is. `metrics`: values by name and
@@ -65,7 +65,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Done:
+class WorkDone:
     """What the processes say they have done."""
 
     stream_payments: int
@@ -75,7 +75,7 @@ class Done:
     decisions_shipped: int
 
     @classmethod
-    def of(cls, readings: Sequence[Reading]) -> Done:
+    def of(cls, readings: Sequence[MetricsReading]) -> WorkDone:
         """By their metrics."""
         parts = {reading.name: reading for reading in readings}
         stream, companion = parts["stream"], parts["companion"]
@@ -89,18 +89,18 @@ class Done:
         )
 
 
-def trouble_of(sent: Sent, readings: Sequence[Reading]) -> str:
+def trouble_of(sent: Sent, readings: Sequence[MetricsReading]) -> str:
     """The first thing that did not work, with the part that is to blame and its last log line; empty if all did."""
     return unfinished(sent, readings) or _not_fresh(sent, readings)
 
 
-def unfinished(sent: Sent, readings: Sequence[Reading]) -> str:
+def unfinished(sent: Sent, readings: Sequence[MetricsReading]) -> str:
     """As `trouble_of`, of what may still come."""
     # A part that has ended may be why another is not ready.
     for reading in sorted(readings, key=lambda one: one.exit_status is None):
         if trouble := reading.trouble():
             return trouble
-    done = Done.of(readings)
+    done = WorkDone.of(readings)
     shipped, counted, joined = done.decisions_shipped, done.drift_decisions, done.outcomes_joined
     worked_in, published = done.stream_payments, sent.published
     checks = [
@@ -115,7 +115,7 @@ def unfinished(sent: Sent, readings: Sequence[Reading]) -> str:
     return next((_blamed(part, trouble, readings) for part, is_undone, trouble in checks if is_undone), "")
 
 
-def _not_fresh(sent: Sent, readings: Sequence[Reading]) -> str:
+def _not_fresh(sent: Sent, readings: Sequence[MetricsReading]) -> str:
     age_ms = sent.profile_age_p99_ms
     if age_ms is None:
         return _blamed("companion", "no payment was scored with profiles whose age is known", readings)
@@ -125,16 +125,16 @@ def _not_fresh(sent: Sent, readings: Sequence[Reading]) -> str:
     return ""
 
 
-def _blamed(part: str, trouble: str, readings: Sequence[Reading]) -> str:
+def _blamed(part: str, trouble: str, readings: Sequence[MetricsReading]) -> str:
     [reading] = [reading for reading in readings if reading.name == part]
     return f"{trouble}; the last log line of `paywarden {part}`: {reading.last_line}"
 
 
-def require_all_done(sent: Sent, readings: Sequence[Reading]) -> Done:
+def require_all_done(sent: Sent, readings: Sequence[MetricsReading]) -> WorkDone:
     """What was done. Raises TemporaryFailure if that is not all."""
     if trouble := trouble_of(sent, readings):
         raise TemporaryFailure(f"demo: {trouble}")
-    return Done.of(readings)
+    return WorkDone.of(readings)
 
 
 def in_words(summary: Mapping[str, Any]) -> list[str]:

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.ops.loadgen.channels import Asked, Channel, GrpcChannel, HttpChannel
-from paywarden.ops.loadgen.report import LoadReport, Record, Tally
+from paywarden.ops.loadgen.report import LoadReport, LoadTally, RequestLog
 from paywarden.ops.loadgen.target import LoadOptions, Target
 from paywarden.schemas.errors import Misconfigured
 
@@ -51,7 +51,7 @@ _SWEEP_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LoadAnswer:
     """One answer. `index` counts the requests from 0; `latency_ms` is from when the request was due.
 
     `status` is an HTTP one; gRPC's are translated.
@@ -71,7 +71,7 @@ async def run_load(
     rate: float,
     seconds: float,
     arrivals: str = "poisson",
-    on_answer: Callable[[Answer], None] | None = None,
+    on_answer: Callable[[LoadAnswer], None] | None = None,
     seed: int = 1,
     options: LoadOptions | None = None,
 ) -> LoadReport:
@@ -95,9 +95,9 @@ async def run_arrivals(
     bodies: Iterator[bytes],
     due_s: NDArray[np.float64],
     *,
-    on_answer: Callable[[Answer], None] | None = None,
+    on_answer: Callable[[LoadAnswer], None] | None = None,
     options: LoadOptions | None = None,
-    record: Record | None = None,
+    record: RequestLog | None = None,
 ) -> LoadReport:
     """`run_load` with requests due at `due_s`, seconds from the start, ascending; `record` is given each of them."""
     load = _OpenLoop(_Opener(target, options or LoadOptions()), bodies, on_answer, record)
@@ -110,7 +110,7 @@ async def run_closed(
     bodies: Iterator[bytes],
     *,
     seconds: float,
-    on_answer: Callable[[Answer], None] | None = None,
+    on_answer: Callable[[LoadAnswer], None] | None = None,
     options: LoadOptions | None = None,
 ) -> LoadReport:
     """As many requests as are answered: each of `connections` always carries as many as it may, for `seconds` or until
@@ -182,11 +182,11 @@ class _Load:
         self,
         opener: _Opener,
         bodies: Iterator[bytes],
-        on_answer: Callable[[Answer], None] | None,
-        record: Record | None,
+        on_answer: Callable[[LoadAnswer], None] | None,
+        record: RequestLog | None,
     ) -> None:
         self._opener, self._bodies, self._on_answer = opener, bodies, on_answer
-        self.tally = Tally(record)
+        self.tally = LoadTally(record)
         self._start = 0.0
         self._channels: set[Channel] = set()
         # Those with nothing on them, the last used on top; and those with room for more, by turns.
@@ -295,7 +295,7 @@ class _Load:
         self.tally.answered(asked.number, status, now - asked.due)
         self._progress.set()
         if self._on_answer is not None:
-            self._on_answer(Answer(asked.number, asked.body, status, body, (now - asked.due) * 1000))
+            self._on_answer(LoadAnswer(asked.number, asked.body, status, body, (now - asked.due) * 1000))
 
     def freed(self, channel: Channel) -> None:
         while self._backlog and channel.in_flight < channel.capacity:

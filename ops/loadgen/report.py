@@ -106,7 +106,7 @@ class LoadReport:
 
 
 @dataclass
-class Record:
+class RequestLog:
     """Every request of a load, in the order they were due: seconds from the start, status, latency.
 
     A status is an HTTP one (gRPC's are translated), 0 where no answer came.
@@ -117,10 +117,10 @@ class Record:
     latency_ms: array[float] = field(default_factory=lambda: array("f"))
 
 
-class Tally:
+class LoadTally:
     """Counts a load's answers while it runs."""
 
-    def __init__(self, record: Record | None) -> None:
+    def __init__(self, record: RequestLog | None) -> None:
         self.sent = self.ok = self.shed = self.errors = self.deadline_exceeded = 0
         self.lag = LatencyHistogram()
         self._ok_latency, self._shed_latency = LatencyHistogram(), LatencyHistogram()

@@ -12,7 +12,7 @@ import uvloop
 
 from paywarden.features.datasets.simulator import simulate
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import Answer, run_closed, run_load
+from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.ops.times import now_ms
@@ -53,7 +53,7 @@ def run(
     *,
     rate: float,
     seconds: float,
-    on_answer: Callable[[Answer], None] | None = None,
+    on_answer: Callable[[LoadAnswer], None] | None = None,
 ) -> LoadReport:
     """Drive one open-loop load to its end."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

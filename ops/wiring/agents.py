@@ -23,7 +23,7 @@ from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.faust.app import StreamApp
 from paywarden.streams.faust.codec import AvroCodec
 from paywarden.streams.faust.dead_letter_watch import add_dead_letter_watch
-from paywarden.streams.faust.partition_agent import Pace, PartitionAgent, Taker
+from paywarden.streams.faust.partition_agent import AcquirePartition, Pace, PartitionAgent
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
@@ -102,7 +102,7 @@ def _add_decisions(
     registry: CollectorRegistry,
     takes_over_after_s: float,
     drift: DriftParts,
-    *more: Taker,
+    *more: AcquirePartition,
 ) -> PartitionAgent:
     """Counting for drift detection, and whatever else is made of the same records."""
     settings, metrics = drift.settings, DriftMetrics(registry)

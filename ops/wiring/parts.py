@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from paywarden.models.policy.policy import Policy
     from paywarden.ops.wiring.agents import DriftParts, OutcomeParts
     from paywarden.schemas.avro import SchemaIds
-    from paywarden.scoring.server.context import Host
+    from paywarden.scoring.server.context import ServerContext
     from paywarden.streams.companion.companion import Companion
     from paywarden.streams.drift.settings import DriftSettings
     from paywarden.streams.faust.app import StreamApp
@@ -346,7 +346,7 @@ def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Com
     """
     from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.ops.progress import scan_bar
-    from paywarden.scoring.idempotency.decision_cache import AnsweredSettings
+    from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.streams.companion.catalogues import publish_catalogue
@@ -372,7 +372,7 @@ def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Com
         entities=tuple(entity.name for entity in CATALOGUE.entities),
         look=lambda: live_set(source),
         open_store=lambda live: open_store(source, readonly=True, profile_set=live.name),
-        outbox_keep_s=source.section("answered", AnsweredSettings).keep_s,
+        outbox_keep_s=source.section("answered", DecisionCacheSettings).keep_s,
         registry=registry,
         watch_scan=scan_bar,
     )
@@ -391,7 +391,7 @@ def policy(source: Source, *, review_at: float, decline_at: float) -> Policy:
     return Policy(settings, review_at=review_at, decline_at=decline_at, lists=read_lists(settings.lists))
 
 
-def scoring_host(source: Source, bundle_path: str | None) -> Host:
+def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     """What the scoring workers work with. Imports no Kafka and no Aerospike client."""
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.bundle.bundle import load_bundle
@@ -401,11 +401,11 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
     from paywarden.scoring.engine.model_chain import ChainSettings
     from paywarden.scoring.grpc.settings import GrpcSettings
     from paywarden.scoring.http.settings import HttpSettings
-    from paywarden.scoring.idempotency.decision_cache import AnsweredSettings
+    from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.net.tls import TlsSettings
     from paywarden.scoring.net.tokens import AuthSettings
     from paywarden.scoring.requests.wire import RequestLimits
-    from paywarden.scoring.server.context import Host
+    from paywarden.scoring.server.context import ServerContext
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
 
@@ -416,7 +416,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
         build_missing(Path(path))
     bundles = [load_bundle(Path(path), catalogue_digest=engine.plan.digest) for path in paths]
     manifest = bundles[0].manifest
-    return Host(
+    return ServerContext(
         engine=engine,
         rates=rate_table(source),
         bundles=bundles,
@@ -430,7 +430,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> Host:
         limits=source.section("limits", RequestLimits),
         mirror=source.section("mirror", MirrorSettings),
         outbox=source.section("outbox", OutboxSettings),
-        answered=source.section("answered", AnsweredSettings),
+        answered=source.section("answered", DecisionCacheSettings),
         metrics_directory=Path(settings.metrics),
         busy_poll=BusyPoll(settings.busy_poll_us),
     )

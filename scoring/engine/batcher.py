@@ -34,8 +34,8 @@ from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import StageTimes
 from paywarden.scoring.requests import wire
-from paywarden.scoring.requests.decoder import Intake
-from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.requests.decoder import RequestDecoder
+from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.wire import DeadlineExceeded, Format, Overloaded
 
 # Codes of refusals, by gRPC's names.
@@ -57,7 +57,7 @@ class Refusal(NamedTuple):
 
 
 # Of a payment that another worker is deciding about: by the deadline the caller is told, before it we ask again.
-UNDER_WAY = Refusal(UNAVAILABLE, "this payment is being decided: try again")
+IN_PROGRESS = Refusal(UNAVAILABLE, "this payment is being decided: try again")
 _QUEUE_FULL = Refusal(RESOURCE_EXHAUSTED, "more is asked than can be answered in time: try again later")
 _TOO_LATE = Refusal(DEADLINE_EXCEEDED, "the deadline has passed")
 _BUG = Refusal(INTERNAL, "internal error")
@@ -68,10 +68,10 @@ _NOT_DECIDED = Refusal(INVALID_ARGUMENT, "another request of the batch is wrong"
 class Scorer(Protocol):
     """What scores payments. Called from the event loop, so every microsecond of it delays all callers."""
 
-    def score_many(self, payments: Payments, now_ms: int) -> Sequence[bytes | Refusal]:
+    def score_many(self, payments: CheckedPayments, now_ms: int) -> Sequence[bytes | Refusal]:
         """A serialised ScoreResponse for each payment, in order, or why there is none; the decision is in the outbox.
 
-        UNDER_WAY wants to be asked again in a moment.
+        IN_PROGRESS wants to be asked again in a moment.
 
         May raise TemporaryFailure for all of them. Anything else raised is a bug: what can be
         answered one by one is, the rest gets "internal".
@@ -158,14 +158,14 @@ _UNDER_WAY_S = 0.001
 _REQUEST_BYTES = 80
 
 
-class Turns:
+class MicroBatcher:
     """The queue between all fronts of a worker and its scorer."""
 
     def __init__(
         self,
         scorer: Scorer,
         *,
-        intake: Intake,
+        intake: RequestDecoder,
         settings: AdmissionSettings,
         stages: StageTimes | None = None,
         busy_poll: BusyPoll | None = None,
@@ -275,13 +275,13 @@ class Turns:
             result = results[first]
             if call.is_batch:
                 own = results[first : first + count]
-                if not (UNDER_WAY in own and self._asks_again(call, count)):
+                if not (IN_PROGRESS in own and self._asks_again(call, count)):
                     _answer_batch(call, own)
                     touched[call.connection] = None
             elif type(result) is bytes:
                 call.answer(call.form.render(result))
                 touched[call.connection] = None
-            elif not (result is UNDER_WAY and self._asks_again(call, count)):
+            elif not (result is IN_PROGRESS and self._asks_again(call, count)):
                 assert isinstance(result, Refusal)
                 call.refuse(result)
                 touched[call.connection] = None
@@ -323,7 +323,7 @@ class Turns:
         if not self._scheduled:
             self._schedule()
 
-    def _score(self, payments: Payments) -> Sequence[bytes | Refusal]:
+    def _score(self, payments: CheckedPayments) -> Sequence[bytes | Refusal]:
         """Never raises: this is the top of a request."""
         try:
             return self.scorer.score_many(payments, self._now_ms())

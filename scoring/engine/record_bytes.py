@@ -39,7 +39,7 @@ PREFIX, AGE, DIGEST = range(3)
 FRAME, RESPONSE, END = range(3)
 
 
-class Slots(NamedTuple):
+class RecordSlots(NamedTuple):
     """The frame of `write_records`. Where nothing else is said an array is int64, with a number for each decision."""
 
     bodies: int
@@ -68,7 +68,7 @@ class Slots(NamedTuple):
     """Shape (decisions, 3). Filled: FRAME, RESPONSE and END of each."""
 
 
-SLOT = positions(Slots)
+SLOT = positions(RecordSlots)
 
 
 @inlined

@@ -31,13 +31,13 @@ from paywarden.models.policy.policy import (
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.engine.batcher import UNDER_WAY, Refusal, refusal_of
+from paywarden.scoring.engine.batcher import IN_PROGRESS, Refusal, refusal_of
 from paywarden.scoring.engine.model_chain import ModelChain, Scored
 from paywarden.scoring.engine.records import RecordWriter, Written, tail
-from paywarden.scoring.idempotency.decision_cache import Answered, PaymentIdReused, Repeat, Standing
+from paywarden.scoring.idempotency.decision_cache import ClaimConflict, DecisionCache, PaymentIdReused, Repeat
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
-from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 
 # Scored in one go; what is more is cut up. The profiles of so many payments still fit into the second cache.
@@ -67,7 +67,7 @@ class PaymentScorer:
         mirror: MirrorSettings,
         outbox: Outbox,
         metrics: ScoringMetrics,
-        answered: Answered | None = None,
+        answered: DecisionCache | None = None,
         stages: StageTimes | None = None,
     ) -> None:
         """Without `answered`, a payment that comes again is decided again."""
@@ -147,7 +147,7 @@ class PaymentScorer:
             )
         return True
 
-    def score_many(self, payments: Payments, now_ms: int) -> Sequence[bytes | Refusal]:
+    def score_many(self, payments: CheckedPayments, now_ms: int) -> Sequence[bytes | Refusal]:
         """The decision about each payment, a serialised ScoreResponse, already in the outbox; see turns.Scorer."""
         if len(payments) <= ROWS_MAX:
             return self._score(payments, now_ms)
@@ -157,14 +157,14 @@ class PaymentScorer:
             results += self._score(part, now_ms)
         return results
 
-    def _score(self, payments: Payments, now_ms: int) -> Sequence[bytes | Refusal]:
+    def _score(self, payments: CheckedPayments, now_ms: int) -> Sequence[bytes | Refusal]:
         """Of ROWS_MAX payments at most. All are refused when the outbox cannot take the decisions."""
         try:
             return self._score_new(payments, now_ms)
         except TemporaryFailure as error:
             return [refusal_of(error)] * len(payments)
 
-    def _score_new(self, payments: Payments, now_ms: int) -> Sequence[bytes | Refusal]:
+    def _score_new(self, payments: CheckedPayments, now_ms: int) -> Sequence[bytes | Refusal]:
         """Those that were answered already get what they got, the others are decided. Raises TemporaryFailure."""
         if self._answered is None:
             return self._decide(payments, (), now_ms)
@@ -191,7 +191,7 @@ class PaymentScorer:
                 results.append(results[claim.index] if isinstance(claim, Repeat) else _known(claim))
         return results
 
-    def _decide(self, payments: Payments, slots: Sequence[int], now_ms: int) -> list[bytes]:
+    def _decide(self, payments: CheckedPayments, slots: Sequence[int], now_ms: int) -> list[bytes]:
         """Responses to payments whose `slots` were won, their decisions in the outbox. Without a table no slots."""
         count = len(payments)
         if count == 0:
@@ -221,7 +221,7 @@ class PaymentScorer:
         return written.responses
 
     def _tails(
-        self, payments: Payments, scored: Scored, flags: Sequence[tuple[str, ...]]
+        self, payments: CheckedPayments, scored: Scored, flags: Sequence[tuple[str, ...]]
     ) -> tuple[list[int], list[str]]:
         """What follows the score in each response, by the writer's numbers; and the actions that are no approvals."""
         others: list[str] = []
@@ -240,7 +240,7 @@ class PaymentScorer:
 
     def _tail(
         self,
-        payments: Payments,
+        payments: CheckedPayments,
         row: int,
         score: float | None,
         model: int,
@@ -353,8 +353,8 @@ class PaymentScorer:
                     metrics.flags[flag].add(1)
 
 
-def _known(claim: OutboxEntry | Standing) -> bytes | Refusal:
+def _known(claim: OutboxEntry | ClaimConflict) -> bytes | Refusal:
     """The result of a payment that is not to be decided now."""
     if isinstance(claim, OutboxEntry):
         return claim.response.SerializeToString()
-    return refusal_of(PaymentIdReused()) if claim is Standing.OTHER_PAYMENT else UNDER_WAY
+    return refusal_of(PaymentIdReused()) if claim is ClaimConflict.OTHER_PAYMENT else IN_PROGRESS

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
-from paywarden.scoring.engine.batcher import DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, Call, Flushable, Refusal, Turns
+from paywarden.scoring.engine.batcher import (
+    DEADLINE_EXCEEDED,
+    RESOURCE_EXHAUSTED,
+    Call,
+    Flushable,
+    MicroBatcher,
+    Refusal,
+)
 from paywarden.scoring.grpc import messages as grpc_messages
 from paywarden.scoring.grpc.http2 import OK_TRAILERS, Session
 from paywarden.scoring.grpc.messages import HEAD_BYTES, NOT_ONE_MESSAGE, TRUNCATED, frame
-from paywarden.scoring.grpc.services import Health, render_status
+from paywarden.scoring.grpc.services import GrpcHealth, render_status
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared import Counter, Histogram
 from paywarden.scoring.requests import wire
@@ -22,7 +29,7 @@ _UNREAD = Refusal(RESOURCE_EXHAUSTED, "answers are not read")
 _TOO_MANY_WATCHES = Refusal(RESOURCE_EXHAUSTED, "too many watches on this connection")
 
 
-class Kind(Enum):
+class CallKind(Enum):
     """How messages go."""
 
     SCORE = auto()
@@ -36,7 +43,7 @@ class Method:
     """What can be called. `counts` are by code; `handle` answers a message of the standard services."""
 
     name: str
-    kind: Kind
+    kind: CallKind
     counts: dict[str, Counter]
     bytes_max: int
     is_open: bool = False  # needs no authorisation
@@ -73,11 +80,11 @@ class Arriving(Protocol):
 class CallServer(Protocol):
     """The server of a call's connection, as far as a call needs it."""
 
-    turns: Turns
+    turns: MicroBatcher
     settings: GrpcSettings
     now_s: Callable[[], float]
     deadline_s: float
-    health: Health
+    health: GrpcHealth
     arriving_bytes: int
 
 
@@ -276,11 +283,11 @@ class ServiceCall:
 
     def _answer(self, message: bytes) -> Refusal | None:
         method = self._method
-        if method.kind is not Kind.EACH and self._message_count > 1:
+        if method.kind is not CallKind.EACH and self._message_count > 1:
             return NOT_ONE_MESSAGE
         if self._link.session.queued_bytes > self._link.server.settings.unread_bytes_max:
             return _UNREAD
-        if method.kind is Kind.WATCH:
+        if method.kind is CallKind.WATCH:
             return self._watch(message)
         assert method.handle is not None
         answer = method.handle(message)
@@ -302,9 +309,9 @@ class ServiceCall:
     def _end_of_request(self) -> None:
         if self._buffer:
             self.refuse(TRUNCATED)
-        elif self._method.kind is not Kind.EACH and self._message_count != 1:
+        elif self._method.kind is not CallKind.EACH and self._message_count != 1:
             self.refuse(NOT_ONE_MESSAGE)
-        elif self._method.kind is not Kind.WATCH:
+        elif self._method.kind is not CallKind.WATCH:
             if not self._begun:
                 self._begun = True
                 self._link.session.begin(self._stream_id)
@@ -324,7 +331,7 @@ class ServiceCall:
 class Watch:
     """A caller who is told of every change of a service's health."""
 
-    def __init__(self, call: ServiceCall, service: str, health: Health) -> None:
+    def __init__(self, call: ServiceCall, service: str, health: GrpcHealth) -> None:
         self._call, self._service, self._health = call, service, health
         self._told: object = None
         self.look()

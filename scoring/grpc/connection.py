@@ -1,6 +1,7 @@
 """One connection of the gRPC front: what its streams are, what is written when, and when enough is enough.
 
-1. A read is parsed whole. Every complete call goes to `Turns`; if nothing else is to be said, nothing is written yet:
+1. A read is parsed whole. Every complete call goes to `MicroBatcher`; if nothing else is to be said, nothing is
+   written yet:
    the answers come with `flush` after this turn of the loop, all of them in one write.
 2. A caller who does not read is not read from. One who keeps his flow-control window shut gets no further answers made.
 3. Frames that ask for nothing (PING, SETTINGS, empty DATA, …) and calls that are reset are paid for from allowances,
@@ -20,8 +21,8 @@ from typing import Protocol, cast
 from paywarden.scoring.engine.batcher import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAUTHENTICATED, Refusal
 from paywarden.scoring.grpc import http2
 from paywarden.scoring.grpc import messages as grpc_messages
-from paywarden.scoring.grpc.calls import TOO_SLOW, Arriving, CallServer, Kind, Method, ScoreCall, ServiceCall, Watch
-from paywarden.scoring.grpc.http2 import BrokenConnection, Headers, Receiver, Session
+from paywarden.scoring.grpc.calls import TOO_SLOW, Arriving, CallKind, CallServer, Method, ScoreCall, ServiceCall, Watch
+from paywarden.scoring.grpc.http2 import BrokenConnection, Http2Headers, Receiver, Session
 
 _NO_METHOD = Refusal(grpc_messages.UNIMPLEMENTED, "no such method")
 _UNAUTHENTICATED = Refusal(UNAUTHENTICATED, "authorization is missing or not valid")
@@ -51,7 +52,7 @@ class _Allowance:
         return self._left >= 0
 
 
-class ConnectionServer(CallServer, Protocol):
+class GrpcConnectionServer(CallServer, Protocol):
     """The server of a connection, as far as a connection needs it."""
 
     methods: dict[bytes, Method]
@@ -73,7 +74,7 @@ class ConnectionServer(CallServer, Protocol):
 class GrpcConnection(asyncio.Protocol):
     """One caller. `on_*` are the session's callbacks."""
 
-    def __init__(self, server: ConnectionServer) -> None:
+    def __init__(self, server: GrpcConnectionServer) -> None:
         self.server = server
         self.session = server.open_session(self)
         self.watches: dict[int, Watch] = {}
@@ -152,7 +153,7 @@ class GrpcConnection(asyncio.Protocol):
 
     # The session's side
 
-    def on_request(self, stream_id: int, headers: Headers, ended: bool) -> None:
+    def on_request(self, stream_id: int, headers: Http2Headers, ended: bool) -> None:
         """See Receiver."""
         self._last_stream_id = stream_id
         if self._final:
@@ -182,7 +183,7 @@ class GrpcConnection(asyncio.Protocol):
             self._refuse_early(stream_id, _UNREAD, ended, method.name)
         else:
             call: Arriving
-            if method.kind is Kind.SCORE:
+            if method.kind is CallKind.SCORE:
                 call = ScoreCall(self, stream_id, method, encoding, timeout_s)
             else:
                 call = ServiceCall(self, stream_id, method, encoding)
@@ -342,7 +343,7 @@ class GrpcConnection(asyncio.Protocol):
         self.refuse(stream_id, refusal, reset=not ended)
         self.server.count(method, refusal.code)
 
-    def _refuse_http(self, stream_id: int, headers: Headers, *, reset: bool) -> None:
+    def _refuse_http(self, stream_id: int, headers: Http2Headers, *, reset: bool) -> None:
         self.session.refuse(stream_id, headers, reset=reset)
         self.write_now = True
         self.server.count("none", INVALID_ARGUMENT)

@@ -1,6 +1,7 @@
-"""The gRPC front of a scoring worker: HTTP/2 from a socket in, calls to `Turns`, answers out.
+"""The gRPC front of a scoring worker: HTTP/2 from a socket in, calls to `MicroBatcher`, answers out.
 
-    socket ─► GrpcConnection ─► Session (HTTP/2) ─► ScoreCall ─► Turns ─► answer ─ one write per connection and turn
+    socket ─► GrpcConnection ─► Session (HTTP/2) ─► ScoreCall ─► MicroBatcher ─► answer ─ one write per connection and
+    turn
 
 The library that speaks HTTP/2 is behind a narrow seam (`scoring/grpc/http2.py`). Beside scoring there are gRPC's
 standard
@@ -15,13 +16,13 @@ import socket
 import time
 from collections.abc import Callable
 
-from paywarden.scoring.engine.batcher import Refusal, Turns
-from paywarden.scoring.grpc.calls import Kind, Method
+from paywarden.scoring.engine.batcher import MicroBatcher, Refusal
+from paywarden.scoring.grpc.calls import CallKind, Method
 from paywarden.scoring.grpc.connection import GrpcConnection
 from paywarden.scoring.grpc.http2 import Receiver, Session, SessionBounds
 from paywarden.scoring.grpc.messages import CODES
 from paywarden.scoring.grpc.metrics import GrpcMetrics
-from paywarden.scoring.grpc.services import HEALTH, REFLECTIONS, SCORING, Health, Reflection
+from paywarden.scoring.grpc.services import HEALTH, REFLECTIONS, SCORING, GrpcHealth, Reflection
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared import Counter
 from paywarden.scoring.net.connections import Connections
@@ -34,7 +35,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        turns: Turns,
+        turns: MicroBatcher,
         *,
         settings: GrpcSettings,
         metrics: GrpcMetrics,
@@ -45,7 +46,7 @@ class GrpcServer:
         self.authorise = authorise or (lambda _: True)
         self.deadline_s = turns.settings.deadline_ms / 1000
         self.arriving_bytes = 0
-        self.health = Health(self._is_serving)
+        self.health = GrpcHealth(self._is_serving)
         self.methods = self._make_methods(metrics)
         self._metrics = metrics
         self._open_session = _session_class(settings.library)
@@ -126,21 +127,23 @@ class GrpcServer:
             return {code: metrics.requests[name, code] for code in CODES}
 
         def scoring(name: str, bytes_max: int, *, is_batch: bool) -> Method:
-            return Method(name, Kind.SCORE, counts(name), bytes_max, is_batch=is_batch, seconds=metrics.seconds[name])
+            return Method(
+                name, CallKind.SCORE, counts(name), bytes_max, is_batch=is_batch, seconds=metrics.seconds[name]
+            )
 
-        def health(name: str, kind: Kind, handle: Callable[[bytes], bytes | Refusal] | None) -> Method:
+        def health(name: str, kind: CallKind, handle: Callable[[bytes], bytes | Refusal] | None) -> Method:
             # Open: load balancers have no tokens.
             return Method(name, kind, counts(name), small, is_open=True, handle=handle)
 
         reflect = Method(
-            "ServerReflectionInfo", Kind.EACH, counts("ServerReflectionInfo"), small, handle=reflection.answer
+            "ServerReflectionInfo", CallKind.EACH, counts("ServerReflectionInfo"), small, handle=reflection.answer
         )
         by_path = {
             f"/{SCORING}/Score": scoring("Score", settings.message_bytes_max, is_batch=False),
             f"/{SCORING}/ScoreBatch": scoring("ScoreBatch", settings.batch_bytes_max, is_batch=True),
-            f"/{HEALTH}/Check": health("Check", Kind.ONE, self.health.check),
-            f"/{HEALTH}/List": health("List", Kind.ONE, self.health.list_all),
-            f"/{HEALTH}/Watch": health("Watch", Kind.WATCH, None),
+            f"/{HEALTH}/Check": health("Check", CallKind.ONE, self.health.check),
+            f"/{HEALTH}/List": health("List", CallKind.ONE, self.health.list_all),
+            f"/{HEALTH}/Watch": health("Watch", CallKind.WATCH, None),
             **{f"/{name}/ServerReflectionInfo": reflect for name in REFLECTIONS},
         }
         return {path.encode(): method for path, method in by_path.items()}

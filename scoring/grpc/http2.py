@@ -28,11 +28,11 @@ ENHANCE_YOUR_CALM = 0xB
 # In a GOAWAY: nothing that was sent so far is excluded.
 STREAM_ID_MAX = 2**31 - 1
 
-Headers = Sequence[tuple[bytes, bytes]]
+Http2Headers = Sequence[tuple[bytes, bytes]]
 
 # Of every answer; made once.
-RESPONSE_HEAD: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
-OK_TRAILERS: Headers = ((b"grpc-status", b"0"),)
+RESPONSE_HEAD: Http2Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+OK_TRAILERS: Http2Headers = ((b"grpc-status", b"0"),)
 
 _GOAWAY_TYPE = 0x7
 _SETTINGS_TYPE = 0x4
@@ -62,7 +62,7 @@ class SessionBounds:
 class Receiver(Protocol):
     """What a session calls from within `receive`. May raise BrokenConnection, which `receive` lets through."""
 
-    def on_request(self, stream_id: int, headers: Headers, ended: bool) -> None:
+    def on_request(self, stream_id: int, headers: Http2Headers, ended: bool) -> None:
         """A new stream; `ended`: there will be no DATA."""
 
     def on_data(self, stream_id: int, data: bytes, ended: bool) -> None:
@@ -93,7 +93,7 @@ class Session(Protocol):
     def respond(self, stream_id: int, message: bytes) -> None:
         """A whole answer: head, `message` as DATA, trailers that say OK."""
 
-    def refuse(self, stream_id: int, headers: Headers, *, reset: bool) -> None:
+    def refuse(self, stream_id: int, headers: Http2Headers, *, reset: bool) -> None:
         """A whole answer without DATA; with `reset` the peer is told to send no more of its request."""
 
     def begin(self, stream_id: int) -> None:
@@ -102,7 +102,7 @@ class Session(Protocol):
     def send(self, stream_id: int, message: bytes) -> None:
         """DATA of an answer that was begun."""
 
-    def end(self, stream_id: int, trailers: Headers) -> None:
+    def end(self, stream_id: int, trailers: Http2Headers) -> None:
         """The end of an answer that was begun."""
 
     def reset(self, stream_id: int, code: int) -> None:

@@ -15,7 +15,14 @@ from h2.connection import H2Connection
 from h2.settings import SettingCodes, Settings
 
 from paywarden.scoring.grpc import http2
-from paywarden.scoring.grpc.http2 import OK_TRAILERS, RESPONSE_HEAD, BrokenConnection, Headers, Receiver, SessionBounds
+from paywarden.scoring.grpc.http2 import (
+    OK_TRAILERS,
+    RESPONSE_HEAD,
+    BrokenConnection,
+    Http2Headers,
+    Receiver,
+    SessionBounds,
+)
 
 _DEFAULT_WINDOW_BYTES = 65_535
 _PREFACE_BYTES = 24
@@ -27,7 +34,7 @@ class _Rest(NamedTuple):
     """What is still to be sent on a stream; no `trailers` where more may come."""
 
     data: bytes
-    trailers: Headers | None
+    trailers: Http2Headers | None
 
 
 class _FrameSizes:
@@ -90,7 +97,7 @@ class HyperSession:
         self._queue[stream_id] = _Rest(message, OK_TRAILERS)
         self._pump(stream_id)
 
-    def refuse(self, stream_id: int, headers: Headers, *, reset: bool) -> None:
+    def refuse(self, stream_id: int, headers: Http2Headers, *, reset: bool) -> None:
         """See Session."""
         try:
             self._connection.send_headers(stream_id, headers, end_stream=True)
@@ -112,7 +119,7 @@ class HyperSession:
         self._queue[stream_id] = _Rest(message if before is None else before.data + message, None)
         self._pump(stream_id)
 
-    def end(self, stream_id: int, trailers: Headers) -> None:
+    def end(self, stream_id: int, trailers: Http2Headers) -> None:
         """See Session."""
         before = self._queue.get(stream_id)
         self._queue[stream_id] = _Rest(b"" if before is None else before.data, trailers)

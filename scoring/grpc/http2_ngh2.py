@@ -18,7 +18,14 @@ from ngh2 import (
 )
 
 from paywarden.scoring.grpc import http2
-from paywarden.scoring.grpc.http2 import OK_TRAILERS, RESPONSE_HEAD, BrokenConnection, Headers, Receiver, SessionBounds
+from paywarden.scoring.grpc.http2 import (
+    OK_TRAILERS,
+    RESPONSE_HEAD,
+    BrokenConnection,
+    Http2Headers,
+    Receiver,
+    SessionBounds,
+)
 
 # libnghttp2 answers a flood of resets with INTERNAL_ERROR; the front's own budgets are lower and say why.
 _NO_NATIVE_LIMIT = (2**32, 2**32)
@@ -84,7 +91,7 @@ class Ngh2Session:
         except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
             return
 
-    def refuse(self, stream_id: int, headers: Headers, *, reset: bool) -> None:
+    def refuse(self, stream_id: int, headers: Http2Headers, *, reset: bool) -> None:
         """See Session."""
         try:
             self._send_head(stream_id, headers, end_stream=True)
@@ -108,7 +115,7 @@ class Ngh2Session:
         except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
             return
 
-    def end(self, stream_id: int, trailers: Headers) -> None:
+    def end(self, stream_id: int, trailers: Http2Headers) -> None:
         """See Session."""
         try:
             self._send_trailers(stream_id, trailers)

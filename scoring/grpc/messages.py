@@ -10,7 +10,7 @@ import zlib
 from functools import lru_cache
 
 from paywarden.scoring.engine.batcher import INTERNAL, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, Refusal
-from paywarden.scoring.grpc.http2 import Headers
+from paywarden.scoring.grpc.http2 import Http2Headers
 
 UNIMPLEMENTED = "unimplemented"
 
@@ -110,7 +110,7 @@ def percent_encode(text: str) -> bytes:
     )
 
 
-def status_trailers(refusal: Refusal) -> Headers:
+def status_trailers(refusal: Refusal) -> Http2Headers:
     """The trailers that say why."""
     message = f"{refusal.field}: {refusal.message}" if refusal.field else refusal.message
     trailers = [
@@ -126,12 +126,12 @@ def status_trailers(refusal: Refusal) -> Headers:
 
 # Few refusals are ever given, some of them very often.
 @lru_cache(maxsize=256)
-def refusal_headers(refusal: Refusal) -> Headers:
+def refusal_headers(refusal: Refusal) -> Http2Headers:
     """The whole of a refused call's answer."""
     return ((b":status", b"200"), (b"content-type", b"application/grpc"), *status_trailers(refusal))
 
 
-def http_error(status: int) -> Headers:
+def http_error(status: int) -> Http2Headers:
     """The whole answer to what is no gRPC call."""
     return ((b":status", b"%d" % status), (b"content-length", b"0"))
 

@@ -35,7 +35,7 @@ _Status = health_pb2.HealthCheckResponse.ServingStatus
 SERVICE_UNKNOWN = _STATUS.SERVICE_UNKNOWN
 
 
-class Health:
+class GrpcHealth:
     """grpc.health.v1.Health: the server as a whole and the scoring service are well together, or not at all."""
 
     def __init__(self, is_serving: Callable[[], bool]) -> None:

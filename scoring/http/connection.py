@@ -1,6 +1,6 @@
 """One caller's connection: requests in, answers out in the order of the requests.
 
-    read ─ RequestReader ─► take ─► HttpCall ─► Turns, or answered at once
+    read ─ RequestReader ─► take ─► HttpCall ─► MicroBatcher, or answered at once
                                         │
     write ◄─ flush ◄─ whoever is first, while it is answered
 
@@ -19,7 +19,7 @@ from typing import Protocol, cast
 
 from paywarden.scoring.engine.batcher import Call, Flushable, Refusal
 from paywarden.scoring.http import refusals as refused
-from paywarden.scoring.http.heads import Head, Heads
+from paywarden.scoring.http.heads import Heads, RequestHead
 from paywarden.scoring.http.reader import RequestReader
 from paywarden.scoring.http.refusals import HttpRefusal, status_of
 from paywarden.scoring.http.settings import HttpSettings
@@ -31,7 +31,9 @@ class HttpCall(Call):
 
     __slots__ = ("body", "content_type", "head", "headers", "status")
 
-    def __init__(self, connection: Flushable, head: Head, payload: bytes, arrived: float, deadline_s: float) -> None:
+    def __init__(
+        self, connection: Flushable, head: RequestHead, payload: bytes, arrived: float, deadline_s: float
+    ) -> None:
         self.connection, self.head, self.payload = connection, head, payload
         self.form = form = head.form
         self.is_batch = head.route is not None and head.route.is_batch
@@ -63,7 +65,7 @@ class HttpCall(Call):
         self.status, self.content_type, self.body = status, content_type, body
 
 
-class ConnectionServer(Protocol):
+class HttpConnectionServer(Protocol):
     """The server of a connection, as far as a connection needs it."""
 
     settings: HttpSettings
@@ -91,7 +93,7 @@ class ConnectionServer(Protocol):
 class HttpConnection(asyncio.Protocol):
     """One caller. Nothing here blocks, and one that is slow holds up nobody."""
 
-    def __init__(self, server: ConnectionServer) -> None:
+    def __init__(self, server: HttpConnectionServer) -> None:
         self._server = server
         self._settings = server.settings
         self._loop = server.loop
@@ -157,7 +159,7 @@ class HttpConnection(asyncio.Protocol):
 
     # Requests and answers, in order
 
-    def take(self, head: Head, body: bytes, deadline_s: float) -> None:
+    def take(self, head: RequestHead, body: bytes, deadline_s: float) -> None:
         """A request, from the reader."""
         if self._last:
             return

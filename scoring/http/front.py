@@ -1,8 +1,9 @@
-"""The HTTP/1.1 front of a scoring worker: requests to `Turns`, their answers back in order.
+"""The HTTP/1.1 front of a scoring worker: requests to `MicroBatcher`, their answers back in order.
 
-    socket ─► HttpConnection ─ RequestReader ─► HttpCall ─► Turns ─► HttpCall ─ one write ─► socket
+    socket ─► HttpConnection ─ RequestReader ─► HttpCall ─► MicroBatcher ─► HttpCall ─ one write ─► socket
 
-1. Every request is handed to `Turns` as soon as its last byte is there; the answers of all requests that came in one
+1. Every request is handed to `MicroBatcher` as soon as its last byte is there; the answers of all requests that came
+   in one
    turn of the loop leave in one write, in the order of the requests. Health and metrics are answered here.
 2. No connection can hold up the others: a request has a time in which it must be complete, a caller who does not read
    his answers is not read from, and beyond `pipelined_max` unanswered requests what is left waits, in order, while the
@@ -23,11 +24,11 @@ import time
 from collections.abc import Callable
 
 from paywarden.schemas.errors import PaywardenError
-from paywarden.scoring.engine.batcher import INTERNAL, UNAVAILABLE, Turns
+from paywarden.scoring.engine.batcher import INTERNAL, UNAVAILABLE, MicroBatcher
 from paywarden.scoring.engine.bugs import BugLog
 from paywarden.scoring.http.answers import AnswerHeads
 from paywarden.scoring.http.connection import HttpCall, HttpConnection
-from paywarden.scoring.http.heads import Answer, Heads, Route
+from paywarden.scoring.http.heads import Heads, Route, RouteAnswer
 from paywarden.scoring.http.refusals import status_of
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared import CONTENT_TYPE as METRICS_TEXT
@@ -46,7 +47,7 @@ class HttpServer:
 
     def __init__(
         self,
-        turns: Turns,
+        turns: MicroBatcher,
         settings: HttpSettings,
         *,
         metrics: HttpMetrics,
@@ -144,7 +145,7 @@ class HttpServer:
         route = call.head.route
         self._counted["none" if route is None else route.name].count(call.status, now - call.arrived)
 
-    def _answer_of(self, route: str, answer: Callable[[], Answer]) -> Answer:
+    def _answer_of(self, route: str, answer: Callable[[], RouteAnswer]) -> RouteAnswer:
         try:
             return answer()
         except PaywardenError as error:
@@ -155,17 +156,17 @@ class HttpServer:
 
     # Routes that are answered here
 
-    def _livez(self) -> Answer:
+    def _livez(self) -> RouteAnswer:
         return 200, _JSON, b'{"live":true}'
 
-    def _readyz(self) -> Answer:
+    def _readyz(self) -> RouteAnswer:
         missing = self._turns.scorer.readiness() + (["the worker is stopping"] if self.draining else [])
         body = json.dumps({"ready": not missing, "missing": missing}).encode()
         return (503 if missing else 200), _JSON, body
 
-    def _render_metrics(self) -> Answer:
+    def _render_metrics(self) -> RouteAnswer:
         return 200, METRICS_TEXT, self._metrics_text()
 
 
-def _error(code: str, message: str) -> Answer:
+def _error(code: str, message: str) -> RouteAnswer:
     return status_of(code), _JSON, wire.render_error(code, message)

@@ -27,7 +27,7 @@ from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests import wire
 from paywarden.scoring.requests.wire import Format
 
-Answer = tuple[int, str, bytes]
+RouteAnswer = tuple[int, str, bytes]
 
 # A few hundred callers, each with some dozen lengths of body.
 _KNOWN_MAX = 8192
@@ -46,7 +46,7 @@ class Route:
     name: str
     methods: tuple[bytes, ...]
     is_batch: bool = False
-    answer: Callable[[], Answer] | None = None
+    answer: Callable[[], RouteAnswer] | None = None
     needs_token: bool = True
 
     @property
@@ -75,7 +75,7 @@ class HeadFields:
     headers: dict[bytes, bytes] = field(default_factory=dict)
 
 
-class Head:
+class RequestHead:
     """What a head means. `form` is JSON where a request has no body to speak of."""
 
     __slots__ = ("closes", "content_length", "deadline_s", "form", "is_head", "refusal", "route", "says_keep_alive")
@@ -97,9 +97,9 @@ class Head:
         self.closes = closes or (refusal is not None and refusal.closes)
         self.is_head, self.says_keep_alive = is_head, says_keep_alive
 
-    def refused(self, refusal: HttpRefusal) -> Head:
+    def refused(self, refusal: HttpRefusal) -> RequestHead:
         """The same head with a reason not to answer it."""
-        return Head(self.route, refusal=refusal, closes=self.closes, is_head=self.is_head)
+        return RequestHead(self.route, refusal=refusal, closes=self.closes, is_head=self.is_head)
 
 
 class Heads:
@@ -118,7 +118,7 @@ class Heads:
         """`deadline_ms` is our own; `known_max` 0 remembers nothing."""
         self._routes, self._settings, self._tokens = routes, settings, tokens
         self._deadline_ms = deadline_ms
-        self._known: dict[bytes | tuple[bytes, bytes], Head] = {}
+        self._known: dict[bytes | tuple[bytes, bytes], RequestHead] = {}
         self._known_bytes = 0
         self._known_max, self._known_bytes_max = known_max, known_bytes_max
         self._tokens_version = 0
@@ -137,14 +137,14 @@ class Heads:
         """How many heads are remembered."""
         return len(self._known)
 
-    def known(self) -> Mapping[bytes | tuple[bytes, bytes], Head]:
+    def known(self) -> Mapping[bytes | tuple[bytes, bytes], RequestHead]:
         """Heads by their bytes. To be asked for once a read: it is emptied when the tokens change."""
         if self._tokens is not None and self._tokens.version != self._tokens_version:
             self._tokens_version = self._tokens.version
             self._forget()
         return self._known
 
-    def find(self, head_bytes: bytes) -> tuple[Head, float] | None:
+    def find(self, head_bytes: bytes) -> tuple[RequestHead, float] | None:
         """What these bytes mean and the seconds until the deadline, if they are known. Slower than `known`."""
         key, deadline_ms = self._key_of(head_bytes)
         head = self._known.get(key)
@@ -152,7 +152,7 @@ class Heads:
             return None
         return head, head.deadline_s if deadline_ms is None else min(deadline_ms, self._deadline_ms) / 1000
 
-    def learn(self, head_bytes: bytes, head: Head) -> None:
+    def learn(self, head_bytes: bytes, head: RequestHead) -> None:
         """Remember what these bytes mean, for a request that would be scored and has its length in them."""
         if head.refusal is not None or head.route is None or head.route.answer is not None or self._known_max == 0:
             return
@@ -174,7 +174,7 @@ class Heads:
             return head_bytes, None
         return (head_bytes[: found.start(1)], head_bytes[found.end(1) :]), value
 
-    def decide(self, fields: HeadFields) -> Head:
+    def decide(self, fields: HeadFields) -> RequestHead:
         """What a head means that has been parsed."""
         route = self._routes.get(fields.target) or self._find_route(fields.target)
         headers = fields.headers
@@ -186,7 +186,7 @@ class Heads:
             refusal = self.too_large
         if refusal is None:
             refusal = self._refusal(route, fields, form, deadline_ms)
-        return Head(
+        return RequestHead(
             route,
             form=form or wire.JSON,
             refusal=refusal,

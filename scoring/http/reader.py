@@ -18,18 +18,18 @@ from typing import Protocol
 import httptools
 
 from paywarden.scoring.http import refusals as refused
-from paywarden.scoring.http.heads import DEADLINE_MARK, KEPT_HEADERS, Head, HeadFields, Heads
+from paywarden.scoring.http.heads import DEADLINE_MARK, KEPT_HEADERS, HeadFields, Heads, RequestHead
 from paywarden.scoring.http.refusals import HttpRefusal
 from paywarden.scoring.http.settings import HttpSettings
 
 _HEAD_END = b"\r\n\r\n"
-_UNKNOWN = Head(None)
+_UNKNOWN = RequestHead(None)
 
 
-class Taker(Protocol):
+class RequestSink(Protocol):
     """Where requests go, in order."""
 
-    def take(self, head: Head, body: bytes, deadline_s: float) -> None:
+    def take(self, head: RequestHead, body: bytes, deadline_s: float) -> None:
         """A request that is complete, or is refused as it is. After a head that closes there is no other."""
 
 
@@ -40,7 +40,7 @@ class _Arriving:
         self.fields = HeadFields()
         self.header_count = 0
         self.head_bytes = 0
-        self.head: Head | None = None
+        self.head: RequestHead | None = None
         # Bytes that came after the read the request began in, overhead of chunks included.
         self.wire_bytes = 0
         self.body: bytes | bytearray = b""
@@ -66,7 +66,7 @@ class _RefusedError(Exception):
 class RequestReader:
     """Reads one connection's requests. `on_*` are the parser's callbacks."""
 
-    def __init__(self, heads: Heads, settings: HttpSettings, taker: Taker) -> None:
+    def __init__(self, heads: Heads, settings: HttpSettings, taker: RequestSink) -> None:
         self._heads, self._settings, self._taker = heads, settings, taker
         self._parser = httptools.HttpRequestParser(self)
         # The request that has begun and is not complete.
@@ -108,7 +108,7 @@ class RequestReader:
         self.arriving.continue_due = False
         return True
 
-    def _hand_on(self, head: Head, body: bytes) -> None:
+    def _hand_on(self, head: RequestHead, body: bytes) -> None:
         self.is_done = head.closes
         self._taker.take(head, body, head.deadline_s)
 

@@ -66,7 +66,7 @@ FOUND = 1 << 48
 _TRIES = 16
 
 
-class Slots(NamedTuple):
+class ClaimSlots(NamedTuple):
     """The frame of a worker; its arrays are int64."""
 
     table: int
@@ -78,7 +78,7 @@ class Slots(NamedTuple):
     """Where the record of each will begin."""
 
 
-SLOT = positions(Slots)
+SLOT = positions(ClaimSlots)
 
 
 @compiled()

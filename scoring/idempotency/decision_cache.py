@@ -44,7 +44,7 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.idempotency import claim_table as claims
 from paywarden.scoring.metrics.shared import Counter, Registry
-from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxUnavailable
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class PaymentIdReused(InvalidEvent):
 
 
 @dataclass(frozen=True)
-class AnsweredSettings:
+class DecisionCacheSettings:
     """How many answered payments are remembered for how long. Memory: 24 bytes for each of `payments_max`."""
 
     path: str = "/dev/shm/paywarden/answered" if Path("/dev/shm").is_dir() else ".paywarden/answered"
@@ -83,7 +83,7 @@ class AnsweredSettings:
         return self.window_s + KEEP_MORE_S
 
 
-class Standing(Enum):
+class ClaimConflict(Enum):
     """Why a payment that is asked for cannot be decided now."""
 
     OTHER_PAYMENT = "other_payment"
@@ -98,11 +98,11 @@ class Repeat:
 
 
 # A slot that was won or UNREMEMBERED: decide. Else the decision there is, or why there is none.
-Claim: TypeAlias = int | OutboxEntry | Repeat | Standing
+Claim: TypeAlias = int | OutboxEntry | Repeat | ClaimConflict
 
 
 @dataclass(frozen=True)
-class AnsweredMetrics:
+class DecisionCacheMetrics:
     """What became of payments that were asked for again, and what could not be remembered."""
 
     repeated: Counter
@@ -113,7 +113,7 @@ class AnsweredMetrics:
     taken_over: Counter
 
     @classmethod
-    def declare(cls, registry: Registry) -> AnsweredMetrics:
+    def declare(cls, registry: Registry) -> DecisionCacheMetrics:
         def counter(name: str, help_text: str) -> Counter:
             return registry.counter(f"paywarden_answered_{name}_total", help_text)
 
@@ -127,7 +127,7 @@ class AnsweredMetrics:
         )
 
 
-def prepare(settings: AnsweredSettings) -> None:
+def prepare(settings: DecisionCacheSettings) -> None:
     """Make the table, unless there is one of this size. Before any worker opens it.
 
     Raises Misconfigured when the settings or the place cannot be used, or there is no room.
@@ -176,11 +176,15 @@ def warm_up() -> None:
     claims.swap(table, 0, 0, 0)
 
 
-class Answered:
+class DecisionCache:
     """A worker's hold on the table. One chunk at a time: claim, place, append, settle or release. Not thread-safe."""
 
     def __init__(
-        self, settings: AnsweredSettings, outbox: OutboxSettings, worker: int, metrics: AnsweredMetrics | None = None
+        self,
+        settings: DecisionCacheSettings,
+        outbox: OutboxSettings,
+        worker: int,
+        metrics: DecisionCacheMetrics | None = None,
     ) -> None:
         """Take a new incarnation as `worker`. Only with the lock of that worker's outbox, after `prepare`.
 
@@ -189,7 +193,7 @@ class Answered:
         if not 0 <= worker < claims.WORKERS_MAX:
             raise Misconfigured(f"answered: at most {claims.WORKERS_MAX} workers on a host")
         self._window_s, self._worker, self._outbox_settings = settings.window_s, worker, outbox
-        self._metrics = metrics or AnsweredMetrics.declare(Registry())
+        self._metrics = metrics or DecisionCacheMetrics.declare(Registry())
         try:
             with Path(settings.path).open("r+b") as file:
                 self._mapping = mmap.mmap(file.fileno(), 0)
@@ -205,7 +209,7 @@ class Answered:
         del self._table, self._frame
         self._mapping.close()
 
-    def claim(self, payments: Payments, now_ms: int) -> Sequence[Claim]:
+    def claim(self, payments: CheckedPayments, now_ms: int) -> Sequence[Claim]:
         """For each payment, in order, the slot that was won, or what is known of it."""
         count = len(payments)
         if count >= len(self._int64s):
@@ -252,52 +256,52 @@ class Answered:
         self._frame = Frame(claims.SLOT, {"table": self._table, **arrays})
         self._frame_at = self._frame.address
 
-    def _known(self, result: int, index: int, payments: Payments, before: Sequence[Claim], now_s: int) -> Claim:
+    def _known(self, result: int, index: int, payments: CheckedPayments, before: Sequence[Claim], now_s: int) -> Claim:
         """What is to be done about a payment whose claim was not won; `before` are the results of those before it."""
         if result == claims.FULL:
             self._metrics.full.add(1)
             return UNREMEMBERED
         if result == claims.BUSY:
             self._metrics.in_flight.add(1)
-            return Standing.IN_FLIGHT
+            return ClaimConflict.IN_FLIGHT
         slot = result & ~claims.FOUND
         if slot in before:
             return self._repeated(index, before.index(slot), payments)
         known = self._look_up(slot, payments[index], now_s)
         if isinstance(known, OutboxEntry):
             self._metrics.repeated.add(1)
-        elif known is Standing.IN_FLIGHT:
+        elif known is ClaimConflict.IN_FLIGHT:
             self._metrics.in_flight.add(1)
-        elif known is Standing.OTHER_PAYMENT:
+        elif known is ClaimConflict.OTHER_PAYMENT:
             self._metrics.other_payment.add(1)
         return known
 
-    def _repeated(self, index: int, earlier: int, payments: Payments) -> Claim:
+    def _repeated(self, index: int, earlier: int, payments: CheckedPayments) -> Claim:
         """Of a payment whose tag was won by an earlier one of the same chunk."""
         if payments.ids[earlier] != payments.ids[index]:
             self._metrics.collisions.add(1)
             return UNREMEMBERED
         if _is_other(payments[earlier], payments[index]):
             self._metrics.other_payment.add(1)
-            return Standing.OTHER_PAYMENT
+            return ClaimConflict.OTHER_PAYMENT
         self._metrics.repeated.add(1)
         return Repeat(earlier)
 
     def _look_up(self, slot: int, request: ScoreRequest, now_s: int) -> Claim:
         word, position = self._load(slot + claims.WORDS), self._load(slot + claims.POSITIONS) - 1
         if self._load(slot + claims.WORDS) != word or word == 0:
-            return Standing.IN_FLIGHT
+            return ClaimConflict.IN_FLIGHT
         worker = word >> claims.WORKER_SHIFT & (claims.WORKERS_MAX - 1)
         is_settled = word >> claims.STATE_SHIFT == claims.SETTLED
         # Its end must be known before the record is looked for: what has ended appends nothing more.
         if not is_settled and not self._has_ended(worker, word):
-            return Standing.IN_FLIGHT
+            return ClaimConflict.IN_FLIGHT
         try:
             entry = self._entry(worker, position)
         except OutboxUnavailable:
-            return Standing.IN_FLIGHT
+            return ClaimConflict.IN_FLIGHT
         if entry is not None and entry.request.payment_id == request.payment_id:
-            return Standing.OTHER_PAYMENT if _is_other(entry.request, request) else entry
+            return ClaimConflict.OTHER_PAYMENT if _is_other(entry.request, request) else entry
         if entry is not None and tag_of(entry.request.payment_id.encode()) == self._load(slot):
             self._metrics.collisions.add(1)
             return UNREMEMBERED
@@ -308,7 +312,7 @@ class Answered:
         owner = self._owner | now_s
         result = claims.take_over(self._table, slot, word, owner, now_s, self._window_s)
         if not 0 <= result < claims.FOUND:
-            return Standing.IN_FLIGHT
+            return ClaimConflict.IN_FLIGHT
         self._metrics.taken_over.add(1)
         return int(result)
 

@@ -14,12 +14,12 @@ from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.scoring.requests import wire
 from paywarden.scoring.requests.fast_requests import ROWS_MAX, FastRequests
-from paywarden.scoring.requests.payments import Payments, joined
+from paywarden.scoring.requests.payments import CheckedPayments, joined
 from paywarden.scoring.requests.request_rows import RequestRows
 from paywarden.scoring.requests.wire import RequestLimits, RequestRules
 
 
-class Intake:
+class RequestDecoder:
     """Reads requests for one scorer. Not thread-safe."""
 
     def __init__(self, plan: Plan, rates: RateTable, limits: RequestLimits) -> None:
@@ -30,14 +30,14 @@ class Intake:
         self._rows = RequestRows(plan, rates, ROWS_MAX)
         self._fast = FastRequests(plan, rates, limits, self._rows.attributes)
 
-    def read(self, bodies: Sequence[bytes], now_ms: int) -> tuple[Payments, dict[int, InvalidEvent]]:
+    def read(self, bodies: Sequence[bytes], now_ms: int) -> tuple[CheckedPayments, dict[int, InvalidEvent]]:
         """Those of the serialised requests that can be decided, and why each of the others cannot, by its place.
 
         The payments' rows hold until the next call.
         """
         if len(bodies) <= ROWS_MAX:
             return self._read(bodies, now_ms)
-        parts: list[Payments] = []
+        parts: list[CheckedPayments] = []
         wrong: dict[int, InvalidEvent] = {}
         for first in range(0, len(bodies), ROWS_MAX):
             part, found = self._read(bodies[first : first + ROWS_MAX], now_ms)
@@ -46,7 +46,7 @@ class Intake:
             wrong |= {first + place: error for place, error in found.items()}
         return joined(parts), wrong
 
-    def _read(self, bodies: Sequence[bytes], now_ms: int) -> tuple[Payments, dict[int, InvalidEvent]]:
+    def _read(self, bodies: Sequence[bytes], now_ms: int) -> tuple[CheckedPayments, dict[int, InvalidEvent]]:
         """Of ROWS_MAX at most."""
         is_usual, keys, ids = self._fast.read(bodies, now_ms)
         wrong: dict[int, InvalidEvent] = {}
@@ -61,7 +61,7 @@ class Intake:
                     continue
                 ids[place] = request.payment_id.encode()
                 keys[place * self._entities : (place + 1) * self._entities] = self._rows.keys_of(request)
-        payments = Payments(bodies, ids, keys, self._rows.attributes[: len(bodies)])
+        payments = CheckedPayments(bodies, ids, keys, self._rows.attributes[: len(bodies)])
         if wrong:
             payments = payments.chosen([place for place in range(len(bodies)) if place not in wrong])
         return payments, wrong

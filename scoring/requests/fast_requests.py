@@ -134,7 +134,7 @@ def warm_up() -> None:
     """Load or compile the loop, so that no payment waits for it."""
     numbers = np.zeros(loop.NUMBER_COUNT, dtype=np.int64)
     # With no bodies the loop reads only one of the numbers.
-    frame = Frame(loop.SLOT, dict.fromkeys(loop.Slots._fields, numbers))
+    frame = Frame(loop.SLOT, dict.fromkeys(loop.RequestSlots._fields, numbers))
     loop.read_bodies(frame.address, 0)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 
 
-class Payments:
+class CheckedPayments:
     """Some payments, all of which can be decided. Iterated over and indexed, they are ScoreRequests.
 
     `bodies` are the serialised requests, `ids` the payments' ids in UTF-8. `keys` holds the store key of each entity of
@@ -35,10 +35,10 @@ class Payments:
     def __iter__(self) -> Iterator[ScoreRequest]:
         return map(ScoreRequest.FromString, self.bodies)
 
-    def chosen(self, indexes: Sequence[int]) -> Payments:
+    def chosen(self, indexes: Sequence[int]) -> CheckedPayments:
         """Those at `indexes`, which ascend."""
         entities = self._entities
-        return Payments(
+        return CheckedPayments(
             [self.bodies[index] for index in indexes],
             [self.ids[index] for index in indexes],
             [key for index in indexes for key in self.keys[index * entities : (index + 1) * entities]],
@@ -46,9 +46,9 @@ class Payments:
         )
 
 
-def joined(parts: Sequence[Payments]) -> Payments:
+def joined(parts: Sequence[CheckedPayments]) -> CheckedPayments:
     """All of them, one part behind the other."""
-    return Payments(
+    return CheckedPayments(
         [body for part in parts for body in part.bodies],
         [identity for part in parts for identity in part.ids],
         [key for part in parts for key in part.keys],

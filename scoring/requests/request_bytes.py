@@ -44,7 +44,7 @@ _VARINT, _BYTES = 0, 2
 _START, _SIZE = range(2)
 
 
-class Slots(NamedTuple):
+class RequestSlots(NamedTuple):
     """The frame of `read_bodies`."""
 
     program: int
@@ -79,7 +79,7 @@ class Slots(NamedTuple):
     """Shape (2, FIELDS_MAX), int64. Scratch: where the texts of a body are."""
 
 
-SLOT = positions(Slots)
+SLOT = positions(RequestSlots)
 
 
 @inlined

@@ -17,7 +17,7 @@ from paywarden.scoring.engine.busy_poll import BusyPoll
 from paywarden.scoring.engine.model_chain import ChainSettings
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.idempotency.decision_cache import AnsweredSettings
+from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
 from paywarden.scoring.net.listeners import reserve_port, unix_listener
 from paywarden.scoring.net.tls import Tls, TlsSettings
 from paywarden.scoring.net.tokens import AuthSettings, Tokens
@@ -27,7 +27,7 @@ from paywarden.scoring.state.outbox import OutboxSettings
 
 
 @dataclass(frozen=True)
-class Host:
+class ServerContext:
     """Settings, and what is loaded once."""
 
     engine: FeatureEngine
@@ -43,7 +43,7 @@ class Host:
     limits: RequestLimits
     mirror: MirrorSettings
     outbox: OutboxSettings
-    answered: AnsweredSettings
+    answered: DecisionCacheSettings
     metrics_directory: Path
     busy_poll: BusyPoll
 
@@ -54,7 +54,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Gate:
+class Endpoints:
     """Ports that are held, sockets that are listened on, and what callers must show."""
 
     http_port: int
@@ -72,7 +72,7 @@ class Gate:
         if self.tls is not None:
             self.tls.refresh()
 
-    def addresses(self, host: Host) -> list[str]:
+    def addresses(self, host: ServerContext) -> list[str]:
         """Where callers find the ports, HTTP first."""
         letter = "" if self.tls is None else "s"
         found = [f"http{letter}://{host.http.host}:{self.http_port}"]
@@ -82,7 +82,7 @@ class Gate:
 
 
 @contextmanager
-def open_gate(host: Host) -> Iterator[Gate]:
+def open_gate(host: ServerContext) -> Iterator[Endpoints]:
     """Hold every port and socket, so that what is wrong with one is said before any worker starts.
 
     Raises Misconfigured.
@@ -97,7 +97,7 @@ def open_gate(host: Host) -> Iterator[Gate]:
         _grpc_unix(grpc) as grpc_unix,
     ):
         grpc_port = None if grpc_held is None else grpc_held.getsockname()[1]
-        yield Gate(http_held.getsockname()[1], http_unix, grpc_port, grpc_unix, tokens, tls)
+        yield Endpoints(http_held.getsockname()[1], http_unix, grpc_port, grpc_unix, tokens, tls)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine import records
 from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.requests import fast_requests
-from paywarden.scoring.server.context import Gate, Host, open_gate
+from paywarden.scoring.server.context import Endpoints, ServerContext, open_gate
 from paywarden.scoring.server.worker import worker_main
 from paywarden.scoring.state.mirror import has_mirror
 
@@ -35,7 +35,7 @@ _NAP_S = 0.05
 _HEALTHY_AFTER_S = 1.0
 
 
-def serve(host: Host, worker_count: int, *, announce: Callable[[Sequence[str]], None]) -> None:
+def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequence[str]], None]) -> None:
     """Run the workers until SIGTERM or SIGINT; `announce` gets the addresses once they are held, HTTP's first.
 
     Raises Misconfigured when a port or socket is taken or the settings cannot be used.
@@ -63,7 +63,7 @@ def serve(host: Host, worker_count: int, *, announce: Callable[[Sequence[str]], 
 class _Parent:
     """Starts workers, starts them again when they die, and takes them down with itself."""
 
-    def __init__(self, host: Host, worker_count: int, gate: Gate) -> None:
+    def __init__(self, host: ServerContext, worker_count: int, gate: Endpoints) -> None:
         self._host, self._count, self._gate = host, worker_count, gate
         self._pids: dict[int, int] = {}
         self._started: dict[int, float] = {}

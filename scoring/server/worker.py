@@ -1,6 +1,6 @@
 """The life of a scoring worker: opens its outbox, metrics and the mirror, listens, serves until it is told to stop.
 
-A worker has one scorer, one queue before it (`Turns`) and a `Front` for every protocol, each with its listeners.
+A worker has one scorer, one queue before it (`MicroBatcher`) and a `Front` for every protocol, each with its listeners.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import uvloop
 
 from paywarden.models.policy.policy import flags_of
 from paywarden.schemas.errors import PaywardenError
-from paywarden.scoring.engine.batcher import Turns
+from paywarden.scoring.engine.batcher import MicroBatcher
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.http.front import HttpServer
-from paywarden.scoring.idempotency.decision_cache import Answered, AnsweredMetrics, worker_name
+from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheMetrics, worker_name
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry, render
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
 from paywarden.scoring.net.listeners import open_listener
 from paywarden.scoring.net.tls import Tls
-from paywarden.scoring.requests.decoder import Intake
-from paywarden.scoring.server.context import Gate, Host
+from paywarden.scoring.requests.decoder import RequestDecoder
+from paywarden.scoring.server.context import Endpoints, ServerContext
 from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ _LOOK_S = 0.5
 
 
 class Front(Protocol):
-    """A protocol that calls come in by. It hands them to the worker's `Turns`."""
+    """A protocol that calls come in by. It hands them to the worker's `MicroBatcher`."""
 
     async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
         """Accept connections from a listening socket, which is the front's from now on. May be called for several."""
@@ -49,7 +49,7 @@ class Front(Protocol):
         """Take no more calls, answer those in flight, close. Bounded in time."""
 
 
-def worker_main(host: Host, worker: int, gate: Gate, parent: int) -> int:
+def worker_main(host: ServerContext, worker: int, gate: Endpoints, parent: int) -> int:
     """The whole life of a worker, which `parent` has forked; returns its exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
@@ -65,18 +65,18 @@ def worker_main(host: Host, worker: int, gate: Gate, parent: int) -> int:
     return 0
 
 
-async def _work(host: Host, worker: int, gate: Gate, parent: int) -> None:
+async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int) -> None:
     name, registry = worker_name(worker), Registry()
     http_metrics, grpc_metrics = HttpMetrics.declare(registry), GrpcMetrics.declare(registry)
     pauses, stages = GarbagePauses(registry), StageTimes(registry)
     entities = host.engine.plan.entity_names
     scoring_metrics = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
     model_metrics = ModelMetrics.declare(registry)
-    answered_metrics, outbox_metrics = AnsweredMetrics.declare(registry), OutboxMetrics.declare(registry)
+    answered_metrics, outbox_metrics = DecisionCacheMetrics.declare(registry), OutboxMetrics.declare(registry)
     registry.open(host.metrics_directory, name)
     outbox = OutboxWriter(host.outbox, name, outbox_metrics)
     # After the outbox: its lock says that an earlier process of this worker appends nothing more.
-    table = Answered(host.answered, host.outbox, worker, answered_metrics)
+    table = DecisionCache(host.answered, host.outbox, worker, answered_metrics)
     scorer = PaymentScorer(
         engine=host.engine,
         models=ModelChain(host.bundles, metrics=model_metrics, settings=host.chain),
@@ -87,8 +87,8 @@ async def _work(host: Host, worker: int, gate: Gate, parent: int) -> None:
         answered=table,
         stages=stages,
     )
-    intake = Intake(host.engine.plan, host.rates, host.limits)
-    turns = Turns(scorer, intake=intake, settings=host.admission, stages=stages, busy_poll=host.busy_poll)
+    intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
+    turns = MicroBatcher(scorer, intake=intake, settings=host.admission, stages=stages, busy_poll=host.busy_poll)
     http = HttpServer(
         turns,
         host.http,
@@ -122,7 +122,7 @@ async def _work(host: Host, worker: int, gate: Gate, parent: int) -> None:
     registry.close()
 
 
-async def _listen(http: Front, grpc: Front, host: Host, gate: Gate) -> None:
+async def _listen(http: Front, grpc: Front, host: ServerContext, gate: Endpoints) -> None:
     if gate.grpc_port is not None:
         await grpc.start(open_listener(host.grpc.host, gate.grpc_port, backlog=host.grpc.backlog), gate.tls)
     if gate.grpc_unix is not None:
@@ -134,7 +134,7 @@ async def _listen(http: Front, grpc: Front, host: Host, gate: Gate) -> None:
 
 
 async def _look_around(
-    scorer: PaymentScorer, outbox: OutboxWriter, gate: Gate, parent: int, stopped: asyncio.Event
+    scorer: PaymentScorer, outbox: OutboxWriter, gate: Endpoints, parent: int, stopped: asyncio.Event
 ) -> None:
     """Take up what appears or is replaced: mirror, tokens, certificates; tell what the outbox holds.
 

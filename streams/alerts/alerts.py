@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from paywarden.models.drift.detectors import DAY_MS, LENGTHS_MS, MINUTE_MS, Verdict
+from paywarden.models.drift.detectors import DAY_MS, LENGTHS_MS, MINUTE_MS, DetectorVerdict
 from paywarden.models.drift.signals import Block, Signal, is_histogram
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.alerts.causes import (
@@ -225,7 +225,7 @@ class AlertBook:
     # Of what nothing was counted for so long, and three blocks, it is taken that there is no traffic any more.
     gone_after_ms: int = DAY_MS
 
-    def step(self, block: Block, verdict: Verdict) -> list[Alert]:
+    def step(self, block: Block, verdict: DetectorVerdict) -> list[Alert]:
         """Take in what the detectors say of a block; returns the alerts that were raised, escalated or cleared."""
         before = dict(self.open)
         for finding in findings_of(self.table, block, verdict):
@@ -251,7 +251,7 @@ class AlertBook:
         self.open.clear()
         return cleared
 
-    def _place(self, finding: Finding, block: Block, verdict: Verdict) -> None:
+    def _place(self, finding: Finding, block: Block, verdict: DetectorVerdict) -> None:
         alerts = sorted(self.open.values(), key=lambda alert: (_turn(alert.cause), alert.first_seen_ms, alert.alert_id))
         home = self._home(alerts, finding, block, verdict)
         if home is not None:
@@ -269,7 +269,7 @@ class AlertBook:
                 # Told as cleared: what it was about lives on in the first.
                 del self.open[alert.alert_id]
 
-    def _home(self, alerts: Sequence[Alert], finding: Finding, block: Block, verdict: Verdict) -> Alert | None:
+    def _home(self, alerts: Sequence[Alert], finding: Finding, block: Block, verdict: DetectorVerdict) -> Alert | None:
         """The open alert that what was found belongs to; None when there is none."""
         for alert in alerts:
             if self._is_of(alert, finding):
@@ -286,7 +286,7 @@ class AlertBook:
         subjects = {self.table.signals[index].subject for index in alert.members}
         return finding.signal.subject in subjects
 
-    def _holds(self, alert: Alert, finding: Finding, block: Block, verdict: Verdict) -> bool:
+    def _holds(self, alert: Alert, finding: Finding, block: Block, verdict: DetectorVerdict) -> bool:
         """Whether an open alert explains what was found."""
         if alert.cause is Cause.PROFILES:
             # What profiles do to features and scores comes bit by bit.
@@ -303,7 +303,7 @@ class AlertBook:
             return False
         return finding.cause is not Cause.PROFILES and self._together(alert, finding)
 
-    def _is_explained(self, alert: Alert, finding: Finding, block: Block, verdict: Verdict) -> bool:
+    def _is_explained(self, alert: Alert, finding: Finding, block: Block, verdict: DetectorVerdict) -> bool:
         """Whether what was found is the cause of an open alert."""
         if not self._together(alert, finding):
             return False
@@ -314,7 +314,7 @@ class AlertBook:
             return finding.cause is Cause.INPUT and finding.signal.segment == alert.segment
         return finding.cause < alert.cause
 
-    def _from_traffic(self, traffic: Signal, signal: Signal, block: Block, verdict: Verdict) -> bool:
+    def _from_traffic(self, traffic: Signal, signal: Signal, block: Block, verdict: DetectorVerdict) -> bool:
         """Whether a move of traffic is why a feature or the score moved."""
         if newcomers_explain(self.table, block, signal, traffic):
             return True
@@ -397,7 +397,7 @@ class AlertBook:
     def _severity(self, finding: Finding) -> Severity:
         return self.settings.severity(finding.signal, finding.effect)
 
-    def _follow(self, alert: Alert, block: Block, verdict: Verdict) -> None:
+    def _follow(self, alert: Alert, block: Block, verdict: DetectorVerdict) -> None:
         """What a block says about an open alert: how large the change is now, and whether it is over."""
         alert = self.open[alert.alert_id]
         index = self.table.index[alert.signal]
@@ -410,7 +410,7 @@ class AlertBook:
         else:
             self.open[alert.alert_id] = alert
 
-    def _followed(self, alert: Alert, index: int, block: Block, verdict: Verdict) -> Alert:
+    def _followed(self, alert: Alert, index: int, block: Block, verdict: DetectorVerdict) -> Alert:
         effect, deviation = float(verdict.effect[index]), float(verdict.deviation[index])
         same_way = deviation * alert.shift > 0
         quiet_effect = self.settings.quiet_share * alert.effect_min
@@ -452,7 +452,7 @@ class AlertBook:
         return told
 
 
-def findings_of(table: SignalTable, block: Block, verdict: Verdict) -> list[Finding]:
+def findings_of(table: SignalTable, block: Block, verdict: DetectorVerdict) -> list[Finding]:
     """What fired in a block, one finding a subject, in the order in which they are placed; the strongest first."""
     groups: dict[str, list[int]] = {}
     for index in verdict.fired.tolist():
@@ -466,7 +466,7 @@ def _turn(cause: Cause) -> int:
     return (Cause.PROFILES, Cause.TRAFFIC, Cause.INPUT, Cause.SCORE, Cause.OUTCOME).index(cause)
 
 
-def _finding(table: SignalTable, block: Block, verdict: Verdict, members: list[int]) -> Finding:
+def _finding(table: SignalTable, block: Block, verdict: DetectorVerdict, members: list[int]) -> Finding:
     cause = cause_of(table.signals[members[0]].subject)
     if cause is Cause.TRAFFIC:
         first = index = most_moved_traffic(block, members)

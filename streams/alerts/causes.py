@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paywarden.models.drift.binning import OVERALL
-from paywarden.models.drift.detectors import Verdict
+from paywarden.models.drift.detectors import DetectorVerdict
 from paywarden.models.drift.signals import FEATURE_PREFIX, FLAG_PREFIX, PROFILE_AGE, TRAFFIC, Block, Signal
 
 OUTCOME_PREFIX = "outcome:"
@@ -79,7 +79,7 @@ class SignalTable:
         return self._segments.get((signal.subject, signal.statistic), [])
 
 
-def seat_of(table: SignalTable, block: Block, verdict: Verdict, index: int) -> int:
+def seat_of(table: SignalTable, block: Block, verdict: DetectorVerdict, index: int) -> int:
     """The signal that says best where a move sits: overall, or one segment that moved alone."""
     signal = table.signals[index]
     overall = table.overall(signal)
@@ -109,7 +109,7 @@ def _outside_share(block: Block, overall: int, segment: int) -> float:
     return float(abs(outside / moved[segment]))
 
 
-def mix_explains(table: SignalTable, block: Block, verdict: Verdict, signal: Signal, traffic: Signal) -> bool:
+def mix_explains(table: SignalTable, block: Block, verdict: DetectorVerdict, signal: Signal, traffic: Signal) -> bool:
     """Whether a signal moved only because segments have other shares than they had, in the dimension of `traffic`."""
     overall = table.overall(signal)
     dimension = dimension_of(traffic.segment)

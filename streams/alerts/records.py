@@ -22,7 +22,7 @@ from paywarden.streams.kafka.producers import Sender
 ALERTS_TOPIC = "drift-alerts"
 ACKNOWLEDGEMENTS_TOPIC = "drift-acknowledgements"
 
-Counts = NDArray[np.int64]
+CountArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class Histograms:
     """
 
     edges: NDArray[np.float64]
-    reference: Counts
-    current: Counts
+    reference: CountArray
+    current: CountArray
     reference_missing: int = 0
     current_missing: int = 0
 
     @classmethod
-    def of_score(cls, binning: Binning, reference: Counts, current: Counts) -> Histograms:
+    def of_score(cls, binning: Binning, reference: CountArray, current: CountArray) -> Histograms:
         """Of scores counted in the binning's bins."""
         return cls(np.concatenate([[0.0], binning.score_edges, [1.0]]), reference, current)
 
     @classmethod
-    def of_feature(cls, binning: Binning, feature: int, reference: Counts, current: Counts) -> Histograms:
+    def of_feature(cls, binning: Binning, feature: int, reference: CountArray, current: CountArray) -> Histograms:
         """Of a feature, each (FEATURE_BINS + 1,): its bins, then what is missing. Bins between infinities are one."""
         inner = binning.feature_edges[feature].astype(np.float64)
         inner = inner[np.isfinite(inner)]
@@ -58,7 +58,7 @@ class Histograms:
         )
 
     @classmethod
-    def of_ages(cls, reference: Counts, current: Counts) -> Histograms:
+    def of_ages(cls, reference: CountArray, current: CountArray) -> Histograms:
         """Of profile ages in seconds, each (AGE_BINS,): those not known are missing."""
         known = slice(AGE_UNKNOWN)
         edges = np.concatenate([[0.0], AGE_EDGES_MS / 1000, [np.inf]])
@@ -166,7 +166,7 @@ class AlertSender:
         self._sender.send(self._topic, self._encoder.encode(record), key=alert.alert_id.encode())
 
 
-class Kind(StrEnum):
+class AcknowledgementKind(StrEnum):
     """What an acknowledgement is."""
 
     ACKNOWLEDGED = "acknowledged"
@@ -184,8 +184,8 @@ class Acknowledgement:
     note: str = ""
 
     @property
-    def kind(self) -> Kind:
-        return Kind.SNOOZED if self.until_ms else Kind.ACKNOWLEDGED
+    def kind(self) -> AcknowledgementKind:
+        return AcknowledgementKind.SNOOZED if self.until_ms else AcknowledgementKind.ACKNOWLEDGED
 
     def to_record(self) -> dict[str, Any]:
         """As on the topic."""
@@ -201,7 +201,7 @@ class Acknowledgement:
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Acknowledgement:
         """From a decoded record."""
-        until_ms = record["until_time_ms"] if record["kind"] == Kind.SNOOZED else None
+        until_ms = record["until_time_ms"] if record["kind"] == AcknowledgementKind.SNOOZED else None
         return cls(record["alert_id"], record["time_ms"], record["by"], until_ms or 0, record["note"])
 
 

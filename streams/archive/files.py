@@ -45,7 +45,7 @@ _UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
-class Part:
+class ArchiveFile:
     """A file of an archive, as its footer describes it."""
 
     path: Path
@@ -122,7 +122,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def read_parts(archive: Path, topic: str) -> dict[int, list[Part]]:
+def read_parts(archive: Path, topic: str) -> dict[int, list[ArchiveFile]]:
     """The files of a topic by partition, in order of offsets.
 
     Raises Misconfigured for a file that is not what its name says, or two that cover the same offsets.
@@ -137,7 +137,7 @@ def read_parts(archive: Path, topic: str) -> dict[int, list[Part]]:
     return by_partition
 
 
-def _part(path: Path, topic: str) -> Part:
+def _part(path: Path, topic: str) -> ArchiveFile:
     try:
         footer = (pq.read_schema(path).metadata or {}).get(_FOOTER)
     except (pa.ArrowException, OSError) as error:
@@ -150,7 +150,7 @@ def _part(path: Path, topic: str) -> Part:
             raise Misconfigured(f"{path} is not what its name says: its footer is of {said['topic']} {partition}")
         times = None if said["times_ms"] is None else (said["times_ms"][0], said["times_ms"][1])
         undecoded = tuple(Undecoded(partition, *one) for one in said["undecoded"])
-        return Part(path, partition, offsets, said["timestamp_ms_max"], times, undecoded)
+        return ArchiveFile(path, partition, offsets, said["timestamp_ms_max"], times, undecoded)
     except (ValueError, KeyError, TypeError) as error:
         raise Misconfigured(f"{path} is no file of an archive: its footer does not say what it covers") from error
 
@@ -203,7 +203,7 @@ def read_archive(
     return TopicRows(pa.concat_tables(tables), tuple(undecoded))
 
 
-def _check_joined(folder: Path, partition: int, parts: Sequence[Part]) -> None:
+def _check_joined(folder: Path, partition: int, parts: Sequence[ArchiveFile]) -> None:
     for one, other in pairwise(parts):
         if one.offsets.stop != other.offsets.start:
             raise Misconfigured(
@@ -212,14 +212,14 @@ def _check_joined(folder: Path, partition: int, parts: Sequence[Part]) -> None:
             )
 
 
-def _asked(parts: Sequence[Part], since_ms: int | None, until_ms: int | None) -> range:
+def _asked(parts: Sequence[ArchiveFile], since_ms: int | None, until_ms: int | None) -> range:
     """The offsets of a partition that Kafka would give for this range of its own times."""
     first = parts[0].offsets.start if since_ms is None else _first_offset_at(parts, since_ms)
     stop = parts[-1].offsets.stop if until_ms is None else _first_offset_at(parts, until_ms)
     return range(first, stop)
 
 
-def _first_offset_at(parts: Sequence[Part], time_ms: int) -> int:
+def _first_offset_at(parts: Sequence[ArchiveFile], time_ms: int) -> int:
     """Of the first record that has this time or a later one; the end where there is none."""
     for part in parts:
         if part.timestamp_ms_max >= time_ms:

@@ -38,7 +38,7 @@ from paywarden.streams.profiles.decoder import TIMES
 
 
 @dataclass(frozen=True)
-class Days:
+class PaymentTimes:
     """Payments from `first_ms` to `last_ms`, both included, by their own time; None: no bound."""
 
     first_ms: int | None = None
@@ -63,13 +63,13 @@ class LeftOut:
 
 
 def archived_rows(
-    archive: Path, *, since_ms: int | None = None, until_ms: int | None = None, days: Days | None = None
+    archive: Path, *, since_ms: int | None = None, until_ms: int | None = None, days: PaymentTimes | None = None
 ) -> tuple[TopicRows, TopicRows]:
     """Payments and outcomes of an archive that reached Kafka in a range of time; files of other days are not read.
 
     Raises Misconfigured as `read_archive`.
     """
-    days = days or Days()
+    days = days or PaymentTimes()
     payments = read_archive(
         archive,
         "payments",
@@ -93,7 +93,7 @@ def history_of_rows(
     *,
     rates: RateTable,
     times: TimeBounds = TIMES,
-    days: Days | None = None,
+    days: PaymentTimes | None = None,
 ) -> tuple[History, LeftOut]:
     """The history, and what is not in it. `times`: the bounds that the stream has.
 
@@ -103,8 +103,8 @@ def history_of_rows(
     for topic, rows in (("payments", payments), ("outcomes", outcomes)):
         if rows.undecoded:
             left_out.add(f"records of {topic} that do not decode", len(rows.undecoded), str(min(rows.undecoded)))
-    used_payments = _payments(payments.table, rates, times, days or Days(), left_out)
-    used_outcomes = _outcomes(outcomes.table, used_payments, days or Days(), left_out)
+    used_payments = _payments(payments.table, rates, times, days or PaymentTimes(), left_out)
+    used_outcomes = _outcomes(outcomes.table, used_payments, days or PaymentTimes(), left_out)
     return history_of_tables(
         used_payments.select(list(PAYMENT_COLUMNS)), used_outcomes.select(list(OUTCOME_COLUMNS))
     ), left_out
@@ -113,7 +113,7 @@ def history_of_rows(
 # Payments
 
 
-def _payments(table: pa.Table, rates: RateTable, times: TimeBounds, days: Days, left_out: LeftOut) -> pa.Table:
+def _payments(table: pa.Table, rates: RateTable, times: TimeBounds, days: PaymentTimes, left_out: LeftOut) -> pa.Table:
     table = _cut(table, "event_time_ms", days)
     is_usable = np.ones(len(table), dtype=np.bool_)
     for rule, is_wrong in _rules(table, rates, times):
@@ -176,9 +176,9 @@ def _without_repeated(table: pa.Table, left_out: LeftOut) -> pa.Table:
 # Outcomes
 
 
-def _outcomes(table: pa.Table, payments: pa.Table, days: Days, left_out: LeftOut) -> pa.Table:
+def _outcomes(table: pa.Table, payments: pa.Table, days: PaymentTimes, left_out: LeftOut) -> pa.Table:
     # Of what was cut off with its payments there is nothing to say; where they begin decides which files are read.
-    table = _sorted(_cut(table, "outcome_time_ms", Days(days.first_ms)), "outcome_time_ms")
+    table = _sorted(_cut(table, "outcome_time_ms", PaymentTimes(days.first_ms)), "outcome_time_ms")
     row = pc.index_in(table["payment_id"], value_set=payments["payment_id"].combine_chunks())
     is_lost = _is(pc.is_null(row))
     known = np.asarray(row.fill_null(0).to_numpy(), dtype=np.int64)
@@ -192,7 +192,7 @@ def _outcomes(table: pa.Table, payments: pa.Table, days: Days, left_out: LeftOut
 # Columns
 
 
-def _cut(table: pa.Table, column: str, days: Days) -> pa.Table:
+def _cut(table: pa.Table, column: str, days: PaymentTimes) -> pa.Table:
     if days.first_ms is not None:
         table = table.filter(pc.greater_equal(table[column], days.first_ms))
     if days.last_ms is not None:

@@ -39,7 +39,7 @@ from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
 from paywarden.streams.companion.shipping import shipper_of
 from paywarden.streams.kafka.admin import end_offsets, make_admin, partitions_of
-from paywarden.streams.kafka.client import KafkaSettings, Place
+from paywarden.streams.kafka.client import KafkaSettings, PartitionId
 from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.reading import Record, consume, make_consumer
 from paywarden.streams.kafka.stall_detector import StallWatch, named
@@ -204,10 +204,10 @@ class Companion:
         self.health.partitions_to_reach = len(self._to_reach)
         self.health.note_round()
 
-    def _positions(self) -> dict[Place, int]:
+    def _positions(self) -> dict[PartitionId, int]:
         return {(self._topic, partition): position for partition, position in self._read_to.items()}
 
-    def _replace_client(self, stalled: list[Place]) -> None:
+    def _replace_client(self, stalled: list[PartitionId]) -> None:
         _log.warning("Kafka's client has stalled on %s and is replaced", named(stalled))
         self._metrics.stalls.inc()
         self._stalls.clear()

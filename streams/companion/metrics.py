@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from paywarden.streams.companion.changelog_reader import Changes
 from paywarden.streams.companion.health import CompanionHealth
-from paywarden.streams.kafka.client import Place
+from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.profiles.metrics import AgeHistogram
 
 
@@ -67,7 +67,7 @@ class CompanionMetrics:
                 self._over.labels(entity).inc(int((ages_ms > self._objectives_ms[entity]).sum()))
                 self._age.observe(entity, ages_ms / 1000.0)
 
-    def lag(self, ends: Mapping[Place, int], positions: Mapping[Place, int]) -> None:
+    def lag(self, ends: Mapping[PartitionId, int], positions: Mapping[PartitionId, int]) -> None:
         """Where the partitions of the changelog end, and how far they are read."""
         for place, end in ends.items():
             self._lag.labels(str(place[1])).set(max(0, end - positions.get(place, 0)))

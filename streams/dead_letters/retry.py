@@ -31,7 +31,7 @@ from paywarden.streams.dead_letters.writer import (
 )
 from paywarden.streams.kafka.admin import partitions_of, topics_of
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.producers import Headers, Sender
+from paywarden.streams.kafka.producers import RecordHeaders, Sender
 from paywarden.streams.kafka.reading import make_consumer, records_to_end
 
 # What the stream reads: letters come from nowhere else.
@@ -71,8 +71,8 @@ class Outgoing:
     topic: str
     key: bytes | None
     value: bytes | None
-    headers: Headers
-    more_headers: Headers
+    headers: RecordHeaders
+    more_headers: RecordHeaders
 
 
 class Origins(Protocol):
@@ -273,7 +273,7 @@ class KafkaOrigins:
             answers[index] = answer
         return [None if error is None else f"Kafka refused it: {error.str()}" for error in answers]
 
-    def _send(self, records: Sequence[tuple[Outgoing, Headers]]) -> list[KafkaError | None]:
+    def _send(self, records: Sequence[tuple[Outgoing, RecordHeaders]]) -> list[KafkaError | None]:
         answers: list[KafkaError | None] = [None] * len(records)
         for index, (record, headers) in enumerate(records):
             self._sender.send(

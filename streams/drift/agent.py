@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from paywarden.features.stores.base import ProfileStore, StoreConflict
 from paywarden.schemas.errors import StoreUnavailable, TemporaryFailure
-from paywarden.streams.drift.counts import KEPT_MS, Binnings, Cell, PartitionCounts, Row, actions_of, counted, scores_of
+from paywarden.streams.drift.counts import (
+    KEPT_MS,
+    Binnings,
+    CountCell,
+    DecisionRow,
+    PartitionCounts,
+    actions_of,
+    counted,
+    scores_of,
+)
 from paywarden.streams.drift.evaluation import Evaluator, read_done
 from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
@@ -43,7 +52,7 @@ class DriftCounting:
         state = PartitionState(self.store, partition, head, stored, counts=counts, count=self._count, adder=self.adder)
         return DriftWork(self, state)
 
-    def _count(self, cell: Cell, rows: Sequence[Row]) -> Counts:
+    def _count(self, cell: CountCell, rows: Sequence[DecisionRow]) -> Counts:
         self.metrics.counted(cell.model.version, scores_of(rows), actions_of(rows))
         binning = self.binnings.binning_of(cell.model)
         assert binning is not None, "what was just put into a cell is counted in a binning that is here"

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, Binning
-from paywarden.models.drift.counts import Counts, Rows, count_rows
+from paywarden.models.drift.counts import Counts, DecisionRows, count_rows
 from paywarden.models.policy.policy import ACTIONS, FLAGS, MODEL_ABSENT
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.faust.label_cap import has_place, take_place
@@ -51,7 +51,7 @@ _FIELDS = (
     "decided_time_ms", "model_version", "score", "action", "vector", *DIMENSIONS, "flags", "profile_age_ms",
 )  # fmt: skip
 _fields_of = itemgetter(*_FIELDS)
-Row: TypeAlias = tuple[Any, ...]
+DecisionRow: TypeAlias = tuple[Any, ...]
 _OFFSET, _DECIDED, _VERSION, _SCORE, _ACTION, _VECTOR = range(6)
 _DIMENSIONS = slice(6, 6 + len(DIMENSIONS))
 _FLAGS, _AGE = 6 + len(DIMENSIONS), 7 + len(DIMENSIONS)
@@ -67,14 +67,14 @@ class Model(NamedTuple):
     binning: str
 
 
-class Cell(NamedTuple):
+class CountCell(NamedTuple):
     """What one count is of. `minute_ms`: when the minute begins."""
 
     minute_ms: int
     model: Model
 
 
-def row_of(offset: int, record: Mapping[str, Any]) -> Row:
+def row_of(offset: int, record: Mapping[str, Any]) -> DecisionRow:
     """A decision as it waits."""
     row = (offset, *_fields_of(record))
     variant = record.get("variant")
@@ -150,7 +150,7 @@ class Totals:
 
 
 @dataclass
-class Progress:
+class CountingProgress:
     """What holds before the decision at offset `next_offset`, from which all that comes later follows.
 
     `first_ms`, `newest_ms`: decision times, 0 before the first. `versions`: of those counted apart, their newest.
@@ -162,9 +162,9 @@ class Progress:
     versions: dict[str, int] = field(default_factory=dict)
     totals: Totals = field(default_factory=Totals)
 
-    def copy(self) -> Progress:
+    def copy(self) -> CountingProgress:
         """Another that can be changed."""
-        return Progress(
+        return CountingProgress(
             self.next_offset, self.first_ms, self.newest_ms, dict(self.versions), Totals(**vars(self.totals))
         )
 
@@ -175,12 +175,12 @@ class PartitionCounts:
     One thread may `add` while another has what was handed over.
     """
 
-    def __init__(self, progress: Progress, binnings: Binnings, settings: DriftSettings) -> None:
+    def __init__(self, progress: CountingProgress, binnings: Binnings, settings: DriftSettings) -> None:
         self.progress = progress
         self._binnings, self._settings = binnings, settings
-        self._added: list[Row] = []
+        self._added: list[DecisionRow] = []
         self._added_to = progress.next_offset
-        self._rows: list[Row] = []
+        self._rows: list[DecisionRow] = []
         self._rows_to = progress.next_offset
 
     def __len__(self) -> int:
@@ -206,9 +206,9 @@ class PartitionCounts:
         self._rows += self._added
         self._added, self._rows_to = [], self._added_to
 
-    def take(self, now_ms: int) -> dict[Cell, list[Row]]:
+    def take(self, now_ms: int) -> dict[CountCell, list[DecisionRow]]:
         """The oldest of what was handed over, by cell; `progress` is what holds after it."""
-        cells: dict[Cell, list[Row]] = {}
+        cells: dict[CountCell, list[DecisionRow]] = {}
         taken = 0
         for row in self._rows[:ROWS_MAX]:
             cell = self._cell_of(row, now_ms)
@@ -225,7 +225,7 @@ class PartitionCounts:
         self.progress.next_offset = self._rows[0][_OFFSET] if self._rows else self._rows_to
         return cells
 
-    def _cell_of(self, row: Row, now_ms: int) -> Cell | None:
+    def _cell_of(self, row: DecisionRow, now_ms: int) -> CountCell | None:
         """None for a decision that is not counted. Changes nothing."""
         decided_ms = row[_DECIDED]
         if self._is_future(decided_ms, now_ms) or self._is_old(decided_ms):
@@ -235,9 +235,9 @@ class PartitionCounts:
         if len(row[_VECTOR]) != 4 * binning.feature_count:
             # Of another catalogue than the bundle, whose features these are not.
             model, _ = self._binnings.in_grid(version)
-        return Cell(decided_ms - decided_ms % MINUTE_MS, model)
+        return CountCell(decided_ms - decided_ms % MINUTE_MS, model)
 
-    def _note(self, row: Row, cell: Cell | None, now_ms: int) -> None:
+    def _note(self, row: DecisionRow, cell: CountCell | None, now_ms: int) -> None:
         progress, totals, decided_ms = self.progress, self.progress.totals, row[_DECIDED]
         totals.decisions += 1
         if cell is None:
@@ -268,7 +268,7 @@ class PartitionCounts:
         return version if is_apart else OTHER_VERSION
 
 
-def counted(binning: Binning, rows: Sequence[Row]) -> Counts:
+def counted(binning: Binning, rows: Sequence[DecisionRow]) -> Counts:
     """The counts of decisions that `take` put into one cell of a model with this binning."""
     columns = list(zip(*rows, strict=True))
     vectors = np.zeros((len(rows), 0), dtype=np.float32)
@@ -281,7 +281,7 @@ def counted(binning: Binning, rows: Sequence[Row]) -> Counts:
     ages = [-1 if age is None else age for age in columns[_AGE]]
     return count_rows(
         binning,
-        Rows(
+        DecisionRows(
             scores=scores,
             actions=np.array([_ACTIONS[name] for name in columns[_ACTION]]),
             vectors=vectors,
@@ -292,12 +292,12 @@ def counted(binning: Binning, rows: Sequence[Row]) -> Counts:
     )
 
 
-def scores_of(rows: Sequence[Row]) -> list[float]:
+def scores_of(rows: Sequence[DecisionRow]) -> list[float]:
     """For what is told of scores as they come."""
     return [row[_SCORE] for row in rows if MODEL_ABSENT not in row[_FLAGS]]
 
 
-def actions_of(rows: Iterable[Row]) -> dict[str, int]:
+def actions_of(rows: Iterable[DecisionRow]) -> dict[str, int]:
     """How often each action was taken."""
     found: dict[str, int] = defaultdict(int)
     for row in rows:

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from paywarden.features.stores.base import ProfileStore, StoreConflict
 from paywarden.models.drift.counts import Counts
-from paywarden.streams.drift.counts import Binnings, Cell, Model
+from paywarden.streams.drift.counts import Binnings, CountCell, Model
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.drift.state import (
     ENTITY,
@@ -32,8 +32,8 @@ from paywarden.streams.drift.state import (
     RECORD_BYTES_MAX,
     Adder,
     Cells,
-    Head,
-    Tile,
+    CountTile,
+    DriftHead,
     merged,
     read_heads,
 )
@@ -87,7 +87,7 @@ class NoDetection:
 
 
 @dataclass(frozen=True)
-class Done:
+class EvaluatedUpTo:
     """All blocks that end by `done_ms` are evaluated (0: none yet).
 
     The state they led to was written by `owner`, in so many records. Two owners that have come to the same must not
@@ -109,13 +109,13 @@ class Done:
         return [f"{ENTITY}:state:{self.owner.hex()}:{place}:{number}".encode() for number in range(self.records)]
 
 
-def read_done(store: ProfileStore) -> tuple[Done, int]:
+def read_done(store: ProfileStore) -> tuple[EvaluatedUpTo, int]:
     """How far evaluation is, and the record's version. Raises StoreUnavailable."""
     found = store.read_versioned([DONE_KEY])[0]
-    return Done() if found.value is None else Done(*_DONE.unpack(found.value)), found.version
+    return EvaluatedUpTo() if found.value is None else EvaluatedUpTo(*_DONE.unpack(found.value)), found.version
 
 
-def read_state(store: ProfileStore, done: Done) -> bytes:
+def read_state(store: ProfileStore, done: EvaluatedUpTo) -> bytes:
     """What `done` led to; empty where it is gone. Raises StoreUnavailable."""
     parts = store.read(done.state_keys())
     state = b"".join(part for part in parts if part is not None)
@@ -145,7 +145,7 @@ class Evaluator:
         self._binnings, self._grace_ms, self._adder = binnings, settings.grace_ms, Adder(binnings)
         self._token = uuid.uuid4().bytes
         # What the detection's state is that of; None: it has to be restored.
-        self._has: Done | None = None
+        self._has: EvaluatedUpTo | None = None
 
     def step(self, blocks_max: int = 1000, may_go_on: Callable[[], bool] = lambda: True) -> int:
         """Evaluate the blocks of five minutes that are complete, with what ends with them; returns how many."""
@@ -169,10 +169,10 @@ class Evaluator:
             count += 1
         return count
 
-    def _save(self, done_ms: int, version: int) -> Done:
+    def _save(self, done_ms: int, version: int) -> EvaluatedUpTo:
         state = self._detection.state()
         parts = [state[first : first + RECORD_BYTES_MAX] for first in range(0, len(state), RECORD_BYTES_MAX)]
-        done = Done(done_ms, self._token, len(parts), _digest(state))
+        done = EvaluatedUpTo(done_ms, self._token, len(parts), _digest(state))
         for key, part in zip(done.state_keys(), parts, strict=True):
             self._store.write({key: part}, ttl_s=_DONE_TTL_S)
         self._store.write({DONE_KEY: done.encode()}, ttl_s=_DONE_TTL_S, versions={DONE_KEY: version})
@@ -182,7 +182,7 @@ class Evaluator:
         """Another worker may evaluate meanwhile."""
         self._has = None
 
-    def _evaluate(self, heads: Mapping[int, Head], start_ms: int) -> None:
+    def _evaluate(self, heads: Mapping[int, DriftHead], start_ms: int) -> None:
         end_ms = start_ms + FIVE_MS
         self._tell(start_ms, FIVE_MS, merged(self._store, heads, start_ms, end_ms, self._adder))
         if end_ms % HOUR_MS == 0:
@@ -198,16 +198,16 @@ class Evaluator:
         self._detection.evaluate(start_ms, length_ms, current)
 
     def _keep_hour(self, hour_ms: int, counts: Mapping[Model, Counts]) -> None:
-        hour = {Cell(hour_ms, model): one.to_bytes() for model, one in sorted(counts.items())}
-        past = {Cell(hour_ms, model): of_overall(one).to_bytes() for model, one in sorted(counts.items())}
+        hour = {CountCell(hour_ms, model): one.to_bytes() for model, one in sorted(counts.items())}
+        past = {CountCell(hour_ms, model): of_overall(one).to_bytes() for model, one in sorted(counts.items())}
         self._store.write({_hour_key(hour_ms): self._tile(hour_ms, hour)}, ttl_s=_HOUR_TTL_S)
         self._store.write({_past_key(hour_ms): self._tile(hour_ms, past)}, ttl_s=_PAST_TTL_S)
 
     def _tile(self, start_ms: int, cells: Cells) -> bytes:
-        return Tile(start_ms, 0, self._adder.fitting(cells)).encode()
+        return CountTile(start_ms, 0, self._adder.fitting(cells)).encode()
 
 
-def passed(heads: Mapping[int, Head], partitions: Sequence[int], grace_ms: int) -> int:
+def passed(heads: Mapping[int, DriftHead], partitions: Sequence[int], grace_ms: int) -> int:
     """Up to when all partitions are counted; 0 when one has never been."""
     if any(partition not in heads for partition in partitions):
         return 0
@@ -230,11 +230,11 @@ def past_hours(
         hours = range(first_ms, min(first_ms + DAY_MS, end_ms), HOUR_MS)
         found = store.read([_past_key(hour) for hour in hours])
         for hour, data in zip(hours, found, strict=True):
-            tile = None if data is None else Tile.decode(data)
+            tile = None if data is None else CountTile.decode(data)
             yield hour, adder.sums([tile.cells] if tile is not None and tile.start_ms == hour else [])
 
 
-def _first_ms(heads: Mapping[int, Head], passed_ms: int) -> int:
+def _first_ms(heads: Mapping[int, DriftHead], passed_ms: int) -> int:
     """Where evaluation begins that has never been: with the first decision; 0 before there is one."""
     first_ms = min((head.progress.first_ms for head in heads.values() if head.progress.first_ms), default=0)
     # What lies behind what is kept was passed by before anyone evaluated.
@@ -243,7 +243,7 @@ def _first_ms(heads: Mapping[int, Head], passed_ms: int) -> int:
 
 def _sum_of(store: ProfileStore, wanted: Sequence[tuple[bytes, int]], adder: Adder) -> dict[Model, Counts]:
     found = store.read([key for key, _ in wanted])
-    tiles = [None if data is None else Tile.decode(data) for data in found]
+    tiles = [None if data is None else CountTile.decode(data) for data in found]
     pairs = zip(tiles, wanted, strict=True)
     return adder.sums([tile.cells for tile, (_, start_ms) in pairs if tile is not None and tile.start_ms == start_ms])
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from paywarden.models.drift.baseline import TimedCounts, learn_usual, nothing_usual
+from paywarden.models.drift.baseline import TimedCounts, empty_baseline, learn_baseline
 from paywarden.models.drift.binning import Binning
 from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import DAY_MS
@@ -55,7 +55,7 @@ class LiveReferences:
             return None
         layout = Layout(binning, (), Ranks.of_places(binning), high_risk_at=UNKNOWN_HIGH_RISK_AT, kinds=kinds)
         return Reference(
-            model.version, (), UNKNOWN_HIGH_RISK_AT, kinds, Counts.empty(binning), nothing_usual(layout), layout
+            model.version, (), UNKNOWN_HIGH_RISK_AT, kinds, Counts.empty(binning), empty_baseline(layout), layout
         )
 
     def of(self, version: str, time_ms: int) -> Reference | None:
@@ -78,7 +78,7 @@ class LiveReferences:
         total = Counts.empty(nothing.binning)
         for _, counts in hours:
             total.add(counts)
-        return replace(nothing, counts=total, usual=learn_usual(nothing.layout, total, hours))
+        return replace(nothing, counts=total, baseline=learn_baseline(nothing.layout, total, hours))
 
 
 @dataclass(frozen=True)

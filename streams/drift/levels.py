@@ -31,7 +31,7 @@ class FollowedLevels:
 
     def follow(self, reference: Reference, day: Block) -> None:
         """Take in a day that was held against what `of` gave."""
-        self._moved[reference.digest] = followed(reference.usual, reference.layout, self.of(reference), day)
+        self._moved[reference.digest] = followed(reference.baseline, reference.layout, self.of(reference), day)
 
     def to_bytes(self) -> bytes:
         """All of them."""

@@ -17,7 +17,7 @@ VERSIONS_MAX = 16
 OTHER_VERSIONS = "other"
 
 
-class ScoreHistogram(Collector):
+class ScoreCollector(Collector):
     """Scores by model version, a batch at a time."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class DriftMetrics:
             "partition_behind_seconds", "How far before now a partition of decisions is counted.", "partition"
         )
         self.evaluated = gauge("evaluated_timestamp_seconds", "Up to when blocks are evaluated, Unix time; 0: none.")
-        self._scores = ScoreHistogram()
+        self._scores = ScoreCollector()
         registry.register(self._scores)
         self._versions: set[str] = set()
         self._behind_of: set[int] = set()

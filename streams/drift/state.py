@@ -1,6 +1,7 @@
 """Counts of decisions in the store: nothing lost and nothing counted twice, whichever worker dies when.
 
-    drift:head:P            of partition P: how far it is counted (`Progress`), and the *delta*, what has been counted
+    drift:head:P            of partition P: how far it is counted (`CountingProgress`), and the *delta*, what has been
+    counted
                             since its tiles were last written
     drift:minute:P:SLOT     tiles: what was counted of one minute, and of five; rings of slots, by time
     drift:five:P:SLOT
@@ -34,11 +35,11 @@ from paywarden.streams.drift.counts import (
     KEPT_MS,
     MINUTE_MS,
     Binnings,
-    Cell,
+    CountCell,
+    CountingProgress,
+    DecisionRow,
     Model,
     PartitionCounts,
-    Progress,
-    Row,
     Totals,
 )
 
@@ -59,15 +60,15 @@ _DELTA_BYTES_MAX = RECORD_BYTES_MAX // 4
 _LENGTH = struct.Struct("<I")
 
 # A delta or a tile: packed Counts by cell; of a tile, all cells have the tile's time.
-Cells = dict[Cell, bytes]
+Cells = dict[CountCell, bytes]
 
 
 @dataclass
-class Head:
+class DriftHead:
     """See above. `owner`: a token of whoever wrote it. `quiet_ms`: all that was on the topic by then is counted."""
 
     owner: str
-    progress: Progress = field(default_factory=Progress)
+    progress: CountingProgress = field(default_factory=CountingProgress)
     quiet_ms: int = 0
     delta: Cells = field(default_factory=dict)
 
@@ -81,16 +82,16 @@ class Head:
         return _pack(fields, self.delta)
 
     @staticmethod
-    def decode(data: bytes) -> Head:
+    def decode(data: bytes) -> DriftHead:
         """The head in these bytes."""
         fields, cells = _unpack(data)
         progress = fields["progress"]
         totals = Totals(**progress.pop("totals"))
-        return Head(fields["owner"], Progress(**progress, totals=totals), fields["quiet_ms"], cells)
+        return DriftHead(fields["owner"], CountingProgress(**progress, totals=totals), fields["quiet_ms"], cells)
 
 
 @dataclass
-class Tile:
+class CountTile:
     """What was counted of the span that begins at `start_ms`; of offsets before `next_offset`."""
 
     start_ms: int
@@ -102,10 +103,10 @@ class Tile:
         return _pack({"start_ms": self.start_ms, "next_offset": self.next_offset}, self.cells)
 
     @staticmethod
-    def decode(data: bytes) -> Tile:
+    def decode(data: bytes) -> CountTile:
         """The tile in these bytes."""
         fields, cells = _unpack(data)
-        return Tile(fields["start_ms"], fields["next_offset"], cells)
+        return CountTile(fields["start_ms"], fields["next_offset"], cells)
 
 
 def head_key(partition: int) -> bytes:
@@ -127,11 +128,11 @@ class PartitionState:
         self,
         store: ProfileStore,
         partition: int,
-        head: Head,
+        head: DriftHead,
         stored: bytes,
         *,
         counts: PartitionCounts,
-        count: Callable[[Cell, Sequence[Row]], Counts],
+        count: Callable[[CountCell, Sequence[DecisionRow]], Counts],
         adder: Adder,
     ) -> None:
         """`head`, `stored`: of `take_over`. `count`: counts the rows of a cell."""
@@ -147,7 +148,7 @@ class PartitionState:
         # Whether the delta has what the head does not; until it has, no more is taken: a record must hold it.
         self._is_taken = False
         # What was sent to be the head and may be it or not, with the version it was to replace.
-        self._unsettled: tuple[bytes, int, Head] | None = None
+        self._unsettled: tuple[bytes, int, DriftHead] | None = None
         self._to_flush: tuple[Cells, int] | None = None
 
     @property
@@ -183,7 +184,7 @@ class PartitionState:
         progress = self.counts.progress.copy()
         is_all = progress.next_offset >= self.counts.handed_to
         quiet_ms = self.quiet_ms if is_all else self.saved_quiet_ms
-        head = Head(self._owner, progress, quiet_ms, self._adder.fitting(self._delta))
+        head = DriftHead(self._owner, progress, quiet_ms, self._adder.fitting(self._delta))
         self._delta = head.delta
         self._unsettled = (head.encode(), found.version, head)
         self._settle()
@@ -203,16 +204,16 @@ class PartitionState:
             self._to_flush = None
 
 
-def take_over(store: ProfileStore, partition: int, adder: Adder) -> tuple[Head, bytes]:
+def take_over(store: ProfileStore, partition: int, adder: Adder) -> tuple[DriftHead, bytes]:
     """Become the one who counts a partition; its delta is in the tiles then. Returns the head and its bytes.
 
     Raises StoreUnavailable.
     """
-    taken: tuple[Head, bytes] | None = None
+    taken: tuple[DriftHead, bytes] | None = None
 
     def take(_: bytes, found: bytes | None) -> bytes:
         nonlocal taken
-        head = Head("") if found is None else Head.decode(found)
+        head = DriftHead("") if found is None else DriftHead.decode(found)
         write_tiles(store, partition, head.delta, head.progress.next_offset, adder)
         head.owner, head.delta = uuid.uuid4().hex, {}
         taken = (head, head.encode())
@@ -241,27 +242,31 @@ def write_tiles(store: ProfileStore, partition: int, delta: Cells, next_offset: 
     update_records(store, list(parts), grow, ttl_s=TILE_TTL_S)
 
 
-def _grown(found: bytes | None, start_ms: int, part: Sequence[Cells], next_offset: int, adder: Adder) -> Tile | None:
+def _grown(
+    found: bytes | None, start_ms: int, part: Sequence[Cells], next_offset: int, adder: Adder
+) -> CountTile | None:
     """The tile with its part in it; None where there is nothing to write."""
-    tile = Tile(start_ms) if found is None else Tile.decode(found)
+    tile = CountTile(start_ms) if found is None else CountTile.decode(found)
     if tile.start_ms > start_ms or (tile.start_ms == start_ms and tile.next_offset >= next_offset):
         # The ring has gone on, or it is in there.
         return None
     if tile.start_ms < start_ms:
-        tile = Tile(start_ms)
-    return Tile(start_ms, next_offset, adder.fitting(adder.merged([tile.cells, *part])))
+        tile = CountTile(start_ms)
+    return CountTile(start_ms, next_offset, adder.fitting(adder.merged([tile.cells, *part])))
 
 
-def read_heads(store: ProfileStore, partitions: Iterable[int]) -> dict[int, Head]:
+def read_heads(store: ProfileStore, partitions: Iterable[int]) -> dict[int, DriftHead]:
     """Of those partitions that have one. Raises StoreUnavailable."""
     wanted = list(partitions)
     found = store.read([head_key(partition) for partition in wanted])
-    return {partition: Head.decode(data) for partition, data in zip(wanted, found, strict=True) if data is not None}
+    return {
+        partition: DriftHead.decode(data) for partition, data in zip(wanted, found, strict=True) if data is not None
+    }
 
 
 def merged(
     store: ProfileStore,
-    heads: Mapping[int, Head],
+    heads: Mapping[int, DriftHead],
     start_ms: int,
     end_ms: int,
     adder: Adder,
@@ -281,16 +286,16 @@ def merged(
     return adder.sums(parts)
 
 
-def read_tile(store: ProfileStore, partition: int, head: Head, start_ms: int) -> Sequence[Cells]:
+def read_tile(store: ProfileStore, partition: int, head: DriftHead, start_ms: int) -> Sequence[Cells]:
     """What a partition has of five minutes; `head` was just read. Raises StoreUnavailable."""
     (data,) = store.read([tile_key(FIVE_MS, partition, start_ms)])
     return _seen(head, start_ms, FIVE_MS, data)
 
 
-def _seen(head: Head, start_ms: int, length_ms: int, data: bytes | None) -> Sequence[Cells]:
+def _seen(head: DriftHead, start_ms: int, length_ms: int, data: bytes | None) -> Sequence[Cells]:
     """The tile, and the delta's part where the tile does not have it."""
     part = of_tile(head.delta, start_ms, length_ms)
-    tile = None if data is None else Tile.decode(data)
+    tile = None if data is None else CountTile.decode(data)
     if tile is None or tile.start_ms != start_ms:
         return part
     return [tile.cells] if tile.next_offset >= head.progress.next_offset else [tile.cells, *part]
@@ -299,7 +304,7 @@ def _seen(head: Head, start_ms: int, length_ms: int, data: bytes | None) -> Sequ
 def of_tile(delta: Cells, start_ms: int, length_ms: int) -> list[Cells]:
     """What a delta has of a tile, minute by minute."""
     return [
-        {Cell(start_ms, cell.model): data}
+        {CountCell(start_ms, cell.model): data}
         for cell, data in delta.items()
         if start_ms <= cell.minute_ms < start_ms + length_ms
     ]
@@ -333,13 +338,13 @@ class Adder:
 
     def merged(self, parts: Iterable[Cells]) -> Cells:
         """The sum of cells; in an order that does not depend on that of the parts."""
-        found: dict[Cell, list[bytes]] = {}
+        found: dict[CountCell, list[bytes]] = {}
         for part in parts:
             for cell, data in part.items():
                 found.setdefault(cell, []).append(data)
         return {cell: self._added(cell, found[cell]) for cell in sorted(found)}
 
-    def _added(self, cell: Cell, packed: Sequence[bytes]) -> bytes:
+    def _added(self, cell: CountCell, packed: Sequence[bytes]) -> bytes:
         """The sum. Without the binning, as when a bundle is watched no more, only the first is kept."""
         if len(packed) == 1:
             return packed[0]
@@ -378,6 +383,6 @@ def _unpack(data: bytes) -> tuple[dict[str, Any], Cells]:
     fields = json.loads(data[_LENGTH.size : at])
     cells: Cells = {}
     for minute_ms, version, binning, size in fields.pop("cells"):
-        cells[Cell(minute_ms, Model(version, binning))] = data[at : at + size]
+        cells[CountCell(minute_ms, Model(version, binning))] = data[at : at + size]
         at += size
     return fields, cells

@@ -41,7 +41,7 @@ class Unread:
 
 
 # What an agent gets as a value; None is a record that has none.
-Value: TypeAlias = dict[str, Any] | Undecodable | Unread | None
+DecodedValue: TypeAlias = dict[str, Any] | Undecodable | Unread | None
 
 
 class AvroCodec(Codec):
@@ -54,7 +54,7 @@ class AvroCodec(Codec):
         self._known.ask_for(ids.id_of(topic))
         self._decoder = Decoder(topic, self._known)
 
-    def _loads(self, s: bytes) -> Value:
+    def _loads(self, s: bytes) -> DecodedValue:
         try:
             return self._decoder.decode(s)
         except InvalidEvent as error:
@@ -62,7 +62,7 @@ class AvroCodec(Codec):
         except TemporaryFailure:
             return Unread(s)
 
-    async def record(self, value: Value) -> dict[str, Any] | Undecodable:
+    async def record(self, value: DecodedValue) -> dict[str, Any] | Undecodable:
         """The record; waits for the schema registry where it has to be asked, and for as long as it is away."""
         while isinstance(value, Unread):
             try:

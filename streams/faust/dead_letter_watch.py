@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from paywarden.schemas.avro import SchemaIds
 from paywarden.streams.dead_letters.counts import DeadLetterCounts
 from paywarden.streams.faust.app import StreamApp
-from paywarden.streams.faust.codec import AvroCodec, Undecodable, Value
+from paywarden.streams.faust.codec import AvroCodec, DecodedValue, Undecodable
 from paywarden.streams.kafka.client import KafkaSettings
 
 # Letters hold whole records: with more than this in memory no more are fetched until some are worked off.
@@ -23,7 +23,7 @@ def add_dead_letter_watch(app: StreamApp, kafka: KafkaSettings, ids: SchemaIds, 
     topic = app.topic(kafka.topic("dead-letters"), key_type=bytes, key_serializer="raw", value_serializer=codec)
     topic.maxsize = _LETTERS_AHEAD
 
-    async def watch_dead_letters(letters: StreamT[Value]) -> None:
+    async def watch_dead_letters(letters: StreamT[DecodedValue]) -> None:
         async for value in letters:
             letter = await codec.record(value)
             if isinstance(letter, Undecodable):

@@ -29,7 +29,7 @@ from faust.types import TP, ChannelT, StreamT
 
 from paywarden.features.stores.base import StoreConflict
 from paywarden.schemas.errors import StoreUnavailable
-from paywarden.streams.faust.codec import AvroCodec, Undecodable, Value
+from paywarden.streams.faust.codec import AvroCodec, DecodedValue, Undecodable
 from paywarden.streams.faust.consumer import HoldingConsumer, KafkaTransport
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class PartitionWork(Protocol):
         """
 
 
-Taker = Callable[[int], PartitionWork]
+AcquirePartition = Callable[[int], PartitionWork]
 """Takes a partition over in the store. Blocks; raises StoreUnavailable or StoreConflict: call again later."""
 
 _Work = TypeVar("_Work")
@@ -125,7 +125,7 @@ class AgentMetrics(Protocol):
         """1 while the store takes what comes, else 0."""
 
 
-class _Sight(NamedTuple):
+class _CaughtUpMark(NamedTuple):
     """At `at_ms` there was nothing behind what was fetched; that is all here once these are reached.
 
     `popped`: None while what was fetched may not be in the queue yet.
@@ -176,7 +176,7 @@ class PartitionAgent:
         *,
         name: str,
         codec: AvroCodec,
-        takers: Sequence[Taker],
+        takers: Sequence[AcquirePartition],
         pace: Pace,
         metrics: AgentMetrics,
         takes_over_after_s: float,
@@ -187,7 +187,7 @@ class PartitionAgent:
         self._takers, self._pace, self._metrics = takers, pace, metrics
         self._takes_over_after_s, self._now_ms = takes_over_after_s, now_ms
         self._partitions: dict[int, _Partition] = {}
-        self._sights: dict[int, _Sight] = {}
+        self._sights: dict[int, _CaughtUpMark] = {}
         # Changes when partitions are revoked: what was begun before is of no use then.
         self.assignment = 0
         self._popped = self.unsaved = 0
@@ -230,8 +230,8 @@ class PartitionAgent:
 
     # Records
 
-    async def _read(self, stream: StreamT[Value]) -> None:
-        self._queue = cast(ChannelT[Value], stream.channel).queue
+    async def _read(self, stream: StreamT[DecodedValue]) -> None:
+        self._queue = cast(ChannelT[DecodedValue], stream.channel).queue
         async for value in stream:
             self._popped += 1
             event = stream.current_event
@@ -257,7 +257,7 @@ class PartitionAgent:
                 if self.unsaved == self._pace.unsaved_max:
                     self._regulate()
 
-    async def _decoded(self, value: Value) -> dict[str, Any] | Undecodable:
+    async def _decoded(self, value: DecodedValue) -> dict[str, Any] | Undecodable:
         """Where the schema registry has to be asked, no more is fetched meanwhile."""
         ours = self._places(self._partitions)
         self._consumer.hold(ours)
@@ -413,7 +413,7 @@ class PartitionAgent:
             partition.quiet_ms = max(partition.quiet_ms, sight.at_ms)
         at_ms = self._consumer.end_seen_ms(self._places([number])[0])
         if at_ms:
-            self._sights[number] = _Sight(at_ms, self._consumer.fetches + 1)
+            self._sights[number] = _CaughtUpMark(at_ms, self._consumer.fetches + 1)
 
     # Around
 

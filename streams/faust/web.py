@@ -12,7 +12,7 @@ from faust.web.drivers.aiohttp import Web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from paywarden.streams.health.health import Health, address_of, cannot_listen, livez, readyz
+from paywarden.streams.health.health import HealthReport, address_of, cannot_listen, livez, readyz
 
 # A client that does not take its answer must not hold up the end of the process.
 _CLOSE_TIMEOUT_S = 1.0
@@ -34,7 +34,7 @@ class HealthWeb(Web):
         self,
         app: Any,
         *,
-        health: Health,
+        health: HealthReport,
         registry: CollectorRegistry,
         host: str,
         port: int,

@@ -21,7 +21,7 @@ from prometheus_client.process_collector import ProcessCollector
 from paywarden.schemas.errors import Misconfigured
 
 
-class Health(Protocol):
+class HealthReport(Protocol):
     """What is asked. Called in the event loop or another thread: neither may block."""
 
     def live(self) -> bool:
@@ -31,13 +31,13 @@ class Health(Protocol):
         """Why it is not ready; empty when it is."""
 
 
-def livez(health: Health) -> tuple[int, dict[str, Any]]:
+def livez(health: HealthReport) -> tuple[int, dict[str, Any]]:
     """Status and JSON body."""
     live = health.live()
     return (200 if live else 503), {"live": live}
 
 
-def readyz(health: Health) -> tuple[int, dict[str, Any]]:
+def readyz(health: HealthReport) -> tuple[int, dict[str, Any]]:
     """Status and JSON body."""
     missing = list(health.problems())
     return (503 if missing else 200), {"ready": not missing, "missing": missing}

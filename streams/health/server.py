@@ -23,7 +23,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from paywarden.streams.health.health import Health, address_of, cannot_listen, livez, readyz
+from paywarden.streams.health.health import HealthReport, address_of, cannot_listen, livez, readyz
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,9 @@ _ACCEPT_PAUSE_S = 0.5
 
 
 @contextmanager
-def serving_health(health: Health, registry: CollectorRegistry, *, host: str, port: int, section: str) -> Iterator[str]:
+def serving_health(
+    health: HealthReport, registry: CollectorRegistry, *, host: str, port: int, section: str
+) -> Iterator[str]:
     """Serve while in the block; gives the address.
 
     `section`: whose settings host and port are. Raises Misconfigured when it cannot listen there.
@@ -63,7 +65,7 @@ class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, health: Health, registry: CollectorRegistry, host: str, port: int) -> None:
+    def __init__(self, health: HealthReport, registry: CollectorRegistry, host: str, port: int) -> None:
         self.health, self.registry = health, registry
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # Connections with the moment each is cut, the oldest first.

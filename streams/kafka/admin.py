@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
-from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, Place, named_options, reason_of
+from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, PartitionId, named_options, reason_of
 
 _log = logging.getLogger(__name__)
 # What a broker says, and the client finds, while a partition's leader changes; then it is asked again this soon.
@@ -69,7 +69,7 @@ def topics_of(settings: KafkaSettings) -> set[str]:
 _Answer = TypeVar("_Answer")
 
 
-def when_led(ask: Callable[[], _Answer], what: str) -> _Answer:
+def retry_until_leader(ask: Callable[[], _Answer], what: str) -> _Answer:
     """What Kafka answers; asked again while a partition gets a leader, as one of a young topic or in an election.
 
     `what` is asked for, as in "where payments ends". Raises BrokerUnavailable.
@@ -87,7 +87,7 @@ def when_led(ask: Callable[[], _Answer], what: str) -> _Answer:
 def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
     """The offset of the first record of a partition and the one after its last. Raises BrokerUnavailable."""
     place = TopicPartition(topic, partition)
-    first, end = when_led(
+    first, end = retry_until_leader(
         lambda: consumer.get_watermark_offsets(place, timeout=REACH_TIMEOUT_S), f"where {topic} begins and ends"
     )
     return int(first), int(end)
@@ -102,8 +102,8 @@ _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
 def ask_end_offsets(
-    admin: AdminClient, places: Iterable[Place], isolation: IsolationLevel = IsolationLevel.READ_COMMITTED
-) -> dict[Place, Future[Any]]:
+    admin: AdminClient, places: Iterable[PartitionId], isolation: IsolationLevel = IsolationLevel.READ_COMMITTED
+) -> dict[PartitionId, Future[Any]]:
     """As `end_offsets`, of all partitions in one request that is not waited for: each answer has an `offset`.
 
     Unless `isolation` says so, what a transaction has not committed is not counted. An answer that fails raises
@@ -126,13 +126,13 @@ def end_offsets_of(admin: AdminClient, topic: str, partitions: Iterable[int]) ->
 def stable_end_offsets(admin: AdminClient, topic: str, partitions: Collection[int]) -> dict[int, int]:
     """As `end_offsets`, without what a transaction has not committed. Raises BrokerUnavailable."""
     level = IsolationLevel.READ_COMMITTED
-    return when_led(lambda: _answered_ends(admin, topic, partitions, level), f"where {topic} ends")
+    return retry_until_leader(lambda: _answered_ends(admin, topic, partitions, level), f"where {topic} ends")
 
 
 def written_end_offsets(admin: AdminClient, topic: str, partitions: Collection[int]) -> dict[int, int]:
     """As `end_offsets`, open transactions included. Raises BrokerUnavailable."""
     level = IsolationLevel.READ_UNCOMMITTED
-    return when_led(lambda: _answered_ends(admin, topic, partitions, level), f"where {topic} ends")
+    return retry_until_leader(lambda: _answered_ends(admin, topic, partitions, level), f"where {topic} ends")
 
 
 def _answered_ends(
@@ -156,5 +156,5 @@ def offsets_at(consumer: Consumer, topic: str, ends: Mapping[int, int], time_ms:
                 raise KafkaException(place.error)
         return answered
 
-    found = when_led(ask, f"what of {topic} arrived when")
+    found = retry_until_leader(ask, f"what of {topic} arrived when")
     return {place.partition: place.offset if place.offset >= 0 else ends[place.partition] for place in found}

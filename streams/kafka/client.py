@@ -15,7 +15,7 @@ from paywarden.schemas.errors import Misconfigured
 _log = logging.getLogger(__name__)
 
 # A topic and a partition of it.
-Place: TypeAlias = tuple[str, int]
+PartitionId: TypeAlias = tuple[str, int]
 
 # How long a broker may take to answer at start before that is an error.
 REACH_TIMEOUT_S = 5.0

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from paywarden.streams.kafka.admin import ask_end_offsets
-from paywarden.streams.kafka.client import Place, reason_of
+from paywarden.streams.kafka.client import PartitionId, reason_of
 
 ASK_EVERY_S = 2.0
 # A partition whose leader moves has no answer for a moment: that is no reason to say that Kafka is away.
@@ -25,17 +25,17 @@ class EndsWatch:
         self,
         admin: AdminClient,
         what: str,
-        places: Callable[[], Iterable[Place]],
+        places: Callable[[], Iterable[PartitionId]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`places`: which partitions to ask about now. `what` they are, for messages."""
         self._admin, self._what, self._places, self._clock = admin, what, places, clock
-        self._asked: dict[Place, Future[Any]] = {}
+        self._asked: dict[PartitionId, Future[Any]] = {}
         self._ask_at = 0.0
         self._answered_at: float | None = None
         self._failure = "there is no answer"
 
-    def look(self) -> dict[Place, int] | None:
+    def look(self) -> dict[PartitionId, int] | None:
         """The offset after the last record of each partition if an answer has come since the last call."""
         now = self._clock()
         if self._answered_at is None:
@@ -58,7 +58,7 @@ class EndsWatch:
             return ""
         return f"for {silent_s:.0f} s Kafka has not said where {self._what} ends: {self._failure}"
 
-    def _take(self, now: float) -> dict[Place, int] | None:
+    def _take(self, now: float) -> dict[PartitionId, int] | None:
         asked, self._asked = self._asked, {}
         try:
             ends = {place: int(answer.result().offset) for place, answer in asked.items()}

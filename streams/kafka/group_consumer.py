@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from paywarden.schemas.errors import BrokerUnavailable
-from paywarden.streams.kafka.client import Place, reason_of
+from paywarden.streams.kafka.client import PartitionId, reason_of
 from paywarden.streams.kafka.reading import Consumed, Record, consume
 from paywarden.streams.kafka.stall_detector import NOTHING_HEARD
 
@@ -35,21 +35,21 @@ class BatchConsumer:
         self,
         consumer: Consumer,
         *,
-        on_assigned: Callable[[Sequence[Place]], None] = lambda _: None,
-        on_revoked: Callable[[Sequence[Place]], None] = lambda _: None,
+        on_assigned: Callable[[Sequence[PartitionId]], None] = lambda _: None,
+        on_revoked: Callable[[Sequence[PartitionId]], None] = lambda _: None,
         commit_again_s: float = COMMIT_AGAIN_S,
     ) -> None:
         self._commit_again_s = commit_again_s
         self._consumer, self._on_assigned, self._on_revoked = consumer, on_assigned, on_revoked
-        self.places: set[Place] = set()
+        self.places: set[PartitionId] = set()
         """What is assigned to this worker."""
         # The offset after the last record taken; the one up to which all is worked in, or that is to be read first;
         # and the one that the broker knows of.
-        self._taken: dict[Place, int] = {}
-        self._done: dict[Place, int] = {}
-        self._committed: dict[Place, int] = {}
+        self._taken: dict[PartitionId, int] = {}
+        self._done: dict[PartitionId, int] = {}
+        self._committed: dict[PartitionId, int] = {}
         # The offset that comes next after all that the client gave, ends included.
-        self._heard: dict[Place, int] = {}
+        self._heard: dict[PartitionId, int] = {}
         self._commit_again_at = 0.0
         self._paused_topics: set[str] = set()
         self._is_held = self._has_lost = False
@@ -72,7 +72,7 @@ class BatchConsumer:
         self._heard |= ended
         return Consumed(records, ended, consumed.is_all)
 
-    def commit(self, offsets: Mapping[Place, int]) -> None:
+    def commit(self, offsets: Mapping[PartitionId, int]) -> None:
         """Commit the offset that comes next, by partition, where all before it is worked in.
 
         One that cannot be committed is only logged, and tried again by a later call, whatever that one is about: as
@@ -87,7 +87,7 @@ class BatchConsumer:
         if news:
             self._commit(news)
 
-    def _commit(self, news: Mapping[Place, int]) -> None:
+    def _commit(self, news: Mapping[PartitionId, int]) -> None:
         wanted = [TopicPartition(topic, partition, offset) for (topic, partition), offset in news.items()]
         try:
             # As a whole it has failed only if it has for every partition.
@@ -113,14 +113,14 @@ class BatchConsumer:
             return None
         return {place.partition: max(0, place.offset) for place in found}
 
-    def positions(self) -> dict[Place, int]:
+    def positions(self) -> dict[PartitionId, int]:
         """The offset that comes next in each partition that is being read, as StallWatch wants them."""
         if self._is_held:
             return {}
         read = (place for place in self.places if place[0] not in self._paused_topics)
         return {place: self._heard.get(place, NOTHING_HEARD) for place in read}
 
-    def lag(self, ends: Mapping[Place, int]) -> dict[Place, int]:
+    def lag(self, ends: Mapping[PartitionId, int]) -> dict[PartitionId, int]:
         """Records behind what the client gave, by partition, as far as the client knows without asking.
 
         Or as `ends` say, the broker's own: a client that has stalled knows of none.
@@ -166,7 +166,7 @@ class BatchConsumer:
         self._is_held = False
         self._set_paused([place for place in self.places if place[0] not in self._paused_topics], False)
 
-    def abandon(self) -> list[Place]:
+    def abandon(self) -> list[PartitionId]:
         """Read again all that was taken and is not worked in; returns of which partitions. Raises BrokerUnavailable."""
         self._early.clear()
         again = [place for place, taken in self._taken.items() if self._done[place] < taken]
@@ -191,14 +191,14 @@ class BatchConsumer:
                 self._done[place] = self._committed[place] = record.offset
             self._taken[place] = self._heard[place] = record.offset + 1
 
-    def _seek(self, place: Place, offset: int) -> None:
+    def _seek(self, place: PartitionId, offset: int) -> None:
         topic, partition = place
         try:
             self._consumer.seek(TopicPartition(topic, partition, offset))
         except KafkaException as error:
             raise BrokerUnavailable(f"{topic}/{partition} cannot be read again: {reason_of(error)}") from error
 
-    def _set_paused(self, places: Collection[Place], pause: bool) -> None:
+    def _set_paused(self, places: Collection[PartitionId], pause: bool) -> None:
         partitions = [TopicPartition(topic, partition) for topic, partition in places]
         if partitions:
             (self._consumer.pause if pause else self._consumer.resume)(partitions)
@@ -225,6 +225,6 @@ class BatchConsumer:
         self._on_revoked(places)
 
 
-def offsets_after(records: Iterable[Record]) -> dict[Place, int]:
+def offsets_after(records: Iterable[Record]) -> dict[PartitionId, int]:
     """By partition, the offset after the last of its records."""
     return {(record.topic, record.partition): record.offset + 1 for record in records}

@@ -72,7 +72,7 @@ def make_transactional_producer(
 
 
 # Names and values in order; a name may come more than once.
-Headers: TypeAlias = Sequence[tuple[str, bytes | None]]
+RecordHeaders: TypeAlias = Sequence[tuple[str, bytes | None]]
 
 
 class Sender:
@@ -95,7 +95,7 @@ class Sender:
         *,
         key: bytes | None,
         partition: int = -1,
-        headers: Headers = (),
+        headers: RecordHeaders = (),
         on_refused: Callable[[KafkaError], object] | None = None,
     ) -> None:
         """Queue one record; waits while the queue is full. Raises BrokerUnavailable when it cannot be queued.

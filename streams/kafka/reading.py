@@ -12,8 +12,8 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Top
 
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.kafka.admin import end_offsets
-from paywarden.streams.kafka.client import KafkaSettings, Place, named_options
-from paywarden.streams.kafka.producers import Headers
+from paywarden.streams.kafka.client import KafkaSettings, PartitionId, named_options
+from paywarden.streams.kafka.producers import RecordHeaders
 
 _log = logging.getLogger(__name__)
 # Reading a topic to its end: how long nothing may come, and how many records at once. Dead letters are large.
@@ -59,7 +59,7 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     timestamp_ms: int
-    headers: Headers
+    headers: RecordHeaders
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Consumed:
     """
 
     records: list[Record]
-    ended: dict[Place, int]
+    ended: dict[PartitionId, int]
     is_all: bool
 
 

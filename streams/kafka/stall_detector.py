@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from paywarden.streams.kafka.client import Place
+from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.end_offsets import ASK_EVERY_S
 
 # The position of a partition of which nothing has been heard: behind every end, since an end is told, too.
@@ -26,14 +26,14 @@ class StallWatch:
         Looks are counted instead of seconds: a process that was stopped for a while has not stalled.
         """
         self._looks_max = max(1, round(timeout_s / ASK_EVERY_S))
-        self._stood: dict[Place, tuple[int, int]] = {}
+        self._stood: dict[PartitionId, tuple[int, int]] = {}
         self._gave_all = False
 
     def gave(self, is_all: bool) -> None:
         """The client was asked for what it has, and gave all of it or had more."""
         self._gave_all = self._gave_all or is_all
 
-    def look(self, ends: Mapping[Place, int], positions: Mapping[Place, int]) -> list[Place]:
+    def look(self, ends: Mapping[PartitionId, int], positions: Mapping[PartitionId, int]) -> list[PartitionId]:
         """The stalled among `positions`, the offsets that come next.
 
         None of a client that has not given all it had since the last look, which then counts for nothing: what waits in
@@ -43,7 +43,7 @@ class StallWatch:
         if not self._gave_all:
             return []
         self._gave_all = False
-        stood: dict[Place, tuple[int, int]] = {}
+        stood: dict[PartitionId, tuple[int, int]] = {}
         for place, position in positions.items():
             if place in ends and position < ends[place]:
                 before, looks = self._stood.get(place, (position, 0))
@@ -56,7 +56,7 @@ class StallWatch:
         self._stood.clear()
 
 
-def named(places: list[Place]) -> str:
+def named(places: list[PartitionId]) -> str:
     """Partitions for a line of a log, the first few by name."""
     first = ", ".join(f"{topic}/{partition}" for topic, partition in places[:3])
     return first if len(places) <= 3 else f"{first} and {len(places) - 3} more"

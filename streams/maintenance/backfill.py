@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from paywarden.features import kernel
 from paywarden.features.history.history import Coded, History, final_labels
-from paywarden.features.history.point_in_time import Passage
+from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.features.stores.base import ABSENT, ProfileStore, StoreConflict
@@ -36,8 +36,8 @@ from paywarden.streams.maintenance.backfill_progress import (
     FINISHED,
     PAYMENT_PHASE,
     PROGRESS_KEY,
+    BackfillProgress,
     Origin,
-    Progress,
     read_progress,
 )
 from paywarden.streams.profiles.events import record_key
@@ -82,7 +82,7 @@ class Backfill:
         """
         self._history, self._store, self._engine, self._overwrite = history, store, engine, overwrite
         self._batch_size = batch_size
-        self._passage = Passage(history, engine, rates)
+        self._passage = PointInTimeReplay(history, engine, rates)
         self._first_kept = _first_kept(history, outcome_days)
         self._phases = self._plan_phases(outcome_days)
         self.counts = {phase.name: phase.count for phase in self._phases}
@@ -97,7 +97,7 @@ class Backfill:
         if found is not None and found.origin == origin:
             self._progress = found
             return
-        self._progress = Progress(origin, self._phases[0].name, 0)
+        self._progress = BackfillProgress(origin, self._phases[0].name, 0)
         if not overwrite:
             self._check_empty(found)
 
@@ -214,7 +214,7 @@ class Backfill:
         self._store.write({PROGRESS_KEY: self._progress.encode()}, ttl_s=ttl_s)
         return position
 
-    def _check_empty(self, found: Progress | None) -> None:
+    def _check_empty(self, found: BackfillProgress | None) -> None:
         """Raises Misconfigured when the store has any record that a backfill could write over."""
         for name in self.counts:
             if next(self._store.scan(name), None) is None:
@@ -250,7 +250,7 @@ def _encoded_keys(keys: Sequence[bytes]) -> list[bytes]:
     return [PaymentRecord(keys=[key.decode()]).SerializeToString() for key in (*keys, b"")]
 
 
-def _digest_of(history: History, passage: Passage, outcome_days: int) -> str:
+def _digest_of(history: History, passage: PointInTimeReplay, outcome_days: int) -> str:
     """32 hex digits that change with anything that changes what is written, the catalogue aside."""
     digest = hashlib.blake2b(f"{kernel.LAYOUT_VERSION} {outcome_days}".encode(), digest_size=16)
     digest.update(passage.amounts.data)

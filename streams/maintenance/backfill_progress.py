@@ -31,7 +31,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Progress:
+class BackfillProgress:
     """The record in the store: so many records of `phase`, in its order, and all of the phases before are written."""
 
     origin: Origin
@@ -42,14 +42,14 @@ class Progress:
         return json.dumps(dataclasses.asdict(self)).encode()
 
 
-def read_progress(store: ProfileStore) -> Progress | None:
+def read_progress(store: ProfileStore) -> BackfillProgress | None:
     """How far the store's last backfill has come; None when there was none. Raises StoreUnavailable."""
     (value,) = store.read([PROGRESS_KEY])
     if value is None:
         return None
     try:
         fields = json.loads(value)
-        return Progress(Origin(**fields["origin"]), fields["phase"], fields["position"])
+        return BackfillProgress(Origin(**fields["origin"]), fields["phase"], fields["position"])
     except (ValueError, KeyError, TypeError):
         # Written by another release: of something else, as far as this one can tell.
         return None

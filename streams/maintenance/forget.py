@@ -44,7 +44,7 @@ _READ_TIMEOUT_S = 30.0
 _READ_BATCH = 10_000
 
 
-class Changelog(Protocol):
+class ErasureChangelog(Protocol):
     """The topic of profiles, as far as erasing needs it."""
 
     def erase(self, keys: Sequence[bytes]) -> None:
@@ -74,7 +74,7 @@ def forget(
     *,
     plan: Plan,
     store: ProfileStore,
-    changelog: Changelog,
+    changelog: ErasureChangelog,
     others: Sequence[ProfileStore] = (),
     progress: ScanProgress | None = None,
     sleep: Callable[[float], object] = time.sleep,
@@ -117,7 +117,9 @@ class _Erasure:
     `erased`: the keys that were erased so far, in whichever set.
     """
 
-    def __init__(self, key: bytes, plan: Plan, store: ProfileStore, changelog: Changelog, erased: set[bytes]) -> None:
+    def __init__(
+        self, key: bytes, plan: Plan, store: ProfileStore, changelog: ErasureChangelog, erased: set[bytes]
+    ) -> None:
         self._key, self._store, self._changelog = key, store, changelog
         entity, identity = split_key(key)
         fields = plan.entity_keys[plan.entity_names.index(entity)]
@@ -207,7 +209,7 @@ class _Erasure:
 class _NotFollowed:
     """The changelog for a set that is not live: its keys get tombstones, and what comes after is of the live one."""
 
-    def __init__(self, changelog: Changelog) -> None:
+    def __init__(self, changelog: ErasureChangelog) -> None:
         self._changelog = changelog
 
     def erase(self, keys: Sequence[bytes]) -> None:

@@ -47,7 +47,7 @@ _PUBLISH_BATCH = 10_000
 _FLUSH_TIMEOUT_S = 60.0
 
 # Told how many records of the topics are worked in, and how many there are.
-Progress = Callable[[int, int], object]
+RebuildProgress = Callable[[int, int], object]
 
 
 class Rebuild:
@@ -90,7 +90,7 @@ class Rebuild:
         # Last: a set that is entered can be gone on with.
         self._sets.create(self.name, now_ms=now_ms)
 
-    def run(self, stop: Event, progress: Progress) -> LiveSet | None:
+    def run(self, stop: Event, progress: RebuildProgress) -> LiveSet | None:
         """Steps 2 to 6, from wherever an earlier run ended. None when `stop` was set before the swap began.
 
         Raises TemporaryFailure when the live workers do not leave: the swap is given up then, nothing has changed.
@@ -145,7 +145,7 @@ class Rebuild:
         finally:
             consumer.close()
 
-    def _fill(self, pipeline: Pipeline, stop: Event, progress: Progress) -> bool:
+    def _fill(self, pipeline: Pipeline, stop: Event, progress: RebuildProgress) -> bool:
         """Step 2: False when stopped. Rounds get shorter while payments come more slowly than they are worked in."""
         while True:
             started = time.monotonic()
@@ -154,7 +154,7 @@ class Rebuild:
             if time.monotonic() - started < _SHORT_ROUND_S:
                 return True
 
-    def _catch_up(self, pipeline: Pipeline, stop: Event, progress: Progress) -> bool:
+    def _catch_up(self, pipeline: Pipeline, stop: Event, progress: RebuildProgress) -> bool:
         """Work until all that is on the topics now is in the profiles. False when stopped before."""
         repartition = [repartition_topic(entity, self.name) for entity in self._entities]
         # What is on its way to profiles is known when the sources are worked in.
@@ -162,13 +162,13 @@ class Rebuild:
             repartition, pipeline, stop, lambda _done, _total: None
         )
 
-    def _reach(self, topics: Sequence[str], pipeline: Pipeline, stop: Event, progress: Progress) -> bool:
+    def _reach(self, topics: Sequence[str], pipeline: Pipeline, stop: Event, progress: RebuildProgress) -> bool:
         ends = self._ends(topics)
         total = sum(sum(of_topic.values()) for of_topic in ends.values())
         look_at = 0.0
         while True:
             if time.monotonic() >= look_at:
-                missing = pipeline.missing(ends)
+                missing = pipeline.uncommitted_count(ends)
                 progress(total - missing, total)
                 if missing == 0:
                     return True

@@ -15,9 +15,9 @@ from paywarden.schemas.errors import BrokerUnavailable, StoreUnavailable
 from paywarden.streams.faust.partition_agent import PartitionAgent
 from paywarden.streams.outcomes.evaluation import OutcomeEvaluator, read_evaluated
 from paywarden.streams.outcomes.metrics import OutcomeMetrics
-from paywarden.streams.outcomes.payments import Source
+from paywarden.streams.outcomes.payments import SourcePartition
 from paywarden.streams.outcomes.settings import OutcomeSettings
-from paywarden.streams.outcomes.state import OutcomeWork, Reading, Result, take_over
+from paywarden.streams.outcomes.state import JoinResult, OutcomeWork, StateReading, take_over
 
 if TYPE_CHECKING:
     from paywarden.streams.faust.app import StreamApp
@@ -39,12 +39,12 @@ class OutcomeJoining:
 
     def taker(self, topic: str) -> Callable[[int], OutcomeWork]:
         """A partition_agent.Taker of partitions of DECISIONS or OUTCOMES."""
-        reading = Reading(topic, self.settings, self._rates)
+        reading = StateReading(topic, self.settings, self._rates)
 
         def take(partition: int) -> OutcomeWork:
-            source = Source(topic, partition)
+            source = SourcePartition(topic, partition)
             head = take_over(self.store, source, self.settings)
-            on_saved: Callable[[Counter[str], Sequence[Result]], object] = partial(self.metrics.saved, source)
+            on_saved: Callable[[Counter[str], Sequence[JoinResult]], object] = partial(self.metrics.saved, source)
             return OutcomeWork(self.store, source, head, reading=reading, settings=self.settings, on_saved=on_saved)
 
         return take

@@ -24,10 +24,18 @@ from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.outcome_measures import measure
 from paywarden.models.metrics.outcome_tally import OutcomeTally, total
 from paywarden.streams.alerts.alerts import Alert
-from paywarden.streams.outcomes.payments import DAY_MS, Arm, Source
+from paywarden.streams.outcomes.payments import DAY_MS, Arm, SourcePartition
 from paywarden.streams.outcomes.records import MetricsRecord, record_of
 from paywarden.streams.outcomes.settings import OutcomeSettings
-from paywarden.streams.outcomes.state import DECISIONS, ENTITY, MEASURED_DAYS_MAX, OUTCOMES, Head, read_day, read_heads
+from paywarden.streams.outcomes.state import (
+    DECISIONS,
+    ENTITY,
+    MEASURED_DAYS_MAX,
+    OUTCOMES,
+    OutcomeHead,
+    read_day,
+    read_heads,
+)
 from paywarden.streams.outcomes.watch import OutcomeWatch
 
 _log = logging.getLogger(__name__)
@@ -74,11 +82,11 @@ class Evaluated:
         return Evaluated(done, {watch.arm: watch for watch in watches}, fields["latest"])
 
 
-def sources_of(decision_partitions: Iterable[int], outcome_partitions: Iterable[int]) -> tuple[Source, ...]:
+def sources_of(decision_partitions: Iterable[int], outcome_partitions: Iterable[int]) -> tuple[SourcePartition, ...]:
     """All partitions of both topics."""
     return (
-        *(Source(DECISIONS, partition) for partition in decision_partitions),
-        *(Source(OUTCOMES, partition) for partition in outcome_partitions),
+        *(SourcePartition(DECISIONS, partition) for partition in decision_partitions),
+        *(SourcePartition(OUTCOMES, partition) for partition in outcome_partitions),
     )
 
 
@@ -94,7 +102,7 @@ class OutcomeEvaluator:
     def __init__(
         self,
         store: ProfileStore,
-        sources: Sequence[Source],
+        sources: Sequence[SourcePartition],
         *,
         settings: OutcomeSettings,
         costs: CostSettings,
@@ -127,7 +135,9 @@ class OutcomeEvaluator:
             count += 1
         return count
 
-    def _due(self, evaluated: Evaluated, heads: dict[Source, Head], passed_ms: int) -> tuple[int, int] | None:
+    def _due(
+        self, evaluated: Evaluated, heads: dict[SourcePartition, OutcomeHead], passed_ms: int
+    ) -> tuple[int, int] | None:
         """The maturity and the day to evaluate next."""
         for maturity_days in dict.fromkeys((self._settings.label_delay_days, self._settings.window_days)):
             last_day = passed_ms // DAY_MS - maturity_days - 1
@@ -180,12 +190,12 @@ class OutcomeEvaluator:
         return told
 
 
-def passed(heads: dict[Source, Head], sources: Sequence[Source]) -> int:
+def passed(heads: dict[SourcePartition, OutcomeHead], sources: Sequence[SourcePartition]) -> int:
     """Up to when all that was on the topics is worked in; 0 when some partition never has been."""
     return min((heads[source].quiet_ms if source in heads else 0 for source in sources), default=0)
 
 
-def _first_day(heads: dict[Source, Head], last_day: int) -> int | None:
+def _first_day(heads: dict[SourcePartition, OutcomeHead], last_day: int) -> int | None:
     """Where evaluation begins that has never been: with the first decision; None before there is one."""
     first_ms = min((head.progress.first_ms for head in heads.values() if head.progress.first_ms), default=0)
     return max(first_ms // DAY_MS, last_day - _BACK_DAYS_MAX) if first_ms else None

@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from paywarden.models.metrics.outcome_tally import LAG_EDGES_MS
 from paywarden.models.metrics.tally import FRAUD, GENUINE
 from paywarden.streams.alerts.alerts import Alert, Severity
-from paywarden.streams.outcomes.payments import DAY_MS, Kind, Source
+from paywarden.streams.outcomes.payments import DAY_MS, RowEffect, SourcePartition
 from paywarden.streams.outcomes.records import MetricsRecord
-from paywarden.streams.outcomes.state import DECISIONS, OUTCOMES, Result
+from paywarden.streams.outcomes.state import DECISIONS, OUTCOMES, JoinResult
 
 _TOPICS = {DECISIONS: "decisions", OUTCOMES: "outcomes"}
 _LABELS = {GENUINE: "genuine", FRAUD: "fraud"}
@@ -60,14 +60,14 @@ class OutcomeMetrics:
         self._measures = {name: gauge(name, text, *by) for name, text in _MEASURES.items()}
         self._lag_quantiles = gauge("label_lag_quantile_seconds", "Of label lags, in mature days.", *by, "quantile")
         self.store_up.set(1)
-        for kind in Kind:
+        for kind in RowEffect:
             for topic in _TOPICS.values():
                 self._rows.labels(topic, kind.name.lower())
         self.show([], [])
 
-    def saved(self, source: Source, more: Counts[str], results: Sequence[Result]) -> None:
+    def saved(self, source: SourcePartition, more: Counts[str], results: Sequence[JoinResult]) -> None:
         """What came to the totals of a partition, and what its rows did."""
-        for kind in Kind:
+        for kind in RowEffect:
             name = kind.name.lower()
             self._rows.labels(_TOPICS[source.topic], name).inc(more[name])
         self._without_amount.inc(more["without_amount"])

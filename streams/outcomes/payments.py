@@ -36,7 +36,7 @@ WAITING_MAX = 8
 _FORMAT = 1
 
 
-class Kind(IntEnum):
+class RowEffect(IntEnum):
     """What a row did."""
 
     NOTHING = 0
@@ -56,14 +56,14 @@ class Arm(NamedTuple):
     variant: str
 
 
-class Cell(NamedTuple):
+class TallyCell(NamedTuple):
     """What one tally is of. `day`: UTC, of the decision, counted from 1970-01-01."""
 
     day: int
     arm: Arm
 
 
-class Source(NamedTuple):
+class SourcePartition(NamedTuple):
     """A partition of decisions ("d") or of outcomes ("o")."""
 
     topic: str
@@ -77,7 +77,7 @@ class Outcome(NamedTuple):
     label: int
 
 
-class Decided(NamedTuple):
+class CountedDecision(NamedTuple):
     """A decision as it is counted. `score_units`: of models/metrics/outcome_tally.py; amounts in the reference
     currency."""
 
@@ -88,25 +88,25 @@ class Decided(NamedTuple):
     amount_minor: int
 
     @property
-    def cell(self) -> Cell:
-        return Cell(self.decided_ms // DAY_MS, self.arm)
+    def cell(self) -> TallyCell:
+        return TallyCell(self.decided_ms // DAY_MS, self.arm)
 
 
-class Mark(NamedTuple):
+class JoinMark(NamedTuple):
     """What a row changed: the outcome of the first `decided_count` decisions, or that the last of them came."""
 
-    source: Source
+    source: SourcePartition
     offset: int
-    kind: Kind
+    kind: RowEffect
     decided_count: int
     before: Outcome | None
     after: Outcome | None
 
 
-class Change(NamedTuple):
+class TallyChange(NamedTuple):
     """A payment more (`times` 1) or less (-1) in a tally."""
 
-    decided: Decided
+    decided: CountedDecision
     outcome: Outcome | None
     times: int
 
@@ -123,19 +123,19 @@ class Change(NamedTuple):
 class Payment(NamedTuple):
     """See above. `waiting`: outcomes that came before any decision, the newest first."""
 
-    decided: tuple[Decided, ...] = ()
+    decided: tuple[CountedDecision, ...] = ()
     outcome: Outcome | None = None
     waiting: tuple[Outcome, ...] = ()
-    marks: tuple[Mark, ...] = ()
+    marks: tuple[JoinMark, ...] = ()
 
-    def mark_of(self, source: Source, offset: int) -> Mark | None:
+    def mark_of(self, source: SourcePartition, offset: int) -> JoinMark | None:
         """What this row changed, if it was worked in and may not be counted."""
         for mark in self.marks:
             if mark.offset == offset and mark.source == source:
                 return mark
         return None
 
-    def without_counted(self, source: Source, next_offset: int) -> Payment:
+    def without_counted(self, source: SourcePartition, next_offset: int) -> Payment:
         """Without the marks of rows before this one, which are counted."""
         if not self.marks:
             return self
@@ -143,51 +143,55 @@ class Payment(NamedTuple):
             marks=tuple(mark for mark in self.marks if mark.source != source or mark.offset >= next_offset)
         )
 
-    def join(self, row: Decided | Outcome, source: Source, offset: int, window_ms: int) -> tuple[Payment, Kind]:
+    def join(
+        self, row: CountedDecision | Outcome, source: SourcePartition, offset: int, window_ms: int
+    ) -> tuple[Payment, RowEffect]:
         """With a row worked in, and what that did. For NOTHING and LATE it is the same as before."""
-        if isinstance(row, Decided):
+        if isinstance(row, CountedDecision):
             joined, kind = self._with_decision(row, window_ms)
         elif not self.decided:
             joined, kind = self._with_waiting(row)
         else:
             joined, kind = self._with_outcome(row, window_ms)
-        if kind in (Kind.NOTHING, Kind.LATE):
+        if kind in (RowEffect.NOTHING, RowEffect.LATE):
             return self, kind
-        before = self.outcome if kind is not Kind.DECIDED else None
-        mark = Mark(source, offset, kind, len(joined.decided), before, joined.outcome)
+        before = self.outcome if kind is not RowEffect.DECIDED else None
+        mark = JoinMark(source, offset, kind, len(joined.decided), before, joined.outcome)
         return joined._replace(marks=(*joined.marks, mark)), kind
 
-    def counted(self, mark: Mark) -> Iterator[Change]:
+    def counted(self, mark: JoinMark) -> Iterator[TallyChange]:
         """What a marked row changes in the tallies."""
-        if mark.kind is Kind.DECIDED:
-            yield Change(self.decided[mark.decided_count - 1], mark.after, 1)
-        elif mark.kind is not Kind.WAITED:
+        if mark.kind is RowEffect.DECIDED:
+            yield TallyChange(self.decided[mark.decided_count - 1], mark.after, 1)
+        elif mark.kind is not RowEffect.WAITED:
             for decided in self.decided[: mark.decided_count]:
-                yield Change(decided, mark.before, -1)
-                yield Change(decided, mark.after, 1)
+                yield TallyChange(decided, mark.before, -1)
+                yield TallyChange(decided, mark.after, 1)
 
-    def _with_decision(self, row: Decided, window_ms: int) -> tuple[Payment, Kind]:
+    def _with_decision(self, row: CountedDecision, window_ms: int) -> tuple[Payment, RowEffect]:
         if len(self.decided) >= DECIDED_MAX or any(one.arm.variant == row.arm.variant for one in self.decided):
-            return self, Kind.NOTHING
+            return self, RowEffect.NOTHING
         outcome = self.outcome
         if not self.decided:
             outcome = max((one for one in self.waiting if one.time_ms <= row.decided_ms + window_ms), default=None)
-        return self._replace(decided=(*self.decided, row), outcome=outcome, waiting=()), Kind.DECIDED
+        return self._replace(decided=(*self.decided, row), outcome=outcome, waiting=()), RowEffect.DECIDED
 
-    def _with_waiting(self, row: Outcome) -> tuple[Payment, Kind]:
+    def _with_waiting(self, row: Outcome) -> tuple[Payment, RowEffect]:
         waiting = tuple(sorted({*self.waiting, row}, reverse=True)[:WAITING_MAX])
-        return (self, Kind.NOTHING) if waiting == self.waiting else (self._replace(waiting=waiting), Kind.WAITED)
+        return (
+            (self, RowEffect.NOTHING) if waiting == self.waiting else (self._replace(waiting=waiting), RowEffect.WAITED)
+        )
 
-    def _with_outcome(self, row: Outcome, window_ms: int) -> tuple[Payment, Kind]:
+    def _with_outcome(self, row: Outcome, window_ms: int) -> tuple[Payment, RowEffect]:
         if row.time_ms > self.decided[0].decided_ms + window_ms:
-            return self, Kind.LATE
+            return self, RowEffect.LATE
         known = self.outcome
         if known is not None and row <= known:
-            return self, Kind.NOTHING
+            return self, RowEffect.NOTHING
         joined = self._replace(outcome=row)
         if known is None:
-            return joined, Kind.LABELLED
-        return joined, Kind.CORRECTED if row.label != known.label else Kind.CONFIRMED
+            return joined, RowEffect.LABELLED
+        return joined, RowEffect.CORRECTED if row.label != known.label else RowEffect.CONFIRMED
 
     def to_bytes(self) -> bytes:
         """For `from_bytes`."""
@@ -264,16 +268,18 @@ class _Reading:
         label, time_ms = self._unpack(_OUTCOME)
         return Outcome(time_ms, label)
 
-    def _decided(self) -> Decided:
+    def _decided(self) -> CountedDecision:
         decided_ms, action, score_units, amount_minor, *lengths = self._unpack(_DECIDED)
         version, variant = [self._text(length) for length in lengths]
-        return Decided(Arm(version, variant), decided_ms, action, score_units, amount_minor)
+        return CountedDecision(Arm(version, variant), decided_ms, action, score_units, amount_minor)
 
-    def _mark(self) -> Mark:
+    def _mark(self) -> JoinMark:
         topic, partition, offset, kind, decided_count = _MARK.unpack_from(self._stored, self._at)
         self._at += _MARK.size
         before, after = self._outcome(), self._outcome()
-        return Mark(Source(topic.decode(), partition), offset, Kind(kind), decided_count, before, after)
+        return JoinMark(
+            SourcePartition(topic.decode(), partition), offset, RowEffect(kind), decided_count, before, after
+        )
 
 
 def payment_key(payment_id: str) -> bytes:

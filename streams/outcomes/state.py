@@ -41,14 +41,14 @@ from paywarden.streams.faust.partition_agent import QUIET_EVERY_MS
 from paywarden.streams.outcomes.payments import (
     DAY_MS,
     Arm,
-    Cell,
-    Change,
-    Decided,
-    Kind,
-    Mark,
+    CountedDecision,
+    JoinMark,
     Outcome,
     Payment,
-    Source,
+    RowEffect,
+    SourcePartition,
+    TallyCell,
+    TallyChange,
     payment_key,
 )
 from paywarden.streams.outcomes.settings import OutcomeSettings
@@ -71,19 +71,19 @@ _ACTIONS = {name: number for number, name in enumerate(ACTIONS)}
 _LABELS = {"genuine": GENUINE, "fraud": FRAUD}
 
 # A record as it waits to be worked in, a fifth of its size: its offset and some fields of it.
-Row: TypeAlias = tuple[Any, ...]
+JoinRow: TypeAlias = tuple[Any, ...]
 
 
-class Result(NamedTuple):
+class JoinResult(NamedTuple):
     """What a row did, and what that changes in the tallies."""
 
     offset: int
-    kind: Kind
-    changes: tuple[Change, ...] = ()
+    kind: RowEffect
+    changes: tuple[TallyChange, ...] = ()
 
 
 @dataclass
-class Progress:
+class JoinProgress:
     """What holds before the record at offset `next_offset`.
 
     `first_ms`: of the earliest decision, 0 before there is one. `newest_of`: of versions and variants counted apart,
@@ -95,17 +95,17 @@ class Progress:
     newest_of: dict[Arm, int] = field(default_factory=dict)
     totals: Counter[str] = field(default_factory=Counter)
 
-    def copy(self) -> Progress:
+    def copy(self) -> JoinProgress:
         """Another that can be changed."""
-        return Progress(self.next_offset, self.first_ms, dict(self.newest_of), Counter(self.totals))
+        return JoinProgress(self.next_offset, self.first_ms, dict(self.newest_of), Counter(self.totals))
 
 
 @dataclass
-class Head:
+class OutcomeHead:
     """See above. `owner`: a token of whoever wrote it. `quiet_ms`: all that was on the topic by then is worked in."""
 
     owner: str
-    progress: Progress = field(default_factory=Progress)
+    progress: JoinProgress = field(default_factory=JoinProgress)
     quiet_ms: int = 0
 
     def encode(self) -> bytes:
@@ -122,12 +122,12 @@ class Head:
         return json.dumps(fields, separators=(",", ":")).encode()
 
     @staticmethod
-    def decode(data: bytes) -> Head:
+    def decode(data: bytes) -> OutcomeHead:
         """The head in these bytes."""
         fields = json.loads(data)
         newest_of = {Arm(version, variant): newest_ms for version, variant, newest_ms in fields["newest_of"]}
-        progress = Progress(fields["next_offset"], fields["first_ms"], newest_of, Counter(fields["totals"]))
-        return Head(fields["owner"], progress, fields["quiet_ms"])
+        progress = JoinProgress(fields["next_offset"], fields["first_ms"], newest_of, Counter(fields["totals"]))
+        return OutcomeHead(fields["owner"], progress, fields["quiet_ms"])
 
 
 @dataclass
@@ -137,7 +137,7 @@ class Day:
     next_offset: int = 0
     tallies: dict[Arm, OutcomeTally] = field(default_factory=dict)
 
-    def add(self, results: Iterable[Result], day: int) -> None:
+    def add(self, results: Iterable[JoinResult], day: int) -> None:
         """Work in what is new of it."""
         for result in results:
             if result.offset < self.next_offset:
@@ -146,7 +146,7 @@ class Day:
                 if change.decided.cell.day == day:
                     self._count(change)
 
-    def _count(self, change: Change) -> None:
+    def _count(self, change: TallyChange) -> None:
         decided = change.decided
         self.tallies.setdefault(decided.arm, OutcomeTally()).count(
             score_units=decided.score_units,
@@ -176,33 +176,33 @@ class Day:
         return Day(fields["next_offset"], tallies)
 
 
-def head_key(source: Source) -> bytes:
+def head_key(source: SourcePartition) -> bytes:
     return f"{ENTITY}:head:{source.topic}{source.partition}".encode()
 
 
-def day_key(source: Source, day: int) -> bytes:
+def day_key(source: SourcePartition, day: int) -> bytes:
     return f"{ENTITY}:day:{source.topic}{source.partition}:{day}".encode()
 
 
-class Reading:
+class StateReading:
     """Decisions or outcomes as rows, and what is to be joined of them."""
 
     def __init__(self, topic: str, settings: OutcomeSettings, rates: RateTable) -> None:
         """`topic`: DECISIONS or OUTCOMES."""
         self._settings, self._rates = settings, rates
-        self.row_of: Callable[[int, Mapping[str, Any]], Row] = _decision_row if topic == DECISIONS else _outcome_row
-        self.joined_of: Callable[[Row, Progress], Decided | Outcome] = (
+        self.row_of: Callable[[int, Mapping[str, Any]], JoinRow] = _decision_row if topic == DECISIONS else _outcome_row
+        self.joined_of: Callable[[JoinRow, JoinProgress], CountedDecision | Outcome] = (
             self._decided if topic == DECISIONS else self._outcome
         )
 
-    def _decided(self, row: Row, progress: Progress) -> Decided:
+    def _decided(self, row: JoinRow, progress: JoinProgress) -> CountedDecision:
         _, _, decided_ms, version, variant, score, action, amount_minor, currency, flags = row
         arm = self._counted_as(Arm(version, variant), decided_ms, progress)
         progress.first_ms = min(progress.first_ms or decided_ms, decided_ms)
         amount = self._amount(amount_minor, currency, decided_ms)
         progress.totals["without_amount"] += amount is None
         units = NO_SCORE if MODEL_ABSENT in flags else units_of(score)
-        return Decided(arm, decided_ms, _ACTIONS[action], units, amount or 0)
+        return CountedDecision(arm, decided_ms, _ACTIONS[action], units, amount or 0)
 
     def _amount(self, amount_minor: int, currency: str, decided_ms: int) -> int | None:
         """In the reference currency; None for one that there is no rate for, or that is out of bounds."""
@@ -213,7 +213,7 @@ class Reading:
         except InvalidEvent:
             return None
 
-    def _counted_as(self, arm: Arm, decided_ms: int, progress: Progress) -> Arm:
+    def _counted_as(self, arm: Arm, decided_ms: int, progress: JoinProgress) -> Arm:
         places, newest_of = self._settings.arms_max, progress.newest_of
         is_long = max(len(arm.version), len(arm.variant)) > _NAME_LENGTH_MAX
         if is_long or not has_place(newest_of, arm, decided_ms, places=places, idle_ms=_IDLE_MS):
@@ -222,18 +222,18 @@ class Reading:
         take_place(newest_of, arm, decided_ms, places=places)
         return arm
 
-    def _outcome(self, row: Row, _: Progress) -> Outcome:
+    def _outcome(self, row: JoinRow, _: JoinProgress) -> Outcome:
         return Outcome(row[2], _LABELS[row[3]])
 
 
-def _decision_row(offset: int, record: Mapping[str, Any]) -> Row:
+def _decision_row(offset: int, record: Mapping[str, Any]) -> JoinRow:
     return (
         offset, record["payment_id"], record["decided_time_ms"], record["model_version"], record["variant"],
         record["score"], record["action"], record["amount_minor"], record["currency"], record["flags"],
     )  # fmt: skip
 
 
-def _outcome_row(offset: int, record: Mapping[str, Any]) -> Row:
+def _outcome_row(offset: int, record: Mapping[str, Any]) -> JoinRow:
     return offset, record["payment_id"], record["outcome_time_ms"], record["label"]
 
 
@@ -246,19 +246,19 @@ class OutcomeWork:
     def __init__(
         self,
         store: ProfileStore,
-        source: Source,
-        head: Head,
+        source: SourcePartition,
+        head: OutcomeHead,
         *,
-        reading: Reading,
+        reading: StateReading,
         settings: OutcomeSettings,
-        on_saved: Callable[[Counter[str], Sequence[Result]], object] = lambda *_: None,
+        on_saved: Callable[[Counter[str], Sequence[JoinResult]], object] = lambda *_: None,
     ) -> None:
         self.source, self.saved = source, head.progress
         self._store, self._owner, self._reading, self._settings = store, head.owner, reading, settings
         self._on_saved = on_saved
         self._window_ms = settings.window_days * DAY_MS
-        self._added: list[Row] = []
-        self._rows: list[Row] = []
+        self._added: list[JoinRow] = []
+        self._rows: list[JoinRow] = []
         self._added_to = self._rows_to = head.progress.next_offset
         self._quiet_ms = self.saved_quiet_ms = head.quiet_ms
 
@@ -299,24 +299,24 @@ class OutcomeWork:
         results = self._join(rows, progress) if rows else []
         self._write_days(results, progress.next_offset)
         quiet_ms = self._quiet_ms if is_all else self.saved_quiet_ms
-        self._write_head(Head(self._owner, progress, quiet_ms))
+        self._write_head(OutcomeHead(self._owner, progress, quiet_ms))
         more = Counter({name: count - self.saved.totals[name] for name, count in progress.totals.items()})
         del self._rows[: len(rows)]
         self.saved, self.saved_quiet_ms = progress, quiet_ms
         self._on_saved(more, results)
 
-    def _join(self, rows: Sequence[Row], progress: Progress) -> list[Result]:
+    def _join(self, rows: Sequence[JoinRow], progress: JoinProgress) -> list[JoinResult]:
         """Step 1, which is the same however often it is done."""
-        wanted: dict[bytes, list[tuple[int, Decided | Outcome]]] = {}
+        wanted: dict[bytes, list[tuple[int, CountedDecision | Outcome]]] = {}
         for row in rows:
             wanted.setdefault(payment_key(row[1]), []).append((row[0], self._reading.joined_of(row, progress)))
-        results: dict[bytes, list[Result]] = {}
+        results: dict[bytes, list[JoinResult]] = {}
 
         def join(key: bytes, found: bytes | None) -> bytes | None:
             try:
                 payment = Payment() if found is None else Payment.from_bytes(found)
             except InvalidEvent:
-                results[key] = [Result(offset, Kind.UNREADABLE) for offset, _ in wanted[key]]
+                results[key] = [JoinResult(offset, RowEffect.UNREADABLE) for offset, _ in wanted[key]]
                 return None
             joined, results[key] = self._joined(payment, wanted[key])
             return None if joined is None else joined.to_bytes()
@@ -328,12 +328,12 @@ class OutcomeWork:
         return found
 
     def _joined(
-        self, payment: Payment, rows: Sequence[tuple[int, Decided | Outcome]]
-    ) -> tuple[Payment | None, list[Result]]:
+        self, payment: Payment, rows: Sequence[tuple[int, CountedDecision | Outcome]]
+    ) -> tuple[Payment | None, list[JoinResult]]:
         """The payment with its rows, None where they change nothing (more), and what each did."""
         payment = payment.without_counted(self.source, self.saved.next_offset)
         marked, is_new = len(payment.marks), False
-        found: list[tuple[int, Kind, Mark | None]] = []
+        found: list[tuple[int, RowEffect, JoinMark | None]] = []
         for offset, row in rows:
             mark = payment.mark_of(self.source, offset)
             if mark is not None:
@@ -343,13 +343,14 @@ class OutcomeWork:
             is_new = len(payment.marks) > marked
             found.append((offset, kind, payment.mark_of(self.source, offset)))
         results = [
-            Result(offset, kind, () if mark is None else tuple(payment.counted(mark))) for offset, kind, mark in found
+            JoinResult(offset, kind, () if mark is None else tuple(payment.counted(mark)))
+            for offset, kind, mark in found
         ]
         return (payment if is_new else None), results
 
-    def _write_days(self, results: Sequence[Result], next_offset: int) -> None:
+    def _write_days(self, results: Sequence[JoinResult], next_offset: int) -> None:
         """Step 2."""
-        changed: dict[int, list[Result]] = {}
+        changed: dict[int, list[JoinResult]] = {}
         for result in results:
             for day in {change.decided.cell.day for change in result.changes}:
                 changed.setdefault(day, []).append(result)
@@ -367,11 +368,11 @@ class OutcomeWork:
 
         update_records(self._store, list(days), add, ttl_s=_kept_s(self._settings))
 
-    def _write_head(self, head: Head) -> None:
+    def _write_head(self, head: OutcomeHead) -> None:
         """Step 3."""
 
         def go_on(_: bytes, found: bytes | None) -> bytes:
-            if found is None or Head.decode(found).owner != self._owner:
+            if found is None or OutcomeHead.decode(found).owner != self._owner:
                 name = f"{self.source.topic}{self.source.partition}"
                 raise StoreConflict(f"the join of partition {name} is another worker's")
             return head.encode()
@@ -379,13 +380,13 @@ class OutcomeWork:
         update_records(self._store, [head_key(self.source)], go_on, ttl_s=_kept_s(self._settings))
 
 
-def take_over(store: ProfileStore, source: Source, settings: OutcomeSettings) -> Head:
+def take_over(store: ProfileStore, source: SourcePartition, settings: OutcomeSettings) -> OutcomeHead:
     """Become the one who works a partition in. Raises StoreUnavailable."""
-    taken = Head("")
+    taken = OutcomeHead("")
 
     def take(_: bytes, found: bytes | None) -> bytes:
         nonlocal taken
-        taken = Head("") if found is None else Head.decode(found)
+        taken = OutcomeHead("") if found is None else OutcomeHead.decode(found)
         taken.owner = uuid.uuid4().hex
         return taken.encode()
 
@@ -393,13 +394,13 @@ def take_over(store: ProfileStore, source: Source, settings: OutcomeSettings) ->
     return taken
 
 
-def read_heads(store: ProfileStore, sources: Sequence[Source]) -> dict[Source, Head]:
+def read_heads(store: ProfileStore, sources: Sequence[SourcePartition]) -> dict[SourcePartition, OutcomeHead]:
     """Of those that have one. Raises StoreUnavailable."""
     found = store.read([head_key(source) for source in sources])
-    return {source: Head.decode(data) for source, data in zip(sources, found, strict=True) if data is not None}
+    return {source: OutcomeHead.decode(data) for source, data in zip(sources, found, strict=True) if data is not None}
 
 
-def read_day(store: ProfileStore, sources: Sequence[Source], day: int) -> dict[Arm, OutcomeTally]:
+def read_day(store: ProfileStore, sources: Sequence[SourcePartition], day: int) -> dict[Arm, OutcomeTally]:
     """The tallies of payments decided on one day. Raises StoreUnavailable."""
     found = store.read([day_key(source, day) for source in sources])
     parts: dict[Arm, list[OutcomeTally]] = {}
@@ -410,9 +411,11 @@ def read_day(store: ProfileStore, sources: Sequence[Source], day: int) -> dict[A
     return {arm: total(tallies) for arm, tallies in sorted(parts.items())}
 
 
-def read_cells(store: ProfileStore, sources: Sequence[Source], days: Iterable[int]) -> dict[Cell, OutcomeTally]:
+def read_cells(
+    store: ProfileStore, sources: Sequence[SourcePartition], days: Iterable[int]
+) -> dict[TallyCell, OutcomeTally]:
     """As `read_day`, of several days. Raises StoreUnavailable."""
-    return {Cell(day, arm): tally for day in days for arm, tally in read_day(store, sources, day).items()}
+    return {TallyCell(day, arm): tally for day in days for arm, tally in read_day(store, sources, day).items()}
 
 
 def _kept_s(settings: OutcomeSettings) -> int:

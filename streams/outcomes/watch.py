@@ -39,7 +39,7 @@ _GONE_AFTER_MS = 28 * DAY_MS
 
 
 @dataclass(frozen=True)
-class Reference:
+class ShareReference:
     """A share as it was at first, the lower end of its interval, and what it is a share of."""
 
     value: float
@@ -53,7 +53,7 @@ class OutcomeWatch:
     def __init__(self, arm: Arm, first_day: int, settings: OutcomeSettings) -> None:
         self.arm, self._settings = arm, settings
         self.first_day = first_day
-        self.references: dict[str, Reference] = {}
+        self.references: dict[str, ShareReference] = {}
         # The first day that has not been looked at, by the name of a share.
         self._since: dict[str, int] = {}
         segment = f"variant={arm.variant}" if arm.variant else OVERALL
@@ -108,7 +108,7 @@ class OutcomeWatch:
     def from_dict(cls, fields: Mapping[str, Any], settings: OutcomeSettings) -> OutcomeWatch:
         """What `to_dict` was made of."""
         watch = cls(Arm(fields["version"], fields["variant"]), fields["first_day"], settings)
-        watch.references = {name: Reference(*values) for name, values in fields["references"].items()}
+        watch.references = {name: ShareReference(*values) for name, values in fields["references"].items()}
         watch._since = dict(fields["since"])
         try:
             watch._watch.restore(base64.b64decode(fields["watch"]))
@@ -151,7 +151,7 @@ class OutcomeWatch:
         share = shares_of(_span(tallies, self.first_day, day))[name]
         if share.value is None or share.low is None or share.whole < self._settings.reference_frauds_min:
             return
-        self.references[name] = Reference(share.value, share.low, share.whole)
+        self.references[name] = ShareReference(share.value, share.low, share.whole)
         self._since[name] = day + 1
 
 

@@ -21,7 +21,7 @@ from paywarden.streams.profiles.fast_intake import FastIntake
 TIMES = TimeBounds(past_ms_max=40 * 86_400_000, future_ms_max=60_000)
 
 
-class Intake:
+class EventDecoder:
     """Decodes and checks payments and outcomes."""
 
     def __init__(self, engine: FeatureEngine, rates: RateTable, ids: SchemaIds, times: TimeBounds = TIMES) -> None:

@@ -119,7 +119,7 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Applied:
+class ProfileUpdates:
     """The new state of each touched profile of one kind of entity.
 
     `arrived_ms`: when the newest of the events reached Kafka. `late` counts events that came too late
@@ -212,10 +212,10 @@ def _weight_of(outcome: OutcomeEvent, record: PaymentRecord) -> int:
     return weight
 
 
-def apply(entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes], engine: FeatureEngine) -> Applied:
+def apply(entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes], engine: FeatureEngine) -> ProfileUpdates:
     """The touched profiles of one kind of entity as they are after the events. Raises UnreadableProfile."""
     if not events.keys:
-        return Applied({}, 0, replayed=0, late=0)
+        return ProfileUpdates({}, 0, replayed=0, late=0)
     numbers: dict[bytes, int] = {}
     codes = np.array([numbers.setdefault(key, len(numbers)) for key in events.keys])
     # Stable: events of a profile stay in order, which is the order of each source's offsets.
@@ -234,7 +234,7 @@ def apply(entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes], en
     attributes = np.ascontiguousarray(events.rows[:, ATTRIBUTES_AT:])
     states = [profiles.get(key) for key in numbers]
     result = engine.apply(entity, kernel_events, attributes, states, engine.new_slots(0))
-    return Applied(
+    return ProfileUpdates(
         dict(zip(numbers, result.states, strict=True)),
         int(columns[ARRIVED_MS].max()),
         replayed=len(order) - int(result.applied.sum()),

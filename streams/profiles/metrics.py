@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from paywarden.streams.kafka.client import Place
+from paywarden.streams.kafka.client import PartitionId
 
 # From a fetch that waits for nothing to a pipeline that has been away for a quarter of an hour, in seconds.
 AGE_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
@@ -95,7 +95,7 @@ class StreamMetrics:
             entities,
         )
         registry.register(self._age)
-        self._lag_places: set[Place] = set()
+        self._lag_places: set[PartitionId] = set()
         for entity, objective_ms in objectives_ms.items():
             self._objective.labels(entity).set(objective_ms / 1000)
             for by_entity in (self._events, self._replayed, self._late, self._profiles, self._over):
@@ -113,7 +113,7 @@ class StreamMetrics:
         self._over.labels(entity).inc(int((ages_ms > self._objectives_ms[entity]).sum()))
         self._age.observe(entity, ages_ms / 1000.0)
 
-    def lag(self, lag: Mapping[Place, int]) -> None:
+    def lag(self, lag: Mapping[PartitionId, int]) -> None:
         """What this worker is behind; partitions that have gone are not spoken of."""
         for place in self._lag_places - lag.keys():
             self._lag.remove(place[0], str(place[1]))

@@ -39,7 +39,7 @@ from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, TimeBounds, require_between
 from paywarden.streams.dead_letters.writer import DeadLetters
 from paywarden.streams.kafka.admin import end_offsets_of, make_admin, partitions_of
-from paywarden.streams.kafka.client import KafkaSettings, Place
+from paywarden.streams.kafka.client import KafkaSettings, PartitionId
 from paywarden.streams.kafka.end_offsets import EndsWatch
 from paywarden.streams.kafka.group_consumer import BatchConsumer, offsets_after
 from paywarden.streams.kafka.producers import Sender
@@ -48,8 +48,8 @@ from paywarden.streams.kafka.stall_detector import StallWatch, named
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.profiles.changelog import Changelog
 from paywarden.streams.profiles.dead_letter_budget import RefusalLimit
-from paywarden.streams.profiles.decoder import TIMES, Intake
-from paywarden.streams.profiles.events import ARRIVED_MS, KIND, Applied, EntityEvents
+from paywarden.streams.profiles.decoder import TIMES, EventDecoder
+from paywarden.streams.profiles.events import ARRIVED_MS, KIND, EntityEvents, ProfileUpdates
 from paywarden.streams.profiles.metrics import StreamMetrics, objectives_ms
 from paywarden.streams.profiles.outcome_gate import WaitingOutcomes
 from paywarden.streams.profiles.router import Decoded, Router
@@ -156,7 +156,7 @@ class Pipeline:
         self._dead_letters = DeadLetters(self._sender, kafka, ids) if publish else None
         self._refusals = RefusalLimit(settings.dead_letter_window, settings.dead_letter_share_max)
         self._router = Router(
-            intake=Intake(engine, rates, ids, settings.times),
+            intake=EventDecoder(engine, rates, ids, settings.times),
             store=store,
             sender=self._sender,
             plan=engine.plan,
@@ -175,15 +175,15 @@ class Pipeline:
         self._waiting = WaitingOutcomes()
         self._ask_at = self._lag_at = 0.0
         self._repartition = dict(routes.values())
-        self._undrained: set[Place] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
+        self._undrained: set[PartitionId] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
         self.metrics = metrics or stream_metrics(settings, entities, CollectorRegistry())
         self._admin = make_admin(kafka)
         self._kafka, self._group_id = kafka, settings.group_of(profile_set)
         self._consumer = self._new_consumer()
         self._ends = EndsWatch(self._admin, "what is read", lambda: self._consumer.positions())
         self._stalls = StallWatch(settings.stall_timeout_s)
-        self._known_ends: dict[Place, int] = {}
-        self.stalled: list[Place] = []
+        self._known_ends: dict[PartitionId, int] = {}
+        self.stalled: list[PartitionId] = []
         """Partitions on which the client has stalled. `run` replaces it; who calls `step` decides what to do."""
         self._store = store
         self._store_trouble = ""
@@ -242,7 +242,7 @@ class Pipeline:
         """Leave the group."""
         self._consumer.close()
 
-    def missing(self, ends: Mapping[str, Mapping[int, int]]) -> int:
+    def uncommitted_count(self, ends: Mapping[str, Mapping[int, int]]) -> int:
         """How many records before these ends, by topic and partition, the group has not committed.
 
         All of them while the broker does not say.
@@ -301,7 +301,7 @@ class Pipeline:
             decoded = self._router.decode(payments, outcomes, self._now_ms())
         self._refusals.note(len(payments) + len(outcomes), len(decoded.refused))
         with self._timed("keep"):
-            joined = self._patiently(lambda: self._router.keep(decoded), stop)
+            joined = self._retry_while_store_down(lambda: self._router.keep(decoded), stop)
         with self._timed("route"):
             orphans = [decoded.origin[orphan.position] for orphan in joined.orphans]
             reason = "payment_id: outcome of a payment that is not known"
@@ -345,10 +345,10 @@ class Pipeline:
             self._count_applied(entity, events, applied)
         self._note_routed(arrived)
 
-    def _update_patiently(self, entity: int, events: EntityEvents, stop: Event) -> Applied:
-        return self._patiently(lambda: self._updater.update(entity, events), stop)
+    def _update_patiently(self, entity: int, events: EntityEvents, stop: Event) -> ProfileUpdates:
+        return self._retry_while_store_down(lambda: self._updater.update(entity, events), stop)
 
-    def _count_applied(self, entity: int, events: EntityEvents, applied: Applied) -> None:
+    def _count_applied(self, entity: int, events: EntityEvents, applied: ProfileUpdates) -> None:
         arrived_ms = events.rows[:, ARRIVED_MS]
         # Of a label, or where Kafka set no time, there is no age of a payment.
         arrived_ms = arrived_ms[(events.rows[:, KIND] == PAYMENT) & (arrived_ms > 0)]
@@ -396,7 +396,7 @@ class Pipeline:
                 self._dead_letters.send(record, reason, self._now_ms())
             self.metrics.dead_letters.labels(record.topic).inc()
 
-    def _patiently(self, action: Callable[[], _Result], stop: Event) -> _Result:
+    def _retry_while_store_down(self, action: Callable[[], _Result], stop: Event) -> _Result:
         """The action's result, tried again while the store is away. Raises _Abandoned."""
         pause_s = _RETRY_FIRST_S
         is_held = False
@@ -465,13 +465,13 @@ class Pipeline:
     def _standing(self) -> tuple[int, int]:
         return len(self._consumer.places), sum(self._consumer.lag(self._known_ends).values())
 
-    def _on_assigned(self, places: Sequence[Place]) -> None:
+    def _on_assigned(self, places: Sequence[PartitionId]) -> None:
         self._has_joined = True
         # The client reads nothing around a rebalance.
         self._progress.stood_still()
         self._progress.assigned(partition for topic, partition in places if topic == self._payments)
 
-    def _on_revoked(self, places: Sequence[Place]) -> None:
+    def _on_revoked(self, places: Sequence[PartitionId]) -> None:
         # What was sent of a batch that may be abandoned now comes before all that the next owner sends.
         self._sender.flush(self._settings.flush_timeout_s)
         self._progress.stood_still()

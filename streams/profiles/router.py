@@ -17,7 +17,7 @@ from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles import events as batch
-from paywarden.streams.profiles.decoder import Intake
+from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import ROW_WIDTH, EntityEvents, Joined, OutcomeEvent, PaymentEvent, Position
 from paywarden.streams.profiles.repartition import encode_frame, frames_of
 
@@ -41,7 +41,7 @@ class Router:
     def __init__(
         self,
         *,
-        intake: Intake,
+        intake: EventDecoder,
         store: ProfileStore,
         sender: Sender,
         plan: Plan,

@@ -11,7 +11,7 @@ from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles import events as batch
 from paywarden.streams.profiles.changelog import Changelog
-from paywarden.streams.profiles.events import Applied, EntityEvents
+from paywarden.streams.profiles.events import EntityEvents, ProfileUpdates
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.router import read_for_update
 
@@ -71,7 +71,7 @@ class Updater:
         arrived.events = {entity: batch.merged(events) for entity, events in sorted(parts.items())}
         return arrived
 
-    def update(self, entity: int, events: EntityEvents) -> Applied:
+    def update(self, entity: int, events: EntityEvents) -> ProfileUpdates:
         """Read, apply and write as one. What has changed since it was read is not overwritten.
 
         Raises StoreUnavailable or StoreConflict; the same again is always right.
@@ -81,7 +81,7 @@ class Updater:
         self._store.write(applied.profiles, ttl_s=self._engine.plan.ttl_s(entity), versions=versions)
         return applied
 
-    def send(self, entity: int, applied: Applied, now_ms: int) -> None:
+    def send(self, entity: int, applied: ProfileUpdates, now_ms: int) -> None:
         """Queue the new states for the changelog. Raises BrokerUnavailable."""
         if self._changelog is not None:
             self._changelog.send(self.entities[entity], applied.profiles, now_ms, applied.arrived_ms or None)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from paywarden.features.stores.memory import MemoryStore
-from paywarden.models.bundle.bundle import MANIFEST, load_bundle, native_library, told_gate
+from paywarden.models.bundle.bundle import MANIFEST, load_bundle, native_library, parity_summary
 from paywarden.models.bundle.compiler import compiler_name
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
@@ -117,7 +117,7 @@ def test_a_bundle_without_its_library_serves_elsewhere_with_the_very_scores_it_h
     assert "has no library for this machine: compiling it" in clone.log()
     built = json.loads((native_library(clone.bundle).parent / "build.json").read_text(encoding="utf-8"))
     assert built["gate"]["rows"] > 0
-    assert told_gate(clone.bundle)
+    assert parity_summary(clone.bundle)
     # The bundle as it was trained, in this process, on the vectors that the worker wrote down.
     here = load_bundle(small_world.trained_bundle(), catalogue_digest=small_world.engine().plan.digest)
     assert here.predictor.native

@@ -20,7 +20,7 @@ from rich.console import Console
 from paywarden.features.stores.lmdb import LmdbSettings, LmdbStore
 from paywarden.ops.demo import live as demo_live
 from paywarden.ops.demo import processes as demo_processes
-from paywarden.ops.demo.live import LIVE_PREFIX, World, run_live
+from paywarden.ops.demo.live import LIVE_PREFIX, DemoWorld, run_live
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.streams.maintenance.backfill import backfill
@@ -39,11 +39,11 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def world() -> World:
+def world() -> DemoWorld:
     """The first payments of the small world, sent again as live ones; each has an outcome."""
     requests = requests_of(small_world.tables()[0].slice(0, 2 * SECONDS * RATE), id_prefix=LIVE_PREFIX)
     labels = {request.payment_id: "genuine" for request in requests}
-    return World(requests, [], labels, native_model=True, profiles=1)
+    return DemoWorld(requests, [], labels, native_model=True, profiles=1)
 
 
 def demonstrate(past: Path, folder: Path, *, when_sending: Callable[[], object] = lambda: None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from paywarden.scoring.engine.batcher import Turns
+from paywarden.scoring.engine.batcher import MicroBatcher
 from paywarden.scoring.http.connection import HttpConnection
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
@@ -49,7 +49,7 @@ class MemoryWorld:
 
     def __init__(self, settings: HttpSettings) -> None:
         self.scorer = FakeScorer()
-        turns = Turns(
+        turns = MicroBatcher(
             self.scorer,
             intake=euro_intake(),
             settings=UNHURRIED,

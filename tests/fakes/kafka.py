@@ -62,7 +62,7 @@ class FakeMessage:
 
 
 @dataclass
-class Answered:
+class DecisionCache:
     """A partition as a commit answers it."""
 
     topic: str
@@ -214,7 +214,7 @@ class FakeConsumer:
             raise KafkaException(KafkaError(KafkaError._STATE))
         return places
 
-    def commit(self, *, offsets: Sequence[TopicPartition], asynchronous: bool) -> list[Answered]:
+    def commit(self, *, offsets: Sequence[TopicPartition], asynchronous: bool) -> list[DecisionCache]:
         assert not asynchronous
         if self.commit_error is not None:
             raise KafkaException(KafkaError(self.commit_error))
@@ -223,10 +223,10 @@ class FakeConsumer:
             place = (wanted.topic, wanted.partition)
             if place in self.refused_places:
                 refusal = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
-                answers.append(Answered(wanted.topic, wanted.partition, wanted.offset, refusal))
+                answers.append(DecisionCache(wanted.topic, wanted.partition, wanted.offset, refusal))
             else:
                 self._broker.committed[place] = wanted.offset
-                answers.append(Answered(wanted.topic, wanted.partition, wanted.offset))
+                answers.append(DecisionCache(wanted.topic, wanted.partition, wanted.offset))
         self.commits.append({(a.topic, a.partition): a.offset for a in answers if a.error is None})
         return answers
 

@@ -18,7 +18,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import make_consumer, records_to_end
 from paywarden.streams.outcomes.evaluation import read_evaluated, sources_of
-from paywarden.streams.outcomes.payments import DAY_MS, Source
+from paywarden.streams.outcomes.payments import DAY_MS, SourcePartition
 from paywarden.streams.outcomes.settings import OutcomeSettings
 from paywarden.streams.outcomes.state import read_cells, read_heads, take_over
 from tests.services.processes import Deployment, PaywardenProcess, is_ready, run_paywarden, samples, wait_until
@@ -146,7 +146,7 @@ def test_tallies_equal_a_recount_after_kills_and_what_they_say_is_told(
     wait_until(lambda: worked_in(store) >= traffic.sent, "all is joined")
     # As a worker does that was slow to notice that it has partitions no more. Who has them meets a conflict when all
     # but the heads is written, and works the same in again.
-    for source in (Source("o", 1), Source("d", 2)):
+    for source in (SourcePartition("o", 1), SourcePartition("d", 2)):
         take_over(store, source, SETTINGS)
     traffic.send(160)
     wait_until(lambda: worked_in(store) >= traffic.sent, "all is joined again")

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from paywarden.features.catalogue.attributes import row_of
 from paywarden.features.history.history import history_of_tables
-from paywarden.features.history.point_in_time import Passage
+from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.memory import MemoryStore
@@ -289,7 +289,7 @@ def test_what_another_worker_wrote_meanwhile_is_kept_and_nothing_is_counted_twic
     profiles = dict(store.scan("card"))
     assert sources_of(profiles[store.contested])[126] == 5
     history = history_of_tables(payments.slice(0, 200), small_world()[1].slice(0, 0))
-    passage = Passage(history, engine, load_rates())
+    passage = PointInTimeReplay(history, engine, load_rates())
     for _ in passage.chunks():
         pass
     wanted = dict(zip(passage.entities[0].store_keys(), passage.profiles[0], strict=True))

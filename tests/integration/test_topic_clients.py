@@ -25,7 +25,7 @@ from paywarden.streams.kafka.producers import make_producer, make_transactional_
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.registry import RegistrySchemaIds, RegistrySettings
 from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
-from paywarden.streams.profiles.decoder import Intake
+from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import PaymentEvent
 from tests.fakes.topic_memory import decision
 from tests.services.fetch import ServiceMissing
@@ -79,7 +79,7 @@ def exported(deployment: Deployment) -> str:
 
 def payment_in(record: Record, ids: SchemaIds) -> PaymentEvent:
     """As the stream decodes it."""
-    (event,) = Intake(ENGINE, load_rates(), ids).payments([record], time.time_ns() // 1_000_000)
+    (event,) = EventDecoder(ENGINE, load_rates(), ids).payments([record], time.time_ns() // 1_000_000)
     assert isinstance(event, PaymentEvent), event
     return event
 

@@ -22,7 +22,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RATE_SCALE, RateTable
 from paywarden.models.bundle.sigmoid import sigmoids
 from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, Binning
-from paywarden.models.drift.counts import Rows, count_rows
+from paywarden.models.drift.counts import DecisionRows, count_rows
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.payment_fields import TimeBounds
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
@@ -251,7 +251,7 @@ def _drift_counts() -> str:
     chance = random.Random(5)
     count = 200
     edges = np.array([[0.0, 1.0, *[np.inf] * (FEATURE_BINS - 3)], range(FEATURE_BINS - 1)], dtype=np.float32)
-    rows = Rows(
+    rows = DecisionRows(
         scores=np.array([chance.choice([0.0, 0.1, 0.3, 0.9, np.nan]) for _ in range(count)]),
         actions=np.array([chance.randrange(3) for _ in range(count)]),
         vectors=np.array([[chance.choice([-1, 0, 0.5, 3, 99, np.inf, np.nan]) for _ in "ab"] for _ in range(count)]),

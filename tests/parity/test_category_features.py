@@ -37,7 +37,7 @@ from paywarden.scoring.engine.scorer import PaymentScorer
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics
-from paywarden.scoring.requests.decoder import Intake
+from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.wire import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
@@ -141,7 +141,7 @@ def decided_live(bundle: Bundle, folder: Path, payments: pa.Table) -> tuple[list
         outbox=outbox,
         metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=("card",)),
     )
-    intake = Intake(engine().plan, small_world.rates(), RequestLimits())
+    intake = RequestDecoder(engine().plan, small_world.rates(), RequestLimits())
     now_ms = (LAST_DAY + 1) * DAY_MS
     requests = requests_of(payments, id_prefix="")
     answers: list[ScoreResponse] = []

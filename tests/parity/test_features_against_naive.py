@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS
 from paywarden.features.history.history import History, history_of_tables
-from paywarden.features.history.point_in_time import Passage
+from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import entity_key
 from paywarden.streams.profiles import events as batch
@@ -77,7 +77,7 @@ def history_of(world: World) -> History:
 
 def passed(world: World, of: FeatureEngine, rows: int = 1000) -> tuple[Vectors, dict[bytes, bytes]]:
     """(vectors, final profiles by store key) as training and replay get them."""
-    passage = Passage(history_of(world), of, RATES)
+    passage = PointInTimeReplay(history_of(world), of, RATES)
     chunks = [chunk.vectors for chunk in passage.chunks(rows=rows)]
     passage.finish()
     profiles = {
@@ -326,7 +326,7 @@ class Kept:
     records: dict[bytes, bytes]
     profiles: dict[bytes, bytes]
 
-    def work(self, arrivals: Sequence[Arrival], lost: Mapping[int, bool] | None = None) -> batch.Applied:
+    def work(self, arrivals: Sequence[Arrival], lost: Mapping[int, bool] | None = None) -> batch.ProfileUpdates:
         """One batch; of its profiles those are not written whose number is `lost`, as in a crash halfway."""
         joined = self.join(arrivals)
         applied = together.apply(joined, self.profiles, engine())

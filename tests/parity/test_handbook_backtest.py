@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from paywarden.features.datasets.handbook import convert_table
 from paywarden.features.history.history import History, final_labels, history_of_tables
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
-from paywarden.models.backtest.backtest import Fit, Fold, Rows, Summary, backtest, fold_of, path_to, rows_of
+from paywarden.models.backtest.backtest import BacktestRows, Fit, Fold, Summary, backtest, fold_of, path_to, rows_of
 from paywarden.models.backtest.handbook import (
     LABEL_DELAY_DAYS,
     PREQUENTIAL,
@@ -30,13 +31,13 @@ from paywarden.models.backtest.handbook import (
     require_handbook,
 )
 from paywarden.models.backtest.models import family
-from paywarden.models.metrics.evaluation import DAY_MS, METRICS, Measured, day_of_time, measure
-from paywarden.models.training.candidates import Path
+from paywarden.models.metrics.evaluation import DAY_MS, METRICS, HandbookMetrics, day_of_time, measure
+from paywarden.models.training.candidates import CandidatePath
 from tests.checkout import CHECKOUT
 from tests.services.missing_tools import HANDBOOK
 
 PROJECT = CHECKOUT
-REAL_FILE = pathlib.Path(os.environ.get("PAYWARDEN_HANDBOOK", PROJECT.parent / "shared" / "data" / "handbook.parquet"))
+REAL_FILE = Path(os.environ.get("PAYWARDEN_HANDBOOK", PROJECT.parent / "shared" / "data" / "handbook.parquet"))
 TOLERANCE = 0.005
 WINDOWS_DAYS = (1, 7, 30)
 HOUR_MS = 3_600_000
@@ -115,18 +116,18 @@ def reference() -> dict[str, NDArray[np.float64]]:
 
 
 @cache
-def exact_rows() -> Rows:
+def exact_rows() -> BacktestRows:
     """What the prequential protocol needs, which holds all that the single split does."""
     data = history()
     day = day_of_time(data.event_time_ms)
     wanted = PREQUENTIAL.days.contains(day)
     vectors = np.column_stack([column[wanted] for column in reference().values()]).astype(np.float32)
     label = (final_labels(data) == 1).astype(np.int64)
-    return Rows(vectors, label[wanted], day[wanted], data.card.codes[wanted])
+    return BacktestRows(vectors, label[wanted], day[wanted], data.card.codes[wanted])
 
 
 @cache
-def engine_rows() -> Rows:
+def engine_rows() -> BacktestRows:
     """The same as the feature engine has it."""
     engine = FeatureEngine(book_catalogue())
     return rows_of(history(), PREQUENTIAL.days, engine=engine, rates=load_rates(), label_delay_days=LABEL_DELAY_DAYS)
@@ -147,7 +148,10 @@ def exact_counts(windows: ExactWindows, begin: NDArray[np.intp], end: NDArray[np
 
 
 def with_the_books_parameters(
-    rows: Rows, protocol_name: str, model: str, prepare: Callable[[Fold, Callable[[Fold], Fit]], Fit] | None = None
+    rows: BacktestRows,
+    protocol_name: str,
+    model: str,
+    prepare: Callable[[Fold, Callable[[Fold], Fit]], Fit] | None = None,
 ) -> Summary:
     """The test folds by the published parameters alone: no grid is searched.
 
@@ -172,14 +176,14 @@ def forests(protocol_name: str) -> tuple[Summary, Summary]:
 
     A forest of a hundred trees on a fold takes some ten seconds of a core; all else here takes less together.
     """
-    by_engine: list[Measured] = []
+    by_engine: list[HandbookMetrics] = []
 
     def prepare(fold: Fold, grow: Callable[[Fold], Fit]) -> Fit:
         engine_test = fold_of(engine_rows(), fold.split).test
         assert np.array_equal(engine_test.card, fold.test.card)
         fit = grow(replace(fold, test=replace(fold.test, vectors=np.vstack([fold.test.vectors, engine_test.vectors]))))
 
-        def measured(path: Path) -> list[NDArray[np.float64]]:
+        def measured(path: CandidatePath) -> list[NDArray[np.float64]]:
             scores = fit(path)
             if path.sizes[-1] > 1:
                 test, of_engine = fold.test, scores[-1][len(fold.test.label) :]
@@ -192,7 +196,7 @@ def forests(protocol_name: str) -> tuple[Summary, Summary]:
     return exact, Summary(tuple(by_engine))
 
 
-def assert_close(measured: Measured, published: Measured, tolerance: float) -> None:
+def assert_close(measured: HandbookMetrics, published: HandbookMetrics, tolerance: float) -> None:
     for metric in METRICS:
         got, wanted = getattr(measured, metric), getattr(published, metric)
         assert got == pytest.approx(wanted, abs=tolerance), (metric, got, wanted)

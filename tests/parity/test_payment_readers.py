@@ -24,9 +24,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paywarden.features.catalogue.attributes import ATTRIBUTES, Kind, declined
+from paywarden.features.catalogue.attributes import ATTRIBUTES, AttributeKind, declined
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
-from paywarden.features.history.columns import FileRoom, MemoryRoom
+from paywarden.features.history.columns import MemoryAllocator, MmapAllocator
 from paywarden.features.history.entity_columns import entity_column
 from paywarden.features.history.history import OUTCOMES_FILE, PAYMENTS_FILE, History, history_of_tables
 from paywarden.features.history.mapped import open_history
@@ -39,13 +39,13 @@ from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, FIELD, FIELDS, TIME_MS_END, TIME_MS_MIN
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests import wire
-from paywarden.scoring.requests.decoder import Intake as Endpoint
+from paywarden.scoring.requests.decoder import RequestDecoder as Endpoint
 from paywarden.scoring.requests.request_rows import RequestRows
 from paywarden.scoring.requests.wire import RequestLimits, RequestRules
 from paywarden.streams.archive.topic_history import history_of_rows
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.topic_rows import TopicRows, rows_schema
-from paywarden.streams.profiles.decoder import Intake as Stream
+from paywarden.streams.profiles.decoder import EventDecoder as Stream
 from paywarden.streams.profiles.events import Position
 
 NOW_MS = 1_720_000_000_000
@@ -59,7 +59,7 @@ card, trio = Entity("card", "card_id"), Entity("trio", ("device_id", "merchant_i
 QUESTIONS = [
     card.count(f"{one.name}_count", "1d", where=one != ("AB" if one.name == "country" else "x"))
     for one in ATTRIBUTES
-    if one.kind in (Kind.TEXT, Kind.COUNTRY)
+    if one.kind in (AttributeKind.TEXT, AttributeKind.COUNTRY)
 ]
 ENGINE = FeatureEngine(Catalogue([card, trio], [trio.count("trio_count", "1d"), request.hour("hour"), *QUESTIONS]))
 ENTITIES = list(zip(ENGINE.plan.entity_names, ENGINE.plan.entity_keys, strict=True))
@@ -162,7 +162,7 @@ def history_in_parts(payment: Payment) -> Verdict:
     with tempfile.TemporaryDirectory() as folder:
         pq.write_table(columns_of(payment), Path(folder) / PAYMENTS_FILE)
         pq.write_table(no_outcomes(), Path(folder) / OUTCOMES_FILE)
-        return named(lambda: of_history(open_history(folder, FileRoom(Path(folder)))))
+        return named(lambda: of_history(open_history(folder, MmapAllocator(Path(folder)))))
 
 
 def named(read: Callable[[], Read]) -> Verdict:
@@ -176,7 +176,7 @@ def named(read: Callable[[], Read]) -> Verdict:
 
 
 def of_history(history: History) -> Read:
-    row = HistoryRows(history, reference_amounts(history, RATES, MemoryRoom())).of(np.array([0]))[0].tolist()
+    row = HistoryRows(history, reference_amounts(history, RATES, MemoryAllocator())).of(np.array([0]))[0].tolist()
     keys = []
     for name, fields in ENTITIES:
         column = entity_column(history, name, fields)

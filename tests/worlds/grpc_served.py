@@ -13,13 +13,13 @@ from typing import Self
 import uvloop
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.batcher import AdmissionSettings, Refusal, Turns
+from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher, Refusal
 from paywarden.scoring.grpc.front import GrpcServer
 from paywarden.scoring.grpc.metrics import GrpcMetrics
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.net.tls import Tls
-from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.wire import RequestLimits
 from tests.worlds.payments import euro_intake
 
@@ -37,7 +37,7 @@ class FakeScorer:
         self.missing: list[str] = []
         self.chunks: list[list[str]] = []
 
-    def score_many(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
+    def score_many(self, payments: CheckedPayments, now_ms: int) -> list[bytes | Refusal]:
         assert now_ms == NOW_MS
         requests = list(payments)
         self.chunks.append([request.payment_id for request in requests])
@@ -72,7 +72,7 @@ class GrpcServed:
         """`shared_port`: a port that several servers may listen on at once; 0 finds one."""
         self.scorer = FakeScorer()
         self.metrics = GrpcMetrics.declare(Registry())
-        self.turns = Turns(
+        self.turns = MicroBatcher(
             self.scorer,
             intake=euro_intake(RequestLimits(batch_size_max=4)),
             settings=admission,

@@ -16,7 +16,7 @@ import uvloop
 from google.protobuf.message import Message
 
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.batcher import AdmissionSettings, Refusal, Turns
+from paywarden.scoring.engine.batcher import AdmissionSettings, MicroBatcher, Refusal
 from paywarden.scoring.http.front import HttpServer
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.metrics.shared import Registry
@@ -24,7 +24,7 @@ from paywarden.scoring.metrics.worker import HttpMetrics
 from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.net.tokens import Tokens
-from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.wire import RequestLimits
 from tests.worlds.payments import euro_intake
 
@@ -47,7 +47,7 @@ class FakeScorer:
         self.seen: list[str] = []
         self.action = "approve"
 
-    def score_many(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
+    def score_many(self, payments: CheckedPayments, now_ms: int) -> list[bytes | Refusal]:
         assert now_ms == NOW_MS
         time.sleep(self.takes_s)
         if self.raises is not None:
@@ -81,7 +81,7 @@ class Served:
         self.scorer = FakeScorer()
         self.metrics = HttpMetrics.declare(Registry())
         self.metrics_text = metrics_text
-        self.turns = Turns(
+        self.turns = MicroBatcher(
             self.scorer,
             intake=euro_intake(RequestLimits(batch_size_max=4)),
             settings=admission,

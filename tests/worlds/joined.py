@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.streams.profiles import events as batch
-from paywarden.streams.profiles.events import Applied, Joined
+from paywarden.streams.profiles.events import Joined, ProfileUpdates
 
 
-def apply(joined: Joined, profiles: Mapping[bytes, bytes], engine: FeatureEngine) -> Applied:
+def apply(joined: Joined, profiles: Mapping[bytes, bytes], engine: FeatureEngine) -> ProfileUpdates:
     """All kinds of entities as one."""
     parts = [batch.apply(entity, events, profiles, engine) for entity, events in enumerate(joined.of_entities())]
-    return Applied(
+    return ProfileUpdates(
         {key: state for part in parts for key, state in part.profiles.items()},
         max(part.arrived_ms for part in parts),
         replayed=sum(part.replayed for part in parts),

@@ -12,7 +12,7 @@ import numpy as np
 from paywarden.models.metrics.outcome_tally import UNLABELLED, OutcomeTally, units_of
 from paywarden.models.metrics.tally import FRAUD, GENUINE
 from paywarden.models.policy.policy import ACTIONS
-from paywarden.streams.outcomes.payments import DAY_MS, Arm, Cell
+from paywarden.streams.outcomes.payments import DAY_MS, Arm, TallyCell
 
 FIRST_DAY = 20_000
 HOUR_MS = 3_600_000
@@ -71,14 +71,14 @@ def random_records(seed: int, payments: int) -> tuple[list[Record], list[Record]
     return decisions, outcomes
 
 
-def recount(decisions: Iterable[Record], outcomes: Iterable[Record], window_days: int) -> dict[Cell, OutcomeTally]:
+def recount(decisions: Iterable[Record], outcomes: Iterable[Record], window_days: int) -> dict[TallyCell, OutcomeTally]:
     """The tallies, from all that there is at once. Decisions in the order of their topic."""
     labels: dict[str, list[tuple[int, int]]] = {}
     for one in outcomes:
         labels.setdefault(one["payment_id"], []).append((one["outcome_time_ms"], _LABELS[one["label"]]))
     first_ms: dict[str, int] = {}
     seen: set[tuple[str, str]] = set()
-    found: dict[Cell, OutcomeTally] = {}
+    found: dict[TallyCell, OutcomeTally] = {}
     for one in decisions:
         name, decided_ms = one["payment_id"], one["decided_time_ms"]
         first_ms.setdefault(name, decided_ms)
@@ -87,7 +87,7 @@ def recount(decisions: Iterable[Record], outcomes: Iterable[Record], window_days
         seen.add((name, one["variant"]))
         until_ms = first_ms[name] + window_days * DAY_MS
         known = max((label for label in labels.get(name, []) if label[0] <= until_ms), default=None)
-        cell = Cell(decided_ms // DAY_MS, Arm(one["model_version"], one["variant"]))
+        cell = TallyCell(decided_ms // DAY_MS, Arm(one["model_version"], one["variant"]))
         found.setdefault(cell, OutcomeTally()).count(
             score_units=units_of(one["score"]),
             action=ACTIONS.index(one["action"]),
@@ -98,7 +98,7 @@ def recount(decisions: Iterable[Record], outcomes: Iterable[Record], window_days
     return found
 
 
-def assert_same(found: Mapping[Cell, OutcomeTally], wanted: Mapping[Cell, OutcomeTally]) -> None:
+def assert_same(found: Mapping[TallyCell, OutcomeTally], wanted: Mapping[TallyCell, OutcomeTally]) -> None:
     """Cells in which all has been taken away again are as good as none."""
     assert {cell for cell, tally in found.items() if tally.row.any()} == set(wanted)
     for cell, tally in wanted.items():

@@ -10,8 +10,8 @@ from paywarden.features.profiles.money import RATE_SCALE, RateTable
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batcher import Refusal, Scorer, refusal_of
-from paywarden.scoring.requests.decoder import Intake
-from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.requests.decoder import RequestDecoder
+from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.requests.wire import RequestLimits
 
 
@@ -20,13 +20,13 @@ def default_plan() -> Plan:
     return FeatureEngine().plan
 
 
-def euro_intake(limits: RequestLimits | None = None) -> Intake:
+def euro_intake(limits: RequestLimits | None = None) -> RequestDecoder:
     """One that knows no currency but the euro."""
-    return Intake(default_plan(), RateTable({"EUR": [(0, RATE_SCALE)]}), limits or RequestLimits())
+    return RequestDecoder(default_plan(), RateTable({"EUR": [(0, RATE_SCALE)]}), limits or RequestLimits())
 
 
 def score_many(
-    scorer: Scorer, requests: Sequence[ScoreRequest], intake: Intake, now_ms: int
+    scorer: Scorer, requests: Sequence[ScoreRequest], intake: RequestDecoder, now_ms: int
 ) -> list[ScoreResponse | Refusal]:
     """What each request gets that goes through an intake and, where it is not refused there, a scorer."""
     payments, wrong = intake.read([request.SerializeToString() for request in requests], now_ms)
@@ -38,7 +38,7 @@ def score_many(
     return answers
 
 
-def payments_of(requests: Sequence[ScoreRequest], intake: Intake, now_ms: int) -> Payments:
+def payments_of(requests: Sequence[ScoreRequest], intake: RequestDecoder, now_ms: int) -> CheckedPayments:
     """What the intake makes of requests, all of which it must take."""
     payments, wrong = intake.read([request.SerializeToString() for request in requests], now_ms)
     assert not wrong

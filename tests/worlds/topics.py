@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from paywarden.features.datasets.simulator import simulate
 from paywarden.features.history.history import history_of_tables
-from paywarden.features.history.point_in_time import Passage
+from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.aerospike.store import AerospikeSettings, AerospikeStore
@@ -99,7 +99,7 @@ def batch_profiles(payments: pa.Table, outcomes: pa.Table) -> dict[bytes, bytes]
     """The profiles that the batch path makes of a history."""
     engine = FeatureEngine()
     history = history_of_tables(payments, outcomes)
-    passage = Passage(history, engine, load_rates())
+    passage = PointInTimeReplay(history, engine, load_rates())
     for _ in passage.chunks():
         pass
     passage.finish()

@@ -82,14 +82,14 @@ class SetScan:
         if progress is not None:
             progress(count, expected_count)
         while not self._is_done:
-            page = self._patiently(self._next_page)
+            page = self._retry_while_store_down(self._next_page)
             yield page
             count += len(page)
             if progress is not None:
                 progress(count, expected_count)
-        self._patiently(lambda: self._check_nothing_was_lost(cluster))
+        self._retry_while_store_down(lambda: self._check_nothing_was_lost(cluster))
 
-    def _patiently(self, action: Callable[[], _Result]) -> _Result:
+    def _retry_while_store_down(self, action: Callable[[], _Result]) -> _Result:
         """The action's result, tried again for a while when the store is away."""
         deadline: float | None = None
         while True:

@@ -11,9 +11,9 @@ from paywarden.models.replay.report.plots import (
     Axis,
     Bar,
     Drawing,
-    Line,
-    Mark,
     Plot,
+    PlotLine,
+    PlotMark,
     Upright,
     Whisker,
     drawing_of,
@@ -28,12 +28,12 @@ _STYLES = ("champion", "challenger")
 
 
 def precision_recall(results: ReplayResults) -> Figure:
-    marks: list[Mark] = []
+    marks: list[PlotMark] = []
     for style, one in scorers(results):
         curve = one.threshold_curve
-        marks.append(Line(list(zip(curve.recall, curve.precision, strict=True)), style))
+        marks.append(PlotLine(list(zip(curve.recall, curve.precision, strict=True)), style))
     base = results.facts.frauds / results.facts.payments
-    marks.append(Line([(0, base), (1, base)], "ideal"))
+    marks.append(PlotLine([(0, base), (1, base)], "ideal"))
     plot = Plot(
         "Precision against recall over all thresholds",
         linear_axis("recall: share of frauds found", 0, 1, _percent_tick),
@@ -53,7 +53,7 @@ def score_spread(one: ContestantMeasures, *, has_outcomes: bool) -> Figure:
     histogram = one.score_histogram
     series = [("genuine", histogram.genuine), *([("fraud", histogram.fraud)] if has_outcomes else [])]
     highest = max(max(counts) for _, counts in series)
-    marks: list[Mark] = []
+    marks: list[PlotMark] = []
     width = 0.9 / len(series)
     for place, (style, counts) in enumerate(series):
         for number, count in enumerate(counts):
@@ -79,7 +79,7 @@ def score_spread(one: ContestantMeasures, *, has_outcomes: bool) -> Figure:
 
 
 def actions_by_day(one: ContestantMeasures) -> Figure:
-    marks: list[Mark] = []
+    marks: list[PlotMark] = []
     for number, day in enumerate(one.by_day):
         hint = f"{day.name}: {day.reviewed:,} reviewed, {day.declined:,} declined of {day.payments:,}"
         marks.append(Bar(number + 0.1, number + 0.9, 0, day.declined, "decline", hint))
@@ -101,7 +101,7 @@ def actions_by_day(one: ContestantMeasures) -> Figure:
 
 
 def frauds_by_day(one: ContestantMeasures) -> Figure:
-    marks: list[Mark] = []
+    marks: list[PlotMark] = []
     for number, day in enumerate(one.by_day):
         stopped = day.frauds_stopped
         hint = f"{day.name}: {stopped:,} of {day.frauds:,} frauds stopped"
@@ -123,12 +123,12 @@ def frauds_by_day(one: ContestantMeasures) -> Figure:
 
 
 def card_precision_by_day(results: ReplayResults) -> Figure:
-    marks: list[Mark] = []
+    marks: list[PlotMark] = []
     for style, one in scorers(results):
         days = [day.name for day in one.by_day]
         points = [(number + 0.5, value) for number, value in enumerate(one.card_precision_per_day)]
         hints = [f"{day}: {percent(y)}" for day, (_, y) in zip(days, points, strict=True)]
-        marks.append(Line(points, style, with_dots=len(points) <= 62, hints=hints))
+        marks.append(PlotLine(points, style, with_dots=len(points) <= 62, hints=hints))
     highest = max(max(one.card_precision_per_day) for _, one in scorers(results))
     plot = Plot(
         "Card precision at 100 of each day",
@@ -146,7 +146,7 @@ def card_precision_by_day(results: ReplayResults) -> Figure:
 
 
 def calibration(results: ReplayResults) -> Figure:
-    marks: list[Mark] = [Line([(_SCORE_MIN, _SCORE_MIN), (1, 1)], "ideal")]
+    marks: list[PlotMark] = [PlotLine([(_SCORE_MIN, _SCORE_MIN), (1, 1)], "ideal")]
     for style, one in scorers(results):
         curve = one.reliability
         assert curve is not None
@@ -158,7 +158,7 @@ def calibration(results: ReplayResults) -> Figure:
         marks += [
             Whisker(x, low, high, style) for x, low, high in zip(curve.mean_score, curve.low, curve.high, strict=True)
         ]
-        marks.append(Line(points, style, with_dots=True, hints=hints))
+        marks.append(PlotLine(points, style, with_dots=True, hints=hints))
     plot = Plot(
         "Share of frauds against mean score, logarithmic",
         log_axis("mean score of the bin", _SCORE_MIN, 1, _small_tick),
@@ -179,7 +179,7 @@ def calibration(results: ReplayResults) -> Figure:
 def threshold_rates(results: ReplayResults, one: ContestantMeasures) -> Figure:
     curve = one.threshold_curve
     lines = (("first", curve.precision), ("second", curve.recall), ("third", curve.share))
-    marks: list[Mark] = [Line(_over_thresholds(curve.threshold, values), style) for style, values in lines]
+    marks: list[PlotMark] = [PlotLine(_over_thresholds(curve.threshold, values), style) for style, values in lines]
     plot = Plot(
         "Precision, recall and share of payments over the threshold",
         _threshold_axis(),
@@ -202,10 +202,10 @@ def threshold_money(results: ReplayResults, one: ContestantMeasures) -> Figure:
     # Below every useful threshold nets fall far: show what can be chosen from.
     lowest = max(min(min(net) for _, net in nets), -highest / 2) if highest > 0 else min(min(net) for _, net in nets)
     axis = linear_axis(f"net, {currency}" if currency else "net", min(lowest, 0), max(highest, 0), short_amount)
-    marks: list[Mark] = []
+    marks: list[PlotMark] = []
     for style, net in nets:
         visible = [value if value >= axis.low else float("nan") for value in net]
-        marks.append(Line(_over_thresholds(curve.threshold, visible), style))
+        marks.append(PlotLine(_over_thresholds(curve.threshold, visible), style))
     best = [
         f"{how} it is best at {decimal(threshold)}, with {money(net, currency)}"
         for how, (threshold, net) in (
@@ -249,7 +249,7 @@ def live_differences(counts: list[int]) -> Figure:
 
 def _differences(counts: list[int], what: str, style: str) -> Drawing:
     """Payments by the difference of two scores; `what` says of which."""
-    marks: list[Mark] = [
+    marks: list[PlotMark] = [
         Bar(
             number + 0.05,
             number + 0.95,

@@ -7,20 +7,20 @@ import math
 from paywarden.models.metrics.comparison import Agreement
 from paywarden.models.metrics.costs import Money
 from paywarden.models.policy.policy import ACTIONS
-from paywarden.models.replay.measures import LISTED_MAX, Change, Comparison, ContestantMeasures, ReplayResults
+from paywarden.models.replay.measures import LISTED_MAX, ActionChange, Comparison, ContestantMeasures, ReplayResults
 from paywarden.models.replay.report import charts
 from paywarden.models.replay.report.page import (
     NO_NUMBER,
     PAST,
     Beside,
-    Block,
-    Cell,
     Definitions,
     Figures,
-    Group,
     Heading,
+    PageBlock,
+    PageGroup,
+    PageTable,
     Paragraph,
-    Table,
+    TableCell,
     amount,
     count_of,
     decimal,
@@ -62,7 +62,7 @@ def _more_or_less(difference_minor: int, currency: str, of_what: str, same: str)
     return f"{money(abs(difference_minor), currency)} {'more' if difference_minor > 0 else 'less'}{of_what}"
 
 
-def comparison_section(results: ReplayResults) -> list[Block]:
+def comparison_section(results: ReplayResults) -> list[PageBlock]:
     """Side by side, agreement, who is decided about differently, how scores shift. Empty without a challenger."""
     champion, challenger, comparison = results.champion, results.challenger, results.comparison
     if challenger is None or comparison is None:
@@ -76,8 +76,8 @@ def comparison_section(results: ReplayResults) -> list[Block]:
         "action, columns the challenger's; shaded is where they agree."
         + (" Frauds among them are in brackets." if facts.has_outcomes else "")
     )
-    blocks: list[Block] = [Heading("Champion against challenger"), Paragraph(both)]
-    pairs: list[Block] = [
+    blocks: list[PageBlock] = [Heading("Champion against challenger"), Paragraph(both)]
+    pairs: list[PageBlock] = [
         Heading("Where they agree", 3),
         Paragraph(agree),
         _agreement(results, comparison.agreement),
@@ -94,12 +94,12 @@ def comparison_section(results: ReplayResults) -> list[Block]:
     return blocks
 
 
-def _side_by_side(results: ReplayResults, champion: ContestantMeasures, challenger: ContestantMeasures) -> Table:
+def _side_by_side(results: ReplayResults, champion: ContestantMeasures, challenger: ContestantMeasures) -> PageTable:
     rows = [
         _compared(name, before, after, form, direction)
         for name, before, after, form, direction in _compared_measures(results, champion, challenger)
     ]
-    return Table(["", "champion", "challenger", "difference", ""], rows)
+    return PageTable(["", "champion", "challenger", "difference", ""], rows)
 
 
 def _compared_measures(
@@ -135,7 +135,7 @@ def _compared_measures(
     ]
 
 
-def _compared(name: str, before: float, after: float, form: str, direction: int) -> list[str | Cell]:
+def _compared(name: str, before: float, after: float, form: str, direction: int) -> list[str | TableCell]:
     difference = after - before
     texts = {
         "money": (amount(before), amount(after), amount(difference, is_signed=True)),
@@ -150,7 +150,7 @@ def _compared(name: str, before: float, after: float, form: str, direction: int)
     }[form]
     gain = difference * direction
     is_judged = math.isfinite(gain) and gain != 0
-    word = Cell("better" if gain > 0 else "worse", "better" if gain > 0 else "worse") if is_judged else ""
+    word = TableCell("better" if gain > 0 else "worse", "better" if gain > 0 else "worse") if is_judged else ""
     return [name, *texts, word]
 
 
@@ -166,29 +166,29 @@ def _stopped(money_: Money) -> int:
     return money_.fraud_declined_minor + money_.fraud_reviewed_minor
 
 
-def _agreement(results: ReplayResults, agreement: Agreement) -> Table:
-    rows: list[list[str | Cell]] = []
+def _agreement(results: ReplayResults, agreement: Agreement) -> PageTable:
+    rows: list[list[str | TableCell]] = []
     for place, action in enumerate(ACTIONS):
-        row: list[str | Cell] = [PAST[action]]
+        row: list[str | TableCell] = [PAST[action]]
         for other, count in enumerate(agreement.payments[place]):
             frauds = agreement.frauds[place][other]
             text = f"{whole(count)} ({whole(frauds)})" if results.facts.has_outcomes else whole(count)
-            row.append(Cell(text, "same" if place == other else ""))
+            row.append(TableCell(text, "same" if place == other else ""))
         rows.append(row)
     heads = ["champion ↓ challenger →", *(PAST[action] for action in ACTIONS)]
-    return Table(heads, rows)
+    return PageTable(heads, rows)
 
 
-def _changes(comparison: Comparison, currency: str) -> list[Block]:
+def _changes(comparison: Comparison, currency: str) -> list[PageBlock]:
     rows = [
         [_CHANGES[kind][0], whole(change.payments), amount(change.amount_minor)]
         for kind, change in comparison.changes.items()
     ]
     title = Heading("Who is decided about differently", 3)
-    return [title, Table(["by the challenger", "payments", currency or "amount"], rows)]
+    return [title, PageTable(["by the challenger", "payments", currency or "amount"], rows)]
 
 
-def _shift(comparison: Comparison) -> Group:
+def _shift(comparison: Comparison) -> PageGroup:
     shift = comparison.score_shift
     psi = shift.population_stability_index
     size = "little (below 0.1)" if psi < 0.1 else "much (above 0.25)" if psi > 0.25 else "some (0.1 to 0.25)"
@@ -202,10 +202,10 @@ def _shift(comparison: Comparison) -> Group:
             ("Largest fall and rise", f"{_signed(f'{shift.largest_fall:+.3f}', 0)} and {shift.largest_rise:+.3f}"),
         ]
     )
-    return Group([words])
+    return PageGroup([words])
 
 
-def changed_payments_section(results: ReplayResults) -> list[Block]:
+def changed_payments_section(results: ReplayResults) -> list[PageBlock]:
     """The largest payments of each kind of change. Empty where there is none."""
     comparison = results.comparison
     if comparison is None or not any(change.payments for change in comparison.changes.values()):
@@ -222,7 +222,7 @@ def changed_payments_section(results: ReplayResults) -> list[Block]:
     return [Heading("Payments decided about differently"), Paragraph(intro), *lists]
 
 
-def _changed_list(kind: str, change: Change, currency: str) -> Table:
+def _changed_list(kind: str, change: ActionChange, currency: str) -> PageTable:
     title, meaning = _CHANGES[kind]
     rows = [
         [
@@ -233,4 +233,4 @@ def _changed_list(kind: str, change: Change, currency: str) -> Table:
     ]
     heads = ["payment", "day", "action", f"amount {currency}".rstrip(), "champion's score", "challenger's score"]
     caption = f"{title}: {count_of(change.payments, 'payment')}, {money(change.amount_minor, currency)} ({meaning})"
-    return Table(heads, rows, caption=caption, text_columns=3)
+    return PageTable(heads, rows, caption=caption, text_columns=3)

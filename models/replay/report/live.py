@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from paywarden.models.policy.policy import ACTIONS
-from paywarden.models.replay.live_comparison import Agreement, LiveComparison
+from paywarden.models.replay.live_comparison import LiveAgreement, LiveComparison
 from paywarden.models.replay.report import charts
 from paywarden.models.replay.report.page import (
     NO_NUMBER,
     PAST,
     Beside,
-    Block,
-    Cell,
     Definitions,
     Figures,
-    Group,
     Heading,
+    PageBlock,
+    PageGroup,
+    PageTable,
     Paragraph,
-    Table,
+    TableCell,
     count_of,
     percent,
     whole,
@@ -25,7 +25,7 @@ from paywarden.models.replay.report.page import (
 VERSIONS_SHOWN = 12
 
 
-def live_section(live: LiveComparison, champion: str) -> list[Block]:
+def live_section(live: LiveComparison, champion: str) -> list[PageBlock]:
     """How far live decisions are those of the replay, and where not. `champion`: the version of the replay's model."""
     title = Heading("Live against replay")
     if live.whole.payments == 0:
@@ -69,23 +69,26 @@ def _others(live: LiveComparison) -> int:
     return live.whole.payments - sum(live.actions[place][place] for place in range(len(ACTIONS)))
 
 
-def _actions(live: LiveComparison) -> Table:
-    rows: list[list[str | Cell]] = [
-        [PAST[action], *(Cell(whole(count), "same" if other == place else "") for other, count in enumerate(counts))]
+def _actions(live: LiveComparison) -> PageTable:
+    rows: list[list[str | TableCell]] = [
+        [
+            PAST[action],
+            *(TableCell(whole(count), "same" if other == place else "") for other, count in enumerate(counts)),
+        ]
         for place, (action, counts) in enumerate(zip(ACTIONS, live.actions, strict=True))
     ]
-    return Table(["live ↓ replay →", *(PAST[action] for action in ACTIONS)], rows)
+    return PageTable(["live ↓ replay →", *(PAST[action] for action in ACTIONS)], rows)
 
 
-def _flags(live: LiveComparison) -> list[Block]:
+def _flags(live: LiveComparison) -> list[PageBlock]:
     if not live.flags_of_other_action:
         return []
     rows = [[flag, whole(count)] for flag, count in live.flags_of_other_action.items()]
     title = Heading("Flags of those with another action", 3)
-    return [title, Table(["flag", "payments"], rows, is_full=False)]
+    return [title, PageTable(["flag", "payments"], rows, is_full=False)]
 
 
-def _versions(live: LiveComparison, champion: str) -> Group:
+def _versions(live: LiveComparison, champion: str) -> PageGroup:
     shown = sorted(live.by_model_version.items(), key=lambda item: (-item[1].payments, item[0]))
     rows = [_version_row(version, agreement, champion) for version, agreement in shown[:VERSIONS_SHOWN]]
     heads = ["decided live by", "payments", "same action", "same score", "differs by up to"]
@@ -95,10 +98,10 @@ def _versions(live: LiveComparison, champion: str) -> Group:
         "differ, the profiles were others: behind the stream, or of payments that the history has not."
     )
     more = [Paragraph(f"and {count_of(hidden, 'model')} more, in metrics.json", "soft")] if hidden > 0 else []
-    return Group([Heading("By the model that decided live", 3), Paragraph(said), Table(heads, rows), *more])
+    return PageGroup([Heading("By the model that decided live", 3), Paragraph(said), PageTable(heads, rows), *more])
 
 
-def _version_row(version: str, agreement: Agreement, champion: str) -> list[str]:
+def _version_row(version: str, agreement: LiveAgreement, champion: str) -> list[str]:
     name = "none" if not version else f"{version} (here)" if version == champion else version
     difference = agreement.score_difference_max
     return [
@@ -118,7 +121,7 @@ def _share(share: float | None) -> str:
     return "over 99.99%" if share < 1 and text == "100.00%" else text
 
 
-def _left_out(live: LiveComparison) -> list[Block]:
+def _left_out(live: LiveComparison) -> list[PageBlock]:
     words = Definitions(
         [
             ("Only live", f"{count_of(live.only_live, 'payment')}: not in the history that is replayed."),

@@ -22,7 +22,7 @@ PAST = {"approve": "approved", "review": "reviewed", "decline": "declined"}
 """What a payment is after each action."""
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """A table's cell with classes of the style sheet."""
 
     text: str
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
 class Row(NamedTuple):
     """A table's row as its template wants it."""
 
-    cells: Sequence[Cell]
+    cells: Sequence[TableCell]
     style: str
 
 
@@ -64,7 +64,7 @@ class Card(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cards:
+class FigureCards:
     """Numbers that are seen first."""
 
     kind: ClassVar[str] = "cards"
@@ -72,19 +72,19 @@ class Cards:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table of texts; the first `text_columns` columns are set left, the rest are numbers."""
 
     kind: ClassVar[str] = "table"
     heads: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
+    rows: Sequence[Sequence[str | TableCell]]
     caption: str = ""
     text_columns: int = 1
     is_full: bool = True
     row_styles: Sequence[str] = ()
 
     @property
-    def head_cells(self) -> list[Cell]:
+    def head_cells(self) -> list[TableCell]:
         """The heads with the classes of their columns."""
         return self._cells(self.heads)
 
@@ -94,12 +94,12 @@ class Table:
         styles = [*self.row_styles, *[""] * (len(self.rows) - len(self.row_styles))]
         return [Row(self._cells(row), style) for row, style in zip(self.rows, styles, strict=True)]
 
-    def _cells(self, row: Sequence[str | Cell]) -> list[Cell]:
+    def _cells(self, row: Sequence[str | TableCell]) -> list[TableCell]:
         cells = []
         for place, (_, content) in enumerate(zip(self.heads, row, strict=True)):
-            text, style = (content.text, content.style) if isinstance(content, Cell) else (content, "")
+            text, style = (content.text, content.style) if isinstance(content, TableCell) else (content, "")
             kind = "text" if place < self.text_columns else ""
-            cells.append(Cell(text, " ".join(filter(None, (kind, style)))))
+            cells.append(TableCell(text, " ".join(filter(None, (kind, style)))))
         return cells
 
 
@@ -122,11 +122,11 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Group:
+class PageGroup:
     """Blocks that stay together where others stand beside them."""
 
     kind: ClassVar[str] = "group"
-    blocks: Sequence[Block]
+    blocks: Sequence[PageBlock]
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Figures:
     """Plots or groups side by side, where the page is wide enough."""
 
     kind: ClassVar[str] = "figures"
-    parts: Sequence[Figure | Group]
+    parts: Sequence[Figure | PageGroup]
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,11 @@ class Beside:
     """Two parts side by side, the first wider than the second."""
 
     kind: ClassVar[str] = "beside"
-    wide: Sequence[Block]
-    narrow: Sequence[Block]
+    wide: Sequence[PageBlock]
+    narrow: Sequence[PageBlock]
 
 
-Block = Heading | Paragraph | Cards | Table | Definitions | Figure | Group | Figures | Beside
+PageBlock = Heading | Paragraph | FigureCards | PageTable | Definitions | Figure | PageGroup | Figures | Beside
 
 
 def notice(text: str) -> Paragraph:

@@ -46,7 +46,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Line:
+class PlotLine:
     """A line through points; where one has no value (NaN) it is interrupted. With dots for few points."""
 
     points: Sequence[Point]
@@ -85,7 +85,7 @@ class Whisker:
     style: str
 
 
-Mark = Line | Bar | Upright | Whisker
+PlotMark = PlotLine | Bar | Upright | Whisker
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Plot:
     description: str
     x: Axis
     y: Axis
-    marks: Sequence[Mark]
+    marks: Sequence[PlotMark]
     legend: Sequence[tuple[str, str]] = field(default=())
     """(style, text) each."""
 
@@ -175,7 +175,7 @@ class Box:
     hint: str
 
 
-Shape = Stroke | Word | Curve | Dot | Box
+PlotShape = Stroke | Word | Curve | Dot | Box
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Drawing:
     description: str
     width: int
     height: int
-    shapes: Sequence[Shape]
+    shapes: Sequence[PlotShape]
     legend: Sequence[tuple[str, str]]
 
 
@@ -226,9 +226,9 @@ def drawing_of(plot: Plot) -> Drawing:
     return Drawing(plot.description, WIDTH, HEIGHT, shapes, plot.legend)
 
 
-def _grid(plot: Plot) -> list[Shape]:
+def _grid(plot: Plot) -> list[PlotShape]:
     left, right, top, bottom = _LEFT, WIDTH - _RIGHT, plot.top, HEIGHT - _BOTTOM
-    shapes: list[Shape] = []
+    shapes: list[PlotShape] = []
     for value, text in plot.y.ticks:
         y = _y(plot, value)
         shapes.append(Stroke("grid", f"{left}", f"{right}", y, y))
@@ -247,9 +247,9 @@ def _grid(plot: Plot) -> list[Shape]:
     ]
 
 
-def _drawn(mark: Mark, plot: Plot) -> list[Shape]:
+def _drawn(mark: PlotMark, plot: Plot) -> list[PlotShape]:
     match mark:
-        case Line():
+        case PlotLine():
             return _line(mark, plot)
         case Bar():
             return [_bar(mark, plot)]
@@ -260,7 +260,7 @@ def _drawn(mark: Mark, plot: Plot) -> list[Shape]:
             return [Stroke(mark.style, x, x, _y(plot, mark.low), _y(plot, mark.high))]
 
 
-def _line(mark: Line, plot: Plot) -> list[Shape]:
+def _line(mark: PlotLine, plot: Plot) -> list[PlotShape]:
     path, pen_is_up = [], True
     for x, y in mark.points:
         if not (math.isfinite(x) and math.isfinite(y)):
@@ -268,11 +268,11 @@ def _line(mark: Line, plot: Plot) -> list[Shape]:
             continue
         path.append(f"{'M' if pen_is_up else 'L'}{_x(plot, x)} {_y(plot, y)}")
         pen_is_up = False
-    curve: list[Shape] = [Curve(mark.style, "".join(path))] if path else []
+    curve: list[PlotShape] = [Curve(mark.style, "".join(path))] if path else []
     return curve + (_dots(mark, plot) if mark.with_dots else [])
 
 
-def _dots(mark: Line, plot: Plot) -> list[Shape]:
+def _dots(mark: PlotLine, plot: Plot) -> list[PlotShape]:
     hints = mark.hints or [""] * len(mark.points)
     return [
         Dot(mark.style, _x(plot, x), _y(plot, y), hint)
@@ -281,14 +281,14 @@ def _dots(mark: Line, plot: Plot) -> list[Shape]:
     ]
 
 
-def _bar(mark: Bar, plot: Plot) -> Shape:
+def _bar(mark: Bar, plot: Plot) -> PlotShape:
     x, right = float(_x(plot, mark.left)), float(_x(plot, mark.right))
     top, bottom = float(_y(plot, mark.high)), float(_y(plot, mark.low))
     width, height = f"{max(right - x, 0.6):.1f}", f"{max(bottom - top, 0):.1f}"
     return Box(mark.style, f"{x:.1f}", f"{top:.1f}", width, height, mark.hint)
 
 
-def _upright(mark: Upright, plot: Plot) -> list[Shape]:
+def _upright(mark: Upright, plot: Plot) -> list[PlotShape]:
     x, word_y = float(_x(plot, mark.x)), _TOP + _NOTE_HEIGHT * plot.row_of(mark)
     # The word stands on the left of its line, where there is room for it.
     place, anchor = (x - 5, "end") if x > WIDTH * 0.3 else (x + 5, "start")

@@ -13,15 +13,15 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from paywarden.models.replay.report.page import Block
+from paywarden.models.replay.report.page import PageBlock
 
 
-def render_page(*, title: str, heading: str, blocks: Sequence[Block]) -> str:
+def render_page(*, title: str, heading: str, blocks: Sequence[PageBlock]) -> str:
     """The whole file as text."""
     return _environment().get_template("report.html").render(title=title, heading=heading, blocks=blocks)
 
 
-def render_block(block: Block) -> str:
+def render_block(block: PageBlock) -> str:
     """One block alone."""
     made: Any = _environment().get_template("blocks.html").module
     return str(made.render(block))

@@ -19,14 +19,14 @@ from paywarden.models.replay.report.comparison import changed_payments_section, 
 from paywarden.models.replay.report.live import live_section
 from paywarden.models.replay.report.page import (
     Beside,
-    Block,
     Card,
-    Cards,
     Definitions,
+    FigureCards,
     Figures,
     Heading,
+    PageBlock,
+    PageTable,
     Paragraph,
-    Table,
     amount,
     count_of,
     decimal,
@@ -72,7 +72,7 @@ def report_html(results: ReplayResults, live: LiveComparison | None = None) -> s
     )
 
 
-def _head(results: ReplayResults) -> list[Block]:
+def _head(results: ReplayResults) -> list[PageBlock]:
     facts, is_compared = results.facts, results.challenger is not None
     days = f"{facts.first_day} to {facts.last_day} (UTC)"
     what = f"Payments of {days}, run through the features, model and policy that serve."
@@ -109,7 +109,7 @@ def _lead(results: ReplayResults) -> str:
     )
 
 
-def _notices(results: ReplayResults) -> list[Block]:
+def _notices(results: ReplayResults) -> list[PageBlock]:
     facts = results.facts
     said = []
     if not facts.has_outcomes:
@@ -138,12 +138,12 @@ def _notices(results: ReplayResults) -> list[Block]:
     return [notice(text) for text in said if text]
 
 
-def _headline(results: ReplayResults) -> list[Block]:
+def _headline(results: ReplayResults) -> list[PageBlock]:
     made = [
         Card(title, form(results.champion), meaning, form(results.challenger) if results.challenger else "")
         for title, form, meaning in (_of_labels(results) if results.facts.has_outcomes else _of_actions(results))
     ]
-    return [Heading("In short"), Cards(made)]
+    return [Heading("In short"), FigureCards(made)]
 
 
 def _of_actions(results: ReplayResults) -> list[_Headline]:
@@ -229,7 +229,7 @@ def _calibration_of(one: ContestantMeasures) -> MeanCalibration:
     return one.calibration
 
 
-def _ranking(results: ReplayResults) -> list[Block]:
+def _ranking(results: ReplayResults) -> list[PageBlock]:
     if not results.facts.has_outcomes:
         return [Heading("Scores"), Figures([charts.score_spread(results.champion, has_outcomes=False)])]
     drawn = [
@@ -242,7 +242,7 @@ def _ranking(results: ReplayResults) -> list[Block]:
     return [Heading("Do the scores find fraud?"), Paragraph(said), Figures(drawn)]
 
 
-def _decisions(results: ReplayResults) -> list[Block]:
+def _decisions(results: ReplayResults) -> list[PageBlock]:
     drawn = [charts.actions_by_day(results.champion)]
     if results.facts.has_outcomes:
         drawn.append(charts.frauds_by_day(results.champion))
@@ -262,7 +262,7 @@ def _decisions(results: ReplayResults) -> list[Block]:
     ]
 
 
-def _reasons(style: str, one: ContestantMeasures, results: ReplayResults) -> Block:
+def _reasons(style: str, one: ContestantMeasures, results: ReplayResults) -> PageBlock:
     known, unit = results.facts.has_outcomes, results.facts.reference_currency
     heads = ["reason", "action", "payments", "alone", f"amount {unit}".rstrip()]
     heads += ["frauds", "precision", f"fraud {unit}".rstrip()] if known else []
@@ -272,13 +272,17 @@ def _reasons(style: str, one: ContestantMeasures, results: ReplayResults) -> Blo
         if known:
             row += [whole(reason.frauds), fixed_percent(reason.precision), amount(reason.fraud_minor)]
         rows.append(row)
-    return Table(heads, rows, caption=style.capitalize(), text_columns=2) if rows else Paragraph("Nothing did.", "soft")
+    return (
+        PageTable(heads, rows, caption=style.capitalize(), text_columns=2)
+        if rows
+        else Paragraph("Nothing did.", "soft")
+    )
 
 
-def _thresholds(results: ReplayResults) -> list[Block]:
+def _thresholds(results: ReplayResults) -> list[PageBlock]:
     if not results.facts.has_outcomes:
         return []
-    blocks: list[Block] = [
+    blocks: list[PageBlock] = [
         Heading("Where to put the thresholds"),
         Paragraph(
             "What any other threshold would have done, score against threshold alone, without rules and segments. "
@@ -292,7 +296,7 @@ def _thresholds(results: ReplayResults) -> list[Block]:
     return blocks
 
 
-def _money(results: ReplayResults) -> list[Block]:
+def _money(results: ReplayResults) -> list[PageBlock]:
     if not results.facts.has_outcomes:
         return []
     facts, costs = results.facts, results.facts.costs
@@ -319,15 +323,15 @@ def _money(results: ReplayResults) -> list[Block]:
         ("Approving", "costs nothing; net value is held against approving everything."),
         ("Set by", "the section [costs] of the configuration or --costs. The nets are as right as these are."),
     ]
-    made = Table(heads, rows, row_styles=[style for _, _, style in lines])
+    made = PageTable(heads, rows, row_styles=[style for _, _, style in lines])
     return [Heading("Money"), Beside([made], [Heading("At these costs", 3), Definitions(stated)])]
 
 
-def _segments(results: ReplayResults) -> list[Block]:
+def _segments(results: ReplayResults) -> list[PageBlock]:
     said = f"The largest {GROUPS_SHOWN} groups of each kind; all are in metrics.json."
     if results.facts.has_outcomes:
         said += f" Groups with fewer than {_FEW_FRAUDS} frauds are grey: their shares rest on little."
-    blocks: list[Block] = [Heading("Segments"), Paragraph(said)]
+    blocks: list[PageBlock] = [Heading("Segments"), Paragraph(said)]
     for name, groups in results.champion.by_segment.items():
         if groups:
             theirs = results.challenger.by_segment[name] if results.challenger else []
@@ -337,7 +341,7 @@ def _segments(results: ReplayResults) -> list[Block]:
     return blocks
 
 
-def _days(results: ReplayResults) -> list[Block]:
+def _days(results: ReplayResults) -> list[PageBlock]:
     days = results.champion.by_day
     theirs = results.challenger.by_day if results.challenger else []
     shown = days[-DAYS_SHOWN:]
@@ -353,7 +357,7 @@ def _group_table(
     *,
     hidden: int = 0,
     text: Callable[[str], str] = str,
-) -> list[Block]:
+) -> list[PageBlock]:
     """A row for each group; `text` is how a group's name is written."""
     known, currency = results.facts.has_outcomes, results.facts.reference_currency
     others = {group.name: group for group in theirs}
@@ -369,7 +373,7 @@ def _group_table(
     rows = [[text(group.name), *_group_numbers(group, others.get(group.name), known=known)] for group in groups]
     styles = ["faint" if known and group.frauds < _FEW_FRAUDS else "" for group in groups]
     more = [Paragraph(f"and {whole(hidden)} smaller groups", "soft")] if hidden > 0 else []
-    return [Table(heads, rows, row_styles=styles), *more]
+    return [PageTable(heads, rows, row_styles=styles), *more]
 
 
 def _group_numbers(group: GroupMeasures, other: GroupMeasures | None, *, known: bool) -> list[str]:
@@ -389,7 +393,7 @@ def _group_numbers(group: GroupMeasures, other: GroupMeasures | None, *, known: 
     return row
 
 
-def _method(results: ReplayResults) -> list[Block]:
+def _method(results: ReplayResults) -> list[PageBlock]:
     facts = results.facts
     entries = [
         (

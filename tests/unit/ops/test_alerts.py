@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import Metric
 
 from paywarden.models.policy.policy import FLAGS
 from paywarden.scoring.grpc.metrics import GrpcMetrics
-from paywarden.scoring.idempotency.decision_cache import AnsweredMetrics
+from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Gauge, Registry, _DirectoryCollector
 from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
@@ -65,7 +65,7 @@ def declare_workers(registry: Registry) -> list[Gauge]:
     HttpMetrics.declare(registry)
     GrpcMetrics.declare(registry)
     ScoringMetrics.declare(registry, flags=FLAGS, entities=OBJECTIVES)
-    AnsweredMetrics.declare(registry)
+    DecisionCacheMetrics.declare(registry)
     GarbagePauses(registry)
     StageTimes(registry)
     outbox = OutboxMetrics.declare(registry)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.policy.policy import Policy, PolicySettings
-from paywarden.models.replay.files import Column
+from paywarden.models.replay.files import OutputColumn
 from paywarden.models.replay.measures import Contestant
 from paywarden.models.replay.replay import replay
 from paywarden.ops import reference
@@ -84,6 +84,6 @@ def test_a_field_without_words_is_an_error() -> None:
 
 def test_a_number_without_a_unit_is_an_error() -> None:
     with pytest.raises(Undocumented, match="column wealth is a number without a unit"):
-        reference._of_column(Column("wealth", pa.int64(), "", "How rich."))
+        reference._of_column(OutputColumn("wealth", pa.int64(), "", "How rich."))
     with pytest.raises(Undocumented, match="payments: wealth is a number without a unit"):
         list(reference._of_record("payments", {"fields": [{"name": "wealth", "type": "long", "doc": "x"}]}, ""))

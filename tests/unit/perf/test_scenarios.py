@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import perf
 from paywarden.models.bundle.bundle import load_bundle
 from paywarden.ops.loadgen.bodies import stamped_bodies
-from paywarden.ops.loadgen.load import Answer, run_closed
+from paywarden.ops.loadgen.load import LoadAnswer, run_closed
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
@@ -61,7 +61,7 @@ def test_a_world_has_the_entities_asked_for_and_nearly_all_requests_know_theirs(
 
 
 def _answers(world: World, count: int) -> list[ScoreResponse]:
-    answers: list[Answer] = []
+    answers: list[LoadAnswer] = []
     with serving(world.config) as server:
         bodies = (body for body, _ in zip(stamped_bodies(world.requests, id_prefix="t"), range(count), strict=False))
         report = drive(run_closed(server.http, bodies, seconds=20, on_answer=answers.append))

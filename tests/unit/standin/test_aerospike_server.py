@@ -176,12 +176,12 @@ def test_the_server_says_what_its_namespace_and_its_sets_hold(client: aerospike.
     for number in range(3):
         client.put(("test", "demo", number), {"a": number})
     (name,) = [node["node_name"] for node in client.get_node_names()]
-    asked = ["namespace/test", "sets/test/demo", "sets/test/unheard", "sets/no/demo", "namespace/no"]
+    asked = ["namespace/test", "sets/test/demo", "sets/test/no_progress", "sets/no/demo", "namespace/no"]
     said = client.info_single_node("\n".join(asked), name)
     lines = dict(line.split("\t") for line in said.splitlines())
     assert "effective_replication_factor=1;" in lines["namespace/test"]
     assert lines["sets/test/demo"].startswith("objects=3:")
-    assert lines["sets/test/unheard"] == ""
+    assert lines["sets/test/no_progress"] == ""
     assert lines["sets/no/demo"] == "ns_type=unknown"
     assert lines["namespace/no"] == "type=unknown"
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
-from paywarden.features.catalogue.attributes import ATTRIBUTES, Attribute, Condition, Kind, row_of
+from paywarden.features.catalogue.attributes import ATTRIBUTES, Attribute, AttributeKind, Condition, row_of
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.history.history import History, history_of_tables
 from paywarden.features.history.rows import HistoryRows
@@ -290,6 +290,6 @@ def test_a_comparison_that_makes_no_sense_is_refused_with_its_line() -> None:
 
 
 def test_every_kind_that_has_a_code_can_be_read_from_a_field() -> None:
-    assert {attribute.kind for attribute in ATTRIBUTES} == set(Kind)
-    assert set(attributes.CODES) == set(Kind) - {Kind.TIME, Kind.AMOUNT}
+    assert {attribute.kind for attribute in ATTRIBUTES} == set(AttributeKind)
+    assert set(attributes.CODES) == set(AttributeKind) - {AttributeKind.TIME, AttributeKind.AMOUNT}
     assert all(isinstance(attribute, Attribute) for attribute in ATTRIBUTES)

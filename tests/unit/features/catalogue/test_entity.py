@@ -36,6 +36,7 @@ from paywarden.features.catalogue.expressions import (
     Column,
     Derived,
     EntityRecency,
+    Expression,
     Feature,
     Measure,
     Operation,
@@ -43,7 +44,6 @@ from paywarden.features.catalogue.expressions import (
     Recollection,
     Reduction,
     Remembered,
-    Value,
     WindowedMeasure,
     stored_values,
 )
@@ -63,7 +63,7 @@ def windowed(value: object) -> WindowedMeasure:
     return value
 
 
-def derived(value: Value) -> Derived:
+def derived(value: Expression) -> Derived:
     assert isinstance(value, Derived)
     return value
 
@@ -521,7 +521,7 @@ def test_a_ratio_of_itself_is_refused() -> None:
 
 
 def test_a_value_inside_another_is_looked_at_too() -> None:
-    def made(*operands: Value) -> Feature:
+    def made(*operands: Expression) -> Feature:
         inside = Derived(Operation.DIVIDE, operands)
         return Feature("x", Derived(Operation.ADD, (inside, "amount")), "", "", "")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paywarden.features.history.columns import FileRoom, MemoryRoom
+from paywarden.features.history.columns import MemoryAllocator, MmapAllocator
 from paywarden.schemas.errors import Misconfigured
 
 
@@ -19,7 +19,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.parametrize("kind", [np.int64, np.int8, np.float64, np.bool_])
 def test_a_column_begins_with_zeros_and_keeps_what_is_written(kind: type[np.generic], tmp_path: Path) -> None:
-    for room in (MemoryRoom(), FileRoom(tmp_path)):
+    for room in (MemoryAllocator(), MmapAllocator(tmp_path)):
         column = room.new(10_000, kind)
         assert column.dtype == kind
         assert not column.any()
@@ -29,7 +29,7 @@ def test_a_column_begins_with_zeros_and_keeps_what_is_written(kind: type[np.gene
 
 
 def test_a_released_column_leaves_memory_and_stays_what_it_is(tmp_path: Path) -> None:
-    room = FileRoom(tmp_path)
+    room = MmapAllocator(tmp_path)
     column = room.new(4_000_000, np.int64)
     column[:] = np.arange(4_000_000)
     before = resident_bytes()
@@ -39,7 +39,7 @@ def test_a_released_column_leaves_memory_and_stays_what_it_is(tmp_path: Path) ->
 
 
 def test_a_column_outlives_its_room_and_its_file_has_no_name(tmp_path: Path) -> None:
-    column = FileRoom(tmp_path).new(100, np.int64)
+    column = MmapAllocator(tmp_path).new(100, np.int64)
     column[:] = 7
     assert list(tmp_path.iterdir()) == []
     assert int(column.sum()) == 700
@@ -51,7 +51,7 @@ def test_a_column_that_nobody_holds_is_gone_from_the_disk(tmp_path: Path) -> Non
             1 for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines() if str(tmp_path) in line
         )
 
-    room = FileRoom(tmp_path)
+    room = MmapAllocator(tmp_path)
     column = room.new(1000, np.int64)
     assert open_files() == 1
     del column
@@ -60,14 +60,14 @@ def test_a_column_that_nobody_holds_is_gone_from_the_disk(tmp_path: Path) -> Non
 
 
 def test_a_column_of_nothing_is_empty(tmp_path: Path) -> None:
-    assert FileRoom(tmp_path).new(0, np.int64).shape == (0,)
+    assert MmapAllocator(tmp_path).new(0, np.int64).shape == (0,)
 
 
 def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=f"cannot write columns to {tmp_path}: "):
-        FileRoom(tmp_path).new(2**59, np.int64)
+        MmapAllocator(tmp_path).new(2**59, np.int64)
 
 
 def test_a_folder_that_is_not_there_yet_stands_for_the_one_above(tmp_path: Path) -> None:
-    FileRoom(tmp_path / "results" / "of today").new(10, np.int8)
+    MmapAllocator(tmp_path / "results" / "of today").new(10, np.int8)
     assert list(tmp_path.iterdir()) == []

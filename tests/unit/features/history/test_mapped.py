@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paywarden.features.history.columns import FileRoom
+from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import (
     OUTCOMES_FILE,
     PAYMENT_COLUMNS,
@@ -35,7 +35,7 @@ def put(folder: Path, payments: pa.Table, outcomes: pa.Table) -> None:
 
 
 def opened(folder: Path, part_rows: int = 2) -> History:
-    return open_history(folder, FileRoom(folder), part_rows=part_rows)
+    return open_history(folder, MmapAllocator(folder), part_rows=part_rows)
 
 
 def assert_same(one: History, other: History) -> None:

@@ -14,10 +14,10 @@ import pytest
 from paywarden.features.catalogue.attributes import channel, country, declined
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS
-from paywarden.features.history.columns import FileRoom
+from paywarden.features.history.columns import MmapAllocator
 from paywarden.features.history.history import History, history_of_tables
-from paywarden.features.history.point_in_time import Chunk, Passage, label_changes
-from paywarden.features.history.thread_pool import Crew
+from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, label_changes
+from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
@@ -59,7 +59,7 @@ def history(times_ms: Sequence[int], outcomes: Sequence[Outcome] = (), **changed
 
 
 def chunks(of: History, **asked: Any) -> list[Chunk]:
-    return list(Passage(of, engine(), RATES).chunks(**asked))
+    return list(PointInTimeReplay(of, engine(), RATES).chunks(**asked))
 
 
 def column(name: str, made: Sequence[Chunk]) -> list[float]:
@@ -158,7 +158,9 @@ def test_a_label_goes_to_every_entity_of_its_payment_and_to_no_other() -> None:
 
 def vectors(of: FeatureEngine, history_of: History) -> list[dict[str, float]]:
     """Each payment's features by name."""
-    found = [vector for chunk in Passage(history_of, of, RATES).chunks(rows=2) for vector in chunk.vectors.tolist()]
+    found = [
+        vector for chunk in PointInTimeReplay(history_of, of, RATES).chunks(rows=2) for vector in chunk.vectors.tolist()
+    ]
     return [dict(zip(of.plan.names, vector, strict=True)) for vector in found]
 
 
@@ -216,7 +218,7 @@ def test_a_combination_has_a_profile_of_its_own() -> None:
     assert [found["card"] for found in made] == [0, 1, 0, 2, 3]
     assert [found["pair"] for found in made if not np.isnan(found["pair"])] == [0, 0, 0, 1]
     assert np.isnan(made[3]["pair"])
-    passage = Passage(told, of, RATES)
+    passage = PointInTimeReplay(told, of, RATES)
     assert len(list(passage.chunks())) == 1
     assert passage.entities[1].store_keys() == [b"pair:a\x1fx", b"pair:a\x1fy", b"pair:b\x1fx"]
     assert all(state is not None for state in passage.profiles[1])
@@ -250,11 +252,11 @@ def test_payments_before_the_first_only_warm_profiles_up(first: int) -> None:
 def test_threads_change_no_bit_of_vectors_and_profiles(threads: int, tmp_path: Path) -> None:
     """Labels, hot merchants and payments without a device included."""
     of, warm, rates = small_world.history(), small_world.engine(), small_world.rates()
-    alone = Passage(of, warm, rates)
+    alone = PointInTimeReplay(of, warm, rates)
     wanted = list(alone.chunks(rows=5000))
     alone.finish()
-    with Crew(threads) as crew:
-        shared = Passage(of, warm, rates, room=FileRoom(tmp_path), crew=crew)
+    with ThreadPool(threads) as crew:
+        shared = PointInTimeReplay(of, warm, rates, room=MmapAllocator(tmp_path), crew=crew)
         made = list(shared.chunks(rows=5000))
         shared.finish()
     assert [chunk.vectors.tobytes() for chunk in made] == [chunk.vectors.tobytes() for chunk in wanted]
@@ -277,8 +279,8 @@ def test_a_label_on_the_border_of_two_chunks_is_seen_once() -> None:
 
 
 def test_finish_works_in_the_outcomes_after_the_last_payment() -> None:
-    told = Passage(history([SUNDAY_MS], [(0, SUNDAY_MS + DAY_MS, True)]), engine(), RATES)
-    untold = Passage(history([SUNDAY_MS]), engine(), RATES)
+    told = PointInTimeReplay(history([SUNDAY_MS], [(0, SUNDAY_MS + DAY_MS, True)]), engine(), RATES)
+    untold = PointInTimeReplay(history([SUNDAY_MS]), engine(), RATES)
     for passage in (told, untold):
         assert len(list(passage.chunks())) == 1
     assert told.profiles == untold.profiles
@@ -289,7 +291,7 @@ def test_finish_works_in_the_outcomes_after_the_last_payment() -> None:
 
 
 def test_an_empty_history_has_no_chunks() -> None:
-    passage = Passage(history([]), engine(), RATES)
+    passage = PointInTimeReplay(history([]), engine(), RATES)
     assert list(passage.chunks()) == []
     passage.finish()
     assert passage.profiles == [[], [], []]
@@ -309,7 +311,7 @@ def test_a_label_that_no_window_can_see_any_more_is_counted_as_late() -> None:
 
 def test_amounts_are_in_the_reference_currency() -> None:
     of = history([SUNDAY_MS, SUNDAY_MS], currency=pa.array(["USD", "EUR"]))
-    passage = Passage(of, engine(), RATES)
+    passage = PointInTimeReplay(of, engine(), RATES)
     assert passage.amounts.tolist() == [50, 100]
     (chunk,) = passage.chunks()
     assert column("card_amount_mean_1d", [chunk])[1] == 50
@@ -317,7 +319,7 @@ def test_amounts_are_in_the_reference_currency() -> None:
 
 def test_a_currency_without_a_rate_is_refused() -> None:
     with pytest.raises(InvalidEvent, match="'XXX' is not a currency"):
-        Passage(history([SUNDAY_MS], currency=pa.array(["XXX"])), engine(), RATES)
+        PointInTimeReplay(history([SUNDAY_MS], currency=pa.array(["XXX"])), engine(), RATES)
 
 
 def test_an_amount_that_would_overflow_is_refused() -> None:

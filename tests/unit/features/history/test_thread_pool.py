@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from paywarden.features.history.thread_pool import Crew
+from paywarden.features.history.thread_pool import ThreadPool
 from paywarden.schemas.errors import Misconfigured
 
 THREADS = [1, 2, 3]
@@ -15,14 +15,14 @@ THREADS = [1, 2, 3]
 
 @pytest.mark.parametrize("threads", THREADS)
 def test_results_come_in_the_order_of_the_parts(threads: int) -> None:
-    with Crew(threads) as crew:
+    with ThreadPool(threads) as crew:
         assert crew.each(lambda part: part * 2, range(20)) == list(range(0, 40, 2))
         assert crew.each(lambda part: part, []) == []
 
 
 def test_parts_are_worked_off_side_by_side() -> None:
     both = threading.Barrier(2, timeout=10)
-    with Crew(2) as crew:
+    with ThreadPool(2) as crew:
         assert sorted(crew.each(lambda _: both.wait(), range(2))) == [0, 1]
 
 
@@ -37,7 +37,7 @@ def test_what_a_part_raises_is_raised_when_nobody_is_at_work(threads: int) -> No
         if part == 0:
             raise ValueError("the first")
 
-    with Crew(threads) as crew:
+    with ThreadPool(threads) as crew:
         with pytest.raises(ValueError, match="the first"):
             crew.each(work, range(3))
         assert at_work == []
@@ -45,7 +45,7 @@ def test_what_a_part_raises_is_raised_when_nobody_is_at_work(threads: int) -> No
 
 @pytest.mark.parametrize("threads", THREADS)
 def test_work_beside_is_waited_for_and_its_error_is_raised_there(threads: int) -> None:
-    with Crew(threads) as crew:
+    with ThreadPool(threads) as crew:
         assert crew.beside(lambda: 7)() == 7
 
         def fail() -> None:
@@ -58,4 +58,4 @@ def test_work_beside_is_waited_for_and_its_error_is_raised_there(threads: int) -
 @pytest.mark.parametrize("threads", [0, -1, 100_000])
 def test_a_number_of_threads_that_cannot_be_is_refused(threads: int) -> None:
     with pytest.raises(Misconfigured, match="threads: wanted 1 to 1024"):
-        Crew(threads)
+        ThreadPool(threads)

@@ -12,7 +12,7 @@ from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import row_of
 from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, request
 from paywarden.features.catalogue.expressions import Feature
-from paywarden.features.profiles.engine import Applied, Events, FeatureEngine
+from paywarden.features.profiles.engine import AppliedEvents, Events, FeatureEngine
 
 card = Entity("card", key="card_id")
 merchant = Entity("merchant", key="merchant_id")
@@ -119,13 +119,13 @@ def rows_of(groups: Sequence[Sequence[Change]]) -> NDArray[np.int64]:
 
 def apply_groups(
     engine: FeatureEngine, entity: str, groups: Sequence[Sequence[Change]], states: Sequence[bytes | None]
-) -> Applied:
+) -> AppliedEvents:
     """Several profiles of one kind of entity, each brought up to date by its own events."""
     number = engine.plan.entity_names.index(entity)
     return engine.apply(number, events_of(groups), rows_of(groups), states, engine.new_slots(0))
 
 
-def apply(engine: FeatureEngine, entity: str, changes: Sequence[Change], state: bytes | None = None) -> Applied:
+def apply(engine: FeatureEngine, entity: str, changes: Sequence[Change], state: bytes | None = None) -> AppliedEvents:
     """One profile brought up to date by its events, in this order."""
     return apply_groups(engine, entity, [changes], [state])
 

@@ -22,7 +22,7 @@ from paywarden.features.catalogue import attributes
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS
-from paywarden.features.history.point_in_time import Passage
+from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
 from paywarden.features.profiles.money import load_rates
 from paywarden.features.stores.base import RECORD_BYTES_MAX
@@ -325,7 +325,7 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
     from paywarden.scoring.metrics.model import ModelMetrics
     from paywarden.scoring.metrics.shared import Registry
     from paywarden.scoring.metrics.worker import ScoringMetrics
-    from paywarden.scoring.requests.decoder import Intake
+    from paywarden.scoring.requests.decoder import RequestDecoder
     from paywarden.scoring.requests.wire import RequestLimits
     from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
     from tests.worlds.payments import score_many
@@ -354,7 +354,7 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
             outbox=SimpleNamespace(append_frames=lambda _: 0),
             metrics=ScoringMetrics.declare(Registry(), flags=FLAGS, entities=warm.plan.entity_names),
         )
-        intake = Intake(warm.plan, load_rates(), RequestLimits())
+        intake = RequestDecoder(warm.plan, load_rates(), RequestLimits())
         (result,) = score_many(scorer, [request], intake, NOON_MS)
         assert isinstance(result, ScoreResponse)
         return list(result.flags)
@@ -390,7 +390,7 @@ def pass_through_histories(warm: FeatureEngine) -> None:
 
     for times_ms in ([], [NOON_MS], [NOON_MS, NOON_MS + 1, NOON_MS + 2]):
         for rows in (1, 2, 1000):
-            passage = Passage(history(times_ms, [(0, NOON_MS + 1, True)] if times_ms else ()), warm, RATES)
+            passage = PointInTimeReplay(history(times_ms, [(0, NOON_MS + 1, True)] if times_ms else ()), warm, RATES)
             assert len(list(passage.chunks(rows=rows))) == -(-len(times_ms) // rows)
             passage.finish()
 

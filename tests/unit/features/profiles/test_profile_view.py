@@ -12,12 +12,12 @@ import pytest
 from paywarden.features import kernel
 from paywarden.features.catalogue.attributes import amount, channel, country, declined, merchant_id
 from paywarden.features.catalogue.entity import Catalogue, Entity, ratio, request
-from paywarden.features.history.point_in_time import Passage
+from paywarden.features.history.point_in_time import PointInTimeReplay
 from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
 from paywarden.features.profiles.keys import SEPARATOR
 from paywarden.features.profiles.profile_view import (
     ProfileView,
-    Table,
+    TableView,
     first_payment_ms,
     to_dict,
     to_lines,
@@ -79,7 +79,7 @@ def view(
     return view_profile(ENGINE, CATALOGUE, ENGINE.plan.entity_names.index(entity), state, as_of_ms=as_of_ms)
 
 
-def table(hop: str, of: ProfileView | None = None, *, is_label: bool = False) -> Table:
+def table(hop: str, of: ProfileView | None = None, *, is_label: bool = False) -> TableView:
     (found,) = [table for table in (of or view()).tables if (table.hop, table.is_label) == (hop, is_label)]
     return found
 
@@ -324,7 +324,7 @@ def test_a_profile_that_only_a_label_made_has_no_payment() -> None:
 
 def test_every_profile_of_a_world_can_be_shown_and_counts_its_payments() -> None:
     history, engine = small_world.history(), FeatureEngine(USUAL)
-    passage = Passage(history, engine, small_world.rates())
+    passage = PointInTimeReplay(history, engine, small_world.rates())
     for _ in passage.chunks():
         pass
     passage.finish()

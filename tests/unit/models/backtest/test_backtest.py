@@ -16,11 +16,11 @@ from sklearn.linear_model import LogisticRegression
 
 from paywarden.features.history.history import History, history_of_tables
 from paywarden.models.backtest.backtest import (
+    BacktestRows,
     Family,
     Fit,
     Fold,
     Protocol,
-    Rows,
     Summary,
     backtest,
     facts_of,
@@ -38,8 +38,8 @@ from paywarden.models.backtest.handbook import (
     require_handbook,
 )
 from paywarden.models.backtest.models import MODELS, family
-from paywarden.models.metrics.evaluation import DAY_MS, METRICS, Days, Measured, Split, date_of_day, measure
-from paywarden.models.training.candidates import Parameters, Path, Scores
+from paywarden.models.metrics.evaluation import DAY_MS, METRICS, Days, HandbookMetrics, Split, date_of_day, measure
+from paywarden.models.training.candidates import CandidatePath, Parameters, Scores
 from paywarden.models.training.search_space import boosted_paths
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
@@ -51,7 +51,7 @@ TEST = (Split(Days(10, 13), Days(16, 18), 2), Split(Days(11, 14), Days(17, 19), 
 PROTOCOL = Protocol("small", VALIDATION, TEST)
 
 
-def small_rows(seed: int = 0) -> Rows:
+def small_rows(seed: int = 0) -> BacktestRows:
     """20 days of 120 payments: the first feature tells frauds apart well, the second a little, some missing."""
     random = np.random.default_rng(seed)
     count = 20 * 120
@@ -60,7 +60,9 @@ def small_rows(seed: int = 0) -> Rows:
     vectors[:, 0] += 2 * label
     vectors[:, 1] += label
     vectors[random.random(count) < 0.3, 1] = np.nan
-    return Rows(vectors, label, np.sort(np.arange(count) % 20), random.integers(0, 4000, count).astype(np.int32))
+    return BacktestRows(
+        vectors, label, np.sort(np.arange(count) % 20), random.integers(0, 4000, count).astype(np.int32)
+    )
 
 
 ROWS = small_rows()
@@ -70,11 +72,11 @@ class Columns:
     """A family that scores with a column of the vectors, and remembers what it was asked on which fold."""
 
     def __init__(self, *columns: int) -> None:
-        self.paths = tuple(Path({"column": column}) for column in columns)
+        self.paths = tuple(CandidatePath({"column": column}) for column in columns)
         self.asked: list[tuple[Split, int]] = []
 
     def prepare(self, fold: Fold) -> Fit:
-        def fit(path: Path) -> list[Scores]:
+        def fit(path: CandidatePath) -> list[Scores]:
             column = path.parameters["column"]
             assert isinstance(column, int)
             self.asked.append((fold.split, column))
@@ -93,7 +95,7 @@ class ByMetric(Columns):
         super_fit = super().prepare(fold)
         label = fold.test.label
 
-        def fit(path: Path) -> list[Scores]:
+        def fit(path: CandidatePath) -> list[Scores]:
             super_fit(path)
             frauds = np.flatnonzero(label == 1)
             scores = label.astype(np.float64) * 2
@@ -140,10 +142,10 @@ def test_what_happens_in_the_test_days_cannot_change_the_choice() -> None:
     later = ROWS.day > VALIDATION[-1].test.last
     # There the first column says the opposite.
     spoilt.vectors[later, 0] *= -1
-    usual, result = (backtest(rows, PROTOCOL, Columns(0, 1).family()) for rows in (ROWS, spoilt))
-    assert result.chosen == usual.chosen
-    assert result.validation == usual.validation
-    assert mean_of(result.test, "auc_roc") < 0.5 < mean_of(usual.test, "auc_roc")
+    defaults, result = (backtest(rows, PROTOCOL, Columns(0, 1).family()) for rows in (ROWS, spoilt))
+    assert result.chosen == defaults.chosen
+    assert result.validation == defaults.validation
+    assert mean_of(result.test, "auc_roc") < 0.5 < mean_of(defaults.test, "auc_roc")
 
 
 def test_each_metric_has_its_own_choice_and_is_measured_with_it() -> None:
@@ -203,7 +205,7 @@ def test_every_step_that_was_announced_is_reported() -> None:
 
 
 def test_mean_and_spread_are_over_the_folds() -> None:
-    summary = Summary((Measured(0.5, 0.2, 0.1), Measured(0.7, 0.4, 0.1)))
+    summary = Summary((HandbookMetrics(0.5, 0.2, 0.1), HandbookMetrics(0.7, 0.4, 0.1)))
     assert [round(value, 12) for value in vars(summary.mean).values()] == [0.6, 0.3, 0.1]
     assert [round(value, 12) for value in vars(summary.std).values()] == [0.1, 0.1, 0.0]
 
@@ -252,14 +254,14 @@ def test_the_rows_of_some_days_have_their_own_cards_and_the_history_before_them_
 
 
 def test_a_path_and_the_way_to_one_of_its_candidates_agree() -> None:
-    path = Path({"depth": 3}, (10, 20))
+    path = CandidatePath({"depth": 3}, (10, 20))
     assert path.candidates() == [{"trees": 10, "depth": 3}, {"trees": 20, "depth": 3}]
-    assert path_to(path.candidates()[1]) == Path({"depth": 3}, (20,))
-    assert Path({"C": 1.0}).candidates() == [{"C": 1.0}]
-    assert path_to({"C": 1.0}) == Path({"C": 1.0})
+    assert path_to(path.candidates()[1]) == CandidatePath({"depth": 3}, (20,))
+    assert CandidatePath({"C": 1.0}).candidates() == [{"C": 1.0}]
+    assert path_to({"C": 1.0}) == CandidatePath({"C": 1.0})
 
 
-def scores_of(model: str, path: Path, rows: Rows = ROWS) -> list[Scores]:
+def scores_of(model: str, path: CandidatePath, rows: BacktestRows = ROWS) -> list[Scores]:
     return family(model, seed=0, budget=1).prepare(fold_of(rows, TEST[0]))(path)
 
 
@@ -268,9 +270,9 @@ BOOSTED = boosted_paths(seed=0, budget=3)[2].parameters
 
 @pytest.mark.parametrize(("model", "parameters"), [("rf", {"max_depth": 5}), ("lightgbm", BOOSTED)])
 def test_trees_grown_on_are_those_of_a_model_of_that_size(model: str, parameters: Parameters) -> None:
-    grown = scores_of(model, Path(parameters, (5, 10, 15)))
+    grown = scores_of(model, CandidatePath(parameters, (5, 10, 15)))
     for size, scores in zip((5, 10, 15), grown, strict=True):
-        assert np.array_equal(scores, scores_of(model, Path(parameters, (size,)))[0])
+        assert np.array_equal(scores, scores_of(model, CandidatePath(parameters, (size,)))[0])
     assert not np.array_equal(grown[0], grown[1])
 
 
@@ -278,7 +280,7 @@ def test_a_forest_is_scikit_learns() -> None:
     fold = fold_of(ROWS, TEST[0])
     forest = RandomForestClassifier(n_estimators=12, max_depth=4, random_state=0)
     forest.fit(np.nan_to_num(fold.train.vectors), fold.train.label)
-    (scores,) = scores_of("rf", Path({"max_depth": 4}, (12,)))
+    (scores,) = scores_of("rf", CandidatePath({"max_depth": 4}, (12,)))
     assert np.array_equal(scores, forest.predict_proba(np.nan_to_num(fold.test.vectors))[:, 1])
 
 
@@ -286,12 +288,12 @@ def test_lightgbm_on_shared_bins_is_lightgbm_trained_alone_with_the_candidates_p
     fold = fold_of(ROWS, TEST[0])
     fit = family("lightgbm", seed=4, budget=1).prepare(fold)
     # Other candidates before it leave no trace.
-    fit(Path(BOOSTED, (5,)))
+    fit(CandidatePath(BOOSTED, (5,)))
     candidate = {
         "learning_rate": 0.12, "max_depth": 5, "leaves": 24, "l2": 2.0, "min_sum_hessian": 0.5, "feature_fraction": 0.5,
         "bagging_fraction": 0.8,
     }  # fmt: skip
-    (scores,) = fit(Path(candidate, (20,)))
+    (scores,) = fit(CandidatePath(candidate, (20,)))
     parameters = TrainingSettings(threads=1, seed=4).lightgbm_parameters() | {
         "learning_rate": 0.12,
         "max_depth": 5,
@@ -304,7 +306,7 @@ def test_lightgbm_on_shared_bins_is_lightgbm_trained_alone_with_the_candidates_p
     }
     alone = lightgbm.train(parameters, lightgbm.Dataset(fold.train.vectors, fold.train.label), 20)
     assert np.array_equal(scores, alone.predict(fold.test.vectors, raw_score=True))
-    assert not np.array_equal(scores, fit(Path(BOOSTED, (20,)))[0])
+    assert not np.array_equal(scores, fit(CandidatePath(BOOSTED, (20,)))[0])
 
 
 def test_the_scale_of_logistic_regression_comes_from_the_training_rows_alone() -> None:
@@ -312,7 +314,7 @@ def test_the_scale_of_logistic_regression_comes_from_the_training_rows_alone() -
     train, test = (np.nan_to_num(part.vectors).astype(np.float64) for part in (fold.train, fold.test))
     mean, spread = train.mean(axis=0), train.std(axis=0)
     model = LogisticRegression(C=0.1, max_iter=1000).fit((train - mean) / spread, fold.train.label)
-    (scores,) = scores_of("lr", Path({"C": 0.1}))
+    (scores,) = scores_of("lr", CandidatePath({"C": 0.1}))
     assert scores == pytest.approx(model.predict_proba((test - mean) / spread)[:, 1], abs=1e-6)
 
 
@@ -331,7 +333,7 @@ def test_the_same_seed_gives_the_same_bits(model: str) -> None:
 
 
 def test_another_seed_gives_another_forest() -> None:
-    fold, path = fold_of(ROWS, TEST[0]), Path({"max_depth": 4}, (5,))
+    fold, path = fold_of(ROWS, TEST[0]), CandidatePath({"max_depth": 4}, (5,))
     first, second = (family("rf", seed=seed, budget=1).prepare(fold)(path)[0] for seed in (0, 1))
     assert not np.array_equal(first, second)
 

@@ -21,8 +21,8 @@ from paywarden.models.bundle.bundle import (
     golden_payments,
     load_bundle,
     native_library,
+    parity_summary,
     sha256_of,
-    told_gate,
 )
 from paywarden.models.bundle.compiler import compiler_name
 from paywarden.models.bundle.predictor import NativePredictor
@@ -127,10 +127,10 @@ def test_a_library_that_is_wrong_at_the_edge_of_a_split_alone_is_refused_and_not
 @needs_compiler
 def test_what_a_library_has_passed_is_told(bundle: Path) -> None:
     build_native(bundle)
-    assert re.fullmatch(r"LightGBM's bits in \d+ rows, at the edges of \d+ splits", told_gate(bundle))
+    assert re.fullmatch(r"LightGBM's bits in \d+ rows, at the edges of \d+ splits", parity_summary(bundle))
     (native_library(bundle).parent / "build.json").write_text("{}", encoding="utf-8")
     with pytest.raises(BundleRefused, match=r"build\.json"):
-        told_gate(bundle)
+        parity_summary(bundle)
 
 
 def test_a_missing_bundle_or_manifest_is_refused(tmp_path: Path, bundle: Path) -> None:

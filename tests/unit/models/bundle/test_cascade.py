@@ -26,9 +26,9 @@ from paywarden.models.bundle.bundle import (
     calibrated,
     load_bundle,
     native_library,
+    parity_summary,
     read_manifest,
     sha256_of,
-    told_gate,
 )
 from paywarden.models.bundle.cascade import Cascade, CascadePredictor, microseconds_a_row
 from paywarden.models.bundle.compiler import compiler_name
@@ -302,7 +302,7 @@ def test_both_libraries_are_built_and_without_them_gtil_gives_the_same_bits(bund
     assert np.array_equal(by_gtil.score(payments()), wanted)
     build_native(bundle)
     assert native_library(bundle, FIRST).is_file()
-    assert "LightGBM's bits in" in told_gate(bundle)
+    assert "LightGBM's bits in" in parity_summary(bundle)
     rebuilt = load_bundle(bundle, catalogue_digest=DIGEST)
     assert rebuilt.predictor.native
     assert np.array_equal(rebuilt.score(payments()), wanted)

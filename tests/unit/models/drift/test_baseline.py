@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from paywarden.models.drift.baseline import TimedCounts, Usual, followed, learn_usual, nothing_usual
+from paywarden.models.drift.baseline import Baseline, TimedCounts, empty_baseline, followed, learn_baseline
 from paywarden.models.drift.binning import FEATURE_BINS, MISSING, Binning
 from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, LENGTHS_MS, PAYMENTS_MIN, Detectors, DetectorSettings
@@ -143,7 +143,7 @@ def every_sixth(blocks: Iterator[TimedCounts]) -> list[TimedCounts]:
 
 
 @cache
-def learnt(world: World, *, with_fives: bool = True) -> tuple[Layout, Usual]:
+def learnt(world: World, *, with_fives: bool = True) -> tuple[Layout, Baseline]:
     total = Counts.empty(world.binning)
     for _, counts in world.blocks(FIRST_DAY, DAYS, DAY_MS):
         total.add(counts)
@@ -155,15 +155,15 @@ def learnt(world: World, *, with_fives: bool = True) -> tuple[Layout, Usual]:
         kinds=Kinds.SCORE | Kinds.INPUTS,
     )
     fives = every_sixth(world.blocks(FIRST_DAY, DAYS, FIVE_MS)) if with_fives else ()
-    return layout, learn_usual(layout, total, world.blocks(FIRST_DAY, DAYS, HOUR_MS), fives)
+    return layout, learn_baseline(layout, total, world.blocks(FIRST_DAY, DAYS, HOUR_MS), fives)
 
 
 def fresh(world: World, length_ms: int, days: int = DAYS) -> list[Block]:
     """Blocks of the weeks after those that were learnt of."""
-    layout, usual = learnt(world)
+    layout, baseline = learnt(world)
     found = world.blocks(FIRST_DAY + DAYS, days, length_ms)
     some = every_sixth(found) if length_ms == FIVE_MS else found
-    return [usual.block(layout, counts, start_ms, length_ms) for start_ms, counts in some]
+    return [baseline.block(layout, counts, start_ms, length_ms) for start_ms, counts in some]
 
 
 def z_of(world: World, length_ms: int) -> Floats:
@@ -171,10 +171,10 @@ def z_of(world: World, length_ms: int) -> Floats:
 
     Only of signals that vary at all.
     """
-    layout, usual = learnt(world)
+    layout, baseline = learnt(world)
     found = []
     for block in fresh(world, length_ms):
-        expected, _ = usual.expected(layout, block.start_ms, length_ms)
+        expected, _ = baseline.expected(layout, block.start_ms, length_ms)
         is_there = block.count >= PAYMENTS_MIN
         found.append(np.where(is_there, (block.value - expected) / block.sd, np.nan))
     z = np.array(found)
@@ -200,36 +200,36 @@ NEXT_WEEK_MS = (FIRST_DAY + DAYS) * DAY_MS
 
 
 def test_a_pattern_of_the_day_and_of_the_week_is_expected_again() -> None:
-    layout, usual = learnt(SEASONAL)
+    layout, baseline = learnt(SEASONAL)
     starts = range(NEXT_WEEK_MS, NEXT_WEEK_MS + 7 * DAY_MS, HOUR_MS)
     places = [layout.numbers[signal] for signal in (SCORE, FIRST)]
     wanted = np.array([truth(SEASONAL, layout, start_ms)[places] for start_ms in starts])
-    found = np.array([usual.expected(layout, start_ms, HOUR_MS)[0][places] for start_ms in starts])
+    found = np.array([baseline.expected(layout, start_ms, HOUR_MS)[0][places] for start_ms in starts])
     assert (np.ptp(wanted, axis=0) > 0.15).all()
     assert (np.abs(found - wanted).mean(axis=0) < 0.006).all()
 
 
 def test_what_is_expected_of_a_block_is_that_of_its_hours_by_their_payments() -> None:
-    layout, usual = learnt(SEASONAL)
+    layout, baseline = learnt(SEASONAL)
     for day in range(7):
         start_ms = NEXT_WEEK_MS + day * DAY_MS
-        hours = [usual.expected(layout, start_ms + hour * HOUR_MS, HOUR_MS) for hour in range(HOURS_OF_DAY)]
-        expected, past = usual.expected(layout, start_ms, DAY_MS)
+        hours = [baseline.expected(layout, start_ms + hour * HOUR_MS, HOUR_MS) for hour in range(HOURS_OF_DAY)]
+        expected, past = baseline.expected(layout, start_ms, DAY_MS)
         assert past == pytest.approx(np.sum([one for _, one in hours], axis=0))
         by_payments = np.sum([value * weight for value, weight in hours], axis=0)
         there = past > 0
         assert expected[there] == pytest.approx(by_payments[there] / past[there], abs=1e-5)
-        five = usual.expected(layout, start_ms + 7 * HOUR_MS + 11 * FIVE_MS, FIVE_MS)
+        five = baseline.expected(layout, start_ms + 7 * HOUR_MS + 11 * FIVE_MS, FIVE_MS)
         np.testing.assert_array_equal(five, hours[7])
 
 
 def test_no_pattern_is_made_of_chance() -> None:
-    layout, usual = learnt(IID)
-    payments = usual.payments[:, layout.behind]
+    layout, baseline = learnt(IID)
+    payments = baseline.payments[:, layout.behind]
     # What the means of the hours of the week lie off by chance.
-    chance = np.sqrt(usual.variance / np.maximum(payments, 1))
+    chance = np.sqrt(baseline.variance / np.maximum(payments, 1))
     there = payments.min(axis=0) > 0
-    assert np.sqrt((usual.season[:, there] ** 2 / chance[:, there] ** 2).mean()) < 0.3
+    assert np.sqrt((baseline.season[:, there] ** 2 / chance[:, there] ** 2).mean()) < 0.3
 
 
 @pytest.mark.parametrize("length_ms", LENGTHS_MS)
@@ -251,54 +251,54 @@ def test_blocks_of_what_was_clustered_vary_more_than_independent_payments() -> N
 
 def test_no_shorter_block_is_taken_to_vary_less_than_a_longer_one() -> None:
     for world in (IID, CLUSTERED, WANDERING, OTHER_DAYS):
-        _, usual = learnt(world)
-        assert (usual.dispersion >= 1).all()
-        assert (np.diff(usual.dispersion, axis=0) <= 0).all()
-        assert (np.diff(usual.wander, axis=0) <= 0).all()
+        _, baseline = learnt(world)
+        assert (baseline.dispersion >= 1).all()
+        assert (np.diff(baseline.dispersion, axis=0) <= 0).all()
+        assert (np.diff(baseline.wander, axis=0) <= 0).all()
 
 
 @pytest.mark.parametrize("length_ms", LENGTHS_MS)
 def test_where_days_differ_there_is_a_range_in_which_nothing_has_changed(length_ms: int) -> None:
-    layout, usual = learnt(OTHER_DAYS)
+    layout, baseline = learnt(OTHER_DAYS)
     score = layout.numbers[SCORE]
-    assert usual.range[score] > 5 * learnt(IID)[1].range[score]
+    assert baseline.range[score] > 5 * learnt(IID)[1].range[score]
     inside = 0
     blocks = fresh(OTHER_DAYS, length_ms)
     for block in blocks:
-        off = block.value[score] - usual.expected(layout, block.start_ms, length_ms)[0][score]
-        if abs(off) <= usual.range[score]:
+        off = block.value[score] - baseline.expected(layout, block.start_ms, length_ms)[0][score]
+        if abs(off) <= baseline.range[score]:
             assert block.expected[score] == pytest.approx(block.value[score], abs=1e-12)
             inside += 1
     assert inside > 0.9 * len(blocks)
 
 
 def test_beyond_the_range_the_nearest_end_of_it_is_expected() -> None:
-    layout, usual = learnt(OTHER_DAYS)
+    layout, baseline = learnt(OTHER_DAYS)
     first = layout.numbers[FIRST]
     for moved, side in ((9.0, 1), (-9.0, -1)):
         ((start_ms, counts),) = replace(OTHER_DAYS, moved=moved).blocks(FIRST_DAY + DAYS, 1, DAY_MS)
-        block = usual.block(layout, counts, start_ms, DAY_MS)
-        expected = usual.expected(layout, start_ms, DAY_MS)[0][first]
-        assert block.expected[first] == pytest.approx(expected + side * usual.range[first])
+        block = baseline.block(layout, counts, start_ms, DAY_MS)
+        expected = baseline.expected(layout, start_ms, DAY_MS)[0][first]
+        assert block.expected[first] == pytest.approx(expected + side * baseline.range[first])
         assert side * (block.value[first] - block.expected[first]) > 4 * block.sd[first]
 
 
 def test_levels_of_features_are_those_of_the_last_days_and_levels_of_scores_those_of_all() -> None:
     world = World(seed=6, trend=0.03)
-    layout, usual = learnt(world)
-    level = usual.level[layout.numbers[FIRST]]
+    layout, baseline = learnt(world)
+    level = baseline.level[layout.numbers[FIRST]]
     end = truth(world, layout, NEXT_WEEK_MS)[layout.numbers[FIRST]]
     assert end > 0.52
     assert 0.5 + 0.2 * (end - 0.5) < level < end
-    assert usual.level[layout.numbers[SCORE]] == pytest.approx(0.5, abs=1e-3)
+    assert baseline.level[layout.numbers[SCORE]] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_features_that_move_slowly_are_followed_and_scores_are_not() -> None:
-    layout, usual = learnt(IID)
+    layout, baseline = learnt(IID)
     later = replace(IID, moved=0.1)
     moved = np.zeros(len(layout.signals), dtype=np.float32)
     for start_ms, counts in later.blocks(FIRST_DAY + DAYS, 50, DAY_MS):
-        moved = followed(usual, layout, moved, usual.block(layout, counts, start_ms, DAY_MS, moved))
+        moved = followed(baseline, layout, moved, baseline.block(layout, counts, start_ms, DAY_MS, moved))
     first = layout.numbers[FIRST]
     shift = (truth(later, layout, NEXT_WEEK_MS) - truth(IID, layout, NEXT_WEEK_MS))[first]
     assert moved[first] == pytest.approx(shift, rel=0.25)
@@ -306,43 +306,43 @@ def test_features_that_move_slowly_are_followed_and_scores_are_not() -> None:
 
 
 def test_one_wild_day_moves_a_level_by_a_fraction_of_what_days_vary() -> None:
-    layout, usual = learnt(IID)
+    layout, baseline = learnt(IID)
     none = np.zeros(len(layout.signals), dtype=np.float32)
     for moved in (9.0, -9.0):
         ((start_ms, counts),) = replace(IID, moved=moved).blocks(FIRST_DAY + DAYS, 1, DAY_MS)
-        day = usual.block(layout, counts, start_ms, DAY_MS)
-        after = followed(usual, layout, none, day)[layout.numbers[FIRST]]
+        day = baseline.block(layout, counts, start_ms, DAY_MS)
+        after = followed(baseline, layout, none, day)[layout.numbers[FIRST]]
         assert 0 < np.sign(moved) * after < 0.25 * day.sd[layout.numbers[FIRST]]
 
 
 def test_a_day_without_payments_moves_no_level() -> None:
-    layout, usual = learnt(IID)
+    layout, baseline = learnt(IID)
     before = np.linspace(-0.1, 0.1, len(layout.signals), dtype=np.float32)
-    day = usual.block(layout, Counts.empty(IID.binning), NEXT_WEEK_MS, DAY_MS, before)
-    np.testing.assert_array_equal(followed(usual, layout, before, day), before)
+    day = baseline.block(layout, Counts.empty(IID.binning), NEXT_WEEK_MS, DAY_MS, before)
+    np.testing.assert_array_equal(followed(baseline, layout, before, day), before)
 
 
 def test_what_is_expected_follows_the_levels() -> None:
-    layout, usual = learnt(SEASONAL)
+    layout, baseline = learnt(SEASONAL)
     moved = np.linspace(1, 2, len(layout.signals), dtype=np.float32)
     ((start_ms, counts),) = SEASONAL.blocks(FIRST_DAY + DAYS, 1, DAY_MS)
-    block = usual.block(layout, counts, start_ms, DAY_MS, moved)
+    block = baseline.block(layout, counts, start_ms, DAY_MS, moved)
     # Where levels are so far above what is seen, the nearest end of the range is the lowest.
-    lowest = usual.expected(layout, start_ms, DAY_MS)[0] + moved - usual.range
+    lowest = baseline.expected(layout, start_ms, DAY_MS)[0] + moved - baseline.range
     there = block.count > 0
     assert block.expected[there] == pytest.approx(lowest[there])
 
 
 def test_how_large_a_change_is_is_its_psi_of_histograms_and_relative_of_shares() -> None:
-    layout, usual = learnt(IID)
+    layout, baseline = learnt(IID)
     moved = replace(IID, moved=1.0)
     ((start_ms, counts),) = moved.blocks(FIRST_DAY + DAYS, 1, DAY_MS)
     ((_, before),) = IID.blocks(FIRST_DAY + DAYS, 1, DAY_MS)
-    block = usual.block(layout, counts, start_ms, DAY_MS)
+    block = baseline.block(layout, counts, start_ms, DAY_MS)
     distance = psi(counts.features[0, 0, :MISSING], before.features[0, 0, :MISSING])
     assert block.effect[layout.numbers[FIRST]] == pytest.approx(distance, rel=0.2)
     missing = layout.numbers[Signal("feature:first", "missing", "overall")]
-    relative = abs(block.value[missing] / usual.expected(layout, start_ms, DAY_MS)[0][missing] - 1)
+    relative = abs(block.value[missing] / baseline.expected(layout, start_ms, DAY_MS)[0][missing] - 1)
     assert relative > 0.2
     assert block.effect[missing] == pytest.approx(relative, rel=0.2)
     assert block.effect[layout.numbers[SCORE]] < 0.001
@@ -350,9 +350,9 @@ def test_how_large_a_change_is_is_its_psi_of_histograms_and_relative_of_shares()
 
 def test_without_blocks_of_five_minutes_these_vary_as_hours_do() -> None:
     for world in (CLUSTERED, WANDERING):
-        _, usual = learnt(world, with_fives=False)
-        np.testing.assert_array_equal(usual.dispersion[0], usual.dispersion[1])
-        np.testing.assert_array_equal(usual.wander[0], usual.wander[1])
+        _, baseline = learnt(world, with_fives=False)
+        np.testing.assert_array_equal(baseline.dispersion[0], baseline.dispersion[1])
+        np.testing.assert_array_equal(baseline.wander[0], baseline.wander[1])
 
 
 def test_bursts_in_one_segment_widen_the_same_signal_in_others() -> None:
@@ -365,10 +365,10 @@ def test_bursts_in_one_segment_widen_the_same_signal_in_others() -> None:
 
 def test_before_there_is_a_past_nothing_is_said() -> None:
     layout, _ = learnt(IID)
-    usual, detectors = nothing_usual(layout), Detectors(layout.signals, DetectorSettings())
+    baseline, detectors = empty_baseline(layout), Detectors(layout.signals, DetectorSettings())
     for length_ms in LENGTHS_MS:
         start_ms, counts = next(IID.blocks(FIRST_DAY, 1, length_ms))
-        block = usual.block(layout, counts, start_ms, length_ms)
+        block = baseline.block(layout, counts, start_ms, length_ms)
         assert np.isnan(block.expected).all()
         assert not detectors.step(block).counted.any()
 
@@ -378,11 +378,11 @@ def test_an_hour_of_the_week_that_the_past_had_not_is_expected_as_on_other_days(
     total = Counts.empty(SEASONAL.binning)
     for _, counts in SEASONAL.blocks(FIRST_DAY, 3, HOUR_MS):
         total.add(counts)
-    usual = learn_usual(layout, total, SEASONAL.blocks(FIRST_DAY, 3, HOUR_MS))
+    baseline = learn_baseline(layout, total, SEASONAL.blocks(FIRST_DAY, 3, HOUR_MS))
     score = layout.numbers[SCORE]
     for hour in (3, 18):
         known, unknown = (
-            usual.expected(layout, (FIRST_DAY + day) * DAY_MS + hour * HOUR_MS, HOUR_MS) for day in (1, 6)
+            baseline.expected(layout, (FIRST_DAY + day) * DAY_MS + hour * HOUR_MS, HOUR_MS) for day in (1, 6)
         )
         assert unknown[0][score] == pytest.approx(known[0][score], abs=1e-6)
         assert unknown[1][score] > 0
@@ -390,14 +390,14 @@ def test_an_hour_of_the_week_that_the_past_had_not_is_expected_as_on_other_days(
 
 def test_over_weeks_of_nothing_no_detector_fires_and_soon_after_a_feature_has_moved_one_does() -> None:
     world = World(seed=8, payments=150, channels=12, tilt_of_day=0.5, wander_of_hours=0.1, alike=2)
-    layout, usual = learnt(world)
+    layout, baseline = learnt(world)
     detectors = Detectors(layout.signals, DetectorSettings())
     assert len(layout.signals) > 150
     moved = np.zeros(len(layout.signals), dtype=np.float32)
 
     def fired(world: World, day: int, length_ms: int) -> Iterator[tuple[Block, list[Signal]]]:
         for start_ms, counts in world.blocks(day, 1, length_ms):
-            block = usual.block(layout, counts, start_ms, length_ms, moved)
+            block = baseline.block(layout, counts, start_ms, length_ms, moved)
             yield block, [layout.signals[number] for number in detectors.step(block).fired]
 
     last_day = FIRST_DAY + DAYS + 30
@@ -406,7 +406,7 @@ def test_over_weeks_of_nothing_no_detector_fires_and_soon_after_a_feature_has_mo
         for length_ms in LENGTHS_MS if day % 6 == 0 else LENGTHS_MS[1:]:
             for block, found in fired(world, day, length_ms):
                 assert not found, block.start_ms
-        moved = followed(usual, layout, moved, block)
+        moved = followed(baseline, layout, moved, block)
     last = fired(replace(world, moved=2.0), last_day, FIVE_MS)
     block, found = next((block, found) for block, found in last if found)
     assert block.end_ms <= last_day * DAY_MS + HOUR_MS

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, MISSING, Binning
-from paywarden.models.drift.counts import AGE_UNKNOWN, Counts, Rows, count_rows
+from paywarden.models.drift.counts import AGE_UNKNOWN, Counts, DecisionRows, count_rows
 from paywarden.schemas.errors import InvalidEvent
 
 INFINITY = float("inf")
@@ -22,10 +22,10 @@ BINNING = Binning(np.array([0.1, 0.5]), EDGES, (("pos",), ("DE",), ()), ("unknow
 SEGMENTS = {name: number for number, name in enumerate(BINNING.segments)}
 
 
-def rows_of(seed: int, count: int) -> Rows:
+def rows_of(seed: int, count: int) -> DecisionRows:
     random = np.random.default_rng(seed)
     vectors = random.choice(np.array([-1, 0, 0.5, 1, 3, 99, np.inf, np.nan], dtype=np.float32), (count, 2))
-    return Rows(
+    return DecisionRows(
         random.choice(np.array([0.0, 0.1, 0.3, 0.9, np.nan]), count),
         random.integers(0, 3, count),
         vectors,
@@ -37,7 +37,7 @@ def rows_of(seed: int, count: int) -> Rows:
     )
 
 
-def obviously(rows: Rows) -> Counts:
+def obviously(rows: DecisionRows) -> Counts:
     """Payment by payment."""
     counts = Counts.empty(BINNING)
     bins = BINNING.bins_of_features(rows.vectors)

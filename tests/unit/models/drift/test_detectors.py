@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from paywarden.models.drift.detectors import DAY_MS, LENGTHS_MS, Detectors, DetectorSettings, Verdict, budget
+from paywarden.models.drift.detectors import DAY_MS, LENGTHS_MS, Detectors, DetectorSettings, DetectorVerdict, budget
 from paywarden.models.drift.signals import Block, Signal
 from paywarden.schemas.errors import Misconfigured
 
@@ -124,7 +124,7 @@ def test_what_was_never_seen_and_is_now_common_is_seen_in_two_blocks() -> None:
     detectors = Detectors(signals, DetectorSettings())
     none, half = np.zeros(1), np.full(1, 0.5)
 
-    def step(number: int, value: Floats) -> Verdict:
+    def step(number: int, value: Floats) -> DetectorVerdict:
         count, effect = np.full(1, 1000), np.full(1, 9.0)
         return detectors.step(Block(number * FIVE_MS, FIVE_MS, signals, value, none, none, count, effect))
 
@@ -158,7 +158,7 @@ def _delay(rng: np.random.Generator, shift: float) -> int:
     return 400
 
 
-def _step_of(detectors: Detectors, block: Block, signals: tuple[Signal, ...]) -> Verdict:
+def _step_of(detectors: Detectors, block: Block, signals: tuple[Signal, ...]) -> DetectorVerdict:
     count = len(signals)
     return detectors.step(
         Block(

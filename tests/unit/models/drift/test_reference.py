@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from paywarden.models.bundle.bundle import MANIFEST, load_bundle, read_manifest, sha256_of
 from paywarden.models.drift.binning import DIMENSIONS
-from paywarden.models.drift.counts import Counts, Rows, count_rows
+from paywarden.models.drift.counts import Counts, DecisionRows, count_rows
 from paywarden.models.drift.detectors import DAY_MS, LENGTHS_MS
 from paywarden.models.drift.reference import REFERENCE, Reference, load_reference, read_reference
 from paywarden.models.drift.reference_builder import Live, PastDecisions, make_reference
@@ -67,7 +67,7 @@ def block_of(one: Reference, length_ms: int) -> Block:
     random, rows = np.random.default_rng(9), 100
     counts = count_rows(
         one.binning,
-        Rows(
+        DecisionRows(
             random.random(rows),
             random.integers(0, 3, rows),
             random.random((rows, 2)).astype(np.float32),
@@ -131,7 +131,7 @@ def test_references_that_differ_have_different_digests() -> None:
     others = [
         *(reference(), made(2), made(version="v2"), made(live=False)),
         replace(reference(), counts=Counts(renamed, *counts.arrays)),
-        replace(reference(), usual=replace(reference().usual, wander=reference().usual.wander + 1)),
+        replace(reference(), baseline=replace(reference().baseline, wander=reference().baseline.wander + 1)),
     ]
     assert len({one.digest for one in others}) == len(others)
     assert made().digest == reference().digest

@@ -191,7 +191,7 @@ def test_hours_are_expected_as_they_were() -> None:
     reference = made(past_of(days=8, rows=8000, scores=scores))
     location = reference.layout.numbers[Signal("score", "location", "overall")]
     expected = [
-        reference.usual.expected(reference.layout, FIRST_MS + 8 * DAY_MS + hour * HOUR_MS, HOUR_MS)[0][location]
+        reference.baseline.expected(reference.layout, FIRST_MS + 8 * DAY_MS + hour * HOUR_MS, HOUR_MS)[0][location]
         for hour in (0, 12)
     ]
     assert expected[0] > 0.9
@@ -216,7 +216,7 @@ def test_of_a_training_window_there_are_scores_and_inputs_and_of_live_decisions_
     ):
         number = reference.layout.numbers[Signal(subject, statistic, "overall")]
         assert value[number] == pytest.approx(share)
-        assert reference.usual.level[number] == pytest.approx(share, abs=0.01)
+        assert reference.baseline.level[number] == pytest.approx(share, abs=0.01)
 
 
 def test_a_reference_is_of_the_model_and_counts_every_payment() -> None:
@@ -225,7 +225,7 @@ def test_a_reference_is_of_the_model_and_counts_every_payment() -> None:
     assert reference.feature_names == ("f0", "f1", "f2", "f3")
     assert reference.counts.payments[0] == 3000
     # Every hour of the two days and a half, and of the others something.
-    of_hours = reference.usual.payments[:, 0]
+    of_hours = reference.baseline.payments[:, 0]
     first = FIRST_MS // HOUR_MS % 168
     np.testing.assert_allclose(np.roll(of_hours, -first)[:60], 50, atol=1)
     assert (of_hours > 0).all()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, MISSING, OVERALL, Binning
-from paywarden.models.drift.counts import AGE_UNKNOWN, Counts, Rows, count_rows
+from paywarden.models.drift.counts import AGE_UNKNOWN, Counts, DecisionRows, count_rows
 from paywarden.models.drift.signal_layout import Kinds, Layout, Ranks
 from paywarden.models.drift.signals import Signal
 from paywarden.models.metrics.tally import DECLINED, REVIEWED
@@ -27,10 +27,10 @@ BINNING = Binning(
 )
 
 
-def rows_of(seed: int, count: int) -> Rows:
+def rows_of(seed: int, count: int) -> DecisionRows:
     random = np.random.default_rng(seed)
     flags = np.array(["unknown_card", "mirror_stale", "odd", "odder"])
-    return Rows(
+    return DecisionRows(
         # The threshold itself, the next below it, and no score.
         random.choice([0.0, 0.1, 0.3, np.nextafter(HIGH_RISK_AT, 0), HIGH_RISK_AT, 0.95, np.nan], count),
         random.integers(0, 3, count),
@@ -45,7 +45,7 @@ def layout_of(counts: Counts, kinds: Kinds = ALL) -> Layout:
     return Layout(BINNING, FEATURES, Ranks.of_counts(counts), high_risk_at=HIGH_RISK_AT, kinds=kinds)
 
 
-def of_payments(rows: Rows, signal: Signal, ranks: Ranks) -> Floats:
+def of_payments(rows: DecisionRows, signal: Signal, ranks: Ranks) -> Floats:
     """What the signal is the mean of: a number for each of its payments."""
     places = BINNING.segments_of(rows.values)
     inside = np.asarray((places == BINNING.segments.index(signal.segment)).any(axis=1))
@@ -76,7 +76,7 @@ def _flag(name: str) -> str:
     return name if name in BINNING.flags else "other"
 
 
-def _ranks_of(rows: Rows, name: str, feature: str, ranks: Ranks) -> Floats:
+def _ranks_of(rows: DecisionRows, name: str, feature: str, ranks: Ranks) -> Floats:
     if name == "score":
         return np.where(np.isnan(rows.scores), np.nan, ranks.scores[BINNING.bins_of_scores(rows.scores)])
     number = FEATURES.index(feature)
@@ -171,7 +171,9 @@ def test_places_as_ranks_rise_evenly_from_0_to_1() -> None:
 def test_a_segment_without_payments_says_nothing() -> None:
     layout = layout_of(count_rows(BINNING, rows_of(1, 40)), Kinds.SCORE | Kinds.INPUTS)
     rows = rows_of(2, 9)
-    none = Rows(rows.scores, rows.actions, rows.vectors, rows.flags, rows.ages_ms, [["pos"] * 9, ["DE"] * 9, ["x"] * 9])
+    none = DecisionRows(
+        rows.scores, rows.actions, rows.vectors, rows.flags, rows.ages_ms, [["pos"] * 9, ["DE"] * 9, ["x"] * 9]
+    )
     values, sizes = layout.values(count_rows(BINNING, none))
     for signal, number in layout.numbers.items():
         if signal.segment == "channel=ecom" and signal.subject != "traffic":
@@ -230,11 +232,11 @@ def test_what_is_said_of_signals_fits_them() -> None:
 
 def test_kin_are_the_same_signal_in_all_segments_and_overall_is_alone() -> None:
     layout = layout_of(count_rows(BINNING, rows_of(1, 40)))
-    kin: dict[int, set[Signal]] = {}
+    signal_group: dict[int, set[Signal]] = {}
     for number, signal in enumerate(layout.signals):
-        kin.setdefault(int(layout.kin[number]), set()).add(signal)
-    assert sorted(kin) == list(range(layout.kin_count))
-    for signals in kin.values():
+        signal_group.setdefault(int(layout.signal_group[number]), set()).add(signal)
+    assert sorted(signal_group) == list(range(layout.signal_group_count))
+    for signals in signal_group.values():
         assert len({(signal.subject, signal.statistic) for signal in signals}) == 1
         segments = {signal.segment for signal in signals}
         assert segments == {OVERALL} or segments == set(BINNING.segments) - {OVERALL}

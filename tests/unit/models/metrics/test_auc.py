@@ -17,7 +17,7 @@ from paywarden.models.metrics.comparison import score_shift
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.curves import at_capacity, threshold_curve
 from paywarden.models.metrics.evaluation import auc_roc, average_precision, card_precision_at_k
-from paywarden.models.metrics.segments import Decided, by_group
+from paywarden.models.metrics.segments import DecidedPayments, by_group
 
 RANDOM = np.random.default_rng(4)
 ROWS = 400_000
@@ -77,8 +77,8 @@ MEASURES: dict[str, tuple[Callable[[], object], int]] = {
 }
 
 
-def decided() -> Decided:
-    return Decided(ACTION, SCORE, FRAUD, AMOUNT, has_outcomes=True)
+def decided() -> DecidedPayments:
+    return DecidedPayments(ACTION, SCORE, FRAUD, AMOUNT, has_outcomes=True)
 
 
 def look_at_few_together(patched: pytest.MonkeyPatch, rows: int) -> None:

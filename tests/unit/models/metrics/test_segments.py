@@ -7,7 +7,7 @@ import pytest
 
 from paywarden.models.metrics.costs import CostSettings, money_of
 from paywarden.models.metrics.evaluation import auc_roc, average_precision
-from paywarden.models.metrics.segments import Decided, by_group
+from paywarden.models.metrics.segments import DecidedPayments, by_group
 from paywarden.models.metrics.tally import tally
 
 RANDOM = np.random.default_rng(8)
@@ -18,7 +18,7 @@ FRAUD = RANDOM.random(ROWS) < 0.1
 SCORE = np.clip(FRAUD * 0.3 + RANDOM.random(ROWS) * 0.7, 0, 1)
 ACTION = ((SCORE > 0.5).astype(np.int8) + (SCORE > 0.8)).astype(np.int8)
 AMOUNT = RANDOM.integers(1, 10_000, ROWS)
-DECIDED = Decided(ACTION, SCORE, FRAUD, AMOUNT, has_outcomes=True)
+DECIDED = DecidedPayments(ACTION, SCORE, FRAUD, AMOUNT, has_outcomes=True)
 
 
 def test_each_group_is_measured_as_if_it_were_alone() -> None:
@@ -43,14 +43,16 @@ def test_each_group_is_measured_as_if_it_were_alone() -> None:
 
 
 def test_a_group_that_is_never_stopped_has_no_precision() -> None:
-    none = Decided(np.zeros(3, np.int8), np.zeros(3), np.array([True, False, False]), np.ones(3, np.int64), True)
+    none = DecidedPayments(
+        np.zeros(3, np.int8), np.zeros(3), np.array([True, False, False]), np.ones(3, np.int64), True
+    )
     (group,) = by_group(["a"], np.zeros(3, np.int64), none, CostSettings())
     assert math.isnan(group.precision)
     assert group.recall == 0.0
 
 
 def test_without_outcomes_nothing_is_said_about_frauds_or_money() -> None:
-    unknown = Decided(ACTION, SCORE, np.zeros(ROWS, bool), AMOUNT, has_outcomes=False)
+    unknown = DecidedPayments(ACTION, SCORE, np.zeros(ROWS, bool), AMOUNT, has_outcomes=False)
     for group in by_group(NAMES, GROUP, unknown, CostSettings()):
         assert group.money is None
         assert all(math.isnan(value) for value in (group.fraud_share, group.precision, group.recall, group.auc_roc))
@@ -60,7 +62,7 @@ def test_without_outcomes_nothing_is_said_about_frauds_or_money() -> None:
 @pytest.mark.parametrize("digits", [0, 1, 2, 17])
 def test_areas_are_those_of_the_evaluation_however_many_scores_are_equal(digits: int) -> None:
     score = SCORE.round(digits)
-    decided = Decided(ACTION, score, FRAUD, AMOUNT, has_outcomes=True)
+    decided = DecidedPayments(ACTION, score, FRAUD, AMOUNT, has_outcomes=True)
     (group,) = by_group(["all"], np.zeros(ROWS, np.int64), decided, CostSettings())
     label = FRAUD.astype(np.int64)
     assert group.auc_roc == pytest.approx(auc_roc(label, score), rel=1e-12)
@@ -68,7 +70,7 @@ def test_areas_are_those_of_the_evaluation_however_many_scores_are_equal(digits:
 
 
 def test_a_group_of_frauds_alone_has_an_average_precision_and_no_auc() -> None:
-    decided = Decided(np.ones(2, np.int8), np.array([0.1, 0.3]), np.ones(2, bool), np.ones(2, np.int64), True)
+    decided = DecidedPayments(np.ones(2, np.int8), np.array([0.1, 0.3]), np.ones(2, bool), np.ones(2, np.int64), True)
     (group,) = by_group(["a"], np.zeros(2, np.int64), decided, CostSettings())
     assert math.isnan(group.auc_roc)
     assert group.average_precision == 1.0

@@ -19,7 +19,7 @@ from paywarden.models.policy.rules import (
     DEPTH_MAX,
     TEXT_FIELDS,
     TEXT_LENGTH_MAX,
-    Condition,
+    RuleCondition,
     Vocabulary,
     compile_condition,
 )
@@ -40,7 +40,7 @@ PAYMENT = ScoreRequest(
 )
 
 
-def compiled(text: str) -> Condition:
+def compiled(text: str) -> RuleCondition:
     return compile_condition(text, where="rule", vocabulary=VOCABULARY)
 
 

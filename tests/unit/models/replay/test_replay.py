@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from paywarden.features.history.columns import FileRoom, MemoryRoom
+from paywarden.features.history.columns import MemoryAllocator, MmapAllocator
 from paywarden.features.history.history import History, final_labels, history_of_tables, write_history
 from paywarden.features.history.mapped import open_history
-from paywarden.features.history.point_in_time import Chunk, Passage, reference_amounts
+from paywarden.features.history.point_in_time import Chunk, PointInTimeReplay, reference_amounts
 from paywarden.models.bundle.bundle import Bundle
 from paywarden.models.metrics.evaluation import Days, Split, day_of_time, exclude_known_compromised
 from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Facts, Policy, PolicySettings
@@ -24,7 +24,7 @@ from paywarden.models.replay import replay as replay_module
 from paywarden.models.replay.files import ReplayFiles
 from paywarden.models.replay.measures import Contestant, ReplayResults
 from paywarden.models.replay.replay import replay
-from paywarden.models.replay.replayed_policy import Cause, Decisions
+from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds import small_world
@@ -85,7 +85,7 @@ def rows_of(window: Days) -> np.ndarray[Any, np.dtype[np.intp]]:
 
 
 def passage_vectors() -> np.ndarray[Any, np.dtype[np.float32]]:
-    passage = Passage(small_world.history(), small_world.engine(), small_world.rates())
+    passage = PointInTimeReplay(small_world.history(), small_world.engine(), small_world.rates())
     return np.concatenate([chunk.vectors for chunk in passage.chunks(rows=1000)])
 
 
@@ -108,7 +108,7 @@ def test_decisions_are_the_windows_payments_in_order(tmp_path: Path) -> None:
     payments = small_world.tables()[0].take(pa.array(rows))
     for name in ("payment_id", "event_time_ms", "card_id", "merchant_id", "amount_minor", "currency"):
         assert decisions[name].to_pylist() == payments[name].to_pylist()
-    amounts = reference_amounts(small_world.history(), small_world.rates(), MemoryRoom())
+    amounts = reference_amounts(small_world.history(), small_world.rates(), MemoryAllocator())
     assert np.array_equal(decisions["amount_reference_minor"].to_numpy(), amounts[rows])
 
 
@@ -139,7 +139,7 @@ def test_threads_and_columns_in_files_change_no_byte(threads: int, tmp_path: Pat
     }
     run(tmp_path / "alone", **options)
     write_history(tmp_path / "data", *small_world.tables())
-    room = FileRoom(tmp_path)
+    room = MmapAllocator(tmp_path)
     opened = open_history(tmp_path / "data", room, part_rows=1000)
     run(tmp_path / "shared", history=opened, threads=threads, room=room, **options)
     for name in ("decisions.parquet", "differences.parquet", "report.html"):
@@ -154,18 +154,20 @@ def test_threads_and_columns_in_files_change_no_byte(threads: int, tmp_path: Pat
 def test_chunks_are_written_in_order_though_the_first_takes_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Short(Passage):
+    class Short(PointInTimeReplay):
         def chunks(self, **options: Any) -> Iterator[Chunk]:
             return super().chunks(**options | {"rows": 500})
 
     write = ReplayFiles.write
 
-    def write_first_slowly(self: ReplayFiles, chunk: Chunk, decided: list[Decisions], causes: list[Cause]) -> None:
+    def write_first_slowly(
+        self: ReplayFiles, chunk: Chunk, decided: list[Decisions], causes: list[ActionReasons]
+    ) -> None:
         if chunk.first == rows_of(WINDOW)[0]:
             time.sleep(0.5)
         write(self, chunk, decided, causes)
 
-    monkeypatch.setattr(replay_module, "Passage", Short)
+    monkeypatch.setattr(replay_module, "PointInTimeReplay", Short)
     monkeypatch.setattr(ReplayFiles, "write", write_first_slowly)
     run(tmp_path, threads=3)
     file = pq.ParquetFile(tmp_path / "decisions.parquet")
@@ -427,7 +429,7 @@ def test_each_kind_of_change_is_counted_among_the_measured_payments(tmp_path: Pa
     # All of the window is measured: it begins in the training days.
     rows = rows_of(window)
     fraud = final_labels(small_world.history())[rows] == 1
-    amounts = Passage(small_world.history(), small_world.engine(), small_world.rates()).amounts[rows]
+    amounts = PointInTimeReplay(small_world.history(), small_world.engine(), small_world.rates()).amounts[rows]
     passed, passes = champion == "approve", challenger == "approve"
     wanted = {
         "fraud_caught": fraud & passed & ~passes,
@@ -496,7 +498,7 @@ def test_each_reason_is_counted_with_the_frauds_it_found(tmp_path: Path) -> None
     history, rows = small_world.history(), rows_of(Days(TRAINING_DAYS.last, WINDOW.last))
     decisions = pq.read_table(tmp_path / "decisions.parquet")
     score, fraud = decisions["score"].to_numpy(), final_labels(history)[rows] == 1
-    amounts = Passage(history, small_world.engine(), small_world.rates()).amounts[rows]
+    amounts = PointInTimeReplay(history, small_world.engine(), small_world.rates()).amounts[rows]
 
     def has(field: str, value: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         coded = history.coded(field)

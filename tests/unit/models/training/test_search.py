@@ -12,7 +12,7 @@ import pytest
 from paywarden.models.metrics.evaluation import DAY_MS, Days, date_of_day
 from paywarden.models.training import search
 from paywarden.models.training.boosting import HeldOut
-from paywarden.models.training.progress import unheard
+from paywarden.models.training.progress import no_progress
 from paywarden.models.training.search import Choice, FoldResult, candidate_parameters, choose, validation_splits
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import TableOutcomes, TrainingTable
@@ -25,7 +25,7 @@ TABLE = synthetic_table()
 
 
 def chosen(table: TrainingTable = TABLE, settings: TrainingSettings = SETTINGS) -> Choice:
-    return choose(table, WINDOW, settings, NAMES, progress=unheard)
+    return choose(table, WINDOW, settings, NAMES, progress=no_progress)
 
 
 # Days
@@ -182,7 +182,7 @@ def test_a_correction_that_came_later_does_not_train_for_them() -> None:
 
 def test_a_window_that_is_too_short_leaves_the_settings_as_they_are_and_says_why() -> None:
     short = Days(100, 107)
-    choice = choose(TABLE, short, SETTINGS, NAMES, progress=unheard)
+    choice = choose(TABLE, short, SETTINGS, NAMES, progress=no_progress)
     assert choice.settings == SETTINGS
     assert "8 days are too short" in choice.left_out
     assert choice.record()["tried"] == []
@@ -190,7 +190,7 @@ def test_a_window_that_is_too_short_leaves_the_settings_as_they_are_and_says_why
 
 def test_a_search_in_a_window_that_is_too_short_is_refused() -> None:
     with pytest.raises(Misconfigured, match="parameters cannot be searched: 8 days are too short"):
-        choose(TABLE, Days(100, 107), replace(SETTINGS, search_budget=2), NAMES, progress=unheard)
+        choose(TABLE, Days(100, 107), replace(SETTINGS, search_budget=2), NAMES, progress=no_progress)
 
 
 def test_with_nothing_to_choose_nothing_is_grown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from paywarden.ops.demo.verdict import FRESH_MS_MAX, Done, Reading, Sent, in_words, require_all_done, trouble_of
+from paywarden.ops.demo.verdict import (
+    FRESH_MS_MAX,
+    MetricsReading,
+    Sent,
+    WorkDone,
+    in_words,
+    require_all_done,
+    trouble_of,
+)
 from paywarden.schemas.errors import TemporaryFailure
 
 SENT = Sent(payments=400, answered=398, published=398, live_outcomes=12, lost=0, profile_age_p99_ms=812.0)
@@ -22,18 +30,18 @@ COMPANION: dict[str, dict[tuple[str, ...], float]] = {
 }
 
 
-def reading(name: str, metrics: Mapping[str, Mapping[tuple[str, ...], float]] | None = None) -> Reading:
-    return Reading(name, exit_status=None, missing=(), metrics=metrics or {}, last_line=f"last words of {name}")
+def reading(name: str, metrics: Mapping[str, Mapping[tuple[str, ...], float]] | None = None) -> MetricsReading:
+    return MetricsReading(name, exit_status=None, missing=(), metrics=metrics or {}, last_line=f"last words of {name}")
 
 
 GOOD = [reading("stream", STREAM), reading("companion", COMPANION), reading("serve")]
 
 
-def with_part(part: Reading) -> list[Reading]:
+def with_part(part: MetricsReading) -> list[MetricsReading]:
     return [part if one.name == part.name else one for one in GOOD]
 
 
-def without(part: str, metric: str) -> list[Reading]:
+def without(part: str, metric: str) -> list[MetricsReading]:
     [one] = [one for one in GOOD if one.name == part]
     assert metric in one.metrics
     return with_part(replace(one, metrics={name: value for name, value in one.metrics.items() if name != metric}))
@@ -41,7 +49,7 @@ def without(part: str, metric: str) -> list[Reading]:
 
 def test_a_demonstration_in_which_all_was_done_has_no_trouble() -> None:
     assert trouble_of(SENT, GOOD) == ""
-    assert require_all_done(SENT, GOOD) == Done(398, 900, 398, 12, 398)
+    assert require_all_done(SENT, GOOD) == WorkDone(398, 900, 398, 12, 398)
 
 
 @pytest.mark.parametrize("name", ["stream", "companion", "serve"])
@@ -111,7 +119,7 @@ def test_the_summary_in_words_tells_what_each_part_has_done() -> None:
         "p99_ms": 2.25,
         "decisions_on_topic": 397,
         "profile_age_p99_ms": 812.4,
-        **Done(396, 900, 395, 12, 394).__dict__,
+        **WorkDone(396, 900, 395, 12, 394).__dict__,
     }
     assert in_words(summary) == [
         "The endpoint answered 398 of 400 payments, 99 of 100 of them within 2.2 ms.",

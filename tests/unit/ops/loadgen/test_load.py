@@ -12,8 +12,8 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.ops.loadgen.load import Answer, arrival_times, run_arrivals, run_closed, run_load
-from paywarden.ops.loadgen.report import LoadReport, Record
+from paywarden.ops.loadgen.load import LoadAnswer, arrival_times, run_arrivals, run_closed, run_load
+from paywarden.ops.loadgen.report import LoadReport, RequestLog
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.errors import Misconfigured
 
@@ -64,7 +64,7 @@ def loaded(
     load: Load | None = None,
     rate: float = 500,
     seconds: float = 0.1,
-    on_answer: Callable[[Answer], None] | None = None,
+    on_answer: Callable[[LoadAnswer], None] | None = None,
     **options: Any,
 ) -> tuple[LoadReport, FakeServer]:
     """Runs a load of 50 requests (or `load`, or as the options say) on a fake server."""
@@ -118,7 +118,7 @@ def test_connections_are_kept_and_used_again() -> None:
 
 
 def test_each_answer_is_handed_over() -> None:
-    answers: list[Answer] = []
+    answers: list[LoadAnswer] = []
     report, _ = loaded(always_ok, iter([b"%d" % n for n in range(99)]), on_answer=answers.append)
     assert len(answers) == report.ok == 50
     assert sorted(answer.index for answer in answers) == list(range(50))
@@ -131,7 +131,7 @@ def test_each_answer_is_handed_over() -> None:
 def test_the_garbage_collector_passes_over_what_was_there_before_a_load_and_only_during_it(is_open: bool) -> None:
     frozen: list[int] = []
 
-    def note(_: Answer) -> None:
+    def note(_: LoadAnswer) -> None:
         # Once: counting them takes long.
         if not frozen:
             frozen.append(gc.get_freeze_count())
@@ -375,7 +375,7 @@ def test_answers_in_chunks_are_read_too() -> None:
             return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n"
         return OK
 
-    answers: list[Answer] = []
+    answers: list[LoadAnswer] = []
     report, fake = loaded(chunked, on_answer=answers.append, connections_max=1)
     assert (report.ok, fake.connection_count) == (50, 1)
     assert sorted(answer.body for answer in answers) == sorted([b"abcd", b"ok"] * 25)
@@ -415,7 +415,7 @@ def test_a_closed_loop_connects_again_when_the_server_closes() -> None:
 
 
 def test_a_record_has_every_request_in_the_order_they_were_due() -> None:
-    record = Record()
+    record = RequestLog()
 
     async def by_turns(_: FakeServer, body: bytes) -> bytes:
         return OK if int(body) % 2 else b"HTTP/1.1 429 X\r\nContent-Length: 0\r\n\r\n"

@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from paywarden.ops.loadgen.load import Answer, run_closed, run_load
+from paywarden.ops.loadgen.load import LoadAnswer, run_closed, run_load
 from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from paywarden.schemas.errors import Misconfigured
@@ -85,7 +85,7 @@ def test_calls_go_to_the_scoring_method_with_their_bodies_and_the_token() -> Non
         seen.append(body)
         return b"re:" + body
 
-    answers: list[Answer] = []
+    answers: list[LoadAnswer] = []
     with serving(echo) as (address, handler):
         report = loaded(
             address, (b"%d" % n for n in itertools.count()), on_answer=answers.append, token="abc", headers={"X-A": "b"}
@@ -117,7 +117,7 @@ def test_shed_late_and_failed_calls_are_told_apart() -> None:
             context.abort(code, "no")
         return b""
 
-    answers: list[Answer] = []
+    answers: list[LoadAnswer] = []
     with serving(by_turns) as (address, _):
         report = loaded(address, on_answer=answers.append)
     assert (report.sent, report.ok, report.shed, report.errors, report.deadline_exceeded) == (50, 10, 10, 30, 10)

@@ -8,9 +8,9 @@ import pytest
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.batcher import UNDER_WAY, AdmissionSettings, Call, Refusal, Turns
+from paywarden.scoring.engine.batcher import IN_PROGRESS, AdmissionSettings, Call, MicroBatcher, Refusal
 from paywarden.scoring.requests import wire
-from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.requests.payments import CheckedPayments
 from tests.worlds.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
@@ -33,7 +33,7 @@ class Scorer:
         self.bad: dict[str, Exception | Refusal] = {}
         self._clock = clock
 
-    def score_many(self, payments: Payments, now_ms: int) -> list[bytes | Refusal]:
+    def score_many(self, payments: CheckedPayments, now_ms: int) -> list[bytes | Refusal]:
         assert now_ms == NOW_MS
         requests = list(payments)
         self._clock.now += self.payment_s * len(requests)
@@ -78,7 +78,7 @@ class World:
     def __init__(self, **settings: int) -> None:
         self.clock = Clock()
         self.scorer = Scorer(self.clock)
-        self.turns = Turns(
+        self.turns = MicroBatcher(
             self.scorer,
             intake=euro_intake(),
             settings=AdmissionSettings(**settings),
@@ -228,7 +228,7 @@ def test_a_call_that_arrives_past_its_deadline_is_told_so_at_once() -> None:
 
 def test_a_payment_that_another_worker_decides_about_is_asked_for_again() -> None:
     world = World()
-    world.scorer.bad["b"] = UNDER_WAY
+    world.scorer.bad["b"] = IN_PROGRESS
 
     async def main() -> None:
         world.ask("a")
@@ -245,7 +245,7 @@ def test_a_payment_that_another_worker_decides_about_is_asked_for_again() -> Non
 
 def test_a_payment_that_is_under_way_to_the_last_is_unavailable() -> None:
     world = World()
-    world.scorer.bad["a"] = UNDER_WAY
+    world.scorer.bad["a"] = IN_PROGRESS
     world.scorer.payment_s = 0.02
 
     async def main() -> None:

@@ -25,15 +25,15 @@ from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.batcher import UNDER_WAY, Refusal
+from paywarden.scoring.engine.batcher import IN_PROGRESS, Refusal
 from paywarden.scoring.engine.model_chain import ModelChain
 from paywarden.scoring.engine.scorer import ROWS_MAX, PaymentScorer
 from paywarden.scoring.idempotency import decision_cache as answered_payments
-from paywarden.scoring.idempotency.decision_cache import Answered, AnsweredSettings
+from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings
 from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics
-from paywarden.scoring.requests.decoder import Intake
+from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.wire import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter, framed
@@ -76,7 +76,7 @@ class Host:
     def __init__(self, folder: Path, **policy: Any) -> None:
         self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
         self.outbox = FakeOutbox()
-        self.answered: Answered | None = None
+        self.answered: DecisionCache | None = None
         self.metrics = ScoringMetrics.declare(Registry(), flags=FLAGS, entities=PLAN.entity_names)
         self.bundle = small_world.loaded_bundle()
         self._policy = policy
@@ -127,15 +127,15 @@ class Host:
 
 
 def score_many(
-    scorer: PaymentScorer, requests: Sequence[ScoreRequest], now_ms: int = NOW_MS, intake: Intake | None = None
+    scorer: PaymentScorer, requests: Sequence[ScoreRequest], now_ms: int = NOW_MS, intake: RequestDecoder | None = None
 ) -> list[ScoreResponse | Refusal]:
     """What each of the requests gets."""
     return payments.score_many(scorer, requests, intake or default_intake(), now_ms)
 
 
 @cache
-def default_intake() -> Intake:
-    return Intake(PLAN, small_world.rates(), RequestLimits())
+def default_intake() -> RequestDecoder:
+    return RequestDecoder(PLAN, small_world.rates(), RequestLimits())
 
 
 def answered(scorer: PaymentScorer, request: ScoreRequest, now_ms: int = NOW_MS) -> ScoreResponse:
@@ -483,7 +483,7 @@ def test_a_combination_is_looked_up_by_all_its_fields_and_flagged_by_the_setting
         outbox=outbox,
         metrics=ScoringMetrics.declare(Registry(), flags=flags_of(["card_merchant"]), entities=["card_merchant"]),
     )
-    intake = Intake(engine.plan, small_world.rates(), RequestLimits())
+    intake = RequestDecoder(engine.plan, small_world.rates(), RequestLimits())
     (known,) = score_many(scorer, [request], intake=intake)
     assert isinstance(known, ScoreResponse)
     assert (known.action, list(known.flags)) == ("approve", [])
@@ -615,14 +615,14 @@ class Refusing(OutboxWriter):
 
 
 @pytest.fixture
-def remembering(tmp_path: Path) -> Iterator[tuple[Refusing, PaymentScorer, Answered]]:
+def remembering(tmp_path: Path) -> Iterator[tuple[Refusing, PaymentScorer, DecisionCache]]:
     """A scorer that remembers what it has answered, its outbox, and another worker's hold on the same table."""
     where = OutboxSettings(directory=str(tmp_path / "outbox"))
-    settings = AnsweredSettings(path=str(tmp_path / "answered"), payments_max=1000)
+    settings = DecisionCacheSettings(path=str(tmp_path / "answered"), payments_max=1000)
     answered_payments.prepare(settings)
-    outbox, other = Refusing(where, "worker-0"), Answered(settings, where, 1)
+    outbox, other = Refusing(where, "worker-0"), DecisionCache(settings, where, 1)
     host = Host(tmp_path)
-    host.answered, host.outbox = Answered(settings, where, 0), outbox  # type: ignore[assignment]
+    host.answered, host.outbox = DecisionCache(settings, where, 0), outbox  # type: ignore[assignment]
     yield outbox, host.scorer, other
     host.answered.close()
     other.close()
@@ -640,7 +640,7 @@ def like_stranger(payment_id: str, **values: Any) -> ScoreRequest:
 
 
 def test_a_payment_that_comes_again_gets_the_same_answer_and_is_appended_once(
-    remembering: tuple[Refusing, PaymentScorer, Answered],
+    remembering: tuple[Refusing, PaymentScorer, DecisionCache],
 ) -> None:
     outbox, scorer, _ = remembering
     first = answered(scorer, STRANGER)
@@ -650,7 +650,7 @@ def test_a_payment_that_comes_again_gets_the_same_answer_and_is_appended_once(
 
 
 def test_an_id_that_comes_again_with_another_payment_is_refused(
-    remembering: tuple[Refusing, PaymentScorer, Answered],
+    remembering: tuple[Refusing, PaymentScorer, DecisionCache],
 ) -> None:
     _, scorer, _ = remembering
     answered(scorer, STRANGER)
@@ -660,7 +660,7 @@ def test_an_id_that_comes_again_with_another_payment_is_refused(
 
 
 def test_a_payment_asked_for_twice_together_with_others_is_decided_once_and_all_are_answered_in_order(
-    remembering: tuple[Refusing, PaymentScorer, Answered],
+    remembering: tuple[Refusing, PaymentScorer, DecisionCache],
 ) -> None:
     _, scorer, _ = remembering
     before = answered(scorer, like_stranger("before"))
@@ -676,7 +676,7 @@ def test_a_payment_asked_for_twice_together_with_others_is_decided_once_and_all_
 
 
 def test_a_payment_that_the_outbox_refused_may_be_decided_by_another_worker(
-    remembering: tuple[Refusing, PaymentScorer, Answered],
+    remembering: tuple[Refusing, PaymentScorer, DecisionCache],
 ) -> None:
     outbox, scorer, other = remembering
     outbox.fails = True
@@ -684,6 +684,6 @@ def test_a_payment_that_the_outbox_refused_may_be_decided_by_another_worker(
     (slot,) = other.claim(payments.payments_of([STRANGER], default_intake(), NOW_MS), NOW_MS)
     assert isinstance(slot, int)
     outbox.fails = False
-    assert score_many(scorer, [STRANGER])[0] is UNDER_WAY
+    assert score_many(scorer, [STRANGER])[0] is IN_PROGRESS
     other.release((slot,))
     assert answered(scorer, STRANGER).payment_id == "new"

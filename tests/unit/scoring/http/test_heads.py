@@ -200,7 +200,7 @@ def test_a_deadline_that_is_none_is_400_and_named_and_the_connection_lives_on(
 
 
 class Deadlines:
-    """Stands for `Turns`: notes how long after its arrival each call has to be answered."""
+    """Stands for `MicroBatcher`: notes how long after its arrival each call has to be answered."""
 
     def __init__(self, served: Served) -> None:
         self.seconds: list[float] = []

@@ -23,8 +23,8 @@ import numpy as np
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.idempotency import decision_cache as answered
-from paywarden.scoring.idempotency.decision_cache import Answered, AnsweredSettings, worker_name
-from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.idempotency.decision_cache import DecisionCache, DecisionCacheSettings, worker_name
+from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from tests.unit.scoring.state.outboxes import append_all, starts
 
@@ -33,8 +33,8 @@ ALIVE_PAYMENTS = 40
 PLACE_EVERY_S = 0.002
 
 
-def table_of(folder: Path) -> AnsweredSettings:
-    return AnsweredSettings(path=str(folder / "answered"), payments_max=50_000)
+def table_of(folder: Path) -> DecisionCacheSettings:
+    return DecisionCacheSettings(path=str(folder / "answered"), payments_max=50_000)
 
 
 def outboxes_of(folder: Path) -> OutboxSettings:
@@ -80,7 +80,7 @@ def main(folder: Path, count: int) -> NoReturn:
 def work(folder: Path, worker: int, seed: int) -> NoReturn:
     rng = random.Random(seed)
     outbox = OutboxWriter(outboxes_of(folder), worker_name(worker))
-    table = Answered(table_of(folder), outboxes_of(folder), worker)
+    table = DecisionCache(table_of(folder), outboxes_of(folder), worker)
     noted = os.open(folder / "notes", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     decision = 0
     while True:
@@ -89,7 +89,7 @@ def work(folder: Path, worker: int, seed: int) -> NoReturn:
         ids = [f"p{newest - rng.randrange(ALIVE_PAYMENTS)}" for _ in range(rng.choice((1, 1, 4, 16)))]
         requests = [ScoreRequest(payment_id=i, card_id="c", merchant_id="m", currency="EUR") for i in ids]
         bodies = [request.SerializeToString() for request in requests]
-        asked = Payments(bodies, [i.encode() for i in ids], [], np.zeros((len(ids), 0), dtype=np.int64))
+        asked = CheckedPayments(bodies, [i.encode() for i in ids], [], np.zeros((len(ids), 0), dtype=np.int64))
         claims = table.claim(asked, time.time_ns() // 1_000_000)
         won: list[tuple[int, OutboxEntry]] = []
         answers: list[OutboxEntry] = []

@@ -18,16 +18,16 @@ from paywarden.scoring.idempotency import claim_table as claims
 from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.idempotency.decision_cache import (
     UNREMEMBERED,
-    Answered,
-    AnsweredMetrics,
-    AnsweredSettings,
     Claim,
+    ClaimConflict,
+    DecisionCache,
+    DecisionCacheMetrics,
+    DecisionCacheSettings,
     Repeat,
-    Standing,
     tag_of,
 )
 from paywarden.scoring.metrics.shared import Registry
-from paywarden.scoring.requests.payments import Payments
+from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter, workers
 from tests.unit.scoring.state.outboxes import append_all, starts
 
@@ -46,10 +46,10 @@ def entry_of(request: ScoreRequest, decision_id: str) -> OutboxEntry:
     return OutboxEntry(request=request, response=response, decided_time_ms=NOW_MS)
 
 
-def asked(requests: Sequence[ScoreRequest]) -> Payments:
+def asked(requests: Sequence[ScoreRequest]) -> CheckedPayments:
     """As the table sees them: it knows neither entities nor attributes."""
     bodies = [request.SerializeToString() for request in requests]
-    return Payments(
+    return CheckedPayments(
         bodies, [request.payment_id.encode() for request in requests], [], np.zeros((len(bodies), 0), dtype=np.int64)
     )
 
@@ -61,8 +61,8 @@ class Worker:
 
     def __init__(self, host: Host, number: int) -> None:
         self.outbox = OutboxWriter(host.outbox, answered.worker_name(number))
-        self.metrics = AnsweredMetrics.declare(Registry())
-        self.answered = Answered(host.answered, host.outbox, number, self.metrics)
+        self.metrics = DecisionCacheMetrics.declare(Registry())
+        self.answered = DecisionCache(host.answered, host.outbox, number, self.metrics)
 
     def claim(self, *requests: ScoreRequest, now_ms: int = NOW_MS) -> list[Claim]:
         return [*self.answered.claim(asked(requests), now_ms)]
@@ -99,7 +99,7 @@ class Host:
     """A host's table and outboxes, in a folder."""
 
     def __init__(self, folder: Path, payments_max: int = 1000) -> None:
-        self.answered = AnsweredSettings(path=str(folder / "answered"), payments_max=payments_max)
+        self.answered = DecisionCacheSettings(path=str(folder / "answered"), payments_max=payments_max)
         self.outbox = OutboxSettings(directory=str(folder / "outbox"))
         answered.prepare(self.answered)
         self.alive: dict[int, Worker] = {}
@@ -152,7 +152,7 @@ def test_within_the_window_it_is_the_same_decision_and_after_it_a_new_one(host: 
 def test_the_id_of_another_payment_is_refused(host: Host, other: ScoreRequest) -> None:
     one, another = host.start(0), host.start(1)
     one.ask(payment("p"))
-    assert another.ask(other) is Standing.OTHER_PAYMENT
+    assert another.ask(other) is ClaimConflict.OTHER_PAYMENT
     assert another.metrics.other_payment.value == 1
 
 
@@ -160,13 +160,13 @@ def test_what_another_worker_is_deciding_is_in_flight_until_it_is_settled(host: 
     one, another = host.start(0), host.start(1)
     (slot,) = one.claim(payment("p"))
     assert isinstance(slot, int)
-    assert another.claim(payment("p")) == [Standing.IN_FLIGHT]
+    assert another.claim(payment("p")) == [ClaimConflict.IN_FLIGHT]
     entry = one.entry(payment("p"))
     one.place(slot, entry)
-    assert another.claim(payment("p")) == [Standing.IN_FLIGHT]
+    assert another.claim(payment("p")) == [ClaimConflict.IN_FLIGHT]
     one.outbox.append(entry.SerializeToString())
     # The outbox may still take it back, as when it cannot bring it to disk.
-    assert another.claim(payment("p")) == [Standing.IN_FLIGHT]
+    assert another.claim(payment("p")) == [ClaimConflict.IN_FLIGHT]
     one.answered.settle((slot,))
     assert another.claim(payment("p")) == [entry]
     assert another.metrics.in_flight.value == 3
@@ -205,7 +205,7 @@ def test_what_a_killed_worker_appended_is_the_decision_though_it_was_never_answe
     one.place(slot, entry)
     one.outbox.append(entry.SerializeToString())
     host.kill(0)
-    assert another.claim(payment("p")) == [Standing.IN_FLIGHT]
+    assert another.claim(payment("p")) == [ClaimConflict.IN_FLIGHT]
     restarted = host.start(0)
     assert another.ask(payment("p")) == restarted.ask(payment("p")) == entry.response.decision_id
     assert host.decisions()["p"] == [entry.response.decision_id]
@@ -217,7 +217,7 @@ def test_a_worker_that_is_dead_and_not_started_again_holds_up_nobody(
     one, another = host.start(0), host.start(1)
     one.claim(payment("p"))
     host.kill(0)
-    assert another.claim(payment("p")) == [Standing.IN_FLIGHT]
+    assert another.claim(payment("p")) == [ClaimConflict.IN_FLIGHT]
     # All workers here are one process, which lives.
     monkeypatch.setattr(answered, "_started", lambda _: -1)
     assert isinstance(another.ask(payment("p")), str)
@@ -239,7 +239,7 @@ def test_a_payment_twice_in_a_chunk_is_decided_once(host: Host) -> None:
     slot, repeat, other = worker.claim(payment("p"), payment("p"), payment("p", amount_minor=7))
     assert isinstance(slot, int)
     assert slot >= 0
-    assert (repeat, other) == (Repeat(0), Standing.OTHER_PAYMENT)
+    assert (repeat, other) == (Repeat(0), ClaimConflict.OTHER_PAYMENT)
 
 
 def test_two_ids_with_one_hash_both_get_their_own_decision(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +272,7 @@ def test_a_claim_of_a_live_worker_is_not_forgotten_however_old(host: Host) -> No
     # As of a process that was stopped: it may still append.
     one, another = host.start(0), host.start(1)
     one.claim(payment("p"))
-    assert another.claim(payment("p"), now_ms=NOW_MS + 10 * WINDOW_MS) == [Standing.IN_FLIGHT]
+    assert another.claim(payment("p"), now_ms=NOW_MS + 10 * WINDOW_MS) == [ClaimConflict.IN_FLIGHT]
 
 
 def test_a_decision_that_the_outbox_has_lost_is_made_again(host: Host) -> None:
@@ -280,7 +280,7 @@ def test_a_decision_that_the_outbox_has_lost_is_made_again(host: Host) -> None:
     first = one.ask(payment("p"))
     (segment,) = (Path(host.outbox.directory) / "worker-0").glob("*.log")
     segment.write_bytes(b"")
-    assert another.ask(payment("p")) not in (first, Standing.IN_FLIGHT)
+    assert another.ask(payment("p")) not in (first, ClaimConflict.IN_FLIGHT)
 
 
 def test_of_two_that_claim_at_once_the_lower_slot_stays_and_the_other_sees_it(host: Host) -> None:
@@ -317,14 +317,19 @@ def test_the_table_is_kept_over_starts_and_made_anew_in_another_size(host: Host)
     answered.prepare(host.answered)
     assert host.start(0).ask(payment("p")) == decided
     host.kill(0)
-    answered.prepare(AnsweredSettings(path=host.answered.path, payments_max=2000))
+    answered.prepare(DecisionCacheSettings(path=host.answered.path, payments_max=2000))
     assert host.start(0).ask(payment("p")) != decided
 
 
 @pytest.mark.parametrize(
-    "wrong", [AnsweredSettings(window_s=0), AnsweredSettings(payments_max=7), AnsweredSettings(path="/proc/none/x")]
+    "wrong",
+    [
+        DecisionCacheSettings(window_s=0),
+        DecisionCacheSettings(payments_max=7),
+        DecisionCacheSettings(path="/proc/none/x"),
+    ],
 )
-def test_settings_that_cannot_be_used_are_refused_at_the_start(wrong: AnsweredSettings) -> None:
+def test_settings_that_cannot_be_used_are_refused_at_the_start(wrong: DecisionCacheSettings) -> None:
     with pytest.raises(Misconfigured, match="answered"):
         answered.prepare(wrong)
 
@@ -332,7 +337,7 @@ def test_settings_that_cannot_be_used_are_refused_at_the_start(wrong: AnsweredSe
 def test_a_table_that_memory_has_no_room_for_is_refused_with_what_it_needs(tmp_path: Path) -> None:
     # No file system has this: 24 PB.
     with pytest.raises(Misconfigured, match="22888183593 MiB"):
-        answered.prepare(AnsweredSettings(path=str(tmp_path / "answered"), payments_max=10**15))
+        answered.prepare(DecisionCacheSettings(path=str(tmp_path / "answered"), payments_max=10**15))
     assert not (tmp_path / "answered").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paywarden.features.catalogue.attributes import ATTRIBUTES, Kind, row_of
+from paywarden.features.catalogue.attributes import ATTRIBUTES, AttributeKind, row_of
 from paywarden.features.catalogue.entity import Catalogue, Entity, request
 from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.keys import entity_key
@@ -18,7 +18,7 @@ from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests import wire
-from paywarden.scoring.requests.decoder import Intake
+from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.fast_requests import ROWS_MAX
 from paywarden.scoring.requests.wire import RequestLimits
 
@@ -51,7 +51,7 @@ def plan_of_everything() -> Plan:
                 f"{attribute.name}_count", "1d", where=attribute != ("AB" if attribute.name == "country" else "x")
             )
             for attribute in ATTRIBUTES
-            if attribute.kind in (Kind.TEXT, Kind.COUNTRY)
+            if attribute.kind in (AttributeKind.TEXT, AttributeKind.COUNTRY)
         ),
         request.hour("hour"),
     ]
@@ -82,7 +82,7 @@ def slowly(body: bytes, plan: Plan) -> tuple[list[int], list[bytes], bytes] | st
 
 def check(bodies: list[bytes], plan: Plan) -> None:
     """Every body goes the way that `slowly` says."""
-    payments, wrong = Intake(plan, RATES, LIMITS).read(bodies, NOW_MS)
+    payments, wrong = RequestDecoder(plan, RATES, LIMITS).read(bodies, NOW_MS)
     expected = [slowly(body, plan) for body in bodies]
     assert {place: f"{error.field}: {error}" for place, error in wrong.items()} == {
         place: each for place, each in enumerate(expected) if isinstance(each, str)
@@ -137,7 +137,7 @@ edges: dict[str, st.SearchStrategy[Any]] = {
     "event_time_ms": numbers,
     "amount_minor": numbers | st.integers(-(2**63), 2**63 - 1),
     "ip": texts | st.sampled_from(["1" * 20, "1" * 21]),
-    "currency": texts | st.sampled_from(["", "eur", "XXX", "EURO", "E1R", "AAA", "odd", "ZZZ"]),
+    "currency": texts | st.sampled_from(["", "eur", "XXX", "EURO", "E1R", "AAA", "odd", ".clone_for_thread()"]),
     "mcc": texts | st.sampled_from(["", "541", "54a1", "٥٤١١", "54111"]),
     "country": texts | st.sampled_from(["", "de", "DEU", "D1"]),
     "channel": texts,
@@ -185,7 +185,7 @@ def test_both_ways_of_reading_say_the_same_of_any_request(plan: Plan) -> None:
 @given(usual)
 def test_what_is_usual_goes_the_fast_way(sent: ScoreRequest) -> None:
     """Else the test above would hold the slow way against itself."""
-    intake = Intake(PLANS[0], RATES, LIMITS)
+    intake = RequestDecoder(PLANS[0], RATES, LIMITS)
     card_digits = sent.card_id.replace(" ", "").replace("-", "")
     found = intake._fast.read([sent.SerializeToString()], NOW_MS)
     assert found.is_usual == bytes([not (card_digits.isdecimal() and 13 <= len(card_digits) <= 19)])
@@ -219,9 +219,9 @@ def test_those_that_are_chosen_keep_their_rows_and_keys() -> None:
         ).SerializeToString()
         for n in range(5)
     ]
-    payments, _ = Intake(plan, RATES, LIMITS).read(bodies, NOW_MS)
+    payments, _ = RequestDecoder(plan, RATES, LIMITS).read(bodies, NOW_MS)
     chosen = payments.chosen([1, 4])
-    alone, _ = Intake(plan, RATES, LIMITS).read([bodies[1], bodies[4]], NOW_MS)
+    alone, _ = RequestDecoder(plan, RATES, LIMITS).read([bodies[1], bodies[4]], NOW_MS)
     assert (list(chosen.bodies), list(chosen.ids), list(chosen.keys)) == (alone.bodies, alone.ids, alone.keys)
     np.testing.assert_array_equal(chosen.rows, alone.rows)
     assert [each.payment_id for each in chosen] == ["p1", "p4"]
@@ -229,7 +229,7 @@ def test_those_that_are_chosen_keep_their_rows_and_keys() -> None:
 
 def test_an_amount_that_could_overflow_is_converted_the_slow_way() -> None:
     rates = RateTable({"EUR": [(0, 2**40)]})
-    intake = Intake(PLANS[0], rates, RequestLimits())
+    intake = RequestDecoder(PLANS[0], rates, RequestLimits())
     sent = ScoreRequest(
         payment_id="p", event_time_ms=NOW_MS, card_id="c", merchant_id="m", amount_minor=10**11, currency="EUR"
     )

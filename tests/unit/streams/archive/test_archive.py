@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.archive.archive import Archived, Archiver
-from paywarden.streams.archive.files import Part, missing_ranges, read_archive, read_parts
+from paywarden.streams.archive.files import ArchiveFile, missing_ranges, read_archive, read_parts
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
 from tests.fakes.topic_memory import IDS, Killed, MemoryTopic
 
@@ -353,5 +353,5 @@ def test_files_of_other_days_are_not_read(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_part_says_what_its_file_holds(tmp_path: Path) -> None:
     archive(topic_of(3), tmp_path)
     path = tmp_path / "payments/date=2024-01-01/part-0-0.parquet"
-    wanted = Part(path, 0, range(3), MONDAY + 2 * 3_600_000, (MONDAY, MONDAY), ())
+    wanted = ArchiveFile(path, 0, range(3), MONDAY + 2 * 3_600_000, (MONDAY, MONDAY), ())
     assert read_parts(tmp_path, "payments") == {0: [wanted]}

@@ -16,9 +16,9 @@ from paywarden.features.history.history import History, history_of_tables
 from paywarden.schemas.avro import Encoder
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.streams.archive.archive import Archiver
-from paywarden.streams.archive.topic_history import Days, LeftOut, archived_rows, history_of_rows
+from paywarden.streams.archive.topic_history import LeftOut, PaymentTimes, archived_rows, history_of_rows
 from paywarden.streams.kafka.topic_rows import RowBuilder, TopicRows, rows_schema
-from paywarden.streams.profiles.decoder import Intake
+from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import Position
 from tests.fakes.topic_memory import IDS, MemoryTopic
 from tests.worlds import small_world
@@ -52,7 +52,7 @@ def table(topic: str, records: Iterable[Mapping[str, Any]]) -> TopicRows:
 
 
 def history_of(
-    payments: Iterable[Mapping[str, Any]], outcomes: Iterable[Mapping[str, Any]] = (), days: Days | None = None
+    payments: Iterable[Mapping[str, Any]], outcomes: Iterable[Mapping[str, Any]] = (), days: PaymentTimes | None = None
 ) -> tuple[History, LeftOut]:
     return history_of_rows(
         table("payments", payments),
@@ -177,7 +177,7 @@ def test_two_payments_of_one_id_that_differ_are_refused_with_both_places(other: 
 def test_what_the_stream_refuses_is_left_out_and_said(changes: dict[str, Any], rule: str) -> None:
     refused = PAYMENT | {"payment_id": "q"} | changes
     history, left_out = history_of([PAYMENT, refused])
-    intake = Intake(small_world.engine(), small_world.rates(), IDS)
+    intake = EventDecoder(small_world.engine(), small_world.rates(), IDS)
     with pytest.raises(InvalidEvent):
         intake.payment(Encoder("payments", IDS.id_of("payments")).encode(refused), Position(0, 1), NOW + 10, NOW + 10)
     assert history.payment_id.to_pylist() == ["p"]
@@ -207,7 +207,7 @@ def test_records_that_do_not_decode_are_said() -> None:
 def test_payments_outside_of_the_days_are_cut_with_their_outcomes() -> None:
     rows = [PAYMENT | {"payment_id": f"p{n}", "event_time_ms": NOW + n} for n in range(5)]
     outcomes = [OUTCOME | {"payment_id": f"p{n}", "outcome_time_ms": NOW + n} for n in range(4)]
-    history, left_out = history_of(rows, outcomes, Days(NOW + 1, NOW + 2))
+    history, left_out = history_of(rows, outcomes, PaymentTimes(NOW + 1, NOW + 2))
     assert history.payment_id.to_pylist() == ["p1", "p2"]
     assert history.outcome_payment.tolist() == [0, 1]
     assert left_out.counts == {"outcomes of payments that are not among those read": 1}

@@ -12,7 +12,7 @@ from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.dead_letters import retry as retry_module
 from paywarden.streams.dead_letters.retry import Note, Outgoing, Retried, Selection, note_of, outgoing_of, retry
 from paywarden.streams.dead_letters.writer import AnyLetter, DamagedLetter, Letter, LetterId
-from paywarden.streams.kafka.producers import Headers
+from paywarden.streams.kafka.producers import RecordHeaders
 from paywarden.streams.kafka.reading import Record
 
 OWN = ("paywarden-retry-of", "paywarden-retry-count")
@@ -70,7 +70,7 @@ class World:
 
 
 def letter(
-    offset: int, *, topic: str = "payments", value: bytes = b"v", headers: Headers = (), written_ms: int = 50
+    offset: int, *, topic: str = "payments", value: bytes = b"v", headers: RecordHeaders = (), written_ms: int = 50
 ) -> Letter:
     record = Record(topic, 3, offset, b"k", value, 40, headers)
     return Letter(LetterId(0, offset), written_ms, record, "currency: unknown", 49)

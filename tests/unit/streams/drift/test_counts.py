@@ -15,9 +15,9 @@ from paywarden.streams.drift.counts import (
     OTHER_VERSION,
     ROWS_MAX,
     Binnings,
-    Cell,
+    CountCell,
+    CountingProgress,
     PartitionCounts,
-    Progress,
     counted,
 )
 from paywarden.streams.drift.settings import DriftSettings
@@ -27,21 +27,21 @@ SETTINGS = DriftSettings(versions_max=2)
 BINNINGS = Binnings({"m1": small_binning(), "m2": small_binning(6)})
 
 
-def fresh(progress: Progress | None = None) -> PartitionCounts:
-    return PartitionCounts(progress or Progress(), BINNINGS, SETTINGS)
+def fresh(progress: CountingProgress | None = None) -> PartitionCounts:
+    return PartitionCounts(progress or CountingProgress(), BINNINGS, SETTINGS)
 
 
-def take_all(counts: PartitionCounts, now_ms: int = NOON_MS) -> Counter[Cell]:
+def take_all(counts: PartitionCounts, now_ms: int = NOON_MS) -> Counter[CountCell]:
     """How many decisions each cell gets."""
     counts.hand_over()
-    found: Counter[Cell] = Counter()
+    found: Counter[CountCell] = Counter()
     while counts.progress.next_offset < counts.handed_to:
         for cell, rows in counts.take(now_ms).items():
             found[cell] += len(rows)
     return found
 
 
-def count_of(*records: dict[str, Any], now_ms: int = NOON_MS) -> tuple[Counter[Cell], Progress]:
+def count_of(*records: dict[str, Any], now_ms: int = NOON_MS) -> tuple[Counter[CountCell], CountingProgress]:
     counts = fresh()
     for offset, record in enumerate(records):
         counts.add(offset, record)
@@ -64,7 +64,7 @@ def test_what_is_counted_does_not_depend_on_batches_restarts_and_repetitions(
     for offset, record in zip(offsets, records, strict=True):
         whole.add(offset, record)
     wanted = take_all(whole)
-    counts, found = fresh(), Counter[Cell]()
+    counts, found = fresh(), Counter[CountCell]()
     for number, (offset, record) in enumerate(zip(offsets, records, strict=True)):
         counts.add(offset, record)
         if number in cuts:

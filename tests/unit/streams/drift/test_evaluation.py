@@ -9,7 +9,7 @@ import pytest
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.drift.counts import Counts
 from paywarden.schemas.errors import StoreUnavailable
-from paywarden.streams.drift.counts import MINUTE_MS, Binnings, Cell, PartitionCounts, Row, counted
+from paywarden.streams.drift.counts import MINUTE_MS, Binnings, CountCell, DecisionRow, PartitionCounts, counted
 from paywarden.streams.drift.evaluation import DAY_MS, HOUR_MS, WEEK_MS, Evaluator, passed, past_hours, read_done
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.drift.state import FIVE_MS, Adder, PartitionState, read_heads, take_over
@@ -58,7 +58,7 @@ class World:
         counts = PartitionCounts(head.progress, BINNINGS, SETTINGS)
         return PartitionState(self.store, partition, head, data, counts=counts, count=self._count, adder=ADDER)
 
-    def _count(self, cell: Cell, rows: Sequence[Row]) -> Counts:
+    def _count(self, cell: CountCell, rows: Sequence[DecisionRow]) -> Counts:
         binning = BINNINGS.binning_of(cell.model)
         assert binning is not None
         return counted(binning, rows)

@@ -47,7 +47,7 @@ def live(past: Past, days_min: int = 2) -> LiveReferences:
 def test_so_many_whole_days_are_wanted(days: int, is_learnt: bool) -> None:
     found = live(Past(VERSION, days)).of(VERSION, TODAY_MS + 5)
     assert found is not None
-    assert np.isfinite(found.usual.level).all() == is_learnt
+    assert np.isfinite(found.baseline.level).all() == is_learnt
     assert found.counts.payments[0] == (days * 24 * 50 if is_learnt else 0)
 
 
@@ -82,7 +82,7 @@ def test_it_is_learnt_once_a_day_and_the_same_by_every_worker() -> None:
 def test_a_model_that_nothing_is_kept_of_expects_nothing() -> None:
     found = live(Past("m-9", 2)).of(VERSION, TODAY_MS)
     assert found is not None
-    assert np.isnan(found.usual.level).all()
+    assert np.isnan(found.baseline.level).all()
 
 
 def test_a_reference_of_live_decisions_needs_nothing_beside_it() -> None:

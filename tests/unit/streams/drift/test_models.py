@@ -9,7 +9,7 @@ import pytest
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import HOUR_MS
-from paywarden.streams.drift.counts import MINUTE_MS, Binnings, Cell, PartitionCounts, Row, counted
+from paywarden.streams.drift.counts import MINUTE_MS, Binnings, CountCell, DecisionRow, PartitionCounts, counted
 from paywarden.streams.drift.models import SeenModel, models_seen
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.drift.state import Adder, PartitionState, take_over
@@ -19,7 +19,7 @@ BINNINGS = Binnings({"m1": small_binning()})
 ADDER = Adder(BINNINGS)
 
 
-def count(cell: Cell, rows: Sequence[Row]) -> Counts:
+def count(cell: CountCell, rows: Sequence[DecisionRow]) -> Counts:
     binning = BINNINGS.binning_of(cell.model)
     assert binning is not None
     return counted(binning, rows)

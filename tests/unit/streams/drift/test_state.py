@@ -16,9 +16,27 @@ from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.drift.counts import Counts
 from paywarden.schemas.errors import StoreUnavailable
 from paywarden.streams.drift import state as drift_state
-from paywarden.streams.drift.counts import MINUTE_MS, ROWS_MAX, Binnings, Cell, PartitionCounts, Row, counted, model_of
+from paywarden.streams.drift.counts import (
+    MINUTE_MS,
+    ROWS_MAX,
+    Binnings,
+    CountCell,
+    DecisionRow,
+    PartitionCounts,
+    counted,
+    model_of,
+)
 from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.drift.state import FIVE_MS, Adder, Head, PartitionState, merged, read_heads, take_over, tile_key
+from paywarden.streams.drift.state import (
+    FIVE_MS,
+    Adder,
+    DriftHead,
+    PartitionState,
+    merged,
+    read_heads,
+    take_over,
+    tile_key,
+)
 from tests.worlds.drifting import NOON_MS, decision, small_binning
 
 BINNINGS = Binnings({"m1": small_binning()})
@@ -46,7 +64,7 @@ class ShakyStore(MemoryStore):
             raise StoreUnavailable("away")
 
 
-def count(_: Cell, rows: Sequence[Row]) -> Counts:
+def count(_: CountCell, rows: Sequence[DecisionRow]) -> Counts:
     return counted(small_binning(), rows)
 
 
@@ -68,7 +86,7 @@ def feed(state: PartitionState, first: int, last: int) -> None:
 
 def exact(last: int, start_ms: int = NOON_MS, end_ms: int = NOON_MS + 15 * MINUTE_MS) -> Counts:
     numbers = [number for number in range(last) if start_ms <= moment(number) < end_ms]
-    counts = PartitionCounts(Head("").progress, BINNINGS, SETTINGS)
+    counts = PartitionCounts(DriftHead("").progress, BINNINGS, SETTINGS)
     for number in numbers:
         counts.add(number, decision(number, moment(number)))
     counts.hand_over()
@@ -220,7 +238,7 @@ def test_the_place_of_a_tile_is_taken_by_a_later_one_and_not_by_an_earlier() -> 
 def test_a_record_that_is_too_large_loses_the_features_of_segments_and_no_payment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cell = Cell(NOON_MS, model_of("m1", small_binning()))
+    cell = CountCell(NOON_MS, model_of("m1", small_binning()))
     whole = exact(200)
     monkeypatch.setattr(drift_state, "RECORD_BYTES_MAX", len(whole.to_bytes()) - 1)
     trimmed: list[int] = []

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from paywarden.streams.kafka.client import Place
+from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.group_consumer import BatchConsumer, offsets_after
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.stall_detector import NOTHING_HEARD
@@ -24,7 +24,7 @@ WAIT_S = 0.001
 class Group:
     """A worker of a group with these partitions, each with some records."""
 
-    def __init__(self, *places: Place, count: int = 3) -> None:
+    def __init__(self, *places: PartitionId, count: int = 3) -> None:
         self.broker = FakeBroker()
         for place in places:
             for _ in range(count):
@@ -34,7 +34,7 @@ class Group:
         self.consumer.subscribe(["t", "slow"])
         self.client.will_assign(*places)
 
-    def take(self, count_max: int = 10) -> list[tuple[Place, int]]:
+    def take(self, count_max: int = 10) -> list[tuple[PartitionId, int]]:
         return [((record.topic, record.partition), record.offset) for record in self.take_records(count_max)]
 
     def take_records(self, count_max: int = 10) -> list[Record]:
@@ -321,23 +321,23 @@ class AnyOrder(RuleBasedStateMachine):
         client: Any = self.client
         self.consumer = BatchConsumer(client, on_revoked=self._on_revoked, commit_again_s=0)
         self.consumer.subscribe(["t", "slow"])
-        self.worked: dict[Place, set[int]] = {place: set() for place in PLACES}
+        self.worked: dict[PartitionId, set[int]] = {place: set() for place in PLACES}
         self.batch: list[Record] | None = None
-        self.ended: dict[Place, int] = {}
+        self.ended: dict[PartitionId, int] = {}
         # Where partitions will be when the client has told of it.
-        self.ours: set[Place] = set()
+        self.ours: set[PartitionId] = set()
         self.held = self.is_paused = False
 
-    def _on_revoked(self, places: Sequence[Place]) -> None:
+    def _on_revoked(self, places: Sequence[PartitionId]) -> None:
         gone = set(places)
         self.waiting = [record for record in self.waiting if (record.topic, record.partition) not in gone]
 
     @rule(place=st.sampled_from(PLACES))
-    def produce(self, place: Place) -> None:
+    def produce(self, place: PartitionId) -> None:
         self.broker.append(place)
 
     @rule(place=st.sampled_from(PLACES), late=st.booleans(), other=st.integers(0, 3))
-    def rebalance(self, place: Place, late: bool, other: int) -> None:
+    def rebalance(self, place: PartitionId, late: bool, other: int) -> None:
         self.client.rebalances_late = late
         if place in self.ours:
             self.ours.discard(place)
@@ -353,7 +353,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.client.will_assign(place)
 
     @rule(place=st.sampled_from(PLACES))
-    def one_is_on_its_way(self, place: Place) -> None:
+    def one_is_on_its_way(self, place: PartitionId) -> None:
         self.client.on_its_way.add(place)
 
     @rule(fails=st.booleans())
@@ -361,7 +361,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.client.commit_error = KafkaError.REBALANCE_IN_PROGRESS if fails else None
 
     @rule(places=st.sets(st.sampled_from(PLACES)))
-    def commits_fail_for(self, places: set[Place]) -> None:
+    def commits_fail_for(self, places: set[PartitionId]) -> None:
         self.client.refused_places = places
 
     @precondition(lambda self: self.batch is None)

@@ -3,20 +3,22 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paywarden.streams.kafka.client import Place
+from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.end_offsets import ASK_EVERY_S
 from paywarden.streams.kafka.stall_detector import NOTHING_HEARD, StallWatch, named
 
 A, B = ("t", 0), ("t", 1)
 
 
-def look(watch: StallWatch, ends: dict[Place, int], positions: dict[Place, int]) -> list[Place]:
+def look(watch: StallWatch, ends: dict[PartitionId, int], positions: dict[PartitionId, int]) -> list[PartitionId]:
     """At a client that has given all it had."""
     watch.gave(is_all=True)
     return watch.look(ends, positions)
 
 
-def looks(watch: StallWatch, ends: dict[Place, int], *positions: dict[Place, int]) -> list[list[Place]]:
+def looks(
+    watch: StallWatch, ends: dict[PartitionId, int], *positions: dict[PartitionId, int]
+) -> list[list[PartitionId]]:
     return [look(watch, ends, each) for each in positions]
 
 

@@ -15,10 +15,10 @@ from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.alerts.alerts import Alert, State
 from paywarden.streams.outcomes.evaluation import ARMS_MAX, OutcomeEvaluator, read_evaluated, sources_of
 from paywarden.streams.outcomes.metrics import OutcomeMetrics
-from paywarden.streams.outcomes.payments import DAY_MS, Arm, Source
+from paywarden.streams.outcomes.payments import DAY_MS, Arm, SourcePartition
 from paywarden.streams.outcomes.records import METRICS_TOPIC, MetricsRecord
 from paywarden.streams.outcomes.settings import OutcomeSettings
-from paywarden.streams.outcomes.state import Day, Head, Progress, day_key, head_key
+from paywarden.streams.outcomes.state import Day, JoinProgress, OutcomeHead, day_key, head_key
 from tests.worlds.outcome_days import Days
 
 SOURCES = sources_of(range(2), range(3))
@@ -47,10 +47,10 @@ class World:
     def evaluator(self) -> OutcomeEvaluator:
         return OutcomeEvaluator(self.store, SOURCES, settings=SETTINGS, costs=CostSettings(), send=self.send)
 
-    def put(self, day: int, tally: OutcomeTally, *, arm: Arm = ARM, source: Source = SOURCES[0]) -> None:
+    def put(self, day: int, tally: OutcomeTally, *, arm: Arm = ARM, source: SourcePartition = SOURCES[0]) -> None:
         self.store.write({day_key(source, day): Day(1, {arm: tally}).encode()}, ttl_s=0)
 
-    def pass_to(self, day: int, *, but: Source | None = None) -> None:
+    def pass_to(self, day: int, *, but: SourcePartition | None = None) -> None:
         """All that was on the topics when this day began is worked in."""
         for source in SOURCES:
             if source != but:
@@ -59,7 +59,7 @@ class World:
 
     def write_heads(self) -> None:
         for source in SOURCES:
-            head = Head("owner", Progress(first_ms=FIRST_DAY * DAY_MS + 5), self.quiet_ms[source])
+            head = OutcomeHead("owner", JoinProgress(first_ms=FIRST_DAY * DAY_MS + 5), self.quiet_ms[source])
             self.store.write({head_key(source): head.encode()}, ttl_s=0)
 
     def days(self) -> list[tuple[int, int]]:

@@ -16,7 +16,16 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.streams.companion.companion import CompanionSettings
 from paywarden.streams.companion.shipping import decision_of
 from paywarden.streams.kafka.topics import TopicSettings, _config, _partition_count
-from paywarden.streams.outcomes.payments import Arm, Decided, Kind, Mark, Outcome, Payment, Source, payment_key
+from paywarden.streams.outcomes.payments import (
+    Arm,
+    CountedDecision,
+    JoinMark,
+    Outcome,
+    Payment,
+    RowEffect,
+    SourcePartition,
+    payment_key,
+)
 from paywarden.streams.outcomes.settings import OutcomeSettings
 
 IDS = LocalSchemaIds()
@@ -25,13 +34,18 @@ times = st.integers(0, 2**50)
 names = st.text(max_size=8)
 known = st.builds(Outcome, times, st.integers(0, 1))
 decided = st.builds(
-    Decided, st.builds(Arm, names, names), times, st.integers(0, 2), st.integers(-1, 2**30), st.integers(0, 2**50)
+    CountedDecision,
+    st.builds(Arm, names, names),
+    times,
+    st.integers(0, 2),
+    st.integers(-1, 2**30),
+    st.integers(0, 2**50),
 )
 marks = st.builds(
-    Mark,
-    st.builds(Source, st.sampled_from("do"), st.integers(0, 65_535)),
+    JoinMark,
+    st.builds(SourcePartition, st.sampled_from("do"), st.integers(0, 65_535)),
     st.integers(0, 2**60),
-    st.sampled_from(Kind),
+    st.sampled_from(RowEffect),
     st.integers(0, 8),
     st.none() | known,
     st.none() | known,

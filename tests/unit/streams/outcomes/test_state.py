@@ -14,14 +14,14 @@ from paywarden.features.stores.base import StoreConflict, Versioned
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.metrics.outcome_tally import OutcomeTally
 from paywarden.schemas.errors import StoreUnavailable
-from paywarden.streams.outcomes.payments import DAY_MS, Arm, Cell, Kind, Source, payment_key
+from paywarden.streams.outcomes.payments import DAY_MS, Arm, RowEffect, SourcePartition, TallyCell, payment_key
 from paywarden.streams.outcomes.settings import OutcomeSettings
 from paywarden.streams.outcomes.state import (
     DECISIONS,
     OTHER_ARM,
     OUTCOMES,
     OutcomeWork,
-    Reading,
+    StateReading,
     read_cells,
     read_heads,
     take_over,
@@ -41,7 +41,7 @@ from tests.worlds.outcome_world import (
 SETTINGS = OutcomeSettings()
 RATES = load_rates()
 PARTITIONS = {DECISIONS: 2, OUTCOMES: 3}
-SOURCES = [Source(topic, partition) for topic, count in PARTITIONS.items() for partition in range(count)]
+SOURCES = [SourcePartition(topic, partition) for topic, count in PARTITIONS.items() for partition in range(count)]
 DAYS = range(FIRST_DAY - 1, FIRST_DAY + 5)
 NOON_MS = FIRST_DAY * DAY_MS + DAY_MS // 2
 
@@ -82,17 +82,17 @@ class World:
     def __init__(self, decisions: Sequence[Record] = (), outcomes: Sequence[Record] = ()) -> None:
         self.store = ShakyStore()
         self.logs = {
-            Source(topic, partition): rows
+            SourcePartition(topic, partition): rows
             for topic, records in ((DECISIONS, decisions), (OUTCOMES, outcomes))
             for partition, rows in enumerate(by_partition(records, PARTITIONS[topic]))
         }
         # Of each partition all who ever had it, the newest last.
-        self.owners: dict[Source, list[OutcomeWork]] = {source: [] for source in SOURCES}
+        self.owners: dict[SourcePartition, list[OutcomeWork]] = {source: [] for source in SOURCES}
         self.busy: list[OutcomeWork] = []
 
-    def take(self, source: Source, settings: OutcomeSettings = SETTINGS) -> OutcomeWork:
+    def take(self, source: SourcePartition, settings: OutcomeSettings = SETTINGS) -> OutcomeWork:
         head = take_over(self.store, source, settings)
-        reading = Reading(source.topic, settings, RATES)
+        reading = StateReading(source.topic, settings, RATES)
         owner = OutcomeWork(self.store, source, head, reading=reading, settings=settings)
         self.owners[source].append(owner)
         return owner
@@ -114,14 +114,14 @@ class World:
             while owner.has_news:
                 owner.save(0)
 
-    def cells(self) -> dict[Cell, OutcomeTally]:
+    def cells(self) -> dict[TallyCell, OutcomeTally]:
         return read_cells(self.store, SOURCES, DAYS)
 
     def totals(self) -> Mapping[str, int]:
         return kinds(head.progress.totals for head in read_heads(self.store, SOURCES).values())
 
 
-def try_to_save(world: World, source: Source, which: int, count: int) -> None:
+def try_to_save(world: World, source: SourcePartition, which: int, count: int) -> None:
     """An owner of a partition, perhaps one that has it no more, reads on and saves; one that fails is gone."""
     owners = [owner for owner in world.owners[source] if owner not in world.busy]
     try:
@@ -157,7 +157,8 @@ steps = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 50), steps)
 def test_tallies_are_those_of_a_recount_whoever_dies_and_works_at_the_same_time(
-    seed: int, plan: list[tuple[tuple[Source, int, int], bool, list[str], list[tuple[Source, int, int]]]]
+    seed: int,
+    plan: list[tuple[tuple[SourcePartition, int, int], bool, list[str], list[tuple[SourcePartition, int, int]]]],
 ) -> None:
     decisions, outcomes = random_records(seed, 14)
     world = World(decisions, outcomes)
@@ -174,7 +175,7 @@ def test_tallies_are_those_of_a_recount_whoever_dies_and_works_at_the_same_time(
     world.finish()
     assert_same(world.cells(), recount(decisions, outcomes, SETTINGS.window_days))
     totals = world.totals()
-    assert sum(totals[kind.name.lower()] for kind in Kind) == len(decisions) + len(outcomes)
+    assert sum(totals[kind.name.lower()] for kind in RowEffect) == len(decisions) + len(outcomes)
     assert totals["decided"] == len({(one["payment_id"], one["variant"]) for one in decisions})
 
 
@@ -227,7 +228,7 @@ def test_variants_of_a_payment_are_counted_apart_and_share_its_outcome() -> None
     decisions = [decision("p1", NOON_MS), decision("p1", NOON_MS + 50, variant="shadow", model_version="m2")]
     world = joined(decisions, [outcome("p1", NOON_MS + DAY_MS, "fraud")])
     cells = world.cells()
-    assert set(cells) == {Cell(FIRST_DAY, Arm("m1", "")), Cell(FIRST_DAY, Arm("m2", "shadow"))}
+    assert set(cells) == {TallyCell(FIRST_DAY, Arm("m1", "")), TallyCell(FIRST_DAY, Arm("m2", "shadow"))}
     assert all(tally.counts[1].sum() == 1 for tally in cells.values())
 
 
@@ -236,7 +237,7 @@ def test_versions_and_variants_beyond_the_limit_are_counted_together() -> None:
     decisions = [decision(f"p{2 * n}", NOON_MS, model_version=f"m{n}") for n in range(5)]
     decisions.append(decision("p98", NOON_MS, model_version="m" * 1000))
     world = World(decisions)
-    owner = world.take(Source(DECISIONS, 0), few)
+    owner = world.take(SourcePartition(DECISIONS, 0), few)
     world.feed(owner, 100)
     owner.save(0)
     found = {cell.arm: int(tally.counts.sum()) for cell, tally in world.cells().items()}
@@ -254,7 +255,7 @@ def test_an_amount_without_a_rate_is_counted_as_none() -> None:
 def test_a_damaged_record_of_a_payment_is_counted_as_that_and_holds_up_nobody() -> None:
     world = World([decision("p0", NOON_MS), decision("p2", NOON_MS)])
     world.store.write({payment_key("p0"): b"damaged"}, ttl_s=0)
-    owner = world.take(Source(DECISIONS, 0))
+    owner = world.take(SourcePartition(DECISIONS, 0))
     world.feed(owner, 100)
     owner.save(0)
     assert (world.totals()["unreadable"], world.totals()["decided"]) == (1, 1)
@@ -262,8 +263,8 @@ def test_a_damaged_record_of_a_payment_is_counted_as_that_and_holds_up_nobody() 
 
 def test_an_old_owner_meets_a_conflict() -> None:
     world = World([decision("p0", NOON_MS), decision("p2", NOON_MS)])
-    old = world.take(Source(DECISIONS, 0))
-    world.take(Source(DECISIONS, 0))
+    old = world.take(SourcePartition(DECISIONS, 0))
+    world.take(SourcePartition(DECISIONS, 0))
     world.feed(old, 1)
     with pytest.raises(StoreConflict):
         old.save(0)
@@ -271,7 +272,7 @@ def test_an_old_owner_meets_a_conflict() -> None:
 
 def test_quiet_is_said_only_when_all_that_came_before_is_worked_in() -> None:
     world = World()
-    owner = world.take(Source(DECISIONS, 0))
+    owner = world.take(SourcePartition(DECISIONS, 0))
     for offset in range(2_100):
         owner.add(offset, decision("p0", NOON_MS))
     owner.hand_over(NOON_MS)

@@ -10,7 +10,7 @@ from paywarden.features.stores.base import split_key
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, FIELD, ID_BYTES_MAX, TIME_MS_MIN
-from paywarden.streams.profiles.decoder import TIMES, Intake
+from paywarden.streams.profiles.decoder import TIMES, EventDecoder
 from paywarden.streams.profiles.events import OutcomeEvent, Position, record_key
 from tests.worlds import small_world
 
@@ -32,21 +32,21 @@ SECRET = "4111-secret"
 
 
 @pytest.fixture(scope="module")
-def intake() -> Intake:
-    return Intake(small_world.engine(), small_world.rates(), IDS)
+def intake() -> EventDecoder:
+    return EventDecoder(small_world.engine(), small_world.rates(), IDS)
 
 
 def encoded(topic: str, record: dict[str, Any]) -> bytes:
     return Encoder(topic, IDS.id_of(topic)).encode(record)
 
 
-def refused(intake: Intake, **changed: Any) -> InvalidEvent:
+def refused(intake: EventDecoder, **changed: Any) -> InvalidEvent:
     with pytest.raises(InvalidEvent) as caught:
         intake.payment(encoded("payments", {**PAYMENT, **changed}), POSITION, ARRIVED_MS, NOW_MS)
     return caught.value
 
 
-def test_a_payment_becomes_an_event_with_the_keys_of_its_entities(intake: Intake) -> None:
+def test_a_payment_becomes_an_event_with_the_keys_of_its_entities(intake: EventDecoder) -> None:
     event = intake.payment(encoded("payments", PAYMENT), POSITION, ARRIVED_MS, NOW_MS)
     assert event.position == POSITION
     assert event.payment_id == "pay-1"
@@ -54,7 +54,7 @@ def test_a_payment_becomes_an_event_with_the_keys_of_its_entities(intake: Intake
     assert event.keys == (b"card:card-1", b"merchant:merchant-1", b"device:device-1")
 
 
-def test_what_a_payment_says_of_itself_is_in_its_attributes(intake: Intake) -> None:
+def test_what_a_payment_says_of_itself_is_in_its_attributes(intake: EventDecoder) -> None:
     told = {"ip": "::1", "mcc": "5411", "country": "DE", "channel": "ecom", "utc_offset_minutes": -60, "declined": True}
     event = intake.payment(encoded("payments", {**PAYMENT, **told}), POSITION, ARRIVED_MS, NOW_MS)
     assert (event.attributes[COUNTRY], event.attributes[UTC_OFFSET]) == (country_code("DE"), offset_code(-60))
@@ -65,12 +65,12 @@ def test_what_a_payment_says_of_itself_is_in_its_attributes(intake: Intake) -> N
     assert (untold.attributes[COUNTRY], untold.attributes[UTC_OFFSET]) == (0, 0)
 
 
-def test_an_absent_entity_has_an_empty_key(intake: Intake) -> None:
+def test_an_absent_entity_has_an_empty_key(intake: EventDecoder) -> None:
     event = intake.payment(encoded("payments", {**PAYMENT, "device_id": None}), POSITION, ARRIVED_MS, NOW_MS)
     assert event.keys[2] == b""
 
 
-def test_an_amount_is_converted_at_the_rate_of_the_payments_time(intake: Intake) -> None:
+def test_an_amount_is_converted_at_the_rate_of_the_payments_time(intake: EventDecoder) -> None:
     for time_ms in (TIME_MS_MIN, 1_600_000_000_000, NOW_MS):
         changed = {**PAYMENT, "currency": "JPY", "event_time_ms": time_ms}
         event = intake.payment(encoded("payments", changed), POSITION, time_ms, NOW_MS)
@@ -79,14 +79,14 @@ def test_an_amount_is_converted_at_the_rate_of_the_payments_time(intake: Intake)
 
 
 @pytest.mark.parametrize("field", ["payment_id", "card_id", "merchant_id", "device_id"])
-def test_an_empty_id_is_refused_by_name(intake: Intake, field: str) -> None:
+def test_an_empty_id_is_refused_by_name(intake: EventDecoder, field: str) -> None:
     error = refused(intake, **{field: ""})
     assert error.field == field
     assert str(error).endswith(f"empty; wanted {FIELD[field].wanted}")
 
 
 @pytest.mark.parametrize("field", ["payment_id", "card_id", "merchant_id", "device_id"])
-def test_an_id_that_is_too_long_is_refused_by_name_and_not_repeated(intake: Intake, field: str) -> None:
+def test_an_id_that_is_too_long_is_refused_by_name_and_not_repeated(intake: EventDecoder, field: str) -> None:
     longest = "x" * ID_BYTES_MAX
     intake.payment(encoded("payments", {**PAYMENT, field: longest}), POSITION, ARRIVED_MS, NOW_MS)
     error = refused(intake, **{field: longest + "y"})
@@ -108,12 +108,14 @@ def test_an_id_that_is_too_long_is_refused_by_name_and_not_repeated(intake: Inta
         (2**62, "is after 2099"),
     ],
 )
-def test_a_time_that_is_no_milliseconds_of_our_time_is_refused(intake: Intake, event_time_ms: int, said: str) -> None:
+def test_a_time_that_is_no_milliseconds_of_our_time_is_refused(
+    intake: EventDecoder, event_time_ms: int, said: str
+) -> None:
     error = refused(intake, event_time_ms=event_time_ms)
     assert str(error) == f"event_time_ms: {said}; wanted milliseconds since 1970 UTC"
 
 
-def test_a_time_too_far_from_the_records_arrival_is_refused_with_the_distance(intake: Intake) -> None:
+def test_a_time_too_far_from_the_records_arrival_is_refused_with_the_distance(intake: EventDecoder) -> None:
     past, future = TIMES.past_ms_max, TIMES.future_ms_max
     early = refused(intake, event_time_ms=ARRIVED_MS - past - 8_640_000)
     assert str(early) == "event_time_ms: is 40.1 days in the past; wanted at most 40 days"
@@ -123,7 +125,7 @@ def test_a_time_too_far_from_the_records_arrival_is_refused_with_the_distance(in
         intake.payment(encoded("payments", {**PAYMENT, "event_time_ms": taken}), POSITION, ARRIVED_MS, NOW_MS)
 
 
-def test_a_topic_that_is_read_again_years_later_gives_the_same_payments(intake: Intake) -> None:
+def test_a_topic_that_is_read_again_years_later_gives_the_same_payments(intake: EventDecoder) -> None:
     years_later = NOW_MS + 5 * 365 * 86_400_000
     value = encoded("payments", PAYMENT)
     assert intake.payment(value, POSITION, ARRIVED_MS, NOW_MS) == intake.payment(
@@ -135,14 +137,14 @@ def test_a_topic_that_is_read_again_years_later_gives_the_same_payments(intake: 
             intake.payment(ahead, POSITION, ARRIVED_MS, now_ms)
 
 
-def test_a_producers_clock_that_is_ahead_does_not_carry_payments_into_the_future(intake: Intake) -> None:
+def test_a_producers_clock_that_is_ahead_does_not_carry_payments_into_the_future(intake: EventDecoder) -> None:
     """Kafka's time of a record is what its producer says, unless the topic takes the broker's."""
     ahead_ms = NOW_MS + 86_400_000
     with pytest.raises(InvalidEvent, match="is 1 day in the future"):
         intake.payment(encoded("payments", {**PAYMENT, "event_time_ms": ahead_ms}), POSITION, ahead_ms, NOW_MS)
 
 
-def test_a_record_without_a_time_of_arrival_is_held_against_the_clock(intake: Intake) -> None:
+def test_a_record_without_a_time_of_arrival_is_held_against_the_clock(intake: EventDecoder) -> None:
     old = {**PAYMENT, "event_time_ms": 1_600_000_000_000}
     intake.payment(encoded("payments", old), POSITION, 0, NOW_MS)
     with pytest.raises(InvalidEvent, match="in the future"):
@@ -150,26 +152,26 @@ def test_a_record_without_a_time_of_arrival_is_held_against_the_clock(intake: In
 
 
 @pytest.mark.parametrize("amount_minor", [-1, AMOUNT_MINOR_MAX + 1])
-def test_an_amount_out_of_bounds_is_refused(intake: Intake, amount_minor: int) -> None:
+def test_an_amount_out_of_bounds_is_refused(intake: EventDecoder, amount_minor: int) -> None:
     error = refused(intake, amount_minor=amount_minor)
     assert error.field == "amount_minor"
     assert str(amount_minor) not in str(error)
 
 
 @pytest.mark.parametrize("amount_minor", [0, AMOUNT_MINOR_MAX])
-def test_an_amount_at_a_bound_is_taken(intake: Intake, amount_minor: int) -> None:
+def test_an_amount_at_a_bound_is_taken(intake: EventDecoder, amount_minor: int) -> None:
     event = intake.payment(encoded("payments", {**PAYMENT, "amount_minor": amount_minor}), POSITION, ARRIVED_MS, NOW_MS)
     assert event.attributes[AMOUNT] == amount_minor
 
 
 @pytest.mark.parametrize("currency", ["XXX", "", "eur", SECRET])
-def test_a_currency_without_a_rate_is_refused(intake: Intake, currency: str) -> None:
+def test_a_currency_without_a_rate_is_refused(intake: EventDecoder, currency: str) -> None:
     error = refused(intake, currency=currency)
     assert error.field == "currency"
     assert SECRET not in str(error)
 
 
-def test_no_refusal_repeats_what_the_record_held(intake: Intake) -> None:
+def test_no_refusal_repeats_what_the_record_held(intake: EventDecoder) -> None:
     for changed in ({"event_time_ms": 0}, {"amount_minor": -1}, {"currency": "XXX"}, {"merchant_id": ""}):
         error = refused(intake, card_id=SECRET, payment_id=SECRET, **changed)
         assert SECRET not in str(error)
@@ -177,14 +179,14 @@ def test_no_refusal_repeats_what_the_record_held(intake: Intake) -> None:
 
 
 @pytest.mark.parametrize("value", [None, b"", b"\0", b"\1\0\0\0\0", b"\0\0\0\0\0rest", b'{"payment_id": "p"}'])
-def test_bytes_that_are_no_record_are_refused(intake: Intake, value: bytes | None) -> None:
+def test_bytes_that_are_no_record_are_refused(intake: EventDecoder, value: bytes | None) -> None:
     with pytest.raises(InvalidEvent):
         intake.payment(value, POSITION, ARRIVED_MS, NOW_MS)
     with pytest.raises(InvalidEvent):
         intake.outcome(value, POSITION, ARRIVED_MS)
 
 
-def test_a_record_of_another_topic_is_refused(intake: Intake) -> None:
+def test_a_record_of_another_topic_is_refused(intake: EventDecoder) -> None:
     with pytest.raises(InvalidEvent, match=r"Outcome, wanted Payment|Outcome.*Payment"):
         intake.payment(encoded("outcomes", OUTCOME), POSITION, ARRIVED_MS, NOW_MS)
     with pytest.raises(InvalidEvent):
@@ -192,19 +194,19 @@ def test_a_record_of_another_topic_is_refused(intake: Intake) -> None:
 
 
 @pytest.mark.parametrize("label", ["fraud", "genuine"])
-def test_an_outcome_becomes_an_event(intake: Intake, label: str) -> None:
+def test_an_outcome_becomes_an_event(intake: EventDecoder, label: str) -> None:
     event = intake.outcome(encoded("outcomes", {**OUTCOME, "label": label}), POSITION, ARRIVED_MS)
     assert event == OutcomeEvent(POSITION, "pay-1", label == "fraud", ARRIVED_MS)
 
 
 @pytest.mark.parametrize("payment_id", ["", "x" * (ID_BYTES_MAX + 1), "a\n"])
-def test_an_outcome_of_a_payment_that_cannot_be_is_refused(intake: Intake, payment_id: str) -> None:
+def test_an_outcome_of_a_payment_that_cannot_be_is_refused(intake: EventDecoder, payment_id: str) -> None:
     with pytest.raises(InvalidEvent, match=r"^payment_id: ") as caught:
         intake.outcome(encoded("outcomes", {**OUTCOME, "payment_id": payment_id}), POSITION, ARRIVED_MS)
     assert caught.value.field == "payment_id"
 
 
-def test_every_key_that_is_taken_is_one_that_a_store_takes(intake: Intake) -> None:
+def test_every_key_that_is_taken_is_one_that_a_store_takes(intake: EventDecoder) -> None:
     for odd in ("a:b", ":", " ", "ü", "💳", "x" * ID_BYTES_MAX):
         event = intake.payment(
             encoded("payments", {**PAYMENT, "card_id": odd, "payment_id": odd}), POSITION, ARRIVED_MS, NOW_MS

@@ -13,7 +13,7 @@ from paywarden.features.catalogue.attributes import row_of
 from paywarden.features.profiles.engine import UnreadableProfile
 from paywarden.schemas.proto.store_pb2 import PaymentRecord
 from paywarden.streams.profiles import events as batch
-from paywarden.streams.profiles.events import Applied, Joined, OutcomeEvent, PaymentEvent, Position
+from paywarden.streams.profiles.events import Joined, OutcomeEvent, PaymentEvent, Position, ProfileUpdates
 from tests.worlds import small_world
 from tests.worlds.joined import apply, touched
 from tests.worlds.packed import sources_of, without_sources
@@ -31,7 +31,7 @@ class Store:
     records: dict[bytes, bytes] = field(default_factory=dict)
     profiles: dict[bytes, bytes] = field(default_factory=dict)
 
-    def work(self, events: Iterable[Event]) -> tuple[Joined, Applied]:
+    def work(self, events: Iterable[Event]) -> tuple[Joined, ProfileUpdates]:
         """What a batch does; writes nothing."""
         events = list(events)
         payments = [event for event in events if isinstance(event, PaymentEvent)]
@@ -39,7 +39,7 @@ class Store:
         joined = batch.join(payments, outcomes, self.records, ENTITIES)
         return joined, apply(joined, self.profiles, small_world.engine())
 
-    def take(self, *events: Event) -> tuple[Joined, Applied]:
+    def take(self, *events: Event) -> tuple[Joined, ProfileUpdates]:
         """A batch through to its end."""
         joined, applied = self.work(events)
         self.records |= joined.records
@@ -140,7 +140,7 @@ def test_a_batch_leaves_what_it_was_given_as_it_was() -> None:
 
 def test_an_empty_batch_does_nothing() -> None:
     joined, applied = Store().take()
-    assert (joined.records, touched(joined), applied) == ({}, [], Applied({}, 0, 0, 0))
+    assert (joined.records, touched(joined), applied) == ({}, [], ProfileUpdates({}, 0, 0, 0))
 
 
 def test_a_payment_that_is_too_late_for_some_tiles_is_counted() -> None:

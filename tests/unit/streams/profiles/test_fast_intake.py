@@ -14,7 +14,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds, fingerprint, past_sc
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, ID_BYTES_MAX, TIME_MS_END, TIME_MS_MIN
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.profiles.decoder import TIMES, Intake
+from paywarden.streams.profiles.decoder import TIMES, EventDecoder
 from paywarden.streams.profiles.events import PaymentEvent, Position, payments_source
 from tests.worlds import small_world
 
@@ -31,7 +31,7 @@ PAIRS = Catalogue(
     features=(card.count("a", "1h"), merchant.count("b", "1h"), pair.count("c", "1h")),
 )
 ENGINES = {"usual": small_world.engine(), "pairs": FeatureEngine(PAIRS)}
-INTAKES = {name: Intake(engine, small_world.rates(), IDS) for name, engine in ENGINES.items()}
+INTAKES = {name: EventDecoder(engine, small_world.rates(), IDS) for name, engine in ENGINES.items()}
 
 IDENTITIES = st.one_of(
     st.text("abcdefghij-0123456789", min_size=1, max_size=20),
@@ -81,7 +81,7 @@ def record_of(value: bytes | None, offset: int = 7) -> Record:
     return Record("payments", 3, offset, b"k", value, ARRIVED_MS, ())
 
 
-def one_by_one(intake: Intake, records: list[Record]) -> list[PaymentEvent | str]:
+def one_by_one(intake: EventDecoder, records: list[Record]) -> list[PaymentEvent | str]:
     results: list[PaymentEvent | str] = []
     for record in records:
         position = Position(payments_source(record.partition), record.offset)
@@ -92,7 +92,7 @@ def one_by_one(intake: Intake, records: list[Record]) -> list[PaymentEvent | str
     return results
 
 
-def together(intake: Intake, records: list[Record]) -> list[PaymentEvent | str]:
+def together(intake: EventDecoder, records: list[Record]) -> list[PaymentEvent | str]:
     return [str(event) if isinstance(event, InvalidEvent) else event for event in intake.payments(records, NOW_MS)]
 
 
@@ -165,7 +165,7 @@ def test_todays_schema_takes_the_fast_way_under_both_of_its_ids(schema_id: int) 
     def slowly(record: Record) -> PaymentEvent:
         raise AssertionError(record)
 
-    fast = Intake(ENGINES["usual"], small_world.rates(), Registered())._fast
+    fast = EventDecoder(ENGINES["usual"], small_world.rates(), Registered())._fast
     (event,) = fast.payments([record_of(Encoder("payments", schema_id).encode(USUAL))], NOW_MS, slowly)
     assert isinstance(event, PaymentEvent)
 

@@ -12,7 +12,7 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import StoreUnavailable
 from paywarden.schemas.proto.store_pb2 import PaymentRecord
 from paywarden.streams.kafka.reading import Record
-from paywarden.streams.profiles.decoder import Intake
+from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import OFFSET, record_key
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.router import Decoded, Router
@@ -50,7 +50,7 @@ def router(store: MemoryStore, sender: FakeSender) -> Router:
     engine = small_world.engine()
     given: Any = sender
     return Router(
-        intake=Intake(engine, load_rates(), LocalSchemaIds()),
+        intake=EventDecoder(engine, load_rates(), LocalSchemaIds()),
         store=store,
         sender=given,
         plan=engine.plan,

@@ -12,8 +12,8 @@ from paywarden.models.replay.report.plots import (
     HEIGHT,
     WIDTH,
     Bar,
-    Line,
     Plot,
+    PlotLine,
     Upright,
     Whisker,
     drawing_of,
@@ -29,7 +29,7 @@ def plain(value: float) -> str:
     return f"{value:g}"
 
 
-def plot(*marks: Line | Bar | Upright | Whisker) -> Plot:
+def plot(*marks: PlotLine | Bar | Upright | Whisker) -> Plot:
     x, y = linear_axis("x", 0, 10, plain), linear_axis("y", 0, 100, plain)
     return Plot("a plot", x, y, marks, [("champion", "one & only")])
 
@@ -88,7 +88,7 @@ def test_bins_are_named_at_their_edges() -> None:
 def test_every_mark_lies_inside_of_the_drawing() -> None:
     drawing = svg(
         plot(
-            Line([(0, 0), (10, 100)], "champion", with_dots=True, hints=["a", "b"]),
+            PlotLine([(0, 0), (10, 100)], "champion", with_dots=True, hints=["a", "b"]),
             Bar(1, 2, 0, 500, "genuine", "too high"),
             Whisker(3, -5, 50, "champion"),
             Upright(9.9, "right"),
@@ -101,7 +101,7 @@ def test_every_mark_lies_inside_of_the_drawing() -> None:
 
 
 def test_a_line_is_interrupted_where_it_has_no_value() -> None:
-    drawing = svg(plot(Line([(0, 1), (1, 2), (2, math.nan), (3, 4), (4, 5)], "champion", with_dots=True)))
+    drawing = svg(plot(PlotLine([(0, 1), (1, 2), (2, math.nan), (3, 4), (4, 5)], "champion", with_dots=True)))
     path = re.search(r' d="([^"]+)"', drawing)
     assert path is not None
     assert path.group(1).count("M") == 2

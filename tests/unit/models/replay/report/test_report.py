@@ -17,10 +17,10 @@ from paywarden.features.datasets.simulator import CATEGORIES
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
-from paywarden.models.replay.live_comparison import Agreement, LiveComparison
+from paywarden.models.replay.live_comparison import LiveAgreement, LiveComparison
 from paywarden.models.replay.measures import LISTED_MAX, Contestant, ReplayResults
 from paywarden.models.replay.replay import replay
-from paywarden.models.replay.report.page import Table, amount, fixed_percent, money, percent, short_amount
+from paywarden.models.replay.report.page import PageTable, amount, fixed_percent, money, percent, short_amount
 from paywarden.models.replay.report.renderer import render_block
 from paywarden.models.replay.report.report import report_html
 from tests.worlds import small_world
@@ -141,15 +141,15 @@ def test_two_policies_of_one_model_have_one_set_of_scores() -> None:
 
 def live(**changes: Any) -> LiveComparison:
     """Of 1,000 payments that both decided, three got another action and twelve another score."""
-    own = Agreement(990, 0.998, 0.99, 0.25, 1)
-    fallback = Agreement(10, 0.9, 0.8, 0.01, 1)
+    own = LiveAgreement(990, 0.998, 0.99, 0.25, 1)
+    fallback = LiveAgreement(10, 0.9, 0.8, 0.01, 1)
     compared = LiveComparison(
         decisions=1010,
         decisions_not_decoded=2,
         repeated=3,
         only_live=7,
         only_replayed=8,
-        whole=Agreement(1000, 0.997, 0.988, 0.25, 2),
+        whole=LiveAgreement(1000, 0.997, 0.988, 0.25, 2),
         actions=[[900, 1, 0], [2, 80, 0], [0, 0, 17]],
         score_differences=[0, 0, 4, 0, 0, 0, 992, 0, 4, 0, 0, 0, 0],
         flags_of_other_action={"mirror_absent": 2, "model_error": 1},
@@ -176,12 +176,12 @@ def test_live_decisions_have_a_section_with_what_agrees_and_what_does_not() -> N
 
 
 def test_a_difference_too_small_for_its_digits_is_not_written_as_none() -> None:
-    page = report_html(results("alone"), live(whole=Agreement(1_000_000, 0.999997, 1.0, 0.0, 0)))
+    page = report_html(results("alone"), live(whole=LiveAgreement(1_000_000, 0.999997, 1.0, 0.0, 0)))
     assert "over 99.99% got the same action and 100.00% the very same score; no score differs." in page
 
 
 def test_live_decisions_about_none_of_the_payments_are_said_to_be_so() -> None:
-    page = report_html(results("alone"), live(whole=Agreement(0, None, None, None, 0), by_model_version={}))
+    page = report_html(results("alone"), live(whole=LiveAgreement(0, None, None, None, 0), by_model_version={}))
     assert "No payment was decided both live and here." in page
     assert "Scores, replayed and live" not in page
 
@@ -250,6 +250,6 @@ def test_numbers_are_written_for_people() -> None:
 
 
 def test_cells_are_escaped() -> None:
-    made = render_block(Table(["<b>"], [["<b>"]], caption="<b>"))
+    made = render_block(PageTable(["<b>"], [["<b>"]], caption="<b>"))
     assert made.count("&lt;b&gt;") == 3
     assert "<b>" not in made
