@@ -203,7 +203,8 @@ def mean_calibration(fraud: BoolArray, score: FloatArray, card: npt.NDArray[np.i
     mean, share, size = float(score.mean()), float(fraud.mean()), len(score)
     # The design effect: how much more the sum of errors varies than if each payment erred by itself.
     error = fraud - score
-    by_card = np.bincount(card, weights=error)
+    # In one order whatever numbers the cards have: the last bit of a sum depends on it.
+    by_card = np.sort(np.bincount(card, weights=error))
     alone = float(error @ error)
     effect = max(1.0, float(by_card @ by_card) / alone) if alone else 1.0
     share_low, share_high = wilson_interval(share, size / effect)

@@ -178,14 +178,18 @@ def test_a_secret_is_in_no_message(tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def _module_of(path: Path) -> str:
+    return ".".join(("paywarden", *path.relative_to(CHECKOUT).with_suffix("").parts))
+
+
 def settings_of_the_project() -> Iterator[type[Any]]:
-    """Every dataclass of the six packages whose name ends in Settings or Limits."""
+    """Every dataclass of the package whose name ends in Settings or Limits."""
     root = CHECKOUT
     for package in ("schemas", "features", "models", "scoring", "streams", "ops"):
-        for path in sorted((root / package).glob("*.py")):
+        for path in sorted((root / package).rglob("*.py")):
             if path.stem.startswith("__") or not re.search("(Settings|Limits):", path.read_text(encoding="utf-8")):
                 continue
-            for name, found in vars(importlib.import_module(f"{package}.{path.stem}")).items():
+            for name, found in vars(importlib.import_module(_module_of(path))).items():
                 if (
                     isinstance(found, type)
                     and dataclasses.is_dataclass(found)
