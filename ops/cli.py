@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -268,6 +269,8 @@ def demo(seconds: int, rate: float, seed: int, json_file: str | None) -> None:
     from paywarden.ops.demo.demo import run_demo
     from paywarden.ops.demo.verdict import in_words
 
+    # As Ctrl-C: what it has started is stopped, and its folders go.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     summary = run_demo(seconds=seconds, rate=rate, seed=seed)
     click.echo("\n".join([*in_words(summary), ""]))
     report(summary, json_file)

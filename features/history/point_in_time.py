@@ -103,8 +103,8 @@ class PointInTimeReplay:
         self._crew = crew or ThreadPool()
         self._engines: SimpleQueue[FeatureEngine] = SimpleQueue()
         self._engine = engine
-        for twin in (engine, *(engine.clone_for_thread() for _ in range(self._crew.threads - 1))):
-            self._engines.put(twin)
+        for clone in (engine, *(engine.clone_for_thread() for _ in range(self._crew.threads - 1))):
+            self._engines.put(clone)
         self._labels = label_changes(history)
         self._room = room or MemoryAllocator()
         self._room.release()

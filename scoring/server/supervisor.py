@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.scoring.engine import records
 from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.requests import fast_requests
@@ -33,12 +33,17 @@ _RESTART_FIRST_S = 0.1
 _RESTART_MOST_S = 10.0
 _NAP_S = 0.05
 _HEALTHY_AFTER_S = 1.0
+# A worker bounds its own stop, and closes its files after that; a worker that takes longer has hung.
+_CLOSE_S = 5.0
+# The exit status of a worker that a bug ended (scoring/worker.py).
+_BUG = 70
 
 
 def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequence[str]], None]) -> None:
     """Run the workers until SIGTERM or SIGINT; `announce` gets the addresses once they are held, HTTP's first.
 
-    Raises Misconfigured when a port or socket is taken or the settings cannot be used.
+    Raises Misconfigured when a port or socket is taken or the settings cannot be used, and TemporaryFailure when a
+    worker did not stop as it should.
     """
     if worker_count < 1:
         raise Misconfigured(f"--workers: wanted at least 1, got {worker_count}")
@@ -69,14 +74,17 @@ class _Parent:
         self._started: dict[int, float] = {}
         self._pause_s = dict.fromkeys(range(worker_count), _RESTART_FIRST_S)
         self._stopping = False
+        # What was wrong with a stop.
+        self._failure = ""
 
     def heed_signals(self) -> None:
         """From now on SIGTERM and SIGINT are a clean stop."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGALRM, self._kill)
 
     def run(self) -> None:
-        """Until every worker has ended after a stop."""
+        """Until every worker has ended after a stop. Raises TemporaryFailure when one failed to stop."""
         for worker in range(self._count):
             self._start(worker)
         while self._pids:
@@ -84,6 +92,11 @@ class _Parent:
             worker = self._pids.pop(pid)
             if not self._stopping:
                 self._restart(worker, status)
+            elif os.waitstatus_to_exitcode(status) == _BUG:
+                self._failure = f"a bug ended worker {worker} while it stopped"
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if self._failure:
+            raise TemporaryFailure(self._failure)
 
     def _start(self, worker: int) -> None:
         sys.stdout.flush()
@@ -112,7 +125,19 @@ class _Parent:
             time.sleep(min(pause_s, _NAP_S))
         self._start(worker)
 
+    def _kill(self, *_: object) -> None:
+        self._failure = f"workers did not stop within {self._stop_s():g} s and were killed"
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _stop_s(self) -> float:
+        protocols = (self._host.http, self._host.grpc)
+        return max(one.drain_delay_ms + one.stop_timeout_ms for one in protocols) / 1000 + _CLOSE_S
+
     def _stop(self, *_: object) -> None:
+        if not self._stopping:
+            signal.setitimer(signal.ITIMER_REAL, self._stop_s())
         self._stopping = True
         for pid in self._pids:
             # One may have ended just now.

@@ -6,6 +6,7 @@ A worker has one scorer, one queue before it (`MicroBatcher`) and a `Front` for 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -111,7 +112,9 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int) 
     gc.freeze()
     pauses.watch()
     _log.info("%s listens on %s", name, " ".join(gate.addresses(host)))
-    look = asyncio.create_task(_look_around(scorer, outbox, gate, parent, stopped))
+    look = asyncio.create_task(_look_around(scorer, outbox, gate, parent))
+    # If it ends, the worker would miss a new mirror, and the end of its parent.
+    look.add_done_callback(lambda _: stopped.set())
     await stopped.wait()
     look.cancel()
     # At once: each takes no more calls from now on, and the slowest says how long it takes.
@@ -120,6 +123,8 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int) 
     outbox.close()
     pauses.forget()
     registry.close()
+    with contextlib.suppress(asyncio.CancelledError):
+        await look
 
 
 async def _listen(http: Front, grpc: Front, host: ServerContext, gate: Endpoints) -> None:
@@ -133,12 +138,10 @@ async def _listen(http: Front, grpc: Front, host: ServerContext, gate: Endpoints
         await http.start(gate.http_unix)
 
 
-async def _look_around(
-    scorer: PaymentScorer, outbox: OutboxWriter, gate: Endpoints, parent: int, stopped: asyncio.Event
-) -> None:
+async def _look_around(scorer: PaymentScorer, outbox: OutboxWriter, gate: Endpoints, parent: int) -> None:
     """Take up what appears or is replaced: mirror, tokens, certificates; tell what the outbox holds.
 
-    Stop when the parent has died and cannot say so.
+    Ends when the parent has died and cannot say so.
     """
     while os.getppid() == parent:
         scorer.open_mirror()
@@ -146,4 +149,3 @@ async def _look_around(
         outbox.note_unshipped()
         await asyncio.sleep(_LOOK_S)
     _log.error("the parent is gone: stopping")
-    stopped.set()

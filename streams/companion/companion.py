@@ -38,6 +38,7 @@ from paywarden.streams.companion.cursors import HostIdentity
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
 from paywarden.streams.companion.shipping import shipper_of
+from paywarden.streams.health.process_end import TIDY_UP_S
 from paywarden.streams.kafka.admin import end_offsets, make_admin, partitions_of
 from paywarden.streams.kafka.client import KafkaSettings, PartitionId
 from paywarden.streams.kafka.end_offsets import EndsWatch
@@ -66,6 +67,7 @@ class CompanionSettings:
     batch_wait_ms: int = 20
     # Whether a new mirror is filled by scanning the store; without, by reading the whole changelog.
     fill_from_store: bool = True
+    # How long a stop may take, shipping what is left included.
     stop_timeout_s: int = 10
     # A client that gives nothing of the changelog for so long, while the broker has more for it, is replaced.
     stall_timeout_s: int = 60
@@ -151,29 +153,41 @@ class Companion:
     def run(self, stop: Event) -> None:
         """Work until `stop` is set; then ship what is left. Raises TemporaryFailure or Misconfigured."""
         try:
-            if self._start_following(stop):
-                self._work(stop)
-        finally:
-            self._identity.close()
-            self._consumer.close()
-            self._mirror.close()
+            is_working = self._start_following(stop)
+            if is_working:
+                self._keep_working(stop)
+        except Exception:
+            # It is the error that matters, whatever else fails after it.
+            for error in self._close(ships=True):
+                _log.warning("the companion, while it stopped after a failure: %s", error)
+            raise
+        for error in self._close(ships=is_working):
+            raise error
 
-    def _work(self, stop: Event) -> None:
+    def _keep_working(self, stop: Event) -> None:
         next_log = next_look = time.monotonic()
-        try:
-            while not stop.is_set():
-                now = time.monotonic()
-                if now >= next_look:
-                    self.look_around()
-                    next_look = now + _LOOK_AROUND_EVERY_S
-                self.step()
-                if now >= next_log:
-                    _log.info("companion: %d profiles applied, %d decisions shipped", *self._counts())
-                    next_log = now + _LOG_EVERY_S
-        finally:
-            self.health.obstacle = "the companion is stopping"
-            self._shipper.find_workers()
-            self._shipper.drain(self._settings.stop_timeout_s)
+        while not stop.is_set():
+            now = time.monotonic()
+            if now >= next_look:
+                self.look_around()
+                next_look = now + _LOOK_AROUND_EVERY_S
+            self.step()
+            if now >= next_log:
+                _log.info("companion: %d profiles applied, %d decisions shipped", *self._counts())
+                next_log = now + _LOG_EVERY_S
+
+    def _close(self, *, ships: bool) -> list[Exception]:
+        """Ship what is left, if it `ships`, and close everything. A failed step keeps no later one from running."""
+        self.health.obstacle = "the companion is stopping"
+        drain_s = max(0.0, self._settings.stop_timeout_s - TIDY_UP_S)
+        shipping = (self._shipper.find_workers, lambda: self._shipper.drain(drain_s)) if ships else ()
+        errors: list[Exception] = []
+        for step in (*shipping, self._identity.close, self._consumer.close, self._mirror.close):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001  # `run` raises or logs it
+                errors.append(error)
+        return errors
 
     def look_around(self) -> None:
         """What need not be looked at in every round: workers that are new, and how everything stands."""
@@ -260,8 +274,8 @@ class Companion:
                     self._wait_because("another profile set is being swapped in; the mirror is filled after that", stop)
                     continue
                 ends = end_offsets(self._consumer, self._topic, self._partitions)
-                self._scan_store(live)
-                if self._look() == live:
+                self._scan_store(live, stop)
+                if not stop.is_set() and self._look() == live:
                     return ends
                 self._mirror.clear()
             except StoreUnavailable as error:
@@ -276,7 +290,7 @@ class Companion:
         self.health.obstacle = obstacle
         stop.wait(_LOOK_AGAIN_S)
 
-    def _scan_store(self, live: LiveSet) -> None:
+    def _scan_store(self, live: LiveSet, stop: Event) -> None:
         store = self._open_store(live)
         self.health.obstacle = "the mirror is being filled from the store"
         started = time.monotonic()
@@ -287,6 +301,8 @@ class Companion:
                     for batch in in_batches(store.scan(entity, progress=progress), _FILL_BATCH):
                         self._mirror.apply(dict(batch), {})
                         count += len(batch)
+                        if stop.is_set():
+                            return
         finally:
             store.close()
         _log.info("companion: mirror filled with %d profiles in %.1f s", count, time.monotonic() - started)

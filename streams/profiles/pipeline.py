@@ -97,7 +97,7 @@ class StreamSettings:
     # Of /livez, /readyz and /metrics. Port 0 takes a free one; the address is the first line on stdout.
     http_host: str = "127.0.0.1"
     http_port: int = 0
-    # How long the batch in flight may take at a stop; less than the 30 s that Kubernetes grants.
+    # How long a stop may take, the batch in flight included; less than the 30 s that Kubernetes grants.
     stop_timeout_s: int = 20
     # How long before and after its arrival on Kafka a payment may say it was made (streams/profiles/decoder.py).
     past_ms_max: int = TIMES.past_ms_max

@@ -1,6 +1,6 @@
-"""A step of `paywarden stream` that fails ends the process: one line, exit status 1, within the stop timeout.
+"""A step of `paywarden stream` or `companion` that fails ends the process: one line and exit status 1, soon enough.
 
-The process is the real one, on the embedded broker. An error is put into one of its steps, by the step's name.
+The processes are the real ones, on the embedded broker. An error is put into one of its steps, by the step's name.
 """
 
 from __future__ import annotations
@@ -9,31 +9,41 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import make_transactional_producer
-from tests.services.processes import Deployment, _environment, is_ready, samples, wait_until
+from tests.services.processes import Deployment, _environment, get, is_ready, samples, wait_until
 
 STOP_TIMEOUT_S = 6
-# `paywarden stream` in which a step raises as soon as a file is there.
+# A command in which a step raises, or never ends, as soon as a file is there.
 PROGRAM = """
-import asyncio, importlib, os, sys
-module, owner, step, error, switch, config = sys.argv[1:]
+import asyncio, importlib, inspect, os, sys, time
+command, module, owner, step, fault, switch, config = sys.argv[1:]
 owner = getattr(importlib.import_module(module), owner)
 works = getattr(owner, step)
 
-async def broken(*arguments, **options):
+def fail():
     if os.path.exists(switch):
-        raise {"cancelled": asyncio.CancelledError, "error": RuntimeError}[error]("injected")
+        if fault == "hang":
+            time.sleep(60)
+        raise {"cancelled": asyncio.CancelledError, "error": RuntimeError}[fault]("injected")
+
+def broken(*arguments, **options):
+    fail()
+    return works(*arguments, **options)
+
+async def broken_coroutine(*arguments, **options):
+    fail()
     return await works(*arguments, **options)
 
-setattr(owner, step, broken)
-sys.argv = ["paywarden", "--config", config, "stream"]
+setattr(owner, step, broken_coroutine if inspect.iscoroutinefunction(works) else broken)
+sys.argv = ["paywarden", "--config", config, command]
 from paywarden.ops.cli import main
 main()
 """
@@ -69,20 +79,27 @@ def broker() -> Iterator[EmbeddedBroker]:
 def deployment(tmp_path: Path, broker: EmbeddedBroker) -> Deployment:
     made = Deployment(tmp_path, broker.bootstrap, "")
     made.configure("stream", f"stop_timeout_s = {STOP_TIMEOUT_S}\n")
+    made.configure("companion", f"stop_timeout_s = {STOP_TIMEOUT_S}\nfill_from_store = false\n")
     made.configure("kafka", "check_crcs = false\n")
     return made
 
 
-class BrokenStream:
-    """A stream with a step that fails once `break_it` is called."""
+class Broken:
+    """A command with a step that fails once `break_it` is called."""
 
     def __init__(
-        self, deployment: Deployment, step: tuple[str, str, str], error: str, *, at_once: bool = False
+        self,
+        deployment: Deployment,
+        step: tuple[str, str, str],
+        fault: str,
+        *,
+        at_once: bool = False,
+        command: str = "stream",
     ) -> None:
         self._switch = deployment.folder / "broken"
         if at_once:
             self.break_it()
-        arguments = [*step, error, str(self._switch), str(deployment.config)]
+        arguments = [command, *step, fault, str(self._switch), str(deployment.config)]
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *arguments],
             stdout=subprocess.PIPE,
@@ -108,6 +125,24 @@ class BrokenStream:
         return self.process.stdout.readline().strip()
 
 
+Begin = Callable[..., Broken]
+
+
+@pytest.fixture
+def begin(deployment: Deployment) -> Iterator[Begin]:
+    """Starts a command with a step that fails, and ends it with the test."""
+    running: list[Broken] = []
+
+    def begin_one(step: tuple[str, str, str], fault: str, **options: Any) -> Broken:
+        running.append(Broken(deployment, step, fault, **options))
+        return running[-1]
+
+    yield begin_one
+    for one in running:
+        with one.process:
+            one.process.kill()
+
+
 def names(steps: list[tuple[str, str, str]]) -> list[str]:
     return [f"{owner}.{step}" for _, owner, step in steps]
 
@@ -125,10 +160,8 @@ def decide(broker: EmbeddedBroker) -> None:
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("step", IN_A_START, ids=names(IN_A_START))
-def test_a_step_of_the_start_that_fails_ends_the_process(
-    step: tuple[str, str, str], error: str, deployment: Deployment
-) -> None:
-    stream = BrokenStream(deployment, step, error, at_once=True)
+def test_a_step_of_the_start_that_fails_ends_the_process(step: tuple[str, str, str], error: str, begin: Begin) -> None:
+    stream = begin(step, error, at_once=True)
     status, line = stream.ended()
     assert (status, line.startswith("paywarden: ")) == (1, True), line
 
@@ -136,9 +169,9 @@ def test_a_step_of_the_start_that_fails_ends_the_process(
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("step", IN_A_RUN, ids=names(IN_A_RUN))
 def test_a_step_of_the_run_that_fails_ends_the_process(
-    step: tuple[str, str, str], error: str, deployment: Deployment, broker: EmbeddedBroker
+    step: tuple[str, str, str], error: str, begin: Begin, broker: EmbeddedBroker
 ) -> None:
-    stream = BrokenStream(deployment, step, error)
+    stream = begin(step, error)
     wait_until(lambda: is_ready(stream.address), "the stream is ready")
     stream.break_it()
     decide(broker)
@@ -148,15 +181,61 @@ def test_a_step_of_the_run_that_fails_ends_the_process(
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("step", IN_A_STOP, ids=names(IN_A_STOP))
-def test_a_step_of_the_stop_that_fails_ends_the_process(
-    step: tuple[str, str, str], error: str, deployment: Deployment
-) -> None:
-    stream = BrokenStream(deployment, step, error)
+def test_a_step_of_the_stop_that_fails_ends_the_process(step: tuple[str, str, str], error: str, begin: Begin) -> None:
+    stream = begin(step, error)
     wait_until(lambda: is_ready(stream.address), "the stream is ready")
     stream.break_it()
     stream.process.send_signal(signal.SIGTERM)
     status, line = stream.ended()
     assert (status, line.startswith("paywarden: ")) == (1, True), line
+
+
+@pytest.mark.parametrize("step", IN_A_STOP[:2], ids=names(IN_A_STOP[:2]))
+def test_a_stop_that_hangs_is_ended_within_the_stop_timeout(step: tuple[str, str, str], begin: Begin) -> None:
+    """The event loop itself stands still, so that no other step of the stop comes to its turn."""
+    stream = begin(step, "hang")
+    wait_until(lambda: is_ready(stream.address), "the stream is ready")
+    stream.break_it()
+    stream.process.send_signal(signal.SIGTERM)
+    wanted = f"paywarden: the stream did not stop within {STOP_TIMEOUT_S} s and is ended"
+    status, line = stream.ended()
+    assert (status, line.partition(";")[0]) == (1, wanted)
+
+
+@pytest.mark.parametrize(
+    ("step", "fault", "wanted"),
+    [
+        (
+            ("paywarden.streams.companion.companion", "Companion", "_start_following"),
+            "error",
+            "a bug ended the companion: RuntimeError",
+        ),
+        (
+            ("paywarden.streams.companion.companion", "Companion", "step"),
+            "error",
+            "a bug ended the companion: RuntimeError",
+        ),
+        (
+            ("paywarden.streams.companion.shipping", "Shipper", "drain"),
+            "error",
+            "a bug ended the companion: RuntimeError",
+        ),
+        (
+            ("paywarden.streams.companion.shipping", "Shipper", "drain"),
+            "hang",
+            "the companion did not stop within 6 s and is ended",
+        ),
+    ],
+)
+def test_a_companion_with_a_step_that_fails_or_hangs_ends(
+    step: tuple[str, str, str], fault: str, wanted: str, begin: Begin
+) -> None:
+    companion = begin(step, fault, command="companion", at_once=True)
+    if step[2] == "drain":
+        wait_until(lambda: b"has not started" not in get(f"{companion.address}/readyz")[2], "the companion works")
+        companion.process.send_signal(signal.SIGTERM)
+    status, line = companion.ended()
+    assert (status, line.startswith(f"paywarden: {wanted}")) == (1, True), line
 
 
 def test_decisions_in_transactions_are_read_from_the_embedded_broker(

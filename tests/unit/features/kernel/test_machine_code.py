@@ -28,7 +28,7 @@ def scaled(value):
 """
 CALLER = """\
 from paywarden.features.kernel.jit import compiled
-from models.callee import scaled
+from paywarden.models.callee import scaled
 
 @compiled()
 def answer(value):
@@ -37,7 +37,7 @@ def answer(value):
 # Says what it computes, and whether the machine code was there.
 RUN = """\
 import sys
-from scoring.caller import answer
+from paywarden.scoring.caller import answer
 print(answer(eval(sys.argv[1])), sum(answer.stats.cache_hits.values()))
 """
 
@@ -45,8 +45,14 @@ print(answer(eval(sys.argv[1])), sum(answer.stats.cache_hits.values()))
 @pytest.fixture
 def product(tmp_path: Path) -> Path:
     """A product of two compiled files, with our decorators."""
-    top = tmp_path / "product"
-    files = {"models/callee.py": CALLEE, "scoring/caller.py": CALLER, "features/kernel/__init__.py": "", "run.py": RUN}
+    top = tmp_path / "product" / "paywarden"
+    files = {
+        "__init__.py": "",
+        "models/callee.py": CALLEE,
+        "scoring/caller.py": CALLER,
+        "features/kernel/__init__.py": "",
+        "run.py": RUN,
+    }
     for name, text in files.items():
         path = top / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +72,7 @@ def finished(top: Path, argument: object = 10, **environment: str) -> subprocess
     done = subprocess.run(
         [sys.executable, "run.py", repr(argument)],
         cwd=top,
-        env={**inherited, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        env={**inherited, "PYTHONPATH": str(top.parent), "PYTHONDONTWRITEBYTECODE": "1", **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -170,7 +176,7 @@ def watched(self, sig, data):
     save(self, sig, data)
 
 caching.FunctionCache.save_overload = watched
-from scoring.caller import answer
+from paywarden.scoring.caller import answer
 print(answer(10))
 """
 
@@ -216,11 +222,13 @@ class Source:
         for node in self.tree.body:
             if isinstance(node, ast.ImportFrom):
                 self.imported |= {alias.asname or alias.name: node.module or "" for alias in node.names}
-                # `from features import kernel` names a module.
+                # `from paywarden.features import kernel` names a module.
                 self.imported |= {
                     alias.asname or alias.name: f"{node.module}.{alias.name}"
                     for alias in node.names
-                    if (TOP / (node.module or "").replace(".", "/") / f"{alias.name}.py").exists()
+                    if (
+                        TOP / (node.module or "").removeprefix("paywarden.").replace(".", "/") / f"{alias.name}.py"
+                    ).exists()
                 }
             elif isinstance(node, ast.Import):
                 self.imported |= {alias.asname or alias.name: alias.name for alias in node.names}
@@ -252,7 +260,7 @@ class Source:
 
 def test_compiled_code_reads_only_what_the_digest_covers() -> None:
     sources = machine_code.compiled_sources(TOP)
-    modules = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in sources}
+    modules = {f"paywarden/{name}".removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in sources}
     assert {
         "paywarden.features.kernel.layout",
         "paywarden.scoring.idempotency.claim_table",

@@ -157,6 +157,31 @@ def test_a_worker_that_cannot_start_says_why_and_a_stop_does_not_wait_for_its_pa
     taken.close()
 
 
+def test_a_worker_that_hangs_is_killed_and_the_stop_says_so(tmp_path: Path) -> None:
+    with Server(tmp_path, more="stop_timeout_ms = 100\n") as server:
+        text = server.config.read_text(encoding="utf-8")
+        server.config.write_text(text.replace("[grpc]\n", "[grpc]\nstop_timeout_ms = 100\n"), encoding="utf-8")
+        parent = server.start()
+        (worker,) = server.listening()
+        worker.suspend()
+        parent.process.send_signal(signal.SIGTERM)
+        assert parent.process.wait(timeout=30) == 1
+        assert server.log().splitlines()[-1] == "paywarden: workers did not stop within 5.1 s and were killed"
+        assert not worker.is_running()
+        parent._close()
+
+
+def test_a_worker_that_cannot_look_for_a_mirror_any_more_is_started_again(server: Server) -> None:
+    """Its look around failed, and it would never have taken up another mirror."""
+    server.start()
+    (first,) = server.listening()
+    # What a worker tells of its outbox it reads from the folder.
+    shutil.rmtree(server.outbox.directory)
+    wait_until(lambda: not first.is_running(), "the worker has ended")
+    server.listening()
+    assert "worker 0 ended with" in server.log()
+
+
 def test_workers_end_when_their_parent_is_killed_and_the_port_is_free_again(server: Server) -> None:
     """Workers left behind would hold the port and the outbox, and keep `serve` from starting again."""
     parent = server.start("--workers", "2")

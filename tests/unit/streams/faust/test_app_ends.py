@@ -77,6 +77,13 @@ class _Steps(collections.abc.Coroutine[Any, Any, Any]):
         return self._work.__await__()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Poll, for half a minute at most."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 def life(faults: Faults, act: Callable[[World, asyncio.Event], Coroutine[Any, Any, None]]) -> World:
     """An app's life with a fault in it, to its end. Raises what ended the app, AssertionError if nothing did."""
     world = World(StreamSettings(stop_timeout_s=5))
@@ -129,8 +136,7 @@ def _quick_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_in_any_await_of_the_stop_ends_the_app(error: type[BaseException]) -> None:
     async def stop_it(faults: Faults, world: World, stop: asyncio.Event) -> None:
-        while world.app.problems():
-            await asyncio.sleep(0.005)
+        await until(lambda: not world.app.problems())
         faults.armed = True
         stop.set()
 
@@ -144,8 +150,7 @@ def test_an_error_in_any_await_of_the_start_ends_the_app(error: type[BaseExcepti
         # A task that is cancelled before its first step has not begun.
         await asyncio.sleep(0)
         faults.armed = True
-        while world.app.problems() and not stop.is_set():
-            await asyncio.sleep(0.005)
+        await until(lambda: not world.app.problems() or stop.is_set())
         faults.armed = False
         stop.set()
 

@@ -94,7 +94,7 @@ class StalledPipeline:
     def leave(self) -> None:
         self.has_left = True
 
-    def missing(self, ends: Mapping[str, Mapping[int, int]]) -> int:
+    def uncommitted_count(self, ends: Mapping[str, Mapping[int, int]]) -> int:
         return len(ends)
 
     def step(self, stop: Event) -> None:

@@ -1,1 +1,0 @@
-"""Paywarden: real-time fraud scoring for payments."""
