@@ -19,6 +19,8 @@ _FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _IN_BACKTICKS = re.compile(r"`([^`\n]+)`")
 _FILE = re.compile(rf"(?:{'|'.join(_ROOTS)})/[\w./-]+\.\w+")
+# A part of a name that stands for others, as in `schemas/avsc/TOPIC.avsc`.
+_PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b(?!\.md)")
 _HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 
 
@@ -59,7 +61,7 @@ def _unknown_files(document: Path) -> Iterator[str]:
     for words in _IN_BACKTICKS.findall(_prose(document)):
         for name in words.split():
             file, _, test = name.partition("::")
-            if not _FILE.fullmatch(file):
+            if not _FILE.fullmatch(file) or _PLACEHOLDER.search(file):
                 continue
             if not (CHECKOUT / file).exists():
                 yield f"{_named(document)}: `{file}` does not exist"
