@@ -1,7 +1,7 @@
 """The documents hold what they promise: lengths, links, and names of files that exist.
 
-    README.md: docs/operate/deplot.md does not exist
-    docs/guarantees.md: `tests/unit/streams/drift/test_count.py` does not exist
+README.md: docs/operate/deplot.md does not exist
+docs/guarantees.md: `tests/unit/streams/drift/test_count.py` does not exist
 """
 
 from __future__ import annotations
