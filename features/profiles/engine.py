@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from paywarden.features import kernel
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.entity import Catalogue
-from paywarden.features.kernel.batches import SLOT
+from paywarden.features.kernel.batches import SLOT, EventResults, Events, PackedProfiles
 from paywarden.features.kernel.frame import Frame
 from paywarden.features.kernel.plan_schema import entity_section
 from paywarden.features.profiles.plan import Plan, compile_plan
 from paywarden.features.profiles.shape import Shape, decode_shape, numbers_of, shape_of, translation
 from paywarden.features.stores.base import RECORD_BYTES_MAX
 from paywarden.schemas.errors import Misconfigured
+
+__all__ = ["AppliedEvents", "Events", "FeatureEngine", "UnreadableProfile"]
 
 _WRONG = {
     kernel.WRONG_VERSION: f"it is not of layout version {kernel.LAYOUT_VERSION}",
@@ -38,38 +40,6 @@ _BYTES_PER_EVENT = 100
 
 class UnreadableProfile(Misconfigured):
     """A stored profile cannot be used; the message says why, not whose it is."""
-
-
-@dataclass(frozen=True)
-class Events:
-    """Events of one kind of entity, grouped by entity: group g is rows groups[g] to groups[g + 1].
-
-    All columns have shape (events,). `payment` is the row of the event's payment among the attributes; `row` is where
-    the vector's slots of an event go, -1 for nowhere; `source` is -1 for events that are not checked for having been
-    applied before.
-    """
-
-    groups: NDArray[np.int64]
-    kind: NDArray[np.uint8]
-    payment: NDArray[np.int64]
-    weight: NDArray[np.int64]
-    source: NDArray[np.int64]
-    offset: NDArray[np.int64]
-    row: NDArray[np.int64]
-
-    def of_groups(self, wanted: slice) -> Events:
-        """The events of a run of groups; they share memory."""
-        groups = self.groups[wanted.start : wanted.stop + 1]
-        rows = slice(int(groups[0]), int(groups[-1]))
-        return Events(
-            groups=groups - groups[0],
-            kind=self.kind[rows],
-            payment=self.payment[rows],
-            weight=self.weight[rows],
-            source=self.source[rows],
-            offset=self.offset[rows],
-            row=self.row[rows],
-        )
 
 
 @dataclass(frozen=True)
@@ -162,11 +132,17 @@ class FeatureEngine:
         out_bounds = np.zeros(len(states) + 1, dtype=np.int64)
         applied = np.zeros(len(events.kind), dtype=np.uint8)
         late = np.zeros(1, dtype=np.int64)
+        results = EventResults(PackedProfiles(out, out_bounds), applied, late)
         status = kernel.apply_events(
-            self.plan.words, entity, packed, bounds, events.groups, events.kind, events.payment, events.weight,
-            events.source, events.offset, events.row, attributes, self._words, slots, out, out_bounds,
-            applied, late,
-        )  # fmt: skip
+            self.plan.words,
+            entity,
+            PackedProfiles(packed, bounds),
+            events,
+            attributes,
+            self._words,
+            slots,
+            results,
+        )
         if status != kernel.OK:
             return status, None
         ends = out_bounds.tolist()

@@ -178,11 +178,14 @@ def test_a_window_of_whole_hops_ends_with_the_tile_that_it_still_touches() -> No
 
 
 def test_meanings_speak_of_the_entity_the_window_the_condition_and_the_delay() -> None:
-    assert card.count("x", "1d").meaning == "payments of the card in the last 1d"
-    assert card.count("x", "1d", where=declined).meaning == "payments where declined of the card in the last 1d"
-    assert "the merchant in the 30d that ended 7d ago" in merchant.fraud_share("x", "30d", delay="7d").meaning
+    assert card.count("x", "1d").meaning == "number of the card's payments in the last 1d"
+    wanted = "number of the card's payments where declined is true in the last 1d"
+    assert card.count("x", "1d", where=declined).meaning == wanted
+    assert (
+        "the merchant's payments in the 30d that ended 7d ago" in merchant.fraud_share("x", "30d", delay="7d").meaning
+    )
     assert card.amount_max("x", "1d", where=channel == "ecom").meaning.startswith(
-        "largest amount where channel == 'ecom'"
+        "largest amount of the card's payments where channel == 'ecom'"
     )
     assert card.count("x", "1d", including_this=True).meaning.endswith(", this one included")
 
@@ -200,9 +203,9 @@ def test_a_feature_says_when_it_is_missing() -> None:
 
 def test_a_category_says_what_its_numbers_stand_for() -> None:
     short = request.category("x", channel, ("pos", "ecom")).meaning
-    assert short == "which of 'pos' (0), 'ecom' (1) channel is; 2 is any other"
+    assert short == "channel as a number: 'pos' (0), 'ecom' (1); 2 is any other value"
     long = request.category("x", attributes.mcc, [f"{code:04}" for code in range(100)]).meaning
-    assert "'0007' (7) … '0099' (99) mcc is; 100 is any other" in long
+    assert "'0007' (7) … '0099' (99); 100 is any other value" in long
 
 
 @pytest.mark.parametrize(
@@ -460,7 +463,7 @@ def test_an_entity_of_a_field_that_is_no_key_is_refused(key: str) -> None:
 @pytest.mark.parametrize("key", [(), ("card_id", "card_id")])
 def test_an_entity_without_a_key_or_with_one_field_twice_is_refused(key: tuple[str, ...]) -> None:
     wrong = Entity("x", key=key)
-    wanted = f", {wrong.line}: entity 'x': its key fields must be different ones, at least one"
+    wanted = f", {wrong.line}: entity 'x': it needs at least one key field, each field once"
     assert refusal_of_all((amount,), (wrong,)) == wanted
 
 
@@ -497,7 +500,7 @@ def test_a_catalogue_without_entities_is_refused() -> None:
     ],
 )
 def test_a_feature_of_an_undeclared_entity_is_refused(feature: Feature) -> None:
-    wanted = f", {feature.line}: 'x' is of the undeclared entity 'merchant'"
+    wanted = f", {feature.line}: 'x' belongs to the undeclared entity 'merchant'"
     assert refusal_of_all((feature,), (card,)) == wanted
 
 
@@ -511,7 +514,7 @@ def test_a_ratio_of_what_is_not_declared_is_refused(operands: tuple[str, str]) -
 def test_a_ratio_of_what_is_declared_after_it_is_refused_with_both_lines(operands: tuple[str, str]) -> None:
     wrong = ratio("x", *operands)
     later = request.hour("later")
-    wanted = f"'x' uses 'later', which is declared after it, in {later.line}: that way it could go in circles"
+    wanted = f"'x' uses 'later', which is declared after it, in {later.line}: a feature can use only earlier ones"
     assert refusal_of_all((amount, wrong, later)) == f", {wrong.line}: {wanted}"
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS
+from paywarden.features.kernel.batches import EventResults, PackedProfiles
 from paywarden.features.profiles.engine import FeatureEngine
 from tests.checkout import CHECKOUT
 from tests.unit.features.kernel.profiles import (
@@ -107,12 +108,19 @@ def between_guards(
         plan.words, NOW, presence, data.array, bounds, words.array, values.array, vectors.array.reshape(1, -1)
     )
     events = events_of([update], with_rows=True)
+    results = EventResults(
+        PackedProfiles(room.array, ends.array), np.zeros(len(update), np.uint8), np.zeros(1, np.int64)
+    )
     applied = kernel.apply_events(
-        plan.words, entity, data.array, np.array([0, len(state)]), events.groups, events.kind, events.payment,
-        events.weight, events.source, events.offset, events.row, rows_of([update]), words.array,
-        slots.array.reshape(len(update), -1), room.array, ends.array, np.zeros(len(update), np.uint8),
-        np.zeros(1, np.int64),
-    )  # fmt: skip
+        plan.words,
+        entity,
+        PackedProfiles(data.array, np.array([0, len(state)])),
+        events,
+        rows_of([update]),
+        words.array,
+        slots.array.reshape(len(update), -1),
+        results,
+    )
     assert all(guarded.is_untouched() for guarded in (data, words, values, vectors, slots, room, ends))
     vector_bytes = np.array(vectors.array).tobytes() if seen == kernel.OK else b""
     new = np.array(room.array[: int(ends.array[1])]).tobytes() if applied == kernel.OK else b""

@@ -83,5 +83,5 @@ def test_the_same_is_there_as_json(listing: Listing) -> None:
 
 
 def test_the_page_of_the_documentation_is_what_the_catalogue_gives() -> None:
-    """Made again by: paywarden features list --format markdown > docs/reference/features.md"""
+    """`python -m paywarden.ops.reference` writes the page again."""
     assert PAGE.read_text(encoding="utf-8") == listing_of(CATALOGUE, FeatureEngine()).to_markdown() + "\n"
