@@ -1,4 +1,11 @@
-"""Loops over whole batches: what Python calls. The stream, training and replay apply events, scoring fills vectors."""
+"""Loops over whole batches, which Python calls.
+
+    apply_events    stream, training, replay: profiles + events      -> new profiles (and slots)
+    fill_vectors    scoring:                  profiles + payments    -> vectors
+
+For example, `fill_vectors` with 2 payments and 3 kinds of entity takes 6 profiles and fills 2 vectors. Profile 4 is
+that of payment 1 and entity 1: 4 = 1 * 3 + 1. If it is damaged, the result is DAMAGED * STATUS_UNIT + 4.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +48,11 @@ def fill_vectors(
     values: F64,
     out: F32,
 ) -> int:
-    """Vectors of payments from packed profiles, as scoring has them.
+    """Fill the vectors of payments from packed profiles.
 
-    `presence` and the profile bounds have one entry for each payment and entity, payments outermost:
-    states[bounds[i] : bounds[i + 1]] is the i-th. Returns OK, or what is wrong with a state times STATUS_UNIT
-    plus its place among them.
+    `attributes` has shape (payments, ATTRIBUTE_COUNT), `out` (payments, features). `presence` has one entry for each
+    payment and entity, payments outermost; the packed profile of entry i is states[bounds[i] : bounds[i + 1]].
+    Returns OK; otherwise the status times STATUS_UNIT plus the number of the entry it is about.
     """
     entities = plan[HEAD.entity_count]
     for row in range(len(attributes)):
@@ -66,7 +73,7 @@ def fill_vectors(
 
 
 class EngineSlots(NamedTuple):
-    """The frame of `fill_bound_vectors`: the arrays of `fill_vectors`, for as many payments as there may be."""
+    """The frame of `fill_bound_vectors`: the arrays of `fill_vectors`, with room for the largest batch."""
 
     plan: int
     attributes: int
@@ -83,7 +90,7 @@ SLOT = positions(EngineSlots)
 
 @compiled(makes_arrays=True)
 def fill_bound_vectors(frame_at: int, rows: int) -> int:
-    """`fill_vectors` of the first `rows` payments, with the arrays of a frame."""
+    """Run `fill_vectors` for the first `rows` payments, with the arrays of a frame."""
     plan = carray(address(frame_at, SLOT.plan), size(frame_at, SLOT.plan), np.int64)
     return fill_vectors(
         plan,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from paywarden.features import kernel
 from paywarden.features.catalogue import attributes
 from paywarden.features.catalogue.entity import Catalogue
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS
+from paywarden.features.kernel import codec
 from paywarden.features.kernel.plan_schema import entity_section
 from paywarden.features.profiles.engine import FeatureEngine, UnreadableProfile
 from paywarden.features.profiles.money import _RATE_MAX, RATE_SCALE
@@ -130,6 +132,15 @@ def test_the_stored_form_is_these_bytes() -> None:
     digest = struct.pack("<I", entity_section(of.plan.words, 0).digest)
     head = bytes([4]) + digest + struct.pack("<H", len(shape)) + shape
     assert profile(of, "card", changes) == head + widths + numbers
+
+
+def test_the_codecs_docstring_shows_the_bytes_of_a_real_profile() -> None:
+    engine = FeatureEngine(Catalogue((card,), (card.count("count_1d", "1d"),)))
+    times_ms = (1_700_000_000_000, 1_700_000_060_000)
+    state = profile(engine, "card", [payment(time_ms) for time_ms in times_ms])
+    example = (codec.__doc__ or "").split("Example:")[1]
+    lines = re.findall(r"^    ((?:[0-9A-F]{2} )+) +\S", example, re.MULTILINE)
+    assert bytes.fromhex("".join(lines)) == state
 
 
 def test_the_stored_form_is_as_described() -> None:
