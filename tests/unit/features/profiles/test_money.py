@@ -24,7 +24,7 @@ def table(tmp_path: Path, *lines: str) -> RateTable:
     return load_rates(str(path))
 
 
-def test_the_reference_currency_stays_as_it_is() -> None:
+def test_an_amount_in_the_reference_currency_is_unchanged() -> None:
     assert load_rates().convert(1050, "EUR", NEW_YEAR_2020_MS) == 1050
 
 
@@ -172,7 +172,7 @@ def test_a_malformed_line_is_refused_by_its_number(tmp_path: Path, line: str, re
     assert "\n" not in str(refused.value)
 
 
-def test_a_rate_of_just_the_largest_is_taken(tmp_path: Path) -> None:
+def test_the_largest_rate_is_accepted(tmp_path: Path) -> None:
     assert table(tmp_path, "XXX,2,2020-01-01,50").convert(1, "XXX", 1) == 50
 
 
