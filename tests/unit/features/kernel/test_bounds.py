@@ -322,7 +322,7 @@ def run_in_a_checked_process(function: str, folder: Path) -> None:
 
 
 def run_in_another_process(function: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    code = f"from tests.unit.features import test_bounds; test_bounds.{function}()"
+    code = f"from tests.unit.features.kernel import test_bounds; test_bounds.{function}()"
     return subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},

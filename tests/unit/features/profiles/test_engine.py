@@ -410,7 +410,7 @@ def run_after_warming_up(folder: str) -> None:
 def test_nothing_is_left_to_compile_after_warming_up(tmp_path: Path) -> None:
     # Profiles came from read-only memory when warming up and from writable memory when scoring: to numba two
     # types, so a worker's first payment used to wait for a compilation.
-    code = f"from tests.unit.features import test_engine; test_engine.run_after_warming_up({str(tmp_path)!r})"
+    code = f"from tests.unit.features.profiles import test_engine; test_engine.run_after_warming_up({str(tmp_path)!r})"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=dict(os.environ),
