@@ -163,7 +163,7 @@ def test_the_example_table_reads_and_has_the_currencies_of_the_simulator() -> No
         ("USD,2,2020-01-01,0", "the rate of USD is out of bounds"),
         ("USD,2,2020-01-01,-1", "the rate of USD is out of bounds"),
         ("USD,2,2020-01-01,50.0001", "the rate of USD is out of bounds"),
-        ("EUR,2,2020-01-01,1.1", "EUR has a rate from that time on already"),
+        ("EUR,2,2020-01-01,1.1", "EUR already has a rate from that time on"),
     ],
 )
 def test_a_malformed_line_is_refused_by_its_number(tmp_path: Path, line: str, reason: str) -> None:
