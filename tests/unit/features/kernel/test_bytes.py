@@ -101,7 +101,7 @@ def test_checks_of_byte_ranges_agree_with_python(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "code"), [(b"A", 0), (b"DE", 26 * 3 + 4), (b".clone_for_thread()", 26**3 - 1), (b"D1", -1), (b"de", -1)]
+    ("text", "code"), [(b"A", 0), (b"DE", 26 * 3 + 4), (b"ZZZ", 26**3 - 1), (b"D1", -1), (b"de", -1)]
 )
 def test_capital_letters_are_digits_of_base_26(text: bytes, code: int) -> None:
     assert capital_letters(buffer(text), 0, len(text)) == code
