@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 import click
 import pyarrow as pa
 
+from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.history.history import (
     ABSENT_COLUMNS,
     INTEGER,
@@ -34,6 +35,8 @@ from paywarden.features.history.history import (
     OUTCOME_COLUMNS,
     PAYMENT_COLUMNS,
 )
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.feature_docs import listing_of
 from paywarden.models.metrics import comparison, costs, curves, segments
 from paywarden.models.replay import (
     files as replay_files,
@@ -105,7 +108,8 @@ class Undocumented(Exception):
 
 def pages() -> dict[str, str]:
     """Every page by its file name in docs/reference."""
-    return {"data.md": _data_dictionary()}
+    features = listing_of(CATALOGUE, FeatureEngine()).to_markdown() + "\n"
+    return {"data.md": _data_dictionary(), "features.md": features}
 
 
 def _data_dictionary() -> str:

@@ -1,1 +1,1 @@
-"""What features are: the language that declares them, and the catalogue written in it."""
+"""The language that declares features, and the catalogue written in it."""

@@ -1,11 +1,13 @@
-"""What is known of a payment, as one row of integers: what conditions ask, sketches count and profiles remember.
+"""A payment as one row of integers. Conditions, sketches and memories use these numbers.
 
-A row has ATTRIBUTE_COUNT numbers, one for each attribute below; 0 stands for "not there" in all but the times and
-amounts. Text becomes its CRC-32 plus one: the same on every host, cheap, and never 0. Two texts that share a
-checksum count as one value, which among the few dozen a profile remembers happens once in 10^8. A country is its
-place among the two-letter codes, so that a table can be indexed by it.
+A row has ATTRIBUTE_COUNT numbers, one for each attribute below. 0 means "missing" in all but the times and amounts.
 
-Rows are kept with payments whose outcomes may come later: columns may be added at the end, never moved.
+- A text becomes its CRC-32 plus one: the same on every host, cheap, and never 0. Two texts with the same checksum
+  count as one value. Among the few dozen values that a profile remembers, this happens once in 10^8.
+- A country becomes its position among the two-letter codes, so that it can index a table: AD is 4, DE is 83.
+- A flag becomes 1 (no) or 2 (yes).
+
+The stream stores rows until the outcomes of their payments arrive. Columns may be added at the end, never moved.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.payment_fields import FIELD, UTC_OFFSET_MINUTES_MAX
 
 _COUNTRY = FIELD["country"]
-# What a plan's numbers can hold, and no payment reaches.
+# Fits the numbers of a plan. No payment has a larger amount.
 AMOUNT_MAX = 2**62
 
 
@@ -38,21 +40,21 @@ class AttributeKind(enum.Enum):
 
 @dataclass(frozen=True)
 class Condition:
-    """A question with a yes or no about a payment's row. An attribute that is not there answers no to all."""
+    """A yes-or-no question about a payment's row. Every condition on a missing attribute is false."""
 
     column: int
     operator: int
     value: int
-    # `declined` and `declined == True` are one question, and must not be two columns of a table.
+    # Not compared: `declined` and `declined == True` are one condition, and must not become two columns of a table.
     text: str = field(compare=False)
 
     def __bool__(self) -> bool:
-        raise TypeError(f"whether {self.text} is asked of payments: as a Python truth value it has none")
+        raise TypeError(f"the condition {self.text} is about a payment: it has no truth value in Python")
 
 
 @dataclass(frozen=True, eq=False)
 class Attribute:
-    """One attribute, and in a catalogue a word to write conditions with: `channel == "ecom"`, `amount >= 220_00`."""
+    """One attribute. A catalogue writes conditions with it: `channel == "ecom"`, `amount >= 220_00`."""
 
     name: str
     column: int
@@ -136,27 +138,27 @@ def _wrong(what: str) -> Misconfigured:
 
 
 def text_code(text: str) -> int:
-    """1 to 2**32, the same everywhere and for ever."""
+    """Returns the code of a text, 1 to 2**32. It never changes."""
     return zlib.crc32(text.encode()) + 1
 
 
 def is_country(text: str) -> bool:
-    """Whether it has the form of an ISO 3166-1 alpha-2 code."""
+    """Returns whether a text has the form of an ISO 3166-1 alpha-2 code."""
     return _COUNTRY.is_right(text)
 
 
 def country_code(text: str) -> int:
-    """1 to 676 for two capital letters; anything else is coded as a text is, and lies nowhere."""
+    """Returns 1 to 676 for two capital letters. Any other text gets a larger code and has no place on the map."""
     return 26 * (ord(text[0]) - 65) + ord(text[1]) - 64 if is_country(text) else text_code(text) + kernel.COUNTRY_CODES
 
 
 def flag_code(value: bool) -> int:
-    """1 for no, 2 for yes."""
+    """Returns 1 for no, 2 for yes."""
     return 2 if value else 1
 
 
 def offset_code(minutes: int) -> int:
-    """Above 0 for every offset; one beyond UTC_OFFSET_MINUTES_MAX is a clock gone wrong, and counts as not there."""
+    """Returns the code of a UTC offset, above 0. An offset beyond UTC_OFFSET_MINUTES_MAX counts as missing: 0."""
     return minutes + kernel.OFFSET_ZERO if abs(minutes) <= UTC_OFFSET_MINUTES_MAX else 0
 
 
@@ -167,12 +169,12 @@ CODES: Mapping[AttributeKind, Callable[..., int]] = {
     AttributeKind.OFFSET: offset_code,
 }
 
-# Attributes read from a payment's fields under their own name; the first three are worked out by the caller.
+# Attributes that are read from a payment's fields under their own name. The caller computes the first three.
 _FIELDS = tuple((a.name, a.column, CODES[a.kind]) for a in ATTRIBUTES if a.kind in CODES)
 
 
 def row_of(fields: Mapping[str, object], *, event_time_ms: int, amount: int, amount_minor: int) -> list[int]:
-    """A payment's row from its fields by name; a field that is None or not there is 0.
+    """Returns a payment's row from its fields by name. A field that is None or missing becomes 0.
 
     `amount` is in minor units of the reference currency, `amount_minor` in those of the payment's own.
     """

@@ -1,8 +1,8 @@
-"""The features Paywarden computes: the one file to read, and to change, when a feature is wanted.
+"""The features that Paywarden computes. To add or change a feature, edit this file.
 
-Order here is the order of the vector. A changed catalogue has another digest, and bundles trained on the old
-one are refused until they are trained again; stored profiles keep what both catalogues know.
-`paywarden features list` prints it, and docs/reference/features.md is that list.
+The order here is the order of the vector. A changed catalogue has another digest, and Paywarden refuses bundles that
+were trained with the old one until they are trained again. Stored profiles keep the measures that both catalogues use.
+`paywarden features list` prints the catalogue; docs/reference/features.md is that list.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CATALOGUE = Catalogue(
         card.amount_mean("card_amount_mean_1d", "1d"),
         card.amount_mean("card_amount_mean_7d", "7d"),
         card.amount_mean("card_amount_mean_30d", "30d"),
-        # What is usual for the card: long enough for weeks of fraud to drown in it, and so in few tiles.
+        # The usual amount of the card. 90 days are long enough that weeks of fraud change it little; few tiles will do.
         card.amount_mean("card_amount_mean_90d", "90d", hop="10d"),
         card.amount_max("card_amount_max_7d", "7d"),
         card.amount_max("card_amount_max_30d", "30d"),
@@ -46,13 +46,13 @@ CATALOGUE = Catalogue(
         ratio("amount_to_card_mean_90d", "amount", "card_amount_mean_90d"),
         ratio("amount_to_card_max_30d", "amount", "card_amount_max_30d"),
         ratio("card_max_7d_to_mean_90d", "card_amount_max_7d", "card_amount_mean_90d"),
-        # What the card has not done before.
+        # Things that the card has not done before.
         card.is_new("card_new_merchant", merchant_id, among=16),
         card.is_new("card_new_device", device_id, among=8),
         card.is_new("card_new_country", country, among=8),
         card.travel_kmh("card_travel_kmh", among=8),
-        # What kind of place the merchant is, and how much fraud is known there. Labels take about a week, and then the
-        # first one tells of all that follow: tiles of six hours would keep it back for the better part of its day.
+        # The merchant's usual business, and its known fraud. Labels take about a week, and the first one warns of those
+        # that follow. Tiles of six hours would hide that first label for hours, so the hop is one hour.
         merchant.count("merchant_count_1h", "1h"),
         merchant.count("merchant_count_1d", "1d"),
         merchant.count("merchant_count_7d", "7d"),
@@ -63,14 +63,14 @@ CATALOGUE = Catalogue(
         merchant.fraud_share("merchant_fraud_share_7d", "7d", delay="7d", hop="1h"),
         merchant.fraud_share_decayed("merchant_fraud_share_decayed_14d", "1d", "14d", delay="7d", hop="1h"),
         merchant.fraud_share("merchant_fraud_share_30d", "30d", delay="7d", hop="1h"),
-        # A compromised terminal is fraud all through, until it is found out, and of its usual amounts.
+        # At a compromised terminal every payment is fraud until someone finds out, with its usual amounts.
         merchant.fraud_streak("merchant_fraud_streak", "30d", delay="7d", hop="1h"),
         merchant.fraud_streak_seconds("merchant_fraud_streak_seconds", "30d", delay="7d", hop="1h"),
         merchant.fraud_streak_amount_mean("merchant_fraud_streak_amount_mean", "30d", delay="7d", hop="1h"),
         ratio("fraud_streak_to_merchant_mean_30d", "merchant_fraud_streak_amount_mean", "merchant_amount_mean_30d"),
         merchant.seconds_since_fraud("merchant_seconds_since_fraud", "30d", delay="7d", hop="1h"),
         merchant.seconds_since_genuine("merchant_seconds_since_genuine", "30d", delay="7d", hop="1h"),
-        # Whether the device is new, busy or shared. Payments at a terminal have none: these are missing then.
+        # Whether the device is new, busy or shared. Payments at a terminal have no device: these features are missing.
         device.count("device_count_10m", "10m"),
         device.count("device_count_1h", "1h"),
         device.count("device_count_1d", "1d"),

@@ -1,7 +1,10 @@
-"""What features are made of: measures in tiles over windows, what profiles remember, and operations on all that.
+"""The expressions that features consist of: measures over windows, memories, recencies, and operations on these.
 
-declare.py makes these of the words of a catalogue, checks them, and plan.py lays them out for the kernel. The order of
-each enum's members is the order of the kernel's numbers.
+entity.py and request.py turn the words of a catalogue into expressions. plan.py lays them out for the kernel. The order
+of each enum's members is the order of the kernel's numbers. For example, card.amount_mean("mean", "7d") is
+
+    Derived(DIVIDE, (WindowedMeasure("card", Column(AMOUNT_SUM), 7 days, SUM),
+                     WindowedMeasure("card", Column(COUNT), 7 days, SUM)))
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from paywarden.features.catalogue.windows import Window
 
 
 class Measure(enum.Enum):
-    """What a tile keeps about its events. All are integers whose order of arrival cannot matter.
+    """A number that a tile keeps about its events. All are integers that do not depend on the order of arrival.
 
-    Profiles name their measures by place in this list: no place is ever given to another.
+    Profiles name a measure by its position in this list, so no position may ever get another meaning.
     """
 
     COUNT = "count"
@@ -32,7 +35,7 @@ class Measure(enum.Enum):
 
 
 class Reduction(enum.Enum):
-    """What becomes of a measure over the tiles of a window."""
+    """How the tiles of a window become one value."""
 
     SUM = "sum"
     DECAYED = "decayed"
@@ -48,14 +51,14 @@ class Reduction(enum.Enum):
 
 
 class Recency(enum.Enum):
-    """What an entity's profile knows besides its tiles."""
+    """Times that an entity's profile keeps besides its tiles."""
 
     SINCE_LAST = "seconds_since_last"
     SINCE_FIRST = "seconds_since_first"
 
 
 class Recollection(enum.Enum):
-    """What is asked of a memory of latest distinct values."""
+    """A question to a memory of the latest distinct values."""
 
     LAST_VALUE = "last_value"
     IS_NEW = "is_new"
@@ -64,7 +67,7 @@ class Recollection(enum.Enum):
 
 
 class Operation(enum.Enum):
-    """How a value is made of the payment's attributes, or of other values."""
+    """How a value is computed from the payment's attributes or from other values."""
 
     ATTRIBUTE_VALUE = "attribute_value"
     HOUR = "hour"
@@ -87,9 +90,9 @@ class Operation(enum.Enum):
 
 @dataclass(frozen=True)
 class Column:
-    """What a tile keeps: a measure of the events for which `condition` holds.
+    """A column of a table: a measure of the events for which `condition` holds.
 
-    `attribute` is the column of the attribute that is counted, `parts` how many words that takes.
+    `attribute` is the column of the counted attribute; `parts` is the number of words that the measure takes.
     """
 
     measure: Measure
@@ -100,10 +103,11 @@ class Column:
 
 @dataclass(frozen=True)
 class WindowedMeasure:
-    """One column of one entity over one window: what roll-up computes.
+    """One column of one entity over one window, which the roll-up computes.
 
-    `half_life_ms` belongs to DECAYED: a tile counts half when it is that old. `beside` belongs to the last four
-    reductions: `column` counts some of what it counts. `summed` belongs to STREAK_SUM: the column that is added up.
+    - `half_life_ms` is for DECAYED: a tile of that age counts half.
+    - `beside` is for the last four reductions: `column` counts some of the events that `beside` counts.
+    - `summed` is for STREAK_SUM: the column to add up.
     """
 
     entity: str
@@ -116,7 +120,7 @@ class WindowedMeasure:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """All that tiles must keep for it."""
+        """Returns the columns that tiles must keep for it."""
         return tuple(column for column in (self.column, self.beside, self.summed) if column is not None)
 
 
@@ -128,7 +132,7 @@ class EntityRecency:
 
 @dataclass(frozen=True)
 class Remembered:
-    """What an entity remembers of the latest `capacity` distinct values of an attribute."""
+    """A question to an entity's memory of the latest `capacity` distinct values of an attribute."""
 
     entity: str
     attribute: int
@@ -141,7 +145,7 @@ Stored = WindowedMeasure | EntityRecency | Remembered
 
 @dataclass(frozen=True)
 class Derived:
-    """An operation on values: on what is stored, other operations, or earlier features by name, and on constants."""
+    """An operation on stored values, other operations, earlier features by name, and constants."""
 
     operation: Operation
     operands: tuple[Stored | Derived | str, ...] = ()
@@ -153,7 +157,7 @@ Expression = Stored | Derived | str
 
 @dataclass(frozen=True)
 class Feature:
-    """One named number of the vector. `missing` says when it is NaN; `line` where it is declared."""
+    """One named number of the vector. `missing` says when it is NaN, `line` where the catalogue declares it."""
 
     name: str
     value: Expression
@@ -166,7 +170,7 @@ class Feature:
 
 
 def stored_values(value: Expression) -> list[Stored]:
-    """What profiles must hold for a value, in order of use."""
+    """Returns the stored values that a value needs, in order of use."""
     if isinstance(value, str):
         return []
     if isinstance(value, Derived):

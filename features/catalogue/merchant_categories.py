@@ -1,7 +1,6 @@
 """Names of common merchant category codes (ISO 18245), for people who read reports.
 
-The names are our own short words, and the list holds the codes that most payments have. A code that is not in it is
-shown as it is.
+The names are our own short words. The list holds the codes of most payments; a report shows other codes as numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Windows of a catalogue: how long, in which hops, how far back; and where in the catalogue something is wrong."""
+"""Windows of a catalogue: their length, hop and delay. Also: the file and line of the catalogue, for error messages.
+
+window_of("card_count_1d", "1d", "", "")       Window(length 1 day, hop 1 hour, no delay): tiles of age 0 to 24
+window_of("fraud_7d", "7d", "7d", "1d")        Window(length 7 days, hop 1 day, delay 7 days): ages 8 to 14
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,24 @@ SECOND_MS = 1000
 MINUTE_MS = 60 * SECOND_MS
 HOUR_MS = 60 * MINUTE_MS
 DAY_MS = 24 * HOUR_MS
-# Shorter ones are rate limits, longer ones are other features (the first payment is never forgotten).
+# A shorter window would be a rate limit. For longer times there are other features: a profile never forgets its first
+# payment.
 WINDOW_MS_MIN, WINDOW_MS_MAX = MINUTE_MS, 90 * DAY_MS
 # Chargebacks take up to 90 days.
 DELAY_MS_MAX = 90 * DAY_MS
-# A table of more tiles than this is larger than what it describes.
+# A table with more tiles would be larger than the payments it describes.
 TILES_MAX = 4096
 
 _UNITS_MS = {"s": SECOND_MS, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
-_OWN_FILES = ("entity.py", "attributes.py", "windows.py", "<string>")
+# The files of the language, where no catalogue is written. A dataclass's own __init__ has the file "<string>".
+_FOLDER = PurePath(__file__).parent
+_OWN_FILES = {str(_FOLDER / f"{name}.py") for name in ("arguments", "attributes", "entity", "request", "windows")}
+_OWN_FILES.add("<string>")
 
 
 @dataclass(frozen=True)
 class Window:
-    """A sawtooth window in whole hops: tiles of age `newest_age` to `oldest_age`, the current tile being 0."""
+    """A sawtooth window: the tiles of age `newest_age` to `oldest_age`, in hops. The current tile has age 0."""
 
     length_ms: int
     hop_ms: int
@@ -42,6 +50,10 @@ class Window:
 
 
 def window_of(name: str, length: str, delay: str, hop: str) -> Window:
+    """Returns the window that texts such as "7d", "" and "1h" mean. An empty hop takes the default.
+
+    Raises Misconfigured that names the feature `name` and its line.
+    """
     length_ms, delay_ms = duration_ms(name, length), duration_ms(name, delay) if delay else 0
     if not WINDOW_MS_MIN <= length_ms <= WINDOW_MS_MAX:
         raise wrong(name, f"the window {length!r} is not from {in_units(WINDOW_MS_MIN)} to {in_units(WINDOW_MS_MAX)}")
@@ -57,9 +69,9 @@ def window_of(name: str, length: str, delay: str, hop: str) -> Window:
 
 
 def _default_hop_ms(length_ms: int, delay_ms: int) -> int:
-    """At most a quarter of the window, of few distinct hops, so that features share their tiles.
+    """Returns a hop of at most a quarter of the window. Few hops are in use, so that features share their tiles.
 
-    With a delay never under six hours: a table reaches over the delay too.
+    With a delay the hop is at least six hours, since the table must hold the tiles of the delay too.
     """
     if delay_ms:
         return 6 * HOUR_MS if length_ms <= 7 * DAY_MS else DAY_MS
@@ -72,28 +84,31 @@ def _default_hop_ms(length_ms: int, delay_ms: int) -> int:
 
 
 def duration_ms(name: str, text: str) -> int:
+    """Returns the milliseconds that a text such as "10m" means. Raises Misconfigured for any other form."""
     if not isinstance(text, str) or not re.fullmatch(r"[1-9][0-9]{0,3}[smhd]", text):
         raise wrong(name, f"{text!r} is not a duration such as 30s, 10m, 1h or 30d")
     return int(text[:-1]) * _UNITS_MS[text[-1]]
 
 
 def in_units(duration_ms: int) -> str:
+    """Returns a duration in its largest whole unit: "1d" for 86,400,000 ms."""
     unit = next(unit for unit in "dhms" if duration_ms % _UNITS_MS[unit] == 0)
     return f"{duration_ms // _UNITS_MS[unit]}{unit}"
 
 
 def line_of_caller() -> str:
-    """Where the catalogue says what is being declared: the nearest caller outside the language's own files."""
+    """Returns the file and line, such as "catalogue.py:31", of the nearest caller outside the language's own files."""
     frame = sys._getframe(1)
-    # A dataclass's own __init__ has no file.
-    while PurePath(frame.f_code.co_filename).name in _OWN_FILES and frame.f_back is not None:
+    while frame.f_code.co_filename in _OWN_FILES and frame.f_back is not None:
         frame = frame.f_back
     return f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def wrong_at(line: str, what: str) -> Misconfigured:
+    """Returns the error about a line of the catalogue."""
     return Misconfigured(f"feature catalogue, {line}: {what}")
 
 
 def wrong(name: str, what: str) -> Misconfigured:
+    """Returns the error about the feature `name`, with the line of the catalogue that is being read."""
     return wrong_at(line_of_caller(), f"{name!r}: {what}")

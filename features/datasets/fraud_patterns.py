@@ -1,4 +1,4 @@
-"""How fraudsters behave: six patterns, each drawn as episodes in a simulated world.
+"""Six patterns of fraud, each drawn as episodes in a simulated world.
 
     card_testing          one device tries stolen numbers: a burst of tiny amounts each, hours later a big one
     account_takeover      a new device spends high, at merchants the card never used, for a day or two
@@ -35,10 +35,10 @@ PATTERNS = (
     "bust_out",
     "device_farm",
 )
-"""A pattern's place is its number in `Payments.pattern`."""
+"""The position of a pattern is its number in `Payments.pattern`."""
 
 FRAUD_SHARE = 0.01
-"""Of all payments: more than in life (0.05 to 0.3 %), so that a small simulation has enough to learn from."""
+"""The share of frauds among all payments. In reality it is 0.05 to 0.3 %; a small simulation needs more to learn."""
 BUDGET = {
     "card_testing": 0.2,
     "account_takeover": 0.2,
@@ -65,7 +65,7 @@ class Cards:
     """Factor on prices, about 1."""
     home_ip: npt.NDArray[np.int32]
     device: npt.NDArray[np.int32]
-    """The holder's own."""
+    """The card holder's own."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Merchants:
     country_count: int
 
     def draw(self, rng: np.random.Generator, kind: AnyInts, country: AnyInts) -> npt.NDArray[np.int32]:
-        """A merchant of that kind and country for each element, popular ones more often."""
+        """Returns a merchant of that kind and country for each element. Popular merchants are drawn more often."""
         group = kind.astype(np.int64) * self.country_count + country
         place = np.searchsorted(self.rising_popularity, group + rng.random(group.shape), side="right")
         return np.minimum(place, len(self.kind) - 1).astype(np.int32)
@@ -100,7 +100,7 @@ class World:
 
 @dataclass(frozen=True)
 class SimulatedPayments:
-    """One element per payment, in any order. Codes are indices into the world; -1 is none."""
+    """One element per payment, in any order. Codes are indices into the world; -1 means no value."""
 
     time_ms: npt.NDArray[np.int64]
     card: npt.NDArray[np.int32]
@@ -115,18 +115,18 @@ class SimulatedPayments:
         return len(self.time_ms)
 
     def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> SimulatedPayments:
-        """These rows only, in this order."""
+        """Returns only these rows, in this order."""
         return SimulatedPayments(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     @staticmethod
     def joined(parts: list[SimulatedPayments]) -> SimulatedPayments:
-        """One after the other."""
+        """Returns the payments of all parts, one part after the other."""
         columns = fields(SimulatedPayments)
         return SimulatedPayments(**{c.name: np.concatenate([getattr(part, c.name) for part in parts]) for c in columns})
 
 
 def commit_fraud(rng: np.random.Generator, world: World, genuine: SimulatedPayments) -> SimulatedPayments:
-    """The genuine payments and the fraudulent ones, unordered, all within the world's span.
+    """Returns the genuine and the fraudulent payments, unordered, all within the world's span.
 
     Fraudsters' devices and addresses are numbered on from the highest ones of the world.
     """
@@ -204,7 +204,7 @@ def _stolen_card(rng: np.random.Generator, world: World, budget: float) -> Simul
 
 def _bust_out(rng: np.random.Generator, world: World, budget: float) -> SimulatedPayments:
     payments_each, fraud_from = 20, 0.6
-    # Some began before the span: without them its first weeks would hold no fraud of this kind.
+    # Some began before the span. Without them, its first weeks would contain no fraud of this kind.
     span_ms = world.end_ms - world.start_ms
     begun_budget = budget * (span_ms + BUST_OUT_MS) / span_ms
     holders = _episodes(rng, begun_budget, mean_size=payments_each * (1 - fraud_from))
@@ -257,7 +257,7 @@ def _compromise_merchants(
     by_merchant = np.argsort(genuine.merchant, kind="stable")
     merchant_ids = np.arange(len(world.merchants.kind) + 1)
     bounds = np.searchsorted(genuine.merchant[by_merchant], merchant_ids)
-    # Not the busiest terminals: their fraud would be found within hours.
+    # Leave out the busiest terminals, whose fraud would be found within hours.
     busy = np.quantile(np.diff(bounds), 0.9)
     is_target = (world.merchants.kind == POS) & (np.diff(bounds) > 0) & (np.diff(bounds) <= busy)
     is_fraud, left = genuine.is_fraud.copy(), int(budget + rng.random())
@@ -266,7 +266,7 @@ def _compromise_merchants(
         end_ms = start_ms + rng.uniform(COMPROMISE_MS_MAX / 2, COMPROMISE_MS_MAX)
         rows = by_merchant[bounds[target] : bounds[target + 1]]
         inside = rows[(genuine.time_ms[rows] >= start_ms) & (genuine.time_ms[rows] < end_ms)]
-        # The last one is found out when the budget is used up.
+        # The fraud of the last terminal ends when the budget is used up.
         caught = inside[rng.random(len(inside)) < 0.7][:left]
         is_fraud[caught] = True
         left -= len(caught)
@@ -277,7 +277,7 @@ def _compromise_merchants(
 
 
 def _as_seen(world: World, drafts: SimulatedPayments, first_device: int, first_ip: int) -> SimulatedPayments:
-    """Give attackers' numbers their devices and addresses; at a terminal there are none."""
+    """Replace attackers' numbers by devices and addresses. Payments at a terminal have neither."""
     attacker = drafts.device
     is_holder, is_online = attacker == NONE, world.merchants.kind[drafts.merchant] == ECOM
     device = np.where(is_holder, world.cards.device[drafts.card], first_device + attacker)
@@ -305,7 +305,7 @@ def _drafts(
 
 
 def _episodes(rng: np.random.Generator, budget: float, *, mean_size: float) -> int:
-    """How many episodes make up the budget on average, also where it is less than one."""
+    """Returns how many episodes make up the budget on average, also if that is less than one."""
     return int(budget / mean_size + rng.random())
 
 
@@ -318,7 +318,7 @@ def _any_times(rng: np.random.Generator, world: World, count: int) -> npt.NDArra
 
 
 def _any_shops(rng: np.random.Generator, world: World, count: int) -> npt.NDArray[np.int32]:
-    """Online merchants of any country."""
+    """Returns online merchants of any country."""
     country = rng.integers(0, world.merchants.country_count, count)
     return world.merchants.draw(rng, np.full(count, ECOM), country)
 

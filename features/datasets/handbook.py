@@ -1,4 +1,4 @@
-"""The Fraud Detection Handbook's table as a history: card = customer, merchant = terminal, everything in EUR."""
+"""Converts the Fraud Detection Handbook's table to a history: card = customer, merchant = terminal, all in EUR."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from paywarden.features.history.history import LABELS, numbered_ids, write_histo
 from paywarden.schemas.errors import Misconfigured
 
 LABEL_DELAY_MS = 7 * 86_400_000
-"""The book takes every label to be known seven days after its payment."""
+"""The book assumes that every label is known seven days after its payment."""
 
 INPUT_COLUMNS = ("TRANSACTION_ID", "TX_DATETIME", "CUSTOMER_ID", "TERMINAL_ID", "TX_AMOUNT", "TX_FRAUD")
 # Amounts have two decimals and are stored as doubles: a third decimal would be a tenth of a cent or more.
 CENT_TOLERANCE = 1e-3
 AMOUNT_CENTS_MAX = 10**12
-"""Up to here a double tells tenths of a cent apart, with room to spare."""
+"""Up to this amount, a double distinguishes tenths of a cent with ease."""
 
 
 @dataclass(frozen=True)
 class ConvertedCounts:
-    """How much there was to convert."""
+    """The numbers of converted rows."""
 
     payments: int
     frauds: int
@@ -44,7 +44,7 @@ def convert_handbook(input_file: str | Path, out_dir: str | Path) -> ConvertedCo
 
 
 def convert_table(table: pa.Table) -> tuple[pa.Table, pa.Table, ConvertedCounts]:
-    """The same for a table in memory: (payments, outcomes, counts), both in order of time, then of id."""
+    """Returns (payments, outcomes, counts) of a table in memory, both sorted by time, then by id."""
     transaction = _whole_numbers(table, "TRANSACTION_ID")
     time_ms = _times(table)
     order = np.lexsort((transaction, time_ms))
@@ -130,7 +130,7 @@ def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def _whole_numbers(table: pa.Table, name: str) -> npt.NDArray[np.int64]:
-    """Ids and labels; the book's own pickles hold some of them as text."""
+    """Returns ids or labels as integers. The book's own pickles hold some of them as text."""
     column = _column(table, name)
     try:
         numbers = np.asarray(column.cast(pa.int64()).to_numpy(), dtype=np.int64)

@@ -1,18 +1,20 @@
-"""A labelled stream of payments that looks like life: `paywarden simulate`, the demo's history, tests.
+"""Simulates a realistic stream of labelled payments, for `paywarden simulate`, the demo's history and tests.
 
-How it works, all in arrays; every step has its own random stream, so a change in one leaves the others' draws alone:
+All work is done in arrays. Each step has its own random stream, so a change in one step leaves the draws of the others
+unchanged:
 
     1. Draw a world: merchants with a category, a country, a price and a popularity (Zipf); cards with a home, a
        spending level, an activity, favourite merchants, devices of their own and of their household, a journey.
     2. Draw each card's genuine payments: a Poisson number, times of day by channel in local time, some of them
        minutes after another one, mostly at favourite merchants, abroad while the holder travels.
     3. Add fraud of six kinds (fraud_patterns.py), about 1 % of all payments.
-    4. Draw when each outcome becomes known and who says so.
+    4. Draw when each outcome becomes known, and who reports it.
 
-Outcomes. Every payment has one. A fraud is reported by a chargeback (median five days, at most sixty), by the issuer
-(a day and a half) or by an analyst (hours). Any other payment is genuine once a week and a bit have passed without a
-report; nobody says so, its source is null. A few genuine payments are reported by mistake and corrected to genuine
-days later. Outcomes later than the simulated span are kept: `split_at` tells apart what is known by a given time.
+Every payment has an outcome. A fraud is reported by a chargeback (median five days, at most sixty), by the issuer (a day
+and a half) or by an analyst (hours). Any other payment counts as genuine after a little more than a week without a
+report; nobody reports it, so its source is null. A few genuine payments are reported by mistake and corrected to
+genuine days later. Outcomes later than the simulated span are kept: `split_at` separates the part that is known by a
+given time.
 """
 
 from __future__ import annotations
@@ -47,22 +49,22 @@ DEFAULT_START_MS = 1_704_067_200_000
 """2024-01-01T00:00:00Z: a fixed day, so that the same arguments give the same tables on any day."""
 
 PAYMENTS_PER_DAY = 1.8
-"""Of a card, on average."""
+"""The average for a card."""
 CARDS_PER_MERCHANT = 4
 MERCHANTS_MIN = 120
 """Enough for several merchants of each kind in each country."""
 FAVOURITES = 8
 DECLINED_SHARES = 0.12, 0.02
-"""Of frauds and of genuine payments: issuers decline a few of everything, and more of what looks wrong."""
+"""The shares of declined frauds and genuine payments. Issuers decline a few of all, and more of suspicious ones."""
 WRONG_REPORT_SHARE = 0.02
-"""Reports that are taken back, for each fraud."""
+"""The number of mistaken reports for each fraud; they are taken back later."""
 
 SOURCES = ("chargeback", "issuer", "analyst")
 
 
 @dataclass(frozen=True)
 class Country:
-    """Where cards live and merchants sell; `note` is what cash machines give multiples of, in major units."""
+    """A country of cards and merchants. Cash machines pay multiples of `note`, in major units."""
 
     code: str
     share: float
@@ -126,7 +128,7 @@ HOURS = {
 
 
 def simulate(*, cards: int, days: int, seed: int, end_time_ms: int | None = None) -> tuple[pa.Table, pa.Table]:
-    """(payments, outcomes) of `days` days, as `paywarden.features.history.history` wants them, sorted by time.
+    """Returns (payments, outcomes) of `days` days, sorted by time, as `paywarden.features.history.history` needs them.
 
     The span ends at `end_time_ms` (exclusive), or starts on DEFAULT_START_MS if that is not given. The same
     arguments give the same tables. To go on past a moment, simulate more days and use `split_at`.
@@ -145,7 +147,7 @@ def simulate(*, cards: int, days: int, seed: int, end_time_ms: int | None = None
 
 
 def simulate_columns(*, cards: int, seed: int, start_ms: int, end_ms: int) -> tuple[World, SimulatedPayments]:
-    """The payments as codes, sorted by time, each with its pattern and whether it is fraud; and their world."""
+    """Returns the payments as codes, sorted by time, each with its pattern and its fraud flag; and their world."""
     rng_merchants, rng_cards, rng_genuine, rng_fraud = _random_streams(seed)[:4]
     merchants = _draw_merchants(rng_merchants, max(MERCHANTS_MIN, cards // CARDS_PER_MERCHANT))
     population = _draw_population(rng_cards, merchants, cards, start_ms, end_ms)
@@ -158,7 +160,7 @@ def simulate_columns(*, cards: int, seed: int, start_ms: int, end_ms: int) -> tu
 def split_at(
     payments: pa.Table, outcomes: pa.Table, time_ms: int
 ) -> tuple[tuple[pa.Table, pa.Table], tuple[pa.Table, pa.Table]]:
-    """What had happened and was known before that time, and what came from then on.
+    """Split a history into the part that had happened and was known before a time, and the part from then on.
 
     The first pair is a history of its own; outcomes of the second may be about payments of the first.
     """
@@ -171,7 +173,7 @@ def split_at(
 
 @dataclass(frozen=True)
 class _Population:
-    """Cards, and what only their genuine payments depend on. One element, or row, per card."""
+    """Cards with the properties that only their genuine payments use. One element, or row, per card."""
 
     cards: Cards
     payments_per_day: FloatArray
@@ -313,7 +315,7 @@ def _draw_kinds(rng: np.random.Generator, rising_shares: FloatArray) -> npt.NDAr
 def _draw_times_of_day(
     rng: np.random.Generator, kind: npt.NDArray[np.int8], country: npt.NDArray[np.int8]
 ) -> npt.NDArray[np.int64]:
-    """Milliseconds of the UTC day."""
+    """Returns milliseconds of the UTC day."""
     hour = np.empty(len(kind))
     for each, mixture in HOURS.items():
         rows = np.flatnonzero(kind == each)
@@ -328,7 +330,7 @@ def _draw_times_of_day(
 def _bring_some_together(
     rng: np.random.Generator, card: npt.NDArray[np.int32], time_ms: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """People run errands: one payment in eight follows another of the same card by some minutes."""
+    """Move one payment in eight to some minutes after another of the same card: people run errands."""
     follows = rng.random(len(card)) < 0.125
     follows[:1] = False
     follows[1:] &= card[1:] == card[:-1]
@@ -453,7 +455,7 @@ def _outcomes_table(rng: np.random.Generator, payments: SimulatedPayments, payme
 
 
 def _draw_reports(rng: np.random.Generator, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Who reports a fraud (index into SOURCES), and how many milliseconds after the payment."""
+    """Returns who reports a fraud (index into SOURCES), and how many milliseconds after the payment."""
     source = rng.choice(len(SOURCES), count, p=[0.7, 0.15, 0.15])
     median_days = np.array([5.0, 1.5, 3 / 24])[source]
     days = np.clip(median_days * rng.lognormal(0, 0.8, count), 10 / (24 * 60), 60)
@@ -467,7 +469,7 @@ def _ids(prefix: str, codes: AnyInts, *, width: int) -> pa.Array:
 
 
 def _addresses(codes: AnyInts) -> pa.Array:
-    """Private addresses: no real network is named. Past 16 million they repeat."""
+    """Returns private addresses, which name no real network. They repeat after 16 million."""
     numbers = range(int(codes.max(initial=0)) + 1)
     return _named(codes, [f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in numbers])
 

@@ -1,1 +1,1 @@
-"""Labelled payments as columns, and the vectors they had when they were made."""
+"""Labelled payments as columns, and their feature vectors at the time of each payment."""

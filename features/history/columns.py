@@ -24,16 +24,16 @@ class ColumnAllocator(Protocol):
     """Makes columns."""
 
     def new(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """A column of zeros, shape (count,)."""
+        """Returns a column of zeros, shape (count,)."""
         ...
 
     def release(self) -> None:
-        """Let go of the memory that parts of columns are in; what stands in them stays."""
+        """Free the memory that parts of the columns take. Their content stays."""
         ...
 
 
 class MemoryAllocator:
-    """Columns in memory, where they stay."""
+    """Columns in memory."""
 
     def new(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         return np.zeros(count, dtype=dtype)
@@ -43,30 +43,30 @@ class MemoryAllocator:
 
 
 class MmapAllocator:
-    """Columns in files without a name: they are gone with the last array over them, however the process ends."""
+    """Columns in memory-mapped files without a name. A file ends with the last array over it, even after a crash."""
 
     def __init__(self, folder: Path) -> None:
-        """The files lie in `folder`, or while there is none yet, in the nearest one above it."""
+        """The files lie in `folder`. If it does not exist yet, they lie in its nearest existing parent."""
         whole = folder.absolute()
-        self._folder = next((one for one in (whole, *whole.parents) if one.is_dir()), whole)
-        # Only for as long as somebody else holds them: what is done with goes from the disk.
+        self._folder = next((path for path in (whole, *whole.parents) if path.is_dir()), whole)
+        # Weak references, so that the disk space of a column is freed when its last user ends.
         self._mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
     def new(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Raises Misconfigured when the disk has no room for it."""
+        """Returns a column of zeros. Raises Misconfigured if the disk has no room for it."""
         size = count * np.dtype(dtype).itemsize
         if size == 0:
             return np.zeros(0, dtype=dtype)
         with self.new_file() as file:
             try:
-                # Taken now: a write through the mapping that finds no room ends the process.
+                # Reserve the room now. A later write through the mapping to a full disk would kill the process.
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
                 raise self._no_room(error) from error
             return self.mapped(file, dtype)
 
     def new_file(self) -> BinaryIO:
-        """A file to append to, and then to map. Raises Misconfigured when there can be none."""
+        """Returns a file to append to and then to map. Raises Misconfigured if it cannot be made."""
         try:
             file: BinaryIO = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - the caller closes it
         except OSError as error:
@@ -74,14 +74,14 @@ class MmapAllocator:
         return file
 
     def append(self, file: BinaryIO, values: npt.NDArray[Any]) -> None:
-        """Write an array to the end of such a file. Raises Misconfigured when the disk has no room for it."""
+        """Append an array to such a file. Raises Misconfigured if the disk has no room for it."""
         try:
             file.write(np.ascontiguousarray(values).data)
         except OSError as error:
             raise self._no_room(error) from error
 
     def mapped(self, file: BinaryIO, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """All of a file as a column, which it may be closed under."""
+        """Returns a whole file as a column. The file may be closed afterwards."""
         file.flush()
         if os.fstat(file.fileno()).st_size == 0:
             return np.zeros(0, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Which entity each payment of a history belongs to, a column for each kind of entity."""
+"""The entity of each payment of a history, as one column for each kind of entity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paywarden.features.profiles.keys import entity_key
 
 @dataclass(frozen=True)
 class EntityColumn:
-    """The entity of one kind that each payment of a history has, by number: -1 for none. `codes`: shape (payments,)."""
+    """The number of each payment's entity of one kind, -1 for a payment without one. `codes`: shape (payments,)."""
 
     entity: str
     codes: NDArray[np.integer]
@@ -24,7 +24,7 @@ class EntityColumn:
     _fields: tuple[tuple[pa.Array, NDArray[np.int64]], ...]
 
     def store_keys(self) -> list[bytes]:
-        """The store key of each entity, by number."""
+        """Returns the store key of each entity, by number."""
         columns = [[texts[code] for code in codes.tolist()] for texts, codes in self._texts()]
         return [entity_key(self.entity, ids) for ids in zip(*columns, strict=True)]
 
@@ -35,19 +35,19 @@ class EntityColumn:
 def entity_column(
     history: History, entity: str, fields: Sequence[str], room: ColumnAllocator | None = None
 ) -> EntityColumn:
-    """Number the entities that these fields of the payments name together, in ascending order of the fields' values.
+    """Number the entities that these payment fields identify together, in ascending order of the fields' values.
 
     A column that has to be made is made in `room`.
     """
     coded = [history.coded(field) for field in fields]
     first, *others = coded
-    # A single field is numbered so already.
+    # A single field already has these numbers.
     codes, count = first.codes, len(first.names)
     parts: list[tuple[pa.Array, NDArray[np.int64]]] = [(first.names, np.arange(count))]
     if not others:
         return EntityColumn(entity, codes, count, tuple(parts))
     numbered = (room or MemoryAllocator()).new(len(history), np.int64)
-    # One field after the other, numbered anew each time: the product of three can outgrow 64 bits.
+    # Field by field, with new numbers each time, since the product of three counts can exceed 64 bits.
     for column in others:
         size = max(1, len(column.names))
         known = _distinct(codes, column.codes, size)
@@ -60,7 +60,7 @@ def entity_column(
 
 
 def _distinct(first: NDArray[np.integer], second: NDArray[np.integer], size: int) -> NDArray[np.int64]:
-    """The pairs of numbers that there are, each as one number, in ascending order."""
+    """Returns the existing pairs of numbers, each as one number, in ascending order."""
     known = np.zeros(0, dtype=np.int64)
     for rows in parts_of(len(first)):
         pairs, is_there = _pairs(first[rows], second[rows], size)
@@ -71,5 +71,5 @@ def _distinct(first: NDArray[np.integer], second: NDArray[np.integer], size: int
 def _pairs(
     first: NDArray[np.integer], second: NDArray[np.integer], size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Each pair as one number, and whether both are there."""
+    """Returns each pair as one number, and whether both parts exist."""
     return first.astype(np.int64) * size + second, (first >= 0) & (second >= 0)

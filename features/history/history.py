@@ -1,10 +1,11 @@
-"""A history: labelled payments in two Parquet files, and the same as columns for vectorised work.
+"""A history: labelled payments in two Parquet files, and the same payments as columns for vectorised work.
 
-`payments.parquet` has the fields of schemas/avsc/payments.avsc, with values as schemas/payment_fields.py has them,
-and is
-sorted by event_time_ms. `outcomes.parquet` has
-those of schemas/avsc/outcomes.avsc and is sorted by outcome_time_ms; a payment may have several outcomes, and the later
-one corrects the earlier one. Strings may be plain or dictionary-encoded; columns beyond these are ignored.
+    payments.parquet    the fields of schemas/avsc/payments.avsc, sorted by event_time_ms; schemas/payment_fields.py
+                        has the rules for their values
+    outcomes.parquet    the fields of schemas/avsc/outcomes.avsc, sorted by outcome_time_ms
+
+A payment may have several outcomes; a later one corrects an earlier one. Strings may be plain or dictionary-encoded.
+Further columns are ignored.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ def _kind_of(field: PaymentField) -> str:
 
 
 PAYMENT_COLUMNS = {field.name: _kind_of(field) for field in FIELDS}
-# Columns that a file may lack: nothing is known of them then.
+# Columns that a file may lack. Their values are then unknown.
 ABSENT_COLUMNS = tuple(field.name for field in FIELDS if field.column_may_lack)
 OUTCOME_COLUMNS = {"payment_id": TEXT, "outcome_time_ms": INTEGER, "label": TEXT, "source": OPTIONAL_TEXT}
 LABELS = ("genuine", "fraud")
-"""A label's place is its number in the columns."""
+"""The position of a label is its number in the columns."""
 
 UNKNOWN = -1
 
@@ -83,7 +84,7 @@ class History:
     country: Coded
     channel: Coded
     utc_offset_code: Int64Array
-    """As features/catalogue/attributes.py codes it: 0 is not known. `declined_code` likewise."""
+    """The code of features/catalogue/attributes.py; 0 means unknown. `declined_code` likewise."""
     declined_code: Int64Array
     outcome_payment: Int64Array
     """Shape (outcome_count,): the row of the payment that the outcome is about."""
@@ -94,21 +95,21 @@ class History:
         return len(self.event_time_ms)
 
     def coded(self, field: str) -> Coded:
-        """The column of a payment's text field: `merchant_id` is `merchant`."""
+        """Returns the column of a payment's text field: `merchant` for "merchant_id"."""
         column: Coded = getattr(self, field.removesuffix("_id"))
         return column
 
     def texts(self, field: str, rows: slice) -> npt.NDArray[np.object_]:
-        """Of such a column some rows as they are: str or None, shape (rows,)."""
+        """Returns some rows of a text column as str or None, shape (rows,)."""
         column = self.coded(field)
-        # A code of -1 is nothing, and so is the last place.
+        # Code -1 means no text. As an index it takes the last element, which is None.
         values = np.array([*column.names.to_pylist(), None], dtype=object)
         texts: npt.NDArray[np.object_] = values[column.codes[rows]]
         return texts
 
 
 def write_history(directory: str | Path, payments: pa.Table, outcomes: pa.Table) -> None:
-    """Write both files, replacing those that are there; refuses what `read_history` would refuse."""
+    """Write both files over existing ones. Refuses a history that `read_history` would refuse."""
     history_of_tables(payments, outcomes)
     folder = Path(directory)
     try:
@@ -121,7 +122,7 @@ def write_history(directory: str | Path, payments: pa.Table, outcomes: pa.Table)
 
 
 def read_history(directory: str | Path) -> History:
-    """Both files as columns; Misconfigured, naming the file and the column, if they are not a history."""
+    """Returns both files as columns. Raises Misconfigured that names the file and column if they are no history."""
     folder = Path(directory)
     payments = _read_table(folder / PAYMENTS_FILE, PAYMENT_COLUMNS)
     outcomes = _read_table(folder / OUTCOMES_FILE, OUTCOME_COLUMNS)
@@ -129,7 +130,7 @@ def read_history(directory: str | Path) -> History:
 
 
 def last_event_time_ms(directory: str | Path) -> int:
-    """When the last payment of the two files was made, without reading more than their end.
+    """Returns the time of the last payment of the two files. It reads no more than their end.
 
     Raises Misconfigured when the file is not there, cannot be read or holds no payment.
     """
@@ -148,7 +149,7 @@ def last_event_time_ms(directory: str | Path) -> int:
 
 
 def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
-    """The same from tables that are in memory already."""
+    """Returns a history from two tables in memory. Raises Misconfigured as `read_history` does."""
     check_columns(PAYMENTS_FILE, payments, PAYMENT_COLUMNS)
     check_columns(OUTCOMES_FILE, outcomes, OUTCOME_COLUMNS)
     columns = {name: _checked_column(payments, name) for name in PAYMENT_COLUMNS}
@@ -180,36 +181,36 @@ def history_of_tables(payments: pa.Table, outcomes: pa.Table) -> History:
 
 
 def require_past(history: History, now_ms: int) -> None:
-    """Raises Misconfigured, naming the first such row, where an outcome is said to be known after `now_ms`."""
+    """Raises Misconfigured that names the first row with an outcome known only after `now_ms`."""
     later = history.outcome_time_ms > now_ms
     refuse_first(OUTCOMES_FILE, "outcome_time_ms must not be later than now", later)
 
 
 def labels_known_by(history: History, time_ms: int) -> npt.NDArray[np.int8]:
-    """What was known of each payment at that time: 1 fraud, 0 genuine, -1 not known. Shape (payment_count,).
+    """Returns each payment's label as known at a time: 1 fraud, 0 genuine, -1 unknown. Shape (payment_count,).
 
     An outcome is known from its own millisecond on.
     """
     known = int(np.searchsorted(history.outcome_time_ms, time_ms, side="right"))
     labels = np.full(len(history), UNKNOWN, dtype=np.int8)
-    # Outcomes are in order of time and NumPy keeps the last of repeated assignments: a correction wins.
+    # Outcomes are in order of time. NumPy keeps the last of repeated assignments, so a correction wins.
     for part in parts_of(known):
         labels[history.outcome_payment[part]] = history.outcome_fraud[part]
     return labels
 
 
 def final_labels(history: History) -> npt.NDArray[np.int8]:
-    """What is known of each payment in the end: 1 fraud, 0 genuine, -1 never known. Shape (payment_count,)."""
+    """Returns each payment's final label: 1 fraud, 0 genuine, -1 never known. Shape (payment_count,)."""
     return labels_known_by(history, np.iinfo(np.int64).max)
 
 
 def parts_of(count: int, rows: int = 1 << 20, *, first: int = 0) -> Iterator[slice]:
-    """The rows from `first` up to `count` in parts, so that what is worked out of a part is soon forgotten."""
+    """Yield the rows from `first` to `count` in parts, so that intermediate arrays stay small."""
     return (slice(start, min(start + rows, count)) for start in range(first, count, rows))
 
 
 def numbered_ids(prefix: str, numbers: npt.ArrayLike, *, width: int) -> pa.Array:
-    """Ids like p0000000042, zero-padded so that they sort as their numbers do; fast for millions.
+    """Returns ids like p0000000042, zero-padded so that they sort like their numbers; fast for millions.
 
     `prefix` is ASCII; a number that is negative or needs more than `width` digits is a ValueError.
     """
@@ -229,7 +230,7 @@ def numbered_ids(prefix: str, numbers: npt.ArrayLike, *, width: int) -> pa.Array
 
 
 def _write_table(path: Path, table: pa.Table) -> None:
-    # Ids of payments never repeat: a dictionary of them would hold the whole column twice.
+    # Payment ids never repeat, so a dictionary of them would hold the whole column twice.
     repeating = [name for name in table.column_names if name != "payment_id"]
     partial = path.with_suffix(".partial")
     pq.write_table(table, partial, compression="zstd", use_dictionary=repeating)
@@ -251,12 +252,12 @@ def _require_file(path: Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's first line, or its kind where it says nothing."""
+    """Returns an error's first line, or its type's name if it has no text."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def check_columns(file_name: str, table: pa.Table, columns: dict[str, str]) -> None:
-    """Raises Misconfigured when a column is missing, of another type, or null where nothing may be."""
+    """Raises Misconfigured if a column is missing, has a wrong type, or has a null that it may not have."""
     for name, kind in columns.items():
         if name not in table.column_names and name in ABSENT_COLUMNS:
             continue
@@ -270,7 +271,7 @@ def check_columns(file_name: str, table: pa.Table, columns: dict[str, str]) -> N
 
 
 def _is_of(wanted: str, kind: pa.DataType) -> bool:
-    # A column in which nothing was ever set has no type of its own.
+    # A column without any value has the null type.
     if wanted == OPTIONAL_FLAG:
         return bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))
     if wanted == OPTIONAL_INTEGER:
@@ -285,14 +286,14 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def plain_texts(column: pa.ChunkedArray) -> pa.Array:
-    """One array of strings, whatever the encoding and the chunks."""
+    """Returns a column as one array of strings, whatever its encoding and chunks."""
     whole = column.cast(pa.string()).combine_chunks()
     # An empty or single-chunk column may come back chunked or not, depending on the version.
     return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 
 def integers(table: pa.Table, name: str) -> Int64Array:
-    """A column of whole numbers without nulls."""
+    """Returns a column of whole numbers without nulls."""
     return np.asarray(_whole_numbers(table, name).to_numpy(), dtype=np.int64)
 
 
@@ -300,12 +301,12 @@ def _whole_numbers(table: pa.Table, name: str) -> pa.ChunkedArray:
     try:
         return table[name].cast(pa.int64())
     except pa.ArrowInvalid as error:
-        # Without Arrow's text, which quotes the value.
+        # Without Arrow's message, which quotes the value.
         raise Misconfigured(f"column {name} holds a whole number that does not fit 64 bits") from error
 
 
 def _checked_column(payments: pa.Table, name: str) -> Any:
-    """A column as `History` has it, once its values keep the rules."""
+    """Returns a column in the form of `History`, after a check of its values."""
     if name == "declined":
         return flag_codes(payments, name)
     if name == "utc_offset_minutes":
@@ -322,17 +323,17 @@ def _checked_column(payments: pa.Table, name: str) -> Any:
 
 
 def checked_numbers(payments: pa.Table, name: str, first_row: int = 0) -> Int64Array:
-    """A required column of whole numbers. Raises Misconfigured naming the first row that breaks a rule."""
+    """Returns a required column of whole numbers. Raises Misconfigured that names the first row that breaks a rule."""
     numbers = integers(payments, name)
     _refuse_wrong_number(FIELD[name], numbers, wrong_numbers(FIELD[name], numbers), first_row)
     return numbers
 
 
 def refuse_wrong_text(field: PaymentField, names: pa.Array, codes: npt.NDArray[np.integer], first_row: int = 0) -> None:
-    """Raises Misconfigured naming the first row whose text breaks a rule; row i has the text names[codes[i]]."""
+    """Raises Misconfigured that names the first row whose text breaks a rule; row i has the text names[codes[i]]."""
     wrong = wrong_texts(field, names)
     if wrong.any():
-        # A code of -1 is no text: the last place.
+        # Code -1 means no text. As an index it takes the last element.
         row = int(np.argmax(np.append(wrong, False)[codes]))
         raise _wrong_value(field, names[int(codes[row])].as_py(), first_row + row)
 
@@ -350,7 +351,7 @@ def _wrong_value(field: PaymentField, value: str | int, row: int) -> Misconfigur
 
 
 def offset_codes(payments: pa.Table, first_row: int = 0) -> Int64Array:
-    """`History.utc_offset_code` of a table of payments. Raises Misconfigured for an offset that no clock can have."""
+    """Returns `History.utc_offset_code` of a table of payments. Raises Misconfigured for an impossible offset."""
     field = FIELD["utc_offset_minutes"]
     if field.name not in payments.column_names:
         return np.zeros(len(payments), dtype=np.int64)
@@ -362,7 +363,7 @@ def offset_codes(payments: pa.Table, first_row: int = 0) -> Int64Array:
 
 
 def flag_codes(payments: pa.Table, name: str) -> Int64Array:
-    """A column of flags as features/catalogue/attributes.py codes them."""
+    """Returns a column of flags in the codes of features/catalogue/attributes.py."""
     if name not in payments.column_names:
         return np.zeros(len(payments), dtype=np.int64)
     column = payments[name].cast(pa.bool_())
@@ -371,12 +372,12 @@ def flag_codes(payments: pa.Table, name: str) -> Int64Array:
 
 
 def sorted_times(file_name: str, table: pa.Table, name: str, *, first_row: int = 0, previous_ms: int = 0) -> Int64Array:
-    """The times of a table, or of the part of one that begins with `first_row` and goes on after `previous_ms`.
+    """Returns the times of a table, or of its part that begins at `first_row` and follows `previous_ms`.
 
     Raises Misconfigured where they fall.
     """
     time_ms = integers(table, name)
-    # The kernel takes 0 for "never".
+    # For the kernel, time 0 means "never".
     refuse_first(file_name, f"{name} must be above 0", time_ms <= 0, first_row)
     refuse_unsorted(file_name, name, time_ms, first_row=first_row, previous_ms=previous_ms)
     return time_ms
@@ -385,13 +386,13 @@ def sorted_times(file_name: str, table: pa.Table, name: str, *, first_row: int =
 def refuse_unsorted(
     file_name: str, name: str, time_ms: Int64Array, *, first_row: int = 0, previous_ms: int = 0
 ) -> None:
-    """Raises Misconfigured where times fall; the row before the first one has `previous_ms`."""
+    """Raises Misconfigured if times decrease. The row before the first one has `previous_ms`."""
     is_earlier = np.diff(time_ms, prepend=previous_ms) < 0
     refuse_first(file_name, f"rows must be sorted by {name}", is_earlier, first_row)
 
 
 def refuse_first(file_name: str, rule: str, is_wrong: npt.NDArray[np.bool_], first_row: int = 0) -> None:
-    """Raises Misconfigured naming the first row that is wrong; the part's first one is `first_row` of the file."""
+    """Raises Misconfigured that names the first wrong row. The part's first row is `first_row` of the file."""
     if is_wrong.any():
         raise Misconfigured(f"{file_name}: {rule}; row {first_row + int(np.argmax(is_wrong))} breaks that")
 
@@ -411,7 +412,7 @@ def _rows_of_payments(payment_id: pa.Array, wanted: pa.ChunkedArray) -> Int64Arr
 
 
 def fraud_flags(label: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    """Which labels say fraud. Raises Misconfigured for a text that is no label."""
+    """Returns which labels say fraud. Raises Misconfigured for a text that is no label."""
     numbers = pc.index_in(plain_texts(label), value_set=pa.array(LABELS))
     if numbers.null_count:
         raise Misconfigured(f"{OUTCOMES_FILE}: label must be fraud or genuine, and {numbers.null_count} rows are not")
@@ -419,7 +420,7 @@ def fraud_flags(label: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
 
 
 def _coded(column: pa.ChunkedArray) -> Coded:
-    # A dictionary from a file may hold unused, repeated and null entries: build our own.
+    # A dictionary from a file may hold unused, repeated and null entries, so this builds its own.
     encoded = plain_texts(column).dictionary_encode()
     order = pc.sort_indices(encoded.dictionary).to_numpy()
     new_code = np.empty(len(order) + 1, dtype=np.int32)

@@ -1,14 +1,14 @@
-"""Open a history that is larger than memory: its columns lie in files, what is distinct in memory.
+"""Opens a history that is larger than memory: its columns lie in files, its distinct texts in memory.
 
     payments.parquet ─ part by part ─► columns of numbers and the ids' bytes, in files (features/history/columns.py)
                                     └► a dictionary of each text column: cards, merchants, devices, addresses …
-    outcomes.parquet ─ part by part ─► times and labels in files ─ ids looked up (features/history/payment_ids.py) ─►
-    rows
+    outcomes.parquet ─ part by part ─► times and labels in files ─ ids (features/history/payment_ids.py) ─► rows
 
-The result is what `read_history` gives, number for number, and what that refuses is refused here in the same words.
-On disk a payment takes 72 bytes and its id, and 8 more until outcomes are looked up; an outcome 17, and until then 16
-and an id more. Memory takes what each distinct text does: some 150 bytes while the files are read, its length and 4
-then.
+The result equals that of `read_history`, number for number, and the same histories are refused with the same messages.
+
+- Disk: a payment takes 72 bytes and its id, and 8 more until outcomes are looked up. An outcome takes 17 bytes, and
+  until then 16 and an id more.
+- Memory: a distinct text takes about 150 bytes while the files are read; afterwards its length and 4 bytes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _CODED = tuple(field.name for field in FIELDS if field.is_text and field.name !=
 
 
 def open_history(directory: str | Path, room: MmapAllocator, *, part_rows: int = _PART_ROWS) -> History:
-    """Both files as columns in `room`. Misconfigured, naming the file and the column, if they are not a history."""
+    """Returns both files as columns in `room`. Raises Misconfigured that names the file and column of an error."""
     with ExitStack() as files:
         payments = files.enter_context(_HistoryFile(Path(directory) / PAYMENTS_FILE, PAYMENT_COLUMNS))
         outcomes = files.enter_context(_HistoryFile(Path(directory) / OUTCOMES_FILE, OUTCOME_COLUMNS))
@@ -88,7 +88,7 @@ def open_history(directory: str | Path, room: MmapAllocator, *, part_rows: int =
 
 
 class _HistoryFile:
-    """One of the two files, read part by part; every part is checked."""
+    """One of the two files. It is read and checked part by part."""
 
     def __init__(self, path: Path, columns: dict[str, str]) -> None:
         if not path.is_file():
@@ -110,7 +110,7 @@ class _HistoryFile:
         self._file.close()
 
     def parts(self, rows: int) -> Iterator[tuple[int, pa.Table]]:
-        """(first row, rows from there on)."""
+        """Yield (number of the first row, the rows from there on)."""
         first = 0
         for part in self._tables(self._present, rows):
             for name in self._present:
@@ -135,14 +135,14 @@ class _HistoryFile:
 
 
 class _Texts:
-    """Texts that are all different: their bytes in a file, where each begins in a column."""
+    """Distinct texts: their bytes in a file, and a column of where each begins."""
 
     def __init__(self, room: MmapAllocator, files: ExitStack, count: int) -> None:
         self._room, self._file = room, files.enter_context(room.new_file())
         self._offsets = room.new(count + 1, np.int64)
 
     def add(self, first: int, texts: pa.Array) -> None:
-        """The texts from `first` on; parts come in order."""
+        """Add the texts from `first` on. Parts must come in order."""
         _, offsets, content = texts.buffers()
         bounds = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
         self._offsets[first + 1 : first + len(bounds)] = self._offsets[first] + bounds[1:] - bounds[0]
@@ -162,21 +162,21 @@ def _as_texts(ids: Ids) -> pa.Array:
 
 
 class _Dictionary:
-    """A column of repeating texts: numbered as they come, and in the end as `Coded` wants them."""
+    """A column of repeating texts. They are numbered as they arrive, and at the end in the order of `Coded`."""
 
     def __init__(self, name: str, room: MmapAllocator, count: int) -> None:
-        """`name`: of a payment's field, whose rules the texts must keep."""
+        """`name` is a payment's field. The texts must keep its rules."""
         self._field = FIELD[name]
         self._codes = room.new(count, np.int32)
         self._numbers: dict[str, int] = {}
 
     def add(self, first: int, column: pa.ChunkedArray) -> None:
-        """The texts from `first` on. Raises Misconfigured naming the first row that breaks a rule."""
+        """Add the texts from `first` on. Raises Misconfigured that names the first row that breaks a rule."""
         encoded, numbers = plain_texts(column).dictionary_encode(), self._numbers
         codes = encoded.indices.fill_null(-1).to_numpy()
         refuse_wrong_text(self._field, encoded.dictionary, codes, first)
         known = [numbers.setdefault(name, len(numbers)) for name in encoded.dictionary.to_pylist()]
-        # What code -1 stands for is the last.
+        # Code -1 takes the last entry.
         code = np.array([*known, -1], dtype=np.int32)
         self._codes[first : first + len(encoded)] = code[codes]
 
@@ -193,7 +193,7 @@ class _Dictionary:
 
 
 class _Payments:
-    """Columns of payments while they are read."""
+    """The columns of payments during reading."""
 
     def __init__(self, room: MmapAllocator, files: ExitStack, count: int) -> None:
         self.ids = _Texts(room, files, count)
@@ -226,7 +226,7 @@ def _payments(file: _HistoryFile, room: MmapAllocator, files: ExitStack, part_ro
 
 
 class _Outcomes:
-    """Columns of outcomes while they are read."""
+    """The columns of outcomes during reading."""
 
     def __init__(self, room: MmapAllocator, files: ExitStack, count: int) -> None:
         self.ids = _Texts(room, files, count)

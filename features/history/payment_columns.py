@@ -22,7 +22,7 @@ _DIGITS = f"^[0-9 -]{{{CARD_DIGITS_MIN},}}$"
 
 
 def wrong_texts(field: PaymentField, texts: pa.Array) -> NDArray[np.bool_]:
-    """Where an array of strings without nulls breaks the rules. Shape (texts,)."""
+    """Returns where an array of strings without nulls breaks the rules, shape (texts,)."""
     wrong = np.zeros(len(texts), dtype=np.bool_)
     suspects = np.flatnonzero(_may_be_wrong(field, texts))
     values = texts.take(pa.array(suspects)).to_pylist()
@@ -31,13 +31,13 @@ def wrong_texts(field: PaymentField, texts: pa.Array) -> NDArray[np.bool_]:
 
 
 def wrong_numbers(field: PaymentField, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where an array of whole numbers breaks the rules."""
+    """Returns where an array of whole numbers breaks the rules."""
     wrong: NDArray[np.bool_] = (numbers < field.minimum) | (numbers > field.maximum)
     return wrong
 
 
 def _may_be_wrong(field: PaymentField, texts: pa.Array) -> NDArray[Any]:
-    """All that are wrong, and some more."""
+    """Returns all texts that may be wrong; some of them are right."""
     if field.form in PATTERNS:
         return _numpy(pc.invert(pc.match_substring_regex(texts, f"^{PATTERNS[field.form]}$")))
     size = pc.binary_length(texts)

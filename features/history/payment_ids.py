@@ -1,10 +1,10 @@
-"""Find payments by their ids, for more payments than one would hold in memory with their ids.
+"""Finds payments by their ids, when the ids do not fit into memory.
 
     ids ──► a 64-bit hash each ──► parts by the hash ──► within a part sorted: (hash, row)
                                                            └─ equal hashes: the ids themselves are compared
 
-Only one part's hashes and rows are in memory at a time. Two ids that share a hash are told apart, so nothing here is
-likely: it is so.
+Only one part's hashes and rows are in memory at a time. Two ids with equal hashes are compared byte by byte, so the
+results are exact and not just probable.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from paywarden.features.kernel.jit import compiled
 
-# So many ids are looked at together: some 50 MB with what sorting takes.
+# The number of ids in a part: about 50 MB, with the memory for sorting.
 PART_IDS = 1_000_000
 _SCAN_ROWS = 1 << 20
-# After so many comparisons, each of ids that lie anywhere, the memory their pages take is let go of.
+# After this many comparisons, `find_rows` frees the pages that the ids lie on.
 _COMPARED_IDS = 50_000
 
 
 class Ids(NamedTuple):
-    """Texts as Arrow lays them out: text i is bytes[offsets[i] : offsets[i + 1]]; `hashes` has shape (ids,)."""
+    """Texts in Arrow's layout: text i is bytes[offsets[i] : offsets[i + 1]]. `hashes` has shape (ids,)."""
 
     offsets: NDArray[np.int64]
     bytes: NDArray[np.uint8]
@@ -33,7 +33,7 @@ class Ids(NamedTuple):
 
 
 def first_repeated(ids: Ids, *, part_ids: int = PART_IDS) -> int:
-    """The first row whose id an earlier row has, -1 without one."""
+    """Returns the first row with the id of an earlier row, -1 without one."""
     found = [_first_repeated(*part, ids.offsets, ids.bytes) for part in _parts(ids, _part_count(ids, part_ids))]
     return min((row for row in found if row >= 0), default=-1)
 
@@ -46,9 +46,9 @@ def find_rows(
     part_ids: int = PART_IDS,
     release: Callable[[], object] = int,
 ) -> int:
-    """The row of each id that is wanted into `rows`, -1 where there is none; returns how many those are.
+    """Write the row of each wanted id to `rows`, -1 for an unknown id. Returns the number of unknown ids.
 
-    `ids` are distinct. `release` lets go of the memory that the columns are in.
+    `ids` must be distinct. `release` frees the memory of the columns.
     """
     count = _part_count(ids, part_ids)
     lost = 0
@@ -68,7 +68,7 @@ def _part_count(ids: Ids, part_ids: int) -> int:
 
 
 def _parts(ids: Ids, count: int) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-    """The hashes of each part in ascending order, with their rows; rows of one hash ascend, too."""
+    """Yield the ascending hashes of each part with their rows. Rows with equal hashes ascend too."""
     for part in range(count):
         rows = _rows_of_part(ids.hashes, part, count)
         hashes = ids.hashes[rows]
@@ -88,7 +88,7 @@ def _rows_of_part(hashes: NDArray[np.uint64], part: int, count: int) -> NDArray[
 def hash_texts(
     offsets: NDArray[np.int64], content: NDArray[np.uint8], first: int, last: int, hashes: NDArray[np.uint64]
 ) -> None:
-    """FNV-1a of texts `first` to `last` (exclusive) into their places in `hashes`, stirred as MurmurHash3 does."""
+    """Write the FNV-1a hashes of texts `first` to `last` (exclusive) to `hashes`, mixed as in MurmurHash3."""
     for row in range(first, last):
         value = np.uint64(0xCBF29CE484222325)
         for place in range(offsets[row], offsets[row + 1]):
@@ -144,7 +144,7 @@ def _find_rows(
     wanted_content: NDArray[np.uint8],
     found: NDArray[np.int64],
 ) -> int:
-    """Both are sorted by hash: one walk along both."""
+    """Walk once along both lists of hashes, which are sorted. Returns the number of wanted ids not found."""
     lost, start = 0, 0
     if len(wanted_hashes):
         start = np.searchsorted(hashes, wanted_hashes[0])

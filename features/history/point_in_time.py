@@ -1,13 +1,19 @@
-"""Run a history through the kernel in time order: the vectors its payments had when they were made.
+"""Runs a history through the kernel in time order: it computes the vector that each payment had at its time.
 
-Payments and outcomes are merged by the time they became known, payments first where the times are equal, and
-worked off in chunks. Within a chunk the events of one entity are brought together (they never depend on
-another entity's), so a profile is unpacked once a chunk, stays in the processor's cache, and memory is bounded
-by the profiles and one chunk, not by the history.
+Payments and outcomes are merged by the time at which they became known; at equal times payments come first. They are
+processed in chunks. Within a chunk the events of each entity are grouped, since they never depend on another entity's.
+Therefore a profile is unpacked once a chunk and stays in the processor's cache. Memory is bounded by the profiles and
+one chunk, not by the history.
 
-Several threads share a chunk: each takes a run of the entities of one kind and fills what those say of the payments
-into slots of their own, then each assembles the vectors of a run of payments. Nobody waits for another's numbers but
-between the two, so the results are the same to the bit however many there are.
+    time      event                      the card's count before it
+    10:00     payment 0 of card C1       0
+    10:05     payment 1 of card C1       1
+    10:07     outcome of payment 0       (no vector)
+    10:09     payment 2 of card C1       2
+
+Several threads share a chunk, in two steps. First each thread takes a run of entities and fills their slots. Then each
+thread assembles the vectors of a run of payments. The threads wait for each other only between the steps, and no slot
+belongs to two threads. Therefore the results are the same to the bit for any number of threads.
 """
 
 from __future__ import annotations
@@ -45,10 +51,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Labels:
-    """Changes of a payment's known label, in the order they became known. All shape (changes,).
+    """Changes of payments' known labels, in the order in which they became known. All shape (changes,).
 
-    `before` is the first payment that is later than the change; `weight` is +1 for a fraud, -1 for one taken
-    back. Outcomes that change nothing (genuine ones, mostly) are not among them.
+    `before` is the first payment later than the change. `weight` is +1 for a fraud, -1 for a fraud taken back.
+    Outcomes that change nothing (mostly genuine ones) are left out.
     """
 
     payment: NDArray[np.int64]
@@ -57,9 +63,9 @@ class Labels:
 
 
 def label_changes(history: History) -> Labels:
-    """What outcomes change: a repeated one nothing, a corrected one takes back what it corrects."""
+    """Returns the label changes: a repeated outcome makes none, a correction takes back the outcome before it."""
     outcomes = _outcomes_of_frauds(history)
-    # Stable: outcomes of one payment stay in the order they became known.
+    # A stable sort keeps the outcomes of one payment in the order in which they became known.
     order = outcomes[np.argsort(history.outcome_payment[outcomes], kind="stable")]
     payment = history.outcome_payment[order]
     fraud = history.outcome_fraud[order].astype(np.int64)
@@ -75,7 +81,7 @@ def label_changes(history: History) -> Labels:
 
 
 def _outcomes_of_frauds(history: History) -> NDArray[np.int64]:
-    """The outcomes of payments that were called a fraud at some time, in order: those of all others change nothing."""
+    """Returns, in order, the outcomes of payments that were ever called a fraud. Others change nothing."""
     parts = list(parts_of(len(history.outcome_payment)))
     called = [history.outcome_payment[part][history.outcome_fraud[part]] for part in parts]
     frauds = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *called]))
@@ -84,7 +90,7 @@ def _outcomes_of_frauds(history: History) -> NDArray[np.int64]:
 
 
 class PointInTimeReplay:
-    """A walk through a history; `profiles[entity][code]` are the packed profiles so far, None when unknown."""
+    """One pass through a history. `profiles[entity][code]` is a packed profile so far, None for an unknown entity."""
 
     def __init__(
         self,
@@ -95,9 +101,9 @@ class PointInTimeReplay:
         room: ColumnAllocator | None = None,
         crew: ThreadPool | None = None,
     ) -> None:
-        """`room` is for columns as long as the history; the threads of `crew` share the work, without a trace of it.
+        """`room` allocates columns as long as the history. The threads of `crew` share the work; results stay the same.
 
-        Raises InvalidEvent when the history holds a currency there is no rate for.
+        Raises InvalidEvent if the history contains a currency without a rate.
         """
         self._history = history
         self._crew = crew or ThreadPool()
@@ -127,9 +133,9 @@ class PointInTimeReplay:
         rows: int = CHUNK_ROWS,
         progress: Callable[[int], object] | None = None,
     ) -> Iterator[Chunk]:
-        """The payments `first` to `last` (exclusive) in order; those before only warm the profiles up.
+        """Yield the payments `first` to `last` (exclusive) in order. Earlier payments only fill the profiles.
 
-        Outcomes known by then are worked in. `progress` gets rows done, those before `first` too.
+        Outcomes that are known by then are included. `progress` gets the number of finished rows, also before `first`.
         """
         stop = len(self._history) if last is None else last
         for start in range(0, stop, rows):
@@ -142,18 +148,18 @@ class PointInTimeReplay:
                 yield chunk
 
     def finish(self) -> None:
-        """Work in the outcomes that are later than every payment."""
+        """Apply the outcomes that are later than every payment."""
         end = len(self._history)
         self._advance(end, end, end, labels_stop=len(self._labels.payment))
 
     def _advance(self, first: int, last: int, wanted: int, labels_stop: int | None = None) -> Chunk:
-        """Bring all profiles up to payment `last`; vectors are made of the payments from `wanted` on."""
+        """Bring all profiles up to payment `last`. Only payments from `wanted` on get vectors."""
         if labels_stop is None:
-            # A label goes before the payment `before`; one that goes after the last payment waits.
+            # A label comes just before the payment `before`. A label after the last payment of the chunk waits.
             labels_stop = int(np.searchsorted(self._labels.before, last, side="left"))
         labels = slice(self._labels_done, labels_stop)
         self._labels_done = labels_stop
-        # Payments of the chunk first, then those the labels are of.
+        # The payments of the chunk first, then the payments of the labels.
         payments = np.concatenate((np.arange(first, last), self._labels.payment[labels]))
         attributes = np.concatenate(self._crew.each(lambda part: self.rows.of(payments[part]), self._shares(payments)))
         slots = self._engine.new_slots(max(0, last - wanted))
@@ -172,16 +178,16 @@ class PointInTimeReplay:
         return Chunk(wanted, last, vectors, late)
 
     def _shares(self, rows: NDArray[np.generic]) -> list[slice]:
-        """As many parts as there are threads; one of nothing, where there is nothing."""
+        """Returns one part for each thread; one empty part without rows."""
         return list(parts_of(len(rows), max(1, -(-len(rows) // self._crew.threads)))) or [slice(0, 0)]
 
     def _events(
         self, entity: int, first: int, last: int, wanted: int, labels: slice
     ) -> tuple[NDArray[np.integer], Events]:
-        """What happens to one kind of entity up to payment `last`: the entities, and their events in order."""
+        """Returns the entities of one kind with events up to payment `last`, and their events in order."""
         codes = self.entities[entity].codes
         label_payment, label_before = self._labels.payment[labels], self._labels.before[labels]
-        # Even places are labels, odd ones payments: label `before` r stands before payment r.
+        # Labels get even places, payments odd ones: a label with `before` = r sorts before payment r.
         place = np.concatenate((2 * np.arange(first, last) + 1, 2 * label_before))
         code = np.concatenate((codes[first:last], codes[label_payment]))
         order = np.lexsort((place, code))
@@ -213,7 +219,7 @@ class PointInTimeReplay:
         attributes: NDArray[np.int64],
         slots: NDArray[np.float64],
     ) -> int:
-        """Replace the profiles of some entities; returns the events that came too late."""
+        """Replace the profiles of some entities; returns the number of events that came too late."""
         profiles, codes = self.profiles[entity], touched.tolist()
         states = [profiles[code] for code in codes]
         with self._engine_of_its_own() as engine:
@@ -238,9 +244,9 @@ class PointInTimeReplay:
 
 
 def reference_amounts(history: History, rates: RateTable, room: ColumnAllocator) -> NDArray[np.int64]:
-    """Each payment's amount in minor units of the reference currency, a column in `room`.
+    """Returns each payment's amount in minor units of the reference currency, a column in `room`.
 
-    Raises InvalidEvent when the history holds a currency there is no rate for.
+    Raises InvalidEvent if the history contains a currency without a rate.
     """
     names = history.currency.names.to_pylist()
     amounts = room.new(len(history), np.int64)
@@ -253,7 +259,7 @@ def reference_amounts(history: History, rates: RateTable, room: ColumnAllocator)
 
 
 def _even_shares(groups: NDArray[np.int64], count: int) -> list[slice]:
-    """Groups in `count` runs with about as many events each; a run that would be empty is not there."""
+    """Returns runs of groups, at most `count`, with about equally many events each. No run is empty."""
     cuts = np.searchsorted(groups, np.linspace(0, groups[-1], count + 1)[1:-1])
     bounds = [0, *cuts.tolist(), len(groups) - 1]
     return [slice(start, end) for start, end in pairwise(bounds) if end > start]

@@ -1,4 +1,4 @@
-"""Rows of attributes for the payments of a history, column by column."""
+"""Rows of attributes of a history's payments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paywarden.features.history.history import Coded, History
 
 
 class HistoryRows:
-    """Rows of a history's payments, made for the payments asked for. Not copied: codes of its distinct texts."""
+    """Makes the rows of requested payments. It keeps one code for each distinct text, not a copy of the columns."""
 
     def __init__(self, history: History, amounts: NDArray[np.int64]) -> None:
         """`amounts`: minor units of the reference currency, shape (payments,)."""
@@ -35,13 +35,13 @@ class HistoryRows:
         self._coded = [(a.column, coded.codes, _codes_of(coded, a.kind)) for a, coded in texts]
 
     def of(self, payments: NDArray[np.int64] | slice) -> NDArray[np.int64]:
-        """Rows of these payments, shape (count, kernel.ATTRIBUTE_COUNT), C-contiguous."""
+        """Returns the rows of these payments, shape (count, kernel.ATTRIBUTE_COUNT), C-contiguous."""
         times = self._plain[kernel.TIME_MS][payments]
         rows = np.zeros((len(times), kernel.ATTRIBUTE_COUNT), dtype=np.int64)
         for column, values in self._plain.items():
             rows[:, column] = values[payments]
         for column, codes, values in self._coded:
-            # The last entry stands for code -1: nothing there.
+            # Code -1, a missing text, takes the last entry.
             rows[:, column] = values[codes[payments]]
         return rows
 

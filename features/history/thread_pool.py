@@ -1,7 +1,7 @@
-"""Threads that work off parts of one piece of work side by side, with the same results as one thread.
+"""Threads that share the parts of one task, with the same results as one thread.
 
-Threads do instead of processes where the work is compiled code that does not hold Python's lock: nothing is copied or
-sent, and there is one copy of every profile and model.
+Threads are enough instead of processes if the work is compiled code that releases Python's lock (the GIL). Nothing is
+copied or sent, and there is one copy of every profile and model.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from paywarden.schemas.errors import Misconfigured
 PartT = TypeVar("PartT")
 ResultT = TypeVar("ResultT")
 
-# Far beyond any machine; a number that was meant for something else is noticed.
+# More than any machine has. The limit catches a number that was meant for another setting.
 THREADS_MAX = 1024
 
 
 class ThreadPool:
-    """So many threads; one works in the caller's own."""
+    """`threads` threads. With one, the work runs in the caller's own thread."""
 
     def __init__(self, threads: int = 1) -> None:
-        """Starts no thread before there is work. Raises Misconfigured for a number there cannot be."""
+        """Starts no thread before there is work. Raises Misconfigured for a number out of bounds."""
         if not 1 <= threads <= THREADS_MAX:
             raise Misconfigured(f"threads: wanted 1 to {THREADS_MAX}, got {threads}")
         self.threads = threads
@@ -38,13 +38,13 @@ class ThreadPool:
             self._pool.shutdown(cancel_futures=True)
 
     def each(self, work: Callable[[PartT], ResultT], parts: Iterable[PartT]) -> list[ResultT]:
-        """The results in the order of the parts. Raises what the first of them raises, once none is at work."""
+        """Returns the results in the order of the parts. Raises the first part's error, after all parts have ended."""
         if self._pool is None:
             return [work(part) for part in parts]
-        return [one.result() for one in self._all_done([self._pool.submit(work, part) for part in parts])]
+        return [future.result() for future in self._all_done([self._pool.submit(work, part) for part in parts])]
 
     def beside(self, work: Callable[[], ResultT]) -> Callable[[], ResultT]:
-        """Begin a piece of work; the call that comes back waits for its result."""
+        """Start a task in the background; the returned function waits for its result."""
         if self._pool is None:
             result = work()
             return lambda: result
@@ -52,7 +52,7 @@ class ThreadPool:
 
     @staticmethod
     def _all_done(futures: list[Future[ResultT]]) -> list[Future[ResultT]]:
-        # The parts share arrays with the caller, who must not go on while any is written to.
+        # The parts write to arrays of the caller, so the caller must not go on before all have ended.
         for future in futures:
             future.exception()
         return futures

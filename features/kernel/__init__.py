@@ -1,23 +1,26 @@
 """The one implementation of profiles: update, roll-up, vector. Compiled by numba, used by every process.
 
-    layout        numbers that compiled code and Python share
-    plan_schema   what the plan's sections hold; the plan says what a catalogue computes
-    jit           the decorators, and machine_code: where compiled code is kept from one start to the next
-    intrinsics    instructions that numba has no words for
+    layout        constants that compiled code and Python share
+    plan_schema   the sections of the plan; the plan says what a catalogue computes
+    jit           the decorators; machine_code keeps compiled code from one start to the next
+    intrinsics    processor instructions that numba does not offer
     frame         many arrays as one argument
-    varint, crc, byte_ranges    what reads and writes bytes in compiled code of all packages
+    varint, crc, byte_ranges    read and write bytes in compiled code of all packages
 
-    codec         a profile from its stored form (`unpack`) and back (`pack`)
-    update        one event is added to a profile
-    rollup        what a profile knows as of a payment: the slots
-    assemble      slots and the payment's row to the float32 vector
-    migrate       a profile of another catalogue to one of this
+    codec         `unpack` reads a profile from its stored form, `pack` writes it back
+    columns       reads and writes the columns of numbers in the stored form
+    update        adds one event to a profile
+    conditions    answers a catalogue's conditions about one payment
+    rollup        computes the slots: what a profile knew at the time of a payment
+    recollect     answers questions to a profile's memories of latest values
+    assemble      computes the float32 vector from the slots and the payment's row
+    migrate       turns a profile of another catalogue into one of this catalogue
     batches       loops over the steps: `apply_events` (stream, training, replay) and `fill_vectors` (scoring)
 
     packed profile ─ unpack ─► words ─┬─ update ─► words ─ pack ─► packed profile
                                       └─ roll_up ─► slots ─ assemble ─► vector
 
-This file names what others use.
+Other packages import these names from here.
 """
 
 from paywarden.features.kernel.assemble import assemble_rows

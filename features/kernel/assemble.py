@@ -1,4 +1,11 @@
-"""The vector: `assemble` runs the catalogue's program over slots and the payment's row."""
+"""Computes the vector: `assemble` runs the catalogue's program over the slots and the payment's row.
+
+For example, slot 0 is the card's sum of amounts in 30 days, and slot 1 its count. A payment has an amount of 5000. The
+program computes ratio("amount_to_mean", "amount", "card_amount_mean_30d"):
+
+    values   0: 4000.0   1: 2.0   | 2: DIVIDE 0 by 1 = 2000.0   3: ATTRIBUTE_VALUE amount = 5000.0
+                                  | 4: DIVIDE 3 by 2 = 2.5 -> the feature
+"""
 
 from __future__ import annotations
 
@@ -43,9 +50,9 @@ from paywarden.features.kernel.plan_schema import HEAD, OPERATION, OPERATION_SIZ
 
 @inlined
 def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
-    """Attributes and slots to the vector. `out`: shape (features,), overwritten, missing is NaN.
+    """Compute a vector from attributes and slots. `out`, shape (features,), is overwritten; NaN means missing.
 
-    `values` starts with the slots; behind them the program writes one value for each of its operations.
+    `values` starts with the slots. The program writes one value for each of its operations behind them.
     """
     position = plan[HEAD.slot_count]
     at = plan[HEAD.program_at]
@@ -84,7 +91,7 @@ def assemble(plan: I64, attributes: I64, values: F64, out: F32) -> None:
 
 @compiled(releases_gil=True)
 def assemble_rows(plan: I64, attributes: I64, slots: F64, values: F64, out: F32) -> None:
-    """`assemble` for each row. Shapes (rows, ATTRIBUTE_COUNT), (rows, slots), …, (rows, features)."""
+    """Run `assemble` for each row. Shapes (rows, ATTRIBUTE_COUNT), (rows, slots), …, (rows, features)."""
     count = plan[HEAD.slot_count]
     for row in range(len(attributes)):
         for slot in range(count):
@@ -94,7 +101,7 @@ def assemble_rows(plan: I64, attributes: I64, slots: F64, values: F64, out: F32)
 
 @inlined
 def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
-    """One value from the payment's own attributes."""
+    """Returns one value from the payment's own attributes."""
     if operation == ATTRIBUTE_VALUE:
         return float(attributes[plan[at + OPERATION.first]])
     if operation == HOLDS:
@@ -125,7 +132,7 @@ def _from_request(plan: I64, at: int, operation: int, attributes: I64) -> float:
 
 @inlined
 def _trailing_zeros(amount: int) -> int:
-    """Decimal zeros at the end: 3 for 12,000. 0 for an amount of 0."""
+    """Returns the number of decimal zeros at the end: 3 for 12,000. 0 for an amount of 0."""
     zeros = 0
     while amount > 0 and amount % 10 == 0:
         amount //= 10
@@ -135,7 +142,7 @@ def _trailing_zeros(amount: int) -> int:
 
 @inlined
 def _below_limit(plan: I64, amount: int, limits_at: int, count: int) -> float:
-    """How far below the next limit, as a share of it: 0.01 for 99 and a limit of 100; NaN above all limits."""
+    """Returns how far an amount is below the next limit, as a share: 0.01 for 99 and 100; NaN above all limits."""
     for number in range(limits_at, limits_at + count):
         if amount < plan[number]:
             return float((plan[number] - amount) / plan[number])
@@ -144,9 +151,9 @@ def _below_limit(plan: I64, amount: int, limits_at: int, count: int) -> float:
 
 @inlined
 def _category(plan: I64, code: int, codes_at: int, count: int) -> float:
-    """The place of an attribute's code among the listed ones; `count` for any other; NaN when it is not there.
+    """Returns the position of a code in a list, `count` for any other code, NaN for a missing attribute.
 
-    At `codes_at` are the codes, ascending, then the place of each.
+    The codes stand at `codes_at` in ascending order, followed by the position of each.
     """
     if code == 0:
         return np.nan
@@ -164,7 +171,7 @@ def _category(plan: I64, code: int, codes_at: int, count: int) -> float:
 
 @inlined
 def _deviation(count: float, total: float, low: float, high: float) -> float:
-    """Sample standard deviation from count, sum and sum of squares; NaN of fewer than two."""
+    """Returns the sample standard deviation from count, sum and sum of squares; NaN for fewer than two payments."""
     if not count >= 2.0:
         return np.nan
     squares = high * 2.0**SQUARE_BITS + low
@@ -173,7 +180,7 @@ def _deviation(count: float, total: float, low: float, high: float) -> float:
 
 @compiled()
 def _entropy(values: F64, first: int, count: int) -> float:
-    """Of counts as shares, in bits: 0 when all are in one place. NaN when there are none."""
+    """Returns the entropy of counts in bits: 0 when all are in one bucket. NaN without any."""
     total = 0.0
     for place in range(first, first + count):
         total += values[place]
@@ -189,6 +196,7 @@ def _entropy(values: F64, first: int, count: int) -> float:
 
 @compiled()
 def _top_share(values: F64, first: int, count: int) -> float:
+    """Returns the share of the largest count. NaN without any."""
     total, largest = 0.0, 0.0
     for place in range(first, first + count):
         total += values[place]

@@ -1,4 +1,11 @@
-"""Loops over whole batches: what Python calls. The stream, training and replay apply events, scoring fills vectors."""
+"""Loops over whole batches, which Python calls.
+
+    apply_events    stream, training, replay: profiles + events      -> new profiles (and slots)
+    fill_vectors    scoring:                  profiles + payments    -> vectors
+
+For example, `fill_vectors` with 2 payments and 3 kinds of entity takes 6 profiles and fills 2 vectors. Profile 4 is
+that of payment 1 and entity 1: 4 = 1 * 3 + 1. If it is damaged, the result is DAMAGED * STATUS_UNIT + 4.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
+from numpy.typing import NDArray
 
 from paywarden.features.kernel.assemble import assemble
 from paywarden.features.kernel.codec import clear, pack, packed_bytes_max, unpack
@@ -40,11 +48,11 @@ def fill_vectors(
     values: F64,
     out: F32,
 ) -> int:
-    """Vectors of payments from packed profiles, as scoring has them.
+    """Fill the vectors of payments from packed profiles.
 
-    `presence` and the profile bounds have one entry for each payment and entity, payments outermost:
-    states[bounds[i] : bounds[i + 1]] is the i-th. Returns OK, or what is wrong with a state times STATUS_UNIT
-    plus its place among them.
+    `attributes` has shape (payments, ATTRIBUTE_COUNT), `out` (payments, features). `presence` has one entry for each
+    payment and entity, payments outermost; the packed profile of entry i is states[bounds[i] : bounds[i + 1]].
+    Returns OK; otherwise the status times STATUS_UNIT plus the number of the entry it is about.
     """
     entities = plan[HEAD.entity_count]
     for row in range(len(attributes)):
@@ -65,7 +73,7 @@ def fill_vectors(
 
 
 class EngineSlots(NamedTuple):
-    """The frame of `fill_bound_vectors`: the arrays of `fill_vectors`, for as many payments as there may be."""
+    """The frame of `fill_bound_vectors`: the arrays of `fill_vectors`, with room for the largest batch."""
 
     plan: int
     attributes: int
@@ -82,7 +90,7 @@ SLOT = positions(EngineSlots)
 
 @compiled(makes_arrays=True)
 def fill_bound_vectors(frame_at: int, rows: int) -> int:
-    """`fill_vectors` of the first `rows` payments, with the arrays of a frame."""
+    """Run `fill_vectors` for the first `rows` payments, with the arrays of a frame."""
     plan = carray(address(frame_at, SLOT.plan), size(frame_at, SLOT.plan), np.int64)
     return fill_vectors(
         plan,
@@ -96,37 +104,89 @@ def fill_bound_vectors(frame_at: int, rows: int) -> int:
     )
 
 
+class Events(NamedTuple):
+    """Events of one kind of entity, grouped by entity: group g is rows groups[g] to groups[g + 1].
+
+    Every column but `groups` has shape (events,).
+
+    - `kind` is PAYMENT or LABEL.
+    - `payment` is the row of the event's payment among the attributes.
+    - `weight` is 1 for a payment; `update` says what it is for a label.
+    - `source` and `offset` say which record of which source partition the event came from. Source -1 means that the
+      kernel does not check whether the profile contains the event already.
+    - `row` is the row of the slots to fill just before the event is added, or -1 to fill none.
+
+    For example, one card with two payments, and another with one:
+
+        groups   [0, 2, 3]        payment  [0, 2, 1]
+        kind     [0, 0, 0]        weight   [1, 1, 1]
+        source   [5, 5, 5]        offset   [7, 9, 8]        row  [-1, -1, -1]
+    """
+
+    groups: NDArray[np.int64]
+    kind: NDArray[np.uint8]
+    payment: NDArray[np.int64]
+    weight: NDArray[np.int64]
+    source: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+    def of_groups(self, wanted: slice) -> Events:
+        """Returns the events of a run of groups. The new columns share memory with these."""
+        groups = self.groups[wanted.start : wanted.stop + 1]
+        rows = slice(int(groups[0]), int(groups[-1]))
+        return Events(
+            groups=groups - groups[0],
+            kind=self.kind[rows],
+            payment=self.payment[rows],
+            weight=self.weight[rows],
+            source=self.source[rows],
+            offset=self.offset[rows],
+            row=self.row[rows],
+        )
+
+
+class PackedProfiles(NamedTuple):
+    """Packed profiles one after the other: data[bounds[g] : bounds[g + 1]] is that of group g, empty if unknown."""
+
+    data: NDArray[np.uint8]
+    bounds: NDArray[np.int64]
+
+
+class EventResults(NamedTuple):
+    """Arrays that `apply_events` overwrites: the new profiles, and what became of the events."""
+
+    profiles: PackedProfiles
+    applied: NDArray[np.uint8]
+    """Shape (events,): 1 for an event that was added, 0 for one that the profile contained already."""
+    late: NDArray[np.int64]
+    """Shape (1,): how many of the added events came too late for at least one table."""
+
+
 @compiled(releases_gil=True)
 def apply_events(
     plan: I64,
     entity: int,
-    states: U8,
-    bounds: I64,
-    groups: I64,
-    kind: U8,
-    payment: I64,
-    weight: I64,
-    source: I64,
-    offset: I64,
-    row: I64,
+    profiles: PackedProfiles,
+    events: Events,
     attributes: I64,
     words: I64,
     slots: F64,
-    out: U8,
-    out_bounds: I64,
-    applied: U8,
-    late: I64,
+    results: EventResults,
 ) -> int:
-    """Update the profiles of one kind of entity, each by its own events in order.
+    """Add events to the profiles of one kind of entity, each profile's events in their order.
 
-    Group g is one entity: its packed profile is states[bounds[g] : bounds[g + 1]] (empty: unknown) and its
-    events are groups[g] to groups[g + 1]. Event i is of the payment attributes[payment[i]]. An event whose `offset`
-    of its `source` the profile contains already changes nothing and is not `applied`; source -1 is not checked.
-    Where row[i] >= 0, slots[row[i]] is filled with what was known just before event i. `late[0]` counts the
-    events that came too late for at least one table.
-    The new packed profiles are out[out_bounds[g] : out_bounds[g + 1]].
-    Returns OK, or what is wrong with a state times STATUS_UNIT plus its group; NO_ROOM asks for a larger `out`.
+    `attributes` has shape (payments, ATTRIBUTE_COUNT); `words` is scratch for one profile. Where events.row[i] >= 0,
+    slots[events.row[i]] is filled with what the profile knew just before event i.
+    An event changes nothing if the profile already contains its offset of its source.
+    Returns OK; otherwise the status times STATUS_UNIT plus the group it is about. NO_ROOM asks for more room in
+    results.profiles.data.
     """
+    bounds, groups = profiles.bounds, events.groups
+    out, out_bounds = results.profiles.data, results.profiles.bounds
+    applied, late = results.applied, results.late
+    kind, payment, weight = events.kind, events.payment, events.weight
+    source, offset, row = events.source, events.offset, events.row
     position = 0
     out_bounds[0] = 0
     late[0] = 0
@@ -134,7 +194,7 @@ def apply_events(
         if bounds[group] == bounds[group + 1]:
             clear(plan, entity, words)
         else:
-            status = unpack(plan, entity, states, bounds[group], bounds[group + 1], words)
+            status = unpack(plan, entity, profiles.data, bounds[group], bounds[group + 1], words)
             if status != OK:
                 return status * STATUS_UNIT + group
         for event in range(groups[group], groups[group + 1]):

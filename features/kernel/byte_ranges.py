@@ -1,4 +1,7 @@
-"""Ranges of bytes in compiled code: copied and looked at."""
+"""Copies and checks ranges of bytes in compiled code.
+
+For example, `capital_letters(b"DE", 0, 2)` is 26 * 3 + 4 = 82.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from paywarden.features.kernel.layout import U8
 
 @inlined
 def copy_bytes(source: U8, start: int, size: int, out: U8, at: int) -> int:
-    """Copy `size` bytes; returns where they end in `out`."""
+    """Copy `size` bytes; returns the end position in `out`."""
     for offset in range(size):
         out[at + offset] = source[start + offset]
     return at + size
@@ -16,7 +19,7 @@ def copy_bytes(source: U8, start: int, size: int, out: U8, at: int) -> int:
 
 @inlined
 def is_ascii(data: U8, at: int, end: int) -> bool:
-    """Whether no byte is above 127."""
+    """Returns whether no byte is above 127."""
     good = True
     for place in range(at, end):
         good &= data[place] < 128
@@ -25,7 +28,7 @@ def is_ascii(data: U8, at: int, end: int) -> bool:
 
 @inlined
 def is_printable(data: U8, at: int, end: int) -> bool:
-    """Whether all is ASCII without control characters."""
+    """Returns whether all bytes are ASCII without control characters."""
     good = True
     for place in range(at, end):
         good &= 32 <= data[place] < 127
@@ -34,7 +37,7 @@ def is_printable(data: U8, at: int, end: int) -> bool:
 
 @inlined
 def capital_letters(data: U8, at: int, count: int) -> int:
-    """`count` capital letters as a number of base 26, A for 0; -1 when there is anything else."""
+    """Returns `count` capital letters as a number in base 26, where A is 0; -1 if any byte is no capital letter."""
     code = 0
     for place in range(at, at + count):
         letter = int(data[place]) - 65

@@ -4,14 +4,15 @@ A profile at work is a flat int64 array ("words"): the times of its first and la
 length of each section, and the sections, each at the place that the plan gives it. A section is a table of columns, and
 a column stands in one piece: what a window holds of it is a slice.
 
-    sources     how far each source partition is contained: two columns, source (ascending) and offset
-    tables      one for each hop, and another for what labels change, since labels are rare: the tiles' numbers (time //
-                hop, ascending), then a column for each word of each measure; only tiles that hold something have a row
+    sources     up to which offset the profile contains each source partition: two columns, source (ascending) and
+                offset
+    tables      one for each hop of payments, and one for each hop of labels (labels are rare): the tiles' numbers (time
+                // hop, ascending), then a column for each word of each measure; only tiles with events have a row
     memories    the latest distinct values of an attribute: two columns, the value and when it was last seen, newest
                 first
 
-In the stored form ("packed") the same columns stand one after the other, each in numbers of one width: as many whole
-bytes as its largest number needs. So nothing inside a column depends on what came before it:
+In the stored form ("packed") the same columns follow each other. All numbers of a column have one width: as many whole
+bytes as the largest of them needs. Therefore reading one number never depends on the previous one:
 
     byte      LAYOUT_VERSION
     4 bytes   the entity's shape digest, little endian (so are all numbers here)
@@ -23,6 +24,20 @@ bytes as its largest number needs. So nothing inside a column depends on what ca
               table the tiles as how many hops they are older than the newest event's, and the measures; for each
               memory the values, and the times relative to the one before, the first to the newest event; sources;
               offsets
+
+Example: a card made its first payment at time 1,700,000,000,000 ms and its last 60,000 ms later; that one is its newest
+event. Its only table has a hop of one hour and one measure, the count; both payments lie in one tile. It has no memory,
+and no sources:
+
+    04                       LAYOUT_VERSION
+    8D AA 3A 04              digest
+    06 00                    the shape has 6 bytes
+    01 90 1C 01 00 00        the shape: 1 table, hop 3600 s, 1 column, which is the count; no memories
+    26 10 10 00              widths: 6 (first), 2 (last), 0 (newest), 1 (lengths), 0 (age), 1 (count), 0, 0 (sources)
+    00 68 E5 CF 8B 01        first payment, ms
+    60 EA                    last payment: 60,000 ms after the first
+    00 01                    lengths: 0 sources, 1 tile
+    02                       count of the tile, whose age of 0 hops takes no bytes
 """
 
 from __future__ import annotations
@@ -63,15 +78,15 @@ from paywarden.features.kernel.plan_schema import (
 )
 from paywarden.features.kernel.varint import unzigzag, zigzag
 
-# What the first eight bytes of a stored profile say before its shape.
+# Masks the bytes before the shape, out of the first eight.
 _HEAD_MASK = (1 << 8 * SHAPE_BYTES_AT) - 1
-# A tile is at most as many hops old as its table has room for: four bytes are plenty, and cannot be below zero.
+# The age of a tile is below its table's capacity, so four bytes are plenty. Read as an int64 they are never negative.
 _AGE_WIDTH_MAX = 4
 
 
 @compiled()
 def clear(plan: I64, entity: int, words: I64) -> None:
-    """Make `words` the profile of an entity nothing is known of."""
+    """Make `words` the profile of an unknown entity."""
     section = entity_at(plan, entity)
     for number in range(LENGTHS_AT + 1 + plan[section + ENTITY.table_count] + plan[section + ENTITY.memory_count]):
         words[number] = 0
@@ -79,7 +94,7 @@ def clear(plan: I64, entity: int, words: I64) -> None:
 
 @compiled()
 def packed_bytes_max(plan: I64, entity: int, words: I64) -> int:
-    """How much room packing these words may need."""
+    """Returns the number of bytes that packing these words may need."""
     section = entity_at(plan, entity)
     tables, memories = plan[section + ENTITY.table_count], plan[section + ENTITY.memory_count]
     count = 4 + tables + memories + 2 * words[LENGTHS_AT]
@@ -94,7 +109,7 @@ def packed_bytes_max(plan: I64, entity: int, words: I64) -> int:
 
 @compiled(releases_gil=True)
 def pack(plan: I64, entity: int, words: I64, out: U8, position: int) -> int:
-    """Write the stored form from `position` on; returns where it ends. `out` must have `packed_bytes_max` of room."""
+    """Write the stored form at `position`; returns the end position. `out` must have `packed_bytes_max` of room."""
     section = entity_at(plan, entity)
     tables, memories = plan[section + ENTITY.table_count], plan[section + ENTITY.memory_count]
     shape_size, shape_at = plan[section + ENTITY.shape_size], plan[section + ENTITY.shape_at]
@@ -104,12 +119,12 @@ def pack(plan: I64, entity: int, words: I64, out: U8, position: int) -> int:
         out[position + byte] = plan[shape_at + byte]
     widths = position + shape_size
     position = widths + ((plan[section + ENTITY.stored_columns] + 1) >> 1)
-    # What is stored in another way than it is kept goes through the scratch.
+    # Numbers that are stored differently than they are kept in memory go through the scratch.
     scratch = plan[section + ENTITY.scratch_at]
 
     words[scratch] = words[FIRST_MS]
     words[scratch + 1] = words[LAST_MS] - words[FIRST_MS]
-    # A label can be newer than the last payment, never older than the newest event.
+    # A label can be newer than the last payment. Nothing is newer than the newest event.
     words[scratch + 2] = words[NEWEST_MS] - words[LAST_MS]
     for field in range(3):
         position = write_column(words, scratch + field, 1, out, widths, field, position)
@@ -160,7 +175,7 @@ def _pack_table(
     for number in range(1, plan[where + TABLE.width]):
         at = tiles_at + number * step
         if is_signed:
-            # Zigzag: a correction may take more away than has arrived.
+            # Zigzag, since the sum can be negative: a correction may take away more than has arrived.
             values, coded = words[at : at + rows], words[scratch : scratch + rows]
             for row in range(rows):
                 coded[row] = zigzag(values[row])
@@ -171,10 +186,14 @@ def _pack_table(
 
 @inlined
 def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -> int:
-    """Read the stored form in data[start:end] into `words`. Returns OK or what is wrong with it.
+    """Read the stored form in data[start:end] into `words`. Returns OK, or the status that says what is wrong.
 
-    What it takes for OK is safe to update: sources ascend, tiles ascend and lie within their table's reach of
-    the newest event, memories are in order, and none of them is larger than there is room for.
+    After OK the words are safe to update:
+
+    - sources ascend;
+    - tiles ascend and lie within their table's reach of the newest event;
+    - memories are in order;
+    - no section is larger than its room.
     """
     section = entity_at(plan, entity)
     if end - start < 8:
@@ -243,11 +262,11 @@ def unpack(plan: I64, entity: int, data: U8, start: int, end: int, words: I64) -
 
 @inlined
 def add_up_times(words: I64) -> bool:
-    """Stored times, each relative to the one before, to what they are. False for those of no clock."""
+    """Turn stored times, each relative to the previous one, into absolute times. False if no clock shows such times."""
     previous = np.int64(0)
     for field in range(3):
         value = words[field]
-        # Looked at before they are added up: sums must not overflow, and compiled code takes it that they do not.
+        # Checked before the addition: the compiler assumes that sums do not overflow.
         if not 0 <= value < TIME_MS_MAX:
             return False
         previous += value
@@ -259,7 +278,7 @@ def add_up_times(words: I64) -> bool:
 
 @inlined
 def _take_tiles(words: I64, at: int, rows: int, room: int, newest_tile: int) -> bool:
-    """Ages, none of them below zero or too wide to subtract, to tiles. False if they do not ascend or are too old."""
+    """Turn ages, each 0 to 2**32 - 1, into tile numbers. False if the tiles do not ascend or are too old."""
     tiles = words[at : at + rows]
     for row in range(rows):
         tiles[row] = newest_tile - tiles[row]
@@ -273,7 +292,7 @@ def _take_tiles(words: I64, at: int, rows: int, room: int, newest_tile: int) -> 
 
 @inlined
 def _take_memory(words: I64, values_at: int, items: int, room: int) -> bool:
-    """A memory's stored times to what they are. False if its values are not in order."""
+    """Turn a memory's stored times into absolute times. False if its values are not in order."""
     seen = words[NEWEST_MS]
     for at in range(values_at, values_at + items):
         before = words[at + room]

@@ -1,4 +1,8 @@
-"""Conditions of a catalogue, asked about a payment's row."""
+"""Answers the conditions of a catalogue about a payment's row.
+
+For example, let condition 0 be `channel == "ecom"` and condition 1 be `amount >= 10_000`. A payment of 50 EUR in a web
+shop gives 0b01: only condition 0 holds.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from paywarden.features.kernel.plan_schema import CONDITION, CONDITION_SIZE, HEA
 
 @compiled()
 def answers(plan: I64, attributes: I64) -> int:
-    """Which of the catalogue's conditions hold for a row of attributes: bit i for condition i."""
+    """Returns which of the catalogue's conditions hold for a row of attributes: bit i for condition i."""
     held = np.int64(0)
     at = plan[HEAD.conditions_at]
     for condition in range(plan[HEAD.condition_count]):
@@ -23,6 +27,7 @@ def answers(plan: I64, attributes: I64) -> int:
 
 @inlined
 def holds(attributes: I64, column: int, operator: int, value: int) -> bool:
+    """Returns whether one condition holds. A text that is not there is neither equal nor different."""
     actual = attributes[column]
     if operator == EQUAL:
         return bool(actual == value)

@@ -1,4 +1,4 @@
-"""CRC-32 for compiled code: the numbers that `zlib.crc32` gives."""
+"""CRC-32 for compiled code, with the same results as `zlib.crc32`: b"abc" gives 0x352441C2."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from paywarden.features.kernel.layout import U8
 
 
 def _tables() -> NDArray[np.int64]:
-    """Shape (8, 256): what a byte does to the checksum, and what it does with one to seven zero bytes behind it."""
+    """Returns tables of shape (8, 256): the effect of a byte on the checksum, when 0 to 7 zero bytes follow it."""
     tables = np.zeros((8, 256), dtype=np.int64)
-    # zlib inverts before and after: undone here.
+    # zlib inverts the checksum before and after. This undoes both.
     tables[0] = [zlib.crc32(bytes([byte]), 0xFFFFFFFF) ^ 0xFFFFFFFF for byte in range(256)]
     for number in range(1, 8):
         before = tables[number - 1]
@@ -23,14 +23,14 @@ def _tables() -> NDArray[np.int64]:
     return tables
 
 
-# Constants of the machine code: whoever reads short texts only has no need of all eight.
+# Constants of the machine code. A function that reads only short texts needs just the first table.
 _TABLES = _tables()
 _TABLE = _TABLES[0].copy()
 
 
 @inlined
 def crc32_of_text(data: U8, at: int, end: int) -> int:
-    """Of some bytes, one at a time."""
+    """Returns the CRC-32 of a few bytes, computed one byte at a time."""
     crc = np.int64(0xFFFFFFFF)
     for place in range(at, end):
         crc = _TABLE[(crc ^ data[place]) & 255] ^ (crc >> 8)
@@ -39,7 +39,7 @@ def crc32_of_text(data: U8, at: int, end: int) -> int:
 
 @inlined
 def crc32_of_record(data: U8, at: int, end: int) -> int:
-    """Of hundreds of bytes, eight at a time (Kounavis and Berry, "slicing by 8", 2005)."""
+    """Returns the CRC-32 of hundreds of bytes, eight at a time (Kounavis and Berry, "slicing by 8", 2005)."""
     crc = np.int64(0xFFFFFFFF)
     while at + 8 <= end:
         word = load_word(data, at)

@@ -1,6 +1,6 @@
-"""Frames: many arrays handed to a compiled function as one number.
+"""Frames: many arrays passed to a compiled function as one number.
 
-numba takes 0.1 µs to look at each array that it is called with, and a worker's arrays are always the same. So a worker
+numba spends 0.1 µs on each array argument of a call, and a worker always passes the same arrays. Therefore a worker
 puts them into a frame once. A frame holds the address and the size of each array, in the order of its slots:
 
     class Slots(NamedTuple):                                frame = Frame(SLOT, {"data": data, "rows": rows})
@@ -30,10 +30,10 @@ _SLOT_BYTES = 16
 
 
 class Frame:
-    """Addresses of arrays, which it keeps alive; `address` is the frame's own."""
+    """The addresses and sizes of arrays. It keeps the arrays alive. `address` is the frame's own address."""
 
     def __init__(self, slots: NamedTuple, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """An array for each slot."""
+        """`arrays` must have one C-contiguous array for each slot."""
         self._names = slots._fields
         assert arrays.keys() == set(self._names)
         self._arrays: dict[str, NDArray[Any]] = {}
@@ -43,7 +43,7 @@ class Frame:
             self.put(name, array)
 
     def put(self, name: str, array: NDArray[Any]) -> None:
-        """Another array in the place of the one that was there."""
+        """Replace the array of one slot."""
         assert array.flags.c_contiguous
         self._slots[self._names.index(name)] = array.ctypes.data, array.size
         self._arrays[name] = array
@@ -54,12 +54,12 @@ class Frame:
 
 @inlined
 def address(frame_at: int, slot: int) -> Any:
-    """The address of an array, for `numba.carray`."""
+    """Returns the address of a slot's array, for `numba.carray`."""
     return pointer(word_at(frame_at + slot * _SLOT_BYTES))
 
 
 @inlined
 def size(frame_at: int, slot: int) -> int:
-    """How many elements an array has."""
+    """Returns the number of elements of a slot's array."""
     elements: int = word_at(frame_at + slot * _SLOT_BYTES + 8)
     return elements

@@ -1,4 +1,7 @@
-"""Instructions that numba has no words for, as LLVM has them. Only compiled code can call them."""
+"""Processor instructions that numba does not offer, made with LLVM. Only compiled code can call them.
+
+For example, `load_word(data, 3)` reads data[3:11] as one little-endian int64 with a single instruction.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ _I8, _I64 = ir.IntType(8), ir.IntType(64)
 
 
 def _element_address(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """Where the element is that the second argument counts to, in the array that is the first."""
+    """Returns the address of an element: the first argument is the array, the second the index."""
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
     return builder.gep(array.data, [arguments[1]])
 
 
 @intrinsic
 def _load_word(typing_context: Any, data: Any, position: Any) -> Any:  # noqa: ARG001
-    """Eight bytes from any position as an int64: numba has no unaligned load, and eight loads take far longer."""
+    """Read eight bytes at any position as an int64. numba has no unaligned load, and eight loads take far longer."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         place = builder.bitcast(_element_address(context, builder, signature, arguments), _I64.as_pointer())
@@ -30,7 +33,7 @@ def _load_word(typing_context: Any, data: Any, position: Any) -> Any:  # noqa: A
 
 @intrinsic
 def _store_word(typing_context: Any, data: Any, position: Any, value: Any) -> Any:  # noqa: ARG001
-    """Eight bytes of an int64 to any position."""
+    """Write the eight bytes of an int64 at any position."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         place = builder.bitcast(_element_address(context, builder, signature, arguments), _I64.as_pointer())
@@ -42,7 +45,7 @@ def _store_word(typing_context: Any, data: Any, position: Any, value: Any) -> An
 
 @intrinsic
 def _not_negative(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
-    """The same number, promised not to be negative: no read there asks whether it counts from the array's end."""
+    """Returns the same number, and promises that it is not negative. Indexing with it needs no check of its sign."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         builder.assume(builder.icmp_signed(">=", arguments[0], ir.Constant(_I64, 0)))
@@ -53,7 +56,7 @@ def _not_negative(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
 
 @intrinsic
 def _leading_zeros(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
-    """How many of an int64's 64 bits are 0 before the first 1."""
+    """Returns how many of an int64's 64 bits are 0 before the first 1."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
@@ -63,7 +66,7 @@ def _leading_zeros(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
 
 @intrinsic
 def _bit_count(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
-    """How many of an int64's 64 bits are 1."""
+    """Returns how many of an int64's 64 bits are 1."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.ctpop(arguments[0])
@@ -73,7 +76,7 @@ def _bit_count(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
 
 @intrinsic
 def _word_at(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
-    """The int64 at an address in memory."""
+    """Read the int64 at an address in memory."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.load(builder.inttoptr(arguments[0], _I64.as_pointer()))
@@ -83,7 +86,7 @@ def _word_at(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
 
 @intrinsic
 def _pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
-    """An address as a pointer, of which `numba.carray` makes an array."""
+    """Returns an address as a pointer, from which `numba.carray` makes an array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.inttoptr(arguments[0], _I8.as_pointer())
@@ -93,7 +96,7 @@ def _pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001
 
 @intrinsic
 def _load_atomic(typing_context: Any, array: Any, position: Any) -> Any:  # noqa: ARG001
-    """One element of an int64 array, in one order with all other atomic accesses."""
+    """Read one element of an int64 array, sequentially consistent with all other atomic accesses."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load_atomic(_element_address(context, builder, signature, arguments), "seq_cst", 8)
@@ -103,7 +106,7 @@ def _load_atomic(typing_context: Any, array: Any, position: Any) -> Any:  # noqa
 
 @intrinsic
 def _store_atomic(typing_context: Any, array: Any, position: Any, value: Any) -> Any:  # noqa: ARG001
-    """Set one element of an int64 array, in one order with all other atomic accesses."""
+    """Set one element of an int64 array, sequentially consistent with all other atomic accesses."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         place = _element_address(context, builder, signature, arguments)
@@ -115,7 +118,7 @@ def _store_atomic(typing_context: Any, array: Any, position: Any, value: Any) ->
 
 @intrinsic
 def _swap_atomic(typing_context: Any, array: Any, position: Any, expected: Any, value: Any) -> Any:  # noqa: ARG001
-    """Compare and swap: set one element of an int64 array if it is `expected`; 1 if it was, else 0."""
+    """Compare and set: set one element of an int64 array if it equals `expected`. Returns 1 if it did, else 0."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         place = _element_address(context, builder, signature, arguments)
@@ -125,7 +128,7 @@ def _swap_atomic(typing_context: Any, array: Any, position: Any, expected: Any, 
     return types.int64(array, types.int64, types.int64, types.int64), generate
 
 
-# Compiled code calls them without the typing context: to a type checker they are anything.
+# Compiled code calls these without the typing context, which a type checker cannot know.
 load_word: Any = _load_word
 store_word: Any = _store_word
 not_negative: Any = _not_negative

@@ -1,4 +1,8 @@
-"""Numbers that compiled code and Python share: a payment's row, measures, reductions, a profile's words, statuses."""
+"""Constants that compiled code and Python share.
+
+They name the columns of a payment's row, the measures, the reductions, the words of a profile and the statuses. For
+example, `attributes[AMOUNT]` is a payment's amount, and `words[LAST_MS]` is the time of a profile's last payment.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,18 @@ U8 = NDArray[np.uint8]
 F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
 
-# Columns of a payment's row of attributes, as far as compiled code knows them (features/catalogue/attributes.py has
-# all).
+# The columns of a payment's row that compiled code names. features/catalogue/attributes.py has all columns.
 TIME_MS, AMOUNT, AMOUNT_MINOR, UTC_OFFSET, COUNTRY = 0, 1, 2, 4, 11
 ATTRIBUTE_COUNT = 13
-# The code of an offset of 0 minutes: 0 stands for an offset that is not known. Codes of all offsets are above 0.
+# The code of a UTC offset of 0 minutes. Code 0 means that the offset is not known, so all codes are above 0.
 OFFSET_ZERO, UTC_OFFSET_MINUTES_MAX = 1440, 1439
-# Codes of countries of two capital letters are 1 to 676; a text that is no country comes behind them.
+# A country of two capital letters has a code from 1 to 676. A text that is no country has a larger code.
 COUNTRY_CODES = 26 * 26
 # Operators of conditions.
 EQUAL, DIFFERENT, AT_LEAST, BELOW = range(4)
 
-# Measures, in the order of paywarden.features.catalogue.expressions.Measure. Largest and smallest are stored plus
-# one: 0 stands for no payment.
+# Measures, in the order of paywarden.features.catalogue.expressions.Measure. The largest and
+# smallest amounts are stored plus one: 0 means no payment.
 (
     COUNT,
     AMOUNT_SUM,
@@ -35,16 +38,16 @@ EQUAL, DIFFERENT, AT_LEAST, BELOW = range(4)
     FRAUD_COUNT,
     FRAUD_AMOUNT,
 ) = range(10)
-# An amount's square has up to 74 bits. It is kept in two sums, split here: neither overflows in 2**23 payments.
+# An amount's square has up to 74 bits. Two sums hold its low 40 and its high bits: neither overflows in 2**23 payments.
 SQUARE_BITS = 40
 # Reductions of a measure over the tiles of a window, in the order of
 # paywarden.features.catalogue.expressions.Reduction.
 SUM, DECAYED, LARGEST, SMALLEST, UNION, NEWEST, OLDEST, NEWEST_OTHER, STREAK, STREAK_AGE, STREAK_SUM = range(11)
 DECAY_ONE = 1 << 30
-# What a feature asks of a memory, in the order of paywarden.features.catalogue.expressions.Recollection.
+# The questions that a feature can ask a memory, in the order of paywarden.features.catalogue.expressions.Recollection.
 LAST_VALUE, IS_NEW, SINCE_SAME, TRAVEL_KMH = range(4)
 
-# Operations of the program that makes values of slots and attributes, in the order of
+# The operations of the program that computes values from slots and attributes, in the order of
 # paywarden.features.catalogue.expressions.Operation.
 (
     ATTRIBUTE_VALUE,
@@ -66,25 +69,25 @@ LAST_VALUE, IS_NEW, SINCE_SAME, TRAVEL_KMH = range(4)
     TOP_SHARE,
 ) = range(17)
 
-# A profile's words: the times of the first and the last payment and of the newest event of any kind. Then the length of
-# each section: sources, tables, memories.
+# A profile's words begin with three times: of the first payment, the last payment, and the newest event of any kind.
+# The length of each section follows: sources, tables, memories.
 FIRST_MS, LAST_MS, NEWEST_MS, LENGTHS_AT = range(4)
-# One profile hears from every partition of `payments` and `outcomes`; 128 allows 64 of each.
+# A profile may get events from every partition of `payments` and `outcomes`. 128 allows 64 partitions of each.
 SOURCES_MAX = 128
 
 LAYOUT_VERSION = 4
 # Where the shape begins in a stored profile.
 SHAPE_BYTES_AT = 7
-# Columns of every stored profile beside those of its tables and memories: three times, the lengths, sources, offsets.
+# The columns of every stored profile besides its tables and memories: three times, the lengths, sources, offsets.
 FIXED_COLUMNS = 6
-# A number is written eight bytes wide whatever its width: room that a buffer needs behind its end.
+# The codec writes eight bytes for every number, however narrow. A buffer needs this much room behind its end.
 SLACK_BYTES = 8
 
 # Kinds of events.
 PAYMENT, LABEL = 0, 1
-# Whether an entity takes part in a payment.
+# Whether a payment has an entity, and whether the entity has a profile.
 ABSENT, UNKNOWN, KNOWN = 0, 1, 2
-# Statuses of unpacking and packing. With a place: status * STATUS_UNIT + place.
+# Statuses of unpacking and packing. A status about an item is status * STATUS_UNIT + the number of the item.
 OK, WRONG_VERSION, WRONG_DIGEST, DAMAGED, TOO_MANY_SOURCES, NO_ROOM = 0, 1, 2, 3, 4, 5
 STATUS_UNIT = 2**32
 
@@ -94,7 +97,7 @@ MINUTE_MS = 60_000
 # 1970-01-01 was a Thursday: day 0 is weekday 3 of a week that starts on Monday.
 EPOCH_WEEKDAY = 3
 EARTH_RADIUS_KM = 6371.0
-# Far beyond any clock, and three of them add up to less than 64 bits hold.
+# Later than any clock will show. The sum of three such times still fits 64 bits.
 TIME_MS_MAX = 1 << 60
-# Clocks of terminals differ: a journey is taken to last a minute at least.
+# Clocks of terminals differ, so a journey counts as at least one minute long.
 JOURNEY_MS_MIN = 60_000

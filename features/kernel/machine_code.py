@@ -1,9 +1,9 @@
-"""Where the machine code of compiled functions is kept from one start to the next.
+"""Keeps the machine code of compiled functions from one start to the next.
 
-Compiling the product takes about a minute, so numba can write the machine code to files. It decides by the source file
-of the function alone whether they still hold. But the machine code of a function contains the functions it calls: when
-one of those changed in another file, numba would go on using the old one. So the files live in a directory with a name
-that changes with every compiled source:
+Compiling the product takes about a minute, so numba can write the machine code to files. To decide whether a file is
+still valid, numba looks only at the source file of the function. But the machine code also contains the functions that
+it calls: after a change of one of those in another file, numba would go on using the old code. Therefore the name of
+the directory changes with every compiled source:
 
     features/kernel/__pycache__/compiled-5c0f2e6b1d9a4c37/features.kernel/batches.apply_events-31.py311.1.nbc
 
@@ -13,7 +13,7 @@ that changes with every compiled source:
 3. The directory is in NUMBA_CACHE_DIR if that is set, else beside this file, else in the user's cache directory. Where
    none of them can be written, every process compiles for itself.
 4. Processes that start together share the directory. Only one of them writes at a time.
-5. Who makes a new directory removes old ones, all but the DIRECTORIES_KEPT that were used last.
+5. The process that makes a new directory removes old ones, all but the DIRECTORIES_KEPT that were used last.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 # numba sets these names when it is imported: a type checker does not see them.
 _CONFIG: Any = config
 
-# Beside the one in use. A directory has some 7 MB; several versions of the product may share one user's cache.
+# Besides the one in use. A directory has about 7 MB; several versions of the product may share one user's cache.
 DIRECTORIES_KEPT = 7
 _ROOMS = ("features", "models", "ops", "schemas", "scoring", "streams")
 _MARK = b"kernel.jit import"
@@ -47,7 +47,7 @@ _PREFIX = "compiled-"
 
 
 def compiled_sources(top: Path) -> dict[str, bytes]:
-    """The content of every file that holds compiled functions, by its path below `top`, the folder of all rooms."""
+    """Returns the content of every file with compiled functions, by its path below `top`, the folder of all rooms."""
     kernel = top / "features" / "kernel"
     sources = {}
     for room in _ROOMS:
@@ -59,7 +59,7 @@ def compiled_sources(top: Path) -> dict[str, bytes]:
 
 
 def digest_of(sources: dict[str, bytes]) -> str:
-    """16 hex digits that change with any source, and with the versions of what compiles them."""
+    """Returns 16 hex digits that change with any source and with the versions of the compilers."""
     tools = (numba.__version__, llvmlite.__version__, sys.version, _CONFIG.BOUNDSCHECK, _CONFIG.OPT)
     digest = hashlib.sha256(repr(tools).encode())
     for name in sorted(sources):
@@ -69,14 +69,14 @@ def digest_of(sources: dict[str, bytes]) -> str:
 
 
 _TOP = Path(__file__).parents[2]
-# Read when this module is imported, not when something is compiled: later the files may be newer than the code that
-# this process has loaded.
+# The sources are read when this module is imported. Later the files may be newer than the code that this process has
+# loaded.
 _SOURCES = compiled_sources(_TOP)
 _DIGEST = digest_of(_SOURCES)
 
 
 def source_of(function: Callable[..., object]) -> str | None:
-    """The function's file as a path below the folder of all rooms; None if the digest does not cover that file."""
+    """Returns the function's file as a path below the folder of all rooms; None if the digest does not cover it."""
     path = Path(function.__code__.co_filename)
     name = path.relative_to(_TOP).as_posix() if path.is_relative_to(_TOP) else ""
     return name if name in _SOURCES else None
@@ -84,13 +84,13 @@ def source_of(function: Callable[..., object]) -> str | None:
 
 @cache
 def directory() -> Path | None:
-    """The directory of these sources, made if it is not there; None if there is no place for it."""
+    """Returns the directory for these sources, and makes it if needed; None if no place can be written."""
     for parent in _parents():
         made = parent / f"{_PREFIX}{_DIGEST}"
         is_new = not made.is_dir()
         try:
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Shows that it can be written, and when it was last used.
+            # Tests that it can be written, and records when it was last used.
             os.utime(made)
             with _locked(made):
                 pass
@@ -115,7 +115,7 @@ def _parents() -> Iterator[Path]:
 def _remove_old(current: Path) -> None:
     used: dict[Path, float] = {}
     for other in current.parent.glob(f"{_PREFIX}*"):
-        # Another process may be removing it, too.
+        # Another process may be removing the same directory.
         with contextlib.suppress(OSError):
             used[other] = other.stat().st_mtime
     used.pop(current, None)
@@ -131,7 +131,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 class _Locator(caching._CacheLocator):
-    """Tells numba where the files of one function are, and what they depend on."""
+    """Tells numba where the files of one function are, and on which sources they depend."""
 
     def __init__(self, folder: Path, line: int) -> None:
         self._folder, self._line = folder, line
@@ -160,8 +160,8 @@ class _Files(caching.CompileResultCacheImpl):
 class _FunctionFiles(caching.FunctionCache):
     """numba's cache of one function, safe for several processes.
 
-    numba replaces whole files. But two processes that compile one function for different types would both take the
-    next free number: one's index would then lead to the other's machine code.
+    numba replaces whole files. But two processes that compile one function for different types could take the same
+    next number: the index of one would then lead to the machine code of the other.
     """
 
     _impl_class = _Files
@@ -170,7 +170,7 @@ class _FunctionFiles(caching.FunctionCache):
         folder = directory()
         assert folder is not None
         try:
-            # Another process may have removed it as an old one.
+            # Another process may have removed the directory as an old one.
             folder.mkdir(mode=0o700, exist_ok=True)
             with _locked(folder):
                 super().save_overload(sig, data)
@@ -181,7 +181,7 @@ class _FunctionFiles(caching.FunctionCache):
         try:
             return super().load_overload(sig, target_context)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
-            # A loss of power leaves files that are cut short.
+            # After a loss of power, files may be truncated.
             _log.warning("kept compiled code cannot be read, compiling: %s", error)
             with contextlib.suppress(OSError):
                 self.flush()

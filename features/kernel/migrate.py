@@ -1,4 +1,14 @@
-"""A profile written under another catalogue becomes one of this catalogue: `decode`, then `migrate`."""
+"""Turns a profile written under another catalogue into one of this catalogue: `decode`, then `migrate`.
+
+For example, the old catalogue kept the count and the largest amount in tiles of one hour. The new one keeps the count
+and the sum:
+
+    old tile 14:00   count 2   max 2501       new tile 14:00   count 2   sum 0
+
+The count goes over, the largest amount is dropped, and the sum starts at 0. A tile that is too old for the new table is
+dropped. A memory goes over to a memory of the same attribute. Sources and offsets always go over, so the new profile
+refuses the same repeated events.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +33,22 @@ from paywarden.features.kernel.varint import unzigzag
 
 
 class TableChange(NamedTuple):
-    """What becomes of an old table. Behind it stand its moves."""
+    """What becomes of an old table. Its moves follow."""
 
     width: int
-    """Of the old table, in columns."""
+    """The number of columns of the old table."""
     target: int
     """The number of the table it becomes; -1 if it is dropped."""
     move_count: int
 
 
 class Move(NamedTuple):
-    """A word of a row that both tables have."""
+    """A word of a row that both tables have: its place in the old row and in the new one."""
 
     old_place: int
     new_place: int
     is_label: int
-    """1 if labels change it: then it is stored zigzag."""
+    """1 for a word that labels change: it is stored zigzag."""
 
 
 CHANGE, MOVE = positions(TableChange), positions(Move)
@@ -49,10 +59,11 @@ _CHANGE_SIZE, _MOVE_SIZE = len(CHANGE), len(MOVE)
 
 @compiled(releases_gil=True)
 def decode(data: U8, start: int, end: int, table_widths: I64, memories: int, numbers: I64) -> int:
-    """The numbers of a profile of any shape, as they are stored; returns how many, or minus what is wrong.
+    """Read the stored numbers of a profile of any shape. Returns how many, or -DAMAGED.
 
-    `start` is where the widths of its columns stand, `table_widths` how many columns each of its tables has.
-    `numbers`: the three times, the lengths, and the columns one after the other; what needs more is no profile.
+    `start` is where the widths of its columns stand; `table_widths` holds the number of columns of each of its tables.
+    `numbers` gets the three times, the lengths, and the columns one after the other. Data that needs more room than
+    `numbers` has is damaged.
     """
     tables = len(table_widths)
     columns = FIXED_COLUMNS + 2 * memories
@@ -71,7 +82,7 @@ def decode(data: U8, start: int, end: int, table_widths: I64, memories: int, num
     for length in range(1, 2 + tables + memories):
         rows = numbers[3 + (length if length <= tables + memories else 0)]
         width = table_widths[length - 1] if length <= tables else 2
-        # Looked at before it is multiplied: what is damaged may be too large for that.
+        # Checked before the multiplication: a damaged number could make it overflow.
         if position < 0 or not 0 <= rows <= len(numbers) or at + rows * width > len(numbers):
             return -DAMAGED
         position = read_columns(data, start, column, width, position, end, rows, numbers, at, rows)
@@ -84,9 +95,8 @@ def decode(data: U8, start: int, end: int, table_widths: I64, memories: int, num
 def migrate(plan: I64, entity: int, translation: I64, numbers: I64, words: I64) -> int:
     """Fill `words` from the decoded numbers of a profile of another shape. Returns OK or DAMAGED.
 
-    `translation` (features/profiles/shape.py): how many tables and memories the old shape has; then for each old
-    table a
-    TableChange and its Moves; then for each old memory the one it becomes (-1: dropped).
+    `translation` (features/profiles/shape.py) begins with the old shape's numbers of tables and memories. For each old
+    table a TableChange and its Moves follow. Then each old memory has the number of its new memory (-1: dropped).
     """
     section = entity_at(plan, entity)
     clear(plan, entity, words)
@@ -135,7 +145,7 @@ def migrate(plan: I64, entity: int, translation: I64, numbers: I64, words: I64) 
 def _migrate_table(
     plan: I64, where: int, length: int, moves: I64, move_count: int, numbers: I64, at: int, rows: int, words: I64
 ) -> bool:
-    """The tiles of a table that another keeps. False when no profile has such tiles."""
+    """Copy the tiles of an old table that the new table still keeps. False if they are not in order."""
     room, tiles_at = plan[where + TABLE.capacity], plan[where + TABLE.tiles_at]
     newest_tile = words[NEWEST_MS] // plan[where + TABLE.hop_ms]
     older = newest_tile + 1

@@ -1,14 +1,15 @@
-"""The plan: one flat int64 array that says what the kernel computes. Each kind of section is described here, once.
+"""The plan: one flat int64 array that tells the kernel what to compute. This file describes each kind of section.
 
     head, positions of the entities, then sections in any order: entities, tables, columns, groups, results, …
 
-A description is a NamedTuple with a field for each number of a section. Three things are made from it:
+A description is a NamedTuple with a field for each number of a section. It is used in three ways:
 
-    write   features/profiles/plan.py:        words.put(at, Table(hop_ms=60_000, capacity=61, …))
-    read    Python:                  section(plan.words, Table, at).capacity
+    write   features/profiles/plan.py:        words.put(at, PlanTable(hop_ms=60_000, capacity=61, …))
+    read    Python:                  section(plan.words, PlanTable, at).capacity
             compiled code:           plan[table + TABLE.capacity]
 
-`TABLE` is a Table whose fields are their own positions. The functions at the end find a section.
+`TABLE` is a PlanTable whose fields are their own positions: TABLE.hop_ms is 0, TABLE.capacity is 1. If the section of a
+table begins at 120, plan[120 + TABLE.capacity] is plan[121]. The functions at the end find where a section begins.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from paywarden.features.kernel.layout import I64, LENGTHS_AT
 
 
 class Head(NamedTuple):
-    """The first numbers of a plan. Behind them stands the position of each entity."""
+    """The first numbers of a plan. The position of each entity's section follows them."""
 
     entity_count: int
     slot_count: int
@@ -32,14 +33,14 @@ class Head(NamedTuple):
     condition_count: int
     conditions_at: int
     places_at: int
-    """Middles of countries, two numbers each; 0 if no feature asks for a journey."""
+    """The middles of countries, two numbers each; 0 if no feature needs a journey's speed."""
 
 
 class PlanEntity(NamedTuple):
     """One kind of entity."""
 
     digest: int
-    """Of its shape and capacities; every stored profile carries it."""
+    """The digest of its shape and capacities; every stored profile carries it."""
     shape_size: int
     shape_at: int
     table_count: int
@@ -49,17 +50,17 @@ class PlanEntity(NamedTuple):
     slot_base: int
     slot_count: int
     recency_slot: int
-    """Seconds since the last payment; the slot behind it is for the first."""
+    """The slot of the seconds since the last payment. The next slot is for the first payment."""
     stored_columns: int
     sources_at: int
-    """Where in a profile's words the sources are; the offsets are SOURCES_MAX words further."""
+    """Where the sources stand in a profile's words. The offsets stand SOURCES_MAX words further."""
     scratch_at: int
-    """Where the words end that are stored. Behind it a column or the windows of a group have room."""
+    """Where the stored words end. The scratch behind them has room for a column, or for the windows of a group."""
     word_count: int
 
 
 class PlanTable(NamedTuple):
-    """Tiles of one hop. A row has `width` words, `capacity` words apart; the tiles' numbers stand at `tiles_at`."""
+    """Tiles of one hop. The words of a row stand `capacity` words apart; the tiles' numbers start at `tiles_at`."""
 
     hop_ms: int
     capacity: int
@@ -78,10 +79,10 @@ class PlanColumn(NamedTuple):
 
     measure: int
     condition: int
-    """0 for always, else the bit that answers it, plus one."""
+    """0 for no condition, else the number of its bit plus one."""
     attribute: int
     words_at: int
-    """Where in the words it starts: the first of its parts, which are the table's capacity apart."""
+    """Where its first part starts in the words. Parts stand the table's capacity apart."""
     parts: int
 
 
@@ -97,13 +98,13 @@ class PlanGroup(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A column reduced in one way, over every window that asks for it, shortest first."""
+    """One reduction of one column, over each of its windows, the shortest first."""
 
     reduction: int
     words_at: int
     measure: int
     beside_at: int
-    """The column beside it is in another table of the same hop."""
+    """The second column of a reduction over two. It stands in another table of the same hop."""
     beside_tiles_at: int
     beside_length_at: int
     parts: int
@@ -114,10 +115,10 @@ class Result(NamedTuple):
 
 
 class PlanWindow(NamedTuple):
-    """Where a result over one window goes."""
+    """The slot of a result over one window."""
 
     bound: int
-    """The place of its end among the group's bounds."""
+    """The number of its end among the group's bounds."""
     slot: int
 
 
@@ -147,7 +148,7 @@ class PlanCondition(NamedTuple):
 
 
 class PlanOperation(NamedTuple):
-    """A step of the program. Its operands are values; what they mean depends on the operation."""
+    """A step of the program. The operation decides what its operands mean."""
 
     code: int
     first: int
@@ -160,17 +161,17 @@ _Section = TypeVar("_Section", bound=NamedTuple)
 
 
 def positions(kind: type[_Section]) -> _Section:
-    """The description whose fields are their own positions: of Recollection, kind=0 and slot=1."""
+    """Returns a description whose fields are their own positions: PlanRecollection(kind=0, slot=1)."""
     return kind._make(range(len(kind._fields)))
 
 
 def section(words: I64, kind: type[_Section], at: int) -> _Section:
-    """The section of a plan that begins at a position."""
+    """Returns the section of a plan that begins at a position."""
     return kind._make(words[at : at + len(kind._fields)].tolist())
 
 
 def entity_section(words: I64, entity: int) -> PlanEntity:
-    """The section of an entity, by its number."""
+    """Returns the section of an entity, by its number."""
     return section(words, PlanEntity, int(words[ENTITIES_AT + entity]))
 
 
@@ -194,32 +195,32 @@ CONDITION_SIZE, OPERATION_SIZE = len(CONDITION), len(OPERATION)
 
 @inlined
 def entity_at(plan: I64, entity: int) -> int:
-    """Where the section of an entity begins."""
+    """Returns where the section of an entity begins."""
     at: int = not_negative(plan[ENTITIES_AT + entity])
     return at
 
 
 @inlined
 def table_at(plan: I64, entity_section: int, table: int) -> int:
-    """Where the section of an entity's table begins."""
+    """Returns where the section of an entity's table begins."""
     at: int = not_negative(plan[entity_section + ENTITY.tables_at] + table * TABLE_SIZE)
     return at
 
 
 @inlined
 def memory_at(plan: I64, entity_section: int, memory: int) -> int:
-    """Where the section of an entity's memory begins."""
+    """Returns where the section of an entity's memory begins."""
     at: int = not_negative(plan[entity_section + ENTITY.memories_at] + memory * MEMORY_SIZE)
     return at
 
 
 @inlined
 def table_length_at(table: int) -> int:
-    """Where in a profile's words the length of a table stands."""
+    """Returns where the length of a table stands in a profile's words."""
     return LENGTHS_AT + 1 + table
 
 
 @inlined
 def memory_length_at(table_count: int, memory: int) -> int:
-    """Where in a profile's words the length of a memory stands: behind those of all tables."""
+    """Returns where the length of a memory stands in a profile's words: behind the lengths of all tables."""
     return LENGTHS_AT + 1 + table_count + memory

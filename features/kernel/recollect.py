@@ -1,4 +1,10 @@
-"""What a memory says about a payment: the last value, whether a value is new, how fast a card has travelled."""
+"""Answers questions to a memory: the last value, whether a value is new, the speed of travel between two countries.
+
+For example, a card's memory of countries holds DE (seen at 14:00) and FR (seen at 9:00). A payment at 15:00 is in SE:
+
+    LAST_VALUE   DE          SINCE_SAME   missing: SE is not in the memory
+    IS_NEW       1           TRAVEL_KMH   the distance between the middles of DE and SE, in km, divided by 1 hour
+"""
 
 from __future__ import annotations
 
@@ -25,7 +31,7 @@ from paywarden.features.kernel.plan_schema import HEAD, MEMORY, RECOLLECTION, RE
 
 @inlined
 def recollect(plan: I64, where: int, words: I64, items: int, attributes: I64, slots: F64) -> None:
-    """What a memory says about a payment, from what it had seen by then."""
+    """Answer the questions to a memory about a payment. Only values seen by the time of the payment count."""
     as_of_ms = attributes[TIME_MS]
     value = attributes[plan[where + MEMORY.attribute]]
     is_there = value != 0 or plan[where + MEMORY.attribute] <= AMOUNT_MINOR
@@ -61,11 +67,11 @@ def recollect(plan: I64, where: int, words: I64, items: int, attributes: I64, sl
 
 @compiled()
 def _distance_km(plan: I64, origin: int, destination: int) -> float:
-    """Great-circle distance of two countries' middles by the haversine formula; NaN where one lies nowhere."""
+    """Returns the great-circle distance of two countries' middles (haversine formula); NaN for an unknown country."""
     if not 0 < origin <= COUNTRY_CODES or not 0 < destination <= COUNTRY_CODES:
         return np.nan
     at, to = plan[HEAD.places_at] + 2 * origin, plan[HEAD.places_at] + 2 * destination
-    # Latitudes and longitudes are in tenths of a degree, plus 10,000: 0 stands for no such country.
+    # Latitudes and longitudes are in tenths of a degree, plus 10,000. 0 means that there is no such country.
     if plan[at] == 0 or plan[to] == 0:
         return np.nan
     unit = math.pi / 1800.0

@@ -1,9 +1,18 @@
-"""What a profile knows as of a payment: `roll_up` fills the entity's slots.
+"""Computes what a profile knew at the time of a payment: `roll_up` fills the entity's slots.
 
-It finds where in each table the windows end. Then it goes through each measure from the newest tile to the oldest, and
-notes the result whenever a window ends. A window is the rows of a table from its `low` up to `top`, without it: `lows`
-has one for each age at which windows end, `top` is where they all start. Ages ascend, so each window holds those before
-it.
+A window is a run of a table's rows, from `low` to `top` (exclusive). All windows of a group share `top`; `lows` has one
+row for each age at which windows end. For example, a table of hops of one hour has the windows 2h and 1d, and a payment
+arrives at 15:10:
+
+    row   tile    count
+    0     11:00   2           low of 1d: the day reaches back to 15:00 yesterday
+    1     13:00   1           low of 2h: it reaches back to 13:00
+    2     14:00   3
+    3     (end)               top
+    count_2h = 3 + 1 = 4      count_1d = 4 + 2 = 6
+
+`roll_up` first finds these rows. Then it goes through each measure from the newest row to the oldest, and writes a
+result whenever a window ends. Ages ascend, so each window contains the previous one.
 """
 
 from __future__ import annotations
@@ -54,7 +63,7 @@ from paywarden.features.kernel.recollect import recollect
 
 @inlined
 def roll_up(plan: I64, entity: int, words: I64, attributes: I64, slots: F64) -> None:
-    """What is known of an entity as of a payment, into its part of `slots`, shape (slots,)."""
+    """Fill an entity's part of `slots`, shape (slots,), with what its profile knew at the time of a payment."""
     section = entity_at(plan, entity)
     tables = plan[section + ENTITY.table_count]
     as_of_ms = attributes[TIME_MS]
@@ -76,7 +85,7 @@ def roll_up(plan: I64, entity: int, words: I64, attributes: I64, slots: F64) -> 
 
 @compiled()
 def clear_slots(plan: I64, entity: int, slots: F64) -> None:
-    """Everything about an entity is missing: the payment has none."""
+    """Fill an entity's slots with NaN, for a payment that has no such entity."""
     section = entity_at(plan, entity)
     base = plan[section + ENTITY.slot_base]
     for slot in range(base, base + plan[section + ENTITY.slot_count]):
@@ -114,8 +123,8 @@ def _roll_up_table(plan: I64, where: int, words: I64, rows: int, as_of_ms: int, 
 
 @inlined
 def _count_below(tiles: I64, end: int, tile: int) -> int:
-    """How many of tiles[:end], which ascend, are below a tile. Halved without a branch to guess."""
-    # Most windows start behind the newest tile, and the longest ends before the oldest.
+    """Returns how many of the ascending tiles[:end] are below a tile: a binary search without branches to predict."""
+    # Two frequent cases: a window starts behind the newest tile, and the longest one ends before the oldest tile.
     if end == 0 or tiles[end - 1] < tile:
         return end
     if tiles[0] >= tile:
@@ -144,7 +153,7 @@ def _reduce_sums(plan: I64, result: int, words: I64, top: int, lows: I64, room: 
 
 @inlined
 def _reduce_extremes(plan: I64, result: int, words: I64, top: int, lows: I64, slots: F64) -> None:
-    """LARGEST and SMALLEST: they are stored plus one, and 0 is none."""
+    """Reduce LARGEST and SMALLEST. Amounts are stored plus one; 0 means no payment."""
     at = not_negative(plan[result + RESULT.words_at])
     is_largest = plan[result + RESULT.reduction] == LARGEST
     best, high = np.int64(0), top
@@ -176,14 +185,16 @@ def _reduce_beside(
     hop_ms: int,
     slots: F64,
 ) -> None:
-    """NEWEST_OTHER, STREAK, STREAK_AGE and STREAK_SUM: a column that counts some of what the one beside it counts.
+    """Reduce NEWEST_OTHER, STREAK, STREAK_AGE and STREAK_SUM over two columns, such as frauds and payments.
 
-    The streak is what was counted since the newest tile in which there is something else. STREAK_SUM adds up a third
-    column over it. The column beside stands in a table of its own: both are gone through from their newest tiles.
+    The first column counts some of the events that the second column, `beside`, counts. The streak is what the first
+    column counted since the newest tile in which the second counted more. For example, from the oldest tile to the
+    newest: payments 2, 1, 3 and frauds 1, 1, 3 have a streak of 4. STREAK_SUM adds up a third column over the streak.
+    The columns stand in two tables, so the loop walks along both from their newest tiles.
     """
     reduction = plan[result + RESULT.reduction]
     counted, beside = words[plan[result + RESULT.words_at] :], words[plan[result + RESULT.beside_at] :]
-    # Without a third column it is the first words of the profile, which nothing asks for.
+    # Without a third column these are the first words of the profile; no result uses them.
     summed = words[plan[result + RESULT.summed_at] :]
     others_at = plan[result + RESULT.beside_tiles_at]
     others = words[others_at : others_at + words[plan[result + RESULT.beside_length_at]]]
@@ -235,7 +246,7 @@ def _reduce_others(
     hop_ms: int,
     slots: F64,
 ) -> None:
-    """DECAYED, UNION, NEWEST and OLDEST, each window from the start."""
+    """Reduce DECAYED, UNION, NEWEST and OLDEST. Each window is computed from its newest row on."""
     reduction, at = plan[result + RESULT.reduction], plan[result + RESULT.words_at]
     window = not_negative(plan[result + RESULT.windows_at])
     for _ in range(plan[result + RESULT.window_count]):
@@ -252,7 +263,7 @@ def _reduce_others(
             weights = plan[result + RESULT.weights_at]
             value = 0.0
             if plan[result + RESULT.measure] in (COUNT, FRAUD_COUNT):
-                # Whole numbers that are far from overflowing: added up in any order, so several at once.
+                # Integers that cannot overflow here may be added in any order, so the compiler adds several at once.
                 total = np.int64(0)
                 counts, counted_in = words[at + low : at + top], tiles[low:top]
                 for row in range(top - low):
@@ -275,7 +286,7 @@ def _reduce_others(
 
 @compiled()
 def _estimate_distinct(ones: int, parts: int) -> float:
-    """Linear counting (Whang, Vander-Zanden, Taylor 1990): m ln(m / empty), m ln m at most."""
+    """Returns the linear counting estimate (Whang, Vander-Zanden, Taylor 1990): m ln(m / empty), at most m ln m."""
     size = 64.0 * parts
     return size * math.log(size / max(1.0, size - ones))
 

@@ -1,7 +1,17 @@
-"""An event is added to a profile: `update`.
+"""Adds one event to a profile: `update`.
 
-It finds the tile of the event in each table and adds to it. All measures commute, a table is cut by the newest event
-alone, and a memory is the top of a total order. So the same events in any order give the same bytes.
+For each table it finds the tile of the event and adds to that tile's measures. For example, a table has a hop of one
+hour and keeps the count and the sum of amounts. A payment of 25.00 at 14:35 arrives:
+
+    tile    count  sum              tile    count  sum
+    13:00   2      4000     ->      13:00   2      4000
+    14:00   1      1000             14:00   2      3500
+
+The same events in any order give the same bytes, for three reasons:
+
+- all measures commute;
+- only the newest event decides which tiles a table drops;
+- a memory holds the first entries of a total order.
 """
 
 from __future__ import annotations
@@ -47,10 +57,10 @@ from paywarden.features.kernel.plan_schema import (
 
 @compiled()
 def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weight: int) -> int:
-    """Add one event to a profile. Returns how many tables it came too late for.
+    """Add one event to a profile. Returns the number of tables for which it came too late.
 
-    `attributes` is the payment's row for both kinds, its time above 0 (0 stands for no payment). `weight` is 1, or
-    for a label +1 fraud, -1 fraud taken back, 0 genuine.
+    `attributes` is the payment's row for both kinds of events; its time is above 0, since 0 means no payment.
+    `weight` is 1 for a payment. For a label it is +1 (fraud), -1 (a fraud taken back) or 0 (genuine).
     """
     time_ms = attributes[TIME_MS]
     section = entity_at(plan, entity)
@@ -65,7 +75,7 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         for memory in range(plan[section + ENTITY.memory_count]):
             where = memory_at(plan, section, memory)
             value = attributes[plan[where + MEMORY.attribute]]
-            # 0 is nothing there, but an amount of 0 is an amount.
+            # 0 means that the payment lacks the attribute, but an amount of 0 is an amount.
             if value != 0 or plan[where + MEMORY.attribute] <= AMOUNT_MINOR:
                 remember(plan, where, words, memory_length_at(tables, memory), value, time_ms)
     held = answers(plan, attributes)
@@ -77,7 +87,7 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
         tile = time_ms // hop_ms
         newest_tile = words[NEWEST_MS] // hop_ms
         count = _drop_expired(plan, where, words, length, newest_tile)
-        # A label that comes days later is not late for payments' tables: it has no business there.
+        # Payments change only payments' tables, labels only labels' tables. A label is never late for the former.
         if kind != plan[where + TABLE.kind]:
             continue
         if tile <= newest_tile - plan[where + TABLE.capacity]:
@@ -93,7 +103,10 @@ def update(plan: I64, entity: int, words: I64, kind: int, attributes: I64, weigh
 
 @compiled()
 def advance_source(plan: I64, entity: int, words: I64, source: int, offset: int) -> int:
-    """Note that `offset` of `source` is contained. 1 if it is news, 0 if it was contained, -1 if no room."""
+    """Record that the profile contains `source` up to `offset`.
+
+    Returns 1 if the offset is new, 0 if the profile contained it already, -1 if there is no room for another source.
+    """
     count, first = words[LENGTHS_AT], plan[entity_at(plan, entity) + ENTITY.sources_at]
     at = first + count
     while at > first and words[at - 1] >= source:
@@ -116,7 +129,7 @@ def advance_source(plan: I64, entity: int, words: I64, source: int, offset: int)
 
 @inlined
 def _drop_expired(plan: I64, where: int, words: I64, length: int, newest_tile: int) -> int:
-    """Forget the tiles that no window can reach any more; returns how many are left."""
+    """Drop the tiles that no window can reach any more; returns how many remain."""
     room, tiles_at = plan[where + TABLE.capacity], plan[where + TABLE.tiles_at]
     count = words[length]
     oldest = newest_tile - room + 1
@@ -136,7 +149,7 @@ def _drop_expired(plan: I64, where: int, words: I64, length: int, newest_tile: i
 
 @inlined
 def _row_of_tile(plan: I64, where: int, words: I64, length: int, count: int, tile: int) -> int:
-    """The row of a tile, made if there is none. There is room: expired tiles have been dropped."""
+    """Returns the row of a tile; inserts it if needed. There is room, since expired tiles have been dropped."""
     room, tiles_at = plan[where + TABLE.capacity], plan[where + TABLE.tiles_at]
     row = count
     while row > 0 and words[tiles_at + row - 1] >= tile:
@@ -155,10 +168,10 @@ def _row_of_tile(plan: I64, where: int, words: I64, length: int, count: int, til
 
 @compiled()
 def remember(plan: I64, where: int, words: I64, length: int, value: int, time_ms: int) -> None:
-    """Keep a value among the latest distinct ones: by the time it was last seen, then by value.
+    """Keep a value among the latest distinct ones, ordered by the time it was last seen, then by the value itself.
 
-    What is kept is the top of that order over everything ever seen: a value that fell out had as many others after
-    it, and times only grow.
+    The memory always holds the first values of that order over all values ever seen. A dropped value had `capacity`
+    later values, and their times only grow.
     """
     count, room, values_at = words[length], plan[where + MEMORY.capacity], plan[where + MEMORY.values_at]
     times_at = values_at + room
@@ -188,7 +201,7 @@ def remember(plan: I64, where: int, words: I64, length: int, value: int, time_ms
 
 @inlined
 def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int) -> None:
-    """A payment's part of one tile."""
+    """Add a payment to one tile."""
     amount = attributes[AMOUNT]
     column = plan[where + TABLE.columns_at]
     for _ in range(plan[where + TABLE.column_count]):
@@ -225,7 +238,7 @@ def _add_payment(plan: I64, where: int, words: I64, row: int, attributes: I64, h
 
 @compiled()
 def _add_label(plan: I64, where: int, words: I64, row: int, attributes: I64, held: int, weight: int) -> None:
-    """A label's part of one tile."""
+    """Add a label to one tile."""
     for number in range(plan[where + TABLE.column_count]):
         column = plan[where + TABLE.columns_at] + number * COLUMN_SIZE
         condition = plan[column + COLUMN.condition]
@@ -236,9 +249,9 @@ def _add_label(plan: I64, where: int, words: I64, row: int, attributes: I64, hel
 
 @compiled()
 def mix(code: int) -> int:
-    """The bits of a code so spread that any few of them look random. 63 bits, above or equal 0.
+    """Returns a hash of a code, 63 bits, at least 0: any few of its bits look random.
 
-    The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+    It is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
     """
     bits = np.uint64(code) + np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

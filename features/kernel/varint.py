@@ -2,8 +2,8 @@
 
     300 = 0b10_0101100  ->  ac 02
 
-Protobuf and Avro write numbers so, and shapes of profiles are made of them. Avro's are zigzag before: 0, -1, 1, -2 are
-written as 0, 1, 2, 3.
+Protobuf, Avro and the shapes of profiles use varints. Avro first turns signed numbers into unsigned ones (zigzag): 0,
+-1, 1, -2 become 0, 1, 2, 3.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from paywarden.features.kernel.layout import U8
 
 
 def encode_varint(number: int) -> bytes:
-    """A number that is not negative."""
+    """Returns the varint of a number that is not negative."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)
@@ -27,7 +27,7 @@ def encode_varint(number: int) -> bytes:
 
 
 def decode_varints(data: bytes) -> Iterator[int]:
-    """The numbers that the bytes hold. Raises ValueError when the last one has no end."""
+    """Returns the numbers that the bytes hold. Raises ValueError when the last one has no end."""
     value = shift = 0
     for byte in data:
         value |= (byte & 127) << shift
@@ -40,12 +40,12 @@ def decode_varints(data: bytes) -> Iterator[int]:
 
 
 def encode_zigzag(number: int) -> int:
-    """0, -1, 1, -2 to 0, 1, 2, 3."""
+    """Returns the unsigned number of a signed one: 0, 1, 2, 3 for 0, -1, 1, -2."""
     return (number << 1) ^ (number >> 63)
 
 
 def decode_zigzag(coded: int) -> int:
-    """0, 1, 2, 3 to 0, -1, 1, -2. All 64 bits are the number's: the shift takes no sign along."""
+    """Returns the signed number: 0, -1, 1, -2 for 0, 1, 2, 3. The mask removes the copies of the sign bit."""
     return ((coded >> 1) & 0x7FFFFFFFFFFFFFFF) ^ -(coded & 1)
 
 
@@ -57,7 +57,7 @@ unzigzag = inlined(decode_zigzag)
 
 @inlined
 def read_varint(data: U8, at: int, end: int) -> tuple[int, int]:
-    """The number of 64 bits that begins at `at`, and where it ends: -1 when there is no such number before `end`."""
+    """Returns the 64-bit number that begins at `at`, and where it ends; -1 if it does not end before `end`."""
     value, shift = np.uint64(0), np.uint64(0)
     while at < end and shift < np.uint64(64):
         byte = data[at]
@@ -74,7 +74,7 @@ def read_varint(data: U8, at: int, end: int) -> tuple[int, int]:
 
 @inlined
 def varint_size(number: int) -> int:
-    """How many bytes a number takes that is not negative."""
+    """Returns how many bytes a number takes that is not negative."""
     size = 1
     while number > 127:
         number >>= 7
@@ -84,7 +84,7 @@ def varint_size(number: int) -> int:
 
 @inlined
 def write_varint(out: U8, at: int, number: int) -> int:
-    """Write a number that is not negative; returns where it ends."""
+    """Write a number that is not negative; returns the end position."""
     while number > 127:
         out[at] = number & 127 | 128
         number >>= 7

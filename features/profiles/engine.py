@@ -1,6 +1,10 @@
-"""The kernel with its buffers: what stream, training, replay and scoring call.
+"""The kernel with its buffers, as stream, training, replay and scoring use it.
 
-An engine is not thread-safe: it reuses its scratch. Each process, and each thread, makes its own.
+    engine = FeatureEngine()                          compiles the catalogue into a plan
+    engine.apply(0, events, rows, states, slots)      new packed profiles of entity 0, and slots
+    engine.fill_vectors(rows, presence, ...)          vectors from packed profiles
+
+An engine is not thread-safe, since it reuses its scratch. Each process and each thread needs its own.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from numpy.typing import NDArray
 from paywarden.features import kernel
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.catalogue.entity import Catalogue
-from paywarden.features.kernel.batches import SLOT
+from paywarden.features.kernel.batches import SLOT, EventResults, Events, PackedProfiles
 from paywarden.features.kernel.frame import Frame
 from paywarden.features.kernel.plan_schema import entity_section
 from paywarden.features.profiles.plan import Plan, compile_plan
@@ -25,56 +29,31 @@ from paywarden.features.profiles.shape import Shape, decode_shape, numbers_of, s
 from paywarden.features.stores.base import RECORD_BYTES_MAX
 from paywarden.schemas.errors import Misconfigured
 
+__all__ = ["AppliedEvents", "Events", "FeatureEngine", "UnreadableProfile"]
+
 _WRONG = {
     kernel.WRONG_VERSION: f"it is not of layout version {kernel.LAYOUT_VERSION}",
     kernel.DAMAGED: "it is damaged",
     kernel.TOO_MANY_SOURCES: f"it has more than {kernel.SOURCES_MAX} source partitions",
 }
-# Of the arrays that `bind` is given, in their order.
+# The types of the arrays that `bind` takes, in their order.
 _BOUND_TYPES = (np.int64, np.uint8, np.uint8, np.int64, np.float32)
-# What a new tile in every table may add to a profile on average; where it is not enough, room is doubled.
+# The bytes that an event adds to a profile on average, with a new tile in every table. If the room is too small, the
+# engine doubles it and tries again.
 _BYTES_PER_EVENT = 100
 
 
 class UnreadableProfile(Misconfigured):
-    """A stored profile cannot be used; the message says why, not whose it is."""
-
-
-@dataclass(frozen=True)
-class Events:
-    """Events of one kind of entity, grouped by entity: group g is rows groups[g] to groups[g + 1].
-
-    All columns have shape (events,). `payment` is the row of the event's payment among the attributes; `row` is where
-    the vector's slots of an event go, -1 for nowhere; `source` is -1 for events that are not checked for having been
-    applied before.
-    """
-
-    groups: NDArray[np.int64]
-    kind: NDArray[np.uint8]
-    payment: NDArray[np.int64]
-    weight: NDArray[np.int64]
-    source: NDArray[np.int64]
-    offset: NDArray[np.int64]
-    row: NDArray[np.int64]
-
-    def of_groups(self, wanted: slice) -> Events:
-        """The events of a run of groups; they share memory."""
-        groups = self.groups[wanted.start : wanted.stop + 1]
-        rows = slice(int(groups[0]), int(groups[-1]))
-        return Events(
-            groups=groups - groups[0],
-            kind=self.kind[rows],
-            payment=self.payment[rows],
-            weight=self.weight[rows],
-            source=self.source[rows],
-            offset=self.offset[rows],
-            row=self.row[rows],
-        )
+    """A stored profile cannot be used. The message says why, and does not name the entity's id."""
 
 
 @dataclass(frozen=True)
 class AppliedEvents:
-    """`states` are the new packed profiles, one a group; `applied` is 1 for each event that was news."""
+    """The result of `apply`.
+
+    `states` holds the new packed profile of each group. `applied`, shape (events,), is 1 for each event that the
+    profile did not contain yet. `late` counts the events that came too late for at least one table.
+    """
 
     states: list[bytes]
     applied: NDArray[np.uint8]
@@ -82,9 +61,10 @@ class AppliedEvents:
 
 
 class FeatureEngine:
-    """A compiled catalogue, ready to work.
+    """A compiled catalogue with its buffers.
 
-    A profile written under another catalogue is migrated where it is read: what both catalogues keep goes over.
+    When an engine reads a profile written under another catalogue, it migrates the profile: the measures that both
+    catalogues keep go over.
     """
 
     def __init__(self, catalogue: Catalogue = CATALOGUE) -> None:
@@ -107,13 +87,13 @@ class FeatureEngine:
         self._translations: dict[tuple[int, bytes], tuple[Shape, NDArray[np.int64]]] = {}
 
     def clone_for_thread(self) -> FeatureEngine:
-        """An engine of the same catalogue for another thread: it shares nothing that is written to."""
+        """Returns an engine of the same catalogue for another thread. The two share nothing that is written to."""
         other = copy.copy(self)
         other._make_scratch()
         return other
 
     def new_slots(self, row_count: int) -> NDArray[np.float64]:
-        """Room for roll-up results, shape (row_count, slots), everything missing."""
+        """Returns slots for roll-up results, shape (row_count, slots), all NaN."""
         return np.full((row_count, self.plan.slot_count), np.nan)
 
     def apply(
@@ -124,10 +104,10 @@ class FeatureEngine:
         states: Sequence[bytes | None],
         slots: NDArray[np.float64],
     ) -> AppliedEvents:
-        """New profiles of one kind of entity from its events; `slots` rows are filled as events ask.
+        """Returns one kind of entity's profiles after their events, and fills rows of `slots` as `events.row` says.
 
-        `attributes`: rows of the payments the events are of, shape (rows, ATTRIBUTE_COUNT). `states`: the packed
-        profile of each group, None when unknown. Raises UnreadableProfile.
+        `attributes` holds the rows of the events' payments, shape (rows, ATTRIBUTE_COUNT). `states` holds the packed
+        profile of each group, None for an unknown entity. Raises UnreadableProfile.
         """
         current = list(states)
         room = sum(len(state) for state in states if state is not None) * 2 + _BYTES_PER_EVENT * len(events.kind)
@@ -140,7 +120,7 @@ class FeatureEngine:
             if reason == kernel.NO_ROOM:
                 room *= 2
             elif reason == kernel.WRONG_DIGEST:
-                # All of them at once: after a change of the catalogue there is rarely one alone.
+                # Migrate all profiles at once: after a change of the catalogue, most of them need it.
                 current = [state and self.migrated(entity, state) for state in current]
             else:
                 raise self._unreadable(reason, entity)
@@ -156,17 +136,23 @@ class FeatureEngine:
     ) -> tuple[int, AppliedEvents | None]:
         bounds = np.zeros(len(states) + 1, dtype=np.int64)
         np.cumsum([0 if state is None else len(state) for state in states], out=bounds[1:])
-        # Of a bytearray, because an array over bytes is read-only: to numba another type, compiled apart.
+        # An array over `bytes` would be read-only, which numba compiles separately. Hence the bytearray.
         packed = np.frombuffer(bytearray().join(state for state in states if state is not None), dtype=np.uint8)
         out = np.empty(room, dtype=np.uint8)
         out_bounds = np.zeros(len(states) + 1, dtype=np.int64)
         applied = np.zeros(len(events.kind), dtype=np.uint8)
         late = np.zeros(1, dtype=np.int64)
+        results = EventResults(PackedProfiles(out, out_bounds), applied, late)
         status = kernel.apply_events(
-            self.plan.words, entity, packed, bounds, events.groups, events.kind, events.payment, events.weight,
-            events.source, events.offset, events.row, attributes, self._words, slots, out, out_bounds,
-            applied, late,
-        )  # fmt: skip
+            self.plan.words,
+            entity,
+            PackedProfiles(packed, bounds),
+            events,
+            attributes,
+            self._words,
+            slots,
+            results,
+        )
         if status != kernel.OK:
             return status, None
         ends = out_bounds.tolist()
@@ -174,7 +160,7 @@ class FeatureEngine:
         return status, AppliedEvents([buffer[a:b] for a, b in itertools.pairwise(ends)], applied, int(late[0]))
 
     def vectors_of_slots(self, attributes: NDArray[np.int64], slots: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Vectors from filled slots. `attributes`: (rows, ATTRIBUTE_COUNT). Result: (rows, features)."""
+        """Returns vectors, shape (rows, features), from filled slots. `attributes`: shape (rows, ATTRIBUTE_COUNT)."""
         out = np.empty((len(attributes), self.plan.feature_count), dtype=np.float32)
         kernel.assemble_rows(self.plan.words, attributes, slots, self._values, out)
         return out
@@ -187,9 +173,9 @@ class FeatureEngine:
         bounds: NDArray[np.int64],
         out: NDArray[np.float32],
     ) -> None:
-        """Vectors from packed profiles; see kernel.fill_vectors for the shapes. Raises UnreadableProfile.
+        """Fill `out` with vectors from packed profiles. kernel.fill_vectors has the shapes. Raises UnreadableProfile.
 
-        All arrays are C-contiguous and writable, as `warm_up` has them: others would be compiled for first.
+        All arrays must be C-contiguous and writable, as in `warm_up`. Other arrays would trigger a compilation.
         """
         status = kernel.fill_vectors(
             self.plan.words, attributes, presence, states, bounds, self._words, self._values, out
@@ -208,18 +194,18 @@ class FeatureEngine:
         bounds: NDArray[np.int64],
         out: NDArray[np.float32],
     ) -> Callable[[int], None]:
-        """A call that does `fill_vectors` of the first so many payments, with what these arrays hold by then.
+        """Returns a function that runs `fill_vectors` for the first `rows` payments of these arrays.
 
-        For a caller whose arrays stay: looking at them takes as long as the work. They are kept alive. The call
-        raises UnreadableProfile.
+        It is for a caller that always uses the same arrays: inspecting them takes as long as the work itself. The
+        function uses their content at the time of the call, keeps them alive, and raises UnreadableProfile.
         """
         entities, rows_max = self.plan.entity_count, len(attributes)
         assert attributes.shape == (rows_max, kernel.ATTRIBUTE_COUNT)
         assert out.shape == (rows_max, self.plan.feature_count)
         assert len(presence) >= rows_max * entities
         assert len(bounds) > rows_max * entities
-        given: tuple[NDArray[Any], ...] = (attributes, presence, states, bounds, out)
-        for array, kind in zip(given, _BOUND_TYPES, strict=True):
+        bound: tuple[NDArray[Any], ...] = (attributes, presence, states, bounds, out)
+        for array, kind in zip(bound, _BOUND_TYPES, strict=True):
             assert array.dtype == kind
         arrays: dict[str, NDArray[Any]] = {
             "plan": self.plan.words,
@@ -237,7 +223,7 @@ class FeatureEngine:
         def fill(rows: int) -> None:
             assert 0 <= rows <= rows_max
             if kernel.fill_bound_vectors(frame_at, rows) != kernel.OK:
-                # Rare: the same again tells what is wrong, and migrates what can be. Naming the frame keeps it alive.
+                # Rare. The unbound call migrates profiles, or says what is wrong. The assertion keeps the frame alive.
                 assert frame.address == frame_at
                 items = rows * entities
                 self.fill_vectors(attributes[:rows], presence[:items], states, bounds[: items + 1], out[:rows])
@@ -245,17 +231,17 @@ class FeatureEngine:
         return fill
 
     def migrated(self, entity: int, state: bytes) -> bytes:
-        """A packed profile as this catalogue would have it; one that is its own already comes back as it is.
+        """Returns a packed profile in the shape of this catalogue. A profile of this shape is returned unchanged.
 
-        Raises UnreadableProfile when it is of another layout version, or damaged.
+        Raises UnreadableProfile for another layout version or a damaged profile.
         """
         if not state or state[0] != kernel.LAYOUT_VERSION:
             raise self._unreadable(kernel.WRONG_VERSION, entity)
         try:
-            found = self._translation(entity, *shape_of(state))
-            if found is None:
+            shape_and_steps = self._translation(entity, *shape_of(state))
+            if shape_and_steps is None:
                 return state
-            shape, steps = found
+            shape, steps = shape_and_steps
             numbers = numbers_of(state, shape)
         except Misconfigured:
             raise self._unreadable(kernel.DAMAGED, entity) from None
@@ -266,7 +252,7 @@ class FeatureEngine:
         return out[:size].tobytes()
 
     def _translation(self, entity: int, digest: bytes, encoded: bytes) -> tuple[Shape, NDArray[np.int64]] | None:
-        """What shape profiles have, and how they become this catalogue's; None when they are."""
+        """Returns the shape of a profile and its translation to this catalogue's shape; None if it has that shape."""
         plan = self.plan
         if int.from_bytes(digest, "little") == entity_section(plan.words, entity).digest:
             return None
@@ -280,7 +266,7 @@ class FeatureEngine:
     def _all_migrated(
         self, presence: NDArray[np.uint8], states: NDArray[np.uint8], bounds: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The same states and bounds with every profile in this catalogue's shape."""
+        """Returns the states and bounds with every profile in this catalogue's shape."""
         parts = []
         for item, (start, end) in enumerate(itertools.pairwise(bounds[: len(presence) + 1].tolist())):
             is_known = presence[item] == kernel.KNOWN
@@ -291,7 +277,7 @@ class FeatureEngine:
         return np.frombuffer(bytearray().join(parts), dtype=np.uint8), ends
 
     def warm_up(self) -> None:
-        """Load or compile everything, so that no later call pauses for it."""
+        """Load or compile all compiled code, so that no later call pauses for it."""
         one, none = np.ones(1, dtype=np.int64), np.full(1, -1, dtype=np.int64)
         slots = self.new_slots(1)
         first = np.zeros(1, dtype=np.int64)
@@ -307,7 +293,7 @@ class FeatureEngine:
         states = np.frombuffer(bytearray(state), dtype=np.uint8)
         self.fill_vectors(attributes, presence, states, bounds, out)
         self.bind(attributes, presence, states, bounds, out)(1)
-        # As if it were of another shape: its own, under another digest.
+        # A profile of this shape under another digest looks like one of another shape.
         self.migrated(0, state[:1] + bytes(byte ^ 255 for byte in state[1:5]) + state[5:])
 
     def _unreadable(self, reason: int, entity: int) -> UnreadableProfile:

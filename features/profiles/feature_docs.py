@@ -1,4 +1,8 @@
-"""The catalogue as a table for people: what each feature means, and how large each entity's profiles are."""
+"""The catalogue as a table: what each feature means, and how large each entity's profiles are.
+
+feature        entity  window  hop  unit      meaning                                         missing when
+card_count_1d  card    1d      1h   payments  number of the card's payments in the last 1d    never
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,15 @@ _COLUMNS = ("feature", "entity", "window", "hop", "unit", "meaning", "missing wh
 
 
 _WINDOWS = (
-    "A window is made of tiles of one hop and holds every tile it touches, so it reaches back up to one hop further "
-    "than it is long. A window that ended a while ago is exactly as long as it says, and ended up to one hop earlier. "
-    "A payment counts itself only where its feature says so."
+    "Time is cut into tiles, each one hop long. A window holds every tile it touches, so it may reach up to one hop "
+    "further back than its length. A window that ended some time ago is exactly as long as stated, and ended up to one "
+    "hop earlier than stated. A payment counts itself only where its feature says so."
 )
 
 
 @dataclass(frozen=True)
 class ListedFeature:
-    """One feature. `entity` is empty for what is of the payment itself, `window` and `hop` for what has none."""
+    """One feature. `entity` is empty for a feature of the payment itself, `window` and `hop` without a window."""
 
     name: str
     entity: str
@@ -37,7 +41,7 @@ class ListedFeature:
 
 @dataclass(frozen=True)
 class ListedEntity:
-    """One kind of entity. Sizes are of a packed profile in the store: after one payment, and at the very most."""
+    """One kind of entity. The sizes are those of a packed profile in the store: after one payment, and at most."""
 
     name: str
     key: str
@@ -49,18 +53,18 @@ class ListedEntity:
 
 @dataclass(frozen=True)
 class Listing:
-    """The whole catalogue. `digest` is what bundles are bound to."""
+    """The whole catalogue. A bundle serves only with the catalogue `digest` that it was trained with."""
 
     digest: str
     entities: tuple[ListedEntity, ...]
     features: tuple[ListedFeature, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """Returns the listing for JSON."""
         return asdict(self)
 
     def to_text(self) -> str:
-        """Aligned columns for a terminal."""
+        """Returns aligned columns for a terminal."""
         rows = [_COLUMNS, *(_cells(feature) for feature in self.features)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -68,7 +72,7 @@ class Listing:
         return "\n".join([*lines, "", *(_sentence(entity) for entity in self.entities), f"catalogue {self.digest}"])
 
     def to_markdown(self) -> str:
-        """The page that documents the catalogue."""
+        """Returns the page docs/reference/features.md."""
         lines = [
             "# Features",
             "",
@@ -84,7 +88,7 @@ class Listing:
 
 
 def listing_of(catalogue: Catalogue, engine: FeatureEngine) -> Listing:
-    """`engine` is the catalogue's own. Runs one payment through it to see what a profile takes."""
+    """Returns the listing of a catalogue. `engine` is of that catalogue; it measures the size of profiles."""
     plan = engine.plan
     entities = tuple(
         ListedEntity(
@@ -101,14 +105,14 @@ def listing_of(catalogue: Catalogue, engine: FeatureEngine) -> Listing:
 
 
 def listed_features(catalogue: Catalogue) -> tuple[ListedFeature, ...]:
-    """What each feature means, in the order of the vector."""
+    """Returns the meaning of each feature, in the order of the vector."""
     return tuple(
         ListedFeature(f.name, f.entity, f.window, _hops(f), f.unit, f.meaning, f.missing) for f in catalogue.features
     )
 
 
 def _hops(feature: Feature) -> str:
-    """The tiles its windows are made of: a window reaches back up to one hop further than it is long."""
+    """Returns the hops of a feature's windows: "1h", or "1h : 1d" for two windows."""
     windows = [stored.window for stored in stored_values(feature.value) if isinstance(stored, WindowedMeasure)]
     return " : ".join(dict.fromkeys(in_units(window.hop_ms) for window in windows))
 
@@ -130,6 +134,6 @@ def _bytes_after_one_payment(engine: FeatureEngine, entity: int) -> int:
     one, none, first = np.ones(1, np.int64), np.full(1, -1, np.int64), np.zeros(1, np.int64)
     events = Events(np.array([0, 1]), np.zeros(1, np.uint8), first, one, first, one, none)
     attributes = np.full((1, kernel.ATTRIBUTE_COUNT), 10_000, dtype=np.int64)
-    # A time of today, whose tile numbers are as long as they will be.
+    # A time in 2025: tile numbers have as many bytes as in the coming years.
     attributes[0, kernel.TIME_MS] = 1_764_000_000_000
     return len(engine.apply(entity, events, attributes, [None], engine.new_slots(0)).states[0])

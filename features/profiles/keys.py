@@ -1,4 +1,8 @@
-"""Which entity a payment belongs to: the store key of a profile, from the payment's own fields."""
+"""The store key of an entity's profile, from the ids in a payment.
+
+entity_key("card", ["C1"])                      b"card:C1"
+entity_key("card_merchant", ["C1", "M7"])       b"card_merchant:C1\\x1fM7"
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,15 @@ from collections.abc import Sequence
 from paywarden.features.stores.base import KEY_BYTES_MAX
 from paywarden.schemas.errors import InvalidEvent
 
-# Between the ids of a combination: the character that ASCII has for it. No id may hold it.
+# Stands between the ids of a combination. It is ASCII's unit separator; no id may contain it.
 SEPARATOR = "\x1f"
 
 
 def entity_key(entity: str, ids: Sequence[str]) -> bytes:
-    """The store key: `entity:id`, of a combination the ids with SEPARATOR between them.
+    """Returns the store key: `entity:id`. For a combination, SEPARATOR stands between the ids.
 
-    Two ids may be longer together than a key can be: a digest stands for them then. A single id is never replaced.
-    Raises InvalidEvent when an id of a combination holds SEPARATOR.
+    If the ids of a combination are too long for a key, a digest replaces them. A single id is never replaced.
+    Raises InvalidEvent if an id of a combination contains SEPARATOR.
     """
     if len(ids) == 1:
         return f"{entity}:{ids[0]}".encode()

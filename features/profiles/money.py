@@ -1,8 +1,9 @@
-"""Amounts in one currency: minor units of any currency to minor units of the reference currency (EUR).
+"""Converts amounts in minor units of any currency to minor units of the reference currency (EUR).
 
-Features compare amounts, so they need one unit. Rates are dated: a payment is converted at the rate of its
-own time, so the same payment gives the same integer today and in a replay next year. The table that comes
-with the package is a round-figures example; a deployment points `rates` at its treasury's file.
+Features compare amounts, so they need one unit. Rates have dates: a payment is converted at the rate of its own time.
+Therefore the same payment gives the same integer today and in a replay next year. The table in the package is an
+example with round figures; a deployment points `rates` at the file of its treasury. For example, with a rate of 0.92
+EUR for 1 USD, 1999 cents of USD are 1839 cents of EUR (1839.08 rounded).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _RATE_MAX = 50 * RATE_SCALE
 
 _COLUMNS = ["currency", "minor_digits", "valid_from", "reference_per_unit"]
 _CURRENCY = re.compile(PATTERNS[Form.CURRENCY])
-# ISO 4217 knows no other.
+# ISO 4217 has no others.
 _MINOR_DIGITS = ("0", "2", "3", "4")
 
 
@@ -43,7 +44,7 @@ class RateTable:
         self.currencies = frozenset(rates)
 
     def dated(self) -> list[tuple[str, list[tuple[int, int]]]]:
-        """Each currency with its (valid from, epoch ms; scaled rate) pairs, both in ascending order."""
+        """Returns each currency with its (valid from, epoch ms; scaled rate) pairs, both in ascending order."""
         return [
             (currency, list(zip(self._times[currency], self._rates[currency], strict=True)))
             for currency in sorted(self.currencies)
@@ -51,17 +52,17 @@ class RateTable:
 
     @property
     def rate_max(self) -> int:
-        """The largest scaled rate there is; 0 for a table without any."""
+        """Returns the largest scaled rate; 0 for an empty table."""
         return max((rate for rates in self._rates.values() for rate in rates), default=0)
 
     @property
     def reference_currency(self) -> str:
-        """The currency amounts are converted to: the one whose rate is always 1; empty if that is not just one."""
+        """Returns the reference currency: the only one whose rate is always 1. Empty if there is not exactly one."""
         unconverted = [name for name, rates in self._rates.items() if set(rates) == {RATE_SCALE}]
         return unconverted[0] if len(unconverted) == 1 else ""
 
     def convert(self, amount_minor: int, currency: str, time_ms: int) -> int:
-        """The amount in reference minor units, halves rounded up. InvalidEvent for an unknown currency."""
+        """Returns the amount in reference minor units, halves rounded up. InvalidEvent for an unknown currency."""
         times = self._times.get(currency)
         if times is None:
             raise InvalidEvent("not a currency there is a rate for", field="currency")
@@ -76,7 +77,7 @@ class RateTable:
         currency_names: Sequence[str],
         time_ms: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """`convert` for columns, shape (rows,) each; `currency_code` indexes `currency_names`.
+        """Run `convert` for columns, shape (rows,) each; `currency_code` indexes `currency_names`.
 
         Raises InvalidEvent for an unknown currency, and for an amount over AMOUNT_MINOR_MAX, which could overflow.
         """
@@ -96,12 +97,12 @@ class RateTable:
 
 
 def is_currency_code(text: str) -> bool:
-    """Whether it has the form of an ISO 4217 alphabetic code: three capital letters."""
+    """Returns whether a text has the form of an ISO 4217 alphabetic code: three capital letters."""
     return _CURRENCY.fullmatch(text) is not None
 
 
 def load_rates(path: str = "") -> RateTable:
-    """The table in a CSV file, or the example that comes with the package. Misconfigured names the line."""
+    """Returns the table of a CSV file, or the package's example for an empty path. Misconfigured names the line."""
     if not path:
         text = resources.files("paywarden.features.profiles").joinpath("rates.csv").read_text(encoding="utf-8")
         return _parse(text.splitlines(), "rates.csv")
@@ -126,7 +127,7 @@ def _parse(lines: Iterable[str], name: str) -> RateTable:
             raise Misconfigured(f"{name}, line {reader.line_num}: {error}") from error
         dated = rates.setdefault(currency, {})
         if valid_from_ms in dated:
-            raise Misconfigured(f"{name}, line {reader.line_num}: {currency} has a rate from that time on already")
+            raise Misconfigured(f"{name}, line {reader.line_num}: {currency} already has a rate from that time on")
         dated[valid_from_ms] = rate
     if not rates:
         raise Misconfigured(f"{name}: it holds no rate")
@@ -134,9 +135,9 @@ def _parse(lines: Iterable[str], name: str) -> RateTable:
 
 
 def _parse_row(row: Mapping[str | None, str | None]) -> tuple[str, int, int]:
-    """(currency, valid from, scaled rate). Raises ValueError saying what is wrong."""
+    """Returns (currency, valid from, scaled rate). Raises ValueError that says what is wrong."""
     cells = [row[column] for column in _COLUMNS]
-    # A long row keeps what is over under the key None, a short one lacks cells.
+    # csv keeps the extra cells of a long row under the key None. A short row lacks cells.
     if None in row or None in cells:
         raise ValueError(f"wanted {len(_COLUMNS)} columns")
     currency, minor_digits, valid_from, per_unit = (cell or "" for cell in cells)

@@ -1,20 +1,20 @@
 """Compile a catalogue into the flat integer plan that the kernel interprets.
 
-The kernel takes one int64 array instead of a dozen small ones: numba's cost of a call grows with its
-arguments, and a scoring worker makes one call a payment. The plan is a head, which says where the parts are, and
+The kernel takes one int64 array instead of a dozen small ones: the cost of a call into compiled code grows with its
+arguments, and a scoring worker makes one call a payment. The plan has a head, which says where the parts are, and
 
     entity      its digest and shape; its tables and memories; where its slots and its profile's sections are
     table       one per hop and kind of event: the hop, how many tiles are kept, and the columns of a row
     column      measure, condition, attribute, and where in a profile's words it starts
     group       windows that start at the same age, the ages at which they end, and the results they share
-    result      a column reduced in one way, and which slot it becomes at which of those ages
-    memory      the attribute and how many values; what is asked of it, and the slots for the answers
+    result      one reduction of a column, and its slot for each of those ages
+    memory      the attribute and the number of values; the questions, and the slots for the answers
     conditions  attribute, operator, value
     program     operations on slots, attributes and earlier results
-    features    the value each feature is
+    features    the number of each feature's value
 
 features/kernel/plan_schema.py describes each section.
-Values are slots (roll-up results, grouped by entity), then program results.
+The values are the slots (roll-up results, grouped by entity), followed by the results of the program.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ RECENCIES = tuple(Recency)
 REDUCTIONS = tuple(Reduction)
 RECOLLECTIONS = tuple(Recollection)
 OPERATIONS = tuple(Operation)
-# Recency and memories see past any window. A store that forgot a card once its windows are empty would call it new
-# where a replay, which forgets nothing, does not; an entity that was idle for over a year may as well be new.
+# Recency and memories look back beyond any window. If a store forgot a card when its windows are empty, live scoring
+# would call it new, but a replay, which forgets nothing, would not. After a year without payments both may call it new.
 RECENCY_REACH_MS = 400 * DAY_MS
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled catalogue. `words` is what the kernel reads; `digest` names the features and their order."""
+    """A compiled catalogue. The kernel reads `words`; `digest` changes with the features and their order."""
 
     words: NDArray[np.int64]
     names: tuple[str, ...]
@@ -78,7 +78,7 @@ class Plan:
     capacities: tuple[tuple[int, ...], ...]
     retention_ms: tuple[int, ...]
     attribute_columns: tuple[int, ...]
-    """Which attributes of a payment any feature asks for."""
+    """The attributes of a payment that any feature uses."""
 
     @property
     def feature_count(self) -> int:
@@ -89,22 +89,22 @@ class Plan:
         return len(self.entity_names)
 
     def ttl_s(self, entity: int) -> int:
-        """How long a store keeps a profile, from its last write. What expires by then no window or recency sees."""
+        """Returns how many seconds after its last write a store keeps a profile. No feature sees anything older."""
         return self.retention_ms[entity] // 1000 + DAY_MS // 1000
 
     def word_count(self, entity: int) -> int:
-        """Length of a profile in working form."""
+        """Returns the number of words of a profile in working form."""
         return plan_schema.entity_section(self.words, entity).word_count
 
     def number_count_max(self, entity: int) -> int:
-        """How many numbers a packed profile may hold."""
+        """Returns the largest count of numbers in a packed profile."""
         shape, capacities = self.shapes[entity], self.capacities[entity]
         rows = sum(table.width * capacity for table, capacity in zip(shape.tables, capacities, strict=True))
         remembered = sum(2 * capacity for _, capacity in shape.memories)
         return 4 + len(shape.tables) + len(shape.memories) + rows + remembered + 2 * kernel.SOURCES_MAX
 
     def profile_bytes_max(self, entity: int) -> int:
-        """How large a packed profile may become: every tile there, every number eight bytes wide."""
+        """Returns the largest size of a packed profile in bytes: all tiles present, every number eight bytes wide."""
         shape = self.shapes[entity]
         widths_size = (shape.stored_columns + 1) // 2
         return kernel.SHAPE_BYTES_AT + len(shape.encode()) + widths_size + 8 * self.number_count_max(entity)
@@ -130,7 +130,7 @@ class _Memory:
 
 @dataclass(frozen=True)
 class _Result:
-    """A column reduced in one way."""
+    """One reduction of a column."""
 
     reduction: Reduction
     column: Column
@@ -140,7 +140,7 @@ class _Result:
 
 
 class _Place(NamedTuple):
-    """Where a column, the tiles of its table and their number stand in a profile's words."""
+    """Where a column, the tiles of its table, and the table's length stand in a profile's words."""
 
     column_at: int
     tiles_at: int
@@ -149,7 +149,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Slots:
-    """Which slot holds which roll-up result, and where each entity's part starts and ends."""
+    """The slot of each roll-up result, and the first and last slot of each entity."""
 
     of: dict[Stored, int]
     bounds: list[tuple[int, int]]
@@ -157,7 +157,7 @@ class _Slots:
 
 
 def compile_plan(catalogue: Catalogue) -> Plan:
-    """Lay out tables, slots and program for a catalogue. Raises Misconfigured when it has too many conditions."""
+    """Returns the plan of a catalogue: tables, slots and program. Raises Misconfigured for too many conditions."""
     stored = list(dict.fromkeys(s for feature in catalogue.features for s in stored_values(feature.value)))
     names = [entity.name for entity in catalogue.entities]
     tables = [_tables([s for s in stored if isinstance(s, WindowedMeasure) and s.entity == name]) for name in names]
@@ -209,7 +209,7 @@ def compile_plan(catalogue: Catalogue) -> Plan:
 
 class _Words(list[int]):
     def reserve(self, kind: type[NamedTuple], count: int = 1) -> int:
-        """Room for `count` sections of a kind, 0 for now; returns where it starts."""
+        """Reserve room for `count` sections of a kind, filled with 0; returns where it starts."""
         return self.extend([0] * (len(kind._fields) * count))
 
     def put(self, at: int, section: NamedTuple) -> None:
@@ -224,7 +224,7 @@ class _Words(list[int]):
 
 
 def _tables(wanted: Sequence[WindowedMeasure]) -> list[_Table]:
-    """One table per hop and kind of event that the entity's features need, finest first, payments before labels."""
+    """Returns one table for each hop and kind of event, by ascending hop, payments before labels."""
     columns: dict[tuple[int, bool], set[Column]] = {}
     ages: dict[tuple[int, bool], int] = {}
     for item in wanted:
@@ -242,12 +242,12 @@ def _tables(wanted: Sequence[WindowedMeasure]) -> list[_Table]:
 
 
 def _table_of(item: WindowedMeasure) -> tuple[int, bool]:
-    """Hop and kind of the table that holds the column an item reduces."""
+    """Returns hop and kind of the table that holds the item's column."""
     return item.window.hop_ms, column_shape(item.column).is_label
 
 
 def _column_order(column: Column) -> tuple[int, ...]:
-    """By measure."""
+    """Returns the sort key of a column: its measure first."""
     asked = column.condition
     condition = () if asked is None else (asked.column, asked.operator, asked.value)
     return (MEASURES.index(column.measure), column.attribute, column.parts, *condition)
@@ -261,7 +261,7 @@ def _memories(wanted: Sequence[Remembered]) -> list[_Memory]:
 
 
 def _slots(names: Sequence[str], tables: Sequence[list[_Table]], memories: Sequence[list[_Memory]]) -> _Slots:
-    """Per entity: its windows, its memories, its recencies, which are always there."""
+    """Number the slots, entity by entity: windows, memories, recencies. Every entity has the recencies."""
     of: dict[Stored, int] = {}
     bounds, count = [], 0
     for name, mine, kept in zip(names, tables, memories, strict=True):
@@ -286,7 +286,7 @@ def _slot_parts(item: WindowedMeasure) -> int:
 
 
 def _conditions(tables: Sequence[list[_Table]]) -> list[Condition]:
-    """Each distinct question once, whatever the words it was asked in."""
+    """Returns each distinct condition once, whatever its text."""
     asked = {}
     for mine in tables:
         for table in mine:
@@ -312,7 +312,7 @@ class _EntityWriter:
         self._places: dict[tuple[int, Column], _Place] = {}
 
     def write(self, entity: int, shape: Shape, tables: list[_Table], memories: list[_Memory]) -> None:
-        """Once: a writer is for one entity."""
+        """Write the entity's sections. A writer is for one entity, so call this once."""
         words = self._words
         section_at = words.reserve(plan_schema.PlanEntity)
         tables_at = words.reserve(plan_schema.PlanTable, len(tables))
@@ -333,8 +333,8 @@ class _EntityWriter:
         for index, memory in enumerate(memories):
             self._write_memory(memories_at + index * plan_schema.MEMORY_SIZE, memory, at)
             at += 2 * memory.capacity
-        # The scratch holds the three times, a column on its way into the stored form, or where the windows of a
-        # group end.
+        # The scratch holds one of these: the three times, a column on its way into the stored form, or the rows at
+        # which the windows of a group end.
         columns = [table.capacity for table in tables] + [memory.capacity for memory in memories]
         scratch_size = max(3, self._bound_count, *columns)
         first, last = self._slots.bounds[entity]
@@ -413,12 +413,12 @@ class _EntityWriter:
         words = self._words
         hop_ms = table.shape.hop_ms
         windows = sorted(windows, key=lambda item: item.window.oldest_age)
-        # Zeros where the reduction asks for no such column.
+        # Zeros if the reduction uses no such column.
         beside, summed_at, weights_at = _Place(0, 0, 0), 0, 0
         if result.beside is not None:
             beside = self._places[hop_ms, result.beside]
         if result.summed is not None:
-            assert result.summed in table.columns, "what is added up stands beside what is counted"
+            assert result.summed in table.columns, "the summed column must be in the table of the counted column"
             summed_at = self._places[hop_ms, result.summed].column_at
         if result.half_life_ms:
             weights_at = words.extend(_weights(hop_ms, result.half_life_ms, windows[-1].window.oldest_age))
@@ -465,12 +465,12 @@ def _result_order(result: _Result) -> tuple[int, ...]:
 
 
 def _weights(hop_ms: int, half_life_ms: int, oldest_age: int) -> list[int]:
-    """What a tile of each age counts, in units of 1 / DECAY_ONE."""
+    """Returns the weight of a tile of each age, in units of 1 / DECAY_ONE."""
     return [round(kernel.DECAY_ONE * 0.5 ** (age * hop_ms / half_life_ms)) for age in range(oldest_age + 1)]
 
 
 def _program(words: _Words, catalogue: Catalogue, slots: _Slots) -> tuple[list[plan_schema.PlanOperation], list[int]]:
-    """Every operation once, in an order in which operands come first; and which value each feature is."""
+    """Returns every operation once, operands first, and the number of each feature's value."""
     program: dict[Derived, int] = {}
     operations: list[plan_schema.PlanOperation] = []
     value_of: dict[str, int] = {}
@@ -500,13 +500,13 @@ def _program(words: _Words, catalogue: Catalogue, slots: _Slots) -> tuple[list[p
 
 
 def _by_code(codes: Sequence[int]) -> list[int]:
-    """Codes in ascending order, then the place that each was listed at."""
+    """Returns the codes in ascending order, then the position of each in the list."""
     places = sorted(range(len(codes)), key=codes.__getitem__)
     return [codes[place] for place in places] + places
 
 
 def _retention_ms(stored: Sequence[Stored], entity: str, tables: list[_Table]) -> int:
-    """How long after its newest event a profile can still be seen by a feature."""
+    """Returns for how many ms after its newest event a profile can still affect a feature."""
     windows_ms = max((table.shape.hop_ms * table.capacity for table in tables), default=0)
     sees_further = any(isinstance(s, EntityRecency | Remembered) and s.entity == entity for s in stored)
     return max(windows_ms, RECENCY_REACH_MS) if sees_further else windows_ms
@@ -537,7 +537,7 @@ def _derived(value: Expression) -> list[Derived]:
 
 
 def _digest_of(catalogue: Catalogue) -> str:
-    """16 hex digits that change when any feature, or the order of them, changes."""
+    """Returns 16 hex digits that change with any feature and with the order of the features."""
     entities = [[entity.name, *entity.keys] for entity in catalogue.entities]
     features = [[feature.name, _described(feature.value)] for feature in catalogue.features]
     text = json.dumps([entities, features], sort_keys=True, default=lambda item: item.value)
@@ -548,6 +548,6 @@ def _described(value: Expression) -> object:
     if isinstance(value, str):
         return value
     if isinstance(value, Derived):
-        # An operation must not look like a feature that has its name.
+        # An operation must not look like a feature of the same name.
         return {value.operation.value: [[_described(operand) for operand in value.operands], value.numbers]}
     return asdict(value)

@@ -1,13 +1,15 @@
-"""The shape of an entity's profiles: which hops, measures and memories their numbers stand for.
+"""The shape of an entity's profiles: the hops, measures and memories that their numbers stand for.
 
-Every packed profile carries its shape, some forty bytes, so that it can be read when the catalogue has changed:
-what both have goes over, what only the old one has is dropped, what only the new one has starts empty. A shape is
-varints (features/kernel/varint.py):
+Every packed profile carries its shape, about forty bytes. After a change of the catalogue the profile can still be
+read: shared measures go over, old ones are dropped, and new ones start empty. A shape consists of varints
+(features/kernel/varint.py):
 
     table count, and for each: hop in seconds, column count, columns
     column      4 x measure, + 2 if it counts an attribute, + 1 if it has a condition;
                 then attribute and parts; then the condition's attribute, operator and value
     memory count, and for each: attribute, capacity
+
+For example, 01 90 1C 01 00 00 is one table with a hop of 3600 s and one column, the count, and no memory.
 """
 
 from __future__ import annotations
@@ -28,16 +30,16 @@ from paywarden.features.stores.base import RECORD_BYTES_MAX
 from paywarden.schemas.errors import Misconfigured
 
 MEASURES = tuple(Measure)
-# The widest column there is counts in 32 words: a shape that says more is damaged, and its rows could overflow.
+# The widest column has 32 words. A shape with more than 64 is damaged, and its rows could overflow.
 _PARTS_MAX = 64
-# A catalogue is refused when a profile with all its numbers eight bytes wide is more than a store's record takes.
+# The engine refuses a catalogue whose largest profile, with numbers of eight bytes, exceeds a store's record.
 _NUMBERS_MAX = RECORD_BYTES_MAX // 8
 _DAMAGED = "it is damaged"
 
 
 @dataclass(frozen=True)
 class ColumnShape:
-    """One column of a table: everything that two columns must agree in to mean the same."""
+    """One column of a table. Two equal shapes mean the same."""
 
     measure: int
     attribute: int
@@ -53,7 +55,7 @@ class ColumnShape:
 class TableShape:
     """A table's hop and columns.
 
-    `offsets` are the places of the columns in a row, whose first word is the tile; `width` is the row's length.
+    `offsets` are the places of the columns in a row; the first word is the tile. `width` is the length of the row.
     """
 
     hop_ms: int
@@ -61,7 +63,7 @@ class TableShape:
 
     @property
     def is_label(self) -> bool:
-        """Whether labels change it, and not payments: never both."""
+        """Whether labels change it. Otherwise payments do; never both."""
         return any(column.is_label for column in self.columns)
 
     @property
@@ -78,23 +80,23 @@ class TableShape:
 
 @dataclass(frozen=True)
 class Shape:
-    """Tables by ascending hop, of payments before of labels, and memories as (attribute, capacity)."""
+    """Tables by ascending hop, payments before labels, and memories as (attribute, capacity)."""
 
     tables: tuple[TableShape, ...]
     memories: tuple[tuple[int, int], ...]
 
     @property
     def stored_columns(self) -> int:
-        """How many columns a packed profile has: each of its words is one."""
+        """Returns the number of columns of a packed profile. Each word of a row is one column."""
         return kernel.FIXED_COLUMNS + sum(table.width for table in self.tables) + 2 * len(self.memories)
 
     def digest(self, capacities: Sequence[int]) -> int:
-        """32 bits that change with the shape, and with how many tiles each table keeps."""
+        """Returns 32 bits that change with the shape and with the number of tiles that each table keeps."""
         text = self.encode() + b"".join(capacity.to_bytes(4, "little") for capacity in capacities)
         return int.from_bytes(hashlib.sha256(text).digest()[:4], "little")
 
     def encode(self) -> bytes:
-        """As it stands in a packed profile."""
+        """Returns the bytes that a packed profile carries."""
         numbers = [len(self.tables)]
         for table in self.tables:
             numbers += [table.hop_ms // SECOND_MS, len(table.columns)]
@@ -110,14 +112,14 @@ class Shape:
 
 
 def column_shape(column: Column) -> ColumnShape:
-    """The shape of a declared column."""
+    """Returns the shape of a column of the catalogue."""
     condition = column.condition
     asked = None if condition is None else (condition.column, condition.operator, condition.value)
     return ColumnShape(MEASURES.index(column.measure), column.attribute, column.parts, asked)
 
 
 def shape_of(state: bytes) -> tuple[bytes, bytes]:
-    """The digest and the shape that a packed profile carries, as bytes. Raises Misconfigured when it has none."""
+    """Returns the bytes of a packed profile's digest and shape. Raises Misconfigured if it is too short for them."""
     start = kernel.SHAPE_BYTES_AT
     size = int.from_bytes(state[start - 2 : start], "little")
     if len(state) < start + size:
@@ -126,7 +128,7 @@ def shape_of(state: bytes) -> tuple[bytes, bytes]:
 
 
 def decode_shape(data: bytes) -> Shape:
-    """The shape that `encode` wrote. Raises Misconfigured when these bytes are none."""
+    """Returns the shape that `encode` wrote. Raises Misconfigured for other bytes."""
     try:
         numbers = iter([*decode_varints(data)])
         tables = tuple(_decode_table(numbers) for _ in range(next(numbers)))
@@ -143,7 +145,7 @@ def decode_shape(data: bytes) -> Shape:
 
 
 def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
-    """The numbers of a packed profile of that shape, as `kernel.decode` gives them. Raises Misconfigured."""
+    """Returns the numbers of a packed profile of that shape, in the order of `kernel.decode`. Raises Misconfigured."""
     data = np.frombuffer(bytearray(state), dtype=np.uint8)
     widths = np.array([table.width for table in shape.tables], dtype=np.int64)
     numbers = np.empty(_NUMBERS_MAX, dtype=np.int64)
@@ -155,7 +157,7 @@ def numbers_of(state: bytes, shape: Shape) -> NDArray[np.int64]:
 
 
 def translation(old: Shape, new: Shape) -> NDArray[np.int64]:
-    """How the numbers of an old profile become those of a new one: see `kernel.migrate` for the layout."""
+    """Returns how an old profile's numbers become a new one's. `kernel.migrate` has the layout."""
     steps = [len(old.tables), len(old.memories)]
     tables = {(table.hop_ms, table.is_label): index for index, table in enumerate(new.tables)}
     for table in old.tables:
@@ -169,7 +171,7 @@ def translation(old: Shape, new: Shape) -> NDArray[np.int64]:
 
 
 def _moves(old: TableShape, new: TableShape) -> list[Move]:
-    """Of every word that both tables have."""
+    """Returns a move for every word that both tables have."""
     places = dict(zip(new.columns, new.offsets, strict=True))
     return [
         Move(offset + part, places[column] + part, int(column.is_label))
@@ -180,7 +182,7 @@ def _moves(old: TableShape, new: TableShape) -> list[Move]:
 
 
 def _memory_targets(old: Shape, new: Shape) -> list[int]:
-    """The new memory that each old one becomes: of the same attribute, and of the same capacity if there is one."""
+    """Returns the new memory of each old one: of the same attribute, and of the same capacity if there is one."""
     targets = []
     for attribute, capacity in old.memories:
         same = [i for i, (other, _) in enumerate(new.memories) if other == attribute]

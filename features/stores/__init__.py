@@ -1,1 +1,1 @@
-"""Where profiles are kept: one port, with implementations in memory, in LMDB and in Aerospike."""
+"""Stores of profiles: one interface, with implementations in memory, in LMDB and in Aerospike."""

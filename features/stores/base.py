@@ -1,20 +1,20 @@
-"""Where profiles are kept: the port that the pipeline writes through, and what every store agrees on.
+"""The interface through which the pipeline stores profiles, and the rules that every store keeps.
 
-A key is `entity:id` in bytes, as on the profiles topic: the entity is the part before the first colon, the id
-is the rest and may hold anything, colons too. A value is a packed profile, opaque here. The same contract
-tests run over all three implementations: memory_store.py, lmdb_store.py and aerospike_store.py. A ProfileStore is one
-profile set; profile_sets.py has what there is to several.
+A key is `entity:id` in bytes, as on the profiles topic. The entity is the part before the first colon; the id is the
+rest and may hold any bytes, colons too: b"card:C1". A value is a packed profile, opaque here. The same contract tests
+run over all three implementations: memory.py, lmdb.py and aerospike/store.py. A ProfileStore is one profile set;
+profile_sets.py handles several.
 
-A profile has one owner, but an old owner may still be at work when a new one begins. So what is written from
-what was read says so, and meets a conflict instead of undoing the other's work:
+A profile has one owner, but an old owner may still be at work when a new one begins. Therefore a write names the
+versions that it read (compare-and-set). It meets a conflict instead of undoing the other owner's work:
 
-    1. read_versioned      values, and of each the version it has
-    2. write(versions=…)   refused with StoreConflict where a record is no longer at that version
-    3. on StoreConflict    from 1 again, with the new values; on StoreUnavailable write again, from 2
+    1. read_versioned      returns the values and the version of each
+    2. write(versions=…)   raises StoreConflict if a record is no longer at that version
+    3. on StoreConflict    go to 1, with the new values; on StoreUnavailable go to 2 and write again
 
-A record that already holds the bytes to be written is no conflict. So a write whose answer was lost, and which
-may or may not have been done, can be repeated as it is. That asks of values what profiles do: they say which
-events they contain, so two owners who mean different events never write the same bytes.
+A record that already holds the bytes to be written is no conflict. Therefore a caller can repeat a write whose answer
+was lost. This requires that two owners with different events never write the same bytes. Profiles meet this
+requirement, since they say which events they contain.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from paywarden.schemas.errors import InvalidEvent, Misconfigured, TemporaryFailu
 
 _Item = TypeVar("_Item")
 
-# What LMDB is compiled for, and therefore what a mirror can hold: no store takes a longer key than another.
+# LMDB is compiled for this length, so a mirror can hold no longer key. All stores have the same limit.
 KEY_BYTES_MAX = 511
 
-# Aerospike takes 1,048,576 bytes a record; the difference is room for its header, the key and the bin's name.
+# Aerospike accepts records of 1,048,576 bytes. The difference leaves room for the header, the key and the bin's name.
 RECORD_BYTES_MAX = 1_000_000
 
 # Aerospike's own limit, ten years.
@@ -42,22 +42,22 @@ TTL_S_MAX = 315_360_000
 # An entity's name becomes an Aerospike set: at most 63 bytes, and no character that its info protocol uses.
 _ENTITY = re.compile(rb"[A-Za-z0-9_-]{1,63}")
 
-# Others who change the same records at the same moment.
+# How often `update_records` tries again while other processes change the same records.
 _UPDATE_ATTEMPTS_MAX = 20
 
-# The version of a record that is not there.
+# The version of a missing record.
 ABSENT = 0
 
-# Told how many records a scan has handed out, and how many it expects in all, None when the store can't say.
+# Gets the number of records that a scan has returned, and the expected total: None if the store cannot tell.
 ScanProgress = Callable[[int, int | None], object]
 
 
 class StoreConflict(TemporaryFailure):
-    """Records changed after they were read, so what was made from them was not written: read them again."""
+    """Records changed after they were read, so nothing based on them was written. Read them again."""
 
 
 class Versioned(NamedTuple):
-    """What a key has, None when there is nothing, and its version: ABSENT then, else opaque and never ABSENT."""
+    """The value of a key and its version. A missing record has None and ABSENT; any other version is opaque."""
 
     value: bytes | None
     version: int
@@ -65,7 +65,7 @@ class Versioned(NamedTuple):
 
 @dataclass(frozen=True)
 class StoreHealth:
-    """True when the store answers now; when it does not, `reason` says why, in one line."""
+    """True if the store answers now. Otherwise `reason` says in one line why not."""
 
     reason: str = ""
 
@@ -82,40 +82,39 @@ class ProfileStore(Protocol):
     """
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The value of each key, in the order asked; None where there is none or it has expired."""
+        """Returns the value of each key, in the order of `keys`; None for a missing or expired record."""
 
     def read_versioned(self, keys: Sequence[bytes]) -> list[Versioned]:
-        """As `read`, with the versions that a write made from these values hands back."""
+        """Returns the values as `read` does, with their versions. A write based on these values passes the versions."""
 
     def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
-        """Replaces each record whole, in one store operation. On return all of them are acknowledged.
+        """Replace whole records, each in one store operation. On return the store has acknowledged all of them.
 
-        `ttl_s` counts from now; 0 means never expires. A key in `versions` is written only if its record is
-        still at that version, or holds these very bytes already; the others are written whatever there is,
-        as by a backfill. When it raises StoreUnavailable, some may have been written and some not: write all
-        of them again, with the same `versions`. When it raises StoreConflict, the same is true, but writing
-        again can't help: read again.
+        `ttl_s` counts from now; 0 means that the records never expire. A key in `versions` is written only if its
+        record is still at that version, or already holds these bytes. Other keys are written unconditionally, as a
+        backfill does. After StoreUnavailable, some records may have been written: write all of them again, with the
+        same `versions`. After StoreConflict, some may have been written too, but only reading again can help.
         """
 
     def delete(self, keys: Sequence[bytes]) -> None:
-        """Removes records; a key that has none is fine."""
+        """Remove records. A key without a record is no error."""
 
     def scan(self, entity: str, *, progress: ScanProgress | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Every live (key, value) of one entity, in no promised order. It raises rather than leave a part out.
+        """Yield every live (key, value) of one entity, in any order. A scan that misses a part raises an error.
 
-        Not a snapshot: a record written or removed meanwhile may be in it or not. `progress` is called at the
-        start, now and then, and at the end; what it is told to expect is an estimate.
+        It is no snapshot: it may or may not contain a record that is written or removed meanwhile. `progress` is
+        called at the start, now and then, and at the end; the expected total is an estimate.
         """
 
     def health(self) -> StoreHealth:
-        """Whether the store answers now. Touches no record and raises nothing; cheap enough for once a second."""
+        """Returns whether the store answers now. Touches no record, raises nothing, and may be called every second."""
 
     def close(self) -> None:
-        """Lets go of files and connections. Closing twice is fine."""
+        """Close files and connections. Closing twice is no error."""
 
 
 def split_key(key: bytes) -> tuple[str, bytes]:
-    """(entity, id) of a key. Raises InvalidEvent when it is not `entity:id` or is too long."""
+    """Returns (entity, id) of a key. Raises InvalidEvent if it is not `entity:id` or is too long."""
     entity, _, identity = key.partition(b":")
     if not identity or not _is_entity(entity):
         raise InvalidEvent("a profile's key must be an entity's name, a colon and an id that is not empty")
@@ -126,22 +125,22 @@ def split_key(key: bytes) -> tuple[str, bytes]:
 
 @lru_cache(maxsize=256)
 def _is_entity(name: bytes) -> bool:
-    # Asked for every key of every call, of the same few names.
+    # Every key of every call needs this check, for the same few names.
     return _ENTITY.fullmatch(name) is not None
 
 
 def join_key(entity: str, identity: bytes) -> bytes:
-    """The key that `split_key` takes apart."""
+    """Returns the key that `split_key` splits."""
     return entity.encode() + b":" + identity
 
 
 def entity_of(key: bytes) -> str:
-    """The entity's name in a key. Raises InvalidEvent as `split_key` does."""
+    """Returns the entity's name in a key. Raises InvalidEvent as `split_key` does."""
     return split_key(key)[0]
 
 
 def check_record(key: bytes, value: bytes, *, record_bytes_max: int = RECORD_BYTES_MAX) -> None:
-    """Raises InvalidEvent when a store would refuse this record, so that a caller can set just it aside."""
+    """Raises InvalidEvent if a store would refuse this record, so that a caller can set aside just this one."""
     entity, _ = split_key(key)
     if len(value) > record_bytes_max:
         raise InvalidEvent(
@@ -150,7 +149,7 @@ def check_record(key: bytes, value: bytes, *, record_bytes_max: int = RECORD_BYT
 
 
 def check_write(values: Mapping[bytes, bytes], *, ttl_s: int, record_bytes_max: int) -> None:
-    """What every store checks before it writes anything. Raises InvalidEvent or Misconfigured."""
+    """Check the limits of every store before a write. Raises InvalidEvent or Misconfigured."""
     if not 0 <= ttl_s <= TTL_S_MAX:
         raise Misconfigured(f"ttl_s must be between 0 (never expires) and {TTL_S_MAX} seconds, got {ttl_s}")
     for key, value in values.items():
@@ -160,7 +159,7 @@ def check_write(values: Mapping[bytes, bytes], *, ttl_s: int, record_bytes_max: 
 def check_versions(
     values: Mapping[bytes, bytes], versions: Mapping[bytes, int], current: Callable[[bytes], Versioned]
 ) -> None:
-    """Raises StoreConflict unless each record is at its version, or holds what is to be written already."""
+    """Raises StoreConflict unless each record is at its version, or already holds the bytes to be written."""
     conflict_count = 0
     for key, value in values.items():
         if key in versions:
@@ -171,14 +170,14 @@ def check_versions(
 
 
 def in_batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    """The same items in the same order, so many at a time: what a scan gives, for calls that take many."""
+    """Yield the same items in the same order, in lists of at most `size`."""
     items = iter(items)
     while batch := list(islice(items, size)):
         yield batch
 
 
 def conflict(conflict_count: int, record_count: int) -> StoreConflict:
-    """The error for a write of `record_count` records of which so many were changed by someone else."""
+    """Returns the error for a write of `record_count` records, `conflict_count` of them changed by someone else."""
     return StoreConflict(
         f"{conflict_count} of {record_count} records to be written were changed since they were read: read them again"
     )
@@ -187,18 +186,19 @@ def conflict(conflict_count: int, record_count: int) -> StoreConflict:
 def update_records(
     store: ProfileStore, keys: Sequence[bytes], change: Callable[[bytes, bytes | None], bytes | None], *, ttl_s: int
 ) -> None:
-    """Replace each record by what `change` makes of its key and value, None where it is to stay as it is.
+    """Replace each record by the result of `change(key, value)`; None leaves the record as it is.
 
-    Where others change the same records meanwhile, `change` is asked again about all of them: what it did already it
-    must know from the value. Raises StoreUnavailable: call again with the same; StoreConflict when others never stop.
+    If others change the same records meanwhile, `change` is called again for all of them. It must see from the value
+    which changes it has made already. Raises StoreUnavailable, after which the same call may be repeated, and
+    StoreConflict if others never stop.
     """
     for _ in range(_UPDATE_ATTEMPTS_MAX):
-        found = dict(zip(keys, store.read_versioned(keys), strict=True))
-        changed = {key: change(key, one.value) for key, one in found.items()}
+        current = dict(zip(keys, store.read_versioned(keys), strict=True))
+        changed = {key: change(key, record.value) for key, record in current.items()}
         values = {key: value for key, value in changed.items() if value is not None}
         try:
             if values:
-                store.write(values, ttl_s=ttl_s, versions={key: found[key].version for key in values})
+                store.write(values, ttl_s=ttl_s, versions={key: current[key].version for key in values})
         except StoreConflict:
             continue
         return

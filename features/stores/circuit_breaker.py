@@ -1,12 +1,12 @@
-"""A circuit breaker: after enough failures in a row, fail at once for a while instead of asking and waiting.
+"""A circuit breaker: after enough failures in a row, calls fail at once for a while, without asking the cluster.
 
     closed ──failure_count_max failures in a row──► open ──cooldown_ms later──► half-open
       ▲  ▲                                            ▲                            │  │
       │  └─ a success sets the count back to 0        └──────────── failure ───────┘  │
       └───────────────────────────────── success ─────────────────────────────────────┘
 
-Half-open lets a single operation through, the trial; the others are refused until it has ended. An operation
-let through in an earlier state may still end then: it tells of a time that is over, so it changes nothing.
+Half-open lets a single operation through, the trial, and refuses the others until it has ended. An operation that
+began in an earlier state may end now; its result is out of date and changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from threading import Lock
 
 
 class BreakerState(Enum):
-    """Where a circuit breaker stands; the value is for metrics and messages."""
+    """The state of a circuit breaker. The value is for metrics and messages."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -27,8 +27,8 @@ class BreakerState(Enum):
 class CircuitBreaker:
     """Decides which operations are worth trying. Safe to use from several threads.
 
-    Ask `admit` before each operation and tell `succeeded`, `failed` or `abandoned` after it, with the ticket
-    that `admit` gave. Times are milliseconds of any clock that does not go back. `on_change` is called with
+    Call `admit` before each operation, and `succeeded`, `failed` or `abandoned` after it, with the ticket that `admit`
+    returned. Times are milliseconds of any clock that never goes back. `on_change` is called with
     each new state, under the breaker's lock: it must be quick and must not call the breaker.
     """
 
@@ -47,7 +47,7 @@ class CircuitBreaker:
         self._state = BreakerState.CLOSED
         self._failure_count = 0
         self._opened_ms = 0
-        # Counts changes of state. A ticket is the count at the time, so one of an earlier state is known as such.
+        # Counts changes of state. A ticket is the count at its time, which shows whether it is from an earlier state.
         self._epoch = 0
         self._lock = Lock()
 
@@ -57,7 +57,7 @@ class CircuitBreaker:
         return self._state
 
     def admit(self, now_ms: int) -> int | None:
-        """A ticket for one operation, or None: don't try, the operation would most likely fail."""
+        """Returns a ticket for one operation, or None if the operation should not be tried now."""
         with self._lock:
             if self._state is BreakerState.HALF_OPEN or self._is_cooling(now_ms):
                 return None
@@ -66,7 +66,7 @@ class CircuitBreaker:
             return self._epoch
 
     def succeeded(self, ticket: int) -> None:
-        """The operation reached what it asked, whatever the answer was."""
+        """Report that the operation got an answer, whatever the answer was."""
         with self._lock:
             if ticket != self._epoch:
                 return
@@ -75,7 +75,7 @@ class CircuitBreaker:
                 self._change(BreakerState.CLOSED)
 
     def failed(self, ticket: int, now_ms: int) -> None:
-        """The operation failed for a reason that others would meet too."""
+        """Report that the operation failed for a reason that other operations would meet too."""
         with self._lock:
             if ticket != self._epoch:
                 return
@@ -85,14 +85,14 @@ class CircuitBreaker:
                 self._change(BreakerState.OPEN)
 
     def abandoned(self, ticket: int) -> None:
-        """The operation ended without an answer to learn from; if it was the trial, the next one is."""
+        """Report that the operation says nothing about the cluster. If it was the trial, the next operation is one."""
         with self._lock:
             if ticket == self._epoch and self._state is BreakerState.HALF_OPEN:
-                # Opened as long ago as before: the cool-down stays over.
+                # The time of opening stays, so the cool-down is still over.
                 self._change(BreakerState.OPEN)
 
     def wait_ms(self, now_ms: int) -> int:
-        """How long nothing is let through yet; 0 as soon as an operation is being tried or would be."""
+        """Returns for how many ms `admit` refuses everything; 0 while an operation is being tried or would be tried."""
         with self._lock:
             return self._opened_ms + self._cooldown_ms - now_ms if self._is_cooling(now_ms) else 0
 

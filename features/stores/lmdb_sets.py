@@ -1,9 +1,9 @@
-"""The profile sets of an embedded store: an LMDB directory each, so that two processes write two sets side by side.
+"""The profile sets of an embedded store. Each is an LMDB directory, so that two processes can write two sets at once.
 
 .paywarden/store               the first set
-.paywarden/store.sets/NAME     a further one
+.paywarden/store.sets/NAME     a further set
 .paywarden/store.sets/live.*   the register: register_file.py
-.paywarden/store.sets/_beside  what belongs to no set
+.paywarden/store.sets/_beside  records that belong to no set
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _BESIDE = "_beside"
 
 
 class LmdbSets:
-    """SetStores on LMDB. `settings.path` is where the first set lies."""
+    """SetStores on LMDB. `settings.path` is the directory of the first set."""
 
     def __init__(self, settings: LmdbSettings) -> None:
         self._settings = settings
         self._folder = Path(f"{Path(settings.path)}.sets")
 
     def is_there(self) -> bool:
-        """Whether anything has been stored at the path."""
+        """Returns whether anything has been stored at the path."""
         return (self._path(FIRST) / DATA_FILE).exists() or self._folder.is_dir()
 
     def open(self, name: str, *, readonly: bool = False) -> LmdbStore:
@@ -49,7 +49,7 @@ class LmdbSets:
         return LmdbStore.from_settings(settings, readonly=readonly)
 
     def counts(self, name: str) -> dict[str, int]:
-        """See SetStores. Exact: it goes over all keys."""
+        """See SetStores. The counts are exact: it reads all keys."""
         if not (self._path(name) / DATA_FILE).exists():
             return {}
         with closing(self.open(name, readonly=True)) as store:
@@ -62,15 +62,15 @@ class LmdbSets:
         records_per_second: int = 0,  # noqa: ARG002 - it does not go record by record
         progress: ScanProgress | None = None,
     ) -> None:
-        """See SetStores. At once, whatever is in it: the files are removed, which also gives the disk its room back.
+        """See SetStores. Removes the files at once, which also frees the disk space.
 
-        A process that still has the set open keeps what it has, and others no longer see it.
+        A process that still has the set open keeps its records. Other processes no longer see the set.
         """
         path = self._path(name)
         if progress is not None:
             progress(0, None)
         try:
-            # These and no others: the first set's folder is the operator's.
+            # Only these two files, since the first set's folder belongs to the operator.
             for file in (DATA_FILE, _LOCK_FILE):
                 (path / file).unlink(missing_ok=True)
         except NotADirectoryError:

@@ -1,4 +1,4 @@
-"""The profile store in dictionaries, one a profile set: for tests and for replays that keep nothing."""
+"""Profile stores in dictionaries, one for each profile set: for tests, and for replays that store nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MemoryStore:
             return [self._live(key, now) for key in keys]
 
     def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
-        """See ProfileStore. All of them or none."""
+        """See ProfileStore. Writes all records or none."""
         check_write(values, ttl_s=ttl_s, record_bytes_max=self._record_bytes_max)
         now = self._clock()
         expires = now + ttl_s if ttl_s else None
@@ -63,7 +63,7 @@ class MemoryStore:
                 self._records.pop(key, None)
 
     def scan(self, entity: str, *, progress: ScanProgress | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """See ProfileStore. Tells its progress at the start and at the end."""
+        """See ProfileStore. Reports progress at the start and at the end."""
         prefix = entity.encode() + b":"
         with self._lock:
             keys = [key for key in self._records if key.startswith(prefix)]
@@ -80,7 +80,7 @@ class MemoryStore:
             progress(count, len(keys))
 
     def counts(self) -> dict[str, int]:
-        """How many live records of each entity, of payments and so on there are."""
+        """Returns the number of live records of each kind (card, payment, …)."""
         now = self._clock()
         with self._lock:
             live = [key for key in self._records if self._live(key, now).value is not None]
@@ -127,6 +127,6 @@ class MemorySets:
         return self.open(name).counts()
 
     def erase(self, name: str, *, records_per_second: int = 0, progress: ScanProgress | None = None) -> None:
-        """See SetStores. Record by record."""
+        """See SetStores. Removes record by record."""
         store = self.open(name)
         erase_records(store, store.counts, records_per_second=records_per_second, progress=progress)

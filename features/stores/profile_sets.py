@@ -1,17 +1,17 @@
-"""Profile sets: complete collections of what the stream keeps, side by side in one store, and which one is live.
+"""Profile sets: complete collections of the stream's records, side by side in one store. One of them is live.
 
-A set holds the profiles of all entities and what is kept about payments. The first has the empty name and lies where
-a store without further sets has everything. A rebuild fills a fresh set beside the live one, and then:
+A set holds the profiles of all entities and the records about payments. The first set has the empty name and lies
+where a store without further sets keeps everything. A rebuild fills a new set next to the live one:
 
     create        live ""    next -      epoch 0    the stream writes "", the rebuild "b1"
     begin_swap    live ""    next "b1"   epoch 0
     finish_swap   live "b1"  next -      epoch 1    (abort_swap: live "", next -, epoch 1)
-    drop ""       its records are erased, then its name is taken off the register
+    drop ""       erases its records, then removes its name from the register
 
-Names, times and the pointer stand in one record, the register, which is replaced by compare-and-set: of two processes
-that change it at once, one looks again at what the other made of it. So no set is dropped that is being swapped in,
-and none swapped in that is being dropped. A change carries a token of its own: a store takes the very bytes it has for
-a repetition, and two rebuilds that want the same must not both be told that they did it.
+Names, times and the pointer to the live set stand in one record, the register. A change replaces it by compare-and-set:
+if two processes change it at once, one of them reads it again and decides again. Therefore a set cannot be dropped and
+swapped in at once. Every change carries a token of its own. Without it, two rebuilds that write the same bytes would
+both be told that they had made the change, since a store takes equal bytes for a repetition.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from paywarden.features.stores.base import ProfileStore, ScanProgress, StoreConf
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 
 FIRST = ""
-# How people write and read the empty name. A command that took an empty argument would take an unset variable, too.
+# The empty name in commands and messages. A command that accepted an empty argument would accept an unset variable too.
 FIRST_SPOKEN = "first"
 REGISTER_KEY = b"meta:live"
 
-# Short: with an entity's name it makes the name of an Aerospike set, which has 63 characters at most.
+# Short, since the name and an entity's name form the name of an Aerospike set, which has at most 63 characters.
 _NAME = re.compile(r"[a-z0-9]{1,16}")
 _FORMAT = 1
-# Changes are rare and take milliseconds; who meets so many others in a row has met something that is wrong.
+# Changes are rare and take milliseconds. After this many conflicts in a row something must be wrong.
 _ATTEMPTS_MAX = 20
 _ERASE_BATCH = 1_000
-# What a process that had not yet noticed wrote meanwhile is erased by the second pass; it does not go on for ever.
+# A process may still write during the first pass. The second pass erases those records; the number is limited.
 _ERASE_PASSES_MAX = 3
 
 
 @dataclass(frozen=True)
 class LiveSet:
-    """Which set is live. `next` is the one being swapped in, None when no swap is under way.
+    """The live set. `next` is the set being swapped in, None when no swap is in progress.
 
-    `epoch` counts the swaps that have ended, finished or given up, so that nothing looks as it did before one.
+    `epoch` counts the swaps that have ended, finished or aborted. It makes the state after a swap differ from before.
     """
 
     name: str
@@ -57,7 +57,7 @@ class LiveSet:
 
 @dataclass(frozen=True)
 class ProfileSet:
-    """A set there is. `begun_ms`: when it was created, None for the first."""
+    """One set. `begun_ms` is the time of its creation in epoch ms, None for the first set."""
 
     name: str
     begun_ms: int | None
@@ -66,13 +66,13 @@ class ProfileSet:
 
 @dataclass(frozen=True)
 class Register:
-    """The sets there are, and which is live. Without a record there is the first, and it is live."""
+    """All sets, and the live one. Without a record there is only the first set, and it is live."""
 
     live: LiveSet = LiveSet(FIRST, 0, None)
     sets: tuple[ProfileSet, ...] = (ProfileSet(FIRST, None),)
 
     def find(self, name: str) -> ProfileSet:
-        """Raises Misconfigured when there is no set of this name."""
+        """Returns the set of this name. Raises Misconfigured if there is none."""
         for one in self.sets:
             if one.name == name:
                 return one
@@ -80,13 +80,13 @@ class Register:
         raise Misconfigured(f"there is no profile set {spoken(name)}; there are {known}")
 
     def encode(self, change: str) -> bytes:
-        """As it is stored. `change`: a token that no other change has."""
+        """Returns the stored bytes. `change` is a token that no other change has."""
         fields = {"format": _FORMAT, "change": change, **dataclasses.asdict(self)}
         return json.dumps(fields, indent=1).encode()
 
 
 def decode_register(value: bytes | None) -> Register:
-    """The register in these bytes, None when there are none. Raises Misconfigured when it is of another release."""
+    """Returns the register in these bytes; None means an absent record. Raises Misconfigured for another format."""
     if value is None:
         return Register()
     try:
@@ -102,24 +102,24 @@ def decode_register(value: bytes | None) -> Register:
 
 
 class RegisterStore(Protocol):
-    """One record, read by every process that uses the store, and replaced by whichever changes it."""
+    """One record. Every process that uses the store reads it; any of them may replace it."""
 
     def read(self) -> Versioned:
-        """The record and its version. Raises StoreUnavailable or Misconfigured."""
+        """Returns the record and its version. Raises StoreUnavailable or Misconfigured."""
 
     def replace(self, value: bytes, version: int) -> None:
-        """Replaces the record if it is still at this version, or holds these very bytes already.
+        """Replace the record if it is still at this version, or already holds these bytes.
 
-        Raises StoreConflict when it is not; StoreUnavailable, after which it may have been replaced or not; or
+        Raises StoreConflict otherwise; StoreUnavailable, after which the record may or may not have been replaced; and
         Misconfigured.
         """
 
     def close(self) -> None:
-        """Lets go of files and connections. Closing twice is fine."""
+        """Close files and connections. Closing twice is no error."""
 
 
 class StoredRegister:
-    """A RegisterStore in a ProfileStore, which must belong to no profile set; closes it."""
+    """A RegisterStore in a ProfileStore that belongs to no profile set. It closes that store."""
 
     def __init__(self, store: ProfileStore) -> None:
         self._store = store
@@ -141,47 +141,47 @@ class SetStores(Protocol):
     """A store with all its profile sets. Every call raises StoreUnavailable or Misconfigured."""
 
     def open(self, name: str, *, readonly: bool = False) -> ProfileStore:
-        """The records of one set and of no other; close it. For writing, one process a set at a time."""
+        """Returns the records of one set; the caller closes it. Only one process may write to a set at a time."""
 
     def open_register(self) -> RegisterStore:
-        """The record that says which sets there are; close it."""
+        """Returns the register; the caller closes it."""
 
     def open_beside(self, *, readonly: bool = False) -> ProfileStore:
-        """Records that belong to no profile set and outlive them all, such as counts of decisions; close it.
+        """Returns records that belong to no profile set and outlive them all, such as counts of decisions.
 
-        Several processes may write there at once: they say which versions they replace.
+        The caller closes it. Several processes may write there at once: they name the versions that they replace.
         """
 
     def counts(self, name: str) -> dict[str, int]:
-        """How many records of each kind (card, payment, …) a set has; kinds without any are left out."""
+        """Returns the number of records of each kind (card, payment, …) in a set, without kinds that have none."""
 
     def erase(self, name: str, *, records_per_second: int = 0, progress: ScanProgress | None = None) -> None:
-        """Erases all of a set, at so many records a second (0: no limit) where it goes record by record.
+        """Erase a whole set. A store that erases record by record keeps `records_per_second` (0: no limit).
 
-        The same call again goes on where it ended.
+        After an interruption the same call continues.
         """
 
 
 class ProfileSets:
-    """What is done to the register. Safe to use from several processes.
+    """The changes of the register. Safe to use from several processes.
 
-    Every call raises StoreUnavailable or Misconfigured as RegisterStore does. After StoreUnavailable a change may have
-    been made or not: look before making it again.
+    Every call raises StoreUnavailable or Misconfigured as RegisterStore does. After StoreUnavailable a change may or
+    may not have been made: read the register before trying again.
     """
 
     def __init__(self, register: RegisterStore) -> None:
         self._register = register
 
     def read(self) -> LiveSet:
-        """Which set is live now."""
+        """Returns which set is live now."""
         return self.register().live
 
     def register(self) -> Register:
-        """All there is to know, as of one moment."""
+        """Returns the whole register, as of one moment."""
         return decode_register(self._register.read().value)
 
     def create(self, name: str, *, now_ms: int) -> None:
-        """Enter a new set, which has nothing in it yet. Raises Misconfigured when the name is taken or is none."""
+        """Enter a new, empty set. Raises Misconfigured if the name is invalid or already in use."""
         check_name(name)
 
         def enter(register: Register) -> Register:
@@ -192,10 +192,10 @@ class ProfileSets:
         self._change(enter)
 
     def begin_swap(self, live: LiveSet, to: str) -> LiveSet:
-        """Announce that `to` is about to be live; returns what holds then.
+        """Announce that `to` is about to become live; returns the new state.
 
-        Raises StoreConflict when `live` is not what holds now; Misconfigured when a swap is under way, or there is no
-        such set to swap in.
+        Raises StoreConflict if `live` is not the current state; Misconfigured if a swap is in progress, or if there is
+        no such set to swap in.
         """
 
         def announce(register: Register) -> Register:
@@ -211,7 +211,7 @@ class ProfileSets:
         return self._change(announce).live
 
     def finish_swap(self, live: LiveSet) -> LiveSet:
-        """Make the set being swapped in the live one; returns what holds then. Raises as `begin_swap` does."""
+        """Make the set being swapped in the live one; returns the new state. Raises as `begin_swap` does."""
 
         def finish(register: Register) -> Register:
             return dataclasses.replace(register, live=LiveSet(_next_of(register, live), live.epoch + 1, None))
@@ -219,7 +219,7 @@ class ProfileSets:
         return self._change(finish).live
 
     def abort_swap(self, live: LiveSet) -> LiveSet:
-        """Give the swap up: what was live stays it. Returns what holds then. Raises as `begin_swap` does."""
+        """Abort the swap: the live set stays live. Returns the new state. Raises as `begin_swap` does."""
 
         def give_up(register: Register) -> Register:
             _next_of(register, live)
@@ -228,9 +228,9 @@ class ProfileSets:
         return self._change(give_up).live
 
     def begin_drop(self, name: str) -> None:
-        """Note that a set is being dropped, so that it can't be swapped in any more.
+        """Record that a set is being dropped, so that it can no longer be swapped in.
 
-        Raises Misconfigured when it is live, or being swapped in, or not there.
+        Raises Misconfigured if it is live, being swapped in, or not there.
         """
 
         def note(register: Register) -> Register:
@@ -245,7 +245,7 @@ class ProfileSets:
         self._change(note)
 
     def end_drop(self, name: str) -> None:
-        """Take a set that is being dropped off the register; its name is free again."""
+        """Remove a set that is being dropped from the register; its name is free again."""
 
         def remove(register: Register) -> Register:
             left = tuple(one for one in register.sets if one.name != name or not one.is_being_dropped)
@@ -254,18 +254,18 @@ class ProfileSets:
         self._change(remove)
 
     def close(self) -> None:
-        """Lets go of the register."""
+        """Close the register."""
         self._register.close()
 
     def _change(self, update: Callable[[Register], Register]) -> Register:
-        """Replace the register by what `update` makes of it, or raise what that raises."""
+        """Replace the register by the result of `update`. Errors of `update` are raised to the caller."""
         for _ in range(_ATTEMPTS_MAX):
             value, version = self._register.read()
             changed = update(decode_register(value))
             try:
                 self._register.replace(changed.encode(uuid.uuid4().hex), version)
             except StoreConflict:
-                # Perhaps another part of it was changed: that is for `update` to judge.
+                # Another process changed the register. `update` decides again on the new content.
                 continue
             return changed
         raise StoreConflict(f"others changed the register of profile sets {_ATTEMPTS_MAX} times in a row: try again")
@@ -279,10 +279,10 @@ def drop(
     records_per_second: int = 0,
     progress: ScanProgress | None = None,
 ) -> None:
-    """Erase a whole set and take it off the register. Killed at any moment, the same call goes on.
+    """Erase a whole set and remove it from the register. If the process is killed, the same call continues later.
 
-    Raises Misconfigured when the set is live, being swapped in, or not there; StoreUnavailable; and TemporaryFailure
-    when some process keeps writing to it.
+    Raises Misconfigured if the set is live, being swapped in, or not there; StoreUnavailable; and TemporaryFailure
+    if some process keeps writing to the set.
     """
     sets.begin_drop(name)
     stores.erase(name, records_per_second=records_per_second, progress=progress)
@@ -298,14 +298,14 @@ def erase_records(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
 ) -> None:
-    """Erases every record of the kinds that `count` finds, through the port: works on any store.
+    """Erase every record of the kinds that `count` returns. It works on any ProfileStore.
 
-    `records_per_second` is of all kinds together, 0 for no limit. Raises StoreUnavailable, and TemporaryFailure when
+    `records_per_second` limits all kinds together; 0 means no limit. Raises StoreUnavailable, and TemporaryFailure if
     records keep coming.
     """
     expected = sum(count().values())
     erased = 0
-    # No more at once than a second may have.
+    # A batch has at most the records of one second.
     batch_max = min(_ERASE_BATCH, records_per_second or _ERASE_BATCH)
     for _ in range(_ERASE_PASSES_MAX):
         before = erased
@@ -333,12 +333,12 @@ def check_name(name: str) -> None:
 
 
 def spoken(name: str) -> str:
-    """A set's name for people."""
+    """Returns a set's name for messages: "first" for the empty name."""
     return name or FIRST_SPOKEN
 
 
 def typed_name(text: str) -> str:
-    """The name that a person means. Raises Misconfigured when it can't be one."""
+    """Returns the name that a typed text means. Raises Misconfigured for an invalid name."""
     if text == FIRST_SPOKEN:
         return FIRST
     check_name(text)
@@ -351,7 +351,7 @@ def _check_unchanged(register: Register, live: LiveSet) -> None:
 
 
 def _next_of(register: Register, live: LiveSet) -> str:
-    """The set being swapped in. Raises StoreConflict when `live` does not hold, Misconfigured when there is none."""
+    """Returns the set being swapped in. Raises StoreConflict if `live` is out of date, Misconfigured without a swap."""
     _check_unchanged(register, live)
     if live.next is None:
         raise Misconfigured("no swap of profile sets is under way")

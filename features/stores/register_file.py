@@ -1,13 +1,13 @@
-"""The register of profile sets in a file, beside an embedded store.
+"""The register of profile sets in a file, next to an embedded store.
 
-A file and not LMDB, because every process of the host reads it and several may change it: a reader needs no slot, no
-lock and no right to write, and may open it twice in one process. It is read whole, and replaced whole like this:
+It is a file and not LMDB, since every process of the host reads it and several may change it. A reader of a file needs
+no slot, no lock and no right to write, and may open it twice in one process. A change replaces the whole file:
 
-1. lock       the file beside it, so that comparing and replacing are one step among processes of this host. The lock
-              goes with the process that holds it
+1. lock       live.lock, so that comparing and replacing are one step among the processes of this host; the lock ends
+              with its process
 2. compare    the version, a digest of the bytes
-3. write      another file, synced to disk
-4. rename     it over the old one: a reader finds the old bytes or the new ones
+3. write      live.json.new, synced to disk
+4. rename     it to live.json: a reader sees the old bytes or the new ones
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from paywarden.features.stores.base import ABSENT, StoreConflict, Versioned
 from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavailable
 
 _FILE, _NEW_FILE, _LOCK_FILE = "live.json", "live.json.new", "live.lock"
-# A change takes milliseconds, most of them for syncing.
+# A change takes milliseconds, mostly for syncing.
 _LOCK_TIMEOUT_S = 10.0
 _LOCK_RETRY_S = 0.005
 _VERSION_BYTES = 8
 
 
 class FileRegister:
-    """A RegisterStore in this folder, which is made by the first change. Safe to use from several processes."""
+    """A RegisterStore in a folder, which the first change makes. Safe to use from several processes."""
 
     def __init__(self, folder: str | os.PathLike[str], *, lock_timeout_s: float = _LOCK_TIMEOUT_S) -> None:
         self._folder = Path(folder)
         self._lock_timeout_s = lock_timeout_s
 
     def read(self) -> Versioned:
-        """See RegisterStore. One small file is opened and read."""
+        """See RegisterStore. Opens and reads one small file."""
         try:
             value = (self._folder / _FILE).read_bytes()
         except FileNotFoundError:
@@ -49,7 +49,7 @@ class FileRegister:
         return Versioned(value, int.from_bytes(digest, "little") or ABSENT + 1)
 
     def replace(self, value: bytes, version: int) -> None:
-        """See RegisterStore. On return it is on disk."""
+        """See RegisterStore. On return the change is on disk."""
         try:
             self._make_folder()
             with self._locked():
@@ -62,7 +62,7 @@ class FileRegister:
             raise self._error("write", error) from error
 
     def close(self) -> None:
-        """See RegisterStore. Nothing is held open."""
+        """See RegisterStore. There is nothing to close."""
 
     def _make_folder(self) -> None:
         if not self._folder.is_dir():
@@ -84,11 +84,11 @@ class FileRegister:
                             f"{self._lock_timeout_s:g} s"
                         ) from error
                 time.sleep(_LOCK_RETRY_S)
-            # Closing the file lets go of the lock.
+            # Closing the file releases the lock.
             yield
 
     def _write(self, value: bytes) -> None:
-        # Only who has the lock writes it: what a killed process left is written over.
+        # Only the holder of the lock writes this file. It overwrites what a killed process may have left.
         new = self._folder / _NEW_FILE
         with new.open("wb") as file:
             file.write(value)
@@ -105,7 +105,7 @@ class FileRegister:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes what was created or renamed in it survive a power cut."""
+    """Sync a folder, so that files created or renamed in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -190,7 +190,7 @@ def own_changes(entity: str, ids: tuple[object, ...], heard: Sequence[Heard]) ->
 # Payments.
 
 MERCHANTS = ("m1", "m2", "m3", "m4")
-COUNTRIES = ("DE", "FR", "US", "NZ", "ZZ", "de")
+COUNTRIES = ("DE", "FR", "US", "NZ", "ZZ")
 # A day of the longest windows, an hour of the shortest; days apart, so that tables are cut.
 SPANS_MS = (2 * MINUTE_MS, 2 * HOUR_MS, 2 * DAY_MS, 10 * DAY_MS, 100 * DAY_MS)
 _HOPS_MS = (15 * SECOND_MS, MINUTE_MS, HOUR_MS, 6 * HOUR_MS, DAY_MS)

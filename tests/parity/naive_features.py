@@ -1,15 +1,16 @@
-"""Features the obvious way: what features/catalogue/entity.py says of each word, worked out in pandas from all that
-was heard.
+"""Features computed the obvious way, in pandas, to judge the kernel.
 
-No profile, no plan, no program. This module has the words of the catalogue's language once more: a catalogue that is
-written for features/catalogue/entity.py can be read with these instead, and then computes each feature from a table
-of the
-events that had arrived. What a word is made of, what a condition asks and where a window ends is said a second time
-here, from the documents alone, so that it can be the judge of the first. Slow, and meant to be read.
+This module has no profile, no plan and no program. It offers the words of the catalogue's language a second time. A
+catalogue that is written for features/catalogue/entity.py can be read with these words instead; each feature is then
+computed from a table of the events that had arrived. The meaning of each word, condition and window is written here
+again, from the documents alone. The code is slow and meant to be read.
 
-What it takes over is what is promised in bits: a text's code and its hash (linear counting and buckets depend on
-them, and which of two values of one moment is remembered), the weight of a tile rounded to 2**-30, and the order of
-the last few floating-point operations of a formula.
+It shares with the kernel only what is promised to the bit:
+
+- a text's code and its hash (linear counting and buckets depend on them, and the choice between two values of one
+  moment);
+- the weight of a tile, rounded to 2**-30;
+- the order of the last few floating-point operations of a formula.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def first_of_each_card(payments: pa.Table) -> pa.Table:
     return payments.take(rows)
 
 
-def test_live_vectors_and_scores_equal_those_of_a_replay_to_the_last_bit(bundle: Path, tmp_path: Path) -> None:
+def test_live_vectors_and_scores_equal_a_replays_to_the_bit(bundle: Path, tmp_path: Path) -> None:
     loaded = load_bundle(bundle, catalogue_digest=engine().plan.digest)
     _, (today, _) = split_at(*tables(), LAST_DAY * DAY_MS)
     payments = first_of_each_card(today)
@@ -190,7 +190,7 @@ def category(text: str | None, among: Sequence[str]) -> float:
     return among.index(text) if text in among else len(among)
 
 
-def test_trees_ask_for_sets_of_categories_and_the_library_does_as_lightgbm(bundle: Path) -> None:
+def test_compiled_trees_split_on_categories_as_lightgbm_does(bundle: Path) -> None:
     trees = read_trees(bundle / MODEL_TEXT, engine().plan.feature_count)
     asks_sets = (trees.nodes[:, DECISION] & CATEGORICAL) != 0
     assert set(trees.nodes[asks_sets, FEATURE].tolist()) == {1, 2, 3}
@@ -200,5 +200,5 @@ def test_trees_ask_for_sets_of_categories_and_the_library_does_as_lightgbm(bundl
         assert load_bundle(bundle, catalogue_digest=engine().plan.digest).predictor.native
 
 
-def test_as_many_categories_as_can_be_listed_are_taken_by_training() -> None:
+def test_training_takes_the_longest_list_of_categories() -> None:
     assert CATEGORIES_MAX == CATEGORY_MAX

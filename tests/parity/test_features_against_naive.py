@@ -145,7 +145,7 @@ BUSY_EDGE = World(
 )
 
 
-def test_a_naive_catalogue_has_the_features_of_the_declared_one() -> None:
+def test_the_naive_catalogue_has_the_same_features() -> None:
     assert oracle().names == engine().plan.names
     assert naive.shipped_catalogue().names == CATALOGUE.names
 
@@ -180,9 +180,7 @@ def test_the_catalogue_of_every_word_uses_every_word() -> None:
 @settings(max_examples=30)
 @given(world=worlds(), rows=st.sampled_from([1, 2, 3, 7, 1000]), data=st.data())
 @example(world=BUSY_EDGE, rows=1000, data=None)
-def test_a_passage_one_event_at_a_time_and_the_naive_way_give_the_same_bits(
-    world: World, rows: int, data: st.DataObject | None
-) -> None:
+def test_a_replay_event_by_event_gives_the_naive_bits(world: World, rows: int, data: st.DataObject | None) -> None:
     heard = world.heard()
     at_once, profiles = passed(world, engine(), rows)
     one_by_one, same_profiles = streamed(heard, engine())
@@ -195,7 +193,7 @@ def test_a_passage_one_event_at_a_time_and_the_naive_way_give_the_same_bits(
 
 @settings(max_examples=30)
 @given(world=worlds(), data=st.data())
-def test_events_that_arrive_in_any_order_are_seen_as_the_naive_way_sees_them(world: World, data: st.DataObject) -> None:
+def test_events_in_any_order_give_the_naive_vectors(world: World, data: st.DataObject) -> None:
     # Labels before their payments too, and events that come weeks too late for some tables.
     heard = data.draw(st.permutations(world.heard()))
     found, _ = streamed(heard, engine())
@@ -288,7 +286,7 @@ def test_profiles_do_not_depend_on_the_order_of_arrival(world: World, data: st.D
 
 @settings(max_examples=20)
 @given(world=worlds(), data=st.data(), later_ms=st.integers(0, 40 * DAY_MS))
-def test_profiles_in_any_order_of_arrival_give_the_naive_vector_once_all_is_known(
+def test_after_events_in_any_order_profiles_give_the_naive_vector(
     world: World, data: st.DataObject, later_ms: int
 ) -> None:
     heard = world.heard()
@@ -377,7 +375,7 @@ def kept_after(arrivals: Sequence[Arrival]) -> Kept:
 
 @settings(max_examples=40)
 @given(world=worlds(20), data=st.data())
-def test_a_stream_in_batches_of_any_size_keeps_the_profiles_of_a_passage(world: World, data: st.DataObject) -> None:
+def test_a_stream_in_batches_of_any_size_gives_a_replays_profiles(world: World, data: st.DataObject) -> None:
     arrivals = arrivals_of(world)
     kept, done = Kept({}, {}), 0
     while done < len(arrivals):
@@ -391,9 +389,7 @@ def test_a_stream_in_batches_of_any_size_keeps_the_profiles_of_a_passage(world: 
 
 @settings(max_examples=40)
 @given(world=worlds(20), data=st.data())
-def test_a_stream_that_crashes_and_repeats_batches_keeps_what_a_calm_one_keeps(
-    world: World, data: st.DataObject
-) -> None:
+def test_a_stream_that_crashes_and_repeats_batches_ends_the_same(world: World, data: st.DataObject) -> None:
     arrivals = arrivals_of(world)
     kept, done = Kept({}, {}), 0
     for _ in range(4):
@@ -410,7 +406,7 @@ def test_a_stream_that_crashes_and_repeats_batches_keeps_what_a_calm_one_keeps(
 
 @settings(max_examples=40)
 @given(world=worlds(20), data=st.data())
-def test_a_replayed_stretch_changes_nothing_and_is_reported_as_not_applied(world: World, data: st.DataObject) -> None:
+def test_repeated_events_change_nothing_and_count_as_not_applied(world: World, data: st.DataObject) -> None:
     arrivals = arrivals_of(world)
     kept = kept_after(arrivals)
     before = kept.copy()

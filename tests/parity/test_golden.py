@@ -19,9 +19,9 @@ def made() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("part", sorted(KEPT))
-def test_compiled_code_makes_the_bytes_an_earlier_version_made(part: str) -> None:
+def test_compiled_code_gives_the_bytes_of_an_earlier_version(part: str) -> None:
     assert made()[part] == KEPT[part]
 
 
-def test_every_part_that_is_made_is_kept() -> None:
+def test_every_computed_part_is_in_the_golden_file() -> None:
     assert made().keys() == KEPT.keys()

@@ -272,7 +272,7 @@ assert list(RIGHT) == list(FIELD)
 
 @settings(max_examples=200, deadline=None)
 @given(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in RIGHT.items()}))
-def test_every_reader_takes_what_is_right_and_reads_the_same_of_it(payment: dict[str, Any]) -> None:
+def test_every_reader_reads_the_same_from_a_valid_payment(payment: dict[str, Any]) -> None:
     found = verdicts(payment, QUICK_GROUPS)
     assert isinstance(found["topic"], Read), found
     assert found["history"] == found["topic"]
@@ -290,9 +290,7 @@ def test_every_reader_names_the_field_that_is_wrong(name: str) -> None:
     st.fixed_dictionaries({name: st.sampled_from(values) for name, values in RIGHT.items()}),
     st.dictionaries(st.sampled_from(list(WRONG)), st.integers(0, 100), min_size=2),
 )
-def test_of_several_wrong_fields_every_reader_names_the_first_in_the_table(
-    payment: dict[str, Any], wrong: dict[str, int]
-) -> None:
+def test_every_reader_names_the_first_wrong_field_of_the_table(payment: dict[str, Any], wrong: dict[str, int]) -> None:
     for name, number in wrong.items():
         payment[name] = WRONG[name][number % len(WRONG[name])]
     first = next(field.name for field in FIELDS if field.name in wrong)
@@ -320,7 +318,7 @@ def payments_with_one_odd_field(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=400, deadline=None)
 @given(payments_with_one_odd_field())
-def test_every_reader_says_the_same_of_any_value(payment: dict[str, Any]) -> None:
+def test_every_reader_agrees_on_any_value(payment: dict[str, Any]) -> None:
     found = verdicts(payment, QUICK_GROUPS)
     accepted = [group for group, verdict in found.items() if isinstance(verdict, Read)]
     refused = {verdict for verdict in found.values() if isinstance(verdict, str)}
@@ -347,16 +345,14 @@ def test_every_reader_says_the_same_of_any_value(payment: dict[str, Any]) -> Non
         (TIME_MS_END, []),
     ],
 )
-def test_each_kind_of_reader_has_the_bounds_of_time_that_the_table_gives_it(
-    event_time_ms: int, accepted: list[str]
-) -> None:
+def test_each_kind_of_reader_keeps_the_time_bounds_of_the_table(event_time_ms: int, accepted: list[str]) -> None:
     found = verdicts(GOOD | {"event_time_ms": event_time_ms})
     assert [group for group, verdict in found.items() if isinstance(verdict, Read)] == accepted
     assert all(verdict == "event_time_ms" for group, verdict in found.items() if group not in accepted)
 
 
 @pytest.mark.parametrize("name", [field.name for field in FIELDS if field.is_required])
-def test_a_required_field_that_is_missing_is_named_by_every_reader_or_writer(name: str) -> None:
+def test_every_reader_or_writer_names_a_missing_required_field(name: str) -> None:
     payment = GOOD | {name: None}
     for reader in (*GROUPS["endpoint"], *GROUPS["history"]):
         assert reader(payment) == name, reader.__name__
@@ -367,7 +363,7 @@ def test_a_required_field_that_is_missing_is_named_by_every_reader_or_writer(nam
 
 
 @pytest.mark.parametrize("name", list(FIELD))
-def test_a_value_of_another_type_is_named_by_every_reader_or_writer(name: str) -> None:
+def test_every_reader_or_writer_names_a_field_of_a_wrong_type(name: str) -> None:
     other: Any = 7 if FIELD[name].is_text else "7"
     with pytest.raises(InvalidEvent) as caught:
         wire.JSON.take(json.dumps(asked(GOOD) | {name: other}).encode())
@@ -381,7 +377,7 @@ def test_a_value_of_another_type_is_named_by_every_reader_or_writer(name: str) -
 
 
 @pytest.mark.parametrize("number", [field.number for field in ScoreRequest.DESCRIPTOR.fields])
-def test_a_protobuf_field_stored_as_another_type_is_as_good_as_missing(number: int) -> None:
+def test_a_protobuf_field_of_another_wire_type_counts_as_missing(number: int) -> None:
     """So it is in every protobuf reader: the parser takes such a field for one of a newer schema."""
     name = ScoreRequest.DESCRIPTOR.fields_by_number[number].name
     # A tag with the other wire type: the varint 7 for a text, an empty text for a number.

@@ -1,4 +1,4 @@
-"""How the Aerospike store calls its cluster: through the circuit breaker, timed, counted, errors translated once."""
+"""Wraps each call of the Aerospike store to its cluster: circuit breaker, timing, counting, and errors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavail
 
 
 class Calls:
-    """Goes round every call to the cluster. Safe to use from several threads.
+    """Wraps every call to the cluster. Safe to use from several threads.
 
-    `clock` gives seconds that never go back.
+    `clock` returns seconds that never go back.
     """
 
     def __init__(self, settings: AerospikeSettings, metrics: AerospikeMetrics, clock: Callable[[], float]) -> None:
@@ -39,10 +39,10 @@ class Calls:
 
     @contextmanager
     def call(self, operation: str) -> Iterator[None]:
-        """Around one call; `operation` is one of OPERATIONS.
+        """Wrap one call; `operation` is one of OPERATIONS.
 
-        What the client raises, and CallFailed, leaves as StoreUnavailable or Misconfigured. While the breaker is
-        open the block is not entered: StoreUnavailable at once.
+        Errors of the client, and CallFailed, become StoreUnavailable or Misconfigured. While the breaker is open, the
+        block does not run, and this raises StoreUnavailable at once.
         """
         started = self._clock()
         ticket = self._breaker.admit(_ms(started))
@@ -59,11 +59,11 @@ class Calls:
             self._breaker.succeeded(ticket)
         finally:
             self._metrics.call_ended(operation, self._clock() - started)
-            # For a block that ended in any other way; else the breaker has been told, and this tells it nothing.
+            # For a block that ended in any other way. After `succeeded` or `failed` this call has no effect.
             self._breaker.abandoned(ticket)
 
     def breaker_reason(self) -> str:
-        """Why no call would be tried now, in one line; empty when one would."""
+        """Returns in one line why no call would be tried now; empty if one would."""
         return self._breaker_line() if self._breaker.wait_ms(_ms(self._clock())) else ""
 
     def _failed(self, operation: str, ticket: int, code: int | None, what: str) -> PaywardenError:
@@ -71,7 +71,7 @@ class Calls:
         reason = MISCONFIGURED if isinstance(error, Misconfigured) else reason_of(code)
         self._metrics.call_failed(operation, reason)
         if reason in (MISCONFIGURED, BUSY):
-            # The cluster is there and has answered: the next call may fare better.
+            # The cluster has answered, so the next call may succeed.
             self._breaker.succeeded(ticket)
         else:
             self._last_failure = f"{operation} failed ({what}, code {code})"

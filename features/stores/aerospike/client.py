@@ -1,13 +1,13 @@
-"""The official Aerospike client as the profile store uses it: settings, connecting, and what its errors mean.
+"""The official Aerospike client as the profile store uses it: settings, connecting, and the meaning of its errors.
 
-What to know about the client:
+The client has these traps:
 - It is a C library with threads of its own: open a store after a fork, not before.
 - A batch call does not raise when it fails. It returns, and the batch and each record carry a result code:
-  -15 for a record that no node answered for, and when there is no node at all, 0 for every record and an
-  error for the batch. So both are looked at, always (`check_batch`).
-- Keys go as bytes, not text: the client cuts a text key at its first zero byte, and two ids would be one.
-- By default it prints its errors on standard output; that is switched off, they are raised here anyway.
-- Asked for statistics after `close`, it crashes the process.
+  -15 for a record that no node answered for. Without any node it has 0 for every record and an error for the
+  batch. Therefore `check_batch` always checks both.
+- Keys must be bytes, not text: the client cuts a text key at its first zero byte, and two ids could become one.
+- By default it prints its errors on standard output. This is switched off, since the errors are raised anyway.
+- A request for statistics after `close` crashes the process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from paywarden.schemas.errors import Misconfigured, PaywardenError, StoreUnavail
 
 OK = 0
 RECORD_NOT_FOUND = 2
-# A write that wanted the record at another generation, or not there at all.
+# The record is at another generation than the write expected, or exists although the write expected none.
 WRONG_GENERATION = 3
 RECORD_EXISTS = 5
 
@@ -60,7 +60,7 @@ _NEVER_BY_RETRYING = {
 # Later on these mean that connections or nodes were lost: a client without nodes reports the namespace missing.
 _ONLY_WHEN_OPENING = {_TLS_ERROR, _NAMESPACE_NOT_FOUND}
 
-# Why a call failed, in the few words that metrics know. What is not listed is "other".
+# Why a call failed, as a label of metrics. Any other code is "other".
 BUSY = "busy"
 _REASONS = {
     "timeout": (9, 212),
@@ -68,13 +68,13 @@ _REASONS = {
     "cluster": (7, 11, _NAMESPACE_NOT_FOUND),
     "overload": (-14, 18, 83, 152, 211),
     "full": (8,),
-    # One record that too many ask for at once: says nothing of the others.
+    # Too many requests for one record. This says nothing about other records.
     BUSY: (14,),
 }
 _REASON_OF = {code: reason for reason, codes in _REASONS.items() for code in codes}
 REASONS = (*_REASONS, "other")
 
-# To the client a timeout of 0 is no limit at all: a silent server would then stop the pipeline for ever.
+# For the client a timeout of 0 means no limit: a silent server would then stop the pipeline for ever.
 _MINIMA = {
     "connect_timeout_ms": 1,
     "tend_interval_ms": 250,
@@ -111,17 +111,17 @@ class AerospikeSettings:
     namespace: str = "test"
     bin_name: str = "profile"
     connect_timeout_ms: int = 1_000
-    # How often the client looks which nodes there are. It takes no less than 250.
+    # How often the client updates its list of nodes. The minimum is 250.
     tend_interval_ms: int = 1_000
     socket_timeout_ms: int = 500
     total_timeout_ms: int = 2_000
-    # For questions to the server about itself; well under the second in which a health check is asked again.
+    # For status requests to the server. Well below one second, the interval of health checks.
     info_timeout_ms: int = 500
     max_retries: int = 2
     sleep_between_retries_ms: int = 20
     # Calls that fail in a row until the breaker opens. A call has had its retries: this is nine attempts.
     breaker_failure_count_max: int = 3
-    # As long as one call waits in vain: long enough to spare a cluster in trouble, short beside its recovery.
+    # As long as one unanswered call: long enough to relieve a cluster in trouble, short compared with its recovery.
     breaker_cooldown_ms: int = 2_000
     connection_count_max: int = 100
     record_bytes_max: int = RECORD_BYTES_MAX
@@ -130,7 +130,7 @@ class AerospikeSettings:
     batch_bytes_max: int = 8 << 20
     scan_page_record_count: int = 5_000
     scan_page_timeout_ms: int = 30_000
-    # How long a scan tries to go on where it was, when a node is lost. The others take seconds to take over.
+    # How long a scan tries to continue after the loss of a node. The other nodes need seconds to take over.
     scan_patience_ms: int = 30_000
     # All nodes together, 0 for no limit. A host that warms up must not starve the others' pipelines.
     scan_records_per_second: int = 100_000
@@ -146,7 +146,7 @@ class AerospikeSettings:
 
 
 class CallFailed(Exception):
-    """A call that did not raise, but did not do what it should: the telling code, and what it befell."""
+    """A call that raised nothing but failed: the deciding code, and which records it concerns."""
 
     def __init__(self, code: int, what: str) -> None:
         super().__init__(code, what)
@@ -155,10 +155,10 @@ class CallFailed(Exception):
 
 
 def check_batch(batch: BatchRecords, *, fine: Collection[int]) -> None:
-    """Raises CallFailed unless every record was answered, and by one of the codes that are fine."""
-    codes = [one.result for one in batch.batch_records]
+    """Raises CallFailed unless every record was answered with one of the codes in `fine`."""
+    codes = [record.result for record in batch.batch_records]
     failed = [code for code in codes if code not in fine]
-    # A record that was answered "no" fails its batch too, be that answer fine or not.
+    # A record with any other answer than success also fails its batch, even if that answer is in `fine`.
     is_explained = batch.result == _SOME_FAILED and any(codes)
     if not failed and (batch.result == OK or is_explained):
         return
@@ -168,7 +168,7 @@ def check_batch(batch: BatchRecords, *, fine: Collection[int]) -> None:
 
 
 def _telling_code(codes: list[int]) -> int:
-    """Of the codes of a batch, its own last, the one that decides: retrying cannot help, or else what happened."""
+    """Returns the deciding code of a batch: one that retrying cannot help, else the first error. Its own is last."""
     for code in codes:
         if code in _NEVER_BY_RETRYING:
             return code
@@ -176,12 +176,12 @@ def _telling_code(codes: list[int]) -> int:
 
 
 def reason_of(code: int | None) -> str:
-    """One of REASONS: why a call failed, for metrics."""
+    """Returns why a call failed: one of REASONS, for metrics."""
     return _REASON_OF.get(code, "other") if code is not None else "other"
 
 
 def error_of(settings: AerospikeSettings, code: int | None, doing: str, what: str) -> PaywardenError:
-    """What to raise for a code of the client or the server."""
+    """Returns the error to raise for a code of the client or the server."""
     place = describe(settings)
     if code in _NEVER_BY_RETRYING and (doing == OPENING or code not in _ONLY_WHEN_OPENING):
         return Misconfigured(f"{place}: {doing}: {_NEVER_BY_RETRYING[code]} ({what}, code {code})")
@@ -189,12 +189,12 @@ def error_of(settings: AerospikeSettings, code: int | None, doing: str, what: st
 
 
 def describe(settings: AerospikeSettings) -> str:
-    """Which cluster a message is about."""
+    """Returns the name of the cluster for messages."""
     return f"Aerospike at {', '.join(settings.hosts)}, namespace {settings.namespace}"
 
 
 def check_settings(settings: AerospikeSettings) -> None:
-    """Raises Misconfigured for what the client would accept and misunderstand."""
+    """Raises Misconfigured for settings that the client would accept and misunderstand."""
     if not settings.hosts:
         raise Misconfigured('hosts must name at least one "host:port"')
     for host in settings.hosts:
@@ -218,8 +218,8 @@ def _split_host(host: str) -> tuple[str, int]:
 
 
 def connect(settings: AerospikeSettings) -> aerospike.Client:
-    """A client of the nodes that are up. Raises StoreUnavailable when none is, Misconfigured as `error_of`."""
-    # Both are global to the process and cost nothing to repeat.
+    """Returns a client of the nodes that are up. Raises StoreUnavailable without any, Misconfigured as `error_of`."""
+    # Both are global to the process. Repeating them costs nothing.
     aerospike.set_log_handler(None)  # type: ignore[arg-type]
     aerospike.set_log_level(aerospike.LOG_LEVEL_OFF)
     try:
@@ -237,10 +237,10 @@ def connect(settings: AerospikeSettings) -> aerospike.Client:
 
 
 def _connect_to_some(settings: AerospikeSettings) -> aerospike.Client | None:
-    """A client of the nodes that are up, None when there are none.
+    """Returns a client of the nodes that are up, None without any.
 
-    A client that insists on connecting fails when any one node of the cluster is down, and one that does not
-    insist hides why a login was refused: so first the one, then the other.
+    A client that must reach every node fails if one node is down. A client that need not hides why a login was refused.
+    Therefore `connect` tries the first kind and then this one.
     """
     try:
         client = aerospike.client(_client_config(settings, every_node=False))
@@ -263,8 +263,8 @@ def _client_config(settings: AerospikeSettings, *, every_node: bool) -> dict[str
         "tend_interval": settings.tend_interval_ms,
         "fail_if_not_connected": every_node,
         "max_conns_per_node": settings.connection_count_max,
-        # The client's own breaker, of each node by itself: so many errors between two tends, and it asks that node
-        # no more until the next. It is for one ill node of many; ours is for a cluster that is ill.
+        # The client's own breaker, for each node: after this many errors between two tends, it makes no call to that
+        # node until the next tend. It handles one broken node of many; our breaker handles a broken cluster.
         "max_error_rate": 100,
         "error_rate_window": 1,
     }
@@ -286,23 +286,23 @@ def _tls_config(settings: AerospikeSettings) -> dict[str, Any]:
 
 
 def call_policy(settings: AerospikeSettings) -> dict[str, Any]:
-    """Limits of a single call."""
+    """Returns the limits of a single call."""
     return {
         "socket_timeout": settings.socket_timeout_ms,
         "total_timeout": settings.total_timeout_ms,
         "max_retries": settings.max_retries,
         "sleep_between_retries": settings.sleep_between_retries_ms,
         "connect_timeout": settings.connect_timeout_ms,
-        # A socket that timed out is closed at once, so that a late answer is never taken for another one's.
+        # Close a socket at once after a timeout, so that a late answer is never taken for another call's answer.
         "timeout_delay": 0,
     }
 
 
 def batch_policy(settings: AerospikeSettings) -> dict[str, Any]:
-    """Limits of a batch, and how it is carried out."""
+    """Returns the limits of a batch, and how the client carries it out."""
     return {
         **call_policy(settings),
-        # Nodes are asked side by side; one node is asked by the calling thread.
+        # Several nodes are called in parallel. A single node is called by the calling thread.
         "concurrent": True,
         "allow_inline": True,
         "allow_inline_ssd": False,
@@ -312,19 +312,19 @@ def batch_policy(settings: AerospikeSettings) -> dict[str, Any]:
 
 
 def scan_policy(settings: AerospikeSettings) -> dict[str, Any]:
-    """Limits of a page of a scan, and how it is carried out."""
+    """Returns the limits of a page of a scan, and how the client carries it out."""
     return {
         **call_policy(settings),
         "total_timeout": settings.scan_page_timeout_ms,
         "socket_timeout": settings.scan_page_timeout_ms,
-        # And not LONG_RELAX_AP: a node must not answer for a partition it does not yet hold all of.
+        # Not LONG_RELAX_AP: a node must not answer for a partition that it does not hold completely.
         "expected_duration": aerospike.QUERY_DURATION_LONG,
         "replica": aerospike.POLICY_REPLICA_SEQUENCE,
     }
 
 
 def write_policy(ttl_s: int) -> dict[str, Any]:
-    """What a write does to a record, whatever there is."""
+    """Returns the policy of an unconditional write."""
     return {
         "key": aerospike.POLICY_KEY_SEND,
         "exists": aerospike.POLICY_EXISTS_CREATE_OR_REPLACE,
@@ -336,7 +336,7 @@ def write_policy(ttl_s: int) -> dict[str, Any]:
 
 
 def delete_policy() -> dict[str, Any]:
-    """What a removal does, whatever there is."""
+    """Returns the policy of an unconditional removal."""
     return {
         "key": aerospike.POLICY_KEY_DIGEST,
         "gen": aerospike.POLICY_GEN_IGNORE,
@@ -346,6 +346,6 @@ def delete_policy() -> dict[str, Any]:
 
 
 def parse_info(answer: str, separator: str) -> dict[str, str]:
-    """The server's `name=value` list, of a namespace separated by semicolons, of a set by colons."""
+    """Returns a server's `name=value` list. Semicolons separate that of a namespace, colons that of a set."""
     pairs = (pair.partition("=") for pair in answer.split(separator))
     return {name: value for name, _, value in pairs if name}

@@ -1,4 +1,4 @@
-"""What the Aerospike store counts, for Prometheus. Whoever runs the store passes the registry to show it in."""
+"""The Prometheus metrics of the Aerospike store. The caller of the store passes the registry that shows them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paywarden.features.stores.circuit_breaker import BreakerState
 
 OPERATIONS = ("read", "write", "delete", "scan")
 
-# Failures that are not the cluster's: a setting that is wrong, and calls that the breaker kept from it.
+# Failures outside the cluster: a wrong setting, and calls that the breaker refused.
 MISCONFIGURED = "misconfigured"
 BREAKER_OPEN = "breaker_open"
 
@@ -24,9 +24,9 @@ _BOUNDS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.
 
 
 class AerospikeMetrics:
-    """Counters of one store. With `registry` None they count all the same, and nobody shows them.
+    """The counters of one store. Without a registry they count, but nothing shows them.
 
-    Labels are bounded: operations, reasons and states are those of this module and its neighbours. Safe to use
+    The labels are bounded: the operations, reasons and states come from this module and its neighbours. Safe to use
     from several threads.
     """
 
@@ -55,7 +55,7 @@ class AerospikeMetrics:
         breaker = Gauge(
             "paywarden_store_breaker", "1 at the state of the circuit breaker.", ["state"], registry=registry
         )
-        # Labels are looked up once, here.
+        # The labels are resolved once, here.
         self._calls = {operation: calls.labels(operation) for operation in OPERATIONS}
         self._seconds = {operation: seconds.labels(operation) for operation in OPERATIONS}
         self._failures = {
@@ -76,26 +76,26 @@ class AerospikeMetrics:
         self.breaker_is(BreakerState.CLOSED)
 
     def call_ended(self, operation: str, seconds: float) -> None:
-        """A call was made and took so long."""
+        """Record a call and its duration."""
         self._calls[operation].inc()
         self._seconds[operation].observe(seconds)
 
     def call_failed(self, operation: str, reason: str) -> None:
-        """A call failed, or was not made; `reason` as in REASONS, MISCONFIGURED or BREAKER_OPEN."""
+        """Record a call that failed or was not made; `reason` is one of REASONS, MISCONFIGURED or BREAKER_OPEN."""
         self._failures[operation, reason].inc()
 
     def breaker_is(self, state: BreakerState) -> None:
-        """The circuit breaker is in this state from now on."""
-        for one, gauge in self._breaker.items():
-            gauge.set(one is state)
+        """Record the new state of the circuit breaker."""
+        for breaker_state, gauge in self._breaker.items():
+            gauge.set(breaker_state is state)
 
     def count_retries_by(self, count: Callable[[], int]) -> None:
-        """Where to ask how many attempts the client has made again by itself; asked when someone collects."""
+        """Set the function that returns the client's own number of retries. It is called at each collection."""
         self._retries.count = count
 
 
 class _Retries(Collector):
-    """The client's own count, which no counter of ours could follow."""
+    """Shows the client's own count of retries, which happen inside the client."""
 
     def __init__(self) -> None:
         self.count: Callable[[], int] = lambda: 0

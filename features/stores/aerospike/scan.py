@@ -1,14 +1,14 @@
-"""A scan of one set: page by page at a limited rate, going on where it was when a node is lost.
+"""A scan of one set, page by page at a limited rate. It continues where it was after the loss of a node.
 
-1. A page is a query of its own for at most so many records, over all partitions, from a state: what of each
-   partition is done, as the client keeps it. The page gives records and the next state.
-2. A page that fails leaves the state as it was, and is asked for again until it succeeds or patience is at an
-   end. To go on with the query that failed would not do: its state has moved past records that it had
-   received and then thrown away, and the scan would end without them and without an error.
-3. A node that does not hold all of a partition says so, and the client asks others; one page ends in an error
-   rather than without a partition.
-4. What no page can tell: nodes were lost, as many as there are copies of a record, and the others serve their
-   partitions as empty. So at the end the nodes of the start are counted again.
+1. A page is one query for at most `scan_page_record_count` records over all partitions. It starts from a state: how far
+   the client has read each partition. The page returns records and the next state.
+2. A page that fails leaves the state unchanged. The scan tries it again until it succeeds or `scan_patience_ms` is
+   over. It must not continue the failed query: the state of that query has moved past records that it received and
+   then discarded. The scan would end without them and without an error.
+3. A node that does not hold a whole partition says so, and the client asks other nodes. A page raises an error rather
+   than leave out a partition.
+4. One loss is invisible to every page: if as many nodes are lost as a record has copies, the remaining nodes serve the
+   lost partitions as empty. Therefore the scan counts the nodes at its start and again at its end.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from paywarden.features.stores.aerospike.client import AerospikeSettings, descri
 from paywarden.features.stores.base import ScanProgress
 from paywarden.schemas.errors import StoreUnavailable
 
-# A record as the client gives it: key, metadata, bins.
+# A record in the client's form: key, metadata, bins.
 ScannedRecord = tuple[tuple[str, str, object, bytearray], dict[str, int], dict[str, Any]]
 
-# The client's own notes, by partition; empty at the start.
+# The client's own progress by partition; empty at the start.
 _State = dict[Any, Any]
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class _Cluster:
-    """The nodes that answered, how many copies of a record they keep, and how many of the set they have in all.
+    """The nodes that answered, the number of copies of each record, and the number of the set's copies on all nodes.
 
-    The latter two are None when not every node of the cluster said it.
+    The last two are None unless every node of the cluster answered.
     """
 
     node_names: frozenset[str]
@@ -46,12 +46,12 @@ class _Cluster:
 
     @property
     def record_count(self) -> int | None:
-        """How many records the set has, each counted once."""
+        """Returns how many records the set has, each counted once."""
         return None if self.object_count is None or not self.copy_count else self.object_count // self.copy_count
 
 
 class SetScan:
-    """A scan of one set. `clock` gives seconds that never go back, `sleep` lets some pass."""
+    """A scan of one set. `clock` returns seconds that never go back; `sleep` waits for some seconds."""
 
     def __init__(
         self,
@@ -69,13 +69,13 @@ class SetScan:
         self._set_name = set_name
         self._clock = clock
         self._sleep = sleep
-        # What has been read so far, and from when on more may be.
+        # The progress so far, and the time from which the next page may be read.
         self._state: _State = {}
         self._is_done = False
         self._free_at = clock()
 
     def pages(self, progress: ScanProgress | None) -> Iterator[list[ScannedRecord]]:
-        """Page by page. Raises StoreUnavailable rather than leave a part out, or Misconfigured."""
+        """Yield the records page by page. Raises StoreUnavailable rather than leave out a part, or Misconfigured."""
         cluster = self._look_at_cluster()
         expected_count = cluster.record_count
         count = 0
@@ -90,7 +90,7 @@ class SetScan:
         self._retry_while_store_down(lambda: self._check_nothing_was_lost(cluster))
 
     def _retry_while_store_down(self, action: Callable[[], _Result]) -> _Result:
-        """The action's result, tried again for a while when the store is away."""
+        """Returns the action's result. Repeats it for `scan_patience_ms` while the store is unavailable."""
         deadline: float | None = None
         while True:
             try:
@@ -101,7 +101,7 @@ class SetScan:
                     deadline = now + self._settings.scan_patience_ms / 1000
                 if now >= deadline:
                     raise
-            # Before its next look at the cluster the client would make the same attempt.
+            # Until its next tend, the client would repeat the same attempt.
             self._sleep(self._settings.tend_interval_ms / 1000)
 
     def _next_page(self) -> list[ScannedRecord]:
@@ -117,7 +117,7 @@ class SetScan:
             query = self._client.query(settings.namespace, self._set_name)
             query.select(settings.bin_name)
             query.max_records = settings.scan_page_record_count
-            # Each node keeps to it within a page; between pages, and for all nodes together, it is kept here.
+            # Each node keeps this rate within a page. This class keeps it between pages and for all nodes together.
             query.records_per_second = settings.scan_records_per_second
             query.paginate()
             page: list[ScannedRecord] = query.results(policy)
@@ -125,7 +125,7 @@ class SetScan:
             self._state = query.get_partitions_status()  # type: ignore[assignment]
             self._is_done = query.is_done()
         if settings.scan_records_per_second:
-            # From when it was asked for, not from when it could have been: a slow caller gathers no credit.
+            # Counted from the actual start of the page, so that a slow caller gathers no credit.
             self._free_at = started + len(page) / settings.scan_records_per_second
         return page
 
@@ -137,20 +137,20 @@ class SetScan:
                 if answer is not None:
                     answers[name] = answer
         except client_errors.AerospikeError:
-            # There is no node: the first page says so better.
+            # Without a node, the first page raises a better error.
             return _Cluster(frozenset())
         names = frozenset(answers)
         try:
             copy_count = min(int(namespace["effective_replication_factor"]) for namespace, _ in answers.values())
             cluster_size = max(int(namespace["ns_cluster_size"]) for namespace, _ in answers.values())
-            # A node that has no record of a set says nothing about it.
+            # A node without any record of a set does not list the set.
             object_count = sum(int(of_set.get("objects", "0")) for _, of_set in answers.values())
         except (KeyError, ValueError):
             return _Cluster(names)
         return _Cluster(names, copy_count, object_count if len(names) == cluster_size else None)
 
     def _ask(self, node_name: str) -> tuple[dict[str, str], dict[str, str]] | None:
-        """A node's statistics of the namespace and of the set, None when it does not answer."""
+        """Returns a node's statistics of the namespace and of the set, None if it does not answer."""
         of_namespace = f"namespace/{self._settings.namespace}"
         of_set = f"sets/{self._settings.namespace}/{self._set_name}"
         policy = {"timeout": self._settings.info_timeout_ms}
@@ -163,7 +163,7 @@ class SetScan:
 
     def _check_nothing_was_lost(self, before: _Cluster) -> None:
         lost_count = len(before.node_names - self._look_at_cluster().node_names)
-        # Where it is not known how many copies there are, there may be one.
+        # If the number of copies is unknown, assume one.
         copy_count = before.copy_count or 1
         if lost_count >= copy_count:
             raise StoreUnavailable(
@@ -173,9 +173,9 @@ class SetScan:
 
 
 def set_counts(client: aerospike.Client, settings: AerospikeSettings) -> dict[str, int]:
-    """How many records each set of the namespace has, each record counted once; sets without any are left out.
+    """Returns how many records each non-empty set of the namespace has, each record counted once.
 
-    Raises StoreUnavailable unless every node of the cluster says it.
+    Raises StoreUnavailable unless every node of the cluster answers.
     """
     of_namespace, of_sets = f"namespace/{settings.namespace}", f"sets/{settings.namespace}"
     policy = {"timeout": settings.info_timeout_ms}

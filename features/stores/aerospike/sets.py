@@ -1,12 +1,12 @@
 """The profile sets of an Aerospike cluster, told apart by the names of their Aerospike sets.
 
     card, payment, …           the first set
-    NAME$card, NAME$payment    a further one
+    NAME$card, NAME$payment    a further set
     $meta                      the register
-    $drift, $outcome(s)        what belongs to no set (counts of decisions, the join of outcomes)
+    $drift, $outcome(s)        records that belong to no set (counts of decisions, the join of outcomes)
 
-A cluster remembers the names of sets until its nodes are started again, and takes no endless number of them: a set
-that was dropped is empty, but its name is still known.
+A cluster keeps the names of sets until its nodes restart, and the number of names is limited. A dropped set is empty,
+but its name still counts.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from paywarden.features.stores.profile_sets import FIRST, StoredRegister, check_
 class AerospikeSets:
     """SetStores on an Aerospike cluster.
 
-    `entities` are the kinds of records that the stream writes (card, payment, …). Others may use the namespace, too:
-    what is not one of these is not of the first set, and is neither counted nor erased with it.
+    `entities` are the kinds of records that the stream writes (card, payment, …). Others may use the namespace
+    too: their sets do not belong to the first profile set, and it neither counts nor erases them.
     """
 
     def __init__(self, settings: AerospikeSettings, entities: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ class AerospikeSets:
         self._entities = tuple(entities)
 
     def open(self, name: str, *, readonly: bool = False) -> AerospikeStore:  # noqa: ARG002 - that is the user's role
-        """See SetStores. Raises Misconfigured when an entity's name is too long beside that of the set."""
+        """See SetStores. Raises Misconfigured if the names of the set and of an entity are too long together."""
         prefix = FIRST
         if name != FIRST:
             check_name(name)
@@ -49,12 +49,12 @@ class AerospikeSets:
         return AerospikeStore(self.settings, set_prefix=SET_SEPARATOR)
 
     def counts(self, name: str) -> dict[str, int]:
-        """See SetStores. As the nodes say: with what has expired and is not yet removed."""
+        """See SetStores. The counts come from the nodes and include expired records that are not yet removed."""
         with closing(self.open(name)) as store:
             return self._own_counts(store, name)
 
     def erase(self, name: str, *, records_per_second: int = 0, progress: ScanProgress | None = None) -> None:
-        """See SetStores. Record by record, as any server and any role that may write can."""
+        """See SetStores. Removes record by record, which any server and any role with the right to write can do."""
         with closing(self.open(name)) as store:
             erase_records(
                 store,

@@ -1,15 +1,16 @@
 """The profile store on Aerospike: an entity is a set, the id is the record's key, the profile is one bin.
 
-Of a further profile set the sets' names begin with its own and a dollar sign, which no entity's name has.
+    key b"card:C1" in the first profile set      set card,       key C1
+    key b"card:C1" in the profile set b1         set b1$card,    key C1     (no entity's name has a dollar sign)
 
-A record's version is its generation, which the server counts up with each write, and compares in the operation
-that writes. That also makes retries safe against an attempt that the client gave up on and that is still on its
-way: without a version it could land after a newer write of that record, with one it finds another generation.
+A record's version is its generation. The server increases it with each write and compares it in the operation that
+writes (compare-and-set). This also makes retries safe. An attempt that the client gave up may still be on its way.
+Without a version it could land after a newer write of the record; with a version it finds another generation.
 
-A write that meets another generation than it was made from reads those records again: where they hold the bytes
-to be written, an earlier attempt whose answer was lost has done it, here or in the client, and all is well.
+If a write meets another generation, the store reads those records again. If they already hold the bytes to be written,
+an earlier attempt succeeded and its answer was lost, so the write counts as done.
 
-What to know about the client itself is at the top of aerospike_client.py; aerospike_calls.py goes round each call.
+client.py explains the client itself; calls.py wraps each call.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ __all__ = ["AerospikeMetrics", "AerospikeSettings", "AerospikeStore"]
 
 _DONE = (OK,)
 _DONE_OR_ABSENT = (OK, RECORD_NOT_FOUND)
-# What a record answers that is not at the version it should be: gone, changed, or there.
+# The answers for a record at another version: it is gone, changed, or exists.
 _ANOTHER_VERSION = (RECORD_NOT_FOUND, WRONG_GENERATION, RECORD_EXISTS)
 
-# Between a profile set's name and an entity's: what Aerospike advises for names has it, and neither of these two.
+# Stands between a profile set's name and an entity's name. Aerospike allows it; neither of the two contains it.
 SET_SEPARATOR = "$"
 SET_NAME_CHARS_MAX = 63
 
@@ -112,7 +113,7 @@ class AerospikeStore:
         return [value for value, _ in self.read_versioned(keys)]
 
     def read_versioned(self, keys: Sequence[bytes]) -> list[Versioned]:
-        """See ProfileStore. As `read`: the versions come with the records."""
+        """See ProfileStore. Needs no more round trips than `read`."""
         places = [self._place(key) for key in keys]
         found: list[Versioned] = []
         for chunk in _chunks(places, self._settings.batch_record_count_max):
@@ -139,8 +140,8 @@ class AerospikeStore:
     def scan(self, entity: str, *, progress: ScanProgress | None = None) -> Iterator[tuple[bytes, bytes]]:
         """See ProfileStore. Holds one page of `scan_page_record_count` records in memory.
 
-        At most `scan_records_per_second`. A page that fails is asked for again for `scan_patience_ms`. Progress
-        is told after each page, with what the cluster's own statistics let expect.
+        Reads at most `scan_records_per_second`. Tries a failed page again for `scan_patience_ms`. Reports progress
+        after each page; the expected total comes from the cluster's statistics.
         """
         set_name = set_name_of(self._set_prefix, entity)
         scan = SetScan(self._client, self._calls, self._settings, set_name, clock=self._clock, sleep=self._sleep)
@@ -150,10 +151,10 @@ class AerospikeStore:
                 yield self._scanned(entity, record)
 
     def counts(self) -> dict[str, int]:
-        """How many records of each entity, of payments and so on there are, as the nodes say themselves.
+        """Returns the number of records of each kind (card, payment, …), from the nodes' own statistics.
 
-        With records that have expired and are not yet removed; every set of this prefix, without one also those that
-        others have in the namespace. Raises StoreUnavailable unless all nodes say it.
+        It includes expired records that are not yet removed. It has every set of this prefix; without a prefix also
+        the sets of others in the namespace. Raises StoreUnavailable unless all nodes answer.
         """
         found = set_counts(self._client, self._settings)
         prefix = self._set_prefix
@@ -161,9 +162,9 @@ class AerospikeStore:
         return {entity: found[name] for name, entity in names.items() if SET_SEPARATOR not in entity}
 
     def health(self) -> StoreHealth:
-        """See ProfileStore. Asks a node about itself and takes up to `info_timeout_ms`.
+        """See ProfileStore. Asks a node for its status and takes up to `info_timeout_ms`.
 
-        While the breaker is open it says so and asks nobody.
+        While the breaker is open, it says so and makes no call.
         """
         place = describe(self._settings)
         reason = self._calls.breaker_reason()
@@ -196,7 +197,7 @@ class AerospikeStore:
         return self._settings.namespace, set_name_of(self._set_prefix, entity), bytearray(identity)
 
     def _probe(self) -> None:
-        """Reads a record that need not exist: goes the whole way, to a node that owns the namespace."""
+        """Read a record that need not exist, to test the whole path to a node that owns the namespace."""
         place = (self._settings.namespace, "paywarden", bytearray(b"probe"))
         policy = {
             **call_policy(self._settings),
@@ -244,7 +245,7 @@ class AerospikeStore:
             self._settle(unsettled, len(chunk))
 
     def _settle(self, unsettled: list[tuple[bytes, bytes]], record_count: int) -> None:
-        """Raises StoreConflict unless these records, which are at another version, hold what was to be written."""
+        """Raises StoreConflict unless these records at another version already hold the bytes to be written."""
         found = self._read_chunk([self._place(key) for key, _ in unsettled])
         conflict_count = sum(one.value != value for (_, value), one in zip(unsettled, found, strict=True))
         self._metrics.confirmed.inc(len(unsettled) - conflict_count)
@@ -268,7 +269,7 @@ class AerospikeStore:
         return join_key(entity, bytes(identity)), self._bin(bins, entity)
 
     def _write_chunks(self, values: Mapping[bytes, bytes]) -> Iterator[list[tuple[bytes, bytes]]]:
-        """The records in calls that stay within both limits; a record over `batch_bytes_max` goes alone."""
+        """Yield the records in batches within both limits. A record over `batch_bytes_max` goes alone."""
         chunk: list[tuple[bytes, bytes]] = []
         chunk_bytes = 0
         for key, value in values.items():
@@ -283,7 +284,7 @@ class AerospikeStore:
 
 
 class _WritePolicies:
-    """What a write demands of the record it replaces. Made once for all records of a write."""
+    """The conditions of a write on the replaced record. Made once for all records of a write."""
 
     def __init__(self, ttl_s: int) -> None:
         self.whatever_there_is = write_policy(ttl_s)
@@ -296,7 +297,7 @@ class _WritePolicies:
 
 
 def set_name_of(prefix: str, entity: str) -> str:
-    """The Aerospike set of an entity. Raises Misconfigured when that is too long."""
+    """Returns the name of an entity's Aerospike set. Raises Misconfigured if it is too long."""
     name = prefix + entity
     if len(name) > SET_NAME_CHARS_MAX:
         raise Misconfigured(

@@ -54,7 +54,7 @@ def test_the_code_of_a_text_never_changes(text: str, code: int) -> None:
 
 
 @given(text=st.text())
-def test_the_code_of_a_text_is_never_nothing(text: str) -> None:
+def test_the_code_of_a_text_is_never_0(text: str) -> None:
     assert 1 <= attributes.text_code(text) <= 2**32
 
 
@@ -66,7 +66,7 @@ def test_countries_are_numbered_by_their_letters() -> None:
 
 @given(text=st.text(max_size=3))
 @pytest.mark.parametrize("wrong", ["", "D", "de", "DEU", "D1", "ÄÖ", "D\n"])
-def test_what_is_no_countrys_code_is_not_taken_for_one(wrong: str, text: str) -> None:
+def test_a_text_that_is_no_country_gets_no_countrys_code(wrong: str, text: str) -> None:
     for candidate in (wrong, text):
         is_country = len(candidate) == 2 and candidate.isascii() and candidate.isalpha() and candidate.isupper()
         assert attributes.is_country(candidate) == is_country
@@ -79,7 +79,7 @@ def test_an_offset_that_no_clock_has_is_not_there(minutes: int, code: int) -> No
     assert attributes.offset_code(minutes) == code
 
 
-def test_a_flag_that_is_not_set_is_not_a_flag_that_is_not_there() -> None:
+def test_a_false_flag_differs_from_a_missing_flag() -> None:
     assert [attributes.flag_code(value) for value in (False, True)] == [1, 2]
 
 
@@ -109,7 +109,7 @@ def test_a_row_holds_every_attribute_in_its_column() -> None:
 
 
 @pytest.mark.parametrize("name", list(FIELDS))
-def test_what_is_missing_or_null_is_0(name: str) -> None:
+def test_a_missing_or_null_field_becomes_0(name: str) -> None:
     column = next(attribute.column for attribute in ATTRIBUTES if attribute.name == name)
     absent = {other: value for other, value in FIELDS.items() if other != name}
     for fields in (absent, {**absent, name: None}):
@@ -198,7 +198,7 @@ def _number(record: dict[str, object], name: str) -> int:
 # Conditions.
 
 
-def test_a_condition_says_what_it_asks() -> None:
+def test_a_condition_has_a_text_of_its_comparison() -> None:
     asked = {
         attributes.channel == "ecom": "channel == 'ecom'",
         attributes.country != "DE": "country != 'DE'",
@@ -209,7 +209,7 @@ def test_a_condition_says_what_it_asks() -> None:
     assert {condition.text for condition in asked} == set(asked.values())
 
 
-def test_two_ways_to_ask_one_thing_are_one_question_and_one_column() -> None:
+def test_a_condition_written_in_two_ways_is_one_column() -> None:
     # They used to be two columns of the same shape, of which only the last went over into another catalogue.
     flag = card.count("a", "1d", where=attributes.declined)
     spoken = card.count("b", "1d", where=attributes.declined == True)  # noqa: E712
@@ -221,7 +221,7 @@ def test_two_ways_to_ask_one_thing_are_one_question_and_one_column() -> None:
 def test_a_condition_has_no_truth_value() -> None:
     # `and`, `or` and `not` would take it for true, and drop the other half.
     condition = attributes.channel == "ecom"
-    with pytest.raises(TypeError, match="whether channel == 'ecom' is asked of payments: as a Python truth value"):
+    with pytest.raises(TypeError, match="the condition channel == 'ecom' is about a payment"):
         bool(condition)
     with pytest.raises(TypeError):
         card.count("x", "1d", where=condition and attributes.declined)
@@ -279,12 +279,12 @@ def test_a_comparison_that_makes_no_sense_is_refused(what: str) -> None:
     assert message in str(refused.value)
 
 
-def test_an_amount_that_no_payment_can_have_is_refused() -> None:
+def test_an_impossible_amount_is_refused() -> None:
     with pytest.raises(Misconfigured, match="amount is compared with"):
         _ = attributes.amount >= 2**70
 
 
-def test_a_comparison_that_makes_no_sense_is_refused_with_its_line() -> None:
+def test_an_invalid_comparison_is_refused_with_its_line() -> None:
     with pytest.raises(Misconfigured, match=r"^feature catalogue, test_attributes\.py:[0-9]+: "):
         _ = attributes.channel == 5
 

@@ -23,7 +23,7 @@ def place(country: str) -> tuple[float, float]:
     return (latitude - 10_000) / 10, (longitude - 10_000) / 10
 
 
-def test_there_is_a_place_for_every_code_and_none_for_code_0() -> None:
+def test_every_country_code_has_a_place_and_code_0_has_none() -> None:
     places = load_places()
     assert places.shape == (677, 2)
     assert places.dtype == np.int64
@@ -38,7 +38,7 @@ def test_every_country_is_listed_once_by_its_two_letters() -> None:
     assert {"DE", "FR", "US", "CN", "IN", "BR", "ZA", "AU", "NZ", "GB"} <= set(CODES)
 
 
-def test_every_place_is_on_the_globe_and_the_others_are_nowhere() -> None:
+def test_every_place_is_on_the_globe_and_unknown_codes_have_none() -> None:
     places = load_places()
     listed = {country_code(code) for code in CODES}
     for code, (latitude, longitude) in enumerate(places.tolist()):

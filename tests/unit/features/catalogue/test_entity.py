@@ -92,7 +92,7 @@ def test_a_fraud_share_is_frauds_over_payments_of_the_same_delayed_window() -> N
     assert frauds.window == count.window == Window(30 * DAY_MS, DAY_MS, 7 * DAY_MS)
 
 
-def test_the_mean_amount_of_a_streak_is_of_the_frauds_that_the_streak_counts() -> None:
+def test_the_mean_amount_of_a_streak_uses_the_frauds_it_counts() -> None:
     mean = derived(merchant.fraud_streak_amount_mean("mean", "30d", delay="7d", hop="6h").value)
     total, count = map(windowed, mean.operands)
     assert mean.operation is Operation.DIVIDE
@@ -101,7 +101,7 @@ def test_the_mean_amount_of_a_streak_is_of_the_frauds_that_the_streak_counts() -
     assert replace(total, reduction=Reduction.STREAK, summed=None) == count
 
 
-def test_what_is_stored_for_a_word_is_what_it_is_called() -> None:
+def test_each_word_stores_the_measure_of_its_name() -> None:
     def measured(feature: Feature) -> tuple[Measure, Reduction]:
         (stored,) = map(windowed, stored_values(feature.value))
         return stored.column.measure, stored.reduction
@@ -117,7 +117,7 @@ def test_what_is_stored_for_a_word_is_what_it_is_called() -> None:
     assert measured(card.seconds_since_first_fraud("x", "1d", delay="1d")) == (Measure.FRAUD_COUNT, Reduction.OLDEST)
 
 
-def test_what_is_remembered_for_a_word_is_what_it_asks() -> None:
+def test_each_word_of_a_memory_asks_the_question_of_its_name() -> None:
     assert card.seconds_since_last("x").value == EntityRecency("card", Recency.SINCE_LAST)
     assert card.seconds_since_first("x").value == EntityRecency("card", Recency.SINCE_FIRST)
     assert card.is_new("x", country, among=5).value == Remembered("card", country.column, 5, Recollection.IS_NEW)
@@ -127,7 +127,7 @@ def test_what_is_remembered_for_a_word_is_what_it_asks() -> None:
     assert card.last_amount("x").value == Remembered("card", attributes.amount.column, 1, Recollection.LAST_VALUE)
 
 
-def test_two_words_about_one_thing_store_it_once() -> None:
+def test_two_features_of_one_measure_store_it_once() -> None:
     features = (card.is_new("a", country), card.seconds_since_same("b", country), card.count("c", "1d"))
     plan = compile_plan(
         Catalogue((card,), (*features, card.amount_mean("d", "1d"), card.share("e", "1d", of=declined)))
@@ -177,12 +177,15 @@ def test_a_window_of_whole_hops_ends_with_the_tile_that_it_still_touches() -> No
     assert (delayed.newest_age, delayed.oldest_age) == (3, 26)
 
 
-def test_meanings_speak_of_the_entity_the_window_the_condition_and_the_delay() -> None:
-    assert card.count("x", "1d").meaning == "payments of the card in the last 1d"
-    assert card.count("x", "1d", where=declined).meaning == "payments where declined of the card in the last 1d"
-    assert "the merchant in the 30d that ended 7d ago" in merchant.fraud_share("x", "30d", delay="7d").meaning
+def test_meanings_name_entity_window_condition_and_delay() -> None:
+    assert card.count("x", "1d").meaning == "number of the card's payments in the last 1d"
+    wanted = "number of the card's payments where declined is true in the last 1d"
+    assert card.count("x", "1d", where=declined).meaning == wanted
+    assert (
+        "the merchant's payments in the 30d that ended 7d ago" in merchant.fraud_share("x", "30d", delay="7d").meaning
+    )
     assert card.amount_max("x", "1d", where=channel == "ecom").meaning.startswith(
-        "largest amount where channel == 'ecom'"
+        "largest amount of the card's payments where channel == 'ecom'"
     )
     assert card.count("x", "1d", including_this=True).meaning.endswith(", this one included")
 
@@ -200,9 +203,9 @@ def test_a_feature_says_when_it_is_missing() -> None:
 
 def test_a_category_says_what_its_numbers_stand_for() -> None:
     short = request.category("x", channel, ("pos", "ecom")).meaning
-    assert short == "which of 'pos' (0), 'ecom' (1) channel is; 2 is any other"
+    assert short == "channel as a number: 'pos' (0), 'ecom' (1); 2 is any other value"
     long = request.category("x", attributes.mcc, [f"{code:04}" for code in range(100)]).meaning
-    assert "'0007' (7) … '0099' (99) mcc is; 100 is any other" in long
+    assert "'0007' (7) … '0099' (99); 100 is any other value" in long
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_a_category_says_what_its_numbers_stand_for() -> None:
         ),
     ],
 )
-def test_a_list_of_categories_that_cannot_be_meant_is_refused(attribute: Any, among: Any, reason: str) -> None:
+def test_an_invalid_list_of_categories_is_refused(attribute: Any, among: Any, reason: str) -> None:
     assert refusal_of(lambda: request.category("x", attribute, among)).startswith(reason)
 
 
@@ -270,7 +273,7 @@ NOT_A_DURATION = "is not a duration such as 30s, 10m, 1h or 30d"
 @pytest.mark.parametrize(
     "text", ["", "1", "d", "0d", "01d", "1w", "1D", "-1d", "1.5h", "1 d", "10000d", "1d\n", "७d", "1dd", "1h30m", "nan"]
 )
-def test_what_is_not_a_duration_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     assert refusal_of(lambda: card.count("x", text)) == f"'x': {text!r} {NOT_A_DURATION}"
 
 
@@ -394,27 +397,27 @@ for _what, _asked in (
 
 
 @pytest.mark.parametrize("what", list(WRONG))
-def test_what_cannot_be_meant_is_refused_where_it_is_declared(what: str) -> None:
+def test_an_invalid_argument_is_refused_with_its_line(what: str) -> None:
     declare, reason = WRONG[what]
     assert refusal_of(declare) == reason
 
 
 @pytest.mark.parametrize("limits", [(99.5, 100), (True, 5), (1, 2**70), "123"])
-def test_limits_that_are_no_amounts_are_refused_where_they_are_declared(limits: Any) -> None:
+def test_limits_that_are_no_amounts_are_refused_with_their_line(limits: Any) -> None:
     wanted = f"'x': limits must be amounts above 0, each larger than the one before, got {limits!r}"
     assert refusal_of(lambda: request.below_limit("x", limits)) == wanted
 
 
 @pytest.mark.parametrize("window", ["1m", "90d"])
-def test_the_shortest_and_the_longest_window_are_taken(window: str) -> None:
+def test_the_shortest_and_the_longest_window_are_accepted(window: str) -> None:
     assert card.count("x", window).window == window
 
 
-def test_as_many_tiles_as_there_may_be_are_taken() -> None:
+def test_the_largest_number_of_tiles_is_accepted() -> None:
     assert windowed(card.count("x", "4095m", hop="1m").value).window.oldest_age == 4095
 
 
-def test_a_payment_cannot_be_included_in_what_a_condition_holds_for() -> None:
+def test_including_this_payment_and_a_condition_exclude_each_other() -> None:
     """It used to be counted in whether the condition held for it or not."""
     wanted = "'x': `including_this` counts this payment whatever it is: it cannot go with `where`"
     assert refusal_of(lambda: card.count("x", "1d", where=channel == "ecom", including_this=True)) == wanted
@@ -431,20 +434,20 @@ def refusal_of_all(features: tuple[Feature, ...], entities: tuple[Entity, ...] =
 
 
 @pytest.mark.parametrize("name", ["", "Count", "1st", "_x", "a-b", "a b", "é", "x\n", "card.count"])
-def test_a_feature_whose_name_is_not_one_is_refused(name: str) -> None:
+def test_a_feature_with_an_invalid_name_is_refused(name: str) -> None:
     wrong = request.amount(name)
     assert refusal_of_all((wrong,)) == f", {wrong.line}: {name!r} is not a lower_case name"
 
 
 @pytest.mark.parametrize("name", ["", "Card", "my:card", "a b", "1st"])
-def test_an_entity_whose_name_is_not_one_is_refused(name: str) -> None:
+def test_an_entity_with_an_invalid_name_is_refused(name: str) -> None:
     # A colon, for one, would end the entity's part of a profile's key.
     wrong = Entity(name, key="card_id")
     assert refusal_of_all((amount,), (wrong,)) == f", {wrong.line}: the entity {name!r} is not a lower_case name"
 
 
 @pytest.mark.parametrize("name", ["payment", "progress"])
-def test_an_entity_called_like_other_records_in_store_and_changelog_is_refused(name: str) -> None:
+def test_an_entity_named_like_other_records_of_a_store_is_refused(name: str) -> None:
     wrong = Entity(name, key="card_id")
     assert refusal_of_all((amount,), (wrong,)) == f", {wrong.line}: an entity cannot be called {name!r}"
 
@@ -460,7 +463,7 @@ def test_an_entity_of_a_field_that_is_no_key_is_refused(key: str) -> None:
 @pytest.mark.parametrize("key", [(), ("card_id", "card_id")])
 def test_an_entity_without_a_key_or_with_one_field_twice_is_refused(key: tuple[str, ...]) -> None:
     wrong = Entity("x", key=key)
-    wanted = f", {wrong.line}: entity 'x': its key fields must be different ones, at least one"
+    wanted = f", {wrong.line}: entity 'x': it needs at least one key field, each field once"
     assert refusal_of_all((amount,), (wrong,)) == wanted
 
 
@@ -497,21 +500,21 @@ def test_a_catalogue_without_entities_is_refused() -> None:
     ],
 )
 def test_a_feature_of_an_undeclared_entity_is_refused(feature: Feature) -> None:
-    wanted = f", {feature.line}: 'x' is of the undeclared entity 'merchant'"
+    wanted = f", {feature.line}: 'x' belongs to the undeclared entity 'merchant'"
     assert refusal_of_all((feature,), (card,)) == wanted
 
 
 @pytest.mark.parametrize("operands", [("amount", "nothing"), ("nothing", "amount"), ("nothing", "nothing")])
-def test_a_ratio_of_what_is_not_declared_is_refused(operands: tuple[str, str]) -> None:
+def test_a_ratio_of_an_undeclared_feature_is_refused(operands: tuple[str, str]) -> None:
     wrong = ratio("x", *operands)
     assert refusal_of_all((amount, wrong)) == f", {wrong.line}: 'x' uses 'nothing', which is not declared"
 
 
 @pytest.mark.parametrize("operands", [("amount", "later"), ("later", "amount")])
-def test_a_ratio_of_what_is_declared_after_it_is_refused_with_both_lines(operands: tuple[str, str]) -> None:
+def test_a_ratio_of_a_later_feature_is_refused_with_both_lines(operands: tuple[str, str]) -> None:
     wrong = ratio("x", *operands)
     later = request.hour("later")
-    wanted = f"'x' uses 'later', which is declared after it, in {later.line}: that way it could go in circles"
+    wanted = f"'x' uses 'later', which is declared after it, in {later.line}: a feature can use only earlier ones"
     assert refusal_of_all((amount, wrong, later)) == f", {wrong.line}: {wanted}"
 
 
@@ -520,7 +523,7 @@ def test_a_ratio_of_itself_is_refused() -> None:
     assert f", {wrong.line}: 'x' uses 'x', which is declared after it" in refusal_of_all((amount, wrong))
 
 
-def test_a_value_inside_another_is_looked_at_too() -> None:
+def test_nested_values_are_checked_too() -> None:
     def made(*operands: Expression) -> Feature:
         inside = Derived(Operation.DIVIDE, operands)
         return Feature("x", Derived(Operation.ADD, (inside, "amount")), "", "", "")
@@ -530,7 +533,7 @@ def test_a_value_inside_another_is_looked_at_too() -> None:
     assert "undeclared entity 'merchant'" in refusal_of_all((amount, made("amount", stored)), (card,))
 
 
-def test_more_conditions_than_there_are_bits_to_answer_them_are_refused() -> None:
+def test_more_conditions_than_one_number_has_bits_are_refused() -> None:
     def features(count: int) -> tuple[Feature, ...]:
         return tuple(card.count(f"x{number}", "1d", where=attributes.amount >= number) for number in range(count))
 
@@ -557,7 +560,7 @@ def test_the_entities_of_the_catalogue_are_fields_of_payments_and_requests() -> 
         assert set(entity.keys) <= set(ScoreRequest.DESCRIPTOR.fields_by_name)
 
 
-def test_the_catalogue_holds_what_the_models_are_promised() -> None:
+def test_the_catalogue_has_the_features_that_models_expect() -> None:
     wanted = {
         *(f"card_count_{window}" for window in ("10m", "1h", "1d", "7d", "30d")),
         *(f"card_amount_mean_{window}" for window in ("1d", "7d", "30d")),
@@ -571,7 +574,7 @@ def test_the_catalogue_holds_what_the_models_are_promised() -> None:
     assert {value.window.delay_ms for value in stored} == {7 * DAY_MS}
 
 
-def test_every_feature_of_the_catalogue_says_where_it_is_declared_and_what_it_means() -> None:
+def test_every_feature_of_the_catalogue_has_a_line_and_a_meaning() -> None:
     for feature in CATALOGUE.features:
         assert re.fullmatch(r"catalogue\.py:[0-9]+", feature.line)
         assert feature.meaning

@@ -113,7 +113,7 @@ def test_a_wrong_column_is_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("amount", [float("nan"), float("inf"), -1.0])
-def test_an_amount_that_is_no_money_is_refused(amount: float) -> None:
+def test_an_invalid_amount_is_refused(amount: float) -> None:
     with pytest.raises(Misconfigured, match="TX_AMOUNT"):
         convert_table(handbook_table(TX_AMOUNT=pa.array([1.0, amount, 3.0])))
 

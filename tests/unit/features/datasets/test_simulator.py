@@ -286,7 +286,7 @@ def test_a_split_leaves_a_history_before_and_everything_else_after(tables: tuple
 
 
 @pytest.mark.parametrize("wrong", [{"cards": 0}, {"days": 0}, {"seed": -1}, {"end_time_ms": 5}])
-def test_arguments_that_make_no_sense_are_refused_by_name(wrong: dict[str, int]) -> None:
+def test_invalid_arguments_are_refused_by_name(wrong: dict[str, int]) -> None:
     name = next(iter(wrong))
     arguments = {"cards": 5, "days": 5, "seed": 5} | wrong
     with pytest.raises(Misconfigured, match="before 1970" if name == "end_time_ms" else name):

@@ -38,14 +38,14 @@ def test_a_released_column_leaves_memory_and_stays_what_it_is(tmp_path: Path) ->
     assert int(column[3_999_999]) == 3_999_999
 
 
-def test_a_column_outlives_its_room_and_its_file_has_no_name(tmp_path: Path) -> None:
+def test_a_column_outlives_its_allocator_and_has_no_file_name(tmp_path: Path) -> None:
     column = MmapAllocator(tmp_path).new(100, np.int64)
     column[:] = 7
     assert list(tmp_path.iterdir()) == []
     assert int(column.sum()) == 700
 
 
-def test_a_column_that_nobody_holds_is_gone_from_the_disk(tmp_path: Path) -> None:
+def test_a_column_without_users_frees_its_disk_space(tmp_path: Path) -> None:
     def open_files() -> int:
         return sum(
             1 for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines() if str(tmp_path) in line
@@ -59,15 +59,15 @@ def test_a_column_that_nobody_holds_is_gone_from_the_disk(tmp_path: Path) -> Non
     room.release()
 
 
-def test_a_column_of_nothing_is_empty(tmp_path: Path) -> None:
+def test_a_column_of_length_zero_is_empty(tmp_path: Path) -> None:
     assert MmapAllocator(tmp_path).new(0, np.int64).shape == (0,)
 
 
-def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=f"cannot write columns to {tmp_path}: "):
         MmapAllocator(tmp_path).new(2**59, np.int64)
 
 
-def test_a_folder_that_is_not_there_yet_stands_for_the_one_above(tmp_path: Path) -> None:
+def test_a_missing_folder_falls_back_to_its_parent(tmp_path: Path) -> None:
     MmapAllocator(tmp_path / "results" / "of today").new(10, np.int8)
     assert list(tmp_path.iterdir()) == []

@@ -82,7 +82,7 @@ def test_columns_are_the_fields_of_the_avro_schemas() -> None:
     assert list(OUTCOME_COLUMNS) == avro_fields("outcomes.avsc")
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_a_written_history_is_read_back(tmp_path: Path) -> None:
     write_history(tmp_path / "new" / "folder", payments_table(), outcomes_table())
     history = read_history(tmp_path / "new" / "folder")
     assert len(history) == 3
@@ -160,7 +160,7 @@ def test_a_missing_column_is_refused(tmp_path: Path, name: str) -> None:
 # Files that were written before these columns were known, or by somebody who knows nothing of them.
 
 
-def test_what_a_file_does_not_say_is_not_known(tmp_path: Path) -> None:
+def test_a_missing_optional_column_is_unknown(tmp_path: Path) -> None:
     write_history(tmp_path, payments_table().drop_columns(list(ABSENT_COLUMNS)), outcomes_table())
     assert set(pq.read_schema(tmp_path / PAYMENTS_FILE).names) == set(PAYMENT_COLUMNS) - set(ABSENT_COLUMNS)
     history = read_history(tmp_path)
@@ -293,7 +293,7 @@ WRONG_PAYMENTS = {
 
 
 @pytest.mark.parametrize("case", list(WRONG_PAYMENTS))
-def test_payments_that_are_no_history_are_refused(case: str, tmp_path: Path) -> None:
+def test_invalid_payments_are_refused(case: str, tmp_path: Path) -> None:
     changed, message = WRONG_PAYMENTS[case]
     with pytest.raises(Misconfigured, match=message):
         write_history(tmp_path, payments_table(**changed), outcomes_table())
@@ -312,7 +312,7 @@ WRONG_OUTCOMES = {
 
 
 @pytest.mark.parametrize("case", list(WRONG_OUTCOMES))
-def test_outcomes_that_are_no_history_are_refused(case: str) -> None:
+def test_invalid_outcomes_are_refused(case: str) -> None:
     changed, message = WRONG_OUTCOMES[case]
     with pytest.raises(Misconfigured, match=message):
         history_of_tables(payments_table(), outcomes_table(**changed))

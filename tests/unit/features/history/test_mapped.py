@@ -53,7 +53,7 @@ def assert_same(one: History, other: History) -> None:
 
 
 @pytest.mark.parametrize("part_rows", [1, 2, 3, 100])
-def test_what_is_opened_in_parts_is_what_is_read_whole(part_rows: int, tmp_path: Path) -> None:
+def test_opening_in_parts_gives_the_same_as_reading_whole(part_rows: int, tmp_path: Path) -> None:
     write_history(tmp_path, payments_table(), outcomes_table())
     assert_same(read_history(tmp_path), opened(tmp_path, part_rows))
 
@@ -73,7 +73,7 @@ def test_texts_may_be_encoded_as_a_dictionary_and_columns_may_be_absent(tmp_path
     assert_same(read_history(tmp_path), opened(tmp_path))
 
 
-def test_a_column_that_holds_nothing_is_the_same_both_ways(tmp_path: Path) -> None:
+def test_an_empty_column_is_the_same_both_ways(tmp_path: Path) -> None:
     put(tmp_path, payments_table(ip=pa.nulls(3), mcc=pa.nulls(3, pa.string())), outcomes_table())
     assert_same(read_history(tmp_path), opened(tmp_path))
 
@@ -92,9 +92,7 @@ def test_no_file_is_left_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part_rows", [1, 100])
 @pytest.mark.parametrize("case", list(WRONG_PAYMENTS))
-def test_wrong_payments_are_refused_in_the_words_of_reading_them_whole(
-    case: str, part_rows: int, tmp_path: Path
-) -> None:
+def test_wrong_payments_are_refused_with_the_same_message_both_ways(case: str, part_rows: int, tmp_path: Path) -> None:
     put(tmp_path, payments_table(**WRONG_PAYMENTS[case][0]), outcomes_table())
     with pytest.raises(Misconfigured) as whole:
         read_history(tmp_path)
@@ -104,7 +102,7 @@ def test_wrong_payments_are_refused_in_the_words_of_reading_them_whole(
 
 
 @pytest.mark.parametrize("case", [case for case in WRONG_OUTCOMES if case != "an unknown label"])
-def test_wrong_outcomes_are_refused_in_the_words_of_reading_them_whole(case: str, tmp_path: Path) -> None:
+def test_wrong_outcomes_are_refused_with_the_same_message_both_ways(case: str, tmp_path: Path) -> None:
     put(tmp_path, payments_table(), outcomes_table(**WRONG_OUTCOMES[case][0]))
     with pytest.raises(Misconfigured) as whole:
         read_history(tmp_path)
@@ -113,7 +111,7 @@ def test_wrong_outcomes_are_refused_in_the_words_of_reading_them_whole(case: str
     assert str(in_parts.value) == str(whole.value)
 
 
-def test_a_label_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_label_is_refused(tmp_path: Path) -> None:
     put(tmp_path, payments_table(), outcomes_table(label=pa.array(["fraud", "genuine", "maybe"])))
     with pytest.raises(Misconfigured, match="label must be fraud or genuine, and 1 rows are not"):
         opened(tmp_path, 2)
@@ -126,7 +124,7 @@ def test_a_missing_column_is_named(missing: str, tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_files_that_are_not_there_or_no_parquet_are_named(tmp_path: Path) -> None:
+def test_missing_files_and_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"payments\.parquet, which is not there"):
         opened(tmp_path)
     put(tmp_path, payments_table(), outcomes_table())

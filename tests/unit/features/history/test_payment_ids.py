@@ -30,7 +30,7 @@ def test_the_first_repeated_id_is_found(texts: list[str], part_ids: int, collisi
     assert first_repeated(ids(texts, collisions), part_ids=part_ids) == wanted
 
 
-def test_of_repeated_ids_in_all_parts_the_first_row_is_found() -> None:
+def test_the_first_row_of_all_repeated_ids_is_found() -> None:
     texts = [f"p{number}" for number in range(50)] * 2
     assert first_repeated(ids(texts), part_ids=10) == 50
 

@@ -164,7 +164,7 @@ def vectors(of: FeatureEngine, history_of: History) -> list[dict[str, float]]:
     return [dict(zip(of.plan.names, vector, strict=True)) for vector in found]
 
 
-def test_conditions_are_asked_of_each_payments_own_attributes() -> None:
+def test_conditions_use_each_payments_own_attributes() -> None:
     of = FeatureEngine(
         Catalogue(
             (card,),
@@ -196,7 +196,7 @@ def test_conditions_are_asked_of_each_payments_own_attributes() -> None:
     assert np.isnan(made[1]["is_declined"])
 
 
-def test_a_label_answers_the_conditions_of_the_payment_it_is_of() -> None:
+def test_a_label_meets_the_conditions_of_its_payment() -> None:
     # It is worked in with a later chunk, in which its payment is not.
     frauds = card.fraud_count("frauds", "7d", delay="1d", where=channel == "ecom")
     of = FeatureEngine(Catalogue((card,), (frauds,)))
@@ -234,7 +234,7 @@ def test_chunks_cover_the_payments_in_order() -> None:
     assert all(chunk.vectors.dtype == np.float32 for chunk in made)
 
 
-def test_a_passage_may_stop_before_the_end() -> None:
+def test_a_replay_may_stop_before_the_end() -> None:
     made = chunks(history([SUNDAY_MS + hour for hour in range(5)]), rows=2, last=3)
     assert [(chunk.first, chunk.last) for chunk in made] == [(0, 2), (2, 3)]
 
@@ -278,7 +278,7 @@ def test_a_label_on_the_border_of_two_chunks_is_seen_once() -> None:
         assert column("merchant_fraud_share_7d", chunks(of, rows=rows))[1:] == [0, 1, 1]
 
 
-def test_finish_works_in_the_outcomes_after_the_last_payment() -> None:
+def test_finish_applies_the_outcomes_after_the_last_payment() -> None:
     told = PointInTimeReplay(history([SUNDAY_MS], [(0, SUNDAY_MS + DAY_MS, True)]), engine(), RATES)
     untold = PointInTimeReplay(history([SUNDAY_MS]), engine(), RATES)
     for passage in (told, untold):
@@ -297,13 +297,13 @@ def test_an_empty_history_has_no_chunks() -> None:
     assert passage.profiles == [[], [], []]
 
 
-def test_nothing_is_late_in_a_history_in_order() -> None:
+def test_no_event_is_late_in_an_ordered_history() -> None:
     times = [SUNDAY_MS + day * DAY_MS for day in range(60)]
     said = [(row, SUNDAY_MS + (row + 9) * DAY_MS, True) for row in range(50)]
     assert sum(chunk.late for chunk in chunks(history(times, said), rows=7)) == 0
 
 
-def test_a_label_that_no_window_can_see_any_more_is_counted_as_late() -> None:
+def test_a_label_beyond_all_windows_is_counted_as_late() -> None:
     times = [SUNDAY_MS, SUNDAY_MS + 50 * DAY_MS, SUNDAY_MS + 51 * DAY_MS]
     # Late for the merchant, whose shares reach back 37 days; the card has no shares, the device is not there.
     assert sum(chunk.late for chunk in chunks(history(times, [(0, SUNDAY_MS + 50 * DAY_MS, True)]))) == 1

@@ -20,14 +20,14 @@ def test_results_come_in_the_order_of_the_parts(threads: int) -> None:
         assert crew.each(lambda part: part, []) == []
 
 
-def test_parts_are_worked_off_side_by_side() -> None:
+def test_parts_run_in_parallel() -> None:
     both = threading.Barrier(2, timeout=10)
     with ThreadPool(2) as crew:
         assert sorted(crew.each(lambda _: both.wait(), range(2))) == [0, 1]
 
 
 @pytest.mark.parametrize("threads", THREADS)
-def test_what_a_part_raises_is_raised_when_nobody_is_at_work(threads: int) -> None:
+def test_an_error_of_a_part_is_raised_after_all_parts_have_ended(threads: int) -> None:
     at_work = []
 
     def work(part: int) -> None:
@@ -44,7 +44,7 @@ def test_what_a_part_raises_is_raised_when_nobody_is_at_work(threads: int) -> No
 
 
 @pytest.mark.parametrize("threads", THREADS)
-def test_work_beside_is_waited_for_and_its_error_is_raised_there(threads: int) -> None:
+def test_background_work_is_awaited_and_its_error_is_raised(threads: int) -> None:
     with ThreadPool(threads) as crew:
         assert crew.beside(lambda: 7)() == 7
 
@@ -56,6 +56,6 @@ def test_work_beside_is_waited_for_and_its_error_is_raised_there(threads: int) -
 
 
 @pytest.mark.parametrize("threads", [0, -1, 100_000])
-def test_a_number_of_threads_that_cannot_be_is_refused(threads: int) -> None:
+def test_an_impossible_number_of_threads_is_refused(threads: int) -> None:
     with pytest.raises(Misconfigured, match="threads: wanted 1 to 1024"):
         ThreadPool(threads)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from paywarden.features import kernel
 from paywarden.features.catalogue.windows import DAY_MS, HOUR_MS, MINUTE_MS
+from paywarden.features.kernel.batches import EventResults, PackedProfiles
 from paywarden.features.profiles.engine import FeatureEngine
 from tests.checkout import CHECKOUT
 from tests.unit.features.kernel.profiles import (
@@ -107,12 +108,19 @@ def between_guards(
         plan.words, NOW, presence, data.array, bounds, words.array, values.array, vectors.array.reshape(1, -1)
     )
     events = events_of([update], with_rows=True)
+    results = EventResults(
+        PackedProfiles(room.array, ends.array), np.zeros(len(update), np.uint8), np.zeros(1, np.int64)
+    )
     applied = kernel.apply_events(
-        plan.words, entity, data.array, np.array([0, len(state)]), events.groups, events.kind, events.payment,
-        events.weight, events.source, events.offset, events.row, rows_of([update]), words.array,
-        slots.array.reshape(len(update), -1), room.array, ends.array, np.zeros(len(update), np.uint8),
-        np.zeros(1, np.int64),
-    )  # fmt: skip
+        plan.words,
+        entity,
+        PackedProfiles(data.array, np.array([0, len(state)])),
+        events,
+        rows_of([update]),
+        words.array,
+        slots.array.reshape(len(update), -1),
+        results,
+    )
     assert all(guarded.is_untouched() for guarded in (data, words, values, vectors, slots, room, ends))
     vector_bytes = np.array(vectors.array).tobytes() if seen == kernel.OK else b""
     new = np.array(room.array[: int(ends.array[1])]).tobytes() if applied == kernel.OK else b""
@@ -127,7 +135,7 @@ def between_guards(
     value=st.integers(0, 255),
     is_full=st.booleans(),
 )
-def test_a_changed_byte_is_refused_or_leaves_all_around_it_alone(
+def test_a_changed_byte_never_makes_the_kernel_write_out_of_bounds(
     of: Callable[[], FeatureEngine], entity: str, place: int, value: int, is_full: bool
 ) -> None:
     state = bytearray(full(entity, of=of()) if is_full else good(of, entity))
@@ -144,7 +152,7 @@ def test_a_changed_byte_is_refused_or_leaves_all_around_it_alone(
     number=INT64.filter(lambda number: not 2**59 < number < 2**61),
     is_full=st.booleans(),
 )
-def test_a_changed_number_is_refused_or_leaves_all_around_it_alone(
+def test_a_changed_number_never_makes_the_kernel_write_out_of_bounds(
     of: Callable[[], FeatureEngine], entity: str, place: int, number: int, is_full: bool
 ) -> None:
     # Widths and all are right: what is wrong is what the numbers say.
@@ -156,7 +164,7 @@ def test_a_changed_number_is_refused_or_leaves_all_around_it_alone(
 @settings(max_examples=300)
 @given(of=ENGINES, entity=st.sampled_from(ENTITIES), tail=st.binary(max_size=300))
 @example(of=engine, entity="card", tail=b"")
-def test_any_bytes_behind_a_good_head_are_refused_or_leave_all_around_them_alone(
+def test_any_bytes_behind_a_valid_head_touch_nothing_around_them(
     of: Callable[[], FeatureEngine], entity: str, tail: bytes
 ) -> None:
     packed = read_packed(good(of, entity))
@@ -287,7 +295,7 @@ def run_before_the_end_of_memory() -> None:
                 assert kernel.unpack(of.plan.words, number, data, start, page, words) == kernel.OK
 
 
-def test_nothing_behind_the_last_byte_is_read() -> None:
+def test_the_kernel_reads_nothing_after_the_last_byte() -> None:
     done = run_in_another_process("run_before_the_end_of_memory", {})
     assert done.returncode == 0, done.stderr
 

@@ -64,7 +64,7 @@ def test_a_varint_of_64_bits_is_read_whole(number: int) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"\xff" * 9, b"\xff" * 9 + b"\x02", b"\xff" * 10 + b"\x01"])
-def test_a_varint_without_an_end_or_of_over_64_bits_is_none(data: bytes) -> None:
+def test_a_varint_without_an_end_or_over_64_bits_is_refused(data: bytes) -> None:
     # The bytes behind are not its own.
     assert read_varint(buffer(data + b"\x01"), 0, len(data))[1] == -1
 
@@ -90,7 +90,7 @@ def test_both_checksums_are_zlibs(data: bytes, start: int) -> None:
 
 
 @given(st.binary(max_size=20) | st.text("ABZaz [\x7f\x80", max_size=6).map(str.encode))
-def test_ranges_of_bytes_are_what_python_says(data: bytes) -> None:
+def test_checks_of_byte_ranges_agree_with_python(data: bytes) -> None:
     array = buffer(b"\xff" + data + b"\xff")
     end = 1 + len(data)
     assert is_ascii(array, 1, end) == data.isascii()

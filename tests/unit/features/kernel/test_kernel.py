@@ -82,7 +82,7 @@ def test_hours_and_days_are_the_payers_own_where_its_offset_is_known(time_ms: in
 
 
 @pytest.mark.parametrize("offset", [None, 1440, -1440, 10**6])
-def test_an_offset_that_no_clock_has_counts_as_not_known(offset: int | None) -> None:
+def test_an_impossible_utc_offset_counts_as_unknown(offset: int | None) -> None:
     assert features(of_card(request.hour("hour")), NOON_MS, 0, {}, utc_offset_minutes=offset)["hour"] == 12
 
 
@@ -158,7 +158,7 @@ def test_sums_means_and_maxima_are_of_the_window() -> None:
     assert seen("amount_to_card_max_30d", NOON_MS, changes, amount=120) == 2
 
 
-def test_what_there_was_none_of_is_missing_and_a_count_is_zero() -> None:
+def test_without_payments_a_mean_is_missing_and_a_count_is_zero() -> None:
     for changes in ([], [payment(NOON_MS - 60 * DAY_MS, 5)]):
         assert seen("card_count_30d", NOON_MS, changes) == 0
         assert seen("card_amount_sum_1h", NOON_MS, changes) == 0
@@ -178,7 +178,7 @@ def test_a_mean_of_zero_makes_its_ratio_missing() -> None:
     assert seen("card_amount_max_30d", NOON_MS, [payment(NOON_MS, 0)]) == 0
 
 
-def test_all_of_an_entity_that_takes_no_part_is_missing() -> None:
+def test_features_of_an_absent_entity_are_missing() -> None:
     found = features(engine(), NOON_MS, 7, {"card": None, "merchant": None})
     assert all(np.isnan(value) for name, value in found.items() if name.startswith("device"))
     assert found["card_count_1d"] == found["merchant_count_1d"] == 0
@@ -200,7 +200,7 @@ def test_recency_is_seconds_since_the_newest_and_the_oldest_payment() -> None:
 # Point in time.
 
 
-def test_what_an_event_sees_is_what_was_known_just_before_it() -> None:
+def test_an_event_sees_the_profile_just_before_it() -> None:
     changes = [payment(NOON_MS, 10), payment(NOON_MS, 30), payment(NOON_MS + 1, 5)]
     slots = engine().new_slots(3)
     engine().apply(0, events_of([changes], with_rows=True), rows_of([changes]), [None], slots)
@@ -236,7 +236,7 @@ def test_a_label_that_changes_nothing_leaves_no_trace() -> None:
 # Order of arrival.
 
 
-def test_events_too_late_for_a_table_are_counted_and_leave_that_table_alone() -> None:
+def test_events_too_late_for_a_table_are_counted_and_not_added() -> None:
     result = apply(engine(), "card", [payment(NOON_MS, 1), payment(NOON_MS - 2 * DAY_MS, 5), payment(NOON_MS, 1)])
     assert result.late == 1
     found = features(engine(), NOON_MS, 0, {"card": result.states[0]})
@@ -244,7 +244,7 @@ def test_events_too_late_for_a_table_are_counted_and_leave_that_table_alone() ->
 
 
 @pytest.mark.parametrize(("window", "length_ms"), [("1h", HOUR_MS), ("1d", DAY_MS), ("7d", 7 * DAY_MS)])
-def test_a_table_keeps_the_oldest_tile_that_its_window_can_touch_and_no_older(window: str, length_ms: int) -> None:
+def test_a_table_keeps_exactly_the_tiles_its_window_can_touch(window: str, length_ms: int) -> None:
     of = of_card(card.count("count", window))
     newest, oldest_ms = payment(SUNDAY_MS), SUNDAY_MS - length_ms
     for old, late in ((payment(oldest_ms), 0), (payment(oldest_ms - 1), 1)):
@@ -262,7 +262,7 @@ def test_a_label_is_not_late_for_tables_that_hold_no_labels() -> None:
     assert apply(engine(), "merchant", [payment(NOON_MS + 60 * DAY_MS), label(NOON_MS, 1)]).late == 1
 
 
-def test_a_payment_older_than_the_newest_event_sees_its_longest_windows_cut_short() -> None:
+def test_a_late_payment_sees_its_longest_windows_cut_short() -> None:
     # A table is cut by the newest event alone. That makes order of arrival not matter in the end, and costs a
     # late payment the tiles that only it could still see.
     oldest, newest = payment(NOON_MS - 30 * DAY_MS), payment(NOON_MS + DAY_MS)
@@ -291,7 +291,7 @@ def test_sources_may_interleave_in_any_way(data: st.DataObject, lengths: list[in
     first=st.integers(0, 9),
     length=st.integers(1, 10),
 )
-def test_a_stretch_of_offsets_heard_again_changes_nothing(offsets: list[int], first: int, length: int) -> None:
+def test_repeated_offsets_change_nothing(offsets: list[int], first: int, length: int) -> None:
     changes = [payment(SUNDAY_MS + offset, 3, source=4, offset=offset) for offset in offsets]
     state = profile(engine(), "card", changes)
     again = changes[first : first + length]
@@ -303,13 +303,13 @@ def test_a_stretch_of_offsets_heard_again_changes_nothing(offsets: list[int], fi
     assert newer.applied.tolist() == [0] * len(again) + [1]
 
 
-def test_offsets_of_one_source_say_nothing_of_another() -> None:
+def test_offsets_of_one_source_do_not_affect_another() -> None:
     state = profile(engine(), "card", [payment(NOON_MS, 1, source=3, offset=100)])
     for source in (0, 2, 4):
         assert apply(engine(), "card", [payment(NOON_MS, 1, source=source, offset=0)], state).applied.tolist() == [1]
 
 
-def test_as_many_sources_as_there_is_room_for_are_told_apart() -> None:
+def test_the_largest_number_of_sources_are_told_apart() -> None:
     order = list(range(kernel.SOURCES_MAX))
     random.Random(1).shuffle(order)
     state = profile(engine(), "card", [payment(NOON_MS, 1, source=source, offset=source) for source in order])

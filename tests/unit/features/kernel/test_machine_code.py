@@ -1,4 +1,4 @@
-"""Kept machine code: a changed source is compiled anew, nothing else is, and several processes may share it."""
+"""Kept machine code: a change of a source recompiles it, nothing else does, and processes may share the code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from paywarden.models.callee import scaled
 def answer(value):
     return scaled(value) + 1
 """
-# Says what it computes, and whether the machine code was there.
+# Prints the result, and whether the machine code was kept from an earlier run.
 RUN = """\
 import sys
 from paywarden.scoring.caller import answer
@@ -44,15 +44,10 @@ print(answer(eval(sys.argv[1])), sum(answer.stats.cache_hits.values()))
 
 @pytest.fixture
 def product(tmp_path: Path) -> Path:
-    """A product of two compiled files, with our decorators."""
-    top = tmp_path / "product" / "paywarden"
-    files = {
-        "__init__.py": "",
-        "models/callee.py": CALLEE,
-        "scoring/caller.py": CALLER,
-        "features/kernel/__init__.py": "",
-        "run.py": RUN,
-    }
+    """A package `paywarden` of two compiled files and our decorators. Python finds it before the installed one."""
+    top = tmp_path / "paywarden"
+    files = {"models/callee.py": CALLEE, "scoring/caller.py": CALLER, "run.py": RUN}
+    files |= {"__init__.py": "", "features/kernel/__init__.py": ""}
     for name, text in files.items():
         path = top / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,12 +62,12 @@ def run(top: Path, argument: object = 10, **environment: str) -> str:
 
 
 def finished(top: Path, argument: object = 10, **environment: str) -> subprocess.CompletedProcess[str]:
-    # A directory that the tests as a whole were given is not for these.
+    # The suite may run with a cache directory of its own, which these tests must not use.
     inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     done = subprocess.run(
-        [sys.executable, "run.py", repr(argument)],
-        cwd=top,
-        env={**inherited, "PYTHONPATH": str(top.parent), "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        [sys.executable, "-m", "paywarden.run", repr(argument)],
+        cwd=top.parent,
+        env={**inherited, "PYTHONDONTWRITEBYTECODE": "1", **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -87,7 +82,7 @@ def directories(parent: Path) -> list[Path]:
 
 
 def beside(product: Path) -> Path:
-    """Where machine code is kept if nothing is said."""
+    """Returns the default directory of machine code."""
     return product / "features/kernel/__pycache__"
 
 
@@ -146,7 +141,7 @@ def test_without_any_place_code_is_compiled_and_a_warning_says_so(product: Path,
 
 
 def test_an_import_writes_nothing(product: Path) -> None:
-    (product / "run.py").write_text("import scoring.caller\n", encoding="utf-8")
+    (product / "run.py").write_text("import paywarden.scoring.caller\n", encoding="utf-8")
     run(product)
     assert not beside(product).exists()
 
@@ -158,7 +153,7 @@ def test_files_that_were_cut_short_are_compiled_anew(product: Path) -> None:
     assert [run(product), run(product)] == ["21 0", "21 1"]
 
 
-# Says whether another process could write while this one saves.
+# Prints whether another process could write while this one saves.
 RUN_LOCKED = """\
 import fcntl
 from paywarden.features.kernel import machine_code
@@ -221,14 +216,13 @@ class Source:
         self.assigned: dict[str, list[ast.AST]] = {}
         for node in self.tree.body:
             if isinstance(node, ast.ImportFrom):
+                folder = TOP / (node.module or "").removeprefix("paywarden.").replace(".", "/")
                 self.imported |= {alias.asname or alias.name: node.module or "" for alias in node.names}
                 # `from paywarden.features import kernel` names a module.
                 self.imported |= {
                     alias.asname or alias.name: f"{node.module}.{alias.name}"
                     for alias in node.names
-                    if (
-                        TOP / (node.module or "").removeprefix("paywarden.").replace(".", "/") / f"{alias.name}.py"
-                    ).exists()
+                    if (folder / f"{alias.name}.py").exists()
                 }
             elif isinstance(node, ast.Import):
                 self.imported |= {alias.asname or alias.name: alias.name for alias in node.names}
@@ -260,7 +254,8 @@ class Source:
 
 def test_compiled_code_reads_only_what_the_digest_covers() -> None:
     sources = machine_code.compiled_sources(TOP)
-    modules = {f"paywarden/{name}".removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in sources}
+    paths = (name.removesuffix(".py").removesuffix("/__init__") for name in sources)
+    modules = {f"paywarden.{path.replace('/', '.')}" for path in paths}
     assert {
         "paywarden.features.kernel.layout",
         "paywarden.scoring.idempotency.claim_table",

@@ -47,7 +47,7 @@ CONDITIONS: dict[str, tuple[Condition | Attribute, Fields, Fields | None]] = {
 
 
 @pytest.mark.parametrize("what", list(CONDITIONS))
-def test_a_condition_counts_the_payments_it_holds_for(what: str) -> None:
+def test_a_condition_counts_only_matching_payments(what: str) -> None:
     condition, holding, failing = CONDITIONS[what]
     good = payment(NOON_MS, 0, **holding)
     bad = payment(NOON_MS, 1, **failing) if failing is not None else payment(NOON_MS, 1)
@@ -58,7 +58,7 @@ def test_a_condition_counts_the_payments_it_holds_for(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", [what for what in CONDITIONS if "amount" not in what])
-def test_a_payment_without_the_attribute_answers_no_and_holds_is_missing(what: str) -> None:
+def test_without_the_attribute_a_condition_fails_and_holds_is_missing(what: str) -> None:
     condition, holding, _ = CONDITIONS[what]
     none = payment(NOON_MS, 9)
     assert one(card.count("x", "1d", where=condition), none, [none]) == 0
@@ -75,7 +75,7 @@ def test_a_payment_without_the_attribute_answers_no_and_holds_is_missing(what: s
         (attributes.currency, ("EUR",), ["EUR", "USD"]),
     ],
 )
-def test_a_category_is_the_place_in_its_list_and_any_other_value_the_one_behind_it(
+def test_a_category_is_its_position_and_any_other_value_the_length(
     attribute: attributes.Attribute, among: tuple[str, ...], texts: list[str]
 ) -> None:
     feature = request.category("x", attribute, among)
@@ -129,7 +129,7 @@ def test_every_word_that_takes_a_condition_asks_it(word: str, what: str) -> None
 
 
 @pytest.mark.parametrize("what", list(CONDITIONS))
-def test_a_label_counts_where_its_payment_answers_yes(what: str) -> None:
+def test_a_label_counts_where_its_payment_meets_the_condition(what: str) -> None:
     condition, holding, failing = CONDITIONS[what]
     bad = failing if failing is not None else {}
     then_ms, now = NOON_MS - 2 * DAY_MS, payment(NOON_MS)
@@ -184,7 +184,7 @@ def test_distinct_values_are_estimated_within_three_standard_errors(bits: int, l
 
 
 @pytest.mark.parametrize("bits", [64, 1024])
-def test_more_distinct_values_than_the_bitmap_tells_apart_stay_at_its_limit(bits: int) -> None:
+def test_a_full_bitmap_gives_its_largest_estimate(bits: int) -> None:
     changes = [payment(NOON_MS, merchant_id=f"m{number}") for number in range(20 * bits)]
     feature = card.distinct("x", attributes.merchant_id, "1d", bits=bits)
     assert one(feature, payment(NOON_MS), changes) == np.float32(bits * math.log(bits))
@@ -227,7 +227,7 @@ def test_a_tile_counts_half_for_every_half_life_of_its_age() -> None:
     assert one(share, payment(NOON_MS), [*made, told[0]]) == pytest.approx(0.25 / (4 * 0.25 + 4 * 0.125))
 
 
-def test_a_trend_is_one_when_all_is_as_ever_and_missing_after_silence() -> None:
+def test_a_trend_is_one_at_a_steady_rate_and_missing_after_silence() -> None:
     steady = [payment(NOON_MS - hour * HOUR_MS) for hour in range(7 * 24)]
     trend = card.count_trend("x", "1d", "7d")
     assert one(trend, payment(NOON_MS), steady) == pytest.approx(1, rel=0.05)
@@ -306,7 +306,7 @@ def test_this_payment_is_included_where_the_feature_says_so() -> None:
     assert one(card.amount_mean("x", "1d", including_this=True), now, [payment(NOON_MS, 10)]) == 30
 
 
-def test_the_smallest_amount_may_be_nothing() -> None:
+def test_the_smallest_amount_may_be_zero() -> None:
     changes = [payment(NOON_MS, 5), payment(NOON_MS - HOUR_MS, 0), payment(NOON_MS - 2 * HOUR_MS, 9)]
     assert one(card.amount_min("x", "1d"), payment(NOON_MS), changes) == 0
     assert one(card.amount_max("x", "1d"), payment(NOON_MS), changes) == 9
@@ -314,7 +314,7 @@ def test_the_smallest_amount_may_be_nothing() -> None:
     assert np.isnan(one(card.amount_min("x", "1d"), payment(NOON_MS), []))
 
 
-def test_tiles_without_a_payment_the_condition_holds_for_have_no_smallest_and_no_largest_amount() -> None:
+def test_tiles_without_a_matching_payment_have_no_extreme_amounts() -> None:
     remote = attributes.channel == "ecom"
     changes = [
         payment(NOON_MS, 1, channel="pos"),

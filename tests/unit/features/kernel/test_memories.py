@@ -54,7 +54,7 @@ def test_a_memory_holds_the_latest_distinct_values_whatever_their_order(
     assert profile(of, "card", shuffled[cut:], profile(of, "card", shuffled[:cut])) == state
 
 
-def test_a_value_is_new_until_it_is_seen_and_again_when_enough_others_came() -> None:
+def test_a_value_is_new_again_after_enough_other_values() -> None:
     changes = [payment(NOON_MS + number, merchant_id=f"m{number}") for number in range(4)]
     now = payment(NOON_MS + 1000, merchant_id="m1")
     new = [one(card.is_new("x", attributes.merchant_id, among=2), now, changes[:seen]) for seen in range(5)]
@@ -81,7 +81,7 @@ def test_time_since_the_same_value_is_that_of_its_latest_payment() -> None:
     assert np.isnan(one(card.seconds_since_same("x", attributes.merchant_id, among=1), now, changes))
 
 
-def test_the_last_amount_is_the_newest_payments_and_of_one_moment_the_largest() -> None:
+def test_the_last_amount_is_the_largest_of_the_newest_moment() -> None:
     now = payment(NOON_MS, 7)
     assert np.isnan(one(card.last_amount("x"), now, []))
     changes = [payment(NOON_MS - 1, 300), payment(NOON_MS - 1, 500), payment(NOON_MS - 2, 900)]
@@ -89,7 +89,7 @@ def test_the_last_amount_is_the_newest_payments_and_of_one_moment_the_largest() 
     assert one(card.last_amount("x"), now, [*changes, payment(NOON_MS, 0)]) == 0
 
 
-def test_a_payment_older_than_the_newest_does_not_see_what_was_seen_only_later() -> None:
+def test_a_late_payment_sees_no_value_that_came_after_it() -> None:
     later = payment(NOON_MS + 1, 5, merchant_id="m", country="FR")
     now = payment(NOON_MS, merchant_id="m", country="DE")
     assert np.isnan(one(card.last_amount("x"), now, [later]))

@@ -163,7 +163,7 @@ LATE = changes(NOON_MS, NOON_MS + 5 * DAY_MS, 10**7)
 
 @settings(max_examples=120)
 @given(what=WHAT, early=EARLY, late=LATE, days=st.integers(0, 30))
-def test_what_both_catalogues_keep_is_what_it_was_and_goes_on(
+def test_measures_of_both_catalogues_are_kept_and_go_on(
     what: str, early: list[Change], late: list[Change], days: int
 ) -> None:
     old, new = engine("the same"), engine(what)
@@ -180,7 +180,7 @@ def test_what_both_catalogues_keep_is_what_it_was_and_goes_on(
 
 @settings(max_examples=120)
 @given(what=WHAT, early=EARLY, late=LATE)
-def test_what_is_new_starts_empty_and_counts_from_then_on(what: str, early: list[Change], late: list[Change]) -> None:
+def test_a_new_measure_starts_empty_and_counts_from_then_on(what: str, early: list[Change], late: list[Change]) -> None:
     old, new = engine("the same"), engine(what)
     names = set(CATALOGUES[what].new)
     stored = states_of(old, early)
@@ -191,7 +191,7 @@ def test_what_is_new_starts_empty_and_counts_from_then_on(what: str, early: list
     assert_same(seen(new, states_of(new, late, stored), AFTER_MS), seen(new, states_of(new, late), AFTER_MS), names)
 
 
-def test_a_new_mean_over_a_count_that_was_there_is_too_low_until_its_window_has_passed() -> None:
+def test_a_new_mean_over_an_old_count_is_low_until_its_window_passes() -> None:
     """A limit that ARCHITECTURE.md names: what is new starts empty, and shares what was there. A backfill mends it."""
     old = FeatureEngine(Catalogue((card,), (card.count("count", "1d"),)))
     new = FeatureEngine(Catalogue((card,), (card.count("count", "1d"), card.amount_mean("mean", "1d"))))
@@ -203,9 +203,7 @@ def test_a_new_mean_over_a_count_that_was_there_is_too_low_until_its_window_has_
 
 @settings(max_examples=60)
 @given(early=EARLY, late=LATE, what=st.sampled_from([what for what in CATALOGUES if not CATALOGUES[what].new]))
-def test_without_anything_new_the_bytes_are_those_of_a_profile_made_afresh(
-    early: list[Change], late: list[Change], what: str
-) -> None:
+def test_a_migration_without_new_measures_gives_fresh_bytes(early: list[Change], late: list[Change], what: str) -> None:
     if what == "a longer window":
         # What its table had dropped by then nobody knows: only what was kept can be the same.
         early = [replace(change, row=(NOON_MS, *change.row[1:])) for change in early]
@@ -216,7 +214,7 @@ def test_without_anything_new_the_bytes_are_those_of_a_profile_made_afresh(
         assert new.migrated(new.plan.entity_names.index(entity), state) == states_of(new, early)[entity]
 
 
-def test_what_a_longer_window_could_not_have_kept_is_not_there() -> None:
+def test_a_longer_window_has_only_the_tiles_that_were_kept() -> None:
     old = FeatureEngine(Catalogue((card,), (card.count("x", "1d"),)))
     new = FeatureEngine(Catalogue((card,), (card.count("x", "2d", hop="1h"),)))
     days = [payment(NOON_MS - hours * HOUR_MS) for hours in (36, 30, 20, 0)]
@@ -235,7 +233,7 @@ def test_a_table_keeps_as_much_as_its_new_window_reaches() -> None:
 
 
 @pytest.mark.parametrize("what", [what for what in CATALOGUES if what.endswith("less")])
-def test_what_is_removed_is_gone_from_the_bytes(what: str) -> None:
+def test_a_removed_measure_leaves_no_bytes(what: str) -> None:
     heard = [
         payment(NOON_MS - hour * HOUR_MS, 5000 + hour, merchant_id=f"m{hour}", mcc=f"{5000 + hour}", channel="ecom")
         for hour in range(20)
@@ -256,7 +254,7 @@ def test_a_memory_of_another_size_keeps_the_latest(room: int, left: int) -> None
     assert known == list(range(9 - left, 9))
 
 
-def test_frauds_below_nothing_stay_below_nothing() -> None:
+def test_a_negative_count_of_frauds_stays_negative() -> None:
     # A label that was taken back before it was given.
     then_ms = NOON_MS - 2 * DAY_MS
     early = [payment(then_ms), label(then_ms, -1)]
@@ -266,7 +264,7 @@ def test_frauds_below_nothing_stay_below_nothing() -> None:
     assert seen(new, states_of(new, [label(then_ms, 1)], stored), NOON_MS)["frauds_7d"] == 0
 
 
-def test_there_and_back_again_only_what_the_other_catalogue_did_not_keep_is_lost() -> None:
+def test_migrating_back_loses_only_what_the_other_catalogue_lacks() -> None:
     heard = [payment(NOON_MS - hour * HOUR_MS, 100 + hour, merchant_id="m1", mcc="5411") for hour in range(5)]
     old, other = engine("the same"), engine("a column less")
     stored = states_of(old, heard)
@@ -295,7 +293,7 @@ def test_a_replay_after_a_migration_is_still_a_replay(what: str, early: list[Cha
         assert sources_of(result.states[0]) == sources_of(state)
 
 
-def test_all_sources_that_there_is_room_for_go_over() -> None:
+def test_all_sources_go_over_up_to_the_maximum() -> None:
     heard = [payment(NOON_MS, source=source, offset=2**40 + source) for source in range(kernel.SOURCES_MAX)]
     state = profile(engine("the same"), "card", heard)
     assert sources_of(profile(engine("a table less"), "card", [], state)) == sources_of(state)
@@ -339,7 +337,7 @@ def test_vectors_of_several_payments_see_profiles_of_both_catalogues() -> None:
     assert np.isnan(named[3]["count_1d"])
 
 
-def test_an_engine_of_another_catalogue_says_nothing_of_what_it_read_before() -> None:
+def test_a_migration_shows_nothing_of_an_earlier_profile() -> None:
     # Its scratch held a profile of its own shape.
     new = engine("a table more")
     profile(new, "card", [payment(NOON_MS, 5), payment(NOON_MS, 6)])
@@ -387,7 +385,7 @@ def test_a_profile_cut_anywhere_is_not_migrated(foreign: bytes) -> None:
     assert refused(foreign + b"\0") == "it is damaged"
 
 
-def test_a_shape_that_is_none_is_refused(foreign: bytes) -> None:
+def test_an_invalid_shape_is_refused(foreign: bytes) -> None:
     packed = read_packed(foreign)
     for shape in (b"", b"\x01", b"\xff" * 40, packed.shape[:-1], packed.shape + b"\0", bytes([0, 0])):
         assert refused(write_packed(replace(packed, shape=shape))) == "it is damaged"
@@ -404,7 +402,7 @@ def test_lengths_that_do_not_add_up_are_refused(place: int, number: int, foreign
     assert refused(numbered(foreign, place, number)) == "it is damaged"
 
 
-def test_a_tile_older_than_anything_that_is_kept_is_dropped(foreign: bytes) -> None:
+def test_a_tile_older_than_the_new_table_keeps_is_dropped(foreign: bytes) -> None:
     new, state = engine("a column more before the others"), numbered(foreign, 9, NOON_MS // HOUR_MS)
     assert seen(new, {"card": state, "merchant": None}, NOON_MS)["count_1d"] == 0
     assert seen(new, {"card": foreign, "merchant": None}, NOON_MS)["count_1d"] == 1
@@ -421,7 +419,7 @@ def test_a_tile_older_than_anything_that_is_kept_is_dropped(foreign: bytes) -> N
         *("a tile before all", "a tile to come", "a tile before 1970"),
     ],
 )
-def test_tiles_and_times_that_no_profile_has_are_refused(place: int, number: int, foreign: bytes) -> None:
+def test_impossible_tiles_and_times_are_refused(place: int, number: int, foreign: bytes) -> None:
     new, state = engine("a column more before the others"), numbered(foreign, place, number)
     with pytest.raises(UnreadableProfile, match="it is damaged"):
         profile(new, "card", [payment(NOON_MS)], state)

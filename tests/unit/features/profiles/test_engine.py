@@ -56,7 +56,7 @@ def engine() -> FeatureEngine:
     return FeatureEngine(USUAL)
 
 
-def test_groups_are_worked_on_each_by_itself() -> None:
+def test_each_group_gets_only_its_own_events() -> None:
     groups = [[payment(NOON_MS, 1)], [], [payment(NOON_MS, 2), payment(NOON_MS, 3)]]
     known = profile(engine(), "card", [payment(NOON_MS, 9)])
     states = [None, known, known]
@@ -66,18 +66,18 @@ def test_groups_are_worked_on_each_by_itself() -> None:
     assert together.applied.tolist() == [1, 1, 1]
 
 
-def test_no_groups_at_all_are_no_work() -> None:
+def test_an_engine_accepts_no_groups() -> None:
     result = apply_groups(engine(), "card", [], [])
     assert (result.states, result.applied.tolist(), result.late) == ([], [], 0)
 
 
-def test_an_entity_of_no_events_is_as_good_as_unknown() -> None:
+def test_an_entity_without_events_counts_as_unknown() -> None:
     empty = profile(engine(), "card", [])
     left = vector(engine(), NOON_MS, 5, {"card": empty})
     np.testing.assert_array_equal(left, vector(engine(), NOON_MS, 5, {"card": None}))
 
 
-def test_an_unknown_entity_shows_nothing_of_one_that_was_looked_at_before() -> None:
+def test_an_unknown_entity_shows_nothing_of_an_earlier_one() -> None:
     # All are read into one scratch, and each kind lies in it in its own way.
     names = rich().plan.entity_names
     busy = {
@@ -148,7 +148,7 @@ def test_an_unreadable_profile_among_several_is_not_hidden_by_the_others() -> No
         apply_groups(engine(), "card", groups, [None, good, good[:-1]])
 
 
-def test_an_unreadable_profile_is_a_matter_of_configuration() -> None:
+def test_an_unreadable_profile_is_a_configuration_error() -> None:
     assert issubclass(UnreadableProfile, Misconfigured)
 
 
@@ -159,7 +159,7 @@ def test_the_129th_source_is_refused() -> None:
         apply(engine(), "card", [payment(NOON_MS, source=kernel.SOURCES_MAX)], state)
 
 
-def test_an_engine_works_on_after_a_profile_it_could_not_read() -> None:
+def test_an_engine_still_works_after_an_unreadable_profile() -> None:
     good = profile(engine(), "card", [payment(NOON_MS, 1)])
     with pytest.raises(UnreadableProfile):
         vector(engine(), NOON_MS, 5, {"card": good[:-1]})
@@ -170,7 +170,7 @@ def test_the_largest_profile_of_the_shipped_catalogue_fits_a_store() -> None:
     assert FeatureEngine(CATALOGUE).profile_bytes_max <= RECORD_BYTES_MAX
 
 
-def test_a_merchants_first_fraud_is_seen_within_an_hour_of_when_its_label_may_be_known() -> None:
+def test_a_merchants_first_fraud_counts_within_an_hour_of_the_delay() -> None:
     # A compromised terminal's first fraud tells of all that follow: tiles of six hours let its first day go by.
     of = FeatureEngine(CATALOGUE)
     paid = NOON_MS + 59 * MINUTE_MS
@@ -232,7 +232,7 @@ def test_a_bound_call_gives_the_bits_of_an_unbound_one(changes: list[Any], prese
     assert bound_vector(rich(), asked, states).tobytes() == vectors(rich(), [asked], [states])[0].tobytes()
 
 
-def test_a_bound_call_sees_what_its_arrays_hold_by_then() -> None:
+def test_a_bound_call_sees_the_current_content_of_its_arrays() -> None:
     states = {"card": profile(engine(), "card", [payment(NOON_MS, 5)] * 3)}
     seen = seen_by(engine(), [row(NOON_MS, 5)], [states])
     fill = engine().bind(seen.attributes, seen.presence, seen.states, seen.bounds, seen.out)
@@ -247,7 +247,7 @@ def test_a_bound_call_sees_what_its_arrays_hold_by_then() -> None:
     assert np.isnan(seen.out[0, place])
 
 
-def test_a_bound_call_fills_as_many_rows_as_it_is_asked_for() -> None:
+def test_a_bound_call_fills_the_requested_number_of_rows() -> None:
     rows = [row(NOON_MS, 5), row(NOON_MS + 1, 7), row(NOON_MS + 2, 9)]
     known: list[dict[str, bytes | None]] = [
         {"card": profile(engine(), "card", [payment(NOON_MS, 5)] * count)} for count in (1, 2, 3)
@@ -278,7 +278,7 @@ def test_a_bound_call_keeps_its_arrays_alive() -> None:
     assert all(reference() is None for reference in references)
 
 
-def test_a_bound_call_migrates_what_another_catalogue_wrote() -> None:
+def test_a_bound_call_migrates_profiles_of_another_catalogue() -> None:
     other = FeatureEngine(Catalogue((card,), (card.count("x", "1h"), card.amount_min("y", "1h"))))
     states: dict[str, bytes | None] = {"card": profile(other, "card", [payment(NOON_MS, 5)] * 3)}
     found = bound_vector(engine(), row(NOON_MS, 5), states)

@@ -37,7 +37,7 @@ def listing() -> Listing:
     return listing_of(SMALL, FeatureEngine(SMALL))
 
 
-def test_each_feature_is_listed_with_its_entity_window_hop_unit_and_missing_rule(listing: Listing) -> None:
+def test_each_feature_is_listed_with_all_its_columns(listing: Listing) -> None:
     by_name = {feature.name: feature for feature in listing.features}
     assert list(by_name) == list(SMALL.names)
     mean = by_name["mean"]
@@ -50,7 +50,7 @@ def test_each_feature_is_listed_with_its_entity_window_hop_unit_and_missing_rule
     assert by_name["to_mean"].missing_when == "amount or mean is missing, or mean is 0"
 
 
-def test_an_entity_is_listed_with_what_its_profiles_take(listing: Listing) -> None:
+def test_an_entity_is_listed_with_the_size_of_its_profiles(listing: Listing) -> None:
     engine = FeatureEngine(SMALL)
     one, none, first = np.ones(1, np.int64), np.full(1, -1, np.int64), np.zeros(1, np.int64)
     events = Events(np.array([0, 1]), np.zeros(1, np.uint8), first, one, none, one, none)
@@ -76,12 +76,12 @@ def test_the_text_has_a_line_for_each_feature_and_each_entity(listing: Listing) 
     assert sum("bytes after one payment" in line for line in lines) == 3
 
 
-def test_the_same_is_there_as_json(listing: Listing) -> None:
+def test_the_listing_is_available_as_json(listing: Listing) -> None:
     loaded = json.loads(json.dumps(listing.to_dict()))
     assert [feature["name"] for feature in loaded["features"]] == list(SMALL.names)
     assert loaded["digest"] == FeatureEngine(SMALL).plan.digest
 
 
-def test_the_page_of_the_documentation_is_what_the_catalogue_gives() -> None:
-    """Made again by: paywarden features list --format markdown > docs/reference/features.md"""
+def test_the_page_of_the_documentation_equals_the_catalogue() -> None:
+    """`python -m paywarden.ops.reference` writes the page again."""
     assert PAGE.read_text(encoding="utf-8") == listing_of(CATALOGUE, FeatureEngine()).to_markdown() + "\n"

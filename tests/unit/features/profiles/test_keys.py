@@ -41,7 +41,7 @@ def test_two_combinations_have_two_keys_that_a_store_takes(ids: list[str], other
     assert len(key) <= KEY_BYTES_MAX
 
 
-def test_ids_cannot_be_moved_from_one_to_the_other() -> None:
+def test_moving_a_character_between_two_ids_changes_the_key() -> None:
     assert entity_key("pair", ["ab", "c"]) != entity_key("pair", ["a", "bc"])
 
 
@@ -57,7 +57,7 @@ def test_a_single_id_may_hold_the_separator() -> None:
     assert entity_key("card", ["a\x1fb"]) == b"card:a\x1fb"
 
 
-def test_ids_too_long_together_are_stood_for_by_a_digest_and_one_alone_never() -> None:
+def test_a_digest_replaces_ids_that_are_too_long_together() -> None:
     room = KEY_BYTES_MAX - len("pair:") - 1
     just, over = ["a" * (room - 1), "b"], ["a" * room, "b"]
     assert entity_key("pair", just) == f"pair:{just[0]}\x1fb".encode()

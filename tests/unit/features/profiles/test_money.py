@@ -24,7 +24,7 @@ def table(tmp_path: Path, *lines: str) -> RateTable:
     return load_rates(str(path))
 
 
-def test_the_reference_currency_stays_as_it_is() -> None:
+def test_an_amount_in_the_reference_currency_is_unchanged() -> None:
     assert load_rates().convert(1050, "EUR", NEW_YEAR_2020_MS) == 1050
 
 
@@ -163,7 +163,7 @@ def test_the_example_table_reads_and_has_the_currencies_of_the_simulator() -> No
         ("USD,2,2020-01-01,0", "the rate of USD is out of bounds"),
         ("USD,2,2020-01-01,-1", "the rate of USD is out of bounds"),
         ("USD,2,2020-01-01,50.0001", "the rate of USD is out of bounds"),
-        ("EUR,2,2020-01-01,1.1", "EUR has a rate from that time on already"),
+        ("EUR,2,2020-01-01,1.1", "EUR already has a rate from that time on"),
     ],
 )
 def test_a_malformed_line_is_refused_by_its_number(tmp_path: Path, line: str, reason: str) -> None:
@@ -172,7 +172,7 @@ def test_a_malformed_line_is_refused_by_its_number(tmp_path: Path, line: str, re
     assert "\n" not in str(refused.value)
 
 
-def test_a_rate_of_just_the_largest_is_taken(tmp_path: Path) -> None:
+def test_the_largest_rate_is_accepted(tmp_path: Path) -> None:
     assert table(tmp_path, "XXX,2,2020-01-01,50").convert(1, "XXX", 1) == 50
 
 

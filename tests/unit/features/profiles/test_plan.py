@@ -136,7 +136,7 @@ def test_an_operation_is_not_taken_for_a_feature_of_its_name() -> None:
     assert plan_of(hour, spoken).digest != plan_of(hour, Feature("x", "hour", "", "", "")).digest
 
 
-def test_words_for_people_do_not_change_the_digest() -> None:
+def test_meanings_and_units_do_not_change_the_digest() -> None:
     assert changed(1, replace(BASE_FEATURES[1], meaning="o'clock", unit="h")).digest == plan_of().digest
 
 
@@ -262,14 +262,14 @@ def test_every_attribute_that_can_change_a_vector_is_among_those_asked_for() -> 
 # The layout.
 
 
-def test_what_labels_change_stands_in_a_table_of_its_own() -> None:
+def test_measures_of_labels_stand_in_a_table_of_their_own() -> None:
     plan = plan_of(merchant.fraud_share("a", "7d", delay="7d"), merchant.amount_max("b", "1d", hop="6h"))
     tables = plan.shapes[1].tables
     assert [(table.hop_ms, table.is_label) for table in tables] == [(6 * HOUR_MS, False), (6 * HOUR_MS, True)]
     assert [len(table.columns) for table in tables] == [2, 1]
 
 
-def test_a_table_is_kept_for_what_other_tables_are_held_against() -> None:
+def test_a_table_is_kept_for_the_second_column_of_a_reduction() -> None:
     # How many payments there were decides where a streak of frauds ends.
     plan = plan_of(merchant.fraud_streak("a", "7d", delay="7d", hop="6h"), merchant.count("b", "1d", hop="6h"))
     assert plan.capacities[1] == (57, 57)
@@ -304,7 +304,7 @@ def test_a_profiles_working_form_has_room_for_what_it_may_hold() -> None:
     assert plan.words.dtype == np.int64
 
 
-def test_places_are_in_the_plan_only_where_somebody_travels() -> None:
+def test_a_plan_has_places_only_if_a_feature_needs_them() -> None:
     assert plan_of(card.is_new("x", country)).words[HEAD.places_at] == 0
     plan = plan_of(card.travel_kmh("x"))
     assert len(plan.words) - plan.words[HEAD.places_at] == 2 * 677
@@ -320,7 +320,7 @@ def test_a_condition_asked_twice_is_answered_once() -> None:
     assert plan.words[HEAD.condition_count] == 2
 
 
-def test_an_operation_wanted_twice_is_done_once() -> None:
+def test_an_operation_used_twice_is_computed_once() -> None:
     once = plan_of(card.amount_mean("a", "1d"))
     assert plan_of(card.amount_mean("a", "1d"), card.amount_mean("b", "1d")).value_count == once.value_count
 

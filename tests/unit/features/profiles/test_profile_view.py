@@ -133,11 +133,11 @@ def test_amounts_are_in_major_units() -> None:
     assert "2024-05-01T13:00:00Z 1 1 20.00 400.0000 20.00 -" in lines()
 
 
-def test_the_smallest_of_no_amount_is_not_there() -> None:
+def test_without_amounts_there_is_no_smallest_amount() -> None:
     assert column("1m", "min where amount >= 10000") == [Decimal("250.50"), None]
 
 
-def test_the_square_of_the_largest_amount_there_is_is_exact() -> None:
+def test_the_square_of_the_largest_amount_is_exact() -> None:
     large = 10**11
     state = profile(ENGINE, "card", [payment(NOON_MS, large), payment(NOON_MS, large - 1)])
     shown = view_profile(ENGINE, CATALOGUE, 0, state, as_of_ms=NOON_MS)
@@ -173,7 +173,7 @@ def test_labels_are_counted_and_may_be_taken_back() -> None:
     assert column("6h", "count") == [3]
 
 
-def test_countries_and_amounts_are_remembered_by_name_and_others_as_checksums_with_their_times() -> None:
+def test_a_memory_shows_countries_and_amounts_and_checksums_of_others() -> None:
     memories = {memory.attribute: memory for memory in view().memories}
     assert [(item.value, item.seen_ms) for item in memories["country"].values] == [
         ("DE", NOON_MS + HOUR_MS + 500),
@@ -195,7 +195,7 @@ def test_each_remembered_value_has_its_own_time() -> None:
     assert [(item.value, item.seen_ms - NOON_MS) for item in memory.values] == [("IT", 2000), ("FR", 1000), ("DE", 0)]
 
 
-def test_a_country_that_is_none_is_a_checksum() -> None:
+def test_a_text_that_is_no_country_is_shown_as_a_checksum() -> None:
     shown = view((payment(NOON_MS, 1, country="Elbonia"), payment(NOON_MS - 1, 1, country="ZZ")))
     (memory,) = [memory for memory in shown.memories if memory.attribute == "country"]
     assert [item.value for item in memory.values] == [None, "ZZ"]
@@ -230,7 +230,7 @@ def test_only_features_of_this_entity_alone_are_shown() -> None:
     assert not {"amount", "merchant_count_1h", "card_to_merchant", "pair_count_1h"} & set(names)
 
 
-def test_what_depends_on_the_payment_has_no_value() -> None:
+def test_a_feature_that_depends_on_the_payment_has_no_value() -> None:
     shown = {feature.name: feature for feature in view().features}
     for name in ("new_country", "new_merchant", "zscore_1h", "amount_to_max"):
         assert shown[name].value is None
@@ -244,13 +244,13 @@ def test_a_missing_feature_says_when_it_is_missing() -> None:
     assert shown["max_1h"].why.startswith("no payments in the window")
 
 
-def test_a_time_before_the_newest_event_is_remarked_on() -> None:
+def test_a_view_before_the_newest_event_says_so() -> None:
     remark = "(the profile has newer events: what it has dropped since then is not in these)"
     assert remark in lines(view(as_of_ms=NOON_MS))
     assert remark not in lines(view())
 
 
-def test_a_profile_of_another_catalogue_is_shown_as_migrated_and_that_is_said() -> None:
+def test_a_profile_of_another_catalogue_is_shown_as_migrated() -> None:
     other = FeatureEngine(Catalogue((card,), (card.count("count_1h", "1h"), card.count("count_2d", "2d"))))
     state = profile(other, "card", EVENTS)
     shown = view_profile(ENGINE, CATALOGUE, 0, state, as_of_ms=NOON_MS + 2 * HOUR_MS)
@@ -291,7 +291,7 @@ def test_a_wrong_byte_anywhere_is_refused_or_shown_and_never_a_bug() -> None:
             to_lines(shown, source_name)
 
 
-def test_json_says_the_same() -> None:
+def test_the_json_view_has_the_same_content() -> None:
     found = json.loads(json.dumps(to_dict(view(), source_name)))
     assert found["entity"] == "card"
     assert found["first_payment"] == "2024-05-01T12:00:00Z"
@@ -343,7 +343,7 @@ def test_every_profile_of_a_world_can_be_shown_and_counts_its_payments() -> None
             json.dumps(to_dict(shown, source_name))
 
 
-def test_what_is_typed_is_the_key_of_the_store() -> None:
+def test_a_typed_id_becomes_the_key_of_the_store() -> None:
     assert typed_key(ENGINE.plan, "card:C1") == (0, b"card:C1")
     assert typed_key(ENGINE.plan, "card:C:1,2") == (0, b"card:C:1,2")
     assert typed_key(ENGINE.plan, "card_merchant:C1,M:1") == (2, f"card_merchant:C1{SEPARATOR}M:1".encode())
@@ -380,14 +380,14 @@ def test_an_id_that_no_key_can_hold_is_refused() -> None:
         typed_key(ENGINE.plan, f"card_merchant:C{SEPARATOR},M1")
 
 
-def test_the_first_payment_of_any_profile_can_be_told() -> None:
+def test_the_first_payment_of_any_profile_can_be_read() -> None:
     other = FeatureEngine(Catalogue((card,), (card.count("count_2d", "2d"),)))
     assert first_payment_ms(profile(ENGINE, "card", EVENTS)) == NOON_MS
     assert first_payment_ms(profile(other, "card", EVENTS)) == NOON_MS
     assert first_payment_ms(profile(ENGINE, "card", [label(NOON_MS, 1)])) == 0
 
 
-def test_the_first_payment_of_what_cannot_be_read_is_not_known() -> None:
+def test_the_first_payment_of_an_unreadable_profile_is_unknown() -> None:
     state = profile(ENGINE, "card", EVENTS)
     assert [first_payment_ms(state[:size]) for size in range(len(state))] == [None] * len(state)
     assert first_payment_ms(b"\x01" + state[1:]) is None

@@ -82,7 +82,7 @@ def test_a_shape_is_written_as_these_bytes() -> None:
 
 
 @given(of=SHAPES)
-def test_what_is_written_is_read(of: Shape) -> None:
+def test_a_written_shape_is_read_back(of: Shape) -> None:
     assert decode_shape(of.encode()) == of
 
 
@@ -173,7 +173,7 @@ def test_the_digest_changes_with_how_many_tiles_are_kept() -> None:
 # Offsets.
 
 
-def test_a_column_stands_behind_the_words_of_those_before_it() -> None:
+def test_a_column_starts_after_the_words_of_earlier_columns() -> None:
     found = shape(
         card.count("a", "1d"),
         card.distinct("b", merchant_id, "1d", bits=256),
@@ -207,7 +207,7 @@ def test_a_label_is_marked_as_one() -> None:
     assert translation(frauds, frauds).tolist() == [1, 0, 2, 0, 1, 1, 1, 1]
 
 
-def test_a_table_of_a_hop_that_is_gone_is_dropped_and_of_a_new_hop_is_left_empty() -> None:
+def test_a_table_of_a_removed_hop_is_dropped_and_a_new_one_is_empty() -> None:
     old = shape(card.count("a", "1d"), card.count("b", "30d"))
     new = shape(card.count("a", "10m"), card.count("b", "30d"))
     assert [table.hop_ms for table in old.tables] == [HOUR_MS, DAY_MS]
@@ -225,7 +225,7 @@ def test_a_sketch_of_another_size_is_another_column() -> None:
     assert translation(old, shape(card.distinct("a", merchant_id, "1d", bits=128))).tolist() == [1, 0, 2, 0, 0]
 
 
-def test_a_memory_becomes_one_of_its_attribute_and_its_own_size_where_there_is_one() -> None:
+def test_a_memory_goes_to_the_same_attribute_and_size_if_possible() -> None:
     column = merchant_id.column
     old = Shape((), ((column, 4), (column, 8), (attributes.mcc.column, 8)))
     assert translation(old, Shape((), ((column, 8), (column, 16)))).tolist() == [0, 3, 0, 0, -1]
@@ -234,7 +234,7 @@ def test_a_memory_becomes_one_of_its_attribute_and_its_own_size_where_there_is_o
 
 
 @given(of=SHAPES)
-def test_a_shape_becomes_itself_word_for_word(of: Shape) -> None:
+def test_a_shape_translates_to_itself_word_for_word(of: Shape) -> None:
     # Of hops, and of columns, that are different, as in every compiled plan.
     tables = {
         (table.hop_ms, table.is_label): replace(table, columns=tuple(dict.fromkeys(table.columns)))

@@ -40,13 +40,13 @@ def ticket(breaker: CircuitBreaker, now_ms: int) -> int:
     return given_ticket
 
 
-def test_it_starts_closed_and_lets_everything_through(breaker: CircuitBreaker) -> None:
+def test_a_breaker_starts_closed_and_lets_everything_through(breaker: CircuitBreaker) -> None:
     assert state_of(breaker) is BreakerState.CLOSED
     assert all(breaker.admit(0) is not None for _ in range(100))
     assert breaker.wait_ms(0) == 0
 
 
-def test_it_opens_at_exactly_the_failure_that_is_one_too_many(breaker: CircuitBreaker) -> None:
+def test_a_breaker_opens_at_exactly_the_last_allowed_failure(breaker: CircuitBreaker) -> None:
     fail(breaker, 0, times=FAILURE_COUNT_MAX - 1)
     assert state_of(breaker) is BreakerState.CLOSED
     fail(breaker, 0)
@@ -69,7 +69,7 @@ def test_an_abandoned_operation_counts_neither_way(breaker: CircuitBreaker) -> N
     assert state_of(breaker) is BreakerState.OPEN
 
 
-def test_it_stays_open_for_the_cool_down_to_the_millisecond(breaker: CircuitBreaker) -> None:
+def test_a_breaker_stays_open_for_the_cool_down_to_the_millisecond(breaker: CircuitBreaker) -> None:
     fail(breaker, 50, times=FAILURE_COUNT_MAX)
     assert breaker.wait_ms(50) == COOLDOWN_MS
     assert breaker.admit(50 + COOLDOWN_MS - 1) is None
@@ -79,7 +79,7 @@ def test_it_stays_open_for_the_cool_down_to_the_millisecond(breaker: CircuitBrea
     assert state_of(breaker) is BreakerState.HALF_OPEN
 
 
-def test_half_open_lets_one_operation_through_and_no_other_however_long_it_takes(breaker: CircuitBreaker) -> None:
+def test_half_open_lets_exactly_one_operation_through(breaker: CircuitBreaker) -> None:
     fail(breaker, 0, times=FAILURE_COUNT_MAX)
     assert breaker.admit(COOLDOWN_MS) is not None
     assert breaker.admit(COOLDOWN_MS) is None
@@ -111,7 +111,7 @@ def test_a_trial_that_is_abandoned_leaves_the_trial_to_the_next(breaker: Circuit
 
 
 @pytest.mark.parametrize("end", [lambda b, t: b.succeeded(t), lambda b, t: b.failed(t, 0), lambda b, t: b.abandoned(t)])
-def test_what_began_in_an_earlier_state_decides_nothing(
+def test_an_operation_of_an_earlier_state_changes_nothing(
     breaker: CircuitBreaker, end: Callable[[CircuitBreaker, int], None]
 ) -> None:
     before = ticket(breaker, 0)
@@ -127,7 +127,7 @@ def test_what_began_in_an_earlier_state_decides_nothing(
     assert state_of(breaker) is BreakerState.CLOSED
 
 
-def test_every_change_is_told_once_and_nothing_else(breaker: CircuitBreaker, changes: list[BreakerState]) -> None:
+def test_every_change_of_state_is_reported_once(breaker: CircuitBreaker, changes: list[BreakerState]) -> None:
     fail(breaker, 0, times=FAILURE_COUNT_MAX)
     breaker.admit(1)
     fail(breaker, COOLDOWN_MS)
@@ -137,7 +137,7 @@ def test_every_change_is_told_once_and_nothing_else(breaker: CircuitBreaker, cha
     assert changes == [*opened, *opened, BreakerState.CLOSED]
 
 
-def test_of_many_threads_one_gets_the_trial(breaker: CircuitBreaker) -> None:
+def test_one_of_many_threads_gets_the_trial(breaker: CircuitBreaker) -> None:
     fail(breaker, 0, times=FAILURE_COUNT_MAX)
     with ThreadPoolExecutor(8) as threads:
         tickets = list(threads.map(breaker.admit, [COOLDOWN_MS] * 200))
@@ -151,7 +151,7 @@ _STEPS = st.lists(
 
 
 @given(steps=_STEPS)
-def test_it_is_never_stuck_and_never_hammers(steps: list[tuple[str, int, int]]) -> None:
+def test_a_breaker_is_never_stuck_and_never_floods_the_store(steps: list[tuple[str, int, int]]) -> None:
     """Whatever ends in whatever order: while it cools nothing passes, and once all have ended something does."""
     breaker = CircuitBreaker(failure_count_max=2, cooldown_ms=COOLDOWN_MS)
     now_ms = 0

@@ -104,9 +104,7 @@ def test_a_record_is_its_expiry_and_the_profile(store: LmdbStore, tmp_path: Path
         assert transaction.get(b"card:2") == bytes(4) + b"two"
 
 
-def test_a_sweep_removes_expired_records_and_looks_at_no_more_than_it_may(
-    store: LmdbStore, tmp_path: Path, clock: Clock
-) -> None:
+def test_a_sweep_removes_expired_records_within_its_limit(store: LmdbStore, tmp_path: Path, clock: Clock) -> None:
     store.write({b"card:%02d" % number: b"dead" for number in range(30)}, ttl_s=1)
     store.write({b"merchant:%02d" % number: b"alive" for number in range(10)}, ttl_s=0)
     clock.now += 5
@@ -118,7 +116,7 @@ def test_a_sweep_removes_expired_records_and_looks_at_no_more_than_it_may(
     assert stored_count(tmp_path / "profiles") == 10
 
 
-def test_writes_alone_clear_away_what_has_expired(store: LmdbStore, tmp_path: Path, clock: Clock) -> None:
+def test_writes_remove_expired_records(store: LmdbStore, tmp_path: Path, clock: Clock) -> None:
     # What is alive comes first in key order, so that a sweep which does not go on stops there.
     alive = {b"card:%02d" % number: b"alive" for number in range(30)}
     store.write(alive, ttl_s=0)
@@ -130,7 +128,7 @@ def test_writes_alone_clear_away_what_has_expired(store: LmdbStore, tmp_path: Pa
     assert stored_count(tmp_path / "profiles") == len(alive)
 
 
-def test_a_sweep_never_takes_a_record_that_was_written_again(store: LmdbStore, clock: Clock) -> None:
+def test_a_sweep_never_removes_a_record_that_was_written_again(store: LmdbStore, clock: Clock) -> None:
     store.write({b"card:1": b"old", b"card:2": b"old"}, ttl_s=1)
     clock.now += 5
     store.write({b"card:1": b"new"}, ttl_s=60)
@@ -200,7 +198,7 @@ def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
 
 
-def test_something_else_in_its_place_is_refused(tmp_path: Path) -> None:
+def test_another_file_in_the_stores_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"no LMDB file at all" * 1_000)
     with pytest.raises(Misconfigured, match="cannot open"):
         LmdbStore(tmp_path)

@@ -68,7 +68,7 @@ def test_two_processes_write_two_sets_side_by_side(path: Path, sets: LmdbSets) -
             assert {value for _, value in store.scan("card")} == {name.encode()}
 
 
-def test_erasing_gives_the_room_back_and_takes_nothing_of_others(path: Path, sets: LmdbSets) -> None:
+def test_erasing_frees_the_room_and_touches_no_other_set(path: Path, sets: LmdbSets) -> None:
     sets.open("b1").close()
     sets.open("").close()
     (path / "notes.txt").write_text("the operator's", encoding="utf-8")
@@ -88,7 +88,7 @@ def test_a_damaged_or_full_set_can_be_erased(path: Path, sets: LmdbSets) -> None
     assert not folder.exists()
 
 
-def test_who_is_at_it_when_it_is_erased_keeps_what_it_has(sets: LmdbSets) -> None:
+def test_a_process_that_has_the_set_open_keeps_its_view(sets: LmdbSets) -> None:
     with closing(sets.open("b1")) as reader:
         reader.write({b"card:1": b"value"}, ttl_s=0)
         sets.erase("b1")
@@ -104,7 +104,7 @@ def store(tmp_path: Path) -> Iterator[tuple[LmdbStore, Clock]]:
     opened.close()
 
 
-def test_what_has_expired_is_not_counted(store: tuple[LmdbStore, Clock]) -> None:
+def test_expired_records_are_not_counted(store: tuple[LmdbStore, Clock]) -> None:
     opened, clock = store
     opened.write({b"card:1": b"dead", b"card:2": b"dead"}, ttl_s=1)
     opened.write({b"card:3": b"alive"}, ttl_s=0)

@@ -44,7 +44,7 @@ def test_the_file_holds_no_versions_so_older_files_have_them_too(path: Path, sto
         assert transaction.get(b"card:1") == b"\0\0\0\0profile of the next batch"
 
 
-def test_what_another_process_has_written_meanwhile_is_a_conflict(path: Path) -> None:
+def test_a_write_of_another_process_meanwhile_is_a_conflict(path: Path) -> None:
     store = LmdbStore(path, fsync=False)
     store.write({b"card:1": b"old", b"card:2": b"old"}, ttl_s=0)
     versions = {key: store.read_versioned([key])[0].version for key in (b"card:1", b"card:2")}

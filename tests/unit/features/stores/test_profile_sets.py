@@ -33,7 +33,7 @@ def filled(count: int) -> MemoryStore:
     return store
 
 
-def test_it_keeps_to_the_rate_over_all_kinds_together(time: FakeTime) -> None:
+def test_erasing_keeps_the_rate_over_all_kinds_together(time: FakeTime) -> None:
     store = filled(1_000)
     erase_records(store, store.counts, records_per_second=100, clock=time.clock, sleep=time.sleep)
     assert store.counts() == {}
@@ -48,14 +48,14 @@ def test_without_a_rate_it_does_not_wait(time: FakeTime) -> None:
     assert time.slept_s == []
 
 
-def test_it_tells_how_far_it_is_and_what_it_expects() -> None:
+def test_erasing_reports_progress_and_the_expected_total() -> None:
     store = filled(1_500)
     told: list[tuple[int, int | None]] = []
     erase_records(store, store.counts, progress=lambda *said: told.append(said))
     assert told == [(0, 3_000), (1_000, 3_000), (2_000, 3_000), (3_000, 3_000)]
 
 
-def test_what_is_written_meanwhile_is_erased_too(time: FakeTime) -> None:
+def test_records_written_during_an_erase_are_erased_too(time: FakeTime) -> None:
     store = filled(3)
 
     def write_once() -> None:
@@ -67,14 +67,14 @@ def test_what_is_written_meanwhile_is_erased_too(time: FakeTime) -> None:
     assert store.counts() == {}
 
 
-def test_what_keeps_being_written_is_said_and_not_erased_for_ever(time: FakeTime) -> None:
+def test_erasing_gives_up_if_a_process_keeps_writing(time: FakeTime) -> None:
     store = filled(3)
     time.on_sleep = lambda: store.write({b"card:again": b"value"}, ttl_s=0)
     with pytest.raises(TemporaryFailure, match="keeps writing"):
         erase_records(store, store.counts, records_per_second=1_000, clock=time.clock, sleep=time.sleep)
 
 
-def test_the_first_set_has_a_name_for_people_that_no_other_can_have() -> None:
+def test_no_other_set_can_have_the_first_sets_spoken_name() -> None:
     assert [spoken(name) for name in ("", "b1")] == ["first", "b1"]
     assert [typed_name(text) for text in ("first", "b1")] == ["", "b1"]
     # As from a variable that is not set.
@@ -82,7 +82,7 @@ def test_the_first_set_has_a_name_for_people_that_no_other_can_have() -> None:
         typed_name("")
 
 
-def test_a_register_that_never_stands_still_is_given_up() -> None:
+def test_a_register_that_keeps_changing_is_given_up() -> None:
     class Restless(MemoryStore):
         """Something else writes the record after every read of it."""
 

@@ -36,13 +36,13 @@ def names(folder: Path) -> list[str]:
     return [one.name for one in ProfileSets(FileRegister(folder)).register().sets]
 
 
-def test_what_processes_enter_at_once_is_all_there(tmp_path: Path) -> None:
+def test_concurrent_changes_of_several_processes_are_all_kept(tmp_path: Path) -> None:
     processes = [creating(tmp_path / "sets", name, 5) for name in ("a", "b")]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert sorted(names(tmp_path / "sets")) == sorted(["", *(f"{name}{n}" for name in "ab" for n in range(5))])
 
 
-def test_kill_9_leaves_what_was_or_what_is_and_holds_nobody_up(tmp_path: Path) -> None:
+def test_kill_9_leaves_the_old_or_new_record_and_no_lock(tmp_path: Path) -> None:
     found = 0
     for number in range(5):
         killed = creating(tmp_path / "sets", f"n{number}x", 100_000)
@@ -56,7 +56,7 @@ def test_kill_9_leaves_what_was_or_what_is_and_holds_nobody_up(tmp_path: Path) -
     assert len(names(tmp_path / "sets")) == found + 1
 
 
-def test_what_a_killed_process_had_begun_to_write_is_no_record(tmp_path: Path) -> None:
+def test_a_half_written_file_of_a_killed_process_is_no_record(tmp_path: Path) -> None:
     (tmp_path / "live.json.new").write_bytes(b'{"format": 1, "chan')
     register = FileRegister(tmp_path)
     assert register.read() == (None, ABSENT)
@@ -64,7 +64,7 @@ def test_what_a_killed_process_had_begun_to_write_is_no_record(tmp_path: Path) -
     assert register.read().value == b"whole"
 
 
-def test_reading_makes_nothing_and_waits_for_nobody(tmp_path: Path) -> None:
+def test_reading_makes_no_file_and_takes_no_lock(tmp_path: Path) -> None:
     assert FileRegister(tmp_path / "absent").read() == (None, ABSENT)
     assert not (tmp_path / "absent").exists()
     FileRegister(tmp_path).replace(b"value", ABSENT)
@@ -73,7 +73,7 @@ def test_reading_makes_nothing_and_waits_for_nobody(tmp_path: Path) -> None:
         assert FileRegister(tmp_path).read().value == b"value"
 
 
-def test_who_holds_it_for_too_long_is_waited_for_no_longer(tmp_path: Path) -> None:
+def test_a_lock_that_is_held_too_long_is_an_error(tmp_path: Path) -> None:
     register = FileRegister(tmp_path, lock_timeout_s=0.05)
     register.replace(b"old", ABSENT)
     version = register.read().version
@@ -94,7 +94,7 @@ def test_a_conflict_changes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "live.json").stat().st_ino == before.st_ino
 
 
-def test_what_is_no_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_path_that_is_no_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     register = FileRegister(tmp_path / "file")
     for call in (register.read, lambda: register.replace(b"new", ABSENT)):
@@ -104,12 +104,12 @@ def test_what_is_no_folder_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_what_may_not_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with pytest.raises(Misconfigured, match="Permission denied"):
         FileRegister(tmp_path / "sets").replace(b"new", ABSENT)
     tmp_path.chmod(0o755)
 
 
-def test_no_record_is_the_first_set_live() -> None:
+def test_without_a_record_the_first_set_is_live() -> None:
     assert decode_register(None).live.name == ""

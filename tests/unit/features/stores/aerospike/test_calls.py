@@ -92,7 +92,7 @@ def breaker_state(registry: CollectorRegistry) -> str:
 # The circuit breaker
 
 
-def test_after_calls_that_failed_in_a_row_nothing_is_asked_for_the_cool_down(
+def test_after_failures_in_a_row_no_call_is_made_for_the_cool_down(
     server: StandIn, store: AerospikeStore, time: FakeTime
 ) -> None:
     open_the_breaker(server, store)
@@ -120,7 +120,7 @@ def test_the_refusal_says_what_failed_and_when_it_goes_on_in_one_line(
     assert "\n" not in said
 
 
-def test_after_the_cool_down_one_call_is_tried_and_its_success_lets_all_through(
+def test_after_the_cool_down_a_successful_call_closes_the_breaker(
     server: StandIn, store: AerospikeStore, time: FakeTime, registry: CollectorRegistry
 ) -> None:
     open_the_breaker(server, store)
@@ -131,7 +131,7 @@ def test_after_the_cool_down_one_call_is_tried_and_its_success_lets_all_through(
         assert breaker_state(registry) == "closed"
 
 
-def test_a_call_that_is_tried_after_the_cool_down_and_fails_begins_another(
+def test_after_the_cool_down_a_failed_call_begins_another(
     server: StandIn, store: AerospikeStore, time: FakeTime, registry: CollectorRegistry
 ) -> None:
     open_the_breaker(server, store)
@@ -149,7 +149,7 @@ def test_a_call_that_is_tried_after_the_cool_down_and_fails_begins_another(
     [Fault.drop(), Fault.never_answer(), Fault.delay(0.4), Fault.refuse(SERVER_TIMEOUT), Fault.refuse(OVERLOAD)],
     ids=["dropped", "silent", "late", "timed out there", "overloaded"],
 )
-def test_every_way_of_not_answering_opens_it(
+def test_every_kind_of_missing_answer_opens_the_breaker(
     server: StandIn, settings: AerospikeSettings, registry: CollectorRegistry, fault: Fault
 ) -> None:
     settings = replace(settings, socket_timeout_ms=100, total_timeout_ms=100)
@@ -175,7 +175,9 @@ def test_a_success_between_failures_keeps_it_closed(
     assert breaker_state(registry) == "closed"
 
 
-def test_one_busy_record_opens_nothing(server: StandIn, store: AerospikeStore, registry: CollectorRegistry) -> None:
+def test_one_busy_record_does_not_open_the_breaker(
+    server: StandIn, store: AerospikeStore, registry: CollectorRegistry
+) -> None:
     server.faults.add(Fault.refuse_records(RECORD_BUSY, frozenset({0})), times=2 * FAILURE_COUNT_MAX)
     for _ in range(2 * FAILURE_COUNT_MAX):
         with pytest.raises(StoreUnavailable, match=f"code {RECORD_BUSY}"):
@@ -183,7 +185,7 @@ def test_one_busy_record_opens_nothing(server: StandIn, store: AerospikeStore, r
     assert breaker_state(registry) == "closed"
 
 
-def test_what_retrying_cannot_help_opens_nothing(
+def test_errors_that_retrying_cannot_help_do_not_open_the_breaker(
     server: StandIn, store: AerospikeStore, registry: CollectorRegistry
 ) -> None:
     server.records.expiry_allowed = False
@@ -193,7 +195,7 @@ def test_what_retrying_cannot_help_opens_nothing(
     assert breaker_state(registry) == "closed"
 
 
-def test_conflicts_open_nothing(store: AerospikeStore, registry: CollectorRegistry) -> None:
+def test_conflicts_do_not_open_the_breaker(store: AerospikeStore, registry: CollectorRegistry) -> None:
     store.write(CARDS, ttl_s=0)
     for _ in range(2 * FAILURE_COUNT_MAX):
         with pytest.raises(StoreConflict):
@@ -352,7 +354,7 @@ def test_every_series_is_there_from_the_start_and_none_comes_later(
     store.close()
 
 
-def test_without_a_registry_nothing_is_shown_anywhere(settings: AerospikeSettings) -> None:
+def test_without_a_registry_no_metric_is_shown(settings: AerospikeSettings) -> None:
     store = AerospikeStore(settings)
     store.write(CARDS, ttl_s=0)
     assert b"paywarden_store" not in generate_latest(REGISTRY)
@@ -371,7 +373,7 @@ def test_health_asks_for_no_record(server: StandIn, store: AerospikeStore) -> No
 
 
 @pytest.mark.parametrize("fault", [Fault.never_answer(), Fault.drop(), Fault.drop_midway()])
-def test_a_server_that_does_not_answer_is_unwell_and_the_reason_is_one_line(
+def test_a_silent_server_is_unwell_with_a_reason_in_one_line(
     server: StandIn, settings: AerospikeSettings, fault: Fault
 ) -> None:
     store = AerospikeStore(replace(settings, info_timeout_ms=100))
@@ -395,7 +397,7 @@ def test_a_namespace_that_is_gone_is_unwell(server: StandIn, store: AerospikeSto
     assert "namespace" in store.health().reason
 
 
-def test_while_the_breaker_is_open_health_says_so_and_asks_nobody(
+def test_with_an_open_breaker_health_makes_no_call_and_says_so(
     server: StandIn, store: AerospikeStore, time: FakeTime
 ) -> None:
     open_the_breaker(server, store)

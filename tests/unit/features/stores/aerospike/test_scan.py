@@ -66,7 +66,7 @@ def told_by(store: AerospikeStore, entity: str = "card") -> list[tuple[int, int 
 # Rate
 
 
-def test_it_goes_page_by_page_and_tells_the_server_the_rate(server: StandIn, open_store: Open) -> None:
+def test_a_scan_goes_page_by_page_and_sends_the_rate_to_the_server(server: StandIn, open_store: Open) -> None:
     store = open_store(server.address, scan_records_per_second=1_234)
     scanned = list(store.scan("card"))
     assert len(scanned) == 35
@@ -77,7 +77,7 @@ def test_it_goes_page_by_page_and_tells_the_server_the_rate(server: StandIn, ope
         assert int.from_bytes(page.fields[FIELD_RECORDS_PER_SECOND], "big") == 1_234
 
 
-def test_it_waits_between_pages_so_that_the_rate_is_kept(server: StandIn, open_store: Open, time: FakeTime) -> None:
+def test_a_scan_waits_between_pages_to_keep_the_rate(server: StandIn, open_store: Open, time: FakeTime) -> None:
     store = open_store(server.address, scan_records_per_second=20)
     list(store.scan("card"))
     assert time.slept_s == [0.5, 0.5, 0.5]
@@ -99,13 +99,13 @@ def test_without_a_rate_it_does_not_wait(server: StandIn, open_store: Open, time
 # Progress
 
 
-def test_progress_is_told_after_each_page_with_what_the_server_has(server: StandIn, open_store: Open) -> None:
+def test_progress_is_reported_after_each_page(server: StandIn, open_store: Open) -> None:
     store = open_store(server.address)
     store.write({b"merchant:1": b"of another set"}, ttl_s=0)
     assert told_by(store) == [(0, 35), (10, 35), (20, 35), (30, 35), (35, 35)]
 
 
-def test_a_set_that_no_server_has_heard_of_has_no_records(server: StandIn, open_store: Open) -> None:
+def test_a_set_that_no_server_knows_has_no_records(server: StandIn, open_store: Open) -> None:
     assert told_by(open_store(server.address), "device") == [(0, 0), (0, 0)]
 
 
@@ -123,7 +123,7 @@ def test_a_record_that_is_kept_twice_is_expected_once(cluster: StandInCluster, o
     ],
     ids=["a node is missing", "no namespace", "no number", "no copies"],
 )
-def test_what_cannot_be_known_is_expected_as_none(server: StandIn, open_store: Open, answer: str) -> None:
+def test_an_unknown_number_of_records_is_expected_as_none(server: StandIn, open_store: Open, answer: str) -> None:
     store = open_store(server.address)
     server.info["namespace/test"] = answer
     told = told_by(store)
@@ -141,7 +141,7 @@ def test_a_server_that_is_silent_about_itself_is_scanned_all_the_same(server: St
 
 
 @pytest.mark.parametrize("page", [0, 1, 2, 3])
-def test_a_page_of_which_half_arrived_is_read_again_and_nothing_is_lost_or_twice(
+def test_a_half_received_page_is_read_again_without_loss_or_repeats(
     server: StandIn, open_store: Open, page: int
 ) -> None:
     """The client's query, asked again after such an error, goes on behind the records it has thrown away."""
@@ -154,9 +154,7 @@ def test_a_page_of_which_half_arrived_is_read_again_and_nothing_is_lost_or_twice
 
 
 @pytest.mark.parametrize("page", [0, 1, 2, 3])
-def test_a_page_of_which_half_arrived_is_completed_by_the_client_when_it_may_retry(
-    server: StandIn, open_store: Open, page: int
-) -> None:
+def test_a_client_that_may_retry_completes_a_half_received_page(server: StandIn, open_store: Open, page: int) -> None:
     store = open_store(server.address)
     server.faults.add(Fault(), times=page)
     server.faults.add(Fault.drop_midway())
@@ -170,7 +168,7 @@ def test_a_page_of_which_half_arrived_is_completed_by_the_client_when_it_may_ret
     [Fault.drop(), Fault.refuse(OVERLOAD), Fault.refuse(9), Fault.refuse(210)],
     ids=["dropped", "overloaded", "timed out there", "aborted there"],
 )
-def test_trouble_that_passes_is_waited_for(server: StandIn, open_store: Open, time: FakeTime, fault: Fault) -> None:
+def test_a_scan_waits_for_a_temporary_failure(server: StandIn, open_store: Open, time: FakeTime, fault: Fault) -> None:
     store = open_store(server.address, max_retries=0, scan_patience_ms=1_000)
     server.faults.add(Fault())
     server.faults.add(fault, times=3)
@@ -190,7 +188,7 @@ def test_a_page_that_does_not_come_in_time_is_asked_for_again(server: StandIn, o
     assert dict(scanned) == CARDS
 
 
-def test_trouble_that_stays_ends_it_when_patience_does(server: StandIn, open_store: Open, time: FakeTime) -> None:
+def test_a_lasting_failure_ends_a_scan_after_its_patience(server: StandIn, open_store: Open, time: FakeTime) -> None:
     store = open_store(server.address, scan_patience_ms=1_000)
     scan = store.scan("card")
     given = [next(scan) for _ in range(PAGE_RECORD_COUNT)]
@@ -210,9 +208,7 @@ def test_patience_is_for_each_page_anew(server: StandIn, open_store: Open, time:
     assert time.slept_s == [TEND_S] * 12
 
 
-def test_while_the_breaker_is_open_it_waits_as_for_any_other_trouble(
-    server: StandIn, open_store: Open, time: FakeTime
-) -> None:
+def test_a_scan_waits_for_an_open_breaker(server: StandIn, open_store: Open, time: FakeTime) -> None:
     store = open_store(server.address, scan_patience_ms=5_000, breaker_failure_count_max=2, breaker_cooldown_ms=1_000)
     server.faults.add(Fault.refuse(OVERLOAD), times=2)
     assert dict(store.scan("card")) == CARDS
@@ -221,7 +217,7 @@ def test_while_the_breaker_is_open_it_waits_as_for_any_other_trouble(
     assert len(server.scans) == 2 + 4
 
 
-def test_a_partition_that_is_nowhere_ends_it_and_is_not_left_out(server: StandIn, open_store: Open) -> None:
+def test_a_missing_partition_ends_a_scan_with_an_error(server: StandIn, open_store: Open) -> None:
     store = open_store(server.address)
     server.faults.add(Fault.unavailable(frozenset(range(0, 4096, 2))), times=50)
     with pytest.raises(StoreUnavailable):
@@ -236,9 +232,7 @@ def test_a_partition_that_comes_back_is_read(server: StandIn, open_store: Open) 
     assert dict(scanned) == CARDS
 
 
-def test_a_node_that_is_lost_on_the_way_is_waited_for_until_another_takes_over(
-    cluster: StandInCluster, open_store: Open, time: FakeTime
-) -> None:
+def test_a_scan_waits_until_another_node_takes_over(cluster: StandInCluster, open_store: Open, time: FakeTime) -> None:
     store = open_store(*cluster.hosts, scan_patience_ms=60_000)
     scan = store.scan("card")
     scanned = [next(scan)]
@@ -257,9 +251,7 @@ def test_a_node_that_is_lost_on_the_way_is_waited_for_until_another_takes_over(
     assert dict(scanned) == CARDS
 
 
-def test_more_lost_nodes_than_there_are_copies_end_it_though_every_page_was_answered(
-    cluster: StandInCluster, open_store: Open, time: FakeTime
-) -> None:
+def test_losing_more_nodes_than_copies_ends_a_scan(cluster: StandInCluster, open_store: Open, time: FakeTime) -> None:
     """The nodes that are left answer for the partitions of a lost one, as if these had never held anything."""
     for node in cluster.nodes:
         node.info["namespace/test"] = namespace_statistics(node_count=2, copy_count=1)
@@ -274,7 +266,7 @@ def test_more_lost_nodes_than_there_are_copies_end_it_though_every_page_was_answ
     assert time.slept_s == [TEND_S] * 4
 
 
-def test_a_node_that_does_not_answer_at_the_end_is_asked_again_before_it_is_taken_for_lost(
+def test_at_the_end_a_silent_node_is_asked_again_before_it_is_lost(
     server: StandIn, open_store: Open, time: FakeTime
 ) -> None:
     store = open_store(server.address, scan_patience_ms=1_000)

@@ -50,7 +50,7 @@ def test_the_first_set_is_the_store_that_was_there_before(server: StandIn, sets:
         assert first.read([b"card:1"]) == [b"value"]
 
 
-def test_what_others_keep_in_the_namespace_is_neither_counted_nor_erased(server: StandIn, sets: AerospikeSets) -> None:
+def test_other_sets_of_the_namespace_are_neither_counted_nor_erased(server: StandIn, sets: AerospikeSets) -> None:
     with closing(AerospikeStore(quick_settings(server.address))) as another_application:
         another_application.write({b"basket:1": b"precious", b"card2:1": b"precious"}, ttl_s=0)
     write(sets, "", b"card:1", b"payment:1")
@@ -61,9 +61,7 @@ def test_what_others_keep_in_the_namespace_is_neither_counted_nor_erased(server:
     assert server.records.set_counts() == {"basket": 1, "card2": 1}
 
 
-def test_of_a_further_set_entities_that_the_catalogue_no_longer_has_are_erased_too(
-    server: StandIn, sets: AerospikeSets
-) -> None:
+def test_erasing_a_further_set_includes_entities_of_old_catalogues(server: StandIn, sets: AerospikeSets) -> None:
     write(sets, "b1", b"card:1", b"of_old:1")
     assert sets.counts("b1") == {"card": 1, "of_old": 1}
     sets.erase("b1")
@@ -92,7 +90,7 @@ def test_a_record_that_is_kept_twice_counts_once() -> None:
         assert sets.counts("b1") == {"card": 7}
 
 
-def test_while_copies_are_on_the_move_no_set_seems_empty(server: StandIn, sets: AerospikeSets) -> None:
+def test_while_copies_move_no_set_seems_empty(server: StandIn, sets: AerospikeSets) -> None:
     server.info["namespace/test"] = "ns_cluster_size=1;effective_replication_factor=2"
     write(sets, "b1", b"card:1")
     assert sets.counts("b1") == {"card": 1}
@@ -106,7 +104,7 @@ def test_while_copies_are_on_the_move_no_set_seems_empty(server: StandIn, sets: 
         ("sets/test", "ERROR::busy"),
     ],
 )
-def test_what_not_every_node_says_is_no_count_and_nothing_is_erased(
+def test_without_answers_of_all_nodes_nothing_is_counted_or_erased(
     server: StandIn, sets: AerospikeSets, asked: str, answer: str
 ) -> None:
     write(sets, "b1", b"card:1")
@@ -117,7 +115,7 @@ def test_what_not_every_node_says_is_no_count_and_nothing_is_erased(
     assert server.records.set_counts() == {"b1$card": 1}
 
 
-def test_a_change_of_which_the_answer_was_lost_is_done_once(server: StandIn, sets: AerospikeSets) -> None:
+def test_a_change_whose_answer_was_lost_is_made_once(server: StandIn, sets: AerospikeSets) -> None:
     with closing(sets.open_register()) as register:
         changing = ProfileSets(register)
         changing.create("b1", now_ms=1)

@@ -162,9 +162,7 @@ def test_a_record_that_was_not_found_is_no_success_for_a_write(server: StandIn, 
         store.write(CARDS, ttl_s=0)
 
 
-def test_one_refused_record_of_a_batch_is_a_failed_read_and_not_an_absent_record(
-    server: StandIn, store: AerospikeStore
-) -> None:
+def test_one_refused_record_of_a_batch_makes_the_read_fail(server: StandIn, store: AerospikeStore) -> None:
     store.write(CARDS, ttl_s=0)
     server.faults.add(Fault.refuse_records(OVERLOAD, frozenset({3})))
     with pytest.raises(StoreUnavailable, match="1 of 5 records"):
@@ -221,7 +219,7 @@ def test_a_silent_server_is_given_up_after_the_retries(server: StandIn) -> None:
     store.close()
 
 
-def test_an_answer_later_than_the_timeout_is_not_taken_for_the_next_one(server: StandIn, store: AerospikeStore) -> None:
+def test_a_late_answer_is_not_taken_for_the_next_calls_answer(server: StandIn, store: AerospikeStore) -> None:
     hasty = AerospikeStore(quick_settings(server.address, timeout_ms=100))
     store.write({b"card:1": b"one", b"card:2": b"two"}, ttl_s=0)
     server.faults.add(Fault.delay(0.4), times=3)
@@ -262,9 +260,7 @@ def test_a_server_that_is_gone_is_unavailable_and_back_again_it_is_used(server: 
     assert store.read([b"card:1", b"card:2"]) == [b"new", b"value 2"]
 
 
-def test_a_client_that_has_lost_every_node_does_not_take_a_write_for_done(
-    server: StandIn, store: AerospikeStore
-) -> None:
+def test_a_client_without_nodes_does_not_report_a_write_as_done(server: StandIn, store: AerospikeStore) -> None:
     # With no node left the client's batch reports success for each record; only the batch's own code tells.
     store.write(CARDS, ttl_s=0)
     server.stop()
@@ -307,9 +303,7 @@ def test_the_client_s_own_error_is_kept_as_the_cause(server: StandIn, store: Aer
     assert type(failed.value.__cause__).__name__ == "DeviceOverload"
 
 
-def test_a_namespace_that_goes_missing_later_is_a_fault_and_no_wrong_setting(
-    server: StandIn, store: AerospikeStore
-) -> None:
+def test_a_namespace_that_goes_missing_later_is_unavailable(server: StandIn, store: AerospikeStore) -> None:
     # The client says the same when it has lost the nodes it knew.
     server.faults.add(Fault.refuse_records(NAMESPACE_NOT_FOUND))
     with pytest.raises(StoreUnavailable):
@@ -319,9 +313,7 @@ def test_a_namespace_that_goes_missing_later_is_a_fault_and_no_wrong_setting(
 # When retrying cannot help
 
 
-def test_a_namespace_without_expiry_refuses_records_that_expire_and_says_why(
-    server: StandIn, store: AerospikeStore
-) -> None:
+def test_a_namespace_without_expiry_refuses_records_that_expire(server: StandIn, store: AerospikeStore) -> None:
     server.records.expiry_allowed = False
     with pytest.raises(Misconfigured, match="nsup-period"):
         store.write(CARDS, ttl_s=60)
@@ -359,7 +351,7 @@ def test_a_record_without_its_key_is_misconfigured_when_scanned(server: StandIn,
 # Opening
 
 
-def test_hosts_that_do_not_answer_are_unavailable_in_one_line_that_names_them() -> None:
+def test_silent_hosts_are_unavailable_and_named_in_one_line() -> None:
     hosts = (UNREACHABLE, "nowhere.invalid:3000")
     with pytest.raises(StoreUnavailable) as refused:
         AerospikeStore(AerospikeSettings(hosts=hosts))
@@ -421,7 +413,7 @@ def test_an_unwell_server_at_opening_is_unavailable_and_leaves_no_client(
         ("scan_page_record_count", 0),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_named(settings: AerospikeSettings, setting: str, value: object) -> None:
+def test_an_invalid_setting_is_named(settings: AerospikeSettings, setting: str, value: object) -> None:
     with pytest.raises(Misconfigured, match=setting):
         AerospikeStore(replace(settings, **{setting: value}))  # type: ignore[arg-type]
 

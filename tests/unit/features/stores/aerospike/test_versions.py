@@ -55,9 +55,7 @@ def test_a_version_is_the_generation_the_server_keeps(server: StandIn, store: Ae
 
 
 @SIZES
-def test_the_server_compares_so_a_change_between_read_and_write_is_never_missed(
-    server: StandIn, store: AerospikeStore, size: int
-) -> None:
+def test_the_server_detects_a_change_between_read_and_write(server: StandIn, store: AerospikeStore, size: int) -> None:
     values = first(CARDS, size)
     store.write(values, ttl_s=0)
     versions = versions_of(store, values)
@@ -82,7 +80,7 @@ def test_a_generation_that_starts_again_at_one_is_a_version_like_any_other(
 
 @SIZES
 @pytest.mark.parametrize("is_new", [True, False])
-def test_a_write_that_was_done_but_not_answered_is_done_and_no_conflict(
+def test_a_write_without_an_answer_is_done_and_no_conflict(
     server: StandIn, store: AerospikeStore, size: int, is_new: bool
 ) -> None:
     """The client tries again by itself, and then the record is at another version: the one its own write made."""
@@ -121,9 +119,7 @@ def test_a_lost_answer_does_not_hide_what_another_has_written_since(server: Stan
     assert store.read([b"card:2"]) == [b"by another"]
 
 
-def test_an_attempt_that_was_given_up_and_lands_late_does_not_undo_a_newer_write(
-    server: StandIn, store: AerospikeStore
-) -> None:
+def test_an_abandoned_attempt_does_not_undo_a_newer_write(server: StandIn, store: AerospikeStore) -> None:
     hasty = AerospikeStore(quick_settings(server.address, timeout_ms=100))
     store.write({b"card:1": b"old"}, ttl_s=0)
     versions = versions_of(store, {b"card:1": b""})
@@ -138,9 +134,7 @@ def test_an_attempt_that_was_given_up_and_lands_late_does_not_undo_a_newer_write
     hasty.close()
 
 
-def test_when_the_records_cannot_be_read_again_it_stays_open_what_happened(
-    server: StandIn, store: AerospikeStore
-) -> None:
+def test_if_records_cannot_be_read_again_the_outcome_is_unknown(server: StandIn, store: AerospikeStore) -> None:
     store.write(CARDS, ttl_s=0)
     versions = versions_of(store, CARDS)
     server.faults.add(Fault.drop_answer())

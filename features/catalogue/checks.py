@@ -1,0 +1,87 @@
+"""The checks on a whole catalogue. Each raises Misconfigured with the file and line of the catalogue that is wrong:
+
+feature catalogue, catalogue.py:16: an entity is declared twice: 'card', first in catalogue.py:14
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+from paywarden.features.catalogue.attributes import ATTRIBUTES, AttributeKind
+from paywarden.features.catalogue.expressions import Derived, Expression, Feature, stored_values
+from paywarden.features.catalogue.windows import wrong_at
+from paywarden.schemas.errors import Misconfigured
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+# Keys of profiles begin with the entity's name. Keys of other records in the same stores begin with these.
+BESIDE_PROFILES = ("payment", "progress")
+
+
+class DeclaredEntity(Protocol):
+    """The parts of an entity that the checks read."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def keys(self) -> tuple[str, ...]: ...
+    @property
+    def line(self) -> str: ...
+
+
+def check_entities(entities: Sequence[DeclaredEntity]) -> None:
+    """Check names and key fields. Raises Misconfigured."""
+    if not entities:
+        raise Misconfigured("feature catalogue: it declares no entity")
+    fields = {attribute.name for attribute in ATTRIBUTES if attribute.kind is AttributeKind.TEXT}
+    lines: dict[str, str] = {}
+    for entity in entities:
+        name = entity.name
+        if not _NAME.match(name):
+            raise wrong_at(entity.line, f"the entity {name!r} is not a lower_case name")
+        if name in BESIDE_PROFILES:
+            raise wrong_at(entity.line, f"an entity cannot be called {name!r}")
+        if name in lines:
+            raise wrong_at(entity.line, f"an entity is declared twice: {name!r}, first in {lines[name]}")
+        for key in entity.keys:
+            if key not in fields:
+                wanted = ", ".join(sorted(fields))
+                raise wrong_at(entity.line, f"entity {name!r}: payments have no key field {key!r}; there are {wanted}")
+        if not entity.keys or len(set(entity.keys)) != len(entity.keys):
+            raise wrong_at(entity.line, f"entity {name!r}: it needs at least one key field, each field once")
+        lines[name] = entity.line
+
+
+def check_features(features: Sequence[Feature], entities: set[str]) -> None:
+    """Check the names of features, and that each uses only declared entities and earlier features.
+
+    Raises Misconfigured.
+    """
+    if not features:
+        raise Misconfigured("feature catalogue: it declares no feature")
+    declared = {feature.name: feature.line for feature in features}
+    seen: dict[str, str] = {}
+    for feature in features:
+        if not _NAME.match(feature.name):
+            raise wrong_at(feature.line, f"{feature.name!r} is not a lower_case name")
+        if feature.name in seen:
+            raise wrong_at(feature.line, f"{feature.name!r} is declared twice, first in {seen[feature.name]}")
+        _check_value(feature, feature.value, seen, declared)
+        for stored in stored_values(feature.value):
+            if stored.entity not in entities:
+                raise wrong_at(feature.line, f"{feature.name!r} belongs to the undeclared entity {stored.entity!r}")
+        seen[feature.name] = feature.line
+
+
+def _check_value(feature: Feature, value: Expression, seen: dict[str, str], declared: dict[str, str]) -> None:
+    if isinstance(value, Derived):
+        for operand in value.operands:
+            _check_value(feature, operand, seen, declared)
+    if isinstance(value, str) and value not in seen:
+        if value in declared:
+            later = f"which is declared after it, in {declared[value]}"
+            raise wrong_at(
+                feature.line, f"{feature.name!r} uses {value!r}, {later}: a feature can use only earlier ones"
+            )
+        raise wrong_at(feature.line, f"{feature.name!r} uses {value!r}, which is not declared")

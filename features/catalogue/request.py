@@ -1,0 +1,126 @@
+"""Features of the payment itself (`request`), and features made of two earlier ones (`ratio`).
+
+request.hour("hour")                                          14.0 for a payment at 14:35 local time
+request.category("channel", channel, ["pos", "ecom"])         1.0 for ecom, 2.0 for any other channel
+ratio("amount_to_mean", "amount", "card_amount_mean_30d")     3.0 for three times the card's mean amount
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paywarden.features.catalogue.arguments import attribute_value, condition_of, counted_column
+from paywarden.features.catalogue.attributes import AMOUNT_MAX, ATTRIBUTES, Attribute, Condition, amount
+from paywarden.features.catalogue.expressions import Derived, Expression, Feature, Operation
+from paywarden.features.catalogue.windows import line_of_caller, wrong
+
+# Models take categories as whole numbers up to 4,095. One number stands for all values that are not listed.
+CATEGORIES_MAX = 4095
+# A meaning names at most this many values of a category, and the last one.
+_LISTED_IN_WORDS_MAX = 8
+
+
+class request:  # noqa: N801 - a catalogue reads it as a word, not as a class
+    """Words for features of the payment itself.
+
+    Hours and days are in the payer's local time if the payment has a UTC offset, else in UTC.
+    """
+
+    @staticmethod
+    def amount(name: str) -> Feature:
+        """Returns the amount in minor units of the reference currency."""
+        return _of_request(name, attribute_value(amount), "amount in the reference currency", "minor units")
+
+    @staticmethod
+    def hour(name: str) -> Feature:
+        """Returns the hour of the day, 0 to 23."""
+        return _of_request(name, Derived(Operation.HOUR), "hour of the day, local time", "hours")
+
+    @staticmethod
+    def night(name: str) -> Feature:
+        """Returns 1 from 00:00 to 06:59, else 0."""
+        return _of_request(name, Derived(Operation.NIGHT), "whether the hour is 0 to 6, local time", "0 or 1")
+
+    @staticmethod
+    def weekend(name: str) -> Feature:
+        """Returns 1 on Saturday and Sunday, else 0."""
+        return _of_request(name, Derived(Operation.WEEKEND), "whether it is Saturday or Sunday, local time", "0 or 1")
+
+    @staticmethod
+    def weekday(name: str) -> Feature:
+        """Returns the day of the week: 0 is Monday."""
+        return _of_request(name, Derived(Operation.WEEKDAY), "day of the week, local time; Monday is 0", "days")
+
+    @staticmethod
+    def round_zeros(name: str) -> Feature:
+        """Returns how many zeros end the amount, in minor units of its own currency: 3 for 12000."""
+        meaning = "number of zeros at the end of the amount in minor units of its own currency"
+        return _of_request(name, Derived(Operation.TRAILING_ZEROS), meaning, "digits")
+
+    @staticmethod
+    def below_limit(name: str, limits: Sequence[int]) -> Feature:
+        """Returns how far the amount is below the next limit, as a share of that limit: 0.01 for 99 and a limit of 100.
+
+        `limits` are in minor units of the reference currency, ascending. Missing at and above the last limit.
+        """
+        are_amounts = bool(limits) and all(type(limit) is int and 0 < limit <= AMOUNT_MAX for limit in limits)
+        if not are_amounts or list(limits) != sorted(set(limits)):
+            raise wrong(name, f"limits must be amounts above 0, each larger than the one before, got {limits!r}")
+        value = Derived(Operation.BELOW_LIMIT, numbers=tuple(limits))
+        spoken = ", ".join(str(limit) for limit in limits)
+        meaning = f"how far the amount is below the next limit of {spoken}, as a share of that limit"
+        return _of_request(name, value, meaning, "share", "the amount is at or above the last limit")
+
+    @staticmethod
+    def holds(name: str, condition: Condition | Attribute) -> Feature:
+        """Returns 1 if a condition holds for the payment, else 0; missing when the payment lacks the attribute."""
+        held = condition_of(name, condition)
+        assert held is not None
+        value = Derived(Operation.HOLDS, numbers=(held.column, held.operator, held.value))
+        missing = f"the payment has no {ATTRIBUTES[held.column].name}"
+        return _of_request(name, value, f"whether {held.text}", "0 or 1", missing)
+
+    @staticmethod
+    def category(name: str, attribute: Attribute, among: Sequence[str]) -> Feature:
+        """Returns the position of the attribute's value in a list: 0 for the first, `len(among)` for any other value.
+
+        The number is a name and not an amount: list the feature in `[training] categorical`. Missing when the payment
+        lacks the attribute. The list is part of the feature: models must be trained again after a change of its
+        values or their order.
+        """
+        column = counted_column(name, attribute)
+        if isinstance(among, str) or not 0 < len(among) <= CATEGORIES_MAX:
+            got = f"the text {among!r}" if isinstance(among, str) else len(among)
+            raise wrong(name, f"`among` must list 1 to {CATEGORIES_MAX} values, got {got}")
+        codes = [(attribute == value).value for value in among]
+        if len(set(codes)) < len(codes):
+            raise wrong(name, f"`among` lists {_listed_twice(among, codes)}")
+        value = Derived(Operation.CATEGORY, numbers=(column, *codes))
+        meaning = f"{attribute.name} as a number: {_spoken_list(among)}; {len(among)} is any other value"
+        return _of_request(name, value, meaning, "category", f"the payment has no {attribute.name}")
+
+
+def ratio(name: str, numerator: str, denominator: str) -> Feature:
+    """Returns one earlier feature divided by another; missing when either is missing or the second is zero."""
+    value = Derived(Operation.DIVIDE, (numerator, denominator))
+    missing = f"{numerator} or {denominator} is missing, or {denominator} is 0"
+    return Feature(name, value, f"{numerator} divided by {denominator}", "ratio", missing, line=line_of_caller())
+
+
+def _of_request(name: str, value: Expression, meaning: str, unit: str, missing: str = "") -> Feature:
+    return Feature(name, value, meaning, unit, missing or "never", "", "", line_of_caller())
+
+
+def _listed_twice(among: Sequence[str], codes: Sequence[int]) -> str:
+    """Names a value that is listed twice, or two values that share a code."""
+    first: dict[int, str] = {}
+    for value, code in zip(among, codes, strict=True):
+        if (other := first.setdefault(code, value)) != value:
+            return f"{other!r} and {value!r}, which share a checksum"
+    return f"{next(value for value in among if among.count(value) > 1)!r} twice"
+
+
+def _spoken_list(values: Sequence[str]) -> str:
+    """Returns the first values with their positions, such as: 'pos' (0), 'ecom' (1)."""
+    shown = ", ".join(f"{value!r} ({place})" for place, value in enumerate(values[:_LISTED_IN_WORDS_MAX]))
+    return shown if len(values) <= _LISTED_IN_WORDS_MAX else f"{shown} … {values[-1]!r} ({len(values) - 1})"
