@@ -139,7 +139,7 @@ def test_no_reasons_are_told_where_none_are_wanted() -> None:
     [
         (
             {"boosting": "rf", "bagging_freq": 1, "bagging_fraction": 0.5},
-            "wanted one tree an iteration, and a sum of trees",
+            "wanted one tree per iteration, and margins that are sums of trees",
         ),
         ({"linear_tree": True}, "its leaves are linear models"),
     ],
@@ -152,7 +152,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path, parameters: dict[str
 
 def test_a_model_of_more_features_or_no_model_is_refused(tmp_path: Path) -> None:
     _, path = trained(tmp_path, random_rows(2000, seed=1))
-    with pytest.raises(BundleRefused, match="it asks about features beyond the 2 there are"):
+    with pytest.raises(BundleRefused, match="it tests features beyond the 2 of the catalogue"):
         read_trees(path, 2)
     path.write_text("tree\n", encoding="utf-8")
     with pytest.raises(BundleRefused, match=r"^model\.txt is not a LightGBM model"):
@@ -164,7 +164,7 @@ def test_nodes_that_lead_back_are_refused(tmp_path: Path) -> None:
     _, path = trained(tmp_path, random_rows(2000, seed=1))
     text = re.sub(r"left_child=\d+", "left_child=0", path.read_text(encoding="utf-8"), count=1)
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(BundleRefused, match="its nodes are in no order"):
+    with pytest.raises(BundleRefused, match="a node comes after its child"):
         read_trees(path, FEATURE_COUNT)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Fa
 from paywarden.models.replay import replay as replay_module
 from paywarden.models.replay.files import ReplayFiles
 from paywarden.models.replay.measures import Contestant, ReplayResults
-from paywarden.models.replay.replay import replay
+from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import Misconfigured
@@ -57,6 +57,8 @@ def run(
     settings: PolicySettings | None = None,
     lists: Mapping[str, frozenset[str]] | None = None,
     champion: Contestant | None = None,
+    challenger: Contestant | None = None,
+    progress: Callable[[int], object] | None = None,
     **options: Any,
 ) -> ReplayResults:
     return replay(
@@ -64,10 +66,10 @@ def run(
         engine=small_world.engine(),
         rates=small_world.rates(),
         champion=champion or contestant(small_world.loaded_bundle(), settings, lists),
-        window=window,
-        label_delay_days=LABEL_DELAY_DAYS,
+        challenger=challenger,
         destination=destination,
-        **options,
+        options=ReplayOptions(window=window, label_delay_days=LABEL_DELAY_DAYS, **options),
+        progress=progress,
     )
 
 

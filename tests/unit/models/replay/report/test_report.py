@@ -19,7 +19,7 @@ from paywarden.models.metrics.evaluation import Days
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
 from paywarden.models.replay.live_comparison import LiveAgreement, LiveComparison
 from paywarden.models.replay.measures import LISTED_MAX, Contestant, ReplayResults
-from paywarden.models.replay.replay import replay
+from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.replay.report.page import PageTable, amount, fixed_percent, money, percent, short_amount
 from paywarden.models.replay.report.renderer import render_block
 from paywarden.models.replay.report.report import report_html
@@ -47,10 +47,12 @@ def results(kind: str) -> ReplayResults:
             rates=small_world.rates(),
             champion=Contestant(own, _policy(), "of the configuration"),
             challenger=challenger,
-            window=WINDOW,
-            label_delay_days=LABEL_DELAY_DAYS,
-            costs=CostSettings(review_cost_minor=123, reviews_a_day=20),
             destination=Path(folder),
+            options=ReplayOptions(
+                window=WINDOW,
+                label_delay_days=LABEL_DELAY_DAYS,
+                costs=CostSettings(review_cost_minor=123, reviews_a_day=20),
+            ),
         )
 
 
@@ -228,9 +230,8 @@ def test_days_that_a_model_was_trained_on_are_pointed_out() -> None:
             engine=small_world.engine(),
             rates=small_world.rates(),
             champion=Contestant(small_world.loaded_bundle(), _policy(), "x"),
-            window=Days(FIRST_DAY + 10, FIRST_DAY + 12),
-            label_delay_days=LABEL_DELAY_DAYS,
             destination=Path(folder),
+            options=ReplayOptions(window=Days(FIRST_DAY + 10, FIRST_DAY + 12), label_delay_days=LABEL_DELAY_DAYS),
         )
         assert "was trained on payments of" in report_html(early)
         assert "was trained on payments of" in (Path(folder) / "report.html").read_text(encoding="utf-8")
