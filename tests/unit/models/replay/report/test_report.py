@@ -119,15 +119,15 @@ def test_the_sections_of_a_replay_alone() -> None:
 
 def test_a_challenger_has_its_sections_and_numbers() -> None:
     page = report_html(results("model"))
-    assert {"Champion against challenger", "Payments decided about differently"} <= set(headings(page))
+    assert {"Champion against challenger", "The largest payments with different actions"} <= set(headings(page))
     assert page.count('class="line challenger"') >= 3
     champion, challenger = results("model").champion, results("model").challenger
     assert challenger is not None
-    for one in (champion, challenger):
-        assert one.model_version in page
-        assert f"{one.average_precision:.4f}" in page
-        assert one.whole.money is not None
-        assert f"<td>{amount(one.whole.money.net_minor)}</td>" in page
+    for measures in (champion, challenger):
+        assert measures.model_version in page
+        assert f"{measures.average_precision:.4f}" in page
+        assert measures.whole.money is not None
+        assert f"<td>{amount(measures.whole.money.net_minor)}</td>" in page
 
 
 def test_two_policies_of_one_model_have_one_set_of_scores() -> None:
@@ -142,7 +142,7 @@ def test_two_policies_of_one_model_have_one_set_of_scores() -> None:
 
 
 def live(**changes: Any) -> LiveComparison:
-    """Of 1,000 payments that both decided, three got another action and twelve another score."""
+    """A comparison of 1,000 payments: three got another action, twelve another score."""
     own = LiveAgreement(990, 0.998, 0.99, 0.25, 1)
     fallback = LiveAgreement(10, 0.9, 0.8, 0.01, 1)
     compared = LiveComparison(
@@ -164,14 +164,21 @@ def test_live_decisions_have_a_section_with_what_agrees_and_what_does_not() -> N
     page = report_html(results("alone"), live())
     assert headings(page)[1] == "Live against replay"
     text = " ".join(text_of(page).split())
-    assert "Of 1,000 payments decided both live and here, 99.70% got the same action and 98.80% the very same" in text
-    assert "the largest difference of scores is 0.25. 3 payments got another action, 2 of them with a flag live" in text
+    assert (
+        "Of 1,000 payments decided both live and here, 99.70% got the same action and 98.80% exactly the same" in text
+    )
+    assert "The largest difference of two scores is 0.25. 3 payments got another action. 2 of them had a live" in text
     assert "approved 900 1 0 reviewed 2 80 0 declined 0 0 17" in text
     assert "mirror_absent 2 model_error 1" in text
     assert f"{results('alone').champion.model_version} (here) 990 99.80% 99.00% 0.25" in text
     assert "older &lt;model&gt; 10 90.00% 80.00% 0.01" in text
-    for said in ("7 payments: not in the history", "8 payments: no live decision", "3 decisions about", "2 records of"):
-        assert said in text
+    for part in (
+        "7 payments: not in the replayed",
+        "8 payments: no live decision",
+        "3 decisions about",
+        "2 records of",
+    ):
+        assert part in text
     assert "992 payments: -0.005 to +0.005" in text
     assert page.startswith(report_html(results("alone"))[:2000])
     Tags().feed(page)
@@ -179,7 +186,7 @@ def test_live_decisions_have_a_section_with_what_agrees_and_what_does_not() -> N
 
 def test_a_difference_too_small_for_its_digits_is_not_written_as_none() -> None:
     page = report_html(results("alone"), live(whole=LiveAgreement(1_000_000, 0.999997, 1.0, 0.0, 0)))
-    assert "over 99.99% got the same action and 100.00% the very same score; no score differs." in page
+    assert "over 99.99% got the same action and 100.00% exactly the same score. No score differs." in page
 
 
 def test_live_decisions_about_none_of_the_payments_are_said_to_be_so() -> None:
