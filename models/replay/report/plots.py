@@ -71,7 +71,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Upright:
-    """A vertical line at `x` with a label above the plot. Each label has a row of its own, the rightmost line's first."""
+    """A vertical line at `x` with a label above the plot. Labels have rows of their own, the rightmost line's first."""
 
     x: float
     text: str

@@ -178,5 +178,5 @@ def test_a_bundle_whose_reasons_would_not_add_up_is_refused(tmp_path: Path, monk
         return type(trees)(**{**vars(trees), "roots": trees.roots[1:]})
 
     monkeypatch.setattr("paywarden.models.bundle.bundle.read_trees", one_tree_short)
-    with pytest.raises(BundleRefused, match=r"what features add to a score is not what model\.txt gives"):
+    with pytest.raises(BundleRefused, match=r"contributions do not add up to the margins of model\.txt"):
         load_bundle(bundle, catalogue_digest=small_world.engine().plan.digest)
