@@ -14,7 +14,7 @@ Example: the thresholds are 0.10 for review and 0.60 for decline. A payment has 
     threshold    0.25 >= 0.10             asks for review
     flag         mirror_absent            asks for review
     rule large   amount > 100_000         asks for review
-    rule night   night and amount > 200   asks for nothing: its condition is false
+    rule tiny    amount < 1_00            asks for nothing: its condition is false
 
 The action is review, with the reasons score_at_or_above_review_threshold, mirror_absent and rule:large.
 

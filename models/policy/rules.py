@@ -12,7 +12,7 @@ How it works:
 
 Example: the condition above becomes a function like this one.
 
-    lambda payment, amount, item, score, flags: payment.mcc in list_10 and amount * 1.0 > 50000.0 and item(17) >= 5.0
+    lambda payment, amount, item, score, flags: payment.mcc in list_11 and amount * 1.0 > 50000.0 and item(17) >= 5.0
 
 With mcc 7995 in the list, amount 60_000 and card_count_1h 6 it is true. With a missing card_count_1h (NaN) it is false.
 

@@ -48,7 +48,7 @@ def test_each_folds_days_are_those_before_the_next_ones() -> None:
 def test_as_many_days_are_trained_on_as_are_held_out_or_there_is_no_fold() -> None:
     settings = replace(SETTINGS, validation_days=5, label_delay_days=7)
     assert validation_splits(Days(100, 116), settings)[0].train == Days(100, 104)
-    with pytest.raises(Misconfigured, match="16 days are too short to hold 1 × 5 out, 7 days of label delay"):
+    with pytest.raises(Misconfigured, match="16 days are too short to hold 1 × 5 out, with 7 days of label delay"):
         validation_splits(Days(100, 115), settings)
 
 
