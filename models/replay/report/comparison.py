@@ -120,7 +120,7 @@ def _compared_measures(
         (f"genuine declined{suffix}", before.genuine_declined_minor, after.genuine_declined_minor, "money", -1),
         (f"genuine reviewed{suffix}", before.genuine_reviewed_minor, after.genuine_reviewed_minor, "money", -1),
         ("frauds stopped (recall)", a.whole.recall, b.whole.recall, "share", 1),
-        ("precision of what is stopped", a.whole.precision, b.whole.precision, "share", 1),
+        ("precision of stopped payments", a.whole.precision, b.whole.precision, "share", 1),
         ("payments reviewed", a.whole.reviewed, b.whole.reviewed, "count", 0),
         ("payments declined", a.whole.declined, b.whole.declined, "count", 0),
     ]
