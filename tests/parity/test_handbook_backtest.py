@@ -202,7 +202,7 @@ def assert_close(measured: HandbookMetrics, published: HandbookMetrics, toleranc
         assert got == pytest.approx(wanted, abs=tolerance), (metric, got, wanted)
 
 
-def test_the_handbooks_history_is_taken_for_what_it_is() -> None:
+def test_the_handbooks_history_is_accepted() -> None:
     for protocol in PROTOCOLS.values():
         require_handbook(history(), protocol)
 
@@ -240,7 +240,7 @@ def test_the_catalogue_of_the_book_declares_the_books_inputs_in_its_order() -> N
     assert list(book_catalogue().names) == list(reference())
 
 
-def test_what_the_payment_says_itself_is_the_same_in_both() -> None:
+def test_features_of_the_payment_itself_are_the_same_in_both() -> None:
     for name in ("amount", "weekend", "night"):
         assert np.array_equal(engine_column(name), reference_column(name))
 
@@ -260,7 +260,7 @@ def test_a_customers_window_is_the_books_or_longer_by_less_than_a_hop(days: int,
 
 
 @pytest.mark.parametrize("days", WINDOWS_DAYS)
-def test_a_terminals_window_begins_and_ends_within_an_hour_before_the_books(days: int) -> None:
+def test_a_terminals_window_differs_by_less_than_an_hour_from_the_books(days: int) -> None:
     counts = engine_column(f"merchant_count_{days}d")
     terminals = ExactWindows(history().merchant.codes, history().event_time_ms)
     begin, end = terminals.before(DELAY_MS + days * DAY_MS), terminals.before(DELAY_MS)

@@ -175,7 +175,7 @@ def test_a_rows_score_does_not_depend_on_its_batch() -> None:
     assert np.array_equal(together, backwards)
 
 
-def test_a_bound_call_gives_the_margins_of_what_the_array_holds_by_then() -> None:
+def test_a_bound_call_uses_the_current_content_of_the_array() -> None:
     rows = some_rows(100)
     for engine in engines()[0]:
         array = rows.copy()
@@ -214,7 +214,7 @@ def test_every_number_of_rows_from_none_to_three_blocks_is_scored_as_alone() -> 
 
 
 @pytest.mark.parametrize("leaves", [2, 63, 64, 65, 200])
-def test_trees_of_any_size_agree_and_those_of_more_than_64_leaves_are_conditions(tmp_path: Path, leaves: int) -> None:
+def test_trees_of_any_size_agree_and_large_ones_become_conditions(tmp_path: Path, leaves: int) -> None:
     random = np.random.default_rng(leaves)
     data = random.normal(size=(4000, 6)).astype(np.float32)
     data[random.random(data.shape) < 0.1] = np.nan
@@ -233,7 +233,7 @@ def test_trees_of_any_size_agree_and_those_of_more_than_64_leaves_are_conditions
             compile_library(text, 6, tmp_path / "model.so", generator=BIT_VECTORS)
 
 
-def test_a_model_that_asks_about_sets_becomes_conditions(tmp_path: Path) -> None:
+def test_a_model_with_categorical_nodes_becomes_conditions(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     data = np.column_stack([random.integers(0, 12, 3000), random.normal(size=3000)]).astype(np.float32)
     label = (np.isin(data[:, 0], [1, 4, 7]) ^ (data[:, 1] > 1)).astype(int)

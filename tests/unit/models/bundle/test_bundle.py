@@ -113,7 +113,7 @@ def test_compile_repairs_a_damaged_library(bundle: Path) -> None:
 
 
 @needs_compiler
-def test_a_library_that_is_wrong_at_the_edge_of_a_split_alone_is_refused_and_not_left_behind(
+def test_a_library_that_is_wrong_only_at_a_split_is_refused_and_deleted(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With thresholds narrowed to float32 all golden vectors get their scores, and some payment some day would not."""
@@ -125,7 +125,7 @@ def test_a_library_that_is_wrong_at_the_edge_of_a_split_alone_is_refused_and_not
 
 
 @needs_compiler
-def test_what_a_library_has_passed_is_told(bundle: Path) -> None:
+def test_the_parity_summary_says_what_a_library_passed(bundle: Path) -> None:
     build_native(bundle)
     assert re.fullmatch(r"LightGBM's bits in \d+ rows, at the edges of \d+ splits", parity_summary(bundle))
     (native_library(bundle).parent / "build.json").write_text("{}", encoding="utf-8")
@@ -174,9 +174,7 @@ def test_a_manifest_with_an_unknown_key_is_refused_with_its_name(bundle: Path) -
         ("metrics", {"auc_roc": math.inf}),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused_at_start_not_at_the_first_payment(
-    bundle: Path, name: str, value: object
-) -> None:
+def test_a_value_of_the_wrong_type_is_refused_at_start(bundle: Path, name: str, value: object) -> None:
     edit_manifest(bundle, lambda manifest: manifest.update({name: value}))
     assert refusal(bundle).endswith(f"manifest.json has something unusable as {name}")
 
@@ -271,7 +269,7 @@ def test_golden_vectors_of_another_width_or_type_are_refused(bundle: Path) -> No
         assert "golden.npz does not fit the manifest" in refusal(bundle)
 
 
-def test_a_golden_file_that_is_none_is_refused(bundle: Path) -> None:
+def test_an_unreadable_golden_file_is_refused(bundle: Path) -> None:
     write_golden(bundle, something=np.zeros(3))
     assert "golden.npz cannot be read" in refusal(bundle)
     (bundle / GOLDEN).write_bytes(b"not a zip file")

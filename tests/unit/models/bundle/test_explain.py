@@ -129,7 +129,7 @@ def test_nothing_is_left_to_compile_when_a_bundle_is_loaded() -> None:
     assert len(dispatcher.signatures) == compiled > 0
 
 
-def test_no_reasons_are_told_where_none_are_wanted() -> None:
+def test_a_limit_of_zero_reasons_gives_no_reason() -> None:
     row = small_world.table().vectors[0]
     assert small_world.loaded_bundle().explainer.reasons(row, 0) == []
 

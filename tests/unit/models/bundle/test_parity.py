@@ -68,7 +68,7 @@ def test_a_predictor_that_gives_lightgbms_bits_passes() -> None:
     gate().require(GtilPredictor(text()))
 
 
-def test_every_split_is_tried_by_rows_that_come_to_it_below_at_and_above_its_threshold() -> None:
+def test_every_split_is_tried_below_at_and_above_its_threshold() -> None:
     trees = read_trees(text(), FEATURES)
     count = len(trees.nodes)
     rows = edge_rows(trees, payments(), np.arange(count)).reshape(count, 4, FEATURES)
@@ -132,7 +132,7 @@ def test_a_margin_of_negative_zero_is_not_zero() -> None:
         parity.require_same_bits(Zero(), rows)
 
 
-def test_of_too_many_splits_an_even_part_is_tried_and_the_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_too_many_splits_an_even_part_is_tried_and_the_rest_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = gate().splits
     monkeypatch.setattr(parity, "SPLITS_MAX", 50)
     some = ParityGate.of(text(), payments())
@@ -140,7 +140,7 @@ def test_of_too_many_splits_an_even_part_is_tried_and_the_rest_is_told(monkeypat
     assert gate().splits_left_out == 0
 
 
-def test_a_set_of_categories_is_tried_by_one_of_it_one_that_is_not_one_never_seen_and_none(tmp_path: Path) -> None:
+def test_a_categorical_split_is_tried_inside_outside_unseen_and_missing(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     data = np.column_stack([random.integers(0, 12, 3000), random.normal(size=3000)]).astype(np.float32)
     label = (np.isin(data[:, 0], [1, 4, 7]) ^ (data[:, 1] > 1)).astype(int)

@@ -209,7 +209,7 @@ def test_a_pattern_of_the_day_and_of_the_week_is_expected_again() -> None:
     assert (np.abs(found - wanted).mean(axis=0) < 0.006).all()
 
 
-def test_what_is_expected_of_a_block_is_that_of_its_hours_by_their_payments() -> None:
+def test_the_expected_value_of_a_block_weights_its_hours_by_payments() -> None:
     layout, baseline = learnt(SEASONAL)
     for day in range(7):
         start_ms = NEXT_WEEK_MS + day * DAY_MS
@@ -223,7 +223,7 @@ def test_what_is_expected_of_a_block_is_that_of_its_hours_by_their_payments() ->
         np.testing.assert_array_equal(five, hours[7])
 
 
-def test_no_pattern_is_made_of_chance() -> None:
+def test_chance_does_not_become_a_season() -> None:
     layout, baseline = learnt(IID)
     payments = baseline.payments[:, layout.behind]
     # What the means of the hours of the week lie off by chance.
@@ -236,13 +236,13 @@ def test_no_pattern_is_made_of_chance() -> None:
 @pytest.mark.parametrize(
     "world", [IID, CLUSTERED, WANDERING, SEASONAL], ids=["independent", "clustered", "wandering", "seasonal"]
 )
-def test_fresh_blocks_lie_as_far_from_what_is_expected_as_is_said(world: World, length_ms: int) -> None:
+def test_new_blocks_deviate_as_much_as_the_baseline_says(world: World, length_ms: int) -> None:
     squares = np.nanmean(z_of(world, length_ms) ** 2, axis=0)
     assert len(squares) > 40
     assert 0.6 < squares.mean() < 1.3
 
 
-def test_blocks_of_what_was_clustered_vary_more_than_independent_payments() -> None:
+def test_clustered_payments_have_a_higher_dispersion() -> None:
     (layout, alone), (_, alike) = learnt(IID), learnt(CLUSTERED)
     score = layout.numbers[SCORE]
     assert (alone.dispersion[:, score] < 1.3).all()
@@ -258,7 +258,7 @@ def test_no_shorter_block_is_taken_to_vary_less_than_a_longer_one() -> None:
 
 
 @pytest.mark.parametrize("length_ms", LENGTHS_MS)
-def test_where_days_differ_there_is_a_range_in_which_nothing_has_changed(length_ms: int) -> None:
+def test_differing_days_give_a_range_that_counts_as_unchanged(length_ms: int) -> None:
     layout, baseline = learnt(OTHER_DAYS)
     score = layout.numbers[SCORE]
     assert baseline.range[score] > 5 * learnt(IID)[1].range[score]
@@ -272,7 +272,7 @@ def test_where_days_differ_there_is_a_range_in_which_nothing_has_changed(length_
     assert inside > 0.9 * len(blocks)
 
 
-def test_beyond_the_range_the_nearest_end_of_it_is_expected() -> None:
+def test_beyond_the_range_its_nearest_end_is_expected() -> None:
     layout, baseline = learnt(OTHER_DAYS)
     first = layout.numbers[FIRST]
     for moved, side in ((9.0, 1), (-9.0, -1)):
@@ -283,7 +283,7 @@ def test_beyond_the_range_the_nearest_end_of_it_is_expected() -> None:
         assert side * (block.value[first] - block.expected[first]) > 4 * block.sd[first]
 
 
-def test_levels_of_features_are_those_of_the_last_days_and_levels_of_scores_those_of_all() -> None:
+def test_feature_levels_follow_the_last_days_and_score_levels_do_not() -> None:
     world = World(seed=6, trend=0.03)
     layout, baseline = learnt(world)
     level = baseline.level[layout.numbers[FIRST]]
@@ -322,7 +322,7 @@ def test_a_day_without_payments_moves_no_level() -> None:
     np.testing.assert_array_equal(followed(baseline, layout, before, day), before)
 
 
-def test_what_is_expected_follows_the_levels() -> None:
+def test_the_expected_value_follows_the_levels() -> None:
     layout, baseline = learnt(SEASONAL)
     moved = np.linspace(1, 2, len(layout.signals), dtype=np.float32)
     ((start_ms, counts),) = SEASONAL.blocks(FIRST_DAY + DAYS, 1, DAY_MS)
@@ -333,7 +333,7 @@ def test_what_is_expected_follows_the_levels() -> None:
     assert block.expected[there] == pytest.approx(lowest[there])
 
 
-def test_how_large_a_change_is_is_its_psi_of_histograms_and_relative_of_shares() -> None:
+def test_an_effect_is_a_psi_for_histograms_and_relative_for_shares() -> None:
     layout, baseline = learnt(IID)
     moved = replace(IID, moved=1.0)
     ((start_ms, counts),) = moved.blocks(FIRST_DAY + DAYS, 1, DAY_MS)
@@ -348,7 +348,7 @@ def test_how_large_a_change_is_is_its_psi_of_histograms_and_relative_of_shares()
     assert block.effect[layout.numbers[SCORE]] < 0.001
 
 
-def test_without_blocks_of_five_minutes_these_vary_as_hours_do() -> None:
+def test_without_five_minute_blocks_their_spread_is_that_of_hours() -> None:
     for world in (CLUSTERED, WANDERING):
         _, baseline = learnt(world, with_fives=False)
         np.testing.assert_array_equal(baseline.dispersion[0], baseline.dispersion[1])
@@ -363,7 +363,7 @@ def test_bursts_in_one_segment_widen_the_same_signal_in_others() -> None:
     assert bursting.dispersion[0, other] > 1.5 * calm.dispersion[0, other]
 
 
-def test_before_there_is_a_past_nothing_is_said() -> None:
+def test_without_a_past_nothing_is_expected() -> None:
     layout, _ = learnt(IID)
     baseline, detectors = empty_baseline(layout), Detectors(layout.signals, DetectorSettings())
     for length_ms in LENGTHS_MS:
@@ -373,7 +373,7 @@ def test_before_there_is_a_past_nothing_is_said() -> None:
         assert not detectors.step(block).counted.any()
 
 
-def test_an_hour_of_the_week_that_the_past_had_not_is_expected_as_on_other_days() -> None:
+def test_an_hour_missing_in_the_past_is_expected_as_on_other_days() -> None:
     layout, _ = learnt(SEASONAL)
     total = Counts.empty(SEASONAL.binning)
     for _, counts in SEASONAL.blocks(FIRST_DAY, 3, HOUR_MS):
@@ -388,7 +388,7 @@ def test_an_hour_of_the_week_that_the_past_had_not_is_expected_as_on_other_days(
         assert unknown[1][score] > 0
 
 
-def test_over_weeks_of_nothing_no_detector_fires_and_soon_after_a_feature_has_moved_one_does() -> None:
+def test_detectors_stay_silent_for_weeks_and_fire_after_a_feature_moved() -> None:
     world = World(seed=8, payments=150, channels=12, tilt_of_day=0.5, wander_of_hours=0.1, alike=2)
     layout, baseline = learnt(world)
     detectors = Detectors(layout.signals, DetectorSettings())

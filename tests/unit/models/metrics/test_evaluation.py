@@ -125,13 +125,13 @@ def test_fewer_cards_than_k_are_divided_by_k_all_the_same() -> None:
     assert card_precision_at_k(ints(0), ints(0), ints(1), floats(0.0), k=100).mean == 0.01
 
 
-def test_of_equal_scores_the_lower_card_code_comes_first() -> None:
+def test_with_equal_scores_the_lower_card_code_comes_first() -> None:
     day, score = ints(0, 0), floats(0.5, 0.5)
     assert card_precision_at_k(day, ints(4, 3), ints(0, 1), score, k=1).mean == 1.0
     assert card_precision_at_k(day, ints(4, 3), ints(1, 0), score, k=1).mean == 0.0
 
 
-def test_a_day_on_which_every_card_is_found_already_counts_as_nothing() -> None:
+def test_a_day_whose_cards_were_all_found_before_counts_as_zero() -> None:
     assert card_precision_at_k(ints(0, 1), ints(7, 7), ints(1, 1), floats(1, 1), k=1).per_day.tolist() == [1.0, 0.0]
 
 
@@ -188,7 +188,7 @@ def test_days_and_dates_go_both_ways() -> None:
 
 
 @pytest.mark.parametrize("text", ["25.07.2018", "2018-02-30", ""])
-def test_what_is_no_date_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_date_is_refused(text: str) -> None:
     with pytest.raises(Misconfigured, match="must be a date like 2018-07-25"):
         day_of_date(text)
 
@@ -237,7 +237,7 @@ def days_still_asked(fraud_day: int, split: Split = SPLIT) -> list[int]:
         (28, [14, 15, 16, 17]),  # after the test
     ],
 )
-def test_a_card_is_asked_about_until_its_fraud_is_known(fraud_day: int, asked: list[int]) -> None:
+def test_a_card_is_measured_until_its_fraud_is_known(fraud_day: int, asked: list[int]) -> None:
     assert days_still_asked(fraud_day) == asked
 
 

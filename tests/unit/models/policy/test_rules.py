@@ -143,7 +143,7 @@ def test_no_score_is_missing() -> None:
     assert not holds("score < 1 or score >= 0", score=None)
 
 
-def test_missing_asks_for_what_is_missing() -> None:
+def test_the_function_missing_detects_missing_values() -> None:
     assert holds("missing(channel) and missing(card_count_1h) and missing(1 / 0) and missing(device_id)")
     assert not holds("missing(mcc) or missing(amount) or missing(score)")
 
@@ -233,14 +233,14 @@ def test_whole_numbers_do_not_outgrow_a_float() -> None:
         ('  "ä" == mcc and oops', 18, "there is no name 'oops'"),
     ],
 )
-def test_what_is_wrong_is_refused_with_its_place(text: str, character: int, what: str) -> None:
+def test_an_error_in_a_condition_is_refused_with_its_position(text: str, character: int, what: str) -> None:
     with pytest.raises(Misconfigured) as refused:
         compiled(text)
     assert str(refused.value).startswith(f"rule, character {character}: {what}")
 
 
 @pytest.mark.parametrize("text", ["1or score > 1", "score > 0x1for x", '"\\d" == mcc', "score > \0"])
-def test_what_python_only_warns_of_is_refused(text: str) -> None:
+def test_syntax_that_python_only_warns_about_is_refused(text: str) -> None:
     with pytest.raises(Misconfigured, match=r"^rule.*this cannot be read"):
         compiled(text)
 

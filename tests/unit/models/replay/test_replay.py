@@ -225,7 +225,7 @@ def test_rules_and_segments_decide_as_they_do_about_requests(tmp_path: Path) -> 
     assert any(reason.endswith(":online") for reason in reasons)
 
 
-def test_the_vector_column_is_what_the_passage_computes(tmp_path: Path) -> None:
+def test_the_vector_column_equals_the_computed_vectors(tmp_path: Path) -> None:
     run(tmp_path, with_vectors=True)
     decisions = pq.read_table(tmp_path / "decisions.parquet")
     assert decisions.column_names == [*COLUMNS, "vector"]
@@ -233,7 +233,7 @@ def test_the_vector_column_is_what_the_passage_computes(tmp_path: Path) -> None:
     assert decisions["vector"].to_pylist() == [row.tobytes() for row in wanted]
 
 
-def test_features_are_columns_with_their_names_and_null_where_nothing_is_known(tmp_path: Path) -> None:
+def test_features_become_named_columns_with_null_for_missing_values(tmp_path: Path) -> None:
     run(tmp_path, with_features=True)
     decisions = pq.read_table(tmp_path / "decisions.parquet")
     names = list(small_world.engine().plan.names)
@@ -309,7 +309,7 @@ def test_decisions_do_not_depend_on_what_came_later(tmp_path: Path) -> None:
     assert whole.drop_columns("label").equals(cut.drop_columns("label"))
 
 
-def test_a_result_that_is_there_is_replaced_and_nothing_unfinished_is_left(tmp_path: Path) -> None:
+def test_an_old_result_is_replaced_and_no_unfinished_file_remains(tmp_path: Path) -> None:
     run(tmp_path, window=Days(WINDOW.first, WINDOW.first))
     run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["decisions.parquet", "metrics.json", "report.html"]
@@ -349,7 +349,7 @@ def test_without_a_fraud_the_metrics_that_need_one_are_null(tmp_path: Path) -> N
     assert "None of these payments is known to be fraud" in report_of(tmp_path)
 
 
-def test_without_any_outcome_all_that_needs_labels_is_null_and_the_report_says_so(tmp_path: Path) -> None:
+def test_without_outcomes_measures_that_need_labels_are_null(tmp_path: Path) -> None:
     payments, outcomes = small_world.tables()
     history = history_of_tables(payments, outcomes.slice(0, 0))
     run(tmp_path, history=history, challenger=contestant(small_world.other_loaded_bundle()))
@@ -362,7 +362,7 @@ def test_without_any_outcome_all_that_needs_labels_is_null_and_the_report_says_s
     assert "No outcome is known for any of these payments" in report_of(tmp_path)
 
 
-def test_a_window_without_payments_is_refused_with_its_days_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_window_without_payments_is_refused_and_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="there is no payment from 2024-04-10 to 2024-04-11"):
         run(tmp_path / "out", window=Days(FIRST_DAY + 100, FIRST_DAY + 101))
     assert not (tmp_path / "out").exists()
@@ -389,7 +389,7 @@ def test_a_challenger_changes_nothing_of_what_the_champion_decides(tmp_path: Pat
     assert all(both[name] == value for name, value in alone.items())
 
 
-def test_a_challenger_does_as_it_does_alone_over_the_same_payments(tmp_path: Path) -> None:
+def test_a_challenger_decides_as_it_does_alone(tmp_path: Path) -> None:
     """The payments that are measured follow from the champion's training days, which are the challenger's here."""
     run(tmp_path / "both", challenger=contestant(small_world.other_loaded_bundle()))
     run(tmp_path / "alone", champion=contestant(small_world.other_loaded_bundle()))
@@ -450,7 +450,7 @@ def test_each_kind_of_change_is_counted_among_the_measured_payments(tmp_path: Pa
     assert comparison.agreement.share == pytest.approx(same)
 
 
-def test_differences_of_an_earlier_challenger_do_not_stay(tmp_path: Path) -> None:
+def test_differences_of_an_earlier_challenger_are_deleted(tmp_path: Path) -> None:
     run(tmp_path, challenger=contestant(small_world.other_loaded_bundle()))
     run(tmp_path)
     assert not (tmp_path / "differences.parquet").exists()

@@ -105,7 +105,9 @@ def test_sets_are_compiled_as_conditions(bundle: Path) -> None:
         ({"monotone": {"hour": 1}}, "categorical: hour has a direction in training.monotone"),
     ],
 )
-def test_what_cannot_be_categories_is_refused_in_one_line(tmp_path: Path, changed: dict[str, Any], named: str) -> None:
+def test_values_that_cannot_be_categories_are_refused_in_one_line(
+    tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
     with pytest.raises(Misconfigured, match=named):
         train_bundle(
             table(), WINDOW, tmp_path / "b", engine=small_world.engine(), settings=replace(SETTINGS, **changed)

@@ -104,13 +104,13 @@ def test_each_fold_of_the_chosen_candidate_is_a_step(mlflow: FakeMlflow) -> None
     ]
 
 
-def test_what_was_not_validated_has_no_steps(mlflow: FakeMlflow) -> None:
+def test_a_training_without_validation_has_no_steps(mlflow: FakeMlflow) -> None:
     of = read_manifest(small_world.trained_bundle())
     record_training("night", of, small_world.trained_bundle())
     assert mlflow.metrics == [(None, of.metrics)]
 
 
-def test_runs_go_into_the_working_directory_unless_the_environment_says_where(
+def test_runs_go_into_the_working_directory_by_default(
     mlflow: FakeMlflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     record_training("night", manifest(), small_world.trained_bundle())

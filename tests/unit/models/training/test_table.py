@@ -112,7 +112,7 @@ def test_labels_can_be_had_without_the_vectors() -> None:
     assert labels.tolist() == small_world.table().label.tolist()
 
 
-def test_a_table_can_be_asked_what_was_known_on_a_day_before() -> None:
+def test_a_table_gives_the_labels_known_on_an_earlier_day() -> None:
     said = [(0, day_ms(12), "fraud"), (1, day_ms(12) + 1, "fraud"), (0, day_ms(14), "genuine")]
     table = table_of(history_with_outcomes(said), days(10, 11))
     assert table.label_known_by(day_ms(12) - 1).tolist() == [0, 0, 0]

@@ -68,9 +68,7 @@ def test_the_same_data_and_settings_give_the_same_bundle(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_changes_no_byte_of_a_bundle_not_even_after_a_search(
-    tmp_path: Path, threads: int
-) -> None:
+def test_the_number_of_threads_changes_no_byte_of_a_bundle(tmp_path: Path, threads: int) -> None:
     settings = replace(QUICK, trees=30, early_stopping_rounds=5, search_budget=3, bagging_fraction=0.7, seed=4)
     table = wide_table()
     first = train_bundle(table, WINDOW, tmp_path / "a", engine=small_world.engine(), settings=settings)
@@ -171,14 +169,14 @@ def test_the_number_of_trees_found_on_the_held_out_days_is_grown_on_all(tmp_path
     assert manifest.training_payments == len(wide_table().label)
 
 
-def test_a_window_that_is_too_short_to_hold_days_out_is_trained_as_set_and_says_so() -> None:
+def test_a_window_too_short_for_folds_trains_with_the_settings() -> None:
     manifest = read_manifest(small_world.trained_bundle())
     assert manifest.validation["left_out"] == "the settings leave nothing to choose"
     assert manifest.parameters["trees"] == SETTINGS.trees
 
 
 @pytest.mark.parametrize("share", [1.0, 0.1])
-def test_the_mean_score_of_other_rows_is_their_share_of_frauds_within_a_tenth(tmp_path: Path, share: float) -> None:
+def test_the_mean_score_of_new_rows_is_within_a_tenth_of_their_fraud_share(tmp_path: Path, share: float) -> None:
     """Whatever share of the genuine rows trees are grown on. Uncorrected, a tenth of them makes it times too much."""
     settings = replace(QUICK, trees=30, genuine_sample_share=share)
     table, other = wide_table(rows=20_000), wide_table(rows=40_000, seed=1)
@@ -189,14 +187,14 @@ def test_the_mean_score_of_other_rows_is_their_share_of_frauds_within_a_tenth(tm
     assert share == 1.0 or uncorrected.mean() > 3 * other.label.mean()
 
 
-def test_metrics_and_the_score_histogram_are_of_all_rows_whatever_share_trees_are_grown_on(tmp_path: Path) -> None:
+def test_metrics_and_histogram_use_all_rows_whatever_the_sampling(tmp_path: Path) -> None:
     manifest = train(small_world.table(), tmp_path / "b", replace(QUICK, genuine_sample_share=0.3))
     assert sum(manifest.score_counts) == len(small_world.table().label) == manifest.training_payments
     promised = sum(one["mean_score"] * one["count"] for one in manifest.reliability)
     assert promised == pytest.approx(small_world.table().label.sum(), rel=1e-6)
 
 
-def test_what_tells_frauds_apart_is_the_most_important(tmp_path: Path) -> None:
+def test_the_feature_that_separates_frauds_is_the_most_important(tmp_path: Path) -> None:
     manifest = train_bundle(wide_table(), WINDOW, tmp_path / "b", engine=small_world.engine(), settings=QUICK)
     names = small_world.engine().plan.names
     assert [name for name, _, _ in manifest.most_important(2)] == [names[0], names[1]]
@@ -213,14 +211,14 @@ def test_a_bundle_with_directions_passes_the_gate_and_keeps_them(tmp_path: Path)
     assert np.diff(bundle.score(rows).reshape(50, 100)).max() <= 0
 
 
-def test_a_direction_of_a_feature_there_is_not_is_refused_with_the_nearest(tmp_path: Path) -> None:
+def test_a_direction_for_an_unknown_feature_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(
         Misconfigured, match=r"monotone: there is no feature 'card_count_1hr'; did you mean card_count_1h\?"
     ):
         train(small_world.table(), tmp_path / "b", replace(QUICK, monotone={"card_count_1hr": 1}))
 
 
-def test_trees_are_told_of_as_they_grow(tmp_path: Path) -> None:
+def test_progress_counts_trees_while_they_grow(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
     done: list[int] = []
 

@@ -90,7 +90,7 @@ def text_of(page: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["alone", "model", "policy"])
-def test_the_page_is_whole_and_asks_nothing_of_anyone(kind: str) -> None:
+def test_the_page_is_well_formed_and_loads_nothing(kind: str) -> None:
     page = report_html(results(kind))
     tags = Tags()
     tags.feed(page)
@@ -160,7 +160,7 @@ def live(**changes: Any) -> LiveComparison:
     return replace(compared, **changes)
 
 
-def test_live_decisions_have_a_section_with_what_agrees_and_what_does_not() -> None:
+def test_live_decisions_have_a_section_of_agreement_and_differences() -> None:
     page = report_html(results("alone"), live())
     assert headings(page)[1] == "Live against replay"
     text = " ".join(text_of(page).split())
@@ -184,12 +184,12 @@ def test_live_decisions_have_a_section_with_what_agrees_and_what_does_not() -> N
     Tags().feed(page)
 
 
-def test_a_difference_too_small_for_its_digits_is_not_written_as_none() -> None:
+def test_a_tiny_difference_is_not_written_as_full_agreement() -> None:
     page = report_html(results("alone"), live(whole=LiveAgreement(1_000_000, 0.999997, 1.0, 0.0, 0)))
     assert "over 99.99% got the same action and 100.00% exactly the same score. No score differs." in page
 
 
-def test_live_decisions_about_none_of_the_payments_are_said_to_be_so() -> None:
+def test_the_report_says_if_no_payment_was_decided_live() -> None:
     page = report_html(results("alone"), live(whole=LiveAgreement(0, None, None, None, 0), by_model_version={}))
     assert "No payment was decided both live and here." in page
     assert "Scores, replayed and live" not in page
