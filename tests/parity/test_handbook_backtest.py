@@ -46,7 +46,7 @@ DELAY_MS = LABEL_DELAY_DAYS * DAY_MS
 
 pytestmark = [
     pytest.mark.skipif(not REAL_FILE.is_file(), reason=HANDBOOK.reason),
-    # A forest on a fold takes a quarter of a minute of a free core, and is given a busy one.
+    # A forest on one fold takes 15 s of a free core. Busy machines need more.
     pytest.mark.timeout(1800),
 ]
 
@@ -58,10 +58,10 @@ def history() -> History:
 
 
 class ExactWindows:
-    """Which payments of an entity lie in (t - older, t - newer], for every payment, t being its time."""
+    """For every payment at time t: the payments of its entity in (t - older, t - newer]."""
 
     def __init__(self, entity: NDArray[np.int32], time_ms: NDArray[np.int64]) -> None:
-        # Time is the order of the rows already: a stable sort keeps it within an entity.
+        # Rows are in order of time. A stable sort keeps that order within each entity.
         self.order = np.argsort(entity, kind="stable")
         span = int(time_ms.max()) * 2
         self._key = entity[self.order].astype(np.int64) * span + time_ms[self.order]
@@ -128,13 +128,13 @@ def exact_rows() -> BacktestRows:
 
 @cache
 def engine_rows() -> BacktestRows:
-    """The same as the feature engine has it."""
+    """Returns the same inputs, computed by the feature engine."""
     engine = FeatureEngine(book_catalogue())
     return rows_of(history(), PREQUENTIAL.days, engine=engine, rates=load_rates(), label_delay_days=LABEL_DELAY_DAYS)
 
 
 def engine_column(name: str) -> NDArray[np.float64]:
-    """An input of the engine's, of the wanted days."""
+    """Returns one of the engine's inputs on the protocol's days."""
     return engine_rows().vectors[:, book_catalogue().names.index(name)].astype(np.float64)
 
 
@@ -160,7 +160,7 @@ def with_the_books_parameters(
     protocol, published = PROTOCOLS[protocol_name], PUBLISHED[protocol_name][model]
     assert published.parameters is not None
     whole = family(model, seed=0, budget=1, published=published.parameters)
-    # What it would choose plays no part: of a forest, a tree is enough to choose from.
+    # The choice does not matter here, so a forest of one tree is enough to choose from.
     candidate = {name: 1 if name == "trees" else value for name, value in published.parameters["auc_roc"].items()}
     short = replace(whole, paths=(path_to(candidate),))
     if prepare is not None:
@@ -252,7 +252,7 @@ def test_a_customers_window_is_the_books_or_longer_by_less_than_a_hop(days: int,
     longer = exact_counts(customers, customers.before(days * DAY_MS + hop_ms), customers.up_to_this())
     exact = reference_column(f"card_count_{days}d")
     assert np.all((exact <= counts) & (counts <= longer))
-    # Where the windows hold the same payments, so do the means.
+    # Windows with the same payments have the same means.
     same = counts == exact
     assert same.mean() > 0.9
     mean = f"card_amount_mean_{days}d"
@@ -269,5 +269,5 @@ def test_a_terminals_window_differs_by_less_than_an_hour_from_the_books(days: in
     assert np.all(counts <= exact_counts(terminals, begin_early, end))
     share, risk = engine_column(f"merchant_fraud_share_{days}d"), reference_column(f"merchant_fraud_share_{days}d")
     assert np.array_equal(np.isnan(share), counts == 0)
-    # A share is another one only where an hour's payments at one of the ends are.
+    # A share differs only if payments within an hour of one end of the window differ.
     assert np.isclose(np.nan_to_num(share), risk, rtol=1e-6).mean() > 0.99

@@ -1,4 +1,4 @@
-"""What a backtest may look at, what it chooses, and that its models are what they are called."""
+"""Backtests: which rows they may use, what they choose, and that each model is the one it is called."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PROTOCOL = Protocol("small", VALIDATION, TEST)
 
 
 def small_rows(seed: int = 0) -> BacktestRows:
-    """20 days of 120 payments: the first feature tells frauds apart well, the second a little, some missing."""
+    """20 days of 120 payments. The first feature separates frauds well, the second a little; some values are absent."""
     random = np.random.default_rng(seed)
     count = 20 * 120
     label = (random.random(count) < 0.15).astype(np.int64)
@@ -69,7 +69,7 @@ ROWS = small_rows()
 
 
 class Columns:
-    """A family that scores with a column of the vectors, and remembers what it was asked on which fold."""
+    """A family that scores with one column of the vectors, and records which column was used on which fold."""
 
     def __init__(self, *columns: int) -> None:
         self.paths = tuple(CandidatePath({"column": column}) for column in columns)
@@ -100,10 +100,10 @@ class ByMetric(Columns):
             frauds = np.flatnonzero(label == 1)
             scores = label.astype(np.float64) * 2
             if path.parameters["column"] == 0:
-                # A few genuine payments above every fraud: they cost precision at the top, and little else.
+                # A few genuine payments score above every fraud. They reduce precision at the top, and little else.
                 scores[np.flatnonzero(label == 0)[:16]] = 3
             else:
-                # The last tenth of the frauds below everything: the top is clean.
+                # A tenth of the frauds scores below everything. The top holds only frauds.
                 scores[frauds[-(len(frauds) // 10) :]] = -1
             return [scores]
 
@@ -140,7 +140,7 @@ def test_only_chosen_candidates_are_measured_on_the_test_folds() -> None:
 def test_the_test_days_cannot_change_the_choice() -> None:
     spoilt = replace(ROWS, vectors=ROWS.vectors.copy())
     later = ROWS.day > VALIDATION[-1].test.last
-    # There the first column says the opposite.
+    # In the test days the first column means the opposite.
     spoilt.vectors[later, 0] *= -1
     defaults, result = (backtest(rows, PROTOCOL, Columns(0, 1).family()) for rows in (ROWS, spoilt))
     assert result.chosen == defaults.chosen
@@ -179,7 +179,7 @@ def test_published_parameters_are_measured_but_never_chosen() -> None:
     for metric, column in (("auc_roc", 2), ("average_precision", 1)):
         alone = backtest(ROWS, PROTOCOL, Columns(column).family())
         assert mean_of(result.as_published, metric) == mean_of(alone.test, metric)
-    # Column 1 is needed for two metrics, and trained once a fold.
+    # Two metrics choose column 1, which is trained once per fold.
     assert [column for split, column in columns.asked if split == TEST[0]] == [0, 2, 1]
 
 

@@ -40,7 +40,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def refusal(bundle: Path, digest: str = DIGEST) -> str:
-    """The one line with which a bundle is refused."""
+    """Returns the message, a single line, with which a bundle is refused."""
     with pytest.raises(BundleRefused) as caught:
         load_bundle(bundle, catalogue_digest=digest)
     line = str(caught.value)
@@ -56,14 +56,14 @@ def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> Non
 
 
 def sign_library(bundle: Path) -> None:
-    """Give the native library a right checksum, whatever it is now."""
+    """Update the native library's checksum to its current content."""
     library = native_library(bundle)
     build = {"sha256": sha256_of(library), "model_sha256": sha256_of(bundle / MODEL_TEXT)}
     (library.parent / "build.json").write_text(json.dumps(build), encoding="utf-8")
 
 
 def write_golden(bundle: Path, **arrays: Any) -> None:
-    """Replace the golden file and note its checksum, as an honest but wrong maker would."""
+    """Replace the golden file and update its checksum."""
     np.savez(bundle / GOLDEN, **arrays)
     edit_manifest(bundle, lambda manifest: manifest["files"].update({GOLDEN: sha256_of(bundle / GOLDEN)}))
 
@@ -116,7 +116,7 @@ def test_compile_repairs_a_damaged_library(bundle: Path) -> None:
 def test_a_library_that_is_wrong_only_at_a_split_is_refused_and_deleted(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With thresholds narrowed to float32 all golden vectors get their scores, and some payment some day would not."""
+    """With thresholds narrowed to float32, all golden vectors keep their scores, but some later payment would not."""
     monkeypatch.setattr(bitvectors, "_double", lambda value: float(np.float32(value)).hex())
     with pytest.raises(BundleRefused, match=r"unlike LightGBM \(rows at the edges of splits\)"):
         build_native(bundle)
@@ -278,7 +278,7 @@ def test_an_unreadable_golden_file_is_refused(bundle: Path) -> None:
 
 
 def test_a_damaged_golden_file_is_refused_whatever_is_damaged_in_it(tmp_path: Path) -> None:
-    """Its checksum may be right: of a file that was damaged before it was signed."""
+    """The checksum can be right, if the file was damaged before the checksum was computed."""
     np.savez_compressed(tmp_path / GOLDEN, vectors=np.zeros((3, 2), np.float32), margins=np.zeros(3))
     whole = (tmp_path / GOLDEN).read_bytes()
     wanted = golden_payments(tmp_path).tolist()
@@ -289,7 +289,7 @@ def test_a_damaged_golden_file_is_refused_whatever_is_damaged_in_it(tmp_path: Pa
             damaged[place] ^= damage
             (tmp_path / GOLDEN).write_bytes(damaged)
             try:
-                # What nobody reads, as the time of a file, may be damaged.
+                # Damage to unused bytes, such as a file's time, is harmless.
                 assert golden_payments(tmp_path).tolist() == wanted
             except BundleRefused as error:
                 assert "golden.npz cannot be read" in str(error)  # noqa: PT017

@@ -1,4 +1,4 @@
-"""A cascade scores as its models do, one by one as together, and is refused when it is not what was measured."""
+"""Cascades: they score each row as their models do, alone or in a batch, and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def payments(step: int = 20) -> F32:
 
 
 class Column:
-    """A model whose margin is one column of the vector. `asked` are the rows of each call."""
+    """A model whose margin is one column of the vector. `asked` records the rows of each call."""
 
     native = True
 
@@ -157,7 +157,7 @@ def test_a_worker_counts_which_of_the_two_models_answered() -> None:
 
 
 class Broken(Column):
-    """Fails, or gives no number, while it is told to."""
+    """Raises, or gives NaN, while a test wants it to."""
 
     failure: float | None = None
 
@@ -174,7 +174,7 @@ def test_payments_that_the_large_model_fails_on_are_not_counted(failure: float |
     both = CascadePredictor(Column(0), large, CASCADE, slope=2.0, intercept=-1.0)
     metrics = ModelMetrics.declare(Registry())
     chain = ModelChain([replace(loaded(), predictor=both)], metrics=metrics)
-    # Two clear ones, and one that goes to the large model.
+    # Two clear rows, and one for the large model.
     rows = np.array([[-3, 0], [0, 0], [5, 0]], dtype=np.float32)
     assert [score is None for score in chain.score(rows).scores] == [False, True, False]
     assert (metrics.answered_first.value, metrics.answered_large.value) == (2, 0)
@@ -352,7 +352,7 @@ def test_a_cascade_that_cannot_work_is_refused_in_one_line(tmp_path: Path, chang
 
 
 def out_of_fold(count: int = 3000, seed: int = 0, noise: float = 0.4) -> OutOfFold:
-    """A large model that knows the log-odds, and a first one that is a little off; both in tenths, so that many tie."""
+    """A large model with the true log-odds and a first model close to them, both rounded to tenths for many ties."""
     random = np.random.default_rng(seed)
     log_odds = random.normal(-3.0, 2.0, size=count)
     label = (random.random(count) < 1 / (1 + np.exp(-log_odds))).astype(np.int64)
@@ -397,7 +397,7 @@ def test_a_first_model_like_the_large_one_answers_all_but_those_to_review() -> N
 def test_a_first_model_that_disagrees_everywhere_is_refused() -> None:
     rows = out_of_fold()
     wanted = actions(calibrated(rows.large, 1.0, 0.0))
-    # Both its ends are payments that the large model wants reviewed.
+    # The large model reviews the payments at both ends.
     first = rows.first.copy()
     first[wanted == 1] = np.where(np.arange((wanted == 1).sum()) % 2 == 0, 90.0, -90.0)
     rows = OutOfFold(first, rows.large, rows.fold, rows.label)

@@ -1,4 +1,4 @@
-"""What features add to a score, against LightGBM's own margins."""
+"""Contributions of features to a score, compared with LightGBM's own margins."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def random_rows(count: int, seed: int) -> NDArray[np.float32]:
     rows = random.normal(size=(count, FEATURE_COUNT)).astype(np.float32)
     rows[random.random(rows.shape) < 0.2] = np.nan
     rows[random.random(rows.shape) < 0.2] = 0.0
-    # About what LightGBM takes for zero.
+    # Values near the bound below which LightGBM treats numbers as zero.
     for value in (1e-35, -1e-35, 1.1e-35, 1e-36, np.inf, -np.inf, -0.0):
         rows[random.random(rows.shape) < 0.01] = value
     return rows
@@ -120,7 +120,7 @@ def test_reasons_are_the_features_that_moved_the_score_most_towards_fraud(tmp_pa
 
 
 def test_nothing_is_left_to_compile_when_a_bundle_is_loaded() -> None:
-    """In the first payment that is not approved it would take a second."""
+    """Compiling during the first declined payment would delay it by a second."""
     explainer = small_world.loaded_bundle().explainer
     dispatcher: Any = add_contributions
     compiled = len(dispatcher.signatures)
@@ -160,7 +160,7 @@ def test_a_model_of_more_features_or_no_model_is_refused(tmp_path: Path) -> None
 
 
 def test_nodes_that_lead_back_are_refused(tmp_path: Path) -> None:
-    """They would be walked for ever."""
+    """The walk would never end."""
     _, path = trained(tmp_path, random_rows(2000, seed=1))
     text = re.sub(r"left_child=\d+", "left_child=0", path.read_text(encoding="utf-8"), count=1)
     path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The gate tries what an engine gets wrong, and lets nothing through."""
+"""The parity gate tries the inputs that engines get wrong, and refuses every deviation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def gate() -> ParityGate:
 
 
 class WrongFor(GtilPredictor):
-    """LightGBM's bits but in rows that a question picks."""
+    """Gives LightGBM's bits, except in rows that a predicate picks."""
 
     def __init__(self, picks: object) -> None:
         super().__init__(text())
@@ -50,7 +50,7 @@ class WrongFor(GtilPredictor):
 
 
 def reached(trees: Trees, row: F32, node: int) -> bool:
-    """Whether a row comes by a node of its tree, by walking down as LightGBM does for numbers."""
+    """Whether a row's path passes a node, by walking down the tree as LightGBM does for numbers."""
     roots = [root for root in trees.roots.tolist() if root <= node]
     at = max(roots)
     while at >= 0 and at != node:
@@ -80,7 +80,7 @@ def test_every_split_is_tried_below_at_and_above_its_threshold() -> None:
         assert above > threshold
         assert np.nextafter(np.nextafter(below, np.float32(np.inf)), np.float32(np.inf)) == above
         assert np.isnan(missing)
-        # Unless the path asks about the same feature, whose value is another now.
+        # Skip paths that test the same feature again, because its value has changed.
         others = [row for row in rows[node] if reached(trees, row, node)]
         assert others, f"no row comes to split {node}"
 
@@ -104,7 +104,7 @@ def test_a_value_that_is_no_number_is_tried_in_every_feature(value: float) -> No
 
 def test_one_row_at_one_edge_that_is_scored_otherwise_refuses() -> None:
     trees = read_trees(text(), FEATURES)
-    # A split whose threshold is a float32: there "at" and "below" part.
+    # A split whose threshold is exactly a float32, where "at" and "below" differ.
     feature, threshold = int(trees.nodes[0, FEATURE]), np.float32(trees.thresholds[0])
     with pytest.raises(BundleRefused, match=r"the GTIL scores \d+ of \d+ rows unlike LightGBM \(rows at the edges"):
         gate().require(WrongFor(lambda rows: rows[:, feature] == np.nextafter(threshold, np.float32(np.inf))))

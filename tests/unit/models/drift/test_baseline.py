@@ -1,4 +1,4 @@
-"""What is usual, learnt of four weeks of worlds whose truth is known, and held against fresh weeks of the same."""
+"""Baselines learnt from four weeks of a simulated world with a known truth, and compared with its later weeks."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ class World:
     alike: int = 1
     tilt_of_day: float = 0.0
     tilt_of_weekend: float = 0.0
-    # Standard deviations of the tilt that each hour, and each day, has of its own.
+    # Standard deviations of the random tilt of each hour and of each day.
     wander_of_hours: float = 0.0
     wander_of_days: float = 0.0
-    # What each day adds to the tilt, of features and of the score.
+    # How much each day adds to the tilt of the features and of the score.
     trend: float = 0.0
     # Of the first feature.
     moved: float = 0.0
-    # The share of blocks of five minutes in which one channel has thrice as many payments more, all the same.
+    # The share of blocks of five minutes in which a burst adds three times a channel's payments, all alike.
     bursts: float = 0.0
 
     @property
     def binning(self) -> Binning:
-        """Of scores and features the bins are even."""
+        """Returns a binning whose scores and features have equal bins."""
         edges = np.tile(np.linspace(0, 1, FEATURE_BINS + 1, dtype=np.float32)[1:-1], (len(FEATURES), 1))
         channels = tuple(f"c{number}" for number in range(self.channels))
         return Binning(np.linspace(0, 1, SCORE_BINS + 1)[1:-1], edges, (channels, (), ()))
@@ -159,7 +159,7 @@ def learnt(world: World, *, with_fives: bool = True) -> tuple[Layout, Baseline]:
 
 
 def fresh(world: World, length_ms: int, days: int = DAYS) -> list[Block]:
-    """Blocks of the weeks after those that were learnt of."""
+    """Yields blocks of the weeks after the past."""
     layout, baseline = learnt(world)
     found = world.blocks(FIRST_DAY + DAYS, days, length_ms)
     some = every_sixth(found) if length_ms == FIVE_MS else found
@@ -183,7 +183,7 @@ def z_of(world: World, length_ms: int) -> Floats:
 
 
 def truth(world: World, layout: Layout, start_ms: int) -> Floats:
-    """What signals of an hour are without chance."""
+    """Returns the true values of an hour's signals, without chance."""
     many = np.full((1, world.channels), 1_000_000)
     tilts = np.full((1 + len(FEATURES), 1), world.usual_tilt(start_ms))
     tilts[1] += world.moved
@@ -226,7 +226,7 @@ def test_the_expected_value_of_a_block_weights_its_hours_by_payments() -> None:
 def test_chance_does_not_become_a_season() -> None:
     layout, baseline = learnt(IID)
     payments = baseline.payments[:, layout.behind]
-    # What the means of the hours of the week lie off by chance.
+    # How far chance moves the means of the hours of the week.
     chance = np.sqrt(baseline.variance / np.maximum(payments, 1))
     there = payments.min(axis=0) > 0
     assert np.sqrt((baseline.season[:, there] ** 2 / chance[:, there] ** 2).mean()) < 0.3
@@ -327,7 +327,7 @@ def test_the_expected_value_follows_the_levels() -> None:
     moved = np.linspace(1, 2, len(layout.signals), dtype=np.float32)
     ((start_ms, counts),) = SEASONAL.blocks(FIRST_DAY + DAYS, 1, DAY_MS)
     block = baseline.block(layout, counts, start_ms, DAY_MS, moved)
-    # Where levels are so far above what is seen, the nearest end of the range is the lowest.
+    # The levels are far above the value, so the nearest end of the range is its lower end.
     lowest = baseline.expected(layout, start_ms, DAY_MS)[0] + moved - baseline.range
     there = block.count > 0
     assert block.expected[there] == pytest.approx(lowest[there])
@@ -358,7 +358,7 @@ def test_without_five_minute_blocks_their_spread_is_that_of_hours() -> None:
 def test_bursts_in_one_segment_widen_the_same_signal_in_others() -> None:
     world = World(seed=7)
     (layout, calm), (_, bursting) = learnt(world), learnt(replace(world, bursts=0.002))
-    # The payments of this one are the same in both.
+    # This signal has the same payments in both.
     other = layout.numbers[Signal("score", "location", "channel=c1")]
     assert bursting.dispersion[0, other] > 1.5 * calm.dispersion[0, other]
 
@@ -402,7 +402,7 @@ def test_detectors_stay_silent_for_weeks_and_fire_after_a_feature_moved() -> Non
 
     last_day = FIRST_DAY + DAYS + 30
     for day in range(FIRST_DAY + DAYS, last_day):
-        # Of five minutes a few days are enough: they take longest.
+        # A few days of five-minute blocks are enough. They take the longest time.
         for length_ms in LENGTHS_MS if day % 6 == 0 else LENGTHS_MS[1:]:
             for block, found in fired(world, day, length_ms):
                 assert not found, block.start_ms

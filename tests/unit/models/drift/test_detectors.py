@@ -1,4 +1,4 @@
-"""Detectors: how rarely nothing looks like something, and how soon something is seen."""
+"""Detectors: their false alarm rate, and how soon they fire after a change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COUNT = len(SIGNALS)
 def block_of(
     values: Floats, start_ms: int = 0, length_ms: int = FIVE_MS, *, sd: Floats | None = None, **arrays: Floats
 ) -> Block:
-    """A block of which nothing was expected but 0, and whose changes are all large."""
+    """Returns a block whose expected values are 0 and whose effects are all large."""
     count = len(values)
     return Block(
         start_ms=start_ms,
@@ -43,7 +43,7 @@ def block_of(
 
 
 def firings(detectors: Detectors, days: int, draw: Callable[[], Floats]) -> int:
-    """How often anything fires in blocks of five minutes, and in the hours and days that these make up."""
+    """Returns how often any signal fires, in blocks of five minutes and in the hours and days that they form."""
     fired, sums = 0, {length: np.zeros(COUNT) for length in LENGTHS_MS}
     for number in range(1, days * BLOCKS_A_DAY + 1):
         values = draw()
@@ -133,7 +133,7 @@ def test_a_new_frequent_value_fires_within_two_blocks() -> None:
 
 
 def test_a_null_with_the_assumed_tails_gives_some_false_alarms() -> None:
-    # So that the tests above would see it if there were too many.
+    # This shows that the tests above would notice too many false alarms.
     detectors = Detectors(SIGNALS, DetectorSettings(false_alarm_days=0.25, autocorrelation=0))
     assert 0 < firings(detectors, 30, _heavy(np.random.default_rng(1))) <= 120
 
@@ -203,7 +203,7 @@ def test_a_certain_but_small_change_fires_only_when_it_grows() -> None:
         assert not len(detectors.step(block_of(np.full(COUNT, 30.0), number * FIVE_MS, effect=small)).fired)
     verdict = detectors.step(block_of(np.full(COUNT, 30.0), 10 * FIVE_MS, effect=large))
     assert len(verdict.fired) == COUNT
-    # It began when it was first certain, not when it became large.
+    # The time is that of the evidence, not that of the larger effect.
     assert verdict.reached_ms[0] == 2 * FIVE_MS
 
 
@@ -238,7 +238,7 @@ def test_the_false_alarms_are_shared_out_and_the_score_has_half() -> None:
     assert shares[:4].sum() == pytest.approx(1 / 2)
     assert shares[4:10].sum() == pytest.approx(1 / 4)
     assert shares[10:16].sum() == pytest.approx(1 / 8)
-    # Where a kind of signals is not there, the others have its share.
+    # If a kind of signals is missing, the others share its part of the budget.
     assert budget(SIGNALS[:4]).sum() == pytest.approx(1)
 
 

@@ -1,4 +1,4 @@
-"""References as files: what is read is what was saved, or it is refused."""
+"""References as files: reading gives the saved reference or refuses the file."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def reference() -> Reference:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A saved one, to break."""
+    """Saves a reference, so that a test can damage it."""
     reference().save(tmp_path / REFERENCE)
     return tmp_path / REFERENCE
 
 
 def block_of(one: Reference, length_ms: int) -> Block:
-    """Of some payments of the week after."""
+    """Returns counts of some payments of the following week."""
     random, rows = np.random.default_rng(9), 100
     counts = count_rows(
         one.binning,
@@ -81,7 +81,7 @@ def block_of(one: Reference, length_ms: int) -> Block:
 
 
 def edit(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
-    """Write it again with another head, and other arrays."""
+    """Write the file again with changes to its head and its arrays."""
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     head = json.loads(str(arrays["head"]))

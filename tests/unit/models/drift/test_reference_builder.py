@@ -1,4 +1,4 @@
-"""References made of past decisions: their bins, their segments, and what they know."""
+"""References made from past decisions: their bins, segments and signals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def past_of(
     values: dict[str, list[str | None]] | None = None,
     live: Live | None = None,
 ) -> PastDecisions:
-    """Decisions spread evenly over the days; what is not given is drawn."""
+    """Returns decisions spread evenly over the days. Columns that are not given are random."""
     random = np.random.default_rng(1)
     if vectors is None:
         columns = (random.random(rows), random.integers(0, 5, rows), np.full(rows, 7), np.full(rows, np.nan))
@@ -126,7 +126,7 @@ def test_edges_of_any_feature_rise_and_are_no_more_than_there_is_room_for(column
     edges = edges_of(column)
     assert len(edges) <= FEATURE_BINS - 1
     assert (np.diff(edges) > 0).all()
-    # No bin but one of a single value holds much more than its share of the payments.
+    # Only bins of a single value hold much more than their share of the payments.
     finite = column[np.isfinite(column)]
     bins = np.searchsorted(edges, finite, side="right")
     for number in np.unique(bins):
@@ -159,7 +159,7 @@ def test_only_frequent_values_have_a_segment_of_their_own() -> None:
 
 
 def test_the_twenty_most_frequent_values_have_segments() -> None:
-    # A hundred of the first, and of each other one less.
+    # 100 payments with the first value, 99 with the second, and so on.
     countries = [f"{chr(65 + number)}X" for number in range(26) for _ in range(100 - number)]
     reference = made(past_of(rows=len(countries), values={"country": list(countries)}))
     assert reference.binning.values[1] == tuple(f"{chr(65 + number)}X" for number in range(20))
@@ -224,7 +224,7 @@ def test_a_reference_is_of_the_model_and_counts_every_payment() -> None:
     assert reference.model_version == "v1"
     assert reference.feature_names == ("f0", "f1", "f2", "f3")
     assert reference.counts.payments[0] == 3000
-    # Every hour of the two days and a half, and of the others something.
+    # Every hour of the two and a half days, and estimates for the other hours.
     of_hours = reference.baseline.payments[:, 0]
     first = FIRST_MS // HOUR_MS % 168
     np.testing.assert_allclose(np.roll(of_hours, -first)[:60], 50, atol=1)
@@ -249,7 +249,7 @@ def test_mapping_folds_to_one_model_keeps_the_order_of_scores(
 @given(folds)
 def test_mapping_folds_to_one_model_gives_each_all_scores(random: np.random.Generator) -> None:
     fold = random.permutation(np.repeat([0, 1, 2], [600, 600, 300]))
-    # Models that differ in how high their scores are, and in how far they spread.
+    # Models whose scores differ in level and in spread.
     scores = random.random(1500) * np.array([0.2, 0.5, 0.9])[fold] + np.array([0, 0.3, 0.05])[fold]
     found = as_of_one_model(scores, fold)
     shares = [0.01, 0.1, 0.5, 0.9, 0.99]

@@ -1,4 +1,4 @@
-"""Signals of counts, held against the same of the payments one by one."""
+"""Signals of counts, compared with signals computed payment by payment."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def layout_of(counts: Counts, kinds: Kinds = ALL) -> Layout:
 
 
 def of_payments(rows: DecisionRows, signal: Signal, ranks: Ranks) -> Floats:
-    """What the signal is the mean of: a number for each of its payments."""
+    """Returns the numbers that the signal averages, one for each payment."""
     places = BINNING.segments_of(rows.values)
     inside = np.asarray((places == BINNING.segments.index(signal.segment)).any(axis=1))
     name, _, told = signal.subject.partition(":")

@@ -1,4 +1,4 @@
-"""How far apart two histograms are."""
+"""Distances between two histograms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics and splits against hand-made days, the obvious slow way, and the published counts."""
+"""Metrics and splits, compared with hand-made days, a slow and obvious implementation, and published counts."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_average_precision_without_a_fraud_is_nan(label: npt.NDArray[np.int64]) 
 
 
 def test_a_found_card_leaves_the_pool_and_a_missed_one_stays() -> None:
-    # Day 0: cards 1 and 2 are compromised, 1 is found. Day 1: 1 would be first again, but is gone.
+    # Day 0: cards 1 and 2 are compromised, 1 is found. Day 1: card 1 would be first again, but is blocked.
     day, card = ints(0, 0, 0, 1, 1, 1), ints(1, 2, 3, 1, 2, 3)
     label, score = ints(1, 1, 0, 1, 1, 0), floats(0.9, 0.1, 0.5, 0.9, 0.2, 0.1)
     result = card_precision_at_k(day, card, label, score, k=1)
@@ -218,7 +218,7 @@ SPLIT = Split(train=Days(10, 11), test=Days(14, 17), delay_days=2)
 
 
 def days_still_asked(fraud_day: int, split: Split = SPLIT) -> list[int]:
-    """The test days on which a card with one fraud on that day is still asked about."""
+    """Returns the test days on which a card is still measured, if its one fraud was on the given day."""
     days = np.arange(5, 30)
     asked = exclude_known_compromised(days, np.zeros(len(days), dtype=np.int64), (days == fraud_day) * 1, split)
     return [int(day) for day in days[asked]]

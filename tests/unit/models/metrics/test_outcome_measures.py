@@ -1,4 +1,4 @@
-"""Tallies of outcomes and what is measured of them, held against columns of payments."""
+"""Tallies of outcomes and their measures, compared with columns of payments."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_measures_are_those_of_the_payments(seed: int) -> None:
     assert found.actions == tuple(np.bincount(action, minlength=3).tolist())
     assert found.shares["precision"].value == pytest.approx(fraud[action > 0].mean())
     assert found.shares["recall"].value == pytest.approx((action > 0)[fraud].mean())
-    # Payments of one bin of the grid are one threshold.
+    # All payments in one bin of the grid share a threshold.
     bins = np.searchsorted(np.array(EDGES) / UNIT, payments.score, side="right")
     assert found.shares["average_precision"].value == pytest.approx(average_precision_score(fraud, bins))
     assert found.shares["average_precision"].value == pytest.approx(

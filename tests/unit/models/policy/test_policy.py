@@ -31,7 +31,7 @@ NAMES = [feature.name for feature in CATALOGUE.features]
 
 
 def facts(score: float | None, flags: Sequence[str] = (), payment: ScoreRequest | None = None, **known: float) -> Facts:
-    """What is known: the payment, and features by name; others are missing."""
+    """Returns facts with a payment and some features by name; all others are missing."""
     vector = np.full(len(NAMES), np.nan, dtype=np.float32)
     for name, value in known.items():
         vector[NAMES.index(name)] = value
@@ -211,7 +211,7 @@ def test_the_first_segment_that_applies_sets_the_thresholds() -> None:
     assert checked.decide(facts(0.1, (), large)) == ("review", ["score_at_or_above_review_threshold:large"])
     assert checked.decide(facts(0.2, (), large)) == ("decline", ["score_at_or_above_decline_threshold:large"])
     assert checked.decide(facts(0.4, (), online)) == ("approve", [])
-    # What a segment does not set is as for all others.
+    # A threshold that a segment does not set is the general one.
     assert checked.decide(facts(0.9, (), online)) == ("decline", ["score_at_or_above_decline_threshold:online"])
     assert checked.decide(facts(0.4)) == ("review", ["score_at_or_above_review_threshold"])
 

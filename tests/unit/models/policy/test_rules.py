@@ -1,4 +1,4 @@
-"""Conditions of rules: what they mean, what is refused, and that none can do anything but answer."""
+"""Conditions of rules: their meaning, the errors, and that a condition can do nothing but return an answer."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_any_text_is_compiled_or_refused(text: str) -> None:
         return
 
 
-# Random conditions, against an interpreter that does the obvious thing
+# Random conditions, compared with a simple interpreter
 
 TEXTS = ("7995", "ecom", "USD", "shop")
 NUMBER_NAMES = ("amount", "amount_minor", "score", "card_count_1h", "merchant_fraud_share_30d", "hour")
@@ -289,7 +289,7 @@ def grown(number: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     )
 
 
-# With a name in it, so that no amount is compared with a fraction written out.
+# Contains a name, so that no amount is compared with a literal fraction.
 arithmetic = st.recursive(number_names | numbers, grown, max_leaves=6).map(lambda text: f"({text} + 0)")
 comparisons = st.one_of(
     st.builds("{} {} {}".format, arithmetic, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), arithmetic),
@@ -325,11 +325,11 @@ feature_values = st.fixed_dictionaries(dict.fromkeys(NUMBER_NAMES[3:], values))
 
 
 class Missing(Exception):
-    """What was asked for is not there."""
+    """Raised when a value is missing."""
 
 
 class Interpreter:
-    """Goes through the tree and does what each node says."""
+    """Interprets the tree node by node."""
 
     def __init__(self, payment: ScoreRequest, amount: int, features: dict[str, float], score: float | None) -> None:
         self.known: dict[str, Any] = {name: getattr(payment, name) or None for name in TEXT_FIELDS}

@@ -1,4 +1,4 @@
-"""An earlier replay's file is used only where it is of the same payments and the same model."""
+"""An earlier replay's file is used only if it has the same payments and the same model."""
 
 from __future__ import annotations
 

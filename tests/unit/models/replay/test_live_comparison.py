@@ -1,4 +1,4 @@
-"""Live decisions held against replayed ones."""
+"""Live decisions compared with replayed ones."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_shares_are_of_payments_decided_by_both_overall_and_by_model(tmp_path: P
         "flagged_of_other_action": 1,
         # Approved by both, approved by both, reviewed live and declined by the replay.
         "actions": [[2, 0, 0], [0, 0, 1], [0, 0, 0]],
-        # The replay has 0.2 where live 0.25 was the score.
+        # The replay's score is 0.2, the live score was 0.25.
         "score_differences": [0, 0, 0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0],
         "flags_of_other_action": {"mirror_absent": 1},
         "by_model_version": {

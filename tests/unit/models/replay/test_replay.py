@@ -132,7 +132,7 @@ def test_scores_and_actions_are_those_of_the_bundle_and_the_policy(tmp_path: Pat
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_and_columns_in_files_change_no_byte(threads: int, tmp_path: Path) -> None:
-    """With rules, a challenger and cards that are known to be compromised, so that every file says something."""
+    """Uses rules, a challenger and cards known to be compromised, so that no file is trivial."""
     settings = PolicySettings(rules=(ConfiguredRule("large", "amount > 100_00", "review"),))
     options: dict[str, Any] = {
         "settings": settings,
@@ -189,7 +189,7 @@ def test_a_failure_while_writing_beside_leaves_no_decisions(tmp_path: Path, monk
 
 
 def test_rules_and_segments_decide_as_they_do_about_requests(tmp_path: Path) -> None:
-    """Each field a condition can read is read, those that a payment does not have too."""
+    """Rules read every field, including fields that a payment does not have."""
     device = small_world.tables()[0]["device_id"].drop_null()[0].as_py()
     settings = PolicySettings(
         rules=(
@@ -277,7 +277,7 @@ def test_reasons_are_those_of_the_thresholds_and_the_rules_that_asked(tmp_path: 
         if row["score"] >= manifest.decline_at:
             wanted = ["score_at_or_above_decline_threshold"]
         else:
-            # What asks for less than the action that is taken is no reason for it.
+            # A part that asks for a milder action is not a reason.
             wanted = ["score_at_or_above_review_threshold"] if row["score"] >= manifest.review_at else []
             wanted += ["rule:large"] if row["amount_reference_minor"] > 10_000 else []
         assert sorted(row["reasons"]) == sorted(wanted)
@@ -305,7 +305,7 @@ def test_decisions_do_not_depend_on_what_came_later(tmp_path: Path) -> None:
     run(tmp_path / "whole", with_vectors=True)
     run(tmp_path / "cut", with_vectors=True, history=history_of_tables(payments.slice(0, count), known))
     whole, cut = (pq.read_table(tmp_path / name / "decisions.parquet") for name in ("whole", "cut"))
-    # All but the label, which is what was known in the end.
+    # All columns except the label, which holds what was known in the end.
     assert whole.drop_columns("label").equals(cut.drop_columns("label"))
 
 
@@ -390,7 +390,7 @@ def test_a_challenger_changes_nothing_of_what_the_champion_decides(tmp_path: Pat
 
 
 def test_a_challenger_decides_as_it_does_alone(tmp_path: Path) -> None:
-    """The payments that are measured follow from the champion's training days, which are the challenger's here."""
+    """The champion's training days decide which payments are measured. Both contestants have the same here."""
     run(tmp_path / "both", challenger=contestant(small_world.other_loaded_bundle()))
     run(tmp_path / "alone", champion=contestant(small_world.other_loaded_bundle()))
     challenger = metrics_of(tmp_path / "both")["challenger"]
@@ -428,7 +428,7 @@ def test_each_kind_of_change_is_counted_among_the_measured_payments(tmp_path: Pa
         np.array(pq.read_table(tmp_path / name / "decisions.parquet")["action"].to_pylist())
         for name in ("both", "other")
     )
-    # All of the window is measured: it begins in the training days.
+    # The window begins in the training days, so all its payments are measured.
     rows = rows_of(window)
     fraud = final_labels(small_world.history())[rows] == 1
     amounts = PointInTimeReplay(small_world.history(), small_world.engine(), small_world.rates()).amounts[rows]
@@ -527,7 +527,7 @@ def test_each_reason_is_counted_with_the_frauds_it_found(tmp_path: Path) -> None
 
 
 def test_without_rules_the_reasons_are_the_thresholds(tmp_path: Path) -> None:
-    """A policy that goes by columns gives the reasons of one that asks about each payment."""
+    """A policy applied to whole columns gives the same reasons as one applied to each payment."""
     champion = run(tmp_path / "columns").champion
     nothing = PolicySettings(rules=(ConfiguredRule("never", "amount < 0", "review"),))
     asked = run(tmp_path / "rules", settings=nothing).champion

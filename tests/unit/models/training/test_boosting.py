@@ -1,4 +1,4 @@
-"""Growing trees: on which rows, how many of them, and in which directions."""
+"""Growing trees: on which rows, how many, and with which monotone constraints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_sampling_drops_only_genuine_rows_and_repeats_with_the_seed() -> None:
 
 
 def losses(settings: TrainingSettings, trees: int) -> list[float]:
-    """Of the held-out rows, with one tree, two trees and so on."""
+    """Returns the log loss of the held-out rows with one tree, two trees, and so on."""
     model = grown(replace(settings, trees=trees))
     share = settings.genuine_sample_share
     return [
@@ -57,7 +57,7 @@ def losses(settings: TrainingSettings, trees: int) -> list[float]:
 
 @pytest.mark.parametrize("share", [1.0, 0.2])
 def test_growing_stops_at_the_lowest_held_out_log_loss(share: float) -> None:
-    """Among all payments, that is: among the sample that trees are grown on they were likeliest elsewhere."""
+    """Growing stops by the log loss among all payments. The log loss among the sampled rows is lowest elsewhere."""
     settings = replace(SETTINGS, trees=300, early_stopping_rounds=10, genuine_sample_share=share)
     used = grown_on(TABLE.label, settings)
     data = binned(TABLE.vectors[used], TABLE.label[used], settings, NAMES)
@@ -77,7 +77,7 @@ def test_growing_uses_all_trees_while_the_log_loss_falls() -> None:
 
 
 def scanned(model: Any, feature: int) -> Any:
-    """Margins of a hundred rows (first axis) while one feature goes from low to high."""
+    """Returns the margins of a hundred rows (first axis) while one feature rises."""
     rows = np.repeat(AFTER.vectors[:100], 200, axis=0)
     rows[:, feature] = np.tile(np.linspace(-4, 4, 200, dtype=np.float32), 100)
     return model.predict(rows, raw_score=True).reshape(100, 200)

@@ -22,7 +22,7 @@ from paywarden.schemas.errors import Misconfigured
 
 
 def drawn(log_odds: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Labels, each a fraud with its own probability."""
+    """Draws labels; each row is a fraud with its own probability."""
     drawn_below = np.random.default_rng(seed).random(len(log_odds)) < 1 / (1 + np.exp(-log_odds))
     return np.asarray(drawn_below, dtype=np.int64)
 
@@ -55,7 +55,7 @@ def test_margins_that_go_the_wrong_way_are_refused() -> None:
 
 
 def test_sampling_of_genuine_rows_is_corrected() -> None:
-    """Of 10 frauds in 1,000 payments, half of the genuine ones left out make 10 in 505."""
+    """Example: 10 frauds in 1,000 payments become 10 in 505 if half of the genuine payments are left out."""
     assert true_probabilities(np.array([10 / 505]), 0.5) == pytest.approx(10 / 1000)
     assert true_probabilities(np.array([0.0, 1.0]), 0.01).tolist() == [0.0, 1.0]
 

@@ -1,4 +1,4 @@
-"""Records in MLflow: what is told to it, and that its absence or failure costs no bundle."""
+"""MLflow records: what they contain, and that a missing or failing MLflow does not affect the bundle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.worlds import small_world
 
 
 class FakeMlflow:
-    """Remembers what it is told. It stands in sys.modules where MLflow would."""
+    """Records all calls. It takes MLflow's place in sys.modules."""
 
     class MlflowException(Exception):  # as MLflow calls it
         pass
@@ -74,7 +74,7 @@ def mlflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMlflow:
 
 
 def manifest() -> Manifest:
-    """That of the small world, as if it had been validated on two folds."""
+    """The small world's manifest, as if it had been validated on two folds."""
     folds = [{"trees": 7, "average_precision": 0.5}, {"trees": 9, "average_precision": 0.6}]
     others = [{"trees": 1, "average_precision": 0.1}] * 2
     tried = [{"parameters": {}, "folds": others}, {"parameters": {}, "folds": folds}]

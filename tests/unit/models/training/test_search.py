@@ -1,4 +1,4 @@
-"""What parameters are chosen on: days held out after a gap, labels as they were known then, nothing else."""
+"""Searches choose parameters on days held out after a gap, with the labels known then, and on nothing else."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_days_in_the_gap_change_nothing() -> None:
 
 
 def with_outcomes(known_on_day: int) -> TrainingTable:
-    """The same table; all its frauds were found out on one morning."""
+    """Returns the same table with all frauds found on one morning."""
     row = np.flatnonzero(TABLE.label)
     times = np.full(len(row), known_on_day * DAY_MS)
     return replace(TABLE, outcomes=TableOutcomes(row, times, np.ones(len(row), dtype=np.bool_)))
@@ -162,7 +162,7 @@ def test_frauds_known_after_the_held_out_days_began_do_not_train() -> None:
 
 
 def test_a_correction_that_came_later_does_not_train_for_them() -> None:
-    """Frauds of the first days, all taken back after the held-out days have begun: still frauds on that morning."""
+    """Frauds that were corrected to genuine after the held-out days began still count as frauds on that morning."""
     row = np.flatnonzero(TABLE.label & (TABLE.day <= 116))
     morning, later = np.full(len(row), 124 * DAY_MS), np.full(len(row), 125 * DAY_MS)
     label = np.where(TABLE.day <= 116, 0, TABLE.label)

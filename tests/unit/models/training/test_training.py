@@ -52,13 +52,13 @@ def part_of(table: TrainingTable, rows: slice) -> TrainingTable:
 
 
 def wide_table(**changed: Any) -> TrainingTable:
-    """Synthetic rows as wide as the catalogue: the first two columns tell frauds, the others nothing."""
+    """Synthetic rows as wide as the catalogue. The first two columns predict fraud, the others are noise."""
     return synthetic_table(width=len(small_world.engine().plan.names), **changed)
 
 
 def test_the_same_data_and_settings_give_the_same_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(small_world.table(), tmp_path / "a")
-    # Another day: nothing of the clock may be in any file.
+    # Train again on another day: no file may contain the time.
     monkeypatch.setattr("time.time", lambda: 2e9)
     second = train(small_world.table(), tmp_path / "b")
     assert first.digest == second.digest
@@ -146,7 +146,7 @@ def test_thresholds_are_ordered_and_a_policy_takes_them() -> None:
 
 
 def test_scores_are_roughly_calibrated_on_the_days_after_the_window() -> None:
-    """As many frauds as the scores promise, within a factor of two: nothing finer holds for a hundred frauds."""
+    """The mean score is within a factor of two of the fraud share. A hundred frauds allow no finer test."""
     after = days_after()
     promised = small_world.loaded_bundle().score(after.vectors).sum()
     assert 0.5 < promised / after.label.sum() < 2
@@ -177,7 +177,7 @@ def test_a_window_too_short_for_folds_trains_with_the_settings() -> None:
 
 @pytest.mark.parametrize("share", [1.0, 0.1])
 def test_the_mean_score_of_new_rows_is_within_a_tenth_of_their_fraud_share(tmp_path: Path, share: float) -> None:
-    """Whatever share of the genuine rows trees are grown on. Uncorrected, a tenth of them makes it times too much."""
+    """With any sampling of genuine rows. Uncorrected, sampling a tenth makes the scores about ten times too high."""
     settings = replace(QUICK, trees=30, genuine_sample_share=share)
     table, other = wide_table(rows=20_000), wide_table(rows=40_000, seed=1)
     train_bundle(table, WINDOW, tmp_path / "b", engine=small_world.engine(), settings=settings)
@@ -235,7 +235,7 @@ def test_progress_counts_trees_while_they_grow(tmp_path: Path) -> None:
         settings=QUICK,
         progress=progress,
     )
-    # One model: its margins, and two kinds of rows through each predictor. A library is one step more.
+    # Steps for one model: its margins, and two kinds of rows for each predictor. A library is one step more.
     checks = 6 if compiler_name() is not None else 3
     assert told == [("growing trees", 9), ("compiling and checking", checks)]
     assert sum(done) == 9 + checks
@@ -306,7 +306,7 @@ def test_settings_that_cannot_work_are_refused_in_one_line(tmp_path: Path, chang
     assert "\n" not in str(caught.value)
 
 
-# The place of the bundle
+# The destination of the bundle
 
 
 def test_a_bundle_replaces_the_one_before_it_and_scores_with_the_new_model(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_bundle_replaces_the_one_before_it_and_scores_with_the_new_model(tmp_p
 
 
 def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path: Path) -> None:
-    """`--out .` once emptied the folder it was typed in."""
+    """`--out .` once deleted the content of the working directory."""
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(Misconfigured, match="holds something that is no bundle"):
         train(small_world.table(), tmp_path)

@@ -35,7 +35,7 @@ def plot(*marks: PlotLine | Bar | Upright | Whisker) -> Plot:
 
 
 def svg(plot: Plot) -> str:
-    """The plot as the template writes it, with its legend."""
+    """Returns the plot as the template writes it, with its legend."""
     figure = render_block(Figure("", drawing_of(plot), ""))
     return figure.removeprefix("<figure><h3></h3>").removesuffix("<figcaption></figcaption></figure>")
 

@@ -1,4 +1,4 @@
-"""What an analyst reads: complete, self-contained, and without a card in it."""
+"""The report for analysts: complete, in one file, and without the id of any card."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 @cache
 def results(kind: str) -> ReplayResults:
-    """A replay alone, against another model, or against another policy."""
+    """Returns the results of a replay alone, against another model, or against another policy."""
     own, other = small_world.loaded_bundle(), small_world.other_loaded_bundle()
     rule = ConfiguredRule("large", "amount > 100_00", "review")
     challenger = {
@@ -62,7 +62,7 @@ def _policy(settings: PolicySettings | None = None) -> Policy:
 
 
 class Tags(HTMLParser):
-    """Checks that what is opened is closed, in order."""
+    """Checks that tags are closed in the right order."""
 
     def __init__(self) -> None:
         super().__init__()
