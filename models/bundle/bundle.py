@@ -81,7 +81,7 @@ class Manifest:
     # Default thresholds: a score at or above them takes the action. The policy's configuration may set others.
     review_at: float
     decline_at: float
-    # Of the out-of-fold scores of the training window.
+    # Metrics of the out-of-fold scores on the training window.
     metrics: dict[str, float]
     # Out-of-fold scores in bins of equal size: mean_score, observed_rate (of frauds), count.
     reliability: list[dict[str, float]]

@@ -271,7 +271,7 @@ class _Past:
         return weights * means, weights
 
     def _fill_payments(self) -> None:
-        """Give an hour of the week that the past lacks the mean payments of that hour on the other days."""
+        """Fill in hours of the week that the past lacks, with the mean payments of the same hour on other days."""
         days = _HOURS_OF_WEEK // _HOURS_OF_DAY
         means = np.tile(self.payments.reshape(days, _HOURS_OF_DAY, -1).mean(axis=0), (days, 1))
         self.payments = np.where(self.payments > 0, self.payments, means)

@@ -8,9 +8,9 @@ How it works:
 4. The decisions are counted as a whole, hour by hour, and in one of every six blocks of five minutes.
 5. models/drift/baseline.py learns the expected values and variances from these counts.
 
-Example: a feature is 0 in 60 % of the payments and spread evenly over 1 to 1000 in the others. Of the 14 cuts at 1/15,
-2/15, … 14/15 of the payments, nine fall on 0. Zero therefore gets a bin of its own, and the other five cuts divide
-1 to 1000 into six bins with 1/15 of the payments each.
+Example: a feature is 0 in 60 % of the payments and spread evenly over 1 to 1000 in the others. There are 14 cuts, at
+1/15, 2/15, … 14/15 of the payments; nine of them fall on 0. Zero therefore gets a bin of its own, and the other five
+cuts divide 1 to 1000 into six bins with 1/15 of the payments each.
 
 For a training window, the scores are out of fold, as a bundle's metrics are. A model scores the payments it was trained
 on too well to be compared with. Only live decisions have actions, flags and ages of profiles.

@@ -117,7 +117,7 @@ class AtCapacity:
 def at_capacity(
     day: IntArray, fraud: BoolArray, score: FloatArray, amount_minor: IntArray, reviews_a_day: int
 ) -> AtCapacity:
-    """Review the highest scores of each day. All arrays: (row_count,). Of equal scores the earlier row comes first."""
+    """Review the highest scores of each day; a tie goes to the earlier row. All arrays: (row_count,)."""
     chosen = [rows[np.argsort(-score[rows], kind="stable")[:reviews_a_day]] for _, rows in rows_by_day(day)]
     days, reviewed = np.unique(day), np.concatenate([np.zeros(0, dtype=np.int64), *chosen])
     found = reviewed[fraud[reviewed]]

@@ -153,9 +153,9 @@ def with_the_books_parameters(
     model: str,
     prepare: Callable[[Fold, Callable[[Fold], Fit]], Fit] | None = None,
 ) -> Summary:
-    """The test folds by the published parameters alone: no grid is searched.
+    """Measure the published parameters on the test folds, without searching a grid.
 
-    `prepare` may stand between a fold and the model.
+    `prepare` may wrap the model's own preparation of a fold.
     """
     protocol, published = PROTOCOLS[protocol_name], PUBLISHED[protocol_name][model]
     assert published.parameters is not None
@@ -172,9 +172,9 @@ def with_the_books_parameters(
 
 @cache
 def forests(protocol_name: str) -> tuple[Summary, Summary]:
-    """Forests grown on the book's own inputs, measured on these and on the engine's: one growth for both.
+    """Grow forests once on the book's own inputs; measure them on these and on the engine's inputs.
 
-    A forest of a hundred trees on a fold takes some ten seconds of a core; all else here takes less together.
+    A forest of a hundred trees on one fold takes about ten seconds of a core, more than all other work here.
     """
     by_engine: list[HandbookMetrics] = []
 

@@ -89,7 +89,7 @@ class Column:
         return vectors[:, self.column].astype(np.float64)
 
 
-# What scores
+# Scoring
 
 
 def test_the_large_model_scores_only_the_rows_that_are_not_clear() -> None:

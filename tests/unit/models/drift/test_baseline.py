@@ -49,7 +49,7 @@ class World:
     wander_of_days: float = 0.0
     # How much each day adds to the tilt of the features and of the score.
     trend: float = 0.0
-    # Of the first feature.
+    # A constant added to the tilt of the first feature.
     moved: float = 0.0
     # The share of blocks of five minutes in which a burst adds three times a channel's payments, all alike.
     bursts: float = 0.0
@@ -61,16 +61,16 @@ class World:
         channels = tuple(f"c{number}" for number in range(self.channels))
         return Binning(np.linspace(0, 1, SCORE_BINS + 1)[1:-1], edges, (channels, (), ()))
 
-    def usual_tilt(self, start_ms: int) -> float:
-        """Of an hour, but for its wander."""
+    def expected_tilt(self, start_ms: int) -> float:
+        """Returns the tilt of an hour without its wander."""
         day, hour = start_ms // DAY_MS, start_ms // HOUR_MS % HOURS_OF_DAY
         pattern = self.tilt_of_day * np.sin(2 * np.pi * hour / HOURS_OF_DAY)
         return float(pattern + self.tilt_of_weekend * (day % 7 in (2, 3)) + self.trend * (day - FIRST_DAY))
 
     def day(self, day: int) -> Counts:
-        """A day's blocks of five minutes: Counts whose arrays have one more axis, the blocks', in front."""
+        """Returns a day's blocks of five minutes: Counts whose arrays have the blocks as an extra first axis."""
         rng = np.random.default_rng((self.seed, day))
-        hours = np.array([self.usual_tilt(day * DAY_MS + hour * HOUR_MS) for hour in range(HOURS_OF_DAY)])
+        hours = np.array([self.expected_tilt(day * DAY_MS + hour * HOUR_MS) for hour in range(HOURS_OF_DAY)])
         tilts = np.empty((1 + len(FEATURES), FIVES_OF_DAY))
         for subject in range(1 + len(FEATURES)):
             of_hours = hours + self.wander_of_hours * rng.standard_normal(HOURS_OF_DAY)
@@ -107,16 +107,16 @@ class World:
         return Counts(self.binning, *(self._in_segments(array) for array in arrays))
 
     def _in_segments(self, of_channels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(blocks, segments, …) of (blocks, channels, …): no payment has a country or a category."""
+        """Turns (blocks, channels, …) into (blocks, segments, …). No payment has a country or a category."""
         segments = self.binning.segments
-        found = np.zeros((len(of_channels), len(segments), *of_channels.shape[2:]), dtype=np.int64)
-        found[:, 1 : 1 + self.channels] = of_channels
+        counts = np.zeros((len(of_channels), len(segments), *of_channels.shape[2:]), dtype=np.int64)
+        counts[:, 1 : 1 + self.channels] = of_channels
         for name in ("overall", "country=none", "mcc=none"):
-            found[:, segments.index(name)] = of_channels.sum(axis=1)
-        return found
+            counts[:, segments.index(name)] = of_channels.sum(axis=1)
+        return counts
 
     def blocks(self, first_day: int, days: int, length_ms: int) -> Iterator[TimedCounts]:
-        """All of one length."""
+        """Yields all blocks of one length."""
         together = length_ms // FIVE_MS
         for day in range(first_day, first_day + days):
             arrays = [array.reshape(-1, together, *array.shape[1:]).sum(axis=1) for array in _day_of(self, day).arrays]
@@ -124,21 +124,21 @@ class World:
                 yield day * DAY_MS + number * length_ms, Counts(self.binning, *(array[number] for array in arrays))
 
 
-# Enough for a past.
+# The cache holds the days of a whole past.
 @lru_cache(maxsize=DAYS)
 def _day_of(world: World, day: int) -> Counts:
     return world.day(day)
 
 
 def _tilted(tilt: Floats, bins: int) -> Floats:
-    """Shares of bins, (blocks, bins)."""
+    """Returns the bins' shares for each tilt, (blocks, bins)."""
     weights = np.exp(tilt[:, None] * np.linspace(0, 1, bins))
-    found: Floats = weights / weights.sum(axis=1, keepdims=True)
-    return found
+    shares: Floats = weights / weights.sum(axis=1, keepdims=True)
+    return shares
 
 
 def every_sixth(blocks: Iterator[TimedCounts]) -> list[TimedCounts]:
-    """Of blocks of five minutes, each time another one of the half hour."""
+    """Returns one block of five minutes of each half hour, each time another one of the six."""
     return [block for number, block in enumerate(blocks) if number % 6 == number // 6 % 6]
 
 
@@ -159,17 +159,17 @@ def learnt(world: World, *, with_fives: bool = True) -> tuple[Layout, Baseline]:
 
 
 def fresh(world: World, length_ms: int, days: int = DAYS) -> list[Block]:
-    """Yields blocks of the weeks after the past."""
+    """Returns blocks of the weeks after the past."""
     layout, baseline = learnt(world)
-    found = world.blocks(FIRST_DAY + DAYS, days, length_ms)
-    some = every_sixth(found) if length_ms == FIVE_MS else found
-    return [baseline.block(layout, counts, start_ms, length_ms) for start_ms, counts in some]
+    blocks = world.blocks(FIRST_DAY + DAYS, days, length_ms)
+    counted = every_sixth(blocks) if length_ms == FIVE_MS else blocks
+    return [baseline.block(layout, counts, start_ms, length_ms) for start_ms, counts in counted]
 
 
 def z_of(world: World, length_ms: int) -> Floats:
-    """How far fresh blocks lie from what is expected, in standard deviations: (blocks, signals), NaN of few payments.
+    """Returns the deviations of new blocks in standard deviations, (blocks, signals); NaN with few payments.
 
-    Only of signals that vary at all.
+    Only signals that vary are included.
     """
     layout, baseline = learnt(world)
     found = []
@@ -185,7 +185,7 @@ def z_of(world: World, length_ms: int) -> Floats:
 def truth(world: World, layout: Layout, start_ms: int) -> Floats:
     """Returns the true values of an hour's signals, without chance."""
     many = np.full((1, world.channels), 1_000_000)
-    tilts = np.full((1 + len(FEATURES), 1), world.usual_tilt(start_ms))
+    tilts = np.full((1 + len(FEATURES), 1), world.expected_tilt(start_ms))
     tilts[1] += world.moved
     counts = world._counts(np.random.default_rng(1), many, tilts, 0 * many)
     return layout.values(Counts(world.binning, *(array[0] for array in counts.arrays)))[0]

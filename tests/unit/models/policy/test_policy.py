@@ -223,7 +223,7 @@ def test_a_segment_does_not_change_flags_and_rules() -> None:
     assert checked.decide(facts(0.95, [MIRROR_ABSENT])) == ("review", [MIRROR_ABSENT, "rule:big"])
 
 
-# What is refused
+# Refused settings
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def vector_of(features: dict[str, float]) -> np.ndarray[Any, np.dtype[np.float32
     return np.array([features.get(name, math.nan) for name in NAMES], dtype=np.float32)
 
 
-# What conditions mean
+# The meaning of conditions
 
 
 def test_the_example_of_the_documentation() -> None:
@@ -167,7 +167,7 @@ def test_whole_numbers_do_not_outgrow_a_float() -> None:
     assert holds(f"{product} * {product} * {product} + 0.5 > 1", amount=10**13)
 
 
-# What is refused
+# Refused conditions
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_progress_counts_every_training() -> None:
     assert len(done) > 12, "one for each tree, and not only one for each training"
 
 
-# What may be known
+# Labels that may be used
 
 
 def test_held_out_rows_come_after_the_gap_and_are_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
