@@ -1,7 +1,7 @@
-"""The book's published results come out of the harness when it is given the book's inputs, computed as the book does.
+"""With the Handbook's inputs, the backtest reproduces the Handbook's published results.
 
-The reference computes the 15 inputs from their definitions, with windows that are exact to the millisecond; the
-catalogue `book` computes them with the feature engine, whose windows are tiles.
+This file computes the 15 inputs from their definitions, with windows exact to the millisecond. The catalogue
+`book_catalogue` computes them with the feature engine, whose windows consist of tiles.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class ExactWindows:
         self._key = entity[self.order].astype(np.int64) * span + time_ms[self.order]
 
     def before(self, age_ms: int) -> NDArray[np.intp]:
-        """How many payments, in the order of entity and time, are at least so much older than each payment."""
+        """For each payment, in order of entity and time: the payments that are at least this much older."""
         return np.searchsorted(self._key, self._key - age_ms, side="right")
 
     def up_to_this(self) -> NDArray[np.intp]:
-        """The same for the payment itself: payments of its millisecond that come after it are not over."""
+        """For each payment: the payments up to itself. Later payments of the same millisecond do not count."""
         return np.arange(1, len(self._key) + 1)
 
     def in_order_of_rows(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -87,7 +87,7 @@ def total_between(values: NDArray[np.float64], begin: NDArray[np.intp], end: NDA
 
 @cache
 def reference() -> dict[str, NDArray[np.float64]]:
-    """The 15 inputs of every payment by the names of the catalogue, in its order."""
+    """Returns the 15 inputs of every payment by the catalogue's names, in its order."""
     data = history()
     amount = data.amount_minor.astype(np.float64)
     fraud = (final_labels(data) == 1).astype(np.float64)
@@ -117,7 +117,7 @@ def reference() -> dict[str, NDArray[np.float64]]:
 
 @cache
 def exact_rows() -> BacktestRows:
-    """What the prequential protocol needs, which holds all that the single split does."""
+    """Returns the rows of the prequential protocol, which include those of the single split."""
     data = history()
     day = day_of_time(data.event_time_ms)
     wanted = PREQUENTIAL.days.contains(day)
