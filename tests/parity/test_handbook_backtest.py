@@ -67,11 +67,11 @@ class ExactWindows:
         self._key = entity[self.order].astype(np.int64) * span + time_ms[self.order]
 
     def before(self, age_ms: int) -> NDArray[np.intp]:
-        """For each payment, in order of entity and time: the payments that are at least this much older."""
+        """For each payment, in order of entity and time: the number of payments at least this much older."""
         return np.searchsorted(self._key, self._key - age_ms, side="right")
 
     def up_to_this(self) -> NDArray[np.intp]:
-        """For each payment: the payments up to itself. Later payments of the same millisecond do not count."""
+        """For each payment: the number of payments up to itself, without later ones of the same millisecond."""
         return np.arange(1, len(self._key) + 1)
 
     def in_order_of_rows(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
