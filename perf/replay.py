@@ -45,7 +45,7 @@ from paywarden.models.metrics.evaluation import DAY_MS, Days
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
 from paywarden.models.replay.files import DECISIONS, ReplayFiles
 from paywarden.models.replay.measures import Contestant
-from paywarden.models.replay.replay import METRICS, replay
+from paywarden.models.replay.replay import METRICS, ReplayOptions, replay
 from paywarden.models.replay.replayed_policy import ReplayedPolicy
 from paywarden.models.training.settings import TrainingSettings
 from perf.measuring import arguments_of, finish, print_rounds
@@ -185,11 +185,13 @@ def _replayed(
             engine=engine,
             rates=load_rates(),
             champion=contestant,
-            window=Days(first if last_days is None else last - last_days + 1, last),
-            label_delay_days=_LABEL_DELAY_DAYS,
             destination=destination,
-            threads=cores,
-            room=room,
+            options=ReplayOptions(
+                window=Days(first if last_days is None else last - last_days + 1, last),
+                label_delay_days=_LABEL_DELAY_DAYS,
+                threads=cores,
+                room=room,
+            ),
         )
         whole = time.perf_counter() - started
         metrics = json.loads((destination / METRICS).read_text(encoding="utf-8"))

@@ -1,16 +1,18 @@
-"""Compare models by a protocol: parameters are chosen on validation folds, what was chosen is measured on test folds.
+"""Backtest models: choose parameters on validation folds, then measure the chosen ones on test folds.
 
     validation folds   train ── delay ── test          every candidate of a model is trained and measured
-    test folds                train ── delay ── test   only the chosen ones are
+    test folds                train ── delay ── test   only the chosen candidates are
 
-1. The vectors of all days that any fold needs are computed once, as the payments were seen when they were made.
-2. A model's candidates are measured on every validation fold. The best mean is the choice: one for each metric, as
-   the Fraud Detection Handbook does it, or one by a single metric for all.
-3. The chosen candidates are trained anew on each test fold. Nothing else ever sees the test folds.
-4. If somebody published results for parameters of their own, these are measured on the test folds too: where they
-   come out as published, data, splits and metrics are the same. They take no part in the choice.
+How it works:
 
-Candidates that differ in their number of trees only are grown once and measured at each number (`CandidatePath`).
+1. The point-in-time vectors of all days that any fold needs are computed once.
+2. Every candidate of a model is measured on every validation fold. The candidate with the best mean is chosen: one for
+   each metric, as the Fraud Detection Handbook does, or one for all metrics (`Family.chosen_by`).
+3. The chosen candidates are trained again on each test fold and measured there. No other step uses the test folds.
+4. Published parameters are measured on the test folds as well, but never chosen. If they give the published results,
+   then data, splits and metrics are the same as in the publication.
+
+Candidates that differ only in their number of trees are grown once and measured at each number (`CandidatePath`).
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from paywarden.schemas.errors import Misconfigured
 
 @dataclass(frozen=True)
 class Protocol:
-    """`validation` is where candidates are compared, `test` where the chosen ones are measured."""
+    """The folds of a backtest: `validation` compares the candidates, `test` measures the chosen ones."""
 
     name: str
     validation: tuple[Split, ...]
@@ -52,13 +54,13 @@ class Protocol:
 
     @property
     def days(self) -> Days:
-        """From the first day that any fold trains on to the last that any is tested on."""
+        """From the first training day of any fold to the last test day of any fold."""
         splits = self.validation + self.test
         return Days(min(split.train.first for split in splits), max(split.test.last for split in splits))
 
 
 def path_to(candidate: Parameters) -> CandidatePath:
-    """The path that leads to this candidate alone."""
+    """Returns a path with this candidate only."""
     others = {name: value for name, value in candidate.items() if name != TREES}
     trees = candidate.get(TREES)
     return CandidatePath(others) if trees is None else CandidatePath(others, (int(trees),))
@@ -66,7 +68,7 @@ def path_to(candidate: Parameters) -> CandidatePath:
 
 @dataclass(frozen=True)
 class BacktestRows:
-    """Payments as a model sees them: `vectors` (rows, features) float32, missing is NaN; the rest (rows,)."""
+    """Payments as columns. `vectors`: (rows, features), float32, missing values are NaN. The others: (rows,)."""
 
     vectors: NDArray[np.float32]
     label: NDArray[np.int64]
@@ -79,7 +81,7 @@ class BacktestRows:
 
 @dataclass(frozen=True)
 class Fold:
-    """What one split is trained and measured on; known compromised cards are not among `test`."""
+    """The rows of one split. `test` has no payments of cards known to be compromised."""
 
     split: Split
     train: BacktestRows
@@ -91,11 +93,12 @@ Fit = Callable[[CandidatePath], list[Scores]]
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model with its candidates. `prepare` does once what all candidates need of a fold; what it returns
-    trains a path and gives the scores of the fold's test rows, one array for each of the path's candidates.
+    """A kind of model with its candidates.
 
-    `chosen_by` is the metric that chooses for all metrics; None: each metric has its own choice.
-    `published` holds, by metric, parameters that somebody else chose.
+    `prepare`: called once per fold, for work that all candidates share. It returns a function that trains a path and
+    returns the scores of the fold's test rows, one array for each of the path's candidates.
+    `chosen_by`: the metric that chooses for all metrics; None lets each metric choose its own candidate.
+    `published`: published parameters, by metric.
     """
 
     name: str
@@ -107,7 +110,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Summary:
-    """Metrics of several folds, in the order of the protocol's."""
+    """The metrics of several folds, in the protocol's order."""
 
     folds: tuple[HandbookMetrics, ...]
 
@@ -117,7 +120,7 @@ class Summary:
 
     @property
     def std(self) -> HandbookMetrics:
-        """Of these folds themselves, not an estimate for others: divided by their number, as the book does."""
+        """The standard deviation of these folds, divided by their number and not by one less, as in the Handbook."""
         return HandbookMetrics(*self._columns().std(axis=0).tolist())
 
     def _columns(self) -> NDArray[np.float64]:
@@ -126,7 +129,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate and how it did on the validation folds."""
+    """A candidate and its results on the validation folds."""
 
     parameters: Parameters
     validation: Summary
@@ -134,9 +137,10 @@ class Tried:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """`chosen` has the parameters by metric; each metric in `validation` and `test` is that of its own choice.
+    """The result of a backtest of one model.
 
-    `as_published` is the test with the parameters somebody else chose, None where there are none.
+    `chosen`: the chosen parameters by metric. Each metric in `validation` and `test` is measured with its own choice.
+    `as_published`: the test results with the published parameters; None without any.
     """
 
     name: str
@@ -150,7 +154,7 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class FoldFacts:
-    """A fold's size, and the card precision a perfect oracle has on it."""
+    """The size of a fold, and the card precision that a perfect oracle would reach."""
 
     split: Split
     train_payments: int
@@ -169,9 +173,9 @@ def rows_of(
     label_delay_days: int,
     progress: Callable[[int], object] | None = None,
 ) -> BacktestRows:
-    """The payments of these days, seen as when they were made; what is before them only fills the profiles.
+    """Returns the payments of these days with point-in-time vectors. Earlier payments only fill the profiles.
 
-    Labels are those known `label_delay_days` after the last day. Raises Misconfigured if there is no payment.
+    Labels are those known `label_delay_days` after the last day. Raises Misconfigured without a payment.
     """
     table = training_table(
         history, days, engine=engine, rates=rates, label_delay_days=label_delay_days, progress=progress
@@ -181,7 +185,7 @@ def rows_of(
 
 
 def fold_of(rows: BacktestRows, split: Split) -> Fold:
-    """The rows of one split. Raises Misconfigured where there are not both frauds and genuine payments."""
+    """Returns the rows of one split. Raises Misconfigured unless both parts have frauds and genuine payments."""
     train, test = split_rows(rows.day, rows.card, rows.label, split)
     fold = Fold(split, rows.chosen(train), rows.chosen(test))
     for part, days in ((fold.train, split.train), (fold.test, split.test)):
@@ -195,7 +199,7 @@ def fold_of(rows: BacktestRows, split: Split) -> Fold:
 
 
 def facts_of(rows: BacktestRows, splits: Sequence[Split]) -> list[FoldFacts]:
-    """What each fold is made of. Raises Misconfigured as `fold_of` does."""
+    """Returns the sizes of the folds. Raises Misconfigured as `fold_of` does."""
     return [_facts(fold_of(rows, split)) for split in splits]
 
 
@@ -208,8 +212,9 @@ def backtest(
     grid = _tried(rows, protocol, family, progress)
     choices = {metric: _best(grid, family.chosen_by or metric) for metric in METRICS}
     chosen = {metric: grid[index].parameters for metric, index in choices.items()}
-    wanted = [chosen, *([family.published] if family.published else [])]
-    test, *as_published = _measured(rows, protocol, family, wanted, progress)
+    test, *as_published = _measured(
+        rows, protocol, family, [chosen, *([family.published] if family.published else [])], progress
+    )
     return ModelResult(
         name=family.name,
         grid=grid,
@@ -222,7 +227,7 @@ def backtest(
 
 
 def _tried(rows: BacktestRows, protocol: Protocol, family: Family, progress: TrainingProgress) -> tuple[Tried, ...]:
-    """Every candidate on every validation fold."""
+    """Measure every candidate on every validation fold."""
     with progress(f"{family.name}: choosing", len(family.paths) * len(protocol.validation)) as advance:
         by_fold = [list(_walk(fold_of(rows, split), family, family.paths, advance)) for split in protocol.validation]
     candidates = [candidate for path in family.paths for candidate in path.candidates()]
@@ -236,12 +241,12 @@ def _measured(
     rows: BacktestRows,
     protocol: Protocol,
     family: Family,
-    wanted: Sequence[Mapping[str, Parameters]],
+    choices: Sequence[Mapping[str, Parameters]],
     progress: TrainingProgress,
 ) -> list[Summary]:
-    """Choices by metric on the test folds; what several of them share is trained once."""
+    """Measure choices (parameters by metric) on the test folds. Equal parameters are trained once."""
     distinct: list[Parameters] = []
-    for choice in wanted:
+    for choice in choices:
         distinct.extend(parameters for parameters in choice.values() if parameters not in distinct)
     paths = [path_to(parameters) for parameters in distinct]
     with progress(f"{family.name}: testing", len(paths) * len(protocol.test)) as advance:
@@ -249,14 +254,14 @@ def _measured(
     summaries = [Summary(folds) for folds in zip(*by_fold, strict=True)]
     return [
         _by_metric({metric: summaries[distinct.index(parameters)] for metric, parameters in choice.items()})
-        for choice in wanted
+        for choice in choices
     ]
 
 
 def _walk(
     fold: Fold, family: Family, paths: Sequence[CandidatePath], advance: Callable[[int], object]
 ) -> Iterator[HandbookMetrics]:
-    """The metrics of each candidate of these paths on one fold."""
+    """Yields the metrics of each candidate of these paths on one fold."""
     fit = family.prepare(fold)
     test = fold.test
     for path in paths:
@@ -265,12 +270,12 @@ def _walk(
 
 
 def _best(grid: Sequence[Tried], metric: str) -> int:
-    """The candidate with the highest mean; of equal ones the first, so grids start with the simplest."""
+    """Returns the index of the candidate with the highest mean. A tie goes to the first, the simplest of a grid."""
     return int(np.argmax([getattr(tried.validation.mean, metric) for tried in grid]))
 
 
 def _by_metric(summaries: Mapping[str, Summary]) -> Summary:
-    """One summary of several: each metric from its own."""
+    """Combine one summary per metric into one: each metric comes from its own summary."""
     columns = [[getattr(fold, metric) for fold in summaries[metric].folds] for metric in METRICS]
     return Summary(tuple(HandbookMetrics(*values) for values in zip(*columns, strict=True)))
 

@@ -1,8 +1,9 @@
-"""The Fraud Detection Handbook's protocol, inputs and published results, for a backtest to be held against.
+"""The Fraud Detection Handbook's protocols, inputs and published results, to compare a backtest with.
 
-The book (chapters 3 and 5) trains on seven days, waits seven for labels and tests on the next seven. Its single split
-is trained from 25 July 2018 on; its prequential one has four folds, each a week earlier than the one before. Every
-fold that chooses parameters ends before the first day of the first test fold.
+Source: Y.-A. Le Borgne and others, "Reproducible Machine Learning for Credit Card Fraud Detection - Practical Handbook"
+(2022), chapters 3 and 5. The book trains on seven days, waits seven days for labels and tests on the next seven. Its
+single split trains from 25 July 2018 on. Its prequential protocol has four folds, each a week earlier than the one
+before. The validation folds end before the first day of the first test fold.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from paywarden.schemas.errors import Misconfigured
 
 LABEL_DELAY_DAYS = 7
 FIRST_DAY = day_of_date("2018-04-01")
-"""The book's payments begin here, and its windows fill from here on."""
+"""The first day of the book's payments."""
 
 _CHOOSING = day_of_date("2018-07-11")
 _SINGLE_TEST = day_of_date("2018-07-25")
@@ -45,9 +46,9 @@ PROTOCOLS = {protocol.name: protocol for protocol in (SINGLE, PREQUENTIAL)}
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the book's tables: means over the folds, spread where the book gives it, and the parameters.
+    """A row of the book's tables: means over the folds, standard deviations if given, and the parameters.
 
-    `parameters` are by metric, in this project's names; None where there is no model of ours they could be given to.
+    `parameters`: by metric, with this project's names; None if this project has no such model.
     """
 
     model: str
@@ -61,7 +62,7 @@ def _for_every_metric(parameters: Parameters) -> Mapping[str, Parameters]:
     return dict.fromkeys(METRICS, parameters)
 
 
-# LightGBM is not in the book: its nearest is XGBoost.
+# The book has no LightGBM. Its XGBoost is the closest model.
 PUBLISHED: dict[str, dict[str, Published]] = {
     "single": {
         "lr": Published(
@@ -111,20 +112,20 @@ PUBLISHED: dict[str, dict[str, Published]] = {
 }
 
 BEST_PUBLISHED = {"single": None, "prequential": HandbookMetrics(0.876, 0.694, 0.305)}
-"""The best that any published model reaches in each metric, with hindsight where the book gives it."""
+"""The best published value of each metric over all models, chosen with hindsight where the book gives that."""
 
 
 def book_catalogue() -> Catalogue:
-    """The book's 15 inputs in our words: card = customer, merchant = terminal, the payment itself counted in.
+    """Returns the book's 15 inputs as a catalogue. Customers are cards, terminals are merchants.
 
-    The book's windows are exact to the second and ours are tiles. Hops are fine enough that a window is less than a
-    percent too long; one with a delay ends an hour early at most. A risk of no payments is missing here and 0 in the
-    book, which is what models that cannot take missing values get.
+    The book's windows are exact to the second; ours consist of tiles. A window is less than 1 % too long, and one with
+    a delay ends at most an hour early. A share without payments is missing here and 0 in the book. Models that cannot
+    take missing values get 0 here as well.
     """
     card, merchant = Entity("card", key="card_id"), Entity("merchant", key="merchant_id")
     return Catalogue(
         entities=(card, merchant),
-        # The order is the book's too: a forest of a given seed depends on it.
+        # In the book's order, because a seeded random forest depends on it.
         features=(
             request.amount("amount"),
             request.weekend("weekend"),
@@ -151,13 +152,13 @@ def book_catalogue() -> Catalogue:
 
 def require_handbook(history: History, protocol: Protocol) -> None:
     """Raises Misconfigured if the history lacks a day that the book's data has and the protocol needs."""
-    wanted = Days(FIRST_DAY, protocol.days.last)
+    needed = Days(FIRST_DAY, protocol.days.last)
     present = np.unique(day_of_time(history.event_time_ms))
-    found = int(wanted.contains(present).sum())
-    if found == wanted.last - wanted.first + 1:
+    count = int(needed.contains(present).sum())
+    if count == needed.last - needed.first + 1:
         return
     span = f"{date_of_day(int(present[0]))} to {date_of_day(int(present[-1]))}" if len(present) else "nowhere"
     raise Misconfigured(
-        f"this is not the handbook's history: wanted payments on every day from {date_of_day(wanted.first)} to "
-        f"{date_of_day(wanted.last)}, got {found} of these days (its payments are from {span})"
+        f"this is not the handbook's history: wanted payments on every day from {date_of_day(needed.first)} to "
+        f"{date_of_day(needed.last)}, got {count} of these days (its payments are from {span})"
     )

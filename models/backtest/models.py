@@ -1,7 +1,7 @@
-"""The models that a backtest compares, with their candidates: the Handbook's three, and LightGBM.
+"""The models that a backtest compares, with their candidates: three of the Handbook's, and LightGBM.
 
-LightGBM's candidates are a seeded sample of a grid, named as the [training] settings are, so that a choice can be
-copied there. The first one is the settings' defaults: a search never does worse than these on the validation folds.
+LightGBM's candidates are a seeded sample of a grid. Their parameters have the names of the [training] settings, so that
+a choice can be copied there. The first candidate is the defaults: a choice is never worse on the validation folds.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from paywarden.models.training.search_space import boosted_paths
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
-# LightGBM's threads wait for one another thousands of times a second, each time burning their core: on a machine that
-# does anything else two are several times slower than one. And one gives the same bits on every machine.
+# LightGBM's threads wait for each other thousands of times a second and spin meanwhile. On a busy machine two threads
+# are several times slower than one. One thread also gives the same bits on every machine.
 _BOOSTING_THREADS = 1
 
 # The book's grids.
@@ -34,14 +34,17 @@ _TREE_DEPTHS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 50)
 _FOREST_DEPTHS = (5, 10, 20, 50)
 _FOREST_SIZES = (25, 50, 100)
 
-# Scaled, ill-conditioned columns need far more steps than scikit-learn's 100; a solver that stops early warns.
+# Ill-conditioned columns need far more steps than scikit-learn's default of 100. A solver that stops early warns.
 _SOLVER_STEPS_MAX = 5000
 
 MODELS = ("lr", "rf", "dt", "lightgbm")
 
 
 def family(name: str, *, seed: int, budget: int, published: Mapping[str, Parameters] | None = None) -> Family:
-    """One of MODELS. `budget` is how many LightGBM trainings a fold may cost, `seed` that of all that is random."""
+    """Returns one of MODELS. `budget`: the number of LightGBM trainings per fold. `seed`: for all random choices.
+
+    Raises Misconfigured for another name.
+    """
     if name == "lr":
         paths = tuple(CandidatePath({"C": strength}) for strength in _REGULARISATION)
         return Family(name, paths, lambda fold: _logistic_regression(fold, seed), published=published)
@@ -86,11 +89,12 @@ def _random_forest(fold: Fold, seed: int) -> Fit:
     train, test = _without_gaps(fold.train.vectors), _without_gaps(fold.test.vectors)
 
     def fit(path: CandidatePath) -> list[Scores]:
-        # A forest started warm grows the trees that a larger one would have had from the start.
+        # With a warm start, a forest of 50 trees keeps its first 25, as if it had been grown at once.
         model = RandomForestClassifier(warm_start=True, random_state=seed, **path.parameters)
         scores = []
         for size in path.sizes:
-            # Which thread grows a tree makes no difference to it, but votes are added up in the order threads finish.
+            # Growing gives the same trees with any number of threads. Predicting sums votes in the order in which
+            # threads finish, so it must use one.
             model.set_params(n_estimators=size, n_jobs=-1).fit(train, fold.train.label)
             scores.append(_fraud_probability(model.set_params(n_jobs=1), test))
         return scores
@@ -99,9 +103,9 @@ def _random_forest(fold: Fold, seed: int) -> Fit:
 
 
 def _lightgbm(fold: Fold, seed: int) -> Fit:
-    # What the binning depends on is the same for all candidates, so it is done once.
+    # All candidates share the settings of binning, so the rows are binned once.
     defaults = replace(TrainingSettings(), seed=seed, threads=_BOOSTING_THREADS)
-    # Leaving out columns that cannot be split would depend on the candidate.
+    # Pre-filtering would drop columns by a candidate's parameters.
     shared = defaults.lightgbm_parameters() | {"feature_pre_filter": False}
     data = lightgbm.Dataset(fold.train.vectors, fold.train.label, params=shared, free_raw_data=False).construct()
 
@@ -115,7 +119,7 @@ def _lightgbm(fold: Fold, seed: int) -> Fit:
 
 
 def _without_gaps(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What is missing as 0, as the book has it: no payment, no risk."""
+    """Replace missing values by 0, as the book does: no payments mean no risk."""
     return np.nan_to_num(vectors, nan=0.0)
 
 

@@ -1,13 +1,16 @@
-"""A protocol of windows for any history: so many days to train on, to wait for labels, to test on, and so many folds.
+"""A protocol for any history: days to train, days to wait for labels, days to test, and a number of folds.
 
     validation folds   ├ train ┤ delay ├ test ┤
                               ├ train ┤ delay ├ test ┤ delay
     test folds                              ├ train ┤ delay ├ test ┤
                                                    ├ train ┤ delay ├ test ┤ last day
 
-A fold's test days follow those of the one before it, and there are as many validation folds as test folds. All labels
-of a validation fold were known on the morning of the first day that is tested on, so what is chosen could have been
-chosen then.
+A fold's test days come directly after those of the fold before it. There are as many validation folds as test folds.
+All labels of the validation folds were known on the morning of the first test day, so the choice was possible then.
+
+Example: 14 days to train, 7 to wait, 7 to test and 2 folds, with 30 June as the last test day. The test folds test 17
+to 23 and 24 to 30 June; the validation folds test 27 May to 2 June and 3 to 9 June. Altogether the windows need
+14 + 2 x 7 + 2 x 2 x 7 = 56 days.
 """
 
 from __future__ import annotations
@@ -31,12 +34,12 @@ class Windows:
 
     @property
     def day_count(self) -> int:
-        """From the first day that is trained on to the last that is tested on."""
+        """The number of days from the first training day to the last test day."""
         return self.train_days + 2 * self.delay_days + 2 * self.folds * self.test_days
 
 
 def windows_protocol(windows: Windows, last_day: int) -> Protocol:
-    """The protocol whose last test day is `last_day`; folds are in order of time."""
+    """Returns the protocol with `last_day` as its last test day. Folds are in order of time."""
     test = _folds(windows, last_day)
     return Protocol("windows", _folds(windows, test[0].test.first - windows.delay_days - 1), test)
 
@@ -53,9 +56,9 @@ def _folds(windows: Windows, last_day: int) -> tuple[Split, ...]:
 
 
 def last_test_day(history: History, windows: Windows, wanted: int | None = None) -> int:
-    """The day that is asked for, or the last one whose labels the history can know.
+    """Returns `wanted`, or without it the last day whose labels the history can contain.
 
-    Raises Misconfigured where the history does not reach over all windows.
+    Raises Misconfigured if the history does not cover all windows.
     """
     if len(history) == 0:
         raise Misconfigured("the data holds no payment")

@@ -1,1 +1,1 @@
-"""A model ready to serve: one folder, built, checked and loaded here."""
+"""Bundles: a model ready to serve, in one folder. Build, check and load bundles."""

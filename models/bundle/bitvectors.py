@@ -1,17 +1,27 @@
-"""Trees as bit vectors: C code that asks the questions of all trees in the order of their thresholds.
+"""Compile trees to bit vectors: C code that tests the nodes of all trees sorted by feature and threshold.
 
-Of a tree with at most 64 leaves, a word has a bit for each leaf, from left to right (Lucchese and others, "QuickScorer:
-a fast algorithm to rank documents with additive ensembles of regression trees", SIGIR 2015):
+How it works (C. Lucchese and others, "QuickScorer: a fast algorithm to rank documents with additive ensembles of
+regression trees", SIGIR 2015):
 
-1. Going right at a node rules out the leaves on its left: the node's mask has zeros for them. The masks of all nodes
-   that a row goes right at, and-ed together, leave the row's own leaf as the lowest bit, whatever the order.
-2. So the nodes of all trees are sorted by feature and threshold. A row goes right at the first of them, up to its
-   value: one sweep over memory in its order. A processor guesses wrong once a feature, and no more once a node.
-3. Rows go through together, as many as the processor's widest words have lanes: a node is read once for all of them,
-   and its mask is applied in the lanes whose row goes right. A row that is left alone goes by itself.
-4. Each row adds up its leaves in the order of the trees, in double precision, as LightGBM does: the same to the bit.
+1. A tree with at most 64 leaves gets a 64-bit word with a bit for each leaf, from left to right. All bits start at 1.
+2. A row that goes right at a node cannot reach the leaves left of it. The node's mask has zeros for those leaves. After
+   AND with the masks of all nodes where the row goes right, the lowest 1 is the row's leaf. The order does not matter.
+3. The nodes of all trees are therefore sorted by feature and threshold. For each feature, a row goes right at the first
+   nodes, up to its value. The code reads memory in order, and the processor mispredicts about one branch per feature
+   instead of one per node.
+4. Rows are scored together, as many as the processor's widest words have lanes: 8, 4 or 2. A node is read once for all
+   of them, and its mask applies in the lanes whose row goes right. A single row has a function of its own.
+5. Each row adds up its leaves in the order of the trees, in double precision, as LightGBM does. The sum has the same
+   bits.
+6. For missing values, each feature has one mask per tree: the AND of the masks of the nodes that send them right.
 
-A missing value goes where each node sends it: its masks are kept by feature, and-ed together by tree.
+Example: a tree with the nodes A (amount <= 100, at the root), B (hour <= 6, left of A) and C (hour <= 20, right of A)
+has the leaves 0, 1, 2 and 3. Bits are written with leaf 3 first.
+
+    A's mask 1100    B's mask 1110    C's mask 1011
+    amount = 500, hour = 10 goes right at A and B:   1111 & 1100 & 1110 = 1100, lowest bit 2: leaf 2
+
+B is not on the row's path, but its mask only removes leaf 0, which A's has removed already.
 """
 
 from __future__ import annotations
@@ -26,14 +36,13 @@ from numpy.typing import NDArray
 
 LEAVES_MAX = 64
 _ALL = (1 << LEAVES_MAX) - 1
-# What Treelite calls kinds of nodes, and the one comparison that LightGBM makes.
+# Treelite's numbers for kinds of nodes, and for the only comparison that LightGBM makes: at most.
 _LEAF, _NUMERICAL = 0, 1
 _AT_MOST = 3
-# A block's words stand on the stack: a megabyte of them, at 64 bytes a tree.
+# A block's words are on the stack: at most a megabyte, at 64 bytes per tree.
 _TREES_MAX = 1 << 14
 
-# Rows that go through together: as many as the widest words of a processor have, and its name for them. The last is
-# what every processor has.
+# Rows scored together, and the instruction set that makes them fast. Every processor can take two rows.
 LANES = {8: "avx512f", 4: "avx2", 2: ""}
 
 _C = """
@@ -53,7 +62,7 @@ static const uint64_t missing_masks[] = {{{missing_masks}}};
 static const int32_t missing_bounds[FEATURES + 1] = {{{missing_bounds}}};
 static const double leaves[TREES * LEAVES] = {{{leaf_values}}};
 
-/* What follows is made of a processor's own instructions. */
+/* Compiles a function for one instruction set. */
 #if defined(__x86_64__)
 #define FOR(name) __attribute__((target(name)))
 #else
@@ -80,7 +89,7 @@ static void score_one(const float* row, double* margin) {{
   *margin = sum;
 }}
 {blocks}
-/* How many rows this processor takes together. */
+/* The number of rows that this processor scores together. */
 int32_t paywarden_lanes(void) {{
 #if defined(__x86_64__)
 {choices}
@@ -88,7 +97,7 @@ int32_t paywarden_lanes(void) {{
   return 2;
 }}
 
-/* By blocks of at most so many lanes; what is left at the end takes the narrowest that it fits in. */
+/* Scores in blocks of at most `lanes` rows. The last rows take the narrowest block that they fit in. */
 void paywarden_margins_by(int32_t lanes, const float* rows, int64_t row_count, double* margins) {{
   while (row_count > 1) {{
     while (lanes > 2 && row_count <= lanes / 2) lanes /= 2;
@@ -113,7 +122,7 @@ _BLOCK = """
 typedef double doubles_{lanes} __attribute__((vector_size(8 * {lanes})));
 typedef int64_t words_{lanes} __attribute__((vector_size(8 * {lanes})));
 
-/* `count` rows, at most {lanes}; the last one stands in for those that are not there. */
+/* Scores `count` rows, at most {lanes}. Unused lanes repeat the last row. */
 {target}static void score_{lanes}(const float* rows, int count, double* margins) {{
   words_{lanes} left[TREES];
   memset(left, 0xFF, sizeof left);
@@ -149,14 +158,14 @@ typedef int64_t words_{lanes} __attribute__((vector_size(8 * {lanes})));
 
 @dataclass
 class _Nodes:
-    """Nodes of one feature: threshold, tree and mask of each; and masks of missing values by tree."""
+    """The nodes of one feature as (threshold, tree, mask), and its masks for missing values by tree."""
 
     nodes: list[tuple[float, int, int]] = field(default_factory=list)
     missing: dict[int, int] = field(default_factory=dict)
 
 
 def source_of(model: treelite.Model, feature_count: int) -> str | None:
-    """C source of a model; None when a tree has over LEAVES_MAX leaves, or asks for anything but a number."""
+    """Returns the C source of a model; None if a tree has over LEAVES_MAX leaves or a categorical node."""
     features = [_Nodes() for _ in range(feature_count)]
     leaves: list[NDArray[np.float64]] = []
     if not 1 <= model.num_tree <= _TREES_MAX or model.get_header_accessor().get_field("average_tree_output")[0]:
@@ -167,12 +176,12 @@ def source_of(model: treelite.Model, feature_count: int) -> str | None:
             return None
         leaves.append(values)
     width = max(len(values) for values in leaves)
-    for one in features:
-        # By threshold; what follows makes the order the same on every machine.
-        one.nodes.sort()
+    for feature in features:
+        # By threshold, then by tree and mask, so that the order is the same on every machine.
+        feature.nodes.sort()
     padded = [[*values.tolist(), *[0.0] * (width - len(values))] for values in leaves]
-    nodes = [node for one in features for node in one.nodes]
-    missing = [item for one in features for item in sorted(one.missing.items())]
+    nodes = [node for feature in features for node in feature.nodes]
+    missing = [item for feature in features for item in sorted(feature.missing.items())]
     return _C.format(
         features=feature_count,
         trees=model.num_tree,
@@ -180,10 +189,10 @@ def source_of(model: treelite.Model, feature_count: int) -> str | None:
         thresholds=_joined(_double(threshold) for threshold, _, _ in nodes),
         nodes_tree=_joined(str(tree) for _, tree, _ in nodes),
         masks=_joined(f"{mask:#x}u" for _, _, mask in nodes),
-        bounds=_joined(map(str, _bounds([len(one.nodes) for one in features]))),
+        bounds=_joined(map(str, _bounds([len(feature.nodes) for feature in features]))),
         missing_tree=_joined(str(tree) for tree, _ in missing),
         missing_masks=_joined(f"{mask:#x}u" for _, mask in missing),
-        missing_bounds=_joined(map(str, _bounds([len(one.missing) for one in features]))),
+        missing_bounds=_joined(map(str, _bounds([len(feature.missing) for feature in features]))),
         leaf_values=_joined(value.hex() for row in padded for value in row),
         blocks="".join(_block(lanes, name) for lanes, name in LANES.items()),
         choices="\n".join(
@@ -196,14 +205,17 @@ def source_of(model: treelite.Model, feature_count: int) -> str | None:
 
 
 def _block(lanes: int, name: str) -> str:
-    """The function for so many rows."""
+    """Returns the C function that scores `lanes` rows together."""
     return _BLOCK.format(lanes=lanes, target=f'FOR("{name}") ' if name else "")
 
 
 def _add_tree(tree: Any, number: int, features: Sequence[_Nodes]) -> NDArray[np.float64] | None:
-    """Add a tree's nodes to those of their features; its leaves' values from left to right, None if it is too large."""
+    """Add a tree's nodes to their features and return its leaf values from left to right.
+
+    Returns None if the tree has too many leaves or a categorical node.
+    """
     kind, left, right = (tree.get_field(name) for name in ("node_type", "cleft", "cright"))
-    asks, threshold, comparison = (tree.get_field(name) for name in ("split_index", "threshold", "cmp"))
+    split_feature, threshold, comparison = (tree.get_field(name) for name in ("split_index", "threshold", "cmp"))
     default_left, leaf_value = tree.get_field("default_left"), tree.get_field("leaf_value")
     inner = kind != _LEAF
     if not np.all((kind[inner] == _NUMERICAL) & (comparison[inner] == _AT_MOST)):
@@ -211,21 +223,22 @@ def _add_tree(tree: Any, number: int, features: Sequence[_Nodes]) -> NDArray[np.
     if np.count_nonzero(~inner) > LEAVES_MAX:
         return None
     values: list[float] = []
-    # A node, and once its left side has been walked, where the leaves of that side begin. No recursion: trees are deep.
-    waiting: list[tuple[int, int]] = [(0, -1)]
-    while waiting:
-        node, begun = waiting.pop()
+    # A stack instead of recursion, because trees are deep. Each entry is a node and the index of its first leaf; the
+    # index is -1 until the walk has passed the node's left side.
+    stack: list[tuple[int, int]] = [(0, -1)]
+    while stack:
+        node, first_leaf = stack.pop()
         if kind[node] == _LEAF:
             values.append(float(leaf_value[node]))
-        elif begun < 0:
-            waiting += [(node, len(values)), (int(left[node]), -1)]
+        elif first_leaf < 0:
+            stack += [(node, len(values)), (int(left[node]), -1)]
         else:
-            mask = _ALL ^ ((1 << len(values)) - (1 << begun))
-            feature = features[int(asks[node])]
+            mask = _ALL ^ ((1 << len(values)) - (1 << first_leaf))
+            feature = features[int(split_feature[node])]
             feature.nodes.append((float(threshold[node]), number, mask))
             if not default_left[node]:
                 feature.missing[number] = feature.missing.get(number, _ALL) & mask
-            waiting.append((int(right[node]), -1))
+            stack.append((int(right[node]), -1))
     return np.array(values)
 
 
@@ -238,5 +251,5 @@ def _double(value: float) -> str:
 
 
 def _joined(values: Iterable[str]) -> str:
-    """Elements of an array, which in C has one at least."""
+    """Returns the elements of a C array. C has no empty arrays: without a value it holds a 0."""
     return ", ".join(values) or "0"

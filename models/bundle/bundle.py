@@ -2,14 +2,14 @@
 
     model.txt               LightGBM's text form
     golden.npz              vectors and the margins LightGBM gave for them
-    first.txt               with a cascade: the small model that is asked first (models/bundle/cascade.py)
-    first_golden.npz        and its margins for the same vectors
-    manifest.json           what it was trained on and for, and the sha256 of the files above
-    native/MACHINE/model.so the library compiled for one CPU architecture, and in build.json its sha256
-    native/MACHINE/first/   the same of the small model
+    first.txt               with a cascade: the small model that scores first (models/bundle/cascade.py)
+    first_golden.npz        with a cascade: its margins for the same vectors
+    manifest.json           training data, settings and metrics, and the sha256 of the files above
+    native/MACHINE/model.so the library compiled for one CPU architecture; build.json beside it holds its sha256
+    native/MACHINE/first/   with a cascade: the library of the small model
 
-The manifest names the model; a library can be rebuilt anywhere without changing it. `load_bundle` refuses a
-bundle whose files, catalogue or golden margins are not what they should be, and says which.
+The manifest identifies the model. The library is not part of it and can be rebuilt on any machine. `load_bundle`
+refuses a bundle with a wrong file, another feature catalogue or another golden margin, and names the first problem.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MODEL_TEXT, GOLDEN, MANIFEST = "model.txt", "golden.npz", "manifest.json"
 
 @dataclass(frozen=True)
 class ModelPart:
-    """A model of a bundle: names of its files, and of its folder among the libraries."""
+    """A model of a bundle: the names of its files, and its folder among the native libraries."""
 
     model_text: str
     golden: str
@@ -53,43 +53,43 @@ class ModelPart:
 LARGE = ModelPart(MODEL_TEXT, GOLDEN, "")
 """The model that every bundle has."""
 FIRST = ModelPart("first.txt", "first_golden.npz", "first")
-"""The one that a cascade asks first."""
+"""The small model that scores first in a cascade."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle says of itself. Days are UTC, YYYY-MM-DD, both included."""
+    """The description of a bundle. Days are UTC dates, YYYY-MM-DD; first and last day are included."""
 
     format: int
     model_version: str
     catalogue_digest: str
     feature_names: list[str]
-    # What each feature did for the model, in that order: sum of the gains of its splits, and their number.
+    # Importance of each feature, in the order of feature_names: the sum of its splits' gains, and their number.
     importance_gain: list[float]
     importance_split: list[int]
     train_from: str
     train_to: str
     training_payments: int
     training_frauds: int
-    # The [training] settings as they were chosen, but for those that do not change the model.
+    # The [training] settings after the search, without those that do not change the model.
     parameters: dict[str, Any]
-    # How they were chosen: models/training/search.py, Choice.
+    # How they were chosen: `Choice.record` in models/training/search.py.
     validation: dict[str, Any]
     # score = 1 / (1 + exp(-(slope * margin + intercept)))
     calibration_slope: float
     calibration_intercept: float
-    # A score at or above these takes the action, unless the policy's configuration says otherwise.
+    # Default thresholds: a score at or above them takes the action. The policy's configuration may set others.
     review_at: float
     decline_at: float
-    # Out of fold, on the training window.
+    # Metrics of the out-of-fold scores on the training window.
     metrics: dict[str, float]
     # Out-of-fold scores in bins of equal size: mean_score, observed_rate (of frauds), count.
     reliability: list[dict[str, float]]
-    # Out-of-fold scores: counts[i] lie in [edges[i], edges[i + 1]).
+    # Histogram of the out-of-fold scores: counts[i] of them lie in [edges[i], edges[i + 1]).
     score_edges: list[float]
     score_counts: list[int]
     files: dict[str, str]
-    # Of models/bundle/cascade.py, as a record; empty without one, and left out by bundles older than that.
+    # The fields of a Cascade (models/bundle/cascade.py). Empty without a cascade; old bundles lack the key.
     cascade: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -102,11 +102,11 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Of the manifest, and so of the files it has the checksums of: equal digests are equal bundles."""
+        """The sha256 of the manifest. It contains the files' checksums, so equal digests mean equal bundles."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def most_important(self, count: int) -> list[tuple[str, float, int]]:
-        """The features with the largest gain: (name, gain, splits). Of equal ones the first of the catalogue."""
+        """Returns the features with the largest gain as (name, gain, splits). Ties keep the catalogue's order."""
         rows = zip(self.feature_names, self.importance_gain, self.importance_split, strict=True)
         return sorted(rows, key=lambda row: -row[1])[:count]
 
@@ -120,7 +120,7 @@ class Bundle:
     explainer: Explains
 
     def score(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Calibrated probabilities of fraud. `vectors`: (rows, features), C-contiguous. Result: (rows,)."""
+        """Returns calibrated probabilities of fraud, (rows,). `vectors`: (rows, features), float32, C-contiguous."""
         return calibrated(
             self.predictor.margins(vectors),
             self.manifest.calibration_slope,
@@ -129,26 +129,28 @@ class Bundle:
 
 
 def _check_explained(bundle: Path, part: ModelPart, explainer: Explainer) -> None:
-    """Refuse reasons that do not add up to LightGBM's margins. Also compiles what gives them."""
-    vectors, wanted = _golden(bundle, part)
-    got = np.array([explainer.base + explainer.contributions(vector).sum() for vector in vectors])
-    if not np.allclose(got, wanted, rtol=1e-9, atol=1e-9):
-        raise BundleRefused(f"bundle {bundle}: what features add to a score is not what {part.model_text} gives")
+    """Refuse an explainer whose contributions do not sum to LightGBM's margins. Also compiles the explainer."""
+    vectors, golden = _golden(bundle, part)
+    sums = np.array([explainer.base + explainer.contributions(vector).sum() for vector in vectors])
+    if not np.allclose(sums, golden, rtol=1e-9, atol=1e-9):
+        raise BundleRefused(
+            f"bundle {bundle}: the features' contributions do not add up to the margins of {part.model_text}"
+        )
 
 
 def calibrated(margins: NDArray[np.float64], slope: float, intercept: float) -> NDArray[np.float64]:
-    """Margins to probabilities, each as `sigmoid` has it: a row's score never depends on its batch."""
+    """Returns the probabilities of margins, with the same bits as `sigmoid`: a score never depends on its batch."""
     return sigmoids(slope * margins + intercept)
 
 
 def sigmoid(value: float) -> float:
-    """A probability from its log-odds."""
-    # exp overflows above 709; a probability that far out is 0 in any case.
+    """Returns the probability of log-odds."""
+    # exp overflows above 709. The probability is 0 there in any case.
     return 1.0 / (1.0 + math.exp(-value)) if value > -700.0 else 0.0
 
 
 def native_library(bundle: Path, part: ModelPart = LARGE) -> Path:
-    """Where this machine's library of a bundle's model is, or would be."""
+    """Returns the path of this machine's library of a bundle's model, whether it exists or not."""
     return bundle / "native" / platform.machine() / part.folder / "model.so"
 
 
@@ -157,7 +159,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_manifest(bundle: Path) -> Manifest:
-    """The manifest, checked for form. Raises BundleRefused."""
+    """Returns the manifest. Raises BundleRefused if it is missing, not JSON, or has other keys or types."""
     path = bundle / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -167,12 +169,12 @@ def read_manifest(bundle: Path) -> Manifest:
         raise BundleRefused(f"bundle {bundle}: {MANIFEST} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BundleRefused(f"bundle {bundle}: wanted a manifest of format {FORMAT}")
-    wanted = get_type_hints(Manifest)
+    hints = get_type_hints(Manifest)
     content.setdefault("cascade", {})
-    if content.keys() != wanted.keys():
-        odd = sorted(wanted.keys() ^ content.keys())
+    if content.keys() != hints.keys():
+        odd = sorted(hints.keys() ^ content.keys())
         raise BundleRefused(f"bundle {bundle}: {MANIFEST} lacks or does not know {', '.join(odd)}")
-    for name, hint in wanted.items():
+    for name, hint in hints.items():
         if not _is_a(content[name], hint):
             raise BundleRefused(f"bundle {bundle}: {MANIFEST} has something unusable as {name}")
     if content["cascade"]:
@@ -184,7 +186,7 @@ def read_manifest(bundle: Path) -> Manifest:
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON has the type of a manifest's field. NaN and infinities are no numbers here."""
+    """Whether a value from JSON has the type of a manifest's field. NaN and infinities do not count as numbers."""
     if get_origin(hint) is list:
         return isinstance(value, list) and all(_is_a(item, get_args(hint)[0]) for item in value)
     if get_origin(hint) is dict:
@@ -195,9 +197,10 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 
 def build_native(bundle: Path, gates: Mapping[ModelPart, ParityGate] = MappingProxyType({})) -> Path:
-    """Compile this machine's libraries and let them through the parity gate. Returns where the large model's is.
+    """Compile this machine's libraries and check them with the parity gate. Returns the path of the large model's.
 
-    A gate is made of the golden vectors where none is given. A library that does not pass is not left behind.
+    Without a gate in `gates`, one is made from the golden vectors. A library that fails is deleted. Raises
+    BundleRefused for a bad bundle or library, Misconfigured without a compiler.
     """
     manifest = read_manifest(bundle)
     _check_files(bundle, manifest)
@@ -207,7 +210,7 @@ def build_native(bundle: Path, gates: Mapping[ModelPart, ParityGate] = MappingPr
 
 
 def _build(bundle: Path, manifest: Manifest, part: ModelPart, gate: ParityGate | None) -> None:
-    # Those who build have Treelite and TL2cgen, which import SciPy: a scoring process never loads them.
+    # Only builds import Treelite and TL2cgen, which import SciPy. A scoring process never loads them.
     from paywarden.models.bundle.compiler import COMPILER_OPTIONS, compile_library, compiler_name
 
     library = native_library(bundle, part)
@@ -232,8 +235,8 @@ def _build(bundle: Path, manifest: Manifest, part: ModelPart, gate: ParityGate |
 
 
 def golden_gate(bundle: Path, part: ModelPart = LARGE) -> ParityGate:
-    """What a model of the bundle must pass, made of the model itself and of its golden vectors."""
-    # LightGBM is for those who build: a scoring process never loads it.
+    """Returns the parity gate of one of the bundle's models, made from the model and its golden vectors."""
+    # Only builds import LightGBM. A scoring process never loads it.
     from paywarden.models.bundle.parity import ParityGate
 
     vectors, _ = _golden(bundle, part)
@@ -241,7 +244,7 @@ def golden_gate(bundle: Path, part: ModelPart = LARGE) -> ParityGate:
 
 
 def _golden(bundle: Path, part: ModelPart) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Golden vectors and their margins, of whatever shape and type they are. Raises BundleRefused."""
+    """Returns golden vectors and margins, with shapes and types unchecked. Raises BundleRefused if unreadable."""
     try:
         arrays = read_arrays(bundle / part.golden)
         return arrays["vectors"], arrays["margins"]
@@ -250,18 +253,18 @@ def _golden(bundle: Path, part: ModelPart) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def golden_payments(bundle: Path) -> NDArray[np.float32]:
-    """Those of the golden vectors that are payments of the training window, an even part of them."""
+    """Returns the golden vectors that are real payments of the training window."""
     vectors, _ = _golden(bundle, LARGE)
-    # The second half was invented.
+    # The second half are random rows.
     return np.ascontiguousarray(vectors[: (len(vectors) + 1) // 2])
 
 
 def parity_summary(bundle: Path) -> str:
-    """What this machine's libraries have passed, in a line. Raises BundleRefused where they have no note of that."""
+    """Returns a line about the rows that this machine's libraries passed. Raises BundleRefused without a record."""
     try:
         folders = [native_library(bundle, part).parent for part in read_manifest(bundle).parts]
         passed = [json.loads((folder / "build.json").read_text(encoding="utf-8"))["gate"] for folder in folders]
-        rows, splits, left_out = (sum(one[name] for one in passed) for name in ("rows", "splits", "splits_left_out"))
+        rows, splits, left_out = (sum(gate[name] for gate in passed) for name in ("rows", "splits", "splits_left_out"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleRefused(f"bundle {bundle}: build.json beside the native library cannot be read") from error
     more = f", {left_out} left out" if left_out else ""
@@ -269,10 +272,10 @@ def parity_summary(bundle: Path) -> str:
 
 
 def load_bundle(bundle: Path, *, catalogue_digest: str) -> Bundle:
-    """Load a bundle for serving or replay; native where its library is there, else through GTIL.
+    """Load and check a bundle for serving or replay. Without this machine's native library, Treelite's GTIL scores.
 
-    Raises BundleRefused naming the first thing that is wrong: the manifest, a checksum, the catalogue, the
-    library, or a golden vector.
+    Raises BundleRefused naming the first problem: the manifest, a checksum, the catalogue, the library, or a golden
+    vector.
     """
     manifest = read_manifest(bundle)
     _check_files(bundle, manifest)
@@ -285,15 +288,15 @@ def load_bundle(bundle: Path, *, catalogue_digest: str) -> Bundle:
     if not manifest.cascade:
         return Bundle(manifest, predictor, explainer)
     cascade = Cascade.of_record(manifest.cascade)
-    first, of_first = _checked_part(bundle, manifest, FIRST, slope=cascade.calibration_slope)
-    together = CascadePredictor(
+    first, first_explainer = _checked_part(bundle, manifest, FIRST, slope=cascade.calibration_slope)
+    both = CascadePredictor(
         first, predictor, cascade, slope=manifest.calibration_slope, intercept=manifest.calibration_intercept
     )
-    return Bundle(manifest, together, CascadeExplainer(together, of_first, explainer))
+    return Bundle(manifest, both, CascadeExplainer(both, first_explainer, explainer))
 
 
 def _checked_part(bundle: Path, manifest: Manifest, part: ModelPart, *, slope: float) -> tuple[Predictor, Explainer]:
-    """What scores with a model of the bundle and what explains it, held against its golden vectors."""
+    """Returns predictor and explainer of one of the bundle's models, checked against its golden vectors."""
     predictor = _predictor(bundle, manifest, part)
     check_golden(bundle, manifest, predictor, part)
     trees = read_trees(bundle / part.model_text, len(manifest.feature_names))
@@ -310,7 +313,7 @@ def _predictor(bundle: Path, manifest: Manifest, part: ModelPart) -> Predictor:
         build = json.loads((library.parent / "build.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BundleRefused(f"bundle {bundle}: build.json beside the native library cannot be read") from error
-    # Never load a library before its checksum is known to be right: loading runs its code.
+    # Check the library's checksum before loading it: loading runs its code.
     if not isinstance(build, dict) or build.get("sha256") != sha256_of(library):
         raise BundleRefused(f"bundle {bundle}: the native library has a wrong checksum")
     if build.get("model_sha256") != manifest.files[part.model_text]:
@@ -328,14 +331,14 @@ def _check_files(bundle: Path, manifest: Manifest) -> None:
 
 
 def check_golden(bundle: Path, manifest: Manifest, predictor: Predictor, part: ModelPart = LARGE) -> None:
-    """Refuse a predictor that gives one golden vector another margin, to the bit."""
-    vectors, wanted = _golden(bundle, part)
-    if vectors.dtype != np.float32 or vectors.shape != (len(wanted), len(manifest.feature_names)):
+    """Raises BundleRefused if a predictor's margin of any golden vector differs in a bit."""
+    vectors, golden = _golden(bundle, part)
+    if vectors.dtype != np.float32 or vectors.shape != (len(golden), len(manifest.feature_names)):
         raise BundleRefused(f"bundle {bundle}: {part.golden} does not fit the manifest")
-    got = predictor.margins(np.ascontiguousarray(vectors))
-    wrong = np.flatnonzero(got != wanted)
+    margins = predictor.margins(np.ascontiguousarray(vectors))
+    wrong = np.flatnonzero(margins != golden)
     if len(wrong):
         raise BundleRefused(
-            f"bundle {bundle}: {len(wrong)} of {len(wanted)} golden vectors get another score, "
+            f"bundle {bundle}: {len(wrong)} of {len(golden)} golden vectors get another score, "
             f"the first is number {wrong[0]}"
         )

@@ -1,13 +1,21 @@
-"""Two models that score as one: a small one answers the clear payments, the large one the rest.
+"""Score with two models: a small first model scores the clear payments, a large model the others.
 
-    vectors ─► first model ─ margin below `low` or above `high`: clear, and answered
-                   │ the others
+    vectors ─► first model ─ margin below `low` or above `high`: the payment is clear, and scored
+                   │ all others
                    ▼
                large model
 
-A clear payment's score is the first model's own calibrated probability. Everybody else knows one scale of margins, the
-large model's: a first model's margin is put on it, so that the large model's calibration makes that probability of it.
-Rows are asked about one by one in effect: no row's score depends on what is scored beside it.
+How it works:
+
+1. The first model gives every row a margin.
+2. A row with a margin below `low` or above `high` is clear. Its score is the first model's own calibrated probability.
+3. Callers know only the large model's calibration. A clear row's margin is therefore moved to the large model's scale:
+   margin x factor + shift, so that the large model's calibration gives exactly that probability.
+4. The large model scores the other rows. No row's score depends on the other rows of its batch.
+
+Example: the first model's calibration has slope 1.2 and intercept -0.4, the large model's slope 1.0 and intercept 0.1;
+`low` is -6. A row with the first margin -7 is clear. Its log-odds are 1.2 x -7 - 0.4 = -8.8. On the large scale its
+margin is -7 x 1.2/1.0 + (-0.4 - 0.1)/1.0 = -8.9, and 1.0 x -8.9 + 0.1 = -8.8 again.
 """
 
 from __future__ import annotations
@@ -31,23 +39,25 @@ _ROUNDS = 9
 
 @dataclass(frozen=True)
 class Cascade:
-    """What a bundle's manifest says of its cascade. All shares are of the training window's payments, out of fold.
+    """A cascade as described in a bundle's manifest. All shares are of the training window's payments, out of fold.
 
-    Raises ValueError for one that has not passed, or says something that cannot be.
+    Raises ValueError for impossible values and for a disagreement above `disagreement_max`.
     """
 
-    # Margins of the first model: below `low` and above `high` it answers.
+    # Margins of the first model. Below `low` and above `high` its score is final.
     low: float
     high: float
-    # Of the first model: score = 1 / (1 + exp(-(slope * margin + intercept))).
+    # The first model's calibration: score = 1 / (1 + exp(-(slope * margin + intercept))).
     calibration_slope: float
     calibration_intercept: float
+    # Share of the payments that the first model scores.
     share_early: float
-    # Payments whose action is not the large model's; held out, by thresholds that were chosen without them.
+    # Share of the payments with another action than the large model's. Held out: with thresholds that were chosen
+    # without the payment's fold.
     disagreement: float
     disagreement_held_out: float
     disagreement_max: float
-    # Of the large model alone, and what the cascade has less of it.
+    # The large model's average precision, and by how much the cascade's is lower.
     average_precision_alone: float
     average_precision_loss: float
 
@@ -60,7 +70,7 @@ class Cascade:
 
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> Cascade:
-        """From a manifest. Raises ValueError for anything but what `asdict` gave."""
+        """Returns the cascade of a manifest's record. Raises ValueError for other keys or unusable values."""
         names = get_type_hints(cls).keys()
         if record.keys() != names:
             raise ValueError(f"it lacks or does not know {', '.join(sorted(names ^ record.keys()))}")
@@ -70,29 +80,29 @@ class Cascade:
         return cls(**record)
 
     def is_clear(self, margins: F64) -> NDArray[np.bool_]:
-        """Which of the first model's margins are answers, shape (rows,). One that is no number is none."""
+        """Which of the first model's margins are final, shape (rows,). NaN is not."""
         return np.asarray((margins < self.low) | (margins > self.high), dtype=np.bool_)
 
     def scale(self, *, slope: float, intercept: float) -> tuple[float, float]:
-        """Factor and shift from the first model's margins to those of a model with this calibration."""
+        """Returns factor and shift from the first model's margins to those of a model with this calibration."""
         return self.calibration_slope / slope, (self.calibration_intercept - intercept) / slope
 
 
 class CascadePredictor:
-    """Margins on the large model's scale, whichever of the two gave them. Not thread-safe."""
+    """A predictor that uses both models. All margins are on the large model's scale. Not thread-safe."""
 
     def __init__(self, first: Predictor, large: Predictor, cascade: Cascade, *, slope: float, intercept: float) -> None:
         """`slope` and `intercept` are the large model's calibration."""
         self.first, self.large, self.cascade = first, large, cascade
         self.native = first.native and large.native
         self.early = 0
-        """Of the rows of the last call that succeeded, how many the first model answered."""
+        """The number of rows that the first model scored in the last call that succeeded."""
         self._factor, self._shift = cascade.scale(slope=slope, intercept=intercept)
 
     def margins(self, vectors: F32) -> F64:
         margins = self.first.margins(vectors)
         if len(vectors) == 1:
-            # The way of a payment alone, without the microseconds that small arrays take.
+            # A single row avoids array operations, which cost microseconds each.
             margin = margins.item()
             if margin < self.cascade.low or margin > self.cascade.high:
                 margins[0] = margin * self._factor + self._shift
@@ -109,12 +119,12 @@ class CascadePredictor:
         return result
 
     def share_early(self, vectors: F32) -> float:
-        """Share of these rows that the first model answers."""
+        """Returns the share of these rows that the first model scores."""
         return float(self.cascade.is_clear(self.first.margins(vectors)).mean())
 
 
 def microseconds_a_row(predictors: Sequence[Predictor], vectors: F32) -> list[float]:
-    """What each takes for a row of these, all scored together: the best of some rounds in turns."""
+    """Returns the microseconds per row of each predictor, for all rows together: the best of nine rounds in turns."""
     best = [math.inf] * len(predictors)
     for _ in range(_ROUNDS):
         for place, predictor in enumerate(predictors):
@@ -125,19 +135,19 @@ def microseconds_a_row(predictors: Sequence[Predictor], vectors: F32) -> list[fl
 
 
 class Explains(Protocol):
-    """Tells what moved a score; see `Explainer`."""
+    """Says which features moved a score; see `Explainer`."""
 
     def reasons(self, vector: F32, count_max: int) -> list[str]: ...
 
 
 class CascadeExplainer:
-    """Reasons of the model that decided. Not thread-safe."""
+    """Explains a score by the model that gave it. Not thread-safe."""
 
     def __init__(self, predictor: CascadePredictor, first: Explains, large: Explains) -> None:
         self._predictor, self._first, self._large = predictor, first, large
 
     def reasons(self, vector: F32, count_max: int) -> list[str]:
-        """See `Explainer.reasons`; asks the first model once more whether the payment is clear."""
+        """See `Explainer.reasons`. Scores the row with the first model again to see whether the payment is clear."""
         row = np.ascontiguousarray(vector).reshape(1, -1)
         is_clear = self._predictor.cascade.is_clear(self._predictor.first.margins(row))[0]
         return (self._first if is_clear else self._large).reasons(vector, count_max)

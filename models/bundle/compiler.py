@@ -1,13 +1,20 @@
-"""LightGBM text model to native library: Treelite reads it, one of two generators writes C, a compiler does the rest.
+"""Compile a LightGBM text model to a native library.
 
-Trees of at most 64 leaves with questions about numbers become bit vectors (models/bundle/bitvectors.py), which take a
-third of
-the time. All others become TL2cgen's nested conditions, one for each node.
+How it works:
 
-TL2cgen's `predict` adds into its result, overwrites its input when it quantises, and marks a missing value in
-the low half of an 8-byte entry. A few lines of C of our own, compiled into the same library, hide all three
-and loop over rows, so that Python makes one call for one row or a million. They go through some trees with all
-rows of a block before the next trees, a quarter faster than row by row; a row's sum is the same to the bit.
+1. Treelite reads the text model.
+2. If every tree has at most 64 leaves and only numerical nodes, models/bundle/bitvectors.py writes C. Its code takes a
+   third of the time of the other generator's.
+3. Otherwise TL2cgen writes C: nested conditions, one for each node. A few lines of C of our own go into the same
+   library, because TL2cgen's `predict` adds to its result, overwrites its input when it quantises, and marks a
+   missing value in the low half of an 8-byte entry.
+4. Our lines loop over rows, so that Python makes one call for one row or a million. They take all rows of a block
+   through one part of the trees before the next part. That is a quarter faster than row by row, and each row's sum has
+   the same bits.
+5. gcc or clang compiles the C. A rename puts the library in its place as a whole.
+
+Example: 300 trees of 63 leaves become bit vectors with 18,600 thresholds and masks. One categorical node in any tree
+makes the whole model nested conditions, in 8 units of about 38 trees each.
 """
 
 from __future__ import annotations
@@ -33,10 +40,10 @@ from paywarden.schemas.errors import BundleRefused, Misconfigured
 
 BIT_VECTORS, TL2CGEN = "bit vectors", "tl2cgen"
 GENERATORS = (BIT_VECTORS, TL2CGEN)
-# Contraction (fused multiply-add) would make scores differ between CPU architectures.
+# Contraction (fused multiply-add) would give different scores on different CPU architectures.
 COMPILER_OPTIONS = ("-O2", "-ffp-contract=off")
 
-# Rows that go through a unit's trees before the next unit's: the code of a unit stays in the first cache meanwhile.
+# The rows that pass through a unit's trees before the next unit's. A unit's code stays in the level-1 cache meanwhile.
 BLOCK_ROWS = 64
 
 _ROWS_C = """
@@ -84,25 +91,25 @@ void paywarden_margins(const float* rows, int64_t row_count, double* margins) {{
 
 _QUANTISED = """extern const unsigned char is_categorical[];
 #define QUANTISE(entry, value, feature) if (!is_categorical[feature]) (entry).qvalue = quantize(value, feature)"""
-# A model that compares nothing has no thresholds, and no function to find one's place among them.
+# A model without numerical nodes has no thresholds, and TL2cgen writes no function `quantize`.
 _NOT_QUANTISED = "#define QUANTISE(entry, value, feature)"
 
 
 def compiler_name() -> str | None:
-    """The C compiler there is on this machine, or None."""
+    """Returns the name of this machine's C compiler, gcc or clang; None without one."""
     return next((name for name in ("gcc", "clang") if shutil.which(name)), None)
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """How TL2cgen's code is made. The defaults are the fastest on varied real rows, by perf/native_model.py."""
+    """Options for TL2cgen's code. The defaults are the fastest on varied real rows: see perf/native_model.py."""
 
-    # Values become places among the model's thresholds first, and are compared as small whole numbers.
+    # Replace each value by its rank among the model's thresholds, and compare ranks as small whole numbers.
     quantised: bool = True
-    # Compiled side by side; also what a block of rows goes through before the next.
+    # Parts of the trees. They are compiled in parallel, and a block of rows passes through one after the other.
     units: int = 8
     options: tuple[str, ...] = COMPILER_OPTIONS
-    # TL2cgen's counts of which way payments go, for the compiler to put the likely way first.
+    # A file with TL2cgen's counts of payments by branch, so that the compiler puts the likely branch first.
     annotation: Path | None = None
 
 
@@ -114,9 +121,10 @@ def compile_library(
     generator: str = "",
     conditions: Conditions = Conditions(),
 ) -> str:
-    """Compile a LightGBM text model; returns which of GENERATORS wrote the C, the better one unless told which.
+    """Compile a LightGBM text model and return which of GENERATORS wrote the C.
 
-    Raises Misconfigured without a compiler, BundleRefused when it fails.
+    Without `generator`, bit vectors are used if the model allows it. `conditions` are for TL2cgen only. Raises
+    Misconfigured without a compiler or a writable destination, BundleRefused if the model does not compile.
     """
     compiler = compiler_name()
     if compiler is None:
@@ -131,17 +139,19 @@ def compile_library(
                 model = treelite.frontend.load_lightgbm_model(str(model_text))
                 vectors = bitvectors.source_of(model, feature_count) if generator != TL2CGEN else None
                 if vectors is None and generator == BIT_VECTORS:
-                    raise BundleRefused(f"{model_text.name} has trees of over {bitvectors.LEAVES_MAX} leaves, or sets")
+                    raise BundleRefused(
+                        f"{model_text.name} has trees of over {bitvectors.LEAVES_MAX} leaves, or categorical nodes"
+                    )
                 source = Path(folder) / "source"
                 if vectors is not None:
                     library = _build_vectors(vectors, source, compiler)
                 else:
                     library = _build_conditions(model, feature_count, source, compiler, conditions)
         except (treelite.TreeliteError, tl2cgen.TL2cgenError, ValueError) as error:
-            # A ValueError is the compiler's own word, or TL2cgen's for one that does not even tell its version.
+            # A ValueError holds the compiler's message, or TL2cgen's about a compiler that prints no version.
             reason = (str(error).splitlines() or [""])[0]
             raise BundleRefused(f"{model_text.name} does not compile with {compiler}: {reason}") from error
-        # The rename makes the library appear whole or not at all, and leaves a loaded older one alone.
+        # A rename is atomic, and does not disturb a process that has loaded an older library.
         unfinished = destination.with_suffix(".unfinished")
         shutil.copyfile(library, unfinished)
         os.replace(unfinished, destination)
@@ -164,7 +174,7 @@ def _build_conditions(model: treelite.Model, feature_count: int, source: Path, c
     if how.annotation is not None:
         params["annotate_in"] = str(how.annotation)
     tl2cgen.generate_c_code(model, dirpath=source, params=params)
-    # As many as the trees fill evenly, which can be fewer than were asked for.
+    # TL2cgen may write fewer units than requested: it splits the trees evenly.
     header = (source / "header.h").read_text(encoding="utf-8")
     units = ", ".join(re.findall(r"\bpredict_unit\d+\b", header))
     quantisation = _QUANTISED if "quantize(" in header else _NOT_QUANTISED
@@ -182,7 +192,7 @@ def _build_conditions(model: treelite.Model, feature_count: int, source: Path, c
 
 @contextlib.contextmanager
 def _native_output(log: Path) -> Iterator[None]:
-    """Keep what the libraries print to the terminal out of it: notices of version and progress."""
+    """Redirect the libraries' notices of versions and progress to a file instead of the terminal."""
     sys.stderr.flush()
     saved = os.dup(2)
     with log.open("wb") as sink, contextlib.redirect_stdout(io.StringIO()):

@@ -1,13 +1,26 @@
-"""Which features moved a score, read off the paths that a payment takes through the trees.
+"""Explain a score: how much each feature moved it, read off the payment's paths through the trees.
 
-Every node of a tree has a value: a leaf what it adds to the margin, an inner node the mean of what is below it. Going
-down, each step from a node to its child changes that value, and the change is put down to the feature that the node
-asks about (Saabas 2014). The roots' values and all changes add up to the margin.
+How it works (A. Saabas, "Interpreting random forests", 2014):
 
-1. LightGBM's text model is parsed once, when the bundle is loaded: the nodes of all trees in a row, leaves last.
-2. A compiled walk decides at each node as LightGBM does (Tree::NumericalDecision and CategoricalDecision), missing
-   values and the zero that some nodes take for missing included. It adds the changes up by feature.
-3. What is told of a feature is its value and its part in the score's log-odds: `feature:card_count_1h=7 (+0.83)`.
+1. Every node of a tree has a value. A leaf's value is what it adds to the margin; an inner node's value is the mean of
+   the values below it.
+2. Each step from a node to its child changes the value. The change is attributed to the feature the node tests. The
+   roots' values plus all changes are the margin.
+3. `read_trees` parses LightGBM's text model once, when the bundle is loaded. All nodes of all trees become one array.
+4. A compiled walk decides at each node as LightGBM does (Tree::NumericalDecision and CategoricalDecision), also for
+   missing values and for the zeros that some nodes treat as missing. It sums the changes by feature.
+5. A reason names the feature, its value, and its part of the score's log-odds: `feature:card_count_1h=7 (+0.83)`.
+
+Example with one tree:
+
+    card_count_1h <= 3     value -0.20
+    ├── left: a leaf       value -0.50
+    └── right: amount <= 10000    value 0.40
+        ├── left: a leaf         value 0.10
+        └── right: a leaf        value 0.90
+
+A payment with card_count_1h = 7 and amount = 50000 goes right twice. card_count_1h moves the margin by 0.40 - (-0.20) =
++0.60 and amount by 0.90 - 0.40 = +0.50. The base is -0.20, and -0.20 + 0.60 + 0.50 = 0.90 is the leaf's value.
 """
 
 from __future__ import annotations
@@ -26,28 +39,30 @@ I32 = NDArray[np.int32]
 F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
 
-# Bits of a node's decision_type, and its two bits of what is missing.
+# Bits of a node's decision_type. Two of its bits, from _MISSING_SHIFT on, say which values count as missing.
 CATEGORICAL, _DEFAULT_LEFT = 1, 2
 _MISSING_SHIFT = 2
 _MISSING_ZERO, _MISSING_NAN = 1, 2
-# LightGBM takes a number up to it for zero; it is a float there, and so rounded.
+# LightGBM treats numbers up to this as zero. It stores the bound as a float, rounded.
 _ZERO = float(np.float32(1e-35))
 _INT_MAX = 2147483647.0
-# Columns of a node: what it asks about, how it decides, and its children. Leaves are no nodes: they are below zero.
+# Columns of a node: the feature it tests, how it decides, and its children. Only inner nodes have a row.
 FEATURE, DECISION, LEFT, RIGHT = range(4)
 _NODE_SIZE = 4
-# Less would be told as nothing.
+# A smaller part would be written as +0.00.
 _SMALLEST_TOLD = 0.005
 
 
 @dataclass(frozen=True)
 class Trees:
-    """All trees of a model. Nodes are numbered through; a child is a node's number, or for a leaf -1.
+    """All trees of a model as arrays. Inner nodes are numbered across trees; a child is a node's number, or -1: a leaf.
 
-    `nodes`: shape (nodes, 4). `thresholds`: (nodes,), of a categorical node the number of its set. `changes`: shape
-    (nodes, 2), what going left and going right change. `roots`: the first node of each tree that has one. `sets`:
-    bitmaps of all categorical nodes; set i is words `set_bounds[i]` to `set_bounds[i + 1]`. `base`: the sum of all
-    roots' values.
+    `nodes`: (nodes, 4), columns FEATURE, DECISION, LEFT and RIGHT.
+    `thresholds`: (nodes,); for a categorical node, the number of its set.
+    `changes`: (nodes, 2), by how much going left and going right change the value.
+    `roots`: the first node of each tree that is more than one leaf.
+    `sets`: the bitmaps of all categorical nodes; set i is words `set_bounds[i]` to `set_bounds[i + 1]`.
+    `base`: the sum of the roots' values.
     """
 
     nodes: I32
@@ -59,7 +74,7 @@ class Trees:
     base: float
 
     def categories(self, node: int) -> set[int]:
-        """What goes left at a node that asks about a set."""
+        """The categories that go left at a categorical node."""
         number = int(self.thresholds[node])
         words = self.sets[self.set_bounds[number] : self.set_bounds[number + 1]]
         bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
@@ -69,7 +84,7 @@ class Trees:
 @compiled()
 def _goes_left(value: float, threshold: float, decision: int, sets: NDArray[np.uint32], set_bounds: I32) -> bool:
     if decision & CATEGORICAL:
-        # Not a number, below zero or beyond an int: in no set.
+        # NaN, negative numbers and numbers beyond an int are in no set.
         if not -1.0 < value <= _INT_MAX:
             return False
         category, number = np.int64(value), np.int64(threshold)
@@ -98,7 +113,7 @@ def add_contributions(
     vector: F32,
     contributions: F64,
 ) -> None:
-    """What each feature of `vector`, shape (features,), moved the margin by is added to `contributions`."""
+    """Add to `contributions` how much each feature of `vector` moved the margin. Both have shape (features,)."""
     for tree in range(len(roots)):
         node = roots[tree]
         while node >= 0:
@@ -112,28 +127,28 @@ def add_contributions(
 
 
 class Explainer:
-    """Tells what moved a model's score. Not thread-safe: it reuses its buffer."""
+    """Says which features moved a model's score. Not thread-safe: it reuses a buffer."""
 
     def __init__(self, trees: Trees, feature_names: Sequence[str], *, slope: float) -> None:
-        """`slope` is the calibration's: what the score's log-odds change by with a change of the margin."""
+        """`slope` is the calibration's: the score's log-odds change by `slope` when the margin changes by 1."""
         self.base = trees.base
         self._arrays = (trees.nodes, trees.thresholds, trees.changes, trees.roots, trees.sets, trees.set_bounds)
         self._names, self._slope = tuple(feature_names), slope
         self._contributions = np.zeros(len(self._names))
 
     def contributions(self, vector: F32) -> F64:
-        """By how much each feature moved the margin, shape (features,); with `base` they add up to it.
+        """Returns how much each feature moved the margin, shape (features,). With `base` they sum to the margin.
 
-        `vector`: shape (features,), float32, C-contiguous. The result is overwritten by the next call.
+        `vector`: shape (features,), float32, C-contiguous. The next call overwrites the result.
         """
         self._contributions.fill(0.0)
         add_contributions(*self._arrays, vector, self._contributions)
         return self._contributions
 
     def reasons(self, vector: F32, count_max: int) -> list[str]:
-        """Up to `count_max` features that moved the score most towards fraud, as `feature:NAME=VALUE (+LOG-ODDS)`.
+        """Returns the features that moved the score most towards fraud, at most `count_max`, the strongest first.
 
-        A value that is missing reads "missing", one that is not finite "inf".
+        Each reads `feature:NAME=VALUE (+LOG-ODDS)`. A missing value is written "missing", an infinite one "inf".
         """
         moved = self._slope * self.contributions(vector)
         reasons = []
@@ -147,7 +162,7 @@ class Explainer:
 
 
 def read_trees(model_text: Path, feature_count: int) -> Trees:
-    """The trees of a LightGBM text model. Raises BundleRefused for one that this cannot explain."""
+    """Returns the trees of a LightGBM text model. Raises BundleRefused for a model that cannot be explained."""
     try:
         return _parse(model_text.read_text(encoding="utf-8"), feature_count)
     except (OSError, ValueError, KeyError, IndexError) as error:
@@ -160,7 +175,7 @@ def _parse(text: str, feature_count: int) -> Trees:
     head, *parts = text.split("\n\nend of trees", 1)[0].split("\nTree=")
     header = _fields(head)
     if header["num_tree_per_iteration"] != "1" or "average_output" in head:
-        raise ValueError("wanted one tree an iteration, and a sum of trees")
+        raise ValueError("wanted one tree per iteration, and margins that are sums of trees")
     trees = [_fields(part) for part in parts]
     node_count = sum(int(tree["num_leaves"]) - 1 for tree in trees)
     nodes = np.full((node_count, _NODE_SIZE), -1, dtype=np.int32)
@@ -183,10 +198,10 @@ def _parse(text: str, feature_count: int) -> Trees:
         thresholds[here] = _floats(tree["threshold"])
         for side, name in enumerate(("left_child", "right_child")):
             children = _ints(tree[name])
-            # A leaf is counted from -1 down.
+            # LightGBM numbers leaves -1, -2, and so on.
             below = np.where(children >= 0, values[np.maximum(children, 0)], leaf_values[~np.minimum(children, -1)])
             if not (children < count).all() or ((children >= 0) & (children <= np.arange(count))).any():
-                raise ValueError("its nodes are in no order")
+                raise ValueError("a node comes after its child")
             nodes[here, LEFT + side] = np.where(children >= 0, children + first, -1)
             changes[here, side] = below - values
         if int(tree["num_cat"]):
@@ -197,7 +212,7 @@ def _parse(text: str, feature_count: int) -> Trees:
         roots.append(first)
         first += count
     if node_count and not 0 <= nodes[:, FEATURE].min() <= nodes[:, FEATURE].max() < feature_count:
-        raise ValueError(f"it asks about features beyond the {feature_count} there are")
+        raise ValueError(f"it tests features beyond the {feature_count} of the catalogue")
     return Trees(
         nodes,
         thresholds,

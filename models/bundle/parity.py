@@ -1,14 +1,21 @@
-"""The parity gate: one row that a library scores unlike LightGBM, to the bit, refuses the bundle.
+"""The parity gate: refuse a bundle if its predictor scores a single row with other bits than LightGBM.
 
-What is tried is read from the model itself, so that a bundle can be checked wherever its library is built:
+The rows are derived from the model itself, so a bundle can be checked on any machine that builds its library.
 
-1. The golden vectors, and rows no payment had: each value drawn from its own column, a tenth of them missing.
-2. Every split at its edges. A real payment is led to the split (what would make it turn off on the way is changed, no
-   more), and has there the float32 below the threshold, the nearest to it, the one above, and none at all. Where the
-   split asks about a set of categories: one of the set, one that is not, one never seen, and none.
-3. In every feature, beside real values: missing, infinite, zero of both signs, the ends of float32.
+How it works:
 
-Of a model with more splits than `SPLITS_MAX` an even part is tried, and how many are left out is told.
+1. The gate scores the golden vectors, and random rows: each value is drawn from its own column, and a tenth of the
+   values are missing.
+2. It scores every split at its edges. A real payment is changed as little as possible so that it reaches the split. At
+   a numerical split its value is the float32 below the threshold, the nearest one, the one above, and missing. At a
+   categorical split it is a category of the set, one outside it, one never seen, and missing.
+3. It puts special values into every feature of some real payments: missing, infinite, both zeros, the ends of float32.
+4. With more splits than `SPLITS_MAX`, an even selection is tried. `splits_left_out` counts the others.
+
+Example: a split tests fraud_share <= 0.1, on the left side of amount <= 5000. A payment of 8000 gets a smaller amount,
+so that it reaches the split. Its tried values of fraud_share are 0.099999994, 0.1000000015 (the float32 nearest to
+0.1), 0.100000009 and missing. The second is above 0.1 and goes right. A library whose thresholds were narrowed to
+float32 sends it left and is refused.
 """
 
 from __future__ import annotations
@@ -29,16 +36,16 @@ from paywarden.schemas.errors import BundleRefused
 F32 = NDArray[np.float32]
 
 SPLITS_MAX = 20_000
-"""300 trees of 63 leaves have 18,600. LightGBM scores some 40,000 rows of those a second, and a split has four."""
+"""300 trees of 63 leaves have 18,600. LightGBM scores about 40,000 rows a second with them; a split has four rows."""
 RANDOM_ROWS = 4096
-# Payments that the values of step 3 are put into.
+# The number of payments that get the special values of step 3.
 _PAYMENTS_OF_A_VALUE = 8
 _MISSING_SHARE = 0.1
 _ROWS_OF_A_SPLIT = 4
 
 _TINY, _LARGEST = np.finfo(np.float32).smallest_subnormal, np.finfo(np.float32).max
 _SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, _TINY, -_TINY, 1e-35, _LARGEST, -_LARGEST], dtype=np.float32)
-# A category is a whole number, never a fraction: engines round those each in its own way.
+# Categories are whole numbers. Fractions are not tried, because each engine rounds them differently.
 _SPECIAL_CATEGORIES = np.array([np.nan, np.inf, -np.inf, 0.0, -1.0, 2.0**24, _LARGEST], dtype=np.float32)
 
 
@@ -53,7 +60,7 @@ class GateRows:
 
 @dataclass(frozen=True)
 class ParityGate:
-    """What a model's predictors must score as LightGBM does."""
+    """The rows that a model's predictors must score with LightGBM's bits."""
 
     parts: tuple[GateRows, ...]
     splits: int
@@ -61,9 +68,10 @@ class ParityGate:
 
     @classmethod
     def of(cls, model_text: Path, payments: F32, *, golden: F32 | None = None, seed: int = 0) -> ParityGate:
-        """The gate of a LightGBM text model. `payments`: real vectors, shape (rows, features), float32, at least one.
+        """Returns the gate of a LightGBM text model.
 
-        `golden` are further rows to try. Raises BundleRefused for a text that is no such model.
+        `payments`: real vectors, (rows, features), float32, at least one. `golden`: the rows to try in place of the
+        payments themselves. Raises BundleRefused if the text is not such a model.
         """
         trees = read_trees(model_text, payments.shape[1])
         try:
@@ -75,7 +83,7 @@ class ParityGate:
             "golden rows": payments if golden is None else golden,
             "random rows": random_rows(payments, seed, RANDOM_ROWS),
             "rows at the edges of splits": edge_rows(trees, payments, tried),
-            "rows with a value that is none": special_rows(trees, payments),
+            "rows with special values": special_rows(trees, payments),
         }
         parts = tuple(GateRows(kind, vectors, margins_of(reference, vectors)) for kind, vectors in rows.items())
         return cls(parts, len(tried), len(trees.nodes) - len(tried))
@@ -85,27 +93,27 @@ class ParityGate:
         return sum(len(part.vectors) for part in self.parts)
 
     def require(self, predictor: Predictor) -> None:
-        """Raises BundleRefused when one row's margin is not the 64 bits that LightGBM gives."""
+        """Raises BundleRefused if the margin of any row differs from LightGBM's in one of its 64 bits."""
         for part in self.parts:
             require_same_bits(predictor, part)
 
 
 def require_same_bits(predictor: Predictor, rows: GateRows) -> None:
-    """Raises BundleRefused when one row's margin is not the 64 bits that LightGBM gives."""
-    got = predictor.margins(rows.vectors)
-    differing = int(np.count_nonzero(got.view(np.int64) != rows.margins.view(np.int64)))
+    """Raises BundleRefused if the margin of any row differs from LightGBM's in one of its 64 bits."""
+    margins = predictor.margins(rows.vectors)
+    differing = int(np.count_nonzero(margins.view(np.int64) != rows.margins.view(np.int64)))
     if differing:
         kind = "native library" if predictor.native else "GTIL"
-        raise BundleRefused(f"the {kind} scores {differing} of {len(got)} rows unlike LightGBM ({rows.kind})")
+        raise BundleRefused(f"the {kind} scores {differing} of {len(margins)} rows unlike LightGBM ({rows.kind})")
 
 
 def margins_of(reference: Any, vectors: F32) -> NDArray[np.float64]:
-    """LightGBM's own margins, shape (rows,). `reference` is its Booster."""
+    """Returns LightGBM's own margins, (rows,). `reference` is its Booster."""
     return np.ascontiguousarray(reference.predict(vectors, raw_score=True), dtype=np.float64)
 
 
 def random_rows(payments: F32, seed: int, count: int) -> F32:
-    """Rows no payment had: each value drawn from its own column, and a tenth of them missing."""
+    """Returns random rows: each value is drawn from its own column, and a tenth of the values are missing."""
     random = np.random.default_rng(seed)
     picked = random.integers(0, len(payments), size=(count, payments.shape[1]))
     rows = np.take_along_axis(payments, picked, axis=0)
@@ -114,7 +122,7 @@ def random_rows(payments: F32, seed: int, count: int) -> F32:
 
 
 def special_rows(trees: Trees, payments: F32) -> F32:
-    """Real payments with one value that is missing, infinite, zero or as far out as there is; then in all features."""
+    """Returns real payments with one special value (missing, infinite, zero, the largest), then rows full of each."""
     features = payments.shape[1]
     categorical = set(trees.nodes[(trees.nodes[:, DECISION] & CATEGORICAL) != 0, FEATURE].tolist())
     bases = payments[_evenly(len(payments), _PAYMENTS_OF_A_VALUE)]
@@ -130,7 +138,7 @@ def special_rows(trees: Trees, payments: F32) -> F32:
 
 
 def edge_rows(trees: Trees, payments: F32, splits: NDArray[np.int64]) -> F32:
-    """Four rows for each of these splits: a real payment led there, on the edges of what it asks. See the module."""
+    """Returns four rows for each of these splits, as in step 2 of the module: real payments at the split's edges."""
     above = _parents(trees)
     rows = np.repeat(payments[np.arange(len(splits)) % len(payments)], _ROWS_OF_A_SPLIT, axis=0)
     for place, split in enumerate(splits.tolist()):
@@ -146,12 +154,12 @@ def _tried_splits(count: int) -> NDArray[np.int64]:
 
 
 def _evenly(count: int, most: int) -> NDArray[np.int64]:
-    """So many places among `count`, or all."""
+    """Returns at most `most` of the indexes below `count`, evenly spaced."""
     return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
 
 
 def _parents(trees: Trees) -> NDArray[np.int64]:
-    """By node: its parent, -1 for a root, and whether it is on the left. Shape (nodes, 2)."""
+    """Returns for each node its parent, -1 for a root, and whether it is the left child. Shape (nodes, 2)."""
     above = np.full((len(trees.nodes), 2), -1, dtype=np.int64)
     for is_left, column in ((1, LEFT), (0, RIGHT)):
         children = trees.nodes[:, column]
@@ -161,28 +169,30 @@ def _parents(trees: Trees) -> NDArray[np.int64]:
 
 
 def _lead(row: F32, trees: Trees, above: NDArray[np.int64], node: int) -> None:
-    """Change of a row what would keep it from a node. Overwrites `row`, shape (features,)."""
+    """Change the values of `row`, (features,), that would keep it from reaching a node, and no others."""
     bounds: dict[int, tuple[float, float]] = {}
-    wanted: dict[int, list[tuple[set[int], bool]]] = {}
+    sets_of: dict[int, list[tuple[set[int], bool]]] = {}
     for parent, is_left in _way_up(above, node):
         feature, threshold = int(trees.nodes[parent, FEATURE]), float(trees.thresholds[parent])
         if trees.nodes[parent, DECISION] & CATEGORICAL:
-            wanted.setdefault(feature, []).append((trees.categories(parent), is_left))
+            sets_of.setdefault(feature, []).append((trees.categories(parent), is_left))
             continue
         low, high = bounds.get(feature, (-np.inf, np.inf))
         bounds[feature] = (low, min(high, threshold)) if is_left else (max(low, threshold), high)
     for feature, (low, high) in bounds.items():
-        # As doubles: beside a float32, NumPy narrows a Python number, and with it the threshold.
+        # Compare as doubles: NumPy would narrow the threshold, a Python number, to float32.
         if not low < float(row[feature]) <= high:
             row[feature] = _between(low, high)
-    for feature, sets in wanted.items():
-        last = max((category for one, _ in sets for category in one), default=0) + 1
-        possible = (number for number in range(last + 1) if all((number in one) == inside for one, inside in sets))
+    for feature, sets in sets_of.items():
+        last = max((category for categories, _ in sets for category in categories), default=0) + 1
+        possible = (
+            number for number in range(last + 1) if all((number in categories) == inside for categories, inside in sets)
+        )
         row[feature] = next(possible, np.nan)
 
 
 def _way_up(above: NDArray[np.int64], node: int) -> Iterator[tuple[int, bool]]:
-    """The nodes over a node, and whether one goes left at each to come to it."""
+    """Yields the ancestors of a node, and for each whether the path to the node goes left there."""
     while True:
         node, is_left = above[node].tolist()
         if node < 0:
@@ -191,7 +201,7 @@ def _way_up(above: NDArray[np.int64], node: int) -> Iterator[tuple[int, bool]]:
 
 
 def _between(low: float, high: float) -> np.float32:
-    """A float32 above `low` and at most `high`, where there is one."""
+    """Returns a float32 above `low` and at most `high`, if one exists."""
     if np.isfinite(high):
         value = _narrowed(high)
         return value if float(value) <= high else np.nextafter(value, np.float32(-np.inf))
@@ -212,6 +222,6 @@ def _edges(trees: Trees, split: int) -> F32:
 
 
 def _narrowed(value: float) -> np.float32:
-    # LightGBM's own largest threshold is beyond float32.
+    # LightGBM's largest threshold does not fit into a float32.
     with np.errstate(over="ignore", under="ignore"):
         return np.float32(value)

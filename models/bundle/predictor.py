@@ -1,7 +1,7 @@
-"""What turns vectors into margins: the port, and its two implementations.
+"""Predictors turn vectors into margins: the protocol and its two implementations.
 
-A margin is the model's raw score (log-odds before calibration), float64. Both implementations give the bits
-that LightGBM's own `predict(raw_score=True)` gives; the parity gate and the tests hold them to it.
+A margin is the model's raw score (log-odds before calibration), float64. Both implementations give the same bits as
+LightGBM's own `predict(raw_score=True)`. The parity gate and the tests check it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Predictor(Protocol):
     native: bool
 
     def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """`vectors`: shape (rows, features), float32, C-contiguous, missing is NaN. Result: shape (rows,)."""
+        """Returns margins, (rows,). `vectors`: (rows, features), float32, C-contiguous; missing values are NaN."""
         ...
 
 
 class NativePredictor:
-    """The compiled library, called directly: about a microsecond for the call, then the trees."""
+    """A predictor that calls the compiled library. A call takes about a microsecond plus the trees."""
 
     native = True
 
@@ -52,7 +52,7 @@ class NativePredictor:
         return result
 
     def bound(self, vectors: NDArray[np.float32]) -> Callable[[int], list[float]]:
-        """See the function `bound`. The call raises ValueError for more rows than there are."""
+        """See the function `bound`. The returned function raises ValueError for more rows than `vectors` has."""
         assert vectors.dtype == np.float32
         assert vectors.flags.c_contiguous
         result = np.empty(len(vectors))
@@ -61,7 +61,7 @@ class NativePredictor:
         vectors_at, result_at = ctypes.c_void_p(vectors.ctypes.data), ctypes.c_void_p(result.ctypes.data)
 
         def margins_of(rows: int) -> list[float]:
-            # Naming the array also keeps it alive.
+            # Using the array here also keeps it alive.
             if not 0 <= rows <= len(vectors):
                 raise ValueError(f"wanted 0 to {len(vectors)} rows, got {rows}")
             call(vectors_at, rows, result_at)
@@ -72,10 +72,10 @@ class NativePredictor:
 
 
 def bound(predictor: Predictor, vectors: NDArray[np.float32]) -> Callable[[int], list[float]]:
-    """A call that gives the margins of the first so many of these rows, with what they hold by then.
+    """Returns a function that takes N and gives the margins of the first N rows, with their values at that time.
 
-    For a caller whose array stays: of a single row, to look at arrays takes a third of the time. `vectors` as for
-    `Predictor.margins`; they are kept alive.
+    For callers that reuse one array: preparing an array for the call takes a third of the time of a single row.
+    `vectors`: as for `Predictor.margins`; the function keeps the array alive.
     """
     if isinstance(predictor, NativePredictor):
         return predictor.bound(vectors)
@@ -83,29 +83,29 @@ def bound(predictor: Predictor, vectors: NDArray[np.float32]) -> Callable[[int],
 
 
 def _address(array: NDArray[Any]) -> int:
-    """Where an array begins. Its own `ctypes.data` takes 0.75 µs, which for a single row is a tenth of everything."""
+    """Returns the address of an array. NumPy's `ctypes.data` takes 0.75 µs, a tenth of the time of a single row."""
     if array.size and array.flags.writeable:
         return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
     return array.ctypes.data
 
 
 def _load(library: Path) -> ctypes.CDLL:
-    """The library that is in this file now: asked twice for one name, the loader gives what it has loaded before."""
+    """Load the library that this file holds now. For a path it has loaded before, the loader returns the old one."""
     with tempfile.TemporaryDirectory(prefix="paywarden-load-") as folder:
-        # A name never used before; it may go at once, the loader has the file itself.
+        # The link gives the file a new path. It can be deleted at once, because the loader has opened the file.
         name = Path(folder) / library.name
         name.symlink_to(library.resolve())
         return ctypes.CDLL(str(name))
 
 
 class GtilPredictor:
-    """Treelite's own interpreter: no compiler needed, about 25 times slower on one row."""
+    """A predictor that uses Treelite's interpreter, GTIL. It needs no compiler; one row takes about 25 times longer."""
 
     native = False
 
     def __init__(self, model_text: Path) -> None:
-        """Load a LightGBM text model. Raises BundleRefused when Treelite cannot read it, or is not installed."""
-        # Imported here: Treelite imports SciPy, and a scoring host that has a native library needs neither.
+        """Load a LightGBM text model. Raises BundleRefused if Treelite cannot read it or is not installed."""
+        # Imported here: Treelite imports SciPy, and a scoring host with a native library needs neither.
         try:
             import treelite
         except ModuleNotFoundError as error:
@@ -120,7 +120,7 @@ class GtilPredictor:
             raise BundleRefused(f"{model_text.name} is not a LightGBM model: {error}") from error
 
     def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        # Thresholds are float64: a float32 widened compares the same, a narrowed threshold would not.
+        # Thresholds are float64. Widening the values keeps every comparison; narrowing the thresholds would not.
         rows = np.ascontiguousarray(vectors, dtype=np.float64)
         margins = self._predict(self._model, rows, pred_margin=True, nthread=1)
         return np.asarray(margins, dtype=np.float64).reshape(len(vectors))

@@ -1,7 +1,7 @@
-"""Probabilities of many log-odds at once, to the bit those that `paywarden.models.bundle.bundle.sigmoid` gives of each.
+"""Turn many log-odds into probabilities at once, with the same bits as `paywarden.models.bundle.bundle.sigmoid`.
 
-The exponential is the C library's own, as Python's is: NumPy's is another in one of fifty rows, and a row's score must
-not depend on whether it was asked about alone. Compiled, so that threads do not wait for each other.
+A row's score must not depend on whether it is scored alone or in a batch. Python's exponential is the C library's, and
+so is this one. NumPy's differs in about one of fifty rows. The loop is compiled, and releases the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from paywarden.features.kernel.jit import compiled
 
 
 def sigmoids(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shape (rows,), and so is the result; below -700 it is 0, and of what is not a number."""
+    """Returns 1 / (1 + exp(-value)) of each value, shape (rows,). Values at or below -700, and NaN, give 0."""
     result = np.empty(len(values))
     _fill(values, result)
     return result

@@ -1,4 +1,4 @@
-"""Arrays that NumPy keeps in a zip, read whole."""
+"""Read the arrays of a NumPy .npz file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-# What NumPy and zipfile raise of damaged files. RuntimeError: what looks encrypted, or packed in a way not known.
+# The exceptions of NumPy and zipfile for damaged files. RuntimeError: encrypted, or compressed in an unknown way.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, BadZipFile, TokenError, zlib.error)
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays by name; no pickles. Raises one of UNREADABLE."""
-    # Opened here: of a damaged zip NumPy leaves the file open.
+    """Returns all arrays by name; refuses pickles. Raises one of UNREADABLE."""
+    # Opened here, because NumPy does not close a damaged file.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}

@@ -1,1 +1,1 @@
-"""The mathematics of drift: counts of decisions, references of what is usual, and detectors."""
+"""The mathematics of drift: counts of decisions, references with baselines, and sequential tests."""

@@ -1,17 +1,34 @@
-"""What is usual: of each signal what is to be expected at an hour of the week, and how much a block varies around it.
+"""Learn a baseline: the expected value of each signal at each hour of the week, and how much blocks vary around it.
 
     expected = level + season(hour of the week)
     variance = dispersion x variance of one payment x (1 / payments of the block + 1 / payments of the past) + wander
 
-The season is learnt from whole hours of a past: first the hours of the day, then what hours of the week add to them,
-each only as far as it stands out of chance (an empirical Bayes shrinkage). `dispersion` says how much more blocks
-vary than independent payments would, as those of one card are not; `wander`, what no number of payments averages
-out. Both are estimated for each length from the past's own blocks, by moments; and no shorter block is
-taken to vary less than a longer one, since what adds up in an hour is no chance of each of its minutes. Blocks
-that lay further off than the null allows (models/drift/detectors.py) widen the signal, and its kin in other segments.
+How it works:
 
-Cards grow older and merchants more: what is expected of features and traffic follows them slowly (`followed`), in
-the past as later. Scores are held against the past as it was.
+1. Level and season come from whole hours of a past. The season has two parts: the hour of the day, and what the hour of
+   the week adds to it. Each part is shrunk towards 0 by the share of it that chance explains (empirical Bayes
+   shrinkage).
+2. Dispersion says by what factor blocks vary more than independent payments would. Payments of one card are not
+   independent, so it is often above 1.
+3. Wander is the variance that remains with any number of payments. Dispersion and wander are estimated for each block
+   length by the method of moments: a line through the squared deviations of the past's own blocks.
+4. A shorter block never gets a smaller dispersion or wander than a longer one. What adds up over an hour cannot be
+   independent chance in each of its minutes.
+5. If a past block deviates more than the null hypothesis allows (models/drift/detectors.py), the signal gets a larger
+   variance, and so does its signal group: the same signal in other segments.
+6. Cards get older and merchants more numerous. The expected values of features and traffic therefore follow the days
+   slowly, by 1/14 of each day's deviation (`followed`). Those of scores stay at the past.
+
+Example: the share of missing values of a feature has the level 0.10, and is 0.02 higher on Mondays at 09:00. Dispersion
+is 2, wander 0.0001 for hours and for days. Now a Monday 09:00 has 1,000 payments and the share 0.18; the past had 4,000
+payments at that hour.
+
+    expected  = 0.10 + 0.02 = 0.12
+    range     = 4 x sqrt(0.0001) = 0.04: the nearest expected value is 0.16, and the deviation is 0.02
+    one       = 0.10 x 0.90 = 0.09 in the past, 0.18 x 0.82 = 0.148 now: the mean, 0.119, is larger than the past's
+    variance  = 2 x 0.119 x (1/1000 + 1/4000) + 0.0001 = 0.0004, so the standard deviation is 0.02
+
+The block lies 0.02 / 0.02 = 1 standard deviation away.
 """
 
 from __future__ import annotations
@@ -32,29 +49,33 @@ from paywarden.models.drift.signals import Block
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 TimedCounts = tuple[int, Counts]
-"""When a block of time begins, and its counts."""
+"""The start of a block in milliseconds since the epoch, and its counts."""
 
 _FIVE_MS, _, _DAY_MS = LENGTHS_MS
 _HOURS_OF_DAY, _HOURS_OF_WEEK = 24, 168
-# What a day adds to a level, of what it lay off; and no more than so many standard deviations are believed of it.
+# A level follows a day by this share of the day's deviation. A deviation counts for at most 2 standard deviations.
 _FOLLOWS, _BELIEVED = 1 / 14, 2.0
-# Of days, how many an estimate has to outweigh to differ from that of hours.
+# The estimate of days is that of hours until the past has about this many days.
 _PRIOR_DAYS = 10.0
-# So many standard deviations of a day's wander are a range in which nothing has changed.
+# Within this many standard deviations of a day's wander, a signal counts as unchanged.
 _RANGE = 4.0
-_KIN_SHARE = 0.75
-# How large a change is, is measured against no smaller variance and no smaller share than these.
+# The quantile of a signal group's wander that each of its members has at least.
+_GROUP_QUANTILE = 0.75
+# Effects are measured against at least this variance and this share.
 _VARIANCE_MIN, _SHARE_MIN = 1e-3, 1e-3
-# Weighs nothing, and divides.
+# Keeps divisions by 0 from happening, and is too small to change a weighted mean.
 _TINY = 1e-9
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Of a layout's signals, all float32.
+    """The baseline of a layout's signals. All arrays are float32.
 
-    `level`, `variance`: (signals,), the variance that of one payment. `season`: (168, signals), hours since the epoch.
-    `dispersion`, `wander`: (lengths, signals), as in LENGTHS_MS. `payments`: (168, segments), those of the past.
+    `level`: (signals,).
+    `variance`: (signals,), the variance of one payment.
+    `season`: (168, signals). Hour 0 is the hour of the epoch, Thursday 00:00 UTC.
+    `dispersion`, `wander`: (lengths, signals), in the order of LENGTHS_MS.
+    `payments`: (168, segments), the past's payments at each hour of the week.
     """
 
     level: F32
@@ -66,20 +87,23 @@ class Baseline:
 
     @cached_property
     def range(self) -> F64:
-        """How far from what is expected nothing is said of a signal, (signals,)."""
+        """How far a signal may be from its expected value without counting as changed, (signals,)."""
         return np.asarray(_RANGE * np.sqrt(self.wander[-1]), dtype=np.float64)
 
     def block(
         self, layout: Layout, counts: Counts, start_ms: int, length_ms: int, followed: NDArray[Any] | None = None
     ) -> Block:
-        """The signals of these counts, beside what is usual then. `followed`: how far levels have moved since."""
+        """Returns the signals of these counts beside their expected values and standard deviations.
+
+        `followed`: how far the levels have moved since the past, (signals,).
+        """
         value, count = layout.values(counts)
         expected, past = self.expected(layout, start_ms, length_ms)
         if followed is not None:
             expected = expected + followed
-        # Of a range, the end that is nearest.
+        # Measure from the nearest point of the range in which the signal counts as unchanged.
         expected = expected + np.clip(value - expected, -self.range, self.range)
-        # What is rare by what is expected may not be so by what is seen: as much is said of either.
+        # An event that was rare in the past may be frequent in this block: use the mean of both variances if larger.
         of_one = np.maximum(self.variance, (self.variance + layout.spread(counts)) / 2)
         place = LENGTHS_MS.index(length_ms)
         sampling = 1 / np.maximum(count, 1) + 1 / np.maximum(past, 1)
@@ -88,23 +112,23 @@ class Baseline:
         return Block(start_ms, length_ms, layout.signals, value, expected, np.sqrt(variance), count, effect)
 
     def expected(self, layout: Layout, start_ms: int, length_ms: int) -> tuple[F64, F64]:
-        """What is to be expected of a block, and how many payments of the past say so. Both (signals,)."""
+        """Returns the expected values of a block, and the number of past payments they rest on. Both (signals,)."""
         season, past = _season_of(layout, self.season, self.payments, start_ms, length_ms)
         return self.level + season, past
 
 
 def followed(baseline: Baseline, layout: Layout, before: F32, day: Block) -> F32:
-    """How far levels have moved after a day, when they had moved so far before it."""
+    """Returns how far the levels have moved after `day`, (signals,); `before` is how far they had moved before it."""
     expected = baseline.expected(layout, day.start_ms, day.length_ms)[0] + before
     most = _BELIEVED * day.sd
-    known = layout.is_followed & (day.count > 0)
-    return before + np.where(known, _FOLLOWS * np.clip(day.value - expected, -most, most), 0.0).astype(np.float32)
+    is_moving = layout.is_followed & (day.count > 0)
+    return before + np.where(is_moving, _FOLLOWS * np.clip(day.value - expected, -most, most), 0.0).astype(np.float32)
 
 
 def _season_of(
     layout: Layout, season: NDArray[Any], payments: NDArray[Any], start_ms: int, length_ms: int
 ) -> tuple[F64, F64]:
-    """Of a block; of more than an hour by the payments that its hours had in the past."""
+    """Returns a block's season and its past payments, (signals,). Several hours are weighted by their past payments."""
     first = start_ms // HOUR_MS % _HOURS_OF_WEEK
     hours = slice(first, first + max(1, length_ms // HOUR_MS))
     past = payments[hours, layout.behind].astype(np.float64)
@@ -113,27 +137,28 @@ def _season_of(
 
 
 def _effect(layout: Layout, moved: F64, expected: F64, variance: F64, of_one: F32) -> F64:
-    """How large a move is, less what chance has in it: see Block."""
-    surely = np.maximum(moved**2 - variance, 0.0)
-    distance = surely / np.maximum(of_one, _VARIANCE_MIN)
-    relative = np.sqrt(surely) / np.maximum(expected, _SHARE_MIN)
+    """Returns the effects of moves: squared distances less the variance that chance explains. See Block.effect."""
+    beyond_chance = np.maximum(moved**2 - variance, 0.0)
+    distance = beyond_chance / np.maximum(of_one, _VARIANCE_MIN)
+    relative = np.sqrt(beyond_chance) / np.maximum(expected, _SHARE_MIN)
     return np.where(layout.is_histogram, distance, relative)
 
 
 def empty_baseline(layout: Layout) -> Baseline:
-    """Before there is a past: expected is NaN, so that nothing is said of any signal."""
-    count, none = len(layout.signals), np.zeros((len(LENGTHS_MS), len(layout.signals)))
+    """Returns a baseline without a past: every expected value is NaN, and no detector counts a block."""
+    count, zeros = len(layout.signals), np.zeros((len(LENGTHS_MS), len(layout.signals)))
     weeks = [np.zeros((_HOURS_OF_WEEK, columns)) for columns in (count, len(layout.segments))]
-    return _usual(np.full(count, np.nan), np.ones(count), weeks[0], none, none, weeks[1])
+    return _as_baseline(np.full(count, np.nan), np.ones(count), weeks[0], zeros, zeros, weeks[1])
 
 
 def learn_baseline(
     layout: Layout, total: Counts, hours: Iterable[TimedCounts], fives: Iterable[TimedCounts] = ()
 ) -> Baseline:
-    """What a past was like, that is summed up in `total`.
+    """Returns the baseline of a past. `total` is the sum of its counts.
 
-    `hours`: every hour of it, in order and without gaps, from a midnight on (UTC). `fives`: some of its blocks of five
-    minutes, iterated more than once; without any, these are taken to vary as hours do.
+    `hours`: every hour of the past, in order and without gaps, from a midnight on (UTC).
+    `fives`: some of its blocks of five minutes; iterated more than once. Without any, blocks of five minutes get the
+    dispersion and wander of hours.
     """
     past = _Past(layout, total, hours)
     levels = past.levels()
@@ -143,34 +168,35 @@ def learn_baseline(
     of_days[1] = np.maximum(of_days[1], _of_signal_group(layout, of_days[1]))
     longest = np.maximum(of_hours, of_days)
     estimates = np.maximum(of_fives, longest), longest, of_days
-    dispersion, wander = np.stack([one[0] for one in estimates]), np.stack([one[1] for one in estimates])
-    found = _usual(past.mean, past.variance, past.season, dispersion, wander, past.payments)
-    widened = _widening(layout, found, fives, levels, past.first_ms)
-    last = levels[-1]
-    return _usual(past.mean + last, past.variance, past.season, dispersion * widened, wander * widened, past.payments)
+    dispersion, wander = np.stack([pair[0] for pair in estimates]), np.stack([pair[1] for pair in estimates])
+    baseline = _as_baseline(past.mean, past.variance, past.season, dispersion, wander, past.payments)
+    factor = _widening(layout, baseline, fives, levels, past.first_ms)
+    level = past.mean + levels[-1]
+    return _as_baseline(level, past.variance, past.season, dispersion * factor, wander * factor, past.payments)
 
 
-def _usual(*arrays: NDArray[Any]) -> Baseline:
+def _as_baseline(*arrays: NDArray[Any]) -> Baseline:
     return Baseline(*(array.astype(np.float32) for array in arrays))
 
 
 def _of_signal_group(layout: Layout, wander: F64) -> F64:
-    """What three quarters of the same signals in other segments are below: one alone may have been lucky."""
-    found = np.zeros(layout.signal_group_count)
+    """Returns the third quartile of wander in each signal's group. The estimate of one segment may be low by chance."""
+    quartile = np.zeros(layout.signal_group_count)
     order = np.argsort(layout.signal_group, kind="stable")
     signal_group, firsts = np.unique(layout.signal_group[order], return_index=True)
     for number, part in zip(signal_group, np.split(wander[order], firsts[1:]), strict=True):
-        found[number] = np.quantile(part, _KIN_SHARE)
-    return found[layout.signal_group]
+        quartile[number] = np.quantile(part, _GROUP_QUANTILE)
+    return quartile[layout.signal_group]
 
 
 def _widening(layout: Layout, baseline: Baseline, fives: Iterable[TimedCounts], levels: F64, first_ms: int) -> F64:
-    """By how much the variance of each signal has to be larger, so that its furthest block is as far as the null's is.
+    """Returns the factor, at least 1, by which each signal's variance must grow, (signals,).
 
-    Bursts of one merchant or device come to each segment rarely, and to some segment all the time: a signal is as wide
-    as its kin, the same in other segments, has to be.
+    With that factor, the largest deviation of a signal group is the largest that the null hypothesis lets expect of as
+    many blocks. A burst of one merchant or device hits each segment rarely, but some segment all the time. All signals
+    of a group therefore share one factor.
     """
-    # Imported here, as in models/drift/detectors.py.
+    # Imported here because only learning needs SciPy.
     from scipy.special import stdtrit
 
     furthest, blocks = np.zeros(len(layout.signals)), np.zeros(len(layout.signals))
@@ -188,7 +214,7 @@ def _widening(layout: Layout, baseline: Baseline, fives: Iterable[TimedCounts], 
 
 
 class _Past:
-    """Hours of the past: values and payments of each signal, (hours, signals), and what follows from them."""
+    """The hours of a past: each signal's deviation from its mean and its payments, (hours, signals)."""
 
     def __init__(self, layout: Layout, total: Counts, hours: Iterable[TimedCounts]) -> None:
         self.layout = layout
@@ -198,13 +224,13 @@ class _Past:
         for start_ms, counts in hours:
             value, size = layout.values(counts)
             starts.append(start_ms)
-            # Half the memory, and no less is known of them.
+            # float32 takes half the memory and is exact enough.
             moved.append(np.where(size > 0, value - self.mean, 0.0).astype(np.float32))
             sizes.append(size.astype(np.float32))
             self.payments[start_ms // HOUR_MS % _HOURS_OF_WEEK] += counts.payments[: len(layout.segments)]
         self.first_ms = starts[0]
         self._starts, self._moved, self._sizes = starts, np.array(moved), np.array(sizes)
-        # How many means of the past's own what is expected of its hours, and of its days, is made of.
+        # How many parameters were fitted to the past's own hours, and how many of them to its days. (signals,) each.
         self._hours_used, self._days_used = np.zeros(len(self.mean)), np.zeros(len(self.mean))
         self.season = self._season()
         self._fill_payments()
@@ -222,9 +248,10 @@ class _Past:
         return season + of_week
 
     def _shrunk(self, moved: F32, group: NDArray[np.int64], groups: int) -> tuple[F64, F64]:
-        """Means of groups of hours as far as they are no chance, and the share of them that is taken, 0 to 1.
+        """Returns the shrunk means of groups of hours, and their shrinkage weights from 0 to 1. Both (groups, signals).
 
-        Groups of an hour each have nothing to show how much they vary by chance, and are not taken.
+        The weight is the variance between groups divided by itself plus the variance of a group's mean by chance. If
+        every group has a single hour, the variance within groups is unknown, and the weights are 0.
         """
         sums, sizes, blocks, squares = (np.zeros((groups, len(self.mean))) for _ in range(4))
         for place, number in enumerate(group.tolist()):
@@ -244,22 +271,22 @@ class _Past:
         return weights * means, weights
 
     def _fill_payments(self) -> None:
-        """An hour of the week that the past had not counts as that hour of its other days."""
+        """Fill in hours of the week that the past lacks, with the mean payments of the same hour on other days."""
         days = _HOURS_OF_WEEK // _HOURS_OF_DAY
-        baseline = np.tile(self.payments.reshape(days, _HOURS_OF_DAY, -1).mean(axis=0), (days, 1))
-        self.payments = np.where(self.payments > 0, self.payments, baseline)
+        means = np.tile(self.payments.reshape(days, _HOURS_OF_DAY, -1).mean(axis=0), (days, 1))
+        self.payments = np.where(self.payments > 0, self.payments, means)
 
     def levels(self) -> F64:
-        """How far levels had moved at the beginning of each day, and after the last: (days + 1, signals)."""
+        """Returns how far the levels had moved before each day, and after the last one: (days + 1, signals)."""
         sizes, moved = self._by_day()
         levels = np.zeros((len(sizes) + 1, len(self.mean)))
-        for day, (size, off) in enumerate(zip(sizes, moved, strict=True)):
-            is_known = self.layout.is_followed & (size > 0)
-            levels[day + 1] = levels[day] + _FOLLOWS * np.where(is_known, off - levels[day], 0.0)
+        for day, (size, deviation) in enumerate(zip(sizes, moved, strict=True)):
+            is_moving = self.layout.is_followed & (size > 0)
+            levels[day + 1] = levels[day] + _FOLLOWS * np.where(is_moving, deviation - levels[day], 0.0)
         return levels
 
     def _by_day(self) -> tuple[F64, F64]:
-        """Payments, and what they lay off the season: (days, signals). The last day may be a part of one."""
+        """Returns payments and mean deviations from the season, (days, signals). The last day may be incomplete."""
         firsts = np.arange(0, len(self._starts), _HOURS_OF_DAY)
         sizes = np.add.reduceat(self._sizes.astype(np.float64), firsts, axis=0)
         sums = np.add.reduceat((self._sizes * self._moved).astype(np.float64), firsts, axis=0)
@@ -276,7 +303,7 @@ class _Past:
         spread = _Spread(self.variance)
         for size, moved, level in zip(*self._by_day(), levels[:-1], strict=True):
             spread.add(moved - level, size)
-        # What is not followed is held against its own mean.
+        # The level of a signal that is not followed is the mean of these very days: one more fitted parameter.
         spread.correct(self._days_used + ~self.layout.is_followed)
         return spread
 
@@ -291,9 +318,10 @@ class _Past:
 
 
 class _Spread:
-    """How far blocks of one length lay off what was expected, in units of independent payments: all (signals,).
+    """Estimates dispersion and wander from the deviations of blocks of one length. All arrays are (signals,).
 
-    With z² = moved² x payments / variance, its mean over blocks is dispersion + wander x payments / variance: a line.
+    With z² = deviation² x payments / variance of one payment, the mean of z² over blocks is a straight line in u =
+    payments / variance of one payment: dispersion + wander x u. A least-squares line through (u, z²) gives both.
     """
 
     def __init__(self, variance: F64) -> None:
@@ -301,7 +329,7 @@ class _Spread:
         self._count, self._squares, self._sizes, self._sizes_squared, self._products = np.zeros((5, len(variance)))
 
     def add(self, moved: NDArray[Any], size: NDArray[Any]) -> None:
-        """Note a block."""
+        """Add a block: its deviations and its payments."""
         units = size / self._variance
         square = moved.astype(np.float64) ** 2 * units
         self._count += size > 0
@@ -311,13 +339,13 @@ class _Spread:
         self._products += square * units
 
     def correct(self, used: F64) -> None:
-        """The blocks lay closer than others will, since `used` means of what was expected were theirs."""
+        """Scale deviations up for `used` parameters that were fitted to these blocks: new blocks will deviate more."""
         factor = self._count / np.maximum(self._count - used, np.maximum(self._count / 2, 1))
         self._squares *= factor
         self._products *= factor
 
     def estimate(self) -> F64:
-        """Dispersion, at least 1, and wander: (2, signals)."""
+        """Returns dispersion, at least 1, and wander, at least 0: (2, signals)."""
         count = np.maximum(self._count, 1)
         square, size = self._squares / count, self._sizes / count
         varied = np.maximum(self._sizes_squared / count - size**2, _TINY)
@@ -327,10 +355,13 @@ class _Spread:
         return np.stack([dispersion, wander])
 
     def estimate_like(self, hours: F64) -> F64:
-        """The same of so few blocks of nearly one size that they tell no line: the dispersion is that of hours."""
+        """Returns dispersion and wander of days, (2, signals); `hours` are those of hours.
+
+        Days are too few and too equal in size to fit a line. The dispersion is that of hours. The wander starts from
+        _PRIOR_DAYS days in which every hour wanders independently, and moves towards what the days show.
+        """
         size = self._sizes / np.maximum(self._count, 1)
         dispersion, wander = hours
-        # As if each hour of it wandered for itself.
-        told = self._squares + _PRIOR_DAYS * (dispersion + wander / _HOURS_OF_DAY * size)
-        square = told / (self._count + _PRIOR_DAYS)
+        squares = self._squares + _PRIOR_DAYS * (dispersion + wander / _HOURS_OF_DAY * size)
+        square = squares / (self._count + _PRIOR_DAYS)
         return np.stack([dispersion, np.maximum((square - dispersion) / np.maximum(size, _TINY), 0.0)])

@@ -1,7 +1,12 @@
-"""Decisions counted: how many payments of each segment lie in each bin, in one span of time.
+"""Count decisions: how many payments of each segment lie in each bin, in one span of time.
 
-Counts of one binning add up, whatever they were counted of: minutes, partitions, batches. Each payment counts in
-OVERALL and in one segment of each dimension; one compiled loop finds its bins and counts it in all of them.
+A payment counts in the segment OVERALL and in one segment of each dimension. Example: a web payment from DE with mcc
+5411 adds 1 to four segments:
+
+    overall   channel=web   country=DE   mcc=5411
+
+One compiled loop finds the bins of each row and adds the row to all its segments. Counts with the same binning can be
+added: counts of minutes, of partitions, of batches.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,22 +28,24 @@ AGE_EDGES_MS = 1000 << np.arange(11, dtype=np.int64)
 """The age of profiles has twelve bins: less than a second, less than 2, 4, …, 1024 seconds, and more."""
 AGE_BINS = len(AGE_EDGES_MS) + 2
 AGE_UNKNOWN = AGE_BINS - 1
-"""The place of ages that are not known, behind the bins."""
+"""The index of unknown ages, after the twelve bins."""
 
 FORMAT = 1
 _WIDTHS = (1, 2, 4, 8)
-# Most places hold nothing: more effort would save little.
+# Most counts are 0: a higher level would save little.
 _ZLIB_LEVEL = 1
 
 
 @dataclass(frozen=True)
 class DecisionRows:
-    """Decisions as columns, each of (rows,).
+    """Decisions as columns, each of shape (rows,) unless stated otherwise.
 
-    `scores`: float64, NaN where no model gave one: it lies in no bin. `actions`: 0 to 2, as models/metrics/tally.py
-    numbers
-    them. `vectors`: (rows, features) float32. `flags`: the names each has. `ages_ms`: int64, negative where not known.
-    `values`: for each of DIMENSIONS the rows' values.
+    `scores`: float64. NaN means that no model gave a score; it lies in no bin.
+    `actions`: 0 to 2, numbered as in models/metrics/tally.py.
+    `vectors`: (rows, features), float32.
+    `flags`: the names of each decision's flags.
+    `ages_ms`: int64, the age of the profiles in milliseconds; negative where it is unknown.
+    `values`: one column for each of DIMENSIONS.
     """
 
     scores: NDArray[np.float64]
@@ -50,11 +58,14 @@ class DecisionRows:
 
 @dataclass
 class Counts:
-    """Of one binning; all arrays int64, the segment first.
+    """Counts by segment and bin of one binning. All arrays are int64; their first axis is the segment.
 
-    `payments`: (segments,). `scores`: (segments, score bins). `actions`: (segments, 3). `features`: (segments,
-    features, FEATURE_BINS + 1), the missing last. `flags`: (segments, flags + 1): payments with each of the binning's
-    flags, and with one that it does not know. `ages`: (segments, AGE_BINS).
+    `payments`: (segments,).
+    `scores`: (segments, score bins).
+    `actions`: (segments, 3).
+    `features`: (segments, features, FEATURE_BINS + 1); the last index counts missing values.
+    `flags`: (segments, flags + 1): payments with each of the binning's flags, and last those with any other flag.
+    `ages`: (segments, AGE_BINS).
     """
 
     binning: Binning
@@ -67,26 +78,26 @@ class Counts:
 
     @classmethod
     def empty(cls, binning: Binning) -> Counts:
-        """Of no payment."""
+        """Returns counts in which every number is 0."""
         return cls(binning, *(np.zeros(shape, dtype=np.int64) for shape in _shapes(binning)))
 
     @property
     def arrays(self) -> tuple[NDArray[np.int64], ...]:
-        """All of them, in a fixed order."""
+        """All arrays, in the order in which `to_bytes` stores them."""
         return self.payments, self.scores, self.actions, self.features, self.flags, self.ages
 
     def add(self, other: Counts) -> None:
-        """Count the other's payments too. Both must be of one binning."""
+        """Add the other counts to these. Both must have the same binning."""
         assert self.binning.digest == other.binning.digest
         for mine, theirs in zip(self.arrays, other.arrays, strict=True):
             mine += theirs
 
     def copy(self) -> Counts:
-        """The same, to be counted on apart."""
+        """Returns a copy that can be changed independently."""
         return Counts(self.binning, *(array.copy() for array in self.arrays))
 
     def count(self, rows: DecisionRows) -> None:
-        """Count these payments too."""
+        """Add these decisions to the counts."""
         binning = self.binning
         segments = binning.segments_of(rows.values)
         score_bins = binning.bins_of_scores(rows.scores).astype(np.int64)
@@ -97,30 +108,36 @@ class Counts:
         assert vectors.shape == (len(segments), binning.feature_count)
         actions = np.asarray(rows.actions, dtype=np.int64)
         _count_rows(
-            segments, score_bins, actions, ages, vectors, binning.feature_edges,
-            self.payments, self.scores, self.actions, self.features, self.ages,
-        )  # fmt: skip
+            _BinnedRows(segments, score_bins, actions, ages, vectors),
+            binning.feature_edges,
+            _CountArrays(self.payments, self.scores, self.actions, self.features, self.ages),
+        )
         self._count_flags(segments, rows.flags)
 
     def _count_flags(self, segments: NDArray[np.uint16], flags: Sequence[Sequence[str]]) -> None:
-        known, other = {name: place for place, name in enumerate(self.binning.flags)}, len(self.binning.flags)
-        found = []
+        places = {name: place for place, name in enumerate(self.binning.flags)}
+        other = len(self.binning.flags)
+        cells = []
         for row, names in enumerate(flags):
-            # A set: however many of its flags are unknown, a payment counts once.
-            found += [(row, place) for place in {known.get(name, other) for name in names}]
-        if found:
-            row, place = np.array(found).T
+            # A set: a payment with several unknown flags counts once.
+            cells += [(row, place) for place in {places.get(name, other) for name in names}]
+        if cells:
+            row, place = np.array(cells).T
             np.add.at(self.flags, (segments[row], place[:, None]), 1)
 
     def to_bytes(self) -> bytes:
-        """For `from_bytes`: the format, the binning's digest, each array's width in bytes, and the arrays, deflated."""
+        """Returns the counts as bytes for `from_bytes`.
+
+        The bytes are the format (1), the binning's digest (DIGEST_SIZE), the width of each array's elements (1 each),
+        and then all arrays, compressed with zlib.
+        """
         narrow = [array.astype(f"<u{_width(array)}") for array in self.arrays]
         head = bytes([FORMAT]) + self.binning.digest + bytes(array.itemsize for array in narrow)
         return head + zlib.compress(b"".join(array.tobytes() for array in narrow), _ZLIB_LEVEL)
 
     @classmethod
     def from_bytes(cls, stored: bytes, binning: Binning) -> Counts:
-        """What `to_bytes` wrote. Raises InvalidEvent for counts of another binning, and for what are none."""
+        """Returns the counts that `to_bytes` wrote. Raises InvalidEvent for another binning or unreadable bytes."""
         shapes = _shapes(binning)
         head_size = 1 + DIGEST_SIZE + len(shapes)
         widths = stored[1 + DIGEST_SIZE : head_size]
@@ -140,14 +157,14 @@ class Counts:
 
 
 def count_rows(binning: Binning, rows: DecisionRows) -> Counts:
-    """The counts of these payments."""
+    """Returns the counts of these decisions."""
     counts = Counts.empty(binning)
     counts.count(rows)
     return counts
 
 
 def _shapes(binning: Binning) -> tuple[tuple[int, ...], ...]:
-    """Of the arrays of Counts, in their order."""
+    """The shapes of `Counts.arrays`, in their order."""
     count = len(binning.segments)
     return (
         (count,),
@@ -165,48 +182,61 @@ def _width(array: NDArray[np.int64]) -> int:
 
 
 def _inflated(deflated: bytes, size: int) -> bytes:
-    """No more than `size` bytes are ever made of them."""
-    machine = zlib.decompressobj()
+    """Decompress exactly `size` bytes. Never allocates more than `size` + 1, whatever the input claims."""
+    decompressor = zlib.decompressobj()
     try:
-        plain = machine.decompress(deflated, size + 1)
+        plain = decompressor.decompress(deflated, size + 1)
     except zlib.error as error:
         raise InvalidEvent(f"stored counts cannot be read: {error}") from error
-    if len(plain) != size or not machine.eof:
+    if len(plain) != size or not decompressor.eof:
         raise InvalidEvent(f"stored counts cannot be read: wanted {size} bytes of them")
     return plain
 
 
+class _BinnedRows(NamedTuple):
+    """Rows to count. A named tuple, because compiled code takes no other kind of object with names.
+
+    `segments`: (rows, 1 + dimensions). `score_bin`, below 0 for no score, `action` and `age`: (rows,). `vectors`:
+    (rows, features).
+    """
+
+    segments: NDArray[np.uint16]
+    score_bin: NDArray[np.int64]
+    action: NDArray[np.int64]
+    age: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+
+
+class _CountArrays(NamedTuple):
+    """The arrays of Counts that the compiled loop adds to."""
+
+    payments: NDArray[np.int64]
+    scores: NDArray[np.int64]
+    actions: NDArray[np.int64]
+    features: NDArray[np.int64]
+    ages: NDArray[np.int64]
+
+
 @compiled()
-def _count_rows(
-    segment_of: NDArray[np.uint16],
-    score_bin: NDArray[np.int64],
-    action: NDArray[np.int64],
-    age: NDArray[np.int64],
-    vectors: NDArray[np.float32],
-    edges: NDArray[np.float32],
-    payments: NDArray[np.int64],
-    scores: NDArray[np.int64],
-    actions: NDArray[np.int64],
-    features: NDArray[np.int64],
-    ages: NDArray[np.int64],
-) -> None:
-    """Add rows to the arrays of Counts. A score's bin below zero is none; values are binned as Binning does it."""
-    places, (feature_count, edge_count) = segment_of.shape[1], edges.shape
-    for row in range(len(segment_of)):
+def _count_rows(rows: _BinnedRows, edges: NDArray[np.float32], counts: _CountArrays) -> None:
+    """Add rows to counts. `edges` are `Binning.feature_edges`; values are binned as `Binning.bins_of_features` does."""
+    places, (feature_count, edge_count) = rows.segments.shape[1], edges.shape
+    for row in range(len(rows.segments)):
+        score_bin = rows.score_bin[row]
         for place in range(places):
-            segment = segment_of[row, place]
-            payments[segment] += 1
-            if score_bin[row] >= 0:
-                scores[segment, score_bin[row]] += 1
-            actions[segment, action[row]] += 1
-            ages[segment, age[row]] += 1
+            segment = rows.segments[row, place]
+            counts.payments[segment] += 1
+            if score_bin >= 0:
+                counts.scores[segment, score_bin] += 1
+            counts.actions[segment, rows.action[row]] += 1
+            counts.ages[segment, rows.age[row]] += 1
         for feature in range(feature_count):
-            value = vectors[row, feature]
-            # Behind the edges of a feature is the place of missing values.
-            found = edge_count + 1
+            value = rows.vectors[row, feature]
+            # Missing values have the index after the last bin.
+            value_bin = edge_count + 1
             if value == value:
-                found = 0
+                value_bin = 0
                 for edge in range(edge_count):
-                    found += edges[feature, edge] <= value
+                    value_bin += edges[feature, edge] <= value
             for place in range(places):
-                features[segment_of[row, place], feature, found] += 1
+                counts.features[rows.segments[row, place], feature, value_bin] += 1

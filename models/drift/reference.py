@@ -1,7 +1,7 @@
-"""The reference of a model: how its decisions were distributed in a known past, which later ones are held against.
+"""The reference of a model: how its decisions were distributed in a known past. Later decisions are compared with it.
 
-A bundle has that of its training window, as reference.npz; one of a period of live decisions is made by
-`paywarden drift reference`. What it expects of blocks of time is told by models/drift/baseline.py.
+A bundle contains the reference of its training window in reference.npz. The command `paywarden drift reference` makes
+one from a period of live decisions. models/drift/baseline.py explains the expected values.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _COUNTS = ("payments", "scores", "actions", "features", "flags", "ages")
 
 @dataclass(frozen=True)
 class Reference:
-    """`counts` is of the whole past. `review_at`: from which score on the risk is high, an edge of scores."""
+    """`counts`: of the whole past. `review_at`: the score from which on the risk is high; one of the score edges."""
 
     model_version: str
     feature_names: tuple[str, ...]
@@ -45,12 +45,12 @@ class Reference:
 
     @property
     def binning(self) -> Binning:
-        """What its decisions are counted in."""
+        """The bins and segments of `counts`."""
         return self.counts.binning
 
     @cached_property
     def digest(self) -> bytes:
-        """DIGEST_SIZE bytes: equal references have equal ones."""
+        """DIGEST_SIZE bytes. Equal references have equal digests."""
         whole = hashlib.sha256(repr((self.model_version, self.feature_names, self.review_at)).encode())
         whole.update(self.binning.digest)
         for array in (*self.counts.arrays, *(getattr(self.baseline, field.name) for field in fields(Baseline))):
@@ -60,11 +60,11 @@ class Reference:
     def block(
         self, counts: Counts, start_ms: int, length_ms: int, followed: NDArray[np.float32] | None = None
     ) -> Block:
-        """The signals of decisions that were counted in a block of time, beside what is usual then: see Usual."""
+        """Returns the signals of a block's counts beside their expected values: see `Baseline.block`."""
         return self.baseline.block(self.layout, counts, start_ms, length_ms, followed)
 
     def save(self, path: Path) -> None:
-        """Write it; the same reference gives the same bytes."""
+        """Write the reference to a file. The same reference gives the same bytes."""
         binning = self.binning
         head = {
             "format": _FORMAT,
@@ -87,24 +87,24 @@ class Reference:
 
 
 def layout_of(counts: Counts, feature_names: tuple[str, ...], review_at: float, kinds: Kinds) -> Layout:
-    """The signals of a model whose decisions were counted like that."""
+    """Returns the layout of a model's signals; ranks are those of `counts`."""
     return Layout(counts.binning, feature_names, Ranks.of_counts(counts), high_risk_at=review_at, kinds=kinds)
 
 
 def read_reference(path: Path) -> Reference:
-    """What `save` wrote. Raises BundleRefused naming the file."""
+    """Returns the reference that `save` wrote. Raises BundleRefused naming the file."""
     try:
         arrays = read_arrays(path)
         head = json.loads(str(arrays["head"]))
         if head["format"] != _FORMAT:
             raise BundleRefused(f"{path}: wanted a reference of format {_FORMAT}, got {head['format']}")
         names, review_at, kinds = tuple(head["feature_names"]), head["review_at"], Kinds(head["kinds"])
-        values = tuple(tuple(of_dimension) for of_dimension in head["values"])
+        values = tuple(tuple(dimension) for dimension in head["values"])
         binning = Binning(arrays["score_edges"], arrays["feature_edges"], values, tuple(head["flags"]))
         counts = Counts(binning, *(arrays[name] for name in _COUNTS))
         baseline = Baseline(*(arrays[f"usual_{field.name}"] for field in fields(Baseline)))
-        wanted = _shapes((*Counts.empty(binning).arrays, np.empty((len(names), FEATURE_BINS - 1))))
-        fits = _shapes((*counts.arrays, binning.feature_edges)) == wanted
+        shapes = _shapes((*Counts.empty(binning).arrays, np.empty((len(names), FEATURE_BINS - 1))))
+        fits = _shapes((*counts.arrays, binning.feature_edges)) == shapes
     except UNREADABLE as error:
         raise BundleRefused(f"{path}: it cannot be read as a reference of decisions") from error
     layout = layout_of(counts, names, review_at, kinds) if fits else None
@@ -118,7 +118,10 @@ def _shapes(arrays: Iterable[NDArray[Any]]) -> list[tuple[int, ...]]:
 
 
 def load_reference(bundle: Path) -> Reference | None:
-    """A bundle's; None where it has none, as bundles older than references. Raises BundleRefused."""
+    """Returns a bundle's reference; None for old bundles without one.
+
+    Raises BundleRefused where the file is missing, has a wrong checksum or cannot be read.
+    """
     manifest = read_manifest(bundle)
     path = bundle / REFERENCE
     if REFERENCE not in manifest.files:

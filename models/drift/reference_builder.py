@@ -1,7 +1,19 @@
-"""Make a reference of past decisions: bins and segments that suit them, and what was usual.
+"""Make a reference from past decisions: bins, segments and the baseline.
 
-Of a training window the scores are those out of fold, as a bundle's metrics are: a model's scores of payments it has
-learnt are no reference. Actions, flags and ages are known of live decisions alone.
+How it works:
+
+1. Scores get bins at 20 equal shares of the payments, with finer bins in the top 5 %, and at both thresholds.
+2. Each feature gets up to 15 bins of about equal shares. A value that many payments have gets a bin of its own.
+3. A value of channel, country or mcc with at least 0.5 % of the payments gets a segment, at most 20 a dimension.
+4. The decisions are counted as a whole, hour by hour, and in one of every six blocks of five minutes.
+5. models/drift/baseline.py learns the expected values and variances from these counts.
+
+Example: a feature is 0 in 60 % of the payments and spread evenly over 1 to 1000 in the others. There are 14 cuts, at
+1/15, 2/15, … 14/15 of the payments; nine of them fall on 0. Zero therefore gets a bin of its own, and the other five
+cuts divide 1 to 1000 into six bins with 1/15 of the payments each.
+
+For a training window, the scores are out of fold, as a bundle's metrics are. A model scores the payments it was trained
+on too well to be compared with. Only live decisions have actions, flags and ages of profiles.
 """
 
 from __future__ import annotations
@@ -22,21 +34,21 @@ from paywarden.models.drift.signal_layout import Kinds
 from paywarden.models.drift.table_segments import TableSegments
 
 DAYS_MIN = 2
-"""Fewer days give no reference: there would be no other day to compare an hour to."""
+"""A past of fewer days gives no reference: an hour needs the same hour of another day to compare with."""
 FIVE_MS = LENGTHS_MS[0]
-# Scores: twenty equal shares of payments, and the tail that matters most once more.
+# Score edges: twenty equal shares of the payments, and finer ones at the top, where decisions are made.
 _SCORE_SHARES = (*np.arange(0.05, 0.96, 0.05), 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
-# Segments of their own: values with this share of the payments, and no more than so many of a dimension.
+# A value gets a segment if it has at least this share of the payments; a dimension has at most 20 such segments.
 _SEGMENT_SHARE_MIN, _SEGMENTS_MAX = 0.005, 20
-# Rows that bins of a feature are chosen by.
+# At most about this many rows decide about the bins of features.
 _ROWS_MAX = 200_000
-# Of the past's blocks of five minutes, one in so many is looked at.
+# One in this many blocks of five minutes is counted.
 _FIVES_STEP = 6
 
 
 @dataclass(frozen=True)
 class Live:
-    """What only live decisions have, as in Rows. `actions`: (rows,); `ages_ms`: (rows,), negative where not known."""
+    """The columns that only live decisions have, as in DecisionRows. Each has shape (rows,)."""
 
     actions: NDArray[np.int64]
     flags: Sequence[Sequence[str]]
@@ -61,10 +73,10 @@ def make_reference(
     thresholds: tuple[float, float],
     flags: Sequence[str] = (),
 ) -> Reference | None:
-    """What is to be expected of a model's decisions; None where there are fewer than DAYS_MIN days.
+    """Returns the reference of a model's past decisions; None where they span fewer than DAYS_MIN days.
 
-    `thresholds`: of review and decline; above the first is high risk. `flags`: those of live decisions that are counted
-    by name.
+    `thresholds`: the scores from which on payments are reviewed and declined; the first is where high risk begins.
+    `flags`: the flags of live decisions to count by name.
     """
     days = _whole_days(past.segments.time_ms)
     if len(days) < DAYS_MIN:
@@ -81,30 +93,31 @@ def make_reference(
     layout = layout_of(total, names, review_at, kinds)
     hours = _Blocks(past, binning, range(days.start, days.stop, HOUR_MS), HOUR_MS)
     step_ms = _FIVES_STEP * FIVE_MS
-    # Each time another one of the six in half an hour.
+    # Another one of the six blocks in each half hour.
     starts = [start + number * FIVE_MS % step_ms for number, start in enumerate(range(days.start, days.stop, step_ms))]
     baseline = learn_baseline(layout, total, hours, _Blocks(past, binning, starts, FIVE_MS))
     return Reference(model_version, names, review_at, kinds, total, baseline, layout)
 
 
 def as_of_one_model(scores: NDArray[np.float64], fold: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Each fold was scored by a model of its own, for some days on end: each fold's scores made those of all, by rank.
+    """Map each fold's scores by rank onto the distribution of all scores. Both arrays and the result: (rows,).
 
-    Else what models differ by would be taken for what days differ by.
+    Each fold is a run of days and was scored by a model of its own. Without this, differences between those models
+    would look like differences between days.
     """
-    every, found = np.sort(scores), np.empty_like(scores)
-    places = np.arange(len(every))
+    ordered, mapped = np.sort(scores), np.empty_like(scores)
+    places = np.arange(len(ordered))
     for number in np.unique(fold):
         rows = fold == number
         rank = (np.argsort(np.argsort(scores[rows], kind="stable"), kind="stable") + 0.5) / rows.sum()
-        # NumPy's quantile takes minutes for as many as there are rows.
-        found[rows] = np.interp(rank * (len(every) - 1), places, every)
-    return found
+        # np.quantile would take minutes for as many quantiles as rows.
+        mapped[rows] = np.interp(rank * (len(ordered) - 1), places, ordered)
+    return mapped
 
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Counts of blocks, made anew each time they are asked for: together they would fill the memory."""
+    """The counts of blocks. Each iteration counts again, because all counts together may not fit into memory."""
 
     past: PastDecisions
     binning: Binning
@@ -132,7 +145,7 @@ def _rows(past: PastDecisions, rows: slice) -> DecisionRows:
 
 
 def _whole_days(time_ms: NDArray[np.int64]) -> range:
-    """Midnights of the days that have payments, as far as they go."""
+    """The midnights from the first payment's day to the last one's, in milliseconds; empty without payments."""
     if len(time_ms) == 0:
         return range(0)
     return range(int(time_ms[0]) // DAY_MS * DAY_MS, (int(time_ms[-1]) // DAY_MS + 1) * DAY_MS, DAY_MS)
@@ -146,24 +159,24 @@ def _feature_edges(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     step = -(-len(vectors) // _ROWS_MAX)
     edges = np.full((vectors.shape[1], FEATURE_BINS - 1), np.inf, dtype=np.float32)
     for place, column in enumerate(vectors[::step].T):
-        found = _edges_of(column[np.isfinite(column)])
-        edges[place, : len(found)] = found
+        finite = _edges_of(column[np.isfinite(column)])
+        edges[place, : len(finite)] = finite
     return edges
 
 
 def _edges_of(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of one feature. A value that many payments have gets a bin of its own; few values have one each."""
+    """Returns the edges of one feature's bins. With few distinct values, each gets a bin of its own."""
     distinct = np.unique(values)
     if len(distinct) < FEATURE_BINS - 1:
         return np.append(distinct, np.nextafter(distinct[-1:], np.float32(np.inf)))
-    # Without interpolation, which would make values that nobody has.
+    # "lower" takes existing values; interpolation would invent values that no payment has.
     shares = np.arange(1, FEATURE_BINS - 1) / (FEATURE_BINS - 1)
     cuts, times = np.unique(np.quantile(values, shares, method="lower"), return_counts=True)
     return np.unique(np.append(cuts, np.nextafter(cuts[times > 1], np.float32(np.inf))))
 
 
 def _frequent(column: NDArray[np.object_]) -> tuple[str, ...]:
-    # A channel may be any word.
-    counted = Counter(value for value in column.tolist() if value not in (None, NONE, OTHER))
-    often = [value for value, count in counted.most_common(_SEGMENTS_MAX) if count >= _SEGMENT_SHARE_MIN * len(column)]
+    # A channel may be any word, also "none" or "other", which name segments already.
+    counts = Counter(value for value in column.tolist() if value not in (None, NONE, OTHER))
+    often = [value for value, count in counts.most_common(_SEGMENTS_MAX) if count >= _SEGMENT_SHARE_MIN * len(column)]
     return tuple(sorted(often))

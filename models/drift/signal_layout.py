@@ -1,16 +1,28 @@
-"""Which signals counts have, and their values: every signal is a mean over payments of a fixed number for each bin.
+"""Turn counts into signals. Every signal is a mean over payments of a fixed number for each bin.
 
-So a signal has the same meaning in every segment, and what it is overall is the mean of its segments', by payments.
+A signal therefore means the same in every segment, and its overall value is the mean of its segments' values, weighted
+by payments.
 
-    score         location: mean of the bins' ranks; spread: mean of how far from the middle; high_risk: share at or
-                  above the threshold of review
-    feature:NAME  location and spread likewise, of values that are there; missing: share of those that are not
-    traffic       share: of a segment's payments in all
-    action        review, decline: shares
-    flag:NAME     share
-    profile_age   location: mean of the bins' places, 0 to 1, where it is known; missing: share of those not known
+    score         location: mean rank of the bins; spread: mean distance from the middle rank, 0 to 1;
+                  high_risk: share at or above the review threshold
+    feature:NAME  location and spread, likewise, of present values; missing: share of missing values
+    traffic       share: a segment's payments divided by all payments
+    action        review, decline: the share of each
+    flag:NAME     share of payments with the flag
+    profile_age   location: mean index of the bin, scaled to 0 to 1, of known ages; missing: share of unknown ages
 
-Ranks are those of the reference, so for what is usual they are uniform over 0 to 1.
+How it works:
+
+1. A bin's rank is its place in the reference: the share of payments below it plus half of its own share. In the past,
+   ranks are uniform over 0 to 1.
+2. `Layout` keeps one number per bin for each statistic (`weights`): the rank, the distance from the middle, or 0 and 1.
+3. `values` multiplies each segment's histogram with the weights and divides by its payments.
+4. `spread` and `moments` take the variance of the same numbers: E[w²] - E[w]².
+
+Example: three score bins hold 50, 30 and 20 payments of the past. Their ranks are 0.25, 0.65 and 0.90. A later block
+with 20, 30 and 50 payments has
+
+    location = (20 x 0.25 + 30 x 0.65 + 50 x 0.90) / 100 = 0.695, where 0.5 is expected
 """
 
 from __future__ import annotations
@@ -30,9 +42,9 @@ from paywarden.models.metrics.tally import ACTION_COUNT, DECLINED, REVIEWED
 
 F64 = NDArray[np.float64]
 
-# What a segment's own payments are mixed with, so that a few do not say everything: so many spread as all are.
+# `moments` adds this many payments to a segment, distributed as all payments are: a few payments show too little.
 _PRIOR_PAYMENTS = 20.0
-# And all with so many that are spread evenly: what was never seen is not impossible.
+# It adds this many to all payments, evenly over the bins: an empty bin is possible, only rare.
 _EVEN_PAYMENTS = 1.0
 
 
@@ -43,7 +55,7 @@ class Kinds(Flag):
     INPUTS = auto()
     """Features, and the traffic of segments."""
     QUALITY = auto()
-    """Actions, flags and the age of profiles: what no training window knows."""
+    """Actions, flags and the age of profiles, which a training window does not have."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +67,12 @@ class Ranks:
 
     @classmethod
     def of_counts(cls, counts: Counts) -> Ranks:
-        """Where each bin lies among the payments counted overall: the share below it and half of its own."""
+        """Returns each bin's rank among the payments overall: the share below the bin plus half of its own share."""
         return cls(_ranks(counts.scores[0]), _ranks(counts.features[0, :, :MISSING]))
 
     @classmethod
     def of_places(cls, binning: Binning) -> Ranks:
-        """Where each bin lies among the bins: for what is counted of models without a reference."""
+        """Returns each bin's index scaled to 0 to 1, for models without a reference."""
         return cls(
             np.linspace(0, 1, binning.score_bins),
             np.tile(np.linspace(0, 1, MISSING), (binning.feature_count, 1)),
@@ -69,9 +81,9 @@ class Ranks:
 
 @dataclass(frozen=True)
 class _Family:
-    """Subjects with the same statistics, each made of one histogram a segment.
+    """Subjects with the same statistics, each computed from one histogram per segment.
 
-    `histograms`: from counts, (segments, subjects, bins); `weights`: (subjects, statistics, bins).
+    `histograms`: takes counts, returns (segments, subjects, bins). `weights`: (subjects, statistics, bins).
     """
 
     subjects: tuple[str, ...]
@@ -86,7 +98,7 @@ class Layout:
     def __init__(
         self, binning: Binning, feature_names: Sequence[str], ranks: Ranks, *, high_risk_at: float, kinds: Kinds
     ) -> None:
-        """`high_risk_at`: an edge of scores. Of QUALITY alone, and of SCORE without INPUTS, signals are of OVERALL."""
+        """`high_risk_at`: one of the score edges. Without INPUTS in `kinds`, the only segment is OVERALL."""
         self.segments = binning.segments if Kinds.INPUTS in kinds else (OVERALL,)
         self._families = _families(binning, feature_names, ranks, high_risk_at, kinds)
         self._traffic = self.segments[1:] if Kinds.INPUTS in kinds else ()
@@ -99,13 +111,13 @@ class Layout:
         ) + tuple(Signal(TRAFFIC, "share", segment) for segment in self._traffic)
         self.numbers = {signal: number for number, signal in enumerate(self.signals)}
         places = {segment: number for number, segment in enumerate(self.segments)}
-        # Of traffic, it is all payments.
+        # A traffic share is a mean over all payments.
         self.behind = np.array(
             [0 if signal.subject == TRAFFIC else places[signal.segment] for signal in self.signals], dtype=np.intp
         )
-        """Of each signal the number of the segment whose payments are behind it."""
+        """For each signal, the number of the segment whose payments it is a mean of."""
         self.is_followed = np.array([_is_input(signal) for signal in self.signals], dtype=bool)
-        """Features and traffic, which change with those who pay."""
+        """Whether the signal is a feature's or traffic's. Those change slowly as cards and merchants change."""
         signal_group = {(signal.subject, signal.statistic, signal.segment == OVERALL): 0 for signal in self.signals}
         signal_group = {key: number for number, key in enumerate(signal_group)}
         self.signal_group_count = len(signal_group)
@@ -113,11 +125,11 @@ class Layout:
             [signal_group[signal.subject, signal.statistic, signal.segment == OVERALL] for signal in self.signals],
             dtype=np.intp,
         )
-        """A number that the same signal has in all segments; overall, one of its own."""
+        """The number of the signal's group: the same signal in all segments. A signal overall has its own group."""
         self.is_histogram = np.array([is_histogram(signal) for signal in self.signals], dtype=bool)
 
     def values(self, counts: Counts) -> tuple[F64, NDArray[np.int64]]:
-        """Of each signal its value, NaN of nothing, and how many payments are behind it. Both (signals,)."""
+        """Returns each signal's value, NaN without payments, and the payments it is a mean of. Both (signals,)."""
         sums, sizes = [], []
         for family in self._families:
             histograms = self._histograms(family, counts)
@@ -132,20 +144,23 @@ class Layout:
             return _flat(sums) / size, size
 
     def spread(self, counts: Counts) -> F64:
-        """The variance between these payments of what each signal is the mean of; 0 of nothing. (signals,)"""
-        found = []
+        """Returns the variance between these payments of the number that each signal averages; 0 without payments.
+
+        Shape (signals,).
+        """
+        variances = []
         for family in self._families:
             histograms = self._histograms(family, counts)
             shares = histograms / np.maximum(histograms.sum(axis=2, keepdims=True), 1)
-            found.append(_weighted(shares, family.weights**2) - _weighted(shares, family.weights) ** 2)
+            variances.append(_weighted(shares, family.weights**2) - _weighted(shares, family.weights) ** 2)
         payments = counts.payments[: 1 + len(self._traffic)]
         share = payments[1:] / max(int(payments[0]), 1)
-        return _flat([*found, share * (1 - share)])
+        return _flat([*variances, share * (1 - share)])
 
     def moments(self, counts: Counts) -> tuple[F64, F64]:
-        """Of each signal the mean over payments and the variance between them, as well as these counts tell it.
+        """Estimate each signal's mean over payments and the variance between payments. Both (signals,).
 
-        Both (signals,), finite, the variance above 0.
+        Segments with few payments borrow from all payments (_PRIOR_PAYMENTS). Both are finite, the variance above 0.
         """
         means, variances = [], []
         for family in self._families:
@@ -170,44 +185,44 @@ def _is_input(signal: Signal) -> bool:
 def _families(
     binning: Binning, feature_names: Sequence[str], ranks: Ranks, high_risk_at: float, kinds: Kinds
 ) -> list[_Family]:
-    found = []
+    families = []
     if Kinds.SCORE in kinds:
         high = np.append(-np.inf, binning.score_edges) >= high_risk_at
         weights = np.stack([ranks.scores, _off_middle(ranks.scores), high])
-        found.append(
+        families.append(
             _Family(("score",), ("location", "spread", "high_risk"), lambda c: c.scores[:, None], weights[None])
         )
     if Kinds.INPUTS in kinds:
         subjects = tuple(f"{FEATURE_PREFIX}{name}" for name in feature_names)
         weights = np.stack([ranks.features, _off_middle(ranks.features)], axis=1)
-        found.append(_Family(subjects, ("location", "spread"), lambda c: c.features[:, :, :MISSING], weights))
+        families.append(_Family(subjects, ("location", "spread"), lambda c: c.features[:, :, :MISSING], weights))
         missing = np.tile(np.arange(MISSING + 1) == MISSING, (len(subjects), 1, 1)).astype(np.float64)
-        found.append(_Family(subjects, ("missing",), lambda c: c.features, missing))
+        families.append(_Family(subjects, ("missing",), lambda c: c.features, missing))
     if Kinds.QUALITY in kinds:
         actions = np.eye(ACTION_COUNT)[[REVIEWED, DECLINED]]
-        found.append(_Family(("action",), ("review", "decline"), lambda c: c.actions[:, None], actions[None]))
+        families.append(_Family(("action",), ("review", "decline"), lambda c: c.actions[:, None], actions[None]))
         flags = tuple(f"{FLAG_PREFIX}{name}" for name in (*binning.flags, OTHER))
-        found.append(_Family(flags, ("share",), _flagged, np.tile([1.0, 0.0], (len(flags), 1, 1))))
+        families.append(_Family(flags, ("share",), _flagged, np.tile([1.0, 0.0], (len(flags), 1, 1))))
         places = np.linspace(0, 1, AGE_UNKNOWN)[None, None]
-        found.append(_Family((PROFILE_AGE,), ("location",), lambda c: c.ages[:, None, :AGE_UNKNOWN], places))
+        families.append(_Family((PROFILE_AGE,), ("location",), lambda c: c.ages[:, None, :AGE_UNKNOWN], places))
         unknown = (np.arange(AGE_BINS) == AGE_UNKNOWN).astype(np.float64)[None, None]
-        found.append(_Family((PROFILE_AGE,), ("missing",), lambda c: c.ages[:, None], unknown))
-    return found
+        families.append(_Family((PROFILE_AGE,), ("missing",), lambda c: c.ages[:, None], unknown))
+    return families
 
 
 def _flagged(counts: Counts) -> NDArray[np.int64]:
-    """Payments with each flag, and without."""
+    """Payments with and without each flag, (segments, flags + 1, 2)."""
     return np.stack([counts.flags, counts.payments[:, None] - counts.flags], axis=2)
 
 
 def _weighted(histograms: NDArray[Any], weights: F64) -> F64:
-    """(subjects, statistics, segments)"""
-    found: F64 = np.einsum("gsb,stb->stg", histograms, weights)
-    return found
+    """Returns the weighted sums over bins, (subjects, statistics, segments)."""
+    sums: F64 = np.einsum("gsb,stb->stg", histograms, weights)
+    return sums
 
 
 def _shares(histograms: NDArray[np.int64]) -> F64:
-    """How a payment of each segment lies in the bins."""
+    """Estimate the distribution over bins in each segment: its payments mixed with those of all segments."""
     bins = histograms.shape[2]
     overall = histograms[:1] + _EVEN_PAYMENTS / bins
     overall /= overall.sum(axis=2, keepdims=True)
@@ -218,7 +233,7 @@ def _shares(histograms: NDArray[np.int64]) -> F64:
 
 
 def _ranks(histograms: NDArray[np.int64]) -> F64:
-    """Along the last axis."""
+    """Returns the rank of each bin along the last axis."""
     total = np.maximum(histograms.sum(axis=-1, keepdims=True), 1)
     return np.asarray((np.cumsum(histograms, axis=-1) - histograms / 2) / total)
 

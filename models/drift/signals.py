@@ -1,4 +1,4 @@
-"""What detection looks at: signals, and their values in a block of time."""
+"""The input of drift detection: signals, and their values in a block of time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FEATURE_PREFIX, FLAG_PREFIX = "feature:", "flag:"
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One number that a block of time has: a mean, over its payments, of something bounded.
+    """A number computed for each block of time: the mean over the block's payments of a bounded quantity.
 
     `subject`: score, action, traffic, feature:NAME, flag:NAME, profile_age; `segment`: overall, or DIMENSION=VALUE.
     """
@@ -24,7 +24,7 @@ class Signal:
 
 
 def is_histogram(signal: Signal) -> bool:
-    """Whether the signal's effect is a histogram's PSI, not the relative change of a share."""
+    """Whether the signal's effect is a PSI (population stability index), not the relative change of a share."""
     return signal.statistic in ("location", "spread")
 
 
@@ -32,10 +32,10 @@ def is_histogram(signal: Signal) -> bool:
 class Block:
     """The signals of one model version in one block of time, each array of shape (signals,).
 
-    `value`, `expected`, `sd`: float64; `sd` is the standard deviation of `value` when nothing has changed.
-    `count`: int64, payments behind the value; with 0 there is no statement.
-    `effect`: float64, how large the change is, not how certain: of histograms the PSI that such a move of the mean
-    has at least, of shares the difference relative to what is expected.
+    `value`, `expected`, `sd`: float64; `sd` is the standard deviation of `value` while nothing has changed.
+    `count`: int64, the payments that `value` is a mean of. With 0 the value is NaN.
+    `effect`: float64, the size of the change, not its certainty. For histograms it is the smallest PSI (population
+    stability index) with such a shift of the mean; for shares, the difference relative to the expected value.
     """
 
     start_ms: int
@@ -49,11 +49,11 @@ class Block:
 
     @property
     def end_ms(self) -> int:
-        """The first moment that is not in the block."""
+        """The end of the block, exclusive, in milliseconds since the epoch."""
         return self.start_ms + self.length_ms
 
     def joined(self, other: Block) -> Block:
-        """With the other's signals behind these; of the same span of time."""
+        """Returns a block with the signals of both, these first. Both must have the same start and length."""
         assert (self.start_ms, self.length_ms) == (other.start_ms, other.length_ms)
         pairs = {
             name: np.concatenate([getattr(self, name), getattr(other, name)])

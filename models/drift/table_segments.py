@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TableSegments:
-    """When a table's payments were made, in order, and for each of models/binning.py's DIMENSIONS its texts or None.
+    """The times of a table's payments, ascending, and their values of DIMENSIONS in models/drift/binning.py.
 
-    All (rows,).
+    `time_ms`: (rows,), milliseconds since the epoch. `values`: one array of texts or None for each dimension, (rows,).
     """
 
     time_ms: NDArray[np.int64]

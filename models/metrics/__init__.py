@@ -1,1 +1,1 @@
-"""How good decisions are: areas, curves, costs, segments and comparisons. Values in, values out."""
+"""Measure decisions: areas under curves, costs, segments and comparisons. Pure functions of columns."""

@@ -1,4 +1,4 @@
-"""Two sets of decisions about the same payments: where they agree, and how their scores differ."""
+"""Compare two sets of decisions about the same payments: where they agree, and how their scores differ."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from paywarden.models.metrics.tally import ACTION_COUNT
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 DIFFERENCE_EDGES = (-1.0, -0.5, -0.2, -0.1, -0.05, -0.02, -0.005, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-# A bin that one side has nothing in would make the index infinite.
+# The smallest share of a bin. A bin that is empty on one side would make the stability index infinite.
 _SHARE_MIN = 1e-6
-# Looked at together: what is made of them is then small beside the columns.
+# Rows processed at once, so that temporary arrays are small compared with the columns.
 _ROWS = 1 << 18
 
 ActionArray = npt.NDArray[np.integer]
@@ -23,21 +23,21 @@ ActionArray = npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Agreement:
-    """`payments[i][j]` got action i from the champion and j from the challenger; `frauds` are those among them."""
+    """Payments by the pair of actions that champion and challenger took."""
 
     payments: list[list[int]]
     """`payments[i][j]` payments got action i from the champion and j from the challenger (0 approve, 1 review, 2
     decline).
     """
     frauds: list[list[int]]
-    """The frauds among them, likewise."""
+    """The frauds among `payments[i][j]`."""
     share: float
-    """Payments that got the same action from both, by all. Null without payments."""
+    """The share of payments with the same action from both. Null without payments."""
 
 
 def agreement(champion: ActionArray, challenger: ActionArray, fraud: npt.NDArray[np.bool_]) -> Agreement:
-    """All arrays have shape (row_count,); actions are numbers below ACTION_COUNT."""
-    # Fewer than 128 pairs: a byte each.
+    """Count pairs of actions. All arrays: (row_count,). Actions are numbers below ACTION_COUNT."""
+    # There are fewer than 128 pairs, so one byte holds a pair.
     cell = champion.astype(np.int8) * np.int8(ACTION_COUNT) + challenger.astype(np.int8)
     shape, size = (ACTION_COUNT, ACTION_COUNT), ACTION_COUNT**2
     payments = np.bincount(cell, minlength=size).reshape(shape)
@@ -48,27 +48,27 @@ def agreement(champion: ActionArray, challenger: ActionArray, fraud: npt.NDArray
 
 @dataclass(frozen=True)
 class ScoreShift:
-    """Challenger's score minus champion's. `counts[i]` lie between edges i and i + 1 of DIFFERENCE_EDGES."""
+    """The distribution of the challenger's score minus the champion's."""
 
     mean: float
     """Mean of the differences."""
     quantiles: dict[str, float]
     """Quantiles of the differences, by name such as `p5`."""
     largest_fall: float
-    """The smallest difference: how far a score fell at most."""
+    """The smallest difference."""
     largest_rise: float
     """The largest difference."""
     counts: list[int]
     """Payments by difference: element i lies between edges i and i + 1 of DIFFERENCE_EDGES in
     models/metrics/comparison.py."""
     rank_correlation: float
-    """Spearman's. Null where one side gives every payment the same score."""
+    """Spearman's rank correlation. Null if one side gives every payment the same score."""
     population_stability_index: float
     """PSI of the two distributions of scores: below 0.1 is little, above 0.25 much."""
 
 
 def score_shift(champion: FloatArray, challenger: FloatArray) -> ScoreShift:
-    """Both arrays have shape (row_count,), at least one row."""
+    """Measure the shift of scores. Both arrays: (row_count,), at least one row."""
     rank_correlation = _correlation(_ranks(champion), _ranks(challenger))
     difference = challenger - champion
     return ScoreShift(
@@ -83,10 +83,12 @@ def score_shift(champion: FloatArray, challenger: FloatArray) -> ScoreShift:
 
 
 def population_stability_index(expected: FloatArray, actual: FloatArray) -> float:
-    """How far one distribution of scores has moved from another: the sum over bins of (a - e) ln(a / e), of shares.
+    """Returns the PSI of two distributions of scores: the sum over bins of (a - e) ln(a / e), with shares a and e.
 
-    Bins are those of SCORE_EDGES: quantiles would mostly tell tiny scores apart, which no threshold asks about. By
-    custom below 0.1 is little and above 0.25 is much. Both arrays have at least one row, and may differ in length.
+    Bins are those of SCORE_EDGES. Quantiles would mostly separate tiny scores, far below any threshold. By convention,
+    below 0.1 is little and above 0.25 is much. Both arrays need at least one row, and may differ in length.
+
+    Example: shares of 0.90 and 0.10 become 0.80 and 0.20. PSI = -0.10 ln(0.80/0.90) + 0.10 ln(0.20/0.10) = 0.081.
     """
     shares = [_counts(scores, SCORE_EDGES) / len(scores) for scores in (expected, actual)]
     before, after = (np.maximum(share, _SHARE_MIN) for share in shares)
@@ -94,10 +96,10 @@ def population_stability_index(expected: FloatArray, actual: FloatArray) -> floa
 
 
 def _ranks(scores: FloatArray) -> FloatArray:
-    """Ranks from 0; equal scores share their mean rank."""
+    """Returns ranks from 0. Equal scores share their mean rank."""
     order, rows = np.argsort(scores), len(scores)
     ranks = np.empty(rows)
-    # The run of equal scores that a part begins in, and may go on beyond its end.
+    # Each part is extended to the end of its last run of equal scores.
     first = 0
     while first < rows:
         last = min(first + _ROWS, rows)
@@ -113,7 +115,7 @@ def _ranks(scores: FloatArray) -> FloatArray:
 
 
 def _counts(values: FloatArray, edges: Sequence[float]) -> npt.NDArray[np.int64]:
-    """How many lie between each edge and the next; what is beyond the first or the last is of the outer bins."""
+    """Count values between consecutive edges. Values outside count in the outer bins."""
     counts = np.zeros(len(edges) - 1, dtype=np.int64)
     for first in range(0, len(values), _ROWS):
         place = np.searchsorted(edges[1:-1], values[first : first + _ROWS], side="right")
@@ -122,7 +124,7 @@ def _counts(values: FloatArray, edges: Sequence[float]) -> npt.NDArray[np.int64]
 
 
 def _correlation(first: FloatArray, second: FloatArray) -> float:
-    """Overwrites both."""
+    """Returns Pearson's correlation; NaN if one side is constant. Overwrites both arrays."""
     a, b = first, second
     a -= a.mean()
     b -= b.mean()

@@ -1,10 +1,13 @@
-"""What decisions are worth in money, at costs somebody has to state.
+"""The value of decisions in money, at stated costs.
 
-    fraud that was declined or reviewed   its amount times `fraud_loss_share` is not lost
-    a review                              costs `review_cost_minor`
-    a genuine payment that was declined   loses its amount times `declined_margin_share`
+    fraud, declined or reviewed     saves its amount x `fraud_loss_share`
+    a review                        costs `review_cost_minor`
+    genuine payment, declined       loses its amount x `declined_margin_share`
 
-The net is held against approving every payment. A fraud that was reviewed counts as stopped: the analyst finds it.
+The net value compares with approving every payment. A reviewed fraud counts as stopped: the analyst finds it.
+
+Example with the defaults, in euros: 8 frauds of 100.00 are stopped, 20 payments reviewed, and 5 genuine payments of
+40.00 declined. Net value = 8 x 100.00 - 20 x 5.00 - 5 x 40.00 x 0.05 = 800 - 100 - 10 = 690.
 """
 
 from __future__ import annotations
@@ -22,15 +25,15 @@ from paywarden.schemas.errors import Misconfigured
 class CostSettings:
     """Amounts are in minor units of the reference currency."""
 
-    # Some ten minutes of an analyst.
+    # About ten minutes of an analyst.
     review_cost_minor: int = 500
-    """What a review costs."""
+    """The cost of a review."""
     fraud_loss_share: float = 1.0
-    """How much of a missed fraud's amount is lost: what nobody pays back."""
+    """The share of a missed fraud's amount that is lost."""
     declined_margin_share: float = 0.05
-    """How much of a declined genuine payment's amount is lost: the margin of the sale."""
+    """The share of a declined genuine payment's amount that is lost: the margin of the sale."""
     reviews_a_day: int = 100
-    """How many payments analysts can look at on a day."""
+    """The number of payments that analysts can review on a day."""
 
     def __post_init__(self) -> None:
         if self.review_cost_minor < 0:
@@ -45,32 +48,32 @@ class CostSettings:
 
 @dataclass(frozen=True)
 class Money:
-    """Where the money went, in minor units of the reference currency."""
+    """Sums of amounts, and the value of the decisions, in minor units of the reference currency."""
 
     fraud_declined_minor: int
-    """Frauds that were declined."""
+    """Amount of the declined frauds."""
     fraud_reviewed_minor: int
-    """Frauds that were sent to review."""
+    """Amount of the frauds sent to review."""
     fraud_missed_minor: int
-    """Frauds that were approved."""
+    """Amount of the approved frauds."""
     genuine_declined_minor: int
-    """Genuine payments that were declined."""
+    """Amount of the declined genuine payments."""
     genuine_reviewed_minor: int
-    """Genuine payments that were sent to review."""
+    """Amount of the genuine payments sent to review."""
     loss_avoided_minor: int
-    """What stopped frauds would have cost."""
+    """The loss that the stopped frauds would have caused."""
     loss_suffered_minor: int
-    """What missed frauds cost."""
+    """The loss that the missed frauds caused."""
     review_cost_minor: int
-    """What the reviews cost."""
+    """The cost of the reviews."""
     margin_lost_minor: int
-    """What declined genuine payments would have earned."""
+    """The margin that the declined genuine payments would have earned."""
     net_minor: int
-    """Loss avoided less reviews and lost margin: what the decisions are worth against approving everything."""
+    """Loss avoided minus cost of reviews minus lost margin: the value compared with approving everything."""
 
 
 def money_of(count: npt.NDArray[np.int64], amount_minor: npt.NDArray[np.int64], costs: CostSettings) -> Money:
-    """The money of one group of a tally: both arrays have shape (actions, 2)."""
+    """Returns the money of one group of a tally. Both arrays: (actions, 2)."""
     stopped = int(amount_minor[REVIEWED:, FRAUD].sum())
     missed = int(amount_minor[APPROVED, FRAUD])
     declined = int(amount_minor[DECLINED, GENUINE])

@@ -1,7 +1,7 @@
-"""Scores as curves: what each threshold would do, whether a score means what it says, how scores are spread.
+"""Curves of scores: the effect of each threshold, the reliability of the scores, and their distribution.
 
-Everything is thinned to some hundred points, chosen by the data alone: a file of them stays small, and the same scores
-give the same points. Lists instead of arrays, so that a curve can be written as JSON as it is.
+Each curve has at most a few hundred points, which depend on the data alone. Files stay small, and the same scores give
+the same points. Curves are lists instead of arrays, so that they can be written as JSON.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.evaluation import BoolArray, rows_by_day
 
 POINTS_MAX = 240
-# Looked at together: what is made of them is then small beside the columns.
+# Rows processed at once, so that temporary arrays are small compared with the columns.
 _ROWS = 1 << 18
-# Fraud is rare and most scores lie near 0: there edges lie in steps of three.
+# Fraud is rare, and most scores are near 0. There each edge is about three times the one before it.
 SCORE_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 FAR_OFF = (0.8, 1.25)
-"""A mean score by a share of frauds outside of this is told: thresholds in money are then off by as much."""
+"""Outside this range, the ratio of mean score and share of frauds causes a warning."""
 _Z_95 = 1.959963984540054
 
 FloatArray = npt.NDArray[np.float64]
@@ -30,33 +30,35 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ThresholdCurve:
-    """What holding scores against each threshold gives; thresholds fall, every list has a value for each of them.
+    """The effect of each threshold, if it flagged all payments with a score at or above it.
 
-    Precision and recall are of payments at or above the threshold; without a fraud recall is NaN. Nets are in minor
-    units against approving everything: were all of those declined, and were all of them reviewed.
+    Without a fraud, recall is NaN. Net values are in minor units, compared with approving everything.
     """
 
     threshold: list[float]
-    """Thresholds, falling; every other list has a value for each of them."""
+    """Thresholds, falling. Every other list has one value for each of them."""
     share: list[float]
-    """Payments with a score at or above the threshold, by all payments."""
+    """The share of payments with a score at or above the threshold."""
     precision: list[float]
-    """Frauds among those payments."""
+    """The share of frauds among those payments."""
     recall: list[float]
-    """Frauds among those payments, by all frauds."""
+    """The frauds among those payments, divided by all frauds."""
     amount_recall: list[float]
-    """The same of the frauds' amounts."""
+    """The amount of the frauds among those payments, divided by the amount of all frauds."""
     net_if_declined_minor: list[int]
-    """Net value if all those payments were declined, against approving everything."""
+    """The net value if all those payments were declined, compared with approving everything."""
     net_if_reviewed_minor: list[int]
-    """Net value if all of them were reviewed."""
+    """The net value if all those payments were reviewed, compared with approving everything."""
 
 
 def threshold_curve(fraud: BoolArray, score: FloatArray, amount_minor: IntArray, costs: CostSettings) -> ThresholdCurve:
-    """All arrays have shape (row_count,), at least one row. Points lie closer where fewer payments are above."""
+    """Compute at most POINTS_MAX thresholds. All arrays: (row_count,), at least one row.
+
+    The thresholds are the scores at ranks in geometric progression, so that high thresholds are closer together.
+    """
     rising, rows = np.sort(score), len(score)
     ranks = np.unique(np.geomspace(1, rows, POINTS_MAX).round().astype(np.int64))
-    # A threshold takes all payments of its score. Those at or above each:
+    # A threshold flags all payments with its score, also those below its rank.
     threshold = np.unique(rising[rows - ranks])[::-1]
     flagged = rows - np.searchsorted(rising, threshold, side="left")
     del rising
@@ -76,12 +78,12 @@ def threshold_curve(fraud: BoolArray, score: FloatArray, amount_minor: IntArray,
 def _at_or_above(
     threshold: FloatArray, fraud: BoolArray, score: FloatArray, amount_minor: IntArray
 ) -> tuple[IntArray, IntArray, IntArray]:
-    """Frauds, their amount and the amount of the others, with a score at or above each of the falling thresholds."""
+    """Returns frauds, their amount, and the amount of genuine payments at or above each of the falling thresholds."""
     bins = len(threshold) + 1
     sums = np.zeros((3, bins), dtype=np.int64)
     for first in range(0, len(score), _ROWS):
         part = slice(first, first + _ROWS)
-        # The first threshold that a score reaches; below the last one it reaches none.
+        # The first threshold that a score reaches. The last bin holds scores below all thresholds.
         place = np.searchsorted(-threshold, -score[part], side="left")
         is_fraud, amount = fraud[part], amount_minor[part]
         sums[0] += np.bincount(place[is_fraud], minlength=bins)
@@ -94,28 +96,28 @@ def _at_or_above(
 
 @dataclass(frozen=True)
 class AtCapacity:
-    """The highest scored payments of each day, as many as can be reviewed. NaN where there is nothing to divide by."""
+    """The result of reviewing the highest scores of each day, up to a daily capacity. NaN where a divisor is 0."""
 
     reviews: int
-    """Payments looked at: the highest scored of each day, at most `costs.reviews_a_day` of them."""
+    """Reviewed payments: those with the highest scores of each day, at most `costs.reviews_a_day`."""
     frauds_found: int
-    """Frauds among them."""
+    """Frauds among the reviewed payments."""
     precision: float
-    """Frauds by reviews."""
+    """Frauds found divided by reviews."""
     recall: float
-    """Frauds found by all frauds."""
+    """Frauds found divided by all frauds."""
     amount_recall: float
-    """The same of the frauds' amounts."""
+    """Amount of the frauds found divided by the amount of all frauds."""
     found_per_day: list[int]
     """Frauds found on each day of `days`."""
     days: list[int]
-    """UTC days with payments, as days since 1970."""
+    """UTC days with payments, counted from 1970-01-01."""
 
 
 def at_capacity(
     day: IntArray, fraud: BoolArray, score: FloatArray, amount_minor: IntArray, reviews_a_day: int
 ) -> AtCapacity:
-    """All arrays have shape (row_count,). Of equal scores the earlier row is looked at first."""
+    """Review the highest scores of each day; a tie goes to the earlier row. All arrays: (row_count,)."""
     chosen = [rows[np.argsort(-score[rows], kind="stable")[:reviews_a_day]] for _, rows in rows_by_day(day)]
     days, reviewed = np.unique(day), np.concatenate([np.zeros(0, dtype=np.int64), *chosen])
     found = reviewed[fraud[reviewed]]
@@ -132,14 +134,10 @@ def at_capacity(
 
 @dataclass(frozen=True)
 class ReliabilityCurve:
-    """Does a score of 0.3 mean three frauds in ten? Bins without payments are left out.
-
-    `low` and `high` are Wilson's 95 % interval of the share of frauds. `brier_score` is the mean squared error of the
-    scores, `calibration_error` the mean distance of a bin's mean score and its share of frauds, weighted by payments.
-    """
+    """A reliability curve: are 30 % of the payments with a score near 0.3 fraud? Empty bins are left out."""
 
     payments: list[int]
-    """Payments by bin of scores; bins without payments are left out."""
+    """Payments by bin of scores; empty bins are left out."""
     mean_score: list[float]
     """Mean score of each bin."""
     fraud_share: list[float]
@@ -147,15 +145,15 @@ class ReliabilityCurve:
     low: list[float]
     """Lower end of the share's 95 % interval (Wilson)."""
     high: list[float]
-    """Upper end of it."""
+    """Upper end of the share's 95 % interval (Wilson)."""
     brier_score: float
-    """Mean squared distance of score and label."""
+    """Brier score: mean squared distance of score and label."""
     calibration_error: float
-    """Mean distance of a bin's mean score and share of frauds, weighted by payments."""
+    """Expected calibration error: mean distance of a bin's mean score and share of frauds, weighted by payments."""
 
 
 def reliability(fraud: BoolArray, score: FloatArray) -> ReliabilityCurve:
-    """Both arrays have shape (row_count,), at least one row; bins are those of SCORE_EDGES."""
+    """Compute the reliability curve with the bins of SCORE_EDGES. Both arrays: (row_count,), at least one row."""
     place = _bins(score)
     count = np.bincount(place, minlength=len(SCORE_EDGES) - 1)
     used = np.flatnonzero(count)
@@ -176,12 +174,11 @@ def reliability(fraud: BoolArray, score: FloatArray) -> ReliabilityCurve:
 
 @dataclass(frozen=True)
 class MeanCalibration:
-    """Do the scores together promise as much fraud as came?
+    """Calibration in the large: is the mean score equal to the share of frauds?
 
-    `ratio` is the mean score by the share of frauds: 2 means that scores promise twice the fraud that came. Without a
-    fraud it is infinite. `ratio_low` and `ratio_high` are its 95 % interval. Frauds of one card come together, so the
-    interval is that of as many independent payments as these are worth. The ratio is far off when it is outside of
-    FAR_OFF and not by chance alone: its interval does not hold 1.
+    A ratio of 2 means that the scores promise twice the true share of frauds. Without a fraud it is infinite. Frauds of
+    one card come together. The interval is therefore computed for a smaller, effective number of payments: the number
+    divided by the design effect (L. Kish, "Survey Sampling", 1965).
     """
 
     mean_score: float
@@ -189,19 +186,19 @@ class MeanCalibration:
     fraud_share: float
     """Share of the payments that were fraud."""
     ratio: float
-    """The mean score by the share of frauds; null without a fraud."""
+    """The mean score divided by the share of frauds; null without a fraud."""
     ratio_low: float
     """Lower end of the ratio's 95 % interval."""
     ratio_high: float
-    """Upper end of it; null where no share of frauds above 0 is sure."""
+    """Upper end of the ratio's 95 % interval; null if the share's interval begins at 0."""
     is_far_off: bool
-    """Whether the ratio is below 0.8 or above 1.25, and its interval does not hold 1."""
+    """Whether the ratio is below 0.8 or above 1.25, and its interval does not contain 1."""
 
 
 def mean_calibration(fraud: BoolArray, score: FloatArray, card: npt.NDArray[np.integer]) -> MeanCalibration:
-    """All arrays have shape (row_count,), at least one row; `card` holds codes from 0."""
+    """Compare mean score and share of frauds. All arrays: (row_count,), at least one row. `card`: codes from 0."""
     mean, share, size = float(score.mean()), float(fraud.mean()), len(score)
-    # The design effect: how much more the sum of errors varies than if each payment erred by itself.
+    # The design effect: the variance of the sum of errors, divided by its variance with independent payments.
     error = fraud - score
     # In one order whatever numbers the cards have: the last bit of a sum depends on it.
     by_card = np.sort(np.bincount(card, weights=error))
@@ -219,17 +216,17 @@ def _ratio(part: float, whole: float) -> float:
 
 @dataclass(frozen=True)
 class ScoreHistogram:
-    """Payments by score and label: element i is of SCORE_EDGES[i] to SCORE_EDGES[i + 1]."""
+    """Payments by score and label."""
 
     genuine: list[int]
     """Genuine payments by score: element i lies between edges i and i + 1 of SCORE_EDGES in
     models/metrics/curves.py."""
     fraud: list[int]
-    """Frauds by score, likewise."""
+    """Frauds by score, in the same bins."""
 
 
 def score_histogram(fraud: BoolArray, score: FloatArray) -> ScoreHistogram:
-    """Both arrays have shape (row_count,)."""
+    """Count payments by score and label. Both arrays: (row_count,)."""
     place, size = _bins(score), len(SCORE_EDGES) - 1
     return ScoreHistogram(
         genuine=np.bincount(place[~fraud], minlength=size).tolist(),
@@ -238,12 +235,15 @@ def score_histogram(fraud: BoolArray, score: FloatArray) -> ScoreHistogram:
 
 
 def _bins(score: FloatArray) -> IntArray:
-    """The bin of each score; the last one holds 1 as well."""
+    """Returns the bin of each score. The last bin includes the score 1."""
     return np.searchsorted(SCORE_EDGES[1:-1], score, side="right").astype(np.int64)
 
 
 def wilson_interval(share: float, size: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `size`."""
+    """Returns the 95 % interval of a share of `size` payments.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    """
     spread = _Z_95 * sqrt(share * (1 - share) / size + (_Z_95 / (2 * size)) ** 2)
     middle, scale = share + _Z_95**2 / (2 * size), 1 + _Z_95**2 / size
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)

@@ -1,6 +1,7 @@
-"""How far apart two histograms over the same bins are: numbers that say how large a change is, not how certain.
+"""Distances between two histograms over the same bins. They measure how large a change is, not how certain.
 
-All take counts of shape (…, bins) and compare along the last axis. A histogram of nothing is at distance 0 of any.
+All functions take counts of shape (…, bins), compare along the last axis and return shape (…,). An empty histogram has
+the distance 0 from any other.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ F64 = NDArray[np.float64]
 HistogramArray = NDArray[Any]
 
 SMOOTHING = 0.5
-"""Payments a bin that `psi` adds to either histogram."""
+"""The payments per bin that `psi` adds to each histogram."""
 
 
 def psi(one: HistogramArray, other: HistogramArray) -> F64:
-    """The population stability index, Σ (p - q) log(p / q): symmetric, 0 for equal shares, without an upper bound.
+    """Returns the population stability index, Σ (p - q) log(p / q): symmetric, 0 for equal shares, unbounded.
 
-    An empty bin would make it infinite. So SMOOTHING payments a bin are added to both, spread over the bins as
-    the mean of the two shares is: equal shares stay equal, large counts hardly change, and a handful of payments says
-    little.
+    An empty bin would make it infinite. Therefore SMOOTHING payments per bin are added to both histograms, distributed
+    like the mean of the two. Equal shares stay equal, large counts hardly change, and a few payments show little.
     """
     p, q = _shares(one), _shares(other)
     added, middle = SMOOTHING * one.shape[-1], (p + q) / 2
@@ -35,7 +35,10 @@ def psi(one: HistogramArray, other: HistogramArray) -> F64:
 
 
 def jensen_shannon(one: HistogramArray, other: HistogramArray) -> F64:
-    """The Jensen–Shannon divergence in bits: symmetric, 0 for equal shares, 1 for those that have no bin in common."""
+    """Returns the Jensen–Shannon divergence in bits: symmetric, 0 for equal shares, 1 without a common bin.
+
+    Source: J. Lin, "Divergence measures based on the Shannon entropy" (1991).
+    """
     p, q = _shares(one), _shares(other)
     middle = (p + q) / 2
     bits = (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
@@ -43,7 +46,7 @@ def jensen_shannon(one: HistogramArray, other: HistogramArray) -> F64:
 
 
 def kolmogorov_smirnov(one: HistogramArray, other: HistogramArray) -> F64:
-    """The largest difference of the two distribution functions at the edges of bins, 0 to 1."""
+    """Returns the Kolmogorov–Smirnov distance: the largest difference of the cumulative shares at the bins' edges."""
     apart = np.abs(np.cumsum(_shares(one) - _shares(other), axis=-1)).max(axis=-1)
     return np.where(_is_both(one, other), np.clip(apart, 0.0, 1.0), 0.0)
 
@@ -58,7 +61,7 @@ def _shares(counts: HistogramArray) -> F64:
 
 
 def _is_both(one: HistogramArray, other: HistogramArray) -> NDArray[np.bool_]:
-    """Whether there is something in both."""
+    """Whether both histograms have a payment."""
     return ((_totals(one) > 0) & (_totals(other) > 0))[..., 0]
 
 

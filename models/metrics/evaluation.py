@@ -1,20 +1,20 @@
-"""How good are scores? The metrics and the split of the Fraud Detection Handbook, for any labelled history.
+"""Evaluate scores with the metrics and the split of the Fraud Detection Handbook, for any labelled history.
 
-How a split is made (all times are UTC days, counted from 1970-01-01):
+How a split works (all times are UTC days, counted from 1970-01-01):
 
         train            delay            test
     ├───────────┤                    ├───────────┤ ── day
     first    last                    first    last
 
-    1. The rows of the training days train the model, whatever card they belong to.
-    2. A label is known `delay_days` after its payment's day has ended, so on test day d the frauds of days up to
-       d - delay_days - 1 are known, and those of the training days always.
-    3. A card with a known fraud is blocked already: its payments of test day d are not asked about.
+    1. All rows of the training days train the model.
+    2. A label is known `delay_days` after the end of its payment's day. On test day d, the frauds of days up to
+       d - delay_days - 1 are known, and always those of the training days.
+    3. A card with a known fraud is blocked already. Its payments of test day d are not measured.
 
-Card precision asks what an analyst sees who can call k cards a day: how many of those k are compromised? A card
-that was found is blocked and cannot be found again on a later day.
+Card precision at k assumes that analysts can call k cards a day: it is the share of compromised cards among the k cards
+with the highest scores. A card that was found is blocked and cannot be found again on a later day.
 
-scikit-learn and SciPy are imported by the functions that need them: a replay needs neither.
+scikit-learn and SciPy are imported by the functions that need them. A replay needs neither.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from paywarden.schemas.errors import Misconfigured
 DAY_MS = 86_400_000
 EPOCH = date(1970, 1, 1)
 CARDS_A_DAY = 100
-"""What the book's analysts can call: the k of its card precision."""
+"""The number of cards that the book's analysts can call a day: the k of its card precision."""
 
 AnyInts = npt.NDArray[np.integer]
 AnyFloats = npt.NDArray[np.floating]
@@ -41,7 +41,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Days:
-    """A window of whole UTC days; both ends belong to it. Day 0 is 1970-01-01."""
+    """A window of whole UTC days, including both ends. Day 0 is 1970-01-01."""
 
     first: int
     last: int
@@ -77,13 +77,13 @@ class Split:
 
 @dataclass(frozen=True)
 class CardPrecision:
-    """`mean` is over the days that have payments; the arrays have one element for each of those days."""
+    """Card precision at k. `mean` is over days with payments; the arrays have one element for each of those days."""
 
     mean: float
     days: npt.NDArray[np.int64]
     per_day: npt.NDArray[np.float64]
     compromised_per_day: npt.NDArray[np.int64]
-    """Compromised cards still in the pool on that day: no score can have more hits."""
+    """Compromised cards of each day that were not found before: no scores can find more."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ METRICS = tuple(field.name for field in fields(HandbookMetrics))
 
 
 def day_of_date(text: str) -> int:
-    """The day number of a date like 2018-07-25; Misconfigured if it is not one."""
+    """Returns the day number of a date like 2018-07-25. Raises Misconfigured for anything else."""
     try:
         return (date.fromisoformat(text) - EPOCH).days
     except ValueError as error:
@@ -107,28 +107,28 @@ def day_of_date(text: str) -> int:
 
 
 def date_of_day(day: int) -> str:
-    """The date of a day number, like 2018-07-25."""
+    """Returns the date of a day number, like 2018-07-25."""
     return (EPOCH + timedelta(days=day)).isoformat()
 
 
 def day_of_time(event_time_ms: AnyInts) -> npt.NDArray[np.int64]:
-    """The UTC day number of each epoch time in milliseconds."""
+    """Returns the UTC day number of each time in milliseconds since the epoch."""
     return np.floor_divide(np.asarray(event_time_ms, dtype=np.int64), DAY_MS)
 
 
 def handbook_split(train_first_day: int) -> Split:
-    """The book's split: seven days to train on, seven in which labels arrive, seven to test on."""
+    """Returns the book's split: seven days to train, seven days in which labels arrive, seven days to test."""
     train = Days(train_first_day, train_first_day + 6)
     return Split(train=train, test=Days(train_first_day + 14, train_first_day + 20), delay_days=7)
 
 
 def prequential_splits(reference_first_day: int, *, folds: int = 4) -> list[Split]:
-    """The book's folds: each one's training starts seven days before that of the one before it."""
+    """Returns the book's folds. The training of each starts seven days before that of the previous one."""
     return [handbook_split(reference_first_day - 7 * fold) for fold in range(folds)]
 
 
 def auc_roc(label: AnyInts, score: AnyFloats) -> float:
-    """Area under the ROC curve; NaN if only one class is there. Labels are 0 and 1."""
+    """Returns the area under the ROC curve; NaN with a single class. Labels are 0 and 1. Both arrays: (row_count,)."""
     if label.size == 0 or label.min() == label.max():
         return float("nan")
     from sklearn.metrics import roc_auc_score
@@ -137,7 +137,7 @@ def auc_roc(label: AnyInts, score: AnyFloats) -> float:
 
 
 def average_precision(label: AnyInts, score: AnyFloats) -> float:
-    """Sum of precision times step of recall over the thresholds, not interpolated; NaN without a fraud."""
+    """Returns average precision: the sum over thresholds of precision x increase of recall. NaN without a fraud."""
     if not np.any(label == 1):
         return float("nan")
     from sklearn.metrics import average_precision_score
@@ -148,11 +148,11 @@ def average_precision(label: AnyInts, score: AnyFloats) -> float:
 def card_precision_at_k(
     day: AnyInts, card_code: AnyInts, label: AnyInts, score: AnyFloats, k: int = CARDS_A_DAY
 ) -> CardPrecision:
-    """Share of compromised cards among the k highest scored of a day, mean over days.
+    """Returns the share of compromised cards among the k cards with the highest scores of a day, and its mean.
 
-    Rows may come in any order. A card's score and label of a day are its highest ones. Of equal scores the lower
-    card code comes first. A day with fewer than k cards is divided by k all the same. A day whose cards have all
-    been found before counts as 0. The mean is NaN if there is no row.
+    Rows may come in any order. A card's score and label of a day are its highest ones. With equal scores, the lower
+    card code comes first. A day with fewer than k cards is divided by k all the same. A day whose cards were all found
+    before counts as 0. The mean is NaN without a row. Raises Misconfigured for k below 1.
     """
     if k < 1:
         raise Misconfigured(f"card precision needs at least 1 card a day, got k={k}")
@@ -175,7 +175,7 @@ def card_precision_at_k(
 
 
 def measure(day: AnyInts, card_code: AnyInts, label: AnyInts, score: AnyFloats) -> HandbookMetrics:
-    """All three metrics of the rows of a test, shape (row_count,) each; NaN as each of them says."""
+    """Returns the book's three metrics. All arrays: (row_count,). Each metric is NaN where its function says so."""
     return HandbookMetrics(
         auc_roc=auc_roc(label, score),
         average_precision=average_precision(label, score),
@@ -184,10 +184,10 @@ def measure(day: AnyInts, card_code: AnyInts, label: AnyInts, score: AnyFloats) 
 
 
 def card_precision_ceiling(day: AnyInts, card_code: AnyInts, label: AnyInts, k: int = CARDS_A_DAY) -> float:
-    """The card precision of a perfect oracle: no score can do better. NaN if there is no row.
+    """Returns the card precision of a perfect oracle, which no scores can exceed. NaN without a row.
 
-    It is the largest assignment of compromised cards to the days on which they are compromised, each card once
-    and k cards a day: a maximum flow.
+    It assigns as many compromised cards as possible to days on which they are compromised: each card once, and at most
+    k cards a day. That is a maximum flow.
     """
     if len(day) == 0:
         return float("nan")
@@ -213,11 +213,11 @@ def card_precision_ceiling(day: AnyInts, card_code: AnyInts, label: AnyInts, k: 
 
 
 def exclude_known_compromised(day: AnyInts, card_code: AnyInts, label: AnyInts, split: Split) -> npt.NDArray[np.bool_]:
-    """Which rows of the test days are asked about: the card had no fraud that was known on the row's day.
+    """Returns a mask of the rows of the test days whose card had no known fraud on that day.
 
-    All arrays have shape (row_count,) and hold the whole history, at least from `split.train.first` on. Known on
-    test day d are the frauds of the training days and of the days after them up to d - delay_days - 1. A fraud
-    before the training days excludes nothing.
+    All arrays: (row_count,), the whole history, at least from `split.train.first` on. Known on test day d are the
+    frauds of the training days, and those after them up to day d - delay_days - 1. A fraud before the training days
+    excludes nothing.
     """
     is_fraud = (np.asarray(label) == 1) & (day >= split.train.first)
     card_count = int(card_code.max()) + 1 if len(card_code) else 0
@@ -232,12 +232,12 @@ def exclude_known_compromised(day: AnyInts, card_code: AnyInts, label: AnyInts, 
 def split_rows(
     day: AnyInts, card_code: AnyInts, label: AnyInts, split: Split
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Masks over all rows: (rows to train on, rows to test on without known compromised cards)."""
+    """Returns two masks over all rows: the training rows, and the test rows without known compromised cards."""
     return split.train.contains(day), exclude_known_compromised(day, card_code, label, split)
 
 
 def rows_by_day(day: AnyInts) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """Each day that has rows, in order, with its rows in order; `day` has shape (row_count,)."""
+    """Yields each day that has rows, ascending, with its row numbers, ascending. `day`: (row_count,)."""
     if len(day) == 0:
         return
     is_sorted = bool((day[1:] >= day[:-1]).all())
@@ -250,7 +250,7 @@ def rows_by_day(day: AnyInts) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
 
 @dataclass(frozen=True)
 class _Cards:
-    """One element for each card that has a payment, in the order of their codes."""
+    """One element for each card with a payment, in the order of card codes."""
 
     card: npt.NDArray[np.int64]
     label: npt.NDArray[np.int64]
@@ -258,7 +258,7 @@ class _Cards:
 
 
 def _cards_of(card_code: AnyInts, label: AnyInts, score: AnyFloats) -> _Cards:
-    """The highest label and score of each card; at least one row."""
+    """Returns the highest label and score of each card. Needs at least one row."""
     order = np.argsort(card_code, kind="stable")
     card = np.asarray(card_code, dtype=np.int64)[order]
     starts = np.append(0, np.flatnonzero(card[1:] != card[:-1]) + 1)

@@ -1,10 +1,14 @@
-"""How good decisions were, once it is known what the payments turned out to be: measures of a tally.
+"""Measure decisions by their outcomes: precision, recall, average precision, calibration and money, from a tally.
 
-A payment without an outcome counts as genuine: tallies are to be of days whose labels have had their time. Declined and
-reviewed payments are *flagged*. Precision is the share of frauds among the flagged, recall the share of the frauds that
-were flagged; both of payments, with Wilson's 95 % interval. Average precision is that of the scores as the tally's grid
-has them: payments of one bin are one threshold. Its interval is that of a share of the frauds (K. Boyd, K. Eng,
-C. Page, "Area under the precision-recall curve: point estimates and confidence intervals", 2013).
+- A payment without an outcome counts as genuine. A tally should therefore be of days whose labels have arrived.
+- Declined and reviewed payments are *flagged*. Precision is the share of frauds among the flagged payments. Recall is
+  the share of frauds that were flagged. Both have Wilson's 95 % interval.
+- Average precision uses the scores in the tally's grid: payments of one bin are one threshold. Its interval is that of
+  a share of the frauds (K. Boyd, K. Eng, C. Page, "Area under the precision-recall curve: point estimates and
+  confidence intervals", 2013).
+
+Example: 20 flagged payments hold 8 of 10 frauds. Precision is 8 / 20 = 0.40 (0.22 to 0.61), and recall 8 / 10 = 0.80
+(0.49 to 0.94).
 """
 
 from __future__ import annotations
@@ -21,12 +25,12 @@ from paywarden.models.metrics.outcome_tally import BINS, EDGES, LAG_EDGES_MS, UN
 from paywarden.models.metrics.tally import ACTION_COUNT, FRAUD, GENUINE, REVIEWED
 
 SHARES = ("precision", "recall", "average_precision")
-# The coarse bin of SCORE_EDGES that each bin of the grid lies in.
+# For each bin of the grid, the bin of SCORE_EDGES that contains it.
 _COARSE = np.searchsorted([round(edge * UNIT) for edge in SCORE_EDGES[1:-1]], [0, *EDGES], side="right")
 
 
 class Share(NamedTuple):
-    """A share of `whole`, with its interval; None of nothing."""
+    """A share of `whole` payments, with its 95 % interval. All but `whole` are None if `whole` is 0."""
 
     value: float | None
     low: float | None
@@ -36,10 +40,10 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class OutcomeMeasures:
-    """Of the payments of a tally. None: there is nothing to make it of.
+    """The measures of a tally. None means that there are no payments to compute a measure from.
 
-    `shares`: by name, as `shares_of` has them. `labelled`: payments with an outcome. `fraud_lag_…`: from decisions to
-    the outcomes "fraud"; `label_lag_…`: to any.
+    `shares`: by name, from `shares_of`. `labelled`: payments with an outcome. `actions`: payments by action.
+    `label_lag_…`: milliseconds from the decision to any outcome; `fraud_lag_…`: to the outcome "fraud".
     """
 
     payments: int
@@ -59,7 +63,7 @@ class OutcomeMeasures:
 
 
 def measure(tally: OutcomeTally, costs: CostSettings) -> OutcomeMeasures:
-    """All measures of a tally."""
+    """Returns all measures of a tally."""
     counts = tally.counts
     by_action = _mature(counts.sum(axis=2))
     amounts = _mature(tally.amount_minor)
@@ -86,32 +90,32 @@ def measure(tally: OutcomeTally, costs: CostSettings) -> OutcomeMeasures:
 
 
 def shares_of(tally: OutcomeTally) -> dict[str, Share]:
-    """Precision, recall and average precision, by the names in SHARES."""
+    """Returns precision, recall and average precision, by the names in SHARES."""
     by_action = _mature(tally.counts.sum(axis=2))
     caught, flagged = int(by_action[FRAUD, REVIEWED:].sum()), int(by_action[:, REVIEWED:].sum())
-    found = (
+    shares = (
         _share(caught, flagged),
         _share(caught, int(by_action[FRAUD].sum())),
         _average_precision(_mature(tally.counts[:, :, :BINS].sum(axis=1))),
     )
-    return dict(zip(SHARES, found, strict=True))
+    return dict(zip(SHARES, shares, strict=True))
 
 
 def _mature(by_label: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Genuine and fraud, the unlabelled taken for genuine. The label is the first axis."""
+    """Returns counts of genuine payments and frauds; unlabelled payments count as genuine. First axis: the label."""
     return np.stack([by_label[GENUINE] + by_label[UNLABELLED], by_label[FRAUD]])
 
 
 def _share(part: int, whole: int) -> Share:
     if whole <= 0:
         return Share(None, None, None, 0)
-    # Tallies that were read while somebody wrote them may be a payment apart.
+    # A tally that was read during an update may be off by one payment.
     part = min(max(part, 0), whole)
     return Share(part / whole, *wilson_interval(part / whole, whole), whole)
 
 
 def _average_precision(scored: NDArray[np.int64]) -> Share:
-    """Of counts by label and bin."""
+    """Returns the average precision of counts by label and bin."""
     found, flagged = np.cumsum(scored[FRAUD][::-1]), np.cumsum(scored.sum(axis=0)[::-1])
     frauds = int(found[-1])
     if frauds <= 0:
@@ -131,27 +135,27 @@ def _brier_score(tally: OutcomeTally, scored: NDArray[np.int64], scores: NDArray
 
 
 def _calibration_error(scored: NDArray[np.int64], scores: NDArray[np.float64]) -> float | None:
-    """The mean distance of a coarse bin's mean score and its share of frauds, weighted by payments."""
+    """Returns the expected calibration error over the bins of SCORE_EDGES, weighted by payments."""
     payments = int(scored.sum())
     if payments <= 0:
         return None
-    promised = np.bincount(_COARSE, weights=scores.sum(axis=0))
-    came = np.bincount(_COARSE, weights=scored[FRAUD])
-    return float(np.abs(promised - came).sum()) / payments
+    score_sums = np.bincount(_COARSE, weights=scores.sum(axis=0))
+    frauds = np.bincount(_COARSE, weights=scored[FRAUD])
+    return float(np.abs(score_sums - frauds).sum()) / payments
 
 
 def _quantile(counts: NDArray[np.int64], share: float) -> int | None:
-    """Of lags by bin, evenly spread within a bin; those of the last bin are its edge."""
+    """Returns a quantile of lags by bin, interpolated within the bin. In the last bin it is the bin's lower edge."""
     labelled = int(counts.sum())
     if labelled <= 0:
         return None
-    wanted = share * labelled
+    rank = share * labelled
     below = 0
     for place, count in enumerate(counts.tolist()):
-        if count > 0 and below + count >= wanted:
+        if count > 0 and below + count >= rank:
             low = LAG_EDGES_MS[place - 1] if place else 0
             high = LAG_EDGES_MS[place] if place < len(LAG_EDGES_MS) else low
-            return int(low + (high - low) * (wanted - below) / count)
+            return int(low + (high - low) * (rank - below) / count)
         below += count
     return LAG_EDGES_MS[-1]
 

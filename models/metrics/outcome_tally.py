@@ -1,11 +1,17 @@
-"""Decided payments counted by score, action and what they turned out to be: all that measures of a model are made of.
+"""Tally decided payments by score, action and outcome: the basis of all measures of outcomes.
 
-A tally is one row of whole numbers, so tallies of partitions and days add up, in any order to the same, and what a
-correction changes is taken away as exactly as it was added: a partition's own tally may have numbers below 0.
+How it works:
 
-Scores lie in a fixed grid: steps of a tenth in log odds from -12 to 12, and the edges of SCORE_EDGES, so that the
-coarse bins of a calibration are whole bins of the grid. Beside the counts stand sums of scores and of their squares, in
-units of 2**-30: means and Brier scores are exact, and only the order of scores within a bin is lost.
+1. A tally is one row of whole numbers. Tallies of partitions and days can therefore be added, in any order.
+2. A corrected outcome is subtracted as it was added, and then added with the new label. The tally of a single partition
+   may have numbers below 0: another partition may have added what it subtracts.
+3. Scores are counted in a fixed grid: steps of 0.1 in log-odds from -12 to 12, and SCORE_EDGES. The bins of a
+   reliability curve are thus whole bins of the grid.
+4. Sums of scores and of their squares are kept beside the counts, in units of 2**-30. Mean scores and Brier scores are
+   therefore exact. Only the order of scores within a bin is lost.
+
+Example: a payment with the score 0.25 was declined, and two days later labelled fraud. First it counts as unlabelled;
+then `count(..., label=UNLABELLED, times=-1)` and `count(..., label=FRAUD, lag_ms=172_800_000)` move it.
 """
 
 from __future__ import annotations
@@ -24,12 +30,12 @@ from paywarden.models.metrics.tally import ACTION_COUNT, FRAUD, GENUINE
 from paywarden.schemas.errors import InvalidEvent
 
 UNLABELLED = 2
-"""Beside GENUINE and FRAUD: no outcome is known."""
+"""The label of a payment without a known outcome, beside GENUINE and FRAUD."""
 LABEL_COUNT = 3
 UNIT = 1 << 30
-"""So many are a score of 1."""
+"""The units in a score of 1."""
 NO_SCORE = -1
-"""In place of a score in units: no model gave one."""
+"""The score, in units, of a payment that no model scored."""
 
 _DAY_MS = 86_400_000
 _LOG_ODDS_MAX, _STEPS_A_UNIT = 12, 10
@@ -39,21 +45,21 @@ def _grid() -> list[int]:
     log_odds = (
         step / _STEPS_A_UNIT for step in range(-_LOG_ODDS_MAX * _STEPS_A_UNIT, _LOG_ODDS_MAX * _STEPS_A_UNIT + 1)
     )
-    edges = [1.0 / (1.0 + math.exp(-one)) for one in log_odds]
+    edges = [1.0 / (1.0 + math.exp(-value)) for value in log_odds]
     return sorted({round(edge * UNIT) for edge in (*edges, *SCORE_EDGES[1:-1])})
 
 
 EDGES = _grid()
-"""Of the score bins, in units, rising. A score lies in the bin after the last edge that is not above it."""
+"""The edges of the score bins, in units, rising. A score lies in the bin after the last edge that is not above it."""
 BINS = len(EDGES) + 1
 LAG_EDGES_MS = tuple(
     round(days * _DAY_MS)
     for days in (1 / 24, 0.25, 0.5, 1, 2, 3, 4, 5, 6, 7, 10, 14, 21, 28, 35, 42, 49, 56, 63, 70, 77, 84, 90, 120)
 )
-"""From a decision to its label: bin i begins at edge i - 1, the first at 0."""
+"""The edges of the bins of lags from decision to label: bin i begins at edge i - 1, the first bin at 0."""
 LAG_BINS = len(LAG_EDGES_MS) + 1
 
-# Where each part stands in the row.
+# The index of each part's first number in the row.
 _SCORED = BINS + 1
 _AMOUNTS = LABEL_COUNT * ACTION_COUNT * _SCORED
 _SUMS = _AMOUNTS + LABEL_COUNT * ACTION_COUNT
@@ -69,40 +75,40 @@ I64 = NDArray[np.int64]
 
 
 class OutcomeTally:
-    """`row` is all there is, shape (SIZE,), int64; the others are views of it."""
+    """A tally. `row`: (SIZE,), int64, holds all numbers; the properties are views of it."""
 
     def __init__(self, row: I64 | None = None) -> None:
         self.row: I64 = np.zeros(SIZE, dtype=np.int64) if row is None else row
 
     @property
     def counts(self) -> I64:
-        """Payments, shape (LABEL_COUNT, ACTION_COUNT, BINS + 1); the last are those without a score."""
+        """Payments, (LABEL_COUNT, ACTION_COUNT, BINS + 1). The last bin counts payments without a score."""
         return self.row[:_AMOUNTS].reshape(LABEL_COUNT, ACTION_COUNT, _SCORED)
 
     @property
     def amount_minor(self) -> I64:
-        """Shape (LABEL_COUNT, ACTION_COUNT)."""
+        """Sums of amounts in minor units, (LABEL_COUNT, ACTION_COUNT)."""
         return self.row[_AMOUNTS:_SUMS].reshape(LABEL_COUNT, ACTION_COUNT)
 
     @property
     def score_sums(self) -> I64:
-        """In units, shape (LABEL_COUNT, BINS)."""
+        """Sums of scores in units, (LABEL_COUNT, BINS)."""
         return self.row[_SUMS:_SQUARES].reshape(LABEL_COUNT, BINS)
 
     @property
     def score_squares(self) -> I64:
-        """In units, shape (LABEL_COUNT,)."""
+        """Sums of squared scores in units, (LABEL_COUNT,)."""
         return self.row[_SQUARES:_LAGS]
 
     @property
     def lags(self) -> I64:
-        """Labelled payments by how long their label took, shape (2, LAG_BINS)."""
+        """Labelled payments by the time from decision to label, (2, LAG_BINS)."""
         return self.row[_LAGS:].reshape(2, LAG_BINS)
 
     def count(
         self, *, score_units: int, action: int, amount_minor: int, label: int, lag_ms: int = 0, times: int = 1
     ) -> None:
-        """Count a payment, or with `times` -1 take it away. `lag_ms`: of a label, how long it took."""
+        """Add a payment, or subtract it with `times` -1. `lag_ms`: from the decision to its label."""
         row = self.row
         cell = label * ACTION_COUNT + action
         score_bin = BINS if score_units == NO_SCORE else bisect_right(EDGES, score_units)
@@ -115,14 +121,14 @@ class OutcomeTally:
             row[_LAGS + label * LAG_BINS + bisect_right(LAG_EDGES_MS, lag_ms)] += times
 
     def to_bytes(self) -> bytes:
-        """For `from_bytes`: what is not 0, deflated."""
+        """Returns bytes for `from_bytes`: the format, the number of non-zero entries, and these entries, compressed."""
         places = np.flatnonzero(self.row)
         packed = places.astype("<u2").tobytes() + self.row[places].astype("<i8").tobytes()
         return _HEAD.pack(_FORMAT, len(places)) + zlib.compress(packed, _ZLIB_LEVEL)
 
     @classmethod
     def from_bytes(cls, stored: bytes) -> OutcomeTally:
-        """What `to_bytes` wrote. Raises InvalidEvent for what is no tally."""
+        """Returns the tally that `to_bytes` wrote. Raises InvalidEvent for other or damaged bytes."""
         if len(stored) < _HEAD.size or stored[0] != _FORMAT:
             raise InvalidEvent(f"wanted a tally of format {_FORMAT}, got something else, {len(stored)} bytes")
         count = _HEAD.unpack_from(stored)[1]
@@ -139,15 +145,15 @@ class OutcomeTally:
 
 
 def total(tallies: Iterable[OutcomeTally]) -> OutcomeTally:
-    """All of them together."""
-    found = OutcomeTally()
-    for one in tallies:
-        found.row += one.row
-    return found
+    """Returns the sum of tallies."""
+    result = OutcomeTally()
+    for tally in tallies:
+        result.row += tally.row
+    return result
 
 
 def units_of(score: float) -> int:
-    """A score from 0 to 1 in units."""
+    """Returns a score in units. Scores outside 0 to 1 become 0 or 1."""
     return round(min(max(score, 0.0), 1.0) * UNIT)
 
 

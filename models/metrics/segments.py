@@ -1,7 +1,7 @@
-"""Decisions measured apart for each of many groups: days, channels, countries.
+"""Measure decisions separately for each of many groups: days, channels, countries.
 
-Payments are put in order of score once, and then brought together by group, which keeps that order: areas under curves
-then take a pass over each group instead of a sort.
+Payments are sorted by score once. A stable sort by group keeps that order within each group. Areas under curves then
+take one pass over each group instead of another sort.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy.typing as npt
 from paywarden.models.metrics.costs import CostSettings, Money, money_of
 from paywarden.models.metrics.tally import DECLINED, FRAUD, REVIEWED, tally
 
-# Looked at together: what is made of them is then small beside the columns.
+# Rows processed at once, so that temporary arrays are small compared with the columns.
 _ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
 class DecidedPayments:
-    """Measured payments as columns, shape (row_count,) each. `has_outcomes`: whether any label was ever known."""
+    """Measured payments as columns of shape (row_count,). `has_outcomes`: whether any payment has a known label."""
 
     action: npt.NDArray[np.int8]
     score: npt.NDArray[np.float64]
@@ -33,23 +33,20 @@ class DecidedPayments:
 
     @cached_property
     def falling(self) -> npt.NDArray[np.intp]:
-        """Rows in order of score, the highest first."""
+        """The row numbers in order of score, the highest first."""
         return np.argsort(-self.score, kind="stable")
 
 
 @dataclass(frozen=True)
 class GroupMeasures:
-    """One group. A payment is stopped when it is reviewed or declined; precision and recall are of those.
-
-    NaN where there is nothing to divide by; money is None where no outcome is known at all.
-    """
+    """The measures of one group. A payment is stopped if it is reviewed or declined. NaN where a divisor is 0."""
 
     name: str
     """The group's value, such as a channel or a date; `(none)` for payments without the field."""
     payments: int
     """Measured payments of the group."""
     frauds: int
-    """Those of them that were fraud."""
+    """Frauds among them."""
     frauds_stopped: int
     """Frauds that were reviewed or declined."""
     reviewed: int
@@ -57,11 +54,11 @@ class GroupMeasures:
     declined: int
     """Payments that were declined."""
     fraud_share: float
-    """Frauds by payments."""
+    """Frauds divided by payments."""
     precision: float
-    """Frauds among the payments that were reviewed or declined."""
+    """The share of frauds among the payments that were reviewed or declined."""
     recall: float
-    """Frauds that were reviewed or declined, by all frauds."""
+    """The share of the frauds that were reviewed or declined."""
     mean_score: float
     """Mean of the scores."""
     auc_roc: float
@@ -69,24 +66,27 @@ class GroupMeasures:
     average_precision: float
     """Average precision of the scores."""
     amount_minor: int
-    """Amounts of all payments of the group."""
+    """Sum of the amounts of all payments of the group."""
     fraud_minor: int
-    """Amounts of its frauds."""
+    """Sum of the amounts of its frauds."""
     money: Money | None
-    """Where the money went; null where no outcome is known at all."""
+    """The money of the decisions; null if no payment has a known outcome."""
 
 
 def by_group(
     names: Sequence[str], group: npt.NDArray[np.integer], decided: DecidedPayments, costs: CostSettings
 ) -> list[GroupMeasures]:
-    """Measures of every group that has payments, in the order of `names`; `group` holds places in it, (row_count,)."""
+    """Returns the measures of every group with payments, in the order of `names`.
+
+    `group`: (row_count,), indexes into `names`.
+    """
     counted = tally(group, len(names), decided.action, decided.fraud, decided.amount_minor)
     if len(names) == 1:
         rows = decided.falling
         return (
             [_measures(names[0], counted.count[0], counted.amount_minor[0], rows, decided, costs)] if len(rows) else []
         )
-    # Narrow numbers are put in order by radix.
+    # NumPy sorts 16-bit numbers with a radix sort, which is faster.
     narrow = group.astype(np.uint16 if len(names) <= np.iinfo(np.uint16).max else np.int64)
     order = decided.falling[np.argsort(narrow[decided.falling], kind="stable")]
     starts = np.searchsorted(narrow[order], np.arange(len(names) + 1))
@@ -131,18 +131,22 @@ def _measures(
 
 
 def _areas(fraud: npt.NDArray[np.bool_], score: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """(AUC ROC, average precision) of payments whose scores fall, as models/metrics/evaluation.py defines them."""
+    """Returns (area under the ROC curve, average precision), as defined in models/metrics/evaluation.py.
+
+    Rows must be in order of falling score.
+    """
     rows, frauds = len(score), float(np.count_nonzero(fraud))
     if not frauds:
         return float("nan"), float("nan")
     genuine = rows - frauds
-    # Added up at the end and all at once: a sum of floats depends on their order. The area is of halves, and exact.
+    # Terms are summed at the end in one call, because a sum of floats depends on its order. The area is a sum of
+    # multiples of one half, and exact.
     terms, count = np.empty(rows), 0
-    area, before, wrongly_before = 0.0, 0.0, 0.0
+    area, before, false_before = 0.0, 0.0, 0.0
     total = 0
     for first in range(0, rows, _ROWS):
         last = min(first + _ROWS, rows)
-        # A threshold takes all payments of its score: what counts is where one score ends.
+        # A threshold flags all payments with its score. Only the end of each run of equal scores matters.
         ends = np.flatnonzero(score[first + 1 : last + 1] != score[first : min(last, rows - 1)])
         if last == rows:
             ends = np.append(ends, rows - 1 - first)
@@ -154,9 +158,9 @@ def _areas(fraud: npt.NDArray[np.bool_], score: npt.NDArray[np.float64]) -> tupl
         step = np.diff(found, prepend=before)
         terms[count : count + len(ends)] = step / frauds * found / flagged
         count += len(ends)
-        # A genuine payment is beaten by every fraud above it, and by half of those with its own score.
-        wrongly = flagged - found
-        area += float(np.sum(np.diff(wrongly, prepend=wrongly_before) * (found - step / 2)))
-        before, wrongly_before = float(found[-1]), float(wrongly[-1])
+        # For each genuine payment, count the frauds above it, and half of the frauds with the same score.
+        false_positives = flagged - found
+        area += float(np.sum(np.diff(false_positives, prepend=false_before) * (found - step / 2)))
+        before, false_before = float(found[-1]), float(false_positives[-1])
     average_precision = float(np.sum(terms[:count]))
     return (area / (frauds * genuine) if genuine else float("nan")), average_precision

@@ -1,6 +1,6 @@
-"""Payments and their amounts counted by group, action and label: what money, precision and recall are made of.
+"""Count payments and amounts by group, action and label: the basis of money, precision and recall.
 
-A group is whatever rows are told apart by: a day, a channel, or all of them together.
+A group can be a day, a channel, or all rows together.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy.typing as npt
 APPROVED, REVIEWED, DECLINED = range(3)
 ACTION_COUNT = 3
 GENUINE, FRAUD = range(2)
-# Looked at together: what is made of them is then small beside the columns.
+# Rows processed at once, so that temporary arrays are small compared with the columns.
 _ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Both arrays have shape (groups, ACTION_COUNT, 2), int64; the last axis is GENUINE and FRAUD."""
+    """Payments and amounts. Both arrays: (groups, ACTION_COUNT, 2), int64; the last axis is GENUINE, FRAUD."""
 
     count: npt.NDArray[np.int64]
     amount_minor: npt.NDArray[np.int64]
@@ -33,9 +33,9 @@ def tally(
     fraud: npt.NDArray[np.bool_],
     amount_minor: npt.NDArray[np.int64],
 ) -> Tally:
-    """Count rows; all arrays have shape (row_count,), `group` holds 0 to group_count - 1.
+    """Count rows. All arrays: (row_count,). `group` holds numbers from 0 to group_count - 1.
 
-    Amounts are exact up to 2**53 minor units a cell, some ninety thousand billion euros.
+    Amounts are exact up to 2**53 minor units per cell, about ninety thousand billion euros.
     """
     size = group_count * ACTION_COUNT * 2
     count, amount = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)

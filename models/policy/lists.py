@@ -1,4 +1,4 @@
-"""Lists that conditions ask about: written in the configuration, or in files of one entry a line."""
+"""Read the lists that conditions use: entries in the configuration, or files with one entry per line."""
 
 from __future__ import annotations
 
@@ -8,51 +8,51 @@ from pathlib import Path
 
 from paywarden.schemas.errors import Misconfigured
 
-# Some 100 MB in each process, shared by the workers of a host.
+# A list of this size takes about 100 MB, shared by the workers of a host.
 ENTRIES_MAX = 1_000_000
-# As long as an id may be.
+# The longest id that a payment may have.
 ENTRY_BYTES_MAX = 256
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a list, rule or segment may be called so: short, and fit for a reason and a metric."""
+    """Whether a list, rule or segment may have this name: short, and usable in reasons and metrics."""
     return _PLAIN_NAME.fullmatch(name) is not None
 
 
 def read_lists(lists: Mapping[str, Iterable[str]]) -> dict[str, frozenset[str]]:
-    """The entries of each list, those of files read. Raises Misconfigured naming list, file and line."""
+    """Returns the entries of each list, including those in files. Raises Misconfigured naming list, file and line."""
     return {name: _read_list(f"policy.lists {name}", name, entries) for name, entries in lists.items()}
 
 
 def list_problems(name: str, entries: Iterable[str]) -> list[str]:
-    """Everything for which `read_lists` would refuse a list: of its files each, of the entries of one the first."""
+    """Returns everything for which `read_lists` would refuse a list: the first problem of each file and of the list."""
     entries = tuple(entries)
     files = [(entry,) for entry in entries if entry.startswith("@")]
-    found = []
+    problems = []
     for part in (entries, *files):
         try:
             read_lists({name: part})
         except Misconfigured as error:
-            found.append(str(error))
-    return list(dict.fromkeys(found))
+            problems.append(str(error))
+    return list(dict.fromkeys(problems))
 
 
 def _read_list(where: str, name: str, entries: Iterable[str]) -> frozenset[str]:
     if not is_plain_name(name):
         raise Misconfigured(f"{where}: name: wanted at most 64 of a to z, 0 to 9 and _")
-    found: set[str] = set()
+    texts: set[str] = set()
     for place, entry in _entries_of(where, entries):
         if not entry or len(entry.encode()) > ENTRY_BYTES_MAX:
             raise Misconfigured(f"{place}: wanted an entry of 1 to {ENTRY_BYTES_MAX} bytes")
-        found.add(entry)
-        if len(found) > ENTRIES_MAX:
+        texts.add(entry)
+        if len(texts) > ENTRIES_MAX:
             raise Misconfigured(f"{where}: wanted at most {ENTRIES_MAX} entries")
-    return frozenset(found)
+    return frozenset(texts)
 
 
 def _entries_of(where: str, entries: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Each entry with its place."""
+    """Yields each entry with its place in the configuration or file, for messages."""
     for number, entry in enumerate(entries):
         if entry.startswith("@"):
             yield from _lines_of(where, Path(entry[1:]))
@@ -61,7 +61,7 @@ def _entries_of(where: str, entries: Iterable[str]) -> Iterator[tuple[str, str]]
 
 
 def _lines_of(where: str, path: Path) -> Iterator[tuple[str, str]]:
-    """Lines of a file without the space around them; empty ones and those that begin with # are left out."""
+    """Yields the stripped lines of a file, except empty ones and those that begin with #."""
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file):

@@ -1,12 +1,24 @@
-"""From a payment's facts to an action, with reasons a person can read.
+"""Decide about a payment: an action, with reasons that a person can read.
 
-1. A rule with `override` that applies decides alone; of several the first in the file.
-2. Else the first segment that applies says which thresholds the score is held against, or the general ones are.
-3. Thresholds, flags and rules each ask for an action. The strictest wins, and every part that asked for it is a reason:
-   `score_at_or_above_review_threshold` (with `:SEGMENT` behind it where a segment set it), a flag's own name,
-   `rule:NAME`. An approved payment has no reason, but for a rule that overrides.
+How it works:
 
-Conditions of rules and segments are checked at start (models/policy/rules.py), lists of them are read then.
+1. If the condition of a rule with `override` is true, that rule decides alone. With several, the first in the file.
+2. Otherwise the first segment whose condition is true sets the thresholds. Without one, the general thresholds apply.
+3. Thresholds, flags and rules each ask for an action. The strictest action wins.
+4. Every part that asked for that action is a reason: `score_at_or_above_review_threshold` (followed by `:SEGMENT` if a
+   segment set it), a flag's own name, or `rule:NAME`. An approval has no reason, unless a rule overrode.
+
+Example: the thresholds are 0.10 for review and 0.60 for decline. A payment has the score 0.25, the flag mirror_absent
+(which asks for review) and amount 120_000.
+
+    threshold    0.25 >= 0.10             asks for review
+    flag         mirror_absent            asks for review
+    rule large   amount > 100_000         asks for review
+    rule tiny    amount < 1_00            asks for nothing: its condition is false
+
+The action is review, with the reasons score_at_or_above_review_threshold, mirror_absent and rule:large.
+
+Conditions are compiled at start (models/policy/rules.py), and lists are read then.
 """
 
 from __future__ import annotations
@@ -26,18 +38,18 @@ from paywarden.models.policy.lists import is_plain_name
 from paywarden.models.policy.rules import PaymentFields, RuleCondition, Vocabulary, compile_condition
 from paywarden.schemas.errors import Misconfigured
 
-# In order of strictness.
+# From the mildest to the strictest.
 ACTIONS = ("approve", "review", "decline")
 APPROVE, REVIEW, DECLINE = range(3)
 
-# What can be odd about a decision.
+# Flags: circumstances that make a decision less certain.
 UNKNOWN_CARD = "unknown_card"
 UNKNOWN_MERCHANT = "unknown_merchant"
 UNKNOWN_DEVICE = "unknown_device"
 MIRROR_ABSENT = "mirror_absent"
 MIRROR_STALE = "mirror_stale"
 PROFILE_UNREADABLE = "profile_unreadable"
-# A model failed on this payment; one was left out, because it kept failing; no model gave a score.
+# A model failed on this payment. A model was skipped because it kept failing. No model gave a score.
 MODEL_ERROR = "model_error"
 MODEL_FALLBACK = "model_fallback"
 MODEL_ABSENT = "model_absent"
@@ -53,28 +65,28 @@ FLAGS = (
     MODEL_ABSENT,
 )
 
-# More would be a program, and each takes its microsecond.
+# Each condition takes about a microsecond per payment.
 CONDITIONS_MAX = 200
 
 
 def unknown_flag(entity: str) -> str:
-    """The flag of a payment whose entity of this kind has no profile."""
+    """Returns the flag of a payment whose entity of this kind has no profile."""
     return f"unknown_{entity}"
 
 
 def threshold_reason(action: str) -> str:
-    """The reason of a score at or above the threshold of an action, as the general thresholds give it."""
+    """Returns the reason for an action that the general thresholds asked for."""
     return f"score_at_or_above_{action}_threshold"
 
 
 def flags_of(entities: Iterable[str]) -> tuple[str, ...]:
-    """Every flag there can be with a catalogue of these entities."""
+    """Returns all flags that are possible with a catalogue of these entities."""
     return tuple(dict.fromkeys((*FLAGS, *map(unknown_flag, entities))))
 
 
 @dataclass(frozen=True)
 class ConfiguredRule:
-    """One of `[[policy.rules]]`: where `when` is true it asks for `action`, or with `override` decides alone."""
+    """One of `[[policy.rules]]`. If `when` is true, it asks for `action`, or with `override` decides alone."""
 
     name: str
     when: str
@@ -84,7 +96,7 @@ class ConfiguredRule:
 
 @dataclass(frozen=True)
 class ConfiguredSegment:
-    """One of `[[policy.segments]]`: thresholds of the payments for which `when` is true. 0: as for all others."""
+    """One of `[[policy.segments]]`: thresholds for payments for which `when` is true. 0 means the general threshold."""
 
     name: str
     when: str
@@ -94,39 +106,39 @@ class ConfiguredSegment:
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """Thresholds and what flags ask for. An entity never seen before is a normal case: it asks for nothing."""
+    """Thresholds, and the action that each flag asks for. A new card or merchant is normal, so it asks for nothing."""
 
-    # A score at or above takes the action. 0 means: as the bundle says.
+    # A score at or above the threshold asks for the action. 0 means the bundle's threshold.
     review_at: float = 0.0
     decline_at: float = 0.0
-    # Profiles that lag further behind the payments stream are stale.
+    # Profiles are stale if they lag further behind the payments stream.
     stale_after_ms: int = 30_000
     on_unknown_card: str = "approve"
     on_unknown_merchant: str = "approve"
     on_unknown_device: str = "approve"
-    # Of any other kind of entity that the feature catalogue declares.
+    # For any other kind of entity in the feature catalogue.
     on_unknown_other: str = "approve"
     on_mirror_absent: str = "review"
     on_mirror_stale: str = "approve"
     on_profile_unreadable: str = "review"
-    # The next model of the chain has scored it then, unless there was none: that is `model_absent`.
+    # The next model of the chain has given the score. If there was none, the flag is `model_absent`.
     on_model_error: str = "approve"
     on_model_fallback: str = "approve"
     on_model_absent: str = "review"
-    # At most so many features that moved the score towards fraud are named when a payment is not approved.
+    # When a payment is not approved, at most this many features that raised the score are named.
     reason_features_max: int = 4
     rules: tuple[ConfiguredRule, ...] = ()
     segments: tuple[ConfiguredSegment, ...] = ()
-    # Entries by name; one that begins with @ is a file of them, one a line.
+    # Entries by list name. An entry that begins with @ names a file with one entry per line.
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Facts:
-    """What a policy decides about. `payment`'s own fields are read by conditions only.
+    """The facts about a payment that a policy decides by. Only conditions read `payment`.
 
-    `amount`: in minor units of the reference currency. `vector`: shape (features,), float32. `score`: None where no
-    model gave one. Not frozen, so that a caller may use one for many payments.
+    `amount`: minor units of the reference currency. `vector`: (features,), float32. `score`: None if no model gave one.
+    Not frozen, so that a caller can reuse one object for many payments.
     """
 
     payment: PaymentFields
@@ -137,7 +149,7 @@ class Facts:
 
 
 class Verdict(NamedTuple):
-    """One of ACTIONS, and why. The list is the caller's to go on with."""
+    """One of ACTIONS and the reasons for it. The caller may change the list."""
 
     action: str
     reasons: list[str]
@@ -173,9 +185,9 @@ class Policy:
         lists: Mapping[str, frozenset[str]] | None = None,
         catalogue: Catalogue = CATALOGUE,
     ) -> None:
-        """`review_at` and `decline_at` are the bundle's, `lists` what `read_lists` has read of the settings'.
+        """`review_at`, `decline_at`: the bundle's thresholds. `lists`: from `read_lists`.
 
-        `catalogue` names the features of the vectors. Raises Misconfigured naming the setting, rule or segment.
+        `catalogue`: declares the features of the vectors. Raises Misconfigured naming the setting, rule or segment.
         """
         self.stale_after_ms = settings.stale_after_ms
         _check_reason_features_max(settings)
@@ -193,21 +205,22 @@ class Policy:
 
     @property
     def thresholds(self) -> tuple[float, float]:
-        """From which score on a payment is reviewed, and declined, where no segment says otherwise."""
+        """The general thresholds of review and decline, for payments without a segment."""
         return self._thresholds.review_at, self._thresholds.decline_at
 
     @property
     def rule_count(self) -> int:
-        """How many rules there are, those that override included; `segment_count` likewise."""
+        """The number of rules, including those that override."""
         return len(self._rules) + len(self._overrides)
 
     @property
     def segment_count(self) -> int:
+        """The number of segments."""
         return len(self._segments)
 
     @property
     def has_conditions(self) -> bool:
-        """Whether there is a rule or a segment: without, the action follows from score and flags alone."""
+        """Whether there are rules or segments. Without them, the action depends on score and flags alone."""
         return bool(self._segments or self._rules or self._overrides)
 
     @property
@@ -218,33 +231,33 @@ class Policy:
         return frozenset().union(*(condition.fields for condition in conditions))
 
     def decide(self, facts: Facts) -> Verdict:
-        """The action and its reasons; no score asks for nothing by itself. Never raises."""
+        """Decide about a payment. A missing score asks for nothing; the flag model_absent does. Never raises."""
         if not (self._rules or self._segments or self._overrides):
             strictness, reasons = self._by_score_and_flags(facts.score, facts.flags, self._thresholds)
             return Verdict(ACTIONS[strictness], reasons)
         return self._by_all(facts)
 
     def actions_of(self, scores: NDArray[np.float64]) -> NDArray[np.int8]:
-        """Indexes into ACTIONS of many payments without flags, shape (rows,). Only where there are no conditions."""
+        """Decide about many payments without flags: returns indexes into ACTIONS, (rows,). Needs no conditions."""
         assert not self.has_conditions
         review_at, decline_at, _, _ = self._thresholds
         return (scores >= review_at).astype(np.int8) + (scores >= decline_at).astype(np.int8)
 
     def _by_all(self, facts: Facts) -> Verdict:
         score, flags = facts.score, facts.flags
-        asked = (facts.payment, facts.amount, facts.vector.item, math.nan if score is None else score, flags)
+        arguments = (facts.payment, facts.amount, facts.vector.item, math.nan if score is None else score, flags)
         for rule in self._overrides:
-            if rule.condition.applies(*asked):
+            if rule.condition.applies(*arguments):
                 return Verdict(ACTIONS[rule.strictness], [rule.reason])
         thresholds = self._thresholds
         for segment in self._segments:
-            if segment.condition.applies(*asked):
+            if segment.condition.applies(*arguments):
                 thresholds = segment.thresholds
                 break
         strictness, reasons = self._by_score_and_flags(score, flags, thresholds)
         for rule in self._rules:
-            # One that asks for less than what is asked for already would change nothing.
-            if rule.strictness >= strictness and rule.condition.applies(*asked):
+            # A milder rule cannot change the action or its reasons.
+            if rule.strictness >= strictness and rule.condition.applies(*arguments):
                 if rule.strictness > strictness:
                     strictness, reasons = rule.strictness, [rule.reason]
                 else:
@@ -261,10 +274,10 @@ class Policy:
             else:
                 strictness, reasons = REVIEW, [thresholds.review_reason]
         for flag in flags:
-            wanted = self._strictness.get(flag, self._unknown_other)
-            if wanted > strictness:
-                strictness, reasons = wanted, [flag]
-            elif wanted == strictness and wanted > APPROVE:
+            of_flag = self._strictness.get(flag, self._unknown_other)
+            if of_flag > strictness:
+                strictness, reasons = of_flag, [flag]
+            elif of_flag == strictness and of_flag > APPROVE:
                 reasons.append(flag)
         return strictness, reasons
 
@@ -277,9 +290,9 @@ def policy_problems(
     lists: Mapping[str, frozenset[str]],
     catalogue: Catalogue = CATALOGUE,
 ) -> list[str]:
-    """Everything for which `Policy` would refuse these settings, in its words; empty when they are right.
+    """Returns all problems for which `Policy` would refuse these settings, in its words; empty without a problem.
 
-    `review_at` and `decline_at` are the bundle's, 0 where it is not known: then only what the settings say is checked.
+    `review_at`, `decline_at`: the bundle's thresholds; 0 if no bundle is known, and then only the settings are checked.
     """
     vocabulary = _vocabulary(catalogue, lists)
     general = (settings.review_at or review_at, settings.decline_at or decline_at)
@@ -300,18 +313,18 @@ def policy_problems(
 
 
 def _assumed(review_at: float, decline_at: float) -> tuple[float, float]:
-    """Thresholds, with what must be right in the place of one that is not known: no score is above 1."""
+    """Returns thresholds with a valid value in place of an unknown one."""
     return review_at or decline_at or 1.0, decline_at or 1.0
 
 
 def _refusals(attempts: Iterable[Callable[[], object]]) -> list[str]:
-    found = []
+    messages = []
     for attempt in attempts:
         try:
             attempt()
         except Misconfigured as error:
-            found.append(str(error))
-    return found
+            messages.append(str(error))
+    return messages
 
 
 def _vocabulary(catalogue: Catalogue, lists: Mapping[str, frozenset[str]] | None) -> Vocabulary:
@@ -325,7 +338,7 @@ def _check_reason_features_max(settings: PolicySettings) -> None:
 
 
 def _segment(settings: ConfiguredSegment, general: tuple[float, float], vocabulary: Vocabulary) -> _Segment:
-    """`general`: the thresholds where the segment sets none."""
+    """`general`: the thresholds that apply if the segment sets none."""
     condition = _condition("policy.segments", settings, vocabulary)
     own = (settings.review_at or general[0], settings.decline_at or general[1])
     return _Segment(condition, _thresholds(f'policy.segments "{settings.name}"', *own, f":{settings.name}"))
@@ -365,7 +378,7 @@ def _check_action(settings: ConfiguredRule) -> None:
 
 
 def _name_problems(settings: PolicySettings) -> Iterator[str]:
-    """What is wrong with the names of rules and segments, and with how many there are."""
+    """Yields problems with the names and the number of rules and segments."""
     yield from _problems_of_names("policy.rules", [rule.name for rule in settings.rules])
     yield from _problems_of_names("policy.segments", [segment.name for segment in settings.segments])
 

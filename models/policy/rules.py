@@ -1,20 +1,28 @@
-"""Conditions of rules and segments: a small language, checked at start and compiled to a function that cannot fail.
+"""The conditions of rules and segments: a small language, compiled at start to functions that cannot fail.
 
     mcc in lists.gambling and amount > 500_00 and card_count_1h >= 5
 
-1. Python's own parser makes a tree of the text. Only the nodes named here are allowed in it; every name is looked up
-   in the vocabulary, every operand's kind (number, text, list, yes or no) is checked. What is wrong is said with its
-   place.
-2. From the checked tree another one is built, of loads, comparisons and arithmetic alone, and compiled. The function
-   gets a payment's facts as arguments; it has no builtins and no globals but this module's pure helpers and its lists.
+How it works:
 
-Names are the payment's fields, `amount` and every other feature of the catalogue, `score`, `flags` and `lists.NAME`.
-Money is in minor units, as everywhere: 500 euros are `500_00`, and a fraction like 500.00 is refused beside it. A
-number compared with a feature is taken as the feature is kept, in float32.
+1. Python's parser turns the text into a tree.
+2. `_Translation` allows only the kinds of nodes listed in `_BY_NODE`. It looks every name up in the vocabulary and
+   checks the kind of every operand (number, text, list, yes or no). Errors name the character where they occur.
+3. It builds a second tree from loads, comparisons and arithmetic alone, and compiles that. The function takes a
+   payment's facts as arguments. It has no builtins, and its only globals are this module's pure helpers and the lists.
 
-What is missing (a field that was not sent, a feature that is NaN, the score where no model gave one, the result of a
-division by zero) makes every comparison with it false, `!=` and `not in` too, and arithmetic with it missing.
-`missing(x)` asks for it. `not` is of the answer: `not mcc == "7995"` is true where there is no mcc.
+Example: the condition above becomes a function like this one.
+
+    lambda payment, amount, item, score, flags: payment.mcc in list_11 and amount * 1.0 > 50000.0 and item(17) >= 5.0
+
+With mcc 7995 in the list, amount 60_000 and card_count_1h 6 it is true. With a missing card_count_1h (NaN) it is false.
+
+Names are the payment's fields, `amount` and all other features of the catalogue, `score`, `flags` and `lists.NAME`.
+Money is in minor units, as everywhere: 500 euros are `500_00`. A fraction such as 500.00 next to money is refused. A
+number compared with a feature is rounded to float32, like the feature itself.
+
+A value is missing if a field was not sent, a feature is NaN, no model gave a score, or a division by zero gave it.
+Every comparison with a missing value is false, also `!=` and `not in`; arithmetic with it is missing. `missing(x)`
+tests for it. `not` inverts the answer: `not mcc == "7995"` is true for a payment without an mcc.
 """
 
 from __future__ import annotations
@@ -34,15 +42,15 @@ import numpy as np
 from paywarden.features.catalogue.expressions import Feature
 from paywarden.schemas.errors import Misconfigured
 
-# A condition is read by people; these also bound the work of parser and compiler.
+# These keep conditions readable, and limit the work of parser and compiler.
 TEXT_LENGTH_MAX = 1000
 DEPTH_MAX = 24
-# Beyond any amount or time, and exact enough to be compared.
+# Larger than any amount or time, and exact enough to compare.
 _NUMBER_MAX = 1e18
 
 
 class PaymentFields(Protocol):
-    """What conditions read of a payment: a ScoreRequest has it. A text that was not sent is empty."""
+    """The fields of a payment that conditions read, as in a ScoreRequest. A text that was not sent is empty."""
 
     event_time_ms: int
     amount_minor: int
@@ -58,15 +66,15 @@ class PaymentFields(Protocol):
 
 TEXT_FIELDS = ("card_id", "merchant_id", "device_id", "ip", "currency", "mcc", "country", "channel")
 
-# Of a payment: its fields, the amount in minor units of the reference currency, `vector.item`, the score (NaN where
-# there is none), and the flags.
+# Arguments: the payment's fields, the amount in minor units of the reference currency, `vector.item`, the score (NaN
+# without one), and the flags.
 Applies = Callable[[PaymentFields, int, Callable[[int], float], float, "Iterable[str]"], bool]
 _ARGUMENTS = ("payment", "amount", "item", "score", "flags")
 
 
 @dataclass(frozen=True)
 class RuleCondition:
-    """A checked condition. `applies` never raises; `fields` are those of the payment that it reads."""
+    """A checked condition. `applies` never raises. `fields`: the payment's fields that it reads."""
 
     text: str
     applies: Applies
@@ -84,7 +92,7 @@ class _Kind(Enum):
 
 @dataclass(frozen=True)
 class _Part:
-    """A translated part of a condition. `is_whole`: an int, which arithmetic must not take as it is."""
+    """A translated part of a condition. `is_whole`: an int, which arithmetic must convert to a float first."""
 
     kind: _Kind
     node: ast.expr
@@ -95,7 +103,7 @@ class _Part:
 
 
 class Vocabulary:
-    """What conditions may speak of: fields, features in the order of the vector, flags and lists."""
+    """The names that conditions may use: fields, features in the order of the vector, flags and lists."""
 
     def __init__(self, features: Iterable[Feature], flags: Iterable[str], lists: Mapping[str, frozenset[str]]) -> None:
         self.flags, self.lists = tuple(flags), lists
@@ -110,7 +118,7 @@ class Vocabulary:
         self.parts |= {
             "event_time_ms": _Part(_Kind.NUMBER, _field("event_time_ms"), is_whole=True),
             "amount_minor": _Part(_Kind.NUMBER, _field("amount_minor"), is_whole=True, is_money=True),
-            # Exact, which the feature of this name, a float32, is only up to 2**24.
+            # The exact amount. The feature of this name is a float32, which is exact only up to 2**24.
             "amount": _Part(_Kind.NUMBER, _name("amount"), is_whole=True, is_money=True),
             "score": _Part(_Kind.NUMBER, _name("score")),
             "flags": _Part(_Kind.FLAGS, _name("flags")),
@@ -118,15 +126,15 @@ class Vocabulary:
 
 
 def compile_condition(text: str, *, where: str, vocabulary: Vocabulary) -> RuleCondition:
-    """Check and compile a condition. Raises Misconfigured with `where`, the character, and what is wrong there."""
+    """Check and compile a condition. Raises Misconfigured naming `where`, the character and the problem."""
     return _Translation(text, where, vocabulary).condition()
 
 
 class _Translation:
-    """Of one condition."""
+    """Translates one condition."""
 
     def __init__(self, text: str, where: str, vocabulary: Vocabulary) -> None:
-        # A condition may stand in several lines; every place in it stays.
+        # A condition may have several lines. Each white-space character becomes one space, so positions stay the same.
         self._text, self._where, self._vocabulary = text, where, vocabulary
         self._flat = "".join(" " if character.isspace() else character for character in text)
         self._indent = len(self._flat) - len(self._flat.lstrip())
@@ -152,15 +160,15 @@ class _Translation:
                 "in [policy.lists]"
             )
         if "#" in self._text:
-            # It would hide the rest of the text from the parser.
+            # A comment would hide the rest of the text from the parser.
             raise self._wrong_at(self._text.index("#"), "a condition has no comments: # is not allowed")
         try:
             with warnings.catch_warnings():
-                # Python only warns of some things that it will refuse one day.
+                # Python only warns about some syntax that later versions will refuse.
                 warnings.simplefilter("error")
                 return ast.parse(self._flat.strip(), mode="eval").body
         except SyntaxError as error:
-            # 0: where the text ends.
+            # Offset 0 means the end of the text.
             place = self._indent + (error.offset - 1 if error.offset else len(self._flat.strip()))
             raise self._wrong_at(place, f"this cannot be read: {error.msg}") from None
         except (ValueError, MemoryError, RecursionError, Warning):
@@ -183,7 +191,7 @@ class _Translation:
             raise self._wrong(node, f"wanted {' or '.join(kind.value for kind in kinds)}, got {part.kind.value}")
         return part
 
-    # One for each kind of node.
+    # One method for each kind of node.
 
     def _constant(self, node: ast.Constant) -> _Part:
         value = node.value
@@ -192,7 +200,7 @@ class _Translation:
         if isinstance(value, int | float):
             if not abs(value) <= _NUMBER_MAX:
                 raise self._wrong(node, f"wanted a number of at most {_NUMBER_MAX:g}")
-            # What was written as a fraction is remembered as one: it does not go with money.
+            # `constant` keeps the int or float as written, because a float next to money is refused.
             return _Part(_Kind.NUMBER, ast.Constant(float(value)), constant=value)
         if isinstance(value, str):
             if not value:
@@ -241,7 +249,7 @@ class _Translation:
 
     def _binary(self, node: ast.BinOp) -> _Part:
         if not isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
-            raise self._wrong(node, "of arithmetic there is +, -, * and /")
+            raise self._wrong(node, "the only arithmetic operators are +, -, * and /")
         left, right = self._of_kind(node.left, _Kind.NUMBER), self._of_kind(node.right, _Kind.NUMBER)
         if isinstance(node.op, ast.Div):
             return _Part(_Kind.NUMBER, _call("divided", _as_float(left), _as_float(right)))
@@ -253,9 +261,9 @@ class _Translation:
             raise self._wrong(node, f"the functions there are: {', '.join(_FUNCTIONS)}{_close(name, _FUNCTIONS)}")
         if node.keywords or any(isinstance(argument, ast.Starred) for argument in node.args):
             raise self._wrong(node, f"{name} takes plain arguments only")
-        few, many = _FUNCTIONS[name]
-        if not few <= len(node.args) <= many:
-            raise self._wrong(node, f"{name} takes {few if few == many else f'{few} to {many}'} arguments")
+        fewest, most = _FUNCTIONS[name]
+        if not fewest <= len(node.args) <= most:
+            raise self._wrong(node, f"{name} takes {fewest if fewest == most else f'{fewest} to {most}'} arguments")
         if name == "missing":
             part = self._of_kind(node.args[0], _Kind.NUMBER, _Kind.TEXT)
             if part.kind is _Kind.TEXT:
@@ -287,7 +295,7 @@ class _Translation:
         sides = [_as_kept(left, right), _as_kept(right, left)]
         if isinstance(operator, ast.NotEq):
             return _call("unequal", *sides)
-        # With NaN these are false by themselves.
+        # Python's own comparisons with NaN are false, except for !=.
         return ast.Compare(sides[0], [operator], [sides[1]])
 
     def _text_comparison(self, nodes: list[ast.expr], left: _Part, operator: ast.cmpop, right: _Part) -> ast.expr:
@@ -302,10 +310,9 @@ class _Translation:
     def _membership(self, nodes: list[ast.expr], left: _Part, operator: ast.cmpop, right: _Part) -> ast.expr:
         if right.kind is _Kind.FLAGS:
             if not isinstance(left.constant, str) or left.constant not in self._vocabulary.flags:
-                known = (
-                    f"{_close(str(left.constant), self._vocabulary.flags)} (flags: {', '.join(self._vocabulary.flags)})"
-                )
-                raise self._wrong(nodes[0], f"wanted a flag there is, written out{known}")
+                hint = _close(str(left.constant), self._vocabulary.flags)
+                names = ", ".join(self._vocabulary.flags)
+                raise self._wrong(nodes[0], f"wanted the name of a flag, in quotes{hint} (flags: {names})")
             return ast.Compare(left.node, [operator], [right.node])
         element = {_Kind.TEXTS: _Kind.TEXT, _Kind.NUMBERS: _Kind.NUMBER}.get(right.kind)
         if element is None:
@@ -340,7 +347,7 @@ class _Translation:
     }
 
     def _global(self, value: frozenset[Any]) -> ast.expr:
-        # Not a constant of the code: the compiler looks at each entry of a constant, and a list may have a million.
+        # A global instead of a constant: the compiler visits every entry of a constant, and a list may have a million.
         name = f"list_{len(self._globals)}"
         self._globals[name] = value
         return _name(name)
@@ -353,7 +360,7 @@ class _Translation:
         return Misconfigured(f"{self._where}, character {index + 1}: {what}")
 
 
-# What compiled conditions call. Pure, and nothing they can be given makes them raise.
+# Helpers that compiled conditions call. They are pure, and no argument makes them raise.
 
 
 def _divided(dividend: float, divisor: float) -> float:
@@ -408,7 +415,7 @@ _HELPERS: Mapping[str, Callable[..., Any]] = {
     "text_not_in": _text_not_in,
     "number_not_in": _number_not_in,
 }
-# By name, the fewest and the most arguments.
+# The fewest and the most arguments of each function.
 _FUNCTIONS = {"abs": (1, 1), "min": (2, 8), "max": (2, 8), "missing": (1, 1)}
 _SPOKEN: Mapping[type[ast.AST], str] = {
     ast.Subscript: "[…]",
@@ -438,12 +445,12 @@ def _call(helper: str, *arguments: ast.expr) -> ast.Call:
 
 
 def _as_float(part: _Part) -> ast.expr:
-    """Whole numbers would grow without a bound, and then be too large for a float."""
+    """Convert ints to floats. Arithmetic with ints could exceed the largest float, and raise."""
     return ast.BinOp(part.node, ast.Mult(), ast.Constant(1.0)) if part.is_whole else part.node
 
 
 def _as_kept(part: _Part, other: _Part) -> ast.expr:
-    """A number written beside a feature as the feature is kept: else no share would ever equal 0.1."""
+    """Round a number that is compared with a feature to float32. Otherwise no feature would ever equal 0.1."""
     if other.is_feature and isinstance(part.constant, int | float):
         return ast.Constant(_float32(part.constant))
     return part.node

@@ -1,1 +1,1 @@
-"""Run history through features, model and policy, and measure the decisions."""
+"""Replay a history through features, model and policy, and measure the decisions."""

@@ -1,8 +1,15 @@
-"""What a replay writes payment by payment: decisions.parquet, and with a challenger differences.parquet.
+"""Write a replay's decisions payment by payment: decisions.parquet, and with a challenger differences.parquet.
 
-decisions.parquet holds the champion's decision about every payment of the window, differences.parquet the payments that
-champion and challenger decide differently about, with what both say of them and the label that was known in the end.
-Every column with its unit and meaning stands in DECISION_COLUMNS and DIFFERENCE_COLUMNS.
+How it works:
+
+1. decisions.parquet holds the champion's decision about every payment of the window, in order of time.
+2. differences.parquet holds the payments for which champion and challenger take different actions: both scores, both
+   actions, and the label known in the end.
+3. Each file is written under the name NAME.unfinished. It gets its own name only when the replay has succeeded.
+4. DECISION_COLUMNS and DIFFERENCE_COLUMNS describe every column with unit and meaning.
+
+Example: of 14,000 payments, champion and challenger disagree about 120. decisions.parquet has 14,000 rows and
+differences.parquet 120.
 """
 
 from __future__ import annotations
@@ -29,7 +36,7 @@ _SCORE_UNIT, _TIME_UNIT = "0 to 1", "ms since 1970, UTC"
 
 
 class OutputColumn(NamedTuple):
-    """A column of a file, as the data dictionary describes it."""
+    """A column of a file, with the text of the data dictionary (docs/reference/data.md)."""
 
     name: str
     kind: pa.DataType
@@ -49,9 +56,7 @@ _REFERENCE_AMOUNT = OutputColumn(
     "minor units of the reference currency",
     "The amount at the exchange rate of the payment's own time.",
 )
-_LABEL = OutputColumn(
-    "label", _TEXT, "", "fraud or genuine, as it was known in the end; null where no outcome was known."
-)
+_LABEL = OutputColumn("label", _TEXT, "", "fraud or genuine, by the last known outcome; null without an outcome.")
 
 DECISION_COLUMNS = (
     *_PAYMENT,
@@ -64,8 +69,8 @@ DECISION_COLUMNS = (
         "reasons",
         pa.list_(pa.string()),
         "",
-        "What asked for this very action: thresholds, and rules as `rule:NAME`. Empty where nothing asked for one. "
-        "Live decisions name features, too; a replay does not.",
+        "The thresholds and rules (as `rule:NAME`) that asked for this action. Empty if none did. Live decisions also "
+        "name features; a replay does not.",
     ),
     OutputColumn("model_version", pa.dictionary(pa.int8(), pa.string()), "", "The bundle that scored the payment."),
     _LABEL,
@@ -85,7 +90,7 @@ DIFFERENCE_COLUMNS = (
 
 
 class ReplayFiles:
-    """decisions.parquet and differences.parquet while they are written: in their places only when they are whole."""
+    """Writes decisions.parquet and differences.parquet. A context manager: leaving without an error renames them."""
 
     def __init__(
         self,
@@ -99,9 +104,10 @@ class ReplayFiles:
         feature_names: Sequence[str] = (),
         with_differences: bool,
     ) -> None:
-        """`labels` as `final_labels` gives them, `amounts` in minor units of the reference currency: (payments,).
+        """Open the files in `folder`.
 
-        `feature_names` are those of the vectors, where each feature is to be a column; else there are none.
+        `labels`: from `final_labels`. `amounts`: minor units of the reference currency. Both: (payments,).
+        `feature_names`: the names of all features, to write each as a column; empty to write none.
         """
         self._folder, self._history, self._labels, self._amounts = folder, history, labels, amounts
         self._version, self._with_vectors, self._feature_names = model_version, with_vectors, feature_names
@@ -127,11 +133,14 @@ class ReplayFiles:
             else:
                 _unfinished(self._folder, name).unlink()
         if kind is None and DIFFERENCES not in self._writers:
-            # Of an earlier replay with a challenger: it would speak of other decisions than those beside it.
+            # A differences.parquet of an earlier replay does not belong to the new decisions.parquet.
             (self._folder / DIFFERENCES).unlink(missing_ok=True)
 
     def write(self, chunk: Chunk, decided: list[Decisions], causes: Sequence[ActionReasons]) -> None:
-        """The decisions of each contestant about a chunk; chunks come in order. `causes` are the champion's so far."""
+        """Write one chunk; chunks must come in order.
+
+        `decided`: each contestant's decisions, the champion's first. `causes`: the champion's causes so far.
+        """
         self._writers[DECISIONS].write_table(self._decisions(chunk, decided[0], causes))
         if DIFFERENCES in self._writers:
             self._writers[DIFFERENCES].write_table(self._differences(chunk, decided[0], decided[1]))
@@ -158,17 +167,17 @@ class ReplayFiles:
         if self._with_vectors:
             columns[VECTOR] = _packed(chunk.vectors)
         for place, name in enumerate(self._feature_names):
-            # What a feature does not know is NaN in a vector, and null here.
+            # A missing value is NaN in a vector, and null in a column.
             columns[name] = pa.array(chunk.vectors[:, place], from_pandas=True)
         return pa.table(columns, schema=self._schemas[DECISIONS])
 
     def _differences(self, chunk: Chunk, champion: Decisions, challenger: Decisions) -> pa.Table:
-        """The payments of the chunk that the two decide differently about."""
+        """Returns the payments of the chunk for which the two take different actions."""
         changed = np.flatnonzero(champion.action != challenger.action)
         rows = chunk.first + changed
-        history, taken = self._history, pa.array(rows)
+        history = self._history
         columns = {
-            "payment_id": history.payment_id.take(taken).cast(pa.string()),
+            "payment_id": history.payment_id.take(pa.array(rows)).cast(pa.string()),
             "event_time_ms": pa.array(history.event_time_ms[rows]),
             "card_id": history.card.names.take(pa.array(history.card.codes[rows])),
             "merchant_id": history.merchant.names.take(pa.array(history.merchant.codes[rows])),
@@ -183,15 +192,15 @@ class ReplayFiles:
 
 
 def require_free_names(feature_names: Sequence[str]) -> None:
-    """Raises Misconfigured for a feature with the name of another column of decisions.parquet."""
-    taken = {column.name for column in (*DECISION_COLUMNS, VECTOR_COLUMN)}
+    """Raises Misconfigured if a feature has the name of another column of decisions.parquet."""
+    column_names = {column.name for column in (*DECISION_COLUMNS, VECTOR_COLUMN)}
     for name in feature_names:
-        if name in taken:
+        if name in column_names:
             raise Misconfigured(f"--features: feature {name} has the name of a column of {DECISIONS}")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text so that the file is in its place only when it is whole."""
+    """Write a text file atomically: under another name first, then renamed."""
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
@@ -214,7 +223,7 @@ def _named(action: NDArray[np.int8]) -> pa.DictionaryArray:
 
 
 def _packed(vectors: NDArray[np.float32]) -> pa.Array:
-    """Each vector's bytes, without a Python object for each."""
+    """Returns each vector's bytes as an Arrow array, without making a Python object for each."""
     count, width = len(vectors), vectors.shape[1] * vectors.itemsize
     offsets = np.arange(count + 1, dtype=np.int32) * np.int32(width)
     content = pa.py_buffer(np.ascontiguousarray(vectors))

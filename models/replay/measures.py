@@ -1,10 +1,19 @@
-"""What a replay found: one contestant's decisions measured, and two contestants held against each other.
+"""Measure a replay's decisions: each contestant by itself, and both compared.
 
-    contestant   a model with a policy; the champion is what serves or would serve, the challenger what might replace it
-    measured     the window's payments, less those of cards known to be compromised
+    contestant   a model with a policy. The champion is the one that serves; the challenger might replace it
+    measured     the window's payments without those of cards known to be compromised
     stopped      reviewed or declined
 
-Everything here follows from columns, so two replays of the same input give the same measures.
+How it works:
+
+1. `measure_contestant` measures all payments as one group, then by day, reason and segment.
+2. `compare` counts pairs of actions, the shift of scores, and five kinds of change.
+3. `ReplayResults.to_json` writes everything as metrics.json.
+
+Example: 1,000 payments have 10 frauds. The champion reviews 15 payments and declines 5; 8 of these 20 are frauds. Its
+recall is 8 / 10 = 0.80 and its precision 8 / 20 = 0.40.
+
+All measures follow from columns alone, so two replays of the same input give the same measures.
 """
 
 from __future__ import annotations
@@ -44,13 +53,13 @@ from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
 
 SEGMENTS = ("channel", "country", "mcc", "currency")
 NO_VALUE = "(none)"
-# As many payments of a kind of change as a report names.
+# At most this many payments of each kind of change are listed.
 LISTED_MAX = 20
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model with a policy. `policy_name` says where the policy is from, for people."""
+    """A model with a policy. `policy_name` says where the policy comes from, for the report."""
 
     bundle: Bundle
     policy: Policy
@@ -59,7 +68,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class MeasuredPayments:
-    """The measured payments: their rows in the history, and columns of shape (row_count,)."""
+    """The measured payments as columns of shape (row_count,). `row`: their rows in the history; `day`: UTC days."""
 
     history: History
     row: NDArray[np.int64]
@@ -72,10 +81,7 @@ class MeasuredPayments:
 
 @dataclass(frozen=True)
 class ReplayFacts:
-    """What was replayed, whoever decided. Days are dates, both included.
-
-    `payments` and `frauds` are those that were measured; `without_outcome` of those count as genuine, as in training.
-    """
+    """The facts of a replay that do not depend on a contestant. Days are dates; both ends belong to the window."""
 
     first_day: str
     """First UTC day that was measured."""
@@ -84,68 +90,68 @@ class ReplayFacts:
     payments: int
     """Payments that were measured."""
     frauds: int
-    """Those of them that were fraud."""
+    """Measured payments that were fraud."""
     without_outcome: int
-    """Measured payments without any outcome; they count as genuine."""
+    """Measured payments without any outcome. They count as genuine, as in training."""
     amount_minor: int
-    """Amounts of the measured payments."""
+    """Sum of the measured payments' amounts."""
     fraud_minor: int
-    """Amounts of the frauds among them."""
+    """Sum of the frauds' amounts."""
     payments_replayed: int
-    """Payments that were run through, those that warm profiles up included."""
+    """Payments that were replayed, including those before the window, which fill the profiles."""
     excluded_known_compromised: int
     """Payments of the window that are not measured: their cards were known to be compromised."""
     label_delay_days: int
-    """How many days after its payment a label is taken to be known."""
+    """After how many days a payment's label counts as known."""
     reference_currency: str
-    """ISO 4217 code of the currency that amounts are compared in."""
+    """ISO 4217 code of the currency in which amounts are compared."""
     costs: CostSettings
-    """What was taken for costs."""
+    """The stated costs."""
 
     @property
     def has_outcomes(self) -> bool:
-        """Whether anything is known of any measured payment: without, nothing that needs labels has a value."""
+        """Whether any measured payment has an outcome. Without outcomes, nothing that needs labels has a value."""
         return self.without_outcome < self.payments
 
 
 @dataclass(frozen=True)
 class ReasonMeasures:
-    """The payments that a reason asked an action for; of `alone` it was the only reason. Precision may be NaN."""
+    """The payments for which a reason asked for an action. Precision may be NaN."""
 
     reason: str
     """The reason, such as `rule:large`."""
     action: str
-    """The action it asked for."""
+    """The action that the reason asked for."""
     payments: int
-    """Payments it asked about."""
+    """Payments with this reason."""
     alone: int
-    """Those of them for which it was the only reason."""
+    """Payments for which it was the only reason."""
     frauds: int
     """Frauds among the payments."""
     precision: float
-    """Frauds by payments."""
+    """Frauds divided by payments."""
     amount_minor: int
-    """Amounts of the payments."""
+    """Sum of the payments' amounts."""
     fraud_minor: int
-    """Amounts of the frauds."""
+    """Sum of the frauds' amounts."""
 
 
 @dataclass(frozen=True)
 class ContestantMeasures:
-    """How one contestant did. `actions` are of all payments of the window, the rest of the measured ones."""
+    """The results of one contestant. `actions` counts all payments of the window, all else the measured ones."""
 
     model_version: str
     """The bundle's version."""
     policy: str
-    """Where the policy is from."""
+    """Where the policy comes from."""
     rules: int
-    """How many rules the policy has."""
+    """The number of the policy's rules."""
     policy_segments: int
-    """How many segments the policy has."""
+    """The number of the policy's segments."""
     review_at: float
-    """Scores from here on are reviewed."""
+    """Payments with a score of at least this are reviewed."""
     decline_at: float
-    """Scores from here on are declined."""
+    """Payments with a score of at least this are declined."""
     train_from: str
     """First UTC day the model was trained on."""
     train_to: str
@@ -153,36 +159,36 @@ class ContestantMeasures:
     auc_roc: float
     """Area under the ROC curve: how often a fraud scores higher than a genuine payment."""
     average_precision: float
-    """Average precision: how well scores put fraud first, over all thresholds."""
+    """Average precision: how well the scores put fraud first, over all thresholds."""
     card_precision_at_100: float
-    """Of the 100 highest scored cards of a day, the share that was compromised; mean over days."""
+    """The share of compromised cards among the 100 cards with the highest scores of a day; mean over days."""
     card_precision_per_day: list[float]
-    """The same of each day of `by_day`; empty without outcomes."""
+    """Card precision of each day of `by_day`; empty without outcomes."""
     calibration: MeanCalibration | None
     """Mean score and share of frauds; null without outcomes."""
     actions: dict[str, int]
-    """All payments of the window by action, the ones that are not measured included."""
+    """All payments of the window by action, including those that are not measured."""
     whole: GroupMeasures
     """The measured payments as one group."""
     by_reason: list[ReasonMeasures]
-    """Reasons, those of the most payments first."""
+    """The reasons, the one with the most payments first."""
     at_review_capacity: AtCapacity
-    """What would be found if analysts looked at the highest scores of each day."""
+    """The frauds that analysts would find if they reviewed the highest scores of each day."""
     threshold_curve: ThresholdCurve
-    """What every threshold would have done."""
+    """The effect of every threshold."""
     reliability: ReliabilityCurve | None
-    """Scores against shares of frauds, in bins; null without outcomes."""
+    """Mean scores and shares of frauds, in bins of scores; null without outcomes."""
     score_histogram: ScoreHistogram
     """Payments by score."""
     by_day: list[GroupMeasures]
     """The measured payments by UTC day."""
     by_segment: dict[str, list[GroupMeasures]]
-    """The same by channel, country, mcc and currency, the largest group first."""
+    """The measured payments by channel, country, mcc and currency, the largest group first."""
 
 
 @dataclass(frozen=True)
 class ChangedPayment:
-    """A payment that the two decide differently about. It names no card."""
+    """A payment for which champion and challenger take different actions. It names no card."""
 
     payment_id: str
     """The payment's id."""
@@ -202,33 +208,33 @@ class ChangedPayment:
 
 @dataclass(frozen=True)
 class ActionChange:
-    """One kind of change between the two; `largest` are those of the highest amounts, at most LISTED_MAX."""
+    """One kind of change from champion to challenger."""
 
     payments: int
     """Payments that changed in this way."""
     amount_minor: int
-    """Their amounts."""
+    """Sum of their amounts."""
     largest: list[ChangedPayment]
-    """Those of the highest amounts, at most 20."""
+    """The payments with the highest amounts, at most 20."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The challenger held against the champion, payment by payment. `changes` is empty where no outcome is known."""
+    """Champion and challenger compared, payment by payment."""
 
     agreement: Agreement
     """How often both take the same action."""
     score_shift: ScoreShift
-    """The challenger's scores less the champion's."""
+    """The challenger's scores minus the champion's."""
     changes: dict[str, ActionChange]
-    """By kind of change: fraud_caught, fraud_missed, genuine_declined, genuine_reviewed and genuine_released. Empty
+    """The changes by kind: fraud_caught, fraud_missed, genuine_declined, genuine_reviewed and genuine_released. Empty
     without outcomes.
     """
 
 
 @dataclass(frozen=True)
 class ReplayResults:
-    """Everything metrics.json and report.html are made of. A value that cannot be computed is NaN, or null in JSON."""
+    """The content of metrics.json and report.html. A value that cannot be computed is NaN here, and null in JSON."""
 
     facts: ReplayFacts
     champion: ContestantMeasures
@@ -237,24 +243,24 @@ class ReplayResults:
 
     @property
     def is_of_one_model(self) -> bool:
-        """Whether all scores are of one model: two contestants then differ in policy alone."""
+        """Whether both contestants have the same model, or there is no challenger: they differ at most in policy."""
         return self.challenger is None or self.challenger.model_version == self.champion.model_version
 
     def headline(self) -> dict[str, Any]:
-        """The few numbers that callers depend on: the champion's, and a challenger's under its own name."""
+        """Returns the numbers that the command prints: the champion's, and under `challenger` the challenger's."""
         facts = self.facts
-        of_all = {
+        counts = {
             name: getattr(facts, name)
             for name in ("payments", "frauds", "payments_replayed", "excluded_known_compromised")
         }
-        values: dict[str, Any] = _headline_of(self.champion) | of_all
+        values: dict[str, Any] = _headline_of(self.champion) | counts
         if self.challenger is not None:
             values["challenger"] = _headline_of(self.challenger)
         plain: dict[str, Any] = _plain(values)
         return plain
 
     def to_json(self, payments_per_second: float) -> str:
-        """metrics.json: the champion's measures at the top, and the challenger's under its own name.
+        """Returns metrics.json: the champion's measures at the top, and under `challenger` the challenger's.
 
         `payments_per_second` is the only value that differs between two replays of the same input.
         """
@@ -267,20 +273,20 @@ class ReplayResults:
 def measure_contestant(
     contestant: Contestant,
     measured: MeasuredPayments,
-    made: Decisions,
+    decisions: Decisions,
     *,
     causes: Sequence[ActionReasons],
     actions: dict[str, int],
     costs: CostSettings,
 ) -> ContestantMeasures:
-    """Measure the decisions about the measured payments; `actions` counts those about all payments of the window."""
-    manifest, score = contestant.bundle.manifest, made.score
-    decided = DecidedPayments(made.action, score, measured.fraud, measured.amount_minor, measured.has_outcomes)
+    """Measure the decisions about the measured payments. `actions` counts the actions in the whole window."""
+    manifest, score = contestant.bundle.manifest, decisions.score
+    decided = DecidedPayments(decisions.action, score, measured.fraud, measured.amount_minor, measured.has_outcomes)
     label = measured.fraud.view(np.int8)
     (whole,) = by_group(["all"], np.zeros(len(score), dtype=np.uint8), decided, costs)
-    # To the last bit those numbers that are held against others': the groups' may differ in the last digit.
-    area, precise = areas_under_curves(measured.fraud, score)
-    whole = replace(whole, auc_roc=area, average_precision=precise)
+    # Published numbers must equal scikit-learn's to the last bit. The groups' may differ in the last digit.
+    auc_roc, average_precision = areas_under_curves(measured.fraud, score)
+    whole = replace(whole, auc_roc=auc_roc, average_precision=average_precision)
     precision = card_precision_at_k(measured.day, _cards(measured), label, score, CARDS_A_DAY)
     days = np.unique(measured.day)
     review_at, decline_at = contestant.policy.thresholds
@@ -300,7 +306,7 @@ def measure_contestant(
         calibration=mean_calibration(measured.fraud, score, _cards(measured)) if measured.has_outcomes else None,
         actions=actions,
         whole=whole,
-        by_reason=_by_reason(measured, made, causes),
+        by_reason=_by_reason(measured, decisions, causes),
         at_review_capacity=at_capacity(measured.day, measured.fraud, score, measured.amount_minor, costs.reviews_a_day),
         threshold_curve=threshold_curve(measured.fraud, score, measured.amount_minor, costs),
         reliability=reliability(measured.fraud, score) if measured.has_outcomes else None,
@@ -320,7 +326,7 @@ def compare(
     champion: Decisions,
     challenger: Decisions,
 ) -> Comparison:
-    """Hold two contestants' decisions about the measured payments against each other."""
+    """Compare two contestants' decisions about the measured payments."""
     before, after = champion.action, challenger.action
     was_stopped, is_stopped = before >= REVIEWED, after >= REVIEWED
     kinds = {
@@ -341,7 +347,7 @@ def compare(
 
 
 def count_actions(action: NDArray[np.int8]) -> dict[str, int]:
-    """How often each action was taken, by name."""
+    """Returns how often each action was taken, by name."""
     return dict(zip(ACTIONS, np.bincount(action, minlength=len(ACTIONS)).tolist(), strict=True))
 
 
@@ -352,21 +358,23 @@ def _cards(measured: MeasuredPayments) -> NDArray[np.int32]:
 def _by_segment(
     column: Coded, row: NDArray[np.int64], decided: DecidedPayments, costs: CostSettings
 ) -> list[GroupMeasures]:
-    """Groups of a text field, the largest first; empty where no payment has the field."""
+    """Returns the groups of a text field, the largest first; empty if no payment has the field."""
     names = [*column.names.to_pylist(), NO_VALUE]
     codes = column.codes[row]
-    # What code -1 stands for is the last.
+    # Code -1, no value, becomes the last group.
     groups = by_group(names, np.where(codes < 0, len(names) - 1, codes), decided, costs)
     if [group.name for group in groups] == [NO_VALUE]:
         return []
     return sorted(groups, key=lambda group: (-group.payments, group.name))
 
 
-def _by_reason(measured: MeasuredPayments, made: Decisions, causes: Sequence[ActionReasons]) -> list[ReasonMeasures]:
-    """The reasons that there were, those of the most payments first. A payment counts for each of its reasons."""
-    size, cause, fraud = len(causes), made.cause, measured.fraud
+def _by_reason(
+    measured: MeasuredPayments, decisions: Decisions, causes: Sequence[ActionReasons]
+) -> list[ReasonMeasures]:
+    """Returns the reasons, the one with the most payments first. A payment counts for each of its reasons."""
+    size, cause, fraud = len(causes), decisions.cause, measured.fraud
     amount = measured.amount_minor
-    # By cause: payments, frauds, amount, amount of frauds. Sums are exact up to 2**53.
+    # Rows: payments, frauds, amount, amount of frauds. Columns: causes. Sums are exact up to 2**53.
     sums = np.array(
         [
             np.bincount(cause, minlength=size),
@@ -375,16 +383,18 @@ def _by_reason(measured: MeasuredPayments, made: Decisions, causes: Sequence[Act
             np.bincount(cause[fraud], weights=amount[fraud], minlength=size),
         ]
     )
-    found = []
+    measures = []
     for reason, action in sorted({(reason, action) for action, reasons in causes for reason in reasons}):
-        among = [place for place, one in enumerate(causes) if one.action == action and reason in one.reasons]
+        among = [place for place, cause_ in enumerate(causes) if cause_.action == action and reason in cause_.reasons]
         alone = [place for place in among if len(causes[place].reasons) == 1]
         payments, frauds, amount_minor, fraud_minor = (int(part) for part in sums[:, among].sum(axis=1))
         if payments:
             precision = frauds / payments if measured.has_outcomes else float("nan")
             only = int(sums[0, alone].sum())
-            found.append(ReasonMeasures(reason, action, payments, only, frauds, precision, amount_minor, fraud_minor))
-    return sorted(found, key=lambda one: (-one.payments, one.reason))
+            measures.append(
+                ReasonMeasures(reason, action, payments, only, frauds, precision, amount_minor, fraud_minor)
+            )
+    return sorted(measures, key=lambda reason: (-reason.payments, reason.reason))
 
 
 def _change(
@@ -419,19 +429,19 @@ def _text(value: pa.Scalar) -> str:
     return str(value.as_py())
 
 
-def _headline_of(one: ContestantMeasures) -> dict[str, Any]:
+def _headline_of(measures: ContestantMeasures) -> dict[str, Any]:
     return {
-        "auc_roc": one.auc_roc,
-        "average_precision": one.average_precision,
-        "card_precision_at_100": one.card_precision_at_100,
-        "calibration": None if one.calibration is None else asdict(one.calibration),
-        "actions": one.actions,
-        "model_version": one.model_version,
+        "auc_roc": measures.auc_roc,
+        "average_precision": measures.average_precision,
+        "card_precision_at_100": measures.card_precision_at_100,
+        "calibration": None if measures.calibration is None else asdict(measures.calibration),
+        "actions": measures.actions,
+        "model_version": measures.model_version,
     }
 
 
 def _plain(value: Any) -> Any:
-    """The same with null for what is not a number."""
+    """Returns the value with None in place of NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

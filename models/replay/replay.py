@@ -1,18 +1,28 @@
 """Replay a history through the feature code, the model and the policy that serve, and measure the decisions.
 
-The same kernel, the same bundle and the same policy as a scoring worker's: a payment replayed gets the vector,
-the score and the action it would have had if the profiles were up to the moment. Rules and segments of the policy are
-asked about each payment; flags, which speak of the live mirror and models, are not there.
+How it works:
 
-A challenger (another model, another policy, or both) decides about the same vectors in the same pass:
+1. The point-in-time replay computes each payment's vector from the payments before it. With decisions of an earlier
+   replay (`earlier`), the vectors and the champion's scores are read from its file instead.
+2. The bundle scores the vectors, and the policy decides. Kernel, bundle and policy are those of a scoring worker. A
+   replayed payment therefore gets the vector, score and action that it would have got live with up-to-date profiles.
+   Live flags, such as a stale mirror, do not exist in a replay.
+3. A challenger (another model, another policy, or both) decides about the same vectors in the same pass.
+4. Each chunk of decisions is written while the next chunk is computed.
+5. The decisions about the window's payments are measured against the labels known in the end. Payments of cards that
+   were already known to be compromised are not measured.
 
-    history ──► passage ──► vectors ──► champion's score, action ──────► decisions.parquet
-       or earlier decisions    └──────► challenger's score, action ─┬──► differences.parquet
-                                                                    └──► metrics.json, report.html
+    history ──► point in time ──► vectors ──► champion's score, action ──────► decisions.parquet
+       or earlier decisions          └──────► challenger's score, action ─┬──► differences.parquet
+                                                                          └──► metrics.json, report.html
 
-The same input gives the same bytes of every file, but for `payments_per_second` in metrics.json, and however many
-threads share the work. With columns in files (features/history/mapped.py, MmapAllocator) memory holds the profiles, two
-chunks, a label of each payment, and in the end what measuring takes of each payment of the window.
+Example: a history has 70,000 payments on 30 days, and the window is its last 6 days with 14,000 payments. The replay
+computes all 70,000 vectors, because the earlier payments fill the profiles. It writes 14,000 decisions. If 200 of them
+are about cards known to be compromised, it measures 13,800.
+
+The same input gives the same bytes of every file, whatever the number of threads. The only exception is
+`payments_per_second` in metrics.json. With columns in files (MmapAllocator in features/history/columns.py), memory
+holds the profiles, two chunks, one label for each payment, and at the end the columns of the measured payments.
 """
 
 from __future__ import annotations
@@ -62,8 +72,33 @@ METRICS, REPORT = "metrics.json", "report.html"
 
 
 @dataclass(frozen=True)
+class ReplayOptions:
+    """What a replay measures, writes and uses.
+
+    `window`: the UTC days to decide about and measure. `label_delay_days`: after how many days a fraud counts as known,
+    and its card as compromised. `costs`: the stated costs; None stands for the defaults.
+
+    `with_vectors` and `with_features` keep each payment's features in decisions.parquet, as bytes and as columns.
+    `earlier`: the decisions.parquet of a replay of the same history with the champion's model. The replay reads scores
+    and vectors from it instead of computing them again.
+
+    `threads` changes only the time a replay takes. `room` allocates columns as long as the history; None stands for
+    ordinary memory.
+    """
+
+    window: Days
+    label_delay_days: int
+    costs: CostSettings | None = None
+    with_vectors: bool = False
+    with_features: bool = False
+    earlier: Path | None = None
+    threads: int = 1
+    room: ColumnAllocator | None = None
+
+
+@dataclass(frozen=True)
 class _Scored:
-    """A chunk of payments; `scores` are the champion's, and the challenger's where there is one."""
+    """A chunk of payments with one array of scores for each contestant, the champion's first."""
 
     chunk: Chunk
     scores: list[NDArray[np.float64]]
@@ -76,49 +111,41 @@ def replay(
     rates: RateTable,
     champion: Contestant,
     challenger: Contestant | None = None,
-    window: Days,
-    label_delay_days: int,
-    costs: CostSettings | None = None,
     destination: Path,
-    with_vectors: bool = False,
-    with_features: bool = False,
-    earlier: Path | None = None,
-    threads: int = 1,
-    room: ColumnAllocator | None = None,
+    options: ReplayOptions,
     progress: Callable[[int], object] | None = None,
 ) -> ReplayResults:
-    """Write decisions.parquet, metrics.json and report.html to `destination`, with a challenger differences.parquet.
+    """Write decisions.parquet, metrics.json and report.html to `destination`; return the results.
 
-    `with_vectors` and `with_features` keep each payment's features in decisions.parquet, as bytes and as columns.
-    `earlier` is the decisions.parquet of a replay of this history with the champion's model: its scores and vectors
-    are used instead of computing them again. `threads` change nothing but the time it takes; `room` is for columns as
-    long as the history. Raises Misconfigured for a window in which nothing can be measured.
+    With a challenger, also write differences.parquet. `progress` is called with the number of further payments done.
+    Raises Misconfigured where the window holds no payment to measure, and where `destination` or
+    `options.earlier` cannot be used.
     """
-    costs, room = costs or CostSettings(), room or MemoryAllocator()
+    window, earlier = options.window, options.earlier
+    costs, room = options.costs or CostSettings(), options.room or MemoryAllocator()
     first, last = np.searchsorted(history.event_time_ms, [window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()
     if first == last:
         raise Misconfigured(f"there is no payment from {date_of_day(window.first)} to {date_of_day(window.last)}")
-    feature_names = champion.bundle.manifest.feature_names if with_features else []
+    feature_names = champion.bundle.manifest.feature_names if options.with_features else []
     require_free_names(feature_names)
     started = time.perf_counter()
     contestants = [champion] if challenger is None else [champion, challenger]
-    with ThreadPool(threads) as crew:
+    with ThreadPool(options.threads) as pool:
         if earlier is None:
-            passage = PointInTimeReplay(history, engine, rates, room=room, crew=crew)
-            amounts, replayed = passage.amounts, last
-            scored = _scored_by_passage(passage, contestants, first, last, crew, progress)
+            point_in_time = PointInTimeReplay(history, engine, rates, room=room, crew=pool)
+            amounts, replayed = point_in_time.amounts, last
+            scored = _scored_point_in_time(point_in_time, contestants, first, last, pool, progress)
         else:
             if earlier.resolve() == (destination / DECISIONS).resolve():
                 raise Misconfigured(f"{earlier} would be replaced by the results: choose another folder for them")
-            reused = _earlier(earlier, history, contestants, with_vectors or with_features)
+            reused = _earlier(earlier, history, contestants, options.with_vectors or options.with_features)
             amounts, replayed = reference_amounts(history, rates, room), last - first
-            scored = _scored_earlier(reused, contestants, first, last, crew, progress)
+            scored = _scored_earlier(reused, contestants, first, last, pool, progress)
         labels = final_labels(history)
         room.release()
-        measured = _measured(
-            history, labels, amounts, slice(first, last), window, label_delay_days, champion.bundle.manifest, room
-        )
-        policies = [ReplayedPolicy(one.policy, history, amounts) for one in contestants]
+        split = _split(champion.bundle.manifest, window, options.label_delay_days)
+        measured = _measured(history, labels, amounts, slice(first, last), window, split, room)
+        policies = [ReplayedPolicy(contestant.policy, history, amounts) for contestant in contestants]
         _make_folder(destination)
         decided = [Decisions.empty(last - first, room) for _ in policies]
         version = champion.bundle.manifest.model_version
@@ -128,30 +155,30 @@ def replay(
             labels=labels,
             amounts=amounts,
             model_version=version,
-            with_vectors=with_vectors,
+            with_vectors=options.with_vectors,
             feature_names=feature_names,
             with_differences=challenger is not None,
         ) as files:
-            _decide(scored, policies, decided, first, files, crew, room)
+            _decide(scored, policies, decided, first, files, pool, room)
     per_second = replayed / (time.perf_counter() - started)
-    facts = _facts(measured, labels, window, label_delay_days, replayed, last - first, rates, costs)
+    facts = _facts(measured, labels, options, replayed, last - first, rates.reference_currency, costs)
     results = _results(facts, measured, contestants, policies, decided, first)
     write_whole(destination / METRICS, results.to_json(per_second))
     write_whole(destination / REPORT, report_html(results))
     return results
 
 
-def _scored_by_passage(
-    passage: PointInTimeReplay,
+def _scored_point_in_time(
+    point_in_time: PointInTimeReplay,
     contestants: list[Contestant],
     first: int,
     last: int,
-    crew: ThreadPool,
+    pool: ThreadPool,
     progress: Callable[[int], object] | None,
 ) -> Iterator[_Scored]:
-    for chunk in passage.chunks(first=first, last=last, progress=progress):
-        champion = _score(contestants[0].bundle, chunk.vectors, crew)
-        yield _Scored(chunk, _scores(contestants, chunk.vectors, champion, crew))
+    for chunk in point_in_time.chunks(first=first, last=last, progress=progress):
+        champion = _score(contestants[0].bundle, chunk.vectors, pool)
+        yield _Scored(chunk, _scores(contestants, chunk.vectors, champion, pool))
 
 
 def _scored_earlier(
@@ -159,30 +186,30 @@ def _scored_earlier(
     contestants: list[Contestant],
     first: int,
     last: int,
-    crew: ThreadPool,
+    pool: ThreadPool,
     progress: Callable[[int], object] | None,
 ) -> Iterator[_Scored]:
     for part in earlier.chunks(first, last):
-        yield _Scored(part.chunk, _scores(contestants, part.chunk.vectors, part.score, crew))
+        yield _Scored(part.chunk, _scores(contestants, part.chunk.vectors, part.score, pool))
         if progress is not None:
             progress(len(part.score))
 
 
 def _scores(
-    contestants: list[Contestant], vectors: NDArray[np.float32], champion: NDArray[np.float64], crew: ThreadPool
+    contestants: list[Contestant], vectors: NDArray[np.float32], champion: NDArray[np.float64], pool: ThreadPool
 ) -> list[NDArray[np.float64]]:
-    """Everyone's scores, given the champion's: the same model is not asked twice."""
+    """Returns the scores of each contestant. A challenger with the champion's model reuses the champion's scores."""
     own = contestants[0].bundle
     return [
         champion,
-        *(champion if one.bundle is own else _score(one.bundle, vectors, crew) for one in contestants[1:]),
+        *(champion if other.bundle is own else _score(other.bundle, vectors, pool) for other in contestants[1:]),
     ]
 
 
-def _score(bundle: Bundle, vectors: NDArray[np.float32], crew: ThreadPool) -> NDArray[np.float64]:
-    """The model's scores; each thread asks it about a run of the payments, of which each has a score of its own."""
-    shares = parts_of(len(vectors), -(-len(vectors) // crew.threads))
-    return np.concatenate(crew.each(lambda share: bundle.score(vectors[share]), shares))
+def _score(bundle: Bundle, vectors: NDArray[np.float32], pool: ThreadPool) -> NDArray[np.float64]:
+    """Returns the model's scores, (rows,). Each thread scores one run of rows; no row's score depends on the others."""
+    shares = parts_of(len(vectors), -(-len(vectors) // pool.threads))
+    return np.concatenate(pool.each(lambda share: bundle.score(vectors[share]), shares))
 
 
 def _earlier(path: Path, history: History, contestants: list[Contestant], with_vectors: bool) -> EarlierDecisions:
@@ -190,10 +217,10 @@ def _earlier(path: Path, history: History, contestants: list[Contestant], with_v
     earlier = EarlierDecisions(
         path, history, model_version=manifest.model_version, feature_count=len(manifest.feature_names)
     )
-    asks = with_vectors or any(
-        one.policy.has_conditions or one.bundle is not contestants[0].bundle for one in contestants
+    needs_vectors = with_vectors or any(
+        contestant.policy.has_conditions or contestant.bundle is not contestants[0].bundle for contestant in contestants
     )
-    if asks and not earlier.has_vectors:
+    if needs_vectors and not earlier.has_vectors:
         raise Misconfigured(
             f"{path} holds no vectors, which rules, segments and other models need: replay with --vectors"
         )
@@ -206,46 +233,52 @@ def _decide(
     decided: list[Decisions],
     first: int,
     files: ReplayFiles,
-    crew: ThreadPool,
+    pool: ThreadPool,
     room: ColumnAllocator,
 ) -> None:
-    """Let every policy decide about every chunk, into `decided`, and write the chunk while the next one is made."""
-    written: Callable[[], object] = int
+    """Let every policy decide about every chunk, and write each chunk while the next one is computed.
+
+    The decisions go into `decided`, one element for each policy.
+    """
+    wait_until_written: Callable[[], object] = int
     for part in scored:
         here = slice(part.chunk.first - first, part.chunk.last - first)
         parts = [whole.of(here) for whole in decided]
-        for its, policy, score in zip(parts, policies, part.scores, strict=True):
-            made = policy.decide(part.chunk, score)
-            its.score[:], its.action[:], its.cause[:] = made.score, made.action, made.cause
-        written()
+        for target, policy, score in zip(parts, policies, part.scores, strict=True):
+            decisions = policy.decide(part.chunk, score)
+            target.score[:], target.action[:], target.cause[:] = decisions.score, decisions.action, decisions.cause
+        wait_until_written()
         room.release()
-        written = crew.beside(partial(files.write, part.chunk, parts, policies[0].causes))
-    written()
+        wait_until_written = pool.beside(partial(files.write, part.chunk, parts, policies[0].causes))
+    wait_until_written()
+
+
+def _split(manifest: Manifest, window: Days, label_delay_days: int) -> Split | None:
+    """Training days and window as a split; None where the window does not come after the training days."""
+    train = Days(day_of_date(manifest.train_from), day_of_date(manifest.train_to))
+    return None if window.first <= train.last else Split(train, window, label_delay_days)
 
 
 def _measured(
     history: History,
     labels: NDArray[np.int8],
     amounts: NDArray[np.int64],
-    asked_for: slice,
+    window_rows: slice,
     window: Days,
-    label_delay_days: int,
-    manifest: Manifest,
+    split: Split | None,
     room: ColumnAllocator,
 ) -> MeasuredPayments:
-    """The window's payments without those of cards known to be compromised, where the window is after the training's.
+    """Returns the window's payments without those of cards known to be compromised; without a split, all of them.
 
-    `asked_for` are the window's rows. Who is known follows from the champion's training days, and holds for both. A
-    label never known counts as genuine, as in training.
+    The champion's training days decide which cards are known, for the challenger as well. A payment whose label never
+    became known counts as genuine, as in training. Raises Misconfigured where no payment remains.
     """
-    train = Days(day_of_date(manifest.train_from), day_of_date(manifest.train_to))
-    split = None if window.first <= train.last else Split(train, window, label_delay_days)
     frauds = np.concatenate([np.flatnonzero(labels[part] == 1) + part.start for part in parts_of(len(labels))])
-    row, count = room.new(asked_for.stop - asked_for.start, np.int64), 0
-    for part in parts_of(asked_for.stop, first=asked_for.start):
-        found = _not_known(history, frauds, part, split) + part.start
-        row[count : count + len(found)] = found
-        count += len(found)
+    row, count = room.new(window_rows.stop - window_rows.start, np.int64), 0
+    for part in parts_of(window_rows.stop, first=window_rows.start):
+        kept = _not_known(history, frauds, part, split) + part.start
+        row[count : count + len(kept)] = kept
+        count += len(kept)
     if count == 0:
         days_text = f"{date_of_day(window.first)} to {date_of_day(window.last)}"
         raise Misconfigured(f"every payment from {days_text} is of a card known to be compromised: none is measured")
@@ -261,32 +294,31 @@ def _measured(
 
 
 def _not_known(history: History, frauds: NDArray[np.int64], part: slice, split: Split | None) -> NDArray[np.int64]:
-    """Places in a part of the history of payments whose cards are not known to be compromised; all without a split."""
+    """Places, within a part of the history, of payments whose cards are not known to be compromised."""
     rows = np.arange(part.start, part.stop)
     if split is None:
         return np.arange(len(rows))
-    # What is known follows from the frauds alone: a part needs no other payment beside its own.
+    # Only frauds make a card known: a part needs all frauds of the history, but no other payment outside itself.
     both = np.concatenate((frauds, rows))
     is_fraud = np.arange(len(both)) < len(frauds)
     days = day_of_time(history.event_time_ms[both])
-    asked = exclude_known_compromised(days, history.card.codes[both], is_fraud.astype(np.int64), split)
-    places: NDArray[np.int64] = np.flatnonzero(asked[len(frauds) :])
+    is_kept = exclude_known_compromised(days, history.card.codes[both], is_fraud.astype(np.int64), split)
+    places: NDArray[np.int64] = np.flatnonzero(is_kept[len(frauds) :])
     return places
 
 
 def _facts(
     measured: MeasuredPayments,
     labels: NDArray[np.int8],
-    window: Days,
-    label_delay_days: int,
+    options: ReplayOptions,
     replayed: int,
     in_window: int,
-    rates: RateTable,
+    reference_currency: str,
     costs: CostSettings,
 ) -> ReplayFacts:
     return ReplayFacts(
-        first_day=date_of_day(window.first),
-        last_day=date_of_day(window.last),
+        first_day=date_of_day(options.window.first),
+        last_day=date_of_day(options.window.last),
         payments=len(measured.row),
         frauds=int(measured.fraud.sum()),
         without_outcome=int((labels[measured.row] == UNKNOWN).sum()),
@@ -294,8 +326,8 @@ def _facts(
         fraud_minor=int(measured.amount_minor[measured.fraud].sum()),
         payments_replayed=replayed,
         excluded_known_compromised=in_window - len(measured.row),
-        label_delay_days=label_delay_days,
-        reference_currency=rates.reference_currency,
+        label_delay_days=options.label_delay_days,
+        reference_currency=reference_currency,
         costs=costs,
     )
 
@@ -308,14 +340,19 @@ def _results(
     decided: list[Decisions],
     first: int,
 ) -> ReplayResults:
-    # Where all are measured nothing is copied.
+    # Nothing is copied if every payment is measured.
     is_whole = len(measured.row) == len(decided[0].score)
     of_measured = decided if is_whole else [whole.of(measured.row - first) for whole in decided]
     measures = [
         measure_contestant(
-            contestant, measured, made, causes=policy.causes, actions=count_actions(whole.action), costs=facts.costs
+            contestant,
+            measured,
+            decisions,
+            causes=policy.causes,
+            actions=count_actions(whole.action),
+            costs=facts.costs,
         )
-        for contestant, policy, whole, made in zip(contestants, policies, decided, of_measured, strict=True)
+        for contestant, policy, whole, decisions in zip(contestants, policies, decided, of_measured, strict=True)
     ]
     if len(measures) == 1:
         return ReplayResults(facts, measures[0], None, None)

@@ -1,4 +1,16 @@
-"""The policy over the payments of a history: by columns where only thresholds ask, else payment by payment."""
+"""Apply a policy to the payments of a history.
+
+How it works:
+
+1. A policy with thresholds only compares whole columns of scores with the thresholds.
+2. A policy with rules or segments decides payment by payment, through the same `Policy.decide` as live. Only the
+   payment's fields that some condition reads are filled in.
+3. Each distinct pair of action and reasons gets a number, its cause. A decision stores its cause: four bytes instead of
+   a list of texts.
+
+Example: the causes 0, 1 and 2 are approve without a reason, review by the threshold, and decline by the threshold. The
+first payment that the rule `large` sends to review adds cause 3: ("review", ("rule:large",)).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +32,7 @@ _NUMBER = {action: number for number, action in enumerate(ACTIONS)}
 
 
 class _Payment:
-    """A payment of a history as conditions read it; only fields that some condition reads are filled in."""
+    """A payment of a history, as conditions read it. Only fields that some condition reads have values."""
 
     __slots__ = ("amount_minor", "event_time_ms", *TEXT_FIELDS)
 
@@ -37,7 +49,7 @@ class _Payment:
 
 
 class ActionReasons(NamedTuple):
-    """An action with the reasons for it: every part of the policy that asked for it, or the rule that overrode."""
+    """An action and its reasons: every part of the policy that asked for it, or the rule that overrode the others."""
 
     action: str
     reasons: tuple[str, ...]
@@ -45,7 +57,7 @@ class ActionReasons(NamedTuple):
 
 @dataclass(frozen=True)
 class Decisions:
-    """About payments, shape (payments,) each: `action` holds places in ACTIONS, `cause` places in a policy's causes."""
+    """Decisions as columns of shape (payments,). `action` indexes ACTIONS, `cause` indexes `ReplayedPolicy.causes`."""
 
     score: NDArray[np.float64]
     action: NDArray[np.int8]
@@ -53,38 +65,38 @@ class Decisions:
 
     @staticmethod
     def empty(count: int, room: ColumnAllocator) -> Decisions:
-        """Columns for so many."""
+        """Returns columns for `count` decisions, not filled in yet."""
         return Decisions(room.new(count, np.float64), room.new(count, np.int8), room.new(count, np.int32))
 
     def of(self, rows: slice | NDArray[np.int64]) -> Decisions:
-        """Those about some payments; of a slice they share memory."""
+        """Returns the decisions of some rows. With a slice they share memory with these."""
         return Decisions(self.score[rows], self.action[rows], self.cause[rows])
 
 
 class ReplayedPolicy:
-    """What a policy decides about payments of a history. Flags speak of the live mirror and models; here are none."""
+    """Decides about the payments of a history. There are no flags: they describe the live mirror and live models."""
 
     def __init__(self, policy: Policy, history: History, amounts: NDArray[np.int64]) -> None:
         """`amounts`: in minor units of the reference currency, shape (payments,)."""
         self._policy, self._history, self._amounts = policy, history, amounts
         self._fields = sorted(policy.fields)
-        # Numbers by cause. Those of a policy without conditions are its actions' own.
+        # The number of each cause. The first three are those of the thresholds, and have their actions' numbers.
         self._causes = {
             ActionReasons(action, () if action == ACTIONS[0] else (threshold_reason(action),)): number
             for number, action in enumerate(ACTIONS)
         }
-        # What code -1 stands for is the last.
+        # Code -1, no value, indexes the last element: the empty text.
         self._texts = {
             field: [*history.coded(field).names.to_pylist(), ""] for field in self._fields if field in TEXT_FIELDS
         }
 
     @property
     def causes(self) -> list[ActionReasons]:
-        """Every cause so far; more may come with more payments."""
+        """All causes so far. Deciding about more payments may add causes, but never changes their numbers."""
         return list(self._causes)
 
     def decide(self, chunk: Chunk, scores: NDArray[np.float64]) -> Decisions:
-        """What the policy says of the payments of a chunk. `scores`: shape (rows,)."""
+        """Decide about the payments of a chunk. `scores`: shape (rows,)."""
         if not self._policy.has_conditions:
             by_score = self._policy.actions_of(scores)
             return Decisions(scores, by_score, by_score.astype(np.int32))
@@ -95,14 +107,14 @@ class ReplayedPolicy:
         cause = np.empty(chunk.last - chunk.first, dtype=np.int32)
         columns: list[Iterable[Any]] = [self._column(field, rows) for field in self._fields]
         values = zip(*columns, strict=True) if columns else repeat((), len(scores))
-        known = zip(values, self._amounts[rows].tolist(), chunk.vectors, scores.tolist(), strict=True)
-        for row, (fields, facts.amount, facts.vector, facts.score) in enumerate(known):
+        payments = zip(values, self._amounts[rows].tolist(), chunk.vectors, scores.tolist(), strict=True)
+        for row, (fields, facts.amount, facts.vector, facts.score) in enumerate(payments):
             for field, value in zip(self._fields, fields, strict=True):
                 setattr(payment, field, value)
             action, reasons = decide(facts)
-            # Without a reason it is approved, which is the first of the causes.
+            # A decision without a reason is an approval: cause 0.
             cause[row] = causes.setdefault(ActionReasons(action, tuple(reasons)), len(causes)) if reasons else 0
-        actions = np.array([_NUMBER[one.action] for one in causes], dtype=np.int8)
+        actions = np.array([_NUMBER[action] for action, _ in causes], dtype=np.int8)
         return Decisions(scores, actions[cause], cause)
 
     def _column(self, field: str, rows: slice) -> list[Any]:

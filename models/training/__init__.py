@@ -1,1 +1,1 @@
-"""From a history to a bundle: table, search, boosting, calibration."""
+"""Train a bundle from a history: table, search, boosting, calibration."""

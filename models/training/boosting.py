@@ -1,4 +1,4 @@
-"""Growing trees: the one place that trains LightGBM for a bundle."""
+"""Train LightGBM. No other module trains the models of a bundle."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
 OnTree = Callable[[int], object]
-"""Told of every tree that is grown, with 1."""
+"""Called with the number of further trees that are grown."""
 
 _THREADS_LINE = "[num_threads: "
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows that trees are not grown on but stopped by. `vectors` (rows, features), `label` (rows,)."""
+    """Rows for early stopping, on which no tree is grown. `vectors`: (rows, features). `label`: (rows,), 0 or 1."""
 
     vectors: NDArray[np.float32]
     label: NDArray[np.int64]
 
 
 def grown_on(label: NDArray[np.int64], settings: TrainingSettings) -> NDArray[np.bool_]:
-    """Which rows trees are grown on: every fraud, and the setting's share of the rest, drawn by its seed."""
+    """Returns the rows to grow trees on: all frauds, and `genuine_sample_share` of the others, drawn with the seed."""
     drawn = np.random.default_rng(settings.seed).random(len(label)) < settings.genuine_sample_share
     return np.asarray(drawn | (label == 1), dtype=np.bool_)
 
@@ -37,12 +37,12 @@ def grown_on(label: NDArray[np.int64], settings: TrainingSettings) -> NDArray[np
 def binned(
     vectors: NDArray[np.float32], label: NDArray[np.int64], settings: TrainingSettings, feature_names: Sequence[str]
 ) -> Any:
-    """Rows in LightGBM's bins: made once for any number of models that differ in how they grow."""
+    """Returns a LightGBM data set with binned rows. Several models with different settings of growth can share it."""
     with _Refusing():
         data = lightgbm.Dataset(
             vectors,
             label,
-            # By place: LightGBM is told no names.
+            # By index, because LightGBM does not know the names.
             categorical_feature=[place for place, name in enumerate(feature_names) if name in settings.categorical],
             params=_parameters(settings, ()),
             free_raw_data=False,
@@ -51,8 +51,8 @@ def binned(
 
 
 def grow(data: Any, settings: TrainingSettings, feature_names: Sequence[str], *, on_tree: OnTree | None = None) -> Any:
-    """A model of `settings.trees` trees. Raises Misconfigured for what LightGBM cannot train with."""
-    callbacks = [] if on_tree is None else [_telling(on_tree)]
+    """Returns a model of `settings.trees` trees. Raises Misconfigured for settings that LightGBM refuses."""
+    callbacks = [] if on_tree is None else [_after_each_tree(on_tree)]
     with _Refusing():
         return lightgbm.train(_parameters(settings, feature_names), data, settings.trees, callbacks=callbacks)
 
@@ -65,10 +65,10 @@ def grow_until_worse(
     *,
     on_tree: OnTree | None = None,
 ) -> tuple[Any, int]:
-    """A model, and the number of its trees with which the held-out rows are likeliest: no more than `trees`.
+    """Train with early stopping: returns a model and the number of trees, at most `trees`, with the lowest log loss.
 
-    Likeliest as log loss has it, which uses all rows: average precision turns on a few frauds and jumps. `on_tree` is
-    told of `trees` trees in all: of each that is grown, and in the end of those that were not needed.
+    The log loss is that of the held-out rows. Average precision would depend on a few frauds and jump; log loss uses
+    all rows. `on_tree` counts to `trees` in total: each grown tree, and at the end those that were not needed.
     """
     grown = 0
 
@@ -91,8 +91,8 @@ def grow_until_worse(
             valid_sets=[data.create_valid(held_out.vectors, held_out.label)],
             feval=loss,
             callbacks=[
-                # Before the stopping, which ends the round of callbacks.
-                _telling(count_tree),
+                # First, because early stopping skips the callbacks after it.
+                _after_each_tree(count_tree),
                 lightgbm.early_stopping(settings.early_stopping_rounds, verbose=False),
             ],
         )
@@ -101,20 +101,20 @@ def grow_until_worse(
 
 
 def model_text(model: Any) -> str:
-    """LightGBM's text form without the number of threads: that is nothing of the model, and would change its digest."""
+    """Returns LightGBM's text form without the number of threads, which would change the digest but not the model."""
     lines = model.model_to_string().splitlines(keepends=True)
     return "".join(line for line in lines if not line.startswith(_THREADS_LINE))
 
 
 def _parameters(settings: TrainingSettings, feature_names: Sequence[str]) -> dict[str, Any]:
-    # Leaving out columns that cannot be split would depend on how trees grow, and bins are shared.
+    # Pre-filtering drops columns by the settings of growth, but several settings share the bins.
     parameters = settings.lightgbm_parameters() | {"feature_pre_filter": False}
     if settings.monotone and feature_names:
         parameters["monotone_constraints"] = [settings.monotone.get(name, 0) for name in feature_names]
     return parameters
 
 
-def _telling(on_tree: OnTree) -> Callable[[Any], None]:
+def _after_each_tree(on_tree: OnTree) -> Callable[[Any], None]:
     def after_iteration(_environment: Any) -> None:
         on_tree(1)
 
@@ -122,13 +122,13 @@ def _telling(on_tree: OnTree) -> Callable[[Any], None]:
 
 
 class _Refusing:
-    """LightGBM's refusals in one line of ours."""
+    """A context that turns LightGBM's errors into Misconfigured, in one line."""
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, lightgbm.basic.LightGBMError):
-            # What follows " at " is a line of LightGBM's own source.
+            # LightGBM appends " at " and a line of its source code.
             reason = str(error).partition(" at ")[0]
             raise Misconfigured(f"LightGBM cannot train with the [training] settings: {reason}") from error

@@ -1,4 +1,4 @@
-"""What a search tries: parameters, and the numbers of trees to try with them."""
+"""The candidates of a search: parameters, and the numbers of trees to try with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TREES = "trees"
-"""The parameter that a path grows along."""
+"""The parameter in which the candidates of one path differ."""
 
 Parameters = Mapping[str, int | float | None]
 Scores = NDArray[np.float64]
@@ -17,11 +17,11 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CandidatePath:
-    """Candidates that share their parameters but the number of trees, `sizes`, ascending. No sizes: one candidate."""
+    """Candidates that differ only in their number of trees. `sizes`: ascending; empty for a single candidate."""
 
     parameters: Parameters
     sizes: tuple[int, ...] = ()
 
     def candidates(self) -> list[Parameters]:
-        """The parameters of each, in the order of their scores."""
+        """Returns the parameters of each candidate, in the order of `sizes`."""
         return [{TREES: size, **self.parameters} for size in self.sizes] or [self.parameters]

@@ -1,11 +1,18 @@
-"""Choose a cascade's thresholds: as many payments as possible answered early, and the actions of the large model.
+"""Choose a cascade's thresholds: the first model scores as many payments as possible without changing many actions.
 
-1. Both models' margins are out of fold. A payment the first model finds harmless must be one that the large model
-   approves, one it finds fraudulent one that the large model declines, but for an allowance of payments.
-2. Of all ways to spend the allowance, some on the harmless side and the rest on the other, the one is taken that
-   answers the most payments. A threshold never lies where the first model's own score would ask for another action.
-3. Thresholds fit the payments that they were chosen on. So each fold is measured with thresholds chosen on the others,
-   and as long as they disagree too often there, the allowance is halved, and in the end nothing.
+How it works:
+
+1. Both models' margins are out of fold. The first model may score a payment as harmless if the large model approves
+   it, and as fraudulent if the large model declines it. At most an allowance of payments may break this rule.
+2. The allowance is split between the low and the high threshold. Of all splits, the one that lets the first model score
+   the most payments wins. A threshold never lies where the first model's own score would give another action.
+3. Thresholds fit the payments on which they were chosen too well. Each fold is therefore checked with thresholds chosen
+   on the other folds. While their actions disagree too often, the allowance is halved, four times, then set to 0.
+4. If even that disagrees too often, both thresholds are moved outwards, by up to 2 in the first model's log-odds.
+
+Example: of 100,000 payments, 10 may get another action (cascade_disagreement_max = 1e-4). With 3 of them on the low and
+7 on the high side, 91,000 payments are below `low` and 400 above `high`; no other split reaches 91,400. On held-out
+folds 14 payments disagree, too many. With an allowance of 5, only 8 do: the thresholds for 5 are taken.
 """
 
 from __future__ import annotations
@@ -25,16 +32,16 @@ from paywarden.schemas.errors import Misconfigured
 F64 = NDArray[np.float64]
 
 _APPROVE, _DECLINE = 0, 2
-# Parts of the allowance that are tried, after the whole.
+# How often the allowance is halved.
 _HALVINGS = 4
-# Then without any, by how much of the first model's log-odds either threshold is moved outwards.
+# With an allowance of 0: by how much, in the first model's log-odds, each threshold is moved outwards.
 _GAPS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 _PROBABILITY_MIN = 1e-15
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """What the choice is made on, each of shape (rows,): margins of both models, and the rows' folds and labels."""
+    """The rows to choose on, as columns of shape (rows,): both models' out-of-fold margins, folds and labels."""
 
     first: F64
     large: F64
@@ -44,7 +51,7 @@ class OutOfFold:
 
 @dataclass(frozen=True)
 class Large:
-    """The large model's calibration, and the scores from which it asks for a review and a refusal."""
+    """The large model's calibration, and its thresholds of review and decline."""
 
     slope: float
     intercept: float
@@ -65,18 +72,18 @@ class _Thresholds:
 
 
 def choose_cascade(rows: OutOfFold, large: Large, disagreement_max: float) -> tuple[Cascade, F64]:
-    """The cascade, and its margins on the large model's scale.
+    """Returns the cascade, and its margins on the large model's scale, (rows,).
 
-    Raises Misconfigured where the first model cannot answer a single payment within the tolerance.
+    Raises Misconfigured if the first model cannot score a single payment within `disagreement_max`.
     """
     slope, intercept = fit_calibration(rows.first, rows.label)
     caps = _Thresholds(*((_log_odds(at) - intercept) / slope for at in (large.review_at, large.decline_at)))
     alone = calibrated(rows.large, large.slope, large.intercept)
-    wanted = _actions(alone, large)
+    actions = _actions(alone, large)
     for allowance, log_odds in _cautions(disagreement_max):
         gap = log_odds / slope
-        chosen = _best(rows.first, wanted, caps, allowance).apart(gap)
-        held_out = _held_out(rows, wanted, caps, allowance, gap)
+        chosen = _best(rows.first, actions, caps, allowance).apart(gap)
+        held_out = _held_out(rows, actions, caps, allowance, gap)
         if held_out <= disagreement_max:
             break
     else:
@@ -97,7 +104,7 @@ def choose_cascade(rows: OutOfFold, large: Large, disagreement_max: float) -> tu
         calibration_slope=slope,
         calibration_intercept=intercept,
         share_early=float(early.mean()),
-        disagreement=float((_actions(scores, large) != wanted).mean()),
+        disagreement=float((_actions(scores, large) != actions).mean()),
         disagreement_held_out=held_out,
         disagreement_max=disagreement_max,
         average_precision_alone=precision_alone,
@@ -107,42 +114,46 @@ def choose_cascade(rows: OutOfFold, large: Large, disagreement_max: float) -> tu
 
 
 def _cautions(most: float) -> list[tuple[float, float]]:
-    """Ways to choose, ever more careful: the allowance, and how far thresholds are moved apart."""
+    """Returns pairs (allowance, gap in log-odds), from the least to the most careful."""
     halvings = [(most / 2**halving, 0.0) for halving in range(_HALVINGS + 1)]
     return halvings + [(0.0, gap) for gap in _GAPS]
 
 
-def _held_out(rows: OutOfFold, wanted: NDArray[np.int64], caps: _Thresholds, allowance: float, gap: float) -> float:
-    """Share of the payments that get another action when their fold's thresholds are chosen on the others."""
+def _held_out(rows: OutOfFold, actions: NDArray[np.int64], caps: _Thresholds, allowance: float, gap: float) -> float:
+    """Returns the share of payments that get another action with thresholds chosen on the other folds."""
     differing = 0
     for number in np.unique(rows.fold):
         here = rows.fold == number
-        chosen = _best(rows.first[~here], wanted[~here], caps, allowance).apart(gap)
-        differing += _differing(rows.first[here], wanted[here], chosen)
+        chosen = _best(rows.first[~here], actions[~here], caps, allowance).apart(gap)
+        differing += _differing(rows.first[here], actions[here], chosen)
     return differing / len(rows.first)
 
 
-def _differing(first: F64, wanted: NDArray[np.int64], chosen: _Thresholds) -> int:
-    harmless = (first < chosen.low) & (wanted != _APPROVE)
-    return int(harmless.sum() + ((first > chosen.high) & (wanted != _DECLINE)).sum())
+def _differing(first: F64, actions: NDArray[np.int64], chosen: _Thresholds) -> int:
+    harmless = (first < chosen.low) & (actions != _APPROVE)
+    return int(harmless.sum() + ((first > chosen.high) & (actions != _DECLINE)).sum())
 
 
-def _best(first: F64, wanted: NDArray[np.int64], caps: _Thresholds, allowance: float) -> _Thresholds:
-    """The thresholds between which the fewest payments are left, with no more wrong ones beyond than allowed."""
+def _best(first: F64, actions: NDArray[np.int64], caps: _Thresholds, allowance: float) -> _Thresholds:
+    """Returns the thresholds with the fewest payments between them and at most the allowed wrong ones outside.
+
+    `first`: the first model's margins. `actions`: the large model's actions. Both: (rows,).
+    """
     allowed = int(allowance * len(first))
     ordered = np.sort(first)
-    # With the first k wrong ones let through, a threshold is the next one: what equals it is unclear.
+    # low[k] is the k-th lowest margin (from 0) of a wrong payment: exactly k wrong payments lie below it.
     low = np.full(allowed + 1, np.inf)
-    wrong = np.sort(first[wanted != _APPROVE])[: allowed + 1]
+    wrong = np.sort(first[actions != _APPROVE])[: allowed + 1]
     low[: len(wrong)] = wrong
     low = np.minimum(low, caps.low)
+    # high[k] likewise, from above.
     high = np.full(allowed + 1, -np.inf)
-    wrong = np.sort(first[wanted != _DECLINE])[::-1][: allowed + 1]
+    wrong = np.sort(first[actions != _DECLINE])[::-1][: allowed + 1]
     high[: len(wrong)] = wrong
     high = np.maximum(high, caps.high)
     below = np.searchsorted(ordered, low, side="left")
     above = len(ordered) - np.searchsorted(ordered, high, side="right")
-    # k on the harmless side, the rest on the other.
+    # k wrong payments below `low`, and allowed - k above `high`.
     place = int(np.argmax(below + above[::-1]))
     return _Thresholds(float(low[place]), float(high[allowed - place]))
 

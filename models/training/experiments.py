@@ -1,9 +1,12 @@
-"""Experiment records: a training as a run that MLflow can show, where MLflow is installed.
+"""Record trainings as MLflow runs, if MLflow is installed.
 
-It is an extra (`pip install 'paywarden[mlflow]'`) and is imported here alone, when a record is asked for. Runs go where
-MLflow's own environment says (MLFLOW_TRACKING_URI), else into the folder `mlruns` of the working directory. A run has
-the settings as parameters, the metrics, those of each validation fold with the fold as their step, what the bundle was
-trained on as tags, and the bundle's folder as an artifact.
+MLflow is an extra (`pip install 'paywarden[mlflow]'`). Only this module imports it, and only to record a training. Runs
+go to MLFLOW_TRACKING_URI, or without it into the folder `mlruns` of the working directory. A run holds:
+
+    parameters   the settings
+    metrics      the out-of-fold metrics, and those of each validation fold with the fold as the step
+    tags         version, digests and training data of the bundle
+    artifacts    the bundle's folder
 """
 
 from __future__ import annotations
@@ -20,21 +23,21 @@ from paywarden.schemas.errors import TemporaryFailure
 MODULE = "mlflow"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 _FOLDER = "mlruns"
-# A newer MLflow writes files only where this says so: it would have a database, for which its client is not enough.
+# A newer MLflow writes files only with this variable. Its default, a database, needs more than MLflow's client.
 _FILES_VARIABLE = "MLFLOW_ALLOW_FILE_STORE"
 
 
 def record_training(experiment: str, manifest: Manifest, bundle: Path) -> str:
-    """Record a training; returns one line that says where it is, or that MLflow is not installed.
+    """Record a training and return a line that says where, or that MLflow is not installed.
 
-    Raises TemporaryFailure when MLflow is there and cannot do it: the bundle is written all the same.
+    Raises TemporaryFailure if MLflow fails. The bundle is already written then.
     """
     mlflow = _imported()
     if mlflow is None:
         return f"experiment {experiment}: not recorded, MLflow is not installed (pip install 'paywarden[mlflow]')"
     try:
         return _recorded(mlflow, experiment, manifest, bundle)
-    # MLflow's client raises its own kind, and those of requests, which are OSErrors.
+    # MLflow's client raises its own exceptions and those of requests, which are OSErrors.
     except (mlflow.exceptions.MlflowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TemporaryFailure(
@@ -83,7 +86,7 @@ def _tags(manifest: Manifest) -> dict[str, str]:
 
 
 def _fold_metrics(manifest: Manifest) -> list[dict[str, float]]:
-    """What the chosen candidate did on each validation fold; nothing where there was none."""
+    """Returns the chosen candidate's metrics on each validation fold; empty without folds."""
     tried = manifest.validation["tried"]
     if not tried:
         return []

@@ -4,14 +4,23 @@
     ├────────────────────┤              ├─────────────────┤
     first day of the window                    its last day
 
-1. The last `validation_days` are held out, and the `label_delay_days` before them left out: what is trained on is what
-   could have been trained on the morning of the first held-out day, with the labels that were known that morning.
-   With several folds each one's held-out days are those before the next one's.
-2. The first candidate is the settings as they are, the others a seeded sample of the backtest's grid. Each is grown on
-   every fold until more trees make the held-out days less likely. The highest mean average precision is the choice, of
-   equal ones the first; its number of trees is the mean over the folds.
-3. The model of the bundle is then grown on all days with what was chosen. What these numbers say of other days is a
-   little too good when several candidates were tried: a backtest has test folds for that.
+How it works:
+
+1. The last `validation_days` are held out, and the `label_delay_days` before them are left out. Training uses the rows
+   and the labels that were known on the morning of the first held-out day. With several folds, the held-out days of
+   each fold come directly before those of the next.
+2. The first candidate is the settings themselves. The others are a seeded sample of the backtest's grid.
+3. Each candidate is grown on every fold with early stopping: until more trees raise the log loss of the held-out days.
+4. The candidate with the highest mean average precision wins; with a tie, the first. Its number of trees is the mean
+   over the folds.
+5. The bundle's model is then grown on all days with the chosen settings.
+
+Example: the window is 1 to 30 June with one fold, 6 days held out and a label delay of 7 days. Trees are grown on 1 to
+17 June with the labels known on 25 June, and 25 to 30 June choose. Candidate 0 stops at 120 trees with average
+precision 0.61, candidate 1 at 90 trees with 0.64: the bundle gets 90 trees with candidate 1's parameters.
+
+With several candidates, the winner's numbers are a little too good for other days, because they were used to choose it.
+A backtest has test folds for an honest estimate.
 """
 
 from __future__ import annotations
@@ -33,15 +42,15 @@ from paywarden.models.training.table import TrainingTable
 from paywarden.schemas.errors import Misconfigured
 
 FRAUDS_MIN = 20
-"""In either part of a fold. With fewer it is chance which candidate, or which number of trees, looks best."""
+"""Both parts of a fold need this many. With fewer, chance decides which candidate or number of trees looks best."""
 
-# The share of a window that is held out where no days are set.
+# Without validation_days, one day in this many is held out.
 _HELD_OUT_PART = 5
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """How a candidate did on the held-out days of a fold, as probabilities before any calibration."""
+    """A candidate's results on the held-out days of a fold. Its scores are not calibrated yet."""
 
     trees: int
     average_precision: float
@@ -70,7 +79,7 @@ class TriedCandidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """What to train with. Without folds `left_out` says why there are none, and `settings` are as they were."""
+    """The result of a search. Without folds, `left_out` says why, and `settings` are unchanged."""
 
     settings: TrainingSettings
     splits: tuple[Split, ...] = ()
@@ -79,13 +88,13 @@ class Choice:
     left_out: str = ""
 
     def record(self) -> dict[str, Any]:
-        """All of it for a manifest; `chosen` is a place in `tried`."""
+        """Returns the choice as a manifest stores it; `chosen` is an index into `tried`."""
         return {
             "left_out": self.left_out,
             "days": [_days(split) for split in self.splits],
             "tried": [
-                {"parameters": dict(one.parameters), "folds": [asdict(fold) for fold in one.folds]}
-                for one in self.tried
+                {"parameters": dict(candidate.parameters), "folds": [asdict(fold) for fold in candidate.folds]}
+                for candidate in self.tried
             ],
             "chosen": self.chosen,
         }
@@ -99,7 +108,7 @@ def choose(
     *,
     progress: TrainingProgress,
 ) -> Choice:
-    """The settings to train with. Raises Misconfigured if a search is asked for and there are no folds for it."""
+    """Choose the settings to train with. Raises Misconfigured if a search is configured but no fold is possible."""
     searching = settings.search_budget > 1
     if not searching and settings.early_stopping_rounds == 0:
         return Choice(settings, left_out="the settings leave nothing to choose")
@@ -115,13 +124,13 @@ def choose(
         for fold in folds:
             data = binned(table.vectors[fold.train], fold.known[fold.train], settings, feature_names)
             held_out = HeldOut(table.vectors[fold.test], table.label[fold.test])
-            tried_here = [replace(settings, **candidate) for candidate in candidates]
-            by_fold.append([_result(data, held_out, one, feature_names, advance) for one in tried_here])
+            variants = [replace(settings, **candidate) for candidate in candidates]
+            by_fold.append([_result(data, held_out, variant, feature_names, advance) for variant in variants])
     tried = tuple(
         TriedCandidate(candidate, results)
         for candidate, results in zip(candidates, zip(*by_fold, strict=True), strict=True)
     )
-    chosen = int(np.argmax([one.average_precision for one in tried]))
+    chosen = int(np.argmax([candidate.average_precision for candidate in tried]))
     best = tried[chosen]
     return Choice(
         replace(settings, **best.parameters, trees=best.trees),
@@ -132,13 +141,13 @@ def choose(
 
 
 def candidate_parameters(settings: TrainingSettings) -> list[dict[str, Any]]:
-    """What is tried: the settings as they are, then others of the grid, as many as the budget has."""
+    """Returns the candidates: the settings themselves, then a sample of the grid, as many as the budget allows."""
     paths = boosted_paths(seed=settings.seed, budget=max(1, settings.search_budget), defaults=settings)
     return [dict(path.parameters) for path in paths]
 
 
 def validation_splits(window: Days, settings: TrainingSettings) -> tuple[Split, ...]:
-    """The folds, earliest first. Raises a Misconfigured where the window is too short for the first of them."""
+    """Returns the folds, earliest first. Raises Misconfigured if the window is too short for the first one."""
     day_count = window.last - window.first + 1
     held_out = settings.validation_days or max(1, day_count // _HELD_OUT_PART)
     splits = []
@@ -149,19 +158,22 @@ def validation_splits(window: Days, settings: TrainingSettings) -> tuple[Split, 
         if train_last - window.first + 1 < held_out:
             raise _NoFolds(
                 f"{day_count} days are too short to hold {settings.validation_folds} × {held_out} out, "
-                f"{settings.label_delay_days} days of label delay and as many to train on before them"
+                f"with {settings.label_delay_days} days of label delay and {held_out} days to train on before them"
             )
         splits.append(Split(Days(window.first, train_last), Days(test_first, last), settings.label_delay_days))
     return tuple(splits)
 
 
 class _NoFolds(Misconfigured):
-    """Why there is nothing to choose on."""
+    """Says why there are no folds."""
 
 
 @dataclass(frozen=True)
 class _Fold:
-    """A split's rows, as masks over a table's: `train` is sampled as the settings say, `known` are its labels then."""
+    """A split as masks over a table's rows, (rows,). `train`: sampled by the settings.
+
+    `known`: the labels as known on the first held-out day.
+    """
 
     split: Split
     train: NDArray[np.bool_]

@@ -12,10 +12,10 @@ from paywarden.models.training.settings import TrainingSettings
 from paywarden.schemas.errors import Misconfigured
 
 _BOOSTED_SIZES = (60, 100, 150, 200, 300)
-# A week has some six hundred frauds: trees that see a part of rows and features each learn less of their chance.
+# A week has about 600 frauds. Trees that see only a part of rows and features overfit them less.
 _GRID: dict[str, tuple[Any, ...]] = {
     "learning_rate": (0.03, 0.05, 0.08),
-    # Depth and leaves: a depth's full tree, or one that leaves out the weakest splits.
+    # (depth, leaves): a full tree of that depth, or one without its weakest splits.
     "shape": ((3, 7), (4, 15), (5, 24), (6, 31)),
     "l2": (2.0, 5.0, 10.0, 20.0),
     "min_sum_hessian": (0.5, 1.0, 2.0, 4.0),
@@ -25,9 +25,10 @@ _GRID: dict[str, tuple[Any, ...]] = {
 
 
 def boosted_paths(*, seed: int, budget: int, defaults: TrainingSettings | None = None) -> tuple[CandidatePath, ...]:
-    """`budget` paths of the grid without repetition, first `usual` (default: the defaults of [training]).
+    """Returns `budget` different paths: first that of `defaults`, then a random sample of the grid.
 
-    Raises Misconfigured below 1.
+    `defaults`: the first path's settings; None stands for the defaults of [training]. Raises Misconfigured if `budget`
+    is below 1.
     """
     if budget < 1:
         raise Misconfigured(f"the budget must be at least 1 training, got {budget}")

@@ -1,4 +1,4 @@
-"""How to train: the `[training]` settings, what of them a bundle remembers, and what cannot work."""
+"""The `[training]` settings: their checks, and the part that a bundle stores."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any
 
 from paywarden.schemas.errors import Misconfigured
 
-# They say where and beside what a model was trained, nothing about the model.
+# Settings that do not change the model.
 _NOT_OF_THE_MODEL = ("threads", "mlflow_experiment")
 _OF_A_CASCADE = "cascade"
 
 CATEGORY_MAX = 4095
-"""A set is a row of bits as long as its largest category, in every node that asks about one."""
+"""The largest category. Every categorical node stores a bitmap as long as the largest category of its set."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train. LightGBM's own defaults lose badly on payments: sharp cuts need fine bins, rare frauds need
-    shallow, regularised trees."""
+    """How to train. The defaults are not LightGBM's, which do badly on payments.
 
-    # With early stopping this is the most there can be, without it the number.
+    Sharp thresholds need fine bins, and rare frauds need shallow, regularised trees.
+    """
+
+    # The number of trees; with early stopping, the largest number.
     trees: int = 200
     learning_rate: float = 0.05
     max_depth: int = 4
@@ -30,25 +32,25 @@ class TrainingSettings:
     l2: float = 5.0
     min_sum_hessian: float = 1.0
     min_rows_in_leaf: int = 20
-    # Shares of the features and of the rows that each tree is grown on.
+    # The share of the features, and of the rows, that each tree is grown on.
     feature_fraction: float = 1.0
     bagging_fraction: float = 1.0
     max_bin: int = 4095
-    # By feature: 1 if a higher value never makes a payment less suspicious, -1 if never more.
+    # By feature: 1 if a higher value never lowers the score, -1 if it never raises the score.
     monotone: Mapping[str, int] = field(default_factory=dict)
-    # Features whose values are names for something rather than amounts of it: trees ask whether a value is in a set,
-    # and the sets are learnt. A value never seen, or missing, is in none.
+    # Features whose values are names, not amounts. Trees learn sets of values and test whether a value is in a set. A
+    # missing value, or one never seen in training, is in no set.
     categorical: tuple[str, ...] = ()
-    # Share of the genuine payments that trees are grown on; calibration and metrics always see all.
+    # The share of the genuine payments that trees are grown on. Calibration and metrics always use all payments.
     genuine_sample_share: float = 1.0
     folds: int = 3
-    # The last days of the window, held out to choose by; 0 for a fifth of the window. With more folds each one's
-    # days are those before the last one's.
+    # How many of the window's last days are held out to choose parameters; 0 means a fifth of the window. With several
+    # folds, each fold's days come directly before the next fold's.
     validation_days: int = 0
     validation_folds: int = 1
-    # So many more trees without a better validation fold end the growing; 0 grows all.
+    # Stop growing after this many trees without a better validation fold. 0 grows all trees.
     early_stopping_rounds: int = 50
-    # Parameters to try on the validation folds; up to 1 takes these settings as they are.
+    # How many candidates to try on the validation folds. 0 and 1 keep these settings.
     search_budget: int = 1
     seed: int = 0
     threads: int = 2
@@ -56,18 +58,17 @@ class TrainingSettings:
     # Share of payments whose score is at or above the bundle's default thresholds.
     review_share: float = 0.01
     decline_share: float = 0.002
-    # A small model of so many trees answers the clear payments before the large one is asked
-    # (models/bundle/cascade.py). At
-    # most this share of the payments may get another action by it.
+    # With a cascade, a small model of `cascade_trees` trees scores the clear payments, and the large model the others
+    # (models/bundle/cascade.py). At most `cascade_disagreement_max` of the payments may get another action.
     cascade: bool = False
     cascade_trees: int = 40
     cascade_leaves: int = 15
     cascade_disagreement_max: float = 1e-4
-    # Where MLflow is installed, the experiment that a training is recorded in; empty for none.
+    # The MLflow experiment that records the training, if MLflow is installed. Empty records nothing.
     mlflow_experiment: str = ""
 
     def lightgbm_parameters(self) -> dict[str, Any]:
-        """LightGBM's own words for it, but for `monotone`, which needs the order of the features."""
+        """Returns the settings as LightGBM's parameters, except `monotone`, which needs the order of the features."""
         return {
             "objective": "binary",
             "learning_rate": self.learning_rate,
@@ -78,12 +79,12 @@ class TrainingSettings:
             "min_data_in_leaf": self.min_rows_in_leaf,
             "feature_fraction": self.feature_fraction,
             "bagging_fraction": self.bagging_fraction,
-            # Rows are drawn anew for every tree.
+            # Draw new rows for every tree.
             "bagging_freq": 1,
             "max_bin": self.max_bin,
             "min_data_in_bin": 1,
             "seed": self.seed,
-            # Both together: the same model, however many threads grow it.
+            # Both together give the same model with any number of threads.
             "deterministic": True,
             "force_row_wise": True,
             "num_threads": self.threads,
@@ -91,22 +92,22 @@ class TrainingSettings:
         }
 
     def of_the_model(self) -> dict[str, Any]:
-        """What a bundle remembers: all that the model follows from."""
-        remembered = {
+        """Returns the settings that a bundle stores: all that determine the model."""
+        stored = {
             name: value
             for name, value in asdict(self).items()
             if name not in _NOT_OF_THE_MODEL and (self.cascade or not name.startswith(_OF_A_CASCADE))
         }
-        # As JSON gives it back.
-        return remembered | {"categorical": [*self.categorical]}
+        # A list, as JSON gives it back.
+        return stored | {"categorical": [*self.categorical]}
 
     def of_the_first(self) -> TrainingSettings:
-        """For the small model of a cascade: these, with its number of trees and leaves."""
+        """Returns the settings of a cascade's first model: these, with its number of trees and leaves."""
         return replace(self, trees=self.cascade_trees, leaves=self.cascade_leaves)
 
 
 def require_usable(settings: TrainingSettings, feature_names: Sequence[str]) -> None:
-    """Raises Misconfigured naming the first setting that cannot work; LightGBM refuses those it knows itself."""
+    """Raises Misconfigured naming the first unusable setting. LightGBM itself checks its own parameters."""
     _require_at_least("trees", settings.trees, 1)
     _require_at_least("folds", settings.folds, 2)
     _require_at_least("validation_days", settings.validation_days, 0)

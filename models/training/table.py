@@ -1,8 +1,8 @@
-"""The rows a model is trained on: a window's payments as they were seen when they were made, and what became of them.
+"""The rows that a model is trained on: a window's payments with point-in-time vectors and labels.
 
-A row's vector knows nothing that came after its payment. Its label is what was known `label_delay_days` after the
-window, corrections up to then included and none that came later; a payment without an outcome by then counts as
-genuine. The table keeps the outcomes it had by then, so that a part of the window can be looked at as on a day before.
+A row's vector uses nothing that came after its payment. Its label is the last outcome known `label_delay_days` after
+the window; later corrections are ignored. A payment without an outcome by then counts as genuine. The table keeps
+these outcomes with their times, so that a search can see the labels as they were known on an earlier day.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from paywarden.schemas.errors import Misconfigured
 
 @dataclass(frozen=True)
 class TableOutcomes:
-    """What became known of a table's rows, in the order it did: `row`, `time_ms`, `fraud` (outcomes,)."""
+    """The outcomes of a table's rows, in the order in which they became known. All columns: (outcomes,)."""
 
     row: NDArray[np.int64]
     time_ms: NDArray[np.int64]
@@ -35,10 +35,11 @@ class TableOutcomes:
 
 @dataclass(frozen=True)
 class TrainingTable:
-    """Point-in-time rows: `vectors` (rows, features) float32, `label` (rows,) 0 or 1, `day` (rows,) UTC days.
+    """Point-in-time rows.
 
-    `outcomes` are those that `label` follows from; without them a label counts as known at once. Without `segments` a
-    bundle has no reference for drift detection.
+    `vectors`: (rows, features), float32. `label`: (rows,), 0 or 1. `day`: (rows,), UTC days since 1970-01-01.
+    `outcomes`: the outcomes behind `label`; without them, labels count as known at once.
+    `segments`: needed for the bundle's reference for drift detection.
     """
 
     vectors: NDArray[np.float32]
@@ -48,13 +49,13 @@ class TrainingTable:
     segments: TableSegments | None = None
 
     def label_known_by(self, time_ms: int) -> NDArray[np.int64]:
-        """The labels as they were known at that time, if it is no later than that of `label`. Shape (rows,)."""
+        """Returns the labels as known at a time, but never later than those of `label`. Shape (rows,)."""
         if self.outcomes is None:
             return self.label
-        known = int(np.searchsorted(self.outcomes.time_ms, time_ms, side="right"))
+        count = int(np.searchsorted(self.outcomes.time_ms, time_ms, side="right"))
         label = np.zeros_like(self.label)
-        # NumPy keeps the last of repeated assignments: a correction wins.
-        label[self.outcomes.row[:known]] = self.outcomes.fraud[:known]
+        # With repeated indexes NumPy keeps the last value, so a correction wins.
+        label[self.outcomes.row[:count]] = self.outcomes.fraud[:count]
         return label
 
 
@@ -67,7 +68,7 @@ def training_table(
     label_delay_days: int,
     progress: Callable[[int], object] | None = None,
 ) -> TrainingTable:
-    """The rows of a window as they were seen when they happened. Raises Misconfigured for an unusable window."""
+    """Returns the rows of a window. Raises Misconfigured for a window without payments."""
     first, last = _rows_of(history, window)
     vectors = np.empty((last - first, engine.plan.feature_count), dtype=np.float32)
     for chunk in PointInTimeReplay(history, engine, rates).chunks(first=first, last=last, progress=progress):
@@ -85,21 +86,21 @@ def training_table(
 
 
 def window_labels(history: History, window: Days, label_delay_days: int) -> NDArray[np.int64]:
-    """The labels of a window's rows, 0 or 1, without the work of computing vectors. Raises as `training_table`."""
+    """Returns the labels of a window's rows, 0 or 1, without computing vectors. Raises as `training_table` does."""
     first, last = _rows_of(history, window)
-    known = labels_known_by(history, _known_by_ms(window, label_delay_days))[first:last]
-    return np.asarray(known == 1, dtype=np.int64)
+    labels = labels_known_by(history, _known_by_ms(window, label_delay_days))[first:last]
+    return np.asarray(labels == 1, dtype=np.int64)
 
 
 def require_both_kinds(label: NDArray[np.int64]) -> None:
-    """Raises Misconfigured where there are no two frauds, or nothing else."""
+    """Raises Misconfigured with fewer than two frauds, or without a genuine payment."""
     frauds = int(label.sum())
     if frauds < 2 or frauds == len(label):
         raise Misconfigured(f"the training window has {frauds} frauds in {len(label)} payments")
 
 
 def require_categories(table: TrainingTable, settings: TrainingSettings, feature_names: Sequence[str]) -> None:
-    """Raises Misconfigured for a feature of training.categorical whose values are no small whole numbers."""
+    """Raises Misconfigured if a feature of training.categorical has values other than small whole numbers."""
     for name in settings.categorical:
         values = table.vectors[:, feature_names.index(name)]
         values = values[~np.isnan(values)]

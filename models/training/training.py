@@ -1,17 +1,20 @@
 """Train a bundle: parameters, calibration, model, golden vectors, native library.
 
-1. The number of trees, and other parameters where a search is asked for, are chosen on the last days of the window
-   (models/training/search.py).
-2. The window is cut into `folds` blocks of whole days where it can be; a model trained on the others scores each.
-   These out-of-fold scores fit the calibration, the default thresholds and the reported metrics. They see all rows,
-   whatever share of the genuine ones the trees are grown on.
-   With a cascade a small model's margins are made the same way, and its thresholds chosen
-   (models/training/cascade_choice.py).
-3. A model trained on all rows goes into the bundle. The native library is compiled; it and GTIL must give LightGBM's
-   own margins in every training row and in all rows of the parity gate (models/bundle/parity.py), to the bit.
+How it works:
 
-The same table, settings and seed give the same bundle: its files and manifest have the same bytes, whatever the number
-of threads. Only the native library, which is no part of that, may differ from machine to machine.
+1. Early stopping on the window's last days chooses the number of trees. A search, if configured, chooses other
+   parameters as well (models/training/search.py).
+2. The window is cut into `folds` blocks of whole days, if it has enough days. A model trained on the other blocks
+   scores each block. These out-of-fold scores determine the calibration, the default thresholds and the metrics. All
+   rows are scored, whatever share of the genuine ones the trees are grown on.
+3. With a cascade, a small model gets out-of-fold margins the same way, and its thresholds are chosen
+   (models/training/cascade_choice.py).
+4. A model trained on all rows goes into the bundle, and its native library is compiled.
+5. The library and GTIL must give LightGBM's own margins, to the bit, in every training row and in all rows of the
+   parity gate (models/bundle/parity.py).
+
+The same table, settings and seed give the same bundle, byte for byte, with any number of threads. The native library is
+not part of the manifest and may differ between machines.
 """
 
 from __future__ import annotations
@@ -70,9 +73,9 @@ def train_bundle(
     settings: TrainingSettings,
     progress: TrainingProgress = no_progress,
 ) -> Manifest:
-    """Train and write a bundle; an existing one is replaced once the new one has passed the parity gate.
+    """Train and write a bundle. It replaces an existing one only after it has passed the parity gate.
 
-    Raises Misconfigured for settings, a window or a destination that cannot be used, BundleRefused by the gate.
+    Raises Misconfigured for unusable settings, window or destination, and BundleRefused if the parity gate refuses it.
     """
     names = list(engine.plan.names)
     require_usable(settings, names)
@@ -153,7 +156,7 @@ def train_bundle(
 
 
 def checked_destination(destination: Path) -> Path:
-    """Where the bundle goes. What is there and is no bundle is somebody's data: it is not replaced."""
+    """Returns the absolute path. Raises Misconfigured if something other than a bundle is there: it may be data."""
     destination = destination.resolve()
     if destination.is_dir():
         if any(destination.iterdir()) and not (destination / MANIFEST).is_file():
@@ -181,13 +184,13 @@ def _fit(
     names: list[str],
     on_tree: OnTree,
 ) -> Any:
-    # A mask copies: the table may be most of the memory there is.
+    # Indexing with a mask copies, and the table may take most of the memory.
     rows = slice(None) if used.all() else used
     return grow(binned(vectors[rows], label[rows], settings, names), settings, names, on_tree=on_tree)
 
 
 def _require_larger(settings: TrainingSettings) -> None:
-    """Said before the trees are grown: how many the large model has follows from early stopping."""
+    """Raises Misconfigured if the first model is not smaller. Early stopping has decided the large model's size."""
     if settings.cascade and settings.cascade_trees >= settings.trees:
         raise Misconfigured(
             f"training.cascade: a first model of {settings.cascade_trees} trees saves nothing before one of "
@@ -197,7 +200,7 @@ def _require_larger(settings: TrainingSettings) -> None:
 
 @dataclass(frozen=True)
 class _Grown:
-    """A model of all rows, and each row's margin by one that did not see its fold."""
+    """A model trained on all rows, and the out-of-fold margins, (rows,)."""
 
     model: Any
     margins: NDArray[np.float64]
@@ -220,9 +223,9 @@ def _grown(
 
 
 def _folds(table: TrainingTable, settings: TrainingSettings) -> NDArray[np.int64]:
-    """By row: the number of its block of whole days."""
+    """Returns for each row the number of its fold: a block of whole days."""
     days = np.unique(table.day)
-    # Too few days to cut by day: cut by row, which is still in time order.
+    # With too few days, cut by rows, which are in order of time.
     block_of = np.searchsorted(days, table.day) if len(days) >= settings.folds else np.arange(len(table.day))
     return np.asarray(block_of * settings.folds // (int(block_of.max()) + 1), dtype=np.int64)
 
@@ -230,7 +233,7 @@ def _folds(table: TrainingTable, settings: TrainingSettings) -> NDArray[np.int64
 def _version(
     files: dict[str, str], catalogue_digest: str, slope: float, intercept: float, cascade: Cascade | None
 ) -> str:
-    """A name that follows from the content: the same data and settings give the same version."""
+    """Returns a version computed from the content: the same data and settings give the same version."""
     content = f"{files[MODEL_TEXT]} {catalogue_digest} {slope!r} {intercept!r}"
     if cascade is not None:
         content += f" {files[FIRST.model_text]} {cascade!r}"
@@ -246,19 +249,19 @@ def _write_golden(path: Path, model: Any, vectors: NDArray[np.float32], seed: in
 def _compile_and_compare(
     bundle: Path, models: Mapping[ModelPart, Any], vectors: NDArray[np.float32], seed: int, progress: TrainingProgress
 ) -> None:
-    """The parity gate, and every payment of the window: a single row with another margin refuses the bundle."""
+    """Compile the library, run the parity gate, and compare every payment of the window. Raises BundleRefused."""
     gates = {part: golden_gate(bundle, part) for part in models}
-    tried = {"payments": vectors, "random rows": random_rows(vectors, seed + 1, RANDOM_ROWS)}
+    compared = {"payments": vectors, "random rows": random_rows(vectors, seed + 1, RANDOM_ROWS)}
     has_compiler = compiler_name() is not None
     predictor_count = 2 if has_compiler else 1
-    # Steps: the library, and for each model its margins and what each predictor gives for the same rows.
-    steps = has_compiler + len(models) * (1 + predictor_count * len(tried))
+    # Steps: the library; for each model, LightGBM's margins and each predictor's for the same rows.
+    steps = has_compiler + len(models) * (1 + predictor_count * len(compared))
     with progress("compiling and checking", steps) as advance:
         if has_compiler:
             build_native(bundle, gates)
             advance(1)
         for part, model in models.items():
-            more = [GateRows(kind, rows, margins_of(model, rows)) for kind, rows in tried.items()]
+            more = [GateRows(kind, rows, margins_of(model, rows)) for kind, rows in compared.items()]
             interpreter = GtilPredictor(bundle / part.model_text)
             gates[part].require(interpreter)
             advance(1)

@@ -101,7 +101,7 @@ def replay(
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.bundle.bundle import load_bundle
     from paywarden.models.metrics.evaluation import day_of_date
-    from paywarden.models.replay.replay import REPORT
+    from paywarden.models.replay.replay import REPORT, ReplayOptions
     from paywarden.models.replay.replay import replay as run
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
@@ -146,15 +146,17 @@ def replay(
             rates=rates,
             champion=champion,
             challenger=other,
-            window=window,
-            label_delay_days=label_delay_days,
-            costs=costs,
             destination=Path(out),
-            with_vectors=vectors,
-            with_features=features,
-            earlier=earlier,
-            threads=threads or len(os.sched_getaffinity(0)),
-            room=room,
+            options=ReplayOptions(
+                window=window,
+                label_delay_days=label_delay_days,
+                costs=costs,
+                with_vectors=vectors,
+                with_features=features,
+                earlier=earlier,
+                threads=threads or len(os.sched_getaffinity(0)),
+                room=room,
+            ),
             progress=advance,
         )
     headline = results.headline()

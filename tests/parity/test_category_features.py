@@ -25,7 +25,7 @@ from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, read
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.policy.policy import FLAGS, Policy, PolicySettings
 from paywarden.models.replay.measures import Contestant
-from paywarden.models.replay.replay import replay
+from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.training.settings import CATEGORY_MAX
 from paywarden.models.training.table import training_table
 from paywarden.models.training.training import train_bundle
@@ -113,10 +113,10 @@ def decided_by_replay(bundle: Bundle, folder: Path) -> dict[str, dict[str, Any]]
         engine=engine(),
         rates=small_world.rates(),
         champion=Contestant(bundle, policy_of(bundle), "of the test"),
-        window=Days(LAST_DAY, LAST_DAY),
-        label_delay_days=small_world.LABEL_DELAY_DAYS,
         destination=folder,
-        with_vectors=True,
+        options=ReplayOptions(
+            window=Days(LAST_DAY, LAST_DAY), label_delay_days=small_world.LABEL_DELAY_DAYS, with_vectors=True
+        ),
     )
     return {row["payment_id"]: row for row in pq.read_table(folder / "decisions.parquet").to_pylist()}
 

@@ -1,7 +1,7 @@
-"""The book's published results come out of the harness when it is given the book's inputs, computed as the book does.
+"""With the Handbook's inputs, the backtest reproduces the Handbook's published results.
 
-The reference computes the 15 inputs from their definitions, with windows that are exact to the millisecond; the
-catalogue `book` computes them with the feature engine, whose windows are tiles.
+This file computes the 15 inputs from their definitions, with windows exact to the millisecond. The catalogue
+`book_catalogue` computes them with the feature engine, whose windows consist of tiles.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DELAY_MS = LABEL_DELAY_DAYS * DAY_MS
 
 pytestmark = [
     pytest.mark.skipif(not REAL_FILE.is_file(), reason=HANDBOOK.reason),
-    # A forest on a fold takes a quarter of a minute of a free core, and is given a busy one.
+    # A forest on one fold takes 15 s of a free core. Busy machines need more.
     pytest.mark.timeout(1800),
 ]
 
@@ -58,20 +58,20 @@ def history() -> History:
 
 
 class ExactWindows:
-    """Which payments of an entity lie in (t - older, t - newer], for every payment, t being its time."""
+    """For every payment at time t: the payments of its entity in (t - older, t - newer]."""
 
     def __init__(self, entity: NDArray[np.int32], time_ms: NDArray[np.int64]) -> None:
-        # Time is the order of the rows already: a stable sort keeps it within an entity.
+        # Rows are in order of time. A stable sort keeps that order within each entity.
         self.order = np.argsort(entity, kind="stable")
         span = int(time_ms.max()) * 2
         self._key = entity[self.order].astype(np.int64) * span + time_ms[self.order]
 
     def before(self, age_ms: int) -> NDArray[np.intp]:
-        """How many payments, in the order of entity and time, are at least so much older than each payment."""
+        """For each payment, in order of entity and time: the number of payments at least this much older."""
         return np.searchsorted(self._key, self._key - age_ms, side="right")
 
     def up_to_this(self) -> NDArray[np.intp]:
-        """The same for the payment itself: payments of its millisecond that come after it are not over."""
+        """For each payment: the number of payments up to itself, without later ones of the same millisecond."""
         return np.arange(1, len(self._key) + 1)
 
     def in_order_of_rows(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -87,7 +87,7 @@ def total_between(values: NDArray[np.float64], begin: NDArray[np.intp], end: NDA
 
 @cache
 def reference() -> dict[str, NDArray[np.float64]]:
-    """The 15 inputs of every payment by the names of the catalogue, in its order."""
+    """Returns the 15 inputs of every payment by the catalogue's names, in its order."""
     data = history()
     amount = data.amount_minor.astype(np.float64)
     fraud = (final_labels(data) == 1).astype(np.float64)
@@ -117,7 +117,7 @@ def reference() -> dict[str, NDArray[np.float64]]:
 
 @cache
 def exact_rows() -> BacktestRows:
-    """What the prequential protocol needs, which holds all that the single split does."""
+    """Returns the rows of the prequential protocol, which include those of the single split."""
     data = history()
     day = day_of_time(data.event_time_ms)
     wanted = PREQUENTIAL.days.contains(day)
@@ -128,13 +128,13 @@ def exact_rows() -> BacktestRows:
 
 @cache
 def engine_rows() -> BacktestRows:
-    """The same as the feature engine has it."""
+    """Returns the same inputs, computed by the feature engine."""
     engine = FeatureEngine(book_catalogue())
     return rows_of(history(), PREQUENTIAL.days, engine=engine, rates=load_rates(), label_delay_days=LABEL_DELAY_DAYS)
 
 
 def engine_column(name: str) -> NDArray[np.float64]:
-    """An input of the engine's, of the wanted days."""
+    """Returns one of the engine's inputs on the protocol's days."""
     return engine_rows().vectors[:, book_catalogue().names.index(name)].astype(np.float64)
 
 
@@ -153,14 +153,14 @@ def with_the_books_parameters(
     model: str,
     prepare: Callable[[Fold, Callable[[Fold], Fit]], Fit] | None = None,
 ) -> Summary:
-    """The test folds by the published parameters alone: no grid is searched.
+    """Measure the published parameters on the test folds, without searching a grid.
 
-    `prepare` may stand between a fold and the model.
+    `prepare` may wrap the model's own preparation of a fold.
     """
     protocol, published = PROTOCOLS[protocol_name], PUBLISHED[protocol_name][model]
     assert published.parameters is not None
     whole = family(model, seed=0, budget=1, published=published.parameters)
-    # What it would choose plays no part: of a forest, a tree is enough to choose from.
+    # The choice does not matter here, so a forest of one tree is enough to choose from.
     candidate = {name: 1 if name == "trees" else value for name, value in published.parameters["auc_roc"].items()}
     short = replace(whole, paths=(path_to(candidate),))
     if prepare is not None:
@@ -172,9 +172,9 @@ def with_the_books_parameters(
 
 @cache
 def forests(protocol_name: str) -> tuple[Summary, Summary]:
-    """Forests grown on the book's own inputs, measured on these and on the engine's: one growth for both.
+    """Grow forests once on the book's own inputs; measure them on these and on the engine's inputs.
 
-    A forest of a hundred trees on a fold takes some ten seconds of a core; all else here takes less together.
+    A forest of a hundred trees on one fold takes about ten seconds of a core, more than all other work here.
     """
     by_engine: list[HandbookMetrics] = []
 
@@ -202,7 +202,7 @@ def assert_close(measured: HandbookMetrics, published: HandbookMetrics, toleranc
         assert got == pytest.approx(wanted, abs=tolerance), (metric, got, wanted)
 
 
-def test_the_handbooks_history_is_taken_for_what_it_is() -> None:
+def test_the_handbooks_history_is_accepted() -> None:
     for protocol in PROTOCOLS.values():
         require_handbook(history(), protocol)
 
@@ -240,7 +240,7 @@ def test_the_catalogue_of_the_book_declares_the_books_inputs_in_its_order() -> N
     assert list(book_catalogue().names) == list(reference())
 
 
-def test_what_the_payment_says_itself_is_the_same_in_both() -> None:
+def test_features_of_the_payment_itself_are_the_same_in_both() -> None:
     for name in ("amount", "weekend", "night"):
         assert np.array_equal(engine_column(name), reference_column(name))
 
@@ -252,7 +252,7 @@ def test_a_customers_window_is_the_books_or_longer_by_less_than_a_hop(days: int,
     longer = exact_counts(customers, customers.before(days * DAY_MS + hop_ms), customers.up_to_this())
     exact = reference_column(f"card_count_{days}d")
     assert np.all((exact <= counts) & (counts <= longer))
-    # Where the windows hold the same payments, so do the means.
+    # Windows with the same payments have the same means.
     same = counts == exact
     assert same.mean() > 0.9
     mean = f"card_amount_mean_{days}d"
@@ -260,7 +260,7 @@ def test_a_customers_window_is_the_books_or_longer_by_less_than_a_hop(days: int,
 
 
 @pytest.mark.parametrize("days", WINDOWS_DAYS)
-def test_a_terminals_window_begins_and_ends_within_an_hour_before_the_books(days: int) -> None:
+def test_a_terminals_window_differs_by_less_than_an_hour_from_the_books(days: int) -> None:
     counts = engine_column(f"merchant_count_{days}d")
     terminals = ExactWindows(history().merchant.codes, history().event_time_ms)
     begin, end = terminals.before(DELAY_MS + days * DAY_MS), terminals.before(DELAY_MS)
@@ -269,5 +269,5 @@ def test_a_terminals_window_begins_and_ends_within_an_hour_before_the_books(days
     assert np.all(counts <= exact_counts(terminals, begin_early, end))
     share, risk = engine_column(f"merchant_fraud_share_{days}d"), reference_column(f"merchant_fraud_share_{days}d")
     assert np.array_equal(np.isnan(share), counts == 0)
-    # A share is another one only where an hour's payments at one of the ends are.
+    # A share differs only if payments within an hour of one end of the window differ.
     assert np.isclose(np.nan_to_num(share), risk, rtol=1e-6).mean() > 0.99

@@ -1,4 +1,4 @@
-"""One model, many engines: native libraries, for every width of words, and GTIL give the bits that LightGBM gives."""
+"""Native libraries of every word width, and GTIL, give the same bits as LightGBM for one model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
 
 
 class LanesPredictor:
-    """A library of bit vectors, told how many rows to take together."""
+    """A predictor of a bit-vector library with a fixed number of rows scored together."""
 
     native = True
 
@@ -49,7 +49,7 @@ class LanesPredictor:
 
 @cache
 def engines() -> tuple[list[Predictor], Any]:
-    """The small world's model: the native library as it serves, all others, and LightGBM."""
+    """The small world's model in all engines: the native library that serves, all others, and LightGBM."""
     bundle, folder = small_world.trained_bundle(), Path(tempfile.mkdtemp(prefix="paywarden-parity-"))
     text, library, conditions = bundle / MODEL_TEXT, native_library(bundle), folder / "conditions.so"
     assert compile_library(text, FEATURES, folder / "vectors.so") == BIT_VECTORS
@@ -62,7 +62,7 @@ def engines() -> tuple[list[Predictor], Any]:
 
 
 def assert_same_bits(rows: F32) -> NDArray[np.float64]:
-    """All margins of these rows are the same 64 bits; returns them."""
+    """Asserts that all engines give the same 64 bits for these rows, and returns the margins."""
     predictors, booster = engines()
     wanted = np.asarray(booster.predict(rows, raw_score=True), dtype=np.float64)
     for engine in predictors:
@@ -119,7 +119,7 @@ def test_at_every_threshold_and_one_step_to_either_side() -> None:
         values = np.array([np.nextafter(at, np.float32(-np.inf)), at, np.nextafter(at, np.float32(np.inf))])
         margins = assert_same_bits(rows_with(feature, values.astype(np.float32), bases)).reshape(len(bases), 3)
         differing += int(np.any(margins[:, 0] != margins[:, 2]))
-    # The steps do cross splits that these rows reach; otherwise this test would say nothing.
+    # Check that the steps cross splits that these rows reach. Otherwise the test would prove nothing.
     assert differing > 20
 
 
@@ -145,7 +145,7 @@ def test_any_nan_is_missing_whatever_its_bits() -> None:
     wanted = assert_same_bits(quiet)
     for bits in (0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFFC00000):
         rows = np.full((3, FEATURES), bits, dtype=np.uint32).view(np.float32)
-        # NumPy itself warns of some of them before GTIL sees them.
+        # NumPy warns about some of them before GTIL gets them.
         for engine in engines()[0][:-1]:
             assert np.array_equal(engine.margins(rows), np.repeat(wanted, 3))
 
@@ -175,7 +175,7 @@ def test_a_rows_score_does_not_depend_on_its_batch() -> None:
     assert np.array_equal(together, backwards)
 
 
-def test_a_bound_call_gives_the_margins_of_what_the_array_holds_by_then() -> None:
+def test_a_bound_call_uses_the_current_content_of_the_array() -> None:
     rows = some_rows(100)
     for engine in engines()[0]:
         array = rows.copy()
@@ -214,7 +214,7 @@ def test_every_number_of_rows_from_none_to_three_blocks_is_scored_as_alone() -> 
 
 
 @pytest.mark.parametrize("leaves", [2, 63, 64, 65, 200])
-def test_trees_of_any_size_agree_and_those_of_more_than_64_leaves_are_conditions(tmp_path: Path, leaves: int) -> None:
+def test_trees_of_any_size_agree_and_large_ones_become_conditions(tmp_path: Path, leaves: int) -> None:
     random = np.random.default_rng(leaves)
     data = random.normal(size=(4000, 6)).astype(np.float32)
     data[random.random(data.shape) < 0.1] = np.nan
@@ -233,7 +233,7 @@ def test_trees_of_any_size_agree_and_those_of_more_than_64_leaves_are_conditions
             compile_library(text, 6, tmp_path / "model.so", generator=BIT_VECTORS)
 
 
-def test_a_model_that_asks_about_sets_becomes_conditions(tmp_path: Path) -> None:
+def test_a_model_with_categorical_nodes_becomes_conditions(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     data = np.column_stack([random.integers(0, 12, 3000), random.normal(size=3000)]).astype(np.float32)
     label = (np.isin(data[:, 0], [1, 4, 7]) ^ (data[:, 1] > 1)).astype(int)
@@ -272,7 +272,7 @@ def test_a_model_of_a_single_leaf_compiles_and_agrees(tmp_path: Path) -> None:
 
 
 def test_a_library_rebuilt_from_another_model_is_the_one_that_is_loaded(tmp_path: Path) -> None:
-    """The loader knows libraries by name: a bundle replaced in place was once scored with the model before it."""
+    """The loader identifies libraries by path. A bundle replaced in place was once scored with its old model."""
     bundle = small_world.copied_bundle(tmp_path)
     rows = some_rows(50)
     old = load_bundle(bundle, catalogue_digest=small_world.engine().plan.digest)

@@ -1,9 +1,9 @@
 """A small simulated past and a small model trained on it, for tests that need a real bundle.
 
     history()         30 days of 300 cards, about 13,000 payments
-    trained_bundle()  a bundle on days 2 to 19 of it, 20 trees, compiled where there is a compiler: two seconds
+    trained_bundle()  a bundle trained on days 2 to 19, 20 trees, compiled if there is a compiler; takes two seconds
 
-Both are made once in a process and shared: copy a bundle (`copied_bundle`) before you change a file of it.
+Each is made once per process and shared. Copy a bundle with `copied_bundle` before you change one of its files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CARDS, DAYS, SEED = 300, 30, 2
 FIRST_DAY = DEFAULT_START_MS // DAY_MS
 TRAINING_DAYS = Days(FIRST_DAY + 2, FIRST_DAY + 19)
 LABEL_DELAY_DAYS = 7
-# Few and coarse trees; thresholds that a small world has payments above.
+# Few and coarse trees, and thresholds that some payments of a small world exceed.
 SETTINGS = TrainingSettings(
     trees=20,
     max_bin=255,
@@ -41,28 +41,28 @@ SETTINGS = TrainingSettings(
     review_share=0.05,
     decline_share=0.01,
     label_delay_days=LABEL_DELAY_DAYS,
-    # More would wait for one another longer than they grow so small a tree.
+    # More threads would wait for each other longer than a small tree takes to grow.
     threads=1,
 )
-# A small world is no place for a tolerance of one in ten thousand.
+# The default tolerance, one in ten thousand, is too small for this few payments.
 CASCADE_SETTINGS = replace(SETTINGS, cascade=True, cascade_trees=6, cascade_leaves=7, cascade_disagreement_max=0.01)
 
 
 @cache
 def tables() -> tuple[pa.Table, pa.Table]:
-    """(payments, outcomes) as `simulate` gives them."""
+    """Returns (payments, outcomes) from `simulate`."""
     return simulate(cards=CARDS, days=DAYS, seed=SEED)
 
 
 @cache
 def history() -> History:
-    """The same, read."""
+    """Returns the tables as a history."""
     return history_of_tables(*tables())
 
 
 @cache
 def engine() -> FeatureEngine:
-    """Of the project's own catalogue, warm. Like any engine, not for two threads."""
+    """Returns a warm engine of the project's own catalogue. Like any engine, it is not thread-safe."""
     warm = FeatureEngine()
     warm.warm_up()
     return warm
@@ -70,19 +70,19 @@ def engine() -> FeatureEngine:
 
 @cache
 def rates() -> RateTable:
-    """The example rates that come with the package."""
+    """Returns the example rates that come with the package."""
     return load_rates()
 
 
 @cache
 def table() -> TrainingTable:
-    """The rows that the bundle is trained on."""
+    """Returns the rows that the bundle is trained on."""
     return training_table(history(), TRAINING_DAYS, engine=engine(), rates=rates(), label_delay_days=LABEL_DELAY_DAYS)
 
 
 @cache
 def trained_bundle() -> Path:
-    """The folder of the bundle. Leave it as it is."""
+    """Returns the folder of the bundle. Do not change it."""
     folder = Path(tempfile.mkdtemp(prefix="paywarden-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     train_bundle(table(), TRAINING_DAYS, folder / "bundle", engine=engine(), settings=SETTINGS)
@@ -91,13 +91,13 @@ def trained_bundle() -> Path:
 
 @cache
 def loaded_bundle() -> Bundle:
-    """The bundle, loaded and checked."""
+    """Returns the bundle, loaded and checked."""
     return load_bundle(trained_bundle(), catalogue_digest=engine().plan.digest)
 
 
 @cache
 def other_bundle() -> Path:
-    """The folder of another bundle of the same rows, with fewer trees: a challenger. Leave it as it is."""
+    """Returns the folder of a challenger: a bundle trained on the same rows, with fewer trees. Do not change it."""
     folder = Path(tempfile.mkdtemp(prefix="paywarden-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     train_bundle(table(), TRAINING_DAYS, folder / "other", engine=engine(), settings=replace(SETTINGS, trees=6))
@@ -106,13 +106,13 @@ def other_bundle() -> Path:
 
 @cache
 def other_loaded_bundle() -> Bundle:
-    """The other bundle, loaded and checked."""
+    """Returns the challenger's bundle, loaded and checked."""
     return load_bundle(other_bundle(), catalogue_digest=engine().plan.digest)
 
 
 @cache
 def cascade_bundle() -> Path:
-    """The folder of a bundle of the same rows that asks six trees first. Leave it as it is."""
+    """Returns the folder of a bundle with a cascade, whose first model has six trees. Do not change it."""
     folder = Path(tempfile.mkdtemp(prefix="paywarden-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     train_bundle(table(), TRAINING_DAYS, folder / "cascade", engine=engine(), settings=CASCADE_SETTINGS)
@@ -120,7 +120,7 @@ def cascade_bundle() -> Path:
 
 
 def copied_bundle(folder: Path, bundle: Path | None = None) -> Path:
-    """A copy of the bundle, or of this one, in `folder`, to break."""
+    """Copy `bundle` (default: the trained bundle) into `folder`, so that a test can damage it."""
     copy = folder / "bundle"
     shutil.copytree(bundle or trained_bundle(), copy)
     return copy

@@ -1,4 +1,4 @@
-"""Rows of which it is known how likely each is a fraud, for tests of training: no feature code takes part in them."""
+"""Rows with known probabilities of fraud, for tests of training. They involve no feature code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ WINDOW = Days(100, 129)
 
 
 def synthetic_table(*, rows: int = 9000, width: int = 4, seed: int = 0, days: Days = WINDOW) -> TrainingTable:
-    """Payments spread evenly over the days, some 4 % of them frauds.
+    """Returns payments spread evenly over the days, about 4 % of them frauds.
 
-    The log-odds are -4 + 1.5 × the first column + the second one; the others say nothing.
+    The log-odds of fraud are -4 + 1.5 × first column + second column. The other columns are noise.
     """
     random = np.random.default_rng(seed)
     vectors = random.normal(size=(rows, width)).astype(np.float32)

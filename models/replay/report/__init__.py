@@ -1,1 +1,1 @@
-"""report.html: what a replay found, for a person to read."""
+"""report.html: the results of a replay, for a person to read."""

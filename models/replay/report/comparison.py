@@ -1,4 +1,4 @@
-"""The parts of a replay's report that hold a challenger against the champion."""
+"""The parts of a replay's report that compare the challenger with the champion."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _CHANGES = {
 
 
 def verdict(results: ReplayResults) -> str:
-    """In a sentence: is the challenger better? Empty without a challenger or outcomes."""
+    """Returns a sentence that says whether the challenger is better; empty without a challenger or outcomes."""
     champion, challenger, comparison = results.champion, results.challenger, results.comparison
     if challenger is None or comparison is None or champion.whole.money is None or challenger.whole.money is None:
         return ""
@@ -49,10 +49,10 @@ def verdict(results: ReplayResults) -> str:
     missed = after.fraud_missed_minor - before.fraud_missed_minor
     declined = after.genuine_declined_minor - before.genuine_declined_minor
     return (
-        f"The challenger decides {percent(comparison.agreement.share, 2)} of the payments alike. At the stated costs "
-        f"it is worth {_more_or_less(net, currency, '', 'as much')}: it misses "
-        f"{_more_or_less(missed, currency, ' fraud', 'as much fraud')} "
-        f"and declines {_more_or_less(declined, currency, ' of genuine payments', 'as much of genuine payments')}."
+        f"The challenger takes the same action as the champion for {percent(comparison.agreement.share, 2)} of the "
+        f"payments. At the stated costs it is worth {_more_or_less(net, currency, '', 'as much')}. It misses "
+        f"{_more_or_less(missed, currency, ' fraud', 'as much fraud')}, and declines genuine payments worth "
+        f"{_more_or_less(declined, currency, '', 'as much')}."
     )
 
 
@@ -63,18 +63,21 @@ def _more_or_less(difference_minor: int, currency: str, of_what: str, same: str)
 
 
 def comparison_section(results: ReplayResults) -> list[PageBlock]:
-    """Side by side, agreement, who is decided about differently, how scores shift. Empty without a challenger."""
+    """Both side by side, their agreement, the payments with different actions, the shift of scores.
+
+    Empty without a challenger.
+    """
     champion, challenger, comparison = results.champion, results.challenger, results.comparison
     if challenger is None or comparison is None:
         return []
     facts = results.facts
-    both = "Both decided about the same payments from the same features, in one pass."
+    both = "Both decided about the same payments, from the same features."
     if results.is_of_one_model:
         both += " They have the same model and differ in policy alone, so their scores are the same."
     agree = (
-        f"{percent(comparison.agreement.share, 2)} of the payments get the same action. Rows are the champion's "
-        "action, columns the challenger's; shaded is where they agree."
-        + (" Frauds among them are in brackets." if facts.has_outcomes else "")
+        f"{percent(comparison.agreement.share, 2)} of the payments get the same action from both. A row is the "
+        "champion's action, a column the challenger's. In the shaded cells they agree."
+        + (" The number of frauds is in brackets." if facts.has_outcomes else "")
     )
     blocks: list[PageBlock] = [Heading("Champion against challenger"), Paragraph(both)]
     pairs: list[PageBlock] = [
@@ -117,7 +120,7 @@ def _compared_measures(
         (f"genuine declined{suffix}", before.genuine_declined_minor, after.genuine_declined_minor, "money", -1),
         (f"genuine reviewed{suffix}", before.genuine_reviewed_minor, after.genuine_reviewed_minor, "money", -1),
         ("frauds stopped (recall)", a.whole.recall, b.whole.recall, "share", 1),
-        ("precision of what is stopped", a.whole.precision, b.whole.precision, "share", 1),
+        ("precision of stopped payments", a.whole.precision, b.whole.precision, "share", 1),
         ("payments reviewed", a.whole.reviewed, b.whole.reviewed, "count", 0),
         ("payments declined", a.whole.declined, b.whole.declined, "count", 0),
     ]
@@ -158,12 +161,12 @@ def _signed(text: str, value: float, unit: str = "") -> str:
     return text.replace("-", "−") + unit if math.isfinite(value) else NO_NUMBER
 
 
-def _brier(one: ContestantMeasures) -> float:
-    return one.reliability.brier_score if one.reliability else float("nan")
+def _brier(measures: ContestantMeasures) -> float:
+    return measures.reliability.brier_score if measures.reliability else float("nan")
 
 
-def _stopped(money_: Money) -> int:
-    return money_.fraud_declined_minor + money_.fraud_reviewed_minor
+def _stopped(of_money: Money) -> int:
+    return of_money.fraud_declined_minor + of_money.fraud_reviewed_minor
 
 
 def _agreement(results: ReplayResults, agreement: Agreement) -> PageTable:
@@ -184,19 +187,19 @@ def _changes(comparison: Comparison, currency: str) -> list[PageBlock]:
         [_CHANGES[kind][0], whole(change.payments), amount(change.amount_minor)]
         for kind, change in comparison.changes.items()
     ]
-    title = Heading("Who is decided about differently", 3)
+    title = Heading("Payments with different actions", 3)
     return [title, PageTable(["by the challenger", "payments", currency or "amount"], rows)]
 
 
 def _shift(comparison: Comparison) -> PageGroup:
     shift = comparison.score_shift
     psi = shift.population_stability_index
-    size = "little (below 0.1)" if psi < 0.1 else "much (above 0.25)" if psi > 0.25 else "some (0.1 to 0.25)"
+    size = "little (below 0.1)" if psi < 0.1 else "much (above 0.25)" if psi > 0.25 else "somewhat (0.1 to 0.25)"
     rank = decimal(shift.rank_correlation)
     words = Definitions(
         [
-            ("Stability index (PSI)", f"{psi:.3f}, {size}: how far the distribution of scores has moved."),
-            ("Rank correlation", f"{rank}. 1 means both put the payments in the same order (Spearman)."),
+            ("Population stability index (PSI)", f"{psi:.3f}: the distribution of scores has moved {size}."),
+            ("Rank correlation", f"{rank} (Spearman). 1 means that both sort the payments in the same order."),
             ("Mean difference", _signed(f"{shift.mean:+.5f}", shift.mean)),
             *((f"{name[1:]}% lie below", _signed(f"{value:+.4f}", value)) for name, value in shift.quantiles.items()),
             ("Largest fall and rise", f"{_signed(f'{shift.largest_fall:+.3f}', 0)} and {shift.largest_rise:+.3f}"),
@@ -206,30 +209,32 @@ def _shift(comparison: Comparison) -> PageGroup:
 
 
 def changed_payments_section(results: ReplayResults) -> list[PageBlock]:
-    """The largest payments of each kind of change. Empty where there is none."""
+    """The payments of each kind of change with the highest amounts. Empty without a change."""
     comparison = results.comparison
     if comparison is None or not any(change.payments for change in comparison.changes.values()):
         return []
     intro = (
-        f"Of each kind of change at most {LISTED_MAX} payments, those of the highest amounts. Every payment that is "
-        "decided about differently is in differences.parquet."
+        f"For each kind of change, the payments with the highest amounts, at most {LISTED_MAX}. differences.parquet "
+        "holds every payment that gets different actions."
     )
     lists = [
         _changed_list(kind, change, results.facts.reference_currency)
         for kind, change in comparison.changes.items()
         if change.payments
     ]
-    return [Heading("Payments decided about differently"), Paragraph(intro), *lists]
+    return [Heading("The largest payments with different actions"), Paragraph(intro), *lists]
 
 
 def _changed_list(kind: str, change: ActionChange, currency: str) -> PageTable:
     title, meaning = _CHANGES[kind]
     rows = [
         [
-            *(one.payment_id, one.day, f"{PAST[one.champion_action]} → {PAST[one.challenger_action]}"),
-            *(amount(one.amount_minor, digits=2), decimal(one.champion_score, 4), decimal(one.challenger_score, 4)),
+            *(payment.payment_id, payment.day),
+            f"{PAST[payment.champion_action]} → {PAST[payment.challenger_action]}",
+            amount(payment.amount_minor, digits=2),
+            *(decimal(payment.champion_score, 4), decimal(payment.challenger_score, 4)),
         ]
-        for one in change.largest
+        for payment in change.largest
     ]
     heads = ["payment", "day", "action", f"amount {currency}".rstrip(), "champion's score", "challenger's score"]
     caption = f"{title}: {count_of(change.payments, 'payment')}, {money(change.amount_minor, currency)} ({meaning})"

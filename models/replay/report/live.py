@@ -1,4 +1,4 @@
-"""The part of a replay's report that holds what was decided live against what the replay decides."""
+"""The part of a replay's report that compares the live decisions with the replayed ones."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ VERSIONS_SHOWN = 12
 
 
 def live_section(live: LiveComparison, champion: str) -> list[PageBlock]:
-    """How far live decisions are those of the replay, and where not. `champion`: the version of the replay's model."""
+    """Where live and replayed decisions agree, and where they differ. `champion`: the version of the replay's model."""
     title = Heading("Live against replay")
     if live.whole.payments == 0:
         return [title, Paragraph("No payment was decided both live and here."), *_left_out(live)]
     pairs = [
         Heading("Actions", 3),
-        Paragraph("Rows are what was done live, columns what the replay does; shaded is where they agree."),
+        Paragraph("A row is the live action, a column the replay's. In the shaded cells they agree."),
         _actions(live),
         *_flags(live),
     ]
@@ -45,23 +45,24 @@ def live_section(live: LiveComparison, champion: str) -> list[PageBlock]:
 
 
 def _lead(live: LiveComparison) -> str:
-    whole_ = live.whole
-    assert whole_.equal_actions is not None
-    assert whole_.equal_scores is not None
-    assert whole_.score_difference_max is not None
-    said = (
-        f"Of {count_of(whole_.payments, 'payment')} decided both live and here, {_share(whole_.equal_actions)} got the "
-        f"same action and {_share(whole_.equal_scores)} the very same score; "
+    agreed = live.whole
+    assert agreed.equal_actions is not None
+    assert agreed.equal_scores is not None
+    assert agreed.score_difference_max is not None
+    text = (
+        f"Of {count_of(agreed.payments, 'payment')} decided both live and here, {_share(agreed.equal_actions)} got the "
+        f"same action and {_share(agreed.equal_scores)} exactly the same score. "
     )
-    difference = whole_.score_difference_max
-    said += f"the largest difference of scores is {difference:.3g}." if difference else "no score differs."
+    difference = agreed.score_difference_max
+    text += f"The largest difference of two scores is {difference:.3g}." if difference else "No score differs."
     others = _others(live)
     if others == 0:
-        return said
-    return said + (
-        f" {count_of(others, 'payment')} got another action, {whole(whole_.flagged_of_other_action)} of them with a "
-        "flag live, such as a mirror that was absent: the system knew less than it does here, or its policy asks for "
-        "an action then. Where there was none, the model, the policy or the profiles were others."
+        return text
+    return text + (
+        f" {count_of(others, 'payment')} got another action. "
+        f"{whole(agreed.flagged_of_other_action)} of them had a live flag, such as an absent mirror: the live system "
+        "knew less than the replay, or its policy reacted to the flag. The others were decided by another model or "
+        "policy, or with other profiles."
     )
 
 
@@ -84,7 +85,7 @@ def _flags(live: LiveComparison) -> list[PageBlock]:
     if not live.flags_of_other_action:
         return []
     rows = [[flag, whole(count)] for flag, count in live.flags_of_other_action.items()]
-    title = Heading("Flags of those with another action", 3)
+    title = Heading("Live flags of payments with another action", 3)
     return [title, PageTable(["flag", "payments"], rows, is_full=False)]
 
 
@@ -93,12 +94,12 @@ def _versions(live: LiveComparison, champion: str) -> PageGroup:
     rows = [_version_row(version, agreement, champion) for version, agreement in shown[:VERSIONS_SHOWN]]
     heads = ["decided live by", "payments", "same action", "same score", "differs by up to"]
     hidden = len(shown) - VERSIONS_SHOWN
-    said = (
-        f"The replay's model is {champion}. Scores of others differ because they are other models; where its own "
-        "differ, the profiles were others: behind the stream, or of payments that the history has not."
+    text = (
+        f"The replay's model is {champion}. Other models give other scores. If the same model gave another score "
+        "live, the profiles differed: they were behind the stream, or knew payments that the history lacks."
     )
     more = [Paragraph(f"and {count_of(hidden, 'model')} more, in metrics.json", "soft")] if hidden > 0 else []
-    return PageGroup([Heading("By the model that decided live", 3), Paragraph(said), PageTable(heads, rows), *more])
+    return PageGroup([Heading("By the model that decided live", 3), Paragraph(text), PageTable(heads, rows), *more])
 
 
 def _version_row(version: str, agreement: LiveAgreement, champion: str) -> list[str]:
@@ -114,7 +115,7 @@ def _version_row(version: str, agreement: LiveAgreement, champion: str) -> list[
 
 
 def _share(share: float | None) -> str:
-    """A share that only the whole is 100% of: 0.99999 is not written as if all were alike."""
+    """Returns a share as text. Only exactly 1 is written as 100.00%; 0.99999 is "over 99.99%"."""
     if share is None:
         return NO_NUMBER
     text = percent(share, 2)
@@ -124,13 +125,13 @@ def _share(share: float | None) -> str:
 def _left_out(live: LiveComparison) -> list[PageBlock]:
     words = Definitions(
         [
-            ("Only live", f"{count_of(live.only_live, 'payment')}: not in the history that is replayed."),
+            ("Only live", f"{count_of(live.only_live, 'payment')}: not in the replayed history."),
             ("Only replayed", f"{count_of(live.only_replayed, 'payment')}: no live decision is in the archive."),
             (
                 "Repeated",
-                f"{count_of(live.repeated, 'decision')} about a payment that had one: the first that was made counts.",
+                f"{count_of(live.repeated, 'decision')} about a payment with an earlier decision: the earliest counts.",
             ),
             ("Not readable", f"{count_of(live.decisions_not_decoded, 'record')} of the archive."),
         ]
     )
-    return [Heading("What is not compared", 3), words]
+    return [Heading("Left out of the comparison", 3), words]

@@ -1,9 +1,9 @@
-"""What a report is made of, and how numbers are written for people.
+"""The blocks of a report, and how numbers are written for people.
 
-A report is a list of blocks: headings, paragraphs, tables, figures. The templates in streams/templates say how each
-kind of block looks (models/replay/report/renderer.py), and nothing here knows HTML. The style sheet's colours are
-those of
-Okabe and Ito, which people with any colour vision tell apart; what they say is also said in words, dashes or place.
+A report is a list of blocks: headings, paragraphs, tables, figures. The templates in models/replay/report/templates
+render each kind of block (models/replay/report/renderer.py); no code here knows HTML. The style sheet uses the colours
+of M. Okabe and K. Ito, "Color universal design" (2008), which people with any colour vision can tell apart. Every
+difference in colour is also a difference in words, dashes or position.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from paywarden.models.replay.report.plots import Drawing
 _MINOR_PER_UNIT = 10**REFERENCE_MINOR_DIGITS
 NO_NUMBER = "–"
 PAST = {"approve": "approved", "review": "reviewed", "decline": "declined"}
-"""What a payment is after each action."""
+"""The participle of each action: a payment is approved, reviewed or declined."""
 
 
 class TableCell(NamedTuple):
-    """A table's cell with classes of the style sheet."""
+    """A cell of a table, with the style sheet's classes in `style`."""
 
     text: str
     style: str
 
 
 class Row(NamedTuple):
-    """A table's row as its template wants it."""
+    """A row of a table, as the template needs it."""
 
     cells: Sequence[TableCell]
     style: str
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Heading:
-    """Of a section (level 2) or a part of one (3)."""
+    """The heading of a section (level 2) or of a part of one (level 3)."""
 
     kind: ClassVar[str] = "heading"
     text: str
@@ -47,7 +47,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A text; a `style` is a class of the style sheet."""
+    """A paragraph of text. `style` is a class of the style sheet."""
 
     kind: ClassVar[str] = "paragraph"
     text: str
@@ -55,7 +55,7 @@ class Paragraph:
 
 
 class Card(NamedTuple):
-    """A number with what it means; beside it the challenger's, where there is one."""
+    """A number and its meaning. `challenger` is the challenger's number; empty without a challenger."""
 
     title: str
     value: str
@@ -65,7 +65,7 @@ class Card(NamedTuple):
 
 @dataclass(frozen=True)
 class FigureCards:
-    """Numbers that are seen first."""
+    """The most important numbers, as cards."""
 
     kind: ClassVar[str] = "cards"
     cards: Sequence[Card]
@@ -73,7 +73,7 @@ class FigureCards:
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table of texts; the first `text_columns` columns are set left, the rest are numbers."""
+    """A table of texts. The first `text_columns` columns are left-aligned, the other columns hold numbers."""
 
     kind: ClassVar[str] = "table"
     heads: Sequence[str]
@@ -85,12 +85,12 @@ class PageTable:
 
     @property
     def head_cells(self) -> list[TableCell]:
-        """The heads with the classes of their columns."""
+        """The column heads, with the classes of their columns."""
         return self._cells(self.heads)
 
     @property
     def body_rows(self) -> list[Row]:
-        """The rows likewise. A row has a cell for each head."""
+        """The rows, with the classes of their columns. Each row must have one cell for each head."""
         styles = [*self.row_styles, *[""] * (len(self.rows) - len(self.row_styles))]
         return [Row(self._cells(row), style) for row, style in zip(self.rows, styles, strict=True)]
 
@@ -105,7 +105,7 @@ class PageTable:
 
 @dataclass(frozen=True)
 class Definitions:
-    """Words with what they mean."""
+    """Terms and their meanings."""
 
     kind: ClassVar[str] = "definitions"
     entries: Sequence[tuple[str, str]]
@@ -113,7 +113,7 @@ class Definitions:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot under its title, with what it shows in words."""
+    """A plot with a title above it and a caption below."""
 
     kind: ClassVar[str] = "figure"
     title: str
@@ -123,7 +123,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class PageGroup:
-    """Blocks that stay together where others stand beside them."""
+    """Blocks that stay in one column when other blocks stand beside them."""
 
     kind: ClassVar[str] = "group"
     blocks: Sequence[PageBlock]
@@ -131,7 +131,7 @@ class PageGroup:
 
 @dataclass(frozen=True)
 class Figures:
-    """Plots or groups side by side, where the page is wide enough."""
+    """Plots or groups, side by side if the page is wide enough."""
 
     kind: ClassVar[str] = "figures"
     parts: Sequence[Figure | PageGroup]
@@ -150,12 +150,12 @@ PageBlock = Heading | Paragraph | FigureCards | PageTable | Definitions | Figure
 
 
 def notice(text: str) -> Paragraph:
-    """What a reader must not miss."""
+    """Returns a paragraph that the style sheet makes hard to miss."""
     return Paragraph(text, "notice")
 
 
 def whole(number: float) -> str:
-    """1,234,567."""
+    """Returns a number like 1,234,567."""
     return f"{number:,.0f}"
 
 
@@ -164,7 +164,7 @@ def decimal(number: float, digits: int = 3) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share as 12.3 %; a small one with as many digits as it takes to see it."""
+    """Returns a share like 12.3%. Shares below 1 % get at least two digits, and below 0.1 % at least three."""
     if not math.isfinite(share):
         return NO_NUMBER
     if share and abs(share) < 0.001:
@@ -175,23 +175,23 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def fixed_percent(share: float, digits: int = 1) -> str:
-    """The same with as many digits as all of its column."""
+    """Returns a share with exactly `digits` digits, for columns of a table."""
     return f"{100 * share:.{digits}f}%" if math.isfinite(share) else NO_NUMBER
 
 
 def count_of(number: int, noun: str) -> str:
-    """1 payment, 2 payments."""
+    """Returns a text like "1 payment" or "2 payments"."""
     return f"{whole(number)} {noun}" if number == 1 else f"{whole(number)} {noun}s"
 
 
 def money(amount_minor: float, currency: str, *, is_signed: bool = False) -> str:
-    """Whole units of the reference currency, as EUR 1,234; `is_signed` sets a plus before a gain."""
+    """Returns whole units of the reference currency, like EUR 1,234. With `is_signed`, a gain has a plus sign."""
     text = amount(amount_minor, is_signed=is_signed)
     return f"{currency} {text}" if currency else text
 
 
 def amount(amount_minor: float, *, is_signed: bool = False, digits: int = 0) -> str:
-    """The same without the currency, for tables that name it in their heads."""
+    """Returns an amount without its currency, for tables that name the currency in a head."""
     units = amount_minor / _MINOR_PER_UNIT
     text = f"{abs(units):,.{digits}f}"
     if not text.strip("0.,"):
@@ -200,7 +200,7 @@ def amount(amount_minor: float, *, is_signed: bool = False, digits: int = 0) -> 
 
 
 def short_amount(amount_minor: float) -> str:
-    """An amount for a plot's axis: 1.2M, 340k, 12."""
+    """Returns an amount for a plot's axis, like 1.2M, 340k or 12."""
     units = amount_minor / _MINOR_PER_UNIT
     for size, letter in ((1e9, "bn"), (1e6, "M"), (1e3, "k")):
         if abs(units) >= size:

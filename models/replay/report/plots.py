@@ -1,8 +1,10 @@
-"""Small plots as shapes, which streams/templates/plot.html writes as SVG.
+"""Turn small plots into shapes. The template plot.html writes the shapes as SVG.
 
-A plot is two axes and marks. Marks are drawn in their order; what a mark looks like (colour, dashes) is its CSS class,
-so the page's style sheet decides, for screen and print. The same values give the same bytes: places are rounded to a
-tenth of a pixel, and nothing speaks of time or machine. Marks with a `hint` show it under the mouse.
+A plot has two axes and marks, drawn in their order. A mark's CSS class decides its colour and dashes, so the style
+sheet controls them for screen and print. A mark with a `hint` shows it under the mouse pointer. The same values give
+the same bytes: positions are rounded to a tenth of a pixel, and no shape contains a time or the name of a machine.
+
+Example: on an axis from 0 to 10, the value 5 lies in the middle of the plot. Its x is 70 + 0.5 x (536 - 70 - 36) = 285.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 WIDTH, HEIGHT = 536, 290
-# On the right there is room for half of the last tick's text.
+# The right margin has room for half of the last tick's label.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 36, 14, 48
 _NOTE_HEIGHT = 15
 _TICKS_WANTED = 5
 _STEP_TICKS_MAX = 6
-# With more ticks their texts stay small where others grow, as on a telephone.
+# An axis with more ticks keeps small labels where other labels grow, as on a telephone.
 _DENSE = 8
-# How wide a tick's character is at most, in the largest type and the widest font, and how far ticks stay apart.
+# Pixels: the largest width of a character of a label, in the largest type and the widest font; the gap between labels.
 _TICK_CHARACTER, _TICK_GAP = 8.0, 10
 
 Point = tuple[float, float]
@@ -28,7 +30,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high`, with labelled ticks. A logarithmic axis draws what is below `low` at `low`."""
+    """An axis from `low` to `high` with labelled ticks. Values outside are drawn at the nearest end."""
 
     label: str
     low: float
@@ -37,7 +39,7 @@ class Axis:
     is_log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value lies, from 0 to 1."""
+        """Returns the position of a value on the axis, from 0 to 1."""
         low, high = self.low, self.high
         value = min(max(value, low), high)
         if self.is_log:
@@ -47,7 +49,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class PlotLine:
-    """A line through points; where one has no value (NaN) it is interrupted. With dots for few points."""
+    """A line through points, interrupted at points with NaN. `with_dots` marks each point."""
 
     points: Sequence[Point]
     style: str
@@ -69,7 +71,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Upright:
-    """A vertical line at `x` with a word above the plot, in a row of its own: first the line farthest to the right."""
+    """A vertical line at `x` with a label above the plot. Labels have rows of their own, the rightmost line's first."""
 
     x: float
     text: str
@@ -77,7 +79,7 @@ class Upright:
 
 @dataclass(frozen=True)
 class Whisker:
-    """An interval at `x`."""
+    """A vertical interval at `x`, from `low` to `high`."""
 
     x: float
     low: float
@@ -90,7 +92,7 @@ PlotMark = PlotLine | Bar | Upright | Whisker
 
 @dataclass(frozen=True)
 class Plot:
-    """`description` is what a screen reader says; the legend names styles."""
+    """A plot. `description` is the text for screen readers. `legend` names the styles."""
 
     description: str
     x: Axis
@@ -101,11 +103,11 @@ class Plot:
 
     @property
     def top(self) -> int:
-        """Where the plot begins: below the words of its uprights."""
+        """The y of the plot's upper edge, in pixels: below the labels of its uprights."""
         return _TOP + _NOTE_HEIGHT * len(self._uprights())
 
     def row_of(self, mark: Upright) -> int:
-        """The row of an upright's word, from 0."""
+        """Returns the row of an upright's label, from 0."""
         return self._uprights().index(mark)
 
     def _uprights(self) -> list[Upright]:
@@ -113,7 +115,7 @@ class Plot:
         return sorted(uprights, key=lambda mark: -mark.x)
 
 
-# Places and sizes of shapes are texts: as they are written.
+# Positions and sizes of shapes are texts, formatted as the template writes them.
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Stroke:
 
 @dataclass(frozen=True)
 class Word:
-    """A text at a place; its anchor is start, middle or end. Turned, it runs upwards."""
+    """A text at a position. `anchor` is start, middle or end. A turned text runs upwards."""
 
     kind: ClassVar[str] = "word"
     style: str
@@ -180,7 +182,7 @@ PlotShape = Stroke | Word | Curve | Dot | Box
 
 @dataclass(frozen=True)
 class Drawing:
-    """A plot as shapes, ready for its template. The legend has (style, text) each."""
+    """A plot as shapes, ready for the template. The legend holds pairs (style, text)."""
 
     description: str
     width: int
@@ -190,7 +192,7 @@ class Drawing:
 
 
 def linear_axis(label: str, low: float, high: float, form: Callable[[float], str]) -> Axis:
-    """An axis with some five round ticks; `high` is moved up to one, and `low` down."""
+    """Returns an axis with about five round ticks. `low` moves down and `high` up to the next tick."""
     if not high > low:
         high = low + 1.0
     step = _round_step((high - low) / _TICKS_WANTED)
@@ -200,28 +202,31 @@ def linear_axis(label: str, low: float, high: float, form: Callable[[float], str
 
 
 def log_axis(label: str, low: float, high: float, form: Callable[[float], str]) -> Axis:
-    """A logarithmic axis with a tick at each power of ten; both ends are positive."""
+    """Returns a logarithmic axis with a tick at each power of ten. Both ends must be positive."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     powers = [10.0**power for power in range(first, last + 1)]
     return Axis(label, low, high, [(power, form(power)) for power in powers], is_log=True)
 
 
 def step_axis(label: str, names: Sequence[str]) -> Axis:
-    """An axis of steps, such as days: step i lies around i + 0.5. As many are named as stand apart, at most six."""
+    """Returns an axis of steps, such as days: step i has its middle at i + 0.5.
+
+    At most six steps have labels, and no more than fit without touching.
+    """
     room = (WIDTH - _LEFT - _RIGHT) / (max(map(len, names), default=1) * _TICK_CHARACTER + _TICK_GAP)
-    # A name is as wide as it is, however many steps there are: what counts is how far named steps are apart.
+    # Every n-th step gets a label, so that at most `room` labels share the width.
     every = max(1, math.ceil(len(names) / min(_STEP_TICKS_MAX, room)))
     ticks = [(number + 0.5, names[number]) for number in range(0, len(names), every)]
     return Axis(label, 0, max(1, len(names)), ticks)
 
 
 def edge_axis(label: str, edges: Sequence[str]) -> Axis:
-    """An axis of bins of equal width whose edges are named: bin i lies from i to i + 1."""
+    """Returns an axis of bins of equal width with labelled edges: bin i lies from i to i + 1."""
     return Axis(label, 0, len(edges) - 1, list(enumerate(edges)))
 
 
 def drawing_of(plot: Plot) -> Drawing:
-    """The plot as shapes, in the order in which they are drawn."""
+    """Returns the plot as shapes, in the order of drawing."""
     shapes = [*_grid(plot), *(shape for mark in plot.marks for shape in _drawn(mark, plot))]
     return Drawing(plot.description, WIDTH, HEIGHT, shapes, plot.legend)
 
@@ -290,7 +295,7 @@ def _bar(mark: Bar, plot: Plot) -> PlotShape:
 
 def _upright(mark: Upright, plot: Plot) -> list[PlotShape]:
     x, word_y = float(_x(plot, mark.x)), _TOP + _NOTE_HEIGHT * plot.row_of(mark)
-    # The word stands on the left of its line, where there is room for it.
+    # The label stands left of its line, or right of it if the line is near the left edge.
     place, anchor = (x - 5, "end") if x > WIDTH * 0.3 else (x + 5, "start")
     return [
         Stroke("upright", f"{x:.1f}", f"{x:.1f}", f"{word_y - 9}", f"{HEIGHT - _BOTTOM}"),
@@ -307,6 +312,6 @@ def _y(plot: Plot, value: float) -> str:
 
 
 def _round_step(step: float) -> float:
-    """1, 2 or 5 times a power of ten, at least `step`."""
+    """Returns the smallest number of 1, 2 or 5 times a power of ten that is at least `step`."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(times * power for times in (1, 2, 5, 10) if times * power >= step * (1 - 1e-9))

@@ -1,7 +1,7 @@
-"""Blocks of a report as HTML, by the templates in streams/templates.
+"""Render a report's blocks as HTML, with the templates in models/replay/report/templates.
 
-Templates escape every value. A name that a template asks for and does not get is an error, not an empty place. The same
-blocks give the same bytes.
+Templates escape every value. A name that a template uses and does not get raises an error instead of an empty place.
+The same blocks give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from paywarden.models.replay.report.page import PageBlock
 
 
 def render_page(*, title: str, heading: str, blocks: Sequence[PageBlock]) -> str:
-    """The whole file as text."""
+    """Returns the whole file as text."""
     return _environment().get_template("report.html").render(title=title, heading=heading, blocks=blocks)
 
 
 def render_block(block: PageBlock) -> str:
-    """One block alone."""
-    made: Any = _environment().get_template("blocks.html").module
-    return str(made.render(block))
+    """Returns the HTML of one block."""
+    module: Any = _environment().get_template("blocks.html").module
+    return str(module.render(block))
 
 
 @cache

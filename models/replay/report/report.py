@@ -1,7 +1,17 @@
-"""report.html: what a replay found, for a fraud analyst to read without help.
+"""Write report.html: the results of a replay, for a fraud analyst to read without help.
 
-It holds no card and no merchant, and of payments only the ids of the largest that champion and challenger decide
-differently about. It speaks of nothing but the results, so the same results give the same bytes.
+How it works:
+
+1. Each function here returns one section as a list of blocks (models/replay/report/page.py).
+2. models/replay/report/charts.py draws the plots, live.py and comparison.py add their sections.
+3. models/replay/report/renderer.py renders the blocks with templates.
+
+Example: 1,000 payments with 10 frauds, of which 8 were stopped, begin with the paragraph
+
+    Of 1,000 payments worth EUR 52,310, 10 were fraud (1.0%), worth EUR 4,120. The policy stopped 8 of them, …
+
+The report names no card and no merchant. It names payments only by id, and only the largest that champion and
+challenger decide differently about. It depends on nothing but the results, so the same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -41,15 +51,15 @@ from paywarden.models.replay.report.summary import calibration_text, calibration
 
 GROUPS_SHOWN = 12
 DAYS_SHOWN = 93
-# With fewer frauds a group's recall says little.
+# With fewer frauds, a group's recall and precision are too uncertain.
 _FEW_FRAUDS = 10
-# A number's title, how to write it of a contestant, and what the champion's means.
+# A number's title, a function that formats a contestant's value, and the meaning of the champion's value.
 _Headline = tuple[str, Callable[[ContestantMeasures], str], str]
 _SEGMENT_TITLES = {"channel": "Channel", "country": "Country", "mcc": "Merchant category", "currency": "Currency"}
 
 
 def report_html(results: ReplayResults, live: LiveComparison | None = None) -> str:
-    """The whole file as text; `live` is what was decided about the same payments at the time, where that is known."""
+    """Returns the whole file as text. `live`: the comparison with the live decisions, if an archive was given."""
     facts = results.facts
     return render_page(
         title=f"Replay {facts.first_day} to {facts.last_day}",
@@ -75,89 +85,90 @@ def report_html(results: ReplayResults, live: LiveComparison | None = None) -> s
 def _head(results: ReplayResults) -> list[PageBlock]:
     facts, is_compared = results.facts, results.challenger is not None
     days = f"{facts.first_day} to {facts.last_day} (UTC)"
-    what = f"Payments of {days}, run through the features, model and policy that serve."
+    text = f"Payments of {days}, decided again with the features, the model and the policy of the live system."
     sides = Definitions(
         [
-            (style.capitalize() if is_compared else "Decided by", _contestant(one))
-            for style, one in charts.contestants(results)
+            (style.capitalize() if is_compared else "Decided by", _contestant(measures))
+            for style, measures in charts.contestants(results)
         ]
     )
     lead = " ".join(filter(None, (_lead(results), verdict(results)))) if facts.has_outcomes else ""
-    return [Paragraph(what, "soft"), sides, *([Paragraph(lead, "lead")] if lead else [])]
+    return [Paragraph(text, "soft"), sides, *([Paragraph(lead, "lead")] if lead else [])]
 
 
-def _contestant(one: ContestantMeasures) -> str:
-    counts = ((one.rules, "rule"), (one.policy_segments, "segment"))
+def _contestant(measures: ContestantMeasures) -> str:
+    counts = ((measures.rules, "rule"), (measures.policy_segments, "segment"))
     conditions = " and ".join(count_of(count, name) for count, name in counts if count)
     return (
-        f"model {one.model_version}, trained on {one.train_from} to {one.train_to}; policy {one.policy}: "
-        f"review at {one.review_at:.4g}, decline at {one.decline_at:.4g}" + (f", {conditions}" if conditions else "")
+        f"model {measures.model_version}, trained on {measures.train_from} to {measures.train_to}; "
+        f"policy {measures.policy}: review at {measures.review_at:.4g}, decline at {measures.decline_at:.4g}"
+        + (f", {conditions}" if conditions else "")
     )
 
 
 def _lead(results: ReplayResults) -> str:
-    facts, whole_ = results.facts, results.champion.whole
-    assert whole_.money is not None
-    currency, who = facts.reference_currency, "The champion" if results.challenger else "The policy"
-    stopped = whole_.money.fraud_declined_minor + whole_.money.fraud_reviewed_minor
+    facts, group = results.facts, results.champion.whole
+    assert group.money is not None
+    currency, decider = facts.reference_currency, "The champion" if results.challenger else "The policy"
+    stopped = group.money.fraud_declined_minor + group.money.fraud_reviewed_minor
     return (
         f"Of {whole(facts.payments)} payments worth {money(facts.amount_minor, currency)}, {whole(facts.frauds)} "
-        f"were fraud ({percent(whole_.fraud_share)}), worth {money(facts.fraud_minor, currency)}. {who} stopped "
-        f"{whole(whole_.frauds_stopped)} of them, worth {money(stopped, currency)}; it sent "
-        f"{percent(whole_.reviewed / whole_.payments)} of all payments to review and declined "
-        f"{percent(whole_.declined / whole_.payments)}."
+        f"were fraud ({percent(group.fraud_share)}), worth {money(facts.fraud_minor, currency)}. {decider} stopped "
+        f"{whole(group.frauds_stopped)} of them, worth {money(stopped, currency)}. It sent "
+        f"{percent(group.reviewed / group.payments)} of all payments to review and declined "
+        f"{percent(group.declined / group.payments)}."
     )
 
 
 def _notices(results: ReplayResults) -> list[PageBlock]:
     facts = results.facts
-    said = []
+    texts = []
     if not facts.has_outcomes:
-        said.append(
-            "No outcome is known for any of these payments. Whatever needs to know which payments were fraud is left "
-            "out: there are only scores and actions."
+        texts.append(
+            "No outcome is known for any of these payments. The report therefore shows only scores and actions: it "
+            "cannot say which payments were fraud."
         )
     elif facts.without_outcome:
-        said.append(
+        texts.append(
             f"{whole(facts.without_outcome)} of {whole(facts.payments)} payments "
             f"({percent(facts.without_outcome / facts.payments)}) "
-            "have no outcome and count as genuine. If their labels are still to come, the true numbers are worse."
+            "have no outcome and count as genuine. If some of them turn out to be fraud, the true results are worse."
         )
     if facts.has_outcomes and not facts.frauds:
-        said.append("None of these payments is known to be fraud: measures that need one have no value.")
-    for style, one in charts.scorers(results):
+        texts.append("None of these payments is known to be fraud. Numbers that need a fraud are left empty.")
+    for style, measures in charts.scorers(results):
         whose = "The scores" if results.is_of_one_model else f"The {style}'s scores"
-        said.append(calibration_warning(facts, one, whose=whose))
-    for style, one in charts.contestants(results):
-        if one.train_to >= facts.first_day:
+        texts.append(calibration_warning(facts, measures, whose=whose))
+    for style, measures in charts.contestants(results):
+        if measures.train_to >= facts.first_day:
             whose = f"The {style}'s model" if results.challenger else "The model"
-            said.append(
-                f"{whose} was trained on payments of {one.train_from} to {one.train_to}, which are not all "
-                "before the days that are replayed here. Its numbers are better than they would be on days to come."
+            texts.append(
+                f"{whose} was trained on payments of {measures.train_from} to {measures.train_to}. Some of these days "
+                "are replayed here, so the results look better than they would on new days."
             )
-    return [notice(text) for text in said if text]
+    return [notice(text) for text in texts if text]
 
 
 def _headline(results: ReplayResults) -> list[PageBlock]:
-    made = [
+    cards = [
         Card(title, form(results.champion), meaning, form(results.challenger) if results.challenger else "")
         for title, form, meaning in (_of_labels(results) if results.facts.has_outcomes else _of_actions(results))
     ]
-    return [Heading("In short"), FigureCards(made)]
+    return [Heading("In short"), FigureCards(cards)]
 
 
 def _of_actions(results: ReplayResults) -> list[_Headline]:
-    whole_ = results.champion.whole
+    group = results.champion.whole
     return [
         (
             "Reviewed",
-            lambda one: percent(one.whole.reviewed / one.whole.payments),
-            f"{count_of(whole_.reviewed, 'payment')} for an analyst to look at.",
+            lambda measures: percent(measures.whole.reviewed / measures.whole.payments),
+            f"{count_of(group.reviewed, 'payment')} that analysts have to look at.",
         ),
         (
             "Declined",
-            lambda one: percent(one.whole.declined / one.whole.payments),
-            f"{count_of(whole_.declined, 'payment')} refused at once.",
+            lambda measures: percent(measures.whole.declined / measures.whole.payments),
+            f"{count_of(group.declined, 'payment')} refused at once.",
         ),
     ]
 
@@ -165,68 +176,69 @@ def _of_actions(results: ReplayResults) -> list[_Headline]:
 def _of_labels(results: ReplayResults) -> list[_Headline]:
     facts, champion = results.facts, results.champion
     unit = f", {facts.reference_currency}" if facts.reference_currency else ""
-    whole_, capacity, calibration = champion.whole, champion.at_review_capacity, _calibration_of(champion)
-    verdict_on_scores = "Far off" if calibration.is_far_off else "1 is perfect"
+    group, capacity, calibration = champion.whole, champion.at_review_capacity, _calibration_of(champion)
+    judgement = "Far from 1, which would be perfect" if calibration.is_far_off else "1 is perfect"
     return [
         (
             "Frauds stopped",
-            lambda one: percent(one.whole.recall),
-            f"{whole(whole_.frauds_stopped)} of {count_of(whole_.frauds, 'fraud')} reviewed or declined (recall).",
+            lambda measures: percent(measures.whole.recall),
+            f"{whole(group.frauds_stopped)} of {count_of(group.frauds, 'fraud')} reviewed or declined (recall).",
         ),
         (
-            "Right when it stops",
-            lambda one: percent(one.whole.precision),
-            "Of the payments reviewed or declined, the share that was fraud (precision).",
+            "Precision of stops",
+            lambda measures: percent(measures.whole.precision),
+            "The share of fraud among the payments that were reviewed or declined.",
         ),
         (
-            "Mean score by share of frauds",
-            lambda one: ratio_text(_calibration_of(one).ratio),
-            f"{verdict_on_scores}: {calibration_text(calibration, who='scores')}.",
+            "Mean score / fraud share",
+            lambda measures: ratio_text(_calibration_of(measures).ratio),
+            f"{judgement}. The scores {calibration_text(calibration, who='').strip()}.",
         ),
         *_of_actions(results),
         (
             f"Net value{unit}",
-            lambda one: amount(_money_of(one).net_minor),
-            "Loss avoided less reviews and lost margin, against approving everything, at the stated costs.",
+            lambda measures: amount(_money_of(measures).net_minor),
+            "Loss avoided minus the cost of reviews and the lost margin, compared with approving everything.",
         ),
         (
             f"Fraud missed{unit}",
-            lambda one: amount(_money_of(one).fraud_missed_minor),
-            f"Worth of the {count_of(whole_.frauds - whole_.frauds_stopped, 'fraud')} that got through.",
+            lambda measures: amount(_money_of(measures).fraud_missed_minor),
+            f"The amount of the {count_of(group.frauds - group.frauds_stopped, 'fraud')} that were approved.",
         ),
         (
             "Average precision",
-            lambda one: decimal(one.average_precision),
-            "How well scores put fraud first, over all thresholds. 1 is perfect; by chance it would be "
+            lambda measures: decimal(measures.average_precision),
+            "How well the scores put fraud first, over all thresholds. 1 is perfect; random scores reach "
             f"{decimal(facts.frauds / facts.payments, 4)}.",
         ),
         (
             "AUC ROC",
-            lambda one: decimal(one.auc_roc),
-            "How often a fraud scores higher than a genuine payment. 1 is perfect, 0.5 is chance.",
+            lambda measures: decimal(measures.auc_roc),
+            "Area under the ROC curve: how often a fraud scores higher than a genuine payment. 1 is perfect, 0.5 is "
+            "chance.",
         ),
         (
             "Card precision at 100",
-            lambda one: percent(one.card_precision_at_100),
-            "Of the 100 highest scored cards of a day, the share that was compromised, mean over days.",
+            lambda measures: percent(measures.card_precision_at_100),
+            "The share of compromised cards among the 100 cards with the highest scores of a day, mean over days.",
         ),
         (
             f"{whole(facts.costs.reviews_a_day)} reviews a day",
-            lambda one: percent(one.at_review_capacity.recall),
-            "Share of frauds found if just the highest scored payments of each day were looked at; "
-            f"{percent(capacity.precision)} of those would be fraud.",
+            lambda measures: percent(measures.at_review_capacity.recall),
+            "The share of frauds that analysts would find if they reviewed only the highest scores of each day. "
+            f"{percent(capacity.precision)} of their reviews would find fraud.",
         ),
     ]
 
 
-def _money_of(one: ContestantMeasures) -> Money:
-    assert one.whole.money is not None
-    return one.whole.money
+def _money_of(measures: ContestantMeasures) -> Money:
+    assert measures.whole.money is not None
+    return measures.whole.money
 
 
-def _calibration_of(one: ContestantMeasures) -> MeanCalibration:
-    assert one.calibration is not None
-    return one.calibration
+def _calibration_of(measures: ContestantMeasures) -> MeanCalibration:
+    assert measures.calibration is not None
+    return measures.calibration
 
 
 def _ranking(results: ReplayResults) -> list[PageBlock]:
@@ -238,8 +250,8 @@ def _ranking(results: ReplayResults) -> list[PageBlock]:
         charts.calibration(results),
         charts.card_precision_by_day(results),
     ]
-    said = "Scores alone, whatever the policy makes of them. A score is meant to be the probability of fraud."
-    return [Heading("Do the scores find fraud?"), Paragraph(said), Figures(drawn)]
+    text = "This section looks at the scores only, not at the policy. A score should be the probability of fraud."
+    return [Heading("Do the scores find fraud?"), Paragraph(text), Figures(drawn)]
 
 
 def _decisions(results: ReplayResults) -> list[PageBlock]:
@@ -248,26 +260,26 @@ def _decisions(results: ReplayResults) -> list[PageBlock]:
         drawn.append(charts.frauds_by_day(results.champion))
     whose = [Paragraph("The champion's decisions.")] if results.challenger else []
     reasons = Paragraph(
-        "A payment may have several reasons and counts for each; for those in the column alone it was the only one. A "
-        "rule that overrides decides alone: nothing else is asked about its payments."
+        "A payment with several reasons counts for each of them. The column alone counts payments for which the reason "
+        "was the only one. A rule that overrides decides by itself, and no other reason is looked for."
     )
     named = charts.contestants(results) if results.challenger else [("", results.champion)]
     return [
         Heading("Decisions"),
         *whose,
         Figures(drawn),
-        Heading("What asked for them", 3),
+        Heading("Reasons", 3),
         reasons,
-        *(_reasons(style, one, results) for style, one in named),
+        *(_reasons(style, measures, results) for style, measures in named),
     ]
 
 
-def _reasons(style: str, one: ContestantMeasures, results: ReplayResults) -> PageBlock:
+def _reasons(style: str, measures: ContestantMeasures, results: ReplayResults) -> PageBlock:
     known, unit = results.facts.has_outcomes, results.facts.reference_currency
     heads = ["reason", "action", "payments", "alone", f"amount {unit}".rstrip()]
     heads += ["frauds", "precision", f"fraud {unit}".rstrip()] if known else []
     rows = []
-    for reason in one.by_reason:
+    for reason in measures.by_reason:
         row = [reason.reason, reason.action, whole(reason.payments), whole(reason.alone), amount(reason.amount_minor)]
         if known:
             row += [whole(reason.frauds), fixed_percent(reason.precision), amount(reason.fraud_minor)]
@@ -275,7 +287,7 @@ def _reasons(style: str, one: ContestantMeasures, results: ReplayResults) -> Pag
     return (
         PageTable(heads, rows, caption=style.capitalize(), text_columns=2)
         if rows
-        else Paragraph("Nothing did.", "soft")
+        else Paragraph("No threshold and no rule asked for a review or a decline.", "soft")
     )
 
 
@@ -285,14 +297,14 @@ def _thresholds(results: ReplayResults) -> list[PageBlock]:
     blocks: list[PageBlock] = [
         Heading("Where to put the thresholds"),
         Paragraph(
-            "What any other threshold would have done, score against threshold alone, without rules and segments. "
-            "Dotted lines are the thresholds that decided."
+            "The effect of any other threshold, if it alone decided: without rules and segments. Dotted lines are the "
+            "policy's thresholds."
         ),
     ]
-    for style, one in charts.scorers(results):
+    for style, measures in charts.scorers(results):
         if not results.is_of_one_model:
             blocks.append(Heading(style.capitalize(), 3))
-        blocks.append(Figures([charts.threshold_rates(results, one), charts.threshold_money(results, one)]))
+        blocks.append(Figures([charts.threshold_rates(results, measures), charts.threshold_money(results, measures)]))
     return blocks
 
 
@@ -300,8 +312,7 @@ def _money(results: ReplayResults) -> list[PageBlock]:
     if not results.facts.has_outcomes:
         return []
     facts, costs = results.facts, results.facts.costs
-    both = [one for _, one in charts.contestants(results)]
-    monies = [one.whole.money for one in both]
+    money_of_each = [_money_of(measures) for _, measures in charts.contestants(results)]
     lines = (
         ("Fraud declined", "fraud_declined_minor", ""),
         ("Fraud sent to review", "fraud_reviewed_minor", ""),
@@ -311,33 +322,33 @@ def _money(results: ReplayResults) -> list[PageBlock]:
         ("Loss avoided", "loss_avoided_minor", ""),
         ("Cost of reviews", "review_cost_minor", ""),
         ("Margin lost on declined genuine payments", "margin_lost_minor", ""),
-        ("Net value against approving everything", "net_minor", "sum"),
+        ("Net value compared with approving everything", "net_minor", "sum"),
     )
     heads = [facts.reference_currency or "amount", *(style for style, _ in charts.contestants(results))]
-    rows = [[title, *(amount(getattr(one, name)) for one in monies if one is not None)] for title, name, _ in lines]
+    rows = [[title, *(amount(getattr(of_one, name)) for of_one in money_of_each)] for title, name, _ in lines]
     review_cost = f"{facts.reference_currency} {amount(costs.review_cost_minor, digits=2)}".strip()
     stated = [
         ("Missed fraud", f"loses {percent(costs.fraud_loss_share, 0)} of its amount."),
-        ("Review", f"costs {review_cost}, and finds the fraud where there is one."),
-        ("Declined genuine", f"loses {percent(costs.declined_margin_share)} of its amount, the margin."),
-        ("Approving", "costs nothing; net value is held against approving everything."),
-        ("Set by", "the section [costs] of the configuration or --costs. The nets are as right as these are."),
+        ("Review", f"costs {review_cost}. Analysts are assumed to recognise every fraud that they review."),
+        ("Declined genuine", f"loses {percent(costs.declined_margin_share)} of its amount, the margin of the sale."),
+        ("Approving", "costs nothing. Net values compare with approving everything."),
+        ("Set by", "the section [costs] of the configuration, or --costs. Net values are only as good as these."),
     ]
-    made = PageTable(heads, rows, row_styles=[style for _, _, style in lines])
-    return [Heading("Money"), Beside([made], [Heading("At these costs", 3), Definitions(stated)])]
+    table = PageTable(heads, rows, row_styles=[style for _, _, style in lines])
+    return [Heading("Money"), Beside([table], [Heading("At these costs", 3), Definitions(stated)])]
 
 
 def _segments(results: ReplayResults) -> list[PageBlock]:
-    said = f"The largest {GROUPS_SHOWN} groups of each kind; all are in metrics.json."
+    text = f"The {GROUPS_SHOWN} largest groups of each kind. All groups are in metrics.json."
     if results.facts.has_outcomes:
-        said += f" Groups with fewer than {_FEW_FRAUDS} frauds are grey: their shares rest on little."
-    blocks: list[PageBlock] = [Heading("Segments"), Paragraph(said)]
+        text += f" Groups with fewer than {_FEW_FRAUDS} frauds are grey: their shares are uncertain."
+    blocks: list[PageBlock] = [Heading("Segments"), Paragraph(text)]
     for name, groups in results.champion.by_segment.items():
         if groups:
             theirs = results.challenger.by_segment[name] if results.challenger else []
             shown, hidden = groups[:GROUPS_SHOWN], len(groups) - GROUPS_SHOWN
-            text = category_text if name == "mcc" else str
-            blocks += _group_table(_SEGMENT_TITLES[name], shown, theirs, results, hidden=hidden, text=text)
+            name_text = category_text if name == "mcc" else str
+            blocks += _group_table(_SEGMENT_TITLES[name], shown, theirs, results, hidden=hidden, text=name_text)
     return blocks
 
 
@@ -345,7 +356,7 @@ def _days(results: ReplayResults) -> list[PageBlock]:
     days = results.champion.by_day
     theirs = results.challenger.by_day if results.challenger else []
     shown = days[-DAYS_SHOWN:]
-    note = f"The last {DAYS_SHOWN} of {len(days)} days; all are in metrics.json." if len(shown) < len(days) else ""
+    note = f"The last {DAYS_SHOWN} of {len(days)} days. All days are in metrics.json." if len(shown) < len(days) else ""
     return [Heading("Days"), *([Paragraph(note)] if note else []), *_group_table("Day", shown, theirs, results)]
 
 
@@ -358,7 +369,7 @@ def _group_table(
     hidden: int = 0,
     text: Callable[[str], str] = str,
 ) -> list[PageBlock]:
-    """A row for each group; `text` is how a group's name is written."""
+    """Returns a table with a row for each group. `text` formats a group's name."""
     known, currency = results.facts.has_outcomes, results.facts.reference_currency
     others = {group.name: group for group in theirs}
     heads = [title, "payments", "reviewed", "declined"]
@@ -398,32 +409,32 @@ def _method(results: ReplayResults) -> list[PageBlock]:
     entries = [
         (
             "Point in time",
-            "Each payment's features hold what was known before it, never itself and no label that had not arrived. "
-            "Profiles were warmed up by everything before the first day.",
+            "Each payment's features use only what was known before it: earlier payments, and labels that had arrived. "
+            "All payments before the first day filled the profiles.",
         ),
         (
             "Measured",
-            f"{whole(facts.payments)} payments. Left out were {whole(facts.excluded_known_compromised)} of cards "
-            "that were known to be "
-            f"compromised by then, taking a label to be known {facts.label_delay_days} days after its payment: such "
-            "a card is blocked. Nothing is left out where the first day is not after the champion's training.",
+            f"{whole(facts.payments)} payments. Another {whole(facts.excluded_known_compromised)} are left out: their "
+            "cards were already known to be compromised and would have been blocked. A label counts as known "
+            f"{facts.label_delay_days} days after its payment. Nothing is left out if the first day is not after the "
+            "champion's training.",
         ),
-        ("Stopped", "Reviewed or declined. A fraud that was reviewed counts as found."),
+        ("Stopped", "Reviewed or declined. A reviewed fraud counts as found."),
         (
             "Amounts",
             "In the reference currency"
             + (f", {facts.reference_currency}" if facts.reference_currency else "")
-            + ", at the exchange rate of each payment's own time.",
+            + ", at the exchange rate at the time of each payment.",
         ),
         (
             "Not replayed",
-            "Flags of the live system, such as stale profiles or a failed model, and what they ask for: here "
-            "profiles are always up to the moment.",
+            "Flags of the live system, such as stale profiles or a failed model, and the actions they cause. In a "
+            "replay, profiles are always up to date.",
         ),
         (
             "In money",
-            "Net value is loss avoided, less reviews, less lost margin. It leaves out what a decline does to a "
-            "customer who does not come back, and fraud that a blocked card would have tried next.",
+            "Net value is the loss avoided, minus the cost of reviews, minus the lost margin. It does not include "
+            "customers who leave after a decline, nor further fraud that a blocked card prevents.",
         ),
     ]
     return [Heading("How to read this"), Definitions(entries)]

@@ -1,4 +1,4 @@
-"""What a replay says for people when it ends: two contestants side by side, and scores that are far off."""
+"""The summary that a replay prints: the two contestants side by side, and a warning for badly calibrated scores."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from paywarden.models.metrics.curves import MeanCalibration
 from paywarden.models.replay.measures import ContestantMeasures, ReplayFacts, ReplayResults
 from paywarden.models.replay.report.page import NO_NUMBER, amount, decimal, percent, whole
 
-# With more payments than that share without an outcome, the frauds that are still to come may explain the ratio.
+# If more than this share of the payments has no outcome, frauds that are not known yet may explain the ratio.
 _OPEN_SHARE = 0.01
 
 
 def side_by_side(results: ReplayResults) -> list[tuple[str, str, str]]:
-    """(measure, champion's, challenger's), first a line of headings; empty without a challenger."""
+    """Returns lines (measure, champion's, challenger's). The first line holds headings. Empty without a challenger."""
     champion, challenger = results.champion, results.challenger
     if challenger is None:
         return []
@@ -21,47 +21,48 @@ def side_by_side(results: ReplayResults) -> list[tuple[str, str, str]]:
     return [("", "champion", "challenger"), *((name, before, after) for (name, before), (_, after) in lines)]
 
 
-def _measures(facts: ReplayFacts, one: ContestantMeasures) -> list[tuple[str, str]]:
-    of_decisions = [
-        ("model", one.model_version),
-        ("policy", one.policy),
-        ("reviewed", f"{whole(one.whole.reviewed)} ({percent(one.whole.reviewed / one.whole.payments)})"),
-        ("declined", f"{whole(one.whole.declined)} ({percent(one.whole.declined / one.whole.payments)})"),
+def _measures(facts: ReplayFacts, measures: ContestantMeasures) -> list[tuple[str, str]]:
+    decided, calibration = measures.whole, measures.calibration
+    lines = [
+        ("model", measures.model_version),
+        ("policy", measures.policy),
+        ("reviewed", f"{whole(decided.reviewed)} ({percent(decided.reviewed / decided.payments)})"),
+        ("declined", f"{whole(decided.declined)} ({percent(decided.declined / decided.payments)})"),
     ]
-    if one.whole.money is None:
-        return of_decisions
+    if decided.money is None:
+        return lines
     return [
-        *of_decisions,
-        ("frauds stopped (recall)", percent(one.whole.recall)),
-        ("precision of what is stopped", percent(one.whole.precision)),
-        (f"net value {facts.reference_currency}".rstrip(), amount(one.whole.money.net_minor)),
-        ("AUC ROC", decimal(one.auc_roc, 4)),
-        ("average precision", decimal(one.average_precision, 4)),
-        ("card precision at 100", percent(one.card_precision_at_100)),
-        ("mean score by share of frauds", NO_NUMBER if one.calibration is None else ratio_text(one.calibration.ratio)),
+        *lines,
+        ("frauds stopped (recall)", percent(decided.recall)),
+        ("precision of stopped payments", percent(decided.precision)),
+        (f"net value {facts.reference_currency}".rstrip(), amount(decided.money.net_minor)),
+        ("AUC ROC", decimal(measures.auc_roc, 4)),
+        ("average precision", decimal(measures.average_precision, 4)),
+        ("card precision at 100", percent(measures.card_precision_at_100)),
+        ("mean score / fraud share", NO_NUMBER if calibration is None else ratio_text(calibration.ratio)),
     ]
 
 
-def calibration_warning(facts: ReplayFacts, one: ContestantMeasures, *, whose: str = "The scores") -> str:
-    """A sentence or two where the scores are far off as probabilities; empty where they are not."""
-    calibration = one.calibration
+def calibration_warning(facts: ReplayFacts, measures: ContestantMeasures, *, whose: str = "The scores") -> str:
+    """Returns a warning if the scores are badly calibrated as a whole; else an empty text."""
+    calibration = measures.calibration
     if calibration is None or not calibration.is_far_off:
         return ""
-    said = f"{whose} are far off as probabilities: {calibration_text(calibration)}."
+    text = f"{whose} are far off as probabilities: {calibration_text(calibration)}."
     open_share = facts.without_outcome / facts.payments
     if calibration.ratio > 1 and open_share > _OPEN_SHARE:
-        said += f" {percent(open_share)} of the payments have no outcome and count as genuine."
-    return said
+        text += f" {percent(open_share)} of the payments have no outcome and count as genuine."
+    return text
 
 
 def calibration_text(calibration: MeanCalibration, *, who: str = "they") -> str:
-    """What the scores promised, what came, and how far the two are apart."""
-    promised, came = percent(calibration.mean_score, 2), percent(calibration.fraud_share, 2)
+    """Returns a clause with the promised share of fraud, the true share, and their ratio with its interval."""
+    promised, true = percent(calibration.mean_score, 2), percent(calibration.fraud_share, 2)
     low, high = ratio_text(calibration.ratio_low), ratio_text(calibration.ratio_high)
     ratio = f"a ratio of {ratio_text(calibration.ratio)} (95% interval {low} to {high})"
-    return f"{who} promise {promised} fraud and {came} came, {ratio}"
+    return f"{who} promise {promised} fraud, and {true} of the payments were fraud, {ratio}"
 
 
 def ratio_text(ratio: float) -> str:
-    """1.86, or the sign of what has no end."""
+    """Returns a ratio like 1.86, or ∞."""
     return decimal(ratio, 2) if math.isfinite(ratio) else "∞"

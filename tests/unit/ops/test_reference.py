@@ -15,7 +15,7 @@ from paywarden.models.metrics.evaluation import Days
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.replay.files import OutputColumn
 from paywarden.models.replay.measures import Contestant
-from paywarden.models.replay.replay import replay
+from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.ops import reference
 from paywarden.ops.reference import Undocumented, field_docs, main, pages
 from paywarden.schemas.avro import TOPICS, topic_schema
@@ -56,11 +56,13 @@ def test_every_column_and_key_that_a_replay_writes_is_in_the_dictionary(tmp_path
         rates=small_world.rates(),
         champion=Contestant(own, policy, "x"),
         challenger=Contestant(other, policy, "y"),
-        window=Days(FIRST_DAY + 22, FIRST_DAY + 24),
-        label_delay_days=LABEL_DELAY_DAYS,
-        costs=CostSettings(),
         destination=tmp_path,
-        with_vectors=True,
+        options=ReplayOptions(
+            window=Days(FIRST_DAY + 22, FIRST_DAY + 24),
+            label_delay_days=LABEL_DELAY_DAYS,
+            costs=CostSettings(),
+            with_vectors=True,
+        ),
     )
     page = pages()["data.md"]
     for name in ("decisions.parquet", "differences.parquet"):

@@ -1,4 +1,4 @@
-"""What a backtest may look at, what it chooses, and that its models are what they are called."""
+"""Backtests: which rows they may use, what they choose, and that each model is the one it is called."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PROTOCOL = Protocol("small", VALIDATION, TEST)
 
 
 def small_rows(seed: int = 0) -> BacktestRows:
-    """20 days of 120 payments: the first feature tells frauds apart well, the second a little, some missing."""
+    """20 days of 120 payments. The first feature separates frauds well, the second a little; some values are absent."""
     random = np.random.default_rng(seed)
     count = 20 * 120
     label = (random.random(count) < 0.15).astype(np.int64)
@@ -69,7 +69,7 @@ ROWS = small_rows()
 
 
 class Columns:
-    """A family that scores with a column of the vectors, and remembers what it was asked on which fold."""
+    """A family that scores with one column of the vectors, and records which column was used on which fold."""
 
     def __init__(self, *columns: int) -> None:
         self.paths = tuple(CandidatePath({"column": column}) for column in columns)
@@ -100,10 +100,10 @@ class ByMetric(Columns):
             frauds = np.flatnonzero(label == 1)
             scores = label.astype(np.float64) * 2
             if path.parameters["column"] == 0:
-                # A few genuine payments above every fraud: they cost precision at the top, and little else.
+                # A few genuine payments score above every fraud. They reduce precision at the top, and little else.
                 scores[np.flatnonzero(label == 0)[:16]] = 3
             else:
-                # The last tenth of the frauds below everything: the top is clean.
+                # A tenth of the frauds scores below everything. The top holds only frauds.
                 scores[frauds[-(len(frauds) // 10) :]] = -1
             return [scores]
 
@@ -121,14 +121,14 @@ def mean_of(summary: Summary, metric: str) -> float:
 # The choice
 
 
-def test_the_candidate_with_the_best_mean_on_the_validation_folds_is_chosen() -> None:
+def test_the_candidate_with_the_best_validation_mean_is_chosen() -> None:
     result = backtest(ROWS, PROTOCOL, Columns(2, 1, 0).family())
     assert result.chosen == for_all({"column": 0})
     assert [tried.parameters for tried in result.grid] == [{"column": 2}, {"column": 1}, {"column": 0}]
     assert mean_of(result.validation, "auc_roc") == max(mean_of(tried.validation, "auc_roc") for tried in result.grid)
 
 
-def test_only_what_was_chosen_is_ever_measured_on_the_test_folds() -> None:
+def test_only_chosen_candidates_are_measured_on_the_test_folds() -> None:
     columns = Columns(2, 1, 0)
     backtest(ROWS, PROTOCOL, columns.family())
     assert [asked for asked in columns.asked if asked[0] in TEST] == [(TEST[0], 0), (TEST[1], 0)]
@@ -137,10 +137,10 @@ def test_only_what_was_chosen_is_ever_measured_on_the_test_folds() -> None:
     ]
 
 
-def test_what_happens_in_the_test_days_cannot_change_the_choice() -> None:
+def test_the_test_days_cannot_change_the_choice() -> None:
     spoilt = replace(ROWS, vectors=ROWS.vectors.copy())
     later = ROWS.day > VALIDATION[-1].test.last
-    # There the first column says the opposite.
+    # In the test days the first column means the opposite.
     spoilt.vectors[later, 0] *= -1
     defaults, result = (backtest(rows, PROTOCOL, Columns(0, 1).family()) for rows in (ROWS, spoilt))
     assert result.chosen == defaults.chosen
@@ -165,7 +165,7 @@ def test_one_metric_can_choose_for_all() -> None:
     assert by_precision.chosen == for_all({"column": 1})
 
 
-def test_of_candidates_that_do_equally_well_the_first_is_chosen() -> None:
+def test_the_first_of_equally_good_candidates_is_chosen() -> None:
     rows = replace(ROWS, vectors=ROWS.vectors[:, [0, 0]])
     assert backtest(rows, PROTOCOL, Columns(1, 0).family()).chosen["auc_roc"] == {"column": 1}
 
@@ -179,11 +179,11 @@ def test_published_parameters_are_measured_but_never_chosen() -> None:
     for metric, column in (("auc_roc", 2), ("average_precision", 1)):
         alone = backtest(ROWS, PROTOCOL, Columns(column).family())
         assert mean_of(result.as_published, metric) == mean_of(alone.test, metric)
-    # Column 1 is needed for two metrics, and trained once a fold.
+    # Two metrics choose column 1, which is trained once per fold.
     assert [column for split, column in columns.asked if split == TEST[0]] == [0, 2, 1]
 
 
-def test_a_model_nobody_published_has_no_such_row() -> None:
+def test_a_model_without_published_parameters_has_no_such_row() -> None:
     assert backtest(ROWS, PROTOCOL, Columns(0).family()).as_published is None
 
 
@@ -241,7 +241,7 @@ def test_a_protocols_days_are_all_that_its_folds_need() -> None:
     assert PROTOCOL.days == Days(0, 19)
 
 
-def test_the_rows_of_some_days_have_their_own_cards_and_the_history_before_them_in_their_vectors() -> None:
+def test_rows_have_their_own_cards_and_vectors_with_earlier_history() -> None:
     history, window = small_world.history(), small_world.TRAINING_DAYS
     rows = rows_of(history, window, engine=small_world.engine(), rates=small_world.rates(), label_delay_days=7)
     chosen = window.contains(history.event_time_ms // DAY_MS)
@@ -253,7 +253,7 @@ def test_the_rows_of_some_days_have_their_own_cards_and_the_history_before_them_
 # Paths
 
 
-def test_a_path_and_the_way_to_one_of_its_candidates_agree() -> None:
+def test_a_path_gives_each_candidate_the_scores_it_gets_alone() -> None:
     path = CandidatePath({"depth": 3}, (10, 20))
     assert path.candidates() == [{"trees": 10, "depth": 3}, {"trees": 20, "depth": 3}]
     assert path_to(path.candidates()[1]) == CandidatePath({"depth": 3}, (20,))
@@ -284,7 +284,7 @@ def test_a_forest_is_scikit_learns() -> None:
     assert np.array_equal(scores, forest.predict_proba(np.nan_to_num(fold.test.vectors))[:, 1])
 
 
-def test_lightgbm_on_shared_bins_is_lightgbm_trained_alone_with_the_candidates_parameters() -> None:
+def test_sharing_bins_gives_the_same_model_as_training_alone() -> None:
     fold = fold_of(ROWS, TEST[0])
     fit = family("lightgbm", seed=4, budget=1).prepare(fold)
     # Other candidates before it leave no trace.
@@ -309,7 +309,7 @@ def test_lightgbm_on_shared_bins_is_lightgbm_trained_alone_with_the_candidates_p
     assert not np.array_equal(scores, fit(CandidatePath(BOOSTED, (20,)))[0])
 
 
-def test_the_scale_of_logistic_regression_comes_from_the_training_rows_alone() -> None:
+def test_logistic_regression_is_scaled_by_training_rows_only() -> None:
     fold = fold_of(ROWS, TEST[0])
     train, test = (np.nan_to_num(part.vectors).astype(np.float64) for part in (fold.train, fold.test))
     mean, spread = train.mean(axis=0), train.std(axis=0)
@@ -319,7 +319,7 @@ def test_the_scale_of_logistic_regression_comes_from_the_training_rows_alone() -
 
 
 @pytest.mark.parametrize("model", ["lr", "rf", "dt"])
-def test_what_is_missing_is_nothing_to_models_that_need_a_number(model: str) -> None:
+def test_missing_values_become_zero_for_models_that_need_a_number(model: str) -> None:
     path = path_to(family(model, seed=0, budget=1).paths[0].candidates()[0])
     filled = replace(ROWS, vectors=np.nan_to_num(ROWS.vectors))
     assert np.array_equal(scores_of(model, path)[0], scores_of(model, path, filled)[0])
@@ -374,7 +374,7 @@ def test_a_search_without_a_budget_is_refused() -> None:
         boosted_paths(seed=0, budget=0)
 
 
-def test_a_model_nobody_knows_is_refused() -> None:
+def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(Misconfigured, match="wanted a model of lr, rf, dt, lightgbm, got 'svm'"):
         family("svm", seed=0, budget=1)
 
@@ -399,7 +399,7 @@ def test_the_books_folds_start_on_the_books_days() -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values())
-def test_nothing_is_chosen_by_days_that_are_tested_on(protocol: Protocol) -> None:
+def test_the_test_days_take_no_part_in_the_choice(protocol: Protocol) -> None:
     last_choosing = max(split.test.last for split in protocol.validation)
     assert last_choosing < min(split.test.first for split in protocol.test)
 
@@ -455,7 +455,7 @@ def test_another_history_is_refused_by_its_days(days: NDArray[np.int64], said: s
         require_handbook(history_of_days(days), PREQUENTIAL)
 
 
-def test_a_history_that_is_too_short_for_four_folds_may_do_for_one() -> None:
+def test_a_history_too_short_for_four_folds_can_be_enough_for_one() -> None:
     history = history_of_days(np.arange(FIRST_DAY, SINGLE.days.last + 1))
     require_handbook(history, SINGLE)
     with pytest.raises(Misconfigured, match="not the handbook's history"):

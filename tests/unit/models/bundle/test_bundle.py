@@ -40,7 +40,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def refusal(bundle: Path, digest: str = DIGEST) -> str:
-    """The one line with which a bundle is refused."""
+    """Returns the message, a single line, with which a bundle is refused."""
     with pytest.raises(BundleRefused) as caught:
         load_bundle(bundle, catalogue_digest=digest)
     line = str(caught.value)
@@ -56,14 +56,14 @@ def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> Non
 
 
 def sign_library(bundle: Path) -> None:
-    """Give the native library a right checksum, whatever it is now."""
+    """Update the native library's checksum to its current content."""
     library = native_library(bundle)
     build = {"sha256": sha256_of(library), "model_sha256": sha256_of(bundle / MODEL_TEXT)}
     (library.parent / "build.json").write_text(json.dumps(build), encoding="utf-8")
 
 
 def write_golden(bundle: Path, **arrays: Any) -> None:
-    """Replace the golden file and note its checksum, as an honest but wrong maker would."""
+    """Replace the golden file and update its checksum."""
     np.savez(bundle / GOLDEN, **arrays)
     edit_manifest(bundle, lambda manifest: manifest["files"].update({GOLDEN: sha256_of(bundle / GOLDEN)}))
 
@@ -113,10 +113,10 @@ def test_compile_repairs_a_damaged_library(bundle: Path) -> None:
 
 
 @needs_compiler
-def test_a_library_that_is_wrong_at_the_edge_of_a_split_alone_is_refused_and_not_left_behind(
+def test_a_library_that_is_wrong_only_at_a_split_is_refused_and_deleted(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With thresholds narrowed to float32 all golden vectors get their scores, and some payment some day would not."""
+    """With thresholds narrowed to float32, all golden vectors keep their scores, but some later payment would not."""
     monkeypatch.setattr(bitvectors, "_double", lambda value: float(np.float32(value)).hex())
     with pytest.raises(BundleRefused, match=r"unlike LightGBM \(rows at the edges of splits\)"):
         build_native(bundle)
@@ -125,7 +125,7 @@ def test_a_library_that_is_wrong_at_the_edge_of_a_split_alone_is_refused_and_not
 
 
 @needs_compiler
-def test_what_a_library_has_passed_is_told(bundle: Path) -> None:
+def test_the_parity_summary_says_what_a_library_passed(bundle: Path) -> None:
     build_native(bundle)
     assert re.fullmatch(r"LightGBM's bits in \d+ rows, at the edges of \d+ splits", parity_summary(bundle))
     (native_library(bundle).parent / "build.json").write_text("{}", encoding="utf-8")
@@ -174,9 +174,7 @@ def test_a_manifest_with_an_unknown_key_is_refused_with_its_name(bundle: Path) -
         ("metrics", {"auc_roc": math.inf}),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused_at_start_not_at_the_first_payment(
-    bundle: Path, name: str, value: object
-) -> None:
+def test_a_value_of_the_wrong_type_is_refused_at_start(bundle: Path, name: str, value: object) -> None:
     edit_manifest(bundle, lambda manifest: manifest.update({name: value}))
     assert refusal(bundle).endswith(f"manifest.json has something unusable as {name}")
 
@@ -271,7 +269,7 @@ def test_golden_vectors_of_another_width_or_type_are_refused(bundle: Path) -> No
         assert "golden.npz does not fit the manifest" in refusal(bundle)
 
 
-def test_a_golden_file_that_is_none_is_refused(bundle: Path) -> None:
+def test_an_unreadable_golden_file_is_refused(bundle: Path) -> None:
     write_golden(bundle, something=np.zeros(3))
     assert "golden.npz cannot be read" in refusal(bundle)
     (bundle / GOLDEN).write_bytes(b"not a zip file")
@@ -280,7 +278,7 @@ def test_a_golden_file_that_is_none_is_refused(bundle: Path) -> None:
 
 
 def test_a_damaged_golden_file_is_refused_whatever_is_damaged_in_it(tmp_path: Path) -> None:
-    """Its checksum may be right: of a file that was damaged before it was signed."""
+    """The checksum can be right, if the file was damaged before the checksum was computed."""
     np.savez_compressed(tmp_path / GOLDEN, vectors=np.zeros((3, 2), np.float32), margins=np.zeros(3))
     whole = (tmp_path / GOLDEN).read_bytes()
     wanted = golden_payments(tmp_path).tolist()
@@ -291,7 +289,7 @@ def test_a_damaged_golden_file_is_refused_whatever_is_damaged_in_it(tmp_path: Pa
             damaged[place] ^= damage
             (tmp_path / GOLDEN).write_bytes(damaged)
             try:
-                # What nobody reads, as the time of a file, may be damaged.
+                # Damage to unused bytes, such as a file's time, is harmless.
                 assert golden_payments(tmp_path).tolist() == wanted
             except BundleRefused as error:
                 assert "golden.npz cannot be read" in str(error)  # noqa: PT017

@@ -1,4 +1,4 @@
-"""A cascade scores as its models do, one by one as together, and is refused when it is not what was measured."""
+"""Cascades: they score each row as their models do, alone or in a batch, and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def payments(step: int = 20) -> F32:
 
 
 class Column:
-    """A model whose margin is one column of the vector. `asked` are the rows of each call."""
+    """A model whose margin is one column of the vector. `asked` records the rows of each call."""
 
     native = True
 
@@ -89,10 +89,10 @@ class Column:
         return vectors[:, self.column].astype(np.float64)
 
 
-# What scores
+# Scoring
 
 
-def test_clear_rows_are_answered_by_the_first_model_and_the_large_one_is_asked_about_the_others_alone() -> None:
+def test_the_large_model_scores_only_the_rows_that_are_not_clear() -> None:
     first, large = Column(0), Column(1)
     both = CascadePredictor(first, large, CASCADE, slope=2.0, intercept=-1.0)
     rows = np.array([[-2.5, 9], [-2.0, 8], [0, 7], [3.0, 6], [3.5, 5], [np.nan, 4]], dtype=np.float32)
@@ -125,7 +125,7 @@ def test_a_row_scores_alone_what_it_scores_in_any_batch_to_the_bit() -> None:
     assert np.array_equal(together.view(np.int64), backwards.view(np.int64))
 
 
-def test_what_is_not_clear_gets_the_large_models_bits() -> None:
+def test_unclear_rows_get_the_large_models_bits() -> None:
     rows = payments()
     early = predictor().cascade.is_clear(predictor().first.margins(rows))
     wanted = GtilPredictor(small_world.cascade_bundle() / LARGE.model_text).margins(rows)
@@ -157,7 +157,7 @@ def test_a_worker_counts_which_of_the_two_models_answered() -> None:
 
 
 class Broken(Column):
-    """Fails, or gives no number, while it is told to."""
+    """Raises, or gives NaN, while a test wants it to."""
 
     failure: float | None = None
 
@@ -168,19 +168,19 @@ class Broken(Column):
 
 
 @pytest.mark.parametrize("failure", [None, math.nan])
-def test_payments_that_the_large_model_fails_on_are_not_counted_as_answered(failure: float | None) -> None:
+def test_payments_that_the_large_model_fails_on_are_not_counted(failure: float | None) -> None:
     large = Broken(1)
     large.failure = failure
     both = CascadePredictor(Column(0), large, CASCADE, slope=2.0, intercept=-1.0)
     metrics = ModelMetrics.declare(Registry())
     chain = ModelChain([replace(loaded(), predictor=both)], metrics=metrics)
-    # Two clear ones, and one that goes to the large model.
+    # Two clear rows, and one for the large model.
     rows = np.array([[-3, 0], [0, 0], [5, 0]], dtype=np.float32)
     assert [score is None for score in chain.score(rows).scores] == [False, True, False]
     assert (metrics.answered_first.value, metrics.answered_large.value) == (2, 0)
 
 
-def test_a_bundle_without_a_cascade_counts_nothing_of_it() -> None:
+def test_a_bundle_without_a_cascade_counts_no_early_scores() -> None:
     metrics = ModelMetrics.declare(Registry())
     ModelChain([small_world.loaded_bundle()], metrics=metrics).score(payments())
     assert (metrics.answered_first.value, metrics.answered_large.value) == (0, 0)
@@ -203,7 +203,7 @@ def test_reasons_are_of_the_model_that_decided() -> None:
     assert all(differing.values())
 
 
-def test_what_a_row_takes_is_measured() -> None:
+def test_the_time_of_a_row_is_measured() -> None:
     both, alone = microseconds_a_row([predictor(), predictor().large], payments())
     assert 0 < both < 1e6
     assert 0 < alone < 1e6
@@ -252,7 +252,7 @@ def test_the_large_model_is_the_one_that_is_trained_without_a_cascade() -> None:
     assert not any(name.startswith("cascade") for name in read_manifest(alone).parameters)
 
 
-def test_a_bundle_of_before_there_were_cascades_is_loaded(tmp_path: Path) -> None:
+def test_a_bundle_from_before_cascades_is_loaded(tmp_path: Path) -> None:
     bundle = small_world.copied_bundle(tmp_path)
     edit_manifest(bundle, lambda manifest: manifest.pop("cascade"))
     load_bundle(bundle, catalogue_digest=DIGEST)
@@ -268,7 +268,7 @@ def test_a_first_model_with_one_other_byte_or_none_is_refused(bundle: Path, name
     assert f"{name} is missing" in refusal(bundle)
 
 
-def test_a_golden_margin_of_the_first_model_that_is_another_is_refused_to_the_bit(bundle: Path) -> None:
+def test_a_different_golden_margin_of_the_first_model_is_refused(bundle: Path) -> None:
     with np.load(bundle / FIRST.golden) as golden:
         vectors, margins = golden["vectors"], golden["margins"]
     margins[5] = np.nextafter(margins[5], np.inf)
@@ -294,7 +294,7 @@ def test_a_cascade_that_did_not_pass_is_refused(bundle: Path, changed: dict[str,
 
 
 @pytest.mark.skipif(compiler_name() is None, reason=COMPILER.reason)
-def test_both_libraries_are_built_and_without_them_gtil_gives_the_same_bits(bundle: Path) -> None:
+def test_both_libraries_are_built_and_gtil_gives_the_same_bits(bundle: Path) -> None:
     wanted = loaded().score(payments())
     shutil.rmtree(bundle / "native")
     by_gtil = load_bundle(bundle, catalogue_digest=DIGEST)
@@ -352,7 +352,7 @@ def test_a_cascade_that_cannot_work_is_refused_in_one_line(tmp_path: Path, chang
 
 
 def out_of_fold(count: int = 3000, seed: int = 0, noise: float = 0.4) -> OutOfFold:
-    """A large model that knows the log-odds, and a first one that is a little off; both in tenths, so that many tie."""
+    """A large model with the true log-odds and a first model close to them, both rounded to tenths for many ties."""
     random = np.random.default_rng(seed)
     log_odds = random.normal(-3.0, 2.0, size=count)
     label = (random.random(count) < 1 / (1 + np.exp(-log_odds))).astype(np.int64)
@@ -368,7 +368,7 @@ def actions(scores: F64) -> NDArray[np.int64]:
 
 
 @pytest.mark.parametrize("tolerance", [0.002, 0.01, 0.05])
-def test_actions_differ_in_no_more_payments_than_tolerated_and_what_is_told_is_so(tolerance: float) -> None:
+def test_actions_differ_within_the_tolerance_and_the_record_is_right(tolerance: float) -> None:
     rows = out_of_fold()
     cascade, margins = choose_cascade(rows, LARGE_MODEL, tolerance)
     wanted = actions(calibrated(rows.large, 1.0, 0.0))
@@ -397,7 +397,7 @@ def test_a_first_model_like_the_large_one_answers_all_but_those_to_review() -> N
 def test_a_first_model_that_disagrees_everywhere_is_refused() -> None:
     rows = out_of_fold()
     wanted = actions(calibrated(rows.large, 1.0, 0.0))
-    # Both its ends are payments that the large model wants reviewed.
+    # The large model reviews the payments at both ends.
     first = rows.first.copy()
     first[wanted == 1] = np.where(np.arange((wanted == 1).sum()) % 2 == 0, 90.0, -90.0)
     rows = OutOfFold(first, rows.large, rows.fold, rows.label)
@@ -412,7 +412,7 @@ def test_thresholds_are_moved_apart_until_the_payments_left_out_agree_too() -> N
 
 
 @pytest.mark.parametrize("margin", [-20.0, 20.0])
-def test_a_first_model_that_is_wrong_about_one_fold_is_refused_with_what_was_found(margin: float) -> None:
+def test_a_first_model_that_is_wrong_about_one_fold_is_refused(margin: float) -> None:
     rows = out_of_fold()
     to_review = actions(calibrated(rows.large, 1.0, 0.0)) == 1
     first = rows.first.copy()

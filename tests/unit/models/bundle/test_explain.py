@@ -1,4 +1,4 @@
-"""What features add to a score, against LightGBM's own margins."""
+"""Contributions of features to a score, compared with LightGBM's own margins."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def random_rows(count: int, seed: int) -> NDArray[np.float32]:
     rows = random.normal(size=(count, FEATURE_COUNT)).astype(np.float32)
     rows[random.random(rows.shape) < 0.2] = np.nan
     rows[random.random(rows.shape) < 0.2] = 0.0
-    # About what LightGBM takes for zero.
+    # Values near the bound below which LightGBM treats numbers as zero.
     for value in (1e-35, -1e-35, 1.1e-35, 1e-36, np.inf, -np.inf, -0.0):
         rows[random.random(rows.shape) < 0.01] = value
     return rows
@@ -120,7 +120,7 @@ def test_reasons_are_the_features_that_moved_the_score_most_towards_fraud(tmp_pa
 
 
 def test_nothing_is_left_to_compile_when_a_bundle_is_loaded() -> None:
-    """In the first payment that is not approved it would take a second."""
+    """Compiling during the first declined payment would delay it by a second."""
     explainer = small_world.loaded_bundle().explainer
     dispatcher: Any = add_contributions
     compiled = len(dispatcher.signatures)
@@ -129,7 +129,7 @@ def test_nothing_is_left_to_compile_when_a_bundle_is_loaded() -> None:
     assert len(dispatcher.signatures) == compiled > 0
 
 
-def test_no_reasons_are_told_where_none_are_wanted() -> None:
+def test_a_limit_of_zero_reasons_gives_no_reason() -> None:
     row = small_world.table().vectors[0]
     assert small_world.loaded_bundle().explainer.reasons(row, 0) == []
 
@@ -139,7 +139,7 @@ def test_no_reasons_are_told_where_none_are_wanted() -> None:
     [
         (
             {"boosting": "rf", "bagging_freq": 1, "bagging_fraction": 0.5},
-            "wanted one tree an iteration, and a sum of trees",
+            "wanted one tree per iteration, and margins that are sums of trees",
         ),
         ({"linear_tree": True}, "its leaves are linear models"),
     ],
@@ -152,7 +152,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path, parameters: dict[str
 
 def test_a_model_of_more_features_or_no_model_is_refused(tmp_path: Path) -> None:
     _, path = trained(tmp_path, random_rows(2000, seed=1))
-    with pytest.raises(BundleRefused, match="it asks about features beyond the 2 there are"):
+    with pytest.raises(BundleRefused, match="it tests features beyond the 2 of the catalogue"):
         read_trees(path, 2)
     path.write_text("tree\n", encoding="utf-8")
     with pytest.raises(BundleRefused, match=r"^model\.txt is not a LightGBM model"):
@@ -160,11 +160,11 @@ def test_a_model_of_more_features_or_no_model_is_refused(tmp_path: Path) -> None
 
 
 def test_nodes_that_lead_back_are_refused(tmp_path: Path) -> None:
-    """They would be walked for ever."""
+    """The walk would never end."""
     _, path = trained(tmp_path, random_rows(2000, seed=1))
     text = re.sub(r"left_child=\d+", "left_child=0", path.read_text(encoding="utf-8"), count=1)
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(BundleRefused, match="its nodes are in no order"):
+    with pytest.raises(BundleRefused, match="a node comes after its child"):
         read_trees(path, FEATURE_COUNT)
 
 
@@ -178,5 +178,5 @@ def test_a_bundle_whose_reasons_would_not_add_up_is_refused(tmp_path: Path, monk
         return type(trees)(**{**vars(trees), "roots": trees.roots[1:]})
 
     monkeypatch.setattr("paywarden.models.bundle.bundle.read_trees", one_tree_short)
-    with pytest.raises(BundleRefused, match=r"what features add to a score is not what model\.txt gives"):
+    with pytest.raises(BundleRefused, match=r"contributions do not add up to the margins of model\.txt"):
         load_bundle(bundle, catalogue_digest=small_world.engine().plan.digest)

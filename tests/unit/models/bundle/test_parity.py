@@ -1,4 +1,4 @@
-"""The gate tries what an engine gets wrong, and lets nothing through."""
+"""The parity gate tries the inputs that engines get wrong, and refuses every deviation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def gate() -> ParityGate:
 
 
 class WrongFor(GtilPredictor):
-    """LightGBM's bits but in rows that a question picks."""
+    """Gives LightGBM's bits, except in rows that a predicate picks."""
 
     def __init__(self, picks: object) -> None:
         super().__init__(text())
@@ -50,7 +50,7 @@ class WrongFor(GtilPredictor):
 
 
 def reached(trees: Trees, row: F32, node: int) -> bool:
-    """Whether a row comes by a node of its tree, by walking down as LightGBM does for numbers."""
+    """Whether a row's path passes a node, by walking down the tree as LightGBM does for numbers."""
     roots = [root for root in trees.roots.tolist() if root <= node]
     at = max(roots)
     while at >= 0 and at != node:
@@ -68,7 +68,7 @@ def test_a_predictor_that_gives_lightgbms_bits_passes() -> None:
     gate().require(GtilPredictor(text()))
 
 
-def test_every_split_is_tried_by_rows_that_come_to_it_below_at_and_above_its_threshold() -> None:
+def test_every_split_is_tried_below_at_and_above_its_threshold() -> None:
     trees = read_trees(text(), FEATURES)
     count = len(trees.nodes)
     rows = edge_rows(trees, payments(), np.arange(count)).reshape(count, 4, FEATURES)
@@ -80,7 +80,7 @@ def test_every_split_is_tried_by_rows_that_come_to_it_below_at_and_above_its_thr
         assert above > threshold
         assert np.nextafter(np.nextafter(below, np.float32(np.inf)), np.float32(np.inf)) == above
         assert np.isnan(missing)
-        # Unless the path asks about the same feature, whose value is another now.
+        # Skip paths that test the same feature again, because its value has changed.
         others = [row for row in rows[node] if reached(trees, row, node)]
         assert others, f"no row comes to split {node}"
 
@@ -104,7 +104,7 @@ def test_a_value_that_is_no_number_is_tried_in_every_feature(value: float) -> No
 
 def test_one_row_at_one_edge_that_is_scored_otherwise_refuses() -> None:
     trees = read_trees(text(), FEATURES)
-    # A split whose threshold is a float32: there "at" and "below" part.
+    # A split whose threshold is exactly a float32, where "at" and "below" differ.
     feature, threshold = int(trees.nodes[0, FEATURE]), np.float32(trees.thresholds[0])
     with pytest.raises(BundleRefused, match=r"the GTIL scores \d+ of \d+ rows unlike LightGBM \(rows at the edges"):
         gate().require(WrongFor(lambda rows: rows[:, feature] == np.nextafter(threshold, np.float32(np.inf))))
@@ -132,7 +132,7 @@ def test_a_margin_of_negative_zero_is_not_zero() -> None:
         parity.require_same_bits(Zero(), rows)
 
 
-def test_of_too_many_splits_an_even_part_is_tried_and_the_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_too_many_splits_an_even_part_is_tried_and_the_rest_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = gate().splits
     monkeypatch.setattr(parity, "SPLITS_MAX", 50)
     some = ParityGate.of(text(), payments())
@@ -140,7 +140,7 @@ def test_of_too_many_splits_an_even_part_is_tried_and_the_rest_is_told(monkeypat
     assert gate().splits_left_out == 0
 
 
-def test_a_set_of_categories_is_tried_by_one_of_it_one_that_is_not_one_never_seen_and_none(tmp_path: Path) -> None:
+def test_a_categorical_split_is_tried_inside_outside_unseen_and_missing(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     data = np.column_stack([random.integers(0, 12, 3000), random.normal(size=3000)]).astype(np.float32)
     label = (np.isin(data[:, 0], [1, 4, 7]) ^ (data[:, 1] > 1)).astype(int)

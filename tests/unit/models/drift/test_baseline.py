@@ -1,4 +1,4 @@
-"""What is usual, learnt of four weeks of worlds whose truth is known, and held against fresh weeks of the same."""
+"""Baselines learnt from four weeks of a simulated world with a known truth, and compared with its later weeks."""
 
 from __future__ import annotations
 
@@ -44,33 +44,33 @@ class World:
     alike: int = 1
     tilt_of_day: float = 0.0
     tilt_of_weekend: float = 0.0
-    # Standard deviations of the tilt that each hour, and each day, has of its own.
+    # Standard deviations of the random tilt of each hour and of each day.
     wander_of_hours: float = 0.0
     wander_of_days: float = 0.0
-    # What each day adds to the tilt, of features and of the score.
+    # How much each day adds to the tilt of the features and of the score.
     trend: float = 0.0
-    # Of the first feature.
+    # A constant added to the tilt of the first feature.
     moved: float = 0.0
-    # The share of blocks of five minutes in which one channel has thrice as many payments more, all the same.
+    # The share of blocks of five minutes in which a burst adds three times a channel's payments, all alike.
     bursts: float = 0.0
 
     @property
     def binning(self) -> Binning:
-        """Of scores and features the bins are even."""
+        """Returns a binning whose scores and features have equal bins."""
         edges = np.tile(np.linspace(0, 1, FEATURE_BINS + 1, dtype=np.float32)[1:-1], (len(FEATURES), 1))
         channels = tuple(f"c{number}" for number in range(self.channels))
         return Binning(np.linspace(0, 1, SCORE_BINS + 1)[1:-1], edges, (channels, (), ()))
 
-    def usual_tilt(self, start_ms: int) -> float:
-        """Of an hour, but for its wander."""
+    def expected_tilt(self, start_ms: int) -> float:
+        """Returns the tilt of an hour without its wander."""
         day, hour = start_ms // DAY_MS, start_ms // HOUR_MS % HOURS_OF_DAY
         pattern = self.tilt_of_day * np.sin(2 * np.pi * hour / HOURS_OF_DAY)
         return float(pattern + self.tilt_of_weekend * (day % 7 in (2, 3)) + self.trend * (day - FIRST_DAY))
 
     def day(self, day: int) -> Counts:
-        """A day's blocks of five minutes: Counts whose arrays have one more axis, the blocks', in front."""
+        """Returns a day's blocks of five minutes: Counts whose arrays have the blocks as an extra first axis."""
         rng = np.random.default_rng((self.seed, day))
-        hours = np.array([self.usual_tilt(day * DAY_MS + hour * HOUR_MS) for hour in range(HOURS_OF_DAY)])
+        hours = np.array([self.expected_tilt(day * DAY_MS + hour * HOUR_MS) for hour in range(HOURS_OF_DAY)])
         tilts = np.empty((1 + len(FEATURES), FIVES_OF_DAY))
         for subject in range(1 + len(FEATURES)):
             of_hours = hours + self.wander_of_hours * rng.standard_normal(HOURS_OF_DAY)
@@ -107,16 +107,16 @@ class World:
         return Counts(self.binning, *(self._in_segments(array) for array in arrays))
 
     def _in_segments(self, of_channels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(blocks, segments, …) of (blocks, channels, …): no payment has a country or a category."""
+        """Turns (blocks, channels, …) into (blocks, segments, …). No payment has a country or a category."""
         segments = self.binning.segments
-        found = np.zeros((len(of_channels), len(segments), *of_channels.shape[2:]), dtype=np.int64)
-        found[:, 1 : 1 + self.channels] = of_channels
+        counts = np.zeros((len(of_channels), len(segments), *of_channels.shape[2:]), dtype=np.int64)
+        counts[:, 1 : 1 + self.channels] = of_channels
         for name in ("overall", "country=none", "mcc=none"):
-            found[:, segments.index(name)] = of_channels.sum(axis=1)
-        return found
+            counts[:, segments.index(name)] = of_channels.sum(axis=1)
+        return counts
 
     def blocks(self, first_day: int, days: int, length_ms: int) -> Iterator[TimedCounts]:
-        """All of one length."""
+        """Yields all blocks of one length."""
         together = length_ms // FIVE_MS
         for day in range(first_day, first_day + days):
             arrays = [array.reshape(-1, together, *array.shape[1:]).sum(axis=1) for array in _day_of(self, day).arrays]
@@ -124,21 +124,21 @@ class World:
                 yield day * DAY_MS + number * length_ms, Counts(self.binning, *(array[number] for array in arrays))
 
 
-# Enough for a past.
+# The cache holds the days of a whole past.
 @lru_cache(maxsize=DAYS)
 def _day_of(world: World, day: int) -> Counts:
     return world.day(day)
 
 
 def _tilted(tilt: Floats, bins: int) -> Floats:
-    """Shares of bins, (blocks, bins)."""
+    """Returns the bins' shares for each tilt, (blocks, bins)."""
     weights = np.exp(tilt[:, None] * np.linspace(0, 1, bins))
-    found: Floats = weights / weights.sum(axis=1, keepdims=True)
-    return found
+    shares: Floats = weights / weights.sum(axis=1, keepdims=True)
+    return shares
 
 
 def every_sixth(blocks: Iterator[TimedCounts]) -> list[TimedCounts]:
-    """Of blocks of five minutes, each time another one of the half hour."""
+    """Returns one block of five minutes of each half hour, each time another one of the six."""
     return [block for number, block in enumerate(blocks) if number % 6 == number // 6 % 6]
 
 
@@ -159,17 +159,17 @@ def learnt(world: World, *, with_fives: bool = True) -> tuple[Layout, Baseline]:
 
 
 def fresh(world: World, length_ms: int, days: int = DAYS) -> list[Block]:
-    """Blocks of the weeks after those that were learnt of."""
+    """Returns blocks of the weeks after the past."""
     layout, baseline = learnt(world)
-    found = world.blocks(FIRST_DAY + DAYS, days, length_ms)
-    some = every_sixth(found) if length_ms == FIVE_MS else found
-    return [baseline.block(layout, counts, start_ms, length_ms) for start_ms, counts in some]
+    blocks = world.blocks(FIRST_DAY + DAYS, days, length_ms)
+    counted = every_sixth(blocks) if length_ms == FIVE_MS else blocks
+    return [baseline.block(layout, counts, start_ms, length_ms) for start_ms, counts in counted]
 
 
 def z_of(world: World, length_ms: int) -> Floats:
-    """How far fresh blocks lie from what is expected, in standard deviations: (blocks, signals), NaN of few payments.
+    """Returns the deviations of new blocks in standard deviations, (blocks, signals); NaN with few payments.
 
-    Only of signals that vary at all.
+    Only signals that vary are included.
     """
     layout, baseline = learnt(world)
     found = []
@@ -183,9 +183,9 @@ def z_of(world: World, length_ms: int) -> Floats:
 
 
 def truth(world: World, layout: Layout, start_ms: int) -> Floats:
-    """What signals of an hour are without chance."""
+    """Returns the true values of an hour's signals, without chance."""
     many = np.full((1, world.channels), 1_000_000)
-    tilts = np.full((1 + len(FEATURES), 1), world.usual_tilt(start_ms))
+    tilts = np.full((1 + len(FEATURES), 1), world.expected_tilt(start_ms))
     tilts[1] += world.moved
     counts = world._counts(np.random.default_rng(1), many, tilts, 0 * many)
     return layout.values(Counts(world.binning, *(array[0] for array in counts.arrays)))[0]
@@ -209,7 +209,7 @@ def test_a_pattern_of_the_day_and_of_the_week_is_expected_again() -> None:
     assert (np.abs(found - wanted).mean(axis=0) < 0.006).all()
 
 
-def test_what_is_expected_of_a_block_is_that_of_its_hours_by_their_payments() -> None:
+def test_the_expected_value_of_a_block_weights_its_hours_by_payments() -> None:
     layout, baseline = learnt(SEASONAL)
     for day in range(7):
         start_ms = NEXT_WEEK_MS + day * DAY_MS
@@ -223,10 +223,10 @@ def test_what_is_expected_of_a_block_is_that_of_its_hours_by_their_payments() ->
         np.testing.assert_array_equal(five, hours[7])
 
 
-def test_no_pattern_is_made_of_chance() -> None:
+def test_chance_does_not_become_a_season() -> None:
     layout, baseline = learnt(IID)
     payments = baseline.payments[:, layout.behind]
-    # What the means of the hours of the week lie off by chance.
+    # How far chance moves the means of the hours of the week.
     chance = np.sqrt(baseline.variance / np.maximum(payments, 1))
     there = payments.min(axis=0) > 0
     assert np.sqrt((baseline.season[:, there] ** 2 / chance[:, there] ** 2).mean()) < 0.3
@@ -236,13 +236,13 @@ def test_no_pattern_is_made_of_chance() -> None:
 @pytest.mark.parametrize(
     "world", [IID, CLUSTERED, WANDERING, SEASONAL], ids=["independent", "clustered", "wandering", "seasonal"]
 )
-def test_fresh_blocks_lie_as_far_from_what_is_expected_as_is_said(world: World, length_ms: int) -> None:
+def test_new_blocks_deviate_as_much_as_the_baseline_says(world: World, length_ms: int) -> None:
     squares = np.nanmean(z_of(world, length_ms) ** 2, axis=0)
     assert len(squares) > 40
     assert 0.6 < squares.mean() < 1.3
 
 
-def test_blocks_of_what_was_clustered_vary_more_than_independent_payments() -> None:
+def test_clustered_payments_have_a_higher_dispersion() -> None:
     (layout, alone), (_, alike) = learnt(IID), learnt(CLUSTERED)
     score = layout.numbers[SCORE]
     assert (alone.dispersion[:, score] < 1.3).all()
@@ -258,7 +258,7 @@ def test_no_shorter_block_is_taken_to_vary_less_than_a_longer_one() -> None:
 
 
 @pytest.mark.parametrize("length_ms", LENGTHS_MS)
-def test_where_days_differ_there_is_a_range_in_which_nothing_has_changed(length_ms: int) -> None:
+def test_differing_days_give_a_range_that_counts_as_unchanged(length_ms: int) -> None:
     layout, baseline = learnt(OTHER_DAYS)
     score = layout.numbers[SCORE]
     assert baseline.range[score] > 5 * learnt(IID)[1].range[score]
@@ -272,7 +272,7 @@ def test_where_days_differ_there_is_a_range_in_which_nothing_has_changed(length_
     assert inside > 0.9 * len(blocks)
 
 
-def test_beyond_the_range_the_nearest_end_of_it_is_expected() -> None:
+def test_beyond_the_range_its_nearest_end_is_expected() -> None:
     layout, baseline = learnt(OTHER_DAYS)
     first = layout.numbers[FIRST]
     for moved, side in ((9.0, 1), (-9.0, -1)):
@@ -283,7 +283,7 @@ def test_beyond_the_range_the_nearest_end_of_it_is_expected() -> None:
         assert side * (block.value[first] - block.expected[first]) > 4 * block.sd[first]
 
 
-def test_levels_of_features_are_those_of_the_last_days_and_levels_of_scores_those_of_all() -> None:
+def test_feature_levels_follow_the_last_days_and_score_levels_do_not() -> None:
     world = World(seed=6, trend=0.03)
     layout, baseline = learnt(world)
     level = baseline.level[layout.numbers[FIRST]]
@@ -322,18 +322,18 @@ def test_a_day_without_payments_moves_no_level() -> None:
     np.testing.assert_array_equal(followed(baseline, layout, before, day), before)
 
 
-def test_what_is_expected_follows_the_levels() -> None:
+def test_the_expected_value_follows_the_levels() -> None:
     layout, baseline = learnt(SEASONAL)
     moved = np.linspace(1, 2, len(layout.signals), dtype=np.float32)
     ((start_ms, counts),) = SEASONAL.blocks(FIRST_DAY + DAYS, 1, DAY_MS)
     block = baseline.block(layout, counts, start_ms, DAY_MS, moved)
-    # Where levels are so far above what is seen, the nearest end of the range is the lowest.
+    # The levels are far above the value, so the nearest end of the range is its lower end.
     lowest = baseline.expected(layout, start_ms, DAY_MS)[0] + moved - baseline.range
     there = block.count > 0
     assert block.expected[there] == pytest.approx(lowest[there])
 
 
-def test_how_large_a_change_is_is_its_psi_of_histograms_and_relative_of_shares() -> None:
+def test_an_effect_is_a_psi_for_histograms_and_relative_for_shares() -> None:
     layout, baseline = learnt(IID)
     moved = replace(IID, moved=1.0)
     ((start_ms, counts),) = moved.blocks(FIRST_DAY + DAYS, 1, DAY_MS)
@@ -348,7 +348,7 @@ def test_how_large_a_change_is_is_its_psi_of_histograms_and_relative_of_shares()
     assert block.effect[layout.numbers[SCORE]] < 0.001
 
 
-def test_without_blocks_of_five_minutes_these_vary_as_hours_do() -> None:
+def test_without_five_minute_blocks_their_spread_is_that_of_hours() -> None:
     for world in (CLUSTERED, WANDERING):
         _, baseline = learnt(world, with_fives=False)
         np.testing.assert_array_equal(baseline.dispersion[0], baseline.dispersion[1])
@@ -358,12 +358,12 @@ def test_without_blocks_of_five_minutes_these_vary_as_hours_do() -> None:
 def test_bursts_in_one_segment_widen_the_same_signal_in_others() -> None:
     world = World(seed=7)
     (layout, calm), (_, bursting) = learnt(world), learnt(replace(world, bursts=0.002))
-    # The payments of this one are the same in both.
+    # This signal has the same payments in both.
     other = layout.numbers[Signal("score", "location", "channel=c1")]
     assert bursting.dispersion[0, other] > 1.5 * calm.dispersion[0, other]
 
 
-def test_before_there_is_a_past_nothing_is_said() -> None:
+def test_without_a_past_nothing_is_expected() -> None:
     layout, _ = learnt(IID)
     baseline, detectors = empty_baseline(layout), Detectors(layout.signals, DetectorSettings())
     for length_ms in LENGTHS_MS:
@@ -373,7 +373,7 @@ def test_before_there_is_a_past_nothing_is_said() -> None:
         assert not detectors.step(block).counted.any()
 
 
-def test_an_hour_of_the_week_that_the_past_had_not_is_expected_as_on_other_days() -> None:
+def test_an_hour_missing_in_the_past_is_expected_as_on_other_days() -> None:
     layout, _ = learnt(SEASONAL)
     total = Counts.empty(SEASONAL.binning)
     for _, counts in SEASONAL.blocks(FIRST_DAY, 3, HOUR_MS):
@@ -388,7 +388,7 @@ def test_an_hour_of_the_week_that_the_past_had_not_is_expected_as_on_other_days(
         assert unknown[1][score] > 0
 
 
-def test_over_weeks_of_nothing_no_detector_fires_and_soon_after_a_feature_has_moved_one_does() -> None:
+def test_detectors_stay_silent_for_weeks_and_fire_after_a_feature_moved() -> None:
     world = World(seed=8, payments=150, channels=12, tilt_of_day=0.5, wander_of_hours=0.1, alike=2)
     layout, baseline = learnt(world)
     detectors = Detectors(layout.signals, DetectorSettings())
@@ -402,7 +402,7 @@ def test_over_weeks_of_nothing_no_detector_fires_and_soon_after_a_feature_has_mo
 
     last_day = FIRST_DAY + DAYS + 30
     for day in range(FIRST_DAY + DAYS, last_day):
-        # Of five minutes a few days are enough: they take longest.
+        # A few days of five-minute blocks are enough. They take the longest time.
         for length_ms in LENGTHS_MS if day % 6 == 0 else LENGTHS_MS[1:]:
             for block, found in fired(world, day, length_ms):
                 assert not found, block.start_ms

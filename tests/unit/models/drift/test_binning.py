@@ -19,7 +19,7 @@ def test_a_score_at_an_edge_is_in_the_bin_above_it() -> None:
     assert BINNING.score_bins == 3
 
 
-def test_features_have_bins_and_a_place_for_what_is_missing() -> None:
+def test_features_have_bins_and_a_count_of_missing_values() -> None:
     vectors = np.array([[-5.0], [0.0], [0.5], [1.0], [1e30], [np.nan]], dtype=np.float32)
     assert BINNING.bins_of_features(vectors)[:, 0].tolist() == [0, 1, 1, 2, 2, MISSING]
 

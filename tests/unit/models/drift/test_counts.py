@@ -62,7 +62,7 @@ def same(one: Counts, other: Counts) -> bool:
 
 
 @given(st.integers(0, 2**32), st.integers(0, 40))
-def test_rows_are_counted_as_one_by_one(seed: int, count: int) -> None:
+def test_rows_are_counted_as_if_one_by_one(seed: int, count: int) -> None:
     rows = rows_of(seed, count)
     assert same(count_rows(BINNING, rows), obviously(rows))
 
@@ -86,7 +86,7 @@ def test_every_payment_is_in_one_segment_of_each_dimension() -> None:
             assert np.array_equal(array[numbers].sum(axis=0), array[SEGMENTS["overall"]])
 
 
-def test_what_is_missing_has_a_place_of_its_own() -> None:
+def test_missing_values_have_their_own_count() -> None:
     rows = replace(rows_of(1, 1), scores=np.array([np.nan]), vectors=np.full((1, 2), np.nan, dtype=np.float32))
     counts = count_rows(BINNING, rows)
     assert counts.scores.sum() == 0
@@ -121,7 +121,7 @@ def test_counts_of_another_binning_are_refused(other: Binning) -> None:
         Counts.from_bytes(Counts.empty(BINNING).to_bytes(), other)
 
 
-def test_what_are_no_counts_is_refused() -> None:
+def test_bytes_that_are_not_counts_are_refused() -> None:
     stored = count_rows(BINNING, rows_of(1, 5)).to_bytes()
     bomb = stored[:15] + Counts.empty(replace(BINNING, score_edges=np.linspace(0, 1, 64))).to_bytes()[15:]
     for wrong in (b"", stored[:10], b"\x09" + stored[1:], stored[:-3], stored[:15] + b"rubbish", bomb):

@@ -1,4 +1,4 @@
-"""Detectors: how rarely nothing looks like something, and how soon something is seen."""
+"""Detectors: their false alarm rate, and how soon they fire after a change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COUNT = len(SIGNALS)
 def block_of(
     values: Floats, start_ms: int = 0, length_ms: int = FIVE_MS, *, sd: Floats | None = None, **arrays: Floats
 ) -> Block:
-    """A block of which nothing was expected but 0, and whose changes are all large."""
+    """Returns a block whose expected values are 0 and whose effects are all large."""
     count = len(values)
     return Block(
         start_ms=start_ms,
@@ -43,7 +43,7 @@ def block_of(
 
 
 def firings(detectors: Detectors, days: int, draw: Callable[[], Floats]) -> int:
-    """How often anything fires in blocks of five minutes, and in the hours and days that these make up."""
+    """Returns how often any signal fires, in blocks of five minutes and in the hours and days that they form."""
     fired, sums = 0, {length: np.zeros(COUNT) for length in LENGTHS_MS}
     for number in range(1, days * BLOCKS_A_DAY + 1):
         values = draw()
@@ -83,7 +83,7 @@ def _alike(rng: np.random.Generator) -> Callable[[], Floats]:
 
 @pytest.mark.parametrize("make", [_normal, _heavy, _persistent, _alike])
 @pytest.mark.parametrize("false_alarm_days", [1.0, 5.0])
-def test_with_nothing_changed_alarms_are_as_rare_as_the_setting_says(
+def test_without_a_change_alarms_are_as_rare_as_configured(
     make: Callable[[np.random.Generator], Callable[[], Floats]], false_alarm_days: float
 ) -> None:
     days = 30
@@ -92,7 +92,7 @@ def test_with_nothing_changed_alarms_are_as_rare_as_the_setting_says(
 
 
 @pytest.mark.parametrize("payments", [50, 1_000, 50_000])
-def test_the_rate_of_false_alarms_does_not_depend_on_how_much_traffic_there_is(payments: int) -> None:
+def test_the_false_alarm_rate_does_not_depend_on_traffic(payments: int) -> None:
     rng = np.random.default_rng(payments)
     share, days = 0.2, 30
     sd = math.sqrt(share * (1 - share) / payments)
@@ -104,7 +104,7 @@ def test_the_rate_of_false_alarms_does_not_depend_on_how_much_traffic_there_is(p
 
 
 @pytest.mark.parametrize(("payments", "share"), [(100, 0.001), (1_000, 0.001), (100, 0.01)])
-def test_what_is_rare_raises_no_more_false_alarms_than_what_is_common(payments: int, share: float) -> None:
+def test_rare_shares_raise_no_more_false_alarms_than_common_ones(payments: int, share: float) -> None:
     rng, days = np.random.default_rng(payments), 10
     signals = tuple(Signal(f"flag:f{number}", "share", "overall") for number in range(40))
     detectors = Detectors(signals, DetectorSettings(false_alarm_days=1))
@@ -119,7 +119,7 @@ def test_what_is_rare_raises_no_more_false_alarms_than_what_is_common(payments: 
     assert fired <= days
 
 
-def test_what_was_never_seen_and_is_now_common_is_seen_in_two_blocks() -> None:
+def test_a_new_frequent_value_fires_within_two_blocks() -> None:
     signals = (Signal("flag:mirror_absent", "share", "overall"),)
     detectors = Detectors(signals, DetectorSettings())
     none, half = np.zeros(1), np.full(1, 0.5)
@@ -132,8 +132,8 @@ def test_what_was_never_seen_and_is_now_common_is_seen_in_two_blocks() -> None:
     assert [len(step(number, half).fired) for number in (1, 2)] == [0, 1]
 
 
-def test_of_a_null_as_heavy_as_the_one_assumed_there_are_some_false_alarms() -> None:
-    # So that the tests above would see it if there were too many.
+def test_a_null_with_the_assumed_tails_gives_some_false_alarms() -> None:
+    # This shows that the tests above would notice too many false alarms.
     detectors = Detectors(SIGNALS, DetectorSettings(false_alarm_days=0.25, autocorrelation=0))
     assert 0 < firings(detectors, 30, _heavy(np.random.default_rng(1))) <= 120
 
@@ -176,12 +176,12 @@ def test_one_freak_block_does_not_fire_and_a_second_does(length_ms: int) -> None
     assert len(detectors.step(block_of(freak, length_ms, length_ms)).fired) == COUNT
 
 
-def test_an_enormous_change_of_a_day_is_not_waited_for_twice() -> None:
+def test_one_day_with_an_enormous_change_fires() -> None:
     fired = Detectors(SIGNALS, DetectorSettings()).step(block_of(np.full(COUNT, 1e9), 0, DAY_MS)).fired
     assert len(fired) == COUNT
 
 
-def test_a_signal_that_says_nothing_stands_still() -> None:
+def test_a_signal_without_a_value_stands_still() -> None:
     detectors = Detectors(SIGNALS, DetectorSettings(payments_min=30))
     detectors.step(block_of(np.full(COUNT, 3.0)))
     before = [kept.copy() for kept in detectors.state]
@@ -196,18 +196,18 @@ def test_a_signal_that_says_nothing_stands_still() -> None:
     assert (detectors.state[0][0, 5:] != before[0][0, 5:]).any()
 
 
-def test_what_is_certain_and_too_small_to_matter_does_not_fire_until_it_is_larger() -> None:
+def test_a_certain_but_small_change_fires_only_when_it_grows() -> None:
     detectors = Detectors(SIGNALS, DetectorSettings(share_change_min=0.2, psi_min=0.02))
     small, large = np.full(COUNT, 0.01), np.full(COUNT, 0.3)
     for number in range(10):
         assert not len(detectors.step(block_of(np.full(COUNT, 30.0), number * FIVE_MS, effect=small)).fired)
     verdict = detectors.step(block_of(np.full(COUNT, 30.0), 10 * FIVE_MS, effect=large))
     assert len(verdict.fired) == COUNT
-    # It began when it was first certain, not when it became large.
+    # The time is that of the evidence, not that of the larger effect.
     assert verdict.reached_ms[0] == 2 * FIVE_MS
 
 
-def test_how_large_a_change_is_is_not_taken_from_one_block_of_chance() -> None:
+def test_the_effect_of_one_chance_block_counts_for_little() -> None:
     detectors = Detectors(SIGNALS, DetectorSettings())
     effects = [detectors.step(block_of(np.full(COUNT, sign), n * FIVE_MS)).effect[0] for n, sign in enumerate([1, -1])]
     assert max(effects) < 2
@@ -221,7 +221,7 @@ def test_after_a_firing_the_evidence_begins_anew() -> None:
     assert not len(detectors.step(block_of(np.full(COUNT, 1e9), 2 * FIVE_MS)).fired)
 
 
-def test_what_is_settled_is_not_told_again_by_longer_blocks() -> None:
+def test_settled_changes_do_not_fire_again_in_longer_blocks() -> None:
     detectors = Detectors(SIGNALS, DetectorSettings())
     detectors.step(block_of(np.full(COUNT, 3.0)))
     detectors.forget([0], 3 * FIVE_MS)
@@ -238,7 +238,7 @@ def test_the_false_alarms_are_shared_out_and_the_score_has_half() -> None:
     assert shares[:4].sum() == pytest.approx(1 / 2)
     assert shares[4:10].sum() == pytest.approx(1 / 4)
     assert shares[10:16].sum() == pytest.approx(1 / 8)
-    # Where a kind of signals is not there, the others have its share.
+    # If a kind of signals is missing, the others share its part of the budget.
     assert budget(SIGNALS[:4]).sum() == pytest.approx(1)
 
 

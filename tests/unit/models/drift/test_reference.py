@@ -1,4 +1,4 @@
-"""References as files: what is read is what was saved, or it is refused."""
+"""References as files: reading gives the saved reference or refuses the file."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def reference() -> Reference:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A saved one, to break."""
+    """Saves a reference, so that a test can damage it."""
     reference().save(tmp_path / REFERENCE)
     return tmp_path / REFERENCE
 
 
 def block_of(one: Reference, length_ms: int) -> Block:
-    """Of some payments of the week after."""
+    """Returns counts of some payments of the following week."""
     random, rows = np.random.default_rng(9), 100
     counts = count_rows(
         one.binning,
@@ -81,7 +81,7 @@ def block_of(one: Reference, length_ms: int) -> Block:
 
 
 def edit(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
-    """Write it again with another head, and other arrays."""
+    """Write the file again with changes to its head and its arrays."""
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     head = json.loads(str(arrays["head"]))
@@ -99,7 +99,7 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_what_is_read_is_what_was_saved(tmp_path: Path, live: bool) -> None:
+def test_reading_gives_the_saved_reference(tmp_path: Path, live: bool) -> None:
     saved = made(live=live)
     saved.save(tmp_path / "any name")
     read = read_reference(tmp_path / "any name")
@@ -125,7 +125,7 @@ def test_the_same_reference_gives_the_same_bytes_on_another_day(
     assert path.read_bytes() == (tmp_path / "again").read_bytes() == (tmp_path / "read").read_bytes()
 
 
-def test_references_that_differ_have_different_digests() -> None:
+def test_different_references_have_different_digests() -> None:
     counts = reference().counts
     renamed = replace(counts.binning, values=(("AT", "FR"), *counts.binning.values[1:]))
     others = [
@@ -138,7 +138,7 @@ def test_references_that_differ_have_different_digests() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04", b"\x93NUMPY\x01\x00"])
-def test_a_file_that_is_none_is_refused(path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_parquet_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert "cannot be read as a reference" in refusal(path)
 
@@ -162,7 +162,7 @@ def test_a_truncated_file_is_refused(path: Path, share: float) -> None:
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 2**32), from_the_end=st.booleans(), bit=st.integers(0, 7))
-def test_a_damaged_file_is_refused_or_the_damage_is_of_nothing_that_counts(
+def test_a_damaged_file_is_refused_unless_the_damage_is_harmless(
     path: Path, place: int, from_the_end: bool, bit: int
 ) -> None:
     reference().save(path)
@@ -267,7 +267,7 @@ def test_a_bundle_whose_reference_was_changed_is_refused(
         load_reference(bundle)
 
 
-def test_a_reference_of_another_format_is_refused_even_with_a_right_checksum(tmp_path: Path) -> None:
+def test_a_reference_with_another_format_is_refused(tmp_path: Path) -> None:
     bundle = small_world.copied_bundle(tmp_path)
     edit(bundle / REFERENCE, lambda head, _: head.update(format=9))
     edit_files(bundle, lambda files: files.update({REFERENCE: sha256_of(bundle / REFERENCE)}))

@@ -1,4 +1,4 @@
-"""References made of past decisions: their bins, their segments, and what they know."""
+"""References made from past decisions: their bins, segments and signals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def past_of(
     values: dict[str, list[str | None]] | None = None,
     live: Live | None = None,
 ) -> PastDecisions:
-    """Decisions spread evenly over the days; what is not given is drawn."""
+    """Returns decisions spread evenly over the days. Columns that are not given are random."""
     random = np.random.default_rng(1)
     if vectors is None:
         columns = (random.random(rows), random.integers(0, 5, rows), np.full(rows, 7), np.full(rows, np.nan))
@@ -93,7 +93,7 @@ def test_payments_that_no_model_scored_are_in_no_bin_of_scores() -> None:
     assert reference.counts.payments[0] == 3000
 
 
-def test_where_no_model_scored_anything_there_is_still_a_reference() -> None:
+def test_decisions_without_scores_still_give_a_reference() -> None:
     reference = made(past_of(scores=np.full(3000, np.nan)))
     assert reference.binning.score_edges.tolist() == list(THRESHOLDS)
     assert reference.counts.scores.sum() == 0
@@ -126,7 +126,7 @@ def test_edges_of_any_feature_rise_and_are_no_more_than_there_is_room_for(column
     edges = edges_of(column)
     assert len(edges) <= FEATURE_BINS - 1
     assert (np.diff(edges) > 0).all()
-    # No bin but one of a single value holds much more than its share of the payments.
+    # Only bins of a single value hold much more than their share of the payments.
     finite = column[np.isfinite(column)]
     bins = np.searchsorted(edges, finite, side="right")
     for number in np.unique(bins):
@@ -134,7 +134,7 @@ def test_edges_of_any_feature_rise_and_are_no_more_than_there_is_room_for(column
         assert len(np.unique(inside)) == 1 or len(inside) <= 2 * (len(finite) / (FEATURE_BINS - 1) + 1)
 
 
-def test_a_feature_that_is_always_missing_has_no_edge_and_all_its_payments_there() -> None:
+def test_all_payments_of_an_always_missing_feature_count_as_missing() -> None:
     reference = made(past_of())
     absent = NAMES.index("absent")
     assert np.isinf(reference.binning.feature_edges[absent]).all()
@@ -158,14 +158,14 @@ def test_only_frequent_values_have_a_segment_of_their_own() -> None:
     assert reference.binning.values == (("atm", "ecom", "pos"), (), ())
 
 
-def test_of_many_values_the_twenty_most_frequent_have_segments() -> None:
-    # A hundred of the first, and of each other one less.
+def test_the_twenty_most_frequent_values_have_segments() -> None:
+    # 100 payments with the first value, 99 with the second, and so on.
     countries = [f"{chr(65 + number)}X" for number in range(26) for _ in range(100 - number)]
     reference = made(past_of(rows=len(countries), values={"country": list(countries)}))
     assert reference.binning.values[1] == tuple(f"{chr(65 + number)}X" for number in range(20))
 
 
-def test_values_that_are_named_like_the_rest_of_them_have_no_segment_of_their_own() -> None:
+def test_values_named_none_or_other_get_no_segment_of_their_own() -> None:
     channels = [NONE, OTHER, "pos", None] * 750
     reference = made(past_of(values={"channel": channels}))
     assert reference.binning.values[0] == ("pos",)
@@ -177,13 +177,13 @@ def test_values_that_are_named_like_the_rest_of_them_have_no_segment_of_their_ow
 @pytest.mark.parametrize(
     ("days", "rows", "is_made"), [(0.5, 100, False), (1, 100, False), (1.5, 100, True), (1, 0, False)]
 )
-def test_of_less_than_two_days_no_reference_is_made(days: float, rows: int, is_made: bool) -> None:
+def test_less_than_two_days_give_no_reference(days: float, rows: int, is_made: bool) -> None:
     past = past_of(days=days, rows=rows)
     found = make_reference(past, model_version="v1", feature_names=NAMES, thresholds=THRESHOLDS)
     assert (found is not None) == is_made
 
 
-def test_hours_are_expected_as_they_were() -> None:
+def test_hours_are_expected_as_in_the_past() -> None:
     # In the first hour of each day all scores are the highest.
     past = past_of(days=8, rows=8000)
     first = past.segments.time_ms % DAY_MS < HOUR_MS
@@ -198,7 +198,7 @@ def test_hours_are_expected_as_they_were() -> None:
     assert expected[1] == pytest.approx(0.48, abs=0.03)
 
 
-def test_of_a_training_window_there_are_scores_and_inputs_and_of_live_decisions_their_quality() -> None:
+def test_only_live_decisions_have_quality_signals() -> None:
     trained = made(past_of())
     assert trained.kinds == Kinds.SCORE | Kinds.INPUTS
     flags = [["unknown_card", "odd"], ["odd", "odder"], []] * 1000
@@ -224,7 +224,7 @@ def test_a_reference_is_of_the_model_and_counts_every_payment() -> None:
     assert reference.model_version == "v1"
     assert reference.feature_names == ("f0", "f1", "f2", "f3")
     assert reference.counts.payments[0] == 3000
-    # Every hour of the two days and a half, and of the others something.
+    # Every hour of the two and a half days, and estimates for the other hours.
     of_hours = reference.baseline.payments[:, 0]
     first = FIRST_MS // HOUR_MS % 168
     np.testing.assert_allclose(np.roll(of_hours, -first)[:60], 50, atol=1)
@@ -235,7 +235,7 @@ folds = st.integers(0, 2**32).map(np.random.default_rng)
 
 
 @given(folds, st.integers(1, 60), st.integers(1, 4))
-def test_as_of_one_model_scores_keep_their_order_within_each_fold(
+def test_mapping_folds_to_one_model_keeps_the_order_of_scores(
     random: np.random.Generator, count: int, fold_count: int
 ) -> None:
     scores, fold = random.integers(0, 20, count) / 20, random.integers(0, fold_count, count)
@@ -247,9 +247,9 @@ def test_as_of_one_model_scores_keep_their_order_within_each_fold(
 
 
 @given(folds)
-def test_as_of_one_model_every_fold_has_the_scores_of_all(random: np.random.Generator) -> None:
+def test_mapping_folds_to_one_model_gives_each_all_scores(random: np.random.Generator) -> None:
     fold = random.permutation(np.repeat([0, 1, 2], [600, 600, 300]))
-    # Models that differ in how high their scores are, and in how far they spread.
+    # Models whose scores differ in level and in spread.
     scores = random.random(1500) * np.array([0.2, 0.5, 0.9])[fold] + np.array([0, 0.3, 0.05])[fold]
     found = as_of_one_model(scores, fold)
     shares = [0.01, 0.1, 0.5, 0.9, 0.99]
@@ -259,6 +259,6 @@ def test_as_of_one_model_every_fold_has_the_scores_of_all(random: np.random.Gene
     np.testing.assert_array_equal(np.sort(found[fold == 0]), np.sort(found[fold == 1]))
 
 
-def test_as_of_one_model_one_fold_stays_as_it_is() -> None:
+def test_mapping_a_single_fold_to_one_model_changes_nothing() -> None:
     scores = np.random.default_rng(5).random(500)
     assert as_of_one_model(scores, np.zeros(500, dtype=np.int64)) == pytest.approx(scores, abs=0.01)

@@ -1,4 +1,4 @@
-"""Signals of counts, held against the same of the payments one by one."""
+"""Signals of counts, compared with signals computed payment by payment."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def layout_of(counts: Counts, kinds: Kinds = ALL) -> Layout:
 
 
 def of_payments(rows: DecisionRows, signal: Signal, ranks: Ranks) -> Floats:
-    """What the signal is the mean of: a number for each of its payments."""
+    """Returns the numbers that the signal averages, one for each payment."""
     places = BINNING.segments_of(rows.values)
     inside = np.asarray((places == BINNING.segments.index(signal.segment)).any(axis=1))
     name, _, told = signal.subject.partition(":")
@@ -100,7 +100,7 @@ def test_a_signal_is_the_mean_over_its_payments_and_spread_their_variance(seed: 
 
 @settings(max_examples=25)
 @given(st.integers(0, 2**32))
-def test_of_many_payments_the_moments_are_their_mean_and_variance(seed: int) -> None:
+def test_with_many_payments_moments_are_mean_and_variance(seed: int) -> None:
     rows = rows_of(seed, 30)
     counts = count_rows(BINNING, rows)
     for array in counts.arrays:
@@ -116,14 +116,14 @@ def test_of_many_payments_the_moments_are_their_mean_and_variance(seed: int) -> 
 
 
 @given(st.integers(0, 2**32), st.integers(0, 30))
-def test_moments_are_finite_and_the_variance_is_above_0_however_few_payments_there_are(seed: int, count: int) -> None:
+def test_moments_are_finite_and_the_variance_positive_without_payments(seed: int, count: int) -> None:
     counts = count_rows(BINNING, rows_of(seed, count))
     means, variances = layout_of(counts).moments(counts)
     assert ((means >= 0) & (means <= 1)).all()
     assert ((variances > 0) & (variances <= 0.25 + 1e-9)).all()
 
 
-def test_a_segment_that_had_no_payment_is_expected_to_be_as_all_are() -> None:
+def test_a_segment_without_payments_is_expected_to_be_like_all() -> None:
     counts = count_rows(BINNING, rows_of(1, 200))
     empty = BINNING.segments.index("mcc=none")
     for array in counts.arrays:
@@ -220,7 +220,7 @@ def test_a_layout_has_the_signals_of_its_kinds() -> None:
     assert len(layout_of(counts).signals) == segments * sum(map(len, of_kinds.values())) - 1
 
 
-def test_what_is_said_of_signals_fits_them() -> None:
+def test_the_arrays_of_a_layout_match_its_signals() -> None:
     layout = layout_of(count_rows(BINNING, rows_of(1, 40)))
     assert [layout.numbers[signal] for signal in layout.signals] == list(range(len(layout.signals)))
     for number, signal in enumerate(layout.signals):

@@ -1,4 +1,4 @@
-"""Areas under curves are to the bit those of scikit-learn, in a tenth of the memory; and what else is measured."""
+"""Areas under curves have scikit-learn's bits and take a tenth of its memory; also other measures' memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RANDOM = np.random.default_rng(4)
 ROWS = 400_000
 FRAUD = RANDOM.random(ROWS) < 0.01
 SCORE = 1 / (1 + np.exp(6 - 4 * FRAUD - RANDOM.normal(0, 1.2, ROWS)))
-# Scores of trees come again and again.
+# Trees give many equal scores.
 SCORE[::2] = SCORE[::2].round(4)
 OTHER = np.clip(SCORE + RANDOM.normal(0, 0.01, ROWS), 0, 1)
 DAY = np.sort(RANDOM.integers(19_000, 19_020, ROWS))
@@ -66,7 +66,7 @@ def test_the_scores_are_left_as_they_are_and_a_negative_zero_is_a_zero() -> None
 
 
 MEASURES: dict[str, tuple[Callable[[], object], int]] = {
-    # What is measured, and bytes a row at most.
+    # The measured call, and the most bytes per row it may take.
     "areas": (lambda: areas_under_curves(FRAUD, SCORE), 12),
     "card precision": (lambda: str(vars(card_precision_at_k(DAY, CARD, FRAUD.view(np.int8), SCORE))), 14),
     "review capacity": (lambda: at_capacity(DAY, FRAUD, SCORE, AMOUNT, 100), 14),

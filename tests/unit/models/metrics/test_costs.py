@@ -27,7 +27,7 @@ def test_the_net_is_loss_avoided_less_reviews_and_lost_margin() -> None:
     money = money_of(COUNT, AMOUNT, costs)
     assert money.loss_avoided_minor == 44_000
     assert money.loss_suffered_minor == 5_600
-    # Of reviews that find fraud, too.
+    # Reviews that find fraud cost money as well.
     assert money.review_cost_minor == 70 * 300
     assert money.margin_lost_minor == 600
     assert money.net_minor == 44_000 - 21_000 - 600

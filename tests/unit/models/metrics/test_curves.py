@@ -67,7 +67,7 @@ def test_capacity_takes_the_highest_scores_of_each_day() -> None:
     assert (found.days, found.found_per_day) == ([7, 9], [1, 2])
 
 
-def test_of_equal_scores_the_earlier_payment_is_reviewed() -> None:
+def test_with_equal_scores_the_earlier_payment_is_reviewed() -> None:
     day, score = np.zeros(2, dtype=np.int64), np.array([0.5, 0.5])
     assert at_capacity(day, np.array([True, False]), score, np.ones(2, dtype=np.int64), 1).frauds_found == 1
     assert at_capacity(day, np.array([False, True]), score, np.ones(2, dtype=np.int64), 1).frauds_found == 0
@@ -102,14 +102,14 @@ def test_a_calibrated_score_has_a_small_error_and_intervals_that_hold_it() -> No
     assert sum(held) >= len(held) - 2
 
 
-def test_the_interval_of_a_bin_without_fraud_begins_at_nought() -> None:
+def test_the_interval_of_a_bin_without_fraud_begins_at_zero() -> None:
     result = reliability(np.zeros(40, bool), np.full(40, 0.25))
     # Wilson's: z² / (n + z²).
     assert result.low == [0.0]
     assert result.high == [pytest.approx(0.08763, abs=1e-4)]
 
 
-def test_the_histogram_holds_every_payment_and_a_score_of_one_in_its_last_bin() -> None:
+def test_the_last_bin_of_the_histogram_includes_the_score_one() -> None:
     histogram = score_histogram(FRAUD, SCORE)
     assert (sum(histogram.genuine), sum(histogram.fraud)) == ((~FRAUD).sum(), FRAUD.sum())
     edges = score_histogram(np.zeros(3, bool), np.array([0.0, 0.5, 1.0])).genuine
@@ -117,7 +117,7 @@ def test_the_histogram_holds_every_payment_and_a_score_of_one_in_its_last_bin() 
     assert (edges[0], edges[SCORE_EDGES.index(0.5)], edges[-1]) == (1, 1, 1)
 
 
-def test_scores_that_promise_twice_the_fraud_that_came_are_far_off() -> None:
+def test_scores_of_twice_the_true_fraud_share_are_far_off() -> None:
     fraud = RANDOM.random(50_000) < 0.01
     found = mean_calibration(fraud, np.full(50_000, 0.02), np.arange(50_000))
     assert found.mean_score == pytest.approx(0.02)
@@ -128,7 +128,7 @@ def test_scores_that_promise_twice_the_fraud_that_came_are_far_off() -> None:
     assert mean_calibration(fraud, np.full(50_000, 0.005), np.arange(50_000)).is_far_off
 
 
-def test_scores_that_promise_about_what_came_are_not_far_off() -> None:
+def test_scores_near_the_true_fraud_share_are_not_far_off() -> None:
     fraud = RANDOM.random(50_000) < 0.01
     assert not mean_calibration(fraud, np.full(50_000, 1.15 * fraud.mean()), np.arange(50_000)).is_far_off
 

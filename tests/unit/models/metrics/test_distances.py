@@ -1,4 +1,4 @@
-"""How far apart two histograms are."""
+"""Distances between two histograms."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def test_distances_are_symmetric_and_not_negative(distance: Distance, both: np.n
 
 @pytest.mark.parametrize("distance", [jensen_shannon, kolmogorov_smirnov])
 @given(both=HISTOGRAMS, times=st.integers(1, 1000))
-def test_these_do_not_depend_on_how_many_there_are(distance: Distance, both: np.ndarray, times: int) -> None:
+def test_distances_do_not_depend_on_the_number_of_payments(distance: Distance, both: np.ndarray, times: int) -> None:
     assert np.allclose(distance(both[0] * times, both[1]), distance(both[0], both[1]))
 
 
 @pytest.mark.parametrize("distance", [jensen_shannon, kolmogorov_smirnov])
-def test_what_has_nothing_in_common_is_at_distance_one(distance: Distance) -> None:
+def test_histograms_without_a_common_bin_have_distance_one(distance: Distance) -> None:
     assert distance(np.array([3, 2, 0, 0]), np.array([0, 0, 1, 9])) == pytest.approx(1.0)
 
 
@@ -50,16 +50,16 @@ def test_adding_the_other_comes_no_further_from_it(distance: Distance, both: np.
 
 
 @pytest.mark.parametrize("distance", ALL)
-def test_nothing_is_at_no_distance_of_anything(distance: Distance) -> None:
+def test_an_empty_histogram_has_distance_zero(distance: Distance) -> None:
     assert distance(np.zeros((2, 3)), np.array([[1, 0, 4], [0, 0, 0]])).tolist() == [0.0, 0.0]
 
 
-def test_psi_is_that_of_the_shares_where_there_are_many() -> None:
+def test_with_many_payments_psi_is_that_of_the_shares() -> None:
     p, q = np.array([0.5, 0.3, 0.2]), np.array([0.4, 0.4, 0.2])
     assert psi(p * 1e9, q * 1e9) == pytest.approx(((p - q) * np.log(p / q)).sum(), rel=1e-6)
 
 
-def test_psi_of_few_is_smoothed_as_it_is_said() -> None:
+def test_with_few_payments_psi_is_smoothed_as_documented() -> None:
     p, q = np.array([1.0, 0.0]), np.array([0.0, 1.0])
     smooth = (p * 4 + SMOOTHING) / (4 + 2 * SMOOTHING)
     assert psi(p * 4, q * 4) == pytest.approx(2 * (smooth[0] - smooth[1]) * np.log(smooth[0] / smooth[1]))

@@ -1,4 +1,4 @@
-"""Metrics and splits against hand-made days, the obvious slow way, and the published counts."""
+"""Metrics and splits, compared with hand-made days, a slow and obvious implementation, and published counts."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_average_precision_without_a_fraud_is_nan(label: npt.NDArray[np.int64]) 
 
 
 def test_a_found_card_leaves_the_pool_and_a_missed_one_stays() -> None:
-    # Day 0: cards 1 and 2 are compromised, 1 is found. Day 1: 1 would be first again, but is gone.
+    # Day 0: cards 1 and 2 are compromised, 1 is found. Day 1: card 1 would be first again, but is blocked.
     day, card = ints(0, 0, 0, 1, 1, 1), ints(1, 2, 3, 1, 2, 3)
     label, score = ints(1, 1, 0, 1, 1, 0), floats(0.9, 0.1, 0.5, 0.9, 0.2, 0.1)
     result = card_precision_at_k(day, card, label, score, k=1)
@@ -125,13 +125,13 @@ def test_fewer_cards_than_k_are_divided_by_k_all_the_same() -> None:
     assert card_precision_at_k(ints(0), ints(0), ints(1), floats(0.0), k=100).mean == 0.01
 
 
-def test_of_equal_scores_the_lower_card_code_comes_first() -> None:
+def test_with_equal_scores_the_lower_card_code_comes_first() -> None:
     day, score = ints(0, 0), floats(0.5, 0.5)
     assert card_precision_at_k(day, ints(4, 3), ints(0, 1), score, k=1).mean == 1.0
     assert card_precision_at_k(day, ints(4, 3), ints(1, 0), score, k=1).mean == 0.0
 
 
-def test_a_day_on_which_every_card_is_found_already_counts_as_nothing() -> None:
+def test_a_day_whose_cards_were_all_found_before_counts_as_zero() -> None:
     assert card_precision_at_k(ints(0, 1), ints(7, 7), ints(1, 1), floats(1, 1), k=1).per_day.tolist() == [1.0, 0.0]
 
 
@@ -188,7 +188,7 @@ def test_days_and_dates_go_both_ways() -> None:
 
 
 @pytest.mark.parametrize("text", ["25.07.2018", "2018-02-30", ""])
-def test_what_is_no_date_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_date_is_refused(text: str) -> None:
     with pytest.raises(Misconfigured, match="must be a date like 2018-07-25"):
         day_of_date(text)
 
@@ -218,7 +218,7 @@ SPLIT = Split(train=Days(10, 11), test=Days(14, 17), delay_days=2)
 
 
 def days_still_asked(fraud_day: int, split: Split = SPLIT) -> list[int]:
-    """The test days on which a card with one fraud on that day is still asked about."""
+    """Returns the test days on which a card is still measured, if its one fraud was on the given day."""
     days = np.arange(5, 30)
     asked = exclude_known_compromised(days, np.zeros(len(days), dtype=np.int64), (days == fraud_day) * 1, split)
     return [int(day) for day in days[asked]]
@@ -237,7 +237,7 @@ def days_still_asked(fraud_day: int, split: Split = SPLIT) -> list[int]:
         (28, [14, 15, 16, 17]),  # after the test
     ],
 )
-def test_a_card_is_asked_about_until_its_fraud_is_known(fraud_day: int, asked: list[int]) -> None:
+def test_a_card_is_measured_until_its_fraud_is_known(fraud_day: int, asked: list[int]) -> None:
     assert days_still_asked(fraud_day) == asked
 
 

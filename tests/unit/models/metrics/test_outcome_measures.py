@@ -1,4 +1,4 @@
-"""Tallies of outcomes and what is measured of them, held against columns of payments."""
+"""Tallies of outcomes and their measures, compared with columns of payments."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_measures_are_those_of_the_payments(seed: int) -> None:
     assert found.actions == tuple(np.bincount(action, minlength=3).tolist())
     assert found.shares["precision"].value == pytest.approx(fraud[action > 0].mean())
     assert found.shares["recall"].value == pytest.approx((action > 0)[fraud].mean())
-    # Payments of one bin of the grid are one threshold.
+    # All payments in one bin of the grid share a threshold.
     bins = np.searchsorted(np.array(EDGES) / UNIT, payments.score, side="right")
     assert found.shares["average_precision"].value == pytest.approx(average_precision_score(fraud, bins))
     assert found.shares["average_precision"].value == pytest.approx(
@@ -87,7 +87,7 @@ def test_measures_are_those_of_the_payments(seed: int) -> None:
 
 
 @given(st.integers(0, 100), st.lists(st.integers(0, 29), max_size=30))
-def test_what_is_taken_away_was_never_there_and_parts_add_up(seed: int, removed: list[int]) -> None:
+def test_subtracting_undoes_counting_and_parts_add_up(seed: int, removed: list[int]) -> None:
     payments = Payments(seed, rows=30)
     more, less = OutcomeTally(), OutcomeTally()
     for row in removed:
@@ -97,7 +97,7 @@ def test_what_is_taken_away_was_never_there_and_parts_add_up(seed: int, removed:
     np.testing.assert_array_equal(OutcomeTally.from_bytes(less.to_bytes()).row, less.row)
 
 
-def test_nothing_has_no_measures() -> None:
+def test_an_empty_tally_has_no_measures() -> None:
     found = measure(OutcomeTally(), COSTS)
     assert found.payments == 0
     assert (found.brier_score, found.calibration_error, found.mean_score, found.fraud_share) == (None,) * 4
@@ -105,7 +105,7 @@ def test_nothing_has_no_measures() -> None:
     assert found.fraud_lag_p99_ms is None
 
 
-def test_a_payment_without_a_score_counts_for_precision_and_not_for_the_scores() -> None:
+def test_a_payment_without_a_score_counts_only_for_precision() -> None:
     found = OutcomeTally()
     found.count(score_units=NO_SCORE, action=1, amount_minor=5, label=FRAUD, lag_ms=DAY_MS)
     measured = measure(found, COSTS)
@@ -129,7 +129,7 @@ def test_a_lag_beyond_all_bins_is_the_last_edge() -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x09\x00\x00", b"\x01\x02\x00abc"])
-def test_what_is_no_tally_is_refused(damage: bytes) -> None:
+def test_bytes_that_are_not_a_tally_are_refused(damage: bytes) -> None:
     with pytest.raises(InvalidEvent):
         OutcomeTally.from_bytes(damage)
 

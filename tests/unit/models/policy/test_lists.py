@@ -37,7 +37,7 @@ def test_an_entry_that_is_empty_or_too_long_is_named_with_its_line(tmp_path: Pat
         read_lists({"shops": (f"@{tmp_path / 'a.txt'}",)})
 
 
-def test_a_name_that_no_condition_could_say_is_refused() -> None:
+def test_a_name_that_conditions_cannot_use_is_refused() -> None:
     with pytest.raises(Misconfigured, match=r"^policy\.lists own shops: name: wanted"):
         read_lists({"own shops": ("a",)})
 

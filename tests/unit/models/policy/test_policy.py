@@ -31,7 +31,7 @@ NAMES = [feature.name for feature in CATALOGUE.features]
 
 
 def facts(score: float | None, flags: Sequence[str] = (), payment: ScoreRequest | None = None, **known: float) -> Facts:
-    """What is known: the payment, and features by name; others are missing."""
+    """Returns facts with a payment and some features by name; all others are missing."""
     vector = np.full(len(NAMES), np.nan, dtype=np.float32)
     for name, value in known.items():
         vector[NAMES.index(name)] = value
@@ -85,7 +85,7 @@ def test_a_flag_never_makes_an_action_milder() -> None:
     assert policy(on_mirror_absent="approve").decide(facts(0.95, [MIRROR_ABSENT]))[0] == "decline"
 
 
-def test_everything_that_asked_for_the_action_is_a_reason() -> None:
+def test_every_part_that_asked_for_the_action_is_a_reason() -> None:
     decided = policy(on_unknown_card="review").decide(facts(0.5, [UNKNOWN_CARD, MIRROR_ABSENT, MIRROR_STALE]))
     assert decided == ("review", ["score_at_or_above_review_threshold", UNKNOWN_CARD, MIRROR_ABSENT])
 
@@ -94,7 +94,7 @@ def test_by_default_an_unknown_entity_asks_for_nothing() -> None:
     assert policy().decide(facts(0.1, [UNKNOWN_CARD, "unknown_merchant", "unknown_device"])) == ("approve", [])
 
 
-def test_thresholds_of_the_settings_go_before_the_bundles() -> None:
+def test_thresholds_in_the_settings_override_the_bundles() -> None:
     checked = policy(review_at=0.5, decline_at=0.6)
     assert [checked.decide(facts(score, ()))[0] for score in (0.45, 0.5, 0.6)] == ["approve", "review", "decline"]
     assert policy(decline_at=0.5).decide(facts(0.4, ()))[0] == "review"
@@ -121,12 +121,12 @@ def test_thresholds_in_the_wrong_order_are_refused() -> None:
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_an_action_that_there_is_not_is_refused_by_the_setting_of_its_flag(flag: str) -> None:
+def test_an_unknown_action_is_refused_naming_the_flags_setting(flag: str) -> None:
     with pytest.raises(Misconfigured, match=rf"^policy\.on_{flag}: wanted one of approve, review, decline, got 'deny'"):
         policy(**{f"on_{flag}": "deny"})
 
 
-def test_an_unknown_entity_without_a_setting_of_its_own_takes_that_of_others() -> None:
+def test_an_entity_without_its_own_setting_uses_on_unknown_other() -> None:
     assert policy(on_unknown_other="decline").decide(facts(0.0, ["unknown_wallet"])) == ("decline", ["unknown_wallet"])
     assert policy().decide(facts(0.0, ["unknown_wallet"])) == ("approve", [])
     with pytest.raises(Misconfigured, match=r"^policy\.on_unknown_other: wanted one of"):
@@ -211,19 +211,19 @@ def test_the_first_segment_that_applies_sets_the_thresholds() -> None:
     assert checked.decide(facts(0.1, (), large)) == ("review", ["score_at_or_above_review_threshold:large"])
     assert checked.decide(facts(0.2, (), large)) == ("decline", ["score_at_or_above_decline_threshold:large"])
     assert checked.decide(facts(0.4, (), online)) == ("approve", [])
-    # What a segment does not set is as for all others.
+    # A threshold that a segment does not set is the general one.
     assert checked.decide(facts(0.9, (), online)) == ("decline", ["score_at_or_above_decline_threshold:online"])
     assert checked.decide(facts(0.4)) == ("review", ["score_at_or_above_review_threshold"])
 
 
-def test_a_segment_changes_nothing_of_flags_and_rules() -> None:
+def test_a_segment_does_not_change_flags_and_rules() -> None:
     checked = with_segments(
         ("all", "True", 0.99, 0.99), rules=(ConfiguredRule("big", "amount > 5", "review"),), on_mirror_absent="review"
     )
     assert checked.decide(facts(0.95, [MIRROR_ABSENT])) == ("review", [MIRROR_ABSENT, "rule:big"])
 
 
-# What is refused
+# Refused settings
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Conditions of rules: what they mean, what is refused, and that none can do anything but answer."""
+"""Conditions of rules: their meaning, the errors, and that a condition can do nothing but return an answer."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def vector_of(features: dict[str, float]) -> np.ndarray[Any, np.dtype[np.float32
     return np.array([features.get(name, math.nan) for name in NAMES], dtype=np.float32)
 
 
-# What conditions mean
+# The meaning of conditions
 
 
 def test_the_example_of_the_documentation() -> None:
@@ -143,7 +143,7 @@ def test_no_score_is_missing() -> None:
     assert not holds("score < 1 or score >= 0", score=None)
 
 
-def test_missing_asks_for_what_is_missing() -> None:
+def test_the_function_missing_detects_missing_values() -> None:
     assert holds("missing(channel) and missing(card_count_1h) and missing(1 / 0) and missing(device_id)")
     assert not holds("missing(mcc) or missing(amount) or missing(score)")
 
@@ -167,7 +167,7 @@ def test_whole_numbers_do_not_outgrow_a_float() -> None:
     assert holds(f"{product} * {product} * {product} + 0.5 > 1", amount=10**13)
 
 
-# What is refused
+# Refused conditions
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def test_whole_numbers_do_not_outgrow_a_float() -> None:
         ("amount", 1, "wanted a condition, got a number"),
         ("lists.gambling", 1, "wanted a condition, got a list of texts"),
         ("mcc in lists", 8, "a list is named as lists.NAME"),
-        ("mcc in flags", 1, "wanted a flag there is, written out"),
-        ('"unknown_crad" in flags', 1, "wanted a flag there is, written out; did you mean unknown_card"),
+        ("mcc in flags", 1, "wanted the name of a flag, in quotes"),
+        ('"unknown_crad" in flags', 1, "wanted the name of a flag, in quotes; did you mean unknown_card"),
         ('mcc in "7995"', 8, "wanted a list after in, got a text"),
         ('amount in ("a", "b")', 1, "a number cannot be in a list of texts"),
         ("mcc in (1, 2)", 1, "a text cannot be in a list of numbers"),
@@ -198,8 +198,8 @@ def test_whole_numbers_do_not_outgrow_a_float() -> None:
         ("mcc + 1 > 2", 1, "wanted a number, got a text"),
         ("(amount > 5) == True", 17, "a yes or no cannot be compared with a yes or no"),
         ("mcc is card_id", 1, "two things are compared with == or !=, not with is"),
-        ("amount ** 2 > 4", 1, "of arithmetic there is +, -, * and /"),
-        ("amount % 2 == 0", 1, "of arithmetic there is +, -, * and /"),
+        ("amount ** 2 > 4", 1, "the only arithmetic operators are +, -, * and /"),
+        ("amount % 2 == 0", 1, "the only arithmetic operators are +, -, * and /"),
         ("~amount > 2", 1, "~ is not allowed in a condition"),
         ("amount > 1e19", 10, "wanted a number of at most 1e+18"),
         ("score > 1e999", 9, "wanted a number of at most 1e+18"),
@@ -233,14 +233,14 @@ def test_whole_numbers_do_not_outgrow_a_float() -> None:
         ('  "ä" == mcc and oops', 18, "there is no name 'oops'"),
     ],
 )
-def test_what_is_wrong_is_refused_with_its_place(text: str, character: int, what: str) -> None:
+def test_an_error_in_a_condition_is_refused_with_its_position(text: str, character: int, what: str) -> None:
     with pytest.raises(Misconfigured) as refused:
         compiled(text)
     assert str(refused.value).startswith(f"rule, character {character}: {what}")
 
 
 @pytest.mark.parametrize("text", ["1or score > 1", "score > 0x1for x", '"\\d" == mcc', "score > \0"])
-def test_what_python_only_warns_of_is_refused(text: str) -> None:
+def test_syntax_that_python_only_warns_about_is_refused(text: str) -> None:
     with pytest.raises(Misconfigured, match=r"^rule.*this cannot be read"):
         compiled(text)
 
@@ -269,7 +269,7 @@ def test_any_text_is_compiled_or_refused(text: str) -> None:
         return
 
 
-# Random conditions, against an interpreter that does the obvious thing
+# Random conditions, compared with a simple interpreter
 
 TEXTS = ("7995", "ecom", "USD", "shop")
 NUMBER_NAMES = ("amount", "amount_minor", "score", "card_count_1h", "merchant_fraud_share_30d", "hour")
@@ -289,7 +289,7 @@ def grown(number: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     )
 
 
-# With a name in it, so that no amount is compared with a fraction written out.
+# Contains a name, so that no amount is compared with a literal fraction.
 arithmetic = st.recursive(number_names | numbers, grown, max_leaves=6).map(lambda text: f"({text} + 0)")
 comparisons = st.one_of(
     st.builds("{} {} {}".format, arithmetic, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), arithmetic),
@@ -325,11 +325,11 @@ feature_values = st.fixed_dictionaries(dict.fromkeys(NUMBER_NAMES[3:], values))
 
 
 class Missing(Exception):
-    """What was asked for is not there."""
+    """Raised when a value is missing."""
 
 
 class Interpreter:
-    """Goes through the tree and does what each node says."""
+    """Interprets the tree node by node."""
 
     def __init__(self, payment: ScoreRequest, amount: int, features: dict[str, float], score: float | None) -> None:
         self.known: dict[str, Any] = {name: getattr(payment, name) or None for name in TEXT_FIELDS}

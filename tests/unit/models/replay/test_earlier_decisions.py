@@ -1,4 +1,4 @@
-"""An earlier replay's file is used only where it is of the same payments and the same model."""
+"""An earlier replay's file is used only if it has the same payments and the same model."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_scores_and_vectors_come_back_as_they_were(tmp_path: Path) -> None:
     assert [parts[0].chunk.first, parts[-1].chunk.last] == [FIRST, LAST]
 
 
-def test_a_part_of_it_may_be_asked_for(tmp_path: Path) -> None:
+def test_part_of_the_file_can_be_read(tmp_path: Path) -> None:
     parts = list(opened(tmp_path, decisions()).chunks(FIRST + 900, LAST - 200))
     assert np.array_equal(np.concatenate([part.score for part in parts]), SCORES[900:-200])
     assert np.array_equal(np.concatenate([part.chunk.vectors for part in parts]), VECTORS[900:-200])
 
 
-def test_what_it_does_not_hold_cannot_be_had(tmp_path: Path) -> None:
+def test_payments_missing_in_the_file_are_refused(tmp_path: Path) -> None:
     earlier = opened(tmp_path, decisions())
     for first, last in ((FIRST - 1, LAST), (FIRST, LAST + 1)):
         with pytest.raises(Misconfigured, match="it is of other data or of another window"):
@@ -82,13 +82,13 @@ def test_vectors_of_another_width_are_refused(tmp_path: Path) -> None:
         list(opened(tmp_path, decisions(), features=4).chunks(FIRST, LAST))
 
 
-def test_without_vectors_there_are_scores(tmp_path: Path) -> None:
+def test_a_file_without_vectors_gives_scores(tmp_path: Path) -> None:
     earlier = opened(tmp_path, decisions().drop_columns(["vector"]))
     assert not earlier.has_vectors
     assert sum(len(part.score) for part in earlier.chunks(FIRST, LAST)) == LAST - FIRST
 
 
-def test_a_file_that_is_none_is_refused_with_what_is_wrong(tmp_path: Path) -> None:
+def test_an_unreadable_reference_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="cannot be read as Parquet"):
         time_range_ms(tmp_path / "nowhere.parquet")
     (tmp_path / "text.parquet").write_text("payment_id", encoding="utf-8")

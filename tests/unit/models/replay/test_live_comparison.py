@@ -1,4 +1,4 @@
-"""Live decisions held against replayed ones."""
+"""Live decisions compared with replayed ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def compared(folder: Path, *decisions: dict[str, Any]) -> dict[str, Any]:
     return compare_with_live(archived_decisions(folder, WINDOW), REPLAYED).to_dict()
 
 
-def test_shares_are_of_the_payments_that_both_decided_as_a_whole_and_by_model(tmp_path: Path) -> None:
+def test_shares_are_of_payments_decided_by_both_overall_and_by_model(tmp_path: Path) -> None:
     section = compared(
         tmp_path,
         decision("p0"),
@@ -57,7 +57,7 @@ def test_shares_are_of_the_payments_that_both_decided_as_a_whole_and_by_model(tm
         "flagged_of_other_action": 1,
         # Approved by both, approved by both, reviewed live and declined by the replay.
         "actions": [[2, 0, 0], [0, 0, 1], [0, 0, 0]],
-        # The replay has 0.2 where live 0.25 was the score.
+        # The replay's score is 0.2, the live score was 0.25.
         "score_differences": [0, 0, 0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0],
         "flags_of_other_action": {"mirror_absent": 1},
         "by_model_version": {
@@ -79,12 +79,12 @@ def test_shares_are_of_the_payments_that_both_decided_as_a_whole_and_by_model(tm
     }
 
 
-def test_of_several_decisions_about_a_payment_the_first_that_was_made_counts(tmp_path: Path) -> None:
+def test_the_earliest_of_several_decisions_about_a_payment_counts(tmp_path: Path) -> None:
     section = compared(tmp_path, decision("p0", decided_time_ms=MONDAY * DAY_MS + 60, action="decline"), decision("p0"))
     assert (section["repeated"], section["payments"], section["equal_actions"]) == (1, 1, 1.0)
 
 
-def test_where_nothing_meets_there_are_no_shares(tmp_path: Path) -> None:
+def test_without_common_payments_there_are_no_shares(tmp_path: Path) -> None:
     section = compared(tmp_path, decision("elsewhere"))
     assert (section["payments"], section["equal_actions"], section["by_model_version"]) == (0, None, {})
 

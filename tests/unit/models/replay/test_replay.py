@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from paywarden.models.policy.policy import ConfiguredRule, ConfiguredSegment, Fa
 from paywarden.models.replay import replay as replay_module
 from paywarden.models.replay.files import ReplayFiles
 from paywarden.models.replay.measures import Contestant, ReplayResults
-from paywarden.models.replay.replay import replay
+from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
 from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import Misconfigured
@@ -57,6 +57,8 @@ def run(
     settings: PolicySettings | None = None,
     lists: Mapping[str, frozenset[str]] | None = None,
     champion: Contestant | None = None,
+    challenger: Contestant | None = None,
+    progress: Callable[[int], object] | None = None,
     **options: Any,
 ) -> ReplayResults:
     return replay(
@@ -64,10 +66,10 @@ def run(
         engine=small_world.engine(),
         rates=small_world.rates(),
         champion=champion or contestant(small_world.loaded_bundle(), settings, lists),
-        window=window,
-        label_delay_days=LABEL_DELAY_DAYS,
+        challenger=challenger,
         destination=destination,
-        **options,
+        options=ReplayOptions(window=window, label_delay_days=LABEL_DELAY_DAYS, **options),
+        progress=progress,
     )
 
 
@@ -130,7 +132,7 @@ def test_scores_and_actions_are_those_of_the_bundle_and_the_policy(tmp_path: Pat
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_and_columns_in_files_change_no_byte(threads: int, tmp_path: Path) -> None:
-    """With rules, a challenger and cards that are known to be compromised, so that every file says something."""
+    """Uses rules, a challenger and cards known to be compromised, so that no file is trivial."""
     settings = PolicySettings(rules=(ConfiguredRule("large", "amount > 100_00", "review"),))
     options: dict[str, Any] = {
         "settings": settings,
@@ -187,7 +189,7 @@ def test_a_failure_while_writing_beside_leaves_no_decisions(tmp_path: Path, monk
 
 
 def test_rules_and_segments_decide_as_they_do_about_requests(tmp_path: Path) -> None:
-    """Each field a condition can read is read, those that a payment does not have too."""
+    """Rules read every field, including fields that a payment does not have."""
     device = small_world.tables()[0]["device_id"].drop_null()[0].as_py()
     settings = PolicySettings(
         rules=(
@@ -223,7 +225,7 @@ def test_rules_and_segments_decide_as_they_do_about_requests(tmp_path: Path) -> 
     assert any(reason.endswith(":online") for reason in reasons)
 
 
-def test_the_vector_column_is_what_the_passage_computes(tmp_path: Path) -> None:
+def test_the_vector_column_equals_the_computed_vectors(tmp_path: Path) -> None:
     run(tmp_path, with_vectors=True)
     decisions = pq.read_table(tmp_path / "decisions.parquet")
     assert decisions.column_names == [*COLUMNS, "vector"]
@@ -231,7 +233,7 @@ def test_the_vector_column_is_what_the_passage_computes(tmp_path: Path) -> None:
     assert decisions["vector"].to_pylist() == [row.tobytes() for row in wanted]
 
 
-def test_features_are_columns_with_their_names_and_null_where_nothing_is_known(tmp_path: Path) -> None:
+def test_features_become_named_columns_with_null_for_missing_values(tmp_path: Path) -> None:
     run(tmp_path, with_features=True)
     decisions = pq.read_table(tmp_path / "decisions.parquet")
     names = list(small_world.engine().plan.names)
@@ -275,7 +277,7 @@ def test_reasons_are_those_of_the_thresholds_and_the_rules_that_asked(tmp_path: 
         if row["score"] >= manifest.decline_at:
             wanted = ["score_at_or_above_decline_threshold"]
         else:
-            # What asks for less than the action that is taken is no reason for it.
+            # A part that asks for a milder action is not a reason.
             wanted = ["score_at_or_above_review_threshold"] if row["score"] >= manifest.review_at else []
             wanted += ["rule:large"] if row["amount_reference_minor"] > 10_000 else []
         assert sorted(row["reasons"]) == sorted(wanted)
@@ -303,11 +305,11 @@ def test_decisions_do_not_depend_on_what_came_later(tmp_path: Path) -> None:
     run(tmp_path / "whole", with_vectors=True)
     run(tmp_path / "cut", with_vectors=True, history=history_of_tables(payments.slice(0, count), known))
     whole, cut = (pq.read_table(tmp_path / name / "decisions.parquet") for name in ("whole", "cut"))
-    # All but the label, which is what was known in the end.
+    # All columns except the label, which holds what was known in the end.
     assert whole.drop_columns("label").equals(cut.drop_columns("label"))
 
 
-def test_a_result_that_is_there_is_replaced_and_nothing_unfinished_is_left(tmp_path: Path) -> None:
+def test_an_old_result_is_replaced_and_no_unfinished_file_remains(tmp_path: Path) -> None:
     run(tmp_path, window=Days(WINDOW.first, WINDOW.first))
     run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["decisions.parquet", "metrics.json", "report.html"]
@@ -347,7 +349,7 @@ def test_without_a_fraud_the_metrics_that_need_one_are_null(tmp_path: Path) -> N
     assert "None of these payments is known to be fraud" in report_of(tmp_path)
 
 
-def test_without_any_outcome_all_that_needs_labels_is_null_and_the_report_says_so(tmp_path: Path) -> None:
+def test_without_outcomes_measures_that_need_labels_are_null(tmp_path: Path) -> None:
     payments, outcomes = small_world.tables()
     history = history_of_tables(payments, outcomes.slice(0, 0))
     run(tmp_path, history=history, challenger=contestant(small_world.other_loaded_bundle()))
@@ -360,7 +362,7 @@ def test_without_any_outcome_all_that_needs_labels_is_null_and_the_report_says_s
     assert "No outcome is known for any of these payments" in report_of(tmp_path)
 
 
-def test_a_window_without_payments_is_refused_with_its_days_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_window_without_payments_is_refused_and_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="there is no payment from 2024-04-10 to 2024-04-11"):
         run(tmp_path / "out", window=Days(FIRST_DAY + 100, FIRST_DAY + 101))
     assert not (tmp_path / "out").exists()
@@ -387,8 +389,8 @@ def test_a_challenger_changes_nothing_of_what_the_champion_decides(tmp_path: Pat
     assert all(both[name] == value for name, value in alone.items())
 
 
-def test_a_challenger_does_as_it_does_alone_over_the_same_payments(tmp_path: Path) -> None:
-    """The payments that are measured follow from the champion's training days, which are the challenger's here."""
+def test_a_challenger_decides_as_it_does_alone(tmp_path: Path) -> None:
+    """The champion's training days decide which payments are measured. Both contestants have the same here."""
     run(tmp_path / "both", challenger=contestant(small_world.other_loaded_bundle()))
     run(tmp_path / "alone", champion=contestant(small_world.other_loaded_bundle()))
     challenger = metrics_of(tmp_path / "both")["challenger"]
@@ -426,7 +428,7 @@ def test_each_kind_of_change_is_counted_among_the_measured_payments(tmp_path: Pa
         np.array(pq.read_table(tmp_path / name / "decisions.parquet")["action"].to_pylist())
         for name in ("both", "other")
     )
-    # All of the window is measured: it begins in the training days.
+    # The window begins in the training days, so all its payments are measured.
     rows = rows_of(window)
     fraud = final_labels(small_world.history())[rows] == 1
     amounts = PointInTimeReplay(small_world.history(), small_world.engine(), small_world.rates()).amounts[rows]
@@ -448,7 +450,7 @@ def test_each_kind_of_change_is_counted_among_the_measured_payments(tmp_path: Pa
     assert comparison.agreement.share == pytest.approx(same)
 
 
-def test_differences_of_an_earlier_challenger_do_not_stay(tmp_path: Path) -> None:
+def test_differences_of_an_earlier_challenger_are_deleted(tmp_path: Path) -> None:
     run(tmp_path, challenger=contestant(small_world.other_loaded_bundle()))
     run(tmp_path)
     assert not (tmp_path / "differences.parquet").exists()
@@ -525,7 +527,7 @@ def test_each_reason_is_counted_with_the_frauds_it_found(tmp_path: Path) -> None
 
 
 def test_without_rules_the_reasons_are_the_thresholds(tmp_path: Path) -> None:
-    """A policy that goes by columns gives the reasons of one that asks about each payment."""
+    """A policy applied to whole columns gives the same reasons as one applied to each payment."""
     champion = run(tmp_path / "columns").champion
     nothing = PolicySettings(rules=(ConfiguredRule("never", "amount < 0", "review"),))
     asked = run(tmp_path / "rules", settings=nothing).champion

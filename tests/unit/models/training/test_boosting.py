@@ -1,4 +1,4 @@
-"""Growing trees: on which rows, how many of them, and in which directions."""
+"""Growing trees: on which rows, how many, and with which monotone constraints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_trees_are_grown_on_every_row_unless_a_share_is_set() -> None:
     assert grown_on(TABLE.label, SETTINGS).all()
 
 
-def test_a_share_leaves_out_genuine_rows_alone_and_the_same_ones_for_a_seed() -> None:
+def test_sampling_drops_only_genuine_rows_and_repeats_with_the_seed() -> None:
     settings = replace(SETTINGS, genuine_sample_share=0.3)
     used = grown_on(TABLE.label, settings)
     assert used[TABLE.label == 1].all()
@@ -46,7 +46,7 @@ def test_a_share_leaves_out_genuine_rows_alone_and_the_same_ones_for_a_seed() ->
 
 
 def losses(settings: TrainingSettings, trees: int) -> list[float]:
-    """Of the held-out rows, with one tree, two trees and so on."""
+    """Returns the log loss of the held-out rows with one tree, two trees, and so on."""
     model = grown(replace(settings, trees=trees))
     share = settings.genuine_sample_share
     return [
@@ -56,8 +56,8 @@ def losses(settings: TrainingSettings, trees: int) -> list[float]:
 
 
 @pytest.mark.parametrize("share", [1.0, 0.2])
-def test_growing_ends_where_the_held_out_rows_are_likeliest(share: float) -> None:
-    """Among all payments, that is: among the sample that trees are grown on they were likeliest elsewhere."""
+def test_growing_stops_at_the_lowest_held_out_log_loss(share: float) -> None:
+    """Growing stops by the log loss among all payments. The log loss among the sampled rows is lowest elsewhere."""
     settings = replace(SETTINGS, trees=300, early_stopping_rounds=10, genuine_sample_share=share)
     used = grown_on(TABLE.label, settings)
     data = binned(TABLE.vectors[used], TABLE.label[used], settings, NAMES)
@@ -67,7 +67,7 @@ def test_growing_ends_where_the_held_out_rows_are_likeliest(share: float) -> Non
     assert model.best_score["valid_0"]["log_loss"] == pytest.approx(min(seen))
 
 
-def test_growing_ends_with_the_last_tree_where_none_is_too_many() -> None:
+def test_growing_uses_all_trees_while_the_log_loss_falls() -> None:
     settings = replace(SETTINGS, trees=3, early_stopping_rounds=10)
     held_out = HeldOut(AFTER.vectors, AFTER.label)
     assert grow_until_worse(binned(TABLE.vectors, TABLE.label, settings, NAMES), held_out, settings, NAMES)[1] == 3
@@ -77,7 +77,7 @@ def test_growing_ends_with_the_last_tree_where_none_is_too_many() -> None:
 
 
 def scanned(model: Any, feature: int) -> Any:
-    """Margins of a hundred rows (first axis) while one feature goes from low to high."""
+    """Returns the margins of a hundred rows (first axis) while one feature rises."""
     rows = np.repeat(AFTER.vectors[:100], 200, axis=0)
     rows[:, feature] = np.tile(np.linspace(-4, 4, 200, dtype=np.float32), 100)
     return model.predict(rows, raw_score=True).reshape(100, 200)
@@ -99,25 +99,25 @@ def test_a_direction_binds_its_own_feature_alone() -> None:
 # Text and refusals
 
 
-def test_the_text_does_not_say_how_many_threads_there_were_and_is_read_back() -> None:
+def test_the_model_text_omits_the_threads_and_can_be_read_back() -> None:
     texts = {model_text(grown(replace(SETTINGS, threads=threads))) for threads in (1, 2, 3)}
     assert len(texts) == 1
     again = lightgbm.Booster(model_str=texts.pop())
     assert np.array_equal(again.predict(AFTER.vectors), grown(SETTINGS).predict(AFTER.vectors))
 
 
-def test_shares_of_features_and_rows_are_drawn_alike_by_any_number_of_threads() -> None:
+def test_the_number_of_threads_does_not_change_the_sampling() -> None:
     partly = replace(SETTINGS, feature_fraction=0.5, bagging_fraction=0.5, seed=3)
     assert len({model_text(grown(replace(partly, threads=threads))) for threads in (1, 2)}) == 1
 
 
-def test_every_tree_is_told_of() -> None:
+def test_progress_counts_every_tree() -> None:
     told: list[int] = []
     grow(binned(TABLE.vectors, TABLE.label, SETTINGS, NAMES), SETTINGS, NAMES, on_tree=told.append)
     assert told == [1] * SETTINGS.trees
 
 
-def test_what_lightgbm_refuses_is_one_line_of_ours() -> None:
+def test_lightgbms_refusal_becomes_one_line() -> None:
     with pytest.raises(Misconfigured, match="LightGBM cannot train with the") as caught:
         grown(replace(SETTINGS, max_bin=0))
     assert "\n" not in str(caught.value)

@@ -22,7 +22,7 @@ from paywarden.schemas.errors import Misconfigured
 
 
 def drawn(log_odds: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Labels, each a fraud with its own probability."""
+    """Draws labels; each row is a fraud with its own probability."""
     drawn_below = np.random.default_rng(seed).random(len(log_odds)) < 1 / (1 + np.exp(-log_odds))
     return np.asarray(drawn_below, dtype=np.int64)
 
@@ -38,7 +38,7 @@ def test_a_calibration_finds_the_line_that_labels_were_drawn_by() -> None:
     assert intercept == pytest.approx(-3.0, abs=0.1)
 
 
-def test_over_the_rows_of_its_fit_the_mean_score_is_the_share_of_frauds() -> None:
+def test_on_the_rows_of_the_fit_the_mean_score_is_the_fraud_share() -> None:
     label = drawn(2.0 * margins() - 6.0)
     scores = calibrated(margins(), *fit_calibration(margins(), label))
     assert scores.mean() == pytest.approx(label.mean(), rel=1e-6)
@@ -54,8 +54,8 @@ def test_margins_that_go_the_wrong_way_are_refused() -> None:
         fit_calibration(-margins(), drawn(margins()))
 
 
-def test_a_sample_of_the_genuine_rows_is_undone() -> None:
-    """Of 10 frauds in 1,000 payments, half of the genuine ones left out make 10 in 505."""
+def test_sampling_of_genuine_rows_is_corrected() -> None:
+    """Example: 10 frauds in 1,000 payments become 10 in 505 if half of the genuine payments are left out."""
     assert true_probabilities(np.array([10 / 505]), 0.5) == pytest.approx(10 / 1000)
     assert true_probabilities(np.array([0.0, 1.0]), 0.01).tolist() == [0.0, 1.0]
 
@@ -65,7 +65,7 @@ def test_without_sampling_probabilities_are_what_they_were(values: list[float]) 
     assert true_probabilities(np.array(values), 1.0) == pytest.approx(np.array(values), abs=1e-15)
 
 
-def test_losses_are_those_of_the_books() -> None:
+def test_losses_match_their_definitions() -> None:
     score = 1 / (1 + np.exp(-margins(1000)))
     label = drawn(margins(1000))
     assert brier_score(label, score) == pytest.approx(brier_score_loss(label, score))
@@ -76,7 +76,7 @@ def test_a_certain_score_that_is_wrong_is_bad_but_finite() -> None:
     assert 30 < log_loss(np.array([1, 0]), np.array([0.0, 1.0])) < 40
 
 
-def test_a_reliability_table_says_what_was_promised_and_what_came() -> None:
+def test_a_reliability_table_has_mean_scores_and_fraud_shares() -> None:
     score = np.repeat(np.arange(10) / 10, 10)
     label = np.tile([1, 0, 0, 0, 0, 0, 0, 0, 0, 0], 10)
     table = reliability(label, score)
@@ -87,7 +87,7 @@ def test_a_reliability_table_says_what_was_promised_and_what_came() -> None:
     assert table.expected_calibration_error == pytest.approx((0.1 + sum(range(9)) / 10) / 10)
 
 
-def test_scores_drawn_from_are_reliable_and_others_are_not() -> None:
+def test_scores_that_labels_are_drawn_from_are_reliable() -> None:
     log_odds = margins() - 2.0
     score, label = 1 / (1 + np.exp(-log_odds)), drawn(log_odds)
     assert reliability(label, score).expected_calibration_error < 0.005

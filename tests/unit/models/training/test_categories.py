@@ -1,4 +1,4 @@
-"""Features whose values are names: sets are learnt, and what is in none scores as LightGBM has it."""
+"""Categorical features: trees learn sets, and values in no set get LightGBM's scores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS = replace(
 
 @cache
 def table() -> TrainingTable:
-    """Frauds are at three hours that have nothing in common, and where the first column is high."""
+    """Frauds happen at three unrelated hours, and where the first column is high."""
     made = synthetic_table(width=len(NAMES))
     random = np.random.default_rng(5)
     hours = random.integers(0, 24, len(made.label)).astype(np.float32)
@@ -81,7 +81,7 @@ def test_categories_never_seen_and_missing_ones_score_as_lightgbm_has_it(bundle:
     assert np.array_equal(GtilPredictor(bundle / MODEL_TEXT).margins(rows), wanted)
     if compiler_name() is not None:
         assert np.array_equal(NativePredictor(native_library(bundle), len(NAMES)).margins(rows), wanted)
-    # In no set: never seen, too large, negative or missing is all the same.
+    # Values in no set (never seen, too large, negative, missing) all score alike.
     unseen = wanted.reshape(20, 12)[:, 2:]
     assert (unseen == unseen[:, :1]).all()
 
@@ -105,7 +105,9 @@ def test_sets_are_compiled_as_conditions(bundle: Path) -> None:
         ({"monotone": {"hour": 1}}, "categorical: hour has a direction in training.monotone"),
     ],
 )
-def test_what_cannot_be_categories_is_refused_in_one_line(tmp_path: Path, changed: dict[str, Any], named: str) -> None:
+def test_values_that_cannot_be_categories_are_refused_in_one_line(
+    tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
     with pytest.raises(Misconfigured, match=named):
         train_bundle(
             table(), WINDOW, tmp_path / "b", engine=small_world.engine(), settings=replace(SETTINGS, **changed)

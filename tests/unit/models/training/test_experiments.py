@@ -1,4 +1,4 @@
-"""Records in MLflow: what is told to it, and that its absence or failure costs no bundle."""
+"""MLflow records: what they contain, and that a missing or failing MLflow does not affect the bundle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.worlds import small_world
 
 
 class FakeMlflow:
-    """Remembers what it is told. It stands in sys.modules where MLflow would."""
+    """Records all calls. It takes MLflow's place in sys.modules."""
 
     class MlflowException(Exception):  # as MLflow calls it
         pass
@@ -74,7 +74,7 @@ def mlflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMlflow:
 
 
 def manifest() -> Manifest:
-    """That of the small world, as if it had been validated on two folds."""
+    """The small world's manifest, as if it had been validated on two folds."""
     folds = [{"trees": 7, "average_precision": 0.5}, {"trees": 9, "average_precision": 0.6}]
     others = [{"trees": 1, "average_precision": 0.1}] * 2
     tried = [{"parameters": {}, "folds": others}, {"parameters": {}, "folds": folds}]
@@ -104,13 +104,13 @@ def test_each_fold_of_the_chosen_candidate_is_a_step(mlflow: FakeMlflow) -> None
     ]
 
 
-def test_what_was_not_validated_has_no_steps(mlflow: FakeMlflow) -> None:
+def test_a_training_without_validation_has_no_steps(mlflow: FakeMlflow) -> None:
     of = read_manifest(small_world.trained_bundle())
     record_training("night", of, small_world.trained_bundle())
     assert mlflow.metrics == [(None, of.metrics)]
 
 
-def test_runs_go_into_the_working_directory_unless_the_environment_says_where(
+def test_runs_go_into_the_working_directory_by_default(
     mlflow: FakeMlflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     record_training("night", manifest(), small_world.trained_bundle())

@@ -1,4 +1,4 @@
-"""What parameters are chosen on: days held out after a gap, labels as they were known then, nothing else."""
+"""Searches choose parameters on days held out after a gap, with the labels known then, and on nothing else."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def test_each_folds_days_are_those_before_the_next_ones() -> None:
 def test_as_many_days_are_trained_on_as_are_held_out_or_there_is_no_fold() -> None:
     settings = replace(SETTINGS, validation_days=5, label_delay_days=7)
     assert validation_splits(Days(100, 116), settings)[0].train == Days(100, 104)
-    with pytest.raises(Misconfigured, match="16 days are too short to hold 1 × 5 out, 7 days of label delay"):
+    with pytest.raises(Misconfigured, match="16 days are too short to hold 1 × 5 out, with 7 days of label delay"):
         validation_splits(Days(100, 115), settings)
 
 
 # Choosing
 
 
-def test_without_a_search_the_settings_are_kept_and_the_number_of_trees_is_found() -> None:
+def test_without_a_search_only_the_number_of_trees_is_chosen() -> None:
     choice = chosen()
     (one,) = choice.tried
     assert choice.settings == replace(SETTINGS, trees=one.folds[0].trees)
@@ -73,7 +73,7 @@ def test_a_search_takes_the_highest_mean_average_precision() -> None:
     assert {name: getattr(choice.settings, name) for name in best.parameters} == dict(best.parameters)
 
 
-def test_of_equal_candidates_the_settings_as_they_are_win(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_win_against_equally_good_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "_result", lambda *_: FoldResult(7, 0.5, 0.5, 0.5, 0.5))
     assert chosen(settings=replace(SETTINGS, search_budget=4)).chosen == 0
 
@@ -103,7 +103,7 @@ def test_the_same_seed_makes_the_same_choice() -> None:
     assert chosen(settings=settings) == chosen(settings=settings)
 
 
-def test_every_training_is_told_of() -> None:
+def test_progress_counts_every_training() -> None:
     told: list[tuple[str, int]] = []
     done: list[int] = []
 
@@ -119,7 +119,7 @@ def test_every_training_is_told_of() -> None:
     assert len(done) > 12, "one for each tree, and not only one for each training"
 
 
-# What may be known
+# Labels that may be used
 
 
 def test_held_out_rows_come_after_the_gap_and_are_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,13 +147,13 @@ def test_days_in_the_gap_change_nothing() -> None:
 
 
 def with_outcomes(known_on_day: int) -> TrainingTable:
-    """The same table; all its frauds were found out on one morning."""
+    """Returns the same table with all frauds found on one morning."""
     row = np.flatnonzero(TABLE.label)
     times = np.full(len(row), known_on_day * DAY_MS)
     return replace(TABLE, outcomes=TableOutcomes(row, times, np.ones(len(row), dtype=np.bool_)))
 
 
-def test_frauds_found_out_after_the_held_out_days_began_do_not_train_for_them() -> None:
+def test_frauds_known_after_the_held_out_days_began_do_not_train() -> None:
     assert chosen(with_outcomes(124)).left_out == ""
     late = chosen(with_outcomes(125))
     assert late.left_out.startswith("there are 0 known frauds in ")
@@ -162,7 +162,7 @@ def test_frauds_found_out_after_the_held_out_days_began_do_not_train_for_them() 
 
 
 def test_a_correction_that_came_later_does_not_train_for_them() -> None:
-    """Frauds of the first days, all taken back after the held-out days have begun: still frauds on that morning."""
+    """Frauds that were corrected to genuine after the held-out days began still count as frauds on that morning."""
     row = np.flatnonzero(TABLE.label & (TABLE.day <= 116))
     morning, later = np.full(len(row), 124 * DAY_MS), np.full(len(row), 125 * DAY_MS)
     label = np.where(TABLE.day <= 116, 0, TABLE.label)
@@ -180,7 +180,7 @@ def test_a_correction_that_came_later_does_not_train_for_them() -> None:
 # Without folds
 
 
-def test_a_window_that_is_too_short_leaves_the_settings_as_they_are_and_says_why() -> None:
+def test_a_window_too_short_for_folds_keeps_the_settings_and_says_why() -> None:
     short = Days(100, 107)
     choice = choose(TABLE, short, SETTINGS, NAMES, progress=no_progress)
     assert choice.settings == SETTINGS
@@ -193,7 +193,7 @@ def test_a_search_in_a_window_that_is_too_short_is_refused() -> None:
         choose(TABLE, Days(100, 107), replace(SETTINGS, search_budget=2), NAMES, progress=no_progress)
 
 
-def test_with_nothing_to_choose_nothing_is_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_choice_no_tree_is_grown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "_result", None)
     choice = chosen(settings=replace(SETTINGS, early_stopping_rounds=0))
     assert choice.settings.trees == SETTINGS.trees

@@ -1,4 +1,4 @@
-"""The rows a model is trained on: what they may know, and what of the labels may be known when."""
+"""Training rows: which payments their vectors may use, and which labels are known at which time."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_payment_without_an_outcome_counts_as_genuine() -> None:
 
 
 def test_features_know_nothing_that_came_after_the_window() -> None:
-    """The same rows, whether the history goes on after the window or not."""
+    """Rows are the same whether the history continues after the window or not."""
     payments, outcomes = small_world.tables()
     end_ms = (TRAINING_DAYS.last + 1) * DAY_MS
     count = int((small_world.history().event_time_ms < end_ms).sum())
@@ -112,7 +112,7 @@ def test_labels_can_be_had_without_the_vectors() -> None:
     assert labels.tolist() == small_world.table().label.tolist()
 
 
-def test_a_table_can_be_asked_what_was_known_on_a_day_before() -> None:
+def test_a_table_gives_the_labels_known_on_an_earlier_day() -> None:
     said = [(0, day_ms(12), "fraud"), (1, day_ms(12) + 1, "fraud"), (0, day_ms(14), "genuine")]
     table = table_of(history_with_outcomes(said), days(10, 11))
     assert table.label_known_by(day_ms(12) - 1).tolist() == [0, 0, 0]
@@ -122,7 +122,7 @@ def test_a_table_can_be_asked_what_was_known_on_a_day_before() -> None:
 
 
 def test_a_table_never_knows_more_than_its_labels() -> None:
-    """Outcomes that came too late for the labels are not in it, whatever time is asked for."""
+    """Outcomes too late for the labels stay unknown, whatever time is given."""
     known_by_ms = day_ms(10 + 1 + 7)
     history = history_with_outcomes([(0, day_ms(12), "fraud"), (0, known_by_ms + 1, "genuine")])
     assert table_of(history, days(10, 10)).label_known_by(day_ms(999)).tolist() == [1, 0]

@@ -52,13 +52,13 @@ def part_of(table: TrainingTable, rows: slice) -> TrainingTable:
 
 
 def wide_table(**changed: Any) -> TrainingTable:
-    """Synthetic rows as wide as the catalogue: the first two columns tell frauds, the others nothing."""
+    """Synthetic rows as wide as the catalogue. The first two columns predict fraud, the others are noise."""
     return synthetic_table(width=len(small_world.engine().plan.names), **changed)
 
 
 def test_the_same_data_and_settings_give_the_same_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(small_world.table(), tmp_path / "a")
-    # Another day: nothing of the clock may be in any file.
+    # Train again on another day: no file may contain the time.
     monkeypatch.setattr("time.time", lambda: 2e9)
     second = train(small_world.table(), tmp_path / "b")
     assert first.digest == second.digest
@@ -68,9 +68,7 @@ def test_the_same_data_and_settings_give_the_same_bundle(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_changes_no_byte_of_a_bundle_not_even_after_a_search(
-    tmp_path: Path, threads: int
-) -> None:
+def test_the_number_of_threads_changes_no_byte_of_a_bundle(tmp_path: Path, threads: int) -> None:
     settings = replace(QUICK, trees=30, early_stopping_rounds=5, search_budget=3, bagging_fraction=0.7, seed=4)
     table = wide_table()
     first = train_bundle(table, WINDOW, tmp_path / "a", engine=small_world.engine(), settings=settings)
@@ -148,7 +146,7 @@ def test_thresholds_are_ordered_and_a_policy_takes_them() -> None:
 
 
 def test_scores_are_roughly_calibrated_on_the_days_after_the_window() -> None:
-    """As many frauds as the scores promise, within a factor of two: nothing finer holds for a hundred frauds."""
+    """The mean score is within a factor of two of the fraud share. A hundred frauds allow no finer test."""
     after = days_after()
     promised = small_world.loaded_bundle().score(after.vectors).sum()
     assert 0.5 < promised / after.label.sum() < 2
@@ -171,15 +169,15 @@ def test_the_number_of_trees_found_on_the_held_out_days_is_grown_on_all(tmp_path
     assert manifest.training_payments == len(wide_table().label)
 
 
-def test_a_window_that_is_too_short_to_hold_days_out_is_trained_as_set_and_says_so() -> None:
+def test_a_window_too_short_for_folds_trains_with_the_settings() -> None:
     manifest = read_manifest(small_world.trained_bundle())
     assert manifest.validation["left_out"] == "the settings leave nothing to choose"
     assert manifest.parameters["trees"] == SETTINGS.trees
 
 
 @pytest.mark.parametrize("share", [1.0, 0.1])
-def test_the_mean_score_of_other_rows_is_their_share_of_frauds_within_a_tenth(tmp_path: Path, share: float) -> None:
-    """Whatever share of the genuine rows trees are grown on. Uncorrected, a tenth of them makes it times too much."""
+def test_the_mean_score_of_new_rows_is_within_a_tenth_of_their_fraud_share(tmp_path: Path, share: float) -> None:
+    """With any sampling of genuine rows. Uncorrected, sampling a tenth makes the scores about ten times too high."""
     settings = replace(QUICK, trees=30, genuine_sample_share=share)
     table, other = wide_table(rows=20_000), wide_table(rows=40_000, seed=1)
     train_bundle(table, WINDOW, tmp_path / "b", engine=small_world.engine(), settings=settings)
@@ -189,14 +187,14 @@ def test_the_mean_score_of_other_rows_is_their_share_of_frauds_within_a_tenth(tm
     assert share == 1.0 or uncorrected.mean() > 3 * other.label.mean()
 
 
-def test_metrics_and_the_score_histogram_are_of_all_rows_whatever_share_trees_are_grown_on(tmp_path: Path) -> None:
+def test_metrics_and_histogram_use_all_rows_whatever_the_sampling(tmp_path: Path) -> None:
     manifest = train(small_world.table(), tmp_path / "b", replace(QUICK, genuine_sample_share=0.3))
     assert sum(manifest.score_counts) == len(small_world.table().label) == manifest.training_payments
     promised = sum(one["mean_score"] * one["count"] for one in manifest.reliability)
     assert promised == pytest.approx(small_world.table().label.sum(), rel=1e-6)
 
 
-def test_what_tells_frauds_apart_is_the_most_important(tmp_path: Path) -> None:
+def test_the_feature_that_separates_frauds_is_the_most_important(tmp_path: Path) -> None:
     manifest = train_bundle(wide_table(), WINDOW, tmp_path / "b", engine=small_world.engine(), settings=QUICK)
     names = small_world.engine().plan.names
     assert [name for name, _, _ in manifest.most_important(2)] == [names[0], names[1]]
@@ -213,14 +211,14 @@ def test_a_bundle_with_directions_passes_the_gate_and_keeps_them(tmp_path: Path)
     assert np.diff(bundle.score(rows).reshape(50, 100)).max() <= 0
 
 
-def test_a_direction_of_a_feature_there_is_not_is_refused_with_the_nearest(tmp_path: Path) -> None:
+def test_a_direction_for_an_unknown_feature_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(
         Misconfigured, match=r"monotone: there is no feature 'card_count_1hr'; did you mean card_count_1h\?"
     ):
         train(small_world.table(), tmp_path / "b", replace(QUICK, monotone={"card_count_1hr": 1}))
 
 
-def test_trees_are_told_of_as_they_grow(tmp_path: Path) -> None:
+def test_progress_counts_trees_while_they_grow(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
     done: list[int] = []
 
@@ -237,7 +235,7 @@ def test_trees_are_told_of_as_they_grow(tmp_path: Path) -> None:
         settings=QUICK,
         progress=progress,
     )
-    # One model: its margins, and two kinds of rows through each predictor. A library is one step more.
+    # Steps for one model: its margins, and two kinds of rows for each predictor. A library is one step more.
     checks = 6 if compiler_name() is not None else 3
     assert told == [("growing trees", 9), ("compiling and checking", checks)]
     assert sum(done) == 9 + checks
@@ -308,7 +306,7 @@ def test_settings_that_cannot_work_are_refused_in_one_line(tmp_path: Path, chang
     assert "\n" not in str(caught.value)
 
 
-# The place of the bundle
+# The destination of the bundle
 
 
 def test_a_bundle_replaces_the_one_before_it_and_scores_with_the_new_model(tmp_path: Path) -> None:
@@ -324,7 +322,7 @@ def test_a_bundle_replaces_the_one_before_it_and_scores_with_the_new_model(tmp_p
 
 
 def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path: Path) -> None:
-    """`--out .` once emptied the folder it was typed in."""
+    """`--out .` once deleted the content of the working directory."""
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(Misconfigured, match="holds something that is no bundle"):
         train(small_world.table(), tmp_path)

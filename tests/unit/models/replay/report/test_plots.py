@@ -35,7 +35,7 @@ def plot(*marks: PlotLine | Bar | Upright | Whisker) -> Plot:
 
 
 def svg(plot: Plot) -> str:
-    """The plot as the template writes it, with its legend."""
+    """Returns the plot as the template writes it, with its legend."""
     figure = render_block(Figure("", drawing_of(plot), ""))
     return figure.removeprefix("<figure><h3></h3>").removesuffix("<figcaption></figcaption></figure>")
 
@@ -50,20 +50,20 @@ def test_ticks_are_round_and_hold_the_values() -> None:
     assert (axis.low, axis.high) == (-50, 100)
 
 
-def test_an_axis_of_nothing_is_an_axis_all_the_same() -> None:
+def test_an_axis_without_values_can_be_drawn() -> None:
     axis = linear_axis("y", 0, 0, plain)
     assert axis.high > axis.low
     assert axis.place(0) == 0
 
 
-def test_a_logarithmic_axis_has_powers_of_ten_and_draws_what_is_below_at_its_edge() -> None:
+def test_a_logarithmic_axis_draws_smaller_values_at_its_edge() -> None:
     axis = log_axis("x", 0.001, 1, plain)
     assert [text for _, text in axis.ticks] == ["0.001", "0.01", "0.1", "1"]
     assert axis.place(0.1) == pytest.approx(2 / 3)
     assert axis.place(0) == axis.place(0.001) == 0
 
 
-def test_of_many_steps_a_few_are_named() -> None:
+def test_an_axis_of_many_steps_labels_a_few() -> None:
     days = [f"day {number}" for number in range(365)]
     axis = step_axis("day", days)
     assert 3 < len(axis.ticks) <= 6
@@ -109,13 +109,13 @@ def test_a_line_is_interrupted_where_it_has_no_value() -> None:
     assert "nan" not in drawing
 
 
-def test_words_of_uprights_stand_in_rows_of_their_own_the_farthest_right_on_top() -> None:
+def test_labels_of_uprights_have_their_own_rows_the_rightmost_on_top() -> None:
     drawing = parsed(svg(plot(Upright(3, "review"), Upright(8, "decline"))))
     notes = {note.text: float(note.get("y", "")) for note in drawing.iter("text") if note.get("class") == "note"}
     assert notes["decline"] < notes["review"]
 
 
-def test_what_comes_from_data_is_escaped() -> None:
+def test_texts_from_data_are_escaped() -> None:
     drawing = svg(plot(Upright(3, "<b>&"), Bar(1, 2, 0, 5, "genuine", "<script>")))
     assert "<b>" not in drawing
     assert "<script>" not in drawing

@@ -1,4 +1,4 @@
-"""What an analyst reads: complete, self-contained, and without a card in it."""
+"""The report for analysts: complete, in one file, and without the id of any card."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paywarden.models.metrics.evaluation import Days
 from paywarden.models.policy.policy import ConfiguredRule, Policy, PolicySettings
 from paywarden.models.replay.live_comparison import LiveAgreement, LiveComparison
 from paywarden.models.replay.measures import LISTED_MAX, Contestant, ReplayResults
-from paywarden.models.replay.replay import replay
+from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.replay.report.page import PageTable, amount, fixed_percent, money, percent, short_amount
 from paywarden.models.replay.report.renderer import render_block
 from paywarden.models.replay.report.report import report_html
@@ -32,7 +32,7 @@ VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 @cache
 def results(kind: str) -> ReplayResults:
-    """A replay alone, against another model, or against another policy."""
+    """Returns the results of a replay alone, against another model, or against another policy."""
     own, other = small_world.loaded_bundle(), small_world.other_loaded_bundle()
     rule = ConfiguredRule("large", "amount > 100_00", "review")
     challenger = {
@@ -47,10 +47,12 @@ def results(kind: str) -> ReplayResults:
             rates=small_world.rates(),
             champion=Contestant(own, _policy(), "of the configuration"),
             challenger=challenger,
-            window=WINDOW,
-            label_delay_days=LABEL_DELAY_DAYS,
-            costs=CostSettings(review_cost_minor=123, reviews_a_day=20),
             destination=Path(folder),
+            options=ReplayOptions(
+                window=WINDOW,
+                label_delay_days=LABEL_DELAY_DAYS,
+                costs=CostSettings(review_cost_minor=123, reviews_a_day=20),
+            ),
         )
 
 
@@ -60,7 +62,7 @@ def _policy(settings: PolicySettings | None = None) -> Policy:
 
 
 class Tags(HTMLParser):
-    """Checks that what is opened is closed, in order."""
+    """Checks that tags are closed in the right order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +90,7 @@ def text_of(page: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["alone", "model", "policy"])
-def test_the_page_is_whole_and_asks_nothing_of_anyone(kind: str) -> None:
+def test_the_page_is_well_formed_and_loads_nothing(kind: str) -> None:
     page = report_html(results(kind))
     tags = Tags()
     tags.feed(page)
@@ -117,15 +119,15 @@ def test_the_sections_of_a_replay_alone() -> None:
 
 def test_a_challenger_has_its_sections_and_numbers() -> None:
     page = report_html(results("model"))
-    assert {"Champion against challenger", "Payments decided about differently"} <= set(headings(page))
+    assert {"Champion against challenger", "The largest payments with different actions"} <= set(headings(page))
     assert page.count('class="line challenger"') >= 3
     champion, challenger = results("model").champion, results("model").challenger
     assert challenger is not None
-    for one in (champion, challenger):
-        assert one.model_version in page
-        assert f"{one.average_precision:.4f}" in page
-        assert one.whole.money is not None
-        assert f"<td>{amount(one.whole.money.net_minor)}</td>" in page
+    for measures in (champion, challenger):
+        assert measures.model_version in page
+        assert f"{measures.average_precision:.4f}" in page
+        assert measures.whole.money is not None
+        assert f"<td>{amount(measures.whole.money.net_minor)}</td>" in page
 
 
 def test_two_policies_of_one_model_have_one_set_of_scores() -> None:
@@ -140,7 +142,7 @@ def test_two_policies_of_one_model_have_one_set_of_scores() -> None:
 
 
 def live(**changes: Any) -> LiveComparison:
-    """Of 1,000 payments that both decided, three got another action and twelve another score."""
+    """A comparison of 1,000 payments: three got another action, twelve another score."""
     own = LiveAgreement(990, 0.998, 0.99, 0.25, 1)
     fallback = LiveAgreement(10, 0.9, 0.8, 0.01, 1)
     compared = LiveComparison(
@@ -158,29 +160,36 @@ def live(**changes: Any) -> LiveComparison:
     return replace(compared, **changes)
 
 
-def test_live_decisions_have_a_section_with_what_agrees_and_what_does_not() -> None:
+def test_live_decisions_have_a_section_of_agreement_and_differences() -> None:
     page = report_html(results("alone"), live())
     assert headings(page)[1] == "Live against replay"
     text = " ".join(text_of(page).split())
-    assert "Of 1,000 payments decided both live and here, 99.70% got the same action and 98.80% the very same" in text
-    assert "the largest difference of scores is 0.25. 3 payments got another action, 2 of them with a flag live" in text
+    assert (
+        "Of 1,000 payments decided both live and here, 99.70% got the same action and 98.80% exactly the same" in text
+    )
+    assert "The largest difference of two scores is 0.25. 3 payments got another action. 2 of them had a live" in text
     assert "approved 900 1 0 reviewed 2 80 0 declined 0 0 17" in text
     assert "mirror_absent 2 model_error 1" in text
     assert f"{results('alone').champion.model_version} (here) 990 99.80% 99.00% 0.25" in text
     assert "older &lt;model&gt; 10 90.00% 80.00% 0.01" in text
-    for said in ("7 payments: not in the history", "8 payments: no live decision", "3 decisions about", "2 records of"):
-        assert said in text
+    for part in (
+        "7 payments: not in the replayed",
+        "8 payments: no live decision",
+        "3 decisions about",
+        "2 records of",
+    ):
+        assert part in text
     assert "992 payments: -0.005 to +0.005" in text
     assert page.startswith(report_html(results("alone"))[:2000])
     Tags().feed(page)
 
 
-def test_a_difference_too_small_for_its_digits_is_not_written_as_none() -> None:
+def test_a_tiny_difference_is_not_written_as_full_agreement() -> None:
     page = report_html(results("alone"), live(whole=LiveAgreement(1_000_000, 0.999997, 1.0, 0.0, 0)))
-    assert "over 99.99% got the same action and 100.00% the very same score; no score differs." in page
+    assert "over 99.99% got the same action and 100.00% exactly the same score. No score differs." in page
 
 
-def test_live_decisions_about_none_of_the_payments_are_said_to_be_so() -> None:
+def test_the_report_says_if_no_payment_was_decided_live() -> None:
     page = report_html(results("alone"), live(whole=LiveAgreement(0, None, None, None, 0), by_model_version={}))
     assert "No payment was decided both live and here." in page
     assert "Scores, replayed and live" not in page
@@ -228,9 +237,8 @@ def test_days_that_a_model_was_trained_on_are_pointed_out() -> None:
             engine=small_world.engine(),
             rates=small_world.rates(),
             champion=Contestant(small_world.loaded_bundle(), _policy(), "x"),
-            window=Days(FIRST_DAY + 10, FIRST_DAY + 12),
-            label_delay_days=LABEL_DELAY_DAYS,
             destination=Path(folder),
+            options=ReplayOptions(window=Days(FIRST_DAY + 10, FIRST_DAY + 12), label_delay_days=LABEL_DELAY_DAYS),
         )
         assert "was trained on payments of" in report_html(early)
         assert "was trained on payments of" in (Path(folder) / "report.html").read_text(encoding="utf-8")
