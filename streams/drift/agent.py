@@ -24,7 +24,7 @@ from paywarden.streams.drift.evaluation import Evaluator, read_done
 from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.drift.state import Adder, PartitionState, take_over
-from paywarden.streams.faust.partition_agent import QUIET_EVERY_MS, PartitionAgent
+from paywarden.streams.faust.partition_agent import PartitionAgent
 
 if TYPE_CHECKING:
     from paywarden.models.drift.counts import Counts
@@ -47,9 +47,9 @@ class DriftCounting:
 
     def take_over(self, partition: int) -> DriftWork:
         """See partition_agent.Taker."""
-        head, stored = take_over(self.store, partition, self.adder)
-        counts = PartitionCounts(head.progress, self.binnings, self.settings)
-        state = PartitionState(self.store, partition, head, stored, counts=counts, count=self._count, adder=self.adder)
+        checkpoint = take_over(self.store, partition, self.adder)
+        counts = PartitionCounts(checkpoint.saved.progress, self.binnings, self.settings)
+        state = PartitionState(self.store, partition, checkpoint, counts=counts, count=self._count, adder=self.adder)
         return DriftWork(self, state)
 
     def _count(self, cell: CountCell, rows: Sequence[DecisionRow]) -> Counts:
@@ -80,7 +80,7 @@ class DriftWork:
 
     @property
     def has_news(self) -> bool:
-        return self.state.has_news or self.state.quiet_ms > self.state.saved_quiet_ms + QUIET_EVERY_MS
+        return self.state.has_news
 
     def add(self, offset: int, record: Mapping[str, Any]) -> None:
         self.state.counts.add(offset, record)
@@ -89,8 +89,7 @@ class DriftWork:
         self.state.counts.skip(offset)
 
     def hand_over(self, quiet_ms: int) -> None:
-        self.state.quiet_ms = max(self.state.quiet_ms, quiet_ms)
-        self.state.counts.hand_over()
+        self.state.hand_over(quiet_ms)
 
     def save(self, now_ms: int) -> None:
         earlier = self.state.saved
@@ -128,7 +127,9 @@ class DriftEvaluation:
                 # Kafka does not take alerts: the block is evaluated again.
                 _log.warning("blocks of decisions cannot be evaluated now, trying again: %s", error)
             now_ms = self._now_ms()
-            passed_ms = {p: work.state.passed_ms(0) for p, work in self._agent.works(DriftWork).items()}
+            passed_ms = {
+                p: work.state.checkpoint.saved.passed_ms(0) for p, work in self._agent.works(DriftWork).items()
+            }
             metrics.unsaved.set(self._agent.unsaved)
             metrics.behind({p: (now_ms - ms) / 1000 for p, ms in passed_ms.items() if ms})
             metrics.evaluated.set(self._counting.done_ms / 1000)

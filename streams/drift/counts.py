@@ -28,6 +28,7 @@ from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, Binning
 from paywarden.models.drift.counts import Counts, DecisionRows, count_rows
 from paywarden.models.policy.policy import ACTIONS, FLAGS, MODEL_ABSENT
 from paywarden.streams.drift.settings import DriftSettings
+from paywarden.streams.faust.checkpoint import PendingRows
 from paywarden.streams.faust.label_cap import has_place, take_place
 
 MINUTE_MS = 60_000
@@ -169,48 +170,22 @@ class CountingProgress:
         )
 
 
-class PartitionCounts:
+class PartitionCounts(PendingRows[DecisionRow]):
     """What was read of a partition and has not been taken yet.
 
     One thread may `add` while another has what was handed over.
     """
 
     def __init__(self, progress: CountingProgress, binnings: Binnings, settings: DriftSettings) -> None:
-        self.progress = progress
+        super().__init__(progress.next_offset, row_of)
+        self.progress = progress.copy()
         self._binnings, self._settings = binnings, settings
-        self._added: list[DecisionRow] = []
-        self._added_to = progress.next_offset
-        self._rows: list[DecisionRow] = []
-        self._rows_to = progress.next_offset
-
-    def __len__(self) -> int:
-        return len(self._added) + len(self._rows)
-
-    @property
-    def handed_to(self) -> int:
-        """The offset behind what was handed over."""
-        return self._rows_to
-
-    def add(self, offset: int, record: Mapping[str, Any]) -> None:
-        """A decision, decoded. Offsets rise; one that is not newer than what was added is a repetition."""
-        if offset >= self._added_to:
-            self._added.append(row_of(offset, record))
-            self._added_to = offset + 1
-
-    def skip(self, offset: int) -> None:
-        """A record that is no decision."""
-        self._added_to = max(self._added_to, offset + 1)
-
-    def hand_over(self) -> None:
-        """What was added so far may be taken. Not while another thread takes."""
-        self._rows += self._added
-        self._added, self._rows_to = [], self._added_to
 
     def take(self, now_ms: int) -> dict[CountCell, list[DecisionRow]]:
         """The oldest of what was handed over, by cell; `progress` is what holds after it."""
         cells: dict[CountCell, list[DecisionRow]] = {}
         taken = 0
-        for row in self._rows[:ROWS_MAX]:
+        for row in self.handed_over[:ROWS_MAX]:
             cell = self._cell_of(row, now_ms)
             if cell is not None:
                 rows = cells.get(cell)
@@ -221,8 +196,8 @@ class PartitionCounts:
                 rows.append(row)
             self._note(row, cell, now_ms)
             taken += 1
-        del self._rows[:taken]
-        self.progress.next_offset = self._rows[0][_OFFSET] if self._rows else self._rows_to
+        del self.handed_over[:taken]
+        self.progress.next_offset = self.handed_over[0][_OFFSET] if self.handed_over else self.handed_to
         return cells
 
     def _cell_of(self, row: DecisionRow, now_ms: int) -> CountCell | None:

@@ -22,14 +22,11 @@ A reader who reads the head first and then a tile adds the delta's part to a til
 
 from __future__ import annotations
 
-import json
-import struct
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from paywarden.features.stores.base import ProfileStore, StoreConflict, update_records
+from paywarden.features.stores.base import ProfileStore, update_records
 from paywarden.models.drift.counts import Counts
 from paywarden.streams.drift.counts import (
     KEPT_MS,
@@ -42,6 +39,7 @@ from paywarden.streams.drift.counts import (
     PartitionCounts,
     Totals,
 )
+from paywarden.streams.faust.checkpoint import Checkpoint, Head, HeadPlace, pack, stored_heads, unpack
 
 ENTITY = "drift"
 FIVE_MS = 5 * MINUTE_MS
@@ -57,37 +55,36 @@ RECORD_BYTES_MAX = 950_000
 # A delta of so many cells or bytes goes into the tiles.
 _DELTA_CELLS_MAX = 8
 _DELTA_BYTES_MAX = RECORD_BYTES_MAX // 4
-_LENGTH = struct.Struct("<I")
 
 # A delta or a tile: packed Counts by cell; of a tile, all cells have the tile's time.
 Cells = dict[CountCell, bytes]
 
 
 @dataclass
-class DriftHead:
-    """See above. `owner`: a token of whoever wrote it. `quiet_ms`: all that was on the topic by then is counted."""
+class DriftHead(Head[CountingProgress]):
+    """The head of one partition. `delta`: what was counted since the partition's tiles were last written."""
 
-    owner: str
     progress: CountingProgress = field(default_factory=CountingProgress)
-    quiet_ms: int = 0
     delta: Cells = field(default_factory=dict)
 
     def passed_ms(self, grace_ms: int) -> int:
-        """Decisions made before that are counted."""
+        """Return the time before which every decision is counted, in milliseconds."""
         return max(0, max(self.progress.newest_ms, self.quiet_ms) - grace_ms)
 
     def encode(self) -> bytes:
-        """As it is stored."""
         fields = {"owner": self.owner, "quiet_ms": self.quiet_ms, "progress": asdict(self.progress)}
-        return _pack(fields, self.delta)
+        return pack(fields, _keyed(self.delta))
 
-    @staticmethod
-    def decode(data: bytes) -> DriftHead:
-        """The head in these bytes."""
-        fields, cells = _unpack(data)
+    @classmethod
+    def decode(cls, data: bytes) -> DriftHead:
+        fields, cells = unpack(data)
         progress = fields["progress"]
         totals = Totals(**progress.pop("totals"))
-        return DriftHead(fields["owner"], CountingProgress(**progress, totals=totals), fields["quiet_ms"], cells)
+        return cls(fields["owner"], CountingProgress(**progress, totals=totals), fields["quiet_ms"], _cells_of(cells))
+
+    @classmethod
+    def empty(cls) -> DriftHead:
+        return cls("")
 
 
 @dataclass
@@ -100,13 +97,13 @@ class CountTile:
 
     def encode(self) -> bytes:
         """As it is stored."""
-        return _pack({"start_ms": self.start_ms, "next_offset": self.next_offset}, self.cells)
+        return pack({"start_ms": self.start_ms, "next_offset": self.next_offset}, _keyed(self.cells))
 
     @staticmethod
     def decode(data: bytes) -> CountTile:
         """The tile in these bytes."""
-        fields, cells = _unpack(data)
-        return CountTile(fields["start_ms"], fields["next_offset"], cells)
+        fields, cells = unpack(data)
+        return CountTile(fields["start_ms"], fields["next_offset"], _cells_of(cells))
 
 
 def head_key(partition: int) -> bytes:
@@ -128,75 +125,54 @@ class PartitionState:
         self,
         store: ProfileStore,
         partition: int,
-        head: DriftHead,
-        stored: bytes,
+        checkpoint: Checkpoint[DriftHead],
         *,
         counts: PartitionCounts,
         count: Callable[[CountCell, Sequence[DecisionRow]], Counts],
         adder: Adder,
     ) -> None:
-        """`head`, `stored`: of `take_over`. `count`: counts the rows of a cell."""
-        self.partition, self.counts = partition, counts
-        self.saved = head.progress.copy()
-        # See Head; `quiet_ms` is of what has been handed over.
-        self.quiet_ms = self.saved_quiet_ms = head.quiet_ms
-        # Up to which offset its owner has committed.
-        self.committed = 0
-        self._store, self._owner, self._stored = store, head.owner, stored
-        self._count, self._adder = count, adder
+        """`checkpoint`: of `take_over`. `count`: counts the rows of a cell."""
+        self.partition, self.checkpoint, self.counts = partition, checkpoint, counts
+        self._store, self._count, self._adder = store, count, adder
         self._delta: Cells = {}
         # Whether the delta has what the head does not; until it has, no more is taken: a record must hold it.
         self._is_taken = False
-        # What was sent to be the head and may be it or not, with the version it was to replace.
-        self._unsettled: tuple[bytes, int, DriftHead] | None = None
         self._to_flush: tuple[Cells, int] | None = None
+
+    @property
+    def saved(self) -> CountingProgress:
+        """What the store has."""
+        return self.checkpoint.saved.progress
 
     @property
     def has_news(self) -> bool:
         """Whether something is counted or to be counted that is not saved."""
         is_behind = self.saved.next_offset < self.counts.handed_to
-        return is_behind or self._is_taken or self._unsettled is not None or self._to_flush is not None
+        return is_behind or self._is_taken or self._to_flush is not None or self.checkpoint.has_quiet_news
 
-    def passed_ms(self, grace_ms: int) -> int:
-        """Decisions made before that are counted and saved."""
-        return max(0, max(self.saved.newest_ms, self.saved_quiet_ms) - grace_ms)
+    def hand_over(self, quiet_ms: int) -> None:
+        """What was added so far may be saved; with it, all that was on the topic at `quiet_ms` is (0: not known)."""
+        self.checkpoint.note_quiet(quiet_ms)
+        self.counts.hand_over()
 
     def save(self, now_ms: int, *, flush: bool = False) -> None:
         """Count what was added, as far as it fits into one record, and save it. `flush`: and write the tiles."""
-        self._settle()
         self._flush()
         if not self._is_taken:
             for cell, rows in self.counts.take(now_ms).items():
                 counts = self._count(cell, rows)
                 self._delta = self._adder.merged([self._delta, {cell: counts.to_bytes()}])
+            self._delta = self._adder.fitting(self._delta)
             self._is_taken = True
-        self._send_head()
+        progress = self.counts.progress.copy()
+        is_all = progress.next_offset >= self.counts.handed_to
+        self.checkpoint.save(replace(self.checkpoint.saved, progress=progress, delta=self._delta), is_all=is_all)
+        self._is_taken = False
         size = sum(map(len, self._delta.values()))
         if self._delta and (flush or len(self._delta) >= _DELTA_CELLS_MAX or size >= _DELTA_BYTES_MAX):
             self._to_flush = (self._delta, self.saved.next_offset)
             self._delta = {}
             self._flush()
-
-    def _send_head(self) -> None:
-        found = self._store.read_versioned([head_key(self.partition)])[0]
-        if found.value != self._stored:
-            raise StoreConflict(f"partition {self.partition} of decisions is counted by another worker")
-        progress = self.counts.progress.copy()
-        is_all = progress.next_offset >= self.counts.handed_to
-        quiet_ms = self.quiet_ms if is_all else self.saved_quiet_ms
-        head = DriftHead(self._owner, progress, quiet_ms, self._adder.fitting(self._delta))
-        self._delta = head.delta
-        self._unsettled = (head.encode(), found.version, head)
-        self._settle()
-
-    def _settle(self) -> None:
-        if self._unsettled is not None:
-            data, version, head = self._unsettled
-            key = head_key(self.partition)
-            self._store.write({key: data}, ttl_s=HEAD_TTL_S, versions={key: version})
-            self._stored, self._unsettled = data, None
-            self.saved, self.saved_quiet_ms = head.progress, head.quiet_ms
-            self._is_taken = False
 
     def _flush(self) -> None:
         if self._to_flush is not None:
@@ -204,24 +180,15 @@ class PartitionState:
             self._to_flush = None
 
 
-def take_over(store: ProfileStore, partition: int, adder: Adder) -> tuple[DriftHead, bytes]:
-    """Become the one who counts a partition; its delta is in the tiles then. Returns the head and its bytes.
+def take_over(store: ProfileStore, partition: int, adder: Adder) -> Checkpoint[DriftHead]:
+    """Become the worker that counts a partition; the tiles then hold its whole delta. Raises StoreUnavailable."""
 
-    Raises StoreUnavailable.
-    """
-    taken: tuple[DriftHead, bytes] | None = None
-
-    def take(_: bytes, found: bytes | None) -> bytes:
-        nonlocal taken
-        head = DriftHead("") if found is None else DriftHead.decode(found)
+    def settle(head: DriftHead) -> DriftHead:
         write_tiles(store, partition, head.delta, head.progress.next_offset, adder)
-        head.owner, head.delta = uuid.uuid4().hex, {}
-        taken = (head, head.encode())
-        return taken[1]
+        return replace(head, delta={})
 
-    update_records(store, [head_key(partition)], take, ttl_s=HEAD_TTL_S)
-    assert taken is not None
-    return taken
+    name = f"partition {partition} of decisions"
+    return Checkpoint.take_over(HeadPlace(store, head_key(partition), DriftHead, HEAD_TTL_S, name), settle)
 
 
 def write_tiles(store: ProfileStore, partition: int, delta: Cells, next_offset: int, adder: Adder) -> None:
@@ -256,12 +223,8 @@ def _grown(
 
 
 def read_heads(store: ProfileStore, partitions: Iterable[int]) -> dict[int, DriftHead]:
-    """Of those partitions that have one. Raises StoreUnavailable."""
-    wanted = list(partitions)
-    found = store.read([head_key(partition) for partition in wanted])
-    return {
-        partition: DriftHead.decode(data) for partition, data in zip(wanted, found, strict=True) if data is not None
-    }
+    """Return the heads of those partitions that have one. Raises StoreUnavailable."""
+    return stored_heads(store, {number: head_key(number) for number in partitions}, DriftHead.decode)
 
 
 def merged(
@@ -372,17 +335,9 @@ class Adder:
         return fit
 
 
-def _pack(fields: dict[str, Any], cells: Cells) -> bytes:
-    table = [(cell.minute_ms, *cell.model, len(data)) for cell, data in cells.items()]
-    header = json.dumps({**fields, "cells": table}, separators=(",", ":")).encode()
-    return b"".join((_LENGTH.pack(len(header)), header, *cells.values()))
+def _keyed(cells: Cells) -> Iterable[tuple[tuple[int, str, str], bytes]]:
+    return (((cell.minute_ms, *cell.model), data) for cell, data in cells.items())
 
 
-def _unpack(data: bytes) -> tuple[dict[str, Any], Cells]:
-    at = _LENGTH.size + _LENGTH.unpack_from(data)[0]
-    fields = json.loads(data[_LENGTH.size : at])
-    cells: Cells = {}
-    for minute_ms, version, binning, size in fields.pop("cells"):
-        cells[CountCell(minute_ms, Model(version, binning))] = data[at : at + size]
-        at += size
-    return fields, cells
+def _cells_of(keyed: Iterable[tuple[list[Any], bytes]]) -> Cells:
+    return {CountCell(minute_ms, Model(version, binning)): data for (minute_ms, version, binning), data in keyed}

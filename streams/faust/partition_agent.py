@@ -41,8 +41,6 @@ _log = logging.getLogger(__name__)
 QUEUE_MAX = 8192
 _RETRY_S = 1.0
 _LOG_EVERY_S = 10.0
-# What is kept is written without news so often, to say up to when there was none.
-QUIET_EVERY_MS = 15_000
 # A revocation waits so long for the store, for each agent; it holds up more than these.
 _LAST_SAVE_S = 3.0
 _POLL_S = 0.05

@@ -43,9 +43,11 @@ class OutcomeJoining:
 
         def take(partition: int) -> OutcomeWork:
             source = SourcePartition(topic, partition)
-            head = take_over(self.store, source, self.settings)
+            checkpoint = take_over(self.store, source, self.settings)
             on_saved: Callable[[Counter[str], Sequence[JoinResult]], object] = partial(self.metrics.saved, source)
-            return OutcomeWork(self.store, source, head, reading=reading, settings=self.settings, on_saved=on_saved)
+            return OutcomeWork(
+                self.store, source, checkpoint, reading=reading, settings=self.settings, on_saved=on_saved
+            )
 
         return take
 

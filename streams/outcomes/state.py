@@ -22,22 +22,20 @@ The tally of a day is the sum over all partitions of both topics.
 from __future__ import annotations
 
 import json
-import struct
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from paywarden.features.profiles.money import RateTable
-from paywarden.features.stores.base import ProfileStore, StoreConflict, update_records
+from paywarden.features.stores.base import ProfileStore, update_records
 from paywarden.models.metrics.outcome_tally import NO_SCORE, OutcomeTally, total, units_of
 from paywarden.models.metrics.tally import FRAUD, GENUINE
 from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX
+from paywarden.streams.faust.checkpoint import Checkpoint, Head, HeadPlace, PendingRows, pack, stored_heads, unpack
 from paywarden.streams.faust.label_cap import has_place, take_place
-from paywarden.streams.faust.partition_agent import QUIET_EVERY_MS
 from paywarden.streams.outcomes.payments import (
     DAY_MS,
     Arm,
@@ -66,7 +64,6 @@ _NAME_LENGTH_MAX = 128
 _IDLE_MS = DAY_MS
 # How long after it can be asked for something is still kept: workers may be away.
 _MARGIN_DAYS = 30
-_LENGTH = struct.Struct("<I")
 _ACTIONS = {name: number for number, name in enumerate(ACTIONS)}
 _LABELS = {"genuine": GENUINE, "fraud": FRAUD}
 
@@ -101,15 +98,12 @@ class JoinProgress:
 
 
 @dataclass
-class OutcomeHead:
-    """See above. `owner`: a token of whoever wrote it. `quiet_ms`: all that was on the topic by then is worked in."""
+class OutcomeHead(Head[JoinProgress]):
+    """The head of one partition of decisions or outcomes."""
 
-    owner: str
     progress: JoinProgress = field(default_factory=JoinProgress)
-    quiet_ms: int = 0
 
     def encode(self) -> bytes:
-        """As it is stored."""
         progress = self.progress
         fields = {
             "owner": self.owner,
@@ -121,13 +115,16 @@ class OutcomeHead:
         }
         return json.dumps(fields, separators=(",", ":")).encode()
 
-    @staticmethod
-    def decode(data: bytes) -> OutcomeHead:
-        """The head in these bytes."""
+    @classmethod
+    def decode(cls, data: bytes) -> OutcomeHead:
         fields = json.loads(data)
         newest_of = {Arm(version, variant): newest_ms for version, variant, newest_ms in fields["newest_of"]}
         progress = JoinProgress(fields["next_offset"], fields["first_ms"], newest_of, Counter(fields["totals"]))
-        return OutcomeHead(fields["owner"], progress, fields["quiet_ms"])
+        return cls(fields["owner"], progress, fields["quiet_ms"])
+
+    @classmethod
+    def empty(cls) -> OutcomeHead:
+        return cls("")
 
 
 @dataclass
@@ -159,20 +156,14 @@ class Day:
 
     def encode(self) -> bytes:
         """As it is stored."""
-        packed = {arm: tally.to_bytes() for arm, tally in sorted(self.tallies.items())}
-        table = [[*arm, len(data)] for arm, data in packed.items()]
-        header = json.dumps({"next_offset": self.next_offset, "cells": table}, separators=(",", ":")).encode()
-        return b"".join((_LENGTH.pack(len(header)), header, *packed.values()))
+        packed = ((tuple(arm), tally.to_bytes()) for arm, tally in sorted(self.tallies.items()))
+        return pack({"next_offset": self.next_offset}, packed)
 
     @staticmethod
     def decode(data: bytes) -> Day:
         """The day in these bytes."""
-        at = _LENGTH.size + _LENGTH.unpack_from(data)[0]
-        fields = json.loads(data[_LENGTH.size : at])
-        tallies = {}
-        for version, variant, size in fields["cells"]:
-            tallies[Arm(version, variant)] = OutcomeTally.from_bytes(data[at : at + size])
-            at += size
+        fields, cells = unpack(data)
+        tallies = {Arm(version, variant): OutcomeTally.from_bytes(packed) for (version, variant), packed in cells}
         return Day(fields["next_offset"], tallies)
 
 
@@ -238,7 +229,7 @@ def _outcome_row(offset: int, record: Mapping[str, Any]) -> JoinRow:
 
 
 class OutcomeWork:
-    """A PartitionWork: rows of one partition joined and counted. `head`: of `take_over`.
+    """A PartitionWork: rows of one partition joined and counted. `checkpoint`: of `take_over`.
 
     `on_saved` is told what came to the totals, and what each row did.
     """
@@ -247,23 +238,24 @@ class OutcomeWork:
         self,
         store: ProfileStore,
         source: SourcePartition,
-        head: OutcomeHead,
+        checkpoint: Checkpoint[OutcomeHead],
         *,
         reading: StateReading,
         settings: OutcomeSettings,
         on_saved: Callable[[Counter[str], Sequence[JoinResult]], object] = lambda *_: None,
     ) -> None:
-        self.source, self.saved = source, head.progress
-        self._store, self._owner, self._reading, self._settings = store, head.owner, reading, settings
-        self._on_saved = on_saved
+        self.source, self.checkpoint = source, checkpoint
+        self._store, self._reading, self._settings, self._on_saved = store, reading, settings, on_saved
         self._window_ms = settings.window_days * DAY_MS
-        self._added: list[JoinRow] = []
-        self._rows: list[JoinRow] = []
-        self._added_to = self._rows_to = head.progress.next_offset
-        self._quiet_ms = self.saved_quiet_ms = head.quiet_ms
+        self._pending: PendingRows[JoinRow] = PendingRows(self.next_offset, reading.row_of)
 
     def __len__(self) -> int:
-        return len(self._added) + len(self._rows)
+        return len(self._pending)
+
+    @property
+    def saved(self) -> JoinProgress:
+        """What the store has."""
+        return self.checkpoint.saved.progress
 
     @property
     def next_offset(self) -> int:
@@ -276,33 +268,29 @@ class OutcomeWork:
 
     @property
     def has_news(self) -> bool:
-        return self.saved.next_offset < self._rows_to or self._quiet_ms > self.saved_quiet_ms + QUIET_EVERY_MS
+        return self.next_offset < self._pending.handed_to or self.checkpoint.has_quiet_news
 
     def add(self, offset: int, record: Mapping[str, Any]) -> None:
-        if offset >= self._added_to:
-            self._added.append(self._reading.row_of(offset, record))
-            self._added_to = offset + 1
+        self._pending.add(offset, record)
 
     def skip(self, offset: int) -> None:
-        self._added_to = max(self._added_to, offset + 1)
+        self._pending.skip(offset)
 
     def hand_over(self, quiet_ms: int) -> None:
-        self._rows += self._added
-        self._added, self._rows_to = [], self._added_to
-        self._quiet_ms = max(self._quiet_ms, quiet_ms)
+        self._pending.hand_over()
+        self.checkpoint.note_quiet(quiet_ms)
 
     def save(self, now_ms: int) -> None:  # noqa: ARG002 - nothing here depends on the clock
-        rows = self._rows[:ROWS_MAX]
-        is_all = len(rows) == len(self._rows)
-        progress = self.saved.copy()
-        progress.next_offset = self._rows_to if is_all else self._rows[ROWS_MAX][0]
+        waiting = self._pending.handed_over
+        rows = waiting[:ROWS_MAX]
+        is_all = len(rows) == len(waiting)
+        earlier, progress = self.saved, self.saved.copy()
+        progress.next_offset = self._pending.handed_to if is_all else waiting[ROWS_MAX][0]
         results = self._join(rows, progress) if rows else []
         self._write_days(results, progress.next_offset)
-        quiet_ms = self._quiet_ms if is_all else self.saved_quiet_ms
-        self._write_head(OutcomeHead(self._owner, progress, quiet_ms))
-        more = Counter({name: count - self.saved.totals[name] for name, count in progress.totals.items()})
-        del self._rows[: len(rows)]
-        self.saved, self.saved_quiet_ms = progress, quiet_ms
+        self.checkpoint.save(replace(self.checkpoint.saved, progress=progress), is_all=is_all)
+        del waiting[: len(rows)]
+        more = Counter({name: count - earlier.totals[name] for name, count in progress.totals.items()})
         self._on_saved(more, results)
 
     def _join(self, rows: Sequence[JoinRow], progress: JoinProgress) -> list[JoinResult]:
@@ -368,36 +356,16 @@ class OutcomeWork:
 
         update_records(self._store, list(days), add, ttl_s=_kept_s(self._settings))
 
-    def _write_head(self, head: OutcomeHead) -> None:
-        """Step 3."""
 
-        def go_on(_: bytes, found: bytes | None) -> bytes:
-            if found is None or OutcomeHead.decode(found).owner != self._owner:
-                name = f"{self.source.topic}{self.source.partition}"
-                raise StoreConflict(f"the join of partition {name} is another worker's")
-            return head.encode()
-
-        update_records(self._store, [head_key(self.source)], go_on, ttl_s=_kept_s(self._settings))
-
-
-def take_over(store: ProfileStore, source: SourcePartition, settings: OutcomeSettings) -> OutcomeHead:
-    """Become the one who works a partition in. Raises StoreUnavailable."""
-    taken = OutcomeHead("")
-
-    def take(_: bytes, found: bytes | None) -> bytes:
-        nonlocal taken
-        taken = OutcomeHead("") if found is None else OutcomeHead.decode(found)
-        taken.owner = uuid.uuid4().hex
-        return taken.encode()
-
-    update_records(store, [head_key(source)], take, ttl_s=_kept_s(settings))
-    return taken
+def take_over(store: ProfileStore, source: SourcePartition, settings: OutcomeSettings) -> Checkpoint[OutcomeHead]:
+    """Become the worker that works a partition in. Raises StoreUnavailable."""
+    name = f"the join of partition {source.topic}{source.partition}"
+    return Checkpoint.take_over(HeadPlace(store, head_key(source), OutcomeHead, _kept_s(settings), name))
 
 
 def read_heads(store: ProfileStore, sources: Sequence[SourcePartition]) -> dict[SourcePartition, OutcomeHead]:
-    """Of those that have one. Raises StoreUnavailable."""
-    found = store.read([head_key(source) for source in sources])
-    return {source: OutcomeHead.decode(data) for source, data in zip(sources, found, strict=True) if data is not None}
+    """Return the heads of those partitions that have one. Raises StoreUnavailable."""
+    return stored_heads(store, {source: head_key(source) for source in sources}, OutcomeHead.decode)
 
 
 def read_day(store: ProfileStore, sources: Sequence[SourcePartition], day: int) -> dict[Arm, OutcomeTally]:

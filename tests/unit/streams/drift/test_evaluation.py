@@ -54,9 +54,9 @@ class World:
         self.offsets = [0, 0]
 
     def _taken(self, partition: int) -> PartitionState:
-        head, data = take_over(self.store, partition, ADDER)
-        counts = PartitionCounts(head.progress, BINNINGS, SETTINGS)
-        return PartitionState(self.store, partition, head, data, counts=counts, count=self._count, adder=ADDER)
+        checkpoint = take_over(self.store, partition, ADDER)
+        counts = PartitionCounts(checkpoint.saved.progress, BINNINGS, SETTINGS)
+        return PartitionState(self.store, partition, checkpoint, counts=counts, count=self._count, adder=ADDER)
 
     def _count(self, cell: CountCell, rows: Sequence[DecisionRow]) -> Counts:
         binning = BINNINGS.binning_of(cell.model)
@@ -74,7 +74,7 @@ class World:
 
     def be_quiet(self, partition: int, quiet_ms: int) -> None:
         state = self.states[partition]
-        state.quiet_ms = quiet_ms
+        state.hand_over(quiet_ms)
         state.save(quiet_ms)
 
     def evaluator(self, watch: Watch) -> Evaluator:

@@ -29,9 +29,9 @@ def save(
     store: MemoryStore, decided: Sequence[tuple[str, int, int]], *, partition: int = 0, flush: bool = False
 ) -> None:
     """Decisions as (version, time, features) counted and saved, with `flush` into the tiles."""
-    head, data = take_over(store, partition, ADDER)
-    counts = PartitionCounts(head.progress, BINNINGS, DriftSettings(versions_max=3))
-    state = PartitionState(store, partition, head, data, counts=counts, count=count, adder=ADDER)
+    checkpoint = take_over(store, partition, ADDER)
+    counts = PartitionCounts(checkpoint.saved.progress, BINNINGS, DriftSettings(versions_max=3))
+    state = PartitionState(store, partition, checkpoint, counts=counts, count=count, adder=ADDER)
     for number, (version, decided_ms, features) in enumerate(decided):
         counts.add(number, decision(number, decided_ms, version=version, features=features))
     counts.hand_over()

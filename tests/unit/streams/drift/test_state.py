@@ -69,9 +69,9 @@ def count(_: CountCell, rows: Sequence[DecisionRow]) -> Counts:
 
 
 def owner(store: MemoryStore, partition: int = 0) -> PartitionState:
-    head, data = take_over(store, partition, ADDER)
-    counts = PartitionCounts(head.progress, BINNINGS, SETTINGS)
-    return PartitionState(store, partition, head, data, counts=counts, count=count, adder=ADDER)
+    checkpoint = take_over(store, partition, ADDER)
+    counts = PartitionCounts(checkpoint.saved.progress, BINNINGS, SETTINGS)
+    return PartitionState(store, partition, checkpoint, counts=counts, count=count, adder=ADDER)
 
 
 def moment(number: int) -> int:
@@ -269,8 +269,7 @@ def test_quiet_is_said_only_when_all_that_came_before_is_counted() -> None:
     state = owner(store)
     for number in range(ROWS_MAX + 100):
         state.counts.add(number, decision(number % 5, NOON_MS))
-    state.counts.hand_over()
-    state.quiet_ms = NOW_MS
+    state.hand_over(NOW_MS)
     state.save(NOW_MS)
     assert read_heads(store, [0])[0].quiet_ms == 0
     state.save(NOW_MS)

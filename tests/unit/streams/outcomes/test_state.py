@@ -91,9 +91,9 @@ class World:
         self.busy: list[OutcomeWork] = []
 
     def take(self, source: SourcePartition, settings: OutcomeSettings = SETTINGS) -> OutcomeWork:
-        head = take_over(self.store, source, settings)
+        checkpoint = take_over(self.store, source, settings)
         reading = StateReading(source.topic, settings, RATES)
-        owner = OutcomeWork(self.store, source, head, reading=reading, settings=settings)
+        owner = OutcomeWork(self.store, source, checkpoint, reading=reading, settings=settings)
         self.owners[source].append(owner)
         return owner
 
