@@ -15,11 +15,11 @@ from paywarden.features.profiles.money import RateTable
 from paywarden.features.stores.base import ProfileStore
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.schemas.avro import SchemaIds
-from paywarden.streams.drift.agent import DriftCounting, DriftEvaluation
 from paywarden.streams.drift.counts import Binnings
-from paywarden.streams.drift.evaluation import Detection, Evaluator
+from paywarden.streams.drift.evaluation import Detection, DriftEvaluation, Evaluator
 from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
+from paywarden.streams.drift.state import DriftCounting
 from paywarden.streams.faust.app import StreamApp
 from paywarden.streams.faust.codec import AvroCodec
 from paywarden.streams.faust.dead_letter_watch import add_dead_letter_watch
@@ -79,9 +79,8 @@ def add_agents(
         name="outcomes",
         codec=AvroCodec("outcomes", ids),
         takers=[joining.taker(OUTCOMES)],
-        pace=Pace(settings.save_every_ms, settings.save_records, settings.unsaved_max),
+        pace=Pace(settings.save_every_ms, settings.save_records, settings.unsaved_max, takes_over_after_s),
         metrics=metrics,
-        takes_over_after_s=takes_over_after_s,
     )
     labels.register()
     evaluator = OutcomeEvaluator(
@@ -113,9 +112,8 @@ def _add_decisions(
         name="decisions",
         codec=AvroCodec("decisions", ids),
         takers=[counting.take_over, *more],
-        pace=Pace(settings.save_every_ms, settings.save_decisions, settings.unsaved_max),
+        pace=Pace(settings.save_every_ms, settings.save_decisions, settings.unsaved_max, takes_over_after_s),
         metrics=metrics,
-        takes_over_after_s=takes_over_after_s,
     )
     agent.register()
     evaluator = Evaluator(

@@ -14,16 +14,19 @@ partition 0 of decisions.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import struct
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from paywarden.features.stores.base import ProfileStore, StoreConflict
 from paywarden.models.drift.counts import Counts
+from paywarden.schemas.errors import StoreUnavailable, TemporaryFailure
 from paywarden.streams.drift.counts import Binnings, CountCell, Model
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.drift.state import (
@@ -33,10 +36,16 @@ from paywarden.streams.drift.state import (
     Adder,
     Cells,
     CountTile,
+    DriftCounting,
     DriftHead,
+    PartitionState,
     merged,
     read_heads,
 )
+
+if TYPE_CHECKING:
+    from paywarden.streams.faust.app import StreamApp
+    from paywarden.streams.faust.partition_agent import PartitionAgent
 
 _log = logging.getLogger(__name__)
 
@@ -205,6 +214,51 @@ class Evaluator:
 
     def _tile(self, start_ms: int, cells: Cells) -> bytes:
         return CountTile(start_ms, 0, self._adder.fitting(cells)).encode()
+
+
+class DriftEvaluation:
+    """Has blocks evaluated by the worker that has partition 0, and tells how far all this is."""
+
+    def __init__(
+        self,
+        app: StreamApp,
+        agent: PartitionAgent,
+        counting: DriftCounting,
+        evaluator: Evaluator,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """`evaluator` is called in a thread."""
+        self._app, self._agent, self._counting, self._evaluator, self._now_ms = app, agent, counting, evaluator, now_ms
+
+    def register(self) -> None:
+        """Add it to the app."""
+        self._app.add_task(self._keep_evaluating)
+
+    async def _keep_evaluating(self) -> None:
+        metrics = self._counting.metrics
+        while not self._app.should_stop:
+            await asyncio.sleep(self._counting.settings.save_every_ms / 1000)
+            try:
+                self._counting.done_ms = await asyncio.to_thread(self._evaluate)
+            except (StoreUnavailable, StoreConflict) as error:
+                self._agent.note_trouble(error)
+            except TemporaryFailure as error:
+                # Kafka does not take alerts: the block is evaluated again.
+                _log.warning("blocks of decisions cannot be evaluated now, trying again: %s", error)
+            now_ms = self._now_ms()
+            passed_ms = {p: work.checkpoint.saved.passed_ms(0) for p, work in self._agent.works(PartitionState).items()}
+            metrics.unsaved.set(self._agent.unsaved)
+            metrics.behind({p: (now_ms - ms) / 1000 for p, ms in passed_ms.items() if ms})
+            metrics.evaluated.set(self._counting.done_ms / 1000)
+
+    def _evaluate(self) -> int:
+        if self._agent.has(0):
+            assignment = self._agent.assignment
+            steps = self._evaluator.step(may_go_on=lambda: assignment == self._agent.assignment)
+            self._counting.metrics.blocks.inc(steps)
+        else:
+            self._evaluator.forget()
+        return read_done(self._counting.store)[0].done_ms
 
 
 def passed(heads: Mapping[int, DriftHead], partitions: Sequence[int], grace_ms: int) -> int:

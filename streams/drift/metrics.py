@@ -11,10 +11,22 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from paywarden.models.drift.counts import Counts
+from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, MINUTE_MS
+from paywarden.models.drift.reference import Reference
+from paywarden.models.metrics.distances import jensen_shannon, kolmogorov_smirnov, psi
+from paywarden.models.metrics.tally import ACTION_COUNT
+from paywarden.streams.alerts.alerts import Alert, Severity
+
 SCORE_EDGES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 # Versions with series of their own, ever in this process; those after them share one.
 VERSIONS_MAX = 16
 OTHER_VERSIONS = "other"
+_LENGTHS = {5 * MINUTE_MS: "5m", HOUR_MS: "1h", DAY_MS: "24h"}
+_ACTIONS = ("approve", "review", "decline")
+_DISTANCES = {"psi": psi, "js": jensen_shannon, "ks": kolmogorov_smirnov}
+
+assert len(_ACTIONS) == ACTION_COUNT
 
 
 class ScoreCollector(Collector):
@@ -105,3 +117,34 @@ class DriftMetrics:
         for partition, age_s in seconds.items():
             self._behind.labels(str(partition)).set(age_s)
         self._behind_of = set(seconds)
+
+
+class DetectionMetrics:
+    """Of what this worker has evaluated; another worker's are where it was the last to evaluate."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, documentation: str, *labels: str) -> Gauge:
+            return Gauge(f"paywarden_drift_{name}", documentation, labels, registry=registry)
+
+        self._distance = gauge(
+            "score_distance", "Of the scores of the newest block from the reference.", "version", "length", "statistic"
+        )
+        self._share = gauge("action_share", "In the newest block.", "version", "length", "action")
+        self._open = gauge("open_alerts", "Alerts that have not cleared.", "severity")
+        for severity in Severity:
+            self._open.labels(str(severity)).set(0)
+
+    def note(self, version: str, length_ms: int, reference: Reference, counts: Counts) -> None:
+        """A block was evaluated."""
+        length = _LENGTHS[length_ms]
+        for name, distance in _DISTANCES.items():
+            value = float(distance(counts.scores[0], reference.counts.scores[0]))
+            self._distance.labels(version, length, name).set(value)
+        payments = max(1, int(counts.payments[0]))
+        for action, count in zip(_ACTIONS, counts.actions[0], strict=True):
+            self._share.labels(version, length, action).set(int(count) / payments)
+
+    def open_alerts(self, alerts: Sequence[Alert]) -> None:
+        """Those that are open now."""
+        for severity in Severity:
+            self._open.labels(str(severity)).set(sum(alert.severity is severity for alert in alerts))

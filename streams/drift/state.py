@@ -38,7 +38,12 @@ from paywarden.streams.drift.counts import (
     Model,
     PartitionCounts,
     Totals,
+    actions_of,
+    counted,
+    scores_of,
 )
+from paywarden.streams.drift.metrics import DriftMetrics
+from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.faust.checkpoint import Checkpoint, Head, HeadPlace, pack, stored_heads, unpack
 
 ENTITY = "drift"
@@ -55,6 +60,8 @@ RECORD_BYTES_MAX = 950_000
 # A delta of so many cells or bytes goes into the tiles.
 _DELTA_CELLS_MAX = 8
 _DELTA_BYTES_MAX = RECORD_BYTES_MAX // 4
+# How far a partition may be ahead of what is evaluated: its tiles must be there until they are.
+_AHEAD_MS_MAX = KEPT_MS // 2
 
 # A delta or a tile: packed Counts by cell; of a tile, all cells have the tile's time.
 Cells = dict[CountCell, bytes]
@@ -115,68 +122,99 @@ def tile_key(length_ms: int, partition: int, start_ms: int) -> bytes:
     return f"{ENTITY}:{_NAMES[length_ms]}:{partition}:{slot}".encode()
 
 
+class DriftCounting:
+    """Counts decisions for drift detection: what all partitions of a worker have in common."""
+
+    def __init__(self, store: ProfileStore, binnings: Binnings, settings: DriftSettings, metrics: DriftMetrics) -> None:
+        self.store, self.binnings, self.settings, self.metrics = store, binnings, settings, metrics
+        self.adder = Adder(binnings, on_trimmed=metrics.trimmed.inc, on_lost=metrics.lost.inc)
+        # Up to when blocks are evaluated, by any worker; 0 before the first.
+        self.done_ms = 0
+
+    def take_over(self, partition: int) -> PartitionState:
+        """Take a partition over in the store; an AcquirePartition. Raises StoreUnavailable or StoreConflict."""
+        return PartitionState(self, partition, take_over(self.store, partition, self.adder))
+
+    def count(self, cell: CountCell, rows: Sequence[DecisionRow]) -> Counts:
+        """Return the counts of the rows of one cell, and show them to Prometheus."""
+        self.metrics.counted(cell.model.version, scores_of(rows), actions_of(rows))
+        binning = self.binnings.binning_of(cell.model)
+        assert binning is not None, "rows that were just put into a cell are counted in a binning that is here"
+        return counted(binning, rows)
+
+
 class PartitionState:
-    """A partition as its owner has it. `save` blocks; one thread at a time.
+    """A PartitionWork: the decisions of one partition, as the worker that has it counts and saves them."""
 
-    Every call raises StoreUnavailable (call again later) or StoreConflict: another worker has it, drop this.
-    """
-
-    def __init__(
-        self,
-        store: ProfileStore,
-        partition: int,
-        checkpoint: Checkpoint[DriftHead],
-        *,
-        counts: PartitionCounts,
-        count: Callable[[CountCell, Sequence[DecisionRow]], Counts],
-        adder: Adder,
-    ) -> None:
-        """`checkpoint`: of `take_over`. `count`: counts the rows of a cell."""
-        self.partition, self.checkpoint, self.counts = partition, checkpoint, counts
-        self._store, self._count, self._adder = store, count, adder
+    def __init__(self, counting: DriftCounting, partition: int, checkpoint: Checkpoint[DriftHead]) -> None:
+        """`checkpoint`: what `take_over` returned for this partition."""
+        self.partition, self.checkpoint = partition, checkpoint
+        self.counts = PartitionCounts(checkpoint.saved.progress, counting.binnings, counting.settings)
+        self._counting = counting
         self._delta: Cells = {}
-        # Whether the delta has what the head does not; until it has, no more is taken: a record must hold it.
+        # Whether the delta has decisions that the head has not. Until it is saved, no more decisions are taken into
+        # it: one record must hold it.
         self._is_taken = False
+        # A delta that goes into the tiles next, and the offset behind it.
         self._to_flush: tuple[Cells, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.counts)
 
     @property
     def saved(self) -> CountingProgress:
-        """What the store has."""
+        """The progress that the store has."""
         return self.checkpoint.saved.progress
 
     @property
+    def next_offset(self) -> int:
+        return self.saved.next_offset
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the ring would overwrite the oldest tiles before they are evaluated."""
+        since_ms = self._counting.done_ms or self.saved.first_ms
+        return self.saved.newest_ms > since_ms + _AHEAD_MS_MAX
+
+    @property
     def has_news(self) -> bool:
-        """Whether something is counted or to be counted that is not saved."""
-        is_behind = self.saved.next_offset < self.counts.handed_to
+        is_behind = self.next_offset < self.counts.handed_to
         return is_behind or self._is_taken or self._to_flush is not None or self.checkpoint.has_quiet_news
 
+    def add(self, offset: int, record: Mapping[str, Any]) -> None:
+        self.counts.add(offset, record)
+
+    def skip(self, offset: int) -> None:
+        self.counts.skip(offset)
+
     def hand_over(self, quiet_ms: int) -> None:
-        """What was added so far may be saved; with it, all that was on the topic at `quiet_ms` is (0: not known)."""
         self.checkpoint.note_quiet(quiet_ms)
         self.counts.hand_over()
 
     def save(self, now_ms: int, *, flush: bool = False) -> None:
-        """Count what was added, as far as it fits into one record, and save it. `flush`: and write the tiles."""
+        """Count as many waiting decisions as fit into one record, and save it. `flush` writes the tiles as well."""
         self._flush()
+        adder = self._counting.adder
         if not self._is_taken:
             for cell, rows in self.counts.take(now_ms).items():
-                counts = self._count(cell, rows)
-                self._delta = self._adder.merged([self._delta, {cell: counts.to_bytes()}])
-            self._delta = self._adder.fitting(self._delta)
+                counts = self._counting.count(cell, rows)
+                self._delta = adder.merged([self._delta, {cell: counts.to_bytes()}])
+            self._delta = adder.fitting(self._delta)
             self._is_taken = True
-        progress = self.counts.progress.copy()
+        earlier, progress = self.saved, self.counts.progress.copy()
         is_all = progress.next_offset >= self.counts.handed_to
         self.checkpoint.save(replace(self.checkpoint.saved, progress=progress, delta=self._delta), is_all=is_all)
         self._is_taken = False
+        self._counting.metrics.saved(progress.totals.less(earlier.totals))
         size = sum(map(len, self._delta.values()))
         if self._delta and (flush or len(self._delta) >= _DELTA_CELLS_MAX or size >= _DELTA_BYTES_MAX):
-            self._to_flush = (self._delta, self.saved.next_offset)
+            self._to_flush = (self._delta, progress.next_offset)
             self._delta = {}
             self._flush()
 
     def _flush(self) -> None:
         if self._to_flush is not None:
-            write_tiles(self._store, self.partition, *self._to_flush, self._adder)
+            write_tiles(self._counting.store, self.partition, *self._to_flush, self._counting.adder)
             self._to_flush = None
 
 

@@ -28,6 +28,36 @@ _FETCH_AGE_MS = 2_000
 _THREAD_STOP_S = 1.0
 
 
+# The private parts of aiokafka that this module uses, each because aiokafka and Faust have no public way.
+
+
+def _read_committed_only(consumer: aiokafka.AIOKafkaConsumer) -> None:
+    """Skip records of aborted transactions, as our other consumers do.
+
+    Faust passes `isolation_level` to aiokafka only as part of its own exactly-once mode, which would take over the
+    offsets.
+    """
+    consumer._isolation_level = "read_committed"
+
+
+async def _close_connections(consumer: aiokafka.AIOKafkaConsumer) -> None:
+    """Do the last step of a `stop` that was interrupted: a second `stop` returns at once and closes nothing."""
+    await consumer._client.close()
+
+
+def _end_seen_ms(consumer: aiokafka.AIOKafkaConsumer, partition: TP) -> int:
+    """When the broker last answered that nothing is behind what was fetched, in epoch milliseconds; else 0.
+
+    The stable offset and the time are public, but the position only as a coroutine of the consumer's own event loop.
+    The caller must see all three at one moment.
+    """
+    assignment = consumer._subscription.subscription.assignment
+    state = assignment and assignment.state_value(ensure_aiokafka_TP(partition))
+    if not state or state.lso is None or not state.has_valid_position or state.position < state.lso:
+        return 0
+    return int(state.timestamp)
+
+
 class _DaemonThread(WorkerThread):
     """Does not hold up the end of a process that could not stop it in time."""
 
@@ -46,8 +76,7 @@ class _ConsumerThread(AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Transport) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
-        # As our other consumers have it: records of transactions that were given up are none.
-        consumer._isolation_level = "read_committed"
+        _read_committed_only(consumer)
         return consumer
 
     def _start_thread(self) -> None:
@@ -74,10 +103,10 @@ class _ConsumerThread(AIOKafkaConsumerThread):
         try:
             await super().on_thread_stop()
         except asyncio.CancelledError:
-            # Nobody cancels this: with the broker away, aiokafka's fetcher trips over its own cancelled wait, and
-            # does not come to its last step.
+            # Nobody cancels this. With the broker away, aiokafka's fetcher trips over its own cancelled wait, and
+            # `stop` does not reach its last step.
             assert self._consumer is not None
-            await self._consumer._client.close()
+            await _close_connections(self._consumer)
 
     def on_crash(self, msg: str, *fmt: Any, **_: Any) -> None:
         """To the log like everything else, not onto stderr."""
@@ -114,12 +143,8 @@ class HoldingConsumer(Consumer):
 
     def end_seen_ms(self, partition: TP) -> int:
         """When the broker last said that nothing is behind what was fetched, epoch milliseconds; 0: there is more."""
-        assignment = self._thread._ensure_consumer()._subscription.subscription.assignment
-        state = assignment and assignment.state_value(ensure_aiokafka_TP(partition))
-        if not state or state.lso is None or not state.has_valid_position or state.position < state.lso:
-            return 0
-        # The answer may have been some time on its way; what is committed meanwhile is not in it.
-        return int(state.timestamp) - _FETCH_AGE_MS
+        # The broker's answer may have been on its way for a while; a record committed meanwhile is not in it.
+        return max(0, _end_seen_ms(self._thread._ensure_consumer(), partition) - _FETCH_AGE_MS)
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Before anything is read of them."""

@@ -88,11 +88,18 @@ _Work = TypeVar("_Work")
 
 @dataclass(frozen=True)
 class Pace:
-    """Records are saved so often, or as soon as so many have been read; with unsaved_max not saved no more are read."""
+    """When records are saved, and how long the agent waits.
+
+    The agent saves every `save_every_ms` milliseconds, or as soon as `save_records` records have been read. With
+    `unsaved_max` records not saved it reads no more. After a conflict it waits `takes_over_after_s` seconds before it
+    takes a partition back. That is longer than a session: by then a worker knows whether the partition is still its
+    own.
+    """
 
     save_every_ms: int
     save_records: int
     unsaved_max: int
+    takes_over_after_s: float
 
 
 class _Counts(Protocol):
@@ -177,13 +184,11 @@ class PartitionAgent:
         takers: Sequence[AcquirePartition],
         pace: Pace,
         metrics: AgentMetrics,
-        takes_over_after_s: float,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`takes_over_after_s`: by then a worker knows that a partition has gone, longer than a session."""
         self._app, self._topic, self._name, self._codec = app, topic, name, codec
         self._takers, self._pace, self._metrics = takers, pace, metrics
-        self._takes_over_after_s, self._now_ms = takes_over_after_s, now_ms
+        self._now_ms = now_ms
         self._partitions: dict[int, _Partition] = {}
         self._sights: dict[int, _CaughtUpMark] = {}
         # Changes when partitions are revoked: what was begun before is of no use then.
@@ -312,7 +317,7 @@ class PartitionAgent:
         """After a conflict: unless the partition turns out to have gone, go on from what the store has."""
         place = self._places([number])
         self._consumer.hold(place)
-        await asyncio.sleep(self._takes_over_after_s)
+        await asyncio.sleep(self._pace.takes_over_after_s)
         # Once what was fetched before is through, the next record is the one that is asked for.
         mark = self._consumer.fetches + 2
         while assignment == self.assignment and self._consumer.fetches < mark:

@@ -17,9 +17,9 @@ from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
 from paywarden.streams.alerts.records import Acknowledgement, Histograms
 from paywarden.streams.drift.counts import Binnings, Model
 from paywarden.streams.drift.detection import DriftDetection
-from paywarden.streams.drift.detection_metrics import DetectionMetrics
 from paywarden.streams.drift.evaluation import of_overall
 from paywarden.streams.drift.learning import LiveReferences, counted_binning
+from paywarden.streams.drift.metrics import DetectionMetrics
 from tests.worlds.small_decisions import FEATURE, SmallDecisions, reference
 
 FIVE_MS = LENGTHS_MS[0]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.drift.counts import Counts
 from paywarden.schemas.errors import StoreUnavailable
-from paywarden.streams.drift.counts import MINUTE_MS, Binnings, CountCell, DecisionRow, PartitionCounts, counted
+from paywarden.streams.drift.counts import MINUTE_MS, Binnings
 from paywarden.streams.drift.evaluation import DAY_MS, HOUR_MS, WEEK_MS, Evaluator, passed, past_hours, read_done
+from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.drift.state import FIVE_MS, Adder, PartitionState, read_heads, take_over
+from paywarden.streams.drift.state import FIVE_MS, Adder, DriftCounting, PartitionState, read_heads
 from tests.worlds.drifting import NOON_MS, decision, small_binning
 
 BINNINGS = Binnings({"m1": small_binning()})
@@ -54,14 +56,8 @@ class World:
         self.offsets = [0, 0]
 
     def _taken(self, partition: int) -> PartitionState:
-        checkpoint = take_over(self.store, partition, ADDER)
-        counts = PartitionCounts(checkpoint.saved.progress, BINNINGS, SETTINGS)
-        return PartitionState(self.store, partition, checkpoint, counts=counts, count=self._count, adder=ADDER)
-
-    def _count(self, cell: CountCell, rows: Sequence[DecisionRow]) -> Counts:
-        binning = BINNINGS.binning_of(cell.model)
-        assert binning is not None
-        return counted(binning, rows)
+        counting = DriftCounting(self.store, BINNINGS, SETTINGS, DriftMetrics(CollectorRegistry()))
+        return counting.take_over(partition)
 
     def decide(self, partition: int, *times_ms: int, version: str = "m1") -> None:
         state = self.states[partition]

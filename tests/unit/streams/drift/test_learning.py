@@ -11,14 +11,16 @@ import pytest
 from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS
 from paywarden.models.drift.signal_layout import Kinds
+from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.drift.counts import Binnings, Model
-from paywarden.streams.drift.learning import LiveReferences, counted_binning
+from paywarden.streams.drift.learning import FollowedLevels, LiveReferences, counted_binning
 from tests.worlds.small_decisions import SmallDecisions, reference
 
 REFERENCE = reference()
 VERSION = REFERENCE.model_version
 BINNINGS = Binnings({VERSION: counted_binning(REFERENCE)})
 TODAY_MS = 19_730 * DAY_MS
+DAY = SmallDecisions().counts(REFERENCE.binning, TODAY_MS, 3000, DAY_MS)
 
 
 class Past:
@@ -91,3 +93,33 @@ def test_a_reference_of_live_decisions_needs_nothing_beside_it() -> None:
     assert own.nothing_of(VERSION) is None
     assert own.of(VERSION, TODAY_MS) is None
     assert counted_binning(whole) is whole.binning
+
+
+def moved() -> FollowedLevels:
+    levels = FollowedLevels([REFERENCE])
+    levels.follow(REFERENCE, REFERENCE.block(DAY, TODAY_MS, DAY_MS, levels.of(REFERENCE)))
+    assert np.any(levels.of(REFERENCE))
+    return levels
+
+
+def test_levels_come_back_and_leave_what_is_behind_them() -> None:
+    other = FollowedLevels([REFERENCE])
+    assert other.restore(moved().to_bytes() + b"more") == b"more"
+    assert np.array_equal(other.of(REFERENCE), moved().of(REFERENCE))
+    assert other.restore(b"") == b""
+    assert not np.any(other.of(REFERENCE))
+
+
+def test_another_reference_of_the_same_model_begins_anew() -> None:
+    another = replace(REFERENCE, review_at=0.123)
+    other = FollowedLevels([another])
+    assert other.restore(moved().to_bytes()) == b""
+    assert not np.any(other.of(another))
+
+
+@pytest.mark.parametrize("cut", [1, 5, 100])
+def test_damaged_levels_are_refused_and_change_nothing(cut: int) -> None:
+    levels = moved()
+    with pytest.raises(InvalidEvent, match="damaged"):
+        levels.restore(FollowedLevels([REFERENCE]).to_bytes()[:-cut])
+    assert np.array_equal(levels.of(REFERENCE), moved().of(REFERENCE))

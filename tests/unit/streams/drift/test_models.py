@@ -5,36 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from paywarden.features.stores.memory import MemoryStore
-from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import HOUR_MS
-from paywarden.streams.drift.counts import MINUTE_MS, Binnings, CountCell, DecisionRow, PartitionCounts, counted
+from paywarden.streams.drift.counts import MINUTE_MS, Binnings
+from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.models import SeenModel, models_seen
 from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.drift.state import Adder, PartitionState, take_over
+from paywarden.streams.drift.state import DriftCounting
 from tests.worlds.drifting import FEATURES, NOON_MS, decision, small_binning
 
 BINNINGS = Binnings({"m1": small_binning()})
-ADDER = Adder(BINNINGS)
-
-
-def count(cell: CountCell, rows: Sequence[DecisionRow]) -> Counts:
-    binning = BINNINGS.binning_of(cell.model)
-    assert binning is not None
-    return counted(binning, rows)
 
 
 def save(
     store: MemoryStore, decided: Sequence[tuple[str, int, int]], *, partition: int = 0, flush: bool = False
 ) -> None:
     """Decisions as (version, time, features) counted and saved, with `flush` into the tiles."""
-    checkpoint = take_over(store, partition, ADDER)
-    counts = PartitionCounts(checkpoint.saved.progress, BINNINGS, DriftSettings(versions_max=3))
-    state = PartitionState(store, partition, checkpoint, counts=counts, count=count, adder=ADDER)
+    settings = DriftSettings(versions_max=3)
+    state = DriftCounting(store, BINNINGS, settings, DriftMetrics(CollectorRegistry())).take_over(partition)
     for number, (version, decided_ms, features) in enumerate(decided):
-        counts.add(number, decision(number, decided_ms, version=version, features=features))
-    counts.hand_over()
+        state.add(number, decision(number, decided_ms, version=version, features=features))
+    state.hand_over(0)
     state.save(NOON_MS + 60 * MINUTE_MS, flush=flush)
 
 

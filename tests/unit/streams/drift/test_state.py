@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from paywarden.features.stores.base import StoreConflict
 from paywarden.features.stores.memory import MemoryStore
@@ -21,15 +22,16 @@ from paywarden.streams.drift.counts import (
     ROWS_MAX,
     Binnings,
     CountCell,
-    DecisionRow,
     PartitionCounts,
     counted,
     model_of,
 )
+from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.drift.state import (
     FIVE_MS,
     Adder,
+    DriftCounting,
     DriftHead,
     PartitionState,
     merged,
@@ -64,14 +66,9 @@ class ShakyStore(MemoryStore):
             raise StoreUnavailable("away")
 
 
-def count(_: CountCell, rows: Sequence[DecisionRow]) -> Counts:
-    return counted(small_binning(), rows)
-
-
 def owner(store: MemoryStore, partition: int = 0) -> PartitionState:
-    checkpoint = take_over(store, partition, ADDER)
-    counts = PartitionCounts(checkpoint.saved.progress, BINNINGS, SETTINGS)
-    return PartitionState(store, partition, checkpoint, counts=counts, count=count, adder=ADDER)
+    counting = DriftCounting(store, BINNINGS, SETTINGS, DriftMetrics(CollectorRegistry()))
+    return counting.take_over(partition)
 
 
 def moment(number: int) -> int:

@@ -12,7 +12,7 @@ from paywarden.models.drift.signals import Block, Signal
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
 from paywarden.streams.alerts.records import Acknowledgement
-from paywarden.streams.drift.watches import DriftWatches
+from paywarden.streams.drift.detection import DriftWatches
 from tests.worlds.drift_world import SIGNALS, World
 
 FIVE_MS = LENGTHS_MS[0]
