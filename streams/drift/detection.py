@@ -1,10 +1,16 @@
-"""Blocks of counts in, alerts on their topic out: references, detectors and the book of alerts put together.
+"""Turn the counts of blocks into alerts: references, detectors and the open alerts put together.
 
-    counts of a block, by version ─► signals ─► DriftWatches ─► what was raised, escalated or cleared ─► topic
+    counts of a block, by version ─► signals ─► DriftWatches ─► alerts raised, escalated or cleared ─► topic
                   references ───────────┘            ▲
                   acknowledgements, read from their topic
 
-An alert is on its topic before the state that knows of it is saved: after a crash it is told again, word for word.
+Each version is watched by itself: the scores of two models are never compared. Watching starts with a version's first
+block. If that comes in the middle of an hour or a day, the version is judged by its part of it, once that is large
+enough. If a version has no signals any more, its alerts are cleared. A version without a block for a day is forgotten,
+and its alerts are cleared, too.
+
+An alert is on its topic before the state that knows of it is saved. After a crash the same alert is sent again, word
+for word.
 """
 
 from __future__ import annotations
@@ -30,16 +36,16 @@ from paywarden.streams.drift.metrics import DetectionMetrics
 
 _log = logging.getLogger(__name__)
 
-# Of one watch within the state: the bytes of its version's name, and of its own state.
+# One watch in the packed state: the length of its version's name and of its own state, in bytes.
 _ENTRY = struct.Struct("<HI")
 _SILENT_MS = DAY_MS
 
 Acknowledgements = Callable[[], Iterable[Acknowledgement]]
-"""All there are, the oldest first."""
+"""Returns all acknowledgements, the oldest first."""
 
 
 class AlertTeller(Protocol):
-    """Where alerts go."""
+    """Sends alerts to their topic."""
 
     def send(
         self,
@@ -52,11 +58,11 @@ class AlertTeller(Protocol):
         """Queue an alert."""
 
     def flush(self) -> None:
-        """On return all of them are where they should be. Raises BrokerUnavailable."""
+        """Return once all queued alerts are on the topic. Raises BrokerUnavailable."""
 
 
 class DriftDetection:
-    """What drift_evaluation.py calls; see Detection there. One call at a time."""
+    """The Detection that streams/drift/evaluation.py calls, one call at a time."""
 
     def __init__(
         self,
@@ -69,14 +75,14 @@ class DriftDetection:
         acknowledgements: Acknowledgements,
         metrics: DetectionMetrics,
     ) -> None:
-        """`references`: of bundles, by model version."""
+        """`references`: the references of bundles, by model version."""
         self._references, self._live = dict(references), live
         self._levels = FollowedLevels(references.values())
         self._watches = DriftWatches(self._signals_of, detectors, alerts)
         self._teller, self._acknowledgements, self._metrics = teller, acknowledgements, metrics
 
     def restore(self, state: bytes) -> None:
-        """Go on from a state that `state` returned; empty: from none."""
+        """Continue from a state that `state` returned; with empty or damaged bytes, begin anew."""
         try:
             self._watches.restore(self._levels.restore(state))
         except InvalidEvent as error:
@@ -84,9 +90,9 @@ class DriftDetection:
             self._watches.restore(self._levels.restore(b""))
 
     def evaluate(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> None:
-        """Take a block in.
+        """Evaluate a block.
 
-        Raises StoreUnavailable where the past cannot be read, BrokerUnavailable where what was found could not be told.
+        Raises StoreUnavailable if the past cannot be read, BrokerUnavailable if the alerts could not be sent.
         """
         references = {version: self._references_of(version, start_ms) for version in counts}
         blocks = {
@@ -109,7 +115,7 @@ class DriftDetection:
         self._metrics.open_alerts(self._watches.open_alerts)
 
     def state(self) -> bytes:
-        """What all blocks so far have led to."""
+        """Return the state that all blocks so far have led to."""
         return self._levels.to_bytes() + self._watches.to_bytes()
 
     def _references_of(self, version: str, time_ms: int) -> tuple[Reference, ...]:
@@ -121,9 +127,9 @@ class DriftDetection:
         return tuple(signal for one in both if one is not None for signal in one.layout.signals)
 
     def _block(self, references: tuple[Reference, ...], counts: Counts, start_ms: int, length_ms: int) -> Block:
-        """All signals of a version."""
+        """Return the block of all signals of a version."""
         first, *others = references
-        # What is learnt of live decisions follows them by itself.
+        # A learnt reference follows live decisions by itself, so only a bundle's reference moves.
         moved = self._levels.of(first) if Kinds.INPUTS in first.kinds else None
         block = first.block(counts, start_ms, length_ms, moved)
         for other in others:
@@ -131,8 +137,8 @@ class DriftDetection:
         return block
 
     def _follow(self, start_ms: int, counts: Mapping[str, Counts]) -> None:
-        """A day moves the levels for what comes after it; of a model's variants, that of the one with most payments."""
-        # The last one of several stays.
+        """Move the levels by one day. If a model has variants, the one with the most payments decides."""
+        # Sorted by size, so the variant with the most payments is the last and stays.
         by_size = sorted(counts.items(), key=lambda item: (int(item[1].payments[0]), item[0]))
         most = {base_version(version): one for version, one in by_size}
         for version, reference in self._references.items():
@@ -159,14 +165,14 @@ class DriftDetection:
 
 
 def flag_shares(counts: Counts, segment: int) -> dict[str, float]:
-    """Of the payments of a segment, the share that had each flag; flags that none had are left out."""
+    """Return the share of a segment's payments that had each flag. Flags that no payment had are left out."""
     payments = int(counts.payments[segment])
     found = zip(counts.binning.flags, counts.flags[segment].tolist(), strict=False)
     return {flag: count / payments for flag, count in found if count}
 
 
 def histograms_of(subject: str, segment: int, reference: Reference, current: Counts) -> Histograms | None:
-    """Of what a subject is about, in one segment; None where that is no histogram."""
+    """Return the histograms of a subject in one segment; None if the subject is no distribution."""
     binning, expected = reference.binning, reference.counts
     if subject == "score":
         return Histograms.of_score(binning, expected.scores[segment], current.scores[segment])
@@ -183,7 +189,7 @@ def histograms_of(subject: str, segment: int, reference: Reference, current: Cou
 class DriftWatches:
     """A watch for each model version. Not thread-safe.
 
-    `signals_of`: a version's, in the order in which its blocks have them; without any it is not watched.
+    `signals_of` returns a version's signals in the order of its blocks. A version without signals is not watched.
     """
 
     def __init__(
@@ -191,11 +197,11 @@ class DriftWatches:
     ) -> None:
         self._signals_of, self._detectors, self._alerts = signals_of, detectors, alerts
         self._watches: dict[str, DriftWatch] = {}
-        # Open alerts of a state whose versions are watched no more: cleared with the next block.
+        # Open alerts of versions that are no longer watched: the next block clears them.
         self._orphans: list[Alert] = []
 
     def step(self, blocks: Mapping[str, Block], end_ms: int) -> list[Alert]:
-        """Take in the blocks of one span of time, by model version; returns alerts raised, escalated or cleared."""
+        """Evaluate the blocks of one span of time, by version; return the alerts raised, escalated or cleared."""
         told = [replace(alert, state=State.CLEARED, time_ms=end_ms) for alert in self._orphans]
         self._orphans = []
         for version, block in sorted(blocks.items()):
@@ -215,17 +221,17 @@ class DriftWatches:
         return watch
 
     def acknowledge(self, said: Acknowledgement) -> bool:
-        """Note that somebody has seen an alert; False when no such alert is open."""
+        """Note that somebody has seen an alert. Returns False if no such alert is open."""
         watches = self._watches.values()
         return any(watch.acknowledge(said.alert_id, by=said.by, until_ms=said.until_ms) for watch in watches)
 
     @property
     def open_alerts(self) -> list[Alert]:
-        """Of all versions."""
+        """The open alerts of all versions."""
         return [alert for _, watch in sorted(self._watches.items()) for alert in watch.open_alerts]
 
     def to_bytes(self) -> bytes:
-        """The whole state."""
+        """Return the whole state, for `restore`."""
         parts = []
         for version, watch in sorted(self._watches.items()):
             name, state = version.encode(), watch.to_bytes()
@@ -233,10 +239,10 @@ class DriftWatches:
         return b"".join(parts)
 
     def restore(self, state: bytes) -> None:
-        """Become what `to_bytes` was taken of; of nothing, new. Raises InvalidEvent for damaged bytes.
+        """Restore the state that `to_bytes` returned; empty bytes begin anew. Raises InvalidEvent for damaged bytes.
 
-        A version whose signals are others by now begins anew, and its alerts, as those of versions that are watched no
-        more, are cleared with the next block.
+        A version whose signals have changed begins anew. The next block clears its alerts, and those of versions that
+        are no longer watched.
         """
         found = _states_in(state)
         self._watches, self._orphans = {}, []

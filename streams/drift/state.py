@@ -1,23 +1,23 @@
-"""Counts of decisions in the store: nothing lost and nothing counted twice, whichever worker dies when.
+"""Counts of decisions in the store. No crash of a worker loses a decision or counts one twice.
 
-    drift:head:P            of partition P: how far it is counted (`CountingProgress`), and the *delta*, what has been
-    counted
-                            since its tiles were last written
-    drift:minute:P:SLOT     tiles: what was counted of one minute, and of five; rings of slots, by time
-    drift:five:P:SLOT
+    drift:head:P            the head of partition P (streams/faust/checkpoint.py). Its progress is a CountingProgress. Its
+                            *delta* is what has been counted since the partition's tiles were last written
+    drift:minute:P:SLOT     a tile: what was counted of one minute. SLOT is a place in a ring of 120 minutes
+    drift:five:P:SLOT       a tile of five minutes, in a ring of 48 hours
 
-A head is one record, so its offset and its delta are of one moment: saving is writing it, and what it says is saved may
-be committed on Kafka. Now and then the delta goes into the tiles:
+A head is one record, so its offset and its delta always belong together. A save writes the head; the worker may then
+commit that offset on Kafka. When the delta has grown large, it goes into the tiles:
 
-1. The head is written with the delta [.., n), and n is what each tile will say it contains.
-2. Each tile of the delta is read. One that says n has it; else the delta's part is added, and it says n.
-3. The next head begins a new delta. Who takes a partition over first does step 2 again, for the head it finds.
+1. The worker writes the head with the delta up to offset n. Each tile will say n, too.
+2. It reads each tile of the delta. A tile that says n has its part already; else the worker adds the part and writes n.
+3. The next head begins a new delta. A worker that takes the partition over repeats step 2 for the head it finds.
 
-All writes are compare-and-set. Taking over writes the head, so a worker that still works for a partition that has gone
-meets a conflict when it next saves, and drops what it has. Tiles need no more than step 2: what one adds to them, all
-do.
+    head   {next_offset: 900, delta: {12:05 -> 40 decisions}}
+    tile   12:05  {next_offset: 500, 160 decisions}    the delta is not in it yet: a reader adds 160 + 40
+    tile   12:05  {next_offset: 900, 200 decisions}    the delta is in it: a reader takes 200
 
-A reader who reads the head first and then a tile adds the delta's part to a tile that does not say n yet.
+All writes are compare-and-set. Taking over writes the head, so a worker that still counts a partition it has lost meets
+a conflict at its next save, and drops what it has. Tiles need only step 2: every worker adds the same to them.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ from paywarden.streams.faust.checkpoint import Checkpoint, Head, HeadPlace, pack
 
 ENTITY = "drift"
 FIVE_MS = 5 * MINUTE_MS
-# How many slots each ring has: minutes for windows that move by the minute, five minutes for as long as decisions
-# are counted at all, and one so that the oldest is whole.
+# The number of slots in each ring. Tiles of a minute serve windows that move by the minute. Tiles of five minutes are
+# kept as long as decisions are counted at all; one slot more keeps the oldest tile whole.
 SLOTS = {MINUTE_MS: 120, FIVE_MS: KEPT_MS // FIVE_MS + 1}
 _NAMES = {MINUTE_MS: "minute", FIVE_MS: "five"}
-# Longer than what is on the topic may wait to be read.
+# Longer than records stay on the topic.
 HEAD_TTL_S = 120 * 86_400
 TILE_TTL_S = 7 * 86_400
-# What a record may have; stores take 1,000,000 (features/stores/base.py), and a header has to fit in, too.
+# The most bytes of cells in one record. Stores take 1,000,000 bytes (features/stores/base.py), header included.
 RECORD_BYTES_MAX = 950_000
-# A delta of so many cells or bytes goes into the tiles.
+# A delta with this many cells or bytes goes into the tiles.
 _DELTA_CELLS_MAX = 8
 _DELTA_BYTES_MAX = RECORD_BYTES_MAX // 4
 # How far a partition may be ahead of what is evaluated: its tiles must be there until they are.
 _AHEAD_MS_MAX = KEPT_MS // 2
 
-# A delta or a tile: packed Counts by cell; of a tile, all cells have the tile's time.
+# The content of a delta or of a tile: packed Counts by cell. In a tile, all cells have the tile's time.
 Cells = dict[CountCell, bytes]
 
 
@@ -96,19 +96,19 @@ class DriftHead(Head[CountingProgress]):
 
 @dataclass
 class CountTile:
-    """What was counted of the span that begins at `start_ms`; of offsets before `next_offset`."""
+    """What was counted of the span of time that begins at `start_ms`, from offsets before `next_offset`."""
 
     start_ms: int
     next_offset: int = 0
     cells: Cells = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        """As it is stored."""
+        """Return the tile as it is stored."""
         return pack({"start_ms": self.start_ms, "next_offset": self.next_offset}, _keyed(self.cells))
 
     @staticmethod
     def decode(data: bytes) -> CountTile:
-        """The tile in these bytes."""
+        """Return the tile that `encode` turned into these bytes."""
         fields, cells = unpack(data)
         return CountTile(fields["start_ms"], fields["next_offset"], _cells_of(cells))
 
@@ -230,9 +230,9 @@ def take_over(store: ProfileStore, partition: int, adder: Adder) -> Checkpoint[D
 
 
 def write_tiles(store: ProfileStore, partition: int, delta: Cells, next_offset: int, adder: Adder) -> None:
-    """Add a delta that ends before `next_offset` to the tiles that do not say that they have it.
+    """Add a delta that ends before `next_offset` to those tiles that do not have it yet.
 
-    Raises StoreUnavailable: call again with the same; StoreConflict when others keep writing the same tiles.
+    Raises StoreUnavailable: call again with the same arguments; StoreConflict if others keep writing the same tiles.
     """
     parts = {
         tile_key(length_ms, partition, start_ms): (start_ms, of_tile(delta, start_ms, length_ms))
@@ -250,10 +250,10 @@ def write_tiles(store: ProfileStore, partition: int, delta: Cells, next_offset: 
 def _grown(
     found: bytes | None, start_ms: int, part: Sequence[Cells], next_offset: int, adder: Adder
 ) -> CountTile | None:
-    """The tile with its part in it; None where there is nothing to write."""
+    """Return the tile with its part added; None if there is nothing to write."""
     tile = CountTile(start_ms) if found is None else CountTile.decode(found)
     if tile.start_ms > start_ms or (tile.start_ms == start_ms and tile.next_offset >= next_offset):
-        # The ring has gone on, or it is in there.
+        # A later tile has taken the slot, or this part is in the tile already.
         return None
     if tile.start_ms < start_ms:
         tile = CountTile(start_ms)
@@ -274,9 +274,10 @@ def merged(
     *,
     tile_ms: int = FIVE_MS,
 ) -> dict[Model, Counts]:
-    """What was counted from `start_ms` to `end_ms`, both whole tiles, over all partitions; `heads` were just read.
+    """Return what all partitions counted from `start_ms` to `end_ms`, by model. Both times begin a tile.
 
-    `tile_ms`: MINUTE_MS, of the last two hours, or FIVE_MS, as long as any are kept. Raises StoreUnavailable.
+    `heads` were just read. `tile_ms` is MINUTE_MS for the last two hours, or FIVE_MS for as long as tiles are kept.
+    Raises StoreUnavailable.
     """
     starts = range(start_ms, end_ms, tile_ms)
     parts: list[Cells] = []
@@ -288,13 +289,13 @@ def merged(
 
 
 def read_tile(store: ProfileStore, partition: int, head: DriftHead, start_ms: int) -> Sequence[Cells]:
-    """What a partition has of five minutes; `head` was just read. Raises StoreUnavailable."""
+    """Return what a partition counted in five minutes. `head` was just read. Raises StoreUnavailable."""
     (data,) = store.read([tile_key(FIVE_MS, partition, start_ms)])
     return _seen(head, start_ms, FIVE_MS, data)
 
 
 def _seen(head: DriftHead, start_ms: int, length_ms: int, data: bytes | None) -> Sequence[Cells]:
-    """The tile, and the delta's part where the tile does not have it."""
+    """Return the tile, and the delta's part if the tile does not have it yet."""
     part = of_tile(head.delta, start_ms, length_ms)
     tile = None if data is None else CountTile.decode(data)
     if tile is None or tile.start_ms != start_ms:
@@ -303,7 +304,7 @@ def _seen(head: DriftHead, start_ms: int, length_ms: int, data: bytes | None) ->
 
 
 def of_tile(delta: Cells, start_ms: int, length_ms: int) -> list[Cells]:
-    """What a delta has of a tile, minute by minute."""
+    """Return the part of a delta that belongs to a tile, minute by minute."""
     return [
         {CountCell(start_ms, cell.model): data}
         for cell, data in delta.items()
@@ -312,7 +313,10 @@ def of_tile(delta: Cells, start_ms: int, length_ms: int) -> list[Cells]:
 
 
 class Adder:
-    """Adds packed counts. `on_trimmed`, `on_lost`: see `fitting`, `added`."""
+    """Adds packed counts.
+
+    `on_trimmed` is called when `fitting` makes counts smaller, `on_lost` when counts could not be added up.
+    """
 
     def __init__(
         self,
@@ -324,7 +328,7 @@ class Adder:
         self._binnings, self._on_trimmed, self._on_lost = binnings, on_trimmed, on_lost
 
     def sums(self, parts: Iterable[Cells]) -> dict[Model, Counts]:
-        """All that there are, by model; of models whose binning is here."""
+        """Return the sum by model. Models whose binning is not known here are left out."""
         sums: dict[Model, Counts] = {}
         for cell, data in (item for part in parts for item in part.items()):
             binning = self._binnings.binning_of(cell.model)
@@ -338,7 +342,7 @@ class Adder:
         return sums
 
     def merged(self, parts: Iterable[Cells]) -> Cells:
-        """The sum of cells; in an order that does not depend on that of the parts."""
+        """Return the sum of cells, sorted, so the order of the parts does not matter."""
         found: dict[CountCell, list[bytes]] = {}
         for part in parts:
             for cell, data in part.items():
@@ -346,7 +350,7 @@ class Adder:
         return {cell: self._added(cell, found[cell]) for cell in sorted(found)}
 
     def _added(self, cell: CountCell, packed: Sequence[bytes]) -> bytes:
-        """The sum. Without the binning, as when a bundle is watched no more, only the first is kept."""
+        """Return the sum. Without the binning, as when a bundle is no longer watched, it keeps only the first counts."""
         if len(packed) == 1:
             return packed[0]
         binning = self._binnings.binning_of(cell.model)
@@ -359,7 +363,7 @@ class Adder:
         return counts.to_bytes()
 
     def fitting(self, cells: Cells) -> Cells:
-        """Cells that fit into a record: while they don't, the largest loses the features of its segments."""
+        """Return cells that fit into a record. While they are too large, the largest loses its segments' features."""
         fit, whole = dict(cells), dict(cells)
         while whole and sum(map(len, fit.values())) > RECORD_BYTES_MAX:
             largest = max(whole, key=lambda cell: len(whole[cell]))
