@@ -131,7 +131,7 @@ def model_of(version: str, binning: Binning) -> Model:
 
 
 def unknown_binning() -> Binning:
-    """Return the grid: scores in steps of a quarter in log odds, no features, and only the segments all binnings have."""
+    """Return the grid: scores in steps of a quarter in log odds, no features, and the segments of every binning."""
     edges = 1.0 / (1.0 + np.exp(-_GRID))
     return Binning(edges, np.zeros((0, FEATURE_BINS - 1), dtype=np.float32), ((),) * len(DIMENSIONS), FLAGS)
 

@@ -57,7 +57,7 @@ class LiveReferences:
     """Learns a reference for each version, of the kinds that its own reference lacks, for OVERALL alone."""
 
     def __init__(self, own: Mapping[str, Reference], binnings: Binnings, past: Past, *, days_min: int) -> None:
-        """`own`: references of bundles by version. `days_min`: whole days of hours needed before anything is expected."""
+        """`own`: references of bundles by version. `days_min`: whole days needed before anything is expected."""
         self._own, self._binnings, self._past, self._days_min = own, binnings, past, days_min
         # The references learnt for one day, by model.
         self._learnt: dict[Model, Reference] = {}

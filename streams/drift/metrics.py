@@ -79,9 +79,7 @@ class DriftMetrics:
             "future": counter("future", "Decisions not counted: dated ahead of the clock by more than future_ms_max."),
             "old": counter("old", "Decisions not counted: older than what is kept."),
             "unknown": counter("unknown_version", "Decisions of a model version without a known bundle."),
-            "other": counter(
-                "other_version", "Decisions counted together because there were more versions than versions_max."
-            ),
+            "other": counter("other_version", "Decisions counted together, of versions beyond versions_max."),
         }
         self.undecodable = counter("undecodable", "Records on the topic decisions that cannot be decoded.")
         self.conflicts = counter("store_conflicts", "Partitions dropped because another worker counts them.")
@@ -95,9 +93,7 @@ class DriftMetrics:
         self._behind = gauge(
             "partition_behind_seconds", "How far the counts of a partition of decisions are behind now.", "partition"
         )
-        self.evaluated = gauge(
-            "evaluated_timestamp_seconds", "The end of the last evaluated block, Unix time; 0 before the first."
-        )
+        self.evaluated = gauge("evaluated_timestamp_seconds", "End of the last evaluated block, Unix time; 0: none.")
         self._scores = ScoreCollector()
         registry.register(self._scores)
         self._versions: set[str] = set()
@@ -136,14 +132,12 @@ class DetectionMetrics:
 
         self._distance = gauge(
             "score_distance",
-            "Distance of the newest block's scores from the reference.",
+            "Distance of the newest block's scores from the reference's.",
             "version",
             "length",
             "statistic",
         )
-        self._share = gauge(
-            "action_share", "Share of the newest block's payments that got the action.", "version", "length", "action"
-        )
+        self._share = gauge("action_share", "Share of the newest block's payments.", "version", "length", "action")
         self._open = gauge("open_alerts", "Alerts that have not cleared.", "severity")
         for severity in Severity:
             self._open.labels(str(severity)).set(0)

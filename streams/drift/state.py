@@ -1,7 +1,7 @@
 """Counts of decisions in the store. No crash of a worker loses a decision or counts one twice.
 
-    drift:head:P            the head of partition P (streams/faust/checkpoint.py). Its progress is a CountingProgress. Its
-                            *delta* is what has been counted since the partition's tiles were last written
+    drift:head:P            the head of partition P (streams/faust/checkpoint.py). Its progress is a CountingProgress,
+                            and its *delta* all that was counted since the partition's tiles were last written
     drift:minute:P:SLOT     a tile: what was counted of one minute. SLOT is a place in a ring of 120 minutes
     drift:five:P:SLOT       a tile of five minutes, in a ring of 48 hours
 
@@ -350,7 +350,7 @@ class Adder:
         return {cell: self._added(cell, found[cell]) for cell in sorted(found)}
 
     def _added(self, cell: CountCell, packed: Sequence[bytes]) -> bytes:
-        """Return the sum. Without the binning, as when a bundle is no longer watched, it keeps only the first counts."""
+        """Return the sum. Without the binning (the bundle is no longer watched), keep only the first counts."""
         if len(packed) == 1:
             return packed[0]
         binning = self._binnings.binning_of(cell.model)

@@ -1,20 +1,23 @@
-"""Outcomes joined to decisions in the store: nothing lost and nothing counted twice, whichever worker dies when.
+"""Join outcomes to decisions in the store. No crash of a worker loses a row or counts one twice.
 
-    outcome:ID                of a payment: streams/outcomes/payments.py
-    outcomes:day:SOURCE:DAY   what rows of one partition changed in the tallies of payments decided on one day; it says
-                              up to which offset
-    outcomes:head:SOURCE      of one partition of decisions (d0, d1, …) or outcomes (o0, …): how far it is worked in
+    outcome:ID                the record of a payment (streams/outcomes/payments.py)
+    outcomes:day:SOURCE:DAY   what the rows of one partition changed in the tallies of payments decided on one day, and
+                              the offset up to which it has them
+    outcomes:head:SOURCE      the head of one partition of decisions (d0, d1, …) or outcomes (o0, o1, …): how far it is
+                              worked in (streams/faust/checkpoint.py)
 
-A batch of rows is worked in in this order, each step by compare-and-set, again and again until it is done:
+A worker works in a batch of rows in this order. Each step is a compare-and-set, repeated until it succeeds:
 
-1. The payments' records, with a mark for each row that changes something. A row whose mark is there changes nothing
-   more: what the mark says is what it changed.
-2. The days. A day that says n has all rows before n; the others are added, and it says where the batch ends.
-3. The head. From then on the marks are dropped.
+1. The payments' records, with a mark for each row that changes something. A row whose mark is there already changes
+   nothing more; its mark says what it changed.
+2. The days. A day that says n has all rows before n. The worker adds the others, and the day says the batch's end.
+3. The head. From then on the batch's marks are dropped.
 
-Who dies in between is followed by one that begins at the head, perhaps with a batch of another length. It finds in the
-marks what was changed, and by the days' offsets what is counted of it. A worker that works on for a partition which has
-gone does the same as its successor, so it does no harm, and meets a conflict at the head.
+    o0, rows 10 to 19     payments: marks o0/12, o0/17     day 19730: n = 20     head: next_offset = 20
+
+If a worker dies in between, its successor begins at the head, perhaps with a batch of another length. It finds in the
+marks what was changed, and in the days' offsets what of it is counted. A worker that still works for a partition it has
+lost does the same as its successor. It does no harm, and meets a conflict at the head.
 
 The tally of a day is the sum over all partitions of both topics.
 """
@@ -55,24 +58,24 @@ ENTITY = "outcomes"
 DECISIONS, OUTCOMES = "d", "o"
 OTHER_ARM = Arm("other", "other")
 """Stands for the versions and variants beyond `arms_max`, and for names that are too long."""
-# Rows worked in at once: each is a record read and one written.
+# The most rows worked in at once: each takes a read and a write of a record.
 ROWS_MAX = 2_000
 MEASURED_DAYS_MAX = 28
 """The longest window that is measured."""
 _NAME_LENGTH_MAX = 128
-# A version that no decision had for so long gives its place to another.
+# A version without a decision for this long gives its place to another.
 _IDLE_MS = DAY_MS
-# How long after it can be asked for something is still kept: workers may be away.
+# How much longer records are kept than they are needed: workers may be away.
 _MARGIN_DAYS = 30
 _ACTIONS = {name: number for number, name in enumerate(ACTIONS)}
 _LABELS = {"genuine": GENUINE, "fraud": FRAUD}
 
-# A record as it waits to be worked in, a fifth of its size: its offset and some fields of it.
+# A record that waits to be worked in, as its offset and some fields: a fifth of its size.
 JoinRow: TypeAlias = tuple[Any, ...]
 
 
 class JoinResult(NamedTuple):
-    """What a row did, and what that changes in the tallies."""
+    """What a row did to its payment, and what that changes in the tallies."""
 
     offset: int
     kind: RowEffect
@@ -81,10 +84,11 @@ class JoinResult(NamedTuple):
 
 @dataclass
 class JoinProgress:
-    """What holds before the record at offset `next_offset`.
+    """The state before the record at offset `next_offset`.
 
-    `first_ms`: of the earliest decision, 0 before there is one. `newest_of`: of versions and variants counted apart,
-    their newest decision. `totals`: of all records ever, by what they did.
+    `first_ms`: the time of the earliest decision, 0 before there is one. `newest_of`: the versions and variants that
+    are counted apart, each with the time of its newest decision. `totals`: the number of records ever, by what they
+    did.
     """
 
     next_offset: int = 0
@@ -93,7 +97,7 @@ class JoinProgress:
     totals: Counter[str] = field(default_factory=Counter)
 
     def copy(self) -> JoinProgress:
-        """Another that can be changed."""
+        """Return a copy that can be changed."""
         return JoinProgress(self.next_offset, self.first_ms, dict(self.newest_of), Counter(self.totals))
 
 
@@ -129,13 +133,13 @@ class OutcomeHead(Head[JoinProgress]):
 
 @dataclass
 class Day:
-    """What rows of one partition before `next_offset` changed in the tallies of one day."""
+    """What the rows of one partition before `next_offset` changed in the tallies of one day."""
 
     next_offset: int = 0
     tallies: dict[Arm, OutcomeTally] = field(default_factory=dict)
 
     def add(self, results: Iterable[JoinResult], day: int) -> None:
-        """Work in what is new of it."""
+        """Count the results that are not counted yet and belong to this day."""
         for result in results:
             if result.offset < self.next_offset:
                 continue
@@ -155,13 +159,13 @@ class Day:
         )
 
     def encode(self) -> bytes:
-        """As it is stored."""
+        """Return the day as it is stored."""
         packed = ((tuple(arm), tally.to_bytes()) for arm, tally in sorted(self.tallies.items()))
         return pack({"next_offset": self.next_offset}, packed)
 
     @staticmethod
     def decode(data: bytes) -> Day:
-        """The day in these bytes."""
+        """Return the day that `encode` turned into these bytes."""
         fields, cells = unpack(data)
         tallies = {Arm(version, variant): OutcomeTally.from_bytes(packed) for (version, variant), packed in cells}
         return Day(fields["next_offset"], tallies)
@@ -176,7 +180,7 @@ def day_key(source: SourcePartition, day: int) -> bytes:
 
 
 class StateReading:
-    """Decisions or outcomes as rows, and what is to be joined of them."""
+    """Turns decisions or outcomes into rows, and rows into what is joined to a payment."""
 
     def __init__(self, topic: str, settings: OutcomeSettings, rates: RateTable) -> None:
         """`topic`: DECISIONS or OUTCOMES."""
@@ -196,7 +200,7 @@ class StateReading:
         return CountedDecision(arm, decided_ms, _ACTIONS[action], units, amount or 0)
 
     def _amount(self, amount_minor: int, currency: str, decided_ms: int) -> int | None:
-        """In the reference currency; None for one that there is no rate for, or that is out of bounds."""
+        """Return the amount in the reference currency; None without a rate, or if it is out of bounds."""
         if not 0 <= amount_minor <= AMOUNT_MINOR_MAX:
             return None
         try:
@@ -229,9 +233,9 @@ def _outcome_row(offset: int, record: Mapping[str, Any]) -> JoinRow:
 
 
 class OutcomeWork:
-    """A PartitionWork: rows of one partition joined and counted. `checkpoint`: of `take_over`.
+    """A PartitionWork: joins and counts the rows of one partition. `checkpoint` is what `take_over` returned.
 
-    `on_saved` is told what came to the totals, and what each row did.
+    `on_saved` is called after each save with what was added to the totals, and with what each row did.
     """
 
     def __init__(
@@ -254,7 +258,7 @@ class OutcomeWork:
 
     @property
     def saved(self) -> JoinProgress:
-        """What the store has."""
+        """The progress that the store has."""
         return self.checkpoint.saved.progress
 
     @property
@@ -263,7 +267,7 @@ class OutcomeWork:
 
     @property
     def is_ahead(self) -> bool:
-        """Never: days are kept for longer than a topic is."""
+        """Never: days are kept for longer than the topics' records."""
         return False
 
     @property
@@ -294,7 +298,7 @@ class OutcomeWork:
         self._on_saved(more, results)
 
     def _join(self, rows: Sequence[JoinRow], progress: JoinProgress) -> list[JoinResult]:
-        """Step 1, which is the same however often it is done."""
+        """Do step 1. Repeating it gives the same result."""
         wanted: dict[bytes, list[tuple[int, CountedDecision | Outcome]]] = {}
         for row in rows:
             wanted.setdefault(payment_key(row[1]), []).append((row[0], self._reading.joined_of(row, progress)))
@@ -318,7 +322,7 @@ class OutcomeWork:
     def _joined(
         self, payment: Payment, rows: Sequence[tuple[int, CountedDecision | Outcome]]
     ) -> tuple[Payment | None, list[JoinResult]]:
-        """The payment with its rows, None where they change nothing (more), and what each did."""
+        """Return the payment with its rows, or None if they change nothing more; and what each row did."""
         payment = payment.without_counted(self.source, self.saved.next_offset)
         marked, is_new = len(payment.marks), False
         found: list[tuple[int, RowEffect, JoinMark | None]] = []
@@ -337,7 +341,7 @@ class OutcomeWork:
         return (payment if is_new else None), results
 
     def _write_days(self, results: Sequence[JoinResult], next_offset: int) -> None:
-        """Step 2."""
+        """Do step 2."""
         changed: dict[int, list[JoinResult]] = {}
         for result in results:
             for day in {change.decided.cell.day for change in result.changes}:
@@ -358,7 +362,7 @@ class OutcomeWork:
 
 
 def take_over(store: ProfileStore, source: SourcePartition, settings: OutcomeSettings) -> Checkpoint[OutcomeHead]:
-    """Become the worker that works a partition in. Raises StoreUnavailable."""
+    """Become the worker that works in a partition. Raises StoreUnavailable."""
     name = f"the join of partition {source.topic}{source.partition}"
     return Checkpoint.take_over(HeadPlace(store, head_key(source), OutcomeHead, _kept_s(settings), name))
 
@@ -369,7 +373,7 @@ def read_heads(store: ProfileStore, sources: Sequence[SourcePartition]) -> dict[
 
 
 def read_day(store: ProfileStore, sources: Sequence[SourcePartition], day: int) -> dict[Arm, OutcomeTally]:
-    """The tallies of payments decided on one day. Raises StoreUnavailable."""
+    """Return the tallies of the payments decided on one day. Raises StoreUnavailable."""
     found = store.read([day_key(source, day) for source in sources])
     parts: dict[Arm, list[OutcomeTally]] = {}
     for data in found:
@@ -382,10 +386,10 @@ def read_day(store: ProfileStore, sources: Sequence[SourcePartition], day: int) 
 def read_cells(
     store: ProfileStore, sources: Sequence[SourcePartition], days: Iterable[int]
 ) -> dict[TallyCell, OutcomeTally]:
-    """As `read_day`, of several days. Raises StoreUnavailable."""
+    """Return the tallies of several days; see `read_day`. Raises StoreUnavailable."""
     return {TallyCell(day, arm): tally for day in days for arm, tally in read_day(store, sources, day).items()}
 
 
 def _kept_s(settings: OutcomeSettings) -> int:
-    """For how long days and heads are kept after they were last written."""
+    """Return how long days and heads are kept after they were last written, in seconds."""
     return (settings.window_days + MEASURED_DAYS_MAX + _MARGIN_DAYS) * DAY_MS // 1000
