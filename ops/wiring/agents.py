@@ -1,8 +1,8 @@
-"""What runs as Faust agents, timers and tasks: everything that is not the one firehose (streams/profiles/pipeline.py).
+"""Add everything that runs as Faust agents, timers and tasks. Payments run elsewhere: streams/profiles/pipeline.py.
 
-`add_agents` is the place for all of them. An agent is an `async def` that takes a stream and yields nothing (a
-yielded value would be sent to whatever topic a record's headers name); a topic's values come through an
-`AvroCodec`. Agents share one consumer group over all workers, so each record reaches one of them, at least once.
+`add_agents` is the one place for them. An agent is an `async def` that takes a stream and yields nothing: Faust would
+send a yielded value to whatever topic a record's headers name. A topic's values come through an `AvroCodec`. Agents of
+all workers share one consumer group, so each record reaches one of them, at least once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from paywarden.streams.outcomes.state import DECISIONS, OUTCOMES
 
 @dataclass(frozen=True)
 class DriftParts:
-    """What decisions are counted with. `store`: that belongs to no profile set, for writing."""
+    """The parts that count and watch decisions. `store` belongs to no profile set and is writable."""
 
     store: ProfileStore
     binnings: Binnings
@@ -47,7 +47,7 @@ class DriftParts:
 
 @dataclass(frozen=True)
 class OutcomeParts:
-    """What outcomes are joined and measured with, in the store of DriftParts."""
+    """The parts that join and measure outcomes, in the store of DriftParts."""
 
     rates: RateTable
     costs: CostSettings
@@ -64,7 +64,7 @@ def add_agents(
     drift: DriftParts,
     outcomes: OutcomeParts | None = None,
 ) -> None:
-    """Register every agent with the app, before it starts. Without `outcomes` none are joined."""
+    """Register every agent with the app, before it starts. Without `outcomes`, outcomes are not joined."""
     add_dead_letter_watch(app, kafka, ids, registry)
     takes_over_after_s = session_timeout_ms / 1000
     if outcomes is None:
@@ -103,7 +103,7 @@ def _add_decisions(
     drift: DriftParts,
     *more: AcquirePartition,
 ) -> PartitionAgent:
-    """Counting for drift detection, and whatever else is made of the same records."""
+    """Add the agent that counts decisions for drift detection, and any `more` works on the same records."""
     settings, metrics = drift.settings, DriftMetrics(registry)
     counting = DriftCounting(drift.store, drift.binnings, settings, metrics)
     agent = PartitionAgent(

@@ -1,16 +1,25 @@
-"""The life of alerts: what fires becomes one open alert per cause, which escalates, and clears when all is quiet.
+"""Keep the open alerts: one for each cause. An alert is raised, may escalate, and clears when the change is over.
 
-1. What fired in a block is gathered into findings, one a subject, each named where it sits (streams/alerts/causes.py).
-2. Each finding, causes before what they explain, goes
-   a. to an open alert that it was attached to before, or that explains it: it is attached there;
-   b. into the place of an open alert that it explains: that one is renamed and escalates, and takes in others like it;
+    12:05   a feature moves in country=BR      raised: an alert named after the feature
+    12:10   the score moves                    attached: the feature explains it
+    12:30   profiles are stale since 12:00     escalated: stale profiles explain both, and the alert is renamed
+    14:00   the signal is quiet for an hour,   cleared
+            with evidence that it is over
+
+1. Signals that fired in a block are gathered into findings, one for each subject. Each finding is named after the
+   segment where the move sits (streams/alerts/causes.py).
+2. Findings are placed in turn, causes before what they explain. Each finding
+   a. is attached to an open alert that has this subject already, or that explains it;
+   b. or takes the place of an open alert that it explains: that alert is renamed and escalates, and takes in the other
+      alerts the finding explains;
    c. or becomes an alert of its own.
-   One explains the other only if both may have begun at the same time.
-3. Open alerts are followed in blocks of the length that found them. An alert clears when enough blocks in a row were
-   quiet (too small a change, or none that can be told from chance) *and* there is evidence that the change is over: a
-   cumulative sum of "nothing" against "most of what was found". A value that hovers about a limit gives neither.
+   One explains another only if both may have begun at the same time.
+3. Open alerts are followed in blocks of the length that found them. An alert clears if enough blocks in a row were
+   quiet (the change is too small, or cannot be told from chance) *and* there is evidence that the change is over. The
+   evidence is a cumulative sum of "nothing" against "most of what was found". A value that hovers about a limit gives
+   neither.
 
-Alerts are values: each step returns those whose state changed, as they then are.
+Alerts are values: each step returns the alerts whose state changed, as they are then.
 """
 
 from __future__ import annotations
@@ -36,14 +45,14 @@ from paywarden.streams.alerts.causes import (
     traffic_explains,
 )
 
-# What is kept by name of what an alert explains; it is most of the record that is sent.
+# The most attached moves an alert keeps by name. They are most of the record that is sent.
 ATTACHED_MAX = 20
-# Blocks in a row that must be quiet: an hour, some hours, two days.
+# Blocks in a row that must be quiet, by length: twelve of five minutes, four hours, two days.
 _QUIET_BLOCKS = dict(zip(LENGTHS_MS, (12, 4, 2), strict=True))
-# A change that a thousand times more speaks against than for is over; spoken of is this share of what was found.
+# A change is over when "nothing" is a thousand times more likely than _RECOVERY_SHARE of the change that was found.
 _RECOVERY_MIN = math.log(1000)
 _RECOVERY_SHARE = 0.7
-# A deviation that chance has in one block of twenty.
+# Chance alone reaches this deviation in one block out of twenty.
 _NOTICEABLE = 2.0
 
 
@@ -56,7 +65,7 @@ class State(StrEnum):
 
 
 class Severity(StrEnum):
-    """How bad; compare with `rank_of`."""
+    """How bad an alert is; compare with `rank_of`."""
 
     INFO = "info"
     WARNING = "warning"
@@ -64,22 +73,22 @@ class Severity(StrEnum):
 
 
 def rank_of(severity: Severity) -> int:
-    """0 for info, 2 for critical."""
+    """Return 0 for info, 1 for warning, 2 for critical."""
     return list(Severity).index(severity)
 
 
 @dataclass(frozen=True)
 class AlertSettings:
-    """From when on a change is bad, and when it is over."""
+    """How large a change is bad, and when a change is over."""
 
-    # PSI of histograms, relative change of shares.
+    # Limits for the PSI of histograms, and for the relative change of shares.
     psi_warning: float = 0.1
     psi_critical: float = 0.25
     share_change_warning: float = 0.4
     share_change_critical: float = 0.8
-    # A change under this share of the smallest that may fire is quiet.
+    # A change is quiet below this share of the smallest change that may fire.
     quiet_share: float = 0.5
-    # Two changes may have one cause when they began no further apart.
+    # Two changes may have one cause if they began at most this far apart.
     together_minutes: int = 60
 
     def __post_init__(self) -> None:
@@ -96,7 +105,7 @@ class AlertSettings:
             raise Misconfigured(f"drift_alerts.together_minutes: wanted at least 1, got {self.together_minutes}")
 
     def severity(self, signal: Signal, effect: float) -> Severity:
-        """How bad a change of this size is. Stale profiles are never a mere remark."""
+        """Return how bad a change of this size is. Stale profiles are at least a warning."""
         warning, critical = (
             (self.psi_warning, self.psi_critical)
             if is_histogram(signal)
@@ -110,7 +119,7 @@ class AlertSettings:
 
 @dataclass(frozen=True)
 class Moved:
-    """A signal that moved with an alert, where it moved most. `deviation`: in standard deviations of its block."""
+    """A signal that moved with an alert, in the segment where it moved most. `deviation`: in standard deviations."""
 
     subject: str
     statistic: str
@@ -123,9 +132,9 @@ class Moved:
 class Alert:
     """An alert as it is at `time_ms`, when `state` was entered.
 
-    `effect`, `value`, `expected`, `count`, `evidence` (log10, as its threshold) and the window are of the signal it is
-    named after, in the newest block of `length_ms`; `shift` is what was found, in standard deviations of such a block.
-    `first_seen_ms`: about when the change began, `slack_ms` early or late.
+    `effect`, `value`, `expected`, `count`, `evidence` and the window describe the signal it is named after, in the
+    newest block of `length_ms`. `evidence` and its threshold are log10. `shift` is the change that was found, in
+    standard deviations of such a block. The change began about `first_seen_ms`, give or take `slack_ms`.
     """
 
     alert_id: str
@@ -151,7 +160,7 @@ class Alert:
     window_start_ms: int
     window_end_ms: int
     attached: tuple[Moved, ...] = ()
-    # All signals that fired for it, by index, and when the one it is named after was last counted.
+    # The indexes of all signals that fired for it, and when the signal it is named after was last counted.
     members: tuple[int, ...] = ()
     last_counted_ms: int = 0
     quiet_blocks: int = 0
@@ -163,7 +172,7 @@ class Alert:
 
     @property
     def signal(self) -> Signal:
-        """What it is named after."""
+        """The signal the alert is named after."""
         return Signal(self.subject, self.statistic, self.segment)
 
     @property
@@ -171,12 +180,12 @@ class Alert:
         return cause_of(self.subject)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the alert for JSON and `from_dict`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Alert:
-        """Exactly what `to_dict` was made of."""
+        """Return exactly the alert that `to_dict` was called on."""
         return cls(
             **{
                 **fields,
@@ -190,9 +199,10 @@ class Alert:
 
 @dataclass(frozen=True)
 class Finding:
-    """What fired of one subject in one block. `index` is of the signal that names it, `members` are all that fired.
+    """All signals of one subject that fired in one block.
 
-    The change began some time between `earliest_ms` and `latest_ms`, best `onset_ms`.
+    `index` is the signal that names the finding, `members` are the indexes of all that fired. The change began between
+    `earliest_ms` and `latest_ms`, most likely at `onset_ms`.
     """
 
     index: int
@@ -222,11 +232,11 @@ class AlertBook:
     settings: AlertSettings
     effect_min_of: Mapping[Signal, float]
     open: dict[str, Alert] = field(default_factory=dict)
-    # Of what nothing was counted for so long, and three blocks, it is taken that there is no traffic any more.
+    # If nothing was counted for an alert's signal for this long and three blocks, its traffic is taken to be gone.
     gone_after_ms: int = DAY_MS
 
     def step(self, block: Block, verdict: DetectorVerdict) -> list[Alert]:
-        """Take in what the detectors say of a block; returns the alerts that were raised, escalated or cleared."""
+        """Take in the detectors' verdict on a block; return the alerts that were raised, escalated or cleared."""
         before = dict(self.open)
         for finding in findings_of(self.table, block, verdict):
             self._place(finding, block, verdict)
@@ -235,9 +245,9 @@ class AlertBook:
         return self._changes(before, block.end_ms)
 
     def acknowledge(self, alert_id: str, *, by: str, until_ms: int = 0) -> bool:
-        """Note who has seen an alert and, with `until_ms`, until when it does not escalate short of critical.
+        """Note who has seen an alert. Until `until_ms` it escalates only to critical.
 
-        False when no such alert is open: it has cleared, or is another model version's.
+        Returns False if no such alert is open: it has cleared, or belongs to another model version.
         """
         alert = self.open.get(alert_id)
         if alert is None:
@@ -246,7 +256,7 @@ class AlertBook:
         return True
 
     def close(self, time_ms: int) -> list[Alert]:
-        """Clear everything: the model decides no more."""
+        """Clear and return all open alerts, because the model no longer decides."""
         cleared = [replace(alert, state=State.CLEARED, time_ms=time_ms) for alert in self.open.values()]
         self.open.clear()
         return cleared
@@ -266,11 +276,11 @@ class AlertBook:
         self.open[first.alert_id] = self._renamed(first, finding, explained, block)
         for alert in explained:
             if alert is not first:
-                # Told as cleared: what it was about lives on in the first.
+                # Reported as cleared: its signals live on in the first alert.
                 del self.open[alert.alert_id]
 
     def _home(self, alerts: Sequence[Alert], finding: Finding, block: Block, verdict: DetectorVerdict) -> Alert | None:
-        """The open alert that what was found belongs to; None when there is none."""
+        """Return the open alert that a finding belongs to; None if it belongs to no alert."""
         for alert in alerts:
             if self._is_of(alert, finding):
                 return alert
@@ -280,16 +290,16 @@ class AlertBook:
         return None
 
     def _is_of(self, alert: Alert, finding: Finding) -> bool:
-        """Whether it was attached before, or is what the alert is named after."""
+        """Whether the finding's subject is attached to the alert already, or the alert is named after it."""
         if finding.cause is Cause.TRAFFIC:
             return finding.index in alert.members
         subjects = {self.table.signals[index].subject for index in alert.members}
         return finding.signal.subject in subjects
 
     def _holds(self, alert: Alert, finding: Finding, block: Block, verdict: DetectorVerdict) -> bool:
-        """Whether an open alert explains what was found."""
+        """Whether an open alert explains a finding."""
         if alert.cause is Cause.PROFILES:
-            # What profiles do to features and scores comes bit by bit.
+            # Stale profiles change features and scores little by little, so the times need not agree.
             return finding.cause is not Cause.TRAFFIC
         if alert.cause in (Cause.SCORE, Cause.OUTCOME):
             return finding.cause is alert.cause
@@ -304,7 +314,7 @@ class AlertBook:
         return finding.cause is not Cause.PROFILES and self._together(alert, finding)
 
     def _is_explained(self, alert: Alert, finding: Finding, block: Block, verdict: DetectorVerdict) -> bool:
-        """Whether what was found is the cause of an open alert."""
+        """Whether a finding is the cause of an open alert."""
         if not self._together(alert, finding):
             return False
         if finding.cause is Cause.TRAFFIC:
@@ -315,13 +325,13 @@ class AlertBook:
         return finding.cause < alert.cause
 
     def _from_traffic(self, traffic: Signal, signal: Signal, block: Block, verdict: DetectorVerdict) -> bool:
-        """Whether a move of traffic is why a feature or the score moved."""
+        """Whether a feature or the score moved because traffic moved."""
         if newcomers_explain(self.table, block, signal, traffic):
             return True
         return mix_explains(self.table, block, verdict, signal, traffic)
 
     def _together(self, alert: Alert, finding: Finding) -> bool:
-        """Whether both may have begun at the same time."""
+        """Whether an alert and a finding may have begun at the same time."""
         slack_ms = max(alert.slack_ms, self.settings.together_minutes * MINUTE_MS)
         begins, ends = alert.first_seen_ms - slack_ms, alert.first_seen_ms + slack_ms
         return finding.earliest_ms <= ends and finding.latest_ms >= begins
@@ -337,7 +347,7 @@ class AlertBook:
             )
         )
         return Alert(
-            # From what is known of it alone: a block that is worked in again raises the same alert.
+            # A digest of the finding alone, so a block that is evaluated again raises the same alert.
             alert_id=hashlib.sha256(name.encode()).hexdigest()[:16],
             model_version=self.model_version,
             state=State.RAISED,
@@ -350,7 +360,7 @@ class AlertBook:
         )
 
     def _naming(self, finding: Finding, block: Block) -> dict[str, Any]:
-        """The fields that are of the signal an alert is named after."""
+        """Return the fields that describe the signal an alert is named after."""
         index = finding.index
         return {
             "subject": finding.signal.subject,
@@ -379,7 +389,7 @@ class AlertBook:
         return _with_severity(alert, self._severity(finding))
 
     def _renamed(self, alert: Alert, finding: Finding, explained: Sequence[Alert], block: Block) -> Alert:
-        """The same alert under the name of what is behind it."""
+        """Return the alert renamed after the finding that explains it, with everything the finding explains."""
         moved = [move for other in explained for move in (*other.attached, _named(other))]
         members = [index for other in explained for index in other.members]
         worst = max((*(other.severity for other in explained), self._severity(finding)), key=rank_of)
@@ -398,7 +408,7 @@ class AlertBook:
         return self.settings.severity(finding.signal, finding.effect)
 
     def _follow(self, alert: Alert, block: Block, verdict: DetectorVerdict) -> None:
-        """What a block says about an open alert: how large the change is now, and whether it is over."""
+        """Update an open alert from a block: how large the change is now, and whether it is over."""
         alert = self.open[alert.alert_id]
         index = self.table.index[alert.signal]
         if block.length_ms == alert.length_ms and verdict.counted[index] and block.end_ms > alert.raised_ms:
@@ -431,7 +441,7 @@ class AlertBook:
         return _with_severity(alert, self.settings.severity(alert.signal, alert.effect))
 
     def _changes(self, before: Mapping[str, Alert], now_ms: int) -> list[Alert]:
-        """The alerts that others are to hear of."""
+        """Return the alerts whose state changed, and note changes that a snooze holds back."""
         told = []
         for alert_id, alert in list(self.open.items()):
             was = before.get(alert_id)
@@ -453,7 +463,7 @@ class AlertBook:
 
 
 def findings_of(table: SignalTable, block: Block, verdict: DetectorVerdict) -> list[Finding]:
-    """What fired in a block, one finding a subject, in the order in which they are placed; the strongest first."""
+    """Return the findings of a block, one for each subject, in the order they are placed, strongest first."""
     groups: dict[str, list[int]] = {}
     for index in verdict.fired.tolist():
         groups.setdefault(table.signals[index].subject, []).append(index)
@@ -462,7 +472,7 @@ def findings_of(table: SignalTable, block: Block, verdict: DetectorVerdict) -> l
 
 
 def _turn(cause: Cause) -> int:
-    """When a cause is asked whether it explains something: traffic before features, since its mix can be checked."""
+    """Return a cause's place in the order of explaining: traffic before features, as its mix can be checked."""
     return (Cause.PROFILES, Cause.TRAFFIC, Cause.INPUT, Cause.SCORE, Cause.OUTCOME).index(cause)
 
 
@@ -471,7 +481,7 @@ def _finding(table: SignalTable, block: Block, verdict: DetectorVerdict, members
     if cause is Cause.TRAFFIC:
         first = index = most_moved_traffic(block, members)
     else:
-        # Caps hold back the evidence of what is enormous: the deviation tells those apart.
+        # Evidence is capped, so for enormous changes only the deviation tells which is larger.
         first = max(members, key=lambda member: (abs(verdict.deviation[member]), -member))
         index = seat_of(table, block, verdict, first)
     blocks = verdict.blocks_since_change(first)
@@ -488,13 +498,13 @@ def _finding(table: SignalTable, block: Block, verdict: DetectorVerdict, members
         shift=float(verdict.shift[first]),
         onset_ms=end_ms - blocks * length_ms,
         earliest_ms=end_ms - 2 * blocks * length_ms,
-        # Of few blocks, any may be the one.
+        # With few blocks, the change may have begun in any of them.
         latest_ms=end_ms - (blocks // 4 if blocks >= 4 else 0) * length_ms,
     )
 
 
 def _with_severity(alert: Alert, severity: Severity) -> Alert:
-    """Severity only grows while an alert is open."""
+    """Return the alert with a severity that is at least this one: while an alert is open, it only grows."""
     return replace(alert, severity=severity) if rank_of(severity) > rank_of(alert.severity) else alert
 
 
@@ -503,12 +513,12 @@ def _union(first: Iterable[int], second: Iterable[int]) -> tuple[int, ...]:
 
 
 def _named(alert: Alert) -> Moved:
-    """What an alert was named after, as one of what moved."""
+    """Return the signal an alert is named after as a move that can be attached."""
     return Moved(alert.subject, alert.statistic, alert.segment, alert.effect, alert.shift)
 
 
 def _strongest(moved: Sequence[Moved]) -> tuple[Moved, ...]:
-    """Of each subject the strongest move, most first, no more than are kept."""
+    """Return the strongest move of each subject, strongest first, at most ATTACHED_MAX."""
     best: dict[str, Moved] = {}
     for move in moved:
         known = best.get(move.subject)

@@ -1,6 +1,7 @@
-"""Faust's Kafka consumer where its settings do not reach.
+"""Faust's Kafka consumer, changed where its settings do not reach.
 
-It knows insides of Faust 0.15 and aiokafka; tests/integration/test_stream_app.py fails when they change.
+It overrides hooks of Faust 0.15 whose names begin with an underscore, because Faust has no public ones for them, and it
+uses private parts of aiokafka. tests/integration/test_stream_app.py fails if they change.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from mode.threads import WorkerThread
 
 from paywarden.schemas.errors import BrokerUnavailable
 
-# Services log under the module they are written in; these belong with Faust's.
+# Services log under their own module's name. These belong with Faust's.
 _log = logging.getLogger("faust.transport")
-# While all partitions are held.
+# How long a fetch waits while all partitions are held.
 _IDLE_S = 0.2
-# Faust asks the broker to wait so long for something new, and a little.
+# Faust lets the broker wait 1.5 s for new records; this is a little more.
 _FETCH_AGE_MS = 2_000
-# The thread has said by then that it has nothing left to do.
+# Within this time a thread that works has said that it is done.
 _THREAD_STOP_S = 1.0
 
 
@@ -59,14 +60,14 @@ def _end_seen_ms(consumer: aiokafka.AIOKafkaConsumer, partition: TP) -> int:
 
 
 class _DaemonThread(WorkerThread):
-    """Does not hold up the end of a process that could not stop it in time."""
+    """A daemon thread: it does not hold up the end of a process that could not stop it in time."""
 
     def __init__(self, service: Any, **options: Any) -> None:
         super().__init__(service, **options)
         self.daemon = True
 
     def stop(self) -> None:
-        """Called in the event loop, which must not wait for a thread that hangs."""
+        """Wait for the thread, but not for long: this runs in the event loop, and the thread may hang."""
         self.is_stopped.wait(_THREAD_STOP_S)
 
 
@@ -80,7 +81,7 @@ class _ConsumerThread(AIOKafkaConsumerThread):
         return consumer
 
     def _start_thread(self) -> None:
-        """Runs in the thread. Its end before a stop is the end of the app, whatever the reason."""
+        """Run the thread's work, in the thread. If it ends before a stop, for any reason, the app ends."""
         try:
             super()._start_thread()
         except BaseException as error:  # noqa: BLE001  # handed over whole; the threading module would print it
@@ -109,16 +110,16 @@ class _ConsumerThread(AIOKafkaConsumerThread):
             await _close_connections(self._consumer)
 
     def on_crash(self, msg: str, *fmt: Any, **_: Any) -> None:
-        """To the log like everything else, not onto stderr."""
+        """Write a crash to the log like everything else, not to stderr."""
         _log.error(msg.format(*fmt))
 
 
 class HoldingConsumer(Consumer):
-    """Reads no more of partitions that are held, while the others go on.
+    """Fetches nothing from partitions that are held, while the others go on.
 
-    Faust's own pause drops what it has fetched of a partition; here it is still handed out, at most one fetch. What an
-    agent keeps of its own about a partition has to be there before the first record: topics in `hold_first` of the
-    transport are held from their assignment on.
+    Faust's own pause drops the records it has fetched from a partition. Here they are still handed out, at most one
+    fetch. Partitions of topics in the transport's `hold_first` are held from their assignment on. An agent can then
+    load its state of a partition before the first record comes.
     """
 
     logger = _log
@@ -126,28 +127,28 @@ class HoldingConsumer(Consumer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._held: set[TP] = set()
-        # Fetches that were begun: what came of the earlier ones has been handed out.
+        # The number of fetches begun. The records of all but the last have been handed out.
         self.fetches = 0
 
     def hold(self, partitions: Iterable[TP]) -> None:
-        """Fetch no more of these, from the next fetch on."""
+        """Fetch nothing from these partitions, from the next fetch on."""
         self._held.update(partitions)
 
     def release(self, partitions: Iterable[TP]) -> None:
-        """Fetch these again."""
+        """Fetch from these partitions again."""
         self._held.difference_update(partitions)
 
     async def commit_offsets(self, offsets: Mapping[TP, int]) -> bool:
-        """Commit for topics without acks, whose agents know by themselves what is worked off."""
+        """Commit offsets of topics without acks, whose agents themselves know what they have worked in."""
         return await self._commit(offsets)
 
     def end_seen_ms(self, partition: TP) -> int:
-        """When the broker last said that nothing is behind what was fetched, epoch milliseconds; 0: there is more."""
+        """Return when the broker last said that nothing is behind what was fetched, epoch ms; 0 if there is more."""
         # The broker's answer may have been on its way for a while; a record committed meanwhile is not in it.
         return max(0, _end_seen_ms(self._thread._ensure_consumer(), partition) - _FETCH_AGE_MS)
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Before anything is read of them."""
+        """Hold partitions of `hold_first` topics before anything is read from them."""
         first = cast(KafkaTransport, self.transport).hold_first
         self._held = {partition for partition in assigned if partition.topic in first}
         await super().on_partitions_assigned(assigned, generation_id)
@@ -161,7 +162,7 @@ class HoldingConsumer(Consumer):
             return await super()._getmany(active_partitions, timeout)
         wanted = active_partitions - self._held
         if not wanted:
-            # To aiokafka no partitions are all of them.
+            # aiokafka takes an empty set of partitions for all partitions.
             await asyncio.sleep(min(timeout, _IDLE_S))
             return {}
         return await super()._getmany(wanted, timeout)
