@@ -442,13 +442,13 @@ class AlertBook:
 
     def _changes(self, before: Mapping[str, Alert], now_ms: int) -> list[Alert]:
         """Return the alerts whose state changed, and note changes that a snooze holds back."""
-        told = []
+        changed = []
         for alert_id, alert in list(self.open.items()):
-            was = before.get(alert_id)
-            if was is None:
-                told.append(alert)
+            earlier = before.get(alert_id)
+            if earlier is None:
+                changed.append(alert)
                 continue
-            worse = rank_of(alert.severity) > rank_of(was.severity) or alert.signal != was.signal
+            worse = rank_of(alert.severity) > rank_of(earlier.severity) or alert.signal != earlier.signal
             if not (worse or alert.held_back):
                 continue
             if now_ms < alert.snoozed_until_ms and alert.severity is not Severity.CRITICAL:
@@ -456,10 +456,10 @@ class AlertBook:
                 continue
             alert = replace(alert, state=State.ESCALATED, time_ms=now_ms, held_back=False)
             self.open[alert_id] = alert
-            told.append(alert)
+            changed.append(alert)
         gone = [alert for alert_id, alert in before.items() if alert_id not in self.open]
-        told += [replace(alert, state=State.CLEARED, time_ms=now_ms) for alert in gone]
-        return told
+        changed += [replace(alert, state=State.CLEARED, time_ms=now_ms) for alert in gone]
+        return changed
 
 
 def findings_of(table: SignalTable, block: Block, verdict: DetectorVerdict) -> list[Finding]:
@@ -521,7 +521,7 @@ def _strongest(moved: Sequence[Moved]) -> tuple[Moved, ...]:
     """Return the strongest move of each subject, strongest first, at most ATTACHED_MAX."""
     best: dict[str, Moved] = {}
     for move in moved:
-        known = best.get(move.subject)
-        if known is None or abs(move.deviation) > abs(known.deviation):
+        strongest = best.get(move.subject)
+        if strongest is None or abs(move.deviation) > abs(strongest.deviation):
             best[move.subject] = move
     return tuple(sorted(best.values(), key=lambda move: (-abs(move.deviation), move.subject))[:ATTACHED_MAX])

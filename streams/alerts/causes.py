@@ -93,15 +93,15 @@ def seat_of(table: SignalTable, block: Block, verdict: DetectorVerdict, index: i
     if overall is None or not verdict.counted[overall]:
         return index
     # Evidence below 0 counts as no evidence. Then every segment that was counted has enough.
-    wanted = _EVIDENCE_SHARE_MIN * max(float(verdict.evidence[overall]), 0.0)
-    found, smallest = overall, _OUTSIDE_SHARE_MAX
+    evidence_min = _EVIDENCE_SHARE_MIN * max(float(verdict.evidence[overall]), 0.0)
+    seat, smallest = overall, _OUTSIDE_SHARE_MAX
     for segment in table.segments(signal):
-        if not verdict.counted[segment] or verdict.evidence[segment] < wanted:
+        if not verdict.counted[segment] or verdict.evidence[segment] < evidence_min:
             continue
         outside = _outside_share(block, overall, segment)
         if outside < smallest and abs(verdict.deviation[segment]) >= 1:
-            found, smallest = segment, outside
-    return found
+            seat, smallest = segment, outside
+    return seat
 
 
 def _outside_share(block: Block, overall: int, segment: int) -> float:
@@ -147,10 +147,10 @@ def traffic_explains(table: SignalTable, block: Block, traffic: Signal, other: S
     """Whether a segment's share moved only because another's did: among the remaining traffic it is unchanged."""
     if dimension_of(traffic.segment) != dimension_of(other.segment) or traffic == other:
         return False
-    one, two = table.index[traffic], table.index[other]
-    value = float(block.value[two]) / max(1 - float(block.value[one]), _SHARE_FLOOR)
-    expected = float(block.expected[two]) / max(1 - float(block.expected[one]), _SHARE_FLOOR)
-    moved = float(block.value[two] - block.expected[two])
+    traffic_index, other_index = table.index[traffic], table.index[other]
+    value = float(block.value[other_index]) / max(1 - float(block.value[traffic_index]), _SHARE_FLOOR)
+    expected = float(block.expected[other_index]) / max(1 - float(block.expected[traffic_index]), _SHARE_FLOOR)
+    moved = float(block.value[other_index] - block.expected[other_index])
     return abs(value - expected) < _WITHIN_SHARE_MAX * abs(moved)
 
 

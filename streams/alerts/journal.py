@@ -55,7 +55,7 @@ class KnownAlert:
     @property
     def snoozed_until_ms(self) -> int:
         """The end of the longest snooze, epoch ms; 0 if it was never snoozed."""
-        return max((one.until_ms for one in self.acknowledgements), default=0)
+        return max((acknowledgement.until_ms for acknowledgement in self.acknowledgements), default=0)
 
 
 @dataclass
@@ -68,19 +68,19 @@ class Journal:
     def take_alert(self, record: dict[str, Any]) -> None:
         """Take the next record of drift-alerts. A repeated record counts once."""
         state = (record["time_ms"], record["state"], record["severity"], record["subject"])
-        known = self.alerts.get(record["alert_id"])
-        if known is None:
-            known = self.alerts[record["alert_id"]] = KnownAlert(record)
-        if state in known.states:
+        alert = self.alerts.get(record["alert_id"])
+        if alert is None:
+            alert = self.alerts[record["alert_id"]] = KnownAlert(record)
+        if state in alert.states:
             return
-        known.states.append(state)
-        known.record = record
+        alert.states.append(state)
+        alert.record = record
 
     def take_acknowledgement(self, acknowledgement: Acknowledgement) -> None:
         """Take the next of drift-acknowledgements. It is ignored if its alert has expired."""
-        known = self.alerts.get(acknowledgement.alert_id)
-        if known is not None:
-            known.acknowledgements.append(acknowledgement)
+        alert = self.alerts.get(acknowledgement.alert_id)
+        if alert is not None:
+            alert.acknowledgements.append(acknowledgement)
 
     def open(self) -> list[KnownAlert]:
         """Return the alerts that have not cleared, the worst first, then the oldest."""
@@ -94,12 +94,12 @@ class Journal:
         """Return the alert with this id, or the only one whose id begins with it. Raises Misconfigured."""
         if text in self.alerts:
             return self.alerts[text]
-        found = [alert for alert_id, alert in self.alerts.items() if alert_id.startswith(text)]
-        if len(text) < _PREFIX_MIN or not found:
+        matches = [alert for alert_id, alert in self.alerts.items() if alert_id.startswith(text)]
+        if len(text) < _PREFIX_MIN or not matches:
             raise Misconfigured(f"there is no alert {text!r}: `paywarden drift status --all` lists them")
-        if len(found) > 1:
-            raise Misconfigured(f"{text!r} begins the ids of {len(found)} alerts: give more of it")
-        return found[0]
+        if len(matches) > 1:
+            raise Misconfigured(f"{text!r} begins the ids of {len(matches)} alerts: give more of it")
+        return matches[0]
 
 
 class JournalReader:
@@ -121,16 +121,16 @@ class JournalReader:
                 journal.take_alert(self._alerts.decode(record.value or b""))
             except InvalidEvent:
                 journal.unreadable += 1
-        for said in self._said():
-            if said is None:
+        for acknowledgement in self._said():
+            if acknowledgement is None:
                 journal.unreadable += 1
             else:
-                journal.take_acknowledgement(said)
+                journal.take_acknowledgement(acknowledgement)
         return journal
 
     def acknowledgements(self) -> list[Acknowledgement]:
         """Return all acknowledgements as of now, the oldest first. Raises as `read` does."""
-        return [said for said in self._said() if said is not None]
+        return [acknowledgement for acknowledgement in self._said() if acknowledgement is not None]
 
     def _said(self) -> Iterable[Acknowledgement | None]:
         """Yield each acknowledgement, and None for a record that cannot be decoded."""

@@ -67,11 +67,11 @@ class DriftWatch:
         if block.start_ms < self.seen_to_ms.get(block.length_ms, block.start_ms):
             return []
         self.seen_to_ms[block.length_ms] = block.end_ms
-        told = self.book.step(block, self.detectors.step(block))
-        for alert in told:
+        alerts = self.book.step(block, self.detectors.step(block))
+        for alert in alerts:
             if alert.state is State.CLEARED:
                 self._settle(alert)
-        return told
+        return alerts
 
     def acknowledge(self, alert_id: str, *, by: str, until_ms: int = 0) -> bool:
         """See AlertBook."""

@@ -75,7 +75,7 @@ class Model(NamedTuple):
 
 
 class CountCell(NamedTuple):
-    """What one count belongs to: a minute, which begins at `minute_ms`, and a model."""
+    """A minute, which begins at `minute_ms`, and a model: one count belongs to them."""
 
     minute_ms: int
     model: Model
@@ -119,8 +119,8 @@ class Binnings:
 
     def binning_of(self, model: Model) -> Binning | None:
         """Return the binning the model's counts were counted in; None if its bundle is no longer here."""
-        for known, binning in (self.of(model.version), self.in_grid(model.version)):
-            if known == model:
+        for counted_as, binning in (self.of(model.version), self.in_grid(model.version)):
+            if counted_as == model:
                 return binning
         return None
 
@@ -155,7 +155,7 @@ class Totals:
 
     def less(self, earlier: Totals) -> dict[str, int]:
         """Return by how much each number has grown since `earlier`."""
-        return {one.name: getattr(self, one.name) - getattr(earlier, one.name) for one in fields(self)}
+        return {part.name: getattr(self, part.name) - getattr(earlier, part.name) for part in fields(self)}
 
 
 @dataclass
@@ -280,7 +280,7 @@ def scores_of(rows: Sequence[DecisionRow]) -> list[float]:
 
 def actions_of(rows: Iterable[DecisionRow]) -> dict[str, int]:
     """Return how often each action was taken."""
-    found: dict[str, int] = defaultdict(int)
+    action_counts: dict[str, int] = defaultdict(int)
     for row in rows:
-        found[row[_ACTION]] += 1
-    return dict(found)
+        action_counts[row[_ACTION]] += 1
+    return dict(action_counts)

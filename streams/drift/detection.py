@@ -96,22 +96,23 @@ class DriftDetection:
         """
         references = {version: self._references_of(version, start_ms) for version in counts}
         blocks = {
-            version: self._block(references[version], one, start_ms, length_ms) for version, one in counts.items()
+            version: self._block(references[version], of_version, start_ms, length_ms)
+            for version, of_version in counts.items()
         }
         if length_ms == DAY_MS:
             self._follow(start_ms, counts)
-        for said in self._acknowledgements():
-            self._watches.acknowledge(said)
-        told = self._watches.step(blocks, start_ms + length_ms)
-        for alert in told:
+        for acknowledgement in self._acknowledgements():
+            self._watches.acknowledge(acknowledgement)
+        alerts = self._watches.step(blocks, start_ms + length_ms)
+        for alert in alerts:
             version = alert.model_version
             self._tell(alert, references.get(version, ()), counts.get(version))
-        if told:
+        if alerts:
             self._teller.flush()
-        for version, one in counts.items():
+        for version, of_version in counts.items():
             own = self._references.get(base_version(version))
             if own is not None:
-                self._metrics.note(version, length_ms, own, one)
+                self._metrics.note(version, length_ms, own, of_version)
         self._metrics.open_alerts(self._watches.open_alerts)
 
     def state(self) -> bytes:
@@ -120,11 +121,11 @@ class DriftDetection:
 
     def _references_of(self, version: str, time_ms: int) -> tuple[Reference, ...]:
         both = self._references.get(base_version(version)), self._live.of(version, time_ms)
-        return tuple(one for one in both if one is not None)
+        return tuple(reference for reference in both if reference is not None)
 
     def _signals_of(self, version: str) -> tuple[Signal, ...]:
         both = self._references.get(base_version(version)), self._live.nothing_of(version)
-        return tuple(signal for one in both if one is not None for signal in one.layout.signals)
+        return tuple(signal for reference in both if reference is not None for signal in reference.layout.signals)
 
     def _block(self, references: tuple[Reference, ...], counts: Counts, start_ms: int, length_ms: int) -> Block:
         """Return the block of all signals of a version."""
@@ -140,14 +141,14 @@ class DriftDetection:
         """Move the levels by one day. If a model has variants, the one with the most payments decides."""
         # Sorted by size, so the variant with the most payments is the last and stays.
         by_size = sorted(counts.items(), key=lambda item: (int(item[1].payments[0]), item[0]))
-        most = {base_version(version): one for version, one in by_size}
+        most = {base_version(version): of_version for version, of_version in by_size}
         for version, reference in self._references.items():
             if version in most:
                 moved = self._levels.of(reference)
                 self._levels.follow(reference, reference.block(most[version], start_ms, DAY_MS, moved))
 
     def _tell(self, alert: Alert, references: tuple[Reference, ...], current: Counts | None) -> None:
-        reference = next((one for one in references if alert.signal in one.layout.numbers), None)
+        reference = next((candidate for candidate in references if alert.signal in candidate.layout.numbers), None)
         if reference is None:
             self._teller.send(alert)
             return
@@ -167,8 +168,8 @@ class DriftDetection:
 def flag_shares(counts: Counts, segment: int) -> dict[str, float]:
     """Return the share of a segment's payments that had each flag. Flags that no payment had are left out."""
     payments = int(counts.payments[segment])
-    found = zip(counts.binning.flags, counts.flags[segment].tolist(), strict=False)
-    return {flag: count / payments for flag, count in found if count}
+    flag_counts = zip(counts.binning.flags, counts.flags[segment].tolist(), strict=False)
+    return {flag: count / payments for flag, count in flag_counts if count}
 
 
 def histograms_of(subject: str, segment: int, reference: Reference, current: Counts) -> Histograms | None:
@@ -202,16 +203,16 @@ class DriftWatches:
 
     def step(self, blocks: Mapping[str, Block], end_ms: int) -> list[Alert]:
         """Evaluate the blocks of one span of time, by version; return the alerts raised, escalated or cleared."""
-        told = [replace(alert, state=State.CLEARED, time_ms=end_ms) for alert in self._orphans]
+        alerts = [replace(alert, state=State.CLEARED, time_ms=end_ms) for alert in self._orphans]
         self._orphans = []
         for version, block in sorted(blocks.items()):
             watch = self._watches.get(version) or self._begin(version)
-            told += watch.step(block) if watch is not None else []
+            alerts += watch.step(block) if watch is not None else []
         for version, watch in sorted(self._watches.items()):
             if end_ms - max(watch.seen_to_ms.values()) >= _SILENT_MS:
-                told += watch.close(end_ms)
+                alerts += watch.close(end_ms)
                 del self._watches[version]
-        return told
+        return alerts
 
     def _begin(self, version: str) -> DriftWatch | None:
         signals = self._signals_of(version)
@@ -244,9 +245,9 @@ class DriftWatches:
         A version whose signals have changed begins anew. The next block clears its alerts, and those of versions that
         are no longer watched.
         """
-        found = _states_in(state)
+        states = _states_in(state)
         self._watches, self._orphans = {}, []
-        for version, part in found.items():
+        for version, part in states.items():
             watch = self._begin(version)
             if watch is None:
                 self._orphans += open_alerts_in(part)
@@ -260,7 +261,7 @@ class DriftWatches:
 
 
 def _states_in(state: bytes) -> dict[str, bytes]:
-    found, place = {}, 0
+    states, place = {}, 0
     while place < len(state):
         if place + _ENTRY.size > len(state):
             raise InvalidEvent("the state of drift detection is damaged: it is cut off")
@@ -273,5 +274,5 @@ def _states_in(state: bytes) -> dict[str, bytes]:
             version = state[middle - name_bytes : middle].decode()
         except UnicodeDecodeError as error:
             raise InvalidEvent("the state of drift detection is damaged") from error
-        found[version] = state[middle:place]
-    return found
+        states[version] = state[middle:place]
+    return states

@@ -125,8 +125,8 @@ class EvaluatedUpTo:
 
 def read_done(store: ProfileStore) -> tuple[EvaluatedUpTo, int]:
     """Return how far evaluation is, and the record's version. Raises StoreUnavailable."""
-    found = store.read_versioned([DONE_KEY])[0]
-    return EvaluatedUpTo() if found.value is None else EvaluatedUpTo(*_DONE.unpack(found.value)), found.version
+    record = store.read_versioned([DONE_KEY])[0]
+    return EvaluatedUpTo() if record.value is None else EvaluatedUpTo(*_DONE.unpack(record.value)), record.version
 
 
 def read_state(store: ProfileStore, done: EvaluatedUpTo) -> bytes:
@@ -208,12 +208,14 @@ class Evaluator:
             self._tell(end_ms - DAY_MS, DAY_MS, read_hours(self._store, end_ms - DAY_MS, end_ms, self._adder))
 
     def _tell(self, start_ms: int, length_ms: int, counts: Mapping[Model, Counts]) -> None:
-        current = {model.version: one for model, one in counts.items() if self._binnings.is_current(model)}
+        current = {model.version: of_model for model, of_model in counts.items() if self._binnings.is_current(model)}
         self._detection.evaluate(start_ms, length_ms, current)
 
     def _keep_hour(self, hour_ms: int, counts: Mapping[Model, Counts]) -> None:
-        hour = {CountCell(hour_ms, model): one.to_bytes() for model, one in sorted(counts.items())}
-        past = {CountCell(hour_ms, model): of_overall(one).to_bytes() for model, one in sorted(counts.items())}
+        hour = {CountCell(hour_ms, model): of_model.to_bytes() for model, of_model in sorted(counts.items())}
+        past = {
+            CountCell(hour_ms, model): of_overall(of_model).to_bytes() for model, of_model in sorted(counts.items())
+        }
         self._store.write({_hour_key(hour_ms): self._tile(hour_ms, hour)}, ttl_s=_HOUR_TTL_S)
         self._store.write({_past_key(hour_ms): self._tile(hour_ms, past)}, ttl_s=_PAST_TTL_S)
 
@@ -287,8 +289,8 @@ def past_hours(
     """
     for first_ms in range(start_ms, end_ms, DAY_MS):
         hours = range(first_ms, min(first_ms + DAY_MS, end_ms), HOUR_MS)
-        found = store.read([_past_key(hour) for hour in hours])
-        for hour, data in zip(hours, found, strict=True):
+        stored = store.read([_past_key(hour) for hour in hours])
+        for hour, data in zip(hours, stored, strict=True):
             tile = None if data is None else CountTile.decode(data)
             yield hour, adder.sums([tile.cells] if tile is not None and tile.start_ms == hour else [])
 
@@ -301,8 +303,8 @@ def _first_ms(heads: Mapping[int, DriftHead], passed_ms: int) -> int:
 
 
 def _sum_of(store: ProfileStore, wanted: Sequence[tuple[bytes, int]], adder: Adder) -> dict[Model, Counts]:
-    found = store.read([key for key, _ in wanted])
-    tiles = [None if data is None else CountTile.decode(data) for data in found]
+    stored = store.read([key for key, _ in wanted])
+    tiles = [None if data is None else CountTile.decode(data) for data in stored]
     pairs = zip(tiles, wanted, strict=True)
     return adder.sums([tile.cells for tile, (_, start_ms) in pairs if tile is not None and tile.start_ms == start_ms])
 

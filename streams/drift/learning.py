@@ -110,8 +110,8 @@ class _Hours:
 
     def __iter__(self) -> Iterator[TimedCounts]:
         for start_ms, counts in self.past(self.start_ms, self.end_ms):
-            found = counts.get(self.model)
-            yield start_ms, Counts.empty(self.binning) if found is None else found
+            of_model = counts.get(self.model)
+            yield start_ms, Counts.empty(self.binning) if of_model is None else of_model
 
     def from_the_first(self) -> _Hours | None:
         """Return the hours from the first midnight after the model's first hour; None if it has no hour."""
@@ -125,7 +125,9 @@ class FollowedLevels:
     """For each reference a float32 array (signals,): how far expectations have moved. Not thread-safe."""
 
     def __init__(self, references: Iterable[Reference]) -> None:
-        self._moved = {one.digest: np.zeros(len(one.layout.signals), dtype=np.float32) for one in references}
+        self._moved = {
+            reference.digest: np.zeros(len(reference.layout.signals), dtype=np.float32) for reference in references
+        }
 
     def of(self, reference: Reference) -> NDArray[np.float32]:
         """Return how far a reference's expectations have moved by now, float32 (signals,)."""
@@ -147,7 +149,7 @@ class FollowedLevels:
         Empty bytes, and references that are not among these, begin anew at 0. Raises InvalidEvent for damaged bytes,
         and has then changed nothing.
         """
-        moved = {digest: np.zeros_like(one) for digest, one in self._moved.items()}
+        moved = {digest: np.zeros_like(levels) for digest, levels in self._moved.items()}
         if not state:
             self._moved = moved
             return b""

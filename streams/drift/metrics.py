@@ -45,9 +45,9 @@ class ScoreCollector(Collector):
         """Note scores."""
         values = np.asarray(scores)
         # A bucket holds the scores up to and including its edge.
-        found = np.bincount(np.searchsorted(SCORE_EDGES, values, side="left"), minlength=len(SCORE_EDGES) + 1)
+        bucket_counts = np.bincount(np.searchsorted(SCORE_EDGES, values, side="left"), minlength=len(SCORE_EDGES) + 1)
         with self._lock:
-            self._counts[version] = self._counts.get(version, 0) + found
+            self._counts[version] = self._counts.get(version, 0) + bucket_counts
             self._sums[version] = self._sums.get(version, 0.0) + float(values.sum())
 
     def collect(self) -> Iterator[HistogramMetricFamily]:

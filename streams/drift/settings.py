@@ -9,7 +9,7 @@ from paywarden.schemas.errors import Misconfigured
 
 @dataclass(frozen=True)
 class DriftSettings:
-    """What is counted, how often it is saved, and what the counts are compared with."""
+    """How decisions are counted and saved, and the references their counts are compared with."""
 
     # Folders of the bundles whose models are watched. If empty, the bundles of [serve] are watched.
     bundles: tuple[str, ...] = ()

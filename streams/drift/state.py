@@ -96,7 +96,7 @@ class DriftHead(Head[CountingProgress]):
 
 @dataclass
 class CountTile:
-    """What was counted of the span of time that begins at `start_ms`, from offsets before `next_offset`."""
+    """The counts of the span of time that begins at `start_ms`, from offsets before `next_offset`."""
 
     start_ms: int
     next_offset: int = 0

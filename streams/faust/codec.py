@@ -99,5 +99,8 @@ class _KnownSchemas:
             raise TemporaryFailure(f"schema id {schema_id} has not been asked for") from None
 
     def ask_for(self, schema_id: int) -> None:
-        """Fetch a schema; blocks. Raises InvalidEvent if the registry lacks it, TemporaryFailure if the registry is away."""
+        """Fetch a schema; blocks.
+
+        Raises InvalidEvent if the registry does not know it, TemporaryFailure if the registry is away.
+        """
         self._schemas[schema_id] = self._ids.schema_of(schema_id)

@@ -160,12 +160,12 @@ class HoldingConsumer(Consumer):
         self.fetches += 1
         if active_partitions is None or not self._held:
             return await super()._getmany(active_partitions, timeout)
-        wanted = active_partitions - self._held
-        if not wanted:
+        to_fetch = active_partitions - self._held
+        if not to_fetch:
             # aiokafka takes an empty set of partitions for all partitions.
             await asyncio.sleep(min(timeout, _IDLE_S))
             return {}
-        return await super()._getmany(wanted, timeout)
+        return await super()._getmany(to_fetch, timeout)
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)

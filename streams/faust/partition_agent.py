@@ -223,8 +223,13 @@ class PartitionAgent:
 
     def works(self, kind: type[_Work]) -> dict[int, _Work]:
         """Return all works of one type, by partition."""
-        found = {number: work for number, one in self._partitions.items() for work in one.works if type(work) is kind}
-        return cast(dict[int, _Work], found)
+        works = {
+            number: work
+            for number, partition in self._partitions.items()
+            for work in partition.works
+            if type(work) is kind
+        }
+        return cast(dict[int, _Work], works)
 
     def note_trouble(self, error: Exception) -> None:
         """Count a failure of the store, and log it at most every 10 s."""
@@ -321,7 +326,7 @@ class PartitionAgent:
         place = self._places([number])
         self._consumer.hold(place)
         await asyncio.sleep(self._pace.takes_over_after_s)
-        # Wait until everything fetched before has passed; then the next record is the one that `seek` asks for.
+        # Wait until everything fetched before has passed; then `seek` decides the next record.
         mark = self._consumer.fetches + 2
         while assignment == self.assignment and self._consumer.fetches < mark:
             await asyncio.sleep(_POLL_S)
@@ -394,18 +399,18 @@ class PartitionAgent:
                 if number in self._partitions:
                     self._partitions[number].committed = offset
 
-    # What is fetched, and up to when the topic has been read
+    # Fetching, and the end of the topic
 
     def _regulate(self) -> None:
         """Hold the partitions that should not be fetched for now, and release the others."""
         limit = self._pace.unsaved_max
         is_full = self.unsaved >= (limit // 2 if self._held else limit)
-        wanted = {
+        to_hold = {
             place for place in self._places(self._partitions) if is_full or self._partitions[place.partition].is_ahead
         }
-        self._consumer.hold(wanted - self._held)
-        self._consumer.release((self._held - wanted) & set(self._places(self._partitions)))
-        self._held = wanted
+        self._consumer.hold(to_hold - self._held)
+        self._consumer.release((self._held - to_hold) & set(self._places(self._partitions)))
+        self._held = to_hold
 
     def _look_for_end(self, number: int, partition: _Partition) -> None:
         """Note up to when everything on the topic has been read."""

@@ -88,7 +88,7 @@ class Evaluated:
     def decode(data: bytes, settings: OutcomeSettings) -> Evaluated:
         """Return the state that `encode` turned into these bytes."""
         fields: dict[str, Any] = json.loads(data)
-        watches = [OutcomeWatch.from_dict(one, settings) for one in fields["watches"]]
+        watches = [OutcomeWatch.from_dict(watch_fields, settings) for watch_fields in fields["watches"]]
         done = {int(maturity): int(day) for maturity, day in fields["done"]}
         return Evaluated(done, {watch.arm: watch for watch in watches}, fields["latest"])
 
@@ -103,8 +103,8 @@ def sources_of(decision_partitions: Iterable[int], outcome_partitions: Iterable[
 
 def read_evaluated(store: ProfileStore, settings: OutcomeSettings) -> tuple[Evaluated, int]:
     """Return how far evaluation is, and the record's version. Raises StoreUnavailable."""
-    found = store.read_versioned([EVALUATED_KEY])[0]
-    return (Evaluated() if found.value is None else Evaluated.decode(found.value, settings)), found.version
+    record = store.read_versioned([EVALUATED_KEY])[0]
+    return (Evaluated() if record.value is None else Evaluated.decode(record.value, settings)), record.version
 
 
 class OutcomeEvaluator:
@@ -174,31 +174,31 @@ class OutcomeEvaluator:
 
     def _tallies(self, day: int) -> dict[Arm, dict[int, OutcomeTally]]:
         """Return tallies by arm and day, over the longest window that ends with this day, for the largest arms."""
-        found: dict[Arm, dict[int, OutcomeTally]] = {}
-        for one in range(day - MEASURED_DAYS_MAX + 1, day + 1):
-            for arm, tally in read_day(self._store, self._sources, one).items():
-                found.setdefault(arm, {})[one] = tally
-        payments = {arm: sum(int(tally.counts.sum()) for tally in days.values()) for arm, days in found.items()}
-        most = sorted(found, key=lambda arm: (-payments[arm], arm))[:ARMS_MAX]
-        return {arm: found[arm] for arm in sorted(most)}
+        by_arm: dict[Arm, dict[int, OutcomeTally]] = {}
+        for past_day in range(day - MEASURED_DAYS_MAX + 1, day + 1):
+            for arm, tally in read_day(self._store, self._sources, past_day).items():
+                by_arm.setdefault(arm, {})[past_day] = tally
+        payments = {arm: sum(int(tally.counts.sum()) for tally in days.values()) for arm, days in by_arm.items()}
+        most = sorted(by_arm, key=lambda arm: (-payments[arm], arm))[:ARMS_MAX]
+        return {arm: by_arm[arm] for arm in sorted(most)}
 
     def _measured(self, tallies: dict[int, OutcomeTally], day: int, days: int) -> Any:
-        return measure(total(tally for one, tally in tallies.items() if one > day - days), self._costs)
+        return measure(total(tally for tally_day, tally in tallies.items() if tally_day > day - days), self._costs)
 
     def _watch(
         self, evaluated: Evaluated, day: int, tallies: dict[Arm, dict[int, OutcomeTally]]
     ) -> list[tuple[Alert, int]]:
-        told: list[tuple[Alert, int]] = []
+        alerts: list[tuple[Alert, int]] = []
         for arm, of_arm in tallies.items():
             watch = evaluated.watches.get(arm)
             if watch is None:
                 watch = evaluated.watches[arm] = OutcomeWatch(arm, min(of_arm), self._settings)
-            told += [(alert, watch.reference_count(alert)) for alert in watch.step(day, of_arm)]
+            alerts += [(alert, watch.reference_count(alert)) for alert in watch.step(day, of_arm)]
         for arm, watch in list(evaluated.watches.items()):
             if arm not in tallies:
-                told += [(alert, watch.reference_count(alert)) for alert in watch.close(day)]
+                alerts += [(alert, watch.reference_count(alert)) for alert in watch.close(day)]
                 del evaluated.watches[arm]
-        return told
+        return alerts
 
 
 def passed(heads: dict[SourcePartition, OutcomeHead], sources: Sequence[SourcePartition]) -> int:

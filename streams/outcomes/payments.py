@@ -63,7 +63,7 @@ class Arm(NamedTuple):
 
 
 class TallyCell(NamedTuple):
-    """What one tally belongs to. `day`: the UTC day of the decision, in days since 1970-01-01."""
+    """A day and an arm: one tally belongs to them. `day`: the UTC day of the decision, in days since 1970-01-01."""
 
     day: int
     arm: Arm
@@ -77,7 +77,7 @@ class SourcePartition(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A label, GENUINE or FRAUD of models/metrics/tally.py, and when it became known. Of two, the larger counts."""
+    """A label, GENUINE or FRAUD of models/metrics/tally.py, and when it became known. The larger of two counts."""
 
     time_ms: int
     label: int
@@ -193,13 +193,13 @@ class Payment(NamedTuple):
     def _with_outcome(self, row: Outcome, window_ms: int) -> tuple[Payment, RowEffect]:
         if row.time_ms > self.decided[0].decided_ms + window_ms:
             return self, RowEffect.LATE
-        known = self.outcome
-        if known is not None and row <= known:
+        earlier = self.outcome
+        if earlier is not None and row <= earlier:
             return self, RowEffect.NOTHING
         joined = self._replace(outcome=row)
-        if known is None:
+        if earlier is None:
             return joined, RowEffect.LABELLED
-        return joined, RowEffect.CORRECTED if row.label != known.label else RowEffect.CONFIRMED
+        return joined, RowEffect.CORRECTED if row.label != earlier.label else RowEffect.CONFIRMED
 
     def to_bytes(self) -> bytes:
         """Return the record as it is stored, for `from_bytes`."""
@@ -249,7 +249,7 @@ class _Reading:
         if layout != _FORMAT:
             raise ValueError(layout)
         outcome = self._outcome()
-        found = Payment(
+        payment = Payment(
             tuple(self._decided() for _ in range(decided)),
             outcome,
             tuple(self._known_outcome() for _ in range(waiting)),
@@ -257,7 +257,7 @@ class _Reading:
         )
         if self._at != len(self._stored):
             raise ValueError(self._at)
-        return found
+        return payment
 
     def _unpack(self, layout: struct.Struct) -> tuple[int, ...]:
         values = layout.unpack_from(self._stored, self._at)

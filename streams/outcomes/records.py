@@ -75,10 +75,10 @@ class OutcomeSender:
         if not records and not alerts:
             return
         sender = self._make_sender()
-        told = AlertSender(sender, self._kafka, self._ids)
+        alert_sender = AlertSender(sender, self._kafka, self._ids)
         for record in records:
             key = f"{record['model_version']}:{record['variant']}".encode()
             sender.send(self._kafka.topic(METRICS_TOPIC), self._encoder.encode(record), key=key)
         for alert, reference_count in alerts:
-            told.send(alert, reference_count=reference_count)
+            alert_sender.send(alert, reference_count=reference_count)
         sender.flush(_FLUSH_TIMEOUT_S)

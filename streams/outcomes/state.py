@@ -325,18 +325,18 @@ class OutcomeWork:
         """Return the payment with its rows, or None if they change nothing more; and what each row did."""
         payment = payment.without_counted(self.source, self.saved.next_offset)
         marked, is_new = len(payment.marks), False
-        found: list[tuple[int, RowEffect, JoinMark | None]] = []
+        effects: list[tuple[int, RowEffect, JoinMark | None]] = []
         for offset, row in rows:
             mark = payment.mark_of(self.source, offset)
             if mark is not None:
-                found.append((offset, mark.kind, mark))
+                effects.append((offset, mark.kind, mark))
                 continue
             payment, kind = payment.join(row, self.source, offset, self._window_ms)
             is_new = len(payment.marks) > marked
-            found.append((offset, kind, payment.mark_of(self.source, offset)))
+            effects.append((offset, kind, payment.mark_of(self.source, offset)))
         results = [
             JoinResult(offset, kind, () if mark is None else tuple(payment.counted(mark)))
-            for offset, kind, mark in found
+            for offset, kind, mark in effects
         ]
         return (payment if is_new else None), results
 
@@ -374,9 +374,9 @@ def read_heads(store: ProfileStore, sources: Sequence[SourcePartition]) -> dict[
 
 def read_day(store: ProfileStore, sources: Sequence[SourcePartition], day: int) -> dict[Arm, OutcomeTally]:
     """Return the tallies of the payments decided on one day. Raises StoreUnavailable."""
-    found = store.read([day_key(source, day) for source in sources])
+    stored = store.read([day_key(source, day) for source in sources])
     parts: dict[Arm, list[OutcomeTally]] = {}
-    for data in found:
+    for data in stored:
         if data is not None:
             for arm, tally in Day.decode(data).tallies.items():
                 parts.setdefault(arm, []).append(tally)

@@ -75,8 +75,8 @@ class OutcomeWatch:
 
         `tallies`: tallies by day for the four weeks that end with it. Days without payments are left out.
         """
-        seen = [self._seen(name, day, tallies) for name in SHARES]
-        value, expected, deviation, effect = np.array([one[:4] for one in seen], dtype=np.float64).T
+        observed = [self._seen(name, day, tallies) for name in SHARES]
+        value, expected, deviation, effect = np.array([columns[:4] for columns in observed], dtype=np.float64).T
         return self._watch.step(
             Block(
                 start_ms=day * DAY_MS,
@@ -85,7 +85,7 @@ class OutcomeWatch:
                 value=value,
                 expected=expected,
                 sd=deviation,
-                count=np.array([one[4] for one in seen], dtype=np.int64),
+                count=np.array([columns[4] for columns in observed], dtype=np.int64),
                 effect=effect,
             )
         )

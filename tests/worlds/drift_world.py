@@ -43,7 +43,7 @@ class World:
     seed: int = 0
     payments: int = 2000
     country_weights: Sequence[float] = (0.2, 0.3, 0.5)
-    # What is added to a feature everywhere, and in DE alone; the features that are missing.
+    # Additions to features everywhere, and in DE alone; the features that are missing.
     added: dict[str, float] = field(default_factory=dict)
     added_in_de: dict[str, float] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)

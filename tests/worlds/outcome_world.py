@@ -41,7 +41,7 @@ def outcome(payment_id: str, time_ms: int, label: str) -> Record:
 
 
 def random_records(seed: int, payments: int) -> tuple[list[Record], list[Record]]:
-    """Return decisions and outcomes of `count` payments, each topic in an order of its own.
+    """Return decisions and outcomes of `payments` payments, each topic in an order of its own.
 
     Some are repeated, corrected, late, or have no counterpart.
     """

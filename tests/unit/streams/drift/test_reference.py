@@ -31,7 +31,7 @@ DAYS, PER_HOUR = 3, 20
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive of three days. Each hour has one decision twice; one is another model's, one a day too late."""
+    """An archive of three days. Each hour has a decision twice, one of another model, and one that is too late."""
     folder = tmp_path_factory.mktemp("archive")
     topic, decisions = MemoryTopic("decisions", batch=500), SmallDecisions()
     for hour in range(DAYS * 24):

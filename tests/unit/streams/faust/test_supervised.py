@@ -13,7 +13,7 @@ from paywarden.streams.faust.supervised import SupervisedThread
 
 
 class FakeWorker:
-    """Runs `work` with its stop event. It is ready unless `problems` are set."""
+    """Runs `work` with its stop event. It is ready unless `missing` is filled."""
 
     def __init__(self, work: Callable[[threading.Event], object]) -> None:
         self._work = work
