@@ -19,7 +19,8 @@ import numpy as np
 from paywarden.models.drift.detectors import DAY_MS, Detectors, DetectorSettings
 from paywarden.models.drift.signals import Block, Signal
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.streams.alerts.alerts import Alert, AlertBook, AlertSettings, State
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
+from paywarden.streams.alerts.book import AlertBook
 from paywarden.streams.alerts.causes import Cause, SignalTable, cause_of
 
 _FORMAT = 1

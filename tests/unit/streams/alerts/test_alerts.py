@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from paywarden.models.drift.detectors import LENGTHS_MS, DetectorSettings
 from paywarden.models.drift.signals import Block, Signal
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
-from paywarden.streams.alerts.alerts import ATTACHED_MAX, Alert, AlertSettings, Severity, State, rank_of
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, Severity, State, rank_of
+from paywarden.streams.alerts.book import ATTACHED_MAX
 from paywarden.streams.alerts.causes import Cause, cause_of
 from paywarden.streams.alerts.watch import DriftWatch
 from tests.worlds.drift_world import SIGNALS, World
