@@ -1,8 +1,8 @@
-"""What runs as Faust agents, timers and tasks: everything that is not the one firehose (streams/profiles/pipeline.py).
+"""Add everything that runs as Faust agents, timers and tasks. Payments run elsewhere: streams/profiles/pipeline.py.
 
-`add_agents` is the place for all of them. An agent is an `async def` that takes a stream and yields nothing (a
-yielded value would be sent to whatever topic a record's headers name); a topic's values come through an
-`AvroCodec`. Agents share one consumer group over all workers, so each record reaches one of them, at least once.
+`add_agents` is the one place for them. An agent is an `async def` that takes a stream and yields nothing: Faust would
+send a yielded value to whatever topic a record's headers name. A topic's values come through an `AvroCodec`. Agents of
+all workers share one consumer group, so each record reaches one of them, at least once.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from paywarden.features.profiles.money import RateTable
 from paywarden.features.stores.base import ProfileStore
 from paywarden.models.metrics.costs import CostSettings
 from paywarden.schemas.avro import SchemaIds
-from paywarden.streams.drift.agent import DriftCounting, DriftEvaluation
 from paywarden.streams.drift.counts import Binnings
-from paywarden.streams.drift.evaluation import Detection, Evaluator
+from paywarden.streams.drift.evaluation import Detection, DriftEvaluation, Evaluator
 from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
+from paywarden.streams.drift.state import DriftCounting
 from paywarden.streams.faust.app import StreamApp
 from paywarden.streams.faust.codec import AvroCodec
 from paywarden.streams.faust.dead_letter_watch import add_dead_letter_watch
@@ -37,7 +37,7 @@ from paywarden.streams.outcomes.state import DECISIONS, OUTCOMES
 
 @dataclass(frozen=True)
 class DriftParts:
-    """What decisions are counted with. `store`: that belongs to no profile set, for writing."""
+    """The parts that count and watch decisions. `store` belongs to no profile set and is writable."""
 
     store: ProfileStore
     binnings: Binnings
@@ -47,7 +47,7 @@ class DriftParts:
 
 @dataclass(frozen=True)
 class OutcomeParts:
-    """What outcomes are joined and measured with, in the store of DriftParts."""
+    """The parts that join and measure outcomes, in the store of DriftParts."""
 
     rates: RateTable
     costs: CostSettings
@@ -64,7 +64,7 @@ def add_agents(
     drift: DriftParts,
     outcomes: OutcomeParts | None = None,
 ) -> None:
-    """Register every agent with the app, before it starts. Without `outcomes` none are joined."""
+    """Register every agent with the app, before it starts. Without `outcomes`, outcomes are not joined."""
     add_dead_letter_watch(app, kafka, ids, registry)
     takes_over_after_s = session_timeout_ms / 1000
     if outcomes is None:
@@ -79,9 +79,8 @@ def add_agents(
         name="outcomes",
         codec=AvroCodec("outcomes", ids),
         takers=[joining.taker(OUTCOMES)],
-        pace=Pace(settings.save_every_ms, settings.save_records, settings.unsaved_max),
+        pace=Pace(settings.save_every_ms, settings.save_records, settings.unsaved_max, takes_over_after_s),
         metrics=metrics,
-        takes_over_after_s=takes_over_after_s,
     )
     labels.register()
     evaluator = OutcomeEvaluator(
@@ -104,7 +103,7 @@ def _add_decisions(
     drift: DriftParts,
     *more: AcquirePartition,
 ) -> PartitionAgent:
-    """Counting for drift detection, and whatever else is made of the same records."""
+    """Add the agent that counts decisions for drift detection, and any `more` works on the same records."""
     settings, metrics = drift.settings, DriftMetrics(registry)
     counting = DriftCounting(drift.store, drift.binnings, settings, metrics)
     agent = PartitionAgent(
@@ -113,9 +112,8 @@ def _add_decisions(
         name="decisions",
         codec=AvroCodec("decisions", ids),
         takers=[counting.take_over, *more],
-        pace=Pace(settings.save_every_ms, settings.save_decisions, settings.unsaved_max),
+        pace=Pace(settings.save_every_ms, settings.save_decisions, settings.unsaved_max, takes_over_after_s),
         metrics=metrics,
-        takes_over_after_s=takes_over_after_s,
     )
     agent.register()
     evaluator = Evaluator(

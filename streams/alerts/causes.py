@@ -1,12 +1,19 @@
-"""Why signals moved: which cause comes before which, where a move sits, and what a change of mix explains.
+"""Say why signals moved: the order of causes, the segment a move sits in, and what a change of mix explains.
 
-The order of causes, first what explains what comes after it:
+The order of causes; each explains those behind it:
 
     profiles stale  >  a feature, or a known condition of quality  >  traffic of a segment  >  score and actions
 
-Traffic is the one thing that neither profiles nor features move, except where a feature moved in that very segment.
-What traffic moves, it moves by the mix: all segments are as they were, and only how many payments each has is not.
-That can be seen, so a feature that moved by the mix alone is the traffic's, although features come first.
+Traffic is special: neither profiles nor features move it, unless a feature moved in that very segment. Traffic moves
+other signals through the mix. Then every segment is as it was, and only the number of payments in each has changed:
+
+                    expected                now
+    amount in BR    100, 10 % of payments   100, 40 % of payments
+    amount in DE     50, 90 % of payments    50, 60 % of payments
+    amount overall   55                      70      the mix alone moved it
+
+A change of mix can be checked like this. A feature that moved by the mix alone is explained by traffic, although
+features come first.
 """
 
 from __future__ import annotations
@@ -23,23 +30,23 @@ from paywarden.models.drift.detectors import DetectorVerdict
 from paywarden.models.drift.signals import FEATURE_PREFIX, FLAG_PREFIX, PROFILE_AGE, TRAFFIC, Block, Signal
 
 OUTCOME_PREFIX = "outcome:"
-# Conditions of quality that say that profiles are not what they should be.
+# Flags which say that profiles are missing, stale or unreadable.
 _PROFILE_FLAGS = ("mirror_absent", "mirror_stale", "profile_unreadable")
-# A move is a segment's alone when what is outside it moved no more than this share of what is inside.
+# A move belongs to one segment alone if the payments outside moved by at most this share of those inside.
 _OUTSIDE_SHARE_MAX = 0.35
-# A segment that has less of the evidence than this share of the overall's is not where the move sits.
+# A move does not sit in a segment with less than this share of the overall evidence.
 _EVIDENCE_SHARE_MIN = 0.8
-# A move is the mix's when within segments less than this share of it is left.
+# The mix explains a move if less than this share of it is left within segments.
 _WITHIN_SHARE_MAX = 0.5
-# A signal whose deviation is smaller has not moved in this block.
+# A signal with a smaller deviation has not moved in this block.
 _MOVED_MIN = 3.0
-# A segment whose traffic is so many times what it was, or so little of it, is another population: it has come or gone.
+# If a segment's traffic grew or shrank by this factor, its population has come or gone.
 _FOREIGN_TIMES = 3.0
 _SHARE_FLOOR = 1e-6
 
 
 class Cause(IntEnum):
-    """What may be behind a move; the smaller explains the larger."""
+    """What may be behind a move. A smaller value explains a larger one."""
 
     PROFILES = 0
     INPUT = 1
@@ -49,7 +56,7 @@ class Cause(IntEnum):
 
 
 def cause_of(subject: str) -> Cause:
-    """Which cause a move of this subject would be."""
+    """Return the cause that a move of this subject would be."""
     if subject == PROFILE_AGE or subject.removeprefix(FLAG_PREFIX) in _PROFILE_FLAGS:
         return Cause.PROFILES
     if subject.startswith((FEATURE_PREFIX, FLAG_PREFIX)):
@@ -60,7 +67,7 @@ def cause_of(subject: str) -> Cause:
 
 
 class SignalTable:
-    """Where each signal stands, and by subject and statistic in which segments there is one."""
+    """The index of each signal, and for each subject and statistic the segments that have a signal."""
 
     def __init__(self, signals: Sequence[Signal]) -> None:
         self.signals = tuple(signals)
@@ -71,38 +78,38 @@ class SignalTable:
                 self._segments.setdefault((signal.subject, signal.statistic), []).append(index)
 
     def overall(self, signal: Signal) -> int | None:
-        """The same of all payments; None where there is none, as of traffic."""
+        """Return the index of the same signal over all payments; None if there is none, as for traffic."""
         return self.index.get(replace(signal, segment=OVERALL))
 
     def segments(self, signal: Signal) -> list[int]:
-        """The same in every segment."""
+        """Return the indexes of the same signal in every segment."""
         return self._segments.get((signal.subject, signal.statistic), [])
 
 
 def seat_of(table: SignalTable, block: Block, verdict: DetectorVerdict, index: int) -> int:
-    """The signal that says best where a move sits: overall, or one segment that moved alone."""
+    """Return the signal that best says where a move sits: overall, or one segment that moved alone."""
     signal = table.signals[index]
     overall = table.overall(signal)
     if overall is None or not verdict.counted[overall]:
         return index
-    # Evidence below 0 is none; every segment that was counted is then as good.
-    wanted = _EVIDENCE_SHARE_MIN * max(float(verdict.evidence[overall]), 0.0)
-    found, smallest = overall, _OUTSIDE_SHARE_MAX
+    # Evidence below 0 counts as no evidence. Then every segment that was counted has enough.
+    evidence_min = _EVIDENCE_SHARE_MIN * max(float(verdict.evidence[overall]), 0.0)
+    seat, smallest = overall, _OUTSIDE_SHARE_MAX
     for segment in table.segments(signal):
-        if not verdict.counted[segment] or verdict.evidence[segment] < wanted:
+        if not verdict.counted[segment] or verdict.evidence[segment] < evidence_min:
             continue
         outside = _outside_share(block, overall, segment)
         if outside < smallest and abs(verdict.deviation[segment]) >= 1:
-            found, smallest = segment, outside
-    return found
+            seat, smallest = segment, outside
+    return seat
 
 
 def _outside_share(block: Block, overall: int, segment: int) -> float:
-    """How much the other payments moved, relative to those of the segment; infinity when there are no others."""
+    """Return how much the other payments moved, relative to the segment's; infinity if there are too few others."""
     moved = block.value - block.expected
     inside_count, all_count = int(block.count[segment]), int(block.count[overall])
     outside_count = all_count - inside_count
-    # Hardly any others: that a move is this segment's alone cannot be known.
+    # With hardly any other payments nobody can know whether the move is this segment's alone.
     if outside_count <= all_count // 20 or moved[segment] == 0:
         return float("inf")
     outside = (moved[overall] * all_count - moved[segment] * inside_count) / outside_count
@@ -110,13 +117,13 @@ def _outside_share(block: Block, overall: int, segment: int) -> float:
 
 
 def mix_explains(table: SignalTable, block: Block, verdict: DetectorVerdict, signal: Signal, traffic: Signal) -> bool:
-    """Whether a signal moved only because segments have other shares than they had, in the dimension of `traffic`."""
+    """Whether a signal moved only because the shares of segments changed, in the dimension of `traffic`."""
     overall = table.overall(signal)
     dimension = dimension_of(traffic.segment)
     if overall is None or dimension_of(signal.segment) == dimension:
         return False
     if signal.segment != OVERALL and abs(verdict.deviation[overall]) < _MOVED_MIN:
-        # What moves within another dimension's segment, and not overall, is that segment's own mix.
+        # A signal that moved in another dimension's segment, but not overall, moved by that segment's own mix.
         return True
     mix = 0.0
     for index in table.segments(signal):
@@ -126,29 +133,29 @@ def mix_explains(table: SignalTable, block: Block, verdict: DetectorVerdict, sig
             mix += float((block.value[share] - block.expected[share]) * block.expected[index])
     moved = float(block.value[overall] - block.expected[overall])
     if abs(verdict.deviation[overall]) < _MOVED_MIN:
-        # Chance has too large a part in one block; what is found over many has not.
+        # In one block chance has too large a part, so the shift that was found over many blocks is used.
         moved = float(verdict.shift[overall] * block.sd[overall])
     return abs(moved - mix) < _WITHIN_SHARE_MAX * max(abs(moved), abs(mix)) and moved * mix > 0
 
 
 def dimension_of(segment: str) -> str:
-    """The field that a segment is a value of."""
+    """Return the field of a segment: "country" for "country=BR"."""
     return segment.partition("=")[0]
 
 
 def traffic_explains(table: SignalTable, block: Block, traffic: Signal, other: Signal) -> bool:
-    """Whether a segment's share of the traffic moved only because another's did: among the rest it is what it was."""
+    """Whether a segment's share moved only because another's did: among the remaining traffic it is unchanged."""
     if dimension_of(traffic.segment) != dimension_of(other.segment) or traffic == other:
         return False
-    one, two = table.index[traffic], table.index[other]
-    value = float(block.value[two]) / max(1 - float(block.value[one]), _SHARE_FLOOR)
-    expected = float(block.expected[two]) / max(1 - float(block.expected[one]), _SHARE_FLOOR)
-    moved = float(block.value[two] - block.expected[two])
+    traffic_index, other_index = table.index[traffic], table.index[other]
+    value = float(block.value[other_index]) / max(1 - float(block.value[traffic_index]), _SHARE_FLOOR)
+    expected = float(block.expected[other_index]) / max(1 - float(block.expected[traffic_index]), _SHARE_FLOOR)
+    moved = float(block.value[other_index] - block.expected[other_index])
     return abs(value - expected) < _WITHIN_SHARE_MAX * abs(moved)
 
 
 def newcomers_explain(table: SignalTable, block: Block, signal: Signal, traffic: Signal) -> bool:
-    """Whether a signal moved because a segment is another population now, and the others are as they were."""
+    """Whether a signal moved because one segment's population has come or gone, while the others are unchanged."""
     share = table.index[traffic]
     if not is_foreign(float(block.value[share]), float(block.expected[share])):
         return False
@@ -165,19 +172,19 @@ def newcomers_explain(table: SignalTable, block: Block, signal: Signal, traffic:
 
 
 def _outside(values: NDArray[np.float64], overall: int, inside: int, share: float) -> float:
-    """The mean of the payments outside a segment that has this share; one of nothing counts nothing."""
+    """Return the mean over the payments outside a segment with this share. A segment without a value counts as 0."""
     within = float(values[inside]) * share if np.isfinite(values[inside]) else 0.0
     return (float(values[overall]) - within) / max(1 - share, _SHARE_FLOOR)
 
 
 def is_foreign(value: float, expected: float) -> bool:
-    """Whether a segment of this share has come or gone, so that what is within it compares to nothing."""
+    """Whether a segment has come or gone, so that its payments cannot be compared with those before."""
     value, expected = max(value, _SHARE_FLOOR), max(expected, _SHARE_FLOOR)
     return not 1 / _FOREIGN_TIMES < value / expected < _FOREIGN_TIMES
 
 
 def most_moved_traffic(block: Block, indexes: Iterable[int]) -> int:
-    """Of signals of traffic, the segment that most of the move is due to: its part of the PSI of the shares."""
+    """Return the signal of traffic with the largest part in the PSI of the shares: it caused most of the move."""
 
     def part(index: int) -> float:
         value, expected = max(block.value[index], _SHARE_FLOOR), max(block.expected[index], _SHARE_FLOOR)

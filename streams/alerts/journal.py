@@ -1,7 +1,7 @@
-"""What the topics say about drift alerts: each alert's newest state, how it got there, and who has seen it.
+"""Read what the topics say about drift alerts: the newest state of each alert, its earlier states, and who has seen it.
 
-Both topics are small and have one partition. They are read whole, so what is shown is true after any restart, and needs
-nothing of the stream workers.
+Both topics are small and have one partition. They are read whole each time. The result is therefore correct after any
+restart, and needs no stream worker to be up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import Record, make_consumer, records_to_end
 
 _FLUSH_TIMEOUT_S = 30.0
-# Fewer letters of an alert's id are too easily another's.
+# A shorter prefix of an alert's id could too easily name another alert.
 _PREFIX_MIN = 4
 
 
@@ -49,41 +49,41 @@ class KnownAlert:
 
     @property
     def acknowledged_by(self) -> str:
-        """Who has seen it last; empty: nobody."""
+        """The last person who acknowledged it; empty if nobody has."""
         return self.acknowledgements[-1].by if self.acknowledgements else ""
 
     @property
     def snoozed_until_ms(self) -> int:
-        """0: never snoozed."""
-        return max((one.until_ms for one in self.acknowledgements), default=0)
+        """The end of the longest snooze, epoch ms; 0 if it was never snoozed."""
+        return max((acknowledgement.until_ms for acknowledgement in self.acknowledgements), default=0)
 
 
 @dataclass
 class Journal:
-    """All alerts by id, in the order in which they were raised. `unreadable`: records that are none of ours."""
+    """All alerts by id, in the order they were raised. `unreadable`: how many records could not be decoded."""
 
     alerts: dict[str, KnownAlert] = field(default_factory=dict)
     unreadable: int = 0
 
     def take_alert(self, record: dict[str, Any]) -> None:
-        """The next record of drift-alerts. One that comes twice counts once."""
+        """Take the next record of drift-alerts. A repeated record counts once."""
         state = (record["time_ms"], record["state"], record["severity"], record["subject"])
-        known = self.alerts.get(record["alert_id"])
-        if known is None:
-            known = self.alerts[record["alert_id"]] = KnownAlert(record)
-        if state in known.states:
+        alert = self.alerts.get(record["alert_id"])
+        if alert is None:
+            alert = self.alerts[record["alert_id"]] = KnownAlert(record)
+        if state in alert.states:
             return
-        known.states.append(state)
-        known.record = record
+        alert.states.append(state)
+        alert.record = record
 
     def take_acknowledgement(self, acknowledgement: Acknowledgement) -> None:
-        """The next of drift-acknowledgements; of an alert that has expired it says nothing."""
-        known = self.alerts.get(acknowledgement.alert_id)
-        if known is not None:
-            known.acknowledgements.append(acknowledgement)
+        """Take the next of drift-acknowledgements. It is ignored if its alert has expired."""
+        alert = self.alerts.get(acknowledgement.alert_id)
+        if alert is not None:
+            alert.acknowledgements.append(acknowledgement)
 
     def open(self) -> list[KnownAlert]:
-        """Those that have not cleared, the worst first, then the oldest."""
+        """Return the alerts that have not cleared, the worst first, then the oldest."""
         severities = ("critical", "warning", "info")
         return sorted(
             (alert for alert in self.alerts.values() if alert.is_open),
@@ -91,19 +91,19 @@ class Journal:
         )
 
     def find(self, text: str) -> KnownAlert:
-        """The alert with this id, or whose id alone begins so. Raises Misconfigured."""
+        """Return the alert with this id, or the only one whose id begins with it. Raises Misconfigured."""
         if text in self.alerts:
             return self.alerts[text]
-        found = [alert for alert_id, alert in self.alerts.items() if alert_id.startswith(text)]
-        if len(text) < _PREFIX_MIN or not found:
+        matches = [alert for alert_id, alert in self.alerts.items() if alert_id.startswith(text)]
+        if len(text) < _PREFIX_MIN or not matches:
             raise Misconfigured(f"there is no alert {text!r}: `paywarden drift status --all` lists them")
-        if len(found) > 1:
-            raise Misconfigured(f"{text!r} begins the ids of {len(found)} alerts: give more of it")
-        return found[0]
+        if len(matches) > 1:
+            raise Misconfigured(f"{text!r} begins the ids of {len(matches)} alerts: give more of it")
+        return matches[0]
 
 
 class JournalReader:
-    """Reads both topics, joins no group, commits nothing; and writes acknowledgements. `close` it."""
+    """Reads both topics and writes acknowledgements. It joins no group and commits nothing. `close` it."""
 
     def __init__(self, kafka: KafkaSettings, ids: SchemaIds) -> None:
         """Raises BrokerUnavailable, or Misconfigured when a topic is missing."""
@@ -114,26 +114,26 @@ class JournalReader:
         self._encoder, self._acknowledgements = acknowledgement_coder(ids)
 
     def read(self) -> Journal:
-        """All there is now. Raises BrokerUnavailable, TemporaryFailure when a schema could not be asked for."""
+        """Return all alerts as of now. Raises BrokerUnavailable, TemporaryFailure if a schema could not be read."""
         journal = Journal()
         for record in self._records(ALERTS_TOPIC):
             try:
                 journal.take_alert(self._alerts.decode(record.value or b""))
             except InvalidEvent:
                 journal.unreadable += 1
-        for said in self._said():
-            if said is None:
+        for acknowledgement in self._said():
+            if acknowledgement is None:
                 journal.unreadable += 1
             else:
-                journal.take_acknowledgement(said)
+                journal.take_acknowledgement(acknowledgement)
         return journal
 
     def acknowledgements(self) -> list[Acknowledgement]:
-        """All there are now, the oldest first. Raises as `read` does."""
-        return [said for said in self._said() if said is not None]
+        """Return all acknowledgements as of now, the oldest first. Raises as `read` does."""
+        return [acknowledgement for acknowledgement in self._said() if acknowledgement is not None]
 
     def _said(self) -> Iterable[Acknowledgement | None]:
-        """None for a record that is none of ours."""
+        """Yield each acknowledgement, and None for a record that cannot be decoded."""
         for record in self._records(ACKNOWLEDGEMENTS_TOPIC):
             try:
                 yield Acknowledgement.of_record(self._acknowledgements.decode(record.value or b""))
@@ -141,7 +141,7 @@ class JournalReader:
                 yield None
 
     def acknowledge(self, acknowledgement: Acknowledgement) -> None:
-        """On return it is on the topic. Raises BrokerUnavailable."""
+        """Return once the acknowledgement is on the topic. Raises BrokerUnavailable."""
         sender = Sender(self._kafka, linger_ms=0)
         value = self._encoder.encode(acknowledgement.to_record())
         sender.send(self._kafka.topic(ACKNOWLEDGEMENTS_TOPIC), value, key=acknowledgement.alert_id.encode())

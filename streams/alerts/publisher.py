@@ -1,4 +1,4 @@
-"""Drift detection's two topics: alerts out, acknowledgements in."""
+"""Drift detection's two topics in Kafka: it writes alerts and reads acknowledgements."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from paywarden.streams.kafka.producers import Sender
 _log = logging.getLogger(__name__)
 
 _FLUSH_TIMEOUT_S = 30.0
-# The topic is read whole, and after an outage many blocks are evaluated at once.
+# The topic is read whole each time, and after an outage many blocks are evaluated in a row.
 _READ_EVERY_S = 30.0
 
 
 class KafkaAlerts:
-    """Collects alerts and sends them together; see AlertTeller."""
+    """An AlertTeller: collects alerts and sends them together."""
 
     def __init__(self, kafka: KafkaSettings, ids: SchemaIds) -> None:
         self._kafka, self._ids = kafka, ids
@@ -43,9 +43,9 @@ class KafkaAlerts:
         self._waiting.append((alert, context))
 
     def flush(self) -> None:
-        """On return all are on the topic. Raises BrokerUnavailable; what waited is then to be sent again."""
+        """Return once all queued alerts are on the topic. Raises BrokerUnavailable: queue and send them again."""
         waiting, self._waiting = self._waiting, []
-        # Alerts are rare, and one sender that has failed once stays so.
+        # Alerts are rare, and a sender that has failed once keeps failing, so each flush makes a new one.
         sender = Sender(self._kafka, linger_ms=0)
         alerts = AlertSender(sender, self._kafka, self._ids)
         for alert, context in waiting:
@@ -54,7 +54,7 @@ class KafkaAlerts:
 
 
 class KafkaAcknowledgements:
-    """All acknowledgements on the topic, as of half a minute ago at most. While Kafka is away, those known before."""
+    """Returns all acknowledgements on the topic, at most 30 s old. While Kafka is away, it returns the last ones."""
 
     def __init__(self, kafka: KafkaSettings, ids: SchemaIds, now_s: Callable[[], float] = time.monotonic) -> None:
         self._kafka, self._ids, self._now_s = kafka, ids, now_s

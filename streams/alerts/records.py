@@ -1,4 +1,4 @@
-"""Drift alerts and their acknowledgements as records of their topics, and back."""
+"""Drift alerts and their acknowledgements as records of their topics: written and read."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ CountArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Histograms:
-    """What an alert is about, in its training window and now.
+    """The distribution an alert is about, in the reference and now.
 
-    `edges`: (bins + 1,) float64; `reference` and `current`: (bins,) int64, over the same edges. Missing ones are apart.
+    `edges`: (bins + 1,) float64. `reference` and `current`: (bins,) int64, over the same edges. Missing values are
+    counted apart.
     """
 
     edges: NDArray[np.float64]
@@ -40,12 +41,15 @@ class Histograms:
 
     @classmethod
     def of_score(cls, binning: Binning, reference: CountArray, current: CountArray) -> Histograms:
-        """Of scores counted in the binning's bins."""
+        """Return histograms of scores that were counted in the binning's bins."""
         return cls(np.concatenate([[0.0], binning.score_edges, [1.0]]), reference, current)
 
     @classmethod
     def of_feature(cls, binning: Binning, feature: int, reference: CountArray, current: CountArray) -> Histograms:
-        """Of a feature, each (FEATURE_BINS + 1,): its bins, then what is missing. Bins between infinities are one."""
+        """Return histograms of a feature, from counts (FEATURE_BINS + 1,): its bins, then the missing values.
+
+        Bins between infinite edges become one bin.
+        """
         inner = binning.feature_edges[feature].astype(np.float64)
         inner = inner[np.isfinite(inner)]
         starts = np.arange(len(inner) + 1)
@@ -59,7 +63,7 @@ class Histograms:
 
     @classmethod
     def of_ages(cls, reference: CountArray, current: CountArray) -> Histograms:
-        """Of profile ages in seconds, each (AGE_BINS,): those not known are missing."""
+        """Return histograms of profile ages in seconds, from counts (AGE_BINS,). Unknown ages count as missing."""
         known = slice(AGE_UNKNOWN)
         edges = np.concatenate([[0.0], AGE_EDGES_MS / 1000, [np.inf]])
         missing = int(reference[AGE_UNKNOWN]), int(current[AGE_UNKNOWN])
@@ -70,13 +74,13 @@ class Histograms:
         return int(self.reference.sum()) + self.reference_missing
 
     def distances(self) -> dict[str, float]:
-        """PSI, JS and KS, missing values as a bin of their own."""
+        """Return PSI, JS and KS, with the missing values as a bin of their own."""
         both = np.append(self.reference, self.reference_missing), np.append(self.current, self.current_missing)
         named = {"psi": psi, "js": jensen_shannon, "ks": kolmogorov_smirnov}
         return {name: float(distance(*both)) for name, distance in named.items()}
 
     def records(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The reference's and the current one's."""
+        """Return the records of the reference and of the current histogram."""
         edges = self.edges.tolist()
         return (
             {"edges": edges, "counts": self.reference.tolist(), "missing": self.reference_missing},
@@ -91,9 +95,9 @@ def record_of(
     reference_count: int = 0,
     flags: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The record of an alert as it is.
+    """Return the record of an alert as it is now.
 
-    `reference_count`: where there are no histograms to take it from. `flags`: the share of payments that had each.
+    `reference_count` is used if there are no histograms to take it from. `flags`: the share of payments that had each.
     """
     reference, current = (None, None) if histograms is None else histograms.records()
     statistics = {} if histograms is None else histograms.distances()
@@ -161,13 +165,13 @@ class AlertSender:
         reference_count: int = 0,
         flags: Mapping[str, float] | None = None,
     ) -> None:
-        """Queue an alert. Sent again after a crash it is the same record: key, state and time tell."""
+        """Queue an alert. An alert sent again after a crash has the same key, state and time."""
         record = record_of(alert, histograms=histograms, reference_count=reference_count, flags=flags)
         self._sender.send(self._topic, self._encoder.encode(record), key=alert.alert_id.encode())
 
 
 class AcknowledgementKind(StrEnum):
-    """What an acknowledgement is."""
+    """Whether an alert was only seen, or snoozed as well."""
 
     ACKNOWLEDGED = "acknowledged"
     SNOOZED = "snoozed"
@@ -175,7 +179,7 @@ class AcknowledgementKind(StrEnum):
 
 @dataclass(frozen=True)
 class Acknowledgement:
-    """That somebody has seen an alert. `until_ms`: of a snooze; else 0."""
+    """Somebody has seen an alert. `until_ms`: the end of a snooze; 0 without one."""
 
     alert_id: str
     time_ms: int
@@ -188,7 +192,7 @@ class Acknowledgement:
         return AcknowledgementKind.SNOOZED if self.until_ms else AcknowledgementKind.ACKNOWLEDGED
 
     def to_record(self) -> dict[str, Any]:
-        """As on the topic."""
+        """Return the record of the topic."""
         return {
             "alert_id": self.alert_id,
             "kind": str(self.kind),
@@ -200,12 +204,12 @@ class Acknowledgement:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Acknowledgement:
-        """From a decoded record."""
+        """Return the acknowledgement of a decoded record."""
         until_ms = record["until_time_ms"] if record["kind"] == AcknowledgementKind.SNOOZED else None
         return cls(record["alert_id"], record["time_ms"], record["by"], until_ms or 0, record["note"])
 
 
 def acknowledgement_coder(ids: SchemaIds) -> tuple[Encoder, Decoder]:
-    """What writes and reads the topic drift-acknowledgements."""
+    """Return the encoder and the decoder of the topic drift-acknowledgements."""
     encoder = Encoder(ACKNOWLEDGEMENTS_TOPIC, ids.id_of(ACKNOWLEDGEMENTS_TOPIC))
     return encoder, Decoder(ACKNOWLEDGEMENTS_TOPIC, ids)

@@ -1,8 +1,8 @@
-"""Detection of one model version: detectors and alerts together, block by block, and their state as bytes.
+"""Watch one model version block by block: its detectors and its open alerts together, and their state as bytes.
 
-The state is all there is: a watch that is made from it goes on to the bit as the one it was taken from. Its size is
-bounded by the number of signals: 86 bytes each, some 35 when packed, and by the open alerts, of which each subject
-and each segment has one at most.
+The bytes hold the whole state: a restored watch continues exactly as the original would, to the bit. Their size is
+bounded by the number of signals, at 86 bytes each (about 35 when packed), and by the open alerts. Each subject and each
+segment has at most one open alert.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import numpy as np
 from paywarden.models.drift.detectors import DAY_MS, Detectors, DetectorSettings
 from paywarden.models.drift.signals import Block, Signal
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.streams.alerts.alerts import Alert, AlertBook, AlertSettings, State
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
+from paywarden.streams.alerts.book import AlertBook
 from paywarden.streams.alerts.causes import Cause, SignalTable, cause_of
 
 _FORMAT = 1
-# Format, bytes of the JSON part.
+# The format, and the length of the JSON part in bytes.
 _HEADER = struct.Struct("<BI")
 _DIGEST_BYTES = 16
 _START = _HEADER.size + _DIGEST_BYTES
-# An open alert takes some 4 kB of JSON: far more than there can be.
+# An open alert takes about 4 kB of JSON, so this is far more than there can be.
 _HEAD_BYTES_MAX = 64 * 1024 * 1024
-# Fast enough to be packed once a block; higher levels gain hardly a percent.
+# Fast enough to pack the state once a block; higher levels save hardly one percent.
 _ZLIB_LEVEL = 1
 
 
@@ -51,45 +52,45 @@ class DriftWatch:
         table = SignalTable(self.detectors.signals)
         minima = {signal: detectors.effect_min(signal) for signal in table.signals}
         self.book = AlertBook(model_version, table, alerts, minima, gone_after_ms=gone_after_ms)
-        # The end of the last block of each length: an earlier one is not taken in again.
+        # The end of the last block of each length: an earlier block is ignored.
         self.seen_to_ms: dict[int, int] = {}
 
     @property
     def open_alerts(self) -> list[Alert]:
-        """Those that have not cleared, the oldest first."""
+        """The alerts that have not cleared, the oldest first."""
         return sorted(self.book.open.values(), key=lambda alert: (alert.raised_ms, alert.alert_id))
 
     def step(self, block: Block) -> list[Alert]:
-        """Take a block in; returns the alerts that were raised, escalated or cleared by it.
+        """Evaluate a block; return the alerts it raised, escalated or cleared.
 
-        Blocks of one length come in order of time; one that was taken in already changes nothing.
+        Blocks of one length come in order of time. A block that was evaluated before changes nothing.
         """
         if block.start_ms < self.seen_to_ms.get(block.length_ms, block.start_ms):
             return []
         self.seen_to_ms[block.length_ms] = block.end_ms
-        told = self.book.step(block, self.detectors.step(block))
-        for alert in told:
+        alerts = self.book.step(block, self.detectors.step(block))
+        for alert in alerts:
             if alert.state is State.CLEARED:
                 self._settle(alert)
-        return told
+        return alerts
 
     def acknowledge(self, alert_id: str, *, by: str, until_ms: int = 0) -> bool:
         """See AlertBook."""
         return self.book.acknowledge(alert_id, by=by, until_ms=until_ms)
 
     def close(self, time_ms: int) -> list[Alert]:
-        """Clear all alerts: the model decides no more."""
+        """Clear and return all open alerts, because the model no longer decides."""
         return self.book.close(time_ms)
 
     def _settle(self, alert: Alert) -> None:
-        """What an alert has told is not told again by an hour or a day that contains some of it."""
+        """Keep an hour or a day that contains part of a cleared change from raising it again."""
         open_members = {index for other in self.book.open.values() for index in other.members}
         self.detectors.forget([index for index in alert.members if index not in open_members], alert.time_ms)
         reach = [index for index, signal in enumerate(self.detectors.signals) if _may_have_moved(alert, signal)]
         self.detectors.settle(reach, alert.time_ms)
 
     def to_bytes(self) -> bytes:
-        """The whole state."""
+        """Return the whole state, for `restore`."""
         head = json.dumps(
             {
                 "model_version": self.book.model_version,
@@ -102,13 +103,13 @@ class DriftWatch:
         return _HEADER.pack(_FORMAT, len(head)) + self._digest() + zlib.compress(head + arrays, _ZLIB_LEVEL)
 
     def restore(self, state: bytes) -> None:
-        """Become what `to_bytes` was taken of. Raises InvalidEvent for the state of other signals, and what is none."""
+        """Restore the state that `to_bytes` returned. Raises InvalidEvent for other signals and for damaged bytes."""
         head_bytes = _head_bytes(state)
         if state[_HEADER.size : _START] != self._digest():
             raise InvalidEvent("the state of drift detection is of another model or other signals")
         whole = head_bytes + sum(kept.nbytes for kept in self.detectors.state)
         try:
-            # No more than should be there is unpacked, whatever the bytes say.
+            # Never unpack more than the state should hold, whatever the bytes say.
             content = zlib.decompressobj().decompress(state[_START:], whole + 1)
             if len(content) != whole:
                 raise InvalidEvent("the state of drift detection is damaged: it is cut off or too long")
@@ -125,13 +126,13 @@ class DriftWatch:
             start += kept.nbytes
 
     def _digest(self) -> bytes:
-        """Of what the sums belong to."""
+        """Return a digest of the model version and the signals, which the state belongs to."""
         text = "\n".join((self.book.model_version, *("\t".join(astuple(signal)) for signal in self.detectors.signals)))
         return hashlib.sha256(text.encode()).digest()[:_DIGEST_BYTES]
 
 
 def open_alerts_in(state: bytes) -> list[Alert]:
-    """The open alerts in what `to_bytes` of any watch gave. Raises InvalidEvent."""
+    """Return the open alerts in a state that any watch's `to_bytes` returned. Raises InvalidEvent."""
     head_bytes = _head_bytes(state)
     try:
         head = json.loads(zlib.decompressobj().decompress(state[_START:], head_bytes))
@@ -150,7 +151,7 @@ def _head_bytes(state: bytes) -> int:
 
 
 def _may_have_moved(alert: Alert, signal: Signal) -> bool:
-    """Whether what an alert was about can have moved this signal."""
+    """Whether the change behind an alert can have moved this signal."""
     if signal.subject == alert.subject:
         return True
     cause = cause_of(signal.subject)

@@ -1,17 +1,23 @@
-"""Decisions of one partition, counted by the minute they were made and by model version. No clock, no store in here.
+"""Count the decisions of one partition by the minute they were made and by model version. Uses no clock and no store.
 
-1. `add` notes what was read, in order of offsets. A decision that is counted already, by its offset, changes nothing.
-2. `take` looks at what was added, oldest first: each decision belongs to one *cell*, a minute and a model, or to
-   none and is only counted as why (`Totals`). It takes at most ROWS_MAX, in at most CELLS_MAX cells, and says what
-   holds after them.
+    offset  made at   version          cell
+    7       12:05:10  m1         ->    12:05, m1
+    8       12:05:50  m1         ->    12:05, m1
+    9       12:06:01  m2         ->    12:06, m2
+    10      09:00:00  m1         ->    no cell if that is older than KEPT_MS: counted in `Totals.old` only
+
+1. `add` notes a decision; offsets rise. A decision whose offset was counted before changes nothing.
+2. `take` goes through the added decisions, oldest first. Each belongs to one *cell*, a minute and a model; otherwise
+   `Totals` says why it has none. It takes at most ROWS_MAX decisions in at most CELLS_MAX cells, and moves `progress`.
 3. `counted` counts the rows of a cell.
 
-What comes out depends on the order of the decisions alone, not on how they are cut into batches: but for whether one
-lies in the future, which is by the clock when it is taken.
+The result depends only on the order of the decisions, not on how they are cut into batches. The one exception is a
+decision from the future: `take` compares its time with the clock.
 
-A version is the model's; of hosts that serve a variant "VERSION/VARIANT", which is counted, watched and told as one of
-its own. A model is a version with the binning its decisions are counted in. Of a version that no bundle is known of,
-the scores are counted in a grid of our own, and no features: enough to learn from what is usual.
+A version is the model's version. For hosts that serve a variant it is "VERSION/VARIANT", which is counted, watched and
+reported as a version of its own. A *model* is a version together with the binning its decisions are counted in. If no
+bundle of a version is known, its scores are counted in a grid of our own, without features. That is enough to learn
+what is usual.
 """
 
 from __future__ import annotations
@@ -28,25 +34,26 @@ from paywarden.models.drift.binning import DIMENSIONS, FEATURE_BINS, Binning
 from paywarden.models.drift.counts import Counts, DecisionRows, count_rows
 from paywarden.models.policy.policy import ACTIONS, FLAGS, MODEL_ABSENT
 from paywarden.streams.drift.settings import DriftSettings
+from paywarden.streams.faust.checkpoint import PendingRows
 from paywarden.streams.faust.label_cap import has_place, take_place
 
 MINUTE_MS = 60_000
-# Of one partition, what is taken at once: a record has to hold what is counted of it, at most some 360 bytes a decision
-# with 60 features.
+# The most decisions of one partition that are taken at once. One record has to hold their counts: at most about 360
+# bytes a decision with 60 features.
 ROWS_MAX = 2_000
 CELLS_MAX = 16
-# How far back before a partition's newest decision one is still counted: as long as its tile is there.
+# A decision that is older than the partition's newest by more than this is not counted: its tile is gone.
 KEPT_MS = 48 * 60 * MINUTE_MS
 OTHER_VERSION = "other"
 """Stands for the versions beyond `versions_max`."""
-# A version that no decision had for so long gives its place to another.
+# A version without a decision for this long gives its place to another.
 _IDLE_MS = 60 * MINUTE_MS
 UNKNOWN_HIGH_RISK_AT = 0.5
-"""Of a version that no bundle is known of, what counts as high risk; an edge of the grid."""
-# In log odds: from 1 in 22,000 to all but 1 in 22,000, by a quarter.
+"""The score from which a payment counts as high risk if no bundle of its version is known; an edge of the grid."""
+# In log odds, in steps of a quarter: from 1 in 22,000 to all but 1 in 22,000.
 _GRID = np.arange(-10.0, 10.01, 0.25)
 
-# A decision as it waits to be counted: its offset and these fields. A tuple takes a fifth of the memory of the record.
+# A decision that waits to be counted is its offset and these fields. A tuple takes a fifth of the memory of the record.
 _FIELDS = (
     "decided_time_ms", "model_version", "score", "action", "vector", *DIMENSIONS, "flags", "profile_age_ms",
 )  # fmt: skip
@@ -61,28 +68,28 @@ _ACTIONS = {name: number for number, name in enumerate(ACTIONS)}
 
 
 class Model(NamedTuple):
-    """A version, and a digest of the binning that its decisions are counted in: counts of two are never mixed."""
+    """A version, and a digest of the binning its decisions are counted in. Counts of two models are never mixed."""
 
     version: str
     binning: str
 
 
 class CountCell(NamedTuple):
-    """What one count is of. `minute_ms`: when the minute begins."""
+    """A minute, which begins at `minute_ms`, and a model: one count belongs to them."""
 
     minute_ms: int
     model: Model
 
 
 def row_of(offset: int, record: Mapping[str, Any]) -> DecisionRow:
-    """A decision as it waits."""
+    """Return a decision as a row, with the variant in its version."""
     row = (offset, *_fields_of(record))
     variant = record.get("variant")
     return (*row[:_VERSION], f"{row[_VERSION]}/{variant}", *row[_VERSION + 1 :]) if variant else row
 
 
 def base_version(version: str) -> str:
-    """The model's own, without the variant."""
+    """Return the model's own version, without the variant."""
     return version.partition("/")[0]
 
 
@@ -94,12 +101,12 @@ class Binnings:
         self._grid = unknown_binning()
 
     def of(self, version: str) -> tuple[Model, Binning]:
-        """The model as it is counted now; of an unknown version, in the grid."""
+        """Return the model as it is counted now, and its binning; for an unknown version, the grid."""
         binning = self._known.get(base_version(version), self._grid)
         return model_of(version, binning), binning
 
     def in_grid(self, version: str) -> tuple[Model, Binning]:
-        """Payments, actions and scores alone."""
+        """Return the version counted in the grid: payments, actions and scores, without features."""
         return model_of(version, self._grid), self._grid
 
     def is_known(self, version: str) -> bool:
@@ -111,30 +118,32 @@ class Binnings:
         return self.of(model.version)[0] == model
 
     def binning_of(self, model: Model) -> Binning | None:
-        """What the model's counts were counted in; None where that is of a bundle that is here no more."""
-        for known, binning in (self.of(model.version), self.in_grid(model.version)):
-            if known == model:
+        """Return the binning the model's counts were counted in; None if its bundle is no longer here."""
+        for counted_as, binning in (self.of(model.version), self.in_grid(model.version)):
+            if counted_as == model:
                 return binning
         return None
 
 
 def model_of(version: str, binning: Binning) -> Model:
-    """The version as it is counted in this binning."""
+    """Return the model of a version that is counted in this binning."""
     return Model(version, binning.digest_text)
 
 
 def unknown_binning() -> Binning:
-    """Scores in steps of a quarter in log odds; no features, and no segments but those that every binning has."""
+    """Return the grid: scores in steps of a quarter in log odds, no features, and the segments of every binning."""
     edges = 1.0 / (1.0 + np.exp(-_GRID))
     return Binning(edges, np.zeros((0, FEATURE_BINS - 1), dtype=np.float32), ((),) * len(DIMENSIONS), FLAGS)
 
 
 @dataclass
 class Totals:
-    """Of all decisions of a partition, ever: `decisions` is all of them, and each of the others is a part of it.
+    """Numbers of decisions of a partition since it exists. `decisions` is all of them; the others are parts of it.
 
-    `late`: counted, but when its block may have been looked at already. `unknown`: of a version without a bundle.
-    `other`: of one version too many, counted as OTHER_VERSION. Not counted in any cell: `future`, `old`.
+    - `late`: counted in a cell, but perhaps after its block was evaluated.
+    - `unknown`: the version has no bundle here.
+    - `other`: counted as OTHER_VERSION, because there were too many versions.
+    - `future`, `old`: not counted in any cell.
     """
 
     decisions: int = 0
@@ -145,15 +154,16 @@ class Totals:
     other: int = 0
 
     def less(self, earlier: Totals) -> dict[str, int]:
-        """What has come since."""
-        return {one.name: getattr(self, one.name) - getattr(earlier, one.name) for one in fields(self)}
+        """Return by how much each number has grown since `earlier`."""
+        return {part.name: getattr(self, part.name) - getattr(earlier, part.name) for part in fields(self)}
 
 
 @dataclass
 class CountingProgress:
-    """What holds before the decision at offset `next_offset`, from which all that comes later follows.
+    """The state before the decision at offset `next_offset`. Together with later decisions it decides all later counts.
 
-    `first_ms`, `newest_ms`: decision times, 0 before the first. `versions`: of those counted apart, their newest.
+    `first_ms`, `newest_ms`: the earliest and newest decision times, 0 before the first decision. `versions`: the
+    versions that are counted apart, each with its newest decision time.
     """
 
     next_offset: int = 0
@@ -163,54 +173,25 @@ class CountingProgress:
     totals: Totals = field(default_factory=Totals)
 
     def copy(self) -> CountingProgress:
-        """Another that can be changed."""
+        """Return a copy that can be changed."""
         return CountingProgress(
             self.next_offset, self.first_ms, self.newest_ms, dict(self.versions), Totals(**vars(self.totals))
         )
 
 
-class PartitionCounts:
-    """What was read of a partition and has not been taken yet.
-
-    One thread may `add` while another has what was handed over.
-    """
+class PartitionCounts(PendingRows[DecisionRow]):
+    """The decisions of a partition that are read and not taken yet, and the progress after those that are taken."""
 
     def __init__(self, progress: CountingProgress, binnings: Binnings, settings: DriftSettings) -> None:
-        self.progress = progress
+        super().__init__(progress.next_offset, row_of)
+        self.progress = progress.copy()
         self._binnings, self._settings = binnings, settings
-        self._added: list[DecisionRow] = []
-        self._added_to = progress.next_offset
-        self._rows: list[DecisionRow] = []
-        self._rows_to = progress.next_offset
-
-    def __len__(self) -> int:
-        return len(self._added) + len(self._rows)
-
-    @property
-    def handed_to(self) -> int:
-        """The offset behind what was handed over."""
-        return self._rows_to
-
-    def add(self, offset: int, record: Mapping[str, Any]) -> None:
-        """A decision, decoded. Offsets rise; one that is not newer than what was added is a repetition."""
-        if offset >= self._added_to:
-            self._added.append(row_of(offset, record))
-            self._added_to = offset + 1
-
-    def skip(self, offset: int) -> None:
-        """A record that is no decision."""
-        self._added_to = max(self._added_to, offset + 1)
-
-    def hand_over(self) -> None:
-        """What was added so far may be taken. Not while another thread takes."""
-        self._rows += self._added
-        self._added, self._rows_to = [], self._added_to
 
     def take(self, now_ms: int) -> dict[CountCell, list[DecisionRow]]:
-        """The oldest of what was handed over, by cell; `progress` is what holds after it."""
+        """Take the oldest decisions that were handed over; return them by cell. `progress` then holds after them."""
         cells: dict[CountCell, list[DecisionRow]] = {}
         taken = 0
-        for row in self._rows[:ROWS_MAX]:
+        for row in self.handed_over[:ROWS_MAX]:
             cell = self._cell_of(row, now_ms)
             if cell is not None:
                 rows = cells.get(cell)
@@ -221,19 +202,19 @@ class PartitionCounts:
                 rows.append(row)
             self._note(row, cell, now_ms)
             taken += 1
-        del self._rows[:taken]
-        self.progress.next_offset = self._rows[0][_OFFSET] if self._rows else self._rows_to
+        del self.handed_over[:taken]
+        self.progress.next_offset = self.handed_over[0][_OFFSET] if self.handed_over else self.handed_to
         return cells
 
     def _cell_of(self, row: DecisionRow, now_ms: int) -> CountCell | None:
-        """None for a decision that is not counted. Changes nothing."""
+        """Return the cell of a decision; None if it is not counted. Changes nothing."""
         decided_ms = row[_DECIDED]
         if self._is_future(decided_ms, now_ms) or self._is_old(decided_ms):
             return None
         version = self._counted_as(row[_VERSION], decided_ms)
         model, binning = self._binnings.of(version)
         if len(row[_VECTOR]) != 4 * binning.feature_count:
-            # Of another catalogue than the bundle, whose features these are not.
+            # The vector comes from another catalogue than the bundle, so these are not the bundle's features.
             model, _ = self._binnings.in_grid(version)
         return CountCell(decided_ms - decided_ms % MINUTE_MS, model)
 
@@ -269,14 +250,14 @@ class PartitionCounts:
 
 
 def counted(binning: Binning, rows: Sequence[DecisionRow]) -> Counts:
-    """The counts of decisions that `take` put into one cell of a model with this binning."""
+    """Return the counts of decisions that `take` put into one cell of a model with this binning."""
     columns = list(zip(*rows, strict=True))
     vectors = np.zeros((len(rows), 0), dtype=np.float32)
     if binning.feature_count:
         vectors = np.frombuffer(b"".join(columns[_VECTOR]), dtype="<f4").reshape(len(rows), binning.feature_count)
     flags = columns[_FLAGS]
     scores = np.array(columns[_SCORE], dtype=np.float64)
-    # No model gave these.
+    # No model computed these scores.
     scores[[MODEL_ABSENT in names for names in flags]] = np.nan
     ages = [-1 if age is None else age for age in columns[_AGE]]
     return count_rows(
@@ -293,13 +274,13 @@ def counted(binning: Binning, rows: Sequence[DecisionRow]) -> Counts:
 
 
 def scores_of(rows: Sequence[DecisionRow]) -> list[float]:
-    """For what is told of scores as they come."""
+    """Return the scores that a model computed, for the metrics."""
     return [row[_SCORE] for row in rows if MODEL_ABSENT not in row[_FLAGS]]
 
 
 def actions_of(rows: Iterable[DecisionRow]) -> dict[str, int]:
-    """How often each action was taken."""
-    found: dict[str, int] = defaultdict(int)
+    """Return how often each action was taken."""
+    action_counts: dict[str, int] = defaultdict(int)
     for row in rows:
-        found[row[_ACTION]] += 1
-    return dict(found)
+        action_counts[row[_ACTION]] += 1
+    return dict(action_counts)

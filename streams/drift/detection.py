@@ -1,16 +1,24 @@
-"""Blocks of counts in, alerts on their topic out: references, detectors and the book of alerts put together.
+"""Turn the counts of blocks into alerts: references, detectors and the open alerts put together.
 
-    counts of a block, by version ─► signals ─► DriftWatches ─► what was raised, escalated or cleared ─► topic
+    counts of a block, by version ─► signals ─► DriftWatches ─► alerts raised, escalated or cleared ─► topic
                   references ───────────┘            ▲
                   acknowledgements, read from their topic
 
-An alert is on its topic before the state that knows of it is saved: after a crash it is told again, word for word.
+Each version is watched by itself: the scores of two models are never compared. Watching starts with a version's first
+block. If that comes in the middle of an hour or a day, the version is judged by its part of it, once that is large
+enough. If a version has no signals any more, its alerts are cleared. A version without a block for a day is forgotten,
+and its alerts are cleared, too.
+
+An alert is on its topic before the state that knows of it is saved. After a crash the same alert is sent again, word
+for word.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from paywarden.models.drift.counts import Counts
@@ -19,22 +27,25 @@ from paywarden.models.drift.reference import Reference
 from paywarden.models.drift.signal_layout import Kinds
 from paywarden.models.drift.signals import FEATURE_PREFIX, PROFILE_AGE, Block, Signal
 from paywarden.schemas.errors import InvalidEvent
-from paywarden.streams.alerts.alerts import Alert, AlertSettings
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
 from paywarden.streams.alerts.records import Acknowledgement, Histograms
+from paywarden.streams.alerts.watch import DriftWatch, open_alerts_in
 from paywarden.streams.drift.counts import base_version
-from paywarden.streams.drift.detection_metrics import DetectionMetrics
-from paywarden.streams.drift.learning import LiveReferences
-from paywarden.streams.drift.levels import FollowedLevels
-from paywarden.streams.drift.watches import DriftWatches
+from paywarden.streams.drift.learning import FollowedLevels, LiveReferences
+from paywarden.streams.drift.metrics import DetectionMetrics
 
 _log = logging.getLogger(__name__)
 
+# One watch in the packed state: the length of its version's name and of its own state, in bytes.
+_ENTRY = struct.Struct("<HI")
+_SILENT_MS = DAY_MS
+
 Acknowledgements = Callable[[], Iterable[Acknowledgement]]
-"""All there are, the oldest first."""
+"""Returns all acknowledgements, the oldest first."""
 
 
 class AlertTeller(Protocol):
-    """Where alerts go."""
+    """Sends alerts to their topic."""
 
     def send(
         self,
@@ -47,11 +58,11 @@ class AlertTeller(Protocol):
         """Queue an alert."""
 
     def flush(self) -> None:
-        """On return all of them are where they should be. Raises BrokerUnavailable."""
+        """Return once all queued alerts are on the topic. Raises BrokerUnavailable."""
 
 
 class DriftDetection:
-    """What drift_evaluation.py calls; see Detection there. One call at a time."""
+    """The Detection that streams/drift/evaluation.py calls, one call at a time."""
 
     def __init__(
         self,
@@ -64,14 +75,14 @@ class DriftDetection:
         acknowledgements: Acknowledgements,
         metrics: DetectionMetrics,
     ) -> None:
-        """`references`: of bundles, by model version."""
+        """`references`: the references of bundles, by model version."""
         self._references, self._live = dict(references), live
         self._levels = FollowedLevels(references.values())
         self._watches = DriftWatches(self._signals_of, detectors, alerts)
         self._teller, self._acknowledgements, self._metrics = teller, acknowledgements, metrics
 
     def restore(self, state: bytes) -> None:
-        """Go on from a state that `state` returned; empty: from none."""
+        """Continue from a state that `state` returned; with empty or damaged bytes, begin anew."""
         try:
             self._watches.restore(self._levels.restore(state))
         except InvalidEvent as error:
@@ -79,46 +90,47 @@ class DriftDetection:
             self._watches.restore(self._levels.restore(b""))
 
     def evaluate(self, start_ms: int, length_ms: int, counts: Mapping[str, Counts]) -> None:
-        """Take a block in.
+        """Evaluate a block.
 
-        Raises StoreUnavailable where the past cannot be read, BrokerUnavailable where what was found could not be told.
+        Raises StoreUnavailable if the past cannot be read, BrokerUnavailable if the alerts could not be sent.
         """
         references = {version: self._references_of(version, start_ms) for version in counts}
         blocks = {
-            version: self._block(references[version], one, start_ms, length_ms) for version, one in counts.items()
+            version: self._block(references[version], of_version, start_ms, length_ms)
+            for version, of_version in counts.items()
         }
         if length_ms == DAY_MS:
             self._follow(start_ms, counts)
-        for said in self._acknowledgements():
-            self._watches.acknowledge(said)
-        told = self._watches.step(blocks, start_ms + length_ms)
-        for alert in told:
+        for acknowledgement in self._acknowledgements():
+            self._watches.acknowledge(acknowledgement)
+        alerts = self._watches.step(blocks, start_ms + length_ms)
+        for alert in alerts:
             version = alert.model_version
             self._tell(alert, references.get(version, ()), counts.get(version))
-        if told:
+        if alerts:
             self._teller.flush()
-        for version, one in counts.items():
+        for version, of_version in counts.items():
             own = self._references.get(base_version(version))
             if own is not None:
-                self._metrics.note(version, length_ms, own, one)
+                self._metrics.note(version, length_ms, own, of_version)
         self._metrics.open_alerts(self._watches.open_alerts)
 
     def state(self) -> bytes:
-        """What all blocks so far have led to."""
+        """Return the state that all blocks so far have led to."""
         return self._levels.to_bytes() + self._watches.to_bytes()
 
     def _references_of(self, version: str, time_ms: int) -> tuple[Reference, ...]:
         both = self._references.get(base_version(version)), self._live.of(version, time_ms)
-        return tuple(one for one in both if one is not None)
+        return tuple(reference for reference in both if reference is not None)
 
     def _signals_of(self, version: str) -> tuple[Signal, ...]:
         both = self._references.get(base_version(version)), self._live.nothing_of(version)
-        return tuple(signal for one in both if one is not None for signal in one.layout.signals)
+        return tuple(signal for reference in both if reference is not None for signal in reference.layout.signals)
 
     def _block(self, references: tuple[Reference, ...], counts: Counts, start_ms: int, length_ms: int) -> Block:
-        """All signals of a version."""
+        """Return the block of all signals of a version."""
         first, *others = references
-        # What is learnt of live decisions follows them by itself.
+        # A learnt reference follows live decisions by itself, so only a bundle's reference moves.
         moved = self._levels.of(first) if Kinds.INPUTS in first.kinds else None
         block = first.block(counts, start_ms, length_ms, moved)
         for other in others:
@@ -126,17 +138,17 @@ class DriftDetection:
         return block
 
     def _follow(self, start_ms: int, counts: Mapping[str, Counts]) -> None:
-        """A day moves the levels for what comes after it; of a model's variants, that of the one with most payments."""
-        # The last one of several stays.
+        """Move the levels by one day. If a model has variants, the one with the most payments decides."""
+        # Sorted by size, so the variant with the most payments is the last and stays.
         by_size = sorted(counts.items(), key=lambda item: (int(item[1].payments[0]), item[0]))
-        most = {base_version(version): one for version, one in by_size}
+        most = {base_version(version): of_version for version, of_version in by_size}
         for version, reference in self._references.items():
             if version in most:
                 moved = self._levels.of(reference)
                 self._levels.follow(reference, reference.block(most[version], start_ms, DAY_MS, moved))
 
     def _tell(self, alert: Alert, references: tuple[Reference, ...], current: Counts | None) -> None:
-        reference = next((one for one in references if alert.signal in one.layout.numbers), None)
+        reference = next((candidate for candidate in references if alert.signal in candidate.layout.numbers), None)
         if reference is None:
             self._teller.send(alert)
             return
@@ -154,14 +166,14 @@ class DriftDetection:
 
 
 def flag_shares(counts: Counts, segment: int) -> dict[str, float]:
-    """Of the payments of a segment, the share that had each flag; flags that none had are left out."""
+    """Return the share of a segment's payments that had each flag. Flags that no payment had are left out."""
     payments = int(counts.payments[segment])
-    found = zip(counts.binning.flags, counts.flags[segment].tolist(), strict=False)
-    return {flag: count / payments for flag, count in found if count}
+    flag_counts = zip(counts.binning.flags, counts.flags[segment].tolist(), strict=False)
+    return {flag: count / payments for flag, count in flag_counts if count}
 
 
 def histograms_of(subject: str, segment: int, reference: Reference, current: Counts) -> Histograms | None:
-    """Of what a subject is about, in one segment; None where that is no histogram."""
+    """Return the histograms of a subject in one segment; None if the subject is no distribution."""
     binning, expected = reference.binning, reference.counts
     if subject == "score":
         return Histograms.of_score(binning, expected.scores[segment], current.scores[segment])
@@ -173,3 +185,94 @@ def histograms_of(subject: str, segment: int, reference: Reference, current: Cou
             binning, feature, expected.features[segment, feature], current.features[segment, feature]
         )
     return None
+
+
+class DriftWatches:
+    """A watch for each model version. Not thread-safe.
+
+    `signals_of` returns a version's signals in the order of its blocks. A version without signals is not watched.
+    """
+
+    def __init__(
+        self, signals_of: Callable[[str], Sequence[Signal]], detectors: DetectorSettings, alerts: AlertSettings
+    ) -> None:
+        self._signals_of, self._detectors, self._alerts = signals_of, detectors, alerts
+        self._watches: dict[str, DriftWatch] = {}
+        # Open alerts of versions that are no longer watched: the next block clears them.
+        self._orphans: list[Alert] = []
+
+    def step(self, blocks: Mapping[str, Block], end_ms: int) -> list[Alert]:
+        """Evaluate the blocks of one span of time, by version; return the alerts raised, escalated or cleared."""
+        alerts = [replace(alert, state=State.CLEARED, time_ms=end_ms) for alert in self._orphans]
+        self._orphans = []
+        for version, block in sorted(blocks.items()):
+            watch = self._watches.get(version) or self._begin(version)
+            alerts += watch.step(block) if watch is not None else []
+        for version, watch in sorted(self._watches.items()):
+            if end_ms - max(watch.seen_to_ms.values()) >= _SILENT_MS:
+                alerts += watch.close(end_ms)
+                del self._watches[version]
+        return alerts
+
+    def _begin(self, version: str) -> DriftWatch | None:
+        signals = self._signals_of(version)
+        if not signals:
+            return None
+        watch = self._watches[version] = DriftWatch(version, signals, self._detectors, self._alerts)
+        return watch
+
+    def acknowledge(self, said: Acknowledgement) -> bool:
+        """Note that somebody has seen an alert. Returns False if no such alert is open."""
+        watches = self._watches.values()
+        return any(watch.acknowledge(said.alert_id, by=said.by, until_ms=said.until_ms) for watch in watches)
+
+    @property
+    def open_alerts(self) -> list[Alert]:
+        """The open alerts of all versions."""
+        return [alert for _, watch in sorted(self._watches.items()) for alert in watch.open_alerts]
+
+    def to_bytes(self) -> bytes:
+        """Return the whole state, for `restore`."""
+        parts = []
+        for version, watch in sorted(self._watches.items()):
+            name, state = version.encode(), watch.to_bytes()
+            parts += [_ENTRY.pack(len(name), len(state)), name, state]
+        return b"".join(parts)
+
+    def restore(self, state: bytes) -> None:
+        """Restore the state that `to_bytes` returned; empty bytes begin anew. Raises InvalidEvent for damaged bytes.
+
+        A version whose signals have changed begins anew. The next block clears its alerts, and those of versions that
+        are no longer watched.
+        """
+        states = _states_in(state)
+        self._watches, self._orphans = {}, []
+        for version, part in states.items():
+            watch = self._begin(version)
+            if watch is None:
+                self._orphans += open_alerts_in(part)
+                continue
+            try:
+                watch.restore(part)
+            except InvalidEvent as error:
+                _log.warning("drift detection of model %s begins anew: %s", version, error)
+                del self._watches[version]
+                self._orphans += open_alerts_in(part)
+
+
+def _states_in(state: bytes) -> dict[str, bytes]:
+    states, place = {}, 0
+    while place < len(state):
+        if place + _ENTRY.size > len(state):
+            raise InvalidEvent("the state of drift detection is damaged: it is cut off")
+        name_bytes, state_bytes = _ENTRY.unpack_from(state, place)
+        middle = place + _ENTRY.size + name_bytes
+        place = middle + state_bytes
+        if place > len(state):
+            raise InvalidEvent("the state of drift detection is damaged: it is cut off")
+        try:
+            version = state[middle - name_bytes : middle].decode()
+        except UnicodeDecodeError as error:
+            raise InvalidEvent("the state of drift detection is damaged") from error
+        states[version] = state[middle:place]
+    return states

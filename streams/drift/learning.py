@@ -1,53 +1,70 @@
-"""What is usual of live decisions, learnt from the weeks before: what no bundle says.
+"""Learn from live decisions what no bundle says, and follow what slowly changes.
 
-A bundle's reference tells how scores, features and segments were in its training window. Which actions are taken, how
-old profiles are and how often something is unknown follows from the policy and the servers, and is learnt from the
-hours that evaluation keeps (streams/drift/evaluation.py), of all payments together. So are the scores of a
-version that has no reference at all. At each midnight (UTC) it is learnt anew, from PAST_WEEKS at most. From the
-hours alone, so after a restart it is the same.
+A bundle's reference says how scores, features and segments were in its training window. Other things depend on the
+policy and the servers: which actions are taken, how old profiles are, how often something is unknown. Those are learnt
+from the hours that evaluation keeps (streams/drift/evaluation.py), over all payments together. The scores of a version
+without a reference are learnt the same way.
+
+    Monday 00:00 UTC   learn from at most PAST_WEEKS of hours before   valid for Monday
+    Tuesday 00:00 UTC  learn anew                                      valid for Tuesday
+
+Learning uses nothing but the hours, so a restarted worker learns the same.
+
+A bundle's own reference ages as well: people pay differently over the months. `FollowedLevels` moves what is expected
+of features and traffic a little with every day.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from paywarden.models.drift.baseline import TimedCounts, empty_baseline, learn_baseline
-from paywarden.models.drift.binning import Binning
+import numpy as np
+from numpy.typing import NDArray
+
+from paywarden.models.drift.baseline import TimedCounts, empty_baseline, followed, learn_baseline
+from paywarden.models.drift.binning import DIGEST_SIZE, Binning
 from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import DAY_MS
 from paywarden.models.drift.reference import Reference
 from paywarden.models.drift.signal_layout import Kinds, Layout, Ranks
+from paywarden.models.drift.signals import Block
 from paywarden.models.policy.policy import FLAGS
+from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.drift.counts import UNKNOWN_HIGH_RISK_AT, Binnings, Model, base_version
 from paywarden.streams.drift.evaluation import PAST_WEEKS
 
 Past = Callable[[int, int], Iterable[tuple[int, Mapping[Model, Counts]]]]
-"""Hours from a time to another, none left out, each with its counts of OVERALL by model. Raises StoreUnavailable."""
+"""Yields every hour between two times, each with its OVERALL counts by model. Raises StoreUnavailable."""
 
 _PAST_MS = PAST_WEEKS * 7 * DAY_MS
+# One reference in the packed levels: its digest and the number of its signals.
+_ENTRY = struct.Struct(f"<{DIGEST_SIZE}sI")
+_LENGTH = struct.Struct("<I")
 
 
 def counted_binning(reference: Reference) -> Binning:
-    """What decisions are counted in of whose model this is the reference.
+    """Return the binning in which decisions of this reference's model are counted.
 
-    Flags are no part of a model; a reference that knows how often they were there has its own.
+    Flags belong to no model, so it has the flags of today's policy. A reference that was learnt from live decisions
+    knows how often each flag was set, and keeps its own.
     """
     return reference.binning if Kinds.QUALITY in reference.kinds else replace(reference.binning, flags=FLAGS)
 
 
 class LiveReferences:
-    """A reference of each version, of the kinds that its own has not; of OVERALL alone."""
+    """Learns a reference for each version, of the kinds that its own reference lacks, for OVERALL alone."""
 
     def __init__(self, own: Mapping[str, Reference], binnings: Binnings, past: Past, *, days_min: int) -> None:
-        """`own`: by version. `days_min`: whole days of the past that are wanted before anything is expected."""
+        """`own`: references of bundles by version. `days_min`: whole days needed before anything is expected."""
         self._own, self._binnings, self._past, self._days_min = own, binnings, past, days_min
-        # By model, of one day.
+        # The references learnt for one day, by model.
         self._learnt: dict[Model, Reference] = {}
         self._learnt_on_ms = -1
 
     def nothing_of(self, version: str) -> Reference | None:
-        """The version's before anything is learnt; None where its own has all kinds."""
+        """Return the version's reference before anything is learnt; None if its own has all kinds."""
         model, binning = self._binnings.of(version)
         own = self._own.get(base_version(version))
         kinds = (Kinds.SCORE if own is None else Kinds(0)) | Kinds.QUALITY
@@ -59,7 +76,7 @@ class LiveReferences:
         )
 
     def of(self, version: str, time_ms: int) -> Reference | None:
-        """The version's on the day of this time. Raises StoreUnavailable."""
+        """Return the version's learnt reference for the day of this time. Raises StoreUnavailable."""
         day_ms = time_ms - time_ms % DAY_MS
         if self._learnt_on_ms != day_ms:
             self._learnt, self._learnt_on_ms = {}, day_ms
@@ -83,7 +100,7 @@ class LiveReferences:
 
 @dataclass(frozen=True)
 class _Hours:
-    """Of one model; read each time they are asked for."""
+    """The hours of one model, read from the store each time they are iterated."""
 
     past: Past
     model: Model
@@ -93,12 +110,62 @@ class _Hours:
 
     def __iter__(self) -> Iterator[TimedCounts]:
         for start_ms, counts in self.past(self.start_ms, self.end_ms):
-            found = counts.get(self.model)
-            yield start_ms, Counts.empty(self.binning) if found is None else found
+            of_model = counts.get(self.model)
+            yield start_ms, Counts.empty(self.binning) if of_model is None else of_model
 
     def from_the_first(self) -> _Hours | None:
-        """From the first midnight on, after which there is something; None where there is nothing."""
+        """Return the hours from the first midnight after the model's first hour; None if it has no hour."""
         for start_ms, counts in self.past(self.start_ms, self.end_ms):
             if self.model in counts:
                 return replace(self, start_ms=-(-start_ms // DAY_MS) * DAY_MS)
         return None
+
+
+class FollowedLevels:
+    """For each reference a float32 array (signals,): how far expectations have moved. Not thread-safe."""
+
+    def __init__(self, references: Iterable[Reference]) -> None:
+        self._moved = {
+            reference.digest: np.zeros(len(reference.layout.signals), dtype=np.float32) for reference in references
+        }
+
+    def of(self, reference: Reference) -> NDArray[np.float32]:
+        """Return how far a reference's expectations have moved by now, float32 (signals,)."""
+        return self._moved[reference.digest]
+
+    def follow(self, reference: Reference, day: Block) -> None:
+        """Take in a day whose block was computed with the levels that `of` returned."""
+        self._moved[reference.digest] = followed(reference.baseline, reference.layout, self.of(reference), day)
+
+    def to_bytes(self) -> bytes:
+        """Return all levels, for `restore`."""
+        parts = [_ENTRY.pack(digest, len(moved)) + moved.tobytes() for digest, moved in sorted(self._moved.items())]
+        content = b"".join(parts)
+        return _LENGTH.pack(len(content)) + content
+
+    def restore(self, state: bytes) -> bytes:
+        """Restore the levels that `to_bytes` returned, and return the bytes behind them.
+
+        Empty bytes, and references that are not among these, begin anew at 0. Raises InvalidEvent for damaged bytes,
+        and has then changed nothing.
+        """
+        moved = {digest: np.zeros_like(levels) for digest, levels in self._moved.items()}
+        if not state:
+            self._moved = moved
+            return b""
+        try:
+            end = _LENGTH.size + _LENGTH.unpack_from(state)[0]
+            place = _LENGTH.size
+            while place < end:
+                digest, count = _ENTRY.unpack_from(state, place)
+                place += _ENTRY.size
+                values = np.frombuffer(state, np.float32, count, place)
+                place += values.nbytes
+                if len(moved.get(digest, ())) == count:
+                    moved[digest] = values.copy()
+        except (struct.error, ValueError) as error:
+            raise InvalidEvent("the levels of drift detection are damaged") from error
+        if place != end or end > len(state):
+            raise InvalidEvent("the levels of drift detection are damaged: they are cut off")
+        self._moved = moved
+        return state[end:]

@@ -1,4 +1,8 @@
-"""What the counting of decisions tells Prometheus. Told once a batch; labels are bounded by the versions there are."""
+"""Metrics of drift detection: how decisions are counted, and how far the newest blocks are from their reference.
+
+Counts are updated once a batch. Labels are bounded: at most VERSIONS_MAX versions, actions, three lengths of blocks,
+three distances, severities, and the partitions of this worker.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,22 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from paywarden.models.drift.counts import Counts
+from paywarden.models.drift.detectors import DAY_MS, HOUR_MS, MINUTE_MS
+from paywarden.models.drift.reference import Reference
+from paywarden.models.metrics.distances import jensen_shannon, kolmogorov_smirnov, psi
+from paywarden.models.metrics.tally import ACTION_COUNT
+from paywarden.streams.alerts.alerts import Alert, Severity
+
 SCORE_EDGES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
-# Versions with series of their own, ever in this process; those after them share one.
+# The first versions that this process sees have series of their own; all later ones share one.
 VERSIONS_MAX = 16
 OTHER_VERSIONS = "other"
+_LENGTHS = {5 * MINUTE_MS: "5m", HOUR_MS: "1h", DAY_MS: "24h"}
+_ACTIONS = ("approve", "review", "decline")
+_DISTANCES = {"psi": psi, "js": jensen_shannon, "ks": kolmogorov_smirnov}
+
+assert len(_ACTIONS) == ACTION_COUNT
 
 
 class ScoreCollector(Collector):
@@ -28,10 +44,10 @@ class ScoreCollector(Collector):
     def observe(self, version: str, scores: Sequence[float]) -> None:
         """Note scores."""
         values = np.asarray(scores)
-        # A bucket holds what is at most its edge.
-        found = np.bincount(np.searchsorted(SCORE_EDGES, values, side="left"), minlength=len(SCORE_EDGES) + 1)
+        # A bucket holds the scores up to and including its edge.
+        bucket_counts = np.bincount(np.searchsorted(SCORE_EDGES, values, side="left"), minlength=len(SCORE_EDGES) + 1)
         with self._lock:
-            self._counts[version] = self._counts.get(version, 0) + found
+            self._counts[version] = self._counts.get(version, 0) + bucket_counts
             self._sums[version] = self._sums.get(version, 0.0) + float(values.sum())
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
@@ -48,7 +64,7 @@ class ScoreCollector(Collector):
 
 
 class DriftMetrics:
-    """Counts are of what this process has worked in since it started, repetitions after a crash included."""
+    """Metrics of counting. Counters grow from the start of this process and include repetitions after a crash."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, documentation: str, *labels: str) -> Counter:
@@ -62,22 +78,22 @@ class DriftMetrics:
             "late": counter("late", "Decisions counted after their block may have been evaluated."),
             "future": counter("future", "Decisions not counted: dated ahead of the clock by more than future_ms_max."),
             "old": counter("old", "Decisions not counted: older than what is kept."),
-            "unknown": counter("unknown_version", "Decisions of a model version that no bundle is known of."),
+            "unknown": counter("unknown_version", "Decisions of a model version without a known bundle."),
             "other": counter("other_version", "Decisions counted together, of versions beyond versions_max."),
         }
-        self.undecodable = counter("undecodable", "Records on the topic decisions that are no decisions.")
+        self.undecodable = counter("undecodable", "Records on the topic decisions that cannot be decoded.")
         self.conflicts = counter("store_conflicts", "Partitions dropped because another worker counts them.")
         self.retries = counter("store_retries", "Times that counts had to wait for the store.")
         self.trimmed = counter("trimmed", "Times that a record was too large and lost the features of its segments.")
-        self.lost = counter("unmerged", "Times that counts of a model that is watched no more were not added up.")
+        self.lost = counter("unmerged", "Times that counts of a model that is no longer watched were not added up.")
         self.blocks = counter("blocks", "Blocks of five minutes evaluated by this worker.")
         self.store_up = gauge("store_up", "1 while the store takes counts, 0 while they wait for it.")
         self.unsaved = gauge("unsaved", "Decisions read that are not saved yet.")
         self._actions = counter("actions", "Actions of the decisions counted, by model version.", "version", "action")
         self._behind = gauge(
-            "partition_behind_seconds", "How far before now a partition of decisions is counted.", "partition"
+            "partition_behind_seconds", "How far the counts of a partition of decisions are behind now.", "partition"
         )
-        self.evaluated = gauge("evaluated_timestamp_seconds", "Up to when blocks are evaluated, Unix time; 0: none.")
+        self.evaluated = gauge("evaluated_timestamp_seconds", "End of the last evaluated block, Unix time; 0: none.")
         self._scores = ScoreCollector()
         registry.register(self._scores)
         self._versions: set[str] = set()
@@ -85,7 +101,7 @@ class DriftMetrics:
         self.store_up.set(1)
 
     def counted(self, version: str, scores: Sequence[float], actions: Mapping[str, int]) -> None:
-        """Decisions of one model were counted."""
+        """Count scores and actions of decisions of one version."""
         if version not in self._versions and len(self._versions) >= VERSIONS_MAX:
             version = OTHER_VERSIONS
         self._versions.add(version)
@@ -94,14 +110,49 @@ class DriftMetrics:
             self._actions.labels(version, action).inc(count)
 
     def saved(self, more: Mapping[str, int]) -> None:
-        """By so much the totals of a partition grew that are in the store."""
+        """Add what the saved totals of a partition have grown by."""
         for name, count in more.items():
             self._parts[name].inc(count)
 
     def behind(self, seconds: Mapping[int, float]) -> None:
-        """Of the partitions that this worker has; those that have gone are not spoken of."""
+        """Show the lag of the partitions this worker has, in seconds, and remove the others."""
         for partition in self._behind_of - seconds.keys():
             self._behind.remove(str(partition))
         for partition, age_s in seconds.items():
             self._behind.labels(str(partition)).set(age_s)
         self._behind_of = set(seconds)
+
+
+class DetectionMetrics:
+    """Metrics of the blocks this worker has evaluated; they stay as they were if another worker takes over."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, documentation: str, *labels: str) -> Gauge:
+            return Gauge(f"paywarden_drift_{name}", documentation, labels, registry=registry)
+
+        self._distance = gauge(
+            "score_distance",
+            "Distance of the newest block's scores from the reference's.",
+            "version",
+            "length",
+            "statistic",
+        )
+        self._share = gauge("action_share", "Share of the newest block's payments.", "version", "length", "action")
+        self._open = gauge("open_alerts", "Alerts that have not cleared.", "severity")
+        for severity in Severity:
+            self._open.labels(str(severity)).set(0)
+
+    def note(self, version: str, length_ms: int, reference: Reference, counts: Counts) -> None:
+        """Show the distances and the actions of an evaluated block."""
+        length = _LENGTHS[length_ms]
+        for name, distance in _DISTANCES.items():
+            value = float(distance(counts.scores[0], reference.counts.scores[0]))
+            self._distance.labels(version, length, name).set(value)
+        payments = max(1, int(counts.payments[0]))
+        for action, count in zip(_ACTIONS, counts.actions[0], strict=True):
+            self._share.labels(version, length, action).set(int(count) / payments)
+
+    def open_alerts(self, alerts: Sequence[Alert]) -> None:
+        """Show how many alerts are open, by severity."""
+        for severity in Severity:
+            self._open.labels(str(severity)).set(sum(alert.severity is severity for alert in alerts))

@@ -1,7 +1,8 @@
-"""Which models decided of late, and how far the stream watches each: read from what it has counted.
+"""Say which models decided of late, and how far the stream watches each.
 
-A head says which versions were seen, and when each was seen last. The tile of that time says in which binning the
-version was counted: in that of its reference, or in the grid of versions without one (streams/drift/counts.py).
+It reads what the stream has counted. A head says which versions were seen, and when each was seen last. The tile of
+that time says in which binning the version was counted: the one of its reference, or the grid for versions without a
+reference (streams/drift/counts.py).
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from paywarden.streams.drift.state import FIVE_MS, read_heads, read_tile
 
 @dataclass(frozen=True)
 class SeenModel:
-    """A version as decisions name it ("VERSION/VARIANT" of hosts with a variant), and when it decided last.
+    """A version as decisions name it ("VERSION/VARIANT" for hosts with a variant), and when it decided last.
 
-    `has_reference`: the stream holds it against its bundle's reference. Without, the stream counts no features of it.
+    `has_reference`: the stream compares it with its bundle's reference. Otherwise the stream counts no features of it.
     """
 
     version: str
@@ -32,7 +33,7 @@ class SeenModel:
 
 
 def models_seen(store: ProfileStore, partitions: Iterable[int]) -> list[SeenModel]:
-    """Those that decided in the two days before the newest decision, by version. Raises StoreUnavailable.
+    """Return the models that decided in the two days before the newest decision, by version. Raises StoreUnavailable.
 
     `store` belongs to no profile set.
     """
@@ -49,7 +50,7 @@ def models_seen(store: ProfileStore, partitions: Iterable[int]) -> list[SeenMode
             cells = [cell for part in read_tile(store, partition, head, seen_ms - seen_ms % FIVE_MS) for cell in part]
             if any(cell.model.version == version and cell.model.binning != grid for cell in cells):
                 referenced.add(version)
-            # No version of its own, so the head does not name it.
+            # The head does not name OTHER_VERSION, because it is no version.
             others = [cell.minute_ms for cell in cells if cell.model.version == OTHER_VERSION]
             if others:
                 newest_ms[OTHER_VERSION] = max(newest_ms.get(OTHER_VERSION, 0), *others)

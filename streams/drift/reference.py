@@ -1,4 +1,4 @@
-"""A reference of live decisions, from an archive of their topic: of days that an analyst holds to be usual."""
+"""Make a reference from an archive of live decisions, of days that an analyst considers usual."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _COLUMNS = (*_FIELDS, *DIMENSIONS, PARTITION, OFFSET)
 
 
 def live_reference(archive: Path, manifest: Manifest, window: Days) -> Reference:
-    """Of a model's decisions on these days, each once. It takes as much memory as their vectors do.
+    """Return the reference of a model's decisions on these days, each counted once.
 
-    Raises Misconfigured as `read_archive`, for decisions of fewer than DAYS_MIN days, and for those of another
-    catalogue.
+    It takes as much memory as the decisions' vectors. Raises Misconfigured as `read_archive` does, for decisions of
+    fewer than DAYS_MIN days, and for decisions of another catalogue.
     """
     table = _decisions(archive, manifest.model_version, window)
     feature_count = len(manifest.feature_names)
@@ -66,7 +66,7 @@ def live_reference(archive: Path, manifest: Manifest, window: Days) -> Reference
 def _decisions(archive: Path, version: str, window: Days) -> pa.Table:
     first_ms, end_ms = window.first * DAY_MS, (window.last + 1) * DAY_MS
     schema = pa.schema([rows_schema("decisions").field(name) for name in _COLUMNS])
-    # An archive's files are by the time of the payment, which may be of the day before.
+    # An archive sorts its files by the payment's time, which may be on the day before the decision.
     table = read_archive(archive, "decisions", schema, times_ms=(first_ms - DAY_MS, end_ms)).table
     time_ms = table["decided_time_ms"]
     is_wanted = pc.and_(pc.greater_equal(time_ms, first_ms), pc.less(time_ms, end_ms))
@@ -75,7 +75,7 @@ def _decisions(archive: Path, version: str, window: Days) -> pa.Table:
         days = f"{date_of_day(window.first)} to {date_of_day(window.last)}"
         raise Misconfigured(f"{archive} holds no decision of model {version} from {days}")
     table = table.sort_by([(name, "ascending") for name in ("decided_time_ms", PARTITION, OFFSET)])
-    # A record that was sent twice is the same decision.
+    # A record that was sent twice is one decision.
     ids = table["decision_id"].combine_chunks()
     first_of = np.unique(pc.index_in(ids, value_set=pc.unique(ids)).to_numpy(), return_index=True)[1]
     return table.take(np.sort(first_of))

@@ -9,24 +9,24 @@ from paywarden.schemas.errors import Misconfigured
 
 @dataclass(frozen=True)
 class DriftSettings:
-    """What is counted of decisions, and how often it is saved."""
+    """How decisions are counted and saved, and the references their counts are compared with."""
 
-    # Folders of the bundles whose models are watched; empty takes those of [serve].
+    # Folders of the bundles whose models are watched. If empty, the bundles of [serve] are watched.
     bundles: tuple[str, ...] = ()
-    # Files that `paywarden drift reference` made of live decisions: each in place of what its model's bundle has.
+    # Files that `paywarden drift reference` made of live decisions. Each replaces its model's reference in the bundle.
     references: tuple[str, ...] = ()
-    # What only live decisions tell (actions, flags, profile ages) is held against the past after so many whole days.
+    # Actions, flags and profile ages are learnt from live decisions; they are compared after this many whole days.
     learning_days: int = 7
-    # Counts are saved this often, or as soon as so many decisions have been read.
+    # Counts are saved this often, or as soon as `save_decisions` decisions have been read.
     save_every_ms: int = 2000
     save_decisions: int = 10_000
-    # With so many decisions read and not saved no more are fetched.
+    # With this many decisions read and not saved, no more are fetched.
     unsaved_max: int = 50_000
-    # How long after it was made a decision may take onto its topic: blocks are complete so long after their end.
+    # How long a decision may take onto its topic. A block is complete this long after its end.
     grace_ms: int = 60_000
-    # A decision dated further ahead of this clock than that is counted as such and nowhere else.
+    # A decision dated further ahead of the clock is counted as `future` and nowhere else.
     future_ms_max: int = 60_000
-    # Model versions counted apart at a time, in each partition; of more, all that come late are one.
+    # The most model versions counted apart at a time, in each partition. Later versions are counted together.
     versions_max: int = 4
 
     def __post_init__(self) -> None:

@@ -1,35 +1,32 @@
-"""Counts of decisions in the store: nothing lost and nothing counted twice, whichever worker dies when.
+"""Counts of decisions in the store. No crash of a worker loses a decision or counts one twice.
 
-    drift:head:P            of partition P: how far it is counted (`CountingProgress`), and the *delta*, what has been
-    counted
-                            since its tiles were last written
-    drift:minute:P:SLOT     tiles: what was counted of one minute, and of five; rings of slots, by time
-    drift:five:P:SLOT
+    drift:head:P            the head of partition P (streams/faust/checkpoint.py). Its progress is a CountingProgress,
+                            and its *delta* all that was counted since the partition's tiles were last written
+    drift:minute:P:SLOT     a tile: what was counted of one minute. SLOT is a place in a ring of 120 minutes
+    drift:five:P:SLOT       a tile of five minutes, in a ring of 48 hours
 
-A head is one record, so its offset and its delta are of one moment: saving is writing it, and what it says is saved may
-be committed on Kafka. Now and then the delta goes into the tiles:
+A head is one record, so its offset and its delta always belong together. A save writes the head; the worker may then
+commit that offset on Kafka. When the delta has grown large, it goes into the tiles:
 
-1. The head is written with the delta [.., n), and n is what each tile will say it contains.
-2. Each tile of the delta is read. One that says n has it; else the delta's part is added, and it says n.
-3. The next head begins a new delta. Who takes a partition over first does step 2 again, for the head it finds.
+1. The worker writes the head with the delta up to offset n. Each tile will say n, too.
+2. It reads each tile of the delta. A tile that says n has its part already; else the worker adds the part and writes n.
+3. The next head begins a new delta. A worker that takes the partition over repeats step 2 for the head it finds.
 
-All writes are compare-and-set. Taking over writes the head, so a worker that still works for a partition that has gone
-meets a conflict when it next saves, and drops what it has. Tiles need no more than step 2: what one adds to them, all
-do.
+    head   {next_offset: 900, delta: {12:05 -> 40 decisions}}
+    tile   12:05  {next_offset: 500, 160 decisions}    the delta is not in it yet: a reader adds 160 + 40
+    tile   12:05  {next_offset: 900, 200 decisions}    the delta is in it: a reader takes 200
 
-A reader who reads the head first and then a tile adds the delta's part to a tile that does not say n yet.
+All writes are compare-and-set. Taking over writes the head, so a worker that still counts a partition it has lost meets
+a conflict at its next save, and drops what it has. Tiles need only step 2: every worker adds the same to them.
 """
 
 from __future__ import annotations
 
-import json
-import struct
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from paywarden.features.stores.base import ProfileStore, StoreConflict, update_records
+from paywarden.features.stores.base import ProfileStore, update_records
 from paywarden.models.drift.counts import Counts
 from paywarden.streams.drift.counts import (
     KEPT_MS,
@@ -41,72 +38,79 @@ from paywarden.streams.drift.counts import (
     Model,
     PartitionCounts,
     Totals,
+    actions_of,
+    counted,
+    scores_of,
 )
+from paywarden.streams.drift.metrics import DriftMetrics
+from paywarden.streams.drift.settings import DriftSettings
+from paywarden.streams.faust.checkpoint import Checkpoint, Head, HeadPlace, pack, stored_heads, unpack
 
 ENTITY = "drift"
 FIVE_MS = 5 * MINUTE_MS
-# How many slots each ring has: minutes for windows that move by the minute, five minutes for as long as decisions
-# are counted at all, and one so that the oldest is whole.
+# The number of slots in each ring. Tiles of a minute serve windows that move by the minute. Tiles of five minutes are
+# kept as long as decisions are counted at all; one slot more keeps the oldest tile whole.
 SLOTS = {MINUTE_MS: 120, FIVE_MS: KEPT_MS // FIVE_MS + 1}
 _NAMES = {MINUTE_MS: "minute", FIVE_MS: "five"}
-# Longer than what is on the topic may wait to be read.
+# Longer than records stay on the topic.
 HEAD_TTL_S = 120 * 86_400
 TILE_TTL_S = 7 * 86_400
-# What a record may have; stores take 1,000,000 (features/stores/base.py), and a header has to fit in, too.
+# The most bytes of cells in one record. Stores take 1,000,000 bytes (features/stores/base.py), header included.
 RECORD_BYTES_MAX = 950_000
-# A delta of so many cells or bytes goes into the tiles.
+# A delta with this many cells or bytes goes into the tiles.
 _DELTA_CELLS_MAX = 8
 _DELTA_BYTES_MAX = RECORD_BYTES_MAX // 4
-_LENGTH = struct.Struct("<I")
+# How far a partition may be ahead of what is evaluated: its tiles must be there until they are.
+_AHEAD_MS_MAX = KEPT_MS // 2
 
-# A delta or a tile: packed Counts by cell; of a tile, all cells have the tile's time.
+# The content of a delta or of a tile: packed Counts by cell. In a tile, all cells have the tile's time.
 Cells = dict[CountCell, bytes]
 
 
 @dataclass
-class DriftHead:
-    """See above. `owner`: a token of whoever wrote it. `quiet_ms`: all that was on the topic by then is counted."""
+class DriftHead(Head[CountingProgress]):
+    """The head of one partition. `delta`: what was counted since the partition's tiles were last written."""
 
-    owner: str
     progress: CountingProgress = field(default_factory=CountingProgress)
-    quiet_ms: int = 0
     delta: Cells = field(default_factory=dict)
 
     def passed_ms(self, grace_ms: int) -> int:
-        """Decisions made before that are counted."""
+        """Return the time before which every decision is counted, in milliseconds."""
         return max(0, max(self.progress.newest_ms, self.quiet_ms) - grace_ms)
 
     def encode(self) -> bytes:
-        """As it is stored."""
         fields = {"owner": self.owner, "quiet_ms": self.quiet_ms, "progress": asdict(self.progress)}
-        return _pack(fields, self.delta)
+        return pack(fields, _keyed(self.delta))
 
-    @staticmethod
-    def decode(data: bytes) -> DriftHead:
-        """The head in these bytes."""
-        fields, cells = _unpack(data)
+    @classmethod
+    def decode(cls, data: bytes) -> DriftHead:
+        fields, cells = unpack(data)
         progress = fields["progress"]
         totals = Totals(**progress.pop("totals"))
-        return DriftHead(fields["owner"], CountingProgress(**progress, totals=totals), fields["quiet_ms"], cells)
+        return cls(fields["owner"], CountingProgress(**progress, totals=totals), fields["quiet_ms"], _cells_of(cells))
+
+    @classmethod
+    def empty(cls) -> DriftHead:
+        return cls("")
 
 
 @dataclass
 class CountTile:
-    """What was counted of the span that begins at `start_ms`; of offsets before `next_offset`."""
+    """The counts of the span of time that begins at `start_ms`, from offsets before `next_offset`."""
 
     start_ms: int
     next_offset: int = 0
     cells: Cells = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        """As it is stored."""
-        return _pack({"start_ms": self.start_ms, "next_offset": self.next_offset}, self.cells)
+        """Return the tile as it is stored."""
+        return pack({"start_ms": self.start_ms, "next_offset": self.next_offset}, _keyed(self.cells))
 
     @staticmethod
     def decode(data: bytes) -> CountTile:
-        """The tile in these bytes."""
-        fields, cells = _unpack(data)
-        return CountTile(fields["start_ms"], fields["next_offset"], cells)
+        """Return the tile that `encode` turned into these bytes."""
+        fields, cells = unpack(data)
+        return CountTile(fields["start_ms"], fields["next_offset"], _cells_of(cells))
 
 
 def head_key(partition: int) -> bytes:
@@ -118,116 +122,117 @@ def tile_key(length_ms: int, partition: int, start_ms: int) -> bytes:
     return f"{ENTITY}:{_NAMES[length_ms]}:{partition}:{slot}".encode()
 
 
+class DriftCounting:
+    """Counts decisions for drift detection: what all partitions of a worker have in common."""
+
+    def __init__(self, store: ProfileStore, binnings: Binnings, settings: DriftSettings, metrics: DriftMetrics) -> None:
+        self.store, self.binnings, self.settings, self.metrics = store, binnings, settings, metrics
+        self.adder = Adder(binnings, on_trimmed=metrics.trimmed.inc, on_lost=metrics.lost.inc)
+        # Up to when blocks are evaluated, by any worker; 0 before the first.
+        self.done_ms = 0
+
+    def take_over(self, partition: int) -> PartitionState:
+        """Take a partition over in the store; an AcquirePartition. Raises StoreUnavailable or StoreConflict."""
+        return PartitionState(self, partition, take_over(self.store, partition, self.adder))
+
+    def count(self, cell: CountCell, rows: Sequence[DecisionRow]) -> Counts:
+        """Return the counts of the rows of one cell, and show them to Prometheus."""
+        self.metrics.counted(cell.model.version, scores_of(rows), actions_of(rows))
+        binning = self.binnings.binning_of(cell.model)
+        assert binning is not None, "rows that were just put into a cell are counted in a binning that is here"
+        return counted(binning, rows)
+
+
 class PartitionState:
-    """A partition as its owner has it. `save` blocks; one thread at a time.
+    """A PartitionWork: the decisions of one partition, as the worker that has it counts and saves them."""
 
-    Every call raises StoreUnavailable (call again later) or StoreConflict: another worker has it, drop this.
-    """
-
-    def __init__(
-        self,
-        store: ProfileStore,
-        partition: int,
-        head: DriftHead,
-        stored: bytes,
-        *,
-        counts: PartitionCounts,
-        count: Callable[[CountCell, Sequence[DecisionRow]], Counts],
-        adder: Adder,
-    ) -> None:
-        """`head`, `stored`: of `take_over`. `count`: counts the rows of a cell."""
-        self.partition, self.counts = partition, counts
-        self.saved = head.progress.copy()
-        # See Head; `quiet_ms` is of what has been handed over.
-        self.quiet_ms = self.saved_quiet_ms = head.quiet_ms
-        # Up to which offset its owner has committed.
-        self.committed = 0
-        self._store, self._owner, self._stored = store, head.owner, stored
-        self._count, self._adder = count, adder
+    def __init__(self, counting: DriftCounting, partition: int, checkpoint: Checkpoint[DriftHead]) -> None:
+        """`checkpoint`: what `take_over` returned for this partition."""
+        self.partition, self.checkpoint = partition, checkpoint
+        self.counts = PartitionCounts(checkpoint.saved.progress, counting.binnings, counting.settings)
+        self._counting = counting
         self._delta: Cells = {}
-        # Whether the delta has what the head does not; until it has, no more is taken: a record must hold it.
+        # Whether the delta has decisions that the head has not. Until it is saved, no more decisions are taken into
+        # it: one record must hold it.
         self._is_taken = False
-        # What was sent to be the head and may be it or not, with the version it was to replace.
-        self._unsettled: tuple[bytes, int, DriftHead] | None = None
+        # A delta that goes into the tiles next, and the offset behind it.
         self._to_flush: tuple[Cells, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def saved(self) -> CountingProgress:
+        """The progress that the store has."""
+        return self.checkpoint.saved.progress
+
+    @property
+    def next_offset(self) -> int:
+        return self.saved.next_offset
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the ring would overwrite the oldest tiles before they are evaluated."""
+        since_ms = self._counting.done_ms or self.saved.first_ms
+        return self.saved.newest_ms > since_ms + _AHEAD_MS_MAX
 
     @property
     def has_news(self) -> bool:
-        """Whether something is counted or to be counted that is not saved."""
-        is_behind = self.saved.next_offset < self.counts.handed_to
-        return is_behind or self._is_taken or self._unsettled is not None or self._to_flush is not None
+        is_behind = self.next_offset < self.counts.handed_to
+        return is_behind or self._is_taken or self._to_flush is not None or self.checkpoint.has_quiet_news
 
-    def passed_ms(self, grace_ms: int) -> int:
-        """Decisions made before that are counted and saved."""
-        return max(0, max(self.saved.newest_ms, self.saved_quiet_ms) - grace_ms)
+    def add(self, offset: int, record: Mapping[str, Any]) -> None:
+        self.counts.add(offset, record)
+
+    def skip(self, offset: int) -> None:
+        self.counts.skip(offset)
+
+    def hand_over(self, quiet_ms: int) -> None:
+        self.checkpoint.note_quiet(quiet_ms)
+        self.counts.hand_over()
 
     def save(self, now_ms: int, *, flush: bool = False) -> None:
-        """Count what was added, as far as it fits into one record, and save it. `flush`: and write the tiles."""
-        self._settle()
+        """Count as many waiting decisions as fit into one record, and save it. `flush` writes the tiles as well."""
         self._flush()
+        adder = self._counting.adder
         if not self._is_taken:
             for cell, rows in self.counts.take(now_ms).items():
-                counts = self._count(cell, rows)
-                self._delta = self._adder.merged([self._delta, {cell: counts.to_bytes()}])
+                counts = self._counting.count(cell, rows)
+                self._delta = adder.merged([self._delta, {cell: counts.to_bytes()}])
+            self._delta = adder.fitting(self._delta)
             self._is_taken = True
-        self._send_head()
+        earlier, progress = self.saved, self.counts.progress.copy()
+        is_all = progress.next_offset >= self.counts.handed_to
+        self.checkpoint.save(replace(self.checkpoint.saved, progress=progress, delta=self._delta), is_all=is_all)
+        self._is_taken = False
+        self._counting.metrics.saved(progress.totals.less(earlier.totals))
         size = sum(map(len, self._delta.values()))
         if self._delta and (flush or len(self._delta) >= _DELTA_CELLS_MAX or size >= _DELTA_BYTES_MAX):
-            self._to_flush = (self._delta, self.saved.next_offset)
+            self._to_flush = (self._delta, progress.next_offset)
             self._delta = {}
             self._flush()
 
-    def _send_head(self) -> None:
-        found = self._store.read_versioned([head_key(self.partition)])[0]
-        if found.value != self._stored:
-            raise StoreConflict(f"partition {self.partition} of decisions is counted by another worker")
-        progress = self.counts.progress.copy()
-        is_all = progress.next_offset >= self.counts.handed_to
-        quiet_ms = self.quiet_ms if is_all else self.saved_quiet_ms
-        head = DriftHead(self._owner, progress, quiet_ms, self._adder.fitting(self._delta))
-        self._delta = head.delta
-        self._unsettled = (head.encode(), found.version, head)
-        self._settle()
-
-    def _settle(self) -> None:
-        if self._unsettled is not None:
-            data, version, head = self._unsettled
-            key = head_key(self.partition)
-            self._store.write({key: data}, ttl_s=HEAD_TTL_S, versions={key: version})
-            self._stored, self._unsettled = data, None
-            self.saved, self.saved_quiet_ms = head.progress, head.quiet_ms
-            self._is_taken = False
-
     def _flush(self) -> None:
         if self._to_flush is not None:
-            write_tiles(self._store, self.partition, *self._to_flush, self._adder)
+            write_tiles(self._counting.store, self.partition, *self._to_flush, self._counting.adder)
             self._to_flush = None
 
 
-def take_over(store: ProfileStore, partition: int, adder: Adder) -> tuple[DriftHead, bytes]:
-    """Become the one who counts a partition; its delta is in the tiles then. Returns the head and its bytes.
+def take_over(store: ProfileStore, partition: int, adder: Adder) -> Checkpoint[DriftHead]:
+    """Become the worker that counts a partition; the tiles then hold its whole delta. Raises StoreUnavailable."""
 
-    Raises StoreUnavailable.
-    """
-    taken: tuple[DriftHead, bytes] | None = None
-
-    def take(_: bytes, found: bytes | None) -> bytes:
-        nonlocal taken
-        head = DriftHead("") if found is None else DriftHead.decode(found)
+    def settle(head: DriftHead) -> DriftHead:
         write_tiles(store, partition, head.delta, head.progress.next_offset, adder)
-        head.owner, head.delta = uuid.uuid4().hex, {}
-        taken = (head, head.encode())
-        return taken[1]
+        return replace(head, delta={})
 
-    update_records(store, [head_key(partition)], take, ttl_s=HEAD_TTL_S)
-    assert taken is not None
-    return taken
+    name = f"partition {partition} of decisions"
+    return Checkpoint.take_over(HeadPlace(store, head_key(partition), DriftHead, HEAD_TTL_S, name), settle)
 
 
 def write_tiles(store: ProfileStore, partition: int, delta: Cells, next_offset: int, adder: Adder) -> None:
-    """Add a delta that ends before `next_offset` to the tiles that do not say that they have it.
+    """Add a delta that ends before `next_offset` to those tiles that do not have it yet.
 
-    Raises StoreUnavailable: call again with the same; StoreConflict when others keep writing the same tiles.
+    Raises StoreUnavailable: call again with the same arguments; StoreConflict if others keep writing the same tiles.
     """
     parts = {
         tile_key(length_ms, partition, start_ms): (start_ms, of_tile(delta, start_ms, length_ms))
@@ -245,10 +250,10 @@ def write_tiles(store: ProfileStore, partition: int, delta: Cells, next_offset: 
 def _grown(
     found: bytes | None, start_ms: int, part: Sequence[Cells], next_offset: int, adder: Adder
 ) -> CountTile | None:
-    """The tile with its part in it; None where there is nothing to write."""
+    """Return the tile with its part added; None if there is nothing to write."""
     tile = CountTile(start_ms) if found is None else CountTile.decode(found)
     if tile.start_ms > start_ms or (tile.start_ms == start_ms and tile.next_offset >= next_offset):
-        # The ring has gone on, or it is in there.
+        # A later tile has taken the slot, or this part is in the tile already.
         return None
     if tile.start_ms < start_ms:
         tile = CountTile(start_ms)
@@ -256,12 +261,8 @@ def _grown(
 
 
 def read_heads(store: ProfileStore, partitions: Iterable[int]) -> dict[int, DriftHead]:
-    """Of those partitions that have one. Raises StoreUnavailable."""
-    wanted = list(partitions)
-    found = store.read([head_key(partition) for partition in wanted])
-    return {
-        partition: DriftHead.decode(data) for partition, data in zip(wanted, found, strict=True) if data is not None
-    }
+    """Return the heads of those partitions that have one. Raises StoreUnavailable."""
+    return stored_heads(store, {number: head_key(number) for number in partitions}, DriftHead.decode)
 
 
 def merged(
@@ -273,9 +274,10 @@ def merged(
     *,
     tile_ms: int = FIVE_MS,
 ) -> dict[Model, Counts]:
-    """What was counted from `start_ms` to `end_ms`, both whole tiles, over all partitions; `heads` were just read.
+    """Return what all partitions counted from `start_ms` to `end_ms`, by model. Both times begin a tile.
 
-    `tile_ms`: MINUTE_MS, of the last two hours, or FIVE_MS, as long as any are kept. Raises StoreUnavailable.
+    `heads` were just read. `tile_ms` is MINUTE_MS for the last two hours, or FIVE_MS for as long as tiles are kept.
+    Raises StoreUnavailable.
     """
     starts = range(start_ms, end_ms, tile_ms)
     parts: list[Cells] = []
@@ -287,13 +289,13 @@ def merged(
 
 
 def read_tile(store: ProfileStore, partition: int, head: DriftHead, start_ms: int) -> Sequence[Cells]:
-    """What a partition has of five minutes; `head` was just read. Raises StoreUnavailable."""
+    """Return what a partition counted in five minutes. `head` was just read. Raises StoreUnavailable."""
     (data,) = store.read([tile_key(FIVE_MS, partition, start_ms)])
     return _seen(head, start_ms, FIVE_MS, data)
 
 
 def _seen(head: DriftHead, start_ms: int, length_ms: int, data: bytes | None) -> Sequence[Cells]:
-    """The tile, and the delta's part where the tile does not have it."""
+    """Return the tile, and the delta's part if the tile does not have it yet."""
     part = of_tile(head.delta, start_ms, length_ms)
     tile = None if data is None else CountTile.decode(data)
     if tile is None or tile.start_ms != start_ms:
@@ -302,7 +304,7 @@ def _seen(head: DriftHead, start_ms: int, length_ms: int, data: bytes | None) ->
 
 
 def of_tile(delta: Cells, start_ms: int, length_ms: int) -> list[Cells]:
-    """What a delta has of a tile, minute by minute."""
+    """Return the part of a delta that belongs to a tile, minute by minute."""
     return [
         {CountCell(start_ms, cell.model): data}
         for cell, data in delta.items()
@@ -311,7 +313,10 @@ def of_tile(delta: Cells, start_ms: int, length_ms: int) -> list[Cells]:
 
 
 class Adder:
-    """Adds packed counts. `on_trimmed`, `on_lost`: see `fitting`, `added`."""
+    """Adds packed counts.
+
+    `on_trimmed` is called when `fitting` makes counts smaller, `on_lost` when counts could not be added up.
+    """
 
     def __init__(
         self,
@@ -323,7 +328,7 @@ class Adder:
         self._binnings, self._on_trimmed, self._on_lost = binnings, on_trimmed, on_lost
 
     def sums(self, parts: Iterable[Cells]) -> dict[Model, Counts]:
-        """All that there are, by model; of models whose binning is here."""
+        """Return the sum by model. Models whose binning is not known here are left out."""
         sums: dict[Model, Counts] = {}
         for cell, data in (item for part in parts for item in part.items()):
             binning = self._binnings.binning_of(cell.model)
@@ -337,7 +342,7 @@ class Adder:
         return sums
 
     def merged(self, parts: Iterable[Cells]) -> Cells:
-        """The sum of cells; in an order that does not depend on that of the parts."""
+        """Return the sum of cells, sorted, so the order of the parts does not matter."""
         found: dict[CountCell, list[bytes]] = {}
         for part in parts:
             for cell, data in part.items():
@@ -345,7 +350,7 @@ class Adder:
         return {cell: self._added(cell, found[cell]) for cell in sorted(found)}
 
     def _added(self, cell: CountCell, packed: Sequence[bytes]) -> bytes:
-        """The sum. Without the binning, as when a bundle is watched no more, only the first is kept."""
+        """Return the sum. Without the binning (the bundle is no longer watched), keep only the first counts."""
         if len(packed) == 1:
             return packed[0]
         binning = self._binnings.binning_of(cell.model)
@@ -358,7 +363,7 @@ class Adder:
         return counts.to_bytes()
 
     def fitting(self, cells: Cells) -> Cells:
-        """Cells that fit into a record: while they don't, the largest loses the features of its segments."""
+        """Return cells that fit into a record. While they are too large, the largest loses its segments' features."""
         fit, whole = dict(cells), dict(cells)
         while whole and sum(map(len, fit.values())) > RECORD_BYTES_MAX:
             largest = max(whole, key=lambda cell: len(whole[cell]))
@@ -372,17 +377,9 @@ class Adder:
         return fit
 
 
-def _pack(fields: dict[str, Any], cells: Cells) -> bytes:
-    table = [(cell.minute_ms, *cell.model, len(data)) for cell, data in cells.items()]
-    header = json.dumps({**fields, "cells": table}, separators=(",", ":")).encode()
-    return b"".join((_LENGTH.pack(len(header)), header, *cells.values()))
+def _keyed(cells: Cells) -> Iterable[tuple[tuple[int, str, str], bytes]]:
+    return (((cell.minute_ms, *cell.model), data) for cell, data in cells.items())
 
 
-def _unpack(data: bytes) -> tuple[dict[str, Any], Cells]:
-    at = _LENGTH.size + _LENGTH.unpack_from(data)[0]
-    fields = json.loads(data[_LENGTH.size : at])
-    cells: Cells = {}
-    for minute_ms, version, binning, size in fields.pop("cells"):
-        cells[CountCell(minute_ms, Model(version, binning))] = data[at : at + size]
-        at += size
-    return fields, cells
+def _cells_of(keyed: Iterable[tuple[list[Any], bytes]]) -> Cells:
+    return {CountCell(minute_ms, Model(version, binning)): data for (minute_ms, version, binning), data in keyed}

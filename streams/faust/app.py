@@ -44,18 +44,18 @@ _log = logging.getLogger(__name__)
 _FAUST_STOP_TIMEOUT_S: Final = 5.0
 # What each step of a stop has when the others have used up the time.
 _LAST_STEP_S: Final = 0.25
-# Faust commits what agents have worked off this often; after a crash so much is read again.
+# Faust commits the agents' progress this often; after a crash at most this much is read again.
 _COMMIT_EVERY_S: Final = 1.0
 _REQUEST_TIMEOUT_S: Final = 40.0
 
 
 class _BootStrategy(BootStrategy):
-    """What is started in which order, and stopped in the other."""
+    """The order in which services are started. They are stopped in the reverse order."""
 
     app: StreamApp
 
     def server(self) -> Iterable[ServiceT]:
-        """Health first, so that a start that takes long can be watched; then the firehose, which needs no Faust."""
+        """Start health first, so a long start can be watched; then the payments' pipeline, which needs no Faust."""
         return [
             self.app.web,
             self.app.pipeline,
@@ -124,7 +124,10 @@ class StreamApp(faust.App):
             raise self._failure
 
     def add_agent(self, topic: TopicT, name: str, read: Callable[[Any], Awaitable[None]]) -> None:
-        """Have a topic's records read; Faust would begin a failed agent anew, without the record in its hands."""
+        """Read a topic's records with an agent whose failure ends the app.
+
+        Faust would start a failed agent anew, without the record it was working on.
+        """
 
         async def agent(stream: Any) -> None:
             await self.lasting(read(stream))
@@ -132,7 +135,7 @@ class StreamApp(faust.App):
         self.agent(topic, name=name)(agent)
 
     def add_task(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run this once the app is up."""
+        """Run `work` once the app is up."""
 
         async def task() -> None:
             await self.lasting(work())
@@ -140,10 +143,10 @@ class StreamApp(faust.App):
         self.task(task)
 
     async def lasting(self, work: Awaitable[None]) -> None:
-        """Await what the app needs for as long as it lives: when it fails, the app does.
+        """Await work that the app cannot do without: if it fails, the app fails.
 
-        A cancellation that nobody asked for is a failure, too: it comes out of a client that has given up its own wait.
-        Faust would take it for the end of the task and go on without it.
+        A cancellation that nobody asked for is a failure, too. It comes from a client that has given up its own wait.
+        Faust would take it for the end of the task and go on without the task.
         """
         try:
             await work
@@ -168,7 +171,7 @@ class StreamApp(faust.App):
         return self._failure is None and (self._stopping or self.pipeline.live)
 
     def problems(self) -> Sequence[str]:
-        """Why the process is not ready, one line each."""
+        """Return why the process is not ready, one line each; empty if it is."""
         found = ["the process is stopping"] if self._stopping else []
         if not self._started_up:
             found.append("the agents have not started")
@@ -209,7 +212,7 @@ class StreamApp(faust.App):
         self.fail(reason)
 
     def _create_directories(self) -> None:
-        """None: our state is in the profile store and in Kafka."""
+        """Create none: our state is in the profile store and in Kafka."""
 
     def _new_web(self) -> HealthWeb:
         return HealthWeb(
@@ -267,7 +270,7 @@ def _own_stop_s(settings: StreamSettings) -> float:
 
 
 def _options(kafka: KafkaSettings, settings: StreamSettings) -> dict[str, Any]:
-    """Faust's settings; all that matter, also where they are the defaults."""
+    """Return Faust's settings: all that matter, including those that equal the defaults."""
     session_timeout_s = settings.session_timeout_ms / 1000
     return {
         "broker": broker_urls(kafka),
@@ -280,10 +283,10 @@ def _options(kafka: KafkaSettings, settings: StreamSettings) -> dict[str, Any]:
         "broker_check_crcs": kafka.check_crcs,
         "consumer_auto_offset_reset": "earliest",
         "consumer_max_fetch_size": MESSAGE_BYTES_MAX,
-        # Of all partitions together: so much still comes of those that are held.
+        # Over all partitions. Held partitions still deliver at most this many records.
         "broker_max_poll_records": 2_000,
         "producer_acks": -1,
-        # The agents write with librdkafka (streams/kafka/client.py); this is for whatever Faust might write itself.
+        # The agents write with librdkafka (streams/kafka/client.py); this is for anything Faust might write itself.
         "producer_compression_type": None if kafka.compression == "none" else kafka.compression,
         "producer_max_request_size": MESSAGE_BYTES_MAX,
         "processing_guarantee": ProcessingGuarantee.AT_LEAST_ONCE,
@@ -292,19 +295,19 @@ def _options(kafka: KafkaSettings, settings: StreamSettings) -> dict[str, Any]:
         "topic_disable_leader": True,
         "store": "memory://",
         "autodiscover": False,
-        # Without this the environment would win over all of the above, by names as common as DEBUG.
+        # Without this, environment variables would override all of the above, by names as common as DEBUG.
         "env": {},
     }
 
 
 def _translated(error: BaseException) -> BaseException:
-    """As one of ours, where it is an error of Kafka's client."""
+    """Return one of our errors for an error of Kafka's client; any other error as it is."""
     if isinstance(error, CorruptRecordException):
         message = "Kafka gave a record with a wrong checksum (the embedded broker needs [kafka] check_crcs = false)"
     elif isinstance(error, KafkaError):
         message = f"Faust's Kafka client gave up: {type(error).__name__}"
     elif isinstance(error, asyncio.CancelledError):
-        # As it is, it would end up as the cancellation of whoever awaits the app.
+        # Raised as it is, it would cancel the caller that awaits the app.
         message = "Faust's Kafka client has cancelled an operation that was under way"
     else:
         return error

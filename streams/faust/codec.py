@@ -1,8 +1,11 @@
-"""Avro values in Faust: the codec of one topic.
+"""Decode Avro values in Faust: the codec of one topic.
 
-Faust decodes a record in the event loop, before any agent sees it, and what raises there stops the agent. So the
-codec never raises and never waits: what cannot be read is an `Undecodable`, and what was written with a schema
-that has not been asked for yet is an `Unread`, which `record` then reads in a thread, as often as it takes.
+Faust decodes a record in the event loop, before any agent sees it. An exception there would stop the agent, and a wait
+would stop the loop. So the codec never raises and never waits:
+
+    a record whose schema is known      its fields, as a dict
+    a value that is no such record      Undecodable, with the reason
+    a schema that was not asked for     Unread: `record` asks the registry in a thread, as often as it takes
 """
 
 from __future__ import annotations
@@ -23,24 +26,24 @@ _RETRY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """A value that is no record of its topic, and why."""
+    """A value that is not a record of its topic, and the reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A value whose schema has to be asked for first."""
+    """A value whose schema the registry has to be asked for first."""
 
     value: bytes = field(repr=False)
 
     @property
     def schema_id(self) -> int:
-        """The writer's schema, from the header that the decoder has found in order."""
+        """The id of the writer's schema, from the header. The decoder has checked the header."""
         return int.from_bytes(self.value[1:5], "big")
 
 
-# What an agent gets as a value; None is a record that has none.
+# The value that an agent gets. None stands for a record without a value.
 DecodedValue: TypeAlias = dict[str, Any] | Undecodable | Unread | None
 
 
@@ -63,7 +66,7 @@ class AvroCodec(Codec):
             return Unread(s)
 
     async def record(self, value: DecodedValue) -> dict[str, Any] | Undecodable:
-        """The record; waits for the schema registry where it has to be asked, and for as long as it is away."""
+        """Return the record of a value. If its schema is unknown, wait for the registry for as long as it takes."""
         while isinstance(value, Unread):
             try:
                 await asyncio.to_thread(self._known.ask_for, value.schema_id)
@@ -80,7 +83,7 @@ class AvroCodec(Codec):
 
 
 class _KnownSchemas:
-    """Knows what has been asked for. Asking for the rest may take long, so `schema_of` does not."""
+    """Knows the schemas that were asked for. Asking may take long, so `schema_of` never asks."""
 
     def __init__(self, ids: SchemaIds) -> None:
         self._ids = ids
@@ -96,5 +99,8 @@ class _KnownSchemas:
             raise TemporaryFailure(f"schema id {schema_id} has not been asked for") from None
 
     def ask_for(self, schema_id: int) -> None:
-        """Blocks. Raises InvalidEvent when nobody knows it, TemporaryFailure when who knows did not answer."""
+        """Fetch a schema; blocks.
+
+        Raises InvalidEvent if the registry does not know it, TemporaryFailure if the registry is away.
+        """
         self._schemas[schema_id] = self._ids.schema_of(schema_id)

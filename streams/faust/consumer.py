@@ -1,6 +1,7 @@
-"""Faust's Kafka consumer where its settings do not reach.
+"""Faust's Kafka consumer, changed where its settings do not reach.
 
-It knows insides of Faust 0.15 and aiokafka; tests/integration/test_stream_app.py fails when they change.
+It overrides hooks of Faust 0.15 whose names begin with an underscore, because Faust has no public ones for them, and it
+uses private parts of aiokafka. tests/integration/test_stream_app.py fails if they change.
 """
 
 from __future__ import annotations
@@ -18,25 +19,55 @@ from mode.threads import WorkerThread
 
 from paywarden.schemas.errors import BrokerUnavailable
 
-# Services log under the module they are written in; these belong with Faust's.
+# Services log under their own module's name. These belong with Faust's.
 _log = logging.getLogger("faust.transport")
-# While all partitions are held.
+# How long a fetch waits while all partitions are held.
 _IDLE_S = 0.2
-# Faust asks the broker to wait so long for something new, and a little.
+# Faust lets the broker wait 1.5 s for new records; this is a little more.
 _FETCH_AGE_MS = 2_000
-# The thread has said by then that it has nothing left to do.
+# Within this time a thread that works has said that it is done.
 _THREAD_STOP_S = 1.0
 
 
+# The private parts of aiokafka that this module uses, each because aiokafka and Faust have no public way.
+
+
+def _read_committed_only(consumer: aiokafka.AIOKafkaConsumer) -> None:
+    """Skip records of aborted transactions, as our other consumers do.
+
+    Faust passes `isolation_level` to aiokafka only as part of its own exactly-once mode, which would take over the
+    offsets.
+    """
+    consumer._isolation_level = "read_committed"
+
+
+async def _close_connections(consumer: aiokafka.AIOKafkaConsumer) -> None:
+    """Do the last step of a `stop` that was interrupted: a second `stop` returns at once and closes nothing."""
+    await consumer._client.close()
+
+
+def _end_seen_ms(consumer: aiokafka.AIOKafkaConsumer, partition: TP) -> int:
+    """When the broker last answered that nothing is behind what was fetched, in epoch milliseconds; else 0.
+
+    The stable offset and the time are public, but the position only as a coroutine of the consumer's own event loop.
+    The caller must see all three at one moment.
+    """
+    assignment = consumer._subscription.subscription.assignment
+    state = assignment and assignment.state_value(ensure_aiokafka_TP(partition))
+    if not state or state.lso is None or not state.has_valid_position or state.position < state.lso:
+        return 0
+    return int(state.timestamp)
+
+
 class _DaemonThread(WorkerThread):
-    """Does not hold up the end of a process that could not stop it in time."""
+    """A daemon thread: it does not hold up the end of a process that could not stop it in time."""
 
     def __init__(self, service: Any, **options: Any) -> None:
         super().__init__(service, **options)
         self.daemon = True
 
     def stop(self) -> None:
-        """Called in the event loop, which must not wait for a thread that hangs."""
+        """Wait for the thread, but not for long: this runs in the event loop, and the thread may hang."""
         self.is_stopped.wait(_THREAD_STOP_S)
 
 
@@ -46,12 +77,11 @@ class _ConsumerThread(AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Transport) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
-        # As our other consumers have it: records of transactions that were given up are none.
-        consumer._isolation_level = "read_committed"
+        _read_committed_only(consumer)
         return consumer
 
     def _start_thread(self) -> None:
-        """Runs in the thread. Its end before a stop is the end of the app, whatever the reason."""
+        """Run the thread's work, in the thread. If it ends before a stop, for any reason, the app ends."""
         try:
             super()._start_thread()
         except BaseException as error:  # noqa: BLE001  # handed over whole; the threading module would print it
@@ -74,22 +104,22 @@ class _ConsumerThread(AIOKafkaConsumerThread):
         try:
             await super().on_thread_stop()
         except asyncio.CancelledError:
-            # Nobody cancels this: with the broker away, aiokafka's fetcher trips over its own cancelled wait, and
-            # does not come to its last step.
+            # Nobody cancels this. With the broker away, aiokafka's fetcher trips over its own cancelled wait, and
+            # `stop` does not reach its last step.
             assert self._consumer is not None
-            await self._consumer._client.close()
+            await _close_connections(self._consumer)
 
     def on_crash(self, msg: str, *fmt: Any, **_: Any) -> None:
-        """To the log like everything else, not onto stderr."""
+        """Write a crash to the log like everything else, not to stderr."""
         _log.error(msg.format(*fmt))
 
 
 class HoldingConsumer(Consumer):
-    """Reads no more of partitions that are held, while the others go on.
+    """Fetches nothing from partitions that are held, while the others go on.
 
-    Faust's own pause drops what it has fetched of a partition; here it is still handed out, at most one fetch. What an
-    agent keeps of its own about a partition has to be there before the first record: topics in `hold_first` of the
-    transport are held from their assignment on.
+    Faust's own pause drops the records it has fetched from a partition. Here they are still handed out, at most one
+    fetch. Partitions of topics in the transport's `hold_first` are held from their assignment on. An agent can then
+    load its state of a partition before the first record comes.
     """
 
     logger = _log
@@ -97,32 +127,28 @@ class HoldingConsumer(Consumer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._held: set[TP] = set()
-        # Fetches that were begun: what came of the earlier ones has been handed out.
+        # The number of fetches begun. The records of all but the last have been handed out.
         self.fetches = 0
 
     def hold(self, partitions: Iterable[TP]) -> None:
-        """Fetch no more of these, from the next fetch on."""
+        """Fetch nothing from these partitions, from the next fetch on."""
         self._held.update(partitions)
 
     def release(self, partitions: Iterable[TP]) -> None:
-        """Fetch these again."""
+        """Fetch from these partitions again."""
         self._held.difference_update(partitions)
 
     async def commit_offsets(self, offsets: Mapping[TP, int]) -> bool:
-        """Commit for topics without acks, whose agents know by themselves what is worked off."""
+        """Commit offsets of topics without acks, whose agents themselves know what they have worked in."""
         return await self._commit(offsets)
 
     def end_seen_ms(self, partition: TP) -> int:
-        """When the broker last said that nothing is behind what was fetched, epoch milliseconds; 0: there is more."""
-        assignment = self._thread._ensure_consumer()._subscription.subscription.assignment
-        state = assignment and assignment.state_value(ensure_aiokafka_TP(partition))
-        if not state or state.lso is None or not state.has_valid_position or state.position < state.lso:
-            return 0
-        # The answer may have been some time on its way; what is committed meanwhile is not in it.
-        return int(state.timestamp) - _FETCH_AGE_MS
+        """Return when the broker last said that nothing is behind what was fetched, epoch ms; 0 if there is more."""
+        # The broker's answer may have been on its way for a while; a record committed meanwhile is not in it.
+        return max(0, _end_seen_ms(self._thread._ensure_consumer(), partition) - _FETCH_AGE_MS)
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Before anything is read of them."""
+        """Hold partitions of `hold_first` topics before anything is read from them."""
         first = cast(KafkaTransport, self.transport).hold_first
         self._held = {partition for partition in assigned if partition.topic in first}
         await super().on_partitions_assigned(assigned, generation_id)
@@ -134,12 +160,12 @@ class HoldingConsumer(Consumer):
         self.fetches += 1
         if active_partitions is None or not self._held:
             return await super()._getmany(active_partitions, timeout)
-        wanted = active_partitions - self._held
-        if not wanted:
-            # To aiokafka no partitions are all of them.
+        to_fetch = active_partitions - self._held
+        if not to_fetch:
+            # aiokafka takes an empty set of partitions for all partitions.
             await asyncio.sleep(min(timeout, _IDLE_S))
             return {}
-        return await super()._getmany(wanted, timeout)
+        return await super()._getmany(to_fetch, timeout)
 
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)

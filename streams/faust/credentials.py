@@ -1,4 +1,4 @@
-"""How Faust reaches the cluster: the same settings as librdkafka's (streams/kafka/client.py), in aiokafka's terms."""
+"""Tell Faust how to reach the cluster: librdkafka's settings (streams/kafka/client.py) in aiokafka's terms."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.kafka.client import KafkaSettings
 
 _PROTOCOLS: Final = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
-# The others need more than a name and a password.
+# Other mechanisms need more than a name and a password.
 _MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 
 def broker_urls(kafka: KafkaSettings) -> list[str]:
-    """The brokers to ask first. Raises Misconfigured for what is not host:port."""
+    """Return the URLs of the brokers to ask first. Raises Misconfigured for anything but host:port."""
     urls = []
     for server in filter(None, map(str.strip, kafka.bootstrap.split(","))):
         try:
@@ -35,9 +35,9 @@ def broker_urls(kafka: KafkaSettings) -> list[str]:
 
 
 def credentials(kafka: KafkaSettings) -> SASLCredentials | SSLCredentials | None:
-    """Who we are to the brokers and whom we trust; None for plaintext.
+    """Return the credentials we show to the brokers and the certificates we trust; None for plaintext.
 
-    Raises Misconfigured naming the setting; reads the certificate files.
+    Reads the certificate files. Raises Misconfigured, which names the setting.
     """
     protocol = kafka.security_protocol.lower()
     if protocol not in _PROTOCOLS:
@@ -65,7 +65,7 @@ def _sasl(kafka: KafkaSettings, context: ssl.SSLContext | None) -> SASLCredentia
 
 
 def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
-    """Checks the broker's certificate and its name; the system's authorities where none are set."""
+    """Return a context that checks the broker's certificate and name, by the system's authorities if none are set."""
     place = kafka.ssl_ca_location
     try:
         folder = Path(place).is_dir()
@@ -76,7 +76,7 @@ def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
         raise Misconfigured(f"[kafka] ssl_ca_location: cannot read {place}: {_reason(error)}") from error
     if kafka.ssl_certificate_location:
         try:
-            # An empty password, not None: OpenSSL would ask for it on the terminal.
+            # The password must not be None: OpenSSL would ask for it on the terminal.
             context.load_cert_chain(
                 kafka.ssl_certificate_location, kafka.ssl_key_location or None, password=kafka.ssl_key_password
             )

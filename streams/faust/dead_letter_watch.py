@@ -1,4 +1,4 @@
-"""Counts the dead letters of the whole cluster, as a Faust agent."""
+"""Count the dead letters of the whole cluster, in a Faust agent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paywarden.streams.faust.app import StreamApp
 from paywarden.streams.faust.codec import AvroCodec, DecodedValue, Undecodable
 from paywarden.streams.kafka.client import KafkaSettings
 
-# Letters hold whole records: with more than this in memory no more are fetched until some are worked off.
+# Letters hold whole records. With this many in memory, no more are fetched until some are counted.
 _LETTERS_AHEAD = 100
 
 

@@ -1,23 +1,23 @@
-"""When Python looks for garbage in a stream worker.
+"""Make Python look for garbage less often in a stream worker.
 
-A batch of payments is some hundred thousand objects that all go by reference count when it ends. Python's default is to
-look through the youngest of them after every 700, and through everything there is again and again while a batch grows:
-measured, a third of a worker's time. What was made at the start stays, so it is set aside; and the looks come once in
-a batch or so, which is often enough for the few objects that refer to each other.
+A batch of payments is some hundred thousand objects. When it ends, reference counting frees all of them. By default
+Python's collector still scans the youngest objects after every 700 new ones, and scans everything again and again while
+a batch grows. Measured, this took a third of a worker's time. The objects made at the start stay for good, so they are
+set aside. A scan about once a batch is enough for the few objects that refer to each other.
 """
 
 from __future__ import annotations
 
 import gc
 
-# Objects made and not yet gone before the youngest are looked through: about a batch of 2,000 payments.
+# The number of new objects after which the youngest are scanned: about a batch of 2,000 payments.
 _YOUNG_MAX = 100_000
-# Looks at the youngest for one at those that lived on, and of these for one at everything.
+# The number of scans of the youngest before one of the middle generation, and of those before one of everything.
 _YOUNG_FOR_MIDDLE, _MIDDLE_FOR_OLD = 50, 100
 
 
 def settle_collection() -> None:
-    """Set aside what is there and look rarely from now on. Once, when a process has made what it works with."""
+    """Set aside all objects there are, and scan rarely from now on. Call it once, at the end of a process's start."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_MAX, _YOUNG_FOR_MIDDLE, _MIDDLE_FOR_OLD)

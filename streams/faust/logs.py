@@ -18,16 +18,16 @@ EVERY_S = 10.0
 
 
 class Seldom(logging.Filter):
-    """Lets what one line of code logs through once in `every_s` seconds."""
+    """Lets each line of code log once in `every_s` seconds."""
 
     def __init__(self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._every_s, self._clock = every_s, clock
-        # As many kinds as there are lines of code that log.
+        # One entry for each line of code that logs, so it stays small.
         self._next: dict[tuple[str, int], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether this one is due."""
+        """Return whether this record may be logged."""
         kind, now = (record.pathname, record.lineno), self._clock()
         if now < self._next.get(kind, now):
             return False
@@ -44,24 +44,24 @@ def is_no_cancellation(record: logging.LogRecord) -> bool:
 
 
 class Brief(logging.Filter):
-    """Takes the stack from what is logged about an error of Kafka's client: the error says what is wrong.
+    """Removes the stack from a logged error of Kafka's client: the error itself says what is wrong.
 
     Faust logs the same stack for each of its services that the error passes through.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Always true."""
+        """Return True: every record is logged."""
         if record.exc_info and isinstance(record.exc_info[1], KafkaError):
             record.exc_info = None
         return True
 
 
 def calm_logs() -> None:
-    """Once Faust is imported; for the whole process."""
+    """Set the levels and filters for the whole process. Call it once Faust is imported."""
     for name in ("faust", "mode", "aiokafka"):
         logging.getLogger(name).setLevel(logging.WARNING)
     seldom, brief = Seldom(), Brief()
-    # A logger's filters are not asked for what its children log.
+    # A logger does not filter what its children log, so each gets the filters.
     for name in list(logging.root.manager.loggerDict):
         package = name.split(".")[0]
         if package == "aiokafka":

@@ -1,18 +1,20 @@
-"""An agent that works in the records of one topic, partition by partition, and keeps what comes of it in the store.
+"""An agent that works in the records of one topic, partition by partition, and keeps the result in the store.
 
-Faust's own acknowledgements play no part (the topic has none). What is kept of a partition says how far it is worked
-in, and what it says is committed: a crash leads to some records again, which are older than that and change nothing.
+Faust's own acknowledgements play no part (the topic has none). The store says up to which offset a partition is worked
+in, and that offset is committed on Kafka. After a crash some records come again; they are older than the offset in the
+store and change nothing.
 
-    assigned   held; taken over in the store; released. So there is no record without what it is added to
-    a record   a tuple in a list. Counting and saving are done in a thread, a partition after the other
-    revoked    what is there is saved and committed, or dropped and read again by the next one
-    conflict   another worker has taken over: dropped. One that still has the partition a while after takes over in
-               turn, and reads again from what is kept
+    assigned   hold the partition; take it over in the store; release it: no record comes before its state is there
+    a record   a row in a list. A thread counts and saves the rows, one partition after the other
+    revoked    save and commit what is there, or drop it: the next owner reads it again
+    conflict   another worker has taken over: drop everything. If this worker still has the partition a while later, it
+               takes over in turn, and reads again from what the store has
 
-Several things may be made of the same records (`takers`): a partition is committed up to where all of them have it.
+Several works may be made from the same records (`takers`). A partition is committed up to where all of them have it.
 
-The store away: nothing is saved or committed; when `unsaved_max` records wait, no more are fetched. The agent itself
-waits for nothing, so other agents of the process, whose records come by the same way, are not held up.
+While the store is away, nothing is saved or committed. With `unsaved_max` records waiting, no more are fetched: this is
+the agent's back-pressure. The agent never waits for the store itself, because other agents of the process get their
+records by the same way.
 """
 
 from __future__ import annotations
@@ -37,48 +39,46 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Records between the client and this agent. One fetch more may come; Faust reads no more long before it is full.
+# The most records between the client and this agent. One more fetch may come. Faust stops reading long before.
 QUEUE_MAX = 8192
 _RETRY_S = 1.0
 _LOG_EVERY_S = 10.0
-# What is kept is written without news so often, to say up to when there was none.
-QUIET_EVERY_MS = 15_000
-# A revocation waits so long for the store, for each agent; it holds up more than these.
+# The longest a revocation waits for the store, for each agent: a revocation holds up other agents, too.
 _LAST_SAVE_S = 3.0
 _POLL_S = 0.05
 
 
 class PartitionWork(Protocol):
-    """What is made of the records of one partition. One thread may `add` while another saves what was handed over."""
+    """Works in the records of one partition. One thread may `add` while another saves what was handed over."""
 
     @property
     def next_offset(self) -> int:
-        """All records before it are worked in and saved."""
+        """The offset before which all records are worked in and saved."""
 
     @property
     def is_ahead(self) -> bool:
-        """Whether it should get no more records for now."""
+        """Whether the partition should get no more records for now."""
 
     @property
     def has_news(self) -> bool:
-        """Whether what was handed over is not all saved."""
+        """Whether anything that was handed over is not saved."""
 
     def __len__(self) -> int:
-        """How many records were added that are not saved."""
+        """Return how many records were added and not saved."""
 
     def add(self, offset: int, record: Mapping[str, Any]) -> None:
-        """A record, decoded. Offsets rise; one that is not newer than what was added is a repetition."""
+        """Add a decoded record. Offsets rise; a record that is not newer than the last one is a repetition."""
 
     def skip(self, offset: int) -> None:
-        """A record that cannot be decoded."""
+        """Pass over a record that cannot be decoded."""
 
     def hand_over(self, quiet_ms: int) -> None:
-        """What was added so far may be saved; with it, all that was on the topic at `quiet_ms` is (0: not known)."""
+        """Let everything added so far be saved. It includes all that was on the topic at `quiet_ms` (0: unknown)."""
 
     def save(self, now_ms: int) -> None:
         """Save some of what was handed over. Blocks; one thread at a time.
 
-        Raises StoreUnavailable (call again later) or StoreConflict: another worker has the partition, drop this.
+        Raises StoreUnavailable: call again later; StoreConflict: another worker has the partition, drop this work.
         """
 
 
@@ -90,11 +90,18 @@ _Work = TypeVar("_Work")
 
 @dataclass(frozen=True)
 class Pace:
-    """Records are saved so often, or as soon as so many have been read; with unsaved_max not saved no more are read."""
+    """When records are saved, and how long the agent waits.
+
+    The agent saves every `save_every_ms` milliseconds, or as soon as `save_records` records have been read. With
+    `unsaved_max` records not saved it reads no more. After a conflict it waits `takes_over_after_s` seconds before it
+    takes a partition back. That is longer than a session: by then a worker knows whether the partition is still its
+    own.
+    """
 
     save_every_ms: int
     save_records: int
     unsaved_max: int
+    takes_over_after_s: float
 
 
 class _Counts(Protocol):
@@ -106,29 +113,30 @@ class _Shows(Protocol):
 
 
 class AgentMetrics(Protocol):
-    """What the agent tells of itself."""
+    """The metrics of an agent."""
 
     @property
     def undecodable(self) -> _Counts:
-        """Records that are none of the topic."""
+        """Counts records that cannot be decoded."""
 
     @property
     def conflicts(self) -> _Counts:
-        """Partitions that another worker was found to have."""
+        """Counts partitions that turned out to be another worker's."""
 
     @property
     def retries(self) -> _Counts:
-        """Times that the store was waited for."""
+        """Counts how often the agent had to wait for the store."""
 
     @property
     def store_up(self) -> _Shows:
-        """1 while the store takes what comes, else 0."""
+        """1 while the store accepts writes, else 0."""
 
 
 class _CaughtUpMark(NamedTuple):
-    """At `at_ms` there was nothing behind what was fetched; that is all here once these are reached.
+    """At `at_ms` the broker had nothing behind what was fetched.
 
-    `popped`: None while what was fetched may not be in the queue yet.
+    The agent has all of it once the consumer has begun `fetches` fetches and the agent has taken `popped` records from
+    its queue. `popped` is None while some of what was fetched may not be in the queue yet.
     """
 
     at_ms: int
@@ -141,9 +149,9 @@ class _Partition:
 
     def __init__(self, works: Sequence[PartitionWork]) -> None:
         self.works = works
-        # Up to when all that was on the topic has been read.
+        # All that was on the topic at this time has been read.
         self.quiet_ms = 0
-        # Up to which offset its owner has committed.
+        # The offset that this worker has committed.
         self.committed = 0
 
     def __len__(self) -> int:
@@ -167,7 +175,7 @@ class _Partition:
 
 
 class PartitionAgent:
-    """Made before the app starts, used in its event loop."""
+    """See the module's docstring. Made before the app starts, used in its event loop."""
 
     def __init__(
         self,
@@ -179,16 +187,14 @@ class PartitionAgent:
         takers: Sequence[AcquirePartition],
         pace: Pace,
         metrics: AgentMetrics,
-        takes_over_after_s: float,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`takes_over_after_s`: by then a worker knows that a partition has gone, longer than a session."""
         self._app, self._topic, self._name, self._codec = app, topic, name, codec
         self._takers, self._pace, self._metrics = takers, pace, metrics
-        self._takes_over_after_s, self._now_ms = takes_over_after_s, now_ms
+        self._now_ms = now_ms
         self._partitions: dict[int, _Partition] = {}
         self._sights: dict[int, _CaughtUpMark] = {}
-        # Changes when partitions are revoked: what was begun before is of no use then.
+        # Changes when partitions are revoked. Work that began under another number is dropped.
         self.assignment = 0
         self._popped = self.unsaved = 0
         self._queue: asyncio.Queue[Any] | None = None
@@ -199,7 +205,7 @@ class PartitionAgent:
         self._log_at = 0.0
 
     def register(self) -> None:
-        """Add it to the app."""
+        """Add the agent to the app."""
         topic = self._app.topic(
             self._topic, key_type=bytes, key_serializer="raw", value_serializer=self._codec, acks=False
         )
@@ -216,17 +222,22 @@ class PartitionAgent:
         return partition in self._partitions
 
     def works(self, kind: type[_Work]) -> dict[int, _Work]:
-        """What there is of one kind of work, by partition."""
-        found = {number: work for number, one in self._partitions.items() for work in one.works if type(work) is kind}
-        return cast(dict[int, _Work], found)
+        """Return all works of one type, by partition."""
+        works = {
+            number: work
+            for number, partition in self._partitions.items()
+            for work in partition.works
+            if type(work) is kind
+        }
+        return cast(dict[int, _Work], works)
 
     def note_trouble(self, error: Exception) -> None:
-        """The store did not take or give something."""
+        """Count a failure of the store, and log it at most every 10 s."""
         self._metrics.retries.inc()
         self._metrics.store_up.set(0)
         if time.monotonic() >= self._log_at:
             self._log_at = time.monotonic() + _LOG_EVERY_S
-            _log.warning("what comes of %s is not saved, trying again: %s", self._topic, error)
+            _log.warning("the records of %s cannot be saved, trying again: %s", self._topic, error)
 
     # Records
 
@@ -239,7 +250,7 @@ class PartitionAgent:
             message = event.message
             partition = self._partitions.get(message.partition)
             if partition is None:
-                # Dropped for another worker: read again, by it or from what is in the store.
+                # The partition was dropped after a conflict: its owner reads the record, or this worker later again.
                 continue
             if type(value) is not dict:
                 assignment = self.assignment
@@ -258,7 +269,7 @@ class PartitionAgent:
                     self._regulate()
 
     async def _decoded(self, value: DecodedValue) -> dict[str, Any] | Undecodable:
-        """Where the schema registry has to be asked, no more is fetched meanwhile."""
+        """Return the record of a value. While the schema registry is asked, no more is fetched."""
         ours = self._places(self._partitions)
         self._consumer.hold(ours)
         try:
@@ -299,7 +310,7 @@ class PartitionAgent:
             self._consumer.release(self._places([number]))
 
     async def _taken(self, number: int, assignment: int) -> _Partition | None:
-        """The partition as the store has it; None when it has been revoked meanwhile."""
+        """Return the partition as the store has it; None if it was revoked meanwhile."""
         while assignment == self.assignment:
             try:
                 works = [await asyncio.to_thread(take, number) for take in self._takers]
@@ -311,11 +322,11 @@ class PartitionAgent:
         return None
 
     async def _take_back(self, number: int, assignment: int) -> None:
-        """After a conflict: unless the partition turns out to have gone, go on from what the store has."""
+        """After a conflict, continue from what the store has, unless the partition was revoked meanwhile."""
         place = self._places([number])
         self._consumer.hold(place)
-        await asyncio.sleep(self._takes_over_after_s)
-        # Once what was fetched before is through, the next record is the one that is asked for.
+        await asyncio.sleep(self._pace.takes_over_after_s)
+        # Wait until everything fetched before has passed; then `seek` decides the next record.
         mark = self._consumer.fetches + 2
         while assignment == self.assignment and self._consumer.fetches < mark:
             await asyncio.sleep(_POLL_S)
@@ -340,7 +351,7 @@ class PartitionAgent:
                 await asyncio.sleep(_RETRY_S)
 
     async def save(self) -> bool:
-        """Work in and save what has been read. False when the store did not take all of it."""
+        """Work in and save what has been read. Returns False if the store did not take all of it."""
         async with self._saving:
             assignment = self.assignment
             for number, partition in list(self._partitions.items()):
@@ -360,7 +371,7 @@ class PartitionAgent:
         return True
 
     async def _save_partition(self, partition: _Partition) -> bool | None:
-        """Whether the store has taken all there is; None: another worker has the partition."""
+        """Return whether the store has taken everything; None if another worker has the partition."""
         for work in partition.works:
             work.hand_over(partition.quiet_ms)
         for work in partition.works:
@@ -372,7 +383,7 @@ class PartitionAgent:
                     return False
                 except StoreConflict as error:
                     self._metrics.conflicts.inc()
-                    _log.warning("what was read is dropped and read again: %s", error)
+                    _log.warning("the records read so far are dropped and read again: %s", error)
                     return None
                 self._metrics.store_up.set(1)
         return True
@@ -388,21 +399,21 @@ class PartitionAgent:
                 if number in self._partitions:
                     self._partitions[number].committed = offset
 
-    # What is read, and what is there to read
+    # Fetching, and the end of the topic
 
     def _regulate(self) -> None:
-        """Hold what is to be fetched no more for now, release the rest."""
+        """Hold the partitions that should not be fetched for now, and release the others."""
         limit = self._pace.unsaved_max
         is_full = self.unsaved >= (limit // 2 if self._held else limit)
-        wanted = {
+        to_hold = {
             place for place in self._places(self._partitions) if is_full or self._partitions[place.partition].is_ahead
         }
-        self._consumer.hold(wanted - self._held)
-        self._consumer.release((self._held - wanted) & set(self._places(self._partitions)))
-        self._held = wanted
+        self._consumer.hold(to_hold - self._held)
+        self._consumer.release((self._held - to_hold) & set(self._places(self._partitions)))
+        self._held = to_hold
 
     def _look_for_end(self, number: int, partition: _Partition) -> None:
-        """Note up to when all that was on the topic has been read."""
+        """Note up to when everything on the topic has been read."""
         sight = self._sights.pop(number, None)
         if sight is not None and sight.popped is None and self._consumer.fetches >= sight.fetches:
             sight = sight._replace(popped=self._popped + self._waiting())
@@ -415,7 +426,7 @@ class PartitionAgent:
         if at_ms:
             self._sights[number] = _CaughtUpMark(at_ms, self._consumer.fetches + 1)
 
-    # Around
+    # Helpers
 
     @property
     def _consumer(self) -> HoldingConsumer:
@@ -435,5 +446,5 @@ class PartitionAgent:
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            # The app knows of it already.
+            # `lasting` has told the app. Fetch the exception, so asyncio does not log it a second time.
             task.exception()

@@ -1,7 +1,7 @@
-"""Something that blocks, run in a thread of its own as a service of the app: started with it, stopped with it.
+"""Run blocking work in a thread of its own, as a service of the app: started with the app, stopped with it.
 
-It is never started again within the process. What has raised is in a state that nobody knows; the process ends,
-and whoever supervises processes on the host (systemd, Kubernetes) starts a new one from what is committed.
+The work is never started again within the process. After an exception nobody knows its state, so the process ends. The
+supervisor of the host's processes (systemd, Kubernetes) starts a new one, which begins at what is committed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Supervised(Protocol):
     """What a `SupervisedThread` runs."""
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set, then finish or abandon what is in flight. Raises when it cannot go on."""
+        """Work until `stop` is set, then finish or abandon what is in flight. Raises if it cannot go on."""
 
     def problems(self) -> Sequence[str]:
-        """Why it is not ready, one line each; empty when it is. Asked from another thread, and must not block."""
+        """Return why it is not ready, one line each; empty if it is. Called in another thread; must not block."""
 
 
 class SupervisedThread(mode.Service):
-    """The thread of one `Supervised`. It reports once, by `on_end`, if it ends before it is asked to.
+    """The thread of one `Supervised`. If it ends before it is asked to, it calls `on_end` once.
 
-    `on_end` is called in the event loop, with what was raised.
+    `on_end` is called in the event loop, with the exception.
     """
 
     logger = logging.getLogger("faust.services")
@@ -49,16 +49,16 @@ class SupervisedThread(mode.Service):
         self._supervised, self._name = supervised, name
         self._stop_timeout_s, self._on_end = stop_timeout_s, on_end
         self._stop_event = threading.Event()
-        # With what was raised; as a value, which nobody has to fetch.
+        # The exception is the result, not the future's exception, so nobody has to fetch it.
         self._ended: Future[BaseException | None] = Future()
-        # One that runs cannot be cancelled, as those who wait for it can.
+        # A running future cannot be cancelled, though the tasks that wait for it can.
         self._ended.set_running_or_notify_cancel()
-        # A daemon: one that does not stop in time must not hold up the end of the process.
+        # A daemon thread, so it does not hold up the end of the process if it does not stop in time.
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         super().__init__(**options)
 
     def problems(self) -> Sequence[str]:
-        """Why it is not ready."""
+        """Return why it is not ready, one line each; empty if it is."""
         if self._thread.ident is None or self._ended.done():
             return [f"the {self._name} is not running"]
         return self._supervised.problems()
@@ -71,12 +71,12 @@ class SupervisedThread(mode.Service):
     async def on_start(self) -> None:
         """Start the thread."""
         loop = asyncio.get_running_loop()
-        # Not a task that waits: a task can be cancelled, and then nobody would hear of the end.
+        # A callback, not a task that waits: a cancelled task would never report the end.
         self._ended.add_done_callback(lambda ended: self._tell(loop, ended.result()))
         self._thread.start()
 
     async def on_stop(self) -> None:
-        """Ask it to stop and wait. Raises TemporaryFailure when it does not end in time, and what it raised late."""
+        """Ask the work to stop, and wait. Raises TemporaryFailure if it does not end in time, or its own late error."""
         self._stop_event.set()
         if self._thread.ident is None:
             return
@@ -98,7 +98,7 @@ class SupervisedThread(mode.Service):
             self._ended.set_result(None)
 
     def _tell(self, loop: asyncio.AbstractEventLoop, error: BaseException | None) -> None:
-        """Called in the thread, at its end."""
+        """Report the end of the work; called in its thread."""
         if not self._stop_event.is_set():
             error = error or RuntimeError(f"the {self._name} ended without being asked to")
             # The loop may be closed: the process is ending.

@@ -1,5 +1,4 @@
-"""The health and metrics of `paywarden stream` (streams/health/health.py) on Faust's web server, and none of Faust's
-pages."""
+"""Serve the health and metrics of `paywarden stream` on Faust's web server, without Faust's pages."""
 
 from __future__ import annotations
 
@@ -14,14 +13,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from paywarden.streams.health.health import HealthReport, address_of, cannot_listen, livez, readyz
 
-# A client that does not take its answer must not hold up the end of the process.
+# A client that does not read its answer must not hold up the end of the process.
 _CLOSE_TIMEOUT_S = 1.0
 
 
 class HealthWeb(Web):
     """Faust's web server without Faust's own pages (tables, router, graph, statistics, index).
 
-    `announce` is given the address once it listens. Raises Misconfigured at start when it cannot listen there.
+    Calls `announce` with the address once it listens. Raises Misconfigured at start if it cannot listen there.
     """
 
     default_blueprints: ClassVar = ()
@@ -46,12 +45,12 @@ class HealthWeb(Web):
         self._runner = web.AppRunner(self.web_app, access_log=None, shutdown_timeout=_CLOSE_TIMEOUT_S)
 
     def init_server(self) -> None:
-        """Our paths instead of Faust's blueprints."""
+        """Serve our paths instead of Faust's blueprints."""
         for path, view in (("/livez", self._livez), ("/readyz", self._readyz), ("/metrics", self._metrics)):
             self.web_app.router.add_get(path, view)
 
     async def start_server(self) -> None:
-        """Listen, and say where."""
+        """Listen, and announce the address."""
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._port)
         try:

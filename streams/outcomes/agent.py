@@ -1,4 +1,4 @@
-"""The join of outcomes as PartitionAgents have it done, on both topics, and the evaluation of what is mature."""
+"""Run the join of outcomes in PartitionAgents of both topics, and evaluate the days that are mature."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _EVALUATE_EVERY_S = 5.0
 
 
 class OutcomeJoining:
-    """What all partitions of a worker have in common."""
+    """Joins outcomes to decisions: what all partitions of a worker have in common."""
 
     def __init__(
         self, store: ProfileStore, rates: RateTable, settings: OutcomeSettings, metrics: OutcomeMetrics
@@ -38,20 +38,22 @@ class OutcomeJoining:
         self._rates = rates
 
     def taker(self, topic: str) -> Callable[[int], OutcomeWork]:
-        """A partition_agent.Taker of partitions of DECISIONS or OUTCOMES."""
+        """Return an AcquirePartition for partitions of DECISIONS or OUTCOMES."""
         reading = StateReading(topic, self.settings, self._rates)
 
         def take(partition: int) -> OutcomeWork:
             source = SourcePartition(topic, partition)
-            head = take_over(self.store, source, self.settings)
+            checkpoint = take_over(self.store, source, self.settings)
             on_saved: Callable[[Counter[str], Sequence[JoinResult]], object] = partial(self.metrics.saved, source)
-            return OutcomeWork(self.store, source, head, reading=reading, settings=self.settings, on_saved=on_saved)
+            return OutcomeWork(
+                self.store, source, checkpoint, reading=reading, settings=self.settings, on_saved=on_saved
+            )
 
         return take
 
 
 class OutcomeEvaluation:
-    """Has days evaluated by the worker that has partition 0 of decisions, and shows what was found."""
+    """Evaluates days in the worker that has partition 0 of decisions, and shows the results as metrics."""
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class OutcomeEvaluation:
             except (StoreUnavailable, StoreConflict) as error:
                 self._outcomes.note_trouble(error)
             except BrokerUnavailable as error:
-                _log.warning("what outcomes say cannot be sent, trying again: %s", error)
+                _log.warning("the records of outcomes cannot be sent, trying again: %s", error)
 
     def _evaluate(self) -> None:
         metrics = self._joining.metrics

@@ -1,13 +1,17 @@
-"""Which days of decisions have mature labels, and what they say: each day once and in order.
+"""Find the days of decisions whose labels are mature, and evaluate each once and in order.
 
-One worker of all evaluates: the one that has partition 0 of decisions.
+One worker evaluates: the one that has partition 0 of the topic decisions.
 
-1. A day is mature when all that was on both topics `label_delay_days` after its end is worked in, over all partitions,
-   and final `window_days` after it, when no outcome can count any more. One that is behind holds all up.
-2. Of a mature day come a record of each version and variant, over 7 and 28 days, and perhaps an alert
-   (streams/outcomes/watch.py); of a final one the records again, with all corrections.
-3. Both are sent, and then how far this is and all that is watched is saved as one record. Who dies in between is
-   followed by one that says the same again: records with the same key, day and maturity, alerts with the same id.
+    day 1 ends ── 7 days (label_delay_days) ──► mature: records, perhaps an alert
+               ── 90 days (window_days) ──────► final:  the records again, with all corrections
+
+1. A day is mature when all partitions of both topics are worked in up to `label_delay_days` after its end. It is final
+   `window_days` after its end, when no outcome can count any more. A partition that is behind holds all days up.
+2. A mature day gives one record for each version and variant, over 7 and 28 days, and perhaps an alert
+   (streams/outcomes/watch.py). A final day gives the records again.
+3. Records and alerts are sent first. Then one record saves how far evaluation is and everything that is watched. If a
+   worker dies in between, its successor sends the same again: records with the same key, day and maturity, and alerts
+   with the same id.
 """
 
 from __future__ import annotations
@@ -42,9 +46,9 @@ _log = logging.getLogger(__name__)
 
 WINDOWS_DAYS = (7, MEASURED_DAYS_MAX)
 EVALUATED_KEY = f"{ENTITY}:evaluated".encode()
-# Versions and variants measured of one day, those with the most payments.
+# The most versions and variants measured on one day: those with the most payments.
 ARMS_MAX = 16
-# Evaluation that has never been begins no further back.
+# The very first evaluation begins at most this many days back.
 _BACK_DAYS_MAX = 2 * MEASURED_DAYS_MAX
 _TTL_S = 400 * 86_400
 
@@ -53,7 +57,10 @@ Send = Callable[[Sequence[MetricsRecord], Sequence[tuple[Alert, int]]], object]
 
 @dataclass
 class Evaluated:
-    """`done`: by maturity in days, the last day evaluated. `latest`: the records of the newest mature day."""
+    """How far evaluation is.
+
+    `done`: the last day evaluated, by maturity in days. `latest`: the records of the newest mature day.
+    """
 
     done: dict[int, int] = field(default_factory=dict)
     watches: dict[Arm, OutcomeWatch] = field(default_factory=dict)
@@ -64,7 +71,11 @@ class Evaluated:
         return [alert for _, watch in sorted(self.watches.items()) for alert in watch.open_alerts]
 
     def encode(self, token: str) -> bytes:
-        """As it is stored. `token`: of who writes it: two who come to the same must not both be told that they did."""
+        """Return the state as it is stored.
+
+        `token` names the writer. It makes the records of two workers differ even if both evaluated the same day, so
+        only one of their writes succeeds.
+        """
         fields = {
             "token": token,
             "done": list(self.done.items()),
@@ -75,15 +86,15 @@ class Evaluated:
 
     @staticmethod
     def decode(data: bytes, settings: OutcomeSettings) -> Evaluated:
-        """What these bytes say."""
+        """Return the state that `encode` turned into these bytes."""
         fields: dict[str, Any] = json.loads(data)
-        watches = [OutcomeWatch.from_dict(one, settings) for one in fields["watches"]]
+        watches = [OutcomeWatch.from_dict(watch_fields, settings) for watch_fields in fields["watches"]]
         done = {int(maturity): int(day) for maturity, day in fields["done"]}
         return Evaluated(done, {watch.arm: watch for watch in watches}, fields["latest"])
 
 
 def sources_of(decision_partitions: Iterable[int], outcome_partitions: Iterable[int]) -> tuple[SourcePartition, ...]:
-    """All partitions of both topics."""
+    """Return all partitions of both topics."""
     return (
         *(SourcePartition(DECISIONS, partition) for partition in decision_partitions),
         *(SourcePartition(OUTCOMES, partition) for partition in outcome_partitions),
@@ -91,13 +102,13 @@ def sources_of(decision_partitions: Iterable[int], outcome_partitions: Iterable[
 
 
 def read_evaluated(store: ProfileStore, settings: OutcomeSettings) -> tuple[Evaluated, int]:
-    """How far evaluation is, and the record's version. Raises StoreUnavailable."""
-    found = store.read_versioned([EVALUATED_KEY])[0]
-    return (Evaluated() if found.value is None else Evaluated.decode(found.value, settings)), found.version
+    """Return how far evaluation is, and the record's version. Raises StoreUnavailable."""
+    record = store.read_versioned([EVALUATED_KEY])[0]
+    return (Evaluated() if record.value is None else Evaluated.decode(record.value, settings)), record.version
 
 
 class OutcomeEvaluator:
-    """Evaluates what is mature. `step` blocks; one thread at a time."""
+    """Evaluates mature and final days. `step` blocks; one thread at a time."""
 
     def __init__(
         self,
@@ -108,13 +119,13 @@ class OutcomeEvaluator:
         costs: CostSettings,
         send: Send,
     ) -> None:
-        """`send`: see OutcomeSender."""
+        """`send` sends records and alerts; see OutcomeSender."""
         self._store, self._sources, self._settings = store, sources, settings
         self._costs, self._send = costs, send
         self._token = uuid.uuid4().hex
 
     def step(self, may_go_on: Callable[[], bool] = lambda: True) -> int:
-        """Evaluate the days that are due; returns how many. Raises StoreUnavailable, BrokerUnavailable: call again."""
+        """Evaluate the days that are due; return how many. Raises StoreUnavailable, BrokerUnavailable: call again."""
         heads = read_heads(self._store, self._sources)
         passed_ms = passed(heads, self._sources)
         count = 0
@@ -138,7 +149,7 @@ class OutcomeEvaluator:
     def _due(
         self, evaluated: Evaluated, heads: dict[SourcePartition, OutcomeHead], passed_ms: int
     ) -> tuple[int, int] | None:
-        """The maturity and the day to evaluate next."""
+        """Return the maturity and the day to evaluate next; None if no day is due."""
         for maturity_days in dict.fromkeys((self._settings.label_delay_days, self._settings.window_days)):
             last_day = passed_ms // DAY_MS - maturity_days - 1
             done = evaluated.done.get(maturity_days)
@@ -150,7 +161,7 @@ class OutcomeEvaluator:
     def _evaluate(
         self, evaluated: Evaluated, maturity_days: int, day: int
     ) -> tuple[list[MetricsRecord], list[tuple[Alert, int]]]:
-        """What is to be told of a day; what is watched is changed by it."""
+        """Return the records and alerts of a day, and move the watches on."""
         tallies = self._tallies(day)
         records = [
             record_of(arm, day, maturity_days, {days: self._measured(of_arm, day, days) for days in WINDOWS_DAYS})
@@ -162,40 +173,40 @@ class OutcomeEvaluator:
         return records, self._watch(evaluated, day, tallies)
 
     def _tallies(self, day: int) -> dict[Arm, dict[int, OutcomeTally]]:
-        """By arm and day, of the longest window that ends with this day; of the arms with the most payments."""
-        found: dict[Arm, dict[int, OutcomeTally]] = {}
-        for one in range(day - MEASURED_DAYS_MAX + 1, day + 1):
-            for arm, tally in read_day(self._store, self._sources, one).items():
-                found.setdefault(arm, {})[one] = tally
-        payments = {arm: sum(int(tally.counts.sum()) for tally in days.values()) for arm, days in found.items()}
-        most = sorted(found, key=lambda arm: (-payments[arm], arm))[:ARMS_MAX]
-        return {arm: found[arm] for arm in sorted(most)}
+        """Return tallies by arm and day, over the longest window that ends with this day, for the largest arms."""
+        by_arm: dict[Arm, dict[int, OutcomeTally]] = {}
+        for past_day in range(day - MEASURED_DAYS_MAX + 1, day + 1):
+            for arm, tally in read_day(self._store, self._sources, past_day).items():
+                by_arm.setdefault(arm, {})[past_day] = tally
+        payments = {arm: sum(int(tally.counts.sum()) for tally in days.values()) for arm, days in by_arm.items()}
+        most = sorted(by_arm, key=lambda arm: (-payments[arm], arm))[:ARMS_MAX]
+        return {arm: by_arm[arm] for arm in sorted(most)}
 
     def _measured(self, tallies: dict[int, OutcomeTally], day: int, days: int) -> Any:
-        return measure(total(tally for one, tally in tallies.items() if one > day - days), self._costs)
+        return measure(total(tally for tally_day, tally in tallies.items() if tally_day > day - days), self._costs)
 
     def _watch(
         self, evaluated: Evaluated, day: int, tallies: dict[Arm, dict[int, OutcomeTally]]
     ) -> list[tuple[Alert, int]]:
-        told: list[tuple[Alert, int]] = []
+        alerts: list[tuple[Alert, int]] = []
         for arm, of_arm in tallies.items():
             watch = evaluated.watches.get(arm)
             if watch is None:
                 watch = evaluated.watches[arm] = OutcomeWatch(arm, min(of_arm), self._settings)
-            told += [(alert, watch.reference_count(alert)) for alert in watch.step(day, of_arm)]
+            alerts += [(alert, watch.reference_count(alert)) for alert in watch.step(day, of_arm)]
         for arm, watch in list(evaluated.watches.items()):
             if arm not in tallies:
-                told += [(alert, watch.reference_count(alert)) for alert in watch.close(day)]
+                alerts += [(alert, watch.reference_count(alert)) for alert in watch.close(day)]
                 del evaluated.watches[arm]
-        return told
+        return alerts
 
 
 def passed(heads: dict[SourcePartition, OutcomeHead], sources: Sequence[SourcePartition]) -> int:
-    """Up to when all that was on the topics is worked in; 0 when some partition never has been."""
+    """Return up to when all that was on the topics is worked in, epoch ms; 0 if one partition never was."""
     return min((heads[source].quiet_ms if source in heads else 0 for source in sources), default=0)
 
 
 def _first_day(heads: dict[SourcePartition, OutcomeHead], last_day: int) -> int | None:
-    """Where evaluation begins that has never been: with the first decision; None before there is one."""
+    """Return the day the very first evaluation begins with: the first decision's; None if there is none yet."""
     first_ms = min((head.progress.first_ms for head in heads.values() if head.progress.first_ms), default=0)
     return max(first_ms // DAY_MS, last_day - _BACK_DAYS_MAX) if first_ms else None

@@ -1,4 +1,4 @@
-"""What outcomes tell Prometheus. Labels are bounded: kinds of rows, and the versions and variants of one evaluation."""
+"""Metrics of outcomes. Labels are bounded: effects of rows, and the versions and variants of one evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paywarden.streams.outcomes.state import DECISIONS, OUTCOMES, JoinResult
 
 _TOPICS = {DECISIONS: "decisions", OUTCOMES: "outcomes"}
 _LABELS = {GENUINE: "genuine", FRAUD: "fraud"}
-# The fields of a window that are gauges as they are, with what they are.
+# The fields of a window that become gauges, each with its help text.
 _MEASURES = {
     "precision": "Share of frauds among reviewed and declined payments.",
     "recall": "Share of the frauds that were reviewed or declined.",
@@ -29,7 +29,7 @@ _MEASURES = {
 
 
 class OutcomeMetrics:
-    """Counts are of what this process has worked in since it started, repetitions after a crash included."""
+    """Counters grow from the start of this process and include repetitions after a crash."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, documentation: str, *labels: str) -> Counter:
@@ -41,7 +41,7 @@ class OutcomeMetrics:
         self._rows = counter("rows", "Decisions and outcomes worked in and saved, by what they did.", "topic", "result")
         self._without_amount = counter("without_amount", "Decisions whose amount has no rate, counted as 0.")
         self._other_arm = counter("other_arm", "Decisions counted together, of versions and variants beyond arms_max.")
-        self.undecodable = counter("undecodable", "Records on the topic outcomes that are no outcomes.")
+        self.undecodable = counter("undecodable", "Records on the topic outcomes that cannot be decoded.")
         self.conflicts = counter("store_conflicts", "Partitions dropped because another worker has them.")
         self.retries = counter("store_retries", "Times that outcomes had to wait for the store.")
         self.store_up = gauge("store_up", "1 while the store takes outcomes, 0 while they wait for it.")
@@ -51,14 +51,16 @@ class OutcomeMetrics:
         self._open = gauge("open_alerts", "Open alerts about outcomes, where this worker evaluates.", "severity")
         self._lag = Histogram(
             "paywarden_outcomes_label_lag_seconds",
-            "From a decision to the outcome that counts, as outcomes come.",
+            "Time from a decision to the outcome that counts, as outcomes come.",
             ["label"],
             buckets=[edge / 1000 for edge in LAG_EDGES_MS],
             registry=registry,
         )
         by = ("version", "variant", "days")
         self._measures = {name: gauge(name, text, *by) for name, text in _MEASURES.items()}
-        self._lag_quantiles = gauge("label_lag_quantile_seconds", "Of label lags, in mature days.", *by, "quantile")
+        self._lag_quantiles = gauge(
+            "label_lag_quantile_seconds", "Quantile of the label lag on mature days.", *by, "quantile"
+        )
         self.store_up.set(1)
         for kind in RowEffect:
             for topic in _TOPICS.values():
@@ -66,7 +68,7 @@ class OutcomeMetrics:
         self.show([], [])
 
     def saved(self, source: SourcePartition, more: Counts[str], results: Sequence[JoinResult]) -> None:
-        """What came to the totals of a partition, and what its rows did."""
+        """Add what a save added to the totals of a partition, and the lags of the labels it counted."""
         for kind in RowEffect:
             name = kind.name.lower()
             self._rows.labels(_TOPICS[source.topic], name).inc(more[name])
@@ -78,7 +80,7 @@ class OutcomeMetrics:
                     self._lag.labels(_LABELS[change.label]).observe(change.lag_ms / 1000)
 
     def show(self, latest: Iterable[MetricsRecord], alerts: Sequence[Alert]) -> None:
-        """What was found of the newest mature day; empty where another worker evaluates."""
+        """Show the records of the newest mature day and the open alerts; empty if another worker evaluates."""
         for family in (*self._measures.values(), self._lag_quantiles):
             family.clear()
         day_end_ms = 0

@@ -1,18 +1,23 @@
-"""What is known of a payment: how it was decided, what it turned out to be, and what of that is counted already.
+"""The record of a payment: how it was decided, what it turned out to be, and which changes may not be counted yet.
 
-Decisions and outcomes come from two topics, in any order, again and again, and are worked in by different workers at
-the same time. So each payment has a record of its own, replaced by compare-and-set, and a row is worked in like this:
+Decisions and outcomes come from two topics, in any order and any number of times. Different workers work them in at the
+same time. Each payment therefore has a record of its own, which is replaced by compare-and-set:
 
-1. `Payment.join`: the record with the row in it. The first decision of each variant counts; of outcomes the latest, by
-   the time it became known, within the window after the first decision; of two of one time, fraud. What comes again or
-   too late changes nothing, so rows may come any number of times.
-2. A row that changes something leaves a *mark*: which row of which partition it was, and what the outcome was before
-   and after. Whoever works the row in again, because nobody knows whether it was counted, finds it there.
-3. `Payment.counted`: what a marked row adds to the tallies and takes away. What is counted of a payment, over all marks
-   that it ever had, is so what its record says: each change starts from what the one before ended with.
+    row d0/5   decided by m1              mark d0/5: decided                 m1's tally: +1 unlabelled
+    row o1/3   genuine                    mark o1/3: nothing -> genuine      m1's tally: -1 unlabelled, +1 genuine
+    row o1/3   genuine, a repetition      finds its mark                     the same change, counted once (state.py)
+    row o2/8   fraud, known later         mark o2/8: genuine -> fraud        m1's tally: -1 genuine, +1 fraud
 
-A mark is dropped when its partition's next row about the payment is worked in and its own is counted and saved: a
-record has as many as its payment has rows in one batch, and mostly one of each topic.
+1. `Payment.join` adds a row to the record. The first decision of each variant counts. The outcome that became known
+   last counts, within the window after the first decision; of two outcomes with the same time, fraud counts. A
+   repetition or a late row changes nothing, so rows may come any number of times.
+2. A row that changes something leaves a *mark*: the row's partition and offset, and the outcome before and after. A
+   worker that works the row in again, because nobody knows whether it was counted, finds the mark.
+3. `Payment.counted` says what a marked row adds to the tallies and takes away. Each change starts from what the change
+   before ended with. So the changes of all marks together always equal what the record says.
+
+A mark is dropped when the next row of its partition comes to the payment and the marked row is counted and saved. A
+record has as many marks as its payment has rows in one batch, mostly one of each topic.
 """
 
 from __future__ import annotations
@@ -30,14 +35,15 @@ from paywarden.schemas.errors import InvalidEvent
 
 ENTITY = "outcome"
 DAY_MS = 86_400_000
-# Decisions of a payment that are counted, one a variant, and outcomes that wait for the first: more are one too many.
+# The most decisions of a payment that are counted, one for each variant, and the most outcomes that wait for the first
+# decision. Any more are ignored.
 DECIDED_MAX = 8
 WAITING_MAX = 8
 _FORMAT = 1
 
 
 class RowEffect(IntEnum):
-    """What a row did."""
+    """What a row did to its payment."""
 
     NOTHING = 0
     DECIDED = 1
@@ -50,14 +56,14 @@ class RowEffect(IntEnum):
 
 
 class Arm(NamedTuple):
-    """Whose decisions are measured together: a model version under the name of a variant, empty for none."""
+    """A model version and the name of a variant (empty without variants), whose decisions are measured together."""
 
     version: str
     variant: str
 
 
 class TallyCell(NamedTuple):
-    """What one tally is of. `day`: UTC, of the decision, counted from 1970-01-01."""
+    """A day and an arm: one tally belongs to them. `day`: the UTC day of the decision, in days since 1970-01-01."""
 
     day: int
     arm: Arm
@@ -71,15 +77,17 @@ class SourcePartition(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A label, GENUINE or FRAUD of models/metrics/tally.py, and when it became known. Ordered by which one counts."""
+    """A label, GENUINE or FRAUD of models/metrics/tally.py, and when it became known. The larger of two counts."""
 
     time_ms: int
     label: int
 
 
 class CountedDecision(NamedTuple):
-    """A decision as it is counted. `score_units`: of models/metrics/outcome_tally.py; amounts in the reference
-    currency."""
+    """A decision as it is counted.
+
+    models/metrics/outcome_tally.py defines `score_units`. The amount is in minor units of the reference currency.
+    """
 
     arm: Arm
     decided_ms: int
@@ -93,7 +101,7 @@ class CountedDecision(NamedTuple):
 
 
 class JoinMark(NamedTuple):
-    """What a row changed: the outcome of the first `decided_count` decisions, or that the last of them came."""
+    """What a row changed: the outcome of the first `decided_count` decisions, or it added the last of them."""
 
     source: SourcePartition
     offset: int
@@ -104,7 +112,7 @@ class JoinMark(NamedTuple):
 
 
 class TallyChange(NamedTuple):
-    """A payment more (`times` 1) or less (-1) in a tally."""
+    """One payment more (`times` 1) or one less (-1) in a tally."""
 
     decided: CountedDecision
     outcome: Outcome | None
@@ -116,12 +124,12 @@ class TallyChange(NamedTuple):
 
     @property
     def lag_ms(self) -> int:
-        """From the decision to its label; 0 where there is none, or clocks differ."""
+        """The time from the decision to its label in ms; 0 without a label, or if clocks differ."""
         return 0 if self.outcome is None else max(0, self.outcome.time_ms - self.decided.decided_ms)
 
 
 class Payment(NamedTuple):
-    """See above. `waiting`: outcomes that came before any decision, the newest first."""
+    """The record of a payment. `waiting`: outcomes that came before any decision, the newest first."""
 
     decided: tuple[CountedDecision, ...] = ()
     outcome: Outcome | None = None
@@ -129,14 +137,14 @@ class Payment(NamedTuple):
     marks: tuple[JoinMark, ...] = ()
 
     def mark_of(self, source: SourcePartition, offset: int) -> JoinMark | None:
-        """What this row changed, if it was worked in and may not be counted."""
+        """Return what this row changed; None if it has no mark."""
         for mark in self.marks:
             if mark.offset == offset and mark.source == source:
                 return mark
         return None
 
     def without_counted(self, source: SourcePartition, next_offset: int) -> Payment:
-        """Without the marks of rows before this one, which are counted."""
+        """Return the payment without the partition's marks before `next_offset`, which are counted."""
         if not self.marks:
             return self
         return self._replace(
@@ -146,7 +154,7 @@ class Payment(NamedTuple):
     def join(
         self, row: CountedDecision | Outcome, source: SourcePartition, offset: int, window_ms: int
     ) -> tuple[Payment, RowEffect]:
-        """With a row worked in, and what that did. For NOTHING and LATE it is the same as before."""
+        """Return the payment with a row worked in, and what the row did. NOTHING and LATE leave it unchanged."""
         if isinstance(row, CountedDecision):
             joined, kind = self._with_decision(row, window_ms)
         elif not self.decided:
@@ -160,7 +168,7 @@ class Payment(NamedTuple):
         return joined._replace(marks=(*joined.marks, mark)), kind
 
     def counted(self, mark: JoinMark) -> Iterator[TallyChange]:
-        """What a marked row changes in the tallies."""
+        """Yield what a marked row changes in the tallies."""
         if mark.kind is RowEffect.DECIDED:
             yield TallyChange(self.decided[mark.decided_count - 1], mark.after, 1)
         elif mark.kind is not RowEffect.WAITED:
@@ -185,16 +193,16 @@ class Payment(NamedTuple):
     def _with_outcome(self, row: Outcome, window_ms: int) -> tuple[Payment, RowEffect]:
         if row.time_ms > self.decided[0].decided_ms + window_ms:
             return self, RowEffect.LATE
-        known = self.outcome
-        if known is not None and row <= known:
+        earlier = self.outcome
+        if earlier is not None and row <= earlier:
             return self, RowEffect.NOTHING
         joined = self._replace(outcome=row)
-        if known is None:
+        if earlier is None:
             return joined, RowEffect.LABELLED
-        return joined, RowEffect.CORRECTED if row.label != known.label else RowEffect.CONFIRMED
+        return joined, RowEffect.CORRECTED if row.label != earlier.label else RowEffect.CONFIRMED
 
     def to_bytes(self) -> bytes:
-        """For `from_bytes`."""
+        """Return the record as it is stored, for `from_bytes`."""
         parts = [_HEAD.pack(_FORMAT, len(self.decided), len(self.waiting), len(self.marks)), _packed(self.outcome)]
         for one in self.decided:
             names = [name.encode() for name in one.arm]
@@ -213,11 +221,11 @@ class Payment(NamedTuple):
 
     @classmethod
     def from_bytes(cls, stored: bytes) -> Payment:
-        """What `to_bytes` wrote. Raises InvalidEvent for what is no such record."""
+        """Return the payment that `to_bytes` wrote. Raises InvalidEvent for any other bytes."""
         try:
             return _Reading(stored).payment()
         except (struct.error, ValueError, IndexError) as error:
-            raise InvalidEvent("what is stored of a payment's outcome is damaged or of another release") from error
+            raise InvalidEvent("the stored record of a payment's outcome is damaged or from another release") from error
 
 
 _HEAD = struct.Struct("<BBBH")
@@ -231,7 +239,7 @@ def _packed(outcome: Outcome | None) -> bytes:
 
 
 class _Reading:
-    """A payment's bytes, and how far they are read."""
+    """Reads the bytes of a payment, piece by piece."""
 
     def __init__(self, stored: bytes) -> None:
         self._stored, self._at = stored, 0
@@ -241,7 +249,7 @@ class _Reading:
         if layout != _FORMAT:
             raise ValueError(layout)
         outcome = self._outcome()
-        found = Payment(
+        payment = Payment(
             tuple(self._decided() for _ in range(decided)),
             outcome,
             tuple(self._known_outcome() for _ in range(waiting)),
@@ -249,7 +257,7 @@ class _Reading:
         )
         if self._at != len(self._stored):
             raise ValueError(self._at)
-        return found
+        return payment
 
     def _unpack(self, layout: struct.Struct) -> tuple[int, ...]:
         values = layout.unpack_from(self._stored, self._at)
@@ -283,7 +291,7 @@ class _Reading:
 
 
 def payment_key(payment_id: str) -> bytes:
-    """Where a payment's record is; of an id that is longer than a key may be, a digest stands for it."""
+    """Return the key of a payment's record. If the id is longer than a key may be, a digest stands for it."""
     key = f"{ENTITY}:{payment_id}".encode()
     if len(key) <= KEY_BYTES_MAX:
         return key

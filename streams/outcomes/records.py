@@ -1,4 +1,4 @@
-"""What outcomes say about decisions as records of the topic outcome-metrics."""
+"""Write the measures of outcomes as records of the topic outcome-metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MetricsRecord = dict[str, Any]
 
 
 def record_of(arm: Arm, day: int, maturity_days: int, windows: Mapping[int, OutcomeMeasures]) -> MetricsRecord:
-    """`windows`: measures by how many days they are of, all ending with `day`."""
+    """Return the record of one arm and day. `windows`: measures by their number of days; all windows end with `day`."""
     return {
         "model_version": arm.version,
         "variant": arm.variant,
@@ -63,22 +63,22 @@ def _window(days: int, measures: OutcomeMeasures) -> dict[str, Any]:
 
 
 class OutcomeSender:
-    """Sends what was found of a day, and returns when the broker has all of it."""
+    """Sends the records and alerts of a day, and returns once the broker has all of them."""
 
     def __init__(self, make_sender: Callable[[], Sender], kafka: KafkaSettings, ids: SchemaIds) -> None:
-        """`make_sender`: a new one each time, since one that failed stays so; days are few."""
+        """`make_sender` makes a new sender for each day: a sender that has failed once keeps failing."""
         self._make_sender, self._kafka, self._ids = make_sender, kafka, ids
         self._encoder = Encoder(METRICS_TOPIC, ids.id_of(METRICS_TOPIC))
 
     def __call__(self, records: Sequence[MetricsRecord], alerts: Sequence[tuple[Alert, int]]) -> None:
-        """`alerts`: each with the size of its reference. Raises BrokerUnavailable: send all of it again."""
+        """Send all. `alerts`: each with the size of its reference. Raises BrokerUnavailable: send all again."""
         if not records and not alerts:
             return
         sender = self._make_sender()
-        told = AlertSender(sender, self._kafka, self._ids)
+        alert_sender = AlertSender(sender, self._kafka, self._ids)
         for record in records:
             key = f"{record['model_version']}:{record['variant']}".encode()
             sender.send(self._kafka.topic(METRICS_TOPIC), self._encoder.encode(record), key=key)
         for alert, reference_count in alerts:
-            told.send(alert, reference_count=reference_count)
+            alert_sender.send(alert, reference_count=reference_count)
         sender.flush(_FLUSH_TIMEOUT_S)

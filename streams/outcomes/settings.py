@@ -1,4 +1,4 @@
-"""How outcomes are joined to decisions and what is made of it: the section [outcomes]."""
+"""How outcomes are joined to decisions and measured: the section [outcomes]."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from dataclasses import dataclass
 
 from paywarden.schemas.errors import Misconfigured
 
-# What tallies are kept for; windows of four weeks that end when all labels are final must lie in it.
+# The longest window. Tallies are kept longer: a window of four weeks that ends with a final day must still be there.
 _WINDOW_DAYS_MAX = 365
 
 
 @dataclass(frozen=True)
 class OutcomeSettings:
-    """Days are UTC days of decisions, but for those that an outcome takes."""
+    """Days are UTC days of decisions, except where a setting is the time that an outcome takes."""
 
-    # How long after its decision an outcome still counts; as long as chargebacks take.
+    # How long after its decision an outcome still counts: as long as chargebacks take.
     window_days: int = 90
-    # After so many days labels are mature: who has no outcome by then is taken for genuine. [training] has it, too.
+    # After this many days labels are mature: a payment without an outcome counts as genuine. [training] has it, too.
     label_delay_days: int = 7
-    # What is read is worked in and saved this often, or as soon as so many records have been read.
+    # Records are worked in and saved this often, or as soon as `save_records` records have been read.
     save_every_ms: int = 2000
     save_records: int = 10_000
-    # With so many records read and not saved no more are fetched.
+    # With this many records read and not saved, no more are fetched.
     unsaved_max: int = 50_000
-    # Model versions and variants counted apart at a time, in each partition; of more, all that come late are one.
+    # The most versions and variants counted apart at a time, in each partition. Later ones are counted together.
     arms_max: int = 8
-    # Days of mature labels that later ones are compared to, and the frauds they must have.
+    # The first days with mature labels are the reference for later days. It needs at least this many frauds.
     reference_days: int = 14
     reference_frauds_min: int = 30
-    # Days are looked at together until they have so many frauds (of precision: so many flagged payments).
+    # Days are looked at together until they have this many frauds (for precision: this many flagged payments).
     frauds_min: int = 20
-    # Expected time between false alarms of one version and variant, beside those of [drift].
+    # The expected time between false alarms of one version and variant, in addition to those of [drift].
     false_alarm_days: float = 365.0
-    # A relative drop of precision, recall or average precision that may be told, is a warning, is critical.
+    # The relative drop of precision, recall or average precision that may raise an alert, is a warning, is critical.
     drop_min: float = 0.1
     drop_warning: float = 0.2
     drop_critical: float = 0.4

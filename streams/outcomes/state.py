@@ -1,20 +1,23 @@
-"""Outcomes joined to decisions in the store: nothing lost and nothing counted twice, whichever worker dies when.
+"""Join outcomes to decisions in the store. No crash of a worker loses a row or counts one twice.
 
-    outcome:ID                of a payment: streams/outcomes/payments.py
-    outcomes:day:SOURCE:DAY   what rows of one partition changed in the tallies of payments decided on one day; it says
-                              up to which offset
-    outcomes:head:SOURCE      of one partition of decisions (d0, d1, …) or outcomes (o0, …): how far it is worked in
+    outcome:ID                the record of a payment (streams/outcomes/payments.py)
+    outcomes:day:SOURCE:DAY   what the rows of one partition changed in the tallies of payments decided on one day, and
+                              the offset up to which it has them
+    outcomes:head:SOURCE      the head of one partition of decisions (d0, d1, …) or outcomes (o0, o1, …): how far it is
+                              worked in (streams/faust/checkpoint.py)
 
-A batch of rows is worked in in this order, each step by compare-and-set, again and again until it is done:
+A worker works in a batch of rows in this order. Each step is a compare-and-set, repeated until it succeeds:
 
-1. The payments' records, with a mark for each row that changes something. A row whose mark is there changes nothing
-   more: what the mark says is what it changed.
-2. The days. A day that says n has all rows before n; the others are added, and it says where the batch ends.
-3. The head. From then on the marks are dropped.
+1. The payments' records, with a mark for each row that changes something. A row whose mark is there already changes
+   nothing more; its mark says what it changed.
+2. The days. A day that says n has all rows before n. The worker adds the others, and the day says the batch's end.
+3. The head. From then on the batch's marks are dropped.
 
-Who dies in between is followed by one that begins at the head, perhaps with a batch of another length. It finds in the
-marks what was changed, and by the days' offsets what is counted of it. A worker that works on for a partition which has
-gone does the same as its successor, so it does no harm, and meets a conflict at the head.
+    o0, rows 10 to 19     payments: marks o0/12, o0/17     day 19730: n = 20     head: next_offset = 20
+
+If a worker dies in between, its successor begins at the head, perhaps with a batch of another length. It finds in the
+marks what was changed, and in the days' offsets what of it is counted. A worker that still works for a partition it has
+lost does the same as its successor. It does no harm, and meets a conflict at the head.
 
 The tally of a day is the sum over all partitions of both topics.
 """
@@ -22,22 +25,20 @@ The tally of a day is the sum over all partitions of both topics.
 from __future__ import annotations
 
 import json
-import struct
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from paywarden.features.profiles.money import RateTable
-from paywarden.features.stores.base import ProfileStore, StoreConflict, update_records
+from paywarden.features.stores.base import ProfileStore, update_records
 from paywarden.models.metrics.outcome_tally import NO_SCORE, OutcomeTally, total, units_of
 from paywarden.models.metrics.tally import FRAUD, GENUINE
 from paywarden.models.policy.policy import ACTIONS, MODEL_ABSENT
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX
+from paywarden.streams.faust.checkpoint import Checkpoint, Head, HeadPlace, PendingRows, pack, stored_heads, unpack
 from paywarden.streams.faust.label_cap import has_place, take_place
-from paywarden.streams.faust.partition_agent import QUIET_EVERY_MS
 from paywarden.streams.outcomes.payments import (
     DAY_MS,
     Arm,
@@ -57,25 +58,24 @@ ENTITY = "outcomes"
 DECISIONS, OUTCOMES = "d", "o"
 OTHER_ARM = Arm("other", "other")
 """Stands for the versions and variants beyond `arms_max`, and for names that are too long."""
-# Rows worked in at once: each is a record read and one written.
+# The most rows worked in at once: each takes a read and a write of a record.
 ROWS_MAX = 2_000
 MEASURED_DAYS_MAX = 28
 """The longest window that is measured."""
 _NAME_LENGTH_MAX = 128
-# A version that no decision had for so long gives its place to another.
+# A version without a decision for this long gives its place to another.
 _IDLE_MS = DAY_MS
-# How long after it can be asked for something is still kept: workers may be away.
+# How much longer records are kept than they are needed: workers may be away.
 _MARGIN_DAYS = 30
-_LENGTH = struct.Struct("<I")
 _ACTIONS = {name: number for number, name in enumerate(ACTIONS)}
 _LABELS = {"genuine": GENUINE, "fraud": FRAUD}
 
-# A record as it waits to be worked in, a fifth of its size: its offset and some fields of it.
+# A record that waits to be worked in, as its offset and some fields: a fifth of its size.
 JoinRow: TypeAlias = tuple[Any, ...]
 
 
 class JoinResult(NamedTuple):
-    """What a row did, and what that changes in the tallies."""
+    """What a row did to its payment, and what that changes in the tallies."""
 
     offset: int
     kind: RowEffect
@@ -84,10 +84,11 @@ class JoinResult(NamedTuple):
 
 @dataclass
 class JoinProgress:
-    """What holds before the record at offset `next_offset`.
+    """The state before the record at offset `next_offset`.
 
-    `first_ms`: of the earliest decision, 0 before there is one. `newest_of`: of versions and variants counted apart,
-    their newest decision. `totals`: of all records ever, by what they did.
+    `first_ms`: the time of the earliest decision, 0 before there is one. `newest_of`: the versions and variants that
+    are counted apart, each with the time of its newest decision. `totals`: the number of records ever, by what they
+    did.
     """
 
     next_offset: int = 0
@@ -96,20 +97,17 @@ class JoinProgress:
     totals: Counter[str] = field(default_factory=Counter)
 
     def copy(self) -> JoinProgress:
-        """Another that can be changed."""
+        """Return a copy that can be changed."""
         return JoinProgress(self.next_offset, self.first_ms, dict(self.newest_of), Counter(self.totals))
 
 
 @dataclass
-class OutcomeHead:
-    """See above. `owner`: a token of whoever wrote it. `quiet_ms`: all that was on the topic by then is worked in."""
+class OutcomeHead(Head[JoinProgress]):
+    """The head of one partition of decisions or outcomes."""
 
-    owner: str
     progress: JoinProgress = field(default_factory=JoinProgress)
-    quiet_ms: int = 0
 
     def encode(self) -> bytes:
-        """As it is stored."""
         progress = self.progress
         fields = {
             "owner": self.owner,
@@ -121,24 +119,27 @@ class OutcomeHead:
         }
         return json.dumps(fields, separators=(",", ":")).encode()
 
-    @staticmethod
-    def decode(data: bytes) -> OutcomeHead:
-        """The head in these bytes."""
+    @classmethod
+    def decode(cls, data: bytes) -> OutcomeHead:
         fields = json.loads(data)
         newest_of = {Arm(version, variant): newest_ms for version, variant, newest_ms in fields["newest_of"]}
         progress = JoinProgress(fields["next_offset"], fields["first_ms"], newest_of, Counter(fields["totals"]))
-        return OutcomeHead(fields["owner"], progress, fields["quiet_ms"])
+        return cls(fields["owner"], progress, fields["quiet_ms"])
+
+    @classmethod
+    def empty(cls) -> OutcomeHead:
+        return cls("")
 
 
 @dataclass
 class Day:
-    """What rows of one partition before `next_offset` changed in the tallies of one day."""
+    """What the rows of one partition before `next_offset` changed in the tallies of one day."""
 
     next_offset: int = 0
     tallies: dict[Arm, OutcomeTally] = field(default_factory=dict)
 
     def add(self, results: Iterable[JoinResult], day: int) -> None:
-        """Work in what is new of it."""
+        """Count the results that are not counted yet and belong to this day."""
         for result in results:
             if result.offset < self.next_offset:
                 continue
@@ -158,21 +159,15 @@ class Day:
         )
 
     def encode(self) -> bytes:
-        """As it is stored."""
-        packed = {arm: tally.to_bytes() for arm, tally in sorted(self.tallies.items())}
-        table = [[*arm, len(data)] for arm, data in packed.items()]
-        header = json.dumps({"next_offset": self.next_offset, "cells": table}, separators=(",", ":")).encode()
-        return b"".join((_LENGTH.pack(len(header)), header, *packed.values()))
+        """Return the day as it is stored."""
+        packed = ((tuple(arm), tally.to_bytes()) for arm, tally in sorted(self.tallies.items()))
+        return pack({"next_offset": self.next_offset}, packed)
 
     @staticmethod
     def decode(data: bytes) -> Day:
-        """The day in these bytes."""
-        at = _LENGTH.size + _LENGTH.unpack_from(data)[0]
-        fields = json.loads(data[_LENGTH.size : at])
-        tallies = {}
-        for version, variant, size in fields["cells"]:
-            tallies[Arm(version, variant)] = OutcomeTally.from_bytes(data[at : at + size])
-            at += size
+        """Return the day that `encode` turned into these bytes."""
+        fields, cells = unpack(data)
+        tallies = {Arm(version, variant): OutcomeTally.from_bytes(packed) for (version, variant), packed in cells}
         return Day(fields["next_offset"], tallies)
 
 
@@ -185,7 +180,7 @@ def day_key(source: SourcePartition, day: int) -> bytes:
 
 
 class StateReading:
-    """Decisions or outcomes as rows, and what is to be joined of them."""
+    """Turns decisions or outcomes into rows, and rows into what is joined to a payment."""
 
     def __init__(self, topic: str, settings: OutcomeSettings, rates: RateTable) -> None:
         """`topic`: DECISIONS or OUTCOMES."""
@@ -205,7 +200,7 @@ class StateReading:
         return CountedDecision(arm, decided_ms, _ACTIONS[action], units, amount or 0)
 
     def _amount(self, amount_minor: int, currency: str, decided_ms: int) -> int | None:
-        """In the reference currency; None for one that there is no rate for, or that is out of bounds."""
+        """Return the amount in the reference currency; None without a rate, or if it is out of bounds."""
         if not 0 <= amount_minor <= AMOUNT_MINOR_MAX:
             return None
         try:
@@ -238,32 +233,33 @@ def _outcome_row(offset: int, record: Mapping[str, Any]) -> JoinRow:
 
 
 class OutcomeWork:
-    """A PartitionWork: rows of one partition joined and counted. `head`: of `take_over`.
+    """A PartitionWork: joins and counts the rows of one partition. `checkpoint` is what `take_over` returned.
 
-    `on_saved` is told what came to the totals, and what each row did.
+    `on_saved` is called after each save with what was added to the totals, and with what each row did.
     """
 
     def __init__(
         self,
         store: ProfileStore,
         source: SourcePartition,
-        head: OutcomeHead,
+        checkpoint: Checkpoint[OutcomeHead],
         *,
         reading: StateReading,
         settings: OutcomeSettings,
         on_saved: Callable[[Counter[str], Sequence[JoinResult]], object] = lambda *_: None,
     ) -> None:
-        self.source, self.saved = source, head.progress
-        self._store, self._owner, self._reading, self._settings = store, head.owner, reading, settings
-        self._on_saved = on_saved
+        self.source, self.checkpoint = source, checkpoint
+        self._store, self._reading, self._settings, self._on_saved = store, reading, settings, on_saved
         self._window_ms = settings.window_days * DAY_MS
-        self._added: list[JoinRow] = []
-        self._rows: list[JoinRow] = []
-        self._added_to = self._rows_to = head.progress.next_offset
-        self._quiet_ms = self.saved_quiet_ms = head.quiet_ms
+        self._pending: PendingRows[JoinRow] = PendingRows(self.next_offset, reading.row_of)
 
     def __len__(self) -> int:
-        return len(self._added) + len(self._rows)
+        return len(self._pending)
+
+    @property
+    def saved(self) -> JoinProgress:
+        """The progress that the store has."""
+        return self.checkpoint.saved.progress
 
     @property
     def next_offset(self) -> int:
@@ -271,42 +267,38 @@ class OutcomeWork:
 
     @property
     def is_ahead(self) -> bool:
-        """Never: days are kept for longer than a topic is."""
+        """Never: days are kept for longer than the topics' records."""
         return False
 
     @property
     def has_news(self) -> bool:
-        return self.saved.next_offset < self._rows_to or self._quiet_ms > self.saved_quiet_ms + QUIET_EVERY_MS
+        return self.next_offset < self._pending.handed_to or self.checkpoint.has_quiet_news
 
     def add(self, offset: int, record: Mapping[str, Any]) -> None:
-        if offset >= self._added_to:
-            self._added.append(self._reading.row_of(offset, record))
-            self._added_to = offset + 1
+        self._pending.add(offset, record)
 
     def skip(self, offset: int) -> None:
-        self._added_to = max(self._added_to, offset + 1)
+        self._pending.skip(offset)
 
     def hand_over(self, quiet_ms: int) -> None:
-        self._rows += self._added
-        self._added, self._rows_to = [], self._added_to
-        self._quiet_ms = max(self._quiet_ms, quiet_ms)
+        self._pending.hand_over()
+        self.checkpoint.note_quiet(quiet_ms)
 
     def save(self, now_ms: int) -> None:  # noqa: ARG002 - nothing here depends on the clock
-        rows = self._rows[:ROWS_MAX]
-        is_all = len(rows) == len(self._rows)
-        progress = self.saved.copy()
-        progress.next_offset = self._rows_to if is_all else self._rows[ROWS_MAX][0]
+        waiting = self._pending.handed_over
+        rows = waiting[:ROWS_MAX]
+        is_all = len(rows) == len(waiting)
+        earlier, progress = self.saved, self.saved.copy()
+        progress.next_offset = self._pending.handed_to if is_all else waiting[ROWS_MAX][0]
         results = self._join(rows, progress) if rows else []
         self._write_days(results, progress.next_offset)
-        quiet_ms = self._quiet_ms if is_all else self.saved_quiet_ms
-        self._write_head(OutcomeHead(self._owner, progress, quiet_ms))
-        more = Counter({name: count - self.saved.totals[name] for name, count in progress.totals.items()})
-        del self._rows[: len(rows)]
-        self.saved, self.saved_quiet_ms = progress, quiet_ms
+        self.checkpoint.save(replace(self.checkpoint.saved, progress=progress), is_all=is_all)
+        del waiting[: len(rows)]
+        more = Counter({name: count - earlier.totals[name] for name, count in progress.totals.items()})
         self._on_saved(more, results)
 
     def _join(self, rows: Sequence[JoinRow], progress: JoinProgress) -> list[JoinResult]:
-        """Step 1, which is the same however often it is done."""
+        """Do step 1. Repeating it gives the same result."""
         wanted: dict[bytes, list[tuple[int, CountedDecision | Outcome]]] = {}
         for row in rows:
             wanted.setdefault(payment_key(row[1]), []).append((row[0], self._reading.joined_of(row, progress)))
@@ -330,26 +322,26 @@ class OutcomeWork:
     def _joined(
         self, payment: Payment, rows: Sequence[tuple[int, CountedDecision | Outcome]]
     ) -> tuple[Payment | None, list[JoinResult]]:
-        """The payment with its rows, None where they change nothing (more), and what each did."""
+        """Return the payment with its rows, or None if they change nothing more; and what each row did."""
         payment = payment.without_counted(self.source, self.saved.next_offset)
         marked, is_new = len(payment.marks), False
-        found: list[tuple[int, RowEffect, JoinMark | None]] = []
+        effects: list[tuple[int, RowEffect, JoinMark | None]] = []
         for offset, row in rows:
             mark = payment.mark_of(self.source, offset)
             if mark is not None:
-                found.append((offset, mark.kind, mark))
+                effects.append((offset, mark.kind, mark))
                 continue
             payment, kind = payment.join(row, self.source, offset, self._window_ms)
             is_new = len(payment.marks) > marked
-            found.append((offset, kind, payment.mark_of(self.source, offset)))
+            effects.append((offset, kind, payment.mark_of(self.source, offset)))
         results = [
             JoinResult(offset, kind, () if mark is None else tuple(payment.counted(mark)))
-            for offset, kind, mark in found
+            for offset, kind, mark in effects
         ]
         return (payment if is_new else None), results
 
     def _write_days(self, results: Sequence[JoinResult], next_offset: int) -> None:
-        """Step 2."""
+        """Do step 2."""
         changed: dict[int, list[JoinResult]] = {}
         for result in results:
             for day in {change.decided.cell.day for change in result.changes}:
@@ -368,43 +360,23 @@ class OutcomeWork:
 
         update_records(self._store, list(days), add, ttl_s=_kept_s(self._settings))
 
-    def _write_head(self, head: OutcomeHead) -> None:
-        """Step 3."""
 
-        def go_on(_: bytes, found: bytes | None) -> bytes:
-            if found is None or OutcomeHead.decode(found).owner != self._owner:
-                name = f"{self.source.topic}{self.source.partition}"
-                raise StoreConflict(f"the join of partition {name} is another worker's")
-            return head.encode()
-
-        update_records(self._store, [head_key(self.source)], go_on, ttl_s=_kept_s(self._settings))
-
-
-def take_over(store: ProfileStore, source: SourcePartition, settings: OutcomeSettings) -> OutcomeHead:
-    """Become the one who works a partition in. Raises StoreUnavailable."""
-    taken = OutcomeHead("")
-
-    def take(_: bytes, found: bytes | None) -> bytes:
-        nonlocal taken
-        taken = OutcomeHead("") if found is None else OutcomeHead.decode(found)
-        taken.owner = uuid.uuid4().hex
-        return taken.encode()
-
-    update_records(store, [head_key(source)], take, ttl_s=_kept_s(settings))
-    return taken
+def take_over(store: ProfileStore, source: SourcePartition, settings: OutcomeSettings) -> Checkpoint[OutcomeHead]:
+    """Become the worker that works in a partition. Raises StoreUnavailable."""
+    name = f"the join of partition {source.topic}{source.partition}"
+    return Checkpoint.take_over(HeadPlace(store, head_key(source), OutcomeHead, _kept_s(settings), name))
 
 
 def read_heads(store: ProfileStore, sources: Sequence[SourcePartition]) -> dict[SourcePartition, OutcomeHead]:
-    """Of those that have one. Raises StoreUnavailable."""
-    found = store.read([head_key(source) for source in sources])
-    return {source: OutcomeHead.decode(data) for source, data in zip(sources, found, strict=True) if data is not None}
+    """Return the heads of those partitions that have one. Raises StoreUnavailable."""
+    return stored_heads(store, {source: head_key(source) for source in sources}, OutcomeHead.decode)
 
 
 def read_day(store: ProfileStore, sources: Sequence[SourcePartition], day: int) -> dict[Arm, OutcomeTally]:
-    """The tallies of payments decided on one day. Raises StoreUnavailable."""
-    found = store.read([day_key(source, day) for source in sources])
+    """Return the tallies of the payments decided on one day. Raises StoreUnavailable."""
+    stored = store.read([day_key(source, day) for source in sources])
     parts: dict[Arm, list[OutcomeTally]] = {}
-    for data in found:
+    for data in stored:
         if data is not None:
             for arm, tally in Day.decode(data).tallies.items():
                 parts.setdefault(arm, []).append(tally)
@@ -414,10 +386,10 @@ def read_day(store: ProfileStore, sources: Sequence[SourcePartition], day: int) 
 def read_cells(
     store: ProfileStore, sources: Sequence[SourcePartition], days: Iterable[int]
 ) -> dict[TallyCell, OutcomeTally]:
-    """As `read_day`, of several days. Raises StoreUnavailable."""
+    """Return the tallies of several days; see `read_day`. Raises StoreUnavailable."""
     return {TallyCell(day, arm): tally for day in days for arm, tally in read_day(store, sources, day).items()}
 
 
 def _kept_s(settings: OutcomeSettings) -> int:
-    """For how long days and heads are kept after they were last written."""
+    """Return how long days and heads are kept after they were last written, in seconds."""
     return (settings.window_days + MEASURED_DAYS_MAX + _MARGIN_DAYS) * DAY_MS // 1000

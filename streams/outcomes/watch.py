@@ -1,12 +1,12 @@
-"""Whether the decisions of one version and variant have become worse: precision, recall and average precision.
+"""Watch whether the decisions of one version and variant have become worse: precision, recall and average precision.
 
-1. The reference of each is what it was in the first `reference_days` days of mature labels, or in as many as it takes
-   to have `reference_frauds_min` frauds (of precision: flagged payments). Expected of later days is the lower end of
-   its 95 % interval, so that what the reference owes to chance is no drop.
-2. Later days are looked at as they mature; with fewer than `frauds_min` frauds, together with those that follow.
-3. What is seen is a block of models/drift/signals.py. The drift detectors and alerts do the rest
-   (streams/alerts/watch.py),
-   betting on falls alone. All three have one cause: there is one open alert at most.
+1. The reference of each share is its value in the first `reference_days` days of mature labels, or in as many days as
+   it takes to have `reference_frauds_min` frauds (for precision: flagged payments). Later days are expected to be at
+   the lower end of its 95 % interval, so luck in the reference does not look like a drop later.
+2. Later days are evaluated as they mature. With fewer than `frauds_min` frauds they are taken together with the days
+   that follow.
+3. Each evaluation is a block of models/drift/signals.py. The drift detectors and alerts do the rest
+   (streams/alerts/watch.py), and look for falls alone. All three shares have one cause, so at most one alert is open.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from paywarden.streams.outcomes.settings import OutcomeSettings
 
 _log = logging.getLogger(__name__)
 
-# Days with few frauds are looked at together, for at most as long as tallies are given: an alert lives so long.
+# Days with few frauds are taken together, at most over the 28 days of tallies a step gets. Without anything to count
+# for longer than that, an alert is over.
 _GONE_AFTER_MS = 28 * DAY_MS
 
 
 @dataclass(frozen=True)
 class ShareReference:
-    """A share as it was at first, the lower end of its interval, and what it is a share of."""
+    """A share in the reference days, the lower end of its interval, and the number it is a share of."""
 
     value: float
     low: float
@@ -48,13 +49,13 @@ class ShareReference:
 
 
 class OutcomeWatch:
-    """Of one version and variant. Days come in order, each once. Not thread-safe."""
+    """Watches one version and variant. Days come in order, each once. Not thread-safe."""
 
     def __init__(self, arm: Arm, first_day: int, settings: OutcomeSettings) -> None:
         self.arm, self._settings = arm, settings
         self.first_day = first_day
         self.references: dict[str, ShareReference] = {}
-        # The first day that has not been looked at, by the name of a share.
+        # The first day that is not evaluated yet, by the name of a share.
         self._since: dict[str, int] = {}
         segment = f"variant={arm.variant}" if arm.variant else OVERALL
         self._signals = tuple(Signal(f"{OUTCOME_PREFIX}{name}", "share", segment) for name in SHARES)
@@ -65,17 +66,17 @@ class OutcomeWatch:
         return self._watch.open_alerts
 
     def reference_count(self, alert: Alert) -> int:
-        """What the reference of the share that an alert is named after is a share of."""
+        """Return the number of payments in the reference of the share an alert is named after."""
         reference = self.references.get(alert.subject.removeprefix(OUTCOME_PREFIX))
         return 0 if reference is None else reference.whole
 
     def step(self, day: int, tallies: Mapping[int, OutcomeTally]) -> list[Alert]:
-        """A day has matured; returns the alerts that were raised, escalated or cleared.
+        """Evaluate a day that has matured; return the alerts that were raised, escalated or cleared.
 
-        `tallies`: by day, of the four weeks that end with it; days without payments are left out.
+        `tallies`: tallies by day for the four weeks that end with it. Days without payments are left out.
         """
-        seen = [self._seen(name, day, tallies) for name in SHARES]
-        value, expected, deviation, effect = np.array([one[:4] for one in seen], dtype=np.float64).T
+        observed = [self._seen(name, day, tallies) for name in SHARES]
+        value, expected, deviation, effect = np.array([columns[:4] for columns in observed], dtype=np.float64).T
         return self._watch.step(
             Block(
                 start_ms=day * DAY_MS,
@@ -84,17 +85,17 @@ class OutcomeWatch:
                 value=value,
                 expected=expected,
                 sd=deviation,
-                count=np.array([one[4] for one in seen], dtype=np.int64),
+                count=np.array([columns[4] for columns in observed], dtype=np.int64),
                 effect=effect,
             )
         )
 
     def close(self, day: int) -> list[Alert]:
-        """Clear the open alerts: it is watched no more."""
+        """Clear the open alerts because this version and variant is no longer watched; return them."""
         return self._watch.close((day + 1) * DAY_MS)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, and `from_dict`."""
+        """Return the watch for JSON and `from_dict`."""
         return {
             "version": self.arm.version,
             "variant": self.arm.variant,
@@ -106,7 +107,7 @@ class OutcomeWatch:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], settings: OutcomeSettings) -> OutcomeWatch:
-        """What `to_dict` was made of."""
+        """Return the watch that `to_dict` was called on. A damaged state of the detectors begins anew."""
         watch = cls(Arm(fields["version"], fields["variant"]), fields["first_day"], settings)
         watch.references = {name: ShareReference(*values) for name, values in fields["references"].items()}
         watch._since = dict(fields["since"])
@@ -130,7 +131,7 @@ class OutcomeWatch:
         )
 
     def _seen(self, name: str, day: int, tallies: Mapping[int, OutcomeTally]) -> tuple[float, float, float, float, int]:
-        """Value, expected, standard deviation, effect and count of a share; the count is 0 with nothing to look at."""
+        """Return a share's value, expected value, standard deviation, effect and count; NaN and count 0 if too few."""
         nothing = math.nan, math.nan, math.nan, math.nan, 0
         reference = self.references.get(name)
         if reference is None:
@@ -145,7 +146,7 @@ class OutcomeWatch:
         return share.value, reference.low, deviation, effect, share.whole
 
     def _learn(self, name: str, day: int, tallies: Mapping[int, OutcomeTally]) -> None:
-        """Take what there is as the reference, once it is enough."""
+        """Take all days so far as the reference, once they are enough."""
         if day - self.first_day + 1 < self._settings.reference_days:
             return
         share = shares_of(_span(tallies, self.first_day, day))[name]
@@ -156,5 +157,5 @@ class OutcomeWatch:
 
 
 def _span(tallies: Mapping[int, OutcomeTally], first_day: int, last_day: int) -> OutcomeTally:
-    """Of these days, as far back as they are given."""
+    """Return the sum of the tallies from `first_day` to `last_day`."""
     return total(tally for day, tally in tallies.items() if first_day <= day <= last_day)

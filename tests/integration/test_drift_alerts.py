@@ -31,7 +31,7 @@ def alerts_of_a_day() -> list[Alert]:
     return told
 
 
-def test_an_alert_is_listed_explained_and_acknowledged_from_the_topics_alone(
+def test_the_topics_suffice_to_list_explain_and_acknowledge_an_alert(
     settings: KafkaSettings, deployment: Deployment
 ) -> None:
     assert [len(partitions_of(settings, topic)) for topic in (ALERTS_TOPIC, ACKNOWLEDGEMENTS_TOPIC)] == [1, 1]
@@ -39,7 +39,7 @@ def test_an_alert_is_listed_explained_and_acknowledged_from_the_topics_alone(
     assert State.CLEARED in [alert.state for alert in told]
     sender = Sender(settings, linger_ms=0)
     alerts = AlertSender(sender, settings, IDS)
-    # Some are sent twice, as after a crash; and one record is none of ours.
+    # Some alerts are sent twice, as after a crash, and one record cannot be decoded.
     for alert in (*told, *told[:2]):
         alerts.send(alert)
     sender.send(settings.topic(ALERTS_TOPIC), b"no record", key=b"00")

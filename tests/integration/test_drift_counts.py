@@ -1,4 +1,4 @@
-"""Decisions on a real Kafka, counted by real stream workers that die and join: each is in the store once."""
+"""Real stream workers that die and join count decisions on a real Kafka: each is in the store once."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def counted_decisions(store: ProfileStore) -> int:
 
 
 def by_minute(store: ProfileStore, minutes: Counter[int]) -> Counter[int]:
-    """What the tiles have of each minute."""
+    """Return what the tiles hold of each minute."""
     heads = read_heads(store, range(PARTITIONS))
     found: Counter[int] = Counter()
     for start_ms in minutes:
@@ -86,7 +86,7 @@ def by_minute(store: ProfileStore, minutes: Counter[int]) -> Counter[int]:
 
 
 def total(store: ProfileStore) -> tuple[int, int]:
-    """Payments and scores in all tiles of five minutes."""
+    """Return the payments and scores in all tiles of five minutes."""
     sums = merged(store, read_heads(store, range(PARTITIONS)), START_MS, END_MS, ADDER)
     return sum(int(one.payments[0]) for one in sums.values()), sum(int(one.scores[0].sum()) for one in sums.values())
 
@@ -118,7 +118,7 @@ def test_counts_equal_the_topic_after_a_kill_and_a_rebalance(
     second.kill()
     decisions.send(700)
     wait_until(lambda: counted_decisions(store) >= decisions.committed, "all decisions are counted")
-    # And no more, also after what a new owner reads again.
+    # A new owner reads some decisions again, and they are still counted once.
     assert third.stop() == 0
     last, address = started(deployment)
     wait_until(lambda: is_ready(address), "the last worker is ready")
@@ -133,7 +133,7 @@ def test_counts_equal_the_topic_after_a_kill_and_a_rebalance(
         assert "Traceback" not in process.log.read_text(encoding="utf-8")
 
 
-def test_a_store_that_is_away_holds_up_decisions_and_nothing_else(
+def test_a_store_that_is_away_holds_up_only_decisions(
     deployment: Deployment, settings: KafkaSettings, store: ProfileStore, standin: StandIn
 ) -> None:
     deployment.configure("drift", "unsaved_max = 1000\n")
@@ -141,7 +141,7 @@ def test_a_store_that_is_away_holds_up_decisions_and_nothing_else(
     decisions.send(200)
     stream, address = started(deployment)
     wait_until(lambda: is_ready(address), "the worker is ready")
-    # The pipeline looks at the register of profile sets before it begins, and ends the process where that is away.
+    # The pipeline reads the register of profile sets before it begins, and ends the process if the store is away.
     Topics(settings).send_payments(small_world()[0].slice(0, 1).to_pylist())
     wait_until_worked_in(settings, f"{settings.topic_prefix}stream")
     wait_until(lambda: counted_decisions(store) == 200, "the first decisions are counted")
@@ -157,7 +157,7 @@ def test_a_store_that_is_away_holds_up_decisions_and_nothing_else(
         lambda: ("paywarden_dead_letters_total", "payments", "card_id") in samples(address), "others are not held up"
     )
     time.sleep(1)
-    # What is in memory is bounded: unsaved_max, a fetch, and what was on its way.
+    # Memory is bounded: unsaved_max, one fetch, and the records on their way.
     assert samples(address)["paywarden_drift_unsaved",] < 5000
     assert not samples(address).get(("paywarden_drift_store_up",), 0)
     standin.faults.clear()
@@ -166,7 +166,7 @@ def test_a_store_that_is_away_holds_up_decisions_and_nothing_else(
     assert stream.stop() == 0
 
 
-def test_a_partition_that_another_took_over_is_taken_back_and_read_again(
+def test_a_partition_lost_to_another_owner_is_taken_back_and_read_again(
     deployment: Deployment, settings: KafkaSettings, store: ProfileStore
 ) -> None:
     decisions = Decisions(settings)
@@ -174,7 +174,7 @@ def test_a_partition_that_another_took_over_is_taken_back_and_read_again(
     wait_until(lambda: is_ready(address), "the worker is ready")
     decisions.send(800)
     wait_until(lambda: counted_decisions(store) == 800, "the first decisions are counted")
-    # As a worker does that was slow to notice that it has partitions no more.
+    # This imitates a worker that is slow to notice that it has lost its partitions.
     take_over(store, 1, ADDER)
     took_s = time.monotonic()
     while time.monotonic() < took_s + 9:

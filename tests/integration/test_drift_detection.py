@@ -1,4 +1,4 @@
-"""From decisions on a real Kafka to an alert on its topic, by stream workers that are killed: it is told once."""
+"""From decisions on a real Kafka to an alert on its topic. Stream workers are killed; the alert is sent once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ START_MS = (time.time_ns() // 1_000_000 // FIVE_MS - BLOCKS - 1) * FIVE_MS
 
 
 class Decisions:
-    """What hosts have decided, block by block."""
+    """Sends what hosts have decided, block by block."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._topic = settings.topic("decisions")
@@ -49,14 +49,14 @@ class Decisions:
 
 @pytest.fixture
 def watched(deployment: Deployment, tmp_path: Path) -> Deployment:
-    """A deployment that watches the small world's model, against decisions like those that come."""
+    """A deployment that watches the small world's model against a reference of similar decisions."""
     path = tmp_path / "reference.npz"
     reference().save(path)
     deployment.configure("drift", f'references = ["{path}"]\nsave_every_ms = 200\ngrace_ms = 1000\n')
     return deployment
 
 
-def test_a_feature_that_is_gone_is_told_once_whichever_worker_is_killed(
+def test_a_missing_feature_raises_one_alert_whichever_worker_is_killed(
     watched: Deployment, settings: KafkaSettings
 ) -> None:
     decisions = Decisions(settings)
@@ -70,7 +70,7 @@ def test_a_feature_that_is_gone_is_told_once_whichever_worker_is_killed(
     first.kill()
     second = watched.start("stream")
     wait_until(lambda: journal(settings).alerts != {}, "an alert is told")
-    # Perhaps before it has saved what led to the alert, perhaps long after.
+    # The kill may come before the state that led to the alert is saved, or long after.
     second.kill()
     third = watched.start("stream")
     wait_until(lambda: journal(settings).open() == [], "the alert is cleared")

@@ -1,4 +1,4 @@
-"""Outcomes and decisions on a real Kafka, joined by stream workers that are killed: tallies, metrics and an alert."""
+"""Stream workers that are killed join outcomes and decisions on a real Kafka: tallies, metrics and an alert."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Traffic:
         return len(self.decisions) + len(self.outcomes)
 
     def send(self, payments: int) -> None:
-        """Some outcomes come before their decisions, some again, some are corrected."""
+        """Send the records. Some outcomes come before their decisions, some twice, and some are corrected."""
         first, self._number = self._number, self._number + payments
         numbers = range(first, self._number)
         self._send_all("outcomes", [one for number in numbers if number % 3 == 0 for one in _outcomes(number)])
@@ -77,7 +77,7 @@ class Traffic:
     def _send_all(self, topic: str, records: list[Record]) -> None:
         for one in records:
             name = one["payment_id"]
-            # The topics have their own ways to spread keys.
+            # Each topic spreads its keys in its own way.
             partition = (int(name[1:]) * (1 if topic == "decisions" else 3) + (topic == "outcomes")) % PARTITIONS
             value = self._encoders[topic].encode(one)
             self._sender.send(self._settings.topic(topic), value, key=name.encode(), partition=partition)
@@ -126,7 +126,7 @@ def started(deployment: Deployment) -> tuple[PaywardenProcess, str]:
     return stream, stream.first_line()
 
 
-def test_tallies_equal_a_recount_after_kills_and_what_they_say_is_told(
+def test_tallies_equal_a_recount_after_kills_and_metrics_are_sent(
     deployment: Deployment, settings: KafkaSettings, store: ProfileStore
 ) -> None:
     traffic = Traffic(settings)
@@ -144,8 +144,8 @@ def test_tallies_equal_a_recount_after_kills_and_what_they_say_is_told(
     second.kill()
     traffic.send(320)
     wait_until(lambda: worked_in(store) >= traffic.sent, "all is joined")
-    # As a worker does that was slow to notice that it has partitions no more. Who has them meets a conflict when all
-    # but the heads is written, and works the same in again.
+    # This imitates a worker that is slow to notice that it has lost its partitions. Their owner meets a conflict when
+    # all but the heads is written, and works the same rows in again.
     for source in (SourcePartition("o", 1), SourcePartition("d", 2)):
         take_over(store, source, SETTINGS)
     traffic.send(160)

@@ -38,12 +38,12 @@ SIGNALS = (
 
 @dataclass
 class World:
-    """Payments of blocks of five minutes; what is set on it changes the payments from then on."""
+    """Makes the payments of blocks of five minutes. Setting a field changes the payments from then on."""
 
     seed: int = 0
     payments: int = 2000
     country_weights: Sequence[float] = (0.2, 0.3, 0.5)
-    # Of a feature: what is added to it, or (segment, what); of which segment it is missing.
+    # Additions to features everywhere, and in DE alone; the features that are missing.
     added: dict[str, float] = field(default_factory=dict)
     added_in_de: dict[str, float] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
@@ -58,7 +58,7 @@ class World:
         self._expected, self._deviation = (np.empty(0), np.empty(0)) if self.seed < 0 else _expected()
 
     def block(self) -> Block:
-        """The next block of payments."""
+        """Return the next block of payments."""
         value, _, count = self._measured()
         with np.errstate(divide="ignore", invalid="ignore"):
             sd = self._deviation / np.sqrt(count)
@@ -69,7 +69,7 @@ class World:
         return Block(start_ms, self.length_ms, SIGNALS, value, self._expected, sd, count, effect)
 
     def _measured(self) -> tuple[Floats, Floats, NDArray[np.int64]]:
-        """Value, standard deviation of one payment, and count of each signal."""
+        """Return the value, the standard deviation of one payment, and the count of each signal."""
         n = self.payments
         weights = np.array(self.country_weights)
         country = self._rng.choice(3, size=n, p=weights / weights.sum())
@@ -111,7 +111,7 @@ class World:
 
 @cache
 def _expected() -> tuple[Floats, Floats]:
-    """Value and standard deviation of one payment of each signal, when nothing has changed."""
+    """Return each signal's value and standard deviation of one payment while nothing has changed."""
     quiet = World(seed=-1, payments=400_000)
     quiet._rng = np.random.default_rng(99)
     value, deviation, _ = quiet._measured()

@@ -1,4 +1,4 @@
-"""Decisions for tests of how they are counted."""
+"""Make decisions for tests of counting."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FEATURES = 3
 
 
 def small_binning(edges: int = 4) -> Binning:
-    """Three features, a few bins of scores, segments by two channels and a country."""
+    """Return a binning with three features, a few bins of scores, and segments by two channels and a country."""
     feature_edges = np.tile(np.linspace(-1, 1, FEATURE_BINS - 1, dtype=np.float32), (FEATURES, 1))
     return Binning(np.linspace(0.1, 0.9, edges), feature_edges, (("ecom", "pos"), ("DE",), ()))
 
 
 def decision(number: int, decided_ms: int, *, version: str = "m1", features: int = FEATURES) -> dict[str, Any]:
-    """One of many that differ, the same for the same number."""
+    """Return a decision. Numbers give different decisions; the same number always gives the same one."""
     chance = random.Random(number)
     vector = np.array([chance.uniform(-2, 2) for _ in range(features)], dtype="<f4")
     if chance.random() < 0.2 and features:

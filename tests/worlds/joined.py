@@ -1,4 +1,4 @@
-"""What a batch of the stream does to profiles of all kinds of entities at once, for tests without Kafka."""
+"""Show what a batch of the stream does to the profiles of all kinds of entities at once, for tests without Kafka."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paywarden.streams.profiles.events import Joined, ProfileUpdates
 
 
 def apply(joined: Joined, profiles: Mapping[bytes, bytes], engine: FeatureEngine) -> ProfileUpdates:
-    """All kinds of entities as one."""
+    """Joins all kinds of entities into one."""
     parts = [batch.apply(entity, events, profiles, engine) for entity, events in enumerate(joined.of_entities())]
     return ProfileUpdates(
         {key: state for part in parts for key, state in part.profiles.items()},
@@ -21,5 +21,5 @@ def apply(joined: Joined, profiles: Mapping[bytes, bytes], engine: FeatureEngine
 
 
 def touched(joined: Joined) -> list[bytes]:
-    """Every profile that is touched, each once, by kind of entity."""
+    """Return every profile that the batch touches, each once, by kind of entity."""
     return list(dict.fromkeys(key for events in joined.of_entities() for key in events.keys))

@@ -1,4 +1,4 @@
-"""Days of decisions as tallies, for tests of what is made of them."""
+"""Make days of decisions as tallies, for tests of the evaluation and the watch of outcomes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DAY_MS = 86_400_000
 
 
 class Days:
-    """Draws days: so many payments, of them a share frauds, of which another share is declined with a high score."""
+    """Draws days with a number of payments, a share of frauds, and a share of frauds declined with a high score."""
 
     def __init__(self, seed: int, *, payments: int = 2000, fraud_share: float = 0.02) -> None:
         self._chance = np.random.default_rng(seed)

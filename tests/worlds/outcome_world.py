@@ -1,4 +1,4 @@
-"""Decisions and outcomes on two topics, and what should come of them: for tests of the join."""
+"""Make decisions and outcomes on two topics, and the tallies they should give, for tests of the join."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LABELS = {"genuine": GENUINE, "fraud": FRAUD}
 
 
 def decision(payment_id: str, decided_ms: int, **changes: Any) -> Record:
-    """One with all that the join reads."""
+    """Return a decision with every field that the join reads."""
     fields: Record = {
         "payment_id": payment_id,
         "decided_time_ms": decided_ms,
@@ -41,7 +41,10 @@ def outcome(payment_id: str, time_ms: int, label: str) -> Record:
 
 
 def random_records(seed: int, payments: int) -> tuple[list[Record], list[Record]]:
-    """Decisions and outcomes of so many payments, each topic in its own order: repeated, corrected, late, orphaned."""
+    """Return decisions and outcomes of `payments` payments, each topic in an order of its own.
+
+    Some are repeated, corrected, late, or have no counterpart.
+    """
     chance = random.Random(seed)
     decisions: list[Record] = []
     outcomes: list[Record] = []
@@ -72,7 +75,7 @@ def random_records(seed: int, payments: int) -> tuple[list[Record], list[Record]
 
 
 def recount(decisions: Iterable[Record], outcomes: Iterable[Record], window_days: int) -> dict[TallyCell, OutcomeTally]:
-    """The tallies, from all that there is at once. Decisions in the order of their topic."""
+    """Return the tallies, computed from all records at once. Decisions are in the order of their topic."""
     labels: dict[str, list[tuple[int, int]]] = {}
     for one in outcomes:
         labels.setdefault(one["payment_id"], []).append((one["outcome_time_ms"], _LABELS[one["label"]]))
@@ -99,19 +102,19 @@ def recount(decisions: Iterable[Record], outcomes: Iterable[Record], window_days
 
 
 def assert_same(found: Mapping[TallyCell, OutcomeTally], wanted: Mapping[TallyCell, OutcomeTally]) -> None:
-    """Cells in which all has been taken away again are as good as none."""
+    """Compare tallies. A cell in which everything was taken away again equals no cell."""
     assert {cell for cell, tally in found.items() if tally.row.any()} == set(wanted)
     for cell, tally in wanted.items():
         np.testing.assert_array_equal(found[cell].row, tally.row, str(cell))
 
 
 def by_partition(records: Sequence[Record], partitions: int) -> list[list[Record]]:
-    """As a topic has them that is keyed by payment."""
+    """Return the records by partition, as on a topic that is keyed by payment."""
     return [[one for one in records if int(one["payment_id"][1:]) % partitions == p] for p in range(partitions)]
 
 
 def kinds(totals: Iterable[Mapping[str, int]]) -> Counter[str]:
-    """The totals of several partitions together."""
+    """Return the totals of several partitions together."""
     found: Counter[str] = Counter()
     for one in totals:
         found.update(one)

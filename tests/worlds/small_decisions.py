@@ -1,4 +1,4 @@
-"""Decisions of the small world's model about payments like those it was trained on, hour by hour the same."""
+"""Make decisions of the small world's model about payments like those it was trained on, the same for the same hour."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _PER_HOUR = 120
 
 @cache
 def reference() -> Reference:
-    """Of two weeks of these decisions. That of the bundle's training would not do: its days were not alike."""
+    """Return the reference of two weeks of these decisions.
+
+    The reference of the bundle's training would not do: its days were not alike.
+    """
     manifest = small_world.loaded_bundle().manifest
     decisions, rows, times = SmallDecisions(seed=9), [], []
     for start_ms in range(19_700 * DAY_MS, 19_714 * DAY_MS, HOUR_MS):
@@ -47,7 +50,7 @@ def reference() -> Reference:
 
 
 class SmallDecisions:
-    """Payments of the training window drawn anew. What is set on it changes the decisions from then on."""
+    """Draws payments of the training window anew. Setting a field changes the decisions from then on."""
 
     def __init__(self, seed: int = 0) -> None:
         self._rng = np.random.default_rng(seed)
@@ -58,7 +61,7 @@ class SmallDecisions:
         self._rows_of = [np.flatnonzero(hours == hour) for hour in range(24)]
         self._manifest = small_world.loaded_bundle().manifest
         self._number = 0
-        # A feature that is 0 for everybody; how old profiles are; what is added to the share that is reviewed.
+        # A feature that is 0 for every payment; the age of profiles; an addition to the share of reviews.
         self.gone = ""
         self.age_ms = 400
         self.more_reviews = 0.0
@@ -66,11 +69,11 @@ class SmallDecisions:
         self.flags: list[str] = []
 
     def draw(self, start_ms: int, count: int) -> NDArray[np.int64]:
-        """Rows of the training window that were made in this hour of the day."""
+        """Return the rows of the training window from this hour of the day."""
         return self._rng.choice(self._rows_of[start_ms // HOUR_MS % 24], size=count)
 
     def records(self, start_ms: int, count: int, length_ms: int = 300_000) -> Iterator[dict[str, Any]]:
-        """Decisions made from `start_ms` on, in order of time."""
+        """Return decisions made from `start_ms` on, in order of time."""
         rows = self.draw(start_ms, count)
         vectors = self._vectors[rows].copy()
         if self.gone:
@@ -107,6 +110,6 @@ class SmallDecisions:
             }
 
     def counts(self, binning: Binning, start_ms: int, count: int = 120, length_ms: int = 300_000) -> Counts:
-        """The same, counted."""
+        """Return the counts of the same decisions."""
         rows = [row_of(offset, record) for offset, record in enumerate(self.records(start_ms, count, length_ms))]
         return counted(binning, rows)

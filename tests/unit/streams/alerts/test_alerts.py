@@ -1,4 +1,4 @@
-"""Alerts: named after what is behind them, one for each cause, and over when it is over."""
+"""Each cause has one alert, which is named after it and clears when the change is over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from paywarden.models.drift.detectors import LENGTHS_MS, DetectorSettings
 from paywarden.models.drift.signals import Block, Signal
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
-from paywarden.streams.alerts.alerts import ATTACHED_MAX, Alert, AlertSettings, Severity, State, rank_of
+from paywarden.streams.alerts.alerts import Alert, AlertSettings, Severity, State, rank_of
+from paywarden.streams.alerts.book import ATTACHED_MAX
 from paywarden.streams.alerts.causes import Cause, cause_of
 from paywarden.streams.alerts.watch import DriftWatch
 from tests.worlds.drift_world import SIGNALS, World
@@ -29,7 +30,7 @@ def run(watch: DriftWatch, world: World, blocks: int) -> list[Alert]:
 
 
 def after(change: Callable[[World], object], seed: int = 1, blocks: int = CHANGED) -> tuple[DriftWatch, list[Alert]]:
-    """The watch, and all that was told after a change."""
+    """Return the watch, and all alerts reported after a change."""
     world, watch = World(seed), watch_of()
     assert run(watch, world, QUIET) == []
     change(world)
@@ -64,11 +65,11 @@ def test_an_alert_is_named_after_what_changed_and_where(
     assert names(watch) == expected
     raised = [alert for alert in told if alert.state is State.RAISED]
     assert len(raised) == 1
-    # Two blocks have to agree.
+    # It takes two blocks that agree.
     assert raised[0].raised_ms <= (QUIET + 3) * FIVE_MS
 
 
-def test_what_a_feature_moves_is_attached_to_the_features_alert() -> None:
+def test_a_move_that_a_feature_explains_is_attached_to_its_alert() -> None:
     watch, _ = after(lambda world: world.added.update(velocity=0.1))
     assert [moved.subject for moved in watch.open_alerts[0].attached] == ["score"]
 
@@ -107,7 +108,7 @@ def test_a_cause_takes_in_all_alerts_that_it_explains() -> None:
     run(watch, world, 3)
     world.profile_age_added = 0.2
     told = run(watch, world, 4)
-    # Traffic is nothing that profiles move.
+    # Profiles do not move traffic.
     assert sorted(names(watch))[0] == ("profile_age", "overall")
     assert ("feature:amount", "country=DE") not in names(watch)
     assert any(alert.subject == "profile_age" and alert.state is State.ESCALATED for alert in told)
@@ -121,11 +122,11 @@ def test_two_unrelated_causes_are_two_alerts() -> None:
     watch, _ = after(both)
     assert sorted(names(watch)) == [("feature:distance", "overall"), ("traffic", "country=DE")]
     traffic = next(alert for alert in watch.open_alerts if alert.subject == "traffic")
-    # Not of the other feature, although features come first: the mix says so.
+    # Traffic explains it, not the other feature, although features come first: the mix shows it.
     assert "feature:amount" in [moved.subject for moved in traffic.attached]
 
 
-def test_what_one_segment_gains_and_others_lose_is_one_alert_whenever_it_is_seen() -> None:
+def test_traffic_that_shifts_between_segments_is_one_alert() -> None:
     signals = tuple(Signal("traffic", "share", f"country={name}") for name in ("DE", "FR", "US"))
     watch, expected, value = watch_of(signals), np.array([0.2, 0.3, 0.5]), np.array([0.4, 0.225, 0.375])
 
@@ -143,7 +144,7 @@ def test_what_one_segment_gains_and_others_lose_is_one_alert_whenever_it_is_seen
     assert len(told) == 1
 
 
-def test_a_feature_that_goes_wrong_hours_after_another_has_an_alert_of_its_own() -> None:
+def test_a_feature_that_goes_wrong_hours_later_has_its_own_alert() -> None:
     world, watch = World(3), watch_of()
     run(watch, world, QUIET)
     world.missing = {"distance"}
@@ -153,7 +154,7 @@ def test_a_feature_that_goes_wrong_hours_after_another_has_an_alert_of_its_own()
     assert names(watch) == [("feature:distance", "overall"), ("feature:amount", "overall")]
 
 
-def test_what_moves_by_the_mix_alone_is_the_traffics() -> None:
+def test_a_move_by_the_mix_alone_is_explained_by_traffic() -> None:
     # Amounts are higher in DE: with twice the traffic from there, the mean amount is higher.
     watch, _ = after(traffic_of_de_doubles)
     assert names(watch) == [("traffic", "country=DE")]
@@ -167,7 +168,7 @@ def test_a_segment_that_dies_or_takes_over_is_one_alert_of_traffic(weights: tupl
     assert len([alert for alert in told if alert.state is State.RAISED]) == 1
 
 
-def test_features_within_a_segment_that_takes_over_are_the_traffics() -> None:
+def test_traffic_explains_features_within_a_segment_that_takes_over() -> None:
     def others_come(world: World) -> None:
         world.country_weights, world.added_in_de = (0.9, 0.05, 0.05), {"velocity": 0.1}
 
@@ -176,7 +177,7 @@ def test_features_within_a_segment_that_takes_over_are_the_traffics() -> None:
     assert "feature:velocity" in [moved.subject for moved in watch.open_alerts[0].attached]
 
 
-def test_a_feature_that_moves_in_a_segment_comes_before_that_segments_traffic() -> None:
+def test_a_feature_of_a_segment_comes_before_the_segments_traffic() -> None:
     def both(world: World) -> None:
         traffic_of_de_doubles(world)
         world.added_in_de = {"distance": 0.1}
@@ -187,7 +188,7 @@ def test_a_feature_that_moves_in_a_segment_comes_before_that_segments_traffic() 
     assert len([alert for alert in told if alert.state is State.RAISED]) == 1
 
 
-def test_an_alert_clears_when_all_is_as_before_and_can_be_raised_again() -> None:
+def test_an_alert_clears_after_a_recovery_and_can_be_raised_again() -> None:
     world, watch = World(4), watch_of()
     run(watch, world, QUIET)
     world.missing = {"distance"}
@@ -211,7 +212,7 @@ def test_hours_and_days_that_contain_a_change_do_not_raise_it_again() -> None:
     world.missing = set()
     run(watch, world, 20)
     assert watch.open_alerts == []
-    # Nor what it may have moved besides.
+    # Signals that the change may have moved as well are not raised, either.
     for length_ms in (HOUR_MS, DAY_MS):
         assert watch.step(_block(watch, {"feature:distance": 1e9, "score": 1e9}, 0, length_ms)) == []
     assert watch.step(_block(watch, {"score": 1e9}, DAY_MS, DAY_MS)) != []
@@ -219,7 +220,7 @@ def test_hours_and_days_that_contain_a_change_do_not_raise_it_again() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_value_that_hovers_about_the_limit_does_not_flap(seed: int) -> None:
-    # A relative change of 0.2 may fire: this one is 0.2 give or take what chance adds, and certain.
+    # A relative change of 0.2 may fire. This one is 0.2, give or take chance, and certain.
     rng, watch = np.random.default_rng(seed), watch_of()
     told = []
     for number in range(1_000):
@@ -230,7 +231,7 @@ def test_a_value_that_hovers_about_the_limit_does_not_flap(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_small_change_that_lasts_is_not_over_because_most_blocks_look_like_chance(seed: int) -> None:
+def test_a_small_lasting_change_stays_open_though_blocks_look_like_chance(seed: int) -> None:
     rng, watch, told = np.random.default_rng(seed), watch_of(), []
     for number in range(1_500):
         told += watch.step(_block(watch, {"flag:unknown_card": 0.8 + rng.standard_normal()}, number * FIVE_MS))
@@ -257,7 +258,7 @@ def test_severity_follows_how_large_a_change_is_and_only_grows() -> None:
     assert watch.open_alerts[0].severity is Severity.CRITICAL
 
 
-def test_stale_profiles_are_a_warning_at_least() -> None:
+def test_stale_profiles_are_at_least_a_warning() -> None:
     settings = AlertSettings()
     assert settings.severity(Signal("profile_age", "location", "overall"), 0.03) is Severity.WARNING
     assert settings.severity(Signal("score", "location", "overall"), 0.03) is Severity.INFO
@@ -286,7 +287,7 @@ def test_an_alert_that_is_not_open_cannot_be_acknowledged() -> None:
     assert not watch_of().acknowledge("00", by="ana")
 
 
-def test_an_alert_about_what_has_no_traffic_any_more_clears() -> None:
+def test_an_alert_about_a_signal_without_traffic_clears() -> None:
     watch = watch_of()
     for number in range(5):
         watch.step(_block(watch, {"score": 20.0}, number * FIVE_MS))
@@ -299,13 +300,13 @@ def test_an_alert_about_what_has_no_traffic_any_more_clears() -> None:
     assert [alert.state for alert in watch.step(late)] == [State.CLEARED]
 
 
-def test_a_model_that_decides_no_more_has_no_open_alerts() -> None:
+def test_a_model_that_no_longer_decides_has_no_open_alerts() -> None:
     watch, _ = after(lambda world: world.missing.add("distance"))
     assert [alert.state for alert in watch.close(123)] == [State.CLEARED]
     assert watch.open_alerts == []
 
 
-def test_two_models_have_alerts_of_their_own() -> None:
+def test_two_models_have_their_own_alerts() -> None:
     first, second = watch_of(model_version="model-1"), watch_of(model_version="model-2")
     raised = []
     for number in range(3):
@@ -315,7 +316,7 @@ def test_two_models_have_alerts_of_their_own() -> None:
     assert raised[0].alert_id != raised[1].alert_id
 
 
-def test_a_block_that_comes_again_changes_nothing_and_the_same_block_raises_the_same_alert() -> None:
+def test_a_repeated_block_changes_nothing_and_raises_the_same_alert() -> None:
     first, second = watch_of(), watch_of()
     blocks = [_block(first, {"score": 20.0}, number * FIVE_MS) for number in range(3)]
     told = [alert for block in blocks for alert in first.step(block)]
@@ -325,7 +326,7 @@ def test_a_block_that_comes_again_changes_nothing_and_the_same_block_raises_the_
     assert [alert for block in blocks for alert in second.step(block)] == told
 
 
-def test_a_watch_made_from_its_state_goes_on_as_the_one_it_was_taken_from() -> None:
+def test_a_restored_watch_continues_as_the_original() -> None:
     world, watch = World(7), watch_of()
     run(watch, world, QUIET)
     traffic_of_de_doubles(world)
@@ -343,7 +344,7 @@ def test_a_watch_made_from_its_state_goes_on_as_the_one_it_was_taken_from() -> N
     assert other.to_bytes() == watch.to_bytes()
 
 
-def test_the_state_of_twelve_thousand_signals_fits_into_a_record_of_the_store() -> None:
+def test_the_state_of_twelve_thousand_signals_fits_into_one_record() -> None:
     signals = tuple(Signal(f"feature:f{n % 100}", "location", f"mcc={n // 100}") for n in range(12_000))
     watch, rng = watch_of(signals), np.random.default_rng(0)
     for length_ms in LENGTHS_MS:
@@ -369,7 +370,7 @@ def test_the_state_of_twelve_thousand_signals_fits_into_a_record_of_the_store() 
         (lambda state: state[:1] + b"\xff\xff\xff\x00" + state[5:], "damaged"),
     ],
 )
-def test_a_state_that_is_damaged_or_anothers_is_refused(damage: Callable[[bytes], bytes], words: str) -> None:
+def test_a_damaged_state_or_one_of_other_signals_is_refused(damage: Callable[[bytes], bytes], words: str) -> None:
     watch, told = after(lambda world: world.missing.add("distance"))
     assert told
     state = watch.to_bytes()
@@ -383,7 +384,7 @@ def test_the_state_of_another_models_watch_is_refused() -> None:
         watch_of(model_version="model-2").restore(watch_of().to_bytes())
 
 
-def test_what_is_attached_is_bounded() -> None:
+def test_the_number_of_attached_moves_is_bounded() -> None:
     signals = (
         Signal("profile_age", "location", "overall"),
         *(Signal(f"feature:f{number}", "location", "overall") for number in range(200)),
@@ -414,7 +415,7 @@ def test_what_is_attached_is_bounded() -> None:
         ("action", Cause.SCORE),
     ],
 )
-def test_a_subject_has_its_place_in_the_order_of_causes(subject: str, cause: Cause) -> None:
+def test_each_subject_has_its_cause(subject: str, cause: Cause) -> None:
     assert cause_of(subject) is cause
 
 
@@ -439,7 +440,7 @@ def test_a_setting_that_makes_no_sense_is_named(wrong: dict[str, float], words: 
 def _block(
     watch: DriftWatch, deviations: dict[str, float], start_ms: int, length_ms: int = FIVE_MS, *, effect: float = 9.0
 ) -> Block:
-    """A block in which only these subjects moved, overall and by so many standard deviations."""
+    """Return a block in which only these subjects moved, overall, each by a number of standard deviations."""
     signals = watch.detectors.signals
     value = np.zeros(len(signals))
     for subject, deviation in deviations.items():

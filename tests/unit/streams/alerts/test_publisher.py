@@ -1,4 +1,4 @@
-"""Acknowledgements are read now and then, and known while Kafka is away."""
+"""Acknowledgements are read from time to time, and remembered while Kafka is away."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 
 
 class Reader:
-    """A JournalReader of what `said` holds."""
+    """A JournalReader that returns the acknowledgements in `said`."""
 
     said: list[Acknowledgement] = []  # noqa: RUF012 - the test's own, one at a time
     is_away = False
@@ -32,7 +32,7 @@ class Reader:
         pass
 
 
-def test_acknowledgements_are_those_of_half_a_minute_ago_or_of_before_kafka_was_away(
+def test_acknowledgements_are_read_every_30_s_and_kept_while_kafka_is_away(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(drift_telling, "JournalReader", Reader)

@@ -1,4 +1,4 @@
-"""Alerts on their topic and back, and what the journal makes of what is there."""
+"""Alerts written to their topic and read back, and the journal made from the topics."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def coded(record: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("histograms", [None, HISTOGRAMS])
 @pytest.mark.parametrize("changes", [{}, {"acknowledged_by": "ana", "snoozed_until_ms": 5_000}])
-def test_an_alert_comes_back_from_its_record_field_by_field(
+def test_every_field_of_an_alert_is_read_back_from_its_record(
     histograms: Histograms | None, changes: dict[str, Any]
 ) -> None:
     record = record_of(alert_of(**changes), histograms=histograms, reference_count=77)
@@ -100,11 +100,11 @@ def test_a_real_alert_goes_on_the_topic_under_its_id() -> None:
     assert Decoder(ALERTS_TOPIC, IDS).decode(value)["subject"] == "feature:distance"
 
 
-def test_a_feature_has_a_histogram_over_the_edges_it_has() -> None:
+def test_a_features_histogram_has_only_finite_inner_edges() -> None:
     counts = np.arange(FEATURE_BINS + 1)
     found = Histograms.of_feature(BINNING, 1, counts, 2 * counts)
     assert found.edges.tolist() == [-np.inf, 10, 20, np.inf]
-    # An infinite value lies in the last bin of all.
+    # An infinite value lies in the very last bin.
     assert found.reference.tolist() == [0, 1, sum(range(2, FEATURE_BINS))]
     assert (found.reference_missing, found.current_missing) == (FEATURE_BINS, 2 * FEATURE_BINS)
     assert found.reference_count == counts.sum()
@@ -113,12 +113,12 @@ def test_a_feature_has_a_histogram_over_the_edges_it_has() -> None:
     assert constant.reference.tolist() == [sum(range(FEATURE_BINS))]
 
 
-def test_a_score_has_a_histogram_from_nought_to_one() -> None:
+def test_a_scores_histogram_goes_from_zero_to_one() -> None:
     found = Histograms.of_score(BINNING, np.array([1, 2, 3]), np.array([3, 2, 1]))
     assert found.edges.tolist() == [0, 0.25, 0.5, 1]
 
 
-def test_missing_values_are_part_of_how_far_apart_histograms_are() -> None:
+def test_missing_values_count_in_the_distance_of_histograms() -> None:
     full = Histograms(np.array([0.0, 1.0]), np.array([1_000]), np.array([1_000]))
     half = Histograms(np.array([0.0, 1.0]), np.array([1_000]), np.array([500]), 0, 500)
     assert full.distances()["ks"] == 0
@@ -126,7 +126,7 @@ def test_missing_values_are_part_of_how_far_apart_histograms_are() -> None:
 
 
 @pytest.mark.parametrize("until_ms", [0, 99])
-def test_an_acknowledgement_comes_back_from_its_record(until_ms: int) -> None:
+def test_an_acknowledgement_is_read_back_from_its_record(until_ms: int) -> None:
     encoder, decoder = acknowledgement_coder(IDS)
     said = Acknowledgement("00ff", 5, "ana", until_ms, "known")
     assert Acknowledgement.of_record(decoder.decode(encoder.encode(said.to_record()))) == said
@@ -134,7 +134,7 @@ def test_an_acknowledgement_comes_back_from_its_record(until_ms: int) -> None:
 
 
 @pytest.mark.parametrize("topic", [ALERTS_TOPIC, ACKNOWLEDGEMENTS_TOPIC])
-def test_both_topics_have_one_partition_and_are_kept_longer_than_alerts_last(topic: str) -> None:
+def test_both_topics_have_one_partition_and_outlive_their_alerts(topic: str) -> None:
     assert _partition_count(topic, TopicSettings()) == 1
     assert _config(topic, TopicSettings(drift_days=2)) == {"cleanup.policy": "delete", "retention.ms": "172800000"}
 
@@ -146,7 +146,7 @@ def journal_of(*alerts: Alert) -> Journal:
     return journal
 
 
-def test_the_journal_has_the_newest_state_of_each_alert_the_worst_first() -> None:
+def test_the_journal_lists_the_newest_state_of_alerts_worst_first() -> None:
     journal = journal_of(
         alert_of(alert_id="aaaa1"),
         alert_of(alert_id="bbbb1", severity=Severity.INFO),
@@ -185,7 +185,7 @@ def test_an_alert_is_found_by_the_beginning_of_its_id() -> None:
 
 
 class _Sent:
-    """Takes what is sent."""
+    """A sender that remembers what is sent."""
 
     def __init__(self) -> None:
         self.records: list[tuple[str, bytes, bytes]] = []

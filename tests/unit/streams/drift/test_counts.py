@@ -1,4 +1,4 @@
-"""Which cell a decision is counted in, whatever it is read together with."""
+"""Each decision is counted in its cell, whatever other decisions are read with it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fresh(progress: CountingProgress | None = None) -> PartitionCounts:
 
 
 def take_all(counts: PartitionCounts, now_ms: int = NOON_MS) -> Counter[CountCell]:
-    """How many decisions each cell gets."""
+    """Return how many decisions each cell gets."""
     counts.hand_over()
     found: Counter[CountCell] = Counter()
     while counts.progress.next_offset < counts.handed_to:
@@ -54,11 +54,11 @@ streams = st.lists(st.tuples(moments, versions), max_size=60)
 
 
 @given(streams, st.lists(st.integers(0, 60), max_size=8), st.lists(st.integers(0, 60), max_size=8))
-def test_what_is_counted_does_not_depend_on_batches_restarts_and_repetitions(
+def test_counts_do_not_depend_on_batches_restarts_or_repetitions(
     stream: list[tuple[int, str]], cuts: list[int], restarts: list[int]
 ) -> None:
     records = [decision(number, at, version=version) for number, (at, version) in enumerate(stream)]
-    # With gaps, as transactions leave them.
+    # The offsets have gaps, as transactions leave them.
     offsets = [2 * number + 5 for number in range(len(records))]
     whole = fresh()
     for offset, record in zip(offsets, records, strict=True):
@@ -70,7 +70,7 @@ def test_what_is_counted_does_not_depend_on_batches_restarts_and_repetitions(
         if number in cuts:
             found += take_all(counts)
         if number in restarts:
-            # Saved before; then some of what was read already comes again.
+            # The progress was saved; then some decisions that were read already come again.
             found += take_all(counts)
             counts = fresh(counts.progress.copy())
             for again in range(max(0, number - 7), number + 1):
@@ -81,14 +81,14 @@ def test_what_is_counted_does_not_depend_on_batches_restarts_and_repetitions(
     assert sum(found.values()) + counts.progress.totals.future + counts.progress.totals.old == len(records)
 
 
-def test_a_record_that_is_no_decision_is_passed_over() -> None:
+def test_a_record_that_is_no_decision_is_skipped() -> None:
     counts = fresh()
     counts.skip(3)
     assert not take_all(counts)
     assert counts.progress.next_offset == 4
 
 
-def test_at_most_so_much_is_taken_at_once_as_a_record_holds() -> None:
+def test_no_more_is_taken_at_once_than_a_record_holds() -> None:
     counts = fresh()
     for number in range(ROWS_MAX + 1):
         counts.add(number, decision(0, NOON_MS))
@@ -104,7 +104,7 @@ def test_at_most_so_much_is_taken_at_once_as_a_record_holds() -> None:
     assert len(counts) == 0
 
 
-def test_a_decision_from_the_future_is_counted_as_that_alone() -> None:
+def test_a_decision_from_the_future_is_counted_only_as_future() -> None:
     ahead = SETTINGS.future_ms_max
     cells, progress = count_of(decision(1, NOON_MS + ahead), decision(2, NOON_MS + ahead + 1))
     assert sum(cells.values()) == 1
@@ -112,21 +112,21 @@ def test_a_decision_from_the_future_is_counted_as_that_alone() -> None:
     assert progress.newest_ms == NOON_MS + ahead
 
 
-def test_a_decision_older_than_all_tiles_is_counted_as_that_alone() -> None:
+def test_a_decision_older_than_all_tiles_is_counted_only_as_old() -> None:
     cells, progress = count_of(decision(1, NOON_MS), decision(2, NOON_MS - KEPT_MS), decision(3, NOON_MS - KEPT_MS - 1))
     assert sum(cells.values()) == 2
     assert (progress.totals.old, progress.totals.late) == (1, 1)
     assert progress.first_ms == NOON_MS - KEPT_MS
 
 
-def test_a_late_decision_is_in_its_minute() -> None:
+def test_a_late_decision_is_counted_in_its_own_minute() -> None:
     late_ms = NOON_MS - 10 * MINUTE_MS
     cells, progress = count_of(decision(1, NOON_MS), decision(2, late_ms + 7))
     assert {cell.minute_ms for cell in cells} == {NOON_MS, late_ms}
     assert progress.totals.late == 1
 
 
-def test_a_version_without_a_bundle_is_counted_by_scores_and_actions_alone() -> None:
+def test_a_version_without_a_bundle_has_only_scores_and_actions_counted() -> None:
     cells, progress = count_of(decision(1, NOON_MS, version="new"))
     (cell,) = cells
     binning = BINNINGS.binning_of(cell.model)
@@ -142,13 +142,13 @@ def test_a_version_without_a_bundle_is_counted_by_scores_and_actions_alone() -> 
     assert (found.payments[0], found.scores[0].sum(), found.actions[0].sum()) == (1, 1, 1)
 
 
-def test_a_vector_of_another_catalogue_is_not_taken_for_one_of_the_bundle() -> None:
+def test_a_vector_of_another_catalogue_is_not_counted_as_the_bundles() -> None:
     cells, _ = count_of(decision(1, NOON_MS, features=2), decision(2, NOON_MS))
     assert {cell.model.version for cell in cells} == {"m1"}
     assert len(cells) == 2
 
 
-def test_versions_beyond_the_limit_are_one_until_another_is_idle() -> None:
+def test_versions_beyond_the_limit_are_one_until_a_place_is_idle() -> None:
     later = NOON_MS + 61 * MINUTE_MS
     cells, progress = count_of(
         decision(1, NOON_MS, version="m1"),
@@ -172,7 +172,7 @@ def test_counts_of_two_binnings_are_never_mixed() -> None:
     assert changed.binning_of(before.model) is None
 
 
-def test_counts_are_those_of_the_rows() -> None:
+def test_the_counts_equal_a_recount_of_the_rows() -> None:
     records = [decision(number, NOON_MS) for number in range(200)]
     counts = fresh()
     for offset, record in enumerate(records):

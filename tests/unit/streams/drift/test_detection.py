@@ -1,4 +1,4 @@
-"""Drift detection from counts to alerts: told before the state knows of them, and the same after any restart."""
+"""Drift detection from counts to alerts. An alert is sent before its state is saved, also after a restart."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
 from paywarden.streams.alerts.records import Acknowledgement, Histograms
 from paywarden.streams.drift.counts import Binnings, Model
 from paywarden.streams.drift.detection import DriftDetection
-from paywarden.streams.drift.detection_metrics import DetectionMetrics
 from paywarden.streams.drift.evaluation import of_overall
 from paywarden.streams.drift.learning import LiveReferences, counted_binning
+from paywarden.streams.drift.metrics import DetectionMetrics
 from tests.worlds.small_decisions import FEATURE, SmallDecisions, reference
 
 FIVE_MS = LENGTHS_MS[0]
@@ -29,7 +29,7 @@ LEARNING_DAYS = 2
 
 
 class Told:
-    """An AlertTeller that remembers, and can be away."""
+    """An AlertTeller that remembers alerts, and can be away."""
 
     def __init__(self) -> None:
         self.alerts: list[Alert] = []
@@ -58,7 +58,7 @@ class Told:
 
 
 class World:
-    """A detection, its past and what it tells."""
+    """A detection, its past and the alerts it sends."""
 
     def __init__(self, *, known: bool = True) -> None:
         self.reference = reference()
@@ -90,7 +90,7 @@ class World:
             yield hour, self.past.get(hour, {})
 
     def learn(self, days: int) -> None:
-        """So many quiet days before today."""
+        """Add quiet days before today."""
         model, binning = self.binnings.of(self.version)
         today = NOON_MS // DAY_MS * DAY_MS
         for hour in range(today - days * DAY_MS, today, HOUR_MS):
@@ -102,7 +102,7 @@ class World:
         return start_ms, FIVE_MS, {self.version: self.decisions.counts(binning, start_ms)}
 
     def run(self, blocks: int) -> list[Alert]:
-        """What was told in so many blocks."""
+        """Return the alerts of the next blocks."""
         before = len(self.told.alerts)
         for _ in range(blocks):
             self.detection.evaluate(*self.block())
@@ -110,11 +110,11 @@ class World:
         return self.told.alerts[before:]
 
 
-def test_a_quiet_stream_tells_nothing() -> None:
+def test_a_quiet_stream_raises_no_alert() -> None:
     assert World().run(24) == []
 
 
-def test_a_feature_at_its_default_is_told_with_what_a_reader_needs_to_draw_it() -> None:
+def test_a_feature_stuck_at_its_default_raises_an_alert_with_histograms() -> None:
     world = World()
     world.run(6)
     world.decisions.gone = FEATURE
@@ -124,13 +124,13 @@ def test_a_feature_at_its_default_is_told_with_what_a_reader_needs_to_draw_it() 
     histograms = world.told.histograms[first.alert_id]
     assert histograms is not None
     assert world.told.flags[first.alert_id] == {"unknown_merchant": 1.0}
-    # All that is there is 0: below whatever a mean of amounts was.
+    # All values are 0: below any mean of amounts.
     assert histograms.current[0] == histograms.current.sum() > 0
     assert histograms.reference[0] < histograms.reference.sum() / 4
     assert world.registry.get_sample_value("paywarden_drift_open_alerts", {"severity": str(first.severity)}) == 1
 
 
-def test_what_cannot_be_told_is_told_word_for_word_when_the_block_is_evaluated_again() -> None:
+def test_an_alert_that_could_not_be_sent_is_sent_again_word_for_word() -> None:
     world = World()
     world.run(6)
     world.decisions.gone = FEATURE
@@ -147,12 +147,12 @@ def test_what_cannot_be_told_is_told_word_for_word_when_the_block_is_evaluated_a
     other.restore(state)
     other.evaluate(*block)
     assert again.alerts == [untold]
-    # And it is not told a second time by who knows of it.
+    # A detection whose state knows the alert does not send it again.
     other.evaluate(*world.block())
     assert [alert.state for alert in again.alerts].count(State.RAISED) == 1
 
 
-def test_a_restarted_detection_goes_on_as_if_it_had_not_been() -> None:
+def test_a_restarted_detection_continues_as_if_never_stopped() -> None:
     world, other = World(), World()
     world.learn(3)
     other.past = world.past
@@ -168,7 +168,7 @@ def test_a_restarted_detection_goes_on_as_if_it_had_not_been() -> None:
     assert other.told.alerts == world.told.alerts != []
 
 
-def test_old_profiles_are_told_once_it_is_learnt_how_old_they_are() -> None:
+def test_stale_profiles_raise_an_alert_once_their_usual_age_is_learnt() -> None:
     early, late = World(), World()
     late.learn(LEARNING_DAYS)
     for world in (early, late):
@@ -184,7 +184,7 @@ def test_old_profiles_are_told_once_it_is_learnt_how_old_they_are() -> None:
     assert histograms.reference_count == LEARNING_DAYS * 24 * 300
 
 
-def test_a_model_without_a_bundle_is_held_against_its_own_weeks() -> None:
+def test_a_model_without_a_bundle_is_compared_with_its_own_past() -> None:
     world = World(known=False)
     world.learn(LEARNING_DAYS)
     assert world.run(6) == []
@@ -193,7 +193,7 @@ def test_a_model_without_a_bundle_is_held_against_its_own_weeks() -> None:
     assert [(alert.subject, alert.statistic, alert.segment) for alert in told] == [("action", "review", "overall")]
 
 
-def test_a_variant_is_watched_by_its_models_reference_and_named() -> None:
+def test_a_variant_is_compared_with_its_models_reference_and_named() -> None:
     world = World()
     world.version += "/b"
     world.run(3)
@@ -202,7 +202,7 @@ def test_a_variant_is_watched_by_its_models_reference_and_named() -> None:
     assert [(alert.model_version, alert.subject) for alert in told] == [(world.version, f"feature:{FEATURE}")]
 
 
-def test_a_snoozed_alert_is_open_and_quiet() -> None:
+def test_a_snoozed_alert_stays_open_and_sends_nothing() -> None:
     world = World()
     world.decisions.gone = FEATURE
     first = world.run(6)[0]
@@ -214,7 +214,7 @@ def test_a_snoozed_alert_is_open_and_quiet() -> None:
     ]
 
 
-def test_a_state_of_another_release_is_no_state(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_state_of_another_release_begins_anew(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     world.decisions.gone = FEATURE
     world.run(6)
@@ -223,7 +223,7 @@ def test_a_state_of_another_release_is_no_state(caplog: pytest.LogCaptureFixture
     assert world.detection.state() == World().detection.state()
 
 
-def test_a_day_moves_what_is_expected_of_features_and_not_of_scores() -> None:
+def test_a_day_moves_the_expected_features_and_not_the_scores() -> None:
     world = World()
     world.decisions.gone = FEATURE
     layout, start_ms = world.reference.layout, NOON_MS // DAY_MS * DAY_MS
@@ -233,7 +233,7 @@ def test_a_day_moves_what_is_expected_of_features_and_not_of_scores() -> None:
     for hour in range(24):
         day.add(world.decisions.counts(binning, start_ms + hour * HOUR_MS, 100, HOUR_MS))
     small = Counts.empty(binning)
-    # Of variants the larger counts, and no day does twice.
+    # The larger variant counts, and no day counts twice.
     world.detection.evaluate(start_ms, DAY_MS, {world.version: day, f"{world.version}/b": small})
     moved = world.detection._levels.of(world.reference) - before
     assert {layout.signals[place].subject.partition(":")[0] for place in np.flatnonzero(moved)} <= {

@@ -1,18 +1,20 @@
-"""Blocks of decisions are evaluated when they are complete: each once, in order, none left out."""
+"""Blocks of decisions are evaluated once they are complete: each once, in order, and no block is left out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from paywarden.features.stores.memory import MemoryStore
 from paywarden.models.drift.counts import Counts
 from paywarden.schemas.errors import StoreUnavailable
-from paywarden.streams.drift.counts import MINUTE_MS, Binnings, CountCell, DecisionRow, PartitionCounts, counted
+from paywarden.streams.drift.counts import MINUTE_MS, Binnings
 from paywarden.streams.drift.evaluation import DAY_MS, HOUR_MS, WEEK_MS, Evaluator, passed, past_hours, read_done
+from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.drift.state import FIVE_MS, Adder, PartitionState, read_heads, take_over
+from paywarden.streams.drift.state import FIVE_MS, Adder, DriftCounting, PartitionState, read_heads
 from tests.worlds.drifting import NOON_MS, decision, small_binning
 
 BINNINGS = Binnings({"m1": small_binning()})
@@ -22,7 +24,7 @@ Block = tuple[int, int, dict[str, int]]
 
 
 class Watch:
-    """A Detection that notes the payments of blocks; its state is how many it has seen."""
+    """A Detection that notes the payments of blocks. Its state is the number of blocks it has seen."""
 
     def __init__(self) -> None:
         self.seen: list[Block] = []
@@ -54,14 +56,8 @@ class World:
         self.offsets = [0, 0]
 
     def _taken(self, partition: int) -> PartitionState:
-        head, data = take_over(self.store, partition, ADDER)
-        counts = PartitionCounts(head.progress, BINNINGS, SETTINGS)
-        return PartitionState(self.store, partition, head, data, counts=counts, count=self._count, adder=ADDER)
-
-    def _count(self, cell: CountCell, rows: Sequence[DecisionRow]) -> Counts:
-        binning = BINNINGS.binning_of(cell.model)
-        assert binning is not None
-        return counted(binning, rows)
+        counting = DriftCounting(self.store, BINNINGS, SETTINGS, DriftMetrics(CollectorRegistry()))
+        return counting.take_over(partition)
 
     def decide(self, partition: int, *times_ms: int, version: str = "m1") -> None:
         state = self.states[partition]
@@ -74,7 +70,7 @@ class World:
 
     def be_quiet(self, partition: int, quiet_ms: int) -> None:
         state = self.states[partition]
-        state.quiet_ms = quiet_ms
+        state.hand_over(quiet_ms)
         state.save(quiet_ms)
 
     def evaluator(self, watch: Watch) -> Evaluator:
@@ -100,7 +96,7 @@ def test_a_block_is_complete_when_every_partition_has_passed_it() -> None:
     assert evaluator.step() == 0
 
 
-def test_a_partition_without_decisions_has_passed_what_it_was_quiet_at() -> None:
+def test_a_partition_without_decisions_has_passed_its_quiet_mark() -> None:
     world, watch = World(), Watch()
     evaluator = world.evaluator(watch)
     world.decide(0, at(1), at(20))
@@ -110,13 +106,13 @@ def test_a_partition_without_decisions_has_passed_what_it_was_quiet_at() -> None
     assert watch.seen == [(NOON_MS, FIVE_MS, {"m1": 1}), (at(5), FIVE_MS, {})]
 
 
-def test_a_partition_that_nobody_has_ever_counted_holds_all_up() -> None:
+def test_a_partition_that_was_never_counted_holds_all_blocks_up() -> None:
     world = World()
     world.decide(0, at(1), at(20))
     assert passed(read_heads(world.store, (0, 1, 2)), (0, 1, 2), 0) == 0
 
 
-def test_another_evaluator_goes_on_from_the_state_and_evaluates_nothing_twice() -> None:
+def test_another_evaluator_continues_and_evaluates_nothing_twice() -> None:
     world, first, second = World(), Watch(), Watch()
     for partition in (0, 1):
         world.decide(partition, at(1), at(11.5))
@@ -129,7 +125,7 @@ def test_another_evaluator_goes_on_from_the_state_and_evaluates_nothing_twice() 
     assert second.count == 4
 
 
-def test_a_block_whose_evaluation_fails_is_evaluated_again_from_the_state_before() -> None:
+def test_a_failed_block_is_evaluated_again_from_the_state_before() -> None:
     world, watch = World(), Watch()
     for partition in (0, 1):
         world.decide(partition, at(1), at(11.5))
@@ -180,7 +176,7 @@ def test_after_an_outage_blocks_are_evaluated_in_order_with_hours_and_days() -> 
     assert ends == sorted(ends)
 
 
-def test_what_is_late_for_its_five_minutes_is_in_its_hour() -> None:
+def test_a_decision_too_late_for_its_block_is_in_its_hour() -> None:
     world, watch = World(), Watch()
     evaluator = world.evaluator(watch)
     for partition in (0, 1):
@@ -195,7 +191,7 @@ def test_what_is_late_for_its_five_minutes_is_in_its_hour() -> None:
     assert world.states[0].saved.totals.late == 1
 
 
-def test_versions_are_told_apart_and_of_one_only_what_is_counted_as_now() -> None:
+def test_versions_are_apart_and_only_current_binnings_are_evaluated() -> None:
     world, watch = World(), Watch()
     world.decide(0, at(1), at(2))
     world.decide(0, at(1), at(6.5), version="new")

@@ -1,4 +1,4 @@
-"""What live decisions were like is learnt from the hours that are kept, the same by every worker."""
+"""Every worker learns the same from the hours that are kept; followed levels are restored exactly."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import pytest
 from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import DAY_MS, HOUR_MS
 from paywarden.models.drift.signal_layout import Kinds
+from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.drift.counts import Binnings, Model
-from paywarden.streams.drift.learning import LiveReferences, counted_binning
+from paywarden.streams.drift.learning import FollowedLevels, LiveReferences, counted_binning
 from tests.worlds.small_decisions import SmallDecisions, reference
 
 REFERENCE = reference()
 VERSION = REFERENCE.model_version
 BINNINGS = Binnings({VERSION: counted_binning(REFERENCE)})
 TODAY_MS = 19_730 * DAY_MS
+DAY = SmallDecisions().counts(REFERENCE.binning, TODAY_MS, 3000, DAY_MS)
 
 
 class Past:
-    """Hours of the days before today, the first of which begins in the morning."""
+    """Hours of the days before today. The first day begins in the morning."""
 
     def __init__(self, version: str, days: int, first_hour: int = 9) -> None:
         model, binning = BINNINGS.of(version)
@@ -44,14 +46,14 @@ def live(past: Past, days_min: int = 2) -> LiveReferences:
 
 
 @pytest.mark.parametrize(("days", "is_learnt"), [(1, False), (2, True)])
-def test_so_many_whole_days_are_wanted(days: int, is_learnt: bool) -> None:
+def test_nothing_is_learnt_before_enough_whole_days(days: int, is_learnt: bool) -> None:
     found = live(Past(VERSION, days)).of(VERSION, TODAY_MS + 5)
     assert found is not None
     assert np.isfinite(found.baseline.level).all() == is_learnt
     assert found.counts.payments[0] == (days * 24 * 50 if is_learnt else 0)
 
 
-def test_of_a_known_model_nothing_is_learnt_that_its_bundle_says() -> None:
+def test_a_known_model_learns_only_what_its_bundle_lacks() -> None:
     found = live(Past(VERSION, 2)).of(VERSION, TODAY_MS)
     assert found is not None
     assert found.kinds == Kinds.QUALITY
@@ -61,14 +63,14 @@ def test_of_a_known_model_nothing_is_learnt_that_its_bundle_says() -> None:
     assert unknown.kinds == Kinds.SCORE | Kinds.QUALITY
 
 
-def test_it_is_learnt_once_a_day_and_the_same_by_every_worker() -> None:
+def test_every_worker_learns_the_same_once_a_day() -> None:
     past = Past(VERSION, 3)
     one, other = live(past), live(past)
     first = one.of(VERSION, TODAY_MS)
     reads = past.reads
     assert one.of(VERSION, TODAY_MS + DAY_MS - 1) is first
     assert past.reads == reads
-    # What came after the midnight changes nothing for this day.
+    # Decisions after midnight change nothing for this day.
     past.hours[TODAY_MS] = past.hours[TODAY_MS - HOUR_MS]
     again = other.of(VERSION, TODAY_MS + 2 * HOUR_MS)
     assert first is not None
@@ -79,15 +81,45 @@ def test_it_is_learnt_once_a_day_and_the_same_by_every_worker() -> None:
     assert tomorrow.digest != first.digest
 
 
-def test_a_model_that_nothing_is_kept_of_expects_nothing() -> None:
+def test_a_model_without_kept_hours_expects_nothing() -> None:
     found = live(Past("m-9", 2)).of(VERSION, TODAY_MS)
     assert found is not None
     assert np.isnan(found.baseline.level).all()
 
 
-def test_a_reference_of_live_decisions_needs_nothing_beside_it() -> None:
+def test_a_reference_of_live_decisions_needs_no_learnt_one() -> None:
     whole = replace(REFERENCE, kinds=REFERENCE.kinds | Kinds.QUALITY)
     own = LiveReferences({VERSION: whole}, BINNINGS, Past(VERSION, 2), days_min=2)
     assert own.nothing_of(VERSION) is None
     assert own.of(VERSION, TODAY_MS) is None
     assert counted_binning(whole) is whole.binning
+
+
+def moved() -> FollowedLevels:
+    levels = FollowedLevels([REFERENCE])
+    levels.follow(REFERENCE, REFERENCE.block(DAY, TODAY_MS, DAY_MS, levels.of(REFERENCE)))
+    assert np.any(levels.of(REFERENCE))
+    return levels
+
+
+def test_levels_are_restored_and_the_bytes_behind_them_returned() -> None:
+    other = FollowedLevels([REFERENCE])
+    assert other.restore(moved().to_bytes() + b"more") == b"more"
+    assert np.array_equal(other.of(REFERENCE), moved().of(REFERENCE))
+    assert other.restore(b"") == b""
+    assert not np.any(other.of(REFERENCE))
+
+
+def test_another_reference_of_the_same_model_begins_anew() -> None:
+    another = replace(REFERENCE, review_at=0.123)
+    other = FollowedLevels([another])
+    assert other.restore(moved().to_bytes()) == b""
+    assert not np.any(other.of(another))
+
+
+@pytest.mark.parametrize("cut", [1, 5, 100])
+def test_damaged_levels_are_refused_and_change_nothing(cut: int) -> None:
+    levels = moved()
+    with pytest.raises(InvalidEvent, match="damaged"):
+        levels.restore(FollowedLevels([REFERENCE]).to_bytes()[:-cut])
+    assert np.array_equal(levels.of(REFERENCE), moved().of(REFERENCE))

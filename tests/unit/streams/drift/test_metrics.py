@@ -1,4 +1,4 @@
-"""What is told of decisions, with labels that are bounded."""
+"""Metrics of the counted decisions have bounded labels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from paywarden.streams.drift.metrics import OTHER_VERSIONS, VERSIONS_MAX, DriftMetrics
 
 
-def test_scores_and_actions_are_told_by_version() -> None:
+def test_scores_and_actions_are_shown_by_version() -> None:
     registry = CollectorRegistry()
     metrics = DriftMetrics(registry)
     metrics.counted("m1", [0.0005, 0.3, 0.30001], {"approve": 2, "decline": 1})
@@ -19,7 +19,7 @@ def test_scores_and_actions_are_told_by_version() -> None:
     assert registry.get_sample_value("paywarden_drift_actions_total", labels) == 3
 
 
-def test_versions_are_bounded() -> None:
+def test_the_number_of_version_labels_is_bounded() -> None:
     registry = CollectorRegistry()
     metrics = DriftMetrics(registry)
     for number in range(VERSIONS_MAX + 5):
@@ -34,7 +34,7 @@ def test_versions_are_bounded() -> None:
     assert registry.get_sample_value("paywarden_drift_score_count", {"version": OTHER_VERSIONS}) == 5
 
 
-def test_partitions_that_have_gone_are_not_spoken_of() -> None:
+def test_revoked_partitions_have_no_lag_metric() -> None:
     registry = CollectorRegistry()
     metrics = DriftMetrics(registry)
     metrics.behind({0: 1.0, 1: 2.0})

@@ -1,45 +1,38 @@
-"""Which models decided of late, and which of them the stream has no reference of."""
+"""The models that decided of late, and those among them without a reference."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from paywarden.features.stores.memory import MemoryStore
-from paywarden.models.drift.counts import Counts
 from paywarden.models.drift.detectors import HOUR_MS
-from paywarden.streams.drift.counts import MINUTE_MS, Binnings, CountCell, DecisionRow, PartitionCounts, counted
+from paywarden.streams.drift.counts import MINUTE_MS, Binnings
+from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.models import SeenModel, models_seen
 from paywarden.streams.drift.settings import DriftSettings
-from paywarden.streams.drift.state import Adder, PartitionState, take_over
+from paywarden.streams.drift.state import DriftCounting
 from tests.worlds.drifting import FEATURES, NOON_MS, decision, small_binning
 
 BINNINGS = Binnings({"m1": small_binning()})
-ADDER = Adder(BINNINGS)
-
-
-def count(cell: CountCell, rows: Sequence[DecisionRow]) -> Counts:
-    binning = BINNINGS.binning_of(cell.model)
-    assert binning is not None
-    return counted(binning, rows)
 
 
 def save(
     store: MemoryStore, decided: Sequence[tuple[str, int, int]], *, partition: int = 0, flush: bool = False
 ) -> None:
-    """Decisions as (version, time, features) counted and saved, with `flush` into the tiles."""
-    head, data = take_over(store, partition, ADDER)
-    counts = PartitionCounts(head.progress, BINNINGS, DriftSettings(versions_max=3))
-    state = PartitionState(store, partition, head, data, counts=counts, count=count, adder=ADDER)
+    """Count and save decisions given as (version, time, features). `flush` writes the tiles as well."""
+    settings = DriftSettings(versions_max=3)
+    state = DriftCounting(store, BINNINGS, settings, DriftMetrics(CollectorRegistry())).take_over(partition)
     for number, (version, decided_ms, features) in enumerate(decided):
-        counts.add(number, decision(number, decided_ms, version=version, features=features))
-    counts.hand_over()
+        state.add(number, decision(number, decided_ms, version=version, features=features))
+    state.hand_over(0)
     state.save(NOON_MS + 60 * MINUTE_MS, flush=flush)
 
 
 @pytest.mark.parametrize("flush", [False, True])
-def test_a_model_is_seen_with_its_newest_decision_and_whether_there_is_a_reference(flush: bool) -> None:
+def test_a_model_is_listed_with_its_newest_decision_and_reference(flush: bool) -> None:
     store = MemoryStore()
     save(store, [("m1", NOON_MS, FEATURES), ("m2", NOON_MS + 1, FEATURES)], flush=flush)
     save(store, [("m2", NOON_MS + MINUTE_MS, FEATURES)], partition=1, flush=flush)
@@ -49,13 +42,13 @@ def test_a_model_is_seen_with_its_newest_decision_and_whether_there_is_a_referen
     ]
 
 
-def test_vectors_of_another_catalogue_are_not_held_against_the_reference() -> None:
+def test_vectors_of_another_catalogue_have_no_reference() -> None:
     store = MemoryStore()
     save(store, [("m1", NOON_MS, FEATURES + 1)])
     assert models_seen(store, [0]) == [SeenModel("m1", NOON_MS, has_reference=False)]
 
 
-def test_versions_beyond_the_limit_are_seen_as_one() -> None:
+def test_versions_beyond_the_limit_are_listed_as_one() -> None:
     store = MemoryStore()
     save(store, [(f"m{number}", NOON_MS, FEATURES) for number in range(1, 6)])
     (others,) = [model for model in models_seen(store, [0]) if model.is_several]
@@ -69,5 +62,5 @@ def test_a_model_that_has_not_decided_for_two_days_is_left_out() -> None:
     assert [model.version for model in models_seen(store, range(2))] == ["m2", "m3"]
 
 
-def test_before_the_first_decision_no_model_is_seen() -> None:
+def test_before_the_first_decision_no_model_is_listed() -> None:
     assert models_seen(MemoryStore(), range(4)) == []

@@ -1,4 +1,4 @@
-"""A reference made of archived decisions: of one model, some days, each decision once."""
+"""A reference made from archived decisions has those of one model on some days, each once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DAYS, PER_HOUR = 3, 20
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three days; a decision of every hour is there twice, one is another model's, and one of the day after."""
+    """An archive of three days. Each hour has a decision twice, one of another model, and one that is too late."""
     folder = tmp_path_factory.mktemp("archive")
     topic, decisions = MemoryTopic("decisions", batch=500), SmallDecisions()
     for hour in range(DAYS * 24):
@@ -48,12 +48,12 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_is_made_of_the_models_decisions_on_these_days(archive: Path) -> None:
+def test_a_reference_has_the_models_decisions_on_these_days(archive: Path) -> None:
     made = live_reference(archive, MANIFEST, Days(FIRST_DAY, FIRST_DAY + DAYS - 1))
     assert made.model_version == MANIFEST.model_version
     assert made.counts.payments[0] == DAYS * 24 * PER_HOUR
     assert made.kinds == Kinds.SCORE | Kinds.INPUTS | Kinds.QUALITY
-    # Ages are known, and so are actions.
+    # The reference knows ages and actions.
     assert made.counts.ages[0, :-1].sum() == made.counts.payments[0]
     assert made.counts.actions[0, 1:].sum() > 0
     fewer = live_reference(archive, MANIFEST, Days(FIRST_DAY, FIRST_DAY + 1))
@@ -73,7 +73,7 @@ def test_decisions_of_another_catalogue_are_refused(archive: Path) -> None:
         live_reference(archive, manifest, Days(FIRST_DAY, FIRST_DAY + 1))
 
 
-def test_the_command_makes_a_file_that_stands_in_for_the_bundles_own(archive: Path, tmp_path: Path) -> None:
+def test_the_command_writes_a_file_that_replaces_the_bundles_reference(archive: Path, tmp_path: Path) -> None:
     out, days = tmp_path / "well.npz", ("--from", date_of_day(FIRST_DAY), "--to", date_of_day(FIRST_DAY + 2))
     bundle = str(small_world.trained_bundle())
     done = run_paywarden("drift", "reference", "--archive", str(archive), "--bundle", bundle, *days, "--out", str(out))
@@ -93,7 +93,7 @@ def test_the_command_makes_a_file_that_stands_in_for_the_bundles_own(archive: Pa
     assert "paywarden archive --topic decisions" in refused.stderr
 
 
-def test_a_bundle_without_a_reference_is_said_to_be_watched_less(
+def test_a_log_says_that_a_bundle_without_a_reference_is_watched_less(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = tmp_path / "bundle"

@@ -1,15 +1,16 @@
-"""Counts in the store: whatever fails, whoever owns them, they are of each decision once."""
+"""Counts in the store have each decision once, whatever fails and whichever worker owns the partition."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from paywarden.features.stores.base import StoreConflict
 from paywarden.features.stores.memory import MemoryStore
@@ -21,15 +22,16 @@ from paywarden.streams.drift.counts import (
     ROWS_MAX,
     Binnings,
     CountCell,
-    DecisionRow,
     PartitionCounts,
     counted,
     model_of,
 )
+from paywarden.streams.drift.metrics import DriftMetrics
 from paywarden.streams.drift.settings import DriftSettings
 from paywarden.streams.drift.state import (
     FIVE_MS,
     Adder,
+    DriftCounting,
     DriftHead,
     PartitionState,
     merged,
@@ -46,7 +48,7 @@ NOW_MS = NOON_MS + 3_600_000
 
 
 class ShakyStore(MemoryStore):
-    """Fails when told to, before a write or after it: then the answer is lost."""
+    """Fails as planned: before a write, or after it, so that the answer is lost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,21 +59,16 @@ class ShakyStore(MemoryStore):
         if what == "before":
             raise StoreUnavailable("away")
         if what == "partly":
-            # As over several nodes: some records are written.
+            # Some records are written, as if they lay on several nodes.
             values = dict(list(values.items())[:1])
         super().write(values, ttl_s=ttl_s, versions=versions)
         if what in ("after", "partly"):
             raise StoreUnavailable("away")
 
 
-def count(_: CountCell, rows: Sequence[DecisionRow]) -> Counts:
-    return counted(small_binning(), rows)
-
-
 def owner(store: MemoryStore, partition: int = 0) -> PartitionState:
-    head, data = take_over(store, partition, ADDER)
-    counts = PartitionCounts(head.progress, BINNINGS, SETTINGS)
-    return PartitionState(store, partition, head, data, counts=counts, count=count, adder=ADDER)
+    counting = DriftCounting(store, BINNINGS, SETTINGS, DriftMetrics(CollectorRegistry()))
+    return counting.take_over(partition)
 
 
 def moment(number: int) -> int:
@@ -109,7 +106,7 @@ def assert_equal(found: Counts, wanted: Counts) -> None:
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), name)
 
 
-def test_what_is_saved_is_counted_and_goes_on_under_another_owner() -> None:
+def test_saved_counts_continue_under_another_owner() -> None:
     store = MemoryStore()
     first = owner(store)
     feed(first, 0, 500)
@@ -117,7 +114,7 @@ def test_what_is_saved_is_counted_and_goes_on_under_another_owner() -> None:
     assert first.saved.next_offset == 500
     assert_equal(stored(store), exact(500))
     second = owner(store)
-    # From what was committed, some way before.
+    # The new owner reads again from the committed offset, which is behind.
     feed(second, 200, 900)
     second.save(NOW_MS)
     assert_equal(stored(store), exact(900))
@@ -134,7 +131,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_counts_are_exact_whatever_fails_and_restarts(plan: list[tuple[int, str, list[str]]]) -> None:
+def test_counts_are_exact_despite_failures_and_restarts(plan: list[tuple[int, str, list[str]]]) -> None:
     store = ShakyStore()
     state, read = owner(store), 0
     for more, what, failures in plan:
@@ -156,7 +153,7 @@ def test_counts_are_exact_whatever_fails_and_restarts(plan: list[tuple[int, str,
 
 
 @given(st.integers(0, 10), st.integers(0, 10))
-def test_tiles_of_minutes_and_of_five_hold_the_same(seed: int, saves: int) -> None:
+def test_tiles_of_one_and_of_five_minutes_hold_the_same(seed: int, saves: int) -> None:
     store, chance = MemoryStore(), random.Random(seed)
     state, read = owner(store), 0
     for _ in range(saves):
@@ -179,7 +176,7 @@ def test_a_sliding_window_is_exact_to_its_tile() -> None:
     assert_equal(stored(store, start_ms, start_ms + FIVE_MS, MINUTE_MS), exact(700, start_ms, start_ms + FIVE_MS))
 
 
-def test_partitions_add_up() -> None:
+def test_the_counts_of_partitions_are_added_up() -> None:
     store = MemoryStore()
     for partition in (0, 1):
         state = owner(store, partition)
@@ -190,7 +187,7 @@ def test_partitions_add_up() -> None:
     assert_equal(stored(store), twice)
 
 
-def test_an_old_owner_meets_a_conflict_and_has_changed_nothing() -> None:
+def test_a_former_owner_meets_a_conflict_and_changes_nothing() -> None:
     store = MemoryStore()
     old = owner(store)
     feed(old, 0, 200)
@@ -206,7 +203,7 @@ def test_an_old_owner_meets_a_conflict_and_has_changed_nothing() -> None:
         old.save(NOW_MS)
 
 
-def test_an_old_owner_may_end_the_tiles_that_the_new_one_has_written() -> None:
+def test_a_former_owner_may_repeat_the_tiles_its_successor_wrote() -> None:
     store = ShakyStore()
     old = owner(store)
     feed(old, 0, 200)
@@ -222,7 +219,7 @@ def test_an_old_owner_may_end_the_tiles_that_the_new_one_has_written() -> None:
     assert_equal(stored(store), exact(400))
 
 
-def test_the_place_of_a_tile_is_taken_by_a_later_one_and_not_by_an_earlier() -> None:
+def test_a_later_tile_takes_a_slot_and_an_earlier_one_does_not() -> None:
     store = MemoryStore()
     later_ms = NOON_MS + 120 * MINUTE_MS
     assert tile_key(MINUTE_MS, 0, later_ms) == tile_key(MINUTE_MS, 0, NOON_MS)
@@ -235,7 +232,7 @@ def test_the_place_of_a_tile_is_taken_by_a_later_one_and_not_by_an_earlier() -> 
     assert stored(store, NOON_MS, NOON_MS + FIVE_MS).payments[0] == 2
 
 
-def test_a_record_that_is_too_large_loses_the_features_of_segments_and_no_payment(
+def test_a_record_that_is_too_large_loses_only_segment_features(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cell = CountCell(NOON_MS, model_of("m1", small_binning()))
@@ -251,7 +248,7 @@ def test_a_record_that_is_too_large_loses_the_features_of_segments_and_no_paymen
     assert found.features[1:].sum() == 0
 
 
-def test_counts_of_a_bundle_that_is_here_no_more_stay_and_are_not_mixed_in() -> None:
+def test_counts_of_a_removed_bundle_stay_and_are_not_mixed_in() -> None:
     store = MemoryStore()
     state = owner(store)
     feed(state, 0, 12)
@@ -264,13 +261,12 @@ def test_counts_of_a_bundle_that_is_here_no_more_stay_and_are_not_mixed_in() -> 
     assert stored(store).payments[0] > 0
 
 
-def test_quiet_is_said_only_when_all_that_came_before_is_counted() -> None:
+def test_the_quiet_mark_waits_until_all_decisions_are_counted() -> None:
     store = MemoryStore()
     state = owner(store)
     for number in range(ROWS_MAX + 100):
         state.counts.add(number, decision(number % 5, NOON_MS))
-    state.counts.hand_over()
-    state.quiet_ms = NOW_MS
+    state.hand_over(NOW_MS)
     state.save(NOW_MS)
     assert read_heads(store, [0])[0].quiet_ms == 0
     state.save(NOW_MS)

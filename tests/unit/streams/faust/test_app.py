@@ -28,7 +28,7 @@ from tests.services.processes import ROOT
 
 
 class FakePipeline:
-    """Runs until it is stopped or told to fail; finishes only when `release` is set."""
+    """A pipeline that runs until it is stopped or made to fail, and finishes only when `release` is set."""
 
     def __init__(self) -> None:
         self.missing: list[str] = []
@@ -49,7 +49,7 @@ class FakePipeline:
 
 
 class World:
-    """An app without Kafka, and where it listens."""
+    """An app without Kafka, and the address it listens at."""
 
     def __init__(self, settings: StreamSettings | None = None) -> None:
         self.pipeline = FakePipeline()
@@ -65,7 +65,7 @@ class World:
         self.app.boot_strategy.enable_kafka = False
 
     def live(self, act: Callable[[World, asyncio.Event], Awaitable[None]]) -> None:
-        """Run the app; `act` once it is up. Raises what the app ends with."""
+        """Run the app, and `act` once it is up. Raises the error that ended the app."""
 
         async def life() -> None:
             stop = asyncio.Event()
@@ -133,7 +133,7 @@ def test_a_pipeline_that_does_not_stop_in_time_is_abandoned_with_one_error() -> 
     world.pipeline.release.set()
 
 
-def test_what_the_pipeline_raises_ends_the_app() -> None:
+def test_an_exception_of_the_pipeline_ends_the_app() -> None:
     async def act(world: World, _: asyncio.Event) -> None:
         world.pipeline.error = StoreUnavailable("the store is gone")
 
@@ -141,7 +141,7 @@ def test_what_the_pipeline_raises_ends_the_app() -> None:
         World().live(act)
 
 
-def test_a_bug_in_the_pipeline_comes_out_as_it_is() -> None:
+def test_a_bug_in_the_pipeline_is_raised_unchanged() -> None:
     async def act(world: World, _: asyncio.Event) -> None:
         world.pipeline.error = ZeroDivisionError("oh")
 
@@ -149,7 +149,7 @@ def test_a_bug_in_the_pipeline_comes_out_as_it_is() -> None:
         World().live(act)
 
 
-def test_what_one_of_fausts_services_raises_ends_the_app_and_stops_the_pipeline() -> None:
+def test_an_exception_of_a_faust_service_stops_the_pipeline_and_the_app() -> None:
     async def act(world: World, _: asyncio.Event) -> None:
         async def broken() -> None:
             raise KafkaConnectionError("to 10.0.0.1")
@@ -162,7 +162,7 @@ def test_what_one_of_fausts_services_raises_ends_the_app_and_stops_the_pipeline(
     assert world.pipeline.finished
 
 
-def test_readiness_is_the_pipelines_and_says_what_is_missing() -> None:
+def test_readiness_follows_the_pipeline_and_names_what_is_missing() -> None:
     async def act(world: World, stop: asyncio.Event) -> None:
         assert await world.get("/readyz") == (200, '{"ready": true, "missing": []}')
         world.pipeline.missing = ["the store is away"]
@@ -174,7 +174,7 @@ def test_readiness_is_the_pipelines_and_says_what_is_missing() -> None:
     World().live(act)
 
 
-def test_metrics_are_those_of_the_registry() -> None:
+def test_the_metrics_page_shows_the_registry() -> None:
     async def act(world: World, stop: asyncio.Event) -> None:
         Counter("paywarden_test", "Of this test.", registry=world.registry).inc(3)
         status, body = await world.get("/metrics")
@@ -186,12 +186,12 @@ def test_metrics_are_those_of_the_registry() -> None:
     World().live(act)
 
 
-def test_a_host_that_is_not_ours_is_misconfigured() -> None:
+def test_a_host_of_another_machine_is_a_configuration_error() -> None:
     with pytest.raises(Misconfigured, match=r"\[stream\] http_host, http_port: cannot listen on 192\.0\.2\.1:0"):
         World(StreamSettings(http_host="192.0.2.1")).live(stop_it)
 
 
-def test_the_environment_and_the_working_directory_are_not_fausts(
+def test_faust_ignores_the_environment_and_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -223,7 +223,7 @@ with ProcessEnd("stream") as end:
 
 
 def test_the_second_signal_ends_the_process_at_once() -> None:
-    """The first waits for a batch that takes longer than anyone has patience for."""
+    """The first signal waits for a batch that takes too long."""
     process = subprocess.Popen([sys.executable, "-c", SLOW_APP], stdout=subprocess.PIPE, cwd=ROOT)
     try:
         assert process.stdout is not None

@@ -19,7 +19,7 @@ OTHER_ID = 77
 
 
 class FakeRegistry(LocalSchemaIds):
-    """Also knows outcomes as 77, after it was away for some calls; notes who asked."""
+    """Knows outcomes as 77 as well, after some calls during which it is away. Notes the thread of each call."""
 
     def __init__(self, away_for: int = 0) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def test_a_value_of_todays_schema_is_read_at_once() -> None:
 
 
 @pytest.mark.parametrize("value", [b"", b"\x00", b"not avro", b"\x00\x00\x00\x00\x01rest"])
-def test_what_is_no_record_is_a_value_and_not_an_error(value: bytes) -> None:
+def test_undecodable_bytes_become_a_value_and_not_an_error(value: bytes) -> None:
     assert isinstance(read(AvroCodec("outcomes", FakeRegistry()), value), Undecodable)
 
 
@@ -77,17 +77,17 @@ def test_a_new_schema_is_asked_for_once_and_never_in_the_event_loop() -> None:
     assert ids.asked_in[0] is not threading.main_thread()
 
 
-def test_a_registry_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_codec_waits_while_the_registry_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(avro_codec, "_RETRY_S", 0.01)
     codec = AvroCodec("outcomes", FakeRegistry(away_for=3))
     assert isinstance(read(codec, outcome(OTHER_ID)), dict)
 
 
-def test_the_bytes_of_a_value_are_in_no_repr() -> None:
+def test_no_repr_shows_the_bytes_of_a_value() -> None:
     assert "secret" not in repr(Unread(b"secret"))
 
 
-def test_the_codec_asks_for_the_own_schema_first() -> None:
+def test_the_codec_asks_for_its_own_schema_first() -> None:
     class Refusing(LocalSchemaIds):
         def schema_of(self, schema_id: int) -> Schema:
             raise InvalidEvent(f"unknown schema id {schema_id}")

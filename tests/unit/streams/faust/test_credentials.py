@@ -70,12 +70,12 @@ def test_sasl_logs_in_by_name_and_password(mechanism: str, protocol: str) -> Non
         (KafkaSettings(security_protocol="ssl", ssl_certificate_location="/nowhere/c.pem"), "ssl_certificate_location"),
     ],
 )
-def test_what_cannot_be_used_is_named(settings: KafkaSettings, named: str) -> None:
+def test_an_unusable_setting_is_named(settings: KafkaSettings, named: str) -> None:
     with pytest.raises(Misconfigured, match=rf"\[kafka\] .*{named}"):
         credentials(settings)
 
 
-def test_a_file_that_is_no_certificate_is_named_without_what_is_in_it(tmp_path: Path) -> None:
+def test_a_file_that_is_no_certificate_is_named_without_its_content(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text("topsecret", encoding="utf-8")
     with pytest.raises(Misconfigured, match="ssl_ca_location") as raised:

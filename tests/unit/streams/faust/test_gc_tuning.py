@@ -5,7 +5,7 @@ import sys
 
 from tests.services.processes import ROOT
 
-# In a process of its own: what is set aside stays so.
+# This runs in a process of its own, because objects that are set aside stay so.
 _PROGRAM = """
 import gc, weakref
 from paywarden.streams.faust.gc_tuning import settle_collection
@@ -31,6 +31,6 @@ assert gone() is None, "what refers to itself is still found"
 """
 
 
-def test_a_batch_is_not_looked_through_and_garbage_is_still_found() -> None:
+def test_a_batch_is_not_scanned_and_garbage_is_still_collected() -> None:
     done = subprocess.run([sys.executable, "-c", _PROGRAM], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A line of code that logs without end is heard once in a while."""
+"""A line of code that logs without end appears once in a while."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def record(line: int, number: int = 0) -> logging.LogRecord:
     return logging.LogRecord("aiokafka.conn", logging.ERROR, "conn.py", line, "no connection to %s", (number,), None)
 
 
-def test_a_repeated_line_comes_through_once_in_the_time_and_others_are_not_held_back() -> None:
+def test_a_repeated_log_line_appears_once_and_others_are_not_held_back() -> None:
     now = 100.0
     seldom = Seldom(every_s=10, clock=lambda: now)
     assert seldom.filter(record(1))
@@ -27,7 +27,7 @@ def test_a_repeated_line_comes_through_once_in_the_time_and_others_are_not_held_
 
 
 def crash(error: BaseException) -> logging.LogRecord:
-    """As Faust logs that a service has ended by this error."""
+    """Return what Faust logs when this error has ended a service."""
     message = "[^---Agent*: watch]: Crashed reason=%r"
     return logging.LogRecord(
         "faust.agents.agent", logging.ERROR, "x.py", 1, message, (error,), (type(error), error, None)

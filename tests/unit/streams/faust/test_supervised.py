@@ -1,4 +1,4 @@
-"""A blocking worker as a service: what it raises is reported once, and a stop waits for it, but not for ever."""
+"""Blocking work as a service: its error is reported once, and a stop waits for it, but not for ever."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paywarden.streams.faust.supervised import SupervisedThread
 
 
 class FakeWorker:
-    """Runs `work` with its stop event; ready unless told otherwise."""
+    """Runs `work` with its stop event. It is ready unless `missing` is filled."""
 
     def __init__(self, work: Callable[[threading.Event], object]) -> None:
         self._work = work
@@ -27,7 +27,7 @@ class FakeWorker:
 
 
 class Ends:
-    """Notes what is reported."""
+    """Notes the errors that are reported."""
 
     def __init__(self) -> None:
         self.errors: list[BaseException] = []
@@ -46,7 +46,7 @@ def fail(_: threading.Event) -> None:
     raise StoreUnavailable("gone")
 
 
-def test_it_runs_in_a_thread_of_its_own_until_it_is_stopped() -> None:
+def test_the_work_runs_in_its_own_thread_until_it_is_stopped() -> None:
     async def check() -> None:
         ends = Ends()
         threads: list[threading.Thread] = []
@@ -69,7 +69,7 @@ def test_it_runs_in_a_thread_of_its_own_until_it_is_stopped() -> None:
     asyncio.run(check())
 
 
-def test_what_it_raises_is_reported_and_it_is_not_started_again() -> None:
+def test_an_exception_is_reported_and_the_work_is_not_started_again() -> None:
     async def check() -> None:
         ends = Ends()
         runs: list[int] = []
@@ -91,7 +91,7 @@ def test_what_it_raises_is_reported_and_it_is_not_started_again() -> None:
     asyncio.run(check())
 
 
-def test_one_that_returns_without_being_asked_is_reported_too() -> None:
+def test_work_that_returns_before_a_stop_is_reported_too() -> None:
     async def check() -> None:
         ends = Ends()
         thread = supervised(FakeWorker(lambda _: None), ends)
@@ -103,7 +103,7 @@ def test_one_that_returns_without_being_asked_is_reported_too() -> None:
     asyncio.run(check())
 
 
-def test_a_stop_waits_for_what_is_in_flight() -> None:
+def test_a_stop_waits_for_work_in_flight() -> None:
     async def check() -> None:
         finished = threading.Event()
         release = threading.Event()
@@ -125,7 +125,7 @@ def test_a_stop_waits_for_what_is_in_flight() -> None:
     asyncio.run(check())
 
 
-def test_what_does_not_stop_in_time_is_abandoned_with_a_word() -> None:
+def test_work_that_does_not_stop_in_time_is_abandoned_and_reported() -> None:
     async def check() -> None:
         release = threading.Event()
         thread = supervised(FakeWorker(lambda _: release.wait()), Ends(), timeout_s=0.05)
@@ -137,7 +137,7 @@ def test_what_does_not_stop_in_time_is_abandoned_with_a_word() -> None:
     asyncio.run(check())
 
 
-def test_a_failure_while_stopping_comes_out_of_the_stop() -> None:
+def test_a_failure_while_stopping_is_raised_by_the_stop() -> None:
     async def check() -> None:
         ends = Ends()
 
@@ -154,7 +154,7 @@ def test_a_failure_while_stopping_comes_out_of_the_stop() -> None:
     asyncio.run(check())
 
 
-def test_its_problems_are_those_of_the_worker() -> None:
+def test_the_service_reports_the_problems_of_its_work() -> None:
     async def check() -> None:
         worker = FakeWorker(lambda stop: stop.wait())
         thread = supervised(worker, Ends())

@@ -1,4 +1,4 @@
-"""Mature days are measured once and in order, told before it is saved that they are, and final ones again."""
+"""Mature days are measured once and in order, and sent before that is saved. Final days are measured again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARM = Arm("m1", "")
 
 
 class World:
-    """The store as workers leave it, and what an evaluator says of it."""
+    """The store as workers leave it, and what an evaluator sends."""
 
     def __init__(self) -> None:
         self.store = MemoryStore()
@@ -51,7 +51,7 @@ class World:
         self.store.write({day_key(source, day): Day(1, {arm: tally}).encode()}, ttl_s=0)
 
     def pass_to(self, day: int, *, but: SourcePartition | None = None) -> None:
-        """All that was on the topics when this day began is worked in."""
+        """Set every head as if all that was on the topics when this day began were worked in."""
         for source in SOURCES:
             if source != but:
                 self.quiet_ms[source] = day * DAY_MS
@@ -63,11 +63,11 @@ class World:
             self.store.write({head_key(source): head.encode()}, ttl_s=0)
 
     def days(self) -> list[tuple[int, int]]:
-        """Maturity and day, relative to the first, of all that was told."""
+        """Return the maturity and the day, relative to the first, of all records sent."""
         return [(one["maturity_days"], one["day_start_time_ms"] // DAY_MS - FIRST_DAY) for one in self.records]
 
 
-def test_a_day_is_evaluated_when_all_partitions_of_both_topics_are_past_its_delay() -> None:
+def test_a_day_is_evaluated_once_all_partitions_are_past_its_delay() -> None:
     world, days = World(), Days(1)
     for day in range(3):
         world.put(FIRST_DAY + day, days.next())
@@ -83,7 +83,7 @@ def test_a_day_is_evaluated_when_all_partitions_of_both_topics_are_past_its_dela
     assert evaluator.step() == 0
 
 
-def test_windows_have_the_days_that_they_say() -> None:
+def test_a_window_covers_the_days_it_names() -> None:
     world, days = World(), Days(2, payments=100)
     for day in range(40):
         world.put(FIRST_DAY + day, days.next())
@@ -106,7 +106,7 @@ def test_partitions_of_both_topics_make_one_tally() -> None:
     assert world.records[0]["windows"][0]["payments"] == 4000
 
 
-def test_a_final_day_is_told_again_with_its_corrections() -> None:
+def test_a_final_day_is_sent_again_with_its_corrections() -> None:
     world, days = World(), Days(4)
     tally = days.next()
     world.put(FIRST_DAY, tally)
@@ -123,7 +123,7 @@ def test_a_final_day_is_told_again_with_its_corrections() -> None:
     assert first["recall"] > 0.5 > last["recall"]
 
 
-def test_what_could_not_be_sent_is_said_again_by_whoever_goes_on() -> None:
+def test_records_that_could_not_be_sent_are_sent_by_the_successor() -> None:
     world, days = World(), Days(5)
     for day in range(30):
         days.recall = 0.8 if day < 28 else 0.2
@@ -163,7 +163,7 @@ def test_two_evaluators_at_once_do_not_both_advance() -> None:
     assert one.step() == 0
 
 
-def test_alerts_of_what_decides_no_more_are_cleared() -> None:
+def test_alerts_of_a_version_that_no_longer_decides_are_cleared() -> None:
     world, days = World(), Days(7)
     for day in range(30):
         days.recall = 0.8 if day < 28 else 0.1
@@ -177,14 +177,14 @@ def test_alerts_of_what_decides_no_more_are_cleared() -> None:
     assert read_evaluated(world.store, SETTINGS)[0].watches == {}
 
 
-def test_evaluation_that_has_never_been_begins_no_further_back_than_is_measured() -> None:
+def test_the_first_evaluation_begins_no_further_back_than_windows_reach() -> None:
     world = World()
     world.put(FIRST_DAY + 998, Days(8).next())
     world.pass_to(FIRST_DAY + 1_010)
     assert world.evaluator().step() <= 2 * 57
 
 
-def test_no_more_versions_and_variants_are_measured_than_there_may_be() -> None:
+def test_only_the_versions_with_the_most_payments_are_measured() -> None:
     world, days = World(), Days(10, payments=50)
     for number in range(ARMS_MAX + 5):
         days.payments = 50 + number

@@ -76,7 +76,7 @@ def test_decisions_of_earlier_releases_have_no_variant() -> None:
 
 
 @pytest.mark.parametrize("variant", ["a b", "x" * 65, "ä", "a\n"])
-def test_a_variant_that_is_no_name_is_refused(variant: str) -> None:
+def test_a_variant_that_is_not_a_valid_name_is_refused(variant: str) -> None:
     with pytest.raises(Misconfigured, match="variant"):
         CompanionSettings(variant=variant)
 
@@ -93,13 +93,13 @@ def test_a_variant_that_is_no_name_is_refused(variant: str) -> None:
         ("arms_max", {"arms_max": 0}),
     ],
 )
-def test_what_is_wrong_in_the_settings_is_named(name: str, values: dict[str, Any]) -> None:
+def test_a_wrong_setting_is_named(name: str, values: dict[str, Any]) -> None:
     with pytest.raises(Misconfigured, match=name):
         OutcomeSettings(**values)
 
 
 @given(payments)
-def test_a_payment_comes_back_from_its_bytes(payment: Payment) -> None:
+def test_a_payment_is_read_back_from_its_bytes(payment: Payment) -> None:
     assert Payment.from_bytes(payment.to_bytes()) == payment
 
 

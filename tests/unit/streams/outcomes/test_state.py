@@ -1,4 +1,4 @@
-"""Outcomes joined in the store: whatever fails, whoever works, the tallies are those of a recount."""
+"""Outcomes joined in the store: whatever fails and whichever workers run, the tallies equal a recount."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ NOON_MS = FIRST_DAY * DAY_MS + DAY_MS // 2
 
 
 class ShakyStore(MemoryStore):
-    """Fails when told to, before a write, in the middle or after it; lets others work between any two calls."""
+    """Fails as planned: before a write, in the middle or after it. Lets others work between any two calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class ShakyStore(MemoryStore):
         if what == "before":
             raise StoreUnavailable("away")
         if what == "partly":
-            # As over several nodes: some records are written.
+            # Some records are written, as if they lay on several nodes.
             values = dict(list(values.items())[::2])
         super().write(values, ttl_s=ttl_s, versions=versions)
         if what in ("after", "partly"):
@@ -77,7 +77,7 @@ class ShakyStore(MemoryStore):
 
 
 class World:
-    """Two topics with all that is on them, and workers that come and go."""
+    """Two topics with all their records, and workers that come and go."""
 
     def __init__(self, decisions: Sequence[Record] = (), outcomes: Sequence[Record] = ()) -> None:
         self.store = ShakyStore()
@@ -86,19 +86,19 @@ class World:
             for topic, records in ((DECISIONS, decisions), (OUTCOMES, outcomes))
             for partition, rows in enumerate(by_partition(records, PARTITIONS[topic]))
         }
-        # Of each partition all who ever had it, the newest last.
+        # All owners each partition ever had, the newest last.
         self.owners: dict[SourcePartition, list[OutcomeWork]] = {source: [] for source in SOURCES}
         self.busy: list[OutcomeWork] = []
 
     def take(self, source: SourcePartition, settings: OutcomeSettings = SETTINGS) -> OutcomeWork:
-        head = take_over(self.store, source, settings)
+        checkpoint = take_over(self.store, source, settings)
         reading = StateReading(source.topic, settings, RATES)
-        owner = OutcomeWork(self.store, source, head, reading=reading, settings=settings)
+        owner = OutcomeWork(self.store, source, checkpoint, reading=reading, settings=settings)
         self.owners[source].append(owner)
         return owner
 
     def feed(self, owner: OutcomeWork, count: int) -> None:
-        """The next records, some before them again."""
+        """Feed the next records, and some before them again."""
         rows = self.logs[owner.source]
         first = max(0, owner.next_offset - 2)
         for offset in range(first, min(len(rows), owner.next_offset + len(owner) + count)):
@@ -106,7 +106,7 @@ class World:
         owner.hand_over(0)
 
     def finish(self) -> None:
-        """New owners work in all there is."""
+        """Let new owners work in all records."""
         self.store.failures, self.store.others = [], []
         for source in SOURCES:
             owner = self.take(source)
@@ -122,7 +122,7 @@ class World:
 
 
 def try_to_save(world: World, source: SourcePartition, which: int, count: int) -> None:
-    """An owner of a partition, perhaps one that has it no more, reads on and saves; one that fails is gone."""
+    """Let an owner of a partition, perhaps a former one, read on and save. An owner that fails is gone."""
     owners = [owner for owner in world.owners[source] if owner not in world.busy]
     try:
         owner = owners[which % len(owners)] if owners else world.take(source)
@@ -133,7 +133,7 @@ def try_to_save(world: World, source: SourcePartition, which: int, count: int) -
     try:
         owner.save(0)
     except StoreUnavailable:
-        # It may try again, or be gone.
+        # The owner may try again, or be gone.
         if which % 2:
             world.owners[source].remove(owner)
     except StoreConflict:
@@ -156,7 +156,7 @@ steps = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 50), steps)
-def test_tallies_are_those_of_a_recount_whoever_dies_and_works_at_the_same_time(
+def test_tallies_equal_a_recount_despite_crashes_and_concurrent_owners(
     seed: int,
     plan: list[tuple[tuple[SourcePartition, int, int], bool, list[str], list[tuple[SourcePartition, int, int]]]],
 ) -> None:
@@ -199,7 +199,7 @@ def test_either_topic_may_come_first(first: str) -> None:
     assert (totals["decided"], totals["waited"], totals["labelled"]) == ((1, 1, 1) if first == DECISIONS else (1, 2, 0))
 
 
-def test_what_comes_again_or_is_older_or_too_late_changes_nothing() -> None:
+def test_repeated_older_and_late_outcomes_change_nothing() -> None:
     decisions = [decision("p1", NOON_MS), decision("p1", NOON_MS + 5, action="decline")]
     outcomes = [
         outcome("p1", NOON_MS + 9 * DAY_MS, "fraud"),
@@ -244,7 +244,7 @@ def test_versions_and_variants_beyond_the_limit_are_counted_together() -> None:
     assert found == {Arm("m0", ""): 1, Arm("m1", ""): 1, OTHER_ARM: 4}
 
 
-def test_an_amount_without_a_rate_is_counted_as_none() -> None:
+def test_an_amount_without_a_rate_counts_as_zero() -> None:
     decisions = [decision("p0", NOON_MS, currency="XXX"), decision("p2", NOON_MS, amount_minor=-5)]
     world = joined(decisions, [])
     (tally,) = world.cells().values()
@@ -252,7 +252,7 @@ def test_an_amount_without_a_rate_is_counted_as_none() -> None:
     assert world.totals()["without_amount"] == 2
 
 
-def test_a_damaged_record_of_a_payment_is_counted_as_that_and_holds_up_nobody() -> None:
+def test_a_damaged_payment_record_is_counted_and_holds_nothing_up() -> None:
     world = World([decision("p0", NOON_MS), decision("p2", NOON_MS)])
     world.store.write({payment_key("p0"): b"damaged"}, ttl_s=0)
     owner = world.take(SourcePartition(DECISIONS, 0))
@@ -261,7 +261,7 @@ def test_a_damaged_record_of_a_payment_is_counted_as_that_and_holds_up_nobody() 
     assert (world.totals()["unreadable"], world.totals()["decided"]) == (1, 1)
 
 
-def test_an_old_owner_meets_a_conflict() -> None:
+def test_a_former_owner_meets_a_conflict() -> None:
     world = World([decision("p0", NOON_MS), decision("p2", NOON_MS)])
     old = world.take(SourcePartition(DECISIONS, 0))
     world.take(SourcePartition(DECISIONS, 0))
@@ -270,7 +270,7 @@ def test_an_old_owner_meets_a_conflict() -> None:
         old.save(0)
 
 
-def test_quiet_is_said_only_when_all_that_came_before_is_worked_in() -> None:
+def test_the_quiet_mark_waits_until_all_rows_are_worked_in() -> None:
     world = World()
     owner = world.take(SourcePartition(DECISIONS, 0))
     for offset in range(2_100):
@@ -283,7 +283,7 @@ def test_quiet_is_said_only_when_all_that_came_before_is_worked_in() -> None:
     assert not owner.has_news
 
 
-def test_a_payment_id_longer_than_a_key_has_a_place() -> None:
+def test_a_payment_id_longer_than_a_key_is_stored() -> None:
     name = "p" + "0" * 600
     world = joined([decision(name, NOON_MS)], [outcome(name, NOON_MS + 1, "fraud")])
     assert world.totals()["labelled"] == 1

@@ -1,4 +1,4 @@
-"""A drop of precision, recall or average precision is told once, clears when it is over, and chance is no drop."""
+"""A drop of precision, recall or average precision is one alert, which clears after the recovery. Chance is no drop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST_DAY = 20_000
 
 
 class World:
-    """Days one after the other, and the watch that looks at them."""
+    """Days one after the other, and the watch that evaluates them."""
 
     def __init__(self, days: Days, settings: OutcomeSettings = SETTINGS, arm: Arm = ARM) -> None:
         self.days, self.settings, self.day = days, settings, FIRST_DAY
@@ -38,7 +38,7 @@ class World:
         return told
 
 
-def test_a_drop_is_one_alert_that_clears_when_it_is_over() -> None:
+def test_a_drop_is_one_alert_that_clears_after_the_recovery() -> None:
     world = World(Days(1))
     assert world.pass_days(40) == []
     world.days.recall = 0.3
@@ -58,7 +58,7 @@ def test_a_drop_is_one_alert_that_clears_when_it_is_over() -> None:
     assert world.watch.open_alerts == []
 
 
-def test_a_drop_of_precision_is_told_as_that() -> None:
+def test_a_drop_of_precision_is_named_precision() -> None:
     world = World(Days(2))
     world.pass_days(30)
     world.days.wrongly_declined = 0.05
@@ -67,7 +67,7 @@ def test_a_drop_of_precision_is_told_as_that() -> None:
     assert world.watch.open_alerts[0].subject in ("outcome:precision", "outcome:average_precision")
 
 
-def test_what_becomes_better_is_no_alert() -> None:
+def test_an_improvement_raises_no_alert() -> None:
     world = World(Days(3))
     world.days.recall = 0.4
     world.pass_days(30)
@@ -75,14 +75,14 @@ def test_what_becomes_better_is_no_alert() -> None:
     assert world.pass_days(40) == []
 
 
-def test_a_drop_too_small_to_matter_is_no_alert() -> None:
+def test_a_drop_too_small_to_matter_raises_no_alert() -> None:
     world = World(Days(4, payments=100_000))
     world.pass_days(30)
     world.days.recall = 0.77
     assert world.pass_days(40) == []
 
 
-def test_days_with_few_frauds_are_looked_at_together() -> None:
+def test_days_with_few_frauds_are_evaluated_together() -> None:
     world = World(Days(5, payments=300))
     assert world.pass_days(60) == []
     world.days.recall = 0.1
@@ -91,7 +91,7 @@ def test_days_with_few_frauds_are_looked_at_together() -> None:
     assert raised[0].count >= SETTINGS.frauds_min
 
 
-def test_an_alert_lives_while_days_are_gathered() -> None:
+def test_an_alert_stays_open_while_days_are_gathered() -> None:
     world = World(Days(15, payments=120))
     world.pass_days(80)
     world.days.recall = 0.0
@@ -99,14 +99,14 @@ def test_an_alert_lives_while_days_are_gathered() -> None:
     assert [alert.state for alert in told if alert.state is not State.ESCALATED] == [State.RAISED]
 
 
-def test_nothing_is_told_before_there_is_a_reference() -> None:
+def test_no_alert_is_raised_before_there_is_a_reference() -> None:
     world = World(Days(6), OutcomeSettings(reference_days=20))
     world.pass_days(10)
     world.days.recall = 0.1
     assert world.pass_days(9) == []
 
 
-def test_a_variant_is_the_segment_of_its_alerts() -> None:
+def test_a_variant_becomes_the_segment_of_its_alerts() -> None:
     world = World(Days(7), arm=Arm("m1", "b"))
     world.pass_days(30)
     world.days.recall = 0.1
@@ -118,7 +118,7 @@ def test_a_variant_is_the_segment_of_its_alerts() -> None:
 
 
 @pytest.mark.parametrize("days_before", [10, 20, 33, 36])
-def test_the_state_comes_back_and_says_the_same(days_before: int) -> None:
+def test_a_restored_watch_raises_the_same_alerts(days_before: int) -> None:
     one, other = World(Days(8)), World(Days(8))
     for world in (one, other):
         world.days.recall = 0.8
@@ -134,7 +134,7 @@ def test_the_state_comes_back_and_says_the_same(days_before: int) -> None:
     assert told[0]
 
 
-def test_without_a_change_there_are_no_more_alarms_than_the_setting_says() -> None:
+def test_false_alarms_are_no_more_frequent_than_the_setting() -> None:
     settings = OutcomeSettings(false_alarm_days=30.0, drop_min=0.01, drop_warning=0.2)
     alarms, days = 0, 250
     for seed in range(8):

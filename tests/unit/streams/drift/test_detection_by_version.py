@@ -1,4 +1,4 @@
-"""Detection of several model versions: apart, kept together, and over when a model is."""
+"""Several model versions are watched apart and stored together. The alerts of a version end with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paywarden.models.drift.signals import Block, Signal
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
 from paywarden.streams.alerts.records import Acknowledgement
-from paywarden.streams.drift.watches import DriftWatches
+from paywarden.streams.drift.detection import DriftWatches
 from tests.worlds.drift_world import SIGNALS, World
 
 FIVE_MS = LENGTHS_MS[0]
@@ -39,7 +39,7 @@ def with_an_open_alert() -> tuple[DriftWatches, dict[str, World]]:
     return watches, worlds
 
 
-def test_a_new_version_in_the_middle_of_an_hour_has_alerts_of_its_own() -> None:
+def test_a_new_version_in_the_middle_of_an_hour_has_its_own_alerts() -> None:
     watches, worlds = watches_of(), {"model-1": World(1)}
     run(watches, worlds, 7)
     # The new model scores another way than its own training says; the old one goes on as before.
@@ -61,7 +61,7 @@ def test_the_state_of_all_versions_comes_back_as_it_was() -> None:
     assert [alert for found in blocks for alert in other.step(found, found["model-1"].end_ms)] == told
 
 
-def test_from_no_state_all_begin_anew() -> None:
+def test_without_a_state_all_watches_begin_anew() -> None:
     watches, _ = with_an_open_alert()
     watches.restore(b"")
     assert watches.open_alerts == []
@@ -69,7 +69,7 @@ def test_from_no_state_all_begin_anew() -> None:
 
 
 @pytest.mark.parametrize("signals", [{"model-1": SIGNALS}, {"model-1": SIGNALS, "model-2": SIGNALS[:-1]}])
-def test_alerts_of_a_version_that_is_watched_no_more_are_cleared(signals: Mapping[str, Sequence[Signal]]) -> None:
+def test_alerts_of_a_version_that_is_no_longer_watched_are_cleared(signals: Mapping[str, Sequence[Signal]]) -> None:
     watches, worlds = with_an_open_alert()
     other = watches_of(signals)
     other.restore(watches.to_bytes())
@@ -85,7 +85,7 @@ def test_a_version_without_a_decision_for_a_day_has_no_open_alerts() -> None:
     assert watches.step({}, end_ms + DAY_MS - FIVE_MS) == []
     assert [alert.state for alert in watches.step({}, end_ms + DAY_MS)] == [State.CLEARED]
     assert watches.open_alerts == []
-    # And nothing is kept of any.
+    # Nothing is kept of either version.
     assert watches.to_bytes() == b""
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_state_is_refused_and_changes_nothing(cut: int) -> None:
     assert watches.to_bytes() == state
 
 
-def test_blocks_of_a_version_that_is_not_watched_are_left_alone() -> None:
+def test_blocks_of_a_version_without_signals_are_ignored() -> None:
     world = World(1)
     block: Block = world.block()
     assert watches_of({}).step({"model-9": block}, block.end_ms) == []
