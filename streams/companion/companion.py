@@ -37,11 +37,12 @@ from paywarden.streams.companion.changelog_reader import read_changes
 from paywarden.streams.companion.cursors import HostIdentity
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
-from paywarden.streams.companion.shipping import shipper_of
-from paywarden.streams.kafka.admin import end_offsets, make_admin, partitions_of
-from paywarden.streams.kafka.client import KafkaSettings, PartitionId
+from paywarden.streams.companion.shipping import ShippingOptions, shipper_of
+from paywarden.streams.kafka.admin import end_offsets
+from paywarden.streams.kafka.client import PartitionId
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.end_offsets import EndsWatch
-from paywarden.streams.kafka.reading import Record, consume, make_consumer
+from paywarden.streams.kafka.reading import Record, consume
 from paywarden.streams.kafka.stall_detector import StallWatch, named
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
 from paywarden.streams.profiles.metrics import objectives_ms
@@ -89,29 +90,44 @@ class CompanionSettings:
             )
 
 
+@dataclass(frozen=True)
+class HostFiles:
+    """The files that the companion shares with the scoring workers of its host."""
+
+    mirror: MirrorSettings
+    outbox: OutboxSettings
+    # How long the outbox keeps a decision after it is shipped.
+    outbox_keep_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class FillSource:
+    """The profile store that a new mirror is filled from. Nothing here is called while the mirror is complete.
+
+    `look` returns which profile set is live, `open_store` opens it, and `watch_scan` may show the scan's progress.
+    """
+
+    look: Callable[[], LiveSet]
+    open_store: Callable[[LiveSet], ProfileStore]
+    watch_scan: Callable[[str], AbstractContextManager[ScanProgress]] = lambda _: nullcontext(lambda *_: None)
+
+
 class Companion:
     """Runs in one thread beside the scoring workers of a host."""
 
     def __init__(
         self,
         *,
-        kafka: KafkaSettings,
+        clients: KafkaClients,
         settings: CompanionSettings,
-        mirror: MirrorSettings,
-        outbox: OutboxSettings,
+        files: HostFiles,
         ids: SchemaIds,
         entities: tuple[str, ...],
-        look: Callable[[], LiveSet],
-        open_store: Callable[[LiveSet], ProfileStore],
-        outbox_keep_s: float = 0.0,
+        fill: FillSource,
         registry: CollectorRegistry | None = None,
-        watch_scan: Callable[[str], AbstractContextManager[ScanProgress]] | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`look` says which profile set is live and `open_store` opens it, both only when a new mirror is filled.
-
-        `outbox_keep_s`: for how long decisions are kept after they are shipped. `registry` gets the metrics.
-        `watch_scan` may show how a new mirror is filled.
+        """`registry` gets the metrics.
 
         Raises Misconfigured, BrokerUnavailable.
         """
@@ -120,12 +136,11 @@ class Companion:
         self._metrics = CompanionMetrics(
             registry or CollectorRegistry(), freshness_objectives_ms(settings, entities), self.health
         )
-        self._look, self._open_store = look, open_store
-        self._watch_scan = watch_scan or (lambda _: nullcontext(lambda *_: None))
-        self._topic = kafka.topic("profiles")
-        self._partitions = partitions_of(kafka, "profiles")
-        self._mirror, self._mirror_limit_bytes = MirrorWriter(mirror), mirror.size_mb << 20
-        self._kafka = kafka
+        self._fill = fill
+        self._topic = clients.topic("profiles")
+        self._partitions = clients.partitions("profiles")
+        self._mirror, self._mirror_limit_bytes = MirrorWriter(files.mirror), files.mirror.size_mb << 20
+        self._clients = clients
         self._consumer = self._new_consumer()
         self._decoder = Decoder("profiles", ids)
         self._progress = CopyProgress(
@@ -133,16 +148,16 @@ class Companion:
             (
                 progress_key(entity, partition)
                 for entity in entities
-                for partition in partitions_of(kafka, repartition_topic(entity))
+                for partition in clients.partitions(repartition_topic(entity))
             ),
         )
         encoder = Encoder("decisions", ids.id_of("decisions"))
-        self._identity = HostIdentity(Path(outbox.directory))
-        partitions_of(kafka, CURSORS_TOPIC)
-        self._shipper = shipper_of(
-            outbox, kafka, self._identity, encoder=encoder, keep_s=outbox_keep_s, variant=settings.variant
-        )
-        self._ends = EndsWatch(make_admin(kafka), self._topic, self._positions)
+        self._identity = HostIdentity(Path(files.outbox.directory))
+        # Raises unless the topic is there.
+        clients.partitions(CURSORS_TOPIC)
+        options = ShippingOptions(keep_s=files.outbox_keep_s, variant=settings.variant)
+        self._shipper = shipper_of(files.outbox, clients, self._identity, encoder=encoder, options=options)
+        self._ends = EndsWatch(clients.admin, self._topic, self._positions)
         self._stalls = StallWatch(settings.stall_timeout_s)
         self._to_reach: dict[int, int] = {}
         self._read_to: dict[int, int] = {}
@@ -216,7 +231,7 @@ class Companion:
         self._follow(self._read_to)
 
     def _new_consumer(self) -> Consumer:
-        return make_consumer(self._kafka, group_id="paywarden-companion")
+        return self._clients.consumer(group_id="paywarden-companion")
 
     def _follow(self, positions: Mapping[int, int]) -> None:
         self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
@@ -255,13 +270,13 @@ class Companion:
         """
         while not stop.is_set():
             try:
-                live = self._look()
+                live = self._fill.look()
                 if live.next is not None:
                     self._wait_because("another profile set is being swapped in; the mirror is filled after that", stop)
                     continue
                 ends = end_offsets(self._consumer, self._topic, self._partitions)
                 self._scan_store(live)
-                if self._look() == live:
+                if self._fill.look() == live:
                     return ends
                 self._mirror.clear()
             except StoreUnavailable as error:
@@ -277,13 +292,13 @@ class Companion:
         stop.wait(_LOOK_AGAIN_S)
 
     def _scan_store(self, live: LiveSet) -> None:
-        store = self._open_store(live)
+        store = self._fill.open_store(live)
         self.health.obstacle = "the mirror is being filled from the store"
         started = time.monotonic()
         count = 0
         try:
             for entity in self._entities:
-                with self._watch_scan(f"{entity} profiles into the mirror") as progress:
+                with self._fill.watch_scan(f"{entity} profiles into the mirror") as progress:
                     for batch in in_batches(store.scan(entity, progress=progress), _FILL_BATCH):
                         self._mirror.apply(dict(batch), {})
                         count += len(batch)

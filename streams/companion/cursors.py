@@ -17,9 +17,10 @@ from pathlib import Path
 from confluent_kafka import TopicPartition
 
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
-from paywarden.streams.kafka.admin import make_admin, partitions_of, written_end_offsets
-from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings
-from paywarden.streams.kafka.reading import consume, make_consumer
+from paywarden.streams.kafka.admin import written_end_offsets
+from paywarden.streams.kafka.client import REACH_TIMEOUT_S
+from paywarden.streams.kafka.clients import KafkaClients
+from paywarden.streams.kafka.reading import consume
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 
 # A read waits for transactions of other hosts that are open, and those of a host that has died run out first.
@@ -97,17 +98,17 @@ def cursor_key(host: str, worker: str) -> bytes:
     return f"{host}/{worker}".encode()
 
 
-def read_cursors(kafka: KafkaSettings, host: str) -> dict[str, ShippedTo]:
+def read_cursors(clients: KafkaClients, host: str) -> dict[str, ShippedTo]:
     """By worker, how far a host's outboxes are shipped.
 
     Everything that is committed when this is called is read, whatever transaction of another host is still open before
     it. Raises BrokerUnavailable, Misconfigured.
     """
-    topic = kafka.topic(CURSORS_TOPIC)
-    ends = written_end_offsets(make_admin(kafka), topic, partitions_of(kafka, CURSORS_TOPIC))
+    topic = clients.topic(CURSORS_TOPIC)
+    ends = written_end_offsets(clients.admin, topic, clients.partitions(CURSORS_TOPIC))
     found: dict[str, ShippedTo] = {}
     prefix = cursor_key(host, "")
-    consumer = make_consumer(kafka, group_id="paywarden-companion")
+    consumer = clients.consumer(group_id="paywarden-companion")
     try:
         consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
         left = {partition for partition, end in ends.items() if end > 0}

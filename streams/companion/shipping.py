@@ -7,7 +7,7 @@ whatever an earlier companion of this host still has on the way.
 
 1. Start: fence off earlier companions (`init_transactions`), which also ends their open transaction one way or the
    other; then read the cursors. They say what is on the topic, whatever happened before.
-2. A transaction: what is new in every outbox, at most TRANSACTION_MAX decisions, then the cursor of each outbox that
+2. A transaction: what is new in every outbox, at most `transaction_max` decisions, then the cursor of each outbox that
    has moved. No more often than TRANSACTION_EVERY_S: each costs the broker a marker in every partition.
 3. When it is committed, the positions move on and, now and then, are noted beside the outbox: by that the writer knows
    what is not shipped, and what is shipped and old enough is deleted.
@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
@@ -40,21 +41,17 @@ from paywarden.streams.companion.cursors import (
     cursor_key,
     read_cursors,
 )
-from paywarden.streams.kafka.client import KafkaSettings, reason_of
-from paywarden.streams.kafka.producers import make_transactional_producer
+from paywarden.streams.kafka.client import reason_of
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 
 _log = logging.getLogger(__name__)
 
-# Decisions in a transaction: about 5 MB, and a fraction of a second's work.
-TRANSACTION_MAX = 5_000
 TRANSACTION_EVERY_S = 0.04
 # The cursor beside the outbox is synced to disk each time it is stored.
 CURSOR_EVERY_S = 0.2
 # How long one round waits for the broker: the mirror waits as long.
 _WAIT_S = 0.05
-# After a failed start or a lost producer.
-_AGAIN_AFTER_S = 1.0
 # Producers lost in a row, without a transaction committed in between, before that is no accident any more.
 _PRODUCERS_LOST_MAX = 10
 
@@ -67,6 +64,20 @@ class TransactionalProducer(Protocol):
     def produce(self, topic: str, value: bytes, *, key: str | bytes) -> None: ...
     def commit_transaction(self, timeout: float) -> None: ...
     def abort_transaction(self, timeout: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class ShippingOptions:
+    """What the shipper keeps, what it adds to each decision, and how it is paced."""
+
+    # How long the outbox keeps a decision after it is shipped.
+    keep_s: float = 0.0
+    # The name of what this host serves; it goes into every decision.
+    variant: str = ""
+    # At most this many decisions go into one transaction: about 5 MB, and a fraction of a second's work.
+    transaction_max: int = 5_000
+    # The pause after a failed start or a lost producer.
+    again_after_s: float = 1.0
 
 
 class Shipment:
@@ -153,14 +164,11 @@ class Shipper:
         topic: str,
         cursors_topic: str,
         encoder: Encoder,
-        keep_s: float,
-        variant: str = "",
+        options: ShippingOptions,
     ) -> None:
-        """`keep_s`: for how long the outbox keeps what is shipped. `variant`: what the host serves."""
-        self._settings, self._host, self._keep_s = settings, host, keep_s
+        self._settings, self._host, self._options = settings, host, options
         self._make_producer, self._read_cursors = make_producer, read_cursors
         self._topic, self._cursors_topic, self._encoder = topic, cursors_topic, encoder
-        self._variant = variant
         self._producer: TransactionalProducer | None = None
         self._state = _State.NEW
         self._cursors: Mapping[str, ShippedTo] = {}
@@ -228,7 +236,7 @@ class Shipper:
             self._cursors = self._read_cursors()
         except BrokerUnavailable as error:
             self._say(str(error))
-            self._producer, self._due = None, time.monotonic() + _AGAIN_AFTER_S
+            self._producer, self._due = None, time.monotonic() + self._options.again_after_s
             return
         self._state = _State.IDLE
         # Of those that were there before the last producer was lost, too: what its transaction came to is known now.
@@ -240,7 +248,7 @@ class Shipper:
     def _add(self, worker: str) -> None:
         _log.info("companion: shipping the outbox of %s", worker)
         remote = self._cursors.get(worker)
-        self._shipments[worker] = Shipment(self._settings, worker, remote, keep_s=self._keep_s)
+        self._shipments[worker] = Shipment(self._settings, worker, remote, keep_s=self._options.keep_s)
 
     def _send(self, now: float) -> int:
         """A transaction with what is new, and its commit begun; how many decisions that are."""
@@ -249,17 +257,17 @@ class Shipper:
         for shipment in self._in_turn():
             # A round that failed before its transaction was begun has read what it did not send.
             shipment.rewind()
-            entries += shipment.read(TRANSACTION_MAX - len(entries))
+            entries += shipment.read(self._options.transaction_max - len(entries))
             shipment.keep()
         self._carried = [shipment for shipment in self._shipments.values() if shipment.is_moved]
         if not self._carried:
             return 0
-        self._due = now + TRANSACTION_EVERY_S if len(entries) < TRANSACTION_MAX else now
+        self._due = now + TRANSACTION_EVERY_S if len(entries) < self._options.transaction_max else now
         self._producer.begin_transaction()
         # From here on it is open, and a failure of any kind aborts it.
         self._state, self.under_way = _State.ABORTING, len(entries)
         for entry in entries:
-            value = self._encoder.encode(decision_of(entry, self._variant))
+            value = self._encoder.encode(decision_of(entry, self._options.variant))
             self._producer.produce(self._topic, value, key=entry.request.payment_id)
         now_ms = time.time_ns() // 1_000_000
         for shipment in self._carried:
@@ -312,7 +320,7 @@ class Shipper:
             raise BrokerUnavailable(f"decisions cannot be shipped (is there a copy of this host's outbox?): {reason}")
         self._say(f"the producer of decisions has ended and begins anew: {reason}")
         self._producer, self._state, self.under_way = None, _State.NEW, 0
-        self._due = time.monotonic() + _AGAIN_AFTER_S
+        self._due = time.monotonic() + self._options.again_after_s
 
     def _say(self, trouble: str) -> None:
         """Once, until something has been shipped again."""
@@ -323,29 +331,26 @@ class Shipper:
 
 def shipper_of(
     settings: OutboxSettings,
-    kafka: KafkaSettings,
+    clients: KafkaClients,
     identity: HostIdentity,
     *,
     encoder: Encoder,
-    keep_s: float,
-    variant: str = "",
+    options: ShippingOptions,
 ) -> Shipper:
     """The shipping of this host to this cluster."""
     return Shipper(
         settings,
         host=identity.host,
-        make_producer=lambda: make_transactional_producer(
-            kafka,
-            f"{kafka.topic_prefix}paywarden-outbox-{identity.host}",
+        make_producer=lambda: clients.transactional_producer(
+            f"{clients.settings.topic_prefix}paywarden-outbox-{identity.host}",
             linger_ms=5,
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
         ),
-        read_cursors=lambda: read_cursors(kafka, identity.host),
-        topic=kafka.topic("decisions"),
-        cursors_topic=kafka.topic(CURSORS_TOPIC),
+        read_cursors=lambda: read_cursors(clients, identity.host),
+        topic=clients.topic("decisions"),
+        cursors_topic=clients.topic(CURSORS_TOPIC),
         encoder=encoder,
-        keep_s=keep_s,
-        variant=variant,
+        options=options,
     )
 
 

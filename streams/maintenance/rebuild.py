@@ -18,18 +18,18 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from threading import Event
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from paywarden.features.stores.base import ProfileStore, in_batches
 from paywarden.features.stores.profile_sets import LiveSet, ProfileSets, SetStores, spoken
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, TemporaryFailure
-from paywarden.streams.kafka.admin import make_admin, offsets_at, partitions_of, stable_end_offsets
-from paywarden.streams.kafka.client import KafkaSettings, reason_of
+from paywarden.streams.kafka.admin import offsets_at, stable_end_offsets
+from paywarden.streams.kafka.client import reason_of
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
-from paywarden.streams.kafka.reading import make_consumer
 from paywarden.streams.kafka.stall_detector import named
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topics import create_repartition_topics
@@ -42,12 +42,22 @@ _log = logging.getLogger(__name__)
 SOURCES = ("payments", "outcomes")
 # When what came during one round of catching up takes no longer than this, the swap can begin.
 _SHORT_ROUND_S = 5.0
-_LOOK_EVERY_S = 0.5
 _PUBLISH_BATCH = 10_000
 _FLUSH_TIMEOUT_S = 60.0
 
 # Told how many records of the topics are worked in, and how many there are.
 RebuildProgress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class RebuildOptions:
+    """How the set's topics are made, and how long the rebuild waits for the live workers to leave."""
+
+    # Brokers that hold each record of the set's repartition topics.
+    replication: int
+    leave_patience_s: float = 120.0
+    # How often the rebuild looks how far it has come, and whether the workers have left.
+    look_every_s: float = 0.5
 
 
 class Rebuild:
@@ -57,22 +67,20 @@ class Rebuild:
         self,
         name: str,
         *,
-        kafka: KafkaSettings,
+        clients: KafkaClients,
         settings: StreamSettings,
         entities: Sequence[str],
         sets: ProfileSets,
         stores: SetStores,
         open_pipeline: Callable[[str], AbstractContextManager[Pipeline]],
         open_changelog: Callable[[Sender], Changelog],
-        replication: int,
-        leave_patience_s: float = 120.0,
+        options: RebuildOptions,
     ) -> None:
-        """`open_pipeline` makes a worker of a set that publishes nothing. `leave_patience_s`: for the live workers."""
-        self.name, self._kafka, self._settings, self._entities = name, kafka, settings, entities
+        """`open_pipeline` makes a worker of a profile set that publishes nothing."""
+        self.name, self._clients, self._settings, self._entities = name, clients, settings, entities
         self._sets, self._stores = sets, stores
         self._open_pipeline, self._open_changelog = open_pipeline, open_changelog
-        self._replication, self._leave_patience_s = replication, leave_patience_s
-        self._admin: AdminClient = make_admin(kafka)
+        self._options = options
 
     def create(self, *, now_ms: int, from_ms: int | None) -> None:
         """Step 1. `from_ms`: the arrival on Kafka of the first record that counts; None for all there are.
@@ -81,10 +89,10 @@ class Rebuild:
         """
         live = self._sets.read()
         counts = {
-            repartition_topic(entity, self.name): len(partitions_of(self._kafka, repartition_topic(entity, live.name)))
+            repartition_topic(entity, self.name): len(self._clients.partitions(repartition_topic(entity, live.name)))
             for entity in self._entities
         }
-        create_repartition_topics(self._kafka, counts, self._replication)
+        create_repartition_topics(self._clients.settings, counts, self._options.replication)
         if from_ms is not None:
             self._begin_at(from_ms)
         # Last: a set that is entered can be gone on with.
@@ -123,7 +131,7 @@ class Rebuild:
         live = self._sets.read()
         if live.next != self.name:
             raise Misconfigured(f"profile set {spoken(self.name)} is not being swapped in")
-        if count := self._members_left(live, lambda: time.sleep(_LOOK_EVERY_S)):
+        if count := self._members_left(live, lambda: time.sleep(self._options.look_every_s)):
             raise TemporaryFailure(f"{count} workers of the live set do not leave: try again when they have")
         self._publish(live.name, instead_of=self.name)
         return self._sets.abort_swap(live)
@@ -132,10 +140,10 @@ class Rebuild:
 
     def _begin_at(self, from_ms: int) -> None:
         """Have the set's group begin at the first record of each partition that arrived then or later."""
-        consumer: Consumer = make_consumer(self._kafka, group_id=self._settings.group_of(self.name))
+        consumer: Consumer = self._clients.consumer(group_id=self._settings.group_of(self.name))
         try:
             for source in SOURCES:
-                topic = self._kafka.topic(source)
+                topic = self._clients.topic(source)
                 # Where nothing came since, the group begins at the end.
                 found = offsets_at(consumer, topic, self._ends([source])[topic], from_ms)
                 first = [TopicPartition(topic, partition, offset) for partition, offset in found.items()]
@@ -172,7 +180,7 @@ class Rebuild:
                 progress(total - missing, total)
                 if missing == 0:
                     return True
-                look_at = time.monotonic() + _LOOK_EVERY_S
+                look_at = time.monotonic() + self._options.look_every_s
             if stop.is_set():
                 return False
             pipeline.step(stop)
@@ -184,8 +192,8 @@ class Rebuild:
     def _ends(self, topics: Sequence[str]) -> dict[str, Mapping[int, int]]:
         ends: dict[str, Mapping[int, int]] = {}
         for name in topics:
-            topic = self._kafka.topic(name)
-            ends[topic] = stable_end_offsets(self._admin, topic, partitions_of(self._kafka, name))
+            topic = self._clients.topic(name)
+            ends[topic] = stable_end_offsets(self._clients.admin, topic, self._clients.partitions(name))
         return ends
 
     # Swapping
@@ -197,14 +205,14 @@ class Rebuild:
             self._sets.abort_swap(live)
             raise TemporaryFailure(
                 f"{count} workers of group {self._settings.group_of(live.name)} did not leave in "
-                f"{self._leave_patience_s:g} s: the swap is given up"
+                f"{self._options.leave_patience_s:g} s: the swap is given up"
             )
 
     def _members_left(self, live: LiveSet, meanwhile: Callable[[], object]) -> int:
         """How many workers are still in the live set's group when patience ends; 0 as soon as all have left it."""
-        deadline = time.monotonic() + self._leave_patience_s
+        deadline = time.monotonic() + self._options.leave_patience_s
         group = self._settings.group_of(live.name)
-        while (count := members_of(self._admin, group)) > 0 and time.monotonic() <= deadline:
+        while (count := members_of(self._clients.admin, group)) > 0 and time.monotonic() <= deadline:
             meanwhile()
         return count
 
@@ -213,7 +221,7 @@ class Rebuild:
 
         No worker writes there now, so what is sent is the newest of its key.
         """
-        sender = Sender(self._kafka, linger_ms=20)
+        sender = self._clients.sender(linger_ms=20)
         changelog = self._open_changelog(sender)
         with closing(self._stores.open(name, readonly=True)) as chosen:
             for entity in self._entities:

@@ -22,6 +22,9 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.clients import KafkaClients
+
 Place = tuple[str, int]
 Callback = Callable[[Any, list[TopicPartition]], None]
 
@@ -62,7 +65,7 @@ class FakeMessage:
 
 
 @dataclass
-class DecisionCache:
+class CommitAnswer:
     """A partition as a commit answers it."""
 
     topic: str
@@ -77,6 +80,8 @@ class FakeBroker:
 
     records: dict[Place, list[FakeMessage]] = field(default_factory=dict)
     committed: dict[Place, int] = field(default_factory=dict)
+    # How many partitions a topic has; one, unless it is named here.
+    partition_counts: dict[str, int] = field(default_factory=dict)
     # Control records of transactions behind the last record: they have offsets, and nobody sees them.
     unseen: dict[Place, int] = field(default_factory=dict)
 
@@ -91,10 +96,15 @@ class FakeBroker:
 
 
 class FakeAdmin:
-    """As much of `AdminClient` as asks where partitions end; it answers at once."""
+    """The questions of `AdminClient` about partitions and their ends, answered at once."""
 
     def __init__(self, broker: FakeBroker) -> None:
         self._broker = broker
+
+    def list_topics(self, topic: str, timeout: float) -> SimpleNamespace:
+        del timeout
+        partitions = dict.fromkeys(range(self._broker.partition_counts.get(topic, 1)))
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions=partitions)})
 
     def list_offsets(self, wanted: Iterable[TopicPartition], **_: object) -> dict[TopicPartition, Future[Any]]:
         answers: dict[TopicPartition, Future[Any]] = {place: Future() for place in wanted}
@@ -214,7 +224,7 @@ class FakeConsumer:
             raise KafkaException(KafkaError(KafkaError._STATE))
         return places
 
-    def commit(self, *, offsets: Sequence[TopicPartition], asynchronous: bool) -> list[DecisionCache]:
+    def commit(self, *, offsets: Sequence[TopicPartition], asynchronous: bool) -> list[CommitAnswer]:
         assert not asynchronous
         if self.commit_error is not None:
             raise KafkaException(KafkaError(self.commit_error))
@@ -223,10 +233,10 @@ class FakeConsumer:
             place = (wanted.topic, wanted.partition)
             if place in self.refused_places:
                 refusal = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
-                answers.append(DecisionCache(wanted.topic, wanted.partition, wanted.offset, refusal))
+                answers.append(CommitAnswer(wanted.topic, wanted.partition, wanted.offset, refusal))
             else:
                 self._broker.committed[place] = wanted.offset
-                answers.append(DecisionCache(wanted.topic, wanted.partition, wanted.offset))
+                answers.append(CommitAnswer(wanted.topic, wanted.partition, wanted.offset))
         self.commits.append({(a.topic, a.partition): a.offset for a in answers if a.error is None})
         return answers
 
@@ -246,3 +256,22 @@ class FakeConsumer:
         if self._position:
             self.will_revoke(*sorted(self._position))
         self._rebalance()
+
+
+def clients_of(
+    broker: FakeBroker, *, consumers: Iterable[FakeConsumer] = (), sender: Any = None, admin: Any = None
+) -> KafkaClients:
+    """Clients in memory. The workers get `consumers` one after the other, and all the same `sender`."""
+    waiting: Any = iter(consumers)
+    fake_admin: Any = admin or FakeAdmin(broker)
+
+    def no_transactions(*_: object, **__: object) -> Any:
+        raise AssertionError("the fake broker has no transactions")
+
+    return KafkaClients(
+        KafkaSettings(),
+        admin=fake_admin,
+        consumer=lambda **_: next(waiting),
+        sender=lambda **_: sender,
+        transactional_producer=no_transactions,
+    )

@@ -15,9 +15,8 @@ from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.state.outbox import Cursor, OutboxDamaged, OutboxSettings, OutboxWriter
-from paywarden.streams.companion import shipping
 from paywarden.streams.companion.cursors import HostIdentity, ShippedTo, boot_id
-from paywarden.streams.companion.shipping import Shipper, decision_of
+from paywarden.streams.companion.shipping import Shipper, ShippingOptions, decision_of
 
 TIMED_OUT = KafkaException(KafkaError(KafkaError._TIMED_OUT, "not yet", retriable=True))
 MUST_ABORT = KafkaException(KafkaError(KafkaError._TIMED_OUT, "records timed out", txn_requires_abort=True))
@@ -81,7 +80,7 @@ class World:
         self.writer = OutboxWriter(self.settings, "worker-0")
         self.shipper = self.new_shipper()
 
-    def new_shipper(self) -> Shipper:
+    def new_shipper(self, *, transaction_max: int = 5_000, keep_s: float = 0.0) -> Shipper:
         return Shipper(
             self.settings,
             host="host",
@@ -90,7 +89,7 @@ class World:
             topic="decisions",
             cursors_topic="outbox-cursors",
             encoder=Encoder("decisions", LocalSchemaIds().id_of("decisions")),
-            keep_s=0,
+            options=ShippingOptions(keep_s=keep_s, transaction_max=transaction_max, again_after_s=0.0),
         )
 
     def decide(self, *payment_ids: str, decided_time_ms: int = 1) -> list[int]:
@@ -134,9 +133,8 @@ def test_what_waits_is_what_is_not_committed(world: World) -> None:
 @pytest.mark.parametrize("call", ["init", "begin", "produce", "commit", "abort"])
 @pytest.mark.parametrize("failure", [TIMED_OUT, MUST_ABORT, FENCED])
 def test_each_decision_is_shipped_once_whichever_call_fails_and_how(
-    world: World, call: str, failure: KafkaException, monkeypatch: pytest.MonkeyPatch
+    world: World, call: str, failure: KafkaException
 ) -> None:
-    monkeypatch.setattr(shipping, "_AGAIN_AFTER_S", 0)
     world.broker.fails[call] = [failure, failure]
     if call == "abort":
         world.broker.fails["commit"] = [MUST_ABORT]
@@ -167,10 +165,8 @@ def test_a_damaged_outbox_ends_shipping_and_takes_nothing_of_another_with_it(wor
     assert world.broker.decisions == ["p0", "p1"]
 
 
-def test_one_worker_that_has_more_than_a_transaction_takes_holds_up_no_other(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shipping, "TRANSACTION_MAX", 2)
+def test_one_worker_that_has_more_than_a_transaction_takes_holds_up_no_other(world: World) -> None:
+    world.shipper = world.new_shipper(transaction_max=2)
     other = OutboxWriter(world.settings, "worker-1")
     world.decide(*(f"p{number}" for number in range(20)))
     other.append(entry("q", 1))
@@ -180,8 +176,7 @@ def test_one_worker_that_has_more_than_a_transaction_takes_holds_up_no_other(
     other.close()
 
 
-def test_a_producer_lost_after_its_commit_sends_nothing_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipping, "_AGAIN_AFTER_S", 0)
+def test_a_producer_lost_after_its_commit_sends_nothing_again(world: World) -> None:
     world.broker.fails["committed"] = [FENCED]
     world.decide("p0")
     world.rounds(8)
@@ -189,8 +184,7 @@ def test_a_producer_lost_after_its_commit_sends_nothing_again(world: World, monk
     assert world.broker.producers == 2
 
 
-def test_producers_lost_again_and_again_end_the_companion(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipping, "_AGAIN_AFTER_S", 0)
+def test_producers_lost_again_and_again_end_the_companion(world: World) -> None:
     world.broker.fails["commit"] = [FENCED] * 100
     world.decide("p0")
     with pytest.raises(BrokerUnavailable, match="copy of this host's outbox"):
@@ -255,8 +249,7 @@ def test_shipped_decisions_stay_for_as_long_as_they_may_be_asked_for(tmp_path: P
     world.settings, world.writer = settings, OutboxWriter(settings, "worker-0")
     world.decide(*(f"p{number}" for number in range(50)))
     for keep_s, are_there in ((3600, True), (0, False)):
-        world.shipper = world.new_shipper()
-        world.shipper._keep_s = keep_s
+        world.shipper = world.new_shipper(keep_s=keep_s)
         world.rounds()
         world.shipper.drain(10)
         assert world.shipper.waiting_bytes() == {"worker-0": 0}

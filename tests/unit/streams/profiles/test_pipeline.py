@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from threading import Event, Thread, Timer
 from typing import Any
@@ -16,19 +17,17 @@ from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
-from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.profiles import changelog, pipeline
-from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings
+from paywarden.streams.profiles.pipeline import Pipeline, PipelineOptions, PipelineTiming, StreamSettings
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.watermarks import PREFIX
-from tests.fakes.kafka import FakeAdmin, FakeBroker, FakeConsumer, Place
+from tests.fakes.kafka import FakeBroker, FakeConsumer, Place, clients_of
 from tests.services.processes import wait_until
 from tests.worlds.packed import without_sources
 from tests.worlds.topics import batch_profiles, small_world
 
 P0, P1, O0 = ("payments", 0), ("payments", 1), ("outcomes", 0)
 FRAMES: tuple[Place, ...] = (("repartition-card", 0), ("repartition-merchant", 0), ("repartition-device", 0))
-PARTITIONS = {"payments": [0, 1], "outcomes": [0], "profiles": [0]}
+TIMING = PipelineTiming(retry_first_s=0.001, ask_committed_every_s=0.0)
 # When records reach Kafka, and the clock of the worker far later.
 ARRIVED_MS, NOW_MS = 1_800_000_000_000, 1_800_000_600_000
 
@@ -114,26 +113,19 @@ def world() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 class Worker:
     """A pipeline and what is around it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *places: Place, batch_max: int = 100) -> None:
-        self.broker = FakeBroker()
+    def __init__(self, *places: Place, batch_max: int = 100, timing: PipelineTiming = TIMING) -> None:
+        self.broker = FakeBroker(partition_counts={"payments": 2})
         self.client = FakeConsumer(self.broker)
+        self.clients = [self.client, FakeConsumer(self.broker)]
         self.sender = FakeSender(self.broker)
         self.store = Store()
         self.stop = Event()
         self.now_ms = NOW_MS
-        monkeypatch.setattr(pipeline, "make_consumer", lambda *_, **__: self.client)
-        monkeypatch.setattr(pipeline, "make_admin", lambda _: FakeAdmin(self.broker))
-        monkeypatch.setattr(pipeline, "Sender", lambda *_, **__: self.sender)
-        for module in (pipeline, changelog):
-            monkeypatch.setattr(module, "partitions_of", lambda _, topic: PARTITIONS.get(topic, [0]))
-        monkeypatch.setattr(pipeline, "end_offsets_of", lambda _, topic, found: {p: self.end(topic, p) for p in found})
-        monkeypatch.setattr(pipeline, "_ASK_EVERY_S", 0.0)
-        monkeypatch.setattr(pipeline, "_RETRY_FIRST_S", 0.001)
         ids = LocalSchemaIds()
         self._payments = Encoder("payments", ids.id_of("payments"))
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
         self.pipeline = Pipeline(
-            kafka=KafkaSettings(),
+            clients=clients_of(self.broker, consumers=self.clients, sender=self.sender),
             # The payments are years older than their records.
             settings=StreamSettings(
                 batch_max=batch_max,
@@ -146,7 +138,7 @@ class Worker:
             engine=engine(),
             rates=load_rates(),
             ids=ids,
-            now_ms=lambda: self.now_ms,
+            options=PipelineOptions(timing=replace(timing, now_ms=lambda: self.now_ms)),
         )
         self.pipeline.join()
         self.client.will_assign(*(places or (P0, P1, O0, *FRAMES)))
@@ -195,8 +187,8 @@ class Worker:
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
-    return Worker(monkeypatch)
+def worker() -> Worker:
+    return Worker()
 
 
 def profiles_of(count: int) -> dict[bytes, bytes]:
@@ -265,8 +257,8 @@ def test_while_the_store_is_away_nothing_is_read_and_it_goes_on_by_itself(worker
     assert_profiles_are_of(worker, 60)
 
 
-def test_a_store_that_is_away_is_not_asked_in_a_busy_loop(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_RETRY_FIRST_S", 0.02)
+def test_a_store_that_is_away_is_not_asked_in_a_busy_loop() -> None:
+    worker = Worker(timing=replace(TIMING, retry_first_s=0.02))
     worker.pay(world()[0][:5])
     worker.step_while_store_is_away()
     # The pauses double: a busy loop would ask thousands of times.
@@ -386,8 +378,8 @@ def test_outcomes_that_wait_are_the_next_owners_when_their_partition_goes(worker
     assert worker.pipeline.metrics.outcomes._value.get() == 0
 
 
-def test_while_too_many_outcomes_wait_no_more_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(monkeypatch, O0, *FRAMES, batch_max=5)
+def test_while_too_many_outcomes_wait_no_more_are_read() -> None:
+    worker = Worker(O0, *FRAMES, batch_max=5)
     worker.broker.append(P0, b"")
     worker.report(world()[1][:50])
     worker.step(20)
@@ -448,9 +440,9 @@ def test_after_a_rebalance_an_end_counts_only_when_it_is_told_again(worker: Work
     assert worker.sender.claims()[claimed:] == []
 
 
-def test_a_full_batch_tells_nothing_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_batch_tells_nothing_by_the_clock() -> None:
     """News of another partition may wait in the client behind what the batch had room for."""
-    worker = Worker(monkeypatch, P0, P1, batch_max=10)
+    worker = Worker(P0, P1, batch_max=10)
     worker.step()
     worker.now_ms += 10_000
     worker.pay(world()[0][:15])
@@ -462,14 +454,11 @@ def test_a_full_batch_tells_nothing_by_the_clock(monkeypatch: pytest.MonkeyPatch
 class Restarted:
     """A worker that runs in a thread, on clients one after the other; the first has lost a partition."""
 
-    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch, *stalled: Place) -> None:
-        monkeypatch.setattr("paywarden.streams.kafka.end_offsets.ASK_EVERY_S", 0.0)
-        self.worker = worker
-        self.clients = [worker.client, FakeConsumer(worker.broker)]
-        worker.client.stalled.update(stalled)
+    def __init__(self, *stalled: Place) -> None:
+        self.worker = Worker(timing=replace(TIMING, ask_ends_every_s=0.0))
+        self.clients = self.worker.clients
+        self.clients[0].stalled.update(stalled)
         self.clients[1].will_assign(P0, P1, O0, *FRAMES)
-        waiting = iter(self.clients[1:])
-        monkeypatch.setattr(pipeline, "make_consumer", lambda *_, **__: next(waiting))
 
     def run_until(self, ended: Callable[[], bool], may_begin: Callable[[], bool] = lambda: True) -> None:
         thread = Thread(target=self.worker.pipeline.run, args=(self.worker.stop, may_begin))
@@ -484,9 +473,10 @@ class Restarted:
 
 @pytest.mark.parametrize("lost", [P0, FRAMES[0]])
 def test_a_client_that_gives_nothing_of_a_partition_is_replaced_and_nothing_is_lost(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch, lost: Place
+    lost: Place,
 ) -> None:
-    restarted = Restarted(worker, monkeypatch, lost)
+    restarted = Restarted(lost)
+    worker = restarted.worker
     worker.pay(world()[0], P0)
     wanted = profiles_of(60)
     restarted.run_until(lambda: in_essence(worker.profiles()) == wanted)
@@ -495,10 +485,9 @@ def test_a_client_that_gives_nothing_of_a_partition_is_replaced_and_nothing_is_l
     assert next(sample.value for family in worker.pipeline.metrics.stalls.collect() for sample in family.samples) == 1
 
 
-def test_a_worker_that_comes_back_with_a_new_client_asks_again_whether_it_may_begin(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    restarted = Restarted(worker, monkeypatch, P0)
+def test_a_worker_that_comes_back_with_a_new_client_asks_again_whether_it_may_begin() -> None:
+    restarted = Restarted(P0)
+    worker = restarted.worker
     worker.pay(world()[0], P0)
     asked = iter([True, False])
     restarted.run_until(lambda: restarted.clients[1].is_closed, may_begin=lambda: next(asked))
