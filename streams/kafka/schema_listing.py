@@ -1,4 +1,4 @@
-"""Every schema that records on the topics may have: those of our releases, and those that a registry gave others."""
+"""List every schema that records on the topics may have: those of our releases, and others from a registry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INDEX = "schemas.json"
 
 @dataclass(frozen=True)
 class ListedSchema:
-    """One schema of a topic. `version` counts our releases' schemas from 1; None is a schema of somebody else."""
+    """One schema of a topic. `version` counts our releases' schemas from 1; None means a schema of another program."""
 
     topic: str
     subject: str
@@ -29,14 +29,17 @@ class ListedSchema:
     text: str = field(repr=False)
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON, without the schema itself."""
-        found = asdict(self)
-        del found["text"]
-        return found
+        """Returns the fields for JSON, without the schema's text."""
+        fields = asdict(self)
+        del fields["text"]
+        return fields
 
 
 def listed_schemas(kafka: KafkaSettings, remembered: Mapping[int, str]) -> list[ListedSchema]:
-    """By topic, our schemas with the oldest first, then those of others. `remembered`: texts by registry id."""
+    """Returns for each topic our schemas, oldest first, then those of other programs.
+
+    `remembered` maps registry ids to the texts of schemas.
+    """
     ids: dict[tuple[str, int], list[int]] = {}
     texts: dict[tuple[str, int], str] = {}
     for schema_id, text in sorted(remembered.items()):
