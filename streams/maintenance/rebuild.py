@@ -1,15 +1,20 @@
-"""A fresh set of profiles from the topics, built beside the live one and swapped in.
+"""Build a fresh profile set from the topics, next to the live set, and swap it in.
 
-    1. create    a profile set, with repartition topics and a consumer group of its own
-    2. fill      payments and outcomes from the beginning (or a time) on, by the stream's own code; nothing is published
-    3. begin     the swap is announced: the live workers finish their batches and leave their group
-    4. catch up  what has come since, to the end
-    5. publish   every profile onto the changelog, and a tombstone for each that only the old set has
-    6. finish    the new set is live: the workers go on with it, from where this came
+    1. create    a profile set with its own repartition topics and consumer group
+    2. fill      it with payments and outcomes from the beginning or from a time; nothing is published
+    3. begin     the swap: the live workers see it in the register, finish their batches and leave their group
+    4. catch up  with the records that have come since, to the end of the topics
+    5. publish   every profile on the changelog, and a tombstone for each profile that only the old set has
+    6. finish    the swap: the workers go on with the new set, from the offsets where the rebuild ended
 
-Scoring goes on all the time from the mirrors; from 3 to 6 these stand still. Killed before 3, nothing has changed for
-anyone; killed later, the workers wait. Either way the same set can be gone on with (`resume`), or given up (`abort`),
-which publishes the live set's profiles again.
+Scoring goes on all the time from the mirrors. The mirrors stand still from step 3 to step 6.
+
+What can go wrong:
+
+- Killed before step 3: the live set and its workers have not noticed anything.
+- Killed after step 3: the workers wait. `resume` goes on with the same set; `abort` publishes the live set again.
+- The live workers do not leave in time: the rebuild gives the swap up, and they go on.
+- Kafka's client stalls: the rebuild ends with an error, and `resume` goes on.
 """
 
 from __future__ import annotations
@@ -40,12 +45,12 @@ from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings
 _log = logging.getLogger(__name__)
 
 SOURCES = ("payments", "outcomes")
-# When what came during one round of catching up takes no longer than this, the swap can begin.
+# The swap can begin when a round of catching up takes no longer than this.
 _SHORT_ROUND_S = 5.0
 _PUBLISH_BATCH = 10_000
 _FLUSH_TIMEOUT_S = 60.0
 
-# Told how many records of the topics are worked in, and how many there are.
+# Called with the number of records that are processed, and of all records on the topics.
 RebuildProgress = Callable[[int, int], object]
 
 
@@ -61,7 +66,7 @@ class RebuildOptions:
 
 
 class Rebuild:
-    """One rebuild, of the profile set `name`."""
+    """One rebuild of the profile set `name`."""
 
     def __init__(
         self,
@@ -83,7 +88,7 @@ class Rebuild:
         self._options = options
 
     def create(self, *, now_ms: int, from_ms: int | None) -> None:
-        """Step 1. `from_ms`: the arrival on Kafka of the first record that counts; None for all there are.
+        """Step 1. `from_ms`: the time of arrival on Kafka of the first record to read; None for all records.
 
         Raises Misconfigured when the name is taken.
         """
@@ -95,14 +100,14 @@ class Rebuild:
         create_repartition_topics(self._clients.settings, counts, self._options.replication)
         if from_ms is not None:
             self._begin_at(from_ms)
-        # Last: a set that is entered can be gone on with.
+        # The entry in the register comes last: from then on a rebuild can resume.
         self._sets.create(self.name, now_ms=now_ms)
 
     def run(self, stop: Event, progress: RebuildProgress) -> LiveSet | None:
-        """Steps 2 to 6, from wherever an earlier run ended. None when `stop` was set before the swap began.
+        """Run steps 2 to 6, from where an earlier run ended. Returns None if `stop` was set before the swap began.
 
-        Raises TemporaryFailure when the live workers do not leave: the swap is given up then, nothing has changed.
-        Raises BrokerUnavailable when Kafka's client has stalled: run it again.
+        Raises TemporaryFailure if the live workers do not leave: the swap is given up, and nothing has changed. Raises
+        BrokerUnavailable if Kafka's client has stalled: run it again.
         """
         self._sets.register().find(self.name)
         live = self._sets.read()
@@ -124,9 +129,9 @@ class Rebuild:
         return self._sets.finish_swap(live)
 
     def abort(self) -> LiveSet:
-        """Give up a swap that has begun: the live set is published again and stays live.
+        """Give up a swap that has begun: publish the live set again and keep it live.
 
-        Raises TemporaryFailure when the live workers do not leave: what they send would be overtaken.
+        Raises TemporaryFailure if the live workers do not leave: older profiles would follow the ones they send.
         """
         live = self._sets.read()
         if live.next != self.name:
@@ -139,14 +144,14 @@ class Rebuild:
     # Filling
 
     def _begin_at(self, from_ms: int) -> None:
-        """Have the set's group begin at the first record of each partition that arrived then or later."""
+        """Commit the group's start: in each partition the first record that arrived at `from_ms` or later."""
         consumer: Consumer = self._clients.consumer(group_id=self._settings.group_of(self.name))
         try:
             for source in SOURCES:
                 topic = self._clients.topic(source)
-                # Where nothing came since, the group begins at the end.
-                found = offsets_at(consumer, topic, self._ends([source])[topic], from_ms)
-                first = [TopicPartition(topic, partition, offset) for partition, offset in found.items()]
+                # In a partition without such a record the group begins at the end.
+                offsets = offsets_at(consumer, topic, self._ends([source])[topic], from_ms)
+                first = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
                 consumer.commit(offsets=first, asynchronous=False)
         except KafkaException as error:
             raise BrokerUnavailable(f"Kafka does not say what arrived when: {reason_of(error)}") from error
@@ -154,7 +159,7 @@ class Rebuild:
             consumer.close()
 
     def _fill(self, pipeline: Pipeline, stop: Event, progress: RebuildProgress) -> bool:
-        """Step 2: False when stopped. Rounds get shorter while payments come more slowly than they are worked in."""
+        """Step 2. Returns False if stopped. Rounds get shorter as long as the rebuild is faster than new payments."""
         while True:
             started = time.monotonic()
             if not self._catch_up(pipeline, stop, progress):
@@ -163,9 +168,9 @@ class Rebuild:
                 return True
 
     def _catch_up(self, pipeline: Pipeline, stop: Event, progress: RebuildProgress) -> bool:
-        """Work until all that is on the topics now is in the profiles. False when stopped before."""
+        """Work until every record now on the topics is in the profiles. Returns False if stopped first."""
         repartition = [repartition_topic(entity, self.name) for entity in self._entities]
-        # What is on its way to profiles is known when the sources are worked in.
+        # Only when the sources are processed are all events on the repartition topics.
         return self._reach(SOURCES, pipeline, stop, progress) and self._reach(
             repartition, pipeline, stop, lambda _done, _total: None
         )
@@ -199,7 +204,7 @@ class Rebuild:
     # Swapping
 
     def _await_leaving(self, live: LiveSet, pipeline: Pipeline) -> None:
-        """Until no worker of the live set is left; meanwhile this one works on, so that its group keeps it."""
+        """Wait until every worker of the live set has left. Meanwhile this pipeline works on, so its group keeps it."""
         never = Event()
         if count := self._members_left(live, lambda: pipeline.step(never)):
             self._sets.abort_swap(live)
@@ -209,7 +214,7 @@ class Rebuild:
             )
 
     def _members_left(self, live: LiveSet, meanwhile: Callable[[], object]) -> int:
-        """How many workers are still in the live set's group when patience ends; 0 as soon as all have left it."""
+        """Returns how many workers are in the live set's group when the wait ends; 0 as soon as all have left."""
         deadline = time.monotonic() + self._options.leave_patience_s
         group = self._settings.group_of(live.name)
         while (count := members_of(self._clients.admin, group)) > 0 and time.monotonic() <= deadline:
@@ -217,9 +222,9 @@ class Rebuild:
         return count
 
     def _publish(self, name: str, *, instead_of: str) -> None:
-        """Every profile of a set onto the changelog, and a tombstone for each that only the other set has.
+        """Publish every profile of a set on the changelog, and a tombstone for each that only the other set has.
 
-        No worker writes there now, so what is sent is the newest of its key.
+        No worker writes to the changelog now, so each record is the newest of its key.
         """
         sender = self._clients.sender(linger_ms=20)
         changelog = self._open_changelog(sender)
@@ -231,7 +236,7 @@ class Rebuild:
                     published += len(states)
                 sender.flush(_FLUSH_TIMEOUT_S)
                 _log.info("rebuild: %d %s profiles published", published, entity)
-            # Before the first payment there is no set to take the place of.
+            # Before the first payment the other set is empty.
             if self._stores.counts(instead_of):
                 self._erase_others(chosen, instead_of, changelog, sender)
 

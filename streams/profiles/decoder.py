@@ -43,7 +43,7 @@ class EventDecoder:
         return self._fast.payments(records, now_ms, slowly)
 
     def payment(self, value: bytes | None, position: Position, arrived_ms: int, now_ms: int) -> PaymentEvent:
-        """Returns the payment in a Kafka value. `arrived_ms`: Kafka's own time. Raises InvalidEvent naming the field."""
+        """Returns the payment in a Kafka value. `arrived_ms` is Kafka's time. Raises InvalidEvent, naming the field."""
         record = self._payments.decode(_present(value))
         self._rules.check(record, arrived_ms=arrived_ms, now_ms=now_ms)
         event_time_ms, amount_minor = record["event_time_ms"], record["amount_minor"]
@@ -53,7 +53,7 @@ class EventDecoder:
         return PaymentEvent(position, record["payment_id"], attributes, keys, arrived_ms)
 
     def outcome(self, value: bytes | None, position: Position, arrived_ms: int) -> OutcomeEvent:
-        """Returns the outcome in a Kafka value. `arrived_ms`: Kafka's own time. Raises InvalidEvent naming the field."""
+        """Returns the outcome in a Kafka value. `arrived_ms` is Kafka's time. Raises InvalidEvent, naming the field."""
         record = self._outcomes.decode(_present(value))
         if problem := FIELD["payment_id"].problem_of(record["payment_id"]):
             raise InvalidEvent(problem, field="payment_id")

@@ -216,7 +216,7 @@ class Pipeline:
         self._stalls = StallWatch(settings.stall_timeout_s)
         self._known_ends: dict[PartitionId, int] = {}
         self.stalled: list[PartitionId] = []
-        """Partitions on which the client has stalled. `run` replaces the client; a caller of `step` must react itself."""
+        """Partitions on which the client has stalled. `run` replaces the client; other callers of `step` must."""
         self._store = store
         self._store_trouble = ""
         self._ask_store_at = 0.0
@@ -345,7 +345,7 @@ class Pipeline:
         self.metrics.duplicates.inc(duplicates)
 
     def _due_outcomes(self) -> list[Record]:
-        """Returns the outcomes whose payments are in. While too many wait, the worker reads no more: memory is bounded."""
+        """Returns the outcomes that are due. While too many wait, the worker reads no more: memory is bounded."""
         waiting = self._waiting
         self.metrics.waiting_outcomes.set(len(waiting))
         self._consumer.pause(self._outcomes, len(waiting) >= self._settings.batch_max)

@@ -1,7 +1,7 @@
 """Carry events from payments to the owners of profiles, on one repartition topic for each kind of entity.
 
-A payment touches a card, a merchant and a device. Each of their profiles has one owner: the worker with the partition of
-`repartition-ENTITY` that the profile's key belongs to. The worker with the partition of `payments` sends the events
+A payment touches a card, a merchant and a device. Each of their profiles has one owner: the worker with the partition
+of `repartition-ENTITY` that the profile's key belongs to. The worker with the partition of `payments` sends the events
 there. A record of such a topic is a *frame*: all events that one batch has for one partition. One record then carries
 hundreds of events, and costs little for each.
 
@@ -80,8 +80,8 @@ def encode_frame(events: EntityEvents, complete_to_ms: Mapping[int, int], partit
 def decode_frame(value: bytes | None, partition_count: int) -> tuple[EntityEvents, dict[int, int]]:
     """Returns the events and the progress in a frame of a topic with `partition_count` partitions.
 
-    Raises InvalidEvent for a value that is no frame. Raises Misconfigured for a frame of another release, or for another
-    number of partitions: a profile would have two owners, so the worker must stop and lose nothing.
+    Raises InvalidEvent for a value that is no frame. Raises Misconfigured for a frame of another release, or for
+    another number of partitions: a profile would have two owners, so the worker must stop and lose nothing.
     """
     if value is None or len(value) < _HEADER.size:
         raise InvalidEvent("not a frame: it is too short")

@@ -8,8 +8,8 @@ The watermark travels behind the records that it speaks of, in three steps:
                  "for cards in partition 5, payments before T are in the records before this one"
     changelog    `CopyProgress`: the minimum of all of these is the moment up to which a mirror is complete
 
-Example: payments/0 is sent up to 12:00:05 and payments/1 up to 12:00:03. The owner of repartition-card/5 tells 12:00:03.
-The mirror is complete up to 12:00:03 once all owners have told at least that.
+Example: payments/0 is sent up to 12:00:05 and payments/1 up to 12:00:03. The owner of repartition-card/5 tells
+12:00:03. The mirror is complete up to 12:00:03 once all owners have told at least that.
 
 What can go wrong:
 

@@ -236,7 +236,7 @@ def test_what_has_expired_before_it_was_archived_is_named(tmp_path: Path) -> Non
     for number in range(10):
         topic.append(0, payment(50 + number), MONDAY)
     topic.begins[0] = 15
-    said = r"partition 0 needs offset 10 next, and the topic begins at 15: what is between has expired"
+    said = r"partition 0 needs offset 10 next, and the topic begins at 15: the records between have expired"
     with pytest.raises(Misconfigured, match=said):
         archive(topic, tmp_path)
 

@@ -321,7 +321,7 @@ def test_a_new_profile_of_payments_that_keep_coming_is_left_and_said() -> None:
 def test_old_payments_that_keep_being_written_back_are_an_error_that_names_no_card() -> None:
     world = World(MemoryStore(), PAYMENTS)
     state = world.contents()[b"card:C1"]
-    with pytest.raises(TemporaryFailure, match=f"wrote back what was erased, {ROUNDS_MAX} times") as failed:
+    with pytest.raises(TemporaryFailure, match=f"wrote the erased profile back, {ROUNDS_MAX} times") as failed:
         world.forget(b"card:C1", meanwhile=lambda _: world.write(b"card:C1", state))
     assert "C1" not in str(failed.value)
 
