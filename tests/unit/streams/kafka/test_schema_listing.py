@@ -19,7 +19,7 @@ def newer(topic: str) -> str:
     return json.dumps(schema)
 
 
-def test_todays_schema_of_each_topic_is_listed_with_the_id_records_have() -> None:
+def test_todays_schema_of_each_topic_is_listed_with_its_record_id() -> None:
     current = {one.topic: one for one in listed_schemas(KAFKA, {}) if one.is_current}
     assert set(current) == {f"eu-{topic}" for topic in TOPICS}
     for topic in TOPICS:
@@ -29,7 +29,7 @@ def test_todays_schema_of_each_topic_is_listed_with_the_id_records_have() -> Non
         assert one.version == len(schema_versions(topic))
 
 
-def test_earlier_schemas_are_listed_oldest_first_and_records_of_them_are_known() -> None:
+def test_earlier_schemas_are_listed_oldest_first() -> None:
     decisions = [one for one in listed_schemas(KAFKA, {}) if one.topic == "eu-decisions"]
     assert [one.version for one in decisions] == list(range(1, len(decisions) + 1))
     assert [one.file for one in decisions[:2]] == ["history/decisions-1.avsc", "history/decisions-2.avsc"]
@@ -37,7 +37,7 @@ def test_earlier_schemas_are_listed_oldest_first_and_records_of_them_are_known()
         assert LocalSchemaIds().find(one.fingerprint) is not None
 
 
-def test_registry_ids_stand_beside_the_schema_they_mean() -> None:
+def test_registry_ids_are_listed_with_their_schema() -> None:
     earlier = schema_versions("decisions")[0]
     remembered = {5: schema_text("payments"), 9: schema_text("payments"), 6: earlier.text, 7: "no schema"}
     found = {(one.topic, one.version): one.registry_ids for one in listed_schemas(KAFKA, remembered)}
@@ -46,7 +46,7 @@ def test_registry_ids_stand_beside_the_schema_they_mean() -> None:
     assert sum(len(ids) for ids in found.values()) == 3
 
 
-def test_a_schema_of_another_producer_is_listed_under_the_topic_of_its_record() -> None:
+def test_a_schema_of_another_producer_is_listed_under_its_topic() -> None:
     (other,) = [one for one in listed_schemas(KAFKA, {17: newer("payments")}) if one.version is None]
     assert (other.topic, other.registry_ids, other.file) == ("eu-payments", (17,), "others/payments-17.avsc")
     assert other.fingerprint == fingerprint(parsed(newer("payments")))
@@ -62,7 +62,7 @@ def test_an_export_holds_every_schema_and_an_index_that_finds_it(tmp_path: Path)
         assert fingerprint(parsed(text)) == one["fingerprint"]
 
 
-def test_an_export_to_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_an_export_to_an_impossible_folder_is_one_line_of_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(Misconfigured, match="cannot write schemas to"):
         export_schemas(listed_schemas(KAFKA, {}), tmp_path / "file" / "new")

@@ -31,7 +31,7 @@ def frame(events: EntityEvents, progress: dict[int, int], offset: int = 0, topic
     return Record(topic, 0, offset, None, encode_frame(events, progress, 1), 0, ())
 
 
-def test_frames_give_their_events_in_order_and_their_progress() -> None:
+def test_frames_decode_to_events_in_order_and_progress() -> None:
     one, other = card_events(), card_events(5)
     nothing = EntityEvents([], one.rows[:0])
     arrived = updater(MemoryStore()).decode([frame(one, {0: 1}), frame(nothing, {0: 2}, 1), frame(other, {}, 2)])
@@ -40,14 +40,14 @@ def test_frames_give_their_events_in_order_and_their_progress() -> None:
     assert arrived.progress == [("card", 0, {0: 1}), ("card", 0, {0: 2})]
 
 
-def test_what_is_no_frame_is_refused_and_the_others_go_on() -> None:
+def test_a_value_that_is_no_frame_is_refused_and_others_go_on() -> None:
     damaged = Record("repartition-card", 0, 0, None, b"x", 0, ())
     arrived = updater(MemoryStore()).decode([damaged, frame(card_events(), {}, 1)])
     assert [record for record, _ in arrived.refused] == [damaged]
     assert len(arrived.events[0].keys) == 5
 
 
-def test_what_another_owner_wrote_meanwhile_is_kept_beside_what_is_new() -> None:
+def test_a_profile_that_another_owner_wrote_is_kept_and_updated() -> None:
     events = card_events()
     theirs = MemoryStore()
     rows = events.rows.copy()
@@ -64,7 +64,7 @@ def test_what_another_owner_wrote_meanwhile_is_kept_beside_what_is_new() -> None
         assert sources_of(state).keys() == {0, 2}
 
 
-def test_a_write_whose_answer_is_lost_is_repeated_and_counts_once() -> None:
+def test_a_repeated_write_after_a_lost_answer_counts_once() -> None:
     def lost(write: Any, values: Any) -> None:
         write(values, ttl_s=0)
         raise StoreUnavailable("no answer")
