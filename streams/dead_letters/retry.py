@@ -45,9 +45,15 @@ from paywarden.streams.kafka.reading import make_consumer, records_to_end
 ORIGINS = ("payments", "outcomes")
 # A record that has failed this often will fail again.
 RETRIES_MAX = 5
-# The most letters and bytes to send before a wait for the broker. A letter may have megabytes.
-BATCH_COUNT, BATCH_BYTES = 500, 32 * 1024 * 1024
 _FLUSH_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """The most letters and bytes to send before a wait for the broker. A letter may have megabytes."""
+
+    count: int = 500
+    size_bytes: int = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +140,7 @@ def retry(
     again: bool = False,
     retries_max: int = RETRIES_MAX,
     dry_run: bool = False,
+    limits: BatchLimits | None = None,
 ) -> Retried:
     """Send letters back. `again` also sends letters that were retried before or have failed `retries_max` times.
 
@@ -141,7 +148,8 @@ def retry(
     """
     done = Retried()
     earlier_notes = notes.read()
-    for batch in _in_batches(_to_send(letters, earlier_notes, origins, done, again=again, retries_max=retries_max)):
+    chosen = _to_send(letters, earlier_notes, origins, done, again=again, retries_max=retries_max)
+    for batch in _in_batches(chosen, limits or BatchLimits()):
         answers = [None] * len(batch) if dry_run else origins.send([outgoing_of(letter) for letter in batch])
         sent = [letter for letter, why in zip(batch, answers, strict=True) if why is None]
         if not dry_run:
@@ -191,13 +199,13 @@ def _to_send(
             yield letter
 
 
-def _in_batches(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
+def _in_batches(letters: Iterable[Letter], limits: BatchLimits) -> Iterator[list[Letter]]:
     batch: list[Letter] = []
     size_bytes = 0
     for letter in letters:
         batch.append(letter)
         size_bytes += letter.size_bytes
-        if len(batch) >= BATCH_COUNT or size_bytes >= BATCH_BYTES:
+        if len(batch) >= limits.count or size_bytes >= limits.size_bytes:
             yield batch
             batch, size_bytes = [], 0
     if batch:

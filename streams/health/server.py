@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -34,23 +35,36 @@ _log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 8
 # The deadline of a connection, from its acceptance to the last byte of the answer.
 CONNECTION_S_MAX = 5.0
-_ROOM_TIMEOUT_S = 1.0
 # How often the server looks for a stop and for overdue connections.
 _POLL_S = 0.25
 # Without a free file descriptor a connection stays in the queue. The server pauses before it tries again.
 _ACCEPT_PAUSE_S = 0.5
 
 
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """How long a connection may last, and how long a new one waits for a free thread, in seconds."""
+
+    connection_s: float = CONNECTION_S_MAX
+    room_timeout_s: float = 1.0
+
+
 @contextmanager
 def serving_health(
-    health: HealthReport, registry: CollectorRegistry, *, host: str, port: int, section: str
+    health: HealthReport,
+    registry: CollectorRegistry,
+    *,
+    host: str,
+    port: int,
+    section: str,
+    limits: ConnectionLimits | None = None,
 ) -> Iterator[str]:
     """Serve inside the block; yields the address.
 
     `section` names the settings of host and port. Raises Misconfigured when the server cannot listen there.
     """
     try:
-        server = _Server(health, registry, host, port)
+        server = _Server(health, registry, host, port, limits or ConnectionLimits())
     except (OSError, OverflowError) as error:
         raise cannot_listen(section, host, port, error) from error
     thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="health", daemon=True)
@@ -68,8 +82,10 @@ class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, health: HealthReport, registry: CollectorRegistry, host: str, port: int) -> None:
-        self.health, self.registry = health, registry
+    def __init__(
+        self, health: HealthReport, registry: CollectorRegistry, host: str, port: int, limits: ConnectionLimits
+    ) -> None:
+        self.health, self.registry, self._limits = health, registry, limits
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # The open connections with their deadlines, oldest first.
         self._open: dict[Any, float] = {}
@@ -87,10 +103,10 @@ class _Server(socketserver.ThreadingTCPServer):
         with self._changed:
             if len(self._open) >= CONNECTIONS_MAX:
                 _cut(next(iter(self._open)))
-                self._changed.wait_for(lambda: len(self._open) < CONNECTIONS_MAX, _ROOM_TIMEOUT_S)
+                self._changed.wait_for(lambda: len(self._open) < CONNECTIONS_MAX, self._limits.room_timeout_s)
             has_room = len(self._open) < CONNECTIONS_MAX
             if has_room:
-                self._open[request] = time.monotonic() + CONNECTION_S_MAX
+                self._open[request] = time.monotonic() + self._limits.connection_s
         if has_room:
             super().process_request(request, client_address)
         else:

@@ -77,12 +77,12 @@ def topics_of(settings: KafkaSettings) -> set[str]:
 _Answer = TypeVar("_Answer")
 
 
-def retry_until_leader(ask: Callable[[], _Answer], what: str) -> _Answer:
+def retry_until_leader(ask: Callable[[], _Answer], what: str, timeout_s: float = REACH_TIMEOUT_S) -> _Answer:
     """Returns Kafka's answer. Asks again while a partition has no leader: the topic is new, or an election runs.
 
     `what` names the question in the error, as in "where payments ends". Raises BrokerUnavailable.
     """
-    deadline = time.monotonic() + REACH_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             return ask()

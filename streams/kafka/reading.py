@@ -113,36 +113,40 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
     return consumed
 
 
-def records_to_end(consumer: Consumer, topic: str, partitions: Iterable[int]) -> Iterator[list[Record]]:
+def records_to_end(
+    consumer: Consumer, topic: str, partitions: Iterable[int], timeout_s: float = READ_TIMEOUT_S
+) -> Iterator[list[Record]]:
     """Yields the records of a topic in batches, from its beginning to its present end. Joins no group.
 
-    Raises BrokerUnavailable if Kafka gives nothing for 30 s before the end is reached.
+    Raises BrokerUnavailable if Kafka gives nothing for `timeout_s` before the end is reached.
     """
     ends = end_offsets(consumer, topic, partitions)
     consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in ends])
     left = {partition for partition, end in ends.items() if end > 0}
-    deadline = time.monotonic() + READ_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while left:
         consumed = consume(consumer, READ_BATCH, 0.5)
         records = [record for record in consumed.records if record.offset < ends[record.partition]]
         if records:
             yield records
             # The time that the caller took does not count against Kafka.
-            deadline = time.monotonic() + READ_TIMEOUT_S
+            deadline = time.monotonic() + timeout_s
         # The last offset need not have a record: compaction or expiry may have removed it.
         left -= {partition for _, partition in consumed.ended}
         left -= {record.partition for record in consumed.records if record.offset + 1 >= ends[record.partition]}
         if time.monotonic() > deadline:
-            raise BrokerUnavailable(f"Kafka did not give the end of {topic} in {READ_TIMEOUT_S:g} s")
+            raise BrokerUnavailable(f"Kafka did not give the end of {topic} in {timeout_s:g} s")
 
 
-def records_between(consumer: Consumer, topic: str, partition: int, offsets: range) -> Iterator[list[Record]]:
+def records_between(
+    consumer: Consumer, topic: str, partition: int, offsets: range, timeout_s: float = READ_TIMEOUT_S
+) -> Iterator[list[Record]]:
     """Yields the records of a partition at these offsets, in batches. They must lie before its end. Joins no group.
 
-    Raises BrokerUnavailable if Kafka gives nothing for 30 s before the last offset is reached.
+    Raises BrokerUnavailable if Kafka gives nothing for `timeout_s` before the last offset is reached.
     """
     consumer.assign([TopicPartition(topic, partition, offsets.start)])
-    deadline = time.monotonic() + READ_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     next_offset = offsets.start
     while next_offset < offsets.stop:
         consumed = consume(consumer, RANGE_BATCH, 0.5)
@@ -153,9 +157,9 @@ def records_between(consumer: Consumer, topic: str, partition: int, offsets: ran
         next_offset = max(next_offset, consumed.ended.get((topic, partition), 0))
         if records:
             yield records
-            deadline = time.monotonic() + READ_TIMEOUT_S
+            deadline = time.monotonic() + timeout_s
         if time.monotonic() > deadline:
-            raise BrokerUnavailable(f"Kafka did not give offset {next_offset} of {topic} in {READ_TIMEOUT_S:g} s")
+            raise BrokerUnavailable(f"Kafka did not give offset {next_offset} of {topic} in {timeout_s:g} s")
 
 
 def _headers(message: Message) -> list[tuple[str, bytes | None]]:

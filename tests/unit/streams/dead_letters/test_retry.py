@@ -9,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.schemas.errors import BrokerUnavailable
-from paywarden.streams.dead_letters import retry as retry_module
-from paywarden.streams.dead_letters.retry import Note, Outgoing, Retried, Selection, note_of, outgoing_of, retry
+from paywarden.streams.dead_letters.retry import (
+    BatchLimits,
+    Note,
+    Outgoing,
+    Retried,
+    Selection,
+    note_of,
+    outgoing_of,
+    retry,
+)
 from paywarden.streams.dead_letters.writer import AnyLetter, DamagedLetter, Letter, LetterId
 from paywarden.streams.kafka.producers import RecordHeaders
 from paywarden.streams.kafka.reading import Record
@@ -53,8 +61,8 @@ class MemoryOrigins:
 class World:
     """Letters, with the notes and origins of their retries."""
 
-    def __init__(self, *letters: AnyLetter) -> None:
-        self.letters = list(letters)
+    def __init__(self, *letters: AnyLetter, limits: BatchLimits | None = None) -> None:
+        self.letters, self.limits = list(letters), limits
         self.notes, self.origins = MemoryNotes(), MemoryOrigins()
 
     def retry(self, *, again: bool = False, retries_max: int = 5, dry_run: bool = False) -> Retried:
@@ -66,6 +74,7 @@ class World:
             again=again,
             retries_max=retries_max,
             dry_run=dry_run,
+            limits=self.limits,
         )
 
 
@@ -126,9 +135,8 @@ def test_a_refused_letter_is_not_noted_but_the_rest_of_its_batch_is() -> None:
     assert list(world.notes.kept) == ids(1, 3)
 
 
-def test_a_broker_outage_leaves_notes_of_the_letters_it_has_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry_module, "BATCH_COUNT", 2)
-    world = World(*map(letter, range(5)))
+def test_a_broker_outage_leaves_notes_of_the_letters_it_has_taken() -> None:
+    world = World(*map(letter, range(5)), limits=BatchLimits(count=2))
     world.origins.breaks_at = 2
     with pytest.raises(BrokerUnavailable):
         world.retry()
@@ -137,9 +145,8 @@ def test_a_broker_outage_leaves_notes_of_the_letters_it_has_taken(monkeypatch: p
     assert (done.before, done.sent) == (ids(0, 1), ids(2, 3, 4))
 
 
-def test_large_letters_are_sent_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry_module, "BATCH_BYTES", 100)
-    world = World(*(letter(offset, value=b"x" * 200) for offset in range(3)))
+def test_large_letters_are_sent_one_by_one() -> None:
+    world = World(*(letter(offset, value=b"x" * 200) for offset in range(3)), limits=BatchLimits(size_bytes=100))
     world.origins.breaks_at = 3
     with pytest.raises(BrokerUnavailable):
         world.retry()

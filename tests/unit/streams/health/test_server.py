@@ -14,8 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.health import server as health_server
-from paywarden.streams.health.server import CONNECTIONS_MAX, serving_health
+from paywarden.streams.health.server import CONNECTIONS_MAX, ConnectionLimits, serving_health
 from tests.services.processes import wait_until
 
 
@@ -47,9 +46,11 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
+# A test that needs other limits gives them as the fixture's parameter.
 @pytest.fixture
-def address(health: FakeHealth, registry: CollectorRegistry) -> Iterator[str]:
-    with serving_health(health, registry, host="127.0.0.1", port=0, section="companion") as address:
+def address(health: FakeHealth, registry: CollectorRegistry, request: pytest.FixtureRequest) -> Iterator[str]:
+    limits: ConnectionLimits | None = getattr(request, "param", None)
+    with serving_health(health, registry, host="127.0.0.1", port=0, section="companion", limits=limits) as address:
         yield address
 
 
@@ -120,8 +121,8 @@ def client_reads(client: socket.socket) -> bytes:
         return b""
 
 
-def test_a_slow_client_is_cut_at_its_deadline(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    monkeypatch.setattr(health_server, "CONNECTION_S_MAX", 0.3)
+@pytest.mark.parametrize("address", [ConnectionLimits(connection_s=0.3)], indirect=True, ids=["0.3 s"])
+def test_a_slow_client_is_cut_at_its_deadline(address: str) -> None:
     with connected(address) as client:
         client.sendall(b"GET /livez HTTP/1.0\r\nX: ")
         wait_until(lambda: is_cut(client), "the connection is cut", every_s=0.05)
@@ -151,10 +152,8 @@ def test_hanging_clients_keep_no_probe_out_and_threads_stay_bounded(address: str
         assert hanging[-1].recv(100).startswith(b"HTTP/1.0 200")
 
 
-def test_new_connections_are_refused_while_all_threads_are_busy(
-    monkeypatch: pytest.MonkeyPatch, address: str, health: FakeHealth
-) -> None:
-    monkeypatch.setattr(health_server, "_ROOM_TIMEOUT_S", 0.05)
+@pytest.mark.parametrize("address", [ConnectionLimits(room_timeout_s=0.05)], indirect=True, ids=["0.05 s"])
+def test_new_connections_are_refused_while_all_threads_are_busy(address: str, health: FakeHealth) -> None:
     health.answers.clear()
     with ExitStack() as stack:
         clients = [stack.enter_context(connected(address)) for _ in range(CONNECTIONS_MAX + 2)]
@@ -166,10 +165,8 @@ def test_new_connections_are_refused_while_all_threads_are_busy(
     assert get(f"{address}/livez")[0] == 200
 
 
-def test_a_client_that_does_not_read_blocks_no_other(
-    monkeypatch: pytest.MonkeyPatch, address: str, registry: CollectorRegistry
-) -> None:
-    monkeypatch.setattr(health_server, "CONNECTION_S_MAX", 0.3)
+@pytest.mark.parametrize("address", [ConnectionLimits(connection_s=0.3)], indirect=True, ids=["0.3 s"])
+def test_a_client_that_does_not_read_blocks_no_other(address: str, registry: CollectorRegistry) -> None:
     Gauge("large", "x" * 10_000_000, registry=registry)
     with connected(address) as client:
         client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")

@@ -9,8 +9,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from paywarden.schemas.avro import TOPICS
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
-from paywarden.streams.kafka import admin, reading
-from paywarden.streams.kafka.admin import end_offsets, offsets_at
+from paywarden.streams.kafka.admin import end_offsets, offsets_at, retry_until_leader
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume, records_between, records_to_end
 
@@ -69,8 +68,8 @@ class FakeTopic(FakeConsumer):
         return self._batches.pop(0) if self._batches else []
 
 
-def offsets_to_end(topic: FakeTopic) -> list[int]:
-    batches = records_to_end(cast(Consumer, topic), "payments", [3])
+def offsets_to_end(topic: FakeTopic, timeout_s: float = 30.0) -> list[int]:
+    batches = records_to_end(cast(Consumer, topic), "payments", [3], timeout_s)
     return [record.offset for records in batches for record in records]
 
 
@@ -115,10 +114,9 @@ def test_a_topic_whose_last_records_are_gone_is_read_to_its_end() -> None:
     assert offsets_to_end(FakeTopic(0)) == []
 
 
-def test_a_silent_broker_before_the_end_of_a_topic_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "READ_TIMEOUT_S", 0.01)
+def test_a_silent_broker_before_the_end_of_a_topic_is_an_error() -> None:
     with pytest.raises(BrokerUnavailable, match="did not give the end of payments"):
-        offsets_to_end(FakeTopic(9, [FakeMessage(4)]))
+        offsets_to_end(FakeTopic(9, [FakeMessage(4)]), timeout_s=0.01)
 
 
 class Elected:
@@ -139,10 +137,11 @@ def test_the_end_of_a_partition_is_asked_until_it_has_a_leader() -> None:
     assert end_offsets(cast("Consumer", Elected(3)), "t", [0, 1]) == {0: 10, 1: 11}
 
 
-def test_waiting_for_a_leader_ends_and_other_errors_raise_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin, "REACH_TIMEOUT_S", 0.3)
-    with pytest.raises(BrokerUnavailable, match=r"does not say where t begins and ends: .*[Ll]eader"):
-        end_offsets(cast("Consumer", Elected(1000)), "t", [0])
+def test_waiting_for_a_leader_ends_and_other_errors_raise_at_once() -> None:
+    elected = Elected(1000)
+    with pytest.raises(BrokerUnavailable, match=r"does not say where t ends: .*[Ll]eader"):
+        retry_until_leader(lambda: elected.get_watermark_offsets(TopicPartition("t", 0), 1.0), "where t ends", 0.3)
+    assert 990 <= elected.left < 1000
     refused = Elected(1000, KafkaError.TOPIC_AUTHORIZATION_FAILED)
     with pytest.raises(BrokerUnavailable, match="does not say where t begins and ends"):
         end_offsets(cast("Consumer", refused), "t", [0])
@@ -171,8 +170,8 @@ def test_no_password_is_in_the_settings_repr() -> None:
     assert "t0psecret" not in shown
 
 
-def offsets_between(topic: FakeTopic, offsets: range) -> list[int]:
-    batches = records_between(cast(Consumer, topic), "payments", 3, offsets)
+def offsets_between(topic: FakeTopic, offsets: range, timeout_s: float = 30.0) -> list[int]:
+    batches = records_between(cast(Consumer, topic), "payments", 3, offsets, timeout_s)
     return [record.offset for records in batches for record in records]
 
 
@@ -193,10 +192,9 @@ def test_an_end_before_the_range_is_complete_does_not_stop_it() -> None:
     assert offsets_between(topic, range(4, 7)) == [4, 5, 6]
 
 
-def test_a_range_without_any_records_from_the_broker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "READ_TIMEOUT_S", 0.0)
+def test_a_range_without_any_records_from_the_broker_is_an_error() -> None:
     with pytest.raises(BrokerUnavailable, match="Kafka did not give offset 4 of payments in 0 s"):
-        offsets_between(FakeTopic(9), range(4, 9))
+        offsets_between(FakeTopic(9), range(4, 9), timeout_s=0.0)
 
 
 def test_a_partition_without_later_records_gets_its_end() -> None:
