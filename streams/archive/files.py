@@ -129,11 +129,11 @@ def read_parts(archive: Path, topic: str) -> dict[int, list[ArchiveFile]]:
     """
     parts = [_part(path, topic) for path in topic_folder(archive, topic).glob("date=*/part-*.parquet")]
     parts.sort(key=lambda part: (part.partition, part.offsets.start, part.path))
-    by_partition = {partition: list(found) for partition, found in groupby(parts, key=lambda part: part.partition)}
-    for found in by_partition.values():
-        for one, other in pairwise(found):
-            if other.offsets.start < one.offsets.stop:
-                raise Misconfigured(f"{one.path} and {other.path} cover the same offsets: remove one of them")
+    by_partition = {partition: list(files) for partition, files in groupby(parts, key=lambda part: part.partition)}
+    for files in by_partition.values():
+        for earlier, later in pairwise(files):
+            if later.offsets.start < earlier.offsets.stop:
+                raise Misconfigured(f"{earlier.path} and {later.path} cover the same offsets: remove one of them")
     return by_partition
 
 
@@ -144,13 +144,13 @@ def _part(path: Path, topic: str) -> ArchiveFile:
         raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
     name = _NAME.fullmatch(path.name)
     try:
-        said = json.loads(footer or b"")
-        partition, offsets = said["partition"], range(said["first_offset"], said["end_offset"])
-        if name is None or (topic, int(name[1]), int(name[2])) != (said["topic"], partition, offsets.start):
-            raise Misconfigured(f"{path} is not what its name says: its footer is of {said['topic']} {partition}")
-        times = None if said["times_ms"] is None else (said["times_ms"][0], said["times_ms"][1])
-        undecoded = tuple(Undecoded(partition, *one) for one in said["undecoded"])
-        return ArchiveFile(path, partition, offsets, said["timestamp_ms_max"], times, undecoded)
+        content = json.loads(footer or b"")
+        partition, offsets = content["partition"], range(content["first_offset"], content["end_offset"])
+        if name is None or (topic, int(name[1]), int(name[2])) != (content["topic"], partition, offsets.start):
+            raise Misconfigured(f"{path} is not what its name says: its footer is of {content['topic']} {partition}")
+        times = None if content["times_ms"] is None else (content["times_ms"][0], content["times_ms"][1])
+        undecoded = tuple(Undecoded(partition, *fields) for fields in content["undecoded"])
+        return ArchiveFile(path, partition, offsets, content["timestamp_ms_max"], times, undecoded)
     except (ValueError, KeyError, TypeError) as error:
         raise Misconfigured(f"{path} is no file of an archive: its footer does not say what it covers") from error
 
@@ -197,18 +197,19 @@ def read_archive(
         for part in parts:
             if part.offsets.stop <= asked.start or part.offsets.start >= asked.stop:
                 continue
-            undecoded += [one for one in part.undecoded if one.offset in asked]
+            undecoded += [record for record in part.undecoded if record.offset in asked]
             if part.times_ms is not None and _overlaps(part.times_ms, times_ms):
                 tables.append(_within(_read(part.path, schema, optional), asked))
     return TopicRows(pa.concat_tables(tables), tuple(undecoded))
 
 
 def _check_joined(folder: Path, partition: int, parts: Sequence[ArchiveFile]) -> None:
-    for one, other in pairwise(parts):
-        if one.offsets.stop != other.offsets.start:
+    for earlier, later in pairwise(parts):
+        if earlier.offsets.stop != later.offsets.start:
             raise Misconfigured(
-                f"{folder}: partition {partition} has a gap: offsets {one.offsets.stop} to {other.offsets.start - 1} "
-                f"are missing before {other.path.name}; `paywarden archive` adds them where the topic still has them"
+                f"{folder}: partition {partition} has a gap: offsets {earlier.offsets.stop} to "
+                f"{later.offsets.start - 1} are missing before {later.path.name}; "
+                "`paywarden archive` adds them if the topic still has them"
             )
 
 
@@ -224,9 +225,9 @@ def _first_offset_at(parts: Sequence[ArchiveFile], time_ms: int) -> int:
     for part in parts:
         if part.timestamp_ms_max >= time_ms:
             rows = pq.read_table(part.path, columns=[OFFSET, TIMESTAMP], partitioning=None)
-            found = [one.offset for one in part.undecoded if one.timestamp_ms >= time_ms]
+            undecoded = [record.offset for record in part.undecoded if record.timestamp_ms >= time_ms]
             first = pc.min(rows.filter(pc.greater_equal(rows[TIMESTAMP], time_ms))[OFFSET]).as_py()
-            return int(min([*found, *([] if first is None else [first])]))
+            return int(min([*undecoded, *([] if first is None else [first])]))
     return parts[-1].offsets.stop
 
 

@@ -117,9 +117,9 @@ def ask_end_offsets(
     By default records of open transactions do not count; `isolation` can include them. A failed answer raises
     KafkaException from its future.
     """
-    wanted = {TopicPartition(*place): _LATEST for place in places}
-    asked = admin.list_offsets(wanted, isolation_level=isolation, request_timeout=REACH_TIMEOUT_S)
-    return {(place.topic, place.partition): answer for place, answer in asked.items()}
+    specs = {TopicPartition(*place): _LATEST for place in places}
+    answers = admin.list_offsets(specs, isolation_level=isolation, request_timeout=REACH_TIMEOUT_S)
+    return {(place.topic, place.partition): answer for place, answer in answers.items()}
 
 
 def end_offsets_of(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
@@ -146,8 +146,8 @@ def written_end_offsets(admin: AdminClient, topic: str, partitions: Collection[i
 def _answered_ends(
     admin: AdminClient, topic: str, partitions: Iterable[int], isolation: IsolationLevel
 ) -> dict[int, int]:
-    asked = ask_end_offsets(admin, ((topic, number) for number in partitions), isolation)
-    return {partition: answer.result().offset for (_, partition), answer in asked.items()}
+    answers = ask_end_offsets(admin, ((topic, number) for number in partitions), isolation)
+    return {partition: answer.result().offset for (_, partition), answer in answers.items()}
 
 
 def offsets_at(consumer: Consumer, topic: str, ends: Mapping[int, int], time_ms: int) -> dict[int, int]:
@@ -157,12 +157,12 @@ def offsets_at(consumer: Consumer, topic: str, ends: Mapping[int, int], time_ms:
     """
 
     def ask() -> list[TopicPartition]:
-        asked = [TopicPartition(topic, partition, time_ms) for partition in ends]
-        answered = consumer.offsets_for_times(asked, timeout=REACH_TIMEOUT_S)
-        for place in answered:
+        questions = [TopicPartition(topic, partition, time_ms) for partition in ends]
+        answers = consumer.offsets_for_times(questions, timeout=REACH_TIMEOUT_S)
+        for place in answers:
             if place.error is not None:
                 raise KafkaException(place.error)
-        return answered
+        return answers
 
-    found = retry_until_leader(ask, f"which records of {topic} arrived when")
-    return {place.partition: place.offset if place.offset >= 0 else ends[place.partition] for place in found}
+    answers = retry_until_leader(ask, f"which records of {topic} arrived when")
+    return {place.partition: place.offset if place.offset >= 0 else ends[place.partition] for place in answers}

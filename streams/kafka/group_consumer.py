@@ -93,30 +93,30 @@ class BatchConsumer:
             self._commit(news)
 
     def _commit(self, news: Mapping[PartitionId, int]) -> None:
-        wanted = [TopicPartition(topic, partition, offset) for (topic, partition), offset in news.items()]
+        offsets = [TopicPartition(topic, partition, offset) for (topic, partition), offset in news.items()]
         try:
             # The call as a whole fails only if it fails for every partition.
-            answered = self._consumer.commit(offsets=wanted, asynchronous=False) or []
+            answers = self._consumer.commit(offsets=offsets, asynchronous=False) or []
         except KafkaException as error:
             _log.warning("offsets not committed: %s", reason_of(error))
-            answered = []
-        for place in answered:
-            if place.error is None:
-                self._committed[place.topic, place.partition] = place.offset
+            answers = []
+        for answer in answers:
+            if answer.error is None:
+                self._committed[answer.topic, answer.partition] = answer.offset
             else:
-                _log.warning("offset of %s/%d not committed: %s", place.topic, place.partition, place.error.str())
+                _log.warning("offset of %s/%d not committed: %s", answer.topic, answer.partition, answer.error.str())
         if any(self._committed.get(place) != offset for place, offset in news.items()):
             self._commit_again_at = time.monotonic() + self._commit_again_s
 
     def committed(self, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
         """Returns the group's committed offsets of a topic, 0 for none; None if the broker does not answer now."""
-        wanted = [TopicPartition(topic, partition) for partition in partitions]
+        places = [TopicPartition(topic, partition) for partition in partitions]
         try:
-            found = self._consumer.committed(wanted, timeout=_COMMITTED_TIMEOUT_S)
+            answers = self._consumer.committed(places, timeout=_COMMITTED_TIMEOUT_S)
         except KafkaException as error:
             _log.warning("Kafka does not say what is committed: %s", reason_of(error))
             return None
-        return {place.partition: max(0, place.offset) for place in found}
+        return {answer.partition: max(0, answer.offset) for answer in answers}
 
     def positions(self) -> dict[PartitionId, int]:
         """Returns the next offset of each partition that is being read, for StallWatch."""

@@ -204,14 +204,14 @@ class RegistrySchemaIds:
     def _refuse_clash(self, topic: str, schema_id: int) -> None:
         """Raises Misconfigured when records with our new id would be read as another schema."""
         try:
-            known = self._earlier.schema_of(schema_id)
+            earlier = self._earlier.schema_of(schema_id)
         except InvalidEvent:
             return
-        if not same_on_the_wire(known, topic_schema(topic)):
+        if not same_on_the_wire(earlier, topic_schema(topic)):
             raise Misconfigured(
                 f"schema registry {self._url} gives subject {self._subject(topic)} the id {schema_id}, which on these "
-                f"topics already means another schema, {known['name']}: give the registry back the ids it had, or use "
-                "another [kafka] topic_prefix"
+                f"topics already means another schema, {earlier['name']}: give the registry back the ids it had, or "
+                "use another [kafka] topic_prefix"
             )
 
     def _subject(self, topic: str) -> str:
@@ -219,30 +219,30 @@ class RegistrySchemaIds:
 
     def _own_id(self, topic: str, auto_register: bool) -> int:
         name, ours = self._subject(topic), RegistrySchema(_one_layout(topic), "AVRO")
-        found = self._looked_up(name, ours)
-        if found is None and auto_register:
+        schema_id = self._looked_up(name, ours)
+        if schema_id is None and auto_register:
             return self._registered(name, ours)
-        if found is None and self._topic_prefix:
+        if schema_id is None and self._topic_prefix:
             # Earlier releases left the prefix out, and an operator may have registered our schemas by hand for them.
-            found = self._looked_up(subject(topic), ours)
-        if found is None:
+            schema_id = self._looked_up(subject(topic), ours)
+        if schema_id is None:
             raise Misconfigured(
                 f"schema registry {self._url}: subject {name} does not have our schema, "
                 "and registry.auto_register is false"
             )
-        return found
+        return schema_id
 
     def _looked_up(self, name: str, ours: RegistrySchema) -> int | None:
         """Returns the id of our schema under a subject, or None if the subject does not have it."""
         try:
-            found = self._asked(lambda: self._client.lookup_schema(name, ours, normalize_schemas=True))
+            answer = self._asked(lambda: self._client.lookup_schema(name, ours, normalize_schemas=True))
         except SchemaRegistryError as error:
             if error.error_code not in _NO_SUCH:
                 raise _refusal(error, name, self._url) from error
             return None
-        if found.schema_id is None:
+        if answer.schema_id is None:
             raise TemporaryFailure(f"schema registry {self._url} gave no id for subject {name}")
-        return int(found.schema_id)
+        return int(answer.schema_id)
 
     def _registered(self, name: str, ours: RegistrySchema) -> int:
         try:

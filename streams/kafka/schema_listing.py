@@ -50,24 +50,26 @@ def listed_schemas(kafka: KafkaSettings, remembered: Mapping[int, str]) -> list[
         key = simple_name(schema), fingerprint(schema)
         ids.setdefault(key, []).append(schema_id)
         texts[key] = text
-    found = []
+    listed = []
     for topic in TOPICS:
         record, name = simple_name(topic_schema(topic)), kafka.topic(topic)
         versions = schema_versions(topic)
-        for one in versions:
-            is_current = one is versions[-1]
-            file = f"{topic}.avsc" if is_current else f"history/{topic}-{one.version}.avsc"
-            numbers = tuple(ids.get((record, one.fingerprint), ()))
-            found.append(
-                ListedSchema(name, subject(name), one.version, is_current, one.fingerprint, numbers, file, one.text)
+        for release in versions:
+            is_current = release is versions[-1]
+            file = f"{topic}.avsc" if is_current else f"history/{topic}-{release.version}.avsc"
+            numbers = tuple(ids.get((record, release.fingerprint), ()))
+            listed.append(
+                ListedSchema(
+                    name, subject(name), release.version, is_current, release.fingerprint, numbers, file, release.text
+                )
             )
-        ours = {one.fingerprint for one in versions}
+        ours = {release.fingerprint for release in versions}
         for (other, number), text in texts.items():
             if other == record and number not in ours:
                 numbers = tuple(ids[other, number])
                 file = f"others/{topic}-{numbers[0]}.avsc"
-                found.append(ListedSchema(name, subject(name), None, False, number, numbers, file, text))
-    return found
+                listed.append(ListedSchema(name, subject(name), None, False, number, numbers, file, text))
+    return listed
 
 
 def export_schemas(schemas: Sequence[ListedSchema], folder: Path) -> None:

@@ -54,11 +54,11 @@ def create_topics(kafka: KafkaSettings, settings: TopicSettings, entities: Seque
     return _create(kafka, [_new_topic(kafka.topic(name), name, settings) for name in names])
 
 
-def _create(kafka: KafkaSettings, wanted: Sequence[NewTopic]) -> list[str]:
+def _create(kafka: KafkaSettings, topics: Sequence[NewTopic]) -> list[str]:
     created = []
     # The client must live until the answers are in.
     admin = make_admin(kafka)
-    for name, future in admin.create_topics(list(wanted), operation_timeout=30, request_timeout=15).items():
+    for name, future in admin.create_topics(list(topics), operation_timeout=30, request_timeout=15).items():
         try:
             future.result()
             created.append(name)
@@ -80,13 +80,13 @@ def create_repartition_topics(kafka: KafkaSettings, counts: Mapping[str, int], r
     Raises BrokerUnavailable or Misconfigured.
     """
     settings = TopicSettings(replication=replication)
-    wanted = [
+    topics = [
         NewTopic(
             kafka.topic(name), num_partitions=count, replication_factor=replication, config=_config(name, settings)
         )
         for name, count in counts.items()
     ]
-    _create(kafka, wanted)
+    _create(kafka, topics)
 
 
 def add_repartition_partitions(kafka: KafkaSettings, counts: Mapping[str, int]) -> None:
@@ -94,9 +94,9 @@ def add_repartition_partitions(kafka: KafkaSettings, counts: Mapping[str, int]) 
 
     Raises BrokerUnavailable or Misconfigured.
     """
-    wanted = [NewPartitions(kafka.topic(name), count) for name, count in counts.items()]
+    additions = [NewPartitions(kafka.topic(name), count) for name, count in counts.items()]
     admin = make_admin(kafka)
-    for name, future in admin.create_partitions(wanted, operation_timeout=30, request_timeout=15).items():
+    for name, future in admin.create_partitions(additions, operation_timeout=30, request_timeout=15).items():
         try:
             future.result()
         except KafkaException as error:
@@ -110,8 +110,8 @@ def delete_repartition_topics(kafka: KafkaSettings, names: Sequence[str]) -> dic
     """
     reasons = {}
     admin = make_admin(kafka)
-    wanted = [kafka.topic(name) for name in names]
-    for name, future in admin.delete_topics(wanted, operation_timeout=30, request_timeout=REACH_TIMEOUT_S).items():
+    full_names = [kafka.topic(name) for name in names]
+    for name, future in admin.delete_topics(full_names, operation_timeout=30, request_timeout=REACH_TIMEOUT_S).items():
         try:
             future.result()
         except KafkaException as error:

@@ -51,23 +51,23 @@ def add_partitions(
             topic = kafka.topic(name)
             ends = end_offsets(consumer, topic, there)
             committed = consumer.committed([TopicPartition(topic, p) for p in there], timeout=REACH_TIMEOUT_S)
-            left = sum(max(0, ends[place.partition] - max(0, place.offset)) for place in committed)
-            if left:
-                raise Misconfigured(f"{left} records of {topic} are not processed: run `paywarden stream --drain`")
+            unread = sum(max(0, ends[place.partition] - max(0, place.offset)) for place in committed)
+            if unread:
+                raise Misconfigured(f"{unread} records of {topic} are not processed: run `paywarden stream --drain`")
     except KafkaException as error:
         raise BrokerUnavailable(f"Kafka does not say what is committed: {reason_of(error)}") from error
     finally:
         consumer.close()
-    wanted = {name: count for name, there in partitions.items() if len(there) < count}
-    if wanted:
-        add_repartition_partitions(kafka, wanted)
-    return sorted(kafka.topic(name) for name in wanted)
+    additions = {name: count for name, there in partitions.items() if len(there) < count}
+    if additions:
+        add_repartition_partitions(kafka, additions)
+    return sorted(kafka.topic(name) for name in additions)
 
 
 def members_of(admin: AdminClient, group: str) -> int:
     """Returns how many workers are in a group. Raises BrokerUnavailable."""
     try:
-        asked = admin.describe_consumer_groups([group], request_timeout=REACH_TIMEOUT_S)
-        return len(asked[group].result().members)
+        answers = admin.describe_consumer_groups([group], request_timeout=REACH_TIMEOUT_S)
+        return len(answers[group].result().members)
     except KafkaException as error:
         raise BrokerUnavailable(f"Kafka does not say who is in group {group}: {reason_of(error)}") from error

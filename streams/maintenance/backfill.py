@@ -98,13 +98,13 @@ class Backfill:
             digest=_digest_of(history, self._passage, outcome_days),
             catalogue=engine.plan.digest,
         )
-        found = read_progress(store)
-        if found is not None and found.origin == origin:
-            self._progress = found
+        earlier = read_progress(store)
+        if earlier is not None and earlier.origin == origin:
+            self._progress = earlier
             return
         self._progress = BackfillProgress(origin, self._phases[0].name, 0)
         if not overwrite:
-            self._check_empty(found)
+            self._check_empty(earlier)
 
     @property
     def is_finished(self) -> bool:
@@ -219,13 +219,13 @@ class Backfill:
         self._store.write({PROGRESS_KEY: self._progress.encode()}, ttl_s=ttl_s)
         return position
 
-    def _check_empty(self, found: BackfillProgress | None) -> None:
+    def _check_empty(self, earlier: BackfillProgress | None) -> None:
         """Raises Misconfigured when the store has any record that a backfill could write over."""
         for name in self.counts:
             if next(self._store.scan(name), None) is None:
                 continue
             what = "payment records" if name == PAYMENT_PHASE else f"{name} profiles"
-            whose = "from a backfill of something else" if found is not None else "that no backfill of this wrote"
+            whose = "from a backfill of something else" if earlier is not None else "that no backfill of this wrote"
             raise Misconfigured(
                 f"the store holds {what} {whose}, and they may be newer: take an empty store, or write over them with "
                 "--overwrite"

@@ -415,9 +415,9 @@ class Pipeline:
             return
         self._progress_due_ms = asked_ms + self._settings.progress_every_ms
         complete_to_ms = self._progress.complete_to_ms(asked_ms if is_all else 0)
-        known = {partition: moment for partition, moment in complete_to_ms.items() if moment > 0}
-        if known:
-            self._router.send_progress(known)
+        progress = {partition: moment for partition, moment in complete_to_ms.items() if moment > 0}
+        if progress:
+            self._router.send_progress(progress)
 
     # Around a batch
 

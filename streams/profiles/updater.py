@@ -75,7 +75,7 @@ class Updater:
         return arrived
 
     def update(self, entity: int, events: EntityEvents) -> ProfileUpdates:
-        """Read the profiles, apply the events and write the result, all or nothing.
+        """Read the profiles, apply the events and write the new profiles.
 
         A profile that another worker has changed since the read is not overwritten. Raises StoreUnavailable or
         StoreConflict; the caller may always try again.
