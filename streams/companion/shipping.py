@@ -14,8 +14,8 @@ records that an earlier companion of this host still has on the way (fencing).
    that has moved. At most one every TRANSACTION_EVERY_S, because each costs the broker a marker in every partition.
 3. After the commit, move the positions on. At times write them beside the outbox: the writer reads there what is not
    shipped yet, and shipped decisions that are old enough are deleted.
-4. If a transaction fails, abort it and send its decisions again. If the producer has ended (another one has fenced it,
-   or the broker has given up its transaction), make a new one and go back to step 1.
+4. If a transaction fails, abort it and send its decisions again. A producer ends when another one has fenced it, or the
+   broker has given up its transaction: then make a new one and go back to step 1.
 
 What can go wrong:
 

@@ -130,8 +130,8 @@ class RegistrySchemaIds:
 
     `topic_prefix` goes before the topics in the names of subjects, as it does on the cluster.
 
-    Raises Misconfigured with one line when the registry does not answer, or refuses us or one of our schemas, and
-    BrokerUnavailable when its ids cannot be remembered. `clock` gives seconds. Thread-safe.
+    Raises Misconfigured with one line when the registry does not answer, or refuses us or one of our schemas. Raises
+    BrokerUnavailable when its ids cannot be remembered. `clock` returns seconds. Thread-safe.
     """
 
     def __init__(

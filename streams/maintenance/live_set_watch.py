@@ -77,7 +77,7 @@ class LiveWorker:
         watch.start()
         try:
             # A rebuild waits for members of the group. If the swap began before this worker joined, the rebuild may
-            # have found the group empty, and this worker's records would follow those that the rebuild publishes.
+            # have found the group empty. This worker's records would then follow those that the rebuild publishes.
             pipeline.run(ended, may_begin=lambda: self._look() == live)
         finally:
             ended.set()

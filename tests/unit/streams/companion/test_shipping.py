@@ -112,9 +112,9 @@ def entry(payment_id: str, decided_time_ms: int) -> bytes:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.writer.close()
+    built = World(tmp_path)
+    yield built
+    built.writer.close()
 
 
 def test_uncommitted_decisions_count_as_waiting(world: World) -> None:
@@ -259,12 +259,12 @@ def test_shipped_decisions_stay_in_the_outbox_for_the_set_time(tmp_path: Path) -
 
 
 def test_only_one_process_ships_and_the_host_keeps_its_id(tmp_path: Path) -> None:
-    one = HostIdentity(tmp_path)
+    identity = HostIdentity(tmp_path)
     with pytest.raises(Misconfigured, match="another companion"):
         HostIdentity(tmp_path)
-    one.close()
+    identity.close()
     again = HostIdentity(tmp_path)
-    assert again.host == one.host
+    assert again.host == identity.host
     again.close()
 
 

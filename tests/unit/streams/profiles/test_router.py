@@ -69,8 +69,8 @@ def records(count: int, first_offset: int = 0) -> list[Record]:
 
 
 def decoded(store: MemoryStore, sender: FakeSender, first_offset: int = 0) -> tuple[Router, Decoded]:
-    made = router(store, sender)
-    return made, made.decode(records(5, first_offset), [], NOW_MS)
+    built = router(store, sender)
+    return built, built.decode(records(5, first_offset), [], NOW_MS)
 
 
 def test_a_payment_that_another_worker_stored_is_a_duplicate() -> None:
@@ -81,10 +81,10 @@ def test_a_payment_that_another_worker_stored_is_a_duplicate() -> None:
         write({key: theirs.SerializeToString()}, ttl_s=0)
 
     store, sender = UnwellStore(another), FakeSender()
-    made, events = decoded(store, sender)
+    built, events = decoded(store, sender)
     with pytest.raises(StoreConflict):
-        made.keep(events)
-    joined = made.keep(events)
+        built.keep(events)
+    joined = built.keep(events)
     assert (joined.duplicates, len(joined.rows)) == (1, 4)
     (first, *_) = (record_key(event.payment_id) for event in events.payments)
     kept = store.read([first])[0]
@@ -98,17 +98,17 @@ def test_a_repeated_write_after_a_lost_answer_gives_the_same_events() -> None:
         raise StoreUnavailable("no answer")
 
     store, sender = UnwellStore(lost), FakeSender()
-    made, events = decoded(store, sender)
+    built, events = decoded(store, sender)
     with pytest.raises(StoreUnavailable):
-        made.keep(events)
-    joined = made.keep(events)
+        built.keep(events)
+    joined = built.keep(events)
     assert (joined.duplicates, len(joined.rows)) == (0, 5)
 
 
 def test_events_of_an_entity_go_in_order_to_the_partition_of_its_key() -> None:
     store, sender = MemoryStore(), FakeSender()
-    made, events = decoded(store, sender)
-    made.send(made.keep(events))
+    built, events = decoded(store, sender)
+    built.send(built.keep(events))
     for entity, (topic, count) in ROUTES.items():
         found: list[tuple[bytes, int]] = []
         for sent_to, _, value in sender.sent:

@@ -23,8 +23,8 @@ def updater(store: MemoryStore) -> Updater:
 
 
 def card_events(first_offset: int = 0) -> EntityEvents:
-    made, events = decoded(MemoryStore(), FakeSender(), first_offset)
-    return made.keep(events).of_entities()[0]
+    built, events = decoded(MemoryStore(), FakeSender(), first_offset)
+    return built.keep(events).of_entities()[0]
 
 
 def frame(events: EntityEvents, progress: dict[int, int], offset: int = 0, topic: str = "repartition-card") -> Record:
@@ -32,10 +32,10 @@ def frame(events: EntityEvents, progress: dict[int, int], offset: int = 0, topic
 
 
 def test_frames_decode_to_events_in_order_and_progress() -> None:
-    one, other = card_events(), card_events(5)
-    nothing = EntityEvents([], one.rows[:0])
-    arrived = updater(MemoryStore()).decode([frame(one, {0: 1}), frame(nothing, {0: 2}, 1), frame(other, {}, 2)])
-    assert arrived.events[0].keys == one.keys + other.keys
+    first, second = card_events(), card_events(5)
+    nothing = EntityEvents([], first.rows[:0])
+    arrived = updater(MemoryStore()).decode([frame(first, {0: 1}), frame(nothing, {0: 2}, 1), frame(second, {}, 2)])
+    assert arrived.events[0].keys == first.keys + second.keys
     assert arrived.events[0].rows[:, OFFSET].tolist() == list(range(10))
     assert arrived.progress == [("card", 0, {0: 1}), ("card", 0, {0: 2})]
 
@@ -56,10 +56,10 @@ def test_a_profile_that_another_owner_wrote_is_kept_and_updated() -> None:
     updater(theirs).update(0, EntityEvents(events.keys, rows))
     written = dict(theirs.scan("card"))
     store = UnwellStore(lambda write, _: write(written, ttl_s=0))
-    made = updater(store)
+    built = updater(store)
     with pytest.raises(StoreConflict):
-        made.update(0, events)
-    made.update(0, events)
+        built.update(0, events)
+    built.update(0, events)
     for _, state in store.scan("card"):
         assert sources_of(state).keys() == {0, 2}
 
@@ -72,9 +72,9 @@ def test_a_repeated_write_after_a_lost_answer_counts_once() -> None:
     events, once = card_events(), MemoryStore()
     updater(once).update(0, events)
     store = UnwellStore(lost)
-    made = updater(store)
+    built = updater(store)
     with pytest.raises(StoreUnavailable):
-        made.update(0, events)
-    again = made.update(0, events)
+        built.update(0, events)
+    again = built.update(0, events)
     assert again.replayed == 5
     assert dict(store.scan("card")) == dict(once.scan("card")) == again.profiles
