@@ -42,6 +42,7 @@ from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.streams.faust.gc_tuning import settle_collection
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
 from perf.payments_load import PaymentMaker, send_all, send_at_rate
@@ -179,7 +180,7 @@ def _work(spec: dict[str, Any]) -> None:
     registry = CollectorRegistry()
     settings = StreamSettings(group_id=f"{spec['prefix']}stream")
     pipeline = Pipeline(
-        kafka=KafkaSettings(bootstrap=spec["bootstrap"], topic_prefix=spec["prefix"]),
+        clients=KafkaClients.of(KafkaSettings(bootstrap=spec["bootstrap"], topic_prefix=spec["prefix"])),
         settings=settings,
         store=store,
         engine=engine,

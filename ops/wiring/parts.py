@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from paywarden.ops.wiring.agents import DriftParts, OutcomeParts
     from paywarden.schemas.avro import SchemaIds
     from paywarden.scoring.server.context import ServerContext
-    from paywarden.streams.companion.companion import Companion
+    from paywarden.streams.companion.companion import Companion, FillSource
     from paywarden.streams.drift.settings import DriftSettings
     from paywarden.streams.faust.app import StreamApp
     from paywarden.streams.kafka.client import KafkaSettings
+    from paywarden.streams.kafka.clients import KafkaClients
     from paywarden.streams.profiles.pipeline import Pipeline
 
 
@@ -171,12 +172,14 @@ class StreamParts:
 
         from paywarden.features.profiles.engine import FeatureEngine
         from paywarden.streams.kafka.admin import require_broker
+        from paywarden.streams.kafka.clients import KafkaClients
         from paywarden.streams.profiles.pipeline import StreamSettings, stream_metrics
 
         self._source, self.kafka = source, kafka_settings(source)
         self.settings = source.section("stream", StreamSettings)
         self._rates = rate_table(source)
         require_broker(self.kafka)
+        self.clients = KafkaClients.of(self.kafka)
         self.ids = schema_ids(source)
         self._engine = FeatureEngine()
         self._engine.warm_up()
@@ -186,20 +189,18 @@ class StreamParts:
     @contextmanager
     def open_pipeline(self, profile_set: str, *, publish: bool = True, drain: bool = False) -> Iterator[Pipeline]:
         """The worker of a profile set, ready to run; its store is closed afterwards. Raises StoreUnavailable, too."""
-        from paywarden.streams.profiles.pipeline import Pipeline
+        from paywarden.streams.profiles.pipeline import Pipeline, PipelineOptions
 
         with closing(open_store(self._source, profile_set=profile_set)) as store:
             yield Pipeline(
-                kafka=self.kafka,
+                clients=self.clients,
                 settings=self.settings,
                 store=store,
                 engine=self._engine,
                 rates=self._rates,
                 ids=self.ids,
                 metrics=self._metrics,
-                profile_set=profile_set,
-                publish=publish,
-                drain=drain,
+                options=PipelineOptions(profile_set=profile_set, publish=publish, drain=drain),
             )
 
 
@@ -339,47 +340,66 @@ def outcome_parts(source: Source) -> OutcomeParts:
 
 
 @contextmanager
-def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Companion]:
+def companion(
+    source: Source,
+    announce: Callable[[str], object],
+    *,
+    clients: KafkaClients | None = None,
+    fill: FillSource | None = None,
+) -> Iterator[Companion]:
     """A scoring host's companion, ready to run; until the block ends its health and metrics are served.
 
-    `announce` is given the address. Raises Misconfigured, BrokerUnavailable.
+    `announce` is called with the address. A test may hand in `clients` and `fill`; the settings say them otherwise.
+
+    Raises Misconfigured, BrokerUnavailable.
     """
     from paywarden.features.catalogue.catalogue import CATALOGUE
-    from paywarden.ops.progress import scan_bar
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.streams.companion.catalogues import publish_catalogue
-    from paywarden.streams.companion.companion import Companion, CompanionSettings
+    from paywarden.streams.companion.companion import Companion, CompanionSettings, HostFiles
     from paywarden.streams.health.health import metrics_registry
     from paywarden.streams.health.server import serving_health
     from paywarden.streams.kafka.admin import require_broker
+    from paywarden.streams.kafka.clients import KafkaClients
 
     kafka = kafka_settings(source)
     settings = source.section("companion", CompanionSettings)
-    mirror = source.section("mirror", MirrorSettings)
-    outbox = source.section("outbox", OutboxSettings)
+    files = HostFiles(
+        mirror=source.section("mirror", MirrorSettings),
+        outbox=source.section("outbox", OutboxSettings),
+        outbox_keep_s=source.section("answered", DecisionCacheSettings).keep_s,
+    )
     require_broker(kafka)
     ids = schema_ids(source)
     publish_catalogue(kafka, ids, CATALOGUE)
     registry = metrics_registry()
     built = Companion(
-        kafka=kafka,
+        clients=clients or KafkaClients.of(kafka),
         settings=settings,
-        mirror=mirror,
-        outbox=outbox,
+        files=files,
         ids=ids,
         entities=tuple(entity.name for entity in CATALOGUE.entities),
-        look=lambda: live_set(source),
-        open_store=lambda live: open_store(source, readonly=True, profile_set=live.name),
-        outbox_keep_s=source.section("answered", DecisionCacheSettings).keep_s,
+        fill=fill or fill_source(source),
         registry=registry,
-        watch_scan=scan_bar,
     )
     host, port = settings.http_host, settings.http_port
     with serving_health(built.health, registry, host=host, port=port, section="companion") as address:
         announce(address)
         yield built
+
+
+def fill_source(source: Source) -> FillSource:
+    """The profile store that a new mirror of this host is filled from."""
+    from paywarden.ops.progress import scan_bar
+    from paywarden.streams.companion.companion import FillSource
+
+    return FillSource(
+        look=lambda: live_set(source),
+        open_store=lambda live: open_store(source, readonly=True, profile_set=live.name),
+        watch_scan=scan_bar,
+    )
 
 
 def policy(source: Source, *, review_at: float, decline_at: float) -> Policy:

@@ -1,11 +1,15 @@
-"""A topic into an archive of Parquet files (streams/archive/files.py).
+"""Copy a topic into an archive of Parquet files (streams/archive/files.py).
 
-1. look     which offsets the files cover, and which are to be: what is missing is read, and nothing twice
-2. gather   a partition's records, until a file is full, a day has ended, or all that is asked for is there
-3. write    the file, into its place by a rename
+1. look     compare the offsets that the files cover with the wanted ones; only missing offsets are read
+2. gather   a partition's records, until the file is full, a day has ended, or the range is complete
+3. write    the file, and rename it into its place
 
-Killed at any moment, the same call again goes on behind the last whole file. An archive has no gaps: what lies between
-what is there and what is asked for is added, too.
+    covered 0…999, wanted 1500…1999    reads 1000…1999: an archive has no gaps
+
+What can go wrong:
+
+- The process is killed: the same call goes on behind the last whole file.
+- Missing records have expired from the topic: the run ends with an error and writes nothing of that range.
 """
 
 from __future__ import annotations
@@ -21,14 +25,14 @@ from paywarden.streams.archive.files import locked, missing_ranges, read_parts, 
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.topic_rows import RowBuilder, TopicSource, Undecoded
 
-# A file's rows: some 10 MB on disk, and what one partition holds in memory.
+# The most rows of a file: about 10 MB on disk, and the most that one partition holds in memory.
 RECORDS_MAX = 100_000
 _DAY_MS = 86_400_000
 
 
 @dataclass
 class Archived:
-    """What a run has added. `is_whole`: all that was asked for is there now."""
+    """What a run has added. `is_whole`: the archive now has everything that was wanted."""
 
     rows: int = 0
     files: int = 0
@@ -46,14 +50,14 @@ class Archiver:
         self._rows, self._records_max = RowBuilder(topic, ids), records_max
 
     def wanted(self, since_ms: int | None, until_ms: int | None) -> dict[int, range]:
-        """Of each partition what a run would have the archive cover, as TopicSource.ranges says."""
+        """Returns by partition the offsets that a run should cover; see TopicSource.ranges."""
         return self._source.ranges(since_ms, until_ms)
 
     def run(self, wanted: dict[int, range], stop: Event, progress: Callable[[int], object]) -> Archived:
-        """Add what is missing of these offsets; `progress` gets how many are done. When `stop` is set, end early.
+        """Add the missing records of these offsets; `progress` gets the number of each batch. `stop` ends it early.
 
-        Raises Misconfigured for files that are no archive, or records that are missing and no longer on the topic;
-        BrokerUnavailable and TemporaryFailure, after which the same call goes on where this ended.
+        Raises Misconfigured for files that are no archive, or for missing records that have expired from the topic.
+        Raises BrokerUnavailable and TemporaryFailure, after which the same call resumes.
         """
         done = Archived()
         with locked(self._archive, self._topic):
@@ -70,7 +74,7 @@ class Archiver:
                     self._check_there(partition, offsets)
             for partition, ranges in missing.items():
                 for offsets in ranges:
-                    is_last = not any(one.start >= offsets.stop for one in covered.get(partition, []))
+                    is_last = not any(later.start >= offsets.stop for later in covered.get(partition, []))
                     self._add(partition, offsets, done, stop, progress, may_be_empty=is_last)
         done.is_whole = not stop.is_set()
         return done
@@ -80,7 +84,7 @@ class Archiver:
         if begin > offsets.start:
             raise Misconfigured(
                 f"{topic_folder(self._archive, self._topic)}: partition {partition} needs offset {offsets.start} next, "
-                f"and the topic begins at {begin}: what is between has expired; go on in another folder"
+                f"and the topic begins at {begin}: the records between have expired; go on in another folder"
             )
 
     def _add(
@@ -93,8 +97,8 @@ class Archiver:
         *,
         may_be_empty: bool,
     ) -> None:
-        """Write files for a range of offsets. They join, whatever the records' own offsets leave out."""
-        # What a run that failed had gathered is read again.
+        """Write files for a range of offsets. They cover it without a gap, even where offsets have no records."""
+        # Drop the records that a failed run has gathered: they are read again.
         self._rows.take()
         first, day_ms, position, has_jumped = offsets.start, 0, offsets.start, False
         for records in self._source.records(partition, offsets):
@@ -111,14 +115,14 @@ class Archiver:
             if stop.is_set():
                 break
         else:
-            # What no reader sees at the end of the range is covered, too.
+            # Cover also the offsets at the end of the range that no reader sees.
             position = offsets.stop
         if self._rows.count or (not may_be_empty and position > first):
             self._write(partition, range(first, position), day_ms, done, has_jumped=has_jumped)
 
     def _write(self, partition: int, offsets: range, day_ms: int, done: Archived, *, has_jumped: bool) -> None:
         if has_jumped and self._source.begin(partition) > offsets.start:
-            # A transaction's marks leave such holes, and so does what expires before it is read.
+            # Transaction markers leave such holes, but so do records that expire before they are read.
             raise Misconfigured(
                 f"topic {self._topic}, partition {partition}: records from offset {offsets.start} on expired while "
                 "they were read: nothing of these was written"

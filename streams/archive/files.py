@@ -1,16 +1,16 @@
-"""An archive: topics as Parquet files, each a run of one partition's offsets.
+"""The files of an archive: each Parquet file holds a range of one partition's offsets.
 
     DIR/TOPIC/date=YYYY-MM-DD/part-PARTITION-FIRSTOFFSET.parquet
 
-The date is the UTC day on which the file's first record reached Kafka; no record of a file reached it on a later day. A
-file covers all offsets from its first to where the partition's next file begins. Its footer says where that is, and
-which records in between could not be decoded and are not among its rows:
+The date is the UTC day on which the file's first record reached Kafka; no record of the file reached it on a later day.
+A file covers all offsets from its first one to the beginning of the partition's next file. Its footer names that end,
+and the records in between that could not be decoded and have no row:
 
     rows     streams/kafka/topic_rows.py
     footer   `paywarden.archive`, JSON: partition, first and end offset, undecoded, and times to skip the file by
 
-A file is written beside its place, synced and renamed. So what is there says how far an archive has come, and nothing
-else does.
+A writer writes a file beside its place, syncs it and renames it. The files alone therefore say how far an archive has
+come.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.kafka.topic_rows import OFFSET, TIMESTAMP, TopicRows, Undecoded
 
 TOPICS = ("payments", "outcomes", "decisions")
-"""What can be archived."""
+"""The topics that can be archived."""
 TIME_COLUMNS = {"payments": "event_time_ms", "outcomes": "outcome_time_ms", "decisions": "event_time_ms"}
-"""The event's own time, by topic."""
+"""The column with the event's own time, by topic."""
 
 _FOOTER = b"paywarden.archive"
 _NAME = re.compile(r"part-([0-9]+)-([0-9]+)\.parquet")
@@ -52,20 +52,20 @@ class ArchiveFile:
     partition: int
     offsets: range
     timestamp_ms_max: int
-    """Kafka's own, of all its records."""
+    """The newest of Kafka's own times of its records."""
     times_ms: tuple[int, int] | None
-    """The first and the last of the events' own times; None for a file without rows."""
+    """The earliest and the latest of the events' own times; None for a file without rows."""
     undecoded: tuple[Undecoded, ...]
 
 
 def topic_folder(archive: Path, topic: str) -> Path:
-    """Where an archive keeps a topic."""
+    """Returns the folder of a topic in an archive."""
     return archive / topic
 
 
 @contextmanager
 def locked(archive: Path, topic: str) -> Iterator[None]:
-    """Be the only one who writes a topic's files. Removes what a killed writer has not finished.
+    """Lock a topic's files for one writer. Removes the unfinished files of a killed writer.
 
     Raises Misconfigured when another process writes them, or the folder cannot be made.
     """
@@ -84,7 +84,7 @@ def locked(archive: Path, topic: str) -> Iterator[None]:
 
 
 def write_part(archive: Path, topic: str, partition: int, offsets: range, *, day_ms: int, rows: TopicRows) -> Path:
-    """Put a file in its place. `day_ms`: a time of its date. On return it is on disk, whole."""
+    """Write a file whose date is the day of `day_ms`. On return it is on disk, whole."""
     date = datetime.fromtimestamp(day_ms / 1000, UTC).date().isoformat()
     path = topic_folder(archive, topic) / f"date={date}" / f"part-{partition}-{offsets.start}.parquet"
     path.parent.mkdir(exist_ok=True)
@@ -100,7 +100,7 @@ def write_part(archive: Path, topic: str, partition: int, offsets: range, *, day
 
 
 def _footer(topic: str, partition: int, offsets: range, rows: TopicRows) -> dict[str, object]:
-    timestamps = [pc.max(rows.table[TIMESTAMP]).as_py() or 0, *(one.timestamp_ms for one in rows.undecoded)]
+    timestamps = [pc.max(rows.table[TIMESTAMP]).as_py() or 0, *(record.timestamp_ms for record in rows.undecoded)]
     times = pc.min_max(rows.table[TIME_COLUMNS[topic]]).as_py()
     return {
         "topic": topic,
@@ -109,12 +109,12 @@ def _footer(topic: str, partition: int, offsets: range, rows: TopicRows) -> dict
         "end_offset": offsets.stop,
         "timestamp_ms_max": max(timestamps),
         "times_ms": [times["min"], times["max"]] if len(rows.table) else None,
-        "undecoded": [[one.offset, one.timestamp_ms, one.reason] for one in rows.undecoded],
+        "undecoded": [[record.offset, record.timestamp_ms, record.reason] for record in rows.undecoded],
     }
 
 
 def _sync_folder(folder: Path) -> None:
-    # A rename is on disk when its folder is.
+    # A rename is on disk only after its folder is synced.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -123,17 +123,17 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_parts(archive: Path, topic: str) -> dict[int, list[ArchiveFile]]:
-    """The files of a topic by partition, in order of offsets.
+    """Returns the files of a topic by partition, in order of offsets.
 
-    Raises Misconfigured for a file that is not what its name says, or two that cover the same offsets.
+    Raises Misconfigured for a file whose footer does not match its name, or for two files with the same offsets.
     """
     parts = [_part(path, topic) for path in topic_folder(archive, topic).glob("date=*/part-*.parquet")]
     parts.sort(key=lambda part: (part.partition, part.offsets.start, part.path))
-    by_partition = {partition: list(found) for partition, found in groupby(parts, key=lambda part: part.partition)}
-    for found in by_partition.values():
-        for one, other in pairwise(found):
-            if other.offsets.start < one.offsets.stop:
-                raise Misconfigured(f"{one.path} and {other.path} cover the same offsets: take one of them away")
+    by_partition = {partition: list(files) for partition, files in groupby(parts, key=lambda part: part.partition)}
+    for files in by_partition.values():
+        for earlier, later in pairwise(files):
+            if later.offsets.start < earlier.offsets.stop:
+                raise Misconfigured(f"{earlier.path} and {later.path} cover the same offsets: remove one of them")
     return by_partition
 
 
@@ -144,28 +144,28 @@ def _part(path: Path, topic: str) -> ArchiveFile:
         raise Misconfigured(f"{path} cannot be read as Parquet: {(str(error).splitlines() or [''])[0]}") from error
     name = _NAME.fullmatch(path.name)
     try:
-        said = json.loads(footer or b"")
-        partition, offsets = said["partition"], range(said["first_offset"], said["end_offset"])
-        if name is None or (topic, int(name[1]), int(name[2])) != (said["topic"], partition, offsets.start):
-            raise Misconfigured(f"{path} is not what its name says: its footer is of {said['topic']} {partition}")
-        times = None if said["times_ms"] is None else (said["times_ms"][0], said["times_ms"][1])
-        undecoded = tuple(Undecoded(partition, *one) for one in said["undecoded"])
-        return ArchiveFile(path, partition, offsets, said["timestamp_ms_max"], times, undecoded)
+        content = json.loads(footer or b"")
+        partition, offsets = content["partition"], range(content["first_offset"], content["end_offset"])
+        if name is None or (topic, int(name[1]), int(name[2])) != (content["topic"], partition, offsets.start):
+            raise Misconfigured(f"{path} is not what its name says: its footer is of {content['topic']} {partition}")
+        times = None if content["times_ms"] is None else (content["times_ms"][0], content["times_ms"][1])
+        undecoded = tuple(Undecoded(partition, *fields) for fields in content["undecoded"])
+        return ArchiveFile(path, partition, offsets, content["timestamp_ms_max"], times, undecoded)
     except (ValueError, KeyError, TypeError) as error:
         raise Misconfigured(f"{path} is no file of an archive: its footer does not say what it covers") from error
 
 
 def missing_ranges(wanted: range, covered: Sequence[range]) -> list[range]:
-    """What must be added so that offsets are covered without a gap from the first to the last, `wanted` among them.
+    """Returns the ranges to add, so that all offsets from the first to the last are covered, `wanted` included.
 
-    `covered` are in order and apart from each other.
+    `covered` are in order and do not touch or overlap. Example: wanted 5…9 and covered [0…2] returns [3…9].
     """
     if not covered:
         return [wanted] if wanted else []
     first, stop = covered[0].start, covered[-1].stop
     if wanted:
         first, stop = min(first, wanted.start), max(stop, wanted.stop)
-    edges = [first, *(edge for one in covered for edge in (one.start, one.stop)), stop]
+    edges = [first, *(edge for offsets in covered for edge in (offsets.start, offsets.stop)), stop]
     gaps = (range(edges[place], edges[place + 1]) for place in range(0, len(edges), 2))
     return [gap for gap in gaps if gap]
 
@@ -180,12 +180,12 @@ def read_archive(
     times_ms: tuple[int | None, int | None] = (None, None),
     optional: Sequence[str] = (),
 ) -> TopicRows:
-    """The rows of a topic, partition by partition, each in order of offsets: columns as in `schema`.
+    """Returns the rows of a topic with the columns of `schema`, partition by partition, in order of offsets.
 
-    `since_ms`, `until_ms`: as TopicSource.ranges takes them. `times_ms`: files without an event from the first to the
-    last of these (None: any) are not read. `optional` columns may be missing in a file, and are null then.
+    `since_ms` and `until_ms` mean the same as in TopicSource.ranges. Files without an event between the two `times_ms`
+    (None: no bound) are not read. An `optional` column may be missing in a file; its values are then null.
 
-    Raises Misconfigured for a topic that is not there, a gap between a partition's files, or a missing column.
+    Raises Misconfigured for a missing topic, a gap between a partition's files, or a missing column.
     """
     folder = topic_folder(archive, topic)
     if not folder.is_dir():
@@ -197,36 +197,37 @@ def read_archive(
         for part in parts:
             if part.offsets.stop <= asked.start or part.offsets.start >= asked.stop:
                 continue
-            undecoded += [one for one in part.undecoded if one.offset in asked]
+            undecoded += [record for record in part.undecoded if record.offset in asked]
             if part.times_ms is not None and _overlaps(part.times_ms, times_ms):
                 tables.append(_within(_read(part.path, schema, optional), asked))
     return TopicRows(pa.concat_tables(tables), tuple(undecoded))
 
 
 def _check_joined(folder: Path, partition: int, parts: Sequence[ArchiveFile]) -> None:
-    for one, other in pairwise(parts):
-        if one.offsets.stop != other.offsets.start:
+    for earlier, later in pairwise(parts):
+        if earlier.offsets.stop != later.offsets.start:
             raise Misconfigured(
-                f"{folder}: partition {partition} has a gap: offsets {one.offsets.stop} to {other.offsets.start - 1} "
-                f"are missing before {other.path.name}; `paywarden archive` adds them where the topic still has them"
+                f"{folder}: partition {partition} has a gap: offsets {earlier.offsets.stop} to "
+                f"{later.offsets.start - 1} are missing before {later.path.name}; "
+                "`paywarden archive` adds them if the topic still has them"
             )
 
 
 def _asked(parts: Sequence[ArchiveFile], since_ms: int | None, until_ms: int | None) -> range:
-    """The offsets of a partition that Kafka would give for this range of its own times."""
+    """Returns the offsets of a partition that Kafka would return for this range of its own times."""
     first = parts[0].offsets.start if since_ms is None else _first_offset_at(parts, since_ms)
     stop = parts[-1].offsets.stop if until_ms is None else _first_offset_at(parts, until_ms)
     return range(first, stop)
 
 
 def _first_offset_at(parts: Sequence[ArchiveFile], time_ms: int) -> int:
-    """Of the first record that has this time or a later one; the end where there is none."""
+    """Returns the offset of the first record with this time or a later one; the end if there is none."""
     for part in parts:
         if part.timestamp_ms_max >= time_ms:
             rows = pq.read_table(part.path, columns=[OFFSET, TIMESTAMP], partitioning=None)
-            found = [one.offset for one in part.undecoded if one.timestamp_ms >= time_ms]
+            undecoded = [record.offset for record in part.undecoded if record.timestamp_ms >= time_ms]
             first = pc.min(rows.filter(pc.greater_equal(rows[TIMESTAMP], time_ms))[OFFSET]).as_py()
-            return int(min([*found, *([] if first is None else [first])]))
+            return int(min([*undecoded, *([] if first is None else [first])]))
     return parts[-1].offsets.stop
 
 

@@ -1,4 +1,4 @@
-"""Live decisions from an archive of the topic, for a replay to be compared with."""
+"""Read live decisions from an archive, to compare a replay with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, rows_schema
 
 
 def archived_decisions(archive: Path, window: Days) -> LiveDecisions:
-    """Live decisions about payments of these days. Raises Misconfigured as `read_archive`, or when there are none."""
+    """Returns live decisions about payments of these days.
+
+    Raises Misconfigured if there are none, and the errors of `read_archive`.
+    """
     first_ms, last_ms = window.first * DAY_MS, (window.last + 1) * DAY_MS - 1
     schema = pa.schema([rows_schema("decisions").field(name) for name in (*FIELDS, PARTITION, OFFSET)])
     rows = read_archive(archive, "decisions", schema, times_ms=(first_ms, last_ms))

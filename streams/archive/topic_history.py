@@ -1,12 +1,13 @@
-"""A history from what topics hold: an archive's rows, or those of Kafka itself (streams/kafka/topic_rows.py).
+"""Make a history from the rows of an archive or of Kafka itself (streams/kafka/topic_rows.py).
 
-    1. leave out   records that are no payments or outcomes, and those that the stream would refuse
-    2. cut         payments outside of the days that are asked for
-    3. sort        by the event's own time; of equal times the lower partition first, then the lower offset
-    4. drop        a payment that came before with the same fields; with other fields it is refused
-    5. join        outcomes to their payments: those of payments that are not there, or older than their payments, go
+    1. leave out   records that do not decode, and payments that the stream would refuse
+    2. cut         payments outside the wanted days
+    3. sort        by the event's own time; equal times by partition, then by offset
+    4. drop        a repeated payment with the same fields; a repeated id with other fields is an error
+    5. join        outcomes to their payments; drop outcomes without a payment, and those older than their payment
 
-The same records give the same history, whichever way they came. What is left out is counted and said.
+The same records give the same history, whether they come from an archive or from Kafka. `LeftOut` counts every record
+that is left out, with a reason.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from paywarden.streams.profiles.decoder import TIMES
 
 @dataclass(frozen=True)
 class PaymentTimes:
-    """Payments from `first_ms` to `last_ms`, both included, by their own time; None: no bound."""
+    """Selects payments from `first_ms` to `last_ms`, both included, by their own time; None: no bound."""
 
     first_ms: int | None = None
     last_ms: int | None = None
@@ -47,27 +48,27 @@ class PaymentTimes:
 
 @dataclass
 class LeftOut:
-    """What of the topics is not in the history: how many records for each reason, and where the first of them is."""
+    """The records that are not in the history: their number for each reason, and the place of the first."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, reason: str, count: int, example: str) -> None:
-        """So many records more."""
+        """Add `count` records."""
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.examples.setdefault(reason, example)
 
     def lines(self) -> list[str]:
-        """One for each reason."""
+        """Returns one line for each reason."""
         return [f"left out: {count} {reason} ({self.examples[reason]})" for reason, count in self.counts.items()]
 
 
 def archived_rows(
     archive: Path, *, since_ms: int | None = None, until_ms: int | None = None, days: PaymentTimes | None = None
 ) -> tuple[TopicRows, TopicRows]:
-    """Payments and outcomes of an archive that reached Kafka in a range of time; files of other days are not read.
+    """Returns payments and outcomes of an archive that reached Kafka in a range of time; skips files of other days.
 
-    Raises Misconfigured as `read_archive`.
+    Raises the errors of `read_archive`.
     """
     days = days or PaymentTimes()
     payments = read_archive(
@@ -95,9 +96,9 @@ def history_of_rows(
     times: TimeBounds = TIMES,
     days: PaymentTimes | None = None,
 ) -> tuple[History, LeftOut]:
-    """The history, and what is not in it. `times`: the bounds that the stream has.
+    """Returns the history and the records left out. `times`: the stream's bounds for a payment's own time.
 
-    Raises Misconfigured where two payments have one id and differ.
+    Raises Misconfigured if two payments have one id and differ.
     """
     left_out = LeftOut()
     for topic, rows in (("payments", payments), ("outcomes", outcomes)):
@@ -117,14 +118,14 @@ def _payments(table: pa.Table, rates: RateTable, times: TimeBounds, days: Paymen
     table = _cut(table, "event_time_ms", days)
     is_usable = np.ones(len(table), dtype=np.bool_)
     for rule, is_wrong in _rules(table, rates, times):
-        # Of several rules that one breaks the first is said.
+        # A payment that breaks several rules counts for the first one.
         _count(left_out, f"payments that the stream refuses: {rule}", table, is_wrong & is_usable)
         is_usable &= ~is_wrong
     return _without_repeated(_sorted(table.filter(pa.array(is_usable)), "event_time_ms"), left_out)
 
 
 def _rules(table: pa.Table, rates: RateTable, times: TimeBounds) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """What streams/profiles/decoder.py refuses, by columns: each rule with the rows that break it, in its order."""
+    """Yields each rule of streams/profiles/decoder.py, in its order, with the rows that break it."""
     for line in FIELDS:
         if line.is_text:
             yield f"{line.name} must be {line.wanted}", _wrong_texts(line, table[line.name])
@@ -141,21 +142,21 @@ def _rules(table: pa.Table, rates: RateTable, times: TimeBounds) -> Iterator[tup
 
 def _wrong_texts(line: PaymentField, column: pa.ChunkedArray) -> NDArray[np.bool_]:
     encoded = plain_texts(column).dictionary_encode()
-    # What code -1 stands for, nothing, is the last.
+    # Code -1 stands for a missing text and selects the last element.
     wrong = np.append(wrong_texts(line, encoded.dictionary), False)
     chosen: NDArray[np.bool_] = wrong[encoded.indices.fill_null(-1).to_numpy()]
     return chosen
 
 
 def _far_from_arrival(time_ms: NDArray[np.int64], table: pa.Table, times: TimeBounds) -> NDArray[np.bool_]:
-    """By the time of arrival alone: whoever reads the topic later has no other clock."""
+    """Compares with the time of arrival alone: a later reader of the topic has no other clock."""
     arrived_ms = _numbers(table, TIMESTAMP)
     is_far = (time_ms < arrived_ms - times.past_ms_max) | (time_ms > arrived_ms + times.future_ms_max)
     return np.asarray((arrived_ms > 0) & is_far, dtype=np.bool_)
 
 
 def _without_repeated(table: pa.Table, left_out: LeftOut) -> pa.Table:
-    """Each payment once, the first of it."""
+    """Returns the table without repeated payments; the first copy stays."""
     ids = table["payment_id"].combine_chunks()
     first = np.asarray(pc.index_in(ids, value_set=ids).to_numpy(zero_copy_only=False), dtype=np.int64)
     repeated = np.flatnonzero(first != np.arange(len(first)))
@@ -177,12 +178,12 @@ def _without_repeated(table: pa.Table, left_out: LeftOut) -> pa.Table:
 
 
 def _outcomes(table: pa.Table, payments: pa.Table, days: PaymentTimes, left_out: LeftOut) -> pa.Table:
-    # Of what was cut off with its payments there is nothing to say; where they begin decides which files are read.
+    # Outcomes before the first day are cut with their payments and not counted. `archived_rows` skips their files.
     table = _sorted(_cut(table, "outcome_time_ms", PaymentTimes(days.first_ms)), "outcome_time_ms")
     row = pc.index_in(table["payment_id"], value_set=payments["payment_id"].combine_chunks())
     is_lost = _is(pc.is_null(row))
-    known = np.asarray(row.fill_null(0).to_numpy(), dtype=np.int64)
-    payment_time_ms = np.append(_numbers(payments, "event_time_ms"), 0)[np.where(is_lost, len(payments), known)]
+    payment_row = np.asarray(row.fill_null(0).to_numpy(), dtype=np.int64)
+    payment_time_ms = np.append(_numbers(payments, "event_time_ms"), 0)[np.where(is_lost, len(payments), payment_row)]
     is_early = ~is_lost & (_numbers(table, "outcome_time_ms") < payment_time_ms)
     _count(left_out, "outcomes of payments that are not among those read", table, is_lost)
     _count(left_out, "outcomes that are older than their payments", table, is_early)

@@ -1,10 +1,10 @@
-"""The feature catalogue on the topic `catalogues`, so that whoever reads decisions can name their features.
+"""Publish the feature catalogue on the topic `catalogues`, so that readers of decisions can name the features.
 
     decisions     … catalogue_digest "bff90178b8db4d34"    vector 58 × float32
     catalogues    key "bff90178b8db4d34"                   58 names with units and meanings, in the same order
 
-The topic is compacted, and a digest means the same features for ever. Every companion publishes its catalogue when it
-starts, before it ships a decision: decisions themselves need nothing more than the digest.
+The topic is compacted, and a digest means the same features for ever. Every companion publishes its catalogue at its
+start, before it ships a decision. A decision then only carries the digest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a batch of changelog records is for a copy of the profiles."""
+"""Turn a batch of changelog records into changes for a copy of the profiles."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Changes:
-    """`profiles`: the newest state by key, None where it is erased. `positions`: by partition, the next offset.
+    """`profiles`: the newest state by key, None if it is erased. `positions`: the next offset by partition.
 
-    `progress`: partition, key and moment of each progress record, in order. `arrived_ms`: by kind of entity, when the
-    newest payment or outcome of a state reached Kafka, of every record that has an age. `unreadable`: records left out.
+    `progress`: partition, key and moment of each progress record, in order. `arrived_ms`: by kind of entity, the time
+    at which a state's newest event reached Kafka, for every record that has an age. `unreadable`: records left out.
     """
 
     arrived_ms: dict[str, list[int]]
@@ -30,17 +30,17 @@ class Changes:
     unreadable: int = 0
 
     def erased_count(self) -> int:
-        """How many of `profiles` are erased."""
+        """Returns how many of `profiles` are erased."""
         return list(self.profiles.values()).count(None)
 
 
 def read_changes(
     records: Iterable[Record], decoder: Decoder, entities: Sequence[str], ageless_before: Mapping[int, int]
 ) -> Changes:
-    """The changes in these records, which are in order within a partition.
+    """Returns the changes in these records, which are in order within a partition.
 
-    `ageless_before`: by partition, an offset before which a record tells how long the copy was away and not how long
-    a change takes. What is written without an event, and of another kind of entity than these, has no age either.
+    `ageless_before` maps partitions to an offset. The age of an earlier record says how long the copy was down, and not
+    how long a change takes, so it is left out. A record without an event, or of another kind of entity, has no age.
     """
     changes = Changes({entity: [] for entity in entities})
     profiles, positions, arrived_ms = changes.profiles, changes.positions, changes.arrived_ms

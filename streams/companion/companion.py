@@ -2,15 +2,21 @@
 
     store ──scan, once──► mirror ◄──follow── topic profiles          outbox ──ship──► topic decisions
 
-A new mirror is filled from the store where there is one to scan, and from there follows the changelog; without
-a store it reads the compacted changelog from its beginning. Either way it is complete when it has read every
-partition to where it ended at the start and knows how far the stream had come. A mirror that is there already
-goes on from the positions it keeps.
+1. Open the mirror. If it has positions, go on from them.
+2. If it is new, note where the changelog ends, scan the store into the mirror, and follow the changelog from the noted
+   ends. Without a store (`fill_from_store = false`) read the compacted changelog from its beginning.
+3. Read every partition to the end it had at the start. The mirror is complete when that is done and the stream's
+   progress is known: then the companion is ready.
+4. In every round ship decisions (streams/companion/shipping.py) and apply a batch of the changelog.
 
-The store may come later than the companion: the companion then says so once on its log, is live but not ready, and
-tries again every second.
+What can go wrong:
 
-Health and metrics are values that the loop sets; who serves them is in other threads and never in its way.
+- The store is not there yet, or is lost during the scan. The companion logs that once, is live but not ready, and tries
+  again every second.
+- A rebuild swaps another profile set in. The companion waits until the swap has ended.
+- Kafka's client stalls. The companion replaces it (streams/kafka/stall_detector.py).
+
+Health and metrics are values that the loop sets. Other threads serve them and never block the loop.
 """
 
 from __future__ import annotations
@@ -37,12 +43,13 @@ from paywarden.streams.companion.changelog_reader import read_changes
 from paywarden.streams.companion.cursors import HostIdentity
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
-from paywarden.streams.companion.shipping import shipper_of
+from paywarden.streams.companion.shipping import ShippingOptions, shipper_of
 from paywarden.streams.health.process_end import TIDY_UP_S
-from paywarden.streams.kafka.admin import end_offsets, make_admin, partitions_of
-from paywarden.streams.kafka.client import KafkaSettings, PartitionId
+from paywarden.streams.kafka.admin import end_offsets
+from paywarden.streams.kafka.client import PartitionId
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.end_offsets import EndsWatch
-from paywarden.streams.kafka.reading import Record, consume, make_consumer
+from paywarden.streams.kafka.reading import Record, consume
 from paywarden.streams.kafka.stall_detector import StallWatch, named
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
 from paywarden.streams.profiles.metrics import objectives_ms
@@ -53,33 +60,33 @@ _log = logging.getLogger(__name__)
 _LOG_EVERY_S = 10.0
 _LOOK_AROUND_EVERY_S = 1.0
 _FILL_BATCH = 10_000
-# How soon it looks again for a store that is not there, or that is getting another profile set.
+# The pause before it looks again for a missing store, or for the end of a swap of profile sets.
 _LOOK_AGAIN_S = 1.0
 _VARIANT = re.compile(r"[A-Za-z0-9._-]{0,64}")
 
 
 @dataclass(frozen=True)
 class CompanionSettings:
-    """How the companion works."""
+    """The settings `[companion]`."""
 
-    # Changelog records taken at once, and how long it waits for the first: this much is added to freshness.
+    # The most changelog records in a batch, and the wait for the first: this wait adds to the age of profiles.
     batch_max: int = 2000
     batch_wait_ms: int = 20
-    # Whether a new mirror is filled by scanning the store; without, by reading the whole changelog.
+    # True: fill a new mirror by a scan of the store. False: by reading the whole changelog.
     fill_from_store: bool = True
     # How long a stop may take, shipping what is left included.
     stop_timeout_s: int = 10
-    # A client that gives nothing of the changelog for so long, while the broker has more for it, is replaced.
+    # The companion replaces a client that delivers nothing for this long although the broker has more records.
     stall_timeout_s: int = 60
-    # Goes into every decision that is shipped: the name of what this host serves, as of the arms of an A/B test.
+    # The name of what this host serves, such as an arm of an A/B test. It goes into every shipped decision.
     variant: str = ""
-    # How long after its arrival on Kafka an event may take into the mirror: what the stream has for its store, and half
-    # a second for the changelog. Exceptions are "merchant=5000".
+    # The longest time from an event's arrival on Kafka to the mirror: the stream's objective for its store, and half a
+    # second for the changelog. Exceptions have the form "merchant=5000".
     freshness_objective_ms: int = 1500
     freshness_exceptions: tuple[str, ...] = ()
-    # With a mirror that is older it is not ready.
+    # The companion is not ready while its mirror is older than this.
     mirror_age_ms_max: int = 30_000
-    # Of /livez, /readyz and /metrics. Port 0 takes a free one; the address is the first line on stdout.
+    # The address of /livez, /readyz and /metrics. Port 0 takes a free port; the first line on stdout tells it.
     http_host: str = "127.0.0.1"
     http_port: int = 0
 
@@ -91,29 +98,44 @@ class CompanionSettings:
             )
 
 
+@dataclass(frozen=True)
+class HostFiles:
+    """The files that the companion shares with the scoring workers of its host."""
+
+    mirror: MirrorSettings
+    outbox: OutboxSettings
+    # How long the outbox keeps a decision after it is shipped.
+    outbox_keep_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class FillSource:
+    """The profile store that a new mirror is filled from. Nothing here is called while the mirror is complete.
+
+    `look` returns which profile set is live, `open_store` opens it, and `watch_scan` may show the scan's progress.
+    """
+
+    look: Callable[[], LiveSet]
+    open_store: Callable[[LiveSet], ProfileStore]
+    watch_scan: Callable[[str], AbstractContextManager[ScanProgress]] = lambda _: nullcontext(lambda *_: None)
+
+
 class Companion:
     """Runs in one thread beside the scoring workers of a host."""
 
     def __init__(
         self,
         *,
-        kafka: KafkaSettings,
+        clients: KafkaClients,
         settings: CompanionSettings,
-        mirror: MirrorSettings,
-        outbox: OutboxSettings,
+        files: HostFiles,
         ids: SchemaIds,
         entities: tuple[str, ...],
-        look: Callable[[], LiveSet],
-        open_store: Callable[[LiveSet], ProfileStore],
-        outbox_keep_s: float = 0.0,
+        fill: FillSource,
         registry: CollectorRegistry | None = None,
-        watch_scan: Callable[[str], AbstractContextManager[ScanProgress]] | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`look` says which profile set is live and `open_store` opens it, both only when a new mirror is filled.
-
-        `outbox_keep_s`: for how long decisions are kept after they are shipped. `registry` gets the metrics.
-        `watch_scan` may show how a new mirror is filled.
+        """`registry` gets the metrics.
 
         Raises Misconfigured, BrokerUnavailable.
         """
@@ -122,12 +144,11 @@ class Companion:
         self._metrics = CompanionMetrics(
             registry or CollectorRegistry(), freshness_objectives_ms(settings, entities), self.health
         )
-        self._look, self._open_store = look, open_store
-        self._watch_scan = watch_scan or (lambda _: nullcontext(lambda *_: None))
-        self._topic = kafka.topic("profiles")
-        self._partitions = partitions_of(kafka, "profiles")
-        self._mirror, self._mirror_limit_bytes = MirrorWriter(mirror), mirror.size_mb << 20
-        self._kafka = kafka
+        self._fill = fill
+        self._topic = clients.topic("profiles")
+        self._partitions = clients.partitions("profiles")
+        self._mirror, self._mirror_limit_bytes = MirrorWriter(files.mirror), files.mirror.size_mb << 20
+        self._clients = clients
         self._consumer = self._new_consumer()
         self._decoder = Decoder("profiles", ids)
         self._progress = CopyProgress(
@@ -135,16 +156,16 @@ class Companion:
             (
                 progress_key(entity, partition)
                 for entity in entities
-                for partition in partitions_of(kafka, repartition_topic(entity))
+                for partition in clients.partitions(repartition_topic(entity))
             ),
         )
         encoder = Encoder("decisions", ids.id_of("decisions"))
-        self._identity = HostIdentity(Path(outbox.directory))
-        partitions_of(kafka, CURSORS_TOPIC)
-        self._shipper = shipper_of(
-            outbox, kafka, self._identity, encoder=encoder, keep_s=outbox_keep_s, variant=settings.variant
-        )
-        self._ends = EndsWatch(make_admin(kafka), self._topic, self._positions)
+        self._identity = HostIdentity(Path(files.outbox.directory))
+        # Raises unless the topic is there.
+        clients.partitions(CURSORS_TOPIC)
+        options = ShippingOptions(keep_s=files.outbox_keep_s, variant=settings.variant)
+        self._shipper = shipper_of(files.outbox, clients, self._identity, encoder=encoder, options=options)
+        self._ends = EndsWatch(clients.admin, self._topic, self._positions)
         self._stalls = StallWatch(settings.stall_timeout_s)
         self._to_reach: dict[int, int] = {}
         self._read_to: dict[int, int] = {}
@@ -190,7 +211,7 @@ class Companion:
         return errors
 
     def look_around(self) -> None:
-        """What need not be looked at in every round: workers that are new, and how everything stands."""
+        """Do what need not happen in every round: look for new workers, check the client, set the metrics."""
         self._shipper.find_workers()
         if (ends := self._ends.look()) is not None:
             self._metrics.lag(ends, self._positions())
@@ -205,7 +226,7 @@ class Companion:
         self._metrics.mirror(self._mirror.used_bytes(), self._mirror_limit_bytes)
 
     def step(self) -> None:
-        """One round of both jobs; waits for the changelog only when no decision is waiting."""
+        """Run one round of both jobs. It waits for the changelog only if no decision is waiting."""
         produced = self._shipper.advance()
         wait_s = 0.0 if produced else self._settings.batch_wait_ms / 1000
         consumed = consume(self._consumer, self._settings.batch_max, wait_s)
@@ -230,7 +251,7 @@ class Companion:
         self._follow(self._read_to)
 
     def _new_consumer(self) -> Consumer:
-        return make_consumer(self._kafka, group_id="paywarden-companion")
+        return self._clients.consumer(group_id="paywarden-companion")
 
     def _follow(self, positions: Mapping[int, int]) -> None:
         self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
@@ -239,7 +260,7 @@ class Companion:
         return self.profiles_applied, self._shipper.shipped
 
     def _start_following(self, stop: Event) -> bool:
-        """Fill a new mirror and take up the changelog where the mirror stands. False when stopped before."""
+        """Fill a new mirror and follow the changelog from the mirror's positions. Returns False if stopped first."""
         ends = end_offsets(self._consumer, self._topic, self._partitions)
         positions = self._mirror.positions()
         if positions.keys() != set(self._partitions):
@@ -249,9 +270,9 @@ class Companion:
                 filled_from = self._fill_from_store(stop)
                 if filled_from is None:
                     return False
-                # The store is written before the changelog, so what the changelog held before the scan is in it.
+                # The stream writes the store first, so the scan has everything the changelog held before it.
                 positions = filled_from
-                # A record from during the scan may put back an older state for a moment: read past them all.
+                # A record from the time of the scan may restore an older state for a moment: read past them all.
                 ends = end_offsets(self._consumer, self._topic, self._partitions)
             self._mirror.apply({}, positions)
         self._to_reach = {number: end for number, end in ends.items() if positions[number] < end}
@@ -261,21 +282,21 @@ class Companion:
         return True
 
     def _fill_from_store(self, stop: Event) -> dict[int, int] | None:
-        """Fill the mirror; returns where the changelog ended before that, None when stopped.
+        """Fill the mirror; returns where the changelog ended before that, or None if stopped.
 
-        A store that is not there yet, or is lost during the scan, is waited for.
-        While another profile set is swapped in, the changelog gets that one's profiles, and a mirror filled from the
-        old one would keep what is not sent any more: wait, and look afterwards whether it was so.
+        It waits for a store that is not there yet or is lost during the scan. It also waits while another profile set
+        is swapped in: the changelog gets that set's profiles, and the mirror would keep profiles of the old set that
+        nobody updates. So it looks at the live set before and after the scan.
         """
         while not stop.is_set():
             try:
-                live = self._look()
+                live = self._fill.look()
                 if live.next is not None:
                     self._wait_because("another profile set is being swapped in; the mirror is filled after that", stop)
                     continue
                 ends = end_offsets(self._consumer, self._topic, self._partitions)
                 self._scan_store(live, stop)
-                if not stop.is_set() and self._look() == live:
+                if not stop.is_set() and self._fill.look() == live:
                     return ends
                 self._mirror.clear()
             except StoreUnavailable as error:
@@ -284,20 +305,20 @@ class Companion:
         return None
 
     def _wait_because(self, obstacle: str, stop: Event) -> None:
-        """Wait a moment before the next try, and log the obstacle if it is a new one."""
+        """Wait a moment before the next try, and log the obstacle if it is new."""
         if obstacle != self.health.obstacle:
             _log.info("companion: %s", obstacle)
         self.health.obstacle = obstacle
         stop.wait(_LOOK_AGAIN_S)
 
     def _scan_store(self, live: LiveSet, stop: Event) -> None:
-        store = self._open_store(live)
+        store = self._fill.open_store(live)
         self.health.obstacle = "the mirror is being filled from the store"
         started = time.monotonic()
         count = 0
         try:
             for entity in self._entities:
-                with self._watch_scan(f"{entity} profiles into the mirror") as progress:
+                with self._fill.watch_scan(f"{entity} profiles into the mirror") as progress:
                     for batch in in_batches(store.scan(entity, progress=progress), _FILL_BATCH):
                         self._mirror.apply(dict(batch), {})
                         count += len(batch)
@@ -327,7 +348,7 @@ class Companion:
 
 
 def freshness_objectives_ms(settings: CompanionSettings, entities: Sequence[str]) -> dict[str, int]:
-    """The objective of each kind of entity. Raises Misconfigured."""
+    """Returns the freshness objective of each kind of entity, in milliseconds. Raises Misconfigured."""
     try:
         return objectives_ms(entities, settings.freshness_objective_ms, settings.freshness_exceptions)
     except ValueError as error:

@@ -1,8 +1,14 @@
-"""How far each host's outboxes are shipped, on Kafka: written in the very transaction that ships, so never behind.
+"""The cursors of outboxes on Kafka: how far each host has shipped its decisions.
 
     topic outbox-cursors (compacted)    key HOST/WORKER    value: position, time in ms, boot id
 
-A host's id is made once and kept in its outbox directory. A lost directory is a new host, and nothing of it is shipped.
+1. Start: read the cursors of this host, also those behind open transactions of other hosts (`read_cursors`).
+2. Ship: write decisions and cursors in the same transaction, so a cursor is never behind its decisions.
+
+A host makes its id once and keeps it in its outbox directory. A new directory makes a new host, which has shipped
+nothing.
+
+What can go wrong: another host has died in a transaction. `read_cursors` waits until that transaction has timed out.
 """
 
 from __future__ import annotations
@@ -17,12 +23,13 @@ from pathlib import Path
 from confluent_kafka import TopicPartition
 
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
-from paywarden.streams.kafka.admin import make_admin, partitions_of, written_end_offsets
-from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings
-from paywarden.streams.kafka.reading import consume, make_consumer
+from paywarden.streams.kafka.admin import written_end_offsets
+from paywarden.streams.kafka.client import REACH_TIMEOUT_S
+from paywarden.streams.kafka.clients import KafkaClients
+from paywarden.streams.kafka.reading import consume
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 
-# A read waits for transactions of other hosts that are open, and those of a host that has died run out first.
+# A read waits for open transactions of other hosts. The transaction of a dead host times out before the read does.
 TRANSACTION_TIMEOUT_MS = 10_000
 _READ_TIMEOUT_S = TRANSACTION_TIMEOUT_MS / 1000 + REACH_TIMEOUT_S
 _READ_BATCH = 10_000
@@ -31,7 +38,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class ShippedTo:
-    """Up to which position a worker's outbox is shipped, since when by the host's clock, and in which boot of it."""
+    """A cursor: a worker's outbox is shipped up to `position`, at the host's `time_ms`, in the boot `boot_id`."""
 
     position: int
     time_ms: int
@@ -42,20 +49,20 @@ class ShippedTo:
 
     @classmethod
     def from_bytes(cls, value: bytes) -> ShippedTo:
-        """Raises Misconfigured: nothing else writes there."""
+        """Parses a cursor. Raises Misconfigured for anything else: only companions write to this topic."""
         fields = value.decode("ascii", errors="replace").split(" ")
         if len(fields) != 3 or not (fields[0].isdecimal() and fields[1].isdecimal()):
-            raise Misconfigured(f"topic {CURSORS_TOPIC} holds something that is no cursor")
+            raise Misconfigured(f"topic {CURSORS_TOPIC} holds a record that is no cursor")
         return cls(int(fields[0]), int(fields[1]), fields[2])
 
 
 def boot_id() -> str:
-    """What tells this run of the machine from the one before; empty where the system has none."""
+    """Returns the id of this boot of the machine; empty if the system has none."""
     return _BOOT_ID.read_text(encoding="ascii").strip() if _BOOT_ID.exists() else ""
 
 
 class HostIdentity:
-    """The host's id, kept in its outbox directory, and the right to ship for it, which one process has."""
+    """The host's id, kept in its outbox directory, and the lock that lets one process ship for it."""
 
     def __init__(self, directory: Path) -> None:
         """Raises Misconfigured when the directory cannot be used or another companion ships for it."""
@@ -71,7 +78,7 @@ class HostIdentity:
             raise Misconfigured(f"outbox: cannot use {directory}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Another process may ship."""
+        """Release the lock: another process may ship."""
         os.close(self._lock)
 
 
@@ -93,33 +100,33 @@ def _host_id(path: Path) -> str:
 
 
 def cursor_key(host: str, worker: str) -> bytes:
-    """The key of a worker's cursor on the topic."""
+    """Returns the key of a worker's cursor on the topic."""
     return f"{host}/{worker}".encode()
 
 
-def read_cursors(kafka: KafkaSettings, host: str) -> dict[str, ShippedTo]:
-    """By worker, how far a host's outboxes are shipped.
+def read_cursors(clients: KafkaClients, host: str) -> dict[str, ShippedTo]:
+    """Returns by worker how far a host's outboxes are shipped.
 
-    Everything that is committed when this is called is read, whatever transaction of another host is still open before
-    it. Raises BrokerUnavailable, Misconfigured.
+    It reads every cursor that is committed when it is called, also those behind an open transaction of another host.
+    Raises BrokerUnavailable, Misconfigured.
     """
-    topic = kafka.topic(CURSORS_TOPIC)
-    ends = written_end_offsets(make_admin(kafka), topic, partitions_of(kafka, CURSORS_TOPIC))
-    found: dict[str, ShippedTo] = {}
+    topic = clients.topic(CURSORS_TOPIC)
+    ends = written_end_offsets(clients.admin, topic, clients.partitions(CURSORS_TOPIC))
+    cursors: dict[str, ShippedTo] = {}
     prefix = cursor_key(host, "")
-    consumer = make_consumer(kafka, group_id="paywarden-companion")
+    consumer = clients.consumer(group_id="paywarden-companion")
     try:
         consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
-        left = {partition for partition, end in ends.items() if end > 0}
+        unread = {partition for partition, end in ends.items() if end > 0}
         deadline = time.monotonic() + _READ_TIMEOUT_S
-        while left:
+        while unread:
             consumed = consume(consumer, _READ_BATCH, 0.1)
             for record in consumed.records:
                 if record.key is not None and record.value is not None and record.key.startswith(prefix):
-                    found[record.key[len(prefix) :].decode()] = ShippedTo.from_bytes(record.value)
-            left -= {partition for (_, partition), end in consumed.ended.items() if end >= ends[partition]}
-            if left and time.monotonic() > deadline:
+                    cursors[record.key[len(prefix) :].decode()] = ShippedTo.from_bytes(record.value)
+            unread -= {partition for (_, partition), end in consumed.ended.items() if end >= ends[partition]}
+            if unread and time.monotonic() > deadline:
                 raise BrokerUnavailable(f"Kafka did not give all of {topic} in {_READ_TIMEOUT_S:g} s")
     finally:
         consumer.close()
-    return found
+    return cursors

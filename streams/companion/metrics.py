@@ -1,4 +1,4 @@
-"""What the companion tells Prometheus. Counted once a batch or once a second, gauges of age when someone asks."""
+"""The companion's metrics. It counts once a batch or once a second; a scrape computes the gauges of age."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from paywarden.streams.profiles.metrics import AgeHistogram
 
 
 class CompanionMetrics:
-    """A companion's own. Labels are bounded: entities, partitions, and the scoring workers of the host."""
+    """The metrics of one companion. Labels are bounded: entities, partitions, and the host's scoring workers."""
 
     def __init__(self, registry: CollectorRegistry, objectives_ms: Mapping[str, int], health: CompanionHealth) -> None:
-        """`objectives_ms`: for each kind of entity, the age at which an event should be in the mirror."""
+        """`objectives_ms`: for each kind of entity, the age in ms at which an event should be in the mirror."""
         self._objectives_ms = objectives_ms
 
         def counter(name: str, documentation: str, *labels: str) -> Counter:
@@ -30,7 +30,7 @@ class CompanionMetrics:
         self._age = AgeHistogram(
             "paywarden_companion_event_to_mirror_seconds",
             "From the arrival on Kafka of the newest payment or outcome in a state until the state is in the mirror. "
-            "Not of what the changelog held when the companion started.",
+            "Records that the changelog held when the companion started do not count.",
             "entity",
             objectives_ms,
         )
@@ -38,15 +38,15 @@ class CompanionMetrics:
         self._over = counter("over_objective", "States in the mirror later than the freshness objective.", "entity")
         self._applied = counter("profiles_applied", "States put into the mirror from the changelog.")
         self._erased = counter("profiles_erased", "Profiles erased from the mirror by the changelog.")
-        self._unreadable = counter("unreadable_records", "Records of the changelog that cannot be used; left out.")
-        self.stalls = counter("client_stalls", "Times Kafka's client gave nothing of a partition and was replaced.")
+        self._unreadable = counter("unreadable_records", "Unreadable records of the changelog.")
+        self.stalls = counter("client_stalls", "Times Kafka's client stalled on a partition and was replaced.")
         self._lag = gauge("changelog_lag", "Records of the changelog that the mirror does not have yet.", "partition")
         self._shipped = counter("decisions_shipped", "Decisions that the broker has acknowledged.")
         self._under_way = gauge("decisions_under_way", "Decisions sent that the broker has yet to acknowledge.")
         self._waiting = gauge("outbox_waiting_bytes", "Decisions in a worker's outbox that are not shipped.", "worker")
-        self._mirror_bytes = gauge("mirror_bytes", "Used of the mirror's file, pages that are free again included.")
-        self._mirror_limit = gauge("mirror_limit_bytes", "What the mirror may grow to.")
-        mirror_age = gauge("mirror_age_seconds", "Since the moment the mirror is complete to; NaN while it is not.")
+        self._mirror_bytes = gauge("mirror_bytes", "Bytes used of the mirror's file, free pages included.")
+        self._mirror_limit = gauge("mirror_limit_bytes", "The size in bytes that the mirror may grow to.")
+        mirror_age = gauge("mirror_age_seconds", "The mirror's age in seconds; NaN while it is not complete.")
         mirror_age.set_function(lambda: math.nan if (age_s := health.mirror_age_s()) is None else age_s)
         gauge("ready", "Whether /readyz says 200.").set_function(lambda: not health.problems())
         objective = gauge("freshness_objective_seconds", "The freshness objective.", "entity")
@@ -56,7 +56,7 @@ class CompanionMetrics:
         self._shipped_before = 0
 
     def applied(self, changes: Changes, now_ms: int) -> None:
-        """These changes are in the mirror."""
+        """Count changes that are in the mirror now."""
         erased = changes.erased_count()
         self._applied.inc(len(changes.profiles) - erased)
         self._erased.inc(erased)
@@ -68,12 +68,12 @@ class CompanionMetrics:
                 self._age.observe(entity, ages_ms / 1000.0)
 
     def lag(self, ends: Mapping[PartitionId, int], positions: Mapping[PartitionId, int]) -> None:
-        """Where the partitions of the changelog end, and how far they are read."""
+        """Set the lag from where the partitions of the changelog end and how far they are read."""
         for place, end in ends.items():
             self._lag.labels(str(place[1])).set(max(0, end - positions.get(place, 0)))
 
     def shipping(self, *, shipped: int, under_way: int, waiting_bytes: Mapping[str, int]) -> None:
-        """How the decisions stand. `shipped`: since the start. `waiting_bytes`: by worker."""
+        """Set the figures of shipping. `shipped` counts since the start; `waiting_bytes` is by worker."""
         self._shipped.inc(shipped - self._shipped_before)
         self._shipped_before = shipped
         self._under_way.set(under_way)
@@ -81,6 +81,6 @@ class CompanionMetrics:
             self._waiting.labels(worker).set(count)
 
     def mirror(self, used_bytes: int, limit_bytes: int) -> None:
-        """How large the mirror is."""
+        """Set the mirror's size and its limit."""
         self._mirror_bytes.set(used_bytes)
         self._mirror_limit.set(limit_bytes)

@@ -1,20 +1,28 @@
-"""From the outbox to the decisions topic: every decision, in order, exactly once.
+"""Ship decisions from the outboxes to the decisions topic: every decision, in order, exactly once.
 
-Decisions and the cursors of their outboxes (streams/companion/cursors.py) are written in one Kafka transaction: for
-readers of
-what is committed, either both are there or neither. The transactional id is the host's, so that the broker refuses
-whatever an earlier companion of this host still has on the way.
+The shipper writes decisions and the cursors of their outboxes (streams/companion/cursors.py) in one Kafka transaction.
+A reader of committed records sees both or neither. The transactional id belongs to the host, so the broker refuses
+records that an earlier companion of this host still has on the way (fencing).
 
-1. Start: fence off earlier companions (`init_transactions`), which also ends their open transaction one way or the
-   other; then read the cursors. They say what is on the topic, whatever happened before.
-2. A transaction: what is new in every outbox, at most TRANSACTION_MAX decisions, then the cursor of each outbox that
-   has moved. No more often than TRANSACTION_EVERY_S: each costs the broker a marker in every partition.
-3. When it is committed, the positions move on and, now and then, are noted beside the outbox: by that the writer knows
-   what is not shipped, and what is shipped and old enough is deleted.
-4. A transaction that fails is aborted, and its decisions are sent again. If the producer itself has ended (another one
-   has fenced it off, or the broker has given up its transaction), a new one begins at step 1.
+    outbox worker-0   …│ d41 d42 d43 │      one transaction:  d41 d42 d43 → decisions
+                       ▲             ▲                        worker-0 = 4312 → outbox-cursors
+                 shipped_to       read_to
 
-While the broker is away every round tries for a moment only, and the outboxes keep the decisions.
+1. Start: fence earlier companions (`init_transactions`), which also commits or aborts their open transaction. Then read
+   the cursors: they say exactly which decisions are on the topic.
+2. Send one transaction: the new decisions of every outbox, at most `transaction_max`, then the cursor of each outbox
+   that has moved. At most one every TRANSACTION_EVERY_S, because each costs the broker a marker in every partition.
+3. After the commit, move the positions on. At times write them beside the outbox: the writer reads there what is not
+   shipped yet, and shipped decisions that are old enough are deleted.
+4. If a transaction fails, abort it and send its decisions again. A producer ends when another one has fenced it, or the
+   broker has given up its transaction: then make a new one and go back to step 1.
+
+What can go wrong:
+
+- The broker is down: every round tries for a moment only, and the outboxes keep the decisions.
+- The companion is killed after a commit: the cursors on Kafka are right, and nothing is sent twice.
+- A power loss cuts the outbox short of its cursor: `Shipment._start` finds the first decision after the cursor.
+- Two hosts run from one copied outbox: they fence each other, and a companion ends after more than 10 lost producers.
 """
 
 from __future__ import annotations
@@ -22,6 +30,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
@@ -40,27 +49,23 @@ from paywarden.streams.companion.cursors import (
     cursor_key,
     read_cursors,
 )
-from paywarden.streams.kafka.client import KafkaSettings, reason_of
-from paywarden.streams.kafka.producers import make_transactional_producer
+from paywarden.streams.kafka.client import reason_of
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
 
 _log = logging.getLogger(__name__)
 
-# Decisions in a transaction: about 5 MB, and a fraction of a second's work.
-TRANSACTION_MAX = 5_000
 TRANSACTION_EVERY_S = 0.04
-# The cursor beside the outbox is synced to disk each time it is stored.
+# Storing the cursor beside the outbox syncs it to disk, so it happens only this often.
 CURSOR_EVERY_S = 0.2
-# How long one round waits for the broker: the mirror waits as long.
+# How long one round waits for the broker. The mirror waits for the same time.
 _WAIT_S = 0.05
-# After a failed start or a lost producer.
-_AGAIN_AFTER_S = 1.0
-# Producers lost in a row, without a transaction committed in between, before that is no accident any more.
+# More lost producers than this in a row, without a commit in between, are no accident.
 _PRODUCERS_LOST_MAX = 10
 
 
 class TransactionalProducer(Protocol):
-    """What is used of confluent_kafka.Producer. Each may raise KafkaException."""
+    """The methods of confluent_kafka.Producer that the shipper uses. Each may raise KafkaException."""
 
     def init_transactions(self, timeout: float) -> None: ...
     def begin_transaction(self) -> None: ...
@@ -69,8 +74,22 @@ class TransactionalProducer(Protocol):
     def abort_transaction(self, timeout: float) -> None: ...
 
 
+@dataclass(frozen=True)
+class ShippingOptions:
+    """What the shipper keeps, what it adds to each decision, and how it is paced."""
+
+    # How long the outbox keeps a decision after it is shipped.
+    keep_s: float = 0.0
+    # The name of what this host serves; it goes into every decision.
+    variant: str = ""
+    # At most this many decisions go into one transaction: about 5 MB, and a fraction of a second's work.
+    transaction_max: int = 5_000
+    # The pause after a failed start or a lost producer.
+    again_after_s: float = 1.0
+
+
 class Shipment:
-    """One worker's outbox, and how far it is read and shipped."""
+    """One worker's outbox, with the positions up to which it is read and shipped."""
 
     def __init__(self, settings: OutboxSettings, worker: str, remote: ShippedTo | None, *, keep_s: float) -> None:
         self.worker = worker
@@ -82,7 +101,7 @@ class Shipment:
         self._keep_due = 0.0
 
     def read(self, count_max: int) -> list[OutboxEntry]:
-        """What is new, at most so many. Raises OutboxDamaged, OutboxUnavailable."""
+        """Returns at most `count_max` new decisions. Raises OutboxDamaged, OutboxUnavailable."""
         entries = []
         for end, payload in self._reader.read(self.read_to, count_max):
             entries.append(_entry_of(payload))
@@ -90,15 +109,15 @@ class Shipment:
         return entries
 
     def commit(self) -> None:
-        """What was read is on the topic."""
+        """Note that everything read is on the topic."""
         self.shipped_to, self.is_moved = self.read_to, False
 
     def rewind(self) -> None:
-        """What was read since the last commit is not on the topic."""
+        """Go back to the last commit: what was read since then is not on the topic."""
         self.read_to = self.shipped_to
 
     def keep(self, *, at_once: bool = False) -> None:
-        """Now and then, note the position beside the outbox and delete what is shipped and old."""
+        """At times store the position beside the outbox and delete old decisions that are shipped."""
         now = time.monotonic()
         if not at_once and now < self._keep_due:
             return
@@ -109,15 +128,15 @@ class Shipment:
         self._reader.release(self.shipped_to, keep_s=self._keep_s)
 
     def waiting_bytes(self) -> int:
-        """What the outbox holds that is not on the topic. Raises OutboxUnavailable."""
+        """Returns how many bytes of the outbox are not on the topic. Raises OutboxUnavailable."""
         return max(0, self._reader.end() - self.shipped_to)
 
     def _start(self, remote: ShippedTo | None) -> int:
-        """Where to go on. The cursor on Kafka is right, unless the outbox has lost what it spoke of.
+        """Returns the position to go on from: the cursor on Kafka, unless the outbox has lost those records.
 
-        After a loss of power, or put back from a copy, an outbox may end before what was shipped, and its writer has
-        gone on from there: positions stand for other records than those that were shipped. These were decided
-        before the cursor was written, the new ones after.
+        After a power loss or a restore from a copy, an outbox may end before the shipped position. Its writer has gone
+        on from there, so the same positions now hold other decisions. The shipped ones were decided before the cursor
+        was written, the new ones after it: the time tells them apart.
         """
         local = self._cursor.load()
         if remote is None or (local is not None and local > remote.position):
@@ -141,7 +160,7 @@ class _State(Enum):
 
 
 class Shipper:
-    """The shipping of every worker of this host. Workers that start later are found."""
+    """Ships the outboxes of all workers of this host; it finds workers that start later."""
 
     def __init__(
         self,
@@ -153,31 +172,28 @@ class Shipper:
         topic: str,
         cursors_topic: str,
         encoder: Encoder,
-        keep_s: float,
-        variant: str = "",
+        options: ShippingOptions,
     ) -> None:
-        """`keep_s`: for how long the outbox keeps what is shipped. `variant`: what the host serves."""
-        self._settings, self._host, self._keep_s = settings, host, keep_s
+        self._settings, self._host, self._options = settings, host, options
         self._make_producer, self._read_cursors = make_producer, read_cursors
         self._topic, self._cursors_topic, self._encoder = topic, cursors_topic, encoder
-        self._variant = variant
         self._producer: TransactionalProducer | None = None
         self._state = _State.NEW
         self._cursors: Mapping[str, ShippedTo] = {}
         self._shipments: dict[str, Shipment] = {}
-        # Those whose cursors are in the transaction that is open.
+        # The shipments whose cursors are in the open transaction.
         self._carried: list[Shipment] = []
         self._turns = 0
         self._due = 0.0
         self._lost_count = 0
         self._trouble = ""
-        # Decisions in the transaction that is open, and those committed since the start.
+        # Decisions in the open transaction, and decisions committed since the start.
         self.under_way = self.shipped = 0
 
     def advance(self) -> int:
-        """One round over all workers; returns how many decisions were sent. Waits for the broker for a moment only.
+        """Run one round over all workers; returns how many decisions were sent. It waits 50 ms for the broker at most.
 
-        Raises BrokerUnavailable when producers are lost again and again, OutboxDamaged when a log is not whole.
+        Raises BrokerUnavailable after more than 10 lost producers in a row, OutboxDamaged for a log that is not whole.
         """
         try:
             return self._advance()
@@ -186,7 +202,7 @@ class Shipper:
             return 0
 
     def find_workers(self) -> None:
-        """Look for outboxes that are new. Reads a directory: not for every round."""
+        """Look for new outboxes. It reads a directory, so do not call it in every round."""
         if self._state is _State.NEW:
             return
         for worker in workers(self._settings):
@@ -194,11 +210,11 @@ class Shipper:
                 self._add(worker)
 
     def waiting_bytes(self) -> dict[str, int]:
-        """By worker, the bytes in its outbox that are not shipped. Reads directories: not for every round."""
+        """Returns by worker the bytes that are not shipped. It reads directories, so do not call it in every round."""
         return {worker: shipment.waiting_bytes() for worker, shipment in self._shipments.items()}
 
     def drain(self, timeout_s: float) -> None:
-        """Ship what is there now, at most `timeout_s` long, and note how far that came."""
+        """Ship everything that is in the outboxes now, for at most `timeout_s`, and store the positions."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             self._due = 0.0
@@ -228,38 +244,38 @@ class Shipper:
             self._cursors = self._read_cursors()
         except BrokerUnavailable as error:
             self._say(str(error))
-            self._producer, self._due = None, time.monotonic() + _AGAIN_AFTER_S
+            self._producer, self._due = None, time.monotonic() + self._options.again_after_s
             return
         self._state = _State.IDLE
-        # Of those that were there before the last producer was lost, too: what its transaction came to is known now.
-        known, self._shipments = list(self._shipments), {}
-        for worker in known:
+        # Also start the workers from before the lost producer again: the outcome of its transaction is known now.
+        earlier_workers, self._shipments = list(self._shipments), {}
+        for worker in earlier_workers:
             self._add(worker)
         self.find_workers()
 
     def _add(self, worker: str) -> None:
         _log.info("companion: shipping the outbox of %s", worker)
         remote = self._cursors.get(worker)
-        self._shipments[worker] = Shipment(self._settings, worker, remote, keep_s=self._keep_s)
+        self._shipments[worker] = Shipment(self._settings, worker, remote, keep_s=self._options.keep_s)
 
     def _send(self, now: float) -> int:
-        """A transaction with what is new, and its commit begun; how many decisions that are."""
+        """Send a transaction with the new decisions and begin its commit; returns how many there are."""
         assert self._producer is not None
         entries: list[OutboxEntry] = []
         for shipment in self._in_turn():
-            # A round that failed before its transaction was begun has read what it did not send.
+            # A round that failed before its transaction has read decisions that it did not send.
             shipment.rewind()
-            entries += shipment.read(TRANSACTION_MAX - len(entries))
+            entries += shipment.read(self._options.transaction_max - len(entries))
             shipment.keep()
         self._carried = [shipment for shipment in self._shipments.values() if shipment.is_moved]
         if not self._carried:
             return 0
-        self._due = now + TRANSACTION_EVERY_S if len(entries) < TRANSACTION_MAX else now
+        self._due = now + TRANSACTION_EVERY_S if len(entries) < self._options.transaction_max else now
         self._producer.begin_transaction()
-        # From here on it is open, and a failure of any kind aborts it.
+        # The transaction is open from here on, and any failure aborts it.
         self._state, self.under_way = _State.ABORTING, len(entries)
         for entry in entries:
-            value = self._encoder.encode(decision_of(entry, self._variant))
+            value = self._encoder.encode(decision_of(entry, self._options.variant))
             self._producer.produce(self._topic, value, key=entry.request.payment_id)
         now_ms = time.time_ns() // 1_000_000
         for shipment in self._carried:
@@ -270,7 +286,7 @@ class Shipper:
         return len(entries)
 
     def _in_turn(self) -> list[Shipment]:
-        """All, each time another one first: one that always has more than a transaction takes holds up no other."""
+        """Returns all shipments, another one first each time: a full outbox must not block the others."""
         self._turns += 1
         shipments = list(self._shipments.values())
         first = self._turns % max(1, len(shipments))
@@ -293,7 +309,7 @@ class Shipper:
         self._state, self.under_way = _State.IDLE, 0
 
     def _fail(self, error: KafkaException) -> None:
-        """Abort, begin with a new producer, or go on with what was tried: the error says which."""
+        """Choose by the error: abort, make a new producer, or try the same again."""
         kind, reason = error.args[0], reason_of(error)
         if kind.fatal():
             self._lose_producer(reason)
@@ -301,7 +317,7 @@ class Shipper:
             self._say(f"a transaction has failed and is aborted: {reason}")
             self._state = _State.ABORTING
         elif kind.retriable():
-            # Most often only that it takes longer than a round waits.
+            # The usual cause: it takes longer than a round waits.
             _log.debug("companion: shipping waits: %s", reason)
         else:
             self._lose_producer(reason)
@@ -312,10 +328,10 @@ class Shipper:
             raise BrokerUnavailable(f"decisions cannot be shipped (is there a copy of this host's outbox?): {reason}")
         self._say(f"the producer of decisions has ended and begins anew: {reason}")
         self._producer, self._state, self.under_way = None, _State.NEW, 0
-        self._due = time.monotonic() + _AGAIN_AFTER_S
+        self._due = time.monotonic() + self._options.again_after_s
 
     def _say(self, trouble: str) -> None:
-        """Once, until something has been shipped again."""
+        """Log a trouble once, until a transaction is committed again."""
         if trouble != self._trouble:
             _log.warning("companion: %s", trouble)
             self._trouble = trouble
@@ -323,29 +339,26 @@ class Shipper:
 
 def shipper_of(
     settings: OutboxSettings,
-    kafka: KafkaSettings,
+    clients: KafkaClients,
     identity: HostIdentity,
     *,
     encoder: Encoder,
-    keep_s: float,
-    variant: str = "",
+    options: ShippingOptions,
 ) -> Shipper:
-    """The shipping of this host to this cluster."""
+    """Returns the shipper of this host to this cluster."""
     return Shipper(
         settings,
         host=identity.host,
-        make_producer=lambda: make_transactional_producer(
-            kafka,
-            f"{kafka.topic_prefix}paywarden-outbox-{identity.host}",
+        make_producer=lambda: clients.transactional_producer(
+            f"{clients.settings.topic_prefix}paywarden-outbox-{identity.host}",
             linger_ms=5,
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
         ),
-        read_cursors=lambda: read_cursors(kafka, identity.host),
-        topic=kafka.topic("decisions"),
-        cursors_topic=kafka.topic(CURSORS_TOPIC),
+        read_cursors=lambda: read_cursors(clients, identity.host),
+        topic=clients.topic("decisions"),
+        cursors_topic=clients.topic(CURSORS_TOPIC),
         encoder=encoder,
-        keep_s=keep_s,
-        variant=variant,
+        options=options,
     )
 
 
@@ -357,7 +370,7 @@ def _entry_of(payload: bytes) -> OutboxEntry:
 
 
 def decision_of(entry: OutboxEntry, variant: str = "") -> dict[str, Any]:
-    """The decision as it is on the topic (schemas/avsc/decisions.avsc)."""
+    """Returns the decision in the form of its topic (schemas/avsc/decisions.avsc)."""
     request, response = entry.request, entry.response
     optional = {
         name: getattr(request, name) if request.HasField(name) else None

@@ -1,1 +1,1 @@
-"""Records that cannot be used: kept whole, counted, sent back when the cause is mended."""
+"""Records that cannot be used: kept whole, counted, sent back when the cause is fixed."""

@@ -1,4 +1,4 @@
-"""What the dead letters of the whole cluster are about, as metrics."""
+"""Metrics of the cluster's dead letters: their topics, and the fields that were wrong."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from paywarden.schemas.avro import TOPICS, topic_schema
 
-# Where a letter is from a topic that is none of ours, and where its reason names no field.
+# The labels for a letter from another topic than ours, and for a reason that names no field.
 OTHER_TOPIC = "other"
 WHOLE_RECORD = "record"
 
 
 class DeadLetterCounts:
-    """Counts letters by the topic they come from and the field at fault; labels are those of our schemas.
+    """Counts letters by their original topic and the field at fault. The labels come from our schemas.
 
-    Counts are of what this process has read since it started: sum them over the workers, which share the
-    partitions of the topic.
+    A process counts the letters it has read since its start. The workers share the partitions of the topic, so sum the
+    counts over all workers.
     """
 
     def __init__(self, registry: CollectorRegistry, topic_prefix: str) -> None:
@@ -39,7 +39,7 @@ class DeadLetterCounts:
             registry=registry,
         )
         self._topics = {topic_prefix + name: name for name in TOPICS}
-        # Every label there can be is there from the start: an alert on a rate sees the first letter too.
+        # All possible labels exist from the start, so an alert on a rate sees the first letter too.
         self._letters = {
             (topic, field): letters.labels(topic, field)
             for topic in (*TOPICS, OTHER_TOPIC)
@@ -48,16 +48,16 @@ class DeadLetterCounts:
         self._newest_ms = 0
 
     def count(self, letter: Mapping[str, Any], now_ms: int) -> None:
-        """One dead letter, decoded."""
+        """Count a decoded dead letter."""
         topic = self._topics.get(letter["topic"], OTHER_TOPIC)
         field = letter["reason"].partition(": ")[0]
         self._letters.get((topic, field), self._letters[topic, WHOLE_RECORD]).inc()
-        # A writer's clock that is ahead must not hide what comes after.
+        # A writer's clock that is ahead must not hide the letters after it.
         self._newest_ms = max(self._newest_ms, min(letter["failed_time_ms"], now_ms))
         self._newest.set(self._newest_ms / 1000)
 
     def count_undecodable(self) -> None:
-        """One record that is no dead letter."""
+        """Count a record that is no dead letter."""
         self._undecodable.inc()
 
 

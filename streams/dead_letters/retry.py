@@ -1,13 +1,20 @@
-"""Dead letters back to where they came from, once what was wrong with them is mended.
+"""Send dead letters back to their topics, after the cause of their failure is fixed.
 
-1. decide   for each letter: refused, retried before, or to be sent
-2. send     the original key, value and headers, and two headers more: whose retry it is, and the how-manieth
-3. note     on a compacted topic, when the broker has acknowledged all of a batch, that its letters were retried
+1. decide   for each letter: refuse it, skip it because it was retried before, or send it
+2. send     the original key, value and headers, and two more headers: the letter's id and the number of the retry
+3. note     that the letters were retried, on a compacted topic, after the broker has acknowledged the whole batch
 
-A crash between 2 and 3 sends a batch again the next time. That does no harm: a payment is known by its id, and an
-outcome that says what the last one said changes nothing.
+    letter 0-17 of payments    ─►  payments, with headers paywarden-retry-of: 0-17, paywarden-retry-count: 1
+                               ─►  dead-letters-retried, key 0-17
 
-A record gets a new offset and Kafka's timestamp of now: for the stream it is a new record.
+The record gets a new offset and the present Kafka timestamp: for the stream it is a new record.
+
+What can go wrong:
+
+- A crash between 2 and 3: the next run sends the batch again. That is harmless, because the stream knows a payment by
+  its id, and a repeated outcome changes nothing.
+- The record with its two headers is too large for its topic: it goes back without them.
+- The record fails again: it becomes a new letter. After 5 retries it is refused.
 """
 
 from __future__ import annotations
@@ -34,18 +41,24 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import RecordHeaders, Sender
 from paywarden.streams.kafka.reading import make_consumer, records_to_end
 
-# What the stream reads: letters come from nowhere else.
+# The topics that the stream reads. Letters come from no other topics.
 ORIGINS = ("payments", "outcomes")
-# A record that has failed so often is not mended by sending it again.
+# A record that has failed this often will fail again.
 RETRIES_MAX = 5
-# What is sent before it is waited for; letters may be of megabytes.
-BATCH_COUNT, BATCH_BYTES = 500, 32 * 1024 * 1024
 _FLUSH_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """The most letters and bytes to send before a wait for the broker. A letter may have megabytes."""
+
+    count: int = 500
+    size_bytes: int = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """That a letter was retried. With `letter_time_ms` it is of no other letter that has the same id one day."""
+    """A note that a letter was retried. `letter_time_ms` tells it apart from a later letter with the same id."""
 
     letter_id: LetterId
     letter_time_ms: int
@@ -55,18 +68,18 @@ class Note:
 
 
 class Notes(Protocol):
-    """Which letters have been retried."""
+    """The notes of retried letters."""
 
     def read(self) -> dict[LetterId, Note]:
-        """The last note of each letter."""
+        """Returns the last note of each letter."""
 
     def write(self, notes: Sequence[Note]) -> None:
-        """On return they are kept."""
+        """Store notes; returns when they are safe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A record on its way back. `more_headers` are left out where the record is too large with them."""
+    """A record on its way back. `more_headers` are left out if they make the record too large."""
 
     topic: str
     key: bytes | None
@@ -76,25 +89,25 @@ class Outgoing:
 
 
 class Origins(Protocol):
-    """The topics that letters came from."""
+    """The topics that letters go back to."""
 
     def missing_of(self, topic: str) -> str | None:
-        """Why nothing can be sent to this topic; None when it can."""
+        """Returns why nothing can be sent to this topic; None if it can."""
 
     def send(self, records: Sequence[Outgoing]) -> list[str | None]:
-        """Send all; on return the broker has each, or the list says why it refused it."""
+        """Send all records. Returns for each None when the broker has it, or why the broker refused it."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which letters are meant: all that fit each part that is given."""
+    """Selects the letters that match every given part. An empty part matches all letters."""
 
     topics: frozenset[str] = frozenset()
     reason: str = ""
     since_ms: int = 0
 
     def has(self, letter: AnyLetter) -> bool:
-        """A damaged letter came from no topic that is known."""
+        """Returns whether the letter is selected. The topic of a damaged letter is unknown."""
         if self.topics and (isinstance(letter, DamagedLetter) or letter.record.topic not in self.topics):
             return False
         return self.reason.lower() in letter.reason.lower() and letter.failed_time_ms >= self.since_ms
@@ -102,7 +115,7 @@ class Selection:
 
 @dataclass
 class Retried:
-    """What came of a retry. `refused`: the letters by why they were not sent."""
+    """The result of a retry. `before`: letters that an earlier retry sent. `refused`: letters by the reason."""
 
     sent: list[LetterId] = field(default_factory=list)
     before: list[LetterId] = field(default_factory=list)
@@ -113,7 +126,7 @@ class Retried:
 
 
 def note_of(letter: AnyLetter, notes: dict[LetterId, Note]) -> Note | None:
-    """That this very letter was retried, if it was."""
+    """Returns the note of this letter, or None if it was not retried."""
     note = notes.get(letter.letter_id)
     return note if note is not None and note.letter_time_ms == letter.written_time_ms else None
 
@@ -127,14 +140,16 @@ def retry(
     again: bool = False,
     retries_max: int = RETRIES_MAX,
     dry_run: bool = False,
+    limits: BatchLimits | None = None,
 ) -> Retried:
-    """Send letters back, those that were retried before only `again`, as those that failed `retries_max` times.
+    """Send letters back. `again` also sends letters that were retried before or have failed `retries_max` times.
 
-    Raises BrokerUnavailable, after which the same call goes on where this ended, but for the last batch.
+    Raises BrokerUnavailable. The same call then resumes, and repeats the last batch at most.
     """
     done = Retried()
-    known = notes.read()
-    for batch in _in_batches(_to_send(letters, known, origins, done, again=again, retries_max=retries_max)):
+    earlier_notes = notes.read()
+    chosen = _to_send(letters, earlier_notes, origins, done, again=again, retries_max=retries_max)
+    for batch in _in_batches(chosen, limits or BatchLimits()):
         answers = [None] * len(batch) if dry_run else origins.send([outgoing_of(letter) for letter in batch])
         sent = [letter for letter, why in zip(batch, answers, strict=True) if why is None]
         if not dry_run:
@@ -147,7 +162,7 @@ def retry(
 
 
 def outgoing_of(letter: Letter) -> Outgoing:
-    """The original record; headers of an earlier retry give way to this one's."""
+    """Returns the original record; this retry's headers replace those of an earlier one."""
     record = letter.record
     own = (RETRY_OF_HEADER, RETRY_COUNT_HEADER)
     return Outgoing(
@@ -184,13 +199,13 @@ def _to_send(
             yield letter
 
 
-def _in_batches(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
+def _in_batches(letters: Iterable[Letter], limits: BatchLimits) -> Iterator[list[Letter]]:
     batch: list[Letter] = []
     size_bytes = 0
     for letter in letters:
         batch.append(letter)
         size_bytes += letter.size_bytes
-        if len(batch) >= BATCH_COUNT or size_bytes >= BATCH_BYTES:
+        if len(batch) >= limits.count or size_bytes >= limits.size_bytes:
             yield batch
             batch, size_bytes = [], 0
     if batch:
@@ -214,7 +229,7 @@ class KafkaNotes:
         self._decoder = Decoder("dead-letters-retried", ids)
 
     def read(self) -> dict[LetterId, Note]:
-        """See Notes. Raises BrokerUnavailable, Misconfigured for what is no note."""
+        """See Notes. Raises BrokerUnavailable, Misconfigured for a record that is no note."""
         notes: dict[LetterId, Note] = {}
         for records in records_to_end(self._consumer, self._topic, self._partitions):
             for record in records:
@@ -242,17 +257,17 @@ class KafkaNotes:
             letter_id = LetterId.of(key.decode())
             return Note(letter_id, **self._decoder.decode(value))
         except (InvalidEvent, Misconfigured, UnicodeDecodeError) as error:
-            # To take it for none would send a letter twice.
+            # Ignoring it could send a letter twice.
             raise Misconfigured(f"{self._topic} holds a record that is no note of a retry: {error}") from error
 
 
 class KafkaOrigins:
-    """The topics of this deployment that the stream reads."""
+    """The topics that this deployment's stream reads."""
 
     def __init__(self, kafka: KafkaSettings) -> None:
         """Raises BrokerUnavailable."""
         self._names = {kafka.topic(name) for name in ORIGINS}
-        # Asked for all: asked for one that is missing, a broker may make it.
+        # One question for all topics: a question about a missing topic could make the broker create it.
         self._on_cluster = topics_of(kafka)
         self._sender = Sender(kafka, linger_ms=5)
 
@@ -265,9 +280,9 @@ class KafkaOrigins:
         return None
 
     def send(self, records: Sequence[Outgoing]) -> list[str | None]:
-        """See Origins. Raises BrokerUnavailable when the broker does not answer for all."""
+        """See Origins. Raises BrokerUnavailable if the broker does not answer for every record."""
         answers = self._send([(record, [*record.headers, *record.more_headers]) for record in records])
-        # As large as its topic takes, it has no room for more.
+        # A record of the largest size that its topic takes has no room for more headers.
         large = [i for i, e in enumerate(answers) if e is not None and e.code() == KafkaError.MSG_SIZE_TOO_LARGE]
         for index, answer in zip(large, self._send([(records[i], records[i].headers) for i in large]), strict=True):
             answers[index] = answer

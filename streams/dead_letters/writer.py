@@ -1,4 +1,7 @@
-"""Records that cannot be used: kept whole on a topic of their own, with why."""
+"""Keep records that cannot be used as dead letters: the whole record with the reason, on a topic of their own.
+
+payments/3, offset 812: currency "EURO"    ─►    dead-letters/0, offset 17: letter 0-17, reason "currency: …"
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import READ_TIMEOUT_S, Record, consume, make_consumer, records_to_end
 
-# Written by `paywarden dead-letters retry`, for whoever reads the record next.
+# `paywarden dead-letters retry` writes these headers for the next reader of the record.
 RETRY_OF_HEADER = "paywarden-retry-of"
 RETRY_COUNT_HEADER = "paywarden-retry-count"
-# A count of more digits is none of ours.
+# We never write a count with more digits.
 _COUNT = re.compile(rb"[0-9]{1,9}")
 _LETTER_ID = re.compile(r"([0-9]{1,9})-([0-9]{1,18})")
 
@@ -34,7 +37,7 @@ class DeadLetters:
         self._encoder = Encoder("dead-letters", ids.id_of("dead-letters"))
 
     def send(self, record: Record, reason: str, now_ms: int) -> None:
-        """Queue one record as it came. `reason` must not quote it."""
+        """Queue one record unchanged. `reason` must not quote the record."""
         letter = {
             "topic": record.topic,
             "partition": record.partition,
@@ -51,7 +54,7 @@ class DeadLetters:
 
 @dataclass(frozen=True, slots=True, order=True)
 class LetterId:
-    """Where a letter stands on the dead-letters topic; as text `0-17`."""
+    """The place of a letter on the dead-letters topic; its text is partition and offset, such as `0-17`."""
 
     partition: int
     offset: int
@@ -61,7 +64,7 @@ class LetterId:
 
     @classmethod
     def of(cls, text: str) -> LetterId:
-        """Raises Misconfigured for what is no id of a letter."""
+        """Parses an id. Raises Misconfigured for any other text."""
         match = _LETTER_ID.fullmatch(text)
         if match is None:
             raise Misconfigured(f"wanted a letter's id, such as 0-17, got {text!r}")
@@ -70,7 +73,7 @@ class LetterId:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A record that could not be used, as it was, and why. `written_time_ms` is Kafka's own of the letter."""
+    """A record that could not be used, unchanged, and the reason. `written_time_ms` is the letter's Kafka time."""
 
     letter_id: LetterId
     written_time_ms: int
@@ -80,20 +83,20 @@ class Letter:
 
     @property
     def retry_count(self) -> int:
-        """How often the record had been sent back before it became this letter."""
+        """How often the record was retried before it became this letter."""
         counts = [value or b"" for name, value in self.record.headers if name == RETRY_COUNT_HEADER]
         return int(counts[-1]) if counts and _COUNT.fullmatch(counts[-1]) else 0
 
     @property
     def size_bytes(self) -> int:
-        """Of key, value and headers."""
+        """The size of key, value and headers."""
         headers = sum(len(name.encode()) + len(value or b"") for name, value in self.record.headers)
         return len(self.record.key or b"") + len(self.record.value or b"") + headers
 
 
 @dataclass(frozen=True, slots=True)
 class DamagedLetter:
-    """A record of the dead-letters topic that cannot be read as a letter: its bytes, and why."""
+    """A record of the dead-letters topic that is no readable letter: its bytes, and the reason."""
 
     letter_id: LetterId
     written_time_ms: int
@@ -102,7 +105,7 @@ class DamagedLetter:
 
     @property
     def failed_time_ms(self) -> int:
-        """When it was given up, as nearly as that is known."""
+        """The nearest known time of the failure: Kafka's own time of the letter."""
         return self.written_time_ms
 
     @property
@@ -114,13 +117,13 @@ AnyLetter: TypeAlias = Letter | DamagedLetter
 
 
 class LetterDecoder:
-    """Records of the dead-letters topic to letters."""
+    """Decodes records of the dead-letters topic."""
 
     def __init__(self, ids: SchemaIds) -> None:
         self._decoder = Decoder("dead-letters", ids)
 
     def letter(self, record: Record) -> AnyLetter:
-        """The letter; what is damaged is one too. Raises TemporaryFailure when its schema could not be asked for."""
+        """Returns the letter, or a DamagedLetter. Raises TemporaryFailure when its schema could not be looked up."""
         letter_id = LetterId(record.partition, record.offset)
         try:
             fields = self._decoder.decode(record.value or b"")
@@ -147,19 +150,19 @@ class LetterReader:
     """Reads the dead-letters topic: joins no group, commits nothing. `close` it."""
 
     def __init__(self, kafka: KafkaSettings, ids: SchemaIds) -> None:
-        """Raises BrokerUnavailable, or Misconfigured when there is no such topic."""
+        """Raises BrokerUnavailable, or Misconfigured if the topic does not exist."""
         self._topic = kafka.topic("dead-letters")
         self._partitions = partitions_of(kafka, "dead-letters")
         self._consumer: Consumer = make_consumer(kafka, group_id="paywarden-dead-letters")
         self._decoder = LetterDecoder(ids)
 
     def all(self) -> Iterator[AnyLetter]:
-        """Every letter that is there now, each partition in its order. Raises BrokerUnavailable."""
+        """Yields every letter on the topic, in the order of each partition. Raises BrokerUnavailable."""
         for records in records_to_end(self._consumer, self._topic, self._partitions):
             yield from map(self._decoder.letter, records)
 
     def some(self, letter_ids: Sequence[LetterId]) -> Iterator[AnyLetter]:
-        """These letters, in this order. Raises Misconfigured for one that is not there, BrokerUnavailable."""
+        """Yields these letters, in this order. Raises Misconfigured for a missing letter, BrokerUnavailable."""
         for letter_id in letter_ids:
             yield self._decoder.letter(self._record(letter_id))
 

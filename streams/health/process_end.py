@@ -1,12 +1,12 @@
-"""The end of a process: how it is asked for, and that it comes.
+"""End a process in order, and within a time limit.
 
     SIGTERM or SIGINT ──┐
                         ├─► `stop` is set, the countdown begins ─► the process ends by itself, or the watch ends it
     a part has failed ──┘
 
 An orderly stop can hang: a library may swallow a cancellation, a store may not answer, a thread may not return. A
-thread of its own therefore watches the time. When the time is over, this thread writes one line to stderr and ends the
-process with exit status 1, whatever the other threads do.
+separate thread therefore watches the time. At the deadline it writes one line to stderr and ends the process with exit
+status 1, whatever the other threads do.
 
 The watch does not depend on the main thread: the interpreter's C code writes the number of a signal to a pipe, and the
 thread reads that pipe.
@@ -31,27 +31,27 @@ from paywarden.schemas.errors import PaywardenError
 _log = logging.getLogger(__name__)
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-# Until the settings are read.
+# The time limit until the settings are read.
 TIMEOUT_S: Final = 20.0
-# What is left when the work is done: the interpreter joins threads and closes clients.
+# The time limit after the work is done: the interpreter joins threads and closes clients.
 TIDY_UP_S: Final = 2.0
-# Not the number of a signal: the deadline has changed.
+# Wakes the watch because the deadline has changed. It is not the number of a signal.
 _WAKE_UP: Final = b"\0"
 _STDERR: Final = 2
 
 
 class ProcessEnd:
-    """A context around all the work of a process, entered in its main thread, once.
+    """A context around all the work of a process. Enter it once, in the main thread.
 
-    An error that leaves the block is one line on stderr and exit status 1.
+    An error that leaves the block ends the process with one line on stderr and exit status 1.
     """
 
     def __init__(self, name: str, exit_now: Callable[[int], object] = os._exit) -> None:
-        """`name`: of the process, for messages. Tests replace `exit_now`."""
+        """`name` names the process in messages. Tests replace `exit_now`."""
         self.stop = threading.Event()
-        """Set when the process is to end."""
+        """Set when the process must end."""
         self.timeout_s = TIMEOUT_S
-        """How long its end may take, from the first signal or failure."""
+        """How long the end may take in seconds, from the first signal or failure."""
         self._name, self._exit_now = name, exit_now
         self._failure: BaseException | None = None
         self._deadline: float | None = None
@@ -69,7 +69,7 @@ class ProcessEnd:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        # A cancellation is no Exception, and here it is a failure like others.
+        # A cancellation is not an Exception, but here it counts as a failure.
         has_failed = error is not None and not isinstance(error, SystemExit | KeyboardInterrupt)
         self.begin(error if has_failed else None)
         self.work_is_done()
@@ -78,7 +78,7 @@ class ProcessEnd:
             sys.exit(1)
 
     def begin(self, failure: BaseException | None = None) -> None:
-        """The process is to end from now on. The first `failure` is the one that is told. From any thread."""
+        """Begin the end. Only the first `failure` is reported. Any thread may call this."""
         with self._lock:
             self._failure = self._failure or failure
             if self._deadline is None:
@@ -87,7 +87,7 @@ class ProcessEnd:
         self._wake_up()
 
     def work_is_done(self) -> None:
-        """Nothing is left but to let go of threads and clients: this gets a moment, and is not worth a word."""
+        """Note that only threads and clients remain to be closed. They get 2 s, and a timeout is not reported."""
         with self._lock:
             self._is_done = True
             deadline = time.monotonic() + TIDY_UP_S
@@ -95,20 +95,20 @@ class ProcessEnd:
         self._wake_up()
 
     def _wake_up(self) -> None:
-        # Where it is full, the thread is awake.
+        # If the pipe is full, the thread is awake already.
         with suppress(BlockingIOError):
             os.write(self._writer, _WAKE_UP)
 
     def _watch(self) -> None:
         signals_seen = 0
         while True:
-            left_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-            if not select.select([self._reader], [], [], left_s)[0]:
+            wait_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+            if not select.select([self._reader], [], [], wait_s)[0]:
                 break
             signals = [number for number in os.read(self._reader, 64) if number in SIGNALS]
             signals_seen += len(signals)
             if signals_seen > 1:
-                # The main thread ends at a second signal, unless it is stuck.
+                # A second signal ends the main thread, unless it is stuck.
                 self._exit_now(128 + signals[-1])
                 return
             if signals:
@@ -139,18 +139,18 @@ class ProcessEnd:
 
 
 def _on_first_signal(_: int, __: FrameType | None) -> None:
-    """The watch has seen it. A second one ends the process at once."""
+    """Restore the default handlers: a second signal ends the process at once. The watch has seen the first."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 
 def _described(error: BaseException) -> str:
-    """Its type and the first line of its message."""
+    """Returns the error's type and the first line of its message."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _write_line(line: str) -> None:
-    """To stderr, unless nobody reads it: a full pipe must not hold up the end."""
+    """Write a line to stderr, unless its pipe stays full for 1 s: that must not delay the end."""
     if select.select([], [_STDERR], [], 1.0)[1]:
         os.write(_STDERR, f"{line}\n".encode())

@@ -1,8 +1,11 @@
-"""Health and metrics (streams/health/health.py) from a thread, for a process that has no event loop.
+"""Serve health and metrics (streams/health/health.py) from threads, for a process without an event loop.
 
-Nothing that a client does reaches the process's own work: each connection has one request, a thread, and a moment by
-which it is cut. When there are too many, the oldest is cut for the newest, so that clients that hang do not keep a
-probe out. Not http.server.HTTPServer, which asks the name service for its own name at start.
+No client can disturb the work of the process:
+
+- A connection has one request, one thread and a deadline, at which the server cuts it.
+- At most 8 connections are open. A new one makes the server cut the oldest, so hanging clients keep no probe out.
+
+It does not use http.server.HTTPServer, which asks the name service for its own name at the start.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -27,27 +31,40 @@ from paywarden.streams.health.health import HealthReport, address_of, cannot_lis
 
 _log = logging.getLogger(__name__)
 
-# A scraper and a few probes. Each is a thread that wants the interpreter from the one that works.
+# Enough for a scraper and a few probes. Each is a thread that competes with the worker for the interpreter.
 CONNECTIONS_MAX = 8
-# From accepting a connection to the last byte of the answer.
+# The deadline of a connection, from its acceptance to the last byte of the answer.
 CONNECTION_S_MAX = 5.0
-_ROOM_TIMEOUT_S = 1.0
-# How soon a stop is noticed, and a connection that is overdue.
+# How often the server looks for a stop and for overdue connections.
 _POLL_S = 0.25
-# Without a free file descriptor a connection stays in the queue: look again, but not at once.
+# Without a free file descriptor a connection stays in the queue. The server pauses before it tries again.
 _ACCEPT_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """How long a connection may last, and how long a new one waits for a free thread, in seconds."""
+
+    connection_s: float = CONNECTION_S_MAX
+    room_timeout_s: float = 1.0
 
 
 @contextmanager
 def serving_health(
-    health: HealthReport, registry: CollectorRegistry, *, host: str, port: int, section: str
+    health: HealthReport,
+    registry: CollectorRegistry,
+    *,
+    host: str,
+    port: int,
+    section: str,
+    limits: ConnectionLimits | None = None,
 ) -> Iterator[str]:
-    """Serve while in the block; gives the address.
+    """Serve inside the block; yields the address.
 
-    `section`: whose settings host and port are. Raises Misconfigured when it cannot listen there.
+    `section` names the settings of host and port. Raises Misconfigured when the server cannot listen there.
     """
     try:
-        server = _Server(health, registry, host, port)
+        server = _Server(health, registry, host, port, limits or ConnectionLimits())
     except (OSError, OverflowError) as error:
         raise cannot_listen(section, host, port, error) from error
     thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="health", daemon=True)
@@ -65,10 +82,12 @@ class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, health: HealthReport, registry: CollectorRegistry, host: str, port: int) -> None:
-        self.health, self.registry = health, registry
+    def __init__(
+        self, health: HealthReport, registry: CollectorRegistry, host: str, port: int, limits: ConnectionLimits
+    ) -> None:
+        self.health, self.registry, self._limits = health, registry, limits
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # Connections with the moment each is cut, the oldest first.
+        # The open connections with their deadlines, oldest first.
         self._open: dict[Any, float] = {}
         self._changed = threading.Condition()
         super().__init__((host, port), _Handler)
@@ -84,24 +103,24 @@ class _Server(socketserver.ThreadingTCPServer):
         with self._changed:
             if len(self._open) >= CONNECTIONS_MAX:
                 _cut(next(iter(self._open)))
-                self._changed.wait_for(lambda: len(self._open) < CONNECTIONS_MAX, _ROOM_TIMEOUT_S)
+                self._changed.wait_for(lambda: len(self._open) < CONNECTIONS_MAX, self._limits.room_timeout_s)
             has_room = len(self._open) < CONNECTIONS_MAX
             if has_room:
-                self._open[request] = time.monotonic() + CONNECTION_S_MAX
+                self._open[request] = time.monotonic() + self._limits.connection_s
         if has_room:
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def shutdown_request(self, request: Any) -> None:
-        # First: what is closed must not be cut, its number may be another's by then.
+        # Before it closes: a closed connection must not be cut, because its descriptor may belong to another by then.
         with self._changed:
             self._open.pop(request, None)
             self._changed.notify_all()
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Called between connections and every _POLL_S."""
+        """Cut overdue connections. The base class calls this between connections and every _POLL_S."""
         now = time.monotonic()
         with self._changed:
             for request, cut_at in self._open.items():
@@ -115,13 +134,13 @@ class _Server(socketserver.ThreadingTCPServer):
                 _cut(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """Called where an exception is handled. That a client has gone is nothing to speak of."""
+        """Log a bug. The base class calls this inside an exception handler. A client that has gone is not logged."""
         if not isinstance(sys.exception(), OSError):
             _log.exception("a request for health or metrics could not be answered")
 
 
 def _cut(request: Any) -> None:
-    """End both directions: a thread that waits for this client wakes up, and closes it."""
+    """Shut down both directions: the thread that waits for this client wakes up and closes it."""
     with suppress(OSError):
         request.shutdown(socket.SHUT_RDWR)
 
@@ -145,17 +164,17 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
-        """One line of text: http.server's page would repeat what the client sent."""
-        # http.server says 501 for every method it finds no function for.
+        """Answer with one line of text: http.server's own page would repeat the client's input."""
+        # http.server answers 501 for every method without a function here.
         status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
         self._answer(status, "text/plain; charset=utf-8", f"{status.value}: {status.phrase}\n".encode())
 
     def version_string(self) -> str:
-        """Not the versions of what runs here."""
+        """Returns a name without the versions of Python and of the server."""
         return "paywarden"
 
     def log_message(self, *_: object) -> None:
-        """Nothing: probes come every second."""
+        """Log nothing: probes come every second."""
 
     def _answer_json(self, status: int, body: dict[str, Any]) -> None:
         self._answer(status, "application/json; charset=utf-8", json.dumps(body).encode())

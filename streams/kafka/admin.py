@@ -1,4 +1,7 @@
-"""Questions about topics and their offsets: which partitions there are, and where they begin and end."""
+"""Ask a cluster about its topics: which partitions they have, and the offsets where these begin and end.
+
+payments/0    offsets 120 … 979    `watermarks` returns (120, 980): the first record, and the one after the last
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
 from paywarden.streams.kafka.client import REACH_TIMEOUT_S, KafkaSettings, PartitionId, named_options, reason_of
 
 _log = logging.getLogger(__name__)
-# What a broker says, and the client finds, while a partition's leader changes; then it is asked again this soon.
+# Errors that last only while a partition changes its leader. The question is repeated after `_LEADER_AGAIN_S`.
 _LEADER_ERRORS = frozenset(
     {
         KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -27,13 +30,13 @@ _LEADER_ERRORS = frozenset(
 _LEADER_AGAIN_S = 0.1
 
 
-# Who leads a partition is remembered for so long, and by default for 15 minutes: all that while, after a broker's
-# restart, questions about the ends of its partitions are refused for naming an old leader epoch.
+# The client caches partition leaders for this long; its default is 15 minutes. After a broker restarts, the broker
+# refuses questions about the ends of its partitions until the cache has expired: they name an old leader epoch.
 _LEADERS_AGE_MS_MAX = 5000
 
 
 def make_admin(settings: KafkaSettings) -> AdminClient:
-    """A client for topics and metadata."""
+    """Returns a client for topics and metadata. Raises Misconfigured for options that it refuses."""
     with named_options():
         return AdminClient({**settings.connection(), "metadata.max.age.ms": _LEADERS_AGE_MS_MAX})
 
@@ -47,19 +50,24 @@ def require_broker(settings: KafkaSettings) -> None:
 
 
 def partitions_of(settings: KafkaSettings, topic: str) -> list[int]:
-    """The partitions of a topic. Raises BrokerUnavailable, or Misconfigured when there is no such topic."""
+    """Returns the partitions of a topic. Raises BrokerUnavailable, or Misconfigured if the topic does not exist."""
+    return partitions_in(make_admin(settings), settings, topic)
+
+
+def partitions_in(admin: AdminClient, settings: KafkaSettings, topic: str) -> list[int]:
+    """Like `partitions_of`, asked through a client that the caller has already."""
     try:
-        found = make_admin(settings).list_topics(settings.topic(topic), timeout=REACH_TIMEOUT_S)
+        listing = admin.list_topics(settings.topic(topic), timeout=REACH_TIMEOUT_S)
     except KafkaException as error:
         raise BrokerUnavailable(f"no Kafka broker answers at {settings.bootstrap}: {reason_of(error)}") from error
-    metadata = found.topics.get(settings.topic(topic))
+    metadata = listing.topics.get(settings.topic(topic))
     if metadata is None or metadata.error is not None or not metadata.partitions:
         raise Misconfigured(f"topic {settings.topic(topic)} does not exist: run `paywarden topics create`")
     return sorted(metadata.partitions)
 
 
 def topics_of(settings: KafkaSettings) -> set[str]:
-    """The topics there are on the cluster, under their full names. Raises BrokerUnavailable."""
+    """Returns the full names of the topics on the cluster. Raises BrokerUnavailable."""
     try:
         return set(make_admin(settings).list_topics(timeout=REACH_TIMEOUT_S).topics)
     except KafkaException as error:
@@ -69,12 +77,12 @@ def topics_of(settings: KafkaSettings) -> set[str]:
 _Answer = TypeVar("_Answer")
 
 
-def retry_until_leader(ask: Callable[[], _Answer], what: str) -> _Answer:
-    """What Kafka answers; asked again while a partition gets a leader, as one of a young topic or in an election.
+def retry_until_leader(ask: Callable[[], _Answer], what: str, timeout_s: float = REACH_TIMEOUT_S) -> _Answer:
+    """Returns Kafka's answer. Asks again while a partition has no leader: the topic is new, or an election runs.
 
-    `what` is asked for, as in "where payments ends". Raises BrokerUnavailable.
+    `what` names the question in the error, as in "where payments ends". Raises BrokerUnavailable.
     """
-    deadline = time.monotonic() + REACH_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             return ask()
@@ -85,7 +93,7 @@ def retry_until_leader(ask: Callable[[], _Answer], what: str) -> _Answer:
 
 
 def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    """The offset of the first record of a partition and the one after its last. Raises BrokerUnavailable."""
+    """Returns the offsets of a partition's first record and after its last record. Raises BrokerUnavailable."""
     place = TopicPartition(topic, partition)
     first, end = retry_until_leader(
         lambda: consumer.get_watermark_offsets(place, timeout=REACH_TIMEOUT_S), f"where {topic} begins and ends"
@@ -94,7 +102,7 @@ def watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int
 
 
 def end_offsets(consumer: Consumer, topic: str, partitions: Iterable[int]) -> dict[int, int]:
-    """The offset after the last record of each partition, asked from the broker. Raises BrokerUnavailable."""
+    """Asks the broker for the offset after the last record of each partition. Raises BrokerUnavailable."""
     return {number: watermarks(consumer, topic, number)[1] for number in partitions}
 
 
@@ -104,18 +112,18 @@ _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 def ask_end_offsets(
     admin: AdminClient, places: Iterable[PartitionId], isolation: IsolationLevel = IsolationLevel.READ_COMMITTED
 ) -> dict[PartitionId, Future[Any]]:
-    """As `end_offsets`, of all partitions in one request that is not waited for: each answer has an `offset`.
+    """Starts one request for the ends of all partitions and returns futures; each result has an `offset`.
 
-    Unless `isolation` says so, what a transaction has not committed is not counted. An answer that fails raises
-    KafkaException.
+    By default records of open transactions do not count; `isolation` can include them. A failed answer raises
+    KafkaException from its future.
     """
-    wanted = {TopicPartition(*place): _LATEST for place in places}
-    asked = admin.list_offsets(wanted, isolation_level=isolation, request_timeout=REACH_TIMEOUT_S)
-    return {(place.topic, place.partition): answer for place, answer in asked.items()}
+    specs = {TopicPartition(*place): _LATEST for place in places}
+    answers = admin.list_offsets(specs, isolation_level=isolation, request_timeout=REACH_TIMEOUT_S)
+    return {(place.topic, place.partition): answer for place, answer in answers.items()}
 
 
 def end_offsets_of(admin: AdminClient, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
-    """As `ask_end_offsets`, waited for; None when the broker does not say now."""
+    """Like `ask_end_offsets`, but waits for the answers; None if the broker does not answer now."""
     try:
         return _answered_ends(admin, topic, partitions, IsolationLevel.READ_COMMITTED)
     except KafkaException as error:
@@ -124,13 +132,13 @@ def end_offsets_of(admin: AdminClient, topic: str, partitions: Iterable[int]) ->
 
 
 def stable_end_offsets(admin: AdminClient, topic: str, partitions: Collection[int]) -> dict[int, int]:
-    """As `end_offsets`, without what a transaction has not committed. Raises BrokerUnavailable."""
+    """Like `end_offsets`, without the records of open transactions. Raises BrokerUnavailable."""
     level = IsolationLevel.READ_COMMITTED
     return retry_until_leader(lambda: _answered_ends(admin, topic, partitions, level), f"where {topic} ends")
 
 
 def written_end_offsets(admin: AdminClient, topic: str, partitions: Collection[int]) -> dict[int, int]:
-    """As `end_offsets`, open transactions included. Raises BrokerUnavailable."""
+    """Like `end_offsets`, with the records of open transactions. Raises BrokerUnavailable."""
     level = IsolationLevel.READ_UNCOMMITTED
     return retry_until_leader(lambda: _answered_ends(admin, topic, partitions, level), f"where {topic} ends")
 
@@ -138,23 +146,23 @@ def written_end_offsets(admin: AdminClient, topic: str, partitions: Collection[i
 def _answered_ends(
     admin: AdminClient, topic: str, partitions: Iterable[int], isolation: IsolationLevel
 ) -> dict[int, int]:
-    asked = ask_end_offsets(admin, ((topic, number) for number in partitions), isolation)
-    return {partition: answer.result().offset for (_, partition), answer in asked.items()}
+    answers = ask_end_offsets(admin, ((topic, number) for number in partitions), isolation)
+    return {partition: answer.result().offset for (_, partition), answer in answers.items()}
 
 
 def offsets_at(consumer: Consumer, topic: str, ends: Mapping[int, int], time_ms: int) -> dict[int, int]:
-    """Of each partition the first offset whose record has Kafka's own time `time_ms` or later; else its end in `ends`.
+    """Returns for each partition the first offset whose record has Kafka's timestamp `time_ms` or later.
 
-    Raises BrokerUnavailable.
+    A partition without such a record gets its end from `ends`. Raises BrokerUnavailable.
     """
 
     def ask() -> list[TopicPartition]:
-        asked = [TopicPartition(topic, partition, time_ms) for partition in ends]
-        answered = consumer.offsets_for_times(asked, timeout=REACH_TIMEOUT_S)
-        for place in answered:
+        questions = [TopicPartition(topic, partition, time_ms) for partition in ends]
+        answers = consumer.offsets_for_times(questions, timeout=REACH_TIMEOUT_S)
+        for place in answers:
             if place.error is not None:
                 raise KafkaException(place.error)
-        return answered
+        return answers
 
-    found = retry_until_leader(ask, f"what of {topic} arrived when")
-    return {place.partition: place.offset if place.offset >= 0 else ends[place.partition] for place in found}
+    answers = retry_until_leader(ask, f"which records of {topic} arrived when")
+    return {place.partition: place.offset if place.offset >= 0 else ends[place.partition] for place in answers}

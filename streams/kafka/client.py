@@ -1,4 +1,4 @@
-"""How Paywarden talks to Kafka: the settings, and clients with every option that matters spelled out."""
+"""The settings for reaching Kafka, and the options that all of our clients share."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from paywarden.schemas.errors import Misconfigured
 
 _log = logging.getLogger(__name__)
 
-# A topic and a partition of it.
+# A topic and the number of one of its partitions.
 PartitionId: TypeAlias = tuple[str, int]
 
-# How long a broker may take to answer at start before that is an error.
+# A broker that has not answered after this long at the start is an error.
 REACH_TIMEOUT_S = 5.0
-# Kafka's own default is 1 MiB; our topics keep to it, and the dead letters of such records need more.
+# Our topics keep Kafka's default limit of 1 MiB. A dead letter wraps such a record, so it needs more.
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
-
 COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
-# How their names begin.
+# The names of internal topics begin with one of these.
 _INTERNAL_TOPICS = ("profiles", "repartition-")
-# zlib's quickest: on decisions it takes less than half the time of its usual level, and makes a tenth more bytes.
+# zlib's fastest level. On decisions it takes less than half the time of the default level, for a tenth more bytes.
 _GZIP_LEVEL = 1
 
 
 @dataclass(frozen=True)
 class KafkaSettings:
-    """Where Kafka is and how to log in. Empty means not used."""
+    """Where Kafka is and how to log in. An empty value means that the option is not used."""
 
     bootstrap: str = "127.0.0.1:9092"
     security_protocol: str = "plaintext"
@@ -47,11 +46,11 @@ class KafkaSettings:
     topic_prefix: str = ""
     # How our producers compress: none, gzip, snappy, lz4 or zstd. Every Kafka client reads gzip without a plug-in.
     compression: str = "gzip"
-    # The same on `profiles` and `repartition-…`, which only Paywarden reads. They carry most bytes, and gzip there
-    # would halve what a stream worker gets done.
+    # The same for `profiles` and `repartition-…`, which only Paywarden reads. They carry most of the bytes; gzip there
+    # would halve the throughput of a stream worker.
     internal_compression: str = "lz4"
-    # Whether the agents of `paywarden stream` check the checksums of what they read. The embedded broker, which is for
-    # demonstrations, writes the markers of transactions with a wrong one: false there, and nowhere else.
+    # Whether the agents of `paywarden stream` verify the checksums of the records they read. Set it to false only with
+    # the embedded broker for demonstrations: it writes transaction markers with a wrong checksum.
     check_crcs: bool = True
 
     def __post_init__(self) -> None:
@@ -62,16 +61,16 @@ class KafkaSettings:
                 raise Misconfigured(f"[kafka] {name}: wanted one of {', '.join(COMPRESSIONS)}, got {value!r}")
 
     def compression_of(self, topic: str) -> str:
-        """How records of a topic, by its name on the cluster, are compressed."""
+        """Returns the compression for a topic, given its name on the cluster."""
         is_internal = topic.removeprefix(self.topic_prefix).startswith(_INTERNAL_TOPICS)
         return self.internal_compression if is_internal else self.compression
 
     def topic(self, name: str) -> str:
-        """The topic's name on the cluster."""
+        """Returns the topic's name on the cluster."""
         return self.topic_prefix + name
 
     def connection(self) -> dict[str, Any]:
-        """librdkafka's options for reaching the cluster."""
+        """Returns librdkafka's options for reaching the cluster."""
         named = {
             "security.protocol": self.security_protocol,
             "sasl.mechanism": self.sasl_mechanism,
@@ -86,13 +85,13 @@ class KafkaSettings:
         options["bootstrap.servers"] = self.bootstrap
         options["client.id"] = "paywarden"
         options["logger"] = _log
-        # Reconnecting within a second keeps freshness when a broker restarts.
+        # The client reconnects within a second, so profiles stay fresh when a broker restarts.
         options["reconnect.backoff.max.ms"] = 1000
         return options
 
 
 def compressing(compression: str) -> dict[str, Any]:
-    """librdkafka's options."""
+    """Returns librdkafka's options for a compression."""
     options: dict[str, Any] = {"compression.type": compression}
     if compression == "gzip":
         options["compression.level"] = _GZIP_LEVEL
@@ -100,14 +99,14 @@ def compressing(compression: str) -> dict[str, Any]:
 
 
 def reason_of(error: KafkaException) -> str:
-    """librdkafka's own words for what went wrong."""
+    """Returns librdkafka's description of the error."""
     inner = error.args[0] if error.args else error
     return inner.str() if isinstance(inner, KafkaError) else str(inner)
 
 
 @contextmanager
 def named_options() -> Iterator[None]:
-    """librdkafka refuses options it cannot use when a client is made."""
+    """Turns librdkafka's refusal of an option, when a client is made, into Misconfigured."""
     try:
         yield
     except KafkaException as error:

@@ -1,8 +1,8 @@
-"""The embedded broker: librdkafka's mock cluster, for a demonstration on a laptop. Not for keeping anything.
+"""The embedded broker: librdkafka's mock cluster, for a demonstration on a laptop. It keeps nothing on disk.
 
-It lives in the memory of the process that makes it, keeps a few megabytes a partition and makes topics on
-first use. It writes the markers of transactions with a wrong checksum: who reads from it with aiokafka sets `[kafka]
-check_crcs = false`. Anything that tests offsets, rebalances, compaction or transactions belongs on a real broker.
+The broker lives in the memory of its process. It keeps a few megabytes for each partition and creates topics on first
+use. It writes transaction markers with a wrong checksum, so a reader that uses aiokafka sets `[kafka] check_crcs =
+false`. Tests of offsets, rebalances, compaction or transactions need a real broker.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ class EmbeddedBroker:
     """Runs from construction to `close`; other processes can connect to `bootstrap`."""
 
     def __init__(self) -> None:
-        # The cluster belongs to this producer, and goes with it.
+        # This producer owns the cluster: the cluster ends with it.
         self._owner: Producer | None = Producer(
             {"test.mock.num.brokers": 1, "bootstrap.servers": "mock", "log_level": 3}
         )
         broker = next(iter(self._owner.list_topics(timeout=10).brokers.values()))
         self.bootstrap = f"{broker.host}:{broker.port}"
-        # Asked for, a topic is there: consumers find what nobody has written to yet.
+        # A question about a topic creates it, so consumers find topics that are still empty.
         for topic in (*TOPICS, CURSORS_TOPIC, SCHEMAS_TOPIC):
             self._owner.list_topics(topic, timeout=10)
 

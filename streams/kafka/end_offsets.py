@@ -1,4 +1,9 @@
-"""Where partitions end, asked from Kafka again and again without ever waiting for the answer."""
+"""Ask Kafka again and again where partitions end, without ever blocking on the answer.
+
+look()  0.0 s  sends the request            → None
+look()  1.0 s  takes the answer             → {("profiles", 0): 5, ("profiles", 1): 7}
+look()  2.0 s  sends the next request       → None
+"""
 
 from __future__ import annotations
 
@@ -14,12 +19,12 @@ from paywarden.streams.kafka.admin import ask_end_offsets
 from paywarden.streams.kafka.client import PartitionId, reason_of
 
 ASK_EVERY_S = 2.0
-# A partition whose leader moves has no answer for a moment: that is no reason to say that Kafka is away.
+# A partition without a leader has no answer for a moment. Only a longer silence counts as an outage of Kafka.
 AWAY_AFTER_S = 6.0
 
 
 class EndsWatch:
-    """Asks for the ends of partitions. Not thread-safe; `look` is called about once a second."""
+    """Asks for the ends of partitions. Not thread-safe; the caller calls `look` about once a second."""
 
     def __init__(
         self,
@@ -27,16 +32,18 @@ class EndsWatch:
         what: str,
         places: Callable[[], Iterable[PartitionId]],
         clock: Callable[[], float] = time.monotonic,
+        ask_every_s: float = ASK_EVERY_S,
     ) -> None:
-        """`places`: which partitions to ask about now. `what` they are, for messages."""
+        """`places` returns the partitions to ask about now; `what` names them in messages."""
         self._admin, self._what, self._places, self._clock = admin, what, places, clock
+        self._ask_every_s = ask_every_s
         self._asked: dict[PartitionId, Future[Any]] = {}
         self._ask_at = 0.0
         self._answered_at: float | None = None
         self._failure = "there is no answer"
 
     def look(self) -> dict[PartitionId, int] | None:
-        """The offset after the last record of each partition if an answer has come since the last call."""
+        """Returns the offset after the last record of each partition, or None if no new answer has come."""
         now = self._clock()
         if self._answered_at is None:
             self._answered_at, self._ask_at = now, now
@@ -46,11 +53,11 @@ class EndsWatch:
         if not self._asked and now >= self._ask_at:
             if places := list(self._places()):
                 self._asked = ask_end_offsets(self._admin, places)
-            self._ask_at = now + ASK_EVERY_S
+            self._ask_at = now + self._ask_every_s
         return ends
 
     def trouble(self) -> str:
-        """Why Kafka is taken to be away; empty while it answers."""
+        """Returns why the caller should assume that Kafka is down; empty while it answers."""
         if self._answered_at is None:
             return ""
         silent_s = self._clock() - self._answered_at

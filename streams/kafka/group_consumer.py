@@ -1,11 +1,17 @@
-"""A member of a consumer group that reads batches, each of which ends committed or is abandoned whole.
+"""A member of a consumer group that reads batches: each batch is committed or abandoned as a whole.
 
-    take ──► work ──► commit                     the usual way
-    take ──► hold ──► wait … ──► release         the work cannot be done now: stay in the group, read nothing
-                        └─ lost ──► abandon      a partition of the batch has gone: forget the batch and read again
+    take ──► work ──► commit                     the usual case
+    take ──► hold ──► wait … ──► release         the work is impossible now: stay in the group, read nothing
+                        └─ lost ──► abandon      another worker got a partition of the batch: drop it, read it again
 
-Rebalances happen within `take` and `wait` only, so between them nothing moves: what is taken is this worker's to
-work in. Cooperative: only what moves is revoked, and the rest goes on.
+Rebalances happen only inside `take` and `wait`. Between these calls no partition moves, so the worker owns every record
+it has taken. Rebalances are cooperative: the group revokes only the partitions that move, and the others go on.
+
+What can go wrong:
+
+- A commit fails, as it does in the middle of a rebalance: a later `commit` tries it again.
+- A fetch was on its way when the partitions were paused: its records wait for the next `take`.
+- The client stalls and delivers nothing: streams/kafka/stall_detector.py notices it through `positions`.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from paywarden.streams.kafka.stall_detector import NOTHING_HEARD
 _log = logging.getLogger(__name__)
 
 _COMMITTED_TIMEOUT_S = 5.0
-# While nothing new comes, what could not be committed is tried again this often.
+# While no new offsets come, a failed commit is tried again this often.
 COMMIT_AGAIN_S = 1.0
 
 
@@ -42,18 +48,18 @@ class BatchConsumer:
         self._commit_again_s = commit_again_s
         self._consumer, self._on_assigned, self._on_revoked = consumer, on_assigned, on_revoked
         self.places: set[PartitionId] = set()
-        """What is assigned to this worker."""
-        # The offset after the last record taken; the one up to which all is worked in, or that is to be read first;
-        # and the one that the broker knows of.
+        """The partitions that are assigned to this worker."""
+        # Offsets by partition: after the last record taken; up to which all records are processed (at first, where
+        # reading begins); and the one that the broker has acknowledged.
         self._taken: dict[PartitionId, int] = {}
         self._done: dict[PartitionId, int] = {}
         self._committed: dict[PartitionId, int] = {}
-        # The offset that comes next after all that the client gave, ends included.
+        # The offset after everything that the client has delivered, ends included.
         self._heard: dict[PartitionId, int] = {}
         self._commit_again_at = 0.0
         self._paused_topics: set[str] = set()
         self._is_held = self._has_lost = False
-        # What came although everything is paused: a fetch that was on its way.
+        # Records that came while everything was paused, from a fetch that was on its way.
         self._early: list[Consumed] = []
 
     def subscribe(self, topics: Sequence[str]) -> None:
@@ -61,9 +67,9 @@ class BatchConsumer:
         self._consumer.subscribe(list(topics), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._revoke)
 
     def take(self, count_max: int, timeout_s: float) -> Consumed:
-        """The next batch: what is there, at most `count_max` records, waited for at most `timeout_s`.
+        """Returns the next batch: at most `count_max` records, after at most `timeout_s` seconds.
 
-        Raises BrokerUnavailable for an error that does not pass.
+        Raises BrokerUnavailable for a permanent error.
         """
         consumed = self._early.pop(0) if self._early else consume(self._consumer, count_max, timeout_s)
         records = self._of_mine(consumed.records)
@@ -73,13 +79,12 @@ class BatchConsumer:
         return Consumed(records, ended, consumed.is_all)
 
     def commit(self, offsets: Mapping[PartitionId, int]) -> None:
-        """Commit the offset that comes next, by partition, where all before it is worked in.
+        """Commit the next offset of each partition; every record before it is processed.
 
-        One that cannot be committed is only logged, and tried again by a later call, whatever that one is about: as
-        in the middle of a rebalance. If the partition moves on before, who has it then repeats the batch, without
-        effect.
+        A commit that fails, as in the middle of a rebalance, is logged, and a later call tries it again. If the
+        partition moves before that, its new owner repeats the batch, which changes nothing.
         """
-        # What went during a hold is another worker's to commit, which may have come further.
+        # A partition that left during a hold belongs to another worker, which may be further on.
         self._done |= {place: offset for place, offset in offsets.items() if place in self.places}
         if not offsets and time.monotonic() < self._commit_again_at:
             return
@@ -88,42 +93,42 @@ class BatchConsumer:
             self._commit(news)
 
     def _commit(self, news: Mapping[PartitionId, int]) -> None:
-        wanted = [TopicPartition(topic, partition, offset) for (topic, partition), offset in news.items()]
+        offsets = [TopicPartition(topic, partition, offset) for (topic, partition), offset in news.items()]
         try:
-            # As a whole it has failed only if it has for every partition.
-            answered = self._consumer.commit(offsets=wanted, asynchronous=False) or []
+            # The call as a whole fails only if it fails for every partition.
+            answers = self._consumer.commit(offsets=offsets, asynchronous=False) or []
         except KafkaException as error:
             _log.warning("offsets not committed: %s", reason_of(error))
-            answered = []
-        for place in answered:
-            if place.error is None:
-                self._committed[place.topic, place.partition] = place.offset
+            answers = []
+        for answer in answers:
+            if answer.error is None:
+                self._committed[answer.topic, answer.partition] = answer.offset
             else:
-                _log.warning("offset of %s/%d not committed: %s", place.topic, place.partition, place.error.str())
+                _log.warning("offset of %s/%d not committed: %s", answer.topic, answer.partition, answer.error.str())
         if any(self._committed.get(place) != offset for place, offset in news.items()):
             self._commit_again_at = time.monotonic() + self._commit_again_s
 
     def committed(self, topic: str, partitions: Iterable[int]) -> dict[int, int] | None:
-        """What the whole group has committed of a topic, 0 for nothing; None when the broker does not say now."""
-        wanted = [TopicPartition(topic, partition) for partition in partitions]
+        """Returns the group's committed offsets of a topic, 0 for none; None if the broker does not answer now."""
+        places = [TopicPartition(topic, partition) for partition in partitions]
         try:
-            found = self._consumer.committed(wanted, timeout=_COMMITTED_TIMEOUT_S)
+            answers = self._consumer.committed(places, timeout=_COMMITTED_TIMEOUT_S)
         except KafkaException as error:
             _log.warning("Kafka does not say what is committed: %s", reason_of(error))
             return None
-        return {place.partition: max(0, place.offset) for place in found}
+        return {answer.partition: max(0, answer.offset) for answer in answers}
 
     def positions(self) -> dict[PartitionId, int]:
-        """The offset that comes next in each partition that is being read, as StallWatch wants them."""
+        """Returns the next offset of each partition that is being read, for StallWatch."""
         if self._is_held:
             return {}
         read = (place for place in self.places if place[0] not in self._paused_topics)
         return {place: self._heard.get(place, NOTHING_HEARD) for place in read}
 
     def lag(self, ends: Mapping[PartitionId, int]) -> dict[PartitionId, int]:
-        """Records behind what the client gave, by partition, as far as the client knows without asking.
+        """Returns by partition how many records the client has not delivered yet, without a question to the broker.
 
-        Or as `ends` say, the broker's own: a client that has stalled knows of none.
+        `ends` are ends that the broker has told: a client that has stalled does not know of newer records.
         """
         lag = {}
         for place in self.places:
@@ -137,7 +142,7 @@ class BatchConsumer:
         return lag
 
     def pause(self, topic: str, pause: bool) -> None:
-        """Read no more of a topic, or again."""
+        """Stop reading a topic, or go on with it."""
         if pause == (topic in self._paused_topics):
             return
         (self._paused_topics.add if pause else self._paused_topics.discard)(topic)
@@ -145,29 +150,32 @@ class BatchConsumer:
             self._set_paused([place for place in self.places if place[0] == topic], pause)
 
     def hold(self) -> None:
-        """Read nothing until `release`; `wait` keeps the worker in the group."""
+        """Read nothing until `release`. Calls of `wait` keep the worker in the group."""
         self._is_held, self._has_lost = True, False
         self._set_paused(self.places, True)
 
     def wait(self, seconds: float) -> bool:
-        """Wait on hold. False when a partition that records were taken from has gone to another worker."""
+        """Wait on hold. Returns False if another worker got a partition that records were taken from."""
         deadline = time.monotonic() + seconds
         while not self._has_lost and (left := deadline - time.monotonic()) > 0:
             records = self._of_mine(consume(self._consumer, 1, left).records)
             if records:
-                # Taken too, though no one has it yet: `abandon` must read it again.
+                # These count as taken although nobody has processed them: `abandon` must read them again.
                 self._note_taken(records)
-                # Not the ends: they are old when it is handed out, and told again when reading goes on.
+                # Without the ends: they are out of date by then, and the client tells them again.
                 self._early.append(Consumed(records, {}, is_all=False))
         return not self._has_lost
 
     def release(self) -> None:
-        """Read on."""
+        """Go on reading after `hold`."""
         self._is_held = False
         self._set_paused([place for place in self.places if place[0] not in self._paused_topics], False)
 
     def abandon(self) -> list[PartitionId]:
-        """Read again all that was taken and is not worked in; returns of which partitions. Raises BrokerUnavailable."""
+        """Go back to the records that were taken and not processed; returns their partitions.
+
+        Raises BrokerUnavailable.
+        """
         self._early.clear()
         again = [place for place, taken in self._taken.items() if self._done[place] < taken]
         for place in again:
@@ -181,7 +189,7 @@ class BatchConsumer:
         self._consumer.close()
 
     def _of_mine(self, records: Iterable[Record]) -> list[Record]:
-        """A rebalance in the middle of a call may have taken away what came before it."""
+        """Returns the records of partitions that are still ours: a call's rebalance may have revoked some."""
         return [record for record in records if (record.topic, record.partition) in self.places]
 
     def _note_taken(self, records: Iterable[Record]) -> None:
@@ -205,12 +213,12 @@ class BatchConsumer:
 
     def _assign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         places = [(p.topic, p.partition) for p in partitions]
-        # Explicitly, though the client would do it after this: only what is assigned can be paused.
+        # The client would assign after this callback. But only an assigned partition can be paused.
         consumer.incremental_assign(list(partitions))
         self.places.update(places)
         paused = {place for place in places if self._is_held or place[0] in self._paused_topics}
         self._set_paused(paused, True)
-        # The client remembers that a partition was paused when it went, and would never read it again.
+        # The client remembers the pause of a partition across its revocation, and would never read it again.
         self._set_paused(set(places) - paused, False)
         self._on_assigned(places)
 
@@ -226,5 +234,5 @@ class BatchConsumer:
 
 
 def offsets_after(records: Iterable[Record]) -> dict[PartitionId, int]:
-    """By partition, the offset after the last of its records."""
+    """Returns by partition the offset after its last record."""
     return {(record.topic, record.partition): record.offset + 1 for record in records}

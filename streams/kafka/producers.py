@@ -1,4 +1,4 @@
-"""Producers, with every option that matters spelled out."""
+"""Producers with explicit options, and a sender that loses no record unnoticed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, KafkaSettings, compressing, named_options, reason_of
 
-# Brokers measure what is on the wire, clients what it unpacks to: a record of megabytes may have come in kilobytes, and
-# its letter must go the same way. Under what a producer's queue holds, or it would wait for room for ever.
+# A broker limits the compressed size of a record, a client the uncompressed size. A record of megabytes may have come
+# in as kilobytes, and its dead letter must go out the same way. This is less than a producer's queue holds: a larger
+# record would wait for room in the queue for ever.
 UNPACKED_BYTES_MAX = 200_000_000
 
 
@@ -24,25 +25,25 @@ def make_producer(
     only_failures: bool = False,
     compression: str | None = None,
 ) -> Producer:
-    """An idempotent producer: each record once and in order, retried until the broker has it.
+    """Returns an idempotent producer: it sends each record once and in order, and retries until the broker has it.
 
-    `only_failures`: callbacks are called for records that failed alone, which halves what sending costs.
-    `compression`: another than the setting's.
+    With `only_failures` it calls back only for records that failed, which halves the cost of sending. `compression`
+    replaces the setting's. Raises Misconfigured for options that the client refuses.
     """
     options = {
         **settings.connection(),
         "enable.idempotence": True,
         "acks": "all",
-        # Never give a record up: callers bound how many are under way, and stop reading when that is reached.
+        # No timeout for a record. Callers limit the records in flight, and stop reading at the limit.
         "message.timeout.ms": 0,
         "linger.ms": linger_ms,
         "delivery.report.only.error": only_failures,
         **compressing(compression or settings.compression),
-        # A dead letter holds a whole record of another topic, and more.
+        # A dead letter holds a whole record of another topic and adds fields.
         "message.max.bytes": message_bytes_max,
         "queue.buffering.max.messages": 200_000,
         "queue.buffering.max.kbytes": 256 * 1024,
-        # The Java clients' partitioner, so that all producers agree where a key lives.
+        # The partitioner of the Java clients, so that all producers send a key to the same partition.
         "partitioner": "murmur2_random",
     }
     with named_options():
@@ -52,7 +53,7 @@ def make_producer(
 def make_transactional_producer(
     settings: KafkaSettings, transactional_id: str, *, linger_ms: int, transaction_timeout_ms: int
 ) -> Producer:
-    """As `make_producer`, for transactions. Records that the broker does not take in the transaction's time fail it."""
+    """Like `make_producer`, for transactions. A transaction fails if the broker has not taken its records in time."""
     options = {
         **settings.connection(),
         "transactional.id": transactional_id,
@@ -71,20 +72,20 @@ def make_transactional_producer(
         return Producer(options)
 
 
-# Names and values in order; a name may come more than once.
+# Pairs of name and value, in order. A name may occur more than once.
 RecordHeaders: TypeAlias = Sequence[tuple[str, bytes | None]]
 
 
 class Sender:
-    """Sends records and knows when the broker has them all: nothing that it was given is lost unseen."""
+    """Sends records, and says when the broker has them all: no record is lost unnoticed."""
 
     def __init__(self, settings: KafkaSettings, *, linger_ms: int) -> None:
         self._settings, self._linger_ms = settings, linger_ms
-        # By topic, and by how they compress: librdkafka compresses all topics of a producer alike. Made at first use.
+        # Producers by topic and by compression: librdkafka has one compression for a producer. Made at first use.
         self._of_topics: dict[str, Producer] = {}
         self._producers: dict[str, Producer] = {}
         self._making = threading.Lock()
-        # For what only packs small; made when it is first needed, since buffers grow with that limit.
+        # For records that only fit when compressed. Made when first needed: its buffers grow with the larger limit.
         self._large: Producer | None = None
         self._failure: KafkaError | None = None
 
@@ -98,9 +99,9 @@ class Sender:
         headers: RecordHeaders = (),
         on_refused: Callable[[KafkaError], object] | None = None,
     ) -> None:
-        """Queue one record; waits while the queue is full. Raises BrokerUnavailable when it cannot be queued.
+        """Queue one record; wait while the queue is full. Raises BrokerUnavailable when it cannot be queued.
 
-        With `on_refused`, a record that Kafka refuses for its own sake is told there and fails nothing else.
+        With `on_refused`, the sender calls it for a record that Kafka refuses, and the other records go on.
         """
         on_delivery = self._on_delivery if on_refused is None else _telling(on_refused)
         pairs: list[tuple[str, str | bytes | None]] | None = list(headers) if headers else None
@@ -122,12 +123,12 @@ class Sender:
                 return
 
     def poll(self) -> None:
-        """Let the client work off what it has heard from the broker."""
+        """Let the client process the broker's answers."""
         for producer in tuple(self._producers.values()):
             producer.poll(0)
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until the broker has everything. Raises BrokerUnavailable when it does not, or has refused some."""
+        """Wait until the broker has every record. Raises BrokerUnavailable after `timeout_s`, or if it refused one."""
         left = sum(producer.flush(timeout_s) for producer in tuple(self._producers.values()))
         if self._large is not None:
             left += self._large.flush(timeout_s)
@@ -148,7 +149,7 @@ class Sender:
 
     def _large_producer(self) -> Producer:
         if self._large is None:
-            # Without compression no record of this size is ever taken.
+            # No broker takes a record of this size uncompressed.
             compression = "gzip" if self._settings.compression == "none" else None
             self._large = make_producer(
                 self._settings, linger_ms=0, message_bytes_max=UNPACKED_BYTES_MAX, compression=compression

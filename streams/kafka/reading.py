@@ -1,4 +1,4 @@
-"""Consumers, and how records are read from them."""
+"""Consumers with explicit options, and ways to read records: a batch, a topic to its end, a range of offsets."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from paywarden.streams.kafka.client import KafkaSettings, PartitionId, named_opt
 from paywarden.streams.kafka.producers import RecordHeaders
 
 _log = logging.getLogger(__name__)
-# Reading a topic to its end: how long nothing may come, and how many records at once. Dead letters are large.
+# For reading a topic to its end: the longest silence, and the records in a batch. Dead letters are large.
 READ_TIMEOUT_S = 30.0
 READ_BATCH = 200
-# The same where records are small: payments, outcomes, decisions.
+# The batch for small records: payments, outcomes, decisions.
 RANGE_BATCH = 5_000
 
 
 def make_consumer(settings: KafkaSettings, *, group_id: str, session_timeout_ms: int = 10_000) -> Consumer:
-    """A consumer that commits only what it is told to and says when it has reached a partition's end."""
+    """Returns a consumer that commits only on request and reports the end of each partition.
+
+    Raises Misconfigured for options that the client refuses.
+    """
     options = {
         **settings.connection(),
         "group.id": group_id,
@@ -43,14 +46,14 @@ def make_consumer(settings: KafkaSettings, *, group_id: str, session_timeout_ms:
         return Consumer(options)
 
 
-# The broker answers a fetch that has nothing after this long; what a consumer knows is never older.
+# The broker answers an empty fetch after this long, so a consumer's view of a partition is never older.
 FETCH_WAIT_MS = 100
 
 
 class Record(NamedTuple):
-    """A record as it was read. `timestamp_ms` is Kafka's own, 0 where the broker set none.
+    """A record as it was read. `timestamp_ms` is Kafka's own, 0 if the broker set none.
 
-    A tuple: the stream makes one for each payment, in a third of the time a dataclass takes.
+    It is a tuple because the stream makes one for each payment: a dataclass takes three times as long.
     """
 
     topic: str
@@ -64,10 +67,10 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """What one call to `consume` gave: records in order, and the partitions read to their end after them.
+    """The result of one call to `consume`: records in order, and the partitions that were read to their end.
 
-    `ended` has the offset that the next record of such a partition will have. `is_all`: the client had heard of nothing
-    more when the call ended.
+    `ended` maps such a partition to the offset of its next record. `is_all` is True if the client had nothing more to
+    hand out when the call ended.
     """
 
     records: list[Record]
@@ -76,9 +79,9 @@ class Consumed:
 
 
 def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
-    """What is there, at most `count_max` records, waited for at most `timeout_s`.
+    """Returns at most `count_max` records, after at most `timeout_s` seconds.
 
-    Raises BrokerUnavailable for an error that does not pass; the client retries passing ones by itself.
+    Raises BrokerUnavailable for a permanent error; the client retries after a temporary one by itself.
     """
     messages = consumer.consume(count_max, timeout=timeout_s)
     consumed = Consumed([], {}, is_all=len(messages) < count_max)
@@ -94,7 +97,7 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
         assert topic is not None
         assert partition is not None
         assert offset is not None
-        # The end that was reached before this record is none any more.
+        # A record after an end: the partition has gone on, so that end no longer holds.
         consumed.ended.pop((topic, partition), None)
         consumed.records.append(
             Record(
@@ -110,49 +113,53 @@ def consume(consumer: Consumer, count_max: int, timeout_s: float) -> Consumed:
     return consumed
 
 
-def records_to_end(consumer: Consumer, topic: str, partitions: Iterable[int]) -> Iterator[list[Record]]:
-    """What a topic holds, from its beginning to its end as of now, in batches. Joins no group.
+def records_to_end(
+    consumer: Consumer, topic: str, partitions: Iterable[int], timeout_s: float = READ_TIMEOUT_S
+) -> Iterator[list[Record]]:
+    """Yields the records of a topic in batches, from its beginning to its present end. Joins no group.
 
-    Raises BrokerUnavailable when nothing more comes before the end.
+    Raises BrokerUnavailable if Kafka gives nothing for `timeout_s` before the end is reached.
     """
     ends = end_offsets(consumer, topic, partitions)
     consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in ends])
     left = {partition for partition, end in ends.items() if end > 0}
-    deadline = time.monotonic() + READ_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while left:
         consumed = consume(consumer, READ_BATCH, 0.5)
         records = [record for record in consumed.records if record.offset < ends[record.partition]]
         if records:
             yield records
-            # The caller's own time is none that Kafka took.
-            deadline = time.monotonic() + READ_TIMEOUT_S
-        # An end need not be a record's: what was compacted or expired leaves none behind.
+            # The time that the caller took does not count against Kafka.
+            deadline = time.monotonic() + timeout_s
+        # The last offset need not have a record: compaction or expiry may have removed it.
         left -= {partition for _, partition in consumed.ended}
         left -= {record.partition for record in consumed.records if record.offset + 1 >= ends[record.partition]}
         if time.monotonic() > deadline:
-            raise BrokerUnavailable(f"Kafka did not give the end of {topic} in {READ_TIMEOUT_S:g} s")
+            raise BrokerUnavailable(f"Kafka did not give the end of {topic} in {timeout_s:g} s")
 
 
-def records_between(consumer: Consumer, topic: str, partition: int, offsets: range) -> Iterator[list[Record]]:
-    """What a partition holds at these offsets, in batches. Joins no group. They must lie before its end.
+def records_between(
+    consumer: Consumer, topic: str, partition: int, offsets: range, timeout_s: float = READ_TIMEOUT_S
+) -> Iterator[list[Record]]:
+    """Yields the records of a partition at these offsets, in batches. They must lie before its end. Joins no group.
 
-    Raises BrokerUnavailable when nothing more comes before the last.
+    Raises BrokerUnavailable if Kafka gives nothing for `timeout_s` before the last offset is reached.
     """
     consumer.assign([TopicPartition(topic, partition, offsets.start)])
-    deadline = time.monotonic() + READ_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     next_offset = offsets.start
     while next_offset < offsets.stop:
         consumed = consume(consumer, RANGE_BATCH, 0.5)
-        records = [one for one in consumed.records if one.partition == partition and one.offset in offsets]
+        records = [record for record in consumed.records if record.partition == partition and record.offset in offsets]
         if consumed.records:
             next_offset = max(next_offset, consumed.records[-1].offset + 1)
-        # The last offsets may be of what no reader sees: a transaction's marks, or what was compacted.
+        # The last offsets may hold nothing that a reader sees: transaction markers, or compacted records.
         next_offset = max(next_offset, consumed.ended.get((topic, partition), 0))
         if records:
             yield records
-            deadline = time.monotonic() + READ_TIMEOUT_S
+            deadline = time.monotonic() + timeout_s
         if time.monotonic() > deadline:
-            raise BrokerUnavailable(f"Kafka did not give offset {next_offset} of {topic} in {READ_TIMEOUT_S:g} s")
+            raise BrokerUnavailable(f"Kafka did not give offset {next_offset} of {topic} in {timeout_s:g} s")
 
 
 def _headers(message: Message) -> list[tuple[str, bytes | None]]:

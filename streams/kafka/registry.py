@@ -4,12 +4,12 @@ Writing: with a registry, every topic's schema is looked up at start under `<top
 allows, registered if it is new; the registry then applies its own compatibility rule. Without one, ids are
 fingerprints of the schemas.
 
-Reading is the same with a registry and without, so that one may be turned on or off at any time. The schema behind an
-id is looked for in this order, once per id:
+Reading is the same with a registry and without, so an operator may turn one on or off at any time. A reader looks for
+the schema behind an id in this order, once for each id:
 
     1. our own schemas by their fingerprints     records from before the registry
-    2. the ids remembered on topic `schemas`     records from a registry that is turned off or away
-    3. the registry, where there is one          a new schema of somebody else; it is remembered from then on
+    2. the ids remembered on topic `schemas`     records from a registry that is turned off or down
+    3. the registry, if there is one             a new schema of another program; it is remembered from then on
 
 An id therefore means one schema for ever. If the registry gives one of our schemas an id that already means another,
 the process does not start.
@@ -54,8 +54,8 @@ _Answer = TypeVar("_Answer")
 _RETRIES: Final = 2
 _RETRY_WAIT_MS: Final = 200
 _RETRY_WAIT_MS_MAX: Final = 1_000
-# A flood of broken records must not become a flood of requests; but an id that a follower of the registry
-# has not heard of yet must soon be asked for again.
+# An unknown id is not asked for again for this long: a flood of broken records must not become a flood of requests. But
+# a follower of the registry may not have heard of a new id yet, so the pause is short.
 _UNKNOWN_FOR_S: Final = 30.0
 _UNKNOWN_MAX: Final = 1_000
 
@@ -64,24 +64,24 @@ _INCOMPATIBLE: Final = 409
 _REFUSED: Final = (401, 403)
 # Confluent's codes for "no such subject", "no such version" and "no such schema".
 _NO_SUCH: Final = (40401, 40402, 40403)
-# What a server that is no schema registry makes of the client: its answer is no JSON, or not the right one.
+# The client raises these if the server is no schema registry: its answer is no JSON, or JSON of another form.
 _NO_REGISTRY_ERRORS: Final = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class RegistrySettings:
-    """Where the schema registry is and who we are to it."""
+    """Where the schema registry is, and the credentials for it."""
 
-    # Where its API begins; several, separated by commas, are tried in turn. Empty: no registry.
+    # The base URL of its API. Several, separated by commas, are tried in turn. Empty: no registry.
     url: str = ""
     username: str = ""
     password: str = field(default="", repr=False)
-    # PEM files; empty means the public authorities and no certificate of our own.
+    # PEM files. Empty: the public certificate authorities, and no client certificate.
     ca_file: str = ""
     certificate_file: str = ""
     key_file: str = ""
     key_password: str = field(default="", repr=False)
-    # False: our schemas must be there already, and a missing one stops the start.
+    # False: our schemas must be registered already, and a missing one stops the start.
     auto_register: bool = True
     timeout_ms: int = 5_000
 
@@ -93,25 +93,25 @@ def schema_ids(
     topic_prefix: str = "",
     topics: Iterable[str] = TOPICS,
 ) -> SchemaIds:
-    """The ids of the configured registry, or fingerprints. Raises Misconfigured, BrokerUnavailable."""
+    """Returns the ids of the configured registry, else fingerprints. Raises Misconfigured, BrokerUnavailable."""
     if settings.url:
         return RegistrySchemaIds(settings, remembered, topic_prefix=topic_prefix, topics=topics)
     return FingerprintSchemaIds(remembered)
 
 
 class FingerprintSchemaIds:
-    """Writes with fingerprints; reads what was written with a registry's ids, too. Thread-safe."""
+    """Writes with fingerprints, and also reads records with the ids of a registry. Thread-safe."""
 
     def __init__(self, remembered: RememberedSchemas) -> None:
         self._local, self._remembered = LocalSchemaIds(), remembered
         self._schemas: dict[int, Schema] = {}
 
     def id_of(self, topic: str) -> int:
-        """The fingerprint of the topic's schema."""
+        """Returns the fingerprint of the topic's schema."""
         return self._local.id_of(topic)
 
     def schema_of(self, schema_id: int) -> Schema:
-        """The schema with that id, looked for once.
+        """Returns the schema with that id; looks for it once.
 
         Raises InvalidEvent when neither this release nor topic `schemas` knows it, BrokerUnavailable when Kafka does
         not answer.
@@ -128,10 +128,10 @@ class FingerprintSchemaIds:
 class RegistrySchemaIds:
     """Writes with the ids that a registry gives. Constructing it talks to the registry and to `remembered`.
 
-    `topic_prefix` stands before the topics in the names of subjects, as it does on the cluster.
+    `topic_prefix` goes before the topics in the names of subjects, as it does on the cluster.
 
-    Raises Misconfigured with one line when the registry does not answer, refuses us or one of our schemas, and
-    BrokerUnavailable when its ids cannot be remembered. `clock` gives seconds. Thread-safe.
+    Raises Misconfigured with one line when the registry does not answer, or refuses us or one of our schemas. Raises
+    BrokerUnavailable when its ids cannot be remembered. `clock` returns seconds. Thread-safe.
     """
 
     def __init__(
@@ -158,18 +158,18 @@ class RegistrySchemaIds:
             raise
 
     def close(self) -> None:
-        """Closes its connections."""
+        """Close the connections to the registry."""
         self._client.close()
 
     def id_of(self, topic: str) -> int:
-        """The id our schema of `topic` has in the registry."""
+        """Returns the registry's id of our schema of `topic`."""
         return self._ids[topic]
 
     def schema_of(self, schema_id: int) -> Schema:
-        """The schema with that id, looked for once.
+        """Returns the schema with that id; looks for it once.
 
-        Raises InvalidEvent when nobody knows it or it is not readable Avro, TemporaryFailure when the registry or Kafka
-        does not answer.
+        Raises InvalidEvent for an unknown id or a schema that is not readable Avro, TemporaryFailure when the registry
+        or Kafka does not answer.
         """
         schema = self._schemas.get(schema_id)
         if schema is None:
@@ -188,7 +188,7 @@ class RegistrySchemaIds:
         return schema
 
     def _own_ids(self, topics: Iterable[str], auto_register: bool) -> dict[str, int]:
-        """By topic; from now on they are remembered."""
+        """Returns the id of each topic's schema, and remembers them."""
         try:
             ids = {topic: self._own_id(topic, auto_register) for topic in topics}
         except TemporaryFailure as error:
@@ -204,14 +204,14 @@ class RegistrySchemaIds:
     def _refuse_clash(self, topic: str, schema_id: int) -> None:
         """Raises Misconfigured when records with our new id would be read as another schema."""
         try:
-            known = self._earlier.schema_of(schema_id)
+            earlier = self._earlier.schema_of(schema_id)
         except InvalidEvent:
             return
-        if not same_on_the_wire(known, topic_schema(topic)):
+        if not same_on_the_wire(earlier, topic_schema(topic)):
             raise Misconfigured(
                 f"schema registry {self._url} gives subject {self._subject(topic)} the id {schema_id}, which on these "
-                f"topics already means another schema, {known['name']}: give the registry back the ids it had, or use "
-                "another [kafka] topic_prefix"
+                f"topics already means another schema, {earlier['name']}: give the registry back the ids it had, or "
+                "use another [kafka] topic_prefix"
             )
 
     def _subject(self, topic: str) -> str:
@@ -219,30 +219,30 @@ class RegistrySchemaIds:
 
     def _own_id(self, topic: str, auto_register: bool) -> int:
         name, ours = self._subject(topic), RegistrySchema(_one_layout(topic), "AVRO")
-        found = self._looked_up(name, ours)
-        if found is None and auto_register:
+        schema_id = self._looked_up(name, ours)
+        if schema_id is None and auto_register:
             return self._registered(name, ours)
-        if found is None and self._topic_prefix:
-            # Earlier releases left the prefix out, and somebody may have registered our schemas by hand for them.
-            found = self._looked_up(subject(topic), ours)
-        if found is None:
+        if schema_id is None and self._topic_prefix:
+            # Earlier releases left the prefix out, and an operator may have registered our schemas by hand for them.
+            schema_id = self._looked_up(subject(topic), ours)
+        if schema_id is None:
             raise Misconfigured(
                 f"schema registry {self._url}: subject {name} does not have our schema, "
                 "and registry.auto_register is false"
             )
-        return found
+        return schema_id
 
     def _looked_up(self, name: str, ours: RegistrySchema) -> int | None:
-        """The id of our schema under a subject, or None when it does not have it."""
+        """Returns the id of our schema under a subject, or None if the subject does not have it."""
         try:
-            found = self._asked(lambda: self._client.lookup_schema(name, ours, normalize_schemas=True))
+            answer = self._asked(lambda: self._client.lookup_schema(name, ours, normalize_schemas=True))
         except SchemaRegistryError as error:
             if error.error_code not in _NO_SUCH:
                 raise _refusal(error, name, self._url) from error
             return None
-        if found.schema_id is None:
+        if answer.schema_id is None:
             raise TemporaryFailure(f"schema registry {self._url} gave no id for subject {name}")
-        return int(found.schema_id)
+        return int(answer.schema_id)
 
     def _registered(self, name: str, ours: RegistrySchema) -> int:
         try:
@@ -284,7 +284,7 @@ class RegistrySchemaIds:
 
 
 def _one_layout(topic: str) -> str:
-    """Our schema as the registry gets it, whatever the file's layout: some registries compare text, not schemas."""
+    """Returns our schema on one line, whatever the file's layout: some registries compare text, not schemas."""
     return json.dumps(json.loads(schema_text(topic)))
 
 
@@ -308,7 +308,7 @@ def _client(settings: RegistrySettings) -> SchemaRegistryClient:
     try:
         return SchemaRegistryClient(options)
     except (OSError, ValueError) as error:
-        # Without the cause's own words: they may quote what was configured.
+        # The message leaves out the cause's own text, which may quote a configured secret.
         raise Misconfigured(
             f"schema registry {settings.url}: its URL or TLS files are not usable ({type(error).__name__})"
         ) from error

@@ -1,9 +1,9 @@
-"""Registry ids and the schemas behind them, kept on Kafka so that records stay readable without the registry.
+"""Keep registry ids and their schemas on Kafka, so that records stay readable without the registry.
 
     topic schemas (compacted, one partition)    key 17    value {"type": "record", "name": "Payment", …}
 
 A process that uses a registry writes an id here before it writes a record with that id, and before it reads one.
-The registry may then be turned off, or be away: every process that can read records can read this topic, too.
+The registry may then be turned off or be down: a process that can read records can read this topic too.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _FLUSH_TIMEOUT_S: Final = 30.0
 
 
 class RememberedSchemas(Protocol):
-    """Ids that a registry has given, with the text of each schema."""
+    """The ids that a registry has assigned, with the text of each schema."""
 
     def read(self) -> Mapping[int, str]:
-        """All of them, also what another process has added by now. Raises BrokerUnavailable."""
+        """Returns all of them, with those that other processes have added. Raises BrokerUnavailable."""
 
     def add(self, schemas: Mapping[int, str]) -> None:
-        """Keep these, too; returns when they are safe. Raises BrokerUnavailable or Misconfigured."""
+        """Add these; returns when the broker has them. Raises BrokerUnavailable or Misconfigured."""
 
 
 class MemoryRememberedSchemas:
-    """Forgotten with the process; for tests."""
+    """Schemas in memory, for tests."""
 
     def __init__(self, schemas: Mapping[int, str] | None = None) -> None:
         self._schemas = dict(schemas or {})
@@ -54,9 +54,9 @@ class MemoryRememberedSchemas:
 
 
 class KafkaRememberedSchemas:
-    """On the topic `schemas`. Opens nothing before it is used. Thread-safe.
+    """Schemas on the topic `schemas`. Opens no client before its first use. Thread-safe.
 
-    A topic that is not there holds nothing; only `add` needs it.
+    A missing topic counts as empty; only `add` needs the topic.
     """
 
     def __init__(self, kafka: KafkaSettings) -> None:
@@ -68,7 +68,7 @@ class KafkaRememberedSchemas:
         self._lock = threading.Lock()
 
     def read(self) -> Mapping[int, str]:
-        """See RememberedSchemas. Costs one question to the broker while nothing is new."""
+        """See RememberedSchemas. It costs one request to the broker while nothing is new."""
         with self._lock:
             ends = self._ends()
             if ends != self._read_to:

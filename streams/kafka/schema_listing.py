@@ -1,4 +1,4 @@
-"""Every schema that records on the topics may have: those of our releases, and those that a registry gave others."""
+"""List every schema that records on the topics may have: those of our releases, and others from a registry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INDEX = "schemas.json"
 
 @dataclass(frozen=True)
 class ListedSchema:
-    """One schema of a topic. `version` counts our releases' schemas from 1; None is a schema of somebody else."""
+    """One schema of a topic. `version` counts our releases' schemas from 1; None means a schema of another program."""
 
     topic: str
     subject: str
@@ -29,14 +29,17 @@ class ListedSchema:
     text: str = field(repr=False)
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON, without the schema itself."""
-        found = asdict(self)
-        del found["text"]
-        return found
+        """Returns the fields for JSON, without the schema's text."""
+        fields = asdict(self)
+        del fields["text"]
+        return fields
 
 
 def listed_schemas(kafka: KafkaSettings, remembered: Mapping[int, str]) -> list[ListedSchema]:
-    """By topic, our schemas with the oldest first, then those of others. `remembered`: texts by registry id."""
+    """Returns for each topic our schemas, oldest first, then those of other programs.
+
+    `remembered` maps registry ids to the texts of schemas.
+    """
     ids: dict[tuple[str, int], list[int]] = {}
     texts: dict[tuple[str, int], str] = {}
     for schema_id, text in sorted(remembered.items()):
@@ -47,24 +50,26 @@ def listed_schemas(kafka: KafkaSettings, remembered: Mapping[int, str]) -> list[
         key = simple_name(schema), fingerprint(schema)
         ids.setdefault(key, []).append(schema_id)
         texts[key] = text
-    found = []
+    listed = []
     for topic in TOPICS:
         record, name = simple_name(topic_schema(topic)), kafka.topic(topic)
         versions = schema_versions(topic)
-        for one in versions:
-            is_current = one is versions[-1]
-            file = f"{topic}.avsc" if is_current else f"history/{topic}-{one.version}.avsc"
-            numbers = tuple(ids.get((record, one.fingerprint), ()))
-            found.append(
-                ListedSchema(name, subject(name), one.version, is_current, one.fingerprint, numbers, file, one.text)
+        for release in versions:
+            is_current = release is versions[-1]
+            file = f"{topic}.avsc" if is_current else f"history/{topic}-{release.version}.avsc"
+            numbers = tuple(ids.get((record, release.fingerprint), ()))
+            listed.append(
+                ListedSchema(
+                    name, subject(name), release.version, is_current, release.fingerprint, numbers, file, release.text
+                )
             )
-        ours = {one.fingerprint for one in versions}
+        ours = {release.fingerprint for release in versions}
         for (other, number), text in texts.items():
             if other == record and number not in ours:
                 numbers = tuple(ids[other, number])
                 file = f"others/{topic}-{numbers[0]}.avsc"
-                found.append(ListedSchema(name, subject(name), None, False, number, numbers, file, text))
-    return found
+                listed.append(ListedSchema(name, subject(name), None, False, number, numbers, file, text))
+    return listed
 
 
 def export_schemas(schemas: Sequence[ListedSchema], folder: Path) -> None:

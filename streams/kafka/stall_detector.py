@@ -1,9 +1,16 @@
-"""A client that gives nothing of a partition although the broker has more, noticed from outside it.
+"""Notice that a client delivers nothing from a partition although the broker has more records.
 
-librdkafka can lose a partition without an error: when a broker was fenced for a moment, as after a long pause of its
-machine, what the broker tells clients about new leaders may leave a client without one for good.
-Neither records nor ends come then, and what the client takes for the end does not move either, so it seems to be up to
-date. Only the broker can tell, asked through another client. What helps is a new client.
+librdkafka can lose a partition without an error. This happens after a broker was fenced for a moment, for example after
+a long pause of its machine: the broker's news about leaders may leave the client without a leader for good. The client
+then delivers neither records nor ends, and its own idea of the end stands still, so it looks up to date.
+
+1. Ask the broker for the ends through another client (streams/kafka/end_offsets.py).
+2. Compare them with the client's positions. A partition that is behind and has not moved gets one look added.
+3. After `timeout_s` worth of looks the partition is stalled. The remedy is a new client.
+
+    look        1     2     3     4            timeout_s = 6, a look every 2 s: 3 looks are allowed
+    end       500   510   520   530
+    position  480   480   480   480            stalled at look 4
 """
 
 from __future__ import annotations
@@ -13,7 +20,7 @@ from collections.abc import Mapping
 from paywarden.streams.kafka.client import PartitionId
 from paywarden.streams.kafka.end_offsets import ASK_EVERY_S
 
-# The position of a partition of which nothing has been heard: behind every end, since an end is told, too.
+# The position of a partition that has delivered nothing, not even its end. It is behind every end.
 NOTHING_HEARD = -1
 
 
@@ -21,24 +28,24 @@ class StallWatch:
     """Compares how far a client has come with where its partitions end. Not thread-safe."""
 
     def __init__(self, timeout_s: float) -> None:
-        """A partition is stalled when it was behind and did not move over so many looks, one each `ASK_EVERY_S`.
+        """A partition is stalled if it was behind and did not move for `timeout_s`, at a look each `ASK_EVERY_S`.
 
-        Looks are counted instead of seconds: a process that was stopped for a while has not stalled.
+        The watch counts looks and not seconds: a process that was stopped for a while has not stalled.
         """
         self._looks_max = max(1, round(timeout_s / ASK_EVERY_S))
         self._stood: dict[PartitionId, tuple[int, int]] = {}
         self._gave_all = False
 
     def gave(self, is_all: bool) -> None:
-        """The client was asked for what it has, and gave all of it or had more."""
+        """Note a call to the client: `is_all` says that it handed out everything it had."""
         self._gave_all = self._gave_all or is_all
 
     def look(self, ends: Mapping[PartitionId, int], positions: Mapping[PartitionId, int]) -> list[PartitionId]:
-        """The stalled among `positions`, the offsets that come next.
+        """Returns the stalled partitions among `positions`, which are the next offsets to read.
 
-        None of a client that has not given all it had since the last look, which then counts for nothing: what waits in
-        the client has not stalled. `ends` were asked for before `positions` were noted. A partition that is not to be
-        read is not in `positions`.
+        A client that has not handed out everything since the last look has no stalled partition, and the look does not
+        count: its records may wait inside the client. The caller asks for `ends` before it notes `positions`, and
+        leaves paused partitions out of `positions`.
         """
         if not self._gave_all:
             return []
@@ -52,11 +59,11 @@ class StallWatch:
         return sorted(place for place, (_, looks) in stood.items() if looks > self._looks_max)
 
     def clear(self) -> None:
-        """Begin anew, as for a new client."""
+        """Forget everything, for a new client."""
         self._stood.clear()
 
 
 def named(places: list[PartitionId]) -> str:
-    """Partitions for a line of a log, the first few by name."""
+    """Returns partitions for a log line: the first three by name, then how many more there are."""
     first = ", ".join(f"{topic}/{partition}" for topic, partition in places[:3])
     return first if len(places) <= 3 else f"{first} and {len(places) - 3} more"

@@ -1,4 +1,4 @@
-"""Names of topics that follow from something else: the outboxes' cursors, and the repartition topics."""
+"""The names of Paywarden's own topics: the cursors of outboxes, and the repartition topics."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ _PREFIX = "repartition-"
 
 
 def repartition_topic(entity: str, profile_set: str = "") -> str:
-    """The name, without a deployment's prefix, of the topic that the events of a kind of entity go through.
+    """Returns the topic that carries the events of a kind of entity, without the deployment's prefix.
 
-    Each profile set has its own: a frame for one says nothing of what another has seen of the same source.
+    Example: `repartition-card` for the first profile set, `repartition-card.b2` for the set `b2`. Each set has its
+    own topics, because two sets may have read the same source up to different offsets.
     """
     return f"{_PREFIX}{entity}.{profile_set}" if profile_set else _PREFIX + entity

@@ -1,10 +1,10 @@
 """Records of a topic as rows of a table: the fields of the topic's schema, and where in Kafka each record is.
 
-    kafka_partition, kafka_offset     of the record
-    kafka_timestamp_ms                Kafka's own time of it, epoch milliseconds UTC; 0 where the broker set none
+    kafka_partition, kafka_offset     the place of the record
+    kafka_timestamp_ms                Kafka's own time of it, epoch milliseconds UTC; 0 if the broker set none
 
-An archive holds such tables (streams/archive/files.py), and so is a topic read that is used at once
-(streams/archive/topic_history.py): whatever comes after cannot tell which of the two it was.
+An archive holds such tables (streams/archive/files.py). A direct read of a topic returns the same tables
+(streams/archive/topic_history.py), so later steps need not know where the rows came from.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import Record, make_consumer, records_between
 
 PARTITION, OFFSET, TIMESTAMP = "kafka_partition", "kafka_offset", "kafka_timestamp_ms"
-# Decoded records are Python objects, ten times as large as their rows: so many at once.
+# Decoded records are Python objects, ten times as large as their rows. At most this many exist at once.
 _PACK_COUNT = 10_000
 _KINDS = {
     "string": pa.string(),
@@ -38,7 +38,7 @@ _KINDS = {
 
 
 class Undecoded(NamedTuple):
-    """A record that is none of its topic, and why. It is still on the topic."""
+    """A record that the topic's schema cannot decode, and why. The record is still on the topic."""
 
     partition: int
     offset: int
@@ -51,7 +51,7 @@ class Undecoded(NamedTuple):
 
 @dataclass(frozen=True)
 class TopicRows:
-    """What some records of a topic came to: `table` as `rows_schema` says, in order of reading."""
+    """Records of a topic as rows: `table` has the columns of `rows_schema`, in reading order."""
 
     table: pa.Table
     undecoded: tuple[Undecoded, ...]
@@ -59,14 +59,14 @@ class TopicRows:
 
 @cache
 def rows_schema(topic: str) -> pa.Schema:
-    """The columns of a topic's rows: its fields by their Avro types, then the place in Kafka."""
+    """Returns the columns of a topic's rows: its fields with their Avro types, then the place in Kafka."""
     fields = [pa.field(field["name"], *_column_type(field["type"])) for field in topic_schema(topic)["fields"]]
     places = [(PARTITION, pa.int32()), (OFFSET, pa.int64()), (TIMESTAMP, pa.int64())]
     return pa.schema([*fields, *(pa.field(name, kind, nullable=False) for name, kind in places)])
 
 
 def _column_type(kind: Any) -> tuple[pa.DataType, bool]:
-    """The Arrow type of a field's Avro type, and whether it may be null."""
+    """Returns the Arrow type for an Avro type, and whether it may be null."""
     if isinstance(kind, list):
         (other,) = [branch for branch in kind if branch != "null"]
         return _column_type(other)[0], True
@@ -78,7 +78,7 @@ def _column_type(kind: Any) -> tuple[pa.DataType, bool]:
 
 
 class RowBuilder:
-    """Gathers records of one topic until they are taken as rows."""
+    """Collects records of one topic until the caller takes them as rows."""
 
     def __init__(self, topic: str, ids: SchemaIds) -> None:
         self._schema, self._decoder = rows_schema(topic), Decoder(topic, ids)
@@ -89,10 +89,10 @@ class RowBuilder:
         self._packed: list[pa.RecordBatch] = []
         self._undecoded: list[Undecoded] = []
         self.count = 0
-        """How many records were added, those that are not decoded too."""
+        """How many records were added since the last `take`, undecodable ones included."""
 
     def add(self, record: Record) -> None:
-        """One more. Raises TemporaryFailure when the schema it was written with could not be asked for."""
+        """Add a record. Raises TemporaryFailure when its schema could not be looked up."""
         try:
             row = self._decoder.decode(_present(record.value))
         except InvalidEvent as error:
@@ -105,7 +105,7 @@ class RowBuilder:
         self.count += 1
 
     def take(self) -> TopicRows:
-        """All that was added since the last call."""
+        """Returns the records added since the last call."""
         self._pack()
         rows = TopicRows(pa.Table.from_batches(self._packed, self._schema), tuple(self._undecoded))
         self._start()
@@ -127,20 +127,20 @@ class TopicSource(Protocol):
     """A topic that is read by ranges of offsets."""
 
     def ranges(self, since_ms: int | None, until_ms: int | None) -> dict[int, range]:
-        """Of each partition the offsets that arrived since and before then; at most what is there now."""
+        """Returns by partition the offsets that arrived from `since_ms` to before `until_ms`, up to the present end."""
 
     def begin(self, partition: int) -> int:
-        """The first offset that the partition still holds."""
+        """Returns the first offset that the partition still holds."""
 
     def records(self, partition: int, offsets: range) -> Iterator[list[Record]]:
-        """What is at these offsets, in order, in batches."""
+        """Yields the records at these offsets, in order, in batches."""
 
 
 class KafkaTopic:
-    """A TopicSource on Kafka: joins no group, commits nothing, sees what is committed. `close` it."""
+    """A TopicSource on Kafka: joins no group, commits nothing, sees committed records only. `close` it."""
 
     def __init__(self, kafka: KafkaSettings, name: str) -> None:
-        """`name` without the deployment's prefix. Raises BrokerUnavailable, or Misconfigured when there is none."""
+        """`name` has no deployment prefix. Raises BrokerUnavailable, or Misconfigured if the topic does not exist."""
         self._kafka, self._name, self._topic = kafka, name, kafka.topic(name)
         partitions_of(kafka, name)
         self._admin = make_admin(kafka)
@@ -148,8 +148,8 @@ class KafkaTopic:
 
     def ranges(self, since_ms: int | None, until_ms: int | None) -> dict[int, range]:
         """See TopicSource. Raises BrokerUnavailable."""
-        # Asked for first: what comes later is of the next reading, or a live topic would have no end. And of what is
-        # committed, since nothing behind an open transaction can be read yet.
+        # The ends come first. Later records belong to the next reading, or a live topic would have no end. Only
+        # committed records count: nothing behind an open transaction can be read yet.
         ends = stable_end_offsets(self._admin, self._topic, partitions_of(self._kafka, self._name))
         firsts = {partition: self.begin(partition) for partition in ends}
         if since_ms is not None:
@@ -178,10 +178,10 @@ def read_topic(
     until_ms: int | None,
     progress: Callable[[int, int], object] = lambda _count, _total: None,
 ) -> TopicRows:
-    """What reached a topic in a range of Kafka's own times, up to where the topic ends when this is called.
+    """Returns the records that reached a topic in a range of Kafka's own times, up to the present end of the topic.
 
-    Partition by partition, each in order of offsets. `progress` is told how many of how many records are read. Raises
-    BrokerUnavailable, Misconfigured, TemporaryFailure.
+    The rows come partition by partition, each in the order of offsets. `progress` gets the number of records read and
+    of all records. Raises BrokerUnavailable, Misconfigured, TemporaryFailure.
     """
     builder = RowBuilder(topic, ids)
     with closing(KafkaTopic(kafka, topic)) as source:

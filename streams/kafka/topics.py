@@ -1,4 +1,4 @@
-"""The topics and how they are kept."""
+"""Create, extend and delete topics, with the retention that each of them needs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
 
 _DAY_MS = 86_400_000
-# Kafka keeps a letter past its days until its segment is closed and every letter in it is old; that it was retried
-# must be known for longer.
+# Kafka keeps a dead letter past its days until its segment is closed and every letter in it is old. The note that a
+# letter was retried must outlive the letter, so it is kept this much longer.
 _RETRIED_DAYS_MORE = 30
-# Few records, whose order over all keys matters to who reads them whole.
+# These topics have few records, and their readers need them in one order over all keys.
 _ONE_PARTITION = (
     "catalogues", CURSORS_TOPIC, SCHEMAS_TOPIC,
     "drift-alerts", "drift-acknowledgements", "outcome-metrics", "dead-letters", "dead-letters-retried",
@@ -30,23 +30,23 @@ _ONE_PARTITION = (
 class TopicSettings:
     """How many partitions new topics get, and how long they keep their records."""
 
-    # Of payments, outcomes, profiles and decisions. A profile notes an offset for each of the first two.
+    # For payments, outcomes, profiles and decisions. A profile stores an offset for each partition of the first two.
     partitions: int = 12
-    # Of the topic that events of a kind of entity go through: as many workers can share that kind's profiles. Each
-    # batch writes to all of them, a few requests at a time: more than workers need cost freshness.
+    # For each repartition topic: this many workers can share the profiles of one kind of entity. Each batch writes to
+    # all partitions, a few requests at a time, so more partitions than workers cost freshness.
     repartition_partitions: int = 6
     replication: int = 1
     payments_days: int = 100
     decisions_days: int = 100
     dead_letters_days: int = 30
-    # Of drift alerts, acknowledgements and outcome metrics, which are few: an alert is open as long as its change.
+    # For drift alerts, acknowledgements and outcome metrics, which are few. An alert stays open as long as its cause.
     drift_days: int = 400
-    # Events are read within a second; this is how long all workers may be away.
+    # Workers read events within a second. All of them may be down for this long without a loss.
     repartition_days: int = 7
 
 
 def create_topics(kafka: KafkaSettings, settings: TopicSettings, entities: Sequence[str]) -> list[str]:
-    """Create the topics that are missing, one to repartition by each kind of entity among them; returns their names.
+    """Create the missing topics, with a repartition topic for each of `entities`; returns the full names created.
 
     Raises BrokerUnavailable or Misconfigured.
     """
@@ -54,11 +54,11 @@ def create_topics(kafka: KafkaSettings, settings: TopicSettings, entities: Seque
     return _create(kafka, [_new_topic(kafka.topic(name), name, settings) for name in names])
 
 
-def _create(kafka: KafkaSettings, wanted: Sequence[NewTopic]) -> list[str]:
+def _create(kafka: KafkaSettings, topics: Sequence[NewTopic]) -> list[str]:
     created = []
-    # Kept until the answers are in: they go with the client.
+    # The client must live until the answers are in.
     admin = make_admin(kafka)
-    for name, future in admin.create_topics(list(wanted), operation_timeout=30, request_timeout=15).items():
+    for name, future in admin.create_topics(list(topics), operation_timeout=30, request_timeout=15).items():
         try:
             future.result()
             created.append(name)
@@ -75,28 +75,28 @@ def _refused(kafka: KafkaSettings, name: str, error: KafkaException, what: str) 
 
 
 def create_repartition_topics(kafka: KafkaSettings, counts: Mapping[str, int], replication: int) -> None:
-    """Create repartition topics by name, with so many partitions, unless they are there.
+    """Create the repartition topics in `counts` with that many partitions, unless they exist.
 
     Raises BrokerUnavailable or Misconfigured.
     """
     settings = TopicSettings(replication=replication)
-    wanted = [
+    topics = [
         NewTopic(
             kafka.topic(name), num_partitions=count, replication_factor=replication, config=_config(name, settings)
         )
         for name, count in counts.items()
     ]
-    _create(kafka, wanted)
+    _create(kafka, topics)
 
 
 def add_repartition_partitions(kafka: KafkaSettings, counts: Mapping[str, int]) -> None:
-    """Give repartition topics more partitions. All events must be out of them: keys are spread anew.
+    """Give repartition topics more partitions. They must hold no unread events, because keys change partitions.
 
     Raises BrokerUnavailable or Misconfigured.
     """
-    wanted = [NewPartitions(kafka.topic(name), count) for name, count in counts.items()]
+    additions = [NewPartitions(kafka.topic(name), count) for name, count in counts.items()]
     admin = make_admin(kafka)
-    for name, future in admin.create_partitions(wanted, operation_timeout=30, request_timeout=15).items():
+    for name, future in admin.create_partitions(additions, operation_timeout=30, request_timeout=15).items():
         try:
             future.result()
         except KafkaException as error:
@@ -104,20 +104,20 @@ def add_repartition_partitions(kafka: KafkaSettings, counts: Mapping[str, int]) 
 
 
 def delete_repartition_topics(kafka: KafkaSettings, names: Sequence[str]) -> dict[str, str]:
-    """Delete repartition topics by name; returns why, by full name, for those that may be there still.
+    """Delete repartition topics; returns the reason by full name for each topic that may still exist.
 
     Raises Misconfigured when no client can be made.
     """
-    left = {}
+    reasons = {}
     admin = make_admin(kafka)
-    wanted = [kafka.topic(name) for name in names]
-    for name, future in admin.delete_topics(wanted, operation_timeout=30, request_timeout=REACH_TIMEOUT_S).items():
+    full_names = [kafka.topic(name) for name in names]
+    for name, future in admin.delete_topics(full_names, operation_timeout=30, request_timeout=REACH_TIMEOUT_S).items():
         try:
             future.result()
         except KafkaException as error:
             if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                left[name] = reason_of(error)
-    return left
+                reasons[name] = reason_of(error)
+    return reasons
 
 
 def _new_topic(full_name: str, name: str, settings: TopicSettings) -> NewTopic:
@@ -137,13 +137,13 @@ def _partition_count(name: str, settings: TopicSettings) -> int:
 
 def _config(name: str, settings: TopicSettings) -> dict[str, str]:
     if name == "profiles":
-        # The newest state of each entity for ever; an erased one stays visible long enough for every mirror.
+        # Keeps the newest state of each entity for ever. A tombstone stays for a day, long enough for every mirror.
         return {"cleanup.policy": "compact", "delete.retention.ms": str(_DAY_MS), "min.cleanable.dirty.ratio": "0.2"}
     if name in ("catalogues", SCHEMAS_TOPIC):
         return {"cleanup.policy": "compact"}
     if name == CURSORS_TOPIC:
-        # Read whole when a companion starts, and written to by every transaction: small segments, compacted early. What
-        # ends a transaction stays for as long as what was deleted.
+        # A companion reads the whole topic at its start, and every transaction writes to it. Small segments that are
+        # compacted early keep it short. Transaction markers stay as long as tombstones.
         return {
             "cleanup.policy": "compact",
             "min.cleanable.dirty.ratio": "0.01",

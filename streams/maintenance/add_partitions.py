@@ -1,9 +1,14 @@
 """More partitions for the repartition topics.
 
-Keys are spread over partitions by a checksum, so more partitions move keys. An event of a key that is still in its
-old partition would then be worked in after a later one from its new partition, and be taken for one that is contained
-already. So nothing may be on its way: the workers are stopped, what they had sent is drained, and only then are
-partitions added. A worker that reads a frame for another number of partitions stops.
+A checksum spreads keys over partitions, so more partitions move keys. Take a key with event 7 unread in its old
+partition: event 8 arrives in the new partition and is applied first. The profile then takes event 7 for one that it
+already contains, and loses it. Therefore no event may be on its way:
+
+1. Stop all workers.
+2. Drain the topics: `paywarden stream --drain`.
+3. Add partitions.
+
+A worker that reads a frame for another number of partitions stops.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from paywarden.streams.kafka.topics import add_repartition_partitions
 def add_partitions(
     kafka: KafkaSettings, group_of: Callable[[str], str], entities: Sequence[str], live: LiveSet, count: int
 ) -> list[str]:
-    """Give the repartition topics of the live set so many partitions; returns those that had fewer.
+    """Give the live set's repartition topics `count` partitions; returns the topics that had fewer.
 
     Raises Misconfigured while workers run, events are on their way, or a topic has more partitions already.
     """
@@ -36,7 +41,7 @@ def add_partitions(
     partitions = {name: partitions_of(kafka, name) for name in names}
     for name, there in partitions.items():
         if len(there) > count:
-            raise Misconfigured(f"topic {kafka.topic(name)} has {len(there)} partitions: Kafka can't take any away")
+            raise Misconfigured(f"topic {kafka.topic(name)} has {len(there)} partitions: Kafka cannot remove any")
     members = members_of(make_admin(kafka), group)
     if members:
         raise Misconfigured(f"{members} workers are in group {group}: stop them, then run `paywarden stream --drain`")
@@ -46,23 +51,23 @@ def add_partitions(
             topic = kafka.topic(name)
             ends = end_offsets(consumer, topic, there)
             committed = consumer.committed([TopicPartition(topic, p) for p in there], timeout=REACH_TIMEOUT_S)
-            left = sum(max(0, ends[place.partition] - max(0, place.offset)) for place in committed)
-            if left:
-                raise Misconfigured(f"{left} records of {topic} are not worked in: run `paywarden stream --drain`")
+            unread = sum(max(0, ends[place.partition] - max(0, place.offset)) for place in committed)
+            if unread:
+                raise Misconfigured(f"{unread} records of {topic} are not processed: run `paywarden stream --drain`")
     except KafkaException as error:
         raise BrokerUnavailable(f"Kafka does not say what is committed: {reason_of(error)}") from error
     finally:
         consumer.close()
-    wanted = {name: count for name, there in partitions.items() if len(there) < count}
-    if wanted:
-        add_repartition_partitions(kafka, wanted)
-    return sorted(kafka.topic(name) for name in wanted)
+    additions = {name: count for name, there in partitions.items() if len(there) < count}
+    if additions:
+        add_repartition_partitions(kafka, additions)
+    return sorted(kafka.topic(name) for name in additions)
 
 
 def members_of(admin: AdminClient, group: str) -> int:
-    """How many workers are in a group. Raises BrokerUnavailable."""
+    """Returns how many workers are in a group. Raises BrokerUnavailable."""
     try:
-        asked = admin.describe_consumer_groups([group], request_timeout=REACH_TIMEOUT_S)
-        return len(asked[group].result().members)
+        answers = admin.describe_consumer_groups([group], request_timeout=REACH_TIMEOUT_S)
+        return len(answers[group].result().members)
     except KafkaException as error:
         raise BrokerUnavailable(f"Kafka does not say who is in group {group}: {reason_of(error)}") from error

@@ -1,16 +1,21 @@
-"""A history into the profile store, so that a new deployment starts warm.
+"""Load a history into the profile store, so that a new deployment starts warm.
 
-Killed at any moment, the same call again goes on where it was:
+1. compute    the profiles, with the kernel's batch path. It is quick, so a resumed backfill repeats it
+2. write      batches in a fixed order: profiles, one kind of entity after the other, then the records of payments
+              that may still get an outcome
+3. note       the checkpoint after every batch, under one key of the store: phase and position, history and catalogue
 
-1. compute    profiles, by the kernel's batch path. Repeated when they are needed again: it is quick
-2. write      in an order that a history always has: profiles, one kind of entity after the other, then what the
-              stream keeps about payments, for outcomes that are still to come
-3. note       after every batch, under one key of the store, how far that is, and of which history and catalogue
+    progress:backfill    {"phase": "merchant", "position": 15000, "origin": {"digest": "…", …}}
 
-A crash between 2 and 3 leads to the same batch once more, with the same bytes. A record is written only where there
-is none, or the very same: whatever else has got into the store may be newer, and is not written over unless asked.
+The same call resumes a backfill that was killed at any moment.
 
-Backfilled records name no Kafka offsets: they are older than the topic.
+What can go wrong:
+
+- A crash between 2 and 3: the next run writes the same batch again, with the same bytes.
+- Something else has written to the store, and its records may be newer. A record is written only if the store has none
+  or the same one. Otherwise the backfill ends with an error, unless the caller asks to overwrite.
+
+Backfilled records hold no Kafka offsets: they are older than the topic.
 """
 
 from __future__ import annotations
@@ -44,13 +49,13 @@ from paywarden.streams.profiles.events import record_key
 
 _DAY_S = 86_400
 _WRITE_BATCH = 5_000
-# No record of a topic has this source: offsets of a topic start at 0.
+# The source number of backfilled records. No record of a topic has it: those numbers start at 0.
 BACKFILL_SOURCE = -1
 
 
 @dataclass(frozen=True)
 class _Phase:
-    """One kind of record: how many, how long they are kept, and their (key, value) from a position on."""
+    """One kind of record: their number, their time to live, and their (key, value) pairs from a position on."""
 
     name: str
     count: int
@@ -59,9 +64,9 @@ class _Phase:
 
 
 class Backfill:
-    """One history on its way into a store: `compute`, then `write`, unless it `is_finished`.
+    """The backfill of one history into a store: call `compute`, then `write`, unless it `is_finished`.
 
-    `counts` are the records it comes to, by kind: profiles by the name of their entity, then "payment".
+    `counts` has the number of records by kind: profiles by the name of their entity, then "payment".
     """
 
     def __init__(
@@ -75,10 +80,10 @@ class Backfill:
         overwrite: bool = False,
         batch_size: int = _WRITE_BATCH,
     ) -> None:
-        """What is kept about payments goes back `outcome_days` from the newest one. Reads the store, writes nothing.
+        """The records of payments go back `outcome_days` from the newest payment. Reads the store, writes nothing.
 
-        Raises Misconfigured when the store has profiles of another origin and these are not to be overwritten,
-        InvalidEvent when the history holds a currency there is no rate for, StoreUnavailable.
+        Raises Misconfigured if the store has profiles of another origin and `overwrite` is False, InvalidEvent if the
+        history has a currency without a rate, StoreUnavailable.
         """
         self._history, self._store, self._engine, self._overwrite = history, store, engine, overwrite
         self._batch_size = batch_size
@@ -93,32 +98,32 @@ class Backfill:
             digest=_digest_of(history, self._passage, outcome_days),
             catalogue=engine.plan.digest,
         )
-        found = read_progress(store)
-        if found is not None and found.origin == origin:
-            self._progress = found
+        earlier = read_progress(store)
+        if earlier is not None and earlier.origin == origin:
+            self._progress = earlier
             return
         self._progress = BackfillProgress(origin, self._phases[0].name, 0)
         if not overwrite:
-            self._check_empty(found)
+            self._check_empty(earlier)
 
     @property
     def is_finished(self) -> bool:
-        """Whether all of it has been written before."""
+        """Whether an earlier run has written everything."""
         return self._progress.phase == FINISHED
 
     @property
     def needs_profiles(self) -> bool:
-        """Whether there are profiles to write, so that `compute` has something to do."""
+        """Whether profiles are still to be written, so that `compute` has work."""
         return self._progress.phase not in (PAYMENT_PHASE, FINISHED)
 
     @property
     def left_count(self) -> int:
-        """How many records are still to be written."""
+        """The number of records that are still to be written."""
         left = self._phases_left()
         return sum(phase.count for phase in left) - (self._progress.position if left else 0)
 
     def compute(self, progress: Callable[[int], object] | None = None) -> None:
-        """Make the profiles, unless they are all written; `progress` gets payments done."""
+        """Compute the profiles, unless all are written. `progress` gets the number of payments done."""
         if not self.needs_profiles:
             return
         for _ in self._passage.chunks(progress=progress):
@@ -126,14 +131,14 @@ class Backfill:
         self._passage.finish()
 
     def write(self, progress: Callable[[int], object] | None = None) -> int:
-        """Write what is left, and return how many records that was; `progress` gets records done.
+        """Write the remaining records; returns their number. `progress` gets the records done.
 
-        Raises StoreUnavailable, after which a new Backfill goes on from there, and Misconfigured when something
-        else has written to the store meanwhile.
+        Raises StoreUnavailable, after which a new Backfill resumes, and Misconfigured if something else has written to
+        the store meanwhile.
         """
         written = 0
         for phase in self._phases_left():
-            # Before the first record too: a store with profiles and without progress is somebody else's.
+            # Also before the first record: a store with profiles and without this note belongs to another program.
             position = self._note(phase.name, self._progress.position if phase.name == self._progress.phase else 0)
             pairs = phase.pairs_from(position)
             while batch := dict(islice(pairs, self._batch_size)):
@@ -170,10 +175,10 @@ class Backfill:
         return pairs_from
 
     def _payment_records_from(self, position: int) -> Iterator[tuple[bytes, bytes]]:
-        """What is kept about payments, from the oldest one kept on.
+        """Yields the records of payments, from the oldest that is kept.
 
-        Encoded messages one after the other are the message of all their fields: what does not change from payment to
-        payment is encoded once.
+        Encoded protobuf messages in a row are one message with all their fields, so the parts that all payments share
+        are encoded once.
         """
         history, passage = self._history, self._passage
         head = PaymentRecord(source=BACKFILL_SOURCE).SerializeToString()
@@ -209,18 +214,18 @@ class Backfill:
 
     def _note(self, phase: str, position: int) -> int:
         self._progress = dataclasses.replace(self._progress, phase=phase, position=position)
-        # As long as the longest that is written: when all that is gone, this must not say it is there.
+        # The longest time to live of all records: the note must not outlive every record it speaks of.
         ttl_s = max(phase.ttl_s for phase in self._phases)
         self._store.write({PROGRESS_KEY: self._progress.encode()}, ttl_s=ttl_s)
         return position
 
-    def _check_empty(self, found: BackfillProgress | None) -> None:
+    def _check_empty(self, earlier: BackfillProgress | None) -> None:
         """Raises Misconfigured when the store has any record that a backfill could write over."""
         for name in self.counts:
             if next(self._store.scan(name), None) is None:
                 continue
             what = "payment records" if name == PAYMENT_PHASE else f"{name} profiles"
-            whose = "from a backfill of something else" if found is not None else "that no backfill of this wrote"
+            whose = "from a backfill of something else" if earlier is not None else "that no backfill of this wrote"
             raise Misconfigured(
                 f"the store holds {what} {whose}, and they may be newer: take an empty store, or write over them with "
                 "--overwrite"
@@ -230,7 +235,7 @@ class Backfill:
 def backfill(
     history: History, store: ProfileStore, *, engine: FeatureEngine, rates: RateTable, outcome_days: int
 ) -> int:
-    """All of it in one call, into an empty store; returns how many profiles there are. Raises as Backfill does."""
+    """Backfill an empty store in one call; returns the number of profiles. Raises the same as Backfill."""
     job = Backfill(history, store, engine=engine, rates=rates, outcome_days=outcome_days)
     job.compute()
     job.write()
@@ -238,7 +243,7 @@ def backfill(
 
 
 def _first_kept(history: History, outcome_days: int) -> int:
-    """The first payment that may still get an outcome."""
+    """Returns the index of the first payment that may still get an outcome."""
     if len(history) == 0:
         return 0
     oldest_ms = int(history.event_time_ms[-1]) - outcome_days * _DAY_S * 1000
@@ -246,12 +251,12 @@ def _first_kept(history: History, outcome_days: int) -> int:
 
 
 def _encoded_keys(keys: Sequence[bytes]) -> list[bytes]:
-    """The field of a payment's record that names its entity, by the entity's number; the last is of none, number -1."""
+    """Returns the encoded field that names an entity, by the entity's number. The last one, number -1, names none."""
     return [PaymentRecord(keys=[key.decode()]).SerializeToString() for key in (*keys, b"")]
 
 
 def _digest_of(history: History, passage: PointInTimeReplay, outcome_days: int) -> str:
-    """32 hex digits that change with anything that changes what is written, the catalogue aside."""
+    """Returns 32 hex digits that change with every input of the written records except the catalogue."""
     digest = hashlib.blake2b(f"{kernel.LAYOUT_VERSION} {outcome_days}".encode(), digest_size=16)
     digest.update(passage.amounts.data)
     for field in dataclasses.fields(history):
@@ -265,7 +270,7 @@ def _digest_of(history: History, passage: PointInTimeReplay, outcome_days: int) 
 
 
 def _digest_texts(digest: hashlib.blake2b, texts: pa.Array) -> None:
-    """The lengths of an array's texts, then the texts, from where they lie."""
+    """Add the lengths of an array's texts and then the texts, without copying them."""
     if len(texts) == 0:
         return
     _, offsets, data = texts.buffers()

@@ -1,6 +1,6 @@
-"""How far a backfill has come: the record of it in the store.
+"""The record in the store that says how far a backfill has come.
 
-It stands apart from the backfill, which imports pyarrow: who erases a card only asks whether one has begun.
+This module is separate from the backfill, which imports pyarrow: erasing a card only asks whether a backfill has begun.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from paywarden.features.stores.base import ProfileStore, entity_of
 from paywarden.streams.profiles.events import record_key
 from paywarden.streams.profiles.watermarks import PREFIX
 
-# Beside the keys that progress has on the changelog, which end in a partition's number and are in no store.
+# Progress keys on the changelog have the same prefix, but they end in a partition's number and are in no store.
 PROGRESS_KEY = PREFIX + b"backfill"
 
 PAYMENT_PHASE, FINISHED = entity_of(record_key("any")), "finished"
@@ -21,7 +21,7 @@ PAYMENT_PHASE, FINISHED = entity_of(record_key("any")), "finished"
 
 @dataclass(frozen=True)
 class Origin:
-    """What a backfill writes follows from this alone. `digest` covers the history, its rates and what is kept of it."""
+    """Determines everything a backfill writes. `digest` covers the history, its rates and the days that are kept."""
 
     payments: int
     first_time_ms: int
@@ -32,7 +32,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class BackfillProgress:
-    """The record in the store: so many records of `phase`, in its order, and all of the phases before are written."""
+    """The record in the store: `position` records of `phase` are written, and all records of the phases before it."""
 
     origin: Origin
     phase: str
@@ -43,7 +43,7 @@ class BackfillProgress:
 
 
 def read_progress(store: ProfileStore) -> BackfillProgress | None:
-    """How far the store's last backfill has come; None when there was none. Raises StoreUnavailable."""
+    """Returns how far the store's last backfill has come; None if there was none. Raises StoreUnavailable."""
     (value,) = store.read([PROGRESS_KEY])
     if value is None:
         return None
@@ -51,5 +51,5 @@ def read_progress(store: ProfileStore) -> BackfillProgress | None:
         fields = json.loads(value)
         return BackfillProgress(Origin(**fields["origin"]), fields["phase"], fields["position"])
     except (ValueError, KeyError, TypeError):
-        # Written by another release: of something else, as far as this one can tell.
+        # Another release wrote it: this one must assume a backfill of another history.
         return None

@@ -1,16 +1,22 @@
-"""Erase an entity: from the store, the changelog and with it the mirrors, and what is kept about its payments.
+"""Erase an entity from the store, the changelog, the mirrors and the records of its payments.
 
-1. delete      the profile from the store; those of combinations it is part of, such as card and merchant, too
-2. tombstone   on the changelog for each, before that and after it: companions remove it from their mirrors
-3. scan        what is kept about payments, and delete what names the entity
-4. look again  a stream worker may have had the entity in a batch, and have written it back: then from 1
+1. delete      the profile from the store, and the profiles of combinations with it, such as card and merchant
+2. tombstone   on the changelog for each key, before the deletion and after it: companions remove it from their mirrors
+3. scan        the records of payments, and delete those that name the entity
+4. look again  a stream worker may have had the entity in a batch and written it back; then start again at 1
 
-A store may hold further profile sets (features/stores/profile_sets.py): what was live before, or what a rebuild
-makes. They
-are erased in the same way, and their keys get tombstones too: a set that is about to go live may be on the changelog.
-What keeps coming into a set that is being built comes from the topic of payments, which is not erased.
+    forget card:c7      deletes    card:c7, card_merchant:c7|m1, card_merchant:c7|m2, payment:p1, payment:p9
+                        sends      a tombstone for each profile: profiles key card:c7 value null, …
 
-What a merchant's profile counts of a card's payments stays: nothing in a sum says whose it was.
+What can go wrong:
+
+- A worker writes the entity back: the next round erases it again. After 3 rounds `forget` raises TemporaryFailure,
+  unless the new profile holds only payments that are newer than the erasure.
+- The store holds other profile sets (features/stores/profile_sets.py): an earlier live set, or one that a rebuild
+  makes. They are erased too, and their keys get tombstones, because a set about to go live may be on the changelog.
+- A rebuild reads the entity's payments again from the topic of payments, which is not erased.
+
+The sums in a merchant's profile keep the card's payments: nothing in a sum says whose payment it was.
 """
 
 from __future__ import annotations
@@ -34,9 +40,9 @@ from paywarden.streams.kafka.producers import Sender
 from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.maintenance.backfill_progress import FINISHED, PAYMENT_PHASE, read_progress
 
-# A batch of the stream takes milliseconds, and a second where it is large: by then it has written what it had read.
+# A batch of the stream takes milliseconds, a large one a second. After this pause it has written what it read.
 SETTLE_S = 2.0
-# With payments every moment it may come back for ever; whether that is old or new is said after so many times.
+# An entity with frequent payments may come back for ever. After this many rounds the check for new profiles decides.
 ROUNDS_MAX = 3
 _DELETE_BATCH = 1_000
 _FLUSH_TIMEOUT_S = 30.0
@@ -45,21 +51,21 @@ _READ_BATCH = 10_000
 
 
 class ErasureChangelog(Protocol):
-    """The topic of profiles, as far as erasing needs it."""
+    """The operations on the topic of profiles that erasing needs."""
 
     def erase(self, keys: Sequence[bytes]) -> None:
-        """Send tombstones. On return the broker has them."""
+        """Send tombstones; returns when the broker has them."""
 
     def came_back(self) -> set[bytes]:
-        """Of the keys erased, those whose last record has a state again."""
+        """Returns the erased keys whose last record has a state again."""
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was erased, in `rounds` turns, from all profile sets together.
+    """The number of records erased in `rounds` rounds, from all profile sets together.
 
-    `has_begun_anew`: there is a profile again, made of payments that came after it was erased.
-    `backfill_is_unfinished`: one has begun to fill this store, and would write the entity again.
+    `has_begun_anew`: there is a profile again, made of payments that came after the erasure.
+    `backfill_is_unfinished`: a backfill of this store has begun and would write the entity again.
     """
 
     profiles: int
@@ -79,16 +85,16 @@ def forget(
     progress: ScanProgress | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Forgotten:
-    """Erase the entity with this store key; without any trace of it this does no harm.
+    """Erase the entity with this store key. An unknown entity is no error.
 
-    `store` is the live profile set, `others` are all others there are. `progress` is told of the scans of payment
-    records. Raises StoreUnavailable or BrokerUnavailable, after which the same call again finishes it, and
-    TemporaryFailure when a stream worker keeps writing back what was erased.
+    `store` is the live profile set, `others` are all other sets. `progress` follows the scans of payment records.
+    Raises StoreUnavailable or BrokerUnavailable, after which the same call finishes the erasure, and TemporaryFailure
+    if a stream worker keeps writing the entity back.
     """
-    # In all sets: a key that only one of them knows to be of this entity is erased in the others, too.
+    # Shared by all sets: if one set knows that a key belongs to this entity, the others erase it too.
     erased = {key}
     live = _Erasure(key, plan, store, changelog, erased)
-    # The live one last: a tombstone that is not of it must not follow what the stream has begun anew.
+    # The live set comes last: no tombstone of another set may follow a profile that the stream has begun anew.
     erasures = [*(_Erasure(key, plan, other, _NotFollowed(changelog), erased) for other in others), live]
     back = erasures
     while back and live.rounds < ROUNDS_MAX:
@@ -98,8 +104,8 @@ def forget(
         back = [erasure for erasure in erasures if erasure.look_again()]
     if not all(erasure.is_all_new() for erasure in erasures):
         raise TemporaryFailure(
-            f"the stream wrote back what was erased, {live.rounds} times: payments of it are in its batches all the "
-            "time; stop the stream or try again later, and run this again"
+            f"the stream wrote the erased profile back, {live.rounds} times: its batches keep holding payments of "
+            "the entity; stop the stream or try again later, and run this again"
         )
     backfill = read_progress(store)
     return Forgotten(
@@ -112,9 +118,9 @@ def forget(
 
 
 class _Erasure:
-    """What the rounds have in common, in one profile set. `found`: the keys that there were profiles of.
+    """The state of an erasure in one profile set. `found`: the keys that had a profile.
 
-    `erased`: the keys that were erased so far, in whichever set.
+    `erased`: the keys that were erased so far, in any of the sets.
     """
 
     def __init__(
@@ -125,14 +131,14 @@ class _Erasure:
         fields = plan.entity_keys[plan.entity_names.index(entity)]
         ids = identity.decode().split(SEPARATOR) if len(fields) > 1 else [identity.decode()]
         self._ids = dict(zip(fields, ids, strict=False))
-        # Other kinds of entities whose ids hold this one's.
+        # Other kinds of entities whose ids contain the ids of this one.
         self._wider = {
             name: keys
             for name, keys in zip(plan.entity_names, plan.entity_keys, strict=True)
             if name != entity and set(keys) >= set(fields) and len(ids) == len(fields)
         }
         self._erased = erased
-        # When the first payment was made in each profile that was there at the start; None: it could not be read.
+        # The time of the first payment in each profile that existed at the start; None: the profile is unreadable.
         self._began_ms: dict[bytes, int | None] = {}
         self._states: dict[bytes, bytes] = {}
         self._on_changelog: set[bytes] = set()
@@ -146,14 +152,14 @@ class _Erasure:
             self._erase_profiles(key for key, _ in self._store.scan(name) if self._is_part_of(key, fields))
         named: set[bytes] = set()
         for keys in in_batches(self._payment_record_keys(named, progress), _DELETE_BATCH):
-            # A digest stands for ids that are too long together: whose it is, only these records know.
+            # A digest replaces ids that are too long together: only these records show whose it is.
             self._erase_profiles(sorted(named - self._erased))
             self._store.delete(keys)
             self.payment_records += len(keys)
         self.rounds += 1
 
     def look_again(self) -> bool:
-        """Step 4: whether any of it is there again."""
+        """Step 4: returns whether the store or the changelog has any of the keys again."""
         keys = sorted(self._erased)
         found = zip(keys, self._store.read(keys), strict=True)
         self._states = {key: state for key, state in found if state is not None}
@@ -161,7 +167,7 @@ class _Erasure:
         return bool(self._states or self._on_changelog)
 
     def is_all_new(self) -> bool:
-        """Whether what is there again holds no payment that was erased: it begins after the erased began."""
+        """Returns whether every new profile holds only new payments: it begins later than the erased one began."""
         is_known = self._on_changelog <= self._states.keys()
         return is_known and all(self._is_new(key, state) for key, state in self._states.items())
 
@@ -169,7 +175,7 @@ class _Erasure:
         if key not in self._began_ms:
             return True
         erased_ms, began_ms = self._began_ms[key], first_payment_ms(state)
-        # Nothing that can be read is made of what could not.
+        # A readable profile cannot come from an unreadable one.
         return began_ms is not None and (erased_ms is None or began_ms > erased_ms)
 
     def _erase_profiles(self, keys: Iterable[bytes]) -> None:
@@ -179,25 +185,26 @@ class _Erasure:
                     self.found.add(key)
                     if self.rounds == 0:
                         self._began_ms[key] = first_payment_ms(state)
-            # Before: what the store has no more, the same call again would not find. After: a mirror that was being
-            # filled from the store may have begun to follow the changelog behind the first.
+            # The first tombstone covers a crash: once the store has lost the key, a second run would not find it. The
+            # second one covers a mirror that read the store before the deletion and follows the changelog from behind
+            # the first tombstone.
             self._changelog.erase(batch)
             self._store.delete(batch)
             self._changelog.erase(batch)
             self._erased.update(batch)
 
     def _is_part_of(self, key: bytes, fields: Sequence[str]) -> bool:
-        """Whether a combination's key names this entity."""
+        """Returns whether a combination's key names this entity."""
         ids = split_key(key)[1].decode().split(SEPARATOR)
         named = dict(zip(fields, ids, strict=False))
         return len(ids) == len(fields) and all(named[field] == identity for field, identity in self._ids.items())
 
     def _payment_record_keys(self, named: set[bytes], progress: ScanProgress | None) -> Iterator[bytes]:
-        """The records of payments that name this entity; `named` gets the wider entities that they name."""
+        """Yields the keys of payment records that name this entity; adds the combinations they name to `named`."""
         text = self._key.decode()
         prefixes = tuple(f"{name}:" for name in self._wider)
         for record_key, value in self._store.scan(PAYMENT_PHASE, progress=progress):
-            # Most records are of others: looking for the bytes is ten times quicker than decoding.
+            # Most records name other entities. A search for the bytes is ten times faster than decoding.
             if self._key not in value:
                 continue
             keys = PaymentRecord.FromString(value).keys
@@ -207,17 +214,17 @@ class _Erasure:
 
 
 class _NotFollowed:
-    """The changelog for a set that is not live: its keys get tombstones, and what comes after is of the live one."""
+    """The changelog for a set that is not live: its keys get tombstones. Later records belong to the live set."""
 
     def __init__(self, changelog: ErasureChangelog) -> None:
         self._changelog = changelog
 
     def erase(self, keys: Sequence[bytes]) -> None:
-        """See Changelog."""
+        """See ErasureChangelog."""
         self._changelog.erase(keys)
 
     def came_back(self) -> set[bytes]:
-        """See Changelog. None: who looks at the live set looks at the changelog."""
+        """Returns no keys: the erasure of the live set looks at the changelog."""
         return set()
 
 
@@ -225,7 +232,7 @@ class KafkaChangelog:
     """The changelog on the cluster. `close` it."""
 
     def __init__(self, kafka: KafkaSettings) -> None:
-        """Raises BrokerUnavailable, or Misconfigured when there is no such topic."""
+        """Raises BrokerUnavailable, or Misconfigured if the topic does not exist."""
         self._topic = kafka.topic("profiles")
         partitions = partitions_of(kafka, "profiles")
         self._sender = Sender(kafka, linger_ms=5)
@@ -235,14 +242,14 @@ class KafkaChangelog:
         self._has_state: dict[bytes, bool] = {}
 
     def erase(self, keys: Sequence[bytes]) -> None:
-        """See Changelog. Raises BrokerUnavailable."""
+        """See ErasureChangelog. Raises BrokerUnavailable."""
         for key in keys:
             self._has_state[key] = False
             self._sender.send(self._topic, None, key=key)
         self._sender.flush(_FLUSH_TIMEOUT_S)
 
     def came_back(self) -> set[bytes]:
-        """See Changelog. Reads what was written since the last call, at first since this was made.
+        """See ErasureChangelog. Reads the records since the last call, the first time since construction.
 
         Raises BrokerUnavailable.
         """
@@ -251,7 +258,7 @@ class KafkaChangelog:
         while any(self._positions[partition] < end for partition, end in ends.items()):
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(f"Kafka did not give the end of {self._topic} in {_READ_TIMEOUT_S:g} s")
-            # Not what it says of ends: that can be from before there was more.
+            # The ends that the client reports are ignored: they may be older than the newest records.
             for record in consume(self._consumer, _READ_BATCH, 0.1).records:
                 self._positions[record.partition] = record.offset + 1
                 if record.key in self._has_state:

@@ -1,9 +1,15 @@
-"""The stream worker of whichever profile set is live.
+"""Run a stream worker for the profile set that is live, also across a swap of sets.
 
-A rebuild swaps another set in (streams/maintenance/rebuild.py). Every worker looks at the register of sets now and
-then: when a
-swap has begun it finishes its batch, leaves the group of the old set and waits; when the swap has ended it works for
-the set that is live then, in that set's group, from where the rebuild had come.
+A rebuild swaps another set in (streams/maintenance/rebuild.py). Every worker looks at the register of sets once a
+second:
+
+    register           worker
+    live a             works for a, in a's group
+    live a, next b     finishes its batch, leaves a's group, waits
+    live b             works for b, in b's group, from the offsets where the rebuild ended
+
+What can go wrong: a swap begins just before the worker joins its group. The rebuild may then have found the group
+empty. The worker therefore looks at the register once more when it is a member, before it reads.
 """
 
 from __future__ import annotations
@@ -19,12 +25,12 @@ from paywarden.streams.profiles.pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
 
-# A rebuild waits for all workers to notice; profiles stand still for as long.
+# A rebuild waits until all workers have noticed the swap, and profiles stand still meanwhile.
 LOOK_EVERY_S = 1.0
 
 
 class LiveWorker:
-    """`run` in one thread; `stop` is an event any thread or signal handler may set."""
+    """Works for the live set. `run` it in one thread; any thread or signal handler may set the event `stop`."""
 
     def __init__(
         self,
@@ -33,13 +39,13 @@ class LiveWorker:
         *,
         look_every_s: float = LOOK_EVERY_S,
     ) -> None:
-        """`look` reads the register; `open_pipeline` makes the worker of a set, and lets go of its store afterwards."""
+        """`look` reads the register. `open_pipeline` makes the worker of a set and closes its store afterwards."""
         self._look, self._open_pipeline, self._look_every_s = look, open_pipeline, look_every_s
         self._pipeline: Pipeline | None = None
         self._waits_for = "it has not started yet"
 
     def run(self, stop: Event) -> None:
-        """Work until `stop` is set. Raises what `Pipeline.run` and opening one raise."""
+        """Work until `stop` is set. Raises the errors of `open_pipeline` and of `Pipeline.run`."""
         while not stop.is_set():
             live = self._look()
             if live.next is not None:
@@ -52,7 +58,7 @@ class LiveWorker:
                 self._pipeline = None
 
     def problems(self) -> Sequence[str]:
-        """Why this worker is not ready; empty when it is. From any thread."""
+        """Returns why this worker is not ready; empty if it is. Any thread may call it."""
         pipeline = self._pipeline
         return [self._waits_for] if pipeline is None else pipeline.problems()
 
@@ -70,8 +76,8 @@ class LiveWorker:
         watch = Thread(target=watch_over, name="live-set", daemon=True)
         watch.start()
         try:
-            # Once it is in the group a rebuild waits for it. If the swap began before, the rebuild may have found
-            # nobody, and what this one sent would come behind what the rebuild publishes.
+            # A rebuild waits for members of the group. If the swap began before this worker joined, the rebuild may
+            # have found the group empty. This worker's records would then follow those that the rebuild publishes.
             pipeline.run(ended, may_begin=lambda: self._look() == live)
         finally:
             ended.set()
@@ -80,10 +86,10 @@ class LiveWorker:
             raise failures[0]
 
     def _watch(self, live: LiveSet, stop: Event, ended: Event) -> None:
-        """Sets `ended` when the worker is to stop or another set is on its way. Raises what no look can mend."""
+        """Set `ended` when the worker must stop or another set is coming. Raises errors that do not pass."""
         looked_s = 0.0
         while not ended.is_set():
-            # Short: a stop should not take as long as a look.
+            # A short wait, so that a stop does not take as long as the pause between two looks.
             if stop.wait(min(0.1, self._look_every_s)):
                 ended.set()
                 return
@@ -97,5 +103,5 @@ class LiveWorker:
                 _log.warning("the register of profile sets does not answer: %s", error)
                 continue
             if now != live:
-                _log.info("profile set %r is not the live one for long", live.name)
+                _log.info("another profile set replaces %r: this worker leaves its group", live.name)
                 ended.set()

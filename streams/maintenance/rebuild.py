@@ -1,15 +1,20 @@
-"""A fresh set of profiles from the topics, built beside the live one and swapped in.
+"""Build a fresh profile set from the topics, next to the live set, and swap it in.
 
-    1. create    a profile set, with repartition topics and a consumer group of its own
-    2. fill      payments and outcomes from the beginning (or a time) on, by the stream's own code; nothing is published
-    3. begin     the swap is announced: the live workers finish their batches and leave their group
-    4. catch up  what has come since, to the end
-    5. publish   every profile onto the changelog, and a tombstone for each that only the old set has
-    6. finish    the new set is live: the workers go on with it, from where this came
+    1. create    a profile set with its own repartition topics and consumer group
+    2. fill      it with payments and outcomes from the beginning or from a time; nothing is published
+    3. begin     the swap: the live workers see it in the register, finish their batches and leave their group
+    4. catch up  with the records that have come since, to the end of the topics
+    5. publish   every profile on the changelog, and a tombstone for each profile that only the old set has
+    6. finish    the swap: the workers go on with the new set, from the offsets where the rebuild ended
 
-Scoring goes on all the time from the mirrors; from 3 to 6 these stand still. Killed before 3, nothing has changed for
-anyone; killed later, the workers wait. Either way the same set can be gone on with (`resume`), or given up (`abort`),
-which publishes the live set's profiles again.
+Scoring goes on all the time from the mirrors. The mirrors stand still from step 3 to step 6.
+
+What can go wrong:
+
+- Killed before step 3: the live set and its workers have not noticed anything.
+- Killed after step 3: the workers wait. `resume` goes on with the same set; `abort` publishes the live set again.
+- The live workers do not leave in time: the rebuild gives the swap up, and they go on.
+- Kafka's client stalls: the rebuild ends with an error, and `resume` goes on.
 """
 
 from __future__ import annotations
@@ -18,18 +23,18 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from threading import Event
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from paywarden.features.stores.base import ProfileStore, in_batches
 from paywarden.features.stores.profile_sets import LiveSet, ProfileSets, SetStores, spoken
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, TemporaryFailure
-from paywarden.streams.kafka.admin import make_admin, offsets_at, partitions_of, stable_end_offsets
-from paywarden.streams.kafka.client import KafkaSettings, reason_of
+from paywarden.streams.kafka.admin import offsets_at, stable_end_offsets
+from paywarden.streams.kafka.client import reason_of
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
-from paywarden.streams.kafka.reading import make_consumer
 from paywarden.streams.kafka.stall_detector import named
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.kafka.topics import create_repartition_topics
@@ -40,61 +45,69 @@ from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings
 _log = logging.getLogger(__name__)
 
 SOURCES = ("payments", "outcomes")
-# When what came during one round of catching up takes no longer than this, the swap can begin.
+# The swap can begin when a round of catching up takes no longer than this.
 _SHORT_ROUND_S = 5.0
-_LOOK_EVERY_S = 0.5
 _PUBLISH_BATCH = 10_000
 _FLUSH_TIMEOUT_S = 60.0
 
-# Told how many records of the topics are worked in, and how many there are.
+# Called with the number of records that are processed, and of all records on the topics.
 RebuildProgress = Callable[[int, int], object]
 
 
+@dataclass(frozen=True)
+class RebuildOptions:
+    """How the set's topics are made, and how long the rebuild waits for the live workers to leave."""
+
+    # Brokers that hold each record of the set's repartition topics.
+    replication: int
+    leave_patience_s: float = 120.0
+    # How often the rebuild looks how far it has come, and whether the workers have left.
+    look_every_s: float = 0.5
+
+
 class Rebuild:
-    """One rebuild, of the profile set `name`."""
+    """One rebuild of the profile set `name`."""
 
     def __init__(
         self,
         name: str,
         *,
-        kafka: KafkaSettings,
+        clients: KafkaClients,
         settings: StreamSettings,
         entities: Sequence[str],
         sets: ProfileSets,
         stores: SetStores,
         open_pipeline: Callable[[str], AbstractContextManager[Pipeline]],
         open_changelog: Callable[[Sender], Changelog],
-        replication: int,
-        leave_patience_s: float = 120.0,
+        options: RebuildOptions,
     ) -> None:
-        """`open_pipeline` makes a worker of a set that publishes nothing. `leave_patience_s`: for the live workers."""
-        self.name, self._kafka, self._settings, self._entities = name, kafka, settings, entities
+        """`open_pipeline` makes a worker of a profile set that publishes nothing."""
+        self.name, self._clients, self._settings, self._entities = name, clients, settings, entities
         self._sets, self._stores = sets, stores
         self._open_pipeline, self._open_changelog = open_pipeline, open_changelog
-        self._replication, self._leave_patience_s = replication, leave_patience_s
-        self._admin: AdminClient = make_admin(kafka)
+        self._options = options
 
     def create(self, *, now_ms: int, from_ms: int | None) -> None:
-        """Step 1. `from_ms`: the arrival on Kafka of the first record that counts; None for all there are.
+        """Step 1. `from_ms`: the time of arrival on Kafka of the first record to read; None for all records.
 
         Raises Misconfigured when the name is taken.
         """
         live = self._sets.read()
         counts = {
-            repartition_topic(entity, self.name): len(partitions_of(self._kafka, repartition_topic(entity, live.name)))
+            repartition_topic(entity, self.name): len(self._clients.partitions(repartition_topic(entity, live.name)))
             for entity in self._entities
         }
-        create_repartition_topics(self._kafka, counts, self._replication)
+        create_repartition_topics(self._clients.settings, counts, self._options.replication)
         if from_ms is not None:
             self._begin_at(from_ms)
-        # Last: a set that is entered can be gone on with.
+        # The entry in the register comes last: from then on a rebuild can resume.
         self._sets.create(self.name, now_ms=now_ms)
 
     def run(self, stop: Event, progress: RebuildProgress) -> LiveSet | None:
-        """Steps 2 to 6, from wherever an earlier run ended. None when `stop` was set before the swap began.
+        """Run steps 2 to 6, from where an earlier run ended. Returns None if `stop` was set before the swap began.
 
-        Raises TemporaryFailure when the live workers do not leave: the swap is given up then, nothing has changed.
-        Raises BrokerUnavailable when Kafka's client has stalled: run it again.
+        Raises TemporaryFailure if the live workers do not leave: the swap is given up, and nothing has changed. Raises
+        BrokerUnavailable if Kafka's client has stalled: run it again.
         """
         self._sets.register().find(self.name)
         live = self._sets.read()
@@ -116,14 +129,14 @@ class Rebuild:
         return self._sets.finish_swap(live)
 
     def abort(self) -> LiveSet:
-        """Give up a swap that has begun: the live set is published again and stays live.
+        """Give up a swap that has begun: publish the live set again and keep it live.
 
-        Raises TemporaryFailure when the live workers do not leave: what they send would be overtaken.
+        Raises TemporaryFailure if the live workers do not leave: older profiles would follow the ones they send.
         """
         live = self._sets.read()
         if live.next != self.name:
             raise Misconfigured(f"profile set {spoken(self.name)} is not being swapped in")
-        if count := self._members_left(live, lambda: time.sleep(_LOOK_EVERY_S)):
+        if count := self._members_left(live, lambda: time.sleep(self._options.look_every_s)):
             raise TemporaryFailure(f"{count} workers of the live set do not leave: try again when they have")
         self._publish(live.name, instead_of=self.name)
         return self._sets.abort_swap(live)
@@ -131,14 +144,14 @@ class Rebuild:
     # Filling
 
     def _begin_at(self, from_ms: int) -> None:
-        """Have the set's group begin at the first record of each partition that arrived then or later."""
-        consumer: Consumer = make_consumer(self._kafka, group_id=self._settings.group_of(self.name))
+        """Commit the group's start: in each partition the first record that arrived at `from_ms` or later."""
+        consumer: Consumer = self._clients.consumer(group_id=self._settings.group_of(self.name))
         try:
             for source in SOURCES:
-                topic = self._kafka.topic(source)
-                # Where nothing came since, the group begins at the end.
-                found = offsets_at(consumer, topic, self._ends([source])[topic], from_ms)
-                first = [TopicPartition(topic, partition, offset) for partition, offset in found.items()]
+                topic = self._clients.topic(source)
+                # In a partition without such a record the group begins at the end.
+                offsets = offsets_at(consumer, topic, self._ends([source])[topic], from_ms)
+                first = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
                 consumer.commit(offsets=first, asynchronous=False)
         except KafkaException as error:
             raise BrokerUnavailable(f"Kafka does not say what arrived when: {reason_of(error)}") from error
@@ -146,7 +159,7 @@ class Rebuild:
             consumer.close()
 
     def _fill(self, pipeline: Pipeline, stop: Event, progress: RebuildProgress) -> bool:
-        """Step 2: False when stopped. Rounds get shorter while payments come more slowly than they are worked in."""
+        """Step 2. Returns False if stopped. Rounds get shorter as long as the rebuild is faster than new payments."""
         while True:
             started = time.monotonic()
             if not self._catch_up(pipeline, stop, progress):
@@ -155,9 +168,9 @@ class Rebuild:
                 return True
 
     def _catch_up(self, pipeline: Pipeline, stop: Event, progress: RebuildProgress) -> bool:
-        """Work until all that is on the topics now is in the profiles. False when stopped before."""
+        """Work until every record now on the topics is in the profiles. Returns False if stopped first."""
         repartition = [repartition_topic(entity, self.name) for entity in self._entities]
-        # What is on its way to profiles is known when the sources are worked in.
+        # Only when the sources are processed are all events on the repartition topics.
         return self._reach(SOURCES, pipeline, stop, progress) and self._reach(
             repartition, pipeline, stop, lambda _done, _total: None
         )
@@ -172,7 +185,7 @@ class Rebuild:
                 progress(total - missing, total)
                 if missing == 0:
                     return True
-                look_at = time.monotonic() + _LOOK_EVERY_S
+                look_at = time.monotonic() + self._options.look_every_s
             if stop.is_set():
                 return False
             pipeline.step(stop)
@@ -184,36 +197,36 @@ class Rebuild:
     def _ends(self, topics: Sequence[str]) -> dict[str, Mapping[int, int]]:
         ends: dict[str, Mapping[int, int]] = {}
         for name in topics:
-            topic = self._kafka.topic(name)
-            ends[topic] = stable_end_offsets(self._admin, topic, partitions_of(self._kafka, name))
+            topic = self._clients.topic(name)
+            ends[topic] = stable_end_offsets(self._clients.admin, topic, self._clients.partitions(name))
         return ends
 
     # Swapping
 
     def _await_leaving(self, live: LiveSet, pipeline: Pipeline) -> None:
-        """Until no worker of the live set is left; meanwhile this one works on, so that its group keeps it."""
+        """Wait until every worker of the live set has left. Meanwhile this pipeline works on, so its group keeps it."""
         never = Event()
         if count := self._members_left(live, lambda: pipeline.step(never)):
             self._sets.abort_swap(live)
             raise TemporaryFailure(
                 f"{count} workers of group {self._settings.group_of(live.name)} did not leave in "
-                f"{self._leave_patience_s:g} s: the swap is given up"
+                f"{self._options.leave_patience_s:g} s: the swap is given up"
             )
 
     def _members_left(self, live: LiveSet, meanwhile: Callable[[], object]) -> int:
-        """How many workers are still in the live set's group when patience ends; 0 as soon as all have left it."""
-        deadline = time.monotonic() + self._leave_patience_s
+        """Returns how many workers are in the live set's group when the wait ends; 0 as soon as all have left."""
+        deadline = time.monotonic() + self._options.leave_patience_s
         group = self._settings.group_of(live.name)
-        while (count := members_of(self._admin, group)) > 0 and time.monotonic() <= deadline:
+        while (count := members_of(self._clients.admin, group)) > 0 and time.monotonic() <= deadline:
             meanwhile()
         return count
 
     def _publish(self, name: str, *, instead_of: str) -> None:
-        """Every profile of a set onto the changelog, and a tombstone for each that only the other set has.
+        """Publish every profile of a set on the changelog, and a tombstone for each that only the other set has.
 
-        No worker writes there now, so what is sent is the newest of its key.
+        No worker writes to the changelog now, so each record is the newest of its key.
         """
-        sender = Sender(self._kafka, linger_ms=20)
+        sender = self._clients.sender(linger_ms=20)
         changelog = self._open_changelog(sender)
         with closing(self._stores.open(name, readonly=True)) as chosen:
             for entity in self._entities:
@@ -223,7 +236,7 @@ class Rebuild:
                     published += len(states)
                 sender.flush(_FLUSH_TIMEOUT_S)
                 _log.info("rebuild: %d %s profiles published", published, entity)
-            # Before the first payment there is no set to take the place of.
+            # Before the first payment the other set is empty.
             if self._stores.counts(instead_of):
                 self._erase_others(chosen, instead_of, changelog, sender)
 

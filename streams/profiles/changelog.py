@@ -1,9 +1,9 @@
 """The changelog: the newest state of every profile, on the compacted topic `profiles`.
 
-Records are encoded many at a time: what is the same in all of a batch is encoded once.
+All records of a batch differ only in their state, so everything else is encoded once:
 
-A `profiles` record is the entity's name, the state, then moments and nothing else that differs. So Avro's own encoder
-writes one record with an empty state, and each state, behind its length, is put where that one's is.
+    head (entity) │ length 0 │ tail (moments)              Avro's own encoder writes this with an empty state
+    head (entity) │ length n │ state, n bytes │ tail       each record gets its state in that place
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from paywarden.features.kernel.varint import encode_varint, encode_zigzag
 from paywarden.schemas.avro import Encoder, SchemaIds
-from paywarden.streams.kafka.admin import partitions_of
-from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import Sender
 
 
 class Changelog:
     """Writes to the topic; the caller flushes the sender."""
 
-    def __init__(self, sender: Sender, kafka: KafkaSettings, ids: SchemaIds, entities: Iterable[str]) -> None:
-        """Raises BrokerUnavailable, or Misconfigured when there is no such topic."""
-        self._sender, self._topic = sender, kafka.topic("profiles")
-        self._partitions = partitions_of(kafka, "profiles")
+    def __init__(self, sender: Sender, clients: KafkaClients, ids: SchemaIds, entities: Iterable[str]) -> None:
+        """Raises BrokerUnavailable, or Misconfigured if the topic does not exist."""
+        self._sender, self._topic = sender, clients.topic("profiles")
+        self._partitions = clients.partitions("profiles")
         self._encoder = Encoder("profiles", ids.id_of("profiles"))
         self._state_encoders = {entity: ChangelogEncoder(self._encoder, entity) for entity in entities}
 
@@ -40,7 +39,7 @@ class Changelog:
             self._sender.send(self._topic, None, key=key)
 
     def send_progress(self, moments: Mapping[bytes, int], now_ms: int) -> None:
-        """Queue how complete the changelog now is, by progress key, into each of its partitions.
+        """Queue the changelog's progress, by progress key, into each of its partitions.
 
         Raises BrokerUnavailable.
         """
@@ -57,10 +56,10 @@ class Changelog:
 
 
 class ChangelogEncoder:
-    """Encodes states of one kind of entity."""
+    """Encodes the states of one kind of entity."""
 
     def __init__(self, encoder: Encoder, entity: str) -> None:
-        """`encoder`: of topic `profiles`."""
+        """`encoder` writes records of topic `profiles`."""
         self._encoder, self._entity = encoder, entity
         # The first byte that differs between these two is the state's length.
         empty, other = self._record(b"", 0, None), self._record(b"x", 0, None)
@@ -70,7 +69,7 @@ class ChangelogEncoder:
     def encode(
         self, states: Mapping[bytes, bytes], written_time_ms: int, arrived_time_ms: int | None
     ) -> Iterator[tuple[bytes, bytes]]:
-        """(key, value) of each state, the bytes that the Avro encoder would write."""
+        """Yields (key, value) of each state: the same bytes as the Avro encoder writes."""
         empty = self._record(b"", written_time_ms, arrived_time_ms)
         head, tail = empty[: self._state_at], empty[self._state_at + 1 :]
         for key, state in states.items():
@@ -89,5 +88,5 @@ class ChangelogEncoder:
 
 
 def _length(length: int) -> bytes:
-    """A length as Avro writes a long."""
+    """Returns a length encoded as an Avro long."""
     return encode_varint(encode_zigzag(length))

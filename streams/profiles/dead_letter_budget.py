@@ -1,4 +1,8 @@
-"""How much may go to the dead letters before something is wrong with more than single records."""
+"""Stop the worker when too large a share of records becomes dead letters.
+
+window 1000, share 0.2    60 of the last 250 records refused    stop: 60 ≥ 50, and 24 % > 20 %
+window 1000, share 0.2    40 of the last  60 records refused    go on: fewer than 50 are single records
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,12 @@ from collections import deque
 
 from paywarden.schemas.errors import Misconfigured
 
-# Fewer than these are single records, whatever share of a quiet hour they are.
+# Fewer refusals than this count as single bad records, whatever their share in a quiet hour.
 COUNT_MIN = 50
 
 
 class RefusalLimit:
-    """Counts records and those of them that were refused, over a sliding window of at least so many records."""
+    """Counts records and refusals over a sliding window of at least `window` records."""
 
     def __init__(self, window: int, share_max: float) -> None:
         self._window, self._share_max = window, share_max
@@ -19,10 +23,10 @@ class RefusalLimit:
         self._records = self._refused = 0
 
     def note(self, records: int, refused: int) -> None:
-        """A batch was decoded, and nothing of it committed yet.
+        """Count a decoded batch, before anything of it is committed.
 
-        Raises Misconfigured when more than the allowed share is refused: the topic must not drain into the dead
-        letters because its writers changed their form, or this release is too old to read it.
+        Raises Misconfigured when more than the allowed share is refused. Otherwise the whole topic would drain into the
+        dead letters, because its writers changed the format or this release is too old to read it.
         """
         self._batches.append((records, refused))
         self._records += records

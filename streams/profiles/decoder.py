@@ -1,4 +1,4 @@
-"""Kafka records to events: decode, check, and say why not. What is refused here goes to the dead letters."""
+"""Decode and check payments and outcomes. A refused record goes to the dead letters with its reason."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.events import OutcomeEvent, PaymentEvent, Position, payments_source
 from paywarden.streams.profiles.fast_intake import FastIntake
 
-# A dead letter can be retried for 30 days ([topics] dead_letters_days), and its payment may have been days old when it
-# first came. A payment dated further ahead than clocks differ would push every real tile out of its profiles.
+# An operator can retry a dead letter for 30 days ([topics] dead_letters_days), and its payment may have been days old
+# at its first arrival. A payment dated into the future, by more than clocks differ, would push all real tiles out of
+# its profiles.
 TIMES = TimeBounds(past_ms_max=40 * 86_400_000, future_ms_max=60_000)
 
 
@@ -33,7 +34,7 @@ class EventDecoder:
         self._entities = list(zip(engine.plan.entity_names, engine.plan.entity_keys, strict=True))
 
     def payments(self, records: Sequence[Record], now_ms: int) -> list[PaymentEvent | InvalidEvent]:
-        """`payment` for each of these records of topic payments, most of them decoded together."""
+        """Returns the result of `payment` for each record of topic payments. Most are decoded together."""
 
         def slowly(record: Record) -> PaymentEvent:
             position = Position(payments_source(record.partition), record.offset)
@@ -42,7 +43,7 @@ class EventDecoder:
         return self._fast.payments(records, now_ms, slowly)
 
     def payment(self, value: bytes | None, position: Position, arrived_ms: int, now_ms: int) -> PaymentEvent:
-        """A payment from its Kafka value. `arrived_ms`: Kafka's own time. Raises InvalidEvent naming the field."""
+        """Returns the payment in a Kafka value. `arrived_ms` is Kafka's time. Raises InvalidEvent, naming the field."""
         record = self._payments.decode(_present(value))
         self._rules.check(record, arrived_ms=arrived_ms, now_ms=now_ms)
         event_time_ms, amount_minor = record["event_time_ms"], record["amount_minor"]
@@ -52,7 +53,7 @@ class EventDecoder:
         return PaymentEvent(position, record["payment_id"], attributes, keys, arrived_ms)
 
     def outcome(self, value: bytes | None, position: Position, arrived_ms: int) -> OutcomeEvent:
-        """An outcome from its Kafka value, which reached Kafka then. Raises InvalidEvent naming the field."""
+        """Returns the outcome in a Kafka value. `arrived_ms` is Kafka's time. Raises InvalidEvent, naming the field."""
         record = self._outcomes.decode(_present(value))
         if problem := FIELD["payment_id"].problem_of(record["payment_id"]):
             raise InvalidEvent(problem, field="payment_id")
@@ -66,9 +67,9 @@ def _present(value: bytes | None) -> bytes:
 
 
 def _key(record: dict[str, Any], entity: str, fields: tuple[str, ...]) -> bytes:
-    """The store key of the entity these fields name; empty when one of them is not there."""
+    """Returns the store key of the entity that these fields name; empty if one of them is missing."""
     if len(fields) == 1:
-        # Nearly all are of one field, and there are three a payment.
+        # The fast path: nearly all entities have one field, and a payment has three entities.
         identity = record[fields[0]]
         return b"" if identity is None else f"{entity}:{identity}".encode()
     ids = [record[field] for field in fields]

@@ -1,15 +1,15 @@
-"""Payments and outcomes worked into profiles: values in, values out, no Kafka, no store.
+"""Apply payments and outcomes to profiles. Pure functions: values in, values out, no Kafka, no store.
 
-    1. read     what is kept about the payments (`record_key`)
-    2. join     `join`: events of payments that are new or replayed, and of labels that outcomes change
+    1. read     the records of the payments from the store (`record_key`)
+    2. join     `join`: make events of new and replayed payments, and of labels that outcomes change
 
-  and where an entity's profile is owned, which may be another process (streams/profiles/repartition.py):
+  then in the process that owns the profile, which may be another one (streams/profiles/repartition.py):
 
-    3. read     the profiles the events touch
-    4. apply    `apply`: every touched profile once, however many of the batch's events it got
+    3. read     the profiles that the events touch
+    4. apply    `apply`: update each touched profile once, with all of the batch's events for it
 
-A record says which Kafka offset it came from, a profile which offsets it contains. So the same batch again
-gives the same bytes, and part of it written before a crash does no harm.
+What can go wrong: a crash after a part of a batch is written. A payment's record holds the Kafka offset it came from,
+and a profile holds the offsets it contains. The same batch again therefore gives the same bytes.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ from paywarden.features import kernel
 from paywarden.features.profiles.engine import Events, FeatureEngine
 from paywarden.schemas.proto.store_pb2 import LabelChange, PaymentRecord
 
-# Columns of an event's row: what happened, where it came from, when that reached Kafka, and its payment.
+# Columns of an event's row: kind and weight, source and offset, arrival on Kafka, attributes of the payment.
 KIND, WEIGHT, SOURCE, OFFSET, ARRIVED_MS, ATTRIBUTES_AT = range(6)
 ROW_WIDTH = ATTRIBUTES_AT + kernel.ATTRIBUTE_COUNT
 
-# A topic's partition as profiles note it: one number for both. Payments have even ones.
+# A profile stores topic and partition as one number. Payments have even numbers, outcomes odd ones.
 _KINDS_OF_SOURCES = 2
 
 
 def payments_source(partition: int) -> int:
-    """The number of a partition of `payments`."""
+    """Returns the source number of a partition of `payments`."""
     return _KINDS_OF_SOURCES * partition
 
 
 def outcomes_source(partition: int) -> int:
-    """The number of a partition of `outcomes`."""
+    """Returns the source number of a partition of `outcomes`."""
     return _KINDS_OF_SOURCES * partition + 1
 
 
 def source_name(source: int) -> str:
-    """`payments/3` for what the two above give."""
+    """Returns the topic and partition of a source number, such as `payments/3`."""
     topic = "outcomes" if source % _KINDS_OF_SOURCES else "payments"
     return f"{topic}/{source // _KINDS_OF_SOURCES}"
 
 
 class Position(NamedTuple):
-    """Where an event came from: `source` is a number for topic and partition together."""
+    """Where an event came from: `source` is one number for topic and partition."""
 
     source: int
     offset: int
 
 
 class PaymentEvent(NamedTuple):
-    """A payment as profiles need it. `attributes`: its row (features/catalogue/attributes.py).
+    """A payment in the form that profiles need. `attributes`: its row (features/catalogue/attributes.py).
 
-    `keys`: the store key of each kind of entity, empty where the payment has none. `arrived_ms`: when it reached Kafka.
+    `keys`: the store key for each kind of entity, empty if the payment has none. `arrived_ms`: its arrival on Kafka.
     """
 
     position: Position
@@ -71,7 +71,7 @@ class PaymentEvent(NamedTuple):
 
 
 class OutcomeEvent(NamedTuple):
-    """What became known of a payment."""
+    """An outcome of a payment: fraud or not."""
 
     position: Position
     payment_id: str
@@ -83,7 +83,7 @@ class OutcomeEvent(NamedTuple):
 class EntityEvents:
     """Events of one kind of entity, in the order they were made.
 
-    `keys`: whose each is. `rows`: shape (events, ROW_WIDTH), int64.
+    `keys`: the store key of each event's entity. `rows`: shape (events, ROW_WIDTH), int64.
     """
 
     keys: list[bytes]
@@ -92,9 +92,9 @@ class EntityEvents:
 
 @dataclass
 class Joined:
-    """What a batch does. `orphans` are outcomes of payments that are not known.
+    """The effects of a batch. `orphans` are outcomes of unknown payments.
 
-    Of each event, `rows` has its row and `keys` the store key of each kind of entity, empty for none.
+    For each event, `rows` has its row and `keys` the store key for each kind of entity, empty for none.
     """
 
     entity_count: int
@@ -105,7 +105,7 @@ class Joined:
     orphans: list[OutcomeEvent] = field(default_factory=list)
 
     def of_entities(self) -> list[EntityEvents]:
-        """The same events by kind of entity."""
+        """Returns the same events by kind of entity."""
         rows = np.array(self.rows, dtype=np.int64).reshape(-1, ROW_WIDTH)
         by_entity = []
         for entity in range(self.entity_count):
@@ -122,8 +122,8 @@ class Joined:
 class ProfileUpdates:
     """The new state of each touched profile of one kind of entity.
 
-    `arrived_ms`: when the newest of the events reached Kafka. `late` counts events that came too late
-    for some of their tiles, `replayed` those that had been applied before.
+    `arrived_ms`: when the newest event reached Kafka. `late` counts events that came too late for some of their tiles,
+    `replayed` counts events that the profile contained already.
     """
 
     profiles: dict[bytes, bytes]
@@ -133,7 +133,7 @@ class ProfileUpdates:
 
 
 def record_key(payment_id: str) -> bytes:
-    """The store key of what is kept about a payment."""
+    """Returns the store key of a payment's record."""
     return b"payment:" + payment_id.encode()
 
 
@@ -143,7 +143,7 @@ def join(
     known: Mapping[bytes, bytes],
     entity_count: int,
 ) -> Joined:
-    """Decide what each event changes. `known`: what is kept about the payments named, by `record_key`."""
+    """Returns what each event changes. `known`: the stored records of these payments, by `record_key`."""
     joined = Joined(entity_count)
     records = {key: PaymentRecord.FromString(value) for key, value in known.items()}
     for payment in payments:
@@ -190,16 +190,16 @@ def _join_outcome(outcome: OutcomeEvent, records: dict[bytes, PaymentRecord], jo
     joined.rows.append(
         [kernel.LABEL, weight, position.source, position.offset, outcome.arrived_ms, *record.attributes, *missing]
     )
-    # What an older catalogue knew of fewer kinds of entities.
+    # A record from an older catalogue has fewer kinds of entities.
     unknown = [b""] * (joined.entity_count - len(record.keys))
     joined.keys.append([*(entity_key.encode() for entity_key in record.keys), *unknown])
 
 
 def _weight_of(outcome: OutcomeEvent, record: PaymentRecord) -> int:
-    """How this outcome changes the payment's label; noted in `record` when it is news.
+    """Returns how this outcome changes the payment's label, -1, 0 or 1; adds a change to `record`.
 
-    A replayed outcome must give what it gave the first time, for profiles that do not have it yet. Outcomes of
-    one payment come from one partition in order, so an offset not above the last noted one is a replay.
+    A replayed outcome must return its first result, for profiles that do not have it yet. Outcomes of one payment come
+    from one partition in order, so an offset that is not above the last stored one is a replay.
     """
     position = outcome.position
     for change in record.label_changes:
@@ -213,12 +213,12 @@ def _weight_of(outcome: OutcomeEvent, record: PaymentRecord) -> int:
 
 
 def apply(entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes], engine: FeatureEngine) -> ProfileUpdates:
-    """The touched profiles of one kind of entity as they are after the events. Raises UnreadableProfile."""
+    """Returns the touched profiles of one kind of entity after the events. Raises UnreadableProfile."""
     if not events.keys:
         return ProfileUpdates({}, 0, replayed=0, late=0)
     numbers: dict[bytes, int] = {}
     codes = np.array([numbers.setdefault(key, len(numbers)) for key in events.keys])
-    # Stable: events of a profile stay in order, which is the order of each source's offsets.
+    # A stable sort keeps the events of a profile in the order of each source's offsets.
     order = np.argsort(codes, kind="stable")
     groups = np.searchsorted(codes[order], np.arange(len(numbers) + 1)).astype(np.int64)
     columns = events.rows[order, :ATTRIBUTES_AT].T.copy()
@@ -243,7 +243,7 @@ def apply(entity: int, events: EntityEvents, profiles: Mapping[bytes, bytes], en
 
 
 def merged(parts: Sequence[EntityEvents]) -> EntityEvents:
-    """The events of one part after the other."""
+    """Returns the events of all parts, one part after the other."""
     if len(parts) == 1:
         return parts[0]
     keys = list(itertools.chain.from_iterable(part.keys for part in parts))

@@ -1,10 +1,14 @@
-"""Payments of a batch decoded together: what `Intake.payment` does for one, in a seventh of the time.
+"""Decode the payments of a batch together: the result of `EventDecoder.payment`, in a seventh of the time.
 
-An Avro record of our own schema is its fields one after the other, and a payment's are numbers and texts, some of
-which may be missing. So a compiled loop reads them all, and of each only what the stream needs: where its texts lie and
-the row of attributes. It takes the usual case and nothing else: records of today's schema, ids and texts in ASCII, all
-rules of schemas/payment_fields.py kept. Anything else falls back to `Intake.payment`, which decides and words the
-error; tests hold the two against each other.
+An Avro record holds its fields one after the other. The fields of a payment are numbers and texts, and some may be
+missing. A compiled loop reads the usual case only: today's schema, ids and texts in ASCII, all rules of
+schemas/payment_fields.py kept.
+
+1. Read every record: the row of attributes, and where its texts lie. `is_usual` says whether the loop could read it.
+2. Check the payment's time, convert the amount, and make the store keys.
+3. Anything unusual falls back to `EventDecoder.payment`, which decides and words the error.
+
+Tests compare both ways with each other.
 """
 
 from __future__ import annotations
@@ -42,13 +46,13 @@ from paywarden.schemas.payment_fields import (
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.events import PaymentEvent, Position, payments_source
 
-# How a field is stored, and what its values look like: from _TEXT on they are texts.
+# How a field is stored, and the form of its values. The kinds from _TEXT on are texts.
 _LONG, _FLAG, _OFFSET, _TEXT, _CARD_TOKEN, _MCC, _COUNTRY = range(7)
 _KIND_OF_FORM = {
     Form.ID: _TEXT,
     Form.CARD_TOKEN: _CARD_TOKEN,
     Form.WORD: _TEXT,
-    # Of a currency the table of rates knows more.
+    # The table of rates checks a currency further.
     Form.CURRENCY: _TEXT,
     Form.MCC: _MCC,
     Form.COUNTRY: _COUNTRY,
@@ -58,12 +62,12 @@ _KIND_OF_FORM = {
     Form.FLAG: _FLAG,
 }
 _AVRO_TYPES = {_LONG: "long", _FLAG: "boolean", _OFFSET: "int"}
-# Columns of the program: how it is stored, whether it may be null, its column in the row (-1: none), and the smallest
-# and the largest number, or the most bytes of a text.
+# Columns of the program: the field's kind, whether it may be null, its column in the row (-1: none), the smallest
+# number, and the largest number or the most bytes of a text.
 _KIND, _NULLABLE, _COLUMN, _LEAST, _MOST = range(5)
 _MISSING = -1
 _HEADER_BYTES = 5
-# A number without dashes or spaces that is shorter than this is no card's number. A constant of the machine code.
+# A shorter run of digits is no card number. It is a constant of the compiled code.
 _DIGITS_MIN = 13
 assert CARD_DIGITS_MIN == _DIGITS_MIN
 assert OFFSET_ZERO > UTC_OFFSET_MINUTES_MAX
@@ -75,16 +79,16 @@ class FastIntake:
     def __init__(self, plan: Plan, rates: RateTable, ids: SchemaIds, times: TimeBounds) -> None:
         warm_up()
         self._rates, self._times = rates, times
-        # A table may have been made with codes of another form.
+        # A table of rates may contain codes of another form.
         self._currencies = frozenset(filter(is_currency_code, rates.currencies))
         schema = topic_schema("payments")
-        # Today's schema under its id in the registry, where there is one, and under its fingerprint.
+        # The headers of today's schema: its id in the registry, if there is one, and its fingerprint.
         self._headers = tuple(
             {struct.pack(">BI", 0, number) for number in (ids.id_of("payments"), fingerprint(schema))}
         )
         fields = [field["name"] for field in schema["fields"]]
         program = [_instruction(field) for field in schema["fields"]]
-        # None: today's schema has what this does not read.
+        # None: today's schema has a field that the loop cannot read.
         self._program = None if None in program else np.array(program, dtype=np.int64)
         self._payment_id, self._currency = fields.index("payment_id"), fields.index("currency")
         self._entities = [
@@ -95,7 +99,7 @@ class FastIntake:
     def payments(
         self, records: Sequence[Record], now_ms: int, slowly: Callable[[Record], PaymentEvent]
     ) -> list[PaymentEvent | InvalidEvent]:
-        """Each record's payment, or why it is none. `slowly` decodes one, and raises InvalidEvent."""
+        """Returns each record's payment, or the error. `slowly` decodes one record and raises InvalidEvent."""
         values = [
             record.value if record.value is not None and record.value.startswith(self._headers) else b""
             for record in records
@@ -118,7 +122,7 @@ class FastIntake:
     def _read(
         self, values: Sequence[bytes], arrived_ms: Sequence[int], now_ms: int
     ) -> list[tuple[str, list[int], tuple[bytes, ...]] | None]:
-        """Payment id, row and keys of each value; None where the slow way must look."""
+        """Returns payment id, row and keys of each value; None if the slow way must decode it."""
         if self._program is None or not values:
             return [None] * len(values)
         count, width = len(values), len(self._program)
@@ -132,7 +136,7 @@ class FastIntake:
         buffer = np.frombuffer(bytearray(data), dtype=np.uint8)
         _read_records(self._program, buffer, bounds, rows, starts, lengths, is_usual)
         times, arrived = rows[:, kernel.TIME_MS], np.array(arrived_ms, dtype=np.int64)
-        # A record without a time of arrival goes the slow way: there are none on a Kafka of this century.
+        # A record without a time of arrival goes the slow way. Kafka has set one on every record for many years.
         is_usual &= (arrived > 0) & (times >= arrived - self._times.past_ms_max)
         is_usual &= times <= np.minimum(arrived, now_ms) + self._times.future_ms_max
         id_bytes = lengths[:, self._payment_id]
@@ -154,7 +158,7 @@ class FastIntake:
         lengths: NDArray[np.int64],
         is_usual: NDArray[np.bool_],
     ) -> None:
-        """Amounts in the reference currency; a currency that has no rate is not usual."""
+        """Convert amounts to the reference currency; a currency without a rate is not usual."""
         codes = rows[:, attributes.currency.column]
         for code in np.unique(codes[is_usual]).tolist():
             chosen = np.flatnonzero(is_usual & (codes == code))
@@ -179,10 +183,10 @@ class FastIntake:
         lengths: NDArray[np.int64],
         is_usual: NDArray[np.bool_],
     ) -> list[bytes]:
-        """Store keys of one kind of entity, empty where there is none."""
+        """Returns the store keys of one kind of entity, empty for a payment without it."""
         own = lengths[:, fields]
         is_there = (own != _MISSING).all(axis=1)
-        # A digest stands for a combination that is longer.
+        # A digest replaces the ids of a longer combination: the slow way makes it.
         is_usual &= ~is_there | (own.sum(axis=1) <= KEY_BYTES_MAX - len(prefix) - len(fields))
         if len(fields) == 1:
             places = zip(is_there.tolist(), starts[:, fields[0]].tolist(), own[:, 0].tolist(), strict=True)
@@ -199,13 +203,13 @@ class FastIntake:
 
 
 def warm_up() -> None:
-    """Load or compile the loop, so that no payment waits for it."""
+    """Compile or load the loop, so that no payment waits for it."""
     none = np.zeros((0, 5), dtype=np.int64)
     _read_records(none, np.zeros(0, np.uint8), none[:, 0].copy(), none, none, none, np.zeros(0, np.bool_))
 
 
 def _instruction(avro_field: dict[str, Any]) -> tuple[int, int, int, int, int] | None:
-    """How one field is read; None for a field or a type that the table of fields does not have."""
+    """Returns the instruction for one field; None for a field or type that the table of fields does not have."""
     avro_type, nullable = avro_field["type"], 0
     if isinstance(avro_type, list):
         if len(avro_type) != 2 or avro_type[0] != "null":
@@ -220,7 +224,7 @@ def _instruction(avro_field: dict[str, Any]) -> tuple[int, int, int, int, int] |
     column = next((attribute.column for attribute in attributes.ATTRIBUTES if attribute.name == field.name), -1)
     if field.form is Form.TIME:
         return kind, nullable, column, TIME_MS_MIN, TIME_MS_END - 1
-    # A code has a form of its own, and is never as long as that.
+    # A code is checked by its own form and is always shorter than that.
     return kind, nullable, column, field.minimum, (field.size_max or WORD_BYTES_MAX) if field.is_text else field.maximum
 
 
@@ -234,7 +238,7 @@ def _read_records(
     lengths: NDArray[np.int64],
     is_usual: NDArray[np.bool_],
 ) -> None:
-    """Fill what is known of each record; `is_usual` where it could be read to its end.
+    """Fill the arrays for each record; `is_usual` is True if the record could be read to its end.
 
     Record i is data[bounds[i] : bounds[i + 1]], with its header.
     """
@@ -286,7 +290,7 @@ def _read_records(
                 for place in range(at, at + value):
                     good &= 48 <= data[place] < 58
             elif kind == _CARD_TOKEN:
-                # Digits, grouped or not, from the first byte on: whether they are a card's number, the slow way says.
+                # Only digits, grouped or not: the slow way decides whether they are a card number.
                 place = at
                 while place < at + value and (48 <= data[place] < 58 or data[place] == 32 or data[place] == 45):
                     place += 1

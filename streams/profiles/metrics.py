@@ -1,4 +1,4 @@
-"""What the stream tells Prometheus. Counted once a batch: nothing here costs anything per event."""
+"""The stream worker's metrics. They are counted once a batch and cost nothing for each event."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from prometheus_client.registry import Collector
 
 from paywarden.streams.kafka.client import PartitionId
 
-# From a fetch that waits for nothing to a pipeline that has been away for a quarter of an hour, in seconds.
+# In seconds: from a fetch that does not wait to a pipeline that was down for a quarter of an hour.
 AGE_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
 _STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
 class AgeHistogram(Collector):
-    """A histogram of ages by one label, observed a batch at a time: a thousand ages cost what one does."""
+    """A histogram of ages by one label. It takes a whole batch at a time: a thousand ages cost as much as one."""
 
     def __init__(self, name: str, documentation: str, label: str, values: Iterable[str]) -> None:
-        """`values`: of the label; there will be no others."""
+        """`values` are all values that the label can have."""
         self._name, self._documentation, self._label = name, documentation, label
         self._edges = np.array(AGE_BUCKETS_S)
         self._counts = {value: np.zeros(len(AGE_BUCKETS_S) + 1, dtype=np.int64) for value in values}
@@ -30,9 +30,9 @@ class AgeHistogram(Collector):
         self._lock = Lock()
 
     def observe(self, value: str, ages_s: NDArray[np.float64]) -> None:
-        """Note ages in seconds, shape (events,). An age below 0, of clocks that differ, counts as 0."""
+        """Add ages in seconds, shape (events,). A negative age, from clocks that differ, counts as 0."""
         ages_s = np.maximum(ages_s, 0.0)
-        # A bucket holds what is at most its edge.
+        # A bucket counts the ages up to its edge, edge included.
         places = np.searchsorted(self._edges, ages_s, side="left")
         with self._lock:
             self._counts[value] += np.bincount(places, minlength=len(self._edges) + 1)
@@ -50,10 +50,10 @@ class AgeHistogram(Collector):
 
 
 class StreamMetrics:
-    """The stream worker's own. Labels are bounded: entities, topics and partitions that there are."""
+    """The metrics of one stream worker. Labels are bounded: existing entities, topics and partitions."""
 
     def __init__(self, registry: CollectorRegistry, objectives_ms: Mapping[str, int]) -> None:
-        """`objectives_ms`: for each kind of entity, the age at which a payment should be in its profiles."""
+        """`objectives_ms`: for each kind of entity, the age in ms at which a payment should be in its profiles."""
         self._objectives_ms = objectives_ms
         entities = tuple(objectives_ms)
 
@@ -63,14 +63,14 @@ class StreamMetrics:
         def gauge(name: str, documentation: str, *labels: str) -> Gauge:
             return Gauge(f"paywarden_stream_{name}", documentation, labels, registry=registry)
 
-        self.payments = counter("payments", "Payments worked in, replays included.")
-        self.outcomes = counter("outcomes", "Outcomes worked in, replays included.")
+        self.payments = counter("payments", "Payments processed, replays included.")
+        self.outcomes = counter("outcomes", "Outcomes processed, replays included.")
         self.duplicates = counter("duplicates", "Payments dropped: another record had their payment_id.")
         self.batches = counter("batches", "Batches committed.")
-        self.abandoned = counter("abandoned_batches", "Batches forgotten because a partition moved on; read again.")
+        self.abandoned = counter("abandoned_batches", "Batches dropped because a partition moved on; read again.")
         self.conflicts = counter("store_conflicts", "Writes refused because another worker had written meanwhile.")
         self.retries = counter("store_retries", "Times a batch had to wait for the store.")
-        self.stalls = counter("client_stalls", "Times Kafka's client gave nothing of a partition and was replaced.")
+        self.stalls = counter("client_stalls", "Times Kafka's client stalled on a partition and was replaced.")
         self.dead_letters = counter("dead_letters", "Records set aside, by topic.", "topic")
         self._events = counter("profile_events", "Events applied to profiles, by kind of entity.", "entity")
         self._replayed = counter("replayed", "Events that a profile contained already.", "entity")
@@ -105,7 +105,7 @@ class StreamMetrics:
     def applied(
         self, entity: str, *, events: int, profiles: int, replayed: int, late: int, ages_ms: NDArray[np.int64]
     ) -> None:
-        """A batch of one kind of entity is in the store. `ages_ms`: of its payments, shape (payments,)."""
+        """Count a batch of one kind of entity that is in the store. `ages_ms`: ages of payments, shape (payments,)."""
         self._events.labels(entity).inc(events)
         self._profiles.labels(entity).inc(profiles)
         self._replayed.labels(entity).inc(replayed)
@@ -114,7 +114,7 @@ class StreamMetrics:
         self._age.observe(entity, ages_ms / 1000.0)
 
     def lag(self, lag: Mapping[PartitionId, int]) -> None:
-        """What this worker is behind; partitions that have gone are not spoken of."""
+        """Set this worker's lag by partition; partitions that it no longer has are removed."""
         for place in self._lag_places - lag.keys():
             self._lag.remove(place[0], str(place[1]))
         for (topic, partition), records in lag.items():
@@ -123,9 +123,9 @@ class StreamMetrics:
 
 
 def objectives_ms(entities: Sequence[str], general_ms: int, exceptions: Sequence[str]) -> dict[str, int]:
-    """The freshness objective of each kind of entity. `exceptions`: `merchant=5000`, and so on.
+    """Returns the freshness objective of each kind of entity in ms. An exception looks like `merchant=5000`.
 
-    Raises ValueError saying which exception is wrong.
+    Raises ValueError, naming the exception that is wrong.
     """
     objectives = dict.fromkeys(entities, general_ms)
     for exception in exceptions:

@@ -1,8 +1,15 @@
-"""Outcomes that wait for their payments.
+"""Hold outcomes back until their payments are in the store.
 
-After a pause both topics have a backlog, and an outcome could be read before the payment it is about, which may be
-another worker's to read. So it waits until the workers have committed every partition of payments up to where it
-ended when the outcome was read.
+After a pause both topics have a backlog. A worker could then read an outcome before another worker reads its payment.
+
+1. Read an outcome. Ask the broker where every partition of payments ends now, for example {0: 120, 1: 98}.
+2. Ask the group again and again for its committed offsets of payments.
+3. When they have reached all those ends, the payment is in the store or will never come: the outcome is due.
+
+What can go wrong:
+
+- The broker does not answer: the outcomes wait, and the worker asks again.
+- A partition of outcomes moves to another worker: `drop` forgets its outcomes, and the new owner reads them.
 """
 
 from __future__ import annotations
@@ -13,10 +20,10 @@ from paywarden.streams.kafka.reading import Record
 
 
 class WaitingOutcomes:
-    """In order of reading. Of one partition, an outcome never overtakes another: offsets are committed in order."""
+    """Outcomes in reading order. None overtakes another of its partition, because offsets are committed in order."""
 
     def __init__(self) -> None:
-        # Those that were read together wait for the same ends; None: not known yet.
+        # Outcomes that were read together wait for the same ends. None: the ends are not known yet.
         self._waiting: list[tuple[Mapping[int, int] | None, list[Record]]] = []
         self._ends: dict[int, int] = {}
 
@@ -24,7 +31,7 @@ class WaitingOutcomes:
         return sum(len(records) for _, records in self._waiting)
 
     def add(self, outcomes: Iterable[Record]) -> None:
-        """Take what was read; `wait_for` says what they wait for."""
+        """Hold these outcomes; `wait_for` sets the ends they wait for."""
         records = list(outcomes)
         if records:
             self._waiting.append((None, records))
@@ -32,40 +39,40 @@ class WaitingOutcomes:
             self._ends.pop(record.partition, None)
 
     def reached_ends(self, ends: Mapping[int, int]) -> None:
-        """Partitions of outcomes were read to their ends, offsets that may lie behind records that no one sees."""
+        """Note the ends of partitions of outcomes. An end may lie behind transaction markers, which no reader sees."""
         self._ends |= ends
 
     def take_ends(self) -> dict[int, int]:
-        """The ends of those partitions of which no outcome waits."""
+        """Returns and removes the ends of partitions without a waiting outcome."""
         held = {record.partition for _, records in self._waiting for record in records}
         taken = {partition: end for partition, end in self._ends.items() if partition not in held}
         self._ends = {partition: end for partition, end in self._ends.items() if partition in held}
         return taken
 
     def asks_for_ends(self) -> bool:
-        """Whether some do not know yet what they wait for."""
+        """Returns whether some outcomes have no ends to wait for yet."""
         return any(ends is None for ends, _ in self._waiting)
 
     def wait_for(self, payments_ends: Mapping[int, int]) -> None:
-        """Those that do not know yet wait for these: of each partition of payments, the offset after its last."""
+        """Set what the newest outcomes wait for: for each partition of payments, the offset after its last record."""
         self._waiting = [(payments_ends if ends is None else ends, records) for ends, records in self._waiting]
 
     def take_due(self, committed: Mapping[int, int]) -> list[Record]:
-        """Those whose payments are all worked in. `committed`: of each partition of payments, the next offset."""
+        """Returns and removes the outcomes that are due. `committed`: the next offset of each partition of payments."""
         due: list[Record] = []
-        # Ends only grow: what waits behind one that is not due is not due either.
+        # Ends only grow: if an outcome is not due, no later one is.
         while self._waiting and _is_reached(self._waiting[0][0], committed):
             due += self._waiting.pop(0)[1]
         return due
 
     def drop(self, partitions: Collection[int]) -> None:
-        """Forget those of partitions that have gone to another worker: they were not committed."""
+        """Forget the outcomes of partitions that moved to another worker. They were not committed."""
         kept = [(ends, [r for r in records if r.partition not in partitions]) for ends, records in self._waiting]
         self._waiting = [(ends, records) for ends, records in kept if records]
         self._ends = {partition: end for partition, end in self._ends.items() if partition not in partitions}
 
     def clear(self) -> None:
-        """Forget all: they will be read again."""
+        """Forget all outcomes; the worker will read them again."""
         self._waiting.clear()
         self._ends.clear()
 

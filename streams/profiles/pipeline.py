@@ -1,4 +1,4 @@
-"""The stream worker: payments and outcomes to profiles, as one of a group, one micro-batch after the other.
+"""The stream worker: a member of a group that turns payments and outcomes into profiles, one micro-batch at a time.
 
     payments, outcomes ─► decode ─► join ─► keep (store) ─► frames ─┐            streams/profiles/router.py
                                                                     ▼
@@ -6,15 +6,27 @@
 
                       then, for both: flush ─► commit
 
-The order is the guarantee: an offset is committed when the store has acknowledged what came of it and the broker
-has the frames and the changelog records. A crash anywhere before leads to the same batch again, which the offsets
-inside profiles make a repetition without effect (streams/profiles/events.py); its records are sent again.
+One call of `step` is one batch:
 
-A profile has one owner at a time, the worker that has the partition its events go through. An old owner that does not
-know yet that it is none any more meets a conflict in the store.
+1. Read at most `batch_max` records.
+2. Route payments and due outcomes: write the payments' records to the store, queue frames for the profiles' owners.
+3. Apply frames: write new profiles to the store, queue them for the changelog.
+4. Queue progress behind the records it speaks of.
+5. Flush the sender: the broker has all frames and changelog records.
+6. Commit the offsets.
 
-A store that is away stops everything: nothing more is read, the worker stays in its group and tries again. When a
-partition of the batch in hand goes to another worker meanwhile, the batch is abandoned whole and the rest read again.
+This order is the guarantee: the worker commits an offset only after the store and the broker have acknowledged all its
+results. After a crash the next owner reads the same batch and sends its records again. The offsets inside profiles make
+the repetition harmless (streams/profiles/events.py).
+
+What can go wrong:
+
+- The store is down. The worker reads nothing, stays in its group and retries (back-pressure).
+- A partition of the batch moves to another worker during that wait. The worker abandons the whole batch and reads the
+  other partitions again.
+- Two workers own a profile for a moment, because the old owner has not noticed yet. Its write meets a conflict in the
+  store, and it reads the profile again.
+- The client stalls. `run` replaces it (streams/kafka/stall_detector.py).
 """
 
 from __future__ import annotations
@@ -23,7 +35,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event
 from typing import TypeVar
 
@@ -38,12 +50,12 @@ from paywarden.schemas.avro import SchemaIds
 from paywarden.schemas.errors import Misconfigured, StoreUnavailable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX, TimeBounds, require_between
 from paywarden.streams.dead_letters.writer import DeadLetters
-from paywarden.streams.kafka.admin import end_offsets_of, make_admin, partitions_of
-from paywarden.streams.kafka.client import KafkaSettings, PartitionId
-from paywarden.streams.kafka.end_offsets import EndsWatch
+from paywarden.streams.kafka.admin import end_offsets_of
+from paywarden.streams.kafka.client import PartitionId
+from paywarden.streams.kafka.clients import KafkaClients
+from paywarden.streams.kafka.end_offsets import ASK_EVERY_S, EndsWatch
 from paywarden.streams.kafka.group_consumer import BatchConsumer, offsets_after
-from paywarden.streams.kafka.producers import Sender
-from paywarden.streams.kafka.reading import FETCH_WAIT_MS, Consumed, Record, make_consumer
+from paywarden.streams.kafka.reading import FETCH_WAIT_MS, Consumed, Record
 from paywarden.streams.kafka.stall_detector import StallWatch, named
 from paywarden.streams.kafka.topic_names import repartition_topic
 from paywarden.streams.profiles.changelog import Changelog
@@ -59,47 +71,44 @@ from paywarden.streams.profiles.watermarks import RoutedProgress, SourceProgress
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-# What the client knows of a partition's end is at most one fetch old; doubled for the way through the client.
+# The client's view of a partition's end is at most one fetch old. Doubled for the time inside the client.
 _FETCH_AGE_MS = 2 * FETCH_WAIT_MS
-_RETRY_FIRST_S = 0.1
 _RETRY_MOST_S = 5.0
 _LOG_EVERY_S = 10.0
 _LAG_EVERY_S = 1.0
-# How often the broker is asked whether the payments that outcomes wait for are worked in.
-_ASK_EVERY_S = 0.2
 _ASK_STORE_EVERY_S = 1.0
 _JOIN_LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """How the stream works."""
+    """The settings `[stream]`."""
 
     group_id: str = "paywarden-stream"
-    # A batch is what is there, at most this many records, waited for at most this long.
+    # A batch has at most this many records, and the worker waits at most this long for them.
     batch_max: int = 2000
     batch_wait_ms: int = 10
     progress_every_ms: int = 500
-    # A worker that dies is missed after this long; only then is its work taken up. Kafka allows 6 s and more.
+    # The group notices a dead worker after this long and gives its partitions to others. Kafka allows 6 s and more.
     session_timeout_ms: int = 10_000
-    # How long outcomes may take: after that, what is kept about a payment expires.
+    # How late an outcome may come. After that the record of its payment expires from the store.
     outcome_days: int = 120
     flush_timeout_s: int = 60
-    # A client that gives nothing for so long, while the broker has more for it, is replaced
+    # The worker replaces a client that delivers nothing for this long although the broker has more records
     # (streams/kafka/stall_detector.py).
     stall_timeout_s: int = 60
-    # How long after its arrival on Kafka a payment may take into its profiles; exceptions are "merchant=5000".
+    # The longest time from a payment's arrival on Kafka to its profiles. Exceptions have the form "merchant=5000".
     freshness_objective_ms: int = 1000
     freshness_exceptions: tuple[str, ...] = ()
-    # Of the last so many records, at most this share may be dead letters: beyond it the worker stops.
+    # The worker stops if more than this share of the last `dead_letter_window` records are dead letters.
     dead_letter_window: int = 1000
     dead_letter_share_max: float = 0.2
-    # Of /livez, /readyz and /metrics. Port 0 takes a free one; the address is the first line on stdout.
+    # The address of /livez, /readyz and /metrics. Port 0 takes a free port; the first line on stdout tells it.
     http_host: str = "127.0.0.1"
     http_port: int = 0
-    # How long a stop may take, the batch in flight included; less than the 30 s that Kubernetes grants.
+    # The longest time a stop may take, the batch in flight included. It is less than the 30 s that Kubernetes grants.
     stop_timeout_s: int = 20
-    # How long before and after its arrival on Kafka a payment may say it was made (streams/profiles/decoder.py).
+    # How far a payment's own time may lie before and after its arrival on Kafka (streams/profiles/decoder.py).
     past_ms_max: int = TIMES.past_ms_max
     future_ms_max: int = TIMES.future_ms_max
 
@@ -109,51 +118,70 @@ class StreamSettings:
 
     @property
     def times(self) -> TimeBounds:
-        """What a payment's time is held against."""
+        """Returns the bounds for a payment's own time."""
         return TimeBounds(self.past_ms_max, self.future_ms_max)
 
     def group_of(self, profile_set: str) -> str:
-        """The consumer group of the workers of a profile set: how far they are is part of the set."""
+        """Returns the consumer group of a profile set's workers: its committed offsets are part of the set."""
         return f"{self.group_id}-{profile_set}" if profile_set else self.group_id
 
 
-class _Abandoned(Exception):  # no error: how a batch ends that is not this worker's any more
-    """A partition of the batch has gone to another worker, or the worker is to stop."""
+@dataclass(frozen=True)
+class PipelineTiming:
+    """The worker's clock and its pauses. Tests hand in shorter ones."""
+
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    # The pause before the first retry of a store that is down; each further pause is twice as long, up to 5 s.
+    retry_first_s: float = 0.1
+    # How often the worker asks the broker whether the payments that outcomes wait for are in their profiles.
+    ask_committed_every_s: float = 0.2
+    # How often the worker asks the broker where its partitions end.
+    ask_ends_every_s: float = ASK_EVERY_S
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """What a worker works for. The default is a worker of the first profile set, which is live."""
+
+    # The profile set that `store` is. Each has repartition topics and a consumer group of its own.
+    profile_set: str = ""
+    # False for a set that is not live: nothing goes to the changelog and the dead letters.
+    publish: bool = True
+    # True: read no payments and outcomes, only events on their way to profiles, and end when all are in.
+    drain: bool = False
+    timing: PipelineTiming = field(default_factory=PipelineTiming)
+
+
+class _Abandoned(Exception):  # no error: it ends a batch that this worker does not own any more
+    """Another worker got a partition of the batch, or the worker must stop."""
 
 
 class Pipeline:
-    """The stream worker. `run` in one thread; `stop` is an event any thread or signal handler may set."""
+    """The stream worker. `run` it in one thread; any thread or signal handler may set the event `stop`."""
 
     def __init__(
         self,
         *,
-        kafka: KafkaSettings,
+        clients: KafkaClients,
         settings: StreamSettings,
         store: ProfileStore,
         engine: FeatureEngine,
         rates: RateTable,
         ids: SchemaIds,
         metrics: StreamMetrics | None = None,
-        profile_set: str = "",
-        publish: bool = True,
-        drain: bool = False,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        options: PipelineOptions | None = None,
     ) -> None:
-        """`profile_set`: which set `store` is; it has repartition topics and a consumer group of its own.
-
-        Without `publish` nothing goes to the changelog and the dead letters: another set is live. `drain`: read no
-        payments and outcomes, only what is on its way to profiles, and end when all of it is in.
-
-        Raises BrokerUnavailable or Misconfigured.
-        """
-        self._settings, self._now_ms, self._drain = settings, now_ms, drain
-        self._payments, self._outcomes = kafka.topic("payments"), kafka.topic("outcomes")
-        self._payments_partitions = _source_partitions(kafka)
+        """Raises BrokerUnavailable or Misconfigured."""
+        options = options or PipelineOptions()
+        self._timing, self._now_ms = options.timing, options.timing.now_ms
+        self._settings, self._drain = settings, options.drain
+        self._payments, self._outcomes = clients.topic("payments"), clients.topic("outcomes")
+        self._payments_partitions = _source_partitions(clients)
         entities = engine.plan.entity_names
-        topics = {name: repartition_topic(name, profile_set) for name in entities}
-        routes = {name: (kafka.topic(topic), len(partitions_of(kafka, topic))) for name, topic in topics.items()}
-        self._sender = Sender(kafka, linger_ms=2)
-        self._dead_letters = DeadLetters(self._sender, kafka, ids) if publish else None
+        topics = {name: repartition_topic(name, options.profile_set) for name in entities}
+        routes = {name: (clients.topic(topic), len(clients.partitions(topic))) for name, topic in topics.items()}
+        self._sender = clients.sender(linger_ms=2)
+        self._dead_letters = DeadLetters(self._sender, clients.settings, ids) if options.publish else None
         self._refusals = RefusalLimit(settings.dead_letter_window, settings.dead_letter_share_max)
         self._router = Router(
             intake=EventDecoder(engine, rates, ids, settings.times),
@@ -167,7 +195,7 @@ class Pipeline:
             store=store,
             engine=engine,
             routes=routes,
-            changelog=Changelog(self._sender, kafka, ids, entities) if publish else None,
+            changelog=Changelog(self._sender, clients, ids, entities) if options.publish else None,
         )
         self._progress = SourceProgress()
         self._routed = RoutedProgress(self._payments_partitions)
@@ -177,24 +205,28 @@ class Pipeline:
         self._repartition = dict(routes.values())
         self._undrained: set[PartitionId] = {(t, p) for t, count in self._repartition.items() for p in range(count)}
         self.metrics = metrics or stream_metrics(settings, entities, CollectorRegistry())
-        self._admin = make_admin(kafka)
-        self._kafka, self._group_id = kafka, settings.group_of(profile_set)
+        self._clients, self._group_id = clients, settings.group_of(options.profile_set)
         self._consumer = self._new_consumer()
-        self._ends = EndsWatch(self._admin, "what is read", lambda: self._consumer.positions())
+        self._ends = EndsWatch(
+            clients.admin,
+            "what is read",
+            lambda: self._consumer.positions(),
+            ask_every_s=self._timing.ask_ends_every_s,
+        )
         self._stalls = StallWatch(settings.stall_timeout_s)
         self._known_ends: dict[PartitionId, int] = {}
         self.stalled: list[PartitionId] = []
-        """Partitions on which the client has stalled. `run` replaces it; who calls `step` decides what to do."""
+        """Partitions on which the client has stalled. `run` replaces the client; other callers of `step` must."""
         self._store = store
         self._store_trouble = ""
         self._ask_store_at = 0.0
         self._has_joined = False
 
     def run(self, stop: Event, may_begin: Callable[[], bool] = lambda: True) -> None:
-        """Work until `stop` is set. Raises BrokerUnavailable when Kafka does not take what is sent for too long.
+        """Work until `stop` is set. Raises BrokerUnavailable if Kafka does not take the records within the timeout.
 
-        `may_begin` is asked when the worker is a member of its group and has read nothing: False ends it. Once, and
-        again whenever it has left the group and come back with a new client, because the old one had stalled.
+        The worker calls `may_begin` when it is a member of its group and has read nothing; False ends it. It asks again
+        whenever it comes back to the group with a new client, after the old one has stalled.
         """
         while self._run_client(stop, may_begin):
             _log.warning("Kafka's client has stalled on %s and is replaced", named(self.stalled))
@@ -204,7 +236,7 @@ class Pipeline:
             self._consumer = self._new_consumer()
 
     def _run_client(self, stop: Event, may_begin: Callable[[], bool]) -> bool:
-        """True when the client has stalled."""
+        """Returns True if the client has stalled."""
         self.join()
         next_log = time.monotonic() + _LOG_EVERY_S
         try:
@@ -221,20 +253,18 @@ class Pipeline:
         return bool(self.stalled) and not stop.is_set()
 
     def _new_consumer(self) -> BatchConsumer:
-        client = make_consumer(
-            self._kafka, group_id=self._group_id, session_timeout_ms=self._settings.session_timeout_ms
-        )
+        client = self._clients.consumer(group_id=self._group_id, session_timeout_ms=self._settings.session_timeout_ms)
         return BatchConsumer(client, on_assigned=self._on_assigned, on_revoked=self._on_revoked)
 
     def _await_membership(self, stop: Event) -> bool:
-        """False when stopped before."""
+        """Returns False if `stop` was set first."""
         self._consumer.hold()
         while not self._has_joined and not stop.is_set():
             self._consumer.wait(_JOIN_LOOK_S)
         return self._has_joined
 
     def join(self) -> None:
-        """Join the group: `step` reads from then on."""
+        """Join the group; `step` can read afterwards."""
         sources = [] if self._drain else [self._payments, self._outcomes]
         self._consumer.subscribe([*sources, *self._repartition])
 
@@ -243,9 +273,9 @@ class Pipeline:
         self._consumer.close()
 
     def uncommitted_count(self, ends: Mapping[str, Mapping[int, int]]) -> int:
-        """How many records before these ends, by topic and partition, the group has not committed.
+        """Returns how many records before these ends, by topic and partition, the group has not committed.
 
-        All of them while the broker does not say.
+        While the broker does not answer, all of them count.
         """
         missing = 0
         for topic, of_topic in ends.items():
@@ -254,12 +284,12 @@ class Pipeline:
         return missing
 
     def problems(self) -> Sequence[str]:
-        """Why this worker is not ready; empty when it is. From any thread."""
+        """Returns why this worker is not ready; empty if it is. Any thread may call it."""
         problems = [] if self._has_joined else ["it has not joined its consumer group yet"]
         return [*problems, self._store_trouble] if self._store_trouble else problems
 
     def step(self, stop: Event) -> None:
-        """One micro-batch, through to its commit or until it is abandoned."""
+        """Process one micro-batch up to its commit, or until it is abandoned."""
         asked_ms = self._now_ms() - _FETCH_AGE_MS
         with self._timed("read"):
             consumed = self._consumer.take(self._settings.batch_max, self._settings.batch_wait_ms / 1000)
@@ -315,15 +345,15 @@ class Pipeline:
         self.metrics.duplicates.inc(duplicates)
 
     def _due_outcomes(self) -> list[Record]:
-        """Outcomes whose payments are worked in. While too many wait, no more are read: memory is bounded."""
+        """Returns the outcomes that are due. While too many wait, the worker reads no more: memory is bounded."""
         waiting = self._waiting
         self.metrics.waiting_outcomes.set(len(waiting))
         self._consumer.pause(self._outcomes, len(waiting) >= self._settings.batch_max)
         if not len(waiting) or time.monotonic() < self._ask_at:
             return []
-        self._ask_at = time.monotonic() + _ASK_EVERY_S
+        self._ask_at = time.monotonic() + self._timing.ask_committed_every_s
         if waiting.asks_for_ends():
-            ends = end_offsets_of(self._admin, self._payments, self._payments_partitions)
+            ends = end_offsets_of(self._clients.admin, self._payments, self._payments_partitions)
             if ends is None:
                 return []
             waiting.wait_for(ends)
@@ -350,7 +380,7 @@ class Pipeline:
 
     def _count_applied(self, entity: int, events: EntityEvents, applied: ProfileUpdates) -> None:
         arrived_ms = events.rows[:, ARRIVED_MS]
-        # Of a label, or where Kafka set no time, there is no age of a payment.
+        # A label has no age, and neither has a payment without a timestamp from Kafka.
         arrived_ms = arrived_ms[(events.rows[:, KIND] == PAYMENT) & (arrived_ms > 0)]
         self.metrics.applied(
             self._updater.entities[entity],
@@ -375,20 +405,21 @@ class Pipeline:
             self._routed.heard(entity, partition, progress)
 
     def _send_progress(self, asked_ms: int, is_all: bool) -> None:
-        """Behind what it speaks of: frames and changelog records of this batch are queued already.
+        """Queue progress behind this batch's frames and changelog records, which it speaks of.
 
-        Unless the batch `is_all` the client had heard of, the news behind an end may still be in the client.
+        `is_all` says that the batch holds everything the client had. Otherwise newer records may wait in the client,
+        and the clock proves nothing about them.
         """
         self._updater.send_progress(self._routed.news(), self._now_ms())
         if asked_ms < self._progress_due_ms:
             return
         self._progress_due_ms = asked_ms + self._settings.progress_every_ms
         complete_to_ms = self._progress.complete_to_ms(asked_ms if is_all else 0)
-        known = {partition: moment for partition, moment in complete_to_ms.items() if moment > 0}
-        if known:
-            self._router.send_progress(known)
+        progress = {partition: moment for partition, moment in complete_to_ms.items() if moment > 0}
+        if progress:
+            self._router.send_progress(progress)
 
-    # The frame around it
+    # Around a batch
 
     def _refuse(self, refused: Sequence[tuple[Record, str]]) -> None:
         for record, reason in refused:
@@ -397,8 +428,8 @@ class Pipeline:
             self.metrics.dead_letters.labels(record.topic).inc()
 
     def _retry_while_store_down(self, action: Callable[[], _Result], stop: Event) -> _Result:
-        """The action's result, tried again while the store is away. Raises _Abandoned."""
-        pause_s = _RETRY_FIRST_S
+        """Returns the action's result; retries it while the store is down or in conflict. Raises _Abandoned."""
+        pause_s = self._timing.retry_first_s
         is_held = False
         try:
             while True:
@@ -406,7 +437,7 @@ class Pipeline:
                     result = action()
                 except StoreConflict as error:
                     self.metrics.conflicts.inc()
-                    _log.warning("another worker wrote meanwhile, reading again: %s", error)
+                    _log.warning("another worker has written the same records, reading them again: %s", error)
                 except StoreUnavailable as error:
                     self.metrics.retries.inc()
                     self._note_store_trouble(str(error))
@@ -426,15 +457,15 @@ class Pipeline:
                 self._consumer.release()
 
     def _wait(self, seconds: float, stop: Event) -> bool:
-        """False when the batch is to be abandoned. A stop is noticed soon."""
+        """Wait, at most 0.1 s past a stop. Returns False if the batch must be abandoned."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            if stop.is_set() or not self._consumer.wait(min(left, 0.1)):
+        while (left_s := deadline - time.monotonic()) > 0:
+            if stop.is_set() or not self._consumer.wait(min(left_s, 0.1)):
                 return False
         return True
 
     def _ask_store(self) -> None:
-        """After an abandoned batch there may be none for long that would show that the store is back."""
+        """Ask the store after an abandoned batch: without a new batch nothing else shows that it is back."""
         if self._store_trouble and time.monotonic() >= self._ask_store_at:
             self._ask_store_at = time.monotonic() + _ASK_STORE_EVERY_S
             self._note_store_trouble(self._store.health().reason)
@@ -444,8 +475,8 @@ class Pipeline:
         self.metrics.store_up.set(0 if trouble else 1)
 
     def _commit(self, records: Sequence[Record], consumed: Consumed) -> None:
-        # The end of a partition may lie behind records that no one sees, as of transactions. While outcomes of a
-        # partition wait, its end is not reached.
+        # The end of a partition may lie behind transaction markers, which no reader sees. While outcomes of a partition
+        # wait, its end is not reached.
         ends = {place: end for place, end in consumed.ended.items() if place[0] != self._outcomes}
         ends |= {(self._outcomes, partition): end for partition, end in self._waiting.take_ends().items()}
         self._consumer.commit({**offsets_after(records), **ends})
@@ -467,12 +498,12 @@ class Pipeline:
 
     def _on_assigned(self, places: Sequence[PartitionId]) -> None:
         self._has_joined = True
-        # The client reads nothing around a rebalance.
+        # The client reads nothing during a rebalance.
         self._progress.stood_still()
         self._progress.assigned(partition for topic, partition in places if topic == self._payments)
 
     def _on_revoked(self, places: Sequence[PartitionId]) -> None:
-        # What was sent of a batch that may be abandoned now comes before all that the next owner sends.
+        # This batch may be abandoned now. Its records must reach the broker before anything the next owner sends.
         self._sender.flush(self._settings.flush_timeout_s)
         self._progress.stood_still()
         self._progress.revoked(partition for topic, partition in places if topic == self._payments)
@@ -490,20 +521,20 @@ class Pipeline:
             self.metrics.stage_seconds.labels(stage).observe(time.perf_counter() - started)
 
 
-def _source_partitions(kafka: KafkaSettings) -> list[int]:
-    """The partitions of payments. Raises Misconfigured where a profile could not note all there are."""
-    found: dict[str, list[int]] = {}
+def _source_partitions(clients: KafkaClients) -> list[int]:
+    """Returns the partitions of payments. Raises Misconfigured if a profile cannot store that many offsets."""
+    partitions: dict[str, list[int]] = {}
     for name in ("payments", "outcomes"):
-        found[name] = partitions_of(kafka, name)
-        if len(found[name]) > SOURCES_MAX // 2:
+        partitions[name] = clients.partitions(name)
+        if len(partitions[name]) > SOURCES_MAX // 2:
             raise Misconfigured(
-                f"topic {name} has {len(found[name])} partitions, a profile can note {SOURCES_MAX // 2}"
+                f"topic {name} has {len(partitions[name])} partitions, a profile can note {SOURCES_MAX // 2}"
             )
-    return found["payments"]
+    return partitions["payments"]
 
 
 def stream_metrics(settings: StreamSettings, entities: Sequence[str], registry: CollectorRegistry) -> StreamMetrics:
-    """The metrics of a worker's process, for all pipelines that it has one after the other. Raises Misconfigured."""
+    """Returns the metrics of a process, shared by all pipelines it runs in turn. Raises Misconfigured."""
     try:
         objectives = objectives_ms(entities, settings.freshness_objective_ms, settings.freshness_exceptions)
     except ValueError as error:

@@ -1,23 +1,30 @@
-"""From payments to the owners of profiles: events on a repartition topic for each kind of entity.
+"""Carry events from payments to the owners of profiles, on one repartition topic for each kind of entity.
 
-A payment touches a card, a merchant, a device, and each of their profiles has one owner: whoever has the partition of
-`repartition-ENTITY` that its key belongs to. Whoever has the partition of `payments` sends the events there. A record
-of such a topic is a *frame*: all the events that one batch has for one partition, so that what a record costs to send
-and to read is paid once for hundreds of events.
+A payment touches a card, a merchant and a device. Each of their profiles has one owner: the worker with the partition
+of `repartition-ENTITY` that the profile's key belongs to. The worker with the partition of `payments` sends the events
+there. A record of such a topic is a *frame*: all events that one batch has for one partition. One record then carries
+hundreds of events, and costs little for each.
+
+    1. partition_of(key)    crc32("card:c") % 6 = 5: the event goes to repartition-card/5
+    2. encode_frame         the events of a batch for that partition, at most 1000, in their order
+    3. decode_frame         the owner gets the same events, and the progress of payments
 
     byte      FRAME_VERSION
-    byte      how many attributes a payment has here
-    2 bytes   how many partitions keys were spread over (little endian, as all numbers)
-    4 bytes   how many progress entries, each 16 bytes: a partition of payments, and the moment up to which all its
-              payments are in this frame or those before it
-    4 bytes   how many events
-    rows      int64, one row an event: streams/profiles/events.py has the columns
-    lengths   2 bytes an event: of its key
-    keys      one after the other
+    byte      the number of attributes of a payment in this frame
+    2 bytes   the number of partitions that keys are spread over (all numbers are little endian)
+    4 bytes   the number of progress entries, 16 bytes each: a partition of payments, and the moment up to which all
+              its payments are in this frame or earlier ones
+    4 bytes   the number of events
+    rows      int64, one row for each event: streams/profiles/events.py has the columns
+    lengths   2 bytes for each event: the length of its key
+    keys      the bytes of all keys, one after the other
 
-Order is what makes replays harmless: a profile contains all events of a source up to the offset it notes. A sender
-begins anew where it last committed, and commits when the broker has the frames; so a partition may hold events twice,
-but never an event before one that comes before it in its source, unless it comes again.
+Replays are harmless because of the order: a profile contains all events of a source up to the offset it stores. A
+sender commits after the broker has its frames, and after a crash it starts again at its last commit. A partition may
+therefore hold an event twice, but the first copies stand in the order of their source.
+
+What can go wrong: a frame made for another number of partitions would give a profile two owners. `decode_frame` then
+raises Misconfigured, and the worker stops before it commits.
 """
 
 from __future__ import annotations
@@ -33,19 +40,19 @@ from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.streams.profiles.events import ATTRIBUTES_AT, ROW_WIDTH, EntityEvents
 
 FRAME_VERSION = 1
-# With the longest keys there are a frame stays under Kafka's usual limit of 1 MiB.
+# Even with the longest keys such a frame stays under Kafka's default limit of 1 MiB.
 FRAME_EVENTS_MAX = 1000
 
 _HEADER = struct.Struct("<BBHII")
 
 
 def partition_of(key: bytes, partition_count: int) -> int:
-    """Which partition a profile's key belongs to. Not Kafka's own choice: cheaper, and no one else writes there."""
+    """Returns the partition of a profile's key. It is cheaper than Kafka's partitioner, and only we write there."""
     return zlib.crc32(key) % partition_count
 
 
 def frames_of(events: EntityEvents, partition_count: int) -> Iterator[tuple[int, bytes]]:
-    """(partition, frame) for everything in `events`, of each partition in their order."""
+    """Yields (partition, frame) for all events; the events of a partition keep their order."""
     chosen: dict[int, list[int]] = {}
     for number, key in enumerate(events.keys):
         chosen.setdefault(zlib.crc32(key) % partition_count, []).append(number)
@@ -57,7 +64,7 @@ def frames_of(events: EntityEvents, partition_count: int) -> Iterator[tuple[int,
 
 
 def encode_frame(events: EntityEvents, complete_to_ms: Mapping[int, int], partition_count: int) -> bytes:
-    """One frame. `complete_to_ms`: the progress of partitions of payments."""
+    """Returns one frame. `complete_to_ms`: the progress of partitions of payments."""
     progress = np.array(list(complete_to_ms.items()), dtype="<i8")
     return b"".join(
         (
@@ -71,10 +78,10 @@ def encode_frame(events: EntityEvents, complete_to_ms: Mapping[int, int], partit
 
 
 def decode_frame(value: bytes | None, partition_count: int) -> tuple[EntityEvents, dict[int, int]]:
-    """The events and the progress of a frame read from a topic of so many partitions.
+    """Returns the events and the progress in a frame of a topic with `partition_count` partitions.
 
-    Raises InvalidEvent when it is no such frame, and Misconfigured when it comes from another release or was made for
-    another number of partitions: a profile would have two owners, so whoever reads it must stop and lose nothing.
+    Raises InvalidEvent for a value that is no frame. Raises Misconfigured for a frame of another release, or for
+    another number of partitions: a profile would have two owners, so the worker must stop and lose nothing.
     """
     if value is None or len(value) < _HEADER.size:
         raise InvalidEvent("not a frame: it is too short")

@@ -1,7 +1,9 @@
-"""The first half of the stream: payments and outcomes to events of entities, sent to the owners of their profiles.
+"""The first half of the stream: turn payments and outcomes into events, and send them to the profiles' owners.
 
-What is kept about a payment (`payment:ID` in the store) is written first, then the events are sent: a crash between
-the two leads to the same records again, which the kept positions make a replay and not a duplicate.
+    payment p1 ─► store: payment:p1 (its offset, attributes, keys) ─► frames for card c, merchant m, device d
+
+The router writes the payment's record to the store before it sends the events. After a crash between the two the same
+records come again. Their offsets in the store show that they are a replay and not a duplicate payment.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ _NO_EVENTS = EntityEvents([], np.empty((0, ROW_WIDTH), dtype=np.int64))
 
 @dataclass
 class Decoded:
-    """Payments and outcomes of a batch. `refused`: records that cannot be used, and why; `origin`: of outcomes."""
+    """The events of a batch. `refused`: unusable records with the reason; `origin`: the record of each outcome."""
 
     payments: list[PaymentEvent] = field(default_factory=list)
     outcomes: list[OutcomeEvent] = field(default_factory=list)
@@ -36,7 +38,7 @@ class Decoded:
 
 
 class Router:
-    """Decodes, joins, keeps and sends. The caller flushes the sender before it commits."""
+    """Decodes records, joins outcomes to payments, stores both and sends events. The caller flushes, then commits."""
 
     def __init__(
         self,
@@ -48,14 +50,14 @@ class Router:
         routes: Mapping[str, tuple[str, int]],
         outcome_days: int,
     ) -> None:
-        """`routes`: by kind of entity, its repartition topic on the cluster and how many partitions that has."""
+        """`routes`: by kind of entity, its repartition topic on the cluster and the number of its partitions."""
         self._intake, self._store, self._sender = intake, store, sender
         self._entity_count = plan.entity_count
         self._routes = [routes[name] for name in plan.entity_names]
         self._ttl_s = outcome_days * _DAY_S
 
     def decode(self, payments: Sequence[Record], outcomes: Sequence[Record], now_ms: int) -> Decoded:
-        """The events of these records."""
+        """Returns the events of these records, and the records that are refused."""
         decoded = Decoded()
         for record, event in zip(payments, self._intake.payments(payments, now_ms), strict=True):
             if isinstance(event, InvalidEvent):
@@ -72,9 +74,10 @@ class Router:
         return decoded
 
     def keep(self, decoded: Decoded) -> Joined:
-        """Read, join and write what is kept about the payments; what has changed since it was read is not overwritten.
+        """Read the payments' records from the store, join the events to them, and write them back.
 
-        Raises StoreUnavailable or StoreConflict; the same again is always right.
+        A record that another worker has changed since the read is not overwritten. Raises StoreUnavailable or
+        StoreConflict; the caller may always try again.
         """
         ids = [event.payment_id for event in decoded.payments] + [event.payment_id for event in decoded.outcomes]
         known, versions = read_for_update(self._store, [batch.record_key(payment_id) for payment_id in ids])
@@ -90,7 +93,7 @@ class Router:
                 self._sender.send(topic, frame, key=None, partition=partition)
 
     def send_progress(self, complete_to_ms: Mapping[int, int]) -> None:
-        """Tell every owner how far partitions of payments are sent. Raises BrokerUnavailable."""
+        """Send every owner the progress of partitions of payments. Raises BrokerUnavailable."""
         for topic, partition_count in self._routes:
             frame = encode_frame(_NO_EVENTS, complete_to_ms, partition_count)
             for partition in range(partition_count):
@@ -98,8 +101,8 @@ class Router:
 
 
 def read_for_update(store: ProfileStore, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, int]]:
-    """What these keys hold, and the version of each, those that hold nothing included. Raises StoreUnavailable."""
-    wanted = list(dict.fromkeys(keys))
-    found = store.read_versioned(wanted)
-    values = {key: value for key, (value, _) in zip(wanted, found, strict=True) if value is not None}
-    return values, {key: version for key, (_, version) in zip(wanted, found, strict=True)}
+    """Returns the values of these keys, and the version of every key, absent ones included. Raises StoreUnavailable."""
+    unique = list(dict.fromkeys(keys))
+    versioned = store.read_versioned(unique)
+    values = {key: value for key, (value, _) in zip(unique, versioned, strict=True) if value is not None}
+    return values, {key: version for key, (_, version) in zip(unique, versioned, strict=True)}

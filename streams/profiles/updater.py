@@ -1,4 +1,7 @@
-"""The second half of the stream: events of entities into their profiles, and these onto the changelog."""
+"""The second half of the stream: apply events to profiles, and send the new profiles to the changelog.
+
+frame of repartition-card ─► read profile card:c ─► apply its events ─► write it ─► changelog
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ from paywarden.streams.profiles.router import read_for_update
 
 @dataclass
 class Arrived:
-    """Events by kind of entity, the progress that came with them, and records that cannot be used, with why.
+    """Events by kind of entity, their progress, and the unusable records with the reason.
 
-    `progress`: by kind of entity and partition, in the order of reading.
+    `progress`: kind of entity, partition and moments, in reading order.
     """
 
     events: dict[int, EntityEvents] = field(default_factory=dict)
@@ -29,7 +32,7 @@ class Arrived:
 
 
 class Updater:
-    """Owns the profiles of the keys whose events it reads. The caller flushes the sender before it commits."""
+    """Updates the profiles of the keys whose events it reads. The caller flushes the sender before it commits."""
 
     def __init__(
         self,
@@ -39,9 +42,9 @@ class Updater:
         routes: Mapping[str, tuple[str, int]],
         changelog: Changelog | None,
     ) -> None:
-        """`routes`: by kind of entity, its repartition topic on the cluster and how many partitions that has.
+        """`routes`: by kind of entity, its repartition topic on the cluster and the number of its partitions.
 
-        `changelog`: where new states go; None for a profile set that is not live.
+        `changelog` gets new states; None for a profile set that is not live.
         """
         self._store, self._engine, self._changelog = store, engine, changelog
         self.entities = engine.plan.entity_names
@@ -49,12 +52,12 @@ class Updater:
         self._partition_counts = [routes[name][1] for name in self.entities]
 
     def entity_of(self, topic: str) -> str | None:
-        """The kind of entity whose repartition topic this is; None for another topic."""
+        """Returns the kind of entity of a repartition topic; None for another topic."""
         number = self._numbers.get(topic)
         return None if number is None else self.entities[number]
 
     def decode(self, records: Sequence[Record]) -> Arrived:
-        """The events and the progress in these frames."""
+        """Returns the events and the progress in these frames."""
         arrived = Arrived()
         parts: dict[int, list[EntityEvents]] = {}
         for record in records:
@@ -72,9 +75,10 @@ class Updater:
         return arrived
 
     def update(self, entity: int, events: EntityEvents) -> ProfileUpdates:
-        """Read, apply and write as one. What has changed since it was read is not overwritten.
+        """Read the profiles, apply the events and write the new profiles.
 
-        Raises StoreUnavailable or StoreConflict; the same again is always right.
+        A profile that another worker has changed since the read is not overwritten. Raises StoreUnavailable or
+        StoreConflict; the caller may always try again.
         """
         profiles, versions = read_for_update(self._store, events.keys)
         applied = batch.apply(entity, events, profiles, self._engine)
@@ -87,6 +91,6 @@ class Updater:
             self._changelog.send(self.entities[entity], applied.profiles, now_ms, applied.arrived_ms or None)
 
     def send_progress(self, moments: Mapping[bytes, int], now_ms: int) -> None:
-        """Queue how complete the changelog now is. Raises BrokerUnavailable."""
+        """Queue the changelog's progress. Raises BrokerUnavailable."""
         if self._changelog is not None:
             self._changelog.send_progress(moments, now_ms)

@@ -1,13 +1,21 @@
-"""How complete are the profiles? A moment, that every payment which reached Kafka before it is in.
+"""The watermark of profiles: the moment T such that every payment that reached Kafka before T is in its profiles.
 
-It travels with what it speaks of, from one end to the other:
+The watermark travels behind the records that it speaks of, in three steps:
 
-    payments     `SourceProgress`: how far each partition has been sent on. Into every partition of every repartition
-                 topic goes "what reached partition 3 before T is in the frames before this one"
-    repartition  `RoutedProgress`: the smallest of these over all partitions of payments. Into every partition of the
-                 changelog goes "what reached Kafka before T is in the records before this one, as far as it is of
-                 cards in partition 5"
-    changelog    `CopyProgress`: the smallest of all these is the moment up to which a mirror is complete
+    payments     `SourceProgress`: how far each partition of payments has been sent on. Every partition of every
+                 repartition topic gets: "payments that reached partition 3 before T are in the frames before this one"
+    repartition  `RoutedProgress`: the minimum over all partitions of payments. Every partition of the changelog gets:
+                 "for cards in partition 5, payments before T are in the records before this one"
+    changelog    `CopyProgress`: the minimum of all of these is the moment up to which a mirror is complete
+
+Example: payments/0 is sent up to 12:00:05 and payments/1 up to 12:00:03. The owner of repartition-card/5 tells
+12:00:03. The mirror is complete up to 12:00:03 once all owners have told at least that.
+
+What can go wrong:
+
+- A client reports an end and then stops reading, in a rebalance or a hold. The end counts again only after the client
+  has reported it again (`stood_still`, `assigned`).
+- A batch is abandoned: `read_again` takes back the progress of its partitions.
 """
 
 from __future__ import annotations
@@ -18,12 +26,12 @@ PREFIX = b"progress:"
 
 
 def progress_key(entity: str, partition: int) -> bytes:
-    """The changelog key of the progress of a partition of an entity's repartition topic."""
+    """Returns the changelog key for the progress of one partition of an entity's repartition topic."""
     return PREFIX + f"{entity}:{partition}".encode()
 
 
 class SourceProgress:
-    """How far each partition of payments has been worked in by this worker."""
+    """How far this worker has processed each of its partitions of payments."""
 
     def __init__(self) -> None:
         self._complete_to_ms: dict[int, int] = {}
@@ -32,7 +40,7 @@ class SourceProgress:
     def assigned(self, partitions: Iterable[int]) -> None:
         for partition in partitions:
             self._complete_to_ms[partition] = 0
-            # The news of its end may have been on the way when it was revoked; there may be more by now.
+            # The report of its end may have been on the way when it was revoked; it may have more records by now.
             self._at_end.discard(partition)
 
     def revoked(self, partitions: Iterable[int]) -> None:
@@ -41,27 +49,27 @@ class SourceProgress:
             self._at_end.discard(partition)
 
     def consumed(self, partition: int, timestamp_ms: int) -> None:
-        """A record with this Kafka timestamp was taken: there may be more behind it."""
+        """Note a record with this Kafka timestamp: more may follow it."""
         self._at_end.discard(partition)
         if partition in self._complete_to_ms:
             self._complete_to_ms[partition] = max(self._complete_to_ms[partition], timestamp_ms)
 
     def reached_end(self, partition: int) -> None:
-        """Nothing was behind the last record."""
+        """Note that no record follows the last one."""
         self._at_end.add(partition)
 
     def stood_still(self) -> None:
-        """Nothing was read for a while: there may be more behind every end."""
+        """Note a pause in reading: more records may follow every end."""
         self._at_end.clear()
 
     def read_again(self, partitions: Iterable[int]) -> None:
-        """What was consumed of these partitions was not worked in, and will be consumed again."""
+        """Note that records of these partitions were abandoned: the worker will consume them again."""
         self.assigned(set(partitions) & self._complete_to_ms.keys())
 
     def complete_to_ms(self, asked_ms: int) -> dict[int, int]:
-        """Per payments partition, once a batch is written.
+        """Returns the watermark of each partition of payments, after a batch is written.
 
-        `asked_ms`: all that the client had heard of by then has been consumed.
+        `asked_ms`: everything that the client knew of at this moment has been consumed.
         """
         return {
             partition: max(asked_ms, reached) if partition in self._at_end else reached
@@ -70,7 +78,7 @@ class SourceProgress:
 
 
 class RoutedProgress:
-    """What the owner of some partitions of repartition topics has heard of the partitions of payments."""
+    """The progress of payments that a worker has read in its partitions of the repartition topics."""
 
     def __init__(self, payments_partitions: Iterable[int]) -> None:
         self._payments_partitions = tuple(payments_partitions)
@@ -82,14 +90,14 @@ class RoutedProgress:
         self._told.pop((entity, partition), None)
 
     def heard(self, entity: str, partition: int, complete_to_ms: Mapping[int, int]) -> None:
-        """A frame of this partition of the entity's topic said so."""
+        """Note the progress in a frame of this partition of the entity's topic."""
         known = self._heard.setdefault((entity, partition), {})
         for payments_partition, time_ms in complete_to_ms.items():
-            # An owner that comes new to a partition begins at 0; what was said before stays true.
+            # A new owner of a partition of payments begins at 0, but the earlier progress stays true.
             known[payments_partition] = max(time_ms, known.get(payments_partition, 0))
 
     def news(self) -> dict[bytes, int]:
-        """By changelog key, where the moment is later than it was when last asked."""
+        """Returns by changelog key each moment that has moved on since the last call."""
         news = {}
         for (entity, partition), known in self._heard.items():
             moment = min((known.get(p, 0) for p in self._payments_partitions), default=0)
@@ -100,18 +108,18 @@ class RoutedProgress:
 
 
 class CopyProgress:
-    """The companion's side: the smallest moment over all changelog partitions and all progress there is."""
+    """The companion's side: the minimum over all partitions of the changelog and all progress keys."""
 
     def __init__(self, changelog_partitions: Iterable[int], keys: Iterable[bytes]) -> None:
         """`keys`: the progress key of every partition of every repartition topic."""
         self._seen: dict[bytes, dict[int, int]] = {key: dict.fromkeys(changelog_partitions, 0) for key in keys}
 
     def saw(self, changelog_partition: int, key: bytes, complete_to_ms: int) -> None:
-        """A progress record was read from this changelog partition."""
-        # Keys of topics that there are no more stay on a compacted topic.
+        """Note a progress record from this partition of the changelog."""
+        # A compacted topic also keeps the keys of repartition topics that no longer exist.
         if key in self._seen:
             self._seen[key][changelog_partition] = complete_to_ms
 
     def complete_to_ms(self) -> int:
-        """0 while some progress has not been heard of in every changelog partition."""
+        """Returns the moment; 0 until every partition of the changelog has told every progress key."""
         return min((time_ms for seen in self._seen.values() for time_ms in seen.values()), default=0)

@@ -1,14 +1,13 @@
-"""A broker and a group's consumer in memory, for tests of what reads in batches. As strict as the real client is.
+"""A broker and a group's consumer in memory, for tests of readers of batches. It is as strict as the real client.
 
-What is modelled, each as librdkafka does it:
+It models these traits of librdkafka:
 
-- rebalances are served within `consume` and `close`, in the order they were asked for
-- what was read of a partition before it was revoked in the same call may still be handed out after it, unless
-  the partition was assigned again
-- a pause outlasts the assignment, and what is on its way may come although its partition is paused
-- after an assignment a partition is read from what is committed, after a seek from there
-- the end of a partition is told once; again after a seek, a resume or an assignment
-- a commit fails whole, or for some partitions
+- `consume` and `close` serve rebalances, in the order of their requests
+- a call may hand out records of a partition that it revoked in the same call, unless the partition was assigned again
+- a pause outlasts the assignment, and a record on its way may come although its partition is paused
+- after an assignment the client reads a partition from its committed offset, after a seek from the given offset
+- the client reports the end of a partition once, and again after a seek, a resume or an assignment
+- a commit fails as a whole, or for some partitions
 """
 
 from __future__ import annotations
@@ -22,13 +21,16 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.clients import KafkaClients
+
 Place = tuple[str, int]
 Callback = Callable[[Any, list[TopicPartition]], None]
 
 
 @dataclass
 class FakeMessage:
-    """What `consume` gives: a record, or with `code` an error."""
+    """A message as `consume` returns it: a record, or with `code` an error."""
 
     place: Place
     at: int
@@ -62,8 +64,8 @@ class FakeMessage:
 
 
 @dataclass
-class DecisionCache:
-    """A partition as a commit answers it."""
+class CommitAnswer:
+    """The answer of a commit for one partition."""
 
     topic: str
     partition: int
@@ -73,15 +75,17 @@ class DecisionCache:
 
 @dataclass
 class FakeBroker:
-    """Records by partition, and what a group has committed."""
+    """Records by partition, and the committed offsets of one group."""
 
     records: dict[Place, list[FakeMessage]] = field(default_factory=dict)
     committed: dict[Place, int] = field(default_factory=dict)
-    # Control records of transactions behind the last record: they have offsets, and nobody sees them.
+    # How many partitions a topic has; one, unless it is named here.
+    partition_counts: dict[str, int] = field(default_factory=dict)
+    # Transaction markers behind the last record: they have offsets, and no reader sees them.
     unseen: dict[Place, int] = field(default_factory=dict)
 
     def append(self, place: Place, value: bytes | None = b"", time_ms: int = 0) -> int:
-        """A record more; returns its offset."""
+        """Append a record; returns its offset."""
         log = self.records.setdefault(place, [])
         log.append(FakeMessage(place, len(log), value, time_ms))
         return len(log) - 1
@@ -91,10 +95,15 @@ class FakeBroker:
 
 
 class FakeAdmin:
-    """As much of `AdminClient` as asks where partitions end; it answers at once."""
+    """The questions of `AdminClient` about partitions and their ends, answered at once."""
 
     def __init__(self, broker: FakeBroker) -> None:
         self._broker = broker
+
+    def list_topics(self, topic: str, timeout: float) -> SimpleNamespace:
+        del timeout
+        partitions = dict.fromkeys(range(self._broker.partition_counts.get(topic, 1)))
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions=partitions)})
 
     def list_offsets(self, wanted: Iterable[TopicPartition], **_: object) -> dict[TopicPartition, Future[Any]]:
         answers: dict[TopicPartition, Future[Any]] = {place: Future() for place in wanted}
@@ -104,7 +113,7 @@ class FakeAdmin:
 
 
 class FakeConsumer:
-    """As much of `confluent_kafka.Consumer` as a BatchConsumer uses."""
+    """The methods of `confluent_kafka.Consumer` that a BatchConsumer uses."""
 
     def __init__(self, broker: FakeBroker) -> None:
         self._broker = broker
@@ -113,18 +122,18 @@ class FakeConsumer:
         self._position: dict[Place, int] = {}
         self._end_told: set[Place] = set()
         self.paused: set[Place] = set()
-        # Of which partition a record may come although it is paused, once.
+        # Partitions from which one record may come although they are paused.
         self.on_its_way: set[Place] = set()
         self.commit_error: int | None = None
         self.refused_places: set[Place] = set()
         self.commits: list[dict[Place, int]] = []
         self.is_closed = False
-        # Of which partitions the client gives nothing any more, and doesn't know it.
+        # Partitions on which the client has stalled without noticing.
         self.stalled: set[Place] = set()
-        # Served after the records of the next call were read, and before they are handed out.
+        # The next call serves rebalances after it has read records and before it hands them out.
         self.rebalances_late = False
 
-    # What a test does
+    # Called by tests
 
     def will_assign(self, *places: Place) -> None:
         self._rebalances.append(("on_assign", list(places)))
@@ -136,7 +145,7 @@ class FakeConsumer:
     def assigned(self) -> set[Place]:
         return set(self._position)
 
-    # What the worker calls
+    # Called by the worker
 
     def subscribe(self, topics: Sequence[str], **callbacks: Callback) -> None:
         del topics
@@ -146,33 +155,33 @@ class FakeConsumer:
         del timeout
         if not self.rebalances_late:
             self._rebalance()
-        found: list[FakeMessage] = []
+        messages: list[FakeMessage] = []
         for place in sorted(self._position):
-            self._read(place, count_max, found)
+            self._read(place, count_max, messages)
         if self.rebalances_late:
             self.rebalances_late = False
             again = {place for kind, places in self._rebalances if kind == "on_assign" for place in places}
             self._rebalance()
-            found = [message for message in found if message.place not in again]
-        return found
+            messages = [message for message in messages if message.place not in again]
+        return messages
 
-    def _read(self, place: Place, count_max: int, found: list[FakeMessage]) -> None:
+    def _read(self, place: Place, count_max: int, messages: list[FakeMessage]) -> None:
         log = self._broker.records.get(place, [])
-        while len(found) < count_max and place not in self.stalled:
+        while len(messages) < count_max and place not in self.stalled:
             if place in self.paused:
                 if place not in self.on_its_way:
                     return
                 self.on_its_way.discard(place)
             position = self._position[place]
             if position < len(log):
-                found.append(log[position])
+                messages.append(log[position])
                 self._position[place] = position + 1
                 self._end_told.discard(place)
                 continue
             self._position[place] = self._broker.end(place)
             if place not in self._end_told:
                 self._end_told.add(place)
-                found.append(FakeMessage(place, self._broker.end(place), code=KafkaError._PARTITION_EOF))
+                messages.append(FakeMessage(place, self._broker.end(place), code=KafkaError._PARTITION_EOF))
             return
 
     def _rebalance(self) -> None:
@@ -214,7 +223,7 @@ class FakeConsumer:
             raise KafkaException(KafkaError(KafkaError._STATE))
         return places
 
-    def commit(self, *, offsets: Sequence[TopicPartition], asynchronous: bool) -> list[DecisionCache]:
+    def commit(self, *, offsets: Sequence[TopicPartition], asynchronous: bool) -> list[CommitAnswer]:
         assert not asynchronous
         if self.commit_error is not None:
             raise KafkaException(KafkaError(self.commit_error))
@@ -223,10 +232,10 @@ class FakeConsumer:
             place = (wanted.topic, wanted.partition)
             if place in self.refused_places:
                 refusal = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
-                answers.append(DecisionCache(wanted.topic, wanted.partition, wanted.offset, refusal))
+                answers.append(CommitAnswer(wanted.topic, wanted.partition, wanted.offset, refusal))
             else:
                 self._broker.committed[place] = wanted.offset
-                answers.append(DecisionCache(wanted.topic, wanted.partition, wanted.offset))
+                answers.append(CommitAnswer(wanted.topic, wanted.partition, wanted.offset))
         self.commits.append({(a.topic, a.partition): a.offset for a in answers if a.error is None})
         return answers
 
@@ -246,3 +255,22 @@ class FakeConsumer:
         if self._position:
             self.will_revoke(*sorted(self._position))
         self._rebalance()
+
+
+def clients_of(
+    broker: FakeBroker, *, consumers: Iterable[FakeConsumer] = (), sender: Any = None, admin: Any = None
+) -> KafkaClients:
+    """Clients in memory. The workers get `consumers` one after the other, and all the same `sender`."""
+    waiting: Any = iter(consumers)
+    fake_admin: Any = admin or FakeAdmin(broker)
+
+    def no_transactions(*_: object, **__: object) -> Any:
+        raise AssertionError("the fake broker has no transactions")
+
+    return KafkaClients(
+        KafkaSettings(),
+        admin=fake_admin,
+        consumer=lambda **_: next(waiting),
+        sender=lambda **_: sender,
+        transactional_producer=no_transactions,
+    )

@@ -1,4 +1,4 @@
-"""A topic in memory, for tests of what reads ranges of offsets."""
+"""A topic in memory, for tests of readers of offset ranges."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.streams.kafka.reading import Record
 
 IDS = LocalSchemaIds()
-
-
 _MONDAY_MS = 19_723 * 86_400_000
 
 
 class MemoryTopic:
-    """A TopicSource. Offsets without a record are of what no reader sees."""
+    """A TopicSource in memory. An offset without a record stands for a record that no reader sees."""
 
     def __init__(self, name: str, batch: int = 7) -> None:
         self.name, self._batch = name, batch
         self.partitions: dict[int, list[Record | None]] = {}
         self.begins: dict[int, int] = {}
-        # Where `records` was asked to begin, and for how much.
+        # The partition and range of each call of `records`.
         self.asked: list[tuple[int, range]] = []
-        # After so many records reading fails, as a killed process does.
+        # Reading fails after this many records, like a killed process.
         self.fails_after: int | None = None
         self._encoder = Encoder(name, IDS.id_of(name))
 
     def append(self, partition: int, row: Mapping[str, Any], timestamp_ms: int) -> int:
-        """A record more; returns its offset."""
+        """Append a record; returns its offset."""
         return self.append_bytes(partition, self._encoder.encode(row), timestamp_ms)
 
     def append_bytes(self, partition: int, value: bytes | None, timestamp_ms: int) -> int:
@@ -64,15 +62,18 @@ class MemoryTopic:
 
 
 class Killed(Exception):
-    """The reading process is no more."""
+    """The reading process was killed."""
 
 
 def _first_at(log: Sequence[Record | None], time_ms: int) -> int:
-    return next((place for place, one in enumerate(log) if one is not None and one.timestamp_ms >= time_ms), len(log))
+    for offset, record in enumerate(log):
+        if record is not None and record.timestamp_ms >= time_ms:
+            return offset
+    return len(log)
 
 
 def decision(payment_id: str, **changes: Any) -> dict[str, Any]:
-    """A record of the topic decisions, about a payment of 2024-01-01."""
+    """Returns a record of topic decisions about a payment of 2024-01-01."""
     return {
         "decision_id": "d-" + payment_id,
         "decided_time_ms": _MONDAY_MS + 50,

@@ -18,6 +18,7 @@ from paywarden.features.stores.aerospike.store import AerospikeSettings, Aerospi
 from paywarden.schemas.avro import LocalSchemaIds
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.group_consumer import BatchConsumer
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import make_consumer
@@ -184,7 +185,7 @@ def test_a_worker_that_joins_while_another_is_on_hold_has_its_batch_abandoned_an
 def a_pipeline(settings: KafkaSettings, server: StandIn, group: str) -> Iterator[Pipeline]:
     with closing(AerospikeStore(AerospikeSettings(hosts=(server.address,)))) as store:
         yield Pipeline(
-            kafka=settings,
+            clients=KafkaClients.of(settings),
             settings=StreamSettings(
                 group_id=group,
                 batch_max=200,

@@ -8,23 +8,23 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.plan import compile_plan
-from paywarden.features.stores.base import ProfileStore
+from paywarden.features.stores.profile_sets import LiveSet
 from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
-from paywarden.schemas.settings import read_source
+from paywarden.schemas.settings import Source, read_source
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
-from paywarden.streams.companion import companion as companion_module
+from paywarden.streams.companion.companion import FillSource
 from paywarden.streams.kafka.client import KafkaSettings
 from tests.services.in_process import remembered_clients, running
 from tests.services.kafka import QUICK_RETURN, KafkaServer
@@ -144,10 +144,10 @@ def test_ready_when_the_mirror_is_complete_and_ages_are_of_what_came_since_the_s
 
 
 def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
-    tmp_path: Path, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: KafkaSettings
 ) -> None:
     """Here partitions are paused, and the companion doesn't know."""
-    clients = remembered_clients(monkeypatch, companion_module)
+    kafka, consumers = remembered_clients(settings)
     addresses: list[str] = []
 
     def is_read_to_the_end() -> bool:
@@ -164,11 +164,11 @@ def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
         topics.send_payments(payments[:200])
         wait_until_worked_in(settings, group)
         with (
-            wiring.companion(read_source(str(deployment.config)), announce=addresses.append) as companion,
+            wiring.companion(read_source(str(deployment.config)), addresses.append, clients=kafka) as companion,
             running(companion),
         ):
             wait_until(lambda: not companion.health.problems(), "it is ready", every_s=0.05)
-            clients[0].pause(clients[0].assignment()[1:])
+            consumers[0].pause(consumers[0].assignment()[1:])
             topics.send_payments(payments[200:])
             wait_until_worked_in(settings, group)
             assert stream.stop() == 0
@@ -178,25 +178,31 @@ def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
 
 
 def test_a_companion_waits_for_a_store_that_the_stream_has_not_made_yet(
-    tmp_path: Path, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It says once what it waits for, however often it looks."""
     caplog.set_level(logging.INFO)
-    looks, open_store = [0], wiring.open_store
+    look_count = 0
 
-    def counted(*arguments: Any, **options: Any) -> ProfileStore:
-        looks[0] += 1
-        return open_store(*arguments, **options)
+    def counted(source: Source) -> FillSource:
+        fill = wiring.fill_source(source)
 
-    monkeypatch.setattr(wiring, "open_store", counted)
+        def look() -> LiveSet:
+            nonlocal look_count
+            look_count += 1
+            return fill.look()
+
+        return replace(fill, look=look)
+
     topics, group = Topics(settings), f"{settings.topic_prefix}stream"
     with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployment:
         deployment.create_topics()
+        source = read_source(str(deployment.config))
         with (
-            wiring.companion(read_source(str(deployment.config)), announce=lambda _: None) as companion,
+            wiring.companion(source, lambda _: None, fill=counted(source)) as companion,
             running(companion),
         ):
-            wait_until(lambda: looks[0] >= 3, "it has looked for the store again")
+            wait_until(lambda: look_count >= 3, "it has looked for the store again")
             (problem,) = companion.health.problems()
             assert problem.startswith(f"the mirror waits for the profile store: there is no LMDB store at {tmp_path}")
             assert companion.health.live()

@@ -15,9 +15,10 @@ from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.companion.cursors import HostIdentity, ShippedTo, boot_id, cursor_key, read_cursors
-from paywarden.streams.companion.shipping import Shipper, shipper_of
+from paywarden.streams.companion.shipping import Shipper, ShippingOptions, shipper_of
 from paywarden.streams.kafka.admin import make_admin, partitions_of, stable_end_offsets, written_end_offsets
 from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.kafka.producers import make_transactional_producer
 from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.kafka.topic_names import CURSORS_TOPIC
@@ -42,7 +43,7 @@ class World:
     """An outbox with its writer, and companions of it one after the other."""
 
     def __init__(self, folder: Path, kafka: KafkaSettings) -> None:
-        self.kafka = kafka
+        self.kafka, self.clients = kafka, KafkaClients.of(kafka)
         self.settings = OutboxSettings(directory=str(folder))
         self.writer = OutboxWriter(self.settings, "worker-0")
         self.identity = HostIdentity(folder)
@@ -51,7 +52,7 @@ class World:
 
     def new_shipper(self) -> Shipper:
         encoder = Encoder("decisions", LocalSchemaIds().id_of("decisions"))
-        return shipper_of(self.settings, self.kafka, self.identity, encoder=encoder, keep_s=0)
+        return shipper_of(self.settings, self.clients, self.identity, encoder=encoder, options=ShippingOptions())
 
     def decide(self, count: int) -> None:
         ids = [f"p{len(self.decided) + number}" for number in range(count)]
@@ -190,9 +191,9 @@ def test_a_cursor_behind_another_hosts_open_transaction_is_read(world: World) ->
     producer.flush(10)
     world.decide(10)
     world.ship()
-    cursor = read_cursors(world.kafka, world.identity.host)["worker-0"]
+    cursor = read_cursors(world.clients, world.identity.host)["worker-0"]
     assert (cursor.position, cursor.boot_id) == (world.writer.position, boot_id())
-    assert "another" not in read_cursors(world.kafka, "another")
+    assert "another" not in read_cursors(world.clients, "another")
 
 
 def test_many_decisions_share_a_transaction_and_a_lone_one_is_soon_committed(world: World) -> None:

@@ -21,7 +21,7 @@ from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.profiles import pipeline
+from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
 from tests.services.in_process import remembered_clients, running
 from tests.services.kafka import KafkaServer
@@ -205,16 +205,16 @@ def values(settings: KafkaSettings, name: str) -> list[bytes]:
 
 
 def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
-    deployment: Deployment, settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+    deployment: Deployment, settings: KafkaSettings
 ) -> None:
     """As after the broker was fenced for a moment. Here partitions are paused, and the worker doesn't know."""
     del deployment  # it has made the topics
     payments, outcomes = small_world()
     topics, group = Topics(settings), f"{settings.topic_prefix}stalled"
-    clients = remembered_clients(monkeypatch, pipeline)
+    kafka, clients = remembered_clients(settings)
     engine, store, registry = FeatureEngine(), MemoryStore(), CollectorRegistry()
     worker = Pipeline(
-        kafka=settings,
+        clients=kafka,
         settings=StreamSettings(
             group_id=group, session_timeout_ms=6000, stall_timeout_s=4, past_ms_max=TIME_BOUND_MS_MAX
         ),
@@ -272,7 +272,7 @@ def test_what_another_worker_wrote_meanwhile_is_kept_and_nothing_is_counted_twic
     topics.send_payments(rows)
     registry = CollectorRegistry()
     worker = Pipeline(
-        kafka=settings,
+        clients=KafkaClients.of(settings),
         settings=StreamSettings(group_id="contested", past_ms_max=TIME_BOUND_MS_MAX),
         store=store,
         engine=engine,

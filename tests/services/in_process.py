@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Event, Thread
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol
 
-import pytest
 from confluent_kafka import Consumer
 
-from paywarden.streams.kafka.reading import make_consumer
+from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.kafka.clients import KafkaClients
 
 
 class Runs(Protocol):
@@ -31,13 +31,13 @@ def running(worker: Runs) -> Iterator[None]:
         thread.join()
 
 
-def remembered_clients(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[Consumer]:
-    """The consumers that `module` makes from now on, one after the other."""
-    clients: list[Consumer] = []
+def remembered_clients(settings: KafkaSettings) -> tuple[KafkaClients, list[Consumer]]:
+    """Real clients of a cluster, and a list that gets each consumer they make, one after the other."""
+    clients = KafkaClients.of(settings)
+    consumers: list[Consumer] = []
 
-    def remember(*arguments: Any, **options: Any) -> Consumer:
-        clients.append(make_consumer(*arguments, **options))
-        return clients[-1]
+    def remember(*, group_id: str, session_timeout_ms: int = 10_000) -> Consumer:
+        consumers.append(clients.consumer(group_id=group_id, session_timeout_ms=session_timeout_ms))
+        return consumers[-1]
 
-    monkeypatch.setattr(module, "make_consumer", remember)
-    return clients
+    return replace(clients, consumer=remember), consumers

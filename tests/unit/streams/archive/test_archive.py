@@ -1,4 +1,4 @@
-"""The archive's files: what they hold, how a run goes on, and what is refused."""
+"""The archive's files: their content, how a run resumes, and the errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def payment(number: int, event_time_ms: int = MONDAY) -> dict[str, Any]:
 
 
 def topic_of(*counts: int) -> MemoryTopic:
-    """So many payments in each partition, an hour apart."""
+    """Returns a topic with `count` payments in each partition, an hour apart."""
     topic = MemoryTopic("payments")
     for partition, count in enumerate(counts):
         for number in range(count):
@@ -85,7 +85,7 @@ def refusal(folder: Path, **options: Any) -> str:
 # What is written
 
 
-def test_every_record_is_there_once_with_its_place_and_its_time(tmp_path: Path) -> None:
+def test_every_record_is_archived_once_with_its_place_and_time(tmp_path: Path) -> None:
     topic = topic_of(25, 3)
     done = archive(topic, tmp_path)
     assert (done.rows, done.is_whole) == (28, True)
@@ -96,7 +96,7 @@ def test_every_record_is_there_once_with_its_place_and_its_time(tmp_path: Path) 
     assert last["device_id"] is None
 
 
-def test_a_file_ends_when_it_is_full_and_when_a_record_of_a_later_day_comes(tmp_path: Path) -> None:
+def test_a_file_ends_when_it_is_full_or_a_later_day_begins(tmp_path: Path) -> None:
     archive(topic_of(30), tmp_path)
     assert names(tmp_path) == [
         "payments/date=2024-01-01/part-0-0.parquet",
@@ -106,7 +106,7 @@ def test_a_file_ends_when_it_is_full_and_when_a_record_of_a_later_day_comes(tmp_
     ]
 
 
-def test_a_record_whose_clock_is_behind_stays_in_the_file_of_the_day(tmp_path: Path) -> None:
+def test_a_record_with_an_earlier_time_stays_in_the_open_file(tmp_path: Path) -> None:
     topic = MemoryTopic("payments")
     for number, hours in enumerate((23, 25, 23, 26)):
         topic.append(0, payment(number), MONDAY + hours * 3_600_000)
@@ -114,7 +114,7 @@ def test_a_record_whose_clock_is_behind_stays_in_the_file_of_the_day(tmp_path: P
     assert [part.offsets for part in read_parts(tmp_path, "payments")[0]] == [range(1), range(1, 4)]
 
 
-def test_what_does_not_decode_is_named_and_kept_in_the_footer(tmp_path: Path) -> None:
+def test_undecodable_records_are_named_in_the_footer(tmp_path: Path) -> None:
     topic = topic_of(2)
     topic.append_bytes(0, b"nonsense", MONDAY + 7)
     topic.append_bytes(0, None, MONDAY + 8)
@@ -129,14 +129,14 @@ def test_what_does_not_decode_is_named_and_kept_in_the_footer(tmp_path: Path) ->
     assert list(read_archive(tmp_path, "payments", SCHEMA).undecoded) == done.undecoded
 
 
-def test_a_topic_of_nothing_that_decodes_is_covered_all_the_same(tmp_path: Path) -> None:
+def test_a_topic_without_decodable_records_is_still_covered(tmp_path: Path) -> None:
     topic = MemoryTopic("payments")
     topic.append_bytes(0, b"nonsense", MONDAY)
     assert archive(topic, tmp_path).files == 1
     assert archive(topic, tmp_path).files == 0
 
 
-def test_what_no_reader_sees_leaves_no_gap_between_files(tmp_path: Path) -> None:
+def test_offsets_without_records_leave_no_gap_between_files(tmp_path: Path) -> None:
     topic = MemoryTopic("payments")
     for number in range(15):
         topic.append(0, payment(number), MONDAY)
@@ -159,12 +159,12 @@ def test_a_repeated_run_reads_and_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("killed_after", range(0, 60, 7))
-def test_a_run_that_was_killed_goes_on_and_nothing_is_there_twice(killed_after: int, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_without_duplicates(killed_after: int, tmp_path: Path) -> None:
     topic = topic_of(33, 4, 21)
     topic.fails_after = killed_after
     with pytest.raises(Killed):
         archive(topic, tmp_path)
-    # As a kill in the middle of a file leaves it.
+    # The state after a kill in the middle of a file.
     (tmp_path / "payments/date=2024-01-01").mkdir(exist_ok=True)
     (tmp_path / "payments/date=2024-01-01/part-0-10.parquet.unfinished").write_bytes(b"PAR1")
     topic.fails_after = None
@@ -173,7 +173,7 @@ def test_a_run_that_was_killed_goes_on_and_nothing_is_there_twice(killed_after: 
     assert not list(tmp_path.rglob("*.unfinished"))
 
 
-def test_a_run_that_is_stopped_keeps_what_it_has_and_says_so(tmp_path: Path) -> None:
+def test_a_stopped_run_keeps_its_files_and_says_so(tmp_path: Path) -> None:
     topic, stop = topic_of(25), Event()
     stop.set()
     assert not archive(topic, tmp_path, stop=stop).is_whole
@@ -182,7 +182,7 @@ def test_a_run_that_is_stopped_keeps_what_it_has_and_says_so(tmp_path: Path) -> 
     assert places(tmp_path) == all_places(topic)
 
 
-def test_what_has_come_since_and_what_came_before_is_added(tmp_path: Path) -> None:
+def test_a_later_run_adds_newer_and_older_records(tmp_path: Path) -> None:
     topic = topic_of(40)
     hours = 3_600_000
     archive(topic, tmp_path, MONDAY + 12 * hours, MONDAY + 20 * hours)
@@ -194,7 +194,7 @@ def test_what_has_come_since_and_what_came_before_is_added(tmp_path: Path) -> No
     assert places(tmp_path) == all_places(topic)
 
 
-def test_a_file_that_was_lost_is_written_again(tmp_path: Path) -> None:
+def test_a_lost_file_is_written_again(tmp_path: Path) -> None:
     topic = topic_of(30)
     archive(topic, tmp_path)
     (tmp_path / "payments/date=2024-01-01/part-0-10.parquet").unlink()
@@ -202,7 +202,7 @@ def test_a_file_that_was_lost_is_written_again(tmp_path: Path) -> None:
     assert places(tmp_path) == all_places(topic)
 
 
-def test_a_lost_file_of_which_the_topic_has_nothing_left_to_see_is_covered(tmp_path: Path) -> None:
+def test_a_lost_file_without_visible_records_is_covered_again(tmp_path: Path) -> None:
     topic = topic_of(30)
     archive(topic, tmp_path)
     (tmp_path / "payments/date=2024-01-01/part-0-10.parquet").unlink()
@@ -215,9 +215,7 @@ def test_a_lost_file_of_which_the_topic_has_nothing_left_to_see_is_covered(tmp_p
     st.lists(st.integers(0, 60), unique=True, max_size=8).map(sorted),
     st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted),
 )
-def test_what_is_covered_and_what_is_missing_join_and_hold_all_that_is_wanted(
-    edges: list[int], asked: list[int]
-) -> None:
+def test_covered_and_missing_ranges_join_without_a_gap(edges: list[int], asked: list[int]) -> None:
     covered = [range(first, stop) for first, stop in zip(edges[::2], edges[1::2], strict=False)]
     wanted = range(*asked)
     missing = missing_ranges(wanted, covered)
@@ -230,18 +228,18 @@ def test_what_is_covered_and_what_is_missing_join_and_hold_all_that_is_wanted(
 # What is refused
 
 
-def test_what_has_expired_before_it_was_archived_is_named(tmp_path: Path) -> None:
+def test_records_that_expired_before_the_archive_are_named(tmp_path: Path) -> None:
     topic = topic_of(10)
     archive(topic, tmp_path)
     for number in range(10):
         topic.append(0, payment(50 + number), MONDAY)
     topic.begins[0] = 15
-    said = r"partition 0 needs offset 10 next, and the topic begins at 15: what is between has expired"
+    said = r"partition 0 needs offset 10 next, and the topic begins at 15: the records between have expired"
     with pytest.raises(Misconfigured, match=said):
         archive(topic, tmp_path)
 
 
-def test_what_expires_while_it_is_read_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+def test_records_that_expire_during_a_read_are_an_error(tmp_path: Path) -> None:
     class Expiring(MemoryTopic):
         def records(self, partition: int, offsets: range) -> Any:
             self.begins[partition] = 6
@@ -255,7 +253,7 @@ def test_what_expires_while_it_is_read_is_refused_and_not_passed_over(tmp_path: 
     assert names(tmp_path) == []
 
 
-def test_two_writers_of_one_topic_do_not_meet(tmp_path: Path) -> None:
+def test_a_second_writer_of_a_topic_is_refused(tmp_path: Path) -> None:
     (tmp_path / "payments").mkdir()
     with (tmp_path / "payments/.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -269,7 +267,7 @@ def test_a_gap_is_named_by_its_partition_and_offsets(tmp_path: Path) -> None:
     assert "partition 1 has a gap: offsets 10 to 19 are missing before part-1-20.parquet" in refusal(tmp_path)
 
 
-def test_files_that_cover_the_same_offsets_are_named(tmp_path: Path) -> None:
+def test_files_with_the_same_offsets_are_named(tmp_path: Path) -> None:
     archive(topic_of(20), tmp_path)
     folder = tmp_path / "payments/date=2024-01-01"
     (tmp_path / "payments/date=2024-01-05").mkdir()
@@ -306,16 +304,16 @@ def test_a_missing_column_is_named_with_its_file_unless_it_may_be_missing(tmp_pa
     assert refusal(tmp_path, optional=("declined",)) == f"{path}: column amount_minor is missing"
 
 
-def test_a_topic_that_is_not_archived_is_named_with_the_command(tmp_path: Path) -> None:
+def test_a_topic_that_is_not_archived_is_named_with_its_command(tmp_path: Path) -> None:
     assert f"`paywarden archive --topic payments --out {tmp_path}`" in refusal(tmp_path)
 
 
 # Reading a part of it
 
 
-def test_a_range_of_arrival_is_the_one_that_kafka_gives(tmp_path: Path) -> None:
+def test_a_range_of_arrival_times_matches_kafkas(tmp_path: Path) -> None:
     topic = MemoryTopic("payments")
-    # Clocks differ, and what does not decode has a time, too.
+    # Clocks differ, and an undecodable record has a time too.
     for number, minutes in enumerate((0, 5, 3, 9, 4, 20, 15, 30)):
         if number == 3:
             topic.append_bytes(0, b"nonsense", MONDAY + minutes * 60_000)
@@ -350,7 +348,7 @@ def test_files_of_other_days_are_not_read(tmp_path: Path, monkeypatch: pytest.Mo
     assert {time // DAY_MS for time in times} == {MONDAY // DAY_MS + 1, MONDAY // DAY_MS + 2}
 
 
-def test_a_part_says_what_its_file_holds(tmp_path: Path) -> None:
+def test_a_part_describes_its_file(tmp_path: Path) -> None:
     archive(topic_of(3), tmp_path)
     path = tmp_path / "payments/date=2024-01-01/part-0-0.parquet"
     wanted = ArchiveFile(path, 0, range(3), MONDAY + 2 * 3_600_000, (MONDAY, MONDAY), ())

@@ -1,4 +1,4 @@
-"""A history of topics' rows: the order, what is left out and said, and what is refused."""
+"""A history from the rows of topics: its order, the records left out, and the errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OUTCOME = {"payment_id": "p", "outcome_time_ms": NOW + 5, "label": "fraud", "sou
 
 
 def table(topic: str, records: Iterable[Mapping[str, Any]]) -> TopicRows:
-    """Rows in the order of reading, of partition 0 unless they say another, at growing offsets."""
+    """Returns rows in reading order at growing offsets, in partition 0 unless a row names another."""
     offsets = count()
     places = [
         {
@@ -63,7 +63,7 @@ def history_of(
 
 
 def world_topics() -> tuple[MemoryTopic, MemoryTopic]:
-    """The small world as payment systems send it: by card, a few of it too late, some of it twice."""
+    """The small world as payment systems send it: by card, a few events late, some twice."""
     payments, outcomes = (MemoryTopic(name, batch=500) for name in ("payments", "outcomes"))
     rows = small_world.tables()[0].to_pylist()
     # The order of arrival is not that of the events.
@@ -101,7 +101,7 @@ def assert_equal(one: History, other: History) -> None:
 # The same history
 
 
-def test_topics_archived_or_not_give_the_history_that_was_sent(tmp_path: Path) -> None:
+def test_topics_give_the_sent_history_with_or_without_an_archive(tmp_path: Path) -> None:
     topics = world_topics()
     for topic in topics:
         archiver = Archiver(topic, IDS, topic.name, tmp_path, records_max=1000)
@@ -114,18 +114,18 @@ def test_topics_archived_or_not_give_the_history_that_was_sent(tmp_path: Path) -
     (what,) = left_out.counts.items()
     assert what == ("payments that came before, field by field the same", -(-len(small_world.history()) // 501))
     payments, outcomes = small_world.tables()
-    # No two events of this world have the same time, so there is one order.
+    # All events of this world have different times, so there is one order.
     assert pc.count_distinct(payments["event_time_ms"]).as_py() == len(payments)
     assert_equal(of_topics, history_of_tables(payments, outcomes))
 
 
-def test_events_of_one_time_are_in_order_of_partition_and_offset() -> None:
+def test_events_of_one_time_are_ordered_by_partition_and_offset() -> None:
     rows = [PAYMENT | {"payment_id": f"p{n}", "kafka_partition": n % 2, "kafka_offset": 9 - n} for n in range(4)]
     history, _ = history_of(rows)
     assert history.payment_id.to_pylist() == ["p2", "p0", "p3", "p1"]
 
 
-def test_outcomes_are_in_order_of_their_own_time_so_that_a_correction_wins() -> None:
+def test_outcomes_are_ordered_by_their_own_time() -> None:
     corrected = OUTCOME | {"label": "genuine", "outcome_time_ms": NOW + 9}
     history, _ = history_of([PAYMENT], [corrected, OUTCOME])
     assert history.outcome_fraud.tolist() == [True, False]
@@ -134,7 +134,7 @@ def test_outcomes_are_in_order_of_their_own_time_so_that_a_correction_wins() -> 
 # What is left out
 
 
-def test_a_payment_that_is_there_twice_counts_once() -> None:
+def test_a_repeated_payment_counts_once() -> None:
     history, left_out = history_of([PAYMENT, PAYMENT, PAYMENT | {"payment_id": "q"}, PAYMENT])
     assert history.payment_id.to_pylist() == ["p", "q"]
     assert left_out.lines() == [
@@ -143,7 +143,7 @@ def test_a_payment_that_is_there_twice_counts_once() -> None:
 
 
 @pytest.mark.parametrize("other", [{"amount_minor": 101}, {"declined": True}, {"event_time_ms": NOW + 1}])
-def test_two_payments_of_one_id_that_differ_are_refused_with_both_places(other: dict[str, Any]) -> None:
+def test_differing_payments_of_one_id_are_refused_with_both_places(other: dict[str, Any]) -> None:
     rows = [PAYMENT, PAYMENT | {"payment_id": "q"}, PAYMENT | other]
     with pytest.raises(Misconfigured) as refused:
         history_of(rows)
@@ -174,7 +174,7 @@ def test_two_payments_of_one_id_that_differ_are_refused_with_both_places(other: 
         ({"utc_offset_minutes": 1440}, "utc_offset_minutes must be whole minutes from -1439 to 1439"),
     ],
 )
-def test_what_the_stream_refuses_is_left_out_and_said(changes: dict[str, Any], rule: str) -> None:
+def test_payments_that_the_stream_refuses_are_left_out_and_counted(changes: dict[str, Any], rule: str) -> None:
     refused = PAYMENT | {"payment_id": "q"} | changes
     history, left_out = history_of([PAYMENT, refused])
     intake = EventDecoder(small_world.engine(), small_world.rates(), IDS)
@@ -184,7 +184,7 @@ def test_what_the_stream_refuses_is_left_out_and_said(changes: dict[str, Any], r
     assert left_out.lines() == [f"left out: 1 payments that the stream refuses: {rule} (partition 0, offset 1)"]
 
 
-def test_outcomes_that_cannot_be_joined_are_left_out_and_said() -> None:
+def test_outcomes_that_cannot_be_joined_are_left_out_and_counted() -> None:
     early, lost = OUTCOME | {"outcome_time_ms": NOW - 1}, OUTCOME | {"payment_id": "q"}
     history, left_out = history_of([PAYMENT], [early, lost, OUTCOME, lost])
     assert history.outcome_time_ms.tolist() == [NOW + 5]
@@ -194,7 +194,7 @@ def test_outcomes_that_cannot_be_joined_are_left_out_and_said() -> None:
     }
 
 
-def test_records_that_do_not_decode_are_said() -> None:
+def test_records_that_do_not_decode_are_counted() -> None:
     topic = MemoryTopic("payments")
     topic.append_bytes(1, b"", NOW)
     _, left_out = history_of_rows(read_topic(topic), table("outcomes", []), rates=small_world.rates())
@@ -204,7 +204,7 @@ def test_records_that_do_not_decode_are_said() -> None:
     ]
 
 
-def test_payments_outside_of_the_days_are_cut_with_their_outcomes() -> None:
+def test_payments_outside_the_days_are_cut_with_their_outcomes() -> None:
     rows = [PAYMENT | {"payment_id": f"p{n}", "event_time_ms": NOW + n} for n in range(5)]
     outcomes = [OUTCOME | {"payment_id": f"p{n}", "outcome_time_ms": NOW + n} for n in range(4)]
     history, left_out = history_of(rows, outcomes, PaymentTimes(NOW + 1, NOW + 2))

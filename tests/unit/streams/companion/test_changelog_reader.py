@@ -34,7 +34,7 @@ def changes(*records: Record, ageless_before: dict[int, int] | None = None) -> C
     return read_changes(records, Decoder("profiles", IDS), ENTITIES, ageless_before or {})
 
 
-def test_the_last_word_on_a_key_holds_and_positions_are_after_it() -> None:
+def test_the_last_record_of_a_key_counts_and_positions_follow_it() -> None:
     got = changes(
         state(b"card:1", b"old", offset=3),
         state(b"card:1", b"new", offset=4),
@@ -46,7 +46,7 @@ def test_the_last_word_on_a_key_holds_and_positions_are_after_it() -> None:
     assert got.positions == {0: 5, 1: 11}
 
 
-def test_progress_is_told_in_order_and_is_no_profile() -> None:
+def test_progress_records_come_in_order_and_are_no_profiles() -> None:
     got = changes(progress(5, 0), progress(None, 1), progress(7, 2))
     assert got.progress == [(0, progress_key("card", 2), 5), (0, progress_key("card", 2), 7)]
     assert got.profiles == {}
@@ -54,19 +54,19 @@ def test_progress_is_told_in_order_and_is_no_profile() -> None:
 
 
 @pytest.mark.parametrize("key", [None, b"", b"c" * (KEY_BYTES_MAX + 1)])
-def test_a_record_without_a_usable_key_is_counted_and_passed(key: bytes | None) -> None:
+def test_a_record_without_a_usable_key_is_counted_and_skipped(key: bytes | None) -> None:
     got = changes(record(key, None, 4))
     assert (got.unreadable, got.profiles, got.positions) == (1, {}, {0: 5})
 
 
-def test_a_record_that_is_no_avro_is_counted_and_passed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_that_is_no_avro_is_counted_and_skipped(caplog: pytest.LogCaptureFixture) -> None:
     got = changes(record(b"card:1", b"secret", 4), state(b"card:2", offset=5))
     assert (got.unreadable, list(got.profiles), got.positions) == (1, [b"card:2"], {0: 6})
     assert "card:1" not in caplog.text
     assert "secret" not in caplog.text
 
 
-def test_every_state_written_for_an_event_has_an_age_by_its_kind_of_entity() -> None:
+def test_every_state_of_an_event_has_an_age_by_kind_of_entity() -> None:
     got = changes(
         state(b"card:1", arrived_ms=5),
         state(b"card:1", arrived_ms=6),
@@ -78,7 +78,7 @@ def test_every_state_written_for_an_event_has_an_age_by_its_kind_of_entity() -> 
     assert got.arrived_ms == {"card": [5, 6], "merchant": [7]}
 
 
-def test_what_was_there_before_the_start_has_no_age() -> None:
+def test_records_from_before_the_start_have_no_age() -> None:
     got = changes(
         state(b"card:1", arrived_ms=1, offset=9),
         state(b"card:2", arrived_ms=2, offset=10),

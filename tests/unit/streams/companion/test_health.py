@@ -1,4 +1,4 @@
-"""What a companion says of itself: health and metrics, without Kafka."""
+"""A companion's health and metrics, without Kafka."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paywarden.streams.companion.metrics import CompanionMetrics
 
 
 class World:
-    """A companion's health with clocks that are set."""
+    """A companion's health with clocks that the test sets."""
 
     def __init__(self) -> None:
         self.now_ms, self.now_s = 1_000_000, 50.0
@@ -30,7 +30,7 @@ def world() -> World:
     return World()
 
 
-def test_it_is_not_ready_before_the_mirror_is_complete_and_says_why(world: World) -> None:
+def test_a_companion_is_not_ready_before_its_mirror_is_complete(world: World) -> None:
     health = world.health
     assert health.problems() == ["it has not started"]
     health.obstacle = "the mirror is being filled from the store"
@@ -43,23 +43,23 @@ def test_it_is_not_ready_before_the_mirror_is_complete_and_says_why(world: World
     assert health.problems() == []
 
 
-def test_it_is_not_ready_with_a_mirror_older_than_allowed(world: World) -> None:
+def test_a_companion_is_not_ready_while_its_mirror_is_too_old(world: World) -> None:
     world.health.follow(0, complete_to_ms=world.now_ms - 30_001)
     assert world.health.problems() == ["the mirror is 30.0 s old, 30 s are allowed"]
 
 
-def test_a_mirror_kept_from_before_is_caught_up_with_first(world: World) -> None:
+def test_an_existing_mirror_catches_up_before_it_is_ready(world: World) -> None:
     world.health.follow(1, complete_to_ms=world.now_ms)
     assert len(world.health.problems()) == 1
 
 
-def test_it_is_not_ready_without_kafka(world: World) -> None:
+def test_a_companion_is_not_ready_without_kafka(world: World) -> None:
     world.health.follow(0, complete_to_ms=world.now_ms)
     world.health.kafka_trouble = "Kafka has not answered for 7 s: timed out"
     assert world.health.problems() == ["Kafka has not answered for 7 s: timed out"]
 
 
-def test_it_lives_as_long_as_rounds_end_and_while_there_are_to_be_none(world: World) -> None:
+def test_a_companion_is_live_while_rounds_end_or_none_are_due(world: World) -> None:
     world.now_s += 1000
     assert world.health.live()
     world.health.follow(0, 0)
@@ -74,7 +74,7 @@ def test_it_lives_as_long_as_rounds_end_and_while_there_are_to_be_none(world: Wo
     assert world.health.live()
 
 
-def test_ages_end_when_the_mirror_has_the_states_and_are_held_against_the_objective(world: World) -> None:
+def test_ages_end_at_the_mirror_and_are_compared_with_the_objective(world: World) -> None:
     changes = Changes({"card": [world.now_ms - 40, world.now_ms - 1500, world.now_ms - 1501], "merchant": []})
     world.metrics.applied(changes, world.now_ms)
     assert world.value("event_to_mirror_seconds_count", entity="card") == 3
@@ -94,7 +94,7 @@ def test_states_erasures_and_unreadable_records_are_counted(world: World) -> Non
     assert world.value("unreadable_records_total") == 4
 
 
-def test_the_age_of_the_mirror_is_of_when_it_is_asked_for(world: World) -> None:
+def test_the_age_of_the_mirror_is_computed_at_the_scrape(world: World) -> None:
     age = world.value("mirror_age_seconds")
     assert age is not None
     assert math.isnan(age)
@@ -107,7 +107,7 @@ def test_the_age_of_the_mirror_is_of_when_it_is_asked_for(world: World) -> None:
     assert world.value("ready") == 0
 
 
-def test_what_waits_is_shown_as_it_stands(world: World) -> None:
+def test_waiting_bytes_and_lag_are_shown_as_they_are(world: World) -> None:
     places = [("profiles", number) for number in range(3)]
     world.metrics.lag(dict(zip(places, (10, 7, 3), strict=True)), dict(zip(places, (4, 8), strict=False)))
     assert [world.value("changelog_lag", partition=str(number)) for number in range(3)] == [6, 0, 3]

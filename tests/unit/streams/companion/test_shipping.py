@@ -1,4 +1,4 @@
-"""How shipping moves on, with a producer that fails as it is told. On a real broker: tests/integration."""
+"""Shipping with a producer that fails on request. tests/integration ships to a real broker."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.state.outbox import Cursor, OutboxDamaged, OutboxSettings, OutboxWriter
-from paywarden.streams.companion import shipping
 from paywarden.streams.companion.cursors import HostIdentity, ShippedTo, boot_id
-from paywarden.streams.companion.shipping import Shipper, decision_of
+from paywarden.streams.companion.shipping import Shipper, ShippingOptions, decision_of
 
 TIMED_OUT = KafkaException(KafkaError(KafkaError._TIMED_OUT, "not yet", retriable=True))
 MUST_ABORT = KafkaException(KafkaError(KafkaError._TIMED_OUT, "records timed out", txn_requires_abort=True))
@@ -25,7 +24,7 @@ FENCED = KafkaException(KafkaError(KafkaError._FENCED, "fenced", fatal=True))
 
 
 class FakeBroker:
-    """Keeps what is committed. `fails` holds what the next calls raise, by name of the call."""
+    """Keeps committed records. `fails` has, by the name of a call, the errors that its next calls raise."""
 
     def __init__(self) -> None:
         self.decisions: list[str] = []
@@ -81,7 +80,7 @@ class World:
         self.writer = OutboxWriter(self.settings, "worker-0")
         self.shipper = self.new_shipper()
 
-    def new_shipper(self) -> Shipper:
+    def new_shipper(self, *, transaction_max: int = 5_000, keep_s: float = 0.0) -> Shipper:
         return Shipper(
             self.settings,
             host="host",
@@ -90,7 +89,7 @@ class World:
             topic="decisions",
             cursors_topic="outbox-cursors",
             encoder=Encoder("decisions", LocalSchemaIds().id_of("decisions")),
-            keep_s=0,
+            options=ShippingOptions(keep_s=keep_s, transaction_max=transaction_max, again_after_s=0.0),
         )
 
     def decide(self, *payment_ids: str, decided_time_ms: int = 1) -> list[int]:
@@ -113,12 +112,12 @@ def entry(payment_id: str, decided_time_ms: int) -> bytes:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.writer.close()
+    built = World(tmp_path)
+    yield built
+    built.writer.close()
 
 
-def test_what_waits_is_what_is_not_committed(world: World) -> None:
+def test_uncommitted_decisions_count_as_waiting(world: World) -> None:
     ends = world.decide("p0", "p1", "p2")
     assert world.shipper.waiting_bytes() == {}
     world.broker.fails["commit"] = [TIMED_OUT] * 2
@@ -133,10 +132,7 @@ def test_what_waits_is_what_is_not_committed(world: World) -> None:
 
 @pytest.mark.parametrize("call", ["init", "begin", "produce", "commit", "abort"])
 @pytest.mark.parametrize("failure", [TIMED_OUT, MUST_ABORT, FENCED])
-def test_each_decision_is_shipped_once_whichever_call_fails_and_how(
-    world: World, call: str, failure: KafkaException, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shipping, "_AGAIN_AFTER_S", 0)
+def test_each_decision_is_shipped_once_whatever_call_fails(world: World, call: str, failure: KafkaException) -> None:
     world.broker.fails[call] = [failure, failure]
     if call == "abort":
         world.broker.fails["commit"] = [MUST_ABORT]
@@ -148,7 +144,7 @@ def test_each_decision_is_shipped_once_whichever_call_fails_and_how(
     assert world.shipper.under_way == 0
 
 
-def test_a_damaged_outbox_ends_shipping_and_takes_nothing_of_another_with_it(world: World) -> None:
+def test_a_damaged_outbox_ends_shipping_without_harm_to_others(world: World) -> None:
     world.decide("p0", "p1")
     other = OutboxWriter(world.settings, "worker-1")
     other.append(b"no decision")
@@ -156,7 +152,7 @@ def test_a_damaged_outbox_ends_shipping_and_takes_nothing_of_another_with_it(wor
     for _ in range(4):
         with suppress(OutboxDamaged):
             world.rounds(1)
-    # As when the companion stops for it.
+    # The companion stops after this error and drains.
     with pytest.raises(OutboxDamaged):
         world.shipper.drain(1)
     assert world.broker.decisions == []
@@ -167,10 +163,8 @@ def test_a_damaged_outbox_ends_shipping_and_takes_nothing_of_another_with_it(wor
     assert world.broker.decisions == ["p0", "p1"]
 
 
-def test_one_worker_that_has_more_than_a_transaction_takes_holds_up_no_other(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shipping, "TRANSACTION_MAX", 2)
+def test_a_full_outbox_does_not_block_the_others(world: World) -> None:
+    world.shipper = world.new_shipper(transaction_max=2)
     other = OutboxWriter(world.settings, "worker-1")
     world.decide(*(f"p{number}" for number in range(20)))
     other.append(entry("q", 1))
@@ -180,8 +174,7 @@ def test_one_worker_that_has_more_than_a_transaction_takes_holds_up_no_other(
     other.close()
 
 
-def test_a_producer_lost_after_its_commit_sends_nothing_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipping, "_AGAIN_AFTER_S", 0)
+def test_a_producer_lost_after_its_commit_sends_nothing_twice(world: World) -> None:
     world.broker.fails["committed"] = [FENCED]
     world.decide("p0")
     world.rounds(8)
@@ -189,15 +182,14 @@ def test_a_producer_lost_after_its_commit_sends_nothing_again(world: World, monk
     assert world.broker.producers == 2
 
 
-def test_producers_lost_again_and_again_end_the_companion(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipping, "_AGAIN_AFTER_S", 0)
+def test_too_many_lost_producers_end_the_companion(world: World) -> None:
     world.broker.fails["commit"] = [FENCED] * 100
     world.decide("p0")
     with pytest.raises(BrokerUnavailable, match="copy of this host's outbox"):
         world.rounds(100)
 
 
-def test_a_companion_killed_after_the_commit_and_before_its_own_note_sends_nothing_again(world: World) -> None:
+def test_a_companion_killed_right_after_a_commit_sends_nothing_twice(world: World) -> None:
     world.decide("p0", "p1")
     world.rounds()
     (Path(world.settings.directory) / "worker-0" / "cursor").unlink()
@@ -207,15 +199,15 @@ def test_a_companion_killed_after_the_commit_and_before_its_own_note_sends_nothi
     assert world.broker.decisions == ["p0", "p1", "p2"]
 
 
-def test_the_cursor_of_an_earlier_version_is_where_shipping_begins(world: World) -> None:
+def test_shipping_begins_at_the_cursor_of_an_earlier_version(world: World) -> None:
     ends = world.decide("p0", "p1")
     Cursor(world.settings, "worker-0").store(ends[0])
     world.rounds()
     assert world.broker.decisions == ["p1"]
 
 
-def test_an_outbox_that_lost_its_end_ships_what_is_new_and_nothing_again(world: World) -> None:
-    # As after a loss of power: the log ends before what was shipped, and other records take the positions.
+def test_an_outbox_that_lost_its_end_ships_only_new_decisions(world: World) -> None:
+    # Like after a power loss: the log ends before the shipped position, and other records take the positions.
     ends = world.decide("p0", "p1", "p2", decided_time_ms=1)
     world.rounds()
     cursor = world.broker.cursors["worker-0"]
@@ -233,7 +225,7 @@ def test_an_outbox_that_lost_its_end_ships_what_is_new_and_nothing_again(world: 
     assert world.broker.cursors["worker-0"].position == world.writer.position
 
 
-def test_an_outbox_that_lost_all_that_was_new_goes_on_where_its_writer_does(world: World) -> None:
+def test_an_outbox_that_lost_its_new_records_follows_its_writer(world: World) -> None:
     ends = world.decide("p0", "p1")
     world.rounds()
     Cursor(world.settings, "worker-0").store(ends[0])
@@ -248,44 +240,43 @@ def test_an_outbox_that_lost_all_that_was_new_goes_on_where_its_writer_does(worl
     assert world.broker.decisions == ["p0", "p1", "q0"]
 
 
-def test_shipped_decisions_stay_for_as_long_as_they_may_be_asked_for(tmp_path: Path) -> None:
+def test_shipped_decisions_stay_in_the_outbox_for_the_set_time(tmp_path: Path) -> None:
     settings = OutboxSettings(directory=str(tmp_path), segment_bytes=100, total_bytes_max=1600)
     world = World(tmp_path)
     world.writer.close()
     world.settings, world.writer = settings, OutboxWriter(settings, "worker-0")
     world.decide(*(f"p{number}" for number in range(50)))
     for keep_s, are_there in ((3600, True), (0, False)):
-        world.shipper = world.new_shipper()
-        world.shipper._keep_s = keep_s
+        world.shipper = world.new_shipper(keep_s=keep_s)
         world.rounds()
         world.shipper.drain(10)
         assert world.shipper.waiting_bytes() == {"worker-0": 0}
         assert (Path(settings.directory) / "worker-0" / f"{0:020d}.log").exists() is are_there
-        # Only what is not shipped counts towards the limit.
+        # Only decisions that are not shipped count towards the limit.
         world.decide(*(f"{keep_s}-{number}" for number in range(40)))
     assert len(world.broker.decisions) == len(set(world.broker.decisions)) == 90
     world.writer.close()
 
 
-def test_one_process_ships_from_an_outbox_and_the_host_keeps_its_id(tmp_path: Path) -> None:
-    one = HostIdentity(tmp_path)
+def test_only_one_process_ships_and_the_host_keeps_its_id(tmp_path: Path) -> None:
+    identity = HostIdentity(tmp_path)
     with pytest.raises(Misconfigured, match="another companion"):
         HostIdentity(tmp_path)
-    one.close()
+    identity.close()
     again = HostIdentity(tmp_path)
-    assert again.host == one.host
+    assert again.host == identity.host
     again.close()
 
 
 @pytest.mark.parametrize("value", [b"", b"7", b"-1 2 x", b"a b c", b"1 2 3 4"])
-def test_a_cursor_on_kafka_that_is_none_is_refused(value: bytes) -> None:
+def test_a_record_that_is_no_cursor_is_refused(value: bytes) -> None:
     assert ShippedTo.from_bytes(ShippedTo(7, 8, boot_id()).to_bytes()) == ShippedTo(7, 8, boot_id())
     with pytest.raises(Misconfigured, match="no cursor"):
         ShippedTo.from_bytes(value)
 
 
-def test_a_decision_of_before_amounts_had_presence_is_shipped_with_its_amount_of_0() -> None:
-    """Until then protobuf left a 0 out."""
+def test_an_old_decision_without_an_amount_ships_an_amount_of_0() -> None:
+    """Before that release, protobuf left a value of 0 out."""
     request = ScoreRequest(payment_id="p", event_time_ms=1, card_id="c", merchant_id="m", currency="EUR")
     entry = OutboxEntry(request=request, response=ScoreResponse(payment_id="p"))
     assert decision_of(OutboxEntry.FromString(entry.SerializeToString()))["amount_minor"] == 0

@@ -1,4 +1,4 @@
-"""Dead letters as metrics: labels are ours, whatever letters say."""
+"""Metrics of dead letters: the labels come from our schemas, whatever the letters contain."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_letter_counts_for_its_topic_and_the_field_its_reason_names() -> None:
     assert value(registry, "payments", "record") == 0
 
 
-def test_a_reason_that_names_no_field_of_that_topic_counts_for_the_record() -> None:
+def test_a_reason_without_a_field_counts_for_the_whole_record() -> None:
     registry = counted(
         letter("eu-payments", "wrong magic byte: wanted 0, got 1"),
         letter("eu-payments", "truncated"),
@@ -49,14 +49,14 @@ def test_a_reason_that_names_no_field_of_that_topic_counts_for_the_record() -> N
     assert value(registry, "payments", "currency") == 1
 
 
-def test_no_letter_makes_a_label_of_its_own() -> None:
+def test_no_letter_adds_a_label() -> None:
     before = len(list(counted().collect())), _series(counted())
     registry = counted(letter("payments", "card_id: x"), letter("eu-nonsense", "4711: x"), letter("", ""))
     assert (len(list(registry.collect())), _series(registry)) == before
     assert value(registry, "other", "record") == 3
 
 
-def test_the_newest_time_only_rises_and_never_beyond_now() -> None:
+def test_the_newest_time_only_rises_and_never_passes_the_clock() -> None:
     assert newest(counted()) == 0
     assert newest(counted(letter("eu-payments", "a", 9_000), letter("eu-payments", "a", 4_000))) == 9
     assert newest(counted(letter("eu-payments", "a", 2**62))) == 10

@@ -1,4 +1,4 @@
-"""What goes back, what does not, and that a note never says more than the broker has."""
+"""Which letters a retry sends, and that no note runs ahead of the broker."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paywarden.schemas.errors import BrokerUnavailable
-from paywarden.streams.dead_letters import retry as retry_module
-from paywarden.streams.dead_letters.retry import Note, Outgoing, Retried, Selection, note_of, outgoing_of, retry
+from paywarden.streams.dead_letters.retry import (
+    BatchLimits,
+    Note,
+    Outgoing,
+    Retried,
+    Selection,
+    note_of,
+    outgoing_of,
+    retry,
+)
 from paywarden.streams.dead_letters.writer import AnyLetter, DamagedLetter, Letter, LetterId
 from paywarden.streams.kafka.producers import RecordHeaders
 from paywarden.streams.kafka.reading import Record
@@ -32,7 +40,7 @@ class MemoryNotes:
 
 
 class MemoryOrigins:
-    """Takes what is of the topic payments; refuses values of `refused`; breaks at a batch."""
+    """Accepts records of topic payments, refuses the value `refused`, and fails at a chosen batch."""
 
     def __init__(self) -> None:
         self.sent: list[Outgoing] = []
@@ -51,10 +59,10 @@ class MemoryOrigins:
 
 
 class World:
-    """Letters, and what retrying them comes to."""
+    """Letters, with the notes and origins of their retries."""
 
-    def __init__(self, *letters: AnyLetter) -> None:
-        self.letters = list(letters)
+    def __init__(self, *letters: AnyLetter, limits: BatchLimits | None = None) -> None:
+        self.letters, self.limits = list(letters), limits
         self.notes, self.origins = MemoryNotes(), MemoryOrigins()
 
     def retry(self, *, again: bool = False, retries_max: int = 5, dry_run: bool = False) -> Retried:
@@ -66,6 +74,7 @@ class World:
             again=again,
             retries_max=retries_max,
             dry_run=dry_run,
+            limits=self.limits,
         )
 
 
@@ -84,7 +93,7 @@ def ids(*offsets: int) -> list[LetterId]:
     return [LetterId(0, offset) for offset in offsets]
 
 
-def test_a_letter_is_sent_once_and_again_when_asked() -> None:
+def test_a_letter_is_sent_once_and_again_only_on_request() -> None:
     world = World(letter(1), letter(2))
     assert world.retry().sent == ids(1, 2)
     done = world.retry()
@@ -93,8 +102,8 @@ def test_a_letter_is_sent_once_and_again_when_asked() -> None:
     assert len(world.origins.sent) == 4
 
 
-def test_another_letter_with_the_id_of_one_that_was_retried_is_sent() -> None:
-    """The topic was made anew, and its offsets began again."""
+def test_another_letter_with_the_id_of_a_retried_one_is_sent() -> None:
+    """The topic was created again, and its offsets start at 0 again."""
     world = World(letter(1))
     world.retry()
     world.letters = [letter(1, written_ms=51)]
@@ -109,7 +118,7 @@ def test_a_dry_run_decides_and_does_nothing() -> None:
     assert (world.origins.sent, world.notes.kept) == ([], {})
 
 
-def test_what_failed_too_often_is_sent_only_again() -> None:
+def test_a_letter_that_failed_too_often_is_sent_only_with_again() -> None:
     world = World(letter(1, headers=[(OWN[1], b"2")]), letter(2, headers=[(OWN[1], b"1")]))
     done = world.retry(retries_max=2)
     assert done.sent == ids(2)
@@ -118,7 +127,7 @@ def test_what_failed_too_often_is_sent_only_again() -> None:
     assert world.notes.kept[LetterId(0, 1)].retry_count == 3
 
 
-def test_what_the_broker_refuses_is_not_noted_and_the_rest_of_its_batch_is() -> None:
+def test_a_refused_letter_is_not_noted_but_the_rest_of_its_batch_is() -> None:
     world = World(letter(1), letter(2, value=b"odd"), letter(3))
     world.origins.refused = b"odd"
     done = world.retry()
@@ -126,9 +135,8 @@ def test_what_the_broker_refuses_is_not_noted_and_the_rest_of_its_batch_is() -> 
     assert list(world.notes.kept) == ids(1, 3)
 
 
-def test_a_broker_that_goes_away_leaves_notes_of_what_it_has_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry_module, "BATCH_COUNT", 2)
-    world = World(*map(letter, range(5)))
+def test_a_broker_outage_leaves_notes_of_the_letters_it_has_taken() -> None:
+    world = World(*map(letter, range(5)), limits=BatchLimits(count=2))
     world.origins.breaks_at = 2
     with pytest.raises(BrokerUnavailable):
         world.retry()
@@ -137,9 +145,8 @@ def test_a_broker_that_goes_away_leaves_notes_of_what_it_has_taken(monkeypatch: 
     assert (done.before, done.sent) == (ids(0, 1), ids(2, 3, 4))
 
 
-def test_large_letters_are_waited_for_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry_module, "BATCH_BYTES", 100)
-    world = World(*(letter(offset, value=b"x" * 200) for offset in range(3)))
+def test_large_letters_are_sent_one_by_one() -> None:
+    world = World(*(letter(offset, value=b"x" * 200) for offset in range(3)), limits=BatchLimits(size_bytes=100))
     world.origins.breaks_at = 3
     with pytest.raises(BrokerUnavailable):
         world.retry()
@@ -151,7 +158,7 @@ def test_large_letters_are_waited_for_one_by_one(monkeypatch: pytest.MonkeyPatch
     key=st.none() | st.binary(max_size=9),
     value=st.none() | st.binary(max_size=9),
 )
-def test_key_value_and_headers_go_back_as_they_were_and_the_headers_of_a_retry_do_not_pile_up(
+def test_a_retry_keeps_the_record_and_replaces_earlier_retry_headers(
     headers: list[tuple[str, bytes | None]], key: bytes | None, value: bytes | None
 ) -> None:
     failed = Letter(LetterId(2, 9), 1, Record("payments", 0, 0, key, value, 1, headers), "why", 1)
@@ -177,12 +184,12 @@ def test_key_value_and_headers_go_back_as_they_were_and_the_headers_of_a_retry_d
         (Selection(topics=frozenset({"outcomes"}), since_ms=49), [2]),
     ],
 )
-def test_a_selection_has_what_fits_all_its_parts(selection: Selection, selected: list[int]) -> None:
+def test_a_selection_has_the_letters_that_match_all_its_parts(selection: Selection, selected: list[int]) -> None:
     letters: list[AnyLetter] = [letter(1), letter(2, topic="outcomes"), damaged(3)]
     assert [found.letter_id for found in letters if selection.has(found)] == ids(*selected)
 
 
-def test_a_note_is_of_one_letter() -> None:
+def test_a_note_belongs_to_one_letter() -> None:
     note = Note(LetterId(0, 1), 50, "payments", 1, 1000)
     notes = {note.letter_id: note}
     assert note_of(letter(1), notes) == note

@@ -1,4 +1,4 @@
-"""A dead letter holds its record whole, whatever it is; what is damaged is a letter too."""
+"""A dead letter holds any record in full, and a damaged record of the topic is a letter too."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ records = st.builds(
     key=contents,
     value=contents,
     timestamp_ms=offsets,
-    # Few names, so that they come more than once.
+    # Few names, so that some occur more than once.
     headers=st.lists(st.tuples(st.sampled_from(["", "a", "b"]) | names, contents), max_size=6),
 )
 
@@ -76,7 +76,7 @@ def test_a_letter_cut_short_is_damaged_and_its_bytes_are_kept(record: Record, cu
     assert letter.value == value
 
 
-def test_no_reason_of_a_damaged_letter_quotes_it() -> None:
+def test_the_reason_of_a_damaged_letter_does_not_quote_it() -> None:
     whole = sent_letter(Record("t", 0, 0, b"4000123412341234", b"4000123412341234", 1, []), "why", 5)[1] or b""
     for cut in range(1, len(whole)):
         letter = DECODER.letter(on_topic(whole[:cut]))
@@ -96,18 +96,16 @@ def test_no_reason_of_a_damaged_letter_quotes_it() -> None:
         ([("paywarden-retry-count", b"9" * 5000)], 0),
     ],
 )
-def test_the_count_of_retries_is_that_of_the_last_header_and_nonsense_is_none(
-    headers: list[tuple[str, bytes | None]], count: int
-) -> None:
+def test_the_last_retry_header_counts_and_nonsense_is_zero(headers: list[tuple[str, bytes | None]], count: int) -> None:
     assert Letter(LetterId(0, 1), 1, on_topic(b"v", headers=headers), "why", 1).retry_count == count
 
 
 @given(partition=st.integers(0, 10**9 - 1), offset=st.integers(0, 10**18 - 1))
-def test_an_id_is_read_as_it_is_written(partition: int, offset: int) -> None:
+def test_the_text_of_a_letter_id_parses_to_the_same_id(partition: int, offset: int) -> None:
     assert LetterId.of(str(LetterId(partition, offset))) == LetterId(partition, offset)
 
 
 @pytest.mark.parametrize("text", ["", "17", "0-", "-17", "0-1-2", "a-1", "0--1", "0-1\n", "١-١", "0-" + "9" * 19])
-def test_what_is_no_id_is_refused(text: str) -> None:
+def test_a_text_that_is_no_letter_id_is_refused(text: str) -> None:
     with pytest.raises(Misconfigured, match="wanted a letter's id, such as 0-17"):
         LetterId.of(text)

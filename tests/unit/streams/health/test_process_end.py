@@ -1,4 +1,4 @@
-"""A process that is to end does, whatever its main thread is doing: real processes, and their exit status."""
+"""A process ends within its limit, whatever its main thread does: real processes and their exit status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.services.processes import ROOT
 
-# A process that prints "up" inside the block, then does what is put in.
+# A process that prints "up" inside the block and then runs the inserted code.
 PROGRAM = """
 import asyncio, logging, sys, threading, time
 from paywarden.schemas.errors import StoreUnavailable
@@ -27,7 +27,7 @@ NON_DAEMON_THREAD = "threading.Thread(target=time.sleep, args=(60,)).start()"
 
 
 def started(act: str) -> subprocess.Popen[str]:
-    """A process that has said it is up."""
+    """Starts a process and waits until it prints "up"."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(act=act)],
         stdout=subprocess.PIPE,
@@ -41,7 +41,7 @@ def started(act: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
-    """Exit status and the lines on stderr."""
+    """Returns the exit status and the lines on stderr."""
     try:
         _, errors = process.communicate(timeout=30)
     finally:
@@ -63,8 +63,8 @@ def test_a_process_that_does_not_stop_is_ended_with_one_line() -> None:
     assert ended(process) == (1, [wanted])
 
 
-def test_a_main_thread_stuck_in_c_code_does_not_keep_it_alive() -> None:
-    """A mutex taken twice: no signal wakes the thread that waits for it, so no Python runs in it."""
+def test_a_main_thread_stuck_in_c_code_does_not_keep_the_process() -> None:
+    """The main thread takes a mutex twice. No signal wakes it, so it runs no Python code."""
     lock = "lock(mutex); print('stuck', flush=True); lock(mutex)"
     act = f"import ctypes; lock = ctypes.CDLL(None).pthread_mutex_lock; mutex = (ctypes.c_char * 64)(); {lock}"
     process = started(act)
@@ -78,29 +78,29 @@ def test_an_error_is_one_line_and_exit_status_1() -> None:
     assert ended(started("raise StoreUnavailable('the store is gone')")) == (1, ["paywarden: the store is gone"])
 
 
-def test_a_bug_is_logged_whole_and_told_in_one_last_line() -> None:
+def test_a_bug_is_logged_in_full_and_reported_in_one_last_line() -> None:
     status, lines = ended(started("raise ZeroDivisionError('oh\\nno')"))
     assert (status, lines[-1]) == (1, "paywarden: a bug ended the stream: ZeroDivisionError: oh")
     assert lines[0] == "ERROR a bug ended the stream"
     assert "Traceback (most recent call last):" in lines
 
 
-def test_a_cancellation_that_comes_out_is_a_failure() -> None:
+def test_a_cancellation_that_leaves_the_block_is_a_failure() -> None:
     status, lines = ended(started("raise asyncio.CancelledError"))
     assert (status, lines[-1]) == (1, "paywarden: a bug ended the stream: CancelledError")
 
 
-def test_the_first_failure_is_told_when_the_stop_hangs() -> None:
+def test_the_first_failure_is_reported_when_the_stop_hangs() -> None:
     act = f"end.begin(StoreUnavailable('first')); end.begin(StoreUnavailable('second')); {SLEEP_ON}"
     assert ended(started(act)) == (1, ["paywarden: first"])
 
 
-def test_a_failure_is_told_once_when_threads_hold_up_the_exit() -> None:
+def test_a_failure_is_reported_once_when_threads_delay_the_exit() -> None:
     status, lines = ended(started(f"{NON_DAEMON_THREAD}; raise StoreUnavailable('the store is gone')"))
     assert (status, lines) == (1, ["paywarden: the store is gone"])
 
 
-def test_threads_that_hold_up_a_clean_exit_are_cut_without_a_word() -> None:
+def test_threads_that_delay_a_clean_exit_are_ended_silently() -> None:
     process = started(f"{NON_DAEMON_THREAD}; end.stop.wait()")
     process.send_signal(signal.SIGTERM)
     assert ended(process) == (0, [])
@@ -115,7 +115,7 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     assert ended(process) == (-signal.SIGINT, [])
 
 
-def test_an_end_does_not_wait_for_whoever_reads_stderr() -> None:
+def test_the_end_does_not_wait_for_a_reader_of_stderr() -> None:
     process = started(f"import os; [os.write(2, b'x' * 4096) for _ in range(16)]; {SLEEP_ON}")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 1

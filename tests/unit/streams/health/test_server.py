@@ -14,8 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.health import server as health_server
-from paywarden.streams.health.server import CONNECTIONS_MAX, serving_health
+from paywarden.streams.health.server import CONNECTIONS_MAX, ConnectionLimits, serving_health
 from tests.services.processes import wait_until
 
 
@@ -47,9 +46,11 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
+# A test that needs other limits gives them as the fixture's parameter.
 @pytest.fixture
-def address(health: FakeHealth, registry: CollectorRegistry) -> Iterator[str]:
-    with serving_health(health, registry, host="127.0.0.1", port=0, section="companion") as address:
+def address(health: FakeHealth, registry: CollectorRegistry, request: pytest.FixtureRequest) -> Iterator[str]:
+    limits: ConnectionLimits | None = getattr(request, "param", None)
+    with serving_health(health, registry, host="127.0.0.1", port=0, section="companion", limits=limits) as address:
         yield address
 
 
@@ -71,7 +72,7 @@ def serving_threads() -> int:
     return sum("process_request_thread" in thread.name for thread in threading.enumerate())
 
 
-def test_livez_and_readyz_say_what_health_says(address: str, health: FakeHealth) -> None:
+def test_livez_and_readyz_report_the_health(address: str, health: FakeHealth) -> None:
     assert get(f"{address}/livez")[::2] == (200, b'{"live": true}')
     assert json.loads(get(f"{address}/readyz?verbose")[2]) == {"ready": True, "missing": []}
     health.is_live, health.missing = False, ["the mirror is being filled", "Kafka is away"]
@@ -82,14 +83,14 @@ def test_livez_and_readyz_say_what_health_says(address: str, health: FakeHealth)
     assert json.loads(body) == {"ready": False, "missing": health.missing}
 
 
-def test_metrics_are_the_registrys(address: str, registry: CollectorRegistry) -> None:
+def test_metrics_come_from_the_registry(address: str, registry: CollectorRegistry) -> None:
     Gauge("answer", "An answer.", registry=registry).set(42)
     status, headers, body = get(f"{address}/metrics")
     assert (status, headers["Content-Type"].partition(";")[0]) == (200, "text/plain")
     assert b"\nanswer 42.0\n" in body
 
 
-def test_nothing_else_is_served_and_nothing_sent_is_repeated(address: str) -> None:
+def test_other_paths_are_refused_and_input_is_never_echoed(address: str) -> None:
     for path in ("/", "/readyz/", "/metrics/x", "/<script>"):
         status, headers, body = get(f"{address}{path}")
         assert (status, body) == (404, b"404: Not Found\n")
@@ -104,7 +105,7 @@ def test_nothing_else_is_served_and_nothing_sent_is_repeated(address: str) -> No
 @pytest.mark.parametrize(
     "sent", [b"\0\xff\r\n\r\n", b"GET\r\n\r\n", b"GET /livez HTTP/9.9\r\n\r\n", b"A" * 70_000, b""]
 )
-def test_who_speaks_no_http_is_refused_and_others_are_served_on(address: str, sent: bytes) -> None:
+def test_a_client_without_http_is_refused_and_others_are_served(address: str, sent: bytes) -> None:
     with connected(address) as client:
         client.sendall(sent)
         client.shutdown(socket.SHUT_WR)
@@ -120,8 +121,8 @@ def client_reads(client: socket.socket) -> bytes:
         return b""
 
 
-def test_a_client_that_sends_a_byte_now_and_then_is_cut_in_time(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    monkeypatch.setattr(health_server, "CONNECTION_S_MAX", 0.3)
+@pytest.mark.parametrize("address", [ConnectionLimits(connection_s=0.3)], indirect=True, ids=["0.3 s"])
+def test_a_slow_client_is_cut_at_its_deadline(address: str) -> None:
     with connected(address) as client:
         client.sendall(b"GET /livez HTTP/1.0\r\nX: ")
         wait_until(lambda: is_cut(client), "the connection is cut", every_s=0.05)
@@ -129,7 +130,7 @@ def test_a_client_that_sends_a_byte_now_and_then_is_cut_in_time(monkeypatch: pyt
 
 
 def is_cut(client: socket.socket) -> bool:
-    """Whether the server has ended the connection; sends one byte more if not."""
+    """Returns whether the server has cut the connection; sends one more byte if not."""
     try:
         client.sendall(b"x")
         client.settimeout(0.01)
@@ -140,21 +141,19 @@ def is_cut(client: socket.socket) -> bool:
         return True
 
 
-def test_clients_that_hang_never_keep_a_probe_out_nor_take_more_threads_than_allowed(address: str) -> None:
+def test_hanging_clients_keep_no_probe_out_and_threads_stay_bounded(address: str) -> None:
     with ExitStack() as stack:
         hanging = [stack.enter_context(connected(address)) for _ in range(3 * CONNECTIONS_MAX)]
         for _ in range(5):
             assert get(f"{address}/livez")[0] == 200
         assert serving_threads() <= CONNECTIONS_MAX
-        # Those that came last are still there.
+        # The newest connections are still open.
         hanging[-1].sendall(b"GET /livez HTTP/1.0\r\n\r\n")
         assert hanging[-1].recv(100).startswith(b"HTTP/1.0 200")
 
 
-def test_while_no_thread_ends_connections_are_refused_and_not_piled_up(
-    monkeypatch: pytest.MonkeyPatch, address: str, health: FakeHealth
-) -> None:
-    monkeypatch.setattr(health_server, "_ROOM_TIMEOUT_S", 0.05)
+@pytest.mark.parametrize("address", [ConnectionLimits(room_timeout_s=0.05)], indirect=True, ids=["0.05 s"])
+def test_new_connections_are_refused_while_all_threads_are_busy(address: str, health: FakeHealth) -> None:
     health.answers.clear()
     with ExitStack() as stack:
         clients = [stack.enter_context(connected(address)) for _ in range(CONNECTIONS_MAX + 2)]
@@ -166,10 +165,8 @@ def test_while_no_thread_ends_connections_are_refused_and_not_piled_up(
     assert get(f"{address}/livez")[0] == 200
 
 
-def test_a_client_that_does_not_read_holds_nobody_up(
-    monkeypatch: pytest.MonkeyPatch, address: str, registry: CollectorRegistry
-) -> None:
-    monkeypatch.setattr(health_server, "CONNECTION_S_MAX", 0.3)
+@pytest.mark.parametrize("address", [ConnectionLimits(connection_s=0.3)], indirect=True, ids=["0.3 s"])
+def test_a_client_that_does_not_read_blocks_no_other(address: str, registry: CollectorRegistry) -> None:
     Gauge("large", "x" * 10_000_000, registry=registry)
     with connected(address) as client:
         client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
@@ -177,7 +174,7 @@ def test_a_client_that_does_not_read_holds_nobody_up(
         wait_until(lambda: serving_threads() == 0, "its thread has ended")
 
 
-def test_the_end_of_the_block_ends_the_server_and_who_is_connected(registry: CollectorRegistry) -> None:
+def test_the_end_of_the_block_ends_the_server_and_its_connections(registry: CollectorRegistry) -> None:
     with serving_health(FakeHealth(), registry, host="127.0.0.1", port=0, section="companion") as address:
         client = connected(address)
         wait_until(lambda: serving_threads() == 1, "it is served")
@@ -190,7 +187,7 @@ def test_the_end_of_the_block_ends_the_server_and_who_is_connected(registry: Col
         connected(address)
 
 
-def test_a_bug_in_what_is_asked_is_logged_and_ends_nothing(
+def test_a_bug_in_the_health_report_is_logged_and_ends_nothing(
     address: str, health: FakeHealth, caplog: pytest.LogCaptureFixture
 ) -> None:
     health.bug = KeyError("bug")
@@ -200,7 +197,7 @@ def test_a_bug_in_what_is_asked_is_logged_and_ends_nothing(
     assert get(f"{address}/readyz")[0] == 200
 
 
-def test_a_place_it_cannot_listen_at_is_named(registry: CollectorRegistry) -> None:
+def test_an_address_that_cannot_be_bound_is_named(registry: CollectorRegistry) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for wrong, host in ((port, "127.0.0.1"), (70_000, "127.0.0.1"), (0, "no.such.host.invalid")):
@@ -212,7 +209,7 @@ def test_a_place_it_cannot_listen_at_is_named(registry: CollectorRegistry) -> No
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
-def test_an_address_of_ipv6_is_one_that_can_be_asked(registry: CollectorRegistry) -> None:
+def test_an_ipv6_address_is_announced_in_a_usable_form(registry: CollectorRegistry) -> None:
     with serving_health(FakeHealth(), registry, host="::1", port=0, section="companion") as address:
         assert address.startswith("http://[::1]:")
         assert get(f"{address}/livez")[0] == 200

@@ -9,8 +9,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from paywarden.schemas.avro import TOPICS
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured
-from paywarden.streams.kafka import admin, reading
-from paywarden.streams.kafka.admin import end_offsets, offsets_at
+from paywarden.streams.kafka.admin import end_offsets, offsets_at, retry_until_leader
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume, records_between, records_to_end
 
@@ -53,7 +52,7 @@ class FakeConsumer:
 
 
 class FakeTopic(FakeConsumer):
-    """Partition 3 of a topic, which ended at `end` when it was asked; gives the batches one by one, then nothing."""
+    """Partition 3 of a topic that ends at `end`. It returns the batches one by one, then nothing."""
 
     def __init__(self, end: int, *batches: list[FakeMessage]) -> None:
         self._end, self._batches = end, list(batches)
@@ -69,8 +68,8 @@ class FakeTopic(FakeConsumer):
         return self._batches.pop(0) if self._batches else []
 
 
-def offsets_to_end(topic: FakeTopic) -> list[int]:
-    batches = records_to_end(cast(Consumer, topic), "payments", [3])
+def offsets_to_end(topic: FakeTopic, timeout_s: float = 30.0) -> list[int]:
+    batches = records_to_end(cast(Consumer, topic), "payments", [3], timeout_s)
     return [record.offset for records in batches for record in records]
 
 
@@ -85,44 +84,43 @@ def test_a_partition_read_to_its_end_is_reported() -> None:
     assert consumed(FakeMessage(1), FakeMessage(2, END)).ended == {("payments", 3): 2}
 
 
-def test_an_end_with_a_record_behind_it_is_none() -> None:
+def test_an_end_that_a_record_follows_is_not_reported() -> None:
     result = consumed(FakeMessage(1, END), FakeMessage(1))
     assert result.ended == {}
     assert [record.offset for record in result.records] == [1]
 
 
-def test_a_record_without_a_timestamp_or_a_value_is_whole() -> None:
+def test_a_record_without_timestamp_or_value_is_read() -> None:
     (record,) = consumed(FakeMessage(7, value=None)).records
     assert (record.timestamp_ms, record.value, record.headers) == (0, None, [("trace", None)])
 
 
-def test_an_error_that_does_not_pass_is_raised_and_another_is_not() -> None:
+def test_only_a_permanent_error_is_raised() -> None:
     assert consumed(FakeMessage(0, KafkaError(KafkaError._TRANSPORT))).records == []
     with pytest.raises(BrokerUnavailable, match="refuses"):
         consumed(FakeMessage(0, KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)))
 
 
-def test_a_topic_is_read_to_the_end_it_had_and_what_came_since_is_left() -> None:
+def test_a_topic_is_read_to_the_end_it_had_at_the_start() -> None:
     topic = FakeTopic(3, [FakeMessage(0), FakeMessage(1)], [FakeMessage(2), FakeMessage(3), FakeMessage(4)])
     assert offsets_to_end(topic) == [0, 1, 2]
     assert topic.assigned == [(3, OFFSET_BEGINNING)]
 
 
-def test_the_end_of_a_topic_whose_last_records_are_gone_is_found() -> None:
-    """Compacted away or expired: nothing stands at the offset before the end."""
+def test_a_topic_whose_last_records_are_gone_is_read_to_its_end() -> None:
+    """The last records are compacted or expired: the offset before the end holds no record."""
     assert offsets_to_end(FakeTopic(9, [FakeMessage(4)], [], [FakeMessage(9, END)])) == [4]
     assert offsets_to_end(FakeTopic(9, [FakeMessage(9, END)])) == []
     assert offsets_to_end(FakeTopic(0)) == []
 
 
-def test_a_broker_that_gives_nothing_before_the_end_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "READ_TIMEOUT_S", 0.01)
+def test_a_silent_broker_before_the_end_of_a_topic_is_an_error() -> None:
     with pytest.raises(BrokerUnavailable, match="did not give the end of payments"):
-        offsets_to_end(FakeTopic(9, [FakeMessage(4)]))
+        offsets_to_end(FakeTopic(9, [FakeMessage(4)]), timeout_s=0.01)
 
 
 class Elected:
-    """A client whose partition has no leader for some questions."""
+    """A client whose partition has no leader for the first `refused` questions."""
 
     def __init__(self, refused: int, code: int = KafkaError.NOT_LEADER_FOR_PARTITION) -> None:
         self.left, self.code = refused, code
@@ -135,21 +133,22 @@ class Elected:
         return 0, 10 + place.partition
 
 
-def test_while_a_partition_gets_its_leader_its_end_is_waited_for() -> None:
+def test_the_end_of_a_partition_is_asked_until_it_has_a_leader() -> None:
     assert end_offsets(cast("Consumer", Elected(3)), "t", [0, 1]) == {0: 10, 1: 11}
 
 
-def test_a_leader_is_not_waited_for_for_ever_and_another_error_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin, "REACH_TIMEOUT_S", 0.3)
-    with pytest.raises(BrokerUnavailable, match=r"does not say where t begins and ends: .*[Ll]eader"):
-        end_offsets(cast("Consumer", Elected(1000)), "t", [0])
+def test_waiting_for_a_leader_ends_and_other_errors_raise_at_once() -> None:
+    elected = Elected(1000)
+    with pytest.raises(BrokerUnavailable, match=r"does not say where t ends: .*[Ll]eader"):
+        retry_until_leader(lambda: elected.get_watermark_offsets(TopicPartition("t", 0), 1.0), "where t ends", 0.3)
+    assert 990 <= elected.left < 1000
     refused = Elected(1000, KafkaError.TOPIC_AUTHORIZATION_FAILED)
     with pytest.raises(BrokerUnavailable, match="does not say where t begins and ends"):
         end_offsets(cast("Consumer", refused), "t", [0])
     assert refused.left == 999
 
 
-def test_a_partition_without_a_leader_is_not_taken_for_one_in_which_nothing_came_since() -> None:
+def test_a_partition_without_a_leader_is_asked_again_for_its_offset() -> None:
     class Answering:
         def __init__(self) -> None:
             self.errors = [KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION), None]
@@ -171,35 +170,34 @@ def test_no_password_is_in_the_settings_repr() -> None:
     assert "t0psecret" not in shown
 
 
-def offsets_between(topic: FakeTopic, offsets: range) -> list[int]:
-    batches = records_between(cast(Consumer, topic), "payments", 3, offsets)
+def offsets_between(topic: FakeTopic, offsets: range, timeout_s: float = 30.0) -> list[int]:
+    batches = records_between(cast(Consumer, topic), "payments", 3, offsets, timeout_s)
     return [record.offset for records in batches for record in records]
 
 
-def test_a_range_of_offsets_is_read_from_its_first_to_its_last_although_more_comes() -> None:
+def test_a_range_of_offsets_is_read_and_later_records_are_not() -> None:
     topic = FakeTopic(9, [FakeMessage(4), FakeMessage(5)], [FakeMessage(6), FakeMessage(7)], [FakeMessage(8)])
     assert offsets_between(topic, range(4, 7)) == [4, 5, 6]
     assert topic.assigned == [(3, 4)]
     assert offsets_between(topic, range(8, 8)) == []
 
 
-def test_a_range_whose_last_offsets_nobody_sees_ends_where_the_partition_does() -> None:
+def test_a_range_may_end_with_offsets_that_hold_no_record() -> None:
     topic = FakeTopic(9, [FakeMessage(4)], [FakeMessage(9, END)])
     assert offsets_between(topic, range(4, 9)) == [4]
 
 
-def test_an_end_before_that_of_the_range_is_not_taken_for_it() -> None:
+def test_an_end_before_the_range_is_complete_does_not_stop_it() -> None:
     topic = FakeTopic(9, [FakeMessage(4), FakeMessage(5, END)], [FakeMessage(5)], [FakeMessage(6)])
     assert offsets_between(topic, range(4, 7)) == [4, 5, 6]
 
 
-def test_a_range_of_which_nothing_comes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "READ_TIMEOUT_S", 0.0)
+def test_a_range_without_any_records_from_the_broker_is_an_error() -> None:
     with pytest.raises(BrokerUnavailable, match="Kafka did not give offset 4 of payments in 0 s"):
-        offsets_between(FakeTopic(9), range(4, 9))
+        offsets_between(FakeTopic(9), range(4, 9), timeout_s=0.0)
 
 
-def test_where_nothing_came_since_the_offset_is_the_end() -> None:
+def test_a_partition_without_later_records_gets_its_end() -> None:
     class Timed:
         def offsets_for_times(self, places: list[Any], timeout: float) -> list[Any]:  # noqa: ARG002
             return [TopicPartition(one.topic, one.partition, 7 if one.partition == 0 else -1) for one in places]
@@ -214,7 +212,7 @@ def test_an_unknown_compression_is_refused_by_name(setting: str) -> None:
         replace(KafkaSettings(), **wrong)
 
 
-def test_only_what_paywarden_alone_reads_is_compressed_in_its_own_way() -> None:
+def test_only_internal_topics_use_the_internal_compression() -> None:
     settings = KafkaSettings(topic_prefix="eu-", compression="zstd", internal_compression="none")
     internal = {"profiles", "repartition-card", "repartition-card.next"}
     public = {*TOPICS, "schemas", "outbox-cursors"} - internal

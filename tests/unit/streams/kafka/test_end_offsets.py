@@ -12,7 +12,7 @@ from paywarden.streams.kafka.end_offsets import AWAY_AFTER_S, EndsWatch
 
 
 class FakeAdmin:
-    """Kafka's side: requests wait until they are answered."""
+    """An admin client whose requests wait until the test answers them."""
 
     def __init__(self) -> None:
         self.waiting: list[dict[TopicPartition, Future[Any]]] = []
@@ -58,7 +58,7 @@ def watch(admin: Any, clock: Clock) -> EndsWatch:
     return EndsWatch(admin, "profiles", lambda: [("profiles", 0), ("profiles", 1)], clock)
 
 
-def test_an_answer_is_given_once_and_not_waited_for(watch: EndsWatch, admin: FakeAdmin, clock: Clock) -> None:
+def test_an_answer_is_returned_once_and_look_never_blocks(watch: EndsWatch, admin: FakeAdmin, clock: Clock) -> None:
     assert watch.look() is None
     assert watch.look() is None
     admin.answer(5, 7)
@@ -67,7 +67,7 @@ def test_an_answer_is_given_once_and_not_waited_for(watch: EndsWatch, admin: Fak
     assert watch.look() is None
 
 
-def test_one_request_at_a_time_is_under_way(watch: EndsWatch, admin: FakeAdmin, clock: Clock) -> None:
+def test_at_most_one_request_is_in_flight(watch: EndsWatch, admin: FakeAdmin, clock: Clock) -> None:
     for _ in range(5):
         watch.look()
         clock.now += 10
@@ -77,7 +77,7 @@ def test_one_request_at_a_time_is_under_way(watch: EndsWatch, admin: FakeAdmin, 
     assert admin.asked == 2
 
 
-def test_kafka_is_away_when_it_has_not_answered_for_a_while_and_back_with_its_answer(
+def test_kafka_counts_as_down_after_a_silence_and_up_after_an_answer(
     watch: EndsWatch, admin: FakeAdmin, clock: Clock
 ) -> None:
     assert watch.trouble() == ""
@@ -85,7 +85,7 @@ def test_kafka_is_away_when_it_has_not_answered_for_a_while_and_back_with_its_an
     admin.fail()
     clock.now += AWAY_AFTER_S
     assert watch.look() is None
-    # A partition whose leader moves is no trouble yet.
+    # A partition without a leader for a moment is no trouble yet.
     assert watch.trouble() == ""
     clock.now += 1
     assert watch.trouble().startswith("for 7 s Kafka has not said where profiles ends: ")
@@ -95,7 +95,7 @@ def test_kafka_is_away_when_it_has_not_answered_for_a_while_and_back_with_its_an
     assert watch.trouble() == ""
 
 
-def test_time_before_the_first_look_is_not_held_against_kafka(watch: EndsWatch, clock: Clock) -> None:
+def test_time_before_the_first_look_does_not_count_as_silence(watch: EndsWatch, clock: Clock) -> None:
     clock.now += 1000
     assert watch.trouble() == ""
     watch.look()

@@ -1,4 +1,4 @@
-"""A BatchConsumer against a client that behaves as the real one does: tests/fakes/kafka.py."""
+"""A BatchConsumer with a client that behaves like the real one: tests/fakes/kafka.py."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Group:
         return self.consumer.take(count_max, WAIT_S).records
 
 
-def test_what_is_taken_is_read_once_and_committed_where_it_ends() -> None:
+def test_a_batch_is_read_once_and_its_end_is_committed() -> None:
     group = Group(A, B)
     records = group.take_records()
     assert [(r.partition, r.offset) for r in records] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
@@ -58,7 +58,7 @@ def test_the_same_offsets_are_not_committed_again() -> None:
     assert group.client.commits == [{A: 3}]
 
 
-def test_what_came_before_its_partition_was_revoked_in_the_same_call_is_not_handed_out() -> None:
+def test_records_of_a_partition_revoked_in_the_same_call_are_dropped() -> None:
     group = Group(A, B)
     group.take()
     group.broker.append(A)
@@ -68,7 +68,7 @@ def test_what_came_before_its_partition_was_revoked_in_the_same_call_is_not_hand
     assert group.take() == [(A, 3)]
 
 
-def test_on_hold_nothing_is_read_and_afterwards_it_goes_on() -> None:
+def test_a_hold_stops_reading_and_a_release_goes_on() -> None:
     group = Group(A)
     group.take(1)
     group.consumer.hold()
@@ -78,7 +78,7 @@ def test_on_hold_nothing_is_read_and_afterwards_it_goes_on() -> None:
     assert group.take() == [(A, 1), (A, 2)]
 
 
-def test_a_partition_of_the_batch_that_goes_during_a_hold_ends_the_wait() -> None:
+def test_losing_a_partition_of_the_batch_ends_the_wait() -> None:
     group = Group(A, B)
     group.take()
     group.consumer.hold()
@@ -89,7 +89,7 @@ def test_a_partition_of_the_batch_that_goes_during_a_hold_ends_the_wait() -> Non
     assert group.take() == [(A, 0), (A, 1), (A, 2)]
 
 
-def test_a_partition_nothing_was_taken_from_may_go_during_a_hold() -> None:
+def test_losing_a_partition_outside_the_batch_does_not_end_the_wait() -> None:
     group = Group(A)
     group.client.will_assign(B)
     group.take()
@@ -98,7 +98,7 @@ def test_a_partition_nothing_was_taken_from_may_go_during_a_hold() -> None:
     assert group.consumer.wait(WAIT_S)
 
 
-def test_a_partition_that_comes_during_a_hold_is_not_read_before_the_release() -> None:
+def test_a_partition_assigned_during_a_hold_waits_for_the_release() -> None:
     group = Group(A)
     group.take()
     group.consumer.hold()
@@ -111,8 +111,8 @@ def test_a_partition_that_comes_during_a_hold_is_not_read_before_the_release() -
 
 
 @pytest.mark.parametrize("pause", ["hold", "topic"])
-def test_a_partition_that_went_while_it_was_paused_is_read_when_it_comes_back(pause: str) -> None:
-    """The client keeps a pause over assignments: the partition was assigned and never read again."""
+def test_a_partition_revoked_while_paused_is_read_when_it_returns(pause: str) -> None:
+    """The client keeps a pause across assignments: without a resume it never reads the partition again."""
     group = Group(A, B)
     group.take()
     if pause == "hold":
@@ -131,7 +131,7 @@ def test_a_partition_that_went_while_it_was_paused_is_read_when_it_comes_back(pa
     assert group.take() == [(B, 0), (B, 1), (B, 2)]
 
 
-def test_a_paused_topic_stays_so_over_a_hold_and_for_partitions_that_come() -> None:
+def test_a_paused_topic_stays_paused_over_holds_and_assignments() -> None:
     group = Group(A, SLOW)
     group.consumer.pause("slow", True)
     assert group.take() == [(A, 0), (A, 1), (A, 2)]
@@ -142,7 +142,7 @@ def test_a_paused_topic_stays_so_over_a_hold_and_for_partitions_that_come() -> N
     assert group.take() == [(SLOW, 0), (SLOW, 1), (SLOW, 2)]
 
 
-def test_what_comes_although_everything_is_paused_is_handed_out_after_the_release() -> None:
+def test_records_that_arrive_during_a_hold_come_after_the_release() -> None:
     group = Group(A, count=2)
     group.take(1)
     group.consumer.hold()
@@ -152,7 +152,7 @@ def test_what_comes_although_everything_is_paused_is_handed_out_after_the_releas
     assert group.take() == [(A, 1)]
 
 
-def test_what_comes_although_everything_is_paused_is_read_again_after_an_abandoned_batch() -> None:
+def test_records_that_arrive_during_a_hold_are_read_again_if_abandoned() -> None:
     group = Group(A, B, count=2)
     group.take(1)
     group.consumer.hold()
@@ -163,8 +163,8 @@ def test_what_comes_although_everything_is_paused_is_read_again_after_an_abandon
     assert group.take() == [(A, 0), (A, 1), (B, 0), (B, 1)]
 
 
-def test_what_comes_on_hold_of_a_partition_that_goes_in_the_same_call_is_no_part_of_the_batch() -> None:
-    """It was noted as taken: the batch could not be abandoned any more, since that partition can't be read again."""
+def test_records_on_hold_from_a_revoked_partition_leave_the_batch() -> None:
+    """A record noted as taken would block `abandon`: the worker cannot seek in a revoked partition."""
     group = Group(A, count=1)
     group.client.will_assign(B)
     group.take()
@@ -179,8 +179,8 @@ def test_what_comes_on_hold_of_a_partition_that_goes_in_the_same_call_is_no_part
     assert group.take() == [(A, 0)]
 
 
-def test_an_end_that_is_told_on_hold_is_none_when_reading_goes_on() -> None:
-    """More may have come meanwhile: it is told again."""
+def test_an_end_reported_during_a_hold_does_not_count_afterwards() -> None:
+    """More records may have come meanwhile; the client reports the end again."""
     group = Group(A, count=1)
     group.take(1)
     group.consumer.hold()
@@ -193,7 +193,7 @@ def test_an_end_that_is_told_on_hold_is_none_when_reading_goes_on() -> None:
     assert group.consumer.take(10, WAIT_S).ended == {A: 2}
 
 
-def test_an_abandoned_batch_says_which_partitions_are_read_again() -> None:
+def test_an_abandoned_batch_returns_the_partitions_to_read_again() -> None:
     group = Group(A, B)
     group.take()
     group.consumer.commit({A: 3})
@@ -202,8 +202,8 @@ def test_an_abandoned_batch_says_which_partitions_are_read_again() -> None:
     assert group.consumer.abandon() == [B]
 
 
-def test_a_commit_that_fails_is_made_up_for_without_another_record() -> None:
-    """In the middle of a rebalance the broker takes none, and no other record may come for a long time."""
+def test_a_failed_commit_is_repeated_without_new_records() -> None:
+    """The broker refuses commits during a rebalance, and no other record may come for a long time."""
     group = Group(A)
     group.take()
     group.client.commit_error = KafkaError.REBALANCE_IN_PROGRESS
@@ -214,7 +214,7 @@ def test_a_commit_that_fails_is_made_up_for_without_another_record() -> None:
     assert group.broker.committed == {A: 3}
 
 
-def test_a_commit_that_fails_for_one_partition_is_not_taken_for_made() -> None:
+def test_a_commit_that_fails_for_one_partition_is_repeated_for_it() -> None:
     group = Group(A, B)
     group.take()
     group.client.refused_places = {B}
@@ -225,7 +225,7 @@ def test_a_commit_that_fails_for_one_partition_is_not_taken_for_made() -> None:
     assert group.broker.committed == {A: 3, B: 3}
 
 
-def test_what_is_worked_in_is_not_read_again_only_because_its_commit_failed() -> None:
+def test_a_failed_commit_does_not_make_records_read_again() -> None:
     group = Group(A)
     group.take(2)
     group.client.commit_error = KafkaError.REBALANCE_IN_PROGRESS
@@ -237,8 +237,8 @@ def test_what_is_worked_in_is_not_read_again_only_because_its_commit_failed() ->
     assert group.take() == [(A, 2)]
 
 
-def test_the_end_of_a_partition_that_has_gone_is_not_committed() -> None:
-    """It went during a hold, and its next owner has come further: the group would be set back."""
+def test_the_end_of_a_revoked_partition_is_not_committed() -> None:
+    """The partition left during a hold and its next owner is further on: a commit would set the group back."""
     group = Group(A, B)
     ended = group.consumer.take(10, WAIT_S).ended
     group.consumer.commit(ended)
@@ -253,7 +253,7 @@ def test_the_end_of_a_partition_that_has_gone_is_not_committed() -> None:
     assert group.broker.committed == {A: 4, B: 30}
 
 
-def test_nothing_is_made_up_for_of_a_partition_that_has_gone() -> None:
+def test_a_failed_commit_of_a_revoked_partition_is_not_repeated() -> None:
     group = Group(A)
     group.take()
     group.client.commit_error = KafkaError.REBALANCE_IN_PROGRESS
@@ -270,7 +270,7 @@ def test_nothing_is_made_up_for_of_a_partition_that_has_gone() -> None:
 PLACES = (A, B, SLOW)
 
 
-def test_positions_are_of_what_is_read_and_unknown_until_something_is_heard() -> None:
+def test_positions_cover_read_partitions_and_start_unknown() -> None:
     group = Group(A, B, SLOW, count=2)
     assert group.consumer.positions() == {}
     group.take(1)
@@ -289,13 +289,13 @@ def test_positions_are_of_what_is_read_and_unknown_until_something_is_heard() ->
     assert group.consumer.positions() == {A: NOTHING_HEARD}
 
 
-def test_lag_is_what_the_client_has_heard_of_or_the_broker_says() -> None:
+def test_lag_uses_the_clients_ends_or_the_brokers_newer_ones() -> None:
     group = Group(A, B)
     group.broker.unseen[B] = 1
     group.take(4)
     assert group.consumer.lag({}) == {A: 0, B: 4}
     group.take()
-    # Behind the control record of a transaction, which nobody sees, there is nothing.
+    # Nothing follows the marker of a transaction, which no reader sees.
     assert group.consumer.lag({}) == {A: 0, B: 0}
     assert group.consumer.lag({A: 10, B: 2, SLOW: 9}) == {A: 7, B: 0}
 
@@ -307,7 +307,7 @@ def test_the_end_of_an_empty_partition_is_a_position() -> None:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Whatever is done in whatever order: what is committed was worked in, and what was not is handed out again.
+    """In any order of calls: every committed record was processed, and every other record is handed out again.
 
     `slow` stands for outcomes: what is taken of it waits, and is worked in by a later batch. Partitions go to another
     worker and come back, perhaps after it has worked in some.
@@ -324,7 +324,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.worked: dict[PartitionId, set[int]] = {place: set() for place in PLACES}
         self.batch: list[Record] | None = None
         self.ended: dict[PartitionId, int] = {}
-        # Where partitions will be when the client has told of it.
+        # Where each partition will be after the client has reported the rebalance.
         self.ours: set[PartitionId] = set()
         self.held = self.is_paused = False
 
@@ -344,7 +344,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.client.will_revoke(place)
         else:
             if place not in self.client.assigned:
-                # The other worker has worked in some meanwhile.
+                # The other worker has processed some records meanwhile.
                 first = self.broker.committed.get(place, 0)
                 last = min(first + other, len(self.broker.records.get(place, ())))
                 self.worked[place].update(range(first, last))
@@ -424,7 +424,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.worked[place] >= set(range(committed)), place
 
     def teardown(self) -> None:
-        """In peace everything is worked in and committed."""
+        """After all rebalances everything is processed and committed."""
         if self.held:
             self.go_on()
         if self.batch is not None:

@@ -19,35 +19,35 @@ def newer(topic: str) -> str:
     return json.dumps(schema)
 
 
-def test_todays_schema_of_each_topic_is_listed_with_the_id_records_have() -> None:
-    current = {one.topic: one for one in listed_schemas(KAFKA, {}) if one.is_current}
+def test_todays_schema_of_each_topic_is_listed_with_its_record_id() -> None:
+    current = {listed.topic: listed for listed in listed_schemas(KAFKA, {}) if listed.is_current}
     assert set(current) == {f"eu-{topic}" for topic in TOPICS}
     for topic in TOPICS:
-        one = current[f"eu-{topic}"]
-        assert (one.fingerprint, one.registry_ids) == (LocalSchemaIds().id_of(topic), ())
-        assert one.subject == f"eu-{topic}-value"
-        assert one.version == len(schema_versions(topic))
+        listed = current[f"eu-{topic}"]
+        assert (listed.fingerprint, listed.registry_ids) == (LocalSchemaIds().id_of(topic), ())
+        assert listed.subject == f"eu-{topic}-value"
+        assert listed.version == len(schema_versions(topic))
 
 
-def test_earlier_schemas_are_listed_oldest_first_and_records_of_them_are_known() -> None:
-    decisions = [one for one in listed_schemas(KAFKA, {}) if one.topic == "eu-decisions"]
-    assert [one.version for one in decisions] == list(range(1, len(decisions) + 1))
-    assert [one.file for one in decisions[:2]] == ["history/decisions-1.avsc", "history/decisions-2.avsc"]
-    for one in decisions:
-        assert LocalSchemaIds().find(one.fingerprint) is not None
+def test_earlier_schemas_are_listed_oldest_first() -> None:
+    decisions = [listed for listed in listed_schemas(KAFKA, {}) if listed.topic == "eu-decisions"]
+    assert [listed.version for listed in decisions] == list(range(1, len(decisions) + 1))
+    assert [listed.file for listed in decisions[:2]] == ["history/decisions-1.avsc", "history/decisions-2.avsc"]
+    for listed in decisions:
+        assert LocalSchemaIds().find(listed.fingerprint) is not None
 
 
-def test_registry_ids_stand_beside_the_schema_they_mean() -> None:
+def test_registry_ids_are_listed_with_their_schema() -> None:
     earlier = schema_versions("decisions")[0]
     remembered = {5: schema_text("payments"), 9: schema_text("payments"), 6: earlier.text, 7: "no schema"}
-    found = {(one.topic, one.version): one.registry_ids for one in listed_schemas(KAFKA, remembered)}
+    found = {(listed.topic, listed.version): listed.registry_ids for listed in listed_schemas(KAFKA, remembered)}
     assert found["eu-payments", len(schema_versions("payments"))] == (5, 9)
     assert found["eu-decisions", 1] == (6,)
     assert sum(len(ids) for ids in found.values()) == 3
 
 
-def test_a_schema_of_another_producer_is_listed_under_the_topic_of_its_record() -> None:
-    (other,) = [one for one in listed_schemas(KAFKA, {17: newer("payments")}) if one.version is None]
+def test_a_schema_of_another_producer_is_listed_under_its_topic() -> None:
+    (other,) = [listed for listed in listed_schemas(KAFKA, {17: newer("payments")}) if listed.version is None]
     assert (other.topic, other.registry_ids, other.file) == ("eu-payments", (17,), "others/payments-17.avsc")
     assert other.fingerprint == fingerprint(parsed(newer("payments")))
 
@@ -56,13 +56,13 @@ def test_an_export_holds_every_schema_and_an_index_that_finds_it(tmp_path: Path)
     export_schemas(listed_schemas(KAFKA, {17: newer("payments")}), tmp_path / "new")
     index = json.loads((tmp_path / "new" / "schemas.json").read_text(encoding="utf-8"))
     files = {str(path.relative_to(tmp_path / "new")) for path in (tmp_path / "new").rglob("*.avsc")}
-    assert {one["file"] for one in index} == files
-    for one in index:
-        text = (tmp_path / "new" / one["file"]).read_text(encoding="utf-8")
-        assert fingerprint(parsed(text)) == one["fingerprint"]
+    assert {listed["file"] for listed in index} == files
+    for listed in index:
+        text = (tmp_path / "new" / listed["file"]).read_text(encoding="utf-8")
+        assert fingerprint(parsed(text)) == listed["fingerprint"]
 
 
-def test_an_export_to_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_an_export_to_an_impossible_folder_is_one_line_of_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(Misconfigured, match="cannot write schemas to"):
         export_schemas(listed_schemas(KAFKA, {}), tmp_path / "file" / "new")

@@ -11,7 +11,7 @@ A, B = ("t", 0), ("t", 1)
 
 
 def look(watch: StallWatch, ends: dict[PartitionId, int], positions: dict[PartitionId, int]) -> list[PartitionId]:
-    """At a client that has given all it had."""
+    """Look after the client has handed out everything it had."""
     watch.gave(is_all=True)
     return watch.look(ends, positions)
 
@@ -22,35 +22,35 @@ def looks(
     return [look(watch, ends, each) for each in positions]
 
 
-def test_a_partition_that_is_behind_and_does_not_move_has_stalled_after_the_time_given() -> None:
+def test_a_partition_that_is_behind_and_does_not_move_stalls_in_time() -> None:
     watch = StallWatch(3 * ASK_EVERY_S)
     positions = {A: 5, B: 9}
     assert looks(watch, {A: 9, B: 9}, *[positions] * 4) == [[], [], [], [A]]
 
 
-def test_one_that_moves_however_slowly_has_not_stalled() -> None:
+def test_a_partition_that_moves_slowly_has_not_stalled() -> None:
     watch = StallWatch(2 * ASK_EVERY_S)
     assert looks(watch, {A: 99}, *({A: step // 2} for step in range(20))) == [[]] * 20
 
 
-def test_one_that_was_read_to_its_end_begins_anew() -> None:
+def test_a_partition_read_to_its_end_starts_its_count_again() -> None:
     watch = StallWatch(2 * ASK_EVERY_S)
     assert looks(watch, {A: 9}, {A: 5}, {A: 5}, {A: 9}, {A: 9}, {A: 9}) == [[]] * 5
     assert looks(watch, {A: 10}, {A: 9}, {A: 9}, {A: 9}) == [[], [], [A]]
 
 
-def test_an_empty_partition_whose_end_is_never_told_has_stalled() -> None:
+def test_an_empty_partition_that_never_reports_its_end_has_stalled() -> None:
     watch = StallWatch(ASK_EVERY_S)
     assert looks(watch, {A: 0}, {A: NOTHING_HEARD}, {A: NOTHING_HEARD}) == [[], [A]]
 
 
-def test_one_that_is_not_to_be_read_or_has_gone_is_not_judged() -> None:
+def test_a_paused_or_revoked_partition_never_counts_as_stalled() -> None:
     watch = StallWatch(ASK_EVERY_S)
     assert looks(watch, {A: 9}, {A: 5}, {}, {A: 5}, {}, {A: 5}) == [[]] * 5
     assert looks(watch, {}, {A: 5}, {A: 5}, {A: 5}) == [[]] * 3
 
 
-def test_what_waits_in_the_client_has_not_stalled() -> None:
+def test_records_that_wait_in_the_client_have_not_stalled() -> None:
     watch = StallWatch(ASK_EVERY_S)
     for _ in range(9):
         watch.gave(is_all=False)
@@ -61,7 +61,7 @@ def test_what_waits_in_the_client_has_not_stalled() -> None:
     assert looks(watch, {A: 9}, {A: 5}) == [[A]]
 
 
-def test_a_new_client_begins_anew() -> None:
+def test_a_new_client_starts_the_count_again() -> None:
     watch = StallWatch(ASK_EVERY_S)
     look(watch, {A: 9}, {A: 5})
     watch.clear()
@@ -69,9 +69,7 @@ def test_a_new_client_begins_anew() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 4)), max_size=40), st.integers(1, 4))
-def test_stalled_means_behind_at_one_offset_over_that_many_looks_and_one_more(
-    seen: list[tuple[int, int]], count: int
-) -> None:
+def test_stalled_means_at_one_offset_for_the_allowed_looks_plus_one(seen: list[tuple[int, int]], count: int) -> None:
     watch = StallWatch(count * ASK_EVERY_S)
     for number, (position, end) in enumerate(seen):
         stalled = look(watch, {A: end}, {A: position})

@@ -1,4 +1,4 @@
-"""The examples of docs/integrate/topics.md that are not run: they show today's ids."""
+"""The examples of docs/integrate/topics.md that no test runs must show today's ids."""
 
 from __future__ import annotations
 

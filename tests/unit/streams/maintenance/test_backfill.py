@@ -1,4 +1,4 @@
-"""A history into a store: the same as the stream makes of it, and the same whenever it was killed."""
+"""A backfill gives the same store as the stream, and the same store after any kill."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def outcome_event(row: Mapping[str, Any], offset: int) -> OutcomeEvent:
 
 
 def stream(payments: Sequence[PaymentEvent], outcomes: Sequence[OutcomeEvent], store: ProfileStore) -> int:
-    """Work events through the stream's own batches; returns how many payments were duplicates."""
+    """Apply events in the stream's own batches; returns the number of duplicate payments."""
     duplicates = 0
     events: list[PaymentEvent | OutcomeEvent] = [*payments, *outcomes]
     for first in range(0, len(events), 700):
@@ -88,7 +88,7 @@ def read(store: ProfileStore, keys: Sequence[bytes]) -> dict[bytes, bytes]:
 
 
 def profiles_of(store: ProfileStore) -> dict[bytes, bytes]:
-    """Every profile by key, without the offsets it contains."""
+    """Returns every profile by key, without its offsets."""
     return {key: without_sources(state) for name in PLAN.entity_names for key, state in store.scan(name)}
 
 
@@ -100,7 +100,7 @@ def backfilled() -> Iterator[MemoryStore]:
     store.close()
 
 
-def test_profiles_are_those_that_the_stream_makes_of_the_same_events(backfilled: MemoryStore) -> None:
+def test_backfilled_profiles_equal_those_of_the_stream(backfilled: MemoryStore) -> None:
     payments, outcomes = (table.to_pylist() for table in small_world.tables())
     streamed = MemoryStore()
     stream(
@@ -113,13 +113,13 @@ def test_profiles_are_those_that_the_stream_makes_of_the_same_events(backfilled:
     assert profiles_of(backfilled) == wanted
 
 
-def test_it_returns_how_many_profiles_there_are() -> None:
+def test_a_backfill_returns_the_number_of_profiles() -> None:
     store = MemoryStore()
     assert fill(small_world.tables(), store) == len(profiles_of(store))
 
 
-def test_outcomes_that_come_later_find_the_payments() -> None:
-    """Half a history backfilled and the rest streamed is the same as all of it backfilled."""
+def test_later_outcomes_find_the_backfilled_payments() -> None:
+    """Backfilling half a history and streaming the rest gives the same store as backfilling all of it."""
     payments, outcomes = small_world.tables()
     time_ms = payments["event_time_ms"][len(payments) * 2 // 3].as_py()
     past, rest = split_at(payments, outcomes, time_ms)
@@ -134,14 +134,14 @@ def test_outcomes_that_come_later_find_the_payments() -> None:
     assert profiles_of(halves) == profiles_of(whole)
 
 
-def test_a_payment_that_comes_from_the_topic_once_more_is_a_duplicate(backfilled: MemoryStore) -> None:
+def test_a_backfilled_payment_that_comes_again_is_a_duplicate(backfilled: MemoryStore) -> None:
     rows = small_world.tables()[0].slice(5000, 100).to_pylist()
     before = profiles_of(backfilled)
     assert stream([payment_event(row, offset) for offset, row in enumerate(rows)], [], backfilled) == 100
     assert profiles_of(backfilled) == before
 
 
-def test_records_of_payments_say_what_an_outcome_needs(backfilled: MemoryStore) -> None:
+def test_records_of_payments_hold_what_an_outcome_needs(backfilled: MemoryStore) -> None:
     rows = small_world.tables()[0].to_pylist()
     fraud = small_world.history().outcome_payment[small_world.history().outcome_fraud][0]
     abroad = next(row for row in rows if row["currency"] == "JPY")
@@ -190,7 +190,7 @@ def test_nothing_expires_before_its_time() -> None:
     assert store.ttl_s["progress"] == {max(ttl_s for name in store.ttl_s for ttl_s in store.ttl_s[name])}
 
 
-def test_an_empty_history_is_no_bug() -> None:
+def test_an_empty_history_can_be_backfilled() -> None:
     payments, outcomes = small_world.tables()
     store = MemoryStore()
     assert fill((payments.slice(0, 0), outcomes.slice(0, 0)), store) == 0
@@ -210,7 +210,7 @@ def test_progress_counts_every_payment_and_every_record() -> None:
     assert job.left_count == 0
 
 
-def test_records_of_payments_are_encoded_as_one_message_would_be() -> None:
+def test_records_of_payments_are_encoded_like_one_message() -> None:
     store = MemoryStore()
     fill(small_world.tables(), store)
     rows = small_world.tables()[0].to_pylist()
@@ -229,15 +229,15 @@ def test_records_of_payments_are_encoded_as_one_message_would_be() -> None:
         assert store.read([record_key(row["payment_id"])]) == [wanted.SerializeToString()]
 
 
-# Killed, and begun again.
+# Kills and resumes
 
 
 class Killed(BaseException):
-    """As kill -9: nothing catches it."""
+    """Simulates kill -9: no code catches it."""
 
 
 class Mortal(MemoryStore):
-    """Dies at its nth write, before it or after it.
+    """A store that dies at a chosen write, before it or after it.
 
     `written` counts records, without those of progress; `lost` those of them that no progress had noted at a death.
     """
@@ -282,20 +282,22 @@ def run(job: Backfill) -> int:
 
 
 def contents(store: ProfileStore) -> dict[bytes, bytes]:
-    """Every record there is."""
+    """Returns every record of the store."""
     return {key: value for name in (*PLAN.entity_names, "payment", "progress") for key, value in store.scan(name)}
 
 
 @pytest.fixture(scope="module")
 def whole() -> dict[bytes, bytes]:
-    """What an uninterrupted run leaves."""
+    """The store after an uninterrupted run."""
     store = MemoryStore()
     run(job_of(store))
     return contents(store)
 
 
 @pytest.mark.parametrize("dies_after_it", [False, True])
-def test_killed_at_any_write_it_goes_on_there_and_ends_the_same(dies_after_it: bool, whole: dict[bytes, bytes]) -> None:
+def test_a_backfill_killed_at_any_write_resumes_and_ends_the_same(
+    dies_after_it: bool, whole: dict[bytes, bytes]
+) -> None:
     store = Mortal()
     store.dies_after_it = dies_after_it
     deaths, left_count = 0, len(whole)
@@ -303,7 +305,7 @@ def test_killed_at_any_write_it_goes_on_there_and_ends_the_same(dies_after_it: b
         job = job_of(store)
         assert job.left_count <= left_count
         left_count = job.left_count
-        # The first write of a run only notes where it stands.
+        # The first write of a run only stores the checkpoint.
         store.writes_left = 1 + deaths % 5
         try:
             run(job)
@@ -313,7 +315,7 @@ def test_killed_at_any_write_it_goes_on_there_and_ends_the_same(dies_after_it: b
             break
     assert deaths > 10
     assert contents(store) == whole
-    # A batch whose progress was not noted is written once more, and nothing else is.
+    # Only a batch without its checkpoint is written again.
     assert 0 < store.lost == store.written - (len(whole) - 1)
 
 
@@ -355,9 +357,7 @@ job.write(lambda _: print(job.left_count, flush=True))
 """
 
 
-def test_kill_9_in_the_middle_and_the_same_again_is_as_if_nothing_had_been(
-    tmp_path: Path, whole: dict[bytes, bytes]
-) -> None:
+def test_a_backfill_resumes_after_kill_9_with_the_same_result(tmp_path: Path, whole: dict[bytes, bytes]) -> None:
     write_history(tmp_path / "data", *small_world.tables())
     command = [sys.executable, "-c", CHILD, str(tmp_path / "data"), str(tmp_path / "store")]
     left_count = len(whole)
@@ -365,7 +365,7 @@ def test_kill_9_in_the_middle_and_the_same_again_is_as_if_nothing_had_been(
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
             assert child.stdout is not None
             first = int(child.stdout.readline())
-            # Never more than there was when it last said so: what it had noted is not done again.
+            # The count never rises: a run does not repeat batches with a checkpoint.
             assert first <= left_count
             if batches is None:
                 left = [int(line) for line in child.stdout]
@@ -394,7 +394,7 @@ def test_a_finished_backfill_does_nothing(whole: dict[bytes, bytes]) -> None:
     assert contents(store) == whole
 
 
-def test_what_is_forgotten_stays_so_when_the_same_is_run_again() -> None:
+def test_a_finished_backfill_does_not_restore_a_forgotten_card() -> None:
     store = MemoryStore()
     run(job_of(store))
     key = next(store.scan("card"))[0]
@@ -403,11 +403,11 @@ def test_what_is_forgotten_stays_so_when_the_same_is_run_again() -> None:
     assert store.read([key]) == [None]
 
 
-# What else may be in the store.
+# Other records in the store
 
 
 def changed_tables(change: str) -> tuple[pa.Table, pa.Table]:
-    """The small world with one thing another way."""
+    """Returns the tables of the small world with one change."""
     payments, outcomes = small_world.tables()
     table, name, value = {
         "an amount": (payments, "amount_minor", payments["amount_minor"][0].as_py() + 1),
@@ -431,7 +431,7 @@ def changed_tables(change: str) -> tuple[pa.Table, pa.Table]:
 
 
 @pytest.mark.parametrize("change", ["an amount", "a merchant", "a payment's name", "a label"])
-def test_another_history_is_not_taken_for_this_one(change: str) -> None:
+def test_another_history_does_not_resume_this_backfill(change: str) -> None:
     store = MemoryStore()
     run(job_of(store))
     with pytest.raises(Misconfigured, match="from a backfill of something else"):
@@ -439,7 +439,7 @@ def test_another_history_is_not_taken_for_this_one(change: str) -> None:
 
 
 @pytest.mark.parametrize("change", ["outcome_days", "rates", "catalogue"])
-def test_what_else_decides_what_is_written_makes_it_another_backfill(change: str) -> None:
+def test_other_rates_days_or_catalogue_make_another_backfill(change: str) -> None:
     store = MemoryStore()
     run(job_of(store))
     rates = small_world.rates()
@@ -453,7 +453,7 @@ def test_what_else_decides_what_is_written_makes_it_another_backfill(change: str
         job_of(store, **options[change])
 
 
-def test_another_history_starts_anew_where_nothing_has_been_written_yet(whole: dict[bytes, bytes]) -> None:
+def test_another_history_may_start_before_anything_is_written(whole: dict[bytes, bytes]) -> None:
     store = Mortal()
     store.writes_left, store.dies_after_it = 1, True
     with pytest.raises(Killed):
@@ -478,7 +478,7 @@ def test_a_store_that_something_else_has_written_to_is_refused(key: bytes, what:
     assert store.read([key, PROGRESS_KEY]) == [b"precious", None]
 
 
-def test_with_overwrite_its_own_are_replaced_and_others_stay(whole: dict[bytes, bytes]) -> None:
+def test_overwrite_replaces_its_own_records_and_keeps_others(whole: dict[bytes, bytes]) -> None:
     store = MemoryStore()
     own = next(key for key in whole if key.startswith(b"card:"))
     store.write({own: b"old", b"card:somebody": b"precious", b"payment:p": b"kept"}, ttl_s=0)
@@ -486,7 +486,7 @@ def test_with_overwrite_its_own_are_replaced_and_others_stay(whole: dict[bytes, 
     assert contents(store) == {**whole, b"card:somebody": b"precious", b"payment:p": b"kept"}
 
 
-def test_an_overwriting_backfill_that_was_killed_goes_on_too(whole: dict[bytes, bytes]) -> None:
+def test_a_killed_overwriting_backfill_resumes(whole: dict[bytes, bytes]) -> None:
     store = Mortal()
     store.write({key: b"old" for key in whole if key.startswith(b"merchant:")}, ttl_s=0)
     for _ in range(3):
@@ -498,8 +498,8 @@ def test_an_overwriting_backfill_that_was_killed_goes_on_too(whole: dict[bytes, 
     assert contents(store) == whole
 
 
-def test_what_the_stream_writes_meanwhile_is_never_written_over(whole: dict[bytes, bytes]) -> None:
-    """Killed, and the stream started before it was finished: its profiles are newer."""
+def test_a_backfill_never_overwrites_what_the_stream_wrote_meanwhile(whole: dict[bytes, bytes]) -> None:
+    """The backfill was killed and the stream started before it was finished: the stream's profiles are newer."""
     store = Mortal()
     store.writes_left = 2
     with pytest.raises(Killed):
@@ -513,7 +513,7 @@ def test_what_the_stream_writes_meanwhile_is_never_written_over(whole: dict[byte
     assert store.read([last]) == [b"newer"]
 
 
-def test_a_payment_record_of_the_stream_is_never_written_over(whole: dict[bytes, bytes]) -> None:
+def test_a_backfill_never_overwrites_a_payment_record_of_the_stream(whole: dict[bytes, bytes]) -> None:
     store = Mortal()
     store.writes_left = 12
     with pytest.raises(Killed):
@@ -526,7 +526,7 @@ def test_a_payment_record_of_the_stream_is_never_written_over(whole: dict[bytes,
     assert store.read([last]) == [b"newer"]
 
 
-def test_progress_that_cannot_be_read_is_of_something_else() -> None:
+def test_unreadable_progress_counts_as_another_backfill() -> None:
     for value in (b"", b"\xff", b"{}", b"[1]", b'{"origin": {"payments": 1}, "phase": "card", "position": 0}'):
         store = MemoryStore()
         store.write({PROGRESS_KEY: value, b"card:somebody": b"precious"}, ttl_s=0)
@@ -535,7 +535,7 @@ def test_progress_that_cannot_be_read_is_of_something_else() -> None:
             job_of(store)
 
 
-def test_its_progress_is_no_partition_of_the_changelog() -> None:
+def test_the_backfills_progress_key_is_none_of_the_changelog() -> None:
     assert PROGRESS_KEY not in {
         progress_key(entity, partition) for entity in PLAN.entity_names for partition in range(1000)
     }

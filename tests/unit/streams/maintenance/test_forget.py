@@ -1,4 +1,4 @@
-"""Erasing: nothing of the entity is left, everything of others is, whatever a stream worker does meanwhile."""
+"""Erasing removes everything of the entity and nothing else, whatever a stream worker does meanwhile."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LONG = "M" * 500
 
 
 class MemoryChangelog:
-    """A Changelog in a dictionary: the last state of each key, None for a tombstone."""
+    """An ErasureChangelog in a dictionary: the last state of each key, None for a tombstone."""
 
     def __init__(self) -> None:
         self.last: dict[bytes, bytes | None] = {}
@@ -55,7 +55,7 @@ class MemoryChangelog:
 
 
 class World:
-    """What a stream has made of some payments: (card, merchant) each, a minute apart."""
+    """The store after some payments, each a (card, merchant), a minute apart."""
 
     def __init__(self, store: ProfileStore, payments: Sequence[tuple[str, str]] = ()) -> None:
         self.store, self.changelog = store, MemoryChangelog()
@@ -64,7 +64,7 @@ class World:
             self.pay(f"p{number}", card_id, merchant_id, NOW_MS + number * 60_000)
 
     def pay(self, payment_id: str, card_id: str, merchant_id: str, time_ms: int) -> None:
-        """As the stream does, one payment a batch."""
+        """Apply a payment like the stream, in a batch of its own."""
         ids = {"card": [card_id], "merchant": [merchant_id], "card_merchant": [card_id, merchant_id]}
         keys = [entity_key(entity, parts) for entity, parts in ids.items()]
         record = PaymentRecord(source=0, offset=time_ms, keys=[key.decode() for key in keys])
@@ -83,7 +83,7 @@ class World:
         return {key: value for name in names for key, value in self.store.scan(name)}
 
     def forget(self, key: bytes, *, meanwhile: Callable[[int], object] = lambda _: None) -> Forgotten:
-        """`meanwhile` is called with the number of the round, in the moment before it looks again."""
+        """`forget` calls `meanwhile` with the number of the round, right before it looks again."""
 
         def sleep(seconds: float) -> None:
             self.slept_s.append(seconds)
@@ -103,7 +103,7 @@ PAYMENTS = [("C1", "M1"), ("C1", "M2"), ("C2", "M1"), ("C1", "M1"), ("C10", "M1"
 PAIR = f"card_merchant:C1{SEPARATOR}M1".encode()
 
 
-def test_nothing_of_a_card_is_left_and_everything_of_others_is(store: ProfileStore) -> None:
+def test_forgetting_a_card_removes_all_of_it_and_nothing_else(store: ProfileStore) -> None:
     world = World(store, PAYMENTS)
     before = world.contents()
     erased = {b"card:C1", PAIR, f"card_merchant:C1{SEPARATOR}M2".encode()}
@@ -114,7 +114,7 @@ def test_nothing_of_a_card_is_left_and_everything_of_others_is(store: ProfileSto
     assert (done.profiles, done.payment_records, done.rounds, done.has_begun_anew) == (3, 3, 1, False)
 
 
-def test_each_profile_gets_a_tombstone_and_no_other_does(store: ProfileStore) -> None:
+def test_only_erased_profiles_get_a_tombstone(store: ProfileStore) -> None:
     world = World(store, PAYMENTS)
     world.forget(b"card:C1")
     assert set(world.changelog.sent) == {b"card:C1", PAIR, f"card_merchant:C1{SEPARATOR}M2".encode()}
@@ -124,8 +124,8 @@ def test_each_profile_gets_a_tombstone_and_no_other_does(store: ProfileStore) ->
     }
 
 
-def test_a_tombstone_follows_the_deletion_too() -> None:
-    """A mirror that is filled from the store reads what is still there, then follows the changelog from behind it."""
+def test_a_second_tombstone_follows_the_deletion() -> None:
+    """A new mirror reads the store before the deletion and follows the changelog from behind the first tombstone."""
     world = World(MemoryStore(), PAYMENTS)
     stored_at: list[bool] = []
 
@@ -139,7 +139,7 @@ def test_a_tombstone_follows_the_deletion_too() -> None:
     assert stored_at == [True, False, True, False]
 
 
-def test_a_merchant_takes_its_combinations_along_too(store: ProfileStore) -> None:
+def test_forgetting_a_merchant_erases_its_combinations(store: ProfileStore) -> None:
     world = World(store, PAYMENTS)
     done = world.forget(b"merchant:M2")
     assert (done.profiles, done.payment_records) == (2, 1)
@@ -147,7 +147,7 @@ def test_a_merchant_takes_its_combinations_along_too(store: ProfileStore) -> Non
     assert None not in store.read([b"card:C1", PAIR])
 
 
-def test_a_combination_is_erased_without_its_parts(store: ProfileStore) -> None:
+def test_forgetting_a_combination_keeps_its_parts(store: ProfileStore) -> None:
     world = World(store, PAYMENTS)
     done = world.forget(PAIR)
     assert (done.profiles, done.payment_records) == (1, 2)
@@ -155,7 +155,7 @@ def test_a_combination_is_erased_without_its_parts(store: ProfileStore) -> None:
     assert None not in store.read([b"card:C1", b"merchant:M1", record_key("p1"), record_key("p2")])
 
 
-def test_a_combination_that_has_a_digest_for_a_key_is_found_by_its_payments(store: ProfileStore) -> None:
+def test_a_combination_with_a_digest_key_is_found_by_its_payments(store: ProfileStore) -> None:
     world = World(store, [("C1", LONG), ("C2", LONG)])
     mine, other = entity_key("card_merchant", ["C1", LONG]), entity_key("card_merchant", ["C2", LONG])
     assert SEPARATOR.encode() not in mine
@@ -166,13 +166,13 @@ def test_a_combination_that_has_a_digest_for_a_key_is_found_by_its_payments(stor
     assert mine in world.changelog.sent
 
 
-def test_what_a_broker_that_went_away_left_over_is_erased_by_the_same_call_again() -> None:
-    """Whatever it was that the broker did not take: all that leads to what is left must still be there."""
+def test_a_second_call_erases_what_a_broker_outage_left() -> None:
+    """Whichever tombstone the broker refused, the store must still hold what leads to the rest."""
     digested = entity_key("card_merchant", ["C1", LONG])
     wanted: dict[bytes, bytes] | None = None
     for broken_at in range(1, 7):
         world = World(MemoryStore(), [*PAYMENTS, ("C1", LONG)])
-        # Older than what is kept about payments: nothing but its own key says whose it is.
+        # Older than all payment records: only its own key says whose profile it is.
         world.pay("old", "C1", "M9", NOW_MS)
         world.store.delete([record_key("old")])
         assert world.store.read([digested]) != [None]
@@ -199,7 +199,7 @@ def test_another_kind_of_entity_with_the_same_id_is_erased_too() -> None:
     assert set(changelog.sent) == {b"card:C1", b"payer:C1"}
 
 
-def test_what_there_is_nothing_of_is_told_to_the_mirrors_all_the_same(store: ProfileStore) -> None:
+def test_an_unknown_entity_still_gets_a_tombstone(store: ProfileStore) -> None:
     world = World(store, PAYMENTS)
     before = world.contents()
     done = world.forget(b"card:C3")
@@ -208,7 +208,7 @@ def test_what_there_is_nothing_of_is_told_to_the_mirrors_all_the_same(store: Pro
     assert world.contents() == before
 
 
-def test_a_profile_that_cannot_be_read_is_erased(store: ProfileStore) -> None:
+def test_an_unreadable_profile_is_erased(store: ProfileStore) -> None:
     world = World(store, PAYMENTS)
     world.write(b"card:C1", b"\x07of another time")
     assert world.forget(b"card:C1").profiles == 3
@@ -223,7 +223,7 @@ def test_forgetting_twice_finds_nothing_the_second_time(store: ProfileStore) -> 
     assert world.contents() == after
 
 
-def test_it_tells_how_far_the_scan_is() -> None:
+def test_forgetting_reports_the_progress_of_its_scan() -> None:
     world = World(MemoryStore(), PAYMENTS)
     seen: list[tuple[int, int | None]] = []
     forget(
@@ -237,11 +237,11 @@ def test_it_tells_how_far_the_scan_is() -> None:
     assert seen == [(0, 6), (6, 6)]
 
 
-# A stream worker at work meanwhile.
+# With a stream worker at work
 
 
-def test_what_a_batch_in_flight_writes_back_is_erased_again() -> None:
-    """The worker had read the profile before it was erased, and writes what it made of it and one payment more."""
+def test_a_profile_written_back_by_a_batch_in_flight_is_erased_again() -> None:
+    """The worker read the profile before the erasure, and writes it back with one more payment."""
     world = World(MemoryStore(), PAYMENTS)
     before = world.contents()
 
@@ -257,7 +257,7 @@ def test_what_a_batch_in_flight_writes_back_is_erased_again() -> None:
     assert world.slept_s == [SETTLE_S, SETTLE_S]
 
 
-def test_what_is_back_in_the_store_and_not_yet_on_the_changelog_is_erased_again() -> None:
+def test_a_profile_back_in_the_store_alone_is_erased_again() -> None:
     world = World(MemoryStore(), PAYMENTS)
     state = world.contents()[b"card:C1"]
 
@@ -281,8 +281,8 @@ def test_a_combination_that_is_written_back_is_erased_again() -> None:
     assert world.store.read([PAIR]) == [None]
 
 
-def test_a_state_that_reaches_the_changelog_after_the_tombstone_gets_another() -> None:
-    """The worker had written the store before, and sent the record after: the store alone looks clean."""
+def test_a_state_after_the_tombstone_gets_another_tombstone() -> None:
+    """The worker wrote the store before the erasure and the changelog after it: the store alone looks clean."""
     world = World(MemoryStore(), PAYMENTS)
     state = world.contents()[b"card:C1"]
 
@@ -294,7 +294,7 @@ def test_a_state_that_reaches_the_changelog_after_the_tombstone_gets_another() -
     assert world.changelog.last[b"card:C1"] is None
 
 
-def test_a_label_of_a_payment_that_was_not_yet_erased_does_not_stay() -> None:
+def test_a_label_of_a_payment_not_yet_erased_is_removed() -> None:
     world = World(MemoryStore(), PAYMENTS)
 
     def work_in_an_outcome(number: int) -> None:
@@ -305,7 +305,7 @@ def test_a_label_of_a_payment_that_was_not_yet_erased_does_not_stay() -> None:
     assert (done.rounds, done.has_begun_anew) == (2, False)
 
 
-def test_a_new_profile_of_payments_that_keep_coming_is_left_and_said() -> None:
+def test_a_profile_of_new_payments_stays_and_is_reported() -> None:
     world = World(MemoryStore(), PAYMENTS)
 
     def pay(number: int) -> None:
@@ -318,36 +318,36 @@ def test_a_new_profile_of_payments_that_keep_coming_is_left_and_said() -> None:
     assert state == profile(ENGINE, "card", [payment(NOW_MS + 10_000_000 + ROUNDS_MAX, 100)])
 
 
-def test_old_payments_that_keep_being_written_back_are_an_error_that_names_no_card() -> None:
+def test_old_payments_written_back_for_ever_are_an_error_without_the_card() -> None:
     world = World(MemoryStore(), PAYMENTS)
     state = world.contents()[b"card:C1"]
-    with pytest.raises(TemporaryFailure, match=f"wrote back what was erased, {ROUNDS_MAX} times") as failed:
+    with pytest.raises(TemporaryFailure, match=f"wrote the erased profile back, {ROUNDS_MAX} times") as failed:
         world.forget(b"card:C1", meanwhile=lambda _: world.write(b"card:C1", state))
     assert "C1" not in str(failed.value)
 
 
-def test_an_old_state_that_stays_on_the_changelog_alone_is_an_error() -> None:
+def test_an_old_state_left_only_on_the_changelog_is_an_error() -> None:
     world = World(MemoryStore(), PAYMENTS)
     state = world.contents()[b"card:C1"]
     with pytest.raises(TemporaryFailure, match="stop the stream"):
         world.forget(b"card:C1", meanwhile=lambda _: world.changelog.last.update({b"card:C1": state}))
 
 
-def test_a_profile_that_could_not_be_read_and_comes_back_so_is_an_error() -> None:
+def test_an_unreadable_profile_that_comes_back_is_an_error() -> None:
     world = World(MemoryStore(), PAYMENTS)
     world.write(b"card:C1", b"\x07of another time")
     with pytest.raises(TemporaryFailure):
         world.forget(b"card:C1", meanwhile=lambda _: world.write(b"card:C1", b"\x07of another time"))
 
 
-def test_one_that_there_was_nothing_of_begins_anew_with_its_first_payments() -> None:
+def test_an_unknown_entity_may_begin_with_its_first_payments() -> None:
     world = World(MemoryStore())
     done = world.forget(b"card:C1", meanwhile=lambda number: world.pay(f"p{number}", "C1", "M1", NOW_MS))
     assert done.has_begun_anew
     assert world.store.read([b"card:C1"]) != [None]
 
 
-def test_a_backfill_that_is_not_finished_is_told() -> None:
+def test_an_unfinished_backfill_is_reported() -> None:
     store = MemoryStore()
     job = Backfill(
         small_world.history(),
@@ -374,7 +374,7 @@ def test_a_backfill_that_is_not_finished_is_told() -> None:
 
 
 class Sets(World):
-    """The live set and one beside it, which got the same payments, and may have got others."""
+    """The live set and another set, which got the same payments and may get more."""
 
     def __init__(self, live: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]]) -> None:
         super().__init__(MemoryStore(), live)
@@ -409,14 +409,14 @@ def test_a_card_is_erased_from_every_profile_set() -> None:
     assert not done.has_begun_anew
 
 
-def test_what_only_another_set_has_gets_a_tombstone_too() -> None:
-    """It may have been on the changelog while that set was live, or is being swapped in."""
+def test_a_profile_only_in_another_set_gets_a_tombstone() -> None:
+    """The key may be on the changelog from the time when that set was live, or from a swap in progress."""
     world = Sets(PAYMENTS, [("C1", "M3")])
     world.forget(b"card:C1")
     assert f"card_merchant:C1{SEPARATOR}M3".encode() in world.changelog.sent
 
 
-def test_what_only_one_set_knows_to_be_of_the_card_is_erased_in_all() -> None:
+def test_a_key_that_one_set_links_to_the_card_is_erased_in_all() -> None:
     digested = entity_key("card_merchant", ["C1", LONG])
     for knowing in ("live", "other"):
         world = Sets([("C1", LONG)], [("C1", LONG)])
@@ -425,7 +425,7 @@ def test_what_only_one_set_knows_to_be_of_the_card_is_erased_in_all() -> None:
         assert world.store.read([digested]) == world.other.store.read([digested]) == [None]
 
 
-def test_what_a_rebuild_writes_back_from_its_batch_in_flight_is_erased_again() -> None:
+def test_a_profile_written_back_by_a_rebuild_is_erased_again() -> None:
     world = Sets(PAYMENTS, PAYMENTS)
     state = world.other.contents()[b"card:C1"]
 
@@ -438,11 +438,11 @@ def test_what_a_rebuild_writes_back_from_its_batch_in_flight_is_erased_again() -
     assert world.other.store.read([b"card:C1"]) == [None]
 
 
-def test_no_tombstone_of_another_set_follows_what_the_live_one_has_begun_anew() -> None:
-    """Mirrors would not know what the store has."""
+def test_no_tombstone_of_another_set_follows_a_new_live_profile() -> None:
+    """Mirrors would lose a profile that the store has."""
 
     class Slow(MemoryStore):
-        """A set in which a payment comes just while the card is erased from it."""
+        """A set that gets a payment during the erasure of its card."""
 
         def delete(self, keys: Sequence[bytes]) -> None:
             super().delete(keys)
@@ -456,7 +456,7 @@ def test_no_tombstone_of_another_set_follows_what_the_live_one_has_begun_anew() 
         assert [world.changelog.last[key]] == world.store.read([key])
 
 
-def test_payments_that_keep_coming_to_the_live_set_are_no_error_of_another() -> None:
+def test_new_payments_in_the_live_set_are_no_error_of_another_set() -> None:
     world = Sets(PAYMENTS, PAYMENTS)
     done = world.forget(
         b"card:C1", meanwhile=lambda number: world.pay(f"later{number}", "C1", "M1", NOW_MS + 10_000_000 + number)
@@ -465,11 +465,11 @@ def test_payments_that_keep_coming_to_the_live_set_are_no_error_of_another() -> 
     assert world.other.store.read([b"card:C1"]) == [None]
 
 
-def test_a_rebuild_that_reaches_later_payments_of_it_is_no_error() -> None:
+def test_a_rebuild_that_reaches_later_payments_is_no_error() -> None:
     world = Sets(PAYMENTS, PAYMENTS)
     done = world.forget(
         b"card:C1", meanwhile=lambda number: world.other.pay(f"later{number}", "C1", "M1", NOW_MS + 10_000_000 + number)
     )
     assert done.rounds == ROUNDS_MAX
-    # Not of the set that is live.
+    # The key is not in the live set.
     assert not done.has_begun_anew

@@ -16,7 +16,7 @@ FIRST, SWAPPING, NEXT = LiveSet("", 0, None), LiveSet("", 0, "b1"), LiveSet("b1"
 
 
 class FakePipeline:
-    """Notes that it worked, until it is told to end."""
+    """Notes that it worked, and runs until `stop` is set."""
 
     def __init__(self, name: str, worked: list[str], before: Callable[[], object]) -> None:
         self._name, self._worked, self._before = name, worked, before
@@ -32,7 +32,7 @@ class FakePipeline:
 
 
 class Worker:
-    """A LiveWorker in a thread, and the register it looks at."""
+    """A LiveWorker in a thread, with the register it reads."""
 
     def __init__(self, before: Callable[[], object] = lambda: None) -> None:
         self.live = FIRST
@@ -78,14 +78,14 @@ class Worker:
             self.open.remove(name)
 
 
-def test_it_works_for_the_live_set_until_it_is_stopped() -> None:
+def test_a_worker_works_for_the_live_set_until_it_is_stopped() -> None:
     with Worker() as worker:
         wait_until(lambda: worker.worked == [""], "it works")
         assert worker.worker.problems() == []
     assert worker.error is None
 
 
-def test_while_a_set_is_swapped_in_it_lets_go_and_then_works_for_that_one() -> None:
+def test_a_worker_leaves_during_a_swap_and_then_serves_the_new_set() -> None:
     with Worker() as worker:
         wait_until(lambda: worker.worked == [""], "it works")
         worker.live = SWAPPING
@@ -95,15 +95,15 @@ def test_while_a_set_is_swapped_in_it_lets_go_and_then_works_for_that_one() -> N
         wait_until(lambda: worker.worked == ["", "b1"], "it works for the next")
 
 
-def test_after_a_swap_given_up_it_works_for_the_same_set_again() -> None:
+def test_a_worker_returns_to_its_set_after_an_aborted_swap() -> None:
     with Worker() as worker:
         wait_until(lambda: worker.worked == [""], "it works")
         worker.live = LiveSet("", 1, None)
         wait_until(lambda: worker.worked == ["", ""], "it works again")
 
 
-def test_a_swap_that_began_before_it_was_in_its_group_finds_it_not_at_work() -> None:
-    """The rebuild had found nobody in the group and publishes: what this one sent would come behind."""
+def test_a_swap_that_began_before_a_worker_joined_keeps_it_waiting() -> None:
+    """The rebuild found the group empty and publishes: this worker's records would follow newer ones."""
 
     def begin() -> None:
         if worker.live == FIRST:
@@ -116,7 +116,7 @@ def test_a_swap_that_began_before_it_was_in_its_group_finds_it_not_at_work() -> 
         wait_until(lambda: worker.worked == ["b1"], "it works for the next")
 
 
-def test_a_register_that_does_not_answer_for_a_while_changes_nothing() -> None:
+def test_a_register_that_is_down_for_a_while_changes_nothing() -> None:
     with Worker() as worker:
         wait_until(lambda: worker.worked == [""], "it works")
         worker.failure = StoreUnavailable("away")
@@ -127,8 +127,8 @@ def test_a_register_that_does_not_answer_for_a_while_changes_nothing() -> None:
     assert worker.error is None
 
 
-def test_a_register_that_cannot_be_read_ends_the_worker() -> None:
-    """It ended the watching alone: a worker that noticed no swap and no stop."""
+def test_an_unreadable_register_ends_the_worker() -> None:
+    """The error must not end the watch alone: the worker would then notice no swap and no stop."""
     with Worker() as worker:
         wait_until(lambda: worker.worked == [""], "it works")
         worker.failure = Misconfigured("damaged")
@@ -136,11 +136,11 @@ def test_a_register_that_cannot_be_read_ends_the_worker() -> None:
     assert isinstance(worker.error, Misconfigured)
 
 
-def test_one_that_never_started_says_so() -> None:
+def test_a_worker_that_never_started_says_so() -> None:
     assert list(Worker().worker.problems()) == ["it has not started yet"]
 
 
-def test_what_a_pipeline_raises_comes_out() -> None:
+def test_an_error_of_the_pipeline_is_raised() -> None:
     def fail() -> None:
         raise StoreUnavailable("gone")
 

@@ -17,7 +17,7 @@ def as_avro(entity: str, state: bytes, written_ms: int, arrived_ms: int | None) 
 
 
 @given(st.text(max_size=80), st.dictionaries(st.binary(), st.binary(max_size=300)), MOMENTS, st.none() | MOMENTS)
-def test_every_record_is_what_the_avro_encoder_writes(
+def test_changelog_records_equal_those_of_the_avro_encoder(
     entity: str, states: dict[bytes, bytes], written_ms: int, arrived_ms: int | None
 ) -> None:
     encoded = dict(ChangelogEncoder(ENCODER, entity).encode(states, written_ms, arrived_ms))
@@ -25,7 +25,7 @@ def test_every_record_is_what_the_avro_encoder_writes(
 
 
 @pytest.mark.parametrize("size", [0, 63, 64, 8191, 8192, 1_048_575, 1_048_576])
-def test_states_at_the_edges_of_a_lengths_bytes_are_too(size: int) -> None:
+def test_states_at_the_edges_of_a_lengths_bytes_are_encoded_alike(size: int) -> None:
     state = b"\x81" * size
     assert dict(ChangelogEncoder(ENCODER, "card").encode({b"k": state}, 5, None)) == {
         b"k": as_avro("card", state, 5, None)

@@ -12,16 +12,16 @@ def test_single_bad_records_never_stop_the_stream() -> None:
         limit.note(10, 2)
 
 
-def test_a_batch_of_bad_records_stops_it_at_once() -> None:
+def test_a_batch_of_bad_records_stops_the_stream_at_once() -> None:
     with pytest.raises(Misconfigured, match="60 of the last 100 records cannot be used"):
         RefusalLimit(window=1000, share_max=0.2).note(100, 60)
 
 
-def test_a_few_bad_records_are_not_a_share_of_anything() -> None:
+def test_a_few_bad_records_never_reach_the_minimum_count() -> None:
     RefusalLimit(window=1000, share_max=0.2).note(COUNT_MIN - 1, COUNT_MIN - 1)
 
 
-def test_what_was_good_long_ago_does_not_count_for_what_is_bad_now() -> None:
+def test_old_good_records_do_not_excuse_new_bad_ones() -> None:
     limit = RefusalLimit(window=200, share_max=0.2)
     for _ in range(100):
         limit.note(100, 0)

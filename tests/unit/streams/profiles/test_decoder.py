@@ -54,7 +54,7 @@ def test_a_payment_becomes_an_event_with_the_keys_of_its_entities(intake: EventD
     assert event.keys == (b"card:card-1", b"merchant:merchant-1", b"device:device-1")
 
 
-def test_what_a_payment_says_of_itself_is_in_its_attributes(intake: EventDecoder) -> None:
+def test_a_payments_fields_are_in_its_attributes(intake: EventDecoder) -> None:
     told = {"ip": "::1", "mcc": "5411", "country": "DE", "channel": "ecom", "utc_offset_minutes": -60, "declined": True}
     event = intake.payment(encoded("payments", {**PAYMENT, **told}), POSITION, ARRIVED_MS, NOW_MS)
     assert (event.attributes[COUNTRY], event.attributes[UTC_OFFSET]) == (country_code("DE"), offset_code(-60))
@@ -86,7 +86,7 @@ def test_an_empty_id_is_refused_by_name(intake: EventDecoder, field: str) -> Non
 
 
 @pytest.mark.parametrize("field", ["payment_id", "card_id", "merchant_id", "device_id"])
-def test_an_id_that_is_too_long_is_refused_by_name_and_not_repeated(intake: EventDecoder, field: str) -> None:
+def test_an_id_that_is_too_long_is_refused_and_not_quoted(intake: EventDecoder, field: str) -> None:
     longest = "x" * ID_BYTES_MAX
     intake.payment(encoded("payments", {**PAYMENT, field: longest}), POSITION, ARRIVED_MS, NOW_MS)
     error = refused(intake, **{field: longest + "y"})
@@ -108,14 +108,14 @@ def test_an_id_that_is_too_long_is_refused_by_name_and_not_repeated(intake: Even
         (2**62, "is after 2099"),
     ],
 )
-def test_a_time_that_is_no_milliseconds_of_our_time_is_refused(
+def test_a_time_that_is_not_in_milliseconds_of_this_century_is_refused(
     intake: EventDecoder, event_time_ms: int, said: str
 ) -> None:
     error = refused(intake, event_time_ms=event_time_ms)
     assert str(error) == f"event_time_ms: {said}; wanted milliseconds since 1970 UTC"
 
 
-def test_a_time_too_far_from_the_records_arrival_is_refused_with_the_distance(intake: EventDecoder) -> None:
+def test_a_time_too_far_from_the_arrival_is_refused_with_the_distance(intake: EventDecoder) -> None:
     past, future = TIMES.past_ms_max, TIMES.future_ms_max
     early = refused(intake, event_time_ms=ARRIVED_MS - past - 8_640_000)
     assert str(early) == "event_time_ms: is 40.1 days in the past; wanted at most 40 days"
@@ -137,14 +137,14 @@ def test_a_topic_that_is_read_again_years_later_gives_the_same_payments(intake: 
             intake.payment(ahead, POSITION, ARRIVED_MS, now_ms)
 
 
-def test_a_producers_clock_that_is_ahead_does_not_carry_payments_into_the_future(intake: EventDecoder) -> None:
-    """Kafka's time of a record is what its producer says, unless the topic takes the broker's."""
+def test_a_producers_fast_clock_does_not_admit_future_payments(intake: EventDecoder) -> None:
+    """Kafka's timestamp comes from the producer, unless the topic uses the broker's clock."""
     ahead_ms = NOW_MS + 86_400_000
     with pytest.raises(InvalidEvent, match="is 1 day in the future"):
         intake.payment(encoded("payments", {**PAYMENT, "event_time_ms": ahead_ms}), POSITION, ahead_ms, NOW_MS)
 
 
-def test_a_record_without_a_time_of_arrival_is_held_against_the_clock(intake: EventDecoder) -> None:
+def test_a_record_without_an_arrival_is_checked_against_the_clock(intake: EventDecoder) -> None:
     old = {**PAYMENT, "event_time_ms": 1_600_000_000_000}
     intake.payment(encoded("payments", old), POSITION, 0, NOW_MS)
     with pytest.raises(InvalidEvent, match="in the future"):
@@ -159,7 +159,7 @@ def test_an_amount_out_of_bounds_is_refused(intake: EventDecoder, amount_minor: 
 
 
 @pytest.mark.parametrize("amount_minor", [0, AMOUNT_MINOR_MAX])
-def test_an_amount_at_a_bound_is_taken(intake: EventDecoder, amount_minor: int) -> None:
+def test_an_amount_at_a_bound_is_accepted(intake: EventDecoder, amount_minor: int) -> None:
     event = intake.payment(encoded("payments", {**PAYMENT, "amount_minor": amount_minor}), POSITION, ARRIVED_MS, NOW_MS)
     assert event.attributes[AMOUNT] == amount_minor
 
@@ -171,7 +171,7 @@ def test_a_currency_without_a_rate_is_refused(intake: EventDecoder, currency: st
     assert SECRET not in str(error)
 
 
-def test_no_refusal_repeats_what_the_record_held(intake: EventDecoder) -> None:
+def test_no_refusal_quotes_the_record(intake: EventDecoder) -> None:
     for changed in ({"event_time_ms": 0}, {"amount_minor": -1}, {"currency": "XXX"}, {"merchant_id": ""}):
         error = refused(intake, card_id=SECRET, payment_id=SECRET, **changed)
         assert SECRET not in str(error)
@@ -200,13 +200,13 @@ def test_an_outcome_becomes_an_event(intake: EventDecoder, label: str) -> None:
 
 
 @pytest.mark.parametrize("payment_id", ["", "x" * (ID_BYTES_MAX + 1), "a\n"])
-def test_an_outcome_of_a_payment_that_cannot_be_is_refused(intake: EventDecoder, payment_id: str) -> None:
+def test_an_outcome_of_an_impossible_payment_id_is_refused(intake: EventDecoder, payment_id: str) -> None:
     with pytest.raises(InvalidEvent, match=r"^payment_id: ") as caught:
         intake.outcome(encoded("outcomes", {**OUTCOME, "payment_id": payment_id}), POSITION, ARRIVED_MS)
     assert caught.value.field == "payment_id"
 
 
-def test_every_key_that_is_taken_is_one_that_a_store_takes(intake: EventDecoder) -> None:
+def test_every_accepted_key_fits_the_store(intake: EventDecoder) -> None:
     for odd in ("a:b", ":", " ", "ü", "💳", "x" * ID_BYTES_MAX):
         event = intake.payment(
             encoded("payments", {**PAYMENT, "card_id": odd, "payment_id": odd}), POSITION, ARRIVED_MS, NOW_MS

@@ -26,13 +26,13 @@ DAY_MS = 86_400_000
 
 @dataclass
 class Store:
-    """Two dictionaries that stand for the store, and the micro-batch worked through them."""
+    """A store made of two dictionaries, and micro-batches applied to it."""
 
     records: dict[bytes, bytes] = field(default_factory=dict)
     profiles: dict[bytes, bytes] = field(default_factory=dict)
 
     def work(self, events: Iterable[Event]) -> tuple[Joined, ProfileUpdates]:
-        """What a batch does; writes nothing."""
+        """Returns the effects of a batch; writes nothing."""
         events = list(events)
         payments = [event for event in events if isinstance(event, PaymentEvent)]
         outcomes = [event for event in events if isinstance(event, OutcomeEvent)]
@@ -40,14 +40,14 @@ class Store:
         return joined, apply(joined, self.profiles, small_world.engine())
 
     def take(self, *events: Event) -> tuple[Joined, ProfileUpdates]:
-        """A batch through to its end."""
+        """Apply a batch and write its results."""
         joined, applied = self.work(events)
         self.records |= joined.records
         self.profiles |= applied.profiles
         return joined, applied
 
     def frauds(self, key: bytes = b"merchant:m") -> float:
-        """Known frauds of an entity among its payments, as a feature sees them 38 days later: its fraud share."""
+        """Returns the fraud share of an entity's payments, as a feature sees it 38 days later."""
         engine = small_world.engine()
         entity = engine.plan.entity_names.index(key.partition(b":")[0].decode())
         presence = np.full(ENTITIES, kernel.ABSENT, dtype=np.uint8)
@@ -83,7 +83,7 @@ def outcome(offset: int = 0, payment_id: str = "p", *, source: int = 1, is_fraud
 # Payments
 
 
-def test_a_new_payment_changes_the_profiles_of_its_entities_and_is_kept() -> None:
+def test_a_new_payment_changes_its_profiles_and_is_stored() -> None:
     store = Store()
     joined, applied = store.take(payment(7))
     assert store.profiles.keys() == {b"card:c", b"merchant:m"}
@@ -95,7 +95,7 @@ def test_a_new_payment_changes_the_profiles_of_its_entities_and_is_kept() -> Non
     assert sources_of(store.profiles[b"card:c"]) == {0: 7}
 
 
-def test_the_same_record_again_changes_nothing_and_gives_the_same_profiles_to_send_again() -> None:
+def test_the_same_record_again_gives_the_same_profiles() -> None:
     store = Store()
     store.take(payment(7))
     before = dict(store.profiles)
@@ -125,12 +125,12 @@ def test_a_duplicate_within_a_batch_is_dropped() -> None:
     assert store == once
 
 
-def test_a_profile_is_written_once_however_many_events_it_got() -> None:
+def test_a_profile_with_many_events_is_written_once() -> None:
     joined, applied = Store().take(*(payment(offset, f"p{offset}") for offset in range(50)))
     assert len(touched(joined)) == len(applied.profiles) == 2
 
 
-def test_a_batch_leaves_what_it_was_given_as_it_was() -> None:
+def test_a_batch_does_not_change_its_inputs() -> None:
     store = Store()
     store.take(payment(1))
     records, profiles = dict(store.records), dict(store.profiles)
@@ -159,7 +159,7 @@ def test_a_profile_that_cannot_be_read_stops_the_batch() -> None:
 # Outcomes
 
 
-def test_a_fraud_becomes_known_of_every_entity_of_the_payment() -> None:
+def test_a_fraud_label_reaches_every_entity_of_the_payment() -> None:
     store = Store()
     store.take(payment())
     assert store.frauds() == 0.0
@@ -168,7 +168,7 @@ def test_a_fraud_becomes_known_of_every_entity_of_the_payment() -> None:
     assert store.frauds() == 1.0
 
 
-def test_an_outcome_in_the_batch_of_its_payment_finds_it() -> None:
+def test_an_outcome_in_the_same_batch_finds_its_payment() -> None:
     together, apart = Store(), Store()
     together.take(outcome(3), payment())
     apart.take(payment())
@@ -199,7 +199,7 @@ def test_the_same_outcome_from_another_record_counts_once() -> None:
     assert store.frauds() == 1.0
 
 
-def test_a_correction_takes_the_label_back_and_may_set_it_again() -> None:
+def test_a_correction_removes_the_label_and_may_set_it_again() -> None:
     store = Store()
     store.take(payment())
     known = []
@@ -209,9 +209,9 @@ def test_a_correction_takes_the_label_back_and_may_set_it_again() -> None:
     assert known == [1.0, 0.0, 0.0, 1.0, 0.0]
 
 
-def test_a_replayed_outcome_gives_what_it_gave_the_first_time_to_a_profile_that_missed_it() -> None:
+def test_a_replayed_outcome_repairs_a_profile_that_missed_it() -> None:
     whole, broken = Store(), Store()
-    # With repetitions that changed nothing among the changes.
+    # Between the changes there are repeated outcomes that change nothing.
     labels = (True, True, False, False, True, True)
     story = [outcome(offset, is_fraud=is_fraud) for offset, is_fraud in enumerate(labels)]
     for store in (whole, broken):
@@ -226,7 +226,7 @@ def test_a_replayed_outcome_gives_what_it_gave_the_first_time_to_a_profile_that_
     assert broken == whole
 
 
-def test_an_outcome_of_a_backfilled_payment_is_news() -> None:
+def test_an_outcome_of_a_backfilled_payment_counts() -> None:
     store = Store()
     store.take(payment())
     record = PaymentRecord.FromString(store.records[batch.record_key("p")])
@@ -237,7 +237,7 @@ def test_an_outcome_of_a_backfilled_payment_is_news() -> None:
 
 
 def test_an_outcome_corrects_a_backfilled_one_whatever_its_offset() -> None:
-    """Offsets of two sources say nothing about each other: a backfilled change has offset 0, as a topic's first."""
+    """Offsets of two sources cannot be compared: a backfilled change has offset 0, like a topic's first record."""
     store = Store()
     store.take(payment())
     store.take(outcome(0, source=9))
@@ -254,7 +254,7 @@ CARDS, MERCHANTS, DEVICES = (b"card:a", b"card:b"), (b"merchant:m", b"merchant:n
 
 @st.composite
 def consumed(draw: st.DrawFn) -> list[Event]:
-    """Events of two partitions of each topic in the order a consumer got them.
+    """Events of two partitions of each topic, in the order in which a consumer got them.
 
     Some payments are repeated, some outcomes are repeated, corrected or of nobody; an outcome comes after its
     payment, as it does by days in life.
@@ -280,7 +280,7 @@ def consumed(draw: st.DrawFn) -> list[Event]:
 
 
 def final_state(events: Sequence[Event], size: int) -> Store:
-    """Without any crash, `size` events at once."""
+    """Apply all events without a crash, `size` at a time."""
     store = Store()
     for first in range(0, len(events), size):
         store.take(*events[first : first + size])
@@ -289,10 +289,8 @@ def final_state(events: Sequence[Event], size: int) -> Store:
 
 @settings(max_examples=300)
 @given(consumed(), st.data())
-def test_after_any_crashes_the_replay_gives_the_states_of_a_run_without_crash(
-    events: list[Event], data: st.DataObject
-) -> None:
-    """A crash leaves any part of a batch's writes behind and no commit; the next batch may be cut elsewhere."""
+def test_a_replay_after_crashes_gives_the_states_of_a_clean_run(events: list[Event], data: st.DataObject) -> None:
+    """A crash leaves any part of a batch's writes and no commit; the next batch may have another size."""
     store, committed = Store(), 0
     crashes = data.draw(st.integers(0, 5))
     while committed < len(events):
@@ -315,7 +313,7 @@ def test_the_size_of_batches_does_not_matter(events: list[Event], size: int) -> 
 
 @settings(max_examples=100)
 @given(consumed())
-def test_everything_again_changes_nothing(events: list[Event]) -> None:
+def test_replaying_everything_changes_nothing(events: list[Event]) -> None:
     store, once = final_state(events, 4), final_state(events, 4)
     for first in range(0, len(events), 3):
         store.take(*events[first : first + 3])
@@ -324,14 +322,14 @@ def test_everything_again_changes_nothing(events: list[Event]) -> None:
 
 @settings(max_examples=100)
 @given(consumed())
-def test_the_order_of_partitions_among_each_other_does_not_matter(events: list[Event]) -> None:
-    """Partitions have an order, topics and partitions have none among each other."""
+def test_the_order_of_partitions_does_not_matter(events: list[Event]) -> None:
+    """Records have an order inside a partition, and none across partitions or topics."""
     reordered = sorted(events, key=lambda event: (event.position.source % 2, -event.position.source))
     ordered, other = final_state(events, 4), final_state(reordered, 4)
     assert other == ordered
 
 
-def test_profiles_differ_only_by_their_sources_when_partitions_differ() -> None:
+def test_other_partitions_change_only_the_sources_in_profiles() -> None:
     one, other = Store(), Store()
     one.take(payment(5, source=0))
     other.take(payment(9, source=2))

@@ -1,4 +1,4 @@
-"""The fast way against the slow one: whatever the bytes, the same payment or the same refusal."""
+"""The fast decoder and the slow one give the same payment or the same refusal for any bytes."""
 
 from __future__ import annotations
 
@@ -99,16 +99,14 @@ def together(intake: EventDecoder, records: list[Record]) -> list[PaymentEvent |
 @pytest.mark.parametrize("engine", ENGINES)
 @settings(max_examples=300)
 @given(st.lists(PAYMENTS, max_size=6))
-def test_payments_decoded_together_are_what_they_are_one_by_one(engine: str, payments: list[dict[str, Any]]) -> None:
+def test_payments_decoded_together_equal_those_decoded_one_by_one(engine: str, payments: list[dict[str, Any]]) -> None:
     records = [record_of(ENCODER.encode(payment), offset) for offset, payment in enumerate(payments)]
     assert together(INTAKES[engine], records) == one_by_one(INTAKES[engine], records)
 
 
 @settings(max_examples=300)
 @given(PAYMENTS, st.data())
-def test_damaged_bytes_are_refused_as_they_are_one_by_one_and_spoil_no_other(
-    payment: dict[str, Any], data: st.DataObject
-) -> None:
+def test_damaged_bytes_are_refused_and_spoil_no_other_payment(payment: dict[str, Any], data: st.DataObject) -> None:
     value = bytearray(ENCODER.encode(payment))
     match data.draw(st.sampled_from(["cut", "flip", "more", "none", "junk"])):
         case "cut":
@@ -138,7 +136,7 @@ def test_a_record_of_an_earlier_schema_is_read() -> None:
 
 
 def test_the_usual_payment_takes_the_fast_way() -> None:
-    """Else all of the above would hold of nothing."""
+    """Without this the tests above could compare the slow decoder with itself."""
     slow: list[Record] = []
 
     def slowly(record: Record) -> PaymentEvent:
@@ -156,7 +154,7 @@ def test_the_usual_payment_takes_the_fast_way() -> None:
 
 @pytest.mark.parametrize("schema_id", [17, IDS.id_of("payments")])
 def test_todays_schema_takes_the_fast_way_under_both_of_its_ids(schema_id: int) -> None:
-    """After a registry is turned on, records of before still have the fingerprint."""
+    """After a registry is turned on, earlier records still have the fingerprint."""
 
     class Registered(LocalSchemaIds):
         def id_of(self, topic: str) -> int:
@@ -170,5 +168,5 @@ def test_todays_schema_takes_the_fast_way_under_both_of_its_ids(schema_id: int) 
     assert isinstance(event, PaymentEvent)
 
 
-def test_no_payments_are_no_work() -> None:
+def test_an_empty_batch_of_payments_gives_an_empty_list() -> None:
     assert INTAKES["usual"].payments([], NOW_MS) == []

@@ -10,7 +10,7 @@ from paywarden.streams.profiles.metrics import AGE_BUCKETS_S, AgeHistogram, Stre
 
 
 @given(st.lists(st.lists(st.one_of(st.sampled_from(AGE_BUCKETS_S), st.floats(0, 2000)), max_size=20), max_size=5))
-def test_ages_are_counted_as_prometheus_own_histogram_counts_them(batches: list[list[float]]) -> None:
+def test_ages_are_counted_like_in_prometheus_own_histogram(batches: list[list[float]]) -> None:
     registry, reference_registry = CollectorRegistry(), CollectorRegistry()
     ages = AgeHistogram("age_seconds", "Ages.", "entity", ["card"])
     registry.register(ages)
@@ -29,7 +29,7 @@ def test_ages_are_counted_as_prometheus_own_histogram_counts_them(batches: list[
     assert registry.get_sample_value("age_seconds_sum", {"entity": "card"}) == pytest.approx(wanted)
 
 
-def test_an_age_of_clocks_that_differ_counts_as_none() -> None:
+def test_a_negative_age_counts_as_zero() -> None:
     registry = CollectorRegistry()
     ages = AgeHistogram("age_seconds", "Ages.", "entity", ["card"])
     registry.register(ages)
@@ -49,7 +49,7 @@ def test_payments_later_than_the_objective_of_their_entity_are_counted() -> None
     assert registry.get_sample_value("paywarden_stream_freshness_objective_seconds", {"entity": "merchant"}) == 5
 
 
-def test_the_lag_of_a_partition_that_has_gone_is_not_reported() -> None:
+def test_the_lag_of_a_revoked_partition_is_not_reported() -> None:
     registry = CollectorRegistry()
     metrics = StreamMetrics(registry, {"card": 1000})
     metrics.lag({("payments", 0): 5, ("payments", 1): 7})
@@ -64,6 +64,6 @@ def test_objectives_have_exceptions_by_entity() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["nobody=5", "card", "card=", "card=fast", "card=0", "card=-1"])
-def test_an_objective_that_is_none_is_refused_with_what_was_wanted(wrong: str) -> None:
+def test_a_wrong_objective_is_refused_with_the_wanted_form(wrong: str) -> None:
     with pytest.raises(ValueError, match="wanted ENTITY=MILLISECONDS"):
         objectives_ms(["card"], 1000, [wrong])

@@ -11,7 +11,7 @@ def outcome(partition: int, offset: int) -> Record:
     return Record("outcomes", partition, offset, b"p", b"v", 0, ())
 
 
-def test_an_outcome_waits_until_all_payments_that_were_there_when_it_was_read_are_committed() -> None:
+def test_an_outcome_waits_for_the_commit_of_all_earlier_payments() -> None:
     waiting = WaitingOutcomes()
     waiting.add([outcome(0, 0)])
     waiting.wait_for({0: 10, 1: 3, 2: 0})
@@ -21,7 +21,7 @@ def test_an_outcome_waits_until_all_payments_that_were_there_when_it_was_read_ar
     assert len(waiting) == 0
 
 
-def test_an_outcome_that_does_not_know_yet_what_it_waits_for_is_not_due() -> None:
+def test_an_outcome_without_known_ends_is_not_due() -> None:
     waiting = WaitingOutcomes()
     assert not waiting.asks_for_ends()
     waiting.add([outcome(0, 0)])
@@ -29,7 +29,7 @@ def test_an_outcome_that_does_not_know_yet_what_it_waits_for_is_not_due() -> Non
     assert waiting.take_due({0: 1_000_000}) == []
 
 
-def test_an_outcome_read_later_waits_for_the_payments_that_came_meanwhile() -> None:
+def test_a_later_outcome_waits_for_later_payments() -> None:
     waiting = WaitingOutcomes()
     waiting.add([outcome(0, 0)])
     waiting.wait_for({0: 10})
@@ -40,7 +40,7 @@ def test_an_outcome_read_later_waits_for_the_payments_that_came_meanwhile() -> N
     assert waiting.take_due({0: 20}) == [outcome(0, 1)]
 
 
-def test_outcomes_of_a_partition_that_is_gone_are_forgotten() -> None:
+def test_outcomes_of_a_revoked_partition_are_forgotten() -> None:
     waiting = WaitingOutcomes()
     waiting.add([outcome(0, 0), outcome(1, 0)])
     waiting.wait_for({})
@@ -48,7 +48,7 @@ def test_outcomes_of_a_partition_that_is_gone_are_forgotten() -> None:
     assert waiting.take_due({}) == [outcome(1, 0)]
 
 
-def test_all_are_forgotten_when_they_will_be_read_again() -> None:
+def test_clear_forgets_all_outcomes() -> None:
     waiting = WaitingOutcomes()
     waiting.add([outcome(0, 0)])
     waiting.clear()
@@ -59,7 +59,7 @@ def test_all_are_forgotten_when_they_will_be_read_again() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5)), max_size=40), st.lists(st.integers(0, 60), max_size=10)
 )
-def test_every_outcome_comes_out_once_and_in_the_order_of_its_partition(
+def test_every_outcome_comes_out_once_in_the_order_of_its_partition(
     arrivals: list[tuple[int, int]], moments: list[int]
 ) -> None:
     waiting, end, records = WaitingOutcomes(), 0, []

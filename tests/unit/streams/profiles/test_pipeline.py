@@ -1,8 +1,9 @@
-"""The stream worker's steps without a broker: a client and a sender in memory, and a store that can be away."""
+"""The stream worker's steps without a broker: clients in memory, and a store that can be down."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from threading import Event, Thread, Timer
 from typing import Any
@@ -16,25 +17,23 @@ from paywarden.features.stores.memory import MemoryStore
 from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
 from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
-from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.profiles import changelog, pipeline
-from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings
+from paywarden.streams.profiles.pipeline import Pipeline, PipelineOptions, PipelineTiming, StreamSettings
 from paywarden.streams.profiles.repartition import decode_frame
 from paywarden.streams.profiles.watermarks import PREFIX
-from tests.fakes.kafka import FakeAdmin, FakeBroker, FakeConsumer, Place
+from tests.fakes.kafka import FakeBroker, FakeConsumer, Place, clients_of
 from tests.services.processes import wait_until
 from tests.worlds.packed import without_sources
 from tests.worlds.topics import batch_profiles, small_world
 
 P0, P1, O0 = ("payments", 0), ("payments", 1), ("outcomes", 0)
 FRAMES: tuple[Place, ...] = (("repartition-card", 0), ("repartition-merchant", 0), ("repartition-device", 0))
-PARTITIONS = {"payments": [0, 1], "outcomes": [0], "profiles": [0]}
-# When records reach Kafka, and the clock of the worker far later.
+TIMING = PipelineTiming(retry_first_s=0.001, ask_committed_every_s=0.0)
+# The arrival of records on Kafka, and the worker's clock ten minutes later.
 ARRIVED_MS, NOW_MS = 1_800_000_000_000, 1_800_000_600_000
 
 
 class FakeSender:
-    """Queues; `flush` gives all to the broker, in order, unless that is away."""
+    """Queues records. `flush` gives them to the broker in order, unless the broker is down."""
 
     def __init__(self, broker: FakeBroker) -> None:
         self._broker = broker
@@ -59,7 +58,7 @@ class FakeSender:
         self.queued = []
 
     def frames(self) -> list[tuple[int, dict[int, int]]]:
-        """Of the cards' topic, queued or sent: how many events and what progress each has."""
+        """Returns the event count and the progress of each frame for cards, queued or sent."""
         values = [value for topic, _, _, value in self.sent + self.queued if topic == "repartition-card"]
         decoded = [decode_frame(value, 1) for value in values]
         return [(len(events.keys), progress) for events, progress in decoded]
@@ -69,7 +68,7 @@ class FakeSender:
 
 
 class Store(MemoryStore):
-    """One that can be away, and that meets conflicts. At each call that it refuses it does one of `meanwhile`."""
+    """A store that can be down or in conflict. At each refused call it runs the next of `meanwhile`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,28 +111,21 @@ def world() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 class Worker:
-    """A pipeline and what is around it."""
+    """A pipeline with its broker, clients and store in memory."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *places: Place, batch_max: int = 100) -> None:
-        self.broker = FakeBroker()
+    def __init__(self, *places: Place, batch_max: int = 100, timing: PipelineTiming = TIMING) -> None:
+        self.broker = FakeBroker(partition_counts={"payments": 2})
         self.client = FakeConsumer(self.broker)
+        self.clients = [self.client, FakeConsumer(self.broker)]
         self.sender = FakeSender(self.broker)
         self.store = Store()
         self.stop = Event()
         self.now_ms = NOW_MS
-        monkeypatch.setattr(pipeline, "make_consumer", lambda *_, **__: self.client)
-        monkeypatch.setattr(pipeline, "make_admin", lambda _: FakeAdmin(self.broker))
-        monkeypatch.setattr(pipeline, "Sender", lambda *_, **__: self.sender)
-        for module in (pipeline, changelog):
-            monkeypatch.setattr(module, "partitions_of", lambda _, topic: PARTITIONS.get(topic, [0]))
-        monkeypatch.setattr(pipeline, "end_offsets_of", lambda _, topic, found: {p: self.end(topic, p) for p in found})
-        monkeypatch.setattr(pipeline, "_ASK_EVERY_S", 0.0)
-        monkeypatch.setattr(pipeline, "_RETRY_FIRST_S", 0.001)
         ids = LocalSchemaIds()
         self._payments = Encoder("payments", ids.id_of("payments"))
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
         self.pipeline = Pipeline(
-            kafka=KafkaSettings(),
+            clients=clients_of(self.broker, consumers=self.clients, sender=self.sender),
             # The payments are years older than their records.
             settings=StreamSettings(
                 batch_max=batch_max,
@@ -146,7 +138,7 @@ class Worker:
             engine=engine(),
             rates=load_rates(),
             ids=ids,
-            now_ms=lambda: self.now_ms,
+            options=PipelineOptions(timing=replace(timing, now_ms=lambda: self.now_ms)),
         )
         self.pipeline.join()
         self.client.will_assign(*(places or (P0, P1, O0, *FRAMES)))
@@ -167,7 +159,7 @@ class Worker:
             self.pipeline.step(self.stop)
 
     def step_while_store_is_away(self, *, lost: Place | None = None) -> None:
-        """A step that begins with the store away and is ended by a stop, or by a partition that goes."""
+        """Run a step while the store is down; a stop ends it, or the loss of a partition."""
         self.store.is_away = True
         if lost is not None:
             self.step_revoking(lost)
@@ -195,12 +187,12 @@ class Worker:
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
-    return Worker(monkeypatch)
+def worker() -> Worker:
+    return Worker()
 
 
 def profiles_of(count: int) -> dict[bytes, bytes]:
-    """Of the first payments of the world, as `Worker.profiles` gives them."""
+    """Returns the profiles of the first `count` payments, in the form of `Worker.profiles`."""
     payments, outcomes = small_world()
     return in_essence(batch_profiles(payments.slice(0, count), outcomes.slice(0, 0)))
 
@@ -213,7 +205,7 @@ def assert_profiles_are_of(worker: Worker, count: int) -> None:
     assert in_essence(worker.profiles()) == profiles_of(count)
 
 
-def test_payments_end_in_profiles_and_the_changelog_has_the_stores_last_values(worker: Worker) -> None:
+def test_payments_reach_profiles_and_the_changelog_matches_the_store(worker: Worker) -> None:
     worker.pay(world()[0])
     worker.step(4)
     assert_profiles_are_of(worker, 60)
@@ -224,7 +216,7 @@ def test_payments_end_in_profiles_and_the_changelog_has_the_stores_last_values(w
     assert all(states[key] in (value or b"") for key, value in last.items() if key in states)
 
 
-def test_an_offset_is_committed_only_when_the_broker_has_what_came_of_it(worker: Worker) -> None:
+def test_an_offset_is_committed_only_after_the_broker_has_its_results(worker: Worker) -> None:
     worker.pay(world()[0][:5])
     worker.sender.is_broker_away = True
     with pytest.raises(BrokerUnavailable):
@@ -233,8 +225,8 @@ def test_an_offset_is_committed_only_when_the_broker_has_what_came_of_it(worker:
     assert sum(count for count, _ in worker.sender.frames()) == 5
 
 
-def test_no_event_is_sent_before_its_payment_is_kept(worker: Worker) -> None:
-    """A crash between would make the same payment of another record a second one."""
+def test_no_event_is_sent_before_its_payment_is_stored(worker: Worker) -> None:
+    """After a crash between the two, a repeated payment in another record would count as a new one."""
     worker.pay(world()[0][:5])
     worker.step_while_store_is_away()
     assert worker.sender.frames() == []
@@ -242,7 +234,7 @@ def test_no_event_is_sent_before_its_payment_is_kept(worker: Worker) -> None:
 
 
 def test_no_state_is_sent_that_the_store_has_not_acknowledged(worker: Worker) -> None:
-    """Mirrors would have what a restart takes back."""
+    """Otherwise mirrors would hold states that a restart takes back."""
     worker.pay(world()[0][:5])
     worker.step()
     worker.step_while_store_is_away()
@@ -250,7 +242,7 @@ def test_no_state_is_sent_that_the_store_has_not_acknowledged(worker: Worker) ->
     assert [key for key in sent if not key.startswith(PREFIX)] == []
 
 
-def test_while_the_store_is_away_nothing_is_read_and_it_goes_on_by_itself(worker: Worker) -> None:
+def test_while_the_store_is_down_nothing_is_read_and_then_it_goes_on(worker: Worker) -> None:
     worker.pay(world()[0][:20])
     worker.store.is_away = True
     worker.store.meanwhile = [
@@ -265,15 +257,15 @@ def test_while_the_store_is_away_nothing_is_read_and_it_goes_on_by_itself(worker
     assert_profiles_are_of(worker, 60)
 
 
-def test_a_store_that_is_away_is_not_asked_in_a_busy_loop(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_RETRY_FIRST_S", 0.02)
+def test_a_store_that_is_down_is_not_asked_in_a_busy_loop() -> None:
+    worker = Worker(timing=replace(TIMING, retry_first_s=0.02))
     worker.pay(world()[0][:5])
     worker.step_while_store_is_away()
     # The pauses double: a busy loop would ask thousands of times.
     assert worker.store.calls <= 12
 
 
-def test_the_place_is_not_lost_when_the_batch_is_abandoned(worker: Worker) -> None:
+def test_an_abandoned_batch_loses_no_records(worker: Worker) -> None:
     worker.pay(world()[0][:30])
     worker.pay(world()[0][30:], P1)
     worker.step_while_store_is_away(lost=P1)
@@ -285,8 +277,8 @@ def test_the_place_is_not_lost_when_the_batch_is_abandoned(worker: Worker) -> No
     assert worker.pipeline.metrics.abandoned._value.get() == 1
 
 
-def test_a_worker_is_not_ready_until_the_store_has_taken_a_batch_or_says_that_it_is_well(worker: Worker) -> None:
-    """An abandoned batch is no sign that it is well again."""
+def test_a_worker_is_ready_again_only_when_the_store_is_healthy(worker: Worker) -> None:
+    """An abandoned batch does not show that the store is back."""
     worker.pay(world()[0][:5])
     worker.step_while_store_is_away(lost=P0)
     assert worker.pipeline.problems() == ["the store does not take batches: away"]
@@ -298,7 +290,7 @@ def test_a_worker_is_not_ready_until_the_store_has_taken_a_batch_or_says_that_it
     assert worker.pipeline.problems() == []
 
 
-def test_a_conflict_reads_again_and_loses_nothing(worker: Worker) -> None:
+def test_a_store_conflict_reads_again_and_loses_nothing(worker: Worker) -> None:
     worker.pay(world()[0])
     worker.store.conflicts = 2
     worker.step(5)
@@ -307,8 +299,8 @@ def test_a_conflict_reads_again_and_loses_nothing(worker: Worker) -> None:
     assert worker.pipeline.metrics.duplicates._value.get() == 0
 
 
-def test_what_was_sent_is_with_the_broker_before_a_partition_is_given_up(worker: Worker) -> None:
-    """Frames of the next owner must not come before those of this one."""
+def test_sent_records_are_flushed_before_a_partition_is_revoked(worker: Worker) -> None:
+    """The next owner's frames must not come before those of this worker."""
     worker.step()
     worker.sender.queued.append(("repartition-card", 0, None, b""))
     worker.client.will_revoke(P0)
@@ -333,10 +325,10 @@ def outcomes_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in world()[1] if row["payment_id"] in wanted]
 
 
-def test_an_outcome_is_not_committed_before_it_is_worked_in(worker: Worker) -> None:
+def test_an_outcome_is_not_committed_before_it_is_processed(worker: Worker) -> None:
     rows = world()[0][:20]
     worker.report(outcomes_of(rows))
-    # What it waits for is another worker's, and is not committed yet.
+    # Its payments belong to another worker and are not committed yet.
     worker.client.will_revoke(P1)
     worker.pay(rows, P1)
     worker.step(5)
@@ -347,8 +339,8 @@ def test_an_outcome_is_not_committed_before_it_is_worked_in(worker: Worker) -> N
     assert [topic for topic, *_ in worker.sender.sent if topic == "dead-letters"] == []
 
 
-def test_the_end_of_outcomes_behind_control_records_is_committed_when_they_no_longer_wait(worker: Worker) -> None:
-    """Those of transactions: who waits for the group to have come to the end would wait for ever."""
+def test_the_end_behind_transaction_markers_is_committed_after_waiting(worker: Worker) -> None:
+    """A reader that waits until the group reaches the end would wait for ever without this commit."""
     rows = world()[0][:20]
     worker.pay(rows)
     worker.report(outcomes_of(rows))
@@ -357,7 +349,7 @@ def test_the_end_of_outcomes_behind_control_records_is_committed_when_they_no_lo
     assert worker.broker.committed[O0] == worker.broker.end(O0) == len(outcomes_of(rows)) + 1
 
 
-def test_outcomes_that_wait_are_read_again_after_an_abandoned_batch(worker: Worker) -> None:
+def test_waiting_outcomes_are_read_again_after_an_abandoned_batch(worker: Worker) -> None:
     rows = world()[0][:20]
     worker.client.will_revoke(P1)
     worker.pay(rows, P1)
@@ -373,7 +365,7 @@ def test_outcomes_that_wait_are_read_again_after_an_abandoned_batch(worker: Work
     assert [topic for topic, *_ in worker.sender.sent if topic == "dead-letters"] == []
 
 
-def test_outcomes_that_wait_are_the_next_owners_when_their_partition_goes(worker: Worker) -> None:
+def test_waiting_outcomes_of_a_revoked_partition_go_to_the_next_owner(worker: Worker) -> None:
     rows = world()[0][:20]
     worker.client.will_revoke(P1)
     worker.pay(rows, P1)
@@ -386,8 +378,8 @@ def test_outcomes_that_wait_are_the_next_owners_when_their_partition_goes(worker
     assert worker.pipeline.metrics.outcomes._value.get() == 0
 
 
-def test_while_too_many_outcomes_wait_no_more_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(monkeypatch, O0, *FRAMES, batch_max=5)
+def test_outcomes_are_paused_while_too_many_wait() -> None:
+    worker = Worker(O0, *FRAMES, batch_max=5)
     worker.broker.append(P0, b"")
     worker.report(world()[1][:50])
     worker.step(20)
@@ -398,19 +390,19 @@ def test_while_too_many_outcomes_wait_no_more_are_read(monkeypatch: pytest.Monke
 # Progress
 
 
-def test_progress_is_told_behind_the_events_it_speaks_of(worker: Worker) -> None:
+def test_progress_is_sent_behind_the_events_it_speaks_of(worker: Worker) -> None:
     worker.pay(world()[0][:5])
     worker.step()
     assert worker.sender.frames() == [(5, {}), (0, {0: NOW_MS - 200, 1: NOW_MS - 200})]
 
 
-def test_after_an_abandoned_batch_no_progress_is_told_of_what_was_in_it(worker: Worker) -> None:
+def test_an_abandoned_batch_sends_no_progress_of_its_records(worker: Worker) -> None:
     worker.step()
     claimed = len(worker.sender.claims())
     worker.pay(world()[0][:5])
     worker.pay(world()[0][5:10], P1)
     worker.step_while_store_is_away(lost=P1)
-    # The client takes a while until it has the records again.
+    # The client needs a while until it has the records again.
     read = worker.client._read
     worker.client._read = lambda *_: None  # type: ignore[method-assign]
     worker.store.is_away = False
@@ -421,8 +413,8 @@ def test_after_an_abandoned_batch_no_progress_is_told_of_what_was_in_it(worker: 
     assert worker.sender.claims()[-1] == {0: NOW_MS - 200}
 
 
-def test_after_a_hold_an_end_counts_only_when_it_is_told_again(worker: Worker) -> None:
-    """More payments came while nothing was read."""
+def test_after_a_hold_an_end_counts_only_when_reported_again(worker: Worker) -> None:
+    """More payments may come while the worker reads nothing."""
     worker.step()
     worker.pay(world()[0][:1], P1)
     worker.store.is_away = True
@@ -433,12 +425,12 @@ def test_after_a_hold_an_end_counts_only_when_it_is_told_again(worker: Worker) -
     worker.now_ms += 10_000
     worker.client._read = lambda *_: None  # type: ignore[method-assign]
     worker.step()
-    # Of the other partition what was said before.
+    # The other partition has only the time of its last record.
     assert worker.sender.claims()[-1] == {1: ARRIVED_MS}
 
 
-def test_after_a_rebalance_an_end_counts_only_when_it_is_told_again(worker: Worker) -> None:
-    """The client had stopped reading until the worker let it tell of the rebalance."""
+def test_after_a_rebalance_an_end_counts_only_when_reported_again(worker: Worker) -> None:
+    """The client reads nothing until the worker has let it report the rebalance."""
     worker.step()
     claimed = len(worker.sender.claims())
     worker.now_ms += 10_000
@@ -448,9 +440,9 @@ def test_after_a_rebalance_an_end_counts_only_when_it_is_told_again(worker: Work
     assert worker.sender.claims()[claimed:] == []
 
 
-def test_a_full_batch_tells_nothing_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """News of another partition may wait in the client behind what the batch had room for."""
-    worker = Worker(monkeypatch, P0, P1, batch_max=10)
+def test_a_full_batch_sends_no_progress_by_the_clock() -> None:
+    """Records of another partition may wait in the client when the batch is full."""
+    worker = Worker(P0, P1, batch_max=10)
     worker.step()
     worker.now_ms += 10_000
     worker.pay(world()[0][:15])
@@ -460,16 +452,13 @@ def test_a_full_batch_tells_nothing_by_the_clock(monkeypatch: pytest.MonkeyPatch
 
 
 class Restarted:
-    """A worker that runs in a thread, on clients one after the other; the first has lost a partition."""
+    """A worker in a thread with two clients, one after the other; the first one stalls on `stalled`."""
 
-    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch, *stalled: Place) -> None:
-        monkeypatch.setattr("paywarden.streams.kafka.end_offsets.ASK_EVERY_S", 0.0)
-        self.worker = worker
-        self.clients = [worker.client, FakeConsumer(worker.broker)]
-        worker.client.stalled.update(stalled)
+    def __init__(self, *stalled: Place) -> None:
+        self.worker = Worker(timing=replace(TIMING, ask_ends_every_s=0.0))
+        self.clients = self.worker.clients
+        self.clients[0].stalled.update(stalled)
         self.clients[1].will_assign(P0, P1, O0, *FRAMES)
-        waiting = iter(self.clients[1:])
-        monkeypatch.setattr(pipeline, "make_consumer", lambda *_, **__: next(waiting))
 
     def run_until(self, ended: Callable[[], bool], may_begin: Callable[[], bool] = lambda: True) -> None:
         thread = Thread(target=self.worker.pipeline.run, args=(self.worker.stop, may_begin))
@@ -483,10 +472,11 @@ class Restarted:
 
 
 @pytest.mark.parametrize("lost", [P0, FRAMES[0]])
-def test_a_client_that_gives_nothing_of_a_partition_is_replaced_and_nothing_is_lost(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch, lost: Place
+def test_a_stalled_client_is_replaced_and_nothing_is_lost(
+    lost: Place,
 ) -> None:
-    restarted = Restarted(worker, monkeypatch, lost)
+    restarted = Restarted(lost)
+    worker = restarted.worker
     worker.pay(world()[0], P0)
     wanted = profiles_of(60)
     restarted.run_until(lambda: in_essence(worker.profiles()) == wanted)
@@ -495,10 +485,9 @@ def test_a_client_that_gives_nothing_of_a_partition_is_replaced_and_nothing_is_l
     assert next(sample.value for family in worker.pipeline.metrics.stalls.collect() for sample in family.samples) == 1
 
 
-def test_a_worker_that_comes_back_with_a_new_client_asks_again_whether_it_may_begin(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    restarted = Restarted(worker, monkeypatch, P0)
+def test_a_worker_with_a_new_client_asks_again_whether_it_may_begin() -> None:
+    restarted = Restarted(P0)
+    worker = restarted.worker
     worker.pay(world()[0], P0)
     asked = iter([True, False])
     restarted.run_until(lambda: restarted.clients[1].is_closed, may_begin=lambda: next(asked))
@@ -510,8 +499,8 @@ def changelog_progress(worker: Worker) -> list[bytes]:
     return [key for topic, _, key, _ in sent if topic == "profiles" and key is not None and key.startswith(PREFIX)]
 
 
-def test_the_changelog_tells_no_progress_of_events_that_are_not_in_their_profiles(worker: Worker) -> None:
-    """It came in the frames of the batch that waits for the store."""
+def test_the_changelog_gets_no_progress_of_unapplied_events(worker: Worker) -> None:
+    """The progress is in the frames of the batch that waits for the store."""
     worker.pay(world()[0][:5])
     worker.step()
     worker.sender.flush(1)
@@ -522,14 +511,14 @@ def test_the_changelog_tells_no_progress_of_events_that_are_not_in_their_profile
     assert changelog_progress(worker) == []
 
 
-def test_a_new_owner_of_events_tells_only_the_progress_it_has_heard_itself(worker: Worker) -> None:
+def test_a_new_owner_sends_only_progress_that_it_has_read_itself(worker: Worker) -> None:
     worker.pay(world()[0][:5])
     worker.step(4)
     assert b"progress:card:0" in changelog_progress(worker)
     told = len(changelog_progress(worker))
     worker.client.will_revoke(FRAMES[0])
     worker.step()
-    # Another worker has it meanwhile; nothing is heard of it after it has come back.
+    # Another worker owns it meanwhile. After it has come back no frame has arrived yet.
     worker.broker.committed[FRAMES[0]] = worker.broker.end(FRAMES[0])
     worker.now_ms += 10_000
     worker.client.will_assign(FRAMES[0])

@@ -32,14 +32,14 @@ def some_events(count: int, key_bytes: int = 12) -> EntityEvents:
 
 
 @given(entity_events(), st.dictionaries(st.integers(0, 63), st.integers(0, 2**60), max_size=5))
-def test_a_frame_gives_back_what_was_put_in(events: EntityEvents, progress: dict[int, int]) -> None:
+def test_a_decoded_frame_equals_the_encoded_events(events: EntityEvents, progress: dict[int, int]) -> None:
     back, told = decode_frame(encode_frame(events, progress, 12), 12)
     assert (back.keys, told) == (events.keys, progress)
     assert np.array_equal(back.rows, events.rows)
 
 
 @given(st.integers(0, 5000), st.integers(1, 64))
-def test_every_event_goes_to_the_partition_of_its_key_in_order_and_once(count: int, partition_count: int) -> None:
+def test_every_event_goes_once_and_in_order_to_its_keys_partition(count: int, partition_count: int) -> None:
     events = some_events(count)
     arrived: dict[bytes, list[int]] = {}
     for partition, frame in frames_of(events, partition_count):
@@ -54,7 +54,7 @@ def test_every_event_goes_to_the_partition_of_its_key_in_order_and_once(count: i
     assert arrived == wanted
 
 
-def test_a_full_frame_of_the_longest_keys_fits_what_kafka_takes() -> None:
+def test_a_full_frame_of_the_longest_keys_fits_kafkas_limit() -> None:
     events = some_events(3 * FRAME_EVENTS_MAX, KEY_BYTES_MAX)
     frames = [frame for _, frame in frames_of(events, 1)]
     assert len(frames) == 3
@@ -71,24 +71,24 @@ def test_a_frame_that_was_cut_or_lengthened_is_refused(events: EntityEvents, dat
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_do_worse_than_be_refused(junk: bytes) -> None:
+def test_any_bytes_decode_or_are_refused(junk: bytes) -> None:
     with pytest.raises((InvalidEvent, Misconfigured)):
         decode_frame(b"\1\x0d\x0c\0" + junk + b"!", 12)
 
 
-def test_a_frame_for_another_number_of_partitions_stops_whoever_reads_it() -> None:
+def test_a_frame_for_another_number_of_partitions_stops_the_worker() -> None:
     with pytest.raises(Misconfigured, match="frames for 4 partitions, and it has 6"):
         decode_frame(encode_frame(some_events(1), {}, 4), 6)
 
 
-def test_a_frame_of_another_release_stops_whoever_reads_it() -> None:
+def test_a_frame_of_another_release_stops_the_worker() -> None:
     frame = encode_frame(some_events(1), {}, 4)
     with pytest.raises(Misconfigured, match="version 9"):
         decode_frame(b"\x09" + frame[1:], 4)
 
 
-def test_a_frame_of_a_release_that_knew_fewer_attributes_has_zeros_for_the_rest() -> None:
-    """Attributes are added at the end."""
+def test_a_frame_with_fewer_attributes_gets_zeros_for_the_rest() -> None:
+    """A release adds attributes at the end."""
     events = some_events(2)
     header = struct.pack("<BBHII", 1, kernel.ATTRIBUTE_COUNT - 1, 4, 0, 2)
     lengths = np.array([12, 12], dtype="<u2").tobytes()

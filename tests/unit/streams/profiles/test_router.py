@@ -33,7 +33,7 @@ class FakeSender:
 
 
 class UnwellStore(MemoryStore):
-    """A write in which `meanwhile` happens first, once."""
+    """A store whose first write is preceded by `meanwhile`."""
 
     def __init__(self, meanwhile: Any) -> None:
         super().__init__()
@@ -69,11 +69,11 @@ def records(count: int, first_offset: int = 0) -> list[Record]:
 
 
 def decoded(store: MemoryStore, sender: FakeSender, first_offset: int = 0) -> tuple[Router, Decoded]:
-    made = router(store, sender)
-    return made, made.decode(records(5, first_offset), [], NOW_MS)
+    built = router(store, sender)
+    return built, built.decode(records(5, first_offset), [], NOW_MS)
 
 
-def test_what_another_worker_kept_meanwhile_makes_a_duplicate_and_not_a_second_payment() -> None:
+def test_a_payment_that_another_worker_stored_is_a_duplicate() -> None:
     def another(write: Any, values: Mapping[bytes, bytes]) -> None:
         key = next(iter(values))
         theirs = PaymentRecord.FromString(values[key])
@@ -81,10 +81,10 @@ def test_what_another_worker_kept_meanwhile_makes_a_duplicate_and_not_a_second_p
         write({key: theirs.SerializeToString()}, ttl_s=0)
 
     store, sender = UnwellStore(another), FakeSender()
-    made, events = decoded(store, sender)
+    built, events = decoded(store, sender)
     with pytest.raises(StoreConflict):
-        made.keep(events)
-    joined = made.keep(events)
+        built.keep(events)
+    joined = built.keep(events)
     assert (joined.duplicates, len(joined.rows)) == (1, 4)
     (first, *_) = (record_key(event.payment_id) for event in events.payments)
     kept = store.read([first])[0]
@@ -92,23 +92,23 @@ def test_what_another_worker_kept_meanwhile_makes_a_duplicate_and_not_a_second_p
     assert PaymentRecord.FromString(kept).offset == 77
 
 
-def test_a_write_whose_answer_is_lost_is_repeated_with_the_same_events() -> None:
+def test_a_repeated_write_after_a_lost_answer_gives_the_same_events() -> None:
     def lost(write: Any, values: Mapping[bytes, bytes]) -> None:
         write(values, ttl_s=0)
         raise StoreUnavailable("no answer")
 
     store, sender = UnwellStore(lost), FakeSender()
-    made, events = decoded(store, sender)
+    built, events = decoded(store, sender)
     with pytest.raises(StoreUnavailable):
-        made.keep(events)
-    joined = made.keep(events)
+        built.keep(events)
+    joined = built.keep(events)
     assert (joined.duplicates, len(joined.rows)) == (0, 5)
 
 
-def test_events_of_an_entity_go_to_the_partition_of_its_key_in_their_order() -> None:
+def test_events_of_an_entity_go_in_order_to_the_partition_of_its_key() -> None:
     store, sender = MemoryStore(), FakeSender()
-    made, events = decoded(store, sender)
-    made.send(made.keep(events))
+    built, events = decoded(store, sender)
+    built.send(built.keep(events))
     for entity, (topic, count) in ROUTES.items():
         found: list[tuple[bytes, int]] = []
         for sent_to, _, value in sender.sent:

@@ -23,31 +23,31 @@ def updater(store: MemoryStore) -> Updater:
 
 
 def card_events(first_offset: int = 0) -> EntityEvents:
-    made, events = decoded(MemoryStore(), FakeSender(), first_offset)
-    return made.keep(events).of_entities()[0]
+    built, events = decoded(MemoryStore(), FakeSender(), first_offset)
+    return built.keep(events).of_entities()[0]
 
 
 def frame(events: EntityEvents, progress: dict[int, int], offset: int = 0, topic: str = "repartition-card") -> Record:
     return Record(topic, 0, offset, None, encode_frame(events, progress, 1), 0, ())
 
 
-def test_frames_give_their_events_in_order_and_their_progress() -> None:
-    one, other = card_events(), card_events(5)
-    nothing = EntityEvents([], one.rows[:0])
-    arrived = updater(MemoryStore()).decode([frame(one, {0: 1}), frame(nothing, {0: 2}, 1), frame(other, {}, 2)])
-    assert arrived.events[0].keys == one.keys + other.keys
+def test_frames_decode_to_events_in_order_and_progress() -> None:
+    first, second = card_events(), card_events(5)
+    nothing = EntityEvents([], first.rows[:0])
+    arrived = updater(MemoryStore()).decode([frame(first, {0: 1}), frame(nothing, {0: 2}, 1), frame(second, {}, 2)])
+    assert arrived.events[0].keys == first.keys + second.keys
     assert arrived.events[0].rows[:, OFFSET].tolist() == list(range(10))
     assert arrived.progress == [("card", 0, {0: 1}), ("card", 0, {0: 2})]
 
 
-def test_what_is_no_frame_is_refused_and_the_others_go_on() -> None:
+def test_a_value_that_is_no_frame_is_refused_and_others_go_on() -> None:
     damaged = Record("repartition-card", 0, 0, None, b"x", 0, ())
     arrived = updater(MemoryStore()).decode([damaged, frame(card_events(), {}, 1)])
     assert [record for record, _ in arrived.refused] == [damaged]
     assert len(arrived.events[0].keys) == 5
 
 
-def test_what_another_owner_wrote_meanwhile_is_kept_beside_what_is_new() -> None:
+def test_a_profile_that_another_owner_wrote_is_kept_and_updated() -> None:
     events = card_events()
     theirs = MemoryStore()
     rows = events.rows.copy()
@@ -56,15 +56,15 @@ def test_what_another_owner_wrote_meanwhile_is_kept_beside_what_is_new() -> None
     updater(theirs).update(0, EntityEvents(events.keys, rows))
     written = dict(theirs.scan("card"))
     store = UnwellStore(lambda write, _: write(written, ttl_s=0))
-    made = updater(store)
+    built = updater(store)
     with pytest.raises(StoreConflict):
-        made.update(0, events)
-    made.update(0, events)
+        built.update(0, events)
+    built.update(0, events)
     for _, state in store.scan("card"):
         assert sources_of(state).keys() == {0, 2}
 
 
-def test_a_write_whose_answer_is_lost_is_repeated_and_counts_once() -> None:
+def test_a_repeated_write_after_a_lost_answer_counts_once() -> None:
     def lost(write: Any, values: Any) -> None:
         write(values, ttl_s=0)
         raise StoreUnavailable("no answer")
@@ -72,9 +72,9 @@ def test_a_write_whose_answer_is_lost_is_repeated_and_counts_once() -> None:
     events, once = card_events(), MemoryStore()
     updater(once).update(0, events)
     store = UnwellStore(lost)
-    made = updater(store)
+    built = updater(store)
     with pytest.raises(StoreUnavailable):
-        made.update(0, events)
-    again = made.update(0, events)
+        built.update(0, events)
+    again = built.update(0, events)
     assert again.replayed == 5
     assert dict(store.scan("card")) == dict(once.scan("card")) == again.profiles

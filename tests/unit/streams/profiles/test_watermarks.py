@@ -14,51 +14,49 @@ def source() -> SourceProgress:
     return progress
 
 
-def test_nothing_is_known_of_a_partition_that_was_just_assigned(source: SourceProgress) -> None:
+def test_a_newly_assigned_partition_has_no_progress(source: SourceProgress) -> None:
     assert source.complete_to_ms(1000) == {0: 0, 1: 0}
 
 
-def test_a_partition_with_more_behind_is_complete_to_its_last_record(source: SourceProgress) -> None:
+def test_a_partition_with_more_records_is_complete_to_its_last_one(source: SourceProgress) -> None:
     source.consumed(0, 500)
     assert source.complete_to_ms(1000) == {0: 500, 1: 0}
 
 
-def test_a_partition_read_to_its_end_is_complete_to_when_that_was_asked(source: SourceProgress) -> None:
+def test_a_partition_at_its_end_is_complete_to_the_time_of_asking(source: SourceProgress) -> None:
     source.consumed(0, 500)
     source.reached_end(0)
     source.reached_end(1)
     assert source.complete_to_ms(1000) == {0: 1000, 1: 1000}
 
 
-def test_a_record_newer_than_the_question_counts(source: SourceProgress) -> None:
+def test_a_record_newer_than_the_time_of_asking_counts(source: SourceProgress) -> None:
     source.consumed(0, 1500)
     source.reached_end(0)
     assert source.complete_to_ms(1000)[0] == 1500
 
 
-def test_a_record_after_the_end_takes_the_end_back(source: SourceProgress) -> None:
+def test_a_record_after_the_end_cancels_the_end(source: SourceProgress) -> None:
     source.reached_end(0)
     source.consumed(0, 500)
     assert source.complete_to_ms(1000)[0] == 500
 
 
-def test_timestamps_out_of_order_do_not_turn_it_back(source: SourceProgress) -> None:
+def test_timestamps_out_of_order_do_not_move_progress_back(source: SourceProgress) -> None:
     source.consumed(0, 500)
     source.consumed(0, 400)
     assert source.complete_to_ms(1000)[0] == 500
 
 
-def test_a_revoked_partition_is_not_spoken_of(source: SourceProgress) -> None:
+def test_a_revoked_partition_has_no_progress(source: SourceProgress) -> None:
     source.reached_end(0)
     source.revoked([0])
     assert source.complete_to_ms(1000) == {1: 0}
 
 
 @pytest.mark.parametrize("late_news", ["end", "record"])
-def test_what_is_heard_of_a_revoked_partition_does_not_count_when_it_comes_back(
-    source: SourceProgress, late_news: str
-) -> None:
-    """Its end may be in the queue when it is revoked; what came meanwhile has not been read."""
+def test_an_end_reported_while_revoked_does_not_count_later(source: SourceProgress, late_news: str) -> None:
+    """The report of its end may be queued when it is revoked; later records have not been read."""
     source.revoked([0])
     if late_news == "end":
         source.reached_end(0)
@@ -69,14 +67,14 @@ def test_what_is_heard_of_a_revoked_partition_does_not_count_when_it_comes_back(
     assert source.complete_to_ms(1000)[0] == 0
 
 
-def test_a_partition_assigned_anew_starts_anew(source: SourceProgress) -> None:
+def test_a_partition_assigned_again_starts_again(source: SourceProgress) -> None:
     source.consumed(0, 500)
     source.reached_end(0)
     source.assigned([0])
     assert source.complete_to_ms(1000)[0] == 0
 
 
-def test_what_is_sent_on_is_complete_to_the_smallest_moment_of_all_partitions_of_payments() -> None:
+def test_routed_progress_is_the_minimum_over_partitions_of_payments() -> None:
     routed = RoutedProgress([0, 1])
     routed.heard("card", 3, {0: 500})
     assert routed.news() == {}
@@ -84,7 +82,7 @@ def test_what_is_sent_on_is_complete_to_the_smallest_moment_of_all_partitions_of
     assert routed.news() == {b"progress:card:3": 400}
 
 
-def test_news_is_told_once_and_each_owner_for_itself() -> None:
+def test_news_is_returned_once_and_by_each_owner() -> None:
     routed = RoutedProgress([0])
     routed.heard("card", 0, {0: 500})
     routed.heard("merchant", 0, {0: 300})
@@ -93,7 +91,7 @@ def test_news_is_told_once_and_each_owner_for_itself() -> None:
     assert routed.news() == {b"progress:merchant:0": 400}
 
 
-def test_what_a_new_owner_of_a_payments_partition_says_takes_nothing_back() -> None:
+def test_a_new_owner_of_payments_does_not_move_progress_back() -> None:
     routed = RoutedProgress([0, 1])
     routed.heard("card", 0, {0: 500, 1: 500})
     assert routed.news() == {b"progress:card:0": 500}
@@ -101,7 +99,7 @@ def test_what_a_new_owner_of_a_payments_partition_says_takes_nothing_back() -> N
     assert routed.news() == {}
 
 
-def test_a_partition_that_has_gone_is_not_spoken_of_and_comes_back_knowing_nothing() -> None:
+def test_a_revoked_partition_is_forgotten_and_returns_empty() -> None:
     routed = RoutedProgress([0])
     routed.heard("card", 0, {0: 500})
     routed.revoked("card", 0)
@@ -111,27 +109,27 @@ def test_a_partition_that_has_gone_is_not_spoken_of_and_comes_back_knowing_nothi
 
 
 def copy_of(*seen: tuple[int, int, int], partitions: int = 2) -> int:
-    """complete_to_ms after (changelog partition, partition of cards, T) records; there are cards in two."""
+    """Returns complete_to_ms after records of (changelog partition, partition of cards, T); cards have two."""
     progress = CopyProgress(range(partitions), [progress_key("card", 0), progress_key("card", 1)])
     for changelog_partition, card_partition, complete_to_ms in seen:
         progress.saw(changelog_partition, progress_key("card", card_partition), complete_to_ms)
     return progress.complete_to_ms()
 
 
-def test_a_copy_that_heard_nothing_is_not_complete() -> None:
+def test_a_copy_without_any_progress_is_not_complete() -> None:
     assert copy_of() == 0
 
 
-def test_a_copy_is_not_complete_before_all_progress_is_heard_in_every_changelog_partition() -> None:
+def test_a_copy_needs_all_progress_in_every_changelog_partition() -> None:
     assert copy_of((0, 0, 500), (1, 0, 500), (0, 1, 500)) == 0
     assert copy_of((0, 0, 500), (1, 0, 500), (0, 1, 500), (1, 1, 300)) == 300
 
 
-def test_the_newest_word_of_a_partition_counts() -> None:
+def test_the_newest_progress_of_a_partition_counts() -> None:
     assert copy_of((0, 0, 500), (0, 1, 900), (0, 0, 600), partitions=1) == 600
 
 
-def test_progress_of_a_partition_that_there_is_none_of_any_more_is_passed_over() -> None:
+def test_progress_of_a_removed_partition_is_ignored() -> None:
     progress = CopyProgress([0], [progress_key("card", 0)])
     progress.saw(0, b"progress:7", 100)
     progress.saw(0, progress_key("card", 0), 500)
@@ -139,7 +137,7 @@ def test_progress_of_a_partition_that_there_is_none_of_any_more_is_passed_over()
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(1, 100)), max_size=40))
-def test_a_copy_never_claims_more_than_any_partition_has_said(seen: list[tuple[int, int, int]]) -> None:
+def test_a_copy_never_claims_more_than_any_partition_has_told(seen: list[tuple[int, int, int]]) -> None:
     complete = copy_of(*seen, partitions=3)
     last = {(changelog, cards): time_ms for changelog, cards, time_ms in seen}
     assert complete == (min(last.values()) if len(last) == 6 else 0)
