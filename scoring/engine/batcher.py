@@ -33,10 +33,10 @@ from paywarden.scoring.engine.busy_poll import BusyPoll
 from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import StageTimes
-from paywarden.scoring.requests import wire
 from paywarden.scoring.requests.decoder import RequestDecoder
+from paywarden.scoring.requests.format import Format, TakenRequest
 from paywarden.scoring.requests.payments import CheckedPayments
-from paywarden.scoring.requests.wire import DeadlineExceeded, Format, Overloaded
+from paywarden.scoring.requests.validation import field_in_batch, message_of
 
 # Codes of refusals, by gRPC's names.
 INVALID_ARGUMENT = "invalid_argument"
@@ -46,6 +46,14 @@ DEADLINE_EXCEEDED = "deadline_exceeded"
 UNAVAILABLE = "unavailable"
 INTERNAL = "internal"
 UNAUTHENTICATED = "unauthenticated"
+
+
+class Overloaded(TemporaryFailure):
+    """The worker has more to do than it can do in time: refused at once (429 / resource_exhausted)."""
+
+
+class DeadlineExceeded(TemporaryFailure):
+    """The answer would come too late to be of use (504 / deadline_exceeded)."""
 
 
 class Refusal(NamedTuple):
@@ -138,9 +146,9 @@ class AdmissionSettings:
 def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
     """How an expected failure is told to the caller."""
     if isinstance(error, PaymentIdReused):
-        return Refusal(ALREADY_EXISTS, wire.message_of(error), error.field)
+        return Refusal(ALREADY_EXISTS, message_of(error), error.field)
     if isinstance(error, InvalidEvent):
-        return Refusal(INVALID_ARGUMENT, wire.message_of(error), error.field)
+        return Refusal(INVALID_ARGUMENT, message_of(error), error.field)
     if isinstance(error, Overloaded):
         return Refusal(RESOURCE_EXHAUSTED, str(error))
     if isinstance(error, DeadlineExceeded):
@@ -217,11 +225,11 @@ class MicroBatcher:
         began = self._now_s()
         self._stages.begin(began)
         chunk = self._take(began)
-        if chunk.bodies:
+        if chunk.requests:
             self._answer(chunk)
             ended = self._now_s()
             # While calls wait, what is read and refused between two chunks keeps them waiting, too.
-            cost_s = (ended - (began if self._busy_since is None else self._busy_since)) / len(chunk.bodies)
+            cost_s = (ended - (began if self._busy_since is None else self._busy_since)) / len(chunk.requests)
             self._cost_s += _COST_WEIGHT * (cost_s - self._cost_s)
             self._busy_since = ended
         if self._queue:
@@ -234,10 +242,10 @@ class MicroBatcher:
         """The next chunk. Calls that come to nothing are refused."""
         calls: list[Call] = []
         counts: list[int] = []
-        bodies: list[bytes] = []
+        requests: list[TakenRequest] = []
         refused: dict[Flushable, None] = {}
         queue, count_max = self._queue, self.settings.chunk_payments
-        while queue and len(bodies) < count_max:
+        while queue and len(requests) < count_max:
             call, weight = queue.popleft()
             self._queued_payments -= weight
             if call.cancelled:
@@ -248,11 +256,11 @@ class MicroBatcher:
                 continue
             try:
                 if call.is_batch:
-                    found = call.form.take_batch(call.payload, self._intake.limits.batch_size_max)
-                    bodies += found
-                    counts.append(len(found))
+                    batch = call.form.take_batch(call.payload, self._intake.limits.batch_size_max)
+                    requests += batch
+                    counts.append(len(batch))
                 else:
-                    bodies.append(call.form.take(call.payload))
+                    requests.append(call.form.take(call.payload))
                     counts.append(1)
             except InvalidEvent as error:
                 call.refuse(refusal_of(error))
@@ -264,11 +272,11 @@ class MicroBatcher:
         if self._stages.is_timed:
             for call in calls:
                 self._stages.wait(now - call.arrived)
-        return _Chunk(calls, counts, bodies)
+        return _Chunk(calls, counts, requests)
 
     def _answer(self, chunk: _Chunk) -> None:
         results = self._results(chunk)
-        assert len(results) == len(chunk.bodies), "the scorer answers every request"
+        assert len(results) == len(chunk.requests), "the scorer answers every request"
         touched: dict[Flushable, None] = {}
         first = 0
         for call, count in zip(chunk.calls, chunk.counts, strict=True):
@@ -293,12 +301,12 @@ class MicroBatcher:
 
     def _results(self, chunk: _Chunk) -> Sequence[bytes | Refusal]:
         """An answer or a refusal for each request of a chunk. Of a batch, all are decided or none."""
-        payments, wrong = self._intake.read(chunk.bodies, self._now_ms())
+        payments, wrong = self._intake.read(chunk.requests, self._now_ms())
         if self._stages.is_timed:
-            self._stages.lap("parse", len(chunk.bodies))
+            self._stages.lap("parse", len(chunk.requests))
         if not wrong:
             return self._score(payments)
-        count, spoilt = len(chunk.bodies), set(_spoilt(chunk.counts, wrong))
+        count, spoilt = len(chunk.requests), set(_spoilt(chunk.counts, wrong))
         results = [refusal_of(wrong[place]) if place in wrong else _NOT_DECIDED for place in range(count)]
         right = [place for place in range(count) if place not in wrong]
         decided = [index for index, place in enumerate(right) if place not in spoilt]
@@ -337,11 +345,11 @@ class MicroBatcher:
 
 
 class _Chunk(NamedTuple):
-    """Calls, how many requests each of them holds, and all requests, serialised."""
+    """Calls, how many requests each of them holds, and the requests of all of them, in order."""
 
     calls: list[Call]
     counts: list[int]
-    bodies: list[bytes]
+    requests: list[TakenRequest]
 
 
 def _spoilt(counts: Sequence[int], wrong: Iterable[int]) -> Iterator[int]:
@@ -358,6 +366,6 @@ def _answer_batch(call: Call, results: Sequence[bytes | Refusal]) -> None:
         if isinstance(result, bytes):
             responses.append(result)
         elif result is not _NOT_DECIDED:
-            call.refuse(result._replace(field=wire.field_in_batch(index, result.field)))
+            call.refuse(result._replace(field=field_in_batch(index, result.field)))
             return
     call.answer(call.form.render_batch(responses))

@@ -21,7 +21,7 @@ from paywarden.scoring.grpc.messages import HEAD_BYTES, NOT_ONE_MESSAGE, TRUNCAT
 from paywarden.scoring.grpc.services import GrpcHealth, render_status
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared import Counter, Histogram
-from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.protobuf_form import PROTOBUF
 
 TOO_SLOW = Refusal(DEADLINE_EXCEEDED, "the request took too long to arrive")
 _NO_ROOM = Refusal(RESOURCE_EXHAUSTED, "too much is arriving at once: try again later")
@@ -117,7 +117,7 @@ class ScoreCall(Call):
     __slots__ = ("_encoding", "_method", "_parts", "_stream_id", "_timeout_s", "is_arriving", "opened")
 
     connection: CallLink
-    form = wire.PROTOBUF
+    form = PROTOBUF
 
     def __init__(
         self, link: CallLink, stream_id: int, method: Method, encoding: bytes, timeout_s: float | None

@@ -23,7 +23,7 @@ from paywarden.scoring.http.heads import Heads, RequestHead
 from paywarden.scoring.http.reader import RequestReader
 from paywarden.scoring.http.refusals import HttpRefusal, status_of
 from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.json_form import JSON, render_error
 
 
 class HttpCall(Call):
@@ -50,14 +50,14 @@ class HttpCall(Call):
     def refuse(self, refusal: Refusal) -> None:
         self.give(
             status_of(refusal.code),
-            wire.JSON.content_type,
-            wire.render_error(refusal.code, refusal.message, refusal.field),
+            JSON.content_type,
+            render_error(refusal.code, refusal.message, refusal.field),
         )
 
     def refuse_as(self, refusal: HttpRefusal) -> None:
         """There is no answer of a route, for this reason."""
-        body = wire.render_error(refusal.code, refusal.message, refusal.field)
-        self.give(refusal.status, wire.JSON.content_type, body)
+        body = render_error(refusal.code, refusal.message, refusal.field)
+        self.give(refusal.status, JSON.content_type, body)
         self.headers = refusal.headers
 
     def give(self, status: int, content_type: str, body: bytes) -> None:

@@ -37,9 +37,9 @@ from paywarden.scoring.net.connections import Connections
 from paywarden.scoring.net.listeners import accept
 from paywarden.scoring.net.tls import HTTP_1_1, Tls
 from paywarden.scoring.net.tokens import Tokens
-from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.json_form import JSON, render_error
 
-_JSON = wire.JSON.content_type
+_JSON = JSON.content_type
 
 
 class HttpServer:
@@ -169,4 +169,4 @@ class HttpServer:
 
 
 def _error(code: str, message: str) -> RouteAnswer:
-    return status_of(code), _JSON, wire.render_error(code, message)
+    return status_of(code), _JSON, render_error(code, message)

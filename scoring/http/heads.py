@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 import httptools
 
 from paywarden.scoring.http import refusals as refused
+from paywarden.scoring.http.content_types import format_of
 from paywarden.scoring.http.refusals import DEADLINE_MS_MAX, UNIMPLEMENTED, HttpRefusal
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.net.tokens import Tokens
-from paywarden.scoring.requests import wire
-from paywarden.scoring.requests.wire import Format
+from paywarden.scoring.requests.format import Format
+from paywarden.scoring.requests.json_form import JSON
 
 RouteAnswer = tuple[int, str, bytes]
 
@@ -84,7 +85,7 @@ class RequestHead:
         self,
         route: Route | None,
         *,
-        form: Format = wire.JSON,
+        form: Format = JSON,
         refusal: HttpRefusal | None = None,
         content_length: int = 0,
         deadline_s: float = 0.0,
@@ -179,7 +180,7 @@ class Heads:
         route = self._routes.get(fields.target) or self._find_route(fields.target)
         headers = fields.headers
         content_length = int(headers.get(b"content-length", b"0"))
-        form = wire.format_of(headers.get(b"content-type", b"")) if fields.method == b"POST" else wire.JSON
+        form = format_of(headers.get(b"content-type", b"")) if fields.method == b"POST" else JSON
         refusal = _protocol_refusal(fields)
         deadline_ms = self._deadline_of(headers.get(b"x-deadline-ms"))
         if refusal is None and content_length > self._settings.body_bytes_max:
@@ -188,7 +189,7 @@ class Heads:
             refusal = self._refusal(route, fields, form, deadline_ms)
         return RequestHead(
             route,
-            form=form or wire.JSON,
+            form=form or JSON,
             refusal=refusal,
             content_length=content_length,
             deadline_s=(deadline_ms or self._deadline_ms) / 1000,

@@ -18,7 +18,8 @@ from paywarden.scoring.engine.batcher import (
     UNAUTHENTICATED,
     UNAVAILABLE,
 )
-from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.json_form import JSON
+from paywarden.scoring.requests.protobuf_form import PROTOBUF
 
 UNIMPLEMENTED = "unimplemented"
 
@@ -45,7 +46,7 @@ NOT_FOUND = HttpRefusal(404, "not_found", "no such route")
 CONTENT_TYPE = HttpRefusal(
     415,
     INVALID_ARGUMENT,
-    f"Content-Type must be {wire.PROTOBUF.content_type} or {wire.JSON.content_type}, not compressed",
+    f"Content-Type must be {PROTOBUF.content_type} or {JSON.content_type}, not compressed",
 )
 NO_TOKEN = HttpRefusal(401, UNAUTHENTICATED, "a bearer token that is known here is needed")
 DEADLINE = HttpRefusal(

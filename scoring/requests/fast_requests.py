@@ -3,7 +3,7 @@
 A compiled loop (scoring/requests/request_bytes.py) reads and checks them, and keeps only what scoring needs: the row of
 attributes, the payment's id and the keys of its entities. It takes the usual case and nothing else: every field at most
 once and of its type, texts in ASCII, all rules of schemas/payment_fields.py kept. Anything else falls back to the
-protobuf parser and `wire.RequestRules`, which decide and word the error; tests hold the two against each other.
+protobuf parser and `RequestRules`, which decide and word the error; tests hold the two against each other.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from paywarden.schemas.payment_fields import (
 )
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests import request_bytes as loop
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 
 # Read in one go.
 ROWS_MAX = 64

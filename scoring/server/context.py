@@ -21,7 +21,7 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
 from paywarden.scoring.net.listeners import reserve_port, unix_listener
 from paywarden.scoring.net.tls import Tls, TlsSettings
 from paywarden.scoring.net.tokens import AuthSettings, Tokens
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 

@@ -20,7 +20,7 @@ from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.payments import CheckedPayments
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 from tests.worlds.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000

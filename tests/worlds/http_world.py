@@ -25,7 +25,7 @@ from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.payments import CheckedPayments
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 from tests.worlds.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000

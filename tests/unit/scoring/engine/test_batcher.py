@@ -8,9 +8,17 @@ import pytest
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.batcher import IN_PROGRESS, AdmissionSettings, Call, MicroBatcher, Refusal
-from paywarden.scoring.requests import wire
+from paywarden.scoring.engine.batcher import (
+    IN_PROGRESS,
+    AdmissionSettings,
+    Call,
+    DeadlineExceeded,
+    MicroBatcher,
+    Overloaded,
+    Refusal,
+)
 from paywarden.scoring.requests.payments import CheckedPayments
+from paywarden.scoring.requests.protobuf_form import PROTOBUF
 from tests.worlds.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
@@ -63,7 +71,7 @@ class Connection:
 class AskedCall(Call):
     def __init__(self, connection: Connection, payload: bytes, deadline: float, *, is_batch: bool) -> None:
         self.connection, self._to = connection, connection
-        self.payload, self.form, self.is_batch = payload, wire.PROTOBUF, is_batch
+        self.payload, self.form, self.is_batch = payload, PROTOBUF, is_batch
         self.arrived, self.deadline, self.cancelled = 100.0, deadline, False
 
     def answer(self, body: bytes) -> None:
@@ -190,8 +198,8 @@ def test_what_the_scorer_refuses_is_refused_alone() -> None:
     ("error", "told"),
     [
         (TemporaryFailure("no room"), "unavailable"),
-        (wire.Overloaded("full"), "resource_exhausted"),
-        (wire.DeadlineExceeded("late"), "deadline_exceeded"),
+        (Overloaded("full"), "resource_exhausted"),
+        (DeadlineExceeded("late"), "deadline_exceeded"),
     ],
 )
 def test_what_the_scorer_raises_is_told_to_all_it_was_asked_for(error: Exception, told: str) -> None:

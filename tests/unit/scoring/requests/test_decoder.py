@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from paywarden.features.profiles.money import RATE_SCALE, RateTable
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.requests import wire
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.fast_requests import ROWS_MAX
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.json_form import JSON
+from paywarden.scoring.requests.protobuf_form import parse
+from paywarden.scoring.requests.validation import RequestLimits, RequestRules
 
 NOW_MS = 1_700_000_000_000
 LIMITS = RequestLimits(
@@ -64,8 +66,8 @@ PLANS = (FeatureEngine().plan, plan_of_everything())
 def slowly(body: bytes, plan: Plan) -> tuple[list[int], list[bytes], bytes] | str:
     """Row, keys and payment id of a body by protobuf's own reader and the obvious code, or the field that is wrong."""
     try:
-        parsed = wire.parse(body)
-        wire.RequestRules(LIMITS, RATES.currencies).check(parsed, NOW_MS)
+        parsed = parse(body)
+        RequestRules(LIMITS, RATES.currencies).check(parsed, NOW_MS)
         amount = RATES.convert(parsed.amount_minor, parsed.currency, parsed.event_time_ms)
     except InvalidEvent as error:
         return f"{error.field}: {error}"
@@ -177,6 +179,36 @@ def test_both_ways_of_reading_say_the_same_of_any_request(plan: Plan) -> None:
     @given(st.lists(bodies_of_one(), min_size=1, max_size=6))
     def hold(bodies: list[bytes]) -> None:
         check(bodies, plan)
+
+    hold()
+
+
+@st.composite
+def requests_with_one_odd_field(draw: st.DrawFn) -> ScoreRequest:
+    sent = draw(usual)
+    name = draw(st.sampled_from(sorted(edges)))
+    setattr(sent, name, draw(edges[name]))
+    return sent
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["default", "everything"])
+def test_a_json_request_is_read_as_the_same_request_in_protobuf(plan: Plan) -> None:
+    """Rows, keys, ids, the outbox's bytes and the errors are the same, though JSON is not parsed as protobuf."""
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(usual | requests_with_one_odd_field(), min_size=1, max_size=4))
+    def hold(sent: list[ScoreRequest]) -> None:
+        as_json = [json.dumps({field.name: value for field, value in each.ListFields()}).encode() for each in sent]
+        bodies = [each.SerializeToString() for each in sent]
+        payments, wrong = RequestDecoder(plan, RATES, LIMITS).read([JSON.take(body) for body in as_json], NOW_MS)
+        expected, expected_wrong = RequestDecoder(plan, RATES, LIMITS).read(bodies, NOW_MS)
+        assert {place: str(error) for place, error in wrong.items()} == {
+            place: str(error) for place, error in expected_wrong.items()
+        }
+        assert list(payments.bodies) == list(expected.bodies)
+        assert list(payments.ids) == list(expected.ids)
+        assert list(payments.keys) == list(expected.keys)
+        np.testing.assert_array_equal(payments.rows, expected.rows)
 
     hold()
 

@@ -1,0 +1,168 @@
+"""Requests and responses as JSON, and errors, which are always JSON.
+
+    {"payment_id": "p-1", "amount_minor": 1050, …} ─ types ─► ParsedRequest ─► the same checks as for protobuf
+
+A table of field types is held against what `json`'s C scanner reads. Protobuf's own json_format takes ten times as
+long, and would accept `"12"` and `12.0` as amounts. JSON refuses an unknown field, which protobuf ignores: in JSON it
+is a typing mistake far more often than a newer client.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.payment_fields import FIELD, FIELDS
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.requests.format import Format, ParsedRequest
+from paywarden.scoring.requests.validation import check_batch_size, in_batch
+
+_INT64, _INT32 = range(-(2**63), 2**63), range(-(2**31), 2**31)
+# A name outside this is not repeated to the caller: it may be anything, a card number too.
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+
+
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a name given twice is refused, since readers differ in which of the two they take."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise InvalidEvent("is given twice", field=_nameable(twice))
+    return fields
+
+
+def _nameable(name: str) -> str:
+    return name if _FIELD_NAME.fullmatch(name) else ""
+
+
+# Built once: json.loads with a hook builds a decoder for every call.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_object)
+_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+_FIELD_TYPES: Mapping[str, type] = {field.name: str if field.is_text else int for field in FIELDS if field.at_endpoint}
+# JSON and protobuf have the same fields, those of the table.
+assert {
+    field.name: str if field.type == field.TYPE_STRING else int for field in ScoreRequest.DESCRIPTOR.fields
+} == _FIELD_TYPES
+
+_JSON_NAMES: Mapping[type, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number with a fraction",
+    bool: "true or false",
+    list: "an array",
+    dict: "an object",
+}
+_RANGES: Mapping[str, range] = {
+    field.name: _INT32 if field.type == field.TYPE_INT32 else _INT64 for field in ScoreRequest.DESCRIPTOR.fields
+}
+
+
+def _load_object(body: bytes) -> dict[str, Any]:
+    try:
+        loaded = _DECODER.decode(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        # ValueError is wrong UTF-8, wrong JSON or a number of thousands of digits; its text quotes the body.
+        raise InvalidEvent("body is not valid JSON in UTF-8") from None
+    if type(loaded) is not dict:
+        raise InvalidEvent("body must be a JSON object")
+    return loaded
+
+
+def _request_from(fields: dict[str, Any]) -> ParsedRequest:
+    for name, value in fields.items():
+        expected = _FIELD_TYPES.get(name)
+        # `type() is`, not isinstance: True is an int by inheritance, and an amount of True is a mistake.
+        if type(value) is not expected:
+            _refuse_type(name, value, expected)
+        elif expected is int and value not in _RANGES[name]:
+            bits = 64 if _RANGES[name] is _INT64 else 32
+            raise InvalidEvent(f"does not fit in {bits} bits; wanted {FIELD[name].wanted}", field=name)
+    try:
+        message = ScoreRequest(**fields)
+        return ParsedRequest(message.SerializeToString(), message, fields)
+    except UnicodeEncodeError:
+        # JSON may hold \ud800 alone, half a character. Only protobuf notices, so this is where the field is looked for.
+        raise InvalidEvent("is not valid Unicode text", field=_field_of_surrogate(fields)) from None
+
+
+def _refuse_type(name: str, value: object, expected: type | None) -> None:
+    if expected is None:
+        raise InvalidEvent("is not a field of a request", field=_nameable(name))
+    if value is None:
+        return  # JSON's usual way of saying absent, and protobuf's constructor takes None as just that.
+    raise InvalidEvent(f"is {_JSON_NAMES[type(value)]}; wanted {FIELD[name].wanted}", field=name)
+
+
+def _field_of_surrogate(fields: dict[str, Any]) -> str:
+    for name, value in fields.items():
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            return name
+    return ""
+
+
+def _take_json(body: bytes) -> ParsedRequest:
+    return _request_from(_load_object(body))
+
+
+def _take_json_batch(body: bytes, size_max: int) -> Sequence[ParsedRequest]:
+    batch = _load_object(body)
+    for name in batch:
+        if name != "requests":
+            raise InvalidEvent("is not a field of a batch", field=_nameable(name))
+    elements = batch.get("requests")
+    if type(elements) is not list:
+        raise InvalidEvent("must be an array", field="requests")
+    check_batch_size(len(elements), size_max)
+    return [_element(element, index) for index, element in enumerate(elements)]
+
+
+def _element(element: object, index: int) -> ParsedRequest:
+    if type(element) is not dict:
+        raise InvalidEvent("must be an object", field=f"requests[{index}]")
+    try:
+        return _request_from(element)
+    except InvalidEvent as error:
+        raise in_batch(error, index) from None
+
+
+def _response_fields(serialised: bytes) -> dict[str, Any]:
+    response = ScoreResponse.FromString(serialised)
+    fields = {
+        "payment_id": response.payment_id,
+        "decision_id": response.decision_id,
+        "score": response.score,
+        "action": response.action,
+        "reasons": list(response.reasons),
+        "model_version": response.model_version,
+        "flags": list(response.flags),
+    }
+    if response.HasField("profile_age_ms"):
+        fields["profile_age_ms"] = response.profile_age_ms
+    return fields
+
+
+def _render_json(response: bytes) -> bytes:
+    return _ENCODER.encode(_response_fields(response)).encode("ascii")
+
+
+def _render_json_batch(responses: Sequence[bytes]) -> bytes:
+    return _ENCODER.encode({"responses": [_response_fields(r) for r in responses]}).encode("ascii")
+
+
+JSON = Format(
+    content_type="application/json",
+    take=_take_json,
+    take_batch=_take_json_batch,
+    render=_render_json,
+    render_batch=_render_json_batch,
+)
+
+
+def render_error(code: str, message: str, field: str = "") -> bytes:
+    """The body of every answer that is not a 200, JSON whatever the request was; `field` may be empty."""
+    return _ENCODER.encode({"error": {"code": code, "field": field, "message": message}}).encode("ascii")
