@@ -5,7 +5,7 @@
 
 1. The compiled loop (scoring/requests/fast_requests.py) reads a chunk of requests from their protobuf bytes.
 2. It leaves out an unusual request, such as one with a name in UTF-8 or a wrong value. Such a request is checked and
-   coded here, in Python: a protobuf request is parsed first, a JSON request has its values already.
+   coded here, in Python: a protobuf request is parsed first, a JSON request with such a name has its values already.
 3. Both ways give the same rows, keys and errors; only the time they take differs.
 
 The compiled loop reads JSON requests too, from the bytes that the outbox will keep. To make a row from the values in

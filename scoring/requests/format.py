@@ -3,8 +3,8 @@
     body ─ Format.take ─► request ─ RequestDecoder ─► row, keys, payment id
     ScoreResponse ─ Format.render ─► body
 
-A request is its protobuf bytes, because the outbox keeps them and the compiled reader reads them. A JSON request is
-serialised once, by `take`, and keeps its parsed values next to its bytes: nothing parses it a second time.
+A request is its protobuf bytes, because the outbox keeps them and the compiled reader reads them. A format that had to
+parse a request, and sees that the compiled reader will leave it out, hands on a ParsedRequest: nobody parses it again.
 """
 
 from __future__ import annotations
