@@ -132,7 +132,7 @@ class Call(ABC):
 class AdmissionSettings:
     """The limits of admission: a request beyond them is refused at once, so that admitted ones are answered in time."""
 
-    # The server's deadline for every request; the caller's may be earlier. The promise is a p99 of 42 ms, network included.
+    # The server's deadline; the caller's may be earlier. The promise is a p99 of 42 ms with the network's share.
     deadline_ms: int = 40
     # The longest estimated wait in the queue. It is below the deadline because the estimate can be too low.
     wait_ms_max: int = 15

@@ -96,7 +96,7 @@ class ModelChain:
             if primary.is_well:
                 try:
                     margins = margins_of(count)
-                except Exception:  # noqa: BLE001 - whatever a model fails with, payments must be answered; it is counted below
+                except Exception:  # noqa: BLE001 - payments must be answered whatever a model raises; the retry counts it
                     return self._score_singly(vectors[:count])
                 # Margins are too small for their sum to overflow, so the sum is finite exactly when all of them are.
                 if len(margins) == count and math.isfinite(sum(margins)):

@@ -259,7 +259,7 @@ class PaymentScorer:
         flags: tuple[str, ...],
         others: list[str],
     ) -> int:
-        """Ask the policy about one payment; returns the number of its tail. `others` gets an action other than "approve"."""
+        """Ask the policy about one payment; returns its tail's number. `others` gets actions other than "approve"."""
         facts, vector = self._facts, self._vectors[row]
         if self._policy.has_conditions:
             facts.payment, facts.amount, facts.vector = payments[row], int(self._rows[row, AMOUNT]), vector
@@ -271,7 +271,7 @@ class PaymentScorer:
         return self._writer.add_tail(tail(action, reasons, self._models.versions[model], flags))
 
     def _keep_approvals(self) -> None:
-        """Keep the tails of nearly all responses: those that the policy approves by their score, for each set of flags."""
+        """Keep the tail of an approval for each usual set of flags: nearly all responses have one of them."""
         if self._policy.has_conditions:
             return
         known = [*self._unknown_flags.values(), (MIRROR_ABSENT,)]
@@ -284,7 +284,7 @@ class PaymentScorer:
                     self._approved[flags] = kept
 
     def _append(self, written: Written, slots: Sequence[int]) -> None:
-        """Append records to the outbox, and point their claims to them, so that a repeated payment finds its decision."""
+        """Append records to the outbox. Their claims point to them, so that a repeated payment finds its decision."""
         if self._answered is None:
             self._outbox.append_frames(written.frames)
             return
@@ -294,7 +294,7 @@ class PaymentScorer:
         self._answered.settle(slots)
 
     def _fill_vectors(self, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:
-        """Fill `_vectors` with the payments' features; returns each payment's flags, and the mirror's complete_to_ms."""
+        """Fill `_vectors` with the payments' features; returns the payments' flags and the mirror's complete_to_ms."""
         mirror = self._mirror
         if mirror is None:
             return self._fill_without_mirror(keys, count)

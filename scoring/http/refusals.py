@@ -1,7 +1,8 @@
-"""Why an HTTP request gets no answer of a route, and the status each reason has.
+"""The refusals of the HTTP front, and the HTTP status of every refusal.
 
-An error is JSON whatever the request was: {"error": {"code": "invalid_argument", "field": "amount_minor",
-"message": "…"}}; `field` is empty where none is to blame.
+An error is always JSON, in whatever format the request was; `field` is empty when no field is wrong:
+
+    {"error": {"code": "invalid_argument", "field": "amount_minor", "message": "is missing; wanted …"}}
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ DEADLINE_MS_MAX = 600_000
 
 
 class HttpRefusal(NamedTuple):
-    """Why a request gets no answer of a route. `closes`: the connection cannot be used any further."""
+    """Why the front refuses a request itself. `closes`: the connection cannot be used any further."""
 
     status: int
     code: str
@@ -65,7 +66,7 @@ _STATUSES: Mapping[str, int] = {
     DEADLINE_EXCEEDED: 504,
 }
 
-# What every answer with this status has to say, whatever the reason. A second is long after any queue here.
+# Headers of every answer with this status. After a second, any queue here is empty again.
 STATUS_HEADERS: Mapping[int, bytes] = {
     401: b"WWW-Authenticate: Bearer\r\n",
     429: b"Retry-After: 1\r\n",
@@ -74,5 +75,5 @@ STATUS_HEADERS: Mapping[int, bytes] = {
 
 
 def status_of(code: str) -> int:
-    """The HTTP status of a refusal's code."""
+    """Returns the HTTP status of a refusal's code."""
     return _STATUSES.get(code, 500)
