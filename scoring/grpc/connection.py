@@ -80,7 +80,7 @@ class GrpcConnection(asyncio.Protocol):
         self.server = server
         self.session = server.open_session(self)
         self.watches: dict[int, Watch] = {}
-        # About the current read: whether it submitted calls, and whether something must be written before their answers.
+        # About the current read: whether it submitted calls, and whether it needs a write before their answers.
         self.submitted = self.write_now = False
         self.read_at = now = server.now_s()
         self._streams: dict[int, Arriving] = {}
@@ -364,7 +364,7 @@ class GrpcConnection(asyncio.Protocol):
         self._half_close()
 
     def _half_close(self) -> None:
-        """Close only the sending half: closing at once would reset the connection, and could destroy the last frames."""
+        """Close only the sending half: closing at once would reset the connection and could lose the last frames."""
         if self._transport.is_closing():
             return
         if self._transport.can_write_eof():

@@ -80,7 +80,7 @@ class GrpcServer:
         self._servers.append(server)
 
     async def stop(self) -> None:
-        """Announce the end with GOAWAY, answer the calls in flight, close. Abort what is open after `stop_timeout_ms`."""
+        """Announce the end with GOAWAY, answer the calls in flight, close. Abort after `stop_timeout_ms`."""
         self._draining = True
         self._look_at_connections()
         if self.settings.drain_delay_ms:

@@ -61,7 +61,7 @@ class SessionBounds:
 
 
 class Receiver(Protocol):
-    """The callbacks of a session, called from within `receive`. They may raise BrokenConnection; `receive` passes it on."""
+    """The callbacks that a session calls in `receive`. They may raise BrokenConnection, which `receive` passes on."""
 
     def on_request(self, stream_id: int, headers: Http2Headers, ended: bool) -> None:
         """A new stream has begun. `ended`: no DATA follows."""

@@ -139,7 +139,7 @@ class Heads:
         return len(self._known)
 
     def known(self) -> Mapping[bytes | tuple[bytes, bytes], RequestHead]:
-        """Returns the cached heads by their bytes. Call it for every read: it clears the cache when the tokens change."""
+        """Returns the cached heads by their bytes. Call it for every read, as it clears the cache on new tokens."""
         if self._tokens is not None and self._tokens.version != self._tokens_version:
             self._tokens_version = self._tokens.version
             self._forget()

@@ -1,10 +1,13 @@
-"""The scoring host: a parent that holds the ports and keeps N workers alive, each a process of its own.
+"""Runs a scoring host: a parent process that reserves the ports and keeps N worker processes alive.
 
-    parent   checks everything once, compiles, loads the bundles ─ fork ─► worker 0, worker 1, …
+    parent   checks settings, compiles, loads the bundles, reserves ports ─ fork ─► worker 0, worker 1, …
     worker   scoring/server/worker.py
 
-The parent imports and warms everything before it forks, so a worker starts in milliseconds and shares its
-memory. It opens no database and starts no thread before that: neither survives a fork.
+1. The parent imports and warms up everything before it forks. A worker therefore starts in milliseconds, and shares
+   the parent's memory (copy-on-write).
+2. The parent opens no database and starts no thread before the fork, because neither survives one.
+3. If a worker ends, the parent starts it again: after 0.1 s at first, and after at most 10 s when it keeps failing.
+4. SIGTERM or SIGINT stops all workers, and the parent ends after the last one.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from paywarden.scoring.state.mirror import has_mirror
 
 _log = logging.getLogger(__name__)
 
-# A worker that dies at once, again and again, is started more and more rarely. One that has served for a second was not
-# wrong from the start: it is back within moments.
+# Exponential back-off: the pause before a restart doubles while a worker keeps dying at once. A worker that has run for
+# a second was able to start, so its pause is the shortest again.
 _RESTART_FIRST_S = 0.1
 _RESTART_MOST_S = 10.0
 _NAP_S = 0.05
@@ -36,7 +39,7 @@ _HEALTHY_AFTER_S = 1.0
 
 
 def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequence[str]], None]) -> None:
-    """Run the workers until SIGTERM or SIGINT; `announce` gets the addresses once they are held, HTTP's first.
+    """Run the workers until SIGTERM or SIGINT. `announce` gets the reserved addresses, HTTP's first.
 
     Raises Misconfigured when a port or socket is taken or the settings cannot be used.
     """
@@ -61,7 +64,7 @@ def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequenc
 
 
 class _Parent:
-    """Starts workers, starts them again when they die, and takes them down with itself."""
+    """Starts workers, restarts those that die, and stops all of them at the end."""
 
     def __init__(self, host: ServerContext, worker_count: int, gate: Endpoints) -> None:
         self._host, self._count, self._gate = host, worker_count, gate
@@ -71,12 +74,12 @@ class _Parent:
         self._stopping = False
 
     def heed_signals(self) -> None:
-        """From now on SIGTERM and SIGINT are a clean stop."""
+        """Make SIGTERM and SIGINT a clean stop from now on."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
 
     def run(self) -> None:
-        """Until every worker has ended after a stop."""
+        """Run until a stop, and until every worker has ended."""
         for worker in range(self._count):
             self._start(worker)
         while self._pids:
@@ -88,7 +91,7 @@ class _Parent:
     def _start(self, worker: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        # A stop between the look at `_stopping` and the note of the child's pid would miss the child.
+        # Signals are blocked, because a stop between reading `_stopping` and storing the child's pid would miss the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         if not self._stopping:
             parent = os.getpid()
@@ -106,7 +109,7 @@ class _Parent:
         self._pause_s[worker] = min(2 * pause_s, _RESTART_MOST_S)
         code = os.waitstatus_to_exitcode(status)
         _log.error("worker %d ended with %d; starting it again in %.1f s", worker, code, pause_s)
-        # In short naps: a signal does not end one, and a stop must not wait for the longest pause.
+        # Sleep in short naps: a signal does not interrupt a sleep, and a stop must not wait for a long pause.
         until = time.monotonic() + pause_s
         while not self._stopping and time.monotonic() < until:
             time.sleep(min(pause_s, _NAP_S))
@@ -115,6 +118,6 @@ class _Parent:
     def _stop(self, *_: object) -> None:
         self._stopping = True
         for pid in self._pids:
-            # One may have ended just now.
+            # The worker may have ended just now.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
