@@ -191,7 +191,7 @@ class Registry:
     def counter(
         self, name: str, help_text: str, label_names: Sequence[str] = (), label_values: Sequence[str] = ()
     ) -> Counter:
-        """Returns the counter `name`, which ends in `_total`, with these labels; for equal arguments the same handle."""
+        """Returns the counter `name`, which ends in `_total`, with these labels; for equal ones the same handle."""
         handle = self._declare(Series("counter", name, help_text, _labels(label_names, label_values)), Counter())
         assert isinstance(handle, Counter)
         return handle

@@ -24,7 +24,7 @@ HTTP_2 = "h2"
 
 @dataclass(frozen=True)
 class TlsSettings:
-    """PEM files. Without `certificate` there is no TLS. With `client_ca` callers must show a certificate, too (mTLS)."""
+    """PEM files. Without `certificate` there is no TLS. With `client_ca` callers must show one, too (mTLS)."""
 
     certificate: str = ""
     key: str = ""

@@ -24,12 +24,12 @@ from paywarden.scoring.requests.format import Format, ParsedRequest, TakenReques
 from paywarden.scoring.requests.validation import check_batch_size, in_batch
 
 _INT64, _INT32 = range(-(2**63), 2**63), range(-(2**31), 2**31)
-# A name outside this is not repeated to the caller: it may be anything, a card number too.
+# An error quotes only names of this form. Any other name may be a secret, such as a card number.
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 
 def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a name given twice is refused, since readers differ in which of the two they take."""
+    """Build a JSON object. Refuse a name that is given twice, since readers differ in which value they take."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
         seen: set[str] = set()
@@ -42,7 +42,7 @@ def _nameable(name: str) -> str:
     return name if _FIELD_NAME.fullmatch(name) else ""
 
 
-# Built once: json.loads with a hook builds a decoder for every call.
+# Made once, because json.loads with a hook makes a decoder for every call.
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_object)
 _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
@@ -69,7 +69,7 @@ def _load_object(body: bytes) -> dict[str, Any]:
     try:
         loaded = _DECODER.decode(body.decode("utf-8"))
     except (ValueError, RecursionError):
-        # ValueError is wrong UTF-8, wrong JSON or a number of thousands of digits; its text quotes the body.
+        # ValueError: wrong UTF-8, wrong JSON, or a number of thousands of digits. Its text quotes the body.
         raise InvalidEvent("body is not valid JSON in UTF-8") from None
     if type(loaded) is not dict:
         raise InvalidEvent("body must be a JSON object")
@@ -109,7 +109,7 @@ def _refuse_type(name: str, value: object, expected: type | None) -> None:
     if expected is None:
         raise InvalidEvent("is not a field of a request", field=_nameable(name))
     if value is None:
-        return  # JSON's usual way of saying absent, and protobuf's constructor takes None as just that.
+        return  # null means absent, in JSON and in protobuf's constructor.
     raise InvalidEvent(f"is {_JSON_NAMES[type(value)]}; wanted {FIELD[name].wanted}", field=name)
 
 
@@ -185,5 +185,5 @@ JSON = Format(
 
 
 def render_error(code: str, message: str, field: str = "") -> bytes:
-    """The body of every answer that is not a 200, JSON whatever the request was; `field` may be empty."""
+    """Returns the body of an answer other than 200. It is JSON in every case; `field` may be empty."""
     return _ENCODER.encode({"error": {"code": code, "field": field, "message": message}}).encode("ascii")

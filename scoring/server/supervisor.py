@@ -91,7 +91,7 @@ class _Parent:
     def _start(self, worker: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Signals are blocked, because a stop between reading `_stopping` and storing the child's pid would miss the child.
+        # Block signals: a stop between reading `_stopping` and storing the child's pid would miss the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         if not self._stopping:
             parent = os.getpid()

@@ -51,7 +51,7 @@ class Front(Protocol):
     """The server of one protocol. It submits calls to the worker's `MicroBatcher`."""
 
     async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
-        """Accept connections from a listening socket, which now belongs to the front. Call it once for each listener."""
+        """Accept connections from `listener`, which now belongs to this front. Call it once for each listener."""
 
     async def stop(self) -> None:
         """Take no more calls, answer those in flight, close. It ends within a time limit."""

@@ -180,7 +180,7 @@ def test_a_replaced_certificate_that_cannot_be_used_changes_nothing_and_is_one_l
         for _ in range(3):
             tls.refresh()
         assert len(caplog.records) == 1
-        assert "the certificate before it stays in use" in caplog.text
+        assert "the previous certificate stays in use" in caplog.text
         with connected(served, trusting(authority)) as client:
             assert common_name(client) == "server"
 
