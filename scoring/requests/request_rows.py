@@ -57,7 +57,7 @@ class RequestRows:
         _ROW.pack_into(self._bytes, row * _ROW.size, *numbers)
 
     def keys_of(self, request: ScoreRequest) -> list[bytes]:
-        """Returns the store key of each entity, in the catalogue's order; empty where the payment has no such entity."""
+        """Returns the store key of each entity, in the catalogue's order; empty without such an entity."""
         return [make_key(request) for make_key in self._key_makers]
 
 

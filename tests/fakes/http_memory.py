@@ -1,4 +1,4 @@
-"""The HTTP front without sockets: what a connection is given and what it writes, in the test's own event loop."""
+"""Runs the HTTP front without sockets, in the event loop of the test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.worlds.payments import euro_intake
 
 
 class FakeTransport(asyncio.Transport):
-    """Keeps what is written."""
+    """A transport that keeps the written bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class FakeTransport(asyncio.Transport):
 
 
 class MemoryWorld:
-    """A server and its connections. To be made in a running event loop."""
+    """A server and its connections. Create it in a running event loop."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self.scorer = FakeScorer()
@@ -62,7 +62,7 @@ class MemoryWorld:
         self.server.loop = asyncio.get_running_loop()
 
     def connect(self) -> tuple[HttpConnection, FakeTransport]:
-        """A new connection."""
+        """Open a connection; returns it with its transport."""
         connection, transport = HttpConnection(self.server), FakeTransport()
         connection.connection_made(transport)
         return connection, transport

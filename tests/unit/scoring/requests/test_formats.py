@@ -21,7 +21,7 @@ CURRENCIES = frozenset({"EUR", "USD"})
 
 
 def a_request(**changes: object) -> ScoreRequest:
-    """A valid request, but for `changes`."""
+    """Returns a valid request with `changes`."""
     fields: dict[str, object] = {
         "payment_id": "p-1",
         "event_time_ms": NOW_MS,
@@ -120,13 +120,13 @@ def test_an_amount_of_0_is_an_amount_in_both_formats() -> None:
         check(parse(body_of(JSON.take(json.dumps(fields_of(free) | {"amount_minor": None}).encode()))))
 
 
-def test_seconds_instead_of_milliseconds_are_told_as_such() -> None:
+def test_the_error_for_a_time_in_seconds_says_so() -> None:
     with pytest.raises(InvalidEvent) as caught:
         check(a_request(event_time_ms=1_704_067_200))
     assert str(caught.value) == ("event_time_ms: 1704067200 looks like seconds; wanted milliseconds since 1970 UTC")
 
 
-def test_a_time_that_is_too_old_is_told_with_its_distance() -> None:
+def test_the_error_for_an_old_time_says_how_old_it_is() -> None:
     rules = RequestRules(RequestLimits(), CURRENCIES)
     with pytest.raises(InvalidEvent) as caught:
         rules.check(a_request(event_time_ms=NOW_MS - 9 * 86_400_000), NOW_MS)
