@@ -90,7 +90,7 @@ class Arriving(Protocol):
 class CallServer(Protocol):
     """The part of the server that a call uses."""
 
-    turns: MicroBatcher
+    batcher: MicroBatcher
     settings: GrpcSettings
     now_s: Callable[[], float]
     deadline_s: float
@@ -165,7 +165,7 @@ class ScoreCall(Call):
             deadline = self.opened + self._timeout_s
         self.deadline = deadline
         link.submitted = True
-        link.server.turns.submit(self)
+        link.server.batcher.submit(self)
 
     def answer(self, body: bytes) -> None:
         """See Call."""

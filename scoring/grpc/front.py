@@ -37,16 +37,16 @@ class GrpcServer:
 
     def __init__(
         self,
-        turns: MicroBatcher,
+        batcher: MicroBatcher,
         *,
         settings: GrpcSettings,
         metrics: GrpcMetrics,
         authorise: Callable[[bytes | None], bool] | None = None,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.turns, self.settings, self.now_s = turns, settings, now_s
+        self.batcher, self.settings, self.now_s = batcher, settings, now_s
         self.authorise = authorise or (lambda _: True)
-        self.deadline_s = turns.settings.deadline_ms / 1000
+        self.deadline_s = batcher.settings.deadline_ms / 1000
         self.arriving_bytes = 0
         self.health = GrpcHealth(self._is_serving)
         self.methods = self._make_methods(metrics)
@@ -105,7 +105,7 @@ class GrpcServer:
         return GrpcConnection(self)
 
     def _is_serving(self) -> bool:
-        return not self._draining and not self.turns.scorer.readiness()
+        return not self._draining and not self.batcher.scorer.readiness()
 
     def _sweep(self) -> None:
         settings = self.settings

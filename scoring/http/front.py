@@ -46,7 +46,7 @@ class HttpServer:
 
     def __init__(
         self,
-        turns: MicroBatcher,
+        batcher: MicroBatcher,
         settings: HttpSettings,
         *,
         metrics: HttpMetrics,
@@ -58,12 +58,12 @@ class HttpServer:
         self.settings = settings
         self.draining = False
         self.loop: asyncio.AbstractEventLoop
-        self._turns = turns
+        self._batcher = batcher
         self._counted = {route: metrics.of_route(route) for route in ROUTES}
         self._metrics_text = metrics_text
         self._now_ms = now_ms
         self.heads = Heads(
-            self._routes(metrics_need_token), settings, deadline_ms=turns.settings.deadline_ms, tokens=tokens
+            self._routes(metrics_need_token), settings, deadline_ms=batcher.settings.deadline_ms, tokens=tokens
         )
         self._answers = AnswerHeads(now_ms())
         self.render = self._answers.render
@@ -135,7 +135,7 @@ class HttpServer:
             return
         assert head.route is not None, "without a route there is a refusal"
         if head.route.answer is None:
-            self._turns.submit(call)
+            self._batcher.submit(call)
         else:
             call.give(*self._answer_of(head.route.name, head.route.answer))
 
@@ -159,7 +159,7 @@ class HttpServer:
         return 200, _JSON, b'{"live":true}'
 
     def _readyz(self) -> RouteAnswer:
-        missing = self._turns.scorer.readiness() + (["the worker is stopping"] if self.draining else [])
+        missing = self._batcher.scorer.readiness() + (["the worker is stopping"] if self.draining else [])
         body = json.dumps({"ready": not missing, "missing": missing}).encode()
         return (503 if missing else 200), _JSON, body
 

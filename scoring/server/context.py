@@ -82,7 +82,7 @@ class Endpoints:
 
 
 @contextmanager
-def open_gate(host: ServerContext) -> Iterator[Endpoints]:
+def open_endpoints(host: ServerContext) -> Iterator[Endpoints]:
     """Reserve every port and socket, so that an error in one of them is reported before any worker starts.
 
     Raises Misconfigured naming the port, socket or file.

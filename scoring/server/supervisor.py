@@ -24,7 +24,7 @@ from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.engine import records
 from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.requests import fast_requests
-from paywarden.scoring.server.context import Endpoints, ServerContext, open_gate
+from paywarden.scoring.server.context import Endpoints, ServerContext, open_endpoints
 from paywarden.scoring.server.worker import worker_main
 from paywarden.scoring.state.mirror import has_mirror
 
@@ -45,13 +45,13 @@ def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequenc
     """
     if worker_count < 1:
         raise Misconfigured(f"--workers: wanted at least 1, got {worker_count}")
-    with open_gate(host) as gate:
+    with open_endpoints(host) as endpoints:
         host.engine.warm_up()
         answered.warm_up()
         fast_requests.warm_up()
         records.warm_up()
         answered.prepare(host.answered)
-        parent = _Parent(host, worker_count, gate)
+        parent = _Parent(host, worker_count, endpoints)
         parent.heed_signals()
         if not has_mirror(host.mirror):
             _log.warning(
@@ -59,15 +59,15 @@ def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequenc
                 "`paywarden companion` has filled it",
                 host.mirror.path,
             )
-        announce(gate.addresses(host))
+        announce(endpoints.addresses(host))
         parent.run()
 
 
 class _Parent:
     """Starts workers, restarts those that die, and stops all of them at the end."""
 
-    def __init__(self, host: ServerContext, worker_count: int, gate: Endpoints) -> None:
-        self._host, self._count, self._gate = host, worker_count, gate
+    def __init__(self, host: ServerContext, worker_count: int, endpoints: Endpoints) -> None:
+        self._host, self._count, self._endpoints = host, worker_count, endpoints
         self._pids: dict[int, int] = {}
         self._started: dict[int, float] = {}
         self._pause_s = dict.fromkeys(range(worker_count), _RESTART_FIRST_S)
@@ -97,7 +97,7 @@ class _Parent:
             parent = os.getpid()
             pid = os.fork()
             if pid == 0:
-                os._exit(worker_main(self._host, worker, self._gate, parent))
+                os._exit(worker_main(self._host, worker, self._endpoints, parent))
             self._pids[pid] = worker
             self._started[worker] = time.monotonic()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))

@@ -49,7 +49,7 @@ class MemoryWorld:
 
     def __init__(self, settings: HttpSettings) -> None:
         self.scorer = FakeScorer()
-        turns = MicroBatcher(
+        batcher = MicroBatcher(
             self.scorer,
             intake=euro_intake(),
             settings=UNHURRIED,
@@ -57,7 +57,7 @@ class MemoryWorld:
         )
         metrics = HttpMetrics.declare(Registry())
         self.server = HttpServer(
-            turns, settings, metrics=metrics, metrics_text=lambda: b"m" * 50, now_ms=lambda: NOW_MS
+            batcher, settings, metrics=metrics, metrics_text=lambda: b"m" * 50, now_ms=lambda: NOW_MS
         )
         self.server.loop = asyncio.get_running_loop()
 

@@ -72,13 +72,13 @@ class GrpcServed:
         """`shared_port`: a port that several servers may listen on at once; 0 finds one."""
         self.scorer = FakeScorer()
         self.metrics = GrpcMetrics.declare(Registry())
-        self.turns = MicroBatcher(
+        self.batcher = MicroBatcher(
             self.scorer,
             intake=euro_intake(RequestLimits(batch_size_max=4)),
             settings=admission,
             now_ms=lambda: NOW_MS,
         )
-        self.server = GrpcServer(self.turns, settings=settings, metrics=self.metrics, authorise=authorise)
+        self.server = GrpcServer(self.batcher, settings=settings, metrics=self.metrics, authorise=authorise)
         self._unix_path, self._tls, self._shared_port = unix_path, tls, shared_port
         self._stop = asyncio.Event()
         self._started: Future[tuple[int, asyncio.AbstractEventLoop]] = Future()

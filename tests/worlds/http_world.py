@@ -81,14 +81,14 @@ class Served:
         self.scorer = FakeScorer()
         self.metrics = HttpMetrics.declare(Registry())
         self.metrics_text = metrics_text
-        self.turns = MicroBatcher(
+        self.batcher = MicroBatcher(
             self.scorer,
             intake=euro_intake(RequestLimits(batch_size_max=4)),
             settings=admission,
             now_ms=lambda: NOW_MS,
         )
         self.server = HttpServer(
-            self.turns,
+            self.batcher,
             settings,
             metrics=self.metrics,
             metrics_text=lambda: self.metrics_text,

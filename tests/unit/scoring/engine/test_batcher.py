@@ -86,7 +86,7 @@ class World:
     def __init__(self, **settings: int) -> None:
         self.clock = Clock()
         self.scorer = Scorer(self.clock)
-        self.turns = MicroBatcher(
+        self.batcher = MicroBatcher(
             self.scorer,
             intake=euro_intake(),
             settings=AdmissionSettings(**settings),
@@ -103,7 +103,7 @@ class World:
         requests = [request(payment_id, **values) for payment_id in ids]
         message = ScoreBatchRequest(requests=requests) if len(ids) > 1 else requests[0]
         call = AskedCall(connection, message.SerializeToString(), deadline, is_batch=len(ids) > 1)
-        self.turns.submit(call)
+        self.batcher.submit(call)
         return call
 
     def run(self, ask: Callable[[], object], turns: int = 20) -> None:
@@ -248,7 +248,7 @@ def test_a_payment_that_another_worker_decides_is_tried_again() -> None:
     asyncio.run(main())
     assert world.scorer.asked == [["a", "b", "c"], ["b", "c"]]
     assert world.sent == [[["a"]], [["b+c"]]]
-    assert world.turns.queued_payments == 0
+    assert world.batcher.queued_payments == 0
 
 
 def test_a_payment_still_in_progress_at_the_deadline_is_unavailable() -> None:
@@ -303,7 +303,7 @@ def test_reading_between_chunks_counts_in_the_time_per_payment() -> None:
     async def flood() -> None:
         for number in range(40):
             world.ask(f"{number}", deadline=200.0)
-        while world.turns.queued_payments:
+        while world.batcher.queued_payments:
             world.clock.now += 0.004
             await asyncio.sleep(0)
 
@@ -345,7 +345,7 @@ def test_a_batch_counts_for_as_many_payments_as_it_seems_to_hold() -> None:
 def test_the_queue_is_empty_again_after_all_is_answered() -> None:
     world = World()
     world.run(lambda: [world.ask("a"), world.ask("b", "c"), world.ask("d", amount_minor=-1)])
-    assert world.turns.queued_payments == 0
+    assert world.batcher.queued_payments == 0
 
 
 @pytest.mark.parametrize("name", ["deadline_ms", "wait_ms_max", "queue_payments_max", "chunk_payments"])
@@ -357,5 +357,5 @@ def test_a_setting_below_one_is_refused_by_its_name(name: str) -> None:
 def test_one_chunk_in_sixteen_measures_each_stage() -> None:
     world = World(chunk_payments=4)
     world.run(lambda: [world.ask(f"{n}") for n in range(4 * 33)], turns=60)
-    counted = {stage: histogram.count for stage, histogram in world.turns._stages.seconds.items()}
+    counted = {stage: histogram.count for stage, histogram in world.batcher._stages.seconds.items()}
     assert {stage: count for stage, count in counted.items() if count} == {"wait": 8, "parse": 8, "answer": 8}

@@ -267,14 +267,14 @@ def test_our_own_deadline_holds_where_the_callers_is_later(library: str, timeout
         with RawClient(served) as client:
             client.ask(PAYMENT)
             # Keep the loop busy between the read and the turn that would score.
-            real = served.turns.submit
+            real = served.batcher.submit
 
             def submit_and_sleep(call: object) -> None:
                 real(call)  # type: ignore[arg-type]
                 time.sleep(0.05)
                 held.set()
 
-            served.turns.submit = submit_and_sleep  # type: ignore[method-assign]
+            served.batcher.submit = submit_and_sleep  # type: ignore[method-assign]
             assert client.ask(PAYMENT, [*call_headers(), (b"grpc-timeout", timeout)]).status == 4
             assert held.is_set()
 

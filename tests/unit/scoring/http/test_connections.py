@@ -282,13 +282,13 @@ def test_the_answers_of_one_read_leave_in_one_write(served: Served) -> None:
 def test_a_connection_has_at_most_pipelined_max_unanswered_requests(pipelined_max: int) -> None:
     with serving(replace(PATIENT, pipelined_max=pipelined_max)) as served, served.connected() as client:
         depths: list[int] = []
-        submit = served.turns.submit
+        submit = served.batcher.submit
 
         def note(call: Call) -> None:
             submit(call)
-            depths.append(served.turns.queued_payments)
+            depths.append(served.batcher.queued_payments)
 
-        served.turns.submit = note  # type: ignore[method-assign]
+        served.batcher.submit = note  # type: ignore[method-assign]
         names = [f"p-{index}" for index in range(300)]
         client.send(b"".join(post_json(payment(name)) for name in names))
         assert payment_ids(client, 300) == names

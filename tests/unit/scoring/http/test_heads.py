@@ -202,13 +202,13 @@ class Deadlines:
 
     def __init__(self, served: Served) -> None:
         self.seconds: list[float] = []
-        submit = served.turns.submit
+        submit = served.batcher.submit
 
         def note(call: Any) -> None:
             self.seconds.append(round(call.deadline - call.arrived, 6))
             submit(call)
 
-        served.turns.submit = note  # type: ignore[method-assign]
+        served.batcher.submit = note  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(
