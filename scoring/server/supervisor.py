@@ -79,7 +79,7 @@ class _Parent:
             signal.signal(number, self._stop)
 
     def run(self) -> None:
-        """Run until a stop, and until every worker has ended."""
+        """Until every worker has ended after a stop."""
         for worker in range(self._count):
             self._start(worker)
         while self._pids:

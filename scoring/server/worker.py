@@ -57,13 +57,13 @@ class Front(Protocol):
         """Take no more calls, answer those in flight, close. It ends within a time limit."""
 
 
-def worker_main(host: ServerContext, worker: int, endpoints: Endpoints, parent: int) -> int:
+def worker_main(host: ServerContext, worker: int, gate: Endpoints, parent: int) -> int:
     """Run a worker that the process `parent` has forked. Returns its exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(host, worker, endpoints, parent))
+            runner.run(_work(host, worker, gate, parent))
     except PaywardenError as error:
         _log.error("worker %d: %s", worker, error)
         return 1
@@ -73,7 +73,7 @@ def worker_main(host: ServerContext, worker: int, endpoints: Endpoints, parent: 
     return 0
 
 
-async def _work(host: ServerContext, worker: int, endpoints: Endpoints, parent: int) -> None:
+async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int) -> None:
     name, registry = worker_name(worker), Registry()
     http_metrics, grpc_metrics = HttpMetrics.declare(registry), GrpcMetrics.declare(registry)
     pauses, stages = GarbagePauses(registry), StageTimes(registry)
@@ -102,24 +102,24 @@ async def _work(host: ServerContext, worker: int, endpoints: Endpoints, parent: 
         host.http,
         metrics=http_metrics,
         metrics_text=lambda: render(host.metrics_directory),
-        tokens=endpoints.tokens,
+        tokens=gate.tokens,
         metrics_need_token=host.auth.metrics_need_token,
     )
-    authorise = None if endpoints.tokens is None else endpoints.tokens.allows
+    authorise = None if gate.tokens is None else gate.tokens.allows
     grpc = GrpcServer(batcher, settings=host.grpc, metrics=grpc_metrics, authorise=authorise)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
-    endpoints.refresh()
-    await _listen(http, grpc, host, endpoints)
+    gate.refresh()
+    await _listen(http, grpc, host, gate)
     # All objects of now live until the end, so exclude them from every later garbage collection.
     gc.collect()
     gc.freeze()
     pauses.watch()
-    _log.info("%s listens on %s", name, " ".join(endpoints.addresses(host)))
-    look = asyncio.create_task(_look_around(scorer, outbox, endpoints, parent, stopped))
+    _log.info("%s listens on %s", name, " ".join(gate.addresses(host)))
+    look = asyncio.create_task(_look_around(scorer, outbox, gate, parent, stopped))
     await stopped.wait()
     look.cancel()
     # Stop both at once, so that neither takes calls while the other finishes.
@@ -130,27 +130,27 @@ async def _work(host: ServerContext, worker: int, endpoints: Endpoints, parent: 
     registry.close()
 
 
-async def _listen(http: Front, grpc: Front, host: ServerContext, endpoints: Endpoints) -> None:
-    if endpoints.grpc_port is not None:
-        await grpc.start(open_listener(host.grpc.host, endpoints.grpc_port, backlog=host.grpc.backlog), endpoints.tls)
-    if endpoints.grpc_unix is not None:
-        await grpc.start(endpoints.grpc_unix)
+async def _listen(http: Front, grpc: Front, host: ServerContext, gate: Endpoints) -> None:
+    if gate.grpc_port is not None:
+        await grpc.start(open_listener(host.grpc.host, gate.grpc_port, backlog=host.grpc.backlog), gate.tls)
+    if gate.grpc_unix is not None:
+        await grpc.start(gate.grpc_unix)
     # HTTP last: when /readyz can be asked, every other way to call the worker is open.
-    await http.start(open_listener(host.http.host, endpoints.http_port, backlog=host.http.backlog), endpoints.tls)
-    if endpoints.http_unix is not None:
-        await http.start(endpoints.http_unix)
+    await http.start(open_listener(host.http.host, gate.http_port, backlog=host.http.backlog), gate.tls)
+    if gate.http_unix is not None:
+        await http.start(gate.http_unix)
 
 
 async def _look_around(
-    scorer: PaymentScorer, outbox: OutboxWriter, endpoints: Endpoints, parent: int, stopped: asyncio.Event
+    scorer: PaymentScorer, outbox: OutboxWriter, gate: Endpoints, parent: int, stopped: asyncio.Event
 ) -> None:
-    """Load a mirror, tokens and certificates that have appeared or changed; update the metric of the outbox.
+    """Take up what appears or is replaced: mirror, tokens, certificates; tell what the outbox holds.
 
-    Stops the worker when the parent has died without a signal.
+    Stop when the parent has died and cannot say so.
     """
     while os.getppid() == parent:
         scorer.open_mirror()
-        endpoints.refresh()
+        gate.refresh()
         outbox.note_unshipped()
         await asyncio.sleep(_LOOK_S)
     _log.error("the parent is gone: stopping")

@@ -157,7 +157,7 @@ def test_a_worker_that_cannot_start_says_why_and_does_not_delay_a_stop(server: S
     taken.close()
 
 
-def test_workers_end_and_free_the_port_when_their_parent_is_killed(server: Server) -> None:
+def test_workers_end_when_their_parent_is_killed_and_the_port_is_free_again(server: Server) -> None:
     """Workers left behind would hold the port and the outbox, and keep `serve` from starting again."""
     parent = server.start("--workers", "2")
     workers = server.listening(2)
