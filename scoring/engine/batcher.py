@@ -166,7 +166,7 @@ _FIRST_COST_S = 100e-6
 # The weight of the last chunk in the moving average of the time per payment.
 _COST_WEIGHT = 0.1
 # The pause before the batcher asks again about a payment that another worker is deciding. Most decisions take less.
-_UNDER_WAY_S = 0.001
+_RETRY_PAUSE_S = 0.001
 # A batch is not parsed before it is admitted. Its payments are estimated: a request is rarely shorter than this.
 _REQUEST_BYTES = 80
 
@@ -324,9 +324,9 @@ class MicroBatcher:
 
     def _asks_again(self, call: Call, weight: int) -> bool:
         """Put a call back into the queue after a pause. Returns False when its deadline is nearer than the pause."""
-        if self._now_s() + _UNDER_WAY_S > call.deadline:
+        if self._now_s() + _RETRY_PAUSE_S > call.deadline:
             return False
-        asyncio.get_running_loop().call_later(_UNDER_WAY_S, self._take_back, call, weight)
+        asyncio.get_running_loop().call_later(_RETRY_PAUSE_S, self._take_back, call, weight)
         return True
 
     def _take_back(self, call: Call, weight: int) -> None:

@@ -107,17 +107,17 @@ class PaymentScorer:
         self._fill_from_mirror = self._fill_from_nothing
         # For every combination of entities that are absent, unknown or known: the flags it gives.
         self._unknown_flags = {
-            bytes(found): tuple(
-                unknown_flag(name) for name, one in zip(self._names, found, strict=True) if one == UNKNOWN
+            bytes(pattern): tuple(
+                unknown_flag(name) for name, presence in zip(self._names, pattern, strict=True) if presence == UNKNOWN
             )
-            for found in itertools.product((ABSENT, UNKNOWN, KNOWN), repeat=entities)
+            for pattern in itertools.product((ABSENT, UNKNOWN, KNOWN), repeat=entities)
         }
         # For each combination: the hit and miss counters it increments.
         self._lookup_counters = {
             pattern: [
-                metrics.mirror_lookups[name, "hit" if one == KNOWN else "miss"]
-                for name, one in zip(self._names, pattern, strict=True)
-                if one != ABSENT
+                metrics.mirror_lookups[name, "hit" if presence == KNOWN else "miss"]
+                for name, presence in zip(self._names, pattern, strict=True)
+                if presence != ABSENT
             ]
             for pattern in self._unknown_flags
         }
@@ -216,12 +216,14 @@ class PaymentScorer:
             profile_age_ms = max(0, now_ms - complete_to_ms)
             self._metrics.mirror_age_seconds.set(profile_age_ms / 1000)
             if profile_age_ms > self._policy.stale_after_ms:
-                flags = [(*found, MIRROR_STALE) for found in flags]
+                flags = [(*payment_flags, MIRROR_STALE) for payment_flags in flags]
         scored = self._score_vectors(count)
         if stages.is_timed:
             stages.lap("model", count)
         if any(scored.flags):
-            flags = [(*found, *more) for found, more in zip(flags, scored.flags, strict=True)]
+            flags = [
+                (*payment_flags, *model_flags) for payment_flags, model_flags in zip(flags, scored.flags, strict=True)
+            ]
         tails, others = self._tails(payments, scored, flags)
         written = self._writer.write(payments.bodies, payments.ids, scored.scores, tails, profile_age_ms, now_ms)
         if stages.is_timed:
@@ -238,16 +240,16 @@ class PaymentScorer:
         """Returns the number of each response's tail (see records.py), and the actions other than "approve"."""
         others: list[str] = []
         self._writer.begin()
-        known, below = self._approved, self._approved_below
+        approved, below = self._approved, self._approved_below
         # The kept tails name the version of the primary model.
         if any(scored.models):
-            known = {}
+            approved = {}
         tails = []
-        for row, (score, odd) in enumerate(zip(scored.scores, flags, strict=True)):
-            kept = known.get(odd)
-            if kept is None or score is None or score >= below:
-                kept = self._tail(payments, row, score, scored.models[row], odd, others)
-            tails.append(kept)
+        for row, (score, payment_flags) in enumerate(zip(scored.scores, flags, strict=True)):
+            tail_number = approved.get(payment_flags)
+            if tail_number is None or score is None or score >= below:
+                tail_number = self._tail(payments, row, score, scored.models[row], payment_flags, others)
+            tails.append(tail_number)
         return tails, others
 
     def _tail(
@@ -274,14 +276,14 @@ class PaymentScorer:
         """Keep the tail of an approval for each usual set of flags: nearly all responses have one of them."""
         if self._policy.has_conditions:
             return
-        known = [*self._unknown_flags.values(), (MIRROR_ABSENT,)]
-        for flags in dict.fromkeys((*known, *((*found, MIRROR_STALE) for found in known))):
+        usual = [*self._unknown_flags.values(), (MIRROR_ABSENT,)]
+        for flags in dict.fromkeys((*usual, *((*entity_flags, MIRROR_STALE) for entity_flags in usual))):
             self._facts.score, self._facts.flags = 0.0, flags
             action, reasons = self._policy.decide(self._facts)
             if action == ACTIONS[APPROVE] and not reasons:
-                kept = self._writer.keep_tail(tail(action, (), self._models.versions[0], flags))
-                if kept is not None:
-                    self._approved[flags] = kept
+                tail_number = self._writer.keep_tail(tail(action, (), self._models.versions[0], flags))
+                if tail_number is not None:
+                    self._approved[flags] = tail_number
 
     def _append(self, written: Written, slots: Sequence[int]) -> None:
         """Append records to the outbox. Their claims point to them, so that a repeated payment finds its decision."""
@@ -305,8 +307,8 @@ class PaymentScorer:
         if self._stages.is_timed:
             self._stages.lap("look_up", count)
         entities = self._entities
-        found = mirror.found
-        patterns = [found[at : at + entities] for at in range(0, len(keys), entities)]
+        presence = mirror.found
+        patterns = [presence[at : at + entities] for at in range(0, len(keys), entities)]
         self._count_lookups(patterns)
         flags = [self._unknown_flags[pattern] for pattern in patterns]
         try:
@@ -360,8 +362,8 @@ class PaymentScorer:
             metrics.decisions[action].add(1)
         metrics.score.observe_all([score for score in scored.scores if score is not None])
         if any(flags):
-            for found in flags:
-                for flag in found:
+            for payment_flags in flags:
+                for flag in payment_flags:
                     metrics.flags[flag].add(1)
 
 

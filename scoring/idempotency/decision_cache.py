@@ -171,9 +171,9 @@ def warm_up() -> None:
     """Compile everything, so that no payment waits for it."""
     table = np.zeros(claims.BUCKETS_AT + claims.BUCKET_SIZE, dtype=np.int64)
     table[claims.BUCKET_COUNT_AT] = table[claims.WORKERS_AT + claims.INCARNATION] = 1
-    slots, one = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
+    slots, ones = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
     owner = _owner(0, 1)
-    frame = Frame(claims.SLOT, {"table": table, "tags": one, "slots": slots, "positions": one})
+    frame = Frame(claims.SLOT, {"table": table, "tags": ones, "slots": slots, "positions": ones})
     claims.claim_bound(frame.address, 1, owner, 0, 1)
     claims.place_bound(frame.address, 1)
     claims.settle_bound(frame.address, 1, owner)
@@ -224,16 +224,16 @@ class DecisionCache:
         now_s = now_ms // 1000
         self._int64s[count].pack_into(self._tags, 0, *map(tag_of, payments.ids))
         won = claims.claim_bound(self._frame_at, count, self._owner | now_s, now_s, self._window_s)
-        found = self._slots[: 8 * count].cast("q").tolist()
+        slots = self._slots[: 8 * count].cast("q").tolist()
         if won == count:
-            return found
+            return slots
         results: list[Claim] = []
         try:
-            for index, result in enumerate(found):
-                known = result if 0 <= result < claims.FOUND else self._known(result, index, payments, results, now_s)
-                results.append(known)
+            for index, result in enumerate(slots):
+                claim = result if 0 <= result < claims.FOUND else self._known(result, index, payments, results, now_s)
+                results.append(claim)
         except BaseException:
-            self.release([result for result in found if 0 <= result < claims.FOUND])
+            self.release([result for result in slots if 0 <= result < claims.FOUND])
             raise
         return results
 
@@ -274,14 +274,14 @@ class DecisionCache:
         slot = result & ~claims.FOUND
         if slot in before:
             return self._repeated(index, before.index(slot), payments)
-        known = self._look_up(slot, payments[index], now_s)
-        if isinstance(known, OutboxEntry):
+        claim = self._look_up(slot, payments[index], now_s)
+        if isinstance(claim, OutboxEntry):
             self._metrics.repeated.add(1)
-        elif known is ClaimConflict.IN_FLIGHT:
+        elif claim is ClaimConflict.IN_FLIGHT:
             self._metrics.in_flight.add(1)
-        elif known is ClaimConflict.OTHER_PAYMENT:
+        elif claim is ClaimConflict.OTHER_PAYMENT:
             self._metrics.other_payment.add(1)
-        return known
+        return claim
 
     def _repeated(self, index: int, earlier: int, payments: CheckedPayments) -> Claim:
         """Returns the result for a payment whose tag an earlier payment of the same chunk has won."""

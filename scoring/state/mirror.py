@@ -109,12 +109,12 @@ class MirrorWriter:
         """Returns the next offset of each changelog partition; empty for a new mirror."""
         with self._env.begin() as transaction:
             cursor = transaction.cursor()
-            found: dict[int, int] = {}
+            offsets: dict[int, int] = {}
             more = cursor.set_range(_POSITION)
             while more and cursor.key().startswith(_POSITION):
-                found[int(cursor.key()[len(_POSITION) :])] = _INT64.unpack(cursor.value())[0]
+                offsets[int(cursor.key()[len(_POSITION) :])] = _INT64.unpack(cursor.value())[0]
                 more = cursor.next()
-            return found
+            return offsets
 
     def profile_count(self) -> int:
         """Returns the number of profiles."""
@@ -211,20 +211,20 @@ class MirrorReader:
         # LMDB reuses the transaction of the last call, so this costs a fraction of a microsecond.
         transaction = self._env.begin(buffers=True)
         get, count, size_max = transaction.get, len(keys), self._profile_bytes_max
-        found: list[Any] = [get(key, _NOTHING) if key else _NOTHING for key in keys]
-        sizes = list(map(len, found))
+        views: list[Any] = [get(key, _NOTHING) if key else _NOTHING for key in keys]
+        sizes = list(map(len, views))
         presence = _ALL_KNOWN[:count]
         if 0 in sizes:
             presence = bytes(
                 KNOWN if state is not _NOTHING else UNKNOWN if key else ABSENT
-                for key, state in zip(keys, found, strict=True)
+                for key, state in zip(keys, views, strict=True)
             )
         if max(sizes, default=0) > size_max:
             # The profile is of another catalogue. The bytes that fit are enough for the kernel to see that.
-            found = [state[:size_max] for state in found]
-            sizes = list(map(len, found))
+            views = [state[:size_max] for state in views]
+            sizes = list(map(len, views))
         # Views into the mirror are valid until the end of the transaction, so copy them before it ends.
-        states = b"".join(found)
+        states = b"".join(views)
         complete_to = get(_COMPLETE_TO)
         complete_to_ms = 0 if complete_to is None else int(_INT64.unpack(complete_to)[0])
         transaction.abort()
