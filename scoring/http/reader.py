@@ -121,8 +121,8 @@ class RequestReader:
                 self._parse(data[start:] if start else data)
                 return
             if data.find(DEADLINE_MARK, start, end) >= 0:
-                found = self._heads.find(data[start:end])
-                head, deadline_s = found if found is not None else (None, 0.0)
+                cached = self._heads.find(data[start:end])
+                head, deadline_s = cached if cached is not None else (None, 0.0)
             else:
                 head = known.get(data[start:end])
                 deadline_s = head.deadline_s if head is not None else 0.0
