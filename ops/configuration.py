@@ -29,7 +29,7 @@ def settings_types() -> dict[str, type[Any]]:
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.net.tls import TlsSettings
     from paywarden.scoring.net.tokens import AuthSettings
-    from paywarden.scoring.requests.wire import RequestLimits
+    from paywarden.scoring.requests.validation import RequestLimits
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings
     from paywarden.streams.alerts.alerts import AlertSettings

@@ -8,7 +8,7 @@ from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.payments import CheckedPayments
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 
 # Two serialised messages, one behind the other, are the message of both.
 _COMMON = ScoreResponse(

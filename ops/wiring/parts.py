@@ -424,7 +424,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
     from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
     from paywarden.scoring.net.tls import TlsSettings
     from paywarden.scoring.net.tokens import AuthSettings
-    from paywarden.scoring.requests.wire import RequestLimits
+    from paywarden.scoring.requests.validation import RequestLimits
     from paywarden.scoring.server.context import ServerContext
     from paywarden.scoring.state.mirror import MirrorSettings
     from paywarden.scoring.state.outbox import OutboxSettings

@@ -1,1 +1,1 @@
-"""From payments to decisions: the micro-batcher, the scorer and the models it asks."""
+"""Turns payments into decisions: the micro-batcher, the scorer and the chain of models."""

@@ -1,16 +1,19 @@
-"""What one turn of the event loop has read, answered together.
+"""Scores together all the requests that one turn of the event loop has read.
 
-    front ─ submit ─► queue ─ once a turn ─► Intake.read ─► Scorer.score_many ─► Call.answer ─► connection.flush
+    front ─ submit ─► queue ─ once a turn ─► RequestDecoder.read ─► Scorer.score_many ─► Call.answer ─► flush
 
-1. A front hands every request over as a `Call` as soon as its last byte is there. Whether it can be answered in
-   time is decided then and there, before any of it is parsed: by what waits already, what a payment has taken
-   lately, and the call's deadline. What cannot is refused at once.
-2. When the loop has read all there was to read, what waits is scored together, `chunk_payments` payments at most;
-   then the loop reads again before the next chunk, so that under a flood refusals leave between chunks. Nobody
-   ever waits for another request to arrive: a lone request is a chunk of one.
-3. A call past its deadline, or no longer wanted, is not scored. One whose payment another worker is deciding about at
-   this moment waits a little and is asked again.
-4. One wrong request spoils nothing for its neighbours: it gets its refusal, they get their answers.
+1. A front submits every request as a `Call` when its last byte has arrived. Admission control runs at once, before
+   anything is parsed. It estimates the wait from the payments in the queue and the recent time per payment. A call
+   that would wait too long, or pass its deadline, is refused (load shedding).
+2. When the loop has read all its sockets, the batcher takes at most `chunk_payments` payments from the queue and
+   scores them together. Then the loop reads again, so that under overload refusals leave between two chunks. The
+   batcher never waits for more requests: a lone request is a chunk of one.
+3. The batcher does not score a call past its deadline, or one that was cancelled. If another worker is deciding about
+   the same payment, the call goes back to the queue after 1 ms.
+4. A wrong request gets its refusal, and the other requests of the chunk get their answers.
+
+Example: 40 requests have arrived in one turn, with `chunk_payments = 32`. The first 32 are scored and their answers
+written; the loop reads its sockets; then the other 8 are scored, with what arrived meanwhile.
 
 Not thread-safe: everything happens in the event loop.
 """
@@ -33,12 +36,12 @@ from paywarden.scoring.engine.busy_poll import BusyPoll
 from paywarden.scoring.idempotency.decision_cache import PaymentIdReused
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import StageTimes
-from paywarden.scoring.requests import wire
 from paywarden.scoring.requests.decoder import RequestDecoder
+from paywarden.scoring.requests.format import Format, TakenRequest
 from paywarden.scoring.requests.payments import CheckedPayments
-from paywarden.scoring.requests.wire import DeadlineExceeded, Format, Overloaded
+from paywarden.scoring.requests.validation import field_in_batch, message_of
 
-# Codes of refusals, by gRPC's names.
+# Codes of refusals, under the names that gRPC has for them.
 INVALID_ARGUMENT = "invalid_argument"
 ALREADY_EXISTS = "already_exists"
 RESOURCE_EXHAUSTED = "resource_exhausted"
@@ -48,52 +51,62 @@ INTERNAL = "internal"
 UNAUTHENTICATED = "unauthenticated"
 
 
+class Overloaded(TemporaryFailure):
+    """The worker has more to do than it can do in time: refused at once (429 / resource_exhausted)."""
+
+
+class DeadlineExceeded(TemporaryFailure):
+    """The answer would come too late to be of use (504 / deadline_exceeded)."""
+
+
 class Refusal(NamedTuple):
-    """Why there is no answer. `field` is empty where none is to blame. No part of the payload is in it."""
+    """Why a request gets no answer. `field` names the wrong field, or is empty. It quotes no part of the payload."""
 
     code: str
     message: str
     field: str = ""
 
 
-# Of a payment that another worker is deciding about: by the deadline the caller is told, before it we ask again.
+# Another worker is deciding about this payment. The batcher asks again; the caller sees this only at his deadline.
 IN_PROGRESS = Refusal(UNAVAILABLE, "this payment is being decided: try again")
 _QUEUE_FULL = Refusal(RESOURCE_EXHAUSTED, "more is asked than can be answered in time: try again later")
 _TOO_LATE = Refusal(DEADLINE_EXCEEDED, "the deadline has passed")
 _BUG = Refusal(INTERNAL, "internal error")
-# Of a request in a batch with one that is wrong. Nobody is told.
+# For a request whose batch holds a wrong one. It stays inside: the caller gets the refusal of the wrong request.
 _NOT_DECIDED = Refusal(INVALID_ARGUMENT, "another request of the batch is wrong")
 
 
 class Scorer(Protocol):
-    """What scores payments. Called from the event loop, so every microsecond of it delays all callers."""
+    """Scores payments. The event loop calls it, so every microsecond it takes delays all callers."""
 
     def score_many(self, payments: CheckedPayments, now_ms: int) -> Sequence[bytes | Refusal]:
-        """A serialised ScoreResponse for each payment, in order, or why there is none; the decision is in the outbox.
+        """Returns a serialised ScoreResponse for each payment, in order, or a refusal.
 
-        IN_PROGRESS wants to be asked again in a moment.
+        The decision of every response is in the outbox already. IN_PROGRESS means: ask again in a moment.
 
-        May raise TemporaryFailure for all of them. Anything else raised is a bug: what can be
-        answered one by one is, the rest gets "internal".
+        Raises TemporaryFailure for all of them. Any other exception is a bug: the batcher then scores the payments
+        one by one, and those that raise again get "internal".
         """
 
     def readiness(self) -> list[str]:
-        """Empty when ready to score well; else one line for each thing that is missing."""
+        """Returns one line for each thing that is missing; an empty list when the scorer is ready."""
 
 
 class Flushable(Protocol):
-    """A connection that collects its answers until it is told to send them."""
+    """A connection that collects its answers until `flush`."""
 
     def flush(self) -> None:
-        """Send all answers given since the last time, in one write."""
+        """Send all answers since the last flush in one write."""
 
 
 class Call(ABC):
-    """One request at a front, until it is answered. Fronts derive from it and know where the answer goes.
+    """One request, from its arrival until it is answered. Each front derives its own call and knows where answers go.
 
-    `payload` is the message in `form`, a batch of requests where `is_batch`. `arrived` and `deadline` are in seconds
-    of `time.perf_counter`. Once `cancelled`, nobody wants the answer. Exactly one of `answer` and `refuse` is called,
-    once; neither may raise or write to the socket: `connection.flush` follows. A refusal may come from within `submit`.
+    `payload` is the message in the format `form`; with `is_batch` it holds a batch of requests. `arrived` and
+    `deadline` are in seconds of `time.perf_counter`. `cancelled` is set when the caller no longer waits.
+
+    The batcher calls `answer` or `refuse` exactly once. Neither may raise or write to the socket: `connection.flush`
+    follows. The batcher may call `refuse` from within `submit`.
     """
 
     __slots__ = ("arrived", "cancelled", "connection", "deadline", "form", "is_batch", "payload")
@@ -108,39 +121,39 @@ class Call(ABC):
 
     @abstractmethod
     def answer(self, body: bytes) -> None:
-        """The rendered response."""
+        """Take the rendered response."""
 
     @abstractmethod
     def refuse(self, refusal: Refusal) -> None:
-        """There will be no response, for this reason."""
+        """Take the reason why there is no response."""
 
 
 @dataclass(frozen=True)
 class AdmissionSettings:
-    """When a request is refused at once, so that what is admitted is answered in time."""
+    """The limits of admission: a request beyond them is refused at once, so that admitted ones are answered in time."""
 
-    # Our own deadline for every request, beside the caller's: the promise is a p99 of 42 ms, some of it the network's.
+    # The server's deadline; the caller's may be earlier. The promise is a p99 of 42 ms with the network's share.
     deadline_ms: int = 40
-    # The longest a request may have to wait for those before it. Less than the deadline: estimates are off at times.
+    # The longest estimated wait in the queue. It is below the deadline because the estimate can be too low.
     wait_ms_max: int = 15
-    # However fast we are: this bounds memory.
+    # Bounds memory, however fast the worker is.
     queue_payments_max: int = 4096
-    # Scored in one go. More makes no payment cheaper, and the next read waits for it.
+    # Payments scored in one go. A larger chunk makes no payment cheaper, and the next read waits for it.
     chunk_payments: int = 32
 
     def __post_init__(self) -> None:
-        """Raises Misconfigured naming the setting, in the parent of the workers already."""
+        """Raises Misconfigured naming the setting. The parent of the workers calls it, before any worker starts."""
         for name in ("deadline_ms", "wait_ms_max", "queue_payments_max", "chunk_payments"):
             if getattr(self, name) < 1:
                 raise Misconfigured(f"[admission] {name}: wanted at least 1, got {getattr(self, name)}")
 
 
 def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
-    """How an expected failure is told to the caller."""
+    """Returns the refusal that tells the caller about an expected failure."""
     if isinstance(error, PaymentIdReused):
-        return Refusal(ALREADY_EXISTS, wire.message_of(error), error.field)
+        return Refusal(ALREADY_EXISTS, message_of(error), error.field)
     if isinstance(error, InvalidEvent):
-        return Refusal(INVALID_ARGUMENT, wire.message_of(error), error.field)
+        return Refusal(INVALID_ARGUMENT, message_of(error), error.field)
     if isinstance(error, Overloaded):
         return Refusal(RESOURCE_EXHAUSTED, str(error))
     if isinstance(error, DeadlineExceeded):
@@ -148,18 +161,18 @@ def refusal_of(error: InvalidEvent | TemporaryFailure) -> Refusal:
     return Refusal(UNAVAILABLE, str(error))
 
 
-# Until the first chunk has shown it: what a payment takes, in seconds.
+# The assumed time per payment, in seconds, until the first chunk has been measured.
 _FIRST_COST_S = 100e-6
-# How much the last chunk counts in the running cost of a payment.
+# The weight of the last chunk in the moving average of the time per payment.
 _COST_WEIGHT = 0.1
-# After which a payment that another worker decides about is asked for again: most decisions take less.
-_UNDER_WAY_S = 0.001
-# What a batch holds is not known before it is parsed: a request of a payment is rarely shorter than this.
+# The pause before the batcher asks again about a payment that another worker is deciding. Most decisions take less.
+_RETRY_PAUSE_S = 0.001
+# A batch is not parsed before it is admitted. Its payments are estimated: a request is rarely shorter than this.
 _REQUEST_BYTES = 80
 
 
 class MicroBatcher:
-    """The queue between all fronts of a worker and its scorer."""
+    """The queue between all fronts of a worker and its scorer. See the module."""
 
     def __init__(
         self,
@@ -172,7 +185,7 @@ class MicroBatcher:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`intake` is the scorer's alone. `stages` are those that the scorer has, too."""
+        """`intake` must serve this scorer only. `stages` must be the object that the scorer has, too."""
         self._stages = stages or StageTimes(Registry())
         self.settings, self._intake = settings, intake
         self.scorer = scorer
@@ -181,7 +194,7 @@ class MicroBatcher:
         self._queued_payments = 0
         self._scheduled = False
         self._cost_s = _FIRST_COST_S
-        # When the chunk before ended, if calls have been waiting ever since.
+        # When the last chunk ended, if calls have been waiting ever since; None if the queue was empty then.
         self._busy_since: float | None = None
         self._wait_s_max = settings.wait_ms_max / 1000
         self._bugs = BugLog()
@@ -189,11 +202,11 @@ class MicroBatcher:
 
     @property
     def queued_payments(self) -> int:
-        """How many payments wait, those of batches estimated."""
+        """The number of payments in the queue. For batches it is an estimate."""
         return self._queued_payments
 
     def submit(self, call: Call) -> None:
-        """Take a call; it is answered after this turn of the loop, or refused now."""
+        """Queue a call, which is answered after this turn of the loop; or refuse it now."""
         weight = 1 if not call.is_batch else max(1, len(call.payload) // _REQUEST_BYTES)
         wait_s = self._queued_payments * self._cost_s
         if wait_s > self._wait_s_max or self._queued_payments + weight > self.settings.queue_payments_max:
@@ -217,11 +230,11 @@ class MicroBatcher:
         began = self._now_s()
         self._stages.begin(began)
         chunk = self._take(began)
-        if chunk.bodies:
+        if chunk.requests:
             self._answer(chunk)
             ended = self._now_s()
-            # While calls wait, what is read and refused between two chunks keeps them waiting, too.
-            cost_s = (ended - (began if self._busy_since is None else self._busy_since)) / len(chunk.bodies)
+            # Waiting calls also wait for the reading and refusing between two chunks, so that time counts as well.
+            cost_s = (ended - (began if self._busy_since is None else self._busy_since)) / len(chunk.requests)
             self._cost_s += _COST_WEIGHT * (cost_s - self._cost_s)
             self._busy_since = ended
         if self._queue:
@@ -231,13 +244,13 @@ class MicroBatcher:
             self._busy_poll.extend(self._now_s())
 
     def _take(self, now: float) -> _Chunk:
-        """The next chunk. Calls that come to nothing are refused."""
+        """Take the next chunk from the queue; refuse the calls that are late or cannot be read."""
         calls: list[Call] = []
         counts: list[int] = []
-        bodies: list[bytes] = []
+        requests: list[TakenRequest] = []
         refused: dict[Flushable, None] = {}
         queue, count_max = self._queue, self.settings.chunk_payments
-        while queue and len(bodies) < count_max:
+        while queue and len(requests) < count_max:
             call, weight = queue.popleft()
             self._queued_payments -= weight
             if call.cancelled:
@@ -248,11 +261,11 @@ class MicroBatcher:
                 continue
             try:
                 if call.is_batch:
-                    found = call.form.take_batch(call.payload, self._intake.limits.batch_size_max)
-                    bodies += found
-                    counts.append(len(found))
+                    batch = call.form.take_batch(call.payload, self._intake.limits.batch_size_max)
+                    requests += batch
+                    counts.append(len(batch))
                 else:
-                    bodies.append(call.form.take(call.payload))
+                    requests.append(call.form.take(call.payload))
                     counts.append(1)
             except InvalidEvent as error:
                 call.refuse(refusal_of(error))
@@ -264,11 +277,11 @@ class MicroBatcher:
         if self._stages.is_timed:
             for call in calls:
                 self._stages.wait(now - call.arrived)
-        return _Chunk(calls, counts, bodies)
+        return _Chunk(calls, counts, requests)
 
     def _answer(self, chunk: _Chunk) -> None:
         results = self._results(chunk)
-        assert len(results) == len(chunk.bodies), "the scorer answers every request"
+        assert len(results) == len(chunk.requests), "the scorer answers every request"
         touched: dict[Flushable, None] = {}
         first = 0
         for call, count in zip(chunk.calls, chunk.counts, strict=True):
@@ -292,13 +305,13 @@ class MicroBatcher:
             self._stages.lap("answer", len(results))
 
     def _results(self, chunk: _Chunk) -> Sequence[bytes | Refusal]:
-        """An answer or a refusal for each request of a chunk. Of a batch, all are decided or none."""
-        payments, wrong = self._intake.read(chunk.bodies, self._now_ms())
+        """Returns an answer or a refusal for each request of a chunk. A batch is scored whole or not at all."""
+        payments, wrong = self._intake.read(chunk.requests, self._now_ms())
         if self._stages.is_timed:
-            self._stages.lap("parse", len(chunk.bodies))
+            self._stages.lap("parse", len(chunk.requests))
         if not wrong:
             return self._score(payments)
-        count, spoilt = len(chunk.bodies), set(_spoilt(chunk.counts, wrong))
+        count, spoilt = len(chunk.requests), set(_spoilt(chunk.counts, wrong))
         results = [refusal_of(wrong[place]) if place in wrong else _NOT_DECIDED for place in range(count)]
         right = [place for place in range(count) if place not in wrong]
         decided = [index for index, place in enumerate(right) if place not in spoilt]
@@ -310,21 +323,21 @@ class MicroBatcher:
         return answers
 
     def _asks_again(self, call: Call, weight: int) -> bool:
-        """Put a call back for a moment; False when its deadline is too near for that."""
-        if self._now_s() + _UNDER_WAY_S > call.deadline:
+        """Put a call back into the queue after a pause. Returns False when its deadline is nearer than the pause."""
+        if self._now_s() + _RETRY_PAUSE_S > call.deadline:
             return False
-        asyncio.get_running_loop().call_later(_UNDER_WAY_S, self._take_back, call, weight)
+        asyncio.get_running_loop().call_later(_RETRY_PAUSE_S, self._take_back, call, weight)
         return True
 
     def _take_back(self, call: Call, weight: int) -> None:
-        """It was admitted once."""
+        """Queue a call again. It has been admitted, so it is not checked a second time."""
         self._queue.append((call, weight))
         self._queued_payments += weight
         if not self._scheduled:
             self._schedule()
 
     def _score(self, payments: CheckedPayments) -> Sequence[bytes | Refusal]:
-        """Never raises: this is the top of a request."""
+        """Score payments. Never raises: nothing above it could answer the request."""
         try:
             return self.scorer.score_many(payments, self._now_ms())
         except TemporaryFailure as error:
@@ -337,27 +350,27 @@ class MicroBatcher:
 
 
 class _Chunk(NamedTuple):
-    """Calls, how many requests each of them holds, and all requests, serialised."""
+    """Calls, the number of requests in each of them, and the requests of all of them, in order."""
 
     calls: list[Call]
     counts: list[int]
-    bodies: list[bytes]
+    requests: list[TakenRequest]
 
 
 def _spoilt(counts: Sequence[int], wrong: Iterable[int]) -> Iterator[int]:
-    """The places of all requests that share a call with one that is wrong."""
+    """Yields the index of every request whose call holds a wrong one."""
     ends = list(itertools.accumulate(counts))
     for call in sorted({bisect_right(ends, place) for place in wrong}):
         yield from range(ends[call] - counts[call], ends[call])
 
 
 def _answer_batch(call: Call, results: Sequence[bytes | Refusal]) -> None:
-    """All responses, or the first refusal that has a reason of its own."""
+    """Answer a batch with all its responses, or with the first refusal that is not _NOT_DECIDED."""
     responses: list[bytes] = []
     for index, result in enumerate(results):
         if isinstance(result, bytes):
             responses.append(result)
         elif result is not _NOT_DECIDED:
-            call.refuse(result._replace(field=wire.field_in_batch(index, result.field)))
+            call.refuse(result._replace(field=field_in_batch(index, result.field)))
             return
     call.answer(call.form.render_batch(responses))

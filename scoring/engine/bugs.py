@@ -1,4 +1,4 @@
-"""Bugs that must not end a worker for all its callers: logged, once for each place."""
+"""Logs bugs that must not end a worker, once for each place in the code."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _log = logging.getLogger(__name__)
 
 
 class BugLog:
-    """Logs a bug once for each place it is raised at, and never the error's text: that may quote what was asked."""
+    """Logs a bug once for each place that raises it. It never logs the error's text, which may quote a request."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[str, str, int]] = set()
 
     def note(self, error: Exception, doing: str) -> None:
-        """`doing`: what was interrupted, in a word or two that go after "while"."""
+        """Log the bug with its traceback. `doing` completes "bug while ...", as in "scoring"."""
         frames = traceback.extract_tb(error.__traceback__)
         place = (type(error).__name__, frames[-1].filename, frames[-1].lineno or 0)
         if place not in self._seen:

@@ -1,10 +1,12 @@
-"""Looking for the next request a little longer before the process goes to sleep.
+"""Keeps the event loop polling its sockets for a short time after each chunk, before the process sleeps.
 
-A loop with nothing to do sleeps in the kernel, and so does its core. Under load the next request is some microseconds
-away, and waking up takes as long as answering: an interrupt to another core, a context switch, on a virtual machine an
-exit to its host, and caches that have gone cold. So for a while after each chunk the loop asks its sockets again and
-again instead, which it does whenever a callback is due. A worker has its core to itself; what this takes is time in
-which it would do nothing else, at most the setting for each chunk.
+    without   chunk │ sleep … wake up │ chunk
+    with      chunk │ poll, poll, poll │ chunk
+
+An idle loop sleeps in the kernel, and its core sleeps too. Under load the next request is some microseconds away, and
+waking up takes as long as answering it: an interrupt to another core, a context switch, on a virtual machine an exit to
+the host, and cold caches. A callback that is always due makes the loop poll its sockets instead of sleeping. A worker
+has its core to itself, so polling takes only time in which the core would be idle, at most the setting per chunk.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from paywarden.schemas.errors import Misconfigured
 
 
 class BusyPoll:
-    """Keeps the running event loop awake until so long after the last `extend`."""
+    """Keeps the running event loop awake for a fixed time after the last `extend`."""
 
     def __init__(self, duration_us: int, now_s: Callable[[], float] = time.perf_counter) -> None:
-        """With a duration of 0 the loop sleeps as it likes. Raises Misconfigured for less."""
+        """`duration_us`: microseconds; 0 lets the loop sleep at once. Raises Misconfigured when it is negative."""
         if duration_us < 0:
             raise Misconfigured(f"[serve] busy_poll_us: wanted at least 0, got {duration_us}")
         self._duration_s, self._now_s = duration_us / 1e6, now_s
@@ -28,7 +30,7 @@ class BusyPoll:
         self._is_polling = False
 
     def extend(self, now_s: float) -> None:
-        """There was work just now."""
+        """Note that the loop has just worked; `now_s` is in seconds of the same clock."""
         if self._duration_s <= 0.0:
             return
         self._until = now_s + self._duration_s

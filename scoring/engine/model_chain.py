@@ -1,13 +1,15 @@
-"""The models of a worker, in the order they are asked: the primary, one to fall back on, none.
+"""Scores feature vectors with the primary model, else with the fallback model, else with none.
 
-    vectors ─► primary ─ all is well: one call for all of them, and that is that
-                  │ an exception, or a margin that is no number
+    vectors ─► primary ─ no failure: one call scores all of them
+                  │ an exception, or a margin that is NaN or infinite
                   ▼
-               one payment after the other: primary ─► fallback ─► no score, rules and flags decide
+               one payment after the other: primary ─► fallback ─► no score: rules and flags decide
 
-A model that fails on a payment hands this payment, with the flag `model_error`, to the next. One that has failed
-`failure_count_max` times in a row is left out (flag `model_fallback`) for `cooldown_ms`; then one payment tries it
-again. Until the primary works again every payment goes by itself, so that one that a model cannot do spoils no other.
+1. While the primary model works, one call scores a whole chunk.
+2. If a model fails on a payment, the chain asks the next model. The payment gets the flag `model_error`.
+3. A circuit breaker leaves out a model that failed `failure_count_max` times in a row, for `cooldown_ms`. Payments get
+   the flag `model_fallback` meanwhile. Then one payment tries the model again.
+4. Until the primary works again, every payment is scored alone, so that a payment it fails on affects no other.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _NO_FLAGS: tuple[str, ...] = ()
 
 @dataclass(frozen=True)
 class ChainSettings:
-    """When a model that fails is left out, and for how long."""
+    """When the chain leaves out a failing model, and for how long."""
 
     failure_count_max: int = 5
     cooldown_ms: int = 5_000
@@ -48,9 +50,9 @@ class ChainSettings:
 
 
 class Scored(NamedTuple):
-    """One entry for each vector, in order. `models` are indexes into the chain, NO_MODEL where `scores` has None.
+    """Scores of vectors, in order. `models` are indexes into the chain, or NO_MODEL where the score is None.
 
-    `flags`: of the models only, for the most part empty.
+    `flags` are those of the models only; nearly always empty.
     """
 
     scores: list[float | None]
@@ -59,7 +61,7 @@ class Scored(NamedTuple):
 
 
 class ModelChain:
-    """Scores vectors, whatever becomes of a model. Not thread-safe."""
+    """Scores vectors even when models fail. Not thread-safe."""
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class ModelChain:
         settings: ChainSettings = ChainSettings(),
         now_ms: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
     ) -> None:
-        """`bundles`: the primary, and one to fall back on or none."""
+        """`bundles`: the primary model, and optionally the fallback model."""
         assert 1 <= len(bundles) < len(PLACES)
         self._models = [
             _Model(bundle, place, metrics, settings) for bundle, place in zip(bundles, PLACES, strict=False)
@@ -77,16 +79,16 @@ class ModelChain:
         self._primary = self._models[0]
         self._scored_by_none = metrics.scored[PLACES[-1]]
         self._now_ms = now_ms
-        # The last one is NO_MODEL's.
+        # The last entry is for NO_MODEL, which is -1.
         self.versions = (*(bundle.manifest.model_version for bundle in bundles), "")
-        """What to call each model of the chain; empty for NO_MODEL."""
+        """The version of each model of the chain; empty for NO_MODEL."""
 
     def score(self, vectors: NDArray[np.float32]) -> Scored:
-        """Calibrated probabilities of fraud. `vectors`: shape (rows, features), C-contiguous. Never raises."""
+        """Returns calibrated probabilities of fraud. `vectors`: shape (rows, features), C-contiguous. Never raises."""
         return self.bind(vectors)(len(vectors))
 
     def bind(self, vectors: NDArray[np.float32]) -> Callable[[int], Scored]:
-        """A call that is `score` of the first so many of these rows, with what they hold by then."""
+        """Returns a function that scores the first `count` rows of `vectors`, as they are when it is called."""
         primary = self._primary
         margins_of, slope, intercept = bound(primary.predictor, vectors), primary.slope, primary.intercept
 
@@ -94,13 +96,13 @@ class ModelChain:
             if primary.is_well:
                 try:
                     margins = margins_of(count)
-                except Exception:  # noqa: BLE001 - whatever a model fails with, payments must be answered; it is counted below
+                except Exception:  # noqa: BLE001 - payments must be answered whatever a model raises; the retry counts it
                     return self._score_singly(vectors[:count])
-                # No sum of margins overflows, so this is a number where all of them are.
+                # Margins are too small for their sum to overflow, so the sum is finite exactly when all of them are.
                 if len(margins) == count and math.isfinite(sum(margins)):
                     primary.scored.add(count)
                     if (cascade := primary.cascade) is not None:
-                        # Here and not in a method: a payment alone pays for one counter and nothing else.
+                        # Not in a method of its own: a lone payment then costs one counter and no call.
                         if early := cascade.early:
                             primary.answered_first.add(early)
                         if early < count:
@@ -112,9 +114,9 @@ class ModelChain:
         return score
 
     def reasons(self, vector: NDArray[np.float32], model: int, count_max: int) -> list[str]:
-        """The features that moved the score of this model most towards fraud; see `Explainer.reasons`.
+        """Returns the features that raised this model's score most; see `Explainer.reasons`.
 
-        `vector`: shape (features,). Nothing for NO_MODEL. Takes some 20 µs: ask for payments that are not approved.
+        `vector`: shape (features,). Empty for NO_MODEL. Takes about 20 µs, so ask only for payments not approved.
         """
         if model == NO_MODEL or count_max == 0:
             return []
@@ -149,7 +151,7 @@ class ModelChain:
 
 
 class _Model:
-    """A bundle with its circuit breaker. `is_well`: it did not fail the last time, and need not be watched."""
+    """A bundle with its circuit breaker. `is_well`: its last call succeeded, so whole chunks may use it."""
 
     def __init__(self, bundle: Bundle, place: str, metrics: ModelMetrics, settings: ChainSettings) -> None:
         self.predictor, self.explainer = bundle.predictor, bundle.explainer
@@ -164,7 +166,7 @@ class _Model:
         self.is_well = True
 
     def try_margin(self, vector: NDArray[np.float32]) -> float | None:
-        """Of one vector, shape (1, features); None when the model fails."""
+        """Returns the margin of one vector, shape (1, features); None when the model fails."""
         try:
             margin = float(self.predictor.margins(vector)[0])
         except Exception:  # noqa: BLE001 - see `ModelChain.score`

@@ -1,13 +1,14 @@
-"""The compiled half of scoring/engine/records.py: responses, and outbox records around them, as bytes.
+"""The compiled half of scoring/engine/records.py: writes responses, and the outbox records around them, as bytes.
 
     frame     u32 size │ u32 crc │ record                                   what the outbox appends
     record    request │ response │ decided_time_ms │ vector │ digest        schemas/proto/outbox.proto, OutboxRecord
     response  payment_id │ decision_id │ score │ tail │ age                 schemas/proto/scoring.proto, ScoreResponse
 
-A protobuf message is its fields one after the other, each a tag (its number times eight, and how it is stored) and a
-varint, eight bytes, or a length and so many bytes. Two serialised messages of one kind, one behind the other, are the
-message of both. So tail (action, reasons, version, flags), age and digest come serialised, and only the rest is written
-here, in the order of the fields: the bytes are those that protobuf itself would write.
+1. A protobuf message is a sequence of fields. A field is a tag (eight times its number, plus its wire type), and then a
+   varint, eight bytes, or a length and that many bytes.
+2. Two concatenated messages of one type are their merge. Therefore tail (action, reasons, version, flags), age and
+   digest come serialised, and the loop writes only the other fields.
+3. It writes the fields in the order of their numbers, so the bytes are those that protobuf itself would write.
 """
 
 from __future__ import annotations
@@ -26,44 +27,44 @@ from paywarden.features.kernel.layout import U8
 from paywarden.features.kernel.plan_schema import positions
 from paywarden.features.kernel.varint import varint_size, write_varint
 
-# Fields of the response and of the record.
+# Tags of the response and of the record.
 _PAYMENT_ID, _DECISION_ID, _SCORE = 0x0A, 0x12, 0x19
 _REQUEST, _RESPONSE, _TIME, _VECTOR = 0x0A, 0x12, 0x18, 0x22
 FRAME_BYTES = 8
-# What a record has at most beside its parts: frame, tags, lengths, the score, the time, a decision's number.
+# The most bytes of a record beside its parts: frame, tags, lengths, score, time, number of the decision.
 OVERHEAD_BYTES = 128
 _DASH = 45
-# Pieces of the constants.
+# The pieces of `constants`.
 PREFIX, AGE, DIGEST = range(3)
-# Columns of the bounds: where each frame begins, and where its response begins and ends.
+# Columns of `bounds`: where each frame begins, and where its response begins and ends.
 FRAME, RESPONSE, END = range(3)
 
 
 class RecordSlots(NamedTuple):
-    """The frame of `write_records`. Where nothing else is said an array is int64, with a number for each decision."""
+    """The frame of `write_records`. Unless stated otherwise, an array is int64 with one number per decision."""
 
     bodies: int
-    """The requests, one behind the other, uint8."""
+    """The requests, concatenated, uint8."""
     body_sizes: int
     ids: int
-    """The payments' ids, one behind the other, uint8."""
+    """The payments' ids, concatenated, uint8."""
     id_sizes: int
     scores: int
-    """float64, NaN where there is no score."""
+    """float64; NaN for a decision without a score."""
     tail_numbers: int
-    """Which of the tails each response has."""
+    """The number of each response's tail."""
     tails: int
-    """The tails, one behind the other, uint8."""
+    """The tails, concatenated, uint8."""
     tail_ends: int
     """Where each tail ends."""
     constants: int
-    """The decisions' prefix, the age and the digest, one behind the other, uint8."""
+    """The prefix of decision ids, the age and the digest, concatenated, uint8."""
     constant_ends: int
     """Where PREFIX, AGE and DIGEST end."""
     vectors: int
     """A row of bytes for each decision."""
     out: int
-    """Filled: the frames, one behind the other, uint8. It must be large enough."""
+    """Filled: the frames, concatenated, uint8. It must be large enough."""
     bounds: int
     """Shape (decisions, 3). Filled: FRAME, RESPONSE and END of each."""
 
@@ -96,9 +97,9 @@ def _write_word32(out: U8, at: int, number: int) -> None:
 
 @compiled(makes_arrays=True)
 def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, time_ms: int) -> int:
-    """Write the frames of `count` decisions made at `time_ms`, the first of them with the number `decision`.
+    """Write the frames of `count` decisions made at `time_ms`; the first has the number `decision`.
 
-    The frame at `frame_at` holds the arrays of SLOT. Returns how many bytes were written.
+    The frame at `frame_at` holds the arrays of SLOT. Returns the number of bytes written.
     """
     bodies = carray(address(frame_at, SLOT.bodies), size(frame_at, SLOT.bodies), np.uint8)
     body_sizes = carray(address(frame_at, SLOT.body_sizes), count, np.int64)
@@ -124,7 +125,7 @@ def write_records(frame_at: int, count: int, vector_bytes: int, decision: int, t
         tail_size = tail_ends[tail] - tail_start
         digits = _hex_digits(decision + number)
         decision_size = prefix_size + 1 + digits
-        # A field that holds its default is left out.
+        # Protobuf leaves out a field that has its default value.
         has_score = scores[number] == scores[number] and scores[number] != 0.0
         response_size = 2 + varint_size(id_size) + id_size + varint_size(decision_size) + decision_size
         response_size += tail_size + age_size + (9 if has_score else 0)

@@ -1,7 +1,10 @@
-"""Responses and outbox records of a chunk, written by one compiled loop (scoring/engine/record_bytes.py).
+"""Writes the responses and outbox records of a chunk with one compiled loop (scoring/engine/record_bytes.py).
 
-What many responses have in common, their *tail* (action, reasons, version of the model, flags), is serialised by
-protobuf and kept by number: one for good, or for the next chunk alone.
+    response = payment id │ decision id │ score │ tail │ profile age
+                                                  └─ action, reasons, model version, flags
+
+Many responses share the same *tail*. Protobuf serialises a tail once; the writer then knows it by its number. A tail
+added by `keep_tail` stays for good, one added by `add_tail` only until the next chunk.
 """
 
 from __future__ import annotations
@@ -20,17 +23,17 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.scoring.engine import record_bytes as loop
 from paywarden.scoring.state.outbox import PAYLOAD_BYTES_MAX
 
-# Tails that stay: with all actions, models and flags there are some hundred.
+# All combinations of actions, models and flags give a few hundred tails.
 KEPT_TAILS_MAX = 1024
 BODY_BYTES_MAX = PAYLOAD_BYTES_MAX // 2
-# Of the constants.
+# Where each piece of the constants ends.
 _ENDS = Struct("=3q")
 
 
 class Written(NamedTuple):
-    """The decisions of a chunk: serialised responses, and the outbox's frames of all, one behind the other.
+    """The decisions of a chunk: serialised responses, and the outbox frames of all, one after the other.
 
-    `starts`: where each frame begins.
+    `starts`: the offset of each frame in `frames`.
     """
 
     responses: list[bytes]
@@ -42,9 +45,9 @@ class RecordWriter:
     """Writes the decisions about chunks. Not thread-safe."""
 
     def __init__(self, vectors: NDArray[np.float32], catalogue_digest: str, decision_prefix: str) -> None:
-        """`vectors`: shape (rows_max, features), C-contiguous, the same array for ever: a row for each of a chunk.
+        """`vectors`: shape (rows_max, features), C-contiguous, one row per payment of a chunk; always the same array.
 
-        A decision's id is the prefix and its number, which has never been before under this prefix.
+        A decision's id is the prefix, a dash and a number in hex that counts up from 1: `4f2a…-1b`.
         """
         assert vectors.flags.c_contiguous
         self._rows_max, self._vector_bytes = len(vectors), vectors.itemsize * vectors.shape[1]
@@ -64,24 +67,24 @@ class RecordWriter:
             "constant_ends": np.zeros(3, dtype=np.int64),
             "bounds": np.zeros(3 * self._rows_max, dtype=np.int64),
             "vectors": vectors,
-            # Room for what is usual; it grows.
+            # Large enough for usual chunks; they grow when needed.
             "bodies": np.zeros(64 << 10, dtype=np.uint8),
             "ids": np.zeros(16 << 10, dtype=np.uint8),
             "tails": np.zeros(64 << 10, dtype=np.uint8),
             "constants": np.zeros(1 << 10, dtype=np.uint8),
             "out": np.zeros(128 << 10, dtype=np.uint8),
         }
-        # The loop is given its address.
+        # The compiled loop gets only the address of this frame.
         self._frame = Frame(loop.SLOT, self._arrays)
         self._views = {name: array.data.cast("B") for name, array in self._arrays.items() if name != "vectors"}
         self._bounds = self._arrays["bounds"].data
-        # By the number of a chunk's decisions.
+        # Packers, indexed by the number of decisions.
         self._int64s = [Struct(f"={count}q") for count in range(self._rows_max + 1)]
         self._doubles = [Struct(f"={count}d") for count in range(self._rows_max + 1)]
         self._set_age(None)
 
     def keep_tail(self, tail: bytes) -> int | None:
-        """A tail for good, before any of the next chunk's own; returns its number, None when there is no more room."""
+        """Add a tail that stays, between two chunks. Returns its number, or None when KEPT_TAILS_MAX are kept."""
         if self._kept == KEPT_TAILS_MAX:
             return None
         self.begin()
@@ -89,11 +92,11 @@ class RecordWriter:
         return self._add_tail(tail)
 
     def begin(self) -> None:
-        """A chunk begins: those before have no tails any more."""
+        """Begin a chunk: the tails of the chunk before are dropped."""
         del self._tails[self._kept :]
 
     def add_tail(self, tail: bytes) -> int:
-        """A tail for this chunk alone, which has one a decision at most; returns its number."""
+        """Add a tail for this chunk only, at most one per decision. Returns its number."""
         return self._add_tail(tail)
 
     def write(
@@ -105,10 +108,10 @@ class RecordWriter:
         profile_age_ms: int | None,
         decided_time_ms: int,
     ) -> Written:
-        """The decisions about a chunk of at most `rows_max` payments. `ids` are in UTF-8."""
+        """Write the decisions about at most `rows_max` payments. `ids` are in UTF-8; times are epoch milliseconds."""
         count, arrays = len(bodies), self._arrays
         body_bytes, id_bytes = b"".join(bodies), b"".join(ids)
-        # A larger record would be taken for damage when the outbox is read.
+        # The outbox's reader would take a larger record for damage.
         assert len(body_bytes) < BODY_BYTES_MAX or max(map(len, bodies)) < BODY_BYTES_MAX, "a request's size"
         self._fill("bodies", body_bytes)
         self._fill("ids", id_bytes)
@@ -116,8 +119,8 @@ class RecordWriter:
         int64s.pack_into(views["body_sizes"], 0, *map(len, bodies))
         int64s.pack_into(views["id_sizes"], 0, *map(len, ids))
         int64s.pack_into(views["tail_numbers"], 0, *tail_numbers)
-        given = [math.nan if score is None else score for score in scores] if None in scores else scores
-        self._doubles[count].pack_into(views["scores"], 0, *given)
+        numbers = [math.nan if score is None else score for score in scores] if None in scores else scores
+        self._doubles[count].pack_into(views["scores"], 0, *numbers)
         if self._age != (profile_age_ms,):
             self._set_age(profile_age_ms)
         rest = self._vector_bytes + self._longest_tail + len(arrays["constants"]) + loop.OVERHEAD_BYTES
@@ -141,7 +144,7 @@ class RecordWriter:
         return number
 
     def _set_age(self, profile_age_ms: int | None) -> None:
-        """The last field of a response. Many chunks have the same, as the age is in whole milliseconds."""
+        """Set the last field of all responses. Many chunks share it, as the age is in whole milliseconds."""
         age = ScoreResponse(profile_age_ms=profile_age_ms).SerializeToString()
         self._fill("constants", self._prefix + age + self._digest)
         first, second = len(self._prefix), len(self._prefix) + len(age)
@@ -154,7 +157,7 @@ class RecordWriter:
         self._views[name][: len(data)] = data
 
     def _make_room(self, name: str, size: int) -> None:
-        """An array of at least `size` bytes, with what it held."""
+        """Grow an array to at least `size` bytes, keeping its content."""
         old = self._arrays[name]
         if len(old) >= size:
             return
@@ -165,7 +168,7 @@ class RecordWriter:
 
 
 def tail(action: str, reasons: Sequence[str], model_version: str, flags: Sequence[str]) -> bytes:
-    """What follows the score in a response, serialised."""
+    """Returns the serialised fields that follow the score in a response."""
     return ScoreResponse(action=action, reasons=reasons, model_version=model_version, flags=flags).SerializeToString()
 
 

@@ -1,9 +1,21 @@
-"""Payments in, decisions out: look up, vectors, model, policy, outbox. No I/O but the append to the outbox.
+"""Turns payments into decisions. This is the hot path: its only I/O is one append to the outbox.
 
-This is the hot path. Everything it needs is made at start; nothing here waits, logs or looks up a label. Payments that
-are asked for together are looked up in one transaction, go through the kernel and the model in one call each, and are
-appended by one write; each is answered as it would be alone, to the bit. A payment that was answered of late gets the
-decision it got (scoring/idempotency/decision_cache.py).
+    payments ─► claim ids ─► look up profiles ─► feature vectors ─► model ─► policy ─► outbox ─► responses
+                   └─ answered before: the same response again
+
+For a chunk of payments:
+
+1. `DecisionCache.claim` claims the payments' ids. A payment that was answered in the last minutes gets its earlier
+   decision again and takes no further part (scoring/idempotency/decision_cache.py).
+2. `MirrorReader.look_up` fetches the profiles of all payments in one transaction.
+3. The compiled kernel fills one row of features for each payment, in one call.
+4. The model chain scores all rows in one call (scoring/engine/model_chain.py).
+5. The policy turns each score, and the flags, into an action.
+6. `RecordWriter` writes responses and outbox records, and the outbox appends them in one write.
+7. The claims are settled, and the responses go back to the batcher.
+
+Each payment is answered exactly as it would be alone, to the bit. Everything is allocated at start: on this path
+nothing waits, logs or looks up a metric's label.
 """
 
 from __future__ import annotations
@@ -40,23 +52,23 @@ from paywarden.scoring.metrics.worker import ScoringMetrics, StageTimes
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.mirror import MirrorAbsent, MirrorReader, MirrorSettings
 
-# Scored in one go; what is more is cut up. The profiles of so many payments still fit into the second cache.
+# The most payments scored in one go; more are cut into parts. The profiles of 64 payments still fit into the L2 cache.
 ROWS_MAX = 64
 
 
 class Outbox(Protocol):
-    """Where decisions go before the caller has the answer."""
+    """The log that holds every decision before its caller has the answer."""
 
     @property
     def position(self) -> int:
-        """Where what is appended next will begin."""
+        """The position at which the next record will begin."""
 
     def append_frames(self, frames: bytes) -> int:
-        """Keep these records safe from the death of this process, or none. Raises TemporaryFailure when it cannot."""
+        """Append these records, all or none; they survive the death of this process. Raises TemporaryFailure."""
 
 
 class PaymentScorer:
-    """Scores payments. One to a process; not thread-safe."""
+    """Scores payments. A process has one; it is not thread-safe. See the module for the steps."""
 
     def __init__(
         self,
@@ -70,10 +82,10 @@ class PaymentScorer:
         answered: DecisionCache | None = None,
         stages: StageTimes | None = None,
     ) -> None:
-        """Without `answered`, a payment that comes again is decided again."""
+        """Without `answered` (the decision cache), a repeated payment is decided anew."""
         plan = engine.plan
         self._stages = stages or StageTimes(Registry())
-        # One for all payments, filled anew for each.
+        # One object for all payments; each payment overwrites it.
         self._facts = Facts(ScoreRequest(), 0, np.zeros(0, dtype=np.float32), None, ())
         self._answered = answered
         self._engine, self._models, self._policy = engine, models, policy
@@ -93,23 +105,23 @@ class PaymentScorer:
             self._vectors,
         )
         self._fill_from_mirror = self._fill_from_nothing
-        # Every way in which a payment's entities can be known or not, and the flags that it means.
+        # For every combination of entities that are absent, unknown or known: the flags it gives.
         self._unknown_flags = {
-            bytes(found): tuple(
-                unknown_flag(name) for name, one in zip(self._names, found, strict=True) if one == UNKNOWN
+            bytes(pattern): tuple(
+                unknown_flag(name) for name, presence in zip(self._names, pattern, strict=True) if presence == UNKNOWN
             )
-            for found in itertools.product((ABSENT, UNKNOWN, KNOWN), repeat=entities)
+            for pattern in itertools.product((ABSENT, UNKNOWN, KNOWN), repeat=entities)
         }
-        # Which look-ups each of them counts.
+        # For each combination: the hit and miss counters it increments.
         self._lookup_counters = {
             pattern: [
-                metrics.mirror_lookups[name, "hit" if one == KNOWN else "miss"]
-                for name, one in zip(self._names, pattern, strict=True)
-                if one != ABSENT
+                metrics.mirror_lookups[name, "hit" if presence == KNOWN else "miss"]
+                for name, presence in zip(self._names, pattern, strict=True)
+                if presence != ABSENT
             ]
             for pattern in self._unknown_flags
         }
-        # Decisions' ids: unique over hosts, workers and restarts without a look at anything shared.
+        # A random prefix makes decision ids unique over hosts, workers and restarts, with nothing shared between them.
         self._writer = RecordWriter(self._vectors, plan.digest, os.urandom(8).hex())
         self._approved: dict[tuple[str, ...], int] = {}
         self._approved_below, _ = policy.thresholds
@@ -117,7 +129,7 @@ class PaymentScorer:
         self.open_mirror()
 
     def readiness(self) -> list[str]:
-        """What is missing before payments should be sent here; empty when nothing is."""
+        """Returns one line for each thing that is missing before payments should come here; empty when ready."""
         if self._mirror is None and not self.open_mirror():
             return [f"there is no mirror at {self._mirror_settings.path}: is the companion running?"]
         if self._look_up_nothing() == 0:
@@ -125,9 +137,9 @@ class PaymentScorer:
         return []
 
     def open_mirror(self) -> bool:
-        """Open the mirror if it, or another one in its place, is there now: False when there is none.
+        """Open the mirror, or a new mirror that has replaced it. Returns False when there is none.
 
-        Called from time to time, never per payment.
+        The worker calls it every half second, never per payment.
         """
         if self._mirror is not None and self._mirror.is_replaced():
             self._mirror.close()
@@ -148,7 +160,7 @@ class PaymentScorer:
         return True
 
     def score_many(self, payments: CheckedPayments, now_ms: int) -> Sequence[bytes | Refusal]:
-        """The decision about each payment, a serialised ScoreResponse, already in the outbox; see turns.Scorer."""
+        """Returns a serialised ScoreResponse or a refusal for each payment; see batcher.Scorer."""
         if len(payments) <= ROWS_MAX:
             return self._score(payments, now_ms)
         results: list[bytes | Refusal] = []
@@ -158,14 +170,14 @@ class PaymentScorer:
         return results
 
     def _score(self, payments: CheckedPayments, now_ms: int) -> Sequence[bytes | Refusal]:
-        """Of ROWS_MAX payments at most. All are refused when the outbox cannot take the decisions."""
+        """Score at most ROWS_MAX payments. When the outbox cannot take the decisions, all are refused."""
         try:
             return self._score_new(payments, now_ms)
         except TemporaryFailure as error:
             return [refusal_of(error)] * len(payments)
 
     def _score_new(self, payments: CheckedPayments, now_ms: int) -> Sequence[bytes | Refusal]:
-        """Those that were answered already get what they got, the others are decided. Raises TemporaryFailure."""
+        """Decide the payments that are new, and repeat the earlier answer of the others. Raises TemporaryFailure."""
         if self._answered is None:
             return self._decide(payments, (), now_ms)
         claims = self._answered.claim(payments, now_ms)
@@ -192,7 +204,7 @@ class PaymentScorer:
         return results
 
     def _decide(self, payments: CheckedPayments, slots: Sequence[int], now_ms: int) -> list[bytes]:
-        """Responses to payments whose `slots` were won, their decisions in the outbox. Without a table no slots."""
+        """Decide payments and append the decisions. `slots` are their claims; empty without a decision cache."""
         count = len(payments)
         if count == 0:
             return []
@@ -204,12 +216,14 @@ class PaymentScorer:
             profile_age_ms = max(0, now_ms - complete_to_ms)
             self._metrics.mirror_age_seconds.set(profile_age_ms / 1000)
             if profile_age_ms > self._policy.stale_after_ms:
-                flags = [(*found, MIRROR_STALE) for found in flags]
+                flags = [(*payment_flags, MIRROR_STALE) for payment_flags in flags]
         scored = self._score_vectors(count)
         if stages.is_timed:
             stages.lap("model", count)
         if any(scored.flags):
-            flags = [(*found, *more) for found, more in zip(flags, scored.flags, strict=True)]
+            flags = [
+                (*payment_flags, *model_flags) for payment_flags, model_flags in zip(flags, scored.flags, strict=True)
+            ]
         tails, others = self._tails(payments, scored, flags)
         written = self._writer.write(payments.bodies, payments.ids, scored.scores, tails, profile_age_ms, now_ms)
         if stages.is_timed:
@@ -223,19 +237,19 @@ class PaymentScorer:
     def _tails(
         self, payments: CheckedPayments, scored: Scored, flags: Sequence[tuple[str, ...]]
     ) -> tuple[list[int], list[str]]:
-        """What follows the score in each response, by the writer's numbers; and the actions that are no approvals."""
+        """Returns the number of each response's tail (see records.py), and the actions other than "approve"."""
         others: list[str] = []
         self._writer.begin()
-        known, below = self._approved, self._approved_below
-        # Of the first model alone.
+        approved, below = self._approved, self._approved_below
+        # The kept tails name the version of the primary model.
         if any(scored.models):
-            known = {}
+            approved = {}
         tails = []
-        for row, (score, odd) in enumerate(zip(scored.scores, flags, strict=True)):
-            kept = known.get(odd)
-            if kept is None or score is None or score >= below:
-                kept = self._tail(payments, row, score, scored.models[row], odd, others)
-            tails.append(kept)
+        for row, (score, payment_flags) in enumerate(zip(scored.scores, flags, strict=True)):
+            tail_number = approved.get(payment_flags)
+            if tail_number is None or score is None or score >= below:
+                tail_number = self._tail(payments, row, score, scored.models[row], payment_flags, others)
+            tails.append(tail_number)
         return tails, others
 
     def _tail(
@@ -247,7 +261,7 @@ class PaymentScorer:
         flags: tuple[str, ...],
         others: list[str],
     ) -> int:
-        """Of one payment, by the policy; its action is added to `others` unless it is approved."""
+        """Ask the policy about one payment; returns its tail's number. `others` gets actions other than "approve"."""
         facts, vector = self._facts, self._vectors[row]
         if self._policy.has_conditions:
             facts.payment, facts.amount, facts.vector = payments[row], int(self._rows[row, AMOUNT]), vector
@@ -259,20 +273,20 @@ class PaymentScorer:
         return self._writer.add_tail(tail(action, reasons, self._models.versions[model], flags))
 
     def _keep_approvals(self) -> None:
-        """The tails of nearly all responses: approved for the score, with no flags but such as ask for nothing."""
+        """Keep the tail of an approval for each usual set of flags: nearly all responses have one of them."""
         if self._policy.has_conditions:
             return
-        known = [*self._unknown_flags.values(), (MIRROR_ABSENT,)]
-        for flags in dict.fromkeys((*known, *((*found, MIRROR_STALE) for found in known))):
+        usual = [*self._unknown_flags.values(), (MIRROR_ABSENT,)]
+        for flags in dict.fromkeys((*usual, *((*entity_flags, MIRROR_STALE) for entity_flags in usual))):
             self._facts.score, self._facts.flags = 0.0, flags
             action, reasons = self._policy.decide(self._facts)
             if action == ACTIONS[APPROVE] and not reasons:
-                kept = self._writer.keep_tail(tail(action, (), self._models.versions[0], flags))
-                if kept is not None:
-                    self._approved[flags] = kept
+                tail_number = self._writer.keep_tail(tail(action, (), self._models.versions[0], flags))
+                if tail_number is not None:
+                    self._approved[flags] = tail_number
 
     def _append(self, written: Written, slots: Sequence[int]) -> None:
-        """Into the outbox; who asks again finds the decisions there."""
+        """Append records to the outbox. Their claims point to them, so that a repeated payment finds its decision."""
         if self._answered is None:
             self._outbox.append_frames(written.frames)
             return
@@ -282,7 +296,7 @@ class PaymentScorer:
         self._answered.settle(slots)
 
     def _fill_vectors(self, keys: Sequence[bytes], count: int) -> tuple[list[tuple[str, ...]], int]:
-        """The payments' features into `_vectors`; returns what was odd, and up to when all is known."""
+        """Fill `_vectors` with the payments' features; returns the payments' flags and the mirror's complete_to_ms."""
         mirror = self._mirror
         if mirror is None:
             return self._fill_without_mirror(keys, count)
@@ -293,8 +307,8 @@ class PaymentScorer:
         if self._stages.is_timed:
             self._stages.lap("look_up", count)
         entities = self._entities
-        found = mirror.found
-        patterns = [found[at : at + entities] for at in range(0, len(keys), entities)]
+        presence = mirror.found
+        patterns = [presence[at : at + entities] for at in range(0, len(keys), entities)]
         self._count_lookups(patterns)
         flags = [self._unknown_flags[pattern] for pattern in patterns]
         try:
@@ -306,7 +320,7 @@ class PaymentScorer:
         return flags, complete_to_ms
 
     def _fill_one_by_one(self, mirror: MirrorReader, flags: list[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
-        """One of the payments has a profile that cannot be read: it is scored as if none were known of it."""
+        """Fill vectors one at a time, as a profile cannot be read. That payment is scored as if it had no profiles."""
         entities = self._entities
         for row in range(count):
             items = slice(row * entities, (row + 1) * entities)
@@ -334,27 +348,27 @@ class PaymentScorer:
             return 0
 
     def _count_lookups(self, patterns: Sequence[bytes]) -> None:
-        # There are few different ones.
+        # A chunk has only a few different patterns.
         for pattern in set(patterns):
             count = patterns.count(pattern)
             for counter in self._lookup_counters[pattern]:
                 counter.add(count)
 
     def _count(self, count: int, others: Sequence[str], scored: Scored, flags: Sequence[tuple[str, ...]]) -> None:
-        """`others`: actions that are no approvals."""
+        """Count a chunk's decisions. `others` are the actions other than "approve"."""
         metrics = self._metrics
         metrics.decisions[ACTIONS[APPROVE]].add(count - len(others))
         for action in others:
             metrics.decisions[action].add(1)
         metrics.score.observe_all([score for score in scored.scores if score is not None])
         if any(flags):
-            for found in flags:
-                for flag in found:
+            for payment_flags in flags:
+                for flag in payment_flags:
                     metrics.flags[flag].add(1)
 
 
 def _known(claim: OutboxEntry | ClaimConflict) -> bytes | Refusal:
-    """The result of a payment that is not to be decided now."""
+    """Returns the earlier response of a payment, or the refusal for a claim that conflicts."""
     if isinstance(claim, OutboxEntry):
         return claim.response.SerializeToString()
     return refusal_of(PaymentIdReused()) if claim is ClaimConflict.OTHER_PAYMENT else IN_PROGRESS

@@ -1,4 +1,14 @@
-"""One gRPC call while it arrives and until it is answered: those that score, and those of the standard services."""
+"""gRPC calls from their first byte until they are answered.
+
+    ScoreCall     Score, ScoreBatch: one message ─► MicroBatcher ─► one answer
+    ServiceCall   health and reflection: every message is answered at once
+    Watch         health's Watch: a message for every change
+
+1. The connection creates a call for a new stream and passes it the stream's DATA (`on_data`).
+2. A ScoreCall usually gets its message in one frame, and submits it to `MicroBatcher`. Otherwise it collects the parts
+   within a limit per call and one per worker.
+3. The call ends by `answer`, `refuse` or `give_up`; the last one when the caller is gone.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +31,7 @@ from paywarden.scoring.grpc.messages import HEAD_BYTES, NOT_ONE_MESSAGE, TRUNCAT
 from paywarden.scoring.grpc.services import GrpcHealth, render_status
 from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared import Counter, Histogram
-from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.protobuf_form import PROTOBUF
 
 TOO_SLOW = Refusal(DEADLINE_EXCEEDED, "the request took too long to arrive")
 _NO_ROOM = Refusal(RESOURCE_EXHAUSTED, "too much is arriving at once: try again later")
@@ -30,7 +40,7 @@ _TOO_MANY_WATCHES = Refusal(RESOURCE_EXHAUSTED, "too many watches on this connec
 
 
 class CallKind(Enum):
-    """How messages go."""
+    """How many messages go in each direction."""
 
     SCORE = auto()
     ONE = auto()  # one message, one answer
@@ -40,47 +50,47 @@ class CallKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What can be called. `counts` are by code; `handle` answers a message of the standard services."""
+    """A method that can be called. `counts` are by status code; `handle` answers a message of a standard service."""
 
     name: str
     kind: CallKind
     counts: dict[str, Counter]
     bytes_max: int
-    is_open: bool = False  # needs no authorisation
+    is_open: bool = False  # needs no token
     is_batch: bool = False
     seconds: Histogram | None = None
     handle: Callable[[bytes], bytes | Refusal] | None = None
 
     def count(self, code: str) -> None:
-        """Count one call's end; a code that is not gRPC's is "unknown"."""
+        """Count the end of one call. A code that gRPC does not have counts as "unknown"."""
         (self.counts.get(code) or self.counts["unknown"]).add(1)
 
 
 class Arriving(Protocol):
-    """What a connection keeps of a stream that is not answered."""
+    """A stream that is not answered yet, as its connection sees it."""
 
     @property
     def opened(self) -> float:
-        """When its headers came, or the last message where many may come."""
+        """When its headers arrived; where many messages may come, when the last one arrived."""
 
     @property
     def is_arriving(self) -> bool:
-        """Whether more of the request is to come."""
+        """Whether the request is incomplete."""
 
     def on_data(self, data: bytes, ended: bool) -> None:
-        """More of the request, or its end."""
+        """Take a part of the request; `ended`: it is the last."""
 
     def give_up(self) -> None:
-        """The caller is gone, or the connection."""
+        """Drop the call, because the caller or the connection is gone."""
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer with a status."""
 
 
 class CallServer(Protocol):
-    """The server of a call's connection, as far as a call needs it."""
+    """The part of the server that a call uses."""
 
-    turns: MicroBatcher
+    batcher: MicroBatcher
     settings: GrpcSettings
     now_s: Callable[[], float]
     deadline_s: float
@@ -89,7 +99,7 @@ class CallServer(Protocol):
 
 
 class CallLink(Flushable, Protocol):
-    """The connection of a call, as far as a call needs it."""
+    """The part of the connection that a call uses."""
 
     session: Session
     read_at: float
@@ -102,10 +112,10 @@ class CallLink(Flushable, Protocol):
         """The server that the connection belongs to."""
 
     def done(self, stream_id: int) -> None:
-        """The call of this stream is answered."""
+        """Note that the call of this stream is answered."""
 
     def refuse(self, stream_id: int, refusal: Refusal, *, reset: bool) -> None:
-        """Answer the stream with a status; `reset`: read no more of its request."""
+        """Answer the stream with a status. `reset`: read no more of its request."""
 
     def on_idle_frame(self) -> None:
         """Count a frame that asks for nothing."""
@@ -117,7 +127,7 @@ class ScoreCall(Call):
     __slots__ = ("_encoding", "_method", "_parts", "_stream_id", "_timeout_s", "is_arriving", "opened")
 
     connection: CallLink
-    form = wire.PROTOBUF
+    form = PROTOBUF
 
     def __init__(
         self, link: CallLink, stream_id: int, method: Method, encoding: bytes, timeout_s: float | None
@@ -131,13 +141,13 @@ class ScoreCall(Call):
         self.cancelled = False
 
     def on_data(self, data: bytes, ended: bool) -> None:
-        """See Arriving. The usual request comes in one frame, with its end."""
+        """See Arriving. A usual request arrives in one frame."""
         if self._parts is not None or not ended:
             if not self._collect(data, ended):
                 return
             assert self._parts is not None
             data = bytes(self._parts)
-            self._let_go()
+            self._drop_parts()
         link, method = self.connection, self._method
         self.is_arriving = False
         self.arrived = link.read_at
@@ -155,7 +165,7 @@ class ScoreCall(Call):
             deadline = self.opened + self._timeout_s
         self.deadline = deadline
         link.submitted = True
-        link.server.turns.submit(self)
+        link.server.batcher.submit(self)
 
     def answer(self, body: bytes) -> None:
         """See Call."""
@@ -173,16 +183,16 @@ class ScoreCall(Call):
         method.count(refusal.code)
         if method.seconds is not None and not self.is_arriving:
             method.seconds.observe(link.server.now_s() - self.arrived)
-        self._let_go()
+        self._drop_parts()
 
     def give_up(self) -> None:
         """See Arriving."""
         self.cancelled = True
         self._method.count("cancelled")
-        self._let_go()
+        self._drop_parts()
 
     def _collect(self, data: bytes, ended: bool) -> bool:
-        """Keep a part; whether all is there."""
+        """Keep a part of the request. Returns whether it is complete."""
         server, bytes_max = self.connection.server, self._method.bytes_max
         if not data and not ended:
             self.connection.on_idle_frame()
@@ -200,7 +210,7 @@ class ScoreCall(Call):
             return False
         return ended
 
-    def _let_go(self) -> None:
+    def _drop_parts(self) -> None:
         if self._parts is not None:
             self.connection.server.arriving_bytes -= len(self._parts)
             self._parts = None
@@ -255,12 +265,12 @@ class ServiceCall:
         self._hold(0)
 
     def finish(self) -> None:
-        """End well what has no end of its own, unless a message is half there."""
+        """End a call that would go on for ever, with status OK, unless half a message has arrived."""
         if self._begun and not self._buffer:
             self._end()
 
     def send(self, message: bytes) -> None:
-        """One message of the answer."""
+        """Send one message of the answer."""
         session = self._link.session
         if not self._begun:
             self._begun = True
@@ -318,7 +328,7 @@ class ServiceCall:
             self._end()
 
     def _hold(self, size: int) -> None:
-        """Account for what waits to become a message."""
+        """Count the bytes kept for an incomplete message."""
         self._link.server.arriving_bytes += size - self._held_bytes
         self._held_bytes = size
 
@@ -329,21 +339,21 @@ class ServiceCall:
 
 
 class Watch:
-    """A caller who is told of every change of a service's health."""
+    """Sends every change of a service's health to one caller."""
 
     def __init__(self, call: ServiceCall, service: str, health: GrpcHealth) -> None:
         self._call, self._service, self._health = call, service, health
-        self._told: object = None
+        self._last_sent: object = None
         self.look()
 
     def look(self) -> None:
-        """Tell what has changed."""
+        """Send the status if it has changed."""
         status = self._health.status_of(self._service)
-        if status != self._told:
-            self._told = status
+        if status != self._last_sent:
+            self._last_sent = status
             self._call.send(render_status(status))
 
     def finish(self) -> None:
-        """Tell the last and end well."""
+        """Send the last change and end with status OK."""
         self.look()
         self._call.finish()

@@ -1,14 +1,16 @@
-"""One connection of the gRPC front: what its streams are, what is written when, and when enough is enough.
+"""Serves one gRPC connection: its streams, its writes, its limits and its end.
 
-1. A read is parsed whole. Every complete call goes to `MicroBatcher`; if nothing else is to be said, nothing is
-   written yet:
-   the answers come with `flush` after this turn of the loop, all of them in one write.
-2. A caller who does not read is not read from. One who keeps his flow-control window shut gets no further answers made.
-3. Frames that ask for nothing (PING, SETTINGS, empty DATA, …) and calls that are reset are paid for from allowances,
-   which answered calls and time fill again; who has none left is told ENHANCE_YOUR_CALM.
-4. To stop: a GOAWAY that excludes nothing and a PING; when that is answered, a GOAWAY with the last stream there is,
-   since all that was sent before the first has arrived by then. Then what is in flight is answered, and the
-   sending half closes. A connection that is idle for long ends the same way.
+    bytes ─► Session ─ on_request, on_data ─► ScoreCall ─► MicroBatcher ─► answers ─ flush ─► one write
+
+1. The session parses a read whole, and every complete call goes to `MicroBatcher`. Nothing is written yet, unless the
+   read needs another reply. `flush` writes all answers in one write after this turn of the loop.
+2. Back-pressure: the front does not read from a caller who does not read. While a caller's flow-control window stays
+   closed, the front refuses his further calls.
+3. Frames that ask for nothing (PING, SETTINGS, empty DATA, …) and reset calls use up allowances (token buckets). Time
+   and answered calls refill them. A caller without allowance gets ENHANCE_YOUR_CALM and the connection ends.
+4. A stop takes two GOAWAY frames. The first excludes no stream, and a PING follows it. When the PING is answered, every
+   call sent before the first GOAWAY has arrived, so the second GOAWAY names the last stream. The connection answers the
+   calls in flight and closes its sending half. A connection that was idle for long ends in the same way.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _WRONG_CONTENT_TYPE = grpc_messages.http_error(415)
 
 
 class _Allowance:
-    """How many frames of a kind may still come; time and answered calls give more."""
+    """A token bucket: how many frames of a kind may still come. Time and answered calls refill it."""
 
     __slots__ = ("_answered", "_burst", "_filled", "_left", "_per_answer", "_per_second")
 
@@ -42,7 +44,7 @@ class _Allowance:
         self._filled, self._answered = now, 0
 
     def spend(self, now: Callable[[], float], answered: int) -> bool:
-        """Take one; False when there is none. The clock is looked at only when it looks that way."""
+        """Take one token. Returns False when there is none. Reads the clock only when the bucket seems empty."""
         self._left -= 1
         if self._left < 0:
             at = now()
@@ -53,32 +55,32 @@ class _Allowance:
 
 
 class GrpcConnectionServer(CallServer, Protocol):
-    """The server of a connection, as far as a connection needs it."""
+    """The part of the server that a connection uses."""
 
     methods: dict[bytes, Method]
     authorise: Callable[[bytes | None], bool]
 
     def admit(self, connection: GrpcConnection) -> bool:
-        """Keep a new connection; False when there are too many."""
+        """Register a new connection. Returns False when there are too many."""
 
     def forget(self, connection: GrpcConnection) -> None:
-        """A connection has ended."""
+        """Remove a connection that has ended."""
 
     def open_session(self, receiver: Receiver) -> Session:
-        """The HTTP/2 of a new connection."""
+        """Returns the HTTP/2 session of a new connection."""
 
     def count(self, method: str, code: str) -> None:
-        """Count a call that was refused before it became one."""
+        """Count a request that was refused before it became a call."""
 
 
 class GrpcConnection(asyncio.Protocol):
-    """One caller. `on_*` are the session's callbacks."""
+    """One caller's connection. The methods `on_*` are the session's callbacks."""
 
     def __init__(self, server: GrpcConnectionServer) -> None:
         self.server = server
         self.session = server.open_session(self)
         self.watches: dict[int, Watch] = {}
-        # Of the read that is being parsed: whether calls were submitted, whether something cannot wait for them.
+        # About the current read: whether it submitted calls, and whether it needs a write before their answers.
         self.submitted = self.write_now = False
         self.read_at = now = server.now_s()
         self._streams: dict[int, Arriving] = {}
@@ -90,17 +92,17 @@ class GrpcConnection(asyncio.Protocol):
             settings.idle_frames_burst, settings.idle_frames_per_second, settings.idle_frames_per_answer, now
         )
         self._resets = _Allowance(settings.resets_burst, settings.resets_per_second, 1, now)
-        # Frames made here, not in the session; they go before what it has.
+        # Frames made here and not by the session; they are written before the session's.
         self._own_frames = b""
         self._greeted = False
         self._blocked_since: float | None = None
-        self._unread_bytes = 0  # that wait for the caller's window, as of the last flush
-        self._unread_since = (0, now)  # how many they were when last looked at, and since when they are
-        self._used = now  # when the last stream came or was answered
+        self._unread_bytes = 0  # DATA waiting for the caller's window, as of the last flush
+        self._unread_since = (0, now)  # their last different count, and since when
+        self._used = now  # when the last stream was opened or answered
         self._pinged: float | None = None
         self._draining_since: float | None = None
         self._final = False  # the last GOAWAY is out
-        self._over_since: float | None = None  # nothing is read or answered any more
+        self._over_since: float | None = None  # since then nothing is read or answered
 
     # The transport's side
 
@@ -133,7 +135,7 @@ class GrpcConnection(asyncio.Protocol):
             self.flush()
 
     def eof_received(self) -> bool:
-        """Close: a caller who has ended the connection reads no answers."""
+        """Close, since a caller who has ended the connection reads no answers."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
@@ -157,7 +159,7 @@ class GrpcConnection(asyncio.Protocol):
         """See Receiver."""
         self._last_stream_id = stream_id
         if self._final:
-            # After the last GOAWAY: the caller may try it elsewhere.
+            # The last GOAWAY is out. REFUSED_STREAM lets the caller try another server.
             self.session.reset(stream_id, http2.REFUSED_STREAM)
             self.write_now = True
             return
@@ -230,7 +232,7 @@ class GrpcConnection(asyncio.Protocol):
     # The calls' side
 
     def done(self, stream_id: int) -> None:
-        """The stream is answered, as far as we are concerned."""
+        """Forget an answered stream."""
         self._streams.pop(stream_id, None)
         if self.watches:
             self.watches.pop(stream_id, None)
@@ -244,7 +246,7 @@ class GrpcConnection(asyncio.Protocol):
         self.done(stream_id)
 
     def flush(self) -> None:
-        """Send all answers given since the last time, in one write."""
+        """Send all answers since the last flush in one write."""
         if self._over_since is not None or self._blocked_since is not None:
             return
         try:
@@ -264,11 +266,11 @@ class GrpcConnection(asyncio.Protocol):
     # The server's side
 
     def drain(self) -> None:
-        """Take no more calls than are on their way, answer them, close."""
+        """Take only the calls that are on their way, answer them, close."""
         if self._over_since is not None:
             return
         if not self._greeted:
-            # Nothing was ever asked; nobody is there to answer a PING.
+            # The caller has never spoken HTTP/2, so nobody would answer a PING.
             self._own_frames += http2.goaway(0, http2.NO_ERROR, "")
             self._final = True
             self.flush()
@@ -287,7 +289,7 @@ class GrpcConnection(asyncio.Protocol):
         self._transport.abort()
 
     def look(self, now: float) -> None:
-        """Tell watchers of changes; end what has lasted too long."""
+        """Send changes to watchers, and end what has lasted too long."""
         for watch in list(self.watches.values()):
             watch.look()
         reason = self._overdue(now)
@@ -300,7 +302,7 @@ class GrpcConnection(asyncio.Protocol):
             self.flush()
 
     def _overdue(self, now: float) -> str | None:
-        """Why the connection must end, or None; what is closing but not closed is cut here."""
+        """Returns why the connection must end, or None. Aborts a connection that does not finish closing."""
         settings = self.server.settings
         if self._over_since is not None:
             if (now - self._over_since) * 1000 > settings.linger_ms:
@@ -349,7 +351,7 @@ class GrpcConnection(asyncio.Protocol):
         self.server.count("none", INVALID_ARGUMENT)
 
     def _fail(self, broken: BrokenConnection, now: float | None = None) -> None:
-        """Say why, and end; what was read and not yet answered is dropped."""
+        """End the connection with a GOAWAY that says why. Calls in flight are dropped."""
         if self._over_since is None:
             self._over_since = self.read_at if now is None else now
             self._give_up_streams()
@@ -362,7 +364,7 @@ class GrpcConnection(asyncio.Protocol):
         self._half_close()
 
     def _half_close(self) -> None:
-        """Closing at once would make the kernel send a reset, which can take the last frames from the caller."""
+        """Close only the sending half: closing at once would reset the connection and could lose the last frames."""
         if self._transport.is_closing():
             return
         if self._transport.can_write_eof():

@@ -1,12 +1,14 @@
-"""The gRPC front of a scoring worker: HTTP/2 from a socket in, calls to `MicroBatcher`, answers out.
+"""Serves a scoring worker's gRPC listeners: reads HTTP/2, submits calls to `MicroBatcher`, writes their answers.
 
-    socket ─► GrpcConnection ─► Session (HTTP/2) ─► ScoreCall ─► MicroBatcher ─► answer ─ one write per connection and
-    turn
+    socket ─► GrpcConnection ─► Session (HTTP/2) ─► ScoreCall ─► MicroBatcher
+    socket ◄─ one write per connection and turn ◄─ Session ◄─ ScoreCall ◄─┘
 
-The library that speaks HTTP/2 is behind a narrow seam (`scoring/grpc/http2.py`). Beside scoring there are gRPC's
-standard
-health and reflection services (`scoring/grpc/services.py`). One timer per server looks at all connections;
-none has its own. Nothing grows without a limit, and every limit has a name in `GrpcSettings`.
+1. A connection gives the bytes of a read to its session. The session, behind the interface of
+   `scoring/grpc/http2.py`, hides the library that speaks HTTP/2.
+2. A complete Score or ScoreBatch call goes to `MicroBatcher`. gRPC's standard health and reflection services
+   (`scoring/grpc/services.py`) answer at once.
+3. One timer per server checks the timeouts of all connections; no connection has a timer of its own.
+4. Everything has a limit, and every limit has a name in `GrpcSettings`.
 """
 
 from __future__ import annotations
@@ -31,20 +33,20 @@ from paywarden.scoring.net.tls import HTTP_2, Tls
 
 
 class GrpcServer:
-    """Serves one worker's listener. `authorise` decides by a call's `authorization` metadata; None lets all in."""
+    """Serves one worker's listeners. `authorise` gets a call's `authorization` metadata; without it all may call."""
 
     def __init__(
         self,
-        turns: MicroBatcher,
+        batcher: MicroBatcher,
         *,
         settings: GrpcSettings,
         metrics: GrpcMetrics,
         authorise: Callable[[bytes | None], bool] | None = None,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.turns, self.settings, self.now_s = turns, settings, now_s
+        self.batcher, self.settings, self.now_s = batcher, settings, now_s
         self.authorise = authorise or (lambda _: True)
-        self.deadline_s = turns.settings.deadline_ms / 1000
+        self.deadline_s = batcher.settings.deadline_ms / 1000
         self.arriving_bytes = 0
         self.health = GrpcHealth(self._is_serving)
         self.methods = self._make_methods(metrics)
@@ -65,9 +67,9 @@ class GrpcServer:
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
-        """Accept connections from `listener`, which now belongs to this server. May be called for several.
+        """Accept connections from `listener`, which now belongs to this server. Call it once for each listener.
 
-        Over TLS a connection that does not agree on "h2" is cut.
+        A TLS connection that does not agree on "h2" is aborted.
         """
         if self._sweeper is None:
             self._sweep()
@@ -78,7 +80,7 @@ class GrpcServer:
         self._servers.append(server)
 
     async def stop(self) -> None:
-        """Say that we go, answer what is in flight, close. What is open after `stop_timeout_ms` is cut."""
+        """Announce the end with GOAWAY, answer the calls in flight, close. Abort after `stop_timeout_ms`."""
         self._draining = True
         self._look_at_connections()
         if self.settings.drain_delay_ms:
@@ -92,18 +94,18 @@ class GrpcServer:
     # For connections
 
     def open_session(self, receiver: Receiver) -> Session:
-        """The HTTP/2 of a new connection."""
+        """Returns the HTTP/2 session of a new connection."""
         return self._open_session(receiver, self._session_limits)
 
     def count(self, method: str, code: str) -> None:
-        """Count a call that was refused before it became one."""
+        """Count a request that was refused before it became a call."""
         self._metrics.requests[method, code].add(1)
 
     def _accept(self) -> GrpcConnection:
         return GrpcConnection(self)
 
     def _is_serving(self) -> bool:
-        return not self._draining and not self.turns.scorer.readiness()
+        return not self._draining and not self.batcher.scorer.readiness()
 
     def _sweep(self) -> None:
         settings = self.settings
@@ -132,7 +134,7 @@ class GrpcServer:
             )
 
         def health(name: str, kind: CallKind, handle: Callable[[bytes], bytes | Refusal] | None) -> Method:
-            # Open: load balancers have no tokens.
+            # These need no token, because load balancers have none.
             return Method(name, kind, counts(name), small, is_open=True, handle=handle)
 
         reflect = Method(
@@ -150,7 +152,7 @@ class GrpcServer:
 
 
 def _session_class(library: str) -> Callable[[Receiver, SessionBounds], Session]:
-    """The library is imported only where it is used."""
+    """Returns the session class. Only the library in use is imported."""
     if library == "h2":
         from paywarden.scoring.grpc.http2_hyper import HyperSession
 

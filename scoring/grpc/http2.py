@@ -1,13 +1,14 @@
-"""The narrow seam between the gRPC front and the library that speaks HTTP/2: bytes in, calls out; and back.
+"""The interface between the gRPC front and the library that speaks HTTP/2.
 
     socket ─ Session.receive ─► on_request, on_data, … of the connection
     answers ─► Session.respond, refuse, … ─ Session.take ─► one write
 
-Two libraries fill it: `scoring/grpc/http2_ngh2.py` (libnghttp2, the fast one) and `scoring/grpc/http2_hyper.py`
-(hyper-h2, pure
-Python, some twenty times slower, much older). The front and its tests know neither. A session does no I/O and
-knows no time. It refuses what breaks HTTP/2; what merely asks for nothing it reports (`on_idle_frame`,
-`on_gone`), and the front decides how much of that is too much.
+1. Two libraries implement it: `scoring/grpc/http2_ngh2.py` (libnghttp2, the fast one) and
+   `scoring/grpc/http2_hyper.py` (hyper-h2: pure Python, about twenty times slower, much older). The front and its tests
+   import neither.
+2. A session does no I/O and reads no clock.
+3. A session refuses what breaks HTTP/2. It only reports frames that ask for nothing (`on_idle_frame`, `on_gone`), and
+   the front decides how many of them are too many.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ REFUSED_STREAM = 0x7
 CANCEL = 0x8
 ENHANCE_YOUR_CALM = 0xB
 
-# In a GOAWAY: nothing that was sent so far is excluded.
+# The last stream in a GOAWAY that excludes no stream.
 STREAM_ID_MAX = 2**31 - 1
 
 Http2Headers = Sequence[tuple[bytes, bytes]]
 
-# Of every answer; made once.
+# The same for every answer, so made once.
 RESPONSE_HEAD: Http2Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 OK_TRAILERS: Http2Headers = ((b"grpc-status", b"0"),)
 
@@ -39,7 +40,7 @@ _SETTINGS_TYPE = 0x4
 
 
 class BrokenConnection(Exception):
-    """The connection cannot be used any further; `code` is for the GOAWAY."""
+    """The connection cannot be used any further. `code` and `reason` go into the GOAWAY."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -49,7 +50,7 @@ class BrokenConnection(Exception):
 
 @dataclass(frozen=True)
 class SessionBounds:
-    """What a session is told to enforce."""
+    """The limits that a session enforces."""
 
     streams_max: int
     header_bytes_max: int
@@ -60,68 +61,68 @@ class SessionBounds:
 
 
 class Receiver(Protocol):
-    """What a session calls from within `receive`. May raise BrokenConnection, which `receive` lets through."""
+    """The callbacks that a session calls in `receive`. They may raise BrokenConnection, which `receive` passes on."""
 
     def on_request(self, stream_id: int, headers: Http2Headers, ended: bool) -> None:
-        """A new stream; `ended`: there will be no DATA."""
+        """A new stream has begun. `ended`: no DATA follows."""
 
     def on_data(self, stream_id: int, data: bytes, ended: bool) -> None:
-        """DATA of a stream, perhaps of one that was answered or reset meanwhile."""
+        """DATA of a stream has arrived, which may have been answered or reset meanwhile."""
 
     def on_gone(self, stream_id: int) -> None:
-        """The stream was reset; may be one that was answered, and may be told twice."""
+        """The stream was reset. It may have been answered, and the session may report it twice."""
 
     def on_idle_frame(self) -> None:
-        """A frame that asks for no answer from the front: PING, SETTINGS, WINDOW_UPDATE, PRIORITY."""
+        """A frame arrived that needs no answer from the front: PING, SETTINGS, WINDOW_UPDATE, PRIORITY."""
 
     def on_greeting(self) -> None:
-        """The peer's first SETTINGS, or later ones."""
+        """SETTINGS of the peer have arrived."""
 
     def on_pong(self) -> None:
-        """Our PING was answered."""
+        """The peer has answered our PING."""
 
 
 class Session(Protocol):
-    """The HTTP/2 of one connection, on the server's side. Calls about streams that are gone do nothing."""
+    """The server's side of one HTTP/2 connection. Calls about a stream that is gone do nothing."""
 
     def receive(self, data: bytes) -> None:
-        """Bytes of the peer. Raises BrokenConnection; `take` gives nothing any more then."""
+        """Take bytes from the peer. Raises BrokenConnection; after that, `take` returns nothing."""
 
     def take(self) -> bytes:
-        """All that is to be sent and may be sent now."""
+        """Returns all bytes that may be sent now."""
 
     def respond(self, stream_id: int, message: bytes) -> None:
-        """A whole answer: head, `message` as DATA, trailers that say OK."""
+        """Send a whole answer: head, `message` as DATA, trailers with status OK."""
 
     def refuse(self, stream_id: int, headers: Http2Headers, *, reset: bool) -> None:
-        """A whole answer without DATA; with `reset` the peer is told to send no more of its request."""
+        """Send a whole answer without DATA. With `reset` the peer must send no more of its request."""
 
     def begin(self, stream_id: int) -> None:
-        """The head of an answer that `send` and `end` complete."""
+        """Send the head of an answer that `send` and `end` complete."""
 
     def send(self, stream_id: int, message: bytes) -> None:
-        """DATA of an answer that was begun."""
+        """Send DATA of an answer that was begun."""
 
     def end(self, stream_id: int, trailers: Http2Headers) -> None:
-        """The end of an answer that was begun."""
+        """End an answer that was begun."""
 
     def reset(self, stream_id: int, code: int) -> None:
-        """No answer."""
+        """End a stream without an answer."""
 
     def ping(self) -> None:
-        """Ask for `on_pong`."""
+        """Send a PING; `on_pong` follows."""
 
     @property
     def closed(self) -> bool:
-        """Whether there is nothing more to say or hear on this connection."""
+        """Whether nothing more is sent or received on this connection."""
 
     @property
     def queued_bytes(self) -> int:
-        """DATA that waits for the peer to open its window."""
+        """Bytes of DATA that wait for the peer to open its window."""
 
 
 def settings_of(limits: SessionBounds) -> dict[int, int]:
-    """Our SETTINGS: HTTP/2's numbers and our values."""
+    """Returns our SETTINGS: the values by HTTP/2's numbers."""
     return {
         0x3: limits.streams_max,
         0x4: limits.stream_window_bytes,
@@ -130,13 +131,13 @@ def settings_of(limits: SessionBounds) -> dict[int, int]:
 
 
 def goaway(last_stream_id: int, code: int, reason: str) -> bytes:
-    """A GOAWAY frame. For use between frames, which is where every `take` ends."""
+    """Returns a GOAWAY frame. Write it between two frames, which is where every `take` ends."""
     debug = reason.encode()
     payload = last_stream_id.to_bytes(4, "big") + code.to_bytes(4, "big") + debug
     return _frame_head(_GOAWAY_TYPE, len(payload)) + payload
 
 
-# What a server must say first, even if GOAWAY is next.
+# A server must send SETTINGS first, even if GOAWAY is next.
 EMPTY_SETTINGS = (0).to_bytes(3, "big") + bytes([_SETTINGS_TYPE, 0]) + bytes(4)
 
 

@@ -1,7 +1,7 @@
-"""HTTP/2 through hyper-h2. See `scoring/grpc/http2.py`.
+"""Speaks HTTP/2 with hyper-h2. See `scoring/grpc/http2.py` for the interface.
 
-Slow, but pure Python and long proven: the way out should ngh2 fail us. hyper-h2 leaves it to its user to cut DATA to
-the peer's window and frame size; here what does not fit waits in `_queue` until the window opens.
+hyper-h2 is slow, but pure Python and long proven: the alternative if ngh2 should ever fail. Its user must cut DATA to
+the peer's window and frame size. DATA that does not fit waits in `_queue` until the window opens.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _FRAME_BYTES_MAX = 16_384
 
 
 class _Rest(NamedTuple):
-    """What is still to be sent on a stream; no `trailers` where more may come."""
+    """The unsent part of an answer. `trailers` is None while more DATA may come."""
 
     data: bytes
     trailers: Http2Headers | None
 
 
 class _FrameSizes:
-    """Knows a frame that is too large by its head. hyper-h2 looks once it has all of it, which may be 16 MiB."""
+    """Detects a frame that is too large by its head. hyper-h2 checks only the whole frame, which may have 16 MiB."""
 
     def __init__(self) -> None:
         self._head = b""
         self._rest_bytes = _PREFACE_BYTES
 
     def check(self, data: bytes) -> None:
-        """Raises BrokenConnection."""
+        """Raises BrokenConnection when a frame in the stream of bytes is too large."""
         at = 0
         while at < len(data):
             step = min(self._rest_bytes, len(data) - at)
@@ -61,7 +61,7 @@ class _FrameSizes:
 
 
 class HyperSession:
-    """A Session."""
+    """A Session on hyper-h2."""
 
     def __init__(self, receiver: Receiver, limits: SessionBounds) -> None:
         self._receiver, self._limits = receiver, limits
@@ -81,11 +81,11 @@ class HyperSession:
     def receive(self, data: bytes) -> None:
         """See Session."""
         try:
-            told = self._connection.receive_data(data)
+            new_events = self._connection.receive_data(data)
         except exceptions.ProtocolError as error:
             raise BrokenConnection(int(error.error_code), str(error)) from None
         self._frame_sizes.check(data)
-        self._tell(told)
+        self._tell(new_events)
 
     def take(self) -> bytes:
         """See Session."""
@@ -146,7 +146,7 @@ class HyperSession:
         return sum(len(rest.data) for rest in self._queue.values())
 
     def _pump(self, stream_id: int) -> None:
-        """Send what the peer's windows allow."""
+        """Send as much as the peer's windows allow."""
         data, trailers = self._queue.pop(stream_id)
         connection = self._connection
         try:
@@ -167,9 +167,9 @@ class HyperSession:
         for stream_id in list(self._queue):
             self._pump(stream_id)
 
-    def _tell(self, told: Iterable[events.Event]) -> None:
+    def _tell(self, new_events: Iterable[events.Event]) -> None:
         receiver = self._receiver
-        for event in told:
+        for event in new_events:
             if not self._greeted and not isinstance(event, events.RemoteSettingsChanged):
                 raise BrokenConnection(http2.PROTOCOL_ERROR, "SETTINGS must come first")
             self._greeted = True
@@ -177,7 +177,7 @@ class HyperSession:
                 headers = event.headers
                 if len(headers) > self._limits.header_count_max:
                     raise BrokenConnection(http2.ENHANCE_YOUR_CALM, "too many header fields")
-                # Those of libnghttp2 are bytes and no more; these are of a class derived from tuple.
+                # libnghttp2 gives plain tuples of bytes; these are of a class derived from tuple.
                 plain = [(bytes(name), bytes(value)) for name, value in headers]
                 receiver.on_request(event.stream_id, plain, event.stream_ended is not None)
             elif isinstance(event, events.DataReceived):

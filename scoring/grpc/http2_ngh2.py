@@ -1,4 +1,4 @@
-"""HTTP/2 through ngh2, a binding of libnghttp2. See `scoring/grpc/http2.py`."""
+"""Speaks HTTP/2 with ngh2, a binding of libnghttp2. See `scoring/grpc/http2.py` for the interface."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from paywarden.scoring.grpc.http2 import (
     SessionBounds,
 )
 
-# libnghttp2 answers a flood of resets with INTERNAL_ERROR; the front's own budgets are lower and say why.
+# libnghttp2 answers a flood of resets with INTERNAL_ERROR. The front's own allowances are lower and name the reason.
 _NO_NATIVE_LIMIT = (2**32, 2**32)
-# Acknowledgements of PING and SETTINGS not yet taken: a read holds at most 256 KiB, that is 15,000 of them.
+# Acknowledgements of PING and SETTINGS that wait for `take`. A read holds at most 256 KiB, or 15,000 of them.
 _ACKNOWLEDGEMENTS_MAX = 20_000
 
 
 class Ngh2Session:
-    """A Session. ngh2 reports all frames of a read at once, so `receive` parses all, then tells all."""
+    """A Session on ngh2, which reports all frames of a read at once: `receive` parses all, then calls back for all."""
 
     def __init__(self, receiver: Receiver, limits: SessionBounds) -> None:
         self._receiver = receiver
@@ -52,7 +52,7 @@ class Ngh2Session:
         connection.initiate_connection(http2.settings_of(limits))
         connection.set_local_window_size(limits.connection_window_bytes)
         self._connection = connection
-        # Looked up once: these run for every request.
+        # Bound methods, kept because they run for every request.
         self._receive, self._events, self._take = connection.receive_data, connection.events, connection.data_to_send
         self._send_head, self._send_data = connection.send_response, connection.send_data
         self._send_trailers = connection.send_trailers
@@ -78,7 +78,7 @@ class Ngh2Session:
                 data += self._take_resets()
         except ngh2.ConnectionStateError:
             return b""
-        # Also the end of every stream that was answered, which is of no interest.
+        # These events include the end of every answered stream, which needs no action.
         self._tell(self._events())
         return data
 
@@ -98,7 +98,7 @@ class Ngh2Session:
         except (ngh2.StreamProtocolError, ngh2.ConnectionStateError):
             return
         if reset:
-            # Only once the answer is out: a stream that is to be reset sends nothing any more.
+            # Reset only after the answer is sent, because a reset stream sends nothing any more.
             self._resets.append((stream_id, http2.NO_ERROR))
 
     def begin(self, stream_id: int) -> None:

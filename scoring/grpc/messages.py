@@ -1,7 +1,8 @@
-"""How gRPC puts messages, statuses and timeouts into HTTP/2. Values in, values out.
+"""Encodes and decodes gRPC's messages, statuses and timeouts. Pure functions.
 
-A message is a flag byte (1: compressed), its size in four bytes, and its bytes. The status comes in trailers; a call
-that is refused has no message, and its status is in the only headers of the answer.
+message   1 byte flag (1: compressed) │ 4 bytes size │ the bytes                 00 00 00 00 03 'a' 'b' 'c'
+status    trailers after the message: grpc-status: 0
+refusal   no message; the status is in the only headers of the answer
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from paywarden.scoring.grpc.http2 import Http2Headers
 
 UNIMPLEMENTED = "unimplemented"
 
-# gRPC's codes by our names for them.
+# gRPC's numbers by the names that refusals use.
 CODES = {
     name: number
     for number, name in enumerate(
@@ -28,12 +29,12 @@ CODES = {
 
 HEAD_BYTES = 5
 ACCEPTED_ENCODINGS = b"identity,deflate,gzip"
-# zlib's word for the format around the compressed bytes.
+# zlib's `wbits`, which selects the format around the compressed bytes.
 _WINDOW_BITS = {b"deflate": 15, b"gzip": 31}
 ENCODINGS = frozenset((b"identity", *_WINDOW_BITS))
 
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-# The specification's.
+# From gRPC's specification.
 _TIMEOUT_DIGITS_MAX = 8
 
 BAD_TIMEOUT = Refusal(INVALID_ARGUMENT, "must be 1 to 8 digits and one of H, M, S, m, u and n", "grpc-timeout")
@@ -46,22 +47,22 @@ _UNREADABLE = Refusal(INTERNAL, "the message cannot be decompressed")
 
 
 def frame(message: bytes) -> bytes:
-    """The message as it goes into DATA."""
+    """Returns the message as the bytes of DATA."""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 def message_size(data: bytes | bytearray) -> int | None:
-    """How long the message that begins `data` says it is; None before its head is complete."""
+    """Returns the size that the head of the first message in `data` states; None while the head is incomplete."""
     return int.from_bytes(data[1:HEAD_BYTES], "big") if len(data) >= HEAD_BYTES else None
 
 
 def too_large(bytes_max: int) -> Refusal:
-    """For a message that is, or becomes, larger than `bytes_max`."""
+    """Returns the refusal of a message that is larger than `bytes_max`, packed or unpacked."""
     return Refusal(RESOURCE_EXHAUSTED, f"a message must be at most {bytes_max} bytes")
 
 
 def read_only_message(data: bytes | bytearray, encoding: bytes, bytes_max: int) -> bytes | Refusal:
-    """The one message that `data`, all there is of a request, must hold."""
+    """Returns the one message that a complete request must hold, or why it does not."""
     size = message_size(data)
     if size is None:
         return TRUNCATED if data else NOT_ONE_MESSAGE
@@ -75,7 +76,7 @@ def read_only_message(data: bytes | bytearray, encoding: bytes, bytes_max: int) 
 
 
 def open_message(flag: int, body: bytes, encoding: bytes, bytes_max: int) -> bytes | Refusal:
-    """The message without compression. Never makes more than `bytes_max` of it, whatever it would unpack to."""
+    """Returns the message uncompressed. Never unpacks more than `bytes_max` + 1 bytes."""
     if flag == 0:
         return body
     if flag != 1:
@@ -96,7 +97,7 @@ def open_message(flag: int, body: bytes, encoding: bytes, bytes_max: int) -> byt
 
 
 def parse_timeout_s(value: bytes) -> float | None:
-    """The seconds that a grpc-timeout gives; None when it is none."""
+    """Returns the seconds of a grpc-timeout; None when it is malformed."""
     digits, unit_s = value[:-1], _UNITS_S.get(value[-1:])
     if unit_s is None or not digits.isdigit() or len(digits) > _TIMEOUT_DIGITS_MAX:
         return None
@@ -104,14 +105,14 @@ def parse_timeout_s(value: bytes) -> float | None:
 
 
 def percent_encode(text: str) -> bytes:
-    """A grpc-message: bytes outside printable ASCII, and %, as %XX."""
+    """Encode a grpc-message: bytes outside printable ASCII, and %, become %XX."""
     return b"".join(
         b"%c" % byte if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte for byte in text.encode()
     )
 
 
 def status_trailers(refusal: Refusal) -> Http2Headers:
-    """The trailers that say why."""
+    """Returns the trailers that give a refusal's status, message and field."""
     message = f"{refusal.field}: {refusal.message}" if refusal.field else refusal.message
     trailers = [
         (b"grpc-status", b"%d" % CODES.get(refusal.code, CODES["unknown"])),
@@ -124,20 +125,20 @@ def status_trailers(refusal: Refusal) -> Http2Headers:
     return trailers
 
 
-# Few refusals are ever given, some of them very often.
+# There are few different refusals, and some are frequent.
 @lru_cache(maxsize=256)
 def refusal_headers(refusal: Refusal) -> Http2Headers:
-    """The whole of a refused call's answer."""
+    """Returns the whole answer to a refused call."""
     return ((b":status", b"200"), (b"content-type", b"application/grpc"), *status_trailers(refusal))
 
 
 def http_error(status: int) -> Http2Headers:
-    """The whole answer to what is no gRPC call."""
+    """Returns the whole answer to a request that is not a gRPC call."""
     return ((b":status", b"%d" % status), (b"content-length", b"0"))
 
 
 def is_grpc(content_type: bytes | None) -> bool:
-    """Whether a content type is gRPC's with protobuf."""
+    """Whether a content type is that of gRPC with protobuf."""
     if content_type in (b"application/grpc", b"application/grpc+proto"):
         return True
     essence = (content_type or b"").partition(b";")[0].strip().lower()

@@ -1,4 +1,4 @@
-"""What the gRPC front counts."""
+"""The metrics of the gRPC front."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from paywarden.scoring.grpc.messages import CODES
 from paywarden.scoring.metrics.shared import Counter, Histogram, Registry
 from paywarden.scoring.metrics.worker import REQUEST_SECONDS_BOUNDS
 
-# "none" is what never got as far as a method.
+# "none" counts requests without a known method.
 METHODS = ("Score", "ScoreBatch", "Check", "List", "Watch", "ServerReflectionInfo", "none")
 _TIMED = ("Score", "ScoreBatch")
 
 
 @dataclass(frozen=True)
 class GrpcMetrics:
-    """Handles, by method and code; `seconds` only of the methods that score."""
+    """Metric handles by method and code. `seconds` has only the methods that score."""
 
     requests: Mapping[tuple[str, str], Counter]
     seconds: Mapping[str, Histogram]

@@ -1,6 +1,8 @@
-"""The standard services beside scoring: health, and reflection, by which tools learn what they can call.
+"""Answers gRPC's standard services: health, and reflection, which tells tools what they can call.
 
-Both answer a message with a message or a refusal, and know nothing of connections.
+    message in ─► GrpcHealth.check, Reflection.answer, … ─► message out, or a Refusal
+
+Neither knows connections.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ NOT_FOUND = "not_found"
 
 SCORING = "paywarden.scoring.v1.Scoring"
 HEALTH = "grpc.health.v1.Health"
-# The same messages under two names: tools ask for the newer first, or know only the older.
+# The same messages under two names: some tools ask for the newer first, others know only the older.
 REFLECTIONS = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
 _FILES: Sequence[FileDescriptor] = (
@@ -36,27 +38,27 @@ SERVICE_UNKNOWN = _STATUS.SERVICE_UNKNOWN
 
 
 class GrpcHealth:
-    """grpc.health.v1.Health: the server as a whole and the scoring service are well together, or not at all."""
+    """grpc.health.v1.Health. The server as a whole and the scoring service always have the same status."""
 
     def __init__(self, is_serving: Callable[[], bool]) -> None:
         self._is_serving = is_serving
         self._names = ("", SCORING)
 
     def service_of(self, message: bytes) -> str | Refusal:
-        """Which service is asked about."""
+        """Returns the service that a request names."""
         try:
             return health_pb2.HealthCheckRequest.FromString(message).service
         except DecodeError:
             return _NOT_A_MESSAGE
 
     def status_of(self, service: str) -> _Status:
-        """How it is now."""
+        """Returns a service's status now."""
         if service not in self._names:
             return SERVICE_UNKNOWN
         return _STATUS.SERVING if self._is_serving() else _STATUS.NOT_SERVING
 
     def check(self, message: bytes) -> bytes | Refusal:
-        """Answer Check."""
+        """Answer a message of Check."""
         service = self.service_of(message)
         if isinstance(service, Refusal):
             return service
@@ -64,7 +66,7 @@ class GrpcHealth:
         return _UNKNOWN_SERVICE if status == SERVICE_UNKNOWN else render_status(status)
 
     def list_all(self, message: bytes) -> bytes | Refusal:
-        """Answer List."""
+        """Answer a message of List."""
         try:
             health_pb2.HealthListRequest.FromString(message)
         except DecodeError:
@@ -76,12 +78,12 @@ class GrpcHealth:
 
 
 def render_status(status: _Status) -> bytes:
-    """A message of Check and Watch."""
+    """Returns a status as a message of Check and Watch."""
     return _STATUS(status=status).SerializeToString()
 
 
 class Reflection:
-    """grpc.reflection, v1 and v1alpha. Shows the files of what can be called, and no internal one."""
+    """grpc.reflection, v1 and v1alpha. It shows the .proto files of the public services and no internal ones."""
 
     def __init__(self) -> None:
         self._files: Mapping[str, bytes] = {file.name: file.serialized_pb for file in _FILES}
@@ -114,7 +116,7 @@ class Reflection:
             case "file_containing_symbol":
                 self._fill_file(answer, self._file_of.get(request.file_containing_symbol, ""))
             case "all_extension_numbers_of_type" if request.all_extension_numbers_of_type in self._messages:
-                # There are none: these files are all proto3.
+                # These files are all proto3, which has no extensions.
                 answer.all_extension_numbers_response.base_type_name = request.all_extension_numbers_of_type
             case "all_extension_numbers_of_type" | "file_containing_extension":
                 _fill_error(answer, NOT_FOUND, "no such type or extension")
@@ -126,7 +128,7 @@ class Reflection:
         if content is None:
             _fill_error(answer, NOT_FOUND, "no such file or symbol")
         else:
-            # Alone: none of these files imports another.
+            # One file is enough, since none of them imports another.
             answer.file_descriptor_response.file_descriptor_proto.append(content)
 
 
@@ -157,6 +159,6 @@ def _message_symbols(message: Descriptor) -> Iterator[str]:
 
 def _enum_symbols(enum: EnumDescriptor) -> Iterator[str]:
     yield enum.full_name
-    # An enum's values stand beside it, not in it, as in C++.
+    # As in C++, the values of an enum are in its enclosing scope.
     scope = enum.full_name.rpartition(".")[0]
     yield from (f"{scope}.{value.name}" for value in enum.values)

@@ -1,4 +1,4 @@
-"""Where the gRPC front listens, and every limit it has."""
+"""The gRPC front's addresses and limits. Times are in milliseconds, sizes in bytes."""
 
 from __future__ import annotations
 
@@ -11,63 +11,64 @@ LIBRARIES = ("ngh2", "h2")
 
 @dataclass(frozen=True)
 class GrpcSettings:
-    """What speaks HTTP/2, and every limit of the gRPC front, per connection unless it says more."""
+    """Where the gRPC front listens, its HTTP/2 library, and its limits: per connection unless they say per worker."""
 
     enabled: bool = True
     host: str = "127.0.0.1"
-    # 0 takes a free one.
+    # 0 takes a free port.
     port: int = 8081
-    # Also listened on where it is set, without TLS.
+    # A path to listen on beside the port, without TLS; empty for none.
     unix_socket: str = ""
-    # "ngh2" (libnghttp2) or "h2" (hyper-h2, some twenty times slower).
+    # "ngh2" (libnghttp2) or "h2" (hyper-h2, about twenty times slower).
     library: str = "ngh2"
     backlog: int = 1024
     # Per worker.
     connections_max: int = 1024
-    # Calls not yet answered. Clients queue what is more; one read then brings at most a few chunks.
+    # Unanswered calls. Clients queue further ones, so that one read brings at most a few chunks.
     streams_max: int = 128
-    # A payment of longest ids is 1.5 kB; the rest is for fields of newer clients.
+    # A payment with the longest ids has 1.5 kB; the rest is room for fields of newer clients.
     message_bytes_max: int = 16 * 1024
-    # 256 payments, each a few times larger than usual.
+    # Enough for 256 payments, each a few times larger than usual.
     batch_bytes_max: int = 512 * 1024
-    # Names of services and symbols.
+    # Messages of health and reflection hold only names of services and symbols.
     service_message_bytes_max: int = 4 * 1024
-    # Per worker: requests of which a part has come. Bounds memory whatever the connections and streams.
+    # Per worker: bytes of incomplete requests. It bounds memory for any number of connections and streams.
     arriving_bytes_max: int = 64 * 1024 * 1024
-    # As HTTP/2 counts, 32 bytes a field more than their text. Told to clients, who keep to it or end the connection.
+    # As HTTP/2 counts: 32 bytes per field beside its text. SETTINGS announces the limit to clients.
     header_bytes_max: int = 16 * 1024
     header_count_max: int = 64
-    # A block of headers within `header_bytes_max` fits into one frame; some clients cut it smaller.
+    # A block of headers within `header_bytes_max` fits into one frame, but some clients split it.
     continuation_frames_max: int = 8
     # Flow control: as large as a batch, so that a large one does not wait for a round trip.
     stream_window_bytes: int = 512 * 1024
     connection_window_bytes: int = 1024 * 1024
-    # Answers that wait for the caller's window; more calls are refused meanwhile. A dozen of the largest batches, as
-    # clients open 64 KiB at first.
+    # Answers that wait for the caller's window. Beyond this the front refuses further calls. It holds the answers to a
+    # dozen of the largest batches, since clients open 64 KiB at first.
     unread_bytes_max: int = 1024 * 1024
     watches_max: int = 8
-    # PING, SETTINGS, WINDOW_UPDATE, empty DATA: Go's client sends up to one PING and two updates an answer.
+    # Frames that ask for nothing: PING, SETTINGS, WINDOW_UPDATE, empty DATA. Go's client sends up to one PING and two
+    # updates per answer.
     idle_frames_burst: int = 1000
     idle_frames_per_second: int = 100
     idle_frames_per_answer: int = 4
-    # Calls that are reset before they are answered: a burst of all streams, several times over, is a client that
-    # gives up for good reasons; more is CVE-2023-44487. An answered call allows one more.
+    # Calls that are reset before they are answered. A client with good reasons may reset all its streams a few times;
+    # more is the attack CVE-2023-44487. An answered call allows one more reset.
     resets_burst: int = 1000
     resets_per_second: int = 100
-    # Without a call. Longer than clients and proxies keep connections unused.
+    # Time without a call. Longer than clients and proxies keep idle connections.
     idle_timeout_ms: int = 300_000
-    # From a call's headers to its last byte; also from connecting to the first SETTINGS.
+    # From a call's headers to its last byte, and from connecting to the first SETTINGS.
     request_timeout_ms: int = 5_000
     # How long a caller may leave answers unread.
     write_timeout_ms: int = 5_000
-    # Silence, with calls open (a Watch), after which the caller is asked whether he is there; and his time to say so.
+    # With calls open (a Watch): the silence after which the front sends a PING, and the time to answer it.
     keepalive_ms: int = 60_000
     keepalive_timeout_ms: int = 10_000
-    # After our last byte, for the caller to read it and close.
+    # From our last byte until the caller must have closed.
     linger_ms: int = 1_000
-    # Between NOT_SERVING and GOAWAY, so that a load balancer can take the worker out first.
+    # From NOT_SERVING to GOAWAY, so that a load balancer can remove the worker first.
     drain_delay_ms: int = 0
-    # What is in flight at a stop may take this long.
+    # The longest time for the calls in flight at a stop.
     stop_timeout_ms: int = 10_000
 
     def __post_init__(self) -> None:

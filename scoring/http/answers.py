@@ -1,4 +1,10 @@
-"""Answers as bytes on the wire."""
+"""Renders answers as bytes of HTTP/1.1, from heads that are prepared once a second.
+
+    HTTP/1.1 200 OK … Content-Type: … Date: … Content-Length:   prepared for each status and content type
+    123 … {"payment_id": …}                                     written for each answer
+
+Only the length of the body and the body itself differ between most answers.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +16,17 @@ from paywarden.scoring.http.refusals import STATUS_HEADERS
 
 
 class AnswerHeads:
-    """The beginnings of answers, up to the length of the body; made again when the second changes."""
+    """Keeps the beginning of each kind of answer, up to the body's length, and renews it when the second changes."""
 
     def __init__(self, now_ms: int) -> None:
         self._date = b""
         self._begun: dict[tuple[int, str], bytes] = {}
-        # Of 200 alone, which almost all are.
+        # The beginnings of answers with status 200, which nearly all are.
         self._begun_ok: dict[str, bytes] = {}
         self.set_time(now_ms)
 
     def set_time(self, now_ms: int) -> None:
-        """HTTP wants a Date in every answer: this one, until told otherwise."""
+        """Set the Date of every answer from now on; HTTP requires one. `now_ms` is in epoch milliseconds."""
         date = b"\r\nDate: " + formatdate(now_ms / 1000, usegmt=True).encode() + b"\r\nContent-Length: "
         if date != self._date:
             self._date = date
@@ -28,7 +34,7 @@ class AnswerHeads:
             self._begun_ok.clear()
 
     def render(self, call: HttpCall, *, closes: bool) -> bytes:
-        """The whole answer of a call; `closes`: no other follows."""
+        """Returns the whole answer to a call. `closes`: it says that the connection closes."""
         body, status, head = call.body, call.status, call.head
         if status == 200 and not (closes or head.says_keep_alive or head.is_head):
             begun = self._begun_ok.get(call.content_type) or self._begin_ok(call.content_type)

@@ -1,12 +1,16 @@
-"""One caller's connection: requests in, answers out in the order of the requests.
+"""Serves one HTTP connection: reads requests, and writes their answers in the order of the requests.
 
     read ─ RequestReader ─► take ─► HttpCall ─► MicroBatcher, or answered at once
                                         │
-    write ◄─ flush ◄─ whoever is first, while it is answered
+    write ◄─ flush ◄─ queue of calls: the answered ones at its front
 
-A call keeps its place from the moment it is read. An answer that comes early waits for those before it; `flush` sends
-all that are due in one write. At most `pipelined_max` calls are unanswered: what was read beyond them waits here,
-nothing more is read, and what waits goes on after the other connections have had their turn.
+1. A call gets its place in the queue when it is read. An early answer waits for the answers before it, and `flush`
+   sends all that are due in one write. Example: of requests 1, 2, 3, number 2 is answered first; nothing is sent. When
+   number 1 is answered, answers 1 and 2 leave together.
+2. At most `pipelined_max` calls are unanswered. Further requests that were read already wait here, and the connection
+   reads nothing more. They continue after the other connections have had their turn.
+3. After a request with "Connection: close", and at a stop of the server, the connection closes once all its answers
+   are sent (`_end`). Timeouts close it in any state (`check_timeouts`).
 """
 
 from __future__ import annotations
@@ -23,11 +27,11 @@ from paywarden.scoring.http.heads import Heads, RequestHead
 from paywarden.scoring.http.reader import RequestReader
 from paywarden.scoring.http.refusals import HttpRefusal, status_of
 from paywarden.scoring.http.settings import HttpSettings
-from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.json_form import JSON, render_error
 
 
 class HttpCall(Call):
-    """A request, and its answer once `status` is not 0; its place in the queue of its connection is kept until then."""
+    """A request in the queue of its connection. It is answered once `status` is not 0."""
 
     __slots__ = ("body", "content_type", "head", "headers", "status")
 
@@ -50,23 +54,23 @@ class HttpCall(Call):
     def refuse(self, refusal: Refusal) -> None:
         self.give(
             status_of(refusal.code),
-            wire.JSON.content_type,
-            wire.render_error(refusal.code, refusal.message, refusal.field),
+            JSON.content_type,
+            render_error(refusal.code, refusal.message, refusal.field),
         )
 
     def refuse_as(self, refusal: HttpRefusal) -> None:
-        """There is no answer of a route, for this reason."""
-        body = wire.render_error(refusal.code, refusal.message, refusal.field)
-        self.give(refusal.status, wire.JSON.content_type, body)
+        """Answer with the front's own refusal."""
+        body = render_error(refusal.code, refusal.message, refusal.field)
+        self.give(refusal.status, JSON.content_type, body)
         self.headers = refusal.headers
 
     def give(self, status: int, content_type: str, body: bytes) -> None:
-        """The whole answer."""
+        """Set the whole answer."""
         self.status, self.content_type, self.body = status, content_type, body
 
 
 class HttpConnectionServer(Protocol):
-    """The server of a connection, as far as a connection needs it."""
+    """The part of the server that a connection uses."""
 
     settings: HttpSettings
     loop: asyncio.AbstractEventLoop
@@ -74,14 +78,14 @@ class HttpConnectionServer(Protocol):
     draining: bool
 
     def admit(self, connection: HttpConnection) -> bool:
-        """Keep a new connection; False when there are too many."""
+        """Register a new connection. Returns False when there are too many."""
 
     def forget(self, connection: HttpConnection) -> None:
-        """A connection has ended."""
+        """Remove a connection that has ended."""
 
     @property
     def render(self) -> Callable[..., bytes]:
-        """`render(call, closes=…)`: an answer as bytes on the wire."""
+        """`render(call, closes=…)` returns an answer as bytes on the wire."""
 
     def submit(self, call: HttpCall) -> None:
         """Have a call answered, now or later."""
@@ -91,7 +95,7 @@ class HttpConnectionServer(Protocol):
 
 
 class HttpConnection(asyncio.Protocol):
-    """One caller. Nothing here blocks, and one that is slow holds up nobody."""
+    """One caller's connection. Nothing here blocks, so a slow caller delays nobody else."""
 
     def __init__(self, server: HttpConnectionServer) -> None:
         self._server = server
@@ -99,16 +103,16 @@ class HttpConnection(asyncio.Protocol):
         self._loop = server.loop
         self._transport: asyncio.Transport
         self._reader = RequestReader(server.heads, server.settings, self)
-        # In order: handed over and not yet sent, and read but not yet handed over.
+        # Both in order: calls submitted and not yet sent, and calls read but not yet submitted.
         self._calls: deque[HttpCall] = deque()
         self._waiting: deque[HttpCall] = deque()
         self._arrived = 0.0
-        # Loop time of the last event that the timeout of the current state counts from.
+        # The loop time from which the timeout of the current state counts.
         self._since = 0.0
-        self._blocked = False  # the caller does not read his answers
+        self._blocked = False  # the caller does not read answers
         self._reading = True
-        self._last = False  # no request after those already read is answered
-        self._ended = False  # the caller sends no more
+        self._last = False  # no further request will be taken
+        self._ended = False  # the caller has ended his half
         self._lingering = False
         self._going_on = False
 
@@ -135,9 +139,9 @@ class HttpConnection(asyncio.Protocol):
         self.flush()
 
     def eof_received(self) -> bool:
-        """The caller may still read: what he asked for is answered, then the connection closes."""
+        """Answer the requests so far, as the caller may still read, then close."""
         self._last = self._ended = True
-        # With TLS there is no half of a connection to keep open.
+        # TLS cannot keep half of a connection open.
         return bool(self._calls or self._waiting) and self._transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
@@ -160,7 +164,7 @@ class HttpConnection(asyncio.Protocol):
     # Requests and answers, in order
 
     def take(self, head: RequestHead, body: bytes, deadline_s: float) -> None:
-        """A request, from the reader."""
+        """Take a request from the reader: submit it, or let it wait."""
         if self._last:
             return
         self._last = head.closes
@@ -172,7 +176,7 @@ class HttpConnection(asyncio.Protocol):
             self._server.submit(call)
 
     def flush(self) -> None:
-        """Send the answers that are due; then go on with what waits, or read on, or close."""
+        """Send the answers that are due. Then submit waiting requests, read on, or close."""
         self._send()
         if self._waiting or len(self._calls) >= self._settings.pipelined_max:
             self._pause_reading()
@@ -188,7 +192,7 @@ class HttpConnection(asyncio.Protocol):
             self._resume_reading()
 
     def _go_on_later(self) -> None:
-        """In the loop's next turn, so that a caller with many requests lets the others go in between."""
+        """Submit waiting requests in the loop's next turn, so that other connections come in between."""
         if not self._blocked and not self._going_on:
             self._going_on = True
             self._loop.call_soon(self._go_on)
@@ -210,7 +214,7 @@ class HttpConnection(asyncio.Protocol):
         while calls and calls[0].status:
             call = calls.popleft()
             closes = call.head.closes
-            # On a stop, all that was read is answered, and only the last answer says "close".
+            # At a stop every request that was read is answered, and only the last answer says "close".
             if server.draining and not calls and not self._waiting and self._reader.arriving is None:
                 closes = self._last = True
             out.append(server.render(call, closes=closes))
@@ -230,7 +234,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _end(self) -> None:
-        """All is answered: close, but not so that the caller loses the last answer."""
+        """Close after the last answer, in a way that lets the caller read it."""
         if self._lingering or self._transport.is_closing():
             return
         if self._ended:
@@ -238,7 +242,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._lingering = True
         self._since = self._loop.time()
-        # With TLS there is no half of a connection to close.
+        # TLS cannot close half of a connection.
         if self._transport.can_write_eof():
             self._transport.write_eof()
         if not self._reading:
@@ -248,7 +252,7 @@ class HttpConnection(asyncio.Protocol):
     # The server's side
 
     def check_timeouts(self, now: float) -> None:
-        """Close, or answer 408, when the current state has lasted too long. `now` is the loop's time."""
+        """Close or answer 408 if the current state has lasted too long. `now` is the loop's time."""
         settings = self._settings
         waited_ms = (now - self._since) * 1000
         if self._lingering:
@@ -266,10 +270,10 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
     def finish(self) -> None:
-        """Close now if nothing is in flight; otherwise the last answer does."""
+        """Close now if nothing is in flight; otherwise the connection closes after the last answer."""
         if self._reader.arriving is None and not self._calls and not self._waiting and not self._lingering:
             self._transport.close()
 
     def abort(self) -> None:
-        """Close without a word, whatever is in flight."""
+        """Close at once, and drop what is in flight."""
         self._transport.abort()

@@ -1,18 +1,17 @@
-"""The HTTP/1.1 front of a scoring worker: requests to `MicroBatcher`, their answers back in order.
+"""Serves a scoring worker's HTTP/1.1 listeners: takes requests to `MicroBatcher`, and answers back in order.
 
     socket ─► HttpConnection ─ RequestReader ─► HttpCall ─► MicroBatcher ─► HttpCall ─ one write ─► socket
 
-1. Every request is handed to `MicroBatcher` as soon as its last byte is there; the answers of all requests that came
-   in one
-   turn of the loop leave in one write, in the order of the requests. Health and metrics are answered here.
-2. No connection can hold up the others: a request has a time in which it must be complete, a caller who does not read
-   his answers is not read from, and beyond `pipelined_max` unanswered requests what is left waits, in order, while the
-   others get their turn. One timer per server looks at all connections; none has its own.
-3. Nothing grows without a limit: connections, head, headers, body, batch, answers not yet read.
-4. A request that breaks the protocol is answered and the connection closed, since where the next request begins is not
-   known. A request that is merely wrong (route, token, content type, values) keeps the connection.
-5. To close, the sending half goes first and what still arrives is thrown away for `linger_ms`: closing at once would
-   make the kernel send a reset, which can take the answer from under the caller.
+1. A connection submits every request to `MicroBatcher` when its last byte has arrived. The answers to all requests of
+   one turn of the loop leave in one write, in the order of the requests. The front itself answers health and metrics.
+2. No connection can block the others. A request must be complete within `request_timeout_ms`. The front does not read
+   from a caller who does not read his answers (back-pressure). Beyond `pipelined_max` unanswered requests, further ones
+   wait, in order, while other connections get their turn. One timer per server checks all connections.
+3. Everything has a limit: connections, head, headers, body, batch, unread answers.
+4. If a request breaks the protocol, the front answers it and closes the connection, since nobody knows where the next
+   request begins. If it is merely wrong (route, token, content type, values), the connection stays open.
+5. To close, the front shuts down its sending half and discards what arrives for `linger_ms`. Closing at once would make
+   the kernel send a reset, which can destroy the answer before the caller has read it.
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ from paywarden.scoring.net.connections import Connections
 from paywarden.scoring.net.listeners import accept
 from paywarden.scoring.net.tls import HTTP_1_1, Tls
 from paywarden.scoring.net.tokens import Tokens
-from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.json_form import JSON, render_error
 
-_JSON = wire.JSON.content_type
+_JSON = JSON.content_type
 
 
 class HttpServer:
-    """Serves one worker's listeners. `metrics_text` is what /metrics shows; without `tokens` anyone may ask."""
+    """Serves one worker's listeners. `metrics_text` returns the body of /metrics; without `tokens` anyone may call."""
 
     def __init__(
         self,
-        turns: MicroBatcher,
+        batcher: MicroBatcher,
         settings: HttpSettings,
         *,
         metrics: HttpMetrics,
@@ -59,12 +58,12 @@ class HttpServer:
         self.settings = settings
         self.draining = False
         self.loop: asyncio.AbstractEventLoop
-        self._turns = turns
+        self._batcher = batcher
         self._counted = {route: metrics.of_route(route) for route in ROUTES}
         self._metrics_text = metrics_text
         self._now_ms = now_ms
         self.heads = Heads(
-            self._routes(metrics_need_token), settings, deadline_ms=turns.settings.deadline_ms, tokens=tokens
+            self._routes(metrics_need_token), settings, deadline_ms=batcher.settings.deadline_ms, tokens=tokens
         )
         self._answers = AnswerHeads(now_ms())
         self.render = self._answers.render
@@ -88,7 +87,7 @@ class HttpServer:
         return dict(routes)
 
     async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
-        """Accept connections from `listener`, which now belongs to this server. May be called for several."""
+        """Accept connections from `listener`, which now belongs to this server. Call it once for each listener."""
         self.loop = asyncio.get_running_loop()
         if self._sweeper is None:
             self._sweep()
@@ -104,7 +103,7 @@ class HttpServer:
         self._servers.append(server)
 
     async def stop(self) -> None:
-        """Answer what is in flight, then close. Connections still open after `stop_timeout_ms` are cut."""
+        """Answer the requests in flight, then close. Connections still open after `stop_timeout_ms` are aborted."""
         self.draining = True
         if self.settings.drain_delay_ms:
             await asyncio.sleep(self.settings.drain_delay_ms / 1000)
@@ -129,19 +128,19 @@ class HttpServer:
     # For connections
 
     def submit(self, call: HttpCall) -> None:
-        """Have a call answered, now or later. Never raises: this is the top of a request."""
+        """Have a call answered, now or later. Never raises: nothing above it could answer the request."""
         head = call.head
         if head.refusal is not None:
             call.refuse_as(head.refusal)
             return
         assert head.route is not None, "without a route there is a refusal"
         if head.route.answer is None:
-            self._turns.submit(call)
+            self._batcher.submit(call)
         else:
             call.give(*self._answer_of(head.route.name, head.route.answer))
 
     def count(self, call: HttpCall, now: float) -> None:
-        """An answer leaves; `now` is in seconds of `time.perf_counter`."""
+        """Count an answer that leaves; `now` is in seconds of `time.perf_counter`."""
         route = call.head.route
         self._counted["none" if route is None else route.name].count(call.status, now - call.arrived)
 
@@ -154,13 +153,13 @@ class HttpServer:
             self._bugs.note(error, f"answering {route}")
             return _error(INTERNAL, "internal error")
 
-    # Routes that are answered here
+    # Routes that the front answers itself
 
     def _livez(self) -> RouteAnswer:
         return 200, _JSON, b'{"live":true}'
 
     def _readyz(self) -> RouteAnswer:
-        missing = self._turns.scorer.readiness() + (["the worker is stopping"] if self.draining else [])
+        missing = self._batcher.scorer.readiness() + (["the worker is stopping"] if self.draining else [])
         body = json.dumps({"ready": not missing, "missing": missing}).encode()
         return (503 if missing else 200), _JSON, body
 
@@ -169,4 +168,4 @@ class HttpServer:
 
 
 def _error(code: str, message: str) -> RouteAnswer:
-    return status_of(code), _JSON, wire.render_error(code, message)
+    return status_of(code), _JSON, render_error(code, message)

@@ -1,15 +1,15 @@
-"""What a request's head means: its route, format, deadline, or why it is refused; known heads are not parsed again.
+"""Decides what a request's head means (route, format, deadline or refusal), and caches heads by their bytes.
 
-    head's bytes ─ known? ──────────────────────────────► Head
-         └─ no ─► parser ─► HeadFields ─ `Heads.decide` ──► Head ─ `Heads.learn`
+    head's bytes ─ cached? ──────────────────────────────────► RequestHead
+         └─ no ─► parser ─► HeadFields ─ `Heads.decide` ──────► RequestHead ─ `Heads.learn`
 
-1. A caller's heads are the same bytes again and again, but for the length of the body and the deadline. Which bytes
-   mean what is remembered, from the first byte to the empty line, so that a head that comes again costs a look-up.
-2. Only the head of a request that would be scored is remembered: nobody without a token can fill the memory. It is
-   bounded in heads and bytes, and emptied when it is full: what is in use is back after one request each.
-3. The deadline differs from request to request, so the head is remembered without it, where it is written in one of
-   the usual ways; a head with it in another way is remembered whole.
-4. When the tokens change, nothing is remembered any more.
+1. A caller sends the same head again and again, except for the length of the body and the deadline. The cache maps the
+   bytes from the first one to the empty line to their meaning, so a repeated head costs one look-up.
+2. The cache takes only heads of requests that would be scored, so a caller without a token cannot fill it. It is
+   bounded in heads and bytes. When it is full it is cleared, and the heads in use are back after one request each.
+3. The deadline differs between requests. A head with the deadline in one of the usual spellings is cached without its
+   value; a head with another spelling is cached whole.
+4. When the tokens change, the cache is cleared.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from dataclasses import dataclass, field
 import httptools
 
 from paywarden.scoring.http import refusals as refused
+from paywarden.scoring.http.content_types import format_of
 from paywarden.scoring.http.refusals import DEADLINE_MS_MAX, UNIMPLEMENTED, HttpRefusal
 from paywarden.scoring.http.settings import HttpSettings
 from paywarden.scoring.net.tokens import Tokens
-from paywarden.scoring.requests import wire
-from paywarden.scoring.requests.wire import Format
+from paywarden.scoring.requests.format import Format
+from paywarden.scoring.requests.json_form import JSON
 
 RouteAnswer = tuple[int, str, bytes]
 
-# A few hundred callers, each with some dozen lengths of body.
+# Enough for a few hundred callers, each with a few dozen lengths of body.
 _KNOWN_MAX = 8192
 _KNOWN_BYTES_MAX = 4 * 1024 * 1024
-# A deadline as callers write it, which may stand for any other.
+# The usual spellings of a deadline. Its value may be taken out of the key.
 _DEADLINE_LINE = re.compile(rb"\r\n(?:x-deadline-ms|X-Deadline-Ms): ([1-9][0-9]{0,5})\r\n")
 _DEADLINE_VALUE = re.compile(rb"[0-9]{1,6}")
-# A head with it may be known without its deadline: `Heads.find` has to be asked.
+# A head that holds this may be cached without its deadline, so the reader must ask `Heads.find`.
 DEADLINE_MARK = b"eadline-"
 
 
 @dataclass(frozen=True)
 class Route:
-    """What a target stands for. `answer` is of routes that answer at once; the others are scored."""
+    """What a request target stands for. `answer` is set for routes that answer at once; the others are scored."""
 
     name: str
     methods: tuple[bytes, ...]
@@ -51,12 +52,12 @@ class Route:
 
     @property
     def wrong_method(self) -> HttpRefusal:
-        """What is said to a caller with another method."""
+        """The refusal for a request with another method."""
         allow = b", ".join(self.methods)
         return HttpRefusal(405, UNIMPLEMENTED, f"use {allow.decode()}", headers=b"Allow: " + allow + b"\r\n")
 
 
-# Headers that matter here; of the others only the size does.
+# The headers that the front looks at. For the others only their size counts.
 KEPT_HEADERS = frozenset(
     b"host expect connection content-type content-length content-encoding transfer-encoding authorization "
     b"x-deadline-ms".split()
@@ -65,18 +66,18 @@ KEPT_HEADERS = frozenset(
 
 @dataclass
 class HeadFields:
-    """What the parser found in a head."""
+    """The fields of a parsed head."""
 
     method: bytes = b""
     target: bytes = b""
     version: str = "1.1"
     keeps_alive: bool = True
-    # By lower-case name, `KEPT_HEADERS` only; one that comes twice has both values, with a comma.
+    # `KEPT_HEADERS` only, by lower-case name. The values of a repeated header are joined with a comma.
     headers: dict[bytes, bytes] = field(default_factory=dict)
 
 
 class RequestHead:
-    """What a head means. `form` is JSON where a request has no body to speak of."""
+    """What a head means. `form` is JSON for a request without a body."""
 
     __slots__ = ("closes", "content_length", "deadline_s", "form", "is_head", "refusal", "route", "says_keep_alive")
 
@@ -84,7 +85,7 @@ class RequestHead:
         self,
         route: Route | None,
         *,
-        form: Format = wire.JSON,
+        form: Format = JSON,
         refusal: HttpRefusal | None = None,
         content_length: int = 0,
         deadline_s: float = 0.0,
@@ -98,12 +99,12 @@ class RequestHead:
         self.is_head, self.says_keep_alive = is_head, says_keep_alive
 
     def refused(self, refusal: HttpRefusal) -> RequestHead:
-        """The same head with a reason not to answer it."""
+        """Returns the same head with a refusal."""
         return RequestHead(self.route, refusal=refusal, closes=self.closes, is_head=self.is_head)
 
 
 class Heads:
-    """What all heads of a server mean."""
+    """Decides and caches the heads of one server. See the module."""
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class Heads:
         known_max: int = _KNOWN_MAX,
         known_bytes_max: int = _KNOWN_BYTES_MAX,
     ) -> None:
-        """`deadline_ms` is our own; `known_max` 0 remembers nothing."""
+        """`deadline_ms` is the server's deadline. With `known_max` 0 nothing is cached."""
         self._routes, self._settings, self._tokens = routes, settings, tokens
         self._deadline_ms = deadline_ms
         self._known: dict[bytes | tuple[bytes, bytes], RequestHead] = {}
@@ -134,18 +135,18 @@ class Heads:
 
     @property
     def known_count(self) -> int:
-        """How many heads are remembered."""
+        """The number of cached heads."""
         return len(self._known)
 
     def known(self) -> Mapping[bytes | tuple[bytes, bytes], RequestHead]:
-        """Heads by their bytes. To be asked for once a read: it is emptied when the tokens change."""
+        """Returns the cached heads by their bytes. Call it for every read, as it clears the cache on new tokens."""
         if self._tokens is not None and self._tokens.version != self._tokens_version:
             self._tokens_version = self._tokens.version
             self._forget()
         return self._known
 
     def find(self, head_bytes: bytes) -> tuple[RequestHead, float] | None:
-        """What these bytes mean and the seconds until the deadline, if they are known. Slower than `known`."""
+        """Returns the cached head of these bytes with the seconds until its deadline, or None. Slower than `known`."""
         key, deadline_ms = self._key_of(head_bytes)
         head = self._known.get(key)
         if head is None:
@@ -153,7 +154,7 @@ class Heads:
         return head, head.deadline_s if deadline_ms is None else min(deadline_ms, self._deadline_ms) / 1000
 
     def learn(self, head_bytes: bytes, head: RequestHead) -> None:
-        """Remember what these bytes mean, for a request that would be scored and has its length in them."""
+        """Cache what these bytes mean, if the request would be scored. The head must hold the body's length."""
         if head.refusal is not None or head.route is None or head.route.answer is not None or self._known_max == 0:
             return
         if len(self._known) >= self._known_max or self._known_bytes + len(head_bytes) > self._known_bytes_max:
@@ -166,20 +167,21 @@ class Heads:
         self._known_bytes = 0
 
     def _key_of(self, head_bytes: bytes) -> tuple[bytes | tuple[bytes, bytes], int | None]:
-        """The bytes before and after the deadline, where that can be taken out, and the deadline.
+        """Returns the cache's key of a head, and its deadline if that was taken out of the key.
 
-        Two parts, because with them put together a head with an empty deadline would be taken for one with a good one.
+        The key is the bytes before and after the deadline, as two parts. Joined, a head with an empty deadline would be
+        taken for one with a valid deadline.
         """
-        if (found := _DEADLINE_LINE.search(head_bytes)) is None or (value := int(found[1])) > DEADLINE_MS_MAX:
+        if (match := _DEADLINE_LINE.search(head_bytes)) is None or (value := int(match[1])) > DEADLINE_MS_MAX:
             return head_bytes, None
-        return (head_bytes[: found.start(1)], head_bytes[found.end(1) :]), value
+        return (head_bytes[: match.start(1)], head_bytes[match.end(1) :]), value
 
     def decide(self, fields: HeadFields) -> RequestHead:
-        """What a head means that has been parsed."""
+        """Returns what a parsed head means."""
         route = self._routes.get(fields.target) or self._find_route(fields.target)
         headers = fields.headers
         content_length = int(headers.get(b"content-length", b"0"))
-        form = wire.format_of(headers.get(b"content-type", b"")) if fields.method == b"POST" else wire.JSON
+        form = format_of(headers.get(b"content-type", b"")) if fields.method == b"POST" else JSON
         refusal = _protocol_refusal(fields)
         deadline_ms = self._deadline_of(headers.get(b"x-deadline-ms"))
         if refusal is None and content_length > self._settings.body_bytes_max:
@@ -188,7 +190,7 @@ class Heads:
             refusal = self._refusal(route, fields, form, deadline_ms)
         return RequestHead(
             route,
-            form=form or wire.JSON,
+            form=form or JSON,
             refusal=refusal,
             content_length=content_length,
             deadline_s=(deadline_ms or self._deadline_ms) / 1000,
@@ -198,14 +200,14 @@ class Heads:
         )
 
     def _find_route(self, target: bytes) -> Route | None:
-        """For targets with a query, or in the absolute form that proxies may send."""
+        """Find the route of a target with a query, or in the absolute form that proxies may send."""
         try:
             return self._routes.get(httptools.parse_url(target).path or b"")
         except httptools.HttpParserInvalidURLError:
             return None
 
     def _deadline_of(self, value: bytes | None) -> int | None:
-        """The smaller of the caller's deadline and ours in ms; None when the caller's is malformed."""
+        """Returns the smaller of the caller's deadline and the server's, in ms; None when the caller's is malformed."""
         if value is None:
             return self._deadline_ms
         if _DEADLINE_VALUE.fullmatch(value) is None or not 1 <= int(value) <= DEADLINE_MS_MAX:
@@ -215,7 +217,7 @@ class Heads:
     def _refusal(
         self, route: Route | None, fields: HeadFields, form: Format | None, deadline_ms: int | None
     ) -> HttpRefusal | None:
-        """What is wrong with a request that can be read."""
+        """Returns the refusal of a request that keeps to the protocol, or None."""
         headers = fields.headers
         if route is None:
             return refused.NOT_FOUND

@@ -1,14 +1,13 @@
-"""Bytes of one connection in, requests out.
+"""Turns the bytes of one connection into requests.
 
-    bytes ─┬─ at the beginning of a request, its head known, its body all there: two slices
-           └─ anything else: httptools, whose callbacks put the request together
+    bytes ─┬─ fast path: a cached head and its whole body are there ─► two slices
+           └─ anything else ─► the parser httptools, whose callbacks assemble the request
 
-Both ways give the same requests for the same bytes. The parser sees nothing of what the short way takes, which is
-always whole requests: between two requests it knows nothing of those before, so it does not miss them.
-
-A head comes to be known when the parser, fed with the bytes up to the first empty line and not a byte more, has just
-found the end of an ordinary head: one with a Content-Length and no wish to upgrade. (With a body that is all there, a
-wish for 100-continue changes nothing.)
+1. Both paths give the same requests for the same bytes. The fast path takes only whole requests. The parser keeps no
+   state between two requests, so it does not miss those that the fast path took.
+2. The reader feeds an unknown head to the parser, up to the first empty line and not a byte more. If the parser then
+   has found the end of an ordinary head, the reader caches it (`Heads.learn`). An ordinary head has a Content-Length
+   and asks for no upgrade. It may ask for 100-continue, which has no effect when the body is there.
 """
 
 from __future__ import annotations
@@ -27,28 +26,28 @@ _UNKNOWN = RequestHead(None)
 
 
 class RequestSink(Protocol):
-    """Where requests go, in order."""
+    """Takes requests in order."""
 
     def take(self, head: RequestHead, body: bytes, deadline_s: float) -> None:
-        """A request that is complete, or is refused as it is. After a head that closes there is no other."""
+        """Take a complete request, or one that is refused. No other follows a head that closes."""
 
 
 class _Arriving:
-    """One request while the parser is at it."""
+    """One request that the parser has begun and not finished."""
 
     def __init__(self) -> None:
         self.fields = HeadFields()
         self.header_count = 0
         self.head_bytes = 0
         self.head: RequestHead | None = None
-        # Bytes that came after the read the request began in, overhead of chunks included.
+        # Bytes received after the read in which the request began, including the overhead of chunks.
         self.wire_bytes = 0
         self.body: bytes | bytearray = b""
         self.continue_due = False
         self.upgrades = False
 
     def head_without_upgrade(self) -> bytes:
-        """The head again, as if the caller had not asked for another protocol."""
+        """Returns the head without the caller's wish to upgrade to another protocol."""
         fields = self.fields
         lines = [b"%b %b HTTP/1.1" % (fields.method, fields.target)]
         lines += [b"%b: %b" % (name, value) for name, value in fields.headers.items() if name != b"connection"]
@@ -57,26 +56,26 @@ class _Arriving:
 
 
 class _RefusedError(Exception):
-    """Raised in a callback: the only way to stop the parser."""
+    """Raised in a callback, which is the only way to stop the parser."""
 
     def __init__(self, refusal: HttpRefusal) -> None:
         self.refusal = refusal
 
 
 class RequestReader:
-    """Reads one connection's requests. `on_*` are the parser's callbacks."""
+    """Reads the requests of one connection. The methods `on_*` are the parser's callbacks."""
 
     def __init__(self, heads: Heads, settings: HttpSettings, taker: RequestSink) -> None:
         self._heads, self._settings, self._taker = heads, settings, taker
         self._parser = httptools.HttpRequestParser(self)
         # The request that has begun and is not complete.
         self.arriving: _Arriving | None = None
-        # Nothing that comes from now on is a request.
+        # No request is read from now on.
         self.is_done = False
         self._upgrade_ignored = False
 
     def feed(self, data: bytes) -> None:
-        """Take what has arrived; every request that is complete now has been handed on."""
+        """Take received bytes, and hand on every request that is complete now."""
         self._upgrade_ignored = False
         unfinished = self.arriving
         try:
@@ -88,13 +87,13 @@ class RequestReader:
                 raise
             self.refuse(error.__context__.refusal)
         except httptools.HttpParserError:
-            # After a request that closes, what follows is of no interest, whatever it is.
+            # After a request that closes, `refuse` does nothing: the bytes that follow do not matter.
             self.refuse(refused.NOT_HTTP)
         if unfinished is not None and unfinished is self.arriving:
             self._check_wire_bytes(unfinished, len(data))
 
     def refuse(self, refusal: HttpRefusal) -> None:
-        """Give up on what is arriving, and on the connection."""
+        """Refuse the request that is arriving, and take no further ones."""
         if self.is_done:
             return
         head = _UNKNOWN if self.arriving is None or self.arriving.head is None else self.arriving.head
@@ -102,7 +101,7 @@ class RequestReader:
         self._hand_on(head.refused(refusal._replace(closes=True)), b"")
 
     def takes_continue(self) -> bool:
-        """Whether the caller waits for a "100 Continue" before it sends a body; asked again, it does not."""
+        """Whether the caller waits for "100 Continue" before sending the body. Returns True only once per request."""
         if self.arriving is None or not self.arriving.continue_due:
             return False
         self.arriving.continue_due = False
@@ -122,8 +121,8 @@ class RequestReader:
                 self._parse(data[start:] if start else data)
                 return
             if data.find(DEADLINE_MARK, start, end) >= 0:
-                found = self._heads.find(data[start:end])
-                head, deadline_s = found if found is not None else (None, 0.0)
+                cached = self._heads.find(data[start:end])
+                head, deadline_s = cached if cached is not None else (None, 0.0)
             else:
                 head = known.get(data[start:end])
                 deadline_s = head.deadline_s if head is not None else 0.0
@@ -139,7 +138,7 @@ class RequestReader:
             start = following
 
     def _read_unknown(self, data: bytes, start: int, end: int) -> int:
-        """Let the parser have a head, and the rest of the request; returns where it is to go on."""
+        """Feed an unknown head, and the rest of the request, to the parser. Returns where to continue in `data`."""
         head_bytes = data[start:end]
         self._parse(head_bytes)
         arriving = self.arriving
@@ -151,18 +150,18 @@ class RequestReader:
         return following
 
     def _is_ordinary(self, arriving: _Arriving) -> bool:
-        """Whether the request ends where its Content-Length says, and its head has been read as it is."""
+        """Whether the request ends where its Content-Length says, and the parser has read its head unchanged."""
         return b"content-length" in arriving.fields.headers and not arriving.upgrades and not self._upgrade_ignored
 
     def _parse(self, data: bytes) -> None:
-        """Parse; a wish to upgrade (to h2c: Java's client asks on its first request) is ignored, as one may.
+        """Feed the parser, and ignore a wish to upgrade, as HTTP allows. (Java's client asks for h2c first.)
 
-        The parser takes no body after such a head, so the head is given once more to a new one, without it.
+        The parser reads no body after such a head. A new parser therefore gets the head again, without the wish.
         """
         rest = self._parse_until_upgrade(data)
         while rest is not None and not self.is_done:
             if self._upgrade_ignored:
-                raise _RefusedError(refused.NOT_HTTP)  # once a read: every time would cost a copy of `data`
+                raise _RefusedError(refused.NOT_HTTP)  # only once per read: each time copies `data`
             self._upgrade_ignored = True
             assert self.arriving is not None, "the parser has found a head"
             head = self.arriving.head_without_upgrade()
@@ -170,7 +169,7 @@ class RequestReader:
             rest = self._parse_until_upgrade(head + rest)
 
     def _parse_until_upgrade(self, data: bytes) -> bytes | None:
-        """None, or what follows a head that asks for an upgrade."""
+        """Returns the bytes after a head that asks for an upgrade, or None."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -178,7 +177,7 @@ class RequestReader:
         return None
 
     def _check_wire_bytes(self, arriving: _Arriving, size: int) -> None:
-        """A header without end, or a chunk's, is collected in the parser, where callbacks do not see it grow."""
+        """Refuse an endless header. The parser collects it, or a chunk's, without calling back."""
         arriving.wire_bytes += size
         settings = self._settings
         if arriving.head is None and arriving.wire_bytes > settings.head_bytes_max:
@@ -201,7 +200,7 @@ class RequestReader:
         arriving.header_count += 1
         self._count_head(arriving, len(name) + len(value) + 4)
         lowered = name.lower()
-        # A field after a chunked body comes too late to change anything: the head has been decided.
+        # A trailer after a chunked body changes nothing: the head has been decided by then.
         if lowered in KEPT_HEADERS:
             headers = arriving.fields.headers
             earlier = headers.get(lowered)
@@ -218,7 +217,7 @@ class RequestReader:
         arriving.head = head = self._heads.decide(fields)
         expects = b"expect" in fields.headers
         if head.refusal is not None and (head.refusal.closes or expects):
-            # A caller who waits for 100 may send the body after this answer, or not: the end is not known.
+            # A caller who waits for 100 may send the body after this answer or not, so the request's end is unknown.
             raise _RefusedError(head.refusal)
         arriving.continue_due = expects and fields.version == "1.1"
 
@@ -238,7 +237,7 @@ class RequestReader:
     def on_message_complete(self) -> None:
         arriving = self._current
         if arriving.upgrades:
-            return  # the parser believes the rest is another protocol; see _parse
+            return  # the parser takes the rest for another protocol; see _parse
         self.arriving = None
         if not self.is_done:
             assert arriving.head is not None, "a message has a head"

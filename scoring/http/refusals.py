@@ -1,7 +1,8 @@
-"""Why an HTTP request gets no answer of a route, and the status each reason has.
+"""The refusals of the HTTP front, and the HTTP status of every refusal.
 
-An error is JSON whatever the request was: {"error": {"code": "invalid_argument", "field": "amount_minor",
-"message": "…"}}; `field` is empty where none is to blame.
+An error is always JSON, in whatever format the request was; `field` is empty when no field is wrong:
+
+    {"error": {"code": "invalid_argument", "field": "amount_minor", "message": "is missing; wanted …"}}
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from paywarden.scoring.engine.batcher import (
     UNAUTHENTICATED,
     UNAVAILABLE,
 )
-from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.json_form import JSON
+from paywarden.scoring.requests.protobuf_form import PROTOBUF
 
 UNIMPLEMENTED = "unimplemented"
 
@@ -26,7 +28,7 @@ DEADLINE_MS_MAX = 600_000
 
 
 class HttpRefusal(NamedTuple):
-    """Why a request gets no answer of a route. `closes`: the connection cannot be used any further."""
+    """Why the front refuses a request itself. `closes`: the connection cannot be used any further."""
 
     status: int
     code: str
@@ -45,7 +47,7 @@ NOT_FOUND = HttpRefusal(404, "not_found", "no such route")
 CONTENT_TYPE = HttpRefusal(
     415,
     INVALID_ARGUMENT,
-    f"Content-Type must be {wire.PROTOBUF.content_type} or {wire.JSON.content_type}, not compressed",
+    f"Content-Type must be {PROTOBUF.content_type} or {JSON.content_type}, not compressed",
 )
 NO_TOKEN = HttpRefusal(401, UNAUTHENTICATED, "a bearer token that is known here is needed")
 DEADLINE = HttpRefusal(
@@ -64,7 +66,7 @@ _STATUSES: Mapping[str, int] = {
     DEADLINE_EXCEEDED: 504,
 }
 
-# What every answer with this status has to say, whatever the reason. A second is long after any queue here.
+# Headers of every answer with this status. After a second, any queue here is empty again.
 STATUS_HEADERS: Mapping[int, bytes] = {
     401: b"WWW-Authenticate: Bearer\r\n",
     429: b"Retry-After: 1\r\n",
@@ -73,5 +75,5 @@ STATUS_HEADERS: Mapping[int, bytes] = {
 
 
 def status_of(code: str) -> int:
-    """The HTTP status of a refusal's code."""
+    """Returns the HTTP status of a refusal's code."""
     return _STATUSES.get(code, 500)

@@ -1,1 +1,1 @@
-"""The same payment gets the same decision: recent answers, and claims on payment ids."""
+"""Gives a repeated payment the decision it got before: recent decisions, and claims on payment ids."""

@@ -1,29 +1,33 @@
-"""The compiled half of the table of answered payments (scoring/idempotency/decision_cache.py): claims, by
-compare-and-swap alone.
+"""The compiled half of scoring/idempotency/decision_cache.py: claims payment ids with compare-and-swap, without a lock.
 
-The table is one array of int64 in shared memory: a head, then buckets of 8 slots, each column of a bucket in one
-cache line. A payment's tag (a hash of its id, never 0) belongs into two buckets and may be in any slot of them.
+The table is one array of int64 in shared memory: a head, then buckets of 8 slots. Each column of a bucket is one cache
+line. A payment's tag (a hash of its id, never 0) selects two buckets, and may be in any slot of them.
 
     head      one entry for each worker: incarnation, pid, when that process started, unused
-    bucket    8 tags │ 8 claim words │ 8 positions, plus one (0: none)
+    bucket    8 tags │ 8 claim words │ 8 positions, each plus one (0: no position)
     word      2 bits state │ 8 bits worker │ 21 bits incarnation │ 32 bits time in seconds; 0 is a free slot
 
-A slot goes from free over WRITING (the tag is not there yet), TENTATIVE and CLAIMED to SETTLED, and from any of them
-back to free. Only its claimant moves it forward, always by compare-and-swap of the word.
+    free ─► WRITING (tag not set yet) ─► TENTATIVE ─► CLAIMED ─► SETTLED          any of them ─► free
 
-1. Look for the tag in both buckets. A live claim that is CLAIMED or SETTLED is the answer: found.
-2. Else take a free slot: swap its word to WRITING, set position and tag, swap to TENTATIVE.
-3. Look over both buckets again. Another slot with the tag that is CLAIMED or SETTLED: give ours back, found. One that
-   is TENTATIVE: of the two the lower slot stays, so either swap the other's word to 0, or give ours back.
-4. Swap ours from TENTATIVE to CLAIMED: won. If another one has swapped it to 0 meanwhile, begin again.
+Only the claimant moves a slot forward, always by compare-and-swap of the word. A claim takes four steps:
 
-Two can never both win: of two that are TENTATIVE for one tag, the later one's second look sees the earlier one's slot
-(all accesses are in one total order), and then gives way, finds the other CLAIMED, or takes its word from it before it
-is CLAIMED. Without the swap in step 4 the later one could hold the lower slot and both would stay.
+1. Look for the tag in both buckets. If there is a live claim that is CLAIMED or SETTLED, the result is FOUND.
+2. Otherwise take a free slot: swap its word to WRITING, set position and tag, swap the word to TENTATIVE.
+3. Look through both buckets again. If another slot with the tag is CLAIMED or SETTLED, free our slot: FOUND. If another
+   slot is TENTATIVE, the lower of the two slots stays: either swap the other's word to 0, or free our slot.
+4. Swap our word from TENTATIVE to CLAIMED: won. If another worker has swapped it to 0 meanwhile, begin again.
 
-What a slot is worth follows from its word and the head: an *ended* claim's incarnation is not its worker's any more, an
-*expired* one is older than the window. WRITING and TENTATIVE end with the incarnation. CLAIMED does not expire while
-its incarnation lasts: a stopped process may go on. CLAIMED and ended is found: the caller looks up what came of it.
+Two workers can never both win. All accesses are in one total order, so of two claims that are TENTATIVE for one tag,
+the later one's second look (step 3) sees the earlier slot. It then gives way, finds the other CLAIMED, or frees the
+other's slot before it is CLAIMED. Without the swap in step 4, the later one could hold the lower slot and both would
+stay.
+
+Whether a slot can be reused follows from its word and the head. A claim has *ended* when its incarnation is no longer
+its worker's, and has *expired* when it is older than the window.
+
+- WRITING and TENTATIVE end with the incarnation.
+- CLAIMED does not expire while its incarnation lasts, because a stopped process may continue.
+- CLAIMED and ended counts as FOUND: the caller looks for the record.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ from paywarden.features.kernel.layout import I64
 from paywarden.features.kernel.plan_schema import positions
 
 WORKERS_MAX = 256
-# The head's first words are the file's own: what it is, and how many buckets it has.
+# The head's first words describe the file: its magic number, and how many buckets it has.
 MAGIC_AT, BUCKET_COUNT_AT, WORKERS_AT = 0, 1, 8
 INCARNATION, PID, STARTED = range(3)
 WORKER_SIZE = 4
@@ -56,26 +60,26 @@ INCARNATIONS = 1 << (WORKER_SHIFT - INCARNATION_SHIFT)
 TIME_MASK = (1 << INCARNATION_SHIFT) - 1
 _OWNER_MASK = (1 << STATE_SHIFT) - 1
 
-# What is said of a tag, instead of the slot that was won.
-FULL = -1  # both buckets hold live claims only
-BUSY = -2  # another one is claiming it at this moment
-_LOST = -3  # ours was cancelled by another one
-# A live claim was found; the slot is in the lower bits.
+# The result for a tag when no slot was won.
+FULL = -1  # both buckets hold only live claims
+BUSY = -2  # another worker is claiming the tag at this moment
+_LOST = -3  # another worker freed our slot
+# A flag: a live claim was found, and its slot is in the lower bits.
 FOUND = 1 << 48
-# Contests lost to others before a claim says BUSY. Each has somebody else's claim go on.
+# How many contests a claim may lose before it returns BUSY. With each of them another worker's claim advances.
 _TRIES = 16
 
 
 class ClaimSlots(NamedTuple):
-    """The frame of a worker; its arrays are int64."""
+    """The frame of one worker. All arrays are int64."""
 
     table: int
     tags: int
-    """Of the payments of a chunk."""
+    """The tags of the payments of a chunk."""
     slots: int
-    """The slot of each that was won; what is below 0 is passed over."""
+    """The slot of each payment. A number below 0 is no slot and is skipped."""
     positions: int
-    """Where the record of each will begin."""
+    """The outbox position at which each record will begin."""
 
 
 SLOT = positions(ClaimSlots)
@@ -83,27 +87,27 @@ SLOT = positions(ClaimSlots)
 
 @compiled()
 def load(table: I64, position: int) -> int:
-    """One word, atomically."""
+    """Read one word atomically."""
     found: int = load_atomic(table, position)
     return found
 
 
 @compiled()
 def store(table: I64, position: int, value: int) -> None:
-    """Set one word, atomically."""
+    """Write one word atomically."""
     store_atomic(table, position, value)
 
 
 @compiled()
 def swap(table: I64, position: int, expected: int, value: int) -> int:
-    """Set one word if it is `expected`; returns 1 if it was."""
+    """Compare-and-swap: write one word if it is `expected`. Returns 1 if it was, else 0."""
     swapped: int = swap_atomic(table, position, expected, value)
     return swapped
 
 
 @inlined
 def _bucket(tag: int, bucket_count: int, choice: int) -> int:
-    """Where the tag's first or second bucket begins."""
+    """Returns the index at which the tag's first or second bucket begins."""
     mixed = tag if choice == 0 else (tag ^ (tag >> 29)) * 0x3F58476D1CE4E5B9
     number = (mixed & 0x7FFFFFFFFFFFFFFF) % bucket_count
     if choice == 1 and bucket_count > 1 and number == (tag & 0x7FFFFFFFFFFFFFFF) % bucket_count:
@@ -121,7 +125,7 @@ def _is_ended(table: I64, word: int) -> bool:
 
 @inlined
 def _is_free(table: I64, word: int, now_s: int, window_s: int) -> bool:
-    """Whether the slot of a claim with this word can be had."""
+    """Whether a slot with this word can be taken."""
     if word == 0:
         return True
     state = word >> STATE_SHIFT
@@ -139,9 +143,9 @@ def _is_claim_of(word: int, owner: int) -> bool:
 
 @compiled()
 def _look(table: I64, first: int, second: int, tag: int, but: int, now_s: int, window_s: int) -> int:
-    """The slot (the place of its tag) of a live claim of the tag, not `but`; -1 when there is none.
+    """Returns the slot (the index of its tag) of a live claim on the tag, other than `but`; -1 when there is none.
 
-    One that is CLAIMED or SETTLED comes before any that is TENTATIVE; WRITING has no tag yet.
+    A claim that is CLAIMED or SETTLED comes before a TENTATIVE one. A slot that is WRITING has no tag yet.
     """
     tentative = -1
     for choice in range(2):
@@ -162,7 +166,7 @@ def _look(table: I64, first: int, second: int, tag: int, but: int, now_s: int, w
 
 @compiled()
 def _free_slot(table: I64, first: int, second: int, now_s: int, window_s: int) -> int:
-    """A slot that can be had, in the bucket that has more of them; -1 when there is none."""
+    """Returns a slot that can be taken, in the bucket that has more of them; -1 when there is none."""
     best, most = -1, 0
     for choice in range(2):
         bucket = first if choice == 0 else second
@@ -181,7 +185,7 @@ def _free_slot(table: I64, first: int, second: int, now_s: int, window_s: int) -
 
 @compiled()
 def _contest(table: I64, mine: int, tag: int, owner: int, now_s: int, window_s: int) -> int:
-    """Steps 3 and 4 for our TENTATIVE slot: the slot, FOUND and another's slot, BUSY, or _LOST: begin again."""
+    """Steps 3 and 4 for our TENTATIVE slot. Returns the slot, FOUND with another slot, BUSY, or _LOST: begin again."""
     bucket_count = table[BUCKET_COUNT_AT]
     first, second = _bucket(tag, bucket_count, 0), _bucket(tag, bucket_count, 1)
     tentative = owner | (TENTATIVE << STATE_SHIFT)
@@ -207,7 +211,7 @@ def _contest(table: I64, mine: int, tag: int, owner: int, now_s: int, window_s: 
 
 @compiled()
 def _claim(table: I64, tag: int, owner: int, now_s: int, window_s: int) -> int:
-    """The slot that was won, FOUND and the slot of another claim, FULL or BUSY."""
+    """Returns the slot that was won, FOUND with the slot of another claim, FULL or BUSY."""
     bucket_count = table[BUCKET_COUNT_AT]
     first, second = _bucket(tag, bucket_count, 0), _bucket(tag, bucket_count, 1)
     for _ in range(_TRIES):
@@ -219,7 +223,7 @@ def _claim(table: I64, tag: int, owner: int, now_s: int, window_s: int) -> int:
             return FULL
         word = load_atomic(table, mine + WORDS)
         writing = owner | (WRITING << STATE_SHIFT)
-        # Taken by another one, or not free any more, since it was looked at.
+        # Since `_free_slot` looked, another worker may have taken the slot.
         if not _is_free(table, word, now_s, window_s) or swap_atomic(table, mine + WORDS, word, writing) == 0:
             continue
         store_atomic(table, mine + POSITIONS, 0)
@@ -234,11 +238,11 @@ def _claim(table: I64, tag: int, owner: int, now_s: int, window_s: int) -> int:
 
 @compiled()
 def claim_all(table: I64, tags: I64, count: int, owner: int, now_s: int, window_s: int, results: I64) -> int:
-    """Claim the first `count` tags for `owner` (a word of state 0, with its time); returns how many were won.
+    """Claim the first `count` tags for `owner` (a word of state 0, with its time). Returns how many were won.
 
-    `results` gets for each tag the slot, FOUND and the slot of a live claim, FULL or BUSY. Slots are places in `table`.
+    `results` gets for each tag the slot, FOUND with the slot of a live claim, FULL or BUSY. Slots index `table`.
     """
-    # Each bucket is somewhere else in memory. Read first without waiting for one another, they come together.
+    # Each bucket is elsewhere in memory. Reading all of them first lets the cache misses overlap.
     touched = 0
     for index in range(count):
         for choice in range(2):
@@ -256,7 +260,7 @@ def claim_all(table: I64, tags: I64, count: int, owner: int, now_s: int, window_
 
 @compiled()
 def take_over(table: I64, slot: int, word: int, owner: int, now_s: int, window_s: int) -> int:
-    """Claim a slot whose claim, with this word, has come to nothing. As `_claim`, but never FULL."""
+    """Claim a slot whose claim, with this word, has no record. Returns as `_claim` does, but never FULL."""
     tag = load_atomic(table, slot + TAGS)
     if swap_atomic(table, slot + WORDS, word, owner | (TENTATIVE << STATE_SHIFT)) == 0:
         return BUSY
@@ -267,7 +271,7 @@ def take_over(table: I64, slot: int, word: int, owner: int, now_s: int, window_s
 
 @compiled()
 def free_all(table: I64, slots: I64, count: int, owner: int) -> None:
-    """Give slots back that were won and are the owner's still: nothing came of their claims."""
+    """Free slots that the owner won and still holds."""
     for index in range(count):
         if slots[index] >= 0:
             word = load_atomic(table, slots[index] + WORDS)
@@ -275,12 +279,12 @@ def free_all(table: I64, slots: I64, count: int, owner: int) -> None:
                 swap_atomic(table, slots[index] + WORDS, word, 0)
 
 
-# For a worker, whose arrays stay in its frame.
+# The calls of a worker, whose arrays stay in its frame.
 
 
 @compiled(makes_arrays=True)
 def claim_bound(frame_at: int, count: int, owner: int, now_s: int, window_s: int) -> int:
-    """`claim_all` of the tags; the slots get the results."""
+    """Claim the frame's first `count` tags; its slots get the results of `claim_all`."""
     table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
     tags = carray(address(frame_at, SLOT.tags), count, np.int64)
     slots = carray(address(frame_at, SLOT.slots), count, np.int64)
@@ -290,7 +294,7 @@ def claim_bound(frame_at: int, count: int, owner: int, now_s: int, window_s: int
 
 @compiled(makes_arrays=True)
 def place_bound(frame_at: int, count: int) -> None:
-    """Say of slots that were won where their records will begin; slots below 0 are passed over."""
+    """Note in each slot where its record will begin. Slots below 0 are skipped."""
     table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
     slots = carray(address(frame_at, SLOT.slots), count, np.int64)
     begins = carray(address(frame_at, SLOT.positions), count, np.int64)
@@ -301,7 +305,7 @@ def place_bound(frame_at: int, count: int) -> None:
 
 @compiled(makes_arrays=True)
 def settle_bound(frame_at: int, count: int, owner: int) -> None:
-    """The records are there, of slots that were won and are the owner's still."""
+    """Settle the slots that the owner won and still holds: their records are appended."""
     table = carray(address(frame_at, SLOT.table), size(frame_at, SLOT.table), np.int64)
     slots = carray(address(frame_at, SLOT.slots), count, np.int64)
     for index in range(count):

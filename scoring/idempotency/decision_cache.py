@@ -1,25 +1,31 @@
-"""Which payments were answered of late, and where their decisions are: the same payment gets the same decision.
+"""Gives a repeated payment the decision it got before. The payment id is the idempotency key.
 
-A payment comes again when its caller had no answer: the connection broke, a worker was killed, time ran out. It may
-reach another worker, even at the same moment. All workers of a host share a table in memory, without any lock: a
-worker that is stopped or killed at any point holds up nobody. What a slot holds and how it is won:
-scoring/idempotency/claim_table.py.
+    worker 0   claim(p1): won ─► place ─► append to the outbox ─► settle ─► answer "approve"
+    worker 1   claim(p1): found, settled ─► read the record in worker 0's outbox ─► answer "approve"
 
-1. A worker claims the ids of a chunk (`claim`). What it wins it decides, and nobody else does.
-2. It says where in its outbox each record will begin (`place`), appends them in one write, and says that they are
-   there (`settle`). Then it answers. If the outbox refuses, it gives the claims back (`release`).
-3. A settled claim that is found names the record: that is the decision, and it is the answer once more. If the
-   payment's card, merchant, amount or currency are others there, the id has been used for another payment.
-4. A claim that is found and not settled: while its worker lives, the decision is under way; ask again. If the worker
-   has died, it was killed before it could settle. If the record is there, it is the decision, answered or not: the
-   companion ships it. If not, nothing was answered, and the claim is taken over.
-5. A worker takes a new incarnation, which ends the claims of its former ones, after it has the lock of its outbox: so
-   nothing of the former can be appended any more. Whoever finds a claim of a worker that is dead and was not
-   started again ends its incarnation as well.
-6. Two ids with one 64-bit hash are told apart by the id in the record; the later one is decided without a claim. So is
-   a payment both of whose buckets are full of live claims. Both are counted: for these alone a retry is decided again.
+A caller repeats a payment when he got no answer: the connection broke, a worker was killed, time ran out. The repeat
+may reach another worker, even at the same moment. All workers of a host share one table of claims in memory, without
+a lock, so a worker that is stopped or killed at any point blocks nobody. For the layout of a slot and the protocol of
+a claim, see scoring/idempotency/claim_table.py.
 
-The table lives as long as the memory file system. After a loss of power, a decision may be made again.
+1. `claim`: a worker claims the ids of a chunk. Only the worker that wins an id decides about it.
+2. `place`: the worker notes in each slot where in its outbox the record will begin. It appends the records in one
+   write, notes in the slots that they are there (`settle`), and answers. If the outbox refuses, the worker gives the
+   claims back (`release`).
+3. If a claim is found settled, the slot names the record. The decision in the record is the answer. If the record has
+   another card, merchant, amount or currency, the id was used for another payment, and the request is refused.
+4. If a claim is found unsettled and its worker lives, the decision is in progress: the batcher asks again.
+5. If a claim is found unsettled and its worker is dead, the worker was killed before it could settle. If the record is
+   there, it is the decision, answered or not, because the companion ships it. If not, nobody was answered, and the
+   finder takes the claim over.
+6. A worker that starts takes the lock of its outbox first, then a new incarnation (an epoch), which ends the claims of
+   its earlier processes. The lock is the fence: an earlier process can append nothing more. If a worker is dead and
+   was not started again, the worker that finds its claim ends its incarnation.
+7. Two ids with the same 64-bit hash are told apart by the id in the record; the later one is decided without a claim.
+   A payment whose two buckets are full of live claims is decided without a claim, too. Metrics count both: only these
+   payments are decided anew when they are repeated.
+
+The table lives as long as the memory file system. After a loss of power, a repeated payment may be decided anew.
 """
 
 from __future__ import annotations
@@ -52,15 +58,16 @@ _log = logging.getLogger(__name__)
 # "PWANSW" and the layout's version.
 _MAGIC = int.from_bytes(b"PWANSW01", "little")
 _SLOT_BYTES = 8 * claims.BUCKET_SIZE // claims.BUCKET_SLOTS
-# A decision that is not remembered, because its buckets are full or another payment's hash is the same.
+# The claim of a payment that is not remembered: its buckets are full, or another payment has the same hash.
 UNREMEMBERED = -1
-# The record of a claim is written within moments of it, and a segment's age is that of its newest record.
+# How much longer than the window the outbox keeps decisions. A record follows its claim within moments, and a
+# segment is as old as its newest record.
 KEEP_MORE_S = 60
 _LARGEST_I64 = 2**63
 
 
 class PaymentIdReused(InvalidEvent):
-    """The id was used for another payment within the window."""
+    """The payment id was used for another payment within the window."""
 
     def __init__(self) -> None:
         super().__init__("was used for another payment", field="payment_id")
@@ -68,23 +75,23 @@ class PaymentIdReused(InvalidEvent):
 
 @dataclass(frozen=True)
 class DecisionCacheSettings:
-    """How many answered payments are remembered for how long. Memory: 24 bytes for each of `payments_max`."""
+    """How many answered payments are remembered, and for how long. Memory: 24 bytes for each of `payments_max`."""
 
     path: str = "/dev/shm/paywarden/answered" if Path("/dev/shm").is_dir() else ".paywarden/answered"
-    # How long a repeated payment gets the decision it got. The outbox keeps decisions as long.
+    # How long a repeated payment gets its earlier decision. The outbox keeps decisions as long.
     window_s: int = 600
-    # 20,000 payments a second for the window fill seven tenths of these, which finds room for all but one in some
-    # hundred thousand: 400 MB, taken at the start.
+    # 20,000 payments a second for the whole window fill seven tenths of the slots. At that load about one payment in
+    # a hundred thousand finds no slot. 400 MB, allocated at the start.
     payments_max: int = 16_777_216
 
     @property
     def keep_s(self) -> int:
-        """How long the outbox must keep a decision."""
+        """Seconds for which the outbox must keep a decision."""
         return self.window_s + KEEP_MORE_S
 
 
 class ClaimConflict(Enum):
-    """Why a payment that is asked for cannot be decided now."""
+    """Why a payment cannot be decided now."""
 
     OTHER_PAYMENT = "other_payment"
     IN_FLIGHT = "in_flight"
@@ -92,18 +99,18 @@ class ClaimConflict(Enum):
 
 @dataclass(frozen=True)
 class Repeat:
-    """The same payment stands earlier in the same chunk, at `index`: its answer is this one's."""
+    """The same payment stands earlier in the same chunk, at `index`, and both get one answer."""
 
     index: int
 
 
-# A slot that was won or UNREMEMBERED: decide. Else the decision there is, or why there is none.
+# A slot that was won, or UNREMEMBERED: decide. Otherwise the earlier decision, or the reason not to decide.
 Claim: TypeAlias = int | OutboxEntry | Repeat | ClaimConflict
 
 
 @dataclass(frozen=True)
 class DecisionCacheMetrics:
-    """What became of payments that were asked for again, and what could not be remembered."""
+    """Counts repeated payments, and decisions that could not be remembered."""
 
     repeated: Counter
     in_flight: Counter
@@ -122,15 +129,15 @@ class DecisionCacheMetrics:
             in_flight=counter("in_flight", "Payments asked for while another worker was deciding about them."),
             other_payment=counter("other_payment", "Requests with the id of another payment."),
             full=counter("full", "Decisions not remembered for lack of room: raise [answered] payments_max."),
-            collisions=counter("collisions", "Decisions not remembered as another id has the same hash."),
+            collisions=counter("collisions", "Decisions not remembered because another id has the same hash."),
             taken_over=counter("taken_over", "Claims of workers that died before they had decided, taken over."),
         )
 
 
 def prepare(settings: DecisionCacheSettings) -> None:
-    """Make the table, unless there is one of this size. Before any worker opens it.
+    """Create the table, unless one of this size exists. The parent calls it before any worker opens the table.
 
-    Raises Misconfigured when the settings or the place cannot be used, or there is no room.
+    Raises Misconfigured when the settings or the path cannot be used, or there is no room.
     """
     if settings.window_s < 1 or settings.payments_max < claims.BUCKET_SLOTS:
         raise Misconfigured(f"answered: window_s must be at least 1, payments_max at least {claims.BUCKET_SLOTS}")
@@ -146,7 +153,7 @@ def prepare(settings: DecisionCacheSettings) -> None:
         new = path.with_suffix(".new")
         with new.open("wb") as file:
             os.fchmod(file.fileno(), 0o600)
-            # Taken now: a page that the file system has no room for later would kill the worker that touches it.
+            # Allocate now: if the file system had no room for a page later, touching it would kill the worker.
             os.posix_fallocate(file.fileno(), 0, size)
             file.write(head.tobytes())
         new.replace(path)
@@ -164,9 +171,9 @@ def warm_up() -> None:
     """Compile everything, so that no payment waits for it."""
     table = np.zeros(claims.BUCKETS_AT + claims.BUCKET_SIZE, dtype=np.int64)
     table[claims.BUCKET_COUNT_AT] = table[claims.WORKERS_AT + claims.INCARNATION] = 1
-    slots, one = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
+    slots, ones = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
     owner = _owner(0, 1)
-    frame = Frame(claims.SLOT, {"table": table, "tags": one, "slots": slots, "positions": one})
+    frame = Frame(claims.SLOT, {"table": table, "tags": ones, "slots": slots, "positions": ones})
     claims.claim_bound(frame.address, 1, owner, 0, 1)
     claims.place_bound(frame.address, 1)
     claims.settle_bound(frame.address, 1, owner)
@@ -177,7 +184,7 @@ def warm_up() -> None:
 
 
 class DecisionCache:
-    """A worker's hold on the table. One chunk at a time: claim, place, append, settle or release. Not thread-safe."""
+    """One worker's access to the table. For each chunk: claim, place, append, settle; or release. Not thread-safe."""
 
     def __init__(
         self,
@@ -186,9 +193,9 @@ class DecisionCache:
         worker: int,
         metrics: DecisionCacheMetrics | None = None,
     ) -> None:
-        """Take a new incarnation as `worker`. Only with the lock of that worker's outbox, after `prepare`.
+        """Take a new incarnation as `worker`. Call it after `prepare`, and only with the lock of that worker's outbox.
 
-        Raises Misconfigured.
+        Raises Misconfigured when the table cannot be used, or `worker` is not below WORKERS_MAX.
         """
         if not 0 <= worker < claims.WORKERS_MAX:
             raise Misconfigured(f"answered: at most {claims.WORKERS_MAX} workers on a host")
@@ -205,59 +212,59 @@ class DecisionCache:
         self._grow(64)
 
     def close(self) -> None:
-        """Let go of the table; what it says stays."""
+        """Unmap the table. Its claims stay."""
         del self._table, self._frame
         self._mapping.close()
 
     def claim(self, payments: CheckedPayments, now_ms: int) -> Sequence[Claim]:
-        """For each payment, in order, the slot that was won, or what is known of it."""
+        """Returns for each payment, in order, the slot that was won, or the result of an earlier claim."""
         count = len(payments)
         if count >= len(self._int64s):
             self._grow(2 * count)
         now_s = now_ms // 1000
         self._int64s[count].pack_into(self._tags, 0, *map(tag_of, payments.ids))
         won = claims.claim_bound(self._frame_at, count, self._owner | now_s, now_s, self._window_s)
-        found = self._slots[: 8 * count].cast("q").tolist()
+        slots = self._slots[: 8 * count].cast("q").tolist()
         if won == count:
-            return found
+            return slots
         results: list[Claim] = []
         try:
-            for index, result in enumerate(found):
-                known = result if 0 <= result < claims.FOUND else self._known(result, index, payments, results, now_s)
-                results.append(known)
+            for index, result in enumerate(slots):
+                claim = result if 0 <= result < claims.FOUND else self._known(result, index, payments, results, now_s)
+                results.append(claim)
         except BaseException:
-            self.release([result for result in found if 0 <= result < claims.FOUND])
+            self.release([result for result in slots if 0 <= result < claims.FOUND])
             raise
         return results
 
     def place(self, slots: Sequence[int], positions: Sequence[int]) -> None:
-        """Their records will begin at these positions of this worker's outbox. Before they are appended."""
+        """Note in the slots where in this worker's outbox their records will begin. Call it before the append."""
         count = len(slots)
         self._int64s[count].pack_into(self._slots, 0, *slots)
         self._int64s[count].pack_into(self._positions, 0, *positions)
         claims.place_bound(self._frame_at, count)
 
     def settle(self, slots: Sequence[int]) -> None:
-        """Their records are appended. Before they are answered."""
+        """Note in the slots that the records are appended. Call it before the answers leave."""
         count = len(slots)
         self._int64s[count].pack_into(self._slots, 0, *slots)
         claims.settle_bound(self._frame_at, count, self._owner)
 
     def release(self, slots: Sequence[int]) -> None:
-        """Nothing was appended for them: whoever asks next decides."""
+        """Give claims back, since nothing was appended for them. The next worker that asks decides."""
         claims.free_all(self._table, np.array(slots, dtype=np.int64), len(slots), self._owner)
 
     def _grow(self, count: int) -> None:
-        """Room for so many payments at a time."""
+        """Make room for `count` payments at a time."""
         arrays = {name: np.zeros(count, dtype=np.int64) for name in ("tags", "slots", "positions")}
         self._tags, self._slots, self._positions = (array.data.cast("B") for array in arrays.values())
-        # By the number of payments.
+        # Packers, indexed by the number of payments.
         self._int64s = [Struct(f"={number}q") for number in range(count + 1)]
         self._frame = Frame(claims.SLOT, {"table": self._table, **arrays})
         self._frame_at = self._frame.address
 
     def _known(self, result: int, index: int, payments: CheckedPayments, before: Sequence[Claim], now_s: int) -> Claim:
-        """What is to be done about a payment whose claim was not won; `before` are the results of those before it."""
+        """Returns the result for a payment whose claim was not won. `before` are the results of earlier payments."""
         if result == claims.FULL:
             self._metrics.full.add(1)
             return UNREMEMBERED
@@ -267,17 +274,17 @@ class DecisionCache:
         slot = result & ~claims.FOUND
         if slot in before:
             return self._repeated(index, before.index(slot), payments)
-        known = self._look_up(slot, payments[index], now_s)
-        if isinstance(known, OutboxEntry):
+        claim = self._look_up(slot, payments[index], now_s)
+        if isinstance(claim, OutboxEntry):
             self._metrics.repeated.add(1)
-        elif known is ClaimConflict.IN_FLIGHT:
+        elif claim is ClaimConflict.IN_FLIGHT:
             self._metrics.in_flight.add(1)
-        elif known is ClaimConflict.OTHER_PAYMENT:
+        elif claim is ClaimConflict.OTHER_PAYMENT:
             self._metrics.other_payment.add(1)
-        return known
+        return claim
 
     def _repeated(self, index: int, earlier: int, payments: CheckedPayments) -> Claim:
-        """Of a payment whose tag was won by an earlier one of the same chunk."""
+        """Returns the result for a payment whose tag an earlier payment of the same chunk has won."""
         if payments.ids[earlier] != payments.ids[index]:
             self._metrics.collisions.add(1)
             return UNREMEMBERED
@@ -293,7 +300,7 @@ class DecisionCache:
             return ClaimConflict.IN_FLIGHT
         worker = word >> claims.WORKER_SHIFT & (claims.WORKERS_MAX - 1)
         is_settled = word >> claims.STATE_SHIFT == claims.SETTLED
-        # Its end must be known before the record is looked for: what has ended appends nothing more.
+        # Check that the worker has ended before looking for the record: only then can no record be appended any more.
         if not is_settled and not self._has_ended(worker, word):
             return ClaimConflict.IN_FLIGHT
         try:
@@ -308,7 +315,7 @@ class DecisionCache:
         return self._take_over(slot, word, now_s)
 
     def _take_over(self, slot: int, word: int, now_s: int) -> Claim:
-        """The claim has come to nothing: it was never appended, or the outbox has lost it."""
+        """Take over a claim without a record: it was never appended, or the outbox has lost it."""
         owner = self._owner | now_s
         result = claims.take_over(self._table, slot, word, owner, now_s, self._window_s)
         if not 0 <= result < claims.FOUND:
@@ -331,7 +338,7 @@ class DecisionCache:
             return None
 
     def _has_ended(self, worker: int, word: int) -> bool:
-        """Whether the incarnation of a claim is over. Ends it, if its process is dead and nobody has said so yet."""
+        """Whether the incarnation of a claim has ended. Ends it now if its process is dead."""
         head = claims.WORKERS_AT + worker * claims.WORKER_SIZE
         incarnation = self._load(head + claims.INCARNATION)
         if _owner(worker, incarnation) != word & ~claims.TIME_MASK & ((1 << claims.STATE_SHIFT) - 1):
@@ -339,16 +346,16 @@ class DecisionCache:
         if worker == self._worker:
             return False
         pid = self._load(head + claims.PID)
-        # 0: a new process is taking the place, and will end it.
+        # 0: a new process of this worker is starting, and will end the incarnation.
         if pid == 0 or _started(pid) == self._load(head + claims.STARTED):
             return False
         claims.swap(self._table, head + claims.INCARNATION, incarnation, _next(incarnation))
         return True
 
     def _begin(self) -> int:
-        """A new incarnation of this worker."""
+        """Start a new incarnation of this worker, and return its number."""
         head = claims.WORKERS_AT + self._worker * claims.WORKER_SIZE
-        # In this order: who sees the new incarnation sees no pid of a former one, which would be taken for dead.
+        # The order matters: a worker that saw the new incarnation with the old pid would take this process for dead.
         claims.store(self._table, head + claims.PID, 0)
         while True:
             incarnation = self._load(head + claims.INCARNATION)
@@ -363,13 +370,13 @@ class DecisionCache:
 
 
 def tag_of(payment_id: bytes) -> int:
-    """The id's 64-bit hash as an int64, never 0."""
+    """Returns the id's 64-bit hash as an int64, never 0."""
     tag: int = xxh3_64_intdigest(payment_id) or 1
     return tag - 2 * _LARGEST_I64 if tag >= _LARGEST_I64 else tag
 
 
 def worker_name(worker: int) -> str:
-    """The name of a worker's outbox and counts."""
+    """Returns the name of a worker's outbox and of its metrics file."""
     return f"worker-{worker}"
 
 
@@ -391,11 +398,11 @@ def _next(incarnation: int) -> int:
 
 
 def _started(pid: int) -> int:
-    """When the process started, by the kernel's clock; -1 when it is dead. A pid may come again, both do not."""
+    """Returns when the process started, by the kernel's clock; -1 when it is dead. Pid and start time never repeat."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return -1
-    # The name before the last parenthesis may hold anything.
+    # The process's name stands before the last parenthesis, and may hold spaces and parentheses.
     fields = stat.rpartition(")")[2].split()
     return -1 if fields[0] in "ZX" else int(fields[19])

@@ -1,1 +1,1 @@
-"""What a scoring host counts, shared by its workers."""
+"""The metrics of a scoring host, summed over its workers."""

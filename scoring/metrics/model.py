@@ -1,4 +1,4 @@
-"""What a scoring worker counts of its models."""
+"""The metrics of a scoring worker's models."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from paywarden.scoring.metrics.shared import Counter, Gauge, Registry
 
-# Places in the chain, in order; the last is where no model is left.
+# The places in the chain, in order; "none" is for payments that no model scored.
 PLACES = ("primary", "fallback", "none")
 
 
 @dataclass(frozen=True)
 class ModelMetrics:
-    """By place in the chain, never by version: there would be ever more of them.
+    """Metric handles by place in the chain. A label for the version would create ever more series.
 
-    `answered_first` and `answered_large` are of models that are cascades.
+    Only cascades count `answered_first` and `answered_large`.
     """
 
     scored: Mapping[str, Counter]
@@ -26,7 +26,7 @@ class ModelMetrics:
 
     @classmethod
     def declare(cls, registry: Registry) -> ModelMetrics:
-        """Of a primary model and one to fall back on."""
+        """Declare the metrics of a primary and a fallback model."""
         models = PLACES[:-1]
         answered_first, answered_large = (
             registry.counter(

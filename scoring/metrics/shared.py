@@ -1,22 +1,25 @@
-"""Counters, gauges and histograms of many worker processes, summed when someone asks.
+"""Counters, gauges and histograms of many worker processes, summed when Prometheus scrapes one of them.
 
-1. A process declares every series it will ever count on a `Registry` and keeps the handles. There is no
-   look-up by label later: `handle.add(1)` is one addition to one int64 slot.
+    worker 0 ─ add(1) ─► worker-0.metrics (memory-mapped) ─┐
+                                                           ├─ render ─► Prometheus text
+    worker 1 ─ add(1) ─► worker-1.metrics (memory-mapped) ─┘
+
+1. A process declares all its series on a `Registry` and keeps the handles. Later there is no look-up by label:
+   `handle.add(1)` is one addition to one int64 slot.
 2. `Registry.open(directory, worker)` moves the slots into a file mapped into memory, one per worker:
 
        magic (8) │ u32 header size │ header: JSON, pid and series │ padding to 8 │ int64 slots
 
-   The kernel keeps the file's pages when the process dies, so its counts stay. A worker that starts again
-   under the same name goes on from them; series that its new version no longer declares are kept too, so
-   no counter ever goes down. Keep the directory on a memory file system, as the kernel writes the pages of
-   any other back now and then, and may hold up a writer while it does.
-3. `render(directory)`, in any process, reads the files of all workers and sums: counters and histograms by
-   addition, gauges by the largest value of the workers that live. Files describe themselves: the reader
-   need not know the series. Where two versions of Paywarden differ in what a name means, one is left out.
+   The kernel keeps the file's pages when the process dies, so its counts stay. A worker that starts again under the
+   same name continues from them. Series that its new version no longer declares are kept too, so no counter ever goes
+   down. Keep the directory on a memory file system: on a disk, the kernel writes the pages back at times, and may
+   block the worker meanwhile.
+3. `render(directory)`, in any process, reads the files of all workers. It adds counters and histograms, and takes the
+   largest gauge of the live workers. The files describe their series, so the reader need not know them. If two
+   versions of Paywarden give one name different meanings, `render` leaves one of them out.
 
-One writer per file (a lock sees to it), no lock between writers and readers: a slot is aligned and written
-in one store, so a reader sees a value that was true a moment ago. A histogram may be read between its
-bucket and its sum.
+A lock ensures one writer per file. Writers and readers share no lock: a slot is aligned and written in one store, so a
+reader sees a value that was true a moment ago. A histogram may be read between its bucket and its sum.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ _UNSET = -(2**63)
 
 @dataclass(frozen=True)
 class Series:
-    """A metric at one set of labels. `scale` is what 1 stands for in a slot that holds a quantity."""
+    """A metric with one set of labels. A slot that holds a quantity counts multiples of `scale`."""
 
     kind: str
     name: str
@@ -60,17 +63,17 @@ class Series:
 
     @property
     def slot_count(self) -> int:
-        """A histogram has a slot per bucket, one for what is above the last bound, and its sum."""
+        """The number of slots. A histogram has one per bucket, one for values above the last bound, and its sum."""
         return len(self.bounds) + 2 if self.kind == "histogram" else 1
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal where the slots may be added: everything but the help text."""
+        """Equal for two series whose slots may be added: everything but the help text."""
         return (*self.shape, self.labels)
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What all series of one name have in common."""
+        """The part that all series of one name share."""
         return (self.name, self.kind, tuple(label for label, _ in self.labels), self.bounds, self.scale)
 
     def as_json(self) -> list[object]:
@@ -86,7 +89,7 @@ class Series:
 
 
 class Counter:
-    """Goes up. Not for use from two threads at once."""
+    """A count that only goes up. Not thread-safe."""
 
     __slots__ = ("_index", "_slots")
 
@@ -100,7 +103,7 @@ class Counter:
 
     @property
     def value(self) -> int:
-        """What this worker has counted, in this life and earlier ones under the same name."""
+        """The count of this worker, including its earlier processes under the same name."""
         return self._slots[self._index]
 
     def _bind(self, slots: memoryview, index: int) -> None:
@@ -109,7 +112,7 @@ class Counter:
 
 
 class Gauge:
-    """Is at a value. Of the workers that live the largest is shown; one that has just started has none."""
+    """A value that goes up and down. `render` shows the largest of all live workers; a new worker has none."""
 
     __slots__ = ("_index", "_per_unit", "_slots")
 
@@ -120,11 +123,11 @@ class Gauge:
         self._per_unit = 1.0 / scale
 
     def set(self, value: float) -> None:
-        """Show `value` from now on."""
+        """Set the value, in the metric's unit."""
         self._slots[self._index] = round(value * self._per_unit)
 
     def clear(self) -> None:
-        """Show nothing: the value is not known."""
+        """Show no value, because it is not known."""
         self._slots[self._index] = _UNSET
 
     def _bind(self, slots: memoryview, index: int) -> None:
@@ -158,14 +161,14 @@ class Histogram:
         slots[self._sum_index] += int(sum(values) * self._per_unit)
 
     def observe_many(self, value: float, count: int) -> None:
-        """Count `value` so many times."""
+        """Count `value` `count` times."""
         slots = self._slots
         slots[self._index + bisect_left(self._bounds, value)] += count
         slots[self._sum_index] += int(value * count * self._per_unit)
 
     @property
     def count(self) -> int:
-        """How many values this worker has counted."""
+        """The number of values that this worker has counted."""
         return sum(self._slots[self._index : self._sum_index])
 
     def _bind(self, slots: memoryview, index: int) -> None:
@@ -178,7 +181,7 @@ Handle = Counter | Gauge | Histogram
 
 
 class Registry:
-    """What one process counts. Declare first, `open` once; handles also work before `open` and without it."""
+    """The series of one process. Declare all, then `open` once. Handles also work before `open` and without it."""
 
     def __init__(self) -> None:
         self._declared: dict[tuple[object, ...], tuple[Series, Handle]] = {}
@@ -188,7 +191,7 @@ class Registry:
     def counter(
         self, name: str, help_text: str, label_names: Sequence[str] = (), label_values: Sequence[str] = ()
     ) -> Counter:
-        """The counter `name`, ending in `_total`, at these label values; asked again, the same handle."""
+        """Returns the counter `name`, which ends in `_total`, with these labels; for equal ones the same handle."""
         handle = self._declare(Series("counter", name, help_text, _labels(label_names, label_values)), Counter())
         assert isinstance(handle, Counter)
         return handle
@@ -202,7 +205,7 @@ class Registry:
         *,
         scale: float = 1e-3,
     ) -> Gauge:
-        """A gauge kept in whole multiples of `scale`."""
+        """Returns a gauge that is kept in whole multiples of `scale`."""
         series = Series("gauge", name, help_text, _labels(label_names, label_values), (), scale)
         handle = self._declare(series, Gauge(scale))
         assert isinstance(handle, Gauge)
@@ -218,7 +221,7 @@ class Registry:
         bounds: Sequence[float],
         scale: float = 1e-6,
     ) -> Histogram:
-        """A histogram with ascending bucket `bounds`; its sum is kept in whole multiples of `scale`."""
+        """Returns a histogram with ascending bucket `bounds`. Its sum is kept in whole multiples of `scale`."""
         assert list(bounds) == sorted(set(bounds)), "bounds must ascend"
         labels = _labels(label_names, label_values)
         series = Series("histogram", name, help_text, labels, tuple(map(float, bounds)), scale)
@@ -227,7 +230,7 @@ class Registry:
         return handle
 
     def open(self, directory: Path, worker: str) -> None:
-        """Keep the counts in `directory` from now on, going on from what an earlier `worker` left.
+        """Keep the counts in `directory` from now on, continuing from those of an earlier process of `worker`.
 
         Raises Misconfigured when the directory cannot be written or another process counts as `worker`.
         """
@@ -237,7 +240,7 @@ class Registry:
             handle._bind(self._file.slots, self._file.first_slot[key])
 
     def close(self) -> None:
-        """Let go of the file. The handles must not be used any more."""
+        """Close the file. The handles must not be used any more."""
         if self._file is not None:
             for _, handle in self._declared.values():
                 handle._slots = memoryview(b"").cast("q")
@@ -258,7 +261,7 @@ def _labels(names: Sequence[str], values: Sequence[str]) -> tuple[tuple[str, str
 
 
 class _SlotFile:
-    """One worker's file, mapped. The lock is held until `close` or the end of the process."""
+    """One worker's file, memory-mapped. It is locked until `close` or the end of the process."""
 
     def __init__(self, lock: int, mapping: mmap.mmap, series: list[Series], first_slot: int) -> None:
         self._lock = lock
@@ -289,7 +292,7 @@ class _SlotFile:
 
 
 def _lock(path: Path) -> int:
-    """A lock file of its own: the counts' file is replaced at every start, and its lock would go with it."""
+    """Lock a separate file: the file of counts is replaced at every start, and a lock on it would be lost."""
     lock = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -300,7 +303,7 @@ def _lock(path: Path) -> int:
 
 
 def _undeclared(kept: Iterable[tuple[Series, list[int]]], declared: Iterable[Series]) -> list[Series]:
-    """Series of an earlier version that this one does not count but must not lose."""
+    """Returns the series of an earlier version that this one does not declare but must keep."""
     keys = {one.key for one in declared}
     shapes = {one.name: one.shape for one in declared}
     return [one for one, _ in kept if one.key not in keys and shapes.get(one.name, one.shape) == one.shape]
@@ -321,7 +324,7 @@ def _slot_indexes(series: Iterable[Series]) -> list[int]:
 
 
 def _write_file(path: Path, series: Sequence[Series], kept: Mapping[tuple[object, ...], Sequence[int]]) -> None:
-    """Replace `path` whole: a reader, or a start after a crash here, finds all the counts, old or carried over."""
+    """Replace `path` in one step, so that a reader, or a start after a crash, finds the old or the new file whole."""
     slots = bytearray()
     for one in series:
         initial = kept.get(one.key, [0] * one.slot_count)
@@ -332,7 +335,7 @@ def _write_file(path: Path, series: Sequence[Series], kept: Mapping[tuple[object
 
 
 def _read_file(path: Path) -> tuple[int, list[tuple[Series, list[int]]]]:
-    """The pid of the last process that counted in the file, and every series with its slots."""
+    """Returns the pid of the last process that used the file, and every series with its slots."""
     content = path.read_bytes()
     start = len(_MAGIC) + _HEADER_SIZE.size
     if content[: len(_MAGIC)] != _MAGIC:
@@ -359,7 +362,7 @@ def _lives(pid: int) -> bool:
 
 
 def totals(directory: Path) -> dict[Series, list[int]]:
-    """The slots of every series over all workers that ever counted here; gauges without a value are left out."""
+    """Returns the merged slots of every series of all workers in `directory`. Gauges without a value are left out."""
     merged: dict[tuple[object, ...], tuple[Series, list[int]]] = {}
     shapes: dict[str, tuple[object, ...]] = {}
     for path in sorted(directory.glob(f"*{_SUFFIX}")):
@@ -413,7 +416,7 @@ def _add_series(
 
 
 def render(directory: Path) -> bytes:
-    """All workers' metrics as Prometheus text (`CONTENT_TYPE`). Takes a millisecond or two."""
+    """Returns all workers' metrics as Prometheus text (`CONTENT_TYPE`). It takes one or two milliseconds."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_DirectoryCollector(directory))
     return generate_latest(registry)

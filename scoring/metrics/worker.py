@@ -1,4 +1,4 @@
-"""What a scoring worker counts, as handles that cost an addition each."""
+"""The metrics of a scoring worker, as handles: to count costs one addition."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ ACTIONS = ("approve", "review", "decline")
 
 
 class RouteMetrics:
-    """Handles of one route of the HTTP front."""
+    """Metric handles of one route of the HTTP front."""
 
     __slots__ = ("_requests", "_seconds")
 
     def __init__(self, requests: Mapping[int, Counter], seconds: Histogram | None) -> None:
-        """`requests` by code; without `seconds` times are not kept."""
+        """`requests` are by status code. Without `seconds` only requests are counted."""
         self._requests, self._seconds = requests, seconds
 
     def count(self, code: int, seconds: float) -> None:
-        """An answer to a request of this route, so long after its last byte."""
+        """Count an answer, `seconds` after the last byte of its request."""
         self._requests[code].add(1)
         if self._seconds is not None:
             self._seconds.observe(seconds)
@@ -48,7 +48,7 @@ class RouteMetrics:
 
 @dataclass(frozen=True)
 class HttpMetrics:
-    """Handles of the HTTP front. Route "none" is what never got as far as a route."""
+    """Metric handles of the HTTP front. The route "none" counts requests without a known route."""
 
     requests: Mapping[tuple[str, int], Counter]
     seconds: Mapping[str, Histogram]
@@ -75,13 +75,13 @@ class HttpMetrics:
         return cls(counted, seconds)
 
     def of_route(self, route: str) -> RouteMetrics:
-        """Those of one of ROUTES."""
+        """Returns the handles of one of ROUTES."""
         return RouteMetrics({code: self.requests[route, code] for code in CODES}, self.seconds.get(route))
 
 
 @dataclass(frozen=True)
 class ScoringMetrics:
-    """Handles of the scorer. `mirror_lookups` is keyed by entity and result ("hit", "miss")."""
+    """Metric handles of the scorer. `mirror_lookups` is keyed by entity and result ("hit", "miss")."""
 
     decisions: Mapping[str, Counter]
     flags: Mapping[str, Counter]
@@ -98,7 +98,7 @@ class ScoringMetrics:
         entities: Iterable[str],
         results: Sequence[str] = ("hit", "miss"),
     ) -> ScoringMetrics:
-        """`flags` and `entities` are all that can occur: there is no handle for any other."""
+        """Declare the metrics. `flags` and `entities` must be all that can occur."""
 
         def counters(name: str, help_text: str, label: str, values: Iterable[str]) -> dict[str, Counter]:
             return {value: registry.counter(name, help_text, (label,), (value,)) for value in values}
@@ -124,9 +124,10 @@ class ScoringMetrics:
 
 
 class StageTimes:
-    """Where a payment's time goes, stage by stage. One chunk in sixteen is timed, which costs each a tenth of a µs.
+    """Measures a payment's time in each stage. One chunk in sixteen is timed, which costs a payment 0.1 µs on average.
 
-    A stage's time is divided among the payments of the chunk, but for "wait": from a call's last byte to its chunk.
+    The time of a stage is divided by the payments of the chunk. The stage "wait" is different: it is the time from a
+    call's last byte to its chunk.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -142,22 +143,22 @@ class StageTimes:
             for stage in STAGES
         }
         self.is_timed = False
-        """Whether the present chunk is: only then is the rest to be called."""
+        """Whether the current chunk is timed. Call `wait` and `lap` only then."""
         self._chunks = 0
         self._since = 0.0
 
     def begin(self, now_s: float) -> None:
-        """A chunk begins; `now_s` is of `time.perf_counter`."""
+        """Begin a chunk. `now_s` is in seconds of `time.perf_counter`."""
         self._chunks += 1
         self.is_timed = self._chunks % _TIMED_EVERY == 0
         self._since = now_s
 
     def wait(self, seconds: float) -> None:
-        """A call has waited so long for its chunk."""
+        """Note how many seconds a call has waited for its chunk."""
         self.seconds["wait"].observe(max(0.0, seconds))
 
     def lap(self, stage: str, payments: int) -> None:
-        """A stage has ended that began with the chunk or with the end of the stage before."""
+        """Note the end of a stage. It began when the stage before ended, or with the chunk."""
         now_s = time.perf_counter()
         if payments > 0:
             self.seconds[stage].observe_many((now_s - self._since) / payments, payments)
@@ -165,7 +166,7 @@ class StageTimes:
 
 
 class GarbagePauses:
-    """How long Python's garbage collector held up the worker, each time."""
+    """Measures every pause for Python's garbage collector."""
 
     def __init__(self, registry: Registry) -> None:
         self.seconds = registry.histogram(
@@ -174,11 +175,11 @@ class GarbagePauses:
         self._began = 0.0
 
     def watch(self) -> None:
-        """Count from now on, until `forget`."""
+        """Measure from now on, until `forget`."""
         gc.callbacks.append(self._note)
 
     def forget(self) -> None:
-        """Count no more: to be called before the registry is closed."""
+        """Stop measuring. Call it before the registry is closed."""
         gc.callbacks.remove(self._note)
 
     def _note(self, phase: str, _: Mapping[str, int]) -> None:

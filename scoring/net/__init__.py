@@ -1,1 +1,1 @@
-"""How callers get in: listeners, TLS, tokens, connections."""
+"""Connects callers: listeners, TLS, tokens, connections."""

@@ -1,4 +1,4 @@
-"""The connections of a front, from their first moment to the front's last."""
+"""Keeps the open connections of a front, up to a limit, and ends them when the front stops."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Abortable(Protocol):
-    """A connection, as far as it matters here."""
+    """A connection that can be aborted."""
 
     def abort(self) -> None:
-        """Close without a word, whatever is in flight."""
+        """Close at once, and drop what is in flight."""
 
 
 _Connection = TypeVar("_Connection", bound=Abortable)
 
 
 class Connections(Generic[_Connection]):
-    """Those that are open, at most so many. Iterated over, they may go meanwhile."""
+    """The open connections, at most `count_max`. Connections may end while a caller iterates over them."""
 
     def __init__(self, count_max: int) -> None:
         self._count_max = count_max
@@ -30,20 +30,20 @@ class Connections(Generic[_Connection]):
         return iter(list(self._open))
 
     def admit(self, connection: _Connection) -> bool:
-        """Whether one more fits; if so it is looked after until `forget`."""
+        """Register a connection until `forget`. Returns False when `count_max` are open."""
         if len(self._open) >= self._count_max:
             return False
         self._open.add(connection)
         return True
 
     def forget(self, connection: _Connection) -> None:
-        """The connection is gone."""
+        """Remove a connection that has ended."""
         self._open.discard(connection)
         if not self._open:
             self._all_closed.set()
 
     async def end(self, ask: Callable[[_Connection], None], timeout_s: float) -> None:
-        """Ask each of them to close when it is done. What is open after `timeout_s` is cut."""
+        """Call `ask` with every connection, so that it closes when it is done. Abort those open after `timeout_s`."""
         for connection in self:
             ask(connection)
         with contextlib.suppress(TimeoutError):

@@ -1,8 +1,9 @@
-"""Where a host listens: a TCP port that its workers share, and a Unix domain socket that they inherit.
+"""Opens the listeners of a host: a TCP port that its workers share, and a Unix domain socket that they inherit.
 
-A port is reserved by the parent and listened on by each worker with a socket of its own: the kernel spreads
-connections over them. A Unix domain socket has no such thing: the parent listens, and every worker accepts from the
-socket it has inherited.
+    TCP    parent: reserve_port ─ fork ─► each worker: open_listener (SO_REUSEPORT); the kernel spreads connections
+    Unix   parent: unix_listener ─ fork ─► each worker accepts from the socket that it has inherited
+
+A Unix domain socket cannot be shared with SO_REUSEPORT, so the parent listens on it.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ from contextlib import contextmanager, suppress
 from paywarden.schemas.errors import Misconfigured
 from paywarden.scoring.net.tls import Tls
 
-# The owner and its group: a gateway on the host is put into the group, strangers stay out.
+# Read and write for the owner and the group. A gateway on the host joins the group; other users have no access.
 _UNIX_MODE = 0o660
 
 
 def reserve_port(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen: it holds the port for workers that `open_listener` it later.
+    """Returns a bound socket that does not listen. It reserves the port for workers that call `open_listener` later.
 
-    For the parent of the workers, who keeps it until they are gone; its `getsockname()[1]` is the port that
-    port 0 found. Raises Misconfigured when the port is taken. SO_REUSEPORT alone would let a second server of
-    the same user share the port unseen, and each would get half of the connections.
+    The parent of the workers keeps it until they have ended. If `port` is 0, `getsockname()[1]` is the port that was
+    found. Raises Misconfigured when the port is taken. SO_REUSEPORT alone would let a second server of the same user
+    share the port unnoticed, and each would get half of the connections.
     """
     with _bound(host, port, reuse_port=False) as probe:
         free_port = probe.getsockname()[1]
     held = _bound(host, free_port, reuse_port=True)
-    # Bound with SO_REUSEADDR it may follow a server that has just ended; without it, from now on, it is in
-    # the way of another parent's probe.
+    # It was bound with SO_REUSEADDR, so that it may follow a server that has just ended. Without SO_REUSEADDR from now
+    # on, it makes another parent's probe fail.
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return held
 
 
 def open_listener(host: str, port: int, *, backlog: int) -> socket.socket:
-    """A listening socket on a reserved port; the kernel spreads connections over all that listen on it."""
+    """Returns a listening socket on a reserved port. The kernel spreads connections over all listeners."""
     listener = _bound(host, port, reuse_port=True)
     listener.listen(backlog)
     listener.setblocking(False)
@@ -54,9 +55,9 @@ async def accept(
     protocol: str,
     linger_ms: int,
 ) -> asyncio.Server:
-    """Serve what connects to a listening socket, over TLS if that is given and it is a port's.
+    """Serve the connections of a listening socket; with TLS if `tls` is given and the socket is a port's.
 
-    `protocol` is what TLS offers by ALPN.
+    `protocol` is the one that TLS offers by ALPN.
     """
     loop = asyncio.get_running_loop()
     if listener.family == socket.AF_UNIX:
@@ -69,24 +70,25 @@ async def accept(
         backlog=backlog,
         ssl=tls.context([protocol]),
         ssl_handshake_timeout=tls.settings.handshake_timeout_ms / 1000,
-        # A caller who does not say goodbye must not keep a connection that is closed.
+        # A caller who never ends TLS properly must not keep a closed connection.
         ssl_shutdown_timeout=linger_ms / 1000,
     )
 
 
 @contextmanager
 def unix_listener(path: str, *, backlog: int) -> Iterator[socket.socket]:
-    """A listening Unix domain socket, for its owner and group; the file is removed at the end.
+    """Listen on a Unix domain socket for its owner and group; remove the file at the end.
 
-    For the parent of the workers, who inherit it. A socket file that nobody listens on is taken to be left over
-    and replaced. Raises Misconfigured when somebody listens there, or something else is there.
+    The parent of the workers calls it, and they inherit the socket. A socket file without a listener is left over from
+    an earlier server, and is replaced. Raises Misconfigured when another process listens there, or the path is
+    something else than a socket.
     """
     _remove_left_over(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         try:
             listener.bind(path)
-            # Nobody can connect before `listen`, so nobody meets the mode that `bind` gave it.
+            # Nobody can connect before `listen`, so the mode that `bind` gave it never matters.
             os.chmod(path, _UNIX_MODE)
             listener.listen(backlog)
         except OSError as error:
@@ -96,7 +98,7 @@ def unix_listener(path: str, *, backlog: int) -> Iterator[socket.socket]:
         yield listener
     finally:
         listener.close()
-    # Only our own: another server may have taken the place of a file that was removed by hand.
+    # Remove only our own file: someone may have removed it, and another server may have created a new one.
     with suppress(FileNotFoundError):
         if os.stat(path).st_ino == inode:
             os.unlink(path)
@@ -108,7 +110,7 @@ def _remove_left_over(path: str) -> None:
     except OSError:
         return
     if not stat.S_ISSOCK(mode):
-        raise _refused(path, "there is something that is no socket")
+        raise _refused(path, "the path exists and is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)

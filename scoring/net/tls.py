@@ -1,8 +1,9 @@
-"""TLS for the fronts: certificate and key, callers' certificates where wanted, taken anew when the files change.
+"""TLS for the fronts: certificate, key and optional client certificates, loaded again when the files change.
 
-A context stays the same for as long as the worker lives: new certificates go into it, and connections that are open
-keep what they began with. A certificate authority that is taken out of `client_ca` is trusted until the worker is
-started again; one that is added is trusted at once.
+1. A front's SSL context lives as long as the worker. `refresh` loads changed files into it.
+2. New connections use the new certificate. Open connections keep theirs.
+3. A certificate authority that is added to `client_ca` is trusted at once. One that is removed stays trusted until the
+   worker is restarted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ HTTP_2 = "h2"
 
 @dataclass(frozen=True)
 class TlsSettings:
-    """PEM files. Without `certificate` there is no TLS; with `client_ca` callers must show a certificate, too."""
+    """PEM files. Without `certificate` there is no TLS. With `client_ca` callers must show one, too (mTLS)."""
 
     certificate: str = ""
     key: str = ""
@@ -33,7 +34,7 @@ class TlsSettings:
 
 
 def check_settings(settings: TlsSettings) -> None:
-    """Raises Misconfigured for what is wrong with settings that ask for TLS, before any file is read."""
+    """Raise Misconfigured when settings that ask for TLS are incomplete. Reads no file."""
     if not settings.certificate or not settings.key:
         raise Misconfigured(f"[tls] {'key' if settings.certificate else 'certificate'}: wanted a file")
     if settings.handshake_timeout_ms < 1:
@@ -41,7 +42,7 @@ def check_settings(settings: TlsSettings) -> None:
 
 
 class Tls:
-    """The contexts of a worker's fronts."""
+    """The SSL contexts of a worker's fronts."""
 
     def __init__(self, settings: TlsSettings) -> None:
         """Raises Misconfigured naming the file that cannot be used."""
@@ -57,7 +58,7 @@ class Tls:
         return [path for path in (settings.certificate, settings.key, settings.client_ca) if path]
 
     def context(self, protocols: Sequence[str]) -> ssl.SSLContext:
-        """A server's context that offers these protocols (`HTTP_1_1`, `HTTP_2`) by ALPN."""
+        """Returns a new server context that offers these protocols (`HTTP_1_1`, `HTTP_2`) by ALPN."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(list(protocols))
@@ -68,19 +69,19 @@ class Tls:
         return context
 
     def refresh(self) -> None:
-        """Take up files that have changed. Files that cannot be used change nothing: a line in the log."""
+        """Load files that have changed. If they cannot be used, log one line and keep the old ones."""
         state = _state_of(self._files)
         if state == self._state:
             return
-        # Whatever it is: it is complained about once.
+        # Noted even if the files cannot be used, so that the log has one line per change.
         self._state = state
         try:
-            # Tried elsewhere first: a certificate whose key does not fit would leave a context with half of them.
+            # Try a new context first: a certificate with the wrong key would leave a context with half of the pair.
             _load(self.settings, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
             for context in self._contexts:
                 _load(self.settings, context)
         except Misconfigured as error:
-            _log.error("%s; the certificate before it stays in use", error)
+            _log.error("%s; the previous certificate stays in use", error)
             return
         _log.info("the certificate in %s has changed", self.settings.certificate)
 
@@ -94,17 +95,17 @@ def _state_of(paths: Iterable[str]) -> _State:
 
 def _state_of_file(path: str) -> tuple[int, int, int] | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _load(settings: TlsSettings, context: ssl.SSLContext) -> None:
     for name, path in (("certificate", settings.certificate), ("key", settings.key), ("client_ca", settings.client_ca)):
         _require_readable(name, path)
     try:
-        # A key with a password would ask for it on the terminal.
+        # Without this, OpenSSL would ask on the terminal for the password of an encrypted key.
         context.load_cert_chain(settings.certificate, settings.key, password="")
     except (ssl.SSLError, OSError) as error:
         raise Misconfigured(

@@ -1,7 +1,11 @@
-"""Who may ask for scores: bearer tokens from a file that can be replaced while we serve.
+"""Decides which callers may ask for scores: bearer tokens from a file that can be replaced while the server runs.
 
-The file has a token a line, or `name:token`; lines that are empty or begin with # are skipped. A token is 16
-characters or more of those that RFC 6750 allows, so a colon is never part of one. Only hashes of tokens are kept.
+    # one token per line, with or without a name; this is a comment
+    checkout:Zk3nD0e8Qw7xT5bR
+    9fQ2mL6vX1cJ4hYs
+
+A token has at least 16 of the characters that RFC 6750 allows, so it never holds a colon. The server keeps only the
+hashes of tokens.
 """
 
 from __future__ import annotations
@@ -19,27 +23,27 @@ from paywarden.schemas.errors import Misconfigured
 
 _log = logging.getLogger(__name__)
 
-# 16 characters drawn at random are more than anyone can try.
+# Nobody can guess 16 random characters.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 _SCHEME = b"bearer "
-# Of thousands of callers; a larger file is another file.
+# Enough for thousands of callers. A larger file is not a file of tokens.
 _FILE_BYTES_MAX = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class AuthSettings:
-    """Whether callers must show a token. Without `tokens_file` nobody has to."""
+    """Whether callers must show a token. Without `tokens_file` they need none."""
 
     tokens_file: str = ""
-    # /metrics names no card, but how much is declined is not everybody's business either.
+    # /metrics names no card, but the share of declined payments may be confidential as well.
     metrics_need_token: bool = False
 
 
 class Tokens:
-    """The tokens of a file. `version` changes whenever they do."""
+    """The tokens of a file. `version` changes when they change."""
 
     def __init__(self, path: str) -> None:
-        """Raises Misconfigured naming the file, and the line, but nothing that stands in it."""
+        """Raises Misconfigured naming the file and the line, but never its content."""
         self._path = Path(path)
         self._state: _State | None
         self._digests, self._state = _read(self._path)
@@ -49,26 +53,26 @@ class Tokens:
         return f"Tokens({str(self._path)!r})"
 
     def allows(self, authorization: bytes | None) -> bool:
-        """Whether the value of an Authorization header shows one of the tokens. Takes as long whichever it is."""
+        """Whether an Authorization header holds one of the tokens. The time it takes does not depend on which one."""
         if authorization is None or authorization[: len(_SCHEME)].lower() != _SCHEME:
             return False
         digest = hashlib.sha256(authorization[len(_SCHEME) :].strip(b" ")).digest()
-        found = False
+        is_allowed = False
         for known in self._digests:
-            found |= hmac.compare_digest(known, digest)
-        return found
+            is_allowed |= hmac.compare_digest(known, digest)
+        return is_allowed
 
     def refresh(self) -> None:
-        """Read the file again if it is another one now. One that cannot be used changes nothing: a line in the log."""
+        """Read the file again if it has changed. If it cannot be used, log one line and keep the old tokens."""
         state = _state_of(self._path)
         if state == self._state:
             return
-        # Whatever it is: it is complained about once.
+        # Noted even if the file cannot be used, so that the log has one line per change.
         self._state = state
         try:
             self._digests, self._state = _read(self._path)
         except Misconfigured as error:
-            _log.error("%s; the tokens known before stay in force", error)
+            _log.error("%s; the previous tokens stay valid", error)
             return
         self.version += 1
         _log.info("the tokens in %s have changed: there are %d", self._path, len(self._digests))
@@ -84,18 +88,18 @@ def _state_of(path: Path) -> _State | None:
         return None
 
 
-def _as_state(found: os.stat_result) -> _State:
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def _as_state(status: os.stat_result) -> _State:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _read(path: Path) -> tuple[tuple[bytes, ...], _State]:
     try:
         with path.open("rb") as file:
-            found = os.fstat(file.fileno())
+            status = os.fstat(file.fileno())
             content = file.read(_FILE_BYTES_MAX + 1)
     except OSError as error:
         raise Misconfigured(f"[auth] tokens_file: cannot read {path}: {error.strerror}") from error
-    if found.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+    if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
         raise Misconfigured(f"[auth] tokens_file: {path} must not be open to everyone (chmod o-rw)")
     if len(content) > _FILE_BYTES_MAX:
         raise Misconfigured(f"[auth] tokens_file: {path} is larger than {_FILE_BYTES_MAX} bytes")
@@ -103,7 +107,7 @@ def _read(path: Path) -> tuple[tuple[bytes, ...], _State]:
         lines = content.decode("ascii").splitlines()
     except UnicodeDecodeError:
         raise Misconfigured(f"[auth] tokens_file: {path} is not ASCII text") from None
-    return _digests(path, lines), _as_state(found)
+    return _digests(path, lines), _as_state(status)
 
 
 def _digests(path: Path, lines: list[str]) -> tuple[bytes, ...]:

@@ -1,1 +1,1 @@
-"""From request bytes to checked payments, and from answers to bytes."""
+"""Turns request bytes into checked payments, and answers into bytes."""

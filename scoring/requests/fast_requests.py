@@ -1,9 +1,13 @@
-"""Requests of a chunk read together, from their bytes: what `Intake` does for one by one, in a fraction of the time.
+"""Reads a chunk of requests at once with a compiled loop, in a fraction of the time of one by one.
 
-A compiled loop (scoring/requests/request_bytes.py) reads and checks them, and keeps only what scoring needs: the row of
-attributes, the payment's id and the keys of its entities. It takes the usual case and nothing else: every field at most
-once and of its type, texts in ASCII, all rules of schemas/payment_fields.py kept. Anything else falls back to the
-protobuf parser and `wire.RequestRules`, which decide and word the error; tests hold the two against each other.
+    bodies ─ joined ─► read_bodies (scoring/requests/request_bytes.py) ─► rows, keys, ids, and which bodies are usual
+
+1. The loop reads and checks the protobuf bytes. It keeps only what scoring needs: the row of attributes, the payment's
+   id and the keys of its entities.
+2. A body is *usual* when every field appears at most once and has its type, all texts are ASCII, and it keeps the rules
+   of schemas/payment_fields.py.
+3. Anything unusual falls back to the protobuf parser and `RequestRules` (decoder.py), which decide and word the error.
+   Tests compare the two ways.
 """
 
 from __future__ import annotations
@@ -35,11 +39,12 @@ from paywarden.schemas.payment_fields import (
 )
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.requests import request_bytes as loop
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 
-# Read in one go.
+# The most bodies per call.
 ROWS_MAX = 64
-# On average: more in a chunk, and it is read the slow way. A request of the longest ids has some 1,300.
+# The average size that a chunk may have; a larger chunk is read the slow way. A request with the longest ids has
+# about 1,300 bytes.
 _BODY_BYTES_MAX = 2048
 _KIND_OF_FORM = {
     Form.ID: loop.ID,
@@ -55,7 +60,7 @@ _KIND_OF_FORM = {
 _KINDS = {field.name: _KIND_OF_FORM[field.form] for field in FIELDS if field.at_endpoint}
 _REQUIRED = [field.name for field in FIELDS if field.at_endpoint and field.is_required]
 _NUMBERS_OF = {field.name: field.number for field in ScoreRequest.DESCRIPTOR.fields}
-# Of a schema with other fields, all of this would have to be looked at again.
+# If the schema gets other fields, this module must be checked again.
 assert _NUMBERS_OF.keys() == _KINDS.keys()
 assert max(_NUMBERS_OF.values()) < loop.FIELDS_MAX
 assert loop.RATE_SCALE == money.RATE_SCALE
@@ -65,9 +70,9 @@ _LENGTHS = [Struct(f"={count}q") for count in range(ROWS_MAX + 1)]
 
 
 class Pieces(NamedTuple):
-    """Of so many bodies: a byte for each, 1 where it is usual; the keys of all entities of each, and the payments' ids.
+    """For each body: a byte that is 1 when it is usual, the keys of all its entities, and the payment's id.
 
-    A key is empty where a payment has no such entity. Keys and id of a body that is not usual are empty.
+    A key is empty where the payment has no such entity. An unusual body has empty keys and an empty id.
     """
 
     is_usual: bytes
@@ -76,16 +81,16 @@ class Pieces(NamedTuple):
 
 
 class FastRequests:
-    """Reads chunks of requests. Not thread-safe."""
+    """Reads chunks of requests. Not thread-safe. See the module."""
 
     def __init__(self, plan: Plan, rates: RateTable, limits: RequestLimits, rows: NDArray[np.int64]) -> None:
-        """`rows`: shape (ROWS_MAX, ATTRIBUTE_COUNT), int64, C-contiguous: the same array for ever, filled by `read`."""
+        """`rows`: shape (ROWS_MAX, ATTRIBUTE_COUNT), int64, C-contiguous. `read` fills this array."""
         assert rows.shape == (ROWS_MAX, kernel.ATTRIBUTE_COUNT)
         assert rows.dtype == np.int64
         assert rows.flags.c_contiguous
         self._entities = plan.entity_count
         self._past_ms_max, self._future_ms_max = limits.past_ms_max, limits.future_ms_max
-        # A key may be made of texts only.
+        # The loop can make keys only from texts.
         self._can_read = all(_KINDS[field] < loop.TIME for fields in plan.entity_keys for field in fields)
         self._can_read &= rates.rate_max * limits.amount_minor_max < 2**62
         entities, prefixes = _entity_program(plan)
@@ -104,7 +109,7 @@ class FastRequests:
             "is_usual": np.zeros(ROWS_MAX, dtype=np.uint8),
             "places": np.zeros(2 * loop.FIELDS_MAX, dtype=np.int64),
         }
-        # Kept: the loop is given nothing but its address.
+        # Keep the frame alive: the loop gets only its address.
         self._frame = Frame(loop.SLOT, arrays)
         self._frame_at = self._frame.address
         self._data, self._texts, self._usual = arrays["data"].data, arrays["texts"].data, arrays["is_usual"].data
@@ -112,7 +117,7 @@ class FastRequests:
         self._numbers, self._ends = arrays["numbers"].data, arrays["ends"].data
 
     def read(self, bodies: Sequence[bytes], now_ms: int) -> Pieces:
-        """Read at most ROWS_MAX bodies, and fill the row of each that is usual."""
+        """Read at most ROWS_MAX bodies, and fill the rows of the usual ones. `now_ms` is in epoch milliseconds."""
         count, entities = len(bodies), self._entities
         data = b"".join(bodies)
         size = len(data)
@@ -139,7 +144,7 @@ def warm_up() -> None:
 
 
 def _program(plan: Plan) -> NDArray[np.int64]:
-    """The kind of each field by its number, and the column of what the catalogue asks for."""
+    """Returns the kind of each field by its number, and its column if the catalogue uses it."""
     program = np.full((loop.FIELDS_MAX, 2), -1, dtype=np.int64)
     program[:, loop.KIND] = loop.NONE
     for name, number in _NUMBERS_OF.items():
@@ -164,7 +169,7 @@ def _numbers(plan: Plan, limits: RequestLimits) -> NDArray[np.int64]:
 
 
 def _entity_program(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """For each entity where its prefix ends, how many fields its key has, and their numbers; and all prefixes."""
+    """Returns for each entity the end of its prefix, its number of fields and their numbers; and all prefixes."""
     program: list[int] = []
     prefixes = b""
     for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True):
@@ -174,11 +179,11 @@ def _entity_program(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 
 
 def _rate_tables(rates: RateTable) -> Mapping[str, NDArray[np.int64]]:
-    """The place of each code among the currencies, where the rates of each begin, their times, and the rates."""
+    """Returns the number of each currency code, where each currency's rates begin, their times, and the rates."""
     currencies = np.full(26**3, loop.NO_CURRENCY, dtype=np.int64)
     bounds, times, values = [0], [], []
     for currency, dated in rates.dated():
-        # A table may have been made with codes of another form.
+        # The table may hold codes of another form.
         if not is_currency_code(currency):
             continue
         first, second, third = (ord(letter) - ord("A") for letter in currency)

@@ -1,4 +1,4 @@
-"""Payments that are asked about: checked, and as the feature kernel and the mirror take them."""
+"""Checked payments, in the form that the mirror and the feature kernel take."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 
 
 class CheckedPayments:
-    """Some payments, all of which can be decided. Iterated over and indexed, they are ScoreRequests.
+    """A sequence of payments that can be scored. As elements they are ScoreRequests.
 
-    `bodies` are the serialised requests, `ids` the payments' ids in UTF-8. `keys` holds the store key of each entity of
-    each payment, payments outermost, empty where there is none. `rows`: shape (payments, ATTRIBUTE_COUNT), int64.
+    - `bodies`: the serialised requests; `ids`: the payments' ids in UTF-8.
+    - `keys`: the store keys of all entities, payment by payment; an empty key where the payment has no such entity.
+      With the entities card and device: [b"card:c1", b"device:d1", b"card:c2", b""].
+    - `rows`: the attributes, shape (payments, ATTRIBUTE_COUNT), int64.
     """
 
     __slots__ = ("_entities", "bodies", "ids", "keys", "rows")
@@ -29,14 +31,14 @@ class CheckedPayments:
         return len(self.bodies)
 
     def __getitem__(self, index: int) -> ScoreRequest:
-        """One of them, parsed: for what only some policies, or rare moments, ask for."""
+        """Parse one payment. Only some policies and rare cases need it."""
         return ScoreRequest.FromString(self.bodies[index])
 
     def __iter__(self) -> Iterator[ScoreRequest]:
         return map(ScoreRequest.FromString, self.bodies)
 
     def chosen(self, indexes: Sequence[int]) -> CheckedPayments:
-        """Those at `indexes`, which ascend."""
+        """Returns the payments at `indexes`, which must ascend."""
         entities = self._entities
         return CheckedPayments(
             [self.bodies[index] for index in indexes],
@@ -47,7 +49,7 @@ class CheckedPayments:
 
 
 def joined(parts: Sequence[CheckedPayments]) -> CheckedPayments:
-    """All of them, one part behind the other."""
+    """Returns all payments of the parts, in order."""
     return CheckedPayments(
         [body for part in parts for body in part.bodies],
         [identity for part in parts for identity in part.ids],

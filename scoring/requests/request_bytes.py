@@ -1,8 +1,12 @@
-"""The compiled half of scoring/requests/fast_requests.py: bytes of requests to rows of attributes and keys of entities.
+"""The compiled half of scoring/requests/fast_requests.py: reads protobuf bytes into attributes and entity keys.
 
-A body is a protobuf message: fields in any order, each a tag (its number times eight, and how it is stored) and a
-varint, or a length and so many bytes. For each field the program says what kind of text or number it is. Anything that
-is not just as expected makes the body one that is not usual, and then nothing that was read of it counts.
+A body is a protobuf message: fields in any order. A field is a tag (eight times its number, plus its wire type), and
+then a varint, or a length and that many bytes:
+
+    0a 03 70 2d 31   field 1, bytes, length 3: "p-1"          10 80 b0 …   field 2, varint
+
+The *program* says of which kind each field is. If anything is not exactly as expected, the body is unusual, and nothing
+that was read of it counts.
 """
 
 from __future__ import annotations
@@ -20,27 +24,27 @@ from paywarden.features.kernel.layout import ATTRIBUTE_COUNT, I64, OFFSET_ZERO, 
 from paywarden.features.kernel.plan_schema import positions
 from paywarden.features.kernel.varint import read_varint
 
-# Kinds of fields: an id, a word, a code of a form of its own, a time, an amount, minutes.
+# The kinds of fields: an id, a word, three codes of a fixed form, a time, an amount, minutes.
 NONE, ID, WORD, CURRENCY, MCC, COUNTRY, TIME, AMOUNT, OFFSET = range(9)
-# A tag is one byte, so this is beyond the last field's number.
+# A tag is one byte, so field numbers are below this.
 FIELDS_MAX = 16
-# Columns of the program, which has a row for each field's number: its kind, and its column in the row of attributes
-# or -1.
+# Columns of the program, which has a row for each field number: the field's kind, and its column in the row of
+# attributes, or -1.
 KIND, COLUMN = range(2)
-# What differs from one worker to another, and by the hour: places in the numbers.
+# Places in `numbers`: settings of the worker, and the bounds of the time, which change with every call.
 EARLIEST_MS, LATEST_MS, ID_BYTES_MAX, WORD_BYTES_MAX, AMOUNT_MAX, OFFSET_MAX, KEY_BYTES_MAX = range(7)
-# The fields that must be there, as bits; numbers of fields; columns of attributes.
+# More places in `numbers`: the required fields as bits, field numbers, columns of attributes.
 REQUIRED, PAYMENT_ID, CARD_ID, CURRENCY_FIELD, TIME_COLUMN, MINOR_COLUMN, AMOUNT_COLUMN, ENTITY_COUNT = range(7, 15)
 NUMBER_COUNT = 15
-# What stands for a code of three letters that is no currency.
+# Stands for a code of three letters that is not a currency.
 NO_CURRENCY = -1
-# As features/profiles/money.py and features/profiles/keys.py have them; those files hold no compiled code.
+# The same values as in features/profiles/money.py and features/profiles/keys.py, which hold no compiled code.
 RATE_SCALE, SEPARATOR = 1_000_000, 0x1F
-# Of a card's number.
+# The number of digits of a card number.
 DIGITS_MIN, DIGITS_MAX = 13, 19
-# How a field is stored.
+# Wire types.
 _VARINT, _BYTES = 0, 2
-# Rows of the places of a body's texts: where each begins, and how long it is.
+# Rows of `places`: where each text of a body begins, and how long it is.
 _START, _SIZE = range(2)
 
 
@@ -50,9 +54,9 @@ class RequestSlots(NamedTuple):
     program: int
     """Shape (FIELDS_MAX, 2), int64: KIND and COLUMN of each field, by its number."""
     numbers: int
-    """Shape (NUMBER_COUNT,), int64: LATEST_MS to ENTITY_COUNT."""
+    """Shape (NUMBER_COUNT,), int64: EARLIEST_MS to ENTITY_COUNT."""
     data: int
-    """The bodies, one behind the other, uint8."""
+    """The bodies, concatenated, uint8."""
     lengths: int
     """Their lengths, int64."""
     rows: int
@@ -60,23 +64,23 @@ class RequestSlots(NamedTuple):
     currencies: int
     """Shape (26**3,), int64: a currency's number by its code, or NO_CURRENCY."""
     rate_bounds: int
-    """Where the rates of each currency begin, int64, and where the last ones end."""
+    """Where the rates of each currency begin, and where the last ones end, int64."""
     rate_times: int
     """When each rate begins, epoch milliseconds, int64."""
     rates: int
     """The rates, int64: see RATE_SCALE."""
     entities: int
-    """int64, for each entity: where its prefix ends, how many fields its key has, and their numbers."""
+    """int64. For each entity: the end of its prefix, the number of fields in its key, and their numbers."""
     prefixes: int
-    """The prefixes of all keys, one behind the other, uint8."""
+    """The prefixes of all keys, concatenated, uint8."""
     texts: int
-    """uint8. Filled: keys of entities and payment ids, one behind the other."""
+    """uint8. Filled: for each body the keys of its entities and the payment's id, concatenated."""
     ends: int
-    """Shape (bodies, entities + 1), int64. Filled: where each key ends in the texts, and the id."""
+    """Shape (bodies, entities + 1), int64. Filled: where each key, and the id, ends in `texts`."""
     is_usual: int
     """Shape (bodies,), uint8. Filled: 1 or 0."""
     places: int
-    """Shape (2, FIELDS_MAX), int64. Scratch: where the texts of a body are."""
+    """Shape (2, FIELDS_MAX), int64. Scratch space: where the texts of a body are."""
 
 
 SLOT = positions(RequestSlots)
@@ -84,7 +88,7 @@ SLOT = positions(RequestSlots)
 
 @inlined
 def _may_be_card_number(data: U8, at: int, end: int) -> bool:
-    """Digits, as many as a card's number has, grouped or not: whether it is one, `wire.RequestRules` says."""
+    """Whether a text has as many digits as a card number, grouped or not. `RequestRules` then computes the checksum."""
     digits = 0
     for place in range(at, end):
         byte = data[place]
@@ -113,7 +117,7 @@ def _is_text_good(kind: int, numbers: I64, data: U8, at: int, size: int) -> bool
 
 @inlined
 def _converted(amount: np.int64, time_ms: np.int64, first: int, last: int, times: I64, rates: I64) -> np.int64:
-    """An amount in the reference currency at the last rate that is not after the payment, or else the first."""
+    """Convert an amount at the last rate not after the payment, or at the first rate if all are after it."""
     chosen = first
     for place in range(first + 1, last):
         if times[place] <= time_ms:
@@ -131,7 +135,7 @@ def _read_body(
     row: I64,
     places: I64,
 ) -> bool:
-    """Fill the row, but for the amount in the reference currency, and the places of texts. False: not usual."""
+    """Fill `places` and the row, except the amount in the reference currency. Returns False for an unusual body."""
     for column in range(ATTRIBUTE_COUNT):
         row[column] = 0
     for field in range(FIELDS_MAX):
@@ -190,9 +194,9 @@ def _write_key(
     position: int,
     key_bytes_max: int,
 ) -> int:
-    """Write the key of the entity that begins at `at`; returns where it ends, -1 where it is not usual.
+    """Write the key of the entity at `at` of the entities. Returns where the key ends, or -1 if it is too long.
 
-    A payment that lacks one of the key's fields has no such entity, and the key is empty.
+    A payment that lacks one of the key's fields has no such entity, and its key is empty.
     """
     fields = entities[at + 1]
     for field in range(at + 2, at + 2 + fields):
@@ -209,9 +213,9 @@ def _write_key(
 
 @compiled(makes_arrays=True)
 def read_bodies(frame_at: int, count: int) -> int:
-    """Read the first `count` bodies; returns how many bytes of texts there are.
+    """Read the first `count` bodies. Returns the number of bytes in `texts`.
 
-    The frame holds the arrays of SLOT. Keys and id of a body that is not usual are empty.
+    The frame at `frame_at` holds the arrays of SLOT. An unusual body has empty keys and an empty id.
     """
     program = carray(address(frame_at, SLOT.program), (FIELDS_MAX, 2), np.int64)
     numbers = carray(address(frame_at, SLOT.numbers), NUMBER_COUNT, np.int64)

@@ -1,4 +1,7 @@
-"""One validated request as the feature kernel and the mirror take it: a row of attributes, and the keys of entities."""
+"""Turns one checked request into a row of attributes and the store keys of its entities, in Python.
+
+The compiled reader (fast_requests.py) does the same for usual requests.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from paywarden.features.profiles.money import RateTable
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 
-# Of each attribute. A hundred bytes an entry.
+# Entries in the memo of each attribute, with about a hundred bytes each.
 _REMEMBERED_MAX = 50_000
 _ROW = Struct(f"={ATTRIBUTE_COUNT}q")
 
 
 class RequestRows:
-    """Room for so many payments at a time. Not thread-safe.
+    """Holds the rows of at most `rows_max` payments at a time. Not thread-safe.
 
     `attributes`: shape (rows_max, ATTRIBUTE_COUNT), int64, C-contiguous; it stays the same array.
     """
@@ -31,7 +34,7 @@ class RequestRows:
         self.attributes: NDArray[np.int64] = np.zeros((rows_max, ATTRIBUTE_COUNT), dtype=np.int64)
         self._bytes = self.attributes.data.cast("B")
         self._rates = rates
-        # Only what the catalogue asks for is read from a request and coded.
+        # Only the attributes that the catalogue uses are read and coded.
         self._coders = [
             (attribute.column, attrgetter(attribute.name), _remembered(CODES[attribute.kind]), attribute.name)
             for attribute in map(ATTRIBUTES.__getitem__, plan.attribute_columns)
@@ -40,7 +43,7 @@ class RequestRows:
         self._key_makers = [_key_maker(*entity) for entity in zip(plan.entity_names, plan.entity_keys, strict=True)]
 
     def write(self, row: int, request: ScoreRequest) -> None:
-        """Fill a row with a request. Raises InvalidEvent for a currency that has no rate at the time."""
+        """Fill row `row` with a request. Raises InvalidEvent when the currency has no rate."""
         numbers = [0] * ATTRIBUTE_COUNT
         time_ms, amount_minor = request.event_time_ms, request.amount_minor
         numbers[TIME_MS] = time_ms
@@ -48,33 +51,33 @@ class RequestRows:
         numbers[AMOUNT_MINOR] = amount_minor
         for column, get, code, name in self._coders:
             value = get(request)
-            # An offset of 0 minutes is one; a text that is empty is none.
+            # An offset of 0 minutes counts as present; an empty text counts as absent.
             if value or request.HasField(name):
                 numbers[column] = code(value)
         _ROW.pack_into(self._bytes, row * _ROW.size, *numbers)
 
     def keys_of(self, request: ScoreRequest) -> list[bytes]:
-        """The store key of each of the payment's entities, in the catalogue's order; empty where it has none."""
+        """Returns the store key of each entity, in the catalogue's order; empty without such an entity."""
         return [make_key(request) for make_key in self._key_makers]
 
 
 def _remembered(code: Callable[..., int]) -> Callable[..., int]:
-    """The same, a quarter of the time for what it was asked before: countries and channels are few, merchants many."""
-    known: dict[object, int] = {}
+    """Memoise `code`, which makes a repeated value four times as fast. Countries and channels repeat most."""
+    codes: dict[object, int] = {}
 
     def remembered(value: object) -> int:
-        found = known.get(value)
-        if found is None:
-            found = code(value)
-            if len(known) < _REMEMBERED_MAX:
-                known[value] = found
-        return found
+        coded = codes.get(value)
+        if coded is None:
+            coded = code(value)
+            if len(codes) < _REMEMBERED_MAX:
+                codes[value] = coded
+        return coded
 
     return remembered
 
 
 def _key_maker(entity: str, fields: tuple[str, ...]) -> Callable[[ScoreRequest], bytes]:
-    """A function from a request to the store key of its entity of one kind, empty when it has none."""
+    """Returns a function that makes the store key of one entity from a request; the key may be empty."""
     if len(fields) == 1:
         prefix, get = f"{entity}:", attrgetter(fields[0])
 

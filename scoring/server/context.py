@@ -1,4 +1,4 @@
-"""What every worker of a host works with, and how callers get in: made once by the parent, before the workers are."""
+"""What the parent prepares once for all workers: settings, models, ports, sockets, tokens and certificates."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
 from paywarden.scoring.net.listeners import reserve_port, unix_listener
 from paywarden.scoring.net.tls import Tls, TlsSettings
 from paywarden.scoring.net.tokens import AuthSettings, Tokens
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings
 from paywarden.scoring.state.outbox import OutboxSettings
 
 
 @dataclass(frozen=True)
 class ServerContext:
-    """Settings, and what is loaded once."""
+    """The settings of a host, and everything it loads once before its workers start."""
 
     engine: FeatureEngine
     rates: RateTable
@@ -55,37 +55,37 @@ class ServerContext:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Ports that are held, sockets that are listened on, and what callers must show."""
+    """The reserved ports, the listening sockets, and the tokens and certificates that callers need."""
 
     http_port: int
     http_unix: socket.socket | None
-    # None: no gRPC is served.
+    # None when gRPC is not served.
     grpc_port: int | None
     grpc_unix: socket.socket | None
     tokens: Tokens | None
     tls: Tls | None
 
     def refresh(self) -> None:
-        """Take up tokens and certificates that have been replaced."""
+        """Load tokens and certificates that have been replaced."""
         if self.tokens is not None:
             self.tokens.refresh()
         if self.tls is not None:
             self.tls.refresh()
 
     def addresses(self, host: ServerContext) -> list[str]:
-        """Where callers find the ports, HTTP first."""
+        """Returns the URLs of the ports, HTTP first."""
         letter = "" if self.tls is None else "s"
-        found = [f"http{letter}://{host.http.host}:{self.http_port}"]
+        urls = [f"http{letter}://{host.http.host}:{self.http_port}"]
         if self.grpc_port is not None:
-            found.append(f"grpc{letter}://{host.grpc.host}:{self.grpc_port}")
-        return found
+            urls.append(f"grpc{letter}://{host.grpc.host}:{self.grpc_port}")
+        return urls
 
 
 @contextmanager
-def open_gate(host: ServerContext) -> Iterator[Endpoints]:
-    """Hold every port and socket, so that what is wrong with one is said before any worker starts.
+def open_endpoints(host: ServerContext) -> Iterator[Endpoints]:
+    """Reserve every port and socket, so that an error in one of them is reported before any worker starts.
 
-    Raises Misconfigured.
+    Raises Misconfigured naming the port, socket or file.
     """
     tokens = Tokens(host.auth.tokens_file) if host.auth.tokens_file else None
     tls = Tls(host.tls) if host.has_tls else None

@@ -1,10 +1,13 @@
-"""The scoring host: a parent that holds the ports and keeps N workers alive, each a process of its own.
+"""Runs a scoring host: a parent process that reserves the ports and keeps N worker processes alive.
 
-    parent   checks everything once, compiles, loads the bundles ─ fork ─► worker 0, worker 1, …
+    parent   checks settings, compiles, loads the bundles, reserves ports ─ fork ─► worker 0, worker 1, …
     worker   scoring/server/worker.py
 
-The parent imports and warms everything before it forks, so a worker starts in milliseconds and shares its
-memory. It opens no database and starts no thread before that: neither survives a fork.
+1. The parent imports and warms up everything before it forks. A worker therefore starts in milliseconds, and shares
+   the parent's memory (copy-on-write).
+2. The parent opens no database and starts no thread before the fork, because neither survives one.
+3. If a worker ends, the parent starts it again: after 0.1 s at first, and after at most 10 s when it keeps failing.
+4. SIGTERM or SIGINT stops all workers, and the parent ends after the last one.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.scoring.engine import records
 from paywarden.scoring.idempotency import decision_cache as answered
 from paywarden.scoring.requests import fast_requests
-from paywarden.scoring.server.context import Endpoints, ServerContext, open_gate
+from paywarden.scoring.server.context import Endpoints, ServerContext, open_endpoints
 from paywarden.scoring.server.worker import worker_main
 from paywarden.scoring.state.mirror import has_mirror
 
 _log = logging.getLogger(__name__)
 
-# A worker that dies at once, again and again, is started more and more rarely. One that has served for a second was not
-# wrong from the start: it is back within moments.
+# Exponential back-off: the pause before a restart doubles while a worker keeps dying at once. A worker that has run for
+# a second was able to start, so its pause is the shortest again.
 _RESTART_FIRST_S = 0.1
 _RESTART_MOST_S = 10.0
 _NAP_S = 0.05
@@ -40,20 +43,20 @@ _BUG = 70
 
 
 def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequence[str]], None]) -> None:
-    """Run the workers until SIGTERM or SIGINT; `announce` gets the addresses once they are held, HTTP's first.
+    """Run the workers until SIGTERM or SIGINT. `announce` gets the reserved addresses, HTTP's first.
 
     Raises Misconfigured when a port or socket is taken or the settings cannot be used, and TemporaryFailure when a
     worker did not stop as it should.
     """
     if worker_count < 1:
         raise Misconfigured(f"--workers: wanted at least 1, got {worker_count}")
-    with open_gate(host) as gate:
+    with open_endpoints(host) as endpoints:
         host.engine.warm_up()
         answered.warm_up()
         fast_requests.warm_up()
         records.warm_up()
         answered.prepare(host.answered)
-        parent = _Parent(host, worker_count, gate)
+        parent = _Parent(host, worker_count, endpoints)
         parent.heed_signals()
         if not has_mirror(host.mirror):
             _log.warning(
@@ -61,15 +64,15 @@ def serve(host: ServerContext, worker_count: int, *, announce: Callable[[Sequenc
                 "`paywarden companion` has filled it",
                 host.mirror.path,
             )
-        announce(gate.addresses(host))
+        announce(endpoints.addresses(host))
         parent.run()
 
 
 class _Parent:
-    """Starts workers, starts them again when they die, and takes them down with itself."""
+    """Starts workers, restarts those that die, and stops all of them at the end."""
 
-    def __init__(self, host: ServerContext, worker_count: int, gate: Endpoints) -> None:
-        self._host, self._count, self._gate = host, worker_count, gate
+    def __init__(self, host: ServerContext, worker_count: int, endpoints: Endpoints) -> None:
+        self._host, self._count, self._endpoints = host, worker_count, endpoints
         self._pids: dict[int, int] = {}
         self._started: dict[int, float] = {}
         self._pause_s = dict.fromkeys(range(worker_count), _RESTART_FIRST_S)
@@ -78,7 +81,7 @@ class _Parent:
         self._failure = ""
 
     def heed_signals(self) -> None:
-        """From now on SIGTERM and SIGINT are a clean stop."""
+        """Make SIGTERM and SIGINT a clean stop from now on."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGALRM, self._kill)
@@ -101,13 +104,13 @@ class _Parent:
     def _start(self, worker: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        # A stop between the look at `_stopping` and the note of the child's pid would miss the child.
+        # Block signals: a stop between reading `_stopping` and storing the child's pid would miss the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         if not self._stopping:
             parent = os.getpid()
             pid = os.fork()
             if pid == 0:
-                os._exit(worker_main(self._host, worker, self._gate, parent))
+                os._exit(worker_main(self._host, worker, self._endpoints, parent))
             self._pids[pid] = worker
             self._started[worker] = time.monotonic()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
@@ -119,7 +122,7 @@ class _Parent:
         self._pause_s[worker] = min(2 * pause_s, _RESTART_MOST_S)
         code = os.waitstatus_to_exitcode(status)
         _log.error("worker %d ended with %d; starting it again in %.1f s", worker, code, pause_s)
-        # In short naps: a signal does not end one, and a stop must not wait for the longest pause.
+        # Sleep in short naps: a signal does not interrupt a sleep, and a stop must not wait for a long pause.
         until = time.monotonic() + pause_s
         while not self._stopping and time.monotonic() < until:
             time.sleep(min(pause_s, _NAP_S))
@@ -140,6 +143,6 @@ class _Parent:
             signal.setitimer(signal.ITIMER_REAL, self._stop_s())
         self._stopping = True
         for pid in self._pids:
-            # One may have ended just now.
+            # The worker may have ended just now.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)

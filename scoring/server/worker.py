@@ -1,6 +1,14 @@
-"""The life of a scoring worker: opens its outbox, metrics and the mirror, listens, serves until it is told to stop.
+"""Runs one scoring worker, from the fork until it has stopped.
 
-A worker has one scorer, one queue before it (`MicroBatcher`) and a `Front` for every protocol, each with its listeners.
+    HttpServer ─┐
+                ├─► MicroBatcher ─► PaymentScorer ─► mirror, models, policy, outbox
+    GrpcServer ─┘
+
+1. The worker opens its metrics and its outbox. The outbox's lock ensures that no earlier process of this worker
+   appends any more. Only then does it open the decision cache, which ends the claims of that process.
+2. It listens: gRPC first, HTTP last, because /readyz is on HTTP.
+3. Every half second it looks for a new mirror, tokens and certificates, and checks that its parent lives.
+4. On SIGTERM or SIGINT both fronts take no more calls, answer those in flight, and close.
 """
 
 from __future__ import annotations
@@ -36,22 +44,22 @@ from paywarden.scoring.state.outbox import OutboxMetrics, OutboxWriter
 
 _log = logging.getLogger(__name__)
 
-# How often a worker looks whether there is a mirror, or another one, and whether its parent lives.
+# The interval at which a worker looks for a new mirror, tokens and certificates, and for its parent.
 _LOOK_S = 0.5
 
 
 class Front(Protocol):
-    """A protocol that calls come in by. It hands them to the worker's `MicroBatcher`."""
+    """The server of one protocol. It submits calls to the worker's `MicroBatcher`."""
 
     async def start(self, listener: socket.socket, tls: Tls | None = None) -> None:
-        """Accept connections from a listening socket, which is the front's from now on. May be called for several."""
+        """Accept connections from `listener`, which now belongs to this front. Call it once for each listener."""
 
     async def stop(self) -> None:
-        """Take no more calls, answer those in flight, close. Bounded in time."""
+        """Take no more calls, answer those in flight, close. It ends within a time limit."""
 
 
 def worker_main(host: ServerContext, worker: int, gate: Endpoints, parent: int) -> int:
-    """The whole life of a worker, which `parent` has forked; returns its exit code."""
+    """Run a worker that the process `parent` has forked. Returns its exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -76,7 +84,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int) 
     answered_metrics, outbox_metrics = DecisionCacheMetrics.declare(registry), OutboxMetrics.declare(registry)
     registry.open(host.metrics_directory, name)
     outbox = OutboxWriter(host.outbox, name, outbox_metrics)
-    # After the outbox: its lock says that an earlier process of this worker appends nothing more.
+    # After the outbox, whose lock ensures that an earlier process of this worker appends nothing more.
     table = DecisionCache(host.answered, host.outbox, worker, answered_metrics)
     scorer = PaymentScorer(
         engine=host.engine,
@@ -89,9 +97,9 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int) 
         stages=stages,
     )
     intake = RequestDecoder(host.engine.plan, host.rates, host.limits)
-    turns = MicroBatcher(scorer, intake=intake, settings=host.admission, stages=stages, busy_poll=host.busy_poll)
+    batcher = MicroBatcher(scorer, intake=intake, settings=host.admission, stages=stages, busy_poll=host.busy_poll)
     http = HttpServer(
-        turns,
+        batcher,
         host.http,
         metrics=http_metrics,
         metrics_text=lambda: render(host.metrics_directory),
@@ -99,7 +107,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int) 
         metrics_need_token=host.auth.metrics_need_token,
     )
     authorise = None if gate.tokens is None else gate.tokens.allows
-    grpc = GrpcServer(turns, settings=host.grpc, metrics=grpc_metrics, authorise=authorise)
+    grpc = GrpcServer(batcher, settings=host.grpc, metrics=grpc_metrics, authorise=authorise)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -107,7 +115,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int) 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     gate.refresh()
     await _listen(http, grpc, host, gate)
-    # What is alive now stays for ever: no collection needs to look at it again.
+    # All objects of now live until the end, so exclude them from every later garbage collection.
     gc.collect()
     gc.freeze()
     pauses.watch()
@@ -117,7 +125,7 @@ async def _work(host: ServerContext, worker: int, gate: Endpoints, parent: int) 
     look.add_done_callback(lambda _: stopped.set())
     await stopped.wait()
     look.cancel()
-    # At once: each takes no more calls from now on, and the slowest says how long it takes.
+    # Stop both at once, so that neither takes calls while the other finishes.
     await asyncio.gather(http.stop(), grpc.stop())
     table.close()
     outbox.close()
@@ -132,7 +140,7 @@ async def _listen(http: Front, grpc: Front, host: ServerContext, gate: Endpoints
         await grpc.start(open_listener(host.grpc.host, gate.grpc_port, backlog=host.grpc.backlog), gate.tls)
     if gate.grpc_unix is not None:
         await grpc.start(gate.grpc_unix)
-    # Last: who can ask over HTTP whether the worker is ready may then call it in any way.
+    # HTTP last: when /readyz can be asked, every other way to call the worker is open.
     await http.start(open_listener(host.http.host, gate.http_port, backlog=host.http.backlog), gate.tls)
     if gate.http_unix is not None:
         await http.start(gate.http_unix)

@@ -1,1 +1,1 @@
-"""What a scoring host keeps: the mirror of profiles, and the outbox of decisions."""
+"""The state of a scoring host: the mirror of profiles and the outbox of decisions."""

@@ -1,15 +1,18 @@
-"""The host's copy of the profiles: LMDB on a memory file system, written by the companion, read by workers.
+"""The host's copy of the profiles, in shared memory: the companion writes it, the workers read it.
 
-Many reader processes and one writer share it without a lock between them; it survives the death of either.
-Keys are those of the store ("card:ID"), values packed profiles. Two kinds of records beside them, whose keys
-begin with a zero byte so that no entity can have them:
+    changelog ─► companion ─ MirrorWriter ─► LMDB on a memory file system ─ MirrorReader ─► worker 0, worker 1, …
 
-    \\0complete_to        epoch ms, int64: every payment that reached Kafka before it is contained; 0 while the
-                          mirror is still being filled
-    \\0position:N         how far partition N of the changelog is contained (the next offset), int64
+    card:c-1              a packed profile; the keys are those of the store
+    \\0complete_to        epoch ms, int64: the mirror contains every payment that reached Kafka before this moment;
+                          0 while the mirror is still being filled
+    \\0position:N         int64: the next offset of the changelog's partition N
 
-Positions are written in the same transaction as the profiles they cover, so a companion that dies at any
-moment goes on exactly where its mirror stands.
+1. LMDB lets one writer and many reader processes share the file without a lock between them. The mirror survives the
+   death of any of them.
+2. The writer commits profiles and the positions they cover in one transaction. A companion that dies at any moment
+   continues exactly where its mirror stands.
+3. A reader looks up all keys of a chunk in one transaction, so all profiles are of one moment.
+4. Keys that begin with a zero byte belong to the mirror: no entity can have one.
 """
 
 from __future__ import annotations
@@ -32,35 +35,35 @@ _COMPLETE_TO = b"\0complete_to"
 _POSITION = b"\0position:"
 _INT64 = struct.Struct("<q")
 _ALL_KNOWN = bytes([KNOWN]) * 4096
-# What is not there: no view into the mirror is ever this object.
+# Stands for a missing profile. No view into the mirror is ever this object.
 _NOTHING = b""
 
 
 @dataclass(frozen=True)
 class MirrorSettings:
-    """Where the mirror is. On Linux the default is in memory; it is bound to one companion."""
+    """Where the mirror is. On Linux the default is in memory. One companion writes it."""
 
     path: str = "/dev/shm/paywarden/mirror" if Path("/dev/shm").is_dir() else ".paywarden/mirror"
-    # An upper bound, not taken until it is used: 500 bytes a profile make this 8 million entities.
+    # An upper bound; memory is taken as it is used. With 500 bytes per profile it holds 8 million entities.
     size_mb: int = 4096
     # LMDB's reader table has a slot for each worker process.
     readers_max: int = 126
 
 
 class MirrorAbsent(TemporaryFailure):
-    """There is no mirror yet, or it cannot be read."""
+    """There is no mirror yet, or the mirror cannot be read."""
 
 
 class MirrorWriter:
-    """The companion's side. One process at a time."""
+    """The companion's side of the mirror. Only one process at a time may have it."""
 
     def __init__(self, settings: MirrorSettings) -> None:
-        """Open or make the mirror. Raises Misconfigured when the place cannot be used."""
+        """Open or create the mirror. Raises Misconfigured when the path cannot be used."""
         path = Path(settings.path)
         self._settings = settings
         try:
             path.mkdir(parents=True, exist_ok=True)
-            # No sync: on a memory file system there is nothing to wait for, and pages outlive the process.
+            # No sync: a memory file system has no disk to wait for, and its pages outlive the process.
             self._env = lmdb.open(
                 str(path),
                 map_size=settings.size_mb << 20,
@@ -79,7 +82,10 @@ class MirrorWriter:
         positions: Mapping[int, int],
         complete_to_ms: int | None = None,
     ) -> None:
-        """Put profiles (None erases), changelog positions and completeness, all or nothing."""
+        """Write profiles (None erases one), changelog positions and completeness in one transaction, all or nothing.
+
+        Raises Misconfigured when the mirror is full.
+        """
         try:
             with self._env.begin(write=True) as transaction:
                 for key, state in profiles.items():
@@ -95,39 +101,39 @@ class MirrorWriter:
             raise Misconfigured(f"the mirror is full: mirror.size_mb is {self._settings.size_mb}") from error
 
     def read(self, keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
-        """The profiles of these keys as they are now, for looking at; workers have a reader of their own."""
+        """Returns the current profiles of these keys, for inspection. Workers use MirrorReader."""
         with self._env.begin() as transaction:
             return {key: transaction.get(key) for key in keys}
 
     def positions(self) -> dict[int, int]:
-        """The next offset of each changelog partition; empty for a new mirror."""
+        """Returns the next offset of each changelog partition; empty for a new mirror."""
         with self._env.begin() as transaction:
             cursor = transaction.cursor()
-            found: dict[int, int] = {}
+            offsets: dict[int, int] = {}
             more = cursor.set_range(_POSITION)
             while more and cursor.key().startswith(_POSITION):
-                found[int(cursor.key()[len(_POSITION) :])] = _INT64.unpack(cursor.value())[0]
+                offsets[int(cursor.key()[len(_POSITION) :])] = _INT64.unpack(cursor.value())[0]
                 more = cursor.next()
-            return found
+            return offsets
 
     def profile_count(self) -> int:
-        """How many profiles there are."""
+        """Returns the number of profiles."""
         with self._env.begin() as transaction:
             entries = int(transaction.stat()["entries"])
         return entries - len(self.positions()) - (1 if self.complete_to_ms() is not None else 0)
 
     def used_bytes(self) -> int:
-        """How much of `size_mb` has been used so far: pages that are free again are counted, and used first."""
+        """Returns how many bytes of `size_mb` are in use. Free pages count as used; LMDB reuses them first."""
         return (int(self._env.info()["last_pgno"]) + 1) * int(self._env.stat()["psize"])
 
     def complete_to_ms(self) -> int | None:
-        """The completeness on record, None for a new mirror."""
+        """Returns the stored completeness in epoch ms, or None for a new mirror."""
         with self._env.begin() as transaction:
             value = transaction.get(_COMPLETE_TO)
         return None if value is None else int(_INT64.unpack(value)[0])
 
     def clear(self) -> None:
-        """Forget everything; readers see the empty mirror at once."""
+        """Delete everything. Readers see the empty mirror at once."""
         with self._env.begin(write=True) as transaction:
             transaction.drop(self._env.open_db(None, txn=transaction), delete=False)
 
@@ -136,10 +142,13 @@ class MirrorWriter:
 
 
 class MirrorReader:
-    """A worker's side: looks up a payment's profiles into buffers made at start. Not thread-safe."""
+    """A worker's side of the mirror: looks up profiles into buffers allocated at start. Not thread-safe."""
 
     def __init__(self, settings: MirrorSettings, *, item_max: int, profile_bytes_max: int) -> None:
-        """`item_max`: the most keys one look-up asks for. Raises MirrorAbsent."""
+        """`item_max`: the most keys of one look-up. `profile_bytes_max`: the size of the largest profile.
+
+        Raises MirrorAbsent.
+        """
         assert item_max <= len(_ALL_KNOWN)
         self._data = _data_file(settings)
         self._profile_bytes_max = profile_bytes_max
@@ -147,7 +156,7 @@ class MirrorReader:
             self._identity = _identity_of(self._data)
             self._env = lmdb.open(
                 settings.path,
-                # Left out it is 10 MB, and a mirror that grows beyond what its reader maps is lost to it.
+                # The default is 10 MB, and a reader cannot read a mirror that grows beyond its map.
                 map_size=settings.size_mb << 20,
                 readonly=True,
                 create=False,
@@ -160,28 +169,29 @@ class MirrorReader:
         self.bounds: NDArray[np.int64] = np.zeros(item_max + 1, dtype=np.int64)
         self.presence: NDArray[np.uint8] = np.zeros(item_max, dtype=np.uint8)
         self.found = b""
-        """Whether each of the keys asked for last was there: ABSENT, UNKNOWN or KNOWN, as in `presence`."""
+        """For each key of the last look-up: ABSENT, UNKNOWN or KNOWN, as in `presence`."""
         self._states = self.states.data
         self._bounds = self.bounds.data.cast("B")
         self._presence = self.presence.data
-        # By the number of keys.
+        # Packers, indexed by the number of keys.
         self._int64s = [struct.Struct(f"={count}q") for count in range(item_max + 1)]
 
     def look_up(self, keys: Sequence[bytes]) -> int:
-        """Fill `states`, `bounds` and `presence` for these keys (empty: no such entity), as of one moment.
+        """Fill `states`, `bounds` and `presence` with the profiles of these keys, all of one moment.
 
-        Returns complete_to_ms: up to when the mirror is complete, 0 while it is not. Raises MirrorAbsent.
+        An empty key stands for an entity that the payment does not have. Returns the moment up to which the mirror is
+        complete, in epoch ms; 0 while it is being filled. Raises MirrorAbsent.
         """
         try:
             return self._look_up(keys)
         except lmdb.MapResizedError:
-            # The companion has been started again with a larger size_mb, and has used it.
+            # The companion was restarted with a larger size_mb, and the mirror has grown beyond our map.
             return self._look_up_resized(keys)
         except lmdb.Error as error:
             raise MirrorAbsent("the mirror cannot be read") from error
 
     def is_replaced(self) -> bool:
-        """Whether there is another mirror at the path by now: nothing is written to this one any more."""
+        """Whether another mirror is at the path now. Then nothing is written to this one any more."""
         try:
             return _identity_of(self._data) != self._identity
         except OSError:
@@ -192,29 +202,29 @@ class MirrorReader:
 
     def _look_up_resized(self, keys: Sequence[bytes]) -> int:
         try:
-            self._env.set_mapsize(0)  # as large as the writer's
+            self._env.set_mapsize(0)  # 0: as large as the writer's map
             return self._look_up(keys)
         except lmdb.Error as error:
             raise MirrorAbsent("the mirror cannot be read") from error
 
     def _look_up(self, keys: Sequence[bytes]) -> int:
-        # LMDB keeps the spare transaction of the call before: this costs a fraction of a microsecond.
+        # LMDB reuses the transaction of the last call, so this costs a fraction of a microsecond.
         transaction = self._env.begin(buffers=True)
         get, count, size_max = transaction.get, len(keys), self._profile_bytes_max
-        found: list[Any] = [get(key, _NOTHING) if key else _NOTHING for key in keys]
-        sizes = list(map(len, found))
+        views: list[Any] = [get(key, _NOTHING) if key else _NOTHING for key in keys]
+        sizes = list(map(len, views))
         presence = _ALL_KNOWN[:count]
         if 0 in sizes:
             presence = bytes(
                 KNOWN if state is not _NOTHING else UNKNOWN if key else ABSENT
-                for key, state in zip(keys, found, strict=True)
+                for key, state in zip(keys, views, strict=True)
             )
         if max(sizes, default=0) > size_max:
-            # Of another catalogue: what fits is enough to see that it cannot be read.
-            found = [state[:size_max] for state in found]
-            sizes = list(map(len, found))
-        # Views into the mirror are good until the end of the transaction.
-        states = b"".join(found)
+            # The profile is of another catalogue. The bytes that fit are enough for the kernel to see that.
+            views = [state[:size_max] for state in views]
+            sizes = list(map(len, views))
+        # Views into the mirror are valid until the end of the transaction, so copy them before it ends.
+        states = b"".join(views)
         complete_to = get(_COMPLETE_TO)
         complete_to_ms = 0 if complete_to is None else int(_INT64.unpack(complete_to)[0])
         transaction.abort()
@@ -225,7 +235,7 @@ class MirrorReader:
 
 
 def has_mirror(settings: MirrorSettings) -> bool:
-    """Whether a companion has made one at the path."""
+    """Whether a companion has created a mirror at the path."""
     return _data_file(settings).exists()
 
 

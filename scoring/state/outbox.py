@@ -1,25 +1,25 @@
-"""The local log between a scoring worker and the companion that ships its decisions.
+"""The append-only log in which a scoring worker leaves its decisions for the companion to ship.
 
-One directory per worker. A *position* counts bytes since the outbox was first opened:
+Each worker has one directory. A *position* counts bytes since the outbox was first opened:
 
-    <outbox>/<worker>/00000000000000000000.log     records of positions 0 …          whole, shipped or not
-                      00000000000067108839.log     … from that position on           active: appended to
-                      cursor                       how far the companion has shipped
+    <outbox>/<worker>/00000000000000000000.log     records from position 0 on           finished, shipped or not
+                      00000000000067108839.log     records from that position on        active: the worker appends here
+                      cursor                       the position up to which the companion has shipped
                       lock                         held by the one writer
 
     record = u32 payload size │ u32 crc32 of the payload │ payload          little endian, size 1 … 256 KiB
 
-1. The writer appends each record by one `write` to the end of the last segment and starts a new segment when
-   that one is full. What `append` returned for has left the process: `kill -9` cannot take it back.
-2. A crash can leave part of a record at the end. A reader stops in front of it and waits; the next writer
-   cuts it off. It was never acknowledged, since `append` had not returned.
-3. Anything else that does not read as a record is damage, and the reader says so instead of going on: a
-   wrong checksum or size with more behind it, a segment that ends early, a hole between segments. A writer
-   that finds damage leaves it for the operator to see and goes on in a new segment.
-4. The reader deletes segments that are shipped whole and old enough that nobody asks for their decisions again. The
-   writer's `total_bytes_max` bounds what is not shipped; what is shipped and kept comes on top of it.
+1. The writer appends records to the end of the last segment with one `write`, and starts a new segment when that one
+   is full. When `append` has returned, the record has left the process: `kill -9` cannot take it back.
+2. A crash can leave part of a record at the end. A reader stops before it and waits; the next writer cuts it off. No
+   caller was answered for it, since `append` had not returned.
+3. Anything else that is not a record is damage: a wrong checksum or size with more bytes after it, a segment that ends
+   early, a gap between segments. The reader raises OutboxDamaged instead of skipping it. A writer that finds damage
+   leaves it for the operator and continues in a new segment.
+4. The reader deletes segments that are shipped whole and so old that no repeated payment can ask for their decisions.
+   The writer's `total_bytes_max` bounds the unshipped bytes; shipped segments that are kept come on top.
 
-What survives a loss of power is the `fsync` setting's choice, see OutboxSettings.
+The setting `fsync` decides what survives a loss of power, see OutboxSettings.
 """
 
 from __future__ import annotations
@@ -43,41 +43,42 @@ _log = logging.getLogger(__name__)
 
 _RECORD = struct.Struct("<II")
 _SUFFIX = ".log"
-# A decision is about 500 bytes. The bound tells a damaged size from a record that is still being written.
+# A decision has about 500 bytes. A larger size than this is damage, and not a record that is still being written.
 PAYLOAD_BYTES_MAX = 256 * 1024
-# What a reader takes from the file at once; at least one record of the largest size must fit.
+# Bytes per read. At least one record of the largest size must fit.
 _READ_BYTES = 1024 * 1024
-# What is read at first for a single record.
+# The first read for a single record.
 _USUAL_BYTES = 4096
 _FSYNC_POLICIES = ("never", "interval", "always")
 
 
 class OutboxFull(TemporaryFailure):
-    """`total_bytes_max` is reached: the companion does not ship, or not fast enough. Nothing was written."""
+    """The unshipped bytes have reached `total_bytes_max`: the companion is down or too slow. Nothing was written."""
 
 
 class OutboxUnavailable(TemporaryFailure):
-    """The disk under the outbox refused. The record was not acknowledged."""
+    """The disk under the outbox failed. The record was not acknowledged."""
 
 
 class OutboxDamaged(Misconfigured):
-    """The log holds something no crash of a process leaves behind. Needs an operator."""
+    """The log holds damage that a crash of a process cannot cause. An operator must look at it."""
 
 
 @dataclass(frozen=True)
 class OutboxSettings:
-    """How much an outbox holds, and when it is safe from what.
+    """How much an outbox holds, and what a record survives. The values of `fsync`:
 
-    fsync = "never": a record survives the death of the process, not of the machine: the kernel writes it to
-    disk within about 30 s. "interval": of the machine too, once it is `fsync_interval_ms` old (a thread of the
-    writer sees to it, callers do not wait). "always": before `append` returns, which then takes as long as
-    the disk does.
+    - "never": a record survives the death of the process, but not of the machine. The kernel writes it to disk within
+      about 30 s.
+    - "interval": it also survives the death of the machine once it is `fsync_interval_ms` old. A thread of the writer
+      calls fsync; callers do not wait.
+    - "always": it is on disk before `append` returns, which then takes as long as the disk does.
     """
 
     directory: str = "outbox"
     segment_bytes: int = 64 * 1024 * 1024
-    # Of what is not shipped. Two million decisions: half an hour of 1,000 a second without a broker. What was answered
-    # within `[answered] window_s` is kept on top of it.
+    # The limit of unshipped bytes: two million decisions, or half an hour of 1,000 a second without a broker. Decisions
+    # answered within `[answered] window_s` are kept on top of it.
     total_bytes_max: int = 1024 * 1024 * 1024
     fsync: str = "never"
     fsync_interval_ms: int = 200
@@ -85,7 +86,7 @@ class OutboxSettings:
 
 @dataclass(frozen=True)
 class OutboxMetrics:
-    """What a worker tells of its outbox, whether or not a companion is there to tell it."""
+    """A worker's metrics of its outbox. The worker exports them, so they exist without a companion."""
 
     unshipped_bytes: Gauge
     refused: Counter
@@ -94,7 +95,9 @@ class OutboxMetrics:
     def declare(cls, registry: Registry) -> OutboxMetrics:
         return cls(
             registry.gauge(
-                "paywarden_outbox_unshipped_bytes", "Decisions in the fullest outbox that are not shipped.", scale=1
+                "paywarden_outbox_unshipped_bytes",
+                "Bytes not shipped yet, in the fullest outbox.",
+                scale=1,
             ),
             registry.counter(
                 "paywarden_outbox_refused_total", "Appends refused: the outbox is full or its disk fails."
@@ -103,9 +106,9 @@ class OutboxMetrics:
 
 
 class OutboxWriter:
-    """The one writer of a worker's outbox. Not for use from two threads at once.
+    """The one writer of a worker's outbox. Not thread-safe.
 
-    Raises Misconfigured when there is another writer, the directory cannot be used or the settings cannot be.
+    Raises Misconfigured when there is another writer, or the directory or the settings cannot be used.
     """
 
     def __init__(self, settings: OutboxSettings, worker: str, metrics: OutboxMetrics | None = None) -> None:
@@ -120,7 +123,7 @@ class OutboxWriter:
             self._fd = _open_segment(self._directory, self._base)
         except OSError as error:
             raise Misconfigured(f"outbox: cannot use {self._directory}: {error.strerror}") from error
-        # How far the companion had shipped when that was last looked at; before it has said so, the oldest segment.
+        # The companion's cursor when it was last read. Before there is a cursor: the beginning of the oldest segment.
         self._shipped = self._look_shipped()
         self._failure = ""
         self._syncer: _Syncer | None = None
@@ -131,7 +134,7 @@ class OutboxWriter:
 
     @property
     def position(self) -> int:
-        """Where the next record will begin."""
+        """The position at which the next record will begin."""
         return self._end
 
     def append(self, payload: bytes) -> int:
@@ -139,9 +142,10 @@ class OutboxWriter:
         return self.append_frames(framed(payload))
 
     def append_frames(self, frames: bytes) -> int:
-        """Append records that have been framed (see `framed`), one behind the other: all, or none if it raises.
+        """Append framed records (see `framed`), concatenated, in one write: all, or none if it raises.
 
-        In one write; after a crash, the first few may be there. Returns and raises as `append` does.
+        After a crash the first few may be there. Returns the position after them. Raises OutboxFull or
+        OutboxUnavailable.
         """
         try:
             return self._try_write(frames)
@@ -150,7 +154,7 @@ class OutboxWriter:
             raise
 
     def close(self) -> None:
-        """Give up the outbox. Records stay; with fsync "interval" or "always" they are on disk afterwards."""
+        """Close the outbox. Records stay; with fsync "interval" or "always" they are on disk afterwards."""
         if self._syncer is not None:
             self._syncer.stop()
         if self._settings.fsync != "never":
@@ -159,7 +163,7 @@ class OutboxWriter:
         os.close(self._lock)
 
     def note_unshipped(self) -> None:
-        """Tell how much is not shipped. Reads a directory and a file: now and then, not per payment."""
+        """Update the metric of unshipped bytes. Reads a directory and a file, so not for every payment."""
         self._shipped = self._look_shipped()
         self._metrics.unshipped_bytes.set(self._end - self._shipped)
 
@@ -198,7 +202,7 @@ class OutboxWriter:
             if self._settings.fsync == "always":
                 _fsync_directory(self._directory)
         except OSError as error:
-            # The new segment may exist, so the old one must not grow past its beginning.
+            # The new segment may exist, so the old one must not grow beyond the position where the new one begins.
             self._failure = f"outbox: cannot begin a segment: {error.strerror}"
             raise OutboxUnavailable(self._failure) from error
         if self._syncer is not None:
@@ -207,17 +211,17 @@ class OutboxWriter:
         self._fd, self._base = fd, self._end
 
     def _take_back(self, reason: str) -> NoReturn:
-        """A write failed or was cut short: remove what there is of it, so that later records follow the earlier."""
+        """Truncate a write that failed or was cut short, so that later records follow the last whole one."""
         try:
             os.ftruncate(self._fd, self._end - self._base)
         except OSError as error:
-            # Nothing may follow half a record: this writer has ended.
+            # Nothing may follow half a record, so this writer refuses everything from now on.
             self._failure = f"outbox: a failed write could not be taken back: {error.strerror}"
         raise OutboxUnavailable(f"outbox: cannot append: {reason}")
 
 
 class _Syncer:
-    """A thread that brings the segments it follows to disk at intervals. Has descriptors of its own."""
+    """A thread that calls fdatasync on the segments at intervals. It has file descriptors of its own."""
 
     def __init__(self, directory: Path, fd: int, interval_ms: int) -> None:
         self.failure = ""
@@ -230,7 +234,7 @@ class _Syncer:
         self._thread.start()
 
     def follow(self, fd: int) -> None:
-        """Also sync `fd` from now on; those followed earlier once more, to their end."""
+        """Sync `fd` from now on, and the earlier segments once more, to their end."""
         with self._lock:
             self._fds.append(os.dup(fd))
 
@@ -251,42 +255,42 @@ class _Syncer:
                 if finished:
                     _fsync_directory(self._directory)
             except OSError as error:
-                # The kernel forgets a page it could not write: what is on disk is not known from here on.
+                # The kernel drops a page it could not write, so from here on it is unknown what is on disk.
                 self.failure = f"outbox: sync failed: {error.strerror}"
             for fd in finished:
                 os.close(fd)
 
 
 class OutboxReader:
-    """Reads a worker's outbox, in another process and while it is written."""
+    """Reads a worker's outbox from another process while the worker writes it."""
 
     def __init__(self, settings: OutboxSettings, worker: str) -> None:
         self._directory = Path(settings.directory) / worker
 
     def read(self, position: int, max_records: int) -> list[tuple[int, bytes]]:
-        """Up to `max_records` records from `position` on, each with the position after it.
+        """Returns up to `max_records` records from `position` on, each with the position after it.
 
-        Fewer when no more are there yet, none when there is nothing new: ask again later. Raises
-        OutboxDamaged (once all records before the damage are given) and OutboxUnavailable.
+        Returns fewer when no more are there yet, and an empty list when nothing is new. Raises OutboxDamaged, after
+        all records before the damage were returned, and OutboxUnavailable.
         """
-        found: list[tuple[int, bytes]] = []
-        while len(found) < max_records:
+        result: list[tuple[int, bytes]] = []
+        while len(result) < max_records:
             try:
-                records = self._read_once(position, max_records - len(found))
+                records = self._read_once(position, max_records - len(result))
             except OutboxDamaged:
-                if found:
+                if result:
                     break
                 raise
             except OSError as error:
                 raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
             if not records:
                 break
-            found += records
+            result += records
             position = records[-1][0]
-        return found
+        return result
 
     def at(self, position: int) -> bytes | None:
-        """The record that begins at `position`; None where none does. Raises OutboxUnavailable."""
+        """Returns the record that begins at `position`, or None. Raises OutboxUnavailable."""
         base = max((base for base in _segments(self._directory) if base <= position), default=None)
         if base is None:
             return None
@@ -296,21 +300,21 @@ class OutboxReader:
             if _USUAL_BYTES < size <= PAYLOAD_BYTES_MAX:
                 data = _read_at(_segment_path(self._directory, base), position - base, _RECORD.size + size)
         except FileNotFoundError:
-            # Released since it was listed.
+            # Another process has deleted the segment since the directory was listed.
             return None
         except OSError as error:
             raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
         return _record_at(data, 0)
 
     def start(self, cursor: Cursor) -> int:
-        """Where to begin reading: where `cursor` was stored or, if it never was, with the oldest record."""
+        """Returns the position to read from: the stored cursor, or the oldest record if no cursor was ever stored."""
         stored = cursor.load()
         if stored is not None:
             return stored
         return min(_segments(self._directory), default=0)
 
     def end(self) -> int:
-        """How far the outbox is written, half a record included; 0 for a new one. Raises OutboxUnavailable."""
+        """Returns the position after the last byte, half a record included; 0 if new. Raises OutboxUnavailable."""
         segments = _segments(self._directory)
         if not segments:
             return 0
@@ -320,11 +324,11 @@ class OutboxReader:
             raise OutboxUnavailable(f"outbox: cannot read: {error.strerror}") from error
 
     def release(self, position: int, *, keep_s: float = 0.0) -> None:
-        """Delete the segments that lie wholly before `position` and were last written to over `keep_s` ago.
+        """Delete the segments that lie wholly before `position` and were last written more than `keep_s` seconds ago.
 
-        Never the one that is written to.
+        The active segment always stays. Raises OutboxUnavailable.
         """
-        # A file's times are those of the wall clock.
+        # File times are of the wall clock.
         kept_since = time.time() - keep_s
         for base, following in itertools.pairwise(_segments(self._directory)):
             path = _segment_path(self._directory, base)
@@ -338,8 +342,8 @@ class OutboxReader:
                 raise OutboxUnavailable(f"outbox: cannot release: {error.strerror}") from error
 
     def _read_once(self, position: int, max_records: int) -> list[tuple[int, bytes]]:
-        """What one read of the segment that holds `position` gives; empty when there is nothing yet."""
-        # Listed before it is read: if there is a next segment now, what is read of this one is final.
+        """Read once from the segment that holds `position`. Returns an empty list when nothing is there yet."""
+        # List the segments before reading: if a next one exists now, this one is finished and will not grow.
         segments = _segments(self._directory)
         base = max((base for base in segments if base <= position), default=None)
         following = min((base for base in segments if base > position), default=None)
@@ -354,19 +358,19 @@ class OutboxReader:
         if is_torn and (following is not None or _is_damaged(data)):
             raise OutboxDamaged(f"outbox: {self._directory} is damaged at position {position}")
         if following is not None:
-            # At the end of a finished segment, and the next one does not begin here.
+            # This is the end of a finished segment, and the next segment begins somewhere else.
             raise OutboxDamaged(f"outbox: {self._directory} lacks positions {position} to {following}")
         return []
 
 
 class Cursor:
-    """How far a worker's outbox is shipped, kept beside it."""
+    """The position up to which a worker's outbox is shipped, in a file beside it."""
 
     def __init__(self, settings: OutboxSettings, worker: str) -> None:
         self._path = Path(settings.directory) / worker / "cursor"
 
     def load(self) -> int | None:
-        """The position last stored, None if none ever was. Raises OutboxDamaged."""
+        """Returns the stored position, or None if there is none. Raises OutboxDamaged."""
         try:
             text = self._path.read_text(encoding="ascii")
         except FileNotFoundError:
@@ -376,7 +380,7 @@ class Cursor:
         return int(text)
 
     def store(self, position: int) -> None:
-        """Store `position`; when this returns it is on disk, and a crash on the way leaves the earlier one.
+        """Store `position` on disk. A crash during the call leaves the earlier position.
 
         Raises OutboxUnavailable.
         """
@@ -393,7 +397,7 @@ class Cursor:
 
 
 def workers(settings: OutboxSettings) -> list[str]:
-    """The names of all workers that have an outbox, living or not: each may hold decisions to be shipped."""
+    """Returns the names of all workers with an outbox, alive or not: each may hold decisions to ship."""
     root = Path(settings.directory)
     return sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
 
@@ -402,7 +406,7 @@ def _check(settings: OutboxSettings) -> None:
     if settings.fsync not in _FSYNC_POLICIES:
         raise Misconfigured(f"outbox: fsync must be one of {', '.join(_FSYNC_POLICIES)}, is {settings.fsync}")
     if settings.total_bytes_max < 2 * settings.segment_bytes:
-        # Before there is a cursor only whole segments count as shipped.
+        # Before there is a cursor, only whole segments that were deleted count as shipped.
         raise Misconfigured("outbox: total_bytes_max must be at least twice segment_bytes")
 
 
@@ -427,7 +431,7 @@ def _segment_path(directory: Path, base: int) -> Path:
 
 
 def _segments(directory: Path) -> list[int]:
-    """Positions at which the segments begin, ascending."""
+    """Returns the positions at which the segments begin, ascending."""
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
@@ -449,7 +453,7 @@ def _fsync_directory(directory: Path) -> None:
 
 
 def _read_at(path: Path, offset: int, size_max: int = _READ_BYTES) -> bytes:
-    """Up to `size_max` bytes from `offset` on."""
+    """Returns at most `size_max` bytes from `offset` on."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.pread(fd, size_max, offset)
@@ -458,7 +462,7 @@ def _read_at(path: Path, offset: int, size_max: int = _READ_BYTES) -> bytes:
 
 
 def _parse(data: bytes, max_records: int) -> tuple[list[tuple[int, bytes]], int, bool]:
-    """Records of `data` with the offsets after them, the offset reached, and whether no record begins there."""
+    """Returns records with the offset after each, the offset reached, and whether no record begins there."""
     records: list[tuple[int, bytes]] = []
     offset = 0
     while len(records) < max_records and offset < len(data):
@@ -482,17 +486,17 @@ def _record_at(data: bytes, offset: int) -> bytes | None:
 
 
 def _is_damaged(rest: bytes) -> bool:
-    """Whether `rest`, which begins with no whole record, is more than part of one that is being written."""
+    """Whether `rest`, which begins with no whole record, is damage and not the part of a record being written."""
     if len(rest) < _RECORD.size:
         return False
     (size, _) = _RECORD.unpack_from(rest)
     if not any(rest):
-        return False  # a file that grew before its bytes came: the machine lost power
+        return False  # the file grew, but its bytes were not written: the machine lost power
     return not 0 < size <= PAYLOAD_BYTES_MAX or _RECORD.size + size < len(rest)
 
 
 def _recover(directory: Path) -> tuple[int, int]:
-    """(base, end) of the segment to append to, its torn end cut off. Base and end are equal for a new one."""
+    """Cut off a torn end. Returns base and end of the segment to append to; they are equal for a new segment."""
     segments = _segments(directory)
     base = segments[-1] if segments else 0
     end, damaged = _scan(_segment_path(directory, base), base) if segments else (0, False)
@@ -500,8 +504,8 @@ def _recover(directory: Path) -> tuple[int, int]:
     if damaged:
         _log.error("outbox: %s is damaged before position %d; going on in a new segment", directory, end)
     if damaged or shipped > end:
-        # Damage stays where it is. And after a loss of power the companion may be further than the log: a
-        # record written at a position it has passed would never be shipped.
+        # Damage stays where it is. After a loss of power the companion may be ahead of the log, and would never ship a
+        # record at a position that it has passed.
         end = base = max(end, shipped)
     return base, end
 
@@ -511,7 +515,7 @@ def _shipped(directory: Path) -> int:
 
 
 def _scan(path: Path, base: int) -> tuple[int, bool]:
-    """The position the segment ends at, after its torn end was cut off, and whether there is damage in it."""
+    """Cut off a torn end. Returns the position at which the segment ends, and whether there is damage in it."""
     data = path.read_bytes()
     _, used, is_torn = _parse(data, max_records=len(data))
     if is_torn and _is_more_than_torn(data[used:]):
@@ -522,7 +526,7 @@ def _scan(path: Path, base: int) -> tuple[int, bool]:
 
 
 def _is_more_than_torn(rest: bytes) -> bool:
-    """Whether a cut at the beginning of `rest` would lose a record: it is too long for one, or one follows."""
+    """Whether cutting off `rest` would lose a record: `rest` is longer than a record, or a whole one follows in it."""
     if not any(rest):
         return False
     if len(rest) > _RECORD.size + PAYLOAD_BYTES_MAX:

@@ -1,4 +1,4 @@
-"""The HTTP front without sockets: the bytes a connection gets and writes, in the test's own event loop."""
+"""Runs the HTTP front without sockets, in the event loop of the test."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class FakeTransport(asyncio.Transport):
 
 
 class MemoryWorld:
-    """A server and its connections. Construct it in a running event loop."""
+    """A server and its connections. Create it in a running event loop."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self.scorer = FakeScorer()
-        turns = MicroBatcher(
+        batcher = MicroBatcher(
             self.scorer,
             intake=euro_intake(),
             settings=UNHURRIED,
@@ -57,12 +57,12 @@ class MemoryWorld:
         )
         metrics = HttpMetrics.declare(Registry())
         self.server = HttpServer(
-            turns, settings, metrics=metrics, metrics_text=lambda: b"m" * 50, now_ms=lambda: NOW_MS
+            batcher, settings, metrics=metrics, metrics_text=lambda: b"m" * 50, now_ms=lambda: NOW_MS
         )
         self.server.loop = asyncio.get_running_loop()
 
     def connect(self) -> tuple[HttpConnection, FakeTransport]:
-        """Returns a new connection and its transport."""
+        """Open a connection; returns it with its transport."""
         connection, transport = HttpConnection(self.server), FakeTransport()
         connection.connection_made(transport)
         return connection, transport

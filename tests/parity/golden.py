@@ -29,7 +29,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 from paywarden.scoring.engine.records import RecordWriter, tail
 from paywarden.scoring.idempotency import claim_table as claims
 from paywarden.scoring.requests.fast_requests import ROWS_MAX, FastRequests
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.fast_intake import FastIntake
 from tests.parity.features_worlds import DECLARED, every_word

@@ -38,7 +38,7 @@ from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxWriter
 from paywarden.streams.maintenance.backfill import backfill

@@ -38,10 +38,11 @@ from paywarden.schemas.avro import Encoder, LocalSchemaIds
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.payment_fields import AMOUNT_MINOR_MAX, FIELD, FIELDS, TIME_MS_END, TIME_MS_MIN
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.requests import wire
 from paywarden.scoring.requests.decoder import RequestDecoder as Endpoint
+from paywarden.scoring.requests.format import TakenRequest
+from paywarden.scoring.requests.json_form import JSON
 from paywarden.scoring.requests.request_rows import RequestRows
-from paywarden.scoring.requests.wire import RequestLimits, RequestRules
+from paywarden.scoring.requests.validation import RequestLimits, RequestRules
 from paywarden.streams.archive.topic_history import history_of_rows
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.kafka.topic_rows import TopicRows, rows_schema
@@ -85,7 +86,7 @@ def asked(payment: Payment) -> dict[str, Any]:
     return {name: value for name, value in payment.items() if value is not None and FIELD[name].at_endpoint}
 
 
-def of_endpoint(body: bytes) -> Verdict:
+def of_endpoint(body: TakenRequest) -> Verdict:
     payments, wrong = ENDPOINT.read([body], NOW_MS)
     if wrong:
         return wrong[0].field
@@ -94,7 +95,7 @@ def of_endpoint(body: bytes) -> Verdict:
 
 def json_request(payment: Payment) -> Verdict:
     try:
-        return of_endpoint(wire.JSON.take(json.dumps(asked(payment)).encode()))
+        return of_endpoint(JSON.take(json.dumps(asked(payment)).encode()))
     except InvalidEvent as error:
         return error.field
 
@@ -366,7 +367,7 @@ def test_every_reader_or_writer_names_a_missing_required_field(name: str) -> Non
 def test_every_reader_or_writer_names_a_field_of_a_wrong_type(name: str) -> None:
     other: Any = 7 if FIELD[name].is_text else "7"
     with pytest.raises(InvalidEvent) as caught:
-        wire.JSON.take(json.dumps(asked(GOOD) | {name: other}).encode())
+        JSON.take(json.dumps(asked(GOOD) | {name: other}).encode())
     assert caught.value.field == name
     with pytest.raises(InvalidEvent) as caught:
         ENCODER.encode(GOOD | {name: other})

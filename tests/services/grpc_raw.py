@@ -1,4 +1,4 @@
-"""A gRPC client over a plain socket, for tests that real clients are too well-behaved for."""
+"""gRPC clients over plain sockets, for tests that misbehave as real clients would not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 def call_headers(path: bytes = SCORE, *more: tuple[bytes, bytes], content_type: bytes = b"application/grpc") -> Headers:
-    """What a client sends at the head of a call."""
+    """Returns the headers with which a client begins a call."""
     return (
         (b":method", b"POST"),
         (b":scheme", b"http"),
@@ -38,12 +38,12 @@ def call_headers(path: bytes = SCORE, *more: tuple[bytes, bytes], content_type: 
 
 
 def raw_frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """A frame, right or wrong."""
+    """Returns the bytes of a frame, valid or not."""
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream_id.to_bytes(4, "big") + payload
 
 
 def pack_headers(headers: Headers) -> bytes:
-    """A block of headers that uses no table."""
+    """Returns a block of headers that uses no compression table."""
     block = b""
     for name, value in headers:
         block += b"\x00" + _pack_text(name) + _pack_text(value)
@@ -61,7 +61,7 @@ def _pack_text(text: bytes) -> bytes:
 
 
 class FrameClient:
-    """A connection of frames made by hand, and those that come back."""
+    """A connection that sends hand-made frames and collects the replies."""
 
     def __init__(self, served: GrpcServed, opening: bytes = PREFACE + raw_frame(SETTINGS, 0, 0)) -> None:
         self.socket = socket.create_connection(("127.0.0.1", served.port), timeout=WAIT_S)
@@ -76,17 +76,17 @@ class FrameClient:
 
     @staticmethod
     def call_frames(stream_id: int, data: bytes, headers: Headers | None = None) -> bytes:
-        """The frames of a whole call."""
+        """Returns the frames of a whole call."""
         block = pack_headers(headers or call_headers())
         return raw_frame(HEADERS, END_HEADERS, stream_id, block) + raw_frame(DATA, END_STREAM, stream_id, data)
 
     def send(self, data: bytes) -> None:
-        """Send; a server that has closed is noticed when its answer is read."""
+        """Send bytes. If the server has closed, only reading reports it."""
         with contextlib.suppress(ConnectionError):
             self.socket.sendall(data)
 
     def read(self) -> bool:
-        """Read once; False at the end."""
+        """Read once. Returns False at the end."""
         try:
             data = self.socket.recv(1 << 18)
         except ConnectionResetError:
@@ -95,12 +95,12 @@ class FrameClient:
         return data != b""
 
     def read_to_end(self) -> None:
-        """Until the server has closed."""
+        """Read until the server has closed."""
         while self.read():
             pass
 
     def wait_for(self, kind: int, stream_id: int | None = None) -> bytes:
-        """Read until there is a frame of this kind; its payload."""
+        """Read until a frame of this kind arrives. Returns its payload."""
         while True:
             for found in self.frames():
                 if found[0] == kind and stream_id in (None, found[2]):
@@ -108,7 +108,7 @@ class FrameClient:
             assert self.read(), f"closed: {self.frames()}"
 
     def frames(self) -> list[tuple[int, int, int, bytes]]:
-        """All whole frames so far: kind, flags, stream, payload."""
+        """Returns all whole frames so far: kind, flags, stream, payload."""
         data, found = self._received, []
         while len(data) >= 9 and len(data) >= 9 + (size := int.from_bytes(data[:3], "big")):
             found.append((data[3], data[4], int.from_bytes(data[5:9], "big"), data[9 : 9 + size]))
@@ -116,7 +116,7 @@ class FrameClient:
         return found
 
     def goaways(self) -> list[tuple[int, int]]:
-        """Last stream and code of each GOAWAY."""
+        """Returns last stream and code of each GOAWAY."""
         return [
             (int.from_bytes(payload[:4], "big"), int.from_bytes(payload[4:8], "big"))
             for kind, _, _, payload in self.frames()
@@ -126,7 +126,7 @@ class FrameClient:
 
 @dataclass
 class Answer:
-    """All that came on a stream."""
+    """Everything received on one stream."""
 
     headers: dict[bytes, bytes] = field(default_factory=dict)
     data: bytes = b""
@@ -144,7 +144,7 @@ class Answer:
 
 
 class RawClient:
-    """One connection. Calls are made through ngh2; `send_raw` sends what ngh2 never would."""
+    """One connection. It makes calls with ngh2; `send_raw` sends bytes that ngh2 never would."""
 
     def __init__(self, served: GrpcServed, *, settings: dict[int, int] | None = None, greets: bool = True) -> None:
         self.socket = socket.create_connection(("127.0.0.1", served.port), timeout=WAIT_S)
@@ -169,7 +169,7 @@ class RawClient:
     # Calls
 
     def open(self, headers: Headers = (), *, ended: bool = False) -> int:
-        """Begin a call; not sent before `push`."""
+        """Begin a call. `push` sends it."""
         stream_id = self._http2.send_request(headers or call_headers(), end_stream=ended)
         self.answers[stream_id] = Answer()
         return stream_id
@@ -178,13 +178,13 @@ class RawClient:
         self._http2.send_data(stream_id, data, end_stream=ended)
 
     def call(self, message: bytes, headers: Headers = ()) -> int:
-        """A whole call; not sent before `push`."""
+        """Make a whole call. `push` sends it."""
         stream_id = self.open(headers)
         self.data(stream_id, frame(message))
         return stream_id
 
     def ask(self, message: bytes, headers: Headers = ()) -> Answer:
-        """A call and its answer."""
+        """Make a call and wait for its answer."""
         stream_id = self.call(message, headers)
         self.push()
         return self.answer(stream_id)
@@ -196,18 +196,18 @@ class RawClient:
         self._http2.ping()
 
     def open_window(self, size: int, stream_id: int) -> None:
-        """Let the server send so much on the stream, all in all."""
+        """Open the stream's window, so that the server may send this much in total."""
         self._http2.set_local_window_size(size, stream_id=stream_id)
         self.push()
 
     def push(self) -> None:
-        """Send what is waiting, in one write."""
+        """Send all waiting bytes in one write."""
         data = self._http2.data_to_send()
         if data:
             self.socket.sendall(data)
 
     def pending(self) -> bytes:
-        """What `push` would send."""
+        """Returns the bytes that `push` would send."""
         return self._http2.data_to_send()
 
     def send_raw(self, data: bytes) -> None:
@@ -222,7 +222,7 @@ class RawClient:
         return answer
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Read until the condition holds; fails when the connection ends before."""
+        """Read until the condition holds. Fails if the connection ends before."""
         deadline = time.monotonic() + WAIT_S
         while not condition():
             assert not self.closed, f"closed: {self.goaways}"
@@ -235,7 +235,7 @@ class RawClient:
             self.read()
 
     def read(self) -> None:
-        """One read, and what it says."""
+        """Read once and process the events."""
         try:
             data = self.socket.recv(1 << 18)
         except ConnectionResetError:

@@ -1,4 +1,4 @@
-"""A gRPC front on a loop of its own thread, for tests, with a scorer that does as it is told."""
+"""Runs a gRPC front in a thread with its own event loop, with a scorer that a test controls."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from paywarden.scoring.grpc.settings import GrpcSettings
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.requests.payments import CheckedPayments
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 from tests.worlds.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
 WAIT_S = 20
-# A test that needs a deadline to pass lowers it; none runs into it on a busy machine.
+# A deadline that no test reaches on a busy machine. A test that needs one lowers it.
 PATIENT = AdmissionSettings(deadline_ms=20_000, wait_ms_max=10_000)
 
 
 class FakeScorer:
-    """Answers 0.5, and refuses what `refuses` names by its payment id."""
+    """Scores every payment 0.5, except the payments in `refuses`."""
 
     def __init__(self) -> None:
         self.refuses: dict[str, Refusal] = {}
@@ -52,12 +52,12 @@ class FakeScorer:
 
     @property
     def scored(self) -> list[str]:
-        """All payments, in order."""
+        """The ids of all scored payments, in order."""
         return [payment_id for chunk in self.chunks for payment_id in chunk]
 
 
 class GrpcServed:
-    """The server, and what a test needs of it. `with` stops it."""
+    """A server in a thread. Leaving the `with` block stops it."""
 
     def __init__(
         self,
@@ -72,13 +72,13 @@ class GrpcServed:
         """`shared_port`: a port that several servers may listen on at once; 0 finds one."""
         self.scorer = FakeScorer()
         self.metrics = GrpcMetrics.declare(Registry())
-        self.turns = MicroBatcher(
+        self.batcher = MicroBatcher(
             self.scorer,
             intake=euro_intake(RequestLimits(batch_size_max=4)),
             settings=admission,
             now_ms=lambda: NOW_MS,
         )
-        self.server = GrpcServer(self.turns, settings=settings, metrics=self.metrics, authorise=authorise)
+        self.server = GrpcServer(self.batcher, settings=settings, metrics=self.metrics, authorise=authorise)
         self._unix_path, self._tls, self._shared_port = unix_path, tls, shared_port
         self._stop = asyncio.Event()
         self._started: Future[tuple[int, asyncio.AbstractEventLoop]] = Future()
@@ -110,7 +110,7 @@ class GrpcServed:
         self.loop.call_soon_threadsafe(self._stop.set)
 
     def join(self) -> None:
-        """Wait until it has stopped; no callback of the loop may have failed."""
+        """Wait until the server has stopped. Asserts that no callback of the loop has failed."""
         self._thread.join(WAIT_S)
         assert not self._thread.is_alive(), "the server did not stop"
         assert self.errors == []
@@ -128,7 +128,7 @@ class GrpcServed:
 
 
 def payment(payment_id: str = "p1", **values: object) -> ScoreRequest:
-    """A request that is right, but for `values`."""
+    """Returns a valid request with `values`."""
     fields: dict[str, object] = {
         "event_time_ms": NOW_MS,
         "card_id": "card",

@@ -1,4 +1,4 @@
-"""A real HTTP front on a thread of its own, a scorer that says what a test wants, and a client of raw sockets."""
+"""Runs a real HTTP front in a thread, with a scorer that a test controls and a client of raw sockets."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from paywarden.scoring.net.listeners import open_listener, reserve_port
 from paywarden.scoring.net.tls import Tls
 from paywarden.scoring.net.tokens import Tokens
 from paywarden.scoring.requests.payments import CheckedPayments
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 from tests.worlds.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
-# As many as a test likes may wait, for as long as a busy machine takes.
+# Limits that no test reaches, however busy the machine is.
 UNHURRIED = AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000)
-# A test that needs a timeout to pass lowers it; none runs into one of the others.
+# Timeouts that no test reaches. A test that needs one lowers it.
 PATIENT = HttpSettings(port=0)
 WAIT_SECONDS = 20
 
 
 class FakeScorer:
-    """Answers 0.5 to everything, or raises what it is told to."""
+    """Scores every payment 0.5, or raises or refuses as a test has set."""
 
     def __init__(self) -> None:
         self.raises: Exception | None = None
@@ -66,7 +66,7 @@ class FakeScorer:
 
 
 class Served:
-    """A server on a loop of its own thread, and what a test needs of it."""
+    """A server in a thread with its own event loop."""
 
     def __init__(
         self,
@@ -81,14 +81,14 @@ class Served:
         self.scorer = FakeScorer()
         self.metrics = HttpMetrics.declare(Registry())
         self.metrics_text = metrics_text
-        self.turns = MicroBatcher(
+        self.batcher = MicroBatcher(
             self.scorer,
             intake=euro_intake(RequestLimits(batch_size_max=4)),
             settings=admission,
             now_ms=lambda: NOW_MS,
         )
         self.server = HttpServer(
-            self.turns,
+            self.batcher,
             settings,
             metrics=self.metrics,
             metrics_text=lambda: self.metrics_text,
@@ -119,7 +119,7 @@ class Served:
         assert not self._thread.is_alive(), "the server did not stop"
 
     def run_in_loop(self) -> None:
-        """Until everything that the loop was given before has been run."""
+        """Wait until the loop has run all callbacks scheduled so far."""
         done = threading.Event()
         self.loop.call_soon_threadsafe(done.set)
         assert done.wait(WAIT_SECONDS)
@@ -155,7 +155,7 @@ class Reply:
 
 
 class Client:
-    """A raw socket, and just enough HTTP to read answers."""
+    """A raw socket with just enough HTTP to read answers."""
 
     def __init__(self, raw: socket.socket) -> None:
         self.raw = raw
@@ -188,18 +188,18 @@ class Client:
 
     @property
     def buffered(self) -> bytes:
-        """What has been read and not yet asked for."""
+        """The bytes that were read and not yet returned."""
         return self._buffer
 
     def rest(self) -> bytes:
-        """Everything until the server closes."""
+        """Read until the server closes. Returns all bytes that were not returned yet."""
         with contextlib.suppress(ConnectionResetError):
             while data := self.raw.recv(65536):
                 self._buffer += data
         return self._buffer
 
     def is_closed_by_server(self) -> bool:
-        """Waits for it; any byte that comes instead is a failure."""
+        """Wait for the server to close. Returns False if a byte arrives instead."""
         with contextlib.suppress(ConnectionResetError):
             return self._buffer == b"" and self.raw.recv(1) == b""
         return True

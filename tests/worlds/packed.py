@@ -1,4 +1,4 @@
-"""Packed profiles taken apart and put together in plain Python, as features/kernel/codec.py describes them."""
+"""Reads and writes packed profiles in plain Python, in the format that features/kernel/codec.py describes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import chain
 from paywarden.features.profiles.shape import decode_shape
 
 _SHAPE_AT = 7
-# Columns before those of the tables: three times, and the lengths of the sections.
+# The columns before the tables: three times, then the lengths of the sections.
 _LENGTHS = 3
 _TABLES_AT = 4
 _SIGN = 1 << 63
@@ -18,7 +18,7 @@ Columns = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Packed:
-    """What stands in a packed profile, column by column, every number as it is stored."""
+    """The content of a packed profile by column, every number as it is stored."""
 
     version: int
     digest: int
@@ -27,16 +27,16 @@ class Packed:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """All of them: first, last and newest time, lengths, tables, memories, sources."""
+        """All numbers in order: first, last and newest time, lengths, tables, memories, sources."""
         return tuple(chain.from_iterable(self.columns))
 
     @property
     def source_count(self) -> int:
-        """How many source partitions it contains events of: the first of the lengths."""
+        """The number of source partitions: the first of the lengths."""
         return self.columns[_LENGTHS][0]
 
     def with_number(self, place: int, number: int) -> Packed:
-        """The same with another number at a place among all of them."""
+        """Returns the profile with another number at index `place` of `numbers`."""
         columns = []
         for column in self.columns:
             inside = 0 <= place < len(column)
@@ -46,7 +46,7 @@ class Packed:
 
 
 def read_packed(state: bytes) -> Packed:
-    """Raises ValueError when the bytes end too early or too late."""
+    """Returns the content of a packed profile. Raises ValueError when there are too few or too many bytes."""
     shape_end = _SHAPE_AT + int.from_bytes(state[5:_SHAPE_AT], "little")
     shape = decode_shape(state[_SHAPE_AT:shape_end])
     sections = [table.width for table in shape.tables] + [2] * len(shape.memories)
@@ -76,19 +76,19 @@ def read_packed(state: bytes) -> Packed:
 
 
 def write_packed(packed: Packed) -> bytes:
-    """The bytes that `read_packed` takes apart, every column in as few bytes as it needs."""
+    """Returns the bytes that `read_packed` reads, every column in as few bytes as it needs."""
     return with_widths(packed, widths_of(packed))
 
 
 def widths_of(packed: Packed) -> list[int]:
-    """How many bytes the largest number of each column needs."""
+    """Returns the bytes that the largest number of each column needs."""
     return [
         max([(_unsigned(number).bit_length() + 7) // 8 for number in column], default=0) for column in packed.columns
     ]
 
 
 def with_widths(packed: Packed, widths: list[int]) -> bytes:
-    """The same with the columns' widths given, which nobody need have chosen well: what does not fit is cut."""
+    """Returns the packed profile with these widths of the columns. A number that does not fit is cut."""
     even = [*widths, 0] if len(widths) % 2 else widths
     head = bytes([packed.version]) + packed.digest.to_bytes(4, "little") + len(packed.shape).to_bytes(2, "little")
     pairs = bytes(low | high << 4 for low, high in zip(even[::2], even[1::2], strict=True))
@@ -101,18 +101,18 @@ def with_widths(packed: Packed, widths: list[int]) -> bytes:
 
 
 def sources_of(state: bytes) -> dict[int, int]:
-    """{source: newest offset} of a packed profile."""
+    """Returns {source: newest offset} of a packed profile."""
     *_, sources, offsets = read_packed(state).columns
     return dict(zip(sources, offsets, strict=True))
 
 
 def without_sources(state: bytes) -> bytes:
-    """The profile as if its events had come from nowhere: what two ways of building it must agree on."""
+    """Returns the profile without its sources, so that two ways of building it can be compared."""
     return write_packed(with_sources(read_packed(state), ()))
 
 
 def with_sources(packed: Packed, sources: tuple[tuple[int, int], ...]) -> Packed:
-    """The same with other (source, offset) pairs."""
+    """Returns the profile with other (source, offset) pairs."""
     columns = list(packed.columns)
     columns[_LENGTHS] = (len(sources), *columns[_LENGTHS][1:])
     columns[-2:] = [tuple(source for source, _ in sources), tuple(offset for _, offset in sources)]

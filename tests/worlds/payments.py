@@ -12,7 +12,7 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.scoring.engine.batcher import Refusal, Scorer, refusal_of
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.payments import CheckedPayments
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 
 
 @cache

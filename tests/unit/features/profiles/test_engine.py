@@ -326,7 +326,7 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
     from paywarden.scoring.metrics.shared import Registry
     from paywarden.scoring.metrics.worker import ScoringMetrics
     from paywarden.scoring.requests.decoder import RequestDecoder
-    from paywarden.scoring.requests.wire import RequestLimits
+    from paywarden.scoring.requests.validation import RequestLimits
     from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
     from tests.worlds.payments import score_many
 

@@ -6,7 +6,9 @@ import pytest
 from paywarden.ops.loadgen.bodies import stamped_bodies
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.requests import wire
+from paywarden.scoring.requests.format import Format
+from paywarden.scoring.requests.json_form import JSON
+from paywarden.scoring.requests.protobuf_form import PROTOBUF
 
 REQUESTS = [
     ScoreRequest(
@@ -23,10 +25,13 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize("form", [wire.PROTOBUF, wire.JSON])
-def test_bodies_are_the_requests_over_and_over_under_new_ids_and_dated_now(form: wire.Format) -> None:
+@pytest.mark.parametrize("form", [PROTOBUF, JSON])
+def test_bodies_are_the_requests_over_and_over_under_new_ids_and_dated_now(form: Format) -> None:
     bodies = stamped_bodies(REQUESTS, id_prefix="a1", content_type=form.content_type)
-    parsed = [ScoreRequest.FromString(form.take(body)) for body in itertools.islice(bodies, 7)]
+    parsed = [
+        ScoreRequest.FromString(taken if isinstance(taken, bytes) else taken.body)
+        for taken in map(form.take, itertools.islice(bodies, 7))
+    ]
     assert len({request.payment_id for request in parsed}) == 7
     assert {len(request.payment_id) for request in parsed} == {20}
     assert all(abs(request.event_time_ms - time.time() * 1000) < 60_000 for request in parsed)

@@ -8,9 +8,17 @@ import pytest
 
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from paywarden.scoring.engine.batcher import IN_PROGRESS, AdmissionSettings, Call, MicroBatcher, Refusal
-from paywarden.scoring.requests import wire
+from paywarden.scoring.engine.batcher import (
+    IN_PROGRESS,
+    AdmissionSettings,
+    Call,
+    DeadlineExceeded,
+    MicroBatcher,
+    Overloaded,
+    Refusal,
+)
 from paywarden.scoring.requests.payments import CheckedPayments
+from paywarden.scoring.requests.protobuf_form import PROTOBUF
 from tests.worlds.payments import euro_intake
 
 NOW_MS = 1_700_000_000_000
@@ -25,7 +33,7 @@ class Clock:
 
 
 class Scorer:
-    """Answers with the payment's id; notes what it was asked together, and takes its time."""
+    """Answers with the payment's id, records each chunk, and lets the clock advance."""
 
     def __init__(self, clock: Clock) -> None:
         self.asked: list[list[str]] = []
@@ -63,7 +71,7 @@ class Connection:
 class AskedCall(Call):
     def __init__(self, connection: Connection, payload: bytes, deadline: float, *, is_batch: bool) -> None:
         self.connection, self._to = connection, connection
-        self.payload, self.form, self.is_batch = payload, wire.PROTOBUF, is_batch
+        self.payload, self.form, self.is_batch = payload, PROTOBUF, is_batch
         self.arrived, self.deadline, self.cancelled = 100.0, deadline, False
 
     def answer(self, body: bytes) -> None:
@@ -78,7 +86,7 @@ class World:
     def __init__(self, **settings: int) -> None:
         self.clock = Clock()
         self.scorer = Scorer(self.clock)
-        self.turns = MicroBatcher(
+        self.batcher = MicroBatcher(
             self.scorer,
             intake=euro_intake(),
             settings=AdmissionSettings(**settings),
@@ -88,14 +96,14 @@ class World:
         self.connections: list[Connection] = []
 
     def ask(self, *ids: str, on: Connection | None = None, deadline: float = 100.04, **values: Any) -> AskedCall:
-        """One call on a new connection, a batch when it is of several payments."""
+        """Submit one call on a new connection; several payments make a batch."""
         connection = on or Connection()
         if on is None:
             self.connections.append(connection)
         requests = [request(payment_id, **values) for payment_id in ids]
         message = ScoreBatchRequest(requests=requests) if len(ids) > 1 else requests[0]
         call = AskedCall(connection, message.SerializeToString(), deadline, is_batch=len(ids) > 1)
-        self.turns.submit(call)
+        self.batcher.submit(call)
         return call
 
     def run(self, ask: Callable[[], object], turns: int = 20) -> None:
@@ -122,7 +130,7 @@ def request(payment_id: str, **values: Any) -> ScoreRequest:
     return ScoreRequest(payment_id=payment_id, **(fields | values))
 
 
-def test_what_one_turn_has_read_is_scored_together_and_each_connection_writes_once() -> None:
+def test_the_calls_of_one_turn_are_scored_together_and_written_once() -> None:
     world = World()
 
     def ask() -> None:
@@ -137,7 +145,7 @@ def test_what_one_turn_has_read_is_scored_together_and_each_connection_writes_on
     assert world.sent == [[["a", "c"]], [["b"]]]
 
 
-def test_a_chunk_ends_after_so_many_payments_and_is_sent_before_the_next_begins() -> None:
+def test_a_full_chunk_is_answered_before_the_next_one_begins() -> None:
     world = World(chunk_payments=2)
     world.run(lambda: [world.ask(name) for name in "abcde"])
     assert world.scorer.asked == [["a", "b"], ["c", "d"], ["e"]]
@@ -158,7 +166,7 @@ def test_the_loop_turns_between_chunks() -> None:
     assert seen == [0, 1, 2, 3]
 
 
-def test_a_wrong_request_is_refused_by_its_field_and_its_neighbours_are_answered() -> None:
+def test_a_wrong_request_names_its_field_and_the_others_are_answered() -> None:
     world = World()
     world.run(lambda: [world.ask("a"), world.ask("b", amount_minor=-1), world.ask("c")])
     assert world.scorer.asked == [["a", "c"]]
@@ -172,14 +180,14 @@ def test_a_batch_is_answered_as_one_in_its_order() -> None:
     assert world.sent == [[["a"]], [["b+c"]], [["d"]]]
 
 
-def test_a_batch_of_which_one_is_refused_is_refused_and_says_which() -> None:
+def test_a_batch_with_a_refused_payment_is_refused_and_says_which() -> None:
     world = World()
     world.scorer.bad["c"] = Refusal("invalid_argument", "no rate", "currency")
     world.run(lambda: world.ask("b", "c"))
     assert world.sent == [[["invalid_argument:requests[1].currency"]]]
 
 
-def test_what_the_scorer_refuses_is_refused_alone() -> None:
+def test_a_payment_that_the_scorer_refuses_is_refused_alone() -> None:
     world = World()
     world.scorer.bad["b"] = Refusal("unavailable", "no room")
     world.run(lambda: [world.ask("a"), world.ask("b")])
@@ -190,18 +198,18 @@ def test_what_the_scorer_refuses_is_refused_alone() -> None:
     ("error", "told"),
     [
         (TemporaryFailure("no room"), "unavailable"),
-        (wire.Overloaded("full"), "resource_exhausted"),
-        (wire.DeadlineExceeded("late"), "deadline_exceeded"),
+        (Overloaded("full"), "resource_exhausted"),
+        (DeadlineExceeded("late"), "deadline_exceeded"),
     ],
 )
-def test_what_the_scorer_raises_is_told_to_all_it_was_asked_for(error: Exception, told: str) -> None:
+def test_a_temporary_failure_of_the_scorer_refuses_all_its_payments(error: Exception, told: str) -> None:
     world = World()
     world.scorer.bad["b"] = error
     world.run(lambda: [world.ask("a"), world.ask("b")])
     assert world.sent == [[[told]], [[told]]]
 
 
-def test_a_bug_costs_only_the_request_that_has_it_and_its_text_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_fails_only_its_own_request_and_its_text_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     world.scorer.bad["b"] = ValueError("card-secret")
     world.run(lambda: [world.ask("a"), world.ask("b"), world.ask("c")])
@@ -211,7 +219,7 @@ def test_a_bug_costs_only_the_request_that_has_it_and_its_text_is_not_logged(cap
     assert "card-secret" not in caplog.text
 
 
-def test_a_call_past_its_deadline_is_told_so_and_not_scored() -> None:
+def test_a_call_past_its_deadline_is_refused_and_not_scored() -> None:
     world = World(chunk_payments=1)
     world.scorer.payment_s = 0.05
     world.run(lambda: [world.ask("a"), world.ask("b")])
@@ -219,14 +227,14 @@ def test_a_call_past_its_deadline_is_told_so_and_not_scored() -> None:
     assert world.sent == [[["a"]], [["deadline_exceeded"]]]
 
 
-def test_a_call_that_arrives_past_its_deadline_is_told_so_at_once() -> None:
+def test_a_call_that_arrives_past_its_deadline_is_refused_at_once() -> None:
     world = World()
     world.run(lambda: world.ask("a", deadline=99.0))
     assert world.scorer.asked == []
     assert world.connections[0].collected == ["deadline_exceeded"]
 
 
-def test_a_payment_that_another_worker_decides_about_is_asked_for_again() -> None:
+def test_a_payment_that_another_worker_decides_is_tried_again() -> None:
     world = World()
     world.scorer.bad["b"] = IN_PROGRESS
 
@@ -240,10 +248,10 @@ def test_a_payment_that_another_worker_decides_about_is_asked_for_again() -> Non
     asyncio.run(main())
     assert world.scorer.asked == [["a", "b", "c"], ["b", "c"]]
     assert world.sent == [[["a"]], [["b+c"]]]
-    assert world.turns.queued_payments == 0
+    assert world.batcher.queued_payments == 0
 
 
-def test_a_payment_that_is_under_way_to_the_last_is_unavailable() -> None:
+def test_a_payment_still_in_progress_at_the_deadline_is_unavailable() -> None:
     world = World()
     world.scorer.bad["a"] = IN_PROGRESS
     world.scorer.payment_s = 0.02
@@ -257,7 +265,7 @@ def test_a_payment_that_is_under_way_to_the_last_is_unavailable() -> None:
     assert world.sent == [[["unavailable"]]]
 
 
-def test_nobody_scores_what_is_no_longer_wanted() -> None:
+def test_a_call_that_its_caller_gave_up_is_not_scored() -> None:
     world = World()
 
     def ask() -> None:
@@ -269,15 +277,15 @@ def test_nobody_scores_what_is_no_longer_wanted() -> None:
     assert world.sent == [[], [["b"]]]
 
 
-def test_what_would_wait_too_long_is_refused_at_once() -> None:
-    """A payment is taken to cost 100 µs before any has been scored: 10 of them are a millisecond."""
+def test_a_call_that_would_wait_too_long_is_refused_at_once() -> None:
+    """Before any payment was scored, the batcher assumes 100 µs per payment, so 10 of them take a millisecond."""
     world = World(wait_ms_max=1)
     world.run(lambda: [world.ask(f"{n}") for n in range(15)])
     assert [len(asked) for asked in world.scorer.asked] == [11]
     assert [c.collected for c in world.connections[11:]] == [["resource_exhausted"]] * 4
 
 
-def test_what_payments_take_is_learned() -> None:
+def test_the_time_per_payment_is_learned() -> None:
     world = World(wait_ms_max=10, chunk_payments=1)
     world.scorer.payment_s = 0.004
     world.run(lambda: [world.ask(f"{n}", deadline=200.0) for n in range(30)], turns=100)
@@ -287,15 +295,15 @@ def test_what_payments_take_is_learned() -> None:
     assert len(world.scorer.asked) - before == 3
 
 
-def test_what_is_read_between_chunks_counts_in_what_payments_take() -> None:
-    """Under a flood most of the time goes into refusing: a payment in the queue waits for that, too."""
+def test_reading_between_chunks_counts_in_the_time_per_payment() -> None:
+    """Under overload most of the time goes into refusals, and a queued payment waits for them, too."""
     world = World(wait_ms_max=10, chunk_payments=1)
     world.scorer.payment_s = 0.001
 
     async def flood() -> None:
         for number in range(40):
             world.ask(f"{number}", deadline=200.0)
-        while world.turns.queued_payments:
+        while world.batcher.queued_payments:
             world.clock.now += 0.004
             await asyncio.sleep(0)
 
@@ -321,7 +329,7 @@ def test_a_pause_between_calls_is_no_cost_of_a_payment() -> None:
     assert len(world.scorer.asked[-1]) + len(world.scorer.asked[-2]) + len(world.scorer.asked[-3]) == 90
 
 
-def test_a_caller_in_a_hurry_is_refused_when_the_queue_is_longer_than_its_time() -> None:
+def test_a_call_is_refused_when_the_queue_takes_longer_than_its_deadline() -> None:
     world = World()
     world.run(lambda: [*(world.ask(f"{n}") for n in range(10)), world.ask("hurried", deadline=100.0005)])
     assert world.connections[-1].collected == ["resource_exhausted"]
@@ -337,7 +345,7 @@ def test_a_batch_counts_for_as_many_payments_as_it_seems_to_hold() -> None:
 def test_the_queue_is_empty_again_after_all_is_answered() -> None:
     world = World()
     world.run(lambda: [world.ask("a"), world.ask("b", "c"), world.ask("d", amount_minor=-1)])
-    assert world.turns.queued_payments == 0
+    assert world.batcher.queued_payments == 0
 
 
 @pytest.mark.parametrize("name", ["deadline_ms", "wait_ms_max", "queue_payments_max", "chunk_payments"])
@@ -346,8 +354,8 @@ def test_a_setting_below_one_is_refused_by_its_name(name: str) -> None:
         World(**{name: 0})
 
 
-def test_one_chunk_in_sixteen_says_what_each_stage_takes_of_a_payment() -> None:
+def test_one_chunk_in_sixteen_measures_each_stage() -> None:
     world = World(chunk_payments=4)
     world.run(lambda: [world.ask(f"{n}") for n in range(4 * 33)], turns=60)
-    counted = {stage: histogram.count for stage, histogram in world.turns._stages.seconds.items()}
+    counted = {stage: histogram.count for stage, histogram in world.batcher._stages.seconds.items()}
     assert {stage: count for stage, count in counted.items() if count} == {"wait": 8, "parse": 8, "answer": 8}

@@ -1,4 +1,4 @@
-"""A worker looks for the next request a little longer before it sleeps."""
+"""The event loop polls for a while before it sleeps."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from paywarden.scoring.engine.busy_poll import BusyPoll
 
 
 class Loop:
-    """As far as it matters: a loop sleeps when no callback is due, and looks at its sockets once a turn."""
+    """A minimal event loop: it sleeps when no callback is due, and polls its sockets once per turn."""
 
     def __init__(self) -> None:
         self.due: list[Callable[[], object]] = []
-        # In microseconds; a turn takes one.
+        # In microseconds; a turn takes 1 µs.
         self.now = 1000
 
     def call_soon(self, callback: Callable[[], object]) -> None:
         self.due.append(callback)
 
     def turns_until_sleep(self, works: dict[int, Callable[[], object]]) -> int:
-        """Work off what is due until nothing is; `works` are done after so many turns."""
+        """Run turns until no callback is due. `works` are calls, by the turn after which each is made."""
         turns = 0
         while self.due:
             turns += 1
@@ -54,13 +54,13 @@ def test_after_work_the_loop_stays_awake_for_the_duration(loop: Loop, duration_u
     assert duration_us <= loop.turns_until_sleep({}) <= duration_us + 1
 
 
-def test_more_work_extends_it(loop: Loop) -> None:
+def test_more_work_extends_the_polling(loop: Loop) -> None:
     work = worker_of(loop, 50)
     work()
     assert 90 <= loop.turns_until_sleep({40: work}) <= 91
 
 
-def test_it_begins_again_after_a_sleep(loop: Loop) -> None:
+def test_the_loop_polls_again_after_a_sleep(loop: Loop) -> None:
     work = worker_of(loop, 50)
     for _ in range(2):
         work()
@@ -74,6 +74,6 @@ def test_without_a_duration_the_loop_sleeps_at_once(loop: Loop) -> None:
     assert not loop.due
 
 
-def test_less_than_nothing_is_refused() -> None:
+def test_a_negative_duration_is_refused() -> None:
     with pytest.raises(Misconfigured, match="busy_poll_us: wanted at least 0, got -1"):
         BusyPoll(-1)

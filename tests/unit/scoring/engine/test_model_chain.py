@@ -1,4 +1,4 @@
-"""What becomes of payments when models fail, and come back."""
+"""How the chain scores payments while models fail, and after they work again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS = ChainSettings(failure_count_max=3, cooldown_ms=1000)
 
 
 class Model:
-    """A model whose margin is the vector's only feature plus `shift`, until it is told to fail."""
+    """A model whose margin is the vector's only feature plus `shift`. A test can make it fail."""
 
     def __init__(self, version: str, shift: float = 0.0) -> None:
         self.shift, self.batches = shift, [0]

@@ -1,4 +1,4 @@
-"""What the compiled loop writes, byte for byte what protobuf and the outbox write."""
+"""The compiled loop writes the same bytes as protobuf and the outbox."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ decisions = st.fixed_dictionaries(
 
 
 def expected(one: dict[str, Any], row: int, decision: str, age_ms: int | None, time_ms: int, digest: str) -> bytes:
-    """The frame of one decision, all of it by protobuf."""
+    """Returns the frame of one decision, made by protobuf alone."""
     response = ScoreResponse(
         payment_id=one["payment_id"],
         decision_id=decision,
@@ -105,7 +105,7 @@ def test_no_more_tails_are_kept_than_there_is_room_for() -> None:
     writer = RecordWriter(VECTORS, "d", "p")
     kept = [writer.keep_tail(tail("approve", (), f"m-{number}", ())) for number in range(KEPT_TAILS_MAX + 1)]
     assert kept == [*range(KEPT_TAILS_MAX), None]
-    # And a chunk finds room for its own.
+    # A chunk still has room for its own tails.
     own = [writer.add_tail(tail("review", ("x" * 5000,), "m", ())) for _ in range(ROWS_MAX)]
     written = writer.write([b"b"] * ROWS_MAX, [b"i"] * ROWS_MAX, [0.5] * ROWS_MAX, own, 1, TIME_MS)
     assert {tuple(ScoreResponse.FromString(each).reasons) for each in written.responses} == {("x" * 5000,)}

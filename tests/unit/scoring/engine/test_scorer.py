@@ -34,7 +34,7 @@ from paywarden.scoring.metrics.model import ModelMetrics
 from paywarden.scoring.metrics.shared import Registry
 from paywarden.scoring.metrics.worker import ScoringMetrics
 from paywarden.scoring.requests.decoder import RequestDecoder
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.validation import RequestLimits
 from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter, framed
 from paywarden.streams.companion.shipping import decision_of
@@ -49,7 +49,7 @@ STRANGER = ScoreRequest(
 
 
 class FakeOutbox:
-    """Keeps decisions in a list; refuses them while it is told to."""
+    """An outbox in a list. A test can make it refuse."""
 
     def __init__(self) -> None:
         self.entries: list[OutboxEntry] = []
@@ -71,7 +71,7 @@ class FakeOutbox:
 
 
 class Host:
-    """A scorer with everything it needs, in a folder."""
+    """A scorer with its mirror, outbox and metrics in a folder."""
 
     def __init__(self, folder: Path, **policy: Any) -> None:
         self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=64)
@@ -83,7 +83,7 @@ class Host:
         self._scorer: PaymentScorer | None = None
 
     def fill(self, profiles: dict[bytes, bytes | None], complete_to_ms: int | None = NOW_MS) -> None:
-        """Write the mirror. Before the scorer opens it: LMDB can be open only once in a process."""
+        """Write the mirror. Call it before the scorer opens the mirror: LMDB can be open only once in a process."""
         writer = MirrorWriter(self.mirror)
         writer.apply(profiles, {0: 1}, complete_to_ms)
         writer.close()
@@ -109,12 +109,12 @@ class Host:
         return answered(self.scorer, request, now_ms)
 
     def vector(self) -> dict[str, float]:
-        """What the last decision was made from, by feature."""
+        """The feature vector of the last decision, by name."""
         values = np.frombuffer(self.outbox.entries[-1].vector, dtype="<f4")
         return dict(zip(PLAN.names, values.tolist(), strict=True))
 
     def counted(self) -> dict[str, int]:
-        """Every count that is not zero, by its label."""
+        """Returns every count that is not zero, by its label."""
         metrics = self.metrics
         counts = {action: counter.value for action, counter in metrics.decisions.items()}
         counts |= {flag: counter.value for flag, counter in metrics.flags.items()}
@@ -129,7 +129,7 @@ class Host:
 def score_many(
     scorer: PaymentScorer, requests: Sequence[ScoreRequest], now_ms: int = NOW_MS, intake: RequestDecoder | None = None
 ) -> list[ScoreResponse | Refusal]:
-    """What each of the requests gets."""
+    """Returns the result of each request."""
     return payments.score_many(scorer, requests, intake or default_intake(), now_ms)
 
 
@@ -139,7 +139,7 @@ def default_intake() -> RequestDecoder:
 
 
 def answered(scorer: PaymentScorer, request: ScoreRequest, now_ms: int = NOW_MS) -> ScoreResponse:
-    """The response to one payment, which must not be refused."""
+    """Returns the response to one payment, which must not be refused."""
     (result,) = score_many(scorer, [request], now_ms)
     assert isinstance(result, ScoreResponse)
     return result
@@ -154,7 +154,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 @cache
 def profiles() -> dict[bytes, bytes | None]:
-    """Of every entity of the small world, after all of its history."""
+    """Returns the profile of every entity of the small world, after its whole history."""
     store = MemoryStore()
     backfill(small_world.history(), store, engine=small_world.engine(), rates=small_world.rates(), outcome_days=1)
     return {key: state for name in PLAN.entity_names for key, state in store.scan(name)}
@@ -162,7 +162,7 @@ def profiles() -> dict[bytes, bytes | None]:
 
 @cache
 def requests() -> list[ScoreRequest]:
-    """Payments of known entities, some without a device, as if they were made now."""
+    """Returns payments of known entities, some without a device, dated now."""
     found = requests_of(small_world.tables()[0].slice(0, 300), id_prefix="live-")
     for request in found:
         request.event_time_ms = NOW_MS
@@ -184,7 +184,7 @@ def attributes_of(request: ScoreRequest) -> list[int]:
 
 
 def vector_by_hand(request: ScoreRequest, states: dict[bytes, bytes | None]) -> bytes:
-    """The features of a payment from these profiles, straight through the engine."""
+    """Returns the features that the engine computes for a payment from these profiles."""
     presence, packed, bounds = [], b"", [0]
     for key in keys_of(request):
         state = None if key is None else states.get(key)
@@ -242,7 +242,7 @@ def test_one_payment_leaves_nothing_behind_for_the_next(host: Host) -> None:
     assert mixed == alone
 
 
-def test_entities_nothing_is_known_of_are_flagged_and_scored(host: Host) -> None:
+def test_unknown_entities_are_flagged_and_scored(host: Host) -> None:
     host.fill(profiles())
     response = host.score(STRANGER)
     assert list(response.flags) == ["unknown_card", "unknown_merchant"]
@@ -252,7 +252,7 @@ def test_entities_nothing_is_known_of_are_flagged_and_scored(host: Host) -> None
     assert np.isnan(host.vector()["device_count_30d"])
 
 
-def test_an_unknown_device_is_told_from_none(host: Host) -> None:
+def test_an_unknown_device_differs_from_no_device(host: Host) -> None:
     host.fill(profiles())
     request = ScoreRequest()
     request.CopyFrom(STRANGER)
@@ -282,7 +282,7 @@ def test_a_currency_without_a_rate_is_refused_and_nothing_is_decided(host: Host)
 
 
 def varied(draw: st.DataObject) -> list[ScoreRequest]:
-    """Payments of every kind, in any order and number: known, of strangers, without a rate, with a broken profile."""
+    """Draws payments of known and unknown entities, without a rate, or with a broken profile."""
     kinds = draw.draw(st.lists(st.integers(0, 39), min_size=1, max_size=3 * ROWS_MAX))
     found = []
     for number, kind in enumerate(kinds):
@@ -298,7 +298,7 @@ def varied(draw: st.DataObject) -> list[ScoreRequest]:
 
 
 def told(result: ScoreResponse | Refusal) -> object:
-    """All of a result but the decision's id, which no two have in common."""
+    """Returns a result without the decision's id, which is always unique."""
     if isinstance(result, Refusal):
         return result
     copy = ScoreResponse()
@@ -307,7 +307,7 @@ def told(result: ScoreResponse | Refusal) -> object:
     return copy.SerializeToString(deterministic=True)
 
 
-def test_payments_scored_together_are_answered_and_kept_as_they_would_be_alone(host: Host) -> None:
+def test_payments_scored_together_get_the_answers_they_would_get_alone(host: Host) -> None:
     host.fill(profiles() | {b"card:broken": b"\2" + bytes(9)})
 
     @settings(max_examples=30, deadline=None)
@@ -325,7 +325,7 @@ def test_payments_scored_together_are_answered_and_kept_as_they_would_be_alone(h
     check()
 
 
-def test_one_write_keeps_the_decisions_about_all_that_was_asked_together(host: Host) -> None:
+def test_the_decisions_of_a_chunk_are_appended_in_one_write(host: Host) -> None:
     host.fill(profiles())
     writes: list[int] = []
     keep = host.outbox.append_frames
@@ -348,7 +348,7 @@ def test_decision_ids_are_unique_over_payments_and_workers(tmp_path: Path) -> No
     assert len(seen) == 300
 
 
-def test_what_is_counted_is_what_was_decided(host: Host) -> None:
+def test_the_metrics_count_the_decisions(host: Host) -> None:
     host.fill(profiles())
     responses = [host.score(STRANGER), *(answered(host.scorer, request) for request in requests())]
     counted = host.counted()
@@ -359,7 +359,7 @@ def test_what_is_counted_is_what_was_decided(host: Host) -> None:
     assert counted["device hit"] == sum(bool(request.device_id) for request in requests())
 
 
-def test_a_decision_that_the_outbox_does_not_take_is_none(host: Host) -> None:
+def test_a_payment_is_refused_when_the_outbox_cannot_take_its_decision(host: Host) -> None:
     host.fill(profiles())
     host.outbox.fails = True
     (refusal,) = score_many(host.scorer, [STRANGER])
@@ -370,7 +370,7 @@ def test_a_decision_that_the_outbox_does_not_take_is_none(host: Host) -> None:
     assert host.score(STRANGER).decision_id == host.outbox.entries[0].response.decision_id
 
 
-# What can be odd
+# Missing, stale and damaged data
 
 
 @pytest.mark.parametrize("action", ["approve", "review", "decline"])
@@ -383,12 +383,12 @@ def test_without_a_mirror_the_answer_is_flagged_and_the_policy_decides(tmp_path:
     assert asked == ([] if action == "approve" else ["mirror_absent"])
     assert not response.HasField("profile_age_ms")
     assert host.outbox.entries[-1].vector == vector_by_hand(requests()[0], {})
-    # A device that takes no part is missing, not new.
+    # A payment without a device has a missing entity, not an unknown one.
     host.score(STRANGER)
     assert host.outbox.entries[-1].vector == vector_by_hand(STRANGER, {})
 
 
-def test_a_mirror_that_can_no_longer_be_read_is_absent_and_its_age_is_forgotten(host: Host) -> None:
+def test_an_unreadable_mirror_counts_as_absent_and_its_age_is_cleared(host: Host) -> None:
     host.fill(profiles())
     assert host.score(requests()[0]).HasField("profile_age_ms")
     assert host.scorer._mirror is not None
@@ -461,7 +461,7 @@ def test_while_the_mirror_is_being_filled_no_age_is_claimed(host: Host) -> None:
     assert list(response.flags) == []
 
 
-def test_a_combination_is_looked_up_by_all_its_fields_and_flagged_by_the_setting_for_others(tmp_path: Path) -> None:
+def test_a_combined_entity_is_looked_up_by_all_its_fields_and_flagged(tmp_path: Path) -> None:
     """A kind of entity is declared in the catalogue and nowhere else."""
     pair = Entity("card_merchant", ("card_id", "merchant_id"))
     engine = FeatureEngine(Catalogue([pair], [pair.count("pair_count_1d", "1d")]))
@@ -497,7 +497,7 @@ def test_a_combination_is_looked_up_by_all_its_fields_and_flagged_by_the_setting
 
 
 class CertainBundle:
-    """A model that finds nothing wrong with anything."""
+    """A model that scores every payment as harmless."""
 
     class manifest:  # noqa: N801
         model_version = "certain"
@@ -517,7 +517,7 @@ class CertainBundle:
 # The policy and the models
 
 
-def test_rules_see_the_payment_its_amount_in_the_reference_currency_and_its_features(tmp_path: Path) -> None:
+def test_rules_see_the_payment_the_converted_amount_and_the_features(tmp_path: Path) -> None:
     request = requests()[0]
     foreign = ScoreRequest()
     foreign.CopyFrom(request)
@@ -534,7 +534,7 @@ def test_rules_see_the_payment_its_amount_in_the_reference_currency_and_its_feat
     host.close()
 
 
-def test_what_is_not_approved_is_told_what_moved_its_score(tmp_path: Path) -> None:
+def test_a_payment_that_is_not_approved_has_the_reasons_of_its_score(tmp_path: Path) -> None:
     host = Host(tmp_path, review_at=1e-9, decline_at=1.0, reason_features_max=2)
     host.fill(profiles())
     told = 0
@@ -549,7 +549,7 @@ def test_what_is_not_approved_is_told_what_moved_its_score(tmp_path: Path) -> No
     host.close()
 
 
-def test_what_is_approved_is_told_nothing(tmp_path: Path) -> None:
+def test_an_approval_has_no_reasons(tmp_path: Path) -> None:
     host = Host(tmp_path, review_at=1.0, decline_at=1.0)
     host.fill(profiles())
     assert [list(host.score(request).reasons) for request in requests()[:20]] == [[]] * 20
@@ -564,7 +564,7 @@ class FailingPredictor:
 
 
 @pytest.mark.parametrize("action", ["approve", "decline"])
-def test_where_no_model_gives_a_score_the_policy_decides_and_the_answer_says_so(tmp_path: Path, action: str) -> None:
+def test_without_a_score_the_policy_decides_and_the_answer_says_so(tmp_path: Path, action: str) -> None:
     host = Host(tmp_path, on_model_absent=action)
     host.bundle = replace(host.bundle, predictor=FailingPredictor())
     host.fill(profiles())
@@ -577,7 +577,7 @@ def test_where_no_model_gives_a_score_the_policy_decides_and_the_answer_says_so(
     assert decision["flags"] == ["model_error", "model_absent"]
     counted = host.counted()
     assert counted["model_error"] == counted["model_absent"] == 1
-    # It is no score of 0.
+    # A missing score is not a score of 0.
     assert host.metrics.score.count == 0
     host.close()
 
@@ -600,11 +600,11 @@ def test_a_worker_is_ready_with_a_complete_mirror(host: Host) -> None:
     assert host.scorer.readiness() == []
 
 
-# Payments that come again
+# Repeated payments
 
 
 class Refusing(OutboxWriter):
-    """Refuses while it is told to."""
+    """An outbox that a test can make refuse."""
 
     fails = False
 
@@ -616,7 +616,7 @@ class Refusing(OutboxWriter):
 
 @pytest.fixture
 def remembering(tmp_path: Path) -> Iterator[tuple[Refusing, PaymentScorer, DecisionCache]]:
-    """A scorer that remembers what it has answered, its outbox, and another worker's hold on the same table."""
+    """A scorer with a decision cache, its outbox, and another worker's access to the same table."""
     where = OutboxSettings(directory=str(tmp_path / "outbox"))
     settings = DecisionCacheSettings(path=str(tmp_path / "answered"), payments_max=1000)
     answered_payments.prepare(settings)
@@ -639,7 +639,7 @@ def like_stranger(payment_id: str, **values: Any) -> ScoreRequest:
     return request
 
 
-def test_a_payment_that_comes_again_gets_the_same_answer_and_is_appended_once(
+def test_a_repeated_payment_gets_the_same_answer_and_is_appended_once(
     remembering: tuple[Refusing, PaymentScorer, DecisionCache],
 ) -> None:
     outbox, scorer, _ = remembering
@@ -659,7 +659,7 @@ def test_an_id_that_comes_again_with_another_payment_is_refused(
     assert (refusal.code, refusal.field) == ("already_exists", "payment_id")
 
 
-def test_a_payment_asked_for_twice_together_with_others_is_decided_once_and_all_are_answered_in_order(
+def test_a_payment_twice_among_others_is_decided_once_and_all_are_answered(
     remembering: tuple[Refusing, PaymentScorer, DecisionCache],
 ) -> None:
     _, scorer, _ = remembering
@@ -671,11 +671,11 @@ def test_a_payment_asked_for_twice_together_with_others_is_decided_once_and_all_
     assert results[3] == results[0]
     assert results[5] == results[2]
     assert results[4] == before
-    # What was wrong has used up nothing.
+    # A refused request holds no claim.
     assert answered(scorer, like_stranger("wrong")).payment_id == "wrong"
 
 
-def test_a_payment_that_the_outbox_refused_may_be_decided_by_another_worker(
+def test_another_worker_may_decide_a_payment_that_the_outbox_refused(
     remembering: tuple[Refusing, PaymentScorer, DecisionCache],
 ) -> None:
     outbox, scorer, other = remembering

@@ -1,4 +1,4 @@
-"""What breaks HTTP/2, or keeps to it and still asks for too much: refused clearly, and nobody else notices."""
+"""Callers that break HTTP/2, or ask for too much within it: they are refused clearly, and no other caller notices."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[GrpcServed]:
 
 @pytest.fixture
 def bystander(served: GrpcServed) -> Iterator[RawClient]:
-    """A connection with a call in flight, which must be answered whatever the others do."""
+    """A connection with a call in flight that must be answered, whatever other connections do."""
     with RawClient(served) as client:
         stream_id = client.open()
         client.push()
@@ -115,7 +115,7 @@ BROKEN_CONNECTIONS: dict[str, tuple[bytes, set[int]]] = {
 
 @pytest.mark.usefixtures("bystander")
 @pytest.mark.parametrize("what", BROKEN_CONNECTIONS)
-def test_what_breaks_http2_ends_its_connection_with_the_reason(served: GrpcServed, what: str) -> None:
+def test_a_violation_of_http2_ends_the_connection_with_the_reason(served: GrpcServed, what: str) -> None:
     sent, codes = BROKEN_CONNECTIONS[what]
     with FrameClient(served, sent) as client:
         client.read_to_end()
@@ -136,7 +136,7 @@ NEVER_SCORED = {
 
 @pytest.mark.usefixtures("bystander")
 @pytest.mark.parametrize("what", NEVER_SCORED)
-def test_what_comes_on_the_wrong_stream_is_not_scored(served: GrpcServed, what: str) -> None:
+def test_frames_on_the_wrong_stream_are_not_scored(served: GrpcServed, what: str) -> None:
     served.scorer.chunks.clear()
     with FrameClient(served) as client:
         client.send(NEVER_SCORED[what])
@@ -163,7 +163,7 @@ def test_a_call_whose_head_is_malformed_is_never_scored(served: GrpcServed, what
     served.scorer.chunks.clear()
     with FrameClient(served) as client:
         client.send(client.call_frames(1, frame(PAYMENT), BROKEN_STREAMS[what]))
-        # Reset alone, or with its whole connection: both say so.
+        # The server resets the stream or ends the whole connection; both name the reason.
         while not any(kind in (RST_STREAM, GOAWAY) for kind, _, _, _ in client.frames()):
             assert client.read(), client.frames()
     assert served.scorer.scored == []
@@ -193,7 +193,7 @@ FLOODS: dict[str, bytes] = {
     + raw_frame(CONTINUATION, 0, 1, pack_headers([(b"x", b"y" * 10_000)]))
     + raw_frame(CONTINUATION, END_HEADERS, 1, pack_headers([(b"x", b"y" * 10_000)])),
     "too many headers": raw_frame(HEADERS, END_HEADERS, 1, pack_headers([*call_headers(), *[(b"a", b"b")] * 60])),
-    # In the table once, named 100 times by a byte each.
+    # The header is in the table once, and the block refers to it 100 times with a byte each.
     "a header bomb": raw_frame(
         HEADERS, END_HEADERS, 1, BLOCK + b"\x40" + pack_headers([(b"x", b"y" * 3000)])[1:] + b"\xbe" * 40
     ),
@@ -206,7 +206,7 @@ def test_a_flood_is_told_to_be_calm(served: GrpcServed, what: str) -> None:
     with FrameClient(served) as client:
         client.send(FLOODS[what])
         client.read_to_end()
-        # hyper-h2 takes an endless header block for a broken one.
+        # hyper-h2 treats an endless header block as broken.
         assert [code for _, code in client.goaways()] in (
             [CALM],
             [PROTOCOL_ERROR] if what == "CONTINUATION" else [CALM],
@@ -214,7 +214,7 @@ def test_a_flood_is_told_to_be_calm(served: GrpcServed, what: str) -> None:
 
 
 def test_a_caller_who_goes_on_sending_has_time_to_read_why_it_is_over(served: GrpcServed) -> None:
-    """To close at once makes the kernel answer with a reset, which may take the GOAWAY from the caller."""
+    """If the server closed at once, the kernel would send a reset, and the caller might never read the GOAWAY."""
     with FrameClient(served) as client:
         client.send(FLOODS["PING"])
         client.read_to_end()
@@ -247,11 +247,11 @@ def test_frames_that_ask_for_nothing_are_free_in_proportion_to_answers(served: G
 def test_more_streams_than_allowed_are_refused_and_not_scored(served: GrpcServed) -> None:
     served.scorer.chunks.clear()
     with FrameClient(served) as client:
-        # Before the SETTINGS that say how many: such calls may be tried again elsewhere.
+        # The client may not have read the limit in SETTINGS yet, so it may try these calls again elsewhere.
         client.send(b"".join(raw_frame(HEADERS, END_HEADERS, number, BLOCK) for number in range(1, 400, 2)))
         client.send(raw_frame(DATA, END_STREAM, 399, frame(PAYMENT)))
         if served.server.settings.library == "h2":
-            client.read_to_end()  # hyper-h2 knows no grace: it ends the connection
+            client.read_to_end()  # hyper-h2 ends the connection at once
             assert client.goaways() == [(0, PROTOCOL_ERROR)]
             return
         client.wait_for(RST_STREAM, 399)
@@ -264,7 +264,7 @@ def test_more_streams_than_allowed_are_refused_and_not_scored(served: GrpcServed
 
 
 def test_streams_that_provoke_resets_by_us_are_bounded_too(served: GrpcServed) -> None:
-    """As in CVE-2025-8671: the caller breaks each stream, so that we reset it, and opens the next."""
+    """As in CVE-2025-8671: the caller breaks a stream, so that the server resets it, and opens the next."""
     burst = b"".join(
         raw_frame(HEADERS, END_HEADERS, number, BLOCK) + raw_frame(WINDOW_UPDATE, 0, number, b"\x7f\xff\xff\xff")
         for number in range(1, 6001, 2)
@@ -288,7 +288,7 @@ VALID = GREETING + b"".join(FrameClient.call_frames(number, frame(PAYMENT)) for 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_valid_stream_that_is_damaged_never_ends_the_server_or_gets_a_score_for_what_was_not_sent(
+def test_a_damaged_stream_neither_ends_the_server_nor_gets_a_false_score(
     served: GrpcServed, data: st.DataObject
 ) -> None:
     damaged = bytearray(VALID)
@@ -309,7 +309,7 @@ def test_a_valid_stream_that_is_damaged_never_ends_the_server_or_gets_a_score_fo
     with FrameClient(served, bytes(damaged)) as client:
         client.socket.shutdown(socket.SHUT_WR)
         client.read_to_end()
-    # A payment can be damaged and still be one; it is one of those bytes, though, and there is no other way in.
+    # A damaged payment may still be valid, but its bytes must be those that were sent.
     for payment_id in served.scorer.scored:
         assert payment_id.encode() in bytes(damaged)
     with RawClient(served) as client:

@@ -69,9 +69,7 @@ def test_a_batch_is_scored(client: RawClient) -> None:
     assert [r.payment_id for r in ScoreBatchResponse.FromString(answer.data[5:]).responses] == ["a", "b"]
 
 
-def test_many_streams_of_one_read_are_scored_together_and_answered_in_one_write(
-    client: RawClient, served: GrpcServed
-) -> None:
+def test_streams_of_one_read_are_scored_together_and_written_once(client: RawClient, served: GrpcServed) -> None:
     client.ask(PAYMENT)
     served.scorer.chunks.clear()
     streams = [client.call(payment(f"s{index}").SerializeToString()) for index in range(16)]
@@ -111,7 +109,7 @@ def test_one_wrong_request_spoils_nothing_for_its_neighbours(client: RawClient) 
 
 
 @pytest.mark.parametrize(("code", "number"), [("already_exists", 6), ("unauthenticated", 16), ("internal", 13)])
-def test_what_the_scorer_refuses_is_told_by_grpcs_number(
+def test_a_refusal_of_the_scorer_has_the_number_of_grpc(
     client: RawClient, served: GrpcServed, code: str, number: int
 ) -> None:
     served.scorer.refuses["p1"] = Refusal(code, "no")
@@ -127,7 +125,7 @@ def test_what_the_scorer_refuses_is_told_by_grpcs_number(
         [header for header in call_headers() if header[0] != b"content-type"],
     ],
 )
-def test_what_is_no_grpc_is_a_415_of_http(client: RawClient, headers: list[tuple[bytes, bytes]]) -> None:
+def test_a_content_type_other_than_grpc_is_a_415_of_http(client: RawClient, headers: list[tuple[bytes, bytes]]) -> None:
     answer = client.ask(PAYMENT, headers)
     assert answer.headers[b":status"] == b"415"
 
@@ -139,7 +137,7 @@ def test_a_get_is_a_405_of_http(client: RawClient) -> None:
 
 
 @pytest.mark.parametrize("path", [b"/", b"/paywarden.scoring.v1.Scoring/Other", b"/a/b", b"/%00"])
-def test_a_path_that_is_no_method_is_unimplemented(client: RawClient, path: bytes) -> None:
+def test_an_unknown_method_is_unimplemented(client: RawClient, path: bytes) -> None:
     assert client.ask(PAYMENT, call_headers(path)).status == 12
 
 
@@ -165,7 +163,7 @@ def test_a_request_that_is_not_one_message_is_never_scored(
     assert served.scorer.scored == []
 
 
-def test_a_message_too_large_is_refused_before_it_has_come_and_the_rest_is_not_wanted(client: RawClient) -> None:
+def test_a_too_large_message_is_refused_before_all_of_it_has_arrived(client: RawClient) -> None:
     stream_id = client.open()
     client.data(stream_id, b"\0" + (1 << 30).to_bytes(4, "big"), ended=False)
     client.push()
@@ -184,7 +182,7 @@ def test_a_request_in_many_small_frames_is_put_together(client: RawClient) -> No
     assert response_of(client.answer(stream_id)).payment_id == "p1"
 
 
-def test_what_has_partly_arrived_is_accounted_for_and_let_go(client: RawClient, served: GrpcServed) -> None:
+def test_bytes_of_incomplete_requests_are_counted_and_released(client: RawClient, served: GrpcServed) -> None:
     streams = [client.open() for _ in range(4)]
     for stream_id in streams:
         client.data(stream_id, frame(PAYMENT)[:20], ended=False)
@@ -241,7 +239,7 @@ def test_metadata_is_accepted_and_ignored(client: RawClient) -> None:
     assert client.ask(PAYMENT, [*call_headers(), *more]).status == 0
 
 
-def test_a_timeout_that_is_none_is_the_callers_fault(client: RawClient) -> None:
+def test_a_malformed_timeout_is_an_invalid_argument(client: RawClient) -> None:
     answer = client.ask(PAYMENT, [*call_headers(), (b"grpc-timeout", b"soon")])
     assert answer.status == 3
     assert answer.headers[b"paywarden-field"] == b"grpc-timeout"
@@ -268,15 +266,15 @@ def test_our_own_deadline_holds_where_the_callers_is_later(library: str, timeout
         held = threading.Event()
         with RawClient(served) as client:
             client.ask(PAYMENT)
-            # The loop is kept busy between the read and the turn that would score.
-            real = served.turns.submit
+            # Keep the loop busy between the read and the turn that would score.
+            real = served.batcher.submit
 
             def submit_and_sleep(call: object) -> None:
                 real(call)  # type: ignore[arg-type]
                 time.sleep(0.05)
                 held.set()
 
-            served.turns.submit = submit_and_sleep  # type: ignore[method-assign]
+            served.batcher.submit = submit_and_sleep  # type: ignore[method-assign]
             assert client.ask(PAYMENT, [*call_headers(), (b"grpc-timeout", timeout)]).status == 4
             assert held.is_set()
 
@@ -299,13 +297,13 @@ def test_calls_of_a_connection_that_is_gone_are_not_scored(served: GrpcServed, c
     counted = served.counted("Score", "cancelled")
     client.open()
     client.push()
-    # What the kernel throws away with the connection was never a call: this answer says that the call has been read.
+    # The kernel may drop unread bytes with the connection. This answer proves that the server has read the call.
     assert client.ask(b"", call_headers(HEALTH_CHECK)).status == 0
     client.socket.close()
     wait_until(lambda: served.counted("Score", "cancelled") == counted + 1, "the call is given up")
 
 
-def test_only_who_is_authorised_scores_and_reflects_but_health_is_open(library: str) -> None:
+def test_scoring_and_reflection_need_a_token_but_health_does_not(library: str) -> None:
     with (
         GrpcServed(GrpcSettings(library=library), authorise=lambda value: value == b"Bearer good") as served,
         RawClient(served) as client,
@@ -323,7 +321,7 @@ def health(client: RawClient, service: str = "") -> Answer:
 
 
 def statuses(data: bytes) -> list[int]:
-    """Of all messages of a Watch so far."""
+    """Returns the statuses of all messages of a Watch so far."""
     found = []
     while len(data) >= 5:
         size = int.from_bytes(data[1:5], "big")
@@ -365,7 +363,7 @@ def test_a_watch_tells_every_change(client: RawClient, served: GrpcServed) -> No
     assert client.ask(PAYMENT).status == 0
 
 
-def test_a_watch_is_told_of_the_end_and_ends_well(library: str) -> None:
+def test_a_watch_gets_the_last_status_and_ends_with_ok(library: str) -> None:
     with GrpcServed(GrpcSettings(library=library)) as served, RawClient(served) as client:
         stream_id = client.call(b"", call_headers(HEALTH_WATCH))
         client.push()
@@ -506,7 +504,7 @@ def test_a_call_that_crosses_the_notice_of_a_stop_is_answered(library: str) -> N
         with RawClient(served) as client:
             client.ask(PAYMENT)
             served.begin_stop()
-            # The notice is on its way or here, but not read, so its PING is not answered before this call.
+            # The first GOAWAY is sent but not read, so its PING is not answered before this call.
             time.sleep(0.1)
             stream_id = client.call(PAYMENT)
             client.push()
@@ -526,7 +524,7 @@ def test_a_stop_does_not_wait_for_ever(library: str) -> None:
         served.join()
 
 
-def test_while_a_stop_is_delayed_health_says_not_serving_and_calls_are_answered(library: str) -> None:
+def test_a_delayed_stop_reports_not_serving_and_still_answers_calls(library: str) -> None:
     with GrpcServed(GrpcSettings(library=library, drain_delay_ms=500)) as served, RawClient(served) as client:
         client.ask(PAYMENT)
         served.begin_stop()
@@ -544,7 +542,7 @@ def test_pings_are_answered_also_beside_calls(client: RawClient) -> None:
     assert client.answer(stream_id).status == 0
 
 
-def test_connections_are_limited_and_one_too_many_is_told(library: str) -> None:
+def test_connections_are_limited_and_one_too_many_is_refused(library: str) -> None:
     with GrpcServed(GrpcSettings(library=library, connections_max=1)) as served, RawClient(served) as first:
         first.ask(PAYMENT)
         with RawClient(served) as second:
@@ -571,7 +569,7 @@ def test_a_connection_that_never_speaks_http2_ends_in_time(library: str, what: s
             pass
 
 
-def test_a_request_that_does_not_arrive_in_time_is_refused_and_its_neighbours_are_not(library: str) -> None:
+def test_a_request_that_arrives_too_slowly_is_refused_alone(library: str) -> None:
     with (
         GrpcServed(GrpcSettings(library=library, request_timeout_ms=300)) as served,
         RawClient(served) as client,
@@ -589,7 +587,7 @@ def test_an_idle_connection_is_closed_without_hurting_a_call(library: str) -> No
         client.send(client.call_frames(1, frame(PAYMENT)))
         client.wait_for(GOAWAY)
         assert client.goaways() == [(2**31 - 1, 0)]
-        # A call crosses the notice; the PING that came with that is answered after it.
+        # A call crosses the first GOAWAY; the PING that came with it is answered afterwards.
         client.send(client.call_frames(3, frame(PAYMENT)) + raw_frame(PING, ACK, 0, bytes(8)))
         client.read_to_end()
         assert client.goaways() == [(2**31 - 1, 0), (3, 0)]
@@ -605,7 +603,7 @@ def test_an_idle_connection_whose_caller_is_gone_is_cut(library: str) -> None:
             pass
 
 
-def test_a_silent_watcher_is_asked_whether_he_is_there(library: str) -> None:
+def test_a_silent_watcher_gets_a_ping(library: str) -> None:
     settings = GrpcSettings(library=library, keepalive_ms=150, keepalive_timeout_ms=1000)
     with GrpcServed(settings) as served, RawClient(served) as there, RawClient(served) as gone:
         for client in (there, gone):
@@ -619,12 +617,12 @@ def test_a_silent_watcher_is_asked_whether_he_is_there(library: str) -> None:
             except TimeoutError:
                 continue
         assert not there.closed
-        # It has answered no PING all the while.
+        # This client has answered no PING.
         wait_until(lambda: served.counted("Watch", "cancelled") == 1, "the silent one is cut")
         assert gone.pongs == 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("library", "nghttp3"), ("streams_max", 0), ("linger_ms", -1)])
-def test_a_setting_that_cannot_be_is_named(name: str, value: str | int) -> None:
+def test_an_impossible_setting_is_refused_by_its_name(name: str, value: str | int) -> None:
     with pytest.raises(Misconfigured, match=f"grpc. {name}"):
         GrpcSettings(**{name: value})  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ def test_a_timeout_is_digits_and_a_unit(value: bytes, seconds: float) -> None:
 @pytest.mark.parametrize(
     "value", [b"", b"m", b"1", b"1s", b"123456789m", b"-1m", b"+1m", b"1.5S", b" 1m", b"1m ", b"1_0m", "1٣m".encode()]
 )
-def test_what_is_no_timeout_is_none(value: bytes) -> None:
+def test_a_malformed_timeout_is_none(value: bytes) -> None:
     assert parse_timeout_s(value) is None
 
 
@@ -71,12 +71,12 @@ class TestCompressed:
         packed = b"\1" + frame(pack(b"abc"))[1:]
         assert read_only_message(packed, encoding, 100) == b"abc"
 
-    def test_one_that_unpacks_to_more_than_the_limit_is_refused(self, encoding: bytes, pack: object) -> None:
+    def test_a_message_that_unpacks_beyond_the_limit_is_refused(self, encoding: bytes, pack: object) -> None:
         assert callable(pack)
         assert code_of(b"\1" + frame(pack(bytes(101)))[1:], encoding) == "resource_exhausted"
         assert read_only_message(b"\1" + frame(pack(bytes(100)))[1:], encoding, 100) == bytes(100)
 
-    def test_one_that_is_cut_or_garbage_or_followed_by_something_is_broken(self, encoding: bytes, pack: object) -> None:
+    def test_a_compressed_message_that_is_cut_or_too_long_is_broken(self, encoding: bytes, pack: object) -> None:
         assert callable(pack)
         packed = pack(b"abc")
         for broken in (packed[:-1], b"garbage", packed + b"x", b""):

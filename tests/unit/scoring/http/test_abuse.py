@@ -73,12 +73,12 @@ def test_a_body_announced_too_large_is_413_before_it_is_sent(client: Client) -> 
     assert client.is_closed_by_server()
 
 
-def test_a_chunked_body_too_large_is_413_while_it_comes_and_the_answer_is_not_lost() -> None:
+def test_a_too_large_chunked_body_is_413_and_the_answer_is_not_lost() -> None:
     with serving(replace(PATIENT, body_bytes_max=1000)) as served, served.connected() as client:
         client.send(b"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n")
         client.send(b"Transfer-Encoding: chunked\r\n\r\n" + b"190\r\n" + b"x" * 400 + b"\r\n")
         with contextlib.suppress(OSError):
-            # Far more than the buffers of both sides hold: an answer before a reset would be lost.
+            # Far more than the buffers of both sides hold, so an answer followed by a reset would be lost.
             for _ in range(2000):
                 client.send(b"1000\r\n" + b"x" * 4096 + b"\r\n")
         assert client.reply().status == 413
@@ -86,7 +86,7 @@ def test_a_chunked_body_too_large_is_413_while_it_comes_and_the_answer_is_not_lo
 
 @pytest.mark.parametrize("linger_ms", [200, 60_000])
 def test_after_a_refusal_what_still_comes_is_thrown_away_for_a_while(linger_ms: int) -> None:
-    """Closed at once, the kernel would answer it with a reset, which can take the refusal from the caller."""
+    """If the server closed at once, the kernel would send a reset, and the caller might never read the refusal."""
     with serving(replace(PATIENT, linger_ms=linger_ms)) as served, served.connected() as client:
         assert client.ask(b"garbage\r\n\r\n").status == 400
         assert client.is_closed_by_server()
@@ -167,7 +167,7 @@ def test_a_caller_who_stops_sending_still_gets_all_answers(client: Client) -> No
     assert client.is_closed_by_server()
 
 
-def test_a_request_that_takes_too_long_is_408_and_others_are_served_meanwhile() -> None:
+def test_a_slow_request_is_408_and_others_are_served_meanwhile() -> None:
     with serving(replace(PATIENT, request_timeout_ms=200)) as served, served.connected() as slow:
         slow.send(b"GET /livez HTTP/1.1\r\nHost")
         with served.connected() as other:
@@ -194,13 +194,13 @@ def test_a_caller_who_drips_does_not_extend_his_time() -> None:
         assert slow.reply().status == 408
 
 
-# Slow, silent and gone
+# Slow, silent and lost callers
 
 
 def test_a_body_that_drips_is_408_and_others_are_served_meanwhile() -> None:
     request = post_json(payment())
     with serving(replace(PATIENT, request_timeout_ms=300)) as served, served.connected() as slow:
-        # The head is known: that must not give the body more time.
+        # A cached head must not give the body more time.
         assert slow.ask(request).status == 200
         slow.send(request[:-20])
         with served.connected() as other, contextlib.suppress(OSError):
@@ -251,7 +251,7 @@ def test_a_body_shorter_than_announced_takes_no_byte_of_another_connection(serve
     assert served.scorer.seen == ["p-1"]
 
 
-def test_a_body_longer_than_announced_is_another_request_and_refused_as_such(client: Client) -> None:
+def test_bytes_beyond_the_announced_body_are_refused_as_another_request(client: Client) -> None:
     client.send(post_json(payment()) + b"left over\r\n\r\n")
     assert client.reply().status == 200
     assert client.reply().status == 400
@@ -259,7 +259,7 @@ def test_a_body_longer_than_announced_is_another_request_and_refused_as_such(cli
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_bytes_are_refused_or_waited_for_and_a_caller_beside_is_answered(served: Served, seed: int) -> None:
+def test_random_bytes_do_not_keep_another_caller_from_his_answer(served: Served, seed: int) -> None:
     random = Random(seed)
     with served.connected() as beside, served.connected() as wrong:
         request = bytearray(post_json(payment()))

@@ -95,7 +95,7 @@ def test_a_wish_to_upgrade_is_ignored_with_its_body_in_either_part(client: Clien
     assert payment_ids(client, 2) == ["p-1", "p-2"]
 
 
-def test_a_wish_to_upgrade_in_every_request_is_refused_at_the_second_of_one_read(client: Client) -> None:
+def test_the_second_wish_to_upgrade_in_one_read_is_refused(client: Client) -> None:
     wish = get("/livez", headers="Connection: Upgrade\r\nUpgrade: h2c\r\n")
     client.send(wish + wish)
     assert [client.reply().status, client.reply().status] == [200, 400]
@@ -111,7 +111,7 @@ def test_an_unused_connection_is_closed_without_a_word(sent: bytes) -> None:
 
 
 def send_without_reading(client: Client, request: bytes) -> None:
-    """Until 40 MB are sent, which is more than any buffer on the way holds."""
+    """Send until 40 MB are sent, which is more than all buffers on the way hold."""
     for _ in range(40_000_000 // (100 * len(request))):
         client.send(request * 100)
 
@@ -166,7 +166,7 @@ def test_a_caller_with_many_requests_lets_others_go_in_between(served: Served) -
     assert order.index("modest") < 500
 
 
-def test_a_connection_above_the_limit_is_refused_and_one_that_ends_makes_room() -> None:
+def test_a_connection_above_the_limit_is_refused_until_another_one_ends() -> None:
     with serving(replace(PATIENT, connections_max=1)) as served:
         with served.connected() as first:
             assert first.ask(get("/livez")).status == 200
@@ -242,7 +242,7 @@ def test_while_it_drains_a_server_is_not_ready_and_still_answers() -> None:
 # Order
 
 
-def test_answers_leave_in_the_order_of_requests_even_where_a_later_one_is_known_at_once(served: Served) -> None:
+def test_answers_leave_in_the_order_of_requests_even_if_a_later_is_ready(served: Served) -> None:
     with served.connected() as client:
         client.send(
             post_json(payment("a"))
@@ -260,7 +260,7 @@ def test_answers_leave_in_the_order_of_requests_even_where_a_later_one_is_known_
         assert client.is_closed_by_server()
 
 
-def test_a_refusal_of_admission_keeps_its_place_and_says_when_to_come_again() -> None:
+def test_a_refusal_by_admission_keeps_its_place_and_has_a_retry_after() -> None:
     with serving(admission=AdmissionSettings(queue_payments_max=2)) as served, served.connected() as client:
         client.send(b"".join(post_json(payment(name)) for name in "abcd"))
         replies = [client.reply() for _ in range(4)]
@@ -274,28 +274,28 @@ def test_the_answers_of_one_read_leave_in_one_write(served: Served) -> None:
         assert client.ask(get("/livez")).status == 200
         client.send(post_json(payment()) * 10)
         client.until(b'"p-1"')
-        # Nine answers more came with the first.
+        # Nine more answers came with the first.
         assert client.buffered.count(b"HTTP/1.1 200 OK") == 9
 
 
 @pytest.mark.parametrize("pipelined_max", [1, 2, 7])
-def test_no_more_than_so_many_of_a_connections_requests_are_unanswered(pipelined_max: int) -> None:
+def test_a_connection_has_at_most_pipelined_max_unanswered_requests(pipelined_max: int) -> None:
     with serving(replace(PATIENT, pipelined_max=pipelined_max)) as served, served.connected() as client:
         depths: list[int] = []
-        submit = served.turns.submit
+        submit = served.batcher.submit
 
         def note(call: Call) -> None:
             submit(call)
-            depths.append(served.turns.queued_payments)
+            depths.append(served.batcher.queued_payments)
 
-        served.turns.submit = note  # type: ignore[method-assign]
+        served.batcher.submit = note  # type: ignore[method-assign]
         names = [f"p-{index}" for index in range(300)]
         client.send(b"".join(post_json(payment(name)) for name in names))
         assert payment_ids(client, 300) == names
         assert max(depths) == pipelined_max
 
 
-def test_what_a_caller_who_left_has_asked_for_is_not_scored() -> None:
+def test_the_requests_of_a_caller_who_left_are_not_scored() -> None:
     async def main() -> None:
         world = MemoryWorld(PATIENT)
         leaving, unsent = world.connect()
@@ -325,7 +325,7 @@ def test_answers_with_some_statuses_say_what_to_do(served: Served) -> None:
     assert served.counted("score", 409) == 1
 
 
-def test_a_bug_in_a_route_is_500_and_one_line_and_the_worker_serves_on(
+def test_a_bug_in_a_route_is_a_500_and_one_line_and_the_worker_goes_on(
     served: Served, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     served.scorer.missing = None  # type: ignore[assignment]

@@ -6,7 +6,7 @@ import pytest
 
 from paywarden.schemas.errors import StoreUnavailable
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from paywarden.scoring.requests.wire import DeadlineExceeded, Overloaded
+from paywarden.scoring.engine.batcher import DeadlineExceeded, Overloaded
 from tests.worlds.http_world import Client, Served, get, payment, post, post_json, post_protobuf
 
 
@@ -136,7 +136,7 @@ def test_a_payment_without_an_amount_is_400_and_one_of_0_is_not(served: Served, 
     assert client.ask(post_protobuf(ScoreRequest(**payment("p-2", amount_minor=0)))).status == 200  # type: ignore[arg-type]
 
 
-def test_seconds_instead_of_milliseconds_are_400_and_told_as_such(client: Client) -> None:
+def test_a_time_in_seconds_is_400_and_the_message_says_so(client: Client) -> None:
     reply = client.ask(post_json(payment(event_time_ms=1_704_067_200)))
     assert (reply.status, reply.error["field"]) == (400, "event_time_ms")
     assert reply.error["message"] == "1704067200 looks like seconds; wanted milliseconds since 1970 UTC"
@@ -167,7 +167,7 @@ def test_a_batch_above_the_limit_is_refused(client: Client) -> None:
         (StoreUnavailable("no mirror"), 503, "unavailable"),
     ],
 )
-def test_what_the_scorer_raises_on_purpose_has_its_status(
+def test_each_expected_failure_of_the_scorer_has_its_own_status(
     served: Served, client: Client, raised: Exception, status: int, code: str
 ) -> None:
     served.scorer.raises = raised
@@ -178,7 +178,7 @@ def test_what_the_scorer_raises_on_purpose_has_its_status(
     assert (served.counted("score", status), served.counted("score", 200)) == (1, 1)
 
 
-def test_a_bug_in_the_scorer_is_500_without_detail_logged_once_and_the_worker_serves_on(
+def test_a_bug_in_the_scorer_is_a_500_and_one_line_and_the_worker_goes_on(
     served: Served, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Heads that are known, and the proof that knowing them changes no answer."""
+"""The cache of heads: it changes no answer."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from paywarden.scoring.http.settings import HttpSettings
 from tests.fakes.http_memory import MemoryWorld
 from tests.worlds.http_world import PATIENT, Served, get, payment, post, post_json, post_protobuf, serving
 
-# Small, so that limits are met.
+# Small limits, so that the tests reach them.
 SETTINGS = HttpSettings(pipelined_max=3, body_bytes_max=400, head_bytes_max=600, header_count_max=12)
 
 
 class ParserAlone(RequestReader):
-    """Gives everything to the parser, as if no head were ever known."""
+    """A reader without the fast path: it gives every byte to the parser."""
 
     def _read(self, data: bytes) -> None:
         self._parse(data)
 
 
 class World(MemoryWorld):
-    """A server without sockets; every reader is fed with the reads it is given."""
+    """A server without sockets, whose connections get the reads of a test."""
 
     def __init__(self) -> None:
         super().__init__(SETTINGS)
 
     async def answers(self, reads: Sequence[bytes], *, parser_alone: bool) -> tuple[bytes, bool]:
-        """Everything that is answered on a new connection, and whether it is closed then."""
+        """Returns all answers on a new connection, and whether the server closed it."""
         connection, transport = self.connect()
         if parser_alone:
             connection._reader = ParserAlone(self.server.heads, SETTINGS, connection)
@@ -103,7 +103,7 @@ UNUSUAL = [
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[bytes]:
-    """Reads of one connection: requests of all kinds, perhaps damaged, cut anywhere."""
+    """Draws the reads of one connection: requests of all kinds, some damaged, cut anywhere."""
     usual, unusual = st.sampled_from(USUAL), st.sampled_from(UNUSUAL)
     requests = draw(st.lists(st.one_of(usual, usual, usual, unusual), min_size=1, max_size=8))
     stream = b"".join(requests)
@@ -111,7 +111,7 @@ def streams(draw: st.DrawFn) -> list[bytes]:
         place = draw(st.integers(0, len(stream)))
         removed = draw(st.integers(0, 20))
         stream = stream[:place] + draw(st.binary(max_size=3)) + stream[place + removed :]
-    # Most cuts between requests: that is where the short way is taken.
+    # Cut mostly between requests, where the fast path is taken.
     edges, total = [], 0
     for request in requests:
         total += len(request)
@@ -127,12 +127,12 @@ def streams(draw: st.DrawFn) -> list[bytes]:
 @example([[USUAL[6]], [UNUSUAL[0]], [UNUSUAL[3]], [UNUSUAL[4]]])
 @example([[USUAL[8]], [USUAL[9] + USUAL[8]]])
 @given(st.lists(streams(), min_size=1, max_size=4))
-def test_whatever_comes_is_answered_as_by_the_parser_alone(connections: list[list[bytes]]) -> None:
-    """Heads known from earlier connections and requests change no answer, and no close."""
+def test_any_bytes_are_answered_as_by_the_parser_alone(connections: list[list[bytes]]) -> None:
+    """Cached heads of earlier connections and requests change no answer and no close."""
 
     async def main() -> None:
         world = World()
-        # The second time everything that can be known is.
+        # The second time every cacheable head is cached.
         for reads in connections * 2:
             expected = await world.answers(reads, parser_alone=True)
             assert await world.answers(reads, parser_alone=False) == expected
@@ -189,9 +189,7 @@ def test_a_deadline_makes_no_head_of_its_own(served: Served) -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "600001", "1000000", "soon", "", "5 ms", "+5", "٣", "1, 2"])
 @pytest.mark.parametrize("name", ["x-deadline-ms", "X-Deadline-Ms"])
-def test_a_deadline_that_is_none_is_400_and_named_and_the_connection_lives_on(
-    served: Served, value: str, name: str
-) -> None:
+def test_a_malformed_deadline_is_400_and_named_and_keeps_the_connection(served: Served, value: str, name: str) -> None:
     with served.connected() as client:
         assert client.ask(post_json(payment(), headers=f"{name}: 60000\r\n")).status == 200
         reply = client.ask(post_json(payment(), headers=f"{name}: {value}\r\n"))
@@ -200,17 +198,17 @@ def test_a_deadline_that_is_none_is_400_and_named_and_the_connection_lives_on(
 
 
 class Deadlines:
-    """Stands for `MicroBatcher`: notes how long after its arrival each call has to be answered."""
+    """Stands for `MicroBatcher`: records the seconds from each call's arrival to its deadline."""
 
     def __init__(self, served: Served) -> None:
         self.seconds: list[float] = []
-        submit = served.turns.submit
+        submit = served.batcher.submit
 
         def note(call: Any) -> None:
             self.seconds.append(round(call.deadline - call.arrived, 6))
             submit(call)
 
-        served.turns.submit = note  # type: ignore[method-assign]
+        served.batcher.submit = note  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +225,7 @@ def test_the_smaller_of_the_callers_deadline_and_ours_counts_known_or_not(header
         assert deadlines.seconds == [30.0] * 2 + [40.0] * 2 + [1.0] * 2 + [50.0] * 2 + [40.0] * 2 + [50.0]
 
 
-def test_what_has_waited_past_its_deadline_is_504_and_not_scored() -> None:
+def test_a_request_past_its_deadline_is_504_and_not_scored() -> None:
     with serving(
         replace(PATIENT, pipelined_max=1), admission=AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000)
     ) as served:

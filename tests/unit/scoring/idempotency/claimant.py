@@ -28,7 +28,7 @@ from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from tests.unit.scoring.state.outboxes import append_all, starts
 
-# Payments that are asked for over and over until others take their place.
+# Payments that are repeated until other payments replace them.
 ALIVE_PAYMENTS = 40
 PLACE_EVERY_S = 0.002
 
@@ -48,7 +48,7 @@ def main(folder: Path, count: int) -> NoReturn:
 
     def stop(_: int, __: FrameType | None) -> NoReturn:
         for pid in running:
-            # The signal may come between the end of a child and the note of it.
+            # The signal may arrive after a child has ended and before it was noted.
             with suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -58,7 +58,7 @@ def main(folder: Path, count: int) -> NoReturn:
     ended = list(range(count))
     for started in range(1_000_000):
         worker = ended.pop()
-        # A signal between the fork and the note of it would miss the child.
+        # A signal between the fork and storing the pid would miss the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
         pid = os.fork()
         if pid == 0:
@@ -84,7 +84,7 @@ def work(folder: Path, worker: int, seed: int) -> NoReturn:
     noted = os.open(folder / "notes", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     decision = 0
     while True:
-        # The same payments for all workers at one time: they meet.
+        # All workers use the same payments at the same time, so that their claims collide.
         newest = int(time.monotonic() / PLACE_EVERY_S)
         ids = [f"p{newest - rng.randrange(ALIVE_PAYMENTS)}" for _ in range(rng.choice((1, 1, 4, 16)))]
         requests = [ScoreRequest(payment_id=i, card_id="c", merchant_id="m", currency="EUR") for i in ids]

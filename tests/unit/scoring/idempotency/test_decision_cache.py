@@ -47,7 +47,7 @@ def entry_of(request: ScoreRequest, decision_id: str) -> OutboxEntry:
 
 
 def asked(requests: Sequence[ScoreRequest]) -> CheckedPayments:
-    """As the table sees them: it knows neither entities nor attributes."""
+    """Returns payments without entities and attributes, which the table does not use."""
     bodies = [request.SerializeToString() for request in requests]
     return CheckedPayments(
         bodies, [request.payment_id.encode() for request in requests], [], np.zeros((len(bodies), 0), dtype=np.int64)
@@ -55,7 +55,7 @@ def asked(requests: Sequence[ScoreRequest]) -> CheckedPayments:
 
 
 class Worker:
-    """A worker without scoring: its decisions have ids that never come twice."""
+    """A worker that does not score. Its decisions have unique ids."""
 
     made = 0
 
@@ -68,7 +68,7 @@ class Worker:
         return [*self.answered.claim(asked(requests), now_ms)]
 
     def decide(self, request: ScoreRequest, slot: int) -> str:
-        """All of it for one payment that was won; returns the decision's id."""
+        """Place, append and settle one payment that was won. Returns the decision's id."""
         entry = self.entry(request)
         self.place(slot, entry)
         self.outbox.append(entry.SerializeToString())
@@ -83,20 +83,20 @@ class Worker:
         self.answered.place((slot,), starts(self.outbox, [entry.SerializeToString()]))
 
     def ask(self, request: ScoreRequest, now_ms: int = NOW_MS) -> str | Claim:
-        """As a caller sees it: the decision's id, or why there is none."""
+        """Returns what a caller gets: the decision's id, or the conflict."""
         (claim,) = self.claim(request, now_ms=now_ms)
         if isinstance(claim, int):
             return self.decide(request, claim)
         return claim.response.decision_id if isinstance(claim, OutboxEntry) else claim
 
     def die(self) -> None:
-        """What the kernel does for a killed process: the lock goes, the table and the outbox stay as they are."""
+        """Do what the kernel does for a killed process: release the lock, leave table and outbox as they are."""
         self.answered.close()
         self.outbox.close()
 
 
 class Host:
-    """A host's table and outboxes, in a folder."""
+    """The table and the outboxes of a host, in a folder."""
 
     def __init__(self, folder: Path, payments_max: int = 1000) -> None:
         self.answered = DecisionCacheSettings(path=str(folder / "answered"), payments_max=payments_max)
@@ -112,7 +112,7 @@ class Host:
         self.alive.pop(number).die()
 
     def decisions(self) -> dict[str, list[str]]:
-        """By payment, the ids of all its decisions in any outbox."""
+        """Returns the ids of all decisions in all outboxes, by payment."""
         found: dict[str, list[str]] = {}
         for worker in workers(self.outbox):
             for _, payload in OutboxReader(self.outbox, worker).read(0, 1_000_000):
@@ -156,7 +156,7 @@ def test_the_id_of_another_payment_is_refused(host: Host, other: ScoreRequest) -
     assert another.metrics.other_payment.value == 1
 
 
-def test_what_another_worker_is_deciding_is_in_flight_until_it_is_settled(host: Host) -> None:
+def test_a_payment_is_in_flight_until_the_other_worker_settles_it(host: Host) -> None:
     one, another = host.start(0), host.start(1)
     (slot,) = one.claim(payment("p"))
     assert isinstance(slot, int)
@@ -165,14 +165,14 @@ def test_what_another_worker_is_deciding_is_in_flight_until_it_is_settled(host: 
     one.place(slot, entry)
     assert another.claim(payment("p")) == [ClaimConflict.IN_FLIGHT]
     one.outbox.append(entry.SerializeToString())
-    # The outbox may still take it back, as when it cannot bring it to disk.
+    # The outbox may still truncate the record, for example when fsync fails.
     assert another.claim(payment("p")) == [ClaimConflict.IN_FLIGHT]
     one.answered.settle((slot,))
     assert another.claim(payment("p")) == [entry]
     assert another.metrics.in_flight.value == 3
 
 
-def test_what_is_given_back_is_decided_by_who_asks_next(host: Host) -> None:
+def test_a_released_claim_is_won_by_the_next_worker_that_asks(host: Host) -> None:
     one, another = host.start(0), host.start(1)
     (slot,) = one.claim(payment("p"))
     assert isinstance(slot, int)
@@ -188,7 +188,7 @@ def test_the_claim_of_a_worker_killed_before_it_appended_is_taken_over(host: Hos
     one.place(slot, one.entry(payment("p")))
     host.kill(0)
     restarted = host.start(0)
-    # Its place in the outbox is taken by another payment.
+    # Another payment now has its position in the outbox.
     restarted.ask(payment("q"))
     decided = another.ask(payment("p"))
     assert isinstance(decided, str)
@@ -197,7 +197,7 @@ def test_the_claim_of_a_worker_killed_before_it_appended_is_taken_over(host: Hos
     assert another.metrics.taken_over.value == 1
 
 
-def test_what_a_killed_worker_appended_is_the_decision_though_it_was_never_answered(host: Host) -> None:
+def test_a_record_of_a_killed_worker_is_the_decision_even_if_unanswered(host: Host) -> None:
     one, another = host.start(0), host.start(1)
     (slot,) = one.claim(payment("p"))
     assert isinstance(slot, int)
@@ -218,12 +218,12 @@ def test_a_worker_that_is_dead_and_not_started_again_holds_up_nobody(
     one.claim(payment("p"))
     host.kill(0)
     assert another.claim(payment("p")) == [ClaimConflict.IN_FLIGHT]
-    # All workers here are one process, which lives.
+    # All workers of this test are one process, which is alive.
     monkeypatch.setattr(answered, "_started", lambda _: -1)
     assert isinstance(another.ask(payment("p")), str)
 
 
-def test_a_process_is_dead_when_it_has_ended_even_if_nobody_has_waited_for_it() -> None:
+def test_an_ended_process_is_dead_even_if_nobody_has_waited_for_it() -> None:
     assert answered._started(os.getpid()) > 0
     pid = os.fork()
     if pid == 0:
@@ -254,7 +254,7 @@ def test_two_ids_with_one_hash_both_get_their_own_decision(host: Host, monkeypat
     assert another.metrics.collisions.value == 1
 
 
-def test_without_room_payments_are_decided_and_counted_and_nothing_live_is_forgotten(tmp_path: Path) -> None:
+def test_a_full_table_still_decides_and_keeps_all_live_claims(tmp_path: Path) -> None:
     host = Host(tmp_path, payments_max=16)
     worker = host.start(0)
     decided = {f"p{number}": worker.ask(payment(f"p{number}")) for number in range(20)}
@@ -269,7 +269,7 @@ def test_without_room_payments_are_decided_and_counted_and_nothing_live_is_forgo
 
 
 def test_a_claim_of_a_live_worker_is_not_forgotten_however_old(host: Host) -> None:
-    # As of a process that was stopped: it may still append.
+    # As from a process that was stopped and may still append.
     one, another = host.start(0), host.start(1)
     one.claim(payment("p"))
     assert another.claim(payment("p"), now_ms=NOW_MS + 10 * WINDOW_MS) == [ClaimConflict.IN_FLIGHT]
@@ -283,15 +283,15 @@ def test_a_decision_that_the_outbox_has_lost_is_made_again(host: Host) -> None:
     assert another.ask(payment("p")) not in (first, ClaimConflict.IN_FLIGHT)
 
 
-def test_of_two_that_claim_at_once_the_lower_slot_stays_and_the_other_sees_it(host: Host) -> None:
-    """The second look: a tag that appears while another worker has passed its place."""
+def test_of_two_claims_at_once_the_lower_slot_stays_and_the_other_sees_it(host: Host) -> None:
+    """The second look finds a tag that appears after another worker has passed its slot."""
     one, another = host.start(0), host.start(1)
     table, tag = one.answered._table, tag_of(b"p")
     (lower,) = one.claim(payment("p"))
     assert isinstance(lower, int)
     word = claims.load(table, lower + claims.WORDS)
     tentative = word & ~(3 << claims.STATE_SHIFT) | claims.TENTATIVE << claims.STATE_SHIFT
-    # The other one has won a higher slot and has not confirmed it; this one has.
+    # The other claim is TENTATIVE in a higher slot; this one is CLAIMED.
     higher = lower + 1
     claims.store(table, higher + claims.TAGS, tag)
     mine = another.answered._owner | NOW_MS // 1000
@@ -299,13 +299,13 @@ def test_of_two_that_claim_at_once_the_lower_slot_stays_and_the_other_sees_it(ho
     contest = (tag, mine, NOW_MS // 1000, 600)
     assert claims._contest(table, higher, *contest) == claims.FOUND | lower
     assert claims.load(table, higher + claims.WORDS) == 0
-    # Neither has confirmed: the lower one takes it from the higher one, which must begin again.
+    # Both are TENTATIVE: the lower one frees the higher one, which must begin again.
     claims.store(table, lower + claims.WORDS, tentative)
     claims.store(table, higher + claims.WORDS, mine | claims.TENTATIVE << claims.STATE_SHIFT)
     assert claims._contest(table, lower, tag, one.answered._owner | NOW_MS // 1000, NOW_MS // 1000, 600) == lower
     assert claims.load(table, higher + claims.WORDS) == 0
     assert claims._contest(table, higher, *contest) == claims.FOUND | lower
-    # Though the lower one has gone since: what was taken from the higher one it has not won.
+    # Even if the lower claim is gone by now, the higher one has not won.
     one.answered.release((lower,))
     assert claims._contest(table, higher, *contest) == claims._LOST
     assert claims.load(table, higher + claims.WORDS) == 0
@@ -335,7 +335,7 @@ def test_settings_that_cannot_be_used_are_refused_at_the_start(wrong: DecisionCa
 
 
 def test_a_table_that_memory_has_no_room_for_is_refused_with_what_it_needs(tmp_path: Path) -> None:
-    # No file system has this: 24 PB.
+    # 24 PB, which no file system has.
     with pytest.raises(Misconfigured, match="22888183593 MiB"):
         answered.prepare(DecisionCacheSettings(path=str(tmp_path / "answered"), payments_max=10**15))
     assert not (tmp_path / "answered").exists()
@@ -354,14 +354,14 @@ def test_seven_tenths_of_the_slots_find_room_for_all_but_a_few() -> None:
 
 
 class Crashes(RuleBasedStateMachine):
-    """Three workers that are killed between any two steps: whatever is answered for one payment is one decision."""
+    """Three workers are killed between any two steps. All answers for one payment are the same decision."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.host = Host(Path(self.folder.name), payments_max=16)
         self.seen: dict[str, set[str]] = {}
-        # By worker, what it is in the middle of: the step, the entry, its slot.
+        # For each worker, the operation in progress: the step, the entry, its slot.
         self.doing: dict[int, list[tuple[str, OutboxEntry, int]]] = {}
         for number in range(3):
             self.host.start(number)
@@ -389,7 +389,7 @@ class Crashes(RuleBasedStateMachine):
     @precondition(lambda self: any(self.doing.values()))
     @rule(number=numbers, fails=st.booleans())
     def go_on(self, number: int, fails: bool) -> None:
-        """One step further, for all of the chunk."""
+        """Advance one step for the whole chunk."""
         if not self.doing.get(number):
             return
         worker, doing = self.host.alive[number], self.doing[number]

@@ -20,13 +20,13 @@ from tests.services.processes import ROOT, wait_until
 from tests.unit.scoring.idempotency.claimant import outboxes_of
 
 WORKERS = 4
-# More for a soak.
+# Raise it for a long run.
 SECONDS = float(os.environ.get("PAYWARDEN_CLAIM_SECONDS", "12"))
 
 
 @contextmanager
 def claimants(folder: Path) -> Iterator[psutil.Process]:
-    """The parent of the workers, once they answer."""
+    """Returns the parent of the workers, once they answer."""
     command = [sys.executable, "-m", "tests.unit.scoring.idempotency.claimant", str(folder), str(WORKERS)]
     with subprocess.Popen(command, cwd=ROOT) as parent:
         try:
@@ -37,7 +37,7 @@ def claimants(folder: Path) -> Iterator[psutil.Process]:
 
 
 def disturb_one(worker: psutil.Process, rng: random.Random) -> bool:
-    """Kill it, at times after it has stood still for a moment, or let it stand still only. Whether it was killed."""
+    """Stop a worker for a moment, kill it, or both. Returns whether it was killed."""
     if rng.random() < 0.3:
         worker.suspend()
         time.sleep(rng.uniform(0, 0.1))
@@ -48,14 +48,14 @@ def disturb_one(worker: psutil.Process, rng: random.Random) -> bool:
     return True
 
 
-def test_no_payment_gets_two_decisions_whoever_asks_and_dies(tmp_path: Path) -> None:
+def test_no_payment_gets_two_decisions_when_workers_are_killed(tmp_path: Path) -> None:
     rng = random.Random(3)
     kills = 0
     with claimants(tmp_path) as parent:
         until = time.monotonic() + SECONDS
         while time.monotonic() < until:
             time.sleep(rng.uniform(0.02, 0.2))
-            # One that was just killed may be gone by now.
+            # A worker that was just killed may be gone by now.
             with suppress(psutil.NoSuchProcess, IndexError):
                 kills += disturb_one(rng.choice(parent.children()), rng)
         assert parent.status() != psutil.STATUS_ZOMBIE, "a worker ended by itself"
@@ -69,6 +69,6 @@ def test_no_payment_gets_two_decisions_whoever_asks_and_dies(tmp_path: Path) -> 
     lines = [line.split() for line in (tmp_path / "notes").read_text(encoding="ascii").splitlines()]
     answers = [(line[0], line[1]) for line in lines if line[2:] == ["."]]
     assert not [(payment, decision) for payment, decision in answers if made.get(payment) != [decision]]
-    # It would show nothing if they had not met.
+    # The test proves something only if workers claimed the same payments.
     assert kills >= SECONDS
     assert len(answers) > 2 * len(made) > 200

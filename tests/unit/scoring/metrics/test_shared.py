@@ -15,7 +15,7 @@ from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, Scoring
 
 
 def samples(directory: Path) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Everything /metrics would show, read back by Prometheus' own parser."""
+    """Returns everything that /metrics would show, parsed by Prometheus' own parser."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(render(directory).decode())
@@ -52,7 +52,7 @@ def test_the_counts_of_all_workers_are_summed(tmp_path: Path) -> None:
         worker.close()
 
 
-def test_a_value_equal_to_a_bound_is_in_its_bucket_and_buckets_are_cumulative(tmp_path: Path) -> None:
+def test_buckets_are_cumulative_and_include_values_equal_to_their_bound(tmp_path: Path) -> None:
     registry = opened(tmp_path, "w0")
     size = registry.histogram("size", "Sizes.", bounds=(1, 2))
     for value in (0.5, 1, 1.5, 2, 7):
@@ -64,7 +64,7 @@ def test_a_value_equal_to_a_bound_is_in_its_bucket_and_buckets_are_cumulative(tm
 
 
 @given(st.lists(st.integers(1, 1000)))
-def test_what_was_counted_before_open_is_kept(counts: list[int]) -> None:
+def test_counts_from_before_open_are_kept(counts: list[int]) -> None:
     registry = Registry()
     counter = registry.counter("things_total", "Things.")
     for count in counts:
@@ -152,7 +152,7 @@ def test_a_histogram_whose_bounds_changed_starts_anew_and_is_shown_once(tmp_path
     new.close()
 
 
-def test_of_a_gauge_the_largest_of_the_living_workers_is_shown(tmp_path: Path) -> None:
+def test_the_largest_gauge_of_the_live_workers_is_shown(tmp_path: Path) -> None:
     workers = [opened(tmp_path, name) for name in ("w0", "w1", "w2")]
     gauges = [worker.gauge("age_seconds", "Age.") for worker in workers]
     assert ("age_seconds", ()) not in samples(tmp_path)

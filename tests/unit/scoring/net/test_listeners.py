@@ -35,7 +35,7 @@ def test_a_port_that_a_stranger_listens_on_is_refused(reuse_port: int) -> None:
             reserve_port("127.0.0.1", stranger.getsockname()[1])
 
 
-def test_a_port_can_be_had_again_at_once_after_a_server_that_closed_its_connections() -> None:
+def test_a_port_is_free_at_once_after_a_server_closed_its_connections() -> None:
     with serving() as served, served.connected() as client:
         assert client.ask(get("/livez", headers="Connection: close\r\n")).status == 200
         assert client.is_closed_by_server()
@@ -78,7 +78,7 @@ def test_a_socket_that_somebody_listens_on_is_refused_and_left_alone(tmp_path: P
             client.connect(path)
 
 
-def test_what_is_no_socket_is_not_removed(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("precious")
     with pytest.raises(Misconfigured, match=r"unix_socket: .*no socket"), unix_listener(str(path), backlog=1):

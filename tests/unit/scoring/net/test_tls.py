@@ -48,7 +48,7 @@ def connected(served: Served, context: ssl.SSLContext) -> Iterator[Client]:
 
 
 def is_served(served: Served, context: ssl.SSLContext) -> bool:
-    """Whether there is any answer. With TLS 1.3 a client learns only when it reads that its certificate will not do."""
+    """Whether there is an answer. With TLS 1.3 a client learns only when reading that its certificate was refused."""
     try:
         with connected(served, context) as client:
             client.send(get("/livez"))
@@ -112,7 +112,7 @@ def test_with_a_client_ca_only_callers_with_its_certificate_are_served(
     [get("/livez"), b"\x16\x03\x01\x00\x05hello", b"\x16\x03\x01\xff\xff" + bytes(70_000), bytes(100), b"\x80"],
     ids=["plain-http", "tls-garbage", "large-record", "zeros", "a-byte"],
 )
-def test_what_is_no_tls_is_closed_and_others_are_served(
+def test_a_connection_without_tls_is_closed_and_others_are_served(
     settings: TlsSettings, authority: Authority, garbage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     tls = Tls(replace(settings, handshake_timeout_ms=300))
@@ -155,7 +155,7 @@ def test_a_stop_ends_connections_whose_callers_say_nothing(settings: TlsSettings
         served.join()
 
 
-def test_a_certificate_that_is_replaced_is_shown_to_new_callers_and_old_ones_stay(
+def test_a_replaced_certificate_is_for_new_callers_and_old_ones_stay(
     settings: TlsSettings, authority: Authority
 ) -> None:
     tls = Tls(settings)
@@ -169,18 +169,18 @@ def test_a_certificate_that_is_replaced_is_shown_to_new_callers_and_old_ones_sta
         assert before.ask(get("/livez")).status == 200
 
 
-def test_a_replaced_certificate_that_cannot_be_used_changes_nothing_and_is_one_line(
+def test_an_unusable_new_certificate_changes_nothing_and_is_one_line(
     settings: TlsSettings, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     tls = Tls(settings)
     caplog.set_level(logging.INFO)
     with serving(tls=tls) as served:
-        # Half of a renewal: the new certificate is there, its key is not.
+        # Half of a renewal: the certificate is new, the key is the old one.
         shutil.copy(authority.sign("renewed")[0], settings.certificate)
         for _ in range(3):
             tls.refresh()
         assert len(caplog.records) == 1
-        assert "the certificate before it stays in use" in caplog.text
+        assert "the previous certificate stays in use" in caplog.text
         with connected(served, trusting(authority)) as client:
             assert common_name(client) == "server"
 

@@ -129,7 +129,7 @@ def test_metrics_can_need_a_token_too(file: Path) -> None:
 
 
 def test_a_token_that_is_withdrawn_is_refused_on_connections_that_used_it(file: Path) -> None:
-    """The head with the old token is known by then: knowing it must not mean allowing it."""
+    """The head with the old token is cached by then; a cached head must not be allowed for ever."""
     tokens = Tokens(str(file))
     asked = post_json(payment(), headers=f"Authorization: Bearer {FIRST}\r\n")
     with serving(tokens=tokens) as served, served.connected() as client:

@@ -1,7 +1,8 @@
-"""Both ways of reading requests, the compiled one and the one that says what is wrong, held against each other."""
+"""Compares the two ways of reading requests: the compiled loop, and the protobuf parser with the rules."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,17 @@ from paywarden.features.profiles.money import RATE_SCALE, RateTable
 from paywarden.features.profiles.plan import Plan
 from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
-from paywarden.scoring.requests import wire
 from paywarden.scoring.requests.decoder import RequestDecoder
 from paywarden.scoring.requests.fast_requests import ROWS_MAX
-from paywarden.scoring.requests.wire import RequestLimits
+from paywarden.scoring.requests.json_form import JSON
+from paywarden.scoring.requests.protobuf_form import parse
+from paywarden.scoring.requests.validation import RequestLimits, RequestRules
 
 NOW_MS = 1_700_000_000_000
 LIMITS = RequestLimits(
     id_bytes_max=40, text_bytes_max=20, amount_minor_max=10_000_000, past_ms_max=5_000, future_ms_max=500
 )
-# A second rate that begins between two payments, and one that is worth less than a cent.
+# USD has rates that begin between two payments. A unit of ODD is worth less than a cent.
 RATES = RateTable(
     {
         "EUR": [(0, RATE_SCALE)],
@@ -39,13 +41,13 @@ RATES = RateTable(
 
 
 def plan_of_everything() -> Plan:
-    """Every attribute of a request is asked for, and entities have keys of one, two and three fields."""
+    """Returns a plan that uses every attribute, with entity keys of one, two and three fields."""
     card, pair = Entity("card", "card_id"), Entity("card_merchant", ("card_id", "merchant_id"))
     odd = Entity("odd", ("device_id", "ip", "mcc"))
     features = [
         pair.count("pair_count", "1d"),
         odd.count("odd_count", "1d"),
-        # A question about each attribute, and one about the hour of the day.
+        # One feature about each attribute, and one about the hour of the day.
         *(
             card.count(
                 f"{attribute.name}_count", "1d", where=attribute != ("AB" if attribute.name == "country" else "x")
@@ -62,10 +64,10 @@ PLANS = (FeatureEngine().plan, plan_of_everything())
 
 
 def slowly(body: bytes, plan: Plan) -> tuple[list[int], list[bytes], bytes] | str:
-    """Row, keys and payment id of a body by protobuf's own reader and the obvious code, or the field that is wrong."""
+    """Read a body with protobuf's parser and the obvious code. Returns row, keys and payment id, or the error."""
     try:
-        parsed = wire.parse(body)
-        wire.RequestRules(LIMITS, RATES.currencies).check(parsed, NOW_MS)
+        parsed = parse(body)
+        RequestRules(LIMITS, RATES.currencies).check(parsed, NOW_MS)
         amount = RATES.convert(parsed.amount_minor, parsed.currency, parsed.event_time_ms)
     except InvalidEvent as error:
         return f"{error.field}: {error}"
@@ -73,7 +75,7 @@ def slowly(body: bytes, plan: Plan) -> tuple[list[int], list[bytes], bytes] | st
     for name, fields in zip(plan.entity_names, plan.entity_keys, strict=True):
         ids = [getattr(parsed, field) for field in fields]
         keys.append(entity_key(name, ids) if all(ids) else b"")
-    # An offset of 0 minutes that was sent is one; a text that is empty has been refused.
+    # An offset of 0 minutes that was sent counts; an empty text has been refused by now.
     sent = {field.name: value for field, value in parsed.ListFields()}
     row = row_of(sent, event_time_ms=parsed.event_time_ms, amount=amount, amount_minor=parsed.amount_minor)
     asked = {*plan.attribute_columns, 0, 1, 2}
@@ -81,7 +83,7 @@ def slowly(body: bytes, plan: Plan) -> tuple[list[int], list[bytes], bytes] | st
 
 
 def check(bodies: list[bytes], plan: Plan) -> None:
-    """Every body goes the way that `slowly` says."""
+    """Assert that the decoder reads every body as `slowly` does."""
     payments, wrong = RequestDecoder(plan, RATES, LIMITS).read(bodies, NOW_MS)
     expected = [slowly(body, plan) for body in bodies]
     assert {place: f"{error.field}: {error}" for place, error in wrong.items()} == {
@@ -110,7 +112,7 @@ usual = st.builds(
     channel=st.none() | st.sampled_from(["ecom", "pos"]),
     utc_offset_minutes=st.none() | st.integers(-1439, 1439),
 )
-# One field of a usual request becomes something else: at the edge of what is allowed, or beyond it.
+# Values of single fields at the edge of the rules, or beyond it.
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60)
 numbers = st.sampled_from(
     [
@@ -147,7 +149,7 @@ edges: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def bodies_of_one(draw: st.DrawFn) -> bytes:
-    """A request as it is sent: usual, odd in a field, damaged, in another order of fields, or with one more."""
+    """Draws the bytes of a request: usual, with an odd field, damaged, in another order, or with one more field."""
     sent = draw(usual)
     kind = draw(st.sampled_from(["usual", "usual", "odd", "cut", "flipped", "turned", "twice", "unknown", "noise"]))
     if kind == "odd":
@@ -172,7 +174,7 @@ def bodies_of_one(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=["default", "everything"])
-def test_both_ways_of_reading_say_the_same_of_any_request(plan: Plan) -> None:
+def test_both_ways_of_reading_agree_about_any_request(plan: Plan) -> None:
     @settings(max_examples=400, deadline=None)
     @given(st.lists(bodies_of_one(), min_size=1, max_size=6))
     def hold(bodies: list[bytes]) -> None:
@@ -181,17 +183,47 @@ def test_both_ways_of_reading_say_the_same_of_any_request(plan: Plan) -> None:
     hold()
 
 
+@st.composite
+def requests_with_one_odd_field(draw: st.DrawFn) -> ScoreRequest:
+    sent = draw(usual)
+    name = draw(st.sampled_from(sorted(edges)))
+    setattr(sent, name, draw(edges[name]))
+    return sent
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["default", "everything"])
+def test_a_json_request_is_read_as_the_same_request_in_protobuf(plan: Plan) -> None:
+    """Rows, keys, ids, the outbox's bytes and the errors are the same, though JSON is not parsed as protobuf."""
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(usual | requests_with_one_odd_field(), min_size=1, max_size=4))
+    def hold(sent: list[ScoreRequest]) -> None:
+        as_json = [json.dumps({field.name: value for field, value in each.ListFields()}).encode() for each in sent]
+        bodies = [each.SerializeToString() for each in sent]
+        payments, wrong = RequestDecoder(plan, RATES, LIMITS).read([JSON.take(body) for body in as_json], NOW_MS)
+        expected, expected_wrong = RequestDecoder(plan, RATES, LIMITS).read(bodies, NOW_MS)
+        assert {place: str(error) for place, error in wrong.items()} == {
+            place: str(error) for place, error in expected_wrong.items()
+        }
+        assert list(payments.bodies) == list(expected.bodies)
+        assert list(payments.ids) == list(expected.ids)
+        assert list(payments.keys) == list(expected.keys)
+        np.testing.assert_array_equal(payments.rows, expected.rows)
+
+    hold()
+
+
 @settings(max_examples=200, deadline=None)
 @given(usual)
-def test_what_is_usual_goes_the_fast_way(sent: ScoreRequest) -> None:
-    """Else the test above would hold the slow way against itself."""
+def test_usual_requests_are_read_by_the_compiled_loop(sent: ScoreRequest) -> None:
+    """Otherwise the test above would compare the slow way with itself."""
     intake = RequestDecoder(PLANS[0], RATES, LIMITS)
     card_digits = sent.card_id.replace(" ", "").replace("-", "")
     found = intake._fast.read([sent.SerializeToString()], NOW_MS)
     assert found.is_usual == bytes([not (card_digits.isdecimal() and 13 <= len(card_digits) <= 19)])
 
 
-def test_more_than_are_read_at_once_are_all_read_in_order() -> None:
+def test_more_requests_than_one_chunk_holds_are_read_in_order() -> None:
     bodies = [
         ScoreRequest(
             payment_id=f"p{number}",
@@ -211,7 +243,7 @@ def test_a_chunk_of_bodies_that_are_too_long_is_read_all_the_same() -> None:
     check(long, PLANS[0])
 
 
-def test_those_that_are_chosen_keep_their_rows_and_keys() -> None:
+def test_chosen_payments_keep_their_rows_and_keys() -> None:
     plan = PLANS[1]
     bodies = [
         ScoreRequest(

@@ -24,7 +24,7 @@ from tests.services.certificates import Authority
 from tests.services.processes import PaywardenProcess, is_ready, post, run_paywarden, wait_until
 from tests.worlds import small_world
 
-# Made now: the endpoint takes no payment of long ago.
+# The current time, because the endpoint refuses old payments.
 PAYMENT = ScoreRequest(
     payment_id="p",
     event_time_ms=time.time_ns() // 1_000_000,
@@ -36,10 +36,10 @@ PAYMENT = ScoreRequest(
 
 
 class Server:
-    """A configured `serve`; `with` ends it."""
+    """A running `serve` with its configuration. Leaving the `with` block ends it."""
 
     def __init__(self, folder: Path, *, port: int = 0, bundle: Path | None = None, more: str = "") -> None:
-        """`more` is of the configuration, beginning with further settings of [http]."""
+        """`more` is appended to the configuration; it begins with further settings of [http]."""
         self.folder = folder
         self.mirror = MirrorSettings(path=str(folder / "mirror"), size_mb=16)
         self.outbox = OutboxSettings(directory=str(folder / "outbox"))
@@ -60,7 +60,7 @@ class Server:
         return self.parent
 
     def listening(self, count: int = 1) -> list[psutil.Process]:
-        """The workers, once as many listen at the address."""
+        """Returns the workers, once `count` of them listen at the address."""
         parent, port = psutil.Process(self.parent.pid), urllib.parse.urlsplit(self.target).port
 
         def found() -> bool:
@@ -145,7 +145,7 @@ def test_a_killed_worker_is_started_again_on_the_same_port(server: Server) -> No
     assert "worker 0 ended with -9; starting it again" in server.log()
 
 
-def test_a_worker_that_cannot_start_says_why_and_a_stop_does_not_wait_for_its_pause(server: Server) -> None:
+def test_a_worker_that_cannot_start_says_why_and_does_not_delay_a_stop(server: Server) -> None:
     taken = OutboxWriter(server.outbox, "worker-0")
     parent = server.start()
     wait_until(lambda: server.log().count("starting it again") >= 4, "the worker was started again and again")
@@ -202,7 +202,7 @@ def status_over(raw: socket.socket, headers: str = "") -> int:
     return int(answer.split()[1]) if answer else 0
 
 
-def test_all_workers_answer_on_a_unix_socket_too_and_it_outlives_one_of_them(tmp_path: Path) -> None:
+def test_all_workers_share_a_unix_socket_that_outlives_one_of_them(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with Server(tmp_path, more=f'unix_socket = "{path}"\n') as server:
         parent = server.start("--workers", "2")
@@ -237,7 +237,7 @@ def test_a_unix_socket_left_by_a_killed_parent_is_taken_over(tmp_path: Path) -> 
             assert status_over(client) == 200
 
 
-def test_tls_and_tokens_are_asked_for_and_taken_up_anew_while_it_serves(tmp_path: Path) -> None:
+def test_tls_and_tokens_are_required_and_reloaded_while_serving(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.sign("server")
     tokens = tmp_path / "tokens"
@@ -283,9 +283,7 @@ def test_tls_and_tokens_are_asked_for_and_taken_up_anew_while_it_serves(tmp_path
         ("pipelined_max = 0\n", "[http] pipelined_max: wanted at least 1, got 0"),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_one_line_before_any_worker_starts(
-    tmp_path: Path, more: str, named: str
-) -> None:
+def test_a_wrong_setting_is_one_line_before_any_worker_starts(tmp_path: Path, more: str, named: str) -> None:
     assert refused(Server(tmp_path, more=more)).startswith(f"paywarden: {named}")
 
 

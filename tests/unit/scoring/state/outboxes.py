@@ -1,4 +1,4 @@
-"""Where records begin in an outbox, for tests that append several at once."""
+"""Helpers for tests that append several records at once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from paywarden.scoring.state.outbox import OutboxWriter, framed
 
 
 def starts(outbox: OutboxWriter, payloads: Sequence[bytes]) -> list[int]:
-    """Where each of `payloads` will begin if they are what is appended next."""
+    """Returns where each of `payloads` will begin if they are appended next."""
     return list(itertools.accumulate((len(framed(each)) for each in payloads[:-1]), initial=outbox.position))
 
 
 def append_all(outbox: OutboxWriter, payloads: Sequence[bytes]) -> int:
-    """In one write; returns the position after them."""
+    """Append all in one write. Returns the position after them."""
     return outbox.append_frames(b"".join(map(framed, payloads)))

@@ -34,19 +34,19 @@ def writer(settings: MirrorSettings) -> Iterator[MirrorWriter]:
 
 
 class ReaderProcess:
-    """A worker's side in a process of its own: LMDB may be open only once in a process."""
+    """A MirrorReader in a process of its own, as LMDB may be open only once in a process."""
 
     def __init__(self, settings: MirrorSettings, item_max: int = 4) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         self.process = context.Process(target=_answer, args=(there, settings, item_max), daemon=True)
         self.process.start()
-        # Held here as well, it would never say that the reader has died.
+        # If this end stayed open here, the pipe would never report that the reader has died.
         there.close()
         assert self._here.recv() == "open"
 
     def look_up(self, *keys: bytes | None) -> tuple[int, list[int], list[bytes]]:
-        """(complete_to_ms, presence, states) as of now."""
+        """Returns the current (complete_to_ms, presence, states)."""
         self._here.send(keys)
         answer: tuple[int, list[int], list[bytes]] = self._here.recv()
         return answer
@@ -99,11 +99,11 @@ def test_a_reader_in_another_process_sees_what_is_committed_at_once(
         assert reader.look_up(b"card:1") == (number + 1, [KNOWN], [b"state %d" % number])
 
 
-def test_known_unknown_and_absent_are_told_apart(writer: MirrorWriter, reader: ReaderProcess) -> None:
+def test_known_unknown_and_absent_entities_are_distinguished(writer: MirrorWriter, reader: ReaderProcess) -> None:
     writer.apply({b"card:1": b"one", b"device:3": b"three"}, {}, 5)
     keys = (b"card:1", b"merchant:2", None, b"device:3")
     assert reader.look_up(*keys) == (5, [KNOWN, UNKNOWN, ABSENT, KNOWN], [b"one", b"", b"", b"three"])
-    # Nothing of the look-up before is left in the buffers.
+    # The buffers hold nothing of the previous look-up.
     assert reader.look_up(None, b"device:3") == (5, [ABSENT, KNOWN], [b"", b"three"])
 
 
@@ -117,7 +117,7 @@ def test_a_mirror_that_is_being_filled_is_complete_to_zero(writer: MirrorWriter,
     assert reader.look_up(b"card:1")[0] == 0
 
 
-def test_completeness_stays_when_a_batch_says_nothing_of_it(writer: MirrorWriter, reader: ReaderProcess) -> None:
+def test_completeness_stays_when_a_batch_does_not_set_it(writer: MirrorWriter, reader: ReaderProcess) -> None:
     writer.apply({}, {0: 1}, 7)
     writer.apply({b"card:1": b"one"}, {0: 2})
     assert writer.complete_to_ms() == 7
@@ -151,7 +151,7 @@ def test_profile_count_counts_profiles_alone(writer: MirrorWriter) -> None:
     assert writer.profile_count() == 10
 
 
-def test_what_is_used_of_a_mirror_grows_with_its_profiles_and_stays_under_its_limit(
+def test_used_bytes_grow_with_the_profiles_and_stay_below_the_limit(
     writer: MirrorWriter, settings: MirrorSettings
 ) -> None:
     before = writer.used_bytes()
@@ -168,10 +168,10 @@ def test_reopening_keeps_everything(settings: MirrorSettings) -> None:
     second.close()
 
 
-def test_a_mirror_may_grow_far_beyond_what_it_was_when_its_reader_opened_it(
+def test_a_mirror_may_grow_far_beyond_its_size_at_its_readers_start(
     writer: MirrorWriter, reader: ReaderProcess
 ) -> None:
-    """A reader that does not say how much to map gets 10 MB, and then never sees a larger mirror again."""
+    """A reader without a map size would map 10 MB, and could never read a larger mirror."""
     for first in range(0, 60_000, 10_000):
         writer.apply({b"card:%06d" % number: bytes(500) for number in range(first, first + 10_000)}, {0: first}, first)
     assert writer.profile_count() == 60_000
@@ -206,7 +206,7 @@ def test_a_key_that_no_mirror_can_hold_is_unknown(writer: MirrorWriter, reader: 
     assert reader.look_up(b"card:" + b"x" * 600, b"card:1")[:2] == (1, [UNKNOWN, KNOWN])
 
 
-# What is refused
+# Refusals
 
 
 def test_there_is_no_mirror_before_a_companion_makes_one(settings: MirrorSettings) -> None:
@@ -220,7 +220,7 @@ def test_there_is_no_mirror_before_a_companion_makes_one(settings: MirrorSetting
         MirrorReader(settings, item_max=1, profile_bytes_max=10)
 
 
-def test_a_full_mirror_is_one_line_that_names_the_setting_and_keeps_what_it_has(tmp_path: Path) -> None:
+def test_a_full_mirror_names_the_setting_and_keeps_its_profiles(tmp_path: Path) -> None:
     writer = MirrorWriter(MirrorSettings(path=str(tmp_path), size_mb=1))
     writer.apply({b"card:1": b"one"}, {0: 1}, 1)
     with pytest.raises(Misconfigured, match=r"^the mirror is full: mirror\.size_mb is 1\Z"):
@@ -238,7 +238,7 @@ def test_a_place_that_cannot_be_used_is_refused_by_the_settings_name(tmp_path: P
         MirrorWriter(MirrorSettings(path=str(tmp_path / "file" / "mirror")))
 
 
-# Deaths
+# Killed processes
 
 _KILLED_WRITER = """
 import itertools, sys
@@ -253,7 +253,7 @@ for number in itertools.count(first):
 """
 
 
-def test_however_often_the_writer_is_killed_positions_never_run_ahead_of_profiles(settings: MirrorSettings) -> None:
+def test_positions_never_run_ahead_of_profiles_when_the_writer_is_killed(settings: MirrorSettings) -> None:
     moments = random.Random(5)
     last = 0
     for _ in range(8):
@@ -291,7 +291,7 @@ def test_a_reader_works_on_while_the_writer_is_killed_and_comes_back(settings: M
         child.stdout.readline()
         for _ in range(100):
             complete_to_ms, presence, states = reader.look_up(*keys)
-            # One moment for all keys of a look-up, never half of a transaction.
+            # All keys of a look-up are of one moment, never half of a transaction.
             assert set(states) == {b"%d" % complete_to_ms}
             assert set(presence) == {KNOWN}
             assert complete_to_ms >= newest
@@ -327,7 +327,7 @@ def test_a_reader_knows_when_another_mirror_has_taken_its_place(settings: Mirror
     reader = MirrorReader(settings, item_max=1, profile_bytes_max=10)
     assert not reader.is_replaced()
     shutil.move(settings.path, tmp_path / "away")
-    # Nothing is there yet: the old one is better than none.
+    # There is no new mirror yet, and the old one is better than none.
     assert not reader.is_replaced()
     script = (
         "from paywarden.scoring.state.mirror import *; MirrorWriter(MirrorSettings(path=sys.argv[1])).apply({}, {})"

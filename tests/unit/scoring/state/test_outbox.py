@@ -31,12 +31,12 @@ payloads = st.lists(st.binary(min_size=1, max_size=40), max_size=20)
 
 @pytest.fixture
 def small(tmp_path: Path) -> OutboxSettings:
-    """Segments of two or three records."""
+    """Settings that give segments of two or three records."""
     return OutboxSettings(directory=str(tmp_path), segment_bytes=100, total_bytes_max=10_000)
 
 
 def fill(where: OutboxSettings, records: list[bytes]) -> list[int]:
-    """Append in a writer of its own; the positions returned."""
+    """Append with a new writer. Returns the positions after each record."""
     writer = OutboxWriter(where, "w0")
     positions = [writer.append(record) for record in records]
     writer.close()
@@ -62,7 +62,7 @@ def numbered(count: int) -> list[bytes]:
 
 
 @given(payloads, st.integers(16, 200), st.integers(1, 7))
-def test_what_is_appended_is_read_back_in_order(records: list[bytes], segment_bytes: int, at_once: int) -> None:
+def test_appended_records_are_read_back_in_order(records: list[bytes], segment_bytes: int, at_once: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         where = OutboxSettings(directory, segment_bytes, total_bytes_max=100_000)
         positions = fill(where, records)
@@ -80,7 +80,7 @@ def test_after_a_cut_at_any_byte_exactly_the_whole_records_are_there(records: li
         os.truncate(segments(where)[0], cut)
         whole = [r for r, end in zip(records, positions, strict=True) if end <= cut]
         assert read_all(where) == whole
-        # The next writer goes on behind the last whole record.
+        # The next writer continues after the last whole record.
         assert fill(where, [b"after"]) == [([0, *positions])[len(whole)] + 8 + len(b"after")]
         assert read_all(where) == [*whole, b"after"]
 
@@ -139,7 +139,7 @@ while True:
 
 
 def killed_while_appending(where: OutboxSettings, fsync: str, first: int, count: int) -> int:
-    """Runs a writer that reports each append, kills it after `count` reports; the last number reported."""
+    """Run a writer that reports each append, and kill it after `count` reports. Returns the last number reported."""
     command = [sys.executable, "-c", APPENDING, where.directory, fsync, str(first)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -147,7 +147,7 @@ def killed_while_appending(where: OutboxSettings, fsync: str, first: int, count:
             process.stdout.readline()
         os.kill(process.pid, signal.SIGKILL)
         rest = process.stdout.read().split(b"\n")
-    # What comes after the last newline is a report that was cut short.
+    # The bytes after the last newline are a report that was cut short.
     reported = [int(line) for line in rest[:-1]]
     return max([first + count - 1, *reported])
 
@@ -159,7 +159,7 @@ def test_every_append_that_was_reported_before_a_kill_is_read_afterwards(tmp_pat
     for round_number in range(3):
         last = killed_while_appending(where, fsync, first, 200 + 37 * round_number)
         read = [int(payload.split()[0]) for payload in read_all(where, at_once=100)]
-        # At most one more than reported: the one between the append and its report.
+        # At most one record more than reported: the kill may fall between an append and its report.
         assert read[: last + 1] == list(range(last + 1))
         assert len(read) in (last + 1, last + 2)
         first = len(read)
@@ -246,7 +246,7 @@ def test_zeros_at_the_end_from_a_loss_of_power_are_no_record(small: OutboxSettin
 def test_a_writer_never_reuses_positions_that_were_shipped(small: OutboxSettings) -> None:
     positions = fill(small, [b"one", b"two"])
     Cursor(small, "w0").store(positions[1])
-    # As after a loss of power: the companion shipped what the log no longer has.
+    # As after a loss of power: the companion has shipped records that the log has lost.
     os.truncate(segments(small)[0], positions[0])
     fill(small, [b"three"])
     assert read_all(small, positions[1]) == [b"three"]
@@ -325,7 +325,7 @@ def limit(size):
 taken, refused = 0, 0
 limit(10_000)
 while refused < 3:
-    # Batches of another size each time: some meet the limit inside a record.
+    # Batches of different sizes, so that some reach the limit within a record.
     batch = [b"%06d" % (taken + number) + bytes(90) for number in range(1 + refused * 7 + taken % 5)]
     try:
         writer.append_frames(b"".join(map(framed, batch)))
@@ -338,8 +338,8 @@ print(taken + 1)
 """
 
 
-def test_a_disk_that_fills_up_refuses_whole_batches_and_loses_nothing_taken(tmp_path: Path) -> None:
-    # A limit on a file's size cuts a write short as a full disk does, and needs no disk to be full.
+def test_a_full_disk_refuses_whole_batches_and_loses_no_appended_record(tmp_path: Path) -> None:
+    # A limit on the file's size cuts a write short as a full disk does.
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
     )
@@ -349,7 +349,7 @@ def test_a_disk_that_fills_up_refuses_whole_batches_and_loses_nothing_taken(tmp_
     assert taken > 50
 
 
-def test_what_is_not_shipped_and_what_is_refused_is_told(tmp_path: Path) -> None:
+def test_unshipped_bytes_and_refused_appends_are_in_the_metrics(tmp_path: Path) -> None:
     metrics = OutboxMetrics.declare(Registry())
     where = OutboxSettings(str(tmp_path), segment_bytes=100, total_bytes_max=300)
     writer = OutboxWriter(where, "w0", metrics)
@@ -362,13 +362,13 @@ def test_what_is_not_shipped_and_what_is_refused_is_told(tmp_path: Path) -> None
     Cursor(where, "w0").store(writer.position)
     writer.note_unshipped()
     assert metrics.unshipped_bytes._slots[0] == 0
-    # All of it is there still, and does not count.
+    # The shipped records are still there, and do not count.
     writer.append(b"again")
     assert read_all(where) == [*accepted, b"again"]
     writer.close()
 
 
-def test_what_begins_at_a_position_is_read_and_nothing_else_is(small: OutboxSettings) -> None:
+def test_at_reads_only_a_record_that_begins_at_the_position(small: OutboxSettings) -> None:
     small = replace(small, total_bytes_max=100_000)
     writer = OutboxWriter(small, "w0")
     records = [*numbered(9), b"x" * 10_000, b"last"]
@@ -402,7 +402,7 @@ def failing(*_: object) -> int:
     raise OSError(5, "Input/output error")
 
 
-def test_a_failing_disk_is_a_temporary_failure_and_loses_nothing_acknowledged(
+def test_a_failing_disk_is_a_temporary_failure_that_loses_no_record(
     small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = OutboxWriter(replace(small, fsync="always"), "w0")
@@ -445,7 +445,7 @@ def test_only_always_has_the_record_on_disk_when_append_returns(
     writer.close()
 
 
-def test_interval_syncs_in_the_background_and_a_failure_there_stops_the_writer(
+def test_interval_syncs_in_the_background_and_its_failure_stops_the_writer(
     small: OutboxSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     often = OutboxSettings(small.directory, 4096, 1 << 40, fsync="interval", fsync_interval_ms=1)

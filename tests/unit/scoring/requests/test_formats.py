@@ -9,17 +9,19 @@ from hypothesis import strategies as st
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from paywarden.schemas.payment_fields import looks_like_card_number
 from paywarden.schemas.proto.scoring_pb2 import ScoreBatchRequest, ScoreBatchResponse, ScoreRequest, ScoreResponse
-from paywarden.scoring.requests import wire
+from paywarden.scoring.http.content_types import format_of
+from paywarden.scoring.requests.format import Format, TakenRequest
+from paywarden.scoring.requests.json_form import JSON, render_error
+from paywarden.scoring.requests.protobuf_form import PROTOBUF, parse
+from paywarden.scoring.requests.validation import RequestLimits, RequestRules
 
 NOW_MS = 1_700_000_000_000
-LIMITS = wire.RequestLimits(
-    id_bytes_max=20, amount_minor_max=1000, past_ms_max=5000, future_ms_max=500, batch_size_max=3
-)
+LIMITS = RequestLimits(id_bytes_max=20, amount_minor_max=1000, past_ms_max=5000, future_ms_max=500, batch_size_max=3)
 CURRENCIES = frozenset({"EUR", "USD"})
 
 
 def a_request(**changes: object) -> ScoreRequest:
-    """A valid request, but for `changes`."""
+    """Returns a valid request with `changes`."""
     fields: dict[str, object] = {
         "payment_id": "p-1",
         "event_time_ms": NOW_MS,
@@ -35,8 +37,12 @@ def fields_of(request: ScoreRequest) -> dict[str, object]:
     return {descriptor.name: value for descriptor, value in request.ListFields()}
 
 
+def body_of(request: TakenRequest) -> bytes:
+    return request if isinstance(request, bytes) else request.body
+
+
 def check(request: ScoreRequest) -> None:
-    wire.RequestRules(LIMITS, CURRENCIES).check(request, NOW_MS)
+    RequestRules(LIMITS, CURRENCIES).check(request, NOW_MS)
 
 
 def field_refused(act: Callable[[], object]) -> str:
@@ -100,28 +106,28 @@ def test_the_largest_values_allowed_are_valid() -> None:
 @pytest.mark.parametrize("name", ["payment_id", "event_time_ms", "card_id", "merchant_id", "amount_minor", "currency"])
 def test_a_required_field_that_is_missing_is_refused_in_both_formats(name: str) -> None:
     fields = {field: value for field, value in fields_of(a_request()).items() if field != name}
-    for body in (wire.JSON.take(json.dumps(fields).encode()), ScoreRequest(**fields).SerializeToString()):  # type: ignore[arg-type]
+    for body in (body_of(JSON.take(json.dumps(fields).encode())), ScoreRequest(**fields).SerializeToString()):  # type: ignore[arg-type]
         with pytest.raises(InvalidEvent, match=f"^{name}: is missing") as caught:
-            check(wire.parse(body))
+            check(parse(body))
         assert caught.value.field == name
 
 
 def test_an_amount_of_0_is_an_amount_in_both_formats() -> None:
     free = a_request(amount_minor=0)
-    check(wire.parse(free.SerializeToString()))
-    check(wire.parse(wire.JSON.take(json.dumps(fields_of(free)).encode())))
+    check(parse(free.SerializeToString()))
+    check(parse(body_of(JSON.take(json.dumps(fields_of(free)).encode()))))
     with pytest.raises(InvalidEvent, match=r"^amount_minor: is missing"):
-        check(wire.parse(wire.JSON.take(json.dumps(fields_of(free) | {"amount_minor": None}).encode())))
+        check(parse(body_of(JSON.take(json.dumps(fields_of(free) | {"amount_minor": None}).encode()))))
 
 
-def test_seconds_instead_of_milliseconds_are_told_as_such() -> None:
+def test_the_error_for_a_time_in_seconds_says_so() -> None:
     with pytest.raises(InvalidEvent) as caught:
         check(a_request(event_time_ms=1_704_067_200))
     assert str(caught.value) == ("event_time_ms: 1704067200 looks like seconds; wanted milliseconds since 1970 UTC")
 
 
-def test_a_time_that_is_too_old_is_told_with_its_distance() -> None:
-    rules = wire.RequestRules(wire.RequestLimits(), CURRENCIES)
+def test_the_error_for_an_old_time_says_how_old_it_is() -> None:
+    rules = RequestRules(RequestLimits(), CURRENCIES)
     with pytest.raises(InvalidEvent) as caught:
         rules.check(a_request(event_time_ms=NOW_MS - 9 * 86_400_000), NOW_MS)
     assert str(caught.value) == "event_time_ms: is 9 days in the past; wanted at most 7 days"
@@ -148,13 +154,13 @@ def test_no_message_repeats_a_text_or_an_amount() -> None:
 )
 def test_limits_beyond_what_the_topic_takes_are_refused_at_start(name: str, value: int) -> None:
     with pytest.raises(Misconfigured, match=rf"^\[limits\] {name}: wanted \d+ to \d+, got {value}$"):
-        wire.RequestLimits(**{name: value})
+        RequestLimits(**{name: value})
 
 
 @pytest.mark.parametrize("number", ["4111111111111111", "4111 1111 1111 1111", "3782-822463-10005", "4222222222222"])
 def test_a_real_card_number_is_refused_and_not_repeated(number: str) -> None:
     with pytest.raises(InvalidEvent) as caught:
-        wire.RequestRules(wire.RequestLimits(), CURRENCIES).check(a_request(card_id=number), NOW_MS)
+        RequestRules(RequestLimits(), CURRENCIES).check(a_request(card_id=number), NOW_MS)
     assert caught.value.field == "card_id"
     assert number not in str(caught.value)
 
@@ -189,15 +195,15 @@ requests_of_all_kinds = st.builds(
 @given(requests_of_all_kinds)
 def test_both_formats_read_the_same_request(request: ScoreRequest) -> None:
     as_json = json.dumps(fields_of(request)).encode()
-    assert wire.JSON.take(as_json) == request.SerializeToString()
-    assert wire.parse(wire.PROTOBUF.take(request.SerializeToString())) == request
+    assert body_of(JSON.take(as_json)) == request.SerializeToString()
+    assert parse(body_of(PROTOBUF.take(request.SerializeToString()))) == request
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_request_or_refused(body: bytes) -> None:
-    for form in (wire.PROTOBUF, wire.JSON):
+    for form in (PROTOBUF, JSON):
         with contextlib.suppress(InvalidEvent):
-            wire.parse(form.take(body))
+            parse(body_of(form.take(body)))
         with contextlib.suppress(InvalidEvent):
             form.take_batch(body, 10)
 
@@ -207,38 +213,38 @@ def test_any_bytes_are_a_request_or_refused(body: bytes) -> None:
 )
 def test_json_takes_nothing_but_a_64_bit_integer_as_an_amount(value: object) -> None:
     body = json.dumps(fields_of(a_request()) | {"amount_minor": value}).encode()
-    assert field_refused(lambda: wire.JSON.take(body)) == "amount_minor"
+    assert field_refused(lambda: JSON.take(body)) == "amount_minor"
 
 
 @pytest.mark.parametrize("value", [12, True, 1.5, ["c"], {"c": 1}])
 def test_json_takes_nothing_but_text_as_an_id(value: object) -> None:
     body = json.dumps(fields_of(a_request()) | {"card_id": value}).encode()
-    assert field_refused(lambda: wire.JSON.take(body)) == "card_id"
+    assert field_refused(lambda: JSON.take(body)) == "card_id"
 
 
 def test_json_null_is_absent() -> None:
     body = json.dumps(fields_of(a_request()) | {"device_id": None}).encode()
-    assert not wire.parse(wire.JSON.take(body)).HasField("device_id")
+    assert not parse(body_of(JSON.take(body))).HasField("device_id")
     missing = json.dumps(fields_of(a_request()) | {"card_id": None}).encode()
-    assert field_refused(lambda: check(wire.parse(wire.JSON.take(missing)))) == "card_id"
+    assert field_refused(lambda: check(parse(body_of(JSON.take(missing))))) == "card_id"
 
 
 def test_json_with_an_unknown_field_is_refused_by_its_name() -> None:
-    assert field_refused(lambda: wire.JSON.take(b'{"amount": 12}')) == "amount"
+    assert field_refused(lambda: JSON.take(b'{"amount": 12}')) == "amount"
 
 
 def test_an_unknown_field_whose_name_may_be_a_secret_is_not_named() -> None:
     with pytest.raises(InvalidEvent) as caught:
-        wire.JSON.take(b'{"4111111111111111": null}')
+        JSON.take(b'{"4111111111111111": null}')
     assert "4111" not in str(caught.value)
 
 
 def test_json_with_a_field_given_twice_is_refused() -> None:
-    assert field_refused(lambda: wire.JSON.take(b'{"amount_minor": 1, "amount_minor": 9}')) == "amount_minor"
+    assert field_refused(lambda: JSON.take(b'{"amount_minor": 1, "amount_minor": 9}')) == "amount_minor"
 
 
 def test_json_with_half_a_character_is_refused_by_its_field() -> None:
-    assert field_refused(lambda: wire.JSON.take(rb'{"payment_id": "p", "card_id": "\ud800"}')) == "card_id"
+    assert field_refused(lambda: JSON.take(rb'{"payment_id": "p", "card_id": "\ud800"}')) == "card_id"
 
 
 @pytest.mark.parametrize(
@@ -248,29 +254,29 @@ def test_json_with_half_a_character_is_refused_by_its_field() -> None:
 )
 def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidEvent):
-        wire.JSON.take(body)
+        JSON.take(body)
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"\x0a\x05ab", b"\x0a\x01\xff"], ids=["tag", "cut", "utf-8"])
 def test_a_body_that_is_no_protobuf_request_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidEvent):
-        wire.parse(body)
+        parse(body)
 
 
 def test_a_batch_is_read_in_order_in_both_formats() -> None:
     requests = [a_request(payment_id=f"p-{index}") for index in range(3)]
     as_json = json.dumps({"requests": [fields_of(request) for request in requests]}).encode()
     serialised = [request.SerializeToString() for request in requests]
-    assert wire.JSON.take_batch(as_json, 3) == serialised
-    assert wire.PROTOBUF.take_batch(ScoreBatchRequest(requests=requests).SerializeToString(), 3) == serialised
+    assert [body_of(request) for request in JSON.take_batch(as_json, 3)] == serialised
+    assert PROTOBUF.take_batch(ScoreBatchRequest(requests=requests).SerializeToString(), 3) == serialised
 
 
 @pytest.mark.parametrize("count", [0, 4])
 def test_a_batch_that_is_empty_or_too_large_is_refused(count: int) -> None:
     batch = ScoreBatchRequest(requests=[a_request()] * count)
     as_json = json.dumps({"requests": [fields_of(a_request())] * count}).encode()
-    assert field_refused(lambda: wire.PROTOBUF.take_batch(batch.SerializeToString(), 3)) == "requests"
-    assert field_refused(lambda: wire.JSON.take_batch(as_json, 3)) == "requests"
+    assert field_refused(lambda: PROTOBUF.take_batch(batch.SerializeToString(), 3)) == "requests"
+    assert field_refused(lambda: JSON.take_batch(as_json, 3)) == "requests"
 
 
 @pytest.mark.parametrize(
@@ -284,7 +290,7 @@ def test_a_batch_that_is_empty_or_too_large_is_refused(count: int) -> None:
     ],
 )
 def test_a_json_batch_of_the_wrong_shape_is_refused_by_the_place(body: bytes, field: str) -> None:
-    assert field_refused(lambda: wire.JSON.take_batch(body, 3)) == field
+    assert field_refused(lambda: JSON.take_batch(body, 3)) == field
 
 
 def test_a_response_is_the_same_in_both_formats() -> None:
@@ -299,39 +305,39 @@ def test_a_response_is_the_same_in_both_formats() -> None:
         profile_age_ms=0,
     )
     serialised = response.SerializeToString()
-    assert wire.PROTOBUF.render(serialised) == serialised
-    assert ScoreResponse(**json.loads(wire.JSON.render(serialised))) == response
+    assert PROTOBUF.render(serialised) == serialised
+    assert ScoreResponse(**json.loads(JSON.render(serialised))) == response
     batch = ScoreBatchResponse(responses=[response, response])
-    assert ScoreBatchResponse.FromString(wire.PROTOBUF.render_batch([serialised, serialised])) == batch
-    assert ScoreBatchResponse(**json.loads(wire.JSON.render_batch([serialised, serialised]))) == batch
+    assert ScoreBatchResponse.FromString(PROTOBUF.render_batch([serialised, serialised])) == batch
+    assert ScoreBatchResponse(**json.loads(JSON.render_batch([serialised, serialised]))) == batch
 
 
 def test_an_unknown_profile_age_is_absent_from_json() -> None:
-    assert "profile_age_ms" not in json.loads(wire.JSON.render(ScoreResponse(payment_id="p").SerializeToString()))
+    assert "profile_age_ms" not in json.loads(JSON.render(ScoreResponse(payment_id="p").SerializeToString()))
 
 
 def test_a_score_that_is_no_number_is_never_sent_as_json() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        wire.JSON.render(ScoreResponse(score=float("nan")).SerializeToString())
+        JSON.render(ScoreResponse(score=float("nan")).SerializeToString())
 
 
 @pytest.mark.parametrize(
     ("content_type", "expected"),
     [
-        (b"application/json", wire.JSON),
-        (b"Application/JSON; charset=UTF-8", wire.JSON),
-        (b'application/json;charset="utf-8"', wire.JSON),
-        (b"application/x-protobuf", wire.PROTOBUF),
+        (b"application/json", JSON),
+        (b"Application/JSON; charset=UTF-8", JSON),
+        (b'application/json;charset="utf-8"', JSON),
+        (b"application/x-protobuf", PROTOBUF),
         (b"application/json; charset=latin-1", None),
         (b"text/plain", None),
         (b"", None),
     ],
 )
-def test_the_content_type_decides_the_format(content_type: bytes, expected: wire.Format | None) -> None:
-    assert wire.format_of(content_type) is expected
+def test_the_content_type_decides_the_format(content_type: bytes, expected: Format | None) -> None:
+    assert format_of(content_type) is expected
 
 
 def test_an_error_body_names_code_field_and_message() -> None:
-    assert json.loads(wire.render_error("invalid_argument", "is missing", "card_id")) == {
+    assert json.loads(render_error("invalid_argument", "is missing", "card_id")) == {
         "error": {"code": "invalid_argument", "field": "card_id", "message": "is missing"}
     }

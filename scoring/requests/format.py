@@ -1,0 +1,46 @@
+"""What every format of requests and responses offers: `PROTOBUF` (protobuf_form.py) and `JSON` (json_form.py).
+
+    body ─ Format.take ─► request ─ RequestDecoder ─► row, keys, payment id
+    ScoreResponse ─ Format.render ─► body
+
+A request is its protobuf bytes, because the outbox keeps them and the compiled reader reads them. A format that had to
+parse a request, and sees that the compiled reader will leave it out, hands on a ParsedRequest: nobody parses it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+
+
+class ParsedRequest(NamedTuple):
+    """One request that its format has parsed already: values of the right types, not checked any further."""
+
+    body: bytes
+    """The request as canonical protobuf."""
+    message: ScoreRequest
+    values: Mapping[str, Any]
+    """The values by field. A field that is absent is None, or not in here."""
+
+
+TakenRequest = bytes | ParsedRequest
+"""One request of a body: a serialised ScoreRequest, or a parsed one."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How requests and responses look in one content type.
+
+    `take` returns the one request of a body. `take_batch` returns the requests of a batch, at most as many as its
+    second argument says. Both raise InvalidEvent; they check only what the format itself can get wrong. `render` and
+    `render_batch` are given serialised ScoreResponses.
+    """
+
+    content_type: str
+    take: Callable[[bytes], TakenRequest]
+    take_batch: Callable[[bytes, int], Sequence[TakenRequest]]
+    render: Callable[[bytes], bytes]
+    render_batch: Callable[[Sequence[bytes]], bytes]

@@ -1,0 +1,189 @@
+"""Requests and responses as JSON, and errors, which are always JSON.
+
+    {"payment_id": "p-1", "amount_minor": 1050, …} ─ types ─► ParsedRequest ─► the same checks as for protobuf
+
+The outbox keeps requests as protobuf, so a JSON request is serialised, once. The compiled reader reads the bytes of a
+request in ASCII; a request with other characters keeps its values, which are checked as they are (see format.py).
+
+A table of field types is held against what `json`'s C scanner reads. Protobuf's own json_format takes ten times as
+long, and would accept `"12"` and `12.0` as amounts. JSON refuses an unknown field, which protobuf ignores: in JSON it
+is a typing mistake far more often than a newer client.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.payment_fields import FIELD, FIELDS
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
+from paywarden.scoring.requests.format import Format, ParsedRequest, TakenRequest
+from paywarden.scoring.requests.validation import check_batch_size, in_batch
+
+_INT64, _INT32 = range(-(2**63), 2**63), range(-(2**31), 2**31)
+# An error quotes only names of this form. Any other name may be a secret, such as a card number.
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+
+
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object. Refuse a name that is given twice, since readers differ in which value they take."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise InvalidEvent("is given twice", field=_nameable(twice))
+    return fields
+
+
+def _nameable(name: str) -> str:
+    return name if _FIELD_NAME.fullmatch(name) else ""
+
+
+# Made once, because json.loads with a hook makes a decoder for every call.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_object)
+_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+_FIELD_TYPES: Mapping[str, type] = {field.name: str if field.is_text else int for field in FIELDS if field.at_endpoint}
+# JSON and protobuf have the same fields, those of the table.
+assert {
+    field.name: str if field.type == field.TYPE_STRING else int for field in ScoreRequest.DESCRIPTOR.fields
+} == _FIELD_TYPES
+
+_JSON_NAMES: Mapping[type, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number with a fraction",
+    bool: "true or false",
+    list: "an array",
+    dict: "an object",
+}
+_RANGES: Mapping[str, range] = {
+    field.name: _INT32 if field.type == field.TYPE_INT32 else _INT64 for field in ScoreRequest.DESCRIPTOR.fields
+}
+
+
+def _load_object(body: bytes) -> dict[str, Any]:
+    try:
+        loaded = _DECODER.decode(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        # ValueError: wrong UTF-8, wrong JSON, or a number of thousands of digits. Its text quotes the body.
+        raise InvalidEvent("body is not valid JSON in UTF-8") from None
+    if type(loaded) is not dict:
+        raise InvalidEvent("body must be a JSON object")
+    return loaded
+
+
+def _request_from(fields: dict[str, Any], is_plain: bool) -> TakenRequest:
+    # Nearly every request is right, and two lists are compared faster than a loop runs.
+    if list(map(_FIELD_TYPES.get, fields)) != list(map(type, fields.values())):
+        _check_values(fields)
+    try:
+        message = ScoreRequest(**fields)
+        body = message.SerializeToString()
+    except ValueError:
+        # Looked at below: protobuf's error quotes the value, and would stay in the context of ours.
+        pass
+    else:
+        return body if is_plain else ParsedRequest(body, message, fields)
+    # A number out of its range; or \ud800 alone, half a character, which JSON may hold and protobuf may not.
+    _check_values(fields)
+    raise InvalidEvent("is not valid Unicode text", field=_field_of_surrogate(fields))
+
+
+def _check_values(fields: dict[str, Any]) -> None:
+    """Raise InvalidEvent for the first field that is unknown, of another type, or a number out of range."""
+    for name, value in fields.items():
+        expected = _FIELD_TYPES.get(name)
+        # `type() is`, not isinstance: True is an int by inheritance, and an amount of True is a mistake.
+        if type(value) is not expected:
+            _refuse_type(name, value, expected)
+        elif expected is int and value not in _RANGES[name]:
+            bits = 64 if _RANGES[name] is _INT64 else 32
+            raise InvalidEvent(f"does not fit in {bits} bits; wanted {FIELD[name].wanted}", field=name)
+
+
+def _refuse_type(name: str, value: object, expected: type | None) -> None:
+    if expected is None:
+        raise InvalidEvent("is not a field of a request", field=_nameable(name))
+    if value is None:
+        return  # null means absent, in JSON and in protobuf's constructor.
+    raise InvalidEvent(f"is {_JSON_NAMES[type(value)]}; wanted {FIELD[name].wanted}", field=name)
+
+
+def _field_of_surrogate(fields: dict[str, Any]) -> str:
+    for name, value in fields.items():
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            return name
+    return ""
+
+
+def _take_json(body: bytes) -> TakenRequest:
+    return _request_from(_load_object(body), _is_plain(body))
+
+
+def _is_plain(body: bytes) -> bool:
+    """Whether all texts of a body are ASCII. JSON can also write other characters as escapes, such as \\u00fc."""
+    return body.isascii() and b"\\" not in body
+
+
+def _take_json_batch(body: bytes, size_max: int) -> Sequence[TakenRequest]:
+    batch = _load_object(body)
+    for name in batch:
+        if name != "requests":
+            raise InvalidEvent("is not a field of a batch", field=_nameable(name))
+    elements = batch.get("requests")
+    if type(elements) is not list:
+        raise InvalidEvent("must be an array", field="requests")
+    check_batch_size(len(elements), size_max)
+    is_plain = _is_plain(body)
+    return [_element(element, index, is_plain) for index, element in enumerate(elements)]
+
+
+def _element(element: object, index: int, is_plain: bool) -> TakenRequest:
+    if type(element) is not dict:
+        raise InvalidEvent("must be an object", field=f"requests[{index}]")
+    try:
+        return _request_from(element, is_plain)
+    except InvalidEvent as error:
+        raise in_batch(error, index) from None
+
+
+def _response_fields(serialised: bytes) -> dict[str, Any]:
+    response = ScoreResponse.FromString(serialised)
+    fields = {
+        "payment_id": response.payment_id,
+        "decision_id": response.decision_id,
+        "score": response.score,
+        "action": response.action,
+        "reasons": list(response.reasons),
+        "model_version": response.model_version,
+        "flags": list(response.flags),
+    }
+    if response.HasField("profile_age_ms"):
+        fields["profile_age_ms"] = response.profile_age_ms
+    return fields
+
+
+def _render_json(response: bytes) -> bytes:
+    return _ENCODER.encode(_response_fields(response)).encode("ascii")
+
+
+def _render_json_batch(responses: Sequence[bytes]) -> bytes:
+    return _ENCODER.encode({"responses": [_response_fields(r) for r in responses]}).encode("ascii")
+
+
+JSON = Format(
+    content_type="application/json",
+    take=_take_json,
+    take_batch=_take_json_batch,
+    render=_render_json,
+    render_batch=_render_json_batch,
+)
+
+
+def render_error(code: str, message: str, field: str = "") -> bytes:
+    """Returns the body of an answer other than 200. It is JSON in every case; `field` may be empty."""
+    return _ENCODER.encode({"error": {"code": code, "field": field, "message": message}}).encode("ascii")

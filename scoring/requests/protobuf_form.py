@@ -1,0 +1,43 @@
+"""Requests and responses as protobuf. One request stays the bytes it came as; a batch is only cut into its requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from google.protobuf.message import DecodeError
+
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+from paywarden.schemas.proto.split_pb2 import SplitBatchRequest, SplitBatchResponse
+from paywarden.scoring.requests.format import Format
+from paywarden.scoring.requests.validation import check_batch_size
+
+
+def parse(body: bytes) -> ScoreRequest:
+    """Returns the request of a serialised ScoreRequest. Raises InvalidEvent when it is not one."""
+    try:
+        return ScoreRequest.FromString(body)
+    except DecodeError:
+        raise InvalidEvent("not a protobuf paywarden.scoring.v1.ScoreRequest") from None
+
+
+def _split_protobuf_batch(body: bytes, size_max: int) -> Sequence[bytes]:
+    try:
+        batch = SplitBatchRequest.FromString(body)
+    except DecodeError:
+        raise InvalidEvent("not a protobuf paywarden.scoring.v1.ScoreBatchRequest") from None
+    check_batch_size(len(batch.requests), size_max)
+    return list(batch.requests)
+
+
+def _join_protobuf_batch(responses: Sequence[bytes]) -> bytes:
+    return SplitBatchResponse(responses=responses).SerializeToString()
+
+
+PROTOBUF = Format(
+    content_type="application/x-protobuf",
+    take=lambda body: body,
+    take_batch=_split_protobuf_batch,
+    render=lambda response: response,
+    render_batch=_join_protobuf_batch,
+)

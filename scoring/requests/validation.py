@@ -1,0 +1,126 @@
+"""The rules that every request is checked against, whatever format it came in.
+
+    RequestLimits   what the operator allows, within the table of schemas/payment_fields.py
+    RequestRules    the table with these limits: checks one request and names the first wrong field
+
+An error names the field, what was wanted and what was got, as in `currency: has no exchange rate; wanted a currency of
+the table of rates`. It never repeats a text or an amount that a caller sent, because either may be a card number.
+(A time of ten digits is repeated: it is too short for a card number.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from paywarden.schemas.errors import InvalidEvent
+from paywarden.schemas.payment_fields import (
+    AMOUNT_MINOR_MAX,
+    FIELDS,
+    ID_BYTES_MAX,
+    TIME_BOUND_MS_MAX,
+    WORD_BYTES_MAX,
+    Form,
+    PaymentField,
+    PaymentRules,
+    TimeBounds,
+    require_between,
+)
+from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """The largest values of a request: those of schemas/payment_fields.py, or less. Sizes of text are bytes of UTF-8.
+
+    Raises Misconfigured, naming the setting, for a limit beyond the table's.
+    """
+
+    id_bytes_max: int = ID_BYTES_MAX
+    # ip and channel.
+    text_bytes_max: int = WORD_BYTES_MAX
+    amount_minor_max: int = AMOUNT_MINOR_MAX
+    # A terminal that was offline sends its payments days later. An older time is a mistake.
+    past_ms_max: int = 7 * 86_400_000
+    # Clocks of payment systems are seconds apart; features "as of" a later time would see too much.
+    future_ms_max: int = 60_000
+    # A batch is scored in one go while other callers wait: this bounds the wait to a few milliseconds.
+    batch_size_max: int = 256
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("id_bytes_max", 1, ID_BYTES_MAX),
+            ("text_bytes_max", 1, WORD_BYTES_MAX),
+            ("amount_minor_max", 1, AMOUNT_MINOR_MAX),
+            ("past_ms_max", 0, TIME_BOUND_MS_MAX),
+            ("future_ms_max", 0, TIME_BOUND_MS_MAX),
+        ):
+            require_between("limits", name, getattr(self, name), low, high)
+
+
+class RequestRules:
+    """The table of a payment's fields with the endpoint's limits. Requests are checked against it."""
+
+    def __init__(self, limits: RequestLimits, currencies: frozenset[str]) -> None:
+        """`currencies` are the codes that can be converted to the reference currency."""
+        times = TimeBounds(limits.past_ms_max, limits.future_ms_max)
+        self._rules = PaymentRules(fields_of(limits), times, currencies)
+
+    def check(self, request: ScoreRequest, now_ms: int) -> None:
+        """Raise InvalidEvent, naming the field, unless `request` can be scored."""
+        values = dict(zip(_NAMES, _values_of(request), strict=True))
+        for name in _MAY_BE_ABSENT:
+            if not values[name] and not request.HasField(name):
+                values[name] = None
+        self.check_values(values, now_ms)
+
+    def check_values(self, values: Mapping[str, Any], now_ms: int) -> None:
+        """Raise InvalidEvent, naming the field, unless a request of these values can be scored.
+
+        The values are of their fields' types. A field that is absent is None, or not in `values`.
+        """
+        # A payment arrives when its caller asks about it.
+        self._rules.check(values, arrived_ms=now_ms, now_ms=now_ms)
+
+
+# The fields of a request in the order of the table, and those whose absence protobuf records.
+_NAMES = [field.name for field in FIELDS if field.at_endpoint]
+_values_of = attrgetter(*_NAMES)
+_MAY_BE_ABSENT = [name for name in _NAMES if ScoreRequest.DESCRIPTOR.fields_by_name[name].has_presence]
+
+
+def fields_of(limits: RequestLimits) -> tuple[PaymentField, ...]:
+    """Returns the fields of a request, with these limits in place of the table's."""
+    narrowed = []
+    for field in FIELDS:
+        if field.form in (Form.ID, Form.CARD_TOKEN):
+            field = field.narrowed(limits.id_bytes_max)
+        elif field.form is Form.WORD:
+            field = field.narrowed(limits.text_bytes_max)
+        elif field.form is Form.AMOUNT:
+            field = field.narrowed(limits.amount_minor_max)
+        narrowed.append(field)
+    return tuple(field for field in narrowed if field.at_endpoint)
+
+
+def message_of(error: InvalidEvent) -> str:
+    """Returns the error's message without the field that `str()` puts before it."""
+    return str(error).removeprefix(f"{error.field}: ") if error.field else str(error)
+
+
+def field_in_batch(index: int, field: str) -> str:
+    """Returns the name of a field of one request of a batch, or the name of the request when `field` is empty."""
+    return f"requests[{index}].{field}" if field else f"requests[{index}]"
+
+
+def in_batch(error: InvalidEvent, index: int) -> InvalidEvent:
+    """Returns the same error, which now names the request of a batch as well."""
+    return InvalidEvent(message_of(error), field=field_in_batch(index, error.field))
+
+
+def check_batch_size(size: int, size_max: int) -> None:
+    """Raise InvalidEvent unless a batch of `size` requests is allowed."""
+    if not 1 <= size <= size_max:
+        raise InvalidEvent(f"must hold 1 to {size_max} requests, holds {size}", field="requests")
