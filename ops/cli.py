@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.commands.archive import archive
 from paywarden.ops.commands.backfill import backfill
 from paywarden.ops.commands.backtest import backtest
@@ -25,7 +26,6 @@ from paywarden.ops.commands.train import train
 from paywarden.ops.extras import needs
 from paywarden.ops.logs import set_up_logging
 from paywarden.ops.reporting import report
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.settings import Source, read_source
 

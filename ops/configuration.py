@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paywarden.models.policy.policy import PolicySettings
-from paywarden.ops.wiring import parts as wiring
+from paywarden.ops import wiring
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 

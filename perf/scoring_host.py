@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paywarden.models.policy.policy import flags_of
-from paywarden.ops.wiring import parts as wiring
+from paywarden.ops import wiring
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.engine import records
 from paywarden.scoring.engine.batcher import Refusal

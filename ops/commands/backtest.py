@@ -6,15 +6,15 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.extras import needs
 from paywarden.ops.progress import progress_bar
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ def on_windows(
     history = read_history(data)
     protocol = windows_protocol(windows, last_test_day(history, windows, wanted))
     engine = FeatureEngine()
-    measured = _measured(history, protocol, engine, rates, delay_days, models, budget, seed, {})
+    choice = _ModelChoice(models, budget, seed)
+    measured = _measured(history, protocol, choice, engine=engine, rates=rates, delay_days=delay_days, published={})
     result = {"protocol": protocol.name, "windows": asdict(windows), "catalogue": "ours", **measured}
     _print(result)
     if json_file:
@@ -155,16 +156,23 @@ def handbook(
     """
     if json_file:
         _require_folder(json_file)
-    result = _run(source, data, protocol, catalogue, models, budget, seed)
+    result = _run(source, data, protocol, catalogue, _ModelChoice(models, budget, seed))
     _print(result)
     if json_file:
         _write(result, json_file)
 
 
-def _run(
-    source: Source, data: str, protocol_name: str, catalogue: str, models: Sequence[str], budget: int, seed: int
-) -> dict[str, Any]:
-    """Everything that is printed and written of the handbook's protocol."""
+@dataclass(frozen=True)
+class _ModelChoice:
+    """Which models to compare, how many LightGBM parameters to try, and the seed of the search and the models."""
+
+    names: Sequence[str]
+    budget: int
+    seed: int
+
+
+def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: _ModelChoice) -> dict[str, Any]:
+    """Returns everything that the handbook's protocol prints and writes."""
     from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.features.history.history import read_history
     from paywarden.features.profiles.engine import FeatureEngine
@@ -184,26 +192,31 @@ def _run(
     engine = FeatureEngine(CATALOGUE if catalogue == "ours" else book_catalogue())
     best = BEST_PUBLISHED[protocol.name]
     published = PUBLISHED[protocol.name]
+    measured = _measured(
+        history, protocol, choice, engine=engine, rates=rates, delay_days=LABEL_DELAY_DAYS, published=published
+    )
     return {
         "protocol": protocol.name,
         "catalogue": catalogue,
         "best_published": None if best is None else asdict(best),
-        **_measured(history, protocol, engine, rates, LABEL_DELAY_DAYS, models, budget, seed, published),
+        **measured,
     }
 
 
 def _measured(
     history: History,
     protocol: Protocol,
+    choice: _ModelChoice,
+    *,
     engine: FeatureEngine,
     rates: RateTable,
     delay_days: int,
-    models: Sequence[str],
-    budget: int,
-    seed: int,
     published: Mapping[str, Published],
 ) -> dict[str, Any]:
-    """What every backtest prints and writes. `published`: by model, where somebody has published results."""
+    """Returns what every backtest prints and writes.
+
+    `published` has the published results by model, where there are some.
+    """
     from paywarden.models.backtest.backtest import backtest as run
     from paywarden.models.backtest.backtest import facts_of
     from paywarden.models.backtest.models import family
@@ -214,15 +227,20 @@ def _measured(
     feature_seconds = time.perf_counter() - started
     folds = {"validation": facts_of(rows, protocol.validation), "test": facts_of(rows, protocol.test)}
     results = []
-    for name in models:
+    for name in choice.names:
         theirs = published.get(name)
-        candidates = family(name, seed=seed, budget=budget, published=None if theirs is None else theirs.parameters)
+        candidates = family(
+            name,
+            seed=choice.seed,
+            budget=choice.budget,
+            published=None if theirs is None else theirs.parameters,
+        )
         results.append(_model(run(rows, protocol, candidates, progress=progress_bar), folds, theirs))
     return {
         "features": list(engine.plan.names),
         "catalogue_digest": engine.plan.digest,
-        "seed": seed,
-        "budget": budget,
+        "seed": choice.seed,
+        "budget": choice.budget,
         "payments": len(rows.label),
         "feature_seconds": feature_seconds,
         "seconds": time.perf_counter() - started,

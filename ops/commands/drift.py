@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.commands.drift_explained import explained, size_of, wrapped
 from paywarden.ops.extras import needs
 from paywarden.ops.reporting import printable
 from paywarden.ops.times import duration_ms_of, spoken
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
 

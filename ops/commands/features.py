@@ -7,8 +7,8 @@ import time
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.times import time_ms_of
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 

@@ -6,8 +6,8 @@ from contextlib import ExitStack, closing
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.progress import scan_bar
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 

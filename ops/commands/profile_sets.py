@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.progress import scan_bar
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
 

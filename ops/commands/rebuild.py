@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.progress import scan_bar
 from paywarden.ops.times import time_ms_of
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paywarden.ops.wiring import parts as wiring
+from paywarden.ops import wiring
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import Source
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.days import day_option, require_within
 from paywarden.ops.extras import needs
 from paywarden.ops.histories import HistoryAsked, history_options, read_asked
 from paywarden.ops.progress import progress_bar
 from paywarden.ops.reporting import print_table
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from paywarden.features.stores.base import ProfileStore
 from paywarden.features.stores.lmdb import LmdbSettings
 from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.features.stores.profile_sets import LiveSet, ProfileSets
+from paywarden.ops import wiring
 from paywarden.ops.cli import cli
-from paywarden.ops.wiring import parts as wiring
+from paywarden.ops.wiring.stores import _memory_sets
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 from tests.standin.aerospike_server import StandIn
@@ -190,9 +191,9 @@ def aerospike_source() -> Iterator[Source]:
 @pytest.fixture
 def _new_process() -> Iterator[None]:
     """Sets in memory are those of the process: these are forgotten again."""
-    wiring._memory_sets.cache_clear()
+    _memory_sets.cache_clear()
     yield
-    wiring._memory_sets.cache_clear()
+    _memory_sets.cache_clear()
 
 
 @pytest.mark.usefixtures("_new_process")

@@ -1,0 +1,63 @@
+"""Builds a scoring host's companion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from paywarden.ops.wiring import stores
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.streams.companion.companion import Companion
+
+
+@contextmanager
+def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Companion]:
+    """A scoring host's companion, ready to run; until the block ends its health and metrics are served.
+
+    `announce` is given the address. Raises Misconfigured, BrokerUnavailable.
+    """
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+    from paywarden.ops.progress import scan_bar
+    from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
+    from paywarden.scoring.state.mirror import MirrorSettings
+    from paywarden.scoring.state.outbox import OutboxSettings
+    from paywarden.streams.companion.catalogues import publish_catalogue
+    from paywarden.streams.companion.companion import Companion, CompanionSettings
+    from paywarden.streams.health.health import metrics_registry
+    from paywarden.streams.health.server import serving_health
+    from paywarden.streams.kafka.admin import require_broker
+
+    kafka = stores.kafka_settings(source)
+    settings = source.section("companion", CompanionSettings)
+    mirror = source.section("mirror", MirrorSettings)
+    outbox = source.section("outbox", OutboxSettings)
+    require_broker(kafka)
+    ids = stores.schema_ids(source)
+    publish_catalogue(kafka, ids, CATALOGUE)
+    registry = metrics_registry()
+    built = Companion(
+        kafka=kafka,
+        settings=settings,
+        mirror=mirror,
+        outbox=outbox,
+        ids=ids,
+        entities=tuple(entity.name for entity in CATALOGUE.entities),
+        look=lambda: stores.live_set(source),
+        open_store=lambda live: stores.open_store(source, readonly=True, profile_set=live.name),
+        outbox_keep_s=source.section("answered", DecisionCacheSettings).keep_s,
+        registry=registry,
+        watch_scan=scan_bar,
+    )
+    host, port = settings.http_host, settings.http_port
+    with serving_health(built.health, registry, host=host, port=port, section="companion") as address:
+        announce(address)
+        yield built
+
+
+def companion_stop_timeout_s(source: Source) -> float:
+    from paywarden.streams.companion.companion import CompanionSettings
+
+    return source.section("companion", CompanionSettings).stop_timeout_s
