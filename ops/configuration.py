@@ -80,10 +80,15 @@ def problems_of(source: Source, bundle: str | None) -> list[str]:
     """
     found = source.unknown_sections()
     for section, settings_type in settings_types().items():
-        wrong = source.problems(section, settings_type)
-        # What the parts check needs the section's settings; where these are wrong, that is told first.
-        found += wrong or [str(error) for check in _CHECKS.get(section, ()) if (error := _error_of(check, source))]
+        found += section_problems(source, section, settings_type)
     return found + _policy_problems(source, bundle)
+
+
+def section_problems(source: Source, section: str, settings_type: type[Any]) -> list[str]:
+    """Returns everything that is wrong with one section, but for the policy's conditions and lists."""
+    wrong = source.problems(section, settings_type)
+    # The checks of a process need settings of the right types: they run only where the types are right.
+    return wrong or [str(error) for check in _CHECKS.get(section, ()) if (error := _error_of(check, source))]
 
 
 def bundle_thresholds(source: Source, bundle: str | None) -> tuple[float, float]:

@@ -24,6 +24,9 @@ _HISTORY = ("jinja2", "pyarrow")
 _COMPILE = ("lightgbm", "tl2cgen", "treelite")
 _TRAIN = (*_HISTORY, *_COMPILE, "scipy", "sklearn")
 
+# The attribute of a command's function that holds its extras.
+_EXTRAS = "paywarden_extras"
+
 MODULES = {
     "serve": _SERVE,
     "stream": _STREAM,
@@ -47,9 +50,17 @@ def needs(*extras: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_A
             require(click.get_current_context().command_path.partition(" ")[2], extras)
             return command(*args, **kwargs)
 
+        # click's decorators copy a function's attributes to what they wrap it in.
+        setattr(checked, _EXTRAS, extras)
         return checked
 
     return marked
+
+
+def extras_of(command: Callable[..., object]) -> tuple[str, ...]:
+    """Returns the extras that a command was marked with; empty for a command that needs none."""
+    extras: tuple[str, ...] = getattr(command, _EXTRAS, ())
+    return extras
 
 
 def require(command: str, extras: tuple[str, ...]) -> None:

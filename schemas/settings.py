@@ -122,7 +122,7 @@ class Source:
         for name, hint in hints.items():
             variable = f"{ENVIRONMENT_PREFIX}{section}_{name}".upper()
             if variable in self.environment:
-                if _is_structured(hint):
+                if is_file_only(hint):
                     wrong.append(Misconfigured(f"{variable}: [{section}] {name} can be set in the file only"))
                     continue
                 try:
@@ -209,7 +209,8 @@ def _place(name: str, number: int, value: Any) -> str:
     return f'{name} "{own}"' if isinstance(own, str) and own else f"{name}, number {number + 1}"
 
 
-def _is_structured(hint: Any) -> bool:
+def is_file_only(hint: Any) -> bool:
+    """Returns whether a setting of this type is a table or a list of tables, which no variable can hold."""
     return get_origin(hint) is Mapping or (get_origin(hint) is tuple and dataclasses.is_dataclass(get_args(hint)[0]))
 
 

@@ -1,4 +1,4 @@
-"""`paywarden backtest`: how models on our features do, on any data, and beside results that others have published."""
+"""`paywarden backtest`: measures models on our features, on any data and next to results that others have published."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from paywarden.models.metrics.evaluation import Split
 
 MODEL_NAMES = ("lr", "rf", "dt", "lightgbm")
-# What the table needs. A pipe has no width of its own, and in a narrow terminal broken lines beat missing numbers.
+# The width of the table. A pipe has no width of its own, and in a narrow terminal broken lines beat missing numbers.
 _WIDTH_MIN = 130
 _HEADINGS = {"auc_roc": "AUC ROC", "average_precision": "avg. precision", "card_precision_at_100": "CP@100"}
 
@@ -44,23 +44,23 @@ _models_option = click.option(
     default=",".join(MODEL_NAMES),
     show_default=True,
     callback=_model_names,
-    help="Which models, with commas.",
+    help="Models to compare, with commas between.",
 )
 _budget_option = click.option(
     "--budget",
     type=click.IntRange(1),
     default=16,
     show_default=True,
-    help="LightGBM parameters to try; each costs a training a fold.",
+    help="LightGBM parameters to try; each costs one training in every fold.",
 )
 _seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search and of the models."
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the search and of the models."
 )
 
 
 @click.group()
 def backtest() -> None:
-    """Compare models on windows of a history, and hold them against published results."""
+    """Compare models on a history or with published results."""
 
 
 @backtest.command("run")
@@ -69,10 +69,10 @@ def backtest() -> None:
 @click.option("--delay-days", type=click.IntRange(0), required=True, help="Days that a label takes to become known.")
 @click.option("--test-days", type=click.IntRange(1), required=True, help="Days that each fold is tested on.")
 @click.option(
-    "--folds", type=click.IntRange(1), default=1, show_default=True, help="To test on, and as many to choose on."
+    "--folds", type=click.IntRange(1), default=1, show_default=True, help="Folds to test on; as many more to choose on."
 )
 @click.option("--to", "to_day", metavar="DAY", help="Last day to test on (default: the last whose labels are known).")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results there.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results to this file.")
 @_models_option
 @_budget_option
 @_seed_option
@@ -91,10 +91,11 @@ def on_windows(
     budget: int,
     seed: int,
 ) -> None:
-    """Models on any data of ours, in folds of train, delay and test days that follow each other.
+    """Compare models on your own data, fold by fold.
 
-    Parameters are chosen on folds whose labels were known before the first day that is tested on; what was chosen is
-    trained anew and measured on the test folds. Payments of cards known to be compromised are not measured.
+    A fold has train days, then delay days, then test days. Parameters are chosen on folds whose labels were known
+    before the first test day. The chosen parameters are trained anew and measured on the test folds. Payments of cards
+    known to be compromised are not measured.
     """
     from paywarden.features.history.history import read_history
     from paywarden.features.profiles.engine import FeatureEngine
@@ -126,7 +127,7 @@ def on_windows(
     show_default=True,
     help="The book's split of chapter 3, or its four folds of chapter 5.",
 )
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results there.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results to this file.")
 @click.option(
     "--catalogue",
     type=click.Choice(["ours", "book"]),
@@ -149,10 +150,11 @@ def handbook(
     budget: int,
     seed: int,
 ) -> None:
-    """The Fraud Detection Handbook's protocol, its metrics, and its published numbers beside ours.
+    """Compare models with the Fraud Detection Handbook's results.
 
-    Parameters are chosen on the validation folds alone; what was chosen is trained anew and measured on the test
-    folds. All models on four folds take many minutes: `--models` and `--budget` make it shorter.
+    The protocol and the metrics are the book's, and its published numbers stand next to ours. Parameters are chosen on
+    the validation folds alone. The chosen parameters are trained anew and measured on the test folds. All models on
+    four folds take many minutes: `--models` and `--budget` make it shorter.
     """
     if json_file:
         _require_folder(json_file)
@@ -330,7 +332,7 @@ def _days(split: Split) -> dict[str, str]:
 
 
 def _require_folder(json_file: str) -> None:
-    """A run takes minutes: what can be known to fail at its end is said at its start."""
+    """Refuse a file that cannot be written before the run, which takes minutes. Raises ClickException."""
     folder = Path(json_file).parent
     if not folder.is_dir():
         raise click.ClickException(f"cannot write {json_file}: there is no folder {folder}")

@@ -165,9 +165,9 @@ def test_a_history_comes_from_one_place(options: tuple[str, ...], tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--follow", "--to", "2024-01-01"), "--follow has no end"),
-        (("--follow", "--until-end"), "--follow has no end"),
-        (("--until-end", "--to", "2024-01-01"), "say one of --to and --until-end"),
+        (("--follow", "--to", "2024-01-01"), "--follow never ends"),
+        (("--follow", "--until-end"), "--follow never ends"),
+        (("--until-end", "--to", "2024-01-01"), "use either --to or --until-end"),
     ],
 )
 def test_an_archive_has_one_end(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
