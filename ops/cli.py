@@ -128,7 +128,7 @@ def _end_of_simulation_ms(text: str) -> int:
 
 @cli.group()
 def convert() -> None:
-    """Convert other data to payments.parquet and outcomes.parquet."""
+    """Convert other data to Paywarden's two files."""
 
 
 @convert.command("handbook")

@@ -1,6 +1,7 @@
-"""The whole configuration at once: which section has which settings, and everything that is wrong with them.
+"""The whole configuration at once: the settings of each section, and everything that is wrong with them.
 
-A process reads only the sections that it uses and stops at the first error. `problems_of` reads them all and goes on.
+A process reads only the sections that it uses, and stops at the first error. `problems_of` reads all sections and
+collects every error.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from paywarden.schemas.settings import Source
 
 
 def settings_types() -> dict[str, type[Any]]:
-    """The dataclass of each section's settings."""
+    """Returns the dataclass of each section's settings."""
     from paywarden.features.stores.aerospike.store import AerospikeSettings
     from paywarden.features.stores.lmdb import LmdbSettings
     from paywarden.models.drift.detectors import DetectorSettings
@@ -72,11 +73,11 @@ def settings_types() -> dict[str, type[Any]]:
 
 
 def problems_of(source: Source, bundle: str | None) -> list[str]:
-    """Everything that is wrong, a line each with section and setting.
+    """Returns everything that is wrong, one line for each problem with its section and setting.
 
-    `bundle` has the thresholds that no setting has; None for that of `[serve]`, where it is. Of the files that settings
-    name it reads the policy's lists, the exchange rates, the bundle's manifest and what drift is held against. It reads
-    no certificate and no token: these belong to the host that uses them.
+    `bundle` has the thresholds that no setting has; None takes that of `[serve]`, if it exists. The check reads these
+    files that settings name: the policy's lists, the exchange rates, the bundle's manifest and drift references. It
+    reads no certificate and no token, which are on the host that uses them.
     """
     found = source.unknown_sections()
     for section, settings_type in settings_types().items():
@@ -92,7 +93,7 @@ def section_problems(source: Source, section: str, settings_type: type[Any]) -> 
 
 
 def bundle_thresholds(source: Source, bundle: str | None) -> tuple[float, float]:
-    """`review_at` and `decline_at` of the bundle; zeros without one. Raises BundleRefused."""
+    """Returns `review_at` and `decline_at` of the bundle; zeros without one. Raises BundleRefused."""
     from paywarden.models.bundle.bundle import MANIFEST, read_manifest
 
     folder = Path(bundle or source.section("serve", wiring.ServeSettings).bundle)
@@ -118,7 +119,7 @@ def _policy_problems(source: Source, bundle: str | None) -> list[str]:
     settings = source.section("policy", PolicySettings)
     wrong = {name: list_problems(name, entries) for name, entries in settings.lists.items()}
     found += [problem for problems in wrong.values() for problem in problems]
-    # A condition may name a list that cannot be read: that is told once, of the list.
+    # A condition may name a list that cannot be read. The error is reported once, for the list.
     lists = {
         name: frozenset[str]() if wrong[name] else read_lists({name: entries})[name]
         for name, entries in settings.lists.items()
@@ -144,7 +145,7 @@ def _check_credentials(source: Source) -> None:
     from paywarden.streams.faust.credentials import credentials
 
     kafka = wiring.kafka_settings(source)
-    # Without the files.
+    # The certificate files are on another host: they are not read.
     credentials(dataclasses.replace(kafka, ssl_ca_location="", ssl_certificate_location=""))
 
 
@@ -214,7 +215,7 @@ def _check_drift(source: Source) -> None:
         wiring.drift_references(source, settings)
 
 
-# What a process finds out about a section when it starts, beyond the types of its settings.
+# The checks of each section that a process makes at its start, beyond the types of its settings.
 _CHECKS: dict[str, tuple[Callable[[Source], object], ...]] = {
     "aerospike": (_check_aerospike,),
     "companion": (_check_companion,),

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Companion]:
-    """A scoring host's companion, ready to run; until the block ends its health and metrics are served.
+    """Give a scoring host's companion, ready to run, and serve its health and metrics until the block ends.
 
-    `announce` is given the address. Raises Misconfigured, BrokerUnavailable.
+    Calls `announce` with the address. Raises Misconfigured, BrokerUnavailable.
     """
     from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.ops.progress import scan_bar
@@ -58,6 +58,7 @@ def companion(source: Source, announce: Callable[[str], object]) -> Iterator[Com
 
 
 def companion_stop_timeout_s(source: Source) -> float:
+    """Returns how many seconds a stop of the companion may take."""
     from paywarden.streams.companion.companion import CompanionSettings
 
     return source.section("companion", CompanionSettings).stop_timeout_s

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def drift_parts(source: Source, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> DriftParts:
-    """What decisions are watched with. Raises Misconfigured, BundleRefused, StoreUnavailable."""
+    """Returns the parts of drift detection. Raises Misconfigured, BundleRefused, StoreUnavailable."""
     from functools import partial
 
     from paywarden.models.drift.detectors import DetectorSettings
@@ -59,7 +59,7 @@ def drift_parts(source: Source, kafka: KafkaSettings, ids: SchemaIds, registry: 
 
 
 def outcome_parts(source: Source) -> OutcomeParts:
-    """What outcomes are joined and measured with. Raises Misconfigured."""
+    """Returns the parts that join and evaluate outcomes. Raises Misconfigured."""
     from paywarden.models.metrics.costs import CostSettings
     from paywarden.ops.wiring.agents import OutcomeParts
     from paywarden.streams.outcomes.settings import OutcomeSettings
@@ -72,9 +72,9 @@ def outcome_parts(source: Source) -> OutcomeParts:
 
 
 def drift_references(source: Source, settings: DriftSettings) -> dict[str, Reference]:
-    """What decisions are held against, by model version: of the bundles, or made of live decisions.
+    """Returns the references that decisions are compared with, by model version.
 
-    Raises Misconfigured, BundleRefused.
+    A reference made from live decisions replaces the one of the model's bundle. Raises Misconfigured, BundleRefused.
     """
     from paywarden.models.drift.reference import load_reference, read_reference
 
@@ -84,7 +84,7 @@ def drift_references(source: Source, settings: DriftSettings) -> dict[str, Refer
     for folder in settings.bundles or served:
         reference = load_reference(Path(folder))
         if reference is None:
-            _log.warning("bundle %s has no reference: only what live decisions tell is watched of its model", folder)
+            _log.warning("bundle %s has no reference: its model is only compared with its own live decisions", folder)
         else:
             found[reference.model_version] = reference
     live = map(read_reference, map(Path, settings.references))
@@ -92,9 +92,9 @@ def drift_references(source: Source, settings: DriftSettings) -> dict[str, Refer
 
 
 def referenced_versions(source: Source) -> dict[str, bool]:
-    """Model versions of the bundles and references that drift settings name, and whether there is a reference of each.
+    """Returns the model versions of the bundles and references in the drift settings, and whether each has a reference.
 
-    Those that are on this host, as far as they can be read. Raises Misconfigured for settings that are wrong.
+    Files that are not on this host or cannot be read are left out. Raises Misconfigured for wrong settings.
     """
     from paywarden.models.bundle.bundle import read_manifest
     from paywarden.models.drift.reference import REFERENCE, read_reference

@@ -19,9 +19,9 @@ class ServeSettings:
     """What `paywarden serve` serves."""
 
     bundle: str = "bundle"
-    # What scores while the bundle cannot: the previous one. Empty for none, then rules and flags decide.
+    # The bundle that scores while the first cannot: the previous one. Empty: rules and flags decide then.
     fallback_bundle: str = ""
-    # A model that has failed so many times in a row is left out for the cool-down, then tried again.
+    # A model that fails this many times in a row is left out for the cool-down, then tried again.
     model_failure_count_max: int = 5
     model_cooldown_ms: int = 5000
     # How long a worker looks for the next request before it sleeps: scoring/engine/busy_poll.py. 0: not at all.
@@ -31,7 +31,10 @@ class ServeSettings:
 
 
 def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
-    """What the scoring workers work with. Imports no Kafka and no Aerospike client."""
+    """Returns what the scoring workers share. Imports no client of Kafka or Aerospike.
+
+    Builds native libraries that are missing. Raises Misconfigured, BundleRefused.
+    """
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.bundle.bundle import load_bundle
     from paywarden.ops.libraries import build_missing
@@ -76,7 +79,7 @@ def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
 
 
 def policy(source: Source, *, review_at: float, decline_at: float) -> Policy:
-    """The policy by the settings, with a bundle's thresholds where they set none."""
+    """Returns the policy of the settings, with the bundle's thresholds if the settings have none."""
     from paywarden.models.policy.lists import read_lists
     from paywarden.models.policy.policy import Policy, PolicySettings
 

@@ -28,26 +28,27 @@ _FORMER_LMDB_PATH = "data/profiles"
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """Which profile store: lmdb (embedded, one machine), aerospike, or memory (nothing is kept)."""
+    """Which profile store: lmdb (embedded, one machine), aerospike, or memory (keeps nothing)."""
 
     kind: str = "lmdb"
 
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """`rates`: a CSV file of exchange rates; empty takes the example that comes with Paywarden."""
+    """`rates` is a CSV file of exchange rates; empty takes the example that comes with Paywarden."""
 
     rates: str = ""
 
 
 def kafka_settings(source: Source) -> KafkaSettings:
+    """Returns where Kafka is. Raises Misconfigured."""
     from paywarden.streams.kafka.client import KafkaSettings
 
     return source.section("kafka", KafkaSettings)
 
 
 def schema_ids(source: Source) -> SchemaIds:
-    """Ids from the schema registry where one is configured, else derived from the schemas themselves."""
+    """Returns the ids of the schema registry if one is configured, else fingerprints of the schemas."""
     from paywarden.streams.kafka.registry import RegistrySettings
     from paywarden.streams.kafka.registry import schema_ids as from_settings
     from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
@@ -58,13 +59,14 @@ def schema_ids(source: Source) -> SchemaIds:
 
 
 def rate_table(source: Source) -> RateTable:
+    """Returns the exchange rates. Raises Misconfigured."""
     from paywarden.features.profiles.money import load_rates
 
     return load_rates(source.section("features", FeatureSettings).rates)
 
 
 def store_kind(source: Source) -> str:
-    """lmdb, aerospike or memory. Raises Misconfigured."""
+    """Returns lmdb, aerospike or memory. Raises Misconfigured."""
     kind = source.section("store", StoreSettings).kind
     if kind not in ("lmdb", "aerospike", "memory"):
         raise Misconfigured(f"[store] kind: wanted lmdb, aerospike or memory, got {kind!r}")
@@ -72,7 +74,7 @@ def store_kind(source: Source) -> str:
 
 
 def set_stores(source: Source) -> SetStores:
-    """The profile store with all its profile sets. Opens nothing. Raises Misconfigured."""
+    """Returns the profile store with all its profile sets. Opens nothing yet. Raises Misconfigured."""
     kind = store_kind(source)
     if kind == "memory":
         return _memory_sets()
@@ -88,17 +90,17 @@ def set_stores(source: Source) -> SetStores:
 
 
 def open_store(source: Source, *, readonly: bool = False, profile_set: str = "") -> ProfileStore:
-    """One set of the profile store, the first if no other is named. Raises Misconfigured, StoreUnavailable."""
+    """Open a profile set, the first if none is named. Raises Misconfigured, StoreUnavailable."""
     return set_stores(source).open(profile_set, readonly=readonly)
 
 
 def open_live_store(source: Source, *, readonly: bool = False) -> ProfileStore:
-    """The profile set that is live now; who has it keeps it when another goes live. Raises as `open_store`."""
+    """Open the profile set that is live now. It stays open when another set goes live. Raises as `open_store`."""
     return set_stores(source).open(live_set(source).name, readonly=readonly)
 
 
 def live_set(source: Source) -> LiveSet:
-    """Which profile set is live now. Raises StoreUnavailable or Misconfigured."""
+    """Returns which profile set is live now. Raises StoreUnavailable or Misconfigured."""
     from paywarden.features.stores.profile_sets import ProfileSets
 
     with closing(ProfileSets(set_stores(source).open_register())) as sets:
@@ -107,14 +109,14 @@ def live_set(source: Source) -> LiveSet:
 
 @cache
 def _memory_sets() -> MemorySets:
-    """Those of this process."""
+    """Returns the sets of this process."""
     from paywarden.features.stores.memory import MemorySets
 
     return MemorySets()
 
 
 def _lmdb_sets(source: Source) -> LmdbSets:
-    """At `[lmdb] path`; where nothing is said about it and nothing is there, a store at the former default."""
+    """Returns the sets at `[lmdb] path`. If the path is not set and empty, takes a store at the former default path."""
     from paywarden.features.stores.lmdb import LmdbSettings
     from paywarden.features.stores.lmdb_sets import LmdbSets
 
@@ -131,7 +133,7 @@ def _lmdb_sets(source: Source) -> LmdbSets:
 
 @cache
 def _tell_former_path(path: str) -> None:
-    """Once in a process: the store is opened again and again."""
+    """Log once in a process that the former default is used: the store is opened again and again."""
     _log.warning(
         'the store at %s, the former default, is used: set [lmdb] path = "%s" to keep it there, '
         "or stop all processes and move it and its .sets folder to %s",

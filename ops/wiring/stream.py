@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class StreamParts:
-    """What stream workers of a process have in common, made once."""
+    """What the stream workers of a process share, made once."""
 
     def __init__(self, source: Source, registry: CollectorRegistry | None = None) -> None:
         """Raises Misconfigured, BrokerUnavailable."""
@@ -40,7 +40,7 @@ class StreamParts:
 
     @contextmanager
     def open_pipeline(self, profile_set: str, *, publish: bool = True, drain: bool = False) -> Iterator[Pipeline]:
-        """The worker of a profile set, ready to run; its store is closed afterwards. Raises StoreUnavailable, too."""
+        """Give the worker of a profile set, ready to run; close its store afterwards. Raises StoreUnavailable."""
         from paywarden.streams.profiles.pipeline import Pipeline
 
         with closing(stores.open_store(self._source, profile_set=profile_set)) as store:
@@ -59,7 +59,10 @@ class StreamParts:
 
 
 def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
-    """The stream processors, ready to run: the worker of the live set, and the Faust app around it with its agents."""
+    """Returns the stream, ready to run: the worker of the live set, and the Faust app around it with its agents.
+
+    Calls `announce` with the address of health and metrics. Raises Misconfigured, BrokerUnavailable.
+    """
     from paywarden.ops.wiring.agents import add_agents
     from paywarden.streams.faust.app import StreamApp
     from paywarden.streams.health.health import metrics_registry
@@ -68,7 +71,7 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
 
     registry = metrics_registry()
     parts = StreamParts(source, registry)
-    # Faust would wait for a topic that is not there.
+    # A missing topic raises here; Faust would wait for it.
     for topic in ("dead-letters", "decisions", "outcomes", "drift-alerts", "drift-acknowledgements", "outcome-metrics"):
         partitions_of(parts.kafka, topic)
     worker = LiveWorker(lambda: stores.live_set(source), parts.open_pipeline)
@@ -86,6 +89,7 @@ def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
 
 
 def stream_stop_timeout_s(source: Source) -> float:
+    """Returns how many seconds a stop of the stream may take."""
     from paywarden.streams.profiles.pipeline import StreamSettings
 
     return source.section("stream", StreamSettings).stop_timeout_s

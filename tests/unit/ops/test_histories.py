@@ -121,8 +121,8 @@ def test_live_decisions_are_compared_in_the_headline_and_in_the_metrics(tmp_path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--since", "2024-01-01"), "--since is of topics and archives, and .*files is neither"),
-        (("--warm-up-days", "3"), "--warm-up-days is of topics and archives"),
+        (("--since", "2024-01-01"), "--since is for topics and archives, and .*files is neither"),
+        (("--warm-up-days", "3"), "--warm-up-days is for topics and archives"),
     ],
 )
 def test_options_of_topics_are_refused_for_two_files(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
