@@ -136,7 +136,7 @@ def test_every_metric_and_label_that_an_alert_names_is_there(tmp_path: Path) -> 
             assert spoken <= grouped, f"{alert['alert']} speaks of a label that is summed away"
 
 
-def test_the_values_of_labels_that_alerts_ask_for_can_occur(tmp_path: Path) -> None:
+def test_the_label_values_in_alerts_can_occur(tmp_path: Path) -> None:
     """A flag or a bound of a histogram that was renamed would silence its alert."""
     registry = Registry()
     declare_workers(registry)

@@ -82,7 +82,7 @@ def test_every_column_and_key_that_a_replay_writes_is_in_the_dictionary(tmp_path
     assert all(f"`{key}`" in page for key in metrics)
 
 
-def test_a_field_without_words_is_an_error() -> None:
+def test_a_field_without_a_meaning_is_an_error() -> None:
     @dataclass
     class Half:
         said: str

@@ -18,14 +18,14 @@ def source(**serve: Any) -> Source:
     return Source({"serve": {"bundle": str(small_world.trained_bundle()), **serve}}, {})
 
 
-def test_a_host_has_the_bundle_and_the_one_to_fall_back_on(tmp_path: Path) -> None:
+def test_a_host_has_the_bundle_and_its_fallback(tmp_path: Path) -> None:
     host = scoring_host(source(fallback_bundle=str(small_world.copied_bundle(tmp_path))), None)
     version = small_world.loaded_bundle().manifest.model_version
     assert [bundle.manifest.model_version for bundle in host.bundles] == [version, version]
     assert len(scoring_host(source(), None).bundles) == 1
 
 
-def test_a_bundle_to_fall_back_on_is_checked_as_the_other_is(tmp_path: Path) -> None:
+def test_a_fallback_bundle_is_checked_like_the_first(tmp_path: Path) -> None:
     fallback = small_world.copied_bundle(tmp_path)
     os.truncate(fallback / "model.txt", 100)
     with pytest.raises(BundleRefused, match=rf"bundle {fallback}: model\.txt has a wrong checksum"):

@@ -37,7 +37,7 @@ def test_a_new_store_lies_outside_the_folder_of_histories(empty_folder: Path) ->
     assert not (empty_folder / "data").exists()
 
 
-def test_a_store_at_the_former_default_is_used_and_told_once(
+def test_a_store_at_the_former_default_is_used_and_logged_once(
     empty_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store_at("data/profiles")
@@ -47,7 +47,7 @@ def test_a_store_at_the_former_default_is_used_and_told_once(
     assert not (empty_folder / ".paywarden").exists()
 
 
-def test_the_former_default_is_used_when_only_further_profile_sets_are_there(empty_folder: Path) -> None:
+def test_the_former_default_is_used_for_further_profile_sets_too(empty_folder: Path) -> None:
     (empty_folder / "data" / "profiles.sets").mkdir(parents=True)
     stores.open_store(Source({}, {})).close()
     assert (empty_folder / "data" / "profiles" / "data.mdb").exists()
@@ -62,7 +62,7 @@ def test_the_former_default_is_used_when_only_further_profile_sets_are_there(emp
         (Source({}, {"PAYWARDEN_LMDB_PATH": "elsewhere"}), b"elsewhere"),
     ],
 )
-def test_the_former_default_is_passed_by_where_the_store_is_elsewhere(
+def test_the_former_default_is_ignored_if_a_store_is_elsewhere(
     caplog: pytest.LogCaptureFixture, settings: Source, wanted: bytes
 ) -> None:
     for path in ("data/profiles", wanted.decode()):
@@ -71,7 +71,7 @@ def test_the_former_default_is_passed_by_where_the_store_is_elsewhere(
     assert not caplog.records
 
 
-def test_a_path_that_is_set_wins_over_the_former_default_before_it_is_there(empty_folder: Path) -> None:
+def test_a_path_that_is_set_wins_over_the_former_default(empty_folder: Path) -> None:
     store_at("data/profiles")
     stores.open_store(Source({"lmdb": {"path": ".paywarden/store"}}, {})).close()
     assert (empty_folder / ".paywarden" / "store" / "data.mdb").exists()
