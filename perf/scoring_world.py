@@ -73,8 +73,8 @@ port = 0
 """
 
 
-# The most leaves there may be, and bins as coarse as LightGBM's default. One thread: on a busy machine two threads would
-# wait for each other most of the time.
+# The most leaves there may be, and bins as coarse as LightGBM's default. One thread: on a busy machine two threads
+# would wait for each other most of the time.
 _TRAINING = TrainingSettings(
     trees=300,
     leaves=63,

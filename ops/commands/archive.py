@@ -54,10 +54,10 @@ def archive(
     follow: bool,
     every_s: float,
 ) -> None:
-    """Write a topic to Parquet files, by day of arrival on Kafka.
+    """Write a topic to Parquet files, one folder for each day.
 
-    A file is OUT/TOPIC/date=YYYY-MM-DD/part-PARTITION-FIRSTOFFSET.parquet. `paywarden replay --data OUT` and
-    `train --data OUT` read the payments and outcomes of an archive.
+    A file is OUT/TOPIC/date=YYYY-MM-DD/part-PARTITION-FIRSTOFFSET.parquet, by the UTC day of arrival on Kafka.
+    `paywarden replay --data OUT` and `train --data OUT` read the payments and outcomes of an archive.
 
     The command adds what the archive lacks, and does not read again what it has. After an interruption the same
     command continues. An archive has no gaps: records between its end and --from are added, too.

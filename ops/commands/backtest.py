@@ -150,9 +150,9 @@ def handbook(
     budget: int,
     seed: int,
 ) -> None:
-    """Compare models with the Fraud Detection Handbook's results.
+    """Compare models with published results.
 
-    The protocol and the metrics are the book's, and its published numbers stand next to ours. Parameters are chosen on
+    Protocol and metrics are those of the Fraud Detection Handbook; its published numbers stand next to ours. Parameters are chosen on
     the validation folds alone. The chosen parameters are trained anew and measured on the test folds. All models on
     four folds take many minutes: `--models` and `--budget` make it shorter.
     """

@@ -33,7 +33,7 @@ _BYTES_OF_NAME_MAX = 200
 
 @click.group()
 def drift() -> None:
-    """Show alerts about drift and outcomes, and acknowledge them."""
+    """Show and acknowledge alerts about drift and outcomes."""
 
 
 @drift.command()

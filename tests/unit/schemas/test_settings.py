@@ -179,13 +179,13 @@ def test_a_secret_is_in_no_message(tmp_path: Path) -> None:
 
 
 def settings_of_the_project() -> Iterator[type[Any]]:
-    """Every dataclass of the six packages whose name ends in Settings or Limits."""
-    root = CHECKOUT
+    """Every dataclass of the six roots whose name ends in Settings or Limits."""
     for package in ("schemas", "features", "models", "scoring", "streams", "ops"):
-        for path in sorted((root / package).glob("*.py")):
+        for path in sorted((CHECKOUT / package).rglob("*.py")):
             if path.stem.startswith("__") or not re.search("(Settings|Limits):", path.read_text(encoding="utf-8")):
                 continue
-            for name, found in vars(importlib.import_module(f"{package}.{path.stem}")).items():
+            module = ".".join(("paywarden", *path.relative_to(CHECKOUT).with_suffix("").parts))
+            for name, found in vars(importlib.import_module(module)).items():
                 if (
                     isinstance(found, type)
                     and dataclasses.is_dataclass(found)
