@@ -152,9 +152,9 @@ def handbook(
 ) -> None:
     """Compare models with published results.
 
-    Protocol and metrics are those of the Fraud Detection Handbook; its published numbers stand next to ours. Parameters are chosen on
-    the validation folds alone. The chosen parameters are trained anew and measured on the test folds. All models on
-    four folds take many minutes: `--models` and `--budget` make it shorter.
+    Protocol and metrics are those of the Fraud Detection Handbook; its published numbers stand next to ours.
+    Parameters are chosen on the validation folds alone. The chosen parameters are trained anew and measured on the test
+    folds. All models on four folds take many minutes: `--models` and `--budget` make it shorter.
     """
     if json_file:
         _require_folder(json_file)
