@@ -1,4 +1,7 @@
-"""The command line. Each command imports what it needs when it runs: `serve` must never load a Kafka client."""
+"""The command line.
+
+Each command imports what it needs when it runs, because `serve` must never load a Kafka client.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.commands.archive import archive
 from paywarden.ops.commands.backfill import backfill
 from paywarden.ops.commands.backtest import backtest
@@ -26,7 +30,6 @@ from paywarden.ops.commands.train import train
 from paywarden.ops.extras import needs
 from paywarden.ops.logs import set_up_logging
 from paywarden.ops.reporting import report
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured, PaywardenError
 from paywarden.schemas.settings import Source, read_source
 
@@ -35,9 +38,17 @@ if TYPE_CHECKING:
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
+EXIT_STATUSES = {
+    0: "The command did its work, or whoever read its output closed the pipe.",
+    1: "It failed: a setting, a file or a store was wrong or did not answer, and one line on stderr says which.",
+    2: "The command line was wrong: an unknown option, for example, or two options that exclude each other.",
+    130: "Ctrl-C interrupted it.",
+}
+"""What the exit status of every command means."""
+
 
 def main() -> None:
-    """Run the command line: exit status 0, or one line on stderr and 1 (2 for wrong usage)."""
+    """Run the command line and exit with one of EXIT_STATUSES; a failure prints one line on stderr."""
     try:
         cli.main(prog_name="paywarden", standalone_mode=False)
     except click.UsageError as error:
@@ -55,13 +66,13 @@ def main() -> None:
 
 @click.group(context_settings=_CONTEXT)
 @click.option("--config", type=click.Path(dir_okay=False), help="Configuration file (default: paywarden.toml).")
-@click.option("--log", type=click.Choice(["text", "json"]), default="text", help="How log lines look, on stderr.")
+@click.option("--log", type=click.Choice(["text", "json"]), default="text", help="Form of the log lines on stderr.")
 @click.version_option(package_name="paywarden")
 @click.pass_context
 def cli(context: click.Context, config: str | None, log: str) -> None:
     """Real-time fraud scoring for payments."""
     set_up_logging(log)
-    # `policy check` tells unknown sections with everything else that is wrong.
+    # `policy check` reports unknown sections together with everything else that is wrong.
     context.obj = read_source(config, check_sections=context.invoked_subcommand != "policy")
 
 
@@ -69,19 +80,22 @@ def cli(context: click.Context, config: str | None, log: str) -> None:
 
 
 @cli.command()
-@click.option("--cards", type=click.IntRange(1), required=True, help="How many cards.")
-@click.option("--days", type=click.IntRange(1), required=True, help="How many days.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same stream.")
+@click.option("--cards", type=click.IntRange(1), required=True, help="Number of cards.")
+@click.option("--days", type=click.IntRange(1), required=True, help="Number of days.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same payments.")
 @click.option(
     "--end",
     metavar="TIME",
-    help="When the stream ends: now, a date or a time. Outcomes that become known later are left out. "
-    "Without it the stream starts on 2024-01-01 and has all outcomes.",
+    help="When the payments end: now, a date or a time. Outcomes known only later are left out. "
+    "Without it the payments start on 2024-01-01 and have all their outcomes.",
 )
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the two files.")
 @needs("history")
 def simulate(cards: int, days: int, seed: int, end: str | None, out: str) -> None:
-    """Make a labelled stream of payments, fraud patterns of several kinds included."""
+    """Write simulated payments with fraud and its labels.
+
+    The fraud follows several patterns that are known from real payments.
+    """
     from paywarden.features.datasets.simulator import simulate as make
     from paywarden.features.datasets.simulator import split_at
     from paywarden.features.history.history import write_history
@@ -97,7 +111,7 @@ def simulate(cards: int, days: int, seed: int, end: str | None, out: str) -> Non
 
 
 def _end_of_simulation_ms(text: str) -> int:
-    """Epoch milliseconds of `--end`. Raises Misconfigured for what is no time, and for a time that is still to come."""
+    """Returns `--end` in epoch milliseconds. Raises Misconfigured for a text that is no time, and for a future time."""
     from paywarden.ops.times import now_ms, time_ms_of
 
     # Whole seconds, so that the printed time names the same stream again.
@@ -115,15 +129,18 @@ def _end_of_simulation_ms(text: str) -> int:
 
 @cli.group()
 def convert() -> None:
-    """Bring other data into our two files."""
+    """Convert other data to Paywarden's two files."""
 
 
 @convert.command("handbook")
-@click.option("--input", "input_file", type=click.Path(), required=True, help="The book's table, one Parquet file.")
+@click.option("--input", "input_file", type=click.Path(), required=True, help="The book's table: one Parquet file.")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the two files.")
 @needs("history")
 def convert_handbook(input_file: str, out: str) -> None:
-    """Convert the Fraud Detection Handbook's table; card = customer, merchant = terminal."""
+    """Convert the table of the Fraud Detection Handbook.
+
+    Its customers become cards, its terminals merchants.
+    """
     from paywarden.features.datasets.handbook import convert_handbook as convert_file
 
     counts = convert_file(input_file, out)
@@ -137,9 +154,10 @@ def convert_handbook(input_file: str, out: str) -> None:
 @click.argument("bundle", type=click.Path())
 @needs("compile")
 def compile_bundle(bundle: str) -> None:
-    """Build BUNDLE's native library for this machine; a single row scored unlike LightGBM refuses it.
+    """Build the native library of BUNDLE for this machine.
 
-    Golden vectors, random rows, missing and infinite values, and both sides of every split are tried.
+    The library is compared with LightGBM on golden vectors, random rows, missing and infinite values, and both sides
+    of every split. If a single score differs, the library is refused.
     """
     from paywarden.models.bundle.bundle import build_native, parity_summary
 
@@ -151,7 +169,7 @@ def compile_bundle(bundle: str) -> None:
 
 @cli.group()
 def topics() -> None:
-    """The topics on a Kafka cluster."""
+    """Create topics on Kafka, or give them more partitions."""
 
 
 @topics.command("create")
@@ -172,7 +190,10 @@ def create_topics(source: Source) -> None:
 
 @cli.command()
 def broker() -> None:
-    """Run the embedded broker, for demonstrations; its address is the first line on stdout."""
+    """Run the embedded Kafka broker, for demonstrations.
+
+    Its address is the first line on stdout.
+    """
     from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 
     with _ending("embedded broker") as end:
@@ -183,13 +204,16 @@ def broker() -> None:
 
 
 @topics.command("repartition")
-@click.option("--partitions", type=click.IntRange(1), required=True, help="How many each such topic is to have.")
+@click.option(
+    "--partitions", type=click.IntRange(1), required=True, help="Partitions that each of the topics is to have."
+)
 @click.pass_obj
 def repartition(source: Source, partitions: int) -> None:
-    """Give the topics through which events reach profiles more partitions, so that more workers can share them.
+    """Give the repartition topics more partitions.
 
-    First stop all stream workers, then run `paywarden stream --drain` to its end: this refuses while events are on
-    their way.
+    Events reach the owners of profiles through these topics. With more partitions more stream workers can share the
+    profiles. First stop all stream workers, then run `paywarden stream --drain` until it ends. This command refuses to
+    work while events are still on their way.
     """
     from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.streams.kafka.admin import require_broker
@@ -205,11 +229,15 @@ def repartition(source: Source, partitions: int) -> None:
 
 
 @cli.command()
-@click.option("--drain", is_flag=True, help="Only work in what is on its way to profiles, and end.")
+@click.option("--drain", is_flag=True, help="Only apply the events that are on their way to profiles, then end.")
 @click.pass_obj
 @needs("stream")
 def stream(source: Source, drain: bool) -> None:
-    """Run the stream processors; the address of their health and metrics is the first line on stdout."""
+    """Run a stream worker: payments and outcomes to profiles.
+
+    It also watches decisions for drift, joins outcomes to them and counts dead letters. The address of its health and
+    metrics is the first line on stdout.
+    """
     with _ending("stream") as end:
         end.timeout_s = wiring.stream_stop_timeout_s(source)
         if drain:
@@ -224,9 +252,10 @@ def stream(source: Source, drain: bool) -> None:
 @cli.command()
 @click.pass_obj
 def companion(source: Source) -> None:
-    """Run a scoring host's companion: changelog to mirror, outbox to decisions.
+    """Run the companion of a scoring host.
 
-    The address of its health and metrics is the first line on stdout.
+    It copies profiles from the changelog to the mirror, and ships decisions from the outboxes to Kafka. The address of
+    its health and metrics is the first line on stdout.
     """
     with _ending("companion") as end:
         end.timeout_s = wiring.companion_stop_timeout_s(source)
@@ -236,11 +265,14 @@ def companion(source: Source) -> None:
 
 @cli.command()
 @click.option("--bundle", type=click.Path(), help="The bundle to serve (default: [serve] bundle).")
-@click.option("--workers", type=int, default=1, show_default=True, help="Worker processes, about one a core.")
+@click.option("--workers", type=int, default=1, show_default=True, help="Worker processes: about one for each core.")
 @click.pass_obj
 @needs("serve")
 def serve(source: Source, bundle: str | None, workers: int) -> None:
-    """Run the scoring workers; the addresses are the first lines on stdout, HTTP's first, then gRPC's."""
+    """Run the scoring workers.
+
+    Their addresses are the first lines on stdout: HTTP, then gRPC.
+    """
     from paywarden.scoring.server.supervisor import serve as run
 
     host = wiring.scoring_host(source, bundle)
@@ -249,7 +281,10 @@ def serve(source: Source, bundle: str | None, workers: int) -> None:
 
 @cli.command("warm-up")
 def warm_up() -> None:
-    """Compile what is compiled at first use, as for an image: the first start is then as quick as the others."""
+    """Compile the numba code now instead of at first use.
+
+    Use it when you build an image: the first start is then as quick as later ones.
+    """
     from paywarden.ops.commands.warm_up import warm_up as compile_parts
 
     for part in compile_parts():
@@ -257,15 +292,18 @@ def warm_up() -> None:
 
 
 @cli.command()
-@click.option("--seconds", type=click.IntRange(1), default=30, show_default=True, help="How long payments are sent.")
+@click.option("--seconds", type=click.IntRange(1), default=30, show_default=True, help="How long to send payments.")
 @click.option(
     "--rate", type=click.FloatRange(0, min_open=True), default=200.0, show_default=True, help="Payments a second."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the simulated world.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the summary there.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the simulated data.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the summary to this file.")
 @needs("demo")
 def demo(seconds: int, rate: float, seed: int, json_file: str | None) -> None:
-    """The whole product on this machine, no server to install: history, training, live payments, decisions."""
+    """Run the whole product on this machine for a demonstration.
+
+    It makes a history, trains a model, sends live payments and shows the decisions. It needs no server.
+    """
     from paywarden.ops.demo.demo import run_demo
     from paywarden.ops.demo.verdict import in_words
 
@@ -277,7 +315,7 @@ def demo(seconds: int, rate: float, seed: int, json_file: str | None) -> None:
 
 
 def _ending(name: str) -> ProcessEnd:
-    """The end of a process that runs until SIGTERM or SIGINT."""
+    """Returns the context that ends a process on SIGTERM or SIGINT."""
     from paywarden.streams.health.process_end import ProcessEnd
 
     return ProcessEnd(name)

@@ -1,6 +1,7 @@
-"""The whole configuration at once: which section has which settings, and everything that is wrong with them.
+"""The whole configuration at once: the settings of each section, and everything that is wrong with them.
 
-A process reads only the sections that it uses and stops at the first error. `problems_of` reads them all and goes on.
+A process reads only the sections that it uses, and stops at the first error. `problems_of` reads all sections and
+collects every error.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from paywarden.models.policy.policy import PolicySettings
-from paywarden.ops.wiring import parts as wiring
+from paywarden.ops import wiring
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 
 def settings_types() -> dict[str, type[Any]]:
-    """The dataclass of each section's settings."""
+    """Returns the dataclass of each section's settings."""
     from paywarden.features.stores.aerospike.store import AerospikeSettings
     from paywarden.features.stores.lmdb import LmdbSettings
     from paywarden.models.drift.detectors import DetectorSettings
@@ -72,22 +73,27 @@ def settings_types() -> dict[str, type[Any]]:
 
 
 def problems_of(source: Source, bundle: str | None) -> list[str]:
-    """Everything that is wrong, a line each with section and setting.
+    """Returns everything that is wrong, one line for each problem with its section and setting.
 
-    `bundle` has the thresholds that no setting has; None for that of `[serve]`, where it is. Of the files that settings
-    name it reads the policy's lists, the exchange rates, the bundle's manifest and what drift is held against. It reads
-    no certificate and no token: these belong to the host that uses them.
+    `bundle` has the thresholds that no setting has; None takes that of `[serve]`, if it exists. The check reads these
+    files that settings name: the policy's lists, the exchange rates, the bundle's manifest and drift references. It
+    reads no certificate and no token, which are on the host that uses them.
     """
     found = source.unknown_sections()
     for section, settings_type in settings_types().items():
-        wrong = source.problems(section, settings_type)
-        # What the parts check needs the section's settings; where these are wrong, that is told first.
-        found += wrong or [str(error) for check in _CHECKS.get(section, ()) if (error := _error_of(check, source))]
+        found += section_problems(source, section, settings_type)
     return found + _policy_problems(source, bundle)
 
 
+def section_problems(source: Source, section: str, settings_type: type[Any]) -> list[str]:
+    """Returns everything that is wrong with one section, but for the policy's conditions and lists."""
+    wrong = source.problems(section, settings_type)
+    # The checks of a process need settings of the right types: they run only where the types are right.
+    return wrong or [str(error) for check in _CHECKS.get(section, ()) if (error := _error_of(check, source))]
+
+
 def bundle_thresholds(source: Source, bundle: str | None) -> tuple[float, float]:
-    """`review_at` and `decline_at` of the bundle; zeros without one. Raises BundleRefused."""
+    """Returns `review_at` and `decline_at` of the bundle; zeros without one. Raises BundleRefused."""
     from paywarden.models.bundle.bundle import MANIFEST, read_manifest
 
     folder = Path(bundle or source.section("serve", wiring.ServeSettings).bundle)
@@ -113,7 +119,7 @@ def _policy_problems(source: Source, bundle: str | None) -> list[str]:
     settings = source.section("policy", PolicySettings)
     wrong = {name: list_problems(name, entries) for name, entries in settings.lists.items()}
     found += [problem for problems in wrong.values() for problem in problems]
-    # A condition may name a list that cannot be read: that is told once, of the list.
+    # A condition may name a list that cannot be read. The error is reported once, for the list.
     lists = {
         name: frozenset[str]() if wrong[name] else read_lists({name: entries})[name]
         for name, entries in settings.lists.items()
@@ -139,7 +145,7 @@ def _check_credentials(source: Source) -> None:
     from paywarden.streams.faust.credentials import credentials
 
     kafka = wiring.kafka_settings(source)
-    # Without the files.
+    # The certificate files are on another host: they are not read.
     credentials(dataclasses.replace(kafka, ssl_ca_location="", ssl_certificate_location=""))
 
 
@@ -209,7 +215,7 @@ def _check_drift(source: Source) -> None:
         wiring.drift_references(source, settings)
 
 
-# What a process finds out about a section when it starts, beyond the types of its settings.
+# The checks of each section that a process makes at its start, beyond the types of its settings.
 _CHECKS: dict[str, tuple[Callable[[Source], object], ...]] = {
     "aerospike": (_check_aerospike,),
     "companion": (_check_companion,),

@@ -23,7 +23,7 @@ _RELATIVE = re.compile(r"-([0-9]{1,5})d")
 
 
 def day_option(option: str, text: str | None, asked: HistoryAsked) -> int | None:
-    """The UTC day number that an option's text means; None without a text. Raises Misconfigured, naming the option."""
+    """Returns the UTC day number of an option's text; None without a text. Raises Misconfigured naming the option."""
     from paywarden.models.metrics.evaluation import day_of_date
 
     if text is None:

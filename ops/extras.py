@@ -1,7 +1,8 @@
-"""What a command needs beside the base installation, and what it says where that is missing.
+"""The extras that commands need besides the base installation, and the message when they are missing.
 
-Where only `paywarden[serve]` is installed, `paywarden train` ends with this line on stderr:
-paywarden: train needs the extra `train`: pip install 'paywarden[train]'
+If only `paywarden[serve]` is installed, `paywarden train` ends with this line on stderr:
+
+    paywarden: train needs the extra `train`: pip install 'paywarden[train]'
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ _HISTORY = ("jinja2", "pyarrow")
 _COMPILE = ("lightgbm", "tl2cgen", "treelite")
 _TRAIN = (*_HISTORY, *_COMPILE, "scipy", "sklearn")
 
+# The attribute of a command's function that holds its extras.
+_EXTRAS = "paywarden_extras"
+
 MODULES = {
     "serve": _SERVE,
     "stream": _STREAM,
@@ -36,9 +40,9 @@ MODULES = {
 
 
 def needs(*extras: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
-    """Mark a command as one that needs these extras: without them it stops before it does anything.
+    """Mark a command that needs these extras: without them it raises Misconfigured before it does anything.
 
-    The mark stands next to the function, below all options. Raises Misconfigured when the command runs.
+    The decorator stands directly above the function, below all options.
     """
 
     def marked(command: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
@@ -47,13 +51,21 @@ def needs(*extras: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_A
             require(click.get_current_context().command_path.partition(" ")[2], extras)
             return command(*args, **kwargs)
 
+        # click's decorators copy a function's attributes to what they wrap it in.
+        setattr(checked, _EXTRAS, extras)
         return checked
 
     return marked
 
 
+def extras_of(command: Callable[..., object]) -> tuple[str, ...]:
+    """Returns the extras that a command was marked with; empty for a command that needs none."""
+    extras: tuple[str, ...] = getattr(command, _EXTRAS, ())
+    return extras
+
+
 def require(command: str, extras: tuple[str, ...]) -> None:
-    """Raises Misconfigured, naming the extras that are not installed and how to install them."""
+    """Raise Misconfigured if an extra is not installed, naming it and how to install it."""
     missing = [extra for extra in extras if not all(map(find_spec, MODULES[extra]))]
     if not missing:
         return

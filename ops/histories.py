@@ -1,4 +1,4 @@
-"""Where a command's history comes from: two files, an archive, or the topics themselves."""
+"""Reads the history of a command from two files, an archive or the topics themselves."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.progress import scan_bar
 from paywarden.ops.times import time_ms_of
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
@@ -27,22 +27,22 @@ _DAY_MS = 86_400_000
 
 
 def history_options(command: _Command) -> _Command:
-    """The options that say where the history comes from; the command gets them as HistoryAsked takes them."""
+    """Add the options that say where the history comes from; the command passes them to HistoryAsked."""
     options = (
         click.option(
             "--data",
             type=click.Path(),
             help="Folder with payments.parquet and outcomes.parquet, or an archive with payments/ and outcomes/.",
         ),
+        click.option("--from-topic", is_flag=True, help="Read the topics payments and outcomes to where they end now."),
         click.option(
-            "--from-topic", is_flag=True, help="Read the topics payments and outcomes, to where they end now."
+            "--since", metavar="TIME", help="Topics or archive: only records that reached Kafka at TIME or later."
         ),
-        click.option("--since", metavar="TIME", help="Of topics or an archive: what reached Kafka from TIME on."),
-        click.option("--until", metavar="TIME", help="Of topics or an archive: what reached Kafka before TIME."),
+        click.option("--until", metavar="TIME", help="Topics or archive: only records that reached Kafka before TIME."),
         click.option(
             "--warm-up-days",
             type=click.IntRange(0),
-            help="Of topics or an archive: days before the first day to read (default: as far as features reach back).",
+            help="Topics or archive: days to read before the first day (default: as far as features reach back).",
         ),
     )
     for option in reversed(options):
@@ -52,7 +52,7 @@ def history_options(command: _Command) -> _Command:
 
 @dataclass(frozen=True)
 class HistoryAsked:
-    """What `history_options` give."""
+    """The values of `history_options`. Raises click.UsageError unless exactly one source is named."""
 
     data: str | None
     from_topic: bool
@@ -66,7 +66,7 @@ class HistoryAsked:
 
     @property
     def is_archive(self) -> bool:
-        """Whether --data names an archive. Raises Misconfigured for a folder that is an archive and two files."""
+        """Returns whether --data names an archive. Raises Misconfigured for a folder with an archive and two files."""
         return self.data is not None and _is_archive(Path(self.data))
 
 
@@ -81,11 +81,11 @@ def read_asked(
     needed_from_day: int | None = None,
     open_files: Callable[[str], History] | None = None,
 ) -> History:
-    """The history, and on stderr what of topics or an archive is not in it.
+    """Returns the history. Prints on stderr which records of topics or an archive are not in it.
 
-    Of these, payments after `last_day` are not read, nor those that are older than `first_day` less the warm-up, but
-    for those from `needed_from_day` on. Days are counted from 1970; None: no bound. `open_files` opens the two files,
-    where they are not to be read into memory. Raises Misconfigured, BrokerUnavailable.
+    Topics and archives are read up to `last_day`, and from `first_day` less the warm-up or from `needed_from_day`,
+    whichever is earlier. Days are counted from 1970; None is no bound. `open_files` opens the two files if they are
+    not to be read into memory. Raises Misconfigured, BrokerUnavailable.
     """
     from paywarden.features.history.history import read_history
 
@@ -93,7 +93,7 @@ def read_asked(
         for name in ("since", "until", "warm_up_days"):
             if getattr(asked, name) is not None:
                 option = "--" + name.replace("_", "-")
-                raise Misconfigured(f"{option} is of topics and archives, and {asked.data} is neither")
+                raise Misconfigured(f"{option} is for topics and archives, and {asked.data} is neither")
         return (open_files or read_history)(asked.data)
     since_ms, until_ms = time_ms_option("--since", asked.since), time_ms_option("--until", asked.until)
     days = _days(asked, engine, first_day, last_day, needed_from_day)
@@ -125,7 +125,7 @@ def _of_rows(
 
 
 def _extent(asked: HistoryAsked, payments: TopicRows) -> str:
-    """Where the data starts and ends, as far as that is known without reading more; empty where it is not."""
+    """Returns where the data starts and ends, if that is known without reading more; else empty."""
     import pyarrow.compute as pc
 
     from paywarden.models.metrics.evaluation import DAY_MS, date_of_day
@@ -149,7 +149,7 @@ def _topic_rows(source: Source, topic: str, since_ms: int | None, until_ms: int 
 
 
 def _is_archive(folder: Path) -> bool:
-    """By what is there. Raises Misconfigured for a folder that is both."""
+    """Returns whether the folder is an archive. Raises Misconfigured for an archive with the two files in it."""
     from paywarden.features.history.history import PAYMENTS_FILE
 
     has_folder = (folder / "payments").is_dir() or (folder / "outcomes").is_dir()
@@ -182,7 +182,7 @@ def _days(
 
 
 def time_ms_option(option: str, text: str | None) -> int | None:
-    """The value of an option that is a time. Raises Misconfigured."""
+    """Returns an option's time in epoch milliseconds; None without a text. Raises Misconfigured."""
     try:
         return None if text is None else time_ms_of(text)
     except ValueError:

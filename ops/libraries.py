@@ -1,4 +1,4 @@
-"""A bundle's native library, built where it is missing: by a process of its own, never in one that serves."""
+"""Builds a bundle's missing native library in a process of its own, never in a process that serves."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from paywarden.schemas.errors import BundleRefused
 
 _log = logging.getLogger(__name__)
 
-# Large models by TL2cgen take half a minute on a slow machine.
+# TL2cgen takes half a minute for a large model on a slow machine.
 _TIMEOUT_S = 300
 
 
 def build_missing(bundle: Path) -> None:
-    """Build the library for this machine if a bundle has none, as one that comes from another kind of machine.
+    """Build the library for this machine if the bundle has none: it may come from another kind of machine.
 
-    Says so where that cannot be done: then the bundle is scored by Treelite's interpreter, to the same bits.
+    If the build fails, logs a warning: Treelite's interpreter then scores the bundle, slower and with the same bits.
     """
     if not _lacks_library(bundle):
         return
@@ -37,7 +37,7 @@ def build_missing(bundle: Path) -> None:
 
 
 def _lacks_library(bundle: Path) -> bool:
-    """Whether one of its models has none. One without a manifest is left to whoever loads it, and refuses it."""
+    """Returns whether a model of the bundle has no library. False without a manifest: loading refuses that bundle."""
     try:
         return not all(native_library(bundle, part).exists() for part in read_manifest(bundle).parts)
     except BundleRefused:

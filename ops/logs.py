@@ -1,4 +1,4 @@
-"""Log lines: for people by default, as JSON for machines with `--log json`."""
+"""Log lines: text for people by default, JSON for machines with `--log json`."""
 
 from __future__ import annotations
 

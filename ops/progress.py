@@ -1,10 +1,10 @@
-"""How far long work has come, on stderr: a bar on a terminal, elsewhere a line now and then.
+"""Shows the progress of long work on stderr: a bar on a terminal, elsewhere a line now and then.
 
     features: 131,072 of 512,000 (26%), about 1 min 12 s left
     features: 512,000 done in 1 min 40 s
 
-Where there is no terminal, work that takes less than five seconds says nothing. Lines come every ten seconds at first,
-and later each a fifth of the time so far after the one before it: an hour's work makes some twenty of them.
+Without a terminal, work of less than five seconds prints nothing. Lines come every ten seconds at first. Later the
+pause before a line is a fifth of the time so far: an hour's work prints about twenty lines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FIRST_LINE_S, LINE_EVERY_S = 5.0, 10.0
 _PAUSE_SHARE = 0.2
-# Before that share of the work is done, an estimate of the time left is a guess.
+# An estimate of the time left before this share of the work is done would be a guess.
 _SHARE_TO_ESTIMATE = 0.05
 
 
@@ -42,8 +42,10 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
 
 @contextmanager
 def scan_bar(what: str) -> Iterator[Callable[[int, int | None], object]]:
-    """A bar for a scan of a store. Yields a paywarden.features.stores.base.ScanProgress; without an expected total it
-    only moves."""
+    """Show a bar for a scan of a store. Yields a paywarden.features.stores.base.ScanProgress.
+
+    Without an expected total the bar only moves.
+    """
     console = _console()
     with _bar(console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
@@ -51,7 +53,7 @@ def scan_bar(what: str) -> Iterator[Callable[[int, int | None], object]]:
 
 
 class ProgressLines:
-    """Progress for a log or a pipe: whole lines, few of them. `clock` gives seconds."""
+    """Progress for a log or a pipe: few lines, each whole. `clock` gives seconds."""
 
     def __init__(self, what: str, total: int, *, write: Callable[[str], object], clock: Callable[[], float]) -> None:
         self._what, self._total, self._write, self._clock = what, total, write, clock
@@ -60,7 +62,7 @@ class ProgressLines:
         self._next_line = self._started + FIRST_LINE_S
 
     def advance(self, count: int) -> None:
-        """Note that so much more is done; writes a line where one is due."""
+        """Note that `count` more is done. Writes a line if one is due."""
         self._done += count
         now = self._clock()
         if now < self._next_line or self._done >= self._total:
@@ -74,14 +76,14 @@ class ProgressLines:
         self._write(said)
 
     def finish(self) -> None:
-        """Write how long it took, if any line came before it."""
+        """Write how long the work took, if a line was written before."""
         if self._has_written:
             took = spoken_duration(self._clock() - self._started)
             self._write(f"{self._what}: {self._done:,} done in {took}")
 
 
 def spoken_duration(seconds: float) -> str:
-    """45 s, 1 min 12 s, 2 h 5 min."""
+    """Returns a duration as people read it: 45 s, 1 min 12 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""How a command tells its result: lines for people, a file of JSON for programs."""
+"""Prints the result of a command: lines for people, a JSON file for programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 
 def report(result: dict[str, Any], json_file: str | None) -> None:
-    """Print the result, and write it to `json_file` if there is one. Raises ClickException when it cannot."""
+    """Print the result, and write it to `json_file` if one is named. Raises ClickException if that fails."""
     width = max(map(len, result))
     for name, value in result.items():
         click.echo(f"{name:<{width}}  {value:.3f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
@@ -23,14 +23,14 @@ def report(result: dict[str, Any], json_file: str | None) -> None:
 
 
 def printable(text: str) -> str:
-    """Without what could move a terminal's cursor."""
+    """Returns the text without control characters, which could move a terminal's cursor."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 0, err: bool = False
 ) -> None:
-    """Columns as wide as what is in them; the first `text_columns` are set left. `err` prints to stderr."""
+    """Print a table. The first `text_columns` are aligned left, the others right. `err` prints to stderr."""
     widths = [max(len(row[place]) for row in [headings, *rows]) for place in range(len(headings))]
     for row in [headings, *rows]:
         cells = [

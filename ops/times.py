@@ -1,4 +1,4 @@
-"""Moments and durations as people type and read them."""
+"""Times and durations as people type and read them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 
 
 def now_ms() -> int:
-    """The time as payments carry it."""
+    """Returns the current time in epoch milliseconds, as payments have it."""
     return time.time_ns() // 1_000_000
 
 
 def time_ms_of(text: str) -> int:
-    """Epoch milliseconds of an ISO 8601 time, in UTC where it names no offset. Raises ValueError when it is none."""
+    """Returns the epoch milliseconds of an ISO 8601 time, in UTC if it names no offset. Raises ValueError."""
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
@@ -24,13 +24,13 @@ def time_ms_of(text: str) -> int:
 
 
 def duration_ms_of(text: str) -> int | None:
-    """Milliseconds of a duration such as 90s, 10m, 2h or 1d; None when it is none."""
+    """Returns the milliseconds of a duration such as 90s, 10m, 2h or 1d; None for any other text."""
     match = _DURATION.fullmatch(text)
     return None if match is None else int(match[1]) * _UNITS_MS[match[2]]
 
 
 def spoken(time_ms: int) -> str:
-    """A moment in UTC to the second; what no clock can show, as it is."""
+    """Returns a time in UTC to the second. A number that no clock can show is returned as it is."""
     try:
         return datetime.fromtimestamp(time_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, OSError):

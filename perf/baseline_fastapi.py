@@ -1,6 +1,7 @@
-"""A model behind FastAPI, as one would write it: 48 numbers in JSON, LightGBM's own predict, one uvicorn worker.
+"""A model behind FastAPI, as most teams would write it: 48 numbers in JSON, LightGBM's own predict, one uvicorn worker.
 
-It is given its features; no profile is looked up, nothing is kept. An async endpoint: a thread pool would cost more.
+The caller sends the features: the service looks up no profile and keeps nothing. Its endpoint is async, because a
+thread pool would cost more.
 
     python -m perf.baseline_fastapi MODEL          prints its address, serves until SIGTERM
 """
@@ -19,19 +20,19 @@ from pydantic import BaseModel
 
 
 class Payment(BaseModel):
-    """What is posted."""
+    """The body of a request."""
 
     features: list[float]
 
 
 class Scored(BaseModel):
-    """What is answered."""
+    """The body of an answer."""
 
     score: float
 
 
 def application(model_file: str) -> FastAPI:
-    """The service with this model."""
+    """Returns the service with this model."""
     booster = lightgbm.Booster(model_file=model_file)
     app = FastAPI()
 

@@ -1,7 +1,7 @@
-"""Our work behind grpcio's own server, as one would write it: a thread pool, the scorer under a lock.
+"""Our scorer behind grpcio's own server, as most teams would write it: a thread pool, the scorer under a lock.
 
-Same mirror, bundle, checks and outbox as `paywarden serve`; only the front is another. A generic handler, so that no
-generated code stands between the bytes and our parser.
+Mirror, bundle, checks and outbox are those of `paywarden serve`; only the front differs. A generic handler passes the
+bytes to our parser without generated code between them.
 
     python -m perf.baseline_grpcio CONFIG          prints its address, serves until SIGTERM
 """
@@ -20,7 +20,7 @@ import grpc
 from perf.scoring_host import open_scorer
 
 _METHOD = "/paywarden.scoring.v1.Scoring/Score"
-# More only wait for the lock.
+# Further threads would only wait for the lock.
 _THREADS = 8
 
 

@@ -1,9 +1,9 @@
-"""What a payment costs when several are scored together: batches of 1 to 64 through the scorer, in this process.
+"""The cost of a payment when several are scored together: batches of 1 to 64 through the scorer, in this process.
 
-Measured: `Intake` and `PaymentScorer` with mirror, model, policy and outbox, without a front; CPU microseconds a
-payment by batch size, best and median of rounds in turns. Checked: every answer is, to the bit, the one that the
-payment gets alone (but for the decision's id and the mirror's age). For: how many payments a turn of the event loop
-should take together.
+Measured: `RequestDecoder` and `PaymentScorer` with mirror, model, policy and outbox, without a front. The figures are
+CPU microseconds a payment by batch size, best and median of rounds in turns. Checked: each answer has the same bits
+as when the payment is scored alone (but for the decision's id and the mirror's age). Used for: how many payments a
+turn of the event loop should take together.
 
     python -m perf.batches [--entities N] [--json FILE]
 """
@@ -42,7 +42,7 @@ def main() -> None:
     pin_load()
     with built_world(arguments.entities) as world:
         bodies = itertools.islice(stamped_bodies(world.requests, id_prefix="batch"), _PAYMENTS)
-        # The mirror is open here for writing, and LMDB is opened once in a process.
+        # The mirror is open for writing in this process, and LMDB can be opened only once in a process.
         command = [sys.executable, "-m", "perf.batches", "--scorer", str(world.config)]
         text = "\n".join(body.hex() for body in bodies)
         done = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=True)
@@ -56,7 +56,7 @@ def _score_here(config: Path) -> None:
 
 
 def batch_figures(made: ScorerInProcess, bodies: Sequence[bytes], rounds: int = _ROUNDS) -> dict[str, float]:
-    """Microseconds a payment by batch size. Raises AssertionError when a batch changes an answer."""
+    """Returns microseconds a payment by batch size. Raises AssertionError when a batch changes an answer."""
     score = made.score
     now_ms = time.time_ns() // 1_000_000
     alone = [_told(answer) for body in bodies for answer in score([body], now_ms)]
@@ -74,7 +74,7 @@ def batch_figures(made: ScorerInProcess, bodies: Sequence[bytes], rounds: int = 
 
 
 def _told(answer: bytes | Refusal) -> bytes:
-    """The answer without what no two decisions have in common, and how old the mirror was just then."""
+    """Returns the answer without the decision's id and the mirror's age, which differ each time."""
     assert isinstance(answer, bytes), "every request of a world can be answered"
     told = ScoreResponse.FromString(answer)
     told.ClearField("decision_id")

@@ -1,11 +1,10 @@
-"""What the gRPC front alone costs: CPU time of the serving process per request.
+"""The cost of the gRPC front alone: CPU time of the serving process per request.
 
 Measured: HTTP/2, framing, MicroBatcher, parse, validate, count and render, with 1, 8 and 16 streams at once on one
-connection,
-through each library that speaks HTTP/2. Stubbed: the scorer, which answers a constant. For: noticing when the front
-becomes dearer, and what the choice of library costs. CPU time, not throughput; the least of the rounds is what the
-code costs, the rest is what the machine was doing. The client is ngh2 over a raw socket; every answer's status is
-checked.
+connection, through each library that speaks HTTP/2. Stubbed: the scorer, which answers a constant. Used for: noticing
+when the front becomes dearer, and the price of each library. The figures are CPU time, not throughput. The least of the
+rounds is the cost of the code; the rest is other work of the machine. The client is ngh2 over a raw socket, and checks
+the status of every answer.
 
     python -m perf.bench_grpc [--json FILE]
 """
@@ -48,7 +47,7 @@ _PAYMENT: dict[str, str | int] = {
     "mcc": "5411",
     "country": "DE",
 }
-# As Python's client sends them.
+# The headers that Python's client sends.
 _HEADERS = (
     (b":scheme", b"http"),
     (b":method", b"POST"),
@@ -66,14 +65,14 @@ async def _serve(parent: Connection, run_directory: str, library: str) -> None:
     registry = Registry()
     metrics = GrpcMetrics.declare(registry)
     registry.open(Path(run_directory), library)
-    # No deadline is missed here, however busy the machine.
+    # Deadlines so long that none is missed on a busy machine.
     admission = AdmissionSettings(deadline_ms=10_000, wait_ms_max=5_000)
     turns = MicroBatcher(ConstantScorer(), intake=euro_intake(), settings=admission)
     server = GrpcServer(turns, settings=GrpcSettings(library=library), metrics=metrics)
     listener = socket.create_server(("127.0.0.1", 0))
     await server.start(listener)
     loop = asyncio.get_running_loop()
-    # Whatever the parent sends, it is told how much CPU time this process has used.
+    # The answer to any message of the parent is the CPU time that this process has used.
     loop.add_reader(parent.fileno(), _tell_cpu_seconds, parent)
     parent.send(listener.getsockname()[1])
     await loop.create_future()
@@ -96,11 +95,11 @@ class _Client:
         self._raw, self._message = raw, message
         self._connection = ngh2.Connection(ngh2.Role.CLIENT)
         self._connection.initiate_connection()
-        # So that no round holds a WINDOW_UPDATE of ours more than the others.
+        # With this window no round has one WINDOW_UPDATE of ours more than another.
         self._connection.set_local_window_size(2**30)
 
     def ask(self, stream_count: int) -> None:
-        """Send so many calls in one write; return when all are answered well."""
+        """Send this many calls in one write; return when all are answered with status 0."""
         connection = self._connection
         for _ in range(stream_count):
             stream_id = connection.send_request(_HEADERS)
@@ -117,7 +116,7 @@ class _Client:
 
 
 def _measure(server: Connection, port: int, requests_per_round: int, stream_count: int) -> list[float]:
-    """CPU microseconds of the server per request, one value a round."""
+    """Returns CPU microseconds of the server per request, one value for each round."""
     message = frame(ScoreRequest(**_PAYMENT).SerializeToString())  # type: ignore[arg-type]
     with socket.create_connection(("127.0.0.1", port)) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,12 +1,15 @@
-"""What the HTTP front costs: CPU time of the serving process per request.
+"""The cost of the HTTP front: CPU time of the serving process per request.
 
-Measured: `front`, reading, routing, counting and writing alone, the body neither parsed nor scored; `whole`, with
-`MicroBatcher` before a scorer that answers a constant, so that parse, validate and render are in it. Each with protobuf
-bodies (`whole` with JSON, too): one request at a time on one connection, one at a time on each of 16 connections,
-and 16 at once on a connection. For: noticing when the front becomes dearer. CPU time, not throughput. Look at the
-smallest of the rounds, and at the last two ways: with one request in all, the process sleeps and wakes for each, and
-on a virtual machine what that costs differs from run to run by more than everything else together. The first
-answer's status and all answers' lengths are checked.
+Measured, with protobuf bodies (`whole` with JSON, too):
+
+    front    reading, routing, counting and writing; the body is neither parsed nor scored
+    whole    the same with `MicroBatcher` before a scorer that answers a constant: parse, validate and render, too
+
+Each runs in three ways: one request at a time on one connection, one at a time on each of 16 connections, and 16 at
+once on a connection. Used for: noticing when the front becomes dearer. The figures are CPU time, not throughput. Look
+at the smallest of the rounds, and at the last two ways. In the first way the process sleeps and wakes for each
+request; on a virtual machine that cost varies more than everything else together. The status of the first answer and
+the length of all answers are checked.
 
     python -m perf.bench_http [--json FILE]
 """
@@ -53,7 +56,7 @@ _PAYMENT: dict[str, str | int] = {
 
 
 class _ConstantTurns(MicroBatcher):
-    """Answers a constant after the loop's turn, without a look at what was asked."""
+    """Answers a constant after the turn of the loop, without reading the request."""
 
     def __init__(self) -> None:
         super().__init__(ConstantScorer(), intake=euro_intake(), settings=AdmissionSettings())
@@ -82,7 +85,7 @@ async def _serve(parent: Connection, run_directory: str, kind: str) -> None:
     else:
         turns = MicroBatcher(
             ConstantScorer(),
-            # Never late, however busy the machine: a refusal would be cheaper than an answer.
+            # Deadlines so long that none is missed on a busy machine: a refusal would be cheaper than an answer.
             settings=AdmissionSettings(deadline_ms=60_000, wait_ms_max=60_000),
             intake=euro_intake(),
         )
@@ -93,7 +96,7 @@ async def _serve(parent: Connection, run_directory: str, kind: str) -> None:
         gc.collect()
         gc.freeze()
         loop = asyncio.get_running_loop()
-        # Whatever the parent sends, it is told how much CPU time this process has used.
+        # The answer to any message of the parent is the CPU time that this process has used.
         loop.add_reader(parent.fileno(), _tell_cpu_seconds, parent)
         parent.send(port)
         await loop.create_future()
@@ -121,12 +124,12 @@ def _ask(clients: Sequence[socket.socket], requests: bytes, answer_bytes: int) -
         received = 0
         while received < answer_bytes:
             received += len(client.recv(1 << 18))
-        # The answers are constant, so a single one of another kind would have another length.
+        # The answers are constant: an answer of another kind would have another length.
         assert received == answer_bytes
 
 
 def _measure(server: Connection, port: int, request: bytes, *, connections: int, depth: int) -> list[float]:
-    """CPU microseconds of the server per request, one value a round."""
+    """Returns CPU microseconds of the server per request, one value for each round."""
     with ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(connections)]
         for client in clients:

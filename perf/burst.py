@@ -1,16 +1,19 @@
-"""A burst of five times what a worker can do, for ten seconds: the admitted stay fast, the refused hear it at once.
+"""A burst of five times a worker's capacity, for ten seconds: admitted payments stay fast, refusals come at once.
 
-Measured, on one worker of `paywarden serve`: its capacity first (as many as are answered); then in one open loop,
-Poisson, half of the capacity, the burst, and half again. Twice: calls of eight payments each over HTTP, a call on a
-connection at a time, at five times the capacity; and single payments over gRPC at as many times as one process can
-offer, `single_times`. (Five times as many single payments as a worker can score are more requests than a bare echo
-answers on its core: then no refusal is in time, whatever it says.) Latencies are those of the burst, from when each
-call was due. Recovery is the time from the end of the burst to the first of five tenths of a second in a row without a
-refusal and with a p99 of at most twice that of before. For: whether overload stays harmless.
+Measured, on one worker of `paywarden serve`: first its capacity, in a closed loop. Then comes one open loop with
+Poisson arrivals: half of the capacity, the burst, and half of the capacity again. This runs twice:
+
+    calls of eight payments over HTTP, one call on a connection at a time, at five times the capacity
+    single payments over gRPC, at as many times the capacity as one process can send (`single_times`)
+
+Single payments at five times the capacity would be more requests than a bare echo answers on that core: no refusal
+could then be in time. Latencies are those of the burst, from when each call was due. Recovery is the time from the
+end of the burst to the first of five tenths of a second in a row without a refusal and with a p99 of at most twice
+the p99 before the burst. Used for: whether overload stays harmless.
 
     python -m perf.burst [--entities N] [--times N] [--json FILE]
 
-The load's own lag is in all latencies; `lag_p99_ms` says how large it was. Rates are of payments.
+The load's own lag is in all latencies; `lag_p99_ms` says how large it was. Rates count payments.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ _BATCH_CAPACITY = LoadOptions(connections=16, connections_max=16)
 _BATCH_BURST = LoadOptions(connections=128, connections_max=512)
 _SINGLE_CAPACITY = LoadOptions(connections=8, streams=8)
 _SINGLE_BURST = LoadOptions(connections=32, streams=100)
-# What one process of the load can offer over gRPC with little lag of its own.
+# The rate that one process of the load can send over gRPC with little lag of its own.
 _OFFERED_MAX = 60_000.0
 _WINDOW_S = 0.1
 _CALM_WINDOWS = 5
@@ -64,13 +67,13 @@ def main() -> None:
 
 
 def _batches(bodies: Iterator[bytes]) -> Iterator[bytes]:
-    """Serialised batches of so many requests."""
+    """Yields serialised batches of this many requests."""
     while True:
         yield SplitBatchRequest(requests=itertools.islice(bodies, _BATCH)).SerializeToString()
 
 
 def _capacity(target: str, bodies: Iterator[bytes], options: LoadOptions) -> float:
-    """Calls a second."""
+    """Returns calls a second."""
     drive(run_closed(target, bodies, seconds=1.0, options=options))
     return drive(run_closed(target, bodies, seconds=4.0, options=options)).ok_per_second
 
@@ -84,7 +87,7 @@ def _burst(
     times: float,
     payments: int,
 ) -> dict[str, float | None]:
-    """`payments`: in each call."""
+    """Returns the figures. `payments` is the number in each call."""
     record = RequestLog()
     report = drive(run_arrivals(target, bodies, arrivals(capacity, times), options=options, record=record))
     assert is_well(server)
@@ -95,7 +98,7 @@ def _burst(
 
 
 def arrivals(capacity: float, times: float) -> NDArray[np.float64]:
-    """When requests are due: before, in and after the burst."""
+    """Returns when requests are due: before, in and after the burst."""
     burst_from, burst_to = _BEFORE_S, _BEFORE_S + _BURST_S
     return np.concatenate(
         (
@@ -107,12 +110,12 @@ def arrivals(capacity: float, times: float) -> NDArray[np.float64]:
 
 
 def is_well(server: Server) -> bool:
-    """Whether the worker is the one that was there before."""
+    """Returns whether the worker still runs and is the same process as before."""
     return server.process.poll() is None
 
 
 def figures_of(record: RequestLog, report: LoadReport) -> dict[str, float | None]:
-    """What the record says about the burst and what came after it."""
+    """Returns the figures of the burst and of the time after it."""
     due = np.array(record.due_s)
     status, latency_ms = np.array(record.status), np.array(record.latency_ms)
     burst_to = _BEFORE_S + _BURST_S
@@ -139,9 +142,9 @@ def figures_of(record: RequestLog, report: LoadReport) -> dict[str, float | None
 def recovery_seconds(
     since_s: NDArray[np.float64], ok: NDArray[np.bool_], latency_ms: NDArray[np.float32], *, calm_ms: float
 ) -> float | None:
-    """Seconds after 0 until all is as it was: see the head of this file. None when it never is.
+    """Returns the seconds of recovery, as the head of this file defines it; None without recovery.
 
-    `since_s`: when each request was due, ascending, from the end of the burst on; all of shape (requests,).
+    `since_s` are the times at which requests were due, in seconds after the burst, ascending; all of shape (requests,).
     """
     calm = 0
     windows = int(np.floor(since_s[-1] / _WINDOW_S)) if len(since_s) else 0

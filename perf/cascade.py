@@ -1,9 +1,13 @@
-"""What a cascade saves, and what it costs: 40 small trees before 300 trees of 63 leaves.
+"""The savings and the price of a cascade: 40 small trees before 300 trees of 63 leaves.
 
-Measured: microseconds a row with the cascade and with its large model alone, a row at a time and ten thousand at once,
-one thread, best and median of rounds in turns; over payments that came after the training, the share answered early and
-the share whose action is another; out of fold, what average precision it loses. Checked: a row alone gets the bits that
-it gets among others, and what is not answered early gets the large model's. For: whether to train with `--cascade`.
+Measured:
+- microseconds a row with the cascade and with its large model alone, a row at a time and ten thousand at once, with one
+  thread, best and median of rounds in turns
+- over payments after the training: the share answered early, and the share with another action
+- out of fold: the loss of average precision
+
+Checked: a row alone gets the same bits as among others, and a row that is not answered early gets the large model's
+bits. Used for: whether to train with `--cascade`.
 
     python -m perf.cascade [--rounds N] [--json FILE]
 """
@@ -31,7 +35,7 @@ def main() -> None:
     arguments = arguments_of(__doc__, ("--rounds", {"type": int, "default": 7, "help": "that are counted"}))
     pin_load()
     size = WorldSize()
-    # With halves of so few days the models of the folds are too unlike each other to choose thresholds by.
+    # With two folds of so few days their models would differ too much to choose thresholds by.
     training = replace(size.training, cascade=True, folds=4)
     past = make_past(replace(size, training_days=20, training=training))
     bundle = load_bundle(past.bundle, catalogue_digest=past.engine.plan.digest)
@@ -39,7 +43,7 @@ def main() -> None:
 
 
 def figures_of(bundle: Bundle, rows: NDArray[np.float32], rounds: int) -> dict[str, float]:
-    """The figures. Raises AssertionError when a row's score depends on its batch."""
+    """Returns the figures. Raises AssertionError when a row's score depends on its batch."""
     both = bundle.predictor
     assert isinstance(both, CascadePredictor)
     singles = [np.ascontiguousarray(rows[place : place + 1]) for place in range(min(_SINGLE_ROWS, len(rows)))]

@@ -1,9 +1,9 @@
-"""From nothing to answering: a scoring worker's start with a mirror that is there, as after a deployment or a crash.
+"""A scoring worker's start with an existing mirror, as after a deployment or a crash, until it answers.
 
-Measured: seconds from the start of the process `paywarden serve` to /readyz answering 200, with a million entities in
-the mirror; then p99 of the first hundred requests, one after the other on a connection each is new to, and of two
-thousand later ones in the same manner. The bundle is compiled and the kernel in numba's cache, as on any host that has
-served before; the file cache is warm. For: how long a host is missing when it restarts, and who notices.
+Measured: seconds from the start of the process `paywarden serve` until /readyz answers 200, with a million entities in
+the mirror. Then p99 of the first hundred requests, one after the other on a new connection, and of two thousand later
+requests sent alike. The bundle is compiled, the kernel is in numba's cache, and the file cache is warm, as on any host
+that has served before. Used for: how long a host is away when it restarts, and whether callers notice.
 
     python -m perf.cold_start [--entities N] [--rounds N] [--json FILE]
 """
@@ -59,7 +59,7 @@ def _start(world: World) -> dict[str, float]:
 
 
 def _latencies_ms(address: str, bodies: Iterator[bytes], count: int) -> list[float]:
-    """One request after the other, each answered 200."""
+    """Send requests one after the other; returns their latencies in ms. Each must be answered with 200."""
     parts = urlsplit(address)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
     connection.connect()

@@ -1,8 +1,9 @@
-"""What each compression of producers costs and saves on our own records: `python -m perf.compression [--json FILE]`.
+"""The price and the savings of each compression on our own records: `python -m perf.compression [--json FILE]`.
 
 A producer with our settings writes real payments, decisions, profiles and repartition frames to a real Kafka, in
 batches of 1, 10 and 100 records for a partition: a quiet topic has batches of one, a backlog has large ones. It prints
-bytes a record on the wire, and CPU a record of the producer, the broker and a reader. Median of three rounds in turns.
+bytes a record on the wire, and CPU time a record of the producer, the broker and a reader: medians of three rounds in
+turns.
 The figures decide the defaults of `[kafka] compression` and `internal_compression`.
 """
 
@@ -37,7 +38,7 @@ from paywarden.streams.profiles.repartition import encode_frame
 from perf.measuring import arguments_of, finish
 from tests.services.kafka import KafkaServer
 
-# What librdkafka is given, and the level.
+# librdkafka's codec and level.
 _CODECS = {"none": ("none", -1), "gzip": ("gzip", -1), "gzip_1": ("gzip", 1), "lz4": ("lz4", -1), "zstd": ("zstd", -1),
            "snappy": ("snappy", -1)}  # fmt: skip
 _BATCHES = (1, 10, 100)
@@ -47,7 +48,7 @@ _RECORDS = 6_000
 
 @dataclass(frozen=True)
 class _Cost:
-    """Of one record."""
+    """The cost of one record."""
 
     wire_bytes: float
     producer_us: float
@@ -56,7 +57,7 @@ class _Cost:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the figures."""
     arguments = arguments_of(__doc__)
     figures: dict[str, float] = {}
     kinds = _records()
@@ -80,7 +81,7 @@ def main() -> None:
 
 
 def _records() -> dict[str, list[bytes]]:
-    """Values as they are on the topics, of a simulated stream."""
+    """Returns values as the topics hold them, from a simulated stream."""
     payments, outcomes = simulate(cards=2_000, days=20, seed=1)
     engine, history = FeatureEngine(), history_of_tables(payments, outcomes)
     passage = PointInTimeReplay(history, engine, load_rates())
@@ -121,7 +122,7 @@ def _decision(row: dict[str, Any], vector: bytes, digest: str) -> dict[str, Any]
 
 
 def _frames(payments: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    """Repartition frames of ten events each."""
+    """Returns repartition frames of ten events each."""
     keys, rows = [], np.zeros((len(payments), ROW_WIDTH), dtype=np.int64)
     for number, one in enumerate(payments):
         keys.append(f"card:{one['card_id']}".encode())
@@ -172,7 +173,7 @@ def _measure(kafka: KafkaServer, topic: str, values: Sequence[bytes], batch: int
 
 
 def _log_bytes(kafka: KafkaServer, topic: str) -> int:
-    """What the broker has on disk, which is the batches as they came over the wire."""
+    """Returns the bytes that the broker has on disk: the batches as they came over the wire."""
     return sum(file.stat().st_size for file in (kafka.data / f"{topic}-0").glob("*.log"))
 
 
@@ -192,7 +193,7 @@ def _read(bootstrap: str, topic: str, count: int) -> None:
 
 
 def _cpu_of(work: Callable[[], object], broker: psutil.Process) -> tuple[float, float]:
-    """Microseconds of CPU that this process and the broker took."""
+    """Returns the CPU time of this process and of the broker, in microseconds."""
     ours, theirs = _used_s(), broker.cpu_times()
     work()
     time.sleep(0.05)

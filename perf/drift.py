@@ -1,14 +1,13 @@
-"""How rarely drift detection is wrong, how soon it is right, and what it calls what it found.
+"""How rarely drift detection gives a false alarm, how soon it finds a change, and whether it names the cause.
 
-Measured, on a seeded stream of decisions (perf/drift_world.py): with nothing changed, alerts raised a month, held
-against the setting; with each of five changes put in, the minutes until the first alert after it, and whether it is
-named after what was changed. With `--tools` the same of Evidently's and NannyML's defaults, given the same decisions
-in blocks of an hour, each in an environment of its own in .perf/. For: whether an analyst who is called can trust the
-call.
+Measured, on a seeded stream of decisions (perf/drift_world.py): without a change the alerts a month, compared with the
+setting; with each of five changes the minutes until the first alert, and whether the alert names the change. With
+`--tools` the same for the defaults of Evidently and NannyML, on the same decisions in blocks of an hour, each in an
+environment of its own in .perf/. Used for: whether an analyst can trust an alert.
 
     python -m perf.drift [--days N] [--cards N] [--tools] [--data DIR] [--json FILE]
 
-`--data`: a history in our two files instead of the simulator's; then only false alarms are measured.
+`--data` takes a history in our two files instead of a simulated one. Then only false alarms are measured.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from paywarden.streams.alerts.alerts import Alert, AlertSettings, State
 from paywarden.streams.alerts.records import Histograms
 from paywarden.streams.drift.counts import Binnings, Model
 from paywarden.streams.drift.detection import DriftDetection
-from paywarden.streams.drift.detection_metrics import DetectionMetrics
 from paywarden.streams.drift.evaluation import of_overall
 from paywarden.streams.drift.learning import LiveReferences, counted_binning
+from paywarden.streams.drift.metrics import DetectionMetrics
 from perf.drift_tools import TOOLS, Tool, tool
 from perf.drift_world import (
     Change,
@@ -50,14 +49,14 @@ from perf.measuring import arguments_of, finish
 
 FIVE_MS = LENGTHS_MS[0]
 _MONTH_DAYS = 30.0
-# Of a stream with a change in it: days before, in which sums and averages fill, and after.
+# Days of a stream before its change, in which sums and averages fill, and after it.
 _BEFORE_DAYS, _AFTER_DAYS = 2, 3
 # Changes begin at an odd moment, in the afternoon.
 _AT_MS = 14 * HOUR_MS + 23 * 60_000
-# What the tools compared take for usual.
+# Days of the other tools' reference.
 _TOOLS_DAYS = 28
-# Evidently takes seconds for an hour of decisions: false alarms are looked for on so many days after that, and a change
-# in so many hours after it.
+# Evidently takes seconds for an hour of decisions. False alarms are therefore counted on this many days after the
+# reference, and a change is looked for in this many hours after it.
 _TOOLS_WATCHED_DAYS = 3
 _TOOLS_HOURS = 12
 
@@ -76,7 +75,7 @@ CHANGES: Mapping[str, tuple[Change, Callable[[Alert], bool]]] = {
 
 @dataclass(frozen=True)
 class Found:
-    """What was told after a change: minutes until the first alert and until one with the right name; NaN for never."""
+    """The alerts after a change: minutes to the first, and to the first with the right name; NaN for never."""
 
     minutes: float
     named_minutes: float
@@ -101,7 +100,7 @@ def main() -> None:
 
 
 def figures_of(world: DriftWorld, *, with_changes: bool, with_tools: bool) -> dict[str, float]:
-    """All figures; a table is printed as they come."""
+    """Returns all figures; prints a table as they come."""
     settings = DetectorSettings()
     replay = Replay(world, settings)
     live = world.live
@@ -127,7 +126,7 @@ def figures_of(world: DriftWorld, *, with_changes: bool, with_tools: bool) -> di
     names = replay.reference.feature_names
     tools = [tool(name, live.rows(slice(0, baseline)), names) for name in TOOLS] if with_tools else []
     for one in tools:
-        # What they know is not what they are asked about.
+        # Alarms within the tools' own reference do not count.
         end = live.cut_at(int(live.time_ms[0]) + (_TOOLS_DAYS + _TOOLS_WATCHED_DAYS) * DAY_MS)
         alarms = one.alarms(live.rows(slice(baseline, end)))
         figures[f"{one.name}_false_alarms_per_month"] = len(alarms) * _MONTH_DAYS / _TOOLS_WATCHED_DAYS
@@ -138,7 +137,7 @@ def figures_of(world: DriftWorld, *, with_changes: bool, with_tools: bool) -> di
 
 
 def _of_changes(world: DriftWorld, replay: Replay, tools: list[Tool]) -> dict[str, float]:
-    """Each change on a part of the stream of its own."""
+    """Measure each change, on its own part of the stream."""
     figures: dict[str, float] = {}
     first_day = int(world.live.time_ms[0]) // DAY_MS + _TOOLS_DAYS + 1
     names = ["ours", *(one.name for one in tools)]
@@ -175,7 +174,7 @@ def _minutes_to(alerts: list[Alert], at_ms: int) -> float:
 
 
 class Replay:
-    """Decisions through drift detection as it runs live; Kafka and the store are lists."""
+    """Runs decisions through drift detection as it runs live, with lists instead of Kafka and the store."""
 
     def __init__(self, world: DriftWorld, settings: DetectorSettings) -> None:
         reference = load_reference(world.folder)
@@ -183,11 +182,11 @@ class Replay:
         self.reference, self._settings = reference, settings
         self.binnings = Binnings({reference.model_version: counted_binning(reference)})
         self.model, self.binning = self.binnings.of(reference.model_version)
-        # What evaluation keeps of every hour.
+        # The sums that evaluation keeps for every hour.
         self.past: dict[int, bytes] = {}
 
     def alerts(self, decisions: Decisions) -> list[Alert]:
-        """All that is told of a stream, from its first whole day on; what was kept of earlier hours is known."""
+        """Returns all alerts of a stream, from its first whole day on; the sums of earlier hours are kept."""
         told: list[Alert] = []
         detection = DriftDetection(
             {self.reference.model_version: self.reference},
@@ -204,7 +203,7 @@ class Replay:
                 self.past[start_ms] = of_overall(counts).to_bytes()
             found = {self.reference.model_version: counts} if counts.payments[0] else {}
             detection.evaluate(start_ms, length_ms, found)
-        # The next stream branches off where the first one was, too.
+        # The next stream starts from the same sums as this one.
         self.past = kept or self.past
         return told
 

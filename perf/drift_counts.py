@@ -1,16 +1,16 @@
-"""Counting decisions on a real Kafka: decisions a second of a worker held to one core, and where the time goes.
+"""Counting decisions on a real Kafka: decisions a second of a worker on one core, and where the time goes.
 
 Measured: Faust's agent as `paywarden stream` has it, from `decisions` (in transactions, as companions write them) into
 tiles of five minutes with all segments and features, and into the records that outcomes are joined to, saved and
-committed. Stubbed: the pipeline, which does nothing, and the store, which is a dictionary; the detection finds nothing,
-which once in five minutes takes milliseconds. Kafka shares the cores. For: the capacity of a
-worker, and noticing when a part of ours becomes dearer; Faust's own part is what is left when decoding and counting are
-taken off. The run checks that every decision was counted once.
+committed. Stubbed: the pipeline, which does nothing; the store, which is a dictionary; and the detection, which finds
+nothing (it takes milliseconds every five minutes). Kafka shares the cores. Used for: the capacity of a worker, and
+noticing when our part becomes dearer. The time of Faust is the total less decoding and counting. The run checks that
+every decision was counted once.
 
     python -m perf.drift_counts [--decisions N] [--json FILE]
 
 Needs the services that `make services` fetches. Times are CPU time; "client" is that of the Kafka client's own thread
-and of whatever else is no other row.
+and of everything without a row of its own.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from tests.services.kafka import KafkaServer
 _FEATURES = 60
 _VERSION = "m1"
 _TARGET = 5_000
-# How fast the decisions of the backlog were made, and how many a transaction holds.
+# Decisions a second in the backlog's timestamps, and decisions in a transaction.
 _MADE_PER_SECOND = 2_000
 _TRANSACTION = 200
 
@@ -106,7 +106,7 @@ def _binning() -> Binning:
 
 
 def _send(kafka: KafkaSettings, count: int) -> int:
-    """Returns when the first was made."""
+    """Send the decisions; returns when the first was made, in ms."""
     chance = np.random.default_rng(1)
     ids = LocalSchemaIds()
     encoder = Encoder("decisions", ids.id_of("decisions"))
@@ -164,7 +164,7 @@ class _Idle:
 
 
 class _Timed:
-    """CPU time of what is wrapped, of the thread that calls it."""
+    """Measures the CPU time of wrapped methods, of the thread that calls them."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -183,7 +183,7 @@ class _Timed:
 
 
 def _work(spec: dict[str, Any]) -> None:
-    """Count until what is wanted is counted and saved; the last line on stdout is the report."""
+    """Count until all decisions are counted and saved; the last line on stdout is the report."""
     os.sched_setaffinity(0, {(os.cpu_count() or 1) - 1})
     kafka = KafkaSettings(bootstrap=spec["bootstrap"], topic_prefix=spec["prefix"])
     timed = _Timed()
@@ -229,7 +229,7 @@ async def _run(
         joined = sum(head.progress.totals.total() for head in outcome_state.read_heads(store, sources).values())
         count = counted if joined else 0
         if began is None and count:
-            # From the first save on: what came before is the start, and its decisions are not counted as done.
+            # The clock starts at the first save. Decisions before it belong to the start and do not count.
             began, first, before = _clocks(), count, dict(timed.seconds)
         if count >= wanted and joined >= wanted:
             break

@@ -1,10 +1,10 @@
-"""Evidently and NannyML with their defaults, each in an environment of its own: when would they have given alarm?
+"""Evidently and NannyML with their defaults, each in an environment of its own: when would they have raised an alarm?
 
-Both compare a table with a reference table, so they are given blocks of an hour of decisions, score and features, and
-as a reference the first weeks of the same stream: more than our own detection is given, which knows the training
-window alone. An alarm is what each tool itself calls one: Evidently's, that half of the columns or the score have
-drifted; NannyML's, any column of a block outside its threshold. Consecutive hours with an alarm are one, so a tool that
-is in alarm before a change has nothing new to say of it.
+Both compare a table with a reference table. They get blocks of an hour of decisions, with score and features. Their
+reference is the first weeks of the same stream, which is more than our own detection gets: it has only the training
+window. Each tool defines its own alarm: for Evidently half of the columns or the score have drifted, for NannyML any
+column of a block is outside its threshold. Consecutive hours with an alarm are one alarm, so that a tool that is in
+alarm before a change does not find the change.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from paywarden.models.drift.detectors import HOUR_MS
 from perf.drift_world import Decisions
 from perf.scoring_world import CACHE
 
-# Of the reference, at random: more takes them minutes and tells them nothing new.
+# Rows of the reference, drawn at random: more rows would take minutes and change nothing.
 _REFERENCE_ROWS = 5_000
-# They tell their makers what they are used for, unless they are asked not to.
+# These variables turn off their telemetry.
 _QUIET = {"NML_DISABLE_USAGE_LOGGING": "1", "DO_NOT_TRACK": "1"}
-# With what they need and do not ask for.
+# Packages that they need and do not declare.
 TOOLS = {
     "evidently": ("evidently==0.7.23", "pandas<3"),
     "nannyml": ("nannyml==0.13.1", "statsmodels"),
@@ -35,7 +35,7 @@ TOOLS = {
 
 @dataclass(frozen=True)
 class Tool:
-    """One of them, installed. `python`: its environment's."""
+    """One of the two, installed. `python` is the interpreter of its environment."""
 
     name: str
     python: Path
@@ -43,7 +43,7 @@ class Tool:
     names: tuple[str, ...]
 
     def alarms(self, decisions: Decisions) -> list[int]:
-        """The ends of the hours in which an alarm begins, epoch ms."""
+        """Returns the ends of the hours in which an alarm begins, in epoch ms."""
         with tempfile.TemporaryDirectory(prefix="paywarden-drift-") as folder:
             path = Path(folder) / "rows.npz"
             rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ class Tool:
 
 
 def tool(name: str, reference: Decisions, names: tuple[str, ...]) -> Tool:
-    """Install it beside where it is not there yet. `names`: of the features."""
+    """Install the tool if it is not there yet. `names` are those of the features."""
     folder = CACHE / name
     python = folder / "bin" / "python"
     if not (folder / "ready").is_file():
@@ -78,5 +78,5 @@ def tool(name: str, reference: Decisions, names: tuple[str, ...]) -> Tool:
 
 
 def _table(decisions: Decisions) -> np.ndarray:
-    """The score, then the features."""
+    """Returns a table with the score, then the features."""
     return np.column_stack([decisions.score, decisions.vectors.astype(np.float64)])

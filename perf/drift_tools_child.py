@@ -10,7 +10,7 @@ import numpy as np
 
 
 def main() -> None:
-    """Print the hours."""
+    """Print the hours with an alarm."""
     warnings.simplefilter("ignore")
     name, path = sys.argv[1:]
     with np.load(path) as data:
@@ -29,7 +29,7 @@ def _evidently(columns: list[str], reference: Any, rows: Any, hour: Any) -> list
     found = []
     for one in np.unique(hour).tolist():
         now = pd.DataFrame(rows[hour == one], columns=columns)
-        # It refuses a column that is empty in an hour.
+        # The tool refuses a column that is empty in an hour.
         there = [name for name in columns if now[name].notna().any() and baseline[name].notna().any()]
         definition = DataDefinition(numerical_columns=there)
         current, known = (Dataset.from_pandas(frame[there], data_definition=definition) for frame in (now, baseline))
@@ -45,7 +45,7 @@ def _has_drifted(metric: dict[str, Any]) -> bool:
         return bool(value["share"] >= config["drift_share"])
     if config.get("column") != "score":
         return False
-    # A p-value is small where the tool's own method is a test, else a distance is large.
+    # If the tool's method is a test, a small p-value is an alarm; else a large distance is.
     is_test = "p_value" in config["method"] or "p value" in str(metric["metric_name"])
     return bool(value < config["threshold"] if is_test else value >= config["threshold"])
 

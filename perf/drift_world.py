@@ -1,12 +1,12 @@
-"""A stream of decisions to look for changes in: simulated or the handbook's, with changes put in from a day on.
+"""A stream of decisions, simulated or from the handbook, with a change from some day on.
 
-    history ─┬─ training window ─► bundle, with what is normal in it
+    history ─┬─ training window ─► bundle, with its reference
              └─ the days after it ─ features, score, policy ─► decisions, their labels
                                         ▲
                                      a change: of scores, one feature, a segment's traffic, the fraud, the profiles
 
-Every payment goes through the product's own features, model and thresholds; only Kafka is left out, so months take
-minutes. Changes are made to what the model is given, never to what is looked at.
+Every payment goes through the product's own features, model and thresholds. Only Kafka is left out, so that months take
+minutes. Changes are made to the model's input or scores, never to the statistics of the detection.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from paywarden.models.training.training import train_bundle
 
 HOUR_MS = 3_600_000
 _LABEL_DELAY_DAYS = 7
-# Profiles of a month must be full before the first day that is trained on.
+# Profiles reach back a month: they must be full before the first training day.
 _WARM_DAYS = 31
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """Decisions in order of time, shape (rows,) each but `vectors`: (rows, features)."""
+    """Decisions in order of time. Each array has shape (rows,), `vectors` has (rows, features)."""
 
     time_ms: NDArray[np.int64]
     vectors: NDArray[np.float32]
@@ -46,7 +46,7 @@ class Decisions:
     action: NDArray[np.int64]
     """0 approve, 1 review, 2 decline."""
     dimensions: tuple[NDArray[np.object_], ...]
-    """For each of DIMENSIONS the value or None."""
+    """The value, or None, for each of DIMENSIONS."""
     profile_age_s: NDArray[np.float64]
     fraud: NDArray[np.bool_]
     amount_minor: NDArray[np.int64]
@@ -55,7 +55,7 @@ class Decisions:
         return len(self.time_ms)
 
     def rows(self, chosen: NDArray[np.integer] | slice) -> Decisions:
-        """Some of them, in the order given."""
+        """Returns some of the rows, in the given order."""
         return Decisions(
             self.time_ms[chosen],
             self.vectors[chosen],
@@ -68,13 +68,13 @@ class Decisions:
         )
 
     def cut_at(self, time_ms: int) -> int:
-        """The first row that is not before this time."""
+        """Returns the first row that is not before this time."""
         return int(np.searchsorted(self.time_ms, time_ms))
 
 
 @dataclass(frozen=True)
 class DriftWorld:
-    """A bundle, and the decisions it made about the days after those it was trained on."""
+    """A bundle, and its decisions about the days after its training."""
 
     bundle: Bundle
     folder: Path
@@ -82,26 +82,26 @@ class DriftWorld:
     live: Decisions
 
     def decided(self, decisions: Decisions) -> Decisions:
-        """The same payments scored anew, after their vectors were changed."""
+        """Returns the same payments, scored anew after a change of their vectors."""
         score = self.bundle.score(np.ascontiguousarray(decisions.vectors))
         return self.with_scores(decisions, score)
 
     def with_scores(self, decisions: Decisions, score: NDArray[np.float64]) -> Decisions:
-        """The same with these scores, and the actions that follow."""
+        """Returns the same payments with these scores, and the actions that follow from them."""
         manifest = self.bundle.manifest
         action = np.digitize(score, [manifest.review_at, manifest.decline_at])
         return replace(decisions, score=score, action=action)
 
 
 def simulated_world(folder: Path, *, cards: int, live_days: int, training_days: int = 28, seed: int = 1) -> DriftWorld:
-    """Of the simulator: nothing changes in it but hours and days of the week."""
+    """Make a simulated world. Nothing changes in it but the hour and the day of the week."""
     days = _WARM_DAYS + training_days + live_days
     history = history_of_tables(*simulate(cards=cards, days=days, seed=seed))
     return world_of(history, folder, training_days=training_days, seed=seed)
 
 
 def world_of(history: History, folder: Path, *, training_days: int, seed: int = 1) -> DriftWorld:
-    """Of any history: the model is trained on days that come a month after its first one."""
+    """Make a world of any history. The training days begin a month after its first day."""
     engine = FeatureEngine()
     engine.warm_up()
     first_day = int(history.event_time_ms[0]) // DAY_MS + _WARM_DAYS
@@ -135,19 +135,19 @@ def world_of(history: History, folder: Path, *, training_days: int, seed: int = 
 
 
 def _stop_ageing(engine: FeatureEngine, vectors: NDArray[np.float32]) -> None:
-    """All cards and devices began with the history; what knows of nothing older than a month does not see them age."""
+    """Age the cards and devices, which all begin with the history: features that reach back a month do not see it."""
     for column, name in enumerate(engine.plan.names):
         if name.endswith("seconds_since_first"):
             np.minimum(vectors[:, column], _WARM_DAYS * DAY_MS / 1000, out=vectors[:, column])
 
 
-# What is changed, from a time on.
+# Changes, each from some time on.
 
 Change = Callable[[DriftWorld, Decisions, int], Decisions]
 
 
 def _changed_from(decisions: Decisions, at_ms: int, later: Decisions) -> Decisions:
-    """Those before, and `later` for those from this time on."""
+    """Returns the rows before this time, and `later` in place of those from it on."""
     before = decisions.rows(slice(0, decisions.cut_at(at_ms)))
     return Decisions(
         np.concatenate([before.time_ms, later.time_ms]),
@@ -172,7 +172,7 @@ def scores_rescaled(world: DriftWorld, decisions: Decisions, at_ms: int) -> Deci
 
 
 def feature_at_default(name: str) -> Change:
-    """A feature's source is gone: it is what it is of a card that nobody knows."""
+    """A feature's source is gone: the feature has the value of an unknown card."""
 
     def change(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:
         later = _from(decisions, at_ms)
@@ -184,7 +184,7 @@ def feature_at_default(name: str) -> Change:
 
 
 def traffic_doubled(dimension: str, value: str) -> Change:
-    """A segment has twice its payments: each comes again minutes later."""
+    """A segment has twice as many payments: each comes again minutes later."""
 
     def change(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:  # noqa: ARG001
         later = _from(decisions, at_ms)
@@ -208,7 +208,7 @@ def fraud_moved(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decision
 
 
 def profiles_stale(world: DriftWorld, decisions: Decisions, at_ms: int) -> Decisions:
-    """The stream has stopped: profiles grow old, and windows of an hour are empty to who looks at them."""
+    """The stream has stopped: profiles grow old, and windows of an hour become empty."""
     later = _from(decisions, at_ms)
     vectors = later.vectors.copy()
     for column, name in enumerate(world.engine.plan.names):

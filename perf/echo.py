@@ -1,5 +1,7 @@
-"""A bare HTTP server on a uvloop protocol that answers every request with the same bytes: what the kernel, the event
-loop and Python's part of a front take before any work is done. The answer is as long as one of ours.
+"""A bare HTTP server on a uvloop protocol that answers every request with the same bytes.
+
+Its cost is that of the kernel, the event loop and Python's part of a front, without any work. The answer is as long as
+one of ours.
 
     python -m perf.echo          prints its address, serves until SIGTERM
 """
@@ -19,7 +21,7 @@ _ANSWER = (
 
 
 class Echo(asyncio.Protocol):
-    """Counts the requests in what it reads by their lengths, and writes as many answers."""
+    """Counts the requests that it reads by their lengths, and writes as many answers."""
 
     def __init__(self) -> None:
         self._rest = b""

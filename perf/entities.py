@@ -1,9 +1,10 @@
-"""What more entities cost: the same requests' latency and price with ten thousand, a million and ten million profiles.
+"""The cost of more entities: the same requests with ten thousand, a million and ten million profiles.
 
-Measured, on one worker of `paywarden serve`: as many as are answered over HTTP, the worker's CPU time an answer, and
-latency in an open loop, Poisson, at half of what the smallest world can do; worlds one after the other, since ten
-million take gigabytes of memory. Requests are the same payments, spread evenly over all the copies of the world, which
-no cache likes. For: whether a look-up stays a look-up.
+Measured, on one worker of `paywarden serve`: answers a second over HTTP in a closed loop, the worker's CPU time an
+answer, and latency in an open loop with Poisson arrivals, at half of the capacity of the smallest world. The worlds
+come one after the other, because ten million profiles take gigabytes of memory. Requests are the same payments, spread
+evenly over all copies of the world, which is the worst case for caches. Used for: whether a look-up costs the same in a
+large mirror.
 
     python -m perf.entities [--counts 10000,1000000] [--rounds N] [--json FILE]
 """

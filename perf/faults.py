@@ -1,20 +1,21 @@
-"""What the callers notice when something behind a scoring worker fails: its p99 undisturbed and under each fault.
+"""The p99 of a scoring worker while something behind it fails, compared with its p99 undisturbed.
 
-Measured, with everything real but Kafka, which is the embedded broker in a process of its own: stream, companion and
-one worker of `paywarden serve`, whose core is its own; an open loop, Poisson, one fault after the other:
+Everything is real but Kafka, which is the embedded broker in a process of its own: stream, companion and one worker of
+`paywarden serve` on a core of its own. An open loop with Poisson arrivals meets one fault after the other:
 
     companion    stopped (SIGSTOP): the outbox grows, the mirror grows old
-    kafka        broker and stream stopped, and so the store that the stream writes: nothing moves behind the host
+    kafka        broker and stream stopped (SIGSTOP): the store gets no writes, and nothing moves behind the host
     slow_sync    every sync of a file in the outbox takes 50 ms longer; fsync is "interval"
-    slow_write   every write to one takes a millisecond longer
+    slow_write   every write to a file in the outbox takes a millisecond longer
 
-Each ends before the next begins. In the end every answered decision must be on the topic, or this fails. A preloaded
-library makes the disk slow (perf/slow_disk.c), compiled here. For: the promise that none of it touches the p99.
+Each fault ends before the next begins. At the end every answered decision must be on the topic, or the benchmark fails.
+A preloaded library, perf/slow_disk.c, makes the disk slow; this program compiles it. Used for: the promise that none of
+the faults raises the p99.
 
     python -m perf.faults [--rate R] [--seconds S] [--json FILE]
 
-Broker, stream, companion and the load share what cores the worker leaves: on a machine of two, a higher rate measures
-them. `--rate 0` takes half of the worker's capacity, for machines with more.
+Broker, stream, companion and the load share the other cores. On a machine with two cores a higher rate would measure
+them instead of the worker. `--rate 0` takes half of the worker's capacity, for machines with more cores.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ port = 0
 
 @dataclass
 class _Host:
-    """All the processes, what was answered, and what has arrived."""
+    """All processes, the answered decisions, and those that have arrived on the topic."""
 
     broker: Server
     stream: Server
@@ -108,7 +109,7 @@ def _measure(host: _Host, rate: float, seconds: float) -> dict[str, float]:
     rate = rate or most.ok_per_second / 2
     figures: dict[str, float] = {"capacity_per_second": most.ok_per_second, "rate": rate}
     for name, fault in _faults(host).items():
-        # What is shipped late takes the load's core: each fault begins without a backlog.
+        # Shipping a backlog would take the load's core: each fault begins without one.
         _lost(host)
         with fault():
             report = _load(host, rate, seconds, name)
@@ -178,7 +179,7 @@ def _slow(host: _Host, kind: str) -> Iterator[None]:
 
 
 def slow_disk_library(folder: Path) -> Path:
-    """Compile perf/slow_disk.c. Raises Misconfigured where there is no compiler."""
+    """Compile perf/slow_disk.c. Raises Misconfigured without a compiler."""
     library = folder / "slow_disk.so"
     source = Path(__file__).with_suffix("").with_name("slow_disk.c")
     try:
@@ -189,7 +190,7 @@ def slow_disk_library(folder: Path) -> Path:
 
 
 def slow_disk_environment(library: Path, folder: Path, switch: Path) -> dict[str, str]:
-    """With which a process has a disk under `folder` that the files `switch`.write and `switch`.sync make slow."""
+    """Returns the environment that gives a process a slow disk under `folder`, switched by `switch`.write and .sync."""
     return {
         "LD_PRELOAD": str(library),
         "PAYWARDEN_SLOW_PATH": str(folder),
@@ -256,7 +257,7 @@ def _read(consumer: Consumer, arrived: set[str], over: threading.Event) -> None:
 
 
 def _lost(host: _Host) -> int:
-    """How many answered decisions have not arrived when there has been time enough."""
+    """Returns how many answered decisions have not arrived after enough time."""
     until = time.monotonic() + _DELIVERY_TIMEOUT_S
     while (missing := host.answered - host.arrived) and time.monotonic() < until:
         time.sleep(0.2)

@@ -1,10 +1,9 @@
-"""The feature kernel alone: profile updates, one payment's vector, the training table.
+"""The cost of the feature kernel alone: profile updates, one payment's vector, the training table.
 
 Measured: `apply_events` over sorted batches of simulated payments with every entity (updates counted per payment
 and entity), one vector of a payment with three known entities as a scoring worker makes it, and the point-in-time
 vectors of a whole history through `PointInTimeReplay` (of the handbook's table with --data, else of a simulated one).
-Nothing is
-stubbed; reading files is not included. For: noticing when a change to the kernel costs something.
+Nothing is stubbed; reading files is not included. Used for: noticing when a change makes the kernel slower.
 
     python -m perf.kernels [--data DIR] [--json FILE]
 """
@@ -64,7 +63,7 @@ def _training_table(history: History, engine: FeatureEngine) -> tuple[PointInTim
 
 
 def _updates(engine: FeatureEngine, passage: PointInTimeReplay) -> dict[str, float]:
-    """Updates a second of each entity's profiles, from nothing, without roll-up: median of rounds."""
+    """Returns updates a second of each entity's profiles, starting empty, without roll-up: median of rounds."""
     figures, total_events, total_seconds = {}, 0, 0.0
     attributes = passage.rows.of(slice(None))
     for entity, name in enumerate(engine.plan.entity_names):
@@ -99,7 +98,7 @@ def _updates(engine: FeatureEngine, passage: PointInTimeReplay) -> dict[str, flo
 
 
 def _vectors(history: History, engine: FeatureEngine, passage: PointInTimeReplay) -> dict[str, float]:
-    """One payment with all its entities at a time, varied payments, as a scoring worker calls the kernel."""
+    """Measure one payment with all its entities at a time, as a scoring worker calls the kernel."""
     rng = np.random.default_rng(7)
     everywhere = np.flatnonzero(np.all([column.codes >= 0 for column in passage.entities], axis=0))
     rows = everywhere if len(everywhere) else np.arange(len(history))
@@ -115,7 +114,7 @@ def _vectors(history: History, engine: FeatureEngine, passage: PointInTimeReplay
         latencies[call] = time.perf_counter() - started
         started = time.perf_counter()
         nothing[call] = time.perf_counter() - started
-    # What it takes to look at the clock is not the vector's.
+    # The cost of reading the clock is taken off.
     latencies -= np.median(nothing)
     p50, p99, p999 = np.percentile(latencies, [50, 99, 99.9]) * 1e6
     return {

@@ -1,4 +1,4 @@
-"""lleaves for perf/native_model.py, in an environment of its own: rows on stdin, seconds and margins on stdout."""
+"""Runs lleaves for perf/native_model.py in an environment of its own: rows on stdin, seconds and margins on stdout."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 
 def main() -> None:
-    """Until stdin ends."""
-    # In its environment only.
+    """Answer rows until stdin ends."""
+    # Installed in its environment only.
     import lleaves
 
     model = lleaves.Model(model_file=sys.argv[1])

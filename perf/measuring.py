@@ -1,4 +1,4 @@
-"""What scenarios of the scoring path share: a load on a server, rounds of several in turns, the table at the end."""
+"""Shared by the benchmarks of the scoring path: a load on a server, rounds in turns, the table at the end."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from paywarden.ops.loadgen.report import LoadReport
 from paywarden.ops.loadgen.target import LoadOptions
 from perf.servers import Server
 
-# Of a load that is to show latencies: connections that are there before the first request, and how many there may be.
+# For latencies: connections before the first request, and the most there may be.
 LATENCY_OPTIONS = LoadOptions(connections=32, connections_max=512)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A load's report with what it took of the server."""
+    """A load's report, with the server's CPU time."""
 
     report: LoadReport
     server_cpu_us: float
@@ -33,7 +33,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A load on a server. Without `rate` as many as are answered."""
+    """A load on a server. Without a `rate` it is a closed loop."""
 
     name: str
     server: Server
@@ -44,12 +44,12 @@ class Scenario:
     rate: float | None = None
 
     def run(self, seed: int) -> Measured:
-        """Measure once. A closed loop counts what is answered; more than a few refusals stop it, and any error."""
+        """Measure once. More than a few refusals raise an error in a closed loop, and so does any failure."""
         before = self.server.cpu_seconds()
         if self.rate is None:
             report = drive(run_closed(self.target, self.bodies, seconds=self.seconds, options=self.options))
             assert report.ok + report.shed == report.sent, f"{self.name}: {report}"
-            # A worker that others keep from its core refuses for a moment, as it should.
+            # If other processes take its core, a worker refuses for a moment, as it should.
             assert report.ok >= 0.95 * report.sent, f"{self.name}: {report}"
         else:
             load = run_load(
@@ -61,14 +61,14 @@ class Scenario:
 
 
 def drive(load: Any) -> LoadReport:
-    """Run a load to its end, in an event loop of its own."""
+    """Run a load to its end in an event loop of its own."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         report: LoadReport = runner.run(load)
     return report
 
 
 def in_turns(scenarios: Sequence[Scenario], rounds: int) -> dict[str, list[Measured]]:
-    """A B C, A B C, …: what disturbs the machine meanwhile meets all of them alike. One round before is not counted."""
+    """Measure in turns, A B C, A B C, …: other work of the machine disturbs all alike. Drops the first round."""
     measured: dict[str, list[Measured]] = {scenario.name: [] for scenario in scenarios}
     for turn in range(rounds + 1):
         for scenario in scenarios:
@@ -80,19 +80,19 @@ def in_turns(scenarios: Sequence[Scenario], rounds: int) -> dict[str, list[Measu
 
 
 def median_of(measured: Sequence[Measured], of: Callable[[Measured], float]) -> float:
-    """The middle round's."""
+    """Returns the value of the middle round."""
     return statistics.median(map(of, measured))
 
 
 def print_rounds(title: str, unit: str, values: Mapping[str, Sequence[float]]) -> None:
-    """A table of median, least and most over the rounds."""
+    """Print a table of median, least and most over the rounds."""
     print(f"\n{title:<38} {'median':>12} {'least':>12} {'most':>12}   {unit}")
     for name, row in values.items():
         print(f"  {name:<36} {statistics.median(row):>12,.2f} {min(row):>12,.2f} {max(row):>12,.2f}")
 
 
 def arguments_of(document: str | None, *more: tuple[str, dict[str, Any]]) -> argparse.Namespace:
-    """The command line of a scenario: --json and what it has itself."""
+    """Parse the command line of a benchmark: --json and its own options."""
     parser = argparse.ArgumentParser(description=(document or "").splitlines()[0])
     parser.add_argument("--json", help="also write the figures there")
     for name, options in more:
@@ -101,7 +101,7 @@ def arguments_of(document: str | None, *more: tuple[str, dict[str, Any]]) -> arg
 
 
 def finish(figures: Mapping[str, Any], json_file: str | None) -> None:
-    """Print the figures by name, and write them."""
+    """Print the figures by name, and write them to a file if one is named."""
     print()
     for name, value in figures.items():
         print(f"{name:<48} {value:>14,.3f}" if isinstance(value, (int, float)) else f"{name:<48} {value!s:>14}")

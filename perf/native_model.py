@@ -1,16 +1,16 @@
-"""The same trees by every engine one could take: a row alone, and ten thousand at once.
+"""The same trees by every engine that could run them: a row alone, and ten thousand at once.
 
 Measured: 300 trees of 63 leaves over varied vectors of simulated payments, one thread. `bit_vectors` and `conditions`
-are our two libraries; the latter also plain (values compared as doubles), annotated (TL2cgen is told which way payments
-go), in one translation unit, and for this very processor. Beside them LightGBM's `predict`, its C call for single rows,
-Treelite's GTIL, ONNX Runtime, and lleaves. For: which one a bundle gets. Checked: ours and GTIL give LightGBM's bits,
-the others its scores.
+are our two libraries. `conditions` also runs plain (values compared as doubles), annotated (TL2cgen knows which way
+most payments go), in one translation unit, and compiled for this processor. The others are LightGBM's `predict`, its
+C call for single rows, Treelite's GTIL, ONNX Runtime and lleaves. Used for: which engine a bundle gets. Checked: our
+libraries and GTIL give LightGBM's bits, the others its scores.
 
     python -m perf.native_model [--lleaves] [--rounds N] [--json FILE]
 
-Needs the packages of the extra `perf-models`; what is not installed is left out. `--lleaves` makes lleaves an
-environment of its own in .perf/, once: it needs a llvmlite that is older than numba's. Engines take turns, so what
-disturbs the machine meets all of them alike.
+Needs the packages of the extra `perf-models`; engines that are not installed are left out. `--lleaves` makes an
+environment for lleaves in .perf/, once: it needs an older llvmlite than numba does. Engines take turns, so that other
+work of the machine disturbs all of them alike.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Margins = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 _ROWS = 10_000
 _SINGLE_ROWS = 2_000
-# What has float32 thresholds, or other sums, is as near as this.
+# Engines with float32 thresholds or another order of sums come this near.
 _NEAR = 1e-3
 _LLEAVES = ("lleaves==1.3.0", "llvmlite==0.43.0", "numpy<2.3", "lightgbm")
 
@@ -109,7 +109,7 @@ def _others(text: Path, features: int) -> dict[str, Margins]:
 
 
 def _single_row(booster: lightgbm.Booster, features: int) -> Margins:
-    """LightGBM's own fast path for one row at a time, by its C interface."""
+    """LightGBM's own fast path for one row at a time, through its C interface."""
     library, fast = lightgbm.basic._LIB, ctypes.c_void_p()  # type: ignore[attr-defined]
     row, out, size = np.zeros(features, dtype=np.float32), np.zeros(1), ctypes.c_int64()
     kinds = (ctypes.c_int(1), ctypes.c_int(0), ctypes.c_int(-1), ctypes.c_int(0), ctypes.c_int32(features))
@@ -131,7 +131,7 @@ def _single_row(booster: lightgbm.Booster, features: int) -> Margins:
 
 
 def _onnx(booster: lightgbm.Booster, features: int) -> Margins:
-    """Log-odds again from the probabilities that an ONNX classifier gives."""
+    """Returns the log-odds of the probabilities that an ONNX classifier gives."""
     import onnxruntime
     from onnxmltools import convert_lightgbm
     from onnxmltools.convert.common.data_types import FloatTensorType
@@ -154,7 +154,7 @@ def _onnx(booster: lightgbm.Booster, features: int) -> Margins:
 
 @contextmanager
 def _lleaves(text: Path) -> Iterator[Margins]:
-    """lleaves in a process with an environment of its own; it tells how long it took by itself, without the pipe."""
+    """lleaves in a process with an environment of its own. It measures its own time, without the pipe."""
     folder = CACHE / "lleaves"
     python = folder / "bin" / "python"
     if not (folder / "ready").is_file():
@@ -170,7 +170,7 @@ def _lleaves(text: Path) -> Iterator[Margins]:
 
 
 class _Remote:
-    """Margins from a process that is given rows; `seconds` of the last call are its own."""
+    """Returns margins from the process. `seconds` is then its own time for the last call."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process

@@ -1,4 +1,4 @@
-"""Payments for benchmarks of the stream: seeded, of any number of entities, written to a real Kafka."""
+"""Payments for benchmarks of the stream: seeded, with any number of entities, written to a real Kafka."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _COUNTRIES = ("DE", "FR", "NL", "PL", "IT", "ES", "AT", "BE")
 
 
 class PaymentMaker:
-    """Encoded payments of so many cards, each with a merchant and one of the card's two devices.
+    """Encoded payments of this many cards, each with a merchant and one of the card's two devices.
 
-    There are a tenth as many merchants.
-    A few merchants have most payments, as in life: shares fall with a power of their rank. Of all the cards there are,
-    `active` pay, and their share of the merchants is paid: the others only have profiles.
+    There are a tenth as many merchants. A few merchants have most payments, as in reality: shares fall with a power of
+    their rank. Only `active` cards pay, and only the same share of the merchants is paid: the others only have
+    profiles.
     """
 
     def __init__(self, *, cards: int, seed: int, active: int | None = None) -> None:
@@ -33,7 +33,7 @@ class PaymentMaker:
         self._made = 0
 
     def take(self, count: int, *, last_ms: int, span_ms: int) -> Iterator[tuple[str, bytes]]:
-        """(card, value) of payments made over `span_ms` up to `last_ms`, in no order of time within a second."""
+        """Returns (card, value) of payments made over `span_ms` up to `last_ms`, in no order within a second."""
         rng = self._rng
         cards = (rng.integers(0, self._active, count) * self._stride).tolist()
         active_merchants = max(1, self._active // 10)
@@ -70,7 +70,7 @@ class PaymentMaker:
             )
 
     def keys(self) -> Sequence[list[bytes]]:
-        """The store keys of all cards, merchants and devices there can be."""
+        """Returns the store keys of all possible cards, merchants and devices."""
         return (
             [f"card:card-{number:08d}".encode() for number in range(self.cards)],
             [f"merchant:merchant-{number:07d}".encode() for number in range(self.merchants)],
@@ -79,7 +79,7 @@ class PaymentMaker:
 
 
 def send_all(kafka: KafkaSettings, payments: Iterator[tuple[str, bytes]]) -> int:
-    """As fast as it goes; returns how many, all acknowledged."""
+    """Send payments as fast as possible; returns how many, all acknowledged."""
     producer: Producer = make_producer(kafka, linger_ms=20)
     topic, count = kafka.topic("payments"), 0
     for key, value in payments:
@@ -95,7 +95,7 @@ def send_all(kafka: KafkaSettings, payments: Iterator[tuple[str, bytes]]) -> int
 
 
 def send_at_rate(kafka: KafkaSettings, maker: PaymentMaker, *, rate: float, seconds: float) -> int:
-    """Open loop: each tenth of a second's payments are sent when they are due, whatever became of the last."""
+    """Send payments in an open loop: those of each tenth of a second leave when they are due."""
     producer: Producer = make_producer(kafka, linger_ms=5)
     topic, sent, started = kafka.topic("payments"), 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:

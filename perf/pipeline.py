@@ -1,12 +1,11 @@
 """The stream worker end to end on a real Kafka: payments a second, freshness, and where the time goes.
 
-Measured: one worker process, held to one core, from `payments` to the changelog, three entities a payment, effectively
-once as in production: decode, what is kept about each payment, frames, profiles, store, changelog, flush, commit.
-Kafka and whoever writes the payments share both cores with it. Stores: memory (its cost is that of a dictionary) and
-Aerospike's official client against the test stand-in, or against a real server at PAYWARDEN_TEST_AEROSPIKE. For: the
-capacity of a worker, and noticing when a stage becomes dearer. Throughput is taken from a backlog, freshness from
-an open loop at half the throughput asked for, without its first quarter. Each run checks that every event was applied
-once.
+Measured: one worker process on one core, from `payments` to the changelog, three entities a payment, effectively once
+as in production: decode, payment records, frames, profiles, store, changelog, flush, commit. Kafka and the process
+that writes the payments share both cores with it. Stores: memory (a dictionary) and Aerospike's official client
+against the test stand-in, or against a real server at PAYWARDEN_TEST_AEROSPIKE. Used for: the capacity of a worker,
+and noticing when a stage becomes dearer. Throughput comes from a backlog. Freshness comes from an open loop at half
+the required throughput, without its first quarter. Each run checks that every event was applied once.
 
     python -m perf.pipeline [--payments N] [--store memory,aerospike] [--json FILE]
 
@@ -52,8 +51,8 @@ from tests.standin.aerospike_server import StandIn
 _ENTITIES = ("card", "merchant", "device")
 _FRESHNESS_SECONDS = 20.0
 _TARGETS = {"memory": 15_000, "aerospike": 6_000}
-# Cards there are, and how many of them pay: a hundred times as many entities with the same payments among them, and
-# with payments spread so thin that next to no two of a batch share a profile.
+# Cards, and how many of them pay. The second has a hundred times as many entities with the same payments. In the third
+# payments are spread so thin that almost no two of a batch share a profile.
 _POPULATIONS = {"": (10_000, 10_000), "_1m_cards": (1_000_000, 10_000), "_1m_cards_active": (1_000_000, 1_000_000)}
 _STAGES = ("read", "decode", "keep", "route", "update", "changelog", "flush", "commit")
 _DAY_MS = 86_400_000
@@ -97,7 +96,7 @@ def _figures(name: str, report: dict[str, Any]) -> dict[str, float]:
 
 
 def _throughput(bootstrap: str, store: str, address: str, cards: int, active: int, count: int) -> dict[str, Any]:
-    """A backlog worked off. Profiles that were there before are as large for many cards as for few."""
+    """Measure a backlog. The profiles before it are as large for many cards as for few."""
     kafka = _new_topics(bootstrap)
     maker = PaymentMaker(cards=cards, active=active, seed=1)
     sent = send_all(kafka, maker.take(count, last_ms=time.time_ns() // 1_000_000, span_ms=_DAY_MS))
@@ -115,7 +114,7 @@ def _freshness(bootstrap: str, store: str, address: str) -> dict[str, float]:
     sent = send_at_rate(kafka, maker, rate=rate, seconds=_FRESHNESS_SECONDS)
     report = _finish(worker, sent, exact=False)
     ages = np.array(report["ages_ms"])
-    # The first quarter is the start: fetches begin, caches fill, and what had come meanwhile is worked off.
+    # The first quarter is the start: fetches begin, caches fill, and the worker catches up.
     ages = ages[len(ages) // 4 :]
     p50, p99, p999 = np.percentile(ages, [50, 99, 99.9])
     return {
@@ -172,7 +171,7 @@ def _store_address(store: str) -> Iterator[str]:
 
 
 def _work(spec: dict[str, Any]) -> None:
-    """Run a worker until it has worked in what is wanted; the last line on stdout is its report."""
+    """Run a worker until it has applied all payments; the last line on stdout is its report."""
     os.sched_setaffinity(0, {(os.cpu_count() or 1) - 1})
     engine = FeatureEngine()
     engine.warm_up()
@@ -190,7 +189,7 @@ def _work(spec: dict[str, Any]) -> None:
     )
     watch = _Watch(pipeline, registry, spec["wanted"])
     settle_collection()
-    # Who sends at a rate begins when the worker has its partitions: joining takes seconds, and is another figure.
+    # An open loop begins when the worker has its partitions: joining the group takes seconds, and is another figure.
     Thread(target=_announce, args=(pipeline,), daemon=True).start()
     pipeline.run(watch.stop)
     print(json.dumps(watch.report()), flush=True)
@@ -203,7 +202,7 @@ def _announce(pipeline: Pipeline) -> None:
 
 
 class _Watch:
-    """Sees each batch of profiles as the metrics do; starts the clock at the first, stops the worker after the last."""
+    """Sees each batch of profiles as the metrics do. Starts the clock at the first, stops the worker after the last."""
 
     def __init__(self, pipeline: Pipeline, registry: CollectorRegistry, wanted: int) -> None:
         self.stop = Event()
@@ -250,7 +249,7 @@ class _Watch:
 
 
 def _store(spec: dict[str, Any], engine: FeatureEngine) -> ProfileStore:
-    """The store, with a profile of ten payments for everyone there can be."""
+    """Returns the store, with a profile of ten payments for every possible entity."""
     store: ProfileStore
     if spec["store"] == "aerospike":
         return AerospikeStore(AerospikeSettings(hosts=(spec["address"],)))

@@ -1,16 +1,17 @@
-"""Replay: payments a second with features, score, policy and decisions.parquet, and the memory it takes.
+"""Replay: payments a second with features, score, policy and decisions.parquet, and its memory.
 
     python -m perf.replay [--rounds N] [--json FILE]
 
 A simulated history of half a million payments in its two files is replayed on one core with the world's large bundle
 (300 trees of 63 leaves, perf/scoring_world.py) and with one of the default size (200 trees), and then on all cores.
-Nothing is stubbed. A rate is that of metrics.json, payments replayed over the time until the last decision is
-written; what opening the files and measuring takes is told apart, and so are the stages. Where all cores are used the
-decisions must be the same bytes.
+Nothing is stubbed. A rate is that of metrics.json: payments replayed, over the time until the last decision is written.
+Opening the files and computing measures are separate figures, and so are the stages. With all cores the decisions must
+be the same bytes.
 
-Memory is the most that a process had of its own (looked at every 5 ms), and the most that was resident with the pages
-of mapped files, which the system takes back when it needs them; for the same cards over two and eight times as long,
-measuring the last week, and the longer one measuring everything. Every figure is of a process of its own.
+Memory has two figures: the most private memory of a process (looked at every 5 ms), and the most resident memory,
+with the pages of mapped files, which the system takes back when it needs them. Both are taken for the same cards over
+two and eight times the history, measuring the last week, and over the longer one measuring everything. Each figure
+comes from a process of its own.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ from perf.measuring import arguments_of, finish, print_rounds
 from perf.scoring_world import WorldSize, bundle_of
 
 CARDS, DAYS, SEED = 5000, 60, 1
-# The history so many times, one after the other: longer, with the cards, merchants and devices that there were.
-# Twice is the least at which reading and looking up ids take the memory they ever do.
+# The history this many times, one after the other: longer, with the same cards, merchants and devices.
+# From twice on, reading and looking up ids take their full memory.
 SHORTER, LONGER = 2, 8
 _LABEL_DELAY_DAYS = 7
 _DEFAULT = WorldSize(training=TrainingSettings(folds=2, threads=1, early_stopping_rounds=0))
@@ -70,7 +71,7 @@ def main() -> None:
     engine.warm_up()
     bundles = {"large": bundle_of(engine, WorldSize()), "default": bundle_of(engine, _DEFAULT)}
     figures: dict[str, Any] = {}
-    # Beside the bundles, on a disk: a memory file system would hide what is written.
+    # Next to the bundles, on a disk: a memory file system would hide the cost of writing.
     with tempfile.TemporaryDirectory(dir=bundles["large"].parent, prefix="replay-") as folder:
         usual, shorter, longer = (Path(folder, name) for name in ("usual", "shorter", "longer"))
         payments, outcomes = simulate(cards=CARDS, days=DAYS, seed=SEED)
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def _rates(name: str, data: Path, bundle: Path, rounds: int) -> dict[str, float]:
-    """Payments a second on one core, with rules, and on all cores, in turns."""
+    """Returns payments a second on one core, with rules, and on all cores, in turns."""
     cores = len(os.sched_getaffinity(0))
     kinds: dict[str, dict[str, Any]] = {"": {}, "_rules": {"rules": _RULES}, "_all_cores": {"cores": cores}}
     rounds_of: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
@@ -105,7 +106,7 @@ def _rates(name: str, data: Path, bundle: Path, rounds: int) -> dict[str, float]
 
 
 def _memory(shorter: Path, longer: Path, bundle: Path, payments: int) -> dict[str, float]:
-    """The most memory at two lengths of history, and what measuring takes of each payment measured."""
+    """Returns the most memory at two lengths of history, and the memory of measures for each payment."""
     week, long_week, whole = (
         _alone(_replayed, data, bundle, last_days=days) for data, days in ((shorter, 7), (longer, 7), (longer, None))
     )
@@ -122,7 +123,7 @@ def _memory(shorter: Path, longer: Path, bundle: Path, payments: int) -> dict[st
 
 
 def _repeated(payments: pa.Table, outcomes: pa.Table, times: int) -> tuple[pa.Table, pa.Table]:
-    """The history so many times, one after the other, with payments of their own."""
+    """Write the history several times, one after the other, with payment ids of their own."""
     count, span_ms = len(payments), DAYS * DAY_MS
     of_payment = pc.index_in(outcomes["payment_id"], value_set=payments["payment_id"].combine_chunks()).to_numpy()
     all_payments, all_outcomes = [], []
@@ -145,7 +146,7 @@ def _moved(table: pa.Table, time: str, by_ms: int, ids: pa.Array) -> pa.Table:
 
 
 def _alone(work: Callable[..., dict[str, Any]], *arguments: object, **options: object) -> dict[str, Any]:
-    """What a function gives in a new process."""
+    """Returns the result of a function that runs in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(work, arguments, options)
 
@@ -171,7 +172,7 @@ def _replayed(
     last_days: int | None = None,
     rules: tuple[ConfiguredRule, ...] = (),
 ) -> dict[str, Any]:
-    """Replay once, as `paywarden replay` does; the last days are measured, or all."""
+    """Replay once, as `paywarden replay` does, and measure the last days or all."""
     _keep_to(cores)
     engine, contestant = _contestant(bundle, rules)
     with tempfile.TemporaryDirectory(dir=data) as folder, _watched_memory() as own_bytes:
@@ -202,7 +203,7 @@ def _replayed(
         "opening": opening,
         "whole": whole,
         "own_bytes": max(own_bytes),
-        # The system's own figure, getrusage's, begins with that of the process it was started by.
+        # getrusage is of no use here: its peak begins with that of the parent process.
         "resident_bytes": _memory_bytes("VmHWM"),
         "decisions": digest,
     }
@@ -210,7 +211,7 @@ def _replayed(
 
 @contextmanager
 def _watched_memory() -> Iterator[list[int]]:
-    """What this process has of its own, every few milliseconds."""
+    """Looks at the private memory of this process every few milliseconds."""
     over, seen = threading.Event(), [_memory_bytes("RssAnon")]
 
     def watch() -> None:
@@ -233,7 +234,7 @@ def _memory_bytes(name: str) -> int:
 
 
 def _stages(data: Path, bundle: Path) -> dict[str, float]:
-    """Where a payment's time goes on one core, in microseconds."""
+    """Returns the microseconds of each stage for a payment on one core."""
     _keep_to(1)
     engine, contestant = _contestant(bundle)
     spent = dict.fromkeys(("features", "score", "policy", "write"), 0.0)

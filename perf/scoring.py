@@ -1,17 +1,17 @@
-"""The scoring path end to end, held against what one would build instead.
+"""The scoring path end to end, compared with what most teams would build instead.
 
-Measured: `paywarden serve` with one worker on one core, the load on the other: answers a second over HTTP (64
+Measured: `paywarden serve` with one worker on one core, and the load on the other. Answers a second over HTTP (64
 connections, a request on each) and gRPC (8 connections with 8 calls each; 64 with one each), and latency in an open
-loop, Poisson, at half of what HTTP can do. Held against: a FastAPI service that is given its features, grpcio doing our
-work, and a bare echo, all on the same core with the same load, in turns; every figure is the median of the rounds.
-Nothing is stubbed; the companion's part, mirror and outbox, is kept fresh and read by the load's process. For: the
-capacity of a worker, and what it is worth.
+loop with Poisson arrivals at half of HTTP's capacity. Compared with: a FastAPI service that gets its features from
+the caller, our scorer behind grpcio, and a bare echo, all on the same core with the same load, in turns. Every figure
+is the median of the rounds. Nothing is stubbed; the load's process does the companion's work on mirror and outbox.
+Used for: the capacity of a worker, and how it compares.
 
     python -m perf.scoring [--entities N] [--rounds N] [--seconds S] [--json FILE]
 
-Where the load is slower than the server, as for echo, a maximum is the load's own: the server's CPU time a request
-(`…_cpu_us`) stands beside each and does not depend on it. Needs the packages of the extra `perf`. Which Python runs it
-matters, to all but the echo: one of a distribution, built with profile-guided optimisation, or one that is not.
+If the load is slower than the server, as for echo, a maximum is that of the load. The server's CPU time a request
+(`…_cpu_us`) does not depend on it, and stands next to each figure. Needs the packages of the extra `perf`. The build of
+Python matters to all but the echo: distributions build it with profile-guided optimisation, others may not.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from perf.measuring import LATENCY_OPTIONS, Measured, Scenario, arguments_of, fi
 from perf.scoring_world import FASTAPI_FEATURES, World, built_world
 from perf.servers import Server, metrics_text, pin_load, running, serving
 
-# None of the others refuses anything; who else uses the machine must not make ours do so.
+# The other servers refuse nothing, so ours must not either: deadlines are longer than a busy machine needs.
 _PATIENT = {"PAYWARDEN_ADMISSION_DEADLINE_MS": "2000", "PAYWARDEN_ADMISSION_WAIT_MS_MAX": "1000"}
 _HTTP = LoadOptions(connections=64, connections_max=64)
 _GRPC = LoadOptions(connections=8, streams=8)
 _GRPC_SINGLE = LoadOptions(connections=64, streams=1)
 _JSON = LoadOptions(content_type="application/json", connections=64, connections_max=64)
-# Of each stage the buckets' bounds in seconds, and cumulative counts.
+# For each stage the buckets' bounds in seconds, and cumulative counts.
 Buckets = dict[str, tuple[list[float], list[float]]]
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
-# What is required of us: at least so many times as fast.
+# The requirement: at least this many times as fast.
 REQUIRED = {"http_to_fastapi": 6.0, "http_to_echo": 0.2, "grpc_to_grpcio": 4.0}
 
 
@@ -103,7 +103,7 @@ def _measure(world: World, stack: ExitStack, rounds: int, seconds: float) -> dic
                 2 * seconds,
                 maxima["fastapi"] / 2,
             ),
-            # What is left of a latency when no work is done: the load, the kernel, and two processes that wake up.
+            # The latency without any work: that of the load, the kernel, and two processes that wake up.
             Scenario("echo", echo, echo.http, bodies, LATENCY_OPTIONS, 2 * seconds, maxima["http"] / 2),
         ],
         rounds,
@@ -128,7 +128,7 @@ def _grpc_of(server: Server) -> str:
 
 
 def _fastapi_bodies() -> Iterator[bytes]:
-    """Different rows over and over; their values do not matter to what it takes."""
+    """Yields different rows again and again; their values do not matter to the cost."""
     rng = np.random.default_rng(2)
     rows = np.round(rng.lognormal(1, 1, (2000, FASTAPI_FEATURES)), 4).tolist()
     return itertools.cycle([json.dumps({"features": row}).encode() for row in rows])
@@ -153,7 +153,7 @@ def _latency_figures(latency: Mapping[str, Sequence[Measured]]) -> dict[str, flo
 
 
 def _ratios(maxima: Mapping[str, float], cpu: Mapping[str, float]) -> dict[str, float]:
-    """What is required, as it is measured, and the same by the servers' CPU time; printed with what it should be."""
+    """Returns and prints the required ratios, as measured and by the servers' CPU time."""
     figures = {}
     for name, required in REQUIRED.items():
         ours, theirs = name.split("_to_")
@@ -167,7 +167,7 @@ def _ratios(maxima: Mapping[str, float], cpu: Mapping[str, float]) -> dict[str, 
 
 
 def _stages(scenario: Scenario, seed: int) -> dict[str, float]:
-    """Microseconds a payment of each stage in one more round, as the worker itself has timed them; printed."""
+    """Returns and prints microseconds a payment of each stage in one more round, as the worker timed them."""
     before = _stage_sums(scenario.server)
     whole_us = scenario.run(seed).server_cpu_us
     after = _stage_sums(scenario.server)
@@ -185,7 +185,7 @@ def _stages(scenario: Scenario, seed: int) -> dict[str, float]:
 
 
 def _print_stage_quantiles(before: Buckets, after: Buckets) -> None:
-    """What a payment has taken meanwhile in each stage and in all, by the worker's own histograms."""
+    """Returns the time a payment took meanwhile in each stage and in all, by the worker's histograms."""
     print(f"\n{'a payment at half of it, by the worker itself, µs':<48} " + "".join(f"{q:>9}" for q in _QUANTILES))
     for stage, (bounds, counts) in after.items():
         taken = np.array(counts) - before[stage][1]
@@ -193,7 +193,7 @@ def _print_stage_quantiles(before: Buckets, after: Buckets) -> None:
 
 
 def _bucket_counts(server: Server) -> Buckets:
-    """Of each stage and of whole requests."""
+    """Returns the histograms of each stage and of whole requests."""
     found: Buckets = {}
     for sample in _samples(server):
         is_request = sample.name == "paywarden_request_seconds_bucket" and sample.labels["route"] == "score"
@@ -205,13 +205,13 @@ def _bucket_counts(server: Server) -> Buckets:
 
 
 def _quantile(bounds: Sequence[float], counts: NDArray[np.float64], share: float) -> float:
-    """By interpolation within a bucket, as Prometheus does; of what is beyond the last bound, that bound."""
+    """Returns a quantile by interpolation within a bucket, as Prometheus does; beyond the last bound, that bound."""
     finite = len(bounds) - 1
     return float(np.interp(share * counts[-1], [0.0, *counts[:finite]], [0.0, *bounds[:finite]]))
 
 
 def _stage_sums(server: Server) -> dict[str, tuple[float, float]]:
-    """Seconds and payments of each stage, of chunks that were timed."""
+    """Returns seconds and payments of each stage, over the chunks that were timed."""
     sums: dict[tuple[str, str], float] = {}
     for sample in _samples(server):
         if sample.name in ("paywarden_stage_seconds_sum", "paywarden_stage_seconds_count"):
@@ -220,7 +220,7 @@ def _stage_sums(server: Server) -> dict[str, tuple[float, float]]:
 
 
 def _samples(server: Server) -> Iterator[Sample]:
-    """All that /metrics says."""
+    """Returns everything that /metrics shows."""
     for family in text_string_to_metric_families(metrics_text(server)):
         yield from family.samples
 

@@ -1,6 +1,6 @@
-"""A scorer in this process, with what a worker of `paywarden serve` has, from a configuration file.
+"""A scorer in this process, built from a configuration file like that of a worker of `paywarden serve`.
 
-It remembers no answered payments: the same requests are scored again and again.
+It has no decision cache: the same requests are scored again and again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paywarden.models.policy.policy import flags_of
-from paywarden.ops.wiring import parts as wiring
+from paywarden.ops import wiring
 from paywarden.schemas.settings import read_source
 from paywarden.scoring.engine import records
 from paywarden.scoring.engine.batcher import Refusal
@@ -27,7 +27,7 @@ from paywarden.scoring.state.outbox import OutboxWriter
 
 @dataclass(frozen=True)
 class ScorerInProcess:
-    """The scorer, what it was made of, and its outbox."""
+    """The scorer, its parts and its outbox."""
 
     host: ServerContext
     intake: RequestDecoder
@@ -35,14 +35,14 @@ class ScorerInProcess:
     outbox: OutboxWriter
 
     def score(self, bodies: Sequence[bytes], now_ms: int) -> Sequence[bytes | Refusal]:
-        """What a worker does with serialised requests, all of which must be right."""
+        """Does what a worker does with serialised requests, all of which must be valid."""
         payments, wrong = self.intake.read(bodies, now_ms)
         assert not wrong
         return self.scorer.score_many(payments, now_ms)
 
 
 def open_scorer(config: Path, worker: str) -> ScorerInProcess:
-    """The scorer of a world, with an outbox of this name. One to a process: LMDB is opened once."""
+    """Open the scorer of a world, with an outbox of this name. Once in a process: LMDB allows no second."""
     host = wiring.scoring_host(read_source(str(config)), None)
     host.engine.warm_up()
     fast_requests.warm_up()

@@ -1,11 +1,11 @@
-"""The world that the scoring path is measured in: seeded, with as many entities as one wants.
+"""The world of the scoring benchmarks: seeded, with any number of entities.
 
     simulated history ─┬─ training ─► a bundle of 300 trees with 63 leaves, compiled     kept in .perf/, takes a minute
                        ├─ features ─► profiles of some 10,000 entities ─ copied under new keys ─► mirror
-                       └─ its last days ─► requests over those entities, a few of them of nobody known
+                       └─ its last days ─► requests over those entities, a few of them with unknown cards or devices
 
 Copies are whole parallel worlds: card 7 of world 3 pays merchants of world 3 with devices of world 3, and a request's
-profiles are as unlike each other as in the simulation. The history ends now, so windows hold what they would.
+profiles differ as much as in the simulation. The history ends now, so that windows are as full as in production.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, workers
 CACHE = Path(".perf")
 FASTAPI_FEATURES = 48
 _LABEL_DELAY_DAYS = 7
-# Before the first day that is trained on, so that profiles hold something.
+# Days before the first training day, so that profiles are not empty.
 _WARM_DAYS = 20
 _UNKNOWN_SHARE = 0.02
-# Profiles, keys and LMDB's own pages; an upper bound, nothing is taken before it is used.
+# Profiles, keys and LMDB's own pages. An upper bound: memory is taken only as it is used.
 _MIRROR_BYTES_PER_ENTITY = 1500
 _APPLY_AT_ONCE = 100_000
 _FRESH_EVERY_S = 1.0
@@ -73,8 +73,8 @@ port = 0
 """
 
 
-# As many leaves as there may be, and bins as coarse as LightGBM's own. One thread: where others use the machine, two
-# wait for each other most of the time.
+# The most leaves there may be, and bins as coarse as LightGBM's default. One thread: on a busy machine two threads
+# would wait for each other most of the time.
 _TRAINING = TrainingSettings(
     trees=300,
     leaves=63,
@@ -84,7 +84,7 @@ _TRAINING = TrainingSettings(
     learning_rate=0.03,
     threads=1,
     label_delay_days=_LABEL_DELAY_DAYS,
-    # As many trees as the figures are for.
+    # The figures are for this many trees.
     early_stopping_rounds=0,
 )
 
@@ -96,7 +96,7 @@ class WorldSize:
     # Some 17,000 cards, merchants and devices; beyond them, copies.
     cards: int = 3000
     days: int = 60
-    # Of the history that the model is trained on: half a day's payments of a large issuer, for a minute of training.
+    # Days of training: half a day's payments of a large issuer, for a minute of training.
     training_cards: int = 3000
     training_days: int = 10
     training: TrainingSettings = _TRAINING
@@ -106,14 +106,14 @@ class WorldSize:
 
 @dataclass(frozen=True)
 class World:
-    """What scenarios work with. `config` is a configuration file of `paywarden serve`."""
+    """What the benchmarks work with. `config` is a configuration file of `paywarden serve`."""
 
     config: Path
     bundle: Path
     fastapi_model: Path
     mirror: MirrorSettings
     outbox: OutboxSettings
-    # What is in the mirror.
+    # Profiles in the mirror.
     entities: int
     requests: list[ScoreRequest]
 
@@ -129,7 +129,7 @@ class Past:
 
 
 def make_past(size: WorldSize) -> Past:
-    """Simulate the history; train and compile the bundle where there is none yet."""
+    """Simulate the history; train and compile the bundle if there is none yet."""
     engine = FeatureEngine()
     engine.warm_up()
     payments, outcomes = simulate(cards=size.cards, days=size.days, seed=size.seed, end_time_ms=now_ms())
@@ -137,7 +137,7 @@ def make_past(size: WorldSize) -> Past:
 
 
 def vectors_of(past: Past, count: int) -> NDArray[np.float32]:
-    """Vectors of the history's last payments, as they were when they happened, in a seeded order."""
+    """Returns the vectors of the history's last payments at their time, in a seeded order."""
     last = len(past.history)
     chunks = PointInTimeReplay(past.history, past.engine, load_rates()).chunks(first=last - count, last=last)
     vectors = np.concatenate([chunk.vectors.copy() for chunk in chunks])
@@ -146,9 +146,9 @@ def vectors_of(past: Past, count: int) -> NDArray[np.float32]:
 
 @contextmanager
 def built_world(entities: int, size: WorldSize | None = None, *, outbox: Path | None = None) -> Iterator[World]:
-    """A world with at least so many entities in its mirror, kept complete and fresh, its outbox read, until the end.
+    """Give a world with at least this many entities; keep its mirror fresh and read its outbox until the block ends.
 
-    `outbox`: a folder for it, else a temporary one. Raises Misconfigured when the mirror finds no room.
+    `outbox` is its folder, else a temporary one. Raises Misconfigured when the mirror finds no room.
     """
     size = size or WorldSize()
     past = make_past(size)
@@ -184,15 +184,15 @@ def _require_room(folder: Path, megabytes: int) -> None:
 
 
 def bundle_of(engine: FeatureEngine, size: WorldSize) -> Path:
-    """The bundle of this catalogue and size, trained and compiled if it is not there yet; FastAPI's model beside it.
+    """Returns the bundle of this catalogue and size with FastAPI's model; trains and compiles it if it is not there.
 
-    Its history is of fixed days, so that it is the same bundle whenever it is made.
+    Its history has fixed days, so that it is always the same bundle.
     """
     training = size.training
     settings = hashlib.sha256(repr((size.training_cards, size.training_days, size.seed, training)).encode())
     folder = CACHE / f"{engine.plan.digest[:12]}-{training.trees}x{training.leaves}-{settings.hexdigest()[:12]}"
     if (folder / "fastapi.txt").is_file():
-        # Training takes minutes, and the library must be what today's code compiles.
+        # Training takes minutes, so the model is kept. The library is compiled anew by the current code.
         build_native(folder / "bundle")
         return folder / "bundle"
     print(f"training and compiling {training.trees} trees of {training.leaves} leaves, once", flush=True)
@@ -210,11 +210,11 @@ def bundle_of(engine: FeatureEngine, size: WorldSize) -> Path:
 
 
 def _train_for_fastapi(table: TrainingTable, training: TrainingSettings, destination: Path) -> None:
-    """As large a model, of the first 48 features: what a service that is given its features would load."""
+    """Train a model of the same size on the first 48 features, for the service without profiles of its own."""
     vectors = np.nan_to_num(table.vectors[:, :FASTAPI_FEATURES])
     data = lightgbm.Dataset(vectors, table.label)
     model = lightgbm.train(training.lightgbm_parameters(), data, num_boost_round=training.trees)
-    # Written last and whole: it says that the folder is complete.
+    # Written last and at once: this file says that the folder is complete.
     unfinished = destination.with_suffix(".unfinished")
     unfinished.write_text(model.model_to_string(), encoding="utf-8")
     unfinished.replace(destination)
@@ -224,7 +224,7 @@ def _train_for_fastapi(table: TrainingTable, training: TrainingSettings, destina
 
 
 def _fill(writer: MirrorWriter, history: History, engine: FeatureEngine, entities: int) -> tuple[int, int]:
-    """Put the history's profiles in as often as it takes; returns how often, and how many profiles that is."""
+    """Put copies of the history's profiles into the mirror; returns the number of copies and of profiles."""
     passage = PointInTimeReplay(history, engine, load_rates())
     for _ in passage.chunks():
         pass
@@ -235,7 +235,7 @@ def _fill(writer: MirrorWriter, history: History, engine: FeatureEngine, entitie
         if state is not None
     }
     copies = max(1, -(-entities // len(base)))
-    # In order of keys, which fills LMDB's pages instead of splitting them.
+    # Writing in the order of keys fills LMDB's pages instead of splitting them.
     profiles = ((_copied(key, copy).encode(), base[key]) for key in sorted(base) for copy in range(copies))
     while some := dict(islice(profiles, _APPLY_AT_ONCE)):
         writer.apply(dict(some), {})
@@ -244,15 +244,15 @@ def _fill(writer: MirrorWriter, history: History, engine: FeatureEngine, entitie
 
 
 def _copied(ids: str, copy: int | str) -> str:
-    """The key or id of the same entity in another world; of a combination, each of its ids."""
+    """Returns the key or id of the same entity in another world. A combination has each of its ids changed."""
     ending = f".{copy:05}" if isinstance(copy, int) else f".{copy}"
     return ids.replace(SEPARATOR, ending + SEPARATOR) + ending
 
 
 @contextmanager
 def _kept_fresh(writer: MirrorWriter, outbox: OutboxSettings) -> Iterator[None]:
-    """What a companion does without which figures would be of a broken host: a mirror that is complete to now, and an
-    outbox whose segments go."""
+    """Do the companion's work, so that the host is whole: keep the mirror complete up to now, and take segments out of
+    the outbox."""
     over = threading.Event()
 
     def keep() -> None:
@@ -276,9 +276,9 @@ def _kept_fresh(writer: MirrorWriter, outbox: OutboxSettings) -> Iterator[None]:
 
 
 def requests_over(payments: pa.Table, copies: int | None, size: WorldSize) -> list[ScoreRequest]:
-    """Payments of the history's last week, each in a world drawn for it; a few of cards and devices nobody knows.
+    """Returns payments of the history's last week, each in a random world; a few have unknown cards and devices.
 
-    Without `copies` the entities are the history's own.
+    Without `copies` the entities are those of the history.
     """
     rng = np.random.default_rng(size.seed)
     newest = min(len(payments), max(100, len(payments) * 7 // size.days))

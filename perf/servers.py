@@ -1,4 +1,4 @@
-"""Server processes under measurement: started on a core of their own, known to be ready, stopped at the end."""
+"""Starts the measured server processes on a core of their own, waits until they are ready, and stops them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _STOP_TIMEOUT_S = 15.0
 
 
 def server_core() -> int:
-    """The core that servers are held to: the last one."""
+    """Returns the core of the servers: the last one."""
     return max(os.sched_getaffinity(0) if _pinned is None else {_pinned[1]})
 
 
 def load_core() -> int:
-    """The core that the load is held to, and what else is no server under measurement."""
+    """Returns the core of the load and of everything that is no measured server."""
     return min(os.sched_getaffinity(0))
 
 
 def pin_load() -> None:
-    """Hold this process, the load, to a core that is not the servers'. With a single core nothing is gained."""
+    """Pin this process, the load, to a core without servers. With a single core they share it."""
     global _pinned
     if _pinned is None:
         cores = sorted(os.sched_getaffinity(0))
@@ -52,22 +52,22 @@ class Server:
 
     @property
     def http(self) -> str:
-        """The address of the HTTP front."""
+        """Returns the address of the HTTP front."""
         return self.addresses["http"]
 
     @property
     def grpc(self) -> str | None:
-        """The address of the gRPC front, where there is one."""
+        """Returns the address of the gRPC front, if there is one."""
         return self.addresses.get("grpc")
 
     def cpu_seconds(self) -> float:
-        """CPU time that the process and its children have used."""
+        """Returns the CPU time that the process and its children have used, in seconds."""
         parent = psutil.Process(self.process.pid)
         times = [each.cpu_times() for each in (parent, *parent.children(recursive=True))]
         return float(sum(each.user + each.system for each in times))
 
     def worker_pids(self) -> list[int]:
-        """The processes it has forked, else itself."""
+        """Returns the processes it has forked, else itself."""
         return [child.pid for child in psutil.Process(self.process.pid).children()] or [self.process.pid]
 
 
@@ -79,7 +79,7 @@ def running(
     environment: dict[str, str] | None = None,
     core: int | None = None,
 ) -> Iterator[Server]:
-    """`python -m module …` on the servers' core, or another. It prints its addresses, a line each.
+    """Run `python -m module …` on the servers' core, or another. It prints each of its addresses on a line.
 
     Waits until `ready_path` answers 200, if one is given. Raises RuntimeError when it does not come up.
     """
@@ -92,7 +92,7 @@ def running(
 
 @contextmanager
 def serving(config: Path, *, environment: dict[str, str] | None = None) -> Iterator[Server]:
-    """`paywarden serve`, ready."""
+    """Run `paywarden serve` until it is ready."""
     with running(
         "paywarden", "--config", str(config), "serve", ready_path="/readyz", environment=environment
     ) as server:
@@ -100,7 +100,7 @@ def serving(config: Path, *, environment: dict[str, str] | None = None) -> Itera
 
 
 def wait_until_ready(server: Server, path: str) -> None:
-    """Until `path` answers 200. Raises RuntimeError when the server ends or takes too long."""
+    """Wait until `path` answers 200. Raises RuntimeError when the server ends or takes too long."""
     until = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < until:
         if server.process.poll() is not None:
@@ -113,7 +113,7 @@ def wait_until_ready(server: Server, path: str) -> None:
 
 
 def metrics_text(server: Server) -> str:
-    """What /metrics says."""
+    """Returns the text of /metrics."""
     with urllib.request.urlopen(f"{server.http}/metrics", timeout=5) as answer:
         text: str = answer.read().decode()
     return text
@@ -146,7 +146,7 @@ def _started(
 
 
 def _addresses(process: subprocess.Popen[str]) -> dict[str, str]:
-    """What is printed up to a moment after the first line, by scheme."""
+    """Returns the addresses printed up to a moment after the first line, by scheme."""
     addresses: dict[str, str] = {}
     has_first = Event()
 

@@ -1,6 +1,7 @@
-/* Preloaded into a process, this makes the disk under the folder PAYWARDEN_SLOW_PATH slow: a write (or sync) of a file
- * in it takes PAYWARDEN_SLOW_WRITE_US (PAYWARDEN_SLOW_SYNC_US) microseconds longer, while there is a file of the name
- * PAYWARDEN_SLOW_SWITCH and ".write" (".sync"). For perf/faults.py; no root and no special file system is needed. */
+/* A library to preload into a process. It makes the disk under the folder PAYWARDEN_SLOW_PATH slow: a write (or sync) of
+ * a file in it takes PAYWARDEN_SLOW_WRITE_US (PAYWARDEN_SLOW_SYNC_US) microseconds longer, while a file named
+ * PAYWARDEN_SLOW_SWITCH with ".write" (".sync") exists. Made for perf/faults.py; it needs no root and no special file
+ * system. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>

@@ -1,9 +1,10 @@
-"""A worker under load for as long as one likes: does its memory grow, do its latencies?
+"""A worker under load for many minutes: do its memory and its latencies grow?
 
-Measured, on one worker of `paywarden serve`: in an open loop, Poisson, at half of what it can do over HTTP, minute by
-minute: the worker's anonymous memory (mirror and table of answered payments are files, and shared), p50, p99 and p99.9,
-and its collector's pauses. The first minute is not counted: buffers grow to their size in it. For: whether a million
-requests leave anything behind. Ten million are what a host with a thousand payments a second sees in three hours.
+Measured, on one worker of `paywarden serve`, in an open loop with Poisson arrivals at half of its capacity over HTTP.
+For each minute: the worker's anonymous memory (mirror and decision cache are shared files), p50, p99 and p99.9, and the
+pauses of the garbage collector. The first minute does not count, because buffers grow to their size in it. Used for:
+whether a million requests leave anything behind. A host with a thousand payments a second gets ten million in three
+hours.
 
     python -m perf.soak [--minutes N] [--entities N] [--json FILE]
 """
@@ -37,7 +38,7 @@ def main() -> None:
         minutes = [_minute(server, bodies, most / 2, number) for number in range(arguments.minutes + 1)][1:]
     answered = sum(one["answered"] for one in minutes)
     first, last = minutes[0], minutes[-1]
-    # From the end of the first minute that is counted on.
+    # Growth counts from the end of the first minute that counts.
     since = (answered - first["answered"]) / 1e6
     figures = {
         "rate": most / 2,
@@ -75,13 +76,13 @@ def _minute(server: Server, bodies: Iterator[bytes], rate: float, number: int) -
 
 
 def _anonymous_kib(pid: int) -> int:
-    """Memory that is no file's, as Linux tells it."""
+    """Returns the anonymous memory of the process, as Linux reports it."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
 
 
 def _pauses(server: Server) -> float:
-    """How often the worker has collected garbage so far."""
+    """Returns how often the worker has collected garbage so far."""
     name = "paywarden_gc_pause_seconds_count "
     return sum(float(line[len(name) :]) for line in metrics_text(server).splitlines() if line.startswith(name))
 

@@ -1,13 +1,13 @@
-"""Avro records in Confluent's wire format: what is on every topic.
+"""Avro records in Confluent's wire format, which the topics hold.
 
     byte 0      magic, 0
     bytes 1–4   the writer's schema id, big endian
     bytes 5–    the record, Avro binary
 
-A value says which schema it was written with; a `Decoder` asks its `SchemaIds` for that schema once and then
-resolves every such record to today's schema of the topic. Without a registry, an id is derived from the
-schema itself (`fingerprint`), so that two processes of one release agree on it without talking. A fingerprint
-stays readable when a registry is configured later.
+A value names the schema it was written with. A `Decoder` asks its `SchemaIds` for that schema once, and then
+resolves every such record to the current schema of the topic. Without a registry the id is a fingerprint of the
+schema itself, so that processes of one release agree on it without asking each other. A fingerprint stays readable
+when a registry is configured later.
 """
 
 from __future__ import annotations
@@ -51,53 +51,53 @@ TOPICS: Final = (
 _HEADER: Final = struct.Struct(">BI")
 _MAGIC: Final = 0
 _HIGHEST_ID: Final = 2**31 - 1
-# How much of an unknown field's name a message shows.
+# Characters of an unknown field's name that a message shows.
 _NAME_SHOWN: Final = 64
-# Stands for a value that is not there and has no default.
+# Stands in for a value that is missing and has no default.
 _ABSENT: Final = object()
 _WHOLE_RANGES: Final = {"int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
-# All that fastavro was seen or is written to raise on a body that is not what its schema says.
+# Everything that fastavro raises on a body that does not fit its schema, by its code and by trial.
 _BODY_ERRORS: Final = (EOFError, IndexError, OverflowError, ValueError, struct.error, SchemaResolutionError)
 _RECORD_ERRORS: Final = (AttributeError, OverflowError, TypeError, ValueError, struct.error)
 
 
 class SchemaIds(Protocol):
-    """Which number stands for which schema."""
+    """Maps schemas to ids and back."""
 
     def id_of(self, topic: str) -> int:
-        """The id of the schema we write to `topic`."""
+        """Returns the id of the schema that we write to `topic`."""
 
     def schema_of(self, schema_id: int) -> Schema:
-        """The schema behind an id.
+        """Returns the schema behind an id.
 
-        Raises InvalidEvent when nobody knows it, TemporaryFailure when who knows did not answer.
+        Raises InvalidEvent for an unknown id, TemporaryFailure when the registry did not answer.
         """
 
 
 def subject(topic: str) -> str:
-    """The name a registry keeps the schemas of a topic's values under. `topic` is the name on the cluster."""
+    """Returns the registry's name for the schemas of a topic's values. `topic` is the name on the cluster."""
     return f"{topic}-value"
 
 
 def schema_text(topic: str) -> str:
-    """Today's schema of a topic, as in its file."""
+    """Returns the current schema of a topic, as in its file."""
     assert topic in TOPICS, f"{topic} is not one of {TOPICS}"
     return resources.files("paywarden.schemas.avsc").joinpath(f"{topic}.avsc").read_text(encoding="utf-8")
 
 
 @cache
 def topic_schema(topic: str) -> Schema:
-    """Today's schema of a topic, parsed once; not to be changed by the caller."""
+    """Returns the current schema of a topic, parsed once. The caller must not change it."""
     return parsed(schema_text(topic))
 
 
 def past_schemas(folder: Traversable | None = None) -> list[Schema]:
-    """Schemas that topics had in earlier releases: `history/*.avsc`, if there are any."""
+    """Returns the schemas that topics had in earlier releases: `history/*.avsc`."""
     return [parsed(text) for text in _past_texts(folder).values()]
 
 
 def _past_texts(folder: Traversable | None = None) -> dict[str, str]:
-    """By name without the ending, as in `payments-1`."""
+    """Returns the texts by name without the ending, as in `payments-1`."""
     history = resources.files("paywarden.schemas.avsc").joinpath("history") if folder is None else folder
     if not history.is_dir():
         return {}
@@ -107,7 +107,7 @@ def _past_texts(folder: Traversable | None = None) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class SchemaVersion:
-    """One schema that a topic has or had. Versions count from 1; the highest is today's."""
+    """A schema that a topic has or had. Versions count from 1; the highest is the current one."""
 
     topic: str
     version: int
@@ -116,7 +116,7 @@ class SchemaVersion:
 
 
 def schema_versions(topic: str) -> list[SchemaVersion]:
-    """Every schema of a topic, the oldest first."""
+    """Returns every schema of a topic, the oldest first."""
     past = {}
     for name, text in _past_texts().items():
         past_topic, _, number = name.rpartition("-")
@@ -127,11 +127,11 @@ def schema_versions(topic: str) -> list[SchemaVersion]:
 
 
 def parsed(text: str) -> Schema:
-    """A record schema from its JSON, logical types taken as the plain types under them.
+    """Returns a record schema from its JSON. Logical types become the plain types under them.
 
-    Raises InvalidEvent for what is no record schema, and for one that a few bytes could turn into endless
-    work: a schema that contains itself (deep nesting overflows the decoder's C stack), or an array whose
-    items take no bytes (its length is then bounded by nothing).
+    Raises InvalidEvent for JSON that is no record schema, and for a schema that lets a few bytes cause endless work:
+    a schema that contains itself (deep nesting overflows the decoder's C stack), or an array whose items take no bytes
+    (nothing then bounds its length).
     """
     try:
         schema = fastavro.parse_schema(_plain(json.loads(text)))
@@ -144,18 +144,18 @@ def parsed(text: str) -> Schema:
 
 
 def fingerprint(schema: Schema) -> int:
-    """A schema's id where there is no registry: 31 bits, a positive int in every language.
+    """Returns a schema's id for a deployment without a registry: 31 bits, a positive int in every language.
 
     The first four bytes (big endian, top bit cleared) of the SHA-256 of its Parsing Canonical Form
     (https://avro.apache.org/docs/1.12.0/specification/#parsing-canonical-form-for-schemas): documentation,
-    defaults and layout do not change it, what is on the wire does.
+    defaults and layout do not change it; a change of the bytes on the wire does.
     """
     digest = hashlib.sha256(to_parsing_canonical_form(schema).encode("utf-8")).digest()
     return int.from_bytes(digest[:4], "big") & _HIGHEST_ID
 
 
 class LocalSchemaIds:
-    """The ids of a deployment without a registry: fingerprints of today's and earlier schemas."""
+    """The ids of a deployment without a registry: fingerprints of the current and earlier schemas."""
 
     def __init__(self, past: Iterable[Schema] | None = None) -> None:
         self._ids = {topic: fingerprint(topic_schema(topic)) for topic in TOPICS}
@@ -168,23 +168,23 @@ class LocalSchemaIds:
                 raise Misconfigured(f"schemas {known['name']} and {schema['name']} share the id {schema_id}")
 
     def id_of(self, topic: str) -> int:
-        """The fingerprint of the topic's schema."""
+        """Returns the fingerprint of the topic's schema."""
         return self._ids[topic]
 
     def schema_of(self, schema_id: int) -> Schema:
-        """The schema with that fingerprint; raises InvalidEvent when this release knows none."""
+        """Returns the schema with that fingerprint. Raises InvalidEvent when this release has none."""
         schema = self.find(schema_id)
         if schema is None:
             raise InvalidEvent(f"unknown schema id {schema_id}")
         return schema
 
     def find(self, schema_id: int) -> Schema | None:
-        """The schema with that fingerprint, or None when this release knows none."""
+        """Returns the schema with that fingerprint; None when this release has none."""
         return self._schemas.get(schema_id)
 
 
 class Encoder:
-    """Writes records of one topic, under an id that stands for `schema` (today's, unless another is given).
+    """Writes records of one topic. The id stands for `schema`, which is the current one unless another is given.
 
     Thread-safe.
     """
@@ -203,7 +203,7 @@ class Encoder:
         ]
 
     def encode(self, record: Mapping[str, Any]) -> bytes:
-        """The value to produce; fields with a default may be missing.
+        """Returns the value to send. Fields with a default may be missing.
 
         Raises InvalidEvent that names the first field that is missing, unknown or of another type.
         """
@@ -215,7 +215,7 @@ class Encoder:
                 stream, self._schema, record, strict_allow_default=True, disable_tuple_notation=True
             )
         except _RECORD_ERRORS:
-            # Without the cause: fastavro's messages quote the value.
+            # No cause is attached: fastavro's messages quote the value.
             raise _unfit(self._schema, record) from None
         return stream.getvalue()
 
@@ -236,18 +236,18 @@ class _Reader:
     """How records of one writer's schema are read."""
 
     writer: Schema
-    # None when the writer's schema is ours: nothing to resolve, and half the time.
+    # None when the writer's schema is ours: there is nothing to resolve, and reading takes half the time.
     reader: Schema | None
-    # Fields the writer does not have whose default is a list or map: fastavro would give every record the
-    # same object.
+    # Fields that the writer lacks and whose default is a list or map. fastavro would share one object among all
+    # records.
     owned_defaults: tuple[tuple[str, Any], ...]
 
 
 class Decoder:
-    """Reads records of one topic, whichever of its schemas they were written with.
+    """Reads records of one topic, written with any of its schemas.
 
-    Records come out as `schema` has them (today's, unless another is given). Asks `ids` once per schema id.
-    Thread-safe where `ids` is.
+    Records have the fields of `schema`, which is the current one unless another is given. The decoder asks `ids` once
+    for each schema id. It is thread-safe if `ids` is.
     """
 
     def __init__(self, topic: str, ids: SchemaIds, *, schema: Schema | None = None) -> None:
@@ -257,10 +257,9 @@ class Decoder:
         self._readers: dict[int, _Reader] = {}
 
     def decode(self, value: bytes) -> dict[str, Any]:
-        """The record, with the fields of today's schema of the topic.
+        """Returns the record, with the fields of the topic's current schema.
 
-        Raises InvalidEvent when the value is no such record, TemporaryFailure when its schema could not be
-        asked for.
+        Raises InvalidEvent when the value is no such record, TemporaryFailure when its schema cannot be fetched.
         """
         if len(value) < _HEADER.size:
             raise InvalidEvent(f"too short: {len(value)} bytes, the header alone has {_HEADER.size}")
@@ -299,17 +298,17 @@ class Decoder:
 
 
 def same_on_the_wire(one: Schema, other: Schema) -> bool:
-    """Whether records of both have the same bytes: only words, defaults or layout differ."""
+    """Returns whether records of both schemas have the same bytes: only documentation, defaults or layout differ."""
     return to_parsing_canonical_form(one) == to_parsing_canonical_form(other)
 
 
 def simple_name(schema: Schema) -> str:
-    """The record's name without its namespace, as in `Payment`; a reader's must be the writer's."""
+    """Returns the record's name without its namespace, as in `Payment`. Reader and writer must have the same."""
     return str(schema["name"]).rpartition(".")[2]
 
 
 def _refuse_body(error: Exception, schema_id: int, *, at_end: bool) -> NoReturn:
-    # None of these causes quotes more of the body than one byte.
+    # None of these errors quotes more than one byte of the body.
     if isinstance(error, SchemaResolutionError):
         message = f"schema id {schema_id} cannot be read as today's: {str(error)[:200]}"
     elif isinstance(error, UnicodeDecodeError):
@@ -338,7 +337,7 @@ def _refuse_unless_real(name: str, value: Any) -> None:
 
 
 def _unfit(schema: Schema, record: object) -> InvalidEvent:
-    """Why fastavro did not write `record`, in words that hold none of its values."""
+    """Returns why fastavro did not write `record`, without any of its values."""
     if not isinstance(record, Mapping):
         return InvalidEvent(f"wanted a mapping of fields, got {type(record).__name__}")
     fields = {field["name"]: field for field in schema["fields"]}
@@ -360,7 +359,7 @@ def _unfit(schema: Schema, record: object) -> InvalidEvent:
 def _mismatch(schema: Schema, error: ValidationError) -> InvalidEvent:
     first = error.errors[0]
     got = "null" if first.datum is None else type(first.datum).__name__
-    # A field outside this record's own path is one of a record within it.
+    # A path that does not start with this record's name is a field of a record within it.
     path = str(first.field).removeprefix(f"{schema['name']}.")
     return InvalidEvent(f"wanted {_described(first.schema)}, got {got}", field=path)
 
@@ -374,7 +373,7 @@ def _described(schema: Any) -> str:
 
 
 def _plain(schema: Any) -> Any:
-    """Without logical types: fastavro would turn longs into datetimes because the *writer* says so."""
+    """Returns the schema without logical types: with them fastavro would turn longs into datetimes."""
     if isinstance(schema, dict):
         return {key: _plain(value) for key, value in schema.items() if key != "logicalType"}
     return [_plain(branch) for branch in schema] if isinstance(schema, list) else schema

@@ -1,26 +1,26 @@
-"""Every error Paywarden raises on purpose. The branch says how it is handled.
+"""Every error that Paywarden raises on purpose. The branch of the tree says how an error is handled.
 
     PaywardenError
-    ├── InvalidEvent        this one input is bad: refuse it (400) or dead-letter it, and go on
-    ├── TemporaryFailure    something outside is unwell: retry, do not commit
+    ├── InvalidEvent        one input is bad: refuse it (400) or dead-letter it, and go on
+    ├── TemporaryFailure    a system outside does not answer: retry, do not commit
     │   ├── StoreUnavailable
     │   └── BrokerUnavailable
-    └── Misconfigured       nothing to retry: stop at start with one clear line
+    └── Misconfigured       a retry cannot help: stop at start with one clear line
         └── BundleRefused
 
-Anything else that is raised is a bug and is not caught below the top of a process.
-Messages say what was wanted and what was got; they never hold a card id, a secret or a payload.
+Any other exception is a bug, and only the top of a process catches it.
+A message says what was wanted and what was got. It never holds a card id, a secret or a payload.
 """
 
 from __future__ import annotations
 
 
 class PaywardenError(Exception):
-    """Root of the tree; `str()` of any of them is one line fit for an operator."""
+    """Root of the tree. `str()` of any error in it is one line for an operator."""
 
 
 class InvalidEvent(PaywardenError):
-    """One event or request cannot be used. `field` names the offending field, or is empty."""
+    """One event or request cannot be used. `field` names the wrong field; empty if no field is to blame."""
 
     def __init__(self, message: str, *, field: str = "") -> None:
         super().__init__(f"{field}: {message}" if field else message)
@@ -28,19 +28,19 @@ class InvalidEvent(PaywardenError):
 
 
 class TemporaryFailure(PaywardenError):
-    """Something outside did not answer; the same call may succeed later."""
+    """A system outside the process did not answer; the same call may succeed later."""
 
 
 class StoreUnavailable(TemporaryFailure):
-    """The profile store did not take or give records within its limits."""
+    """The profile store did not read or write records within its timeouts."""
 
 
 class BrokerUnavailable(TemporaryFailure):
-    """Kafka did not answer within its limits."""
+    """Kafka did not answer within its timeouts."""
 
 
 class Misconfigured(PaywardenError):
-    """The process cannot do its job with what it was given: stop at start."""
+    """The process cannot work with its settings, files or arguments: it stops at its start."""
 
 
 class BundleRefused(Misconfigured):

@@ -1,4 +1,4 @@
-"""One table of a payment's fields. Every reader of payments takes its rules from here.
+"""The table of a payment's fields. Every reader of payments takes its rules from here.
 
     reader                         module                                      payment comes from
     JSON, protobuf                 scoring/requests/wire.py                             the endpoint
@@ -7,9 +7,9 @@
     Avro, compiled                 streams/profiles/fast_intake.py                      the topic `payments`
     Parquet, rows of topics        features/history/payment_columns.py                 a history, an archive
 
-A reader that finds a wrong value names the first wrong field in the order of the table and says what it got and what
-it wanted, as in `country: is text of 7 characters; wanted two capital letters, A to Z (ISO 3166-1 alpha-2)`.
-A message never holds an id, a text or an amount: any of them may be a card number that was put into the wrong field.
+A reader refuses a payment with the first wrong field in the order of the table. It says what it got and what it
+wanted, as in `country: is text of 7 characters; wanted two capital letters, A to Z (ISO 3166-1 alpha-2)`.
+A message never holds an id, a text or an amount: each may be a card number in the wrong field.
 
 Readers differ in what `PaymentField.differs` says, and in nothing else.
 """
@@ -25,26 +25,26 @@ from typing import Any
 
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 
-# A store's key is at most 511 bytes long: an entity's name (63 bytes at most), a colon and the id.
+# A key of the store has at most 511 bytes: an entity's name (at most 63 bytes), a colon and the id.
 ID_BYTES_MAX = 256
 # The longest IPv6 address with a zone, and any name of a channel.
 WORD_BYTES_MAX = 64
-# A billion euros. Times the largest exchange rate it still fits 63 bits (features/profiles/money.py).
+# A billion euros. Multiplied by the largest exchange rate it still fits into 63 bits (features/profiles/money.py).
 AMOUNT_MINOR_MAX = 10**11
 # Offsets run from -12 to +14 hours; a day either way is room for any clock.
 UTC_OFFSET_MINUTES_MAX = 1439
 # Digits of a payment card's number, ISO/IEC 7812-1.
 CARD_DIGITS_MIN, CARD_DIGITS_MAX = 13, 19
-# From 2000 on and before 2100. Milliseconds of these years are neither seconds nor microseconds of any of them.
+# From 2000 on and before 2100. No millisecond count of these years is also a count of seconds or microseconds of them.
 TIME_MS_MIN, TIME_MS_END = 946_684_800_000, 4_102_444_800_000
 
 _DAY_MS = 86_400_000
-# More says nothing: the table's own bounds are closer.
+# A larger bound would have no effect: the table's own bounds are closer.
 TIME_BOUND_MS_MAX = TIME_MS_END - TIME_MS_MIN
 
 
 class Form(enum.Enum):
-    """What values of a field look like."""
+    """The form that values of a field have."""
 
     ID = "id"
     CARD_TOKEN = "card token"
@@ -58,16 +58,17 @@ class Form(enum.Enum):
     FLAG = "flag"
 
 
-# Forms of texts whose every value has one shape.
+# Forms whose values match one pattern.
 PATTERNS: Mapping[Form, str] = {Form.CURRENCY: "[A-Z]{3}", Form.MCC: "[0-9]{4}", Form.COUNTRY: "[A-Z]{2}"}
 _TEXTS = (Form.ID, Form.CARD_TOKEN, Form.WORD, *PATTERNS)
 
 
 @dataclass(frozen=True)
 class PaymentField:
-    """A line of the table. `size_max`: bytes of UTF-8 of a text; `minimum` and `maximum` are of a number.
+    """A line of the table.
 
-    `differs` says where readers differ on purpose, and why. `column_may_lack`: a Parquet file need not have the column.
+    `size_max` is the most bytes of UTF-8 that a text may have; `minimum` and `maximum` bound a number. `differs` says
+    where readers differ on purpose, and why. With `column_may_lack` a Parquet file need not have the column.
     """
 
     name: str
@@ -83,18 +84,18 @@ class PaymentField:
 
     @property
     def is_text(self) -> bool:
-        """Whether values are texts."""
+        """Returns whether values are texts."""
         return self.form in _TEXTS
 
     @property
     def is_number(self) -> bool:
-        """Whether values are whole numbers."""
+        """Returns whether values are whole numbers."""
         return self.form in (Form.TIME, Form.AMOUNT, Form.OFFSET)
 
-    # Made once: a check of a whole payment takes a few microseconds.
+    # Made once for each field: a check of a whole payment takes only a few microseconds.
     @cached_property
     def is_right(self) -> Callable[[Any], bool]:
-        """The rule: says of a value of the right type whether the field may hold it."""
+        """Returns the rule, a function that says whether the field may hold a value of the right type."""
         least, most = self.minimum, self.size_max if self.is_text else self.maximum
         if self.form in PATTERNS:
             matches = re.compile(PATTERNS[self.form]).fullmatch
@@ -107,7 +108,7 @@ class PaymentField:
         return (lambda number: least <= number <= most) if self.is_number else lambda _: True
 
     def problem_of(self, value: Any) -> str:
-        """What is wrong with a value of the right type, None for one that is not there; empty when nothing is."""
+        """Returns what is wrong with a value of the right type; empty when it is right. None is a missing value."""
         if value is None:
             return self._missing() if self.is_required else ""
         if self.is_right(value):
@@ -120,7 +121,7 @@ class PaymentField:
         return f"is {beyond}; wanted {self.wanted}"
 
     def narrowed(self, largest: int) -> PaymentField:
-        """The same with another largest size, or largest number, which its message says as well."""
+        """Returns the field with another largest size or number, in its rule and in its message."""
         before = self.size_max if self.is_text else self.maximum
         wanted = self.wanted.replace(str(before), str(largest))
         if self.is_text:
@@ -146,13 +147,13 @@ class PaymentField:
 
 
 def _is_id(text: str, size_max: int) -> bool:
-    """Ids end up in keys, logs and terminals."""
+    """Returns whether a text can be an id: it is printable, because ids end up in keys, logs and terminals."""
     return 0 < (len(text) if text.isascii() else len(text.encode())) <= size_max and text.isprintable()
 
 
 _LIMITS_MAY_BE_TIGHTER = (
-    "[limits] of the endpoint may ask for less than the table allows, never for more: "
-    "then everything that is scored can be read from the topic."
+    "[limits] of the endpoint may allow less than the table, never more: "
+    "then every payment that is scored can also be read from the topic."
 )
 _WORD = f"printable text of 1 to {WORD_BYTES_MAX} bytes"
 
@@ -200,7 +201,7 @@ FIELDS = (
         "three capital letters, A to Z (ISO 4217)",
         is_required=True,
         differs="Endpoint and topic also ask for a rate of the currency. A history is read without a table of rates: "
-        "whatever converts its amounts asks then.",
+        "the code that converts its amounts asks for the rate.",
     ),
     PaymentField("mcc", Form.MCC, "four digits (ISO 18245)"),
     PaymentField("country", Form.COUNTRY, "two capital letters, A to Z (ISO 3166-1 alpha-2)"),
@@ -220,7 +221,7 @@ FIELDS = (
         "true or false",
         at_endpoint=False,
         column_may_lack=True,
-        differs="A request has no such field: nobody has declined the payment yet. A Parquet file may lack the column: "
+        differs="A request has no such field: the payment is not declined yet. A Parquet file may lack the column: "
         "files of earlier releases do.",
     ),
 )
@@ -229,7 +230,7 @@ FIELD = {field.name: field for field in FIELDS}
 
 @dataclass(frozen=True)
 class TimeBounds:
-    """How far a payment's time may lie before and after the moment it arrives."""
+    """How far a payment's time may lie before and after its arrival, in milliseconds."""
 
     past_ms_max: int
     future_ms_max: int
@@ -239,16 +240,16 @@ class TimeBounds:
         assert self.future_ms_max >= 0
 
     def has(self, event_time_ms: int, *, arrived_ms: int, now_ms: int) -> bool:
-        """Whether the time of a payment that arrived then lies within. `arrived_ms`: 0 when it is not known.
+        """Returns whether a payment's time lies within the bounds. `arrived_ms` is 0 when the arrival is not known.
 
-        A clock of a producer that is ahead must not carry payments into the future: `now_ms` bounds them as well.
+        `now_ms` is a bound as well: a producer whose clock is ahead must not carry payments into the future.
         """
         if arrived_ms <= 0:
             return event_time_ms <= now_ms + self.future_ms_max
         return arrived_ms - self.past_ms_max <= event_time_ms <= min(arrived_ms, now_ms) + self.future_ms_max
 
     def problem_of(self, event_time_ms: int, *, arrived_ms: int, now_ms: int) -> str:
-        """What is wrong with a time of the right form; empty when nothing is."""
+        """Returns what is wrong with a time of the right form; empty when it is right."""
         if self.has(event_time_ms, arrived_ms=arrived_ms, now_ms=now_ms):
             return ""
         if arrived_ms > 0 and event_time_ms < arrived_ms - self.past_ms_max:
@@ -258,10 +259,10 @@ class TimeBounds:
 
 
 class PaymentRules:
-    """The table as one reader holds payments against it."""
+    """The rules of one reader: some fields of the table, its bounds of time and its currencies."""
 
     def __init__(self, fields: Sequence[PaymentField], times: TimeBounds, currencies: frozenset[str]) -> None:
-        """`currencies`: those there is a rate for."""
+        """`currencies` are those with an exchange rate."""
         self._fields, self._times = fields, times
         self._currencies = frozenset(filter(FIELD["currency"].is_right, currencies))
         self._lines = [
@@ -270,7 +271,7 @@ class PaymentRules:
         ]
 
     def check(self, values: Mapping[str, Any], *, arrived_ms: int, now_ms: int) -> None:
-        """Raise InvalidEvent, naming the first wrong field. A field that is not there is None, or not in `values`."""
+        """Raise InvalidEvent naming the first wrong field. A missing field is None, or not in `values`."""
         for name, is_required, is_right in self._lines:
             value = values.get(name)
             if is_required if value is None else not is_right(value):
@@ -297,27 +298,27 @@ class PaymentRules:
 
 
 def require_between(section: str, name: str, value: int, low: int, high: int) -> None:
-    """Raise Misconfigured unless a setting lies between the two, both included."""
+    """Raise Misconfigured unless a setting lies between `low` and `high`, both included."""
     if not low <= value <= high:
         raise Misconfigured(f"[{section}] {name}: wanted {low} to {high}, got {value}")
 
 
 def looks_like_card_number(text: str) -> bool:
-    """Whether `text` is 13 to 19 digits, grouped or not, with a right check digit (Luhn, ISO/IEC 7812-1)."""
+    """Returns whether `text` is 13 to 19 digits, grouped or not, with a right check digit (Luhn, ISO/IEC 7812-1)."""
     digits = text.replace(" ", "").replace("-", "")
     return CARD_DIGITS_MIN <= len(digits) <= CARD_DIGITS_MAX and digits.isdecimal() and _passes_luhn(digits)
 
 
 def _passes_luhn(digits: str) -> bool:
-    """Every second digit from the right counts double, digits of the double added up."""
+    """Double every second digit from the right and add up all digits: the sum must be a multiple of 10."""
     values = [int(digit) for digit in reversed(digits)]
     doubled = sum(2 * value - 9 if value > 4 else 2 * value for value in values[1::2])
     return (sum(values[::2]) + doubled) % 10 == 0
 
 
 def _time_problem(field: PaymentField, value: int) -> str:
-    """What is wrong with a time that is out of bounds."""
-    # Numbers of ten digits and fewer are no card numbers: these may be repeated.
+    """Returns what is wrong with a time that is out of bounds."""
+    # A number of ten digits or fewer is no card number: the message may repeat it.
     if field.minimum <= value * 1000 <= field.maximum:
         return f"{value} looks like seconds; wanted {field.wanted}"
     for unit, factor in (("microseconds", 1000), ("nanoseconds", 1_000_000)):
@@ -331,7 +332,7 @@ def _too_far(distance_ms: int, distance_ms_max: int, where: str) -> str:
 
 
 def _duration(duration_ms: int) -> str:
-    """As people say it: 45 s, 3.5 hours, 1 day."""
+    """Returns a duration as people say it: 45 s, 3.5 hours, 1 day."""
     for name, unit_ms in (("day", _DAY_MS), ("hour", 3_600_000)):
         if duration_ms >= unit_ms:
             count = f"{duration_ms / unit_ms:.4g}"

@@ -1,11 +1,14 @@
 """Configuration: frozen dataclasses filled from `paywarden.toml` and the environment, by one function.
 
-A setting `port` of the section `serve` is `[serve] port = …` in the file and PAYWARDEN_SERVE_PORT in the
-environment, which wins. What is wrong is named: the setting, what was wanted, what was got (secrets are not
-repeated). A process fills only the sections it uses, so that none has to import another's parts.
+    [http]                           the file: paywarden.toml
+    port = 8080
+    PAYWARDEN_HTTP_PORT=8081         the environment, which overrides the file
 
-A setting may also be a list of tables, `[[policy.rules]]`, each a dataclass of its own, or a table of lists by name,
-`[policy.lists]`. These come from the file alone.
+An error names the setting, what was wanted and what was got; secrets are not repeated. A process reads only the
+sections it uses, so that it need not import the code of other processes.
+
+A setting may also be a list of tables, `[[policy.rules]]`, each with a dataclass of its own, or a table of lists by
+name, `[policy.lists]`. These come from the file alone.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from paywarden.schemas.errors import Misconfigured
 DEFAULT_FILE = "paywarden.toml"
 ENVIRONMENT_PREFIX = "PAYWARDEN_"
 
-# Every section there is; what is not one of them is a typing mistake.
+# All sections. A section with another name is a typing mistake.
 SECTIONS = (
     "admission",
     "aerospike",
@@ -53,7 +56,7 @@ SECTIONS = (
 )
 
 _Settings = TypeVar("_Settings")
-# In the place of a value that is wrong.
+# Stands in for a value that is wrong.
 _REFUSED = object()
 
 
@@ -66,7 +69,7 @@ class Source:
     name: str = DEFAULT_FILE
 
     def unknown_sections(self) -> list[str]:
-        """What is wrong with the file's sections themselves, a line each."""
+        """Returns a line for each section of the file that does not exist or is no table."""
         return [
             f"{self.name}: there is no section [{section}]; there are {', '.join(SECTIONS)}"
             for section, settings in self.file.items()
@@ -74,7 +77,7 @@ class Source:
         ]
 
     def section(self, section: str, settings_type: type[_Settings]) -> _Settings:
-        """The section's settings. Raises Misconfigured naming the setting that is unknown or wrong."""
+        """Returns the section's settings. Raises Misconfigured naming the setting that is unknown or wrong."""
         wrong: list[Misconfigured] = []
         values = self._values(section, settings_type, wrong)
         if wrong:
@@ -82,7 +85,7 @@ class Source:
         return settings_type(**values)
 
     def problems(self, section: str, settings_type: type[_Settings]) -> list[str]:
-        """Everything for which `section` would refuse these settings, in its words; empty when they are right."""
+        """Returns every error that `section` could raise for these settings, as text; empty when they are right."""
         wrong: list[Misconfigured] = []
         values = self._values(section, settings_type, wrong)
         found = [str(error) for error in wrong]
@@ -91,7 +94,7 @@ class Source:
             try:
                 settings_type(**values)
             except Misconfigured as error:
-                # The message begins with the settings it is about. Without them it shows what else is wrong.
+                # The message begins with the settings it is about. The next try without them finds further errors.
                 blamed = set(str(error).removeprefix(f"[{section}] ").partition(":")[0].split(", ")) & values.keys()
                 if not any(name in str(error) for name in refused) and (blamed or not found):
                     found.append(str(error))
@@ -101,12 +104,12 @@ class Source:
             return list(dict.fromkeys(found))
 
     def _given(self, section: str) -> Mapping[str, Any]:
-        """What the file says. Of `serve = 3`, which is no section, nothing: `unknown_sections` tells it."""
+        """Returns the section of the file. `serve = 3` counts as empty here: `unknown_sections` reports it."""
         given: Any = self.file.get(section, {})
         return given if isinstance(given, Mapping) else {}
 
     def _values(self, section: str, settings_type: type, wrong: list[Misconfigured]) -> dict[str, Any]:
-        """The settings that are right, by name; what is not is added to `wrong`."""
+        """Returns the settings that are right, by name. Errors of the others are added to `wrong`."""
         assert section in SECTIONS
         hints = get_type_hints(settings_type)
         given = self._given(section)
@@ -122,7 +125,7 @@ class Source:
         for name, hint in hints.items():
             variable = f"{ENVIRONMENT_PREFIX}{section}_{name}".upper()
             if variable in self.environment:
-                if _is_structured(hint):
+                if is_file_only(hint):
                     wrong.append(Misconfigured(f"{variable}: [{section}] {name} can be set in the file only"))
                     continue
                 try:
@@ -132,7 +135,7 @@ class Source:
         return {name: value for name, value in values.items() if value is not _REFUSED}
 
     def has(self, section: str, setting: str) -> bool:
-        """Whether the file or the environment says something about a setting."""
+        """Returns whether the file or the environment gives a setting."""
         variable = f"{ENVIRONMENT_PREFIX}{section}_{setting}".upper()
         return setting in self._given(section) or variable in self.environment
 
@@ -140,7 +143,7 @@ class Source:
 def read_source(
     path: str | None, environment: Mapping[str, str] = os.environ, *, check_sections: bool = True
 ) -> Source:
-    """The configuration file (if `path` is None, paywarden.toml where there is one) and the environment.
+    """Read the configuration file and the environment. Without a `path` the file is paywarden.toml, if it exists.
 
     Raises Misconfigured for a file that is missing, is not TOML or, unless `check_sections` is false, has an unknown
     section.
@@ -161,9 +164,9 @@ def read_source(
 
 
 def _typed(name: str, hint: Any, value: Any, wrong: list[Misconfigured]) -> Any:
-    """A TOML value as the type the setting has; a whole number will do for a fraction.
+    """Returns a TOML value in the type of its setting. A whole number is accepted for a fraction.
 
-    What is wrong is added to `wrong`, and _REFUSED returned.
+    If the value is wrong, adds the error to `wrong` and returns _REFUSED.
     """
     if get_origin(hint) is tuple and isinstance(value, list):
         item_hint = get_args(hint)[0]
@@ -187,7 +190,7 @@ def _typed(name: str, hint: Any, value: Any, wrong: list[Misconfigured]) -> Any:
 
 
 def _table(name: str, hint: Any, value: Any, wrong: list[Misconfigured]) -> Any:
-    """One of a list of tables as its dataclass. A setting without a default has to be there."""
+    """Returns a table of a list as its dataclass. Only settings with a default may be left out."""
     if not isinstance(value, dict):
         wrong.append(Misconfigured(f"{name}: wanted a table, got {type(value).__name__}"))
         return _REFUSED
@@ -204,12 +207,13 @@ def _table(name: str, hint: Any, value: Any, wrong: list[Misconfigured]) -> Any:
 
 
 def _place(name: str, number: int, value: Any) -> str:
-    """A table by its own name where it has one, else by its number, from 1."""
+    """Returns how messages name a table: by its own name if it has one, else by its number, from 1."""
     own = value.get("name") if isinstance(value, dict) else None
     return f'{name} "{own}"' if isinstance(own, str) and own else f"{name}, number {number + 1}"
 
 
-def _is_structured(hint: Any) -> bool:
+def is_file_only(hint: Any) -> bool:
+    """Returns whether a setting of this type is a table or a list of tables, which no variable can hold."""
     return get_origin(hint) is Mapping or (get_origin(hint) is tuple and dataclasses.is_dataclass(get_args(hint)[0]))
 
 

@@ -1,4 +1,4 @@
-"""`paywarden archive`: a topic into partitioned Parquet files."""
+"""`paywarden archive`: writes a topic to partitioned Parquet files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.extras import needs
 from paywarden.ops.histories import time_ms_option
 from paywarden.ops.progress import progress_bar
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import TemporaryFailure
 from paywarden.schemas.settings import Source
 
@@ -25,15 +25,22 @@ _NAMED_MAX = 10
 
 @click.command()
 @click.option(
-    "--topic", type=click.Choice(["payments", "outcomes", "decisions"]), required=True, help="What to archive."
+    "--topic", type=click.Choice(["payments", "outcomes", "decisions"]), required=True, help="The topic to archive."
 )
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="The archive.")
-@click.option("--from", "from_time", metavar="TIME", help="What reached Kafka from TIME on (default: all there is).")
-@click.option("--to", "to_time", metavar="TIME", help="What reached Kafka before TIME (default: all there is).")
-@click.option("--until-end", is_flag=True, help="To where the topic ends now, then end: what is done by default.")
-@click.option("--follow", is_flag=True, help="Go on for ever: add what has come, wait, and again.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the archive.")
 @click.option(
-    "--every", "every_s", type=click.FloatRange(0.1), default=300.0, show_default=True, help="Seconds --follow waits."
+    "--from", "from_time", metavar="TIME", help="Only records that reached Kafka at TIME or later (default: all)."
+)
+@click.option("--to", "to_time", metavar="TIME", help="Only records that reached Kafka before TIME (default: all).")
+@click.option("--until-end", is_flag=True, help="Stop where the topic ends now. This is the default.")
+@click.option("--follow", is_flag=True, help="Never end: add new records, wait, and repeat.")
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(0.1),
+    default=300.0,
+    show_default=True,
+    help="Seconds that --follow waits.",
 )
 @click.pass_obj
 @needs("history")
@@ -47,20 +54,24 @@ def archive(
     follow: bool,
     every_s: float,
 ) -> None:
-    """Write a topic to OUT/TOPIC/date=YYYY-MM-DD/part-PARTITION-FIRSTOFFSET.parquet, by the day of arrival on Kafka.
+    """Write a topic to Parquet files, one folder for each day.
 
-    What is there is not read again, and what is missing is added: interrupted, the same command goes on. An archive has
-    no gaps, so what lies between what it holds and what is asked for is added, too. Joins no consumer group and commits
-    nothing. Records that do not decode are named, are in the files' footers, and stay on the topic. `paywarden replay
-    --data OUT` and `train --data OUT` read payments and outcomes.
+    A file is OUT/TOPIC/date=YYYY-MM-DD/part-PARTITION-FIRSTOFFSET.parquet, by the UTC day of arrival on Kafka.
+    `paywarden replay --data OUT` and `train --data OUT` read the payments and outcomes of an archive.
+
+    The command adds what the archive lacks, and does not read again what it has. After an interruption the same
+    command continues. An archive has no gaps: records between its end and --from are added, too.
+
+    The command joins no consumer group and commits nothing. Records that do not decode are named on stderr, are noted
+    in the footers of the files, and stay on the topic.
     """
     from paywarden.streams.archive.archive import Archiver
     from paywarden.streams.kafka.topic_rows import KafkaTopic
 
     if follow and (to_time is not None or until_end):
-        raise click.UsageError("--follow has no end: leave --to and --until-end out")
+        raise click.UsageError("--follow never ends: leave out --to and --until-end")
     if until_end and to_time is not None:
-        raise click.UsageError("say one of --to and --until-end")
+        raise click.UsageError("use either --to or --until-end")
     since_ms, until_ms = time_ms_option("--from", from_time), time_ms_option("--to", to_time)
     kafka = wiring.kafka_settings(source)
     stop = threading.Event()
@@ -98,5 +109,5 @@ def _say(topic: str, out: Path, done: Archived, *, is_quiet: bool) -> None:
         click.echo(
             f"{done.rows} {topic} in {done.files} files added to {out}, {len(done.undecoded)} records not decoded"
             if done.files
-            else f"all of it is in {out} already: nothing added"
+            else f"{out} holds all of it already: nothing added"
         )

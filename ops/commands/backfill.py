@@ -1,4 +1,4 @@
-"""`paywarden backfill`: a history into the profile store."""
+"""`paywarden backfill`: fills the profile store from a history."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import time
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.extras import needs
 from paywarden.ops.progress import progress_bar
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
 
 
 @click.command()
 @click.option("--data", type=click.Path(), required=True, help="Folder with payments.parquet and outcomes.parquet.")
-@click.option("--overwrite", is_flag=True, help="Write over profiles that this history did not make.")
+@click.option("--overwrite", is_flag=True, help="Replace profiles that this history did not make.")
 @click.pass_obj
 @needs("history")
 def backfill(source: Source, data: str, overwrite: bool) -> None:
-    """Fill the profile store from a history, so that a new deployment starts warm.
+    """Fill the profile store from a history.
 
-    For before the stream is started the first time. Killed at any moment, the same command goes on where it was; when
-    all is written, it does nothing. A store with profiles that this history did not make is refused: with --overwrite,
-    those of the history's own cards, merchants and so on are replaced, and others stay.
+    Run it before the stream is started the first time, so that a new deployment starts with warm profiles. If it is
+    killed, the same command continues where it was. Once everything is written, it does nothing.
+
+    The command refuses a store with profiles that this history did not make. With --overwrite it replaces the profiles
+    of the history's own cards, merchants and so on; other profiles stay.
     """
     from paywarden.features.history.history import read_history
     from paywarden.features.profiles.engine import FeatureEngine

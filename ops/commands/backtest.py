@@ -1,4 +1,4 @@
-"""`paywarden backtest`: how models on our features do, on any data, and beside results that others have published."""
+"""`paywarden backtest`: measures models on our features, on any data and next to results that others have published."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.extras import needs
 from paywarden.ops.progress import progress_bar
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from paywarden.models.metrics.evaluation import Split
 
 MODEL_NAMES = ("lr", "rf", "dt", "lightgbm")
-# What the table needs. A pipe has no width of its own, and in a narrow terminal broken lines beat missing numbers.
+# The width of the table. A pipe has no width of its own, and in a narrow terminal broken lines beat missing numbers.
 _WIDTH_MIN = 130
 _HEADINGS = {"auc_roc": "AUC ROC", "average_precision": "avg. precision", "card_precision_at_100": "CP@100"}
 
@@ -44,23 +44,23 @@ _models_option = click.option(
     default=",".join(MODEL_NAMES),
     show_default=True,
     callback=_model_names,
-    help="Which models, with commas.",
+    help="Models to compare, with commas between.",
 )
 _budget_option = click.option(
     "--budget",
     type=click.IntRange(1),
     default=16,
     show_default=True,
-    help="LightGBM parameters to try; each costs a training a fold.",
+    help="LightGBM parameters to try; each costs one training in every fold.",
 )
 _seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search and of the models."
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the search and of the models."
 )
 
 
 @click.group()
 def backtest() -> None:
-    """Compare models on windows of a history, and hold them against published results."""
+    """Compare models on a history or with published results."""
 
 
 @backtest.command("run")
@@ -69,10 +69,10 @@ def backtest() -> None:
 @click.option("--delay-days", type=click.IntRange(0), required=True, help="Days that a label takes to become known.")
 @click.option("--test-days", type=click.IntRange(1), required=True, help="Days that each fold is tested on.")
 @click.option(
-    "--folds", type=click.IntRange(1), default=1, show_default=True, help="To test on, and as many to choose on."
+    "--folds", type=click.IntRange(1), default=1, show_default=True, help="Folds to test on; as many more to choose on."
 )
 @click.option("--to", "to_day", metavar="DAY", help="Last day to test on (default: the last whose labels are known).")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results there.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results to this file.")
 @_models_option
 @_budget_option
 @_seed_option
@@ -91,10 +91,11 @@ def on_windows(
     budget: int,
     seed: int,
 ) -> None:
-    """Models on any data of ours, in folds of train, delay and test days that follow each other.
+    """Compare models on your own data, fold by fold.
 
-    Parameters are chosen on folds whose labels were known before the first day that is tested on; what was chosen is
-    trained anew and measured on the test folds. Payments of cards known to be compromised are not measured.
+    A fold has train days, then delay days, then test days. Parameters are chosen on folds whose labels were known
+    before the first test day. The chosen parameters are trained anew and measured on the test folds. Payments of cards
+    known to be compromised are not measured.
     """
     from paywarden.features.history.history import read_history
     from paywarden.features.profiles.engine import FeatureEngine
@@ -109,7 +110,8 @@ def on_windows(
     history = read_history(data)
     protocol = windows_protocol(windows, last_test_day(history, windows, wanted))
     engine = FeatureEngine()
-    measured = _measured(history, protocol, engine, rates, delay_days, models, budget, seed, {})
+    choice = _ModelChoice(models, budget, seed)
+    measured = _measured(history, protocol, choice, engine=engine, rates=rates, delay_days=delay_days, published={})
     result = {"protocol": protocol.name, "windows": asdict(windows), "catalogue": "ours", **measured}
     _print(result)
     if json_file:
@@ -125,7 +127,7 @@ def on_windows(
     show_default=True,
     help="The book's split of chapter 3, or its four folds of chapter 5.",
 )
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results there.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write all results to this file.")
 @click.option(
     "--catalogue",
     type=click.Choice(["ours", "book"]),
@@ -148,23 +150,31 @@ def handbook(
     budget: int,
     seed: int,
 ) -> None:
-    """The Fraud Detection Handbook's protocol, its metrics, and its published numbers beside ours.
+    """Compare models with published results.
 
-    Parameters are chosen on the validation folds alone; what was chosen is trained anew and measured on the test
+    Protocol and metrics are those of the Fraud Detection Handbook; its published numbers stand next to ours.
+    Parameters are chosen on the validation folds alone. The chosen parameters are trained anew and measured on the test
     folds. All models on four folds take many minutes: `--models` and `--budget` make it shorter.
     """
     if json_file:
         _require_folder(json_file)
-    result = _run(source, data, protocol, catalogue, models, budget, seed)
+    result = _run(source, data, protocol, catalogue, _ModelChoice(models, budget, seed))
     _print(result)
     if json_file:
         _write(result, json_file)
 
 
-def _run(
-    source: Source, data: str, protocol_name: str, catalogue: str, models: Sequence[str], budget: int, seed: int
-) -> dict[str, Any]:
-    """Everything that is printed and written of the handbook's protocol."""
+@dataclass(frozen=True)
+class _ModelChoice:
+    """Which models to compare, how many LightGBM parameters to try, and the seed of the search and the models."""
+
+    names: Sequence[str]
+    budget: int
+    seed: int
+
+
+def _run(source: Source, data: str, protocol_name: str, catalogue: str, choice: _ModelChoice) -> dict[str, Any]:
+    """Returns everything that the handbook's protocol prints and writes."""
     from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.features.history.history import read_history
     from paywarden.features.profiles.engine import FeatureEngine
@@ -184,26 +194,31 @@ def _run(
     engine = FeatureEngine(CATALOGUE if catalogue == "ours" else book_catalogue())
     best = BEST_PUBLISHED[protocol.name]
     published = PUBLISHED[protocol.name]
+    measured = _measured(
+        history, protocol, choice, engine=engine, rates=rates, delay_days=LABEL_DELAY_DAYS, published=published
+    )
     return {
         "protocol": protocol.name,
         "catalogue": catalogue,
         "best_published": None if best is None else asdict(best),
-        **_measured(history, protocol, engine, rates, LABEL_DELAY_DAYS, models, budget, seed, published),
+        **measured,
     }
 
 
 def _measured(
     history: History,
     protocol: Protocol,
+    choice: _ModelChoice,
+    *,
     engine: FeatureEngine,
     rates: RateTable,
     delay_days: int,
-    models: Sequence[str],
-    budget: int,
-    seed: int,
     published: Mapping[str, Published],
 ) -> dict[str, Any]:
-    """What every backtest prints and writes. `published`: by model, where somebody has published results."""
+    """Returns what every backtest prints and writes.
+
+    `published` has the published results by model, where there are some.
+    """
     from paywarden.models.backtest.backtest import backtest as run
     from paywarden.models.backtest.backtest import facts_of
     from paywarden.models.backtest.models import family
@@ -214,15 +229,20 @@ def _measured(
     feature_seconds = time.perf_counter() - started
     folds = {"validation": facts_of(rows, protocol.validation), "test": facts_of(rows, protocol.test)}
     results = []
-    for name in models:
+    for name in choice.names:
         theirs = published.get(name)
-        candidates = family(name, seed=seed, budget=budget, published=None if theirs is None else theirs.parameters)
+        candidates = family(
+            name,
+            seed=choice.seed,
+            budget=choice.budget,
+            published=None if theirs is None else theirs.parameters,
+        )
         results.append(_model(run(rows, protocol, candidates, progress=progress_bar), folds, theirs))
     return {
         "features": list(engine.plan.names),
         "catalogue_digest": engine.plan.digest,
-        "seed": seed,
-        "budget": budget,
+        "seed": choice.seed,
+        "budget": choice.budget,
         "payments": len(rows.label),
         "feature_seconds": feature_seconds,
         "seconds": time.perf_counter() - started,
@@ -312,7 +332,7 @@ def _days(split: Split) -> dict[str, str]:
 
 
 def _require_folder(json_file: str) -> None:
-    """A run takes minutes: what can be known to fail at its end is said at its start."""
+    """Refuse a file that cannot be written before the run, which takes minutes. Raises ClickException."""
     folder = Path(json_file).parent
     if not folder.is_dir():
         raise click.ClickException(f"cannot write {json_file}: there is no folder {folder}")

@@ -1,4 +1,4 @@
-"""`paywarden dead-letters`: look at the records that could not be used, and send them back."""
+"""`paywarden dead-letters`: shows the records that could not be used, and sends them back."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.reporting import printable
 from paywarden.ops.times import duration_ms_of, spoken, time_ms_of
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from paywarden.streams.dead_letters.writer import AnyLetter, LetterId, LetterReader
     from paywarden.streams.kafka.client import KafkaSettings
 
-# Lines of the summary, and letters named for each reason of a refusal.
+# At most this many lines of the summary, and letters named for each reason of a refusal.
 _SUMMARY_LINES_MAX = 30
 _NAMED_MAX = 10
-# Narrower, and every cell would be broken; a pipe has no width of its own.
+# In a narrower table every cell would be broken; a pipe has no width of its own.
 _WIDTH_MIN = 120
 
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """The records that could not be used: what they are, and how they get back."""
+    """Show records that could not be used, or send them back."""
 
 
 @dead_letters.command()
@@ -43,17 +43,20 @@ def dead_letters() -> None:
 @click.option("--topic", metavar="TOPIC", default="", help="Only letters from this topic.")
 @click.option("--reason", metavar="TEXT", default="", help="Only letters whose reason contains this.")
 @click.option(
-    "--since", metavar="TIME", default="", help="Only what failed since 2024-05-01T12:00:00Z, or in the last 2h."
+    "--since",
+    metavar="TIME",
+    default="",
+    help="Only letters since 2024-05-01T12:00:00Z, for example, or in the last 2h.",
 )
 @click.option(
-    "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="List the newest so many."
+    "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="List this many, the newest."
 )
 @click.option(
     "--bytes",
     "folder",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write key and value of the letters listed to ID.key and ID.value there. They hold card data.",
+    help="Write key and value of the listed letters to DIR/ID.key and DIR/ID.value. They hold card data.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
@@ -67,10 +70,11 @@ def show(
     folder: Path | None,
     as_json: bool,
 ) -> None:
-    """List letters, the newest last, and sum them up by topic and reason.
+    """List dead letters and count them by topic and reason.
 
-    ID is a letter's partition and offset on dead-letters, such as 0-17. What the records hold is not printed, keys
-    neither: they may be card ids. Reads the topic to where it ends now, joins no consumer group and commits nothing.
+    ID is a letter's partition and offset on dead-letters, such as 0-17. The newest letter comes last. Keys and values
+    are not printed: they may hold card ids. The command reads the topic to where it ends now, joins no consumer group
+    and commits nothing.
     """
     from paywarden.streams.dead_letters.retry import KafkaNotes, note_of
     from paywarden.streams.dead_letters.writer import LetterReader
@@ -98,16 +102,23 @@ def show(
 @dead_letters.command()
 @click.argument("letter_ids", metavar="[ID]...", nargs=-1)
 @click.option("--topic", metavar="TOPIC", default="", help="All letters from this topic.")
-@click.option("--reason", metavar="TEXT", default="", help="Of these, those whose reason contains this.")
+@click.option("--reason", metavar="TEXT", default="", help="Of these letters, those whose reason contains this.")
 @click.option(
-    "--since", metavar="TIME", default="", help="Of these, what failed since 2024-05-01T12:00:00Z, or in the last 2h."
+    "--since",
+    metavar="TIME",
+    default="",
+    help="Of these letters, those since 2024-05-01T12:00:00Z, for example, or in the last 2h.",
 )
 @click.option("--all", "every", is_flag=True, help="All letters.")
-@click.option("--again", is_flag=True, help="Also those that were retried before, or too often.")
+@click.option("--again", is_flag=True, help="Also letters that were retried before, or too often.")
 @click.option(
-    "--retries-max", type=click.IntRange(1), default=5, show_default=True, help="Refuse what failed so often."
+    "--retries-max",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Refuse letters that failed after this many retries.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be sent.")
 @click.pass_obj
 def retry(
     source: Source,
@@ -120,15 +131,15 @@ def retry(
     retries_max: int,
     dry_run: bool,
 ) -> None:
-    """Send letters back to the topics they came from, once what was wrong is mended.
+    """Send dead letters back to the topics they came from.
 
-    Key, value and headers are the original ones; a header paywarden-retry-of names the letter, and
-    paywarden-retry-count counts. A letter is sent once: that it was is kept on dead-letters-retried. What fails again
-    becomes a new letter.
+    Do it when the cause is mended. Key, value and headers are the original ones. The header paywarden-retry-of names
+    the letter, and paywarden-retry-count counts its retries. A letter is sent once: the topic dead-letters-retried
+    keeps a note of it. A record that fails again becomes a new letter.
 
-    If this is interrupted, its last records may be sent again by the next run. A payment that comes twice counts once,
-    and an outcome that says what the last one said changes nothing; but an outcome sent again is the newest of its
-    payment, and takes the place of one that came in between.
+    After an interruption the next run may send the last records again. A payment that comes twice counts once. An
+    outcome that repeats the last one changes nothing. But an outcome that is sent again is then the newest of its
+    payment, and replaces one that came in between.
     """
     from paywarden.streams.dead_letters.retry import KafkaNotes, KafkaOrigins
     from paywarden.streams.dead_letters.retry import retry as run
@@ -162,7 +173,7 @@ def retry(
 
 
 def _report(done: Retried, *, dry_run: bool) -> None:
-    """Counts on stdout; what was refused is a failure."""
+    """Print the counts. Raises ClickException if a letter was refused."""
     refused_count = sum(map(len, done.refused.values()))
     click.echo(f"{'would be sent' if dry_run else 'sent':<15}{len(done.sent)}")
     click.echo(f"{'retried before':<15}{len(done.before)}" + (" (--again sends them once more)" if done.before else ""))
@@ -177,7 +188,7 @@ def _report(done: Retried, *, dry_run: bool) -> None:
 
 @dataclass(frozen=True)
 class _Line:
-    """What is shown of a letter: nothing that its record holds."""
+    """What `show` prints about a letter: nothing that its record holds."""
 
     letter_id: LetterId
     failed_time_ms: int
@@ -212,7 +223,7 @@ class _Line:
 
 @dataclass
 class _Overview:
-    """The newest letters, oldest first, and how many there are in all, by topic and reason."""
+    """The newest letters, oldest first, and the count of all letters by topic and reason."""
 
     lines: list[_Line] = field(default_factory=list)
     counts: Counter[tuple[str | None, str]] = field(default_factory=Counter)
@@ -274,7 +285,7 @@ def _print(overview: _Overview) -> None:
 
 
 def _write_bytes(reader: LetterReader, letter_ids: Sequence[LetterId], folder: Path) -> None:
-    """Key and value of each letter to files that only their owner may read; of a damaged one, its bytes."""
+    """Write key and value of each letter to files that only their owner may read; a damaged letter as it is."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for letter in reader.some(letter_ids):
@@ -285,7 +296,7 @@ def _write_bytes(reader: LetterReader, letter_ids: Sequence[LetterId], folder: P
 
 
 def _parts(letter: AnyLetter) -> Iterator[tuple[str, bytes]]:
-    """What there is; null has no file, and is so told from empty."""
+    """Yields file suffixes and contents. A null has no file, an empty value has an empty one."""
     from paywarden.streams.dead_letters.writer import DamagedLetter
 
     if isinstance(letter, DamagedLetter):
@@ -296,14 +307,14 @@ def _parts(letter: AnyLetter) -> Iterator[tuple[str, bytes]]:
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    # Made anew: a file that is there may be open to others, or lead elsewhere.
+    # A new file: an existing one may be readable by others, or be a link to somewhere else.
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
 
 
 def _letter_ids(texts: Sequence[str]) -> list[LetterId]:
-    """Each once."""
+    """Returns the ids without repetitions, in order."""
     from paywarden.streams.dead_letters.writer import LetterId
 
     return list(dict.fromkeys(map(LetterId.of, texts)))
@@ -317,7 +328,7 @@ def _check_either(has_ids: bool, has_selection: bool) -> None:
 def _selection(kafka: KafkaSettings, topic: str, reason: str, since: str) -> Selection:
     from paywarden.streams.dead_letters.retry import Selection
 
-    # Under either name: with the prefix, as it is on the cluster, or without.
+    # The caller may name the topic with the prefix or without it.
     topics = frozenset({topic, kafka.topic(topic)}) if topic else frozenset()
     return Selection(topics=topics, reason=reason, since_ms=_since_ms(since, _now_ms()) if since else 0)
 

@@ -1,4 +1,4 @@
-"""`paywarden drift`: which alerts are open, what is behind one, and that somebody has seen it."""
+"""`paywarden drift`: lists open alerts, explains one, and notes that somebody has seen it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.commands.drift_explained import explained, size_of, wrapped
 from paywarden.ops.extras import needs
 from paywarden.ops.reporting import printable
 from paywarden.ops.times import duration_ms_of, spoken
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
 
@@ -26,25 +26,26 @@ if TYPE_CHECKING:
     from paywarden.streams.alerts.journal import Journal, JournalReader, KnownAlert
     from paywarden.streams.drift.models import SeenModel
 
-# Narrower, and every cell would be broken; a pipe has no width of its own.
+# In a narrower table every cell would be broken; a pipe has no width of its own.
 _WIDTH_MIN = 120
 _BYTES_OF_NAME_MAX = 200
 
 
 @click.group()
 def drift() -> None:
-    """Alerts about changes in what the model sees and says."""
+    """Show and acknowledge alerts about drift and outcomes."""
 
 
 @drift.command()
-@click.option("--all", "every", is_flag=True, help="Also what has cleared.")
+@click.option("--all", "every", is_flag=True, help="Also alerts that have cleared.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
 def status(source: Source, every: bool, as_json: bool) -> None:
-    """List the open alerts, the worst first, and say which models are not watched in full.
+    """List the open alerts, the worst first.
 
-    Reads the topics of alerts and acknowledgements to where they end now, joins no consumer group and commits nothing.
-    Which models have decided is read from the store, where `paywarden stream` counts decisions.
+    It also names the models that are not watched in full. The command reads the topics of alerts and acknowledgements
+    to where they end now, joins no consumer group and commits nothing. The models come from the store, where
+    `paywarden stream` counts decisions.
     """
     with _reading(source) as reader:
         journal = reader.read()
@@ -69,9 +70,10 @@ def status(source: Source, every: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
 def explain(source: Source, alert_id: str, as_json: bool) -> None:
-    """Say what moved, where, by how much and how certain that is, and what to look at.
+    """Explain an alert: what changed, and where to look.
 
-    ID is an alert's, or how it alone begins.
+    It says what moved, in which segment, by how much and how certain that is. ID is the alert's id, or the first
+    letters of it if no other alert begins with them.
     """
     with _reading(source) as reader:
         alert = reader.read().find(alert_id)
@@ -83,22 +85,25 @@ def explain(source: Source, alert_id: str, as_json: bool) -> None:
 
 @drift.command()
 @click.argument("alert_id", metavar="ID")
-@click.option("--by", metavar="NAME", default="", help="Who has seen it (default: who is logged in).")
-@click.option("--note", metavar="TEXT", default="", help="What there is to say about it.")
+@click.option("--by", metavar="NAME", default="", help="Who has seen the alert (default: the logged-in user).")
+@click.option("--note", metavar="TEXT", default="", help="A note for the others.")
 @click.pass_obj
 def ack(source: Source, alert_id: str, by: str, note: str) -> None:
-    """Tell everybody that somebody has seen an alert."""
+    """Acknowledge an alert: note that somebody has seen it."""
     _acknowledge(source, alert_id, by=by, note=note, until_ms=0)
 
 
 @drift.command()
 @click.argument("alert_id", metavar="ID")
-@click.option("--for", "duration", metavar="TIME", required=True, help="For how long, such as 30m, 4h or 2d.")
-@click.option("--by", metavar="NAME", default="", help="Who has seen it (default: who is logged in).")
-@click.option("--note", metavar="TEXT", default="", help="What there is to say about it.")
+@click.option("--for", "duration", metavar="TIME", required=True, help="How long, such as 30m, 4h or 2d.")
+@click.option("--by", metavar="NAME", default="", help="Who has seen the alert (default: the logged-in user).")
+@click.option("--note", metavar="TEXT", default="", help="A note for the others.")
 @click.pass_obj
 def snooze(source: Source, alert_id: str, duration: str, by: str, note: str) -> None:
-    """Tell everybody that an alert is seen, and hold back what is new of it unless it becomes critical."""
+    """Acknowledge an alert, and silence it for a while.
+
+    Until then its changes are not published, unless it becomes critical.
+    """
     length_ms = duration_ms_of(duration)
     if not length_ms:
         raise Misconfigured(f"--for: wanted a time such as 30m, 4h or 2d, got {duration!r}")
@@ -122,17 +127,19 @@ def _acknowledge(source: Source, alert_id: str, *, by: str, note: str, until_ms:
 
 
 @drift.command()
-@click.option("--archive", type=click.Path(file_okay=False), required=True, help="What `paywarden archive` wrote.")
-@click.option("--bundle", type=click.Path(file_okay=False), help="Of the model (default: [serve] bundle).")
+@click.option(
+    "--archive", type=click.Path(file_okay=False), required=True, help="Folder that `paywarden archive` wrote."
+)
+@click.option("--bundle", type=click.Path(file_okay=False), help="Bundle of the model (default: [serve] bundle).")
 @click.option("--from", "from_day", required=True, metavar="DAY", help="First UTC day, YYYY-MM-DD.")
 @click.option("--to", "to_day", required=True, metavar="DAY", help="Last UTC day, included.")
 @click.option("--out", type=click.Path(dir_okay=False), required=True, help="The file to write, NAME.npz.")
 @click.pass_obj
 @needs("train")
 def reference(source: Source, archive: str, bundle: str | None, from_day: str, to_day: str, out: str) -> None:
-    """Make what is usual of live decisions, from days that were well.
+    """Make a drift reference from live decisions of good days.
 
-    Named in [drift] references, it stands in for what the model's bundle says of its training window.
+    Name the file in [drift] references: it replaces the reference of the training window in the model's bundle.
     """
     from paywarden.models.bundle.bundle import read_manifest
     from paywarden.models.metrics.evaluation import Days, day_of_date
@@ -161,7 +168,7 @@ def _reading(source: Source) -> Iterator[JournalReader]:
 
 @dataclass(frozen=True)
 class WatchedModel:
-    """A model that has decided of late. `reason`: why it is not watched in full; empty when it is."""
+    """A model that has decided in the last two days. `reason` says why it is not watched in full; empty when it is."""
 
     version: str
     newest_ms: int
@@ -169,7 +176,7 @@ class WatchedModel:
 
 
 def _models(source: Source) -> tuple[list[WatchedModel], str]:
-    """The models, and why they are not known: the one or the other is empty."""
+    """Returns the models, or the reason why they are not known: one of the two is empty."""
     from paywarden.streams.drift.models import models_seen
     from paywarden.streams.kafka.admin import partitions_of
 
@@ -186,9 +193,9 @@ def _models(source: Source) -> tuple[list[WatchedModel], str]:
 
 
 def not_watched_because(model: SeenModel, known: Mapping[str, bool]) -> str:
-    """Why the stream does not watch all of a model; empty when it does.
+    """Returns why the stream does not watch all of a model; empty when it does.
 
-    `known`: the model versions whose bundles this host has, and whether there is a reference of each.
+    `known` has the model versions whose bundles are on this host, and whether each has a reference.
     """
     from paywarden.streams.drift.counts import base_version
 
@@ -210,7 +217,7 @@ def not_watched_because(model: SeenModel, known: Mapping[str, bool]) -> str:
 
 
 def watch_lines(models: Sequence[WatchedModel], not_known: str) -> list[str]:
-    """What `status` says about the models that decide."""
+    """Returns what `status` prints about the models that decide."""
     if not_known:
         return wrapped("", f"Which models are watched is not known: {not_known}")
     if not models:
@@ -234,7 +241,7 @@ def _overview(journal: Journal, shown: Sequence[KnownAlert]) -> dict[str, Any]:
 
 
 def _as_json(alert: KnownAlert) -> dict[str, Any]:
-    """An alert's newest record and what belongs to it, without infinities: JSON has none."""
+    """Returns an alert's newest record, its states and acknowledgements. Infinities become null: JSON has none."""
     states = [dict(zip(("time_ms", "state", "severity", "subject"), state, strict=True)) for state in alert.states]
     said = [one.to_record() for one in alert.acknowledgements]
     whole: dict[str, Any] = _finite({**alert.record, "states": states, "acknowledgements": said})
@@ -275,7 +282,7 @@ def _print_status(journal: Journal, shown: Sequence[KnownAlert], now_ms: int) ->
 
 
 def row_of(alert: KnownAlert, now_ms: int) -> tuple[str, ...]:
-    """The cells of an alert in the table of `status`."""
+    """Returns the cells of an alert in the table of `status`."""
     record = alert.record
     seen = alert.acknowledged_by
     if alert.snoozed_until_ms > now_ms:
@@ -297,7 +304,7 @@ def _logged_in() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError) as error:
-        raise Misconfigured("who sees this is not known: give --by NAME") from error
+        raise Misconfigured("the logged-in user is not known: give --by NAME") from error
 
 
 def _now_ms() -> int:

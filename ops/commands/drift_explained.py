@@ -1,4 +1,4 @@
-"""What `paywarden drift explain` says of an alert: lines that fit a terminal of 80 columns."""
+"""What `paywarden drift explain` prints about an alert, in lines that fit a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 _WIDTH = 80
 _BAR_WIDTH_MAX = 30
 _SHARE_WIDTH = 8
-# From this share on it is all of them.
+# A share from here on is printed as "every payment".
 _ALL = 0.9995
 _MINUTE_MS = 60_000
-# By cause: where to begin.
+# Where to begin looking, by cause.
 _LOOK_AT = {
     "profiles": "stream workers and companions: /readyz, consumer lag, paywarden_companion_mirror_age_seconds",
     "input": "what fills this field upstream: a release, a unit, a source that is gone; then the payments themselves",
@@ -28,7 +28,7 @@ _LOOK_AT = {
 
 
 def explained(alert: KnownAlert) -> list[str]:
-    """What is known of an alert, in lines for people."""
+    """Returns everything known about an alert, in lines for people."""
     record = alert.record
     lines = wrapped(
         "", f"alert {alert.alert_id}: {record['severity']}, {record['state']} {spoken(record['time_ms'])} UTC"
@@ -74,7 +74,7 @@ def explained(alert: KnownAlert) -> list[str]:
 
 
 def in_words(record: dict[str, Any]) -> list[str]:
-    """What a share says as a sentence, and each flag that all payments have; none for other signals."""
+    """Returns a share as a sentence, and a sentence for each flag that all payments have; empty for other signals."""
     sentences = []
     subject, signal, share = record["subject"], record["signal"], record["current"]
     if record["statistic"] == "relative_change" and (what := _counted_by(subject, signal)):
@@ -86,14 +86,14 @@ def in_words(record: dict[str, Any]) -> list[str]:
 
 
 class _Words(NamedTuple):
-    """How a share is told: of all payments, and of some."""
+    """The sentence for all payments, and the words before a share of them."""
 
     every: str
     share: str
 
 
 def _counted_by(subject: str, signal: str) -> _Words | None:
-    """What payments a share counts; None where it is not of payments."""
+    """Returns the words for the payments that a share counts; None for other signals."""
     from paywarden.models.drift.signals import FEATURE_PREFIX, FLAG_PREFIX
 
     if subject.startswith(FLAG_PREFIX):
@@ -115,7 +115,7 @@ def _flagged(flag: str) -> _Words:
 
 
 def _bars(record: dict[str, Any]) -> list[str]:
-    """Both histograms as bars of shares, one line a bin; none where the record has none."""
+    """Returns both histograms as bars, one line for each bin; empty if the record has no histograms."""
     reference, current = record["reference_histogram"], record["current_histogram"]
     if reference is None or current is None or len(reference["counts"]) != len(current["counts"]):
         return []
@@ -127,7 +127,7 @@ def _bars(record: dict[str, Any]) -> list[str]:
     ]
     labels.append("missing")
     width = max(map(len, labels))
-    # What is left beside the label, the two shares of 8 characters and the spaces between.
+    # The room next to the label, the two shares of 8 characters and the spaces between.
     bar_width = min(_BAR_WIDTH_MAX, (_WIDTH - width - 2 * (2 + _SHARE_WIDTH)) // 2)
     lines = ["", f"{'':<{width}}  {'reference':<{bar_width + _SHARE_WIDTH}}  now"]
     for label, before, after in zip(labels, was, now, strict=True):
@@ -160,7 +160,7 @@ def _moved(record: dict[str, Any]) -> list[str]:
 
 
 def size_of(record: dict[str, Any]) -> str:
-    """How large the change is, in the words of its statistic."""
+    """Returns the size of the change, as its statistic has it: `+40 %`, or `psi 0.31`."""
     if record["statistic"] == "relative_change":
         up = record["current"] >= record["expected"]
         return f"{'+' if up else '-'}{100 * record['value']:.0f} %"
@@ -168,12 +168,12 @@ def size_of(record: dict[str, Any]) -> str:
 
 
 def _line(name: str, text: str) -> list[str]:
-    """A name and what there is to say about it, in lines that fit."""
+    """Returns a name and a text in lines that fit."""
     return wrapped(f"{name:<13}", printable(text))
 
 
 def wrapped(head: str, text: str) -> list[str]:
-    """`head` and the text behind it; further lines begin below the text."""
+    """Returns `head` and the text after it; further lines begin below the text."""
     return textwrap.wrap(
         text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
     ) or [head.rstrip()]

@@ -1,4 +1,4 @@
-"""`paywarden features`: what is computed, and what is stored."""
+"""`paywarden features`: lists the features, and shows a stored profile."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import time
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.times import time_ms_of
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 
 @click.group()
 def features() -> None:
-    """The features that are computed, and the profiles they are computed from."""
+    """List the features, or show one stored profile."""
 
 
 @features.command("list")
@@ -25,10 +25,13 @@ def features() -> None:
     type=click.Choice(["text", "markdown", "json"]),
     default="text",
     show_default=True,
-    help="A table for people, the page of the documentation, or JSON.",
+    help="A table, the page docs/reference/features.md, or JSON.",
 )
 def list_features(as_format: str) -> None:
-    """The catalogue: meaning, unit, window and missing-value rule of each feature, and the size of profiles."""
+    """List the features with meaning, unit and window.
+
+    It also says what a missing value means, and how large profiles are.
+    """
     from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.feature_docs import listing_of
@@ -46,9 +49,9 @@ def list_features(as_format: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
 def show(source: Source, entity_id: str, at: str | None, as_json: bool) -> None:
-    """One profile of the store: what its tiles and memories hold, and the features that come of it.
+    """Show one stored profile and its features.
 
-    ENTITY:ID is card:C1; of a combination the ids stand with commas between, card_merchant:C1,M1.
+    ENTITY:ID is card:C1, for example. A combination has its ids with commas between: card_merchant:C1,M1.
     """
     from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.features.profiles.engine import FeatureEngine

@@ -1,4 +1,4 @@
-"""`paywarden forget`: erase an entity."""
+"""`paywarden forget`: erases an entity."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from contextlib import ExitStack, closing
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.progress import scan_bar
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
@@ -16,24 +16,26 @@ from paywarden.schemas.settings import Source
 @click.argument("entity_id", metavar="ENTITY:ID")
 @click.pass_obj
 def forget(source: Source, entity_id: str) -> None:
-    """Erase a card, merchant or other entity from store, changelog and mirrors; from every profile set of the store.
+    """Erase a card, merchant or other entity everywhere.
 
-    ENTITY:ID is card:C1; of a combination the ids stand with commas between, card_merchant:C1,M1. Erased are its
-    profile, those of combinations it is part of, and what is kept about its payments for outcomes to come. Companions
-    remove it from their mirrors when they read of it on the changelog; one that was away for over a day, which is how
-    long the changelog keeps that, must start with a new mirror. A payment that comes later begins a new profile.
+    ENTITY:ID is card:C1, for example. A combination has its ids with commas between: card_merchant:C1,M1.
 
-    What stays, and why:
+    The command erases the entity's profile, the profiles of combinations with it, and what is kept about its payments
+    for later outcomes: in every profile set of the store and on the changelog. Companions then erase it from their
+    mirrors. The changelog keeps the erasure for a day: a companion that was away for longer must start with a new
+    mirror. A later payment begins a new profile.
+
+    These stay:
 
     \b
-    - what other entities count of its payments: nothing in a merchant's sums says whose they were.
-      Where a feature remembers latest ids there is a checksum, until newer ids have pushed it out
-    - records on payments, outcomes, decisions and dead-letters, until the retention of the topics
-      ends: a profile set that is built from them, now or later, has the profile again. While one is
-      being built, run this again when it is done; after a rebuild, for whoever was forgotten since
-      the topic's oldest payment
-    - decisions in an outbox that are not shipped yet: they are owed to the topic
-    - Parquet files of histories and replays: they are their owner's
+    - counts of other entities: nothing in a merchant's sums says whose payments they were.
+      A feature that remembers latest ids keeps a checksum, until newer ids push it out
+    - records on payments, outcomes, decisions and dead-letters, until the topics' retention ends.
+      A profile set that is built from them has the profile again. If one is being built now,
+      run this command again when it is done. After a later rebuild, run it again for every
+      entity forgotten since the topic's oldest payment
+    - decisions in an outbox that are not shipped yet: the topic has a right to them
+    - Parquet files of histories and replays: they belong to their owner
     """
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.features.profiles.profile_view import typed_key
@@ -43,7 +45,7 @@ def forget(source: Source, entity_id: str) -> None:
     from paywarden.streams.maintenance.forget import forget as run
 
     if source.section("store", wiring.StoreSettings).kind == "memory":
-        raise Misconfigured("[store] kind is memory: only the process that has it can erase in it")
+        raise Misconfigured("[store] kind is memory: only its own process can erase from it")
     plan = FeatureEngine().plan
     entity, key = typed_key(plan, entity_id)
     kafka = wiring.kafka_settings(source)

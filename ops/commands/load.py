@@ -1,4 +1,4 @@
-"""`paywarden load`: simulated payments at a scoring endpoint, and how long it takes to answer."""
+"""`paywarden load`: sends simulated payments to a scoring endpoint and measures how long it takes to answer."""
 
 from __future__ import annotations
 
@@ -18,40 +18,59 @@ from paywarden.ops.reporting import report
     help="http(s)://HOST:PORT, grpc(s)://HOST:PORT, http+unix:///SOCKET or grpc+unix:///SOCKET.",
 )
 @click.option("--rate", type=float, help="Payments a second, sent whether or not earlier ones are answered.")
-@click.option("--max", "as_many", is_flag=True, help="Instead: as many as are answered, on all connections at a time.")
-@click.option("--seconds", type=float, required=True, help="How long.")
 @click.option(
-    "--arrivals", type=click.Choice(["poisson", "fixed"]), default="poisson", show_default=True, help="How they come."
+    "--max",
+    "as_many",
+    is_flag=True,
+    help="Instead of a rate: send the next payment as soon as one is answered, on all connections.",
+)
+@click.option("--seconds", type=float, required=True, help="How long to send.")
+@click.option(
+    "--arrivals",
+    type=click.Choice(["poisson", "fixed"]),
+    default="poisson",
+    show_default=True,
+    help="Times between payments: random or all the same.",
 )
 @click.option(
     "--connections",
     type=click.IntRange(1),
-    help="Opened at the start (default: 1 over HTTP, where more follow, 8 over gRPC and with --max).",
+    help="Connections at the start (default: 8 over gRPC or with --max, else 1; HTTP opens more when needed).",
 )
 @click.option(
-    "--connections-max", type=click.IntRange(1), default=256, show_default=True, help="Over HTTP, as they are needed."
+    "--connections-max", type=click.IntRange(1), default=256, show_default=True, help="Most HTTP connections."
 )
 @click.option(
     "--depth",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Requests on an HTTP connection at a time, once there can be no more connections.",
-)
-@click.option("--streams", type=click.IntRange(1), default=64, show_default=True, help="The same over gRPC.")
-@click.option(
-    "--body", type=click.Choice(["protobuf", "json"]), default="protobuf", show_default=True, help="Of HTTP requests."
+    help="Unanswered requests of an HTTP connection, when there can be no more connections.",
 )
 @click.option(
-    "--timeout-ms", type=click.IntRange(1), default=5000, show_default=True, help="No answer by then: an error."
+    "--streams", type=click.IntRange(1), default=64, show_default=True, help="Unanswered calls of a gRPC connection."
 )
-@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="Sent with every request.")
-@click.option("--token-file", type=click.Path(), help="Whose content is sent as the bearer token.")
-@click.option("--ca-file", type=click.Path(), default="", help="Who signs the server's certificate.")
-@click.option("--cert-file", type=click.Path(), default="", help="Our certificate, where the server asks for one.")
-@click.option("--key-file", type=click.Path(), default="", help="Its key.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the payments and their arrivals.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the result there.")
+@click.option(
+    "--body",
+    type=click.Choice(["protobuf", "json"]),
+    default="protobuf",
+    show_default=True,
+    help="Format of HTTP requests.",
+)
+@click.option(
+    "--timeout-ms", type=click.IntRange(1), default=5000, show_default=True, help="A later answer counts as an error."
+)
+@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="Header of every request.")
+@click.option("--token-file", type=click.Path(), help="File with the bearer token to send.")
+@click.option(
+    "--ca-file", type=click.Path(), default="", help="PEM file of the authorities that sign the server's certificate."
+)
+@click.option(
+    "--cert-file", type=click.Path(), default="", help="PEM file of our certificate, if the server asks for one."
+)
+@click.option("--key-file", type=click.Path(), default="", help="PEM file of its key.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the payments and their arrivals.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the result to this file.")
 @needs("serve", "history")
 def load(
     target: str,
@@ -73,12 +92,16 @@ def load(
     seed: int,
     json_file: str | None,
 ) -> None:
-    """Send simulated payments at a fixed arrival rate and report latency, measured from when each was due."""
+    """Send simulated payments and measure latency.
+
+    Payments come at a fixed rate, whether or not earlier ones are answered. The latency of a payment counts from the
+    moment it was due.
+    """
     from paywarden.ops.loadgen.target import LoadOptions
     from paywarden.ops.loadgen.traffic import run_simulated_load
 
     if as_many == (rate is not None):
-        raise click.UsageError("say one of --rate R and --max")
+        raise click.UsageError("use either --rate R or --max")
     if connections is None:
         connections = 8 if as_many or target.startswith("grpc") else 1
     options = LoadOptions(

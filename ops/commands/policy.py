@@ -1,4 +1,4 @@
-"""`paywarden policy`: what the configuration says about actions, checked as the scoring workers check it."""
+"""`paywarden policy`: checks the configuration as the scoring workers do, and prints the policy."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ if TYPE_CHECKING:
 
 @click.group()
 def policy() -> None:
-    """Thresholds, rules, segments and lists of the configuration."""
+    """Check thresholds, rules, segments and lists."""
 
 
 @policy.command()
-@click.option("--config", type=click.Path(dir_okay=False), help="Configuration file (default: as for all commands).")
-@click.option("--bundle", type=click.Path(file_okay=False), help="Whose thresholds hold where no setting has one.")
+@click.option("--config", type=click.Path(dir_okay=False), help="Configuration file (default: that of all commands).")
+@click.option(
+    "--bundle",
+    type=click.Path(file_okay=False),
+    help="Bundle with the thresholds that no setting has (default: [serve] bundle).",
+)
 @click.pass_obj
 def check(source: Source, config: str | None, bundle: str | None) -> None:
     """Check the whole configuration and print the policy.
 
-    Where something is wrong, in any section, every problem is one line on stderr and the exit status is 1.
+    Every problem in any section is one line on stderr, and the exit status is then 1.
     """
     from rich.console import Console
 
@@ -41,7 +45,7 @@ def check(source: Source, config: str | None, bundle: str | None) -> None:
         sys.exit(1)
     settings = source.section("policy", PolicySettings)
     thresholds = bundle_thresholds(source, bundle)
-    # A condition may hold what rich takes for markup.
+    # A condition may hold brackets, which rich would take for markup.
     console = Console(highlight=False, markup=False)
     for table in _tables(settings, *thresholds):
         console.print(table)
@@ -53,7 +57,7 @@ def check(source: Source, config: str | None, bundle: str | None) -> None:
 
 
 def _tables(settings: object, review_at: float, decline_at: float) -> list[Table]:
-    """`review_at` and `decline_at` are the bundle's, 0 without one."""
+    """Returns the tables to print. `review_at` and `decline_at` are those of the bundle, 0 without one."""
     from paywarden.models.policy.policy import FLAGS, PolicySettings, unknown_flag
 
     assert isinstance(settings, PolicySettings)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.progress import scan_bar
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured, TemporaryFailure
 from paywarden.schemas.settings import Source
 
@@ -21,16 +21,19 @@ if TYPE_CHECKING:
 
 @click.group("profile-sets")
 def profile_sets() -> None:
-    """The profile sets of the store: complete collections of profiles, one of them live."""
+    """List the profile sets of the store, or drop one.
+
+    A profile set is a complete collection of profiles. One of them is live.
+    """
 
 
 @profile_sets.command("list")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
 def list_sets(source: Source, as_json: bool) -> None:
-    """Each set: whether it is live, when it was begun, and how many records of each kind it has.
+    """List the sets: state, age and number of records.
 
-    The counts are exact for lmdb, and what the servers say of themselves for aerospike.
+    The counts are exact for lmdb. For aerospike they are what the servers report.
     """
     from paywarden.features.stores.profile_sets import ProfileSets
 
@@ -51,14 +54,14 @@ def list_sets(source: Source, as_json: bool) -> None:
     type=click.IntRange(0),
     default=20_000,
     show_default=True,
-    help="On aerospike, how fast records are erased; 0 for no limit.",
+    help="Speed limit of the erasure on aerospike; 0 for no limit.",
 )
 @click.pass_obj
 def drop_set(source: Source, name: str, records_per_second: int) -> None:
-    """Erase the set NAME whole, with its topics on Kafka; "first" is the one that was there before any other.
+    """Erase the set NAME and its topics on Kafka.
 
-    The live set is refused, and one that is being swapped in. Killed at any moment, the same command goes on. Without
-    Kafka the topics stay, and are named.
+    "first" is the set that was there before any other. The command refuses the live set, and a set that is being
+    swapped in. If it is killed, the same command continues. If Kafka does not answer, the topics stay and are named.
     """
     from paywarden.features.stores.profile_sets import ProfileSets, drop, typed_name
 
@@ -66,8 +69,8 @@ def drop_set(source: Source, name: str, records_per_second: int) -> None:
     dropped = typed_name(name)
     with closing(ProfileSets(stores.open_register())) as sets, scan_bar("records") as progress:
         try:
-            # Noted first, so that nobody needs the topics any more; and before the set is off the register, so that
-            # the same command finds what a killed one has left.
+            # First the note that the set is being dropped: from then on nobody needs the topics. The set leaves the
+            # register last, so that the same command finds what a killed one has not erased.
             sets.begin_drop(dropped)
             left = _delete_topics(source, dropped)
             drop(sets, stores, dropped, records_per_second=records_per_second, progress=progress)
@@ -80,7 +83,7 @@ def drop_set(source: Source, name: str, records_per_second: int) -> None:
 
 
 def _delete_topics(source: Source, name: str) -> dict[str, str]:
-    """Those that only this set's events go through; returns what may be left of them, and why."""
+    """Delete the topics that only this set's events use; returns those that may still be there, and why."""
     from paywarden.features.catalogue.catalogue import CATALOGUE
     from paywarden.features.stores.profile_sets import FIRST
     from paywarden.streams.kafka.topic_names import repartition_topic
@@ -95,7 +98,7 @@ def _delete_topics(source: Source, name: str) -> dict[str, str]:
 
 def _stores(source: Source) -> SetStores:
     if source.section("store", wiring.StoreSettings).kind == "memory":
-        raise Misconfigured("[store] kind is memory: only the process that has it knows its profile sets")
+        raise Misconfigured("[store] kind is memory: only its own process knows its profile sets")
     return wiring.set_stores(source)
 
 

@@ -1,4 +1,4 @@
-"""`paywarden rebuild`: fresh profiles from the topics, beside the live ones, and then instead of them."""
+"""`paywarden rebuild`: builds fresh profiles from the topics next to the live ones, then swaps them in."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from datetime import UTC, datetime
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.progress import scan_bar
 from paywarden.ops.times import time_ms_of
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 
 
 @click.command()
-@click.option("--from-beginning", is_flag=True, help="Of all payments and outcomes that the topics still hold.")
-@click.option("--from", "from_time", metavar="TIME", help="Of those that reached Kafka from TIME on (ISO 8601).")
-@click.option("--resume", metavar="NAME", help="Go on with the set that an earlier rebuild began.")
-@click.option("--abort", metavar="NAME", help="Give up a swap to this set that has begun: the live set stays.")
+@click.option("--from-beginning", is_flag=True, help="Use all payments and outcomes that the topics still hold.")
+@click.option("--from", "from_time", metavar="TIME", help="Use those that reached Kafka at TIME (ISO 8601) or later.")
+@click.option("--resume", metavar="NAME", help="Continue the set that an earlier rebuild began.")
+@click.option("--abort", metavar="NAME", help="Cancel a swap to this set that has begun: the live set stays.")
 @click.pass_obj
 def rebuild(source: Source, from_beginning: bool, from_time: str | None, resume: str | None, abort: str | None) -> None:
-    """Build a fresh set of profiles from the topics next to the live one, and swap it in.
+    """Build fresh profiles from the topics and swap them in.
 
-    The stream goes on meanwhile; while the sets are swapped, for as long as it takes to publish all profiles, it
-    waits, and scoring goes on with the profiles that its mirrors have. The old set stays until it is dropped with
-    `paywarden profile-sets drop`. Profiles that `backfill` made from older history are not in the new set.
+    The stream keeps working while the new profile set is built. During the swap it waits until all profiles are
+    published; scoring continues with the profiles in its mirrors. The old set stays until
+    `paywarden profile-sets drop` erases it. Profiles that `backfill` made from older history are not in the new set.
     """
     from paywarden.features.stores.profile_sets import ProfileSets, spoken
     from paywarden.streams.faust.gc_tuning import settle_collection
@@ -37,10 +37,10 @@ def rebuild(source: Source, from_beginning: bool, from_time: str | None, resume:
     from paywarden.streams.profiles.changelog import Changelog
 
     if sum((from_beginning, from_time is not None, resume is not None, abort is not None)) != 1:
-        raise click.UsageError("say one of --from-beginning, --from TIME, --resume NAME and --abort NAME")
+        raise click.UsageError("use one of --from-beginning, --from TIME, --resume NAME and --abort NAME")
     from_ms = None if from_time is None else _time_ms(from_time)
     if source.section("store", wiring.StoreSettings).kind == "memory":
-        raise Misconfigured("[store] kind is memory: no other process can have a set of it")
+        raise Misconfigured("[store] kind is memory: only its own process can build a set in it")
     parts = wiring.StreamParts(source)
     stores = wiring.set_stores(source)
     now_ms = time.time_ns() // 1_000_000
@@ -74,7 +74,7 @@ def rebuild(source: Source, from_beginning: bool, from_time: str | None, resume:
 
 
 def _new_name(now_ms: int) -> str:
-    """Of the moment, to the second: names are kept for ever in some stores, and sort by time."""
+    """Returns a name made of the time, to the second: some stores keep names for ever, and they sort by time."""
     return "b" + datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y%m%d%H%M%S")
 
 

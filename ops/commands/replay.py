@@ -1,4 +1,4 @@
-"""`paywarden replay`: evidence on history before a model or a policy goes live."""
+"""`paywarden replay`: shows what a model or a policy would have decided, before it goes live."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.days import day_option, require_within
 from paywarden.ops.extras import needs
 from paywarden.ops.histories import HistoryAsked, history_options, read_asked
 from paywarden.ops.progress import progress_bar
 from paywarden.ops.reporting import print_table
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.settings import Source, read_source
 
 if TYPE_CHECKING:
@@ -30,26 +30,34 @@ if TYPE_CHECKING:
 
 @click.command()
 @history_options
-@click.option("--bundle", type=click.Path(), required=True, help="The bundle to score with: the champion.")
-@click.option("--challenger", type=click.Path(), help="Another bundle, held against the first in the same pass.")
+@click.option("--bundle", type=click.Path(), required=True, help="The champion: the bundle that scores.")
+@click.option("--challenger", type=click.Path(), help="The challenger: another bundle, compared with the champion.")
 @click.option(
-    "--policy", "policy_file", type=click.Path(), help="File whose [policy] decides (default: the configuration's)."
+    "--policy", "policy_file", type=click.Path(), help="File whose [policy] decides (default: the configuration)."
 )
 @click.option(
-    "--challenger-policy", "challenger_policy_file", type=click.Path(), help="The challenger's (default: the same)."
+    "--challenger-policy",
+    "challenger_policy_file",
+    type=click.Path(),
+    help="The challenger's policy file (default: the champion's).",
 )
 @click.option(
     "--from",
     "from_day",
     metavar="DAY",
-    help="First UTC day to measure: a date, or -28d for 28 days before the data's last (default: the first there is).",
+    help="First UTC day to measure: a date, or -28d for 28 days before the data's last (default: the data's first).",
 )
 @click.option(
-    "--to", "to_day", metavar="DAY", help="Last UTC day to measure, included; likewise (default: the last there is)."
+    "--to",
+    "to_day",
+    metavar="DAY",
+    help="Last UTC day to measure, included, in the same form (default: the data's last).",
 )
-@click.option("--label-delay-days", type=click.IntRange(0), default=7, show_default=True, help="When labels are known.")
 @click.option(
-    "--costs", "costs_text", metavar="NAME=VALUE,…", default="", help="In place of settings of [costs], by their names."
+    "--label-delay-days", type=click.IntRange(0), default=7, show_default=True, help="Days until labels are known."
+)
+@click.option(
+    "--costs", "costs_text", metavar="NAME=VALUE,…", default="", help="Values that replace settings of [costs]."
 )
 @click.option("--vectors", is_flag=True, help="Keep each payment's feature vector in decisions.parquet, as bytes.")
 @click.option("--features", is_flag=True, help="Keep each feature in decisions.parquet, as a column with its name.")
@@ -57,15 +65,15 @@ if TYPE_CHECKING:
     "--decisions",
     "decisions_file",
     type=click.Path(),
-    help="decisions.parquet of an earlier replay of the same data and bundle, to use its scores and vectors.",
+    help="decisions.parquet of an earlier replay of the same data and bundle, whose scores and vectors are reused.",
 )
 @click.option(
     "--archived-decisions",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="An archive with decisions/: say how far what was decided live is what this decides.",
+    help="An archive with decisions/: compare the live decisions with those of the replay.",
 )
-@click.option("--threads", type=click.IntRange(1), help="How many share the work (default: one for each core).")
+@click.option("--threads", type=click.IntRange(1), help="Threads that share the work (default: one for each core).")
 @click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder for the results.")
 @click.pass_obj
 @needs("history")
@@ -91,10 +99,11 @@ def replay(
     threads: int | None,
     out: str,
 ) -> None:
-    """Run history through the serving features, model and policy; write decisions, metrics and report.html.
+    """Decide a history anew, with any model and policy.
 
-    With --challenger, --challenger-policy or both, the two decide about the same payments and are held against each
-    other. Of a policy file only [policy] is used, and the environment changes nothing of it.
+    The features, the model and the policy are those of the scoring workers. The results are decisions.parquet,
+    metrics.json and report.html. With --challenger, --challenger-policy or both, champion and challenger decide about
+    the same payments and are compared. A policy file gives [policy] alone, and the environment does not change it.
     """
     from paywarden.features.history.columns import MmapAllocator
     from paywarden.features.history.mapped import open_history
@@ -115,7 +124,7 @@ def replay(
         other = _contestant(source, challengers, challenger_policy_file or policy_file)
     rates = wiring.rate_table(source)
     first_day, last_day = day_option("--from", from_day, asked), day_option("--to", to_day, asked)
-    # What may be larger than memory lies where the results will.
+    # Arrays that may be larger than memory are files next to the results.
     room = MmapAllocator(Path(out))
     history = read_asked(
         source,
@@ -168,7 +177,7 @@ def replay(
 
 
 def _tell(results: ReplayResults) -> None:
-    """For people, on stderr: the two contestants side by side, and scores that are far off."""
+    """Print the two contestants side by side on stderr, and a warning for scores that are far off."""
     from paywarden.models.replay.report.summary import calibration_warning, side_by_side
 
     table = side_by_side(results)
@@ -188,7 +197,7 @@ def _contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Cont
     from paywarden.models.replay.measures import Contestant
 
     manifest = bundle.manifest
-    # What a file says must not be overruled for champion and challenger alike.
+    # The environment must not override the two policy files: they would become the same.
     nothing: Mapping[str, str] = {}
     decided_by = wiring.policy(
         read_source(policy_file, nothing) if policy_file else source,
@@ -199,7 +208,7 @@ def _contestant(source: Source, bundle: Bundle, policy_file: str | None) -> Cont
 
 
 def _compared_with_live(live: LiveDecisions, results: ReplayResults, folder: Path) -> dict[str, Any]:
-    """The section of the headline about live decisions, put into metrics.json and the report, too."""
+    """Compare with live decisions; returns that section of the headline, and adds it to metrics.json and the report."""
     from paywarden.models.replay.files import DECISIONS, write_whole
     from paywarden.models.replay.live_comparison import compare_with_live, replayed_decisions
     from paywarden.models.replay.replay import METRICS, REPORT
@@ -214,7 +223,7 @@ def _compared_with_live(live: LiveDecisions, results: ReplayResults, folder: Pat
 
 
 def _costs(source: Source, text: str) -> CostSettings:
-    """The section's settings, with what the option says in their place. Raises Misconfigured and ClickException."""
+    """Returns the settings of [costs], some replaced by the option. Raises Misconfigured or ClickException."""
     from paywarden.models.metrics.costs import CostSettings
 
     costs = source.section("costs", CostSettings)
@@ -233,7 +242,7 @@ def _costs(source: Source, text: str) -> CostSettings:
 
 
 def _window(history: History, earlier: Path | None, first_day: int | None, last_day: int | None) -> Days:
-    """The days that are asked for; what is not said is all there is, of the earlier decisions where there are some."""
+    """Returns the days to measure. A bound that is not given is that of the earlier decisions, else of the history."""
     from paywarden.models.metrics.evaluation import DAY_MS, Days
     from paywarden.models.replay.earlier_decisions import time_range_ms
 
@@ -245,7 +254,7 @@ def _window(history: History, earlier: Path | None, first_day: int | None, last_
 
 
 def _rows(history: History, window: Days, *, from_first: bool) -> int:
-    """How many payments are run through: those before the window warm profiles up."""
+    """Returns how many payments the replay runs through, with those that warm profiles up before the window."""
     from paywarden.models.metrics.evaluation import DAY_MS
 
     first, last = history.event_time_ms.searchsorted([window.first * DAY_MS, (window.last + 1) * DAY_MS]).tolist()

@@ -1,4 +1,4 @@
-"""`paywarden schemas`: what the records on the topics are written with."""
+"""`paywarden schemas`: lists and exports the Avro schemas of the topics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paywarden.ops.wiring import parts as wiring
+from paywarden.ops import wiring
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.schemas.settings import Source
 
@@ -20,10 +20,10 @@ _COLUMNS = ("topic", "version", "fingerprint", "registry id", "subject")
 
 @click.group()
 def schemas() -> None:
-    """The Avro schemas of the topics, and the ids that records have in their headers.
+    """List or export the Avro schemas of the topics.
 
     A record begins with a zero byte and the id of its schema in four bytes, big endian. Without a registry the id is
-    the schema's fingerprint. Registry ids are those that any process has used or seen so far; they are on Kafka.
+    the schema's fingerprint. Registry ids come from Kafka: they are those that any process has used or seen so far.
     """
 
 
@@ -31,9 +31,10 @@ def schemas() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.pass_obj
 def list_schemas(source: Source, as_json: bool) -> None:
-    """Every schema: topic, version, fingerprint, registry id where one is known, and subject.
+    """List every schema with its version and ids.
 
-    Versions count the schemas of our releases; "other" is a schema of another producer, known from the registry.
+    Versions count the schemas of Paywarden's releases. "other" is a schema of another producer, known from the
+    registry.
     """
     found = _found(source)
     if as_json:
@@ -51,7 +52,7 @@ def list_schemas(source: Source, as_json: bool) -> None:
 def export(source: Source, folder: Path) -> None:
     """Write every schema to DIR, for the tools of other teams.
 
-    DIR/payments.avsc and so on are today's schemas, DIR/history holds earlier ones, DIR/others those of other
+    DIR/payments.avsc and so on are the current schemas. DIR/history holds earlier ones, DIR/others those of other
     producers. DIR/schemas.json says which id belongs to which file.
     """
     from paywarden.streams.kafka.schema_listing import INDEX, export_schemas

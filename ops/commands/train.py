@@ -1,4 +1,4 @@
-"""`paywarden train`: a bundle from a history, and what can be said of it."""
+"""`paywarden train`: trains a bundle on a history and prints how good it is."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paywarden.ops import wiring
 from paywarden.ops.days import day_option, require_within
 from paywarden.ops.extras import needs
 from paywarden.ops.histories import HistoryAsked, history_options, read_asked
 from paywarden.ops.progress import progress_bar
 from paywarden.ops.reporting import print_table
-from paywarden.ops.wiring import parts as wiring
 from paywarden.schemas.settings import Source
 
 if TYPE_CHECKING:
@@ -31,20 +31,24 @@ FEATURES_SHOWN = 10
     metavar="DAY",
     help="First UTC day to train on: a date, or -70d for 70 days before the data's last.",
 )
-@click.option("--train-to", required=True, metavar="DAY", help="Last UTC day to train on, included; likewise.")
-@click.option("--out", type=click.Path(file_okay=False), required=True, help="The bundle to write.")
+@click.option("--train-to", required=True, metavar="DAY", help="Last UTC day to train on, included, in the same form.")
+@click.option("--out", type=click.Path(file_okay=False), required=True, help="Folder of the bundle to write.")
 @click.option(
     "--search-budget",
     type=click.IntRange(0),
-    help="Parameters to try on the window's last days (default: [training] search_budget); up to 1: as they are set.",
+    help="Parameters to try on the last days of the window (default: [training] search_budget). 0 or 1: no search.",
 )
 @click.option(
     "--cascade/--no-cascade",
     default=None,
     help="Whether a small model answers the clear payments first (default: [training] cascade).",
 )
-@click.option("--seed", type=click.IntRange(0), help="Of all that is random (default: [training] seed).")
-@click.option("--experiment", metavar="NAME", help="MLflow's experiment (default: [training] mlflow_experiment).")
+@click.option("--seed", type=click.IntRange(0), help="Seed of everything random (default: [training] seed).")
+@click.option(
+    "--experiment",
+    metavar="NAME",
+    help="MLflow experiment to record the training in (default: [training] mlflow_experiment).",
+)
 @click.pass_obj
 @needs("train")
 def train(
@@ -62,17 +66,18 @@ def train(
     seed: int | None,
     experiment: str | None,
 ) -> None:
-    """Train a model and make it a bundle: calibrated, compiled, with golden vectors.
+    """Train a model on a history and write its bundle.
 
-    The number of trees is chosen on the last days of the window, where it is long enough to hold some out. The same
-    data, settings and seed give the same bundle.
+    The bundle holds the calibrated model, its native library, its thresholds and golden vectors. The number of trees is
+    chosen on the last days of the window, if the window is long enough to hold some out. The same data, settings and
+    seed give the same bundle.
     """
     from paywarden.models.training.experiments import record_training
     from paywarden.models.training.settings import TrainingSettings
 
     asked = HistoryAsked(data, from_topic, since, until, warm_up_days)
     given = {"search_budget": search_budget, "cascade": cascade, "seed": seed, "mlflow_experiment": experiment}
-    # By name, and of the settings' own types.
+    # Each option has the name and the type of its setting.
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = replace(source.section("training", TrainingSettings), **changed)
     bundle = Path(out)
@@ -87,7 +92,7 @@ def train(
 def _trained(
     source: Source, asked: HistoryAsked, train_from: str, train_to: str, bundle: Path, settings: TrainingSettings
 ) -> Manifest:
-    """Whatever can be known to be wrong before the features are computed is said before: they take minutes."""
+    """Train and write the bundle. Everything that can be checked is checked before the features, which take minutes."""
     from paywarden.features.history.history import require_past
     from paywarden.features.profiles.engine import FeatureEngine
     from paywarden.models.metrics.evaluation import DAY_MS, Days

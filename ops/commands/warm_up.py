@@ -1,7 +1,7 @@
-"""Compile what numba compiles, side by side: whatever starts afterwards only loads it.
+"""Compile all numba code, part by part in parallel: processes that start afterwards only load it.
 
 On one core the features take half a minute, the scoring code eight seconds. Each part is a process of its own. A part
-that has been compiled before is only loaded, and its process ends at once.
+that was compiled before is only loaded, and its process ends at once.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def warm_up() -> Iterator[str]:
         for part in PARTS:
             command = [sys.executable, "-P", "-c", part.statements]
             process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-            # Where another part has failed, this one is not waited for.
+            # If another part fails, this one is killed.
             stack.callback(process.kill)
             running.append((part.name, process))
-        # The last is done first.
+        # The last part takes the least time.
         for name, process in reversed(running):
             _, errors = process.communicate()
             if process.returncode != 0:

@@ -1,11 +1,11 @@
-"""`paywarden demo`: the whole product on one machine, with real processes and nothing to install.
+"""`paywarden demo`: runs the whole product on one machine, with real processes and nothing to install.
 
 1. simulate a world; train and compile a model on its past; load the past into an LMDB store
 2. start the embedded broker here, and `stream`, `companion` and `serve` as processes of their own
-3. when all of them are ready, send live payments to the endpoint at a fixed rate; each answered one goes onto the topic
-   `payments`, as an authorisation service would do; outcomes that become known go onto `outcomes`: of payments of the
-   history, and after a simulated delay of some that were decided here
-4. read `decisions` and hold them against the answers; ask every process what it has done (ops/demo/verdict.py)
+3. when all of them are ready, send live payments to the endpoint at a fixed rate; each answered payment goes onto the
+   topic `payments`, as an authorisation service would do; outcomes go onto `outcomes`: those of past payments, and
+   after a simulated delay those of some live payments
+4. read `decisions` and compare them with the answers; ask every process what it has done (ops/demo/verdict.py)
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from paywarden.ops.times import now_ms
 from paywarden.streams.maintenance.backfill import backfill
 
 HISTORY_DAYS = 45
-# Somebody is waiting. 14 days instead of 28 and 60 trees instead of 200 train in a quarter of the time, and the average
-# precision is 0.65 instead of 0.69. To choose the number of trees would cost another training. One thread: LightGBM's
-# threads wait for each other, and burn a core each, where anything else runs.
+# A person is waiting. 14 days instead of 28 and 60 trees instead of 200 train in a quarter of the time, and the average
+# precision is 0.65 instead of 0.69. A choice of the number of trees would cost another training. One thread: with other
+# work on the machine LightGBM's threads wait for each other, and keep a core busy each.
 TRAINING_DAYS = 14
 TRAINING = TrainingSettings(label_delay_days=7, trees=60, learning_rate=0.1, early_stopping_rounds=0, threads=1)
 CARDS_MIN = 3_000
-# Of the simulator's, on average; the live part must not run out.
+# The simulator's average. The live part must not run out of payments.
 _PAYMENTS_PER_CARD_DAY = 1.5
 _DAY_MS = 86_400_000
 
 
 def run_demo(*, seconds: int, rate: float, seed: int) -> dict[str, Any]:
-    """Run it all; returns the summary. Raises PaywardenError naming the part that did not do its work."""
+    """Run the demonstration; returns the summary. Raises PaywardenError naming the part that did not do its work."""
     console = Console(stderr=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paywarden-demo-")))
@@ -75,7 +75,7 @@ def _prepare(folder: Path, *, seconds: int, rate: float, seed: int, console: Con
     engine.warm_up()
     _say(console, f"training on {TRAINING_DAYS} days, compiling the model, and loading {len(history)} payments")
     with ThreadPoolExecutor(1) as pool:
-        # The training leaves Python to the other thread most of the time.
+        # The training does not hold Python's lock most of the time, so the other thread can run.
         filling = pool.submit(_fill_store, history, folder / "store")
         manifest = _train(history, folder / "bundle", engine)
         profiles = filling.result()
@@ -96,7 +96,7 @@ def _prepare(folder: Path, *, seconds: int, rate: float, seed: int, console: Con
 
 
 def _train(history: History, bundle: Path, engine: FeatureEngine) -> Manifest:
-    """A bundle of the last days whose labels are known."""
+    """Train a bundle on the last days whose labels are known."""
     last_day = int(day_of_time(history.event_time_ms[-1:])[0]) - TRAINING.label_delay_days
     window = Days(last_day - TRAINING_DAYS + 1, last_day)
     table = training_table(
@@ -106,20 +106,20 @@ def _train(history: History, bundle: Path, engine: FeatureEngine) -> Manifest:
 
 
 def _fill_store(history: History, path: Path) -> int:
-    """The profiles of the whole past into a store; returns how many. In a thread of its own: so is its engine."""
+    """Fill a store with the profiles of the whole past; returns how many. Its thread needs an engine of its own."""
     with closing(LmdbStore.from_settings(LmdbSettings(path=str(path)))) as store:
         return backfill(history, store, engine=FeatureEngine(), rates=load_rates(), outcome_days=30)
 
 
 def _outcomes(outcomes: pa.Table, start_ms: int) -> list[dict[str, Any]]:
-    """Outcomes of past payments that become known in the next simulated day, in order."""
+    """Returns the outcomes of past payments that become known in the next simulated day, in order."""
     soon = outcomes.filter(pc.less(outcomes["outcome_time_ms"], start_ms + _DAY_MS))
     rows: list[dict[str, Any]] = soon.to_pylist()
     return rows
 
 
 def _labels(outcomes: pa.Table) -> dict[str, str]:
-    """By the id of a live payment. Those of past payments are among them, and are asked for by nobody."""
+    """Returns labels by the id of a live payment. Labels of past payments are among them, and never used."""
     ids, labels = outcomes["payment_id"].to_pylist(), outcomes["label"].to_pylist()
     return {LIVE_PREFIX + payment_id: label for payment_id, label in zip(ids, labels, strict=True)}
 

@@ -1,6 +1,6 @@
-"""The live part of `paywarden demo`: the embedded broker, the processes, the payments, and what came of them.
+"""The live part of `paywarden demo`: the embedded broker, the processes, the payments and the results.
 
-World (a prepared past) ─► broker, stream, companion, serve ─► load ─► what each says it has done ─► summary
+World (a prepared past) ─► broker, stream, companion, serve ─► load ─► metrics of each process ─► summary
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import consume, make_consumer
 
 LIVE_PREFIX = "live-"
-"""Of the ids of live payments."""
-# In life an outcome comes days after its payment.
+"""Prefix of the ids of live payments."""
+# In reality an outcome comes days after its payment.
 _OUTCOME_AFTER_S = 2.0
-# Of so many payments one has its outcome sent, and with it goes one of the history: in life, too, there are fewer
-# outcomes than payments. Frauds are all sent.
+# One payment in this many has its outcome sent, together with one outcome of the history: in reality, too, there are
+# fewer outcomes than payments. The outcomes of frauds are all sent.
 _PAYMENTS_PER_OUTCOME = 10
 # Counts are saved every two seconds; a busy machine takes longer.
 _SETTLE_TIMEOUT_S = 30.0
 _LOOK_EVERY_S = 0.25
 
-# All of it shares the cores of one machine. Nothing is refused for a while that others need them, and the stream says
-# more often than usual how far it is, which is most of the age of a profile.
+# All processes share the cores of one machine. The long deadlines keep payments from being refused while others use the
+# cores. The stream reports its progress more often than usual, because that interval is most of a profile's age.
 _CONFIG = """\
 [kafka]
 bootstrap = "{bootstrap}"
@@ -78,9 +78,9 @@ wait_ms_max = 1000
 
 @dataclass(frozen=True)
 class DemoWorld:
-    """The live part of a simulation, and what its past became: a bundle and a store in a folder.
+    """The live part of a simulation. Its past is already a bundle and a store in a folder.
 
-    `outcomes`: of past payments, in order. `labels`: of live payments whose outcome becomes known one day.
+    `outcomes` are those of past payments, in order. `labels` are those of live payments, by payment id.
     """
 
     requests: list[ScoreRequest]
@@ -100,7 +100,7 @@ def run_live(
     console: Console,
     say: Callable[[str], object],
 ) -> dict[str, Any]:
-    """Run it all on the bundle and the store in `folder`; returns the summary. `memory`: a folder for shared memory.
+    """Run the live part on the bundle and the store in `folder`; returns the summary. `memory` is a folder in memory.
 
     Raises TemporaryFailure naming the part that did not do its work, with its last log line.
     """
@@ -119,7 +119,7 @@ def run_live(
 
 @dataclass
 class _Tally:
-    """What has come back so far. Written by the load's thread and the reader's, each its own fields."""
+    """The answers and decisions so far. The load's thread and the reader's each write their own fields."""
 
     answered: set[str] = field(default_factory=set)
     actions: dict[str, int] = field(default_factory=dict)
@@ -152,7 +152,7 @@ def _send_live(
     view = threading.Thread(target=_show, args=(tally, console, stop))
     view.start()
     try:
-        # A part that has ended ends the load.
+        # The load ends when a process ends.
         bodies = takewhile(lambda _: parts.all_run(), stamped(iter(world.requests)))
         report = run(parts.target, bodies, rate=rate, seconds=seconds, on_answer=on_answer)
         publisher.finish()
@@ -183,7 +183,7 @@ def _send_live(
 
 
 def _settled(tally: _Tally, publisher: _Publisher, parts: Parts, payments: int) -> tuple[Sent, list[MetricsReading]]:
-    """What was sent and what the parts say, once they have done all of it, or do not come further in time."""
+    """Returns what was sent and what the processes report, once they have done all of it or the time is over."""
     deadline = time.monotonic() + _SETTLE_TIMEOUT_S
     while True:
         readings = parts.readings()
@@ -201,24 +201,24 @@ def _settled(tally: _Tally, publisher: _Publisher, parts: Parts, payments: int) 
 
 
 class _Publisher:
-    """What the payment system does after an answer: the payment onto its topic; and the outcomes as they come."""
+    """Does what a payment system does: publishes the payment after its answer, and outcomes as they become known."""
 
     def __init__(self, producer: Producer, ids: LocalSchemaIds, world: DemoWorld) -> None:
         self._producer = producer
         self._payments = Encoder("payments", ids.id_of("payments"))
         self._outcomes = Encoder("outcomes", ids.id_of("outcomes"))
         self._of_history, self._labels = deque(world.outcomes), world.labels
-        # Outcomes of payments decided here with the moment each is due, in order.
+        # Outcomes of live payments with the time at which each is due, in order.
         self._due: deque[tuple[float, str]] = deque()
         self.payments_sent = self.live_outcomes_sent = self.history_outcomes_sent = 0
 
     @property
     def outcomes_sent(self) -> int:
-        """All of them."""
+        """Returns the number of all outcomes sent."""
         return self.history_outcomes_sent + self.live_outcomes_sent
 
     def publish(self, body: bytes) -> None:
-        """Queue the payment of this request, and the outcomes that are due by now."""
+        """Queue the payment of this request, and the outcomes that are due."""
         request = ScoreRequest.FromString(body)
         record = {
             descriptor.name: getattr(request, descriptor.name)
@@ -239,7 +239,7 @@ class _Publisher:
         self._producer.poll(0)
 
     def finish(self) -> None:
-        """Send the outcomes that are not due yet, too, and wait until the broker has everything."""
+        """Send the outcomes that are not due yet, and wait until the broker has everything."""
         self._send_due(math.inf)
         self._producer.flush(10)
 
@@ -263,7 +263,7 @@ def _read_decisions(consumer: Consumer, decoder: Decoder, tally: _Tally, stop: t
 
 
 def _show(tally: _Tally, console: Console, stop: threading.Event) -> None:
-    """A table that lives while payments are sent; where there is no terminal, nothing."""
+    """Show a live table while payments are sent. Without a terminal shows nothing."""
     if not console.is_terminal:
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
@@ -282,7 +282,7 @@ def _table(tally: _Tally) -> Table:
 
 
 def _mirror_hit_ratio(readings: Sequence[MetricsReading]) -> float:
-    """Share of looked-up entities that had a profile, by the worker's own metrics."""
+    """Returns the share of looked-up entities that had a profile, by the worker's metrics."""
     serve = next(reading for reading in readings if reading.name == "serve")
     hits, misses = (serve.total("paywarden_mirror_lookups_total", result) for result in ("hit", "miss"))
     return hits / (hits + misses) if hits + misses else 0.0

@@ -1,4 +1,4 @@
-"""The processes of a demonstration: started, asked how they are, stopped.
+"""Starts the processes of a demonstration, asks them for health and metrics, and stops them.
 
 Each prints the address of its health and metrics on the first line of stdout, and logs to a file.
 """
@@ -23,7 +23,7 @@ from paywarden.ops.demo.verdict import MetricsReading
 from paywarden.schemas.errors import TemporaryFailure
 
 PARTS = ("stream", "companion", "serve")
-"""Commands, in the order in which they are started."""
+"""Commands, in the order of their start."""
 START_TIMEOUT_S = 120.0
 _ANSWER_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 25.0
@@ -36,34 +36,34 @@ class DemoPart:
     def __init__(self, name: str, process: subprocess.Popen[str], log: Path) -> None:
         self.name, self._process, self._log = name, process, log
         self.address = ""
-        """Of its health and metrics; empty until it has said so."""
+        """Address of its health and metrics; empty until the process has printed it."""
 
     def has_ended(self) -> bool:
-        """Whether the process is not there any more."""
+        """Returns whether the process has ended."""
         return self._process.poll() is not None
 
     def read_address(self) -> None:
-        """Take the address if it is there by now."""
+        """Read the address if the process has printed it."""
         output = self._process.stdout
         assert output is not None
         if not self.address and select.select([output], [], [], 0)[0]:
             self.address = output.readline().strip()
 
     def reading(self, *, with_metrics: bool = True) -> MetricsReading:
-        """What it says about itself now."""
+        """Returns its current health and metrics."""
         missing, metrics = self._missing(), self._metrics() if with_metrics else {}
-        # Last: a process that has ended meanwhile did not answer for that reason.
+        # Asked last: a process that did not answer may have ended meanwhile.
         status = self._process.poll()
         return MetricsReading(
             self.name, exit_status=status, missing=missing, metrics=metrics, last_line=self._last_line()
         )
 
     def ask_to_stop(self) -> None:
-        """SIGTERM, if it still runs."""
+        """Send SIGTERM if it still runs."""
         self._process.send_signal(signal.SIGTERM)
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for its end, and bring that about after `timeout_s`."""
+        """Wait for its end; kill it after `timeout_s`."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -103,26 +103,26 @@ class DemoPart:
 
 
 class Parts:
-    """All of them."""
+    """All processes of the demonstration."""
 
     def __init__(self, parts: list[DemoPart]) -> None:
         self._parts = parts
 
     @property
     def target(self) -> str:
-        """Where the endpoint is."""
+        """Returns the URL of the scoring endpoint."""
         return self._parts[PARTS.index("serve")].address
 
     def all_run(self) -> bool:
-        """Whether none has ended."""
+        """Returns whether all still run."""
         return not any(part.has_ended() for part in self._parts)
 
     def readings(self) -> list[MetricsReading]:
-        """What all of them say about themselves now."""
+        """Returns the current health and metrics of all."""
         return [part.reading() for part in self._parts]
 
     def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Raises TemporaryFailure naming the part that has ended, or is not ready in time."""
+        """Wait until all are ready. Raises TemporaryFailure naming a part that has ended or is not ready in time."""
         deadline = time.monotonic() + timeout_s
         while True:
             for part in self._parts:
@@ -139,10 +139,10 @@ class Parts:
 
 @contextmanager
 def running_parts(config: Path, folder: Path) -> Iterator[Parts]:
-    """Start all of them with this configuration, their logs in `folder`; stop them at the end."""
+    """Start all processes with this configuration and their logs in `folder`; stop them at the end."""
     parts: list[DemoPart] = []
     try:
-        # One by one into the list: if one cannot be started, those before it are stopped.
+        # Each enters the list as it starts: if the next cannot start, those before it are stopped.
         parts.extend(_started(name, config, folder / f"{name}.log") for name in PARTS)
         yield Parts(parts)
     finally:

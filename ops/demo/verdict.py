@@ -1,8 +1,7 @@
-"""Whether a demonstration has shown what it is for: each process is asked what it has done, and that is held against
-what was sent.
+"""Checks a demonstration: compares what each process reports with what was sent.
 
-    paywarden: demo: the stream has ended with exit status 1; its last log line: …
-    paywarden: demo: drift detection has counted 0 of 3921 decisions; the last log line of the stream: …
+paywarden: demo: the stream has ended with exit status 1; its last log line: …
+paywarden: demo: drift detection has counted 0 of 3921 decisions; the last log line of the stream: …
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from typing import Any
 from paywarden.schemas.errors import TemporaryFailure
 
 FRESH_MS_MAX = 3_000
-"""At most so old may profiles be, for 99 of 100 payments. On a quiet machine they are half a second old. A machine with
-ten processes for every core makes that 2.4 s; without the stream they are as old as the run is long."""
+"""The largest age of profiles for 99 of 100 payments. On a quiet machine they are half a second old. A machine with ten
+processes for every core makes that 2.4 s. Without the stream they are as old as the run is long."""
 
 
 @dataclass(frozen=True)
 class MetricsReading:
-    """What a process says about itself, and what is known of it.
+    """The health and metrics of a process.
 
-    `exit_status`: None while it runs. `missing`: why it is not ready, empty when it is. `metrics`: values by name and
-    by label values, in the order of the labels' names.
+    `exit_status` is None while it runs. `missing` says why it is not ready, and is empty when it is. `metrics` are
+    values by name and by label values, in the order of the labels' names.
     """
 
     name: str
@@ -33,12 +32,12 @@ class MetricsReading:
     last_line: str
 
     def total(self, name: str, *labels: str) -> int:
-        """A metric, added up over the label values that hold all of `labels`; 0 where there is none."""
+        """Returns the sum of a metric over the series whose label values include all of `labels`; 0 without any."""
         values = self.metrics.get(name, {})
         return int(sum(value for of, value in values.items() if set(labels) <= set(of)))
 
     def trouble(self) -> str:
-        """What is wrong with the process itself; empty when it runs and is ready."""
+        """Returns what is wrong with the process itself; empty when it runs and is ready."""
         if self.exit_status is not None:
             how = f"exit status {self.exit_status}" if self.exit_status >= 0 else f"signal {-self.exit_status}"
             return f"`paywarden {self.name}` has ended with {how}; its last log line: {self.last_line}"
@@ -50,10 +49,10 @@ class MetricsReading:
 
 @dataclass(frozen=True)
 class Sent:
-    """What the demonstration itself has done and seen.
+    """What the demonstration itself has sent and seen.
 
-    `published`: payments put onto their topic. `live_outcomes`: outcomes sent of payments that were decided here.
-    `lost`: decisions that were answered and are not on the topic.
+    `published` counts payments put onto their topic, `live_outcomes` the outcomes sent for live payments, and `lost`
+    the decisions that were answered and are not on the topic.
     """
 
     payments: int
@@ -66,7 +65,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class WorkDone:
-    """What the processes say they have done."""
+    """What the processes have done, by their own metrics."""
 
     stream_payments: int
     profiles_applied: int
@@ -76,26 +75,26 @@ class WorkDone:
 
     @classmethod
     def of(cls, readings: Sequence[MetricsReading]) -> WorkDone:
-        """By their metrics."""
+        """Read the counts from the metrics."""
         parts = {reading.name: reading for reading in readings}
         stream, companion = parts["stream"], parts["companion"]
         return cls(
             stream_payments=stream.total("paywarden_stream_payments_total"),
             profiles_applied=companion.total("paywarden_companion_profiles_applied_total"),
             drift_decisions=stream.total("paywarden_drift_decisions_total"),
-            # Of every outcome that met a decision, whichever of the two came first.
+            # Counts every outcome that met its decision, whichever of the two came first.
             outcomes_joined=stream.total("paywarden_outcomes_label_lag_seconds_count"),
             decisions_shipped=companion.total("paywarden_companion_decisions_shipped_total"),
         )
 
 
 def trouble_of(sent: Sent, readings: Sequence[MetricsReading]) -> str:
-    """The first thing that did not work, with the part that is to blame and its last log line; empty if all did."""
+    """Returns the first thing that failed, with the part to blame and its last log line; empty if nothing failed."""
     return unfinished(sent, readings) or _not_fresh(sent, readings)
 
 
 def unfinished(sent: Sent, readings: Sequence[MetricsReading]) -> str:
-    """As `trouble_of`, of what may still come."""
+    """Returns the first thing that is not done yet, as `trouble_of` does; it may still be done."""
     # A part that has ended may be why another is not ready.
     for reading in sorted(readings, key=lambda one: one.exit_status is None):
         if trouble := reading.trouble():
@@ -131,14 +130,14 @@ def _blamed(part: str, trouble: str, readings: Sequence[MetricsReading]) -> str:
 
 
 def require_all_done(sent: Sent, readings: Sequence[MetricsReading]) -> WorkDone:
-    """What was done. Raises TemporaryFailure if that is not all."""
+    """Returns what was done. Raises TemporaryFailure if something is missing."""
     if trouble := trouble_of(sent, readings):
         raise TemporaryFailure(f"demo: {trouble}")
     return WorkDone.of(readings)
 
 
 def in_words(summary: Mapping[str, Any]) -> list[str]:
-    """A summary as sentences."""
+    """Returns a summary as sentences."""
     return [
         f"The endpoint answered {summary['answers']} of {summary['payments_sent']} payments, "
         f"99 of 100 of them within {summary['p99_ms']:.1f} ms.",

@@ -1,9 +1,9 @@
-"""Requests made ready before a load begins, so that one costs three joined pieces of bytes when it is due.
+"""Prepares requests before a load begins, so that a request costs one join of three byte strings when it is due.
 
     protobuf   0a 14 <payment_id, 20 bytes> 10 <event_time_ms, 6 bytes> │ everything else as it was serialised
     JSON       {"payment_id":"<20 characters>","event_time_ms":<13 digits>,│ everything else
 
-The payment id has a fixed width and the time follows it, so nothing before or behind them ever changes.
+The payment id has a fixed width and the time follows it. The bytes before and after them never change.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _NUMBER_DIGITS = 11
 def stamped_bodies(
     requests: Sequence[ScoreRequest], *, id_prefix: str, content_type: str = CONTENT_TYPES[0]
 ) -> Iterator[bytes]:
-    """The requests over and over, without end, each under a new payment id and dated when it is taken.
+    """Yields the requests again and again, each with a new payment id and the time at which it is taken.
 
-    `id_prefix` is up to 9 ASCII characters; ids with different ones never meet. Raises Misconfigured.
+    `id_prefix` has up to 9 ASCII characters; ids with different prefixes never collide. Raises Misconfigured.
     """
     prefix = id_prefix.encode()
     width = _ID_BYTES - _NUMBER_DIGITS
@@ -66,6 +66,6 @@ def _json_rest(request: ScoreRequest) -> bytes:
     fields = MessageToDict(request, preserving_proto_field_name=True)
     fields.pop("payment_id", None)
     fields.pop("event_time_ms", None)
-    # 64-bit numbers are text in protobuf's own JSON, and numbers in ours; what is 0 it leaves out.
+    # In protobuf's own JSON 64-bit numbers are texts, and zeros are left out. In ours they are numbers.
     fields["amount_minor"] = request.amount_minor
     return b"," + json.dumps(fields, separators=(",", ":"))[1:].encode()

@@ -1,9 +1,9 @@
-"""A connection of a load: the port, and its two implementations, HTTP/1.1 and gRPC over HTTP/2.
+"""A connection of a load: the interface, and its implementations for HTTP/1.1 and for gRPC over HTTP/2.
 
     Load ─ send ─► Channel ─ flush: one write ─► socket ─ data_received ─► Owner.answered, once each, then Owner.freed
 
-Both are made for tens of thousands of requests a second from one process: what is sent in one turn of the loop leaves
-in one write, and what is the same in every request or answer is looked up instead of made or parsed.
+Both are made for tens of thousands of requests a second from one process. All requests of one turn of the loop leave in
+one write. Bytes that are the same in every request or answer are looked up, not built or parsed again.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import ngh2
 
 from paywarden.ops.loadgen.target import LoadOptions, Target
 
-# An answer's head or what there is of its body, before the rest has come: more is not an answer of ours.
+# Most bytes of an answer that has come in part. An answer of ours is never as large.
 _REST_BYTES_MAX = 4 << 20
 _HEADS_MAX = 1024
 
 
 class Asked(NamedTuple):
-    """A request that is due or on its way; `due` in seconds of `time.perf_counter`."""
+    """A request that is due or on its way. `due` is in seconds of `time.perf_counter`."""
 
     due: float
     number: int
@@ -34,42 +34,42 @@ class Asked(NamedTuple):
 
 
 class Owner(Protocol):
-    """Who has the channels, and hears of them."""
+    """The load that owns the channels; they call these methods."""
 
     def opened(self, channel: Channel) -> None:
-        """It can be used from now on."""
+        """The channel can be used from now on."""
 
     def answered(self, asked: Asked, status: int, body: bytes, now: float) -> None:
-        """`status` is an HTTP one."""
+        """A request was answered. `status` is an HTTP status."""
 
     def freed(self, channel: Channel) -> None:
-        """It can take more than it could. Comes after the answers, once for all that were read together."""
+        """The channel has room again. Called after the answers, once for all that were read together."""
 
     def closed(self, channel: Channel, unanswered: Iterable[Asked]) -> None:
-        """It is gone, and these requests with it."""
+        """The connection is closed, and these requests get no answer."""
 
 
 class Channel(asyncio.Protocol):
-    """A connection that carries up to `capacity` requests at a time; 0 once it can take none any more."""
+    """A connection that carries up to `capacity` requests at a time; 0 once it takes no more."""
 
     def __init__(self, owner: Owner, capacity: int) -> None:
         self.owner, self.capacity = owner, capacity
         self.in_flight = 0
-        # Whether the owner has it in its lists: kept here, since looking there would take long.
+        # Whether the channel is in the owner's lists: kept here, because a search of the lists takes long.
         self.is_listed_idle = self.is_listed_shared = False
         self._transport: asyncio.Transport
 
     @abstractmethod
     def send(self, asked: Asked) -> None:
-        """Take a request; it leaves with `flush`."""
+        """Take a request. It leaves with `flush`."""
 
     @abstractmethod
     def flush(self) -> None:
-        """Let out what was taken, in one write."""
+        """Send the requests taken so far in one write."""
 
     @abstractmethod
     def unanswered(self) -> list[Asked]:
-        """What is on its way, the oldest first."""
+        """Returns the requests without an answer, the oldest first."""
 
     def abort(self) -> None:
         """Close at once."""
@@ -94,7 +94,7 @@ class Channel(asyncio.Protocol):
 
 
 class _Head(NamedTuple):
-    """What matters in an answer's head. `body_bytes` is -1 where only a full parser can tell."""
+    """The parts of an answer's head that the load needs. `body_bytes` is -1 if only a full parser can tell."""
 
     status: int
     body_bytes: int
@@ -121,7 +121,7 @@ def _read_head(head: bytes) -> _Head:
 
 
 class HttpChannel(Channel):
-    """Answers come in the order of the requests. Heads seen before are looked up; what is unusual takes httptools."""
+    """Answers come in the order of the requests. Known heads are looked up; anything unusual goes to httptools."""
 
     def __init__(self, owner: Owner, target: Target, options: LoadOptions) -> None:
         super().__init__(owner, options.depth)
@@ -169,7 +169,7 @@ class HttpChannel(Channel):
             self._close_when_empty()
 
     def _read(self, data: bytes) -> bytes:
-        """Take the whole answers at the beginning; returns what is left."""
+        """Take the whole answers at the beginning; returns the bytes after them."""
         now = time.perf_counter()
         position = 0
         while True:
@@ -198,15 +198,15 @@ class HttpChannel(Channel):
 
     def _answered(self, status: int, body: bytes, closes: bool, now: float) -> None:
         if not self._asked:
-            return  # what a server says before it closes an unused connection
+            return  # a server may send this before it closes an unused connection
         self.in_flight -= 1
         self.owner.answered(self._asked.popleft(), status, body, now)
         if closes:
-            # What else was sent on it gets no answer.
+            # Other requests on the connection get no answer.
             self.capacity = 0
             self._transport.close()
 
-    # Of httptools, which calls these
+    # Called by httptools
 
     def _parse(self, data: bytes) -> None:
         assert self._parser is not None
@@ -241,7 +241,7 @@ class _Stream:
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
         self.body = b""
-        # Until it is told: a stream that ends without gRPC's status is a failure.
+        # 0 until gRPC's status comes: a stream that ends without one is a failure.
         self.status = 0
 
 
@@ -249,7 +249,7 @@ class GrpcChannel(Channel):
     """Unary calls, many at a time on one HTTP/2 connection."""
 
     def __init__(self, owner: Owner, target: Target, options: LoadOptions) -> None:
-        # One until the server has said how many it takes: grpcio gives up a connection that begins with too many.
+        # 1 until the server names its limit: grpcio closes a connection that begins with too many streams.
         super().__init__(owner, 1)
         self._capacity_max = options.streams
         self._headers = [
@@ -280,11 +280,11 @@ class GrpcChannel(Channel):
         try:
             stream = self._http2.send_request(self._headers)
         except ngh2.NGH2Error:
-            # The other side has broken the protocol just now: the connection is ending, and takes no more.
+            # The server has just broken the protocol: the connection ends and takes no more.
             self._close_when_empty()
             self.owner.answered(asked, 502, b"", time.perf_counter())
             return
-        # gRPC's prefix: not compressed, and the size.
+        # gRPC's prefix: a zero byte for "not compressed", then the size.
         self._http2.send_data(stream, b"\0" + len(body).to_bytes(4, "big") + body, end_stream=True)
         self._streams[stream] = _Stream(asked)
         self.in_flight += 1
@@ -342,7 +342,7 @@ class GrpcChannel(Channel):
     def _heed_reset(self, event: ngh2.StreamReset) -> None:
         stream = self._streams.get(event.stream_id)
         if stream is not None and event.error_code == ngh2.ErrorCode.REFUSED_STREAM:
-            # Not looked at, because of too many: grpcio's way of saying so beyond its streams.
+            # Refused unread because there are too many: this is how grpcio refuses streams beyond its limit.
             stream.status = 429
 
     def _ended(self, stream_id: int, now: float) -> None:

@@ -1,20 +1,22 @@
-"""Load from one process: open loop, where requests leave when they are due whether or not earlier ones have been
-answered, or closed loop, where a new one leaves for every answer.
+"""Load from one process, as an open or a closed loop.
+
+In an open loop a request leaves when it is due, whether or not earlier ones are answered. In a closed loop a new
+request leaves for every answer.
 
 1. In an open loop all arrival times are drawn before the first request leaves: at equal distances, or as a Poisson
-   process, which is what many independent callers look like.
-2. A latency counts from the time a request was due, not from when it could be sent. A server that stalls for
-   a second at 1,000 requests a second thus shows a thousand slow answers, not one: the error known as
-   coordinated omission. It also means that delays of this program itself are in the numbers (`lag_p99_ms`). So that
-   garbage collection is not among them, what is alive before a load is not looked at during it.
-3. A request takes an unused connection, or opens one, up to a limit; then it shares one, as far as that is allowed;
-   beyond it, it waits, and its time runs.
-4. Once a turn of the event loop all that is due by then is handed to connections, and each writes once. So under a
-   higher rate turns grow fuller, and a request becomes cheaper.
+   process, which is how many independent callers arrive.
+2. A latency counts from the time a request was due, not from when it could be sent. A server that stalls for a second
+   at 1,000 requests a second thus shows a thousand slow answers, not one. Counting from the send would hide them: that
+   error is known as coordinated omission. Delays of this program itself are in the latencies, too: `lag_p99_ms` says
+   how large they were. The garbage collector ignores objects from before the load, so that it causes none of them.
+3. A request takes an unused connection, or opens one, up to a limit. Then it shares a connection, as far as that is
+   allowed. Beyond that it waits, and its time runs.
+4. In each turn of the event loop all requests that are due are handed to connections, and each connection writes once.
+   Under a higher rate turns are fuller, and a request becomes cheaper.
 
-Event loops time in whole milliseconds, which would be most of a latency here, so on Linux the next arrival
-is waited for with a timer of the kernel (timerfd), which an event loop sees as a readable file; the last microseconds
-are spent in turns of the loop, because to sleep and wake takes longer.
+An event loop counts time in whole milliseconds, which would be most of a latency here. On Linux the load therefore
+waits for the next arrival with a timer of the kernel (timerfd), which an event loop sees as a readable file. It spends
+the last microseconds in turns of the loop, because to sleep and to wake takes longer.
 """
 
 from __future__ import annotations
@@ -43,18 +45,18 @@ from paywarden.ops.loadgen.target import LoadOptions, Target
 from paywarden.schemas.errors import Misconfigured
 
 ARRIVALS = ("poisson", "fixed")
-# Arrivals closer than this are waited for awake.
+# If the next arrival is closer than this, the loop does not sleep.
 _AWAKE_S = 60e-6
-# Handed over in one turn; then answers are read, however far behind the schedule is.
+# Most requests of one turn. Then answers are read, however late the load is.
 _TURN_MAX = 256
 _SWEEP_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class LoadAnswer:
-    """One answer. `index` counts the requests from 0; `latency_ms` is from when the request was due.
+    """One answer. `index` counts the requests from 0; `latency_ms` counts from when the request was due.
 
-    `status` is an HTTP one; gRPC's are translated.
+    `status` is an HTTP status; those of gRPC are translated.
     """
 
     index: int
@@ -77,10 +79,10 @@ async def run_load(
 ) -> LoadReport:
     """Send `rate` requests a second for `seconds` to `target` and report on the answers.
 
-    A body is taken from `bodies` when its request is due, so it may hold the time; when they run out the load
-    ends. `arrivals` is "poisson" or "fixed". `on_answer` is called from the event loop for every answer of
-    whatever status. Returns at the latest `timeout_ms` after the last request. Raises Misconfigured when the
-    target is no URL of ours or nobody answers there.
+    A body is taken from `bodies` when its request is due, so it may hold the time. The load ends when they run out.
+    `arrivals` is "poisson" or "fixed". `on_answer` is called from the event loop for every answer, whatever its status.
+    Returns at the latest `timeout_ms` after the last request. Raises Misconfigured when the target is no such URL or
+    does not answer.
     """
     if arrivals not in ARRIVALS:
         raise Misconfigured(f"load: arrivals must be poisson or fixed, is {arrivals}")
@@ -99,7 +101,7 @@ async def run_arrivals(
     options: LoadOptions | None = None,
     record: RequestLog | None = None,
 ) -> LoadReport:
-    """`run_load` with requests due at `due_s`, seconds from the start, ascending; `record` is given each of them."""
+    """Run a load with requests due at `due_s`, seconds from the start, ascending. `record` notes each of them."""
     load = _OpenLoop(_Opener(target, options or LoadOptions()), bodies, on_answer, record)
     with _earlier_objects_frozen():
         return await load.run(array("d", due_s.tobytes()))
@@ -113,8 +115,10 @@ async def run_closed(
     on_answer: Callable[[LoadAnswer], None] | None = None,
     options: LoadOptions | None = None,
 ) -> LoadReport:
-    """As many requests as are answered: each of `connections` always carries as many as it may, for `seconds` or until
-    the bodies run out. A latency counts from when the request was sent. Raises as `run_load`.
+    """Send a new request for every answer, so that each of `connections` always carries as many as it may.
+
+    Runs for `seconds` or until the bodies run out. A latency counts from when the request was sent. Raises as
+    `run_load`.
     """
     if not seconds > 0:
         raise Misconfigured("load: seconds must be above 0")
@@ -124,17 +128,17 @@ async def run_closed(
 
 
 def arrival_times(rate: float, seconds: float, arrivals: str, seed: int) -> NDArray[np.float64]:
-    """Seconds from the start at which requests are due, ascending."""
+    """Returns the seconds from the start at which requests are due, ascending, shape (requests,)."""
     if arrivals == "fixed":
         return np.arange(int(np.ceil(rate * seconds)), dtype=np.float64) / rate
-    # Given their number, which is Poisson's, the arrivals of a Poisson process are uniform.
+    # The number of arrivals of a Poisson process has a Poisson distribution. Given the number, the times are uniform.
     rng = np.random.default_rng(seed)
     return np.sort(rng.random(rng.poisson(rate * seconds)) * seconds)
 
 
 @contextlib.contextmanager
 def _earlier_objects_frozen() -> Iterator[None]:
-    """The garbage collector passes over what is alive now, unless something was frozen before."""
+    """Make the garbage collector skip the objects that exist now, unless some were frozen before."""
     if gc.get_freeze_count():
         yield
         return
@@ -147,20 +151,20 @@ def _earlier_objects_frozen() -> Iterator[None]:
 
 
 class _Opener:
-    """Makes connections to a target."""
+    """Opens connections to a target."""
 
     def __init__(self, url: str, options: LoadOptions) -> None:
         options.check()
         self.target, self.options = Target.of(url), options
         self.timeout_s = options.timeout_ms / 1000
-        # Over gRPC connections are few and long-lived: all of them are there from the start.
+        # gRPC connections are few and long-lived: all of them are opened at the start.
         self.connections_max = (
             options.connections if self.target.is_grpc else max(options.connections, options.connections_max)
         )
         self._context = self.target.tls_context(options)
 
     async def open(self, load: _Load) -> None:
-        """Connect; the load hears of it by `opened`. Raises OSError."""
+        """Open a connection, which then calls the load's `opened`. Raises OSError."""
         kind = GrpcChannel if self.target.is_grpc else HttpChannel
         loop = asyncio.get_running_loop()
 
@@ -176,7 +180,7 @@ class _Opener:
 
 
 class _Load:
-    """What both kinds of load share: the connections, what waits for one, and the counts."""
+    """What both kinds of load share: connections, requests that wait for one, and counts."""
 
     def __init__(
         self,
@@ -189,7 +193,7 @@ class _Load:
         self.tally = LoadTally(record)
         self._start = 0.0
         self._channels: set[Channel] = set()
-        # Those with nothing on them, the last used on top; and those with room for more, by turns.
+        # Connections without a request, the last used on top; and connections with room for more, taken in turns.
         self._idle: list[Channel] = []
         self._shared: deque[Channel] = deque()
         self._opening: set[asyncio.Task[None]] = set()
@@ -197,7 +201,7 @@ class _Load:
         self._progress = asyncio.Event()
 
     async def open_all(self) -> None:
-        """Open what there is to be at the start. A wrong address is one clear error, not a report full of them."""
+        """Open the first connections. Raises Misconfigured for a wrong address, instead of a report full of errors."""
         try:
             for _ in range(self._opener.options.connections):
                 await self._opener.open(self)
@@ -207,13 +211,13 @@ class _Load:
             raise Misconfigured(f"load: cannot connect to {self._opener.target}: {_reason(error)}") from error
 
     async def finish(self) -> None:
-        """Wait for what is on its way; what is not answered in time is an error by then, thanks to `sweep`."""
+        """Wait until every request is answered. `sweep` turns those without an answer into errors in time."""
         while not self.tally.is_complete:
             self._progress.clear()
             await self._progress.wait()
 
     async def close(self) -> None:
-        """End every connection, those that are being opened too."""
+        """Close every connection, also those that are being opened."""
         self._backlog.clear()
         opening = list(self._opening)
         for task in opening:
@@ -221,11 +225,11 @@ class _Load:
         await asyncio.gather(*opening, return_exceptions=True)
         for channel in list(self._channels):
             channel.abort()
-        # The loop closes sockets in its next turn, and may have none after this.
+        # The loop closes sockets in its next turn: this gives it one.
         await asyncio.sleep(0)
 
     async def sweep(self) -> None:
-        """Give up on requests that have waited too long. One look over all of them, not a timer for each."""
+        """Give up requests that have waited too long. One look over all of them is cheaper than a timer for each."""
         while True:
             await asyncio.sleep(min(_SWEEP_S, self._opener.timeout_s / 4))
             oldest = time.perf_counter() - self._opener.timeout_s
@@ -236,7 +240,7 @@ class _Load:
                     channel.abort()
 
     def take_channel(self) -> Channel | None:
-        """One that can carry another request, out of the lists; None when there is none."""
+        """Take a channel that can carry another request out of the lists; None when there is no such channel."""
         while self._idle:
             channel = self._idle.pop()
             channel.is_listed_idle = False
@@ -251,7 +255,7 @@ class _Load:
         return None
 
     def list_channel(self, channel: Channel) -> None:
-        """Into the list it belongs to, if any; it may be in the other one still, and is passed over there."""
+        """Put a channel into the list it belongs to, if any. It may still be in the other list, which then skips it."""
         if channel.in_flight == 0:
             if not channel.is_listed_idle and channel.capacity:
                 channel.is_listed_idle = True
@@ -269,19 +273,19 @@ class _Load:
 
     def _is_open(self, task: asyncio.Task[None]) -> None:
         self._opening.discard(task)
-        # A request that came between the connection and this had counted on it.
+        # A request that came meanwhile counted on this connection, which another request took.
         self.open_if_needed()
 
     async def _open_one(self) -> None:
         try:
             await self._opener.open(self)
         except OSError:
-            # Each failure answers for one request, or a server that is gone would be knocked at in a loop.
+            # Each failure ends one request. Otherwise a dead server would be tried in an endless loop.
             if self._backlog:
                 self._failed(self._backlog.popleft())
 
     def _failed(self, asked: Asked) -> None:
-        """No answer came, or will come."""
+        """Count a request as one without an answer."""
         self.tally.answered(asked.number, 0, time.perf_counter() - asked.due)
         self._progress.set()
 
@@ -311,7 +315,7 @@ class _Load:
 
 
 class _OpenLoop(_Load):
-    """Requests leave when they are due."""
+    """A load whose requests leave when they are due."""
 
     async def run(self, due_s: array[float]) -> LoadReport:
         await self.open_all()
@@ -332,7 +336,7 @@ class _OpenLoop(_Load):
         return self.tally.report(seconds, ok_in_time)
 
     def _turn(self) -> None:
-        """Hand over what is due by now, and see to it that this is called when the next one is."""
+        """Hand over the requests that are due, and schedule the next call for the next request."""
         if self._all_handed_over.is_set():
             return
         due_s, index, tally = self._due_s, self.tally.sent, self.tally

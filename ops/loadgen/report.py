@@ -1,8 +1,8 @@
-"""What came of a load: counts, and latencies in buckets of a fixed relative width.
+"""The result of a load: counts, and latencies in buckets of a fixed relative width.
 
-A latency is put into a bucket by the top of its floating-point number: the exponent and eight bits behind it. So a
-bucket is at most 1/256 of its value wide whatever the value is, a million samples take no more memory than ten, and
-sorting them in is two operations on an array.
+The bucket of a latency is the top of its floating-point number: the exponent and the eight bits after it. A bucket is
+therefore at most 1/256 of its value wide, whatever the value. A million samples take no more memory than ten, and
+sorting them in takes two operations on an array.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RELATIVE_ERROR = 1 / 256
 # Bits of a float64's mantissa that a bucket leaves out.
 _SHIFT = 52 - 8
 _LOWEST_S, _HIGHEST_S = 2.0**-20, 2.0**12
-# Sorted in together: numpy's price for a call is that of fifty samples.
+# Samples sorted in together: a call of numpy costs as much as fifty samples.
 _WAITING_MAX = 8192
 
 
@@ -45,12 +45,12 @@ class LatencyHistogram:
 
     @property
     def count(self) -> int:
-        """How many were counted."""
+        """Returns how many latencies were counted."""
         self._sort_in()
         return int(self._counts.sum())
 
     def quantile_ms(self, share: float) -> float:
-        """The smallest bound that `share` of all do not exceed; the largest latency for 1.0, 0 if there are none."""
+        """Returns the smallest bound in ms that `share` of all do not exceed; 1.0 gives the largest, no samples 0."""
         self._sort_in()
         total = int(self._counts.sum())
         if total == 0:
@@ -65,7 +65,7 @@ class LatencyHistogram:
         if not self._waiting:
             return
         seconds = np.array(self._waiting, dtype=np.float64)
-        # Emptied in place: whoever adds may hold on to it.
+        # Emptied in place: `add` may hold a reference to the list.
         del self._waiting[:]
         self._max_s = max(self._max_s, float(seconds.max()))
         buckets = _bucket_of(np.clip(seconds, _LOWEST_S, _HIGHEST_S)) - _FIRST
@@ -74,14 +74,14 @@ class LatencyHistogram:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What came of a load. `sent` = `ok` + `shed` + `errors`; latencies are 0 where there are none.
+    """The result of a load. `sent` = `ok` + `shed` + `errors`; a latency without samples is 0.
 
-    A latency counts from when the request was due; `p50_ms` to `max_ms` are of the `ok` ones.
+    A latency counts from when the request was due. `p50_ms` to `max_ms` are latencies of the `ok` answers.
     """
 
     sent: int
     ok: int
-    # 429, RESOURCE_EXHAUSTED, a refused stream: because of overload.
+    # Refused because of overload: 429, RESOURCE_EXHAUSTED, or a refused stream.
     shed: int
     # Any other status, a broken connection, or no answer in time.
     errors: int
@@ -91,16 +91,16 @@ class LoadReport:
     p99_ms: float
     p999_ms: float
     max_ms: float
-    # Of the errors: 504, DEADLINE_EXCEEDED.
+    # Errors with 504 or DEADLINE_EXCEEDED.
     deadline_exceeded: int
-    # How long it took to be told no: of those shed and those past their deadline.
+    # Latency of refusals: of requests shed and of those past their deadline.
     shed_p50_ms: float
     shed_p99_ms: float
     shed_max_ms: float
-    # From a request being due to this program's looking at it: where it is not small beside the latencies, the
-    # program is the bottleneck and not who answers.
+    # From when a request is due to when this program sends it. If the lag is as large as the latencies, the load
+    # generator was the bottleneck, and not the server.
     lag_p99_ms: float
-    # From the first request being due to the last one's being due, or in a closed loop all of it.
+    # From the due time of the first request to that of the last; in a closed loop the whole run.
     seconds: float
     ok_per_second: float
 
@@ -109,7 +109,7 @@ class LoadReport:
 class RequestLog:
     """Every request of a load, in the order they were due: seconds from the start, status, latency.
 
-    A status is an HTTP one (gRPC's are translated), 0 where no answer came.
+    A status is an HTTP status (those of gRPC are translated), and 0 when no answer came.
     """
 
     due_s: array[float] = field(default_factory=lambda: array("d"))
@@ -127,7 +127,7 @@ class LoadTally:
         self._record = record
 
     def begin(self, due_s: float) -> None:
-        """A request is due, `due_s` from the start."""
+        """Count a request that is due, `due_s` seconds from the start."""
         self.sent += 1
         if self._record is not None:
             self._record.due_s.append(due_s)
@@ -135,7 +135,7 @@ class LoadTally:
             self._record.latency_ms.append(0.0)
 
     def answered(self, index: int, status: int, latency_s: float) -> None:
-        """The request with this number has an answer; `status` is an HTTP one."""
+        """Count the answer to a request. `status` is an HTTP status, 0 without an answer."""
         if status == 200:
             self.ok += 1
             self._ok_latency.add(latency_s)
@@ -153,11 +153,11 @@ class LoadTally:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every request has been answered or given up."""
+        """Returns whether every request has been answered or given up."""
         return self.ok + self.shed + self.errors >= self.sent
 
     def report(self, seconds: float, ok_in_time: int) -> LoadReport:
-        """`ok_in_time`: answered before `seconds` were over."""
+        """Returns the report. `ok_in_time` counts the good answers within `seconds`."""
         ok, shed = self._ok_latency.quantile_ms, self._shed_latency.quantile_ms
         return LoadReport(
             sent=self.sent,

@@ -1,4 +1,4 @@
-"""Where a load goes, and how: the URL's schemes, TLS, the token, how many connections with how much on each."""
+"""The target of a load and its options: URL, TLS, token, and how many requests on how many connections."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _SCHEMES = ("http", "https", "grpc", "grpcs", "http+unix", "grpc+unix")
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a load asks. The defaults are of many independent callers who each wait for an answer."""
+    """How a load sends. The defaults imitate many independent callers who each wait for an answer."""
 
-    # Of HTTP bodies; gRPC's are protobuf always.
+    # Format of HTTP bodies. gRPC always takes protobuf.
     content_type: str = "application/x-protobuf"
-    # Opened before the first request is due. Over HTTP there become more as they are needed.
+    # Connections before the first request is due. HTTP opens more when they are needed.
     connections: int = 1
     connections_max: int = 256
     # Requests on a connection at a time, once there can be no more connections: HTTP/1.1 pipelining.
@@ -32,13 +32,13 @@ class LoadOptions:
     # Sent as `Authorization: Bearer …`.
     token: str = field(default="", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    # Of https:// and grpcs://: who signs the server's certificate (else the system's), and the client's own.
+    # For https:// and grpcs://: the authorities of the server's certificate (empty: the system's), and our certificate.
     ca_file: str = ""
     certificate_file: str = ""
     key_file: str = ""
 
     def check(self) -> None:
-        """Raise Misconfigured naming what makes no sense."""
+        """Raise Misconfigured naming an option that makes no sense."""
         for name in ("connections", "connections_max", "depth", "streams", "timeout_ms"):
             if getattr(self, name) < 1:
                 raise Misconfigured(f"load: {name} must be at least 1, is {getattr(self, name)}")
@@ -46,7 +46,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Target:
-    """A parsed target. `socket_path` is empty where it is host and port that are connected to."""
+    """A parsed target. `socket_path` is empty for a target with host and port."""
 
     is_grpc: bool
     is_tls: bool
@@ -58,7 +58,7 @@ class Target:
 
     @classmethod
     def of(cls, url: str) -> Target:
-        """Raises Misconfigured."""
+        """Parse a URL. Raises Misconfigured."""
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -85,7 +85,7 @@ class Target:
         return self.socket_path or f"{self.host}:{self.port}"
 
     def tls_context(self, options: LoadOptions) -> ssl.SSLContext | None:
-        """What connections are wrapped in, None for plain ones. Raises Misconfigured."""
+        """Returns the TLS context of connections, None for plain ones. Raises Misconfigured."""
         if not self.is_tls:
             return None
         for name in (options.ca_file, options.certificate_file, options.key_file):

@@ -1,4 +1,4 @@
-"""Simulated payments as requests to the endpoint, stamped with the time they are sent."""
+"""Turns simulated payments into requests to the endpoint, dated when they are sent."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from paywarden.schemas.errors import InvalidEvent
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest
 
 _OPTIONAL = ("device_id", "ip", "mcc", "country", "channel", "utc_offset_minutes")
-# Enough cards that one comes back minutes later, as in life; a load that is longer begins again, with new ids.
+# Enough cards that each comes back only minutes later, as in reality. A longer load repeats them with new ids.
 _CARDS, _DAYS = 20_000, 2
 
 
 def requests_of(payments: pa.Table, *, id_prefix: str) -> list[ScoreRequest]:
-    """A request for each row of a payments table; payment ids get a prefix, times are left as they are."""
+    """Returns a request for each row of a payments table. Payment ids get a prefix; times stay as they are."""
     return [
         ScoreRequest(
             payment_id=id_prefix + row["payment_id"],
@@ -41,7 +41,7 @@ def requests_of(payments: pa.Table, *, id_prefix: str) -> list[ScoreRequest]:
 
 
 def stamped(requests: Iterator[ScoreRequest]) -> Iterator[bytes]:
-    """Bodies for a load: each request dated when it is taken, which is when it is sent."""
+    """Yields bodies for a load. Each request is dated when it is taken, which is when it is sent."""
     for request in requests:
         request.event_time_ms = now_ms()
         yield request.SerializeToString()
@@ -55,7 +55,7 @@ def run(
     seconds: float,
     on_answer: Callable[[LoadAnswer], None] | None = None,
 ) -> LoadReport:
-    """Drive one open-loop load to its end."""
+    """Run an open-loop load to its end."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run_load(target, bodies, rate=rate, seconds=seconds, on_answer=on_answer))
 
@@ -63,14 +63,14 @@ def run(
 def run_simulated_load(
     target: str, *, rate: float | None, seconds: float, seed: int, arrivals: str = "poisson", options: LoadOptions
 ) -> dict[str, Any]:
-    """`paywarden load`: simulated payments at a fixed rate, with None as many as are answered.
+    """Run the load of `paywarden load`. Without a rate a new payment leaves for every answer.
 
     Raises Misconfigured, InvalidEvent.
     """
     if seed < 0:
         raise InvalidEvent(f"must be at least 0, got {seed}", field="seed")
     payments, _ = simulate(cards=_CARDS, days=_DAYS, seed=seed)
-    # Five characters of the time make ids of two loads differ for a day.
+    # Five characters of the time keep the ids of two loads within a day apart.
     bodies = stamped_bodies(
         requests_of(payments, id_prefix=""),
         id_prefix=f"load{now_ms() // 100 % 16**5:05x}",

@@ -1,1 +1,55 @@
-"""The one place that builds real parts from settings."""
+"""Builds real parts from settings, and is the only place that does.
+
+    stores      the profile store, and what several processes share: Kafka's settings, rates, schema ids
+    stream      what `paywarden stream` runs
+    companion   what `paywarden companion` runs
+    scoring     what `paywarden serve` runs
+    drift       what `paywarden stream` watches decisions with
+    agents      what runs on Faust inside `paywarden stream`; imported only by `stream_app`
+
+Each function imports what its process needs when it is called. Importing this package therefore loads no client of
+Kafka or Aerospike, no Faust and no model.
+"""
+
+from __future__ import annotations
+
+from paywarden.ops.wiring.companion import companion, companion_stop_timeout_s, fill_source
+from paywarden.ops.wiring.drift import drift_references, referenced_versions
+from paywarden.ops.wiring.scoring import ServeSettings, policy, scoring_host
+from paywarden.ops.wiring.stores import (
+    FeatureSettings,
+    StoreSettings,
+    kafka_settings,
+    live_set,
+    open_live_store,
+    open_store,
+    rate_table,
+    schema_ids,
+    set_stores,
+    store_kind,
+)
+from paywarden.ops.wiring.stream import StreamParts, stream_app, stream_stop_timeout_s
+
+__all__ = [
+    "FeatureSettings",
+    "ServeSettings",
+    "StoreSettings",
+    "StreamParts",
+    "companion",
+    "companion_stop_timeout_s",
+    "drift_references",
+    "fill_source",
+    "kafka_settings",
+    "live_set",
+    "open_live_store",
+    "open_store",
+    "policy",
+    "rate_table",
+    "referenced_versions",
+    "schema_ids",
+    "scoring_host",
+    "set_stores",
+    "store_kind",
+    "stream_app",
+    "stream_stop_timeout_s",
+]

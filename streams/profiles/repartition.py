@@ -91,7 +91,7 @@ def decode_frame(value: bytes | None, partition_count: int) -> tuple[EntityEvent
     if spread_over != partition_count:
         raise Misconfigured(
             f"a repartition topic has frames for {spread_over} partitions, and it has {partition_count}: "
-            "see ARCHITECTURE.md, Partitions"
+            "see docs/operate/upgrade.md, More partitions"
         )
     width = ATTRIBUTES_AT + attribute_count
     rows_at = _HEADER.size + 16 * progress_count

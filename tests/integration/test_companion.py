@@ -185,7 +185,7 @@ def test_a_companion_waits_for_a_store_that_the_stream_has_not_made_yet(
     look_count = 0
 
     def counted(source: Source) -> FillSource:
-        fill = wiring.fill_source(source)
+        fill: FillSource = wiring.fill_source(source)
 
         def look() -> LiveSet:
             nonlocal look_count

@@ -182,7 +182,7 @@ def test_a_swap_given_up_leaves_the_live_set_live_and_published(
 def test_more_partitions_for_more_workers_only_when_nothing_is_on_its_way(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
-    """The procedure of ARCHITECTURE.md, Partitions, with a worker killed before it."""
+    """The procedure of docs/operate/upgrade.md, More partitions, with a worker killed before it."""
     payments, outcomes = small_world()
     half = len(payments) // 2
     topics, group = Topics(settings), f"{settings.topic_prefix}stream"

@@ -221,7 +221,7 @@ def test_a_broker_away_for_longer_than_a_transaction_may_take_loses_and_repeats_
     """A transaction is open when the broker is killed, and what was committed before has its markers.
 
     Killed in the moment between the two, Kafka 4.3 may take a transaction for complete without having marked it where
-    no other broker has the partition: it is lost for readers. So says ARCHITECTURE.md under Limits.
+    no other broker has the partition: it is lost for readers. docs/limits.md says so.
     """
     with KafkaServer(tmp_path / "kafka", QUICK_RETURN) as kafka:
         settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)

@@ -23,8 +23,7 @@ from paywarden.scoring.state.outbox import OutboxMetrics
 from paywarden.streams.companion.health import CompanionHealth
 from paywarden.streams.companion.metrics import CompanionMetrics
 from paywarden.streams.dead_letters.counts import DeadLetterCounts
-from paywarden.streams.drift.detection_metrics import DetectionMetrics
-from paywarden.streams.drift.metrics import DriftMetrics
+from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
 from paywarden.streams.outcomes.metrics import OutcomeMetrics
 from paywarden.streams.profiles.metrics import StreamMetrics
 from tests.checkout import CHECKOUT
@@ -136,7 +135,7 @@ def test_every_metric_and_label_that_an_alert_names_is_there(tmp_path: Path) -> 
             assert spoken <= grouped, f"{alert['alert']} speaks of a label that is summed away"
 
 
-def test_the_values_of_labels_that_alerts_ask_for_can_occur(tmp_path: Path) -> None:
+def test_the_label_values_in_alerts_can_occur(tmp_path: Path) -> None:
     """A flag or a bound of a histogram that was renamed would silence its alert."""
     registry = Registry()
     declare_workers(registry)

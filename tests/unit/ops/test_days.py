@@ -20,13 +20,13 @@ def asked(data: Path | None) -> HistoryAsked:
     return HistoryAsked(None if data is None else str(data), data is None, None, None, None)
 
 
-def test_of_two_files_days_are_counted_back_from_the_last_payment(tmp_path: Path) -> None:
+def test_relative_days_of_two_files_count_from_the_last_payment(tmp_path: Path) -> None:
     write_history(tmp_path, *small_world.tables())
     assert day_option("--from", "-0d", asked(tmp_path)) == FIRST_DAY + DAYS - 1
     assert day_option("--from", "-14d", asked(tmp_path)) == FIRST_DAY + DAYS - 15
 
 
-def test_of_an_archive_days_are_counted_back_from_its_newest_folder(tmp_path: Path) -> None:
+def test_relative_days_of_an_archive_count_from_its_newest_folder(tmp_path: Path) -> None:
     for date in ("2026-03-09", "2026-03-11", "2026-03-10"):
         (tmp_path / "payments" / f"date={date}").mkdir(parents=True)
     day = day_option("--from", "-2d", asked(tmp_path))
@@ -34,7 +34,7 @@ def test_of_an_archive_days_are_counted_back_from_its_newest_folder(tmp_path: Pa
     assert date_of_day(day) == "2026-03-09"
 
 
-def test_of_topics_days_are_counted_back_from_today() -> None:
+def test_relative_days_of_topics_count_from_today() -> None:
     before = now_ms() // DAY_MS
     day = day_option("--from", "-3d", asked(None))
     assert day in (before - 3, now_ms() // DAY_MS - 3)
@@ -45,7 +45,7 @@ def test_a_date_needs_no_data(tmp_path: Path) -> None:
     assert day_option("--from", None, asked(tmp_path / "nowhere")) is None
 
 
-def test_data_without_an_end_is_named_where_days_are_counted_back(tmp_path: Path) -> None:
+def test_relative_days_of_data_without_an_end_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"a history needs the file .*payments\.parquet"):
         day_option("--from", "-3d", asked(tmp_path))
     payments, outcomes = small_world.tables()
@@ -58,6 +58,6 @@ def test_data_without_an_end_is_named_where_days_are_counted_back(tmp_path: Path
 
 
 @pytest.mark.parametrize("text", ["14d", "-d", "-1.5d", "-2w", "yesterday", "2024-02-30", ""])
-def test_what_is_no_day_is_refused_with_the_options_name(text: str) -> None:
+def test_a_text_that_is_no_day_is_refused_with_the_options_name(text: str) -> None:
     with pytest.raises(Misconfigured, match=f"--train-to: wanted a date such as .* got '{text}'"):
         day_option("--train-to", text, asked(None))

@@ -73,7 +73,7 @@ def test_an_archive_replays_as_the_two_files_do(tmp_path: Path) -> None:
     assert f"payments from {first} on are read; features reach back 400 days" in of_archive[2]
 
 
-def test_a_shorter_warm_up_reads_fewer_payments_but_all_of_the_training_days(tmp_path: Path) -> None:
+def test_a_shorter_warm_up_still_reads_all_training_days(tmp_path: Path) -> None:
     whole, _, _ = replay(tmp_path / "a", "--data", str(data() / "archive"))
     options = ("--data", str(data() / "archive"), "--warm-up-days", "1")
     fewer, _, said = replay(tmp_path / "b", *options)
@@ -121,8 +121,8 @@ def test_live_decisions_are_compared_in_the_headline_and_in_the_metrics(tmp_path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--since", "2024-01-01"), "--since is of topics and archives, and .*files is neither"),
-        (("--warm-up-days", "3"), "--warm-up-days is of topics and archives"),
+        (("--since", "2024-01-01"), "--since is for topics and archives, and .*files is neither"),
+        (("--warm-up-days", "3"), "--warm-up-days is for topics and archives"),
     ],
 )
 def test_options_of_topics_are_refused_for_two_files(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_options_of_topics_are_refused_for_two_files(options: tuple[str, ...], s
     assert not (tmp_path / "a").exists()
 
 
-def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_text_that_is_no_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="--until: wanted a time such as"):
         replay(tmp_path / "a", "--data", str(data() / "archive"), "--until", "spring")
 
@@ -165,9 +165,9 @@ def test_a_history_comes_from_one_place(options: tuple[str, ...], tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--follow", "--to", "2024-01-01"), "--follow has no end"),
-        (("--follow", "--until-end"), "--follow has no end"),
-        (("--until-end", "--to", "2024-01-01"), "say one of --to and --until-end"),
+        (("--follow", "--to", "2024-01-01"), "--follow never ends"),
+        (("--follow", "--until-end"), "--follow never ends"),
+        (("--until-end", "--to", "2024-01-01"), "use either --to or --until-end"),
     ],
 )
 def test_an_archive_has_one_end(options: tuple[str, ...], said: str, tmp_path: Path) -> None:

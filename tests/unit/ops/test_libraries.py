@@ -24,7 +24,7 @@ def foreign(tmp_path: Path) -> Path:
 
 
 @needs_compiler
-def test_a_library_that_is_missing_is_built_by_another_process_and_passes_its_gate(foreign: Path) -> None:
+def test_another_process_builds_a_missing_library_that_passes_parity(foreign: Path) -> None:
     build_missing(foreign)
     loaded = load_bundle(foreign, catalogue_digest=small_world.engine().plan.digest)
     assert loaded.predictor.native
@@ -33,7 +33,7 @@ def test_a_library_that_is_missing_is_built_by_another_process_and_passes_its_ga
 
 
 @needs_compiler
-def test_the_library_of_a_cascades_first_model_is_built_where_it_alone_is_missing(tmp_path: Path) -> None:
+def test_the_missing_library_of_a_cascades_first_model_is_built(tmp_path: Path) -> None:
     """Only the large model's was looked for, and the first one would have been scored by the interpreter."""
     bundle = small_world.copied_bundle(tmp_path, small_world.cascade_bundle())
     native_library(bundle, FIRST).unlink()
@@ -49,7 +49,7 @@ def test_a_library_that_is_there_is_left_alone(foreign: Path) -> None:
     assert native_library(foreign).stat().st_mtime_ns == before
 
 
-def test_without_a_compiler_it_is_said_and_the_bundle_is_left_as_it_is(
+def test_without_a_compiler_a_warning_comes_and_the_bundle_stays(
     foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -15,7 +15,7 @@ class Clock:
         return self.now
 
 
-def test_long_work_says_how_far_it_is_and_how_long_it_still_takes() -> None:
+def test_long_work_prints_its_progress_and_the_time_left() -> None:
     clock, said = Clock(), list[str]()
     lines = ProgressLines("features", 1000, write=said.append, clock=clock)
     for _ in range(10):
@@ -42,7 +42,7 @@ def test_lines_come_less_often_the_longer_the_work_takes() -> None:
     assert said[-1] == "features: 3,600 done in 1 h 0 min"
 
 
-def test_short_work_says_nothing() -> None:
+def test_short_work_prints_nothing() -> None:
     clock, said = Clock(), list[str]()
     lines = ProgressLines("features", 10, write=said.append, clock=clock)
     for _ in range(10):

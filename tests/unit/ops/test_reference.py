@@ -1,23 +1,34 @@
-"""The data dictionary: it is what the code gives, and no field is left out of it."""
+"""The reference pages: they are what the code gives, and leave nothing out."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from paywarden.models.metrics.costs import CostSettings
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.replay.files import OutputColumn
 from paywarden.models.replay.measures import Contestant
 from paywarden.models.replay.replay import ReplayOptions, replay
-from paywarden.ops import reference
-from paywarden.ops.reference import Undocumented, field_docs, main, pages
+from paywarden.ops import reference, reference_data, reference_settings
+from paywarden.ops.cli import cli
+from paywarden.ops.configuration import settings_types
+from paywarden.ops.reference import main, pages
+from paywarden.ops.reference_commands import commands_page
+from paywarden.ops.reference_data import field_docs
+from paywarden.ops.reference_metrics import metrics_page, unit_of
+from paywarden.ops.reference_page import Undocumented
+from paywarden.ops.reference_settings import bounds_of, settings_page
+from paywarden.schemas import errors
 from paywarden.schemas.avro import TOPICS, topic_schema
 from tests.worlds import small_world
 from tests.worlds.small_world import FIRST_DAY, LABEL_DELAY_DAYS
@@ -57,12 +68,7 @@ def test_every_column_and_key_that_a_replay_writes_is_in_the_dictionary(tmp_path
         champion=Contestant(own, policy, "x"),
         challenger=Contestant(other, policy, "y"),
         destination=tmp_path,
-        options=ReplayOptions(
-            window=Days(FIRST_DAY + 22, FIRST_DAY + 24),
-            label_delay_days=LABEL_DELAY_DAYS,
-            costs=CostSettings(),
-            with_vectors=True,
-        ),
+        options=ReplayOptions(Days(FIRST_DAY + 22, FIRST_DAY + 24), LABEL_DELAY_DAYS, with_vectors=True),
     )
     page = pages()["data.md"]
     for name in ("decisions.parquet", "differences.parquet"):
@@ -72,7 +78,7 @@ def test_every_column_and_key_that_a_replay_writes_is_in_the_dictionary(tmp_path
     assert all(f"`{key}`" in page for key in metrics)
 
 
-def test_a_field_without_words_is_an_error() -> None:
+def test_a_field_without_a_meaning_is_an_error() -> None:
     @dataclass
     class Half:
         said: str
@@ -81,11 +87,99 @@ def test_a_field_without_words_is_an_error() -> None:
 
     assert field_docs(Half) == {"said": "Something."}
     with pytest.raises(Undocumented, match=r"Half\.unsaid has no docstring"):
-        list(reference._of_dataclass(Half))
+        list(reference_data._of_dataclass(Half))
 
 
 def test_a_number_without_a_unit_is_an_error() -> None:
     with pytest.raises(Undocumented, match="column wealth is a number without a unit"):
-        reference._of_column(OutputColumn("wealth", pa.int64(), "", "How rich."))
+        reference_data._of_column(OutputColumn("wealth", pa.int64(), "", "How rich."))
     with pytest.raises(Undocumented, match="payments: wealth is a number without a unit"):
-        list(reference._of_record("payments", {"fields": [{"name": "wealth", "type": "long", "doc": "x"}]}, ""))
+        list(reference_data._of_record("payments", {"fields": [{"name": "wealth", "type": "long", "doc": "x"}]}, ""))
+
+
+def commands_below(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, below in command.commands.items():
+            yield from commands_below(below, f"{path} {name}")
+
+
+def test_every_command_and_option_is_on_the_page() -> None:
+    sections = dict(re.findall(r"^## (paywarden.*)\n((?:(?!^## ).*\n?)*)", commands_page(), re.MULTILINE))
+    for path, command in commands_below(cli, "paywarden"):
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert f"`{', '.join(option.opts)}`" in sections[path], path
+
+
+def test_the_page_of_commands_says_which_extra_a_command_needs() -> None:
+    section = commands_page().split("\n## paywarden train\n")[1].split("\n## ")[0]
+    assert "pip install 'paywarden[train]'" in section
+
+
+def test_every_one_line_help_fits_a_narrow_terminal() -> None:
+    for path, command in commands_below(cli, "paywarden"):
+        assert command.help is not None, path
+        assert "..." not in command.get_short_help_str(58), path
+
+
+@pytest.mark.parametrize("section", sorted(settings_types()))
+def test_every_setting_is_on_the_page_with_a_meaning(section: str) -> None:
+    rows = settings_page().split(f"\n## [{section}]\n")[1].split("\n## ")[0]
+    for field in dataclasses.fields(settings_types()[section]):
+        (row,) = re.findall(rf"^\| `{field.name}` \|.*$", rows, re.MULTILINE)
+        assert all(cell.strip() for cell in re.split(r"(?<!\\)\|", row)[5:7]), row
+
+
+def test_the_example_describes_every_setting() -> None:
+    assert list(reference_settings.undescribed()) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "hint", "bounds"),
+    [
+        ("admission", "deadline_ms", int, "at least 1"),
+        ("aerospike", "tend_interval_ms", int, "at least 250"),
+        ("store", "kind", str, "lmdb, aerospike or memory"),
+        ("costs", "fraud_loss_share", float, "a share from 0 to 1"),
+        ("outcomes", "unsaved_max", int, "at least save_records"),
+        ("lmdb", "path", str, ""),
+    ],
+)
+def test_bounds_are_what_the_code_says_it_wants(section: str, name: str, hint: type, bounds: str) -> None:
+    assert bounds_of(section, settings_types()[section], name, hint) == bounds
+
+
+def test_every_metric_of_the_alerts_is_on_the_page() -> None:
+    rules = (reference.FOLDER.parents[1] / "ops" / "alerts.yml").read_text(encoding="utf-8")
+    names = {re.sub(r"_(bucket|count|sum)$", "", name) for name in re.findall(r"\bpaywarden_[a-z_]+", rules)}
+    page = metrics_page()
+    assert names
+    assert [name for name in sorted(names) if f"| `{name}` |" not in page] == []
+
+
+def test_labels_of_a_metric_without_a_series_yet_are_on_the_page() -> None:
+    page = metrics_page()
+    assert "| `paywarden_stream_consumer_lag` | gauge | `topic`, `partition` | count |" in page
+    assert "| `paywarden_drift_score` | histogram | `version` | 0 to 1 |" in page
+    assert "| `paywarden_mirror_age_seconds` | gauge |  | seconds |" in page
+
+
+def test_a_metric_without_a_unit_is_an_error() -> None:
+    with pytest.raises(Undocumented, match="metric paywarden_wealth has no unit"):
+        unit_of("paywarden_wealth")
+
+
+def test_every_topic_is_on_the_page_with_its_retention() -> None:
+    page = pages()["topics.md"]
+    assert all(f"| `{topic}` |" in page for topic in (*TOPICS, "outbox-cursors", "schemas", "repartition-ENTITY"))
+    assert "| `dead-letters-retried` | `PARTITION-OFFSET` of the letter | Avro," in page
+    assert "| 1 | compacted, 60 days |" in page
+
+
+def test_every_error_of_the_tree_is_on_the_page() -> None:
+    page = pages()["errors.md"]
+    tree = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    assert len(tree) == 7
+    assert all(f"`{error.__name__}` |" in page for error in tree)
+    assert "| `resource_exhausted` | 429 Too Many Requests | 8 RESOURCE_EXHAUSTED |" in page

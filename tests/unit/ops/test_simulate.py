@@ -62,7 +62,7 @@ def test_without_an_end_the_stream_starts_on_a_fixed_day_with_all_outcomes(tmp_p
 
 
 @pytest.mark.parametrize("end", ["tomorrow", "2999-01-01", "1.3.2024"])
-def test_an_end_that_cannot_be_is_refused_and_nothing_is_written(end: str, tmp_path: Path) -> None:
+def test_an_impossible_end_is_refused_and_nothing_is_written(end: str, tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=f"--end: wanted now.*got '{end}'"):
         run(tmp_path / "data", "--end", end)
     assert not (tmp_path / "data").exists()

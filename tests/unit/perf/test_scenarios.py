@@ -37,7 +37,7 @@ TINY = WorldSize(
 
 
 @pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(perf.__path__)])
-def test_a_benchmark_can_be_imported_and_does_nothing_by_it(name: str) -> None:
+def test_importing_a_benchmark_does_nothing(name: str) -> None:
     importlib.import_module(f"perf.{name}")
 
 
@@ -49,7 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             yield built
 
 
-def test_a_world_has_the_entities_asked_for_and_nearly_all_requests_know_theirs(world: World) -> None:
+def test_a_world_has_its_entities_and_requests_find_nearly_all(world: World) -> None:
     assert world.entities >= 2000
     answers = _answers(world, 200)
     flagged = sum("unknown_card" in response.flags for response in answers)
@@ -86,7 +86,7 @@ def _closed(target: str, world: World) -> LoadReport:
     return drive(run_closed(target, bodies, seconds=20, options=LoadOptions(connections=2, streams=2)))
 
 
-def test_batches_are_measured_in_a_process_that_opens_the_mirror_itself(world: World) -> None:
+def test_batches_are_measured_in_a_process_with_its_own_mirror(world: World) -> None:
     bodies = stamped_bodies(world.requests, id_prefix="t")
     text = "\n".join(next(bodies).hex() for _ in range(70))
     command = [sys.executable, "-m", "perf.batches", "--scorer", str(world.config)]
@@ -96,7 +96,7 @@ def test_batches_are_measured_in_a_process_that_opens_the_mirror_itself(world: W
     assert all(value > 0 for value in figures.values())
 
 
-def test_a_burst_is_offered_between_two_calm_times() -> None:
+def test_the_burst_comes_between_two_calm_times() -> None:
     due = burst.arrivals(1000, 5)
     assert (np.diff(due) >= 0).all()
     per_second = np.histogram(due, np.arange(0, 21))[0]
@@ -119,13 +119,13 @@ def test_recovery_is_when_half_a_second_has_been_calm() -> None:
     assert burst.recovery_seconds(since, ok, latency_ms, calm_ms=2) == pytest.approx(0.7)
 
 
-def test_what_never_calms_down_never_recovers() -> None:
+def test_a_load_that_never_calms_down_never_recovers() -> None:
     since = _since(2)
     latency_ms = np.full(len(since), 50.0, dtype=np.float32)
     assert burst.recovery_seconds(since, np.ones(len(since), dtype=bool), latency_ms, calm_ms=2) is None
 
 
-def test_a_disk_is_slow_only_where_and_while_it_is_told_to_be(tmp_path: Path) -> None:
+def test_a_disk_is_slow_only_in_its_folder_while_switched_on(tmp_path: Path) -> None:
     library = slow_disk_library(tmp_path)
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     here.mkdir()

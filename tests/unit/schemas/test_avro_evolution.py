@@ -105,7 +105,7 @@ def test_a_field_of_another_type_is_refused() -> None:
         passed_on("payments", record, writer=writer, reader=today("payments"))
 
 
-def test_a_symbol_todays_enum_does_not_have_is_refused() -> None:
+def test_a_symbol_that_the_current_enum_lacks_is_refused() -> None:
     def third_label(fields: Fields) -> None:
         next(field for field in fields if field["name"] == "label")["type"]["symbols"].append("disputed")
 
@@ -127,7 +127,7 @@ def test_a_writers_logical_type_does_not_change_what_we_read() -> None:
     assert passed_on("outcomes", record, writer=writer, reader=today("outcomes")) == record
 
 
-def test_a_list_that_a_default_filled_in_belongs_to_its_record_alone() -> None:
+def test_two_records_do_not_share_a_default_list() -> None:
     # fastavro gives every record the schema's own list: what one reader appends, the next one reads.
     poorer = changed("dead-letters", lambda fields: fields.pop([f["name"] for f in fields].index("headers")))
     value = Encoder("dead-letters", 1, schema=poorer)
@@ -137,7 +137,7 @@ def test_a_list_that_a_default_filled_in_belongs_to_its_record_alone() -> None:
     assert decoder.decode(value.encode(record))["headers"] == []
 
 
-def test_no_default_of_ours_is_one_that_fastavro_would_hand_out_as_text() -> None:
+def test_no_default_is_one_that_fastavro_would_return_as_text() -> None:
     # A bytes default is text in a schema, and fastavro 1.13 does not turn it back into bytes.
     for topic in TOPICS:
         for field in today(topic)["fields"]:

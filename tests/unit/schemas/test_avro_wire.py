@@ -68,7 +68,7 @@ def test_a_value_is_the_magic_byte_the_id_and_the_avro_body() -> None:
 
 @pytest.mark.parametrize("topic", TOPICS)
 @given(data=st.data())
-def test_what_is_written_is_what_is_read(topic: str, data: st.DataObject) -> None:
+def test_a_record_is_read_as_it_was_written(topic: str, data: st.DataObject) -> None:
     record = data.draw(records(topic_schema(topic)))
     assert DECODERS[topic].decode(ENCODERS[topic].encode(record)) == record
 
@@ -154,7 +154,7 @@ def test_a_string_that_is_not_utf8_is_refused() -> None:
     assert refused("payments", value) == "a string in the body is not UTF-8"
 
 
-def test_an_index_no_enum_has_is_refused() -> None:
+def test_an_index_beyond_an_enum_is_refused() -> None:
     header = b"\x00" + IDS.id_of("outcomes").to_bytes(4, "big")
     body = b"\x02p" + long_bytes(5) + long_bytes(9) + long_bytes(0)
     assert "index" in refused("outcomes", header + body)
@@ -194,7 +194,7 @@ def test_a_missing_field_is_refused_by_name(name: str) -> None:
     assert str(error) == f"{name}: is missing"
 
 
-def test_an_enum_lists_what_it_takes() -> None:
+def test_the_error_about_an_enum_lists_its_symbols() -> None:
     error = not_written("outcomes", {"payment_id": "p", "outcome_time_ms": 1, "label": SECRET})
     assert str(error) == "label: wanted one of fraud, genuine, got str"
 
@@ -213,7 +213,7 @@ def test_a_string_that_utf8_cannot_hold_is_refused() -> None:
 
 
 @pytest.mark.parametrize("record", [None, 5, [PAYMENT], SECRET])
-def test_what_is_no_record_is_refused(record: Any) -> None:
+def test_a_value_that_is_no_record_is_refused(record: Any) -> None:
     assert "wanted a mapping" in str(not_written("payments", record))
 
 
@@ -232,7 +232,7 @@ def test_a_refusal_carries_no_cause_that_quotes_the_payload() -> None:
         ('["null", "string"]', "not that of a record"),
     ],
 )
-def test_a_schema_that_is_none_is_refused(text: str, reason: str) -> None:
+def test_a_text_that_is_no_schema_is_refused(text: str, reason: str) -> None:
     with pytest.raises(InvalidEvent, match=reason):
         parsed(text)
 

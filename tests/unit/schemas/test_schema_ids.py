@@ -25,7 +25,7 @@ def test_words_and_defaults_do_not_change_a_fingerprint() -> None:
     assert fingerprint(parsed(told)) == fingerprint(parsed(schema()))
 
 
-def test_what_is_on_the_wire_changes_a_fingerprint() -> None:
+def test_a_change_on_the_wire_changes_a_fingerprint() -> None:
     assert fingerprint(parsed(schema(fields=[{"name": "a", "type": "long"}]))) != fingerprint(parsed(schema()))
 
 
@@ -53,7 +53,7 @@ def test_without_a_history_there_are_no_earlier_schemas(tmp_path: Path) -> None:
     assert past_schemas(tmp_path / "absent") == []
 
 
-def test_an_id_of_no_release_is_refused() -> None:
+def test_a_schema_id_that_no_release_has_is_refused() -> None:
     with pytest.raises(InvalidEvent, match="unknown schema id 12345"):
         LocalSchemaIds().schema_of(12345)
 
@@ -69,6 +69,6 @@ def test_all_schemas_are_valid_and_named_in_our_namespace() -> None:
         assert parsed(schema_text(topic))["name"].startswith("paywarden.v1.")
 
 
-def test_every_file_of_a_topic_is_a_topic() -> None:
+def test_every_schema_file_belongs_to_a_topic() -> None:
     files = Path(avro.__file__).with_name("avsc").glob("*.avsc")
     assert {file.stem for file in files} == set(TOPICS)

@@ -96,7 +96,7 @@ def test_sections_do_not_see_each_others_settings(tmp_path: Path) -> None:
     assert from_file("[http]\nport = 1\n", tmp_path, PAYWARDEN_HTTP_PORT="2").port == 8080
 
 
-def test_an_unknown_section_is_refused_by_name_with_those_there_are(tmp_path: Path) -> None:
+def test_an_unknown_section_is_refused_with_a_list_of_sections(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"some\.toml: there is no section \[sevre\]; there are admission, .*serve"):
         from_file("[sevre]\nport = 1\n", tmp_path)
 
@@ -148,7 +148,7 @@ def test_a_wrong_value_in_the_environment_is_refused_by_the_variables_name(name:
         from_environment(**{name: text})
 
 
-def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+def test_a_file_that_is_named_must_exist(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"cannot read the configuration .*absent\.toml: No such file"):
         read_source(str(tmp_path / "absent.toml"), {})
 
@@ -211,7 +211,7 @@ def test_no_settings_of_the_project_show_a_secret() -> None:
     assert [field.name for field in found if field.repr] == []
 
 
-def test_all_settings_of_the_project_can_be_read_from_text() -> None:
+def test_every_setting_of_the_project_can_be_read_from_text() -> None:
     """Plain types only, but for some tables: what no variable can fill is found here, not by an operator."""
     in_the_file = {"PolicySettings": {"rules", "segments", "lists"}, "TrainingSettings": {"monotone"}}
     plain = {str, int, float, bool, tuple[str, ...]}
@@ -261,7 +261,7 @@ def test_tables_and_lists_by_name_may_be_empty(tmp_path: Path) -> None:
         ("[policy]\nlists = []", "[policy] lists: wanted a table, got list"),
     ],
 )
-def test_what_is_wrong_in_a_table_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_a_fault_in_a_table_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(Misconfigured) as refused:
         tables_from(text, tmp_path)
     assert str(refused.value) == message

@@ -108,7 +108,7 @@ def test_the_file_says_how_large_each_fold_is(single: tuple[str, dict[str, Any]]
     assert 0 < fold["card_precision_ceiling"] <= 1
 
 
-def test_ours_is_printed_beside_the_published(single: tuple[str, dict[str, Any]]) -> None:
+def test_our_results_are_printed_next_to_the_published_ones(single: tuple[str, dict[str, Any]]) -> None:
     printed, result = single
     lines = [line.strip() for line in printed.splitlines()]
     of_tests = [line for line in lines if line.startswith("test, mean")]
@@ -207,7 +207,7 @@ def windows(small: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
     return done.stdout, json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_folds_on_any_data_follow_each_other_and_end_where_labels_can_be_known(
+def test_folds_follow_each_other_up_to_the_last_known_labels(
     windows: tuple[str, dict[str, Any]],
 ) -> None:
     folds = windows[1]["folds"]
@@ -221,7 +221,7 @@ def test_folds_on_any_data_follow_each_other_and_end_where_labels_can_be_known(
     assert [fold["test_to"] for fold in folds["validation"]] == ["2024-01-14", "2024-01-18"]
 
 
-def test_results_on_any_data_have_metrics_by_fold_and_nothing_published(windows: tuple[str, dict[str, Any]]) -> None:
+def test_results_on_own_data_have_metrics_by_fold_alone(windows: tuple[str, dict[str, Any]]) -> None:
     printed, result = windows
     (model,) = result["models"]
     assert result["windows"] == {"train_days": 7, "delay_days": 2, "test_days": 4, "folds": 2}
@@ -233,7 +233,7 @@ def test_results_on_any_data_have_metrics_by_fold_and_nothing_published(windows:
     assert "perfect oracle" in printed
 
 
-def test_another_last_day_moves_all_folds(small: str, tmp_path: Path) -> None:
+def test_an_earlier_last_day_moves_all_folds(small: str, tmp_path: Path) -> None:
     file = tmp_path / "earlier.json"
     arguments = ("--data", small, *LENGTHS, "--to", "2024-01-27", "--json", str(file))
     assert run_on_windows(*arguments).exit_code == 0

@@ -31,7 +31,7 @@ def test_since_is_a_time_or_how_long_ago(text: str, time_ms: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["yesterday", "2w", "-1h", "h", "1.5h"])
-def test_a_since_that_is_neither_is_refused(text: str) -> None:
+def test_a_since_that_is_no_time_and_no_duration_is_refused(text: str) -> None:
     with pytest.raises(Misconfigured, match="--since: wanted a time"):
         _since_ms(text, NOW_MS)
 
@@ -41,7 +41,7 @@ def test_a_time_that_no_calendar_has_is_shown_as_it_is() -> None:
     assert spoken(2**62) == str(2**62)
 
 
-def test_nothing_that_is_shown_moves_the_cursor() -> None:
+def test_printed_text_cannot_move_the_cursor() -> None:
     assert printable("currency: \x1b[2Jé\n") == "currency: \ufffd[2Jé\ufffd"
 
 
@@ -58,7 +58,7 @@ def test_nothing_that_is_shown_moves_the_cursor() -> None:
         (["retry", "--all"], 1, "no Kafka broker answers at 127.0.0.1:9"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_words(arguments: list[str], code: int, words: str) -> None:
+def test_a_command_that_cannot_run_says_why(arguments: list[str], code: int, words: str) -> None:
     done = run_paywarden("dead-letters", *arguments, environment={"PAYWARDEN_KAFKA_BOOTSTRAP": "127.0.0.1:9"})
     assert done.returncode == code
     assert words in done.stderr

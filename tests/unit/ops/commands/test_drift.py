@@ -142,7 +142,7 @@ def test_status_says_when_it_cannot_know_which_models_are_watched(monkeypatch: p
         (SeenModel("other", 1, has_reference=False), "[drift] versions_max"),
     ],
 )
-def test_the_reason_follows_from_what_the_stream_and_this_host_know(model: SeenModel, words: str) -> None:
+def test_the_reason_follows_from_the_bundles_of_stream_and_host(model: SeenModel, words: str) -> None:
     reason = not_watched_because(model, {"model-1": True, "model-2": False})
     assert words in reason
     assert bool(reason) == bool(words)
@@ -201,7 +201,7 @@ def test_an_explanation_says_that_every_merchant_is_unknown() -> None:
         ("action", "decline", 1.0, "every payment is declined"),
     ],
 )
-def test_a_share_is_told_in_words(subject: str, signal: str, share: float, sentence: str) -> None:
+def test_a_share_is_explained_in_words(subject: str, signal: str, share: float, sentence: str) -> None:
     alert = replace(ALERT, subject=subject, statistic=signal, value=share, expected=0.02, effect=24.0, effect_min=0.2)
     told = explained(KnownAlert(record_of(alert, flags={"unknown_merchant": share})))
     assert f"in words     {sentence}" in told
@@ -253,7 +253,7 @@ def test_json_has_no_infinities() -> None:
     assert json.loads(text)["reference_histogram"]["edges"] == [None, 10.0, 20.0, None]
 
 
-def test_nothing_that_is_shown_moves_the_cursor() -> None:
+def test_printed_text_cannot_move_the_cursor() -> None:
     alert = known(replace(ALERT, segment="channel=\x1b[2J", model_version="\x1b[1m"))
     assert "\x1b" not in "".join(row_of(alert, NOW_MS))
     assert "\x1b" not in "".join(explained(alert))
@@ -283,7 +283,7 @@ def test_a_snooze_is_an_event_that_says_until_when(monkeypatch: pytest.MonkeyPat
         (("snooze", "00ffee", "--for", "0h"), "--for: wanted a time such as 30m, 4h or 2d, got '0h'"),
     ],
 )
-def test_what_cannot_be_acknowledged_is_refused_and_nothing_written(
+def test_a_wrong_acknowledgement_is_refused_and_nothing_is_written(
     arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = _Reader(journal_of(replace(ALERT, state=State.CLEARED)))
@@ -301,7 +301,7 @@ def test_what_cannot_be_acknowledged_is_refused_and_nothing_written(
         (["ack", "00ff"], 1, "no Kafka broker answers at 127.0.0.1:9"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_words(arguments: list[str], code: int, words: str) -> None:
+def test_a_command_that_cannot_run_says_why(arguments: list[str], code: int, words: str) -> None:
     done = run_paywarden("drift", *arguments, environment={"PAYWARDEN_KAFKA_BOOTSTRAP": "127.0.0.1:9"})
     assert done.returncode == code
     assert words in done.stderr

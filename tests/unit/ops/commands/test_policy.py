@@ -149,7 +149,7 @@ shops = ["@gone1.txt", "@gone2.txt"]                # policy.lists shops: cannot
 """
 
 
-def test_every_fault_of_every_section_is_told(tmp_path: Path) -> None:
+def test_every_fault_of_every_section_is_reported(tmp_path: Path) -> None:
     wanted = [line.partition("  # ")[2] for line in WRONG.splitlines() if "  # " in line]
     wanted.append("policy.lists shops: cannot read gone2.txt: No such file")
     found = problems(tmp_path, WRONG)
@@ -157,7 +157,7 @@ def test_every_fault_of_every_section_is_told(tmp_path: Path) -> None:
     assert len(found) == len(wanted)
 
 
-def test_faults_in_two_tables_of_a_list_are_both_told(tmp_path: Path) -> None:
+def test_faults_in_two_tables_of_a_list_are_both_reported(tmp_path: Path) -> None:
     text = '[[policy.rules]]\nname = "a"\nwen = "x"\n[[policy.rules]]\nname = "b"\nwhen = 1\naction = "review"'
     assert problems(tmp_path, text) == [
         "[policy] rules \"a\" has no setting 'wen'",
@@ -175,13 +175,13 @@ def test_a_setting_of_the_environment_is_checked_too(tmp_path: Path, monkeypatch
     ]
 
 
-def test_a_segment_may_set_one_threshold_while_the_bundle_is_not_known(tmp_path: Path) -> None:
+def test_a_segment_may_set_one_threshold_without_a_bundle(tmp_path: Path) -> None:
     assert "every section is right" in check(
         tmp_path, '[[policy.segments]]\nname = "s"\nwhen = "amount > 5"\ndecline_at = 0.4'
     )
 
 
-def test_a_segments_threshold_is_held_against_the_general_one(tmp_path: Path) -> None:
+def test_a_segments_threshold_is_checked_against_the_general_one(tmp_path: Path) -> None:
     text = '[policy]\nreview_at = 0.5\n[[policy.segments]]\nname = "s"\nwhen = "amount > 5"\ndecline_at = 0.4'
     assert problems(tmp_path, text) == [
         'policy.segments "s" review_at (0.5) must not be above policy.segments "s" decline_at (0.4)'

@@ -15,8 +15,9 @@ from paywarden.features.stores.base import ProfileStore
 from paywarden.features.stores.lmdb import LmdbSettings
 from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.features.stores.profile_sets import LiveSet, ProfileSets
+from paywarden.ops import wiring
 from paywarden.ops.cli import cli
-from paywarden.ops.wiring import parts as wiring
+from paywarden.ops.wiring.stores import _memory_sets
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 from tests.standin.aerospike_server import StandIn
@@ -70,7 +71,7 @@ def said(result: Result) -> str:
     return result.stdout
 
 
-def test_a_store_that_is_new_has_the_first_set_with_nothing_in_it(tmp_path: Path) -> None:
+def test_a_new_store_has_the_first_set_and_it_is_empty(tmp_path: Path) -> None:
     assert said(run(tmp_path, "profile-sets", "list")).splitlines() == [
         "set    state  begun  records",
         "first  live   -      none",
@@ -79,7 +80,7 @@ def test_a_store_that_is_new_has_the_first_set_with_nothing_in_it(tmp_path: Path
     assert [file.name for file in tmp_path.iterdir()] == ["paywarden.toml"]
 
 
-def test_list_says_which_is_live_when_it_was_begun_and_what_it_has(tmp_path: Path, two_sets: ProfileSets) -> None:
+def test_list_shows_the_state_start_and_records_of_each_set(tmp_path: Path, two_sets: ProfileSets) -> None:
     begun = two_sets.begin_swap(NEVER, "b20260101t0900")
     assert said(run(tmp_path, "profile-sets", "list")).splitlines() == [
         "set             state             begun                 records",
@@ -102,7 +103,7 @@ def test_list_says_which_is_live_when_it_was_begun_and_what_it_has(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("_no_kafka")
-def test_drop_erases_a_set_whole_and_names_the_topics_that_it_cannot_delete(
+def test_drop_erases_a_set_and_names_topics_it_cannot_delete(
     tmp_path: Path, two_sets: ProfileSets, lmdb_sets: LmdbSets
 ) -> None:
     result = run(tmp_path, "profile-sets", "drop", "b20260101t0900")
@@ -116,7 +117,7 @@ def test_drop_erases_a_set_whole_and_names_the_topics_that_it_cannot_delete(
     assert lmdb_sets.counts("") == {"card": 3, "payment": 1}
 
 
-def test_drop_refuses_what_is_live_or_unknown_or_no_name(tmp_path: Path, two_sets: ProfileSets) -> None:
+def test_drop_refuses_the_live_set_unknown_sets_and_bad_names(tmp_path: Path, two_sets: ProfileSets) -> None:
     for name, why in (
         ("first", "first is live"),
         ("b2", "there is no profile set b2; there are first, b20260101t0900"),
@@ -145,9 +146,7 @@ def test_a_drop_that_died_is_listed_and_goes_on(tmp_path: Path, two_sets: Profil
     assert "being dropped" not in said(run(tmp_path, "profile-sets", "list"))
 
 
-def test_a_store_in_memory_has_no_sets_that_a_command_could_see(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_cannot_see_the_sets_of_a_store_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAYWARDEN_STORE_KIND", "memory")
     for arguments in (["list"], ["drop", "b1"]):
         assert "memory" in str(run(tmp_path, "profile-sets", *arguments).exception)
@@ -190,14 +189,14 @@ def aerospike_source() -> Iterator[Source]:
 @pytest.fixture
 def _new_process() -> Iterator[None]:
     """Sets in memory are those of the process: these are forgotten again."""
-    wiring._memory_sets.cache_clear()
+    _memory_sets.cache_clear()
     yield
-    wiring._memory_sets.cache_clear()
+    _memory_sets.cache_clear()
 
 
 @pytest.mark.usefixtures("_new_process")
 @pytest.mark.parametrize("kind", ["aerospike", "memory"])
-def test_other_stores_are_wired_the_same(kind: str, aerospike_source: Source) -> None:
+def test_other_kinds_of_stores_have_profile_sets_too(kind: str, aerospike_source: Source) -> None:
     source = aerospike_source if kind == "aerospike" else Source({"store": {"kind": "memory"}}, {})
     stores = wiring.set_stores(source)
     with closing(ProfileSets(stores.open_register())) as sets:

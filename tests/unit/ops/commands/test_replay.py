@@ -119,7 +119,7 @@ def test_a_challengers_numbers_are_printed_beside_the_champions(tmp_path: Path) 
     assert lines["frauds stopped (recall)"] == stopped
 
 
-def test_scores_that_are_far_off_are_said_to_be_and_by_how_much(tmp_path: Path) -> None:
+def test_a_warning_says_how_far_off_scores_are(tmp_path: Path) -> None:
     bundle = small_world.copied_bundle(tmp_path)
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     # Scores of twice the odds and more: calibrated to a world with more fraud.
@@ -134,7 +134,7 @@ def test_scores_that_are_far_off_are_said_to_be_and_by_how_much(tmp_path: Path) 
     assert "The scores are far off as probabilities: they promise" in report
 
 
-def test_scores_that_mean_what_they_say_are_not_warned_of(tmp_path: Path) -> None:
+def test_calibrated_scores_raise_no_warning(tmp_path: Path) -> None:
     metrics, said = told(tmp_path / "a")
     assert not metrics["calibration"]["is_far_off"]
     assert "far off" not in said
@@ -171,7 +171,7 @@ def test_costs_of_the_option_win_over_those_of_the_configuration(tmp_path: Path)
         ("fraud_loss_share=2", r"\[costs\] fraud_loss_share: wanted a share from 0 to 1"),
     ],
 )
-def test_costs_that_cannot_be_are_refused(text: str, said: str, tmp_path: Path) -> None:
+def test_impossible_costs_are_refused(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises((ClickException, Misconfigured), match=said):
         run(tmp_path / "a", "--costs", text)
     assert not (tmp_path / "a").exists()
@@ -206,7 +206,7 @@ def test_a_bundle_of_another_catalogue_is_refused_with_both_digests(which: str, 
         (("--decisions", "nowhere.parquet"), "nowhere.parquet cannot be read as Parquet"),
     ],
 )
-def test_what_cannot_be_replayed_is_one_line_and_nothing_is_written(
+def test_a_replay_that_cannot_run_is_one_line_and_writes_nothing(
     options: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(PaywardenError, match=said) as refused:

@@ -55,7 +55,7 @@ def refusal(data: Path, tmp_path: Path, *arguments: str, settings: dict[str, Any
 # What it prints
 
 
-def test_it_prints_how_good_the_scores_are_and_what_they_come_from(data: Path, tmp_path: Path) -> None:
+def test_train_prints_how_good_the_scores_are_and_their_features(data: Path, tmp_path: Path) -> None:
     done = run(data, tmp_path / "bundle")
     assert done.exit_code == 0, done.output
     assert done.stderr == "", "no bar where there is no terminal"
@@ -74,7 +74,7 @@ def test_it_prints_how_good_the_scores_are_and_what_they_come_from(data: Path, t
     assert [line.split()[0] for line in lines[table + 1 :]] == [name for name, _, _ in manifest.most_important(10)]
 
 
-def test_it_prints_what_was_held_out_and_chosen(data: Path, tmp_path: Path) -> None:
+def test_train_prints_the_days_held_out_and_the_choice(data: Path, tmp_path: Path) -> None:
     done = run(data, tmp_path / "bundle", *LONG_WINDOW, "--search-budget", "3", "--seed", "7", settings=VALIDATED)
     assert done.exit_code == 0, done.output
     manifest = read_manifest(tmp_path / "bundle")
@@ -85,7 +85,7 @@ def test_it_prints_what_was_held_out_and_chosen(data: Path, tmp_path: Path) -> N
     load_bundle(tmp_path / "bundle", catalogue_digest=small_world.engine().plan.digest)
 
 
-def test_it_prints_what_a_cascade_answers_early_and_what_that_costs(data: Path, tmp_path: Path) -> None:
+def test_train_prints_what_a_cascade_answers_early_and_its_cost(data: Path, tmp_path: Path) -> None:
     settings = QUICK | {"trees": 20, "cascade_trees": 6, "cascade_disagreement_max": 0.02}
     done = run(data, tmp_path / "bundle", "--cascade", settings=settings)
     assert done.exit_code == 0, done.output
@@ -96,7 +96,7 @@ def test_it_prints_what_a_cascade_answers_early_and_what_that_costs(data: Path, 
     assert re.search(r"\d\.\d\d µs a row instead of \d+\.\d\d", second)
 
 
-def test_without_being_asked_for_there_is_no_cascade(data: Path, tmp_path: Path) -> None:
+def test_there_is_no_cascade_by_default(data: Path, tmp_path: Path) -> None:
     settings = QUICK | {"cascade": True, "trees": 20, "cascade_trees": 6, "cascade_disagreement_max": 0.01}
     done = run(data, tmp_path / "bundle", "--no-cascade", settings=settings)
     assert "cascade: " not in done.stdout
@@ -216,13 +216,13 @@ def test_settings_that_cannot_work_are_one_line(data: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("without_features")
-def test_a_place_that_holds_something_else_is_refused_at_once(data: Path, tmp_path: Path) -> None:
+def test_an_output_folder_with_other_files_is_refused_at_once(data: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
     done = run(data, tmp_path)
     assert isinstance(done.exception, Misconfigured)
     assert "holds something that is no bundle" in str(done.exception)
 
 
-def test_a_search_that_the_window_has_no_days_for_is_one_line(data: Path, tmp_path: Path) -> None:
+def test_a_search_in_a_window_too_short_for_it_is_one_line(data: Path, tmp_path: Path) -> None:
     line = refusal(data, tmp_path, "--train-from", "2024-01-13", "--train-to", "2024-01-20", "--search-budget", "2")
     assert line.startswith("parameters cannot be searched: 8 days are too short to hold 1 × 1 out")

@@ -47,7 +47,7 @@ def without(part: str, metric: str) -> list[MetricsReading]:
     return with_part(replace(one, metrics={name: value for name, value in one.metrics.items() if name != metric}))
 
 
-def test_a_demonstration_in_which_all_was_done_has_no_trouble() -> None:
+def test_a_demonstration_with_all_work_done_has_no_trouble() -> None:
     assert trouble_of(SENT, GOOD) == ""
     assert require_all_done(SENT, GOOD) == WorkDone(398, 900, 398, 12, 398)
 
@@ -76,7 +76,7 @@ def test_a_part_that_is_not_ready_is_named_and_says_why(name: str) -> None:
     assert trouble_of(SENT, with_part(unready)) == wanted
 
 
-def test_of_two_the_part_that_has_ended_is_the_one_that_is_named() -> None:
+def test_a_part_that_has_ended_is_named_before_one_not_ready() -> None:
     readings = [replace(GOOD[0], missing=("no broker",)), GOOD[1], replace(GOOD[2], exit_status=70)]
     assert trouble_of(SENT, readings).startswith("`paywarden serve` has ended with exit status 70;")
 
@@ -108,11 +108,11 @@ def test_work_that_was_not_done_is_named_with_its_part(part: str, metric: str, w
         ),
     ],
 )
-def test_a_load_in_which_something_did_not_happen_is_trouble(sent: Sent, wanted: str) -> None:
+def test_a_demonstration_with_work_undone_is_in_trouble(sent: Sent, wanted: str) -> None:
     assert trouble_of(sent, GOOD).startswith(wanted)
 
 
-def test_the_summary_in_words_tells_what_each_part_has_done() -> None:
+def test_the_summary_says_what_each_part_has_done() -> None:
     summary = {
         "payments_sent": 400,
         "answers": 398,

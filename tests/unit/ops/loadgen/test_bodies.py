@@ -26,7 +26,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize("form", [PROTOBUF, JSON])
-def test_bodies_are_the_requests_over_and_over_under_new_ids_and_dated_now(form: Format) -> None:
+def test_bodies_repeat_the_requests_with_new_ids_and_times(form: Format) -> None:
     bodies = stamped_bodies(REQUESTS, id_prefix="a1", content_type=form.content_type)
     parsed = [
         ScoreRequest.FromString(taken if isinstance(taken, bytes) else taken.body)
@@ -52,6 +52,8 @@ def test_the_time_moves_on_while_bodies_are_taken() -> None:
     ("requests", "id_prefix", "content_type"),
     [([], "", "application/json"), (REQUESTS, "1234567890", "application/json"), (REQUESTS, "", "text/plain")],
 )
-def test_what_cannot_be_made_ready_is_refused(requests: list[ScoreRequest], id_prefix: str, content_type: str) -> None:
+def test_requests_that_cannot_be_made_ready_are_refused(
+    requests: list[ScoreRequest], id_prefix: str, content_type: str
+) -> None:
     with pytest.raises(Misconfigured):
         stamped_bodies(requests, id_prefix=id_prefix, content_type=content_type)

@@ -103,7 +103,7 @@ def test_all_requests_are_sent_with_their_bodies_and_counted() -> None:
     assert 0 < report.p50_ms <= report.p90_ms <= report.p95_ms <= report.p99_ms <= report.p999_ms <= report.max_ms
 
 
-def test_a_request_goes_to_the_scoring_route_as_protobuf_unless_told_otherwise() -> None:
+def test_a_request_is_protobuf_to_the_scoring_route_by_default() -> None:
     _, fake = loaded(always_ok)
     assert fake.heads[0].startswith(b"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1:")
     assert b"Content-Type: application/x-protobuf\r\n" in fake.heads[0]
@@ -128,7 +128,7 @@ def test_each_answer_is_handed_over() -> None:
 
 
 @pytest.mark.parametrize("is_open", [True, False])
-def test_the_garbage_collector_passes_over_what_was_there_before_a_load_and_only_during_it(is_open: bool) -> None:
+def test_the_garbage_collector_skips_earlier_objects_during_a_load(is_open: bool) -> None:
     frozen: list[int] = []
 
     def note(_: LoadAnswer) -> None:
@@ -145,7 +145,7 @@ def test_the_garbage_collector_passes_over_what_was_there_before_a_load_and_only
     assert gc.get_freeze_count() == 0
 
 
-def test_shed_and_failed_requests_are_told_apart_and_not_in_the_latencies() -> None:
+def test_shed_and_failed_requests_are_not_in_the_latencies() -> None:
     async def by_turns(fake: FakeServer, _: bytes) -> bytes:
         statuses = (b"429 Too Many Requests", b"503 Service Unavailable", b"400 Bad Request")
         return b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % statuses[len(fake.bodies) % 3]
@@ -190,7 +190,7 @@ def test_requests_without_an_answer_end_as_errors() -> None:
     assert (report.sent, report.ok, report.errors) == (50, 0, 50)
 
 
-def test_a_server_that_closes_without_an_answer_makes_errors_and_no_standstill() -> None:
+def test_a_server_that_closes_unanswered_makes_errors_not_a_standstill() -> None:
     async def rude(fake: FakeServer, _: bytes) -> bytes:
         return b"" if len(fake.bodies) % 2 else OK
 
@@ -284,7 +284,7 @@ def test_a_token_is_sent_and_in_no_repr() -> None:
     assert "se-cret" not in repr(LoadOptions(token="se-cret"))
 
 
-def test_past_deadline_is_an_error_told_apart_and_counts_among_the_refused() -> None:
+def test_a_missed_deadline_is_an_error_of_its_own_and_a_refusal() -> None:
     async def by_turns(fake: FakeServer, _: bytes) -> bytes:
         statuses = (b"504 Gateway Timeout", b"429 Too Many Requests", b"200 OK", b"503 Service Unavailable")
         return b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % statuses[len(fake.bodies) % 4]
@@ -307,7 +307,7 @@ def test_refusals_at_once_do_not_hide_among_slow_answers() -> None:
     assert report.shed_p50_ms < 450
 
 
-def test_a_stall_of_the_server_is_in_p99_of_an_open_loop_and_not_of_a_closed_one() -> None:
+def test_a_stall_shows_in_the_p99_of_an_open_loop_only() -> None:
     """What coordinated omission hides: of 300 requests due, those of the 200 ms of a stall all waited."""
 
     def stalling() -> Handler:
@@ -332,7 +332,7 @@ def test_a_stall_of_the_server_is_in_p99_of_an_open_loop_and_not_of_a_closed_one
     assert closed.p90_ms < 80
 
 
-def test_requests_share_a_connection_where_that_is_allowed_and_their_answers_are_told_apart() -> None:
+def test_requests_on_a_shared_connection_get_their_own_answers() -> None:
     """The server answers two at a time, in pieces, with something between that is no answer."""
 
     async def run() -> LoadReport:

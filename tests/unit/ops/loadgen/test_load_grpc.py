@@ -98,7 +98,7 @@ def test_calls_go_to_the_scoring_method_with_their_bodies_and_the_token() -> Non
     assert {(answer.status, answer.body) for answer in answers} == {(200, b"re:%d" % number) for number in range(50)}
 
 
-def test_shed_late_and_failed_calls_are_told_apart() -> None:
+def test_shed_late_and_failed_calls_are_counted_apart() -> None:
     codes = itertools.cycle(
         [
             grpc.StatusCode.OK,
@@ -165,7 +165,7 @@ def test_calls_that_get_no_answer_in_time_are_errors() -> None:
     assert (report.sent, report.ok, report.errors) == (50, 0, 50)
 
 
-def test_one_stream_is_used_until_the_server_has_said_how_many_it_takes() -> None:
+def test_one_stream_is_used_until_the_server_names_its_limit() -> None:
     """grpcio gave up a connection that began with more streams than it takes, and 14 of 50 calls failed."""
     connections: list[bytearray] = []
 
@@ -199,7 +199,7 @@ def streams_begun(sent: bytearray) -> int:
     return count
 
 
-def test_a_server_that_speaks_no_http2_makes_errors_and_no_standstill() -> None:
+def test_a_server_without_http2_makes_errors_not_a_standstill() -> None:
     async def run() -> LoadReport:
         async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read(10)
@@ -252,7 +252,7 @@ def test_grpc_goes_through_tls(certificate: tuple[Path, Path]) -> None:
     assert report.ok == 50
 
 
-def test_https_is_spoken_and_a_certificate_nobody_vouches_for_is_refused(certificate: tuple[Path, Path]) -> None:
+def test_https_works_and_an_unsigned_certificate_is_refused(certificate: tuple[Path, Path]) -> None:
     async def run(ca_file: str) -> LoadReport:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(*certificate)

@@ -13,7 +13,7 @@ from paywarden.models.drift.detectors import DAY_MS, HOUR_MS
 from paywarden.models.drift.reference import REFERENCE, read_reference
 from paywarden.models.drift.signal_layout import Kinds
 from paywarden.models.metrics.evaluation import Days, date_of_day
-from paywarden.ops.wiring.parts import drift_references
+from paywarden.ops.wiring import drift_references
 from paywarden.schemas.errors import Misconfigured
 from paywarden.schemas.settings import Source
 from paywarden.streams.archive.archive import Archiver

@@ -1,27 +1,22 @@
-"""What a scoring host is built from."""
+"""Where the profile store is, by the settings and by what is there already."""
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from paywarden.features.stores.lmdb import LmdbStore
-from paywarden.ops.wiring import parts as wiring
-from paywarden.ops.wiring.parts import scoring_host
-from paywarden.schemas.errors import BundleRefused, Misconfigured
+from paywarden.ops.wiring import stores
 from paywarden.schemas.settings import Source
-from tests.worlds import small_world
 
 
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with nothing in it."""
     monkeypatch.chdir(tmp_path)
-    wiring._tell_former_path.cache_clear()
+    stores._tell_former_path.cache_clear()
     return tmp_path
 
 
@@ -32,17 +27,17 @@ def store_at(path: str) -> None:
 
 
 def value_in(settings: Source) -> bytes | None:
-    with closing(wiring.open_live_store(settings, readonly=True)) as store:
+    with closing(stores.open_live_store(settings, readonly=True)) as store:
         return store.read([b"card:1"])[0]
 
 
 def test_a_new_store_lies_outside_the_folder_of_histories(empty_folder: Path) -> None:
-    wiring.open_store(Source({}, {})).close()
+    stores.open_store(Source({}, {})).close()
     assert (empty_folder / ".paywarden" / "store" / "data.mdb").exists()
     assert not (empty_folder / "data").exists()
 
 
-def test_a_store_at_the_former_default_is_used_and_told_once(
+def test_a_store_at_the_former_default_is_used_and_logged_once(
     empty_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store_at("data/profiles")
@@ -52,9 +47,9 @@ def test_a_store_at_the_former_default_is_used_and_told_once(
     assert not (empty_folder / ".paywarden").exists()
 
 
-def test_the_former_default_is_used_when_only_further_profile_sets_are_there(empty_folder: Path) -> None:
+def test_the_former_default_is_used_for_further_profile_sets_too(empty_folder: Path) -> None:
     (empty_folder / "data" / "profiles.sets").mkdir(parents=True)
-    wiring.open_store(Source({}, {})).close()
+    stores.open_store(Source({}, {})).close()
     assert (empty_folder / "data" / "profiles" / "data.mdb").exists()
 
 
@@ -67,7 +62,7 @@ def test_the_former_default_is_used_when_only_further_profile_sets_are_there(emp
         (Source({}, {"PAYWARDEN_LMDB_PATH": "elsewhere"}), b"elsewhere"),
     ],
 )
-def test_the_former_default_is_passed_by_where_the_store_is_elsewhere(
+def test_the_former_default_is_ignored_if_a_store_is_elsewhere(
     caplog: pytest.LogCaptureFixture, settings: Source, wanted: bytes
 ) -> None:
     for path in ("data/profiles", wanted.decode()):
@@ -76,30 +71,7 @@ def test_the_former_default_is_passed_by_where_the_store_is_elsewhere(
     assert not caplog.records
 
 
-def test_a_path_that_is_set_wins_over_the_former_default_before_it_is_there(empty_folder: Path) -> None:
+def test_a_path_that_is_set_wins_over_the_former_default(empty_folder: Path) -> None:
     store_at("data/profiles")
-    wiring.open_store(Source({"lmdb": {"path": ".paywarden/store"}}, {})).close()
+    stores.open_store(Source({"lmdb": {"path": ".paywarden/store"}}, {})).close()
     assert (empty_folder / ".paywarden" / "store" / "data.mdb").exists()
-
-
-def source(**serve: Any) -> Source:
-    return Source({"serve": {"bundle": str(small_world.trained_bundle()), **serve}}, {})
-
-
-def test_a_host_has_the_bundle_and_the_one_to_fall_back_on(tmp_path: Path) -> None:
-    host = scoring_host(source(fallback_bundle=str(small_world.copied_bundle(tmp_path))), None)
-    version = small_world.loaded_bundle().manifest.model_version
-    assert [bundle.manifest.model_version for bundle in host.bundles] == [version, version]
-    assert len(scoring_host(source(), None).bundles) == 1
-
-
-def test_a_bundle_to_fall_back_on_is_checked_as_the_other_is(tmp_path: Path) -> None:
-    fallback = small_world.copied_bundle(tmp_path)
-    os.truncate(fallback / "model.txt", 100)
-    with pytest.raises(BundleRefused, match=rf"bundle {fallback}: model\.txt has a wrong checksum"):
-        scoring_host(source(fallback_bundle=str(fallback)), None)
-
-
-def test_settings_of_the_chain_are_checked_before_any_worker_starts() -> None:
-    with pytest.raises(Misconfigured, match=r"^\[serve\] model_failure_count_max: wanted at least 1, got 0"):
-        scoring_host(source(model_failure_count_max=0), None)

@@ -1,0 +1,81 @@
+"""The commands, from the tree of click commands: docs/reference/commands.md."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import click
+
+from paywarden.ops.cli import EXIT_STATUSES, cli
+from paywarden.ops.extras import extras_of
+from paywarden.ops.reference_page import MADE_FROM_CODE, Undocumented, code, prose, table
+
+
+def commands_page() -> str:
+    """Returns the page of every command with its arguments and options."""
+    return "\n".join(
+        [
+            "# Commands\n",
+            *prose(f"Every command of `paywarden`, with its arguments, options and defaults. {MADE_FROM_CODE}"),
+            *prose(
+                "`python -m paywarden` is the same program. Options of `paywarden` itself stand before the command: "
+                "`paywarden --config prod.toml stream`."
+            ),
+            "## Exit statuses\n",
+            *table(("status", "meaning"), ((str(status), text) for status, text in EXIT_STATUSES.items())),
+            *prose(
+                "With status 1 or 2 the last line on stderr says what was wrong. Results go to stdout; logs, progress "
+                "and warnings go to stderr."
+            ),
+            *_command(cli, "paywarden"),
+        ]
+    )
+
+
+def _command(command: click.Command, path: str) -> Iterator[str]:
+    if not command.help:
+        raise Undocumented(f"command {path} has no help text")
+    yield f"## {path}\n"
+    context = click.Context(command, info_name=path)
+    yield f"    {path} {' '.join(command.collect_usage_pieces(context))}\n"
+    yield from _paragraphs(command.help)
+    extras = () if command.callback is None else extras_of(command.callback)
+    if extras:
+        yield from prose(f"Needs `pip install 'paywarden[{','.join(extras)}]'`.")
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    if options:
+        yield from table(
+            ("option", "value", "default", "meaning"), (_option(path, option, context) for option in options)
+        )
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            subcommand = command.get_command(context, name)
+            assert subcommand is not None
+            yield from _command(subcommand, f"{path} {name}")
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """The help text; click keeps the lines of a paragraph that begins with \\b, and so does the page."""
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        if paragraph.startswith("\b\n"):
+            yield paragraph.removeprefix("\b\n") + "\n"
+        else:
+            yield from prose(paragraph.replace("\n", " "))
+
+
+def _option(path: str, option: click.Option, context: click.Context) -> tuple[str, str, str, str]:
+    if not option.help:
+        raise Undocumented(f"option {option.opts[0]} of {path} has no help text")
+    value = "" if option.is_flag else option.make_metavar(context)
+    text = option.help + (" May be given several times." if option.multiple else "")
+    return code(", ".join(option.opts)), code(value), _default(option), text
+
+
+def _default(option: click.Option) -> str:
+    if option.required:
+        return "required"
+    if option.is_flag or option.multiple or option.default is None or option.default == "":
+        return ""
+    # Click has a value of its own for an option without a default.
+    return "" if type(option.default).__name__ == "Sentinel" else code(str(option.default))

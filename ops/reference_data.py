@@ -1,0 +1,324 @@
+"""The data dictionary: docs/reference/data.md.
+
+Where its words come from:
+
+    topics and archives     the `doc` of each field in schemas/avsc/*.avsc
+    payments, outcomes      the same: the two files of a history have the fields of their topics
+    decisions, differences  DECISION_COLUMNS and DIFFERENCE_COLUMNS in models/replay/files.py
+    metrics.json            the docstring below each field of the dataclasses it is made of
+
+A field without a meaning raises Undocumented, and so does a number without a unit. The page therefore has all of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+
+from paywarden.features.history.history import (
+    ABSENT_COLUMNS,
+    INTEGER,
+    OPTIONAL_INTEGER,
+    OUTCOME_COLUMNS,
+    PAYMENT_COLUMNS,
+)
+from paywarden.models.metrics import comparison, costs, curves, segments
+from paywarden.models.replay import (
+    files as replay_files,
+)
+from paywarden.models.replay import (
+    live_comparison as live_decisions,
+)
+from paywarden.models.replay import (
+    measures as replay_measures,
+)
+from paywarden.ops.reference_page import MADE_FROM_CODE, Undocumented, prose
+from paywarden.schemas.avro import TOPICS, topic_schema
+from paywarden.streams.archive import files as archive_files
+from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
+
+_WHOLE, _NUMBER = (INTEGER, OPTIONAL_INTEGER), re.compile(r"\b(long|int|double)\b")
+_TIME, _MONEY, _SHARE = "ms since 1970, UTC", "minor units of the reference currency", "0 to 1"
+# The first that a name matches. Numbers that nothing here matches have no unit: that is an error.
+_UNITS = (
+    (r".*time_ms(_low|_high)?|timestamp_ms|kafka_timestamp_ms", _TIME),
+    (r".*_ms", "ms"),
+    (r".*_minor", _MONEY),
+    (r".*_minutes", "minutes"),
+    (r"(.*_)?days", "days"),
+    (r".*(share|precision|recall|score|auc_roc|brier_score|calibration_error)(_at_100|_per_day)?(_low|_high)?", _SHARE),
+    (r"low|high|threshold|.*_at|equal_.*|score_difference_max", _SHARE),
+    (r"mean|quantiles|largest_.*|rank_correlation", "-1 to 1"),
+    (r"ratio.*|population_stability_index", "no unit"),
+    (r"value", "of the statistic"),
+    (r"current|expected", "of the signal"),
+    (r"edges", "of the subject"),
+    (r"deviation", "standard deviations"),
+    (r"evidence.*", "decimal logarithm"),
+    (r"payments_per_second", "payments per second"),
+    (r"kafka_partition|kafka_offset|partition|offset", "number"),
+    (
+        r"payments.*|frauds.*|.*_count|counts|missing|labelled|approved|reviewed|declined|rules|policy_segments|alone"
+        r"|reviews.*|found_per_day|genuine|fraud|decisions.*|repeated|only_.*|without_outcome|excluded.*|actions"
+        r"|score_differences|flag.*",
+        "count",
+    ),
+)
+# Where a name has another unit than elsewhere: by topic or class, and name.
+_OTHER_UNITS = {
+    ("payments", "amount_minor"): "minor units of `currency`",
+    ("decisions", "amount_minor"): "minor units of `currency`",
+    ("drift-alerts", "threshold"): "of the statistic",
+    ("AtCapacity", "days"): "days since 1970",
+}
+
+
+class PageLine(NamedTuple):
+    """A line of a table of the dictionary."""
+
+    name: str
+    kind: str
+    unit: str
+    meaning: str
+
+
+# The page
+
+
+def data_page() -> str:
+    """Returns the data dictionary."""
+    intro = [
+        "# Data dictionary\n",
+        *prose(f"Every column of every file and topic. {MADE_FROM_CODE}"),
+        *prose(
+            "Money is in whole minor units: 4999 is 49.99 EUR, and 4999 yen are 4999 JPY. Times are milliseconds since "
+            "1970-01-01T00:00:00Z. A card, merchant or device id is a token of your own, never a card's number."
+        ),
+    ]
+    return "\n".join([*intro, *_history(), *_replay(), *_archive(), *_topics()])
+
+
+def _history() -> Iterator[str]:
+    yield "## A history: payments.parquet and outcomes.parquet\n"
+    yield from prose(
+        "`simulate` and `convert` write these two files; `train`, `replay`, `backtest` and `backfill` read them. "
+        "Payments are sorted by `event_time_ms`, outcomes by `outcome_time_ms`. The columns "
+        f"{_listed(ABSENT_COLUMNS)} may be left out, and columns beyond these are ignored. A later outcome corrects an "
+        "earlier one of the same payment."
+    )
+    for topic, columns in (("payments", PAYMENT_COLUMNS), ("outcomes", OUTCOME_COLUMNS)):
+        docs = {field["name"]: field for field in topic_schema(topic)["fields"]}
+        lines = [
+            PageLine(name, kind, _unit(topic, name) if kind in _WHOLE else "", _said(topic, docs[name]))
+            for name, kind in columns.items()
+        ]
+        yield from (f"### {topic}.parquet", "", *_table("column", lines))
+
+
+def _replay() -> Iterator[str]:
+    yield "## Results of `paywarden replay`\n\n### decisions.parquet\n"
+    yield from prose("The champion's decision about every payment of the window, in order of time.")
+    yield from _table("column", map(_of_column, (*replay_files.DECISION_COLUMNS, replay_files.VECTOR_COLUMN)))
+    yield from prose(
+        "With `--features` each feature is one more float32 column with the feature's own name, null where nothing is "
+        "known. [features.md](features.md) says what each means, and its unit."
+    )
+    yield "### differences.parquet\n"
+    yield from prose("With a challenger: the payments that the two decide differently about.")
+    yield from _table("column", map(_of_column, replay_files.DIFFERENCE_COLUMNS))
+    yield "### metrics.json\n"
+    yield from prose(
+        "At the top stand the keys of *what was replayed* and those of *one contestant*, which are the champion's. "
+        "With a challenger, `challenger` has those of the challenger, and `comparison` those of *champion against "
+        "challenger*. With `--archived-decisions`, `archived_decisions` has those of *live against replay*. A value "
+        "that cannot be computed is null. The report shows the same numbers."
+    )
+    yield from _table("key", [PageLine("payments_per_second", "number", "payments per second", _SPEED)])
+    for title, made_of in _METRICS:
+        yield from (f"#### {title}", "", *_table("key", _of_dataclass(made_of)))
+
+
+_SPEED = "How fast the replay was. The only value that differs between two replays of the same input."
+_METRICS: tuple[tuple[str, type], ...] = (
+    ("What was replayed", replay_measures.ReplayFacts),
+    ("Costs", costs.CostSettings),
+    ("One contestant", replay_measures.ContestantMeasures),
+    ("A group of payments", segments.GroupMeasures),
+    ("Money", costs.Money),
+    ("A reason", replay_measures.ReasonMeasures),
+    ("Mean calibration", curves.MeanCalibration),
+    ("Reliability", curves.ReliabilityCurve),
+    ("Threshold curve", curves.ThresholdCurve),
+    ("At review capacity", curves.AtCapacity),
+    ("Score histogram", curves.ScoreHistogram),
+    ("Champion against challenger", replay_measures.Comparison),
+    ("Agreement", comparison.Agreement),
+    ("Score shift", comparison.ScoreShift),
+    ("A kind of change", replay_measures.ActionChange),
+    ("A payment decided about differently", replay_measures.ChangedPayment),
+    ("Live against replay", live_decisions.LiveComparison),
+    ("Agreement with live decisions", live_decisions.LiveAgreement),
+)
+
+
+def _archive() -> Iterator[str]:
+    topics = ", ".join(f"`{topic}`" for topic in archive_files.TOPICS)
+    yield "## An archive: DIR/TOPIC/date=YYYY-MM-DD/part-PARTITION-FIRSTOFFSET.parquet\n"
+    yield from prose(
+        f"`paywarden archive` writes {topics}. The date is the UTC day on which the file's first record reached Kafka. "
+        "The columns are the topic's fields (below), and then where the record is in Kafka:"
+    )
+    schema = rows_schema(archive_files.TOPICS[0])
+    meanings = {
+        PARTITION: "The record's partition.",
+        OFFSET: "The record's offset in its partition.",
+        TIMESTAMP: "Kafka's own time of the record; 0 where the broker set none.",
+    }
+    yield from _table(
+        "column",
+        [
+            PageLine(name, str(schema.field(name).type), _unit("an archive", name), text)
+            for name, text in meanings.items()
+        ],
+    )
+
+
+def _topics() -> Iterator[str]:
+    yield "## Topics\n"
+    yield from prose(
+        "Values are Avro in the Confluent wire format; the schemas are `schemas/avsc/TOPIC.avsc`. "
+        "[topics.md](topics.md) says how long each topic keeps its records. With `[kafka] topic_prefix` every name "
+        "begins with it."
+    )
+    yield from prose(
+        "Three kinds of topics are for Paywarden alone and hold no Avro: `repartition-ENTITY` carries events to the "
+        "owners of profiles (`streams/profiles/repartition.py` has the bytes), `outbox-cursors` says how far each "
+        "host's decisions are shipped (`streams/companion/cursors.py`), and `schemas` holds the ids of a registry."
+    )
+    for topic in TOPICS:
+        schema = topic_schema(topic)
+        yield from (f"### {topic}", "", schema["doc"], "", *_table("field", _of_record(topic, schema, "")))
+
+
+# Lines
+
+
+def _of_column(column: replay_files.OutputColumn) -> PageLine:
+    kind = column.kind
+    if pa.types.is_list(kind):
+        return PageLine(column.name, f"list of {kind.value_type}", column.unit, column.meaning)
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not column.unit:
+        raise Undocumented(f"column {column.name} is a number without a unit")
+    return PageLine(column.name, str(kind), column.unit, column.meaning)
+
+
+def _of_record(topic: str, record: dict[str, Any], prefix: str) -> Iterator[PageLine]:
+    """The fields of an Avro record; those of records in it follow the field they are in, as `headers[].name`."""
+    for field in record["fields"]:
+        name = prefix + field["name"]
+        kind, inner, repeated = _avro_kind(field["type"])
+        default = field.get("default")
+        told = "" if default in (None, [], "") else f" (default {default})"
+        yield PageLine(name, kind + told, _avro_unit(topic, field["name"], kind), _said(topic, field))
+        if inner is not None:
+            yield from _of_record(topic, inner, f"{name}[]." if repeated else f"{name}.")
+
+
+def _avro_kind(kind: Any) -> tuple[str, dict[str, Any] | None, bool]:
+    """How a type is written, the record it holds and whether it holds many."""
+    if isinstance(kind, list):
+        (other,) = [branch for branch in kind if branch != "null"]
+        text, inner, repeated = _avro_kind(other)
+        return f"{text} or null", inner, repeated
+    if isinstance(kind, str):
+        return kind.removeprefix("paywarden.v1."), None, False
+    if kind["type"] == "enum":
+        return "one of " + ", ".join(kind["symbols"]), None, False
+    if kind["type"] == "array":
+        text, inner, _ = _avro_kind(kind["items"])
+        return f"list of {text}", inner, True
+    if kind["type"] == "record":
+        return kind["name"].removeprefix("paywarden.v1."), kind, False
+    return str(kind["type"]), None, False
+
+
+def _avro_unit(topic: str, name: str, kind: str) -> str:
+    return _unit(topic, name) if _NUMBER.search(kind) and not kind.startswith("one of") else ""
+
+
+def _of_dataclass(made_of: type) -> Iterator[PageLine]:
+    docs, hints = field_docs(made_of), get_type_hints(made_of)
+    for field in dataclasses.fields(made_of):
+        if field.name not in docs:
+            raise Undocumented(f"{made_of.__name__}.{field.name} has no docstring")
+        text, is_number = _json_kind(hints[field.name])
+        yield PageLine(field.name, text, _unit(made_of.__name__, field.name) if is_number else "", docs[field.name])
+
+
+@cache
+def field_docs(made_of: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(made_of))).body
+    assert isinstance(tree, ast.ClassDef)
+    docs = {}
+    for statement, after in zip(tree.body, tree.body[1:], strict=False):
+        match statement, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = inspect.cleandoc(text).replace("\n", " ")
+    return docs
+
+
+def _json_kind(hint: Any) -> tuple[str, bool]:
+    """How a value of that type is written in JSON, and whether it is a number or holds some."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (other,) = [part for part in get_args(hint) if part is not type(None)]
+        text, is_number = _json_kind(other)
+        return (text if text.endswith("or null") else f"{text} or null"), is_number
+    if get_origin(hint) is list:
+        text, is_number = _json_kind(get_args(hint)[0])
+        return f"list of {text}", is_number
+    if get_origin(hint) is dict:
+        text, is_number = _json_kind(get_args(hint)[1])
+        return f"object of {text} by name", is_number
+    if dataclasses.is_dataclass(hint):
+        title = next(title for title, made_of in _METRICS if made_of is hint)
+        return f"[{title[0].lower()}{title[1:]}](#{title.lower().replace(' ', '-')})", False
+    names = {int: "integer", float: "number", str: "text", bool: "true or false"}
+    return names[hint], hint in (int, float)
+
+
+def _said(topic: str, field: dict[str, Any]) -> str:
+    if "doc" not in field:
+        raise Undocumented(f"schemas/avsc/{topic}.avsc: field {field['name']} has no doc")
+    return str(field["doc"])
+
+
+def _unit(where: str, name: str) -> str:
+    """The unit of a number, which follows from its name. `where` is its topic or class."""
+    other = _OTHER_UNITS.get((where, name))
+    if other is not None:
+        return other
+    for pattern, unit in _UNITS:
+        if re.fullmatch(pattern, name):
+            return unit
+    raise Undocumented(f"{where}: {name} is a number without a unit: add one to ops/reference_data.py")
+
+
+def _table(head: str, lines: Iterable[PageLine]) -> list[str]:
+    rows = [f"| `{line.name}` | {line.kind} | {line.unit} | {line.meaning} |" for line in lines]
+    return [f"| {head} | type | unit | meaning |", "|---|---|---|---|", *rows, ""]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(f"`{name}`" for name in names)

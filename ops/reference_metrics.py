@@ -1,0 +1,179 @@
+"""The metrics that each process declares: docs/reference/metrics.md.
+
+The page needs no running process. It makes the same metric objects as `stream`, `companion` and `serve`, and asks
+Prometheus's own client library for their names, types, labels and help texts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.ops.reference_page import MADE_FROM_CODE, Undocumented, code, prose, table
+
+_SERVICES = (
+    (
+        "serve",
+        "Any scoring worker answers `GET /metrics` on `[http] port` for all workers of the host. Counters and "
+        "histograms are sums over the workers. A gauge has the largest value of any worker.",
+    ),
+    (
+        "stream",
+        "`GET /metrics` on `[stream] http_host` and `http_port`. Counts are those of this process since its start.",
+    ),
+    (
+        "companion",
+        "`GET /metrics` on `[companion] http_host` and `http_port`. Counts are those of this process since its start.",
+    ),
+)
+_PROCESS = (
+    "`stream` and `companion` also show what `prometheus_client` knows of any Python process: `process_…` (CPU, "
+    "memory, open files, start), `python_gc_…` (garbage collection) and `python_info`."
+)
+# The unit of a metric, by the first pattern that its name matches.
+_UNITS = (
+    (r".*_timestamp_seconds", "seconds since 1970, UTC"),
+    (r".*_seconds", "seconds"),
+    (r".*_bytes", "bytes"),
+    (r".*_total", "count"),
+    (r".*_minor", "minor units of the reference currency"),
+    (r".*_(score|share|precision|recall)|.*_(brier_score|calibration_error)", "0 to 1"),
+    (r".*_score_distance", "of the statistic"),
+    (r".*_(up|ready|out)", "0 or 1"),
+    (r".*_(lag|unsaved|open_alerts|waiting_outcomes|decisions_under_way)", "count"),
+)
+
+
+def metrics_page() -> str:
+    """Returns the page of every metric, by the process that shows it."""
+    families = {"serve": _serve(), "stream": _stream(), "companion": _companion()}
+    lines = [
+        "# Metrics\n",
+        *prose(f"Every Prometheus metric of the three services. {MADE_FROM_CODE}"),
+        *prose(
+            "A histogram NAME has the series `NAME_bucket`, `NAME_sum` and `NAME_count`. Labels are bounded: none "
+            "holds a card, a payment or another id of the data. `ops/alerts.yml` has alerts on these metrics."
+        ),
+        *prose(_PROCESS),
+    ]
+    for service, where in _SERVICES:
+        lines += [f"## paywarden {service}\n", *prose(where)]
+        lines += table(("metric", "type", "labels", "unit", "meaning"), map(_row, sorted(families[service])))
+    return "\n".join(lines)
+
+
+# A metric as the page shows it: name, type, labels, help.
+_Family = tuple[str, str, tuple[str, ...], str]
+
+
+def _row(family: _Family) -> tuple[str, ...]:
+    name, kind, labels, text = family
+    return code(name), kind, ", ".join(map(code, labels)), unit_of(name), text
+
+
+def unit_of(name: str) -> str:
+    """Returns the unit of a metric, which follows from its name. Raises Undocumented where none does."""
+    for pattern, unit in _UNITS:
+        if re.fullmatch(pattern, name):
+            return unit
+    raise Undocumented(f"metric {name} has no unit: add one to ops/reference_metrics.py")
+
+
+class _Recorder(CollectorRegistry):
+    """A registry that remembers what was registered, so that metrics without a series yet are seen as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collectors: list[Collector] = []
+
+    def register(self, collector: Collector) -> None:
+        super().register(collector)
+        self.collectors.append(collector)
+
+    def families(self) -> Iterator[_Family]:
+        for collector in self.collectors:
+            if isinstance(collector, Counter | Gauge | Histogram):
+                _add_series(collector)
+            yield from map(_family, collector.collect())
+
+
+def _add_series(metric: Counter | Gauge | Histogram) -> None:
+    """Give a metric with labels a series: only a series shows the names of its labels."""
+    for count in range(10):
+        try:
+            metric.labels(*[""] * count)
+        except ValueError:
+            continue
+        return
+
+
+def _family(metric: Metric) -> _Family:
+    labels = tuple(name for name in (metric.samples[0].labels if metric.samples else {}) if name != "le")
+    name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+    return name, metric.type, labels, metric.documentation
+
+
+def _objectives() -> dict[str, int]:
+    return {entity.name: 1 for entity in CATALOGUE.entities}
+
+
+def _stream() -> Iterable[_Family]:
+    from paywarden.streams.dead_letters.counts import DeadLetterCounts
+    from paywarden.streams.drift.metrics import DetectionMetrics, DriftMetrics
+    from paywarden.streams.outcomes.metrics import OutcomeMetrics
+    from paywarden.streams.profiles.metrics import StreamMetrics
+
+    registry = _Recorder()
+    StreamMetrics(registry, _objectives())
+    DeadLetterCounts(registry, "")
+    # Scores have a series once a decision is counted.
+    DriftMetrics(registry).counted("", [0.5], {})
+    DetectionMetrics(registry)
+    OutcomeMetrics(registry)
+    return registry.families()
+
+
+def _companion() -> Iterable[_Family]:
+    from paywarden.streams.companion.health import CompanionHealth
+    from paywarden.streams.companion.metrics import CompanionMetrics
+
+    registry = _Recorder()
+    # The gauges of age and readiness ask the health object as long as the metrics are read.
+    health = CompanionHealth(1)
+    CompanionMetrics(registry, _objectives(), health)
+    return list(registry.families())
+
+
+def _serve() -> Iterable[_Family]:
+    from paywarden.models.policy.policy import flags_of
+    from paywarden.scoring.grpc.metrics import GrpcMetrics
+    from paywarden.scoring.idempotency.decision_cache import DecisionCacheMetrics
+    from paywarden.scoring.metrics.model import ModelMetrics
+    from paywarden.scoring.metrics.shared import Registry, render
+    from paywarden.scoring.metrics.worker import GarbagePauses, HttpMetrics, ScoringMetrics, StageTimes
+    from paywarden.scoring.state.outbox import OutboxMetrics
+
+    registry, entities = Registry(), tuple(_objectives())
+    HttpMetrics.declare(registry)
+    GrpcMetrics.declare(registry)
+    GarbagePauses(registry)
+    StageTimes(registry)
+    scoring = ScoringMetrics.declare(registry, flags=flags_of(entities), entities=entities)
+    models, outbox = ModelMetrics.declare(registry), OutboxMetrics.declare(registry)
+    DecisionCacheMetrics.declare(registry)
+    # A gauge without a value is not shown.
+    for gauge in (scoring.mirror_age_seconds, outbox.unshipped_bytes, *models.is_out.values()):
+        gauge.set(0)
+    with TemporaryDirectory() as folder, closing(registry):
+        registry.open(Path(folder), "worker-0")
+        text = render(Path(folder)).decode()
+    return [_family(metric) for metric in text_string_to_metric_families(text)]

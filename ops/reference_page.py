@@ -1,0 +1,30 @@
+"""What the reference pages have in common: paragraphs, tables, and the error for a fact without a description."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+MADE_FROM_CODE = (
+    "`python -m paywarden.ops.reference` makes this page from the code, and `make check` refuses a page that differs."
+)
+
+
+class Undocumented(Exception):
+    """A fact without a description: a field without a meaning, for example, or a number without a unit."""
+
+
+def prose(text: str) -> list[str]:
+    """Returns a paragraph in lines of at most 110 characters, and an empty line."""
+    return [*textwrap.wrap(text, 110, break_long_words=False, break_on_hyphens=False), ""]
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table in Markdown, and an empty line. A pipe within a cell is escaped."""
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    return [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings), *(f"| {line} |" for line in lines), ""]
+
+
+def code(text: str) -> str:
+    """Returns the text as code; an empty text stays empty."""
+    return f"`{text}`" if text else ""

@@ -1,0 +1,140 @@
+"""The topics: docs/reference/topics.md.
+
+Partitions, cleanup and retention are what `paywarden topics create` would ask Kafka for with the default settings. Only
+the key, the writers and the readers stand here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from paywarden.ops.reference_page import MADE_FROM_CODE, Undocumented, code, prose, table
+from paywarden.schemas.avro import TOPICS
+from paywarden.streams.kafka import topics
+from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC
+from paywarden.streams.kafka.topic_names import CURSORS_TOPIC, repartition_topic
+
+_DAY_MS = 86_400_000
+_REPARTITION = repartition_topic("ENTITY")
+
+
+class TopicUse(NamedTuple):
+    """What no schema and no setting says about a topic."""
+
+    key: str
+    meaning: str
+    writers: str
+    readers: str
+
+
+_USES = {
+    "payments": TopicUse(
+        "`card_id`",
+        "Payment attempts.",
+        "your systems; `demo`, `dead-letters retry`",
+        "`stream`, `rebuild`, `archive`, `train` and `replay` with `--from-topic`",
+    ),
+    "outcomes": TopicUse(
+        "`payment_id`",
+        "Whether a payment was fraud, known days later. A later outcome of a payment corrects the earlier one.",
+        "your systems; `demo`, `dead-letters retry`",
+        "`stream`, `rebuild`, `archive`, `train` and `replay` with `--from-topic`",
+    ),
+    "profiles": TopicUse(
+        "`ENTITY:ID`",
+        "The changelog: the newest profile of each entity. A record without a value (a tombstone) erases the profile.",
+        "`stream`, `rebuild`, `forget`",
+        "`companion`",
+    ),
+    "decisions": TopicUse(
+        "`payment_id`",
+        "What Paywarden decided about each payment, and the features it decided from. Each decision comes at least "
+        "once: drop a repeated `decision_id`.",
+        "`companion`, from the outboxes of the scoring workers",
+        "your systems; `stream` (drift and outcomes), `archive`",
+    ),
+    "drift-alerts": TopicUse("`alert_id`", "Each step in the life of an alert.", "`stream`", "your systems; `drift`"),
+    "drift-acknowledgements": TopicUse(
+        "`alert_id`", "Who has seen or snoozed an alert.", "`drift ack`, `drift snooze`", "`stream`, `drift`"
+    ),
+    "outcome-metrics": TopicUse(
+        "`MODEL_VERSION:VARIANT`", "How good the decisions of a UTC day were.", "`stream`", "your systems"
+    ),
+    "dead-letters": TopicUse(
+        "as the record had it",
+        "Records that could not be used, whole, and why.",
+        "`stream`",
+        "`dead-letters`, `stream`",
+    ),
+    "dead-letters-retried": TopicUse(
+        "`PARTITION-OFFSET` of the letter",
+        "Which dead letters were sent back.",
+        "`dead-letters retry`",
+        "`dead-letters`",
+    ),
+    "catalogues": TopicUse(
+        "`catalogue_digest`", "The features of a decision's vector, by name.", "`companion`", "your systems"
+    ),
+    CURSORS_TOPIC: TopicUse(
+        "`HOST/WORKER`",
+        "How far the decisions of each outbox are shipped (`streams/companion/cursors.py`).",
+        "`companion`",
+        "`companion`",
+    ),
+    SCHEMAS_TOPIC: TopicUse(
+        "the registry's id of a schema",
+        "The text of each schema that a registry has given an id.",
+        "every process that uses a registry",
+        "every process that reads records",
+    ),
+    _REPARTITION: TopicUse(
+        "the entity's id",
+        "Events on their way to the owner of a profile (`streams/profiles/repartition.py`); one topic for each kind of "
+        "entity, and for each further profile set `repartition-ENTITY.SET`.",
+        "`stream`, `rebuild`",
+        "`stream`, `rebuild`",
+    ),
+}
+_NO_AVRO = {CURSORS_TOPIC: "bytes of our own", SCHEMAS_TOPIC: "JSON", _REPARTITION: "bytes of our own"}
+
+
+def topics_page() -> str:
+    """Returns the page of every topic."""
+    rows = [_row(name) for name in (*TOPICS, CURSORS_TOPIC, SCHEMAS_TOPIC, _REPARTITION)]
+    settings = topics.TopicSettings()
+    return "\n".join(
+        [
+            "# Topics\n",
+            *prose(f"Every topic that `paywarden topics create` creates. {MADE_FROM_CODE}"),
+            *prose(
+                "Avro values are in the Confluent wire format: a zero byte, the schema's id in four bytes, big endian, "
+                "and the record. [data.md](data.md) has every field. With `[kafka] topic_prefix` every name begins "
+                "with the prefix."
+            ),
+            *prose(
+                "Partitions and retention are those of the default settings in `[topics]` "
+                f"(replication factor {settings.replication}). Kafka keeps a record at least as long as said. A topic "
+                "that is compacted keeps the newest record of each key for ever."
+            ),
+            *table(("topic", "key", "value", "partitions", "kept", "written by", "read by", "meaning"), rows),
+        ]
+    )
+
+
+def _row(name: str) -> tuple[str, ...]:
+    use = _USES.get(name)
+    if use is None:
+        raise Undocumented(f"topic {name} has no description: add one to ops/reference_topics.py")
+    # Private, so that nothing else creates topics one at a time.
+    created = topics._new_topic(name, name, topics.TopicSettings())
+    schema = f"Avro, `schemas/avsc/{name}.avsc`" if name in TOPICS else _NO_AVRO[name]
+    partitions = str(created.num_partitions)
+    return code(name), use.key, schema, partitions, _kept(created.config or {}), use.writers, use.readers, use.meaning
+
+
+def _kept(config: dict[str, str]) -> str:
+    retention_ms = config.get("retention.ms")
+    days = "" if retention_ms is None else f"{int(retention_ms) // _DAY_MS} days"
+    if "compact" not in config["cleanup.policy"]:
+        return days
+    return f"compacted, {days}" if days else "compacted"

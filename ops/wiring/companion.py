@@ -1,0 +1,84 @@
+"""Builds a scoring host's companion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from paywarden.ops.wiring import stores
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.streams.companion.companion import Companion, FillSource
+    from paywarden.streams.kafka.clients import KafkaClients
+
+
+@contextmanager
+def companion(
+    source: Source,
+    announce: Callable[[str], object],
+    *,
+    clients: KafkaClients | None = None,
+    fill: FillSource | None = None,
+) -> Iterator[Companion]:
+    """Give a scoring host's companion, ready to run, and serve its health and metrics until the block ends.
+
+    Calls `announce` with the address. A test may hand in `clients` and `fill`; otherwise the settings decide them.
+
+    Raises Misconfigured, BrokerUnavailable.
+    """
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+    from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
+    from paywarden.scoring.state.mirror import MirrorSettings
+    from paywarden.scoring.state.outbox import OutboxSettings
+    from paywarden.streams.companion.catalogues import publish_catalogue
+    from paywarden.streams.companion.companion import Companion, CompanionSettings, HostFiles
+    from paywarden.streams.health.health import metrics_registry
+    from paywarden.streams.health.server import serving_health
+    from paywarden.streams.kafka.admin import require_broker
+    from paywarden.streams.kafka.clients import KafkaClients
+
+    kafka = stores.kafka_settings(source)
+    settings = source.section("companion", CompanionSettings)
+    files = HostFiles(
+        mirror=source.section("mirror", MirrorSettings),
+        outbox=source.section("outbox", OutboxSettings),
+        outbox_keep_s=source.section("answered", DecisionCacheSettings).keep_s,
+    )
+    require_broker(kafka)
+    ids = stores.schema_ids(source)
+    publish_catalogue(kafka, ids, CATALOGUE)
+    registry = metrics_registry()
+    built = Companion(
+        clients=clients or KafkaClients.of(kafka),
+        settings=settings,
+        files=files,
+        ids=ids,
+        entities=tuple(entity.name for entity in CATALOGUE.entities),
+        fill=fill or fill_source(source),
+        registry=registry,
+    )
+    host, port = settings.http_host, settings.http_port
+    with serving_health(built.health, registry, host=host, port=port, section="companion") as address:
+        announce(address)
+        yield built
+
+
+def fill_source(source: Source) -> FillSource:
+    """Returns the profile store that a new mirror of this host is filled from."""
+    from paywarden.ops.progress import scan_bar
+    from paywarden.streams.companion.companion import FillSource
+
+    return FillSource(
+        look=lambda: stores.live_set(source),
+        open_store=lambda live: stores.open_store(source, readonly=True, profile_set=live.name),
+        watch_scan=scan_bar,
+    )
+
+
+def companion_stop_timeout_s(source: Source) -> float:
+    """Returns how many seconds a stop of the companion may take."""
+    from paywarden.streams.companion.companion import CompanionSettings
+
+    return source.section("companion", CompanionSettings).stop_timeout_s

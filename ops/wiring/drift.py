@@ -1,0 +1,113 @@
+"""Builds what watches decisions: drift detection with its references, and the evaluation of outcomes."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paywarden.ops.wiring import stores
+from paywarden.ops.wiring.scoring import ServeSettings
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from paywarden.models.drift.reference import Reference
+    from paywarden.ops.wiring.agents import DriftParts, OutcomeParts
+    from paywarden.schemas.avro import SchemaIds
+    from paywarden.streams.drift.settings import DriftSettings
+    from paywarden.streams.kafka.client import KafkaSettings
+
+
+_log = logging.getLogger(__name__)
+
+
+def drift_parts(source: Source, kafka: KafkaSettings, ids: SchemaIds, registry: CollectorRegistry) -> DriftParts:
+    """Returns the parts of drift detection. Raises Misconfigured, BundleRefused, StoreUnavailable."""
+    from functools import partial
+
+    from paywarden.models.drift.detectors import DetectorSettings
+    from paywarden.ops.wiring.agents import DriftParts
+    from paywarden.streams.alerts.alerts import AlertSettings
+    from paywarden.streams.alerts.publisher import KafkaAcknowledgements, KafkaAlerts
+    from paywarden.streams.drift.counts import Binnings
+    from paywarden.streams.drift.detection import DriftDetection
+    from paywarden.streams.drift.evaluation import past_hours
+    from paywarden.streams.drift.learning import LiveReferences, counted_binning
+    from paywarden.streams.drift.metrics import DetectionMetrics
+    from paywarden.streams.drift.settings import DriftSettings
+    from paywarden.streams.drift.state import Adder
+
+    settings = source.section("drift", DriftSettings)
+    references = drift_references(source, settings)
+    binnings = Binnings({version: counted_binning(reference) for version, reference in references.items()})
+    store = stores.set_stores(source).open_beside()
+    past = partial(past_hours, store, adder=Adder(binnings))
+    detection = DriftDetection(
+        references,
+        LiveReferences(references, binnings, past, days_min=settings.learning_days),
+        detectors=source.section("drift_detection", DetectorSettings),
+        alerts=source.section("drift_alerts", AlertSettings),
+        teller=KafkaAlerts(kafka, ids),
+        acknowledgements=KafkaAcknowledgements(kafka, ids),
+        metrics=DetectionMetrics(registry),
+    )
+    return DriftParts(store=store, binnings=binnings, detection=detection, settings=settings)
+
+
+def outcome_parts(source: Source) -> OutcomeParts:
+    """Returns the parts that join and evaluate outcomes. Raises Misconfigured."""
+    from paywarden.models.metrics.costs import CostSettings
+    from paywarden.ops.wiring.agents import OutcomeParts
+    from paywarden.streams.outcomes.settings import OutcomeSettings
+
+    return OutcomeParts(
+        rates=stores.rate_table(source),
+        costs=source.section("costs", CostSettings),
+        settings=source.section("outcomes", OutcomeSettings),
+    )
+
+
+def drift_references(source: Source, settings: DriftSettings) -> dict[str, Reference]:
+    """Returns the references that decisions are compared with, by model version.
+
+    A reference made from live decisions replaces the one of the model's bundle. Raises Misconfigured, BundleRefused.
+    """
+    from paywarden.models.drift.reference import load_reference, read_reference
+
+    serve = source.section("serve", ServeSettings)
+    served = [folder for folder in (serve.bundle, serve.fallback_bundle) if folder and Path(folder).is_dir()]
+    found: dict[str, Reference] = {}
+    for folder in settings.bundles or served:
+        reference = load_reference(Path(folder))
+        if reference is None:
+            _log.warning("bundle %s has no reference: its model is only compared with its own live decisions", folder)
+        else:
+            found[reference.model_version] = reference
+    live = map(read_reference, map(Path, settings.references))
+    return found | {reference.model_version: reference for reference in live}
+
+
+def referenced_versions(source: Source) -> dict[str, bool]:
+    """Returns the model versions of the bundles and references in the drift settings, and whether each has a reference.
+
+    Files that are not on this host or cannot be read are left out. Raises Misconfigured for wrong settings.
+    """
+    from paywarden.models.bundle.bundle import read_manifest
+    from paywarden.models.drift.reference import REFERENCE, read_reference
+    from paywarden.streams.drift.settings import DriftSettings
+
+    settings = source.section("drift", DriftSettings)
+    serve = source.section("serve", ServeSettings)
+    found: dict[str, bool] = {}
+    for folder in settings.bundles or filter(None, (serve.bundle, serve.fallback_bundle)):
+        with suppress(Misconfigured):
+            manifest = read_manifest(Path(folder))
+            found[manifest.model_version] = REFERENCE in manifest.files
+    for path in settings.references:
+        with suppress(Misconfigured):
+            found[read_reference(Path(path)).model_version] = True
+    return found

@@ -1,0 +1,87 @@
+"""Builds what the scoring workers work with. Nothing here may load a client of Kafka or Aerospike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paywarden.ops.wiring import stores
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.models.policy.policy import Policy
+    from paywarden.scoring.server.context import ServerContext
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What `paywarden serve` serves."""
+
+    bundle: str = "bundle"
+    # The bundle that scores while the first cannot: the previous one. Empty: rules and flags decide then.
+    fallback_bundle: str = ""
+    # A model that fails this many times in a row is left out for the cool-down, then tried again.
+    model_failure_count_max: int = 5
+    model_cooldown_ms: int = 5000
+    # How long a worker looks for the next request before it sleeps: scoring/engine/busy_poll.py. 0: not at all.
+    busy_poll_us: int = 50
+    # Counts of all workers; on a memory file system, see scoring/metrics/shared.py.
+    metrics: str = "/dev/shm/paywarden/metrics" if Path("/dev/shm").is_dir() else ".paywarden/metrics"
+
+
+def scoring_host(source: Source, bundle_path: str | None) -> ServerContext:
+    """Returns what the scoring workers share. Imports no client of Kafka or Aerospike.
+
+    Builds native libraries that are missing. Raises Misconfigured, BundleRefused.
+    """
+    from paywarden.features.profiles.engine import FeatureEngine
+    from paywarden.models.bundle.bundle import load_bundle
+    from paywarden.ops.libraries import build_missing
+    from paywarden.scoring.engine.batcher import AdmissionSettings
+    from paywarden.scoring.engine.busy_poll import BusyPoll
+    from paywarden.scoring.engine.model_chain import ChainSettings
+    from paywarden.scoring.grpc.settings import GrpcSettings
+    from paywarden.scoring.http.settings import HttpSettings
+    from paywarden.scoring.idempotency.decision_cache import DecisionCacheSettings
+    from paywarden.scoring.net.tls import TlsSettings
+    from paywarden.scoring.net.tokens import AuthSettings
+    from paywarden.scoring.requests.validation import RequestLimits
+    from paywarden.scoring.server.context import ServerContext
+    from paywarden.scoring.state.mirror import MirrorSettings
+    from paywarden.scoring.state.outbox import OutboxSettings
+
+    settings = source.section("serve", ServeSettings)
+    engine = FeatureEngine()
+    paths = [bundle_path or settings.bundle, *filter(None, [settings.fallback_bundle])]
+    for path in paths:
+        build_missing(Path(path))
+    bundles = [load_bundle(Path(path), catalogue_digest=engine.plan.digest) for path in paths]
+    manifest = bundles[0].manifest
+    return ServerContext(
+        engine=engine,
+        rates=stores.rate_table(source),
+        bundles=bundles,
+        chain=ChainSettings(settings.model_failure_count_max, settings.model_cooldown_ms),
+        policy=policy(source, review_at=manifest.review_at, decline_at=manifest.decline_at),
+        http=source.section("http", HttpSettings),
+        grpc=source.section("grpc", GrpcSettings),
+        admission=source.section("admission", AdmissionSettings),
+        auth=source.section("auth", AuthSettings),
+        tls=source.section("tls", TlsSettings),
+        limits=source.section("limits", RequestLimits),
+        mirror=source.section("mirror", MirrorSettings),
+        outbox=source.section("outbox", OutboxSettings),
+        answered=source.section("answered", DecisionCacheSettings),
+        metrics_directory=Path(settings.metrics),
+        busy_poll=BusyPoll(settings.busy_poll_us),
+    )
+
+
+def policy(source: Source, *, review_at: float, decline_at: float) -> Policy:
+    """Returns the policy of the settings, with the bundle's thresholds if the settings have none."""
+    from paywarden.models.policy.lists import read_lists
+    from paywarden.models.policy.policy import Policy, PolicySettings
+
+    settings = source.section("policy", PolicySettings)
+    return Policy(settings, review_at=review_at, decline_at=decline_at, lists=read_lists(settings.lists))

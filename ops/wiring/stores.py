@@ -1,0 +1,143 @@
+"""Builds the profile store, and what several processes share: the Kafka settings, exchange rates and schema ids."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+from paywarden.schemas.errors import Misconfigured
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from paywarden.features.profiles.money import RateTable
+    from paywarden.features.stores.base import ProfileStore
+    from paywarden.features.stores.lmdb_sets import LmdbSets
+    from paywarden.features.stores.memory import MemorySets
+    from paywarden.features.stores.profile_sets import LiveSet, SetStores
+    from paywarden.schemas.avro import SchemaIds
+    from paywarden.streams.kafka.client import KafkaSettings
+
+_log = logging.getLogger(__name__)
+
+# The default path of an embedded store in earlier releases: inside the folder that examples write histories to.
+_FORMER_LMDB_PATH = "data/profiles"
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """Which profile store: lmdb (embedded, one machine), aerospike, or memory (keeps nothing)."""
+
+    kind: str = "lmdb"
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """`rates` is a CSV file of exchange rates; empty takes the example that comes with Paywarden."""
+
+    rates: str = ""
+
+
+def kafka_settings(source: Source) -> KafkaSettings:
+    """Returns where Kafka is. Raises Misconfigured."""
+    from paywarden.streams.kafka.client import KafkaSettings
+
+    return source.section("kafka", KafkaSettings)
+
+
+def schema_ids(source: Source) -> SchemaIds:
+    """Returns the ids of the schema registry if one is configured, else fingerprints of the schemas."""
+    from paywarden.streams.kafka.registry import RegistrySettings
+    from paywarden.streams.kafka.registry import schema_ids as from_settings
+    from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
+
+    kafka = kafka_settings(source)
+    registry = source.section("registry", RegistrySettings)
+    return from_settings(registry, KafkaRememberedSchemas(kafka), topic_prefix=kafka.topic_prefix)
+
+
+def rate_table(source: Source) -> RateTable:
+    """Returns the exchange rates. Raises Misconfigured."""
+    from paywarden.features.profiles.money import load_rates
+
+    return load_rates(source.section("features", FeatureSettings).rates)
+
+
+def store_kind(source: Source) -> str:
+    """Returns lmdb, aerospike or memory. Raises Misconfigured."""
+    kind = source.section("store", StoreSettings).kind
+    if kind not in ("lmdb", "aerospike", "memory"):
+        raise Misconfigured(f"[store] kind: wanted lmdb, aerospike or memory, got {kind!r}")
+    return kind
+
+
+def set_stores(source: Source) -> SetStores:
+    """Returns the profile store with all its profile sets. Opens nothing yet. Raises Misconfigured."""
+    kind = store_kind(source)
+    if kind == "memory":
+        return _memory_sets()
+    if kind == "lmdb":
+        return _lmdb_sets(source)
+    from paywarden.features.catalogue.catalogue import CATALOGUE
+    from paywarden.features.catalogue.entity import BESIDE_PROFILES
+    from paywarden.features.stores.aerospike.sets import AerospikeSets
+    from paywarden.features.stores.aerospike.store import AerospikeSettings
+
+    entities = (*(entity.name for entity in CATALOGUE.entities), *BESIDE_PROFILES)
+    return AerospikeSets(source.section("aerospike", AerospikeSettings), entities)
+
+
+def open_store(source: Source, *, readonly: bool = False, profile_set: str = "") -> ProfileStore:
+    """Open a profile set, the first if none is named. Raises Misconfigured, StoreUnavailable."""
+    return set_stores(source).open(profile_set, readonly=readonly)
+
+
+def open_live_store(source: Source, *, readonly: bool = False) -> ProfileStore:
+    """Open the profile set that is live now. It stays open when another set goes live. Raises as `open_store`."""
+    return set_stores(source).open(live_set(source).name, readonly=readonly)
+
+
+def live_set(source: Source) -> LiveSet:
+    """Returns which profile set is live now. Raises StoreUnavailable or Misconfigured."""
+    from paywarden.features.stores.profile_sets import ProfileSets
+
+    with closing(ProfileSets(set_stores(source).open_register())) as sets:
+        return sets.read()
+
+
+@cache
+def _memory_sets() -> MemorySets:
+    """Returns the sets of this process."""
+    from paywarden.features.stores.memory import MemorySets
+
+    return MemorySets()
+
+
+def _lmdb_sets(source: Source) -> LmdbSets:
+    """Returns the sets at `[lmdb] path`. If the path is not set and empty, takes a store at the former default path."""
+    from paywarden.features.stores.lmdb import LmdbSettings
+    from paywarden.features.stores.lmdb_sets import LmdbSets
+
+    settings = source.section("lmdb", LmdbSettings)
+    sets = LmdbSets(settings)
+    if source.has("lmdb", "path") or sets.is_there():
+        return sets
+    former = LmdbSets(replace(settings, path=_FORMER_LMDB_PATH))
+    if not former.is_there():
+        return sets
+    _tell_former_path(settings.path)
+    return former
+
+
+@cache
+def _tell_former_path(path: str) -> None:
+    """Log once in a process that the former default is used: the store is opened again and again."""
+    _log.warning(
+        'the store at %s, the former default, is used: set [lmdb] path = "%s" to keep it there, '
+        "or stop all processes and move it and its .sets folder to %s",
+        _FORMER_LMDB_PATH,
+        _FORMER_LMDB_PATH,
+        path,
+    )

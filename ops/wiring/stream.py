@@ -1,0 +1,95 @@
+"""Builds what `paywarden stream` runs: the workers of profile sets, and the Faust app with its agents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+from paywarden.ops.wiring import stores
+from paywarden.ops.wiring.drift import drift_parts, outcome_parts
+from paywarden.schemas.settings import Source
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from paywarden.streams.faust.app import StreamApp
+    from paywarden.streams.profiles.pipeline import Pipeline
+
+
+class StreamParts:
+    """What the stream workers of a process share, made once."""
+
+    def __init__(self, source: Source, registry: CollectorRegistry | None = None) -> None:
+        """Raises Misconfigured, BrokerUnavailable."""
+        from prometheus_client import CollectorRegistry
+
+        from paywarden.features.profiles.engine import FeatureEngine
+        from paywarden.streams.kafka.admin import require_broker
+        from paywarden.streams.kafka.clients import KafkaClients
+        from paywarden.streams.profiles.pipeline import StreamSettings, stream_metrics
+
+        self._source, self.kafka = source, stores.kafka_settings(source)
+        self.settings = source.section("stream", StreamSettings)
+        self._rates = stores.rate_table(source)
+        require_broker(self.kafka)
+        self.clients = KafkaClients.of(self.kafka)
+        self.ids = stores.schema_ids(source)
+        self._engine = FeatureEngine()
+        self._engine.warm_up()
+        self.entities = self._engine.plan.entity_names
+        self._metrics = stream_metrics(self.settings, self.entities, registry or CollectorRegistry())
+
+    @contextmanager
+    def open_pipeline(self, profile_set: str, *, publish: bool = True, drain: bool = False) -> Iterator[Pipeline]:
+        """Give the worker of a profile set, ready to run; close its store afterwards. Raises StoreUnavailable."""
+        from paywarden.streams.profiles.pipeline import Pipeline, PipelineOptions
+
+        with closing(stores.open_store(self._source, profile_set=profile_set)) as store:
+            yield Pipeline(
+                clients=self.clients,
+                settings=self.settings,
+                store=store,
+                engine=self._engine,
+                rates=self._rates,
+                ids=self.ids,
+                metrics=self._metrics,
+                options=PipelineOptions(profile_set=profile_set, publish=publish, drain=drain),
+            )
+
+
+def stream_app(source: Source, announce: Callable[[str], object]) -> StreamApp:
+    """Returns the stream, ready to run: the worker of the live set, and the Faust app around it with its agents.
+
+    Calls `announce` with the address of health and metrics. Raises Misconfigured, BrokerUnavailable.
+    """
+    from paywarden.ops.wiring.agents import add_agents
+    from paywarden.streams.faust.app import StreamApp
+    from paywarden.streams.health.health import metrics_registry
+    from paywarden.streams.kafka.admin import partitions_of
+    from paywarden.streams.maintenance.live_set_watch import LiveWorker
+
+    registry = metrics_registry()
+    parts = StreamParts(source, registry)
+    # A missing topic raises here; Faust would wait for it.
+    for topic in ("dead-letters", "decisions", "outcomes", "drift-alerts", "drift-acknowledgements", "outcome-metrics"):
+        partitions_of(parts.kafka, topic)
+    worker = LiveWorker(lambda: stores.live_set(source), parts.open_pipeline)
+    app = StreamApp(worker, kafka=parts.kafka, settings=parts.settings, registry=registry, announce=announce)
+    add_agents(
+        app,
+        kafka=parts.kafka,
+        ids=parts.ids,
+        registry=registry,
+        session_timeout_ms=parts.settings.session_timeout_ms,
+        drift=drift_parts(source, parts.kafka, parts.ids, registry),
+        outcomes=outcome_parts(source),
+    )
+    return app
+
+
+def stream_stop_timeout_s(source: Source) -> float:
+    """Returns how many seconds a stop of the stream may take."""
+    from paywarden.streams.profiles.pipeline import StreamSettings
+
+    return source.section("stream", StreamSettings).stop_timeout_s
