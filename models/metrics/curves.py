@@ -200,8 +200,9 @@ def mean_calibration(fraud: BoolArray, score: FloatArray, card: npt.NDArray[np.i
     mean, share, size = float(score.mean()), float(fraud.mean()), len(score)
     # The design effect: the variance of the sum of errors, divided by its variance with independent payments.
     error = fraud - score
-    # In one order whatever numbers the cards have: the last bit of a sum depends on it.
-    by_card = np.sort(np.bincount(card, weights=error))
+    by_card = np.bincount(card, weights=error)
+    # Without zeros and in order, so that the sum does not depend on how the source numbers its cards.
+    by_card = np.sort(by_card[by_card != 0])
     alone = float(error @ error)
     effect = max(1.0, float(by_card @ by_card) / alone) if alone else 1.0
     share_low, share_high = wilson_interval(share, size / effect)

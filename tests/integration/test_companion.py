@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from paywarden.features.catalogue.catalogue import CATALOGUE
 from paywarden.features.profiles.plan import compile_plan
 from paywarden.features.stores.profile_sets import LiveSet
-from paywarden.ops.wiring import parts as wiring
+from paywarden.ops import wiring
 from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.proto.outbox_pb2 import OutboxEntry
 from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse

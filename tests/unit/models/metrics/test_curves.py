@@ -158,3 +158,15 @@ def test_without_a_fraud_the_ratio_has_no_end_and_many_payments_tell() -> None:
     assert math.isinf(few.ratio)
     assert not few.is_far_off
     assert many.is_far_off
+
+
+def test_the_numbering_of_cards_changes_no_bit_of_the_interval() -> None:
+    """An archive and two files number the same cards differently."""
+    random = np.random.default_rng(11)
+    card = random.integers(0, 300, 2000)
+    score = random.random(2000) * 0.1
+    # Whole cards are fraudulent, so that the errors by card decide the interval.
+    fraud = card % 20 == 0
+    expected = mean_calibration(fraud, score, card)
+    for _ in range(20):
+        assert mean_calibration(fraud, score, random.permutation(500)[card]) == expected
