@@ -10,8 +10,8 @@ unchanged:
     3. Add fraud of six kinds (fraud_patterns.py), about 1 % of all payments.
     4. Draw when each outcome becomes known, and who reports it.
 
-Every payment has an outcome. A fraud is reported by a chargeback (median five days, at most sixty), by the issuer (a day
-and a half) or by an analyst (hours). Any other payment counts as genuine after a little more than a week without a
+Every payment has an outcome. A fraud is reported by a chargeback (median five days, at most sixty), by the issuer (a
+day and a half) or by an analyst (hours). Any other payment counts as genuine after a little more than a week without a
 report; nobody reports it, so its source is null. A few genuine payments are reported by mistake and corrected to
 genuine days later. Outcomes later than the simulated span are kept: `split_at` separates the part that is known by a
 given time.
