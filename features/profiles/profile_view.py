@@ -1,7 +1,7 @@
 """Shows one stored profile in words and numbers, as values and as lines of text.
 
-A profile of another catalogue is shown after its migration to this one. Amounts are in major units of the reference currency;
-features have the model's values and units.
+A profile of another catalogue is shown after its migration to this one. Amounts are in major units of the reference
+currency; features have the model's values and units.
 """
 
 from __future__ import annotations

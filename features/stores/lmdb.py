@@ -69,9 +69,9 @@ class LmdbSettings:
 class LmdbStore:
     """A ProfileStore on LMDB. `clock` gives epoch seconds and decides what has expired.
 
-    Opening raises Misconfigured when the directory cannot be used, or is in use by this very process. Open it
-    after a fork, not before: LMDB's handles do not survive one. `readonly` opens what a writer has created, and
-    raises StoreUnavailable where no writer has.
+    Opening raises Misconfigured if the directory cannot be used, or if this process already has it open. Open it after
+    a fork, not before: LMDB's handles do not survive one. `readonly` opens a store that a writer has made, and raises
+    StoreUnavailable if there is none.
     """
 
     def __init__(
