@@ -1,7 +1,7 @@
-"""One stored profile in words and numbers: bytes in, values and lines out.
+"""Shows one stored profile in words and numbers, as values and as lines of text.
 
-A profile of another catalogue is shown as this one reads it. Amounts are in major units of the reference currency;
-features are what the model gets, in the units that the catalogue says.
+A profile of another catalogue is shown after its migration to this one. Amounts are in major units of the reference
+currency; features have the model's values and units.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from paywarden.features.profiles.plan import Plan
 from paywarden.features.profiles.shape import MEASURES, ColumnShape, TableShape, decode_shape, numbers_of, shape_of
 from paywarden.schemas.errors import Misconfigured
 
-# Of a tile: a count, an amount, or a count for each bucket; None for the largest of nothing.
+# A cell of a tile: a count, an amount, or a count for each bucket; None for a largest amount without payments.
 CellValue = int | Decimal | tuple[int, ...] | None
 
-# Operations that ask the payment; the others take only what is stored.
+# Operations that use the payment itself. The others use only stored values.
 _OF_PAYMENT = frozenset(
     {
         Operation.ATTRIBUTE_VALUE,
@@ -77,7 +77,7 @@ class TileView:
 class TableView:
     """The tiles of one hop, of payments or of what their labels say (`is_label`).
 
-    `columns` names the cells: the measure, what of, and the condition.
+    `columns` names the cells: the measure, its attribute, and the condition.
     """
 
     hop: str
@@ -88,7 +88,7 @@ class TableView:
 
 @dataclass(frozen=True)
 class Remembrance:
-    """A remembered value and when it was last seen. `value` is None where only a checksum of it is kept."""
+    """A remembered value and the time when it was last seen. `value` is None if the profile has only its checksum."""
 
     value: str | None
     seen_ms: int
@@ -105,7 +105,7 @@ class MemoryView:
 
 @dataclass(frozen=True)
 class FeatureValue:
-    """`value` is None when it is missing: then `why` says for what reason it can be."""
+    """One feature. `value` is None if it is missing; then `why` gives the possible reasons."""
 
     name: str
     value: float | None
@@ -115,7 +115,7 @@ class FeatureValue:
 
 @dataclass(frozen=True)
 class ProfileView:
-    """What a stored profile holds. Times are epoch milliseconds, None for never.
+    """The content of a stored profile. Times are epoch milliseconds, None for never.
 
     `layout_version`, `digest` and `size_bytes` are of the stored bytes; the rest is of the profile as this catalogue
     reads it. `sources` are (source, newest offset contained).
@@ -137,9 +137,9 @@ class ProfileView:
 
 
 def typed_key(plan: Plan, text: str) -> tuple[int, bytes]:
-    """The number of the entity and the store key that `card:C1` or, of a combination, `card_merchant:C1,M1` means.
+    """Returns the entity's number and the store key for `card:C1` or, for a combination, `card_merchant:C1,M1`.
 
-    Raises Misconfigured, or InvalidEvent for an id that no key can hold; neither repeats the text.
+    Raises Misconfigured, or InvalidEvent for an id that no key can hold. Neither message repeats the text.
     """
     name, colon, identity = text.partition(":")
     if name not in plan.entity_names or not colon:
@@ -155,19 +155,19 @@ def typed_key(plan: Plan, text: str) -> tuple[int, bytes]:
     try:
         return entity, entity_key(name, ids)
     except UnicodeEncodeError:
-        # What a shell passes on of bytes that are not UTF-8.
+        # A shell passes on bytes that are not UTF-8 in this form.
         raise Misconfigured(f"the id of a {name} must be UTF-8 text") from None
 
 
 def view_profile(
     engine: FeatureEngine, catalogue: Catalogue, entity: int, state: bytes, *, as_of_ms: int
 ) -> ProfileView:
-    """Everything in a packed profile, and the entity's features as of a time. `engine` is of `catalogue`.
+    """Returns the content of a packed profile, and the entity's features at a time. `engine` is that of `catalogue`.
 
     Raises UnreadableProfile.
     """
     own = engine.migrated(entity, state)
-    # First: rolling it up checks all of it, and what follows need not.
+    # This comes first: the roll-up checks the whole profile, so the following steps need no checks.
     features = _features(engine, catalogue, entity, own, as_of_ms)
     shape = engine.plan.shapes[entity]
     numbers = numbers_of(own, shape).tolist()
@@ -203,7 +203,7 @@ def view_profile(
 
 
 def first_payment_ms(state: bytes) -> int | None:
-    """When the first payment in a packed profile was made, whatever its catalogue; 0 for none, None if unreadable."""
+    """Returns the time of the first payment in a profile of any catalogue; 0 without one, None if unreadable."""
     if not state or state[0] != kernel.LAYOUT_VERSION:
         return None
     try:
@@ -213,7 +213,7 @@ def first_payment_ms(state: bytes) -> int | None:
 
 
 def to_lines(view: ProfileView, source_name: Callable[[int], str]) -> list[str]:
-    """A view as text for a terminal. `source_name` says which topic's partition a source is."""
+    """Returns a view as lines for a terminal. `source_name` returns the topic and partition of a source."""
     migrated = ", of another catalogue: shown as migrated to this one" if view.is_migrated else ""
     facts = [
         ("entity", view.entity),
@@ -242,7 +242,7 @@ def to_lines(view: ProfileView, source_name: Callable[[int], str]) -> list[str]:
 
 
 def to_dict(view: ProfileView, source_name: Callable[[int], str]) -> dict[str, object]:
-    """The same for JSON: times as texts in UTC, amounts as numbers of major units."""
+    """Returns a view for JSON: times as texts in UTC, amounts as numbers of major units."""
     return {
         "entity": view.entity,
         "size_bytes": view.size_bytes,
@@ -280,14 +280,14 @@ def to_dict(view: ProfileView, source_name: Callable[[int], str]) -> dict[str, o
 
 
 def utc(time_ms: int) -> str:
-    """Epoch milliseconds as ISO 8601; a time that no calendar of Python's has is no error."""
+    """Returns epoch milliseconds as ISO 8601, also for years that Python's datetime cannot express."""
     return str(np.datetime64(time_ms, "ms") if time_ms % 1000 else np.datetime64(time_ms // 1000, "s")) + "Z"
 
 
 def _features(
     engine: FeatureEngine, catalogue: Catalogue, entity: int, state: bytes, as_of_ms: int
 ) -> tuple[FeatureValue, ...]:
-    """The features that take this entity's profile alone, as a payment at that time would see them."""
+    """Returns the features that use only this entity's profile, as a payment at that time would see them."""
     plan = engine.plan
     row = np.zeros((1, kernel.ATTRIBUTE_COUNT), dtype=np.int64)
     row[0, kernel.TIME_MS] = as_of_ms
@@ -312,12 +312,12 @@ def _features(
 
 
 def _shortest(vector: NDArray[np.float32]) -> list[float]:
-    """Each float32 as the number with the fewest digits that rounds to it: 0.1 and not 0.10000000149."""
+    """Returns each float32 as the shortest number that rounds to it: 0.1 and not 0.10000000149."""
     return [float(str(value)) for value in vector]
 
 
 def _entities_in(value: Expression, values: Mapping[str, Expression]) -> set[str]:
-    """The entities whose profiles a value takes; `values` are those of earlier features by name."""
+    """Returns the entities whose profiles a value uses; `values` has the earlier features by name."""
     if isinstance(value, str):
         return _entities_in(values[value], values)
     if isinstance(value, Derived):
@@ -334,7 +334,7 @@ def _asks_payment(value: Expression, values: Mapping[str, Expression]) -> bool:
 
 
 def _conditions_of(catalogue: Catalogue) -> dict[tuple[int, int, int], str]:
-    """The words each condition was declared in."""
+    """Returns the text of each condition in the catalogue."""
     stored = [item for feature in catalogue.features for item in stored_values(feature.value)]
     asked = [item.column.condition for item in stored if isinstance(item, WindowedMeasure)]
     return {(c.column, c.operator, c.value): c.text for c in asked if c is not None}
@@ -347,7 +347,7 @@ def _table(
     words: dict[tuple[int, int, int], str],
 ) -> TableView:
     """`columns` are the stored ones: how many hops each tile is older than the newest event's, and the measures."""
-    # Squares are kept in two sums, and shown as the one they are.
+    # The squares are stored in two sums and shown as one.
     shown = [
         (column, offset)
         for column, offset in zip(table.columns, table.offsets, strict=True)
@@ -377,7 +377,7 @@ def _column_name(column: ColumnShape, words: dict[tuple[int, int, int], str]) ->
 
 
 def _cell(column: ColumnShape, parts: Sequence[int], high: int) -> CellValue:
-    """What a tile keeps in a column's words; `high` is the other half of a sum of squares."""
+    """Returns the value in a column's words of a tile; `high` is the other half of a sum of squares."""
     value = parts[0]
     match MEASURES[column.measure]:
         case Measure.AMOUNT_SUM:
@@ -399,7 +399,7 @@ def _cell(column: ColumnShape, parts: Sequence[int], high: int) -> CellValue:
 
 
 def _distinct(words: Sequence[int]) -> int:
-    """By linear counting, as the features have it."""
+    """Returns the linear counting estimate, as the features use it."""
     size = 64 * len(words)
     ones = sum((word & (2**64 - 1)).bit_count() for word in words)
     return round(size * math.log(size / max(1, size - ones)))
@@ -444,14 +444,14 @@ def _spoken_feature(feature: FeatureValue) -> tuple[str, str, str]:
 
 
 def _plain(cell: CellValue) -> int | float | list[int] | None:
-    """A cell as JSON has it."""
+    """Returns a cell in the form of JSON."""
     if isinstance(cell, tuple):
         return list(cell)
     return float(cell) if isinstance(cell, Decimal) else cell
 
 
 def _aligned(rows: Sequence[tuple[str, ...]], is_right_from: int = 99) -> list[str]:
-    """Columns of one width; those from `is_right_from` on are numbers, and end together."""
+    """Returns lines with aligned columns. Those from `is_right_from` on are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -1,9 +1,9 @@
-"""The profile store in a directory: LMDB, for one host without a server. One writer, many reader processes.
+"""The profile store in LMDB, a directory, for one host without a server: one writer and many reader processes.
 
-A record is the profile with 4 bytes before it: the second it expires, unsigned, little endian, 0 for never.
-Expired records are not served, and go away like this: each write looks, in its own transaction, at as many
-records as it wrote, from where the last look ended, and removes those that have expired. So what is dead
-stays bounded by what is alive, at a cost a write can foresee, and no job has to run.
+A record is 4 bytes and the profile. The bytes are the epoch second of expiry, unsigned, little endian, 0 for never.
+A reader never gets an expired record. Each write also sweeps: in its own transaction it checks as many records as it
+wrote, from where the last sweep ended, and removes the expired ones. Therefore the number of expired records stays in
+proportion to the live ones, at a predictable cost of a write, and no separate job is needed.
 
 A record's version is a digest of it, so the file holds none. The same bytes written again have the same version
 unless they expire at another time; either way they are the state that was read.
@@ -40,23 +40,23 @@ DATA_FILE = "data.mdb"
 _EXPIRY = struct.Struct("<I")
 _NEVER = 0
 
-# A scan reads so many records in one transaction and hands them out after it: a transaction held open while
-# a caller is slow would keep LMDB from reusing pages, and the file would grow.
+# A scan reads this many records in one transaction and yields them after it. A transaction that stays open for a slow
+# caller would keep LMDB from reusing pages, and the file would grow.
 _SCAN_PAGE_COUNT = 1_000
 
-# Counting keeps nothing of what it sees: its transactions are short all the same.
+# Counting keeps no records, so its transactions are short even with this many.
 _COUNT_PAGE_COUNT = 100_000
 
-# 64 bits: a record that has changed has its old version once in 10¹⁹ times.
+# 64 bits: a changed record has its old version by chance once in 10¹⁹ times.
 _VERSION_BYTES = 8
 
 
 @dataclass(frozen=True)
 class LmdbSettings:
-    """Where an embedded store lies and how big it may become.
+    """The place and the limits of an embedded store.
 
-    `map_size_bytes` is address space and an upper limit, not disk space taken. `fsync` makes an acknowledged
-    write survive a power cut, not only the death of the process; on a memory file system it costs for nothing.
+    `map_size_bytes` is address space and an upper limit, not used disk space. With `fsync` an acknowledged write
+    survives a power cut and not only the death of the process. On a memory file system it costs time without effect.
     """
 
     path: str = ".paywarden/store"
@@ -69,9 +69,9 @@ class LmdbSettings:
 class LmdbStore:
     """A ProfileStore on LMDB. `clock` gives epoch seconds and decides what has expired.
 
-    Opening raises Misconfigured when the directory cannot be used, or is in use by this very process. Open it
-    after a fork, not before: LMDB's handles do not survive one. `readonly` opens what a writer has created, and
-    raises StoreUnavailable where no writer has.
+    Opening raises Misconfigured if the directory cannot be used, or if this process already has it open. Open it after
+    a fork, not before: LMDB's handles do not survive one. `readonly` opens a store that a writer has made, and raises
+    StoreUnavailable if there is none.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class LmdbStore:
 
     @classmethod
     def from_settings(cls, settings: LmdbSettings, *, readonly: bool = False) -> LmdbStore:
-        """The store that the configuration describes."""
+        """Returns the store of the settings."""
         return cls(
             settings.path,
             map_size_bytes=settings.map_size_bytes,
@@ -103,7 +103,7 @@ class LmdbStore:
         )
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """See ProfileStore. One read transaction: all values are of one moment."""
+        """See ProfileStore. One read transaction, so all values are of one moment."""
         for key in keys:
             entity_of(key)
         now = self._clock()
@@ -119,15 +119,15 @@ class LmdbStore:
             return [_versioned(transaction.get(key), now) for key in keys]
 
     def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
-        """See ProfileStore. One write transaction: all of them or none."""
+        """See ProfileStore. One write transaction: it writes all records or none."""
         check_write(values, ttl_s=ttl_s, record_bytes_max=self._settings.record_bytes_max)
         if not values:
             return
         now = self._clock()
-        # Rounded up: a record may live up to a second longer than asked, never shorter.
+        # Rounded up: a record may live up to a second longer than `ttl_s`, never shorter.
         prefix = _EXPIRY.pack(math.ceil(now + ttl_s) if ttl_s else _NEVER)
         with self._begin(write=True) as transaction:
-            # A reader that was killed keeps its slot, and old pages from being reused, until someone looks.
+            # A killed reader keeps its slot, and keeps old pages from being reused, until this check frees it.
             self._environment.reader_check()
             check_versions(values, versions or {}, lambda key: _versioned(transaction.get(key), now))
             for key, value in values.items():
@@ -146,7 +146,7 @@ class LmdbStore:
                 transaction.delete(key)
 
     def scan(self, entity: str, *, progress: ScanProgress | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """See ProfileStore. In key order, in pages that are each of one moment; how many there will be is unknown."""
+        """See ProfileStore. In key order, in pages of one moment each; the expected total is unknown."""
         prefix = start = entity.encode() + b":"
         count = 0
         if progress is not None:
@@ -159,7 +159,7 @@ class LmdbStore:
                 progress(count, None)
 
     def counts(self) -> dict[str, int]:
-        """How many live records of each entity, of payments and so on there are. Goes over all keys, in pages."""
+        """Returns the number of live records of each kind (card, payment, …). Reads all keys, in pages."""
         counts: dict[str, int] = {}
         start = b""
         is_last = False
@@ -171,7 +171,7 @@ class LmdbStore:
         return counts
 
     def health(self) -> StoreHealth:
-        """See ProfileStore. Begins a read transaction, which needs the map and a reader's slot."""
+        """See ProfileStore. Starts a read transaction, which needs the map and a reader's slot."""
         try:
             with self._begin(write=False):
                 return StoreHealth()
@@ -179,7 +179,7 @@ class LmdbStore:
             return StoreHealth(str(error))
 
     def sweep(self, *, record_count_max: int) -> int:
-        """Looks at up to so many records, going round, and removes the expired ones; returns how many.
+        """Check a limited number of records, in a circle, and remove the expired ones; returns the number removed.
 
         `write` does this by itself; this is for a store that is no longer written to.
         """
@@ -193,12 +193,12 @@ class LmdbStore:
         self._environment.close()
 
     def _scan_page(self, prefix: bytes, start: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
-        """Live records from `start` on, and where the next page starts: empty when there is none."""
+        """Returns the live records from `start` on, and the start of the next page, empty without one."""
         now = self._clock()
         page: list[tuple[bytes, bytes]] = []
         with self._begin(write=False) as transaction:
             cursor = transaction.cursor()
-            # A cursor that found nothing would iterate from the very first record.
+            # A cursor without a position would iterate from the first record.
             found = cursor.set_range(start)
             for count, (view, stored) in enumerate(cursor if found else ()):
                 key = bytes(view)
@@ -212,13 +212,13 @@ class LmdbStore:
         return page, b""
 
     def _count_page(self, start: bytes) -> tuple[dict[str, int], bytes]:
-        """Live records by entity from `start` on, and where the next page starts: empty when there is none."""
+        """Returns the counts of live records from `start` on, and the start of the next page, empty without one."""
         now = self._clock()
         counts: dict[bytes, int] = {}
         next_start = b""
         with self._begin(write=False) as transaction:
             cursor = transaction.cursor()
-            # A cursor that found nothing would iterate from the very first record.
+            # A cursor without a position would iterate from the first record.
             found = cursor.set_range(start) if start else cursor.first()
             for count, (view, stored) in enumerate(cursor if found else ()):
                 key = bytes(view)
@@ -232,7 +232,7 @@ class LmdbStore:
 
     @contextmanager
     def _begin(self, *, write: bool) -> Iterator[lmdb.Transaction]:
-        """A transaction that commits at the end of the block, or changes nothing when it raises."""
+        """Open a transaction that commits at the end of the block, or changes nothing if the block raises."""
         settings = self._settings
         try:
             with self._environment.begin(write=write, buffers=True) as transaction:
@@ -275,9 +275,9 @@ def _open(settings: LmdbSettings, *, readonly: bool) -> lmdb.Environment:
             max_dbs=0,
             sync=settings.fsync,
             metasync=settings.fsync,
-            # The pages near a profile are other profiles nobody asked for.
+            # The pages near a profile hold other profiles, which are not needed.
             readahead=False,
-            # Needs more care on a crash, and takes the whole map's space at once on some file systems.
+            # It needs more care after a crash, and on some file systems it takes the space of the whole map at once.
             writemap=False,
             meminit=False,
         )
@@ -288,13 +288,13 @@ def _open(settings: LmdbSettings, *, readonly: bool) -> lmdb.Environment:
 
 
 def _has_data(path: str) -> bool:
-    """Whether a writer has made the store. Its file is empty for a moment before it has its first page."""
+    """Returns whether a writer has made the store. Its file is empty for a moment, before the first page."""
     try:
         return (Path(path) / DATA_FILE).stat().st_size > 0
     except FileNotFoundError:
         return False
     except OSError:
-        # LMDB says what is wrong with the place.
+        # LMDB will report what is wrong with the path.
         return True
 
 
@@ -306,7 +306,7 @@ def _readers_full(settings: LmdbSettings) -> str:
 
 
 def _live_value(stored: bytes | memoryview | None, now: float) -> bytes | None:
-    """A copy: `stored` points into the map and is good for this transaction only."""
+    """Returns a copy of the profile: `stored` points into the map and is valid only in this transaction."""
     if stored is None or _has_expired(stored, now):
         return None
     return bytes(stored[_EXPIRY.size :])
@@ -317,7 +317,7 @@ def _versioned(stored: bytes | memoryview | None, now: float) -> Versioned:
     if stored is None or value is None:
         return Versioned(None, ABSENT)
     digest = hashlib.blake2b(stored, digest_size=_VERSION_BYTES).digest()
-    # The one value in 2⁶⁴ that would read as ABSENT makes way.
+    # The one digest in 2⁶⁴ that equals ABSENT is replaced by another.
     return Versioned(value, int.from_bytes(digest, "little") or ABSENT + 1)
 
 
@@ -327,7 +327,7 @@ def _has_expired(stored: bytes | memoryview, now: float) -> bool:
 
 
 def _sweep(transaction: lmdb.Transaction, swept_to: bytes, record_count_max: int, now: float) -> tuple[bytes, int]:
-    """Where the next sweep goes on (empty: from the start) and how many records this one removed."""
+    """Where the next sweep continues (empty: from the start), and how many records this one removed."""
     expired = []
     cursor = transaction.cursor()
     cursor.set_range(swept_to)

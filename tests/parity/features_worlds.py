@@ -174,7 +174,7 @@ def identity(entity: str, of: Payment) -> tuple[object, ...] | None:
 
 
 def change_of(event: Heard, *, source: int = -1, offset: int = 0) -> Change:
-    """What an entity hears."""
+    """The events of one entity."""
     of = event.payment
     fields = {**of.fields, "amount_minor": of.amount_minor}
     if event.weight is None:
@@ -183,7 +183,7 @@ def change_of(event: Heard, *, source: int = -1, offset: int = 0) -> Change:
 
 
 def own_changes(entity: str, ids: tuple[object, ...], heard: Sequence[Heard]) -> list[Change]:
-    """What one entity hears of all that happens."""
+    """Returns the events of one entity, out of all events."""
     return [change_of(event) for event in heard if identity(entity, event.payment) == ids]
 
 

@@ -70,7 +70,7 @@ class Heard:
     weight: int | None = None
 
 
-# What has been heard, as tables.
+# The events so far, as tables.
 
 
 def tables_of(heard: Sequence[Heard]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -652,7 +652,7 @@ def differing(
                 yield row, name, float(got[row, column]), float(wanted[row, column])
 
 
-# What the words above have in common.
+# Functions that the words above share.
 
 
 def _duration_ms(text: str) -> int:

@@ -122,7 +122,7 @@ def decided_by_replay(bundle: Bundle, folder: Path) -> dict[str, dict[str, Any]]
 
 
 def decided_live(bundle: Bundle, folder: Path, payments: pa.Table) -> tuple[list[ScoreResponse], list[OutboxEntry]]:
-    """What a worker's scorer answers whose mirror has all that was before the last day, and what it writes down."""
+    """Returns the answers and records of a scorer whose mirror holds everything before the last day."""
     past, _ = split_at(*tables(), LAST_DAY * DAY_MS)
     store = MemoryStore()
     backfill(history_of_tables(*past), store, engine=engine(), rates=small_world.rates(), outcome_days=120)

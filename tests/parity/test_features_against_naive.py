@@ -319,7 +319,7 @@ Arrival = PaymentEvent | OutcomeEvent
 
 @dataclass
 class Kept:
-    """What a store holds for a stream."""
+    """The content of a stream's store."""
 
     records: dict[bytes, bytes]
     profiles: dict[bytes, bytes]

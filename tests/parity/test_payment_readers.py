@@ -71,7 +71,7 @@ Payment = Mapping[str, Any]
 
 
 class Read(NamedTuple):
-    """What was read of a payment that was taken."""
+    """The values that a reader read from an accepted payment."""
 
     payment_id: str
     row: list[int]
@@ -235,7 +235,7 @@ GOOD_IDS, BAD_IDS = (
 )
 GOOD_WORDS, BAD_WORDS = ["ecom", "2001:db8::1", "x" * 64], ["", "x" * 65, "é" * 33, "a\tb"]
 CARDS = ["4111111111111111", "4111 1111 1111 1111", "3782-822463-10005", "4222222222222"]
-# What stands here is written by hand, not taken from the table.
+# These values are written by hand and not taken from the table.
 RIGHT: dict[str, list[Any]] = {
     "payment_id": [*GOOD_IDS, *CARDS],
     "event_time_ms": [NOW_MS, NOW_MS - 6 * DAY_MS, NOW_MS + 59_000],
@@ -325,7 +325,7 @@ def test_every_reader_agrees_on_any_value(payment: dict[str, Any]) -> None:
     refused = {verdict for verdict in found.values() if isinstance(verdict, str)}
     assert len(refused) <= 1
     if refused and accepted:
-        # The one difference of values: whoever is further from the moment of the payment takes older ones.
+        # The one difference of values: a reader further from the moment of the payment accepts older payments.
         assert refused == {"event_time_ms"}
         assert accepted in (["topic", "history"], ["history"])
     assert len({str(without_declined(found[group])) for group in accepted}) <= 1

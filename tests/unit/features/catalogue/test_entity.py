@@ -68,7 +68,7 @@ def derived(value: Expression) -> Derived:
     return value
 
 
-# What is declared.
+# Declarations.
 
 
 def test_the_order_of_features_is_the_order_of_names() -> None:
@@ -252,7 +252,7 @@ def test_a_declaration_knows_its_line() -> None:
     assert again.line != made[1].line
 
 
-# What is refused where it is declared.
+# Errors at the declaration.
 
 Declaration = Callable[[], object]
 
@@ -424,7 +424,7 @@ def test_including_this_payment_and_a_condition_exclude_each_other() -> None:
     assert refusal_of(lambda: card.amount_mean("x", "1d", where=channel == "ecom", including_this=True)) == wanted
 
 
-# What is refused when all is read.
+# Errors of the whole catalogue.
 
 
 def refusal_of_all(features: tuple[Feature, ...], entities: tuple[Entity, ...] = (card, merchant)) -> str:

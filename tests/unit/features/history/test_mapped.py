@@ -1,4 +1,4 @@
-"""A history opened with its columns in files is the one that is read into memory, and is refused in the same words."""
+"""A history with its columns in files equals one in memory, and is refused with the same messages."""
 
 from __future__ import annotations
 

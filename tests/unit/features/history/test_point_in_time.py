@@ -73,7 +73,7 @@ def changes(outcomes: Sequence[Outcome], times_ms: Sequence[int] = (10, 20, 30))
     return list(zip(labels.payment.tolist(), labels.before.tolist(), labels.weight.tolist(), strict=True))
 
 
-# What outcomes change.
+# Label changes.
 
 
 def test_a_genuine_outcome_changes_nothing() -> None:

@@ -152,7 +152,7 @@ def one(feature: Feature, now: Change, changes: Sequence[Change]) -> float:
 
 @dataclass(frozen=True)
 class Seen:
-    """What an engine sees vectors from: see `kernel.fill_vectors` for the shapes."""
+    """The arrays from which an engine fills vectors; `kernel.fill_vectors` has the shapes."""
 
     attributes: NDArray[np.int64]
     presence: NDArray[np.uint8]
@@ -162,7 +162,7 @@ class Seen:
 
 
 def seen_by(engine: FeatureEngine, rows: Sequence[Sequence[int]], known: Sequence[Mapping[str, bytes | None]]) -> Seen:
-    """The arrays that `vectors` hands to an engine."""
+    """Returns the arrays that `vectors` passes to an engine."""
     names = engine.plan.entity_names
     presence = [
         kernel.ABSENT if name not in states else kernel.UNKNOWN if states[name] is None else kernel.KNOWN

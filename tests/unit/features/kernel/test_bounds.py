@@ -1,4 +1,4 @@
-"""The kernel within its arrays: whatever bytes it is given, it touches and shows nothing around them."""
+"""The kernel stays within its arrays: for any bytes, it neither changes nor shows memory around them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ UPDATE = [
     *(payment(SUNDAY_MS + hop_ms, 7, merchant_id="m") for hop_ms in (0, MINUTE_MS, DAY_MS)),
     label(SUNDAY_MS, 1),
     payment(SUNDAY_MS + 2 * DAY_MS, 7, country="FR", merchant_id="m9", device_id="d9"),
-    # Of a source that the good profiles have not heard of, and the full ones have no room for.
+    # From a source that the valid profiles do not contain and the full ones have no room for.
     payment(SUNDAY_MS + 2 * DAY_MS, 7, source=5, offset=1),
 ]
 
@@ -204,7 +204,7 @@ def run_with_bounds_checked() -> None:
     for damaged in DAMAGED.values():
         status_of("card", damaged)
     for entity in ENTITIES:
-        # What would overflow if it were taken: full tables that make room for nothing, and too many sources.
+        # Profiles that would overflow if they were accepted: full tables that drop nothing, and too many sources.
         assert status_of(entity, full(entity, tiles_to_ms=SUNDAY_MS + 90 * DAY_MS, newest_ms=1)) == "it is damaged"
         too_many = [(number, 0) for number in range(2000)]
         for count in (kernel.SOURCES_MAX + 1, len(too_many)):

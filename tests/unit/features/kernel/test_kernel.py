@@ -52,7 +52,7 @@ def seen(name: str, now_ms: int, changes: Sequence[Change], *, amount: int = 0) 
     return features(engine(), now_ms, amount, {entity: state})[name]
 
 
-# What the payment says itself.
+# Features of the payment itself.
 
 
 @given(time_ms=st.integers(1, 4_000_000_000_000))

@@ -285,7 +285,7 @@ def test_the_mean_amount_of_a_streak_is_that_of_its_frauds_alone() -> None:
     mean = card.fraud_streak_amount_mean("x", "30d", delay="1d", hop="1d")
     now = payment(NOON_MS, 7)
     streak = [*days_ago(2, [10]), *days_ago(3, [20, 60])]
-    # What came before the streak, a day that is mixed, and days whose labels are not looked at yet add nothing.
+    # Frauds before the streak, a mixed day, and days within the delay add nothing.
     others = [*days_ago(5, [500], genuine=1), *days_ago(6, [700]), *days_ago(0, [800]), *days_ago(1, [900])]
     assert one(mean, now, [*streak, *others]) == 30
     assert one(mean, now, days_ago(2, [0])) == 0

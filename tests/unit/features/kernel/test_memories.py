@@ -96,7 +96,7 @@ def test_a_late_payment_sees_no_value_that_came_after_it() -> None:
     assert one(card.is_new("x", attributes.merchant_id), now, [later]) == 1
     assert np.isnan(one(card.seconds_since_same("x", attributes.merchant_id), now, [later]))
     assert np.isnan(one(card.travel_kmh("x"), now, [later]))
-    # Of a value only its latest time is kept: that it was seen before, too, is what such a payment loses.
+    # A memory keeps only the latest time of a value, so a late payment cannot see its earlier times.
     assert one(card.is_new("x", attributes.merchant_id), now, [payment(NOON_MS - 1, merchant_id="m"), later]) == 1
 
 

@@ -158,7 +158,7 @@ EARLY = changes(NOON_MS - 20 * DAY_MS, NOON_MS, 0)
 LATE = changes(NOON_MS, NOON_MS + 5 * DAY_MS, 10**7)
 
 
-# What both catalogues keep.
+# Measures of both catalogues.
 
 
 @settings(max_examples=120)
@@ -205,7 +205,7 @@ def test_a_new_mean_over_an_old_count_is_low_until_its_window_passes() -> None:
 @given(early=EARLY, late=LATE, what=st.sampled_from([what for what in CATALOGUES if not CATALOGUES[what].new]))
 def test_a_migration_without_new_measures_gives_fresh_bytes(early: list[Change], late: list[Change], what: str) -> None:
     if what == "a longer window":
-        # What its table had dropped by then nobody knows: only what was kept can be the same.
+        # The tiles that its table had dropped are lost: only the kept tiles can be the same.
         early = [replace(change, row=(NOON_MS, *change.row[1:])) for change in early]
     old, new = engine("the same"), engine(what)
     assert states_of(new, late, states_of(old, early)) == states_of(new, [*early, *late])
@@ -346,7 +346,7 @@ def test_a_migration_shows_nothing_of_an_earlier_profile() -> None:
     assert (found["count_1d"], found["count_10m"]) == (1, 0)
 
 
-# What cannot be read.
+# Unreadable profiles.
 
 
 @pytest.fixture

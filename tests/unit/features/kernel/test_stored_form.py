@@ -1,4 +1,4 @@
-"""Profiles at rest: written as the head of the kernel says, small, and no bytes lead the kernel out of bounds."""
+"""The stored form of profiles: it is as documented, small, and no bytes lead the kernel out of bounds."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def stored(
     return write_packed(replace(packed, columns=tuple(map(tuple, columns))))
 
 
-# What stands where.
+# The layout.
 
 
 def test_the_stored_form_is_these_bytes() -> None:
@@ -362,7 +362,7 @@ def status_of(entity: str, state: bytes, of: FeatureEngine | None = None) -> str
     except UnreadableProfile as error:
         return str(error).partition("cannot be read: ")[2]
     assert len(updated) <= of.profile_bytes_max
-    # What was taken and updated can be taken again.
+    # A profile that was accepted and updated can be read again.
     assert profile(of, entity, [], updated) == updated
     return ""
 
@@ -390,7 +390,7 @@ def test_another_version_is_refused_by_its_number(version: int) -> None:
 
 
 def test_a_profile_of_another_shape_is_migrated() -> None:
-    # Of two kinds of entities: the card's has windows of hours and days, as the merchant's has.
+    # Two kinds of entities: both have windows of hours and days.
     state = profile(engine(), "card", GOOD)
     assert status_of("merchant", state) == ""
 

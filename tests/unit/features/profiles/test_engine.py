@@ -47,7 +47,7 @@ from tests.unit.features.kernel.profiles import (
 from tests.worlds.packed import read_packed, with_sources, write_packed
 
 NOON_MS = 1_530_446_400_000
-# What Python calls; the rest of the kernel is compiled into these.
+# The functions that Python calls. The rest of the kernel is compiled into these.
 ENTRANCES = ("apply_events", "assemble_rows", "fill_vectors", "fill_bound_vectors", "decode", "migrate", "pack")
 
 
@@ -264,7 +264,7 @@ def test_a_bound_call_fills_the_requested_number_of_rows() -> None:
 
 
 def test_a_bound_call_keeps_its_arrays_alive() -> None:
-    # The kernel has only their addresses: memory that was let go of would be taken for something else.
+    # The kernel has only their addresses: freed memory would be reused for something else.
     seen = seen_by(engine(), [row(NOON_MS, 5)], [{"card": profile(engine(), "card", [payment(NOON_MS, 5)])}])
     arrays = (seen.attributes, seen.presence, seen.states, seen.bounds, seen.out)
     references = [weakref.ref(array) for array in arrays]
@@ -362,7 +362,7 @@ def score_through_a_mirror(warm: FeatureEngine, state: bytes, folder: Path) -> N
     assert score(0, {}) == ["mirror_absent"]
     assert score(1, {b"card:c": state, b"merchant:m": b"\2" + bytes(9)}) == ["profile_unreadable"]
     assert score(2, {b"card:c": state}) == ["unknown_merchant"]
-    # Of another catalogue: the digest says so, and the shape that all of it is to be read.
+    # A profile with another digest but the same shape, so that all of it is migrated.
     assert score(3, {b"card:c": state[:1] + bytes(4) + state[5:]}) == ["unknown_merchant"]
 
 

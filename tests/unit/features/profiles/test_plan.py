@@ -215,7 +215,7 @@ def test_a_window_longer_than_recency_reaches_decides() -> None:
     assert plan_of(longest).retention_ms[0] == 181 * DAY_MS
 
 
-# What is asked of a payment. A scorer reads and codes nothing else.
+# The attributes of a payment that features use. A scorer reads and codes only these.
 
 
 def asked(*features: Feature) -> set[str]:

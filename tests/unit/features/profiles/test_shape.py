@@ -30,7 +30,7 @@ from tests.unit.features.kernel.profiles import card
 
 
 def shape(*features: Feature) -> Shape:
-    """Of a card's profiles."""
+    """Returns the shape of a card's profiles."""
     return compile_plan(Catalogue((card,), features)).shapes[0]
 
 
@@ -185,7 +185,7 @@ def test_a_column_starts_after_the_words_of_earlier_columns() -> None:
     assert found.width == 15
 
 
-# What becomes of the numbers of an old profile. The layout is described at `kernel.migrate`.
+# The translation of an old profile's numbers. `kernel.migrate` describes its layout.
 
 
 def test_every_word_that_both_tables_have_goes_over() -> None:
@@ -235,7 +235,7 @@ def test_a_memory_goes_to_the_same_attribute_and_size_if_possible() -> None:
 
 @given(of=SHAPES)
 def test_a_shape_translates_to_itself_word_for_word(of: Shape) -> None:
-    # Of hops, and of columns, that are different, as in every compiled plan.
+    # With distinct hops and distinct columns, as in every compiled plan.
     tables = {
         (table.hop_ms, table.is_label): replace(table, columns=tuple(dict.fromkeys(table.columns)))
         for table in of.tables

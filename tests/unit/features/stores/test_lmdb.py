@@ -117,7 +117,7 @@ def test_a_sweep_removes_expired_records_within_its_limit(store: LmdbStore, tmp_
 
 
 def test_writes_remove_expired_records(store: LmdbStore, tmp_path: Path, clock: Clock) -> None:
-    # What is alive comes first in key order, so that a sweep which does not go on stops there.
+    # Live records come first in key order, so that a sweep that does not continue would stop there.
     alive = {b"card:%02d" % number: b"alive" for number in range(30)}
     store.write(alive, ttl_s=0)
     store.write({b"merchant:%03d" % number: b"dead" for number in range(200)}, ttl_s=1)

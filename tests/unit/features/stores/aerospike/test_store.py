@@ -59,7 +59,7 @@ def store(settings: AerospikeSettings) -> Iterator[AerospikeStore]:
 
 
 def failure_of(call: Callable[[], object]) -> str:
-    """What the call raises, as text; empty when it succeeds."""
+    """Returns the text of the error that the call raises; empty if it succeeds."""
     try:
         call()
     except PaywardenError as error:
@@ -67,7 +67,7 @@ def failure_of(call: Callable[[], object]) -> str:
     return ""
 
 
-# What it sends
+# Requests
 
 
 def test_a_record_is_one_bin_in_the_entity_s_set_with_its_key_kept(server: StandIn, store: AerospikeStore) -> None:
