@@ -33,7 +33,7 @@ def rebuild(source: Source, from_beginning: bool, from_time: str | None, resume:
     from paywarden.features.stores.profile_sets import ProfileSets, spoken
     from paywarden.streams.faust.gc_tuning import settle_collection
     from paywarden.streams.kafka.topics import TopicSettings
-    from paywarden.streams.maintenance.rebuild import Rebuild, RebuildOptions
+    from paywarden.streams.maintenance.rebuild import Rebuild, RebuildOptions, RebuildParts
     from paywarden.streams.profiles.changelog import Changelog
 
     if sum((from_beginning, from_time is not None, resume is not None, abort is not None)) != 1:
@@ -52,8 +52,10 @@ def rebuild(source: Source, from_beginning: bool, from_time: str | None, resume:
             entities=parts.entities,
             sets=sets,
             stores=stores,
-            open_pipeline=lambda name: parts.open_pipeline(name, publish=False),
-            open_changelog=lambda sender: Changelog(sender, parts.clients, parts.ids, parts.entities),
+            parts=RebuildParts(
+                open_pipeline=lambda name: parts.open_pipeline(name, publish=False),
+                open_changelog=lambda sender: Changelog(sender, parts.clients, parts.ids, parts.entities),
+            ),
             options=RebuildOptions(replication=source.section("topics", TopicSettings).replication),
         )
         if abort is not None:

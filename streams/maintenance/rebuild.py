@@ -65,6 +65,17 @@ class RebuildOptions:
     look_every_s: float = 0.5
 
 
+@dataclass(frozen=True)
+class RebuildParts:
+    """How to make the parts that fill and publish a set.
+
+    `open_pipeline` makes a worker of a profile set that publishes nothing.
+    """
+
+    open_pipeline: Callable[[str], AbstractContextManager[Pipeline]]
+    open_changelog: Callable[[Sender], Changelog]
+
+
 class Rebuild:
     """One rebuild of the profile set `name`."""
 
@@ -77,15 +88,12 @@ class Rebuild:
         entities: Sequence[str],
         sets: ProfileSets,
         stores: SetStores,
-        open_pipeline: Callable[[str], AbstractContextManager[Pipeline]],
-        open_changelog: Callable[[Sender], Changelog],
+        parts: RebuildParts,
         options: RebuildOptions,
     ) -> None:
-        """`open_pipeline` makes a worker of a profile set that publishes nothing."""
         self.name, self._clients, self._settings, self._entities = name, clients, settings, entities
         self._sets, self._stores = sets, stores
-        self._open_pipeline, self._open_changelog = open_pipeline, open_changelog
-        self._options = options
+        self._parts, self._options = parts, options
 
     def create(self, *, now_ms: int, from_ms: int | None) -> None:
         """Step 1. `from_ms`: the time of arrival on Kafka of the first record to read; None for all records.
@@ -111,7 +119,7 @@ class Rebuild:
         """
         self._sets.register().find(self.name)
         live = self._sets.read()
-        with self._open_pipeline(self.name) as pipeline:
+        with self._parts.open_pipeline(self.name) as pipeline:
             pipeline.join()
             try:
                 if live.next is None:
@@ -227,7 +235,7 @@ class Rebuild:
         No worker writes to the changelog now, so each record is the newest of its key.
         """
         sender = self._clients.sender(linger_ms=20)
-        changelog = self._open_changelog(sender)
+        changelog = self._parts.open_changelog(sender)
         with closing(self._stores.open(name, readonly=True)) as chosen:
             for entity in self._entities:
                 published = 0

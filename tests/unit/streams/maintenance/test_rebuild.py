@@ -14,7 +14,7 @@ import pytest
 from paywarden.features.stores.memory import MemorySets
 from paywarden.features.stores.profile_sets import ProfileSets
 from paywarden.schemas.errors import BrokerUnavailable, TemporaryFailure
-from paywarden.streams.maintenance.rebuild import Rebuild, RebuildOptions
+from paywarden.streams.maintenance.rebuild import Rebuild, RebuildOptions, RebuildParts
 from paywarden.streams.profiles.pipeline import StreamSettings
 from tests.fakes.kafka import FakeAdmin, FakeBroker, clients_of
 
@@ -82,8 +82,7 @@ class World:
             entities=["card"],
             sets=sets,
             stores=stores,
-            open_pipeline=lambda _: pipeline,
-            open_changelog=lambda _: changelog,
+            parts=RebuildParts(open_pipeline=lambda _: pipeline, open_changelog=lambda _: changelog),
             options=RebuildOptions(replication=1, leave_patience_s=patience_s, look_every_s=0.001),
         )
 
