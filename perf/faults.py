@@ -213,14 +213,14 @@ def _running_host() -> Iterator[_Host]:
         with closing(LmdbStore.from_settings(LmdbSettings(path=str(folder / "store")))) as store:
             backfill(past.history, store, engine=past.engine, rates=load_rates(), outcome_days=30)
         core = load_core()
-        broker = stack.enter_context(running("ops", "broker", core=core))
+        broker = stack.enter_context(running("paywarden", "broker", core=core))
         config = folder / "paywarden.toml"
         text = _CONFIG.format(bootstrap=_bootstrap(broker), folder=folder, memory=memory, bundle=past.bundle.resolve())
         config.write_text(text, encoding="utf-8")
         switch = folder / "slow"
         environment = slow_disk_environment(slow_disk_library(folder), folder / "outbox", switch)
-        stream = stack.enter_context(running("ops", "--config", str(config), "stream", core=core))
-        companion = stack.enter_context(running("ops", "--config", str(config), "companion", core=core))
+        stream = stack.enter_context(running("paywarden", "--config", str(config), "stream", core=core))
+        companion = stack.enter_context(running("paywarden", "--config", str(config), "companion", core=core))
         worker = stack.enter_context(serving(config, environment=environment))
         yield _Host(broker, stream, companion, worker, requests_over(past.payments, None, WorldSize()), switch)
 
