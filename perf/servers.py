@@ -93,7 +93,9 @@ def running(
 @contextmanager
 def serving(config: Path, *, environment: dict[str, str] | None = None) -> Iterator[Server]:
     """Run `paywarden serve` until it is ready."""
-    with running("paywarden", "--config", str(config), "serve", ready_path="/readyz", environment=environment) as server:
+    with running(
+        "paywarden", "--config", str(config), "serve", ready_path="/readyz", environment=environment
+    ) as server:
         yield server
 
 
