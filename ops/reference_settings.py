@@ -40,7 +40,7 @@ def settings_page() -> str:
         *prose(f"Every setting of `paywarden.toml`. {MADE_FROM_CODE}"),
         *prose(
             "A setting comes from the environment, else from the file, else it has its default. The file is "
-            "`paywarden.toml` in the working directory, or the one that `--config` names. `paywarden policy check` "
+            "`paywarden.toml` in the working directory, or `--config FILE`. `paywarden policy check` "
             "says what is wrong in any section. `ops/paywarden.toml` is an example with every default."
         ),
         *prose(

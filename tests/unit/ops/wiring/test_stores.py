@@ -1,4 +1,4 @@
-"""Where the profile store is, by the settings and by what is there already."""
+"""Which folder holds the profile store: the settings decide, and a store that exists already."""
 
 from __future__ import annotations
 
