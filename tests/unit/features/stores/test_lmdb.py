@@ -205,7 +205,7 @@ def test_another_file_in_the_stores_place_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_store_that_no_writer_has_made_is_unavailable_to_a_reader(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable, match=r"no LMDB store at \S+absent yet: .*paywarden stream.*\[lmdb\] path"):
+    with pytest.raises(StoreUnavailable, match=r"no LMDB store at \S+absent yet \(\[lmdb\] path\): `paywarden stream`"):
         LmdbStore(tmp_path / "absent", readonly=True)
     assert not (tmp_path / "absent").exists()
 
