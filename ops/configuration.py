@@ -136,7 +136,7 @@ def _error_of(check: Callable[[Source], object], source: Source) -> Misconfigure
 
 
 def _check_bootstrap(source: Source) -> None:
-    from paywarden.streams.faust.credentials import broker_urls
+    from paywarden.streams.kafka.client import broker_urls
 
     broker_urls(wiring.kafka_settings(source))
 

@@ -29,13 +29,13 @@ from prometheus_client import CollectorRegistry
 
 from paywarden.schemas.errors import BrokerUnavailable
 from paywarden.streams.faust.consumer import KafkaTransport
-from paywarden.streams.faust.credentials import broker_urls, credentials
+from paywarden.streams.faust.credentials import credentials
 from paywarden.streams.faust.gc_tuning import settle_collection
 from paywarden.streams.faust.logs import calm_logs
 from paywarden.streams.faust.supervised import Supervised, SupervisedThread
 from paywarden.streams.faust.web import HealthWeb
 from paywarden.streams.health.process_end import TIDY_UP_S, ProcessEnd
-from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, KafkaSettings
+from paywarden.streams.kafka.client import MESSAGE_BYTES_MAX, KafkaSettings, broker_urls
 from paywarden.streams.profiles.pipeline import StreamSettings
 
 _log = logging.getLogger(__name__)

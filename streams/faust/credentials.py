@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from faust import SASLCredentials, SSLCredentials
 
@@ -15,23 +14,6 @@ from paywarden.streams.kafka.client import KafkaSettings
 _PROTOCOLS: Final = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
 # Other mechanisms need more than a name and a password.
 _MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-
-
-def broker_urls(kafka: KafkaSettings) -> list[str]:
-    """Return the URLs of the brokers to ask first. Raises Misconfigured for anything but host:port."""
-    urls = []
-    for server in filter(None, map(str.strip, kafka.bootstrap.split(","))):
-        try:
-            parts = urlsplit(f"kafka://{server}")
-            complete = bool(parts.hostname and parts.port) and parts.netloc == server and "@" not in server
-        except ValueError:
-            complete = False
-        if not complete:
-            raise Misconfigured(f"[kafka] bootstrap: wanted host:port, got {server!r}")
-        urls.append(f"kafka://{server}")
-    if not urls:
-        raise Misconfigured("[kafka] bootstrap: wanted host:port, got nothing")
-    return urls
 
 
 def credentials(kafka: KafkaSettings) -> SASLCredentials | SSLCredentials | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -111,3 +112,20 @@ def named_options() -> Iterator[None]:
         yield
     except KafkaException as error:
         raise Misconfigured(f"kafka: {reason_of(error)}") from error
+
+
+def broker_urls(kafka: KafkaSettings) -> list[str]:
+    """Return the URLs of the brokers to ask first. Raises Misconfigured for anything but host:port."""
+    urls = []
+    for server in filter(None, map(str.strip, kafka.bootstrap.split(","))):
+        try:
+            parts = urlsplit(f"kafka://{server}")
+            complete = bool(parts.hostname and parts.port) and parts.netloc == server and "@" not in server
+        except ValueError:
+            complete = False
+        if not complete:
+            raise Misconfigured(f"[kafka] bootstrap: wanted host:port, got {server!r}")
+        urls.append(f"kafka://{server}")
+    if not urls:
+        raise Misconfigured("[kafka] bootstrap: wanted host:port, got nothing")
+    return urls

@@ -11,7 +11,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.checkout import CHECKOUT
+
+ROOT = CHECKOUT
 OWN = "paywarden"
 
 # Python runs this module at its start. It hides packages from every import and from every look for a module.

@@ -19,15 +19,17 @@ from paywarden.models.policy.policy import Policy, PolicySettings
 from paywarden.models.replay.files import OutputColumn
 from paywarden.models.replay.measures import Contestant
 from paywarden.models.replay.replay import ReplayOptions, replay
-from paywarden.ops import reference, reference_data, reference_settings
 from paywarden.ops.cli import cli
 from paywarden.ops.configuration import settings_types
-from paywarden.ops.reference import main, pages
-from paywarden.ops.reference_commands import commands_page
-from paywarden.ops.reference_data import field_docs
-from paywarden.ops.reference_metrics import metrics_page, unit_of
-from paywarden.ops.reference_page import Undocumented
-from paywarden.ops.reference_settings import bounds_of, settings_page
+from paywarden.ops.reference import data as reference_data
+from paywarden.ops.reference import pages as reference
+from paywarden.ops.reference import settings as reference_settings
+from paywarden.ops.reference.commands import commands_page
+from paywarden.ops.reference.data import field_docs
+from paywarden.ops.reference.metrics import metrics_page, unit_of
+from paywarden.ops.reference.page import Undocumented
+from paywarden.ops.reference.pages import main, pages
+from paywarden.ops.reference.settings import bounds_of, settings_page
 from paywarden.schemas import errors
 from paywarden.schemas.avro import TOPICS, topic_schema
 from tests.worlds import small_world

@@ -9,8 +9,8 @@ import pytest
 from faust import SASLCredentials, SSLCredentials
 
 from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.faust.credentials import broker_urls, credentials
-from paywarden.streams.kafka.client import KafkaSettings
+from paywarden.streams.faust.credentials import credentials
+from paywarden.streams.kafka.client import KafkaSettings, broker_urls
 
 
 def test_every_bootstrap_server_is_one_broker() -> None:

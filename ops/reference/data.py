@@ -41,7 +41,7 @@ from paywarden.models.replay import (
 from paywarden.models.replay import (
     measures as replay_measures,
 )
-from paywarden.ops.reference_page import MADE_FROM_CODE, Undocumented, prose
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, prose
 from paywarden.schemas.avro import TOPICS, topic_schema
 from paywarden.streams.archive import files as archive_files
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
@@ -312,7 +312,7 @@ def _unit(where: str, name: str) -> str:
     for pattern, unit in _UNITS:
         if re.fullmatch(pattern, name):
             return unit
-    raise Undocumented(f"{where}: {name} is a number without a unit: add one to ops/reference_data.py")
+    raise Undocumented(f"{where}: {name} is a number without a unit: add one to ops/reference/data.py")
 
 
 def _table(head: str, lines: Iterable[PageLine]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from paywarden.ops.reference_page import MADE_FROM_CODE, Undocumented, code, prose, table
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
 from paywarden.schemas.avro import TOPICS
 from paywarden.streams.kafka import topics
 from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC
@@ -124,7 +124,7 @@ def topics_page() -> str:
 def _row(name: str) -> tuple[str, ...]:
     use = _USES.get(name)
     if use is None:
-        raise Undocumented(f"topic {name} has no description: add one to ops/reference_topics.py")
+        raise Undocumented(f"topic {name} has no description: add one to ops/reference/topics.py")
     # Private, so that nothing else creates topics one at a time.
     created = topics._new_topic(name, name, topics.TopicSettings())
     schema = f"Avro, `schemas/avsc/{name}.avsc`" if name in TOPICS else _NO_AVRO[name]

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from paywarden.ops.configuration import section_problems, settings_types
-from paywarden.ops.reference_page import MADE_FROM_CODE, Undocumented, code, prose, table
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
 from paywarden.schemas.settings import ENVIRONMENT_PREFIX, SECTIONS, Source, is_file_only
 
-EXAMPLE = Path(__file__).with_name("paywarden.toml")
+EXAMPLE = Path(__file__).parents[1] / "paywarden.toml"
 _HEADER, _SETTING = re.compile(r"\[([a-z_]+)\]"), re.compile(r"([a-z0-9_]+) = ")
 _WANTED = re.compile(r"(?:wanted|must be) (.+?)(?:, got .*)?$")
 _TOO_SMALL, _TOO_LARGE, _NO_WORD = -(10**15), 10**15, "no such word"

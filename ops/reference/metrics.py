@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.ops.reference_page import MADE_FROM_CODE, Undocumented, code, prose, table
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
 
 _SERVICES = (
     (
@@ -85,7 +85,7 @@ def unit_of(name: str) -> str:
     for pattern, unit in _UNITS:
         if re.fullmatch(pattern, name):
             return unit
-    raise Undocumented(f"metric {name} has no unit: add one to ops/reference_metrics.py")
+    raise Undocumented(f"metric {name} has no unit: add one to ops/reference/metrics.py")
 
 
 class _Recorder(CollectorRegistry):

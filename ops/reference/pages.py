@@ -1,12 +1,13 @@
 """Makes the reference pages from the code: `python -m paywarden.ops.reference` writes them, `--check` compares them.
 
     page          made from                                                  by
-    data.md       schemas of topics, columns of files, fields of results     reference_data.py
-    commands.md   the tree of click commands                                 reference_commands.py
-    settings.md   dataclasses of settings, comments of ops/paywarden.toml    reference_settings.py
-    metrics.md    the metrics that each process declares                     reference_metrics.py
-    topics.md     what `paywarden topics create` creates                     reference_topics.py
-    errors.md     the tree of errors, refusals of requests                   reference_errors.py
+    data.md       schemas of topics, columns of files, fields of results     data.py
+    commands.md   the tree of click commands                                 commands.py
+    settings.md   dataclasses of settings, comments of ops/paywarden.toml    settings.py
+    metrics.md    the metrics that each process declares                     metrics.py
+    topics.md     what `paywarden topics create` creates                     topics.py
+    features.md   the catalogue of features                                  features/profiles/feature_docs.py
+    errors.md     the tree of errors, refusals of requests                   errors.py
 
 Each maker raises Undocumented where the code says nothing about a field, setting, metric or error.
 """
@@ -18,18 +19,28 @@ from pathlib import Path
 
 import click
 
-from paywarden.ops.reference_commands import commands_page
-from paywarden.ops.reference_data import data_page
-from paywarden.ops.reference_errors import errors_page
-from paywarden.ops.reference_metrics import metrics_page
-from paywarden.ops.reference_settings import settings_page
-from paywarden.ops.reference_topics import topics_page
+from paywarden.features.catalogue.catalogue import CATALOGUE
+from paywarden.features.profiles.engine import FeatureEngine
+from paywarden.features.profiles.feature_docs import listing_of
+from paywarden.ops.reference.commands import commands_page
+from paywarden.ops.reference.data import data_page
+from paywarden.ops.reference.errors import errors_page
+from paywarden.ops.reference.metrics import metrics_page
+from paywarden.ops.reference.settings import settings_page
+from paywarden.ops.reference.topics import topics_page
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
+
+
+def _features_page() -> str:
+    return listing_of(CATALOGUE, FeatureEngine()).to_markdown() + "\n"
+
+
 _PAGES = {
     "commands.md": commands_page,
     "data.md": data_page,
     "errors.md": errors_page,
+    "features.md": _features_page,
     "metrics.md": metrics_page,
     "settings.md": settings_page,
     "topics.md": topics_page,
@@ -54,7 +65,3 @@ def main(check: bool, out: Path) -> None:
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
             click.echo(f"{path} is not what the code gives: run `python -m paywarden.ops.reference`", err=True)
             sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from paywarden.ops.cli import EXIT_STATUSES
-from paywarden.ops.reference_page import MADE_FROM_CODE, Undocumented, code, prose, table
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
 from paywarden.schemas import errors
 from paywarden.scoring.engine import batcher
 from paywarden.scoring.engine.batcher import Refusal
@@ -107,7 +107,7 @@ def _drawing() -> str:
 def _tree(error: type[errors.PaywardenError], depth: int = 0) -> Iterator[tuple[str, ...]]:
     """The errors of schemas/errors.py in the order of the tree; subclasses elsewhere are handled as their base."""
     if error not in _HANDLING:
-        raise Undocumented(f"error {error.__name__}: say in ops/reference_errors.py how it is handled")
+        raise Undocumented(f"error {error.__name__}: say in ops/reference/errors.py how it is handled")
     meaning = (inspect.getdoc(error) or "").replace("\n", " ")
     yield "&nbsp;" * 4 * depth + code(error.__name__), meaning, *_HANDLING[error]
     for branch in error.__subclasses__():
@@ -121,7 +121,7 @@ def _codes() -> Iterator[tuple[str, ...]]:
     # Most refusals get their message when they are given, and so are no constants.
     used |= {batcher.UNAUTHENTICATED, batcher.ALREADY_EXISTS}
     if missing := used - _CALLER.keys():
-        raise Undocumented(f"refusals {sorted(missing)}: say in ops/reference_errors.py what a caller does")
+        raise Undocumented(f"refusals {sorted(missing)}: say in ops/reference/errors.py what a caller does")
     for name, advice in _CALLER.items():
         statuses = {refusal.status for refusal in _refusals(refusals, HttpRefusal) if refusal.code == name}
         if name in vars(batcher).values():

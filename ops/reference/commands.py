@@ -9,7 +9,7 @@ import click
 
 from paywarden.ops.cli import EXIT_STATUSES, cli
 from paywarden.ops.extras import extras_of
-from paywarden.ops.reference_page import MADE_FROM_CODE, Undocumented, code, prose, table
+from paywarden.ops.reference.page import MADE_FROM_CODE, Undocumented, code, prose, table
 
 
 def commands_page() -> str:

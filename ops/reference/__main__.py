@@ -1,0 +1,5 @@
+"""`python -m paywarden.ops.reference`: write the reference pages, or compare them with `--check`."""
+
+from paywarden.ops.reference.pages import main
+
+main()
