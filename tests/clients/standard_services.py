@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 
 def main() -> None:
-    """Print what was found as one JSON object."""
+    """Print the answers as one JSON object."""
     with grpc.insecure_channel(sys.argv[1]) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         database = ProtoReflectionDescriptorDatabase(channel)
