@@ -1,6 +1,7 @@
 """Asks a server through gRPC's own health and reflection packages: `python -m tests.clients.standard_services TARGET`.
 
-A process of its own: those packages and ours declare the same messages, which one process cannot load twice.
+It runs as a process of its own: those packages and ours declare the same messages, and one process cannot load them
+twice.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What release 0.1.0 wrote on disk and on topics is read by this code, and the names others depend on are all there.
+"""This code reads what release 0.1.0 wrote on disk and on topics, and keeps every name on which others depend.
 
 The files in `earlier_release/` were written by the processes of that release on a real Kafka: 400 payments with their
-outcomes, 100 decisions that were shipped and 40 that were not.
+outcomes, 100 shipped decisions and 40 that still waited in the outbox.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The promises of every store about its profile sets and their register, tested on each kind of store.
 
-The real server is the one of test_store.py, at PAYWARDEN_TEST_AEROSPIKE=host:port; its register of profile sets is
-removed, and the sets named below are emptied.
+With PAYWARDEN_TEST_AEROSPIKE=host:port the tests also run on that real server, as in test_store.py. They remove its
+register of profile sets and empty the sets named below.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ def test_a_change_based_on_an_outdated_register_is_refused(sets: ProfileSets, ot
     begun = sets.begin_swap(NEVER, "b1")
     other.abort_swap(begun)
     other.begin_swap(other.read(), "b1")
-    # The same two sets, but another swap than the one that began.
+    # The same two sets, but a different swap.
     for change in (sets.finish_swap, sets.abort_swap):
         with pytest.raises(StoreConflict):
             change(begun)

@@ -1,7 +1,7 @@
 """The promises of every profile store, tested on each kind of store.
 
-The real server is the one at PAYWARDEN_TEST_AEROSPIKE=host:port, namespace PAYWARDEN_TEST_AEROSPIKE_NAMESPACE
-(default `test`); the sets named below are emptied there.
+With PAYWARDEN_TEST_AEROSPIKE=host:port the tests also run on that real server, in the namespace
+PAYWARDEN_TEST_AEROSPIKE_NAMESPACE (default `test`). They empty the sets named below.
 """
 
 from __future__ import annotations

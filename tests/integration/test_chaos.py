@@ -1,8 +1,12 @@
 """Kill workers and broker, and break the store, on a real Kafka: at the end every profile equals the payments.
 
-Three workers share a store. Payments come twice and out of order while workers are killed and started again, the broker
-is killed and started again, and the store loses connections, answers late, refuses and says it is overloaded. Each kill
-waits until a further part of the records is worked in, so it meets workers that are at work, on any machine.
+Three workers share a store. Payments come twice and out of order. Meanwhile:
+
+- workers are killed and started again;
+- the broker is killed and started again;
+- the store loses connections, answers late, refuses, and reports that it is overloaded.
+
+Each kill waits until a further part of the records is worked in, so on any machine it meets workers that are at work.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_a_rebuild_beside_the_live_stream_equals_the_topics(deployment: Deployme
     assert stream.stop() == 0
     spoil(deployment)
     stream = deployment.start("stream")
-    # The changelog has the profile of that card, too.
+    # The changelog holds that card's profile, too.
     encoder = Encoder("profiles", LocalSchemaIds().id_of("profiles"))
     ghost = encoder.encode({"entity": "card", "state": b"\2ghost", "written_time_ms": 1})
     topics.send_bytes("profiles", ghost, b"card:ghost")

@@ -218,10 +218,11 @@ def test_many_decisions_share_a_transaction_and_a_lone_one_is_quick(world: World
 def test_a_broker_away_longer_than_a_transaction_loses_nothing(
     tmp_path: Path, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A transaction is open when the broker is killed, and what was committed before has its markers.
+    """A transaction is open when the broker is killed, and every earlier transaction has its markers.
 
-    Killed in the moment between the two, Kafka 4.3 may take a transaction for complete without having marked it where
-    no other broker has the partition: it is lost for readers. docs/limits.md says so.
+    The test does not kill the broker between a commit and its markers. In that moment Kafka 4.3 may take a transaction
+    for complete although it has no markers, if no other broker has the partition. Readers then lose the transaction, as
+    docs/limits.md says.
     """
     with KafkaServer(tmp_path / "kafka", QUICK_RETURN) as kafka:
         settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)

@@ -1,6 +1,7 @@
 """A failing step of `paywarden stream` or `companion` ends the process with one line and exit status 1, soon enough.
 
-The processes are the real ones, on the embedded broker. An error is put into one of its steps, by the step's name.
+The processes are real and use the embedded broker. The test replaces one step of a process, by its name, with one
+that fails.
 """
 
 from __future__ import annotations

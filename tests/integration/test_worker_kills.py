@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 KILLS = int(os.environ.get("PAYWARDEN_KILLS", "40"))
 WORKERS, CLIENTS = 2, 4
-# One kill in this many is of the companion, which takes seconds to restart.
+# One kill in this many hits the companion, which takes seconds to restart.
 COMPANION_EVERY = 20
 PROTOBUF = "application/x-protobuf"
 # A caller gets these while another worker decides the payment or the server is overloaded. The caller asks again.
