@@ -77,7 +77,7 @@ def test_partitions_lost_during_a_hold_are_read_when_they_come_back(
     taken.clear()
     wait_until(lambda: take(first) >= 0 and len(first.places) == 4, "all are the first's again")
     moved = {(partition, offset) for _, partition in gone for offset in range(10)}
-    wait_until(lambda: take(first) >= 0 and moved <= set(taken), "what had moved is read again")
+    wait_until(lambda: take(first) >= 0 and moved <= set(taken), "the records of the lost partitions are read again")
     first.close()
 
 
@@ -163,7 +163,7 @@ def test_if_a_worker_joins_during_a_hold_the_held_batch_is_abandoned(
         threads = [Thread(target=worker.run, args=(stop,)) for worker in (first, second)]
         try:
             threads[0].start()
-            wait_until(lambda: not first.problems(), "it has joined")
+            wait_until(lambda: not first.problems(), "the first worker has joined")
             server.faults.add(Fault.refuse(OVERLOAD), times=1_000_000)
             Topics(settings).send_payments(payments.to_pylist())
             wait_until(lambda: bool(first.problems()), "on hold")

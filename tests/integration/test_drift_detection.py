@@ -69,7 +69,7 @@ def test_a_missing_feature_raises_one_alert_whichever_worker_is_killed(
     wait_until(lambda: evaluated_ms(watched) >= START_MS + 6 * FIVE_MS, "the first worker evaluates")
     first.kill()
     second = watched.start("stream")
-    wait_until(lambda: journal(settings).alerts != {}, "an alert is told")
+    wait_until(lambda: journal(settings).alerts != {}, "an alert is published")
     # The kill may come before the worker has saved the state that led to the alert, or long after.
     second.kill()
     third = watched.start("stream")

@@ -180,7 +180,7 @@ def hand_over(library: str, calls: Callable[[str], None]) -> int:
     first = GrpcServed(GrpcSettings(library=library), shared_port=0)
     thread = threading.Thread(target=calls, args=(first.target,))
     thread.start()
-    wait_until(lambda: bool(first.scorer.chunks), "the first is asked")
+    wait_until(lambda: bool(first.scorer.chunks), "the first server gets calls")
     with GrpcServed(GrpcSettings(library=library), shared_port=first.port) as second:
         first.begin_stop()
         first.join()

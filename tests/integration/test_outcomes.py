@@ -143,7 +143,7 @@ def test_tallies_equal_a_recount_after_kills_and_metrics_are_sent(
         time.sleep(0.1)
     second.kill()
     traffic.send(320)
-    wait_until(lambda: worked_in(store) >= traffic.sent, "all is joined")
+    wait_until(lambda: worked_in(store) >= traffic.sent, "all records are joined")
     # This imitates a worker that notices too late that it has lost its partitions. The new owner meets a conflict after
     # it has written everything but the heads, and works the same rows in again.
     for source in (SourcePartition("o", 1), SourcePartition("d", 2)):

@@ -161,7 +161,9 @@ def test_a_companion_that_was_replaced_ships_nothing_when_it_wakes_up(world: Wor
     # According to its own cursor, these decisions are still to be shipped.
     assert zombie.waiting_bytes()["worker-0"] > 0
     zombie.advance()
-    wait_until(lambda: zombie.under_way == 0 or zombie.advance() > 0, "it has heard of it")
+    wait_until(
+        lambda: zombie.under_way == 0 or zombie.advance() > 0, "the old companion has noticed that it was replaced"
+    )
     assert zombie.shipped == 100
     exactly(world)
 
