@@ -1,4 +1,4 @@
-"""What every test may ask for: the real services, started when the first test wants them."""
+"""Fixtures for every test: the real services, each started when the first test asks for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.services.missing_tools import missing_line
 from tests.services.processes import Deployment
 from tests.services.registry import RegistryServer
 
-# Several processes share the cores, and a thread that waits for another must leave them alone: OpenMP's would spin.
+# Several processes share the cores. A waiting thread must leave the cores alone, and a thread of OpenMP would spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # An example that is slow on a busy machine is not a failure.
@@ -40,12 +40,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
 
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
-    """One real broker for all tests: leave it running, and use topics of your own (`topic_prefix`)."""
+    """One real broker for all tests. Leave it running, and use topics of your own (`topic_prefix`)."""
     try:
         server = KafkaServer(tmp_path_factory.mktemp("kafka"))
         server.start()
     except ServiceMissing as error:
-        # A failure, not a skip: a run without the broker has not tested what it claims to.
+        # A failure, not a skip: without a broker, the run would not test its claims.
         pytest.fail(str(error), pytrace=False)
     yield server
     server.stop()
@@ -53,7 +53,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
 
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """One real schema registry for all tests; subjects are shared, so set rules on your own ones."""
+    """One real schema registry for all tests. They share its subjects, so set rules only on subjects of your own."""
     try:
         server = RegistryServer(tmp_path_factory.mktemp("registry"))
         server.start()
@@ -65,19 +65,19 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServe
 
 @pytest.fixture
 def topic_prefix() -> str:
-    """A beginning for names on shared services that no other test has."""
+    """A prefix for names on shared services that no other test has."""
     return f"t{uuid.uuid4().hex[:8]}-"
 
 
 @pytest.fixture
 def settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
-    """How clients find the broker and this test's topics on it."""
+    """Settings with which clients find the broker and this test's topics on it."""
     return KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
 
 
 @pytest.fixture
 def deployment(tmp_path: Path, settings: KafkaSettings) -> Iterator[Deployment]:
-    """A configuration to start processes by, which end with the test; the topics are there."""
+    """A configuration to start processes with. They end with the test; the topics exist."""
     with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix) as deployed:
         deployed.create_topics()
         yield deployed

@@ -1,6 +1,7 @@
 """Asks a server through gRPC's own health and reflection packages: `python -m tests.clients.standard_services TARGET`.
 
-A process of its own: those packages and ours declare the same messages, which one process cannot load twice.
+It runs as a process of its own: those packages and ours declare the same messages, and one process cannot load them
+twice.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 
 def main() -> None:
-    """Print what was found as one JSON object."""
+    """Print the answers as one JSON object."""
     with grpc.insecure_channel(sys.argv[1]) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         database = ProtoReflectionDescriptorDatabase(channel)

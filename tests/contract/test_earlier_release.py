@@ -1,7 +1,7 @@
-"""What release 0.1.0 wrote on disk and on topics is read by this code, and the names others depend on are all there.
+"""This code reads what release 0.1.0 wrote on disk and on topics, and keeps every name on which others depend.
 
 The files in `earlier_release/` were written by the processes of that release on a real Kafka: 400 payments with their
-outcomes, 100 decisions that were shipped and 40 that were not.
+outcomes, 100 shipped decisions and 40 that still waited in the outbox.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def test_the_mirror_is_read_as_it_was_written(state: Path) -> None:
     assert read == EXPECTED["mirror"]
 
 
-def test_decisions_that_wait_in_the_outbox_are_read_whole(state: Path) -> None:
+def test_waiting_decisions_in_the_outbox_are_read_whole(state: Path) -> None:
     settings = OutboxSettings(directory=str(state / "outbox"))
     waiting = []
     for worker in workers(settings):
@@ -102,12 +102,12 @@ def test_records_of_every_topic_decode_as_they_did(topic: str) -> None:
             continue
         decoded.append(json.loads(json.dumps(decoder.decode(value), default=_printed)))
     wanted = [value for value in EXPECTED["decoded"].get(topic, []) if "error" not in value]
-    # A field that has come since has its default in records of before.
+    # A field that was added later has its default in earlier records.
     assert [{name: value[name] for name in old} for value, old in zip(decoded, wanted, strict=True)] == wanted
 
 
 @pytest.mark.timeout(300)
-def test_a_companion_ships_what_the_earlier_release_left_in_the_outbox(
+def test_a_companion_ships_the_waiting_decisions_of_the_outbox(
     kafka: KafkaServer, state: Path, topic_prefix: str
 ) -> None:
     settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
@@ -128,7 +128,7 @@ def test_a_companion_ships_what_the_earlier_release_left_in_the_outbox(
 
 def test_a_replay_of_the_archive_measures_the_same_payments(state: Path) -> None:
     arguments = ("--data", state / "archive", "--bundle", state / "bundle", "--out", state / "replayed")
-    # Payments of 2024 that arrived in 2026: a stream that worked them in had a wider bound, too.
+    # The payments are of 2024 and arrived in 2026. The stream that worked them in had a wider time bound, too.
     wide = {"PAYWARDEN_STREAM_PAST_MS_MAX": str(10 * 365 * 86_400_000)}
     done = run_paywarden("replay", *map(str, arguments), environment=wide)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
-"""What every store promises about its profile sets and their register, run over each of them.
+"""The promises of every store about its profile sets and their register, tested on each kind of store.
 
-The real server is the one of test_store.py, at PAYWARDEN_TEST_AEROSPIKE=host:port; its register of profile sets is
-removed, and the sets named below are emptied.
+With PAYWARDEN_TEST_AEROSPIKE=host:port the tests also run on that real server, as in test_store.py. They remove its
+register of profile sets and empty the sets named below.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tests.standin.aerospike_server import StandIn
 CARD, CARD2, PAYMENT = "contract-card", "contract-card2", "payment"
 ENTITIES = (CARD, CARD2, PAYMENT)
 NEVER = LiveSet(FIRST, 0, None)
-# Smaller than what the tests write, and so are its pages of a scan.
+# Smaller than the records that the tests write. The pages of a scan are small, too.
 BATCH_RECORD_COUNT_MAX = 16
 
 
@@ -101,7 +101,7 @@ def sets(register: RegisterStore) -> ProfileSets:
 
 @pytest.fixture
 def other(stores: SetStores) -> Iterator[ProfileSets]:
-    """What another process has."""
+    """A register of the same store as another process opens it."""
     opened = ProfileSets(stores.open_register())
     yield opened
     opened.close()
@@ -109,7 +109,7 @@ def other(stores: SetStores) -> Iterator[ProfileSets]:
 
 @dataclass
 class Interrupted:
-    """A register in which something else happens between a read and the replacement that follows it, once."""
+    """A register in which another change happens once between a read and the replacement that follows it."""
 
     register: RegisterStore
     happens: Callable[[], object]
@@ -184,7 +184,7 @@ def test_a_record_deleted_in_one_set_stays_in_another(stores: SetStores) -> None
         assert [store.read([card(1)]) for store in (first, second)] == [[None], [None]]
 
 
-def test_no_name_of_a_set_and_an_entity_is_that_of_another(stores: SetStores) -> None:
+def test_a_set_and_an_entity_never_share_a_name_with_another_pair(stores: SetStores) -> None:
     fill(stores, "b", {card(1): b"b"})
     fill(stores, "b1", {card(1): b"b1", card(1, "b-contract-card"): b"of another entity"})
     fill(stores, FIRST, {card(1, "b1-contract-card"): b"first", card(1, "b1contract-card"): b"first"})
@@ -207,7 +207,7 @@ def test_the_register_is_in_no_set(stores: SetStores, sets: ProfileSets) -> None
     assert [one.name for one in sets.register().sets] == [FIRST, "b1"]
 
 
-def test_what_is_kept_beside_the_sets_is_in_none_and_outlives_them(stores: SetStores) -> None:
+def test_records_beside_the_sets_are_in_no_set_and_outlive_them(stores: SetStores) -> None:
     key = b"drift:contract"
     with closing(stores.open_beside()) as beside:
         beside.delete([key])
@@ -233,7 +233,7 @@ def test_records_are_counted_by_kind_and_set(stores: SetStores) -> None:
 # Erasing
 
 
-def test_an_erased_set_is_empty_and_others_have_what_they_had(stores: SetStores) -> None:
+def test_an_erased_set_is_empty_and_other_sets_are_unchanged(stores: SetStores) -> None:
     values = {card(number, entity): b"value" for number in range(40) for entity in ENTITIES}
     for name in (FIRST, "b1", "b2"):
         fill(stores, name, values)
@@ -246,7 +246,7 @@ def test_an_erased_set_is_empty_and_others_have_what_they_had(stores: SetStores)
     assert contents(stores, "b2") == values
 
 
-def test_a_set_that_never_was_can_be_erased(stores: SetStores) -> None:
+def test_a_set_that_never_existed_can_be_erased(stores: SetStores) -> None:
     stores.erase("b1")
     assert stores.counts("b1") == {}
 
@@ -259,7 +259,7 @@ def test_an_erased_set_can_be_filled_again(stores: SetStores) -> None:
         assert contents(stores, name) == {card(1): b"new"}
 
 
-def test_erasing_tells_how_far_it_is(stores: SetStores) -> None:
+def test_erasing_reports_its_progress(stores: SetStores) -> None:
     fill(stores, "b1", {card(number): b"value" for number in range(40)})
     told: list[int] = []
     stores.erase("b1", progress=lambda count, _: told.append(count))
@@ -275,7 +275,7 @@ def test_without_a_register_the_first_set_is_live(sets: ProfileSets) -> None:
     assert sets.register() == Register(NEVER, (ProfileSet(FIRST, None),))
 
 
-def test_a_created_set_is_known_with_its_time_and_is_not_live(sets: ProfileSets, other: ProfileSets) -> None:
+def test_a_created_set_is_listed_with_its_time_and_is_not_live(sets: ProfileSets, other: ProfileSets) -> None:
     sets.create("b1", now_ms=1_700_000_000_000)
     assert other.register() == Register(NEVER, (ProfileSet(FIRST, None), ProfileSet("b1", 1_700_000_000_000)))
 
@@ -289,18 +289,18 @@ def test_a_finished_swap_makes_the_set_live_and_counts_up(sets: ProfileSets, oth
     assert sets.finish_swap(back) == LiveSet(FIRST, 2, None)
 
 
-def test_a_swap_given_up_leaves_live_what_was_and_counts_up(sets: ProfileSets, other: ProfileSets) -> None:
+def test_an_abandoned_swap_keeps_the_live_set_and_counts_up(sets: ProfileSets, other: ProfileSets) -> None:
     sets.create("b1", now_ms=1)
     assert sets.abort_swap(sets.begin_swap(NEVER, "b1")) == other.read() == LiveSet(FIRST, 1, None)
     assert sets.begin_swap(other.read(), "b1") == LiveSet(FIRST, 1, "b1")
 
 
-def test_what_was_decided_on_another_state_is_refused(sets: ProfileSets, other: ProfileSets) -> None:
+def test_a_change_based_on_an_outdated_register_is_refused(sets: ProfileSets, other: ProfileSets) -> None:
     sets.create("b1", now_ms=1)
     begun = sets.begin_swap(NEVER, "b1")
     other.abort_swap(begun)
     other.begin_swap(other.read(), "b1")
-    # The same two sets, and yet another swap than the one that was begun.
+    # The same two sets, but a different swap.
     for change in (sets.finish_swap, sets.abort_swap):
         with pytest.raises(StoreConflict):
             change(begun)
@@ -309,19 +309,19 @@ def test_what_was_decided_on_another_state_is_refused(sets: ProfileSets, other: 
     assert sets.read() == LiveSet(FIRST, 1, "b1")
 
 
-def test_of_two_that_begin_the_same_swap_one_does(register: RegisterStore, other: ProfileSets) -> None:
+def test_if_two_processes_begin_the_same_swap_one_succeeds(register: RegisterStore, other: ProfileSets) -> None:
     other.create("b1", now_ms=1)
     with pytest.raises(StoreConflict):
         ProfileSets(Interrupted(register, lambda: other.begin_swap(NEVER, "b1"))).begin_swap(NEVER, "b1")
     assert other.read() == LiveSet(FIRST, 0, "b1")
 
 
-def test_of_two_that_create_the_same_set_one_does(register: RegisterStore, other: ProfileSets) -> None:
+def test_if_two_processes_create_the_same_set_one_succeeds(register: RegisterStore, other: ProfileSets) -> None:
     with pytest.raises(Misconfigured, match="b1 already"):
         ProfileSets(Interrupted(register, lambda: other.create("b1", now_ms=1))).create("b1", now_ms=1)
 
 
-def test_another_change_meanwhile_is_kept_beside_ours(register: RegisterStore, other: ProfileSets) -> None:
+def test_a_concurrent_change_is_kept_beside_ours(register: RegisterStore, other: ProfileSets) -> None:
     other.create("b1", now_ms=1)
     sets = ProfileSets(Interrupted(register, lambda: other.create("b2", now_ms=2)))
     assert sets.begin_swap(NEVER, "b1") == LiveSet(FIRST, 0, "b1")
@@ -342,7 +342,7 @@ def test_a_set_that_is_being_swapped_in_is_not_dropped(register: RegisterStore, 
     assert not other.register().find("b1").is_being_dropped
 
 
-def test_no_swap_begins_beside_another_or_to_what_is_not_there(sets: ProfileSets) -> None:
+def test_no_swap_begins_during_another_or_to_an_unknown_set(sets: ProfileSets) -> None:
     for name in ("b1", "b2"):
         sets.create(name, now_ms=1)
     with pytest.raises(Misconfigured, match="no profile set b3; there are first, b1, b2"):
@@ -355,13 +355,13 @@ def test_no_swap_begins_beside_another_or_to_what_is_not_there(sets: ProfileSets
     assert sets.read() == begun
 
 
-def test_no_swap_ends_that_has_not_begun(sets: ProfileSets) -> None:
+def test_a_swap_that_has_not_begun_cannot_end(sets: ProfileSets) -> None:
     for change in (sets.finish_swap, sets.abort_swap):
         with pytest.raises(Misconfigured, match="no swap"):
             change(NEVER)
 
 
-def test_a_record_of_another_release_is_refused_and_left_as_it_is(register: RegisterStore) -> None:
+def test_a_register_of_another_release_is_refused_and_left_unchanged(register: RegisterStore) -> None:
     sets = ProfileSets(register)
     written = json.dumps({"format": 2, "live": "b7"}).encode()
     register.replace(written, ABSENT)
@@ -373,7 +373,7 @@ def test_a_record_of_another_release_is_refused_and_left_as_it_is(register: Regi
         sets.read()
 
 
-def test_a_replacement_repeated_as_it_was_is_done_and_no_conflict(register: RegisterStore) -> None:
+def test_repeating_a_replacement_succeeds_without_a_conflict(register: RegisterStore) -> None:
     register.replace(b"old", ABSENT)
     version = register.read().version
     for _ in range(2):
@@ -385,7 +385,7 @@ def test_a_replacement_repeated_as_it_was_is_done_and_no_conflict(register: Regi
     assert register.read().value == b"new"
 
 
-def test_of_many_that_change_it_at_once_none_undoes_what_another_did(stores: SetStores) -> None:
+def test_concurrent_changes_do_not_undo_each_other(stores: SetStores) -> None:
     names = [f"b{number}" for number in range(6)]
 
     def create(name: str) -> None:
@@ -398,7 +398,7 @@ def test_of_many_that_change_it_at_once_none_undoes_what_another_did(stores: Set
         assert {one.name for one in ProfileSets(register).register().sets} == {FIRST, *names}
 
 
-def test_who_reads_meanwhile_sees_what_was_or_what_is(sets: ProfileSets, other: ProfileSets) -> None:
+def test_a_concurrent_reader_sees_the_old_register_or_the_new_one(sets: ProfileSets, other: ProfileSets) -> None:
     sets.create("b1", now_ms=1)
     is_over = Event()
 
@@ -416,7 +416,7 @@ def test_who_reads_meanwhile_sees_what_was_or_what_is(sets: ProfileSets, other: 
         finally:
             is_over.set()
         seen = watching.result()
-    # In the order in which they came about.
+    # In the order in which the writer made the states.
     order = [(live.epoch, live.next is not None) for live in seen]
     assert order == sorted(order)
 
@@ -449,7 +449,7 @@ def test_the_first_set_can_be_dropped_once_another_is_live(stores: SetStores, se
         sets.begin_swap(sets.read(), FIRST)
 
 
-def test_what_is_live_or_being_swapped_in_is_not_dropped(stores: SetStores, sets: ProfileSets) -> None:
+def test_a_set_that_is_live_or_being_swapped_in_is_not_dropped(stores: SetStores, sets: ProfileSets) -> None:
     sets.create("b1", now_ms=1)
     for name in (FIRST, "b1"):
         fill(stores, name, {card(1): b"value"})
@@ -464,7 +464,7 @@ def test_what_is_live_or_being_swapped_in_is_not_dropped(stores: SetStores, sets
 
 @dataclass
 class Dying:
-    """Stores of which the process dies when it begins to erase."""
+    """Stores whose process dies when it begins to erase."""
 
     stores: SetStores
 
@@ -484,9 +484,7 @@ class Dying:
         raise StoreUnavailable(f"died at {name} {records_per_second} {progress}")
 
 
-def test_a_drop_that_was_interrupted_goes_on_and_meanwhile_the_set_is_of_no_use(
-    stores: SetStores, sets: ProfileSets
-) -> None:
+def test_an_interrupted_drop_can_continue_and_blocks_the_set_meanwhile(stores: SetStores, sets: ProfileSets) -> None:
     sets.create("b1", now_ms=1)
     fill(stores, "b1", {card(1): b"value"})
     with pytest.raises(StoreUnavailable):
@@ -501,7 +499,7 @@ def test_a_drop_that_was_interrupted_goes_on_and_meanwhile_the_set_is_of_no_use(
 
 
 @pytest.mark.parametrize("name", ["", "B1", "b_1", "b-1", "b$1", "../b1", "b" * 17, "first", "é", "b1\n"])
-def test_what_can_be_no_name_is_refused(stores: SetStores, sets: ProfileSets, name: str) -> None:
+def test_an_impossible_name_is_refused(stores: SetStores, sets: ProfileSets, name: str) -> None:
     with pytest.raises(Misconfigured, match="1 to 16 lower-case letters and digits"):
         sets.create(name, now_ms=1)
     if name != FIRST:
@@ -510,7 +508,7 @@ def test_what_can_be_no_name_is_refused(stores: SetStores, sets: ProfileSets, na
     assert sets.register() == Register()
 
 
-def test_the_longest_name_there_may_be_works(stores: SetStores, sets: ProfileSets) -> None:
+def test_the_longest_allowed_name_works(stores: SetStores, sets: ProfileSets) -> None:
     name = "b20260101t093000"
     assert len(name) == 16
     sets.create(name, now_ms=1)

@@ -1,7 +1,7 @@
-"""What every profile store promises, run over each of them.
+"""The promises of every profile store, tested on each kind of store.
 
-The real server is the one at PAYWARDEN_TEST_AEROSPIKE=host:port, namespace PAYWARDEN_TEST_AEROSPIKE_NAMESPACE
-(default `test`); the sets named below are emptied there.
+With PAYWARDEN_TEST_AEROSPIKE=host:port the tests also run on that real server, in the namespace
+PAYWARDEN_TEST_AEROSPIKE_NAMESPACE (default `test`). They empty the sets named below.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ REAL_SERVER = "PAYWARDEN_TEST_AEROSPIKE"
 REAL_NAMESPACE = "PAYWARDEN_TEST_AEROSPIKE_NAMESPACE"
 ENTITIES = ("contract-card", "contract-merchant", "contract-card2")
 RECORD_BYTES_MAX = 200_000
-# Small, so that the tests are larger than a batch and than a page of a scan.
+# Small, so that the tests write more records than a batch or a page of a scan holds.
 BATCH_RECORD_COUNT_MAX = 16
 SCAN_PAGE_RECORD_COUNT = 20
 
 
 class Clock:
-    """A time that passes when told to."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 1_700_000_000.0
@@ -58,7 +58,7 @@ class Clock:
 
 @dataclass
 class Subject:
-    """A store, and how to let time pass for it."""
+    """A store, and a function that lets time pass for it."""
 
     store: ProfileStore
     advance: Callable[[float], None]
@@ -109,7 +109,7 @@ def _aerospike_server(_: Path) -> Iterator[Subject]:
     store = AerospikeStore(_aerospike_settings(os.environ[REAL_SERVER], namespace))
     for entity in ENTITIES:
         store.delete([key for key, _ in store.scan(entity)])
-    # A real server's clock cannot be moved, so the tests of expiry wait; it counts in whole seconds.
+    # A test cannot move the clock of a real server, so the tests of expiry wait. That server counts whole seconds.
     yield Subject(store, lambda seconds: time.sleep(seconds + 1))
 
 
@@ -149,7 +149,7 @@ def test_a_real_server_keeps_the_contract_too() -> None:
     assert _aerospike_server in STORES
 
 
-def test_what_was_written_is_read(store: ProfileStore) -> None:
+def test_a_written_record_is_read(store: ProfileStore) -> None:
     store.write({card("1"): b"one", card("2"): b"two"}, ttl_s=0)
     assert store.read([card("1"), card("2")]) == [b"one", b"two"]
 
@@ -160,14 +160,14 @@ def test_values_come_in_the_order_of_the_keys_and_absent_ones_are_none(store: Pr
     assert store.read(keys) == [b"B", None, b"A", b"B", None]
 
 
-def test_nothing_asked_nothing_done(store: ProfileStore) -> None:
+def test_a_call_without_keys_does_nothing(store: ProfileStore) -> None:
     store.write({}, ttl_s=0)
     store.delete([])
     assert store.read([]) == []
     assert list(store.scan("contract-card")) == []
 
 
-def test_more_keys_than_a_batch_holds_are_read_written_and_deleted_in_order(store: ProfileStore) -> None:
+def test_more_keys_than_a_batch_are_read_written_and_deleted_in_order(store: ProfileStore) -> None:
     count = 5 * BATCH_RECORD_COUNT_MAX + 3
     values = {card(f"{number:05d}"): b"value %d" % number for number in range(count)}
     store.write(values, ttl_s=0)
@@ -177,13 +177,13 @@ def test_more_keys_than_a_batch_holds_are_read_written_and_deleted_in_order(stor
     assert store.read(list(values)) == [None] * (count - 1) + [b"value %d" % (count - 1)]
 
 
-def test_a_write_replaces_the_record_whole(store: ProfileStore) -> None:
+def test_a_write_replaces_the_whole_record(store: ProfileStore) -> None:
     store.write({card("1"): b"a long value of the first write"}, ttl_s=0)
     store.write({card("1"): b"short"}, ttl_s=0)
     assert store.read([card("1")]) == [b"short"]
 
 
-def test_a_deleted_record_is_gone_and_deleting_an_absent_one_is_fine(store: ProfileStore) -> None:
+def test_a_deleted_record_is_gone_and_an_absent_one_can_be_deleted(store: ProfileStore) -> None:
     store.write({card("1"): b"one", card("2"): b"two"}, ttl_s=0)
     store.delete([card("1"), card("absent"), card("1")])
     assert store.read([card("1"), card("2")]) == [None, b"two"]
@@ -199,7 +199,7 @@ def test_a_record_expires_after_its_ttl_and_not_before(subject: Subject) -> None
     assert list(subject.store.scan("contract-card")) == [(card("ever"), b"ever")]
 
 
-def test_writing_again_starts_the_ttl_again(subject: Subject) -> None:
+def test_another_write_starts_the_ttl_again(subject: Subject) -> None:
     write_expiring(subject.store, {card("1"): b"old", card("2"): b"old"}, ttl_s=3)
     subject.store.write({card("1"): b"new"}, ttl_s=1_000)
     subject.store.write({card("2"): b"new"}, ttl_s=0)
@@ -214,11 +214,11 @@ def test_an_expired_record_can_be_written_again(subject: Subject) -> None:
     assert subject.store.read([card("1")]) == [b"new"]
 
 
-def test_a_scan_gives_every_record_of_its_entity_once_and_of_no_other(store: ProfileStore) -> None:
+def test_a_scan_gives_each_record_of_its_entity_once_and_no_others(store: ProfileStore) -> None:
     count = 3 * SCAN_PAGE_RECORD_COUNT + 7
     cards = {card(f"{number}"): b"card %d" % number for number in range(count)}
     others = {b"contract-merchant:%d" % number: b"merchant" for number in range(25)}
-    # Its name starts with the other's.
+    # This entity's name starts with the other's.
     others |= {b"contract-card2:%d" % number: b"card2" for number in range(25)}
     store.write({**cards, **others}, ttl_s=0)
     scanned = list(store.scan("contract-card"))
@@ -226,7 +226,7 @@ def test_a_scan_gives_every_record_of_its_entity_once_and_of_no_other(store: Pro
     assert dict(scanned) == cards
 
 
-def test_a_scan_may_be_left_early_and_records_may_go_while_it_runs(store: ProfileStore) -> None:
+def test_a_scan_may_end_early_and_records_may_be_deleted_meanwhile(store: ProfileStore) -> None:
     keys = [card(f"{number:04d}") for number in range(3 * SCAN_PAGE_RECORD_COUNT)]
     store.write(dict.fromkeys(keys, b"value"), ttl_s=0)
     scan = store.scan("contract-card")
@@ -259,7 +259,7 @@ def test_ids_are_any_text(store: ProfileStore) -> None:
     assert store.read([card("a"), card("a\0"), card("a\0b")]) == [b"a", b"a\0", None]
 
 
-def test_a_key_of_the_greatest_length_is_stored_and_a_longer_one_refused(store: ProfileStore) -> None:
+def test_a_key_of_the_greatest_length_is_stored_and_a_longer_one_not(store: ProfileStore) -> None:
     longest = card("x" * (KEY_BYTES_MAX - len(card(""))))
     store.write({longest: b"value"}, ttl_s=0)
     assert store.read([longest]) == [b"value"]
@@ -269,7 +269,7 @@ def test_a_key_of_the_greatest_length_is_stored_and_a_longer_one_refused(store: 
 
 
 @pytest.mark.parametrize("key", [b"", b"card", b"card:", b":1", b"no colons;:1", b"x" * 64 + b":1", "é:1".encode()])
-def test_what_is_no_key_is_refused_by_every_call(store: ProfileStore, key: bytes) -> None:
+def test_every_call_refuses_an_invalid_key(store: ProfileStore, key: bytes) -> None:
     for call in (
         lambda: store.read([card("1"), key]),
         lambda: store.delete([card("1"), key]),
@@ -304,7 +304,7 @@ def test_a_ttl_that_no_server_takes_is_refused(store: ProfileStore, ttl_s: int) 
     assert store.read([card("1")]) == [None]
 
 
-def test_readers_beside_a_writer_see_whole_records_that_never_go_back(store: ProfileStore) -> None:
+def test_concurrent_readers_see_whole_records_that_never_go_back(store: ProfileStore) -> None:
     keys = [card(f"{number}") for number in range(2 * BATCH_RECORD_COUNT_MAX)]
     store.write(dict.fromkeys(keys, bytes(2_000)), ttl_s=0)
     written = Event()
@@ -349,14 +349,14 @@ def test_versions_come_with_the_values_in_the_order_of_the_keys(store: ProfileSt
     assert store.read_versioned([]) == []
 
 
-def test_a_write_at_the_version_that_was_read_is_done_as_often_as_one_reads(store: ProfileStore) -> None:
+def test_a_write_at_the_version_read_succeeds_after_every_read(store: ProfileStore) -> None:
     for number in range(5):
         versions = versions_of(store, card("1"))
         store.write({card("1"): b"%d" % number}, ttl_s=0, versions=versions)
         assert store.read([card("1")]) == [b"%d" % number]
 
 
-def test_a_record_that_was_changed_meanwhile_is_not_overwritten(store: ProfileStore) -> None:
+def test_a_record_that_changed_since_the_read_is_not_overwritten(store: ProfileStore) -> None:
     store.write({card("1"): b"old"}, ttl_s=0)
     versions = versions_of(store, card("1"))
     store.write({card("1"): b"by another"}, ttl_s=0)
@@ -365,7 +365,7 @@ def test_a_record_that_was_changed_meanwhile_is_not_overwritten(store: ProfileSt
     assert store.read([card("1")]) == [b"by another"]
 
 
-def test_a_record_that_was_changed_and_changed_back_to_what_is_written_is_written(store: ProfileStore) -> None:
+def test_a_record_that_changed_to_the_bytes_being_written_is_no_conflict(store: ProfileStore) -> None:
     store.write({card("1"): b"old"}, ttl_s=0)
     versions = versions_of(store, card("1"))
     store.write({card("1"): b"other"}, ttl_s=0)
@@ -374,7 +374,7 @@ def test_a_record_that_was_changed_and_changed_back_to_what_is_written_is_writte
     assert store.read([card("1")]) == [b"mine"]
 
 
-def test_a_record_that_came_meanwhile_is_not_overwritten(store: ProfileStore) -> None:
+def test_a_record_created_since_the_read_is_not_overwritten(store: ProfileStore) -> None:
     versions = versions_of(store, card("1"))
     assert versions == {card("1"): ABSENT}
     store.write({card("1"): b"by another"}, ttl_s=0)
@@ -383,7 +383,7 @@ def test_a_record_that_came_meanwhile_is_not_overwritten(store: ProfileStore) ->
     assert store.read([card("1")]) == [b"by another"]
 
 
-def test_a_record_that_went_meanwhile_does_not_come_back(store: ProfileStore) -> None:
+def test_a_record_deleted_since_the_read_does_not_come_back(store: ProfileStore) -> None:
     store.write({card("1"): b"old"}, ttl_s=0)
     versions = versions_of(store, card("1"))
     store.delete([card("1")])
@@ -392,7 +392,7 @@ def test_a_record_that_went_meanwhile_does_not_come_back(store: ProfileStore) ->
     assert store.read([card("1")]) == [None]
 
 
-def test_a_record_that_expired_meanwhile_does_not_come_back_and_then_is_written_as_new(subject: Subject) -> None:
+def test_a_record_expired_since_the_read_conflicts_and_is_then_new(subject: Subject) -> None:
     write_expiring(subject.store, {card("1"): b"old"}, ttl_s=3)
     versions = versions_of(subject.store, card("1"))
     subject.advance(4)
@@ -412,7 +412,7 @@ def test_a_write_at_a_version_starts_the_ttl_again(subject: Subject) -> None:
     assert subject.store.read(list(new)) == [b"new"] * 3
 
 
-def test_a_write_repeated_as_it_was_is_done_and_no_conflict(store: ProfileStore) -> None:
+def test_repeating_a_write_succeeds_without_a_conflict(store: ProfileStore) -> None:
     store.write({card("1"): b"old"}, ttl_s=0)
     versions = versions_of(store, card("1"), card("2"))
     values = {card("1"): b"new", card("2"): b"created"}
@@ -421,7 +421,7 @@ def test_a_write_repeated_as_it_was_is_done_and_no_conflict(store: ProfileStore)
     assert store.read(list(values)) == list(values.values())
 
 
-def test_a_write_of_which_a_part_was_done_is_completed_by_repeating_it(store: ProfileStore) -> None:
+def test_repeating_a_partly_done_write_completes_it(store: ProfileStore) -> None:
     keys = [card(f"{number}") for number in range(2 * BATCH_RECORD_COUNT_MAX + 3)]
     store.write(dict.fromkeys(keys[::2], b"old"), ttl_s=0)
     versions = versions_of(store, *keys)
@@ -431,7 +431,7 @@ def test_a_write_of_which_a_part_was_done_is_completed_by_repeating_it(store: Pr
     assert store.read(keys) == list(values.values())
 
 
-def test_a_key_without_a_version_is_written_whatever_there_is(store: ProfileStore) -> None:
+def test_a_key_without_a_version_is_written_unconditionally(store: ProfileStore) -> None:
     store.write({card("1"): b"old", card("2"): b"old"}, ttl_s=0)
     versions = versions_of(store, card("1"))
     store.write({card("2"): b"by another"}, ttl_s=0)
@@ -439,7 +439,7 @@ def test_a_key_without_a_version_is_written_whatever_there_is(store: ProfileStor
     assert store.read([card("1"), card("2"), card("3")]) == [b"new"] * 3
 
 
-def test_versions_of_keys_that_are_not_written_say_nothing(store: ProfileStore) -> None:
+def test_versions_of_keys_that_are_not_written_are_ignored(store: ProfileStore) -> None:
     store.write({card("1"): b"old", card("2"): b"old"}, ttl_s=0)
     versions = versions_of(store, card("1"), card("2"), card("3"))
     store.write({card("2"): b"by another"}, ttl_s=0)
@@ -447,7 +447,7 @@ def test_versions_of_keys_that_are_not_written_say_nothing(store: ProfileStore) 
     assert store.read([card("1"), card("2"), card("3")]) == [b"new", b"by another", None]
 
 
-def test_a_conflict_says_how_many_and_no_key_and_is_over_after_reading_again(store: ProfileStore) -> None:
+def test_a_conflict_gives_a_count_and_no_key_and_ends_after_a_new_read(store: ProfileStore) -> None:
     keys = [card("secret-1"), card("secret-2"), card("secret-3")]
     store.write(dict.fromkeys(keys, b"old"), ttl_s=0)
     versions = versions_of(store, *keys)
@@ -460,13 +460,13 @@ def test_a_conflict_says_how_many_and_no_key_and_is_over_after_reading_again(sto
     assert store.read(keys) == [b"mine"] * 3
 
 
-def test_a_conflict_is_temporary_but_nothing_that_the_same_write_could_get_over() -> None:
+def test_a_conflict_is_temporary_but_repeating_the_write_never_helps() -> None:
     assert issubclass(StoreConflict, TemporaryFailure)
     assert not issubclass(StoreConflict, StoreUnavailable)
 
 
-def test_of_writers_beside_each_other_none_undoes_what_another_did(store: ProfileStore) -> None:
-    # As profiles do, a value says what went into it, so that two writers never mean the same bytes.
+def test_concurrent_writers_do_not_undo_each_other(store: ProfileStore) -> None:
+    # A value lists the updates that it contains, as profiles do, so two writers never write the same bytes.
     tokens = {writer: [b"%d-%d" % (writer, number) for number in range(20)] for writer in range(3)}
 
     def add_each(writer: int) -> None:
@@ -491,7 +491,7 @@ def test_of_writers_beside_each_other_none_undoes_what_another_did(store: Profil
 # Health and progress
 
 
-def test_an_update_is_made_of_what_others_have_written_meanwhile(store: ProfileStore) -> None:
+def test_an_update_is_applied_to_the_newest_value_of_other_writers(store: ProfileStore) -> None:
     keys = [b"contract-card:1", b"contract-card:2"]
     store.write({keys[0]: b"a"}, ttl_s=60)
     others = [b"b", b"c"]
@@ -505,7 +505,7 @@ def test_an_update_is_made_of_what_others_have_written_meanwhile(store: ProfileS
     assert store.read(keys) == [b"b!", None]
 
 
-def test_an_update_that_others_never_let_through_is_given_up(store: ProfileStore) -> None:
+def test_an_update_that_always_meets_conflicts_is_given_up(store: ProfileStore) -> None:
     key = b"contract-card:1"
     written: list[bytes] = []
 
@@ -519,13 +519,13 @@ def test_an_update_that_others_never_let_through_is_given_up(store: ProfileStore
     assert store.read([key]) == [written[-1]]
 
 
-def test_an_open_store_is_well_and_has_no_reason_not_to_be(store: ProfileStore) -> None:
+def test_an_open_store_is_healthy_and_gives_no_reason(store: ProfileStore) -> None:
     health = store.health()
     assert health
     assert health.reason == ""
 
 
-def test_a_scan_tells_its_progress_from_nothing_to_all_it_gave(store: ProfileStore) -> None:
+def test_a_scan_reports_its_progress_from_zero_to_all_records(store: ProfileStore) -> None:
     count = 2 * SCAN_PAGE_RECORD_COUNT + 7
     store.write({card(f"{number}"): b"value" for number in range(count)}, ttl_s=0)
     told: list[tuple[int, int | None]] = []
@@ -537,7 +537,7 @@ def test_a_scan_tells_its_progress_from_nothing_to_all_it_gave(store: ProfileSto
     assert {expected is None or expected >= 0 for _, expected in told} == {True}
 
 
-def test_closing_twice_is_fine(store: ProfileStore) -> None:
+def test_closing_twice_is_allowed(store: ProfileStore) -> None:
     store.close()
     store.close()
 
@@ -554,7 +554,7 @@ _STEPS = st.lists(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=_STEPS)
-def test_a_store_is_a_map(store: ProfileStore, steps: list[tuple[str, object]]) -> None:
+def test_a_store_behaves_like_a_map(store: ProfileStore, steps: list[tuple[str, object]]) -> None:
     every = [b"contract-card:a", b"contract-card:b", b"contract-card:c", b"contract-card2:a"]
     store.delete(every)
     model: dict[bytes, bytes] = {}

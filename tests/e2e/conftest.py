@@ -9,7 +9,7 @@ from tests.services.processes import run_paywarden
 
 @pytest.fixture(scope="session")
 def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a simulated month. Leave it as it is."""
+    """The folder of a simulated month. Do not change its files."""
     folder = tmp_path_factory.mktemp("history")
     done = run_paywarden("simulate", "--cards", "800", "--days", "30", "--seed", "4", "--out", str(folder))
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The command line from outside: what is wrong is one clear line on stderr, a non-zero exit and no traceback."""
+"""The command line from outside: an error is one clear line on stderr and a non-zero exit, without a traceback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMANDS = (
 
 
 def refused(*arguments: str, **environment: str) -> str:
-    """Run a command that must fail; returns its one line."""
+    """Run a command that must fail. Returns its one line."""
     done = run_paywarden(*arguments, environment=environment)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -49,7 +49,7 @@ def test_every_command_has_help() -> None:
         assert "Usage" in done.stdout
 
 
-def test_simulate_gives_the_two_files_and_the_same_ones_for_the_same_seed(history: Path, tmp_path: Path) -> None:
+def test_simulate_writes_two_files_that_are_equal_for_equal_seeds(history: Path, tmp_path: Path) -> None:
     run_paywarden("simulate", "--cards", "800", "--days", "30", "--seed", "4", "--out", str(tmp_path))
     for name in ("payments.parquet", "outcomes.parquet"):
         assert pq.read_table(tmp_path / name).equals(pq.read_table(history / name))
@@ -67,7 +67,7 @@ def test_replay_of_a_trained_bundle_writes_decisions_and_metrics(history: Path, 
     assert decisions.num_rows == sum(metrics["actions"].values()) > 0
 
 
-def test_stream_and_companion_before_the_topics_say_how_to_create_them(tmp_path: Path, settings: KafkaSettings) -> None:
+def test_stream_and_companion_without_topics_say_how_to_create_them(tmp_path: Path, settings: KafkaSettings) -> None:
     places = {
         "PAYWARDEN_KAFKA_BOOTSTRAP": settings.bootstrap,
         "PAYWARDEN_KAFKA_TOPIC_PREFIX": settings.topic_prefix,
@@ -91,7 +91,7 @@ def test_a_missing_file_is_one_line(bundle: Path, tmp_path: Path) -> None:
     assert "nowhere.toml" in refused("--config", str(tmp_path / "nowhere.toml"), "serve")
 
 
-def test_a_day_that_is_none_is_one_line(history: Path, tmp_path: Path) -> None:
+def test_an_impossible_day_is_one_line(history: Path, tmp_path: Path) -> None:
     line = refused(
         *("train", "--data", str(history), "--train-from", "yesterday", "--train-to", "2024-01-20"),
         *("--out", str(tmp_path / "b")),
@@ -155,7 +155,7 @@ def test_a_setting_that_does_not_exist_is_named(tmp_path: Path) -> None:
     assert "bootstap" in refused("--config", str(config), "stream")
 
 
-def test_a_load_that_nobody_answers_is_one_line() -> None:
+def test_a_load_test_without_a_server_is_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         target = f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""A bundle trained here and copied elsewhere, without its library: it serves there, with the scores it had here."""
+"""A bundle that was trained here and copied elsewhere without its library serves there with the same scores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ needs_compiler = pytest.mark.skipif(compiler_name() is None, reason=COMPILER.rea
 
 
 class Clone:
-    """A place of its own: configuration, mirror, outbox, and the bundle as it was carried there."""
+    """A host of its own: configuration, mirror, outbox, and the copied bundle."""
 
     def __init__(self, folder: Path, bundle: Path) -> None:
         self.folder, self.bundle = folder, folder / "bundle"
@@ -57,7 +57,7 @@ class Clone:
         writer.close()
 
     def serve(self) -> str:
-        """The address, once a worker is ready."""
+        """Start the server. Returns its address once a worker is ready."""
         self.process = PaywardenProcess(self.folder, self.config, "serve")
         target = self.process.first_line()
         wait_until(lambda: is_ready(target), "the worker is ready")
@@ -68,7 +68,7 @@ class Clone:
         return self.process.log.read_text(encoding="utf-8")
 
     def vectors(self) -> dict[str, bytes]:
-        """What each payment was scored by, from the outbox."""
+        """Returns the vector with which each payment was scored, from the outbox."""
         (name,) = (path.name for path in Path(self.outbox.directory).iterdir() if path.is_dir())
         records = OutboxReader(self.outbox, name).read(0, 10 * PAYMENTS)
         entries = [OutboxEntry.FromString(record) for _, record in records]
@@ -81,7 +81,7 @@ class Clone:
 
 @cache
 def profiles() -> dict[bytes, bytes | None]:
-    """Of every entity of the small world, after all of its history."""
+    """Returns the profiles of every entity of the small world, after all of its history."""
     store, engine = MemoryStore(), small_world.engine()
     backfill(small_world.history(), store, engine=engine, rates=small_world.rates(), outcome_days=1)
     return {key: state for name in engine.plan.entity_names for key, state in store.scan(name)}
@@ -109,11 +109,11 @@ def clone(tmp_path: Path) -> Iterator[Clone]:
 
 
 @needs_compiler
-def test_a_bundle_without_its_library_serves_elsewhere_with_the_very_scores_it_had(clone: Clone) -> None:
+def test_a_bundle_copied_without_its_library_gives_the_same_scores(clone: Clone) -> None:
     clone.fill_mirror(profiles())
     answered = answers(clone.serve())
     assert [answer.payment_id for answer in answered] == [request.payment_id for request in requests()]
-    # What scored: a library of this machine, built there by another process, which its gate has let through.
+    # The worker scored with a library of this machine. Another process built it there, and the parity gate accepted it.
     assert "has no library for this machine: compiling it" in clone.log()
     built = json.loads((native_library(clone.bundle).parent / "build.json").read_text(encoding="utf-8"))
     assert built["gate"]["rows"] > 0
@@ -129,7 +129,7 @@ def test_a_bundle_without_its_library_serves_elsewhere_with_the_very_scores_it_h
 
 
 def flip(path: Path) -> None:
-    """Change one bit in the middle."""
+    """Change one bit in the middle of the file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -148,7 +148,7 @@ def truncate(path: Path) -> None:
         (MANIFEST, truncate, None),
     ],
 )
-def test_a_copy_that_was_damaged_on_the_way_is_refused_before_anything_is_built(
+def test_a_damaged_copy_is_refused_before_anything_is_built(
     tmp_path: Path, name: str, damage: object, said: str | None
 ) -> None:
     copied = Clone(tmp_path, small_world.trained_bundle())

@@ -13,8 +13,8 @@ from paywarden.ops.demo.verdict import FRESH_MS_MAX
 from tests.services.processes import ROOT, run_paywarden
 
 
-def test_demo_ends_with_a_summary_of_what_every_process_has_done(tmp_path: Path) -> None:
-    """It fails when a process has not done its work: tests/e2e/test_demo_broken.py."""
+def test_the_demo_ends_with_a_summary_of_the_work_of_every_process(tmp_path: Path) -> None:
+    """The demo fails if a process has not done its work: tests/e2e/test_demo_broken.py."""
     summary_file = tmp_path / "summary.json"
     done = run_paywarden("demo", "--seconds", "5", "--rate", "100", "--json", str(summary_file), timeout_s=280)
     assert done.returncode == 0, done.stderr
@@ -34,7 +34,7 @@ def test_demo_ends_with_a_summary_of_what_every_process_has_done(tmp_path: Path)
     assert f"Drift detection counted {answers} decisions." in done.stdout.splitlines()
 
 
-def test_a_demo_that_is_told_to_stop_leaves_no_folder_behind(tmp_path: Path) -> None:
+def test_a_demo_that_is_stopped_leaves_no_folder_behind(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "paywarden", "demo"],
         stderr=subprocess.PIPE,

@@ -1,6 +1,6 @@
-"""The live part of the demonstration with a part broken on purpose: it fails, and its one line names that part.
+"""Break one part of the live demonstration on purpose: the demonstration fails, and its one line names that part.
 
-On a small past instead of the demonstration's own, which takes its time.
+The tests use a small past, because the demonstration's own takes long to make.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SECONDS, RATE = 3, 100
 
 @pytest.fixture(scope="module")
 def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle and a store. Leave it as it is."""
+    """A folder with a bundle and a store. Do not change its files."""
     folder = tmp_path_factory.mktemp("past")
     shutil.copytree(small_world.trained_bundle(), folder / "bundle")
     with closing(LmdbStore.from_settings(LmdbSettings(path=str(folder / "store")))) as store:
@@ -40,14 +40,14 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def world() -> DemoWorld:
-    """The first payments of the small world, sent again as live ones; each has an outcome."""
+    """The first payments of the small world, sent again as live ones. Each has an outcome."""
     requests = requests_of(small_world.tables()[0].slice(0, 2 * SECONDS * RATE), id_prefix=LIVE_PREFIX)
     labels = {request.payment_id: "genuine" for request in requests}
     return DemoWorld(requests, [], labels, native_model=True, profiles=1)
 
 
 def demonstrate(past: Path, folder: Path, *, when_sending: Callable[[], object] = lambda: None) -> dict[str, Any]:
-    """The summary. `when_sending` is called a moment after the first payment."""
+    """Returns the summary. `when_sending` is called a moment after the first payment."""
 
     def say(line: str) -> None:
         if line.startswith("sending"):
@@ -61,12 +61,12 @@ def demonstrate(past: Path, folder: Path, *, when_sending: Callable[[], object] 
 
 
 def send_signal(command: str, number: signal.Signals) -> None:
-    """To the process of a command that this process has started."""
+    """Send a signal to the process of a command that this process has started."""
     [process] = [child for child in psutil.Process().children() if child.cmdline()[-1] == command]
     process.send_signal(number)
 
 
-def test_every_part_does_its_work_and_tells_of_it(past: Path, tmp_path: Path) -> None:
+def test_every_part_does_its_work_and_reports_it(past: Path, tmp_path: Path) -> None:
     summary = demonstrate(past, tmp_path)
     answers = summary["answers"]
     assert answers > SECONDS * RATE / 2
@@ -78,7 +78,7 @@ def test_every_part_does_its_work_and_tells_of_it(past: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("command", ["stream", "companion", "serve"])
-def test_a_part_that_is_killed_in_mid_run_is_named(past: Path, tmp_path: Path, command: str) -> None:
+def test_a_part_that_is_killed_during_the_run_is_named(past: Path, tmp_path: Path, command: str) -> None:
     with pytest.raises(TemporaryFailure, match=f"^demo: `paywarden {command}` has ended with signal 9; its last log"):
         demonstrate(past, tmp_path, when_sending=lambda: send_signal(command, signal.SIGKILL))
 
@@ -93,7 +93,9 @@ def test_a_part_that_does_not_answer_at_the_end_is_named(
         demonstrate(past, tmp_path, when_sending=lambda: send_signal("companion", signal.SIGSTOP))
 
 
-def test_counts_that_do_not_come_are_told_as_such(past: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_counts_are_reported_as_missing_counts(
+    past: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo_live, "_SETTLE_TIMEOUT_S", 1.0)
     # Counts are kept in memory for longer than the demonstration takes.
     monkeypatch.setenv("PAYWARDEN_DRIFT_SAVE_EVERY_MS", "600000")

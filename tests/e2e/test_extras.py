@@ -1,4 +1,4 @@
-"""Every command runs with what its extra installs, and says which extra it needs where that is missing."""
+"""Every command runs with the packages of its extra, and names the extra that is missing."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Only = Callable[[str], dict[str, str]]
 
 @pytest.fixture
 def with_extra(tmp_path: Path) -> Only:
-    """Variables for a process that sees only what this extra installs; "" is the base installation."""
+    """Returns variables for a process that sees only this extra. "" is the base installation."""
     folder = tmp_path / "only"
     folder.mkdir()
     return lambda extra: only(extra, folder)
 
 
 def modules_of(extra: str) -> set[str]:
-    """What can be imported because of the extra's own line in pyproject.toml, and those of the extras it names."""
+    """Returns the modules that the packages of an extra bring, including those of the extras that it names."""
     mine: set[str] = set()
     for requirement in extras()[extra]:
         name = canonicalize_name(requirement.name)
@@ -49,7 +49,7 @@ def modules_of(extra: str) -> set[str]:
 
 
 @pytest.mark.parametrize("extra", MODULES)
-def test_the_modules_of_an_extra_are_those_its_packages_bring(extra: str) -> None:
+def test_an_extra_brings_the_modules_of_its_packages(extra: str) -> None:
     assert set(MODULES[extra]) == modules_of(extra)
 
 
@@ -91,7 +91,7 @@ def test_the_base_installation_is_enough_to_administer(deployment: Deployment, w
         ("demo", "demo"),
     ],
 )
-def test_a_command_without_its_extra_says_how_to_get_it(command: str, extra: str, with_extra: Only) -> None:
+def test_a_command_without_its_extra_says_how_to_install_it(command: str, extra: str, with_extra: Only) -> None:
     done = run_paywarden(*command.split(), environment=with_extra(""))
     name = command.partition(" -")[0].removesuffix(" b")
     line = f"paywarden: {name} needs the extra `{extra}`: pip install 'paywarden[{extra}]'\n"
@@ -136,7 +136,7 @@ def test_stream_worker_and_scoring_host_run_with_only_their_extras(
 
 @pytest.fixture(scope="module")
 def trained(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that was trained with the extra for it alone."""
+    """A bundle that was trained with only the extra for training."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "only").mkdir()
     done = run_paywarden(
@@ -148,7 +148,7 @@ def trained(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle"
 
 
-def test_files_alone_are_enough_to_simulate_replay_and_backfill(
+def test_simulate_replay_and_backfill_need_only_files(
     history: Path, trained: Path, with_extra: Only, tmp_path: Path
 ) -> None:
     environment = {
@@ -164,7 +164,7 @@ def test_files_alone_are_enough_to_simulate_replay_and_backfill(
         assert done.returncode == 0, done.stderr
 
 
-def test_a_library_is_built_with_its_extra_alone(trained: Path, with_extra: Only, tmp_path: Path) -> None:
+def test_a_library_is_built_with_only_its_extra(trained: Path, with_extra: Only, tmp_path: Path) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("native"))
     done = run_paywarden("compile", str(copy), environment=with_extra("compile"))
@@ -172,7 +172,7 @@ def test_a_library_is_built_with_its_extra_alone(trained: Path, with_extra: Only
     assert native_library(copy).is_file()
 
 
-def test_a_bundle_without_a_library_is_refused_where_none_can_be_built(
+def test_a_bundle_without_a_library_is_refused_if_none_can_be_built(
     trained: Path, with_extra: Only, tmp_path: Path
 ) -> None:
     copy = tmp_path / "bundle"

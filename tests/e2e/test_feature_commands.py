@@ -1,4 +1,4 @@
-"""backfill, features show and forget from outside: what they do, and what is wrong in one line that names no card."""
+"""backfill, features show and forget from outside: their effects, and errors of one line that names no card."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Shell:
         self.config.write_text(f'[lmdb]\npath = "{self.store}"\nfsync = false\n', encoding="utf-8")
 
     def run(self, *arguments: str) -> str:
-        """A command that must succeed; returns its output."""
+        """Run a command that must succeed. Returns its output."""
         done = run_paywarden("--config", str(self.config), *arguments)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         return done.stdout
 
     def refused(self, *arguments: str, **environment: str) -> str:
-        """A command that must fail; returns its one line."""
+        """Run a command that must fail. Returns its one line."""
         done = run_paywarden("--config", str(self.config), *arguments, environment=environment)
         assert done.returncode == 1, done.stderr
         assert done.stdout == ""
@@ -60,7 +60,7 @@ def card_id(history: Path) -> str:
 
 @pytest.fixture(scope="module")
 def filled(history: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, str]:
-    """A backfilled store, and what the command said."""
+    """A backfilled store, and the output of the command."""
     shell = Shell(tmp_path_factory.mktemp("filled"))
     return shell, shell.run("backfill", "--data", str(history))
 
@@ -70,7 +70,7 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
 
 
-def test_backfill_says_what_it_has_written(filled: tuple[Shell, str], history: Path) -> None:
+def test_backfill_prints_the_counts_of_written_records(filled: tuple[Shell, str], history: Path) -> None:
     shell, said = filled
     found = {name.strip(): value for name, _, value in (line.rpartition("  ") for line in said.splitlines())}
     stored = [key.partition(b":")[0].decode() for key in shell.contents()]
@@ -92,7 +92,7 @@ def test_a_finished_backfill_says_so_and_does_nothing(filled: tuple[Shell, str],
     assert shell.contents() == before
 
 
-def test_backfill_goes_on_where_kill_9_ended_it(
+def test_backfill_continues_after_kill_9(
     tmp_path: Path, history: Path, filled: tuple[Shell, str], kafka: KafkaServer, topic_prefix: str
 ) -> None:
     whole, _ = filled
@@ -104,7 +104,7 @@ def test_backfill_goes_on_where_kill_9_ended_it(
                 with closing(LmdbStore(deployment.store, readonly=True)) as store:
                     progress = read_progress(store)
             except PaywardenError:
-                # There is no store yet.
+                # The store does not exist yet.
                 return False
             return progress is not None and progress.position > 0
 
@@ -113,13 +113,13 @@ def test_backfill_goes_on_where_kill_9_ended_it(
         killed.kill()
         again = deployment.run("backfill", "--data", str(history))
         assert again.returncode == 0, again.stderr
-        # It may have been quicker than the kill: then it has nothing to do.
+        # The backfill may have finished before the kill. The second one then has nothing to do.
         assert "of these, written before" in again.stdout or "nothing to do" in again.stdout
         shell = Shell(tmp_path)
         assert shell.contents() == whole.contents()
 
 
-def test_backfill_refuses_a_store_with_other_profiles_unless_told_to_overwrite(shell: Shell, history: Path) -> None:
+def test_backfill_refuses_a_store_with_profiles_without_overwrite(shell: Shell, history: Path) -> None:
     shell.write(b"card:somebody", b"precious")
     line = shell.refused("backfill", "--data", str(history))
     assert line.startswith("paywarden: the store holds card profiles that no backfill of this wrote")
@@ -130,15 +130,15 @@ def test_backfill_refuses_a_store_with_other_profiles_unless_told_to_overwrite(s
     assert shell.contents()[b"card:somebody"] == b"precious"
 
 
-def test_backfill_refuses_a_store_that_keeps_nothing(shell: Shell, history: Path) -> None:
+def test_backfill_refuses_a_store_in_memory(shell: Shell, history: Path) -> None:
     assert "memory" in shell.refused("backfill", "--data", str(history), PAYWARDEN_STORE_KIND="memory")
 
 
-def test_backfill_of_no_history_is_one_line_that_names_the_file(shell: Shell, tmp_path: Path) -> None:
+def test_backfill_without_a_history_is_one_line_that_names_the_file(shell: Shell, tmp_path: Path) -> None:
     assert "payments.parquet" in shell.refused("backfill", "--data", str(tmp_path / "nowhere"))
 
 
-def test_a_store_that_is_full_is_one_line_and_going_on_is_possible(shell: Shell, history: Path) -> None:
+def test_a_full_store_is_one_line_and_the_backfill_can_continue(shell: Shell, history: Path) -> None:
     line = shell.refused("backfill", "--data", str(history), PAYWARDEN_LMDB_MAP_SIZE_BYTES=str(2 << 20))
     assert "raise map_size_bytes" in line
     assert line.endswith("the same command goes on where this ended")
@@ -154,7 +154,7 @@ def test_show_prints_a_profile_and_its_features(filled: tuple[Shell, str], card_
     assert "card_count_30d" in said
 
 
-def test_show_gives_the_same_as_json(filled: tuple[Shell, str], card_id: str) -> None:
+def test_show_prints_the_same_as_json(filled: tuple[Shell, str], card_id: str) -> None:
     said = filled[0].run("features", "show", f"card:{card_id}", "--at", "2024-01-31T00:00:00+00:00", "--json")
     found = json.loads(said)
     assert found["entity"] == "card"
@@ -164,12 +164,12 @@ def test_show_gives_the_same_as_json(filled: tuple[Shell, str], card_id: str) ->
     assert values["card_count_30d"] > 0
 
 
-def test_show_says_features_as_of_now_by_default(filled: tuple[Shell, str], card_id: str) -> None:
+def test_show_gives_features_as_of_now_by_default(filled: tuple[Shell, str], card_id: str) -> None:
     found = json.loads(filled[0].run("features", "show", f"card:{card_id}", "--json"))
     assert found["as_of"] > "2024-01-31"
 
 
-def test_sources_are_topics_and_partitions(filled: tuple[Shell, str]) -> None:
+def test_show_names_sources_by_topic_and_partition(filled: tuple[Shell, str]) -> None:
     from paywarden.features.profiles.engine import FeatureEngine
     from tests.unit.features.kernel.profiles import label, payment, profile
 
@@ -179,7 +179,7 @@ def test_sources_are_topics_and_partitions(filled: tuple[Shell, str]) -> None:
     assert found["sources"] == {"payments/3": 12, "outcomes/1": 4}
 
 
-def test_what_show_cannot_find_is_one_line_that_repeats_nothing(filled: tuple[Shell, str], tmp_path: Path) -> None:
+def test_show_refuses_unknown_ids_in_one_line_that_repeats_none(filled: tuple[Shell, str], tmp_path: Path) -> None:
     shell, _ = filled
     for typed, wanted in (
         ("card:4000123412341234", "no profile of this card"),
@@ -202,7 +202,7 @@ def test_show_refuses_a_damaged_profile(filled: tuple[Shell, str], card_id: str,
 
 
 @pytest.mark.parametrize("at", ["yesterday", "2024-13-01", "1960-01-01T00:00:00Z"])
-def test_a_time_that_is_none_is_named(filled: tuple[Shell, str], at: str) -> None:
+def test_an_impossible_time_is_named(filled: tuple[Shell, str], at: str) -> None:
     line = filled[0].refused("features", "show", "card:any", "--at", at)
     assert "--at" in line
     assert at in line
@@ -229,12 +229,12 @@ def test_forget_erases_a_card_of_a_backfilled_store(
         ]
         assert "no profile of this card" in run("features", "show", f"card:{card_id}")[2]
         assert run("forget", f"card:{card_id}")[1].startswith("profiles         0 erased")
-        # A backfill that is finished does not bring it back.
+        # A finished backfill does not bring the card back.
         assert "nothing to do" in run("backfill", "--data", str(history))[1]
         assert "no profile of this card" in run("features", "show", f"card:{card_id}")[2]
 
 
-def test_forget_erases_a_card_from_every_profile_set_and_says_what_may_bring_it_back(
+def test_forget_erases_a_card_from_every_set_and_warns_of_its_return(
     tmp_path: Path, kafka: KafkaServer, topic_prefix: str
 ) -> None:
     with Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment:
@@ -264,12 +264,12 @@ def test_forget_without_a_broker_erases_nothing(filled: tuple[Shell, str], card_
     assert shell.contents() == before
 
 
-def test_forget_refuses_what_it_cannot_mean(shell: Shell) -> None:
+def test_forget_refuses_impossible_arguments(shell: Shell) -> None:
     assert "one of card, merchant, device" in shell.refused("forget", "crad:4000123412341234")
     assert "memory" in shell.refused("forget", "card:C1", PAYWARDEN_STORE_KIND="memory")
 
 
-def test_every_command_has_help_and_forget_says_what_stays() -> None:
+def test_every_command_has_help_and_forget_lists_what_it_keeps() -> None:
     for command in (["backfill"], ["features"], ["features", "show"], ["forget"]):
         done = run_paywarden(*command, "--help")
         assert done.returncode == 0, command

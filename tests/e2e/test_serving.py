@@ -1,4 +1,4 @@
-"""The whole path with real processes on a real Kafka: what the endpoint saw is what replay computes."""
+"""The whole path with real processes on a real Kafka: the endpoint's features are those that replay computes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def deployment(deployment: Deployment, world: World) -> Deployment:
 
 
 def start_all(deployment: Deployment) -> str:
-    """Start stream, companion and one worker; returns the endpoint's address once it is ready."""
+    """Start stream, companion and one worker. Returns the endpoint's address once it is ready."""
     deployment.start("stream")
     deployment.start("companion")
     target = deployment.start("serve").first_line()
@@ -114,7 +114,7 @@ class LiveTopics:
         self._producer.produce(self._settings.topic(topic), value, key=key, on_delivery=on_delivery)
 
     def wait_for_mirror(self) -> None:
-        """Until every profile that was sent something contains it."""
+        """Wait until every profile of the sent events contains them."""
         assert self._producer.flush(30) == 0
         wait_until(self._arrived, "the mirror contains what was sent", every_s=0.002)
         self._awaited.clear()
@@ -135,7 +135,7 @@ def score_batch(target: str, requests: list[ScoreRequest]) -> list[ScoreResponse
 
 
 def read_decisions(settings: KafkaSettings, wanted: set[str]) -> list[dict[str, Any]]:
-    """All decisions on the topic, once those wanted (by decision_id) are there."""
+    """Returns all decisions on the topic, once the wanted ones (by decision_id) are there."""
     consumer = make_consumer(settings, group_id="decision-reader")
     topic = settings.topic("decisions")
     consumer.assign([TopicPartition(topic, number, 0) for number in partitions_of(settings, "decisions")])
@@ -154,14 +154,14 @@ def read_decisions(settings: KafkaSettings, wanted: set[str]) -> list[dict[str, 
 
 
 def waves(world: World) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """(outcomes, payments) in order of time: within a wave no two payments share an entity."""
+    """Returns (outcomes, payments) in order of time. Within a wave, no two payments share an entity."""
     outcomes = deque(world.live_outcomes)
     due: list[dict[str, Any]] = []
     wave: list[dict[str, Any]] = []
     seen: set[bytes] = set()
     for row in world.live_payments.to_pylist():
         known = []
-        # At the same millisecond the payment comes first, in a replay too.
+        # At the same millisecond, a replay also puts the payment first.
         while outcomes and outcomes[0]["outcome_time_ms"] < row["event_time_ms"]:
             known.append(outcomes.popleft())
         keys = set(entity_keys(row))
@@ -217,7 +217,7 @@ def test_the_endpoints_vectors_equal_those_of_replay_to_the_last_bit(
         ]
         assert not differing
         assert decision["score"] == response.score == row["score"]
-    # The test would show nothing if the live part left no trace in the features.
+    # The test would prove nothing if the live part left no trace in the features.
     vectors = np.array([np.frombuffer(d["vector"], "<f4") for d in decisions.values()])
     assert np.nanmax(vectors[:, names.index("card_count_1d")]) >= 3
     assert np.nanmax(vectors[:, names.index("merchant_fraud_share_30d")]) > 0
@@ -236,22 +236,20 @@ def entity_keys(row: dict[str, Any]) -> list[bytes]:
     return [f"{name}:{row[f'{name}_id']}".encode() for name in ("card", "merchant", "device") if row[f"{name}_id"]]
 
 
-def test_a_scoring_process_has_no_kafka_no_aerospike_and_no_socket_but_its_listener(
-    deployment: Deployment, world: World
-) -> None:
+def test_a_scoring_process_has_no_kafka_aerospike_or_other_socket(deployment: Deployment, world: World) -> None:
     target = start_all(deployment)
     requests = requests_of(world.live_payments.slice(0, 50), id_prefix="")
     score_batch(target, requests)
     parent = psutil.Process(deployment.running[-1].pid)
     processes = [parent, *parent.children(recursive=True)]
     assert len(processes) == 2
-    # The second line is where gRPC is served.
+    # The second line is the address of gRPC.
     ports = {int(address.rsplit(":", 1)[1]) for address in (target, deployment.running[-1].first_line())}
     for process in processes:
         mapped = {Path(region.path).name for region in process.memory_maps()}
         assert not [name for name in mapped if "rdkafka" in name or "aerospike" in name or "confluent" in name]
         connections = [c for c in process.net_connections("all") if c.family.name != "AF_UNIX"]
-        # The parent's sockets hold the ports without listening, which the kernel does not list.
+        # The parent's sockets reserve the ports without listening. The kernel does not list such sockets.
         assert all(connection.laddr.port in ports for connection in connections)
         assert all(not connection.raddr or connection.raddr.ip == "127.0.0.1" for connection in connections)
     listening = [c for c in processes[1].net_connections("all") if c.status == psutil.CONN_LISTEN]
@@ -286,7 +284,7 @@ def test_kill_9_of_worker_and_companion_loses_no_answered_decision(
 
 
 def score_or_none(target: str, request: ScoreRequest) -> ScoreResponse | None:
-    """The answer, or None where the connection died with the worker."""
+    """Returns the answer, or None if the connection died with the worker."""
     try:
         status, body = post(f"{target}/v1/score", request.SerializeToString(), PROTOBUF)
     except OSError:
@@ -295,9 +293,7 @@ def score_or_none(target: str, request: ScoreRequest) -> ScoreResponse | None:
     return ScoreResponse.FromString(body)
 
 
-def test_a_worker_is_not_ready_before_the_mirror_is_complete_but_answers_by_policy(
-    deployment: Deployment, world: World
-) -> None:
+def test_a_worker_is_not_ready_before_its_mirror_but_answers_by_policy(deployment: Deployment, world: World) -> None:
     target = deployment.start("serve").first_line()
     wait_until(lambda: answers(target), "the worker listens")
     assert not is_ready(target)

@@ -1,4 +1,4 @@
-"""The wheel, installed outside the checkout: everything is in it, and it works wherever it is started from."""
+"""The wheel, installed outside the checkout: it holds every file, and it works in any folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import pytest
 from tests.checkout import CHECKOUT
 
 ROOT = CHECKOUT
-# The kernel is compiled anew for every place that it is installed in.
+# Numba compiles the kernel anew for every place where it is installed.
 pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: building leaves folders behind."""
+    """Built from a copy of the checkout, because building leaves folders behind."""
     folder = tmp_path_factory.mktemp("wheel")
     left_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for package in packages():
@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an environment's programs: the wheel is in it, all other packages are those of the tests."""
+    """The folder of an environment's programs. The environment has the wheel, and all other packages of the tests."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     pip("--python", str(folder / "bin" / "python"), "install", "--no-index", "--no-deps", str(wheel))
@@ -49,7 +49,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The folder of somebody whose own packages have the names of ours. To import one is an error."""
+    """The folder of a user whose own packages have the names of ours. Importing one of these is an error."""
     for name in packages():
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not mine')", encoding="utf-8")
@@ -69,7 +69,7 @@ def pip(*arguments: str) -> None:
 
 
 def run(installed: Path, project: Path, *arguments: str) -> str:
-    """A command of the installed console script, started in the project's folder; returns what it printed."""
+    """Run a command of the installed console script in the project's folder. Returns its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [str(installed / "paywarden"), *arguments],

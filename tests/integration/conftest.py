@@ -1,4 +1,4 @@
-"""What tests on real services share: a stand-in of Aerospike, and what workers keep there beside profiles."""
+"""Fixtures on real services: a stand-in of Aerospike, and the records that workers keep there beside profiles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def standin() -> Iterator[StandIn]:
 
 @pytest.fixture
 def store(standin: StandIn) -> Iterator[ProfileStore]:
-    """That belongs to no profile set; empty."""
+    """An empty store that belongs to no profile set."""
     sets = AerospikeSets(AerospikeSettings(hosts=(standin.address,), namespace=standin.namespace), ("card",))
     with closing(sets.open_beside()) as opened:
         for entity in ("drift", "outcomes", "outcome"):

@@ -1,4 +1,4 @@
-"""Archives and histories of a real Kafka: nothing lost by a kill, and the same results whichever way records came."""
+"""Archives and histories of a real Kafka: a kill loses nothing, and both ways to read give the same results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def settings(kafka: KafkaServer, prefix: str) -> KafkaSettings:
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory, settings: KafkaSettings) -> Iterator[Deployment]:
-    """Topics with the small world on them, some payments twice, and two records that are none."""
+    """Topics with the small world on them. Some payments are there twice, and two records cannot be decoded."""
     folder = tmp_path_factory.mktemp("archive")
     with Deployment(folder, settings.bootstrap, settings.topic_prefix) as deployed:
         deployed.create_topics()
@@ -60,14 +60,14 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, settings: KafkaSettings
 
 
 def paywarden(deployment: Deployment, *arguments: str) -> tuple[str, str]:
-    """(stdout, stderr) of a command that succeeds."""
+    """Run a command that must succeed. Returns its stdout and stderr."""
     done = deployment.run(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
 
 def refusal(deployment: Deployment, *arguments: str) -> str:
-    """The one line with which a command refuses."""
+    """Run a command that must fail. Returns its one line."""
     done = deployment.run(*arguments)
     assert done.returncode == 1, done.stderr
     lines = done.stderr.splitlines()
@@ -90,7 +90,7 @@ def archived(folder: Path, topic: str = "payments") -> list[dict[str, Any]]:
 
 
 def on_topic(settings: KafkaSettings, topic: str) -> list[dict[str, Any]]:
-    """What the archive should hold, by another way to read."""
+    """Returns what the archive should hold, read from the topic by another path."""
     decoder = Decoder(topic, IDS)
     rows = [
         decoder.decode(record.value)
@@ -101,7 +101,7 @@ def on_topic(settings: KafkaSettings, topic: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row[PARTITION], row[OFFSET]))
 
 
-def test_an_archive_that_was_killed_half_way_goes_on_and_is_the_topic_record_by_record(
+def test_an_archive_killed_half_way_goes_on_and_equals_the_topic(
     deployment: Deployment, settings: KafkaSettings, tmp_path: Path
 ) -> None:
     wanted = on_topic(settings, "payments")
@@ -120,14 +120,14 @@ def test_an_archive_that_was_killed_half_way_goes_on_and_is_the_topic_record_by_
     undecoded = read_archive(tmp_path, "payments", rows_schema("payments")).undecoded
     assert len(undecoded) == 2
     assert "payments in" in said or "nothing added" in said
-    # Nothing is there twice, and nothing to be added.
+    # No record is there twice, and a second run has nothing to add.
     said, _ = paywarden(deployment, "archive", "--topic", "payments", "--out", str(tmp_path))
     assert "nothing added" in said
     assert archived(tmp_path) == wanted
 
 
 def replayed(deployment: Deployment, out: Path, *options: str) -> tuple[dict[str, Any], list[bytes], str]:
-    """metrics.json without its speed, the bytes of the other results, and what was said."""
+    """Returns metrics.json without its speed, the bytes of the other results, and what the command printed."""
     bundle = str(small_world.trained_bundle())
     window = ("--from", FROM, "--to", TO)
     _, said = paywarden(deployment, "replay", "--bundle", bundle, *window, "--out", str(out), *options)
@@ -136,7 +136,7 @@ def replayed(deployment: Deployment, out: Path, *options: str) -> tuple[dict[str
     return metrics, [(out / name).read_bytes() for name in ("decisions.parquet", "report.html")], said
 
 
-def test_a_replay_of_the_topics_gives_the_bytes_of_a_replay_of_their_archive(
+def test_replays_of_topics_and_of_their_archive_give_the_same_bytes(
     deployment: Deployment, settings: KafkaSettings, tmp_path: Path
 ) -> None:
     arrived = [sorted(row[TIMESTAMP] for row in on_topic(settings, topic)) for topic in ("payments", "outcomes")]
@@ -145,13 +145,13 @@ def test_a_replay_of_the_topics_gives_the_bytes_of_a_replay_of_their_archive(
     whole, files, said = replayed(deployment, tmp_path / "a", "--from-topic")
     again, files_again, said_again = replayed(deployment, tmp_path / "b", "--data", str(tmp_path / "archive"))
     assert (again, files_again) == (whole, files)
-    # What is said of what is left out is the same, too.
+    # Both commands also name the same records that they left out.
     assert [line for line in said.splitlines() if "left out" in line] == [
         line for line in said_again.splitlines() if "left out" in line
     ]
     assert "left out: 10 payments that came before, field by field the same" in said
     assert "left out: 2 records of payments that do not decode" in said
-    # A part of the topics, from the topics and from the archive of all of them.
+    # Replay a part of the time, from the topics and from the archive of the whole topics.
     since, until = (
         f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(moment // 1000))}.{moment % 1000:03}Z"
         for moment in (arrived[0][len(arrived[0]) // 50], arrived[1][len(arrived[1]) // 2])
@@ -164,7 +164,7 @@ def test_a_replay_of_the_topics_gives_the_bytes_of_a_replay_of_their_archive(
     assert fewer["without_outcome"] > whole["without_outcome"]
 
 
-def test_training_on_the_topics_gives_the_bundle_of_their_archive(deployment: Deployment, tmp_path: Path) -> None:
+def test_training_on_topics_and_on_their_archive_gives_one_bundle(deployment: Deployment, tmp_path: Path) -> None:
     for topic in ("payments", "outcomes"):
         paywarden(deployment, "archive", "--topic", topic, "--out", str(tmp_path / "archive"))
     quick = "[training]\ntrees = 5\nfolds = 2\nmax_bin = 255\nearly_stopping_rounds = 0\n"
@@ -181,7 +181,7 @@ def test_training_on_the_topics_gives_the_bundle_of_their_archive(deployment: De
     assert digests[0] == digests[1] != []
 
 
-def test_decisions_that_were_shipped_in_transactions_are_archived_without_a_gap(
+def test_decisions_shipped_in_transactions_are_archived_without_a_gap(
     deployment: Deployment, settings: KafkaSettings, tmp_path: Path
 ) -> None:
     encode = encoder_of("decisions")
@@ -191,13 +191,13 @@ def test_decisions_that_were_shipped_in_transactions_are_archived_without_a_gap(
         producer.begin_transaction()
         producer.produce(settings.topic("decisions"), encode(decision(f"p{number}")), key=f"p{number}")
         if number == 30:
-            # It is open: what is behind its beginning cannot be read yet, and is of the next run.
+            # The transaction is open. Records behind its first one cannot be read yet; the next run archives them.
             assert producer.flush(30) == 0
             paywarden(deployment, "archive", "--topic", "decisions", "--out", str(tmp_path))
             assert f"p{number}" not in {row["payment_id"] for row in archived(tmp_path, "decisions")}
-        # Nobody has seen what is taken back.
+        # No reader has seen the records that are taken back.
         if number % 7 == 3:
-            # A broker that has seen nothing of a transaction does not let it be aborted.
+            # The broker cannot abort a transaction of which it has seen no record.
             assert producer.flush(30) == 0
             producer.abort_transaction(30)
         else:
@@ -208,7 +208,7 @@ def test_decisions_that_were_shipped_in_transactions_are_archived_without_a_gap(
     assert rows == on_topic(settings, "decisions")
 
 
-def test_followed_topics_are_archived_as_they_grow_until_it_is_stopped(
+def test_followed_topics_are_archived_as_they_grow_until_the_stop(
     deployment: Deployment, settings: KafkaSettings, tmp_path: Path
 ) -> None:
     options = ("--topic", "outcomes", "--out", str(tmp_path), "--follow", "--every", "0.2")
@@ -224,7 +224,7 @@ def test_followed_topics_are_archived_as_they_grow_until_it_is_stopped(
     assert archived(tmp_path, "outcomes") == on_topic(settings, "outcomes")
 
 
-def test_schemas_of_others_are_read_through_the_registry_and_one_without_a_column_is_named(
+def test_foreign_schemas_are_read_and_one_that_lacks_a_column_is_named(
     kafka: KafkaServer, registry: RegistryServer, topic_prefix: str, tmp_path: Path
 ) -> None:
     settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
@@ -254,7 +254,7 @@ def test_schemas_of_others_are_read_through_the_registry_and_one_without_a_colum
     assert [{name: row[name] for name in payment} for row in rows] == [payment, payment]
 
 
-def test_what_cannot_be_read_is_one_line(
+def test_a_source_without_readable_records_is_refused_in_one_line(
     deployment: Deployment, settings: KafkaSettings, tmp_path: Path, kafka: KafkaServer
 ) -> None:
     later, out = "2100-01-01T00:00:00Z", str(tmp_path)

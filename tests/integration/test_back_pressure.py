@@ -1,4 +1,4 @@
-"""A store that is away or slow, on a real Kafka: everything stops with bounded memory and goes on without a loss."""
+"""A store that is away or slow, on a real Kafka: the stream stops with bounded memory and goes on without a loss."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from tests.worlds.topics import (
 )
 
 
-def test_partitions_that_went_during_a_hold_are_read_when_they_come_back(
+def test_partitions_lost_during_a_hold_are_read_when_they_come_back(
     kafka: KafkaServer, settings: KafkaSettings, topic_prefix: str
 ) -> None:
-    """The client keeps a pause over assignments: they were assigned again, and read never again."""
+    """The client keeps a pause over assignments, so a partition that came back once stayed unread for ever."""
     topic = settings.topic("numbers")
     kafka.create_topics(NewTopic(topic, num_partitions=4, replication_factor=1))
     producer = make_producer(settings, linger_ms=0)
@@ -72,12 +72,12 @@ def test_partitions_that_went_during_a_hold_are_read_when_they_come_back(
     first.abandon()
     wait_until(lambda: take(first) + take(second) >= 0 and len(second.places) == 2, "the second has its share")
     gone = set(second.places)
-    # It leaves without a commit, so all of it is still to be read.
+    # The worker leaves without a commit, so every record is still to be read.
     second.close()
     taken.clear()
     wait_until(lambda: take(first) >= 0 and len(first.places) == 4, "all are the first's again")
     moved = {(partition, offset) for _, partition in gone for offset in range(10)}
-    wait_until(lambda: take(first) >= 0 and moved <= set(taken), "what had moved is read again")
+    wait_until(lambda: take(first) >= 0 and moved <= set(taken), "the records of the lost partitions are read again")
     first.close()
 
 
@@ -100,7 +100,7 @@ def deployment(tmp_path: Path, settings: KafkaSettings, server: StandIn) -> Iter
 
 
 def counted(target: str, name: str) -> float:
-    """A counter of /metrics, over all its labels."""
+    """Returns a counter of /metrics, summed over all its labels."""
     return sum(value for key, value in samples(target).items() if key[0] == name)
 
 
@@ -118,7 +118,7 @@ def assert_all_is_worked_in(
     wait_until(lambda: read_changelog(settings) == stored, "the changelog equals the store")
 
 
-def test_a_store_that_goes_away_under_load_stops_everything_and_nothing_is_lost(
+def test_a_store_lost_under_load_stops_the_stream_without_a_loss(
     deployment: Deployment, settings: KafkaSettings, server: StandIn
 ) -> None:
     payments, outcomes = small_world()
@@ -138,7 +138,7 @@ def test_a_store_that_goes_away_under_load_stops_everything_and_nothing_is_lost(
     behind = lag(settings, group)
     assert behind == len(rows) - 300
     for _ in range(3):
-        topics.send_payments(rows[:300])  # seen before
+        topics.send_payments(rows[:300])  # duplicates of the first 300
     time.sleep(3)
     assert lag(settings, group) == behind + 900
     assert get(readiness)[0] == 503
@@ -150,10 +150,10 @@ def test_a_store_that_goes_away_under_load_stops_everything_and_nothing_is_lost(
     assert stream.stop() == 0
 
 
-def test_a_worker_that_joins_while_another_is_on_hold_has_its_batch_abandoned_and_nothing_is_lost(
+def test_if_a_worker_joins_during_a_hold_the_held_batch_is_abandoned(
     deployment: Deployment, settings: KafkaSettings, server: StandIn
 ) -> None:
-    del deployment  # it has made the topics
+    del deployment  # the fixture makes the topics
     payments, outcomes = small_world()
     group = f"{settings.topic_prefix}{GROUP}"
     # Opened before the store goes away.
@@ -163,13 +163,13 @@ def test_a_worker_that_joins_while_another_is_on_hold_has_its_batch_abandoned_an
         threads = [Thread(target=worker.run, args=(stop,)) for worker in (first, second)]
         try:
             threads[0].start()
-            wait_until(lambda: not first.problems(), "it has joined")
+            wait_until(lambda: not first.problems(), "the first worker has joined")
             server.faults.add(Fault.refuse(OVERLOAD), times=1_000_000)
             Topics(settings).send_payments(payments.to_pylist())
             wait_until(lambda: bool(first.problems()), "on hold")
             threads[1].start()
             wait_until(lambda: first.metrics.abandoned._value.get() >= 1, "abandoned")
-            # Both ask in vain for a while, and partitions may move once more.
+            # Both workers retry in vain for a while, and partitions may move once more.
             time.sleep(2)
             server.faults.clear()
             assert_all_is_worked_in(settings, server, group, payments, outcomes.slice(0, 0))
@@ -200,7 +200,7 @@ def a_pipeline(settings: KafkaSettings, server: StandIn, group: str) -> Iterator
         )
 
 
-def test_a_slow_store_is_waited_for_without_retries_and_the_worker_stays_in_its_group(
+def test_a_slow_store_causes_no_retries_and_no_rebalance(
     deployment: Deployment, settings: KafkaSettings, server: StandIn
 ) -> None:
     payments, outcomes = small_world()
@@ -208,7 +208,7 @@ def test_a_slow_store_is_waited_for_without_retries_and_the_worker_stays_in_its_
     stream = deployment.start("stream")
     target = stream.first_line()
     wait_until(lambda: is_ready(target), "ready")
-    # Under what a call waits for, over what a session would bear in all.
+    # Shorter than the timeout of one call, longer in all than a session allows.
     server.faults.add(Fault.delay(0.3), times=40)
     Topics(settings).send_payments(part.to_pylist())
     assert_all_is_worked_in(settings, server, f"{settings.topic_prefix}{GROUP}", part, outcomes.slice(0, 0))

@@ -1,8 +1,12 @@
-"""Everything that can go wrong at once, on a real Kafka: at the end every profile is what the payments say.
+"""Kill workers and broker, and break the store, on a real Kafka: at the end every profile equals the payments.
 
-Three workers share a store. Payments come twice and out of order while workers are killed and started again, the broker
-is killed and started again, and the store loses connections, answers late, refuses and says it is overloaded. Each kill
-waits until a further part of the records is worked in, so it meets workers that are at work, on any machine.
+Three workers share a store. Payments come twice and out of order. Meanwhile:
+
+- workers are killed and started again;
+- the broker is killed and started again;
+- the store loses connections, answers late, refuses, and reports that it is overloaded.
+
+Each kill waits until a further part of the records is worked in, so on any machine it meets workers that are at work.
 """
 
 from __future__ import annotations
@@ -33,12 +37,12 @@ from tests.worlds.topics import (
     wait_until_worked_in,
 )
 
-# A payment each, with its outcome where it is known; more for a soak.
+# The number of payments, each with its outcome if it has one. Set it higher for a soak test.
 CARDS = int(os.environ.get("PAYWARDEN_CHAOS_CARDS", "250"))
 DAYS = 120
 WORKERS = 3
 DUPLICATE_SHARE = 0.05
-# How far a payment may come out of its order, in payments; a few come much later.
+# How many places a payment may come out of its order. A few come much later.
 DISORDER = 3000
 OVERLOAD, KEY_BUSY = 18, 14
 SEED = 11
@@ -48,13 +52,13 @@ pytestmark = pytest.mark.timeout(1200)
 
 @pytest.fixture
 def own_kafka(tmp_path: Path) -> Iterator[KafkaServer]:
-    """A broker of this test's own: it will be killed."""
+    """A broker for this test alone, because the test kills it."""
     with KafkaServer(tmp_path / "kafka", QUICK_RETURN) as server:
         yield server
 
 
 class Workers:
-    """Stream workers that are killed at random, and a supervisor that starts again whichever has ended."""
+    """Stream workers that are killed at random, and a supervisor that restarts each worker that has ended."""
 
     def __init__(self, deployment: Deployment, rng: random.Random) -> None:
         self._deployment, self._rng, self._stop, self._lock = deployment, rng, Event(), Lock()
@@ -64,13 +68,13 @@ class Workers:
         self._supervisor.start()
 
     def kill_one(self) -> None:
-        """As a crash would: no batch is finished and nobody leaves the group."""
+        """Kill as a crash would: the worker finishes no batch and does not leave the group."""
         with self._lock:
             self._rng.choice(self._running).kill()
         self.kills += 1
 
     def stop(self) -> None:
-        """In order, each after its batch."""
+        """Stop every worker in order, each after its batch."""
         self._end_supervision()
         assert [worker.stop() for worker in self._running] == [0] * WORKERS
 
@@ -93,12 +97,13 @@ class Workers:
                         self.starts += 1
 
 
-# So many messages go well between two faults: on a slow machine faults by the clock alone would leave none that does.
+# At least this many messages succeed between two faults. On a slow machine, faults by the clock alone would leave no
+# successful message.
 WELL_MESSAGES = 10
 
 
 class StoreFaults:
-    """A thread that keeps the store unwell."""
+    """A thread that keeps injecting faults into the store."""
 
     def __init__(self, server: StandIn, rng: random.Random) -> None:
         self._server, self._rng, self._stop = server, rng, Event()
@@ -121,7 +126,7 @@ class StoreFaults:
             Fault.refuse(OVERLOAD),
             Fault.refuse_records(OVERLOAD, frozenset({0, 3, 4})),
             Fault.refuse_records(KEY_BUSY, frozenset({1})),
-            # Longer than a call waits.
+            # Longer than the timeout of a call.
             Fault.delay(1.5),
         )
         due = 0
@@ -139,7 +144,7 @@ class StoreFaults:
 
 
 def disordered(payments: Sequence[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
-    """Payments as they reach Kafka: some twice, most a little out of order, a few long after."""
+    """Returns payments in the order of Kafka: some twice, most a little out of order, a few long after."""
     places = []
     for number, row in enumerate(payments):
         places.append((number + rng.random() * DISORDER, row))
@@ -151,11 +156,11 @@ def disordered(payments: Sequence[dict[str, Any]], rng: random.Random) -> list[d
 
 
 def wait_until_left(settings: KafkaSettings, group: str, count: int) -> None:
-    """Until at most so many payments and outcomes are not worked in."""
+    """Wait until at most this many payments and outcomes are not worked in."""
     wait_until(lambda: lag(settings, group) <= count, f"all but {count} records are worked in", timeout_s=300)
 
 
-def test_every_profile_is_what_the_payments_say_whatever_dies(tmp_path: Path, own_kafka: KafkaServer) -> None:
+def test_every_profile_equals_its_payments_whatever_is_killed(tmp_path: Path, own_kafka: KafkaServer) -> None:
     rng = random.Random(SEED)
     world = simulate(cards=CARDS, days=DAYS, seed=SEED)
     payments, outcomes = (table.to_pylist() for table in world)
@@ -174,7 +179,7 @@ def test_every_profile_is_what_the_payments_say_whatever_dies(tmp_path: Path, ow
                 for share in (0.75, 0.5, 0.25):
                     wait_until_left(settings, group, round(share * half))
                     workers.kill_one()
-                # Outcomes of payments that are still to come wait, or this loses them.
+                # An outcome waits for its payment. The test would lose outcomes whose payments are still to come.
                 topics.send_payments(arrivals[half:])
                 topics.send_outcomes(outcomes)
                 left = lag(settings, group)

@@ -34,7 +34,7 @@ from tests.worlds.topics import ENTITIES, Topics, read_store, read_topic, small_
 
 
 class Companion:
-    """A companion that runs and reads the changelog from its beginning, as its operator sees it."""
+    """A running companion that reads the changelog from its beginning, seen from outside as its operator sees it."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.process: PaywardenProcess = deployment.start("companion")
@@ -42,7 +42,7 @@ class Companion:
         assert self.address.startswith("http://127.0.0.1:"), self.process.log.read_text(encoding="utf-8")
 
     def problems(self) -> list[str]:
-        """Why it is not ready; a 503 and a reason belong together."""
+        """Returns the reasons why it is not ready. Asserts that exactly a 503 has reasons."""
         try:
             with urllib.request.urlopen(f"{self.address}/readyz", timeout=30) as answer:
                 status, body = answer.status, json.load(answer)
@@ -64,7 +64,7 @@ class Companion:
 
 
 def read_metrics(address: str) -> dict[str, float]:
-    """By name and label, as in `changelog_lag{3}`."""
+    """Returns samples by name and label, as in `changelog_lag{3}`."""
     with urllib.request.urlopen(f"{address}/metrics", timeout=30) as answer:
         text = answer.read().decode()
     return {
@@ -81,7 +81,7 @@ def read_mirror(deployment: Deployment, keys: Iterable[bytes]) -> dict[bytes, by
 
 
 def decide(deployment: Deployment, count: int) -> None:
-    """Decisions in an outbox, as a scoring worker leaves them."""
+    """Write decisions into an outbox, as a scoring worker does."""
     writer = OutboxWriter(OutboxSettings(directory=str(deployment.outbox)), "worker-0")
     for number in range(count):
         entry = OutboxEntry(
@@ -93,7 +93,7 @@ def decide(deployment: Deployment, count: int) -> None:
     writer.close()
 
 
-def test_ready_when_the_mirror_is_complete_and_ages_are_of_what_came_since_the_start(
+def test_ready_means_a_complete_mirror_and_ages_count_from_the_start(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     payments = small_world()[0].to_pylist()[:300]
@@ -101,7 +101,7 @@ def test_ready_when_the_mirror_is_complete_and_ages_are_of_what_came_since_the_s
     deployment.configure("companion", "fill_from_store = false\n")
     companion = Companion(deployment)
     wait_until(lambda: companion.problems() != ["it has not started"], "it follows the changelog")
-    # Nothing has been written, and nobody has said so.
+    # No record was written, and no frame has reported progress.
     assert companion.problems() == ["the mirror is not complete: the stream has not said how far it is"]
     deployment.start("stream")
     companion.wait_until_ready()
@@ -132,7 +132,7 @@ def test_ready_when_the_mirror_is_complete_and_ages_are_of_what_came_since_the_s
     companion.wait_for("unreadable_records_total", 1)
     assert companion.process.stop() == 0
 
-    # What came while it was away tells how long that was, and not how fresh mirrors are.
+    # Records from before the start would show how long the companion was away, and not how fresh mirrors are.
     topics.send_payments(payments[200:])
     wait_until_worked_in(settings, group)
     companion = Companion(deployment)
@@ -143,15 +143,13 @@ def test_ready_when_the_mirror_is_complete_and_ages_are_of_what_came_since_the_s
     assert companion.process.stop() == 0
 
 
-def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
-    tmp_path: Path, settings: KafkaSettings
-) -> None:
-    """Here partitions are paused, and the companion doesn't know."""
+def test_a_client_that_silently_stops_reading_a_partition_is_replaced(tmp_path: Path, settings: KafkaSettings) -> None:
+    """The test imitates such a client: it pauses partitions, and the companion does not know."""
     kafka, consumers = remembered_clients(settings)
     addresses: list[str] = []
 
     def is_read_to_the_end() -> bool:
-        # With the first client it can't be, so what this says is of the second.
+        # The first client cannot read to the end, so this shows that the second one did.
         seen = read_metrics(addresses[0])
         return seen["client_stalls_total"] == 1 and not any(seen[f"changelog_lag{{{n}}}"] for n in range(4))
 
@@ -177,10 +175,10 @@ def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
         assert read_mirror(deployment, stored) == stored
 
 
-def test_a_companion_waits_for_a_store_that_the_stream_has_not_made_yet(
+def test_a_companion_waits_for_a_store_that_the_stream_will_make(
     tmp_path: Path, settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It says once what it waits for, however often it looks."""
+    """The companion looks often, and logs once what it waits for."""
     caplog.set_level(logging.INFO)
     look_count = 0
 
@@ -218,7 +216,7 @@ def test_a_companion_waits_for_a_store_that_the_stream_has_not_made_yet(
 
 def test_a_companion_waits_for_aerospike_and_a_stop_ends_the_wait(tmp_path: Path, settings: KafkaSettings) -> None:
     with StandIn() as standin:
-        """It has an address now, and nobody listens there."""
+        """The test gives an address on which no server listens."""
     waiting = "the mirror waits for the profile store: "
     with Deployment(tmp_path, settings.bootstrap, settings.topic_prefix, aerospike=standin.address) as deployment:
         deployment.create_topics()
@@ -235,9 +233,7 @@ def test_a_companion_waits_for_aerospike_and_a_stop_ends_the_wait(tmp_path: Path
         assert companion.process.log.read_text(encoding="utf-8").count(waiting) == 1
 
 
-def test_without_kafka_it_is_alive_and_not_ready_and_ready_when_kafka_is_back(
-    tmp_path: Path, topic_prefix: str
-) -> None:
+def test_without_kafka_a_companion_lives_and_is_ready_when_it_returns(tmp_path: Path, topic_prefix: str) -> None:
     with (
         KafkaServer(tmp_path / "kafka", QUICK_RETURN) as kafka,
         Deployment(tmp_path, kafka.bootstrap, topic_prefix) as deployment,
@@ -261,7 +257,7 @@ def test_without_kafka_it_is_alive_and_not_ready_and_ready_when_kafka_is_back(
         assert companion.process.stop() == 0
 
 
-def test_the_catalogue_is_on_its_topic_when_the_companion_runs(deployment: Deployment, settings: KafkaSettings) -> None:
+def test_a_running_companion_has_published_the_catalogue(deployment: Deployment, settings: KafkaSettings) -> None:
     deployment.configure("companion", "fill_from_store = false\n")
     Companion(deployment)
     (record,) = read_topic(settings, "catalogues")

@@ -1,4 +1,4 @@
-"""What our producers write in: read from the broker's own files."""
+"""The compression of our producers, read from the broker's own files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paywarden.streams.kafka.producers import Sender, make_transactional_produce
 from tests.services.kafka import KafkaServer
 from tests.worlds.topics import read_topic
 
-# A batch of records begins with 21 bytes; the codec is the lowest three bits of the two after them.
+# A batch of records begins with 21 bytes. The codec is in the lowest three bits of the next two.
 _CODEC_AT = 22
 
 
@@ -28,7 +28,7 @@ def codec_on_disk(kafka: KafkaServer, topic: str) -> str:
     return COMPRESSIONS[segment.read_bytes()[_CODEC_AT] & 7]
 
 
-def test_by_default_others_find_gzip_and_paywarden_itself_lz4(kafka: KafkaServer, settings: KafkaSettings) -> None:
+def test_the_default_is_gzip_for_other_readers_and_lz4_for_our_own(kafka: KafkaServer, settings: KafkaSettings) -> None:
     wanted = {"dead-letters": "gzip", "schemas": "gzip", "profiles": "lz4", "repartition-card": "lz4"}
     topics = {settings.topic(name): compression for name, compression in wanted.items()}
     kafka.create_topics(*(NewTopic(topic, num_partitions=1, replication_factor=1) for topic in topics))
@@ -40,7 +40,7 @@ def test_by_default_others_find_gzip_and_paywarden_itself_lz4(kafka: KafkaServer
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_both_kinds_of_producers_write_what_is_set(
+def test_both_kinds_of_producers_use_the_configured_compression(
     compression: str, kafka: KafkaServer, settings: KafkaSettings, topic: str
 ) -> None:
     settings = KafkaSettings(settings.bootstrap, topic_prefix=settings.topic_prefix, compression=compression)
@@ -58,7 +58,7 @@ def test_both_kinds_of_producers_write_what_is_set(
     assert codec_on_disk(kafka, other) == compression
 
 
-def test_what_fits_only_when_packed_is_packed_also_without_compression(
+def test_a_record_that_fits_only_compressed_is_always_compressed(
     settings: KafkaSettings, topic: str, kafka: KafkaServer
 ) -> None:
     del kafka

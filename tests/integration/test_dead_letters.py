@@ -1,4 +1,4 @@
-"""Dead letters on a real Kafka: looked at, sent back, worked in; each as it was, to the bit."""
+"""Dead letters on a real Kafka: shown, sent back and worked in. Each record comes back with the same bytes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def stored(deployment: Deployment, key: bytes) -> bytes | None:
         return value
 
 
-def test_a_payment_in_an_unknown_currency_is_worked_in_once_there_is_a_rate_and_it_is_retried(
+def test_a_payment_in_an_unknown_currency_is_retried_once_it_has_a_rate(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     payment = simulate(cards=2, days=3, seed=3)[0].to_pylist()[0]
@@ -80,7 +80,7 @@ def test_a_payment_in_an_unknown_currency_is_worked_in_once_there_is_a_rate_and_
     stream = deployment.start("stream")
     wait_until(lambda: len(read_topic(settings, "dead-letters")) == 1, "there is a letter", every_s=0.3)
 
-    # Retried too early: it comes back as another letter, and says so.
+    # A retry before the cause is mended gives another letter, which says that it is a retry.
     assert command(deployment, "retry", "0-0")[0] == 0
     wait_until(lambda: len(read_topic(settings, "dead-letters")) == 2, "it has failed again", every_s=0.3)
     assert stream.stop() == 0
@@ -90,7 +90,7 @@ def test_a_payment_in_an_unknown_currency_is_worked_in_once_there_is_a_rate_and_
     assert second["retried_time_ms"] is None
     assert second["reason"].startswith("currency: ")
 
-    # What was wrong is mended.
+    # The operator mends the cause: a rate for the currency.
     rates = deployment.folder / "rates.csv"
     rates.write_text("currency,minor_digits,valid_from,reference_per_unit\nXXX,2,2000-01-01,1\n", encoding="utf-8")
     deployment.configure("features", f'rates = "{rates}"\n')
@@ -100,7 +100,7 @@ def test_a_payment_in_an_unknown_currency_is_worked_in_once_there_is_a_rate_and_
     assert said.splitlines()[0].split() == ["sent", "1"]
     assert said.splitlines()[1].split()[:3] == ["retried", "before", "1"]
     key = record_key(payment["payment_id"])
-    # What is known of a payment is kept before it is in its profiles.
+    # The stream keeps a payment's record before it writes the payment's profiles.
     card = b"card:4000123412341235"
     wait_until(lambda: stored(deployment, card) is not None, "the payment is worked in", every_s=0.3)
     assert stored(deployment, key) is not None
@@ -118,7 +118,7 @@ def test_a_payment_in_an_unknown_currency_is_worked_in_once_there_is_a_rate_and_
     assert len(read_topic(settings, "dead-letters")) == 2
 
 
-def test_an_outcome_whose_payment_came_too_late_is_worked_in_when_it_is_retried_and_twice_changes_nothing(
+def test_retrying_a_late_outcome_works_it_in_and_twice_changes_nothing(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     payment = simulate(cards=2, days=3, seed=3)[0].to_pylist()[0]
@@ -140,7 +140,7 @@ def test_an_outcome_whose_payment_came_too_late_is_worked_in_when_it_is_retried_
     wait_until(lambda: stored(deployment, card) != before, "the outcome is worked in", every_s=0.3)
     labelled, noted = stored(deployment, card), stored(deployment, key)
     assert command(deployment, "retry", "0-0", "--again")[1].split()[:2] == ["sent", "1"]
-    # Behind the second one in its partition, so that this being there says the second was worked in.
+    # This record lies behind the second one in its partition. If it is worked in, so is the second.
     produce(settings, "outcomes", b"garbage", key=payment["payment_id"])
     wait_until(lambda: len(read_topic(settings, "dead-letters")) == 2, "all is worked in", every_s=0.3)
     assert (stored(deployment, card), stored(deployment, key)) == (labelled, noted)
@@ -158,8 +158,10 @@ def odd_records(settings: KafkaSettings) -> list[Record]:
     ]
 
 
-def test_records_of_every_odd_kind_come_back_as_they_were(deployment: Deployment, settings: KafkaSettings) -> None:
-    del deployment  # it has made the topics
+def test_records_with_odd_keys_values_and_headers_return_unchanged(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    del deployment  # the fixture makes the topics
     odd = odd_records(settings)
     send_letters(settings, *odd)
     with closing(LetterReader(settings, IDS)) as reader:
@@ -171,12 +173,12 @@ def test_records_of_every_odd_kind_come_back_as_they_were(deployment: Deployment
         own = ("paywarden-retry-of", "paywarden-retry-count")
         return record.key, record.value, tuple(header for header in record.headers if header[0] not in own)
 
-    # From four partitions, so in no order.
+    # They come from four partitions, so in no fixed order.
     assert sorted(map(repr, map(content, read_topic(settings, "payments")))) == sorted(map(repr, map(content, odd)))
 
 
 def largest_accepted(send: Callable[[bytes], bool]) -> bytes:
-    """The largest value of random bytes, which do not compress, that the broker takes."""
+    """Returns the largest value that the broker accepts, of random bytes, which do not compress."""
     content = random.Random(1).randbytes(1_100_000)
     low, high = 1_000_000, len(content)
     while high - low > 1:
@@ -188,10 +190,10 @@ def largest_accepted(send: Callable[[bytes], bool]) -> bytes:
     return content[:low]
 
 
-def test_a_record_as_large_as_the_broker_takes_goes_round_too(
+def test_a_record_of_the_brokers_largest_size_is_retried_too(
     deployment: Deployment, settings: KafkaSettings, kafka: KafkaServer
 ) -> None:
-    """It has no room for the headers of a retry, and is sent without them."""
+    """Such a record has no room for the headers of a retry, and is sent without them."""
     probe = f"{settings.topic_prefix}probe"
     kafka.create_topics(NewTopic(probe, num_partitions=1, replication_factor=1))
     sender = Sender(settings, linger_ms=0)
@@ -206,7 +208,7 @@ def test_a_record_as_large_as_the_broker_takes_goes_round_too(
     produce(settings, "payments", value, key=b"k")
     deployment.start("stream")
     wait_until(lambda: len(read_topic(settings, "dead-letters")) == 1, "there is a letter", every_s=0.3)
-    # In one batch with another: one that is refused takes none along.
+    # In one batch with another record: a refused record must not take the other along.
     send_letters(settings, *odd_records(settings))
     done = run_retry(settings)
     assert (len(done.sent), done.refused) == (6, {})
@@ -215,10 +217,10 @@ def test_a_record_as_large_as_the_broker_takes_goes_round_too(
     wait_until(lambda: len(read_topic(settings, "dead-letters")) >= 7, "it has failed again", every_s=0.3)
 
 
-def test_a_record_that_is_small_only_while_it_is_packed_goes_round_too(
+def test_a_record_that_fits_only_when_compressed_is_retried_too(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
-    """The broker's limit is for what is on the wire: its letter must not be the poison that stops the stream."""
+    """The broker limits the compressed size. The letter of such a record must not stop the stream."""
     producer = Producer(
         {"bootstrap.servers": settings.bootstrap, "compression.type": "zstd", "message.max.bytes": 50_000_000}
     )
@@ -232,7 +234,7 @@ def test_a_record_that_is_small_only_while_it_is_packed_goes_round_too(
     assert [record.value == value for record in read_topic(settings, "payments")] == [True, True]
 
 
-def test_a_letter_is_retried_once_and_again_only_when_asked(deployment: Deployment, settings: KafkaSettings) -> None:
+def test_a_letter_is_retried_once_and_again_only_on_request(deployment: Deployment, settings: KafkaSettings) -> None:
     del deployment
     send_letters(settings, *odd_records(settings)[:2])
     assert run_retry(settings, dry_run=True).sent == [LetterId(0, 0), LetterId(0, 1)]
@@ -248,7 +250,7 @@ def test_a_letter_is_retried_once_and_again_only_when_asked(deployment: Deployme
     assert noted[LetterId(0, 0)] == Note(LetterId(0, 0), record.timestamp_ms, settings.topic("payments"), 1, 7)
 
 
-def test_what_cannot_go_back_is_refused_by_name_and_the_rest_is_sent(
+def test_letters_that_cannot_go_back_are_named_and_the_rest_is_sent(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     good = odd_records(settings)[4]
@@ -274,7 +276,7 @@ def test_what_cannot_go_back_is_refused_by_name_and_the_rest_is_sent(
     assert sorted(map(str, counts)) == [str(b"1"), str(b"6")]
 
 
-def test_show_lists_the_newest_and_prints_nothing_that_a_record_holds(
+def test_show_lists_the_newest_letters_without_their_content(
     deployment: Deployment, settings: KafkaSettings, tmp_path: Path
 ) -> None:
     topic = settings.topic("payments")
@@ -305,7 +307,7 @@ def test_show_lists_the_newest_and_prints_nothing_that_a_record_holds(
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
 
 
-def test_a_letter_that_is_not_there_is_named(deployment: Deployment, settings: KafkaSettings) -> None:
+def test_a_letter_that_does_not_exist_is_named(deployment: Deployment, settings: KafkaSettings) -> None:
     del deployment
     with closing(LetterReader(settings, IDS)) as reader:
         with pytest.raises(Misconfigured, match=r"there is no letter 0-0: \S+ holds none"):
@@ -319,8 +321,10 @@ def test_a_letter_that_is_not_there_is_named(deployment: Deployment, settings: K
         assert not isinstance(letter, DamagedLetter)
 
 
-def test_reading_ends_where_the_topic_ended(deployment: Deployment, settings: KafkaSettings) -> None:
-    """While letters keep coming."""
+def test_reading_ends_at_the_end_that_the_topic_had_at_the_start(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    """More letters keep coming while the command reads."""
     del deployment
     send_letters(settings, *odd_records(settings))
     with closing(LetterReader(settings, IDS)) as reader:

@@ -21,7 +21,7 @@ IDS = LocalSchemaIds()
 
 
 def alerts_of_a_day() -> list[Alert]:
-    """A feature goes missing, its traffic doubles; then the feature is back."""
+    """Returns alerts of a day on which a feature goes missing, its traffic doubles, and then the feature is back."""
     world, watch = World(1), DriftWatch("model-1", SIGNALS, DetectorSettings(), AlertSettings())
     told = []
     for number in range(100):
@@ -31,7 +31,7 @@ def alerts_of_a_day() -> list[Alert]:
     return told
 
 
-def test_the_topics_suffice_to_list_explain_and_acknowledge_an_alert(
+def test_the_topics_alone_list_explain_and_acknowledge_an_alert(
     settings: KafkaSettings, deployment: Deployment
 ) -> None:
     assert [len(partitions_of(settings, topic)) for topic in (ALERTS_TOPIC, ACKNOWLEDGEMENTS_TOPIC)] == [1, 1]

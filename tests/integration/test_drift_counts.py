@@ -1,4 +1,4 @@
-"""Real stream workers that die and join count decisions on a real Kafka: each is in the store once."""
+"""Stream workers that are killed and join count decisions on a real Kafka: the store counts each decision once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def deployment(tmp_path: Path, settings: KafkaSettings, standin: StandIn) -> Ite
 
 
 class Decisions:
-    """Sends decisions in transactions, as companions do, and knows what is committed."""
+    """Sends decisions in transactions, as companions do, and keeps those that it has committed."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._topic = settings.topic("decisions")
@@ -133,7 +133,7 @@ def test_counts_equal_the_topic_after_a_kill_and_a_rebalance(
         assert "Traceback" not in process.log.read_text(encoding="utf-8")
 
 
-def test_a_store_that_is_away_holds_up_only_decisions(
+def test_a_store_that_is_away_delays_only_decisions(
     deployment: Deployment, settings: KafkaSettings, store: ProfileStore, standin: StandIn
 ) -> None:
     deployment.configure("drift", "unsaved_max = 1000\n")
@@ -157,7 +157,7 @@ def test_a_store_that_is_away_holds_up_only_decisions(
         lambda: ("paywarden_dead_letters_total", "payments", "card_id") in samples(address), "others are not held up"
     )
     time.sleep(1)
-    # Memory is bounded: unsaved_max, one fetch, and the records on their way.
+    # Memory is bounded by unsaved_max, one fetch, and the records on their way.
     assert samples(address)["paywarden_drift_unsaved",] < 5000
     assert not samples(address).get(("paywarden_drift_store_up",), 0)
     standin.faults.clear()
@@ -166,7 +166,7 @@ def test_a_store_that_is_away_holds_up_only_decisions(
     assert stream.stop() == 0
 
 
-def test_a_partition_lost_to_another_owner_is_taken_back_and_read_again(
+def test_a_partition_lost_to_another_owner_is_taken_back_and_reread(
     deployment: Deployment, settings: KafkaSettings, store: ProfileStore
 ) -> None:
     decisions = Decisions(settings)

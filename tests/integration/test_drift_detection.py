@@ -24,12 +24,12 @@ from tests.worlds.small_decisions import FEATURE, SmallDecisions, reference
 
 FIVE_MS = LENGTHS_MS[0]
 BLOCKS, PAYMENTS = 60, 160
-# So that the last block is over.
+# An hour ago, so that the last block is over.
 START_MS = (time.time_ns() // 1_000_000 // FIVE_MS - BLOCKS - 1) * FIVE_MS
 
 
 class Decisions:
-    """Sends what hosts have decided, block by block."""
+    """Sends the decisions of several hosts, block by block."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._topic = settings.topic("decisions")
@@ -69,8 +69,8 @@ def test_a_missing_feature_raises_one_alert_whichever_worker_is_killed(
     wait_until(lambda: evaluated_ms(watched) >= START_MS + 6 * FIVE_MS, "the first worker evaluates")
     first.kill()
     second = watched.start("stream")
-    wait_until(lambda: journal(settings).alerts != {}, "an alert is told")
-    # The kill may come before the state that led to the alert is saved, or long after.
+    wait_until(lambda: journal(settings).alerts != {}, "an alert is published")
+    # The kill may come before the worker has saved the state that led to the alert, or long after.
     second.kill()
     third = watched.start("stream")
     wait_until(lambda: journal(settings).open() == [], "the alert is cleared")
@@ -95,7 +95,7 @@ def evaluated_ms(deployment: Deployment) -> int:
         with closing(sets.open_beside(readonly=True)) as store:
             return read_done(store)[0].done_ms
     except StoreUnavailable:
-        # The worker has not made it yet.
+        # The worker has not made the file yet.
         return 0
 
 

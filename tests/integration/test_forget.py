@@ -1,4 +1,4 @@
-"""Erasing a card beside a running stream and companion, on a real Kafka: store, changelog and mirror."""
+"""Erase a card beside a running stream and companion, on a real Kafka: from store, changelog and mirror."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAN = FeatureEngine().plan
 
 
 def read_store(deployment: Deployment) -> dict[bytes, bytes]:
-    """Every profile and payment record there is; nothing before the stream has made the store."""
+    """Returns every profile and payment record, or nothing before the stream has made the store."""
     if not (deployment.store / "data.mdb").exists():
         return {}
     with closing(LmdbStore.from_settings(LmdbSettings(path=str(deployment.store)), readonly=True)) as store:
@@ -44,7 +44,7 @@ def run_forget(deployment: Deployment, settings: KafkaSettings, key: bytes) -> F
         return forget(key, plan=PLAN, store=store, changelog=changelog)
 
 
-def test_a_forgotten_card_is_in_no_store_changelog_or_mirror_and_others_are_untouched(
+def test_a_forgotten_card_is_nowhere_and_other_cards_are_untouched(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     rows = simulate(cards=20, days=5, seed=3)[0].to_pylist()
@@ -55,7 +55,7 @@ def test_a_forgotten_card_is_in_no_store_changelog_or_mirror_and_others_are_unto
     stream = deployment.start("stream")
     wait_until(lambda: len(read_store(deployment)) > 0, "there is a store", every_s=0.1)
     companion = deployment.start("companion")
-    # For looking at: the companion is the one who writes.
+    # This mirror is only for reading: the companion is its writer.
     mirror = MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))
 
     wait_until_worked_in(settings, f"{settings.topic_prefix}stream", "payments")
@@ -90,8 +90,10 @@ def test_a_forgotten_card_is_in_no_store_changelog_or_mirror_and_others_are_unto
     assert companion.stop() == 0
 
 
-def test_a_mirror_that_is_new_after_it_never_hears_of_the_card(deployment: Deployment, settings: KafkaSettings) -> None:
-    """Filled from the changelog alone, from its beginning: states, then the tombstone."""
+def test_a_new_mirror_never_has_a_card_that_was_forgotten_before(
+    deployment: Deployment, settings: KafkaSettings
+) -> None:
+    """The mirror is filled from the changelog alone, from its beginning: states, then the tombstone."""
     rows = simulate(cards=20, days=5, seed=3)[0].to_pylist()
     key = f"card:{rows[0]['card_id']}".encode()
     Topics(settings).send_payments(rows)
@@ -118,7 +120,7 @@ def _ends(settings: KafkaSettings) -> dict[int, int]:
     return ends
 
 
-def test_the_changelog_tells_which_erased_keys_have_a_state_again(
+def test_the_changelog_shows_which_erased_keys_have_a_state_again(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     del deployment
@@ -149,10 +151,8 @@ def test_a_tombstone_that_the_broker_refuses_is_an_error(kafka: KafkaServer, set
         changelog.erase([b"card:" + b"C" * 100])
 
 
-def test_a_tombstone_is_where_the_stream_puts_the_states_of_its_key(
-    deployment: Deployment, settings: KafkaSettings
-) -> None:
-    """Else one partition would keep the state for ever beside the tombstone in another."""
+def test_a_tombstone_goes_to_the_partition_of_its_keys_states(deployment: Deployment, settings: KafkaSettings) -> None:
+    """Otherwise one partition would keep the state for ever, beside the tombstone in another."""
     del deployment
     keys = [f"card:{number}".encode() for number in range(50)]
     producer: Producer = make_producer(settings, linger_ms=0)

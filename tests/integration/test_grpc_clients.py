@@ -1,4 +1,4 @@
-"""The gRPC front with real clients: Python's, Go's and Java's."""
+"""The gRPC front with real clients in Python, Go and Java."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run_client(*command: str) -> str:
 # Python's
 
 
-def test_pythons_client_scores_one_and_many(channel: grpc.Channel) -> None:
+def test_the_python_client_scores_one_payment_and_many(channel: grpc.Channel) -> None:
     assert score_stub(channel)(payment("py"), timeout=10).payment_id == "py"
     batch = channel.unary_unary(
         BATCH,
@@ -74,7 +74,7 @@ def test_pythons_client_scores_one_and_many(channel: grpc.Channel) -> None:
     assert [response.payment_id for response in answer.responses] == ["a", "b"]
 
 
-def test_pythons_client_learns_the_field_from_message_and_trailer(channel: grpc.Channel) -> None:
+def test_the_python_client_gets_the_field_in_message_and_trailer(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         score_stub(channel)(payment(amount_minor=-1))
     error: Any = caught.value
@@ -84,29 +84,29 @@ def test_pythons_client_learns_the_field_from_message_and_trailer(channel: grpc.
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
-def test_pythons_client_may_compress(channel: grpc.Channel, compression: grpc.Compression) -> None:
+def test_the_python_client_may_compress(channel: grpc.Channel, compression: grpc.Compression) -> None:
     assert score_stub(channel)(payment("x" * 200), compression=compression).payment_id == "x" * 200
 
 
-def test_pythons_client_may_send_metadata(channel: grpc.Channel) -> None:
+def test_the_python_client_may_send_metadata(channel: grpc.Channel) -> None:
     metadata = (("x-request-id", "7"), ("trace-bin", b"\x00\xff"))
     assert score_stub(channel)(payment("m"), metadata=metadata).payment_id == "m"
 
 
-def test_pythons_client_may_cancel_and_go_on(channel: grpc.Channel) -> None:
+def test_the_python_client_may_cancel_and_go_on(channel: grpc.Channel) -> None:
     score = score_stub(channel)
     for _ in range(100):
         score.future(payment("dropped")).cancel()
     assert score(payment("kept")).payment_id == "kept"
 
 
-def test_pythons_client_may_ask_a_thousand_at_once(channel: grpc.Channel) -> None:
+def test_the_python_client_may_make_a_thousand_calls_at_once(channel: grpc.Channel) -> None:
     score = score_stub(channel)
     futures = [score.future(payment(f"n{number}")) for number in range(1000)]
     assert [future.result().payment_id for future in futures] == [f"n{number}" for number in range(1000)]
 
 
-def test_pythons_client_may_watch_health(channel: grpc.Channel, served: GrpcServed) -> None:
+def test_the_python_client_may_watch_health(channel: grpc.Channel, served: GrpcServed) -> None:
     watch = channel.unary_stream(
         "/grpc.health.v1.Health/Watch",
         request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
@@ -121,7 +121,7 @@ def test_pythons_client_may_watch_health(channel: grpc.Channel, served: GrpcServ
     changes.cancel()
 
 
-def test_grpcs_own_health_and_reflection_packages_understand_us(served: GrpcServed) -> None:
+def test_grpcs_own_health_and_reflection_packages_work_with_us(served: GrpcServed) -> None:
     found = json.loads(run_client(sys.executable, "-m", "tests.clients.standard_services", served.target))
     assert (found["check"], found["watch"], found["unknown"]) == (1, 1, "NOT_FOUND")
     assert set(found["services"]) == SERVICES
@@ -130,7 +130,7 @@ def test_grpcs_own_health_and_reflection_packages_understand_us(served: GrpcServ
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_pythons_client_comes_over_a_unix_socket(library: str, tmp_path: Path) -> None:
+def test_the_python_client_connects_over_a_unix_socket(library: str, tmp_path: Path) -> None:
     with (
         GrpcServed(GrpcSettings(library=library), unix_path=tmp_path / "score.sock"),
         grpc.insecure_channel(f"unix:{tmp_path}/score.sock") as channel,
@@ -151,7 +151,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_pythons_client_comes_over_tls_and_what_agrees_on_no_h2_is_cut(
+def test_the_python_client_uses_tls_and_a_client_without_h2_is_cut(
     library: str, certificate: tuple[Path, Path]
 ) -> None:
     chain, key = certificate
@@ -176,11 +176,11 @@ def read_or_reset(connection: socket.socket) -> bytes:
 
 
 def hand_over(library: str, calls: Callable[[str], None]) -> int:
-    """Make calls, while the server they go to is stopped and another takes the port; how many servers had some."""
+    """Make calls while their server stops and another takes the port. Returns how many servers took some."""
     first = GrpcServed(GrpcSettings(library=library), shared_port=0)
     thread = threading.Thread(target=calls, args=(first.target,))
     thread.start()
-    wait_until(lambda: bool(first.scorer.chunks), "the first is asked")
+    wait_until(lambda: bool(first.scorer.chunks), "the first server gets calls")
     with GrpcServed(GrpcSettings(library=library), shared_port=first.port) as second:
         first.begin_stop()
         first.join()
@@ -189,7 +189,7 @@ def hand_over(library: str, calls: Callable[[str], None]) -> int:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_no_call_of_pythons_client_fails_when_a_server_stops_gracefully(library: str) -> None:
+def test_a_graceful_stop_fails_no_call_of_the_python_client(library: str) -> None:
     failures: list[str] = []
 
     def calls(target: str) -> None:
@@ -215,7 +215,7 @@ def go() -> str:
     return str(built)
 
 
-def test_gos_client_does_all_it_can(served: GrpcServed, go: str) -> None:
+def test_the_go_client_passes_all_its_checks(served: GrpcServed, go: str) -> None:
     found = json.loads(run_client(go, "features", served.target))
     assert set(found.pop("services")) == SERVICES
     assert found.pop("wrong").startswith("InvalidArgument amount_minor: is below 0; wanted ")
@@ -232,7 +232,7 @@ def test_gos_client_does_all_it_can(served: GrpcServed, go: str) -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_no_call_of_gos_client_fails_when_a_server_stops_gracefully(library: str, go: str) -> None:
+def test_a_graceful_stop_fails_no_call_of_the_go_client(library: str, go: str) -> None:
     printed: list[str] = []
     assert hand_over(library, lambda target: printed.append(run_client(go, "steady", target))) == 2
     found = json.loads(printed[0])
@@ -243,7 +243,7 @@ def test_no_call_of_gos_client_fails_when_a_server_stops_gracefully(library: str
 # Java's
 
 
-def test_javas_client_does_all_it_can(served: GrpcServed) -> None:
+def test_the_java_client_passes_all_its_checks(served: GrpcServed) -> None:
     right, wrong = payment("java"), payment("java", currency="")
     printed = run_client(
         tool("java"),

@@ -1,4 +1,4 @@
-"""The real broker the other integration tests stand on, and our records through it."""
+"""The real broker under the other integration tests, and our records through it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def value_of(message: Message) -> bytes:
 
 
 def gone(pid: int) -> bool:
-    """Whether no process has this pid any more (a dead one whose parent has not looked yet has gone)."""
+    """Returns whether no process has this pid. A zombie, which its parent has not reaped yet, counts as gone."""
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
@@ -82,7 +82,7 @@ def test_a_card_keeps_its_partition_and_its_order(kafka: KafkaServer, topic_pref
         assert [number for _, number in places] == sorted(number for _, number in places)
 
 
-def test_asking_for_more_records_than_there_are_is_an_error(kafka: KafkaServer, topic_prefix: str) -> None:
+def test_reading_more_records_than_there_are_is_an_error(kafka: KafkaServer, topic_prefix: str) -> None:
     topic = f"{topic_prefix}few"
     kafka.create_topics(NewTopic(topic, num_partitions=1, replication_factor=1))
     produce(kafka.bootstrap, topic, [(None, b"one")])
@@ -90,12 +90,12 @@ def test_asking_for_more_records_than_there_are_is_an_error(kafka: KafkaServer, 
         consume(kafka.bootstrap, topic, 2, timeout_s=1.0)
 
 
-def test_a_topic_nobody_created_does_not_appear_by_itself(kafka: KafkaServer, topic_prefix: str) -> None:
+def test_a_topic_is_not_created_by_using_it(kafka: KafkaServer, topic_prefix: str) -> None:
     with pytest.raises(RuntimeError, match=r"UNKNOWN_TOPIC|Unknown topic"):
         produce(kafka.bootstrap, f"{topic_prefix}absent", [(None, b"x")])
 
 
-def test_a_killed_broker_comes_back_with_every_acknowledged_record(tmp_path: Path) -> None:
+def test_a_killed_broker_restarts_with_every_acknowledged_record(tmp_path: Path) -> None:
     with KafkaServer(tmp_path, QUICK_RETURN) as server:
         server.create_topics(NewTopic("decisions", num_partitions=2, replication_factor=1))
         acknowledged: set[bytes] = set()
@@ -116,7 +116,7 @@ def test_a_killed_broker_comes_back_with_every_acknowledged_record(tmp_path: Pat
         for number in range(2_000):
             producer.produce("decisions", key=str(number), value=str(number).encode(), on_delivery=delivered)
             producer.poll(0)
-            # In the middle of things: some are acknowledged, others are on their way.
+            # Kill the broker while some records are acknowledged and others are on their way.
             if number == 1_000:
                 assert producer.flush(WAIT_S) == 0
             if number == 1_500:
@@ -133,7 +133,7 @@ def test_a_killed_broker_comes_back_with_every_acknowledged_record(tmp_path: Pat
         assert sorted(read) == sorted(acknowledged)
 
 
-def test_a_compacted_topic_keeps_the_newest_of_a_key(tmp_path: Path) -> None:
+def test_a_compacted_topic_keeps_the_newest_record_of_a_key(tmp_path: Path) -> None:
     with KafkaServer(tmp_path, QUICK_COMPACTION) as server:
         compacted = {"cleanup.policy": "compact", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.01"}
         server.create_topics(NewTopic("profiles", num_partitions=1, replication_factor=1, config=compacted))
@@ -150,7 +150,7 @@ def test_a_compacted_topic_keeps_the_newest_of_a_key(tmp_path: Path) -> None:
             time.sleep(0.2)
 
 
-def test_a_taken_port_is_tried_again_with_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taken_port_is_replaced_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ports = iter([port, free_port(), free_port(), free_port()])
@@ -167,7 +167,7 @@ def test_a_broker_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None])
-def test_a_service_ends_with_the_run_that_started_it(how: signal.Signals | None, tmp_path: Path) -> None:
+def test_a_service_ends_with_the_process_that_started_it(how: signal.Signals | None, tmp_path: Path) -> None:
     source = tmp_path / "Sleep.java"
     source.write_text("class Sleep { public static void main(String[] a) throws Exception { Thread.sleep(600_000); } }")
     script = (
@@ -202,7 +202,7 @@ def test_a_service_ends_with_the_run_that_started_it(how: signal.Signals | None,
         time.sleep(0.05)
 
 
-def test_a_process_that_ends_while_starting_is_reported_with_its_log(tmp_path: Path) -> None:
+def test_a_process_that_ends_during_its_start_is_reported_with_its_log(tmp_path: Path) -> None:
     process = JavaProcess(["NoSuchClass"], log=tmp_path / "log", cwd=tmp_path)
     with pytest.raises(StartFailed, match=r"(?s)the thing ended with status 1.*NoSuchClass"):
         process.wait_until(lambda: False, what="the thing")
@@ -218,7 +218,7 @@ def test_missing_java_and_maven_are_named(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert list((tmp_path / "services").glob("kafka*")) == []
 
 
-def test_what_is_there_is_not_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_service_that_was_fetched_is_not_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PAYWARDEN_SERVICES_DIR", str(tmp_path))
     monkeypatch.setenv("PATH", "")
     (tmp_path / fetch.KAFKA).mkdir()

@@ -30,7 +30,7 @@ PARTITIONS = 4
 SOURCES = sources_of(range(PARTITIONS), range(PARTITIONS))
 IDS = LocalSchemaIds()
 TODAY = time.time_ns() // 1_000_000 // DAY_MS
-# Its labels are mature by now; days before are the reference.
+# The labels of this day are mature by now. The days before it are the reference.
 LAST_DAY = TODAY - 3
 FIRST_DAY = LAST_DAY - 7
 DAYS = range(FIRST_DAY, TODAY + 1)
@@ -51,7 +51,7 @@ def deployment(tmp_path: Path, settings: KafkaSettings, standin: StandIn) -> Ite
 
 
 class Traffic:
-    """Decisions and outcomes as they were sent. On the last day frauds are approved that were declined before."""
+    """Sends decisions and outcomes, and keeps them. On the last day, frauds that used to be declined are approved."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings, self._sender = settings, Sender(settings, linger_ms=0)
@@ -143,9 +143,9 @@ def test_tallies_equal_a_recount_after_kills_and_metrics_are_sent(
         time.sleep(0.1)
     second.kill()
     traffic.send(320)
-    wait_until(lambda: worked_in(store) >= traffic.sent, "all is joined")
-    # This imitates a worker that is slow to notice that it has lost its partitions. Their owner meets a conflict when
-    # all but the heads is written, and works the same rows in again.
+    wait_until(lambda: worked_in(store) >= traffic.sent, "all records are joined")
+    # This imitates a worker that notices too late that it has lost its partitions. The new owner meets a conflict after
+    # it has written everything but the heads, and works the same rows in again.
     for source in (SourcePartition("o", 1), SourcePartition("d", 2)):
         take_over(store, source, SETTINGS)
     traffic.send(160)
@@ -161,7 +161,7 @@ def test_tallies_equal_a_recount_after_kills_and_metrics_are_sent(
     newest = {one["variant"]: one for one in metrics_of(settings) if one["day_start_time_ms"] == LAST_DAY * DAY_MS}
     assert set(newest) == {"", "b"}
     week = newest[""]["windows"][0]
-    # All days are mature by the clock, so they were measured while some of it was still being sent.
+    # All days are mature by the clock, so the first measures were taken before all records were sent.
     assert week["precision"] > 0.95
     assert 0.75 < week["recall"] < 0.92
     assert week["fraud_missed_minor"] > 0

@@ -1,4 +1,4 @@
-"""Profiles built anew from the topics beside the live ones, and swapped in, on a real Kafka with real processes."""
+"""Profiles rebuilt from the topics beside the live ones, and swapped in, on a real Kafka with real processes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_set(deployment: Deployment, name: str) -> dict[bytes, bytes]:
 
 
 def spoil(deployment: Deployment) -> None:
-    """As a bug would have: a card has another's profile, and there is one of a card that never paid."""
+    """Spoil the store as a bug would: one card has another's profile, and a card that never paid has one."""
     stored = read_store(deployment.store)
     cards = sorted(key for key in stored if key.startswith(b"card:"))
     store = sets_of(deployment).open("")
@@ -59,9 +59,7 @@ def spoil(deployment: Deployment) -> None:
     store.close()
 
 
-def test_a_rebuild_beside_the_live_stream_gives_what_the_topics_say_and_the_stream_goes_on_with_it(
-    deployment: Deployment, settings: KafkaSettings
-) -> None:
+def test_a_rebuild_beside_the_live_stream_equals_the_topics(deployment: Deployment, settings: KafkaSettings) -> None:
     payments, outcomes = small_world()
     third = len(payments) // 3
     group = f"{settings.topic_prefix}stream"
@@ -72,7 +70,7 @@ def test_a_rebuild_beside_the_live_stream_gives_what_the_topics_say_and_the_stre
     assert stream.stop() == 0
     spoil(deployment)
     stream = deployment.start("stream")
-    # The changelog has the ghost, too.
+    # The changelog holds that card's profile, too.
     encoder = Encoder("profiles", LocalSchemaIds().id_of("profiles"))
     ghost = encoder.encode({"entity": "card", "state": b"\2ghost", "written_time_ms": 1})
     topics.send_bytes("profiles", ghost, b"card:ghost")
@@ -87,22 +85,20 @@ def test_a_rebuild_beside_the_live_stream_gives_what_the_topics_say_and_the_stre
     rebuilt = read_set(deployment, name)
     assert_profiles_equal(rebuilt, batch_profiles(payments, outcomes))
     assert read_changelog(settings) == rebuilt
-    # The old set stays until it is dropped.
+    # The old set stays until the operator drops it.
     assert b"card:ghost" in read_set(deployment, "")
     dropped = deployment.run("profile-sets", "drop", "first")
     assert dropped.returncode == 0, dropped.stderr
 
 
-def test_a_set_that_is_dropped_leaves_no_topics_and_others_keep_theirs(
-    deployment: Deployment, settings: KafkaSettings
-) -> None:
+def test_dropping_a_set_deletes_its_topics_and_no_others(deployment: Deployment, settings: KafkaSettings) -> None:
     sets = ProfileSets(sets_of(deployment).open_register())
     before = own_topics(settings)
     for name in ("b1", "b2"):
         sets.create(name, now_ms=1)
         create_repartition_topics(settings, {repartition_topic(entity, name): 2 for entity in ENTITIES}, 1)
     sets.close()
-    # A drop that was killed may have got so far.
+    # The state that a killed drop may leave.
     assert delete_repartition_topics(settings, [repartition_topic("card", "b1")]) == {}
     dropped = deployment.run("profile-sets", "drop", "b1")
     assert (dropped.returncode, dropped.stderr) == (0, "")
@@ -114,7 +110,7 @@ def own_topics(settings: KafkaSettings) -> set[str]:
     return {name for name in topics_of(settings) if name.startswith(settings.topic_prefix)}
 
 
-def test_a_rebuild_from_a_time_has_what_reached_kafka_since(deployment: Deployment, settings: KafkaSettings) -> None:
+def test_a_rebuild_from_a_time_has_the_records_since_then(deployment: Deployment, settings: KafkaSettings) -> None:
     payments, outcomes = small_world()
     none = outcomes.slice(0, 0)
     topics = Topics(settings)
@@ -129,9 +125,7 @@ def test_a_rebuild_from_a_time_has_what_reached_kafka_since(deployment: Deployme
     assert_profiles_equal(read_set(deployment, done.stdout.strip()), batch_profiles(payments.slice(300, 300), none))
 
 
-def test_a_rebuild_killed_while_it_fills_or_swaps_can_be_gone_on_with(
-    deployment: Deployment, settings: KafkaSettings
-) -> None:
+def test_a_rebuild_killed_during_fill_or_swap_can_be_continued(deployment: Deployment, settings: KafkaSettings) -> None:
     payments, outcomes = small_world()
     send(Topics(settings), payments, outcomes)
     stream = deployment.start("stream")
@@ -145,7 +139,7 @@ def test_a_rebuild_killed_while_it_fills_or_swaps_can_be_gone_on_with(
     second = deployment.start("rebuild", "--resume", name)
     wait_until(lambda: register.read().next == name, "the swap has begun", every_s=0.005)
     second.kill()
-    # The workers wait for as long as it takes; scoring does not.
+    # The workers wait without a limit; scoring does not wait.
     done = deployment.run("rebuild", "--resume", name)
     assert done.returncode == 0, done.stderr
     assert register.read().name == name
@@ -155,7 +149,7 @@ def test_a_rebuild_killed_while_it_fills_or_swaps_can_be_gone_on_with(
     assert read_changelog(settings) == read_set(deployment, name)
 
 
-def test_a_swap_given_up_leaves_the_live_set_live_and_published(
+def test_after_an_abandoned_swap_the_live_set_is_live_and_published(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     payments, outcomes = small_world()
@@ -179,10 +173,10 @@ def test_a_swap_given_up_leaves_the_live_set_live_and_published(
     assert read_changelog(settings) == read_store(deployment.store)
 
 
-def test_more_partitions_for_more_workers_only_when_nothing_is_on_its_way(
+def test_partitions_are_added_only_when_all_records_are_worked_in(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
-    """The procedure of docs/operate/upgrade.md, More partitions, with a worker killed before it."""
+    """Follow "More partitions" of docs/operate/upgrade.md, with a worker killed before it."""
     payments, outcomes = small_world()
     half = len(payments) // 2
     topics, group = Topics(settings), f"{settings.topic_prefix}stream"
@@ -207,7 +201,7 @@ def test_more_partitions_for_more_workers_only_when_nothing_is_on_its_way(
 
 
 def drain_or_refused(deployment: Deployment) -> bool:
-    """Whether, after draining, nothing is on its way and nobody in the group: asked without changing anything."""
+    """Returns whether, after draining, no record is on its way and the group has no member. Changes nothing."""
     drained = deployment.run("stream", "--drain")
     assert drained.returncode == 0, drained.stderr
     asked = deployment.run("topics", "repartition", "--partitions", "3")

@@ -1,4 +1,4 @@
-"""Our codec and Confluent's own (de)serialisers against each other, on a real schema registry."""
+"""Our codec and Confluent's own serialisers and deserialisers, each against the other, on a real schema registry."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ PAYMENT = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A registry of our own: these tests spoil the topics' subjects for others."""
+    """A registry for this file alone, because these tests spoil the topics' subjects for others."""
     with RegistryServer(tmp_path_factory.mktemp("registry")) as server:
         yield server
 
 
 @pytest.fixture
 def client(server: RegistryServer) -> Iterator[SchemaRegistryClient]:
-    """Somebody else, who uses the registry too; it is empty when a test begins."""
+    """Another client of the same registry, which is empty when a test begins."""
     with SchemaRegistryClient({"url": server.url, "timeout": 10}) as client:
-        # From the end: the one that refers to another goes before it.
+        # Delete from the end, because a schema that refers to another must go first.
         for name in sorted(client.get_subjects(), reverse=True):
-            # Twice: a subject can only be deleted for good once it is deleted.
+            # Delete twice: a registry deletes a subject for good only if it is already marked as deleted.
             client.delete_subject(name)
             client.delete_subject(name, permanent=True)
         yield client
@@ -61,7 +61,7 @@ def client(server: RegistryServer) -> Iterator[SchemaRegistryClient]:
 
 @pytest.fixture
 def connect(server: RegistryServer, client: SchemaRegistryClient) -> Iterator[Callable[..., RegistrySchemaIds]]:
-    """Opens our side of it, in the test's own time, and closes it afterwards."""
+    """Returns a function that opens our codec within the test. The codec is closed after the test."""
     del client
     opened: list[RegistrySchemaIds] = []
 
@@ -83,7 +83,7 @@ def context(topic: str) -> SerializationContext:
 
 
 def example(topic: str) -> dict[str, Any]:
-    """A record with something in every field."""
+    """Returns a record with a value in every field."""
     values: dict[str, Any] = {
         "boolean": True,
         "string": "text ü",
@@ -121,7 +121,7 @@ def refused_at_start(settings: RegistrySettings) -> str:
     return str(caught.value)
 
 
-def test_confluents_deserialiser_reads_what_we_write(
+def test_confluents_deserialiser_reads_our_records(
     client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
 ) -> None:
     ids = connect()
@@ -131,7 +131,7 @@ def test_confluents_deserialiser_reads_what_we_write(
         assert deserialise(Encoder(topic, ids.id_of(topic)).encode(record), context(topic)) == record
 
 
-def test_we_read_what_confluents_serialiser_writes(
+def test_we_read_records_of_confluents_serialiser(
     client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
 ) -> None:
     ids = connect()
@@ -141,14 +141,16 @@ def test_we_read_what_confluents_serialiser_writes(
         assert Decoder(topic, ids).decode(serialise(record, context(topic))) == record
 
 
-def test_both_write_the_same_bytes(client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]) -> None:
+def test_both_serialisers_write_the_same_bytes(
+    client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
+) -> None:
     ids = connect()
     conf = {"auto.register.schemas": False, "normalize.schemas": True}
     serialise = AvroSerializer(client, schema_text("payments"), conf=conf)
     assert Encoder("payments", ids.id_of("payments")).encode(PAYMENT) == serialise(PAYMENT, context("payments"))
 
 
-def test_starting_again_registers_nothing_new(
+def test_a_second_start_registers_nothing_new(
     client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
 ) -> None:
     first, second = connect(), connect()
@@ -157,7 +159,7 @@ def test_starting_again_registers_nothing_new(
     assert all(client.get_versions(f"{topic}-value") == [1] for topic in TOPICS)
 
 
-def test_a_schema_that_is_there_in_another_layout_is_ours(
+def test_a_registered_schema_in_another_layout_counts_as_ours(
     client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
 ) -> None:
     for topic in TOPICS:
@@ -178,7 +180,7 @@ def test_without_auto_register_a_missing_schema_stops_the_start(
     assert client.get_subjects() == []
 
 
-def test_a_newer_compatible_version_of_somebody_else_is_read(
+def test_records_of_a_newer_compatible_version_are_read(
     client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
 ) -> None:
     decoder = Decoder("payments", connect())
@@ -201,7 +203,7 @@ def test_we_start_beside_a_newer_version_and_write_our_own(
     assert AvroDeserializer(client, newer)(value, context("payments")) == PAYMENT | {"wallet": None}
 
 
-def test_a_schema_of_ours_that_the_registry_finds_incompatible_stops_the_start(
+def test_a_start_stops_if_the_registry_calls_our_schema_incompatible(
     server: RegistryServer, client: SchemaRegistryClient
 ) -> None:
     stranger = {"type": "record", "name": "Payment", "namespace": "paywarden.v1", "fields": []}
@@ -212,7 +214,7 @@ def test_a_schema_of_ours_that_the_registry_finds_incompatible_stops_the_start(
     assert "subject payments-value" in message
 
 
-def test_an_incompatible_schema_of_somebody_else_is_refused_record_by_record(
+def test_each_record_of_a_foreign_incompatible_schema_is_refused(
     client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
 ) -> None:
     decoder = Decoder("payments", connect())
@@ -238,7 +240,7 @@ def test_a_protobuf_schema_is_refused(client: SchemaRegistryClient, connect: Cal
         connect().schema_of(schema_id)
 
 
-def test_a_schema_made_of_other_subjects_is_refused(
+def test_a_schema_that_refers_to_other_subjects_is_refused(
     client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
 ) -> None:
     part = {"type": "record", "name": "Part", "fields": [{"name": "a", "type": "int"}]}
@@ -250,7 +252,7 @@ def test_a_schema_made_of_other_subjects_is_refused(
         connect().schema_of(schema_id)
 
 
-def test_an_unknown_id_is_refused_and_asked_for_again_after_a_while(
+def test_an_unknown_id_is_refused_and_looked_up_again_later(
     server: RegistryServer, client: SchemaRegistryClient
 ) -> None:
     now_s = 1_000.0
@@ -258,7 +260,7 @@ def test_an_unknown_id_is_refused_and_asked_for_again_after_a_while(
     unknown = max(ids.id_of(topic) for topic in TOPICS) + 1_000
     with pytest.raises(InvalidEvent, match=f"unknown schema id {unknown}"):
         ids.schema_of(unknown)
-    # A second question within the while asks nobody: nobody could answer.
+    # A second look-up within this time sends no request: no server is there to answer it.
     ids.close()
     with pytest.raises(InvalidEvent, match=f"unknown schema id {unknown}"):
         ids.schema_of(unknown)
@@ -268,7 +270,7 @@ def test_an_unknown_id_is_refused_and_asked_for_again_after_a_while(
     del client
 
 
-# A registry that comes later, goes, or gives other ids
+# A registry that is added later, removed, or gives other ids
 
 
 def test_a_fingerprint_is_read_while_a_registry_is_configured(connect: Callable[..., RegistrySchemaIds]) -> None:
@@ -280,7 +282,7 @@ def test_a_fingerprint_is_read_while_a_registry_is_configured(connect: Callable[
         assert Decoder(topic, ids).decode(value) == record
 
 
-def test_every_id_is_remembered_before_a_record_is_written_with_it(
+def test_an_id_is_remembered_before_a_record_is_written_with_it(
     connect: Callable[..., RegistrySchemaIds],
 ) -> None:
     remembered = MemoryRememberedSchemas()
@@ -293,7 +295,7 @@ def test_every_id_is_remembered_before_a_record_is_written_with_it(
     assert len(remembered.read()) == len(TOPICS)
 
 
-def test_the_schema_of_somebody_else_is_remembered_when_it_is_first_read(
+def test_a_foreign_schema_is_remembered_when_it_is_first_read(
     client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
 ) -> None:
     remembered = MemoryRememberedSchemas()
@@ -335,7 +337,7 @@ def registry_answer(schema_id: int, text: str) -> bytes:
     return json.dumps(answer).encode()
 
 
-def test_an_id_of_ours_that_is_another_schemas_fingerprint_stops_the_start() -> None:
+def test_an_id_equal_to_another_schemas_fingerprint_stops_the_start() -> None:
     fingerprint = LocalSchemaIds().id_of("outcomes")
     with answering(200, registry_answer(fingerprint, schema_text("payments"))) as url:
         message = refused_at_start(RegistrySettings(url=url))
@@ -343,7 +345,7 @@ def test_an_id_of_ours_that_is_another_schemas_fingerprint_stops_the_start() -> 
     assert "already means another schema, paywarden.v1.Outcome" in message
 
 
-def test_an_id_that_is_a_fingerprint_and_in_the_registry_means_the_fingerprint() -> None:
+def test_an_id_that_is_also_a_fingerprint_means_the_fingerprint() -> None:
     fingerprint = LocalSchemaIds().id_of("payments")
     stranger = payments_with({"name": "wallet", "type": "string"})
     with answering(200, registry_answer(5, stranger)) as url:
@@ -352,14 +354,14 @@ def test_an_id_that_is_a_fingerprint_and_in_the_registry_means_the_fingerprint()
         ids.close()
 
 
-def test_subjects_have_the_topics_prefix(
+def test_subjects_begin_with_the_topic_prefix(
     client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
 ) -> None:
     connect(topic_prefix="eu-")
     assert sorted(client.get_subjects()) == sorted(f"eu-{topic}-value" for topic in TOPICS)
 
 
-def test_schemas_registered_by_hand_without_the_prefix_are_still_found(
+def test_schemas_registered_by_hand_without_the_prefix_are_found(
     client: SchemaRegistryClient, connect: Callable[..., RegistrySchemaIds]
 ) -> None:
     wanted = connect()
@@ -368,12 +370,12 @@ def test_schemas_registered_by_hand_without_the_prefix_are_still_found(
     assert sorted(client.get_subjects()) == sorted(f"{topic}-value" for topic in TOPICS)
 
 
-def test_no_url_means_no_registry() -> None:
+def test_without_a_url_there_is_no_registry() -> None:
     ids = schema_ids(RegistrySettings(), MemoryRememberedSchemas())
     assert {topic: ids.id_of(topic) for topic in TOPICS} == {topic: LocalSchemaIds().id_of(topic) for topic in TOPICS}
 
 
-def test_a_url_means_that_registry(server: RegistryServer, client: SchemaRegistryClient) -> None:
+def test_a_url_selects_that_registry(server: RegistryServer, client: SchemaRegistryClient) -> None:
     ids = schema_ids(RegistrySettings(url=server.url), MemoryRememberedSchemas(), topics=["payments"])
     assert isinstance(ids, RegistrySchemaIds)
     ids.close()
@@ -393,7 +395,7 @@ def test_the_second_url_is_tried_when_the_first_is_down(server: RegistryServer, 
     ids.close()
 
 
-def test_a_registry_that_went_down_is_temporary_and_what_is_known_stays_known(tmp_path: Path) -> None:
+def test_a_registry_that_went_down_is_temporary_and_known_ids_stay(tmp_path: Path) -> None:
     with RegistryServer(tmp_path) as server:
         ids = RegistrySchemaIds(RegistrySettings(url=server.url), MemoryRememberedSchemas())
         decoder = Decoder("payments", ids)
@@ -411,7 +413,7 @@ def test_a_registry_that_went_down_is_temporary_and_what_is_known_stays_known(tm
 
 @contextmanager
 def answering(status: int, body: bytes) -> Iterator[str]:
-    """The URL of a server that says the same to every request, and is no schema registry."""
+    """Yields the URL of a server that is no schema registry and gives every request the same answer."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -422,7 +424,7 @@ def answering(status: int, body: bytes) -> Iterator[str]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Says nothing on standard error."""
+            """Write nothing on standard error."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -445,7 +447,7 @@ def answering(status: int, body: bytes) -> Iterator[str]:
         (503, b"busy", "answered with status 503"),
     ],
 )
-def test_a_server_that_is_no_registry_for_us_stops_the_start(status: int, body: bytes, words: str) -> None:
+def test_a_server_that_is_no_schema_registry_stops_the_start(status: int, body: bytes, words: str) -> None:
     with answering(status, body) as url:
         message = refused_at_start(RegistrySettings(url=url, username="u", password="hunter2"))
     assert words in message
@@ -465,7 +467,7 @@ def test_a_server_that_is_no_registry_for_us_stops_the_start(status: int, body: 
         (RegistrySettings(url="http://127.0.0.1:1", username="a:b", password="hunter2"), "colon"),
     ],
 )
-def test_settings_that_cannot_work_stop_the_start(settings: RegistrySettings, words: str) -> None:
+def test_impossible_settings_stop_the_start(settings: RegistrySettings, words: str) -> None:
     message = refused_at_start(settings)
     assert words in message
     assert "hunter2" not in message

@@ -1,4 +1,4 @@
-"""A registry that is turned on, and off again: every record of before stays readable, for every reader."""
+"""Turn a schema registry on and off again: every earlier record stays readable for every reader."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WORLD = simulate(cards=30, days=8, seed=5)
 
 
 class Phases:
-    """The same deployment, started again and again with another configuration."""
+    """One deployment, started several times with different configurations."""
 
     def __init__(self, deployment: Deployment, settings: KafkaSettings) -> None:
         self.deployment, self.settings = deployment, settings
@@ -46,7 +46,7 @@ class Phases:
         self.phases = 0
 
     def live(self, url: str) -> None:
-        """Some payments, an undecodable record and a decision, worked in by processes with this registry or none."""
+        """Run the processes with this registry or none, over some payments, an undecodable record and a decision."""
         self._configure(url)
         self.phases += 1
         self.topics.send_bytes("payments", b"nonsense", b"k")
@@ -64,7 +64,7 @@ class Phases:
         return len(read_topic(self.settings, topic))
 
     def ids(self, topic: str) -> list[int]:
-        """Which schema ids are on a topic, in order of their first record."""
+        """Returns the schema ids on a topic, in the order of their first record."""
         values = [record.value for record in read_topic(self.settings, topic)]
         return list(dict.fromkeys(int.from_bytes(value[1:5], "big") for value in values if value and value[0] == 0))
 
@@ -96,7 +96,7 @@ def test_turning_the_registry_on_and_off_leaves_every_record_readable(
     phases.topics.send_payments(phases.payments[:third])
     phases.live(url="")
     phases.topics.send_payments(phases.payments[third : 2 * third])
-    # Somebody else has a field more, and asks the registry for an id.
+    # Another producer has one more field, and gets an id from the registry.
     newer = json.loads(schema_text("payments"))
     newer["fields"].append({"name": "wallet", "type": ["null", "string"], "default": None})
     with SchemaRegistryClient({"url": registry.url, "timeout": 10}) as client:
@@ -121,7 +121,7 @@ def test_turning_the_registry_on_and_off_leaves_every_record_readable(
         first, registered, *rest = phases.ids(topic)
         assert (first, rest, registered in known) == (local.id_of(topic), [], True)
 
-    # The stream left out the three records that are none, and nothing else.
+    # The stream left out the three undecodable records, and no other.
     letters = json.loads(deployment.run("dead-letters", "show", "--json").stdout)
     assert [letter["reason"][:17] for letter in letters["letters"]] == ["wrong magic byte:"] * 3
     assert_profiles_equal(read_store(deployment.store), batch_profiles(WORLD[0], WORLD[1].slice(0, 0)))
@@ -136,7 +136,7 @@ def test_turning_the_registry_on_and_off_leaves_every_record_readable(
     with closing(MirrorWriter(MirrorSettings(path=str(deployment.mirror), size_mb=256))) as mirror:
         assert dict(mirror.read(set(stored))) == stored
 
-    # A process on another machine, which has nothing but Kafka, reads the topics whole.
+    # A process on another machine, which has only Kafka, reads the whole topics.
     for topic, count, damaged in (("payments", len(phases.payments) + 1, 3), ("decisions", 3, 0)):
         out = tmp_path / "archive"
         done = deployment.run("archive", "--topic", topic, "--out", str(out))
@@ -145,7 +145,7 @@ def test_turning_the_registry_on_and_off_leaves_every_record_readable(
         assert len(read_archive(out, topic, rows_schema(topic)).table) == count
 
 
-def test_the_topic_of_remembered_schemas_is_read_again_only_when_it_grows(
+def test_remembered_schemas_are_read_again_only_when_their_topic_grows(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     del deployment

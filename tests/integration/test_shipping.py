@@ -1,4 +1,4 @@
-"""Decisions from outboxes onto a real broker: for readers of what is committed, each exactly once."""
+"""Ship decisions from outboxes to a real broker: a reader of committed records sees each exactly once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def kafka_settings(kafka: KafkaServer, topic_prefix: str) -> KafkaSettings:
 
 
 class World:
-    """An outbox with its writer, and companions of it one after the other."""
+    """An outbox with its writer, and companions that ship it one after the other."""
 
     def __init__(self, folder: Path, kafka: KafkaSettings) -> None:
         self.kafka, self.clients = kafka, KafkaClients.of(kafka)
@@ -71,7 +71,7 @@ class World:
         )
 
     def ship(self) -> None:
-        """Until nothing waits."""
+        """Ship until no decision waits."""
 
         def is_done() -> bool:
             self.shipper.find_workers()
@@ -93,7 +93,7 @@ def world(tmp_path: Path, kafka_settings: KafkaSettings) -> Iterator[World]:
 
 
 def committed(kafka: KafkaSettings, count: int) -> list[str]:
-    """Payments on the topic, once so many are there and nothing more comes."""
+    """Returns the committed payments on the topic, once at least `count` are there and no more come."""
     consumer = make_consumer(kafka, group_id="unused")
     consumer.assign([TopicPartition(kafka.topic("decisions"), n, 0) for n in partitions_of(kafka, "decisions")])
     decoder = Decoder("decisions", LocalSchemaIds())
@@ -107,7 +107,7 @@ def committed(kafka: KafkaSettings, count: int) -> list[str]:
     try:
         wait_until(lambda: more() >= 0 and len(found) >= count, f"{count} decisions")
     except AssertionError as error:
-        # Whether they are not there, not committed, or not given.
+        # Say whether the records are missing, not committed, or not delivered.
         admin, topic = make_admin(kafka), kafka.topic("decisions")
         read = {place.partition: place.offset for place in consumer.position(consumer.assignment())}
         stable, written = stable_end_offsets(admin, topic, read), written_end_offsets(admin, topic, read)
@@ -124,7 +124,7 @@ def exactly(world: World) -> None:
     assert sorted(committed(world.kafka, len(world.decided))) == sorted(world.decided)
 
 
-def test_a_companion_killed_before_its_own_note_sends_nothing_again(world: World) -> None:
+def test_a_companion_killed_before_noting_its_cursor_resends_nothing(world: World) -> None:
     world.decide(500)
     world.ship()
     (Path(world.settings.directory) / "worker-0" / "cursor").unlink()
@@ -134,39 +134,41 @@ def test_a_companion_killed_before_its_own_note_sends_nothing_again(world: World
     exactly(world)
 
 
-def test_what_a_killed_companion_had_not_committed_is_sent_again_and_read_once(
+def test_uncommitted_decisions_of_a_killed_companion_are_read_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.decide(300)
     world.ship()
     world.decide(200)
     with monkeypatch.context() as patched:
-        # Everything but the commit reaches the broker.
+        # Every request but the commit reaches the broker.
         patched.setattr(Shipper, "_commit", lambda shipper: shipper._producer.flush(10))
         wait_until(lambda: world.shipper.advance() == 200, "the transaction is open")
     zombie, world.shipper = world.shipper, world.new_shipper()
     world.ship()
-    # It goes on after all: the broker refuses it.
+    # The killed companion goes on after all, and the broker refuses its commit.
     zombie.advance()
     assert zombie.shipped == 300
     exactly(world)
 
 
-def test_a_companion_that_wakes_up_after_another_has_taken_over_ships_nothing(world: World) -> None:
+def test_a_companion_that_was_replaced_ships_nothing_when_it_wakes_up(world: World) -> None:
     world.decide(100)
     world.ship()
     zombie, world.shipper = world.shipper, world.new_shipper()
     world.decide(200)
     world.ship()
-    # By what it knows, these are still to be shipped.
+    # According to its own cursor, these decisions are still to be shipped.
     assert zombie.waiting_bytes()["worker-0"] > 0
     zombie.advance()
-    wait_until(lambda: zombie.under_way == 0 or zombie.advance() > 0, "it has heard of it")
+    wait_until(
+        lambda: zombie.under_way == 0 or zombie.advance() > 0, "the old companion has noticed that it was replaced"
+    )
     assert zombie.shipped == 100
     exactly(world)
 
 
-def test_a_producer_that_is_fenced_begins_anew_and_ships_on(world: World) -> None:
+def test_a_fenced_producer_starts_anew_and_goes_on_shipping(world: World) -> None:
     world.decide(100)
     world.ship()
     other = make_transactional_producer(
@@ -182,7 +184,7 @@ def test_a_producer_that_is_fenced_begins_anew_and_ships_on(world: World) -> Non
 
 
 def test_a_cursor_behind_another_hosts_open_transaction_is_read(world: World) -> None:
-    """What is committed lies behind what is not yet, where readers of committed records do not see it."""
+    """The committed cursor lies behind uncommitted records, where readers of committed records do not see it."""
     producer = make_transactional_producer(world.kafka, "another", linger_ms=5, transaction_timeout_ms=2000)
     producer.init_transactions(10)
     producer.begin_transaction()
@@ -196,7 +198,7 @@ def test_a_cursor_behind_another_hosts_open_transaction_is_read(world: World) ->
     assert "another" not in read_cursors(world.clients, "another")
 
 
-def test_many_decisions_share_a_transaction_and_a_lone_one_is_soon_committed(world: World) -> None:
+def test_many_decisions_share_a_transaction_and_a_lone_one_is_quick(world: World) -> None:
     world.decide(1)
     world.ship()
     world.decide(40_000)
@@ -210,18 +212,19 @@ def test_many_decisions_share_a_transaction_and_a_lone_one_is_soon_committed(wor
         world.ship()
         took_ms.append(1000 * (time.monotonic() - began))
     _log.info("%.0f decisions/s; a lone one is committed after %.0f ms (median of 20)", rate, sorted(took_ms)[10])
-    # A tenth of what a busy machine does, and far above what is possible with a transaction for each.
+    # A tenth of what a busy machine does, and far above the rate with one transaction for each decision.
     assert rate > 500
     exactly(world)
 
 
-def test_a_broker_away_for_longer_than_a_transaction_may_take_loses_and_repeats_nothing(
+def test_a_broker_away_longer_than_a_transaction_loses_nothing(
     tmp_path: Path, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A transaction is open when the broker is killed, and what was committed before has its markers.
+    """A transaction is open when the broker is killed, and every earlier transaction has its markers.
 
-    Killed in the moment between the two, Kafka 4.3 may take a transaction for complete without having marked it where
-    no other broker has the partition: it is lost for readers. docs/limits.md says so.
+    The test does not kill the broker between a commit and its markers. In that moment Kafka 4.3 may take a transaction
+    for complete although it has no markers, if no other broker has the partition. Readers then lose the transaction, as
+    docs/limits.md says.
     """
     with KafkaServer(tmp_path / "kafka", QUICK_RETURN) as kafka:
         settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)

@@ -1,4 +1,4 @@
-"""The stream on a real Kafka: profiles equal the batch path's, whatever dies; nothing is lost or counted twice."""
+"""The stream on a real Kafka: profiles equal the batch path's. Kills lose no payment and count none twice."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_an_outcome_read_together_with_its_payment_waits_for_it(
     assert values(settings, "dead-letters") == []
 
 
-def test_kill_9_at_any_moment_counts_no_payment_twice_and_loses_none(
+def test_kill_9_at_any_moment_loses_no_payment_and_counts_none_twice(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     world = small_world()
@@ -94,7 +94,7 @@ def test_kill_9_at_any_moment_counts_no_payment_twice_and_loses_none(
     for part in (payments[:third], payments[third : 2 * third], payments[2 * third :]):
         topics.send_payments(part)
         stream = deployment.start("stream")
-        # Some time between before the first batch and after the last.
+        # A random moment between the first batch and the end of the last.
         wait_for_commit(settings, group)
         time.sleep(moments.uniform(0, 0.2))
         stream.kill()
@@ -111,14 +111,14 @@ def test_kill_9_at_any_moment_counts_no_payment_twice_and_loses_none(
     assert read_changelog(settings) == stored
 
 
-def test_a_whole_topic_replayed_changes_nothing(deployment: Deployment, settings: KafkaSettings) -> None:
-    """Offsets lost, store kept: the worst repetition there is."""
+def test_reading_a_whole_topic_again_changes_nothing(deployment: Deployment, settings: KafkaSettings) -> None:
+    """The offsets are lost and the store is kept: the longest possible repetition."""
     all_payments, outcomes = small_world()
     payments = all_payments.slice(0, 500)
     topics = Topics(settings)
     for row in payments.to_pylist():
         topics.send_payment(row)
-        # A producer that retried without idempotence: the same payment under another offset.
+        # A producer retried without idempotence: the same payment under another offset.
         topics.send_payment(row)
     topics.flush()
     group = f"{settings.topic_prefix}stream"
@@ -136,7 +136,7 @@ def test_a_whole_topic_replayed_changes_nothing(deployment: Deployment, settings
     assert_profiles_equal(before, batch_profiles(payments, outcomes.slice(0, 0)))
 
 
-def test_what_cannot_be_used_goes_to_the_dead_letters_whole_and_the_stream_goes_on(
+def test_unusable_records_become_whole_dead_letters_and_the_stream_runs(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
     payments, outcomes = (table.to_pylist() for table in small_world())
@@ -168,12 +168,12 @@ def test_what_cannot_be_used_goes_to_the_dead_letters_whole_and_the_stream_goes_
     assert payments[0]["card_id"] not in stream.log.read_text(encoding="utf-8")
 
 
-def test_the_largest_record_there_is_goes_to_the_dead_letters_whole(
+def test_the_largest_possible_record_becomes_a_whole_dead_letter(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
-    """Its letter is larger than the record, and must not be the poison that stops the stream for ever."""
+    """The letter is larger than the record, and must not stop the stream for ever."""
     topics = Topics(settings)
-    # Of random bytes: what compresses would be small on the way.
+    # Random bytes: compressible values would be small on the wire.
     garbage = random.Random(1).randbytes(1_048_000)
     topics.send_bytes("payments", garbage, b"k")
     topics.flush()
@@ -184,7 +184,7 @@ def test_the_largest_record_there_is_goes_to_the_dead_letters_whole(
     assert letter["value"] == garbage
 
 
-def test_a_record_the_broker_refuses_ends_the_stream_before_anything_is_committed(
+def test_a_record_that_the_broker_refuses_ends_the_stream_uncommitted(
     tmp_path: Path, kafka: KafkaServer, settings: KafkaSettings
 ) -> None:
     name = settings.topic("dead-letters")
@@ -204,11 +204,11 @@ def values(settings: KafkaSettings, name: str) -> list[bytes]:
     return [record.value for record in read_topic(settings, name) if record.value is not None]
 
 
-def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
+def test_a_client_that_silently_stops_reading_a_partition_is_replaced(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
-    """As after the broker was fenced for a moment. Here partitions are paused, and the worker doesn't know."""
-    del deployment  # it has made the topics
+    """As after a short fencing of the broker. The test pauses partitions, and the worker does not know."""
+    del deployment  # the fixture makes the topics
     payments, outcomes = small_world()
     topics, group = Topics(settings), f"{settings.topic_prefix}stalled"
     kafka, clients = remembered_clients(settings)
@@ -239,7 +239,7 @@ def test_a_client_that_gives_nothing_of_a_partition_any_more_is_replaced(
 
 
 class Contested(MemoryStore):
-    """Between the stream's read and its write, another worker writes the first card's profile."""
+    """Another worker writes the first card's profile between the stream's read and its write."""
 
     def __init__(self, other: bytes) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class Contested(MemoryStore):
         self.contested: bytes | None = None
 
     def write(self, values: Mapping[bytes, bytes], *, ttl_s: int, versions: Mapping[bytes, int] | None = None) -> None:
-        """Any of our writes comes too late once."""
+        """Let any write of the stream come too late once."""
         card = next((key for key in values if key.startswith(b"card:")), None)
         if card is not None and self.contested is None:
             self.contested = card
@@ -255,11 +255,11 @@ class Contested(MemoryStore):
         super().write(values, ttl_s=ttl_s, versions=versions)
 
 
-def test_what_another_worker_wrote_meanwhile_is_kept_and_nothing_is_counted_twice(
+def test_a_concurrent_write_is_kept_and_nothing_is_counted_twice(
     deployment: Deployment, settings: KafkaSettings
 ) -> None:
-    """After a rebalance an old owner may still have a batch under way."""
-    del deployment  # it has made the topics
+    """After a rebalance, the old owner may still have a batch in progress."""
+    del deployment  # the fixture makes the topics
     payments, _ = small_world()
     rows = payments.slice(0, 200).to_pylist()
     engine = FeatureEngine()

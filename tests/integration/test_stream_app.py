@@ -1,4 +1,4 @@
-"""The process of `paywarden stream` on a real Kafka: health, metrics, agents, signals, a broker that goes away."""
+"""The process of `paywarden stream` on a real Kafka: health, metrics, agents, signals, and a broker that goes away."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AWAY_S = 10
 
 
 def started(deployment: Deployment, cwd: Path = ROOT) -> tuple[PaywardenProcess, str]:
-    """A ready stream and its address."""
+    """Returns a ready stream and its address."""
     stream = deployment.start("stream", cwd=cwd)
     address = stream.first_line()
     assert address.startswith("http://127.0.0.1:"), stream.log.read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def test_it_serves_health_and_metrics_and_nothing_else(deployment: Deployment) -
     assert stream.stop() == 0
 
 
-def test_dead_letters_of_the_whole_cluster_are_counted_by_topic_and_field(
+def test_dead_letters_of_the_cluster_are_counted_by_topic_and_field(
     deployment: Deployment, kafka: KafkaServer, topic_prefix: str
 ) -> None:
     settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
@@ -64,7 +64,7 @@ def test_dead_letters_of_the_whole_cluster_are_counted_by_topic_and_field(
         (None, b""),
         (b"k", None),
     ]
-    # By someone else, and before the first worker ever ran.
+    # Another producer wrote these, before the first worker ever ran.
     produce(kafka.bootstrap, settings.topic("dead-letters"), values)
     stream, address = started(deployment)
     name = "paywarden_dead_letters_total"
@@ -86,7 +86,7 @@ def test_dead_letters_of_the_whole_cluster_are_counted_by_topic_and_field(
 
     wait_until(lambda: counted() == wanted, "all letters are counted")
     assert stream.stop() == 0
-    # What was counted and committed is not counted again.
+    # Letters that were counted and committed are not counted again.
     again, address = started(deployment)
     produce(kafka.bootstrap, settings.topic("dead-letters"), [(b"k", letter(settings, "outcomes", "odd", 4_000))])
     wait_until(lambda: (name, "outcomes", "record") in samples(address), "the new letter is counted")
@@ -96,7 +96,7 @@ def test_dead_letters_of_the_whole_cluster_are_counted_by_topic_and_field(
         assert "secret" not in process.log.read_text(encoding="utf-8")
 
 
-def test_one_signal_stops_it_in_order_and_writes_nothing_where_it_runs(deployment: Deployment) -> None:
+def test_one_signal_stops_it_in_order_and_its_folder_stays_clean(deployment: Deployment) -> None:
     where = deployment.folder / "where"
     where.mkdir()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -111,7 +111,7 @@ def test_one_signal_stops_it_in_order_and_writes_nothing_where_it_runs(deploymen
     assert list(where.iterdir()) == []
 
 
-def test_a_signal_while_it_starts_stops_it_too(deployment: Deployment) -> None:
+def test_a_signal_during_the_start_stops_it_too(deployment: Deployment) -> None:
     stream = deployment.start("stream")
     stream.first_line()
     stream.process.send_signal(signal.SIGTERM)
@@ -129,9 +129,7 @@ def test_with_json_every_line_of_the_log_is_json(deployment: Deployment) -> None
         assert json.loads(line)["message"]
 
 
-def test_kafka_away_for_longer_than_its_sessions_ends_nothing_and_loses_nothing(
-    tmp_path: Path, topic_prefix: str
-) -> None:
+def test_kafka_away_longer_than_the_sessions_ends_and_loses_nothing(tmp_path: Path, topic_prefix: str) -> None:
     name = "paywarden_dead_letters_total"
     with KafkaServer(tmp_path / "kafka", QUICK_RETURN) as kafka:
         settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix)
@@ -142,26 +140,28 @@ def test_kafka_away_for_longer_than_its_sessions_ends_nothing_and_loses_nothing(
             produce(kafka.bootstrap, letters, [(b"k", letter(settings, "payments", "card_id: odd", 1))])
             wait_until(lambda: samples(address).get((name, "payments", "card_id")) == 1, "a letter is counted")
             kafka.stop()
-            # The session in the configuration is 6 s.
+            # The configured session is 6 s.
             time.sleep(AWAY_S)
             assert get(f"{address}/livez")[0] == 200
             kafka.restart()
             produce(kafka.bootstrap, letters, [(b"k", letter(settings, "payments", "card_id: odd", 1))])
             wait_until(lambda: samples(address).get((name, "payments", "card_id"), 0) >= 2, "the next one is counted")
             assert stream.process.poll() is None
-            # And once: the first was committed before, or is read again by a process that has not counted it.
+            # The counter is 1: the first letter was committed before, or a process that has not counted it reads it
+            # again.
             time.sleep(1)
             assert samples(address)[name, "payments", "card_id"] == 2
             kafka.stop()
             time.sleep(1)
             code = stream.stop()
             log = stream.log.read_text(encoding="utf-8")
-            # What was on its way when Kafka went is waited for until the stop's time is over: that is exit code 1.
+            # The stop waits for records that were on their way when Kafka went. If its time runs out, the exit code is
+            # 1.
             if code != 0:
                 assert code == 1
                 assert log.splitlines()[-1].startswith("paywarden: the pipeline did not stop within ")
             assert "Traceback" not in log
-            # A minute without Kafka must not bury what else the log says. (FAIL is librdkafka's word.)
+            # A minute without Kafka must not bury the rest of the log. (FAIL is librdkafka's word.)
             assert len([line for line in log.splitlines() if " FAIL " not in line]) < 100
 
 

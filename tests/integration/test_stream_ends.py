@@ -1,6 +1,7 @@
-"""A step of `paywarden stream` or `companion` that fails ends the process: one line and exit status 1, soon enough.
+"""A failing step of `paywarden stream` or `companion` ends the process with one line and exit status 1, soon enough.
 
-The processes are the real ones, on the embedded broker. An error is put into one of its steps, by the step's name.
+The processes are real and use the embedded broker. The test replaces one step of a process, by its name, with one
+that fails.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from paywarden.streams.kafka.producers import make_transactional_producer
 from tests.services.processes import Deployment, _environment, get, is_ready, samples, wait_until
 
 STOP_TIMEOUT_S = 6
-# A command in which a step raises, or never ends, as soon as a file is there.
+# Runs a command in which a step raises, or never ends, once a file exists.
 PROGRAM = """
 import asyncio, importlib, inspect, os, sys, time
 command, module, owner, step, fault, switch, config = sys.argv[1:]
@@ -113,7 +114,7 @@ class Broken:
         self._switch.touch()
 
     def ended(self) -> tuple[int, str]:
-        """Exit status and last line on stderr."""
+        """Returns exit status and last line on stderr."""
         try:
             _, errors = self.process.communicate(timeout=60)
         finally:
@@ -130,7 +131,7 @@ Begin = Callable[..., Broken]
 
 @pytest.fixture
 def begin(deployment: Deployment) -> Iterator[Begin]:
-    """Starts a command with a step that fails, and ends it with the test."""
+    """Returns a function that starts a command with a failing step. The command ends with the test."""
     running: list[Broken] = []
 
     def begin_one(step: tuple[str, str, str], fault: str, **options: Any) -> Broken:
@@ -148,7 +149,7 @@ def names(steps: list[tuple[str, str, str]]) -> list[str]:
 
 
 def decide(broker: EmbeddedBroker) -> None:
-    """A transaction on decisions, as the companion writes them; these records are not readable."""
+    """Write a transaction on decisions, as the companion does. These records cannot be decoded."""
     settings, host = KafkaSettings(bootstrap=broker.bootstrap), f"test-{time.monotonic_ns()}"
     producer = make_transactional_producer(settings, host, linger_ms=0, transaction_timeout_ms=10_000)
     producer.init_transactions(10)
@@ -160,7 +161,7 @@ def decide(broker: EmbeddedBroker) -> None:
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("step", IN_A_START, ids=names(IN_A_START))
-def test_a_step_of_the_start_that_fails_ends_the_process(step: tuple[str, str, str], error: str, begin: Begin) -> None:
+def test_a_failing_step_of_the_start_ends_the_process(step: tuple[str, str, str], error: str, begin: Begin) -> None:
     stream = begin(step, error, at_once=True)
     status, line = stream.ended()
     assert (status, line.startswith("paywarden: ")) == (1, True), line
@@ -168,7 +169,7 @@ def test_a_step_of_the_start_that_fails_ends_the_process(step: tuple[str, str, s
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("step", IN_A_RUN, ids=names(IN_A_RUN))
-def test_a_step_of_the_run_that_fails_ends_the_process(
+def test_a_failing_step_of_the_run_ends_the_process(
     step: tuple[str, str, str], error: str, begin: Begin, broker: EmbeddedBroker
 ) -> None:
     stream = begin(step, error)
@@ -181,7 +182,7 @@ def test_a_step_of_the_run_that_fails_ends_the_process(
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("step", IN_A_STOP, ids=names(IN_A_STOP))
-def test_a_step_of_the_stop_that_fails_ends_the_process(step: tuple[str, str, str], error: str, begin: Begin) -> None:
+def test_a_failing_step_of_the_stop_ends_the_process(step: tuple[str, str, str], error: str, begin: Begin) -> None:
     stream = begin(step, error)
     wait_until(lambda: is_ready(stream.address), "the stream is ready")
     stream.break_it()
@@ -192,7 +193,7 @@ def test_a_step_of_the_stop_that_fails_ends_the_process(step: tuple[str, str, st
 
 @pytest.mark.parametrize("step", IN_A_STOP[:2], ids=names(IN_A_STOP[:2]))
 def test_a_stop_that_hangs_is_ended_within_the_stop_timeout(step: tuple[str, str, str], begin: Begin) -> None:
-    """The event loop itself stands still, so that no other step of the stop comes to its turn."""
+    """The event loop itself stands still, so that no other step of the stop can run."""
     stream = begin(step, "hang")
     wait_until(lambda: is_ready(stream.address), "the stream is ready")
     stream.break_it()
@@ -227,7 +228,7 @@ def test_a_stop_that_hangs_is_ended_within_the_stop_timeout(step: tuple[str, str
         ),
     ],
 )
-def test_a_companion_with_a_step_that_fails_or_hangs_ends(
+def test_a_companion_with_a_failing_or_hanging_step_ends(
     step: tuple[str, str, str], fault: str, wanted: str, begin: Begin
 ) -> None:
     companion = begin(step, fault, command="companion", at_once=True)
@@ -251,7 +252,7 @@ def test_decisions_in_transactions_are_read_from_the_embedded_broker(
 
 
 def test_a_record_with_a_wrong_checksum_ends_the_process(deployment: Deployment, broker: EmbeddedBroker) -> None:
-    """The markers of the embedded broker's transactions have one; on a real broker the record would be damaged."""
+    """The markers of the embedded broker's transactions have a wrong checksum. On a real broker it means damage."""
     text = deployment.config.read_text(encoding="utf-8")
     deployment.config.write_text(text.replace("check_crcs = false\n", ""), encoding="utf-8")
     with deployment:

@@ -1,4 +1,4 @@
-"""The programs of docs/integrate/topics.md on a real Kafka: Python's, Node's and Java's clients with our processes."""
+"""The programs of docs/integrate/topics.md on a real Kafka: clients in Python, Node and Java with our processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ENGINE = FeatureEngine()
 
 
 def client(program: str, folder: Path) -> Sequence[str]:
-    """How to run it; without Node its programs are skipped. Java is there wherever Kafka is."""
+    """Returns how to run the client. Without Node its programs are skipped; Java is there wherever Kafka is."""
     try:
         return command(program, folder)
     except ServiceMissing as error:
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def first_line(arguments: Sequence[str], log: Path) -> dict[str, Any]:
-    """What a program that runs for ever prints first."""
+    """Returns the first line that a program without an end prints."""
     with log.open("wb") as output:
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=output, text=True)
     assert process.stdout is not None
@@ -78,18 +78,18 @@ def exported(deployment: Deployment) -> str:
 
 
 def payment_in(record: Record, ids: SchemaIds) -> PaymentEvent:
-    """As the stream decodes it."""
+    """Returns the payment as the stream decodes it."""
     (event,) = EventDecoder(ENGINE, load_rates(), ids).payments([record], time.time_ns() // 1_000_000)
     assert isinstance(event, PaymentEvent), event
     return event
 
 
 @pytest.mark.parametrize("program", PRODUCERS)
-def test_a_payment_of_another_client_is_one_of_the_streams(
+def test_the_stream_reads_a_payment_of_another_client(
     program: str, deployment: Deployment, settings: KafkaSettings, tmp_path: Path
 ) -> None:
     run([*client(program, tmp_path), settings.bootstrap, exported(deployment)])
-    # Every client puts a card into the partition that ours does.
+    # Every client puts a card into the same partition as ours.
     producer = make_producer(settings, linger_ms=0)
     producer.produce(settings.topic("payments"), b"", key=b"card-1")
     assert producer.flush(30) == 0
@@ -100,7 +100,7 @@ def test_a_payment_of_another_client_is_one_of_the_streams(
     assert event.keys == (b"card:card-1", b"merchant:merchant-1", b"")
 
 
-def test_a_payment_of_a_client_with_a_registry_is_one_of_the_streams(
+def test_the_stream_reads_a_payment_of_a_client_with_a_registry(
     deployment: Deployment, settings: KafkaSettings, registry: RegistryServer, tmp_path: Path
 ) -> None:
     arguments = client("produce-with-registry.js", tmp_path)
@@ -118,7 +118,7 @@ def test_a_payment_of_a_client_with_a_registry_is_one_of_the_streams(
 def test_another_client_reads_a_decision_and_names_its_features(
     program: str, deployment: Deployment, settings: KafkaSettings, tmp_path: Path
 ) -> None:
-    """The companion's own decision, behind one of a transaction that failed."""
+    """The companion's own decision lies behind one of an aborted transaction."""
     arguments = client(program, tmp_path)
     producer = make_transactional_producer(settings, "failed", linger_ms=0, transaction_timeout_ms=10_000)
     producer.init_transactions(30)

@@ -1,6 +1,6 @@
-"""Scoring workers and the companion killed at random under load: every answered payment has exactly one decision.
+"""Scoring workers and the companion are killed at random under load: every answered payment has one decision.
 
-PAYWARDEN_KILLS=1000 for the whole of it, about twenty minutes; --log-cli-level=info says what was done.
+PAYWARDEN_KILLS=1000 runs the whole test, about twenty minutes. --log-cli-level=info shows each kill.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _log = logging.getLogger(__name__)
 
 KILLS = int(os.environ.get("PAYWARDEN_KILLS", "40"))
 WORKERS, CLIENTS = 2, 4
-# One kill in so many is of the companion, which takes seconds to be back.
+# One kill in this many hits the companion, which takes seconds to restart.
 COMPANION_EVERY = 20
 PROTOBUF = "application/x-protobuf"
-# What a caller gets while a payment is being decided, or there is more to do than can be done: it asks again.
+# A caller gets these while another worker decides the payment or the server is overloaded. The caller asks again.
 AGAIN = (429, 503, 504)
 
 Decided = tuple[str, float, str]
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.timeout(120 + 3 * KILLS)
 
 
 class Client(threading.Thread):
-    """Pays, and asks again with the same id until there is an answer; now and then once more after it."""
+    """Pays, and repeats a request with the same id until it is answered; sometimes once more after that."""
 
     def __init__(self, target: str, number: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Client(threading.Thread):
             self._pay(f"client-{self._number}-{count}")
             if self._rng.random() < 0.2:
                 self._pay(f"client-{self._number}-{max(1, count - self._rng.randrange(50))}")
-            # Requests of two clients for one payment, at about the same time.
+            # Two clients send requests for one payment at about the same time.
             self._pay(f"shared-{int(time.time() * 20)}")
         self._disconnect()
 
@@ -90,7 +90,7 @@ class Client(threading.Thread):
         self.answers.setdefault(payment_id, set()).add(decided)
 
     def _ask(self, request: bytes) -> bytes | None:
-        """The answer, or None when it has to be asked again."""
+        """Returns the answer, or None if the caller must ask again."""
         try:
             if self._connection is None or self._rng.random() < 0.1:
                 self._disconnect()
@@ -116,7 +116,7 @@ class Client(threading.Thread):
 
 
 class Killer:
-    """Waits until all workers are there, then kills one, at times the companion."""
+    """Waits until all workers are there, then kills one of them, sometimes the companion."""
 
     def __init__(self, deployment: Deployment, serve: PaywardenProcess, companion: PaywardenProcess) -> None:
         self._deployment, self._companion = deployment, companion
@@ -138,9 +138,9 @@ class Killer:
 @pytest.fixture
 def deployment(deployment: Deployment) -> Deployment:
     deployment.configure("companion", "fill_from_store = false\n")
-    # Small segments, so that some are finished, shipped and kept while retries ask for what is in them.
+    # Small segments, so that some are finished, shipped and kept while retries ask for decisions in them.
     deployment.configure("outbox", "segment_bytes = 100_000\n")
-    # Room for all that is paid in the window: what finds none is decided again when it is asked for again.
+    # Room for all payments of the window. A payment without a place is decided again when it is retried.
     config = deployment.config.read_text(encoding="utf-8")
     config = config.replace("payments_max = 100000", f"payments_max = {200_000 + 4_000 * KILLS}")
     deployment.config.write_text(config, encoding="utf-8")
@@ -149,7 +149,7 @@ def deployment(deployment: Deployment) -> Deployment:
 
 
 def not_remembered(target: str) -> dict[str, float]:
-    """How many decisions the table had no place for, by reason."""
+    """Returns how many decisions found no place in the table, by reason."""
     wait_until(lambda: listens(target), "a worker answers")
     with urllib.request.urlopen(f"{target}/metrics", timeout=30) as answer:
         text = answer.read().decode()
@@ -158,7 +158,7 @@ def not_remembered(target: str) -> dict[str, float]:
 
 
 def listens(target: str) -> bool:
-    """Whether somebody listens: the last kill is a moment ago."""
+    """Returns whether the worker listens: the last kill is a moment ago."""
     try:
         with urllib.request.urlopen(f"{target}/livez", timeout=30) as answer:
             return bool(answer.status == 200)
@@ -167,7 +167,7 @@ def listens(target: str) -> bool:
 
 
 def decisions_on_topic(settings: KafkaSettings, wanted: set[str]) -> dict[str, list[Decided]]:
-    """By payment, once there is one for each that is wanted and nothing more comes."""
+    """Returns decisions by payment, once each of the `wanted` payments has one and no more come."""
     consumer = make_consumer(settings, group_id="unused")
     consumer.assign(
         [TopicPartition(settings.topic("decisions"), number, 0) for number in partitions_of(settings, "decisions")]
@@ -192,7 +192,7 @@ def decisions_on_topic(settings: KafkaSettings, wanted: set[str]) -> dict[str, l
     return found
 
 
-def test_every_answered_payment_has_exactly_one_decision_whatever_is_killed(
+def test_every_answered_payment_has_exactly_one_decision_after_kills(
     deployment: Deployment, kafka: KafkaServer, topic_prefix: str
 ) -> None:
     companion = deployment.start("companion")
@@ -226,6 +226,6 @@ def test_every_answered_payment_has_exactly_one_decision_whatever_is_killed(
     )
     assert not {payment_id: decided for payment_id, decided in on_topic.items() if len(decided) != 1}
     assert not {payment_id for payment_id, decided in answered.items() if decided != set(on_topic[payment_id])}
-    # It would show nothing if nobody had been cut off.
+    # The test would prove nothing if no caller had been cut off.
     assert sum(client.broken for client in clients) > KILLS / 2
     assert len(answered) > 10 * KILLS

@@ -1,6 +1,6 @@
-"""Worlds to compare features in: a catalogue of every word, payments that have and lack everything, labels, orders.
+"""Random worlds in which features are compared: a catalogue with every word, payments with and without each field.
 
-`every_word` is written once and read twice: with the words of features/catalogue/entity.py, and with the naive ones.
+`every_word` is written once and read twice: with the words of features/catalogue/entity.py and with the naive words.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tests.parity import naive_features as naive
 from tests.parity.naive_features import Heard, Payment
 from tests.unit.features.kernel.profiles import Change, label, payment
 
-# A Sunday at midnight, so that edges of every hop are among the moments below.
+# A Sunday at midnight, so that the times below lie on the edges of every hop.
 START_MS = 1_530_403_200_000
-# A cent's worth of several currencies: halves to round, and one that is worth more than the reference.
+# Small amounts of several currencies: halves that must be rounded, and a currency above the reference.
 RATES = RateTable({"EUR": [(0, 1_000_000)], "USD": [(0, 500_000)], "JPY": [(0, 610_000)], "KWD": [(0, 3_000_000)]})
 
 DECLARED = types.SimpleNamespace(
@@ -35,11 +35,11 @@ DECLARED = types.SimpleNamespace(
     Catalogue=declare.Catalogue,
     **{attribute.name: attribute for attribute in attributes.ATTRIBUTES},
 )
-"""The language, to read a catalogue with."""
+"""The language in which a catalogue is read."""
 
 
 def every_word(words: Any) -> Any:
-    """Every word of the language, over several windows, hops, delays, half-lives and conditions each."""
+    """Declare every word of the language, with several windows, hops, delays, half-lives and conditions each."""
     card = words.Entity("card", key="card_id")
     merchant = words.Entity("merchant", key="merchant_id")
     device = words.Entity("device", key="device_id")
@@ -156,25 +156,25 @@ ENTITY_KEYS = {
 
 @cache
 def engine() -> FeatureEngine:
-    """Of `every_word`."""
+    """Returns the compiled engine of `every_word`."""
     return FeatureEngine(every_word(DECLARED))
 
 
 @cache
 def oracle() -> naive.Catalogue:
-    """Of `every_word`, in naive words."""
+    """Returns the naive features of `every_word`."""
     catalogue: naive.Catalogue = every_word(naive.WORDS)
     return catalogue
 
 
 def identity(entity: str, of: Payment) -> tuple[object, ...] | None:
-    """Which entity of a kind a payment has, None when it has none."""
+    """Returns the entity of a kind that a payment has, or None."""
     ids = tuple(of.fields.get(key) for key in ENTITY_KEYS[entity])
     return None if None in ids else ids
 
 
 def change_of(event: Heard, *, source: int = -1, offset: int = 0) -> Change:
-    """The events of one entity."""
+    """Returns the event as one entity sees it."""
     of = event.payment
     fields = {**of.fields, "amount_minor": of.amount_minor}
     if event.weight is None:
@@ -191,13 +191,13 @@ def own_changes(entity: str, ids: tuple[object, ...], heard: Sequence[Heard]) ->
 
 MERCHANTS = ("m1", "m2", "m3", "m4")
 COUNTRIES = ("DE", "FR", "US", "NZ", "ZZ")
-# A day of the longest windows, an hour of the shortest; days apart, so that tables are cut.
+# A day holds the longest windows, an hour the shortest. Steps of days make the tables drop old tiles.
 SPANS_MS = (2 * MINUTE_MS, 2 * HOUR_MS, 2 * DAY_MS, 10 * DAY_MS, 100 * DAY_MS)
 _HOPS_MS = (15 * SECOND_MS, MINUTE_MS, HOUR_MS, 6 * HOUR_MS, DAY_MS)
 
 
 def moments(span_ms: int) -> st.SearchStrategy[int]:
-    """Times in a span, often on the edge of a tile or a millisecond beside it."""
+    """Draws times in a span, often on the edge of a tile or a millisecond beside it."""
     anywhere = st.integers(0, span_ms)
     edges = st.builds(
         lambda hop_ms, tile, beside: min(max(0, tile % (span_ms // hop_ms + 1) * hop_ms + beside), span_ms),
@@ -240,21 +240,21 @@ def _payment(time_ms: int, amount_minor: int, fields: dict[str, Any]) -> Payment
 
 
 def payments_in(span_ms: int) -> st.SearchStrategy[Payment]:
-    """Payments with and without each attribute, in several currencies."""
+    """Draws payments with and without each attribute, in several currencies."""
     return st.builds(_payment, moments(span_ms), AMOUNTS, FIELDS)
 
 
 def payment_of(time_ms: int, amount_minor: int = 100, **fields: object) -> Payment:
-    """One by hand: of a card at a merchant, in euros, unless the fields say otherwise."""
+    """Returns a payment by hand: of a card at a merchant, in euros, unless the fields say otherwise."""
     return _payment(time_ms, amount_minor, {"card_id": "c1", "merchant_id": "m1", "currency": "EUR", **fields})
 
 
-# Histories: payments in order of event time, outcomes in the order they become known.
+# Histories: payments in order of event time, outcomes in the order in which they become known.
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`payment` is the payment's place in the list of payments."""
+    """`payment` is the payment's index in the list of payments."""
 
     payment: int
     time_ms: int
@@ -263,13 +263,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class World:
-    """Payments in order of time; outcomes in the order they became known."""
+    """Payments in order of time; outcomes in the order in which they became known."""
 
     payments: list[Payment]
     outcomes: list[Outcome]
 
     def heard(self) -> list[Heard]:
-        """All that arrives, when it is known: a payment comes before an outcome of its millisecond."""
+        """Returns all events in the order of arrival. A payment comes before an outcome of its millisecond."""
         said: dict[int, bool] = {}
         events: list[tuple[int, int, Heard]] = [(p.time_ms, 0, Heard(p)) for p in self.payments]
         for outcome in self.outcomes:
@@ -280,7 +280,7 @@ class World:
         return [event for *_, event in sorted(events, key=lambda event: event[:2])]
 
 
-# Label delays on both sides of the catalogue's.
+# Label delays, shorter and longer than the catalogue's.
 _DELAYS_MS = st.one_of(
     st.integers(0, 20 * DAY_MS),
     st.sampled_from([0, 1, HOUR_MS, DAY_MS - 1, DAY_MS, DAY_MS + 1, 7 * DAY_MS - 1, 7 * DAY_MS]),
@@ -289,7 +289,7 @@ _DELAYS_MS = st.one_of(
 
 @st.composite
 def worlds(draw: st.DrawFn, payments_max: int = 12) -> World:
-    """Histories of two cards at a few merchants, with repeated and corrected outcomes."""
+    """Draws histories of two cards at a few merchants, with repeated and corrected outcomes."""
     span_ms = draw(st.sampled_from(SPANS_MS))
     payments = draw(st.lists(payments_in(span_ms), min_size=1, max_size=payments_max))
     payments.sort(key=lambda p: p.time_ms)
@@ -300,12 +300,12 @@ def worlds(draw: st.DrawFn, payments_max: int = 12) -> World:
     return World(payments, sorted(outcomes, key=lambda o: o.time_ms))
 
 
-# Catalogues that nobody wrote.
+# Random catalogues.
 
 
 @dataclass(frozen=True)
 class Said:
-    """One feature as a catalogue says it; attributes and conditions among the arguments are naive ones."""
+    """One feature of a catalogue. Attributes and conditions among its arguments are naive ones."""
 
     name: str
     entity: str
@@ -328,7 +328,7 @@ def _read(words: Any, argument: object) -> Any:
 
 
 def catalogue_of(words: Any, said: Sequence[Said]) -> Any:
-    """Read with the words of one of the two languages."""
+    """Returns the catalogue, read with the words of one of the two languages."""
     entities = {name: words.Entity(name, key=keys[0] if len(keys) == 1 else keys) for name, keys in ENTITY_KEYS.items()}
     features = [words.request.amount("amount"), *(feature.read(words, entities) for feature in said)]
     features.append(words.ratio("ratio", "amount", features[-1].name))
@@ -345,7 +345,7 @@ _CONDITIONS = st.one_of(
     st.just(naive.ATTRIBUTES["declined"]),
 )
 _COUNTED = st.sampled_from([naive.ATTRIBUTES[name] for name in ("merchant_id", "card_id", "mcc", "country", "ip")])
-# Hops a window may be told to have, as number and unit; windows are some of them long.
+# Hops that a window may have, as number and unit. Some windows are long.
 _CHOSEN_HOPS = st.sampled_from([(15, "s"), (5, "m"), (1, "h"), (6, "h"), (1, "d")])
 _LABEL_WORDS = (
     "fraud_count",
@@ -404,5 +404,5 @@ def _said(draw: st.DrawFn, name: str) -> Said:
 
 @st.composite
 def catalogues(draw: st.DrawFn, features_max: int = 6) -> list[Said]:
-    """Catalogues in which words, hops, delays, conditions and entities meet in ways no other has."""
+    """Draws catalogues that combine words, hops, delays, conditions and entities at random."""
     return [draw(_said(f"f{number}")) for number in range(draw(st.integers(1, features_max)))]

@@ -1,8 +1,8 @@
-"""Bytes that compiled code makes of fixed input: what was written by an earlier version must be written by the next.
+"""Bytes that compiled code makes from fixed input. The next version must write the same bytes as an earlier one.
 
-    python -m tests.parity.golden        writes golden.json anew: only for a change that is meant to change bytes
+    python -m tests.parity.golden        rewrites golden.json: only for a change that is meant to change bytes
 
-`golden.json` was made by the code as it was before the kernel became a package. The catalogues are the tests' own.
+The code before the kernel became a package made `golden.json`. The catalogues belong to the tests.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _GROUPS, _EVENTS, _VECTORS = 6, 80, 12
 
 
 def made() -> dict[str, Any]:
-    """All of it, as it stands in the file: text, numbers and hexadecimal bytes."""
+    """Returns all parts as golden.json holds them: text, numbers and hexadecimal bytes."""
     engines = {name: make() for name, make in _ENGINES.items()}
     profiles = {name: _profiles(engine, random.Random(name)) for name, engine in engines.items()}
     return {
         "profiles": {
-            # The first profile of each kind as it is, all of them by their hash.
+            # The first profile of each kind in full, and all profiles by their hash.
             name: {entity: [of[0].hex(), _hash(b"".join(of))] for entity, of in kinds.items()}
             for name, kinds in profiles.items()
         },
@@ -73,7 +73,7 @@ def _hash(data: bytes) -> str:
 
 
 def _change(chance: random.Random, number: int) -> Change:
-    """Events of some weeks, now and then out of order; a fifth are labels."""
+    """Returns the events of some weeks, some of them out of order. A fifth are labels."""
     time_ms = START_MS + number * 17 * HOUR_MS + chance.randrange(HOUR_MS)
     if chance.random() < 0.1:
         time_ms = max(START_MS, time_ms - chance.randrange(20 * DAY_MS))
@@ -96,7 +96,7 @@ def _change(chance: random.Random, number: int) -> Change:
 
 
 def _profiles(engine: FeatureEngine, chance: random.Random) -> dict[str, list[bytes]]:
-    """Profiles of every kind of entity, written in two steps: the second reads what the first has packed."""
+    """Returns profiles of every kind of entity, written in two steps: the second reads what the first has packed."""
     found: dict[str, list[bytes]] = {}
     for entity in engine.plan.entity_names:
         states: list[bytes | None] = [None] * _GROUPS
@@ -111,7 +111,7 @@ def _profiles(engine: FeatureEngine, chance: random.Random) -> dict[str, list[by
 
 
 def _vectors(engine: FeatureEngine, profiles: dict[str, list[bytes]]) -> list[list[str]]:
-    """Each value as text that is exact, so that one that differs is seen."""
+    """Returns each value as exact text, so that any difference shows."""
     chance = random.Random(3)
     rows, known = [], []
     for number in range(_VECTORS):
@@ -128,7 +128,7 @@ def _vectors(engine: FeatureEngine, profiles: dict[str, list[bytes]]) -> list[li
 
 
 def _migrations(engines: dict[str, FeatureEngine], profiles: dict[str, dict[str, list[bytes]]]) -> dict[str, list[str]]:
-    """Profiles of one catalogue as the other would have them."""
+    """Returns profiles of one catalogue, migrated to the other."""
     found = {}
     for old, new in (("usual", "every_word"), ("every_word", "usual")):
         names = engines[new].plan.entity_names
@@ -139,7 +139,7 @@ def _migrations(engines: dict[str, FeatureEngine], profiles: dict[str, dict[str,
 
 
 def _outbox_frames() -> list[str]:
-    """Chunks of decisions with parts of every length class."""
+    """Returns chunks of decisions with parts of every length class."""
     features = np.linspace(-1.0, 1.0, 21, dtype=np.float32).reshape(3, 7)
     writer = RecordWriter(features, "0123456789abcdef", "golden")
     kept = writer.keep_tail(tail("approve", (), "model-1", ()))
@@ -158,7 +158,7 @@ def _outbox_frames() -> list[str]:
 
 
 def _requests(engine: FeatureEngine) -> list[object]:
-    """Requests that are usual, and some that are not."""
+    """Returns usual requests and some unusual ones."""
     chance = random.Random(11)
     bodies = []
     for number in range(40):
@@ -176,7 +176,7 @@ def _requests(engine: FeatureEngine) -> list[object]:
             one.country, one.channel = chance.choice(["DE", "NZ"]), "ecom" if number % 7 else "é"
             one.utc_offset_minutes = chance.choice([0, -720, 840])
         bodies.append(one.SerializeToString())
-    # Cut short, a field twice, a tag of no field, and a number of ten bytes.
+    # A request that is cut short, a repeated field, an unknown tag, and a number of ten bytes.
     bodies += [bodies[0][:-3], bodies[0] + bodies[0], bodies[0] + b"\x78\x01", b"\x10" + b"\xff" * 9 + b"\x01", b""]
     rows = np.zeros((ROWS_MAX, len(row(0))), dtype=np.int64)
     pieces = FastRequests(engine.plan, RATES, RequestLimits(), rows).read(bodies, NOW_MS)
@@ -191,7 +191,7 @@ def _requests(engine: FeatureEngine) -> list[object]:
 
 
 def _stream_payments(engine: FeatureEngine) -> list[object]:
-    """Payments of the topic; those that only the slow way reads are None."""
+    """Returns payments of the topic. A payment that only the slow decoder reads is None."""
     chance = random.Random(13)
     ids = LocalSchemaIds()
     encoder = Encoder("payments", ids.id_of("payments"))
@@ -234,7 +234,7 @@ def _stream_payments(engine: FeatureEngine) -> list[object]:
 
 
 def _claims() -> list[object]:
-    """A table of two buckets that fills up: who wins, who finds what, and the table afterwards."""
+    """Fill a table of two buckets. Returns which claim wins, the conflicts, and the table afterwards."""
     table = np.zeros(claims.BUCKETS_AT + 2 * claims.BUCKET_SIZE, dtype=np.int64)
     table[claims.BUCKET_COUNT_AT], table[claims.WORKERS_AT + claims.INCARNATION] = 2, 1
     owner = 1 << claims.INCARNATION_SHIFT

@@ -1,11 +1,11 @@
-"""Features computed the obvious way, in pandas, to judge the kernel.
+"""Features computed the simplest way, in pandas, as a reference for the kernel.
 
 This module has no profile, no plan and no program. It offers the words of the catalogue's language a second time. A
 catalogue that is written for features/catalogue/entity.py can be read with these words instead; each feature is then
 computed from a table of the events that had arrived. The meaning of each word, condition and window is written here
-again, from the documents alone. The code is slow and meant to be read.
+again, from the documents alone. The code is slow and easy to read.
 
-It shares with the kernel only what is promised to the bit:
+It shares with the kernel only the parts that the documents promise to the bit:
 
 - a text's code and its hash (linear counting and buckets depend on them, and the choice between two values of one
   moment);
@@ -54,7 +54,7 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Payment:
-    """`amount` in minor units of the reference currency; `fields` by name, those it lacks not there or None."""
+    """`amount` is in minor units of the reference currency. `fields` is by name; a missing field is absent or None."""
 
     time_ms: int
     amount: int
@@ -64,7 +64,7 @@ class Payment:
 
 @dataclass(frozen=True)
 class Heard:
-    """One arrival: a payment that is made (`weight` None), or a label of it that changes (+1 fraud, -1 taken back)."""
+    """One arrival: a new payment (`weight` None), or a change of its label (+1 fraud, -1 fraud taken back)."""
 
     payment: Payment
     weight: int | None = None
@@ -74,7 +74,7 @@ class Heard:
 
 
 def tables_of(heard: Sequence[Heard]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(payments, labels), each row with its `arrival`, its payment's time, amounts and fields, and its `weight`."""
+    """Returns (payments, labels), each row with `arrival`, payment's time, amounts and fields, and `weight`."""
     rows: list[dict[str, object]] = [
         {
             "arrival": arrival,
@@ -95,7 +95,7 @@ def tables_of(heard: Sequence[Heard]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 @dataclass(frozen=True)
 class Window:
-    """As it is said in the catalogue, in milliseconds."""
+    """A window as the catalogue declares it, in milliseconds."""
 
     entity: str
     length_ms: int
@@ -104,16 +104,16 @@ class Window:
 
     @property
     def reach_ms(self) -> int:
-        """How far before the current tile the oldest tile begins that the window can hold."""
+        """Returns how far before the current tile the oldest tile begins that the window can hold."""
         return self.length_ms + self.delay_ms
 
 
 @dataclass
 class Moment:
-    """A payment that is being made, and what its entities have heard by then.
+    """A payment, and the events that its entities had received when it arrived.
 
-    `reach_ms` says for each entity and hop how far its longest window goes: older tiles were forgotten when the
-    entity heard of its newest event.
+    `reach_ms` says for each entity and hop how far its longest window goes. The entity dropped older tiles when it
+    received its newest event.
     """
 
     now: Payment
@@ -126,7 +126,7 @@ class Moment:
     _inside: dict[tuple[Window, bool], pd.DataFrame] = field(default_factory=dict)
 
     def own(self, entity: str) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-        """(payments, labels) of the payment's entity; None when it has none."""
+        """Returns (payments, labels) of the payment's entity, or None if it has none."""
         if entity not in self._own:
             ids = {key: self.now.fields.get(key) for key in self.keys[entity]}
             found = None
@@ -136,7 +136,7 @@ class Moment:
         return self._own[entity]
 
     def inside(self, window: Window, where: Condition | None = None, *, labels: bool = False) -> pd.DataFrame | None:
-        """The entity's payments (or labels) in a window for which a condition holds; None without an entity."""
+        """Returns the entity's payments (or labels) in a window that meet a condition, or None without an entity."""
         own = self.own(window.entity)
         if own is None:
             return None
@@ -172,14 +172,14 @@ def _with(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Condition:
-    """Whether an attribute is something; `operator` is how Python writes it."""
+    """Compares an attribute with a value. `operator` is how Python writes the comparison."""
 
     field: str
     operator: str
     value: object
 
     def of(self, rows: pd.DataFrame) -> pd.Series:
-        """Which rows it holds for: none that lack the attribute."""
+        """Returns which rows meet the condition. A row that lacks the attribute does not."""
         return rows[self.field].map(self.holds).astype(bool)
 
     def holds(self, value: Any) -> bool:
@@ -187,7 +187,7 @@ class Condition:
 
 
 class Attribute:
-    """An attribute, to write conditions with."""
+    """An attribute in a condition."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -227,7 +227,7 @@ class Feature:
 
 
 def _plain(rows: pd.Series) -> list[int]:
-    """As Python's integers, which do not overflow."""
+    """Returns Python's integers, which do not overflow."""
     return [int(value) for value in rows]
 
 
@@ -497,7 +497,7 @@ class Entity:
         value: Callable[[pd.DataFrame, Payment], float],
         value_of_none: Callable[[Payment], float] = lambda _: math.nan,
     ) -> Feature:
-        """From all payments the entity ever had; `value_of_none` when it had none."""
+        """Computes a feature from all payments the entity ever had; `value_of_none` if it had none."""
 
         def of(moment: Moment) -> float:
             own = moment.own(self.name)
@@ -584,7 +584,7 @@ class Catalogue:
     def vector(
         self, now: Payment, payments: pd.DataFrame, labels: pd.DataFrame, before: int | None = None
     ) -> NDArray[np.float32]:
-        """The features of a payment, given these tables up to an arrival. Shape (features,), missing is NaN."""
+        """Returns the features of a payment, given the tables up to its arrival. Shape (features,), missing is NaN."""
         reach_ms: dict[tuple[str, int], int] = {}
         for window in (window for feature in self.features for window in feature.windows):
             key = (window.entity, window.hop_ms)
@@ -598,7 +598,7 @@ class Catalogue:
         return np.array([moment.values[name] for name in self.names], dtype=np.float64).astype(np.float32)
 
     def vectors(self, heard: Sequence[Heard]) -> NDArray[np.float32]:
-        """The vector that each payment had when it arrived, in order of arrival. Shape (payments, features)."""
+        """Returns the vector of each payment when it arrived, in order of arrival. Shape (payments, features)."""
         payments, labels = tables_of(heard)
         rows = [
             self.vector(event.payment, payments, labels, before)
@@ -609,11 +609,11 @@ class Catalogue:
 
 
 WORDS = types.SimpleNamespace(Entity=Entity, request=request, ratio=ratio, Catalogue=Catalogue, **ATTRIBUTES)
-"""The language, to read a catalogue with."""
+"""The language in which a catalogue is read."""
 
 
 def shipped_catalogue() -> Catalogue:
-    """features/catalogue/catalogue.py, read with the words above."""
+    """Returns features/catalogue/catalogue.py, read with the words above."""
     declared: dict[str, Any] = {"Entity": Entity, "request": request, "ratio": ratio, "Catalogue": Catalogue}
     asked: dict[str, Any] = {name.removesuffix("_minutes"): attribute for name, attribute in ATTRIBUTES.items()}
     spec = importlib.util.spec_from_file_location("catalogue_in_naive_words", ROOT / "catalogue.py")
@@ -633,7 +633,7 @@ def shipped_catalogue() -> Catalogue:
 
 
 def same_bits(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
-    """Whether two arrays of float32 hold the same bits, any NaN being like any other."""
+    """Returns whether two arrays of float32 hold the same bits. Any two NaNs count as equal."""
     assert left.dtype == right.dtype == np.float32
     if left.shape != right.shape:
         return False
@@ -645,7 +645,7 @@ def same_bits(left: NDArray[np.float32], right: NDArray[np.float32]) -> bool:
 def differing(
     names: Sequence[str], got: NDArray[np.float32], wanted: NDArray[np.float32]
 ) -> Iterator[tuple[int, str, float, float]]:
-    """(row, feature, got, wanted) for all that are not the same: what a failed test should show."""
+    """Returns (row, feature, got, wanted) for each difference: the message of a failed test."""
     for row in range(len(wanted)):
         for column, name in enumerate(names):
             if not same_bits(got[row, column : column + 1], wanted[row, column : column + 1]):
@@ -661,7 +661,7 @@ def _duration_ms(text: str) -> int:
 
 
 def _usual_hop_ms(length_ms: int, delay_ms: int) -> int:
-    """At most a quarter of the window, and one of few; with a delay not under 6 hours."""
+    """Returns at most a quarter of the window, out of a short list. With a delay, at least 6 hours."""
     if delay_ms == 0:
         if length_ms < 4 * MINUTE_MS:
             return 15 * SECOND_MS
@@ -674,12 +674,12 @@ def _usual_hop_ms(length_ms: int, delay_ms: int) -> int:
 
 
 def _ages(rows: pd.DataFrame, now: Payment, window: Window) -> pd.Series:
-    """How many tiles ago each was."""
+    """Returns the age of each tile, in tiles."""
     return now.time_ms // window.hop_ms - rows["time_ms"] // window.hop_ms
 
 
 def _decayed(rows: pd.DataFrame, amounts: str | None, half_life_ms: int, now: Payment, window: Window) -> float:
-    """Each tile by its age, the newest first; what a tile counts is rounded to 2**-30."""
+    """Weighs each tile by its age, the newest first. A tile's weight is rounded to 2**-30."""
     total = 0.0
     for age, tile in rows.groupby(_ages(rows, now, window)):
         weight = round(2**30 * 0.5 ** (age * window.hop_ms / half_life_ms))
@@ -703,7 +703,7 @@ def _fraud_age_s(labels: pd.DataFrame, now: Payment, window: Window, which: Call
 
 
 def _genuine_ages(rows: pd.DataFrame, labels: pd.DataFrame, now: Payment, window: Window) -> list[int]:
-    """The ages of the tiles with more payments than known frauds."""
+    """Returns the ages of the tiles with more payments than known frauds."""
     made = rows["time_ms"].groupby(_ages(rows, now, window)).count()
     frauds = labels["weight"].groupby(_ages(labels, now, window)).sum()
     more = made.sub(frauds, fill_value=0)
@@ -711,14 +711,14 @@ def _genuine_ages(rows: pd.DataFrame, labels: pd.DataFrame, now: Payment, window
 
 
 def _streak(rows: pd.DataFrame, labels: pd.DataFrame, now: Payment, window: Window) -> pd.Series:
-    """The frauds, by the age of their tile, that are newer than every tile with a genuine payment."""
+    """Returns the frauds, by the age of their tile, that are newer than every tile with a genuine payment."""
     end = min(_genuine_ages(rows, labels, now, window), default=math.inf)
     frauds = labels["weight"].groupby(_ages(labels, now, window)).sum()
     return frauds[(frauds > 0) & (frauds.index < end)]
 
 
 def _code(name: str, value: object) -> int:
-    """The number that a text stands for in hashes and among equals in time."""
+    """Returns the number that stands for a text in hashes and decides between two values of one moment."""
     text = str(value)
     checksum = zlib.crc32(text.encode()) + 1
     if name != "country":
@@ -742,14 +742,14 @@ def _hash(code: int) -> int:
 
 
 def _bucket_counts(rows: pd.DataFrame, name: str, buckets: int) -> pd.Series:
-    """How many payments fall into each bucket that has any, in order of the buckets."""
+    """Returns the number of payments in each bucket that has any, in order of the buckets."""
     return pd.Series([_hash(code) % buckets for code in _codes(rows, name)], dtype="int64").value_counts().sort_index()
 
 
 def _latest(rows: pd.DataFrame, name: str, among: int, now_ms: int) -> dict[object, int]:
-    """Value to when it was last seen, of the latest different ones, newest first; those seen after now are skipped.
+    """Returns the `among` latest distinct values with the time each was last seen, newest first.
 
-    A later payment is all that is remembered of a value: what an older one knew is forgotten, as with tiles.
+    A value whose latest payment is after now is left out: its older payments are forgotten, as with tiles.
     """
     last = rows[rows[name].notna()].groupby(name, sort=False)["time_ms"].max()
     order = sorted(last.items(), key=lambda item: (item[1], _code(name, item[0])), reverse=True)
@@ -757,7 +757,7 @@ def _latest(rows: pd.DataFrame, name: str, among: int, now_ms: int) -> dict[obje
 
 
 def _places() -> dict[str, tuple[float, float]]:
-    """Latitude and longitude by country, in radians, of tenths of a degree."""
+    """Returns latitude and longitude by country, in radians, rounded to tenths of a degree."""
     unit = math.pi / 1800.0
     with (ROOT / "countries.csv").open(encoding="ascii", newline="") as file:
         return {
@@ -770,7 +770,7 @@ PLACES = _places()
 
 
 def _distance_km(origin: object, destination: object) -> float:
-    """The haversine formula."""
+    """Returns the distance by the haversine formula."""
     if origin not in PLACES or destination not in PLACES:
         return math.nan
     (lat, lon), (to_lat, to_lon) = PLACES[str(origin)], PLACES[str(destination)]
@@ -780,7 +780,7 @@ def _distance_km(origin: object, destination: object) -> float:
 
 
 def _local(payment: Payment) -> datetime.datetime:
-    """The payer's clock where the payment says its offset, else UTC."""
+    """Returns the payer's local time if the payment has its offset, else UTC."""
     offset = payment.fields.get("utc_offset_minutes")
     known = isinstance(offset, int) and abs(offset) < 24 * 60
     moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=payment.time_ms)

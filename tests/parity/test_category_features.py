@@ -1,4 +1,4 @@
-"""Categories of texts the whole way: declared, trained on, compiled, and live the vector and score of a replay."""
+"""Categorical features end to end: declared, trained and compiled. Live vectors and scores equal those of a replay."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def engine() -> FeatureEngine:
 
 @cache
 def tables() -> tuple[pa.Table, pa.Table]:
-    """The small world's, of whose payments a tenth lack their channel, a tenth their mcc, a tenth their country."""
+    """The small world's tables. A tenth of the payments lack the channel, a tenth the mcc, a tenth the country."""
     payments, outcomes = small_world.tables()
     random = np.random.default_rng(3)
     for name in CATEGORIES:
@@ -88,7 +88,7 @@ def tables() -> tuple[pa.Table, pa.Table]:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained and, where there is a compiler, through the parity gate: `train_bundle` refuses what does not pass."""
+    """A bundle that passed the parity gate if there is a compiler. `train_bundle` refuses any other."""
     folder = tmp_path_factory.mktemp("categories") / "bundle"
     table = training_table(
         history_of_tables(*tables()),
@@ -107,7 +107,7 @@ def policy_of(bundle: Bundle) -> Policy:
 
 
 def decided_by_replay(bundle: Bundle, folder: Path) -> dict[str, dict[str, Any]]:
-    """The last day's decisions by payment id."""
+    """Returns the last day's decisions by payment id."""
     replay(
         history_of_tables(*tables()),
         engine=engine(),
@@ -154,7 +154,7 @@ def decided_live(bundle: Bundle, folder: Path, payments: pa.Table) -> tuple[list
 
 
 def first_of_each_card(payments: pa.Table) -> pa.Table:
-    """So that nothing of the day is in the features of another."""
+    """Returns the first payment of each card, so that no payment of the day changes the features of another."""
     seen: set[str] = set()
     rows = []
     for row, name in enumerate(payments["card_id"].to_pylist()):
@@ -175,7 +175,7 @@ def test_live_vectors_and_scores_equal_a_replays_to_the_bit(bundle: Path, tmp_pa
         row = wanted[answer.payment_id]
         assert entry.vector == row["vector"]
         assert (answer.score, answer.action) == (row["score"], row["action"])
-    # Listed ones, others and missing ones are all among them.
+    # Listed categories, unlisted ones and missing ones all occur.
     vectors = np.array([np.frombuffer(entry.vector, "<f4") for entry in entries])
     for place, (name, among) in enumerate(zip(CATEGORIES, (CHANNELS, MCCS, COUNTRIES), strict=True), start=1):
         expected = [category(text, among) for text in payments[name].to_pylist()]
@@ -194,11 +194,11 @@ def test_compiled_trees_split_on_categories_as_lightgbm_does(bundle: Path) -> No
     trees = read_trees(bundle / MODEL_TEXT, engine().plan.feature_count)
     asks_sets = (trees.nodes[:, DECISION] & CATEGORICAL) != 0
     assert set(trees.nodes[asks_sets, FEATURE].tolist()) == {1, 2, 3}
-    # `load_bundle` has held it to LightGBM's margins of the golden vectors.
+    # `load_bundle` has compared it with LightGBM's margins of the golden vectors.
     if compiler_name() is not None:
         assert native_library(bundle).exists()
         assert load_bundle(bundle, catalogue_digest=engine().plan.digest).predictor.native
 
 
-def test_training_takes_the_longest_list_of_categories() -> None:
+def test_training_accepts_the_longest_list_of_categories() -> None:
     assert CATEGORIES_MAX == CATEGORY_MAX

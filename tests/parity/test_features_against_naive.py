@@ -1,4 +1,4 @@
-"""Every way to a payment's features gives the bits of the obvious way: at once, one by one, in batches, replayed."""
+"""Every path to a payment's features gives the bits of the naive path: at once, one by one, in batches, replayed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from tests.worlds.packed import sources_of, without_sources
 Vectors = NDArray[np.float32]
 
 
-# Three ways through a world.
+# Three paths through a world.
 
 
 def history_of(world: World) -> History:
@@ -76,7 +76,7 @@ def history_of(world: World) -> History:
 
 
 def passed(world: World, of: FeatureEngine, rows: int = 1000) -> tuple[Vectors, dict[bytes, bytes]]:
-    """(vectors, final profiles by store key) as training and replay get them."""
+    """Returns (vectors, final profiles by store key) as training and replay compute them."""
     passage = PointInTimeReplay(history_of(world), of, RATES)
     chunks = [chunk.vectors for chunk in passage.chunks(rows=rows)]
     passage.finish()
@@ -90,7 +90,7 @@ def passed(world: World, of: FeatureEngine, rows: int = 1000) -> tuple[Vectors, 
 
 
 def keys_of(of: FeatureEngine, payment: Payment) -> dict[str, bytes]:
-    """The store key of each entity the payment has, by the entity's name."""
+    """Returns the store key of each entity that the payment has, by the entity's name."""
     ids = {
         name: [payment.fields.get(key) for key in keys]
         for name, keys in zip(of.plan.entity_names, of.plan.entity_keys, strict=True)
@@ -103,7 +103,7 @@ def row_of(payment: Payment) -> tuple[int, ...]:
 
 
 def streamed(heard: Sequence[Heard], of: FeatureEngine) -> tuple[Vectors, dict[bytes, bytes]]:
-    """The same as `passed`, one event at a time: each vector from packed profiles, then each profile by its event."""
+    """Returns the same as `passed`, event by event: each vector from packed profiles, then each profile's update."""
     profiles: dict[bytes, bytes] = {}
     rows = []
     for event in heard:
@@ -123,7 +123,7 @@ def assert_same(got: Vectors, wanted: Vectors, of: FeatureEngine | None = None) 
 
 
 def naive_row(catalogue: naive.Catalogue, heard: Sequence[Heard], number: int) -> Vectors:
-    """The vector of the payment that is made as the `number`-th, as the only row."""
+    """Returns the vector of the `number`-th payment as the only row."""
     place = [place for place, event in enumerate(heard) if event.weight is None][number]
     payments, labels = naive.tables_of(heard[:place])
     return catalogue.vector(heard[place].payment, payments, labels)[None]
@@ -161,7 +161,7 @@ def test_the_catalogue_of_every_word_uses_every_word() -> None:
     used: set[str] = set()
 
     class Listening:
-        """Notes which words are said, and passes them on."""
+        """Records which words a catalogue uses, and passes them on."""
 
         def __init__(self, to: object) -> None:
             self._to = to
@@ -194,7 +194,7 @@ def test_a_replay_event_by_event_gives_the_naive_bits(world: World, rows: int, d
 @settings(max_examples=30)
 @given(world=worlds(), data=st.data())
 def test_events_in_any_order_give_the_naive_vectors(world: World, data: st.DataObject) -> None:
-    # Labels before their payments too, and events that come weeks too late for some tables.
+    # Labels arrive before their payments too, and some events come weeks too late for some tables.
     heard = data.draw(st.permutations(world.heard()))
     found, _ = streamed(heard, engine())
     last = len(world.payments) - 1
@@ -203,7 +203,7 @@ def test_events_in_any_order_give_the_naive_vectors(world: World, data: st.DataO
 
 
 def busy_world(seed: int, count: int, span_ms: int) -> World:
-    """More payments in a tile, and tiles in a table, than generated examples have."""
+    """A world with more payments in a tile, and more tiles in a table, than the generated examples have."""
     chance = random.Random(seed)
     payments = [
         payment_of(
@@ -264,7 +264,7 @@ def test_any_catalogue_gives_the_naive_vectors(said: list[Said], world: World) -
     assert_same(at_once, judge.vectors(heard), of)
 
 
-# Profiles do not depend on how their events came.
+# Profiles do not depend on the order or the batches of their events.
 
 
 def own_events(world: World, of: FeatureEngine) -> dict[tuple[str, bytes], list[Heard]]:
@@ -325,7 +325,7 @@ class Kept:
     profiles: dict[bytes, bytes]
 
     def work(self, arrivals: Sequence[Arrival], lost: Mapping[int, bool] | None = None) -> batch.ProfileUpdates:
-        """One batch; of its profiles those are not written whose number is `lost`, as in a crash halfway."""
+        """Work in one batch. Profiles whose number is in `lost` are not written, as after a crash halfway."""
         joined = self.join(arrivals)
         applied = together.apply(joined, self.profiles, engine())
         self.records |= joined.records
@@ -344,7 +344,7 @@ class Kept:
 
 
 def arrivals_of(world: World) -> list[Arrival]:
-    """The world's events as two topics of two partitions hold them, each key in its own partition."""
+    """Returns the world's events as two topics of two partitions hold them, each key in its own partition."""
     offsets = dict.fromkeys(range(4), 0)
 
     def position(source: int) -> Position:
@@ -393,12 +393,12 @@ def test_a_stream_that_crashes_and_repeats_batches_ends_the_same(world: World, d
     arrivals = arrivals_of(world)
     kept, done = Kept({}, {}), 0
     for _ in range(4):
-        # The batch may begin well before what is done already, and may be lost in part.
+        # The batch may begin well before the newest processed event, and some of its writes may be lost.
         first = data.draw(st.integers(0, done))
         last = data.draw(st.integers(first, len(arrivals)))
         lost = data.draw(st.dictionaries(st.integers(0, 8), st.booleans()))
         kept.work(arrivals[first:last], lost)
-        # Offsets are committed only when all of a batch is written.
+        # Offsets are committed only when the whole batch is written.
         done = max(done, last) if not any(lost.values()) else first
     kept.work(arrivals[done:])
     assert kept == kept_after(arrivals)
@@ -431,14 +431,14 @@ def test_a_payment_sent_twice_counts_once(world: World, data: st.DataObject) -> 
     assert kept == before
 
 
-def test_a_profile_says_which_offsets_it_contains() -> None:
+def test_a_profile_names_the_offsets_that_it_contains() -> None:
     kept = kept_after(arrivals_of(BUSY_EDGE))
     assert sources_of(kept.profiles[b"card:c1"]) == {0: 5, 1: 1}
     assert apply(engine(), "card", [], kept.profiles[b"card:c1"]).states == [kept.profiles[b"card:c1"]]
 
 
-def test_events_a_minute_apart_and_out_of_order_are_all_seen() -> None:
-    # Worked out by hand, so that judge and judged do not rest on each other alone.
+def test_events_a_minute_apart_and_out_of_order_are_all_counted() -> None:
+    # The expected values are worked out by hand, so that this test does not rest on the naive features.
     heard = [
         Heard(payment_of(START_MS + minutes * MINUTE_MS, amount, country=country, declined=declined))
         for minutes, amount, country, declined in [

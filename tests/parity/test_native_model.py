@@ -95,12 +95,12 @@ def some_rows(count: int) -> F32:
     return np.ascontiguousarray(vectors[:: max(1, len(vectors) // count)][:count])
 
 
-def test_on_every_payment_of_the_window() -> None:
+def test_engines_agree_on_every_payment_of_the_window() -> None:
     margins = assert_same_bits(small_world.table().vectors)
     assert len(np.unique(margins)) > 50
 
 
-def test_on_random_rows_with_missing_values() -> None:
+def test_engines_agree_on_random_rows_with_missing_values() -> None:
     random = np.random.default_rng(7)
     vectors = small_world.table().vectors
     picked = random.integers(0, len(vectors), size=(20_000, FEATURES))
@@ -111,7 +111,7 @@ def test_on_random_rows_with_missing_values() -> None:
         assert_same_bits(missing)
 
 
-def test_at_every_threshold_and_one_step_to_either_side() -> None:
+def test_engines_agree_at_every_threshold_and_one_step_beside_it() -> None:
     bases = some_rows(12)
     differing = 0
     for feature, threshold in dict.fromkeys(thresholds()):
@@ -123,7 +123,7 @@ def test_at_every_threshold_and_one_step_to_either_side() -> None:
     assert differing > 20
 
 
-def test_at_infinities_zeros_and_the_ends_of_float32() -> None:
+def test_engines_agree_at_infinities_zeros_and_the_ends_of_float32() -> None:
     tiny, large = np.finfo(np.float32).smallest_subnormal, np.finfo(np.float32).max
     values = np.array([np.inf, -np.inf, 0.0, -0.0, tiny, -tiny, large, -large, 1e-35, -1e-35, np.nan], np.float32)
     for feature in range(FEATURES):
@@ -132,7 +132,7 @@ def test_at_infinities_zeros_and_the_ends_of_float32() -> None:
         assert_same_bits(np.full((1, FEATURES), value, dtype=np.float32))
 
 
-def test_negative_zero_is_zero() -> None:
+def test_negative_zero_scores_as_zero() -> None:
     rows = some_rows(200)
     rows[rows == 0.0] = 0.0
     negative = rows.copy()
@@ -161,7 +161,7 @@ def test_a_float32_widened_never_looks_missing_to_tl2cgen(bits: int) -> None:
 
 @settings(max_examples=200)
 @given(st.lists(st.floats(width=32), min_size=FEATURES, max_size=FEATURES))
-def test_on_any_row_of_float32(values: list[float]) -> None:
+def test_engines_agree_on_any_row_of_float32(values: list[float]) -> None:
     assert_same_bits(np.array([values], dtype=np.float32))
 
 
@@ -193,7 +193,7 @@ def test_a_bound_call_reads_nothing_beyond_its_array() -> None:
             margins_of(rows)
 
 
-def test_scoring_leaves_its_input_as_it_was_and_may_be_repeated() -> None:
+def test_scoring_leaves_its_input_unchanged_and_may_be_repeated() -> None:
     rows = some_rows(100)
     before = rows.tobytes()
     for engine in engines()[0]:
@@ -201,12 +201,12 @@ def test_scoring_leaves_its_input_as_it_was_and_may_be_repeated() -> None:
         assert rows.tobytes() == before
 
 
-def test_no_rows_give_no_margins() -> None:
+def test_an_empty_batch_gives_no_margins() -> None:
     for engine in engines()[0]:
         assert engine.margins(np.empty((0, FEATURES), dtype=np.float32)).shape == (0,)
 
 
-def test_every_number_of_rows_from_none_to_three_blocks_is_scored_as_alone() -> None:
+def test_batches_of_any_size_up_to_three_blocks_score_as_single_rows() -> None:
     rows = some_rows(3 * max(LANES))
     wanted = np.concatenate([assert_same_bits(rows[number : number + 1]) for number in range(len(rows))])
     for count in range(len(rows) + 1):
@@ -248,7 +248,7 @@ def test_a_model_with_categorical_nodes_becomes_conditions(tmp_path: Path) -> No
     )
 
 
-def test_a_model_whose_trees_are_averaged_is_not_added_up(tmp_path: Path) -> None:
+def test_a_model_whose_trees_are_averaged_is_not_summed(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     data = random.normal(size=(2000, 3)).astype(np.float32)
     forest = {"objective": "binary", "boosting": "rf", "bagging_freq": 1, "bagging_fraction": 0.5, "verbosity": -1}
@@ -271,7 +271,7 @@ def test_a_model_of_a_single_leaf_compiles_and_agrees(tmp_path: Path) -> None:
     assert np.array_equal(GtilPredictor(text).margins(rows), wanted)
 
 
-def test_a_library_rebuilt_from_another_model_is_the_one_that_is_loaded(tmp_path: Path) -> None:
+def test_a_library_rebuilt_from_another_model_replaces_the_loaded_one(tmp_path: Path) -> None:
     """The loader identifies libraries by path. A bundle replaced in place was once scored with its old model."""
     bundle = small_world.copied_bundle(tmp_path)
     rows = some_rows(50)

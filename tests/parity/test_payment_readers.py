@@ -1,10 +1,10 @@
-"""Every reader of payments, held against every other: they take the same payments and read the same values of them.
+"""Every reader of payments against every other: all accept the same payments and read the same values.
 
     endpoint   JSON, protobuf parsed, protobuf by the compiled loop
     topic      Avro one by one, Avro by the compiled loop, rows of the topic as a history
     history    Parquet as a whole, Parquet in parts
 
-Readers may differ in what the table says (schemas/payment_fields.py), and in nothing else. The endpoint's time bounds
+Readers differ only where the table (schemas/payment_fields.py) says so. The endpoint's time bounds
 are tighter than the topic's, and these are tighter than a history's. A request has no `declined`.
 """
 
@@ -56,7 +56,7 @@ IDS = LocalSchemaIds()
 ENCODER = Encoder("payments", IDS.id_of("payments"))
 
 card, trio = Entity("card", "card_id"), Entity("trio", ("device_id", "merchant_id", "ip"))
-# A question about every attribute, so that every attribute of a request is read.
+# A condition on every attribute, so that the reader reads every attribute of a request.
 QUESTIONS = [
     card.count(f"{one.name}_count", "1d", where=one != ("AB" if one.name == "country" else "x"))
     for one in ATTRIBUTES
@@ -79,7 +79,7 @@ class Read(NamedTuple):
 
 
 Verdict = Read | str
-"""Or the name of the field that was refused."""
+"""Or the name of the refused field."""
 
 
 def asked(payment: Payment) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def history_in_parts(payment: Payment) -> Verdict:
 
 
 def named(read: Callable[[], Read]) -> Verdict:
-    """The reading, or the field that the refusal of a history names."""
+    """Returns the reading, or the field that a history's error names."""
     try:
         return read()
     except InvalidEvent as error:
@@ -191,12 +191,12 @@ GROUPS: dict[str, tuple[Reader, ...]] = {
     "topic": (avro_record, avro_batch, topic_row),
     "history": (whole_history, history_in_parts),
 }
-# To open files takes most of the time. The other tests hold the two readers of histories against each other.
+# Opening files takes most of the time. The other tests compare the two readers of histories.
 QUICK_GROUPS = GROUPS | {"history": (whole_history,)}
 
 
 def verdicts(payment: Payment, groups: Mapping[str, tuple[Reader, ...]] = GROUPS) -> dict[str, Verdict]:
-    """The verdict of each group, whose readers must agree about everything."""
+    """Returns the verdict of each group. The readers of a group must agree about everything."""
     found = {}
     for group, readers in groups.items():
         first, *others = [reader(payment) for reader in readers]
@@ -295,7 +295,7 @@ def test_every_reader_names_the_first_wrong_field_of_the_table(payment: dict[str
     for name, number in wrong.items():
         payment[name] = WRONG[name][number % len(WRONG[name])]
     first = next(field.name for field in FIELDS if field.name in wrong)
-    # A currency without a rate is found last in a history, where its amounts are converted.
+    # A history finds a currency without a rate last, when it converts the amounts.
     if payment["currency"] != "XXX" or first != "currency":
         assert verdicts(payment, QUICK_GROUPS) == dict.fromkeys(GROUPS, first)
 
@@ -325,7 +325,7 @@ def test_every_reader_agrees_on_any_value(payment: dict[str, Any]) -> None:
     refused = {verdict for verdict in found.values() if isinstance(verdict, str)}
     assert len(refused) <= 1
     if refused and accepted:
-        # The one difference of values: a reader further from the moment of the payment accepts older payments.
+        # The only difference in values: a reader further from the moment of the payment accepts older payments.
         assert refused == {"event_time_ms"}
         assert accepted in (["topic", "history"], ["history"])
     assert len({str(without_declined(found[group])) for group in accepted}) <= 1
@@ -357,7 +357,7 @@ def test_every_reader_or_writer_names_a_missing_required_field(name: str) -> Non
     payment = GOOD | {name: None}
     for reader in (*GROUPS["endpoint"], *GROUPS["history"]):
         assert reader(payment) == name, reader.__name__
-    # A record without it cannot be written: Avro has no other way to be without a required field.
+    # A record without this field cannot be written: Avro has no other way to lack a required field.
     with pytest.raises(InvalidEvent, match=f"^{name}: ") as caught:
         ENCODER.encode({field: value for field, value in payment.items() if field != name})
     assert caught.value.field == name
@@ -379,7 +379,7 @@ def test_every_reader_or_writer_names_a_field_of_a_wrong_type(name: str) -> None
 
 @pytest.mark.parametrize("number", [field.number for field in ScoreRequest.DESCRIPTOR.fields])
 def test_a_protobuf_field_of_another_wire_type_counts_as_missing(number: int) -> None:
-    """So it is in every protobuf reader: the parser takes such a field for one of a newer schema."""
+    """Every protobuf reader does this: the parser takes such a field for one of a newer schema."""
     name = ScoreRequest.DESCRIPTOR.fields_by_number[number].name
     # A tag with the other wire type: the varint 7 for a text, an empty text for a number.
     odd = bytes([number << 3, 7]) if FIELD[name].is_text else bytes([number << 3 | 2, 0])

@@ -1,4 +1,4 @@
-"""Probabilities of many rows at once are those of each row alone, to the last bit."""
+"""The probability of a row has the same bits in a batch and alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_million_varied_margins_have_the_bits_of_the_c_library() -> None:
     slope=st.floats(0.01, 10),
     intercept=st.floats(-10, 10),
 )
-def test_edges_have_the_same_bits(margins: list[float], slope: float, intercept: float) -> None:
+def test_extreme_margins_have_the_bits_of_the_c_library(margins: list[float], slope: float, intercept: float) -> None:
     edges = [-700.0, math.nextafter(-700.0, 0.0), 709.9, 0.0, -0.0, math.inf, -math.inf, math.nan]
     assert_same_bits(edges, 1.0, 0.0)
     finite = [margin for margin in margins if abs(margin) < 1e300 or not math.isfinite(margin)]

@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority that signs what it is asked to."""
+"""Certificates for tests, from an authority that signs any request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Authority:
         Path(self.path).write_bytes(_pem(builder.sign(self._key, hashes.SHA256())))
 
     def sign(self, name: str) -> tuple[str, str]:
-        """Files of a new certificate and its key."""
+        """Write a new certificate and its key. Returns both paths."""
         key = ec.generate_private_key(ec.SECP256R1())
         addresses = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
         signed = self._builder(name, key).add_extension(addresses, critical=False).sign(self._key, hashes.SHA256())

@@ -1,8 +1,8 @@
-"""Fetches what the real services run from, through Maven, by coordinates: `python -m tests.services.fetch`.
+"""Fetches the jars of the real services through Maven, by coordinates: `python -m tests.services.fetch`.
 
 Each service lands in a folder named after its version under `.services/` (PAYWARDEN_SERVICES_DIR overrides
-it). A folder appears whole or not at all, so what is there is complete and is not fetched again; two runs at
-once wait for each other.
+it). A folder appears whole or not at all, so an existing folder is complete and is not fetched again. Two
+runs at the same time wait for each other.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ KAFKA = "kafka-4.3.1"
 REGISTRY = "apicurio-registry-3.0.9"
 _REGISTRY_COORDINATES = "io.apicurio:apicurio-registry-app:3.0.9:tar.gz:all"
 _HERE = Path(__file__).resolve().parent
-# A first fetch on a slow line takes minutes; a hung one must not hang a test run for ever.
+# A first download on a slow line takes minutes. A hung one must not hang a test run for ever.
 _MAVEN_TIMEOUT_S = 900.0
 
 
 class ServiceMissing(RuntimeError):
-    """A tool or an archive the real services need is not there; the message says which and what to do."""
+    """A tool or an archive that the real services need is missing. The message names it and how to get it."""
 
 
 def services_dir() -> Path:
-    """Where the services are kept."""
+    """Returns the folder that holds the services."""
     override = os.environ.get("PAYWARDEN_SERVICES_DIR", "")
     return Path(override) if override else _HERE.parent.parent / ".services"
 
 
 def kafka_dir() -> Path:
-    """The folder of Kafka's jars, fetched if absent."""
+    """Returns the folder of Kafka's jars. Fetches it if absent."""
     return fetched(KAFKA, _fetch_kafka)
 
 
 def registry_dir() -> Path:
-    """The unpacked registry, fetched if absent."""
+    """Returns the folder of the unpacked registry. Fetches it if absent."""
     return fetched(REGISTRY, _fetch_registry)
 
 
 def tool(name: str) -> str:
-    """The path of a program on PATH; raises ServiceMissing with what to install."""
+    """Returns the path of a program on PATH. Raises ServiceMissing with how to install it."""
     found = shutil.which(name)
     if found is None:
         package = {"java": "a Java 17 runtime", "javac": "a Java 17 JDK", "mvn": "Apache Maven"}.get(name, name)
@@ -56,7 +56,7 @@ def tool(name: str) -> str:
 
 
 def fetched(name: str, fetch: Callable[[Path], None]) -> Path:
-    """The folder `name` among the services; `fetch` fills it where it is not there."""
+    """Returns the folder `name` among the services. If it is absent, `fetch` fills it."""
     home = services_dir()
     target = home / name
     if target.is_dir():
@@ -95,8 +95,8 @@ def _fetch_registry(target: Path) -> None:
 
 
 def maven(*arguments: str, cwd: Path) -> None:
-    """Run Maven; raises ServiceMissing with what it said."""
-    # Outside the project's folder, so that Maven reads no other pom.xml than the one it is given.
+    """Run Maven. Raises ServiceMissing with Maven's output."""
+    # Run outside the project's folder, so that Maven reads only the given pom.xml.
     command = [tool("mvn"), "--batch-mode", "--no-transfer-progress", "--quiet", *arguments]
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_MAVEN_TIMEOUT_S, check=False)
@@ -107,7 +107,7 @@ def maven(*arguments: str, cwd: Path) -> None:
 
 
 def main() -> int:
-    """Fetches every service; says where, or why not."""
+    """Fetch every service. Prints the folder of each, or why it cannot be fetched."""
     try:
         tool("java")
         for folder in (kafka_dir(), registry_dir()):

@@ -1,6 +1,6 @@
 """Builds the Go and Java clients of the gRPC front from `tests/clients`, once per version of their sources.
 
-They land beside the services, in folders named after a digest of what they are built from.
+The clients are kept beside the services, in folders named after a digest of their sources.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _BUILD_TIMEOUT_S = 600.0
 
 
 def go_client() -> Path | None:
-    """The program, or None where there is no Go to build it."""
+    """Returns the path of the program, or None if there is no Go to build it."""
     go = shutil.which("go")
     if go is None:
         return None
 
     def build(target: Path) -> None:
-        # No version control is asked: sources may lie in a checkout of another owner.
+        # Ask no version control: the sources may lie in a checkout of another owner.
         _run([go, "build", "-buildvcs=false", "-o", str(target / "client"), "."], cwd=_SOURCES / "go")
 
     return fetched(f"grpc-client-go-{_digest(_SOURCES / 'go')}", build) / "client"
 
 
 def java_client() -> Sequence[str]:
-    """The arguments for `java` before the client's own."""
+    """Returns the arguments for `java` that come before the client's own."""
     folder = _SOURCES / "java"
 
     def build(target: Path) -> None:

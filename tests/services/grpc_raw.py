@@ -1,4 +1,4 @@
-"""gRPC clients over plain sockets, for tests that misbehave as real clients would not."""
+"""gRPC clients over plain sockets, for tests that break the protocol as no real client would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers that run in a thread of the test, and the Kafka clients that they make."""
+"""Run workers in a thread of the test, and keep hold of the Kafka clients that they make."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Runs(Protocol):
 
 @contextmanager
 def running(worker: Runs) -> Iterator[None]:
-    """The worker runs in a thread until the block ends."""
+    """Run the worker in a thread until the block ends."""
     stop = Event()
     thread = Thread(target=worker.run, args=(stop,))
     thread.start()
@@ -32,7 +32,7 @@ def running(worker: Runs) -> Iterator[None]:
 
 
 def remembered_clients(settings: KafkaSettings) -> tuple[KafkaClients, list[Consumer]]:
-    """Real clients of a cluster, and a list that gets each consumer they make, one after the other."""
+    """Returns clients of a cluster, and a list to which each consumer that they make is added."""
     clients = KafkaClients.of(settings)
     consumers: list[Consumer] = []
 

@@ -1,4 +1,4 @@
-"""A process that sees only what an extra installs, as on a host where nothing else is."""
+"""Run a process that sees only the packages of an extra, as on a host with no other packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.checkout import CHECKOUT
 ROOT = CHECKOUT
 OWN = "paywarden"
 
-# Python runs this module at its start. It hides packages from every import and from every look for a module.
+# Python runs this module at its start. The module hides packages from every import and from every search for a module.
 _HIDING = """\
 import os, sys
 from importlib.machinery import PathFinder
@@ -38,14 +38,14 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = _Finder
 
 @cache
 def extras() -> dict[str, list[Requirement]]:
-    """What pyproject.toml says that each extra needs; under "" what every installation needs."""
+    """Returns the requirements of each extra in pyproject.toml. The key "" has those of every installation."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     written = {"": project["dependencies"], **project["optional-dependencies"]}
     return {extra: [Requirement(text) for text in texts] for extra, texts in written.items()}
 
 
 def installed_by(extra: str) -> set[str]:
-    """The distributions that `pip install 'paywarden[extra]'` installs, dependencies of dependencies too."""
+    """Returns the distributions that `pip install 'paywarden[extra]'` installs, with dependencies of dependencies."""
     found: set[tuple[str, str]] = set()
     waiting = {(OWN, extra)}
     while waiting:
@@ -66,7 +66,7 @@ def _requirements(distribution: str, extra: str) -> Iterator[Requirement]:
     try:
         written = requires(distribution) or []
     except PackageNotFoundError:
-        # Of another platform, or of another version of Python.
+        # The requirement is for another platform or another version of Python.
         return
     for requirement in map(Requirement, written):
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
@@ -74,7 +74,7 @@ def _requirements(distribution: str, extra: str) -> Iterator[Requirement]:
 
 
 def only(extra: str, folder: Path) -> dict[str, str]:
-    """Variables for a process that sees the modules of this extra and of no other; `folder` is for its use."""
+    """Returns variables for a process that sees the modules of this extra and of no other. `folder` is for its use."""
     installed = installed_by(extra)
     hidden = [
         module

@@ -1,4 +1,4 @@
-"""A Java process the tests start, watch and stop; its output goes to a file that a failed start quotes."""
+"""A Java process that the tests start, watch and stop. A failed start quotes the file with its output."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from typing import Self
 
 from tests.services.fetch import tool
 
-# A start takes 2–4 s on an idle machine; this is for one that is busy with something else.
+# A start takes 2–4 s on an idle machine. This limit is for a busy one.
 START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 20.0
-# Two runs may choose the same port at the same moment; three times in a row is another fault.
+# Two runs may choose the same port at the same moment. Three times in a row is another fault.
 _START_ATTEMPTS = 3
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 30
-# Below the range from which systems take the ports of outgoing connections: a port that is free while its
-# service is down must still be free when it comes back, and a client that keeps retrying it must not be
-# given that very port as its own and connect to itself.
+# Below the range from which systems take the ports of outgoing connections. A service's port must still be free when
+# the service comes back. Otherwise a client that keeps retrying could get that very port as its own and connect to
+# itself.
 _LOWEST_PORT, _HIGHEST_PORT = 15_000, 30_000
-# Not the chance that tests seed, in one process of the run as in the other.
+# Not the random generator that tests seed, which is the same in each process of the run.
 _chance = random.SystemRandom()
 
 
 class StartFailed(RuntimeError):
-    """A service did not come up; the message ends with the end of its log."""
+    """A service did not come up. The message ends with the end of its log."""
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 nobody listens on at this moment (somebody may, the next)."""
+    """Returns a TCP port of 127.0.0.1 on which no process listens now. Another process may take it a moment later."""
     while True:
         port = _chance.randint(_LOWEST_PORT, _HIGHEST_PORT)
         with socket.socket() as probe:
@@ -52,7 +52,7 @@ def free_port() -> int:
 class JavaProcess:
     """One run of a Java program, which ends with this Python process at the latest.
 
-    At a normal exit or an exception `atexit` stops it; if this process is killed outright, a shell that waits
+    At a normal exit or an exception, `atexit` stops the program. If this process is killed, a shell that waits
     on a pipe from it sees the pipe close and kills the program.
     """
 
@@ -73,16 +73,16 @@ class JavaProcess:
 
     @property
     def pid(self) -> int:
-        """Of the Java process itself."""
+        """The pid of the Java process itself."""
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether the process has not ended yet."""
         return self._process.poll() is None
 
     def wait_until(self, ready: Callable[[], bool], *, what: str) -> None:
-        """Returns when `ready()` is true; stops it and raises StartFailed when it ends or never is."""
+        """Wait until `ready()` is true. If the process ends or never gets ready, stop it and raise StartFailed."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready():
             if not self.running:
@@ -94,7 +94,7 @@ class JavaProcess:
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """Asks it to end (SIGTERM), and kills it if it does not. Safe to call twice."""
+        """Ask the process to end (SIGTERM), and kill it if it does not. Safe to call twice."""
         if self.running:
             self._process.terminate()
             try:
@@ -104,17 +104,17 @@ class JavaProcess:
         self._ended()
 
     def kill(self) -> None:
-        """SIGKILL: what a crash looks like."""
+        """Send SIGKILL, as a crash would end it."""
         self._process.kill()
         self._ended()
 
     def log_tail(self) -> str:
-        """The last lines it wrote."""
+        """Returns the last lines of the output."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(["...", *lines[-_LOG_TAIL_LINES:], f"(whole log: {self.log})"])
 
     def _ended(self) -> None:
-        # A guard left behind would one day kill whoever has this pid by then.
+        # A guard that stays would one day kill the process that has this pid by then.
         if self._guard.poll() is None:
             self._guard.kill()
         self._guard.wait()
@@ -125,9 +125,9 @@ class JavaProcess:
 
 
 class JavaService(ABC):
-    """A server of the tests' own on free ports of 127.0.0.1, its files under a folder; a context manager.
+    """A server for the tests on free ports of 127.0.0.1, with its files under a folder. A context manager.
 
-    Usable from one thread at a time; clients may come from anywhere.
+    Only one thread at a time may use it. Any process may connect as a client.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -146,7 +146,7 @@ class JavaService(ABC):
         self.stop()
 
     def start(self) -> None:
-        """Starts it anew on free ports; returns when it answers."""
+        """Start with fresh files on free ports. Returns when the server answers."""
         for attempt in range(1, _START_ATTEMPTS + 1):
             self._prepare()
             try:
@@ -158,25 +158,25 @@ class JavaService(ABC):
                 return
 
     def stop(self) -> None:
-        """An orderly shutdown. Safe to call when it is down."""
+        """Shut down in order. Safe to call if the server is down."""
         if self._process is not None:
             self._process.stop()
             self._process = None
 
     def kill(self) -> None:
-        """SIGKILL, as in a crash; files stay."""
+        """Send SIGKILL, as a crash would end it. The files stay."""
         if self._process is not None:
             self._process.kill()
             self._process = None
 
     def restart(self) -> None:
-        """Starts it again on the same ports with the same files (after stopping it, if it runs)."""
+        """Start again on the same ports with the same files. Stops the server first if it runs."""
         self.stop()
         self._run()
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Choose free ports, make fresh files."""
+        """Choose free ports and make fresh files."""
 
     @abstractmethod
     def _run(self) -> None:

@@ -19,10 +19,10 @@ from tests.services.java import JavaProcess, JavaService, StartFailed, free_port
 
 _ANSWER_TIMEOUT_S = 30.0
 _TOOL_TIMEOUT_S = 120.0
-# Serial collection and the first compiler alone: a small process that is up soon, on a machine it shares.
+# Serial collection and only the first compiler: a small process that starts soon on a shared machine.
 _JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
 
-# For tests of compaction: pass as `settings`; the cleaner then looks at closed segments all the time.
+# For tests of compaction: pass as `settings`. The cleaner then looks at closed segments all the time.
 QUICK_COMPACTION: Mapping[str, str] = {
     "log.cleaner.backoff.ms": "100",
     "log.cleaner.min.cleanable.ratio": "0.01",
@@ -30,15 +30,15 @@ QUICK_COMPACTION: Mapping[str, str] = {
     "log.cleaner.dedupe.buffer.size": "16777216",
 }
 
-# For tests that kill the broker: the old session must run out before it may register again.
+# For tests that kill the broker: the old session must expire before the broker may register again.
 QUICK_RETURN: Mapping[str, str] = {"broker.session.timeout.ms": "3000"}
 
 
 class KafkaServer(JavaService):
     """One broker on 127.0.0.1, its data under `folder`; a context manager.
 
-    `settings` go into server.properties over ours. Topics are not created by use: a test says what it needs.
-    Usable from one thread at a time; clients may come from anywhere.
+    `settings` override our lines of server.properties. Using a topic does not create it: a test creates its topics.
+    Only one thread at a time may use it. Any process may connect as a client.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
@@ -47,34 +47,34 @@ class KafkaServer(JavaService):
 
     @property
     def bootstrap(self) -> str:
-        """`host:port` for `bootstrap.servers`; the same after a restart."""
+        """The `host:port` for `bootstrap.servers`. It stays the same after a restart."""
         assert self._port, "the server has not been started"
         return f"127.0.0.1:{self._port}"
 
     @property
     def pid(self) -> int:
-        """Of the running broker."""
+        """The pid of the running broker."""
         assert self._process is not None, "the server is not running"
         return self._process.pid
 
     @property
     def data(self) -> Path:
-        """The folder of its logs, `TOPIC-PARTITION` each."""
+        """The folder of the broker's logs, `TOPIC-PARTITION` each."""
         return self._folder / "data"
 
     @property
     def running(self) -> bool:
-        """Whether the broker's process is there."""
+        """Whether the broker's process runs."""
         return self._process is not None and self._process.running
 
     def create_topics(self, *topics: NewTopic) -> None:
-        """Creates them and returns when each partition has a leader."""
+        """Create topics. Returns when each partition has a leader."""
         create_topics(self.bootstrap, *topics)
 
     def _prepare(self) -> None:
         port, controller_port = free_port(), free_port()
         while controller_port == port:
-            # The first is free again by then, and may be given out once more.
+            # The first port is free again by then, and may be given out once more.
             controller_port = free_port()
         self._format(port, controller_port)
 
@@ -88,7 +88,7 @@ class KafkaServer(JavaService):
         lines = [f"{name}={value}\n" for name, value in properties.items()]
         self._config.write_text("".join(lines), encoding="utf-8")
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode("ascii")
-        # Its identity may begin with a dash, which only the `=` form keeps from being read as an option.
+        # The cluster id may begin with a dash. Only the `=` form keeps the tool from reading it as an option.
         options = ["format", f"--cluster-id={cluster_id}", "--config", str(self._config)]
         done = subprocess.run(
             [tool("java"), *self._arguments("kafka.tools.StorageTool"), *options],
@@ -106,7 +106,7 @@ class KafkaServer(JavaService):
         log = self._folder / f"kafka-{self._starts}.log"
         process = JavaProcess(arguments, log=log, cwd=self._folder)
         self._process = process
-        # Only this process's own word that it started: another one may answer on a port that was taken.
+        # Believe only this process's own log line: another broker may answer on a port that was taken.
         process.wait_until(
             lambda: b"Kafka Server started" in log.read_bytes() and _answers(self.bootstrap),
             what=f"Kafka on {self.bootstrap}",
@@ -140,8 +140,8 @@ def _properties(port: int, controller_port: int, data: Path) -> dict[str, str]:
         "transaction.state.log.num.partitions": "4",
         "share.coordinator.state.topic.replication.factor": "1",
         "share.coordinator.state.topic.min.isr": "1",
-        # A busy machine may stop for seconds. A broker that is missed for this long has no partitions for a moment, and
-        # librdkafka may lose some then for good: see streams/kafka/stall_detector.py.
+        # A busy machine may stop for seconds. If the controller misses the broker for this long, its partitions have no
+        # leader for a moment, and librdkafka may then lose some for good: see streams/kafka/stall_detector.py.
         "broker.heartbeat.interval.ms": "500",
         "broker.session.timeout.ms": "60000",
         "num.network.threads": "2",
@@ -151,7 +151,7 @@ def _properties(port: int, controller_port: int, data: Path) -> dict[str, str]:
 
 
 def _answers(bootstrap: str) -> bool:
-    # Without a log callback librdkafka writes each refused connection to our standard error.
+    # Without a log callback, librdkafka writes each refused connection to our standard error.
     client = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     try:
         return bool(client.list_topics(timeout=1.0).brokers)
@@ -160,7 +160,7 @@ def _answers(bootstrap: str) -> bool:
 
 
 def create_topics(bootstrap: str, *topics: NewTopic) -> None:
-    """Creates them and returns when each partition has a leader; an existing topic is an error."""
+    """Create topics. Returns when each partition has a leader. An existing topic is an error."""
     client = AdminClient({"bootstrap.servers": bootstrap})
     for done in client.create_topics(list(topics), request_timeout=_ANSWER_TIMEOUT_S).values():
         done.result()
@@ -183,15 +183,15 @@ def _all_led(client: AdminClient, wanted: Mapping[str, int]) -> bool:
 
 
 def produce(bootstrap: str, topic: str, records: Iterable[tuple[str | bytes | None, bytes | None]]) -> int:
-    """Writes (key, value) records and returns how many, all acknowledged; raises for one that was not."""
+    """Write (key, value) records. Returns their number once all are acknowledged; raises for one that was not."""
     producer = Producer(
         {
             "bootstrap.servers": bootstrap,
             "acks": "all",
             "enable.idempotence": True,
-            # A topic that is not there is a mistake in the test, not one to wait for.
+            # A missing topic is a mistake in the test. Do not wait for it.
             "topic.metadata.propagation.max.ms": 2_000,
-            # Errors only: a fresh broker's coordinator is still loading, is asked again, and that is all.
+            # Show only errors: while a fresh broker's coordinator loads, the client asks again, and that is no error.
             "log_level": 3,
         }
     )
@@ -213,7 +213,7 @@ def produce(bootstrap: str, topic: str, records: Iterable[tuple[str | bytes | No
 
 
 def consume(bootstrap: str, topic: str, count: int, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> Sequence[Message]:
-    """The first `count` records of all partitions, from their beginnings; each partition in its order.
+    """Returns the first `count` records of all partitions, from their beginnings, each partition in its order.
 
     Raises TimeoutError when there are fewer. Joins no group and commits nothing.
     """

@@ -1,7 +1,7 @@
-"""Tools that a few tests need and `make install` does not bring: without one its tests are skipped.
+"""Tools that a few tests need and `make install` does not bring. Without a tool, its tests are skipped.
 
-A test gives `PROMTOOL.reason` as why it is skipped. At the end of a run one line names every tool that was missing, how
-many tests were skipped for it, and how to get it.
+A test gives `PROMTOOL.reason` as its reason to skip. At the end of a run, one line names every missing tool, the number
+of tests that were skipped for it, and how to get it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _PREFIX = "needs "
 
 @dataclass(frozen=True)
 class Tool:
-    """`how`: where it comes from, or what says where it is."""
+    """`how` says where the tool comes from, or names a document that does."""
 
     name: str
     how: str
 
     @property
     def reason(self) -> str:
-        """Why a test is skipped without it."""
+        """The reason with which a test is skipped without the tool."""
         return f"{_PREFIX}{self.name}: {self.how}"
 
 
@@ -35,7 +35,7 @@ PROMTOOL = Tool("promtool", "apt-get install prometheus")
 
 
 def missing_line(skipped: Iterable[tuple[str, str]]) -> str:
-    """The line about tools that were missing; empty when none was. `skipped`: each test with its reason."""
+    """Returns the line about missing tools, empty if none was missing. `skipped` has each test with its reason."""
     reasons = [reason.removeprefix("Skipped: ") for _, reason in set(skipped)]
     counts = Counter(reason.removeprefix(_PREFIX) for reason in reasons if reason.startswith(_PREFIX))
     missing = []

@@ -25,7 +25,7 @@ ROOT = CHECKOUT
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0, every_s: float = 0.02) -> None:
-    """Poll until the condition holds; fails naming what was waited for."""
+    """Poll until the condition holds. At the timeout, fail with the name of the condition."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -34,7 +34,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0
 
 
 class PaywardenProcess:
-    """One command of the command line, running. Its log is kept in a file."""
+    """One running command of the command line. Its log is kept in a file."""
 
     def __init__(
         self,
@@ -65,13 +65,13 @@ class PaywardenProcess:
         return self.process.stdout.readline().strip()
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would be."""
+        """Send SIGKILL, as a crash would end it."""
         self.process.kill()
         self.process.wait()
         self._close()
 
     def stop(self) -> int:
-        """SIGTERM and the exit code."""
+        """Send SIGTERM. Returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -89,7 +89,7 @@ class PaywardenProcess:
 
 
 class Deployment:
-    """A configuration in a folder and the processes that run by it. `with` stops them all."""
+    """A configuration in a folder, and the processes that run with it. `with` stops them all."""
 
     def __init__(
         self,
@@ -135,17 +135,17 @@ class Deployment:
         return process
 
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """One command, to its end."""
+        """Run one command to its end."""
         return run_paywarden("--config", str(self.config), *arguments, environment=environment)
 
     def configure(self, section: str, lines: str) -> None:
-        """Add lines to a section of the configuration, for what is started from now on."""
+        """Add lines to a section of the configuration, for processes that start from now on."""
         text, head = self.config.read_text(encoding="utf-8"), f"[{section}]\n"
         text = text.replace(head, head + lines) if head in text else text + head + lines
         self.config.write_text(text, encoding="utf-8")
 
     def create_topics(self) -> None:
-        """What `paywarden topics create` does, without the second that a process takes."""
+        """Create the topics as `paywarden topics create` does, without the second that a process takes."""
         source = read_source(str(self.config))
         entities = [entity.name for entity in CATALOGUE.entities]
         create_topics(source.section("kafka", KafkaSettings), source.section("topics", TopicSettings), entities)
@@ -164,7 +164,7 @@ class Deployment:
 def run_paywarden(
     *arguments: str, timeout_s: float = 120.0, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """One command of the command line, run to its end, with extra environment variables."""
+    """Run one command of the command line to its end, with extra environment variables."""
     return subprocess.run(
         [sys.executable, "-m", "paywarden", *arguments],
         capture_output=True,
@@ -178,12 +178,12 @@ def run_paywarden(
 
 
 def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Ours, and wherever a command runs, what it runs is of this checkout."""
+    """Returns our environment. A command imports from this checkout in whatever folder it runs."""
     return {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
 
 
 def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    """(status, headers, body) of a request, whatever the status, as a page of another origin would make it."""
+    """Returns (status, headers, body) of a request with any status, as a page of another origin would send it."""
     request = urllib.request.Request(url, method=method, headers={"Origin": "http://elsewhere.example"})
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -194,7 +194,7 @@ def get(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
 
 
 def samples(address: str) -> dict[tuple[str, ...], float]:
-    """What /metrics shows, by name and label values (in the reverse order of their names), zeros left out."""
+    """Returns the samples of /metrics by name and label values (label names in reverse order), without zeros."""
     status, headers, body = get(f"{address}/metrics")
     assert status == 200
     assert headers["Content-Type"].startswith("text/plain")
@@ -207,7 +207,7 @@ def samples(address: str) -> dict[tuple[str, ...], float]:
 
 
 def is_ready(target: str) -> bool:
-    """Whether /readyz answers 200."""
+    """Returns whether /readyz answers 200."""
     try:
         with urllib.request.urlopen(f"{target}/readyz", timeout=30) as answer:
             return bool(answer.status == 200)
@@ -216,7 +216,7 @@ def is_ready(target: str) -> bool:
 
 
 def post(url: str, body: bytes, content_type: str) -> tuple[int, bytes]:
-    """(status, body) of a POST, whatever the status. Raises OSError when there is no answer."""
+    """Returns (status, body) of a POST with any status. Raises OSError if there is no answer."""
     request = urllib.request.Request(url, data=body, headers={"Content-Type": content_type}, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:

@@ -12,14 +12,14 @@ _JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.h
 
 
 class RegistryServer(JavaService):
-    """One registry on 127.0.0.1; it forgets everything when it stops. A context manager.
+    """One registry on 127.0.0.1. It forgets everything when it stops. A context manager.
 
     Its subjects have no compatibility rule until a test sets one (Confluent's own starts with BACKWARD).
     """
 
     @property
     def url(self) -> str:
-        """Where Confluent's API begins."""
+        """The URL at which Confluent's API begins."""
         assert self._port, "the registry has not been started"
         return f"http://127.0.0.1:{self._port}{_API}"
 
@@ -42,7 +42,7 @@ class RegistryServer(JavaService):
         self._folder.mkdir(parents=True, exist_ok=True)
         process = JavaProcess(arguments, log=log, cwd=self._folder)
         self._process = process
-        # Only this process's own word that it listens: another one may answer on a port that was taken.
+        # Believe only this process's own log line: another registry may answer on a port that was taken.
         process.wait_until(
             lambda: b"Listening on:" in log.read_bytes() and _answers(self._port),
             what=f"the schema registry on {self.url}",

@@ -1,7 +1,7 @@
-"""The programs of docs/integrate/topics.md, with what they need, ready to run.
+"""The programs of docs/integrate/topics.md with their libraries, ready to run.
 
-The page is the only place they are in. Libraries land beside the services, in folders named after a digest of what the
-page asks for.
+The page is the only source of the programs. Their libraries are kept beside the services, in folders named after a
+digest of the page's requirements.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _BUILD_TIMEOUT_S = 600.0
 
 
 def programs() -> dict[str, str]:
-    """The page's files by name."""
+    """Returns the page's files by name."""
     return dict(_BLOCK.findall(PAGE.read_text(encoding="utf-8")))
 
 
 def command(program: str, folder: Path) -> Sequence[str]:
-    """How to run a program of the page, which is put into `folder`. Raises ServiceMissing when a tool is not there."""
+    """Put a program of the page into `folder`. Returns how to run it; raises ServiceMissing if a tool is missing."""
     files = programs()
     if program.endswith(".java"):
         return _java(program, files)

@@ -5,9 +5,9 @@
         cluster.lose(1)
         cluster.take_over()
 
-Every node holds every record, so the replication factor is the number of nodes. Losing a node and the others'
-taking over what it owned are two steps, as they are seconds apart in a real cluster: in between the client
-may not yet know, and the nodes that are left answer for their own partitions only.
+Every node holds every record, so the replication factor is the number of nodes. `lose` and `take_over` are two steps,
+because they are seconds apart in a real cluster. In between, the client may not know of the loss, and the running nodes
+answer only for their own partitions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.standin.aerospike_server import StandIn, namespace_statistics, partit
 
 
 class StandInCluster:
-    """The nodes, from `with` to its end. `nodes` keeps those that are lost."""
+    """The nodes of a cluster, from `with` to its end. `nodes` keeps the lost ones."""
 
     def __init__(self, *, node_count: int) -> None:
         first = StandIn(node_name=_node_name(0))
@@ -45,22 +45,22 @@ class StandInCluster:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """`host:port` of each node."""
+        """The `host:port` of each node."""
         return tuple(node.address for node in self.nodes)
 
     def lose(self, number: int) -> None:
-        """A node is gone, and so far the others have not noticed."""
+        """Stop a node. The others have not noticed yet."""
         self._living.remove(self.nodes[number])
         self.nodes[number].stop()
 
     def bring_back(self, number: int) -> None:
-        """A lost node is there again, and owns partitions at once."""
+        """Start a lost node again. It owns partitions at once."""
         self.nodes[number].start()
         self._living.append(self.nodes[number])
         self.take_over()
 
     def take_over(self) -> None:
-        """The nodes there are share all partitions among them, and tell the client."""
+        """Share all partitions among the running nodes, and tell the client."""
         self._generation += 1
         for rank, node in enumerate(self._living):
             node.partitions = frozenset(range(rank, PARTITION_COUNT, len(self._living)))
@@ -69,7 +69,7 @@ class StandInCluster:
 
     def _tell(self, node: StandIn) -> None:
         count, rank = len(self._living), self._living.index(node)
-        # A partition's first copy is with the node after its master, and so on round the cluster.
+        # The node after a partition's master has its first copy, the next node its second, and so on round the cluster.
         replicas = [self._living[(rank - step) % count].partitions for step in range(count)]
         bitmaps = ",".join(map(partition_bitmap, replicas))
         others = [other for other in self._living if other is not node]

@@ -1,14 +1,14 @@
-"""What the stand-in remembers: records by digest, each with its bins, generation and time of expiry.
+"""The records of the stand-in: by digest, each with its bins, generation and time of expiry.
 
-A request goes in, an encoded answer comes out; nothing here knows about sockets. Rules kept from the real
-server, because callers can tell them apart:
-- a TTL of 0 is the namespace's default (here: never), 0xFFFFFFFF is never, 0xFFFFFFFE leaves it as it was;
+The module takes requests and returns encoded answers; it knows nothing of sockets. It keeps these rules of the real
+server, because callers notice them:
+- a TTL of 0 is the namespace's default (here: never), 0xFFFFFFFF is never, 0xFFFFFFFE keeps the record's expiry;
 - a write merges its bins into the record unless it says replace;
-- a write or delete may name the generation its record must have (code 3), be for new records only (code 5) or
-  for records there are only (code 2); they are checked in that server's order, and an absent record's generation is 0;
+- a write or delete may name the generation its record must have (code 3), be for new records only (code 5) or for
+  existing records only (code 2). The checks come in the real server's order, and an absent record has generation 0;
 - generations are 16 bits and start again at 1;
 - a scan walks a partition in digest order, so that it can resume after a digest;
-- a scan's answer names the partitions that are not there (code 11), and no others;
+- a scan's answer names the partitions that are not available here (code 11), and no others;
 - a record beyond the size limit is refused with code 13, an unknown namespace with code 20, and a record
   that would expire, where expiry is switched off, with code 22.
 """
@@ -64,7 +64,7 @@ _EPOCH_S = 1_262_304_000
 
 
 def partition_of(digest: bytes) -> int:
-    """The partition a digest lies in, 0 to 4095."""
+    """Returns the partition of a digest, 0 to 4095."""
     return int.from_bytes(digest[:2], "little") % PARTITION_COUNT
 
 
@@ -80,7 +80,7 @@ class Record:
 
     @property
     def void_time_s(self) -> int:
-        """Expiry as the wire has it, 0 for never."""
+        """The time of expiry as on the wire, 0 for never."""
         return 0 if self.expires_s is None else int(self.expires_s) - _EPOCH_S
 
 
@@ -96,7 +96,7 @@ class Records:
     lock: Lock = field(default_factory=Lock)
 
     def answer(self, request: Request, refusal: int = OK) -> bytes:
-        """Does what one record's request asks, unless a fault refuses it, and says how it went."""
+        """Carry out a request about one record, unless a fault refuses it. Returns the result."""
         with self.lock:
             if refusal != OK:
                 return encode_message(result=refusal, index=request.index)
@@ -126,12 +126,12 @@ class Records:
         )
 
     def set_counts(self) -> dict[str, int]:
-        """As `set_count`, of every set there is."""
+        """Returns `set_count` of every set."""
         with self.lock:
             return dict(Counter(record.set_name for record in self.by_digest.values()))
 
     def set_count(self, set_name: str) -> int:
-        """How many records of a set there are, expired ones that nobody has removed included."""
+        """Returns the number of records in a set, including expired ones that are not removed yet."""
         with self.lock:
             return sum(record.set_name == set_name for record in self.by_digest.values())
 
@@ -169,9 +169,9 @@ class Records:
         return None if ttl_s in (_TTL_DEFAULT, _TTL_NEVER) else self.clock() + ttl_s
 
     def scan(self, request: Request, is_here: Callable[[int], bool]) -> Iterator[bytes]:
-        """The encoded records of a scan's partitions, each partition from its start or after a digest.
+        """Returns the encoded records of a scan's partitions, each partition from its start or after a digest.
 
-        A partition of which `is_here` says no has none, but a word that it is not available.
+        A partition for which `is_here` is false gives no records, only the report that it is not available.
         """
         partitions = request.fields.get(FIELD_PARTITIONS, b"")
         starts = dict.fromkeys(struct.unpack(f"<{len(partitions) // 2}H", partitions), b"")
@@ -181,7 +181,7 @@ class Records:
             starts[partition_of(digest)] = digest
         for partition in [partition for partition in starts if not is_here(partition)]:
             del starts[partition]
-            # The partition's number goes where a record's answer has its generation.
+            # A partition's answer has the partition's number where a record's answer has its generation.
             yield encode_message(result=UNAVAILABLE, info3=INFO3_PARTITION_DONE, generation=partition)
         left = int.from_bytes(request.fields.get(FIELD_MAX_RECORDS, b""), "big") or len(self.by_digest)
         with self.lock:
@@ -211,7 +211,7 @@ class Records:
 
 
 def _write_refusal(old: Record | None, request: Request) -> int:
-    """Why the record may not be written as the request wants it, OK when it may."""
+    """Returns why the record may not be written as the request wants, or OK if it may."""
     if old is None and request.info3 & (INFO3_UPDATE_ONLY | INFO3_REPLACE_ONLY):
         return NOT_FOUND
     if old is not None and request.info2 & INFO2_CREATE_ONLY:

@@ -4,10 +4,10 @@
         client = aerospike.client({"hosts": [("127.0.0.1", server.port)]})
         server.faults.add(Fault.refuse(18), times=2)
 
-How it works: one thread accepts, one thread per connection reads a frame and answers it. A message frame first
-meets the oldest fault that is left. An info frame is answered from a table of what the client asks while it
-tends the cluster; faults never touch those, so that the client keeps seeing a healthy node. What only a caller
-asks (statistics of the server, a namespace or a set) meets faults of its own, `info_faults`.
+How it works: one thread accepts, and one thread per connection reads a frame and answers it. A message frame first
+meets the oldest remaining fault. An info frame is answered from a table of the names that the client requests while it
+tends the cluster. Faults never touch those answers, so the client keeps seeing a healthy node. Requests that only a
+caller makes (statistics of the server, a namespace or a set) meet faults of their own, `info_faults`.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from tests.standin.aerospike_wire import (
 
 NODE_NAME = "BB9000000000001"
 EVERY_PARTITION = frozenset(range(PARTITION_COUNT))
-# No claim to be a released server: high enough for batch writes and partition queries (6.0).
+# This is not the version of a released server. It is high enough for batch writes and partition queries (6.0).
 BUILD = "7.0.0.0"
-# Says how a login ended: 52 is what a server without security answers, 65 a wrong password.
+# The result of a login: a server without security answers 52, and 65 means a wrong password.
 SECURITY_NOT_ENABLED = 52
 _JOIN_SECONDS_MAX = 5.0
-# A scan is answered in frames, as by the real server, so that half an answer can arrive; there it is by size.
+# A scan is answered in frames, so that half an answer can arrive. The real server splits frames by size.
 _SCAN_FRAME_RECORD_COUNT = 4
-# Below where systems take the ports of outgoing connections from: a client that keeps trying a stopped
-# stand-in must not be given that very port as its own, connect to itself, and keep the stand-in from it.
+# Below the range from which systems take the ports of outgoing connections. Otherwise a client that keeps retrying a
+# stopped stand-in could get that very port as its own, connect to itself, and keep the stand-in from it.
 _LOWEST_PORT, _HIGHEST_PORT = 15_000, 30_000
 _PORT_ATTEMPT_COUNT = 50
 
@@ -74,22 +74,22 @@ class Fault:
 
     @classmethod
     def delay(cls, seconds: float) -> Fault:
-        """Answered rightly, but late."""
+        """The answer is right, but late."""
         return cls(delay_s=seconds)
 
     @classmethod
     def drop(cls) -> Fault:
-        """The connection closes and nothing was done."""
+        """The connection closes and nothing is done."""
         return cls(drop_before=True)
 
     @classmethod
     def drop_answer(cls) -> Fault:
-        """Everything was done, and the connection closes instead of an answer."""
+        """The request is carried out, and the connection closes instead of an answer."""
         return cls(drop_after=True)
 
     @classmethod
     def drop_midway(cls) -> Fault:
-        """Half of the answer arrives (of a scan: half of its frames), and the connection closes."""
+        """Half of the answer arrives (half of the frames of a scan), and the connection closes."""
         return cls(drop_amid=True)
 
     @classmethod
@@ -99,39 +99,39 @@ class Fault:
 
     @classmethod
     def refuse(cls, code: int) -> Fault:
-        """The whole message ends in a result code, and nothing was done."""
+        """The whole message gets a result code, and nothing is done."""
         return cls(refusal=code)
 
     @classmethod
     def refuse_records(cls, code: int, positions: frozenset[int] | None = None) -> Fault:
-        """Records at these positions of a batch (all, when None) end in a result code; the others are done."""
+        """Records at these positions of a batch (all, when None) get a result code. The others are done."""
         return cls(record_refusal=code, positions=positions)
 
     @classmethod
     def unavailable(cls, partitions: frozenset[int]) -> Fault:
-        """A scan is told that these partitions are not available here; the others are answered."""
+        """A scan learns that these partitions are not available here. The others are answered."""
         return cls(partitions=partitions)
 
 
 class Faults:
-    """Faults still to come, in order. Each meets one message."""
+    """The faults to come, in order. Each meets one message."""
 
     def __init__(self) -> None:
         self._left: deque[Fault] = deque()
         self._lock = Lock()
 
     def add(self, fault: Fault, *, times: int = 1) -> None:
-        """The next `times` messages meet this fault, after those added before."""
+        """Let the next `times` messages meet this fault, after those added before."""
         with self._lock:
             self._left.extend([fault] * times)
 
     def clear(self) -> None:
-        """The server is well again."""
+        """Remove all faults."""
         with self._lock:
             self._left.clear()
 
     def take(self) -> Fault:
-        """The fault the next message meets, or one that does nothing."""
+        """Returns the fault for the next message, or one that does nothing."""
         with self._lock:
             return self._left.popleft() if self._left else Fault()
 
@@ -140,16 +140,16 @@ class Faults:
 class StandIn:
     """A server on 127.0.0.1 from `start` (or `with`) to `stop`; it keeps port and records in between.
 
-    `record_counts` holds for each message about records (not for info requests) how many records it was about:
-    1 may be a batch of one, which the client sends as a plain command. `scans` holds the request for each page,
-    `statistics_asked` what was asked of those that meet `info_faults`. `done_count` counts messages that were
-    carried out, also those whose answer came late or never.
+    `record_counts` holds the number of records of each message (not of info requests). A 1 may be a batch of one, which
+    the client sends as a plain command. `scans` holds the request for each page. `statistics_asked` holds the requested
+    names that meet `info_faults`. `done_count` counts the messages that were carried out, also those whose answer came
+    late or never.
     """
 
     namespace: str = "test"
     clock: Callable[[], float] = time.time
     node_name: str = NODE_NAME
-    # The records of a cluster's other nodes, when it is one of several.
+    # The records of a cluster's other nodes, if this server is part of a cluster.
     shared_records: Records | None = None
     login_result: int = SECURITY_NOT_ENABLED
     port: int = 0
@@ -159,7 +159,7 @@ class StandIn:
     done_count: int = 0
     faults: Faults = field(default_factory=Faults)
     info_faults: Faults = field(default_factory=Faults)
-    # The partitions whose scans this node answers; for the others it says that they are not available.
+    # The partitions whose scans this node answers. It reports the others as not available.
     partitions: frozenset[int] = field(default=EVERY_PARTITION, repr=False)
     # Answers to info requests that differ from a healthy server's, by name.
     info: dict[str, str] = field(default_factory=dict)
@@ -174,7 +174,7 @@ class StandIn:
 
     @property
     def address(self) -> str:
-        """`host:port`, once started."""
+        """The `host:port`, once started."""
         return f"127.0.0.1:{self.port}"
 
     @property
@@ -193,14 +193,14 @@ class StandIn:
         self.stop()
 
     def start(self) -> None:
-        """Listens: on a free port the first time, on the same one after that."""
+        """Listen: on a free port the first time, on the same one after that."""
         self._stopping.clear()
         self._listener = self._listen()
         self.port = self._listener.getsockname()[1]
         self._spawn(self._accept, self._listener)
 
     def stop(self) -> None:
-        """Closes every connection and refuses new ones; what was written stays."""
+        """Close every connection and refuse new ones. The records stay."""
         self._stopping.set()
         if self._listener is not None:
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -246,14 +246,14 @@ class StandIn:
                 while not self._stopping.is_set() and self._serve_frame(connection):
                     pass
             except OSError:
-                # The client hung up, as it does after a timeout, or `stop` did.
+                # The client closed the connection, as after a timeout, or `stop` did.
                 pass
             finally:
                 with self._lock:
                     self._connections.discard(connection)
 
     def _serve_frame(self, connection: socket.socket) -> bool:
-        """Whether the connection is still good for another frame."""
+        """Answer one frame. Returns whether the connection can serve another."""
         header = _receive(connection, FRAME_HEADER_BYTES)
         if header is None:
             return False
@@ -270,7 +270,7 @@ class StandIn:
 
     def _serve_info(self, connection: socket.socket, asked: str) -> bool:
         names = [name for name in asked.split("\n") if name]
-        # The client asks the others by itself, all the time.
+        # The client asks for the other names by itself, all the time.
         statistics = [name for name in names if _is_statistics(name)]
         with self._lock:
             self.statistics_asked += statistics
@@ -283,7 +283,7 @@ class StandIn:
         return self._send(connection, fault, lambda: self._carry_out(request, fault))
 
     def _send(self, connection: socket.socket, fault: Fault, answer: Callable[[], list[bytes]]) -> bool:
-        """Does what is asked and answers, as far as the fault lets it; whether the connection is still good."""
+        """Carry out a message and answer it, as the fault allows. Returns whether the connection can serve another."""
         if fault.silence:
             self._stopping.wait()
             return False
@@ -316,7 +316,7 @@ class StandIn:
         return frames
 
     def _answer(self, request: Request, fault: Fault) -> list[bytes]:
-        """The frames of an answer: one, but for a scan."""
+        """Returns the frames of an answer: several for a scan, otherwise one."""
         last = encode_message(info3=INFO3_LAST, result=fault.refusal)
         if request.info1 & INFO1_BATCH:
             return [frame(MESSAGE_KIND, (b"" if fault.refusal else self._answer_batch(request, fault)) + last)]
@@ -355,7 +355,7 @@ class StandIn:
         return "".join(f"{name}\t{self.info.get(name, known.get(name) or self._statistics(name))}\n" for name in names)
 
     def _statistics(self, name: str) -> str:
-        """What the server says about itself, its namespace or one of its sets: the part that somebody asks for."""
+        """Returns the statistics of the server, its namespace or one of its sets: the part that a caller reads."""
         kind, _, about = name.partition("/")
         namespace, _, set_name = about.partition("/")
         if kind == "statistics":
@@ -368,12 +368,12 @@ class StandIn:
             counts = self.records.set_counts().items()
             return "".join(f"ns={namespace}:set={name}:{_set_statistics(count)}" for name, count in counts)
         count = self.records.set_count(set_name) if kind == "sets" else 0
-        # A server has not heard of a set before its first record.
+        # A server does not know a set before its first record.
         return _set_statistics(count) if count else ""
 
 
 def namespace_statistics(*, node_count: int, copy_count: int | None = None) -> str:
-    """What a well node says of its namespace, the part that somebody asks for. Every node has a copy by default."""
+    """Returns a healthy node's statistics of its namespace. By default, every node has a copy of every record."""
     copy_count = node_count if copy_count is None else copy_count
     switches = "clock_skew_stop_writes=false;stop_writes=false"
     return f"ns_cluster_size={node_count};effective_replication_factor={copy_count};{switches}"
@@ -385,7 +385,7 @@ def _set_statistics(count: int) -> str:
 
 @cache
 def partition_bitmap(partitions: frozenset[int]) -> str:
-    """Partitions as the client is told who owns them: a bit each, the first the highest of its byte."""
+    """Returns a node's partitions as the client gets them: one bit each, the first in the highest bit of its byte."""
     bits = bytearray(PARTITION_COUNT // 8)
     for partition in partitions:
         bits[partition // 8] |= 0x80 >> partition % 8
@@ -397,7 +397,7 @@ def _is_statistics(name: str) -> bool:
 
 
 def _receive(connection: socket.socket, size: int) -> bytes | None:
-    """Exactly `size` bytes, or None when the other side closed before."""
+    """Returns exactly `size` bytes, or None if the other side closed before."""
     parts = bytearray()
     while len(parts) < size:
         part = connection.recv(min(size - len(parts), 1 << 20))
@@ -411,5 +411,5 @@ def _shut(connection: socket.socket) -> None:
     try:
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:
-        # Closed by the other side in the same moment.
+        # The other side closed it at the same moment.
         return

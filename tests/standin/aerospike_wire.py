@@ -1,15 +1,15 @@
 """Aerospike's wire protocol, the part that a key-value client uses: bytes to values and back.
 
     frame    version 2 (1 byte) · kind (1) · body size (6), then the body
-    info     kind 1, text: names asked for, one a line; answered by `name<TAB>value` lines
+    info     kind 1, text: requested names, one a line; answered by `name<TAB>value` lines
     message  kind 3: header (22 bytes) · fields · operations
     field    size (4) · kind (1) · data              size counts the kind
     operation  size (4) · what (1) · value type (1) · 0 (1) · name size (1) · name · value
     batch    a message with one field that holds a count, flags, and per record: index (4) ·
              digest (20) · a byte saying which parts of a message header follow · fields · operations
 
-All numbers are big endian but the partition numbers of a scan. Decoding trusts the sender, the official
-client; a bug in it or here shows as a `struct.error` or an `IndexError` in the serving thread.
+All numbers are big endian except the partition numbers of a scan. Decoding trusts the sender, which is the official
+client. A bug in the client or here shows as a `struct.error` or an `IndexError` in the serving thread.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _OPERATION = struct.Struct(">IBBBB")
 
 @dataclass(frozen=True)
 class Operation:
-    """Read or write one bin. `name` is empty when all bins are meant."""
+    """Read or write one bin. An empty `name` means all bins."""
 
     what: int
     name: str
@@ -76,9 +76,9 @@ class Operation:
 
 @dataclass
 class Request:
-    """What is asked of one record, or of a scan. `index` is the record's place in its batch.
+    """A request about one record, or for a scan. `index` is the record's place in its batch.
 
-    `generation` is the one the record must have, where INFO2_GENERATION says so.
+    The record must have `generation` if INFO2_GENERATION is set.
     """
 
     info1: int
@@ -92,27 +92,27 @@ class Request:
 
     @property
     def digest(self) -> bytes:
-        """The record's identity: the client computes it from set and key."""
+        """The record's key on the server: the client computes it from set and key."""
         return self.fields[FIELD_DIGEST]
 
     def text(self, kind: int) -> str:
-        """A field as text, empty when it was not sent."""
+        """Returns a field as text, empty if it was not sent."""
         return self.fields.get(kind, b"").decode()
 
 
 def frame(kind: int, body: bytes) -> bytes:
-    """`body` with the header that says how long it is."""
+    """Returns `body` with the header that gives its length."""
     return struct.pack(">Q", (2 << 56) | (kind << 48) | len(body)) + body
 
 
 def frame_header(header: bytes) -> tuple[int, int]:
-    """(kind, body size) of a frame."""
+    """Returns (kind, body size) of a frame."""
     (word,) = struct.unpack(">Q", header)
     return (word >> 48) & 0xFF, word & 0xFFFF_FFFF_FFFF
 
 
 def decode_message(body: bytes) -> Request:
-    """The request of a message frame. A batch is still packed in its batch field."""
+    """Returns the request of a message frame. A batch is still packed in its batch field."""
     _, info1, info2, info3, _, _, generation, ttl_s, _, field_count, operation_count = _HEADER.unpack_from(body)
     request = Request(info1, info2, info3, generation, ttl_s)
     at = _take_fields(body, _HEADER.size, field_count, request.fields)
@@ -121,12 +121,12 @@ def decode_message(body: bytes) -> Request:
 
 
 def batch_count(packed: bytes) -> int:
-    """How many records a batch field is about."""
+    """Returns the number of records of a batch field."""
     return int(struct.unpack_from(">I", packed)[0])
 
 
 def decode_batch(packed: bytes) -> Iterator[Request]:
-    """The requests of a batch field, in the order sent."""
+    """Returns the requests of a batch field, in the order sent."""
     at = 5
     previous = Request(0, 0, 0)
     for _ in range(batch_count(packed)):
@@ -188,7 +188,7 @@ def encode_message(
     fields: dict[int, bytes] | None = None,
     bins: dict[str, tuple[int, bytes]] | None = None,
 ) -> bytes:
-    """One answer, to be framed alone or after others. `void_time_s` is when the record expires, 0 for never."""
+    """Returns one answer, to be framed alone or after others. `void_time_s` is when the record expires, 0 for never."""
     fields, bins = fields or {}, bins or {}
     header = _HEADER.pack(_HEADER.size, 0, 0, info3, 0, result, generation, void_time_s, index, len(fields), len(bins))
     parts = [header]

@@ -1,4 +1,4 @@
-"""How long tests wait: settings for them, time that passes when told to, and waiting for real threads."""
+"""Waiting in tests: settings with few retries, a clock that a test moves, and waiting for real threads."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from paywarden.features.stores.aerospike.store import AerospikeSettings
 
-# How long a test may wait for the client's own threads to notice something.
+# A test waits at most this long for the client's own threads to notice something.
 PATIENCE_S = 30.0
 
 
 def quick_settings(*hosts: str, timeout_ms: int = 20_000) -> AerospikeSettings:
-    """Settings for tests: few and quick retries, no breaker and no patience of a scan in the way.
+    """Returns settings with few and quick retries, without a breaker and without a scan's patience.
 
-    The timeouts are long, so that a slow machine changes nothing; where a server is silent, pass a short one.
+    The timeouts are long, so that a slow machine changes nothing. For a silent server, pass a short one.
     """
     return AerospikeSettings(
         hosts=hosts,
@@ -24,7 +24,7 @@ def quick_settings(*hosts: str, timeout_ms: int = 20_000) -> AerospikeSettings:
         info_timeout_ms=timeout_ms,
         max_retries=2,
         sleep_between_retries_ms=1,
-        # Tests make calls fail for their own sake; those of the breaker and of patience say so themselves.
+        # Tests make calls fail on purpose. The tests of the breaker and of a scan's patience set these themselves.
         breaker_failure_count_max=1_000_000,
         scan_page_timeout_ms=3 * timeout_ms,
         scan_patience_ms=0,
@@ -32,7 +32,7 @@ def quick_settings(*hosts: str, timeout_ms: int = 20_000) -> AerospikeSettings:
 
 
 class FakeTime:
-    """Seconds that pass when told to. `slept_s` holds each sleep; `on_sleep` is called in each, before it ends."""
+    """A clock whose time passes only in `sleep`. `slept_s` holds each sleep; `on_sleep` is called within each."""
 
     def __init__(self) -> None:
         self.now_s = 1_000.0
@@ -49,7 +49,7 @@ class FakeTime:
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
-    """Returns when it has happened, and fails when that takes too long."""
+    """Wait until the condition holds. At the timeout, fail."""
     deadline = time.monotonic() + PATIENCE_S
     while not happened():
         assert time.monotonic() < deadline, "waited in vain"

@@ -20,7 +20,7 @@ def test_a_line_names_each_missing_tool_with_its_tests_and_where_to_get_it() -> 
     )
 
 
-def test_other_reasons_to_skip_are_no_missing_tools() -> None:
+def test_a_test_skipped_for_another_reason_is_no_missing_tool() -> None:
     assert missing_line([("a", "Skipped: root may write everywhere"), ("b", "it needs care")]) == ""
 
 

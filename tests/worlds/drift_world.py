@@ -1,4 +1,4 @@
-"""A small world of payments, and the blocks of signals it gives: for tests of drift detection.
+"""A small world of payments and the blocks of signals that it gives, for tests of drift detection.
 
 Payments have a country (DE 20 %, FR 30 %, US 50 %), a channel, three features of the ranks 0 to 1 and a score. The
 feature `amount` is higher in DE; the score follows `velocity`, and `amount` a little.
@@ -43,7 +43,7 @@ class World:
     seed: int = 0
     payments: int = 2000
     country_weights: Sequence[float] = (0.2, 0.3, 0.5)
-    # Additions to features everywhere, and in DE alone; the features that are missing.
+    # Additions to features everywhere, additions in DE alone, and the features that are missing.
     added: dict[str, float] = field(default_factory=dict)
     added_in_de: dict[str, float] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""Payments for tests of what comes behind the intake."""
+"""Payments for tests of the stages after the decoder of requests."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def default_plan() -> Plan:
 
 
 def euro_intake(limits: RequestLimits | None = None) -> RequestDecoder:
-    """One that knows no currency but the euro."""
+    """Returns a decoder that knows no currency but the euro."""
     return RequestDecoder(default_plan(), RateTable({"EUR": [(0, RATE_SCALE)]}), limits or RequestLimits())
 
 
 def score_many(
     scorer: Scorer, requests: Sequence[ScoreRequest], intake: RequestDecoder, now_ms: int
 ) -> list[ScoreResponse | Refusal]:
-    """What each request gets that goes through an intake and, where it is not refused there, a scorer."""
+    """Returns the result of each request: the decoder's refusal, or the scorer's answer."""
     payments, wrong = intake.read([request.SerializeToString() for request in requests], now_ms)
     results = iter(scorer.score_many(payments, now_ms))
     answers: list[ScoreResponse | Refusal] = []
@@ -39,7 +39,7 @@ def score_many(
 
 
 def payments_of(requests: Sequence[ScoreRequest], intake: RequestDecoder, now_ms: int) -> CheckedPayments:
-    """What the intake makes of requests, all of which it must take."""
+    """Returns the decoded payments of requests. Every request must be accepted."""
     payments, wrong = intake.read([request.SerializeToString() for request in requests], now_ms)
     assert not wrong
     return payments

@@ -27,7 +27,7 @@ _PER_HOUR = 120
 def reference() -> Reference:
     """Return the reference of two weeks of these decisions.
 
-    The reference of the bundle's training would not do: its days were not alike.
+    The reference of the bundle's training is unsuitable, because its days differ from each other.
     """
     manifest = small_world.loaded_bundle().manifest
     decisions, rows, times = SmallDecisions(seed=9), [], []

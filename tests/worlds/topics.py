@@ -1,4 +1,4 @@
-"""What tests of the stream share: a payment system's side of the topics, and what should come of it."""
+"""Helpers for tests of the stream: send records as a payment system does, and compare the results."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Topics:
         self._send("outcomes", self._outcomes.encode(row), row["payment_id"].encode())
 
     def send_payments(self, rows: Iterable[dict[str, Any]]) -> None:
-        """All of them, acknowledged."""
+        """Send all payments. Returns when they are acknowledged."""
         for row in rows:
             self.send_payment(row)
         self.flush()
 
     def send_outcomes(self, rows: Iterable[dict[str, Any]]) -> None:
-        """All of them, acknowledged."""
+        """Send all outcomes. Returns when they are acknowledged."""
         for row in rows:
             self.send_outcome(row)
         self.flush()
@@ -64,7 +64,7 @@ class Topics:
             try:
                 self._producer.produce(self._settings.topic(topic), value, key=key)
             except BufferError:
-                # On a busy machine the broker takes them more slowly than they are made.
+                # On a busy machine the broker accepts records more slowly than the test makes them.
                 self._producer.poll(0.1)
             else:
                 return
@@ -77,7 +77,7 @@ class Topics:
 
 
 def letter(settings: KafkaSettings, topic: str, reason: str, failed_time_ms: int) -> bytes:
-    """A dead letter of ours, as it is on its topic."""
+    """Returns a dead letter of ours, as it is on its topic."""
     ids = LocalSchemaIds()
     record: dict[str, Any] = {
         "topic": settings.topic(topic),
@@ -96,7 +96,7 @@ def small_world() -> tuple[pa.Table, pa.Table]:
 
 
 def batch_profiles(payments: pa.Table, outcomes: pa.Table) -> dict[bytes, bytes]:
-    """The profiles that the batch path makes of a history."""
+    """Returns the profiles that the batch path makes of a history."""
     engine = FeatureEngine()
     history = history_of_tables(payments, outcomes)
     passage = PointInTimeReplay(history, engine, load_rates())
@@ -112,7 +112,7 @@ def batch_profiles(payments: pa.Table, outcomes: pa.Table) -> dict[bytes, bytes]
 
 
 def read_store(path: Path) -> dict[bytes, bytes]:
-    """The profiles by their keys."""
+    """Returns the profiles by their keys."""
     store = LmdbStore.from_settings(LmdbSettings(path=str(path)), readonly=True)
     found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
     store.close()
@@ -120,7 +120,7 @@ def read_store(path: Path) -> dict[bytes, bytes]:
 
 
 def read_aerospike(address: str) -> dict[bytes, bytes]:
-    """The same of a server at `host:port`."""
+    """Returns the profiles of a server at `host:port` by their keys."""
     store = AerospikeStore(AerospikeSettings(hosts=(address,)))
     found = {key: value for entity in ENTITIES for key, value in store.scan(entity)}
     store.close()
@@ -128,12 +128,12 @@ def read_aerospike(address: str) -> dict[bytes, bytes]:
 
 
 def read_changelog(settings: KafkaSettings) -> dict[bytes, bytes]:
-    """The last state of each key that is not erased."""
+    """Returns the last state of each key that is not erased."""
     return {key: state for key, state in read_last(settings).items() if state is not None}
 
 
 def read_last(settings: KafkaSettings) -> dict[bytes, bytes | None]:
-    """The last record of each key of the changelog, which is what compaction leaves: its state, or None if erased."""
+    """Returns the last record of each key of the changelog, as compaction leaves it: its state, or None if erased."""
     decoder = Decoder("profiles", LocalSchemaIds())
     last: dict[bytes, bytes | None] = {}
     for record in read_topic(settings, "profiles"):
@@ -144,14 +144,14 @@ def read_last(settings: KafkaSettings) -> dict[bytes, bytes | None]:
 
 
 def read_topic(settings: KafkaSettings, name: str) -> list[Record]:
-    """All records of a topic that are there now."""
+    """Returns all records that are on a topic now."""
     with closing(make_consumer(settings, group_id="reader")) as consumer:
         batches = records_to_end(consumer, settings.topic(name), partitions_of(settings, name))
         return [record for batch in batches for record in batch]
 
 
 def lag(settings: KafkaSettings, group: str) -> int:
-    """Records of payments and outcomes that the group has not committed."""
+    """Returns the number of payments and outcomes that the group has not committed."""
     consumer: Consumer = make_consumer(settings, group_id=group)
     behind = 0
     for name in ("payments", "outcomes"):
@@ -164,9 +164,9 @@ def lag(settings: KafkaSettings, group: str) -> int:
 def wait_until_worked_in(
     settings: KafkaSettings, group: str, what: str = "all", timeout_s: float = 60.0, profile_set: str = ""
 ) -> None:
-    """Until every record there is has been read, and every event that came of it is in its profile."""
+    """Wait until every record has been read, and every event that it caused is in its profile."""
     wait_until(lambda: lag(settings, group) == 0, f"{what} worked in", timeout_s=timeout_s, every_s=0.2)
-    # Frames that only tell progress go on for ever: those that are there now are enough.
+    # Frames that only report progress never stop. The frames that are there now are enough.
     consumer: Consumer = make_consumer(settings, group_id=group)
     names = [repartition_topic(entity, profile_set) for entity in ENTITIES]
     ends = {n: end_offsets(consumer, settings.topic(n), partitions_of(settings, n)) for n in names}
@@ -185,13 +185,13 @@ def _behind(consumer: Consumer, topic: str, ends: Mapping[int, int]) -> int:
 
 
 def _committed(consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPartition]:
-    """Asked again while a young broker still looks for the group's coordinator."""
+    """Returns the committed offsets. Retries while a young broker still looks for the group's coordinator."""
     for _ in range(50):
         try:
             return consumer.committed(wanted, timeout=10)
         except KafkaException:
             time.sleep(0.2)
-    raise AssertionError("Kafka does not say what is committed")
+    raise AssertionError("Kafka does not report the committed offsets")
 
 
 def wait_for_commit(settings: KafkaSettings, group: str) -> None:

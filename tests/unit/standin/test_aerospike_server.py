@@ -1,4 +1,4 @@
-"""The stand-in keeps those rules of the real server that the profile store does not lean on, but a reader may."""
+"""The stand-in keeps rules of the real server on which the profile store does not rely, but a reader of tests may."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def client(server: StandIn) -> Iterator[aerospike.Client]:
     connected.close()
 
 
-def test_a_put_is_got_and_removed(client: aerospike.Client) -> None:
+def test_a_record_is_put_read_and_removed(client: aerospike.Client) -> None:
     client.put(KEY, {"number": 7, "text": "seven", "blob": b"\0seven"})
     _, _, bins = client.get(KEY)
     assert bins == {"number": 7, "text": "seven", "blob": b"\0seven"}
@@ -41,7 +41,7 @@ def test_a_put_is_got_and_removed(client: aerospike.Client) -> None:
         client.get(KEY)
 
 
-def test_a_write_adds_its_bins_and_counts_generations_unless_it_replaces(client: aerospike.Client) -> None:
+def test_a_write_adds_bins_and_raises_the_generation_or_replaces_all(client: aerospike.Client) -> None:
     client.put(KEY, {"a": 1})
     client.put(KEY, {"b": 2})
     _, meta, bins = client.get(KEY)
@@ -77,7 +77,7 @@ def test_the_client_and_the_stand_in_agree_on_partitions(server: StandIn, client
         assert client.get_key_partition_id("test", "demo", number) == partition_of(digest)
 
 
-def test_faults_are_met_in_order_and_then_are_over(server: StandIn, client: aerospike.Client) -> None:
+def test_faults_meet_messages_in_order_and_then_end(server: StandIn, client: aerospike.Client) -> None:
     client.put(KEY, {"a": 1})
     server.faults.add(Fault.refuse(18))
     server.faults.add(Fault.refuse(14), times=2)
@@ -91,7 +91,7 @@ def test_faults_are_met_in_order_and_then_are_over(server: StandIn, client: aero
     assert codes == [18, 14, 14, OK]
 
 
-# Generations and what there must be: the rules of the real server, in its order
+# Generations and existence: the rules of the real server, in its order
 
 
 def code_of(action: Callable[[], object]) -> int | None:
@@ -111,7 +111,7 @@ def put(client: aerospike.Client, generation: int | None, exists: int = aerospik
     return code_of(lambda: client.put(KEY, {"a": 1}, meta=meta, policy=policy))
 
 
-def test_a_write_that_names_a_generation_wants_that_one(client: aerospike.Client) -> None:
+def test_a_write_that_names_a_generation_needs_that_generation(client: aerospike.Client) -> None:
     assert [put(client, None), put(client, 1), put(client, 1), put(client, 3), put(client, 2)] == [
         OK,
         OK,
@@ -145,14 +145,14 @@ def test_after_the_highest_generation_comes_1(server: StandIn, client: aerospike
 
 
 @pytest.mark.parametrize("exists", [aerospike.POLICY_EXISTS_UPDATE, aerospike.POLICY_EXISTS_REPLACE])
-def test_what_must_be_there_is_missed_before_its_generation_is(client: aerospike.Client, exists: int) -> None:
+def test_existence_is_checked_before_the_generation(client: aerospike.Client, exists: int) -> None:
     assert put(client, 4, exists) == NOT_FOUND
     assert put(client, None) == OK
     assert put(client, 4, exists) == WRONG_GENERATION
     assert put(client, 1, exists) == OK
 
 
-def test_what_must_not_be_there_is_met_before_its_generation_is(client: aerospike.Client) -> None:
+def test_absence_is_checked_before_the_generation(client: aerospike.Client) -> None:
     assert put(client, None, aerospike.POLICY_EXISTS_CREATE) == OK
     assert put(client, 4, aerospike.POLICY_EXISTS_CREATE) == RECORD_EXISTS
 
@@ -172,7 +172,7 @@ def test_a_removal_may_name_a_generation_too(client: aerospike.Client) -> None:
 # Statistics
 
 
-def test_the_server_says_what_its_namespace_and_its_sets_hold(client: aerospike.Client) -> None:
+def test_the_server_reports_the_content_of_its_namespace_and_sets(client: aerospike.Client) -> None:
     for number in range(3):
         client.put(("test", "demo", number), {"a": number})
     (name,) = [node["node_name"] for node in client.get_node_names()]
@@ -197,7 +197,7 @@ def test_the_server_lists_its_sets(client: aerospike.Client) -> None:
     ]
 
 
-def test_faults_of_statistics_leave_records_and_the_client_s_own_questions_alone(
+def test_faults_of_statistics_spare_records_and_the_clients_own_requests(
     server: StandIn, client: aerospike.Client
 ) -> None:
     server.info_faults.add(Fault.drop())
@@ -228,9 +228,7 @@ def test_half_a_scan_arrives_before_the_connection_closes(server: StandIn, clien
     assert 0 < len(arrived) < 20
 
 
-def test_a_partition_that_is_unavailable_fails_a_scan_that_may_not_retry(
-    server: StandIn, client: aerospike.Client
-) -> None:
+def test_an_unavailable_partition_fails_a_scan_that_may_not_retry(server: StandIn, client: aerospike.Client) -> None:
     put_numbers(client, 20)
     server.faults.add(Fault.unavailable(frozenset(range(2048))))
     assert code_of(lambda: scan(client)) == 11
@@ -238,7 +236,7 @@ def test_a_partition_that_is_unavailable_fails_a_scan_that_may_not_retry(
     assert scan(client, max_retries=1) == list(range(20))
 
 
-def test_a_cluster_s_nodes_share_records_and_each_answers_for_its_own_partitions() -> None:
+def test_the_nodes_of_a_cluster_share_records_and_divide_partitions() -> None:
     with StandInCluster(node_count=3) as cluster:
         client = aerospike.client({"hosts": [("127.0.0.1", cluster.nodes[0].port)], "tend_interval": 250})
         assert len(client.get_node_names()) == 3
