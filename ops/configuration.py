@@ -6,7 +6,6 @@ collects every error.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -142,11 +141,9 @@ def _check_bootstrap(source: Source) -> None:
 
 
 def _check_credentials(source: Source) -> None:
-    from paywarden.streams.faust.credentials import credentials
+    from paywarden.streams.faust.credentials import check_login
 
-    kafka = wiring.kafka_settings(source)
-    # The certificate files are on another host: they are not read.
-    credentials(dataclasses.replace(kafka, ssl_ca_location="", ssl_certificate_location=""))
+    check_login(wiring.kafka_settings(source))
 
 
 def _check_aerospike(source: Source) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Final
-
-from faust import SASLCredentials, SSLCredentials
+from typing import TYPE_CHECKING, Final
 
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.kafka.client import KafkaSettings
+
+if TYPE_CHECKING:
+    from faust import SASLCredentials, SSLCredentials
 
 _PROTOCOLS: Final = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
 # Other mechanisms need more than a name and a password.
@@ -21,29 +22,39 @@ def credentials(kafka: KafkaSettings) -> SASLCredentials | SSLCredentials | None
 
     Reads the certificate files. Raises Misconfigured, which names the setting.
     """
-    protocol = kafka.security_protocol.lower()
-    if protocol not in _PROTOCOLS:
-        raise Misconfigured(f"[kafka] security_protocol: wanted {', '.join(_PROTOCOLS)}, got {protocol!r}")
+    protocol = check_login(kafka)
     context = _ssl_context(kafka) if protocol.endswith("ssl") else None
-    if protocol.startswith("sasl"):
-        return _sasl(kafka, context)
-    return None if context is None else SSLCredentials(context)
+    if not protocol.startswith("sasl"):
+        from faust import SSLCredentials
 
+        return None if context is None else SSLCredentials(context)
+    from faust import SASLCredentials
 
-def _sasl(kafka: KafkaSettings, context: ssl.SSLContext | None) -> SASLCredentials:
-    if kafka.sasl_mechanism.upper() not in _MECHANISMS:
-        raise Misconfigured(
-            f"[kafka] sasl_mechanism: wanted one of {', '.join(_MECHANISMS)}, got {kafka.sasl_mechanism!r}"
-        )
-    for name in ("sasl_username", "sasl_password"):
-        if not getattr(kafka, name):
-            raise Misconfigured(f"[kafka] {name}: must be set for {kafka.security_protocol}")
     return SASLCredentials(
         mechanism=kafka.sasl_mechanism.upper(),
         username=kafka.sasl_username,
         password=kafka.sasl_password,
         ssl_context=context,
     )
+
+
+def check_login(kafka: KafkaSettings) -> str:
+    """Return the protocol in lower case. Raises Misconfigured for a login that Faust cannot use; reads no file.
+
+    `paywarden policy check` calls it on hosts without Faust, so Faust is imported by `credentials` alone.
+    """
+    protocol = kafka.security_protocol.lower()
+    if protocol not in _PROTOCOLS:
+        raise Misconfigured(f"[kafka] security_protocol: wanted {', '.join(_PROTOCOLS)}, got {protocol!r}")
+    if protocol.startswith("sasl"):
+        if kafka.sasl_mechanism.upper() not in _MECHANISMS:
+            raise Misconfigured(
+                f"[kafka] sasl_mechanism: wanted one of {', '.join(_MECHANISMS)}, got {kafka.sasl_mechanism!r}"
+            )
+        for name in ("sasl_username", "sasl_password"):
+            if not getattr(kafka, name):
+                raise Misconfigured(f"[kafka] {name}: must be set for {kafka.security_protocol}")
+    return protocol
 
 
 def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
