@@ -11,10 +11,10 @@ import hypothesis
 import pytest
 
 from paywarden.streams.kafka.client import KafkaSettings
+from tests.services.deployment import Deployment
 from tests.services.fetch import ServiceMissing
 from tests.services.kafka import KafkaServer
 from tests.services.missing_tools import missing_line
-from tests.services.processes import Deployment
 from tests.services.registry import RegistryServer
 
 # Several processes share the cores. A waiting thread must leave the cores alone, and a thread of OpenMP would spin.

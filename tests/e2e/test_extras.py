@@ -19,8 +19,9 @@ from paywarden.schemas.avro import Decoder, LocalSchemaIds
 from paywarden.schemas.proto.scoring_pb2 import ScoreResponse
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume, make_consumer
+from tests.services.deployment import Deployment
 from tests.services.installed import OWN, extras, installed_by, only
-from tests.services.processes import Deployment, is_ready, post, run_paywarden, wait_until
+from tests.services.processes import is_ready, post, run_paywarden, wait_until
 from tests.worlds import small_world
 
 Only = Callable[[str], dict[str, str]]

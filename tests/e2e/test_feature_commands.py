@@ -14,8 +14,9 @@ from paywarden.features.stores.lmdb_sets import LmdbSets
 from paywarden.features.stores.profile_sets import ProfileSets
 from paywarden.schemas.errors import PaywardenError
 from paywarden.streams.maintenance.backfill_progress import read_progress
+from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
-from tests.services.processes import Deployment, run_paywarden, wait_until
+from tests.services.processes import run_paywarden, wait_until
 
 
 class Shell:

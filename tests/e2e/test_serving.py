@@ -33,7 +33,8 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import consume, make_consumer
 from paywarden.streams.maintenance.backfill import backfill
-from tests.services.processes import Deployment, is_ready, post, run_paywarden, wait_until
+from tests.services.deployment import Deployment
+from tests.services.processes import is_ready, post, run_paywarden, wait_until
 from tests.worlds.packed import sources_of
 
 DAY_MS = 86_400_000

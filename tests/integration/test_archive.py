@@ -19,11 +19,12 @@ from paywarden.streams.archive.files import read_archive
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer, make_transactional_producer
 from paywarden.streams.kafka.topic_rows import OFFSET, PARTITION, TIMESTAMP, rows_schema
-from tests.fakes.topic_memory import decision
+from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
-from tests.services.processes import Deployment, PaywardenProcess, run_paywarden, wait_until
+from tests.services.processes import PaywardenProcess, run_paywarden, wait_until
 from tests.services.registry import RegistryServer
 from tests.worlds import small_world
+from tests.worlds.decision_records import decision
 from tests.worlds.small_world import FIRST_DAY
 from tests.worlds.topics import Topics, read_topic
 

@@ -23,8 +23,9 @@ from paywarden.streams.kafka.group_consumer import BatchConsumer
 from paywarden.streams.kafka.producers import make_producer
 from paywarden.streams.kafka.reading import make_consumer
 from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings
+from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
-from tests.services.processes import Deployment, get, is_ready, samples, wait_until
+from tests.services.processes import get, is_ready, samples, wait_until
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.worlds.topics import (
     Topics,

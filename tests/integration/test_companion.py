@@ -26,9 +26,10 @@ from paywarden.scoring.state.mirror import MirrorSettings, MirrorWriter
 from paywarden.scoring.state.outbox import OutboxSettings, OutboxWriter
 from paywarden.streams.companion.companion import FillSource
 from paywarden.streams.kafka.client import KafkaSettings
+from tests.services.deployment import Deployment
 from tests.services.in_process import remembered_clients, running
 from tests.services.kafka import QUICK_RETURN, KafkaServer
-from tests.services.processes import Deployment, PaywardenProcess, get, is_ready, wait_until
+from tests.services.processes import PaywardenProcess, get, is_ready, wait_until
 from tests.standin.aerospike_server import StandIn
 from tests.worlds.topics import ENTITIES, Topics, read_store, read_topic, small_world, wait_until_worked_in
 

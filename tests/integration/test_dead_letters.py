@@ -23,8 +23,9 @@ from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender, make_producer
 from paywarden.streams.kafka.reading import Record
 from paywarden.streams.profiles.events import record_key
+from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
-from tests.services.processes import Deployment, wait_until
+from tests.services.processes import wait_until
 from tests.worlds.topics import read_topic
 
 IDS = LocalSchemaIds()

@@ -14,7 +14,7 @@ from paywarden.streams.alerts.watch import DriftWatch
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import Sender
-from tests.services.processes import Deployment
+from tests.services.deployment import Deployment
 from tests.worlds.drift_world import SIGNALS, World
 
 IDS = LocalSchemaIds()

@@ -15,8 +15,9 @@ from paywarden.streams.drift.counts import MINUTE_MS, Binnings
 from paywarden.streams.drift.state import FIVE_MS, Adder, merged, read_heads, take_over
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_transactional_producer
+from tests.services.deployment import Deployment
 from tests.services.kafka import produce
-from tests.services.processes import Deployment, PaywardenProcess, is_ready, samples, wait_until
+from tests.services.processes import PaywardenProcess, is_ready, samples, wait_until
 from tests.standin.aerospike_server import Fault, StandIn
 from tests.worlds.drifting import decision
 from tests.worlds.topics import Topics, letter, small_world, wait_until_worked_in

@@ -19,7 +19,8 @@ from paywarden.streams.alerts.journal import Journal, JournalReader
 from paywarden.streams.drift.evaluation import read_done
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.producers import make_producer
-from tests.services.processes import Deployment, wait_until
+from tests.services.deployment import Deployment
+from tests.services.processes import wait_until
 from tests.worlds.small_decisions import FEATURE, SmallDecisions, reference
 
 FIVE_MS = LENGTHS_MS[0]

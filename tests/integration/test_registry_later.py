@@ -22,7 +22,8 @@ from paywarden.streams.archive.files import read_archive
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.remembered_schemas import SCHEMAS_TOPIC, KafkaRememberedSchemas
 from paywarden.streams.kafka.topic_rows import rows_schema
-from tests.services.processes import Deployment, is_ready, wait_until
+from tests.services.deployment import Deployment
+from tests.services.processes import is_ready, wait_until
 from tests.services.registry import RegistryServer
 from tests.worlds.topics import (
     Topics,

@@ -23,9 +23,10 @@ from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.clients import KafkaClients
 from paywarden.streams.profiles.pipeline import Pipeline, StreamSettings, stream_metrics
+from tests.services.deployment import Deployment
 from tests.services.in_process import remembered_clients, running
 from tests.services.kafka import KafkaServer
-from tests.services.processes import Deployment, wait_until
+from tests.services.processes import wait_until
 from tests.worlds.packed import sources_of, without_sources
 from tests.worlds.topics import (
     ENTITIES,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
+from tests.services.deployment import Deployment
 from tests.services.kafka import QUICK_RETURN, KafkaServer, produce
-from tests.services.processes import ROOT, Deployment, PaywardenProcess, get, is_ready, samples, wait_until
+from tests.services.processes import ROOT, PaywardenProcess, get, is_ready, samples, wait_until
 from tests.worlds.topics import letter
 
 AWAY_S = 10

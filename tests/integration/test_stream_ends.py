@@ -19,7 +19,8 @@ import pytest
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.embedded_broker import EmbeddedBroker
 from paywarden.streams.kafka.producers import make_transactional_producer
-from tests.services.processes import Deployment, _environment, get, is_ready, samples, wait_until
+from tests.services.deployment import Deployment
+from tests.services.processes import _environment, get, is_ready, samples, wait_until
 
 STOP_TIMEOUT_S = 6
 # Runs a command in which a step raises, or never ends, once a file exists.

@@ -27,11 +27,11 @@ from paywarden.streams.kafka.registry import RegistrySchemaIds, RegistrySettings
 from paywarden.streams.kafka.remembered_schemas import KafkaRememberedSchemas
 from paywarden.streams.profiles.decoder import EventDecoder
 from paywarden.streams.profiles.events import PaymentEvent
-from tests.fakes.topic_memory import decision
+from tests.services.deployment import Deployment
 from tests.services.fetch import ServiceMissing
-from tests.services.processes import Deployment
 from tests.services.registry import RegistryServer
 from tests.services.topic_clients import command
+from tests.worlds.decision_records import decision
 from tests.worlds.topics import read_topic
 
 PRODUCERS = ("produce.py", "produce.js", "Produce.java")

@@ -25,8 +25,9 @@ from paywarden.schemas.proto.scoring_pb2 import ScoreRequest, ScoreResponse
 from paywarden.streams.kafka.admin import partitions_of
 from paywarden.streams.kafka.client import KafkaSettings
 from paywarden.streams.kafka.reading import consume, make_consumer
+from tests.services.deployment import Deployment
 from tests.services.kafka import KafkaServer
-from tests.services.processes import Deployment, PaywardenProcess, wait_until
+from tests.services.processes import PaywardenProcess, wait_until
 from tests.worlds import small_world
 
 _log = logging.getLogger(__name__)

@@ -14,11 +14,6 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from paywarden.features.catalogue.catalogue import CATALOGUE
-from paywarden.schemas.payment_fields import TIME_BOUND_MS_MAX
-from paywarden.schemas.settings import read_source
-from paywarden.streams.kafka.client import KafkaSettings
-from paywarden.streams.kafka.topics import TopicSettings, create_topics
 from tests.checkout import CHECKOUT
 
 ROOT = CHECKOUT
@@ -86,79 +81,6 @@ class PaywardenProcess:
     def _close(self) -> None:
         if self.process.stdout is not None:
             self.process.stdout.close()
-
-
-class Deployment:
-    """A configuration in a folder, and the processes that run with it. `with` stops them all."""
-
-    def __init__(
-        self,
-        folder: Path,
-        bootstrap: str,
-        topic_prefix: str,
-        *,
-        stream_batch_max: int = 2000,
-        aerospike: str | None = None,
-    ) -> None:
-        """`aerospike`: `host:port` of a server to keep profiles in; None keeps them in LMDB."""
-        self.folder = folder
-        self.config = folder / "paywarden.toml"
-        self.store, self.mirror, self.outbox = folder / "store", folder / "mirror", folder / "outbox"
-        self.bundle = folder / "bundle"
-        self.config.write_text(
-            f'[kafka]\nbootstrap = "{bootstrap}"\ntopic_prefix = "{topic_prefix}"\n'
-            "[topics]\npartitions = 4\nrepartition_partitions = 3\n"
-            f'[stream]\ngroup_id = "{topic_prefix}stream"\nbatch_wait_ms = 5\nbatch_max = {stream_batch_max}\n'
-            "progress_every_ms = 50\nsession_timeout_ms = 6000\n"
-            # Payments of simulated worlds are of 2024, and are sent today.
-            f"past_ms_max = {TIME_BOUND_MS_MAX}\n[limits]\npast_ms_max = {TIME_BOUND_MS_MAX}\n"
-            "[companion]\nbatch_wait_ms = 5\n"
-            + (
-                f'[store]\nkind = "lmdb"\n[lmdb]\npath = "{self.store}"\n'
-                if aerospike is None
-                else f'[store]\nkind = "aerospike"\n[aerospike]\nhosts = ["{aerospike}"]\n'
-            )
-            + f'[mirror]\npath = "{self.mirror}"\nsize_mb = 256\n'
-            f'[outbox]\ndirectory = "{self.outbox}"\n'
-            f'[answered]\npath = "{folder / "answered"}"\npayments_max = 100000\n'
-            f'[serve]\nbundle = "{self.bundle}"\nmetrics = "{folder / "metrics"}"\n'
-            "[http]\nport = 0\n[grpc]\nport = 0\n",
-            encoding="utf-8",
-        )
-        self.running: list[PaywardenProcess] = []
-
-    def start(
-        self, *arguments: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
-    ) -> PaywardenProcess:
-        process = PaywardenProcess(self.folder, self.config, *arguments, cwd=cwd, environment=environment)
-        self.running.append(process)
-        return process
-
-    def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run one command to its end."""
-        return run_paywarden("--config", str(self.config), *arguments, environment=environment)
-
-    def configure(self, section: str, lines: str) -> None:
-        """Add lines to a section of the configuration, for processes that start from now on."""
-        text, head = self.config.read_text(encoding="utf-8"), f"[{section}]\n"
-        text = text.replace(head, head + lines) if head in text else text + head + lines
-        self.config.write_text(text, encoding="utf-8")
-
-    def create_topics(self) -> None:
-        """Create the topics as `paywarden topics create` does, without the second that a process takes."""
-        source = read_source(str(self.config))
-        entities = [entity.name for entity in CATALOGUE.entities]
-        create_topics(source.section("kafka", KafkaSettings), source.section("topics", TopicSettings), entities)
-
-    def __enter__(self) -> Deployment:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.running:
-            if process.process.poll() is None:
-                process.stop()
-            else:
-                process._close()
 
 
 def run_paywarden(

@@ -15,21 +15,36 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import pyarrow as pa
-
-from paywarden.features.datasets.simulator import DEFAULT_START_MS, simulate
-from paywarden.features.history.history import History, history_of_tables
-from paywarden.features.profiles.engine import FeatureEngine
-from paywarden.features.profiles.money import RateTable, load_rates
 from paywarden.models.bundle.bundle import Bundle, load_bundle
 from paywarden.models.metrics.evaluation import Days
 from paywarden.models.training.settings import TrainingSettings
 from paywarden.models.training.table import TrainingTable, training_table
 from paywarden.models.training.training import train_bundle
+from tests.worlds.small_history import CARDS, DAY_MS, DAYS, FIRST_DAY, SEED, engine, history, rates, tables
 
-DAY_MS = 86_400_000
-CARDS, DAYS, SEED = 300, 30, 2
-FIRST_DAY = DEFAULT_START_MS // DAY_MS
+__all__ = [
+    "CARDS",
+    "CASCADE_SETTINGS",
+    "DAYS",
+    "DAY_MS",
+    "FIRST_DAY",
+    "LABEL_DELAY_DAYS",
+    "SEED",
+    "SETTINGS",
+    "TRAINING_DAYS",
+    "cascade_bundle",
+    "copied_bundle",
+    "engine",
+    "history",
+    "loaded_bundle",
+    "other_bundle",
+    "other_loaded_bundle",
+    "rates",
+    "table",
+    "tables",
+    "trained_bundle",
+]
+
 TRAINING_DAYS = Days(FIRST_DAY + 2, FIRST_DAY + 19)
 LABEL_DELAY_DAYS = 7
 # Few and coarse trees, and thresholds that some payments of a small world exceed.
@@ -46,32 +61,6 @@ SETTINGS = TrainingSettings(
 )
 # The default tolerance, one in ten thousand, is too small for this few payments.
 CASCADE_SETTINGS = replace(SETTINGS, cascade=True, cascade_trees=6, cascade_leaves=7, cascade_disagreement_max=0.01)
-
-
-@cache
-def tables() -> tuple[pa.Table, pa.Table]:
-    """Returns (payments, outcomes) from `simulate`."""
-    return simulate(cards=CARDS, days=DAYS, seed=SEED)
-
-
-@cache
-def history() -> History:
-    """Returns the tables as a history."""
-    return history_of_tables(*tables())
-
-
-@cache
-def engine() -> FeatureEngine:
-    """Returns a warm engine of the project's own catalogue. Like any engine, it is not thread-safe."""
-    warm = FeatureEngine()
-    warm.warm_up()
-    return warm
-
-
-@cache
-def rates() -> RateTable:
-    """Returns the example rates that come with the package."""
-    return load_rates()
 
 
 @cache

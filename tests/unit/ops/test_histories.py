@@ -22,8 +22,9 @@ from paywarden.models.metrics.evaluation import date_of_day
 from paywarden.ops.cli import cli
 from paywarden.schemas.errors import Misconfigured
 from paywarden.streams.archive.archive import Archiver
-from tests.fakes.topic_memory import IDS, MemoryTopic, decision
+from tests.fakes.topic_memory import IDS, MemoryTopic
 from tests.worlds import small_world
+from tests.worlds.decision_records import decision
 from tests.worlds.small_world import FIRST_DAY
 
 FROM, TO = date_of_day(FIRST_DAY + 22), date_of_day(FIRST_DAY + 25)

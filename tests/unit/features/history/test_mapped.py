@@ -25,7 +25,7 @@ from paywarden.features.history.history import (
 from paywarden.features.history.mapped import open_history
 from paywarden.schemas.errors import Misconfigured
 from tests.unit.features.history.test_history import WRONG_OUTCOMES, WRONG_PAYMENTS, outcomes_table, payments_table
-from tests.worlds import small_world
+from tests.worlds import small_history
 
 
 def put(folder: Path, payments: pa.Table, outcomes: pa.Table) -> None:
@@ -59,10 +59,10 @@ def test_opening_in_parts_gives_the_same_as_reading_whole(part_rows: int, tmp_pa
 
 
 def test_a_simulated_history_is_the_same_both_ways(tmp_path: Path) -> None:
-    write_history(tmp_path, *small_world.tables())
+    write_history(tmp_path, *small_history.tables())
     history = opened(tmp_path, 1000)
-    assert_same(small_world.history(), history)
-    assert np.array_equal(final_labels(history), final_labels(small_world.history()))
+    assert_same(small_history.history(), history)
+    assert np.array_equal(final_labels(history), final_labels(small_history.history()))
 
 
 def test_texts_may_be_encoded_as_a_dictionary_and_columns_may_be_absent(tmp_path: Path) -> None:

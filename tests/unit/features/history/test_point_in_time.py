@@ -22,7 +22,7 @@ from paywarden.features.profiles.engine import FeatureEngine
 from paywarden.features.profiles.money import RateTable
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from tests.unit.features.kernel.profiles import USUAL, card
-from tests.worlds import small_world
+from tests.worlds import small_history
 
 SUNDAY_MS = 1_530_403_200_000
 RATES = RateTable({"EUR": [(0, 1_000_000)], "USD": [(0, 500_000)]})
@@ -251,7 +251,7 @@ def test_payments_before_the_first_only_warm_profiles_up(first: int) -> None:
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_no_bit_of_vectors_and_profiles(threads: int, tmp_path: Path) -> None:
     """Labels, hot merchants and payments without a device included."""
-    of, warm, rates = small_world.history(), small_world.engine(), small_world.rates()
+    of, warm, rates = small_history.history(), small_history.engine(), small_history.rates()
     alone = PointInTimeReplay(of, warm, rates)
     wanted = list(alone.chunks(rows=5000))
     alone.finish()

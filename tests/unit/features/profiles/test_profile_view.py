@@ -28,7 +28,7 @@ from paywarden.features.profiles.profile_view import (
 from paywarden.schemas.errors import InvalidEvent, Misconfigured
 from tests.unit.features.kernel.profiles import USUAL, Change, label, payment, profile
 from tests.unit.features.kernel.profiles import features as features_of
-from tests.worlds import small_world
+from tests.worlds import small_history
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 NOON_MS = 19_844 * DAY_MS + 12 * HOUR_MS  # 2024-05-01T12:00:00Z
@@ -323,8 +323,8 @@ def test_a_profile_that_only_a_label_made_has_no_payment() -> None:
 
 
 def test_every_profile_of_a_world_can_be_shown_and_counts_its_payments() -> None:
-    history, engine = small_world.history(), FeatureEngine(USUAL)
-    passage = PointInTimeReplay(history, engine, small_world.rates())
+    history, engine = small_history.history(), FeatureEngine(USUAL)
+    passage = PointInTimeReplay(history, engine, small_history.rates())
     for _ in passage.chunks():
         pass
     passage.finish()

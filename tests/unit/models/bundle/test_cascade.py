@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from paywarden.models.bundle.bundle import (
     FIRST,
     LARGE,
     MANIFEST,
-    Bundle,
     build_native,
     calibrated,
     load_bundle,
@@ -37,56 +34,12 @@ from paywarden.models.bundle.predictor import GtilPredictor
 from paywarden.models.training.cascade_choice import Large, OutOfFold, choose_cascade
 from paywarden.models.training.training import train_bundle
 from paywarden.schemas.errors import BundleRefused, Misconfigured
-from paywarden.scoring.engine.model_chain import ModelChain
-from paywarden.scoring.metrics.model import ModelMetrics
-from paywarden.scoring.metrics.shared import Registry
 from tests.services.missing_tools import COMPILER
 from tests.worlds import small_world
+from tests.worlds.small_cascade import CASCADE, DIGEST, Column, loaded, payments, predictor
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-DIGEST = small_world.engine().plan.digest
-CASCADE = Cascade(
-    low=-2.0,
-    high=3.0,
-    calibration_slope=1.5,
-    calibration_intercept=0.5,
-    share_early=0.5,
-    disagreement=0.0,
-    disagreement_held_out=0.0,
-    disagreement_max=1e-4,
-    average_precision_alone=0.5,
-    average_precision_loss=0.0,
-)
-
-
-@cache
-def loaded() -> Bundle:
-    return load_bundle(small_world.cascade_bundle(), catalogue_digest=DIGEST)
-
-
-def predictor() -> CascadePredictor:
-    found = loaded().predictor
-    assert isinstance(found, CascadePredictor)
-    return found
-
-
-def payments(step: int = 20) -> F32:
-    return np.ascontiguousarray(small_world.table().vectors[::step])
-
-
-class Column:
-    """A model whose margin is one column of the vector. `asked` records the rows of each call."""
-
-    native = True
-
-    def __init__(self, column: int) -> None:
-        self.column, self.asked = column, list[int]()
-
-    def margins(self, vectors: F32) -> F64:
-        assert vectors.flags.c_contiguous
-        self.asked.append(len(vectors))
-        return vectors[:, self.column].astype(np.float64)
 
 
 # Scoring
@@ -131,59 +84,6 @@ def test_unclear_rows_get_the_large_models_bits() -> None:
     wanted = GtilPredictor(small_world.cascade_bundle() / LARGE.model_text).margins(rows)
     assert np.array_equal(predictor().margins(rows)[~early], wanted[~early])
     assert not np.array_equal(predictor().margins(rows)[early], wanted[early])
-
-
-def test_the_chain_of_a_worker_scores_as_the_bundle_does() -> None:
-    chain = ModelChain([loaded()], metrics=ModelMetrics.declare(Registry()))
-    rows = payments()
-    assert chain.score(rows).scores == loaded().score(rows).tolist()
-    assert chain._score_singly(rows[:200]).scores == loaded().score(rows[:200]).tolist()
-
-
-def test_a_worker_counts_which_of_the_two_models_answered() -> None:
-    metrics = ModelMetrics.declare(Registry())
-    chain = ModelChain([loaded()], metrics=metrics)
-    rows = payments()
-    early = predictor().cascade.is_clear(predictor().first.margins(rows))
-    chain.score(rows)
-    assert (metrics.answered_first.value, metrics.answered_large.value) == (early.sum(), (~early).sum())
-    for place in range(200):
-        chain.score(rows[place : place + 1])
-    assert metrics.answered_first.value == early.sum() + early[:200].sum()
-    chain._score_singly(rows[:200])
-    assert metrics.answered_first.value == early.sum() + 2 * early[:200].sum()
-    assert metrics.answered_first.value + metrics.answered_large.value == len(rows) + 400
-    assert metrics.scored["primary"].value == len(rows) + 400
-
-
-class Broken(Column):
-    """Raises, or gives NaN, while a test wants it to."""
-
-    failure: float | None = None
-
-    def margins(self, vectors: F32) -> F64:
-        if self.failure is None:
-            raise RuntimeError("a bug in the model")
-        return np.full(len(vectors), self.failure)
-
-
-@pytest.mark.parametrize("failure", [None, math.nan])
-def test_payments_that_the_large_model_fails_on_are_not_counted(failure: float | None) -> None:
-    large = Broken(1)
-    large.failure = failure
-    both = CascadePredictor(Column(0), large, CASCADE, slope=2.0, intercept=-1.0)
-    metrics = ModelMetrics.declare(Registry())
-    chain = ModelChain([replace(loaded(), predictor=both)], metrics=metrics)
-    # Two clear rows, and one for the large model.
-    rows = np.array([[-3, 0], [0, 0], [5, 0]], dtype=np.float32)
-    assert [score is None for score in chain.score(rows).scores] == [False, True, False]
-    assert (metrics.answered_first.value, metrics.answered_large.value) == (2, 0)
-
-
-def test_a_bundle_without_a_cascade_counts_no_early_scores() -> None:
-    metrics = ModelMetrics.declare(Registry())
-    ModelChain([small_world.loaded_bundle()], metrics=metrics).score(payments())
-    assert (metrics.answered_first.value, metrics.answered_large.value) == (0, 0)
 
 
 def test_reasons_are_of_the_model_that_decided() -> None:

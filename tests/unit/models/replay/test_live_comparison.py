@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from paywarden.models.metrics.evaluation import DAY_MS, Days
-from paywarden.models.replay.live_comparison import compare_with_live
-from paywarden.schemas.errors import Misconfigured
-from paywarden.streams.archive.archive import Archiver
-from paywarden.streams.archive.live_decisions import archived_decisions
-from tests.fakes.topic_memory import IDS, MemoryTopic, decision
+from paywarden.models.metrics.evaluation import DAY_MS
+from paywarden.models.replay.live_comparison import FIELDS, LiveDecisions, compare_with_live
+from tests.worlds.decision_records import decision
 
 MONDAY = 19_723
-WINDOW = Days(MONDAY, MONDAY)
+LIVE_SCHEMA = pa.schema(
+    [
+        *(("decided_time_ms", pa.int64()), ("payment_id", pa.string()), ("event_time_ms", pa.int64())),
+        *(("score", pa.float64()), ("action", pa.string()), ("flags", pa.list_(pa.string()))),
+        *(("model_version", pa.string()), ("offset", pa.int64())),
+    ]
+)
 REPLAYED = pa.table(
     {
         "payment_id": ["p0", "p1", "p2", "p3"],
@@ -27,18 +28,14 @@ REPLAYED = pa.table(
 )
 
 
-def compared(folder: Path, *decisions: dict[str, Any]) -> dict[str, Any]:
-    topic = MemoryTopic("decisions")
-    for one in decisions:
-        topic.append(0, one, MONDAY * DAY_MS)
-    archiver = Archiver(topic, IDS, "decisions", folder)
-    archiver.run(archiver.wanted(None, None), Event(), lambda _: None)
-    return compare_with_live(archived_decisions(folder, WINDOW), REPLAYED).to_dict()
+def compared(*decisions: dict[str, Any]) -> dict[str, Any]:
+    rows = [{name: record[name] for name in FIELDS} | {"offset": at} for at, record in enumerate(decisions)]
+    live = LiveDecisions(pa.Table.from_pylist(rows, LIVE_SCHEMA), 0, ("offset",))
+    return compare_with_live(live, REPLAYED).to_dict()
 
 
-def test_shares_are_of_payments_decided_by_both_overall_and_by_model(tmp_path: Path) -> None:
+def test_shares_are_of_payments_decided_by_both_overall_and_by_model() -> None:
     section = compared(
-        tmp_path,
         decision("p0"),
         decision("p1", score=0.25),
         decision("p3", score=0.4, action="review", model_version="b", flags=["mirror_absent"]),
@@ -79,16 +76,11 @@ def test_shares_are_of_payments_decided_by_both_overall_and_by_model(tmp_path: P
     }
 
 
-def test_the_earliest_of_several_decisions_about_a_payment_counts(tmp_path: Path) -> None:
-    section = compared(tmp_path, decision("p0", decided_time_ms=MONDAY * DAY_MS + 60, action="decline"), decision("p0"))
+def test_the_earliest_of_several_decisions_about_a_payment_counts() -> None:
+    section = compared(decision("p0", decided_time_ms=MONDAY * DAY_MS + 60, action="decline"), decision("p0"))
     assert (section["repeated"], section["payments"], section["equal_actions"]) == (1, 1, 1.0)
 
 
-def test_without_common_payments_there_are_no_shares(tmp_path: Path) -> None:
-    section = compared(tmp_path, decision("elsewhere"))
+def test_without_common_payments_there_are_no_shares() -> None:
+    section = compared(decision("elsewhere"))
     assert (section["payments"], section["equal_actions"], section["by_model_version"]) == (0, None, {})
-
-
-def test_an_archive_without_a_decision_of_these_days_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match="holds no decision about a payment of the days that are replayed"):
-        compared(tmp_path, decision("p0", event_time_ms=(MONDAY + 1) * DAY_MS))

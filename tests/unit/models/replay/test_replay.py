@@ -25,9 +25,9 @@ from paywarden.models.replay.files import ReplayFiles
 from paywarden.models.replay.measures import Contestant, ReplayResults
 from paywarden.models.replay.replay import ReplayOptions, replay
 from paywarden.models.replay.replayed_policy import ActionReasons, Decisions
-from paywarden.ops.loadgen.traffic import requests_of
 from paywarden.schemas.errors import Misconfigured
 from tests.worlds import small_world
+from tests.worlds.requests import requests_of
 from tests.worlds.small_world import DAY_MS, FIRST_DAY, LABEL_DELAY_DAYS, TRAINING_DAYS
 
 # After the training days, and before the end of the history.

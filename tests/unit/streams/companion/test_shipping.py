@@ -280,3 +280,10 @@ def test_an_old_decision_without_an_amount_ships_an_amount_of_0() -> None:
     request = ScoreRequest(payment_id="p", event_time_ms=1, card_id="c", merchant_id="m", currency="EUR")
     entry = OutboxEntry(request=request, response=ScoreResponse(payment_id="p"))
     assert decision_of(OutboxEntry.FromString(entry.SerializeToString()))["amount_minor"] == 0
+
+
+def test_a_decision_without_a_score_ships_a_score_of_0_and_its_flags() -> None:
+    flags = ["model_error", "model_absent"]
+    response = ScoreResponse(payment_id="p", decision_id="d", action="decline", reasons=["model_absent"], flags=flags)
+    decision = decision_of(OutboxEntry(request=ScoreRequest(payment_id="p"), response=response))
+    assert (decision["score"], decision["model_version"], decision["flags"]) == (0.0, "", flags)
