@@ -191,7 +191,7 @@ def test_show_refuses_unknown_ids_in_one_line_that_repeats_none(filled: tuple[Sh
         line = shell.refused("features", "show", typed)
         assert wanted in line
         assert "4000" not in line
-    assert "cannot open the LMDB store" in Shell(tmp_path).refused("features", "show", "card:4000123412341234")
+    assert "there is no LMDB store at" in Shell(tmp_path).refused("features", "show", "card:4000123412341234")
 
 
 def test_show_refuses_a_damaged_profile(filled: tuple[Shell, str], card_id: str, shell: Shell) -> None:
@@ -275,4 +275,4 @@ def test_every_command_has_help_and_forget_lists_what_it_keeps() -> None:
         done = run_paywarden(*command, "--help")
         assert done.returncode == 0, command
         assert "Usage" in done.stdout
-    assert "What stays, and why" in done.stdout
+    assert "These stay:" in done.stdout

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -17,7 +16,8 @@ import pytest
 
 from tests.checkout import CHECKOUT
 
-ROOT = CHECKOUT
+# The folders at the top of the repository; installed, they are `paywarden.schemas` and so on.
+ROOTS = ("schemas", "features", "models", "scoring", "streams", "ops")
 # Numba compiles the kernel anew for every place where it is installed.
 pytestmark = pytest.mark.timeout(1200)
 
@@ -27,10 +27,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy of the checkout, because building leaves folders behind."""
     folder = tmp_path_factory.mktemp("wheel")
     left_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for package in packages():
-        shutil.copytree(ROOT / package, folder / "source" / package, ignore=left_out)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / "source")
+    for root in ROOTS:
+        shutil.copytree(CHECKOUT / root, folder / "source" / root, ignore=left_out)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "__main__.py"):
+        shutil.copy(CHECKOUT / name, folder / "source")
     pip("wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder), str(folder / "source"))
     (built,) = folder.glob("*.whl")
     return built
@@ -50,17 +50,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """The folder of a user whose own packages have the names of ours. Importing one of these is an error."""
-    for name in packages():
+    for name in ROOTS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not mine')", encoding="utf-8")
     return tmp_path
-
-
-def packages() -> list[str]:
-    """The packages that pyproject.toml names."""
-    content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    names: list[str] = content["tool"]["setuptools"]["packages"]
-    return names
 
 
 def pip(*arguments: str) -> None:
@@ -87,15 +80,15 @@ def run(installed: Path, project: Path, *arguments: str) -> str:
 def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
     compiled = {".pyc", ".nbi", ".nbc"}
     wanted = {
-        str(path.relative_to(ROOT))
-        for package in packages()
-        for path in (ROOT / package).rglob("*")
-        if path.is_file() and path.suffix not in compiled
-    }
+        f"paywarden/{path.relative_to(CHECKOUT)}"
+        for root in ROOTS
+        for path in (CHECKOUT / root).rglob("*")
+        if path.is_file() and path.suffix not in compiled and not any("compiled-" in part for part in path.parts)
+    } | {"paywarden/__main__.py"}
     with zipfile.ZipFile(wheel) as content:
         packed = {name for name in content.namelist() if ".dist-info/" not in name}
     assert packed == wanted
-    assert {"ops/paywarden.toml", "ops/alerts.yml"} <= packed
+    assert {"paywarden/ops/paywarden.toml", "paywarden/ops/alerts.yml"} <= packed
 
 
 def test_commands_work_in_a_folder_with_packages_of_our_names(installed: Path, project: Path) -> None:
