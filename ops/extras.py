@@ -7,6 +7,7 @@ If only `paywarden[serve]` is installed, `paywarden train` ends with this line o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib.util import find_spec
@@ -66,9 +67,14 @@ def extras_of(command: Callable[..., object]) -> tuple[str, ...]:
 
 def require(command: str, extras: tuple[str, ...]) -> None:
     """Raise Misconfigured if an extra is not installed, naming it and how to install it."""
-    missing = [extra for extra in extras if not all(map(find_spec, MODULES[extra]))]
+    missing = [extra for extra in extras if not all(map(_is_installed, MODULES[extra]))]
     if not missing:
         return
     names = " and ".join(f"`{extra}`" for extra in missing)
     word = "extra" if len(missing) == 1 else "extras"
     raise Misconfigured(f"{command} needs the {word} {names}: pip install 'paywarden[{','.join(missing)}]'")
+
+
+def _is_installed(module: str) -> bool:
+    # Faust replaces its own module by one without a spec, for which `find_spec` raises an error.
+    return module in sys.modules or find_spec(module) is not None
