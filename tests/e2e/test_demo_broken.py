@@ -74,7 +74,8 @@ def test_every_part_does_its_work_and_reports_it(past: Path, tmp_path: Path) -> 
         assert summary[name] == answers, name
     assert summary["outcomes_joined"] == summary["outcomes_sent"] == answers // 10
     assert summary["profiles_applied"] > 0
-    assert psutil.Process().children() == []
+    # The broker of other tests may be a child of this process, too.
+    assert [child for child in psutil.Process().children() if "paywarden" in child.cmdline()] == []
 
 
 @pytest.mark.parametrize("command", ["stream", "companion", "serve"])
