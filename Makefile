@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO_ARGS ?=
+# Half of what `paywarden demo` does by default: a second run ends within 45 s.
+DEMO_ARGS ?= --seconds 15
 TEST_ARGS ?=
 # Tests wait about as much as they compute: one process more than there are cores, and no more brokers than that.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
