@@ -30,7 +30,6 @@ The table lives as long as the memory file system. After a loss of power, a repe
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 from collections.abc import Sequence
@@ -52,8 +51,6 @@ from paywarden.scoring.idempotency import claim_table as claims
 from paywarden.scoring.metrics.shared import Counter, Registry
 from paywarden.scoring.requests.payments import CheckedPayments
 from paywarden.scoring.state.outbox import OutboxReader, OutboxSettings, OutboxUnavailable
-
-_log = logging.getLogger(__name__)
 
 # "PWANSW" and the layout's version.
 _MAGIC = int.from_bytes(b"PWANSW01", "little")
