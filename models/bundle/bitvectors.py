@@ -50,6 +50,9 @@ _C = """
 #include <string.h>
 
 #define FEATURES {features}
+/* LightGBM takes a value of at most this, either side of 0, for 0. NaN stays NaN. */
+#define ZERO 1e-35f
+#define COMPARED(value) ((value) >= -ZERO && (value) <= ZERO ? 0.0f : (value))
 #define TREES {trees}
 #define LEAVES {leaves}
 
@@ -75,7 +78,7 @@ static void score_one(const float* row, double* margin) {{
   uint64_t left[TREES];
   memset(left, 0xFF, sizeof left);
   for (int feature = 0; feature < FEATURES; ++feature) {{
-    const double value = row[feature];
+    const double value = COMPARED(row[feature]);
     if (value != value) {{
       for (int32_t i = missing_bounds[feature]; i < missing_bounds[feature + 1]; ++i)
         left[missing_tree[i]] &= missing_masks[i];
@@ -131,7 +134,7 @@ typedef int64_t words_{lanes} __attribute__((vector_size(8 * {lanes})));
     double most = -__builtin_inf();
     int any_missing = 0;
     for (int lane = 0; lane < {lanes}; ++lane) {{
-      const double value = rows[(lane < count ? lane : count - 1) * FEATURES + feature];
+      const double value = COMPARED(rows[(lane < count ? lane : count - 1) * FEATURES + feature]);
       values[lane] = value;
       any_missing |= value != value;
       most = value > most ? value : most;

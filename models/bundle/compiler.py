@@ -52,6 +52,7 @@ _ROWS_C = """
 
 #define FEATURE_COUNT {feature_count}
 #define BLOCK_ROWS {block_rows}
+#define ZERO 1e-35f
 
 {quantisation}
 typedef void (*unit)(union Entry*, double*);
@@ -59,10 +60,10 @@ static const unit units[] = {{ {units} }};
 
 int32_t paywarden_feature_count(void) {{ return FEATURE_COUNT; }}
 
-/* A float widened to double never looks missing. */
+/* A float widened to double never looks missing. LightGBM takes values as small as ZERO for 0. */
 static void fill(const float* row, union Entry* entry) {{
   for (int feature = 0; feature < FEATURE_COUNT; ++feature) {{
-    const float value = row[feature];
+    const float value = row[feature] >= -ZERO && row[feature] <= ZERO ? 0.0f : row[feature];
     if (value != value) {{
       entry[feature].fvalue = 0.0;
       entry[feature].missing = -1;

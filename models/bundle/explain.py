@@ -43,8 +43,8 @@ F32 = NDArray[np.float32]
 CATEGORICAL, _DEFAULT_LEFT = 1, 2
 _MISSING_SHIFT = 2
 _MISSING_ZERO, _MISSING_NAN = 1, 2
-# LightGBM treats numbers up to this as zero. It stores the bound as a float, rounded.
-_ZERO = float(np.float32(1e-35))
+# LightGBM takes numbers up to this, either side of 0, for 0. It stores the bound as a float, rounded.
+ZERO = float(np.float32(1e-35))
 _INT_MAX = 2147483647.0
 # Columns of a node: the feature it tests, how it decides, and its children. Only inner nodes have a row.
 FEATURE, DECISION, LEFT, RIGHT = range(4)
@@ -95,7 +95,7 @@ def _goes_left(value: float, threshold: float, decision: int, sets: NDArray[np.u
         if missing == _MISSING_NAN:
             return bool(decision & _DEFAULT_LEFT)
         value = 0.0
-    elif -_ZERO <= value <= _ZERO:
+    elif -ZERO <= value <= ZERO:
         value = 0.0
     if missing == _MISSING_ZERO and value == 0.0:
         return bool(decision & _DEFAULT_LEFT)

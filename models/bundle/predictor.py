@@ -2,6 +2,9 @@
 
 A margin is the model's raw score (log-odds before calibration), float64. Both implementations give the same bits as
 LightGBM's own `predict(raw_score=True)`. The parity gate and the tests check it.
+
+LightGBM takes a value of at most 1e-35, either side of 0, for 0 when it predicts. But it may put a split at 1e-35 or at
+-1e-35 when it trains. So both implementations replace such a value by 0 before they compare it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from paywarden.models.bundle.explain import ZERO
 from paywarden.schemas.errors import BundleRefused
 
 
@@ -121,6 +125,7 @@ class GtilPredictor:
 
     def margins(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         # Thresholds are float64. Widening the values keeps every comparison; narrowing the thresholds would not.
-        rows = np.ascontiguousarray(vectors, dtype=np.float64)
+        rows = np.array(vectors, dtype=np.float64, order="C")
+        rows[np.abs(rows) <= ZERO] = 0.0
         margins = self._predict(self._model, rows, pred_margin=True, nthread=1)
         return np.asarray(margins, dtype=np.float64).reshape(len(vectors))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from paywarden.models.bundle import parity
 from paywarden.models.bundle.bundle import MODEL_TEXT
-from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, LEFT, RIGHT, Trees, read_trees
+from paywarden.models.bundle.compiler import GENERATORS, compile_library, compiler_name
+from paywarden.models.bundle.explain import CATEGORICAL, DECISION, FEATURE, LEFT, RIGHT, ZERO, Trees, read_trees
 from paywarden.models.bundle.parity import ParityGate, edge_rows, special_rows
-from paywarden.models.bundle.predictor import GtilPredictor
+from paywarden.models.bundle.predictor import GtilPredictor, NativePredictor
 from paywarden.schemas.errors import BundleRefused
 from tests.worlds import small_world
 
@@ -155,3 +157,30 @@ def test_a_categorical_split_is_tried_inside_outside_unseen_and_missing(tmp_path
     assert unseen > 12
     assert np.isnan(missing)
     ParityGate.of(tmp_path / "model.txt", data[:50]).require(GtilPredictor(tmp_path / "model.txt"))
+
+
+@cache
+def model_with_splits_beside_zero() -> tuple[Path, F32]:
+    """A model whose splits stand at -1e-35 and 1e-35: LightGBM gives the zeros of a column a bin of their own."""
+    random = np.random.default_rng(7)
+    values = random.normal(size=(4000, 3)).astype(np.float32)
+    values[random.random(values.shape) < 0.4] = 0.0
+    labels = ((values[:, 0] == 0.0) ^ (values[:, 1] < 0.0)).astype(float)
+    settings = {"objective": "binary", "max_bin": 31, "num_leaves": 15, "verbose": -1, "seed": 1, "num_threads": 1}
+    booster = lightgbm.train(settings, lightgbm.Dataset(values, labels), num_boost_round=20)
+    path = Path(tempfile.mkdtemp(prefix="paywarden-test-")) / "model.txt"
+    booster.save_model(str(path))
+    return path, values[:500]
+
+
+def test_a_model_that_splits_beside_zero_passes_in_every_engine(tmp_path: Path) -> None:
+    """LightGBM takes 1e-35 for 0 when it predicts, whatever side of the split the value is on."""
+    model, rows = model_with_splits_beside_zero()
+    trees = read_trees(model, rows.shape[1])
+    assert {-ZERO, ZERO} <= set(trees.thresholds.tolist())
+    gate = ParityGate.of(model, rows)
+    gate.require(GtilPredictor(model))
+    for generator in GENERATORS if compiler_name() else ():
+        library = tmp_path / generator.replace(" ", "-") / "model.so"
+        compile_library(model, rows.shape[1], library, generator=generator)
+        gate.require(NativePredictor(library, rows.shape[1]))
